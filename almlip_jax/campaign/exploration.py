@@ -1,0 +1,160 @@
+"""Exploration by molecular dynamics as a stage: where walkers start, what the gate compares with, what is written."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+
+from almlip_jax.campaign.preparation import geometry_key
+from almlip_jax.campaign.rundir import RoundDirectory, write_npz
+from almlip_jax.campaign.settings import FixedThresholds, MdExploration
+from almlip_jax.campaign.workshop import Workshop
+from almlip_jax.dynamics import Exploration, Status
+from almlip_jax.errors import InputError
+from almlip_jax.keys import named_key, numpy_generator
+from almlip_jax.potential import Potential
+from almlip_jax.structures.io import read_structures, write_structures
+from almlip_jax.units import KB
+
+
+def explore(shop: Workshop, round_index: int, potential: Potential) -> Mapping[str, Any]:
+    """Runs the walkers of a round, writes what they found, and returns the numbers of the round's record."""
+    settings = shop.config.exploration
+    assert isinstance(settings, MdExploration)
+    dataset = shop.dataset(round_index)
+    starts = walker_starts(shop, settings, round_index, dataset)
+    thresholds = gate_thresholds(settings, potential, dataset)
+    with shop.progress.stage("explore", settings.steps, unit="steps") as advance:
+        done = 0
+
+        def on_chunk(step: int, running: int) -> None:
+            nonlocal done
+            advance(step - done, running=running)
+            done = step
+
+        key = named_key(shop.config.seed, "explore", round_index)
+        found = shop.explorer.run(potential.params, starts, thresholds, key, on_chunk)
+    shop.note_explorer()
+    known = shop.test_keys | {geometry_key(frame) for frame in dataset}
+    candidates = [frame for frame in found.recorded if geometry_key(frame) not in known]
+    _write(shop.run.round(round_index), found, candidates, settings.gate.score, thresholds)
+    planned = found.steps * len(starts)
+    return {
+        "frames_planned": planned,
+        "frames_below": round(found.share_below * planned),
+        "picoseconds": float(np.sum(_steps_run(found))) * found.timestep / 1000,
+        "walkers": dict(Counter(status.name.lower() for status in found.status)),
+        "candidates": len(candidates),
+        "sigma_pool": _finite_mean(found.scores[shop.config.stopping.monitor]),
+    }
+
+
+def gate_thresholds(settings: MdExploration, potential: Potential, dataset: Sequence[Atoms]) -> tuple[float, float]:
+    """Record and stop threshold of a round, in the unit of the gate's score.
+
+    Args:
+        settings: name the rule; see `RelativeThresholds`.
+        potential: of the round.
+        dataset: what it was trained on.
+    """
+    rule = settings.thresholds
+    if isinstance(rule, FixedThresholds):
+        return rule.record, rule.stop
+    scores = potential.evaluate(dataset).scores[settings.gate.score]
+    record = max(rule.floor, rule.record_factor * float(np.quantile(scores, rule.quantile)))
+    return record, rule.stop_factor * record
+
+
+def walker_starts(
+    shop: Workshop, settings: MdExploration, round_index: int, dataset: Sequence[Atoms]
+) -> list[Atoms]:
+    """A start structure for each walker.
+
+    Walkers are dealt out to the start geometries in turn.  Each begins at a labelled structure of the same composition,
+    drawn among those whose energy is no higher than a walker of its temperature may have; or, with ``continue_walkers``,
+    where it ended in the round before if it completed that.
+    """
+    geometries = shop.geometries
+    if not geometries:
+        raise InputError("system.structures names no start geometry, which exploration by molecular dynamics needs.")
+    final = _completed(shop.run.round(round_index - 1)) if settings.continue_walkers and round_index > 0 else {}
+    starts = []
+    for walker, temperature in enumerate(settings.temperatures):
+        geometry = geometries[walker % len(geometries)]
+        if walker in final:
+            starts.append(final[walker])
+            continue
+        eligible = _reasonable(dataset, geometry, temperature, settings.start_energy)
+        generator = numpy_generator(shop.config.seed, "start", round_index, walker)
+        starts.append(eligible[int(generator.integers(len(eligible)))] if eligible else geometry)
+    return starts
+
+
+def _reasonable(dataset: Sequence[Atoms], geometry: Atoms, temperature: float, most: float) -> list[Atoms]:
+    """Labelled structures like a start geometry, up to ``most`` times 3/2 N kB T above the lowest of them."""
+    alike = [frame for frame in dataset if _kind(frame) == _kind(geometry)]
+    if not alike:
+        return []
+    energies = np.array([frame.get_potential_energy() for frame in alike])
+    highest = energies.min() + most * 1.5 * len(geometry) * KB * temperature
+    return [frame for frame, energy in zip(alike, energies, strict=True) if energy <= highest]
+
+
+def _kind(atoms: Atoms) -> tuple[Any, ...]:
+    state = (int(atoms.info.get("charge", 0)), int(atoms.info.get("spin", 1)))
+    return (tuple(atoms.numbers), tuple(atoms.pbc), *state)
+
+
+def _completed(folder: RoundDirectory) -> dict[int, Atoms]:
+    """Last frames of the walkers that ran to their end."""
+    path = folder.path / "final.extxyz"
+    frames = read_structures(path) if path.exists() else []
+    return {n: frame for n, frame in enumerate(frames) if frame.info["status"] == Status.COMPLETED.name.lower()}
+
+
+def _steps_run(found: Exploration) -> np.ndarray:
+    return np.where(found.end_step < 0, found.steps, found.end_step)
+
+
+def _finite_mean(values: np.ndarray) -> float | None:
+    finite = values[np.isfinite(values)]
+    return float(np.mean(finite, dtype=np.float64)) if finite.size else None
+
+
+def _write(
+    folder: RoundDirectory, found: Exploration, candidates: list[Atoms], score: str, thresholds: tuple[float, float]
+) -> None:
+    for old in folder.trajectories.glob("*.extxyz"):
+        old.unlink()
+    folder.pool.unlink(missing_ok=True)
+    status = [one.name.lower() for one in found.status]
+    arrays = {
+        "step": found.step,
+        "time_fs": found.time_fs,
+        **found.scores,
+        "temperature": found.temperature,
+        "walker_temperature": found.walker_temperature,
+        "status": np.array(status),
+        "cause": np.array([cause.name.lower() for cause in found.cause]),
+        "stop_step": found.end_step,
+        "stop_atom": found.end_atom,
+        "gate_score": np.array(score),
+        "gate_record": np.array(thresholds[0]),
+        "gate_stop": np.array(thresholds[1]),
+        "recorded_walker": np.array([frame.info["walker"] for frame in found.recorded], np.int64),
+        "recorded_step": np.array([frame.info["step"] for frame in found.recorded], np.int64),
+    }
+    write_npz(folder.walkers, arrays)
+    folder.trajectories.mkdir(exist_ok=True)
+    for walker, frames in enumerate(found.trajectories):
+        if frames:
+            write_structures(folder.trajectory(walker), frames)
+    for walker, frame in enumerate(found.final):
+        frame.info.update(walker=walker, status=status[walker])
+    write_structures(folder.path / "final.extxyz", found.final)
+    if candidates:
+        write_structures(folder.pool, candidates)

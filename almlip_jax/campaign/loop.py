@@ -1,0 +1,243 @@
+"""The campaign: train, evaluate, explore, select, label, round after round, until a stopping rule holds.
+
+`run_campaign` begins one in a new directory, `resume_campaign` goes on after a stop of any kind: a kill, an error, a
+spent budget that has been enlarged, labels that had to be made elsewhere.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from almlip_jax.campaign import stages, stopping
+from almlip_jax.campaign.preparation import planned_calls
+from almlip_jax.campaign.progress import Progress, SilentProgress
+from almlip_jax.campaign.report import write_report
+from almlip_jax.campaign.rundir import RunDirectory, write_text, write_versions
+from almlip_jax.campaign.state import CampaignState, Stage, read_state, write_state
+from almlip_jax.campaign.workshop import Experiment, Workshop
+from almlip_jax.errors import InputError
+from almlip_jax.oracles import PendingLabels
+
+Work = Callable[[Workshop, int], Mapping[str, Any]]
+"""A stage: does its work for a round, writes its files, and returns fields of the round's record."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a campaign, or a part of it, ended.
+
+    Attributes:
+        run_dir: its directory.
+        finished: whether a stopping rule held; otherwise it waits for labels made elsewhere.
+        converged: whether the rule says that the potential is good enough.
+        rule: name of the rule, or None.
+        reason: why it ended, or what it waits for; one sentence.
+        round: number of the last round, from 0.
+        labels: label-source calls, without those of the test set.
+        potential: folder of the last trained potential, or None.
+    """
+
+    run_dir: Path
+    finished: bool
+    converged: bool
+    rule: str | None
+    reason: str
+    round: int
+    labels: int
+    potential: Path | None
+
+
+class Campaign:
+    """A campaign at work: its state, and the protocol that moves it on.
+
+    Args:
+        config: the resolved config.
+        run: its directory, which this process has locked.
+        progress: tells the user.
+    """
+
+    def __init__(self, config: Experiment, run: RunDirectory, progress: Progress) -> None:
+        self.config = config
+        self.run = run
+        self.progress = progress
+        self.state = read_state(run)
+        self.workshop = Workshop(config, run, self.state, progress)
+
+    def follow_protocol(self) -> Outcome:
+        """Goes on from where the state stands; a stage that is done already is passed over."""
+        self.do(Stage.INITIAL, stages.make_initial_set)
+        self.do(Stage.TEST, stages.make_test_set)
+        while True:
+            self.begin_round()
+            self.do(Stage.TRAIN, stages.train)
+            self.do(Stage.EVALUATE, stages.evaluate)
+            if self.ends():
+                break
+            self.do(Stage.EXPLORE, stages.explore)
+            if self.ends():
+                break
+            self.do(Stage.SELECT, stages.select)
+            if self.ends():
+                break
+            self.do(Stage.LABEL, stages.label)
+            self.report()
+        self.report()
+        return self.outcome()
+
+    def do(self, stage: Stage, work: Work) -> None:
+        """Does a stage if it is next, and then moves the state on: first the files, then the state."""
+        if self.state.stage is not stage:
+            return
+        began = time.monotonic()
+        with _disk_errors():
+            results = work(self.workshop, self.state.round)
+        self.save(
+            self.state.after(
+                results,
+                seconds=time.monotonic() - began,
+                labels=self.workshop.labels,
+                measured=self.workshop.measured,
+            )
+        )
+
+    def begin_round(self) -> None:
+        """Tells the user."""
+        self.progress.round(self.state.round, self.config.stopping.max_rounds + 1)
+
+    def ends(self) -> bool:
+        """Whether a stopping rule holds; if so, it goes into the state."""
+        verdict = stopping.decide(self.config.stopping, self.state.history)
+        if verdict is None:
+            return False
+        ending = {"rule": verdict.rule, "converged": verdict.converged, "reason": verdict.reason}
+        self.save(self.state.model_copy(update={"finished": True, **ending}))
+        return True
+
+    def reopen(self) -> bool:
+        """Prepares a finished campaign to go on; whether it may, the stopping rules having changed."""
+        if self.state.finished and not self.ends():
+            unfinished = {"finished": False, "converged": False, "rule": None, "reason": None}
+            self.save(self.state.model_copy(update=unfinished))
+        return not self.state.finished
+
+    def save(self, state: CampaignState) -> None:
+        """Makes a new state durable."""
+        self.state = state
+        write_state(self.run, state)
+
+    def report(self) -> None:
+        """Writes the report; a report that fails is told, and costs no labels."""
+        try:
+            write_report(self.run.path)
+        except InputError:
+            raise
+        except Exception as error:  # a figure must not end a campaign of days
+            self.progress.message(f"the report could not be written ({type(error).__name__}: {error}).")
+
+    def outcome(self) -> Outcome:
+        """How things stand."""
+        trained = [entry.potential for entry in self.run.rounds() if entry.potential.is_dir()]
+        return Outcome(
+            run_dir=self.run.path,
+            finished=self.state.finished,
+            converged=self.state.converged,
+            rule=self.state.rule,
+            reason=self.state.reason or "",
+            round=self.state.round,
+            labels=self.state.labels,
+            potential=trained[-1] if trained else None,
+        )
+
+
+def run_campaign(config: Experiment, run_dir: Path, *, progress: Progress | None = None) -> Outcome:
+    """Runs a whole campaign in a new directory.
+
+    Args:
+        config: the config, with paths that hold from the working directory.
+        run_dir: its directory; made where it does not exist, and must not hold a campaign.
+        progress: tells the user; nothing is told by default.
+
+    Raises:
+        InputError: something in the config, an input file or the run directory cannot be used, or the disk is full;
+            what is done is kept, and `resume_campaign` goes on.
+        LabelError: no structure of a batch could be labelled.
+    """
+    run = RunDirectory(run_dir)
+    with run.lock():
+        if run.state.exists():
+            raise InputError(f"{run.path} holds a campaign already; resume it, or choose another run directory.")
+        _check(config)
+        write_text(run.config, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        write_versions(run)
+        return _carry_on(config, run, progress or SilentProgress())
+
+
+def resume_campaign(config: Experiment, run_dir: Path, *, progress: Progress | None = None) -> Outcome:
+    """Goes on with a campaign: after a kill with what it was doing, after its end if larger limits allow more.
+
+    Args:
+        config: that of the run directory, changed or not; a changed one replaces it there.
+        run_dir: the directory of the campaign.
+        progress: tells the user; nothing is told by default.
+
+    Raises:
+        InputError: there is no campaign, or as for `run_campaign`.
+        LabelError: no structure of a batch could be labelled.
+    """
+    run = RunDirectory(run_dir).require()
+    with run.lock():
+        write_text(run.config, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        write_versions(run)
+        return _carry_on(config, run, progress or SilentProgress())
+
+
+def _carry_on(config: Experiment, run: RunDirectory, progress: Progress) -> Outcome:
+    campaign = Campaign(config, run, progress)
+    try:
+        write_state(run, campaign.state)
+        if campaign.state.history:
+            progress.expect(campaign.state.history[-1].seconds)
+        if not campaign.reopen():
+            return campaign.outcome()
+        return campaign.follow_protocol()
+    except PendingLabels as pending:
+        campaign.save(campaign.state.model_copy(update={"reason": str(pending)}))
+        return campaign.outcome()
+    finally:
+        campaign.workshop.close()
+
+
+def _check(config: Experiment) -> None:
+    """Refuses, before any label is paid, what could not work."""
+    geometries = len(stages.start_geometries(config.system))
+    initial, budget = config.initial, config.stopping.max_labels
+    if geometries == 0 and (initial.rattle is not None or initial.md or config.test.md):
+        raise InputError("system.structures names no start geometry, which rattling and molecular dynamics need.")
+    calls = planned_calls(initial, geometries)
+    if budget is not None and calls > budget:
+        raise InputError(
+            f"the initial set needs {calls} label-source calls, more than stopping.max_labels {budget} allows; every "
+            "step of the initial MD counts."
+        )
+
+
+@contextmanager
+def _disk_errors() -> Iterator[None]:
+    """Says in a sentence that the disk is full, whichever library noticed."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full or "No space left on device" in str(error) or "disk is full" in str(error):
+            raise InputError("the disk is full; free some space and resume the run.") from error
+        raise

@@ -1,0 +1,272 @@
+"""What a campaign begins with: start geometries, a pool of candidates, the first labelled set and the test set.
+
+Random draws come from streams named after what they are for, so that campaigns that differ only in how they explore or
+select share initial set, test set and pool under the same seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+
+from almlip_jax.campaign.settings import (
+    InitialSettings,
+    LabelMdSettings,
+    PoolExploration,
+    SystemSettings,
+    TestSettings,
+)
+from almlip_jax.errors import InputError
+from almlip_jax.keys import numpy_generator
+from almlip_jax.oracles import Labeller, MDRun, rattle, run_label_md
+from almlip_jax.structures.io import read_structures
+
+Say = Callable[[str], None]
+
+
+# ------------------------------------------------------------------------------------------------------------ inputs
+
+
+def start_geometries(system: SystemSettings) -> list[Atoms]:
+    """The start geometries without labels, each with charge and spin; none where the config names no file."""
+    return [frame for path in paths(system.structures) for frame in bare_frames(path, system)]
+
+
+def pool_frames(pool: PoolExploration, system: SystemSettings) -> list[Atoms]:
+    """The candidates of a fixed pool without their labels; ``info["pool_index"]`` is their place in it."""
+    frames = [frame for path in paths(pool.files) for frame in bare_frames(path, system)]
+    for index, frame in enumerate(frames):
+        frame.info["pool_index"] = index
+    return frames
+
+
+def bare_frames(path: Path, system: SystemSettings) -> list[Atoms]:
+    """The structures of a file with charge and spin, and nothing else that the file says of them."""
+    return [_bare(frame, system) for frame in read_structures(path)]
+
+
+def labelled_frames(path: Path, system: SystemSettings) -> list[Atoms]:
+    """The structures of a file with charge, spin and labels.
+
+    Raises:
+        InputError: a structure has no energy or no forces.
+    """
+    frames = []
+    for frame in read_structures(path, require_labels=True):
+        clean = _bare(frame, system)
+        clean.calc = frame.calc
+        if "weight" in frame.info:  # of the structure in the loss
+            clean.info["weight"] = frame.info["weight"]
+        frames.append(clean)
+    return frames
+
+
+def paths(given: Path | Sequence[Path]) -> tuple[Path, ...]:
+    """One path or several, as several."""
+    return (given,) if isinstance(given, Path) else tuple(given)
+
+
+def _bare(frame: Atoms, system: SystemSettings) -> Atoms:
+    clean = Atoms(numbers=frame.numbers, positions=frame.positions, cell=frame.cell, pbc=frame.pbc)
+    clean.info = {"charge": frame.info.get("charge", system.charge), "spin": frame.info.get("spin", system.spin)}
+    return clean
+
+
+def geometry_key(atoms: Atoms) -> bytes:
+    """What makes two structures the same for the separation of training and test: all but 1e-6 Angstrom."""
+    cell = np.where(np.asarray(atoms.pbc)[:, None], atoms.cell.array, 0.0)
+    numbers = np.concatenate([np.ravel(atoms.positions), np.ravel(cell)])
+    state = [*atoms.numbers, *atoms.pbc, atoms.info.get("charge", 0), atoms.info.get("spin", 1)]
+    return np.round(numbers * 1e6).astype(np.int64).tobytes() + np.asarray(state, np.int64).tobytes()
+
+
+@dataclass(frozen=True)
+class PoolSplit:
+    """Who gets which structures of a fixed pool.
+
+    Attributes:
+        test: indices for the test set.
+        initial: indices for the initial set.
+        rest: indices of the candidates, in their order.
+    """
+
+    test: tuple[int, ...]
+    initial: tuple[int, ...]
+    rest: tuple[int, ...]
+
+
+def split_pool(size: int, initial: int, test: int, seed: int) -> PoolSplit:
+    """Shares out a pool: test structures first, so that they stay the same when the initial set changes.
+
+    Raises:
+        InputError: the pool is too small.
+    """
+    if initial + test > size:
+        raise InputError(
+            f"the pool has {size} structures, too few for test.from_pool {test} and initial.from_pool {initial}."
+        )
+    order = numpy_generator(seed, "pool").permutation(size).tolist()
+    return PoolSplit(tuple(order[:test]), tuple(order[test : test + initial]), tuple(sorted(order[test + initial :])))
+
+
+# ------------------------------------------------------------------------------------------------------- labelled sets
+
+
+def planned_calls(initial: InitialSettings, geometries: int) -> int:
+    """Label-source calls that an initial set needs."""
+    rattled = initial.rattle.count if initial.rattle is not None else 0
+    dynamics = sum(geometries * (run.equilibration + run.steps) for run in initial.md)
+    return initial.from_pool + rattled + dynamics + (geometries if initial.md else 0)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where labelled sets come from.
+
+    Attributes:
+        geometries: start geometries.
+        system: charge and spin of structures that do not say.
+        labeller: the label source with its store.
+        seed: of the campaign.
+        provenance: what is stored with every label.
+        say: tells the user.
+    """
+
+    geometries: Sequence[Atoms]
+    system: SystemSettings
+    labeller: Labeller
+    seed: int
+    provenance: Mapping[str, Any]
+    say: Say
+
+    def label(self, frames: Sequence[Atoms], origin: str, purpose: str) -> list[Atoms]:
+        """Labelled copies with ``info["origin"]`` and ``info["label_id"]``; failed labels are left out, and told."""
+        if not frames:
+            return []
+        results = self.labeller.label(frames, {**self.provenance, "purpose": purpose, "origin": origin})
+        failed = [result.error for result in results if result.atoms is None]
+        if failed:
+            self.say(f"{len(failed)} of {len(frames)} labels ({origin}) failed, the first because: {failed[0]}")
+        return [
+            _marked(result.atoms, origin=origin, label_id=result.identity)
+            for result in results
+            if result.atoms is not None
+        ]
+
+    def dynamics(self, runs: Sequence[LabelMdSettings], purpose: str) -> list[tuple[LabelMdSettings, list[Atoms]]]:
+        """The frames that each trajectory keeps, all start geometries together."""
+        kept: list[tuple[LabelMdSettings, list[Atoms]]] = [(run, []) for run in runs]
+        for number, start in enumerate(self.geometries if runs else ()):
+            plans = [_md_run(run, f"{index}-{number}") for index, run in enumerate(runs)]
+            trajectories = run_label_md(
+                start, self.labeller, plans, seed=self.seed, purpose=purpose, provenance=self.provenance
+            )
+            for (run, frames), trajectory in zip(kept, trajectories, strict=True):
+                if trajectory.error is not None:
+                    self.say(f"label-source MD at {run.temperature:g} K ended early: {trajectory.error}")
+                for frame in trajectory.frames:
+                    name = self.labeller.identity(frame)
+                    frames.append(_marked(frame, origin=f"md-{run.temperature:g}K", label_id=name))
+        return kept
+
+
+def initial_set(settings: InitialSettings, source: Source, pool: Sequence[Atoms]) -> list[Atoms]:
+    """The first labelled structures; ``info["round"]`` is 0.
+
+    Args:
+        settings: what it is made of.
+        source: start geometries and label source.
+        pool: the structures that a fixed pool gives to it.
+
+    Raises:
+        InputError: nothing could be labelled.
+    """
+    frames: list[Atoms] = []
+    if settings.dataset is not None:
+        given = labelled_frames(settings.dataset, source.system)
+        frames += [_marked(frame, origin="dataset") for frame in given]
+    frames += source.label(pool, "pool", "initial")
+    if settings.rattle is not None:
+        frames += source.label(_rattled(settings, source), "rattle", "initial")
+    for _, kept in source.dynamics(settings.md, "initial"):
+        frames += kept
+    frames = _without_repeats(frames)
+    if not frames:
+        raise InputError("no structure of the initial set could be labelled; check the oracle section of the config.")
+    return [_marked(frame, round=0) for frame in frames]
+
+
+def held_out_set(settings: TestSettings, source: Source, pool: Sequence[Atoms], training: Iterable[Atoms]) -> list[Atoms]:
+    """The test set; ``info["group"]`` names the group of each frame.
+
+    Structures that are also in the training set (the start geometry, say) are left out, and told.
+
+    Args:
+        settings: what it is made of.
+        source: start geometries and label source.
+        pool: the structures that a fixed pool gives to it.
+        training: structures that must not be in it.
+
+    Raises:
+        InputError: a part of it was asked for and nothing is left of it.
+    """
+    parts: list[tuple[str, list[Atoms]]] = []
+    for run, frames in source.dynamics(settings.md, "test"):
+        parts.append((f"{run.temperature:g}K", frames))
+    for file in settings.files:
+        given = labelled_frames(file.path, source.system)
+        parts.append((file.group, [_marked(frame, origin="file") for frame in given]))
+    if settings.from_pool:
+        parts.append(("pool", source.label(pool, "pool", "test")))
+    seen = {geometry_key(atoms) for atoms in training}
+    held_out: list[Atoms] = []
+    for group, frames in parts:
+        fresh = [frame for frame in _without_repeats(frames) if geometry_key(frame) not in seen]
+        if len(fresh) < len(frames):
+            source.say(f"{len(frames) - len(fresh)} structures of test group {group} are trained on or repeated: left out")
+        if not fresh:
+            raise InputError(
+                f"nothing is left of test group {group}: its labels failed or its structures are all trained on; "
+                "change the test section of the config."
+            )
+        held_out += [_marked(frame, group=group) for frame in fresh]
+    return held_out
+
+
+def _rattled(settings: InitialSettings, source: Source) -> list[Atoms]:
+    assert settings.rattle is not None
+    share, more = divmod(settings.rattle.count, len(source.geometries))
+    frames = []
+    for number, start in enumerate(source.geometries):
+        generator = numpy_generator(source.seed, "rattle", number)
+        frames += rattle(start, share + (number < more), generator, stdev=settings.rattle.stdev)
+    return frames
+
+
+def _md_run(settings: LabelMdSettings, name: str) -> MDRun:
+    return MDRun(
+        temperature=settings.temperature,
+        steps=settings.steps,
+        timestep=settings.timestep,
+        friction=settings.friction,
+        every=settings.every,
+        equilibration=settings.equilibration,
+        name=name,
+    )
+
+
+def _marked(atoms: Atoms, **info: str | int) -> Atoms:
+    atoms.info.update(info)
+    return atoms
+
+
+def _without_repeats(frames: Sequence[Atoms]) -> list[Atoms]:
+    first: dict[bytes, Atoms] = {}
+    for frame in frames:
+        first.setdefault(geometry_key(frame), frame)
+    return list(first.values())

@@ -1,0 +1,225 @@
+"""Settings of a campaign: the system, its first labels, its test set, where candidates come from, when to stop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from almlip_jax.dynamics import ExplorationSettings
+from almlip_jax.dynamics.settings import GateScore as Score
+from almlip_jax.selection import SelectorSettings, TopKSettings
+from almlip_jax.settings import Settings
+
+
+class SystemSettings(Settings):
+    """What the potential is for."""
+
+    structures: Path | tuple[Path, ...] = ()
+    """File or files with the start geometries; every frame is one of them.  A fixed pool needs none."""
+    charge: int = 0
+    """Total charge in e, where a frame does not give its own."""
+    spin: int = Field(default=1, ge=1)
+    """Spin multiplicity 2S+1, where a frame does not give its own."""
+
+
+class RattleSettings(Settings):
+    """Start geometries with every atom displaced at random."""
+
+    count: int = Field(default=10, ge=1)
+    """Number of structures, shared out evenly among the start geometries."""
+    stdev: float = Field(default=0.05, gt=0)
+    """Standard deviation of each Cartesian displacement, Angstrom."""
+
+
+class LabelMdSettings(Settings):
+    """Langevin dynamics with the label source: every step is a label-source call."""
+
+    temperature: float = Field(default=300.0, gt=0)
+    """K."""
+    steps: int = Field(default=10, ge=1)
+    """Steps after the equilibration, for each start geometry."""
+    every: int = Field(default=2, ge=1)
+    """A frame is kept every so many steps."""
+    equilibration: int = Field(default=0, ge=0)
+    """Steps before the first frame is kept."""
+    timestep: float = Field(default=0.5, gt=0)
+    """fs."""
+    friction: float = Field(default=0.01, gt=0)
+    """Langevin friction, 1/fs."""
+
+
+class InitialSettings(Settings):
+    """The first labelled set; the parts are put together in the order of the fields."""
+
+    dataset: Path | None = None
+    """An existing labelled file, taken whole; its labels cost nothing."""
+    from_pool: int = Field(default=0, ge=0)
+    """Structures drawn at random from the pool (with ``exploration.kind: pool``) and labelled."""
+    rattle: RattleSettings | None = None
+    """Displaced start geometries, labelled."""
+    md: tuple[LabelMdSettings, ...] = ()
+    """Trajectories with the label source; each of their steps counts as a label."""
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> Self:
+        if self.dataset is None and not self.from_pool and self.rattle is None and not self.md:
+            raise ValueError("the initial set is empty; give at least one of dataset, from_pool, rattle, md.")
+        return self
+
+
+class TestFileSettings(Settings):
+    """A labelled file that becomes a group of the test set."""
+
+    path: Path
+    """Any file with labelled structures."""
+    group: str = "test"
+    """Name of the group."""
+
+
+class TestMdSettings(LabelMdSettings):
+    """A trajectory with the label source that becomes a group of the test set, ``<temperature>K``."""
+
+    steps: int = Field(default=1000, ge=1)
+    """Steps after the equilibration, for each start geometry."""
+    every: int = Field(default=20, ge=1)
+    """A frame is kept every so many steps."""
+    equilibration: int = Field(default=200, ge=0)
+    """Steps before the first frame is kept."""
+
+    @property
+    def group(self) -> str:
+        """Name of the group."""
+        return f"{self.temperature:g}K"
+
+
+class TestSettings(Settings):
+    """The test set: kept out of training, its labels counted apart."""
+
+    md: tuple[TestMdSettings, ...] = ()
+    """Trajectories with the label source, with random numbers of their own."""
+    files: tuple[TestFileSettings, ...] = ()
+    """Labelled files."""
+    from_pool: int = Field(default=0, ge=0)
+    """Structures drawn at random from the pool, taken out of it and labelled; group ``pool``."""
+
+
+class FixedThresholds(Settings):
+    """The gate's thresholds in the unit of its score, the same in every round."""
+
+    kind: Literal["fixed"] = "fixed"
+    record: float = Field(gt=0)
+    """Frames above are recorded as candidates."""
+    stop: float = Field(gt=0)
+    """A walker above is stopped."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.stop < self.record:
+            raise ValueError(f"the stop threshold {self.stop:g} is below the record threshold {self.record:g}.")
+        return self
+
+
+class RelativeThresholds(Settings):
+    """The gate's thresholds as multiples of the score that the ensemble has on what it was trained on.
+
+    ``record = max(floor, record_factor * q)`` with q a quantile of the gate's score over the training set, and
+    ``stop = stop_factor * record``.  The floor is the uncertainty that is tolerated: without it the thresholds would
+    follow the ensemble down for ever, and exploration would never come to rest.
+    """
+
+    kind: Literal["relative"] = "relative"
+    quantile: float = Field(default=0.9, gt=0, le=1)
+    """Which quantile of the training set's scores."""
+    record_factor: float = Field(default=1.5, gt=0)
+    """Multiple of it above which frames are recorded."""
+    stop_factor: float = Field(default=4.0, ge=1)
+    """Multiple of the record threshold above which a walker is stopped."""
+    floor: float = Field(default=0.05, gt=0)
+    """Least record threshold, in the unit of the score (eV/Angstrom for forces)."""
+
+
+Thresholds = Annotated[FixedThresholds | RelativeThresholds, Field(discriminator="kind")]
+
+
+class MdExploration(ExplorationSettings):
+    """Candidates from gated molecular dynamics with the ensemble."""
+
+    thresholds: Thresholds = RelativeThresholds()
+    """What the gate compares its score with."""
+    continue_walkers: bool = False
+    """Whether a walker that ran to its end goes on from there in the next round; others, and all where this is false,
+    begin at labelled structures."""
+    start_energy: float = Field(default=2.0, gt=0)
+    """Labelled structures serve as starts up to this many times the thermal energy 3/2 N kB T above the lowest."""
+
+
+class PoolExploration(Settings):
+    """Candidates from a file: each round scores all that have not been selected yet."""
+
+    kind: Literal["pool"] = "pool"
+    files: Path | tuple[Path, ...]
+    """Labelled or unlabelled structures; labels in the file are ignored (the label source ``file`` reads them)."""
+
+
+ExplorationChoice = Annotated[MdExploration | PoolExploration, Field(discriminator="kind")]
+"""Where candidates come from; the field ``kind`` decides."""
+
+
+class SelectionSettings(Settings):
+    """The batch of each round."""
+
+    batch: int = Field(default=10, ge=1)
+    """Structures in a batch; fewer where fewer candidates were recorded, or the label budget allows fewer."""
+    selector: SelectorSettings = TopKSettings()
+    """How they are chosen."""
+
+
+class ShareBelowSettings(Settings):
+    """Converged when nearly all explored frames lie below the record threshold."""
+
+    share: float = Field(default=0.95, gt=0, le=1)
+    """Least share of the frames; frames lost because a walker ended early count as above."""
+    rounds: int = Field(default=2, ge=1)
+    """Least number of rounds in the window."""
+    picoseconds: float = Field(default=0.0, ge=0)
+    """Least simulated time in the window, of all walkers together, ps."""
+
+
+class PlateauSettings(Settings):
+    """Converged when the selected batch is hardly more uncertain than the pool it comes from."""
+
+    ratio: float = Field(default=1.2, gt=0)
+    """Largest ratio of the mean score of the batch to that of the pool."""
+    patience: int = Field(default=2, ge=1)
+    """Number of rounds in a row."""
+
+
+class TargetErrorSettings(Settings):
+    """Converged when the error on the test set is small enough."""
+
+    metric: Literal["energy_mae", "energy_rmse", "forces_mae", "forces_rmse"] = "forces_rmse"
+    """Which error: eV/atom for energies, eV/Angstrom for forces."""
+    value: float = Field(gt=0)
+    """At or below this."""
+    group: str | None = None
+    """Group of the test set; all groups where not given."""
+
+
+class StoppingSettings(Settings):
+    """When a campaign ends; the first rule that holds decides."""
+
+    max_rounds: int = Field(default=15, ge=0)
+    """Batches to label at most."""
+    max_labels: int | None = Field(default=None, ge=1)
+    """Label-source calls at most, failed ones and every step of the initial MD included, those of the test set not;
+    the last batch is cut to fit."""
+    share_below: ShareBelowSettings | None = ShareBelowSettings()
+    """Share of frames below the record threshold; null switches the rule off."""
+    plateau: PlateauSettings | None = None
+    """Uncertainty of the batch against that of the pool."""
+    target_error: TargetErrorSettings | None = None
+    """Error on the test set."""
+    monitor: Score = "force_std_mean"
+    """Score of which the means over pool and batch are written to ``metrics.csv`` and judged by ``plateau``."""

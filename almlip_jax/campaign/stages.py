@@ -1,0 +1,319 @@
+"""The stages of a campaign, one function each: files of the stages before go in, files and a few numbers come out.
+
+Every input that a stage does not compute itself is read from the run directory, also where the stage before has just
+written it, and every random number comes from a stream named after stage and round.  A stage done again after a kill
+therefore gives the same result.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+
+from almlip_jax.campaign import exploration
+from almlip_jax.campaign.preparation import geometry_key, held_out_set, initial_set
+from almlip_jax.campaign.rundir import Cell, write_csv, write_json, write_npz
+from almlip_jax.campaign.settings import PoolExploration
+from almlip_jax.campaign.workshop import Workshop
+from almlip_jax.ensembles import SCORES
+from almlip_jax.errors import InputError, LabelError
+from almlip_jax.evaluation import error_metrics
+from almlip_jax.keys import named_key
+from almlip_jax.oracles import LabelResult
+from almlip_jax.potential import Evaluated, Potential
+from almlip_jax.selection import Candidates
+from almlip_jax.selection import select as run_selector
+from almlip_jax.structures.io import read_structures, write_structures
+from almlip_jax.training import EpochReport, TrainingResult, reference_energies
+
+Results = Mapping[str, Any]
+"""Fields of the round's record that a stage found out."""
+
+
+# -------------------------------------------------------------------------------------------------------- preparation
+
+
+def make_initial_set(shop: Workshop, round_index: int) -> Results:
+    """Labels the initial set and writes it as the dataset of round 0."""
+    pool = [shop.pool[i] for i in shop.pool_split.initial]
+    with shop.progress.stage("initial set"):
+        frames = initial_set(shop.config.initial, shop.source, pool)
+    write_structures(shop.run.round(round_index).create().dataset, frames)
+    return {}
+
+
+def make_test_set(shop: Workshop, round_index: int) -> Results:
+    """Labels the test set, if the config asks for one, and writes it."""
+    pool = [shop.pool[i] for i in shop.pool_split.test]
+    with shop.progress.stage("test set"):
+        frames = held_out_set(shop.config.test, shop.source, pool, shop.dataset(round_index))
+    if frames:
+        write_structures(shop.run.test, frames)
+    return {}
+
+
+# ----------------------------------------------------------------------------------------------------- train, evaluate
+
+
+def train(shop: Workshop, round_index: int) -> Results:
+    """Trains the ensemble on the dataset of the round and saves the potential."""
+    dataset = shop.dataset(round_index)
+    _train_on(shop, round_index, dataset)
+    return {"labels": shop.labels, "dataset_size": len(dataset)}
+
+
+def _train_on(shop: Workshop, round_index: int, dataset: Sequence[Atoms]) -> Potential:
+    settings = shop.config.training
+    previous = potential_of(shop, round_index - 1) if settings.warm_start and round_index > 0 else None
+    if previous is None:
+        params, references = None, reference_energies(dataset, shop.species)
+    else:
+        params, references = previous.params, dict(previous.reference_energies)
+    key = named_key(shop.config.seed, "train", round_index)
+    with shop.progress.stage("train", unit="epochs") as advance:
+        done = 0
+
+        def on_epoch(report: EpochReport) -> None:
+            nonlocal done
+            advance(report.epoch - done, forces_rmse=float(np.mean(report.validation_forces_rmse)))
+            done = report.epoch
+
+        result = shop.train(dataset, params, key, references, on_epoch)
+    folder = shop.run.round(round_index)
+    write_csv(folder.training, _training_rows(result))
+    potential = Potential(
+        settings=shop.config.model,
+        species=shop.species,
+        params=result.params,
+        reference_energies=references,
+        metadata={"campaign": shop.config.name, "round": round_index, "dataset_size": len(dataset)},
+    )
+    potential.save(folder.potential)
+    return shop.keep(round_index, potential)
+
+
+def potential_of(shop: Workshop, round_index: int) -> Potential:
+    """The potential of a round; where its checkpoint is damaged it is trained again, which gives the same one."""
+    try:
+        return shop.potential(round_index)
+    except InputError as error:
+        shop.progress.message(f"{error} The potential of round {round_index} is trained again from its dataset.")
+        return _train_on(shop, round_index, shop.dataset(round_index))
+
+
+def _training_rows(result: TrainingResult) -> list[dict[str, Cell]]:
+    names = ("train_loss", "validation_loss", "validation_energy_rmse", "validation_forces_rmse")
+    rows = []
+    for report in result.history:
+        row: dict[str, Cell] = {"epoch": report.epoch, "step": report.step}
+        for name in names:
+            row.update({f"{name}_{m}": float(value) for m, value in enumerate(getattr(report, name))})
+        rows.append(row)
+    return rows
+
+
+def evaluate(shop: Workshop, round_index: int) -> Results:
+    """Errors and calibration on the test set."""
+    if not shop.test:
+        return {}
+    found = evaluated(shop, round_index, shop.test, "evaluate")
+    metrics = error_metrics(shop.test, found)
+    folder = shop.run.round(round_index)
+    write_npz(folder.test_predictions, _predictions(shop.test, found))
+    write_json(folder.evaluation, metrics)
+    errors = {
+        f"{name}_{group}": float(values[name])
+        for group, values in metrics["by_group"].items()
+        for name in ("energy_mae", "energy_rmse", "forces_mae", "forces_rmse")
+        if math.isfinite(values[name])
+    }
+    return {"errors": errors}
+
+
+def evaluated(
+    shop: Workshop, round_index: int, structures: Sequence[Atoms], stage: str, *, features: bool = False
+) -> Evaluated:
+    """What the potential of a round says of some structures."""
+    potential = potential_of(shop, round_index)
+    with shop.progress.stage(stage, len(structures), unit="structures") as advance:
+        return potential.evaluate(structures, features=features, on_batch=advance)
+
+
+def _predictions(structures: Sequence[Atoms], found: Evaluated) -> dict[str, np.ndarray]:
+    sizes = np.array([len(atoms) for atoms in structures])
+    return {
+        "forces_true": np.concatenate([atoms.get_forces() for atoms in structures]),
+        "forces_pred": np.concatenate(found.forces),
+        "force_std": np.concatenate(found.force_std),
+        "group": np.repeat([atoms.info["group"] for atoms in structures], sizes),
+        "energy_true": np.array([atoms.get_potential_energy() for atoms in structures]),
+        "energy_pred": found.energy,
+        "energy_std": found.scores["energy_std"],
+        "natoms": sizes,
+    }
+
+
+# ------------------------------------------------------------------------------------------------------ explore, select
+
+
+def explore(shop: Workshop, round_index: int) -> Results:
+    """Finds candidates: by molecular dynamics with the ensemble, or by scoring what is left of a fixed pool."""
+    if isinstance(shop.config.exploration, PoolExploration):
+        return _score_pool(shop, round_index)
+    return exploration.explore(shop, round_index, potential_of(shop, round_index))
+
+
+def _score_pool(shop: Workshop, round_index: int) -> Results:
+    frames = [shop.pool[i].copy() for i in _left_in_pool(shop, round_index)]
+    folder = shop.run.round(round_index)
+    folder.pool.unlink(missing_ok=True)
+    if frames:
+        found = evaluated(shop, round_index, frames, "explore")
+        for n, frame in enumerate(frames):
+            frame.info.update({name: float(found.scores[name][n]) for name in SCORES})
+            frame.arrays["force_std"] = found.force_std[n].astype(np.float64)
+        write_structures(folder.pool, frames)
+    return {"candidates": len(frames)}
+
+
+def _left_in_pool(shop: Workshop, round_index: int) -> list[int]:
+    """Indices of the pool that no batch so far has taken and that are not in the test set under another index."""
+    taken = {
+        int(frame.info["pool_index"])
+        for earlier in range(round_index)
+        if shop.run.round(earlier).batch.exists()
+        for frame in read_structures(shop.run.round(earlier).batch)
+    }
+    rest = [i for i in shop.pool_split.rest if i not in taken]
+    return [i for i in rest if geometry_key(shop.pool[i]) not in shop.test_keys]
+
+
+def select(shop: Workshop, round_index: int) -> Results:
+    """Chooses the batch from the candidates, cut to what is left of the label budget."""
+    folder = shop.run.round(round_index)
+    folder.batch.unlink(missing_ok=True)
+    if not folder.pool.exists():
+        return {"selected": 0}
+    frames = read_structures(folder.pool)
+    potential = potential_of(shop, round_index)
+    with shop.progress.stage("select"):
+        found = potential.evaluate(frames, features=True)
+        context = potential.evaluate(dataset := shop.dataset(round_index), features=True)
+        selection = run_selector(
+            shop.selector,
+            named_key(shop.config.seed, "select", round_index),
+            _candidates(frames, found, shop.pool_capacity),
+            _candidates(dataset, context, shop.largest_dataset),
+        )
+    chosen = [
+        (int(index), float(gain))
+        for index, valid, gain in zip(selection.indices, selection.valid, selection.gain, strict=True)
+        if valid
+    ][: _allowed(shop)]
+    batch = []
+    for index, gain in chosen:
+        frame = frames[index].copy()
+        frame.info["gain"] = gain
+        batch.append(frame)
+    if batch:
+        write_structures(folder.batch, batch)
+    scores = found.scores[shop.config.stopping.monitor]
+    indices = [index for index, _ in chosen]
+    results: dict[str, Any] = {"selected": len(batch), "sigma_batch": _mean(scores[indices])}
+    if isinstance(shop.config.exploration, PoolExploration):
+        results["sigma_pool"] = _mean(np.delete(scores, indices))
+    return results
+
+
+def _allowed(shop: Workshop) -> int:
+    budget = shop.config.stopping.max_labels
+    batch = shop.config.selection.batch
+    return batch if budget is None else max(0, min(batch, budget - shop.labels))
+
+
+def _candidates(frames: Sequence[Atoms], found: Evaluated, capacity: int) -> Candidates:
+    """The pytree that selectors see, padded to a capacity; the price of a label is taken as the number of atoms."""
+    missing = capacity - len(frames)
+
+    def padded(values: np.ndarray) -> np.ndarray:
+        return np.pad(values, [(0, missing)] + [(0, 0)] * (values.ndim - 1))
+
+    return Candidates(
+        features={name: padded(values) for name, values in found.features.items()},
+        scores={name: padded(values) for name, values in found.scores.items()},
+        cost=padded(np.array([float(len(frame)) for frame in frames], np.float32)),
+        valid=padded(np.ones(len(frames), bool)),
+        id=np.arange(capacity, dtype=np.int32),
+    )
+
+
+def _mean(values: np.ndarray) -> float | None:
+    return float(np.mean(values, dtype=np.float64)) if len(values) else None
+
+
+# -------------------------------------------------------------------------------------------------------------- label
+
+
+def label(shop: Workshop, round_index: int) -> Results:
+    """Labels the batch and writes the dataset of the next round: the present one, and what got a label.
+
+    Raises:
+        LabelError: nothing of the batch could be labelled.
+    """
+    folder, following = shop.run.round(round_index), shop.run.round(round_index + 1).create()
+    batch = read_structures(folder.batch) if folder.batch.exists() else []
+    folder.labelled.unlink(missing_ok=True)
+    results = _label_batch(shop, round_index, batch)
+    labelled = [_with_label_id(result) for result in results if result.atoms is not None]
+    failed = [result.error for result in results if result.atoms is None]
+    if failed and not labelled:
+        raise LabelError(
+            f"none of the {len(batch)} structures of round {round_index} could be labelled, the first because: "
+            f"{failed[0]}. Correct the cause and resume: they are tried again."
+        )
+    if failed:
+        shop.progress.message(f"{len(failed)} of {len(batch)} labels failed, the first because: {failed[0]}")
+    if labelled:
+        write_structures(folder.labelled, labelled)
+        labelled = read_structures(folder.labelled, require_labels=True)
+    grown = [*shop.dataset(round_index), *(_training_frame(frame, round_index + 1) for frame in labelled)]
+    write_structures(following.dataset, grown)
+    return {"failed": len(failed)}
+
+
+def _label_batch(shop: Workshop, round_index: int, batch: Sequence[Atoms]) -> list[LabelResult]:
+    if not batch:
+        return []
+    known = [shop.store.get(shop.labeller.identity(frame)) for frame in batch]
+    if all(one is not None and one.error is not None for one in known):
+        shop.store.reopen_failed()  # an earlier session ended because all of them had failed
+    common = {"purpose": "train", "campaign": shop.config.name, "round": round_index}
+    common["selector"] = shop.config.selection.selector.kind
+    monitor = shop.config.stopping.monitor
+    provenance = []
+    for frame in batch:
+        of_frame = {key: frame.info[key] for key in ("walker", "step", "pool_index", "gain") if key in frame.info}
+        provenance.append({**common, **of_frame, "score": frame.info.get(monitor)})
+    with shop.progress.stage("label", len(batch), unit="labels") as advance:
+        advance(len(batch) - sum(one is None for one in known))
+        return shop.labeller.label(batch, provenance, on_label=lambda _: advance(1))
+
+
+def _with_label_id(result: LabelResult) -> Atoms:
+    assert result.atoms is not None
+    result.atoms.info["label_id"] = result.identity
+    return result.atoms
+
+
+def _training_frame(labelled: Atoms, round_index: int) -> Atoms:
+    """A labelled structure without what was noted during its exploration."""
+    frame = Atoms(numbers=labelled.numbers, positions=labelled.positions, cell=labelled.cell, pbc=labelled.pbc)
+    kept = ("charge", "spin", "label_id", "walker", "step", "pool_index")
+    frame.info = {key: labelled.info[key] for key in kept if key in labelled.info}
+    frame.info.update(origin="pool" if "pool_index" in labelled.info else "exploration", round=round_index)
+    frame.calc = labelled.calc
+    return frame

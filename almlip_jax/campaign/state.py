@@ -1,0 +1,178 @@
+"""Where a campaign stands: one small JSON file, replaced whole after each stage, that decides what is done next.
+
+A stage first writes its files, then the state moves on.  A run killed at any point therefore resumes at the start of
+the stage it was in, with the same inputs: everything that a later stage depends on and that is not a file of its own
+(the history of the rounds, capacities that grew) is in the state, so that it moves together with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any
+
+from pydantic import ValidationError
+
+from almlip_jax.campaign.rundir import Cell, RunDirectory, plain, read_json, write_csv, write_json
+from almlip_jax.errors import InputError
+from almlip_jax.settings import Settings
+
+
+class Stage(StrEnum):
+    """What a campaign does next; the first two once, the others in each round."""
+
+    INITIAL = "initial"
+    TEST = "test"
+    TRAIN = "train"
+    EVALUATE = "evaluate"
+    EXPLORE = "explore"
+    SELECT = "select"
+    LABEL = "label"
+
+
+_ROUND = (Stage.TRAIN, Stage.EVALUATE, Stage.EXPLORE, Stage.SELECT, Stage.LABEL)
+
+
+class RoundRecord(Settings):
+    """What one round came to; fields of stages that have not run yet hold their defaults."""
+
+    round: int
+    """Number of the round, from 0."""
+    labels: int = 0
+    """Label-source calls so far when the round began, without those of the test set, failed ones included."""
+    dataset_size: int = 0
+    """Labelled structures trained on."""
+    errors: dict[str, float] = {}
+    """Test errors, ``<metric>_<group>``; eV/atom and eV/Angstrom."""
+    frames_planned: int = 0
+    """Frames that all walkers together would have made had none ended early; 0 with a fixed pool."""
+    frames_below: int = 0
+    """Frames among them that lay below the record threshold."""
+    picoseconds: float = 0.0
+    """Time that all walkers together ran, ps."""
+    walkers: dict[str, int] = {}
+    """How many walkers ended how."""
+    candidates: int | None = None
+    """Frames to select from."""
+    sigma_pool: float | None = None
+    """Mean monitored score of the frames explored (or of the candidates left in a fixed pool)."""
+    sigma_batch: float | None = None
+    """Mean monitored score of the selected batch."""
+    selected: int | None = None
+    """Frames selected."""
+    failed: int = 0
+    """Selected frames that got no label."""
+    seconds: dict[str, float] = {}
+    """Wall time of each stage, s."""
+
+    @property
+    def share_below(self) -> float | None:
+        """Share of the planned frames below the record threshold."""
+        return self.frames_below / self.frames_planned if self.frames_planned else None
+
+    def row(self) -> dict[str, Cell]:
+        """The line of ``metrics.csv``."""
+        return {
+            "round": self.round,
+            "labels": self.labels,
+            "dataset_size": self.dataset_size,
+            **self.errors,
+            "sigma_pool": self.sigma_pool,
+            "sigma_batch": self.sigma_batch,
+            "share_below": self.share_below,
+            "picoseconds": self.picoseconds,
+            "candidates": self.candidates,
+            "selected": self.selected,
+            "failed": self.failed,
+            **{f"seconds_{stage}": self.seconds.get(stage) for stage in _ROUND},
+        }
+
+
+class CampaignState(Settings):
+    """The content of ``state.json``."""
+
+    round: int = 0
+    """Number of the round, from 0."""
+    stage: Stage = Stage.INITIAL
+    """What is done next (after the end: what a larger budget would go on with)."""
+    finished: bool = False
+    """Whether a stopping rule held."""
+    converged: bool = False
+    """Whether it says that the potential is good enough."""
+    rule: str | None = None
+    """Name of the stopping rule that held."""
+    reason: str | None = None
+    """Why the campaign ended, or what it waits for."""
+    labels: int = 0
+    """Label-source calls so far, without those of the test set."""
+    measured: dict[str, Any] = {}
+    """Shapes and capacities chosen by measurement; ``measured.json`` is a copy of it."""
+    history: tuple[RoundRecord, ...] = ()
+    """One record a round."""
+
+    @property
+    def record(self) -> RoundRecord:
+        """The record of this round."""
+        if self.history and self.history[-1].round == self.round:
+            return self.history[-1]
+        return RoundRecord(round=self.round)
+
+    def is_past(self, stage: Stage, round_index: int) -> bool:
+        """Whether a stage of a round has been completed."""
+        return _place(self.round, self.stage) > _place(round_index, stage)
+
+    def after(
+        self, results: Mapping[str, Any], *, seconds: float, labels: int, measured: Mapping[str, Any] | None = None
+    ) -> CampaignState:
+        """The state once the stage at hand is done.
+
+        Args:
+            results: fields of the round's record that the stage found out.
+            seconds: wall time it took.
+            labels: label-source calls so far.
+            measured: shapes and capacities; as before where not given.
+        """
+        following, round_index = _next(self.stage, self.round)
+        update: dict[str, Any] = {"round": round_index, "stage": following, "labels": labels, "reason": None}
+        update["measured"] = self.measured if measured is None else plain(measured)
+        if self.stage in _ROUND:
+            times = {**self.record.seconds, str(self.stage): seconds}
+            record = RoundRecord.model_validate({**self.record.model_dump(), **plain(results), "seconds": times})
+            earlier = tuple(old for old in self.history if old.round < self.round)
+            update["history"] = (*earlier, record)
+        return self.model_copy(update=update)
+
+
+def _next(stage: Stage, round_index: int) -> tuple[Stage, int]:
+    order = list(Stage)
+    if stage is Stage.LABEL:
+        return Stage.TRAIN, round_index + 1
+    return order[order.index(stage) + 1], round_index
+
+
+def _place(round_index: int, stage: Stage) -> tuple[int, int]:
+    return round_index, list(Stage).index(stage)
+
+
+def read_state(run: RunDirectory) -> CampaignState:
+    """The state of a run; that of a new one where nothing has been written yet.
+
+    Raises:
+        InputError: ``state.json`` is damaged.
+    """
+    if not run.state.exists():
+        return CampaignState()
+    try:
+        return CampaignState.model_validate(read_json(run.state))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"{run.state} does not fit this version, key '{where}': {first['msg']}.") from error
+
+
+def write_state(run: RunDirectory, state: CampaignState) -> None:
+    """Makes a state durable; the files derived from it (metrics, capacities) are written anew with it."""
+    write_json(run.state, state.model_dump(mode="json"))
+    if state.history:
+        write_csv(run.metrics, [record.row() for record in state.history])
+    write_json(run.measured, state.measured)

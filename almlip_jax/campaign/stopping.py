@@ -1,0 +1,151 @@
+"""Stopping rules: pure functions of a campaign's history that say whether to stop, by which rule, and why in numbers.
+
+Each rule looks at the records of the rounds so far, the last of which may be unfinished, and returns a `Verdict` or
+None; a rule whose numbers are not there yet has no opinion.  `decide` asks them in order: first those that mean the
+campaign has converged, then those that mean it has run out of something.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from almlip_jax.campaign.settings import StoppingSettings
+from almlip_jax.campaign.state import RoundRecord
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The end of a campaign.
+
+    Attributes:
+        rule: name of the rule that held, as in the config.
+        converged: whether it says that the potential is good enough, rather than that something ran out.
+        reason: one sentence with the numbers.
+    """
+
+    rule: str
+    converged: bool
+    reason: str
+
+
+def decide(settings: StoppingSettings, history: Sequence[RoundRecord]) -> Verdict | None:
+    """The first stopping rule that holds, or None to go on.
+
+    Args:
+        settings: which rules there are, and their numbers.
+        history: one record a round from round 0 on; the last may be unfinished.
+    """
+    rules = (target_error, share_below, plateau, nothing_recorded, max_labels, max_rounds)
+    for rule in rules:
+        verdict = rule(settings, history)
+        if verdict is not None:
+            return verdict
+    return None
+
+
+def target_error(settings: StoppingSettings, history: Sequence[RoundRecord]) -> Verdict | None:
+    """The wanted error on the test set is reached (in the named group, or in every group)."""
+    target = settings.target_error
+    if target is None or not history:
+        return None
+    prefix = f"{target.metric}_"
+    groups = {key.removeprefix(prefix): value for key, value in history[-1].errors.items() if key.startswith(prefix)}
+    if target.group is not None:
+        groups = {name: value for name, value in groups.items() if name == target.group}
+    if not groups or not all(value <= target.value for value in groups.values()):
+        return None
+    found = ", ".join(f"{value:.4g} ({name})" for name, value in groups.items())
+    reason = f"{target.metric} on the test set is {found}, at or below the target of {target.value:g}."
+    return Verdict("target_error", True, reason)
+
+
+def share_below(settings: StoppingSettings, history: Sequence[RoundRecord]) -> Verdict | None:
+    """Nearly all frames of the latest exploration lay below the record threshold.
+
+    The window is made of whole rounds, latest first: at least ``rounds`` of them, and as many as the asked simulated
+    time needs.  Frames that a walker did not reach because it was ended early count as above the threshold.
+    """
+    rule = settings.share_below
+    if rule is None:
+        return None
+    explored = [record for record in history if record.frames_planned]
+    window: list[RoundRecord] = []
+    picoseconds = 0.0
+    while explored and (len(window) < rule.rounds or picoseconds < rule.picoseconds):
+        window.append(explored.pop())
+        picoseconds += window[-1].picoseconds
+    if len(window) < rule.rounds or picoseconds < rule.picoseconds:
+        return None
+    below, planned = sum(r.frames_below for r in window), sum(r.frames_planned for r in window)
+    if below < rule.share * planned:
+        return None
+    reason = (
+        f"{100 * below / planned:.1f} % of {planned} frames ({picoseconds:.3g} ps of all walkers together, "
+        f"{_rounds(len(window))}) lay below the record threshold; {100 * rule.share:g} % were asked for."
+    )
+    return Verdict("share_below", True, reason)
+
+
+def plateau(settings: StoppingSettings, history: Sequence[RoundRecord]) -> Verdict | None:
+    """The selected batch has been hardly more uncertain than the pool for some rounds."""
+    rule = settings.plateau
+    if rule is None:
+        return None
+    known = [r for r in history if _positive(r.sigma_pool) and _positive(r.sigma_batch)]
+    ratios = [float(r.sigma_batch or 0) / float(r.sigma_pool or 1) for r in known][-rule.patience :]
+    if len(ratios) < rule.patience or max(ratios) > rule.ratio:
+        return None
+    reason = (
+        f"the mean {settings.monitor} of the selected batch was {_listed(ratios)} times that of the pool in the last "
+        f"{_rounds(rule.patience)}, at or below the ratio of {rule.ratio:g}."
+    )
+    return Verdict("plateau", True, reason)
+
+
+def nothing_recorded(settings: StoppingSettings, history: Sequence[RoundRecord]) -> Verdict | None:
+    """There is nothing to label: every walker ran to its end and no frame was recorded, or the pool is used up.
+
+    Without new labels another round would only repeat this one.  Where walkers ended early without a recorded frame,
+    the campaign goes on: the next round trains anew and explores with other random numbers.
+    """
+    if not history or history[-1].candidates != 0:
+        return None
+    last = history[-1]
+    if last.frames_planned == 0:
+        return Verdict("pool_exhausted", False, "every candidate of the pool has been selected.")
+    if any(name != "completed" for name, count in last.walkers.items() if count):
+        return None
+    reason = (
+        f"none of {last.frames_planned} frames ({last.picoseconds:.3g} ps of all walkers together) in round "
+        f"{last.round} was uncertain enough to be recorded, and every walker ran to its end."
+    )
+    return Verdict("nothing_recorded", True, reason)
+
+
+def max_labels(settings: StoppingSettings, history: Sequence[RoundRecord]) -> Verdict | None:
+    """The label budget is spent, and what it bought has been trained on."""
+    if settings.max_labels is None or not history or history[-1].labels < settings.max_labels:
+        return None
+    spent = f"{history[-1].labels} label-source calls were made (those of the test set not counted)"
+    return Verdict("max_labels", False, f"{spent}; the budget is {settings.max_labels}.")
+
+
+def max_rounds(settings: StoppingSettings, history: Sequence[RoundRecord]) -> Verdict | None:
+    """As many batches as allowed have been labelled and trained on."""
+    if not history or history[-1].round < settings.max_rounds:
+        return None
+    return Verdict("max_rounds", False, f"{_rounds(settings.max_rounds)} of labelling are done, as many as allowed.")
+
+
+def _rounds(number: int) -> str:
+    return f"{number} round" if number == 1 else f"{number} rounds"
+
+
+def _positive(value: float | None) -> bool:
+    return value is not None and math.isfinite(value) and value > 0
+
+
+def _listed(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.3g}" for value in values)

@@ -1,0 +1,313 @@
+"""What a campaign builds once and uses round after round, so that nothing compiles again.
+
+Trainer, explorer and selector are made when first needed, with capacities for the largest dataset that the label budget
+allows.  What was chosen by measurement (`Workshop.measured`) moves with the state of the campaign, so that a resumed run
+computes with the same shapes, and therefore the same bits, as one that was not interrupted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import cached_property
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from ase import Atoms
+
+from almlip_jax.campaign.preparation import (
+    PoolSplit,
+    Source,
+    geometry_key,
+    labelled_frames,
+    pool_frames,
+    split_pool,
+    start_geometries,
+)
+from almlip_jax.campaign.progress import Progress
+from almlip_jax.campaign.rundir import RunDirectory
+from almlip_jax.campaign.settings import (
+    ExplorationChoice,
+    InitialSettings,
+    MdExploration,
+    PoolExploration,
+    SelectionSettings,
+    StoppingSettings,
+    SystemSettings,
+    TestSettings,
+)
+from almlip_jax.campaign.state import CampaignState
+from almlip_jax.dynamics import Explorer
+from almlip_jax.ensembles import Ensemble
+from almlip_jax.errors import CapacityError, InputError
+from almlip_jax.models import ModelSettings, Params, build_model
+from almlip_jax.oracles import ExecutorSettings, Labeller, LabelStore, OracleSettings
+from almlip_jax.potential import Potential
+from almlip_jax.selection import Selector, build_selector
+from almlip_jax.structures.io import read_structures
+from almlip_jax.structures.packing import BatchShape
+from almlip_jax.structures.species import SpeciesTable
+from almlip_jax.training import (
+    Capacity,
+    EnsembleSettings,
+    EpochReport,
+    Trainer,
+    TrainingResult,
+    TrainingSettings,
+    plan_capacity,
+)
+
+
+class Experiment(Protocol):
+    """The sections of a config that a campaign reads."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def system(self) -> SystemSettings: ...
+    @property
+    def oracle(self) -> OracleSettings: ...
+    @property
+    def executor(self) -> ExecutorSettings: ...
+    @property
+    def initial(self) -> InitialSettings: ...
+    @property
+    def test(self) -> TestSettings: ...
+    @property
+    def model(self) -> ModelSettings: ...
+    @property
+    def ensemble(self) -> EnsembleSettings: ...
+    @property
+    def training(self) -> TrainingSettings: ...
+    @property
+    def exploration(self) -> ExplorationChoice: ...
+    @property
+    def selection(self) -> SelectionSettings: ...
+    @property
+    def stopping(self) -> StoppingSettings: ...
+
+
+class Workshop:
+    """The tools of one campaign; a context manager that closes the label store and its workers.
+
+    Args:
+        config: of the campaign.
+        run: its directory.
+        state: where it stands.
+        progress: tells the user.
+    """
+
+    def __init__(self, config: Experiment, run: RunDirectory, state: CampaignState, progress: Progress) -> None:
+        self.config = config
+        self.run = run
+        self.progress = progress
+        self.measured: dict[str, Any] = dict(state.measured)
+        self.store = LabelStore(run.labels)
+        self.labeller = Labeller(config.oracle, self.store, config.executor)
+
+    def close(self) -> None:
+        """Ends the workers of the label source and closes the store."""
+        self.labeller.close()
+        self.store.close()
+
+    @property
+    def labels(self) -> int:
+        """Label-source calls so far, without those of the test set."""
+        return self.store.count_calls()
+
+    # -- inputs -------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def geometries(self) -> list[Atoms]:
+        """Start geometries."""
+        return start_geometries(self.config.system)
+
+    @cached_property
+    def pool(self) -> list[Atoms]:
+        """The candidates of a fixed pool; none where molecular dynamics explore."""
+        exploration = self.config.exploration
+        return pool_frames(exploration, self.config.system) if isinstance(exploration, PoolExploration) else []
+
+    @cached_property
+    def pool_split(self) -> PoolSplit:
+        """Who gets which structures of a fixed pool."""
+        config = self.config
+        return split_pool(len(self.pool), config.initial.from_pool, config.test.from_pool, config.seed)
+
+    @cached_property
+    def species(self) -> SpeciesTable:
+        """Every element in any input of the campaign."""
+        given = [file.path for file in self.config.test.files]
+        given += [self.config.initial.dataset] if self.config.initial.dataset is not None else []
+        frames = [frame for path in given for frame in labelled_frames(path, self.config.system)]
+        return SpeciesTable.of([*self.geometries, *self.pool, *frames])
+
+    @property
+    def source(self) -> Source:
+        """What labelled sets are made with."""
+        return Source(
+            geometries=self.geometries,
+            system=self.config.system,
+            labeller=self.labeller,
+            seed=self.config.seed,
+            provenance={"campaign": self.config.name},
+            say=self.progress.message,
+        )
+
+    # -- sets ---------------------------------------------------------------------------------------------------------
+
+    def dataset(self, round_index: int) -> list[Atoms]:
+        """The structures trained on in a round."""
+        return read_structures(self.run.round(round_index).dataset, require_labels=True)
+
+    @cached_property
+    def test(self) -> list[Atoms]:
+        """The test set; none where the config asks for none."""
+        return read_structures(self.run.test, require_labels=True) if self.run.test.exists() else []
+
+    @cached_property
+    def test_keys(self) -> frozenset[bytes]:
+        """What identifies the structures of the test set."""
+        return frozenset(geometry_key(atoms) for atoms in self.test)
+
+    # -- exploration and selection ------------------------------------------------------------------------------------
+
+    @cached_property
+    def explorer(self) -> Explorer:
+        """Runs walkers; with the neighbour capacity that was needed before."""
+        settings = self.config.exploration
+        assert isinstance(settings, MdExploration)
+        known = self.measured.get("explorer", {})
+        images = known.get("images")
+        return Explorer(
+            self.ensemble.committee,
+            self.species,
+            self.config.model.cutoff,
+            settings,
+            capacity=known.get("capacity"),
+            images=None if images is None else tuple(images),
+            dtype=_dtype(),
+        )
+
+    def note_explorer(self) -> None:
+        """Remembers the capacities that the explorer has come to."""
+        self.measured["explorer"] = {"capacity": self.explorer.capacity, "images": self.explorer.images}
+
+    @cached_property
+    def selector(self) -> Selector:
+        """Chooses a batch."""
+        return build_selector(self.config.selection.selector, self.config.selection.batch)
+
+    @cached_property
+    def pool_capacity(self) -> int:
+        """Candidates that there can be at most."""
+        settings = self.config.exploration
+        if isinstance(settings, PoolExploration):
+            return len(self.pool_split.rest)
+        return len(settings.temperatures) * settings.buffer
+
+    # -- training -----------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def ensemble(self) -> Ensemble:
+        """Model and members."""
+        return Ensemble(build_model(self.config.model, len(self.species)), self.config.ensemble.size)
+
+    @cached_property
+    def trainer(self) -> Trainer:
+        """The trainer, sized for the label budget."""
+        return self._trainer(self._capacity())
+
+    def _trainer(self, capacity: Capacity) -> Trainer:
+        self.measured["training"] = asdict(capacity)
+        config = self.config
+        return Trainer(self.ensemble, self.species, capacity, config.training, config.ensemble, _dtype())
+
+    @cached_property
+    def largest_dataset(self) -> int:
+        """Structures that a dataset can have at most: the initial ones and what rounds and budget allow."""
+        stopping = self.config.stopping
+        more = stopping.max_rounds * self.config.selection.batch
+        if stopping.max_labels is not None:
+            more = min(more, stopping.max_labels)
+        return len(self.dataset(0)) + more
+
+    def _capacity(self) -> Capacity:
+        """The measured capacity where it is large enough for the budget, a new one otherwise."""
+        known = _capacity_from(self.measured.get("training"))
+        if known is not None and known.structures > self.largest_dataset:
+            return known
+        typical = [*self.dataset(0), *self.geometries, *self.pool]
+        planned = plan_capacity(typical, self.config.model.cutoff, self.config.training, self.largest_dataset)
+        return planned if known is None else _larger(planned, known)
+
+    def train(
+        self,
+        dataset: Sequence[Atoms],
+        params: Params | None,
+        key: jax.Array,
+        references: dict[int, float],
+        on_epoch: Callable[[EpochReport], None],
+    ) -> TrainingResult:
+        """Trains the ensemble; where structures came that are denser or larger than any before, capacities grow."""
+        for grown in (False, True):
+            try:
+                return self.trainer.train(dataset, params, key, reference_energies=references, on_epoch=on_epoch)
+            except CapacityError as error:
+                if grown:
+                    raise
+                self.progress.message(f"capacities of the training grow, since {error}")
+                settings, cutoff = self.config.training, self.config.model.cutoff
+                needed = plan_capacity(dataset, cutoff, settings, self.largest_dataset)
+                self.trainer = self._trainer(_larger(needed, self.trainer.capacity))
+        raise AssertionError("unreachable")
+
+    def potential(self, round_index: int) -> Potential:
+        """The potential of a round, from memory or from its checkpoint.
+
+        Raises:
+            InputError: the checkpoint is missing or damaged.
+        """
+        held = self._potentials.get(round_index)
+        if held is None:
+            held = self.keep(round_index, Potential.load(self.run.round(round_index).potential))
+        return held
+
+    def keep(self, round_index: int, potential: Potential) -> Potential:
+        """Remembers a potential, and forgets those that are no longer needed."""
+        self._potentials = {index: p for index, p in self._potentials.items() if index >= round_index - 1}
+        self._potentials[round_index] = potential
+        return potential
+
+    @cached_property
+    def _potentials(self) -> dict[int, Potential]:
+        return {}
+
+
+def _dtype() -> type:
+    return np.float64 if jax.config.jax_enable_x64 else np.float32
+
+
+def _capacity_from(measured: Mapping[str, Any] | None) -> Capacity | None:
+    if measured is None:
+        return None
+    return Capacity(**{**measured, "batch": BatchShape(**measured["batch"])})
+
+
+def _larger(a: Capacity, b: Capacity) -> Capacity:
+    """Holds whatever either of two capacities holds."""
+    batch = BatchShape(
+        atoms=max(a.batch.atoms, b.batch.atoms),
+        neighbors=max(a.batch.neighbors, b.batch.neighbors),
+        structures=max(a.batch.structures, b.batch.structures),
+    )
+    return replace(
+        a,
+        batch=batch,
+        atoms=max(a.atoms, b.atoms),
+        structures=max(a.structures, b.structures),
+        steps=max(a.steps, b.steps),
+    )

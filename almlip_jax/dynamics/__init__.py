@@ -1,0 +1,23 @@
+"""Dynamics: exploration inside one compiled program, with gates on the committee of every step."""
+
+from almlip_jax.dynamics.explore import Exploration, Explorer
+from almlip_jax.dynamics.gates import Decision, Gate, Observables, Thresholds, build_gate
+from almlip_jax.dynamics.loop import Status
+from almlip_jax.dynamics.sanity import Cause
+from almlip_jax.dynamics.settings import ExplorationSettings, GateSettings, SanitySettings, WalkerGroup
+
+__all__ = [
+    "Cause",
+    "Decision",
+    "Exploration",
+    "ExplorationSettings",
+    "Explorer",
+    "Gate",
+    "GateSettings",
+    "Observables",
+    "SanitySettings",
+    "Status",
+    "Thresholds",
+    "WalkerGroup",
+    "build_gate",
+]

@@ -1,0 +1,120 @@
+"""Error metrics of a potential on labelled structures, with the names every table, file and figure uses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from ase import Atoms
+from ase.data import chemical_symbols
+
+from almlip_jax.errors import InputError
+from almlip_jax.uncertainty import calibration_metrics, force_calibration
+
+
+class Predictions(Protocol):
+    """What is compared with the labels; `potential.Evaluated` is one."""
+
+    @property
+    def energy(self) -> np.ndarray: ...
+    @property
+    def forces(self) -> list[np.ndarray]: ...
+    @property
+    def stress(self) -> np.ndarray: ...
+    @property
+    def force_std(self) -> list[np.ndarray]: ...
+    @property
+    def scores(self) -> dict[str, np.ndarray]: ...
+
+
+def error_metrics(
+    reference: Sequence[Atoms], predicted: Predictions, *, group_key: str = "group"
+) -> dict[str, Any]:
+    """Errors of energies, forces and stresses, and the calibration of their uncertainties.
+
+    A structure that lacks a label does not take part in that metric; a metric without structures is NaN.
+
+    Args:
+        reference: labelled structures.
+        predicted: what a potential says of them, in the same order.
+        group_key: ``info`` key by which ``by_group`` tells structures apart; those without it form no group.
+
+    Returns:
+        ``energy_mae``, ``energy_rmse``, ``energy_offset_free_rmse`` (after the mean error has been taken away), all in
+        eV/atom; ``energy_mae_structure`` and ``energy_rmse_structure`` in eV; ``forces_mae``, ``forces_rmse`` in
+        eV/Angstrom over components; ``stress_mae``, ``stress_rmse`` in eV/Angstrom^3; ``num_structures``;
+        ``by_species`` (symbol -> forces errors); ``calibration`` (of ``forces`` and ``energy``); ``by_group`` (name ->
+        the same without ``by_group``).
+
+    Raises:
+        InputError: there are no structures, or none has a label.
+    """
+    if not reference:
+        raise InputError("there is no structure to compare with.")
+    rows = [_Row(atoms, predicted, n) for n, atoms in enumerate(reference)]
+    if not any(row.energy_error is not None or row.force_errors is not None for row in rows):
+        raise InputError("no structure has an energy or forces to compare with.")
+    groups: dict[str, list[_Row]] = {}
+    for row, atoms in zip(rows, reference, strict=True):
+        if group_key in atoms.info:
+            groups.setdefault(str(atoms.info[group_key]), []).append(row)
+    return _metrics(rows) | {"by_group": {name: _metrics(members) for name, members in groups.items()}}
+
+
+class _Row:
+    """Errors of one structure; None where there is no label."""
+
+    def __init__(self, atoms: Atoms, predicted: Predictions, n: int) -> None:
+        results: Mapping[str, Any] = atoms.calc.results if atoms.calc is not None else {}
+        self.numbers = atoms.numbers
+        self.force_std = predicted.force_std[n]
+        self.energy_std = float(predicted.scores["energy_std"][n])
+        self.energy_error = float(predicted.energy[n] - results["energy"]) if "energy" in results else None
+        self.force_errors = predicted.forces[n] - results["forces"] if "forces" in results else None
+        with_stress = "stress" in results and atoms.pbc.all()
+        self.stress_errors = predicted.stress[n] - results["stress"] if with_stress else None
+
+
+def _metrics(rows: Sequence[_Row]) -> dict[str, Any]:
+    with_energy = [row for row in rows if row.energy_error is not None]
+    energy = np.array([row.energy_error for row in with_energy], np.float64)
+    per_atom = energy / np.array([len(row.numbers) for row in with_energy])
+    with_forces = [row for row in rows if row.force_errors is not None]
+    forces = _joined([row.force_errors for row in with_forces], (0, 3))
+    stress = _joined([row.stress_errors[None] for row in rows if row.stress_errors is not None], (0, 6))
+    numbers = _joined([row.numbers for row in with_forces], (0,))
+    force_std = _joined([row.force_std for row in with_forces], (0,))
+    energy_std = np.array([row.energy_std for row in with_energy])
+    return {
+        "num_structures": len(rows),
+        "energy_mae": _mae(per_atom),
+        "energy_rmse": _rmse(per_atom),
+        "energy_offset_free_rmse": _rmse(per_atom - per_atom.mean()) if len(per_atom) else float("nan"),
+        "energy_mae_structure": _mae(energy),
+        "energy_rmse_structure": _rmse(energy),
+        "forces_mae": _mae(forces),
+        "forces_rmse": _rmse(forces),
+        "stress_mae": _mae(stress),
+        "stress_rmse": _rmse(stress),
+        "by_species": {
+            chemical_symbols[z]: {"forces_mae": _mae(forces[numbers == z]), "forces_rmse": _rmse(forces[numbers == z])}
+            for z in sorted({int(z) for z in numbers})
+        },
+        "calibration": {
+            "forces": force_calibration(forces, force_std),
+            "energy": calibration_metrics(energy, energy_std),
+        },
+    }
+
+
+def _joined(parts: Sequence[np.ndarray], empty: tuple[int, ...]) -> np.ndarray:
+    return np.concatenate([np.asarray(p, np.float64) for p in parts]) if parts else np.zeros(empty)
+
+
+def _mae(errors: np.ndarray) -> float:
+    return float(np.mean(np.abs(errors))) if errors.size else float("nan")
+
+
+def _rmse(errors: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(errors**2))) if errors.size else float("nan")

@@ -1,0 +1,241 @@
+"""What a label source is: settings that build a function from a structure to energy, forces and stress.
+
+A source raises `LabelError` with the reason where it cannot label a structure; that reason becomes a row of the label
+store.  What a source returns is judged here, so that garbage never becomes a label.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+from pydantic import Field
+
+from almlip_jax.errors import InputError, LabelError
+from almlip_jax.settings import Settings
+
+
+class Results(NamedTuple):
+    """What a label source computed for a structure of N atoms.
+
+    Attributes:
+        energy: eV, total.
+        forces: [N, 3] eV/Angstrom.
+        stress: [6] eV/Angstrom^3 in ASE sign and Voigt order (xx yy zz yz xz xy), or None.
+    """
+
+    energy: float
+    forces: np.ndarray
+    stress: np.ndarray | None = None
+
+
+LabelSource = Callable[[Atoms], Results]
+"""A built label source: `Results` of a structure, or `LabelError`.  Earlier calls leave no trace in later ones."""
+
+
+class SourceSettings(Settings):
+    """What every label source is told, whatever its kind.
+
+    The fields declared here say how a label is obtained and judged, not what is calculated, and are therefore no part
+    of a label's identity.
+    """
+
+    timeout: float = Field(default=600.0, gt=0)
+    """Longest time one label may take, in seconds; then its process is ended and the label has failed."""
+
+    attempts: int = Field(default=1, ge=1)
+    """How often a failing label is tried before it counts as failed; every try is a paid call."""
+
+    max_force: float = Field(default=100.0, gt=0)
+    """A label with a force component beyond this bound, in eV/Angstrom, is garbage and has failed."""
+
+    in_process: ClassVar[bool] = False
+    """True for sources that only look labels up: they need no worker process."""
+
+    drives_dynamics: ClassVar[bool] = True
+    """True for sources that label any structure asked for, so that molecular dynamics can run on them."""
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that decide what a label is, as plain data; part of every label's identity."""
+        return self.model_dump(mode="json", exclude=set(SourceSettings.model_fields))
+
+    def version(self) -> str:
+        """The version of the code or data behind the source; part of every label's identity.
+
+        Raises:
+            InputError: the code or data is not there.
+        """
+        raise NotImplementedError
+
+    def build(self) -> LabelSource:
+        """The source as a function; called once in every worker process.
+
+        Raises:
+            InputError: the source cannot be used with these settings.
+        """
+        raise NotImplementedError
+
+
+def package_version(package: str, extra: str | None = None) -> str:
+    """The installed version of a package, without importing it.
+
+    Args:
+        package: name of the distribution.
+        extra: the extra of almlip-jax that installs it.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        wanted = package if extra is None else f'"almlip-jax[{extra}]"'
+        raise InputError(f"{package} is not installed; install it with: pip install {wanted}") from None
+
+
+def total_charge(atoms: Atoms) -> int:
+    """The total charge of a structure in e, ``info["charge"]``, 0 where it has none.
+
+    Raises:
+        InputError: it is not a whole number.
+    """
+    return _whole(atoms, "charge", 0)
+
+
+def multiplicity(atoms: Atoms) -> int:
+    """The spin multiplicity 2S+1 of a structure, ``info["spin"]``, 1 where it has none.
+
+    Raises:
+        InputError: it is not a whole number above zero.
+    """
+    value = _whole(atoms, "spin", 1)
+    if value < 1:
+        raise InputError(f'info["spin"] is {value}; it holds the multiplicity 2S+1, so give 1 or more.')
+    return value
+
+
+def check_electrons(atoms: Atoms) -> None:
+    """Refuses a structure whose number of electrons does not allow its multiplicity.
+
+    Raises:
+        LabelError: names charge, spin and the number of electrons.
+    """
+    electrons = int(np.sum(atoms.numbers)) - total_charge(atoms)
+    if electrons < 1 or (electrons - multiplicity(atoms) + 1) % 2:
+        raise LabelError(
+            f'{electrons} electrons (info["charge"] {total_charge(atoms)}) cannot have the multiplicity '
+            f'info["spin"] = {multiplicity(atoms)}; correct charge or spin'
+        )
+
+
+def _whole(atoms: Atoms, key: str, default: int) -> int:
+    value = atoms.info.get(key, default)
+    if isinstance(value, np.ndarray) and value.size == 1:
+        value = value.item()
+    if not isinstance(value, int | float | np.number) or int(value) != value:
+        raise InputError(f'info["{key}"] of {atoms.get_chemical_formula()} is {value!r}; give a whole number.')
+    return int(value)
+
+
+def bare(atoms: Atoms) -> Atoms:
+    """The part of a structure that a label depends on: species, positions, cell, pbc, charge and spin."""
+    info = {"charge": total_charge(atoms), "spin": multiplicity(atoms)}
+    return Atoms(
+        numbers=atoms.numbers,
+        positions=np.asarray(atoms.positions, np.float64),
+        cell=np.asarray(atoms.cell.array, np.float64),
+        pbc=atoms.pbc,
+        info=info,
+    )
+
+
+@dataclass(frozen=True)
+class Label:
+    """The label of a structure, or the reason there is none.
+
+    Attributes:
+        identity: of the structure under the label source, see `structure_identity`.
+        energy: eV, or None where the label failed.
+        forces: [N, 3] eV/Angstrom, or None where the label failed.
+        stress: [6] eV/Angstrom^3, ASE sign and Voigt order, or None.
+        error: why the label failed, or None.
+        seconds: that the calculation took.
+        calls: of the label source that were made for it.
+    """
+
+    identity: str
+    energy: float | None = None
+    forces: np.ndarray | None = None
+    stress: np.ndarray | None = None
+    error: str | None = None
+    seconds: float = 0.0
+    calls: int = 1
+
+    def attach(self, atoms: Atoms) -> Atoms:
+        """A copy of a structure that carries this label in a `SinglePointCalculator`.
+
+        Raises:
+            LabelError: the label failed.
+        """
+        if self.error is not None:
+            raise LabelError(self.error)
+        labelled = atoms.copy()
+        stress = {} if self.stress is None else {"stress": self.stress}
+        labelled.calc = SinglePointCalculator(labelled, energy=self.energy, forces=self.forces, **stress)
+        return labelled
+
+
+def obtain_label(source: LabelSource, settings: SourceSettings, atoms: Atoms, identity: str) -> Label:
+    """Asks a label source once and judges what it says; every way to fail becomes a failed label.
+
+    Args:
+        source: built from the settings.
+        settings: hold the bounds.
+        atoms: the structure.
+        identity: of the label.
+    """
+    start = time.perf_counter()
+    try:
+        if not np.all(np.isfinite(atoms.positions)):
+            raise LabelError("the structure has positions that are not finite")
+        results = judged(source(atoms), len(atoms), settings.max_force)
+    except Exception as error:  # a label source may raise anything; the reason is kept in the store
+        reason = str(error) if isinstance(error, LabelError | InputError) else f"{type(error).__name__}: {error}"
+        return Label(identity, error=_one_line(reason), seconds=time.perf_counter() - start)
+    return Label(identity, results.energy, results.forces, results.stress, seconds=time.perf_counter() - start)
+
+
+def judged(results: Results, num_atoms: int, max_force: float) -> Results:
+    """The results as float64, if they can be a label.
+
+    Raises:
+        LabelError: a wrong shape, a value that is not finite, or a force beyond `max_force` (eV/Angstrom).
+    """
+    try:
+        energy = float(results.energy)
+        forces = np.array(results.forces, np.float64)
+        stress = None if results.stress is None else np.array(results.stress, np.float64)
+    except (TypeError, ValueError) as error:
+        raise LabelError(f"the label source returned something that is not numbers: {error}") from error
+    if forces.shape != (num_atoms, 3):
+        raise LabelError(f"the label source returned forces of shape {forces.shape} for {num_atoms} atoms")
+    if stress is not None and stress.shape != (6,):
+        raise LabelError(f"the label source returned a stress of shape {stress.shape}, not (6,)")
+    if not np.isfinite(energy):
+        raise LabelError(f"the label source returned the energy {energy}")
+    if not np.all(np.isfinite(forces)) or (stress is not None and not np.all(np.isfinite(stress))):
+        raise LabelError("the label source returned forces or a stress that are not finite")
+    largest = float(np.max(np.abs(forces), initial=0.0))
+    if largest > max_force:
+        raise LabelError(f"a force component of {largest:.3g} eV/A exceeds max_force = {max_force:g} eV/A")
+    return Results(energy, forces, stress)
+
+
+def _one_line(reason: str) -> str:
+    return " ".join(reason.split())[:500] or "no reason given"

@@ -1,0 +1,280 @@
+"""Labelling: requests in, labels in the order of the requests out; run here, in local processes, or on a cluster.
+
+The order of events makes it durable: rows for all requests are written, calculations start, each result lands in the
+spool, then in the store.  A run killed anywhere finds on its return what was paid for and asks only for the rest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Annotated, Any, Literal, Protocol, Self
+
+from ase import Atoms
+from pydantic import Field
+
+from almlip_jax.errors import InputError
+from almlip_jax.oracles.base import Label, SourceSettings, bare
+from almlip_jax.oracles.cluster import (
+    ClusterBackend,
+    KubernetesSettings,
+    ParslLocalSettings,
+    PBSSettings,
+    SlurmSettings,
+)
+from almlip_jax.oracles.identity import identifier
+from almlip_jax.oracles.processes import WorkerProcess, as_finished, ask_patiently
+from almlip_jax.oracles.sources.external import ExternalSettings, export_request, import_results
+from almlip_jax.oracles.store import LabelStore, storage_error
+from almlip_jax.oracles.worker import Context, Failure, LabelTask, NoSpace, Task
+from almlip_jax.settings import Settings
+
+_FLUSH_SECONDS = 0.5  # finished labels wait at most this long (in the spool) for their transaction
+
+
+class LocalSettings(Settings):
+    """Labels are calculated in processes on this machine."""
+
+    kind: Literal["local"] = "local"
+
+    workers: int | None = Field(default=None, ge=1)
+    """Number of processes; by default as many as there are cores."""
+
+    threads_per_worker: int = Field(default=1, ge=1)
+    """Threads of the label source in each process; only with 1 do labels come out the same to the last bit."""
+
+
+ExecutorSettings = Annotated[
+    LocalSettings | SlurmSettings | PBSSettings | KubernetesSettings | ParslLocalSettings, Field(discriminator="kind")
+]
+"""Where labels are calculated; the field ``kind`` decides."""
+
+
+@dataclass(frozen=True)
+class LabelResult:
+    """What became of one request.
+
+    Attributes:
+        atoms: the requested structure with its label in a `SinglePointCalculator`, or None where the label failed.
+        error: why it failed, or None.
+        identity: of the label.
+        cached: whether the label was in the store before this request.
+        seconds: that its calculation took.
+    """
+
+    atoms: Atoms | None
+    error: str | None
+    identity: str
+    cached: bool
+    seconds: float
+
+
+class Backend(Protocol):
+    """Runs tasks somewhere, each in a process that it may crash."""
+
+    def run(self, tasks: Sequence[Task]) -> Iterator[tuple[int, Any]]:
+        """Numbers of tasks with their outcomes, as they finish."""
+        ...
+
+    def close(self) -> None:
+        """Ends everything that still runs."""
+        ...
+
+
+class InlineBackend:
+    """Runs tasks in this very process; for sources that only look labels up."""
+
+    def __init__(self, oracle: SourceSettings) -> None:
+        self._context = Context(oracle, oracle.build(), spool=None)
+
+    def run(self, tasks: Sequence[Task]) -> Iterator[tuple[int, Any]]:
+        """Numbers of tasks with their outcomes."""
+        for n, task in enumerate(tasks):
+            yield n, task.run(self._context)
+
+    def close(self) -> None:
+        """Does nothing."""
+
+
+class ProcessBackend:
+    """Runs tasks in local worker processes, which are started when needed and kept."""
+
+    def __init__(self, oracle: SourceSettings, spool: Path, workers: int, threads: int) -> None:
+        self._attempts = oracle.attempts
+        self._workers = [WorkerProcess(oracle, spool, threads) for _ in range(workers)]
+        self._idle: queue.LifoQueue[WorkerProcess] = queue.LifoQueue()
+        for worker in reversed(self._workers):
+            self._idle.put(worker)
+        # One thread waits for each worker; all work is done in the workers.
+        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="label")
+
+    def run(self, tasks: Sequence[Task]) -> Iterator[tuple[int, Any]]:
+        """Numbers of tasks with their outcomes, as they finish."""
+        futures = {self._threads.submit(self._ask, task): n for n, task in enumerate(tasks)}
+        try:
+            for n, future in as_finished(futures):
+                yield n, future.result()
+        finally:
+            for future in futures:
+                future.cancel()
+
+    def close(self) -> None:
+        """Ends all workers."""
+        for worker in self._workers:
+            worker.stop()
+        self._threads.shutdown(wait=True, cancel_futures=True)
+        for worker in self._workers:
+            worker.close()
+
+    def _ask(self, task: Task) -> Any:
+        worker = self._idle.get()
+        try:
+            return ask_patiently(worker, task, self._attempts)
+        finally:
+            self._idle.put(worker)
+
+
+def build_backend(oracle: SourceSettings, executor: Settings, spool: Path) -> Backend:
+    """The backend that these settings describe."""
+    if oracle.in_process:
+        return InlineBackend(oracle)
+    if isinstance(executor, LocalSettings):
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        workers = executor.workers or max(cores // executor.threads_per_worker, 1)
+        return ProcessBackend(oracle, spool, workers, executor.threads_per_worker)
+    return ClusterBackend(oracle, executor, spool)
+
+
+Provenance = Mapping[str, Any]
+"""Why a label is asked for: ``purpose`` (initial, train, test, ...), and what else may be of interest."""
+
+
+class Labeller:
+    """Labels structures with one label source into one store; a context manager that keeps its workers alive.
+
+    Args:
+        oracle: settings of the label source.
+        store: the open label store.
+        executor: where to calculate; local processes by default.
+    """
+
+    def __init__(self, oracle: SourceSettings, store: LabelStore, executor: Settings | None = None) -> None:
+        self.oracle = oracle
+        self.store = store
+        self.identity = identifier(oracle)
+        self._executor = executor or LocalSettings()
+        self._backend: Backend | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends all workers."""
+        if self._backend is not None:
+            self._backend.close()
+            self._backend = None
+
+    @property
+    def backend(self) -> Backend:
+        """Where tasks run; made when first needed."""
+        if self._backend is None:
+            self._backend = build_backend(self.oracle, self._executor, self.store.spool.resolve())
+        return self._backend
+
+    def label(
+        self,
+        structures: Sequence[Atoms],
+        provenance: Provenance | Sequence[Provenance],
+        on_label: Callable[[LabelResult], None] | None = None,
+    ) -> list[LabelResult]:
+        """Labels structures; those in the store already, and repeats among them, cost nothing.
+
+        Args:
+            structures: what to label.
+            provenance: of each structure, or one for all; must hold ``purpose``.
+            on_label: called for each new label as it arrives, in the order of arrival.
+
+        Returns:
+            one result for each structure, in order; failed labels are results too.
+
+        Raises:
+            InputError: the label source cannot be used.
+            StorageError: labels cannot be stored.
+            PendingLabels: an external label source has not delivered; what it has delivered is stored.
+        """
+        given = [provenance] * len(structures) if isinstance(provenance, Mapping) else list(provenance)
+        if len(given) != len(structures):
+            raise InputError(f"{len(structures)} structures came with the provenance of {len(given)}; give one each.")
+        identities = [self.identity(atoms) for atoms in structures]
+        wanted = {i: a for i, a in zip(identities, structures, strict=True) if i not in self.store}
+        self.store.intend(list(zip(identities, structures, given, strict=True)))
+        fresh = set(wanted)
+
+        def result(identity: str, atoms: Atoms, label: Label) -> LabelResult:
+            labelled = None if label.error is not None else label.attach(atoms)
+            return LabelResult(labelled, label.error, identity, identity not in fresh, label.seconds)
+
+        with contextlib.closing(self._obtain(wanted)) as arrivals:
+            for label in arrivals:
+                if on_label is not None:
+                    on_label(result(label.identity, wanted[label.identity], label))
+        labels = {identity: self.store.stored(identity).label for identity in dict.fromkeys(identities)}
+        return [result(i, atoms, labels[i]) for i, atoms in zip(identities, structures, strict=True)]
+
+    def _obtain(self, wanted: Mapping[str, Atoms]) -> Generator[Label, None, None]:
+        if isinstance(self.oracle, ExternalSettings):
+            yield from self._fetch(self.oracle, wanted)
+        elif wanted:
+            yield from self._calculate(wanted)
+
+    def _fetch(self, oracle: ExternalSettings, wanted: Mapping[str, Atoms]) -> Iterator[Label]:
+        arrived = import_results(oracle, list(wanted.items()))
+        self.store.land(arrived)
+        yield from arrived
+        missing = [(identity, atoms) for identity, atoms in wanted.items() if identity not in self.store]
+        if missing:
+            raise export_request(oracle, [(identity, bare(atoms)) for identity, atoms in missing])
+
+    def _calculate(self, wanted: Mapping[str, Atoms]) -> Iterator[Label]:
+        tasks = [LabelTask(bare(atoms), identity) for identity, atoms in wanted.items()]
+        arrived: list[Label] = []
+        flushed = time.monotonic()
+        try:
+            for n, outcome in self.backend.run(tasks):
+                if isinstance(outcome, NoSpace):
+                    raise storage_error(self.store.path, outcome.error)
+                if isinstance(outcome, Failure):
+                    outcome = Label(tasks[n].identity, error=outcome.reason, calls=outcome.calls)
+                arrived.append(outcome)
+                if time.monotonic() - flushed > _FLUSH_SECONDS:
+                    self.store.land(arrived)
+                    arrived, flushed = [], time.monotonic()
+                yield outcome
+        finally:
+            self.store.land(arrived)
+
+
+def label_structures(
+    structures: Sequence[Atoms],
+    oracle: SourceSettings,
+    store: LabelStore,
+    *,
+    executor: Settings | None = None,
+    provenance: Provenance | Sequence[Provenance],
+    on_label: Callable[[LabelResult], None] | None = None,
+) -> list[LabelResult]:
+    """Labels structures once, as `Labeller.label`, with workers that live for this call only."""
+    with Labeller(oracle, store, executor) as labeller:
+        return labeller.label(structures, provenance, on_label)

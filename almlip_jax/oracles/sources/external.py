@@ -1,0 +1,164 @@
+"""Labels made elsewhere: structures are exported to a folder, and labelled files are taken back from it.
+
+The folder holds two more: ``requested/`` with one extxyz file for each batch that waits for labels, and ``results/``,
+into which labelled files (extxyz or anything that is read as structures) are put by hand or by a script.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from ase import Atoms
+from pydantic import Field
+
+from almlip_jax.errors import InputError, LabelError
+from almlip_jax.oracles.base import Label, LabelSource, SourceSettings, judged
+from almlip_jax.oracles.sources.labelled_file import GeometryIndex, results_of
+
+IDENTITY_KEY = "label_identity"
+"""Where exported frames carry their identity in ``info``; results that keep it are matched by it."""
+
+
+class PendingLabels(RuntimeError):
+    """Labels are being made elsewhere: the run has to stop, and can go on when the results are there.
+
+    Attributes:
+        requested: the file that holds the structures to label.
+        results: the folder that the labelled file belongs into.
+        count: number of structures without a label.
+    """
+
+    def __init__(self, requested: Path, results: Path, count: int) -> None:
+        self.requested, self.results, self.count = requested, results, count
+        super().__init__(
+            f"{count} structure(s) wait for labels from elsewhere: label the frames of {requested} (keep "
+            f"info['{IDENTITY_KEY}'] if you can), put the labelled file into {results}, and resume."
+        )
+
+
+class ExternalSettings(SourceSettings):
+    """Labels made elsewhere, by hand or by a workflow of your own."""
+
+    kind: Literal["external"] = "external"
+
+    drives_dynamics: ClassVar[bool] = False
+
+    method: str = Field(min_length=1)
+    """A name for how the labels are made, such as ``vasp-pbe-520eV``; labels of different methods never mix."""
+
+    folder: Path
+    """The folder with ``requested/`` and ``results/``."""
+
+    energy_key: str | None = None
+    """Where energies (eV) stand in ``info``; by default calculator results or ``REF_energy``."""
+
+    forces_key: str | None = None
+    """Where forces (eV/Angstrom) stand in ``arrays``; by default calculator results or ``REF_forces``."""
+
+    stress_key: str | None = None
+    """Where stresses (eV/Angstrom^3) stand in ``info``; by default calculator results or ``REF_stress``."""
+
+    tolerance: float = Field(default=1e-4, ge=0)
+    """Largest difference of a coordinate between the structure asked for and the one labelled, in Angstrom."""
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that decide what a label is: the name of the method."""
+        return {"kind": self.kind, "method": self.method}
+
+    def version(self) -> str:
+        """Nothing: the name of the method is all that is known."""
+        return ""
+
+    def build(self) -> LabelSource:
+        """Refuses: nothing can be calculated here."""
+        raise InputError("the oracle is external: its labels are made elsewhere, so it cannot calculate any here.")
+
+
+def import_results(oracle: ExternalSettings, wanted: Sequence[tuple[str, Atoms]]) -> list[Label]:
+    """The labels that have arrived among those wanted, in the order wanted.
+
+    A frame belongs to a structure if it carries its identity; one that carries none, if no coordinate differs by more
+    than the tolerance.  A frame with ``info["error"]`` is a failed label with that reason; so is one whose values are
+    garbage.
+
+    Args:
+        oracle: the settings.
+        wanted: identities with their structures.
+
+    Raises:
+        InputError: a results file cannot be read, or a frame has the identity of a structure with other coordinates.
+    """
+    frames = [frame for path in _result_files(oracle.folder) for frame in _read(path, oracle)]
+    named = {str(frame.info[IDENTITY_KEY]): frame for frame in frames if IDENTITY_KEY in frame.info}
+    nameless = [frame for frame in frames if IDENTITY_KEY not in frame.info]
+    index = GeometryIndex(nameless)
+    labels = []
+    for identity, atoms in wanted:
+        frame = named.get(identity)
+        if frame is None:
+            n = index.find(atoms, oracle.tolerance)
+            frame = None if n is None else nameless[n]
+        elif GeometryIndex([frame]).find(atoms, oracle.tolerance) is None:
+            raise InputError(
+                f"a frame in {oracle.folder / 'results'} has {IDENTITY_KEY} {identity[:12]}... but its atoms are not "
+                f"within {oracle.tolerance:g} Angstrom of those requested; put labels of the requested frames there."
+            )
+        if frame is not None:
+            labels.append(_label(frame, identity, oracle))
+    return labels
+
+
+def export_request(oracle: ExternalSettings, missing: Sequence[tuple[str, Atoms]]) -> PendingLabels:
+    """Writes the structures that need labels into ``requested/``; the same structures give the same file.
+
+    Args:
+        oracle: the settings.
+        missing: identities with their structures.
+
+    Returns:
+        the signal to raise.
+    """
+    from almlip_jax.structures.io import write_structures
+
+    batch = hashlib.sha256("".join(identity for identity, _ in missing).encode()).hexdigest()[:12]
+    requested, results = oracle.folder / "requested", oracle.folder / "results"
+    path = requested / f"{batch}.extxyz"
+    try:
+        requested.mkdir(parents=True, exist_ok=True)
+        results.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            frames = [atoms.copy() for _, atoms in missing]
+            for frame, (identity, _) in zip(frames, missing, strict=True):
+                frame.info[IDENTITY_KEY] = identity
+            write_structures(path, frames)
+    except OSError as error:
+        raise InputError(
+            f"structures cannot be exported to {path} ({error.strerror}); correct the oracle's folder."
+        ) from error
+    return PendingLabels(path, results, len(missing))
+
+
+def _result_files(folder: Path) -> list[Path]:
+    results = folder / "results"
+    return sorted(path for path in results.iterdir() if not path.name.startswith(".")) if results.is_dir() else []
+
+
+def _read(path: Path, oracle: ExternalSettings) -> list[Atoms]:
+    from almlip_jax.structures.io import read_structures
+
+    keys = (oracle.energy_key, oracle.forces_key, oracle.stress_key)
+    return read_structures(path, energy_key=keys[0], forces_key=keys[1], stress_key=keys[2])
+
+
+def _label(frame: Atoms, identity: str, oracle: ExternalSettings) -> Label:
+    if "error" in frame.info:
+        return Label(identity, error=str(frame.info["error"]))
+    try:
+        results = judged(results_of(frame), len(frame), oracle.max_force)
+    except LabelError as error:
+        return Label(identity, error=str(error))
+    return Label(identity, results.energy, np.asarray(results.forces), results.stress)

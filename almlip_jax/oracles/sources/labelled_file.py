@@ -1,0 +1,136 @@
+"""A file of labelled structures as a label source: studies on a fixed pool need no calculation."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from ase import Atoms
+from pydantic import Field
+
+from almlip_jax.errors import InputError, LabelError
+from almlip_jax.oracles.base import LabelSource, Results, SourceSettings
+
+
+class FileSettings(SourceSettings):
+    """Labels looked up in a labelled file (extxyz or anything else that is read as structures).
+
+    A structure is found by its species in order, pbc, positions and cell; charge and spin count where the frame in the
+    file states them.  A structure that is not in the file has a failed label.
+    """
+
+    kind: Literal["file"] = "file"
+
+    in_process: ClassVar[bool] = True
+    drives_dynamics: ClassVar[bool] = False
+
+    path: Path
+    """The labelled file."""
+
+    energy_key: str | None = None
+    """Where energies (eV) stand in ``info``; by default calculator results or ``REF_energy``."""
+
+    forces_key: str | None = None
+    """Where forces (eV/Angstrom) stand in ``arrays``; by default calculator results or ``REF_forces``."""
+
+    stress_key: str | None = None
+    """Where stresses (eV/Angstrom^3) stand in ``info``; by default calculator results or ``REF_stress``."""
+
+    tolerance: float = Field(default=1e-8, ge=0)
+    """Largest difference of a coordinate at which structures are the same, in Angstrom (extxyz files may be rounded to
+    8 decimals)."""
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that decide what a label is; the path is not among them, the content is (see `version`)."""
+        return {key: value for key, value in super().identity().items() if key != "path"}
+
+    def version(self) -> str:
+        """A hash of the content of the file."""
+        try:
+            return hashlib.sha256(self.path.read_bytes()).hexdigest()
+        except OSError as error:
+            raise InputError(
+                f"the labelled file {self.path} cannot be read ({error.strerror}); correct the oracle's path."
+            ) from error
+
+    def build(self) -> LabelSource:
+        """A function that looks labels up."""
+        from almlip_jax.structures.io import read_structures
+
+        frames = read_structures(
+            self.path,
+            energy_key=self.energy_key,
+            forces_key=self.forces_key,
+            stress_key=self.stress_key,
+            require_labels=True,
+        )
+        index = GeometryIndex(frames)
+
+        def label(atoms: Atoms) -> Results:
+            found = index.find(atoms, self.tolerance)
+            if found is None:
+                raise LabelError(f"the structure is not in {self.path}")
+            return results_of(frames[found])
+
+        return label
+
+
+def results_of(frame: Atoms) -> Results:
+    """The label that a labelled frame carries in its calculator.
+
+    Raises:
+        LabelError: it has no energy or no forces.
+    """
+    results = {} if frame.calc is None else frame.calc.results
+    if "energy" not in results or "forces" not in results:
+        raise LabelError("the frame has no energy or no forces")
+    stress = results.get("stress") if frame.pbc.all() else None
+    return Results(results["energy"], results["forces"], stress)
+
+
+class GeometryIndex:
+    """Finds structures by species, pbc, positions and cell.
+
+    Args:
+        frames: the structures to search.
+    """
+
+    def __init__(self, frames: Sequence[Atoms]) -> None:
+        groups: dict[tuple[bytes, bytes], list[int]] = {}
+        for n, frame in enumerate(frames):
+            groups.setdefault(_kind(frame), []).append(n)
+        self._frames = frames
+        self._groups = {
+            kind: (np.array(members), np.stack([_coordinates(frames[n]) for n in members]))
+            for kind, members in groups.items()
+        }
+
+    def find(self, atoms: Atoms, tolerance: float) -> int | None:
+        """The frame that differs least from a structure, if no coordinate differs by more than `tolerance` (Angstrom).
+
+        Frames that state a charge or spin (in ``info``) other than the structure's are passed over.
+        """
+        members, coordinates = self._groups.get(_kind(atoms), (np.zeros(0, int), np.zeros((0, len(atoms) + 3, 3))))
+        distance = np.max(np.abs(coordinates - _coordinates(atoms)), axis=(1, 2))
+        near = np.flatnonzero(distance <= tolerance)
+        for n in near[np.argsort(distance[near], kind="stable")]:
+            frame = self._frames[members[n]]
+            if all(frame.info[key] == atoms.info.get(key, default) for key, default in _STATE if key in frame.info):
+                return int(members[n])
+        return None
+
+
+_STATE = (("charge", 0), ("spin", 1))
+
+
+def _kind(atoms: Atoms) -> tuple[bytes, bytes]:
+    return np.asarray(atoms.numbers, np.int64).tobytes(), np.asarray(atoms.pbc, bool).tobytes()
+
+
+def _coordinates(atoms: Atoms) -> np.ndarray:
+    # The cell of a direction that is not periodic says nothing.
+    cell = np.where(np.asarray(atoms.pbc)[:, None], atoms.cell.array, 0.0)
+    return np.concatenate([np.asarray(atoms.positions, np.float64), cell])

@@ -1,0 +1,139 @@
+"""The spool: labels on their way from the processes that paid for them to the one that stores them.
+
+A worker reserves the disk space of a result before the calculation starts, and hands the result over by renaming a
+complete file into place.  A label is therefore never half there, and is not lost where its receiver dies or the disk
+fills up meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from almlip_jax.oracles.base import Label
+
+_BYTES_PER_ATOM = 100  # three numbers of at most 25 characters
+_BYTES_EXTRA = 4096
+
+
+def label_to_json(label: Label) -> dict[str, Any]:
+    """A label as plain data; JSON keeps every bit of its float64 numbers."""
+    return {
+        "identity": label.identity,
+        "energy": label.energy,
+        "forces": None if label.forces is None else label.forces.tolist(),
+        "stress": None if label.stress is None else label.stress.tolist(),
+        "error": label.error,
+        "seconds": label.seconds,
+        "calls": label.calls,
+    }
+
+
+def label_from_json(record: dict[str, Any]) -> Label:
+    """The label that `label_to_json` wrote."""
+    forces, stress = record["forces"], record["stress"]
+    return Label(
+        identity=record["identity"],
+        energy=record["energy"],
+        forces=None if forces is None else np.array(forces, np.float64).reshape(-1, 3),
+        stress=None if stress is None else np.array(stress, np.float64),
+        error=record["error"],
+        seconds=record["seconds"],
+        calls=record["calls"],
+    )
+
+
+class Reservation:
+    """Disk space for one label, taken before its calculation starts.
+
+    Args:
+        spool: the folder of the spool.
+        identity: of the label.
+        num_atoms: of its structure.
+
+    Raises:
+        OSError: the space cannot be had.
+    """
+
+    def __init__(self, spool: Path, identity: str, num_atoms: int) -> None:
+        self._target = spool / f"{identity}.json"
+        self._part = spool / f"{identity}.{os.getpid()}.part"
+        try:
+            with self._part.open("wb") as file:
+                _allocate(file.fileno(), _BYTES_EXTRA + _BYTES_PER_ATOM * num_atoms)
+        except OSError:
+            self.give_back()
+            raise
+
+    def hand_over(self, label: Label) -> None:
+        """Puts the label into the spool, atomically."""
+        content = json.dumps(label_to_json(label)).encode()
+        # A store that was opened meanwhile may have cleared the reserved file away; then this makes a new one.
+        with self._part.open("r+b" if self._part.exists() else "wb") as file:
+            file.write(content)
+            file.truncate()
+        os.replace(self._part, self._target)
+
+    def give_back(self) -> None:
+        """Frees the space without a label."""
+        self._part.unlink(missing_ok=True)
+
+
+def waiting_labels(spool: Path) -> Iterator[tuple[Path, Label]]:
+    """The labels in the spool with the files that hold them, in the order of their identities."""
+    for path in sorted(spool.glob("*.json")):
+        try:
+            label = label_from_json(json.loads(path.read_text()))
+        except (ValueError, KeyError):
+            # A power failure can leave a renamed file without its content.
+            path.rename(path.with_suffix(".damaged"))
+            continue
+        yield path, label
+
+
+def clear_reservations(spool: Path) -> None:
+    """Removes the reservations of processes that are gone."""
+    for path in spool.glob("*.part"):
+        if not _runs(int(path.name.split(".")[1])):
+            path.unlink(missing_ok=True)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _allocate(descriptor: int, size: int) -> None:
+    if not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except OSError as error:
+        # Some file systems cannot reserve space; the label is then written without that safety.
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+
+
+@contextlib.contextmanager
+def reserved(spool: Path | None, identity: str, num_atoms: int) -> Iterator[Reservation | None]:
+    """A reservation that is given back where no label was handed over; None without a spool within reach."""
+    if spool is None or not spool.is_dir():
+        yield None
+        return
+    reservation = Reservation(spool, identity, num_atoms)
+    try:
+        yield reservation
+    finally:
+        reservation.give_back()

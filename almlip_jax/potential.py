@@ -1,0 +1,340 @@
+"""The `Potential`: a trained ensemble with all it takes to use it again, and the faces it shows to other software."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from ase import Atoms
+from ase.calculators.calculator import Calculator, all_changes
+from ase.data import atomic_numbers, chemical_symbols
+from ase.stress import full_3x3_to_voigt_6_stress
+from pydantic import TypeAdapter
+
+from almlip_jax.ensembles import SCORES, Committee, Ensemble, committee_statistics
+from almlip_jax.errors import InputError
+from almlip_jax.features import last_layer_gradient, latent
+from almlip_jax.models import ModelSettings, Params, build_model
+from almlip_jax.structures.graph import Graph
+from almlip_jax.structures.neighbors import largest_neighbor_count
+from almlip_jax.structures.packing import BatchShape, bucket, pack, plan_batches, take_batch
+from almlip_jax.structures.species import SpeciesTable
+from almlip_jax.structures.walkers import WalkerNeighbors, walker_neighbors
+
+_FORMAT = 1
+_BATCH_ATOMS = 256  # atom slots of an evaluation batch: enough to keep a core busy, small enough for few structures
+_BATCH_STRUCTURES = 64
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What a potential says of some structures, on the host and in their order.
+
+    Attributes:
+        energy: [n] eV, committee mean, reference energies included, float64.
+        forces: for each structure [N, 3] eV/Angstrom, committee mean.
+        stress: [n, 6] eV/Angstrom^3, committee mean, ASE sign and Voigt order; NaN where not periodic in 3 directions.
+        force_std: for each structure [N] eV/Angstrom, spread s_i of each atom.
+        scores: name -> [n]; every score of `ensembles.SCORES`.
+        features: name -> [n, d], where asked for.
+    """
+
+    energy: np.ndarray
+    forces: list[np.ndarray]
+    stress: np.ndarray
+    force_std: list[np.ndarray]
+    scores: dict[str, np.ndarray]
+    features: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Potential:
+    """A trained ensemble.
+
+    Attributes:
+        settings: of the model.
+        species: the elements it knows.
+        params: parameters with leading member axis.
+        reference_energies: eV by atomic number, added to what the ensemble predicts.
+        calibration: factors and metrics that turn a spread into an expected error, by name.
+        metadata: whatever the maker wants to keep (versions, dataset size, origin); JSON.
+    """
+
+    settings: ModelSettings
+    species: SpeciesTable
+    params: Params
+    reference_energies: Mapping[int, float]
+    calibration: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def ensemble(self) -> Ensemble:
+        """Model and number of members."""
+        members = jax.tree.leaves(self.params)[0].shape[0]
+        return Ensemble(build_model(self.settings, len(self.species)), members)
+
+    @property
+    def cutoff(self) -> float:
+        """Angstrom."""
+        return self.settings.cutoff
+
+    def reference_energy(self, atoms: Atoms) -> float:
+        """Sum of the reference energies of a structure's atoms, eV."""
+        return float(sum(self.reference_energies[int(z)] for z in atoms.numbers))
+
+    def with_calibration(self, calibration: Mapping[str, Any]) -> Potential:
+        """The same potential with another calibration."""
+        return replace(self, calibration=dict(calibration))
+
+    def evaluate(
+        self,
+        structures: Sequence[Atoms],
+        *,
+        features: bool = False,
+        on_batch: Callable[[int], None] | None = None,
+    ) -> Evaluated:
+        """Committee mean and spread of structures of any size, in batches of one static shape.
+
+        Args:
+            structures: in any number; labels are not looked at.
+            features: also give the per-structure features ``latent`` and ``last_layer_gradient``.
+            on_batch: called with the number of structures of each finished batch.
+
+        Raises:
+            InputError: a structure holds an element that the potential does not know.
+        """
+        if not structures:
+            raise InputError("there is no structure to evaluate.")
+        shape = self._batch_shape(structures)
+        dtype = jax.tree.leaves(self.params)[0].dtype
+        parts: list[_BatchResult] = []
+        start = 0
+        while start < len(structures):
+            stop = _fill(structures, start, shape)
+            chunk = structures[start:stop]
+            packed = pack(
+                chunk,
+                self.species,
+                self.cutoff,
+                neighbors=shape.neighbors,
+                atoms=shape.atoms + 1,
+                slots=shape.structures + 1,
+                dtype=dtype,
+            )
+            plan, _ = plan_batches(packed, np.arange(len(chunk)), shape)
+            graph, _ = take_batch(packed.data, plan, 0)
+            parts.append(_to_host(_evaluate(self.ensemble, self.params, graph, features), graph, chunk))
+            start = stop
+            if on_batch is not None:
+                on_batch(len(chunk))
+        energy = np.concatenate([p.energy for p in parts])
+        energy = energy + np.array([self.reference_energy(a) for a in structures])
+        return Evaluated(
+            energy=energy,
+            forces=[f for p in parts for f in p.forces],
+            stress=np.concatenate([p.stress for p in parts]),
+            force_std=[s for p in parts for s in p.force_std],
+            scores={name: np.concatenate([p.scores[name] for p in parts]) for name in SCORES},
+            features={name: np.concatenate([p.features[name] for p in parts]) for name in parts[0].features},
+        )
+
+    def _batch_shape(self, structures: Sequence[Atoms]) -> BatchShape:
+        largest = max(len(a) for a in structures)
+        if largest <= 32 and all(not a.pbc.any() for a in structures):
+            neighbors = max(largest - 1, 1)
+        else:
+            neighbors = bucket(largest_neighbor_count(structures, self.cutoff), 8)
+        return BatchShape(bucket(max(_BATCH_ATOMS, largest), 64), neighbors, _BATCH_STRUCTURES)
+
+    def calculator(self) -> PotentialCalculator:
+        """An ASE calculator: energy, forces, stress, and the committee's spread as further results."""
+        return PotentialCalculator(self)
+
+    def energy_fn(
+        self, atoms: Atoms, *, skin: float = 0.5
+    ) -> tuple[WalkerNeighbors, Callable[[jax.Array, WalkerNeighbors], jax.Array]]:
+        """Energy as a JAX function of positions, for jax-md.
+
+        Args:
+            atoms: fixes species, cell, periodic directions and the first neighbour list.
+            skin: Angstrom, by which the list reaches beyond the cutoff.
+
+        Returns:
+            neighbours for the given positions, to be kept up to date through
+            ``neighbors.update(positions[None])``, and ``energy(positions [N, 3], neighbors) -> eV`` (committee mean,
+            relative to the reference energies, differentiable; ``jax.grad`` of it is minus the forces).
+        """
+        dtype = jax.tree.leaves(self.params)[0].dtype
+        neighbors = walker_neighbors(
+            jnp.asarray(atoms.positions[None], dtype),
+            jnp.asarray(atoms.cell.array[None], dtype),
+            np.asarray(atoms.pbc)[None],
+            np.ones((1, len(atoms)), bool),
+            self.cutoff,
+            skin,
+        )
+        species = jnp.asarray(self.species.index(atoms.numbers))[None]
+        ensemble, params = self.ensemble, self.params
+
+        def energy(positions: jax.Array, neighbors: WalkerNeighbors) -> jax.Array:
+            return jnp.mean(ensemble.energies(params, neighbors.graph(positions[None], species)))
+
+        return neighbors, energy
+
+    def save(self, directory: Path | str) -> None:
+        """Writes the potential as a folder: ``potential.json`` to read, ``params/`` in orbax format.
+
+        The folder appears whole or not at all.
+
+        Raises:
+            InputError: the folder exists and holds something else than a potential.
+        """
+        target = Path(directory).resolve()
+        if target.exists() and any(target.iterdir()) and not (target / "potential.json").exists():
+            raise InputError(f"{target} exists and is not a potential; choose another folder.")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        building = target.with_name(f".{target.name}.writing")
+        shutil.rmtree(building, ignore_errors=True)
+        building.mkdir()
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(building / "params", jax.tree.map(np.asarray, self.params))
+        (building / "potential.json").write_text(json.dumps(self._description(), indent=2) + "\n")
+        if target.exists():
+            shutil.rmtree(target)
+        building.rename(target)
+
+    def _description(self) -> dict[str, Any]:
+        return {
+            "format": _FORMAT,
+            "model": self.settings.model_dump(mode="json"),
+            "species": list(self.species.symbols),
+            "members": self.ensemble.size,
+            "dtype": str(jax.tree.leaves(self.params)[0].dtype),
+            "reference_energies": {chemical_symbols[z]: e for z, e in self.reference_energies.items()},
+            "calibration": dict(self.calibration),
+            "versions": {name: version(name) for name in ("jax", "flax", "e3nn-jax", "orbax-checkpoint")},
+            "metadata": dict(self.metadata),
+        }
+
+    @classmethod
+    def load(cls, directory: Path | str) -> Potential:
+        """Reads what `save` wrote; no training config is needed.
+
+        Raises:
+            InputError: the folder is missing, incomplete or damaged.
+        """
+        source = Path(directory).resolve()
+        try:
+            text = json.loads((source / "potential.json").read_text())
+            settings = TypeAdapter(ModelSettings).validate_python(text["model"])
+            species = SpeciesTable(tuple(sorted(atomic_numbers[s] for s in text["species"])))
+            references = {atomic_numbers[s]: float(e) for s, e in text["reference_energies"].items()}
+            calibration, metadata, members = text["calibration"], text["metadata"], int(text["members"])
+        except FileNotFoundError as error:
+            raise InputError(f"{source} is not a potential: it has no potential.json.") from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{source}/potential.json is damaged ({error}); take a copy or train again.") from error
+        ensemble = Ensemble(build_model(settings, len(species)), members)
+        shapes = jax.eval_shape(ensemble.init, jax.random.key(0))
+        wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(text["dtype"])), shapes)
+        try:
+            with ocp.StandardCheckpointer() as checkpointer:
+                params = checkpointer.restore(source / "params", wanted)
+        except Exception as error:  # orbax raises many kinds for a damaged checkpoint
+            raise InputError(f"{source}/params cannot be read ({type(error).__name__}); take a copy or train again.") from error
+        return cls(settings, species, jax.tree.map(np.asarray, params), references, calibration, metadata)
+
+
+class PotentialCalculator(Calculator):
+    """ASE calculator of a `Potential`.
+
+    ``results`` also hold ``energy_std``, ``energy_std_per_atom``, ``force_std_mean``, ``force_std_max``,
+    ``force_std_rel``, ``max_disagreement`` and ``force_std`` [N], as `ensembles.Committee` defines them.
+    """
+
+    implemented_properties = ["energy", "free_energy", "forces", "stress", "force_std", *SCORES]  # noqa: RUF012
+
+    def __init__(self, potential: Potential) -> None:
+        super().__init__()
+        self.potential = potential
+
+    def calculate(
+        self,
+        atoms: Atoms | None = None,
+        properties: Sequence[str] = ("energy",),
+        system_changes: Sequence[str] = tuple(all_changes),
+    ) -> None:
+        """Fills ``results`` by one evaluation of the ensemble."""
+        super().calculate(atoms, list(properties), list(system_changes))
+        found = self.potential.evaluate([self.atoms])
+        self.results = {
+            "energy": float(found.energy[0]),
+            "free_energy": float(found.energy[0]),
+            "forces": found.forces[0].astype(np.float64),
+            "force_std": found.force_std[0].astype(np.float64),
+            **{name: float(values[0]) for name, values in found.scores.items()},
+        }
+        if self.atoms.pbc.all():
+            self.results["stress"] = found.stress[0]
+
+
+@dataclass(frozen=True)
+class _BatchResult:
+    energy: np.ndarray
+    forces: list[np.ndarray]
+    stress: np.ndarray
+    force_std: list[np.ndarray]
+    scores: dict[str, np.ndarray]
+    features: dict[str, np.ndarray]
+
+
+def _evaluate_batch(
+    ensemble: Ensemble, params: Params, graph: Graph, features: bool
+) -> tuple[Committee, dict[str, jax.Array]]:
+    prediction = ensemble.predict(params, graph)
+    found: dict[str, jax.Array] = {}
+    if features:
+        found["latent"] = latent(prediction, graph)
+        found["last_layer_gradient"] = last_layer_gradient(prediction, graph, ensemble.model.num_species)
+    return committee_statistics(prediction, graph), found
+
+
+# The ensemble is compared by value: potentials of one architecture share what was compiled.
+_evaluate = jax.jit(_evaluate_batch, static_argnums=(0, 3))
+
+
+def _fill(structures: Sequence[Atoms], start: int, shape: BatchShape) -> int:
+    """End of the longest run of structures from ``start`` that fits into a batch."""
+    atoms, stop = 0, start
+    while stop < len(structures) and stop - start < shape.structures and atoms + len(structures[stop]) <= shape.atoms:
+        atoms += len(structures[stop])
+        stop += 1
+    return stop
+
+
+def _to_host(result: tuple[Committee, dict[str, jax.Array]], graph: Graph, chunk: Sequence[Atoms]) -> _BatchResult:
+    committee, features = jax.device_get(result)
+    number = len(chunk)
+    ends = np.cumsum([len(a) for a in chunk])[:-1]
+    total = sum(len(a) for a in chunk)
+    periodic = np.array([a.pbc.all() for a in chunk])
+    stress = -committee.virial[:number].astype(np.float64) / np.asarray(graph.volume)[:number, None, None]
+    voigt = np.stack([full_3x3_to_voigt_6_stress(one) for one in stress])
+    return _BatchResult(
+        energy=committee.energy[:number].astype(np.float64),
+        forces=np.split(committee.forces[:total], ends),
+        stress=np.where(periodic[:, None], voigt, np.nan),
+        force_std=np.split(committee.force_std[:total], ends),
+        scores={name: getattr(committee, name)[:number] for name in SCORES},
+        features={name: values[:number] for name, values in features.items()},
+    )

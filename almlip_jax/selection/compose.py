@@ -1,0 +1,59 @@
+"""Composition: `chain` puts filters before a selector, and `select` runs one in float64 on whatever arrays there are."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+
+from almlip_jax.selection.base import Candidates, Filter, Selection, Selector
+
+
+def chain(*filters: Filter, selector: Selector) -> Selector:
+    """A selector that sees only what all filters, in their order, leave of the pool.
+
+    Each stage gets a key of its own.
+
+    >>> from almlip_jax.selection import chain, max_det, threshold
+    >>> chosen = chain(threshold("force_std_max", maximum=2.0), selector=max_det(10))
+    """
+
+    def select(key: jax.Array, pool: Candidates, labelled: Candidates) -> Selection:
+        keys = jax.random.split(key, len(filters) + 1)
+        for one, stage in zip(keys[:-1], filters, strict=True):
+            pool = stage(one, pool, labelled)
+        return selector(keys[-1], pool, labelled)
+
+    return select
+
+
+def select(selector: Selector, key: jax.Array, pool: Candidates, labelled: Candidates) -> Selection:
+    """Runs a selector compiled and in float64, whatever the precision of the features.
+
+    Log-determinants of nearly equal candidates need it.  A selector is compiled once for each set of shapes.
+
+    Args:
+        selector: pure and jittable.
+        key: of this selection.
+        pool: candidates; pad it to a capacity (``valid`` false) to keep its shape over rounds.
+        labelled: the context, likewise.
+
+    Returns:
+        `Selection` as numpy arrays.
+    """
+    with jax.enable_x64(True):
+        return jax.device_get(_compiled(selector)(key, _doubled(pool), _doubled(labelled)))
+
+
+@cache
+def _compiled(selector: Selector) -> Selector:
+    return jax.jit(selector)
+
+
+def _doubled(candidates: Candidates) -> Candidates:
+    def leaf(values: jax.Array) -> jax.Array:
+        real = jnp.issubdtype(values.dtype, jnp.floating)
+        return jnp.asarray(values, jnp.float64 if real else values.dtype)
+
+    return jax.tree.map(leaf, candidates)

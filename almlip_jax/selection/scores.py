@@ -1,0 +1,75 @@
+"""Selectors and filters that look at scores alone: random, the highest, thresholds, the highest share."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from almlip_jax.selection.base import Candidates, Filter, Selection, Selector
+
+
+def random(k: int) -> Selector:
+    """Chooses k candidates uniformly at random.
+
+    Each candidate's draw depends on the key and its id alone: the order of the pool and its padding change nothing.
+    ``gain`` is the draw.
+    """
+
+    def select(key: jax.Array, pool: Candidates, labelled: Candidates) -> Selection:
+        draws = jax.vmap(lambda one: jax.random.uniform(jax.random.fold_in(key, one)))(pool.id)
+        return best(draws, pool, k)
+
+    return select
+
+
+def top_k(k: int, score: str) -> Selector:
+    """Chooses the k candidates with the highest score: plain query by committee.  ``gain`` is the score."""
+
+    def select(key: jax.Array, pool: Candidates, labelled: Candidates) -> Selection:
+        return best(pool.scores[score], pool, k)
+
+    return select
+
+
+def threshold(score: str, minimum: float | None = None, maximum: float | None = None) -> Filter:
+    """Keeps candidates with ``minimum <= score < maximum``; a bound that is not given does not bind."""
+
+    def narrow(key: jax.Array, pool: Candidates, labelled: Candidates) -> Candidates:
+        values = pool.scores[score]
+        keep = pool.valid
+        if minimum is not None:
+            keep = keep & (values >= minimum)
+        if maximum is not None:
+            keep = keep & (values < maximum)
+        return pool.replace(valid=keep)
+
+    return narrow
+
+
+def top_fraction(score: str, fraction: float) -> Filter:
+    """Keeps the given fraction of the valid candidates with the highest score, at least one."""
+
+    def narrow(key: jax.Array, pool: Candidates, labelled: Candidates) -> Candidates:
+        wanted = jnp.maximum(jnp.ceil(fraction * jnp.sum(pool.valid)), 1)
+        order = ranked(pool.scores[score], pool)
+        rank = jnp.zeros_like(order).at[order].set(jnp.arange(order.shape[0], dtype=order.dtype))
+        return pool.replace(valid=pool.valid & (rank < wanted))
+
+    return narrow
+
+
+def ranked(values: jax.Array, pool: Candidates) -> jax.Array:
+    """Rows of a pool, [n], in decreasing order of some values; ties by id; candidates that are not valid come last.
+
+    A value that is not a number counts as the lowest: nothing that could not be judged is preferred.
+    """
+    usable = jnp.where(jnp.isnan(values), -jnp.inf, values)
+    return jnp.lexsort((pool.id, -usable, ~pool.valid))
+
+
+def best(values: jax.Array, pool: Candidates, k: int) -> Selection:
+    """The k valid candidates with the highest values."""
+    order = ranked(values, pool)
+    rows = jnp.concatenate([order, jnp.zeros((max(k - order.shape[0], 0),), order.dtype)])[:k]
+    there = jnp.arange(k) < jnp.sum(pool.valid)
+    return Selection(indices=rows, valid=there, gain=jnp.where(there, values[rows], jnp.nan))

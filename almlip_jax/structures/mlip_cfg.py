@@ -1,0 +1,233 @@
+"""Configuration files of MLIP-2 (``.cfg``), read and written.
+
+A file is a sequence of ``BEGIN_CFG`` ... ``END_CFG`` blocks with the sections Size, Supercell (a zero row is a
+direction that is not periodic), AtomData (named columns), Energy (eV), PlusStress (-volume * stress in eV: xx yy zz yz
+xz xy) and Feature lines (a key, and the rest of the line).  Atom types count from 0; a table of atomic numbers says
+what they are.
+"""
+
+from __future__ import annotations
+
+import numbers as number_types
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+from ase import Atoms
+
+from almlip_jax.errors import InputError
+from almlip_jax.structures.files import replaced
+from almlip_jax.structures.validation import attach_labels, check_structure, normalise_state
+
+_AXES = ("x", "y", "z")
+_CARTESIAN = tuple(f"cartes_{axis}" for axis in _AXES)
+_DIRECT = tuple(f"direct_{axis}" for axis in _AXES)
+_FORCES = tuple(f"f{axis}" for axis in _AXES)
+_VOIGT = ("xx", "yy", "zz", "yz", "xz", "xy")
+_DEFAULT_STATE = {"charge": 0, "spin": 1}
+
+
+@dataclass
+class _Block:
+    """The sections of one configuration, as far as they were there."""
+
+    size: int = -1
+    supercell: np.ndarray | None = None
+    columns: dict[str, np.ndarray] = field(default_factory=dict)
+    energy: float | None = None
+    plus_stress: np.ndarray | None = None
+    features: dict[str, str] = field(default_factory=dict)
+
+
+def read_cfg(path: str | Path, numbers: Sequence[int]) -> list[Atoms]:
+    """Reads the configurations of a file, with labels in a `SinglePointCalculator`.
+
+    Features become entries of `info` (numbers where the text is just that of a number), further AtomData columns
+    per-atom arrays. PlusStress is a stress only with three periodic directions and is left out otherwise.
+
+    Args:
+        path: the file.
+        numbers: atomic number of each type, from type 0 on.
+
+    Raises:
+        InputError: the file cannot be read; names file, configuration and what is wrong with it.
+    """
+    path = Path(path)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path} cannot be read ({reason}); correct the path or the file.") from error
+    structures = []
+    for number, block in enumerate(_blocks(lines, path)):
+        where = f"{path}, frame {number}"
+        try:
+            structures.append(_atoms(_parsed(block), numbers, where))
+        except (ValueError, IndexError, KeyError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"{where} cannot be read ({error}); correct it.") from error
+    return structures
+
+
+def write_cfg(path: str | Path, structures: Sequence[Atoms], numbers: Sequence[int]) -> None:
+    """Writes structures with their labels; the file appears complete or not at all.
+
+    Numbers and one-line texts of `info` become features (charge and spin where they are not 0 and 1); other entries of
+    `info`, per-atom arrays, and cell vectors of directions that are not periodic have no place in the format.
+
+    Args:
+        path: the file.
+        structures: what to write, in order.
+        numbers: atomic number of each type, from type 0 on.
+
+    Raises:
+        InputError: an element is not in the table, or the file cannot be written.
+    """
+    path = Path(path)
+    types = {number: kind for kind, number in enumerate(numbers)}
+    with replaced(path) as file:
+        for number, atoms in enumerate(structures):
+            missing = sorted(set(atoms.numbers.tolist()) - set(types))
+            if missing:
+                raise InputError(f"{path}, frame {number}: no type is given for atomic number {missing[0]}; add it.")
+            _write_block(file, atoms, np.array([types[z] for z in atoms.numbers.tolist()], int))
+
+
+def _blocks(lines: list[str], path: Path) -> Iterator[list[str]]:
+    block: list[str] | None = None
+    count = 0
+    for line in lines:
+        word = line.strip()
+        if word == "BEGIN_CFG":
+            if block is not None:
+                break
+            block = []
+        elif word == "END_CFG" and block is not None:
+            yield block
+            block, count = None, count + 1
+        elif block is not None:
+            block.append(line)
+        elif word:
+            raise InputError(f"{path}: {word!r} stands outside of BEGIN_CFG and END_CFG; correct it.")
+    if block is not None:
+        raise InputError(f"{path}, frame {count} has no END_CFG; the file is incomplete.")
+
+
+def _parsed(lines: list[str]) -> _Block:
+    block = _Block()
+    rest = iter(line for line in lines if line.strip())
+    for line in rest:
+        section, *words = line.split()
+        if section == "Size":
+            block.size = int(next(rest, ""))
+        elif section == "Supercell":
+            block.supercell = np.array([_floats(next(rest, ""), 3) for _ in range(3)])
+        elif section == "AtomData:":
+            if block.size < 0:
+                raise ValueError("AtomData without Size before it")
+            rows = np.array([_floats(next(rest, ""), len(words)) for _ in range(block.size)])
+            block.columns = dict(zip(words, rows.reshape(block.size, len(words)).T, strict=True))
+        elif section == "Energy":
+            block.energy = float(_floats(next(rest, ""), 1)[0])
+        elif section == "PlusStress:":
+            values = dict(zip(words, _floats(next(rest, ""), 6), strict=True))
+            block.plus_stress = np.array([values[name] for name in _VOIGT])
+        elif section == "Feature":
+            _, key, *text = line.split(None, 2)
+            block.features[key] = "".join(text).strip()
+        else:
+            raise ValueError(f"unknown section {section!r}")
+    return block
+
+
+def _floats(line: str, count: int) -> list[float]:
+    values = [float(word) for word in line.split()]
+    if len(values) != count:
+        raise ValueError(f"expected {count} numbers but found {line.strip()!r}")
+    return values
+
+
+def _atoms(block: _Block, numbers: Sequence[int], where: str) -> Atoms:
+    columns = dict(block.columns)
+    if "type" not in columns:
+        raise ValueError("AtomData has no column 'type'")
+    types = columns.pop("type").astype(int)
+    unknown = (types < 0) | (types >= len(numbers))
+    if unknown.any():
+        atom = int(np.argmax(unknown))
+        raise InputError(
+            f"{where}: atom {atom} has type {types[atom]}, but only {len(numbers)} atomic numbers are given."
+        )
+    cell = np.zeros((3, 3)) if block.supercell is None else block.supercell
+    atoms = Atoms(np.asarray(numbers)[types], positions=_positions(columns, cell), cell=cell, pbc=cell.any(axis=1))
+    labels: dict[str, Any] = {} if block.energy is None else {"energy": block.energy}
+    if all(name in columns for name in _FORCES):
+        labels["forces"] = np.column_stack([columns.pop(name) for name in _FORCES])
+    if block.plus_stress is not None and atoms.pbc.all():
+        labels["stress"] = -block.plus_stress / atoms.get_volume()
+    columns.pop("id", None)
+    for name, values in columns.items():
+        atoms.new_array(name, values)
+    atoms.info = {key: _typed(text) for key, text in block.features.items()}
+    check_structure(atoms, where)
+    normalise_state(atoms, where)
+    attach_labels(atoms, labels, where)
+    return atoms
+
+
+def _positions(columns: dict[str, np.ndarray], cell: np.ndarray) -> np.ndarray:
+    if all(name in columns for name in _CARTESIAN):
+        return np.column_stack([columns.pop(name) for name in _CARTESIAN])
+    if not all(name in columns for name in _DIRECT):
+        raise ValueError("AtomData has neither cartes_x, cartes_y, cartes_z nor direct_x, direct_y, direct_z")
+    if not cell.any(axis=1).all():
+        raise ValueError("direct coordinates need three cell vectors")
+    return np.column_stack([columns.pop(name) for name in _DIRECT]) @ cell
+
+
+def _typed(text: str) -> int | float | str:
+    """A number where its text is exactly this one, so that a feature is written as it was read."""
+    for kind in (int, float):
+        try:
+            value = kind(text)
+        except ValueError:
+            continue
+        if repr(value) == text:
+            return value
+    return text
+
+
+def _write_block(file: TextIO, atoms: Atoms, types: np.ndarray) -> None:
+    results = {} if atoms.calc is None else atoms.calc.results
+    lines = ["BEGIN_CFG", " Size", f"    {len(atoms)}"]
+    if atoms.pbc.any():
+        cell = np.where(atoms.pbc[:, None], atoms.cell.array, 0.0)
+        lines += [" Supercell", *("    " + _row(vector) for vector in cell)]
+    columns = [*_CARTESIAN, *(_FORCES if "forces" in results else ())]
+    values = np.hstack([atoms.positions, *([results["forces"]] if "forces" in results else [])])
+    lines.append(f" AtomData:  id type {' '.join(columns)}")
+    lines += [f"    {atom + 1} {types[atom]} {_row(row)}" for atom, row in enumerate(values)]
+    if "energy" in results:
+        lines += [" Energy", f"    {float(results['energy'])!r}"]
+    if "stress" in results and atoms.pbc.all():
+        plus_stress = -atoms.get_volume() * np.asarray(results["stress"])
+        lines += [f" PlusStress:  {' '.join(_VOIGT)}", "    " + _row(plus_stress)]
+    lines += [f" Feature {key} {text}" for key, text in _features(atoms.info)]
+    file.write("\n".join([*lines, "END_CFG", "", ""]))
+
+
+def _row(values: np.ndarray) -> str:
+    return " ".join(map(repr, np.asarray(values, np.float64).tolist()))
+
+
+def _features(info: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for key, value in info.items():
+        if len(str(key).split()) != 1 or (key in _DEFAULT_STATE and value == _DEFAULT_STATE[key]):
+            continue
+        if isinstance(value, number_types.Real) and not isinstance(value, bool):
+            yield key, repr(int(value) if isinstance(value, number_types.Integral) else float(value))
+        elif isinstance(value, str) and value.strip() and value.isprintable():
+            yield key, value.strip()

@@ -1,0 +1,152 @@
+"""Neighbour lists on the host: every edge within a cutoff, one for each periodic image, in dense slots.
+
+The compiled library vesin finds the pairs; this file puts them into the slots of a `Graph` in an order that depends
+only on the structure, and pairs every edge with its opposite.  Any mixture of periodic and open directions is fine, so
+are triclinic and left-handed cells, cells smaller than the cutoff, and atoms outside the cell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from ase import Atoms
+from ase.geometry import complete_cell
+from vesin import NeighborList
+
+from almlip_jax.errors import CapacityError, InputError
+
+_MARGIN = 1e-6  # Angstrom; vesin searches this much further, so that its rounding does not decide an edge
+_THINNEST = 1e-2  # Angstrom; periodic cells flatter than this are a mistake, and would need endless images
+
+
+@dataclass(frozen=True)
+class Neighborhood:
+    """The edges of one structure in dense slots; atoms N, slots K.
+
+    A padding slot points at itself (``neighbors[i, k] = i``, ``reverse[i, k] = k``, shift zero), so that following
+    `neighbors` and `reverse` twice leads home from every slot.
+
+    Attributes:
+        neighbors: [N, K] int32, index of atom j; the slots of an atom are sorted by j, then by shift.
+        shifts: [N, K, 3] int32, lattice translation of atom j: the edge vector is ``R_j + shift . cell - R_i``.
+        mask: [N, K] bool, true where the slot holds an edge.
+        reverse: [N, K] int32, slot at atom j that holds the opposite edge (to atom i, with the opposite shift).
+    """
+
+    neighbors: np.ndarray
+    shifts: np.ndarray
+    mask: np.ndarray
+    reverse: np.ndarray
+
+
+def neighborhood(atoms: Atoms, cutoff: float, capacity: int | None = None) -> Neighborhood:
+    """All edges with a length below the cutoff, one for each image, an atom's own images included.
+
+    Args:
+        atoms: a structure with 0 to 3 periodic directions; positions need not lie inside the cell.
+        cutoff: Angstrom; an edge of exactly this length is not one.
+        capacity: slots K of each atom; the largest count of the structure where not given.
+
+    Raises:
+        InputError: the cutoff is not positive, positions or cell are not finite, or a periodic cell is degenerate.
+        CapacityError: an atom has more neighbours than `capacity`.
+    """
+    center, neighbor, shift = _edges(atoms, cutoff)
+    num_atoms = len(atoms)
+    counts = np.bincount(center, minlength=num_atoms)
+    needed = int(counts.max(initial=0))
+    slots = needed if capacity is None else capacity
+    if needed > slots:
+        raise CapacityError(
+            f"an atom has {needed} neighbours within {cutoff} Angstrom but only {slots} slots; "
+            f"raise the neighbour capacity to at least {needed}."
+        )
+    slot = np.arange(len(center)) - np.repeat(np.cumsum(counts) - counts, counts)
+    own = np.broadcast_to(np.arange(num_atoms, dtype=np.int32)[:, None], (num_atoms, slots))
+    neighbors = own.copy()
+    shifts = np.zeros((num_atoms, slots, 3), np.int32)
+    mask = np.zeros((num_atoms, slots), bool)
+    reverse = np.tile(np.arange(slots, dtype=np.int32), (num_atoms, 1))
+    neighbors[center, slot] = neighbor
+    shifts[center, slot] = shift
+    mask[center, slot] = True
+    reverse[center, slot] = slot[_opposite(center, neighbor, shift)]
+    return Neighborhood(neighbors, shifts, mask, reverse)
+
+
+def edge_vectors(atoms: Atoms, hood: Neighborhood) -> np.ndarray:
+    """Edge vectors ``R_j + shift . cell - R_i`` [N, K, 3] in Angstrom, float64; zero in padding slots.
+
+    Opposite edges are exact negatives of each other.
+    """
+    positions = np.asarray(atoms.positions, np.float64)
+    vectors = _vectors(positions[:, None], positions[hood.neighbors], hood.shifts, np.asarray(atoms.cell.array))
+    return np.where(hood.mask[..., None], vectors, 0.0)
+
+
+def largest_neighbor_count(structures: Iterable[Atoms], cutoff: float) -> int:
+    """The most neighbours any atom of some structures has within the cutoff (Angstrom); 0 for no structures.
+
+    Raises:
+        InputError: as `neighborhood`.
+    """
+    return max((int(np.bincount(_edges(atoms, cutoff)[0]).max(initial=0)) for atoms in structures), default=0)
+
+
+def periodic_cell(cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
+    """The cell [3, 3] with its open directions replaced by unit vectors normal to the periodic ones.
+
+    Raises:
+        InputError: a periodic direction has no cell vector, or the periodic ones are (nearly) linearly dependent.
+    """
+    cell, pbc = np.asarray(cell, np.float64), np.asarray(pbc, bool)
+    if not np.all(np.isfinite(cell)):
+        raise InputError("the cell has a component that is not finite; give finite cell vectors.")
+    missing = pbc & ~np.any(cell, axis=1)
+    if np.any(missing):
+        raise InputError(
+            f"direction {int(np.argmax(missing))} is periodic but its cell vector is zero; "
+            "give a cell vector or make the direction non-periodic."
+        )
+    periodic = cell[pbc]
+    # The smallest singular value bounds the distance between lattice planes from below.
+    if len(periodic) and np.linalg.svd(periodic, compute_uv=False)[-1] < _THINNEST:
+        raise InputError("the cell vectors of the periodic directions are linearly dependent; correct the cell.")
+    return complete_cell(np.where(pbc[:, None], cell, 0.0))
+
+
+def _edges(atoms: Atoms, cutoff: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Edges as i [E], j [E], shift [E, 3], sorted by i, then j, then shift; refuses what cannot be searched."""
+    if not (np.isfinite(cutoff) and cutoff > 0):
+        raise InputError(f"the cutoff must be a positive length in Angstrom, not {cutoff}.")
+    positions = np.asarray(atoms.positions, np.float64)
+    finite = np.isfinite(positions).all(axis=1)
+    if not finite.all():
+        raise InputError(f"the position of atom {int(np.argmin(finite))} is not finite; leave the structure out.")
+    pbc = np.asarray(atoms.pbc, bool)
+    cell = np.asarray(atoms.cell.array, np.float64)
+    box = periodic_cell(cell, pbc)
+    search = NeighborList(cutoff=float(cutoff) + _MARGIN, full_list=True, n_threads=1)
+    pairs, shifts = search.compute(points=positions, box=box, periodic=pbc, quantities="PS")
+    center, neighbor = pairs.astype(np.int32).T
+    # Each operation of `_vectors` is odd, so an edge and its opposite pass or fail the cutoff together.
+    vectors = _vectors(positions[center], positions[neighbor], shifts, cell)
+    keep = np.einsum("ed,ed->e", vectors, vectors) < cutoff**2
+    center, neighbor, shifts = center[keep], neighbor[keep], shifts[keep].astype(np.int32)
+    order = np.lexsort((*shifts.T[::-1], neighbor, center))
+    return center[order], neighbor[order], shifts[order]
+
+
+def _vectors(start: np.ndarray, end: np.ndarray, shifts: np.ndarray, cell: np.ndarray) -> np.ndarray:
+    translation = shifts[..., 0:1] * cell[0] + shifts[..., 1:2] * cell[1] + shifts[..., 2:3] * cell[2]
+    return (end - start) + translation
+
+
+def _opposite(center: np.ndarray, neighbor: np.ndarray, shifts: np.ndarray) -> np.ndarray:
+    """Index [E] of the opposite of each edge of a list sorted as `_edges` sorts it."""
+    order = np.lexsort((*(-shifts.T[::-1]), center, neighbor))
+    opposite = np.empty(len(center), np.intp)
+    opposite[order] = np.arange(len(center))
+    return opposite

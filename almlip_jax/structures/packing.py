@@ -1,0 +1,297 @@
+"""Packing: labelled or unlabelled structures as flat device arrays, and the plans that cut batches out of them.
+
+A dataset lies on the device once, as the atoms of all its structures one after the other.  A batch is a list of atom
+indices with static length, so that structures of different size share a batch without waste and every batch has one
+shape.  Capacities are fixed beforehand: a dataset that grows within them changes no shape and recompiles nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ase import Atoms
+from flax import struct
+
+from almlip_jax.errors import CapacityError
+from almlip_jax.structures.graph import Graph, Targets
+from almlip_jax.structures.neighbors import edge_vectors, neighborhood
+from almlip_jax.structures.species import SpeciesTable
+
+_GROWTH = 1.25  # ratio of neighbouring bucket sizes
+
+
+def bucket(size: int, multiple: int = 1) -> int:
+    """The smallest bucket that holds a size: multiples of ``multiple`` in a geometric sequence of ratio 1.25."""
+    value = max(multiple, 1)
+    while value < size:
+        value = max(value + multiple, int(np.ceil(value * _GROWTH / multiple)) * multiple)
+    return value
+
+
+@dataclass(frozen=True)
+class BatchShape:
+    """Static shape of a batch.
+
+    Attributes:
+        atoms: atom slots A.
+        neighbors: neighbour slots K.
+        structures: structure slots S.
+    """
+
+    atoms: int
+    neighbors: int
+    structures: int
+
+
+@struct.dataclass
+class PackedDataset:
+    """Structures and labels as flat arrays with T atom and n structure slots; the last of each is always padding.
+
+    Attributes:
+        species: [T] int.
+        vectors: [T, K, 3] Angstrom.
+        neighbor_offset: [T, K] int, flat index of the neighbour minus that of the atom.
+        edge_mask: [T, K] bool.
+        reverse: [T, K] int, slot of the opposite edge at the neighbour.
+        forces: [T, 3] eV/Angstrom.
+        energy: [n] eV, relative to the reference energies.
+        virial: [n, 3, 3] eV.
+        volume: [n] Angstrom^3.
+        energy_weight: [n], 0 where there is no label.
+        forces_weight: [n], 0 where there is no label.
+        virial_weight: [n], 0 where there is no label.
+    """
+
+    species: jax.Array
+    vectors: jax.Array
+    neighbor_offset: jax.Array
+    edge_mask: jax.Array
+    reverse: jax.Array
+    forces: jax.Array
+    energy: jax.Array
+    virial: jax.Array
+    volume: jax.Array
+    energy_weight: jax.Array
+    forces_weight: jax.Array
+    virial_weight: jax.Array
+
+
+@struct.dataclass
+class BatchPlan:
+    """Which atoms of a `PackedDataset` make up which batch.
+
+    Attributes:
+        atoms: [steps, A] int, flat atom index; padding points at the last slot.
+        structure: [steps, A] int, structure slot of each atom.
+        ids: [steps, S] int, index of the structure in each slot; padding points at the last one.
+    """
+
+    atoms: jax.Array
+    structure: jax.Array
+    ids: jax.Array
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A packed dataset with what the host has to know about it.
+
+    Attributes:
+        data: the device arrays.
+        counts: [n] atoms of each real structure.
+        offsets: [n] flat index of the first atom of each real structure.
+    """
+
+    data: PackedDataset
+    counts: np.ndarray
+    offsets: np.ndarray
+
+
+def pack(
+    structures: Sequence[Atoms],
+    species: SpeciesTable,
+    cutoff: float,
+    *,
+    neighbors: int,
+    atoms: int | None = None,
+    slots: int | None = None,
+    reference_energies: Mapping[int, float] | None = None,
+    dtype: np.dtype | type = np.float32,
+) -> Packed:
+    """Packs structures with their neighbour lists and whatever labels they carry.
+
+    Args:
+        structures: labels are read from an attached calculator's results (energy, forces, stress), where present.
+        species: the species table.
+        cutoff: Angstrom.
+        neighbors: neighbour slots K.
+        atoms: atom capacity T (padding slot included); by default just enough.
+        slots: structure capacity n (padding slot included); by default just enough.
+        reference_energies: eV by atomic number, subtracted in float64; 0 where absent.
+        dtype: of the floating-point arrays.
+
+    Returns:
+        `Packed`.
+
+    Raises:
+        CapacityError: a capacity is too small.
+        InputError: a structure holds an element that the table does not.
+    """
+    counts = np.array([len(a) for a in structures], dtype=np.int64)
+    total, number = int(counts.sum()) + 1, len(structures) + 1
+    atoms, slots = atoms or total, slots or number
+    if total > atoms or number > slots:
+        raise CapacityError(f"{total} atoms in {number} structures do not fit into {atoms} and {slots} slots.")
+    offsets = np.concatenate([[0], np.cumsum(counts)[:-1]]) if len(counts) else np.zeros(0, np.int64)
+    arrays = _Arrays(atoms, neighbors, slots, dtype)
+    for n, (structure, start) in enumerate(zip(structures, offsets, strict=True)):
+        arrays.put_geometry(n, int(start), structure, species, cutoff)
+        arrays.put_labels(n, int(start), structure, reference_energies or {})
+    return Packed(data=arrays.finish(), counts=counts, offsets=offsets)
+
+
+class _Arrays:
+    """Host buffers of a `PackedDataset` under construction."""
+
+    def __init__(self, atoms: int, neighbors: int, slots: int, dtype: np.dtype | type) -> None:
+        self.dtype = dtype
+        self.neighbors = neighbors
+        self.species = np.zeros(atoms, np.int32)
+        self.vectors = np.zeros((atoms, neighbors, 3))
+        self.neighbor_offset = np.zeros((atoms, neighbors), np.int32)
+        self.edge_mask = np.zeros((atoms, neighbors), bool)
+        self.reverse = np.zeros((atoms, neighbors), np.int32)
+        self.forces = np.zeros((atoms, 3))
+        self.energy = np.zeros(slots)
+        self.virial = np.zeros((slots, 3, 3))
+        self.volume = np.ones(slots)
+        self.weights = np.zeros((3, slots))
+
+    def put_geometry(self, n: int, start: int, structure: Atoms, species: SpeciesTable, cutoff: float) -> None:
+        hood = neighborhood(structure, cutoff, capacity=self.neighbors)
+        rows = slice(start, start + len(structure))
+        self.species[rows] = species.index(structure.numbers)
+        self.vectors[rows] = edge_vectors(structure, hood)
+        self.neighbor_offset[rows] = np.where(hood.mask, hood.neighbors - np.arange(len(structure))[:, None], 0)
+        self.edge_mask[rows] = hood.mask
+        self.reverse[rows] = hood.reverse
+        if structure.pbc.all():
+            self.volume[n] = structure.cell.volume
+
+    def put_labels(self, n: int, start: int, structure: Atoms, references: Mapping[int, float]) -> None:
+        results = structure.calc.results if structure.calc is not None else {}
+        weight = float(structure.info.get("weight", 1.0))
+        if "energy" in results:
+            offset = sum(references.get(int(z), 0.0) for z in structure.numbers)
+            self.energy[n] = results["energy"] - offset
+            self.weights[0, n] = weight
+        if "forces" in results:
+            self.forces[start : start + len(structure)] = results["forces"]
+            self.weights[1, n] = weight
+        if "stress" in results and structure.pbc.all():
+            xx, yy, zz, yz, xz, xy = results["stress"]
+            stress = np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]])
+            self.virial[n] = -stress * structure.cell.volume
+            self.weights[2, n] = weight
+
+    def finish(self) -> PackedDataset:
+        def real(array: np.ndarray) -> jax.Array:
+            return jnp.asarray(array, dtype=self.dtype)
+
+        return PackedDataset(
+            species=jnp.asarray(self.species),
+            vectors=real(self.vectors),
+            neighbor_offset=jnp.asarray(self.neighbor_offset),
+            edge_mask=jnp.asarray(self.edge_mask),
+            reverse=jnp.asarray(self.reverse),
+            forces=real(self.forces),
+            energy=real(self.energy),
+            virial=real(self.virial),
+            volume=real(self.volume),
+            energy_weight=real(self.weights[0]),
+            forces_weight=real(self.weights[1]),
+            virial_weight=real(self.weights[2]),
+        )
+
+
+def plan_batches(
+    packed: Packed, order: np.ndarray, shape: BatchShape, capacity: int | None = None
+) -> tuple[BatchPlan, int]:
+    """Fills batches greedily in the given order of structures.
+
+    Args:
+        packed: the dataset.
+        order: indices of structures, each to appear once for each time it is listed.
+        shape: of a batch; a batch is closed when the next structure would not fit.
+        capacity: steps to allocate; the rest is padding.  By default just enough.
+
+    Returns:
+        the plan, as numpy arrays, and the number of steps that hold structures.
+
+    Raises:
+        CapacityError: one structure is larger than a batch, or the plan is longer than its capacity.
+    """
+    padding_atom = packed.data.species.shape[0] - 1
+    padding_structure = packed.data.energy.shape[0] - 1
+    batches: list[list[int]] = []
+    filled = shape.atoms + 1
+    for index in order.tolist():
+        size = int(packed.counts[index])
+        if size > shape.atoms:
+            raise CapacityError(f"a structure of {size} atoms does not fit into a batch of {shape.atoms}.")
+        if not batches or filled + size > shape.atoms or len(batches[-1]) == shape.structures:
+            batches.append([])
+            filled = 0
+        batches[-1].append(index)
+        filled += size
+    capacity = capacity or max(len(batches), 1)
+    if len(batches) > capacity:
+        raise CapacityError(f"{len(batches)} batches do not fit into a plan of {capacity}.")
+    atoms = np.full((capacity, shape.atoms), padding_atom, np.int32)
+    structure = np.zeros((capacity, shape.atoms), np.int32)
+    ids = np.full((capacity, shape.structures), padding_structure, np.int32)
+    for step, members in enumerate(batches):
+        sizes = packed.counts[members]
+        flat = np.concatenate([np.arange(packed.offsets[i], packed.offsets[i] + packed.counts[i]) for i in members])
+        atoms[step, : len(flat)] = flat
+        structure[step, : len(flat)] = np.repeat(np.arange(len(members)), sizes)
+        ids[step, : len(members)] = members
+    return BatchPlan(atoms=atoms, structure=structure, ids=ids), len(batches)
+
+
+def take_batch(data: PackedDataset, plan: BatchPlan, step: jax.Array | int) -> tuple[Graph, Targets]:
+    """Gathers one batch on the device.
+
+    Args:
+        data: the dataset.
+        plan: the plan.
+        step: which batch.
+
+    Returns:
+        the `Graph` and its `Targets`; weights are zero for padding.
+    """
+    atoms, structure, ids = plan.atoms[step], plan.structure[step], plan.ids[step]
+    slots = jnp.arange(atoms.shape[0], dtype=jnp.int32)
+    graph = Graph(
+        species=data.species[atoms],
+        vectors=data.vectors[atoms],
+        neighbors=slots[:, None] + data.neighbor_offset[atoms],
+        edge_mask=data.edge_mask[atoms],
+        reverse=data.reverse[atoms],
+        atom_mask=atoms != data.species.shape[0] - 1,
+        structure=structure,
+        structure_mask=ids != data.energy.shape[0] - 1,
+        volume=data.volume[ids],
+    )
+    targets = Targets(
+        energy=data.energy[ids],
+        forces=data.forces[atoms],
+        virial=data.virial[ids],
+        energy_weight=data.energy_weight[ids],
+        forces_weight=data.forces_weight[ids],
+        virial_weight=data.virial_weight[ids],
+    )
+    return graph, targets

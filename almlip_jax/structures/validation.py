@@ -1,0 +1,137 @@
+"""What a structure and its labels must be before anything is computed with them."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.data import chemical_symbols
+from ase.stress import full_3x3_to_voigt_6_stress
+
+from almlip_jax.errors import InputError
+from almlip_jax.structures.neighbors import edge_vectors, neighborhood, periodic_cell
+
+LABELS: tuple[str, ...] = ("energy", "forces", "stress")
+"""What a label may hold: eV, eV/Angstrom, and eV/Angstrom^3 in ASE's sign and Voigt order."""
+
+_CONTACT = 0.2  # Angstrom; no two nuclei come this close in anything worth a label
+_SEARCH = 2.0  # Angstrom; the search for contacts divides space into boxes of this size, so it should not be tiny
+_STATE_NAMES = {"charge": ("charge", "total_charge"), "spin": ("spin", "multiplicity", "spin_multiplicity")}
+
+
+def check_structure(atoms: Atoms, where: str) -> None:
+    """Refuses a structure that cannot be a real one.
+
+    Args:
+        atoms: the structure.
+        where: what to call it in the message, such as ``water.xyz, frame 3``.
+
+    Raises:
+        InputError: no atoms, an unknown element, a position or cell that is not finite, a degenerate periodic cell, or
+            two atoms (or images of one) less than 0.2 Angstrom apart.
+    """
+    if len(atoms) == 0:
+        raise InputError(f"{where} has no atoms; leave it out.")
+    unknown = (atoms.numbers < 1) | (atoms.numbers >= len(chemical_symbols))
+    if unknown.any():
+        atom = int(np.argmax(unknown))
+        raise InputError(f"{where}: atom {atom} is of no known element (number {atoms.numbers[atom]}); correct it.")
+    _check_finite(atoms.positions, "position", where)
+    try:
+        periodic_cell(atoms.cell.array, atoms.pbc)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+    hood = neighborhood(atoms, _SEARCH)
+    distances = np.where(hood.mask, np.linalg.norm(edge_vectors(atoms, hood), axis=-1), np.inf)
+    if distances.min(initial=np.inf) < _CONTACT:
+        atom, slot = (int(index) for index in np.unravel_index(np.argmin(distances), distances.shape))
+        other = int(hood.neighbors[atom, slot])
+        pair = f"atoms {atom} and {other} are" if atom != other else f"atom {atom} and its periodic image are"
+        raise InputError(
+            f"{where}: {pair} {distances[atom, slot]:.3g} Angstrom apart; correct the positions or the cell."
+        )
+
+
+def normalise_state(atoms: Atoms, where: str) -> None:
+    """Brings charge and spin of `atoms.info` under these names and to int; what is not given stays absent.
+
+    ``total_charge`` is taken for ``charge``, ``multiplicity`` and ``spin_multiplicity`` for ``spin`` (which is 2S+1).
+
+    Raises:
+        InputError: a charge that is no whole number, or a spin that is no positive whole number.
+    """
+    for name, least, meaning in (("charge", None, "the total charge"), ("spin", 1, "the multiplicity 2S+1")):
+        given = [alias for alias in _STATE_NAMES[name] if alias in atoms.info]
+        if not given:
+            continue
+        value = atoms.info[given[0]]
+        if any(atoms.info[alias] != value for alias in given):
+            raise InputError(f"{where}: {' and '.join(given)} contradict each other; keep {name}.")
+        number = int(value) if _is_whole(value) else None
+        if number is None or (least is not None and number < least):
+            kind = "a whole number" if least is None else "a positive whole number"
+            raise InputError(f"{where}: {given[0]} is {value!r}, but {meaning} must be {kind}; correct it.")
+        for alias in given:
+            del atoms.info[alias]
+        atoms.info[name] = number
+
+
+def attach_labels(atoms: Atoms, labels: Mapping[str, Any], where: str) -> None:
+    """Checks labels and puts them into a `SinglePointCalculator`, beside other results that are there already.
+
+    Args:
+        atoms: the structure; its calculator is replaced.
+        labels: some of ``energy`` (eV), ``forces`` [N, 3] (eV/Angstrom), ``stress`` (eV/Angstrom^3; Voigt
+            [6], [3, 3] or [9]).
+        where: what to call the structure in messages.
+
+    Raises:
+        InputError: a label of the wrong shape, or not finite.
+    """
+    results = dict(atoms.calc.results) if atoms.calc is not None else {}
+    results = {name: value for name, value in results.items() if name not in LABELS}
+    for name, value in labels.items():
+        results[name] = checked_label(name, value, len(atoms), where)
+    atoms.calc = SinglePointCalculator(atoms, **results) if results else None
+
+
+def checked_label(name: str, value: Any, num_atoms: int, where: str) -> float | np.ndarray:
+    """A label as it is stored: a float, forces [N, 3] or a Voigt stress [6], in float64.
+
+    Raises:
+        InputError: the wrong shape, or not finite.
+    """
+    try:
+        array = np.asarray(value, np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{where}: {name} is not numeric ({value!r}); correct it.") from error
+    if name == "forces":
+        if array.shape != (num_atoms, 3):
+            raise InputError(f"{where}: forces have shape {array.shape}, not ({num_atoms}, 3); correct them.")
+        _check_finite(array, "force", where)
+        return array
+    if name == "stress":
+        if array.shape not in ((6,), (3, 3), (9,)):
+            raise InputError(f"{where}: the stress has shape {array.shape}, not (6,), (3, 3) or (9,); correct it.")
+        array = array if array.shape == (6,) else full_3x3_to_voigt_6_stress(array.reshape(3, 3))
+    elif array.size != 1:
+        raise InputError(f"{where}: the energy has shape {array.shape}, not that of one number; correct it.")
+    if not np.all(np.isfinite(array)):
+        raise InputError(f"{where}: the {name} is not finite; leave the structure out or label it again.")
+    return array if name == "stress" else float(array.reshape(()))
+
+
+def _check_finite(rows: np.ndarray, name: str, where: str) -> None:
+    finite = np.isfinite(rows).all(axis=1)
+    if not finite.all():
+        raise InputError(
+            f"{where}: the {name} of atom {int(np.argmin(finite))} is not finite; leave the structure out."
+        )
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool | np.bool_) and float(value).is_integer()

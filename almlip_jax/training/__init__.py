@@ -1,0 +1,17 @@
+"""Training: every member of an ensemble in one compiled program."""
+
+from almlip_jax.training.reference import reference_energies
+from almlip_jax.training.settings import EnsembleSettings, LossSettings, TrainingSettings
+from almlip_jax.training.trainer import Capacity, EpochReport, Trainer, TrainingResult, plan_capacity
+
+__all__ = [
+    "Capacity",
+    "EnsembleSettings",
+    "EpochReport",
+    "LossSettings",
+    "Trainer",
+    "TrainingResult",
+    "TrainingSettings",
+    "plan_capacity",
+    "reference_energies",
+]

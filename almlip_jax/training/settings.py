@@ -1,0 +1,66 @@
+"""Settings of training: batches, optimiser, loss weights, stopping; and of the ensemble that is trained."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from almlip_jax.settings import Settings
+
+
+class EnsembleSettings(Settings):
+    """How many members, and what makes them differ."""
+
+    size: int = Field(default=4, ge=1)
+    """Number of members; each starts from its own random parameters."""
+    bootstrap: Literal["none", "gamma", "poisson"] = "gamma"
+    """Weights of the structures in each member's loss, of mean 1: all equal; gamma-distributed (every structure
+    counts; at variance 1 this is the Bayesian bootstrap); or Poisson (the classical bootstrap, in which a third of the
+    structures is left out of each member)."""
+    bootstrap_variance: float = Field(default=0.1, gt=0)
+    """Variance of gamma weights: more makes the members differ more, and each of them less accurate."""
+
+
+class LossSettings(Settings):
+    """Weights of the three squared residuals: (eV/atom)^2, (eV/Angstrom)^2 and, for virials, (eV/atom)^2."""
+
+    energy: float = Field(default=10.0, ge=0)
+    """Weight of the squared energy residual per atom."""
+    forces: float = Field(default=1.0, ge=0)
+    """Weight of the mean squared force component residual."""
+    virial: float = Field(default=1.0, ge=0)
+    """Weight of the mean squared virial component residual per atom; structures without stress do not count."""
+
+
+class TrainingSettings(Settings):
+    """One training of the whole ensemble."""
+
+    batch_size: int = Field(default=5, ge=1)
+    """Structures in a batch."""
+    max_epochs: int = Field(default=1000, ge=1)
+    """Longest training in passes over the data."""
+    max_steps: int = Field(default=6000, ge=1)
+    """Longest training in optimiser steps; what comes first ends it, and the learning rate decays until then."""
+    learning_rate: float = Field(default=5e-3, gt=0)
+    """Highest learning rate of AMSGrad."""
+    warm_up: float = Field(default=0.05, ge=0, lt=1)
+    """Share of the training in which the learning rate rises from 0."""
+    final_learning_rate: float = Field(default=0.0, ge=0, le=1)
+    """Last learning rate as a share of the highest; it falls along a cosine."""
+    ema: float = Field(default=0.99, ge=0, lt=1)
+    """Decay of the moving average of the parameters; the average is validated and kept."""
+    clip_norm: float = Field(default=1.0, gt=0)
+    """Gradients of a member are scaled down to this norm."""
+    loss: LossSettings = LossSettings()
+    """Weights of energies, forces and virials."""
+    validation_fraction: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the structures kept for early stopping; 0 trains on all and keeps the last parameters."""
+    patience: int = Field(default=50, ge=1)
+    """A member stops after this many validations without improvement."""
+    validate_every: int = Field(default=50, ge=1)
+    """Optimiser steps between validations, rounded up to whole epochs."""
+    warm_start: bool = False
+    """Begin each round from the parameters of the round before instead of from fresh ones."""
+    warm_steps: int | None = Field(default=None, ge=1)
+    """`max_steps` of a training that starts warm; the same where not given."""

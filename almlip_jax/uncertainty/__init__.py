@@ -1,0 +1,29 @@
+"""Uncertainty: how a committee's spread relates to its errors."""
+
+from almlip_jax.uncertainty.calibration import (
+    ause,
+    auroc,
+    calibration_metrics,
+    crps,
+    ence,
+    force_calibration,
+    miscalibration_area,
+    nll,
+    nll_scale,
+    reliability,
+    slope,
+)
+
+__all__ = [
+    "ause",
+    "auroc",
+    "calibration_metrics",
+    "crps",
+    "ence",
+    "force_calibration",
+    "miscalibration_area",
+    "nll",
+    "nll_scale",
+    "reliability",
+    "slope",
+]

@@ -1,0 +1,138 @@
+"""Stopping rules: each holds exactly when its numbers say so, names itself, and quotes the numbers."""
+
+from __future__ import annotations
+
+import pytest
+
+from almlip_jax.campaign.settings import (
+    PlateauSettings,
+    ShareBelowSettings,
+    StoppingSettings,
+    TargetErrorSettings,
+)
+from almlip_jax.campaign.state import RoundRecord
+from almlip_jax.campaign.stopping import decide
+
+NONE = StoppingSettings(max_rounds=100, share_below=None)
+
+
+def settings(**changes: object) -> StoppingSettings:
+    return NONE.model_copy(update=changes)
+
+
+def explored(index: int, below: int, planned: int = 100, picoseconds: float = 1.0, **more: object) -> RoundRecord:
+    fields = {"candidates": 5, "walkers": {"completed": 4}, **more}
+    return RoundRecord(
+        round=index, frames_below=below, frames_planned=planned, picoseconds=picoseconds, **fields
+    )
+
+
+def test_no_rule_holds_on_an_empty_history() -> None:
+    every = settings(
+        max_rounds=0,
+        max_labels=1,
+        share_below=ShareBelowSettings(),
+        plateau=PlateauSettings(),
+        target_error=TargetErrorSettings(value=1.0),
+    )
+    assert decide(every, []) is None
+
+
+class TestShareBelow:
+    rule = settings(share_below=ShareBelowSettings(share=0.95, rounds=2))
+
+    def test_needs_the_whole_window(self) -> None:
+        assert decide(self.rule, [explored(0, 100)]) is None
+
+    def test_holds_on_the_frames_of_the_window_together(self) -> None:
+        verdict = decide(self.rule, [explored(0, 10), explored(1, 92), explored(2, 98)])
+        assert verdict is not None and verdict.rule == "share_below" and verdict.converged
+        assert "95.0 % of 200 frames" in verdict.reason and "2 rounds" in verdict.reason
+
+    def test_one_frame_less_does_not_hold(self) -> None:
+        assert decide(self.rule, [explored(0, 91), explored(1, 98)]) is None
+
+    def test_rounds_weigh_by_their_frames(self) -> None:
+        assert decide(self.rule, [explored(0, 0, planned=10), explored(1, 1000, planned=1000)]) is not None
+        assert decide(self.rule, [explored(0, 10, planned=10), explored(1, 900, planned=1000)]) is None
+
+    def test_the_window_grows_to_the_time_asked_for(self) -> None:
+        rule = settings(share_below=ShareBelowSettings(share=0.95, rounds=1, picoseconds=2.5))
+        assert decide(rule, [explored(0, 100), explored(1, 100)]) is None
+        assert decide(rule, [explored(0, 100), explored(1, 100), explored(2, 100)]) is not None
+        assert decide(rule, [explored(0, 0), explored(1, 100), explored(2, 100)]) is None
+
+    def test_a_round_that_has_not_explored_yet_does_not_count(self) -> None:
+        history = [explored(0, 100), explored(1, 100), RoundRecord(round=2)]
+        verdict = decide(self.rule, history)
+        assert verdict is not None and "200 frames" in verdict.reason
+
+
+class TestPlateau:
+    rule = settings(plateau=PlateauSettings(ratio=1.2, patience=2))
+
+    @staticmethod
+    def record(index: int, batch: float | None, pool: float | None = 1.0) -> RoundRecord:
+        return RoundRecord(round=index, sigma_batch=batch, sigma_pool=pool)
+
+    def test_holds_after_patience_rounds(self) -> None:
+        assert decide(self.rule, [self.record(0, 1.1)]) is None
+        verdict = decide(self.rule, [self.record(0, 3.0), self.record(1, 1.2), self.record(2, 1.1)])
+        assert verdict is not None and verdict.rule == "plateau" and verdict.converged
+        assert "1.2, 1.1 times" in verdict.reason
+
+    def test_a_round_above_the_ratio_begins_the_count_again(self) -> None:
+        assert decide(self.rule, [self.record(0, 1.1), self.record(1, 1.3), self.record(2, 1.1)]) is None
+
+    @pytest.mark.parametrize("batch, pool", [(None, 1.0), (1.0, None), (float("nan"), 1.0), (1.0, 0.0)])
+    def test_rounds_without_numbers_have_no_say(self, batch: float | None, pool: float | None) -> None:
+        assert decide(self.rule, [self.record(0, 1.1), self.record(1, batch, pool)]) is None
+        assert decide(self.rule, [self.record(0, 1.1), self.record(1, batch, pool), self.record(2, 1.1)]) is not None
+
+
+class TestTargetError:
+    def test_every_group_has_to_reach_it(self) -> None:
+        rule = settings(target_error=TargetErrorSettings(value=0.02))
+        errors = {"forces_rmse_300K": 0.015, "forces_rmse_600K": 0.03, "energy_rmse_300K": 0.001}
+        assert decide(rule, [RoundRecord(round=0, errors=errors)]) is None
+        reached = {**errors, "forces_rmse_600K": 0.02}
+        verdict = decide(rule, [RoundRecord(round=0, errors=reached)])
+        assert verdict is not None and verdict.rule == "target_error" and verdict.converged
+        assert "0.015 (300K)" in verdict.reason and "0.02 (600K)" in verdict.reason
+
+    def test_or_the_named_group_alone(self) -> None:
+        rule = settings(target_error=TargetErrorSettings(value=0.02, group="300K"))
+        errors = {"forces_rmse_300K": 0.015, "forces_rmse_600K": 0.03}
+        assert decide(rule, [RoundRecord(round=0, errors=errors)]) is not None
+        assert decide(rule, [RoundRecord(round=0, errors={"forces_rmse_600K": 0.001})]) is None
+
+
+class TestRunningOut:
+    def test_the_budget_holds_once_its_labels_are_trained_on(self) -> None:
+        rule = settings(max_labels=30)
+        assert decide(rule, [RoundRecord(round=0, labels=29)]) is None
+        verdict = decide(rule, [RoundRecord(round=0, labels=29), RoundRecord(round=1, labels=30)])
+        assert verdict is not None and verdict.rule == "max_labels" and not verdict.converged
+        assert "30" in verdict.reason
+
+    def test_the_last_allowed_batch_is_trained_on(self) -> None:
+        rule = settings(max_rounds=2)
+        assert decide(rule, [RoundRecord(round=i) for i in range(2)]) is None
+        verdict = decide(rule, [RoundRecord(round=i) for i in range(3)])
+        assert verdict is not None and verdict.rule == "max_rounds" and not verdict.converged
+
+    def test_nothing_recorded_needs_walkers_that_ran_to_their_end(self) -> None:
+        quiet = explored(0, 100, candidates=0)
+        verdict = decide(NONE, [quiet])
+        assert verdict is not None and verdict.rule == "nothing_recorded" and verdict.converged
+        broken = explored(0, 60, candidates=0, walkers={"completed": 3, "unphysical": 1})
+        assert decide(NONE, [broken]) is None
+
+    def test_a_pool_is_used_up(self) -> None:
+        verdict = decide(NONE, [RoundRecord(round=0, candidates=0)])
+        assert verdict is not None and verdict.rule == "pool_exhausted" and not verdict.converged
+
+    def test_convergence_is_named_before_what_ran_out(self) -> None:
+        rule = settings(max_rounds=1, share_below=ShareBelowSettings(rounds=1))
+        verdict = decide(rule, [explored(0, 0), explored(1, 100)])
+        assert verdict is not None and verdict.rule == "share_below"

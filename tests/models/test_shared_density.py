@@ -1,0 +1,205 @@
+"""Physics of the default model: symmetries, forces and virial as derivatives, smoothness, extensivity."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk, molecule
+from ase.geometry import wrap_positions
+from scipy.spatial.transform import Rotation
+
+from almlip_jax.ensembles import Ensemble, Prediction
+from almlip_jax.models import SharedDensitySettings, build_model
+from almlip_jax.models.radial import bessel_basis, polynomial_cutoff
+from almlip_jax.structures.neighbors import largest_neighbor_count
+from almlip_jax.structures.packing import BatchShape, pack, plan_batches, take_batch
+from almlip_jax.structures.species import SpeciesTable
+
+SETTINGS = SharedDensitySettings(cutoff=3.5, radial=4, l_max=2, channels=4, hidden=(8, 8))
+SPECIES = SpeciesTable((1, 6, 8))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _float64():
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(scope="module")
+def ensemble() -> Ensemble:
+    return Ensemble(build_model(SETTINGS, len(SPECIES)), 2)
+
+
+@pytest.fixture(scope="module")
+def params(ensemble: Ensemble):
+    return jax.tree.map(lambda x: x.astype(jnp.float64), ensemble.init(jax.random.key(1)))
+
+
+def ethanol() -> Atoms:
+    atoms = molecule("CH3CH2OH")
+    atoms.rattle(0.1, seed=1)
+    return atoms
+
+
+def crystal() -> Atoms:
+    """Triclinic, and smaller than the cutoff: edges to an atom's own images."""
+    atoms = bulk("C", "diamond", a=3.6)
+    atoms.rattle(0.05, seed=2)
+    atoms.set_cell(atoms.cell.array + 0.1 * np.arange(9).reshape(3, 3) / 9, scale_atoms=True)
+    return atoms
+
+
+# one compiled function for all tests, told apart by shapes
+_predict = jax.jit(lambda ensemble, params, graph: ensemble.predict(params, graph), static_argnums=0)
+
+
+def derivative(energies: list[np.ndarray], h: float) -> np.ndarray:
+    """Fourth-order central difference from values at +h, -h, +2h, -2h."""
+    return (8 * (energies[0] - energies[1]) - (energies[2] - energies[3])) / (12 * h)
+
+
+def predict(ensemble: Ensemble, params, structures: list[Atoms], shape: BatchShape | None = None) -> Prediction:
+    neighbors = max(largest_neighbor_count(structures, SETTINGS.cutoff), 1)
+    shape = shape or BatchShape(sum(len(a) for a in structures), neighbors, len(structures))
+    packed = pack(structures, SPECIES, SETTINGS.cutoff, neighbors=shape.neighbors, dtype=np.float64)
+    plan, steps = plan_batches(packed, np.arange(len(structures)), shape)
+    assert steps == 1
+    graph, _ = take_batch(packed.data, plan, 0)
+    return _predict(ensemble, params, graph)
+
+
+@pytest.mark.parametrize("make", [ethanol, crystal])
+@pytest.mark.parametrize("mirror", [1.0, -1.0])
+def test_rotation_and_reflection(ensemble, params, make, mirror):
+    atoms = make()
+    turn = mirror * Rotation.random(random_state=3).as_matrix()
+    turned = atoms.copy()
+    turned.set_cell(atoms.cell.array @ turn.T)
+    turned.positions = atoms.positions @ turn.T
+    a, b = predict(ensemble, params, [atoms]), predict(ensemble, params, [turned])
+    np.testing.assert_allclose(b.energy, a.energy, rtol=1e-11)
+    np.testing.assert_allclose(b.forces, a.forces @ turn.T, atol=1e-10)
+    np.testing.assert_allclose(b.virial, turn @ a.virial @ turn.T, atol=1e-9)
+    np.testing.assert_allclose(b.features, a.features, atol=1e-10)
+
+
+def test_permutation_translation_and_wrapping(ensemble, params):
+    order = np.random.default_rng(0).permutation(9)
+    atoms = ethanol()
+    moved = atoms[order]
+    moved.positions += [1.3, -0.2, 5.0]
+    a, b = predict(ensemble, params, [atoms]), predict(ensemble, params, [moved])
+    np.testing.assert_allclose(b.energy, a.energy, rtol=1e-12)
+    np.testing.assert_allclose(b.forces, a.forces[:, order], atol=1e-11)
+    solid = crystal()
+    wrapped = solid.copy()
+    wrapped.positions = wrap_positions(solid.positions + [7.0, 3.0, -2.0], solid.cell)
+    c, d = predict(ensemble, params, [solid]), predict(ensemble, params, [wrapped])
+    np.testing.assert_allclose(d.energy, c.energy, rtol=1e-12)
+    np.testing.assert_allclose(d.virial, c.virial, atol=1e-10)
+
+
+@pytest.mark.parametrize("make", [ethanol, crystal])
+def test_forces_are_minus_the_gradient(ensemble, params, make):
+    atoms, h = make(), 1e-3
+    forces = predict(ensemble, params, [atoms]).forces
+    for atom, axis in [(0, 0), (1, 2), (len(atoms) - 1, 1)]:
+        energies = []
+        for steps in (1, -1, 2, -2):
+            moved = atoms.copy()
+            moved.positions[atom, axis] += steps * h
+            energies.append(predict(ensemble, params, [moved]).energy[:, 0])
+        np.testing.assert_allclose(forces[:, atom, axis], -derivative(energies, h), rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(np.sum(forces, axis=1), 0, atol=1e-10)
+
+
+def test_virial_is_minus_the_strain_derivative(ensemble, params):
+    atoms, h = crystal(), 1e-3
+    virial = predict(ensemble, params, [atoms]).virial
+    for i, j in [(0, 0), (1, 2), (0, 1)]:
+        energies = []
+        for steps in (1, -1, 2, -2):
+            strain = np.eye(3)
+            strain[i, j] += steps * h / 2
+            strain[j, i] += steps * h / 2
+            strained = atoms.copy()
+            strained.set_cell(atoms.cell.array @ strain, scale_atoms=True)
+            energies.append(predict(ensemble, params, [strained]).energy[:, 0])
+        np.testing.assert_allclose(virial[:, 0, i, j], -derivative(energies, h), rtol=1e-6, atol=1e-6)
+
+
+def test_batching_and_padding_change_nothing(ensemble, params):
+    structures = [ethanol(), crystal(), molecule("H2O"), ethanol()]
+    alone = [predict(ensemble, params, [a]) for a in structures]
+    neighbors = largest_neighbor_count(structures, SETTINGS.cutoff)
+    shapes = [None, BatchShape(40, neighbors + 5, 7)]
+    for shape in shapes:
+        together = predict(ensemble, params, structures, shape)
+        start = 0
+        for n, (atoms, one) in enumerate(zip(structures, alone, strict=True)):
+            np.testing.assert_allclose(together.energy[:, n], one.energy[:, 0], rtol=1e-12)
+            np.testing.assert_allclose(together.virial[:, n], one.virial[:, 0], atol=1e-11)
+            rows = slice(start, start + len(atoms))
+            np.testing.assert_allclose(together.forces[:, rows], one.forces, atol=1e-12)
+            start += len(atoms)
+        assert np.all(np.isfinite(together.forces)) and np.all(together.forces[:, start:] == 0)
+
+
+def test_members_equal_single_models(ensemble, params):
+    single = Ensemble(ensemble.model, 1)
+    whole = predict(ensemble, params, [ethanol()])
+    for m in range(2):
+        one = predict(single, jax.tree.map(lambda x, m=m: x[m : m + 1], params), [ethanol()])
+        np.testing.assert_allclose(one.energy[0], whole.energy[m], rtol=1e-13)
+        np.testing.assert_allclose(one.forces[0], whole.forces[m], atol=1e-13)
+
+
+def test_extensive(ensemble, params):
+    solid = crystal()
+    one, eight = predict(ensemble, params, [solid]), predict(ensemble, params, [solid * (2, 2, 2)])
+    np.testing.assert_allclose(eight.energy, 8 * one.energy, rtol=1e-11)
+    np.testing.assert_allclose(eight.virial, 8 * one.virial, atol=1e-9)
+    far = ethanol() + ethanol()
+    far.positions[9:] += [50.0, 0, 0]
+    np.testing.assert_allclose(
+        predict(ensemble, params, [far]).energy, 2 * predict(ensemble, params, [ethanol()]).energy, rtol=1e-12
+    )
+
+
+def test_smooth_to_second_order_at_the_cutoff(ensemble, params):
+    """An atom that crosses the cutoff changes energy, force and curvature continuously."""
+    h = 1e-2
+
+    def energy(distance: float) -> float:
+        atoms = Atoms("OH2", [[0, 0, 0], [0.96, 0, 0], [0, 0, distance]])
+        return float(predict(ensemble, params, [atoms]).energy[0, 0])
+
+    outside = energy(SETTINGS.cutoff + 1)
+    values = np.array([energy(SETTINGS.cutoff - n * h) - outside for n in range(4)])
+    assert abs(values[0]) < 1e-13
+    # a function that vanishes with its first two derivatives falls at least with the third power of the distance
+    assert abs(values[1]) < 1e-6
+    assert abs(values[2] / values[1]) > 7 and abs(values[3] / values[2]) > 0.9 * 1.5**3
+
+
+def test_many_body(ensemble, params):
+    """Chirality apart, four-body changes are seen: equal pair distances and angles sums do not give equal energies."""
+    square = Atoms("OH3", [[0, 0, 0], [1, 0, 0], [0, 1, 0], [-1, 0, 0]])
+    bent = Atoms("OH3", [[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, -1, 0]])
+    line = Atoms("OH3", [[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]])
+    a, b, c = (predict(ensemble, params, [x]).energy[0, 0] for x in (square, bent, line))
+    np.testing.assert_allclose(a, b, rtol=1e-12)
+    assert abs(a - c) > 1e-4
+
+
+def test_radial_functions():
+    r = np.linspace(0.3, 4.0, 50)
+    values = bessel_basis(jnp.asarray(r), 4.0, 6)
+    n = np.arange(1, 7)
+    np.testing.assert_allclose(values, np.sqrt(2) * np.sin(n * np.pi * r[:, None] / 4) * 4 / r[:, None], atol=1e-10)
+    cut = jax.vmap(jax.grad(jax.grad(lambda x: polynomial_cutoff(x, 4.0, 3))))(jnp.asarray([3.9999999]))
+    assert abs(cut[0]) < 1e-6
+    assert float(polynomial_cutoff(jnp.asarray(0.0), 4.0)) == 1.0

@@ -1,0 +1,66 @@
+"""ASE calculators that log every call, and misbehave for structures of certain charges; and what reads their log."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.calculator import Calculator, all_changes
+
+HANG, ABORT, NAN, RAISE, SHAPE, HUGE, SLOW = 2, 3, 4, 5, 6, 7, 8
+
+
+class Springs(Calculator):
+    """Every coordinate on a spring of 1 eV/A^2 to the origin; the charge of a structure decides what goes wrong."""
+
+    implemented_properties = ["energy", "forces"]
+
+    def __init__(self, log: str, delay: float = 0.0) -> None:
+        super().__init__()
+        self._log, self._delay = Path(log), delay
+
+    def calculate(self, atoms: Atoms | None = None, properties: Any = None, system_changes: Any = all_changes) -> None:
+        super().calculate(atoms, properties, system_changes)
+        with self._log.open("a") as file:
+            file.write(f"{float(self.atoms.positions[0, 0])!r}\n")
+        charge = self.atoms.info["charge"]
+        time.sleep(self._delay + (0.3 if charge == SLOW else 0.0))
+        if charge == HANG:
+            time.sleep(600)
+        if charge == ABORT:
+            print("about to abort", flush=True)
+            os.abort()
+        if charge == RAISE:
+            raise RuntimeError("no\nconvergence")
+        forces = -self.atoms.positions
+        if charge == NAN:
+            forces = forces * np.nan
+        if charge == SHAPE:
+            forces = forces[:-1]
+        if charge == HUGE:
+            forces = forces + 1e6
+        self.results = {"energy": float(np.sum(self.atoms.positions**2) / 2), "forces": forces}
+
+
+class Unimportable:
+    """A calculator whose package is broken."""
+
+    def __init__(self) -> None:
+        raise OSError("licence server not found")
+
+
+def calls(tmp_path: Path) -> list[float]:
+    """The first x coordinate of every structure the label source was called for."""
+    log = tmp_path / "calls.log"
+    return [float(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+
+def assert_same_labels(left: Atoms, right: Atoms) -> None:
+    """Two labelled structures agree in every bit."""
+    np.testing.assert_array_equal(left.positions, right.positions)
+    np.testing.assert_array_equal(left.calc.results["forces"], right.calc.results["forces"])
+    assert left.calc.results["energy"] == right.calc.results["energy"]

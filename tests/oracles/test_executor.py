@@ -1,0 +1,210 @@
+"""Labelling: in the order of the requests, once each, and whatever a label source does the others go on."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import label_calculators as trouble
+import numpy as np
+import pytest
+from ase import Atoms
+from label_calculators import assert_same_labels, calls
+
+from almlip_jax.errors import InputError
+from almlip_jax.oracles import (
+    Labeller,
+    LabelResult,
+    LabelStore,
+    LocalSettings,
+    StorageError,
+    TBLiteSettings,
+    label_structures,
+    rattle,
+)
+from almlip_jax.oracles.sources.calculator import CalculatorSettings
+from almlip_jax.oracles.sources.labelled_file import FileSettings
+from almlip_jax.structures.io import write_structures
+
+Waters = Callable[..., list[Atoms]]
+TRAIN = {"purpose": "train"}
+TWO = LocalSettings(workers=2)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[LabelStore]:
+    with LabelStore(tmp_path / "labels.db") as opened:
+        yield opened
+
+
+def test_results_and_rows_are_in_the_order_of_the_requests(
+    waters: Waters, springs: CalculatorSettings, store: LabelStore
+) -> None:
+    frames = waters(1, trouble.SLOW) + waters(4)
+    arrived: list[str] = []
+    results = label_structures(
+        frames, springs, store, executor=TWO, provenance=TRAIN, on_label=lambda result: arrived.append(result.identity)
+    )
+    requested = [result.identity for result in results]
+    assert arrived != requested and sorted(arrived) == sorted(requested)
+    for result, frame in zip(results, frames, strict=True):
+        assert result.atoms is not None and not result.cached and result.seconds > 0
+        np.testing.assert_array_equal(result.atoms.calc.results["forces"], -frame.positions)
+    assert [row.label.identity for row in store.labelled()] == requested
+
+
+def test_nothing_is_labelled_twice(
+    waters: Waters, springs: CalculatorSettings, store: LabelStore, tmp_path: Path
+) -> None:
+    frames = waters(3)
+    with Labeller(springs, store, TWO) as labeller:
+        first = labeller.label([frames[0], frames[1], frames[0]], TRAIN)
+        again = labeller.label([frames[2], frames[1], frames[0]], TRAIN)
+    assert sorted(calls(tmp_path)) == [0.001, 0.002, 0.003]
+    assert [result.cached for result in first] == [False, False, False]
+    assert [result.cached for result in again] == [False, True, True]
+    assert first[0].atoms is not None and again[2].atoms is not None and first[2].atoms is not None
+    assert_same_labels(first[0].atoms, again[2].atoms)
+    assert_same_labels(first[0].atoms, first[2].atoms)
+    assert store.count_calls() == 3
+
+
+def test_requested_structures_keep_what_they_carry(zundel: Atoms, store: LabelStore) -> None:
+    zundel.info["walker"] = 7
+    (result,) = label_structures([zundel], TBLiteSettings(), store, executor=TWO, provenance=TRAIN)
+    assert result.atoms is not None and result.atoms.info["walker"] == 7
+
+
+@pytest.mark.parametrize(
+    "charge, reason",
+    [
+        (trouble.RAISE, "RuntimeError: no convergence"),
+        (trouble.NAN, "not finite"),
+        (trouble.SHAPE, "shape"),
+        (trouble.HUGE, "max_force"),
+        (trouble.ABORT, r"crashed \(SIGABRT: about to abort\)"),
+        (trouble.HANG, "timed out after 2 s"),
+    ],
+)
+def test_trouble_becomes_a_failed_row_and_the_others_go_on(
+    charge: int, reason: str, waters: Waters, springs: CalculatorSettings, store: LabelStore
+) -> None:
+    oracle = springs.model_copy(update={"timeout": 2.0})
+    frames = waters(1, charge) + waters(3)
+    with Labeller(oracle, store, LocalSettings(workers=1)) as labeller:
+        results = labeller.label(frames, {"purpose": "train", "walker": 4})
+        again = labeller.label(frames, TRAIN)
+    assert results[0].atoms is None and results[0].error is not None
+    assert all(result.error is None for result in results[1:])
+    (failed,) = store.labelled(failed=True)
+    import re
+
+    assert re.search(reason, str(failed.label.error)) and failed.provenance["walker"] == 4
+    assert again[0].cached and again[0].error == results[0].error
+    assert store.count_calls() == 4
+
+
+@pytest.mark.parametrize("charge", [trouble.RAISE, trouble.ABORT])
+def test_attempts(charge: int, waters: Waters, springs: CalculatorSettings, store: LabelStore, tmp_path: Path) -> None:
+    oracle = springs.model_copy(update={"attempts": 3})
+    (result,) = label_structures(waters(1, charge), oracle, store, executor=TWO, provenance=TRAIN)
+    assert result.error is not None and len(calls(tmp_path)) == 3 and store.count_calls() == 3
+
+
+def test_parallel_labels_have_the_bits_of_serial_ones(zundel: Atoms, tmp_path: Path) -> None:
+    frames = rattle(zundel, 12, np.random.default_rng(0), stdev=0.05)
+
+    def labelled(name: str, order: list[Atoms], workers: int) -> list[LabelResult]:
+        with LabelStore(tmp_path / name) as store:
+            return label_structures(
+                order, TBLiteSettings(), store, executor=LocalSettings(workers=workers), provenance=TRAIN
+            )
+
+    for one, two in zip(labelled("a.db", frames, 1), labelled("b.db", frames[::-1], 2)[::-1], strict=True):
+        assert one.atoms is not None and two.atoms is not None and one.identity == two.identity
+        assert_same_labels(one.atoms, two.atoms)
+
+
+def test_many_cheap_labels_cost_little_more_than_themselves(zundel: Atoms, store: LabelStore) -> None:
+    frames = rattle(zundel, 200, np.random.default_rng(0), stdev=0.05)
+    with Labeller(TBLiteSettings(), store, TWO) as labeller:
+        labeller.label(frames[:2], TRAIN)  # starts the workers
+        start = time.perf_counter()
+        labeller.label(frames, TRAIN)
+    assert time.perf_counter() - start < 0.02 * len(frames)
+
+
+def test_label_source_that_cannot_be_used_is_one_sentence(
+    waters: Waters, springs: CalculatorSettings, store: LabelStore
+) -> None:
+    oracle = springs.model_copy(update={"calculator": "no_such_module:Springs"})
+    with Labeller(oracle, store, TWO) as labeller, pytest.raises(InputError, match="'no_such_module:Springs' cannot"):
+        labeller.label(waters(2), TRAIN)
+    assert store.summary()["train"]["pending"] == 2  # nothing was paid, so nothing has failed
+
+
+def test_calculator_that_cannot_be_made_fails_its_labels(waters: Waters, store: LabelStore) -> None:
+    oracle = CalculatorSettings(calculator="label_calculators:Unimportable")
+    (result,) = label_structures(waters(1), oracle, store, executor=TWO, provenance=TRAIN)
+    assert result.error == "OSError: licence server not found"
+
+
+def test_no_space_for_results_stops_before_anything_is_paid(
+    waters: Waters, springs: CalculatorSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from almlip_jax.oracles import executor
+    from almlip_jax.oracles.worker import Context
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    class Here(executor.InlineBackend):
+        def __init__(self, oracle: CalculatorSettings, spool: Path) -> None:
+            self._context = Context(oracle, oracle.build(), spool)
+
+    monkeypatch.setattr(executor, "build_backend", lambda oracle, settings, spool: Here(oracle, spool))
+    with LabelStore(tmp_path / "labels.db") as store, Labeller(springs, store) as labeller:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "posix_fallocate", full)
+            with pytest.raises(StorageError, match="disk is full"):
+                labeller.label(waters(2), TRAIN)
+        assert calls(tmp_path) == [] and not list(store.spool.glob("*.part"))
+        assert all(result.error is None for result in labeller.label(waters(2), TRAIN))
+
+
+def test_an_interrupted_call_leaves_nothing_running(
+    waters: Waters, springs: CalculatorSettings, store: LabelStore, tmp_path: Path
+) -> None:
+    def interrupt(_: LabelResult) -> None:
+        raise KeyboardInterrupt
+
+    start = time.monotonic()
+    with Labeller(springs.model_copy(update={"attempts": 3}), store, TWO) as labeller:
+        with pytest.raises(KeyboardInterrupt):
+            labeller.label(waters(1, trouble.HANG) + waters(1) + waters(5, 1), TRAIN, on_label=interrupt)
+    assert time.monotonic() - start < 15  # the timeout is 20 s
+    children = Path(f"/proc/{os.getpid()}/task").glob("*/children")
+    assert "".join(path.read_text() for path in children).split() == []
+    assert 1 <= store.count_calls() < 7  # what had arrived is stored
+
+
+def test_labelled_file_serves_as_the_label_source(waters: Waters, tmp_path: Path, store: LabelStore) -> None:
+    frames = waters(4)
+    pool = [label.attach(frame) for label, frame in zip(_labels(frames), frames, strict=True)]
+    write_structures(tmp_path / "pool.extxyz", pool[:3])
+    oracle = FileSettings(path=tmp_path / "pool.extxyz")
+    results = label_structures(frames, oracle, store, provenance=[{"purpose": "train", "n": n} for n in range(4)])
+    for result, frame in zip(results[:3], pool, strict=False):
+        assert result.atoms is not None
+        assert_same_labels(result.atoms, frame)
+    assert "is not in" in str(results[3].error) and store.count_calls() == 4
+    assert [row.provenance["n"] for row in store.labelled()] == [0, 1, 2]
+
+
+def _labels(frames: list[Atoms]) -> list:
+    from almlip_jax.oracles import Label
+
+    return [Label("", float(n), np.full((len(frame), 3), n / 7)) for n, frame in enumerate(frames)]

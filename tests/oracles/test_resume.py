@@ -1,0 +1,121 @@
+"""A run that is killed loses no label and pays for none twice, but for those it was killed in."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase import Atoms
+from label_calculators import assert_same_labels, calls
+
+from almlip_jax.oracles import Labeller, LabelStore, LocalSettings, MDRun, run_label_md
+from almlip_jax.oracles.sources.calculator import CalculatorSettings
+from almlip_jax.structures.io import write_structures
+
+Waters = Callable[..., list[Atoms]]
+WORKERS = 2
+
+_LABEL = """
+import sys
+from pathlib import Path
+from almlip_jax.oracles import *
+from almlip_jax.oracles.settings import parse_oracle
+from almlip_jax.structures.io import read_structures
+folder = Path(sys.argv[1])
+frames = read_structures(folder / "frames.extxyz")
+with LabelStore(folder / "labels.db") as store:
+    with Labeller(parse_oracle(sys.argv[2]), store, LocalSettings(workers=2)) as labeller:
+        print("ready", flush=True)
+        if sys.argv[3] == "label":
+            labeller.label(frames, {"purpose": "train"})
+        else:
+            runs = [MDRun(300, 40, friction=0.02), MDRun(600, 40, friction=0.02)]
+            run_label_md(frames[0], labeller, runs, seed=5, purpose=sys.argv[3])
+"""
+
+
+def _killed_after(count: int, what: str, folder: Path, oracle: CalculatorSettings) -> None:
+    """Starts labelling in a process of its own and kills that when the label source was called often enough."""
+    log = folder / "calls.log"
+    before = len(calls(folder))
+    process = subprocess.Popen(
+        [sys.executable, "-c", _LABEL, str(folder), oracle.model_dump_json(), what],
+        env=dict(os.environ, PYTHONPATH=os.pathsep.join(entry or os.getcwd() for entry in sys.path)),
+        stdout=subprocess.PIPE,
+    )
+    deadline = time.monotonic() + 60
+    while not log.exists() or len(calls(folder)) < before + count:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert process.stdout is not None
+    process.stdout.close()
+    time.sleep(0.3)  # workers finish the label at hand
+
+
+@pytest.fixture
+def slow(springs: CalculatorSettings) -> CalculatorSettings:
+    return springs.model_copy(update={"parameters": {**springs.parameters, "delay": 0.02}})
+
+
+def test_killed_labelling_goes_on(waters: Waters, slow: CalculatorSettings, tmp_path: Path) -> None:
+    frames = waters(30)
+    write_structures(tmp_path / "frames.extxyz", frames)
+    _killed_after(8, "label", tmp_path, slow)
+    _killed_after(6, "label", tmp_path, slow)
+    with LabelStore(tmp_path / "labels.db") as store, Labeller(slow, store, LocalSettings(workers=WORKERS)) as labeller:
+        found = sum(labeller.identity(frame) in store for frame in frames)
+        results = labeller.label(frames, {"purpose": "train"})
+        identities = [row.label.identity for row in store.labelled()]
+        assert store.count_calls() == 30
+    assert found >= 8 + 6 - 2 * WORKERS
+    assert identities == [result.identity for result in results]
+    paid = calls(tmp_path)
+    assert len(set(paid)) == 30 and len(paid) <= 30 + 2 * WORKERS
+    assert all(np.array_equal(r.atoms.get_forces(), -f.positions) for r, f in zip(results, frames, strict=True))
+
+
+@pytest.mark.parametrize("purpose", ["initial", "test"])
+def test_killed_dynamics_repeat_to_the_bit(
+    purpose: str, waters: Waters, springs: CalculatorSettings, slow: CalculatorSettings, tmp_path: Path
+) -> None:
+    (start,) = waters(1)
+    runs = [MDRun(300, 40, friction=0.02), MDRun(600, 40, friction=0.02)]
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    quick = springs.model_copy(update={"parameters": {"log": str(whole / "calls.log")}})
+    with LabelStore(whole / "labels.db") as store, Labeller(quick, store, LocalSettings(workers=2)) as labeller:
+        expected = run_label_md(start, labeller, runs, seed=5, purpose=purpose)
+    write_structures(tmp_path / "frames.extxyz", [start])
+    _killed_after(20, purpose, tmp_path, slow)
+    _killed_after(20, purpose, tmp_path, slow)
+    before = len(calls(tmp_path))
+    with LabelStore(tmp_path / "labels.db") as store, Labeller(slow, store, LocalSettings(workers=2)) as labeller:
+        trajectories = run_label_md(start, labeller, runs, seed=5, purpose=purpose)
+        rows = [row.provenance["step"] for row in store.labelled() if "step" in row.provenance]
+        assert store.count_calls() == (81 if purpose == "initial" else 0)
+    for trajectory, uninterrupted in zip(trajectories, expected, strict=True):
+        assert len(trajectory.frames) == 40 and trajectory.error is None
+        for frame, same in zip(trajectory.frames, uninterrupted.frames, strict=True):
+            assert_same_labels(frame, same)
+    assert rows == [*range(1, 41), *range(1, 41)]
+    assert 40 <= before < 81 and len(calls(tmp_path)) <= len(calls(whole)) + 2 * WORKERS
+    assert not list((tmp_path / "labels.db.spool" / "md").iterdir())
+
+
+def test_dynamics_nobody_asks_for_any_more_are_kept(waters: Waters, slow: CalculatorSettings, tmp_path: Path) -> None:
+    write_structures(tmp_path / "frames.extxyz", waters(1))
+    _killed_after(20, "initial", tmp_path, slow)
+    paid = len(calls(tmp_path))
+    with LabelStore(tmp_path / "labels.db") as store, Labeller(slow, store, LocalSettings(workers=2)) as labeller:
+        run_label_md(waters(1)[0], labeller, [MDRun(100, 3)], seed=5, purpose="initial")
+        assert len(calls(tmp_path)) == paid + 3
+        assert paid - WORKERS <= store.count_calls() - 3 <= paid

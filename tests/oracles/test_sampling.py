@@ -1,0 +1,207 @@
+"""Rattling, and dynamics with the label source: physics, reproducibility and who pays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import label_calculators as trouble
+import numpy as np
+import pytest
+from ase import Atoms, units
+from ase.build import bulk
+from ase.data import covalent_radii
+from label_calculators import assert_same_labels, calls
+
+from almlip_jax.errors import InputError, LabelError
+from almlip_jax.oracles import (
+    Labeller,
+    LabelStore,
+    LocalSettings,
+    MDRun,
+    TBLiteSettings,
+    label_md,
+    rattle,
+    run_label_md,
+)
+from almlip_jax.oracles.sources.calculator import CalculatorSettings
+from almlip_jax.oracles.sources.labelled_file import FileSettings
+
+Waters = Callable[..., list[Atoms]]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[LabelStore]:
+    with LabelStore(tmp_path / "labels.db") as opened:
+        yield opened
+
+
+@pytest.fixture
+def springs_labeller(springs: CalculatorSettings, store: LabelStore) -> Iterator[Labeller]:
+    with Labeller(springs, store, LocalSettings(workers=2)) as labeller:
+        yield labeller
+
+
+def test_dynamics_without_friction_conserve_energy(zundel: Atoms, store: LabelStore) -> None:
+    with Labeller(TBLiteSettings(accuracy=0.1), store, LocalSettings(workers=1)) as labeller:
+        frames = label_md(
+            zundel, labeller, temperature=300, steps=300, timestep=0.25, friction=0, seed=0, purpose="test"
+        )
+    positions = np.array([frame.positions for frame in frames])
+    energies = np.array([frame.get_potential_energy() for frame in frames])
+    # Velocity Verlet: v(n) is the central difference of the positions, up to a third-order term.
+    velocities = (positions[2:] - positions[:-2]) / (2 * 0.25 * units.fs)
+    kinetic = 0.5 * np.einsum("a,tax,tax->t", zundel.get_masses(), velocities, velocities)
+    total = kinetic + energies[1:-1]
+    assert np.std(energies) > 0.02  # something happens
+    assert np.std(total) < 0.02 * np.std(energies)
+    masses = zundel.get_masses()
+    centres = np.einsum("a,tax->tx", masses, positions) / masses.sum()
+    np.testing.assert_allclose(centres, np.broadcast_to(centres[0], centres.shape), atol=1e-10)
+
+
+def test_thermostat_reaches_its_temperature(springs_labeller: Labeller) -> None:
+    # Ten oxygen atoms on springs; equipartition gives kT/2 to each coordinate but for the resting centre of mass.
+    rest = Atoms("O10", np.random.default_rng(0).normal(size=(10, 3)) * 0.1)
+    frames = label_md(
+        rest,
+        springs_labeller,
+        temperature=400,
+        steps=2000,
+        timestep=4,
+        friction=0.02,
+        equilibration=500,
+        every=5,
+        seed=1,
+        purpose="test",
+    )
+    centred = np.array([frame.positions - frame.positions.mean(axis=0) for frame in frames])
+    temperature = np.mean(centred**2) * 10 / 9 / units.kB
+    assert temperature == pytest.approx(400, rel=0.1)
+
+
+def test_frames_are_thinned_and_numbered(waters: Waters, springs_labeller: Labeller, store: LabelStore) -> None:
+    (start,) = waters(1)
+    run = MDRun(300, 12, every=4, equilibration=6)
+    (trajectory,) = run_label_md(start, springs_labeller, [run], seed=0, purpose="test")
+    assert [frame.info["step"] for frame in trajectory.frames] == [10, 14, 18] and trajectory.calls == 3
+    assert store.count_calls() == 0 and len(list(store.labelled("test"))) == 3
+    (longer,) = run_label_md(start, springs_labeller, [MDRun(300, 18)], seed=0, purpose="initial")
+    assert store.count_calls() == 19
+
+
+def test_a_longer_run_pays_only_for_its_end(
+    waters: Waters, springs_labeller: Labeller, store: LabelStore, tmp_path: Path
+) -> None:
+    (start,) = waters(1)
+    runs = [MDRun(300, 5), MDRun(600, 5)]
+    short = run_label_md(start, springs_labeller, runs, seed=0, purpose="initial", provenance={"round": 0})
+    assert len(calls(tmp_path)) == 11 == store.count_calls()
+    again = run_label_md(start, springs_labeller, runs, seed=0, purpose="initial")
+    assert len(calls(tmp_path)) == 11
+    longer = run_label_md(start, springs_labeller, [MDRun(300, 8, every=2)], seed=0, purpose="initial")
+    assert len(calls(tmp_path)) == 14
+    assert_same_labels(short[0].frames[3], longer[0].frames[1])
+    for one, two in zip(short, again, strict=True):
+        for frame, same in zip(one.frames, two.frames, strict=True):
+            assert_same_labels(frame, same)
+    steps = [
+        (row.provenance["step"], row.provenance.get("round")) for row in store.labelled() if "step" in row.provenance
+    ]
+    assert steps == [(n, 0) for n in range(1, 6)] * 2 + [(6, None), (7, None), (8, None)]
+
+
+def test_seed_temperature_and_purpose_make_other_trajectories(waters: Waters, springs_labeller: Labeller) -> None:
+    (start,) = waters(1)
+
+    def end(seed: int = 0, purpose: str = "initial", **options: float) -> bytes:
+        run = MDRun(**{"temperature": 300.0, "steps": 3, **options})
+        return (
+            run_label_md(start, springs_labeller, [run], seed=seed, purpose=purpose)[0].frames[-1].positions.tobytes()
+        )
+
+    ends = [end(), end(seed=1), end(temperature=301), end(purpose="test"), end(friction=0.02), end(timestep=0.6)]
+    assert len(set(ends)) == len(ends)
+
+
+@pytest.mark.parametrize(
+    "charge, reason", [(trouble.RAISE, "no convergence"), (trouble.ABORT, "SIGABRT"), (trouble.HANG, "timed out")]
+)
+def test_dynamics_end_where_a_label_fails(
+    charge: int, reason: str, waters: Waters, springs: CalculatorSettings, store: LabelStore, tmp_path: Path
+) -> None:
+    (start,) = waters(1, charge)
+    oracle = springs.model_copy(update={"timeout": 1.5})
+    with Labeller(oracle, store, LocalSettings(workers=1)) as labeller:
+        for _ in range(2):
+            (trajectory,) = run_label_md(start, labeller, [MDRun(300, 5)], seed=0, purpose="initial")
+            assert trajectory.frames == [] and reason in str(trajectory.error)
+        with pytest.raises(LabelError, match=reason):
+            label_md(start, labeller, temperature=300, steps=3, seed=0, purpose="test")
+    assert len(calls(tmp_path)) == 1
+    assert store.count_calls() == 1
+
+
+def test_label_that_fails_on_the_way_ends_the_run_and_is_stored(
+    waters: Waters, springs: CalculatorSettings, store: LabelStore, tmp_path: Path
+) -> None:
+    (start,) = waters(1)
+    with Labeller(springs, store, LocalSettings(workers=1)) as labeller:
+        labeller.label([start], {"purpose": "initial"})
+        # From a force bound that the start meets and the hot trajectory does not.
+        bound = float(np.abs(start.positions).max()) * 1.3
+        labeller.oracle = springs.model_copy(update={"max_force": bound})
+        labeller.close()
+        for _ in range(2):
+            (trajectory,) = run_label_md(start, labeller, [MDRun(3000, 400)], seed=0, purpose="initial")
+            assert "max_force" in str(trajectory.error) and 0 < len(trajectory.frames) < 400
+    steps = len(trajectory.frames) + 1
+    assert trajectory.error is not None and trajectory.error.startswith(f"step {steps}:")
+    assert len(calls(tmp_path)) == steps + 1 == store.count_calls()
+    (failed,) = store.labelled(failed=True)
+    assert failed.provenance["step"] == steps
+
+
+def test_a_source_that_only_looks_up_cannot_drive_dynamics(waters: Waters, store: LabelStore, tmp_path: Path) -> None:
+    (tmp_path / "pool.extxyz").write_text("")
+    labeller = Labeller(FileSettings(path=tmp_path / "pool.extxyz"), store)
+    with pytest.raises(InputError, match="cannot drive molecular dynamics"):
+        run_label_md(waters(1)[0], labeller, [MDRun(300, 5)], seed=0, purpose="initial")
+
+
+def test_runs_of_the_same_dynamics_need_names(waters: Waters, springs_labeller: Labeller) -> None:
+    (start,) = waters(1)
+    with pytest.raises(InputError, match="the same"):
+        run_label_md(start, springs_labeller, [MDRun(300, 2), MDRun(300, 2)], seed=0, purpose="test")
+    one, two = run_label_md(
+        start, springs_labeller, [MDRun(300, 2, name="a"), MDRun(300, 2, name="b")], seed=0, purpose="test"
+    )
+    assert not np.array_equal(one.frames[0].positions, two.frames[0].positions)
+
+
+@pytest.mark.parametrize("options", [{"temperature": -1}, {"steps": 0}, {"timestep": 0}, {"every": 0}])
+def test_dynamics_that_make_no_sense_are_refused(options: dict[str, float]) -> None:
+    with pytest.raises(InputError, match="dynamics need"):
+        MDRun(**{"temperature": 300, "steps": 5, **options})
+
+
+def test_rattling_spreads_as_asked_and_keeps_atoms_apart() -> None:
+    crystal = bulk("Si", cubic=True) * (2, 1, 1)
+    frames = rattle(crystal, 100, np.random.default_rng(0), stdev=0.1)
+    moves = np.array([frame.positions for frame in frames]) - crystal.positions
+    assert np.std(moves) == pytest.approx(0.1, rel=0.03) and frames[0].pbc.all()
+    warm = rattle(crystal, 100, np.random.default_rng(0), temperature=600, stiffness=4.0)
+    moves = np.array([frame.positions for frame in warm]) - crystal.positions
+    assert np.std(moves) == pytest.approx(np.sqrt(units.kB * 600 / 4.0), rel=0.03)
+
+
+def test_rattled_atoms_keep_their_distance(zundel: Atoms) -> None:
+    frames = rattle(zundel, 50, np.random.default_rng(0), stdev=0.25, min_distance=0.7)
+    i, j = np.triu_indices(7, 1)
+    closest = 0.7 * (covalent_radii[zundel.numbers[i]] + covalent_radii[zundel.numbers[j]])
+    assert all(np.all(frame.get_all_distances()[i, j] >= closest) for frame in frames)
+    assert frames[0].info == {"charge": 1}
+    with pytest.raises(InputError, match="nearly always"):
+        rattle(zundel, 1, np.random.default_rng(0), stdev=0.1, min_distance=3)
+    with pytest.raises(InputError, match="not both"):
+        rattle(zundel, 1, np.random.default_rng(0))

@@ -1,0 +1,221 @@
+"""Label sources: forces and stresses are derivatives of the energy, garbage is refused, nothing is remembered."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk, molecule
+
+from almlip_jax.errors import InputError, LabelError
+from almlip_jax.oracles import TBLiteSettings, rattle
+from almlip_jax.oracles.base import Label, LabelSource, Results, judged, obtain_label
+from almlip_jax.oracles.sources.calculator import CalculatorSettings
+from almlip_jax.oracles.sources.dft import PySCFSettings
+from almlip_jax.oracles.sources.labelled_file import FileSettings
+from almlip_jax.structures.io import write_structures
+
+
+def _force_by_differences(label: LabelSource, atoms: Atoms, atom: int, axis: int, step: float) -> float:
+    energies = []
+    for sign in (1, -1):
+        moved = atoms.copy()
+        moved.positions[atom, axis] += sign * step
+        energies.append(label(moved).energy)
+    return -(energies[0] - energies[1]) / (2 * step)
+
+
+@pytest.mark.parametrize("method", ["GFN2-xTB", "GFN1-xTB", "IPEA1-xTB"])
+def test_tblite_forces_are_minus_the_gradient(method: str, zundel: Atoms) -> None:
+    label = TBLiteSettings(method=method, accuracy=1e-3).build()
+    forces = label(zundel).forces
+    for atom, axis in [(0, 0), (2, 1), (6, 2)]:
+        assert forces[atom, axis] == pytest.approx(_force_by_differences(label, zundel, atom, axis, 1e-3), abs=2e-4)
+    np.testing.assert_allclose(forces.sum(axis=0), 0, atol=1e-6)
+
+
+def test_tblite_sees_charge_and_spin() -> None:
+    label = TBLiteSettings().build()
+    states = [(0, 1), (1, 2), (-1, 2), (0, 3)]
+    energies = [label(Atoms(molecule("H2O"), info={"charge": q, "spin": s})).energy for q, s in states]
+    assert len(set(energies)) == 4
+    with pytest.raises(LabelError, match="9 electrons.*multiplicity"):
+        label(Atoms(molecule("H2O"), info={"charge": 1, "spin": 1}))
+
+
+def test_tblite_stress_is_the_strain_derivative() -> None:
+    crystal = bulk("Si", a=5.3)
+    crystal.positions[1] += [0.05, -0.02, 0.03]
+    label = TBLiteSettings(method="GFN1-xTB", accuracy=1e-2).build()
+    stress, step, volume = label(crystal).stress, 1e-4, crystal.cell.volume
+    for voigt, (i, j) in {0: (0, 0), 3: (1, 2)}.items():
+        energies = []
+        for sign in (1, -1):
+            strain = np.eye(3)
+            strain[i, j] += sign * step / 2
+            strain[j, i] += sign * step / 2
+            strained = crystal.copy()
+            strained.set_cell(crystal.cell.array @ strain, scale_atoms=True)
+            energies.append(label(strained).energy)
+        assert stress[voigt] == pytest.approx((energies[0] - energies[1]) / (2 * step * volume), abs=2e-5)
+
+
+def test_tblite_refuses_what_it_would_get_wrong(zundel: Atoms) -> None:
+    label = TBLiteSettings().build()
+    zundel.set_cell([9, 9, 9])
+    zundel.pbc = [True, False, False]
+    with pytest.raises(LabelError, match="0 or 3 directions"):
+        label(zundel)
+
+
+def test_tblite_scf_that_does_not_converge_is_a_failed_label(zundel: Atoms) -> None:
+    settings = TBLiteSettings(max_iterations=2)
+    label = obtain_label(settings.build(), settings, zundel, "id")
+    assert label.error is not None and "not converged in 2 cycles" in label.error
+
+
+def test_tblite_labels_have_the_same_bits_whatever_came_before(zundel: Atoms, tmp_path: Path) -> None:
+    code = (
+        "import sys, hashlib, numpy as np; from ase import Atoms; from almlip_jax.oracles import TBLiteSettings;"
+        "frames = [Atoms('O2H5', p, info=dict(charge=1)) for p in np.load(sys.argv[1])];"
+        "order = [int(n) for n in sys.argv[2].split(',')];"
+        "label = TBLiteSettings().build(); done = {n: label(frames[n]) for n in order};"
+        "print(hashlib.sha256(b''.join(np.float64(done[n].energy).tobytes() + done[n].forces.tobytes()"
+        " for n in sorted(done))).hexdigest())"
+    )
+    frames = rattle(zundel, 6, np.random.default_rng(0), stdev=0.05)
+
+    def digest(order: str, folder: Path) -> str:
+        np.save(folder / "frames.npy", [frame.positions for frame in frames])
+        arguments = [sys.executable, "-c", code, str(folder / "frames.npy"), order]
+        environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": ":".join(sys.path)}
+        return subprocess.run(arguments, env=environment, capture_output=True, text=True, check=True).stdout
+
+    first = digest("0,1,2,3,4,5", tmp_path)
+    assert len(first.strip()) == hashlib.sha256().digest_size * 2
+    assert digest("5,3,1,0,2,4", tmp_path) == first
+
+
+def test_pyscf_forces_are_minus_the_gradient() -> None:
+    pytest.importorskip("pyscf").lib.num_threads(1)
+    hydronium = Atoms("OH3", [[0, 0, 0.1], [0.95, 0, 0], [-0.4, 0.9, 0], [-0.5, -0.8, 0.1]], info={"charge": 1})
+    hydroxyl = Atoms("OH", [[0, 0, 0], [0.3, 0, 0.9]], info={"spin": 2})
+    for atoms in (hydronium, hydroxyl):
+        label = PySCFSettings(basis="sto-3g", grid_level=1, conv_tol=1e-10).build()
+        forces = label(atoms).forces
+        assert forces[1, 0] == pytest.approx(_force_by_differences(label, atoms, 1, 0, 1e-3), abs=1e-4)
+        np.testing.assert_allclose(forces.sum(axis=0), 0, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_pyscf_defaults_on_the_zundel_cation(zundel: Atoms) -> None:
+    pytest.importorskip("pyscf").lib.num_threads(1)
+    label = PySCFSettings().build()
+    assert label(zundel).forces[2, 0] == pytest.approx(_force_by_differences(label, zundel, 2, 0, 1e-3), abs=5e-4)
+
+
+def test_pyscf_refuses_crystals_and_counts_cycles() -> None:
+    pytest.importorskip("pyscf").lib.num_threads(1)
+    with pytest.raises(LabelError, match="molecules"):
+        PySCFSettings().build()(bulk("Si"))
+    with pytest.raises(LabelError, match="did not converge in 1 cycles"):
+        PySCFSettings(max_cycle=1, basis="sto-3g").build()(molecule("H2O"))
+
+
+def test_missing_pyscf_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    with pytest.raises(InputError, match=r'pip install "almlip-jax\[pyscf\]"'):
+        PySCFSettings().version()
+
+
+@pytest.mark.parametrize(
+    "energy, forces, stress, reason",
+    [
+        (np.nan, np.zeros((2, 3)), None, "energy nan"),
+        (0.0, np.full((2, 3), np.inf), None, "not finite"),
+        (0.0, np.zeros((3, 3)), None, r"shape \(3, 3\) for 2 atoms"),
+        (0.0, np.full((2, 3), 101.0), None, "exceeds max_force"),
+        (0.0, np.zeros((2, 3)), np.zeros(9), "stress of shape"),
+        (0.0, np.zeros((2, 3)), np.full(6, np.nan), "not finite"),
+        ("high", np.zeros((2, 3)), None, "not numbers"),
+        (0.0, None, None, "shape|not numbers"),
+    ],
+)
+def test_garbage_is_no_label(energy: float, forces: np.ndarray, stress: np.ndarray | None, reason: str) -> None:
+    with pytest.raises(LabelError, match=reason):
+        judged(Results(energy, forces, stress), num_atoms=2, max_force=100)
+
+
+def test_positions_that_are_not_finite_are_a_failed_label(zundel: Atoms) -> None:
+    zundel.positions[0, 0] = np.nan
+    label = obtain_label(TBLiteSettings().build(), TBLiteSettings(), zundel, "id")
+    assert label.error is not None and "not finite" in label.error
+
+
+def test_ase_calculator_gets_charge_and_spin_as_parameters() -> None:
+    own = TBLiteSettings().build()
+    ase = CalculatorSettings(
+        calculator="tblite.ase:TBLite",
+        parameters={"method": "GFN2-xTB", "verbosity": 0},
+        charge_key="charge",
+        spin_key="multiplicity",
+    )
+    label = ase.build()
+    for charge, spin in [(0, 1), (1, 2), (0, 3)]:
+        atoms = Atoms(molecule("H2O"), info={"charge": charge, "spin": spin})
+        assert label(atoms).energy == pytest.approx(own(atoms).energy, abs=1e-6)
+        np.testing.assert_allclose(label(atoms).forces, own(atoms).forces, atol=1e-5)
+
+
+def test_ase_calculator_gives_a_stress_where_it_can() -> None:
+    crystal = bulk("Cu")
+    emt = CalculatorSettings(calculator="ase.calculators.emt:EMT").build()
+    assert emt(crystal).stress is not None and emt(Atoms("Cu2", [[0, 0, 0], [2.3, 0, 0]])).stress is None
+
+
+@pytest.mark.parametrize("name", ["no_such_module:Class", "ase.calculators.emt:Nothing", "ase.calculators.emt:__doc__"])
+def test_calculator_that_cannot_be_loaded_is_named(name: str) -> None:
+    with pytest.raises(InputError, match=name):
+        CalculatorSettings(calculator=name).build()
+
+
+def _labelled(frames: list[Atoms]) -> list[Atoms]:
+    return [Label("", float(n), np.full((len(a), 3), n / 7)).attach(a) for n, a in enumerate(frames)]
+
+
+def test_file_finds_labels_by_geometry(waters: Callable[[int], list[Atoms]], tmp_path: Path) -> None:
+    frames = waters(5)
+    write_structures(tmp_path / "pool.extxyz", _labelled(frames))
+    label = FileSettings(path=tmp_path / "pool.extxyz").build()
+    for n in (3, 0, 4):
+        assert label(frames[n]).energy == n and label(frames[n]).forces[0, 0] == n / 7
+    frames[2].positions[1, 2] += 1e-6
+    with pytest.raises(LabelError, match=r"not in .*pool\.extxyz"):
+        label(frames[2])
+    near = FileSettings(path=tmp_path / "pool.extxyz", tolerance=1e-4).build()
+    frames[2].positions[1, 2] += 3e-4 - 1e-6  # nearest is still frame 2, but too far
+    with pytest.raises(LabelError):
+        near(frames[2])
+
+
+def test_file_minds_the_charge_where_it_states_one(waters: Callable[..., list[Atoms]], tmp_path: Path) -> None:
+    write_structures(tmp_path / "pool.extxyz", _labelled(waters(1, 1) + waters(1, 0)))
+    label = FileSettings(path=tmp_path / "pool.extxyz").build()
+    assert label(waters(1, 1)[0]).energy == 0 and label(waters(1, 0)[0]).energy == 1
+    with pytest.raises(LabelError):
+        label(waters(1, 2)[0])
+
+
+def test_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"none\.extxyz"):
+        FileSettings(path=tmp_path / "none.extxyz").version()

@@ -1,0 +1,217 @@
+"""Training: the loss against its formula, members against single trainings, determinism, growth without compilation."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk, molecule
+from ase.calculators.emt import EMT
+from ase.calculators.singlepoint import SinglePointCalculator
+
+from almlip_jax.ensembles import Ensemble, Prediction
+from almlip_jax.errors import CapacityError, InputError
+from almlip_jax.models import SharedDensitySettings, build_model
+from almlip_jax.structures.packing import pack, plan_batches, take_batch
+from almlip_jax.structures.species import SpeciesTable
+from almlip_jax.training import (
+    EnsembleSettings,
+    LossSettings,
+    Trainer,
+    TrainingSettings,
+    plan_capacity,
+    reference_energies,
+)
+from almlip_jax.training.loss import means, residuals
+
+MODEL = SharedDensitySettings(cutoff=4.0, radial=4, l_max=1, channels=4, hidden=(8,))
+SETTINGS = TrainingSettings(max_steps=60, validate_every=20, validation_fraction=0.2, batch_size=2)
+SPECIES = SpeciesTable((1, 8))
+
+
+def water(seed: int) -> Atoms:
+    atoms = molecule("H2O")
+    atoms.rattle(0.08, seed=seed)
+    return labelled(atoms)
+
+
+def labelled(atoms: Atoms) -> Atoms:
+    atoms.calc = EMT()
+    results = {"energy": atoms.get_potential_energy(), "forces": atoms.get_forces()}
+    if atoms.pbc.all():
+        results["stress"] = atoms.get_stress()
+    atoms.calc = SinglePointCalculator(atoms, **results)
+    return atoms
+
+
+@pytest.fixture(scope="module")
+def dataset() -> list[Atoms]:
+    return [water(seed) for seed in range(16)]
+
+
+@pytest.fixture(scope="module")
+def references(dataset) -> dict[int, float]:
+    return reference_energies(dataset, SPECIES)
+
+
+@pytest.fixture(scope="module")
+def trainer(dataset) -> Trainer:
+    ensemble = Ensemble(build_model(MODEL, 2), 2)
+    capacity = plan_capacity(dataset[:4], MODEL.cutoff, SETTINGS, largest_dataset=40)
+    return Trainer(ensemble, SPECIES, capacity, SETTINGS, EnsembleSettings(size=2))
+
+
+@pytest.fixture(scope="module")
+def result(trainer, dataset, references):
+    return trainer.train(dataset, None, jax.random.key(0), reference_energies=references)
+
+
+def test_it_learns(result):
+    first, last = result.history[0], result.history[-1]
+    assert last.steps == 60 and 60 <= last.step < 60 + 7
+    assert np.all(last.validation_forces_rmse < 0.7 * first.validation_forces_rmse)
+
+
+def test_same_inputs_give_the_same_bits(trainer, dataset, references, result):
+    again = trainer.train(dataset, None, jax.random.key(0), reference_energies=references)
+    for a, b in zip(jax.tree.leaves(result.params), jax.tree.leaves(again.params), strict=True):
+        np.testing.assert_array_equal(a, b)
+    other = trainer.train(dataset, None, jax.random.key(1), reference_energies=references)
+    assert any(np.any(a != b) for a, b in zip(jax.tree.leaves(result.params), jax.tree.leaves(other.params), strict=True))
+
+
+def test_members_differ(result):
+    leaf = result.params["mix"]
+    assert np.std(leaf[0] - leaf[1]) > 0.1 * np.std(leaf)
+
+
+def test_growth_and_warm_start_compile_nothing(trainer, dataset, references, result):
+    compiled: list[str] = []
+
+    def listen(event: str, _seconds: float, **_: object) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        grown = [*dataset, *(water(seed) for seed in range(100, 117))]
+        fresh = trainer.train(grown, None, jax.random.key(2), reference_energies=references)
+        warm = trainer.train(grown, fresh.params, jax.random.key(3), reference_energies=references)
+    finally:
+        jax.monitoring.clear_event_listeners()
+    assert not compiled
+    assert warm.history[0].train_loss.mean() < 0.5 * fresh.history[0].train_loss.mean()
+
+
+def test_a_member_trains_as_it_would_alone(dataset, references):
+    """Members share batches and geometry and nothing else."""
+    settings = SETTINGS.model_copy(update={"max_steps": 20})
+    capacity = plan_capacity(dataset, MODEL.cutoff, settings)
+    model = build_model(MODEL, 2)
+    pair = Trainer(Ensemble(model, 2), SPECIES, capacity, settings, EnsembleSettings(size=2, bootstrap="none"))
+    alone = Trainer(Ensemble(model, 1), SPECIES, capacity, settings, EnsembleSettings(size=1))
+    start = Ensemble(model, 2).init(jax.random.key(5))
+    both = pair.train(dataset, start, jax.random.key(6), reference_energies=references)
+    second = alone.train(
+        dataset, jax.tree.map(lambda x: x[1:], start), jax.random.key(6), reference_energies=references
+    )
+    for a, b in zip(jax.tree.leaves(both.params), jax.tree.leaves(second.params), strict=True):
+        np.testing.assert_allclose(a[1:], b, rtol=2e-3, atol=2e-5)
+
+
+def test_validation_structures_stay_on_their_side(trainer):
+    _, few = trainer._split(20)
+    training, many = trainer._split(200)
+    assert set(few) == {i for i in many if i < 20}
+    assert len(many) == pytest.approx(40, abs=2) and not set(training) & set(many)
+
+
+def test_bootstrap_weights():
+    weights = {}
+    for kind in ("none", "gamma", "poisson"):
+        ensemble = Ensemble(build_model(MODEL, 2), 3)
+        tables = []
+        for number in (10, 2000):
+            capacity = plan_capacity([water(0)], MODEL.cutoff, SETTINGS, largest_dataset=number)
+            trainer = Trainer(ensemble, SPECIES, capacity, SETTINGS, EnsembleSettings(size=3, bootstrap=kind, bootstrap_variance=0.5))
+            tables.append(np.asarray(trainer._bootstrap_weights()))
+        np.testing.assert_array_equal(tables[1][:, :10], tables[0][:, :10])
+        weights[kind] = tables[1]
+    assert np.all(weights["none"] == 1)
+    np.testing.assert_allclose(weights["gamma"].mean(axis=1), 1, atol=0.1)
+    np.testing.assert_allclose(weights["gamma"].var(axis=1), 0.5, atol=0.15)
+    np.testing.assert_allclose((weights["poisson"] == 0).mean(), np.exp(-1), atol=0.03)
+
+
+def test_loss_is_its_formula():
+    """Structures of different size, one without energy, one periodic with stress, and padding."""
+    solid = labelled(bulk("Cu", cubic=True) * (1, 1, 1))
+    wet = water(3)
+    bare = water(4)
+    del bare.calc.results["energy"]
+    table = SpeciesTable((1, 8, 29))
+    structures = [solid, wet, bare]
+    capacity = plan_capacity(structures, MODEL.cutoff, SETTINGS.model_copy(update={"batch_size": 5}))
+    shape = capacity.batch
+    packed = pack(structures, table, MODEL.cutoff, neighbors=shape.neighbors)
+    plan, _ = plan_batches(packed, np.arange(3), shape)
+    graph, targets = take_batch(packed.data, plan, 0)
+    rng = np.random.default_rng(0)
+    prediction = Prediction(
+        energy=jnp.asarray(rng.normal(size=shape.structures)),
+        forces=jnp.asarray(rng.normal(size=(shape.atoms, 3))),
+        virial=jnp.asarray(rng.normal(size=(shape.structures, 3, 3))),
+        features=jnp.zeros((shape.atoms, 1)),
+    )
+    weights = jnp.asarray([0.5, 2.0, 3.0, 7.0, 7.0])
+    energy, forces, virial = means(residuals(prediction, graph, targets, weights))
+    de = [(prediction.energy[n] - a.get_potential_energy()) / len(a) for n, a in ((0, solid), (1, wet))]
+    np.testing.assert_allclose(energy, (0.5 * de[0] ** 2 + 2 * de[1] ** 2) / 2, rtol=1e-5)
+    expected, start = 0.0, 0
+    for weight, atoms in zip((0.5, 2.0, 3.0), structures, strict=True):
+        difference = prediction.forces[start : start + len(atoms)] - atoms.calc.results["forces"]
+        expected += weight * float(np.sum(np.mean(difference**2, axis=-1)))
+        start += len(atoms)
+    np.testing.assert_allclose(forces, expected / 10, rtol=1e-5)
+    target = -solid.get_stress(voigt=False) * solid.cell.volume
+    np.testing.assert_allclose(virial, 0.5 * np.mean(((prediction.virial[0] - target) / 4) ** 2), rtol=1e-4)
+
+
+def test_learning_rate_rises_and_falls(trainer):
+    rates = [float(trainer._learning_rate(jnp.asarray(step), jnp.asarray(1000))) for step in (0, 49, 500, 999)]
+    assert rates[0] < rates[1] and rates[1] == pytest.approx(SETTINGS.learning_rate, rel=1e-2)
+    assert rates[2] == pytest.approx(SETTINGS.learning_rate / 2, rel=1e-2) and rates[3] < 1e-6
+
+
+def test_early_stopping_keeps_the_best(dataset, references):
+    """With a learning rate far too high the best parameters are early ones, and patience ends the training."""
+    settings = SETTINGS.model_copy(
+        update={"max_steps": 2000, "patience": 2, "learning_rate": 0.3, "ema": 0.0, "loss": LossSettings(energy=1.0)}
+    )
+    ensemble = Ensemble(build_model(MODEL, 2), 2)
+    capacity = plan_capacity(dataset, MODEL.cutoff, settings)
+    trainer = Trainer(ensemble, SPECIES, capacity, settings, EnsembleSettings(size=2))
+    result = trainer.train(dataset, None, jax.random.key(0), reference_energies=references)
+    assert result.history[-1].stopped.all() and result.history[-1].step < 2000
+
+
+def test_reference_energies():
+    mixed = [water(0), labelled(molecule("H2")), labelled(molecule("O2"))]
+    found = reference_energies(mixed, SPECIES)
+    for atoms in mixed:
+        assert sum(found[z] for z in atoms.numbers) == pytest.approx(atoms.get_potential_energy(), abs=2.0)
+    same = reference_energies([water(0), water(1)], SPECIES)
+    assert np.isfinite(list(same.values())).all()
+    with pytest.raises(InputError, match="lack O"):
+        reference_energies(mixed, SPECIES, {1: -13.6})
+
+
+def test_bad_input(trainer, references):
+    with pytest.raises(InputError, match="nothing to train on"):
+        trainer.train([], None, jax.random.key(0), reference_energies=references)
+    with pytest.raises(CapacityError, match="41 structures"):
+        trainer.train([water(0)] * 41, None, jax.random.key(0), reference_energies=references)
+    with pytest.raises(InputError, match="atom 0 is C"):
+        trainer.train([labelled(molecule("CH4"))], None, jax.random.key(0), reference_energies={6: 0.0, 1: 0.0})
