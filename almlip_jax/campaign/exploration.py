@@ -74,9 +74,9 @@ def walker_starts(
 ) -> list[Atoms]:
     """A start structure for each walker.
 
-    Walkers are dealt out to the start geometries in turn.  Each begins at a labelled structure of the same composition,
-    drawn among those whose energy is no higher than a walker of its temperature may have; or, with ``continue_walkers``,
-    where it ended in the round before if it completed that.
+    Walkers are dealt out to the start geometries in turn.  Each begins at a labelled structure of the same
+    composition, drawn among those whose energy is no higher than a walker of its temperature may have; or, with
+    ``continue_walkers``, where it ended in the round before if it completed that.
     """
     geometries = shop.geometries
     if not geometries:

@@ -201,7 +201,9 @@ def initial_set(settings: InitialSettings, source: Source, pool: Sequence[Atoms]
     return [_marked(frame, round=0) for frame in frames]
 
 
-def held_out_set(settings: TestSettings, source: Source, pool: Sequence[Atoms], training: Iterable[Atoms]) -> list[Atoms]:
+def held_out_set(
+    settings: TestSettings, source: Source, pool: Sequence[Atoms], training: Iterable[Atoms]
+) -> list[Atoms]:
     """The test set; ``info["group"]`` names the group of each frame.
 
     Structures that are also in the training set (the start geometry, say) are left out, and told.
@@ -228,7 +230,8 @@ def held_out_set(settings: TestSettings, source: Source, pool: Sequence[Atoms], 
     for group, frames in parts:
         fresh = [frame for frame in _without_repeats(frames) if geometry_key(frame) not in seen]
         if len(fresh) < len(frames):
-            source.say(f"{len(frames) - len(fresh)} structures of test group {group} are trained on or repeated: left out")
+            lost = len(frames) - len(fresh)
+            source.say(f"{lost} structures of test group {group} are trained on or repeated, and left out.")
         if not fresh:
             raise InputError(
                 f"nothing is left of test group {group}: its labels failed or its structures are all trained on; "

@@ -1,8 +1,8 @@
 """What a campaign builds once and uses round after round, so that nothing compiles again.
 
-Trainer, explorer and selector are made when first needed, with capacities for the largest dataset that the label budget
-allows.  What was chosen by measurement (`Workshop.measured`) moves with the state of the campaign, so that a resumed run
-computes with the same shapes, and therefore the same bits, as one that was not interrupted.
+Trainer, explorer and selector are made when first needed, with capacities for the largest dataset that the label
+budget allows.  What was chosen by measurement (`Workshop.measured`) moves with the state of the campaign, so that a
+resumed run computes with the same shapes, and therefore the same bits, as one that was not interrupted.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from almlip_jax.campaign.settings import (
 from almlip_jax.campaign.state import CampaignState
 from almlip_jax.dynamics import Explorer
 from almlip_jax.ensembles import Ensemble
-from almlip_jax.errors import CapacityError, InputError
+from almlip_jax.errors import CapacityError
 from almlip_jax.models import ModelSettings, Params, build_model
 from almlip_jax.oracles import ExecutorSettings, Labeller, LabelStore, OracleSettings
 from almlip_jax.potential import Potential

@@ -169,7 +169,8 @@ class Loop:
         moved = baoab_from_force(moved, committee.forces.reshape(moved.position.shape), setup.bath)
         observables = self._observe(moved, graph, committee, setup)
         force_std = committee.force_std.reshape(setup.atom_mask.shape)
-        judged, record = self._judge(state, setup, observables, jnp.argmax(force_std, axis=1))
+        atom = jnp.argmax(force_std, axis=1).astype(jnp.int32)
+        judged, record = self._judge(state, setup, observables, atom)
         running = state.status == int(Status.RUNNING)
         # an unphysical walker stays at its last good frame
         kept = running & (judged.status != int(Status.UNPHYSICAL))

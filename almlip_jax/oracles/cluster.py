@@ -141,7 +141,7 @@ def build_provider(settings: ClusterSettings) -> Any:
     """
     package_version("parsl", "parsl")
     from parsl.launchers import SingleNodeLauncher, SrunLauncher
-    from parsl.providers import KubernetesProvider, LocalProvider, PBSProProvider, SlurmProvider
+    from parsl.providers import PBSProProvider, SlurmProvider
 
     blocks: dict[str, Any] = {
         "init_blocks": 1,
@@ -176,32 +176,44 @@ def build_provider(settings: ClusterSettings) -> Any:
                 **blocks,
             )
         case KubernetesSettings():
-            try:
-                return KubernetesProvider(
-                    image=settings.image,
-                    namespace=settings.namespace,
-                    init_cpu=settings.cores,
-                    max_cpu=settings.cores,
-                    init_mem=settings.memory,
-                    max_mem=settings.memory,
-                    service_account_name=settings.service_account,
-                    persistent_volumes=list(settings.persistent_volumes),
-                    **blocks,
-                )
-            except Exception as error:  # the client raises its own types, and its absence one of Parsl's
-                reason = " ".join(str(error).split())
-                raise InputError(
-                    f"Kubernetes cannot be reached ({reason}); install the client with pip install kubernetes and "
-                    "configure a cluster."
-                ) from error
+            return _kubernetes(settings, blocks)
         case ParslLocalSettings():
-            # Its shell need not find the environment of this process by itself.
-            places = {
-                "PATH": [str(Path(sys.executable).parent), os.environ.get("PATH", "")],
-                "PYTHONPATH": [entry or os.getcwd() for entry in sys.path],
-            }
-            exports = [f"export {name}={shlex.quote(os.pathsep.join(path))}" for name, path in places.items()]
-            return LocalProvider(**blocks | {"worker_init": "\n".join([*exports, settings.worker_init])})
+            return _local(blocks)
+
+
+def _kubernetes(settings: KubernetesSettings, blocks: dict[str, Any]) -> Any:
+    from parsl.providers import KubernetesProvider
+
+    try:
+        return KubernetesProvider(
+            image=settings.image,
+            namespace=settings.namespace,
+            init_cpu=settings.cores,
+            max_cpu=settings.cores,
+            init_mem=settings.memory,
+            max_mem=settings.memory,
+            service_account_name=settings.service_account,
+            persistent_volumes=list(settings.persistent_volumes),
+            **blocks,
+        )
+    except Exception as error:  # the client raises its own types, and its absence one of Parsl's
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"Kubernetes cannot be reached ({reason}); install the client with pip install kubernetes and configure a "
+            "cluster."
+        ) from error
+
+
+def _local(blocks: dict[str, Any]) -> Any:
+    from parsl.providers import LocalProvider
+
+    # Its shell need not find the environment of this process by itself.
+    places = {
+        "PATH": [str(Path(sys.executable).parent), os.environ.get("PATH", "")],
+        "PYTHONPATH": [entry or os.getcwd() for entry in sys.path],
+    }
+    exports = [f"export {name}={shlex.quote(os.pathsep.join(path))}" for name, path in places.items()]
+    return LocalProvider(**blocks | {"worker_init": "\n".join([*exports, blocks["worker_init"]])})
 
 
 class ClusterBackend:

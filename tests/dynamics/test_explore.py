@@ -1,0 +1,330 @@
+"""The compiled exploration against theory, against a slow loop, and in trouble.
+
+The committee is analytic: members are Morse potentials of slightly different depth, so that energy, forces and spread
+are known functions of the positions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ase import Atoms
+from scipy import stats
+
+from almlip_jax.dynamics import (
+    Cause,
+    ExplorationSettings,
+    Explorer,
+    SanitySettings,
+    Status,
+    WalkerGroup,
+)
+from almlip_jax.dynamics.gates import Decision, Observables, RunningMeanGate, Thresholds, unphysical_cause
+from almlip_jax.dynamics.sanity import SanityLimits, fragments
+from almlip_jax.dynamics.settings import AdaptiveGate, LangevinSettings, NveSettings
+from almlip_jax.ensembles import Committee, Prediction, committee_statistics
+from almlip_jax.structures.graph import Graph, forces_and_virial, sum_over_atoms
+from almlip_jax.structures.species import SpeciesTable
+from almlip_jax.units import KB
+
+SPECIES = SpeciesTable((1, 8))
+CUTOFF = 6.0
+DEPTH, WIDTH, LENGTH = 4.5, 2.0, 1.0  # eV, 1/Angstrom, Angstrom
+
+
+def morse(params: jax.Array, graph: Graph) -> Committee:
+    """Members with depths ``params`` [M]; every pair of atoms within the cutoff is bound."""
+
+    def member(depth: jax.Array) -> Prediction:
+        def energies(vectors: jax.Array) -> jax.Array:
+            distance = jnp.sqrt(jnp.sum(jnp.where(graph.edge_mask[..., None], vectors, 1.0) ** 2, axis=-1))
+            pair = 0.5 * depth * (1 - jnp.exp(-WIDTH * (distance - LENGTH))) ** 2
+            return sum_over_atoms(jnp.sum(jnp.where(graph.edge_mask, pair, 0), axis=1), graph)
+
+        energy, pull = jax.vjp(energies, graph.vectors)
+        forces, virial = forces_and_virial(pull(jnp.ones_like(energy))[0], graph)
+        return Prediction(energy=energy, forces=forces, virial=virial, features=forces)
+
+    return committee_statistics(jax.vmap(member)(params), graph)
+
+
+PARAMS = jnp.asarray([0.9, 1.0, 1.1]) * DEPTH
+
+
+def dimer(length: float = LENGTH) -> Atoms:
+    return Atoms("OH", [[0, 0, 0], [0, 0, length]], info={"charge": -1})
+
+
+def settings(**changes) -> ExplorationSettings:
+    base = ExplorationSettings(
+        walkers=(WalkerGroup(temperature=300.0, count=3),),
+        steps=200,
+        timestep=0.5,
+        chunk=100,
+        trace_every=1,
+        trajectory_every=50,
+        sanity=SanitySettings(max_temperature=1000.0, dissociation=False, closest_contact=0.1, max_force=1e4),
+    )
+    return base.model_copy(update=changes)
+
+
+def explorer(dtype=np.float32, **changes) -> Explorer:
+    return Explorer(morse, SPECIES, CUTOFF, settings(**changes), dtype=dtype)
+
+
+QUIET = (1e3, 1e4)  # thresholds that nothing reaches
+
+
+@pytest.fixture(scope="module")
+def shared() -> Explorer:
+    """Three walkers at 300 K, 200 steps; compiled once for many tests."""
+    return explorer()
+
+
+def test_nve_conserves_energy_to_second_order():
+    drifts = []
+    with jax.enable_x64(True):
+        for timestep in (0.5, 0.25):
+            steps = int(100 / timestep)
+            runner = explorer(np.float64, integrator=NveSettings(), timestep=timestep, steps=steps, chunk=steps, trajectory_every=1)
+            found = runner.run(PARAMS, [dimer(1.05)] * 3, QUIET, jax.random.key(0))
+            total = []
+            for frame, temperature in zip(found.trajectories[0], found.temperature[:, 0], strict=True):
+                distance = frame.get_distance(0, 1)
+                kinetic = 1.5 * KB * temperature  # two atoms, centre of mass at rest
+                total.append(DEPTH * (1 - np.exp(-WIDTH * (distance - LENGTH))) ** 2 + kinetic)
+            drifts.append(np.ptp(total))
+    assert drifts[0] < 5e-3
+    assert 3.0 < drifts[0] / drifts[1] < 5.0
+
+
+def test_langevin_samples_the_canonical_ensemble():
+    """Kinetic energies follow chi-squared, and a stiff bond's length has the harmonic variance kT / k."""
+    runner = explorer(
+        walkers=(WalkerGroup(temperature=150.0, count=64),),
+        steps=4000,
+        chunk=2000,
+        trace_every=40,
+        trajectory_every=40,
+        integrator=LangevinSettings(friction=0.1),
+    )
+    found = runner.run(PARAMS, [dimer()] * 64, QUIET, jax.random.key(3))
+    temperature = found.temperature[20:]
+    # 6 degrees of freedom: the distribution of 6 T / T0 is chi-squared with 6 degrees of freedom
+    sample = 6 * temperature[::4].ravel() / 150.0
+    error = temperature.mean(axis=0).std() / np.sqrt(64)
+    assert abs(temperature.mean() - 150.0) < 3 * error + 0.5
+    assert stats.kstest(sample, stats.chi2(6).cdf).pvalue > 1e-3
+    lengths = np.array([[f.get_distance(0, 1) for f in one[20:]] for one in found.trajectories])
+    stiffness = 2 * DEPTH * WIDTH**2
+    variance = lengths.var(axis=1).mean()
+    spread = lengths.var(axis=1).std() / np.sqrt(64)
+    # the anharmonic correction of a Morse bond at this temperature is about one percent
+    assert abs(variance - KB * 150 / stiffness) < 3 * spread + 0.02 * variance
+
+
+def test_the_gate_stops_at_the_exact_step(shared):
+    """Equal to looking at every step by hand: the stop is the first step whose score exceeds the threshold."""
+    key = jax.random.key(7)
+    free = shared.run(PARAMS, [dimer()] * 3, QUIET, key)
+    score = free.scores["force_std_max"]
+    stop = float(np.quantile(score.max(axis=0), 0.4))
+    record = 0.6 * stop
+    gated = shared.run(PARAMS, [dimer()] * 3, (record, stop), key)
+    for w in range(3):
+        above = np.flatnonzero(score[:, w] > stop)
+        if len(above):
+            assert gated.status[w] is Status.STOPPED and gated.end_step[w] == above[0] + 1
+            ended = above[0] + 1
+        else:
+            assert gated.status[w] is Status.COMPLETED and gated.end_step[w] == -1
+            ended = 200
+        np.testing.assert_array_equal(gated.scores["force_std_max"][:ended, w], score[:ended, w])
+        assert np.isnan(gated.scores["force_std_max"][ended:, w]).all()
+        # recorded: every frame above that is far enough from the last one, and the frame that stopped the walker
+        expected, last = [], -(10**9)
+        for step in range(1, ended + 1):
+            value = score[step - 1, w]
+            if value > stop or (value > record and step - last >= gated_every()):
+                expected.append(step)
+                last = step
+        assert [f.info["step"] for f in gated.recorded if f.info["walker"] == w] == expected
+    assert any(s is Status.STOPPED for s in gated.status)
+    below = sum((score[: (gated.end_step[w] if gated.end_step[w] > 0 else 200), w] <= record).sum() for w in range(3))
+    assert gated.share_below == pytest.approx(below / 600)
+
+
+def gated_every() -> int:
+    return settings().record_every
+
+
+def test_recorded_frames_have_the_scores_they_say(shared):
+    found = shared.run(PARAMS, [dimer()] * 3, (0.05, 1e4), jax.random.key(1))
+    assert len(found.recorded) > 5
+    for frame in found.recorded:
+        distance = frame.get_distance(0, 1)
+        pull = 2 * WIDTH * (1 - np.exp(-WIDTH * (distance - LENGTH))) * np.exp(-WIDTH * (distance - LENGTH))
+        spread = abs(pull) * float(np.std(PARAMS))
+        assert frame.info["force_std_max"] == pytest.approx(spread, rel=2e-3, abs=1e-4)
+        np.testing.assert_allclose(frame.arrays["force_std"], spread, rtol=2e-3, atol=1e-4)
+        assert frame.info["charge"] == -1 and frame.info["force_std_max"] > 0.05
+
+
+def test_chunks_change_nothing(shared):
+    key, starts = jax.random.key(2), [dimer()] * 3
+    whole = shared.run(PARAMS, starts, (0.3, 2.0), key)
+    pieces = explorer(chunk=50).run(PARAMS, starts, (0.3, 2.0), key)
+    np.testing.assert_array_equal(whole.scores["force_std_max"], pieces.scores["force_std_max"])
+    assert [f.info["step"] for f in whole.recorded] == [f.info["step"] for f in pieces.recorded]
+    for a, b in zip(whole.final, pieces.final, strict=True):
+        np.testing.assert_array_equal(a.positions, b.positions)
+
+
+def test_walkers_of_other_size_and_fate_do_not_matter():
+    """A walker gives the same trajectory beside larger ones and beside one that explodes."""
+    water = Atoms("OH2", [[0, 0, 0], [0.95, 0, 0], [0, 0.95, 0]])
+    key = jax.random.key(4)
+    beside_water = explorer().run(PARAMS, [dimer(), water, dimer(0.2)], QUIET, key)
+    alone = explorer().run(PARAMS, [dimer(), dimer(), dimer()], QUIET, key)
+    np.testing.assert_allclose(
+        beside_water.scores["force_std_max"][:, 0], alone.scores["force_std_max"][:, 0], rtol=1e-3, atol=1e-4
+    )
+    assert beside_water.final[1].positions.shape == (3, 3)
+
+
+def test_unphysical_frames_are_never_recorded():
+    strict = SanitySettings(closest_contact=0.7, max_force=1e4, max_temperature=1e6, bond_factor=2.0)
+    runner = explorer(sanity=strict, steps=400, chunk=200)
+    apart = Atoms("OH", [[0, 0, 0], [0, 0, 1.85]])
+    fly = apart.copy()
+    found = runner.run(PARAMS, [dimer(0.42), fly, dimer()], (1e-4, 1e4), jax.random.key(5))
+    assert found.status[0] is Status.UNPHYSICAL and found.cause[0] is Cause.CLOSE_CONTACT
+    for frame in found.recorded:
+        assert frame.get_distance(0, 1) > 0.7 * (0.31 + 0.66) and np.isfinite(frame.positions).all()
+    assert not [f for f in found.recorded if f.info["walker"] == 0]
+    assert np.isfinite(found.final[0].positions).all()
+
+
+def test_not_a_number_ends_a_walker_and_no_other(shared):
+    broken = dimer()
+    broken.positions[1] = broken.positions[0]
+    found = shared.run(PARAMS, [dimer(), broken, dimer()], QUIET, jax.random.key(0))
+    assert found.status[1] is Status.UNPHYSICAL
+    assert found.status[0] is found.status[2] is Status.COMPLETED
+
+
+def test_a_full_buffer_ends_a_walker():
+    found = explorer(buffer=3, record_every=5).run(PARAMS, [dimer()] * 3, (1e-6, 1e4), jax.random.key(0))
+    assert all(s is Status.BUFFER_FULL for s in found.status)
+    assert [f.info["step"] for f in found.recorded if f.info["walker"] == 1] == [1, 6, 11]
+    assert list(found.end_step) == [16, 16, 16]
+
+
+def test_nothing_compiles_in_the_next_run(shared):
+    shared.run(PARAMS, [dimer()] * 3, (0.3, 2.0), jax.random.key(0))
+    compiled: list[str] = []
+
+    def listen(event: str, _seconds: float, **_: object) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        shared.run(1.1 * np.asarray(PARAMS), [dimer(1.1)] * 3, (0.2, 1.0), jax.random.key(9))
+    finally:
+        jax.monitoring.clear_event_listeners()
+    assert not compiled
+
+
+def test_one_evaluation_a_step():
+    """The ensemble is traced once into the start and once into the step, and nowhere else."""
+    traced = []
+
+    def counted(params: jax.Array, graph: Graph) -> Committee:
+        traced.append(graph.vectors.shape)
+        return morse(params, graph)
+
+    Explorer(counted, SPECIES, CUTOFF, settings()).run(PARAMS, [dimer()] * 3, QUIET, jax.random.key(0))
+    assert len(traced) == 2
+
+
+def test_neighbour_overflow_is_as_if_nothing_had_happened():
+    """A cluster that contracts outgrows its list: the chunk is done again with more room."""
+    grid = np.stack(np.meshgrid(*[np.arange(4)] * 3), axis=-1).reshape(-1, 3)
+    cluster = Atoms("H64", 1.7 * grid)
+    options = settings(walkers=(WalkerGroup(temperature=50.0, count=1),), steps=150, chunk=50, skin=0.3)
+    small = Explorer(morse, SPECIES, 2.2, options)
+    found = small.run(0.02 * PARAMS, [cluster], QUIET, jax.random.key(0))
+    roomy = Explorer(morse, SPECIES, 2.2, options, capacity=63)
+    expected = roomy.run(0.02 * PARAMS, [cluster], QUIET, jax.random.key(0))
+    np.testing.assert_allclose(found.final[0].positions, expected.final[0].positions, atol=2e-3)
+    assert found.status[0] is Status.COMPLETED
+
+
+def test_fragments_are_connected_components():
+    rng = np.random.default_rng(0)
+    radii = jnp.asarray([0.5, 0.7])
+    for _ in range(20):
+        positions = rng.uniform(0, 6, size=(1, 12, 3))
+        mask = np.arange(12) < rng.integers(1, 13)
+        found = fragments(jnp.asarray(positions), jnp.zeros((1, 12), int), jnp.asarray(mask)[None], radii, jnp.asarray(2.0))
+        near = np.linalg.norm(positions[0][:, None] - positions[0][None], axis=-1) < 2.0
+        near &= mask[:, None] & mask[None]
+        unseen, parts = set(np.flatnonzero(mask)), 0
+        while unseen:
+            parts, queue = parts + 1, [unseen.pop()]
+            while queue:
+                for other in [j for j in unseen if near[queue[0], j]]:
+                    unseen.discard(other)
+                    queue.append(other)
+                queue.pop(0)
+        assert int(found[0]) == parts
+
+
+def test_adaptive_gate_follows_the_running_mean():
+    gate = RunningMeanGate("energy_std", window=10, excess=0.5)
+    thresholds = Thresholds(record=jnp.asarray([0.0]), stop=jnp.asarray([100.0]))
+    state, mean, weight = gate.init(thresholds), 0.0, 0.0
+    for value in [1.0, 1.2, 0.9, 2.0, 1.0, 1.7, 4.0, 3.0]:
+        expected = weight > 0 and value > 1.5 * mean / weight
+        decision, state = gate.decide(_observables(value), state)
+        if weight > 0:
+            assert (int(decision[0]) == Decision.RECORD) == expected
+        mean, weight = 0.9 * mean + 0.1 * value, 0.9 * weight + 0.1
+    found = explorer(gate=AdaptiveGate()).run(PARAMS, [dimer()] * 3, (0.01, 1e4), jax.random.key(0))
+    assert found.recorded
+
+
+def _observables(value: float, **changes) -> Observables:
+    one = jnp.asarray([value])
+    plain = Observables(
+        scores={"energy_std": one},
+        energy=one,
+        max_force=one,
+        closest_contact=jnp.asarray([1.0]),
+        temperature=jnp.asarray([300.0]),
+        bath_temperature=jnp.asarray([300.0]),
+        new_fragments=jnp.asarray([0]),
+        finite=jnp.asarray([True]),
+    )
+    return replace(plain, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "cause"),
+    [
+        ({}, Cause.NONE),
+        ({"finite": jnp.asarray([False])}, Cause.NOT_FINITE),
+        ({"closest_contact": jnp.asarray([0.3])}, Cause.CLOSE_CONTACT),
+        ({"max_force": jnp.asarray([51.0])}, Cause.LARGE_FORCE),
+        ({"temperature": jnp.asarray([1900.0])}, Cause.HOT),
+        ({"new_fragments": jnp.asarray([1])}, Cause.DISSOCIATED),
+    ],
+)
+def test_each_check_has_its_cause(changes, cause):
+    found = unphysical_cause(_observables(1.0, **changes), SanityLimits.of(SanitySettings()))
+    assert int(found[0]) == cause

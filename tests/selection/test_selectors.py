@@ -1,0 +1,232 @@
+"""Selectors against brute force, and what every one of them must keep: order of the pool, padding, no repeats."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from almlip_jax.errors import InputError
+from almlip_jax.selection import (
+    Candidates,
+    ChainSettings,
+    MaxDetSettings,
+    RandomSettings,
+    ThresholdSettings,
+    TopFractionSettings,
+    UserSettings,
+    build_selector,
+    chain,
+    max_det,
+    max_dist,
+    random,
+    select,
+    threshold,
+    top_fraction,
+    top_k,
+)
+
+KEY = jax.random.key(0)
+K = 6
+SELECTORS = {
+    "random": random(K),
+    "top_k": top_k(K, "score"),
+    "max_dist": max_dist(K, "x"),
+    "max_det": max_det(K, "x"),
+    "chain": chain(threshold("score", minimum=-0.5), selector=max_det(K, "x")),
+}
+
+
+def candidates(x: np.ndarray, score: np.ndarray | None = None, *, ids=None, valid=None) -> Candidates:
+    n = len(x)
+    return Candidates(
+        features={"x": np.asarray(x, np.float64)},
+        scores={"score": np.zeros(n) if score is None else np.asarray(score, np.float64)},
+        cost=np.ones(n),
+        valid=np.ones(n, bool) if valid is None else np.asarray(valid),
+        id=np.arange(n, dtype=np.int32) if ids is None else np.asarray(ids, np.int32),
+    )
+
+
+def sample(seed: int, n: int = 30, d: int = 5) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(n, d)), rng.normal(size=n)
+
+
+def chosen(selection) -> list[int]:
+    return [int(i) for i, ok in zip(selection.indices, selection.valid, strict=True) if ok]
+
+
+@pytest.mark.parametrize("labelled", [0, 4])
+def test_max_det_maximises_the_determinant_step_by_step(labelled):
+    x, _ = sample(1)
+    known, _ = sample(2, n=labelled)
+    found = select(max_det(K, "x", sigma=0.1), KEY, candidates(x), candidates(known))
+    power = np.mean(np.sum((known if labelled else x) ** 2, axis=1))
+    a, b = x / np.sqrt(power), known / np.sqrt(power)
+
+    def logdet(rows: list[int]) -> float:
+        stacked = np.concatenate([b, a[rows]])
+        return np.linalg.slogdet(stacked.T @ stacked + 0.01 * np.eye(5))[1]
+
+    picked: list[int] = []
+    for n in range(K):
+        gains = {i: logdet([*picked, i]) - logdet(picked) for i in range(len(x)) if i not in picked}
+        picked.append(max(gains, key=gains.__getitem__))
+        assert chosen(found)[n] == picked[n]
+        assert found.gain[n] == pytest.approx(gains[picked[n]], rel=1e-8)
+
+
+@pytest.mark.parametrize("labelled", [0, 4])
+def test_max_dist_takes_the_farthest(labelled):
+    x, _ = sample(3)
+    known, _ = sample(4, n=labelled)
+    found = select(max_dist(K, "x"), KEY, candidates(x), candidates(known))
+    centres = list(known)
+    for n, row in enumerate(chosen(found)):
+        if centres:
+            distance = np.min(np.linalg.norm(x[:, None] - np.array(centres)[None], axis=-1), axis=1)
+        else:
+            distance = np.linalg.norm(x, axis=1)
+        assert row == int(np.argmax(distance))
+        assert found.gain[n] == pytest.approx(distance[row], rel=1e-7)
+        centres.append(x[row])
+
+
+def test_top_k_is_a_sort_and_ties_go_to_the_smallest_id():
+    score = np.array([1.0, 3.0, 2.0, 3.0, np.nan, 0.0])
+    found = select(top_k(4, "score"), KEY, candidates(np.zeros((6, 1)), score, ids=[5, 9, 2, 3, 1, 0]), candidates(np.zeros((0, 1))))
+    assert chosen(found) == [3, 1, 2, 0]
+
+
+def test_random_is_uniform():
+    x, _ = sample(0, n=10)
+    keys = jax.random.split(KEY, 4000)
+    pool, nothing = candidates(x), candidates(np.zeros((0, 5)))
+    pool = jax.tree.map(jnp.asarray, pool)
+    rows = jax.vmap(lambda key: random(3)(key, pool, nothing).indices)(keys)
+    counts = np.bincount(np.asarray(rows).ravel(), minlength=10)
+    assert np.all(np.abs(counts - 1200) < 5 * np.sqrt(1200 * 0.7))
+
+
+@pytest.mark.parametrize("name", SELECTORS)
+@hypothesis_settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 2**20))
+def test_order_and_padding_of_the_pool_do_not_matter(name, seed):
+    x, score = sample(seed)
+    known, _ = sample(seed + 1, n=3)
+    selector = SELECTORS[name]
+    plain = select(selector, KEY, candidates(x, score), candidates(known))
+    order = np.random.default_rng(seed).permutation(len(x))
+    padding = np.full((7, 5), 1e3)
+    shuffled = candidates(
+        np.concatenate([x[order], padding]),
+        np.concatenate([score[order], np.full(7, 1e9)]),
+        ids=np.concatenate([order, np.arange(100, 107)]),
+        valid=np.arange(37) < 30,
+    )
+    context = candidates(np.concatenate([known, padding]), valid=np.arange(10) < 3)
+    other = select(selector, KEY, shuffled, context)
+    assert [int(order[i]) for i in chosen(other)] == chosen(plain)
+    assert len(set(chosen(plain))) == len(chosen(plain)) == K
+
+
+@pytest.mark.parametrize("name", SELECTORS)
+def test_a_pool_smaller_than_the_batch(name):
+    x, score = sample(5, n=4)
+    found = select(SELECTORS[name], KEY, candidates(x, np.abs(score)), candidates(x[:1]))
+    assert sorted(chosen(found)) == [0, 1, 2, 3] and list(found.valid) == [True] * 4 + [False] * 2
+    nobody = select(SELECTORS[name], KEY, candidates(x, score, valid=[False] * 4), candidates(x[:1]))
+    assert chosen(nobody) == []
+
+
+@pytest.mark.parametrize("selector", [max_dist(1, "x"), max_det(1, "x")])
+def test_training_points_matter(selector):
+    """Labelling a near-duplicate of the choice changes the choice."""
+    x, _ = sample(6)
+    known, _ = sample(7, n=3)
+    first = chosen(select(selector, KEY, candidates(x), candidates(known)))
+    again = chosen(select(selector, KEY, candidates(x), candidates(np.concatenate([known, x[first] + 1e-4]))))
+    assert again != first
+
+
+def test_duplicates_in_the_pool_are_not_both_worth_it():
+    x = np.array([[1.0, 0, 0], [1.0, 0, 0], [0, 0.5, 0], [0, 0, 0.25]])
+    found = select(max_det(3, "x"), KEY, candidates(x), candidates(np.zeros((0, 3))))
+    assert chosen(found) == [0, 2, 3]
+
+
+def test_filters_narrow_in_order():
+    x, _ = sample(8, n=10)
+    pool = candidates(x, np.arange(10.0))
+    stages = (threshold("score", minimum=2.0, maximum=8.0), top_fraction("score", 0.5))
+    found = select(chain(*stages, selector=top_k(9, "score")), KEY, pool, candidates(x[:1]))
+    assert chosen(found) == [7, 6, 5]
+
+
+def test_a_grown_context_compiles_nothing():
+    x, score = sample(9)
+    selector = max_det(K, "x")
+    pool = candidates(x, score)
+    grow = [candidates(x, valid=np.arange(30) < n) for n in (2, 9)]
+    select(selector, KEY, pool, grow[0])
+    compiled: list[str] = []
+
+    def listen(event: str, _seconds: float, **_: object) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        select(selector, KEY, pool, grow[1])
+    finally:
+        jax.monitoring.clear_event_listeners()
+    assert not compiled
+
+
+def smallest_first(k: int, offset: float):
+    """A user's selector."""
+
+    def choose(key, pool, labelled):
+        return top_k(k, "score")(key, pool.replace(scores={"score": offset - pool.scores["score"]}), labelled)
+
+    return choose
+
+
+def test_settings_build_what_they_say(monkeypatch):
+    x, score = sample(10)
+    pool, known = candidates(x, score), candidates(x[:2])
+    made = build_selector(
+        ChainSettings(
+            filters=(ThresholdSettings(score="score", minimum=0.0), TopFractionSettings(score="score", fraction=0.8)),
+            selector=RandomSettings(),
+        ),
+        3,
+    )
+    by_hand = chain(threshold("score", minimum=0.0), top_fraction("score", 0.8), selector=random(3))
+    assert chosen(select(made, KEY, pool, known)) == chosen(select(by_hand, KEY, pool, known))
+    assert MaxDetSettings().features == "last_layer_gradient"
+    import sys
+
+    monkeypatch.setitem(sys.modules, "my_selectors", sys.modules[__name__])
+    user = build_selector(UserSettings(function="my_selectors:smallest_first", parameters={"offset": 1.0}), 3)
+    assert chosen(select(user, KEY, pool, known)) == list(np.argsort(score)[:3])
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("nowhere", "module:function"),
+        ("no_such_module:f", "cannot be imported"),
+        ("math:no_such", "no function 'no_such'"),
+        ("math:pi", "not a function"),
+        ("math:sqrt", "does not take the parameters"),
+    ],
+)
+def test_a_wrong_path_is_one_sentence(function, message):
+    with pytest.raises(InputError, match=message):
+        build_selector(UserSettings(function=function), 3)
