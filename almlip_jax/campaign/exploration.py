@@ -69,9 +69,7 @@ def gate_thresholds(settings: MdExploration, potential: Potential, dataset: Sequ
     return record, rule.stop_factor * record
 
 
-def walker_starts(
-    shop: Workshop, settings: MdExploration, round_index: int, dataset: Sequence[Atoms]
-) -> list[Atoms]:
+def walker_starts(shop: Workshop, settings: MdExploration, round_index: int, dataset: Sequence[Atoms]) -> list[Atoms]:
     """A start structure for each walker.
 
     Walkers are dealt out to the start geometries in turn.  Each begins at a labelled structure of the same

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 import yaml
 
 from almlip_jax.campaign import stages, stopping
-from almlip_jax.campaign.preparation import planned_calls
+from almlip_jax.campaign.preparation import planned_calls, start_geometries
 from almlip_jax.campaign.progress import Progress, SilentProgress
 from almlip_jax.campaign.report import write_report
 from almlip_jax.campaign.rundir import RunDirectory, write_text, write_versions
@@ -200,7 +201,12 @@ def resume_campaign(config: Experiment, run_dir: Path, *, progress: Progress | N
 
 
 def _carry_on(config: Experiment, run: RunDirectory, progress: Progress) -> Outcome:
-    campaign = Campaign(config, run, progress)
+    with jax.enable_x64(config.precision == "float64"):
+        return _work(Campaign(config, run, progress))
+
+
+def _work(campaign: Campaign) -> Outcome:
+    run, progress = campaign.run, campaign.progress
     try:
         write_state(run, campaign.state)
         if campaign.state.history:
@@ -217,7 +223,7 @@ def _carry_on(config: Experiment, run: RunDirectory, progress: Progress) -> Outc
 
 def _check(config: Experiment) -> None:
     """Refuses, before any label is paid, what could not work."""
-    geometries = len(stages.start_geometries(config.system))
+    geometries = len(start_geometries(config.system))
     initial, budget = config.initial, config.stopping.max_labels
     if geometries == 0 and (initial.rattle is not None or initial.md or config.test.md):
         raise InputError("system.structures names no start geometry, which rattling and molecular dynamics need.")

@@ -11,6 +11,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from ase import Atoms
 
@@ -239,15 +241,15 @@ def _candidates(frames: Sequence[Atoms], found: Evaluated, capacity: int) -> Can
     """The pytree that selectors see, padded to a capacity; the price of a label is taken as the number of atoms."""
     missing = capacity - len(frames)
 
-    def padded(values: np.ndarray) -> np.ndarray:
-        return np.pad(values, [(0, missing)] + [(0, 0)] * (values.ndim - 1))
+    def padded(values: np.ndarray) -> jax.Array:
+        return jnp.asarray(np.pad(values, [(0, missing)] + [(0, 0)] * (values.ndim - 1)))
 
     return Candidates(
         features={name: padded(values) for name, values in found.features.items()},
         scores={name: padded(values) for name, values in found.scores.items()},
         cost=padded(np.array([float(len(frame)) for frame in frames], np.float32)),
         valid=padded(np.ones(len(frames), bool)),
-        id=np.arange(capacity, dtype=np.int32),
+        id=jnp.asarray(np.arange(capacity, dtype=np.int32)),
     )
 
 

@@ -63,31 +63,78 @@ class Experiment(Protocol):
     """The sections of a config that a campaign reads."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Goes into the provenance of labels."""
+        ...
+
     @property
-    def seed(self) -> int: ...
+    def seed(self) -> int:
+        """All random numbers follow from it."""
+        ...
+
     @property
-    def system(self) -> SystemSettings: ...
+    def precision(self) -> str:
+        """``float32`` or ``float64``."""
+        ...
+
     @property
-    def oracle(self) -> OracleSettings: ...
+    def system(self) -> SystemSettings:
+        """What the potential is for."""
+        ...
+
     @property
-    def executor(self) -> ExecutorSettings: ...
+    def oracle(self) -> OracleSettings:
+        """Where labels come from."""
+        ...
+
     @property
-    def initial(self) -> InitialSettings: ...
+    def executor(self) -> ExecutorSettings:
+        """Where they are calculated."""
+        ...
+
     @property
-    def test(self) -> TestSettings: ...
+    def initial(self) -> InitialSettings:
+        """The first labelled set."""
+        ...
+
     @property
-    def model(self) -> ModelSettings: ...
+    def test(self) -> TestSettings:
+        """The test set."""
+        ...
+
     @property
-    def ensemble(self) -> EnsembleSettings: ...
+    def model(self) -> ModelSettings:
+        """The architecture."""
+        ...
+
     @property
-    def training(self) -> TrainingSettings: ...
+    def ensemble(self) -> EnsembleSettings:
+        """The members."""
+        ...
+
     @property
-    def exploration(self) -> ExplorationChoice: ...
+    def training(self) -> TrainingSettings:
+        """How they are trained."""
+        ...
+
     @property
-    def selection(self) -> SelectionSettings: ...
+    def exploration(self) -> ExplorationChoice:
+        """Where candidates come from."""
+        ...
+
     @property
-    def stopping(self) -> StoppingSettings: ...
+    def selection(self) -> SelectionSettings:
+        """Which of them are labelled."""
+        ...
+
+    @property
+    def stopping(self) -> StoppingSettings:
+        """When it ends."""
+        ...
+
+    def model_dump(self, *, mode: str) -> dict[str, Any]:
+        """The config as plain data."""
+        ...
 
 
 class Workshop:
@@ -189,7 +236,7 @@ class Workshop:
             settings,
             capacity=known.get("capacity"),
             images=None if images is None else tuple(images),
-            dtype=_dtype(),
+            dtype=np.dtype(self.config.precision),
         )
 
     def note_explorer(self) -> None:
@@ -224,7 +271,9 @@ class Workshop:
     def _trainer(self, capacity: Capacity) -> Trainer:
         self.measured["training"] = asdict(capacity)
         config = self.config
-        return Trainer(self.ensemble, self.species, capacity, config.training, config.ensemble, _dtype())
+        return Trainer(
+            self.ensemble, self.species, capacity, config.training, config.ensemble, np.dtype(config.precision)
+        )
 
     @cached_property
     def largest_dataset(self) -> int:
@@ -285,10 +334,6 @@ class Workshop:
     @cached_property
     def _potentials(self) -> dict[int, Potential]:
         return {}
-
-
-def _dtype() -> type:
-    return np.float64 if jax.config.jax_enable_x64 else np.float32
 
 
 def _capacity_from(measured: Mapping[str, Any] | None) -> Capacity | None:

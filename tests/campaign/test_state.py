@@ -76,5 +76,5 @@ def test_a_new_run_starts_at_the_beginning(run: RunDirectory) -> None:
 @pytest.mark.parametrize("text", ["{", '{"round": "first"}', '{"rond": 1}', '{"stage": "sleep"}'])
 def test_a_damaged_state_is_named(run: RunDirectory, text: str) -> None:
     run.state.write_text(text)
-    with pytest.raises(InputError, match="state.json"):
+    with pytest.raises(InputError, match=r"state\.json"):
         read_state(run)

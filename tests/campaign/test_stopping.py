@@ -22,9 +22,7 @@ def settings(**changes: object) -> StoppingSettings:
 
 def explored(index: int, below: int, planned: int = 100, picoseconds: float = 1.0, **more: object) -> RoundRecord:
     fields = {"candidates": 5, "walkers": {"completed": 4}, **more}
-    return RoundRecord(
-        round=index, frames_below=below, frames_planned=planned, picoseconds=picoseconds, **fields
-    )
+    return RoundRecord(round=index, frames_below=below, frames_planned=planned, picoseconds=picoseconds, **fields)
 
 
 def test_no_rule_holds_on_an_empty_history() -> None:

@@ -1,0 +1,440 @@
+"""The command line ``almlip``: every command reads files, does one thing, prints a short table, and says so in JSON.
+
+Heavy rooms are imported inside the commands, so that ``almlip --help`` is quick.  Errors are one sentence on standard
+error and exit status 1; an interrupted run says how to go on and exits with 130.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from almlip_jax.errors import CapacityError, InputError, LabelError
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+    from almlip_jax.campaign.loop import Outcome
+    from almlip_jax.config import ExperimentConfig
+    from almlip_jax.training import EpochReport
+
+app = typer.Typer(
+    name="almlip",
+    help="Active learning of machine-learned interatomic potentials.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+console = Console()
+
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the result as JSON.")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override a key, as dotted.key=value; repeatable.")]
+ConfigFile = Annotated[Path, typer.Argument(help="YAML config.")]
+OutFile = Annotated[Path, typer.Option("--out", help="File to write (extxyz).")]
+RunFolder = Annotated[Path, typer.Argument(help="Run directory.")]
+PotentialFolder = Annotated[Path, typer.Argument(help="Folder of a saved potential.")]
+DbFile = Annotated[Path | None, typer.Option("--db", help="Label store; beside the output by default.")]
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback for errors.")] = False,
+) -> None:
+    if debug:
+        os.environ["ALMLIP_DEBUG"] = "1"
+
+
+# ------------------------------------------------------------------------------------------------------------ campaign
+
+
+@app.command()
+def run(
+    config: ConfigFile,
+    run_dir: Annotated[Path | None, typer.Option("--run-dir", help="Run directory; runs/NAME by default.")] = None,
+    overrides: SetOption = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Run a whole campaign: label, train, explore, select, and again, until a stopping rule holds."""
+    from almlip_jax.config import load_config
+
+    settings = load_config(config, overrides or [])
+    folder = run_dir or Path("runs") / settings.name
+    if (folder / "state.json").exists():
+        raise InputError(f"{folder} holds a campaign already; go on with `almlip resume {folder}`, or choose another.")
+    _campaign(settings, folder, json_file, fresh=True)
+
+
+@app.command()
+def resume(run_dir: RunFolder, overrides: SetOption = None, json_file: JsonFile = None) -> None:
+    """Go on with a campaign that was stopped or killed, or that ended and may now go further (--set)."""
+    from almlip_jax.config import load_config
+
+    if not (run_dir / "state.json").exists():
+        raise InputError(f"{run_dir} holds no campaign to resume; begin one with `almlip run`.")
+    _campaign(load_config(run_dir / "config.yaml", overrides or []), run_dir, json_file, fresh=False)
+
+
+def _campaign(settings: ExperimentConfig, folder: Path, json_file: Path | None, *, fresh: bool) -> None:
+    from almlip_jax.campaign import resume_campaign, run_campaign
+    from almlip_jax.campaign.progress import open_progress
+    from almlip_jax.compilation import prepare_jax
+
+    prepare_jax(settings.precision)
+    work = run_campaign if fresh else resume_campaign
+    try:
+        with open_progress() as progress:
+            outcome = work(settings, folder, progress=progress)
+    except KeyboardInterrupt:
+        _complain(f"interrupted; nothing is lost, go on with: almlip resume {folder}")
+        raise typer.Exit(130) from None
+    _show_outcome(outcome, json_file)
+    if not outcome.finished:
+        raise typer.Exit(3)
+
+
+def _show_outcome(outcome: Outcome, json_file: Path | None) -> None:
+    rows = {
+        "run directory": str(outcome.run_dir),
+        "ended because of": outcome.rule or "-",
+        "reason": outcome.reason,
+        "converged": "yes" if outcome.converged else "no",
+        "rounds": str(outcome.round),
+        "labels": str(outcome.labels),
+        "potential": str(outcome.potential) if outcome.potential else "-",
+        "report": str(outcome.run_dir / "report.html"),
+    }
+    _print_pairs("Campaign", rows)
+    fields = {name: getattr(outcome, name) for name in outcome.__dataclass_fields__}
+    _write_json(json_file, {name: str(v) if isinstance(v, Path) else v for name, v in fields.items()})
+
+
+@app.command()
+def status(run_dir: RunFolder, json_file: JsonFile = None) -> None:
+    """Say where a campaign stands, whether it converges, and if not, what holds it back."""
+    from almlip_jax.campaign.status import campaign_status, render_status
+
+    found = campaign_status(run_dir)
+    console.print(render_status(found))
+    _write_json(json_file, found)
+
+
+@app.command()
+def report(run_dir: RunFolder, json_file: JsonFile = None) -> None:
+    """Write the report of a campaign, finished or not, as one HTML page."""
+    from almlip_jax.campaign.report import write_report
+
+    path = write_report(run_dir)
+    _print_pairs("Report", {"written": str(path)})
+    _write_json(json_file, {"report": str(path)})
+
+
+# ------------------------------------------------------------------------------------------------------------ potential
+
+
+@app.command()
+def train(
+    config: ConfigFile,
+    data: Annotated[list[Path], typer.Option("--data", help="Labelled structures; repeatable.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the potential.")],
+    overrides: SetOption = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Train an ensemble on labelled structures."""
+    from almlip_jax.campaign.progress import open_progress
+    from almlip_jax.compilation import prepare_jax
+    from almlip_jax.config import load_config
+    from almlip_jax.fitting import fit_potential
+
+    settings = load_config(config, overrides or [])
+    prepare_jax(settings.precision)
+    structures = [frame for path in data for frame in _read(path, require_labels=True)]
+    with open_progress() as progress, progress.stage("train", unit="steps") as advance:
+        done = 0
+
+        def on_epoch(epoch: EpochReport) -> None:
+            nonlocal done
+            advance(epoch.step - done, forces_rmse=float(epoch.validation_forces_rmse.mean()))
+            done = epoch.step
+
+        potential, result = fit_potential(
+            structures, settings.model, settings.ensemble, settings.training, settings.seed, on_epoch
+        )
+    potential.save(out)
+    last = result.history[-1]
+    best = {"validation_forces_rmse": min(float(r.validation_forces_rmse.mean()) for r in result.history)}
+    rows = {"structures": len(structures), "epochs": last.epoch, "steps": last.step, "seconds": last.seconds} | best
+    _print_pairs("Training", {**{k: _number(v) for k, v in rows.items()}, "potential": str(out)})
+    _write_json(json_file, {**rows, "potential": str(out)})
+
+
+@app.command()
+def evaluate(
+    potential: PotentialFolder,
+    data: Annotated[Path, typer.Argument(help="Labelled structures.")],
+    group_key: Annotated[str, typer.Option(help="Key of a frame's info that names its group.")] = "group",
+    json_file: JsonFile = None,
+) -> None:
+    """Compare a potential with labels: errors, calibration, per species and per group."""
+    model = _load(potential)
+    from almlip_jax.evaluation import error_metrics
+
+    frames = _read(data)
+    metrics = error_metrics(frames, model.evaluate(frames), group_key=group_key)
+    table = Table(title=f"{data.name}: {len(frames)} structures")
+    for column in ("group", "n", "E RMSE meV/atom", "F MAE meV/A", "F RMSE meV/A", "stress RMSE eV/A^3", "Spearman", "ENCE"):
+        table.add_column(column, justify="left" if column == "group" else "right")
+    for name, values in {"all": metrics, **metrics["by_group"]}.items():
+        forces = values["calibration"]["forces"]
+        table.add_row(
+            name,
+            str(values["num_structures"]),
+            _number(1e3 * values["energy_rmse"]),
+            _number(1e3 * values["forces_mae"]),
+            _number(1e3 * values["forces_rmse"]),
+            _number(values["stress_rmse"]),
+            _number(forces["spearman"]),
+            _number(forces["ence"]),
+        )
+    console.print(table)
+    _write_json(json_file, metrics)
+
+
+@app.command()
+def score(
+    potential: PotentialFolder,
+    pool: Annotated[Path, typer.Argument(help="Structures; labels are not needed.")],
+    out: OutFile,
+    json_file: JsonFile = None,
+) -> None:
+    """Write structures with the uncertainty of each frame and atom."""
+    model = _load(potential)
+    from almlip_jax.structures.io import write_structures
+
+    frames = _read(pool)
+    found = model.evaluate(frames)
+    scored = []
+    for n, frame in enumerate(frames):
+        bare = frame.copy()
+        bare.info.update({name: float(values[n]) for name, values in found.scores.items()})
+        bare.arrays["force_std"] = found.force_std[n].astype(float)
+        scored.append(bare)
+    write_structures(out, scored)
+    worst = int(found.scores["force_std_max"].argmax())
+    rows = {name: float(values.mean()) for name, values in found.scores.items()}
+    _print_pairs(
+        f"Mean scores of {len(frames)} structures",
+        {**{name: _number(value) for name, value in rows.items()}, "most uncertain frame": str(worst), "written": str(out)},
+    )
+    _write_json(json_file, {"num_structures": len(frames), "mean": rows, "most_uncertain": worst, "out": str(out)})
+
+
+@app.command()
+def select(
+    config: ConfigFile,
+    potential: Annotated[Path, typer.Option("--potential", help="Folder of a saved potential.")],
+    pool: Annotated[Path, typer.Option("--pool", help="Candidates.")],
+    train_file: Annotated[Path, typer.Option("--train", help="What is labelled already.")],
+    k: Annotated[int, typer.Option("-k", min=1, help="Size of the batch.")],
+    out: OutFile,
+    overrides: SetOption = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Choose the batch worth labelling from a pool, with the selector of a config."""
+    from almlip_jax.config import load_config
+
+    settings = load_config(config, overrides or [])
+    model = _load(potential)
+    from almlip_jax.campaign.batch import candidates, choose
+    from almlip_jax.keys import named_key
+    from almlip_jax.selection import build_selector
+    from almlip_jax.structures.io import write_structures
+
+    frames, labelled = _read(pool), _read(train_file)
+    chosen = choose(
+        build_selector(settings.selection.selector, k),
+        named_key(settings.seed, "select"),
+        candidates(frames, model.evaluate(frames, features=True)),
+        candidates(labelled, model.evaluate(labelled, features=True)),
+    )
+    batch = []
+    for index, gain in chosen:
+        frame = frames[index].copy()
+        frame.info.update(pool_index=index, gain=gain)
+        batch.append(frame)
+    write_structures(out, batch)
+    table = Table("pool index", "gain", title=f"{len(batch)} of {len(frames)} by {settings.selection.selector.kind}")
+    for index, gain in chosen[:20]:
+        table.add_row(str(index), _number(gain))
+    console.print(table)
+    _write_json(json_file, {"indices": [i for i, _ in chosen], "gain": [g for _, g in chosen], "out": str(out)})
+
+
+# --------------------------------------------------------------------------------------------------------------- labels
+
+
+@app.command()
+def label(
+    config: ConfigFile,
+    structures: Annotated[Path, typer.Argument(help="Structures to label.")],
+    out: OutFile,
+    db: DbFile = None,
+    overrides: SetOption = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Label structures with the label source of a config, in parallel, into a label store."""
+    from almlip_jax.campaign.preparation import bare_frames
+    from almlip_jax.campaign.progress import open_progress
+    from almlip_jax.config import load_config
+    from almlip_jax.oracles import Labeller, LabelStore, PendingLabels
+    from almlip_jax.structures.io import write_structures
+
+    settings = load_config(config, overrides or [])
+    frames = bare_frames(structures, settings.system)
+    store_path = db or out.with_suffix(".db")
+    provenance = {"purpose": "label", "campaign": settings.name}
+    with LabelStore(store_path) as store, Labeller(settings.oracle, store, settings.executor) as labeller:
+        try:
+            with open_progress() as progress, progress.stage("label", len(frames), unit="labels") as advance:
+                results = labeller.label(frames, provenance, on_label=lambda _: advance(1))
+        except PendingLabels as pending:
+            _complain(str(pending))
+            raise typer.Exit(3) from None
+    labelled = [result.atoms for result in results if result.atoms is not None]
+    failed = [(n, result.error) for n, result in enumerate(results) if result.atoms is None]
+    if labelled:
+        write_structures(out, labelled)
+    rows = {"labelled": len(labelled), "failed": len(failed), "taken from the store": sum(r.cached for r in results)}
+    _print_pairs("Labels", {**{name: str(value) for name, value in rows.items()}, "store": str(store_path)})
+    _write_json(json_file, {**rows, "failures": failed, "out": str(out), "store": str(store_path)})
+    if failed:
+        raise LabelError(f"{len(failed)} of {len(frames)} labels failed; frame {failed[0][0]}: {failed[0][1]}")
+
+
+# --------------------------------------------------------------------------------------------------------------- config
+
+
+@app.command()
+def init(
+    template: Annotated[str, typer.Argument(help="Name of a template; `list` shows them.")] = "list",
+    out: Annotated[Path | None, typer.Option("--out", help="File to write; standard output by default.")] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Write a commented config to begin with."""
+    from almlip_jax.templates import TEMPLATES, render
+
+    if template == "list":
+        _print_pairs("Templates", {name: one.title for name, one in TEMPLATES.items()})
+        _write_json(json_file, {name: one.title for name, one in TEMPLATES.items()})
+        return
+    text = render(template)
+    if out is None:
+        sys.stdout.write(text)
+    elif out.exists():
+        raise InputError(f"{out} exists; choose another file.")
+    else:
+        out.write_text(text)
+        _print_pairs("Template", {"written": str(out)})
+    _write_json(json_file, {"template": template, "out": str(out) if out else None})
+
+
+@app.command()
+def schema(json_file: JsonFile = None) -> None:
+    """Print the JSON schema of configs, for editors."""
+    from almlip_jax.config import ExperimentConfig
+
+    found = ExperimentConfig.model_json_schema()
+    if json_file is None:
+        sys.stdout.write(json.dumps(found, indent=2) + "\n")
+    _write_json(json_file, found)
+
+
+# -------------------------------------------------------------------------------------------------------------- helpers
+
+
+def _read(path: Path, *, require_labels: bool = False) -> list[Atoms]:
+    from almlip_jax.structures.io import read_structures
+
+    return read_structures(path, require_labels=require_labels)
+
+
+def _load(path: Path) -> Any:
+    """The potential in a folder, with jax set to its precision."""
+    try:
+        dtype = json.loads((path / "potential.json").read_text())["dtype"]
+    except (OSError, ValueError, KeyError):
+        dtype = "float32"  # loading says what is wrong
+    from almlip_jax.compilation import prepare_jax
+
+    prepare_jax("float64" if dtype == "float64" else "float32")
+    from almlip_jax.potential import Potential
+
+    return Potential.load(path)
+
+
+def _print_pairs(title: str, rows: Mapping[str, str]) -> None:
+    table = Table(title=title, show_header=False)
+    for name, value in rows.items():
+        table.add_row(name, value)
+    console.print(table)
+
+
+def _number(value: float) -> str:
+    return "-" if isinstance(value, float) and math.isnan(value) else f"{value:.4g}"
+
+
+def _write_json(path: Path | None, content: Any) -> None:
+    if path is None:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(_finite(content), indent=2) + "\n")
+
+
+def _finite(content: Any) -> Any:
+    """JSON has no word for what is not a number: null."""
+    if isinstance(content, Mapping):
+        return {str(key): _finite(value) for key, value in content.items()}
+    if isinstance(content, str):
+        return content
+    if isinstance(content, Sequence):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def _complain(sentence: str) -> None:
+    Console(stderr=True, highlight=False, soft_wrap=True).print(sentence, markup=False)
+
+
+@contextmanager
+def _one_sentence() -> Iterator[None]:
+    """Turns errors a user can act on into a sentence and exit status 1."""
+    try:
+        yield
+    except (InputError, LabelError, CapacityError, OSError) as error:
+        if os.environ.get("ALMLIP_DEBUG"):
+            raise
+        _complain(f"almlip: {error}")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        _complain("almlip: interrupted")
+        sys.exit(130)
+
+
+def main() -> None:
+    """Entry point of the program ``almlip``."""
+    with _one_sentence():
+        app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""Templates of configs, with a comment for every key taken from the settings themselves."""
+
+from __future__ import annotations
+
+import textwrap
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+
+from almlip_jax.config import ExperimentConfig
+from almlip_jax.errors import InputError
+
+_ZUNDEL = {
+    "name": "zundel",
+    "system": {"structures": "zundel.xyz", "charge": 1},
+    "oracle": {"kind": "tblite", "method": "GFN2-xTB"},
+    "initial": {"rattle": {"count": 10, "stdev": 0.08}, "md": [{"temperature": 300, "steps": 10, "every": 1}]},
+    "test": {"md": [{"temperature": 300, "steps": 4000, "every": 40}, {"temperature": 600, "steps": 4000, "every": 40}]},
+    "model": {"kind": "shared_density", "cutoff": 6.0, "channels": 16},
+    "training": {"max_steps": 4000, "validation_fraction": 0.05},
+    "exploration": {
+        "kind": "md",
+        "walkers": [{"temperature": 300, "count": 4}, {"temperature": 600, "count": 4}],
+        "steps": 4000,
+        "thresholds": {"kind": "fixed", "record": 0.05, "stop": 1.0},
+    },
+    "selection": {"batch": 15, "selector": {"kind": "max_det"}},
+    "stopping": {"max_rounds": 15, "max_labels": 170},
+}
+
+
+@dataclass(frozen=True)
+class Template:
+    """A config to begin with.
+
+    Attributes:
+        title: what it is for.
+        content: keys and values.
+    """
+
+    title: str
+    content: dict[str, Any]
+
+
+TEMPLATES: dict[str, Template] = {
+    "zundel": Template("the Zundel cation with GFN2-xTB: the main job", _ZUNDEL),
+    "molecule": Template(
+        "your own molecule with GFN2-xTB",
+        {**_ZUNDEL, "name": "molecule", "system": {"structures": "molecule.xyz", "charge": 0, "spin": 1}},
+    ),
+    "pyscf": Template(
+        "a molecule with PBE/def2-SVP by PySCF",
+        {
+            **_ZUNDEL,
+            "name": "molecule-dft",
+            "system": {"structures": "molecule.xyz", "charge": 0, "spin": 1},
+            "oracle": {"kind": "pyscf", "xc": "pbe", "basis": "def2-svp"},
+            "test": {"md": [{"temperature": 300, "steps": 100, "every": 10, "equilibration": 50}]},
+        },
+    ),
+    "dataset": Template(
+        "go on from structures that are labelled already",
+        {
+            **_ZUNDEL,
+            "name": "from-dataset",
+            "system": {"structures": "start.xyz", "charge": 0, "spin": 1},
+            "initial": {"dataset": "labelled.extxyz"},
+            "test": {"files": [{"path": "test.extxyz", "group": "test"}]},
+        },
+    ),
+    "pool": Template(
+        "query by committee on a pool whose labels lie in a file",
+        {
+            "name": "pool",
+            "system": {"structures": "start.xyz"},
+            "oracle": {"kind": "file", "path": "pool.extxyz"},
+            "initial": {"from_pool": 20},
+            "test": {"from_pool": 50},
+            "model": {"kind": "shared_density", "cutoff": 6.0},
+            "exploration": {"kind": "pool", "files": "pool.extxyz"},
+            "selection": {"batch": 10, "selector": {"kind": "top_k", "score": "force_std_mean"}},
+            "stopping": {"max_rounds": 15, "share_below": None},
+        },
+    ),
+}
+"""Templates by name."""
+
+
+def render(name: str) -> str:
+    """A template as YAML, with the meaning of each key above it.
+
+    Raises:
+        InputError: there is no template of that name.
+    """
+    if name not in TEMPLATES:
+        raise InputError(f"there is no template '{name}'; there are {', '.join(TEMPLATES)}.")
+    template = TEMPLATES[name]
+    config = ExperimentConfig.model_validate(template.content)
+    lines = [f"# {template.title[0].upper() + template.title[1:]}.", "# `almlip schema` lists every key.", ""]
+    return "\n".join(lines + _commented(template.content, config, 0)) + "\n"
+
+
+def _commented(content: dict[str, Any], model: BaseModel, depth: int) -> list[str]:
+    indent = "  " * depth
+    lines = []
+    for key, value in content.items():
+        description = type(model).model_fields[key].description
+        if description:
+            text = " ".join(description.split())
+            lines += [f"{indent}# {line}" for line in textwrap.wrap(text, 118 - len(indent))]
+        inner = getattr(model, key)
+        if isinstance(value, dict) and isinstance(inner, BaseModel):
+            lines += [f"{indent}{key}:", *_commented(value, inner, depth + 1)]
+        else:
+            dumped = yaml.safe_dump(value, sort_keys=False, default_flow_style=True, width=10_000)
+            plain = dumped.removesuffix("...\n").strip()
+            lines.append(f"{indent}{key}: {plain}")
+        if depth == 0:
+            lines.append("")
+    return lines

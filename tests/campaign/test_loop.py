@@ -1,0 +1,312 @@
+"""Whole campaigns, small in every respect: what they write, what they pay for, when they end, and what they refuse."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ase.io
+import jax
+import numpy as np
+import pytest
+from tiny_campaign import SECTIONS, result_of, run_or_resume, tiny_config
+
+import almlip_jax
+from almlip_jax.campaign import run_campaign
+from almlip_jax.campaign.preparation import geometry_key, split_pool
+from almlip_jax.campaign.progress import SilentProgress
+from almlip_jax.campaign.rundir import RunDirectory, read_csv, read_json, read_npz
+from almlip_jax.campaign.state import read_state
+from almlip_jax.errors import InputError, LabelError
+from almlip_jax.keys import numpy_generator
+from almlip_jax.oracles import LabelStore, TBLiteSettings, label_structures, rattle
+from almlip_jax.structures.io import read_structures, write_structures
+
+pytestmark = pytest.mark.usefixtures("compile_once")
+
+COMPILED = "/jax/core/compile/backend_compile_duration"
+
+
+class CompileCounter(SilentProgress):
+    """Counts the programs that jax compiles (or takes from its cache) in each round."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.of_round: list[int] = []
+
+    def round(self, index: int, total: int) -> None:
+        super().round(index, total)
+        self.of_round.append(0)
+
+    def heard(self, event: str, seconds: float, **_: str | int) -> None:
+        if event == COMPILED and self.of_round:
+            self.of_round[-1] += 1
+
+
+@pytest.fixture
+def counter() -> Iterator[CompileCounter]:
+    counter = CompileCounter()
+    jax.monitoring.register_event_duration_secs_listener(counter.heard)
+    yield counter
+    jax.monitoring.unregister_event_duration_listener(counter.heard)
+
+
+@pytest.fixture(scope="session")
+def labelled_pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with labelled structures of the water molecule."""
+    folder = tmp_path_factory.mktemp("pool")
+    start = tiny_config(folder).system.structures
+    assert isinstance(start, Path)
+    frames = rattle(read_structures(start)[0], 30, numpy_generator(3, "pool"), stdev=0.06)
+    with LabelStore(folder / "labels.db") as store:
+        results = label_structures(frames, TBLiteSettings(), store, provenance={"purpose": "pool"})
+    write_structures(folder / "pool.extxyz", [result.atoms for result in results if result.atoms is not None])
+    return folder / "pool.extxyz"
+
+
+def pool_sections(pool: Path, **changes: Any) -> dict[str, Any]:
+    """A study on a fixed, labelled pool; as large as the tiny campaign, so that its programs serve again."""
+    sections = {
+        "oracle": {"kind": "file", "path": str(pool)},
+        "initial": {"rattle": None, "md": (), "from_pool": 8},
+        "test": {"md": (), "from_pool": 8},
+        "exploration": {"kind": "pool", "files": str(pool)},
+        "selection": {"batch": 3, "selector": {"kind": "top_k"}},
+    }
+    return {**sections, **changes}
+
+
+def keys(path: Path) -> list[bytes]:
+    return [geometry_key(atoms) for atoms in read_structures(path)]
+
+
+class TestRunDirectory:
+    def test_holds_everything_in_files_that_others_can_open(self, reference: Path) -> None:
+        run = RunDirectory(reference / "run")
+        for path in (run.config, run.versions, run.state, run.labels, run.measured, run.test, run.metrics, run.report):
+            assert path.exists(), path
+        for folder in run.rounds()[:-1]:
+            for path in (folder.training, folder.evaluation, folder.test_predictions, folder.batch, folder.labelled):
+                assert path.exists(), path
+            assert ase.io.read(folder.trajectory(0), ":")
+        assert len(ase.io.read(run.round(0).dataset, ":")) == 8
+
+    def test_the_dataset_grows_by_the_batches_in_their_order(self, reference: Path) -> None:
+        run = RunDirectory(reference / "run")
+        for index in (0, 1):
+            batch, labelled = keys(run.round(index).batch), keys(run.round(index).labelled)
+            assert len(batch) == 3 and batch == labelled
+            assert keys(run.round(index + 1).dataset) == keys(run.round(index).dataset) + labelled
+        origins = [atoms.info["origin"] for atoms in read_structures(run.round(2).dataset)]
+        assert origins == ["rattle"] * 6 + ["md-300K"] * 2 + ["exploration"] * 6
+
+    def test_the_test_set_is_never_trained_on(self, reference: Path) -> None:
+        run = RunDirectory(reference / "run")
+        assert not set(keys(run.test)) & set(keys(run.round(2).dataset))
+        groups = [atoms.info["group"] for atoms in read_structures(run.test)]
+        assert groups == ["300K"] * 4 + ["600K"] * 4
+
+    def test_every_call_but_those_of_the_test_set_is_counted(self, reference: Path) -> None:
+        run = RunDirectory(reference / "run")
+        with LabelStore(run.labels, readonly=True) as store:
+            purposes = {name: entry["calls"] for name, entry in store.summary().items()}
+        assert purposes == {"initial": 6 + 1 + 4, "train": 6, "test": 8}
+        assert [row["labels"] for row in read_csv(run.metrics)] == [11, 14, 17]
+
+    def test_provenance_says_where_a_label_came_from(self, reference: Path) -> None:
+        with LabelStore(reference / "run" / "labels.db", readonly=True) as store:
+            rows = list(store.labelled("train"))
+        for row in rows:
+            assert {"campaign", "round", "walker", "step", "score", "gain"} <= set(row.provenance)
+            assert row.provenance["selector"] == "max_det"
+
+    def test_walkers_are_traced_with_what_the_gate_did(self, reference: Path) -> None:
+        folder = RunDirectory(reference / "run").round(0)
+        found = read_npz(folder.walkers)
+        assert found["force_std_max"].shape == (len(found["step"]), 2)
+        assert (float(found["gate_record"]), float(found["gate_stop"])) == (0.1, 10.0)
+        for frame in read_structures(folder.pool):
+            assert frame.info["force_std_max"] > 0.1
+            assert np.isclose(frame.arrays["force_std"].max(), frame.info["force_std_max"])
+        assert set(found["status"]) <= {"completed", "stopped", "unphysical", "buffer_full"}
+
+    def test_the_potential_loads_and_predicts_what_was_evaluated(self, reference: Path) -> None:
+        run = RunDirectory(reference / "run")
+        potential = almlip_jax.load(run.round(2).potential)
+        frames = read_structures(run.test)
+        errors = np.concatenate([f - a.get_forces() for f, a in zip(potential.evaluate(frames).forces, frames)])
+        assert np.isclose(np.sqrt(np.mean(errors**2)), read_json(run.round(2).evaluation)["forces_rmse"], rtol=1e-6)
+
+    def test_learning_helps(self, reference: Path) -> None:
+        rows = read_csv(reference / "run" / "metrics.csv")
+        assert rows[-1]["forces_rmse_300K"] < rows[0]["forces_rmse_300K"]
+
+
+def test_nothing_compiles_after_round_1_while_the_dataset_grows_from_20_to_170(
+    tmp_path: Path, counter: CompileCounter
+) -> None:
+    outcome = run_or_resume(
+        tmp_path,
+        tmp_path / "run",
+        counter,
+        initial={"rattle": {"count": 20, "stdev": 0.05}, "md": ()},
+        test={"md": SECTIONS["test"]["md"][:1]},
+        exploration={**SECTIONS["exploration"], "record_every": 5, "buffer": 12},
+        selection={"batch": 10},
+        stopping={"max_rounds": 15, "max_labels": 170},
+    )
+    rows = read_csv(tmp_path / "run" / "metrics.csv")
+    assert outcome.labels == 170 and [row["dataset_size"] for row in rows] == list(range(20, 171, 10))
+    assert counter.of_round[0] > 10  # it does count
+    assert counter.of_round[2:] == [0] * 14
+
+
+class TestPool:
+    @pytest.fixture(scope="class")
+    def study(self, labelled_pool: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        folder = tmp_path_factory.mktemp("study")
+        run_or_resume(folder, folder / "run", **pool_sections(labelled_pool))
+        return folder / "run"
+
+    def test_the_pool_shrinks_by_what_was_selected(self, study: Path) -> None:
+        rows = read_csv(study / "metrics.csv")
+        assert [row["candidates"] for row in rows] == [14, 11, None]
+        run = RunDirectory(study)
+        assert set(keys(run.round(1).pool)) == set(keys(run.round(0).pool)) - set(keys(run.round(0).batch))
+        everything = keys(run.round(2).dataset) + keys(run.test)
+        assert len(set(everything)) == len(everything) == 8 + 6 + 8
+
+    def test_the_batch_has_the_highest_scores(self, study: Path) -> None:
+        run = RunDirectory(study)
+        scores = sorted(frame.info["force_std_mean"] for frame in read_structures(run.round(0).pool))
+        batch = [frame.info["force_std_mean"] for frame in read_structures(run.round(0).batch)]
+        assert batch == scores[:-4:-1]
+        row = read_csv(run.metrics)[0]
+        assert np.isclose(row["sigma_batch"], np.mean(batch), rtol=1e-5)
+        assert np.isclose(row["sigma_pool"], np.mean(scores[:-3]), rtol=1e-5)
+
+    def test_selectors_share_what_they_are_compared_on(self, study: Path, labelled_pool: Path, tmp_path: Path) -> None:
+        other = pool_sections(labelled_pool, selection={"selector": {"kind": "random"}}, stopping={"max_rounds": 1})
+        run_or_resume(tmp_path, tmp_path / "run", **other)
+        one, two = RunDirectory(study), RunDirectory(tmp_path / "run")
+        assert keys(one.test) == keys(two.test) and keys(one.round(0).dataset) == keys(two.round(0).dataset)
+        assert keys(one.round(0).batch) != keys(two.round(0).batch)
+
+    def test_ends_when_it_is_used_up(self, labelled_pool: Path, tmp_path: Path) -> None:
+        sections = pool_sections(labelled_pool, test={"md": (), "from_pool": 19}, stopping={"max_rounds": 2})
+        outcome = run_or_resume(tmp_path, tmp_path / "run", **sections)
+        assert outcome.rule == "pool_exhausted" and not outcome.converged and outcome.round == 1
+
+    def test_shares_are_drawn_by_name(self) -> None:
+        split = split_pool(50, 5, 7, seed=1)
+        assert sorted([*split.test, *split.initial, *split.rest]) == list(range(50))
+        assert split_pool(50, 9, 7, seed=1).test == split.test
+        with pytest.raises(InputError, match="too few"):
+            split_pool(10, 5, 7, seed=1)
+
+
+class TestEndings:
+    def test_a_potential_that_is_sure_of_everything_has_converged(self, reference: Path, tmp_path: Path) -> None:
+        sure = {**SECTIONS["exploration"], "thresholds": {"kind": "fixed", "record": 1e3, "stop": 1e4}}
+        rule = {"max_rounds": 2, "share_below": {"share": 0.5, "rounds": 1}}
+        outcome = run_or_resume(reference, tmp_path / "run", exploration=sure, stopping=rule)
+        assert outcome.converged and outcome.round == 0
+        assert outcome.rule == "share_below" and "100.0 % of 120 frames" in outcome.reason
+        state = read_state(RunDirectory(tmp_path / "run"))
+        assert state.finished and state.reason == outcome.reason
+
+    def test_the_target_error_ends_it_before_it_explores(self, reference: Path, tmp_path: Path) -> None:
+        rule = {"max_rounds": 2, "target_error": {"value": 1e3}}
+        outcome = run_or_resume(reference, tmp_path / "run", stopping=rule)
+        assert outcome.rule == "target_error" and outcome.converged and outcome.round == 0
+        assert not RunDirectory(tmp_path / "run").round(0).walkers.exists()
+
+
+class TestLabelSource:
+    def sections(self, mood: Path) -> dict[str, Any]:
+        oracle = {"kind": "ase", "calculator": "moody_calculator:Moody", "parameters": {"mood": str(mood)}}
+        return {"oracle": oracle, "initial": {"rattle": {"count": 8, "stdev": 0.05}, "md": ()}, "test": {"md": ()}}
+
+    def test_a_batch_that_fails_as_a_whole_ends_the_run_and_is_tried_again(
+        self, reference: Path, tmp_path: Path
+    ) -> None:
+        mood = tmp_path / "mood"
+
+        class SpoilsTheMood(SilentProgress):
+            def round(self, index: int, total: int) -> None:
+                mood.write_text("all")
+
+        sections = self.sections(mood) | {"stopping": {"max_rounds": 1}}
+        with pytest.raises(LabelError, match=r"none of the 3 structures of round 0.*not in the mood.*resume"):
+            run_or_resume(reference, tmp_path / "run", SpoilsTheMood(), **sections)
+        mood.unlink()
+        outcome = run_or_resume(reference, tmp_path / "run", **sections)
+        assert outcome.finished and outcome.labels == 8 + 3 + 3  # calls that failed were paid, too
+        assert read_csv(tmp_path / "run" / "metrics.csv")[-1]["dataset_size"] == 11
+
+    def test_single_failures_are_left_out_and_kept_in_the_store(self, reference: Path, tmp_path: Path) -> None:
+        mood = tmp_path / "mood"
+        mood.write_text("stretched")
+        outcome = run_or_resume(reference, tmp_path / "run", **self.sections(mood) | {"stopping": {"max_rounds": 0}})
+        with LabelStore(tmp_path / "run" / "labels.db", readonly=True) as store:
+            failed = list(store.labelled(failed=True))
+        size = read_csv(tmp_path / "run" / "metrics.csv")[0]["dataset_size"]
+        assert 0 < len(failed) < 8 and size == 8 - len(failed) and outcome.labels == 8
+        assert "not in the mood" in str(failed[0].label.error)
+
+    def test_labels_made_elsewhere_are_waited_for(self, reference: Path, tmp_path: Path) -> None:
+        elsewhere = tmp_path / "elsewhere"
+        sections = {
+            "oracle": {"kind": "external", "method": "xtb-by-hand", "folder": str(elsewhere)},
+            "initial": {"rattle": {"count": 8, "stdev": 0.05}, "md": ()},
+            "test": {"md": (), "files": [{"path": str(reference / "run" / "test.extxyz"), "group": "md"}]},
+            "stopping": {"max_rounds": 1},
+        }
+        outcome = run_or_resume(reference, tmp_path / "run", **sections)
+        for number in range(2):  # the initial set, then the batch
+            assert not outcome.finished and "resume" in outcome.reason
+            assert read_state(RunDirectory(tmp_path / "run")).reason == outcome.reason
+            (request,) = sorted(set((elsewhere / "requested").iterdir()) - {elsewhere / "requested" / "done"})
+            with LabelStore(tmp_path / f"by-hand-{number}.db") as store:
+                results = label_structures(
+                    read_structures(request), TBLiteSettings(), store, provenance={"purpose": "hand"}
+                )
+            write_structures(elsewhere / "results" / f"{number}.extxyz", [r.atoms for r in results if r.atoms])
+            request.unlink()
+            outcome = run_or_resume(reference, tmp_path / "run", **sections)
+        assert outcome.finished and outcome.labels == 11
+
+
+class TestRefused:
+    def test_an_initial_set_beyond_the_budget_before_anything_is_paid(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match=r"needs 11 label-source calls.*max_labels 10"):
+            run_or_resume(tmp_path, tmp_path / "run", stopping={"max_labels": 10})
+        assert not (tmp_path / "run" / "labels.db").exists()
+
+    def test_dynamics_without_a_start_geometry(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match=r"system\.structures"):
+            run_or_resume(tmp_path, tmp_path / "run", system={"structures": ()})
+
+    def test_a_directory_that_holds_a_campaign(self, reference: Path) -> None:
+        with pytest.raises(InputError, match="holds a campaign already"):
+            run_campaign(tiny_config(reference), reference / "run")
+
+    def test_a_start_file_that_is_not_there(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match=r"nowhere\.xyz"):
+            run_or_resume(tmp_path, tmp_path / "run", system={"structures": str(tmp_path / "nowhere.xyz")})
+
+
+def test_seeds_decide(reference: Path, tmp_path: Path) -> None:
+    run_or_resume(reference, tmp_path / "run", seed=8, stopping={"max_rounds": 0})
+    one, two = result_of(reference / "run"), result_of(tmp_path / "run")
+    assert one["sets"]["rounds/000/dataset.extxyz"] != two["sets"]["rounds/000/dataset.extxyz"]
+    assert one["sets"]["test"] != two["sets"]["test"]
+
+
+def test_a_campaign_may_begin_with_labels_that_exist(reference: Path, tmp_path: Path) -> None:
+    given = reference / "run" / "rounds" / "000" / "dataset.extxyz"
+    initial = {"dataset": str(given), "rattle": None, "md": ()}
+    outcome = run_or_resume(reference, tmp_path / "run", initial=initial, stopping={"max_rounds": 0})
+    assert outcome.labels == 0
+    assert keys(RunDirectory(tmp_path / "run").round(0).dataset) == keys(given)

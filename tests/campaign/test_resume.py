@@ -1,0 +1,175 @@
+"""A campaign that was interrupted ends as one that was not: same labels in the same order, none paid twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_campaign import Killed, KillingProgress, result_of, run_or_resume, tiny_config
+
+import almlip_jax
+from almlip_jax.campaign import resume_campaign
+from almlip_jax.campaign.progress import SilentProgress
+from almlip_jax.campaign.rundir import RunDirectory, read_json
+from almlip_jax.campaign.state import Stage, read_state
+from almlip_jax.errors import InputError
+
+pytestmark = pytest.mark.usefixtures("compile_once")
+
+PACKAGE = Path(almlip_jax.__file__).parents[1]
+STAGES = ["train", "evaluate", "explore", "select", "label"]
+
+
+class Notes(SilentProgress):
+    """Keeps what the user is told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.said.append(text)
+
+
+def start_process(folder: Path, run_dir: Path, cache: Path, **sections: Any) -> subprocess.Popen[bytes]:
+    program = Path(__file__).with_name("tiny_campaign.py")
+    environment = {
+        **os.environ,
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(PACKAGE), os.environ.get("PYTHONPATH")])),
+    }
+    command = [sys.executable, str(program), str(folder), str(run_dir), json.dumps(sections)]
+    return subprocess.Popen(command, env=environment, start_new_session=True)
+
+
+def kill_in(process: subprocess.Popen[bytes], run_dir: Path, round_index: int, stage: str, delay: float) -> None:
+    """Kills a process with SIGKILL a while after its state names a stage."""
+    state = RunDirectory(run_dir).state
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if state.exists():
+            now = read_json(state)
+            if (now["round"], now["stage"]) == (round_index, stage):
+                time.sleep(delay)
+                break
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+@pytest.mark.parametrize("round_index, stage, within", [(0, "select", False), (1, "label", True)])
+def test_a_campaign_that_was_broken_off_ends_the_same(
+    reference: Path, tmp_path: Path, round_index: int, stage: str, within: bool
+) -> None:
+    with pytest.raises(Killed):
+        run_or_resume(reference, tmp_path / "run", KillingProgress(round_index, stage, within=within))
+    state = read_state(RunDirectory(tmp_path / "run"))
+    assert (state.round, state.stage) == (round_index, stage) and not state.finished
+    assert run_or_resume(reference, tmp_path / "run").finished
+    assert result_of(tmp_path / "run") == result_of(reference / "run")
+
+
+def test_a_killed_process_ends_the_same(reference: Path, tmp_path: Path, cache: Path) -> None:
+    process = start_process(reference, tmp_path / "run", cache)
+    kill_in(process, tmp_path / "run", 0, "explore", delay=0.3)
+    assert process.returncode == -signal.SIGKILL and not read_state(RunDirectory(tmp_path / "run")).finished
+    assert run_or_resume(reference, tmp_path / "run").finished
+    assert result_of(tmp_path / "run") == result_of(reference / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("round_index", [0, 1])
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("delay", [0.0, 0.02, 0.5])
+def test_killed_anywhere(
+    reference: Path, tmp_path: Path, cache: Path, round_index: int, stage: str, delay: float
+) -> None:
+    kill_in(start_process(reference, tmp_path / "run", cache), tmp_path / "run", round_index, stage, delay)
+    assert start_process(reference, tmp_path / "run", cache).wait(120) == 0
+    assert result_of(tmp_path / "run") == result_of(reference / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["initial", "test"])
+def test_killed_in_the_preparation(reference: Path, tmp_path: Path, cache: Path, stage: str) -> None:
+    kill_in(start_process(reference, tmp_path / "run", cache), tmp_path / "run", 0, stage, delay=0.1)
+    assert start_process(reference, tmp_path / "run", cache).wait(120) == 0
+    assert result_of(tmp_path / "run") == result_of(reference / "run")
+
+
+@pytest.mark.slow
+def test_killed_again_and_again(reference: Path, tmp_path: Path, cache: Path) -> None:
+    for number in range(60):
+        process = start_process(reference, tmp_path / "run", cache)
+        try:
+            assert process.wait(timeout=3 + 0.37 * number) == 0
+            break
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    assert result_of(tmp_path / "run") == result_of(reference / "run")
+
+
+def test_a_finished_campaign_says_so_and_changes_nothing(reference: Path) -> None:
+    before = result_of(reference / "run")
+    outcome = run_or_resume(reference, reference / "run")
+    assert outcome.finished and outcome.rule == "max_rounds" and outcome.labels == before["metrics"][-1]["labels"]
+    assert result_of(reference / "run") == before
+
+
+def test_a_larger_budget_goes_on_where_the_smaller_one_ended(reference: Path, tmp_path: Path) -> None:
+    small = {"max_rounds": 2, "max_labels": 15}
+    first = run_or_resume(reference, tmp_path / "run", stopping=small)
+    assert (first.rule, first.labels, first.round) == ("max_labels", 15, 2)
+    before = result_of(tmp_path / "run")
+    assert before["metrics"][1]["selected"] == 1  # the last batch is cut to what is left
+    second = run_or_resume(reference, tmp_path / "run", stopping={"max_rounds": 3, "max_labels": 17})
+    assert (second.rule, second.labels, second.round) == ("max_labels", 17, 3)
+    after = result_of(tmp_path / "run")
+    assert after["labels"][: len(before["labels"])] == before["labels"]
+    assert len(after["metrics"]) == 4 and after["metrics"][:2] == before["metrics"][:2]
+
+
+def test_a_damaged_checkpoint_is_made_again(reference: Path, tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        run_or_resume(reference, tmp_path / "run", KillingProgress(1, "explore"))
+    folder = RunDirectory(tmp_path / "run").round(1).potential
+    for file in (folder / "params").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    notes = Notes()
+    run_or_resume(reference, tmp_path / "run", notes)
+    assert any("potential" in text and "trained again" in text for text in notes.said)
+    assert result_of(tmp_path / "run") == result_of(reference / "run")
+
+
+def test_a_full_disk_ends_the_run_with_a_sentence(
+    reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from almlip_jax.campaign import stages
+
+    def full(*arguments: object, **keywords: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "write_npz", full)  # in the middle of the first evaluation
+        with pytest.raises(InputError, match=r"disk is full.*resume"):
+            run_or_resume(reference, tmp_path / "run")
+    assert read_state(RunDirectory(tmp_path / "run")).stage is Stage.EVALUATE
+    assert run_or_resume(reference, tmp_path / "run").finished
+    assert result_of(tmp_path / "run") == result_of(reference / "run")
+
+
+def test_only_a_run_directory_can_be_resumed(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no run directory"):
+        resume_campaign(tiny_config(tmp_path), tmp_path / "nowhere")
