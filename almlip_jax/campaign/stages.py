@@ -11,12 +11,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from ase import Atoms
 
 from almlip_jax.campaign import exploration
+from almlip_jax.campaign.batch import candidates, choose
 from almlip_jax.campaign.preparation import geometry_key, held_out_set, initial_set
 from almlip_jax.campaign.rundir import Cell, write_csv, write_json, write_npz
 from almlip_jax.campaign.settings import PoolExploration
@@ -27,8 +26,6 @@ from almlip_jax.evaluation import error_metrics
 from almlip_jax.keys import named_key
 from almlip_jax.oracles import LabelResult
 from almlip_jax.potential import Evaluated, Potential
-from almlip_jax.selection import Candidates
-from almlip_jax.selection import select as run_selector
 from almlip_jax.structures.io import read_structures, write_structures
 from almlip_jax.training import EpochReport, TrainingResult, reference_energies
 
@@ -205,17 +202,12 @@ def select(shop: Workshop, round_index: int) -> Results:
     with shop.progress.stage("select"):
         found = potential.evaluate(frames, features=True)
         context = potential.evaluate(dataset := shop.dataset(round_index), features=True)
-        selection = run_selector(
+        chosen = choose(
             shop.selector,
             named_key(shop.config.seed, "select", round_index),
-            _candidates(frames, found, shop.pool_capacity),
-            _candidates(dataset, context, shop.largest_dataset),
-        )
-    chosen = [
-        (int(index), float(gain))
-        for index, valid, gain in zip(selection.indices, selection.valid, selection.gain, strict=True)
-        if valid
-    ][: _allowed(shop)]
+            candidates(frames, found, shop.pool_capacity),
+            candidates(dataset, context, shop.largest_dataset),
+        )[: _allowed(shop)]
     batch = []
     for index, gain in chosen:
         frame = frames[index].copy()
@@ -235,22 +227,6 @@ def _allowed(shop: Workshop) -> int:
     budget = shop.config.stopping.max_labels
     batch = shop.config.selection.batch
     return batch if budget is None else max(0, min(batch, budget - shop.labels))
-
-
-def _candidates(frames: Sequence[Atoms], found: Evaluated, capacity: int) -> Candidates:
-    """The pytree that selectors see, padded to a capacity; the price of a label is taken as the number of atoms."""
-    missing = capacity - len(frames)
-
-    def padded(values: np.ndarray) -> jax.Array:
-        return jnp.asarray(np.pad(values, [(0, missing)] + [(0, 0)] * (values.ndim - 1)))
-
-    return Candidates(
-        features={name: padded(values) for name, values in found.features.items()},
-        scores={name: padded(values) for name, values in found.scores.items()},
-        cost=padded(np.array([float(len(frame)) for frame in frames], np.float32)),
-        valid=padded(np.ones(len(frames), bool)),
-        id=jnp.asarray(np.arange(capacity, dtype=np.int32)),
-    )
 
 
 def _mean(values: np.ndarray) -> float | None:

@@ -14,18 +14,23 @@ from tiny_campaign import SECTIONS, result_of, run_or_resume, tiny_config
 
 import almlip_jax
 from almlip_jax.campaign import run_campaign
-from almlip_jax.campaign.preparation import geometry_key, split_pool
+from almlip_jax.campaign.preparation import Source, geometry_key, initial_set, split_pool, start_geometries
 from almlip_jax.campaign.progress import SilentProgress
 from almlip_jax.campaign.rundir import RunDirectory, read_csv, read_json, read_npz
 from almlip_jax.campaign.state import read_state
 from almlip_jax.errors import InputError, LabelError
 from almlip_jax.keys import numpy_generator
-from almlip_jax.oracles import LabelStore, TBLiteSettings, label_structures, rattle
+from almlip_jax.oracles import Labeller, LabelStore, TBLiteSettings, label_structures, rattle
 from almlip_jax.structures.io import read_structures, write_structures
 
 pytestmark = pytest.mark.usefixtures("compile_once")
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
+
+
+# Rules that end a campaign early and leave the sizes of its programs as they are.
+AT_FIRST_ERROR = {"target_error": {"value": 1e6}}
+AT_FIRST_BATCH = {"plateau": {"ratio": 1e6, "patience": 1}}
 
 
 class CompileCounter(SilentProgress):
@@ -135,7 +140,8 @@ class TestRunDirectory:
         run = RunDirectory(reference / "run")
         potential = almlip_jax.load(run.round(2).potential)
         frames = read_structures(run.test)
-        errors = np.concatenate([f - a.get_forces() for f, a in zip(potential.evaluate(frames).forces, frames)])
+        found = potential.evaluate(frames).forces
+        errors = np.concatenate([f - a.get_forces() for f, a in zip(found, frames, strict=True)])
         assert np.isclose(np.sqrt(np.mean(errors**2)), read_json(run.round(2).evaluation)["forces_rmse"], rtol=1e-6)
 
     def test_learning_helps(self, reference: Path) -> None:
@@ -187,14 +193,14 @@ class TestPool:
         assert np.isclose(row["sigma_pool"], np.mean(scores[:-3]), rtol=1e-5)
 
     def test_selectors_share_what_they_are_compared_on(self, study: Path, labelled_pool: Path, tmp_path: Path) -> None:
-        other = pool_sections(labelled_pool, selection={"selector": {"kind": "random"}}, stopping={"max_rounds": 1})
+        other = pool_sections(labelled_pool, selection={"selector": {"kind": "random"}}, stopping=AT_FIRST_BATCH)
         run_or_resume(tmp_path, tmp_path / "run", **other)
         one, two = RunDirectory(study), RunDirectory(tmp_path / "run")
         assert keys(one.test) == keys(two.test) and keys(one.round(0).dataset) == keys(two.round(0).dataset)
         assert keys(one.round(0).batch) != keys(two.round(0).batch)
 
     def test_ends_when_it_is_used_up(self, labelled_pool: Path, tmp_path: Path) -> None:
-        sections = pool_sections(labelled_pool, test={"md": (), "from_pool": 19}, stopping={"max_rounds": 2})
+        sections = pool_sections(labelled_pool, test={"md": (), "from_pool": 19})
         outcome = run_or_resume(tmp_path, tmp_path / "run", **sections)
         assert outcome.rule == "pool_exhausted" and not outcome.converged and outcome.round == 1
 
@@ -209,7 +215,7 @@ class TestPool:
 class TestEndings:
     def test_a_potential_that_is_sure_of_everything_has_converged(self, reference: Path, tmp_path: Path) -> None:
         sure = {**SECTIONS["exploration"], "thresholds": {"kind": "fixed", "record": 1e3, "stop": 1e4}}
-        rule = {"max_rounds": 2, "share_below": {"share": 0.5, "rounds": 1}}
+        rule = {"share_below": {"share": 0.5, "rounds": 1}}
         outcome = run_or_resume(reference, tmp_path / "run", exploration=sure, stopping=rule)
         assert outcome.converged and outcome.round == 0
         assert outcome.rule == "share_below" and "100.0 % of 120 frames" in outcome.reason
@@ -217,8 +223,7 @@ class TestEndings:
         assert state.finished and state.reason == outcome.reason
 
     def test_the_target_error_ends_it_before_it_explores(self, reference: Path, tmp_path: Path) -> None:
-        rule = {"max_rounds": 2, "target_error": {"value": 1e3}}
-        outcome = run_or_resume(reference, tmp_path / "run", stopping=rule)
+        outcome = run_or_resume(reference, tmp_path / "run", stopping=AT_FIRST_ERROR)
         assert outcome.rule == "target_error" and outcome.converged and outcome.round == 0
         assert not RunDirectory(tmp_path / "run").round(0).walkers.exists()
 
@@ -237,7 +242,7 @@ class TestLabelSource:
             def round(self, index: int, total: int) -> None:
                 mood.write_text("all")
 
-        sections = self.sections(mood) | {"stopping": {"max_rounds": 1}}
+        sections = self.sections(mood) | {"stopping": {"max_labels": 14}}
         with pytest.raises(LabelError, match=r"none of the 3 structures of round 0.*not in the mood.*resume"):
             run_or_resume(reference, tmp_path / "run", SpoilsTheMood(), **sections)
         mood.unlink()
@@ -245,15 +250,18 @@ class TestLabelSource:
         assert outcome.finished and outcome.labels == 8 + 3 + 3  # calls that failed were paid, too
         assert read_csv(tmp_path / "run" / "metrics.csv")[-1]["dataset_size"] == 11
 
-    def test_single_failures_are_left_out_and_kept_in_the_store(self, reference: Path, tmp_path: Path) -> None:
+    def test_single_failures_are_left_out_and_kept_in_the_store(self, tmp_path: Path) -> None:
         mood = tmp_path / "mood"
         mood.write_text("stretched")
-        outcome = run_or_resume(reference, tmp_path / "run", **self.sections(mood) | {"stopping": {"max_rounds": 0}})
-        with LabelStore(tmp_path / "run" / "labels.db", readonly=True) as store:
+        config = tiny_config(tmp_path, **self.sections(mood))
+        said: list[str] = []
+        with LabelStore(tmp_path / "labels.db") as store, Labeller(config.oracle, store) as labeller:
+            source = Source(start_geometries(config.system), config.system, labeller, 7, {}, said.append)
+            frames = initial_set(config.initial, source, ())
             failed = list(store.labelled(failed=True))
-        size = read_csv(tmp_path / "run" / "metrics.csv")[0]["dataset_size"]
-        assert 0 < len(failed) < 8 and size == 8 - len(failed) and outcome.labels == 8
-        assert "not in the mood" in str(failed[0].label.error)
+            assert store.count_calls() == 8
+        assert 0 < len(failed) < 8 and len(frames) == 8 - len(failed)
+        assert "not in the mood" in str(failed[0].label.error) and "not in the mood" in said[0]
 
     def test_labels_made_elsewhere_are_waited_for(self, reference: Path, tmp_path: Path) -> None:
         elsewhere = tmp_path / "elsewhere"
@@ -261,7 +269,7 @@ class TestLabelSource:
             "oracle": {"kind": "external", "method": "xtb-by-hand", "folder": str(elsewhere)},
             "initial": {"rattle": {"count": 8, "stdev": 0.05}, "md": ()},
             "test": {"md": (), "files": [{"path": str(reference / "run" / "test.extxyz"), "group": "md"}]},
-            "stopping": {"max_rounds": 1},
+            "stopping": {"max_labels": 11},
         }
         outcome = run_or_resume(reference, tmp_path / "run", **sections)
         for number in range(2):  # the initial set, then the batch
@@ -298,7 +306,7 @@ class TestRefused:
 
 
 def test_seeds_decide(reference: Path, tmp_path: Path) -> None:
-    run_or_resume(reference, tmp_path / "run", seed=8, stopping={"max_rounds": 0})
+    run_or_resume(reference, tmp_path / "run", seed=8, stopping=AT_FIRST_ERROR)
     one, two = result_of(reference / "run"), result_of(tmp_path / "run")
     assert one["sets"]["rounds/000/dataset.extxyz"] != two["sets"]["rounds/000/dataset.extxyz"]
     assert one["sets"]["test"] != two["sets"]["test"]
@@ -307,6 +315,6 @@ def test_seeds_decide(reference: Path, tmp_path: Path) -> None:
 def test_a_campaign_may_begin_with_labels_that_exist(reference: Path, tmp_path: Path) -> None:
     given = reference / "run" / "rounds" / "000" / "dataset.extxyz"
     initial = {"dataset": str(given), "rattle": None, "md": ()}
-    outcome = run_or_resume(reference, tmp_path / "run", initial=initial, stopping={"max_rounds": 0})
+    outcome = run_or_resume(reference, tmp_path / "run", initial=initial, stopping=AT_FIRST_ERROR)
     assert outcome.labels == 0
     assert keys(RunDirectory(tmp_path / "run").round(0).dataset) == keys(given)

@@ -30,7 +30,7 @@ SECTIONS: dict[str, Any] = {
             {"temperature": 600, "steps": 20, "every": 5, "equilibration": 5},
         ]
     },
-    "model": {"kind": "shared_density", "cutoff": 3.0, "radial": 4, "l_max": 1, "channels": 4, "hidden": [8]},
+    "model": {"kind": "shared_density", "cutoff": 3.0, "radial": 4, "l_max": 0, "channels": 4, "hidden": [8]},
     "ensemble": {"size": 2},
     "training": {"batch_size": 4, "max_steps": 300, "validate_every": 50, "validation_fraction": 0.2},
     "exploration": {
@@ -56,7 +56,7 @@ def tiny_config(folder: Path, **sections: Any) -> ExperimentConfig:
     if not start.exists():
         write_structures(start, [molecule("H2O")])
     changed = {
-        name: {**SECTIONS[name], **value} if isinstance(value, dict) and "kind" not in value else value
+        name: {**SECTIONS.get(name, {}), **value} if isinstance(value, dict) and "kind" not in value else value
         for name, value in sections.items()
     }
     return ExperimentConfig.model_validate({**SECTIONS, "system": {"structures": str(start)}, **changed})

@@ -1,0 +1,220 @@
+"""Status: where a campaign stands, whether it converges, and if not, which walkers, atoms and checks hold it back.
+
+Reads the run directory only, also while a campaign is at work and after it was killed; needs no jax.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+
+from almlip_jax.campaign.rundir import RoundDirectory, RunDirectory, read_npz
+from almlip_jax.campaign.state import CampaignState, RoundRecord, read_state
+from almlip_jax.errors import InputError
+from almlip_jax.oracles import LabelStore
+from almlip_jax.structures.io import read_structures
+
+_WINDOW = 4  # rounds over which a trend is judged
+_FALLING, _RISING = -0.03, 0.03  # change of log(error) a round that counts as a trend
+
+
+def campaign_status(run_dir: Path | str) -> dict[str, Any]:
+    """What a run directory says of its campaign.
+
+    Returns:
+        ``round``, ``stage``, ``labels``, ``finished``, ``converged``, ``rule``, ``reason``, ``running``; ``errors`` of
+        the last evaluated round; ``diagnosis`` with ``trend`` (of each error and of the pool's sigma: converging,
+        stalled, diverging or unknown), ``walkers`` that ended early in the last exploration, ``atoms`` that most often
+        carry the largest spread, ``checks`` that ended walkers, ``failed_labels`` by reason, and ``advice``, sentences
+        for people.
+
+    Raises:
+        InputError: there is no campaign in the folder, or its state is damaged.
+    """
+    run = RunDirectory(run_dir).require()
+    state = read_state(run)
+    explored = _last_exploration(run, state.history)
+    walkers = _ended_walkers(explored) if explored else []
+    atoms = _uncertain_atoms(explored) if explored else []
+    failures = _failed_labels(run)
+    trend = _trends(state.history)
+    evaluated = [record for record in state.history if record.errors]
+    return {
+        "run_dir": str(run.path),
+        "running": run.is_running(),
+        "round": state.round,
+        "stage": str(state.stage),
+        "labels": state.labels,
+        "finished": state.finished,
+        "converged": state.converged,
+        "rule": state.rule,
+        "reason": state.reason,
+        "errors": dict(evaluated[-1].errors) if evaluated else {},
+        "diagnosis": {
+            "trend": trend,
+            "share_below": _last(record.share_below for record in state.history),
+            "walkers": walkers,
+            "atoms": atoms,
+            "checks": dict(Counter(walker["check"] for walker in walkers)),
+            "failed_labels": failures,
+            "advice": _advice(state, trend, walkers, atoms, failures),
+        },
+    }
+
+
+def render_status(status: Mapping[str, Any]) -> RenderableType:
+    """A status as tables for a terminal."""
+    head = Table(show_header=False, box=None)
+    where = "finished" if status["finished"] else ("at work" if status["running"] else "not running")
+    head.add_row("round", f"{status['round']}, next stage: {status['stage']} ({where})")
+    head.add_row("labels", str(status["labels"]))
+    head.add_row("converged", "yes" if status["converged"] else "no")
+    if status["reason"]:
+        head.add_row("reason", status["reason"])
+    parts: list[RenderableType] = [Panel(head, title=status["run_dir"])]
+    diagnosis = status["diagnosis"]
+    if status["errors"]:
+        table = Table("quantity", "value", "trend")
+        for name, value in status["errors"].items():
+            table.add_row(name, f"{value:.4g}", diagnosis["trend"].get(name, "-"))
+        parts.append(table)
+    if diagnosis["walkers"]:
+        table = Table("walker", "T (K)", "ended at step", "because of", "atom", title="walkers that ended early")
+        for walker in diagnosis["walkers"]:
+            step, atom = str(walker["step"]), str(walker["atom"])
+            table.add_row(str(walker["walker"]), f"{walker['temperature']:g}", step, walker["check"], atom)
+        parts.append(table)
+    parts.extend(f"- {sentence}" for sentence in diagnosis["advice"])
+    return Group(*parts)
+
+
+def _last(values: Any) -> Any:
+    known = [value for value in values if value is not None]
+    return known[-1] if known else None
+
+
+def _trends(history: Sequence[RoundRecord]) -> dict[str, str]:
+    """Verdict on each error and on the pool's sigma, from the slope of its logarithm over the last rounds."""
+    series: dict[str, list[tuple[int, float]]] = {}
+    for record in history:
+        named = dict(record.errors)
+        if record.sigma_pool is not None:
+            named["sigma_pool"] = record.sigma_pool
+        for name, value in named.items():
+            if value > 0 and math.isfinite(value):
+                series.setdefault(name, []).append((record.round, math.log(value)))
+    return {name: trend(points[-_WINDOW:]) for name, points in series.items()}
+
+
+def trend(points: Sequence[tuple[int, float]]) -> str:
+    """Converging, stalled or diverging, by the least-squares slope of (round, log value); unknown below 3 points."""
+    if len(points) < 3:
+        return "unknown"
+    slope = float(np.polyfit(*np.transpose(points), 1)[0])
+    if slope < _FALLING:
+        return "converging"
+    return "diverging" if slope > _RISING else "stalled"
+
+
+def _last_exploration(run: RunDirectory, history: Sequence[RoundRecord]) -> tuple[RoundDirectory, dict[str, Any]] | None:
+    """The newest round with traces of walkers; one that is damaged is passed over."""
+    for folder in reversed(run.rounds()):
+        if not folder.walkers.exists():
+            continue
+        try:
+            return folder, read_npz(folder.walkers)
+        except InputError:
+            continue
+    return None
+
+
+def _ended_walkers(explored: tuple[RoundDirectory, dict[str, Any]]) -> list[dict[str, Any]]:
+    _, arrays = explored
+    causes = arrays.get("cause", np.full(len(arrays["status"]), "none"))
+    ended = []
+    for walker, status in enumerate(arrays["status"].tolist()):
+        if status in ("completed", "running"):
+            continue
+        ended.append(
+            {
+                "walker": walker,
+                "temperature": float(arrays["walker_temperature"][walker]),
+                "step": int(arrays["stop_step"][walker]),
+                "atom": int(arrays["stop_atom"][walker]) if "stop_atom" in arrays else -1,
+                "check": str(causes[walker]) if status == "unphysical" else status,
+            }
+        )
+    return ended
+
+
+def _uncertain_atoms(explored: tuple[RoundDirectory, dict[str, Any]]) -> list[dict[str, Any]]:
+    """How often each atom carries the largest spread of a recorded frame, most often first."""
+    folder, _ = explored
+    if not folder.pool.exists():
+        return []
+    counts: Counter[tuple[int, str]] = Counter()
+    frames = read_structures(folder.pool)
+    for frame in frames:
+        if "force_std" in frame.arrays:
+            atom = int(np.argmax(frame.arrays["force_std"]))
+            counts[atom, frame.get_chemical_symbols()[atom]] += 1
+    return [
+        {"atom": atom, "symbol": symbol, "share": count / len(frames)} for (atom, symbol), count in counts.most_common(5)
+    ]
+
+
+def _failed_labels(run: RunDirectory) -> dict[str, int]:
+    if not run.labels.exists():
+        return {}
+    try:
+        with LabelStore(run.labels, readonly=True) as store:
+            return dict(Counter(row.label.error or "" for row in store.labelled(failed=True) if row.label.error))
+    except InputError:
+        return {}
+
+
+def _advice(
+    state: CampaignState,
+    trends: Mapping[str, str],
+    walkers: Sequence[Mapping[str, Any]],
+    atoms: Sequence[Mapping[str, Any]],
+    failures: Mapping[str, int],
+) -> list[str]:
+    said = []
+    force_trends = {name: verdict for name, verdict in trends.items() if name.startswith("forces_rmse")}
+    for name, verdict in force_trends.items():
+        if verdict == "converging":
+            said.append(f"{name} still falls from round to round: more labels help.")
+        elif verdict == "stalled":
+            said.append(
+                f"{name} has stalled over the last rounds: train longer, take a larger model, or look at the calibration."
+            )
+        elif verdict == "diverging":
+            said.append(f"{name} rises: look at training.csv of the last round and at the labels of its batch.")
+    by_check = Counter((walker["check"], walker["temperature"]) for walker in walkers)
+    total = sum(_last(record.walkers for record in state.history if record.walkers).values()) if by_check else 0
+    for (check, temperature), count in sorted(by_check.items()):
+        steps = [walker["step"] for walker in walkers if (walker["check"], walker["temperature"]) == (check, temperature)]
+        said.append(
+            f"{count} of {total} walkers ended early at {temperature:g} K, after {int(np.median(steps))} steps in the "
+            f"median, because of: {check.replace('_', ' ')}."
+        )
+    if atoms and atoms[0]["share"] > 0.4:
+        first = atoms[0]
+        said.append(
+            f"Atom {first['atom']} ({first['symbol']}) carries the largest spread in {first['share']:.0%} of the recorded "
+            "frames."
+        )
+    for reason, count in failures.items():
+        said.append(f"{count} labels failed: {reason}")
+    if not said and not state.history:
+        said.append("No round has been trained yet.")
+    return said
