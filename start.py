@@ -61,7 +61,9 @@ def run(arguments: list[str]) -> int:
     command = [str(PYTHON), "-m", "almlip_jax.cli"]
     if (RUN_DIR / "state.json").exists():
         return subprocess.call([*command, "resume", str(RUN_DIR), *arguments])
-    return subprocess.call([*command, "run", str(ROOT / "configs" / "zundel.yaml"), "--run-dir", str(RUN_DIR), *arguments])
+    return subprocess.call(
+        [*command, "run", str(ROOT / "configs" / "zundel.yaml"), "--run-dir", str(RUN_DIR), *arguments]
+    )
 
 
 def test(arguments: list[str], *, slow: bool, browser: bool) -> int:

@@ -192,7 +192,16 @@ def evaluate(
     frames = _read(data)
     metrics = error_metrics(frames, model.evaluate(frames), group_key=group_key)
     table = Table(title=f"{data.name}: {len(frames)} structures")
-    for column in ("group", "n", "E RMSE meV/atom", "F MAE meV/A", "F RMSE meV/A", "stress RMSE eV/A^3", "Spearman", "ENCE"):
+    for column in (
+        "group",
+        "n",
+        "E RMSE meV/atom",
+        "F MAE meV/A",
+        "F RMSE meV/A",
+        "stress RMSE eV/A^3",
+        "Spearman",
+        "ENCE",
+    ):
         table.add_column(column, justify="left" if column == "group" else "right")
     for name, values in {"all": metrics, **metrics["by_group"]}.items():
         forces = values["calibration"]["forces"]
@@ -234,7 +243,11 @@ def score(
     rows = {name: float(values.mean()) for name, values in found.scores.items()}
     _print_pairs(
         f"Mean scores of {len(frames)} structures",
-        {**{name: _number(value) for name, value in rows.items()}, "most uncertain frame": str(worst), "written": str(out)},
+        {
+            **{name: _number(value) for name, value in rows.items()},
+            "most uncertain frame": str(worst),
+            "written": str(out),
+        },
     )
     _write_json(json_file, {"num_structures": len(frames), "mean": rows, "most_uncertain": worst, "out": str(out)})
 

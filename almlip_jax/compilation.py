@@ -24,7 +24,7 @@ def prepare_jax(precision: Precision = "float32") -> None:
     A cache folder that cannot be written is no reason to stop: programs are then compiled anew by each process.
     """
     jax.config.update("jax_enable_x64", precision == "float64")
-    if jax.config.jax_compilation_cache_dir is not None:
+    if jax.config.values.get("jax_compilation_cache_dir") is not None:
         return
     folder = cache_directory() / "compiled"
     try:

@@ -78,7 +78,7 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> ExperimentCo
     except OSError as error:
         raise InputError(f"{source} cannot be read ({error.strerror}).") from error
     try:
-        data = yaml.load(text, Loader=_StrictLoader)  # noqa: S506  (a safe loader)
+        data = yaml.load(text, Loader=_StrictLoader)
     except yaml.YAMLError as error:
         raise InputError(f"{source} is not valid YAML: {_one_line(error)}") from error
     if not isinstance(data, dict):
@@ -144,7 +144,7 @@ def _apply(data: dict[str, Any], override: str) -> None:
         if not isinstance(place, dict):
             raise InputError(f"'{key}' cannot be set: '{parent}' holds a value, not keys.")
     try:
-        value = yaml.load(text, Loader=_StrictLoader)  # noqa: S506
+        value = yaml.load(text, Loader=_StrictLoader)
     except yaml.YAMLError as error:
         raise InputError(f"'{override}' has no valid value: {_one_line(error)}") from error
     if last in _path_keys() and isinstance(value, str):

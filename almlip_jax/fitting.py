@@ -50,7 +50,7 @@ def fit_potential(
     """
     species = SpeciesTable.of(structures)
     members = Ensemble(build_model(model, len(species)), ensemble.size)
-    dtype = np.float64 if jax.config.jax_enable_x64 else np.float32
+    dtype = np.float64 if jax.dtypes.canonicalize_dtype(np.float64) == np.float64 else np.float32
     capacity = plan_capacity(structures, model.cutoff, training)
     trainer = Trainer(members, species, capacity, training, ensemble, dtype)
     references = reference_energies(structures, species)

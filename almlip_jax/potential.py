@@ -251,7 +251,9 @@ class Potential:
             with ocp.StandardCheckpointer() as checkpointer:
                 params = checkpointer.restore(source / "params", wanted)
         except Exception as error:  # orbax raises many kinds for a damaged checkpoint
-            raise InputError(f"{source}/params cannot be read ({type(error).__name__}); take a copy or train again.") from error
+            raise InputError(
+                f"{source}/params cannot be read ({type(error).__name__}); take a copy or train again."
+            ) from error
         return cls(settings, species, jax.tree.map(np.asarray, params), references, calibration, metadata)
 
 
@@ -262,7 +264,7 @@ class PotentialCalculator(Calculator):
     ``force_std_rel``, ``max_disagreement`` and ``force_std`` [N], as `ensembles.Committee` defines them.
     """
 
-    implemented_properties = ["energy", "free_energy", "forces", "stress", "force_std", *SCORES]  # noqa: RUF012
+    implemented_properties = ["energy", "free_energy", "forces", "stress", "force_std", *SCORES]
 
     def __init__(self, potential: Potential) -> None:
         super().__init__()

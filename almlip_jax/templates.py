@@ -17,7 +17,9 @@ _ZUNDEL = {
     "system": {"structures": "zundel.xyz", "charge": 1},
     "oracle": {"kind": "tblite", "method": "GFN2-xTB"},
     "initial": {"rattle": {"count": 10, "stdev": 0.08}, "md": [{"temperature": 300, "steps": 10, "every": 1}]},
-    "test": {"md": [{"temperature": 300, "steps": 4000, "every": 40}, {"temperature": 600, "steps": 4000, "every": 40}]},
+    "test": {
+        "md": [{"temperature": 300, "steps": 4000, "every": 40}, {"temperature": 600, "steps": 4000, "every": 40}]
+    },
     "model": {"kind": "shared_density", "cutoff": 6.0, "channels": 16},
     "training": {"max_steps": 4000, "validation_fraction": 0.05},
     "exploration": {

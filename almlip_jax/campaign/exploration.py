@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,9 @@ def explore(shop: Workshop, round_index: int, potential: Potential) -> Mapping[s
     assert isinstance(settings, MdExploration)
     dataset = shop.dataset(round_index)
     starts = walker_starts(shop, settings, round_index, dataset)
-    thresholds = gate_thresholds(settings, potential, dataset)
+    thresholds = gate_thresholds(
+        settings, lambda: shop.evaluated_once(round_index, "dataset", dataset, potential, None).scores
+    )
     with shop.progress.stage("explore", settings.steps, unit="steps") as advance:
         done = 0
 
@@ -53,19 +55,18 @@ def explore(shop: Workshop, round_index: int, potential: Potential) -> Mapping[s
     }
 
 
-def gate_thresholds(settings: MdExploration, potential: Potential, dataset: Sequence[Atoms]) -> tuple[float, float]:
+def gate_thresholds(settings: MdExploration, scores: Callable[[], Mapping[str, np.ndarray]]) -> tuple[float, float]:
     """Record and stop threshold of a round, in the unit of the gate's score.
 
     Args:
         settings: name the rule; see `RelativeThresholds`.
-        potential: of the round.
-        dataset: what it was trained on.
+        scores: gives the scores of the structures trained on, where the rule asks for them.
     """
     rule = settings.thresholds
     if isinstance(rule, FixedThresholds):
         return rule.record, rule.stop
-    scores = potential.evaluate(dataset).scores[settings.gate.score]
-    record = max(rule.floor, rule.record_factor * float(np.quantile(scores, rule.quantile)))
+    reference = float(np.quantile(scores()[settings.gate.score], rule.quantile))
+    record = max(rule.floor, rule.record_factor * reference)
     return record, rule.stop_factor * record
 
 

@@ -6,10 +6,10 @@ spent budget that has been enlarged, labels that had to be made elsewhere.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,10 @@ from almlip_jax.campaign.preparation import planned_calls, start_geometries
 from almlip_jax.campaign.progress import Progress, SilentProgress
 from almlip_jax.campaign.report import write_report
 from almlip_jax.campaign.rundir import RunDirectory, write_text, write_versions
+from almlip_jax.campaign.settings import MdExploration, PoolExploration
 from almlip_jax.campaign.state import CampaignState, Stage, read_state, write_state
 from almlip_jax.campaign.workshop import Experiment, Workshop
-from almlip_jax.errors import InputError
+from almlip_jax.errors import CapacityError, InputError, LabelError
 from almlip_jax.oracles import PendingLabels
 
 Work = Callable[[Workshop, int], Mapping[str, Any]]
@@ -98,8 +99,12 @@ class Campaign:
         if self.state.stage is not stage:
             return
         began = time.monotonic()
-        with _disk_errors():
-            results = work(self.workshop, self.state.round)
+        try:
+            with _disk_errors():
+                results = work(self.workshop, self.state.round)
+        except (InputError, LabelError, CapacityError) as error:
+            self.note_error(error)
+            raise
         self.save(
             self.state.after(
                 results,
@@ -123,11 +128,19 @@ class Campaign:
         return True
 
     def reopen(self) -> bool:
-        """Prepares a finished campaign to go on; whether it may, the stopping rules having changed."""
+        """Prepares a campaign that stood still to go on; a finished one may not unless the stopping rules changed."""
+        if self.state.retry:
+            self.workshop.store.reopen_failed()
+            self.save(self.state.model_copy(update={"retry": False, "reason": None}))
         if self.state.finished and not self.ends():
             unfinished = {"finished": False, "converged": False, "rule": None, "reason": None}
             self.save(self.state.model_copy(update=unfinished))
         return not self.state.finished
+
+    def note_error(self, error: Exception) -> None:
+        """Keeps for the status why the campaign stands still; labels that failed are tried again when it goes on."""
+        with contextlib.suppress(InputError):  # nothing can be written where the disk is full
+            self.save(self.state.model_copy(update={"reason": str(error), "retry": isinstance(error, LabelError)}))
 
     def save(self, state: CampaignState) -> None:
         """Makes a new state durable."""
@@ -225,8 +238,11 @@ def _check(config: Experiment) -> None:
     """Refuses, before any label is paid, what could not work."""
     geometries = len(start_geometries(config.system))
     initial, budget = config.initial, config.stopping.max_labels
-    if geometries == 0 and (initial.rattle is not None or initial.md or config.test.md):
+    dynamics = bool(initial.md or config.test.md or isinstance(config.exploration, MdExploration))
+    if geometries == 0 and (initial.rattle is not None or dynamics):
         raise InputError("system.structures names no start geometry, which rattling and molecular dynamics need.")
+    if (initial.from_pool or config.test.from_pool) and not isinstance(config.exploration, PoolExploration):
+        raise InputError("from_pool draws from a fixed pool, which only exploration.kind 'pool' has.")
     calls = planned_calls(initial, geometries)
     if budget is not None and calls > budget:
         raise InputError(
@@ -235,7 +251,7 @@ def _check(config: Experiment) -> None:
         )
 
 
-@contextmanager
+@contextlib.contextmanager
 def _disk_errors() -> Iterator[None]:
     """Says in a sentence that the disk is full, whichever library noticed."""
     try:

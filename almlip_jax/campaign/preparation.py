@@ -21,7 +21,7 @@ from almlip_jax.campaign.settings import (
     SystemSettings,
     TestSettings,
 )
-from almlip_jax.errors import InputError
+from almlip_jax.errors import InputError, LabelError
 from almlip_jax.keys import numpy_generator
 from almlip_jax.oracles import Labeller, MDRun, rattle, run_label_md
 from almlip_jax.structures.io import read_structures
@@ -117,11 +117,11 @@ def split_pool(size: int, initial: int, test: int, seed: int) -> PoolSplit:
 # ------------------------------------------------------------------------------------------------------- labelled sets
 
 
-def planned_calls(initial: InitialSettings, geometries: int) -> int:
-    """Label-source calls that an initial set needs."""
-    rattled = initial.rattle.count if initial.rattle is not None else 0
-    dynamics = sum(geometries * (run.equilibration + run.steps) for run in initial.md)
-    return initial.from_pool + rattled + dynamics + (geometries if initial.md else 0)
+def planned_calls(settings: InitialSettings | TestSettings, geometries: int) -> int:
+    """Label-source calls that a labelled set needs."""
+    rattled = settings.rattle.count if isinstance(settings, InitialSettings) and settings.rattle is not None else 0
+    dynamics = sum(geometries * (run.equilibration + run.steps) for run in settings.md)
+    return settings.from_pool + rattled + dynamics + (geometries if settings.md else 0)
 
 
 @dataclass(frozen=True)
@@ -135,6 +135,7 @@ class Source:
         seed: of the campaign.
         provenance: what is stored with every label.
         say: tells the user.
+        advance: is told how many label-source calls were made.
     """
 
     geometries: Sequence[Atoms]
@@ -143,12 +144,14 @@ class Source:
     seed: int
     provenance: Mapping[str, Any]
     say: Say
+    advance: Callable[[int], None]
 
     def label(self, frames: Sequence[Atoms], origin: str, purpose: str) -> list[Atoms]:
         """Labelled copies with ``info["origin"]`` and ``info["label_id"]``; failed labels are left out, and told."""
         if not frames:
             return []
-        results = self.labeller.label(frames, {**self.provenance, "purpose": purpose, "origin": origin})
+        provenance = {**self.provenance, "purpose": purpose, "origin": origin}
+        results = self.labeller.label(frames, provenance, on_label=lambda _: self.advance(1))
         failed = [result.error for result in results if result.atoms is None]
         if failed:
             self.say(f"{len(failed)} of {len(frames)} labels ({origin}) failed, the first because: {failed[0]}")
@@ -164,7 +167,13 @@ class Source:
         for number, start in enumerate(self.geometries if runs else ()):
             plans = [_md_run(run, f"{index}-{number}") for index, run in enumerate(runs)]
             trajectories = run_label_md(
-                start, self.labeller, plans, seed=self.seed, purpose=purpose, provenance=self.provenance
+                start,
+                self.labeller,
+                plans,
+                seed=self.seed,
+                purpose=purpose,
+                provenance=self.provenance,
+                on_run=lambda plan: self.advance(plan.total_steps),
             )
             for (run, frames), trajectory in zip(kept, trajectories, strict=True):
                 if trajectory.error is not None:
@@ -184,7 +193,7 @@ def initial_set(settings: InitialSettings, source: Source, pool: Sequence[Atoms]
         pool: the structures that a fixed pool gives to it.
 
     Raises:
-        InputError: nothing could be labelled.
+        LabelError: nothing could be labelled.
     """
     frames: list[Atoms] = []
     if settings.dataset is not None:
@@ -197,7 +206,9 @@ def initial_set(settings: InitialSettings, source: Source, pool: Sequence[Atoms]
         frames += kept
     frames = _without_repeats(frames)
     if not frames:
-        raise InputError("no structure of the initial set could be labelled; check the oracle section of the config.")
+        raise LabelError(
+            "no structure of the initial set could be labelled. Correct the cause and resume: they are tried again."
+        )
     return [_marked(frame, round=0) for frame in frames]
 
 
@@ -215,7 +226,8 @@ def held_out_set(
         training: structures that must not be in it.
 
     Raises:
-        InputError: a part of it was asked for and nothing is left of it.
+        LabelError: nothing of a group could be labelled.
+        InputError: every structure of a group is trained on.
     """
     parts: list[tuple[str, list[Atoms]]] = []
     for run, frames in source.dynamics(settings.md, "test"):
@@ -228,14 +240,19 @@ def held_out_set(
     seen = {geometry_key(atoms) for atoms in training}
     held_out: list[Atoms] = []
     for group, frames in parts:
+        if not frames:
+            raise LabelError(
+                f"no structure of test group {group} could be labelled. Correct the cause and resume: they are tried "
+                "again."
+            )
         fresh = [frame for frame in _without_repeats(frames) if geometry_key(frame) not in seen]
         if len(fresh) < len(frames):
             lost = len(frames) - len(fresh)
             source.say(f"{lost} structures of test group {group} are trained on or repeated, and left out.")
         if not fresh:
             raise InputError(
-                f"nothing is left of test group {group}: its labels failed or its structures are all trained on; "
-                "change the test section of the config."
+                f"nothing is left of test group {group}, since its structures are all trained on; change the test "
+                "section of the config."
             )
         held_out += [_marked(frame, group=group) for frame in fresh]
     return held_out

@@ -119,12 +119,18 @@ def _walkers(folder: RoundDirectory) -> go.Figure | None:
         name = f"{walker}: {temperature:g} K, {arrays['status'][walker]}"
         kept = np.isfinite(traces[:, walker])
         figure.add_scatter(
-            x=time[kept].tolist(), y=_rounded(traces[kept, walker]), mode="lines", name=name, line={"color": color, "width": 1}
+            x=time[kept].tolist(),
+            y=_rounded(traces[kept, walker]),
+            mode="lines",
+            name=name,
+            line={"color": color, "width": 1},
         )
     _mark_recorded(figure, folder, arrays, score)
     for name in ("gate_record", "gate_stop"):
         level = float(arrays[name])
-        figure.add_hline(y=level, line_dash="dash" if name == "gate_record" else "solid", line_color="#555555", line_width=1)
+        figure.add_hline(
+            y=level, line_dash="dash" if name == "gate_record" else "solid", line_color="#555555", line_width=1
+        )
     return _styled(figure, "time (fs)", f"{score} (eV/Å)" if "force" in score else score, yaxis_type="log")
 
 
@@ -162,7 +168,11 @@ def _parity(found: Mapping[str, np.ndarray]) -> go.Figure:
         true, predicted = found["forces_true"][rows].ravel(), found["forces_pred"][rows].ravel()
         some = draw.permutation(len(true))[:_MOST_POINTS]
         figure.add_scattergl(
-            x=_rounded(true[some]), y=_rounded(predicted[some]), mode="markers", name=group, marker={"size": 3, "color": color}
+            x=_rounded(true[some]),
+            y=_rounded(predicted[some]),
+            mode="markers",
+            name=group,
+            marker={"size": 3, "color": color},
         )
     figure.add_scatter(x=[-limit, limit], y=[-limit, limit], mode="lines", line={"color": "#999999"}, showlegend=False)
     return _styled(figure, "true force component (eV/Å)", "predicted (eV/Å)")
@@ -208,7 +218,9 @@ def _molecule(frame: Any, round_index: int) -> go.Figure:
                 x, y, z = np.stack([positions[i], positions[j]], axis=1)
                 line = {"color": "#888888", "width": 6}
                 figure.add_scatter3d(x=x, y=y, z=z, mode="lines", line=line, showlegend=False, hoverinfo="skip")
-    names = [f"{symbol}{n}: {1e3 * s:.0f} meV/Å" for n, (symbol, s) in enumerate(zip(frame.symbols, spread, strict=True))]
+    names = [
+        f"{symbol}{n}: {1e3 * s:.0f} meV/Å" for n, (symbol, s) in enumerate(zip(frame.symbols, spread, strict=True))
+    ]
     outline = ["#{:02x}{:02x}{:02x}".format(*(int(255 * c) for c in jmol_colors[z])) for z in numbers]
     figure.add_scatter3d(
         x=positions[:, 0],

@@ -16,7 +16,7 @@ from ase import Atoms
 
 from almlip_jax.campaign import exploration
 from almlip_jax.campaign.batch import candidates, choose
-from almlip_jax.campaign.preparation import geometry_key, held_out_set, initial_set
+from almlip_jax.campaign.preparation import held_out_set, initial_set, planned_calls
 from almlip_jax.campaign.rundir import Cell, write_csv, write_json, write_npz
 from almlip_jax.campaign.settings import PoolExploration
 from almlip_jax.campaign.workshop import Workshop
@@ -39,8 +39,9 @@ Results = Mapping[str, Any]
 def make_initial_set(shop: Workshop, round_index: int) -> Results:
     """Labels the initial set and writes it as the dataset of round 0."""
     pool = [shop.pool[i] for i in shop.pool_split.initial]
-    with shop.progress.stage("initial set"):
-        frames = initial_set(shop.config.initial, shop.source, pool)
+    settings = shop.config.initial
+    with shop.progress.stage("initial set", planned_calls(settings, len(shop.geometries)), unit="labels") as advance:
+        frames = initial_set(settings, shop.source(advance), pool)
     write_structures(shop.run.round(round_index).create().dataset, frames)
     return {}
 
@@ -48,8 +49,9 @@ def make_initial_set(shop: Workshop, round_index: int) -> Results:
 def make_test_set(shop: Workshop, round_index: int) -> Results:
     """Labels the test set, if the config asks for one, and writes it."""
     pool = [shop.pool[i] for i in shop.pool_split.test]
-    with shop.progress.stage("test set"):
-        frames = held_out_set(shop.config.test, shop.source, pool, shop.dataset(round_index))
+    settings = shop.config.test
+    with shop.progress.stage("test set", planned_calls(settings, len(shop.geometries)), unit="labels") as advance:
+        frames = held_out_set(settings, shop.source(advance), pool, shop.dataset(round_index))
     if frames:
         write_structures(shop.run.test, frames)
     return {}
@@ -119,7 +121,9 @@ def evaluate(shop: Workshop, round_index: int) -> Results:
     """Errors and calibration on the test set."""
     if not shop.test:
         return {}
-    found = evaluated(shop, round_index, shop.test, "evaluate")
+    potential = potential_of(shop, round_index)
+    with shop.progress.stage("evaluate", len(shop.test), unit="structures") as advance:
+        found = potential.evaluate(shop.test, on_batch=advance)
     metrics = error_metrics(shop.test, found)
     folder = shop.run.round(round_index)
     write_npz(folder.test_predictions, _predictions(shop.test, found))
@@ -131,15 +135,6 @@ def evaluate(shop: Workshop, round_index: int) -> Results:
         if math.isfinite(values[name])
     }
     return {"errors": errors}
-
-
-def evaluated(
-    shop: Workshop, round_index: int, structures: Sequence[Atoms], stage: str, *, features: bool = False
-) -> Evaluated:
-    """What the potential of a round says of some structures."""
-    potential = potential_of(shop, round_index)
-    with shop.progress.stage(stage, len(structures), unit="structures") as advance:
-        return potential.evaluate(structures, features=features, on_batch=advance)
 
 
 def _predictions(structures: Sequence[Atoms], found: Evaluated) -> dict[str, np.ndarray]:
@@ -171,7 +166,9 @@ def _score_pool(shop: Workshop, round_index: int) -> Results:
     folder = shop.run.round(round_index)
     folder.pool.unlink(missing_ok=True)
     if frames:
-        found = evaluated(shop, round_index, frames, "explore")
+        potential = potential_of(shop, round_index)
+        with shop.progress.stage("explore", len(frames), unit="structures") as advance:
+            found = shop.evaluated_once(round_index, "candidates", frames, potential, advance)
         for n, frame in enumerate(frames):
             frame.info.update({name: float(found.scores[name][n]) for name in SCORES})
             frame.arrays["force_std"] = found.force_std[n].astype(np.float64)
@@ -180,15 +177,18 @@ def _score_pool(shop: Workshop, round_index: int) -> Results:
 
 
 def _left_in_pool(shop: Workshop, round_index: int) -> list[int]:
-    """Indices of the pool that no batch so far has taken and that are not in the test set under another index."""
-    taken = {
-        int(frame.info["pool_index"])
-        for earlier in range(round_index)
-        if shop.run.round(earlier).batch.exists()
-        for frame in read_structures(shop.run.round(earlier).batch)
-    }
-    rest = [i for i in shop.pool_split.rest if i not in taken]
-    return [i for i in rest if geometry_key(shop.pool[i]) not in shop.test_keys]
+    """Indices of the pool that no batch has taken so far; of structures that occur twice, one at most."""
+    folders = [shop.run.round(earlier) for earlier in range(round_index)]
+    batches = [frame for folder in folders if folder.batch.exists() for frame in read_structures(folder.batch)]
+    gone = {int(frame.info["pool_index"]) for frame in batches}
+    gone.update(shop.pool_split.initial)
+    seen = {shop.pool_keys[index] for index in gone} | shop.test_keys
+    left = []
+    for index in shop.pool_split.rest:
+        if shop.pool_keys[index] not in seen:
+            seen.add(shop.pool_keys[index])
+            left.append(index)
+    return left
 
 
 def select(shop: Workshop, round_index: int) -> Results:
@@ -200,8 +200,9 @@ def select(shop: Workshop, round_index: int) -> Results:
     frames = read_structures(folder.pool)
     potential = potential_of(shop, round_index)
     with shop.progress.stage("select"):
-        found = potential.evaluate(frames, features=True)
-        context = potential.evaluate(dataset := shop.dataset(round_index), features=True)
+        found = shop.evaluated_once(round_index, "candidates", frames, potential, None)
+        dataset = shop.dataset(round_index)
+        context = shop.evaluated_once(round_index, "dataset", dataset, potential, None)
         chosen = choose(
             shop.selector,
             named_key(shop.config.seed, "select", round_index),
@@ -266,9 +267,7 @@ def label(shop: Workshop, round_index: int) -> Results:
 def _label_batch(shop: Workshop, round_index: int, batch: Sequence[Atoms]) -> list[LabelResult]:
     if not batch:
         return []
-    known = [shop.store.get(shop.labeller.identity(frame)) for frame in batch]
-    if all(one is not None and one.error is not None for one in known):
-        shop.store.reopen_failed()  # an earlier session ended because all of them had failed
+    known = sum(shop.labeller.identity(frame) in shop.store for frame in batch)
     common = {"purpose": "train", "campaign": shop.config.name, "round": round_index}
     common["selector"] = shop.config.selection.selector.kind
     monitor = shop.config.stopping.monitor
@@ -277,7 +276,7 @@ def _label_batch(shop: Workshop, round_index: int, batch: Sequence[Atoms]) -> li
         of_frame = {key: frame.info[key] for key in ("walker", "step", "pool_index", "gain") if key in frame.info}
         provenance.append({**common, **of_frame, "score": frame.info.get(monitor)})
     with shop.progress.stage("label", len(batch), unit="labels") as advance:
-        advance(len(batch) - sum(one is None for one in known))
+        advance(known)
         return shop.labeller.label(batch, provenance, on_label=lambda _: advance(1))
 
 

@@ -102,7 +102,9 @@ class CampaignState(Settings):
     rule: str | None = None
     """Name of the stopping rule that held."""
     reason: str | None = None
-    """Why the campaign ended, or what it waits for."""
+    """Why the campaign ended, what it waits for, or which error it met."""
+    retry: bool = False
+    """Whether failed labels are tried again when the campaign goes on."""
     labels: int = 0
     """Label-source calls so far, without those of the test set."""
     measured: dict[str, Any] = {}

@@ -41,7 +41,7 @@ def campaign_status(run_dir: Path | str) -> dict[str, Any]:
     """
     run = RunDirectory(run_dir).require()
     state = read_state(run)
-    explored = _last_exploration(run, state.history)
+    explored = _last_exploration(run)
     walkers = _ended_walkers(explored) if explored else []
     atoms = _uncertain_atoms(explored) if explored else []
     failures = _failed_labels(run)
@@ -118,13 +118,14 @@ def trend(points: Sequence[tuple[int, float]]) -> str:
     """Converging, stalled or diverging, by the least-squares slope of (round, log value); unknown below 3 points."""
     if len(points) < 3:
         return "unknown"
-    slope = float(np.polyfit(*np.transpose(points), 1)[0])
+    rounds, values = np.transpose(np.asarray(points, np.float64))
+    slope = float(np.polyfit(rounds, values, 1)[0])
     if slope < _FALLING:
         return "converging"
     return "diverging" if slope > _RISING else "stalled"
 
 
-def _last_exploration(run: RunDirectory, history: Sequence[RoundRecord]) -> tuple[RoundDirectory, dict[str, Any]] | None:
+def _last_exploration(run: RunDirectory) -> tuple[RoundDirectory, dict[str, Any]] | None:
     """The newest round with traces of walkers; one that is damaged is passed over."""
     for folder in reversed(run.rounds()):
         if not folder.walkers.exists():
@@ -167,7 +168,8 @@ def _uncertain_atoms(explored: tuple[RoundDirectory, dict[str, Any]]) -> list[di
             atom = int(np.argmax(frame.arrays["force_std"]))
             counts[atom, frame.get_chemical_symbols()[atom]] += 1
     return [
-        {"atom": atom, "symbol": symbol, "share": count / len(frames)} for (atom, symbol), count in counts.most_common(5)
+        {"atom": atom, "symbol": symbol, "share": count / len(frames)}
+        for (atom, symbol), count in counts.most_common(5)
     ]
 
 
@@ -195,23 +197,25 @@ def _advice(
             said.append(f"{name} still falls from round to round: more labels help.")
         elif verdict == "stalled":
             said.append(
-                f"{name} has stalled over the last rounds: train longer, take a larger model, or look at the calibration."
+                f"{name} has stalled over the last rounds: train longer, take a larger model, or explore further."
             )
         elif verdict == "diverging":
             said.append(f"{name} rises: look at training.csv of the last round and at the labels of its batch.")
     by_check = Counter((walker["check"], walker["temperature"]) for walker in walkers)
     total = sum(_last(record.walkers for record in state.history if record.walkers).values()) if by_check else 0
     for (check, temperature), count in sorted(by_check.items()):
-        steps = [walker["step"] for walker in walkers if (walker["check"], walker["temperature"]) == (check, temperature)]
+        steps = [
+            walker["step"] for walker in walkers if (walker["check"], walker["temperature"]) == (check, temperature)
+        ]
         said.append(
-            f"{count} of {total} walkers ended early at {temperature:g} K, after {int(np.median(steps))} steps in the "
-            f"median, because of: {check.replace('_', ' ')}."
+            f"{count} of {total} walkers ended early at {temperature:g} K, after {int(np.median(steps))} steps in "
+            f"the median, because of: {check.replace('_', ' ')}."
         )
     if atoms and atoms[0]["share"] > 0.4:
         first = atoms[0]
         said.append(
-            f"Atom {first['atom']} ({first['symbol']}) carries the largest spread in {first['share']:.0%} of the recorded "
-            "frames."
+            f"Atom {first['atom']} ({first['symbol']}) carries the largest spread in {first['share']:.0%} of the "
+            "recorded frames."
         )
     for reason, count in failures.items():
         said.append(f"{count} labels failed: {reason}")

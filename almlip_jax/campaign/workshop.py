@@ -25,7 +25,7 @@ from almlip_jax.campaign.preparation import (
     split_pool,
     start_geometries,
 )
-from almlip_jax.campaign.progress import Progress
+from almlip_jax.campaign.progress import Advance, Progress
 from almlip_jax.campaign.rundir import RunDirectory
 from almlip_jax.campaign.settings import (
     ExplorationChoice,
@@ -43,7 +43,7 @@ from almlip_jax.ensembles import Ensemble
 from almlip_jax.errors import CapacityError
 from almlip_jax.models import ModelSettings, Params, build_model
 from almlip_jax.oracles import ExecutorSettings, Labeller, LabelStore, OracleSettings
-from almlip_jax.potential import Potential
+from almlip_jax.potential import Evaluated, Potential
 from almlip_jax.selection import Selector, build_selector
 from almlip_jax.structures.io import read_structures
 from almlip_jax.structures.packing import BatchShape
@@ -179,6 +179,11 @@ class Workshop:
         return pool_frames(exploration, self.config.system) if isinstance(exploration, PoolExploration) else []
 
     @cached_property
+    def pool_keys(self) -> list[bytes]:
+        """What identifies the structures of a fixed pool."""
+        return [geometry_key(atoms) for atoms in self.pool]
+
+    @cached_property
     def pool_split(self) -> PoolSplit:
         """Who gets which structures of a fixed pool."""
         config = self.config
@@ -192,9 +197,12 @@ class Workshop:
         frames = [frame for path in given for frame in labelled_frames(path, self.config.system)]
         return SpeciesTable.of([*self.geometries, *self.pool, *frames])
 
-    @property
-    def source(self) -> Source:
-        """What labelled sets are made with."""
+    def source(self, advance: Advance) -> Source:
+        """What labelled sets are made with.
+
+        Args:
+            advance: of the stage.
+        """
         return Source(
             geometries=self.geometries,
             system=self.config.system,
@@ -202,6 +210,7 @@ class Workshop:
             seed=self.config.seed,
             provenance={"campaign": self.config.name},
             say=self.progress.message,
+            advance=advance,
         )
 
     # -- sets ---------------------------------------------------------------------------------------------------------
@@ -330,6 +339,31 @@ class Workshop:
         self._potentials = {index: p for index, p in self._potentials.items() if index >= round_index - 1}
         self._potentials[round_index] = potential
         return potential
+
+    def evaluated_once(
+        self, round_index: int, name: str, structures: Sequence[Atoms], potential: Potential, advance: Advance | None
+    ) -> Evaluated:
+        """What the potential of a round says of a set of structures, features included.
+
+        Stages of a round that ask for the same set share one evaluation; a resumed one evaluates again, to the same
+        bits.
+
+        Args:
+            round_index: of the potential.
+            name: of the set.
+            structures: the set.
+            potential: of the round.
+            advance: is told how many structures are done.
+        """
+        if (round_index, name) not in self._evaluations:
+            self._evaluations = {key: kept for key, kept in self._evaluations.items() if key[0] == round_index}
+            found = potential.evaluate(structures, features=True, on_batch=advance)
+            self._evaluations[round_index, name] = found
+        return self._evaluations[round_index, name]
+
+    @cached_property
+    def _evaluations(self) -> dict[tuple[int, str], Evaluated]:
+        return {}
 
     @cached_property
     def _potentials(self) -> dict[int, Potential]:

@@ -7,13 +7,14 @@ structures, temperatures, thresholds and limits are inputs.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ase import Atoms
+from numpy.typing import ArrayLike
 
 from almlip_jax.dynamics.gates import Thresholds, build_gate
 from almlip_jax.dynamics.integrators import Bath, initial_state
@@ -137,12 +138,12 @@ class Explorer:
             state, traces = run_chunk(params, before, setup)
             if bool(state.neighbors.overflow):
                 # the chunk is done again from its beginning with more room: as if nothing had happened
-                state = before.replace(neighbors=self._grown(before.neighbors, state))
+                state = replace(before, neighbors=self._grown(before.neighbors, state))
                 continue
             kept.append(jax.device_get(traces))
             if on_chunk is not None:
                 on_chunk(int(state.step), int(jnp.sum(state.status == int(Status.RUNNING))))
-        return self._collect(starts, jax.device_get(state.replace(motion=_without_key(state))), kept, thresholds)
+        return self._collect(starts, jax.device_get(replace(state, motion=_without_key(state))), kept, thresholds)
 
     # -- before -------------------------------------------------------------------------------------------------------
 
@@ -184,7 +185,9 @@ class Explorer:
             radii=radii,
             bath=bath,
             limits=limits,
-            first_fragments=_fragments(motion.position, jnp.asarray(species), jnp.asarray(mask), radii, limits.bond_factor)
+            first_fragments=_fragments(
+                motion.position, jnp.asarray(species), jnp.asarray(mask), radii, limits.bond_factor
+            )
             if find
             else jnp.ones((walkers,), jnp.int32),
             steps=jnp.asarray(s.steps, jnp.int32),
@@ -262,14 +265,14 @@ class Explorer:
         entries = int(state.step) // s.trace_every
         step = s.trace_every * np.arange(1, entries + 1)
 
-        def joined(pick: Callable[[Traces], np.ndarray]) -> np.ndarray:
-            return np.concatenate([pick(t) for t in traces])[:entries] if traces else np.zeros((0, len(starts)))
+        def joined(parts: Sequence[jax.Array]) -> np.ndarray:
+            return np.concatenate([np.asarray(p) for p in parts])[:entries] if parts else np.zeros((0, len(starts)))
 
         return Exploration(
             step=step,
             time_fs=step * s.timestep,
-            scores={name: joined(lambda t, name=name: t.scores[name]) for name in SCORES},
-            temperature=joined(lambda t: t.temperature),
+            scores={name: joined([t.scores[name] for t in traces]) for name in SCORES},
+            temperature=joined([t.temperature for t in traces]),
             walker_temperature=np.asarray(s.temperatures),
             status=tuple(Status(int(code)) for code in state.status),
             cause=tuple(Cause(int(code)) for code in state.cause),
@@ -290,14 +293,14 @@ class Explorer:
             for slot in range(int(recorder.count[w])):
                 frame = self._frame(w, start, int(recorder.step[w, slot]), recorder.positions[w, slot])
                 frame.info.update({name: float(recorder.scores[name][w, slot]) for name in SCORES})
-                frame.arrays["force_std"] = recorder.force_std[w, slot, : len(start)].astype(np.float64)
+                frame.arrays["force_std"] = np.asarray(recorder.force_std[w, slot, : len(start)], np.float64)
                 frames.append(frame)
         return frames
 
     def _trajectory(self, w: int, start: Atoms, traces: list[Traces]) -> list[Atoms]:
         every, frames = self.settings.trajectory_every, []
-        positions = [row for t in traces for row in t.positions[:, w]]
-        spreads = [row for t in traces for row in t.force_std[:, w]]
+        positions = [row for t in traces for row in np.asarray(t.positions)[:, w]]
+        spreads = [row for t in traces for row in np.asarray(t.force_std)[:, w]]
         for n, (position, force_std) in enumerate(zip(positions, spreads, strict=True)):
             if np.isfinite(position[: len(start)]).all():
                 frame = self._frame(w, start, (n + 1) * every, position)
@@ -307,7 +310,7 @@ class Explorer:
                 frames.append(frame)
         return frames
 
-    def _frame(self, w: int, start: Atoms, step: int, positions: np.ndarray) -> Atoms:
+    def _frame(self, w: int, start: Atoms, step: int, positions: ArrayLike) -> Atoms:
         frame = _moved(start, positions)
         temperature = self.settings.temperatures[w]
         frame.info.update(walker=w, step=step, time_fs=step * self.settings.timestep, temperature=temperature)
@@ -317,10 +320,10 @@ class Explorer:
 _fragments = jax.jit(fragments)
 
 
-def _moved(start: Atoms, positions: np.ndarray) -> Atoms:
+def _moved(start: Atoms, positions: ArrayLike) -> Atoms:
     """The start structure with other positions, and only its charge and spin kept."""
     frame = Atoms(
-        numbers=start.numbers, positions=np.asarray(positions[: len(start)], np.float64), cell=start.cell, pbc=start.pbc
+        numbers=start.numbers, positions=np.asarray(positions, np.float64)[: len(start)], cell=start.cell, pbc=start.pbc
     )
     frame.info = {name: start.info[name] for name in ("charge", "spin") if name in start.info}
     return frame

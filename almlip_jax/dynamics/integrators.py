@@ -98,16 +98,12 @@ def baoab_to_force(
     return drift(state, half)
 
 
-def baoab_from_force(
-    state: simulate.NVTLangevinState, forces: jax.Array, bath: Bath
-) -> simulate.NVTLangevinState:
+def baoab_from_force(state: simulate.NVTLangevinState, forces: jax.Array, bath: Bath) -> simulate.NVTLangevinState:
     """The last B of a step, with the forces [W, N, 3] at the new positions."""
     return kick(state.set(force=forces), bath.timestep / 2)
 
 
-def kinetic_temperature(
-    state: simulate.NVTLangevinState, atom_mask: jax.Array, stochastic: bool
-) -> jax.Array:
+def kinetic_temperature(state: simulate.NVTLangevinState, atom_mask: jax.Array, stochastic: bool) -> jax.Array:
     """Kinetic temperature of each walker, [W] K.
 
     The centre of mass takes part under a Langevin thermostat (3 N degrees of freedom); it is at rest otherwise.

@@ -7,7 +7,7 @@ spread goes to the gate.  A walker that ended stays where it is under a mask whi
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any, TypeAlias
 
@@ -138,10 +138,10 @@ class Loop:
         neighbors = state.neighbors.update(state.motion.position)
         committee = self.evaluate(params, neighbors.graph(state.motion.position, setup.species))
         forces = committee.forces.reshape(state.motion.position.shape)
-        return state.replace(motion=state.motion.set(force=forces), neighbors=neighbors)
+        return replace(state, motion=state.motion.set(force=forces), neighbors=neighbors)
 
     def run_chunk(self, params: Params, state: State, setup: Setup) -> tuple[State, Traces]:
-        """Up to ``chunk`` steps; ends early where no walker runs, the neighbour list overflows or all steps are done."""
+        """Up to ``chunk`` steps; ends early where no walker runs, the list overflows or all steps are done."""
         traces = self._empty_traces(state)
         first = state.step
 
@@ -157,7 +157,7 @@ class Loop:
 
         state, traces = jax.lax.while_loop(go_on, body, (state, traces))
         done = (state.status == int(Status.RUNNING)) & (state.step >= setup.steps)
-        return state.replace(status=jnp.where(done, int(Status.COMPLETED), state.status)), traces
+        return replace(state, status=jnp.where(done, int(Status.COMPLETED), state.status)), traces
 
     def _step(
         self, params: Params, state: State, setup: Setup, traces: Traces, first: jax.Array
@@ -174,7 +174,8 @@ class Loop:
         running = state.status == int(Status.RUNNING)
         # an unphysical walker stays at its last good frame
         kept = running & (judged.status != int(Status.UNPHYSICAL))
-        new = judged.replace(
+        new = replace(
+            judged,
             motion=_choose(kept, moved, state.motion),
             neighbors=neighbors,
             recorder=admit(
@@ -214,9 +215,7 @@ class Loop:
             finite=finite,
         )
 
-    def _judge(
-        self, state: State, setup: Setup, observables: Observables, atom: jax.Array
-    ) -> tuple[State, jax.Array]:
+    def _judge(self, state: State, setup: Setup, observables: Observables, atom: jax.Array) -> tuple[State, jax.Array]:
         """Decisions on the new frames: the state with its counters moved on, and which frames to record [W]."""
         running = state.status == int(Status.RUNNING)
         step = state.step + 1
@@ -233,7 +232,8 @@ class Loop:
         status = jnp.where(full, int(Status.BUFFER_FULL), status)
         ended = unphysical | stop | full
         below = running & (decision == int(Decision.GO_ON))
-        return state.replace(
+        return replace(
+            state,
             gate=_choose(running, gate, state.gate),
             status=status,
             cause=jnp.where(unphysical, cause, state.cause),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +47,7 @@ class Ensemble:
         """
 
         def geometry_of(vectors: jax.Array) -> Geometry:
-            return self.model.geometry(graph.replace(vectors=vectors))
+            return self.model.geometry(replace(graph, vectors=vectors))
 
         geometry, pull_back = jax.vjp(geometry_of, graph.vectors)
 

@@ -17,20 +17,32 @@ class Predictions(Protocol):
     """What is compared with the labels; `potential.Evaluated` is one."""
 
     @property
-    def energy(self) -> np.ndarray: ...
+    def energy(self) -> np.ndarray:
+        """[n] eV."""
+        ...
+
     @property
-    def forces(self) -> list[np.ndarray]: ...
+    def forces(self) -> list[np.ndarray]:
+        """[N, 3] eV/Angstrom each."""
+        ...
+
     @property
-    def stress(self) -> np.ndarray: ...
+    def stress(self) -> np.ndarray:
+        """[n, 6] eV/Angstrom^3."""
+        ...
+
     @property
-    def force_std(self) -> list[np.ndarray]: ...
+    def force_std(self) -> list[np.ndarray]:
+        """[N] eV/Angstrom each."""
+        ...
+
     @property
-    def scores(self) -> dict[str, np.ndarray]: ...
+    def scores(self) -> dict[str, np.ndarray]:
+        """Name -> [n]."""
+        ...
 
 
-def error_metrics(
-    reference: Sequence[Atoms], predicted: Predictions, *, group_key: str = "group"
-) -> dict[str, Any]:
+def error_metrics(reference: Sequence[Atoms], predicted: Predictions, *, group_key: str = "group") -> dict[str, Any]:
     """Errors of energies, forces and stresses, and the calibration of their uncertainties.
 
     A structure that lacks a label does not take part in that metric; a metric without structures is NaN.
@@ -81,8 +93,8 @@ def _metrics(rows: Sequence[_Row]) -> dict[str, Any]:
     energy = np.array([row.energy_error for row in with_energy], np.float64)
     per_atom = energy / np.array([len(row.numbers) for row in with_energy])
     with_forces = [row for row in rows if row.force_errors is not None]
-    forces = _joined([row.force_errors for row in with_forces], (0, 3))
-    stress = _joined([row.stress_errors[None] for row in rows if row.stress_errors is not None], (0, 6))
+    forces = _joined([row.force_errors for row in with_forces if row.force_errors is not None], (0, 3))
+    stress = _joined([np.atleast_2d(row.stress_errors) for row in rows if row.stress_errors is not None], (0, 6))
     numbers = _joined([row.numbers for row in with_forces], (0,))
     force_std = _joined([row.force_std for row in with_forces], (0,))
     energy_std = np.array([row.energy_std for row in with_energy])

@@ -59,7 +59,7 @@ def last_layer_gradient(prediction: Prediction, graph: Graph, num_species: int, 
 
 
 def sketch(features: jax.Array, key: jax.Array, size: int = 512) -> jax.Array:
-    """Random projection of rows to ``size`` columns that keeps scalar products on average: phi R / sqrt(p), R ~ N(0, 1).
+    """Random projection of rows to p columns that keeps scalar products on average: phi R / sqrt(p), R ~ N(0, 1).
 
     Each row is projected on its own: the result does not depend on how rows are batched.
 

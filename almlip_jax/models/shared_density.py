@@ -126,8 +126,10 @@ class SharedDensity:
 
     def apply(self, params: Params, geometry: Density, graph: Graph) -> AtomicOutput:
         """Energies [A] and features [A, F] from the density."""
-        energy, features = self._module.apply({"params": params}, geometry.values, graph.species)
-        return AtomicOutput(energy=energy, features=features)
+        output: tuple[jax.Array, jax.Array] = self._module.apply(  # type: ignore[assignment]
+            {"params": params}, geometry.values, graph.species
+        )
+        return AtomicOutput(energy=output[0], features=output[1])
 
 
 class _ReadOut(nn.Module):
@@ -226,7 +228,9 @@ def _couplings(l_max: int, coupled_l_max: int) -> tuple[_Block, ...]:
             # equal factors: the products of different components come twice, which doubles their variance
             doubled = 2 if l1 == l2 else 1
             columns = [c * np.sqrt(c.shape[1] / (doubled * np.sum(c**2))) for c in columns]
-            blocks.append(_Block(_degrees(l_max)[l1], _degrees(l_max)[l2], tuple(degrees), np.concatenate(columns, axis=1)))
+            blocks.append(
+                _Block(_degrees(l_max)[l1], _degrees(l_max)[l2], tuple(degrees), np.concatenate(columns, axis=1))
+            )
     return tuple(blocks)
 
 

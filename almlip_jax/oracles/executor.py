@@ -197,7 +197,7 @@ class Labeller:
         self,
         structures: Sequence[Atoms],
         provenance: Provenance | Sequence[Provenance],
-        on_label: Callable[[LabelResult], None] | None = None,
+        on_label: Callable[[LabelResult], object] | None = None,
     ) -> list[LabelResult]:
         """Labels structures; those in the store already, and repeats among them, cost nothing.
 
@@ -273,7 +273,7 @@ def label_structures(
     *,
     executor: Settings | None = None,
     provenance: Provenance | Sequence[Provenance],
-    on_label: Callable[[LabelResult], None] | None = None,
+    on_label: Callable[[LabelResult], object] | None = None,
 ) -> list[LabelResult]:
     """Labels structures once, as `Labeller.label`, with workers that live for this call only."""
     with Labeller(oracle, store, executor) as labeller:

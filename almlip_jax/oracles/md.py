@@ -113,7 +113,7 @@ class DynamicsTask:
         atoms.calc = _LabelCalculator(label_of)
         try:
             integrator = _integrator(atoms, self.dynamics, self.generator)
-            for step in range(self.steps + 1):  # noqa: B007  (label_of reads the step)
+            for step in range(self.steps + 1):
                 if step == 0:
                     atoms.get_forces(md=True)
                 else:
@@ -143,7 +143,7 @@ class _Stopped(Exception):
 class _LabelCalculator(Calculator):
     """Gives the dynamics energies and forces from labels."""
 
-    implemented_properties = ["energy", "forces"]  # noqa: RUF012  (as its base class declares it)
+    implemented_properties = ["energy", "forces"]
 
     def __init__(self, label_of: Callable[[Atoms], Label]) -> None:
         super().__init__()

@@ -112,7 +112,7 @@ def run_label_md(
     seed: int,
     purpose: str,
     provenance: Mapping[str, Any] | None = None,
-    on_run: Callable[[MDRun], None] | None = None,
+    on_run: Callable[[MDRun], object] | None = None,
 ) -> list[Trajectory]:
     """Runs molecular dynamics with the label source, several at a time in its workers.
 
@@ -240,7 +240,7 @@ class _Plan:
 
 
 def _fill_store(
-    labeller: Labeller, plans: Sequence[_Plan], start: Atoms, on_run: Callable[[MDRun], None] | None
+    labeller: Labeller, plans: Sequence[_Plan], start: Atoms, on_run: Callable[[MDRun], object] | None
 ) -> dict[str, str]:
     """Runs what the store does not hold; labels are stored in the order of the plans, not of the arrivals.
 

@@ -51,10 +51,14 @@ class Selection:
 class Selector(Protocol):
     """Chooses k candidates, k being static."""
 
-    def __call__(self, key: jax.Array, pool: Candidates, labelled: Candidates) -> Selection: ...
+    def __call__(self, key: jax.Array, pool: Candidates, labelled: Candidates) -> Selection:
+        """The choice, for a random key, a pool and what is labelled already."""
+        ...
 
 
 class Filter(Protocol):
     """Narrows the pool: returns it with fewer `Candidates.valid`, and otherwise unchanged."""
 
-    def __call__(self, key: jax.Array, pool: Candidates, labelled: Candidates) -> Candidates: ...
+    def __call__(self, key: jax.Array, pool: Candidates, labelled: Candidates) -> Candidates:
+        """The narrowed pool."""
+        ...

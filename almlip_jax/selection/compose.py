@@ -1,8 +1,9 @@
-"""Composition: `chain` puts filters before a selector, and `select` runs one in float64 on whatever arrays there are."""
+"""Composition: `chain` puts filters before a selector, and `select` runs one in float64 on any arrays."""
 
 from __future__ import annotations
 
 from functools import cache
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +44,7 @@ def select(selector: Selector, key: jax.Array, pool: Candidates, labelled: Candi
         `Selection` as numpy arrays.
     """
     with jax.enable_x64(True):
-        return jax.device_get(_compiled(selector)(key, _doubled(pool), _doubled(labelled)))
+        return jax.device_get(_compiled(cast(Any, selector))(key, _doubled(pool), _doubled(labelled)))
 
 
 @cache

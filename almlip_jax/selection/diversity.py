@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import jax
 import jax.numpy as jnp
 
 from almlip_jax.selection.base import Candidates, Selection, Selector
+
+_Carry: TypeAlias = tuple[jax.Array, jax.Array, jax.Array]
 
 
 def max_dist(k: int, features: str = "last_layer_gradient") -> Selector:
@@ -22,7 +26,7 @@ def max_dist(k: int, features: str = "last_layer_gradient") -> Selector:
         nearest = jnp.min(jnp.where(labelled.valid[None, :], to_known, jnp.inf), axis=1, initial=jnp.inf)
         start = jnp.where(jnp.any(labelled.valid), nearest, norms)
 
-        def step(carry: tuple[jax.Array, jax.Array, jax.Array], _: None) -> tuple:
+        def step(carry: _Carry, _: None) -> tuple[_Carry, _Carry]:
             gain, free, first = carry
             row = _argmax(gain, free, pool.id)
             distance = jnp.maximum(norms + norms[row] - 2 * x @ x[row], 0)
@@ -46,7 +50,7 @@ def max_det(k: int, features: str = "last_layer_gradient", sigma: float = 1e-2) 
     the cost of one matrix-vector product.  ``gain`` is that of each choice when it was made, in nats.
 
     The information matrix is inverted: use float64 (`selection.select` does).  Sources: Holzmueller et al., J. Mach.
-    Learn. Res. 24, 164 (2023), section 5 (MaxDet with the posterior transformation); greedy D-optimality since Wynn 1970.
+    Learn. Res. 24, 164 (2023), section 5 (MaxDet with the posterior transformation); Wynn, Ann. Math. Stat. 41, 1655 (1970).
 
     Args:
         k: number of choices.
@@ -59,7 +63,9 @@ def max_det(k: int, features: str = "last_layer_gradient", sigma: float = 1e-2) 
         known = jnp.where(labelled.valid[:, None], known, 0)
         x = jnp.where(pool.valid[:, None], x, 0)
         number = jnp.sum(labelled.valid)
-        power = jnp.where(number > 0, jnp.sum(known**2) / jnp.maximum(number, 1), jnp.sum(x**2) / jnp.maximum(jnp.sum(pool.valid), 1))
+        power = jnp.where(
+            number > 0, jnp.sum(known**2) / jnp.maximum(number, 1), jnp.sum(x**2) / jnp.maximum(jnp.sum(pool.valid), 1)
+        )
         scale = jax.lax.rsqrt(jnp.maximum(power, jnp.finfo(x.dtype).tiny))
         x, known = scale * x, scale * known
         information = known.T @ known + sigma**2 * jnp.eye(x.shape[1], dtype=x.dtype)

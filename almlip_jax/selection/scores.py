@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 
@@ -41,7 +43,7 @@ def threshold(score: str, minimum: float | None = None, maximum: float | None = 
             keep = keep & (values >= minimum)
         if maximum is not None:
             keep = keep & (values < maximum)
-        return pool.replace(valid=keep)
+        return replace(pool, valid=keep)
 
     return narrow
 
@@ -53,7 +55,7 @@ def top_fraction(score: str, fraction: float) -> Filter:
         wanted = jnp.maximum(jnp.ceil(fraction * jnp.sum(pool.valid)), 1)
         order = ranked(pool.scores[score], pool)
         rank = jnp.zeros_like(order).at[order].set(jnp.arange(order.shape[0], dtype=order.dtype))
-        return pool.replace(valid=pool.valid & (rank < wanted))
+        return replace(pool, valid=pool.valid & (rank < wanted))
 
     return narrow
 

@@ -1,0 +1,1 @@
+"""Structures: graphs, batches, neighbour lists, species, files."""

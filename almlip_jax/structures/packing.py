@@ -90,9 +90,9 @@ class BatchPlan:
         ids: [steps, S] int, index of the structure in each slot; padding points at the last one.
     """
 
-    atoms: jax.Array
-    structure: jax.Array
-    ids: jax.Array
+    atoms: jax.Array | np.ndarray
+    structure: jax.Array | np.ndarray
+    ids: jax.Array | np.ndarray
 
 
 @dataclass(frozen=True)

@@ -52,9 +52,13 @@ def residuals(prediction: Prediction, graph: Graph, targets: Targets, weights: j
         energy=jnp.sum(weights * targets.energy_weight * energy),
         forces=jnp.sum(weights * targets.forces_weight * forces),
         virial=jnp.sum(weights * targets.virial_weight * virial),
-        structures=jnp.stack([jnp.sum(targets.energy_weight > 0), jnp.sum(targets.virial_weight > 0)]),
+        structures=jnp.stack([_labelled(targets.energy_weight), _labelled(targets.virial_weight)]),
         atoms=jnp.sum(has_forces * counts),
     )
+
+
+def _labelled(weights: jax.Array) -> jax.Array:
+    return jnp.sum((weights > 0).astype(weights.dtype))
 
 
 def means(sums: Residuals) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +23,16 @@ from almlip_jax.errors import CapacityError, InputError
 from almlip_jax.models import Params
 from almlip_jax.structures.graph import Graph, Targets
 from almlip_jax.structures.neighbors import largest_neighbor_count
-from almlip_jax.structures.packing import BatchPlan, BatchShape, Packed, PackedDataset, bucket, pack, plan_batches, take_batch
+from almlip_jax.structures.packing import (
+    BatchPlan,
+    BatchShape,
+    Packed,
+    PackedDataset,
+    bucket,
+    pack,
+    plan_batches,
+    take_batch,
+)
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.training.loss import Residuals, means, residuals
 from almlip_jax.training.settings import EnsembleSettings, LossSettings, TrainingSettings
@@ -206,7 +214,9 @@ class Trainer:
         total = self._total_steps(len(training), warm=params is not None)
         run = self._prepare(packed, validation, total)
         if params is None:
-            sample = jax.tree.map(jnp.asarray, plan_batches(packed, training, self.capacity.batch, self.capacity.steps)[0])
+            sample = jax.tree.map(
+                jnp.asarray, plan_batches(packed, training, self.capacity.batch, self.capacity.steps)[0]
+            )
             params = self._fresh(init_key, packed.data, sample, self._energy_scale(packed, training))
         state = self._initial(jax.tree.map(lambda x: jnp.asarray(x, self.dtype), params))
         order = np.random.default_rng(np.asarray(jax.random.key_data(order_key)))
@@ -230,7 +240,9 @@ class Trainer:
         if not dataset:
             raise InputError("there is nothing to train on; give at least one labelled structure.")
         if len(dataset) + 1 > self.capacity.structures:
-            raise CapacityError(f"{len(dataset)} structures do not fit; training was sized for {self.capacity.structures - 1}.")
+            raise CapacityError(
+                f"{len(dataset)} structures do not fit; training was sized for {self.capacity.structures - 1}."
+            )
         return pack(
             dataset,
             self.species,
@@ -266,9 +278,7 @@ class Trainer:
         while epochs > 1 and epochs * per_epoch > self.capacity.steps:
             epochs -= 1
         # each epoch is filled up to whole batches on its own, so that a structure appears once in it
-        plans = [
-            plan_batches(packed, order.permutation(training), self.capacity.batch) for _ in range(epochs)
-        ]
+        plans = [plan_batches(packed, order.permutation(training), self.capacity.batch) for _ in range(epochs)]
         stacked = jax.tree.map(lambda *x: np.concatenate(x)[: self.capacity.steps], *[plan for plan, _ in plans])
         steps = stacked.atoms.shape[0]
         missing = self.capacity.steps - steps
@@ -293,7 +303,7 @@ class Trainer:
         # one generator for each structure: gamma draws by rejection, and a longer table must begin with the shorter one
         draws = (np.random.default_rng([20, index]) for index in range(shape[1]))
         if self.members.bootstrap == "poisson":
-            columns = [draw.poisson(1.0, size=shape[0]) for draw in draws]
+            columns = [draw.poisson(1.0, size=shape[0]).astype(np.float64) for draw in draws]
         else:
             variance = self.members.bootstrap_variance
             columns = [draw.gamma(1 / variance, variance, size=shape[0]) for draw in draws]
@@ -368,7 +378,7 @@ class Trainer:
 
     def _member_residuals(self, params: Params, graph: Graph, targets: Targets, weights: jax.Array) -> Residuals:
         prediction = self.ensemble.predict(params, graph)
-        return jax.vmap(partial(_residuals_of, graph=graph, targets=targets))(prediction, weights)
+        return jax.vmap(lambda one, weight: residuals(one, graph, targets, weight))(prediction, weights)
 
     def _update(self, state: _State, gradient: Params, total_steps: jax.Array) -> _State:
         updates, optimiser = jax.vmap(self._optimiser.update)(gradient, state.optimiser, state.params)
@@ -380,7 +390,7 @@ class Trainer:
 
         params = jax.tree.map(apply, state.params, updates)
         average = optax.incremental_update(params, state.average, 1 - self.settings.ema)
-        return state.replace(params=params, average=average, optimiser=optimiser, step=state.step + 1)
+        return replace(state, params=params, average=average, optimiser=optimiser, step=state.step + 1)
 
     def _learning_rate(self, step: jax.Array, total_steps: jax.Array) -> jax.Array:
         s = self.settings
@@ -409,17 +419,13 @@ class Trainer:
             return jnp.where(better.reshape((-1,) + (1,) * (new.ndim - 1)), new, old)
 
         waited = jnp.where(better, 0, state.waited + 1)
-        return state.replace(
+        return replace(
+            state,
             best=jax.tree.map(choose, state.average, state.best),
             best_loss=jnp.where(better, loss, state.best_loss),
             waited=waited,
             stopped=state.stopped | (waited >= self.settings.patience),
         )
-
-
-def _residuals_of(prediction, weights, *, graph, targets):  # type: ignore[no-untyped-def]
-    sums = residuals(prediction, graph, targets, weights)
-    return sums.replace(structures=sums.structures.astype(sums.energy.dtype))
 
 
 def _weighted(weights: LossSettings, energy: jax.Array, forces: jax.Array, virial: jax.Array) -> jax.Array:

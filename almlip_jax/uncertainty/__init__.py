@@ -1,8 +1,8 @@
 """Uncertainty: how a committee's spread relates to its errors."""
 
 from almlip_jax.uncertainty.calibration import (
-    ause,
     auroc,
+    ause,
     calibration_metrics,
     crps,
     ence,
@@ -15,8 +15,8 @@ from almlip_jax.uncertainty.calibration import (
 )
 
 __all__ = [
-    "ause",
     "auroc",
+    "ause",
     "calibration_metrics",
     "crps",
     "ence",

@@ -245,6 +245,7 @@ class TestLabelSource:
         sections = self.sections(mood) | {"stopping": {"max_labels": 14}}
         with pytest.raises(LabelError, match=r"none of the 3 structures of round 0.*not in the mood.*resume"):
             run_or_resume(reference, tmp_path / "run", SpoilsTheMood(), **sections)
+        assert "not in the mood" in str(read_state(RunDirectory(tmp_path / "run")).reason)
         mood.unlink()
         outcome = run_or_resume(reference, tmp_path / "run", **sections)
         assert outcome.finished and outcome.labels == 8 + 3 + 3  # calls that failed were paid, too
@@ -256,7 +257,9 @@ class TestLabelSource:
         config = tiny_config(tmp_path, **self.sections(mood))
         said: list[str] = []
         with LabelStore(tmp_path / "labels.db") as store, Labeller(config.oracle, store) as labeller:
-            source = Source(start_geometries(config.system), config.system, labeller, 7, {}, said.append)
+            source = Source(
+                start_geometries(config.system), config.system, labeller, 7, {}, said.append, lambda n: None
+            )
             frames = initial_set(config.initial, source, ())
             failed = list(store.labelled(failed=True))
             assert store.count_calls() == 8

@@ -90,7 +90,9 @@ def test_nve_conserves_energy_to_second_order():
     with jax.enable_x64(True):
         for timestep in (0.5, 0.25):
             steps = int(100 / timestep)
-            runner = explorer(np.float64, integrator=NveSettings(), timestep=timestep, steps=steps, chunk=steps, trajectory_every=1)
+            runner = explorer(
+                np.float64, integrator=NveSettings(), timestep=timestep, steps=steps, chunk=steps, trajectory_every=1
+            )
             found = runner.run(PARAMS, [dimer(1.05)] * 3, QUIET, jax.random.key(0))
             total = []
             for frame, temperature in zip(found.trajectories[0], found.temperature[:, 0], strict=True):
@@ -271,7 +273,9 @@ def test_fragments_are_connected_components():
     for _ in range(20):
         positions = rng.uniform(0, 6, size=(1, 12, 3))
         mask = np.arange(12) < rng.integers(1, 13)
-        found = fragments(jnp.asarray(positions), jnp.zeros((1, 12), int), jnp.asarray(mask)[None], radii, jnp.asarray(2.0))
+        found = fragments(
+            jnp.asarray(positions), jnp.zeros((1, 12), int), jnp.asarray(mask)[None], radii, jnp.asarray(2.0)
+        )
         near = np.linalg.norm(positions[0][:, None] - positions[0][None], axis=-1) < 2.0
         near &= mask[:, None] & mask[None]
         unseen, parts = set(np.flatnonzero(mask)), 0

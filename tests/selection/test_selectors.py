@@ -99,7 +99,12 @@ def test_max_dist_takes_the_farthest(labelled):
 
 def test_top_k_is_a_sort_and_ties_go_to_the_smallest_id():
     score = np.array([1.0, 3.0, 2.0, 3.0, np.nan, 0.0])
-    found = select(top_k(4, "score"), KEY, candidates(np.zeros((6, 1)), score, ids=[5, 9, 2, 3, 1, 0]), candidates(np.zeros((0, 1))))
+    found = select(
+        top_k(4, "score"),
+        KEY,
+        candidates(np.zeros((6, 1)), score, ids=[5, 9, 2, 3, 1, 0]),
+        candidates(np.zeros((0, 1))),
+    )
     assert chosen(found) == [3, 1, 2, 0]
 
 

@@ -79,7 +79,9 @@ def test_same_inputs_give_the_same_bits(trainer, dataset, references, result):
     for a, b in zip(jax.tree.leaves(result.params), jax.tree.leaves(again.params), strict=True):
         np.testing.assert_array_equal(a, b)
     other = trainer.train(dataset, None, jax.random.key(1), reference_energies=references)
-    assert any(np.any(a != b) for a, b in zip(jax.tree.leaves(result.params), jax.tree.leaves(other.params), strict=True))
+    assert any(
+        np.any(a != b) for a, b in zip(jax.tree.leaves(result.params), jax.tree.leaves(other.params), strict=True)
+    )
 
 
 def test_members_differ(result):
@@ -135,7 +137,9 @@ def test_bootstrap_weights():
         tables = []
         for number in (10, 2000):
             capacity = plan_capacity([water(0)], MODEL.cutoff, SETTINGS, largest_dataset=number)
-            trainer = Trainer(ensemble, SPECIES, capacity, SETTINGS, EnsembleSettings(size=3, bootstrap=kind, bootstrap_variance=0.5))
+            trainer = Trainer(
+                ensemble, SPECIES, capacity, SETTINGS, EnsembleSettings(size=3, bootstrap=kind, bootstrap_variance=0.5)
+            )
             tables.append(np.asarray(trainer._bootstrap_weights()))
         np.testing.assert_array_equal(tables[1][:, :10], tables[0][:, :10])
         weights[kind] = tables[1]

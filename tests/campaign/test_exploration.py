@@ -1,0 +1,106 @@
+"""Exploration as a stage: where walkers start, and what the gate compares with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+
+from almlip_jax.campaign.exploration import gate_thresholds, walker_starts
+from almlip_jax.campaign.rundir import RunDirectory
+from almlip_jax.campaign.settings import MdExploration
+from almlip_jax.errors import InputError
+from almlip_jax.structures.io import write_structures
+from almlip_jax.units import KB
+
+
+def settings(**changes: Any) -> MdExploration:
+    walkers = [{"temperature": 300, "count": 3}, {"temperature": 600, "count": 3}]
+    return MdExploration.model_validate({"walkers": walkers, **changes})
+
+
+def labelled(formula: str, energy: float, **info: int) -> Atoms:
+    atoms = Atoms(formula, np.arange(3.0 * len(Atoms(formula))).reshape(-1, 3), info=info)
+    atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=np.zeros((len(atoms), 3)))
+    return atoms
+
+
+def shop(run_dir: Path, *geometries: Atoms, seed: int = 1) -> Any:
+    run = RunDirectory(run_dir).create()
+    return SimpleNamespace(geometries=list(geometries), run=run, config=SimpleNamespace(seed=seed))
+
+
+class TestStarts:
+    water = Atoms("H2O", np.eye(3))
+
+    def energies(self, starts: list[Atoms]) -> list[float]:
+        return [start.get_potential_energy() for start in starts]
+
+    def test_are_labelled_structures_that_are_not_too_high_in_energy(self, tmp_path: Path) -> None:
+        thermal = 1.5 * 3 * KB * 300
+        dataset = [labelled("H2O", level * thermal) for level in (0.0, 1.9, 2.1, 3.9, 4.1)]
+        seen = set()
+        for index in range(40):
+            starts = walker_starts(shop(tmp_path, self.water), settings(), index, dataset)
+            levels = np.round(np.array(self.energies(starts)) / thermal, 1)
+            assert set(levels[:3]) <= {0.0, 1.9} and set(levels[3:]) <= {0.0, 1.9, 2.1, 3.9}
+            seen.update(levels)
+        assert seen == {0.0, 1.9, 2.1, 3.9}
+
+    def test_follow_from_seed_round_and_walker(self, tmp_path: Path) -> None:
+        dataset = [labelled("H2O", 1e-3 * n) for n in range(50)]
+        one = self.energies(walker_starts(shop(tmp_path, self.water), settings(), 3, dataset))
+        assert one == self.energies(walker_starts(shop(tmp_path, self.water), settings(), 3, dataset))
+        assert one != self.energies(walker_starts(shop(tmp_path, self.water), settings(), 4, dataset))
+        assert one != self.energies(walker_starts(shop(tmp_path, self.water, seed=2), settings(), 3, dataset))
+        assert len(set(one)) > 1
+
+    def test_walkers_are_dealt_out_to_the_geometries(self, tmp_path: Path) -> None:
+        ion = Atoms("H2O", np.eye(3), info={"charge": 1})
+        dataset = [labelled("H2O", -1.0, charge=1), labelled("H2O", -2.0)]
+        starts = walker_starts(shop(tmp_path, self.water, ion, Atoms("Ar")), settings(), 0, dataset)
+        assert [start.get_chemical_formula() for start in starts] == ["H2O", "H2O", "Ar"] * 2
+        assert [start.info.get("charge", 0) for start in starts] == [0, 1, 0] * 2
+        assert starts[2].calc is None  # nothing like it is labelled: the geometry itself
+
+    def test_a_walker_that_ran_to_its_end_may_go_on(self, tmp_path: Path) -> None:
+        place = shop(tmp_path, self.water)
+        ends = [Atoms("H2O", np.eye(3) + n) for n in range(6)]
+        for n, end in enumerate(ends):
+            end.info.update(walker=n, status="stopped" if n == 2 else "completed")
+        write_structures(place.run.round(0).create().path / "final.extxyz", ends)
+        dataset = [labelled("H2O", 0.0)]
+        starts = walker_starts(place, settings(continue_walkers=True), 1, dataset)
+        went_on = [
+            bool(np.array_equal(start.positions, end.positions)) for start, end in zip(starts, ends, strict=True)
+        ]
+        assert went_on == [True, True, False, True, True, True]
+        assert all(start.calc is not None for start in walker_starts(place, settings(), 1, dataset))
+
+    def test_need_a_geometry(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match=r"system\.structures"):
+            walker_starts(shop(tmp_path), settings(), 0, [])
+
+
+class TestThresholds:
+    scores = {"force_std_max": np.linspace(0, 1, 101), "energy_std": np.full(101, 7.0)}
+
+    def test_fixed_ones_do_not_look_at_scores(self) -> None:
+        fixed = settings(thresholds={"kind": "fixed", "record": 0.2, "stop": 1.5})
+        assert gate_thresholds(fixed, lambda: pytest.fail("not needed")) == (0.2, 1.5)
+
+    def test_relative_ones_follow_the_training_set_down_to_the_floor(self) -> None:
+        relative = {"kind": "relative", "quantile": 0.5, "record_factor": 3.0, "stop_factor": 4.0, "floor": 0.6}
+        assert np.allclose(gate_thresholds(settings(thresholds=relative), lambda: self.scores), (1.5, 6.0))
+        small = {name: 0.1 * values for name, values in self.scores.items()}
+        assert np.allclose(gate_thresholds(settings(thresholds=relative), lambda: small), (0.6, 2.4))
+
+    def test_are_in_the_unit_of_the_gates_score(self) -> None:
+        relative = {"kind": "relative", "record_factor": 1.0, "stop_factor": 2.0}
+        chosen = settings(thresholds=relative, gate={"kind": "absolute", "score": "energy_std"})
+        assert gate_thresholds(chosen, lambda: self.scores) == (7.0, 14.0)

@@ -1,0 +1,163 @@
+"""Potentials: what is saved comes back, faces agree with each other and with derivatives, batches change nothing."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk, molecule
+from ase.calculators.fd import calculate_numerical_forces
+
+import almlip_jax
+from almlip_jax.ensembles import SCORES, Ensemble
+from almlip_jax.errors import InputError
+from almlip_jax.models import SharedDensitySettings, build_model
+from almlip_jax.potential import Potential
+from almlip_jax.structures.species import SpeciesTable
+
+SETTINGS = SharedDensitySettings(cutoff=3.5, radial=4, l_max=1, channels=4, hidden=(8,))
+SPECIES = SpeciesTable((1, 6, 8))
+
+
+@pytest.fixture(scope="module")
+def potential() -> Potential:
+    ensemble = Ensemble(build_model(SETTINGS, 3), 3)
+    params = jax.tree.map(np.asarray, ensemble.init(jax.random.key(0)))
+    params = params | {"density_scale": 0.2 * params["density_scale"]}
+    return Potential(SETTINGS, SPECIES, params, {1: -13.6, 6: -1030.0, 8: -2040.0}, {"scale": 1.5}, {"made": "by a test"})
+
+
+@pytest.fixture(scope="module")
+def structures() -> list[Atoms]:
+    frames = [molecule("CH3CH2OH"), molecule("H2O"), bulk("C", "diamond", a=3.6), molecule("CO2")] * 9
+    for n, frame in enumerate(frames):
+        frame.rattle(0.05, seed=n)
+    return frames
+
+
+def test_save_and_load(potential, structures, tmp_path):
+    potential.save(tmp_path / "p")
+    back = almlip_jax.load(tmp_path / "p")
+    assert back.settings == potential.settings and back.species == potential.species
+    assert dict(back.reference_energies) == dict(potential.reference_energies)
+    assert back.calibration == {"scale": 1.5} and back.metadata == {"made": "by a test"}
+    a, b = potential.evaluate(structures[:4]), back.evaluate(structures[:4])
+    np.testing.assert_array_equal(a.energy, b.energy)
+    np.testing.assert_array_equal(np.concatenate(a.forces), np.concatenate(b.forces))
+    potential.save(tmp_path / "p")  # replaces what is there
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_damaged_potentials_are_one_sentence(potential, tmp_path):
+    with pytest.raises(InputError, match=r"no potential\.json"):
+        Potential.load(tmp_path / "nowhere")
+    potential.save(tmp_path / "p")
+    description = tmp_path / "p" / "potential.json"
+    text = description.read_text()
+    description.write_text(text[:100])
+    with pytest.raises(InputError, match="damaged"):
+        Potential.load(tmp_path / "p")
+    description.write_text(json.dumps({k: v for k, v in json.loads(text).items() if k != "species"}))
+    with pytest.raises(InputError, match="species"):
+        Potential.load(tmp_path / "p")
+    description.write_text(text)
+    for file in (tmp_path / "p" / "params").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    with pytest.raises(InputError, match="cannot be read"):
+        Potential.load(tmp_path / "p")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("mine")
+    with pytest.raises(InputError, match="not a potential"):
+        potential.save(tmp_path / "other")
+    assert (tmp_path / "other" / "thesis.tex").exists()
+
+
+def test_batches_and_order_change_nothing(potential, structures):
+    together = potential.evaluate(structures, features=True)
+    order = np.random.default_rng(0).permutation(len(structures))
+    shuffled = potential.evaluate([structures[i] for i in order], features=True)
+    np.testing.assert_allclose(shuffled.energy, together.energy[order], rtol=1e-6)
+    for name in SCORES:
+        np.testing.assert_allclose(shuffled.scores[name], together.scores[name][order], rtol=2e-3, atol=2e-4)
+    for name, values in together.features.items():
+        np.testing.assert_allclose(shuffled.features[name], values[order], rtol=1e-3, atol=1e-4)
+    for n, frame in enumerate(structures):
+        assert together.forces[n].shape == (len(frame), 3)
+        assert np.isnan(together.stress[n]).all() == (not frame.pbc.all())
+
+
+def test_scores_are_their_definitions(potential, structures):
+    frame = structures[0]
+    found = potential.evaluate([frame])
+    members = [
+        Potential(SETTINGS, SPECIES, jax.tree.map(lambda x, m=m: x[m : m + 1], potential.params), potential.reference_energies)
+        for m in range(3)
+    ]
+    energies = np.array([one.evaluate([frame]).energy[0] for one in members])
+    forces = np.array([one.evaluate([frame]).forces[0] for one in members])
+    spread = np.sqrt(np.mean(np.sum((forces - forces.mean(axis=0)) ** 2, axis=-1), axis=0))
+    np.testing.assert_allclose(found.energy[0], energies.mean(), rtol=1e-7)
+    np.testing.assert_allclose(found.force_std[0], spread, rtol=1e-3)
+    expected = {
+        "energy_std": energies.std(),
+        "energy_std_per_atom": energies.std() / 9,
+        "force_std_mean": spread.mean(),
+        "force_std_max": spread.max(),
+        "force_std_rel": np.max(spread / (np.linalg.norm(forces.mean(axis=0), axis=-1) + 0.1)),
+        "max_disagreement": np.ptp(energies),
+    }
+    for name, value in expected.items():
+        assert found.scores[name][0] == pytest.approx(value, rel=2e-2), name
+
+
+def test_the_calculator_gives_the_derivatives_of_its_energy(potential):
+    with jax.enable_x64(True):
+        double = Potential(
+            SETTINGS, SPECIES, jax.tree.map(lambda x: x.astype(np.float64), potential.params), potential.reference_energies
+        )
+        atoms = molecule("H2O")
+        atoms.rattle(0.05, seed=3)
+        atoms.calc = double.calculator()
+        forces = atoms.get_forces()
+        np.testing.assert_allclose(forces, calculate_numerical_forces(atoms, eps=1e-4), atol=1e-5)
+        assert atoms.calc.results["force_std"].shape == (3,) and atoms.calc.results["force_std_max"] > 0
+        solid = bulk("C", "diamond", a=3.6)
+        solid.rattle(0.05, seed=4)
+        solid.calc = double.calculator()
+        stress, h = solid.get_stress(voigt=False), 1e-5
+        for i, j in [(0, 0), (0, 1)]:
+            energies = []
+            for sign in (1, -1):
+                strain = np.eye(3)
+                strain[i, j] += sign * h / 2
+                strain[j, i] += sign * h / 2
+                moved = solid.copy()
+                moved.set_cell(solid.cell.array @ strain, scale_atoms=True)
+                moved.calc = solid.calc
+                energies.append(moved.get_potential_energy())
+            numeric = (energies[0] - energies[1]) / (2 * h) / solid.get_volume()
+            assert stress[i, j] == pytest.approx(numeric, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("make", [lambda: molecule("CH3CH2OH"), lambda: bulk("C", "diamond", a=3.6, cubic=True)])
+def test_energy_fn_agrees_with_the_calculator(potential, make):
+    atoms = make()
+    atoms.rattle(0.05, seed=5)
+    neighbors, energy = potential.energy_fn(atoms)
+    positions = jnp.asarray(atoms.positions, jnp.float32)
+    value, gradient = jax.jit(jax.value_and_grad(energy))(positions, neighbors.update(positions[None]))
+    found = potential.evaluate([atoms])
+    assert float(value) + potential.reference_energy(atoms) == pytest.approx(found.energy[0], abs=1e-3)
+    np.testing.assert_allclose(-gradient, found.forces[0], rtol=1e-3, atol=1e-3)
+
+
+def test_unknown_elements_and_nothing(potential):
+    with pytest.raises(InputError, match="atom 0 is Au"):
+        potential.evaluate([Atoms("Au")])
+    with pytest.raises(InputError, match="no structure"):
+        potential.evaluate([])
