@@ -23,9 +23,10 @@ from almlip_jax.config import load_config
 HERE = Path(__file__).resolve().parent
 CONFIG = HERE.parents[1] / "configs" / "qbc_zundel.yaml"
 SELECTORS = {
-    "top_k": "{kind: top_k, score: force_std_mean}",
-    "random": "{kind: random}",
-    "max_det": "{kind: max_det, features: last_layer_gradient}",
+    "top_k": ["selection.selector={kind: top_k, score: force_std_mean}"],
+    # nothing that is learned on the way changes a random choice: batches of 50 give the same sets in fewer rounds
+    "random": ["selection.selector={kind: random}", "selection.batch=50", "stopping.max_rounds=3"],
+    "max_det": ["selection.selector={kind: max_det, features: last_layer_gradient}"],
 }
 
 
@@ -34,7 +35,7 @@ def run_one(data: Path, folder: Path, selector: str, seed: int) -> list[dict[str
     changes = [
         f"exploration.files={data}",
         f"oracle.path={data}",
-        f"selection.selector={SELECTORS[selector]}",
+        *SELECTORS[selector],
         f"seed={seed}",
     ]
     state = folder / "state.json"
