@@ -31,6 +31,9 @@ from almlip_jax.oracles import PendingLabels
 Work = Callable[[Workshop, int], Mapping[str, Any]]
 """A stage: does its work for a round, writes its files, and returns fields of the round's record."""
 
+_LASTING = ("seed", "precision", "system", "initial", "test", "model", "ensemble")
+"""Sections of a config that a campaign keeps."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -151,8 +154,6 @@ class Campaign:
         """Writes the report; a report that fails is told, and costs no labels."""
         try:
             write_report(self.run.path)
-        except InputError:
-            raise
         except Exception as error:  # a figure must not end a campaign of days
             self.progress.message(f"the report could not be written ({type(error).__name__}: {error}).")
 
@@ -198,16 +199,18 @@ def resume_campaign(config: Experiment, run_dir: Path, *, progress: Progress | N
     """Goes on with a campaign: after a kill with what it was doing, after its end if larger limits allow more.
 
     Args:
-        config: that of the run directory, changed or not; a changed one replaces it there.
+        config: that of the run directory, or one with other limits, trainings, exploration or selection, which then
+            replaces it there; what earlier rounds were made of has to stay.
         run_dir: the directory of the campaign.
         progress: tells the user; nothing is told by default.
 
     Raises:
-        InputError: there is no campaign, or as for `run_campaign`.
+        InputError: there is no campaign, the config changes what has to stay, or as for `run_campaign`.
         LabelError: no structure of a batch could be labelled.
     """
     run = RunDirectory(run_dir).require()
     with run.lock():
+        _check_change(config, run)
         write_text(run.config, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
         write_versions(run)
         return _carry_on(config, run, progress or SilentProgress())
@@ -222,8 +225,8 @@ def _work(campaign: Campaign) -> Outcome:
     run, progress = campaign.run, campaign.progress
     try:
         write_state(run, campaign.state)
-        if campaign.state.history:
-            progress.expect(campaign.state.history[-1].seconds)
+        for record in campaign.state.history:
+            progress.expect(record.seconds)
         if not campaign.reopen():
             return campaign.outcome()
         return campaign.follow_protocol()
@@ -249,6 +252,21 @@ def _check(config: Experiment) -> None:
             f"the initial set needs {calls} label-source calls, more than stopping.max_labels {budget} allows; every "
             "step of the initial MD counts."
         )
+
+
+def _check_change(config: Experiment, run: RunDirectory) -> None:
+    """Refuses another config where the rounds so far would not fit to it."""
+    try:
+        before = yaml.safe_load(run.config.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise InputError(f"{run.config} cannot be read ({error}); restore it from a copy.") from error
+    now = config.model_dump(mode="json")
+    for section in _LASTING:
+        if before.get(section) != now[section]:
+            raise InputError(
+                f"'{section}' differs from that of {run.config}, on which what is there already depends; begin a new "
+                "run for it."
+            )
 
 
 @contextlib.contextmanager

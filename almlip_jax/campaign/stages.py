@@ -75,13 +75,15 @@ def _train_on(shop: Workshop, round_index: int, dataset: Sequence[Atoms]) -> Pot
     else:
         params, references = previous.params, dict(previous.reference_energies)
     key = named_key(shop.config.seed, "train", round_index)
-    with shop.progress.stage("train", unit="epochs") as advance:
+    most = (settings.warm_steps if previous is not None else None) or settings.max_steps
+    most = min(most, settings.max_epochs * math.ceil(len(dataset) / settings.batch_size))
+    with shop.progress.stage("train", most, unit="steps") as advance:
         done = 0
 
         def on_epoch(report: EpochReport) -> None:
             nonlocal done
-            advance(report.epoch - done, forces_rmse=float(np.mean(report.validation_forces_rmse)))
-            done = report.epoch
+            advance(report.step - done, epoch=report.epoch, forces_rmse=float(np.mean(report.validation_forces_rmse)))
+            done = report.step
 
         result = shop.train(dataset, params, key, references, on_epoch)
     folder = shop.run.round(round_index)

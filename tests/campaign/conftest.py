@@ -25,8 +25,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def compile_once(cache: Path) -> Iterator[None]:
-    """Lets this test take compiled programs from the cache of the session, and put them there."""
+def compile_once(cache: Path, reference: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Lets this test take compiled programs from the cache of the session, and leaves out the reports."""
+    monkeypatch.setattr("almlip_jax.campaign.loop.write_report", lambda run_dir: run_dir)
     with _cache_at(cache):
         yield
 

@@ -227,6 +227,16 @@ class TestEndings:
         assert outcome.rule == "target_error" and outcome.converged and outcome.round == 0
         assert not RunDirectory(tmp_path / "run").round(0).walkers.exists()
 
+    def test_walkers_that_end_without_a_candidate_do_not_mean_convergence(
+        self, reference: Path, tmp_path: Path
+    ) -> None:
+        sure = {"thresholds": {"kind": "fixed", "record": 1e3, "stop": 1e4}, "sanity": {"max_temperature": 1e-6}}
+        outcome = run_or_resume(reference, tmp_path / "run", exploration={**SECTIONS["exploration"], **sure})
+        assert outcome.rule == "max_rounds" and not outcome.converged and outcome.labels == 11
+        rows = read_csv(tmp_path / "run" / "metrics.csv")
+        assert [row["dataset_size"] for row in rows] == [8, 8, 8]
+        assert set(read_npz(RunDirectory(tmp_path / "run").round(1).walkers)["cause"]) == {"hot"}
+
 
 class TestLabelSource:
     def sections(self, mood: Path) -> dict[str, Any]:
@@ -321,3 +331,10 @@ def test_a_campaign_may_begin_with_labels_that_exist(reference: Path, tmp_path: 
     outcome = run_or_resume(reference, tmp_path / "run", initial=initial, stopping=AT_FIRST_ERROR)
     assert outcome.labels == 0
     assert keys(RunDirectory(tmp_path / "run").round(0).dataset) == keys(given)
+
+
+@pytest.mark.slow
+def test_double_precision(tmp_path: Path) -> None:
+    run_or_resume(tmp_path, tmp_path / "run", precision="float64")
+    assert read_json(RunDirectory(tmp_path / "run").round(2).potential / "potential.json")["dtype"] == "float64"
+    assert not jax.config.jax_enable_x64

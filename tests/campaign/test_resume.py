@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_campaign import Killed, KillingProgress, result_of, run_or_resume, tiny_config
+from tiny_campaign import SECTIONS, Killed, KillingProgress, result_of, run_or_resume, tiny_config
 
 import almlip_jax
 from almlip_jax.campaign import resume_campaign
@@ -155,6 +155,19 @@ def test_a_damaged_checkpoint_is_made_again(reference: Path, tmp_path: Path) -> 
     assert result_of(tmp_path / "run") == result_of(reference / "run")
 
 
+@pytest.mark.slow
+def test_warm_starts_go_on_from_what_was_kept(reference: Path, tmp_path: Path) -> None:
+    warm = {"training": {"warm_start": True, "warm_steps": 100}}
+    run_or_resume(reference, tmp_path / "whole", **warm)
+    with pytest.raises(Killed):
+        run_or_resume(reference, tmp_path / "run", KillingProgress(2, "train", within=True), **warm)
+    for index in (0, 1):  # the last one needs the one before, and that the first
+        (RunDirectory(tmp_path / "run").round(index).potential / "potential.json").write_text("{}")
+    run_or_resume(reference, tmp_path / "run", **warm)
+    assert result_of(tmp_path / "run") == result_of(tmp_path / "whole")
+    assert result_of(tmp_path / "run")["metrics"][-1] != result_of(reference / "run")["metrics"][-1]
+
+
 def test_a_full_disk_ends_the_run_with_a_sentence(
     reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -170,6 +183,13 @@ def test_a_full_disk_ends_the_run_with_a_sentence(
     assert read_state(RunDirectory(tmp_path / "run")).stage is Stage.EVALUATE
     assert run_or_resume(reference, tmp_path / "run").finished
     assert result_of(tmp_path / "run") == result_of(reference / "run")
+
+
+def test_what_earlier_rounds_depend_on_cannot_change(reference: Path) -> None:
+    before = (reference / "run" / "config.yaml").read_text()
+    with pytest.raises(InputError, match="'model' differs"):
+        run_or_resume(reference, reference / "run", model={**SECTIONS["model"], "channels": 5})
+    assert (reference / "run" / "config.yaml").read_text() == before
 
 
 def test_only_a_run_directory_can_be_resumed(tmp_path: Path) -> None:

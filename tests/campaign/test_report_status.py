@@ -1,0 +1,114 @@
+"""Status and report of a real, tiny campaign, whole and with pieces missing; verdicts on histories made by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from almlip_jax.campaign.report import write_report
+from almlip_jax.campaign.rundir import RunDirectory
+from almlip_jax.campaign.status import campaign_status, render_status, trend
+from almlip_jax.errors import InputError
+
+
+@pytest.fixture
+def run(reference: Path, tmp_path: Path) -> RunDirectory:
+    """A copy of the finished tiny campaign."""
+    shutil.copytree(reference / "run", tmp_path / "run")
+    return RunDirectory(tmp_path / "run")
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(0.8, "converging"), (1.0, "stalled"), (1.2, "diverging")])
+def test_trends(factor, verdict):
+    assert trend([(n, n * math.log(factor)) for n in range(5)]) == verdict
+    assert trend([(0, 0.0), (1, 0.0)]) == "unknown"
+
+
+def test_status_of_a_finished_campaign(run):
+    found = campaign_status(run.path)
+    state = json.loads(run.state.read_text())
+    for name in ("round", "stage", "labels", "converged", "reason", "finished"):
+        assert found[name] == state[name]
+    assert found["errors"] == state["history"][-1]["errors"] and not found["running"]
+    assert found["diagnosis"]["trend"].keys() >= found["errors"].keys()
+    shares = [atom["share"] for atom in found["diagnosis"]["atoms"]]
+    assert shares == sorted(shares, reverse=True) and 0 < sum(shares) <= 1 + 1e-9
+    json.dumps(found)
+    assert render_status(found) is not None
+
+
+def test_status_names_what_ended_walkers(run):
+    """A walker that an unphysical frame ended is listed with its check, temperature, step and atom."""
+    import numpy as np
+
+    from almlip_jax.campaign.rundir import read_npz, write_npz
+
+    folder = [one for one in run.rounds() if one.walkers.exists()][-1]
+    arrays = read_npz(folder.walkers)
+    arrays.update(
+        status=np.array(["stopped", "unphysical"]),
+        cause=np.array(["none", "dissociated"]),
+        stop_step=np.array([12, 34]),
+        stop_atom=np.array([0, 2]),
+    )
+    write_npz(folder.walkers, arrays)
+    diagnosis = campaign_status(run.path)["diagnosis"]
+    assert diagnosis["checks"] == {"stopped": 1, "dissociated": 1}
+    assert diagnosis["walkers"][1] == {
+        "walker": 1, "temperature": 600.0, "step": 34, "atom": 2, "check": "dissociated",
+    }
+    assert any("600 K" in sentence and "dissociated" in sentence for sentence in diagnosis["advice"])
+
+
+@pytest.mark.parametrize("missing", ["rounds", "labels.db", "test.extxyz", "metrics.csv", "versions.json"])
+def test_status_and_report_bear_what_is_missing(run, missing):
+    path = run.path / missing
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+    assert campaign_status(run.path)["labels"] > 0
+    assert write_report(run.path).stat().st_size > 1e6
+
+
+def test_a_damaged_state_is_one_sentence(run, tmp_path):
+    run.state.write_text(run.state.read_text()[:50])
+    with pytest.raises(InputError, match=r"state\.json"):
+        campaign_status(run.path)
+    with pytest.raises(InputError, match="nowhere"):
+        write_report(tmp_path / "nowhere")
+
+
+def test_the_report_needs_no_network(run):
+    page = write_report(run.path).read_text()
+    own = re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL)
+    assert not re.search(r"(src|href)=[\"']?(https?:)?//", own)
+    assert page.count("<script src") == 0 and len(page) < 8e6
+    for figure in ("learning_curve", "walkers", "parity", "reliability", "structure"):
+        assert f'id="{figure}"' in page
+    state = json.loads(run.state.read_text())
+    assert state["reason"] in page and str(state["labels"]) in page
+
+
+def test_a_script_cannot_be_ended_by_data(run):
+    """A name in a config or a reason that looks like a tag stays text."""
+    state = json.loads(run.state.read_text())
+    state["reason"] = "</script><script>alert(1)</script>"
+    run.state.write_text(json.dumps(state))
+    page = write_report(run.path).read_text()
+    assert "<script>alert(1)" not in page
+
+
+def test_an_unfinished_first_round(run):
+    """Before any round has been trained there is a report too."""
+    state = json.loads(run.state.read_text())
+    state.update(history=[], round=0, stage="train", finished=False, reason=None)
+    run.state.write_text(json.dumps(state))
+    shutil.rmtree(run.rounds_folder)
+    assert campaign_status(run.path)["diagnosis"]["advice"] == ["No round has been trained yet."]
+    assert "There is nothing to show yet" in write_report(run.path).read_text()

@@ -1,0 +1,181 @@
+"""The command line, every command for real: one tiny campaign and one tiny potential serve them all."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import molecule
+from ase.calculators.emt import EMT
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.io import read
+
+from almlip_jax.structures.io import read_structures, write_structures
+
+CONFIG = """\
+name: tiny
+system: {structures: water.extxyz}
+oracle: {kind: ase, calculator: "ase.calculators.emt:EMT"}
+executor: {kind: local, workers: 1}
+initial: {rattle: {count: 6, stdev: 0.05}}
+model: {kind: shared_density, cutoff: 3.0, radial: 4, l_max: 0, channels: 4, hidden: [8]}
+ensemble: {size: 2}
+training: {batch_size: 4, max_steps: 100, validation_fraction: 0.2}
+exploration:
+  kind: md
+  walkers: [{temperature: 300, count: 2}]
+  steps: 40
+  chunk: 20
+  buffer: 8
+  record_every: 10
+  trajectory_every: 10
+  thresholds: {kind: fixed, record: 0.01, stop: 100.0}
+selection: {batch: 2, selector: {kind: max_det}}
+stopping: {max_rounds: 1, share_below: null}
+"""
+
+
+def almlip(folder: Path, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    """Runs the program as a user does."""
+    environment = {**os.environ, "ALMLIP_CACHE_DIR": str(folder / "cache"), "COLUMNS": "160"}
+    done = subprocess.run(
+        [sys.executable, "-m", "almlip_jax.cli", *arguments], cwd=folder, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def labelled(seed: int) -> Atoms:
+    atoms = molecule("H2O")
+    atoms.rattle(0.07, seed=seed)
+    atoms.calc = EMT()
+    results = {"energy": atoms.get_potential_energy(), "forces": atoms.get_forces()}
+    atoms.calc = SinglePointCalculator(atoms, **results)
+    atoms.info["group"] = "even" if seed % 2 == 0 else "odd"
+    return atoms
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A working folder with a config, data and a trained potential."""
+    path = tmp_path_factory.mktemp("work")
+    (path / "config.yaml").write_text(CONFIG)
+    write_structures(path / "water.extxyz", [molecule("H2O")])
+    write_structures(path / "data.extxyz", [labelled(seed) for seed in range(12)])
+    almlip(path, "train", "config.yaml", "--data", "data.extxyz", "--out", "potential", "--json", "train.json")
+    return path
+
+
+def found(folder: Path, name: str) -> dict:
+    return json.loads((folder / name).read_text())
+
+
+def test_train(folder):
+    result = found(folder, "train.json")
+    assert result["structures"] == 12 and result["steps"] >= 100 and result["validation_forces_rmse"] > 0
+    assert (folder / "potential" / "potential.json").exists()
+
+
+def test_evaluate_agrees_with_the_calculator(folder):
+    almlip(folder, "evaluate", "potential", "data.extxyz", "--json", "evaluate.json")
+    result = found(folder, "evaluate.json")
+    import almlip_jax
+
+    potential = almlip_jax.load(folder / "potential")
+    errors = []
+    for frame in read_structures(folder / "data.extxyz"):
+        reference = frame.get_forces()
+        frame.calc = potential.calculator()
+        errors.append(frame.get_forces() - reference)
+    assert result["forces_rmse"] == pytest.approx(np.sqrt(np.mean(np.square(errors))), rel=1e-3)
+    assert result["num_structures"] == 12 and set(result["by_group"]) == {"even", "odd"}
+    names = "energy_mae energy_rmse energy_offset_free_rmse forces_mae forces_rmse stress_rmse calibration".split()
+    assert set(names) <= set(result) and result["stress_rmse"] is None
+
+
+def test_score_and_select(folder):
+    almlip(folder, "score", "potential", "data.extxyz", "--out", "scored.extxyz", "--json", "score.json")
+    scored = read(folder / "scored.extxyz", ":")
+    for frame in scored:
+        assert frame.info["force_std_max"] == pytest.approx(frame.arrays["force_std"].max(), rel=1e-5)
+        assert {"energy_std", "force_std_mean"} <= set(frame.info)
+    worst = int(np.argmax([frame.info["force_std_max"] for frame in scored]))
+    assert found(folder, "score.json")["most_uncertain"] == worst
+    pick = ["select", "config.yaml", "--potential", "potential", "--pool", "data.extxyz", "--train", "water.extxyz"]
+    by_score = ["--set", "selection.selector={kind: top_k, score: force_std_max}"]
+    almlip(folder, *pick, "-k", "3", "--out", "batch.extxyz", "--json", "select.json", *by_score)
+    result = found(folder, "select.json")
+    assert result["indices"][0] == worst and len(set(result["indices"])) == 3
+    batch = read(folder / "batch.extxyz", ":")
+    np.testing.assert_allclose(batch[0].positions, scored[worst].positions)
+
+
+def test_label(folder):
+    almlip(folder, "label", "config.yaml", "water.extxyz", "--out", "labelled.extxyz", "--json", "label.json")
+    assert found(folder, "label.json")["labelled"] == 1
+    atoms = molecule("H2O")
+    atoms.calc = EMT()
+    frame = read_structures(folder / "labelled.extxyz", require_labels=True)[0]
+    np.testing.assert_allclose(frame.get_forces(), atoms.get_forces(), atol=1e-9)
+    again = ["label", "config.yaml", "water.extxyz", "--out", "labelled.extxyz", "--json", "label.json"]
+    almlip(folder, *again)
+    assert found(folder, "label.json")["taken from the store"] == 1
+
+
+def test_a_campaign_from_beginning_to_a_larger_budget(folder):
+    almlip(folder, "run", "config.yaml", "--run-dir", "run", "--json", "run.json")
+    result = found(folder, "run.json")
+    assert result["finished"] and result["rule"] == "max_rounds" and result["labels"] == 8
+    refused = almlip(folder, "run", "config.yaml", "--run-dir", "run", code=1)
+    assert "almlip resume run" in refused.stderr
+    almlip(folder, "resume", "run", "--set", "stopping.max_rounds=2", "--json", "run.json")
+    assert found(folder, "run.json")["labels"] == 10
+    almlip(folder, "status", "run", "--json", "status.json")
+    status = found(folder, "status.json")
+    assert status["round"] == 2 and {"stage", "labels", "converged", "reason", "diagnosis"} <= set(status)
+    almlip(folder, "report", "run", "--json", "report.json")
+    assert Path(found(folder, "report.json")["report"]).name == "report.html"
+    assert (folder / "run" / "report.html").stat().st_size > 1e6
+
+
+def test_init_and_schema(folder):
+    almlip(folder, "init", "molecule", "--out", "mine.yaml")
+    assert "Total charge" in (folder / "mine.yaml").read_text()
+    assert "exists" in almlip(folder, "init", "molecule", "--out", "mine.yaml", code=1).stderr
+    assert "there is no template 'nothing'" in almlip(folder, "init", "nothing", code=1).stderr
+    almlip(folder, "schema", "--json", "schema.json")
+    assert found(folder, "schema.json")["title"] == "ExperimentConfig"
+    assert json.loads(almlip(folder, "schema").stdout) == found(folder, "schema.json")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "nowhere.yaml"], "nowhere.yaml cannot be read"),
+        (["resume", "nowhere"], "holds no campaign"),
+        (["status", "nowhere"], "nowhere"),
+        (["report", "nowhere"], "nowhere"),
+        (["evaluate", "nowhere", "data.extxyz"], "is not a potential"),
+        (["evaluate", "potential", "nowhere.xyz"], "nowhere.xyz"),
+        (["evaluate", "potential", "gold.extxyz"], "atom 0 is Au"),
+        (["score", "potential", "garbage.extxyz", "--out", "x.extxyz"], "garbage.extxyz"),
+        (["train", "config.yaml", "--data", "water.extxyz", "--out", "p"], "water.extxyz"),
+    ],
+)
+def test_mistakes_are_one_sentence(folder, arguments, message):
+    write_structures(folder / "gold.extxyz", [Atoms("Au")])
+    (folder / "garbage.extxyz").write_text("this is\nnot a structure\n")
+    done = almlip(folder, *arguments, code=1)
+    assert message in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_usage_errors_exit_with_2(folder):
+    almlip(folder, "run", code=2)
+    almlip(folder, "no-such-command", code=2)
