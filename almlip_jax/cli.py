@@ -445,6 +445,8 @@ def _one_sentence() -> Iterator[None]:
 
 def main() -> None:
     """Entry point of the program ``almlip``."""
+    # Programs from the persistent cache make XLA compare the names of processor features, and complain of its own ones.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with _one_sentence():
         app()
 

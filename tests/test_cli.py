@@ -45,7 +45,11 @@ def almlip(folder: Path, *arguments: str, code: int = 0) -> subprocess.Completed
     """Runs the program as a user does."""
     environment = {**os.environ, "ALMLIP_CACHE_DIR": str(folder / "cache"), "COLUMNS": "160"}
     done = subprocess.run(
-        [sys.executable, "-m", "almlip_jax.cli", *arguments], cwd=folder, env=environment, capture_output=True, text=True
+        [sys.executable, "-m", "almlip_jax.cli", *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stderr

@@ -64,7 +64,10 @@ def test_paths_are_meant_from_the_config_and_overrides_from_here(tmp_path, monke
         (PLAIN + "seed: [1\n", r"not valid YAML"),
         ("- a\n- b\n", r"must hold keys and values"),
         (PLAIN + "exploration: {kind: md, chunk: 33, trace_every: 10}\n", r"chunk 33 is not a multiple of trace_every"),
-        (PLAIN + "exploration: {kind: md, thresholds: {kind: fixed, record: 2, stop: 1}}\n", r"stop threshold 1 is below"),
+        (
+            PLAIN + "exploration: {kind: md, thresholds: {kind: fixed, record: 2, stop: 1}}\n",
+            r"stop threshold 1 is below",
+        ),
     ],
 )
 def test_mistakes_are_named(tmp_path, text, message):

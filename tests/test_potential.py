@@ -28,7 +28,9 @@ def potential() -> Potential:
     ensemble = Ensemble(build_model(SETTINGS, 3), 3)
     params = jax.tree.map(np.asarray, ensemble.init(jax.random.key(0)))
     params = params | {"density_scale": 0.2 * params["density_scale"]}
-    return Potential(SETTINGS, SPECIES, params, {1: -13.6, 6: -1030.0, 8: -2040.0}, {"scale": 1.5}, {"made": "by a test"})
+    return Potential(
+        SETTINGS, SPECIES, params, {1: -13.6, 6: -1030.0, 8: -2040.0}, {"scale": 1.5}, {"made": "by a test"}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +97,9 @@ def test_scores_are_their_definitions(potential, structures):
     frame = structures[0]
     found = potential.evaluate([frame])
     members = [
-        Potential(SETTINGS, SPECIES, jax.tree.map(lambda x, m=m: x[m : m + 1], potential.params), potential.reference_energies)
+        Potential(
+            SETTINGS, SPECIES, jax.tree.map(lambda x, m=m: x[m : m + 1], potential.params), potential.reference_energies
+        )
         for m in range(3)
     ]
     energies = np.array([one.evaluate([frame]).energy[0] for one in members])
@@ -118,7 +122,10 @@ def test_scores_are_their_definitions(potential, structures):
 def test_the_calculator_gives_the_derivatives_of_its_energy(potential):
     with jax.enable_x64(True):
         double = Potential(
-            SETTINGS, SPECIES, jax.tree.map(lambda x: x.astype(np.float64), potential.params), potential.reference_energies
+            SETTINGS,
+            SPECIES,
+            jax.tree.map(lambda x: x.astype(np.float64), potential.params),
+            potential.reference_energies,
         )
         atoms = molecule("H2O")
         atoms.rattle(0.05, seed=3)

@@ -216,7 +216,7 @@ def _molecule(frame: Any, round_index: int) -> go.Figure:
         for j in range(i):
             if frame.get_distance(i, j) < _BOND * (covalent_radii[numbers[i]] + covalent_radii[numbers[j]]):
                 x, y, z = np.stack([positions[i], positions[j]], axis=1)
-                line = {"color": "#888888", "width": 6}
+                line = {"color": "#999999", "width": 8}
                 figure.add_scatter3d(x=x, y=y, z=z, mode="lines", line=line, showlegend=False, hoverinfo="skip")
     names = [
         f"{symbol}{n}: {1e3 * s:.0f} meV/Å" for n, (symbol, s) in enumerate(zip(frame.symbols, spread, strict=True))
@@ -226,13 +226,12 @@ def _molecule(frame: Any, round_index: int) -> go.Figure:
         x=positions[:, 0],
         y=positions[:, 1],
         z=positions[:, 2],
-        mode="markers+text",
-        text=list(frame.symbols),
+        mode="markers",
         hovertext=names,
         hoverinfo="text",
         showlegend=False,
         marker={
-            "size": (22 * covalent_radii[numbers] ** 0.5).tolist(),
+            "size": (38 * covalent_radii[numbers] ** 0.5).tolist(),
             "color": _rounded(1e3 * spread),
             "colorscale": "YlOrRd",
             "colorbar": {"title": "meV/Å"},

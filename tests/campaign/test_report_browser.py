@@ -55,7 +55,11 @@ def test_the_report_opens_without_an_error(browser, reference: Path, tmp_path: P
     for figure in ("learning_curve", "walkers", "parity", "reliability"):
         assert browser.find_elements(By.CSS_SELECTOR, f"#{figure} .main-svg"), figure
     structure = browser.find_element(By.ID, "structure")
-    assert structure.find_elements(By.TAG_NAME, "canvas") or "WebGL" in structure.text or "nothing to show" in structure.text
+    assert (
+        structure.find_elements(By.TAG_NAME, "canvas")
+        or "WebGL" in structure.text
+        or "nothing to show" in structure.text
+    )
     rounds = Select(browser.find_element(By.ID, "round"))
     assert len(rounds.options) >= 2
     before = browser.execute_script("return document.getElementById('walkers').data[0].y.join()")

@@ -60,7 +60,11 @@ def test_status_names_what_ended_walkers(run):
     diagnosis = campaign_status(run.path)["diagnosis"]
     assert diagnosis["checks"] == {"stopped": 1, "dissociated": 1}
     assert diagnosis["walkers"][1] == {
-        "walker": 1, "temperature": 600.0, "step": 34, "atom": 2, "check": "dissociated",
+        "walker": 1,
+        "temperature": 600.0,
+        "step": 34,
+        "atom": 2,
+        "check": "dissociated",
     }
     assert any("600 K" in sentence and "dissociated" in sentence for sentence in diagnosis["advice"])
 

@@ -57,7 +57,10 @@ def test_metrics_are_their_definitions():
 
 def test_nothing_to_compare_with():
     nothing = SimpleNamespace(
-        energy=np.zeros(1), forces=[np.zeros((1, 3))], stress=np.zeros((1, 6)), force_std=[np.zeros(1)],
+        energy=np.zeros(1),
+        forces=[np.zeros((1, 3))],
+        stress=np.zeros((1, 6)),
+        force_std=[np.zeros(1)],
         scores={"energy_std": np.zeros(1)},
     )
     with pytest.raises(InputError, match="no structure has an energy"):
