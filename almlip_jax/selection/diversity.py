@@ -50,7 +50,7 @@ def max_det(k: int, features: str = "last_layer_gradient", sigma: float = 1e-2) 
     the cost of one matrix-vector product.  ``gain`` is that of each choice when it was made, in nats.
 
     The information matrix is inverted: use float64 (`selection.select` does).  Sources: Holzmueller et al., J. Mach.
-    Learn. Res. 24, 164 (2023), section 5 (MaxDet with the posterior transformation); Wynn, Ann. Math. Stat. 41, 1655 (1970).
+    Learn. Res. 24, 164 (2023), section 5 (MaxDet with the posterior transformation); Wynn, Ann. Math. Stat. 41, 1655.
 
     Args:
         k: number of choices.

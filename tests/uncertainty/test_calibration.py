@@ -8,8 +8,8 @@ from scipy.integrate import quad
 from scipy.stats import norm
 
 from almlip_jax.uncertainty import (
-    ause,
     auroc,
+    ause,
     calibration_metrics,
     crps,
     ence,
