@@ -239,6 +239,7 @@ class Trainer:
     def _pack(self, dataset: Sequence[Atoms], references: dict[int, float]) -> Packed:
         if not dataset:
             raise InputError("there is nothing to train on; give at least one labelled structure.")
+        _refuse_mixed_states(dataset)
         if len(dataset) + 1 > self.capacity.structures:
             raise CapacityError(
                 f"{len(dataset)} structures do not fit; training was sized for {self.capacity.structures - 1}."
@@ -273,14 +274,17 @@ class Trainer:
         self, packed: Packed, training: np.ndarray, order: np.random.Generator
     ) -> tuple[BatchPlan, int, int]:
         """Plan of one or more whole epochs, about `validate_every` steps in all."""
-        per_epoch = int(np.ceil(len(training) / self.settings.batch_size))
-        epochs = max(1, int(np.ceil(self.settings.validate_every / per_epoch)))
-        while epochs > 1 and epochs * per_epoch > self.capacity.steps:
-            epochs -= 1
-        # each epoch is filled up to whole batches on its own, so that a structure appears once in it
-        plans = [plan_batches(packed, order.permutation(training), self.capacity.batch) for _ in range(epochs)]
-        stacked = jax.tree.map(lambda *x: np.concatenate(x)[: self.capacity.steps], *[plan for plan, _ in plans])
-        steps = stacked.atoms.shape[0]
+        plans: list[BatchPlan] = []
+        steps = 0
+        while not plans or steps < self.settings.validate_every:
+            # each epoch is filled up to whole batches on its own, so that a structure appears once in it
+            plan, length = plan_batches(packed, order.permutation(training), self.capacity.batch)
+            plans.append(plan)
+            steps += length
+            if steps + length > self.capacity.steps:
+                break
+        epochs = len(plans)
+        stacked = jax.tree.map(lambda *x: np.concatenate(x), *plans)
         missing = self.capacity.steps - steps
         padded = jax.tree.map(lambda x: np.pad(x, ((0, missing), (0, 0)), mode="edge"), stacked)
         return padded, steps, epochs
@@ -426,6 +430,19 @@ class Trainer:
             waited=waited,
             stopped=state.stopped | (waited >= self.settings.patience),
         )
+
+
+def _refuse_mixed_states(dataset: Sequence[Atoms]) -> None:
+    """No model of ours sees charge or spin: one composition must come in one electronic state."""
+    states: dict[tuple[int, ...], tuple[int, tuple[int, int]]] = {}
+    for n, atoms in enumerate(dataset):
+        state = (int(atoms.info.get("charge", 0)), int(atoms.info.get("spin", 1)))
+        first, known = states.setdefault(tuple(sorted(atoms.numbers.tolist())), (n, state))
+        if state != known:
+            raise InputError(
+                f"structures {first} and {n} ({atoms.get_chemical_formula()}) differ in charge and spin, {known} and "
+                f"{state}, which a potential cannot tell apart; train one potential for each."
+            )
 
 
 def _weighted(weights: LossSettings, energy: jax.Array, forces: jax.Array, virial: jax.Array) -> jax.Array:

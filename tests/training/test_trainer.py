@@ -183,6 +183,21 @@ def test_loss_is_its_formula():
     np.testing.assert_allclose(virial, 0.5 * np.mean(((prediction.virial[0] - target) / 4) ** 2), rtol=1e-4)
 
 
+def test_structures_of_different_size_fill_their_batches(references):
+    """An epoch needs more batches than structures / batch size; each structure appears once in each epoch."""
+    mixed = [labelled(molecule(name)) for name in ("H2O", "H2", "O2", "H2O2", "H2", "H2O", "H2O2")]
+    settings = SETTINGS.model_copy(update={"validation_fraction": 0.0, "validate_every": 9, "max_steps": 9})
+    ensemble = Ensemble(build_model(MODEL, 2), 1)
+    capacity = plan_capacity(mixed, MODEL.cutoff, settings)
+    trainer = Trainer(ensemble, SPECIES, capacity, settings)
+    packed = trainer._pack(mixed, references)
+    plan, steps, epochs = trainer._plan_segment(packed, np.arange(7), np.random.default_rng(0))
+    ids = np.asarray(plan.ids)[:steps]
+    assert list(np.bincount(ids[ids < 7], minlength=7)) == [epochs] * 7
+    result = trainer.train(mixed, None, jax.random.key(0), reference_energies=references)
+    assert np.isnan(result.history[-1].validation_loss).all() and result.history[-1].step >= 9
+
+
 def test_learning_rate_rises_and_falls(trainer):
     rates = [float(trainer._learning_rate(jnp.asarray(step), jnp.asarray(1000))) for step in (0, 49, 500, 999)]
     assert rates[0] < rates[1] and rates[1] == pytest.approx(SETTINGS.learning_rate, rel=1e-2)
@@ -215,7 +230,11 @@ def test_reference_energies():
 def test_bad_input(trainer, references):
     with pytest.raises(InputError, match="nothing to train on"):
         trainer.train([], None, jax.random.key(0), reference_energies=references)
+    cation = water(1)
+    cation.info["charge"] = 1
+    with pytest.raises(InputError, match="structures 0 and 1 .*differ in charge"):
+        trainer.train([water(0), cation], None, jax.random.key(0), reference_energies=references)
     with pytest.raises(CapacityError, match="41 structures"):
         trainer.train([water(0)] * 41, None, jax.random.key(0), reference_energies=references)
-    with pytest.raises(InputError, match="atom 0 is C"):
-        trainer.train([labelled(molecule("CH4"))], None, jax.random.key(0), reference_energies={6: 0.0, 1: 0.0})
+    with pytest.raises(InputError, match="atom 1 is C"):
+        trainer.train([labelled(molecule("CO"))], None, jax.random.key(0), reference_energies={6: 0.0, 8: 0.0})
