@@ -226,19 +226,10 @@ def test_a_full_buffer_ends_a_walker():
     assert list(found.end_step) == [16, 16, 16]
 
 
-def test_nothing_compiles_in_the_next_run(shared):
+def test_nothing_compiles_in_the_next_run(shared, count_compilations):
     shared.run(PARAMS, [dimer()] * 3, (0.3, 2.0), jax.random.key(0))
-    compiled: list[str] = []
-
-    def listen(event: str, _seconds: float, **_: object) -> None:
-        if event == "/jax/core/compile/backend_compile_duration":
-            compiled.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
+    with count_compilations() as compiled:
         shared.run(1.1 * np.asarray(PARAMS), [dimer(1.1)] * 3, (0.2, 1.0), jax.random.key(9))
-    finally:
-        jax.monitoring.clear_event_listeners()
     assert not compiled
 
 

@@ -89,20 +89,11 @@ def test_members_differ(result):
     assert np.std(leaf[0] - leaf[1]) > 0.1 * np.std(leaf)
 
 
-def test_growth_and_warm_start_compile_nothing(trainer, dataset, references, result):
-    compiled: list[str] = []
-
-    def listen(event: str, _seconds: float, **_: object) -> None:
-        if event == "/jax/core/compile/backend_compile_duration":
-            compiled.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
+def test_growth_and_warm_start_compile_nothing(trainer, dataset, references, result, count_compilations):
+    with count_compilations() as compiled:
         grown = [*dataset, *(water(seed) for seed in range(100, 117))]
         fresh = trainer.train(grown, None, jax.random.key(2), reference_energies=references)
         warm = trainer.train(grown, fresh.params, jax.random.key(3), reference_energies=references)
-    finally:
-        jax.monitoring.clear_event_listeners()
     assert not compiled
     assert warm.history[0].train_loss.mean() < 0.5 * fresh.history[0].train_loss.mean()
 
