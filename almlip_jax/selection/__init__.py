@@ -18,6 +18,7 @@ from almlip_jax.selection.settings import (
     build_filter,
     build_selector,
     import_function,
+    required_features,
 )
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "max_det",
     "max_dist",
     "random",
+    "required_features",
     "select",
     "threshold",
     "top_fraction",
