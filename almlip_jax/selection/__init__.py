@@ -18,7 +18,6 @@ from almlip_jax.selection.settings import (
     build_filter,
     build_selector,
     import_function,
-    required_features,
 )
 
 __all__ = [
@@ -43,7 +42,6 @@ __all__ = [
     "max_det",
     "max_dist",
     "random",
-    "required_features",
     "select",
     "threshold",
     "top_fraction",

@@ -42,12 +42,7 @@ def select(selector: Selector, key: jax.Array, pool: Candidates, labelled: Candi
 
     Returns:
         `Selection` as numpy arrays.
-
-    Raises:
-        InputError: the selector asks for features or a score that the candidates do not have.
     """
-    if pool.valid.shape[0] == 0:  # reductions over candidates need a row, be it one that is not valid
-        pool = jax.tree.map(lambda values: jnp.zeros((1, *values.shape[1:]), values.dtype), pool)
     with jax.enable_x64(True):
         return jax.device_get(_compiled(cast(Any, selector))(key, _doubled(pool), _doubled(labelled)))
 
