@@ -30,7 +30,7 @@ def suitable_python() -> str:
         return sys.executable
     for minor in (13, 12, 11, 14):
         found = shutil.which(f"python3.{minor}")
-        works = found and subprocess.run([found, "-c", "import venv"], capture_output=True).returncode == 0
+        works = found and subprocess.run([found, "-c", "import ensurepip, venv"], capture_output=True).returncode == 0
         if found and works:
             return found
     sys.exit("almlip-jax needs Python 3.11 or newer; install one and call it with this file.")
@@ -43,9 +43,11 @@ def prepare(extras: str) -> None:
     if PYTHON.exists() and stamp.exists() and stamp.read_text() == requirements:
         return
     began = time.monotonic()
-    if not PYTHON.exists():
+    # a stopped call can leave an environment without pip, which making it again completes
+    if not PYTHON.exists() or subprocess.run([str(PYTHON), "-c", "import pip"], capture_output=True).returncode != 0:
         print("making the virtual environment .venv ...", flush=True)
-        subprocess.run([suitable_python(), "-m", "venv", str(VENV)], check=True)
+        if subprocess.run([suitable_python(), "-m", "venv", str(VENV)]).returncode != 0:
+            sys.exit("the virtual environment could not be made; on Debian and Ubuntu, apt install python3-venv first.")
     print("installing almlip-jax and what it needs (1 to 3 minutes the first time) ...", flush=True)
     target = f"{ROOT}[{extras}]" if extras else str(ROOT)
     pip = [str(PYTHON), "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--editable", target]

@@ -26,10 +26,10 @@ def prepare_jax(precision: Precision = "float32") -> None:
     jax.config.update("jax_enable_x64", precision == "float64")
     if jax.config.values.get("jax_compilation_cache_dir") is not None:
         return
-    folder = cache_directory() / "compiled"
     try:
+        folder = cache_directory() / "compiled"
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
+    except (OSError, RuntimeError):  # RuntimeError: the user has no home folder
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

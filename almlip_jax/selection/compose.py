@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from almlip_jax.selection.base import Candidates, Filter, Selection, Selector
 
@@ -42,7 +43,12 @@ def select(selector: Selector, key: jax.Array, pool: Candidates, labelled: Candi
 
     Returns:
         `Selection` as numpy arrays.
+
+    Raises:
+        InputError: the selector asks for features or a score that the candidates do not have.
     """
+    if pool.valid.shape[0] == 0:  # reductions over candidates need a row, be it one that is not valid
+        pool = jax.tree.map(lambda values: np.zeros((1, *values.shape[1:]), values.dtype), pool)
     with jax.enable_x64(True):
         return jax.device_get(_compiled(cast(Any, selector))(key, _doubled(pool), _doubled(labelled)))
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from almlip_jax.selection.base import Candidates, Selection, Selector
+from almlip_jax.selection.scores import column
 
 _Carry: TypeAlias = tuple[jax.Array, jax.Array, jax.Array]
 
@@ -20,23 +21,24 @@ def max_dist(k: int, features: str = "last_layer_gradient") -> Selector:
     """
 
     def select(key: jax.Array, pool: Candidates, labelled: Candidates) -> Selection:
-        x, known = pool.features[features], labelled.features[features]
+        order, x, usable = _in_order_of_id(pool, features)
+        known, there_already = _context(labelled, features)
         norms = jnp.sum(x**2, axis=1)
         to_known = norms[:, None] + jnp.sum(known**2, axis=1)[None, :] - 2 * x @ known.T
-        nearest = jnp.min(jnp.where(labelled.valid[None, :], to_known, jnp.inf), axis=1, initial=jnp.inf)
-        start = jnp.where(jnp.any(labelled.valid), nearest, norms)
+        nearest = jnp.min(jnp.where(there_already[None, :], to_known, jnp.inf), axis=1, initial=jnp.inf)
+        start = jnp.where(jnp.any(there_already), nearest, norms)
 
         def step(carry: _Carry, _: None) -> tuple[_Carry, _Carry]:
             gain, free, first = carry
-            row = _argmax(gain, free, pool.id)
+            row = _argmax(gain, free)
             distance = jnp.maximum(norms + norms[row] - 2 * x @ x[row], 0)
-            reset = first & ~jnp.any(labelled.valid)  # the first choice's rank was by norm, the others' is by distance
+            reset = first & ~jnp.any(there_already)  # the first choice's rank was by norm, the others' is by distance
             left = jnp.where(reset, distance, jnp.minimum(gain, distance))
             found = (row, jnp.any(free), jnp.sqrt(jnp.maximum(gain[row], 0)))
             return (left, free.at[row].set(False), jnp.zeros((), bool)), found
 
-        _, (rows, there, gain) = jax.lax.scan(step, (start, pool.valid, jnp.ones((), bool)), None, length=k)
-        return Selection(indices=rows, valid=there, gain=jnp.where(there, gain, jnp.nan))
+        _, (rows, there, gain) = jax.lax.scan(step, (start, usable, jnp.ones((), bool)), None, length=k)
+        return Selection(indices=order[rows], valid=there, gain=jnp.where(there, gain, jnp.nan))
 
     return select
 
@@ -59,12 +61,11 @@ def max_det(k: int, features: str = "last_layer_gradient", sigma: float = 1e-2) 
     """
 
     def select(key: jax.Array, pool: Candidates, labelled: Candidates) -> Selection:
-        x, known = pool.features[features], labelled.features[features]
-        known = jnp.where(labelled.valid[:, None], known, 0)
-        x = jnp.where(pool.valid[:, None], x, 0)
-        number = jnp.sum(labelled.valid)
+        order, x, usable = _in_order_of_id(pool, features)
+        known, there_already = _context(labelled, features)
+        number = jnp.sum(there_already)
         power = jnp.where(
-            number > 0, jnp.sum(known**2) / jnp.maximum(number, 1), jnp.sum(x**2) / jnp.maximum(jnp.sum(pool.valid), 1)
+            number > 0, jnp.sum(known**2) / jnp.maximum(number, 1), jnp.sum(x**2) / jnp.maximum(jnp.sum(usable), 1)
         )
         scale = jax.lax.rsqrt(jnp.maximum(power, jnp.finfo(x.dtype).tiny))
         x, known = scale * x, scale * known
@@ -77,7 +78,7 @@ def max_det(k: int, features: str = "last_layer_gradient", sigma: float = 1e-2) 
 
         def step(n: jax.Array, carry: tuple) -> tuple:
             variance, free, columns, rows, there, gain = carry
-            row = _argmax(variance, free, pool.id)
+            row = _argmax(variance, free)
             pivot = jnp.maximum(variance[row], 0)
             covariance = posterior @ posterior[row] - columns.T @ columns[:, row]
             column = covariance * jax.lax.rsqrt(1 + pivot)
@@ -91,14 +92,31 @@ def max_det(k: int, features: str = "last_layer_gradient", sigma: float = 1e-2) 
             )
 
         blank = (jnp.zeros((k,), jnp.int32), jnp.zeros((k,), bool), jnp.zeros((k,), x.dtype))
-        *_, rows, there, gain = jax.lax.fori_loop(0, k, step, (variance, pool.valid, columns, *blank))
-        return Selection(indices=rows, valid=there, gain=jnp.where(there, gain, jnp.nan))
+        *_, rows, there, gain = jax.lax.fori_loop(0, k, step, (variance, usable, columns, *blank))
+        return Selection(indices=order[rows], valid=there, gain=jnp.where(there, gain, jnp.nan))
 
     return select
 
 
-def _argmax(values: jax.Array, free: jax.Array, identity: jax.Array) -> jax.Array:
-    """Row of the largest value among the free ones; ties go to the smallest id."""
-    usable = jnp.where(free, jnp.where(jnp.isnan(values), -jnp.inf, values), -jnp.inf)
-    tied = free & (usable == jnp.max(usable))
-    return jnp.argmin(jnp.where(tied, identity, jnp.iinfo(identity.dtype).max)).astype(jnp.int32)
+def _in_order_of_id(pool: Candidates, features: str) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Rows of a pool with the candidates first and by id, their features (0 elsewhere), and which are candidates.
+
+    In that order the smallest id comes first among equals, and rounding is the same however the pool was ordered.
+    Features that are not finite cannot be judged: such a row is no candidate, and does not spoil the others.
+    """
+    x = column(pool.features, features, "features")
+    usable = pool.valid & jnp.all(jnp.isfinite(x), axis=1)
+    order = jnp.lexsort((pool.id, ~usable)).astype(jnp.int32)
+    return order, jnp.where(usable[:, None], x, 0)[order], usable[order]
+
+
+def _context(labelled: Candidates, features: str) -> tuple[jax.Array, jax.Array]:
+    """Features of the labelled set (0 in rows that do not count), and which rows count."""
+    known = column(labelled.features, features, "features")
+    counts = labelled.valid & jnp.all(jnp.isfinite(known), axis=1)
+    return jnp.where(counts[:, None], known, 0), counts
+
+
+def _argmax(values: jax.Array, free: jax.Array) -> jax.Array:
+    """First row of the largest value among the free ones."""
+    return jnp.argmax(jnp.where(free, values, -jnp.inf)).astype(jnp.int32)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 
+from almlip_jax.errors import InputError
 from almlip_jax.selection.base import Candidates, Filter, Selection, Selector
+
+_ROUNDING = 1e-6  # 0.07 of 100 candidates are 7, though the product of floats is a little more
 
 
 def random(k: int) -> Selector:
@@ -28,7 +32,7 @@ def top_k(k: int, score: str) -> Selector:
     """Chooses the k candidates with the highest score: plain query by committee.  ``gain`` is the score."""
 
     def select(key: jax.Array, pool: Candidates, labelled: Candidates) -> Selection:
-        return best(pool.scores[score], pool, k)
+        return best(column(pool.scores, score, "score"), pool, k)
 
     return select
 
@@ -37,7 +41,7 @@ def threshold(score: str, minimum: float | None = None, maximum: float | None = 
     """Keeps candidates with ``minimum <= score < maximum``; a bound that is not given does not bind."""
 
     def narrow(key: jax.Array, pool: Candidates, labelled: Candidates) -> Candidates:
-        values = pool.scores[score]
+        values = column(pool.scores, score, "score")
         keep = pool.valid
         if minimum is not None:
             keep = keep & (values >= minimum)
@@ -52,12 +56,24 @@ def top_fraction(score: str, fraction: float) -> Filter:
     """Keeps the given fraction of the valid candidates with the highest score, at least one."""
 
     def narrow(key: jax.Array, pool: Candidates, labelled: Candidates) -> Candidates:
-        wanted = jnp.maximum(jnp.ceil(fraction * jnp.sum(pool.valid)), 1)
-        order = ranked(pool.scores[score], pool)
+        share = fraction * jnp.sum(pool.valid)
+        wanted = jnp.maximum(jnp.ceil(share - _ROUNDING * jnp.maximum(share, 1)), 1)
+        order = ranked(column(pool.scores, score, "score"), pool)
         rank = jnp.zeros_like(order).at[order].set(jnp.arange(order.shape[0], dtype=order.dtype))
         return replace(pool, valid=pool.valid & (rank < wanted))
 
     return narrow
+
+
+def column(table: Mapping[str, jax.Array], name: str, kind: str) -> jax.Array:
+    """The array of one name among features or scores.
+
+    Raises:
+        InputError: there is none of that name; the message lists those there are.
+    """
+    if name not in table:
+        raise InputError(f"candidates have no {kind} '{name}'; they have: {', '.join(sorted(table)) or 'none'}.")
+    return table[name]
 
 
 def ranked(values: jax.Array, pool: Candidates) -> jax.Array:

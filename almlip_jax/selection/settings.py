@@ -6,7 +6,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from almlip_jax.errors import InputError
 from almlip_jax.selection.base import Filter, Selector
@@ -19,6 +19,12 @@ FeatureName = Literal["latent", "last_layer_gradient"]
 """Names of the feature maps of a potential."""
 
 
+ScoreName = Literal[
+    "energy_std", "energy_std_per_atom", "force_std_mean", "force_std_max", "force_std_rel", "max_disagreement"
+]
+"""Names of the scores of a potential."""
+
+
 class RandomSettings(Settings):
     """Uniformly at random."""
 
@@ -29,7 +35,7 @@ class TopKSettings(Settings):
     """The highest scores."""
 
     kind: Literal["top_k"] = "top_k"
-    score: str = "force_std_mean"
+    score: ScoreName = "force_std_mean"
     """Which score."""
 
 
@@ -47,8 +53,8 @@ class MaxDetSettings(Settings):
     kind: Literal["max_det"] = "max_det"
     features: FeatureName = "last_layer_gradient"
     """Rows of the design matrix."""
-    sigma: float = Field(default=1e-2, gt=0)
-    """Regularisation, relative to features of mean square norm 1."""
+    sigma: float = Field(default=1e-2, ge=1e-6)
+    """Regularisation, relative to features of mean square norm 1; below 1e-6, float64 does not resolve it."""
 
 
 class UserSettings(Settings):
@@ -65,19 +71,27 @@ class ThresholdSettings(Settings):
     """Keeps candidates whose score lies between two bounds."""
 
     kind: Literal["threshold"] = "threshold"
-    score: str = "force_std_max"
+    score: ScoreName = "force_std_max"
     """Which score."""
     minimum: float | None = None
     """Lower bound, kept itself."""
     maximum: float | None = None
     """Upper bound, not kept itself."""
 
+    @model_validator(mode="after")
+    def _some_score_lies_between(self) -> ThresholdSettings:
+        if self.minimum is None and self.maximum is None:
+            raise ValueError("a threshold needs a minimum, a maximum or both.")
+        if self.minimum is not None and self.maximum is not None and self.minimum >= self.maximum:
+            raise ValueError(f"no score lies between minimum {self.minimum} and maximum {self.maximum}; swap them.")
+        return self
+
 
 class TopFractionSettings(Settings):
     """Keeps the candidates with the highest scores."""
 
     kind: Literal["top_fraction"] = "top_fraction"
-    score: str = "force_std_max"
+    score: ScoreName = "force_std_max"
     """Which score."""
     fraction: float = Field(gt=0, le=1)
     """Share of the pool that is kept."""
@@ -150,22 +164,28 @@ def import_function(path: str) -> Callable[..., Any]:
         InputError: the path is not of that form, or does not lead to a function.
     """
     module, colon, name = path.partition(":")
-    if not (module and colon and name):
+    if not (module and colon and name) or module.startswith("."):
         raise InputError(f"'{path}' is not of the form module:function.")
     try:
-        found = getattr(import_module(module), name)
+        holder = import_module(module)
     except ImportError as error:
         raise InputError(f"'{path}' cannot be imported ({error}); is its folder on PYTHONPATH?") from error
-    except AttributeError as error:
-        raise InputError(f"module '{module}' has no function '{name}'.") from error
-    if not callable(found):
+    except Exception as error:  # whatever the user's module does while it is imported
+        raise InputError(f"'{path}' cannot be imported ({type(error).__name__}: {error}).") from error
+    if not hasattr(holder, name):
+        raise InputError(f"module '{module}' has no function '{name}'.")
+    function = getattr(holder, name)
+    if not callable(function):
         raise InputError(f"'{path}' is not a function.")
-    return found
+    return function
 
 
 def _called(settings: UserSettings, **fixed: int) -> Any:
     factory = import_function(settings.function)
     try:
-        return factory(**fixed, **settings.parameters)
+        made = factory(**fixed, **settings.parameters)
     except TypeError as error:
         raise InputError(f"'{settings.function}' does not take the parameters given ({error}).") from error
+    if not callable(made):
+        raise InputError(f"'{settings.function}' must return a function, but returns a {type(made).__name__}.")
+    return made

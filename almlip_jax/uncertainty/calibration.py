@@ -103,17 +103,19 @@ def calibration_metrics(errors: np.ndarray, sigma: np.ndarray, bound: float | No
 
     Args:
         errors: [n].
-        sigma: [n]; zeros are raised to the smallest positive number of float32.
+        sigma: [n]; zeros are raised to the smallest positive number of float32, unless all are zero.
         bound: for `auroc`, in the unit of the errors; left out where not given.
 
     Returns:
         ``scale``, ``slope``, ``miscalibration_area``, ``ence``, ``zms``, ``nll``, ``crps``, ``sharpness``,
-        ``spearman``, ``ause`` and, with a bound, ``auroc``; NaN where there are fewer than 2 values.
+        ``spearman``, ``ause`` and, with a bound, ``auroc``; NaN where there are fewer than 2 values or no spread at
+        all (a committee of one).
     """
     errors = np.asarray(errors, np.float64)
+    silent = not np.any(sigma)
     sigma = np.maximum(np.asarray(sigma, np.float64), np.finfo(np.float32).tiny)
     names = ("scale", "slope", "miscalibration_area", "ence", "zms", "nll", "crps", "sharpness", "spearman", "ause")
-    if len(errors) < 2:
+    if len(errors) < 2 or silent:
         return dict.fromkeys([*names, *(["auroc"] if bound is not None else [])], float("nan"))
     constant = np.ptp(sigma) == 0 or np.ptp(np.abs(errors)) == 0
     values = (

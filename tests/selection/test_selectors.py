@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,9 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from almlip_jax.ensembles.prediction import SCORES
 from almlip_jax.errors import InputError
+from almlip_jax.features import FEATURES
 from almlip_jax.selection import (
     Candidates,
     ChainSettings,
@@ -18,6 +22,7 @@ from almlip_jax.selection import (
     RandomSettings,
     ThresholdSettings,
     TopFractionSettings,
+    TopKSettings,
     UserSettings,
     build_selector,
     chain,
@@ -29,6 +34,7 @@ from almlip_jax.selection import (
     top_fraction,
     top_k,
 )
+from almlip_jax.selection.settings import FeatureName, ScoreName
 
 KEY = jax.random.key(0)
 K = 6
@@ -196,9 +202,13 @@ def smallest_first(k: int, offset: float):
 def test_settings_build_what_they_say(monkeypatch):
     x, score = sample(10)
     pool, known = candidates(x, score), candidates(x[:2])
+    pool = pool.replace(scores=pool.scores | {"energy_std": pool.scores["score"]})
     made = build_selector(
         ChainSettings(
-            filters=(ThresholdSettings(score="score", minimum=0.0), TopFractionSettings(score="score", fraction=0.8)),
+            filters=(
+                ThresholdSettings(score="energy_std", minimum=0.0),
+                TopFractionSettings(score="energy_std", fraction=0.8),
+            ),
             selector=RandomSettings(),
         ),
         3,
@@ -221,8 +231,97 @@ def test_settings_build_what_they_say(monkeypatch):
         ("math:no_such", "no function 'no_such'"),
         ("math:pi", "not a function"),
         ("math:sqrt", "does not take the parameters"),
+        (".here:f", "module:function"),
+        ("builtins:dict", "must return a function"),
     ],
 )
 def test_a_wrong_path_is_one_sentence(function, message):
     with pytest.raises(InputError, match=message):
         build_selector(UserSettings(function=function), 3)
+
+
+def test_a_user_module_that_fails_is_one_sentence(tmp_path, monkeypatch):
+    (tmp_path / "broken_selectors.py").write_text("raise RuntimeError('no licence')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(InputError, match="broken_selectors:f' cannot be imported .RuntimeError: no licence"):
+        build_selector(UserSettings(function="broken_selectors:f"), 3)
+
+
+@pytest.mark.parametrize("make", [max_dist, lambda k, x: max_det(k, x, sigma=1e-3)])
+def test_duplicates_do_not_make_the_order_of_the_pool_matter(make):
+    """Gains of equal candidates differ by rounding, which depends on where in a matrix they stand."""
+    selector = make(8, "x")
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        x, known = np.tile(rng.normal(size=(50, 64)), (3, 1)), rng.normal(size=(7, 64))
+        order = rng.permutation(150)
+        plain = chosen(select(selector, KEY, candidates(x), candidates(known)))
+        other = chosen(select(selector, KEY, candidates(x[order], ids=order), candidates(known)))
+        assert [int(order[i]) for i in other] == plain
+
+
+def test_among_exact_equals_the_smallest_id_wins():
+    x = np.array([[0.0, 2.0], [0.0, 1.0], [2.0, 0.0], [0.0, 2.0]])
+    for selector in (max_dist(2, "x"), max_det(2, "x")):
+        found = select(selector, KEY, candidates(x, ids=[7, 1, 5, 3]), candidates(np.zeros((0, 2))))
+        assert chosen(found) == [3, 2]
+
+
+@pytest.mark.parametrize("labelled", [0, 4])
+@pytest.mark.parametrize("selector", [max_dist(K, "x"), max_det(K, "x")])
+def test_features_that_are_no_numbers_spoil_nothing(selector, labelled):
+    x, _ = sample(11)
+    known, _ = sample(12, n=labelled)
+    plain = select(selector, KEY, candidates(x), candidates(known))
+    broken = np.full((1, 5), np.nan)
+    found = select(
+        selector,
+        KEY,
+        candidates(np.concatenate([broken, x]), ids=[99, *range(30)]),
+        candidates(np.concatenate([known, broken])),
+    )
+    assert [i - 1 for i in chosen(found)] == chosen(plain)
+    nothing_else = select(selector, KEY, candidates(np.tile(broken, (3, 1))), candidates(known))
+    assert chosen(nothing_else) == []
+
+
+@pytest.mark.parametrize("name", SELECTORS)
+def test_an_empty_pool_gives_an_empty_batch(name):
+    x, _ = sample(13, n=3)
+    assert chosen(select(SELECTORS[name], KEY, candidates(np.zeros((0, 5))), candidates(x))) == []
+
+
+def test_the_key_decides_a_random_batch():
+    x, _ = sample(14)
+    pool, nothing = candidates(x), candidates(np.zeros((0, 5)))
+    first, again = (chosen(select(random(K), jax.random.key(3), pool, nothing)) for _ in range(2))
+    assert first == again != chosen(select(random(K), jax.random.key(4), pool, nothing))
+
+
+@pytest.mark.parametrize(("fraction", "kept"), [(0.07, 7), (0.55, 55), (0.071, 8), (1.0, 100), (1e-4, 1)])
+def test_top_fraction_counts_right(fraction, kept):
+    """0.07 * 100 is 7.000000000000001 in floating point."""
+    pool = candidates(np.zeros((100, 1)), np.arange(100.0))
+    for precise in (False, True):
+        with jax.enable_x64(precise):
+            narrowed = top_fraction("score", fraction)(KEY, jax.tree.map(jnp.asarray, pool), pool)
+        assert int(narrowed.valid.sum()) == kept
+
+
+@pytest.mark.parametrize("selector", [top_k(1, "scor"), max_dist(1, "y"), max_det(1, "y")])
+def test_a_column_that_is_not_there_is_named(selector):
+    x, score = sample(15, n=4)
+    with pytest.raises(InputError, match="candidates have no .* they have: (score|x)"):
+        select(selector, KEY, candidates(x, score), candidates(x))
+
+
+@pytest.mark.parametrize("bounds", [{}, {"minimum": 2.0, "maximum": 1.0}, {"minimum": 1.0, "maximum": 1.0}])
+def test_thresholds_that_keep_all_or_nothing_are_refused(bounds):
+    with pytest.raises(ValueError, match="needs a minimum|no score lies between"):
+        ThresholdSettings(score="force_std_max", **bounds)
+
+
+def test_settings_know_the_names_of_scores_and_features():
+    assert get_args(ScoreName) == SCORES and get_args(FeatureName) == FEATURES
+    with pytest.raises(ValueError, match="force_std_mean"):
+        TopKSettings(score="force_std_men")

@@ -83,3 +83,21 @@ def test_forces_are_judged_by_component():
 
 def test_too_few_values_are_no_number():
     assert np.isnan(list(calibration_metrics(np.array([1.0]), np.array([1.0]), 0.1).values())).all()
+
+
+def test_a_committee_of_one_has_no_calibration():
+    """No spread at all is no estimate: its metrics are no numbers, not astronomical ones."""
+    errors = np.random.default_rng(4).normal(size=(10, 3))
+    assert np.isnan(list(force_calibration(errors, np.zeros(10)).values())).all()
+    assert np.isfinite(force_calibration(errors, np.append(np.ones(9), 0.0))["spearman"])
+
+
+def test_the_scale_minimises_the_likelihood_and_serves_vectors_and_components_alike():
+    rng = np.random.default_rng(5)
+    force_std = rng.uniform(0.05, 0.5, size=500)
+    errors = 3 * rng.normal(size=(500, 3)) * force_std[:, None]
+    flat, sigma = errors.reshape(-1), np.repeat(force_std, 3) / np.sqrt(3)
+    alpha = nll_scale(flat, sigma)
+    assert nll(flat, alpha * sigma) < min(nll(flat, factor * alpha * sigma) for factor in (0.99, 1.01))
+    assert force_calibration(errors, force_std)["scale"] == pytest.approx(alpha)
+    assert nll_scale(np.linalg.norm(errors, axis=1), force_std) == pytest.approx(alpha)
