@@ -129,8 +129,8 @@ def spherical_harmonics(directions: jax.Array, l_max: int) -> Irreps:
     Returns:
         for each degree [2l+1, ...].
     """
-    first = np.sqrt(3.0).astype(directions.dtype) * directions
-    found = [jnp.ones_like(directions[:1]), first]
+    first = jnp.asarray(np.sqrt(3.0), directions.dtype) * directions
+    found: list[jax.Array] = [jnp.ones_like(directions[:1]), first]
     for degree in range(2, l_max + 1):
         found.append(bilinear(_recursion(degree), (found[-1],), (first,))[0])
     return tuple(found[: l_max + 1])
