@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache, partial
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import e3nn_jax as e3nn
 import jax
@@ -51,9 +51,7 @@ def _forward(table: Table, shapes: tuple, left: Irreps, right: Irreps) -> tuple[
     return _bilinear(table, shapes, left, right), (left, right)
 
 
-def _backward(
-    table: Table, shapes: tuple, factors: tuple[Irreps, Irreps], cotangent: Irreps
-) -> tuple[Irreps, Irreps]:
+def _backward(table: Table, shapes: tuple, factors: tuple[Irreps, Irreps], cotangent: Irreps) -> tuple[Irreps, Irreps]:
     left, right = factors
     to_left = bilinear(_transposed(table, shapes, 0), cotangent, right)
     to_right = bilinear(_transposed(table, shapes, 1), cotangent, left)
@@ -72,7 +70,7 @@ def _like(found: jax.Array, wanted: jax.Array) -> jax.Array:
     return jnp.sum(found, axis=axes, keepdims=True) if axes else found
 
 
-def _sum(terms: tuple[Term, ...], left: Irreps, right: Irreps) -> jax.Array:
+def _sum(terms: tuple[Term, ...], left: Sequence[Any], right: Sequence[Any]) -> jax.Array:
     """One component; terms that share the left factor are summed before they are multiplied by it."""
     if not terms:
         return jnp.zeros(jnp.broadcast_shapes(left[0].shape[1:], right[0].shape[1:]), left[0].dtype)
@@ -117,23 +115,24 @@ def inner_products(l_max: int) -> Table:
     return (tuple(tuple((d, m, d, m, 1.0 / (2 * d + 1)) for m in range(2 * d + 1)) for d in range(l_max + 1)),)
 
 
-def spherical_harmonics(directions: jax.Array, l_max: int) -> Irreps:
+def spherical_harmonics(direction: Sequence[jax.Array], l_max: int) -> tuple[jax.Array, ...]:
     """Real spherical harmonics of unit vectors by recursion, in e3nn's basis and "component" normalisation.
 
     ``Y_l`` is proportional to the coupling of ``Y_(l-1)`` with ``Y_1`` to degree l; its squares sum to 2l+1.
 
     Args:
-        directions: [3, ...] components x, y, z of unit vectors.
+        direction: components x, y, z of unit vectors, three arrays of one shape.
         l_max: highest degree.
 
     Returns:
-        for each degree [2l+1, ...].
+        (l_max + 1)^2 arrays of that shape, degree by degree.
     """
-    first = jnp.asarray(np.sqrt(3.0), directions.dtype) * directions
-    found: list[jax.Array] = [jnp.ones_like(directions[:1]), first]
+    first = tuple(jnp.asarray(np.sqrt(3.0), x.dtype) * x for x in direction)
+    found: list[tuple[jax.Array, ...]] = [(jnp.ones_like(direction[0]),), first]
     for degree in range(2, l_max + 1):
-        found.append(bilinear(_recursion(degree), (found[-1],), (first,))[0])
-    return tuple(found[: l_max + 1])
+        # each component is an array of its own, so that plain differentiation meets neither slices nor stacks
+        found.append(tuple(_sum(terms, (found[-1],), (first,)) for terms in _recursion(degree)[0]))
+    return tuple(component for block in found[: l_max + 1] for component in block)
 
 
 @cache

@@ -26,7 +26,7 @@ def polynomial_cutoff(distance: jax.Array, cutoff: float, power: int = 6) -> jax
     return jnp.where(u < 1, 1 - tail * u**power, 0)
 
 
-def bessel_basis(distance: jax.Array, cutoff: float, count: int) -> jax.Array:
+def bessel_functions(distance: jax.Array, cutoff: float, count: int) -> list[jax.Array]:
     """Spherical Bessel functions of order zero that vanish at the cutoff.
 
     ``B_n(r) = sqrt(2 / cutoff) sin(n pi r / cutoff) / r`` for n = 1..count, times ``cutoff`` to the power that makes
@@ -38,7 +38,7 @@ def bessel_basis(distance: jax.Array, cutoff: float, count: int) -> jax.Array:
         count: number of functions B.
 
     Returns:
-        The shape of ``distance`` with B appended.
+        B arrays of the shape of ``distance``.
     """
     u = distance / cutoff
     # sin(n x) by the Chebyshev recursion: one sine and one cosine instead of B sines.
@@ -46,4 +46,10 @@ def bessel_basis(distance: jax.Array, cutoff: float, count: int) -> jax.Array:
     waves = [first, double * first]
     for _ in range(count - 2):
         waves.append(double * waves[-1] - waves[-2])
-    return jnp.stack(waves[:count], axis=-1) * (jnp.sqrt(2.0) / u)[..., None]
+    factor = jnp.sqrt(2.0).astype(u.dtype) / u
+    return [wave * factor for wave in waves[:count]]
+
+
+def bessel_basis(distance: jax.Array, cutoff: float, count: int) -> jax.Array:
+    """The functions of `bessel_functions` along a new last axis of length B."""
+    return jnp.stack(bessel_functions(distance, cutoff, count), axis=-1)

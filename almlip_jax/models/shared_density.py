@@ -5,36 +5,65 @@ The density of atom i expands its neighbours in radial functions B_b and spheric
     A0[i, (s, b), lm] = sum_j delta(z_j, s) B_b(r_ij) Y_lm(r_ij),
 
 and holds no parameter: members of an ensemble share it.  Each model then mixes A0 with weights that depend on the
-central species into channels h of irreps 0 + 1 + ... + l_max, couples h with itself by Clebsch-Gordan products into q,
-and forms the invariants h_0, <h, h>_l, <q, h>_l and <q, q>_l: functions of 2, 3, 4 and 5 bodies.  A small MLP reads
-them out.  The construction is an atomic cluster expansion (Drautz, Phys. Rev. B 99, 014104, 2019) whose products are
-taken pairwise, as in MACE (Batatia et al., NeurIPS 2022), with the sum over neighbours moved before every parameter.
+central species into channels h of irreps 0 + 1 + ... + l_max, couples h with itself by Clebsch-Gordan products into
+r_2, r_2 with h into r_3, and so on, and forms the invariants h_0 and <r_n, r_m>_l: with one product, functions of 2 to
+5 bodies.  A small MLP reads them out.  The construction is an atomic cluster expansion (Drautz, Phys. Rev. B 99,
+014104, 2019) whose products are taken pairwise, as in MACE (Batatia et al., NeurIPS 2022), with the sum over neighbours
+moved before every parameter.
+
+Message-passing layers on top repeat this with densities that neighbours weight by what they know of themselves,
+
+    A_t[i, (c, b), lm] = sum_j u_c(j) B_b(r_ij) Y_lm(r_ij),
+
+u being linear in the features of the layer before.  Radial functions and harmonics are still shared by the members.
+
+Arrays are component-major, [2l+1, A, channels] for each degree: Clebsch-Gordan products then are sums of a few products
+of contiguous arrays (`models.bilinear`), and every map with parameters is a plain matrix product.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
-import e3nn_jax as e3nn
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from almlip_jax.models.base import AtomicOutput, Params
-from almlip_jax.models.radial import bessel_basis, polynomial_cutoff
+from almlip_jax.models.bilinear import (
+    Irreps,
+    Table,
+    bilinear,
+    clebsch_gordan,
+    inner_products,
+    spherical_harmonics,
+    terms_of,
+)
+from almlip_jax.models.layout import split, stack, unstack
+from almlip_jax.models.radial import bessel_functions, polynomial_cutoff
 from almlip_jax.settings import Settings
-from almlip_jax.structures.graph import Graph
+from almlip_jax.structures.graph import Graph, opposite_edges
+
+SIZES: dict[str, dict[str, Any]] = {
+    "small": {"channels": 16, "l_max": 2, "coupled_l_max": 2, "hidden": (64, 64)},
+    "medium": {"channels": 24, "l_max": 3, "coupled_l_max": 2, "hidden": (64, 64)},
+    "large": {"channels": 32, "l_max": 3, "coupled_l_max": 3, "hidden": (96, 96)},
+}
+"""Named sizes: what `SharedDensitySettings.size` stands for where the settings do not say otherwise."""
 
 
 class SharedDensitySettings(Settings):
     """Shape of the shared-density model."""
 
     kind: Literal["shared_density"] = "shared_density"
+    size: Literal["small", "medium", "large"] = "medium"
+    """Named size, which decides `channels`, `l_max`, `coupled_l_max` and `hidden` where they are not given."""
     cutoff: float = Field(default=5.0, gt=0)
     """Radius of an atom's surroundings, Angstrom."""
     radial: int = Field(default=8, ge=2)
@@ -43,16 +72,32 @@ class SharedDensitySettings(Settings):
     """Highest degree of the spherical harmonics."""
     coupled_l_max: int = Field(default=2, ge=0, le=6)
     """Highest degree of the products that are formed; `l_max` where that is smaller."""
+    products: int = Field(default=1, ge=0, le=4)
+    """Equivariant products taken one after the other; the correlation order is twice one more than that."""
     channels: int = Field(default=24, ge=1)
     """Channels of the mixed density."""
     hidden: tuple[int, ...] = Field(default=(64, 64), min_length=1)
     """Widths of the read-out MLP; the last one is the number of features of an atom."""
+    layers: int = Field(default=0, ge=0, le=4)
+    """Message-passing layers on top; each widens what an atom sees by the cutoff."""
+    message_channels: int = Field(default=8, ge=1)
+    """Numbers that an atom tells its neighbours in each message-passing layer."""
+    species_channels: int = Field(default=8, ge=1)
+    """Up to so many species are told apart one by one; more share as many directions of a species embedding."""
     cutoff_power: int = Field(default=3, ge=3)
     """Power of the polynomial cutoff; a smaller one lets far neighbours fade earlier."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_size(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("size") in SIZES:
+            return SIZES[given["size"]] | given
+        return given
 
 
 _AMPLITUDE = 2.0  # root mean square of the scaled density: products of higher order then learn as fast as lower ones
 _LAST = 0.1  # spread of the last layer at the start: first forces are small and the first steps stable
+_EMBEDDING_SEED = 7  # of the fixed species directions; another value would make another model
 
 
 @struct.dataclass
@@ -60,10 +105,14 @@ class Density:
     """The parameter-free part.
 
     Attributes:
-        values: [A, S * B, (l_max + 1)^2], species-resolved expansion of the surroundings of each atom.
+        values: [(l_max + 1)^2, A, S' B], expansion of the surroundings of each atom, for each of S' species channels.
+        radial: [A, B, K] radial functions of the edges, where there are message-passing layers.
+        harmonics: [A, (l_max + 1)^2, K] spherical harmonics of the edges, where there are such layers.
     """
 
     values: jax.Array
+    radial: jax.Array | None
+    harmonics: jax.Array | None
 
 
 @dataclass(frozen=True)
@@ -92,32 +141,23 @@ class SharedDensity:
     def geometry(self, graph: Graph) -> Density:
         """The atomic density A0 of every atom; differentiable in ``graph.vectors``."""
         s = self.settings
-        # A padding slot gets a vector at the cutoff: its functions vanish there and their derivatives are finite.
-        far = jnp.asarray([0.0, 0.0, s.cutoff], graph.vectors.dtype)
-        vectors = jnp.where(graph.edge_mask[..., None], graph.vectors, far)
-        distance = jnp.sqrt(jnp.sum(vectors**2, axis=-1))
-        cut = jnp.where(graph.edge_mask, polynomial_cutoff(distance, s.cutoff, s.cutoff_power), 0)
-        radial = bessel_basis(distance, s.cutoff, s.radial) * cut[..., None]  # [A, K, B]
-        directions = e3nn.IrrepsArray("1o", vectors / distance[..., None])
-        degrees = list(range(s.l_max + 1))
-        harmonics = e3nn.spherical_harmonics(degrees, directions, normalize=False, normalization="component").array
-        species = jax.nn.one_hot(graph.species[graph.neighbors], self.num_species, dtype=vectors.dtype)
-        functions = (species[..., :, None] * radial[..., None, :]).reshape(*radial.shape[:2], -1)  # [A, K, S*B]
-        return Density(values=jnp.einsum("akf,akm->afm", functions, harmonics))
+        radial, harmonics = _edge_functions(graph, s)
+        codes = _neighbor_codes(graph, self.num_species, s.species_channels, radial.dtype)
+        values = _density(harmonics, (codes[:, :, None] * radial[:, None]).reshape(len(radial), -1, radial.shape[-1]))
+        return Density(values, radial, harmonics) if s.layers else Density(values, None, None)
 
     def init(self, key: jax.Array) -> Params:
         """Fresh parameters of one model."""
-        width = self.num_species * self.settings.radial
-        values = jnp.zeros((1, width, (self.settings.l_max + 1) ** 2))
-        return self._module.init(key, values, jnp.zeros((1,), jnp.int32))["params"]
+        lone = _lone_atom()
+        return self._module.init(key, self.geometry(lone), lone)["params"]
 
     def standardise(self, params: Params, sample: Graph, energy_scale: float) -> Params:
         """Sets the scale of the density, degree by degree, and that of the energy; see `Model.standardise`."""
-        squares = self.geometry(sample).values ** 2  # [A, S*B, LM]
-        squares = squares * _smoothness(self.settings, self.num_species)[:, None] ** 2
+        values = self.geometry(sample).values
+        squares = (values * _smoothness(self.settings, values.shape[-1])) ** 2  # [LM, A, F]
         atoms = jnp.maximum(jnp.sum(sample.atom_mask), 1)
-        per_component = jnp.sum(jnp.where(sample.atom_mask[:, None], jnp.mean(squares, axis=1), 0), axis=0) / atoms
-        blocks = [jnp.mean(per_component[d]) for d in _degrees(self.settings.l_max)]
+        per_component = jnp.sum(jnp.where(sample.atom_mask, jnp.mean(squares, axis=-1), 0), axis=-1) / atoms
+        blocks = [jnp.mean(per_component[l * l : (l + 1) ** 2]) for l in range(self.settings.l_max + 1)]
         scale = _AMPLITUDE / jnp.sqrt(jnp.maximum(jnp.stack(blocks), 1e-12))
         return params | {
             "density_scale": scale.astype(params["density_scale"].dtype),
@@ -126,9 +166,7 @@ class SharedDensity:
 
     def apply(self, params: Params, geometry: Density, graph: Graph) -> AtomicOutput:
         """Energies [A] and features [A, F] from the density."""
-        output: tuple[jax.Array, jax.Array] = self._module.apply(  # type: ignore[assignment]
-            {"params": params}, geometry.values, graph.species
-        )
+        output: tuple[jax.Array, jax.Array] = self._module.apply({"params": params}, geometry, graph)  # type: ignore[assignment]
         return AtomicOutput(energy=output[0], features=output[1])
 
 
@@ -139,117 +177,191 @@ class _ReadOut(nn.Module):
     num_species: int
 
     @nn.compact
-    def __call__(self, density: jax.Array, species: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, geometry: Density, graph: Graph) -> tuple[jax.Array, jax.Array]:
         s = self.settings
-        h = self._mix(density, species)
-        q = self._couple(h)
-        low = q.shape[-1]
-        invariants = [h[..., 0], _inner(h, h), _inner(q, h[..., :low]), _inner(q, q)]
-        x = jnp.concatenate(invariants, axis=-1)
-        for n, width in enumerate(s.hidden):
-            y = nn.silu(nn.Dense(width, name=f"dense_{n}")(x))
-            x = x + y if n and x.shape[-1] == width else y
+        exact = jax.nn.one_hot(graph.species, self.num_species, dtype=geometry.values.dtype)
+        code = self._code(exact)
+        scales = self.param("density_scale", nn.initializers.ones, (s.l_max + 1,))
+        scales = jax.lax.stop_gradient(scales)
+        h = self._mix("mix", geometry.values, code, scales)
+        x = self._perceptron("", self._invariants("", h), None)
+        for layer in range(1, s.layers + 1):
+            messages = self._messages(layer, x, geometry, graph)
+            h = tuple(
+                old + new
+                for old, new in zip(
+                    self._channels(f"keep_{layer}", h), self._mix(f"mix_{layer}", messages, code, scales), strict=True
+                )
+            )
+            x = self._perceptron(f"_{layer}", self._invariants(f"_{layer}", h), x)
         bias = self.param("species_bias", nn.initializers.zeros, (self.num_species,))
-        last = self.param("last", nn.initializers.normal(_LAST), (self.num_species, x.shape[-1]))
+        last = self.param("last", nn.initializers.normal(_LAST), (code.shape[-1], x.shape[-1]))
         scale = jax.lax.stop_gradient(self.param("energy_scale", nn.initializers.ones, ()))
-        chosen = jax.nn.one_hot(species, self.num_species, dtype=x.dtype)
-        energy = jnp.sum((x @ last.T / np.sqrt(x.shape[-1]) + bias) * chosen, axis=-1)
+        energy = jnp.sum(x @ last.T / np.sqrt(x.shape[-1]) * code, axis=-1) + exact @ bias
         return scale * energy, x
 
-    def _mix(self, density: jax.Array, species: jax.Array) -> jax.Array:
-        """Linear maps of the density into channels, one for each degree and central species, [A, C, LM]."""
-        s = self.settings
-        width = density.shape[-2]
-        shape = (self.num_species, s.l_max + 1, s.channels, width)
-        weights = self.param("mix", nn.initializers.normal(1 / np.sqrt(width)), shape)
-        scale = jax.lax.stop_gradient(self.param("density_scale", nn.initializers.ones, (s.l_max + 1,)))
-        factors = scale[:, None, None] * _smoothness(s, self.num_species).astype(density.dtype)
-        weights = weights * factors
-        chosen = jax.nn.one_hot(species, self.num_species, dtype=density.dtype)
-        blocks = []
-        for n, components in enumerate(_degrees(s.l_max)):
-            # one matrix product for every central species, of which each atom keeps its own: as fast as can be for the
-            # few species of most systems, and nothing is gathered
-            every = jnp.einsum("scf,afm->ascm", weights[:, n], density[..., components])
-            blocks.append(jnp.einsum("as,ascm->acm", chosen, every))
-        return jnp.concatenate(blocks, axis=-1)
+    def _code(self, exact: jax.Array) -> jax.Array:
+        """What tells central species apart, [A, Q]: one by one, or a learned embedding where they are many."""
+        width = self.settings.species_channels
+        if self.num_species <= width:
+            return exact
+        spread = nn.initializers.normal(1.0)
+        return exact @ self.param("species_code", spread, (self.num_species, width)) / np.sqrt(width)
 
-    def _couple(self, h: jax.Array) -> jax.Array:
-        """Clebsch-Gordan products of h with itself, mixed over channels and paths, [A, C, (coupled_l_max + 1)^2]."""
+    def _mix(self, name: str, density: jax.Array, code: jax.Array, scales: jax.Array) -> Irreps:
+        """Linear maps of a density [LM, A, F] into channels, one for each degree and central species, [2l+1, A, C]."""
         s = self.settings
-        coupled_l_max = min(s.coupled_l_max, s.l_max)
-        found: list[list[jax.Array]] = [[] for _ in range(coupled_l_max + 1)]
-        for block in _couplings(s.l_max, coupled_l_max):
-            # an outer product and a matrix: index gathers would cost more, and scatters in the backward pass
-            outer = h[..., block.left, None] * h[..., None, block.right]
-            products = outer.reshape(*h.shape[:2], -1) @ jnp.asarray(block.matrix, h.dtype)
-            start = 0
-            for degree in block.degrees:
-                found[degree].append(products[..., start : start + 2 * degree + 1])
-                start += 2 * degree + 1
+        width, kinds = density.shape[-1], code.shape[-1]
+        # each atom's density stands in the slot of its own species: one matrix product then serves all species
+        x = density if kinds == 1 else (code[:, :, None] * density[:, :, None, :]).reshape(*density.shape[:2], -1)
+        smooth = jnp.tile(_smoothness(s, width), kinds).astype(density.dtype)
         mixed = []
-        for degree, paths in enumerate(found):
-            stacked = jnp.stack(paths, axis=-2)  # [A, C, paths, 2l+1]
-            shape = (s.channels, s.channels, len(paths))
-            spread = 1 / np.sqrt(s.channels * len(paths))
-            weights = self.param(f"couple_{degree}", nn.initializers.normal(spread), shape)
-            mixed.append(jnp.einsum("dcp,acpm->adm", weights, stacked))
-        return jnp.concatenate(mixed, axis=-1)
+        for degree, block in enumerate(split(x, tuple(2 * l + 1 for l in range(s.l_max + 1)))):
+            shape = (kinds * width, s.channels)
+            weights = self.param(f"{name}_{degree}", nn.initializers.normal(1 / np.sqrt(width)), shape)
+            mixed.append(block @ (weights * (scales[degree] * smooth)[:, None]))
+        return tuple(mixed)
+
+    def _channels(self, name: str, h: Irreps) -> Irreps:
+        """Linear maps of the channels, one for each degree."""
+        spread, shape = nn.initializers.normal(1 / np.sqrt(self.settings.channels)), 2 * (self.settings.channels,)
+        return tuple(block @ self.param(f"{name}_{degree}", spread, shape) for degree, block in enumerate(h))
+
+    def _messages(self, layer: int, x: jax.Array, geometry: Density, graph: Graph) -> jax.Array:
+        """The density of neighbours weighted by what they tell, [LM, A, c B]."""
+        assert geometry.radial is not None and geometry.harmonics is not None
+        told = nn.Dense(self.settings.message_channels, name=f"tell_{layer}")(x)  # [A, c]
+        atoms, _, slots = geometry.radial.shape
+        # the neighbour's row is the opposite edge's: a permutation of slots, whose transpose is a gather as well
+        spread = jnp.broadcast_to(told[:, None], (atoms, slots, told.shape[-1]))
+        heard = jnp.moveaxis(opposite_edges(spread, graph.neighbors, graph.reverse), 1, 2)  # [A, c, K]
+        functions = (heard[:, :, None] * geometry.radial[:, None]).reshape(atoms, -1, slots)
+        return _density(geometry.harmonics, functions)
+
+    def _invariants(self, suffix: str, h: Irreps) -> jax.Array:
+        """Scalar products of h and the products of h with itself, [A, number of invariants]."""
+        s = self.settings
+        low = min(s.coupled_l_max, s.l_max)
+        found = [h[0], *bilinear(inner_products(s.l_max), h, h)]
+        previous: Irreps = h
+        for n in range(s.products):
+            table, degrees = _couplings(s.l_max if n == 0 else low, s.l_max, low, n == 0)
+            product = self._weigh(f"couple{n or ''}{suffix}", bilinear(table, previous, h), degrees)
+            found += bilinear(inner_products(low), product, previous)
+            found += bilinear(inner_products(low), product, product)
+            previous = product
+        values = jnp.concatenate(found)  # [invariants of a channel, A, C]
+        return jnp.moveaxis(values, 0, 1).reshape(values.shape[1], -1)
+
+    def _weigh(self, name: str, products: Irreps, degrees: Sequence[int]) -> Irreps:
+        """Products of one degree mixed over channels and paths, [2l+1, A, C] for each degree."""
+        channels, mixed = self.settings.channels, []
+        for degree in range(max(degrees) + 1):
+            paths = [block for block, d in zip(products, degrees, strict=True) if d == degree]
+            spread = nn.initializers.normal(1 / np.sqrt(channels * len(paths)))
+            weights = self.param(f"{name}_{degree}", spread, (len(paths) * channels, channels))
+            mixed.append(jnp.concatenate(paths, axis=-1) @ weights)
+        return tuple(mixed)
+
+    def _perceptron(self, suffix: str, x: jax.Array, before: jax.Array | None) -> jax.Array:
+        """The MLP of one layer; it adds to the features of the layer before."""
+        for n, width in enumerate(self.settings.hidden):
+            y = nn.silu(nn.Dense(width, name=f"dense_{n}{suffix}")(x))
+            x = x + y if n and x.shape[-1] == width else y
+        return x if before is None else before + x
 
 
-@dataclass(frozen=True)
-class _Block:
-    """Products of the components of degrees l1 <= l2, and the true tensors they couple to.
+def _edge_functions(graph: Graph, settings: SharedDensitySettings) -> tuple[jax.Array, jax.Array]:
+    """Radial functions [A, B, K] and spherical harmonics [A, (l_max + 1)^2, K] of all edges."""
+    s = settings
+    # A padding slot gets a vector at the cutoff: its functions vanish there and their derivatives are finite.
+    far = (0.0, 0.0, s.cutoff)
+    parts = [jnp.where(graph.edge_mask, part, f) for part, f in zip(unstack(graph.vectors, 2), far, strict=True)]
+    distance = jnp.sqrt(parts[0] ** 2 + parts[1] ** 2 + parts[2] ** 2)
+    cut = jnp.where(graph.edge_mask, polynomial_cutoff(distance, s.cutoff, s.cutoff_power), 0)
+    radial = stack(tuple(wave * cut for wave in bessel_functions(distance, s.cutoff, s.radial)), 1)
+    inverse = 1 / distance
+    return radial, stack(spherical_harmonics([part * inverse for part in parts], s.l_max), 1)
 
-    Attributes:
-        left: components of degree l1.
-        right: components of degree l2.
-        degrees: of the tensors, in the order of the columns.
-        matrix: [(2 l1 + 1)(2 l2 + 1), sum of 2l+1] coefficients, scaled to unit variance of a tensor's components where
-            those of the factors are independent normal numbers.
+
+def _neighbor_codes(graph: Graph, num_species: int, width: int, dtype: Any) -> jax.Array:
+    """What tells the species of neighbours apart, [A, S', K]: one by one, or fixed directions where they are many."""
+    if num_species <= width:
+        return jax.nn.one_hot(graph.species[graph.neighbors], num_species, dtype=dtype, axis=1)
+    directions = np.random.default_rng(_EMBEDDING_SEED).normal(size=(num_species, width))
+    directions *= np.sqrt(width) / np.linalg.norm(directions, axis=1, keepdims=True)
+    return jnp.moveaxis(jnp.asarray(directions, dtype)[graph.species][graph.neighbors], -1, 1)
+
+
+@jax.custom_vjp
+def _density(harmonics: jax.Array, functions: jax.Array) -> jax.Array:
+    """Sum over the edges of each atom of harmonics [A, LM, K] times functions [A, F, K], [LM, A, F].
+
+    The derivatives are spelt out because the order of their axes decides their speed: a batch of matrix products in
+    row-major order runs several times as fast as one that must be transposed first.
     """
+    return jnp.moveaxis(jnp.einsum("alk,afk->alf", harmonics, functions), 0, 1)
 
-    left: slice
-    right: slice
-    degrees: tuple[int, ...]
-    matrix: np.ndarray
+
+def _density_backward(edges: tuple[jax.Array, jax.Array], cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
+    harmonics, functions = edges
+    by_atom = jnp.moveaxis(cotangent, 1, 0)  # [A, LM, F]
+    to_harmonics = jnp.einsum("alf,afk->alk", by_atom, functions)
+    return to_harmonics, jnp.einsum("afl,alk->afk", jnp.swapaxes(by_atom, 1, 2), harmonics)
+
+
+_density.defvjp(lambda *edges: (_density(*edges), edges), _density_backward)
 
 
 @cache
-def _couplings(l_max: int, coupled_l_max: int) -> tuple[_Block, ...]:
-    """The square of 0 + 1 + ... + l_max, as far as its parity is that of a true tensor; each pair of degrees once."""
-    blocks = []
-    for l1 in range(l_max + 1):
-        for l2 in range(l1, l_max + 1):
-            degrees = [d for d in range(l2 - l1, min(l1 + l2, coupled_l_max) + 1) if (l1 + l2 + d) % 2 == 0]
-            if not degrees:
-                continue
-            columns = [e3nn.clebsch_gordan(l1, l2, d).reshape(-1, 2 * d + 1) for d in degrees]
-            # equal factors: the products of different components come twice, which doubles their variance
-            doubled = 2 if l1 == l2 else 1
-            columns = [c * np.sqrt(c.shape[1] / (doubled * np.sum(c**2))) for c in columns]
-            blocks.append(
-                _Block(_degrees(l_max)[l1], _degrees(l_max)[l2], tuple(degrees), np.concatenate(columns, axis=1))
-            )
-    return tuple(blocks)
+def _couplings(left: int, right: int, highest: int, equal: bool) -> tuple[Table, tuple[int, ...]]:
+    """Products of 0 + ... + left with 0 + ... + right to degrees up to ``highest`` whose parity is a true tensor's.
+
+    Args:
+        left: highest degree of the left factor.
+        right: highest degree of the right factor.
+        highest: highest degree of the result.
+        equal: whether both factors are the same tensor, whose pairs of degrees then count once.
+
+    Returns:
+        the table, and the degree of each of its blocks.  Coefficients are scaled to unit variance of a tensor's
+        components where those of the factors are independent normal numbers.
+    """
+    blocks, degrees = [], []
+    for degree in range(highest + 1):
+        for l1 in range(left + 1):
+            for l2 in range(l1 if equal else 0, right + 1):
+                if not abs(l1 - l2) <= degree <= l1 + l2 or (l1 + l2 + degree) % 2:
+                    continue
+                coefficients = clebsch_gordan(l1, l2, degree)
+                # equal factors: the products of different components come twice, which doubles their variance
+                doubled = 2 if equal and l1 == l2 else 1
+                scale = np.sqrt((2 * degree + 1) / (doubled * np.sum(coefficients**2)))
+                blocks.append(terms_of(coefficients * scale, l1, l2))
+                degrees.append(degree)
+    return tuple(blocks), tuple(degrees)
 
 
-def _degrees(l_max: int) -> list[slice]:
-    """Where the components of each degree lie."""
-    return [slice(l * l, (l + 1) ** 2) for l in range(l_max + 1)]
-
-
-def _inner(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Scalar products of two sets of irreps, degree by degree, divided by the dimension, [A, C * degrees]."""
-    products = a * b
-    l_max = round(np.sqrt(products.shape[-1])) - 1
-    return jnp.concatenate([jnp.mean(products[..., d], axis=-1) for d in _degrees(l_max)], axis=-1)
-
-
-def _smoothness(settings: SharedDensitySettings, num_species: int) -> jax.Array:
-    """Factor 1/n of the n-th radial function, [S * B].
+def _smoothness(settings: SharedDensitySettings, width: int) -> jax.Array:
+    """Factor 1/n of the n-th radial function, [width].
 
     A function of higher frequency starts with less weight and learns more slowly, so that few labels give a smooth
     potential: on 170 structures of the Zundel cation this halves the force error.
     """
-    return jnp.tile(1.0 / jnp.arange(1, settings.radial + 1), num_species)
+    return jnp.tile(1.0 / jnp.arange(1, settings.radial + 1), width // settings.radial)
+
+
+def _lone_atom() -> Graph:
+    """A graph of one atom with one slot for a neighbour that is not there."""
+    index, flag = jnp.zeros((1, 1), jnp.int32), jnp.ones((1,), bool)
+    return Graph(
+        species=index[0],
+        vectors=jnp.zeros((1, 1, 3)),
+        neighbors=index,
+        edge_mask=jnp.zeros((1, 1), bool),
+        reverse=index,
+        atom_mask=flag,
+        structure=index[0],
+        structure_mask=flag,
+        volume=jnp.ones((1,)),
+    )

@@ -85,7 +85,7 @@ def test_same_inputs_give_the_same_bits(trainer, dataset, references, result):
 
 
 def test_members_differ(result):
-    leaf = result.params["mix"]
+    leaf = result.params["mix_0"]
     assert np.std(leaf[0] - leaf[1]) > 0.1 * np.std(leaf)
 
 
