@@ -48,7 +48,7 @@ from almlip_jax.models.bilinear import (
 from almlip_jax.models.layout import split, stack, unstack
 from almlip_jax.models.radial import bessel_functions, polynomial_cutoff
 from almlip_jax.settings import Settings
-from almlip_jax.structures.graph import Graph, opposite_edges
+from almlip_jax.structures.graph import Graph, values_at_neighbors
 
 SIZES: dict[str, dict[str, Any]] = {
     "small": {"channels": 16, "l_max": 2, "coupled_l_max": 2, "hidden": (64, 64)},
@@ -231,10 +231,9 @@ class _ReadOut(nn.Module):
         """The density of neighbours weighted by what they tell, [LM, A, c B]."""
         assert geometry.radial is not None and geometry.harmonics is not None
         told = nn.Dense(self.settings.message_channels, name=f"tell_{layer}")(x)  # [A, c]
+        told = told * jax.lax.rsqrt(1 + jnp.mean(told**2, axis=-1, keepdims=True))  # bounded, as products follow
         atoms, _, slots = geometry.radial.shape
-        # the neighbour's row is the opposite edge's: a permutation of slots, whose transpose is a gather as well
-        spread = jnp.broadcast_to(told[:, None], (atoms, slots, told.shape[-1]))
-        heard = jnp.moveaxis(opposite_edges(spread, graph.neighbors, graph.reverse), 1, 2)  # [A, c, K]
+        heard = jnp.moveaxis(values_at_neighbors(told, graph), 1, 2)  # [A, c, K]
         functions = (heard[:, :, None] * geometry.radial[:, None]).reshape(atoms, -1, slots)
         return _density(geometry.harmonics, functions)
 
@@ -247,6 +246,8 @@ class _ReadOut(nn.Module):
         for n in range(s.products):
             table, degrees = _couplings(s.l_max if n == 0 else low, s.l_max, low, n == 0)
             product = self._weigh(f"couple{n or ''}{suffix}", bilinear(table, previous, h), degrees)
+            if n:  # the next products stay of the order of the first
+                product = tuple(block / _AMPLITUDE**2 for block in product)
             found += bilinear(inner_products(low), product, previous)
             found += bilinear(inner_products(low), product, product)
             previous = product

@@ -86,7 +86,7 @@ def opposite_edges(values: jax.Array, neighbors: jax.Array, reverse: jax.Array) 
     Its transpose is therefore the same gather; left to itself, differentiation would turn it into a scatter.
 
     Args:
-        values: [A, K, 3], zero in padding slots (which point at themselves or at each other's kind).
+        values: [A, K, C], zero in padding slots (which may point anywhere).
         neighbors: [A, K] int.
         reverse: [A, K] int.
     """
@@ -104,6 +104,17 @@ def _opposite_backward(slots: tuple[jax.Array, jax.Array], cotangent: jax.Array)
 
 
 opposite_edges.defvjp(_opposite_forward, _opposite_backward)
+
+
+def values_at_neighbors(values: jax.Array, graph: Graph) -> jax.Array:
+    """Values [A, C] of the atom at the other end of each edge, [A, K, C]; 0 in padding slots.
+
+    Each atom hands its values to all of its slots, and opposite edges exchange theirs: the derivative is the same
+    exchange and a sum over slots, without a scatter.
+    """
+    mask = graph.edge_mask[..., None]
+    spread = jnp.where(mask, values[:, None], 0)
+    return jnp.where(mask, opposite_edges(spread, graph.neighbors, graph.reverse), 0)
 
 
 def forces_and_virial(edge_gradient: jax.Array, graph: Graph) -> tuple[jax.Array, jax.Array]:

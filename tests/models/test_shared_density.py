@@ -14,11 +14,16 @@ from scipy.spatial.transform import Rotation
 from almlip_jax.ensembles import Ensemble, Prediction
 from almlip_jax.models import SharedDensitySettings, build_model
 from almlip_jax.models.radial import bessel_basis, polynomial_cutoff
+from almlip_jax.structures.graph import Graph
 from almlip_jax.structures.neighbors import largest_neighbor_count
 from almlip_jax.structures.packing import BatchShape, pack, plan_batches, take_batch
 from almlip_jax.structures.species import SpeciesTable
 
 SETTINGS = SharedDensitySettings(cutoff=3.5, radial=4, l_max=2, channels=4, hidden=(8, 8))
+# every option at once: message passing, a second product, and more species than are told apart one by one
+EVERYTHING = SETTINGS.model_copy(
+    update={"layers": 1, "products": 2, "message_channels": 2, "species_channels": 2, "coupled_l_max": 1}
+)
 SPECIES = SpeciesTable((1, 6, 8))
 
 
@@ -28,14 +33,15 @@ def _float64():
         yield
 
 
-@pytest.fixture(scope="module")
-def ensemble() -> Ensemble:
-    return Ensemble(build_model(SETTINGS, len(SPECIES)), 2)
+@pytest.fixture(scope="module", params=[SETTINGS, EVERYTHING], ids=["plain", "everything"])
+def ensemble(request) -> Ensemble:
+    return Ensemble(build_model(request.param, len(SPECIES)), 2)
 
 
 @pytest.fixture(scope="module")
 def params(ensemble: Ensemble):
-    return jax.tree.map(lambda x: x.astype(jnp.float64), ensemble.init(jax.random.key(1)))
+    fresh = jax.tree.map(lambda x: x.astype(jnp.float64), ensemble.init(jax.random.key(1)))
+    return ensemble.standardise(fresh, packed_graph([ethanol(), crystal()]), 1.0)
 
 
 def ethanol() -> Atoms:
@@ -61,14 +67,17 @@ def derivative(energies: list[np.ndarray], h: float) -> np.ndarray:
     return (8 * (energies[0] - energies[1]) - (energies[2] - energies[3])) / (12 * h)
 
 
-def predict(ensemble: Ensemble, params, structures: list[Atoms], shape: BatchShape | None = None) -> Prediction:
+def packed_graph(structures: list[Atoms], shape: BatchShape | None = None) -> Graph:
     neighbors = max(largest_neighbor_count(structures, SETTINGS.cutoff), 1)
     shape = shape or BatchShape(sum(len(a) for a in structures), neighbors, len(structures))
     packed = pack(structures, SPECIES, SETTINGS.cutoff, neighbors=shape.neighbors, dtype=np.float64)
     plan, steps = plan_batches(packed, np.arange(len(structures)), shape)
     assert steps == 1
-    graph, _ = take_batch(packed.data, plan, 0)
-    return _predict(ensemble, params, graph)
+    return take_batch(packed.data, plan, 0)[0]
+
+
+def predict(ensemble: Ensemble, params, structures: list[Atoms], shape: BatchShape | None = None) -> Prediction:
+    return _predict(ensemble, params, packed_graph(structures, shape))
 
 
 @pytest.mark.parametrize("make", [ethanol, crystal])
@@ -104,7 +113,7 @@ def test_permutation_translation_and_wrapping(ensemble, params):
 
 @pytest.mark.parametrize("make", [ethanol, crystal])
 def test_forces_are_minus_the_gradient(ensemble, params, make):
-    atoms, h = make(), 1e-3
+    atoms, h = make(), 1e-4
     forces = predict(ensemble, params, [atoms]).forces
     for atom, axis in [(0, 0), (1, 2), (len(atoms) - 1, 1)]:
         energies = []
@@ -117,7 +126,7 @@ def test_forces_are_minus_the_gradient(ensemble, params, make):
 
 
 def test_virial_is_minus_the_strain_derivative(ensemble, params):
-    atoms, h = crystal(), 1e-3
+    atoms, h = crystal(), 1e-4
     virial = predict(ensemble, params, [atoms]).virial
     for i, j in [(0, 0), (1, 2), (0, 1)]:
         energies = []
@@ -193,6 +202,26 @@ def test_many_body(ensemble, params):
     a, b, c = (predict(ensemble, params, [x]).energy[0, 0] for x in (square, bent, line))
     np.testing.assert_allclose(a, b, rtol=1e-12)
     assert abs(a - c) > 1e-4
+
+
+def test_messages_carry_beyond_the_cutoff(ensemble, params):
+    """Without message passing an atom feels nothing beyond the cutoff; with a layer of it, twice as far."""
+    far = 1.5 * SETTINGS.cutoff
+    line = Atoms("OCH", [[0, 0, 0], [0.5 * far, 0, 0], [far, 0, 0]])
+    bent = Atoms("OCH", [[0, 0, 0], [0.5 * far, 0, 0], [0.5 * far, 0.5 * far, 0]])
+    assert np.linalg.norm(bent.positions[2] - bent.positions[0]) > SETTINGS.cutoff
+    a, b = (predict(ensemble, params, [atoms]).features[:, 0] for atoms in (line, bent))
+    if ensemble.model.settings.layers:
+        assert np.max(np.abs(a - b)) > 1e-5
+    else:
+        np.testing.assert_allclose(a, b, atol=1e-13)
+
+
+def test_sizes_fill_in_what_is_not_given():
+    small = SharedDensitySettings(size="small", channels=12)
+    assert (small.channels, small.l_max) == (12, 2)
+    assert SharedDensitySettings() == SharedDensitySettings(size="medium")
+    assert SharedDensitySettings.model_validate(small.model_dump(mode="json")) == small
 
 
 def test_radial_functions():
