@@ -267,16 +267,21 @@ class Loop:
 
         def put(buffer: jax.Array, value: jax.Array, every: int) -> jax.Array:
             mask = running.reshape((-1,) + (1,) * (value.ndim - 1))
-            # a row that does not exist drops what is not to be kept
-            row = jnp.where(done % every == 0, done // every - 1, buffer.shape[0])
-            return buffer.at[row].set(jnp.where(mask, value, jnp.nan), mode="drop")
+            return buffer.at[done // every - 1].set(jnp.where(mask, value, jnp.nan), mode="drop")
 
-        return Traces(
-            scores={name: put(traces.scores[name], observables.scores[name], self.trace_every) for name in SCORES},
-            temperature=put(traces.temperature, observables.temperature, self.trace_every),
-            positions=put(traces.positions, positions, self.trajectory_every),
-            force_std=put(traces.force_std, force_std, self.trajectory_every),
+        def when_due(every: int, buffers: Any, values: Any) -> Any:
+            def write() -> Any:
+                return jax.tree.map(lambda buffer, value: put(buffer, value, every), buffers, values)
+
+            return jax.lax.cond(done % every == 0, write, lambda: buffers)
+
+        scores, temperature = when_due(
+            self.trace_every,
+            (traces.scores, traces.temperature),
+            ({name: observables.scores[name] for name in SCORES}, observables.temperature),
         )
+        frames, spreads = when_due(self.trajectory_every, (traces.positions, traces.force_std), (positions, force_std))
+        return Traces(scores=scores, temperature=temperature, positions=frames, force_std=spreads)
 
 
 def _choose(mask: jax.Array, new: Any, old: Any) -> Any:

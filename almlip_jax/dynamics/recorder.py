@@ -76,12 +76,16 @@ def admit(
     def put(buffer: jax.Array, value: jax.Array) -> jax.Array:
         return buffer.at[rows, slot].set(value, mode="drop")
 
-    return Recorder(
-        positions=put(recorder.positions, positions),
-        force_std=put(recorder.force_std, force_std),
-        scores={name: put(recorder.scores[name], scores[name]) for name in recorder.scores},
-        energy=put(recorder.energy, energy),
-        step=put(recorder.step, jnp.broadcast_to(step, taken.shape)),
-        count=recorder.count + taken,
-        last=jnp.where(taken, step, recorder.last),
-    )
+    def write() -> Recorder:
+        return Recorder(
+            positions=put(recorder.positions, positions),
+            force_std=put(recorder.force_std, force_std),
+            scores={name: put(recorder.scores[name], scores[name]) for name in recorder.scores},
+            energy=put(recorder.energy, energy),
+            step=put(recorder.step, jnp.broadcast_to(step, taken.shape)),
+            count=recorder.count + taken,
+            last=jnp.where(taken, step, recorder.last),
+        )
+
+    # most steps record nothing, and then no buffer is touched
+    return jax.lax.cond(jnp.any(taken), write, lambda: recorder)
