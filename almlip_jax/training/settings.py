@@ -23,14 +23,22 @@ class EnsembleSettings(Settings):
 
 
 class LossSettings(Settings):
-    """Weights of the three squared residuals: (eV/atom)^2, (eV/Angstrom)^2 and, for virials, (eV/atom)^2."""
+    """How residuals are penalised, and the weights of their means: eV/atom, eV/Angstrom and, for virials, eV/atom."""
 
+    kind: Literal["mse", "huber"] = "mse"
+    """Squares; or squares up to a delta and linear beyond it, so that a few bad labels or atoms pull less."""
     energy: float = Field(default=10.0, ge=0)
-    """Weight of the squared energy residual per atom."""
+    """Weight of the mean penalty of the energy residual per atom."""
     forces: float = Field(default=1.0, ge=0)
-    """Weight of the mean squared force component residual."""
+    """Weight of the mean penalty of the force components."""
     virial: float = Field(default=1.0, ge=0)
-    """Weight of the mean squared virial component residual per atom; structures without stress do not count."""
+    """Weight of the mean penalty of the virial components per atom; structures without stress do not count."""
+    energy_delta: float = Field(default=0.01, gt=0)
+    """With ``huber``: energy residual beyond which the penalty is linear, eV/atom."""
+    forces_delta: float = Field(default=0.1, gt=0)
+    """With ``huber``: residual of a force component beyond which the penalty is linear, eV/Angstrom."""
+    virial_delta: float = Field(default=0.01, gt=0)
+    """With ``huber``: residual of a virial component beyond which the penalty is linear, eV/atom."""
 
 
 class TrainingSettings(Settings):

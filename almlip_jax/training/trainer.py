@@ -34,7 +34,7 @@ from almlip_jax.structures.packing import (
     take_batch,
 )
 from almlip_jax.structures.species import SpeciesTable
-from almlip_jax.training.loss import Residuals, means, residuals
+from almlip_jax.training.loss import SQUARES, Residuals, means, residuals
 from almlip_jax.training.settings import EnsembleSettings, LossSettings, TrainingSettings
 
 
@@ -353,9 +353,9 @@ class Trainer:
 
         zero = jnp.zeros((self.ensemble.size,), self.dtype)
         state, total = jax.lax.fori_loop(0, steps, body, (state, zero))
-        sums = self._validate(state.average, run)
-        energy, forces, virial = means(sums)
-        loss = _weighted(self.settings.loss, energy, forces, virial)
+        squares, penalties = self._validate(state.average, run)
+        energy, forces, _ = means(squares)
+        loss = _weighted(self.settings.loss, *means(penalties))
         observed = run.validation_steps > 0
         state = self._keep_best(state, jnp.where(observed, loss, -state.step.astype(self.dtype)))
         nothing = jnp.where(observed, 0.0, jnp.nan)
@@ -375,14 +375,22 @@ class Trainer:
         """Gradient of each member's loss with respect to its own parameters, and the losses [M]."""
 
         def summed(stacked: Params) -> tuple[jax.Array, jax.Array]:
-            losses = _weighted(self.settings.loss, *means(self._member_residuals(stacked, graph, targets, weights)))
+            sums = self._member_residuals(stacked, graph, targets, weights, self.settings.loss)[0]
+            losses = _weighted(self.settings.loss, *means(sums))
             return jnp.sum(losses), losses
 
         return jax.grad(summed, has_aux=True)(params)
 
-    def _member_residuals(self, params: Params, graph: Graph, targets: Targets, weights: jax.Array) -> Residuals:
+    def _member_residuals(
+        self, params: Params, graph: Graph, targets: Targets, weights: jax.Array, *kinds: LossSettings
+    ) -> tuple[Residuals, ...]:
+        """Residuals [M] under each kind of penalty, all from one evaluation."""
         prediction = self.ensemble.predict(params, graph)
-        return jax.vmap(lambda one, weight: residuals(one, graph, targets, weight))(prediction, weights)
+
+        def penalised(kind: LossSettings) -> Residuals:
+            return jax.vmap(lambda one, weight: residuals(one, graph, targets, weight, kind))(prediction, weights)
+
+        return tuple(penalised(kind) for kind in kinds)
 
     def _update(self, state: _State, gradient: Params, total_steps: jax.Array) -> _State:
         updates, optimiser = jax.vmap(self._optimiser.update)(gradient, state.optimiser, state.params)
@@ -403,18 +411,20 @@ class Trainer:
         cosine = 0.5 * (1 + jnp.cos(jnp.pi * jnp.minimum(progress, 1.0)))
         return s.learning_rate * rise * (s.final_learning_rate + (1 - s.final_learning_rate) * cosine)
 
-    def _validate(self, params: Params, run: _Run) -> Residuals:
-        """Sums over the validation structures for every member."""
+    def _validate(self, params: Params, run: _Run) -> tuple[Residuals, Residuals]:
+        """Sums over the validation structures for every member: of squares, and of what the loss is made of."""
+        kinds = (SQUARES,) if self.settings.loss.kind == SQUARES.kind else (SQUARES, self.settings.loss)
 
-        def body(step: jax.Array, sums: Residuals) -> Residuals:
+        def body(step: jax.Array, sums: tuple[Residuals, ...]) -> tuple[Residuals, ...]:
             graph, targets = take_batch(run.data, run.validation, step)
             ones = jnp.ones((self.ensemble.size, graph.num_structures), self.dtype)
-            return jax.tree.map(jnp.add, sums, self._member_residuals(params, graph, targets, ones))
+            return jax.tree.map(jnp.add, sums, self._member_residuals(params, graph, targets, ones, *kinds))
 
         members = (self.ensemble.size,)
         scalar = jnp.zeros(members, self.dtype)
         zero = Residuals(scalar, scalar, scalar, jnp.zeros((*members, 2), self.dtype), scalar)
-        return jax.lax.fori_loop(0, run.validation_steps, body, zero)
+        sums = jax.lax.fori_loop(0, run.validation_steps, body, (zero,) * len(kinds))
+        return sums[0], sums[-1]
 
     def _keep_best(self, state: _State, loss: jax.Array) -> _State:
         better = (loss < state.best_loss) & ~state.stopped

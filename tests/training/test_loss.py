@@ -1,0 +1,118 @@
+"""Penalties of the loss against closed forms, and what a robust one is for."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from pydantic import ValidationError
+from scipy.special import huber
+from small_training import MODEL, SPECIES, settings_of, trainer_of, water
+
+from almlip_jax.ensembles import Prediction
+from almlip_jax.structures.graph import Graph, Targets
+from almlip_jax.structures.packing import pack, plan_batches, take_batch
+from almlip_jax.training import LossSettings, plan_capacity, reference_energies
+from almlip_jax.training.loss import means, residuals
+
+
+@pytest.fixture(scope="module")
+def batch() -> tuple[Graph, Targets]:
+    """Two molecules in a batch that has room for three; the first weighs twice as much as the second."""
+    structures = [water(0), water(1)]
+    structures[0].info["weight"] = 2.0
+    shape = plan_capacity(structures, MODEL.cutoff, settings_of(batch_size=3)).batch
+    packed = pack(structures, SPECIES, MODEL.cutoff, neighbors=shape.neighbors)
+    return take_batch(packed.data, plan_batches(packed, np.arange(2), shape)[0], 0)
+
+
+def wrong_by(targets: Targets, graph: Graph, energy: np.ndarray, forces: np.ndarray, virial: np.ndarray) -> Prediction:
+    """A prediction with given residuals of the energy [2], forces [2, 3, 3] and virial [2, 3, 3]."""
+    slots, atoms = graph.num_structures, len(graph.species)
+    return Prediction(
+        energy=targets.energy + jnp.pad(jnp.asarray(energy), (0, slots - 2)),
+        forces=targets.forces + jnp.pad(jnp.asarray(forces).reshape(6, 3), ((0, atoms - 6), (0, 0))),
+        virial=targets.virial + jnp.pad(jnp.asarray(virial), ((0, slots - 2), (0, 0), (0, 0))),
+        features=jnp.zeros((atoms, 1)),
+    )
+
+
+def test_huber_is_its_formula(batch):
+    """Squares within delta, straight lines beyond it, each term with its own delta, in each structure's weight."""
+    graph, targets = batch
+    targets = targets.replace(virial_weight=targets.energy_weight)
+    rng = np.random.default_rng(0)
+    energy, forces = np.array([0.3, -6.0]), rng.normal(size=(2, 3, 3))
+    virial = rng.normal(size=(2, 3, 3))
+    loss = LossSettings(kind="huber", energy_delta=0.5, forces_delta=0.8, virial_delta=0.2)
+    prediction = wrong_by(targets, graph, energy, forces, virial)
+    weights = jnp.asarray([0.5, 3.0, 7.0])
+    found = means(residuals(prediction, graph, targets, weights, loss))
+    both = np.array([2.0 * 0.5, 1.0 * 3.0])
+    np.testing.assert_allclose(found[0], np.sum(both * 2 * huber(0.5, energy / 3)) / 2, rtol=1e-4)
+    np.testing.assert_allclose(
+        found[1], np.sum(both[:, None] * np.mean(2 * huber(0.8, forces), axis=-1)) / 6, rtol=1e-4
+    )
+    np.testing.assert_allclose(
+        found[2], np.sum(both * np.mean(2 * huber(0.2, virial / 3), axis=(-1, -2))) / 2, rtol=1e-4
+    )
+
+
+def test_a_wrong_force_pulls_no_harder_than_delta(batch):
+    """The gradient of Huber's penalty grows with the residual up to delta, and of squares without end."""
+    graph, targets = batch
+
+    def pull(size: float, loss: LossSettings) -> float:
+        zero = np.zeros((2, 3, 3))
+        forces = zero.copy()
+        forces[0, 1, 2] = size
+        right = wrong_by(targets, graph, np.zeros(2), zero, zero)
+        wrong = wrong_by(targets, graph, np.zeros(2), forces, zero)
+
+        def total(force: jax.Array) -> jax.Array:
+            return means(residuals(right.replace(forces=force), graph, targets, jnp.ones(3), loss))[1]
+
+        return float(jnp.linalg.norm(jax.grad(total)(wrong.forces)))
+
+    robust, squares = LossSettings(kind="huber", forces_delta=0.1), LossSettings()
+    assert pull(0.05, robust) == pytest.approx(pull(0.05, squares), rel=1e-3)
+    assert pull(50.0, robust) == pytest.approx(pull(0.1, squares), rel=1e-3)
+    assert pull(50.0, squares) == pytest.approx(500 * pull(0.1, squares), rel=1e-3)
+
+
+def test_huber_with_a_wide_delta_trains_as_squares_do(waters):
+    references = reference_energies(waters, SPECIES)
+    wide = LossSettings(kind="huber", energy_delta=1e6, forces_delta=1e6, virial_delta=1e6)
+    ends = [
+        trainer_of(waters, settings_of(loss=loss, max_steps=20)).train(
+            waters, None, jax.random.key(0), reference_energies=references
+        )
+        for loss in (LossSettings(), wide)
+    ]
+    for a, b in zip(jax.tree.leaves(ends[0].params), jax.tree.leaves(ends[1].params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_huber_learns_past_labels_that_are_wrong(waters):
+    """One force component in thirty-six is off by 60 eV/Angstrom; converged, squares follow it and Huber does not."""
+    bad = [atoms.copy() for atoms in waters]
+    for n, (atoms, good) in enumerate(zip(bad, waters, strict=True)):
+        atoms.calc = type(good.calc)(atoms, **{k: np.copy(v) for k, v in good.calc.results.items()})
+        if n % 5 == 0:
+            atoms.calc.results["forces"][0, 0] += 60.0
+    references = reference_energies(waters, SPECIES)
+    judge = trainer_of(waters, settings_of())
+    run = judge._prepare(judge._pack(waters, references), np.arange(16), 1)
+    errors = []
+    for kind in ("mse", "huber"):
+        settings = settings_of(loss=LossSettings(kind=kind), max_steps=800, validation_fraction=0.0)
+        result = trainer_of(waters, settings).train(bad, None, jax.random.key(0), reference_energies=references)
+        errors.append(float(jnp.mean(jnp.sqrt(means(judge._validate(result.params, run)[0])[1]))))
+    assert errors[1] < 0.5 * errors[0]
+
+
+@pytest.mark.parametrize("wrong", [{"kind": "hubr"}, {"forces_delta": 0.0}, {"delta": 1.0}])
+def test_settings_are_strict(wrong):
+    with pytest.raises(ValidationError):
+        LossSettings(**wrong)
