@@ -1,7 +1,7 @@
 """Training: every member of an ensemble in one compiled program."""
 
 from almlip_jax.training.reference import reference_energies
-from almlip_jax.training.settings import EnsembleSettings, LossSettings, TrainingSettings
+from almlip_jax.training.settings import EnsembleSettings, LossSettings, SecondStageSettings, TrainingSettings
 from almlip_jax.training.trainer import Capacity, EpochReport, Trainer, TrainingResult, plan_capacity
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "EnsembleSettings",
     "EpochReport",
     "LossSettings",
+    "SecondStageSettings",
     "Trainer",
     "TrainingResult",
     "TrainingSettings",

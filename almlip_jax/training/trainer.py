@@ -35,6 +35,7 @@ from almlip_jax.structures.packing import (
 )
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.training.loss import SQUARES, Residuals, means, residuals
+from almlip_jax.training.optimiser import build_optimiser, in_second_stage, learning_rate, loss_weights
 from almlip_jax.training.settings import EnsembleSettings, LossSettings, TrainingSettings
 
 
@@ -137,6 +138,16 @@ class _State:
     waited: jax.Array  # [M] validations since the best
     stopped: jax.Array  # [M]
     step: jax.Array  # []
+    plateau: _Plateau
+
+
+@struct.dataclass
+class _Plateau:
+    """What the schedule ``plateau`` has seen; one for the whole ensemble, which shares its learning rate."""
+
+    factor: jax.Array  # [] of the learning rate
+    best: jax.Array  # [] lowest mean loss so far
+    waited: jax.Array  # [] validations since then, or since the last fall
 
 
 @struct.dataclass
@@ -177,7 +188,7 @@ class Trainer:
         self.settings = settings
         self.members = members or EnsembleSettings(size=ensemble.size)
         self.dtype = dtype
-        self._optimiser = optax.chain(optax.clip_by_global_norm(settings.clip_norm), optax.scale_by_amsgrad())
+        self._optimiser = build_optimiser(settings)
         self._fresh = jax.jit(self._fresh_params)
         self._initial = jax.jit(self._initial_state)
         self._segment = jax.jit(self._run_segment, donate_argnums=(0,))
@@ -337,6 +348,11 @@ class Trainer:
             waited=jnp.zeros((members,), jnp.int32),
             stopped=jnp.zeros((members,), bool),
             step=jnp.zeros((), jnp.int32),
+            plateau=_Plateau(
+                factor=jnp.ones((), self.dtype),
+                best=jnp.full((), jnp.inf, self.dtype),
+                waited=jnp.zeros((), jnp.int32),
+            ),
         )
 
     def _run_segment(
@@ -348,16 +364,25 @@ class Trainer:
             current, total = carry
             graph, targets = take_batch(run.data, plan, step)
             weights = run.weights[:, plan.ids[step]]
-            gradient, loss = self._loss_gradient(current.params, graph, targets, weights)
+            terms = loss_weights(self.settings, current.step, run.total_steps)
+            gradient, loss = self._loss_gradient(current.params, graph, targets, weights, terms)
             return self._update(current, gradient, run.total_steps), total + loss
 
         zero = jnp.zeros((self.ensemble.size,), self.dtype)
+        began_late = in_second_stage(self.settings, state.step, run.total_steps)
         state, total = jax.lax.fori_loop(0, steps, body, (state, zero))
         squares, penalties = self._validate(state.average, run)
         energy, forces, _ = means(squares)
-        loss = _weighted(self.settings.loss, *means(penalties))
+        loss = _weighted(loss_weights(self.settings, state.step, run.total_steps), means(penalties))
         observed = run.validation_steps > 0
+        if self.settings.second_stage is not None:
+            late = in_second_stage(self.settings, state.step, run.total_steps)
+            state = _begin_second_stage(state, late, late & ~began_late)
         state = self._keep_best(state, jnp.where(observed, loss, -state.step.astype(self.dtype)))
+        if self.settings.schedule == "plateau":
+            state = replace(
+                state, plateau=self._follow_plateau(state.plateau, jnp.where(observed, loss, total / steps))
+            )
         nothing = jnp.where(observed, 0.0, jnp.nan)
         report = {
             "step": state.step,
@@ -370,13 +395,16 @@ class Trainer:
         return state, report
 
     def _loss_gradient(
-        self, params: Params, graph: Graph, targets: Targets, weights: jax.Array
+        self, params: Params, graph: Graph, targets: Targets, weights: jax.Array, terms: _Terms
     ) -> tuple[Params, jax.Array]:
-        """Gradient of each member's loss with respect to its own parameters, and the losses [M]."""
+        """Gradient of each member's loss with respect to its own parameters, and the losses [M].
+
+        ``weights`` [M, S] are those of the structures, ``terms`` those of energy, forces and virial.
+        """
 
         def summed(stacked: Params) -> tuple[jax.Array, jax.Array]:
             sums = self._member_residuals(stacked, graph, targets, weights, self.settings.loss)[0]
-            losses = _weighted(self.settings.loss, *means(sums))
+            losses = _weighted(terms, means(sums))
             return jnp.sum(losses), losses
 
         return jax.grad(summed, has_aux=True)(params)
@@ -394,7 +422,7 @@ class Trainer:
 
     def _update(self, state: _State, gradient: Params, total_steps: jax.Array) -> _State:
         updates, optimiser = jax.vmap(self._optimiser.update)(gradient, state.optimiser, state.params)
-        rate = self._learning_rate(state.step, total_steps)
+        rate = learning_rate(self.settings, state.step, total_steps, state.plateau.factor)
         alive = jnp.where(state.stopped, 0.0, 1.0).astype(self.dtype)
 
         def apply(value: jax.Array, update: jax.Array) -> jax.Array:
@@ -404,12 +432,17 @@ class Trainer:
         average = optax.incremental_update(params, state.average, 1 - self.settings.ema)
         return replace(state, params=params, average=average, optimiser=optimiser, step=state.step + 1)
 
-    def _learning_rate(self, step: jax.Array, total_steps: jax.Array) -> jax.Array:
-        s = self.settings
-        progress = (step + 1).astype(self.dtype) / total_steps
-        rise = jnp.minimum(1.0, progress / s.warm_up) if s.warm_up > 0 else 1.0
-        cosine = 0.5 * (1 + jnp.cos(jnp.pi * jnp.minimum(progress, 1.0)))
-        return s.learning_rate * rise * (s.final_learning_rate + (1 - s.final_learning_rate) * cosine)
+    def _follow_plateau(self, seen: _Plateau, loss: jax.Array) -> _Plateau:
+        """Lets the learning rate fall where the mean of the members' losses [M] has not improved for long enough."""
+        mean = jnp.nanmean(loss)  # a member that diverged says nothing about the others
+        better = mean < seen.best
+        waited = jnp.where(better, 0, seen.waited + 1)
+        falls = waited >= self.settings.plateau_patience
+        return _Plateau(
+            factor=jnp.where(falls, seen.factor * self.settings.plateau_factor, seen.factor),
+            best=jnp.where(better, mean, seen.best),
+            waited=jnp.where(falls, 0, waited),
+        )
 
     def _validate(self, params: Params, run: _Run) -> tuple[Residuals, Residuals]:
         """Sums over the validation structures for every member: of squares, and of what the loss is made of."""
@@ -455,8 +488,27 @@ def _refuse_mixed_states(dataset: Sequence[Atoms]) -> None:
             )
 
 
-def _weighted(weights: LossSettings, energy: jax.Array, forces: jax.Array, virial: jax.Array) -> jax.Array:
-    return weights.energy * energy + weights.forces * forces + weights.virial * virial
+_Terms = tuple[float | jax.Array, float | jax.Array, float | jax.Array]
+"""Weights of energy, forces and virial."""
+
+
+def _weighted(weights: _Terms, values: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+    return weights[0] * values[0] + weights[1] * values[1] + weights[2] * values[2]
+
+
+def _begin_second_stage(state: _State, late: jax.Array, first: jax.Array) -> _State:
+    """Forgets, at the first validation of the second stage, what was best by another loss; patience waits for it."""
+    plateau = replace(
+        state.plateau,
+        best=jnp.where(first, jnp.inf, state.plateau.best),
+        waited=jnp.where(first, 0, state.plateau.waited),
+    )
+    return replace(
+        state,
+        best_loss=jnp.where(first, jnp.inf, state.best_loss),
+        waited=jnp.where(late & ~first, state.waited, -1),  # counted up to 0 next
+        plateau=plateau,
+    )
 
 
 def _report(raw: dict[str, jax.Array], epoch: int, steps: int, seconds: float) -> EpochReport:

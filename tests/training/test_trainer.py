@@ -189,12 +189,6 @@ def test_structures_of_different_size_fill_their_batches(references):
     assert np.isnan(result.history[-1].validation_loss).all() and result.history[-1].step >= 9
 
 
-def test_learning_rate_rises_and_falls(trainer):
-    rates = [float(trainer._learning_rate(jnp.asarray(step), jnp.asarray(1000))) for step in (0, 49, 500, 999)]
-    assert rates[0] < rates[1] and rates[1] == pytest.approx(SETTINGS.learning_rate, rel=1e-2)
-    assert rates[2] == pytest.approx(SETTINGS.learning_rate / 2, rel=1e-2) and rates[3] < 1e-6
-
-
 def test_early_stopping_keeps_the_best(dataset, references):
     """With a learning rate far too high the best parameters are early ones, and patience ends the training."""
     settings = SETTINGS.model_copy(
