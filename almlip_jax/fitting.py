@@ -49,7 +49,7 @@ def fit_potential(
         InputError: nothing is labelled, or the loss is not finite.
     """
     species = SpeciesTable.of(structures)
-    members = Ensemble(build_model(model, len(species)), ensemble.size)
+    members = Ensemble(build_model(model, species), ensemble.size)
     dtype = np.float64 if jax.dtypes.canonicalize_dtype(np.float64) == np.float64 else np.float32
     capacity = plan_capacity(structures, model.cutoff, training)
     trainer = Trainer(members, species, capacity, training, ensemble, dtype)

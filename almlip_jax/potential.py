@@ -81,7 +81,7 @@ class Potential:
     def ensemble(self) -> Ensemble:
         """Model and number of members."""
         members = jax.tree.leaves(self.params)[0].shape[0]
-        return Ensemble(build_model(self.settings, len(self.species)), members)
+        return Ensemble(build_model(self.settings, self.species), members)
 
     @property
     def cutoff(self) -> float:
@@ -244,7 +244,7 @@ class Potential:
             raise InputError(f"{source} is not a potential: it has no potential.json.") from error
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{source}/potential.json is damaged ({error}); take a copy or train again.") from error
-        ensemble = Ensemble(build_model(settings, len(species)), members)
+        ensemble = Ensemble(build_model(settings, species), members)
         shapes = jax.eval_shape(ensemble.init, jax.random.key(0))
         wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(text["dtype"])), shapes)
         try:

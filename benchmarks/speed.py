@@ -67,7 +67,7 @@ def main() -> None:
     result: dict[str, object] = {"cpus": os.cpu_count(), "machine": platform.processor(), "jax": jax.__version__}
     result["device"] = jax.devices()[0].device_kind
     for members in (1, 4):
-        ensemble = Ensemble(build_model(MODEL, 2), members)
+        ensemble = Ensemble(build_model(MODEL, SpeciesTable((1, 8))), members)
         capacity = plan_capacity(frames, MODEL.cutoff, settings)
         trainer = Trainer(ensemble, species, capacity, settings, EnsembleSettings(size=members))
         references = reference_energies(frames, species)

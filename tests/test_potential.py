@@ -25,7 +25,7 @@ SPECIES = SpeciesTable((1, 6, 8))
 
 @pytest.fixture(scope="module")
 def potential() -> Potential:
-    ensemble = Ensemble(build_model(SETTINGS, 3), 3)
+    ensemble = Ensemble(build_model(SETTINGS, SPECIES), 3)
     params = jax.tree.map(np.asarray, ensemble.init(jax.random.key(0)))
     params = params | {"density_scale": 0.2 * params["density_scale"]}
     return Potential(

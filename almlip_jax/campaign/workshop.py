@@ -270,7 +270,7 @@ class Workshop:
     @cached_property
     def ensemble(self) -> Ensemble:
         """Model and members."""
-        return Ensemble(build_model(self.config.model, len(self.species)), self.config.ensemble.size)
+        return Ensemble(build_model(self.config.model, self.species), self.config.ensemble.size)
 
     @cached_property
     def trainer(self) -> Trainer:

@@ -46,6 +46,11 @@ class Model(Protocol):
         """Length of the species table."""
         ...
 
+    @property
+    def small_members(self) -> bool:
+        """Whether parameters act only on what has been summed over neighbours, so that a member's arrays are small."""
+        ...
+
     def geometry(self, graph: Graph) -> Geometry:
         """Differentiable functions of ``graph.vectors`` that hold no parameter."""
         ...

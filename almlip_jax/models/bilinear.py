@@ -110,6 +110,35 @@ def terms_of(coefficients: np.ndarray, a: int, b: int) -> tuple[tuple[Term, ...]
 
 
 @cache
+def couplings(left: int, right: int, highest: int, equal: bool) -> tuple[Table, tuple[int, ...]]:
+    """Products of 0 + ... + left with 0 + ... + right to degrees up to ``highest`` whose parity is a true tensor's.
+
+    Args:
+        left: highest degree of the left factor.
+        right: highest degree of the right factor.
+        highest: highest degree of the result.
+        equal: whether both factors are the same tensor, whose pairs of degrees then count once.
+
+    Returns:
+        the table, and the degree of each of its blocks.  Coefficients are scaled to unit variance of a tensor's
+        components where those of the factors are independent normal numbers.
+    """
+    blocks, degrees = [], []
+    for degree in range(highest + 1):
+        for l1 in range(left + 1):
+            for l2 in range(l1 if equal else 0, right + 1):
+                if not abs(l1 - l2) <= degree <= l1 + l2 or (l1 + l2 + degree) % 2:
+                    continue
+                coefficients = clebsch_gordan(l1, l2, degree)
+                # equal factors: the products of different components come twice, which doubles their variance
+                doubled = 2 if equal and l1 == l2 else 1
+                scale = np.sqrt((2 * degree + 1) / (doubled * np.sum(coefficients**2)))
+                blocks.append(terms_of(coefficients * scale, l1, l2))
+                degrees.append(degree)
+    return tuple(blocks), tuple(degrees)
+
+
+@cache
 def inner_products(l_max: int) -> Table:
     """Scalar products of degrees 0 to ``l_max`` divided by their dimension; one block, a row for each degree."""
     return (tuple(tuple((d, m, d, m, 1.0 / (2 * d + 1)) for m in range(2 * d + 1)) for d in range(l_max + 1)),)

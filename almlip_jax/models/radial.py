@@ -53,3 +53,18 @@ def bessel_functions(distance: jax.Array, cutoff: float, count: int) -> list[jax
 def bessel_basis(distance: jax.Array, cutoff: float, count: int) -> jax.Array:
     """The functions of `bessel_functions` along a new last axis of length B."""
     return jnp.stack(bessel_functions(distance, cutoff, count), axis=-1)
+
+
+def gaussian_functions(distance: jax.Array, cutoff: float, count: int) -> list[jax.Array]:
+    """Gaussians at equal spacing from 0 to the cutoff, as wide as the spacing.
+
+    Args:
+        distance: any shape, Angstrom.
+        cutoff: Angstrom.
+        count: number of functions B, at least 2.
+
+    Returns:
+        B arrays of the shape of ``distance``.
+    """
+    spacing = cutoff / (count - 1)
+    return [jnp.exp(-0.5 * (distance / spacing - n) ** 2) for n in range(count)]

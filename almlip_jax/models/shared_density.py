@@ -25,7 +25,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -38,13 +37,12 @@ from pydantic import Field, model_validator
 from almlip_jax.models.base import AtomicOutput, Params
 from almlip_jax.models.bilinear import (
     Irreps,
-    Table,
     bilinear,
-    clebsch_gordan,
+    couplings,
     inner_products,
     spherical_harmonics,
-    terms_of,
 )
+from almlip_jax.models.convolution import lone_atom
 from almlip_jax.models.layout import split, stack, unstack
 from almlip_jax.models.radial import bessel_functions, polynomial_cutoff
 from almlip_jax.settings import Settings
@@ -86,6 +84,8 @@ class SharedDensitySettings(Settings):
     """Up to so many species are told apart one by one; more share as many directions of a species embedding."""
     cutoff_power: int = Field(default=3, ge=3)
     """Power of the polynomial cutoff; a smaller one lets far neighbours fade earlier."""
+    repulsion: bool = False
+    """Whether the Ziegler-Biersack-Littmark repulsion of bare nuclei is added at short distances."""
 
     @model_validator(mode="before")
     @classmethod
@@ -135,6 +135,11 @@ class SharedDensity:
         return self.settings.cutoff
 
     @property
+    def small_members(self) -> bool:
+        """True: with message passing, the arrays of edges are still few."""
+        return True
+
+    @property
     def _module(self) -> _ReadOut:
         return _ReadOut(self.settings, self.num_species)
 
@@ -148,7 +153,7 @@ class SharedDensity:
 
     def init(self, key: jax.Array) -> Params:
         """Fresh parameters of one model."""
-        lone = _lone_atom()
+        lone = lone_atom()
         return self._module.init(key, self.geometry(lone), lone)["params"]
 
     def standardise(self, params: Params, sample: Graph, energy_scale: float) -> Params:
@@ -244,7 +249,7 @@ class _ReadOut(nn.Module):
         found = [h[0], *bilinear(inner_products(s.l_max), h, h)]
         previous: Irreps = h
         for n in range(s.products):
-            table, degrees = _couplings(s.l_max if n == 0 else low, s.l_max, low, n == 0)
+            table, degrees = couplings(s.l_max if n == 0 else low, s.l_max, low, n == 0)
             product = self._weigh(f"couple{n or ''}{suffix}", bilinear(table, previous, h), degrees)
             if n:  # the next products stay of the order of the first
                 product = tuple(block / _AMPLITUDE**2 for block in product)
@@ -314,35 +319,6 @@ def _density_backward(edges: tuple[jax.Array, jax.Array], cotangent: jax.Array) 
 _density.defvjp(lambda *edges: (_density(*edges), edges), _density_backward)
 
 
-@cache
-def _couplings(left: int, right: int, highest: int, equal: bool) -> tuple[Table, tuple[int, ...]]:
-    """Products of 0 + ... + left with 0 + ... + right to degrees up to ``highest`` whose parity is a true tensor's.
-
-    Args:
-        left: highest degree of the left factor.
-        right: highest degree of the right factor.
-        highest: highest degree of the result.
-        equal: whether both factors are the same tensor, whose pairs of degrees then count once.
-
-    Returns:
-        the table, and the degree of each of its blocks.  Coefficients are scaled to unit variance of a tensor's
-        components where those of the factors are independent normal numbers.
-    """
-    blocks, degrees = [], []
-    for degree in range(highest + 1):
-        for l1 in range(left + 1):
-            for l2 in range(l1 if equal else 0, right + 1):
-                if not abs(l1 - l2) <= degree <= l1 + l2 or (l1 + l2 + degree) % 2:
-                    continue
-                coefficients = clebsch_gordan(l1, l2, degree)
-                # equal factors: the products of different components come twice, which doubles their variance
-                doubled = 2 if equal and l1 == l2 else 1
-                scale = np.sqrt((2 * degree + 1) / (doubled * np.sum(coefficients**2)))
-                blocks.append(terms_of(coefficients * scale, l1, l2))
-                degrees.append(degree)
-    return tuple(blocks), tuple(degrees)
-
-
 def _smoothness(settings: SharedDensitySettings, width: int) -> jax.Array:
     """Factor 1/n of the n-th radial function, [width].
 
@@ -350,19 +326,3 @@ def _smoothness(settings: SharedDensitySettings, width: int) -> jax.Array:
     potential: on 170 structures of the Zundel cation this halves the force error.
     """
     return jnp.tile(1.0 / jnp.arange(1, settings.radial + 1), width // settings.radial)
-
-
-def _lone_atom() -> Graph:
-    """A graph of one atom with one slot for a neighbour that is not there."""
-    index, flag = jnp.zeros((1, 1), jnp.int32), jnp.ones((1,), bool)
-    return Graph(
-        species=index[0],
-        vectors=jnp.zeros((1, 1, 3)),
-        neighbors=index,
-        edge_mask=jnp.zeros((1, 1), bool),
-        reverse=index,
-        atom_mask=flag,
-        structure=index[0],
-        structure_mask=flag,
-        volume=jnp.ones((1,)),
-    )

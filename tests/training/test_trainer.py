@@ -58,7 +58,7 @@ def references(dataset) -> dict[int, float]:
 
 @pytest.fixture(scope="module")
 def trainer(dataset) -> Trainer:
-    ensemble = Ensemble(build_model(MODEL, 2), 2)
+    ensemble = Ensemble(build_model(MODEL, SPECIES), 2)
     capacity = plan_capacity(dataset[:4], MODEL.cutoff, SETTINGS, largest_dataset=40)
     return Trainer(ensemble, SPECIES, capacity, SETTINGS, EnsembleSettings(size=2))
 
@@ -102,7 +102,7 @@ def test_a_member_trains_as_it_would_alone(dataset, references):
     """Members share batches and geometry and nothing else."""
     settings = SETTINGS.model_copy(update={"max_steps": 20})
     capacity = plan_capacity(dataset, MODEL.cutoff, settings)
-    model = build_model(MODEL, 2)
+    model = build_model(MODEL, SPECIES)
     pair = Trainer(Ensemble(model, 2), SPECIES, capacity, settings, EnsembleSettings(size=2, bootstrap="none"))
     alone = Trainer(Ensemble(model, 1), SPECIES, capacity, settings, EnsembleSettings(size=1))
     start = Ensemble(model, 2).init(jax.random.key(5))
@@ -124,7 +124,7 @@ def test_validation_structures_stay_on_their_side(trainer):
 def test_bootstrap_weights():
     weights = {}
     for kind in ("none", "gamma", "poisson"):
-        ensemble = Ensemble(build_model(MODEL, 2), 3)
+        ensemble = Ensemble(build_model(MODEL, SPECIES), 3)
         tables = []
         for number in (10, 2000):
             capacity = plan_capacity([water(0)], MODEL.cutoff, SETTINGS, largest_dataset=number)
@@ -178,7 +178,7 @@ def test_structures_of_different_size_fill_their_batches(references):
     """An epoch needs more batches than structures / batch size; each structure appears once in each epoch."""
     mixed = [labelled(molecule(name)) for name in ("H2O", "H2", "O2", "H2O2", "H2", "H2O", "H2O2")]
     settings = SETTINGS.model_copy(update={"validation_fraction": 0.0, "validate_every": 9, "max_steps": 9})
-    ensemble = Ensemble(build_model(MODEL, 2), 1)
+    ensemble = Ensemble(build_model(MODEL, SPECIES), 1)
     capacity = plan_capacity(mixed, MODEL.cutoff, settings)
     trainer = Trainer(ensemble, SPECIES, capacity, settings)
     packed = trainer._pack(mixed, references)
@@ -194,7 +194,7 @@ def test_early_stopping_keeps_the_best(dataset, references):
     settings = SETTINGS.model_copy(
         update={"max_steps": 2000, "patience": 2, "learning_rate": 0.3, "ema": 0.0, "loss": LossSettings(energy=1.0)}
     )
-    ensemble = Ensemble(build_model(MODEL, 2), 2)
+    ensemble = Ensemble(build_model(MODEL, SPECIES), 2)
     capacity = plan_capacity(dataset, MODEL.cutoff, settings)
     trainer = Trainer(ensemble, SPECIES, capacity, settings, EnsembleSettings(size=2))
     result = trainer.train(dataset, None, jax.random.key(0), reference_energies=references)

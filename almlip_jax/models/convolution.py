@@ -1,0 +1,331 @@
+"""Convolutions over neighbours: the equivariant messages of NequIP- and MACE-type models.
+
+A message couples the harmonics of an edge with the features of the neighbour,
+
+    m_i[l3, m3] = sum_j w_p(r_ij) sum_(m1, m2) C(l1 m1, l2 m2 | l3 m3) Y_(l1 m1)(r_ij) h_j[l2, m2],
+
+for every path p = (l1, l2, l3) and channel.  The coupled harmonics Z_p[m3, m2] = sum_m1 C Y hold no parameter: they are
+made once for all members of an ensemble, and the sum over neighbours and m2 is one small matrix product per atom.
+Source: Batzner et al., Nature Communications 13, 2453 (2022), with the coefficients moved to the edges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal, TypeAlias, cast
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from pydantic import Field
+
+from almlip_jax.models.base import AtomicOutput, Params
+from almlip_jax.models.bilinear import Irreps, clebsch_gordan, spherical_harmonics
+from almlip_jax.models.layout import stack, unstack
+from almlip_jax.models.radial import bessel_functions, gaussian_functions, polynomial_cutoff
+from almlip_jax.settings import Settings
+from almlip_jax.structures.graph import Graph, values_at_neighbors
+
+RadialBasis: TypeAlias = Literal["bessel", "gaussian"]
+"""Names of the radial bases."""
+
+
+@dataclass(frozen=True)
+class Path:
+    """One coupling: harmonics of degree ``edge`` with features of degree ``neighbor`` to messages of degree ``out``."""
+
+    edge: int
+    neighbor: int
+    out: int
+
+
+@cache
+def paths_between(edge: int, neighbor: int, out: int) -> tuple[Path, ...]:
+    """All couplings of degrees up to the given ones whose result has the parity of a true tensor, by ``out``."""
+    return tuple(
+        Path(l1, l2, l3)
+        for l3 in range(out + 1)
+        for l2 in range(neighbor + 1)
+        for l1 in range(edge + 1)
+        if abs(l1 - l2) <= l3 <= l1 + l2 and (l1 + l2 + l3) % 2 == 0
+    )
+
+
+@struct.dataclass
+class Edges:
+    """The parameter-free part of a convolution.
+
+    Attributes:
+        radial: [A, K, B] radial functions times the cutoff function.
+        coupled: for each path [A, 2 l3 + 1, (2 l2 + 1) K], coupled harmonics; 0 in padding slots.
+        distance: [A, K] Angstrom; the cutoff in padding slots.
+    """
+
+    radial: jax.Array
+    coupled: tuple[jax.Array, ...]
+    distance: jax.Array
+
+
+def edge_functions(
+    graph: Graph, paths: Sequence[Path], *, cutoff: float, cutoff_power: int, basis: RadialBasis, count: int
+) -> Edges:
+    """Radial functions and coupled harmonics of all edges; differentiable in ``graph.vectors``.
+
+    Args:
+        graph: the structures.
+        paths: couplings wanted.
+        cutoff: Angstrom.
+        cutoff_power: of the polynomial cutoff.
+        basis: kind of radial functions.
+        count: number of radial functions B.
+    """
+    # A padding slot gets a vector at the cutoff: its functions vanish there and their derivatives are finite.
+    far = (0.0, 0.0, cutoff)
+    parts = [jnp.where(graph.edge_mask, part, f) for part, f in zip(unstack(graph.vectors, 2), far, strict=True)]
+    distance = jnp.sqrt(parts[0] ** 2 + parts[1] ** 2 + parts[2] ** 2)
+    cut = jnp.where(graph.edge_mask, polynomial_cutoff(distance, cutoff, cutoff_power), 0)
+    if basis == "bessel":
+        # a factor 1/n: functions of higher frequency start with less weight and learn more slowly
+        functions = [f * (cut / (n + 1)) for n, f in enumerate(bessel_functions(distance, cutoff, count))]
+    else:
+        functions = [f * cut for f in gaussian_functions(distance, cutoff, count)]
+    inverse = 1 / distance
+    harmonics = spherical_harmonics([part * inverse for part in parts], max(path.edge for path in paths))
+    return Edges(stack(tuple(functions), 2), tuple(_coupled(path, harmonics) for path in paths), distance)
+
+
+def _coupled(path: Path, harmonics: Sequence[jax.Array]) -> jax.Array:
+    """Z of one path, [A, 2 l3 + 1, (2 l2 + 1) K], scaled so that normal factors give components of variance 1."""
+    coefficients = clebsch_gordan(path.edge, path.neighbor, path.out)
+    coefficients = coefficients * np.sqrt((2 * path.out + 1) / np.sum(coefficients**2))
+    own = harmonics[path.edge**2 : (path.edge + 1) ** 2]
+    rows = []
+    for m3 in range(2 * path.out + 1):
+        for m2 in range(2 * path.neighbor + 1):
+            terms = [
+                np.asarray(c, own[0].dtype) * y
+                for c, y in zip(coefficients[:, m2, m3], own, strict=True)
+                if abs(c) > 1e-12
+            ]
+            rows.append(sum(terms[1:], terms[0]) if terms else jnp.zeros_like(own[0]))
+    atoms, slots = own[0].shape
+    return stack(tuple(rows), 1).reshape(atoms, 2 * path.out + 1, (2 * path.neighbor + 1) * slots)
+
+
+def convolve(
+    features: Irreps, weights: jax.Array, edges: Edges, paths: Sequence[Path], chosen: Sequence[int], graph: Graph
+) -> list[jax.Array]:
+    """Messages of the neighbours along some paths.
+
+    Args:
+        features: of the atoms, [2 l2 + 1, A, C] for each degree.
+        weights: [A, K, P, C], w_p of each edge, path and channel; the cutoff function is in them.
+        edges: the parameter-free part.
+        paths: couplings that ``edges`` holds.
+        chosen: indices of the P paths to take.
+        graph: the structures.
+
+    Returns:
+        for each chosen path [2 l3 + 1, A, C], the sum over neighbours.
+    """
+    atoms, slots, _, channels = weights.shape
+    at_neighbors = [
+        # [A, 2 l2 + 1, K, C]
+        jnp.moveaxis(jax.vmap(lambda values: values_at_neighbors(values, graph))(block), 0, 1)
+        for block in features
+    ]
+    found = []
+    for n, index in enumerate(chosen):
+        weighted = weights[:, None, :, n] * at_neighbors[paths[index].neighbor]
+        flat = weighted.reshape(atoms, -1, channels)
+        found.append(jnp.moveaxis(jnp.einsum("amx,axc->amc", edges.coupled[index], flat), 1, 0))
+    return found
+
+
+class RadialWeights(nn.Module):
+    """Weights of edges, paths and channels as a function of distance: linear in the basis, or an MLP of it."""
+
+    paths: int
+    channels: int
+    hidden: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, radial: jax.Array, edge_mask: jax.Array) -> jax.Array:
+        """[A, K, P, C] from the radial functions [A, K, B]; 0 where there is no edge."""
+        # without biases, what vanishes at the cutoff with two derivatives goes on doing so
+        x = radial
+        for n, width in enumerate(self.hidden):
+            spread = nn.initializers.normal(1 / np.sqrt(x.shape[-1]))
+            x = nn.silu(nn.Dense(width, use_bias=False, kernel_init=spread, name=f"hidden_{n}")(x))
+        spread = nn.initializers.normal(1 / np.sqrt(x.shape[-1]))
+        x = nn.Dense(self.paths * self.channels, use_bias=False, kernel_init=spread, name="out")(x)
+        return jnp.where(edge_mask[..., None, None], x.reshape(*radial.shape[:2], self.paths, self.channels), 0)
+
+
+class SpeciesLinear(nn.Module):
+    """Linear maps of channels with weights of the central species, one for each degree."""
+
+    channels: int
+
+    @nn.compact
+    def __call__(self, features: Irreps, code: jax.Array) -> Irreps:
+        """[2l+1, A, C'] for each degree from [2l+1, A, C] and the species code [A, Q]."""
+        mixed = []
+        for degree, block in enumerate(features):
+            x = (code[:, :, None] * block[:, :, None, :]).reshape(*block.shape[:2], -1)
+            spread = nn.initializers.normal(1 / np.sqrt(block.shape[-1]))
+            mixed.append(x @ self.param(f"weights_{degree}", spread, (x.shape[-1], self.channels)))
+        return tuple(mixed)
+
+
+class DegreeLinear(nn.Module):
+    """Linear maps of channels, one for each degree."""
+
+    channels: int
+
+    @nn.compact
+    def __call__(self, features: Sequence[jax.Array]) -> Irreps:
+        """[2l+1, A, C'] for each degree from [2l+1, A, C]."""
+        mixed = []
+        for degree, block in enumerate(features):
+            spread = nn.initializers.normal(1 / np.sqrt(block.shape[-1]))
+            mixed.append(block @ self.param(f"weights_{degree}", spread, (block.shape[-1], self.channels)))
+        return tuple(mixed)
+
+
+def by_degree(blocks: Sequence[jax.Array], degrees: Sequence[int]) -> list[jax.Array]:
+    """Blocks [2l+1, A, C] of equal degree side by side in the channels, from degree 0 up."""
+    return [
+        jnp.concatenate([block for block, d in zip(blocks, degrees, strict=True) if d == degree], axis=-1)
+        for degree in range(max(degrees) + 1)
+    ]
+
+
+def species_code(module: nn.Module, species: jax.Array, num_species: int, width: int, dtype: jnp.dtype) -> jax.Array:
+    """What tells central species apart, [A, Q]: one by one up to ``width`` of them, else a learned embedding."""
+    exact = jax.nn.one_hot(species, num_species, dtype=dtype)
+    if num_species <= width:
+        return exact
+    spread = nn.initializers.normal(1 / np.sqrt(width))
+    return exact @ module.param("species_code", spread, (num_species, width))
+
+
+def message_scale(sample: Graph, radial: jax.Array) -> jax.Array:
+    """Scale that gives a sum over neighbours of linear radial functions with random weights variance 1, scalar."""
+    squares = jnp.where(sample.edge_mask, jnp.mean(radial**2, axis=-1), 0)
+    per_atom = jnp.sum(jnp.where(sample.atom_mask, jnp.sum(squares, axis=1), 0)) / jnp.maximum(
+        jnp.sum(sample.atom_mask), 1
+    )
+    return jax.lax.rsqrt(jnp.maximum(per_atom, 1e-12))
+
+
+class ConvolutionalSettings(Settings):
+    """What NequIP- and MACE-type models have in common."""
+
+    cutoff: float = Field(default=5.0, gt=0)
+    """Radius of an atom's surroundings, Angstrom; each further layer widens what an atom sees by as much."""
+    cutoff_power: int = Field(default=5, ge=3)
+    """Power of the polynomial cutoff; a smaller one lets far neighbours fade earlier."""
+    radial_basis: RadialBasis = "bessel"
+    """Kind of radial functions."""
+    radial: int = Field(default=8, ge=2)
+    """Number of radial functions."""
+    radial_hidden: tuple[int, ...] = ()
+    """Widths of an MLP between radial functions and the weights of messages; none makes these linear in them."""
+    l_max: int = Field(default=3, ge=0, le=4)
+    """Highest degree of the spherical harmonics of an edge."""
+    hidden_l_max: int = Field(default=1, ge=0, le=4)
+    """Highest degree of the features of an atom."""
+    channels: int = Field(default=32, ge=1)
+    """Channels of the features, for each degree."""
+    layers: int = Field(default=2, ge=1)
+    """Number of layers."""
+    read_out: tuple[int, ...] = Field(default=(32,), min_length=1)
+    """Widths of the read-out MLP; the last one is the number of features of an atom."""
+    species_channels: int = Field(default=8, ge=1)
+    """Up to so many species are told apart one by one; more share as many directions of a learned embedding."""
+    repulsion: bool = False
+    """Whether the Ziegler-Biersack-Littmark repulsion of bare nuclei is added at short distances."""
+
+
+@dataclass(frozen=True)
+class ConvolutionalModel:
+    """A model whose parameters sit in one Flax module that takes the `Edges` of a graph; see `models.base.Model`.
+
+    Attributes:
+        settings: shape of the model.
+        num_species: length of the species table.
+    """
+
+    settings: ConvolutionalSettings
+    num_species: int
+
+    @property
+    def cutoff(self) -> float:
+        """Angstrom."""
+        return self.settings.cutoff
+
+    @property
+    def small_members(self) -> bool:
+        """False: the weights of messages are arrays of edges, paths and channels."""
+        return False
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """Couplings that any layer uses."""
+        raise NotImplementedError
+
+    @property
+    def module(self) -> nn.Module:
+        """The module with all parameters, ``(edges, graph) -> energy [A], features [A, F]``."""
+        raise NotImplementedError
+
+    def geometry(self, graph: Graph) -> Edges:
+        """Radial functions and coupled harmonics of all edges; differentiable in ``graph.vectors``."""
+        s = self.settings
+        return edge_functions(
+            graph, self.paths, cutoff=s.cutoff, cutoff_power=s.cutoff_power, basis=s.radial_basis, count=s.radial
+        )
+
+    def init(self, key: jax.Array) -> Params:
+        """Fresh parameters of one model."""
+        lone = lone_atom()
+        return self.module.init(key, self.geometry(lone), lone)["params"]
+
+    def standardise(self, params: Params, sample: Graph, energy_scale: float) -> Params:
+        """Sets the scale of messages and that of the energy; see `Model.standardise`."""
+        scale = message_scale(sample, self.geometry(sample).radial)
+        return params | {
+            "message_scale": jnp.full_like(params["message_scale"], scale),
+            "energy_scale": jnp.full_like(params["energy_scale"], energy_scale),
+        }
+
+    def apply(self, params: Params, geometry: Edges, graph: Graph) -> AtomicOutput:
+        """Energies [A] and features [A, F]."""
+        energy, features = cast(Any, self.module.apply({"params": params}, geometry, graph))
+        return AtomicOutput(energy=energy, features=features)
+
+
+def constant(module: nn.Module, name: str) -> jax.Array:
+    """A number that data set and training leaves alone, 1 until then."""
+    return jax.lax.stop_gradient(module.param(name, nn.initializers.ones, ()))
+
+
+def lone_atom() -> Graph:
+    """A graph of one atom with one slot for a neighbour that is not there: enough to find the shapes of parameters."""
+    index, flag = jnp.zeros((1, 1), jnp.int32), jnp.ones((1,), bool)
+    return Graph(
+        species=index[0],
+        vectors=jnp.zeros((1, 1, 3)),
+        neighbors=index,
+        edge_mask=jnp.zeros((1, 1), bool),
+        reverse=index,
+        atom_mask=flag,
+        structure=index[0],
+        structure_mask=flag,
+        volume=jnp.ones((1,)),
+    )
