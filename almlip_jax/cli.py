@@ -150,15 +150,18 @@ def train(
     overrides: SetOption = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Train an ensemble on labelled structures."""
+    """Train an ensemble on labelled structures; the same command goes on with a training that was interrupted."""
     from almlip_jax.campaign.progress import open_progress
     from almlip_jax.compilation import prepare_jax
     from almlip_jax.config import load_config
     from almlip_jax.fitting import fit_potential
+    from almlip_jax.training import checkpoint
 
     settings = load_config(config, overrides or [])
     prepare_jax(settings.precision)
     structures = [frame for path in data for frame in _read(path, require_labels=True)]
+    place = out.resolve()
+    unfinished = place.with_name(f"{place.name}.training")  # beside it: a potential appears whole or not at all
     with open_progress() as progress, progress.stage("train", unit="steps") as advance:
         done = 0
 
@@ -168,9 +171,10 @@ def train(
             done = epoch.step
 
         potential, result = fit_potential(
-            structures, settings.model, settings.ensemble, settings.training, settings.seed, on_epoch
+            structures, settings.model, settings.ensemble, settings.training, settings.seed, on_epoch, unfinished
         )
     potential.save(out)
+    checkpoint.discard(unfinished)
     last = result.history[-1]
     best = {"validation_forces_rmse": min(float(r.validation_forces_rmse.mean()) for r in result.history)}
     rows = {"structures": len(structures), "epochs": last.epoch, "steps": last.step, "seconds": last.seconds} | best

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -31,6 +32,7 @@ def fit_potential(
     training: TrainingSettings,
     seed: int,
     on_epoch: Callable[[EpochReport], None] | None = None,
+    checkpoint: Path | None = None,
 ) -> tuple[Potential, TrainingResult]:
     """Trains an ensemble on labelled structures; its species are those that occur in them.
 
@@ -41,6 +43,7 @@ def fit_potential(
         training: settings of the training.
         seed: decides the first parameters and the order of batches.
         on_epoch: called after each validation.
+        checkpoint: folder that keeps the state of the training; the same training goes on there after an interruption.
 
     Returns:
         the potential, in float64 where jax is set to it, and the history of its training.
@@ -55,6 +58,8 @@ def fit_potential(
     trainer = Trainer(members, species, capacity, training, ensemble, dtype)
     references = reference_energies(structures, species)
     key = named_key(seed, "train")
-    result = trainer.train(structures, None, key, reference_energies=references, on_epoch=on_epoch)
+    result = trainer.train(
+        structures, None, key, reference_energies=references, on_epoch=on_epoch, checkpoint=checkpoint
+    )
     metadata = {"dataset_size": len(structures), "seed": seed}
     return Potential(model, species, result.params, references, metadata=metadata), result

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +36,7 @@ from almlip_jax.structures.packing import (
     take_batch,
 )
 from almlip_jax.structures.species import SpeciesTable
+from almlip_jax.training import checkpoint as checkpoints
 from almlip_jax.training.loss import SQUARES, Residuals, means, residuals
 from almlip_jax.training.optimiser import build_optimiser, in_second_stage, learning_rate, loss_weights
 from almlip_jax.training.settings import EnsembleSettings, LossSettings, TrainingSettings
@@ -201,6 +204,9 @@ class Trainer:
         *,
         reference_energies: dict[int, float],
         on_epoch: Callable[[EpochReport], None] | None = None,
+        steps: int | None = None,
+        checkpoint: Path | None = None,
+        checkpoint_every: int = 10,
     ) -> TrainingResult:
         """Trains all members on a dataset.
 
@@ -211,9 +217,15 @@ class Trainer:
             key: of this training.
             reference_energies: eV by atomic number, subtracted from the labels.
             on_epoch: called with a report after each validation.
+            steps: length in optimiser steps, in place of that of the settings.
+            checkpoint: folder to keep the state of the training in.  Where it holds one of the same training (labels,
+                settings, first parameters, key) the training goes on there, and ends as if it had never stopped;
+                `on_epoch` hears of what is new.  Whoever keeps the result may then `checkpoint.discard` it.
+            checkpoint_every: validations between two writings of the checkpoint.
 
         Returns:
-            `TrainingResult`; the same inputs give the same result bit for bit on the same hardware.
+            `TrainingResult`; the same inputs give the same result bit for bit on the same hardware, but for the
+            seconds.
 
         Raises:
             CapacityError: the dataset does not fit.
@@ -222,7 +234,8 @@ class Trainer:
         packed = self._pack(dataset, reference_energies)
         training, validation = self._split(len(dataset))
         init_key, order_key = jax.random.split(key)
-        total = self._total_steps(len(training), warm=params is not None)
+        total = steps or self._total_steps(len(training), warm=params is not None)
+        whose = "" if checkpoint is None else self._identity(packed, params, key, total)
         run = self._prepare(packed, validation, total)
         if params is None:
             sample = jax.tree.map(
@@ -232,18 +245,41 @@ class Trainer:
         state = self._initial(jax.tree.map(lambda x: jnp.asarray(x, self.dtype), params))
         order = np.random.default_rng(np.asarray(jax.random.key_data(order_key)))
         history: list[EpochReport] = []
-        began = time.monotonic()
-        epoch = 0
+        saved = None if checkpoint is None else checkpoints.load(checkpoint, whose)
+        if saved is not None:
+            state = jax.tree.unflatten(jax.tree.structure(state), jax.device_put(list(saved.leaves)))
+            order.bit_generator.state = saved.order
+            history = [_restored(report) for report in saved.history]
+        began = time.monotonic() - (history[-1].seconds if history else 0.0)
         while not history or (history[-1].step < total and not history[-1].stopped.all()):
-            plan, steps, epochs = self._plan_segment(packed, training, order)
-            epoch += epochs
-            state, raw = self._segment(state, run, plan, jnp.asarray(steps, jnp.int32))
+            plan, length, epochs = self._plan_segment(packed, training, order)
+            epoch = epochs + (history[-1].epoch if history else 0)
+            state, raw = self._segment(state, run, plan, jnp.asarray(length, jnp.int32))
             history.append(_report(raw, epoch, total, time.monotonic() - began))
-            if not np.isfinite(history[-1].train_loss).any():
+            last = history[-1]
+            if not np.isfinite(last.train_loss).any():
                 raise InputError("the training loss is not finite; check the labels, or lower training.learning_rate.")
+            over = last.step >= total or bool(last.stopped.all())
+            if checkpoint is not None and (over or len(history) % checkpoint_every == 0):
+                # before anybody hears of it: what may interrupt the training from there finds it kept
+                leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(jax.device_get(state))]
+                reports = [asdict(report) for report in history]
+                checkpoints.save(checkpoint, whose, checkpoints.Saved(leaves, order.bit_generator.state, reports))
             if on_epoch is not None:
-                on_epoch(history[-1])
+                on_epoch(last)
         return TrainingResult(params=jax.device_get(state.best), history=tuple(history))
+
+    def _identity(self, packed: Packed, params: Params | None, key: jax.Array, total: int) -> str:
+        words = (
+            repr(self.ensemble),
+            self.settings.model_dump_json(),
+            self.members.model_dump_json(),
+            repr(self.capacity),
+            "fresh" if params is None else str(jax.tree.structure(params)),
+            str(total),
+        )
+        arrays = (packed.data, packed.counts, jax.random.key_data(key), [] if params is None else params)
+        return checkpoints.identity(arrays, *words)
 
     # -- host ---------------------------------------------------------------------------------------------------------
 
@@ -524,3 +560,9 @@ def _report(raw: dict[str, jax.Array], epoch: int, steps: int, seconds: float) -
         stopped=values["stopped"],
         seconds=seconds,
     )
+
+
+def _restored(report: dict[str, Any]) -> EpochReport:
+    """A report from its arrays."""
+    numbers = {name: int(report[name]) for name in ("epoch", "step", "steps")}
+    return EpochReport(**{**report, **numbers, "seconds": float(report["seconds"])})
