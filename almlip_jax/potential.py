@@ -21,7 +21,7 @@ from ase.data import atomic_numbers, chemical_symbols
 from ase.stress import full_3x3_to_voigt_6_stress
 from pydantic import TypeAdapter
 
-from almlip_jax.ensembles import SCORES, Committee, Ensemble, committee_statistics
+from almlip_jax.ensembles import SCORES, Committee, Ensemble, committee_statistics, spread_members
 from almlip_jax.errors import InputError
 from almlip_jax.features import last_layer_gradient, latent
 from almlip_jax.models import ModelSettings, Params, build_model
@@ -117,6 +117,7 @@ class Potential:
             raise InputError("there is no structure to evaluate.")
         shape = self._batch_shape(structures)
         dtype = jax.tree.leaves(self.params)[0].dtype
+        params = spread_members(self.params)
         parts: list[_BatchResult] = []
         start = 0
         while start < len(structures):
@@ -133,7 +134,7 @@ class Potential:
             )
             plan, _ = plan_batches(packed, np.arange(len(chunk)), shape)
             graph, _ = take_batch(packed.data, plan, 0)
-            parts.append(_to_host(_evaluate(self.ensemble, self.params, graph, features), graph, chunk))
+            parts.append(_to_host(_evaluate(self.ensemble, params, graph, features), graph, chunk))
             start = stop
             if on_batch is not None:
                 on_batch(len(chunk))

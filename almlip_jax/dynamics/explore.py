@@ -22,7 +22,7 @@ from almlip_jax.dynamics.loop import Evaluate, Loop, Setup, State, Status, Trace
 from almlip_jax.dynamics.recorder import empty_recorder
 from almlip_jax.dynamics.sanity import Cause, SanityLimits, fragments, looks_for_fragments, species_radii
 from almlip_jax.dynamics.settings import ExplorationSettings, LangevinSettings
-from almlip_jax.ensembles import SCORES
+from almlip_jax.ensembles import SCORES, spread_members
 from almlip_jax.errors import CapacityError, InputError
 from almlip_jax.models import Params
 from almlip_jax.structures.species import SpeciesTable
@@ -129,6 +129,7 @@ class Explorer:
         s = self.settings
         if len(starts) != len(s.temperatures):
             raise InputError(f"{len(s.temperatures)} walkers need as many start structures, not {len(starts)}.")
+        params = spread_members(params)
         state, setup, loop = self._prepare(starts, self._thresholds(thresholds), key)
         begin, run_chunk = self._compiled(loop)
         state = begin(params, state, setup)

@@ -2,5 +2,6 @@
 
 from almlip_jax.ensembles.ensemble import Ensemble
 from almlip_jax.ensembles.prediction import SCORES, Committee, Prediction, committee_statistics
+from almlip_jax.ensembles.sharding import spread_members
 
-__all__ = ["SCORES", "Committee", "Ensemble", "Prediction", "committee_statistics"]
+__all__ = ["SCORES", "Committee", "Ensemble", "Prediction", "committee_statistics", "spread_members"]

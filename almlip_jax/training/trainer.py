@@ -20,7 +20,7 @@ import optax
 from ase import Atoms
 from flax import struct
 
-from almlip_jax.ensembles import Ensemble
+from almlip_jax.ensembles import Ensemble, spread_members
 from almlip_jax.errors import CapacityError, InputError
 from almlip_jax.models import Params
 from almlip_jax.structures.graph import Graph, Targets
@@ -242,12 +242,14 @@ class Trainer:
                 jnp.asarray, plan_batches(packed, training, self.capacity.batch, self.capacity.steps)[0]
             )
             params = self._fresh(init_key, packed.data, sample, self._energy_scale(packed, training))
-        state = self._initial(jax.tree.map(lambda x: jnp.asarray(x, self.dtype), params))
+        state = self._initial(spread_members(jax.tree.map(lambda x: jnp.asarray(x, self.dtype), params)))
         order = np.random.default_rng(np.asarray(jax.random.key_data(order_key)))
         history: list[EpochReport] = []
         saved = None if checkpoint is None else checkpoints.load(checkpoint, whose)
         if saved is not None:
-            state = jax.tree.unflatten(jax.tree.structure(state), jax.device_put(list(saved.leaves)))
+            fresh, structure = jax.tree.flatten(state)
+            leaves = jax.device_put(list(saved.leaves), [leaf.sharding for leaf in fresh])
+            state = jax.tree.unflatten(structure, leaves)
             order.bit_generator.state = saved.order
             history = [_restored(report) for report in saved.history]
         began = time.monotonic() - (history[-1].seconds if history else 0.0)

@@ -1,0 +1,76 @@
+"""Members spread over eight devices train, evaluate and explore as on one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+PROGRAM = """
+import sys
+import jax, numpy as np
+jax.config.update("jax_enable_x64", True)
+from ase.build import molecule
+from ase.calculators.emt import EMT
+from ase.calculators.singlepoint import SinglePointCalculator
+from almlip_jax.dynamics import ExplorationSettings, Explorer, WalkerGroup
+from almlip_jax.ensembles import Ensemble, spread_members
+from almlip_jax.models import SharedDensitySettings, build_model
+from almlip_jax.potential import Potential
+from almlip_jax.structures.species import SpeciesTable
+from almlip_jax.training import EnsembleSettings, Trainer, TrainingSettings, plan_capacity, reference_energies
+
+def water(seed):
+    atoms = molecule("H2O")
+    atoms.rattle(0.08, seed=seed)
+    atoms.calc = EMT()
+    results = {"energy": atoms.get_potential_energy(), "forces": atoms.get_forces()}
+    atoms.calc = SinglePointCalculator(atoms, **results)
+    return atoms
+
+data, species = [water(seed) for seed in range(10)], SpeciesTable((1, 8))
+model = SharedDensitySettings(cutoff=4.0, radial=4, l_max=1, channels=4, hidden=(8,))
+settings = TrainingSettings(max_steps=24, validate_every=12, batch_size=2, validation_fraction=0.2)
+ensemble = Ensemble(build_model(model, species), 8)
+capacity = plan_capacity(data, 4.0, settings)
+trainer = Trainer(ensemble, species, capacity, settings, EnsembleSettings(size=8), np.float64)
+references = reference_energies(data, species)
+result = trainer.train(data, None, jax.random.key(0), reference_energies=references)
+found = Potential(model, species, result.params, references).evaluate(data)
+walkers = ExplorationSettings(walkers=(WalkerGroup(temperature=100.0, count=2),), steps=20)
+explorer = Explorer(ensemble.committee, species, 4.0, walkers, dtype=np.float64)
+run = explorer.run(result.params, data[:2], (1e3, 1e4), jax.random.key(1))
+spread = len(jax.tree.leaves(spread_members(result.params))[0].sharding.device_set) if len(jax.devices()) > 1 else 1
+np.savez(
+    sys.argv[1], spread=spread, energy=found.energy, forces=np.concatenate(found.forces),
+    std=found.scores["force_std_max"],
+    positions=np.stack([a.positions for a in run.final]), loss=result.history[-1].validation_loss,
+    params=np.concatenate([np.asarray(x).ravel() for x in jax.tree.leaves(result.params)]),
+)
+"""
+
+
+def results(folder: Path, devices: int) -> dict[str, np.ndarray]:
+    out = folder / f"{devices}.npz"
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", PROGRAM, str(out)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return dict(np.load(out))
+
+
+@pytest.fixture(scope="module")
+def one_and_eight(tmp_path_factory) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    folder = tmp_path_factory.mktemp("devices")
+    return results(folder, 1), results(folder, 8)
+
+
+def test_eight_devices_give_the_single_device_result(one_and_eight):
+    one, eight = one_and_eight
+    assert one.pop("spread") == 1 and eight.pop("spread") == 8
+    for name, wanted in one.items():
+        np.testing.assert_allclose(eight[name], wanted, rtol=1e-6, atol=1e-8, err_msg=name)
