@@ -247,9 +247,8 @@ class Trainer:
         history: list[EpochReport] = []
         saved = None if checkpoint is None else checkpoints.load(checkpoint, whose)
         if saved is not None:
-            fresh, structure = jax.tree.flatten(state)
-            leaves = jax.device_put(list(saved.leaves), [leaf.sharding for leaf in fresh])
-            state = jax.tree.unflatten(structure, leaves)
+            state = jax.tree.unflatten(jax.tree.structure(state), jax.device_put(list(saved.leaves)))
+            state = replace(state, params=spread_members(state.params))  # the rest follows
             order.bit_generator.state = saved.order
             history = [_restored(report) for report in saved.history]
         began = time.monotonic() - (history[-1].seconds if history else 0.0)
