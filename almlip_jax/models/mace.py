@@ -1,27 +1,41 @@
-"""The MACE-type model: convolutions, then many-body products of what they gathered, layer after layer.
+"""The MACE-type model: messages of the neighbours, then many-body products of them, layer after layer.
 
-In each layer the messages of the neighbours are mixed into A, [2l+1, A, C] for l up to ``l_max``; products of A with
+In each layer the messages of the neighbours are gathered into A, [2l+1, A, C] for l up to ``l_max``; products of A with
 itself up to the correlation order give many-body functions B, a linear map of which, plus the atom's own features
 mapped with weights of its species, are the next features.  Energies are read out linearly from the scalars of every
 layer but the last, and by an MLP from those of the last.  Source: Batatia et al., NeurIPS 2022, arXiv:2206.07697.
 
 The symmetric contraction of order n is taken pairwise, T_1 = A and T_n = sum_p w_p (T_(n-1) x A)_p with weights w_p of
 path, channel and central species: the generalised Clebsch-Gordan coefficients are products of simple ones.
+
+Messages are linear in the radial functions B_b unless ``radial_hidden`` asks for an MLP of them.  Where an atom has
+many neighbours, the sum over them then comes before the weights: with the basis beta_(lm,b) = B_b(r_ij) Y_lm(r_ij) of
+an edge, which holds no parameter and is shared by the members of an ensemble, each later layer sums
+
+    S_(l1 m1, b, l2 m2, c)(i) = sum_j beta_(l1 m1, b)(ij) h_(l2 m2, c)(j),
+
+one matrix product for each atom, and then applies weights of path, radial function and channel, and the Clebsch-Gordan
+coefficients.  Where there are few, the weights of each edge come first; both orders give the same numbers.
+
+In the first layer neighbours are told apart by their species alone: the sum over them is the atomic density of the
+shared-density model, and holds no parameter at all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import cache
+from typing import Literal, TypeAlias
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 from pydantic import Field
 
-from almlip_jax.models.bilinear import Irreps, bilinear, couplings
+from almlip_jax.models.base import Params
+from almlip_jax.models.bilinear import Irreps, Table, bilinear, clebsch_gordan, couplings
 from almlip_jax.models.convolution import (
     ConvolutionalModel,
     ConvolutionalSettings,
@@ -33,10 +47,16 @@ from almlip_jax.models.convolution import (
     by_degree,
     constant,
     convolve,
+    edge_functions,
+    message_scale,
     paths_between,
     species_code,
 )
+from almlip_jax.models.layout import split, stack, unstack
 from almlip_jax.structures.graph import Graph
+
+_SPECIES_SEED = 11  # of the fixed species directions; another value would make another model
+_MANY_SLOTS = 24  # as fast either way on a CPU: edges first is 1.2 times as fast with 14, sums first 1.5 times with 40
 
 
 class MaceSettings(ConvolutionalSettings):
@@ -45,6 +65,22 @@ class MaceSettings(ConvolutionalSettings):
     kind: Literal["mace"] = "mace"
     correlation: int = Field(default=3, ge=1, le=5)
     """Correlation order: neighbours that a product involves; a function of one more bodies than that."""
+
+
+@struct.dataclass
+class Surroundings:
+    """The parameter-free part.
+
+    Attributes:
+        density: [(l_max + 1)^2, A, S' B], sum of the edge basis over neighbours, for each of S' species channels; none
+            where an MLP follows the radial functions.
+        basis: [A, (l_max + 1)^2, B, K], harmonics times radial functions of the edges, where sums come first.
+        edges: radial functions and coupled harmonics of the edges, where they do not.
+    """
+
+    density: jax.Array | None
+    basis: jax.Array | None
+    edges: Edges | None
 
 
 @dataclass(frozen=True)
@@ -56,13 +92,62 @@ class Mace(ConvolutionalModel):
     @property
     def paths(self) -> tuple[Path, ...]:
         """Couplings that any layer uses."""
-        known = self.settings.hidden_l_max if self.settings.layers > 1 else 0
-        return paths_between(self.settings.l_max, known, self.settings.l_max)
+        s = self.settings
+        return paths_between(s.l_max, s.hidden_l_max if s.layers > 1 else 0, s.l_max)
 
     @property
     def module(self) -> nn.Module:
         """The module with all parameters."""
         return _Layers(self.settings, self.num_species, self.paths)
+
+    def geometry(self, graph: Graph) -> Surroundings:  # type: ignore[override]
+        """What the edges contribute without a parameter; differentiable in ``graph.vectors``."""
+        s = self.settings
+        if s.radial_hidden:
+            return Surroundings(None, None, super().geometry(graph))
+        plain = self._plain_edges(graph)
+        harmonics = jnp.concatenate(plain.coupled, axis=1)
+        codes = _neighbor_codes(graph, self.num_species, s.species_channels, plain.radial.dtype)
+        functions = (codes[..., None] * plain.radial[:, :, None]).reshape(*graph.neighbors.shape, -1)
+        density = jnp.einsum("alk,akf->laf", harmonics, functions)
+        if s.layers == 1:
+            return Surroundings(density, None, None)
+        if graph.neighbors.shape[1] < _MANY_SLOTS:
+            return Surroundings(density, None, super().geometry(graph))
+        return Surroundings(density, edge_basis(harmonics, plain.radial.swapaxes(1, 2)), None)
+
+    def _plain_edges(self, graph: Graph) -> Edges:
+        """Radial functions, and harmonics that are coupled with nothing."""
+        s = self.settings
+        return edge_functions(
+            graph,
+            paths_between(s.l_max, 0, s.l_max),
+            cutoff=s.cutoff,
+            cutoff_power=s.cutoff_power,
+            basis=s.radial_basis,
+            count=s.radial,
+        )
+
+    def standardise(self, params: Params, sample: Graph, energy_scale: float) -> Params:
+        """Sets the scale of messages, for each degree of the edges, and that of the energy; see `Model.standardise`.
+
+        A sum over neighbours is taken to be as large as it is on the sample without weights, or as for harmonics of
+        random sign if that is more: by symmetry, the former may vanish where the neighbours' features do not.
+        """
+        s = self.settings
+        edges = self._plain_edges(sample)
+        squares = jnp.broadcast_to(message_scale(sample, edges.radial) ** -2, (s.l_max + 1,))
+        if not s.radial_hidden:
+            total = jnp.einsum("alk,akb->alb", jnp.concatenate(edges.coupled, axis=1), edges.radial)  # [A, LM, B]
+            mask = sample.atom_mask[:, None]
+            per_atom = jnp.where(mask, jnp.mean(total**2, axis=-1), 0)
+            mean = jnp.sum(per_atom, axis=0) / jnp.maximum(jnp.sum(mask), 1)
+            blocks = [jnp.mean(mean[degree**2 : (degree + 1) ** 2]) for degree in range(s.l_max + 1)]
+            squares = jnp.maximum(jnp.stack(blocks), squares)
+        return params | {
+            "message_scale": jax.lax.rsqrt(squares).astype(params["message_scale"].dtype),
+            "energy_scale": jnp.full_like(params["energy_scale"], energy_scale),
+        }
 
 
 class _Layers(nn.Module):
@@ -71,18 +156,21 @@ class _Layers(nn.Module):
     paths: tuple[Path, ...]
 
     @nn.compact
-    def __call__(self, edges: Edges, graph: Graph) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, geometry: Surroundings, graph: Graph) -> tuple[jax.Array, jax.Array]:
         s = self.settings
-        dtype = edges.radial.dtype
+        dtype = jax.tree.leaves(geometry)[0].dtype
         exact = jax.nn.one_hot(graph.species, self.num_species, dtype=dtype)
         code = species_code(self, graph.species, self.num_species, s.species_channels, dtype)
-        scale = constant(self, "message_scale")
+        scale = jax.lax.stop_gradient(self.param("message_scale", nn.initializers.ones, (s.l_max + 1,)))
         embedding = self.param("embedding", nn.initializers.normal(1.0), (self.num_species, s.channels))
         features: Irreps = ((exact @ embedding)[None],)
         energy = exact @ self.param("species_bias", nn.initializers.zeros, (self.num_species,))
         for layer in range(s.layers):
             highest = s.hidden_l_max if layer < s.layers - 1 else 0
-            gathered = self._gather(layer, features, scale, edges, graph)
+            if layer == 0 and geometry.density is not None:
+                gathered = self._first(scale, geometry.density)
+            else:
+                gathered = self._gather(layer, features, scale, geometry, graph)
             many_body = self._many_body(layer, gathered, highest, code)
             own = SpeciesLinear(s.channels, name=f"own_{layer}")(features[: highest + 1], code)
             features = tuple(b + own[n] if n < len(own) else b for n, b in enumerate(many_body))
@@ -95,15 +183,36 @@ class _Layers(nn.Module):
         energy = energy + jnp.sum(x * (exact @ last), axis=-1) / np.sqrt(x.shape[-1])
         return constant(self, "energy_scale") * energy, x
 
-    def _gather(self, layer: int, features: Irreps, scale: jax.Array, edges: Edges, graph: Graph) -> Irreps:
-        """A of one layer, [2l+1, A, C] for l up to ``l_max``."""
+    def _first(self, scale: jax.Array, density: jax.Array) -> Irreps:
+        """A of the first layer, [2l+1, A, C] for l up to ``l_max``: weights of species, radial function and channel."""
+        s = self.settings
+        spread, mixed = nn.initializers.normal(1 / np.sqrt(s.radial)), []
+        for degree, block in enumerate(split(density, tuple(2 * n + 1 for n in range(s.l_max + 1)))):
+            weights = self.param(f"first_{degree}", spread, (block.shape[-1], s.channels))
+            mixed.append(block @ (scale[degree] * weights))
+        return tuple(mixed)
+
+    def _gather(self, layer: int, features: Irreps, scale: jax.Array, geometry: Surroundings, graph: Graph) -> Irreps:
+        """A of a layer, [2l+1, A, C] for l up to ``l_max``, from the features of the neighbours."""
         s = self.settings
         chosen = [n for n, path in enumerate(self.paths) if path.neighbor < len(features)]
-        weights = RadialWeights(len(chosen), s.channels, s.radial_hidden, name=f"radial_{layer}")(
-            edges.radial, graph.edge_mask
-        )
+        by_path = scale[np.array([self.paths[n].edge for n in chosen])][:, None]
         mixed = DegreeLinear(s.channels, name=f"before_{layer}")(features)
-        messages = convolve(mixed, scale * weights, edges, self.paths, chosen, graph)
+        if s.radial_hidden:
+            assert geometry.edges is not None
+            radial = RadialWeights(len(chosen), s.channels, s.radial_hidden, name=f"radial_{layer}")
+            of_edges = by_path * radial(geometry.edges.radial, graph.edge_mask)
+            messages = convolve(mixed, of_edges, geometry.edges, self.paths, chosen, graph)
+        else:
+            spread = nn.initializers.normal(1 / np.sqrt(s.radial))
+            weights = self.param(f"radial_{layer}", spread, (len(chosen), s.radial, s.channels)) * by_path[..., None]
+            if geometry.edges is None:
+                assert geometry.basis is not None
+                messages = list(messages_of_sums(mixed, weights, geometry.basis, graph))
+            else:
+                # the radial functions vanish in padding slots
+                of_edges = jnp.einsum("akb,pbc->akpc", geometry.edges.radial, weights)
+                messages = convolve(mixed, of_edges, geometry.edges, self.paths, chosen, graph)
         return DegreeLinear(s.channels, name=f"after_{layer}")(by_degree(messages, [self.paths[n].out for n in chosen]))
 
     def _many_body(self, layer: int, gathered: Irreps, highest: int, code: jax.Array) -> Irreps:
@@ -113,20 +222,225 @@ class _Layers(nn.Module):
         for order in range(2, s.correlation + 1):
             # the last product is only needed as far as it is kept
             top = highest if order == s.correlation else s.l_max
-            table, degrees = couplings(len(product) - 1, s.l_max, top, order == 2)
-            product = self._weighted(f"weights_{layer}_{order}", bilinear(table, product, gathered), degrees, code)
+            product = self._product(f"weights_{layer}_{order}", product, gathered, top, order == 2, code)
             found.append(product[: highest + 1])
-        stacked = [jnp.concatenate(blocks, axis=-1) for blocks in zip(*found, strict=True)]
+        degrees = range(max(len(blocks) for blocks in found))
+        stacked = [jnp.concatenate([blocks[d] for blocks in found if d < len(blocks)], axis=-1) for d in degrees]
         return DegreeLinear(s.channels, name=f"mix_{layer}")(stacked)
 
-    def _weighted(self, name: str, products: Irreps, degrees: Sequence[int], code: jax.Array) -> Irreps:
-        """Sums over the paths of each degree with weights of path, channel and central species."""
-        summed = []
-        for degree in range(max(degrees) + 1):
-            paths = [block for block, d in zip(products, degrees, strict=True) if d == degree]
-            spread = nn.initializers.normal(1 / np.sqrt(len(paths)))
-            shape = (code.shape[-1], len(paths) * self.settings.channels)
-            weights = jnp.split(code @ self.param(f"{name}_{degree}", spread, shape), len(paths), axis=-1)
-            terms = [weight * block for weight, block in zip(weights, paths, strict=True)]
-            summed.append(sum(terms[1:], terms[0]))
-        return tuple(summed)
+    def _product(self, name: str, left: Irreps, right: Irreps, top: int, equal: bool, code: jax.Array) -> Irreps:
+        """Sums over the paths of left x right with weights of path, channel and central species, up to degree top."""
+        table, factors, counts = _merged_couplings(len(left) - 1, len(right) - 1, top, equal)
+        shape = (code.shape[-1], len(factors), right[0].shape[-1])
+        spread = 1 / np.sqrt(np.repeat(counts, counts))[:, None]
+        weights = self.param(name, lambda key: spread * jax.random.normal(key, shape))
+        by_atom = (code @ weights.reshape(len(weights), -1)).reshape(len(code), *shape[1:])
+        weighed = [weight * left[degree] for weight, degree in zip(unstack(by_atom, 1), factors, strict=True)]
+        return bilinear(table, weighed, right)
+
+
+def _neighbor_codes(graph: Graph, num_species: int, width: int, dtype: jnp.dtype) -> jax.Array:
+    """What tells the species of neighbours apart, [A, K, S']: one by one, or fixed directions where they are many."""
+    if num_species <= width:
+        return jax.nn.one_hot(graph.species[graph.neighbors], num_species, dtype=dtype)
+    directions = np.random.default_rng(_SPECIES_SEED).normal(size=(num_species, width))
+    directions *= 1 / np.linalg.norm(directions, axis=1, keepdims=True)
+    return jnp.asarray(directions, dtype)[graph.species][graph.neighbors]
+
+
+def messages_of_sums(features: Irreps, weights: jax.Array, basis: jax.Array, graph: Graph) -> Irreps:
+    """Messages of the neighbours with weights linear in the radial functions, the sum over neighbours coming first.
+
+    Args:
+        features: of the atoms, [2 l2 + 1, A, C] for each degree.
+        weights: [P, B, C] for the P paths of `paths_between`.
+        basis: [A, (l_max + 1)^2, B, K] of the edges; 0 in padding slots.
+        graph: the structures.
+
+    Returns:
+        for each path [2 l3 + 1, A, C], what `models.convolution.convolve` gives for weights ``B_b(r) w_(p,b,c)``.
+    """
+    components, count = basis.shape[1:3]
+    places, table = _coupling(round(np.sqrt(components)) - 1, len(features) - 1)
+    told = jnp.concatenate(features).swapaxes(0, 1)  # [A, M, C]
+    sums = sum_over_neighbors(basis, neighbors_of(told, graph))  # [A, LM, B, M, C]
+    placed = jnp.asarray(places, weights.dtype) @ weights.reshape(len(weights), -1)
+    placed = placed.reshape(-1, components, told.shape[1], count, weights.shape[-1])
+    return sparse_map(table, weigh_radial(sums, placed.swapaxes(2, 3)))
+
+
+@jax.custom_vjp
+def edge_basis(harmonics: jax.Array, radial: jax.Array) -> jax.Array:
+    """Products of harmonics [A, LM, K] and radial functions [A, B, K] of each edge, [A, LM, B, K]."""
+    return harmonics[:, :, None] * radial[:, None]
+
+
+def _edge_basis_backward(edges: tuple[jax.Array, jax.Array], cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
+    # sums written out run along the slots, which are contiguous
+    harmonics, radial = edges
+    by_radial = zip(unstack(cotangent, 2), unstack(radial, 1), strict=True)
+    to_harmonics = sum(c * b[:, None] for c, b in by_radial)
+    by_component = zip(unstack(cotangent, 1), unstack(harmonics, 1), strict=True)
+    to_radial = sum(c * y[:, None] for c, y in by_component)
+    return to_harmonics, to_radial  # type: ignore[return-value]
+
+
+edge_basis.defvjp(lambda *edges: (edge_basis(*edges), edges), _edge_basis_backward)
+
+
+@jax.custom_vjp
+def sum_over_neighbors(basis: jax.Array, values: jax.Array) -> jax.Array:
+    """Sum over the slots of each atom of functions [A, LM, B, K] times values [A, K, M, C], [A, LM, B, M, C].
+
+    The derivatives are spelt out because the order of their axes decides their speed.
+    """
+    return jnp.einsum("albk,akmc->albmc", basis, values)
+
+
+def _sum_backward(factors: tuple[jax.Array, jax.Array], cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
+    basis, values = factors
+    to_basis = jnp.einsum("albmc,akmc->albk", cotangent, values)
+    return to_basis, jnp.einsum("albk,albmc->akmc", basis, cotangent)
+
+
+sum_over_neighbors.defvjp(lambda *factors: (sum_over_neighbors(*factors), factors), _sum_backward)
+
+Slots: TypeAlias = tuple[jax.Array, jax.Array, jax.Array]
+"""Neighbours, opposite slots and edge mask of a graph, each [A, K]."""
+
+
+def neighbors_of(values: jax.Array, graph: Graph) -> jax.Array:
+    """Values [A, M, C] of the atom at the other end of each edge, [A, K, M, C]; 0 in padding slots."""
+    return _spread(values, (graph.neighbors, graph.reverse, graph.edge_mask))
+
+
+@jax.custom_vjp
+def _spread(values: jax.Array, slots: Slots) -> jax.Array:
+    return values[slots[0]]
+
+
+@jax.custom_vjp
+def _collect(values: jax.Array, slots: Slots) -> jax.Array:
+    """The transpose of `_spread`: what an atom's neighbours hold for it lies in the opposite slots."""
+    neighbors, reverse, mask = slots
+    return jnp.sum(jnp.where(mask[..., None, None], values[neighbors, reverse], 0), axis=1)
+
+
+_spread.defvjp(lambda x, slots: (_spread(x, slots), slots), lambda slots, c: (_collect(c, slots), None))
+_collect.defvjp(lambda x, slots: (_collect(x, slots), slots), lambda slots, c: (_spread(c, slots), None))
+
+
+@jax.custom_vjp
+def weigh_radial(sums: jax.Array, weights: jax.Array) -> tuple[jax.Array, ...]:
+    """Sums over radial functions b of sums [A, LM, B, M, C] times weights [N, LM, B, M, C]: N of [A, LM, M, C]."""
+    parts = unstack(sums, 2)
+    return tuple(
+        sum(x * w for x, w in zip(parts, unstack(one, 1), strict=True))  # type: ignore[misc]
+        for one in unstack(weights, 0)
+    )
+
+
+def _weigh_backward(
+    factors: tuple[jax.Array, jax.Array], cotangent: tuple[jax.Array, ...]
+) -> tuple[jax.Array, jax.Array]:
+    sums, weights = factors
+    terms = [w * c[:, :, None] for w, c in zip(unstack(weights, 0), cotangent, strict=True)]
+    to_weights = [jnp.einsum("albmc,almc->lbmc", sums, c) for c in cotangent]
+    return sum(terms[1:], terms[0]), stack(tuple(to_weights), 0)
+
+
+weigh_radial.defvjp(lambda *factors: (weigh_radial(*factors), factors), _weigh_backward)
+
+
+SparseTable: TypeAlias = tuple[tuple[tuple[tuple[int, int, int, float], ...], ...], ...]
+"""For each output block and each of its components, the terms (block, LM, M, coefficient) to sum."""
+
+
+def sparse_map(table: SparseTable, blocks: tuple[jax.Array, ...]) -> Irreps:
+    """Sums of components of blocks [A, LM, M, C] with given coefficients: [2l+1, A, C] for each output block."""
+    return _sparse_map(table, tuple(block.shape[1:3] for block in blocks), blocks)
+
+
+def _sparse_map_plain(table: SparseTable, shapes: tuple, blocks: tuple[jax.Array, ...]) -> Irreps:
+    rows = []
+    for block in table:
+        sums = []
+        for terms in block:
+            found = [np.asarray(c, blocks[n].dtype) * blocks[n][:, i, j] for n, i, j, c in terms]
+            sums.append(sum(found[1:], found[0]))
+        rows.append(jnp.stack(sums))
+    return tuple(rows)
+
+
+def _sparse_map_transposed(table: SparseTable, shapes: tuple, cotangent: Irreps) -> tuple[jax.Array, ...]:
+    found: list[list[list[list[jax.Array]]]] = [[[[] for _ in range(m)] for _ in range(lm)] for lm, m in shapes]
+    for o, block in enumerate(table):
+        for k, terms in enumerate(block):
+            for n, i, j, c in terms:
+                found[n][i][j].append(cotangent[o][k] * np.asarray(c, cotangent[o].dtype))
+    zero = jnp.zeros_like(cotangent[0][0])
+    return tuple(
+        jnp.stack([jnp.stack([sum(t[1:], t[0]) if t else zero for t in row], axis=1) for row in block], axis=1)
+        for block in found
+    )
+
+
+_sparse_map = jax.custom_vjp(_sparse_map_plain, nondiff_argnums=(0, 1))
+_sparse_transposed = jax.custom_vjp(_sparse_map_transposed, nondiff_argnums=(0, 1))
+_sparse_map.defvjp(
+    lambda table, shapes, blocks: (_sparse_map(table, shapes, blocks), None),
+    lambda table, shapes, _, cotangent: (_sparse_transposed(table, shapes, tuple(cotangent)),),
+)
+_sparse_transposed.defvjp(
+    lambda table, shapes, blocks: (_sparse_transposed(table, shapes, blocks), None),
+    lambda table, shapes, _, cotangent: (_sparse_map(table, shapes, tuple(cotangent)),),
+)
+
+
+@cache
+def _coupling(l_max: int, highest: int) -> tuple[np.ndarray, SparseTable]:
+    """How sums over neighbours with features of degrees 0 to ``highest`` are weighted and coupled.
+
+    Returns:
+        where the weights of each of the P paths of `paths_between` stand, [N (l_max + 1)^2 (highest + 1)^2, P], the
+        n-th of N holding the n-th coupling of a pair of degrees; and the coefficients of the N weighted sums.
+    """
+    paths = paths_between(l_max, highest, l_max)
+    pairs = [(path.edge, path.neighbor) for path in paths]
+    rows = [pairs[:n].count(pair) for n, pair in enumerate(pairs)]
+    places = np.zeros((max(rows) + 1, (l_max + 1) ** 2, (highest + 1) ** 2, len(paths)))
+    table = []
+    for n, (row, path) in enumerate(zip(rows, paths, strict=True)):
+        first, second = path.edge**2, path.neighbor**2
+        places[row, first : (path.edge + 1) ** 2, second : (path.neighbor + 1) ** 2, n] = 1
+        coefficients = clebsch_gordan(path.edge, path.neighbor, path.out)
+        coefficients = coefficients * np.sqrt((2 * path.out + 1) / np.sum(coefficients**2))
+        found = np.argwhere(np.abs(coefficients) > 1e-12).tolist()
+        table.append(
+            tuple(
+                tuple((row, first + i, second + j, float(coefficients[i, j, k])) for i, j, m in found if m == k)
+                for k in range(2 * path.out + 1)
+            )
+        )
+    return places.reshape(-1, len(paths)), tuple(table)
+
+
+@cache
+def _merged_couplings(
+    left: int, right: int, highest: int, equal: bool
+) -> tuple[Table, tuple[int, ...], tuple[int, ...]]:
+    """`couplings` whose paths of one degree are summed, each with a left factor of its own.
+
+    Returns:
+        the table, the degree of each left factor, and how many of them add up to each degree of the result.
+    """
+    blocks, degrees = couplings(left, right, highest, equal)
+    merged: list[list[list]] = [[[] for _ in range(2 * degree + 1)] for degree in range(max(degrees) + 1)]
+    factors = []
+    for n, (block, degree) in enumerate(zip(blocks, degrees, strict=True)):
+        factors.append(next(term[0] for terms in block for term in terms))
+        for k, terms in enumerate(block):
+            merged[degree][k] += [(n, i, b, j, c) for _, i, b, j, c in terms]
+    counts = tuple(degrees.count(degree) for degree in range(len(merged)))
+    table = tuple(tuple(tuple(terms) for terms in block) for block in merged)
+    return table, tuple(factors), counts
