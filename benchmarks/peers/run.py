@@ -103,12 +103,12 @@ def dynamics(session: Session, starts: dict[str, str], scratch: Path, options: a
                     known = {"potential": str(trained)} if system == "acac" and trained.exists() else {}
                     steps = {"mace": 100}.get(name, 2000 if system == "acac" else 500)
                     task = base | {"model": model, "members": members, "temperature": 300, "steps": steps} | known
-                    if system == "acac" and not known:
-                        task["temperature"] = 5
+                    if not known:
+                        task["temperature"] = 1
                     session.run("ours", f"md {system} {name} x{members}", task)
             if "apax" in options.peers:
                 for members in (1, 4):
-                    steps = {1: 1000, 4: 400}[members] // (1 if system == "acac" else 4)
+                    steps = {1: 4000, 4: 1000}[members] // (1 if system == "acac" else 4)
                     task = base | {"members": members, "temperature": 50, "steps": steps, "inner": 50, "every": 1}
                     task |= {"potential": str(scratch / f"apax_{system}_{members}"), "repeats": 1}
                     session.run(

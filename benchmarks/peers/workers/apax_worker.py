@@ -95,10 +95,11 @@ def dynamics(task: dict) -> dict:
         run_md(str(folder / "config.yaml"), config)
         return time.perf_counter() - began
 
-    rates, start_up = [], None
+    once(task["inner"], "first")
+    start_up = time.perf_counter() - BEGAN
+    rates = []
     for n in range(task["repeats"]):
         short = once(task["inner"], f"short{n}")
-        start_up = start_up or time.perf_counter() - BEGAN
         long = once(task["inner"] + task["steps"], f"long{n}")
         rates.append(task["steps"] / (long - short))
     return {"steps_per_second": rates, "start_up": start_up}

@@ -60,7 +60,7 @@ def dynamics(task: dict) -> dict:
         model = TypeAdapter(ModelSettings).validate_python(task["model"])
         ensemble = Ensemble(build_model(model, species), task["members"])
         params = jax.jit(ensemble.init)(jax.random.key(0))
-        params = params | {"energy_scale": 1e-3 * params["energy_scale"]}  # harmless: atoms hardly feel each other
+        params = params | {"energy_scale": 0 * params["energy_scale"]}  # harmless: atoms do not feel each other
     walkers, steps = task.get("walkers", 1), task["steps"]
     groups = (WalkerGroup(temperature=task["temperature"], count=walkers),)
     settings = ExplorationSettings(walkers=groups, steps=steps, timestep=0.5)
