@@ -1,0 +1,109 @@
+"""Accuracy of named models on acetylacetone: ``python experiments/acac/run.py --data DIR --out runs/acac``.
+
+Trains an ensemble of four on 450 frames at 300 K (50 more validate) and tests on trajectories at 300 K and 600 K, on
+the scan of a dihedral angle and on a transfer of the hydrogen; the committee and its members one by one.  A model whose
+potential lies in the output folder already is only evaluated.  One row a model, set and committee or member goes into
+``results.csv``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from pydantic import TypeAdapter
+
+from almlip_jax.compilation import prepare_jax
+from almlip_jax.fitting import fit_potential
+from almlip_jax.models import ModelSettings
+from almlip_jax.potential import Potential
+from almlip_jax.structures.io import read_structures
+from almlip_jax.training import EnsembleSettings, TrainingSettings
+
+HERE = Path(__file__).resolve().parent
+MODELS: dict[str, dict[str, Any]] = {
+    "small": {"size": "small"},
+    "medium": {"size": "medium"},
+    "large": {"size": "large"},
+    "medium_products_2": {"products": 2},
+    "small_layers_1": {"size": "small", "layers": 1},
+    "medium_layers_1": {"layers": 1},
+    "mace": {"kind": "mace"},
+    "nequip": {"kind": "nequip"},
+}
+SETS = {"300K": "test_MD_300K", "600K": "test_MD_600K", "dihedral": "test_dihedral", "H_transfer": "test_H_transfer"}
+
+
+def train(data: Path, name: str, steps: int, folder: Path) -> tuple[Potential, float]:
+    """The potential, trained unless it is there already, and the seconds that took (NaN where it was there)."""
+    if (folder / "potential.json").exists():
+        return Potential.load(folder), float("nan")
+    settings = TrainingSettings(max_steps=steps, max_epochs=10**6, patience=10**6, validate_every=450)
+    frames = read_structures(data / "acac" / "train_300K.xyz")
+    began = time.monotonic()
+    model = TypeAdapter(ModelSettings).validate_python({"cutoff": 5.0, **MODELS[name]})
+    potential, _ = fit_potential(frames, model, EnsembleSettings(size=4), settings, seed=0)
+    seconds = time.monotonic() - began
+    potential.save(folder)
+    return potential, seconds
+
+
+def errors(potential: Potential, path: Path) -> dict[str, float]:
+    """Errors on the frames of a file: energies in meV, offset-free too, forces in meV/Angstrom where there are any."""
+    frames = read_structures(path)
+    found = potential.evaluate(frames)
+    energy = 1e3 * (found.energy - np.array([a.calc.results["energy"] for a in frames]))
+    row = {
+        "energy_rmse": np.sqrt(np.mean(energy**2)),
+        "energy_mae": np.mean(np.abs(energy)),
+        "energy_offset_free_rmse": np.std(energy),
+    }
+    if "forces" in frames[0].calc.results:
+        pairs = zip(found.forces, frames, strict=True)
+        forces = 1e3 * np.concatenate([f - a.calc.results["forces"] for f, a in pairs])
+        row |= {"forces_rmse": np.sqrt(np.mean(forces**2)), "forces_mae": np.mean(np.abs(forces))}
+    return {key: round(float(value), 2) for key, value in row.items()}
+
+
+def member(potential: Potential, m: int) -> Potential:
+    """One member as a potential of its own."""
+    params = jax.tree.map(lambda x: x[m : m + 1], potential.params)
+    return Potential(potential.settings, potential.species, params, potential.reference_energies)
+
+
+def main() -> None:
+    """Trains and evaluates what is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=os.environ.get("ALMLIP_DATA_DIR"), help="reference data")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the potentials")
+    parser.add_argument("--models", nargs="*", default=["small", "medium", "small_layers_1"], choices=MODELS)
+    parser.add_argument("--steps", type=int, default=9000)
+    options = parser.parse_args()
+    if options.data is None:
+        parser.error("give the folder of the reference data with --data or ALMLIP_DATA_DIR.")
+    prepare_jax()
+    rows = []
+    for name in options.models:
+        potential, seconds = train(Path(options.data), name, options.steps, options.out / name)
+        one_by_one = {f"member {m}": member(potential, m) for m in range(4)}
+        for who, one in {"committee": potential, **one_by_one}.items():
+            for test, file in SETS.items():
+                found = errors(one, Path(options.data) / "acac" / f"{file}.xyz")
+                rows.append(
+                    {"model": name, "steps": options.steps, "seconds": seconds, "who": who} | {"set": test} | found
+                )
+                print(rows[-1], flush=True)
+    with (options.out / "results.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()
