@@ -11,6 +11,7 @@ Source: Batzner et al., Nature Communications 13, 2453 (2022), with the coeffici
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -253,7 +254,7 @@ class ConvolutionalSettings(Settings):
 
 
 @dataclass(frozen=True)
-class ConvolutionalModel:
+class ConvolutionalModel(ABC):
     """A model whose parameters sit in one Flax module that takes the `Edges` of a graph; see `models.base.Model`.
 
     Attributes:
@@ -275,14 +276,14 @@ class ConvolutionalModel:
         return False
 
     @property
+    @abstractmethod
     def paths(self) -> tuple[Path, ...]:
         """Couplings that any layer uses."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def module(self) -> nn.Module:
         """The module with all parameters, ``(edges, graph) -> energy [A], features [A, F]``."""
-        raise NotImplementedError
 
     def geometry(self, graph: Graph) -> Edges:
         """Radial functions and coupled harmonics of all edges; differentiable in ``graph.vectors``."""
