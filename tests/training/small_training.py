@@ -23,8 +23,15 @@ def water(seed: int) -> Atoms:
     """A distorted molecule with energy and forces."""
     atoms = molecule("H2O")
     atoms.rattle(0.08, seed=seed)
+    return labelled(atoms)
+
+
+def labelled(atoms: Atoms) -> Atoms:
+    """The structure itself with energy, forces and, where periodic, stress of a cheap calculator."""
     atoms.calc = EMT()
     results = {"energy": atoms.get_potential_energy(), "forces": atoms.get_forces()}
+    if atoms.pbc.all():
+        results["stress"] = atoms.get_stress()
     atoms.calc = SinglePointCalculator(atoms, **results)
     return atoms
 

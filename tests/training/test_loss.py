@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -103,12 +105,12 @@ def test_huber_learns_past_labels_that_are_wrong(waters):
             atoms.calc.results["forces"][0, 0] += 60.0
     references = reference_energies(waters, SPECIES)
     judge = trainer_of(waters, settings_of())
-    run = judge._prepare(judge._pack(waters, references), np.arange(16), 1)
+    run = judge.prepare(replace(judge.training_set(waters, references), validation=np.arange(16)), 1)
     errors = []
     for kind in ("mse", "huber"):
         settings = settings_of(loss=LossSettings(kind=kind), max_steps=800, validation_fraction=0.0)
         result = trainer_of(waters, settings).train(bad, None, jax.random.key(0), reference_energies=references)
-        errors.append(float(jnp.mean(jnp.sqrt(means(judge._validate(result.params, run)[0])[1]))))
+        errors.append(float(jnp.mean(jnp.sqrt(means(judge.program.validate(result.params, run)[0])[1]))))
     assert errors[1] < 0.5 * errors[0]
 
 

@@ -56,10 +56,10 @@ class TestSchedules:
     def test_the_rate_falls_after_enough_validations_without_a_better_mean(self, waters):
         """The mean over the members decides, those that diverged aside; a fall restarts the count."""
         trainer = trainer_of(waters, settings_of(schedule="plateau", plateau_factor=0.5, plateau_patience=2))
-        seen = trainer._initial_state(trainer.ensemble.init(jax.random.key(0))).plateau
+        seen = trainer.program.initial(trainer.ensemble.init(jax.random.key(0))).plateau
         factors = []
         for loss in ([4, 2], [3, 1], [1, 3.5], [2, 2], [2, 2], [2, 1.9], [2, 2], [np.nan, 1], [1, 1], [1, 1], [1, 1]):
-            seen = trainer._follow_plateau(seen, jnp.asarray(loss, jnp.float32))
+            seen = trainer.program.follow_plateau(seen, jnp.asarray(loss, jnp.float32))
             factors.append(float(seen.factor))
         assert factors == [1, 1, 1, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.25, 0.25]
 
@@ -149,9 +149,8 @@ class TestSecondStage:
 
     def test_what_is_kept_is_the_best_of_the_second_stage(self, staged, waters):
         trainer, result, references = staged
-        packed = trainer._pack(waters, references)
-        run = trainer._prepare(packed, trainer._split(len(waters))[1], 400)
-        energy, forces, _ = means(trainer._validate(result.params, run)[0])
+        run = trainer.prepare(trainer.training_set(waters, references), 400)
+        energy, forces, _ = means(trainer.program.validate(result.params, run)[0])
         late = np.array([report.validation_loss for report in result.history if report.step >= 300])
         np.testing.assert_allclose(300 * energy + 0.5 * forces, late.min(axis=0), rtol=1e-3)
 

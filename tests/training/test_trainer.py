@@ -2,53 +2,37 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
-from ase.calculators.emt import EMT
-from ase.calculators.singlepoint import SinglePointCalculator
+from small_training import MODEL, SPECIES, labelled, settings_of, water
 
 from almlip_jax.ensembles import Ensemble, Prediction
 from almlip_jax.errors import CapacityError, InputError
-from almlip_jax.models import SharedDensitySettings, build_model
+from almlip_jax.models import build_model
 from almlip_jax.structures.packing import pack, plan_batches, take_batch
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.training import (
     EnsembleSettings,
     LossSettings,
     Trainer,
-    TrainingSettings,
     plan_capacity,
     reference_energies,
 )
+from almlip_jax.training.dataset import bootstrap_weights, split
 from almlip_jax.training.loss import means, residuals
 
-MODEL = SharedDensitySettings(cutoff=4.0, radial=4, l_max=1, channels=4, hidden=(8,))
-SETTINGS = TrainingSettings(max_steps=60, validate_every=20, validation_fraction=0.2, batch_size=2)
-SPECIES = SpeciesTable((1, 8))
-
-
-def water(seed: int) -> Atoms:
-    atoms = molecule("H2O")
-    atoms.rattle(0.08, seed=seed)
-    return labelled(atoms)
-
-
-def labelled(atoms: Atoms) -> Atoms:
-    atoms.calc = EMT()
-    results = {"energy": atoms.get_potential_energy(), "forces": atoms.get_forces()}
-    if atoms.pbc.all():
-        results["stress"] = atoms.get_stress()
-    atoms.calc = SinglePointCalculator(atoms, **results)
-    return atoms
+SETTINGS = settings_of()
 
 
 @pytest.fixture(scope="module")
-def dataset() -> list[Atoms]:
-    return [water(seed) for seed in range(16)]
+def dataset(waters) -> list[Atoms]:
+    return waters
 
 
 @pytest.fixture(scope="module")
@@ -114,9 +98,9 @@ def test_a_member_trains_as_it_would_alone(dataset, references):
         np.testing.assert_allclose(a[1:], b, rtol=2e-3, atol=2e-5)
 
 
-def test_validation_structures_stay_on_their_side(trainer):
-    _, few = trainer._split(20)
-    training, many = trainer._split(200)
+def test_validation_structures_stay_on_their_side():
+    _, few = split(20, 0.2)
+    training, many = split(200, 0.2)
     assert set(few) == {i for i in many if i < 20}
     assert len(many) == pytest.approx(40, abs=2) and not set(training) & set(many)
 
@@ -124,14 +108,8 @@ def test_validation_structures_stay_on_their_side(trainer):
 def test_bootstrap_weights():
     weights = {}
     for kind in ("none", "gamma", "poisson"):
-        ensemble = Ensemble(build_model(MODEL, SPECIES), 3)
-        tables = []
-        for number in (10, 2000):
-            capacity = plan_capacity([water(0)], MODEL.cutoff, SETTINGS, largest_dataset=number)
-            trainer = Trainer(
-                ensemble, SPECIES, capacity, SETTINGS, EnsembleSettings(size=3, bootstrap=kind, bootstrap_variance=0.5)
-            )
-            tables.append(np.asarray(trainer._bootstrap_weights()))
+        members = EnsembleSettings(size=3, bootstrap=kind, bootstrap_variance=0.5)
+        tables = [np.asarray(bootstrap_weights(members, number, np.float32)) for number in (11, 2001)]
         np.testing.assert_array_equal(tables[1][:, :10], tables[0][:, :10])
         weights[kind] = tables[1]
     assert np.all(weights["none"] == 1)
@@ -181,8 +159,8 @@ def test_structures_of_different_size_fill_their_batches(references):
     ensemble = Ensemble(build_model(MODEL, SPECIES), 1)
     capacity = plan_capacity(mixed, MODEL.cutoff, settings)
     trainer = Trainer(ensemble, SPECIES, capacity, settings)
-    packed = trainer._pack(mixed, references)
-    plan, steps, epochs = trainer._plan_segment(packed, np.arange(7), np.random.default_rng(0))
+    data = replace(trainer.training_set(mixed, references), training=np.arange(7))
+    plan, steps, epochs = data.segment(np.random.default_rng(0), settings.validate_every)
     ids = np.asarray(plan.ids)[:steps]
     assert list(np.bincount(ids[ids < 7], minlength=7)) == [epochs] * 7
     result = trainer.train(mixed, None, jax.random.key(0), reference_energies=references)

@@ -1,0 +1,255 @@
+"""The program of a training: what runs on the device between two looks of the host, as pure functions of its state."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+
+from almlip_jax.ensembles import Ensemble
+from almlip_jax.models import Params
+from almlip_jax.structures.graph import Graph, Targets
+from almlip_jax.structures.packing import BatchPlan, PackedDataset, take_batch
+from almlip_jax.training.loss import SQUARES, Residuals, means, residuals
+from almlip_jax.training.optimiser import build_optimiser, in_second_stage, learning_rate, loss_weights
+from almlip_jax.training.settings import LossSettings, TrainingSettings
+
+
+@struct.dataclass
+class State:
+    """Device state of a training; leaves carry the member axis.
+
+    Attributes:
+        params: what the optimiser moves.
+        average: their moving average, which is validated.
+        best: of each member the average that validated best.
+        optimiser: state of the optimiser.
+        best_loss: [M] validation loss of ``best``.
+        waited: [M] validations since the best.
+        stopped: [M] members that ended early.
+        step: [] steps done.
+        plateau: what the schedule of that name has seen.
+    """
+
+    params: Params
+    average: Params
+    best: Params
+    optimiser: optax.OptState
+    best_loss: jax.Array
+    waited: jax.Array
+    stopped: jax.Array
+    step: jax.Array
+    plateau: Plateau
+
+
+@struct.dataclass
+class Plateau:
+    """What the schedule ``plateau`` has seen; one for the whole ensemble, which shares its learning rate."""
+
+    factor: jax.Array  # [] of the learning rate
+    best: jax.Array  # [] lowest mean loss so far
+    waited: jax.Array  # [] validations since then, or since the last fall
+
+
+@struct.dataclass
+class Run:
+    """What one training keeps constant on the device.
+
+    Attributes:
+        data: structures and labels.
+        weights: [M, n] bootstrap weights.
+        validation: batches of the validation structures.
+        validation_steps: [] how many of these there are.
+        total_steps: [] length of the training.
+    """
+
+    data: PackedDataset
+    weights: jax.Array
+    validation: BatchPlan
+    validation_steps: jax.Array
+    total_steps: jax.Array
+
+
+@dataclass(frozen=True)
+class Program:
+    """Functions of the training of an ensemble, to be compiled by whoever calls them.
+
+    Attributes:
+        ensemble: model and number of members.
+        settings: of the training.
+        dtype: of parameters and data.
+    """
+
+    ensemble: Ensemble
+    settings: TrainingSettings
+    dtype: np.dtype | type
+
+    @property
+    def _optimiser(self) -> optax.GradientTransformation:
+        return build_optimiser(self.settings)
+
+    def fresh(self, key: jax.Array, data: PackedDataset, sample: BatchPlan, energy_scale: float) -> Params:
+        """Parameters to begin with, their constants set from the first batch of a plan."""
+        graph, _ = take_batch(data, sample, 0)
+        return self.ensemble.standardise(self.ensemble.init(key), graph, energy_scale)
+
+    def initial(self, params: Params) -> State:
+        """The state before the first step."""
+        members = self.ensemble.size
+        return State(
+            params=params,
+            average=jax.tree.map(jnp.copy, params),
+            best=jax.tree.map(jnp.copy, params),
+            optimiser=jax.vmap(self._optimiser.init)(params),
+            best_loss=jnp.full((members,), jnp.inf, self.dtype),
+            waited=jnp.zeros((members,), jnp.int32),
+            stopped=jnp.zeros((members,), bool),
+            step=jnp.zeros((), jnp.int32),
+            plateau=Plateau(
+                factor=jnp.ones((), self.dtype),
+                best=jnp.full((), jnp.inf, self.dtype),
+                waited=jnp.zeros((), jnp.int32),
+            ),
+        )
+
+    def segment(self, state: State, run: Run, plan: BatchPlan, steps: jax.Array) -> tuple[State, dict[str, jax.Array]]:
+        """Optimiser steps through a plan, then one validation."""
+
+        def body(step: jax.Array, carry: tuple[State, jax.Array]) -> tuple[State, jax.Array]:
+            current, total = carry
+            graph, targets = take_batch(run.data, plan, step)
+            weights = run.weights[:, plan.ids[step]]
+            terms = loss_weights(self.settings, current.step, run.total_steps)
+            gradient, loss = self._loss_gradient(current.params, graph, targets, weights, terms)
+            return self._update(current, gradient, run.total_steps), total + loss
+
+        zero = jnp.zeros((self.ensemble.size,), self.dtype)
+        began_late = in_second_stage(self.settings, state.step, run.total_steps)
+        state, total = jax.lax.fori_loop(0, steps, body, (state, zero))
+        squares, penalties = self.validate(state.average, run)
+        energy, forces, _ = means(squares)
+        loss = _weighted(loss_weights(self.settings, state.step, run.total_steps), means(penalties))
+        observed = run.validation_steps > 0
+        if self.settings.second_stage is not None:
+            late = in_second_stage(self.settings, state.step, run.total_steps)
+            state = _begin_second_stage(state, late, late & ~began_late)
+        state = self._keep_best(state, jnp.where(observed, loss, -state.step.astype(self.dtype)))
+        if self.settings.schedule == "plateau":
+            state = replace(state, plateau=self.follow_plateau(state.plateau, jnp.where(observed, loss, total / steps)))
+        nothing = jnp.where(observed, 0.0, jnp.nan)
+        report = {
+            "step": state.step,
+            "train_loss": total / steps,
+            "validation_loss": loss + nothing,
+            "validation_energy_rmse": jnp.sqrt(energy) + nothing,
+            "validation_forces_rmse": jnp.sqrt(forces) + nothing,
+            "stopped": state.stopped,
+        }
+        return state, report
+
+    def _loss_gradient(
+        self, params: Params, graph: Graph, targets: Targets, weights: jax.Array, terms: _Terms
+    ) -> tuple[Params, jax.Array]:
+        """Gradient of each member's loss with respect to its own parameters, and the losses [M].
+
+        ``weights`` [M, S] are those of the structures, ``terms`` those of energy, forces and virial.
+        """
+
+        def summed(stacked: Params) -> tuple[jax.Array, jax.Array]:
+            sums = self._member_residuals(stacked, graph, targets, weights, self.settings.loss)[0]
+            losses = _weighted(terms, means(sums))
+            return jnp.sum(losses), losses
+
+        return jax.grad(summed, has_aux=True)(params)
+
+    def _member_residuals(
+        self, params: Params, graph: Graph, targets: Targets, weights: jax.Array, *kinds: LossSettings
+    ) -> tuple[Residuals, ...]:
+        """Residuals [M] under each kind of penalty, all from one evaluation."""
+        prediction = self.ensemble.predict(params, graph)
+
+        def penalised(kind: LossSettings) -> Residuals:
+            return jax.vmap(lambda one, weight: residuals(one, graph, targets, weight, kind))(prediction, weights)
+
+        return tuple(penalised(kind) for kind in kinds)
+
+    def _update(self, state: State, gradient: Params, total_steps: jax.Array) -> State:
+        updates, optimiser = jax.vmap(self._optimiser.update)(gradient, state.optimiser, state.params)
+        rate = learning_rate(self.settings, state.step, total_steps, state.plateau.factor)
+        alive = jnp.where(state.stopped, 0.0, 1.0).astype(self.dtype)
+
+        def apply(value: jax.Array, update: jax.Array) -> jax.Array:
+            return value - rate * alive.reshape((-1,) + (1,) * (value.ndim - 1)) * update
+
+        params = jax.tree.map(apply, state.params, updates)
+        average = optax.incremental_update(params, state.average, 1 - self.settings.ema)
+        return replace(state, params=params, average=average, optimiser=optimiser, step=state.step + 1)
+
+    def follow_plateau(self, seen: Plateau, loss: jax.Array) -> Plateau:
+        """Lets the learning rate fall where the mean of the members' losses [M] has not improved for long enough."""
+        mean = jnp.nanmean(loss)  # a member that diverged says nothing about the others
+        better = mean < seen.best
+        waited = jnp.where(better, 0, seen.waited + 1)
+        falls = waited >= self.settings.plateau_patience
+        return Plateau(
+            factor=jnp.where(falls, seen.factor * self.settings.plateau_factor, seen.factor),
+            best=jnp.where(better, mean, seen.best),
+            waited=jnp.where(falls, 0, waited),
+        )
+
+    def validate(self, params: Params, run: Run) -> tuple[Residuals, Residuals]:
+        """Sums over the validation structures for every member: of squares, and of what the loss is made of."""
+        kinds = (SQUARES,) if self.settings.loss.kind == SQUARES.kind else (SQUARES, self.settings.loss)
+
+        def body(step: jax.Array, sums: tuple[Residuals, ...]) -> tuple[Residuals, ...]:
+            graph, targets = take_batch(run.data, run.validation, step)
+            ones = jnp.ones((self.ensemble.size, graph.num_structures), self.dtype)
+            return jax.tree.map(jnp.add, sums, self._member_residuals(params, graph, targets, ones, *kinds))
+
+        members = (self.ensemble.size,)
+        scalar = jnp.zeros(members, self.dtype)
+        zero = Residuals(scalar, scalar, scalar, jnp.zeros((*members, 2), self.dtype), scalar)
+        sums = jax.lax.fori_loop(0, run.validation_steps, body, (zero,) * len(kinds))
+        return sums[0], sums[-1]
+
+    def _keep_best(self, state: State, loss: jax.Array) -> State:
+        better = (loss < state.best_loss) & ~state.stopped
+
+        def choose(new: jax.Array, old: jax.Array) -> jax.Array:
+            return jnp.where(better.reshape((-1,) + (1,) * (new.ndim - 1)), new, old)
+
+        waited = jnp.where(better, 0, state.waited + 1)
+        return replace(
+            state,
+            best=jax.tree.map(choose, state.average, state.best),
+            best_loss=jnp.where(better, loss, state.best_loss),
+            waited=waited,
+            stopped=state.stopped | (waited >= self.settings.patience),
+        )
+
+
+_Terms = tuple[float | jax.Array, float | jax.Array, float | jax.Array]
+"""Weights of energy, forces and virial."""
+
+
+def _weighted(weights: _Terms, values: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+    return weights[0] * values[0] + weights[1] * values[1] + weights[2] * values[2]
+
+
+def _begin_second_stage(state: State, late: jax.Array, first: jax.Array) -> State:
+    """Forgets, at the first validation of the second stage, what was best by another loss; patience waits for it."""
+    plateau = replace(
+        state.plateau,
+        best=jnp.where(first, jnp.inf, state.plateau.best),
+        waited=jnp.where(first, 0, state.plateau.waited),
+    )
+    return replace(
+        state,
+        best_loss=jnp.where(first, jnp.inf, state.best_loss),
+        waited=jnp.where(late & ~first, state.waited, -1),  # counted up to 0 next
+        plateau=plateau,
+    )
