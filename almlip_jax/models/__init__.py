@@ -33,12 +33,12 @@ def build_model(settings: SharedDensitySettings | MaceSettings | NequipSettings,
     model: Model
     match settings:
         case SharedDensitySettings():
-            model = SharedDensity(settings, len(species))
+            model = SharedDensity(settings, species)
         case MaceSettings():
-            model = Mace(settings, len(species))
+            model = Mace(settings, species)
         case NequipSettings():
-            model = Nequip(settings, len(species))
-    return WithRepulsion(model, species.numbers) if settings.repulsion else model
+            model = Nequip(settings, species)
+    return WithRepulsion(model) if settings.repulsion else model
 
 
 __all__ = [

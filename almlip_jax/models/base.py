@@ -8,6 +8,7 @@ import jax
 from flax import struct
 
 from almlip_jax.structures.graph import Graph
+from almlip_jax.structures.species import SpeciesTable
 
 Params: TypeAlias = Any
 """A pytree of parameter arrays; with a leading member axis it belongs to an ensemble."""
@@ -42,6 +43,11 @@ class Model(Protocol):
         ...
 
     @property
+    def species(self) -> SpeciesTable:
+        """The elements it knows."""
+        ...
+
+    @property
     def num_species(self) -> int:
         """Length of the species table."""
         ...
@@ -66,6 +72,19 @@ class Model(Protocol):
             params: of one model.
             sample: typical structures; inputs are scaled to order one on them.
             energy_scale: eV, by how much the energy of an atom varies.
+        """
+        ...
+
+    def with_species(self, params: Params, fresh: Params, wanted: SpeciesTable) -> Params:
+        """Parameters for more species that say of the old ones what they said before.
+
+        Args:
+            params: of one model.
+            fresh: parameters of the same architecture for ``wanted``: what new species begin with.
+            wanted: species table that holds all of the old ones.
+
+        Raises:
+            InputError: a species would be lost, or so many cannot be told apart as the old ones are.
         """
         ...
 

@@ -28,8 +28,10 @@ from almlip_jax.models.base import AtomicOutput, Params
 from almlip_jax.models.bilinear import Irreps, clebsch_gordan, spherical_harmonics
 from almlip_jax.models.layout import stack, unstack
 from almlip_jax.models.radial import bessel_functions, gaussian_functions, polynomial_cutoff
+from almlip_jax.models.species_code import with_more_species
 from almlip_jax.settings import Settings
 from almlip_jax.structures.graph import Graph, values_at_neighbors
+from almlip_jax.structures.species import SpeciesTable
 
 RadialBasis: TypeAlias = Literal["bessel", "gaussian"]
 """Names of the radial bases."""
@@ -206,15 +208,6 @@ def by_degree(blocks: Sequence[jax.Array], degrees: Sequence[int]) -> list[jax.A
     ]
 
 
-def species_code(module: nn.Module, species: jax.Array, num_species: int, width: int, dtype: jnp.dtype) -> jax.Array:
-    """What tells central species apart, [A, Q]: one by one up to ``width`` of them, else a learned embedding."""
-    exact = jax.nn.one_hot(species, num_species, dtype=dtype)
-    if num_species <= width:
-        return exact
-    spread = nn.initializers.normal(1 / np.sqrt(width))
-    return exact @ module.param("species_code", spread, (num_species, width))
-
-
 def message_scale(sample: Graph, radial: jax.Array) -> jax.Array:
     """Scale that gives a sum over neighbours of linear radial functions with random weights variance 1, scalar."""
     squares = jnp.where(sample.edge_mask, jnp.mean(radial**2, axis=-1), 0)
@@ -259,16 +252,21 @@ class ConvolutionalModel(ABC):
 
     Attributes:
         settings: shape of the model.
-        num_species: length of the species table.
+        species: the species table.
     """
 
     settings: ConvolutionalSettings
-    num_species: int
+    species: SpeciesTable
 
     @property
     def cutoff(self) -> float:
         """Angstrom."""
         return self.settings.cutoff
+
+    @property
+    def num_species(self) -> int:
+        """Length of the species table."""
+        return len(self.species)
 
     @property
     def small_members(self) -> bool:
@@ -304,6 +302,18 @@ class ConvolutionalModel(ABC):
             "message_scale": jnp.full_like(params["message_scale"], scale),
             "energy_scale": jnp.full_like(params["energy_scale"], energy_scale),
         }
+
+    @property
+    def _by_species(self) -> dict[str, int]:
+        """Parameters whose first axis runs over the species; see `species_code.with_more_species`."""
+        always = {"species_bias": 1, "embedding": 1, "last": 1}
+        many = len(self.species) > self.settings.species_channels
+        return always | ({"species_code": 1} if many else {"own_.*": 1})
+
+    def with_species(self, params: Params, fresh: Params, wanted: SpeciesTable) -> Params:
+        """Parameters for more species that say of the old ones what they said before; see `Model.with_species`."""
+        width = self.settings.species_channels
+        return with_more_species(params, fresh, self.species, wanted, width, self._by_species)
 
     def apply(self, params: Params, geometry: Edges, graph: Graph) -> AtomicOutput:
         """Energies [A] and features [A, F]."""

@@ -50,12 +50,12 @@ from almlip_jax.models.convolution import (
     edge_functions,
     message_scale,
     paths_between,
-    species_code,
 )
 from almlip_jax.models.layout import split, stack, unstack
+from almlip_jax.models.species_code import central_code, exact_code, neighbor_code
 from almlip_jax.structures.graph import Graph
+from almlip_jax.structures.species import SpeciesTable
 
-_SPECIES_SEED = 11  # of the fixed species directions; another value would make another model
 _MANY_SLOTS = 24  # as fast either way on a CPU: edges first is 1.2 times as fast with 14, sums first 1.5 times with 40
 
 
@@ -98,7 +98,12 @@ class Mace(ConvolutionalModel):
     @property
     def module(self) -> nn.Module:
         """The module with all parameters."""
-        return _Layers(self.settings, self.num_species, self.paths)
+        return _Layers(self.settings, self.species, self.paths)
+
+    @property
+    def _by_species(self) -> dict[str, int]:
+        few = len(self.species) <= self.settings.species_channels
+        return super()._by_species | ({"weights_.*": 1, "first_.*": 1} if few else {})
 
     def geometry(self, graph: Graph) -> Surroundings:  # type: ignore[override]
         """What the edges contribute without a parameter; differentiable in ``graph.vectors``."""
@@ -107,7 +112,7 @@ class Mace(ConvolutionalModel):
             return Surroundings(None, None, super().geometry(graph))
         plain = self._plain_edges(graph)
         harmonics = jnp.concatenate(plain.coupled, axis=1)
-        codes = _neighbor_codes(graph, self.num_species, s.species_channels, plain.radial.dtype)
+        codes = neighbor_code(graph, self.species, s.species_channels, plain.radial.dtype)
         functions = (codes[..., None] * plain.radial[:, :, None]).reshape(*graph.neighbors.shape, -1)
         density = jnp.einsum("alk,akf->laf", harmonics, functions)
         if s.layers == 1:
@@ -152,19 +157,19 @@ class Mace(ConvolutionalModel):
 
 class _Layers(nn.Module):
     settings: MaceSettings
-    num_species: int
+    species: SpeciesTable
     paths: tuple[Path, ...]
 
     @nn.compact
     def __call__(self, geometry: Surroundings, graph: Graph) -> tuple[jax.Array, jax.Array]:
         s = self.settings
         dtype = jax.tree.leaves(geometry)[0].dtype
-        exact = jax.nn.one_hot(graph.species, self.num_species, dtype=dtype)
-        code = species_code(self, graph.species, self.num_species, s.species_channels, dtype)
+        exact = exact_code(graph, self.species, dtype)
+        code = central_code(self, exact, s.species_channels)
         scale = jax.lax.stop_gradient(self.param("message_scale", nn.initializers.ones, (s.l_max + 1,)))
-        embedding = self.param("embedding", nn.initializers.normal(1.0), (self.num_species, s.channels))
+        embedding = self.param("embedding", nn.initializers.normal(1.0), (len(self.species), s.channels))
         features: Irreps = ((exact @ embedding)[None],)
-        energy = exact @ self.param("species_bias", nn.initializers.zeros, (self.num_species,))
+        energy = exact @ self.param("species_bias", nn.initializers.zeros, (len(self.species),))
         for layer in range(s.layers):
             highest = s.hidden_l_max if layer < s.layers - 1 else 0
             if layer == 0 and geometry.density is not None:
@@ -179,7 +184,7 @@ class _Layers(nn.Module):
         x = features[0][0]
         for n, width in enumerate(s.read_out):
             x = nn.silu(nn.Dense(width, name=f"read_out_{n}")(x))
-        last = self.param("last", nn.initializers.normal(0.1), (self.num_species, x.shape[-1]))
+        last = self.param("last", nn.initializers.normal(0.1), (len(self.species), x.shape[-1]))
         energy = energy + jnp.sum(x * (exact @ last), axis=-1) / np.sqrt(x.shape[-1])
         return constant(self, "energy_scale") * energy, x
 
@@ -237,15 +242,6 @@ class _Layers(nn.Module):
         by_atom = (code @ weights.reshape(len(weights), -1)).reshape(len(code), *shape[1:])
         weighed = [weight * left[degree] for weight, degree in zip(unstack(by_atom, 1), factors, strict=True)]
         return bilinear(table, weighed, right)
-
-
-def _neighbor_codes(graph: Graph, num_species: int, width: int, dtype: jnp.dtype) -> jax.Array:
-    """What tells the species of neighbours apart, [A, K, S']: one by one, or fixed directions where they are many."""
-    if num_species <= width:
-        return jax.nn.one_hot(graph.species[graph.neighbors], num_species, dtype=dtype)
-    directions = np.random.default_rng(_SPECIES_SEED).normal(size=(num_species, width))
-    directions *= 1 / np.linalg.norm(directions, axis=1, keepdims=True)
-    return jnp.asarray(directions, dtype)[graph.species][graph.neighbors]
 
 
 def messages_of_sums(features: Irreps, weights: jax.Array, basis: jax.Array, graph: Graph) -> Irreps:

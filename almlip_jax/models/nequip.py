@@ -31,9 +31,10 @@ from almlip_jax.models.convolution import (
     constant,
     convolve,
     paths_between,
-    species_code,
 )
+from almlip_jax.models.species_code import central_code, exact_code
 from almlip_jax.structures.graph import Graph
+from almlip_jax.structures.species import SpeciesTable
 
 
 class NequipSettings(ConvolutionalSettings):
@@ -60,31 +61,31 @@ class Nequip(ConvolutionalModel):
     @property
     def module(self) -> nn.Module:
         """The module with all parameters."""
-        return _Layers(self.settings, self.num_species, self.paths)
+        return _Layers(self.settings, self.species, self.paths)
 
 
 class _Layers(nn.Module):
     settings: NequipSettings
-    num_species: int
+    species: SpeciesTable
     paths: tuple[Path, ...]
 
     @nn.compact
     def __call__(self, edges: Edges, graph: Graph) -> tuple[jax.Array, jax.Array]:
         s = self.settings
         dtype = edges.radial.dtype
-        code = species_code(self, graph.species, self.num_species, s.species_channels, dtype)
+        exact = exact_code(graph, self.species, dtype)
+        code = central_code(self, exact, s.species_channels)
         scale = constant(self, "message_scale")
-        embedding = self.param("embedding", nn.initializers.normal(1.0), (self.num_species, s.channels))
-        features: Irreps = ((jax.nn.one_hot(graph.species, self.num_species, dtype=dtype) @ embedding)[None],)
+        embedding = self.param("embedding", nn.initializers.normal(1.0), (len(self.species), s.channels))
+        features: Irreps = ((exact @ embedding)[None],)
         for layer in range(s.layers):
             last = layer == s.layers - 1
             features = self._layer(layer, features, 0 if last else s.hidden_l_max, code, scale, edges, graph)
         x = features[0][0]
         for n, width in enumerate(s.read_out):
             x = nn.silu(nn.Dense(width, name=f"read_out_{n}")(x))
-        read = self.param("last", nn.initializers.normal(0.1), (self.num_species, x.shape[-1]))
-        bias = self.param("species_bias", nn.initializers.zeros, (self.num_species,))
-        exact = jax.nn.one_hot(graph.species, self.num_species, dtype=dtype)
+        read = self.param("last", nn.initializers.normal(0.1), (len(self.species), x.shape[-1]))
+        bias = self.param("species_bias", nn.initializers.zeros, (len(self.species),))
         energy = jnp.sum(x * (exact @ read), axis=-1) / np.sqrt(x.shape[-1]) + exact @ bias
         return constant(self, "energy_scale") * energy, x
 

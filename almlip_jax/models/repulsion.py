@@ -14,6 +14,7 @@ from flax import struct
 from almlip_jax.models.base import AtomicOutput, Geometry, Model, Params
 from almlip_jax.models.radial import polynomial_cutoff
 from almlip_jax.structures.graph import Graph
+from almlip_jax.structures.species import SpeciesTable
 
 _COULOMB = _e / (4 * np.pi * _eps0) * 1e10  # eV Angstrom, of two unit charges
 _AMPLITUDES = (0.18175, 0.50986, 0.28022, 0.02817)
@@ -53,16 +54,19 @@ class WithRepulsion:
 
     Attributes:
         inner: the model.
-        numbers: atomic numbers of the species table.
     """
 
     inner: Model
-    numbers: tuple[int, ...]
 
     @property
     def cutoff(self) -> float:
         """Angstrom."""
         return self.inner.cutoff
+
+    @property
+    def species(self) -> SpeciesTable:
+        """The species table."""
+        return self.inner.species
 
     @property
     def num_species(self) -> int:
@@ -77,8 +81,8 @@ class WithRepulsion:
     def geometry(self, graph: Graph) -> RepulsionGeometry:
         """That of the model underneath, and the repulsion."""
         dtype = graph.vectors.dtype
-        charge = jnp.asarray(self.numbers, dtype)[graph.species]
-        reach = jnp.asarray(covalent_radii[list(self.numbers)], dtype)[graph.species]
+        charge = jnp.asarray(self.species.numbers, dtype)[graph.species]
+        reach = jnp.asarray(covalent_radii[list(self.species.numbers)], dtype)[graph.species]
         reach = jnp.minimum(reach[:, None] + reach[graph.neighbors], self.cutoff)
         far = jnp.asarray([0.0, 0.0, self.cutoff], dtype)
         vectors = jnp.where(graph.edge_mask[..., None], graph.vectors, far)
@@ -95,6 +99,10 @@ class WithRepulsion:
     def standardise(self, params: Params, sample: Graph, energy_scale: float) -> Params:
         """That of the model underneath."""
         return self.inner.standardise(params, sample, energy_scale)
+
+    def with_species(self, params: Params, fresh: Params, wanted: SpeciesTable) -> Params:
+        """That of the model underneath."""
+        return self.inner.with_species(params, fresh, wanted)
 
     def apply(self, params: Params, geometry: RepulsionGeometry, graph: Graph) -> AtomicOutput:
         """The energies of the model underneath plus the repulsion; its features."""

@@ -45,8 +45,10 @@ from almlip_jax.models.bilinear import (
 from almlip_jax.models.convolution import lone_atom
 from almlip_jax.models.layout import split, stack, unstack
 from almlip_jax.models.radial import bessel_functions, polynomial_cutoff
+from almlip_jax.models.species_code import central_code, exact_code, neighbor_code, with_more_species
 from almlip_jax.settings import Settings
 from almlip_jax.structures.graph import Graph, values_at_neighbors
+from almlip_jax.structures.species import SpeciesTable
 
 SIZES: dict[str, dict[str, Any]] = {
     "small": {"channels": 16, "l_max": 2, "coupled_l_max": 2, "hidden": (64, 64)},
@@ -97,7 +99,6 @@ class SharedDensitySettings(Settings):
 
 _AMPLITUDE = 2.0  # root mean square of the scaled density: products of higher order then learn as fast as lower ones
 _LAST = 0.1  # spread of the last layer at the start: first forces are small and the first steps stable
-_EMBEDDING_SEED = 7  # of the fixed species directions; another value would make another model
 
 
 @struct.dataclass
@@ -123,16 +124,21 @@ class SharedDensity:
 
     Attributes:
         settings: shape of the model.
-        num_species: length of the species table.
+        species: the species table.
     """
 
     settings: SharedDensitySettings
-    num_species: int
+    species: SpeciesTable
 
     @property
     def cutoff(self) -> float:
         """Angstrom."""
         return self.settings.cutoff
+
+    @property
+    def num_species(self) -> int:
+        """Length of the species table."""
+        return len(self.species)
 
     @property
     def small_members(self) -> bool:
@@ -141,13 +147,13 @@ class SharedDensity:
 
     @property
     def _module(self) -> _ReadOut:
-        return _ReadOut(self.settings, self.num_species)
+        return _ReadOut(self.settings, self.species)
 
     def geometry(self, graph: Graph) -> Density:
         """The atomic density A0 of every atom; differentiable in ``graph.vectors``."""
         s = self.settings
         radial, harmonics = _edge_functions(graph, s)
-        codes = _neighbor_codes(graph, self.num_species, s.species_channels, radial.dtype)
+        codes = jnp.swapaxes(neighbor_code(graph, self.species, s.species_channels, radial.dtype), 1, 2)  # [A, S', K]
         values = _density(harmonics, (codes[:, :, None] * radial[:, None]).reshape(len(radial), -1, radial.shape[-1]))
         return Density(values, radial, harmonics) if s.layers else Density(values, None, None)
 
@@ -169,6 +175,16 @@ class SharedDensity:
             "energy_scale": jnp.full_like(params["energy_scale"], energy_scale),
         }
 
+    def with_species(self, params: Params, fresh: Params, wanted: SpeciesTable) -> Params:
+        """Parameters for more species that say of the old ones what they said before; see `Model.with_species`."""
+        width = self.settings.species_channels
+        leading = {"species_bias": 1}
+        if len(self.species) > width:
+            leading |= {"species_code": 1}
+        else:
+            leading |= {"last": 1, r"mix_\d+": 2, r"mix_\d+_\d+": 1}
+        return with_more_species(params, fresh, self.species, wanted, width, leading)
+
     def apply(self, params: Params, geometry: Density, graph: Graph) -> AtomicOutput:
         """Energies [A] and features [A, F] from the density."""
         output: tuple[jax.Array, jax.Array] = self._module.apply({"params": params}, geometry, graph)  # type: ignore[assignment]
@@ -179,13 +195,13 @@ class _ReadOut(nn.Module):
     """From the density of an atom to its energy and features; all parameters are here."""
 
     settings: SharedDensitySettings
-    num_species: int
+    species: SpeciesTable
 
     @nn.compact
     def __call__(self, geometry: Density, graph: Graph) -> tuple[jax.Array, jax.Array]:
         s = self.settings
-        exact = jax.nn.one_hot(graph.species, self.num_species, dtype=geometry.values.dtype)
-        code = self._code(exact)
+        exact = exact_code(graph, self.species, geometry.values.dtype)
+        code = central_code(self, exact, s.species_channels)
         scales = self.param("density_scale", nn.initializers.ones, (s.l_max + 1,))
         scales = jax.lax.stop_gradient(scales)
         h = self._mix("mix", geometry.values, code, scales)
@@ -199,19 +215,11 @@ class _ReadOut(nn.Module):
                 )
             )
             x = self._perceptron(f"_{layer}", self._invariants(f"_{layer}", h), x)
-        bias = self.param("species_bias", nn.initializers.zeros, (self.num_species,))
+        bias = self.param("species_bias", nn.initializers.zeros, (len(self.species),))
         last = self.param("last", nn.initializers.normal(_LAST), (code.shape[-1], x.shape[-1]))
         scale = jax.lax.stop_gradient(self.param("energy_scale", nn.initializers.ones, ()))
         energy = jnp.sum(x @ last.T / np.sqrt(x.shape[-1]) * code, axis=-1) + exact @ bias
         return scale * energy, x
-
-    def _code(self, exact: jax.Array) -> jax.Array:
-        """What tells central species apart, [A, Q]: one by one, or a learned embedding where they are many."""
-        width = self.settings.species_channels
-        if self.num_species <= width:
-            return exact
-        spread = nn.initializers.normal(1.0)
-        return exact @ self.param("species_code", spread, (self.num_species, width)) / np.sqrt(width)
 
     def _mix(self, name: str, density: jax.Array, code: jax.Array, scales: jax.Array) -> Irreps:
         """Linear maps of a density [LM, A, F] into channels, one for each degree and central species, [2l+1, A, C]."""
@@ -288,15 +296,6 @@ def _edge_functions(graph: Graph, settings: SharedDensitySettings) -> tuple[jax.
     radial = stack(tuple(wave * cut for wave in bessel_functions(distance, s.cutoff, s.radial)), 1)
     inverse = 1 / distance
     return radial, stack(spherical_harmonics([part * inverse for part in parts], s.l_max), 1)
-
-
-def _neighbor_codes(graph: Graph, num_species: int, width: int, dtype: Any) -> jax.Array:
-    """What tells the species of neighbours apart, [A, S', K]: one by one, or fixed directions where they are many."""
-    if num_species <= width:
-        return jax.nn.one_hot(graph.species[graph.neighbors], num_species, dtype=dtype, axis=1)
-    directions = np.random.default_rng(_EMBEDDING_SEED).normal(size=(num_species, width))
-    directions *= np.sqrt(width) / np.linalg.norm(directions, axis=1, keepdims=True)
-    return jnp.moveaxis(jnp.asarray(directions, dtype)[graph.species][graph.neighbors], -1, 1)
 
 
 @jax.custom_vjp

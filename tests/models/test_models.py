@@ -12,7 +12,8 @@ from ase.geometry import wrap_positions
 from scipy.spatial.transform import Rotation
 
 from almlip_jax.ensembles import Ensemble, Prediction
-from almlip_jax.models import MaceSettings, NequipSettings, SharedDensitySettings, build_model
+from almlip_jax.errors import InputError
+from almlip_jax.models import MaceSettings, NequipSettings, SharedDensitySettings, WithRepulsion, build_model
 from almlip_jax.models.radial import bessel_basis, polynomial_cutoff
 from almlip_jax.structures.graph import Graph
 from almlip_jax.structures.neighbors import largest_neighbor_count
@@ -73,8 +74,8 @@ def derivative(energies: list[np.ndarray], h: float) -> np.ndarray:
     return (8 * (energies[0] - energies[1]) - (energies[2] - energies[3])) / (12 * h)
 
 
-def packed_graph(structures: list[Atoms], shape: BatchShape = SHAPE) -> Graph:
-    packed = pack(structures, SPECIES, SETTINGS.cutoff, neighbors=shape.neighbors, dtype=np.float64)
+def packed_graph(structures: list[Atoms], shape: BatchShape = SHAPE, species: SpeciesTable = SPECIES) -> Graph:
+    packed = pack(structures, species, SETTINGS.cutoff, neighbors=shape.neighbors, dtype=np.float64)
     plan, steps = plan_batches(packed, np.arange(len(structures)), shape)
     assert steps == 1
     return take_batch(packed.data, plan, 0)[0]
@@ -175,6 +176,40 @@ def test_members_equal_single_models(ensemble, params):
         one = predict(single, jax.tree.map(lambda x, m=m: x[m : m + 1], params), [ethanol()])
         np.testing.assert_allclose(one.energy[0], whole.energy[m], rtol=1e-13)
         np.testing.assert_allclose(one.forces[0], whole.forces[m], atol=1e-13)
+
+
+def test_more_species_change_nothing_for_the_old_ones(ensemble, params):
+    """Elements before, between and after the old ones; what a new one does is open, but it does something."""
+    table = SpeciesTable((1, 3, 6, 7, 8, 9))
+    larger = Ensemble(build_model(settings_of(ensemble), table), 2)
+    fresh = jax.tree.map(lambda x: x.astype(jnp.float64), larger.init(jax.random.key(9)))
+    grown = jax.vmap(lambda old, new: ensemble.model.with_species(old, new, table))(params, fresh)
+    for structure in (ethanol(), crystal()):
+        before = _predict(ensemble, params, packed_graph([structure]))
+        after = _predict(larger, grown, packed_graph([structure], species=table))
+        np.testing.assert_allclose(after.energy[:, 0], before.energy[:, 0], rtol=1e-12)
+        np.testing.assert_allclose(after.forces, before.forces, atol=1e-12)
+    changed = ethanol()
+    for z in (3, 7, 9):
+        changed.numbers[2] = z
+        other = _predict(larger, grown, packed_graph([changed], species=table))
+        assert np.max(np.abs(other.forces - before.forces)) > 1e-3 and np.all(np.isfinite(other.forces))
+    with pytest.raises(InputError, match="H, C"):
+        ensemble.model.with_species(params, fresh, SpeciesTable((3, 8)))
+
+
+def settings_of(ensemble: Ensemble):
+    model = ensemble.model
+    return (model.inner if isinstance(model, WithRepulsion) else model).settings
+
+
+def test_species_told_apart_one_by_one_do_not_grow_into_an_embedding():
+    few, many = SpeciesTable((1, 8)), SpeciesTable((1, 6, 8))
+    narrow = SETTINGS.model_copy(update={"species_channels": 2})
+    model, larger = build_model(narrow, few), build_model(narrow, many)
+    key = jax.random.key(0)
+    with pytest.raises(InputError, match="species_channels"):
+        model.with_species(model.init(key), larger.init(key), many)
 
 
 def test_extensive(ensemble, params):
