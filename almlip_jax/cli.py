@@ -147,6 +147,9 @@ def train(
     config: ConfigFile,
     data: Annotated[list[Path], typer.Option("--data", help="Labelled structures; repeatable.")],
     out: Annotated[Path, typer.Option("--out", help="Folder of the potential.")],
+    begin: Annotated[
+        Path | None, typer.Option("--from", help="Potential to fine-tune; elements that it lacks are added.")
+    ] = None,
     overrides: SetOption = None,
     json_file: JsonFile = None,
 ) -> None:
@@ -160,6 +163,7 @@ def train(
     settings = load_config(config, overrides or [])
     prepare_jax(settings.precision)
     structures = [frame for path in data for frame in _read(path, require_labels=True)]
+    start = None if begin is None else _load(begin)
     place = out.resolve()
     unfinished = place.with_name(f"{place.name}.training")  # beside it: a potential appears whole or not at all
     with open_progress() as progress, progress.stage("train", unit="steps") as advance:
@@ -167,16 +171,23 @@ def train(
 
         def on_epoch(epoch: EpochReport) -> None:
             nonlocal done
-            advance(epoch.step - done, forces_rmse=float(epoch.validation_forces_rmse.mean()))
+            advance(epoch.step - done, forces_rmse=epoch.forces_rmse)
             done = epoch.step
 
         potential, result = fit_potential(
-            structures, settings.model, settings.ensemble, settings.training, settings.seed, on_epoch, unfinished
+            structures,
+            settings.model,
+            settings.ensemble,
+            settings.training,
+            settings.seed,
+            on_epoch,
+            unfinished,
+            start,
         )
     potential.save(out)
     checkpoint.discard(unfinished)
     last = result.history[-1]
-    best = {"validation_forces_rmse": min(float(r.validation_forces_rmse.mean()) for r in result.history)}
+    best = {"validation_forces_rmse": min(report.forces_rmse for report in result.history)}
     rows = {"structures": len(structures), "epochs": last.epoch, "steps": last.step, "seconds": last.seconds} | best
     _print_pairs("Training", {**{k: _number(v) for k, v in rows.items()}, "potential": str(out)})
     _write_json(json_file, {**rows, "potential": str(out)})

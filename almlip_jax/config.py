@@ -6,10 +6,10 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from almlip_jax.campaign.settings import (
     ExplorationChoice,
@@ -24,7 +24,7 @@ from almlip_jax.errors import InputError
 from almlip_jax.models import ModelSettings, SharedDensitySettings
 from almlip_jax.oracles import ExecutorSettings, LocalSettings, OracleSettings
 from almlip_jax.settings import Settings
-from almlip_jax.training import EnsembleSettings, TrainingSettings
+from almlip_jax.training import EnsembleSettings, TrainingSettings, check_training
 
 
 class ExperimentConfig(Settings):
@@ -58,6 +58,11 @@ class ExperimentConfig(Settings):
     """Which candidates are labelled."""
     stopping: StoppingSettings = StoppingSettings()
     """When the campaign ends."""
+
+    @model_validator(mode="after")
+    def _members_can_be_trained(self) -> Self:
+        check_training(self.model, self.ensemble, self.training)
+        return self
 
 
 def load_config(path: Path | str, overrides: Sequence[str] = ()) -> ExperimentConfig:

@@ -21,10 +21,18 @@ from ase.data import atomic_numbers, chemical_symbols
 from ase.stress import full_3x3_to_voigt_6_stress
 from pydantic import TypeAdapter
 
-from almlip_jax.ensembles import SCORES, Committee, Ensemble, committee_statistics, spread_members
+from almlip_jax.ensembles import (
+    SCORES,
+    AnyEnsemble,
+    Committee,
+    EnsembleSettings,
+    build_ensemble,
+    committee_statistics,
+    spread_members,
+)
 from almlip_jax.errors import InputError
 from almlip_jax.features import last_layer_gradient, latent
-from almlip_jax.models import ModelSettings, Params, build_model
+from almlip_jax.models import ModelSettings, Params
 from almlip_jax.structures.graph import Graph
 from almlip_jax.structures.neighbors import largest_neighbor_count
 from almlip_jax.structures.packing import BatchShape, bucket, pack, plan_batches, take_batch
@@ -34,6 +42,7 @@ from almlip_jax.structures.walkers import WalkerNeighbors, walker_neighbors
 _FORMAT = 1
 _BATCH_ATOMS = 256  # atom slots of an evaluation batch: enough to keep a core busy, small enough for few structures
 _BATCH_STRUCTURES = 64
+_PER_ATOM = ("force_std", "force_epistemic", "force_total")
 
 
 @dataclass(frozen=True)
@@ -45,6 +54,7 @@ class Evaluated:
         forces: for each structure [N, 3] eV/Angstrom, committee mean.
         stress: [n, 6] eV/Angstrom^3, committee mean, ASE sign and Voigt order; NaN where not periodic in 3 directions.
         force_std: for each structure [N] eV/Angstrom, spread s_i of each atom.
+        force_epistemic, force_total: the same with what members say of their own errors; see `ensembles.Committee`.
         scores: name -> [n]; every score of `ensembles.SCORES`.
         features: name -> [n, d], where asked for.
     """
@@ -53,6 +63,8 @@ class Evaluated:
     forces: list[np.ndarray]
     stress: np.ndarray
     force_std: list[np.ndarray]
+    force_epistemic: list[np.ndarray]
+    force_total: list[np.ndarray]
     scores: dict[str, np.ndarray]
     features: dict[str, np.ndarray] = field(default_factory=dict)
 
@@ -68,6 +80,7 @@ class Potential:
         reference_energies: eV by atomic number, added to what the ensemble predicts.
         calibration: factors and metrics that turn a spread into an expected error, by name.
         metadata: whatever the maker wants to keep (versions, dataset size, origin); JSON.
+        members: settings of the ensemble; by default as many equal models as the parameters hold.
     """
 
     settings: ModelSettings
@@ -76,17 +89,21 @@ class Potential:
     reference_energies: Mapping[int, float]
     calibration: Mapping[str, Any] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    members: EnsembleSettings | None = None
 
     @cached_property
-    def ensemble(self) -> Ensemble:
-        """Model and number of members."""
-        members = jax.tree.leaves(self.params)[0].shape[0]
-        return Ensemble(build_model(self.settings, self.species), members)
+    def ensemble(self) -> AnyEnsemble:
+        """Models and members."""
+        return build_ensemble(self.settings, self._members, self.species)
+
+    @property
+    def _members(self) -> EnsembleSettings:
+        return self.members or EnsembleSettings(size=jax.tree.leaves(self.params)[0].shape[0])
 
     @property
     def cutoff(self) -> float:
         """Angstrom."""
-        return self.settings.cutoff
+        return self.ensemble.cutoff
 
     def reference_energy(self, atoms: Atoms) -> float:
         """Sum of the reference energies of a structure's atoms, eV."""
@@ -145,6 +162,8 @@ class Potential:
             forces=[f for p in parts for f in p.forces],
             stress=np.concatenate([p.stress for p in parts]),
             force_std=[s for p in parts for s in p.force_std],
+            force_epistemic=[s for p in parts for s in p.force_epistemic],
+            force_total=[s for p in parts for s in p.force_total],
             scores={name: np.concatenate([p.scores[name] for p in parts]) for name in SCORES},
             features={name: np.concatenate([p.features[name] for p in parts]) for name in parts[0].features},
         )
@@ -219,7 +238,8 @@ class Potential:
             "format": _FORMAT,
             "model": self.settings.model_dump(mode="json"),
             "species": list(self.species.symbols),
-            "members": self.ensemble.size,
+            "members": self.ensemble.members,
+            "ensemble": self._members.model_dump(mode="json"),
             "dtype": str(jax.tree.leaves(self.params)[0].dtype),
             "reference_energies": {chemical_symbols[z]: e for z, e in self.reference_energies.items()},
             "calibration": dict(self.calibration),
@@ -240,12 +260,13 @@ class Potential:
             settings = TypeAdapter(ModelSettings).validate_python(text["model"])
             species = SpeciesTable(tuple(sorted(atomic_numbers[s] for s in text["species"])))
             references = {atomic_numbers[s]: float(e) for s, e in text["reference_energies"].items()}
-            calibration, metadata, members = text["calibration"], text["metadata"], int(text["members"])
+            calibration, metadata = text["calibration"], text["metadata"]
+            members = EnsembleSettings.model_validate(text.get("ensemble", {"size": int(text["members"])}))
         except FileNotFoundError as error:
             raise InputError(f"{source} is not a potential: it has no potential.json.") from error
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{source}/potential.json is damaged ({error}); take a copy or train again.") from error
-        ensemble = Ensemble(build_model(settings, species), members)
+        ensemble = build_ensemble(settings, members, species)
         shapes = jax.eval_shape(ensemble.init, jax.random.key(0))
         wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(text["dtype"])), shapes)
         try:
@@ -255,17 +276,18 @@ class Potential:
             raise InputError(
                 f"{source}/params cannot be read ({type(error).__name__}); take a copy or train again."
             ) from error
-        return cls(settings, species, jax.tree.map(np.asarray, params), references, calibration, metadata)
+        return cls(settings, species, jax.tree.map(np.asarray, params), references, calibration, metadata, members)
 
 
 class PotentialCalculator(Calculator):
     """ASE calculator of a `Potential`.
 
     ``results`` also hold ``energy_std``, ``energy_std_per_atom``, ``force_std_mean``, ``force_std_max``,
-    ``force_std_rel``, ``max_disagreement`` and ``force_std`` [N], as `ensembles.Committee` defines them.
+    ``force_std_rel``, ``max_disagreement`` and the other scores, and ``force_std``, ``force_epistemic`` and
+    ``force_total`` [N], as `ensembles.Committee` defines them.
     """
 
-    implemented_properties = ["energy", "free_energy", "forces", "stress", "force_std", *SCORES]
+    implemented_properties = ["energy", "free_energy", "forces", "stress", *_PER_ATOM, *SCORES]
 
     def __init__(self, potential: Potential) -> None:
         super().__init__()
@@ -285,6 +307,8 @@ class PotentialCalculator(Calculator):
             "free_energy": float(found.energy[0]),
             "forces": found.forces[0].astype(np.float64),
             "force_std": found.force_std[0].astype(np.float64),
+            "force_epistemic": found.force_epistemic[0].astype(np.float64),
+            "force_total": found.force_total[0].astype(np.float64),
             **{name: float(values[0]) for name, values in found.scores.items()},
         }
         if self.atoms.pbc.all():
@@ -297,18 +321,20 @@ class _BatchResult:
     forces: list[np.ndarray]
     stress: np.ndarray
     force_std: list[np.ndarray]
+    force_epistemic: list[np.ndarray]
+    force_total: list[np.ndarray]
     scores: dict[str, np.ndarray]
     features: dict[str, np.ndarray]
 
 
 def _evaluate_batch(
-    ensemble: Ensemble, params: Params, graph: Graph, features: bool
+    ensemble: AnyEnsemble, params: Params, graph: Graph, features: bool
 ) -> tuple[Committee, dict[str, jax.Array]]:
     prediction = ensemble.predict(params, graph)
     found: dict[str, jax.Array] = {}
     if features:
         found["latent"] = latent(prediction, graph)
-        found["last_layer_gradient"] = last_layer_gradient(prediction, graph, ensemble.model.num_species)
+        found["last_layer_gradient"] = last_layer_gradient(prediction, graph, len(ensemble.species))
     return committee_statistics(prediction, graph), found
 
 
@@ -338,6 +364,8 @@ def _to_host(result: tuple[Committee, dict[str, jax.Array]], graph: Graph, chunk
         forces=np.split(committee.forces[:total], ends),
         stress=np.where(periodic[:, None], voigt, np.nan),
         force_std=np.split(committee.force_std[:total], ends),
+        force_epistemic=np.split(committee.force_epistemic[:total], ends),
+        force_total=np.split(committee.force_total[:total], ends),
         scores={name: getattr(committee, name)[:number] for name in SCORES},
         features={name: values[:number] for name, values in features.items()},
     )

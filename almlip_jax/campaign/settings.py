@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from almlip_jax.dynamics import ExplorationSettings
-from almlip_jax.dynamics.settings import GateScore as Score
+from almlip_jax.score_names import ScoreName as Score
 from almlip_jax.selection import SelectorSettings, TopKSettings
 from almlip_jax.settings import Settings
 

@@ -82,7 +82,7 @@ def _train_on(shop: Workshop, round_index: int, dataset: Sequence[Atoms]) -> Pot
 
         def on_epoch(report: EpochReport) -> None:
             nonlocal done
-            advance(report.step - done, epoch=report.epoch, forces_rmse=float(np.mean(report.validation_forces_rmse)))
+            advance(report.step - done, epoch=report.epoch, forces_rmse=report.forces_rmse)
             done = report.step
 
         result = shop.train(dataset, params, key, references, on_epoch)
@@ -90,6 +90,7 @@ def _train_on(shop: Workshop, round_index: int, dataset: Sequence[Atoms]) -> Pot
     write_csv(folder.training, _training_rows(result))
     potential = Potential(
         settings=shop.config.model,
+        members=shop.config.ensemble,
         species=shop.species,
         params=result.params,
         reference_energies=references,

@@ -39,9 +39,9 @@ from almlip_jax.campaign.settings import (
 )
 from almlip_jax.campaign.state import CampaignState
 from almlip_jax.dynamics import Explorer
-from almlip_jax.ensembles import Ensemble
+from almlip_jax.ensembles import AnyEnsemble, build_ensemble
 from almlip_jax.errors import CapacityError
-from almlip_jax.models import ModelSettings, Params, build_model
+from almlip_jax.models import ModelSettings, Params
 from almlip_jax.oracles import ExecutorSettings, Labeller, LabelStore, OracleSettings
 from almlip_jax.potential import Evaluated, Potential
 from almlip_jax.selection import Selector, build_selector
@@ -49,12 +49,13 @@ from almlip_jax.structures.io import read_structures
 from almlip_jax.structures.packing import BatchShape
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.training import (
+    AnyTrainer,
     Capacity,
     EnsembleSettings,
     EpochReport,
-    Trainer,
     TrainingResult,
     TrainingSettings,
+    build_trainer,
     plan_capacity,
 )
 
@@ -241,7 +242,7 @@ class Workshop:
         return Explorer(
             self.ensemble.committee,
             self.species,
-            self.config.model.cutoff,
+            self.ensemble.cutoff,
             settings,
             capacity=known.get("capacity"),
             images=None if images is None else tuple(images),
@@ -268,20 +269,20 @@ class Workshop:
     # -- training -----------------------------------------------------------------------------------------------------
 
     @cached_property
-    def ensemble(self) -> Ensemble:
-        """Model and members."""
-        return Ensemble(build_model(self.config.model, self.species), self.config.ensemble.size)
+    def ensemble(self) -> AnyEnsemble:
+        """Models and members."""
+        return build_ensemble(self.config.model, self.config.ensemble, self.species)
 
     @cached_property
-    def trainer(self) -> Trainer:
+    def trainer(self) -> AnyTrainer:
         """The trainer, sized for the label budget."""
         return self._trainer(self._capacity())
 
-    def _trainer(self, capacity: Capacity) -> Trainer:
+    def _trainer(self, capacity: Capacity) -> AnyTrainer:
         self.measured["training"] = asdict(capacity)
         config = self.config
-        return Trainer(
-            self.ensemble, self.species, capacity, config.training, config.ensemble, np.dtype(config.precision)
+        return build_trainer(
+            config.model, config.ensemble, self.species, capacity, config.training, np.dtype(config.precision)
         )
 
     @cached_property
@@ -299,7 +300,7 @@ class Workshop:
         if known is not None and known.structures > self.largest_dataset:
             return known
         typical = [*self.dataset(0), *self.geometries, *self.pool]
-        planned = plan_capacity(typical, self.config.model.cutoff, self.config.training, self.largest_dataset)
+        planned = plan_capacity(typical, self.ensemble.cutoff, self.config.training, self.largest_dataset)
         return planned if known is None else _larger(planned, known)
 
     def train(
@@ -318,7 +319,7 @@ class Workshop:
                 if grown:
                     raise
                 self.progress.message(f"capacities of the training grow, since {error}")
-                settings, cutoff = self.config.training, self.config.model.cutoff
+                settings, cutoff = self.config.training, self.ensemble.cutoff
                 needed = plan_capacity(dataset, cutoff, settings, self.largest_dataset)
                 self.trainer = self._trainer(_larger(needed, self.trainer.capacity))
         raise AssertionError("unreachable")

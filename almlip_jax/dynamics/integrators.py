@@ -10,8 +10,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jax_md import simulate, space
 
+from almlip_jax.dynamics.operators import simulate, space
 from almlip_jax.units import KB
 
 _shift = space.free()[1]

@@ -14,10 +14,10 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jax_md import simulate
 
 from almlip_jax.dynamics.gates import Decision, Gate, Observables, unphysical_cause
 from almlip_jax.dynamics.integrators import Bath, baoab_from_force, baoab_to_force, kinetic_temperature
+from almlip_jax.dynamics.operators import simulate
 from almlip_jax.dynamics.recorder import Recorder, admit
 from almlip_jax.dynamics.sanity import SanityLimits, closest_contact, fragments
 from almlip_jax.ensembles import SCORES, Committee

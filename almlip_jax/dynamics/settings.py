@@ -6,12 +6,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from almlip_jax.score_names import ScoreName
 from almlip_jax.settings import Settings
-
-GateScore = Literal[
-    "energy_std", "energy_std_per_atom", "force_std_mean", "force_std_max", "force_std_rel", "max_disagreement"
-]
-"""The committee scores a gate can watch."""
 
 
 class WalkerGroup(Settings):
@@ -44,7 +40,7 @@ class AbsoluteGate(Settings):
     """Compares a score with two thresholds that stay as they are during a run."""
 
     kind: Literal["absolute"] = "absolute"
-    score: GateScore = "force_std_max"
+    score: ScoreName = "force_std_max"
     """Which score."""
 
 
@@ -55,7 +51,7 @@ class AdaptiveGate(Settings):
     """
 
     kind: Literal["adaptive"] = "adaptive"
-    score: GateScore = "force_std_max"
+    score: ScoreName = "force_std_max"
     """Which score."""
     window: int = Field(default=400, ge=1)
     """Steps over which the exponential running mean extends."""

@@ -1,7 +1,27 @@
-"""Ensembles: members of one architecture, evaluated together, and the statistics of their committee."""
+"""Ensembles: members evaluated together, what they say of their own errors, and the statistics of their committee."""
 
+from almlip_jax.ensembles.build import build_ensemble, member_models
 from almlip_jax.ensembles.ensemble import Ensemble
+from almlip_jax.ensembles.heads import Belief, Heads, Noise
+from almlip_jax.ensembles.mixed import AnyEnsemble, MixedEnsemble
 from almlip_jax.ensembles.prediction import SCORES, Committee, Prediction, committee_statistics
+from almlip_jax.ensembles.settings import EnsembleSettings, VariantSettings
 from almlip_jax.ensembles.sharding import spread_members
 
-__all__ = ["SCORES", "Committee", "Ensemble", "Prediction", "committee_statistics", "spread_members"]
+__all__ = [
+    "SCORES",
+    "AnyEnsemble",
+    "Belief",
+    "Committee",
+    "Ensemble",
+    "EnsembleSettings",
+    "Heads",
+    "MixedEnsemble",
+    "Noise",
+    "Prediction",
+    "VariantSettings",
+    "build_ensemble",
+    "committee_statistics",
+    "member_models",
+    "spread_members",
+]

@@ -3,35 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
+from almlip_jax.ensembles.heads import Heads
 from almlip_jax.ensembles.prediction import Committee, Prediction, committee_statistics
 from almlip_jax.models.base import Geometry, Model, Params
-from almlip_jax.structures.graph import Graph, forces_and_virial, sum_over_atoms
+from almlip_jax.structures.graph import Graph, forces_and_virial, lone_atom, sum_over_atoms
+from almlip_jax.structures.species import SpeciesTable
 
 
 @dataclass(frozen=True)
 class Ensemble:
-    """Members of one architecture with parameters of their own.
+    """Models of one architecture with parameters of their own, each with one or more heads: the members.
 
     The geometry, which holds no parameter, is computed once; only the maps that hold parameters, and the transposed
     geometry in the backward pass, carry the member axis.
 
     Attributes:
         model: the architecture.
-        size: number of members M.
-        mapping: how the members are evaluated: ``vmap``, side by side in every operation; ``map``, one after the other;
+        size: number of models L, each with a set of parameters.
+        mapping: how the models are evaluated: ``vmap``, side by side in every operation; ``map``, one after the other;
             or ``auto``, what was measured to be faster: one after the other on a CPU for models that keep arrays of
             edges and channels, since several members of these do not fit into its caches, and side by side elsewhere.
+        heads: last layers and error models that stand on each model.
     """
 
     model: Model
     size: int
     mapping: Literal["auto", "vmap", "map"] = "auto"
+    heads: Heads = field(default_factory=Heads)
+
+    @property
+    def members(self) -> int:
+        """Number of members M: models times heads."""
+        return self.size * self.heads.count
+
+    @property
+    def cutoff(self) -> float:
+        """Angstrom."""
+        return self.model.cutoff
+
+    @property
+    def species(self) -> SpeciesTable:
+        """The elements it knows."""
+        return self.model.species
 
     @property
     def _one_by_one(self) -> bool:
@@ -39,26 +59,57 @@ class Ensemble:
             return jax.default_backend() == "cpu" and not self.model.small_members
         return self.mapping == "map"
 
-    def _over_members(self, function: Callable[[Params], Any], params: Params) -> Any:
+    def _over_models(self, function: Callable[[Params], Any], params: Params) -> Any:
         return jax.lax.map(function, params) if self._one_by_one else jax.vmap(function)(params)
 
+    def _model_part(self, one: Params) -> Params:
+        """Parameters of the model itself, which has some company where there are heads."""
+        return one if self.heads.plain else one["model"]
+
+    @cached_property
+    def _num_features(self) -> int:
+        def features(key: jax.Array) -> jax.Array:
+            graph = lone_atom()
+            return self.model.apply(self.model.init(key), self.model.geometry(graph), graph).features
+
+        return int(jax.eval_shape(features, jax.random.key(0)).shape[-1])
+
     def init(self, key: jax.Array) -> Params:
-        """Independent fresh parameters, every leaf with a leading axis M."""
-        return jax.vmap(self.model.init)(jax.random.split(key, self.size))
+        """Independent fresh parameters, every leaf with a leading axis L."""
+        keys = jax.random.split(key, self.size)
+        models = jax.vmap(self.model.init)(keys)
+        if self.heads.plain:
+            return models
+        of_heads = jax.vmap(lambda k: jax.random.fold_in(k, 1))(keys)
+        count, width = len(self.species), self._num_features
+        return {"model": models, "heads": jax.vmap(lambda k: self.heads.init(k, count, width))(of_heads)}
 
     def standardise(self, params: Params, sample: Graph, energy_scale: float) -> Params:
-        """The parameters with the constants of every member set from typical structures and an energy scale in eV."""
-        return jax.vmap(lambda one: self.model.standardise(one, sample, energy_scale))(params)
+        """The parameters with the constants of every model set from typical structures and an energy scale in eV."""
+        models = jax.vmap(lambda one: self.model.standardise(one, sample, energy_scale))(self._model_part(params))
+        if self.heads.plain:
+            return models
+        return {"model": models, "heads": self.heads.standardise(params["heads"], energy_scale)}
+
+    def with_species(self, params: Params, fresh: Params, wanted: SpeciesTable) -> Params:
+        """Parameters for more species that say of the old ones what they said before; see `Model.with_species`."""
+        models = jax.vmap(lambda old, new: self.model.with_species(old, new, wanted))(
+            self._model_part(params), self._model_part(fresh)
+        )
+        if self.heads.plain:
+            return models
+        heads = jax.vmap(lambda old, new: self.heads.with_species(old, new, self.species, wanted))
+        return {"model": models, "heads": heads(params["heads"], fresh["heads"])}
 
     def predict(self, params: Params, graph: Graph) -> Prediction:
-        """Energy, forces, virial and features of every member, from one forward and one reverse pass.
+        """Energy, forces, virial and features of every member, from one forward and one reverse pass of each.
 
         Args:
-            params: pytree with a leading member axis.
+            params: pytree with a leading axis over the models.
             graph: the structures.
 
         Returns:
-            `Prediction` with a leading member axis.
+            `Prediction` with a leading member axis, the heads of a model side by side.
         """
 
         def geometry_of(vectors: jax.Array) -> Geometry:
@@ -66,27 +117,76 @@ class Ensemble:
 
         geometry, pull_back = jax.vjp(geometry_of, graph.vectors)
 
-        def member(one: Params) -> Prediction:
-            def total(shared: Geometry) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-                output = self.model.apply(one, shared, graph)
-                energy = sum_over_atoms(output.energy, graph)
-                return jnp.sum(energy), (energy, output.features)
+        def derivatives(gradient: Geometry) -> tuple[jax.Array, jax.Array]:
+            return forces_and_virial(pull_back(gradient)[0], graph)
 
-            gradient, (energy, features) = jax.grad(total, has_aux=True)(geometry)
-            forces, virial = forces_and_virial(pull_back(gradient)[0], graph)
-            return Prediction(energy=energy, forces=forces, virial=virial, features=features)
+        def one_model(one: Params) -> Prediction:
+            if self.heads.count == 1:
+                return self._with_one_head(one, geometry, derivatives, graph)
+            return self._with_heads(one, geometry, derivatives, graph)
 
-        return self._over_members(member, params)
+        found = self._over_models(one_model, params)
+        if self.heads.count == 1:
+            return found
+        return replace(
+            found,
+            energy=_flatten(found.energy),
+            forces=_flatten(found.forces),
+            virial=_flatten(found.virial),
+        )
+
+    def _with_one_head(self, one: Params, geometry: Geometry, derivatives: _Derivatives, graph: Graph) -> Prediction:
+        def total(shared: Geometry) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+            output = self.model.apply(self._model_part(one), shared, graph)
+            energy = sum_over_atoms(output.energy, graph)
+            return jnp.sum(energy), (energy, output.features)
+
+        gradient, (energy, features) = jax.grad(total, has_aux=True)(geometry)
+        forces, virial = derivatives(gradient)
+        noise = None if self.heads.plain else self.heads.noise(one["heads"], features, graph)
+        return Prediction(energy=energy, forces=forces, virial=virial, features=features, noise=noise)
+
+    def _with_heads(self, one: Params, geometry: Geometry, derivatives: _Derivatives, graph: Graph) -> Prediction:
+        """One forward pass of the model, and a reverse pass for each of its heads: leading axis H."""
+
+        def outputs(shared: Geometry) -> tuple[jax.Array, jax.Array]:
+            output = self.model.apply(one["model"], shared, graph)
+            return output.energy, output.features
+
+        (own, features), pull_back = jax.vjp(outputs, geometry)
+        weights = self.heads.weights(one["heads"], graph)
+        ones = graph.atom_mask.astype(own.dtype)
+
+        def head(weight: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+            energy = sum_over_atoms(own + jnp.sum(features * weight, axis=-1), graph)
+            return energy, *derivatives(pull_back((ones, weight))[0])
+
+        energy, forces, virial = jax.vmap(head)(weights)
+        noise = self.heads.noise(one["heads"], features, graph)
+        return Prediction(energy=energy, forces=forces, virial=virial, features=features, noise=noise)
 
     def energies(self, params: Params, graph: Graph) -> jax.Array:
         """Energy of every member and structure, [M, S] eV, without forces; differentiable in ``graph.vectors``."""
         geometry = self.model.geometry(graph)
 
-        def member(one: Params) -> jax.Array:
-            return sum_over_atoms(self.model.apply(one, geometry, graph).energy, graph)
+        def one_model(one: Params) -> jax.Array:
+            output = self.model.apply(self._model_part(one), geometry, graph)
+            own = sum_over_atoms(output.energy, graph)
+            if self.heads.count == 1:
+                return own[None]
+            more = jnp.sum(self.heads.weights(one["heads"], graph) * output.features, axis=-1)
+            return own + jax.vmap(lambda of_atoms: sum_over_atoms(of_atoms, graph))(more)
 
-        return self._over_members(member, params)
+        return _flatten(self._over_models(one_model, params))
 
     def committee(self, params: Params, graph: Graph) -> Committee:
         """Mean and spread of the members, from the same single evaluation."""
         return committee_statistics(self.predict(params, graph), graph)
+
+
+_Derivatives = Callable[[Geometry], tuple[jax.Array, jax.Array]]
+
+
+def _flatten(values: jax.Array) -> jax.Array:
+    """[L, H, ...] -> [L * H, ...]."""
+    return values.reshape(-1, *values.shape[2:])

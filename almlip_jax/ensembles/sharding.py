@@ -25,6 +25,8 @@ def spread_members(params: Params, devices: Sequence[jax.Device] | None = None) 
     Returns:
         the same values; with one device, or members that share no divisor with the devices, the same arrays.
     """
+    if isinstance(params, tuple):  # the groups of a mixed ensemble
+        return tuple(spread_members(group, devices) for group in params)
     found = list(devices) if devices is not None else jax.devices()
     count = gcd(jax.tree.leaves(params)[0].shape[0], len(found))
     if count == 1:

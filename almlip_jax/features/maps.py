@@ -13,39 +13,39 @@ FEATURES: tuple[str, ...] = ("latent", "last_layer_gradient")
 
 
 def latent(prediction: Prediction, graph: Graph) -> jax.Array:
-    """Mean over the atoms of the features that enter the last layer, members side by side.
+    """Mean over the atoms of the features that enter the last layer, models side by side.
 
-    The kernel of the ensemble is the mean of the members' kernels: their features are put side by side and divided by
-    sqrt(M).
+    The kernel of the ensemble is the mean of the kernels of its models: their features are put side by side and divided
+    by sqrt(L).
 
     Args:
-        prediction: with leading member axis, features [M, A, F].
+        prediction: of an ensemble, features [L, A, F] of its models.
         graph: the structures.
 
     Returns:
-        [S, M * F].
+        [S, L * F].
     """
-    members = prediction.features.shape[0]
+    models = prediction.features.shape[0]
     pooled = jax.vmap(lambda one: sum_over_atoms(one, graph))(prediction.features) / atom_counts(graph)[:, None]
-    return _side_by_side(pooled) / jnp.sqrt(members)
+    return _side_by_side(pooled) / jnp.sqrt(models)
 
 
 def last_layer_gradient(prediction: Prediction, graph: Graph, num_species: int, *, per_atom: bool = True) -> jax.Array:
-    """Gradient of a structure's energy with respect to the last, linear layer, members side by side.
+    """Gradient of a structure's energy with respect to the last, linear layer, models side by side.
 
     The last layer has a weight for each species and feature, so the gradient sums the features over the atoms of each
     species.  Constant factors of the layer are left out: selection is blind to them.
 
     Args:
-        prediction: with leading member axis, features [M, A, F].
+        prediction: of an ensemble, features [L, A, F] of its models.
         graph: the structures.
         num_species: length of the species table.
         per_atom: divide by the number of atoms, so that structures of different size compare.
 
     Returns:
-        [S, M * num_species * F].
+        [S, L * num_species * F].
     """
-    members = prediction.features.shape[0]
+    models = prediction.features.shape[0]
     chosen = jax.nn.one_hot(graph.species, num_species, dtype=prediction.features.dtype)
 
     def one(features: jax.Array) -> jax.Array:
@@ -55,7 +55,7 @@ def last_layer_gradient(prediction: Prediction, graph: Graph, num_species: int, 
     summed = jax.vmap(one)(prediction.features)
     if per_atom:
         summed = summed / atom_counts(graph)[:, None]
-    return _side_by_side(summed) / jnp.sqrt(members)
+    return _side_by_side(summed) / jnp.sqrt(models)
 
 
 def sketch(features: jax.Array, key: jax.Array, size: int = 512) -> jax.Array:
@@ -78,5 +78,5 @@ def sketch(features: jax.Array, key: jax.Array, size: int = 512) -> jax.Array:
 
 
 def _side_by_side(values: jax.Array) -> jax.Array:
-    """[M, S, d] -> [S, M * d]."""
+    """[L, S, d] -> [S, L * d]."""
     return jnp.moveaxis(values, 0, 1).reshape(values.shape[1], -1)

@@ -12,10 +12,13 @@ from collections.abc import Sequence
 from functools import cache, partial
 from typing import Any, TypeAlias
 
-import e3nn_jax as e3nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from almlip_jax.partial_import import import_part
+
+(so3,) = import_part("e3nn_jax", "_src.so3")
 
 Irreps: TypeAlias = tuple[jax.Array, ...]
 """Components of several true tensors: for each, [2l+1, ..., C]."""
@@ -98,7 +101,7 @@ def _transposed(table: Table, shapes: tuple, side: int) -> Table:
 @cache
 def clebsch_gordan(l1: int, l2: int, l3: int) -> np.ndarray:
     """Coefficients [2 l1 + 1, 2 l2 + 1, 2 l3 + 1] of e3nn's real basis, in float64."""
-    return np.asarray(e3nn.clebsch_gordan(l1, l2, l3), np.float64)
+    return np.asarray(so3.clebsch_gordan(l1, l2, l3), np.float64)
 
 
 def terms_of(coefficients: np.ndarray, a: int, b: int) -> tuple[tuple[Term, ...], ...]:

@@ -30,7 +30,7 @@ from almlip_jax.models.layout import stack, unstack
 from almlip_jax.models.radial import bessel_functions, gaussian_functions, polynomial_cutoff
 from almlip_jax.models.species_code import with_more_species
 from almlip_jax.settings import Settings
-from almlip_jax.structures.graph import Graph, values_at_neighbors
+from almlip_jax.structures.graph import Graph, lone_atom, values_at_neighbors
 from almlip_jax.structures.species import SpeciesTable
 
 RadialBasis: TypeAlias = Literal["bessel", "gaussian"]
@@ -324,19 +324,3 @@ class ConvolutionalModel(ABC):
 def constant(module: nn.Module, name: str) -> jax.Array:
     """A number that data set and training leaves alone, 1 until then."""
     return jax.lax.stop_gradient(module.param(name, nn.initializers.ones, ()))
-
-
-def lone_atom() -> Graph:
-    """A graph of one atom with one slot for a neighbour that is not there: enough to find the shapes of parameters."""
-    index, flag = jnp.zeros((1, 1), jnp.int32), jnp.ones((1,), bool)
-    return Graph(
-        species=index[0],
-        vectors=jnp.zeros((1, 1, 3)),
-        neighbors=index,
-        edge_mask=jnp.zeros((1, 1), bool),
-        reverse=index,
-        atom_mask=flag,
-        structure=index[0],
-        structure_mask=flag,
-        volume=jnp.ones((1,)),
-    )

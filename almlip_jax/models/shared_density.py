@@ -42,12 +42,11 @@ from almlip_jax.models.bilinear import (
     inner_products,
     spherical_harmonics,
 )
-from almlip_jax.models.convolution import lone_atom
 from almlip_jax.models.layout import split, stack, unstack
 from almlip_jax.models.radial import bessel_functions, polynomial_cutoff
 from almlip_jax.models.species_code import central_code, exact_code, neighbor_code, with_more_species
 from almlip_jax.settings import Settings
-from almlip_jax.structures.graph import Graph, values_at_neighbors
+from almlip_jax.structures.graph import Graph, lone_atom, values_at_neighbors
 from almlip_jax.structures.species import SpeciesTable
 
 SIZES: dict[str, dict[str, Any]] = {

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from almlip_jax.errors import InputError
+from almlip_jax.score_names import ScoreName
 from almlip_jax.selection.base import Filter, Selector
 from almlip_jax.selection.compose import chain
 from almlip_jax.selection.diversity import max_det, max_dist
@@ -17,12 +18,6 @@ from almlip_jax.settings import Settings
 
 FeatureName = Literal["latent", "last_layer_gradient"]
 """Names of the feature maps of a potential."""
-
-
-ScoreName = Literal[
-    "energy_std", "energy_std_per_atom", "force_std_mean", "force_std_max", "force_std_rel", "max_disagreement"
-]
-"""Names of the scores of a potential."""
 
 
 class RandomSettings(Settings):

@@ -66,6 +66,22 @@ class Targets:
     virial_weight: jax.Array
 
 
+def lone_atom() -> Graph:
+    """A graph of one atom with one slot for a neighbour that is not there: enough to find the shapes of parameters."""
+    index, flag = jnp.zeros((1, 1), jnp.int32), jnp.ones((1,), bool)
+    return Graph(
+        species=index[0],
+        vectors=jnp.zeros((1, 1, 3)),
+        neighbors=index,
+        edge_mask=jnp.zeros((1, 1), bool),
+        reverse=index,
+        atom_mask=flag,
+        structure=index[0],
+        structure_mask=flag,
+        volume=jnp.ones((1,)),
+    )
+
+
 def sum_over_atoms(values: jax.Array, graph: Graph) -> jax.Array:
     """Sums per-atom values [A, ...] within each structure, [S, ...]; padding atoms do not count."""
     shape = (-1,) + (1,) * (values.ndim - 1)

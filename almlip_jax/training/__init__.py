@@ -1,19 +1,28 @@
 """Training: every member of an ensemble in one compiled program."""
 
+from almlip_jax.ensembles.settings import EnsembleSettings
+from almlip_jax.training.committee import AnyTrainer, CommitteeTrainer, build_trainer, check_training
 from almlip_jax.training.dataset import Capacity, plan_capacity
 from almlip_jax.training.reference import reference_energies
-from almlip_jax.training.settings import EnsembleSettings, LossSettings, SecondStageSettings, TrainingSettings
+from almlip_jax.training.settings import LossSettings, SecondStageSettings, TrainingSettings
+from almlip_jax.training.side_by_side import Job, SideBySideTrainer
 from almlip_jax.training.trainer import EpochReport, Trainer, TrainingResult
 
 __all__ = [
+    "AnyTrainer",
     "Capacity",
+    "CommitteeTrainer",
     "EnsembleSettings",
     "EpochReport",
+    "Job",
     "LossSettings",
     "SecondStageSettings",
+    "SideBySideTrainer",
     "Trainer",
     "TrainingResult",
     "TrainingSettings",
+    "build_trainer",
+    "check_training",
     "plan_capacity",
     "reference_energies",
 ]

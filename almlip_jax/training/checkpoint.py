@@ -101,6 +101,8 @@ def load(folder: Path, whose: str) -> Saved | None:
 def discard(folder: Path) -> None:
     """Removes what `save` wrote, once the result of the training is kept elsewhere."""
     if folder.is_dir():
+        for part in folder.glob("group_*"):  # of a committee of architectures
+            discard(part)
         for file in (folder / _FILE, *folder.glob(f".*.{_FILE}")):
             file.unlink(missing_ok=True)
         if not any(folder.iterdir()):

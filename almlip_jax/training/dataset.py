@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from ase import Atoms
 
+from almlip_jax.ensembles import EnsembleSettings
 from almlip_jax.errors import CapacityError, InputError
 from almlip_jax.structures.neighbors import largest_neighbor_count
 from almlip_jax.structures.packing import BatchPlan, BatchShape, Packed, bucket, pack, plan_batches
 from almlip_jax.structures.species import SpeciesTable
-from almlip_jax.training.settings import EnsembleSettings, TrainingSettings
+from almlip_jax.training.settings import TrainingSettings
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,7 @@ def split(number: int, validation_fraction: float) -> tuple[np.ndarray, np.ndarr
 
 
 def bootstrap_weights(settings: EnsembleSettings, structures: int, dtype: np.dtype | type) -> jax.Array:
-    """Weight of each structure for each member, [M, structures].
+    """Weight of each structure for each model of an ensemble, [L, structures].
 
     It depends on the position of the structure alone, so that it stays as the dataset grows.
     """

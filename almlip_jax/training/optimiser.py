@@ -72,17 +72,3 @@ def in_second_stage(settings: TrainingSettings, step: jax.Array, total_steps: ja
     if settings.second_stage is None:
         return jnp.zeros(jnp.shape(step), bool)
     return step >= jnp.round(settings.second_stage.start * total_steps).astype(jnp.int32)
-
-
-def loss_weights(
-    settings: TrainingSettings, step: jax.Array, total_steps: jax.Array
-) -> tuple[float | jax.Array, float | jax.Array, float | jax.Array]:
-    """Weights of energy, forces and virial in the loss of the step after ``step`` done ones."""
-    loss, second = settings.loss, settings.second_stage
-    first = (loss.energy, loss.forces, loss.virial)
-    if second is None:
-        return first
-    later = [x if given is None else given for x, given in zip(first, second.weights, strict=True)]
-    chosen = in_second_stage(settings, step, total_steps)
-    energy, forces, virial = (jnp.where(chosen, b, a) for a, b in zip(first, later, strict=True))
-    return energy, forces, virial

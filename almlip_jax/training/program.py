@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import jax
@@ -10,12 +11,12 @@ import numpy as np
 import optax
 from flax import struct
 
-from almlip_jax.ensembles import Ensemble
+from almlip_jax.ensembles import Ensemble, Prediction
 from almlip_jax.models import Params
 from almlip_jax.structures.graph import Graph, Targets
 from almlip_jax.structures.packing import BatchPlan, PackedDataset, take_batch
-from almlip_jax.training.loss import SQUARES, Residuals, means, residuals
-from almlip_jax.training.optimiser import build_optimiser, in_second_stage, learning_rate, loss_weights
+from almlip_jax.training.loss import SQUARES, Residuals, mean_of_heads, means, residuals, weighted
+from almlip_jax.training.optimiser import build_optimiser, in_second_stage, learning_rate
 from almlip_jax.training.settings import LossSettings, TrainingSettings
 
 
@@ -123,23 +124,24 @@ class Program:
             current, total = carry
             graph, targets = take_batch(run.data, plan, step)
             weights = run.weights[:, plan.ids[step]]
-            terms = loss_weights(self.settings, current.step, run.total_steps)
-            gradient, loss = self._loss_gradient(current.params, graph, targets, weights, terms)
+            late = in_second_stage(self.settings, current.step, run.total_steps)
+            gradient, loss = self._loss_gradient(current.params, graph, targets, weights, late)
             return self._update(current, gradient, run.total_steps), total + loss
 
         zero = jnp.zeros((self.ensemble.size,), self.dtype)
         began_late = in_second_stage(self.settings, state.step, run.total_steps)
         state, total = jax.lax.fori_loop(0, steps, body, (state, zero))
-        squares, penalties = self.validate(state.average, run)
+        late = in_second_stage(self.settings, state.step, run.total_steps)
+        squares, *penalties = self.validate(state.average, run)
         energy, forces, _ = means(squares)
-        loss = _weighted(loss_weights(self.settings, state.step, run.total_steps), means(penalties))
+        loss = self._by_stage(penalties, late)
         observed = run.validation_steps > 0
         if self.settings.second_stage is not None:
-            late = in_second_stage(self.settings, state.step, run.total_steps)
             state = _begin_second_stage(state, late, late & ~began_late)
         state = self._keep_best(state, jnp.where(observed, loss, -state.step.astype(self.dtype)))
         if self.settings.schedule == "plateau":
-            state = replace(state, plateau=self.follow_plateau(state.plateau, jnp.where(observed, loss, total / steps)))
+            seen = jnp.where(observed, loss, total / steps)
+            state = replace(state, plateau=self.follow_plateau(state.plateau, seen))
         nothing = jnp.where(observed, 0.0, jnp.nan)
         report = {
             "step": state.step,
@@ -152,30 +154,46 @@ class Program:
         return state, report
 
     def _loss_gradient(
-        self, params: Params, graph: Graph, targets: Targets, weights: jax.Array, terms: _Terms
+        self, params: Params, graph: Graph, targets: Targets, weights: jax.Array, late: jax.Array
     ) -> tuple[Params, jax.Array]:
-        """Gradient of each member's loss with respect to its own parameters, and the losses [M].
+        """Gradient of each model's loss with respect to its own parameters, and the losses [L].
 
-        ``weights`` [M, S] are those of the structures, ``terms`` those of energy, forces and virial.
+        ``weights`` [L, S] are those of the structures, ``late`` tells the stage.
         """
 
         def summed(stacked: Params) -> tuple[jax.Array, jax.Array]:
-            sums = self._member_residuals(stacked, graph, targets, weights, self.settings.loss)[0]
-            losses = _weighted(terms, means(sums))
+            prediction = self._by_model(self.ensemble.predict(stacked, graph))
+            sums = [self._residuals(prediction, graph, targets, weights, loss) for loss in self.settings.losses]
+            losses = self._by_stage(sums, late)
             return jnp.sum(losses), losses
 
         return jax.grad(summed, has_aux=True)(params)
 
-    def _member_residuals(
-        self, params: Params, graph: Graph, targets: Targets, weights: jax.Array, *kinds: LossSettings
-    ) -> tuple[Residuals, ...]:
-        """Residuals [M] under each kind of penalty, all from one evaluation."""
-        prediction = self.ensemble.predict(params, graph)
+    def _by_model(self, prediction: Prediction) -> Prediction:
+        """Members [L * H] as models [L] and their heads [H]."""
+        heads = self.ensemble.heads.count
 
-        def penalised(kind: LossSettings) -> Residuals:
-            return jax.vmap(lambda one, weight: residuals(one, graph, targets, weight, kind))(prediction, weights)
+        def apart(values: jax.Array) -> jax.Array:
+            return values.reshape(-1, heads, *values.shape[1:])
 
-        return tuple(penalised(kind) for kind in kinds)
+        return replace(
+            prediction,
+            energy=apart(prediction.energy),
+            forces=apart(prediction.forces),
+            virial=apart(prediction.virial),
+        )
+
+    @staticmethod
+    def _residuals(
+        prediction: Prediction, graph: Graph, targets: Targets, weights: jax.Array, loss: LossSettings
+    ) -> Residuals:
+        """Residuals of every model [L]."""
+        return jax.vmap(lambda one, weight: residuals(one, graph, targets, weight, loss))(prediction, weights)
+
+    def _by_stage(self, sums: Sequence[Residuals], late: jax.Array) -> jax.Array:
+        """The loss [L] of the stage, from the sums that belong to the loss of each stage."""
+        early, *later = (weighted(loss, one) for loss, one in zip(self.settings.losses, sums, strict=True))
+        return jnp.where(late, later[0], early) if later else early
 
     def _update(self, state: State, gradient: Params, total_steps: jax.Array) -> State:
         updates, optimiser = jax.vmap(self._optimiser.update)(gradient, state.optimiser, state.params)
@@ -201,20 +219,25 @@ class Program:
             waited=jnp.where(falls, 0, waited),
         )
 
-    def validate(self, params: Params, run: Run) -> tuple[Residuals, Residuals]:
-        """Sums over the validation structures for every member: of squares, and of what the loss is made of."""
-        kinds = (SQUARES,) if self.settings.loss.kind == SQUARES.kind else (SQUARES, self.settings.loss)
+    def validate(self, params: Params, run: Run) -> tuple[Residuals, ...]:
+        """Sums over the validation structures for every model: of squares, and for the loss of each stage."""
+        kinds = self.settings.losses
 
         def body(step: jax.Array, sums: tuple[Residuals, ...]) -> tuple[Residuals, ...]:
             graph, targets = take_batch(run.data, run.validation, step)
             ones = jnp.ones((self.ensemble.size, graph.num_structures), self.dtype)
-            return jax.tree.map(jnp.add, sums, self._member_residuals(params, graph, targets, ones, *kinds))
+            prediction = self._by_model(self.ensemble.predict(params, graph))
+            mean = jax.vmap(mean_of_heads)(prediction)
+            found = (
+                self._residuals(mean, graph, targets, ones, SQUARES),
+                *(self._residuals(prediction, graph, targets, ones, kind) for kind in kinds),
+            )
+            return jax.tree.map(jnp.add, sums, found)
 
-        members = (self.ensemble.size,)
-        scalar = jnp.zeros(members, self.dtype)
-        zero = Residuals(scalar, scalar, scalar, jnp.zeros((*members, 2), self.dtype), scalar)
-        sums = jax.lax.fori_loop(0, run.validation_steps, body, (zero,) * len(kinds))
-        return sums[0], sums[-1]
+        models = (self.ensemble.size,)
+        scalar = jnp.zeros(models, self.dtype)
+        zero = Residuals(scalar, scalar, scalar, jnp.zeros((*models, 2), self.dtype), scalar)
+        return jax.lax.fori_loop(0, run.validation_steps, body, (zero,) * (1 + len(kinds)))
 
     def _keep_best(self, state: State, loss: jax.Array) -> State:
         better = (loss < state.best_loss) & ~state.stopped
@@ -230,14 +253,6 @@ class Program:
             waited=waited,
             stopped=state.stopped | (waited >= self.settings.patience),
         )
-
-
-_Terms = tuple[float | jax.Array, float | jax.Array, float | jax.Array]
-"""Weights of energy, forces and virial."""
-
-
-def _weighted(weights: _Terms, values: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
-    return weights[0] * values[0] + weights[1] * values[1] + weights[2] * values[2]
 
 
 def _begin_second_stage(state: State, late: jax.Array, first: jax.Array) -> State:

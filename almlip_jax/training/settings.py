@@ -1,32 +1,36 @@
-"""Settings of training: batches, optimiser, loss weights, stopping; and of the ensemble that is trained."""
+"""Settings of training: batches, optimiser, loss weights, stopping."""
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from almlip_jax.errors import InputError
 from almlip_jax.settings import Settings
 
+LossKind = Literal["mse", "huber", "nll", "crps"]
+"""How residuals are penalised."""
 
-class EnsembleSettings(Settings):
-    """How many members, and what makes them differ."""
-
-    size: int = Field(default=4, ge=1)
-    """Number of members; each starts from its own random parameters."""
-    bootstrap: Literal["none", "gamma", "poisson"] = "gamma"
-    """Weights of the structures in each member's loss, of mean 1: all equal; gamma-distributed (every structure
-    counts; at variance 1 this is the Bayesian bootstrap); or Poisson (the classical bootstrap, in which a third of the
-    structures is left out of each member)."""
-    bootstrap_variance: float = Field(default=0.1, gt=0)
-    """Variance of gamma weights: more makes the members differ more, and each of them less accurate."""
+_WEIGHTS = {
+    "mse": {"energy": 10.0, "forces": 1.0, "virial": 1.0},
+    "huber": {"energy": 10.0, "forces": 1.0, "virial": 1.0},
+    "nll": {"energy": 0.1, "forces": 1.0, "virial": 0.1},
+    "crps": {"energy": 10.0, "forces": 1.0, "virial": 1.0},
+}
 
 
 class LossSettings(Settings):
-    """How residuals are penalised, and the weights of their means: eV/atom, eV/Angstrom and, for virials, eV/atom."""
+    """How residuals are penalised, and the weights of their means: eV/atom, eV/Angstrom and, for virials, eV/atom.
 
-    kind: Literal["mse", "huber"] = "mse"
-    """Squares; or squares up to a delta and linear beyond it, so that a few bad labels or atoms pull less."""
+    Weights that are not given follow from the kind: 10, 1 and 1, or 0.1, 1 and 0.1 with ``nll``, which has no unit.
+    """
+
+    kind: LossKind = "mse"
+    """Squares; squares up to a delta and linear beyond it, so that a few bad labels or atoms pull less; the negative
+    log-likelihood of the labels; or the continuous ranked probability score, which judges the predicted distribution
+    too but is more lenient with outliers.  The last two need members that say how sure they are: `ensemble.heads` or
+    `ensemble.likelihood`."""
     energy: float = Field(default=10.0, ge=0)
     """Weight of the mean penalty of the energy residual per atom."""
     forces: float = Field(default=1.0, ge=0)
@@ -39,6 +43,27 @@ class LossSettings(Settings):
     """With ``huber``: residual of a force component beyond which the penalty is linear, eV/Angstrom."""
     virial_delta: float = Field(default=0.01, gt=0)
     """With ``huber``: residual of a virial component beyond which the penalty is linear, eV/atom."""
+    energy_floor: float = Field(default=1e-4, gt=0)
+    """With ``nll`` and ``crps``: standard deviation that is added to the predicted one in square, eV/atom."""
+    forces_floor: float = Field(default=1e-3, gt=0)
+    """The same for a force component, eV/Angstrom."""
+    virial_floor: float = Field(default=1e-4, gt=0)
+    """The same for a virial component, eV/atom."""
+    evidence_penalty: float = Field(default=0.01, ge=0)
+    """With ``nll`` and evidential members: weight of |residual| (2 v + alpha), in units of the noise, which takes
+    evidence away where predictions are wrong."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_weights(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("kind", "mse") in _WEIGHTS:
+            return _WEIGHTS[given.get("kind", "mse")] | given
+        return given
+
+    @property
+    def judges_uncertainty(self) -> bool:
+        """Whether it needs members that say how sure they are."""
+        return self.kind in ("nll", "crps")
 
 
 class SecondStageSettings(Settings):
@@ -49,19 +74,18 @@ class SecondStageSettings(Settings):
 
     start: float = Field(default=0.75, gt=0, lt=1)
     """Share of the steps after which it begins."""
+    kind: LossKind | None = None
+    """Kind of the loss from then on, as in `loss` where not given: for ``nll``, a first stage with ``mse`` finds good
+    means before variances are learned, which is more stable."""
     energy: float | None = Field(default=None, ge=0)
-    """Weight of energies from then on; as in `loss` where not given, like the two others."""
+    """Weight of energies from then on; where not given, like the two others, as in `loss`, or what belongs to another
+    kind."""
     forces: float | None = Field(default=None, ge=0)
     """Weight of forces."""
     virial: float | None = Field(default=None, ge=0)
     """Weight of virials."""
     learning_rate_factor: float = Field(default=1.0, gt=0)
     """What the learning rate of the schedule is multiplied by."""
-
-    @property
-    def weights(self) -> tuple[float | None, float | None, float | None]:
-        """Energy, forces, virial."""
-        return self.energy, self.forces, self.virial
 
 
 class TrainingSettings(Settings):
@@ -111,8 +135,42 @@ class TrainingSettings(Settings):
     warm_steps: int | None = Field(default=None, ge=1)
     """`max_steps` of a training that starts warm; the same where not given."""
 
+    @property
+    def losses(self) -> tuple[LossSettings, ...]:
+        """The loss of each stage."""
+        second = self.second_stage
+        if second is None:
+            return (self.loss,)
+        kind = second.kind or self.loss.kind
+        changes: dict[str, Any] = {
+            name: value for name in _WEIGHTS["mse"] if (value := getattr(second, name)) is not None
+        }
+        if kind != self.loss.kind:
+            changes = _WEIGHTS[kind] | changes | {"kind": kind}
+        return self.loss, self.loss.model_copy(update=changes)
+
     @model_validator(mode="after")
     def _exponential_needs_an_end(self) -> Self:
         if self.schedule == "exponential" and self.final_learning_rate == 0:
             raise ValueError("schedule 'exponential' never reaches 0; give final_learning_rate, for example 0.01.")
         return self
+
+
+def check_losses(training: TrainingSettings, heads: int, likelihood: str) -> None:
+    """Whether the members can be trained so.
+
+    Raises:
+        InputError: a loss judges uncertainties that the members do not have, or none judges those that they have.
+    """
+    judged = any(loss.judges_uncertainty for loss in training.losses)
+    if judged and heads == 1 and likelihood == "none":
+        kind = next(loss.kind for loss in training.losses if loss.judges_uncertainty)
+        raise InputError(
+            f"a loss of kind '{kind}' needs members that say how sure they are; give ensemble.heads or "
+            "ensemble.likelihood, or take kind 'mse' or 'huber'."
+        )
+    if likelihood != "none" and not judged:
+        raise InputError(
+            f"ensemble.likelihood '{likelihood}' learns from a loss of kind 'nll' or 'crps' only; give one as "
+            "training.loss.kind, or as training.second_stage.kind."
+        )

@@ -18,14 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 from ase import Atoms
 
-from almlip_jax.ensembles import Ensemble, spread_members
+from almlip_jax.ensembles import Ensemble, EnsembleSettings, spread_members
 from almlip_jax.errors import InputError
 from almlip_jax.models import Params
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.training import checkpoint as checkpoints
-from almlip_jax.training.dataset import Capacity, TrainingSet, bootstrap_weights, training_set
+from almlip_jax.training.dataset import Capacity, TrainingSet, bootstrap_weights, split, training_set
 from almlip_jax.training.program import Program, Run, State
-from almlip_jax.training.settings import EnsembleSettings, TrainingSettings
+from almlip_jax.training.settings import TrainingSettings, check_losses
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,12 @@ class EpochReport:
     stopped: np.ndarray
     seconds: float
 
+    @property
+    def forces_rmse(self) -> float:
+        """Mean over the models that have one of the validation error of force components, eV/Angstrom; NaN without."""
+        known = self.validation_forces_rmse[np.isfinite(self.validation_forces_rmse)]
+        return float(known.mean()) if len(known) else float("nan")
+
 
 @dataclass(frozen=True)
 class TrainingResult:
@@ -78,6 +84,10 @@ class Trainer:
         settings: of the training.
         members: what makes the members differ.
         dtype: float32 or float64 (the latter needs ``jax_enable_x64``).
+        first: position of the first of these models among all that ``members`` speaks of.
+
+    Raises:
+        InputError: the loss needs members that say how sure they are, and these do not, or the other way round.
     """
 
     def __init__(
@@ -88,13 +98,17 @@ class Trainer:
         settings: TrainingSettings,
         members: EnsembleSettings | None = None,
         dtype: np.dtype | type = np.float32,
+        first: int = 0,
     ) -> None:
+        heads = ensemble.heads
+        check_losses(settings, heads.count, heads.likelihood)
         self.ensemble = ensemble
         self.species = species
         self.capacity = capacity
         self.settings = settings
         self.members = members or EnsembleSettings(size=ensemble.size)
         self.dtype = dtype
+        self.first = first
         self.program = Program(ensemble, settings, dtype)
         self._fresh = jax.jit(self.program.fresh)
         self._initial = jax.jit(self.program.initial)
@@ -140,19 +154,17 @@ class Trainer:
         keeper = None if checkpoint is None else self._keeper(checkpoint, checkpoint_every, data, params, key, total)
         init_key, order_key = jax.random.split(key)
         run = self.prepare(data, total)
-        state = self._start(data, params, init_key)
+        state = self.start(data, params, init_key)
         order = np.random.default_rng(np.asarray(jax.random.key_data(order_key)))
         history: list[EpochReport] = []
         if keeper is not None:
             state, history = keeper.take_up(state, order)
         began = time.monotonic() - (history[-1].seconds if history else 0.0)
-        while not _over(history):
+        while not is_over(history):
             plan, length, epochs = data.segment(order, self.settings.validate_every)
             epoch = epochs + (history[-1].epoch if history else 0)
             state, raw = self._segment(state, run, plan, jnp.asarray(length, jnp.int32))
-            history.append(_report(raw, epoch, total, time.monotonic() - began))
-            if not np.isfinite(history[-1].train_loss).any():
-                raise InputError("the training loss is not finite; check the labels, or lower training.learning_rate.")
+            history.append(report_of(raw, epoch, total, time.monotonic() - began))
             if keeper is not None:
                 # before anybody hears of it: what may interrupt the training from there finds it kept
                 keeper.keep(state, order, history)
@@ -165,7 +177,7 @@ class Trainer:
         return training_set(
             dataset,
             self.species,
-            self.ensemble.model.cutoff,
+            self.ensemble.cutoff,
             self.capacity,
             reference_energies=reference_energies,
             validation_fraction=self.settings.validation_fraction,
@@ -175,19 +187,25 @@ class Trainer:
     def prepare(self, data: TrainingSet, total_steps: int) -> Run:
         """What the program of a training needs to know of its data."""
         plan, steps = data.validation_plan()
+        mine = slice(self.first, self.first + self.ensemble.size)
         return Run(
             data=data.packed.data,
-            weights=bootstrap_weights(self.members, self.capacity.structures, self.dtype),
+            weights=bootstrap_weights(self.members, self.capacity.structures, self.dtype)[mine],
             validation=jax.tree.map(jnp.asarray, plan),
             validation_steps=jnp.asarray(steps, jnp.int32),
             total_steps=jnp.asarray(total_steps, jnp.int32),
         )
 
-    def _start(self, data: TrainingSet, params: Params | None, key: jax.Array) -> State:
+    def start(self, data: TrainingSet, params: Params | None, key: jax.Array) -> State:
+        """The state before the first step, from given parameters or fresh ones."""
         if params is None:
             sample = jax.tree.map(jnp.asarray, data.sample_plan())
             params = self._fresh(key, data.packed.data, sample, data.energy_scale())
         return self._initial(spread_members(jax.tree.map(lambda x: jnp.asarray(x, self.dtype), params)))
+
+    def total_steps(self, dataset: Sequence[Atoms], *, warm: bool) -> int:
+        """Length of a training on so many structures, in optimiser steps, if nothing ends it earlier."""
+        return self._total_steps(len(split(len(dataset), self.settings.validation_fraction)[0]), warm=warm)
 
     def _total_steps(self, structures: int, *, warm: bool) -> int:
         per_epoch = int(np.ceil(structures / self.settings.batch_size))
@@ -201,6 +219,7 @@ class Trainer:
             repr(self.ensemble),
             self.settings.model_dump_json(),
             self.members.model_dump_json(),
+            str(self.first),
             repr(self.capacity),
             "fresh" if params is None else str(jax.tree.structure(params)),
             str(total),
@@ -230,19 +249,27 @@ class _Keeper:
 
     def keep(self, state: State, order: np.random.Generator, history: Sequence[EpochReport]) -> None:
         """Writes the state where it is time to."""
-        if not _over(history) and len(history) % self.every:
+        if not is_over(history) and len(history) % self.every:
             return
         leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(jax.device_get(state))]
         reports = [asdict(report) for report in history]
         checkpoints.save(self.folder, self.whose, checkpoints.Saved(leaves, order.bit_generator.state, reports))
 
 
-def _over(history: Sequence[EpochReport]) -> bool:
+def is_over(history: Sequence[EpochReport]) -> bool:
+    """Whether a training with these reports has ended."""
     return bool(history) and (history[-1].step >= history[-1].steps or bool(history[-1].stopped.all()))
 
 
-def _report(raw: dict[str, jax.Array], epoch: int, steps: int, seconds: float) -> EpochReport:
+def report_of(raw: dict[str, jax.Array], epoch: int, steps: int, seconds: float) -> EpochReport:
+    """What the program said of a segment, as a report.
+
+    Raises:
+        InputError: no model's loss is finite.
+    """
     values = jax.device_get(raw)
+    if not np.isfinite(values["train_loss"]).any():
+        raise InputError("the training loss is not finite; check the labels, or lower training.learning_rate.")
     return EpochReport(
         epoch=epoch,
         step=int(values["step"]),

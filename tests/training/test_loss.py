@@ -30,12 +30,12 @@ def batch() -> tuple[Graph, Targets]:
 
 
 def wrong_by(targets: Targets, graph: Graph, energy: np.ndarray, forces: np.ndarray, virial: np.ndarray) -> Prediction:
-    """A prediction with given residuals of the energy [2], forces [2, 3, 3] and virial [2, 3, 3]."""
+    """A prediction of one head with given residuals of the energy [2], forces [2, 3, 3] and virial [2, 3, 3]."""
     slots, atoms = graph.num_structures, len(graph.species)
     return Prediction(
-        energy=targets.energy + jnp.pad(jnp.asarray(energy), (0, slots - 2)),
-        forces=targets.forces + jnp.pad(jnp.asarray(forces).reshape(6, 3), ((0, atoms - 6), (0, 0))),
-        virial=targets.virial + jnp.pad(jnp.asarray(virial), ((0, slots - 2), (0, 0), (0, 0))),
+        energy=(targets.energy + jnp.pad(jnp.asarray(energy), (0, slots - 2)))[None],
+        forces=(targets.forces + jnp.pad(jnp.asarray(forces).reshape(6, 3), ((0, atoms - 6), (0, 0))))[None],
+        virial=(targets.virial + jnp.pad(jnp.asarray(virial), ((0, slots - 2), (0, 0), (0, 0))))[None],
         features=jnp.zeros((atoms, 1)),
     )
 

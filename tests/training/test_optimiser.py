@@ -12,7 +12,7 @@ from small_training import SPECIES, settings_of, trainer_of, water
 
 from almlip_jax.training import TrainingSettings, reference_energies
 from almlip_jax.training.loss import means
-from almlip_jax.training.optimiser import build_optimiser, in_second_stage, learning_rate, loss_weights
+from almlip_jax.training.optimiser import build_optimiser, in_second_stage, learning_rate
 
 STAGED = {
     "max_steps": 400,
@@ -136,8 +136,7 @@ class TestSecondStage:
         )
         total = jnp.asarray(50)
         assert [bool(in_second_stage(settings, jnp.asarray(n), total)) for n in (0, 29, 30, 49)] == [0, 0, 1, 1]
-        assert [float(x) for x in loss_weights(settings, jnp.asarray(29), total)] == [10, 1, 1]
-        assert [float(x) for x in loss_weights(settings, jnp.asarray(30), total)] == [7, 1, 1]
+        assert [(loss.energy, loss.forces, loss.virial) for loss in settings.losses] == [(10, 1, 1), (7, 1, 1)]
         np.testing.assert_allclose(rates(settings, [29, 30], total=50), [5e-3, 5e-4], rtol=1e-5)
 
     def test_validation_weighs_as_the_stage_does(self, staged):

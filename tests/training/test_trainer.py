@@ -139,7 +139,7 @@ def test_loss_is_its_formula():
         features=jnp.zeros((shape.atoms, 1)),
     )
     weights = jnp.asarray([0.5, 2.0, 3.0, 7.0, 7.0])
-    energy, forces, virial = means(residuals(prediction, graph, targets, weights))
+    energy, forces, virial = means(residuals(jax.tree.map(lambda x: x[None], prediction), graph, targets, weights))
     de = [(prediction.energy[n] - a.get_potential_energy()) / len(a) for n, a in ((0, solid), (1, wet))]
     np.testing.assert_allclose(energy, (0.5 * de[0] ** 2 + 2 * de[1] ** 2) / 2, rtol=1e-5)
     expected, start = 0.0, 0

@@ -1,0 +1,60 @@
+"""From settings to an ensemble: one architecture, or several in turn."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from almlip_jax.ensembles.ensemble import Ensemble
+from almlip_jax.ensembles.heads import Heads
+from almlip_jax.ensembles.mixed import AnyEnsemble, joined
+from almlip_jax.ensembles.settings import EnsembleSettings, VariantSettings
+from almlip_jax.errors import InputError
+from almlip_jax.models import ModelSettings, build_model
+from almlip_jax.models.shared_density import SIZES
+from almlip_jax.structures.species import SpeciesTable
+
+
+def member_models(model: ModelSettings, ensemble: EnsembleSettings) -> list[tuple[ModelSettings, VariantSettings, int]]:
+    """The architectures of an ensemble, each with the variant it comes from and the number of models it has.
+
+    Args:
+        model: what the variants change.
+        ensemble: settings of the members.
+
+    Raises:
+        InputError: a variant does not give a valid model.
+    """
+    variants = ensemble.variants or (VariantSettings(),)
+    counts = [len(range(n, ensemble.size, len(variants))) for n in range(len(variants))]
+    changed = [_changed(model, variant.model, n) for n, variant in enumerate(variants)]
+    return list(zip(changed, variants, counts, strict=True))
+
+
+def build_ensemble(model: ModelSettings, ensemble: EnsembleSettings, species: SpeciesTable) -> AnyEnsemble:
+    """The ensemble that some settings describe, for a species table.
+
+    Raises:
+        InputError: a variant does not give a valid model.
+    """
+    heads = Heads(ensemble.heads, ensemble.likelihood)
+    return joined(
+        [Ensemble(build_model(one, species), count, heads=heads) for one, _, count in member_models(model, ensemble)]
+    )
+
+
+def _changed(model: ModelSettings, changes: dict[str, Any], position: int) -> ModelSettings:
+    if not changes:
+        return model
+    given = model.model_dump()
+    if changes.get("kind", model.kind) != model.kind:
+        given = {"cutoff": model.cutoff}
+    elif "size" in changes:  # a named size decides what belongs to it, unless the variant says otherwise
+        given = {key: value for key, value in given.items() if key not in SIZES["small"]}
+    try:
+        return TypeAdapter(ModelSettings).validate_python(given | changes)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"][1:])  # after the kind
+        raise InputError(f"ensemble.variants, entry {position}, model.{where}: {first['msg']}.") from error

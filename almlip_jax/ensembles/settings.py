@@ -1,0 +1,55 @@
+"""Settings of an ensemble: how many members, what they have in common, and what makes them differ."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from almlip_jax.settings import Settings
+
+Likelihood = Literal["none", "mean_variance", "evidential"]
+"""What a member says of its own errors."""
+
+
+class VariantSettings(Settings):
+    """What a part of the members has of its own: keys of ``model`` and of ``training`` with other values."""
+
+    model: dict[str, Any] = {}
+    """Changes to the model; one that names another ``kind`` begins from the defaults of that kind."""
+    training: dict[str, Any] = {}
+    """Changes to the training."""
+
+
+class EnsembleSettings(Settings):
+    """How many members, and what makes them differ."""
+
+    size: int = Field(default=4, ge=1)
+    """Number of models; each starts from its own random parameters."""
+    heads: int = Field(default=1, ge=1)
+    """Members that share one model but for their last layer: more than one make a shallow ensemble.  With ``size: 1``
+    it is one; with more, several of them.  Train it with a loss of kind ``nll`` or ``crps``."""
+    likelihood: Literal["none", "mean_variance", "evidential"] = "none"
+    """What each model says of its own errors: nothing; a variance of its energy, forces and virial; or the parameters
+    of a normal-inverse-gamma distribution, which tell noise from ignorance.  Train it with ``nll`` or ``crps``."""
+    bootstrap: Literal["none", "gamma", "poisson"] = "gamma"
+    """Weights of the structures in each model's loss, of mean 1: all equal; gamma-distributed (every structure
+    counts; at variance 1 this is the Bayesian bootstrap); or Poisson (the classical bootstrap, in which a third of the
+    structures is left out of each model)."""
+    bootstrap_variance: float = Field(default=0.1, gt=0)
+    """Variance of gamma weights: more makes the members differ more, and each of them less accurate."""
+    variants: tuple[VariantSettings, ...] = ()
+    """A committee of architectures: the models take these variants in turn; none makes all of them equal."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.heads > 1 and self.likelihood == "evidential":
+            raise ValueError("likelihood 'evidential' needs heads: 1; several heads have a spread of their own.")
+        if len(self.variants) > self.size:
+            raise ValueError(f"{len(self.variants)} variants need a size of at least as many, not {self.size}.")
+        return self
+
+    @property
+    def says_its_errors(self) -> bool:
+        """Whether a model alone has an uncertainty, which a likelihood can train."""
+        return self.heads > 1 or self.likelihood != "none"

@@ -1,0 +1,159 @@
+"""Trainers of any ensemble: of one architecture, or of a committee of them, one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeAlias
+
+import jax
+import numpy as np
+from ase import Atoms
+from pydantic import ValidationError
+
+from almlip_jax.ensembles import Ensemble, EnsembleSettings, MixedEnsemble, build_ensemble, member_models
+from almlip_jax.errors import InputError
+from almlip_jax.models import ModelSettings, Params
+from almlip_jax.structures.species import SpeciesTable
+from almlip_jax.training.dataset import Capacity
+from almlip_jax.training.settings import TrainingSettings, check_losses
+from almlip_jax.training.trainer import EpochReport, Trainer, TrainingResult
+
+
+class CommitteeTrainer:
+    """Trains a committee of architectures: those of equal architecture in one program, one architecture after another.
+
+    Args:
+        ensemble: the committee.
+        trainers: one for each of its groups.
+        capacity: static sizes, the same for all of them.
+    """
+
+    def __init__(self, ensemble: MixedEnsemble, trainers: Sequence[Trainer], capacity: Capacity) -> None:
+        self.ensemble = ensemble
+        self.trainers = tuple(trainers)
+        self.capacity = capacity
+
+    def train(
+        self,
+        dataset: Sequence[Atoms],
+        params: Params | None,
+        key: jax.Array,
+        *,
+        reference_energies: dict[int, float],
+        on_epoch: Callable[[EpochReport], None] | None = None,
+        steps: int | None = None,
+        checkpoint: Path | None = None,
+        checkpoint_every: int = 10,
+    ) -> TrainingResult:
+        """Trains all members; see `Trainer.train`.  Reports speak of all models, NaN for those that wait."""
+        results: list[TrainingResult] = []
+        history: list[EpochReport] = []
+        totals = [steps or trainer.total_steps(dataset, warm=params is not None) for trainer in self.trainers]
+        for n, (trainer, one_key) in enumerate(zip(self.trainers, jax.random.split(key, len(totals)), strict=True)):
+
+            def report(own: EpochReport, n: int = n) -> None:
+                history.append(self._widened(own, n, history, totals))
+                if on_epoch is not None:
+                    on_epoch(history[-1])
+
+            results.append(
+                trainer.train(
+                    dataset,
+                    None if params is None else params[n],
+                    one_key,
+                    reference_energies=reference_energies,
+                    on_epoch=report,
+                    steps=totals[n],
+                    checkpoint=None if checkpoint is None else checkpoint / f"group_{n}",
+                    checkpoint_every=checkpoint_every,
+                )
+            )
+        return TrainingResult(params=tuple(result.params for result in results), history=tuple(history))
+
+    def _widened(self, own: EpochReport, n: int, history: Sequence[EpochReport], totals: Sequence[int]) -> EpochReport:
+        """A report of one group as one of all models."""
+        sizes = [trainer.ensemble.size for trainer in self.trainers]
+        mine = slice(sum(sizes[:n]), sum(sizes[: n + 1]))
+        before = history[-1] if history else None
+
+        def wide(name: str) -> np.ndarray:
+            values = getattr(own, name)
+            empty = np.full(sum(sizes), False if values.dtype == bool else np.nan, values.dtype)
+            whole = empty if before is None else getattr(before, name).copy()
+            whole[mine] = values
+            return whole
+
+        return replace(
+            own,
+            step=sum(totals[:n]) + own.step,
+            steps=sum(totals),
+            train_loss=wide("train_loss"),
+            validation_loss=wide("validation_loss"),
+            validation_energy_rmse=wide("validation_energy_rmse"),
+            validation_forces_rmse=wide("validation_forces_rmse"),
+            stopped=wide("stopped"),
+        )
+
+
+AnyTrainer: TypeAlias = Trainer | CommitteeTrainer
+"""A trainer of any ensemble."""
+
+
+def build_trainer(
+    model: ModelSettings,
+    ensemble: EnsembleSettings,
+    species: SpeciesTable,
+    capacity: Capacity,
+    training: TrainingSettings,
+    dtype: np.dtype | type = np.float32,
+) -> AnyTrainer:
+    """The trainer that some settings describe.
+
+    Args:
+        model: settings of the architecture, which the ensemble's variants change.
+        ensemble: settings of the members.
+        species: the species table.
+        capacity: static sizes, for the longest cutoff.
+        training: of the training, which the variants change too.
+        dtype: float32 or float64.
+
+    Raises:
+        InputError: a variant is not valid, or the loss does not go with the members.
+    """
+    members = build_ensemble(model, ensemble, species)
+    groups = members.groups if isinstance(members, MixedEnsemble) else (members,)
+    trainers, first = [], 0
+    for n, (group, (_, variant, _)) in enumerate(zip(groups, member_models(model, ensemble), strict=True)):
+        settings = _changed(training, variant.training, n)
+        trainers.append(Trainer(group, species, capacity, settings, ensemble, dtype, first))
+        first += group.size
+    if isinstance(members, Ensemble):
+        return trainers[0]
+    return CommitteeTrainer(members, trainers, capacity)
+
+
+def check_training(model: ModelSettings, ensemble: EnsembleSettings, training: TrainingSettings) -> None:
+    """Whether some settings go together, before anything is built.
+
+    Raises:
+        InputError: a variant is not valid, or the loss does not go with the members.
+    """
+    for n, (_, variant, _) in enumerate(member_models(model, ensemble)):
+        check_losses(_changed(training, variant.training, n), ensemble.heads, ensemble.likelihood)
+
+
+def _changed(training: TrainingSettings, changes: dict, position: int) -> TrainingSettings:
+    """A training with other values; nested settings are changed key by key."""
+    if not changes:
+        return training
+    given = training.model_dump(exclude_unset=True)
+    for key, value in changes.items():
+        given[key] = {**given[key], **value} if isinstance(value, dict) and isinstance(given.get(key), dict) else value
+    try:
+        return TrainingSettings.model_validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"ensemble.variants, entry {position}, training.{where}: {first['msg']}.") from error

@@ -1,0 +1,100 @@
+"""Committees of architectures train as their parts would alone; potentials grow new elements."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+from ase.build import molecule
+from small_training import MODEL, SPECIES, labelled, same_bits, settings_of, water
+
+from almlip_jax.ensembles import Ensemble, EnsembleSettings
+from almlip_jax.errors import InputError
+from almlip_jax.fitting import fit_potential
+from almlip_jax.models import build_model
+from almlip_jax.potential import Potential
+from almlip_jax.training import Trainer, build_trainer, checkpoint, plan_capacity, reference_energies
+
+MEMBERS = EnsembleSettings(
+    size=3,
+    bootstrap="none",
+    variants=[{}, {"model": {"cutoff": 3.0, "hidden": [6]}, "training": {"loss": {"energy": 1.0}, "max_steps": 40}}],
+)
+
+
+@pytest.fixture(scope="module")
+def mixed(waters, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mixed")
+    seen = []
+    found = fit_potential(waters, MODEL, MEMBERS, settings_of(), 0, seen.append, folder / "kept")
+    return *found, seen, folder
+
+
+def test_each_architecture_trains_as_it_would_alone(waters, mixed):
+    """With its own settings, on graphs that reach as far as the farthest sighted."""
+    potential, _, _, _ = mixed
+    references, training = reference_energies(waters, SPECIES), settings_of(max_steps=40, loss={"energy": 1.0})
+    second = MODEL.model_copy(update={"cutoff": 3.0, "hidden": (6,)})
+    capacity = plan_capacity(waters, 4.0, settings_of())
+    alone = Trainer(Ensemble(build_model(second, SPECIES), 1), SPECIES, capacity, training, EnsembleSettings(size=1))
+    whole = build_trainer(MODEL, MEMBERS, SPECIES, capacity, settings_of())
+    key = jax.random.key(3)
+    together = whole.train(waters, None, key, reference_energies=references)
+    own = alone.train(waters, None, jax.random.split(key, 2)[1], reference_energies=references)
+    for a, b in zip(jax.tree.leaves(together.params[1]), jax.tree.leaves(own.params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-5)
+    assert len(potential.params) == 2 and jax.tree.leaves(potential.params[0])[0].shape[0] == 2
+
+
+def test_reports_speak_of_all_members(mixed):
+    _, result, seen, _ = mixed
+    assert len(seen) == len(result.history) and seen[-1].step >= seen[-1].steps == 100
+    first, last = result.history[0], result.history[-1]
+    assert first.train_loss.shape == (3,) and np.isnan(first.train_loss[2]) and np.isfinite(last.train_loss).all()
+    assert np.isfinite(first.forces_rmse) and all(np.diff([report.step for report in result.history]) > 0)
+
+
+def test_what_is_kept_goes_on_and_is_thrown_away(waters, mixed):
+    potential, _, _, folder = mixed
+    again, _ = fit_potential(waters, MODEL, MEMBERS, settings_of(), 0, checkpoint=folder / "kept")
+    assert same_bits(potential.params, again.params)
+    checkpoint.discard(folder / "kept")
+    assert not (folder / "kept").exists()
+
+
+def test_it_is_saved_and_loaded(waters, mixed):
+    potential, _, _, folder = mixed
+    potential.save(folder / "p")
+    back = Potential.load(folder / "p")
+    a, b = potential.evaluate(waters, features=True), back.evaluate(waters, features=True)
+    np.testing.assert_array_equal(np.concatenate(a.forces), np.concatenate(b.forces))
+    np.testing.assert_array_equal(a.features["latent"], b.features["latent"])
+    assert back.ensemble == potential.ensemble and back.cutoff == 4.0 and a.scores["force_std_max"].min() > 0
+
+
+def test_new_elements_are_added(waters):
+    """At a learning rate of zero water stays what it was; then carbon is learned."""
+    members, others = EnsembleSettings(size=2, likelihood="mean_variance"), []
+    late = {"start": 0.5, "kind": "nll"}
+    before, _ = fit_potential(waters, MODEL, members, settings_of(second_stage=late), 0)
+    for seed in range(12):
+        atoms = molecule("CO")
+        atoms.rattle(0.05, seed=seed)
+        others.append(labelled(atoms))
+    still = settings_of(max_steps=1, second_stage=late)  # the cosine has come to its end at the first step
+    after, _ = fit_potential(others, MODEL, members, still, 1, start=before)
+    assert after.species.numbers == (1, 6, 8)
+    assert after.reference_energies[1] == before.reference_energies[1]
+    a, b = before.evaluate(waters), after.evaluate(waters)
+    np.testing.assert_allclose(np.concatenate(a.forces), np.concatenate(b.forces), atol=1e-3)
+    np.testing.assert_allclose(a.scores["force_total_max"], b.scores["force_total_max"], rtol=1e-3)
+    learned, _ = fit_potential(others, MODEL, members, settings_of(max_steps=300, second_stage=late), 1, start=after)
+    true = np.concatenate([atoms.get_forces() for atoms in others])
+    errors = [np.std(np.concatenate(p.evaluate(others).forces) - true) for p in (after, learned)]
+    assert errors[1] < 0.2 * errors[0]
+
+
+def test_another_architecture_is_refused(waters, mixed):
+    with pytest.raises(InputError, match="another architecture"):
+        fit_potential(waters, MODEL, EnsembleSettings(size=2), settings_of(), 0, start=mixed[0])
+    assert mixed[0].evaluate([water(0)]).energy.shape == (1,)

@@ -1,0 +1,129 @@
+"""Likelihoods and scores against scipy, and members that learn how large their errors are."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ase.calculators.singlepoint import SinglePointCalculator
+from scipy.integrate import quad
+from scipy.stats import norm
+from scipy.stats import t as student
+from small_training import MODEL, SPECIES, settings_of, water
+
+from almlip_jax.ensembles import Belief, EnsembleSettings
+from almlip_jax.errors import InputError
+from almlip_jax.fitting import fit_potential
+from almlip_jax.training import LossSettings, TrainingSettings, build_trainer, plan_capacity
+from almlip_jax.training.loss import _penalty
+
+
+def penalty(residual: np.ndarray, belief: Belief | None, loss: LossSettings, floor: float = 0.1) -> np.ndarray:
+    with jax.enable_x64(True):
+        return np.asarray(_penalty(jnp.asarray(residual), jax.tree.map(jnp.asarray, belief), loss, 1.0, floor))
+
+
+def test_likelihood_of_heads_is_that_of_a_normal_distribution():
+    residual = np.random.default_rng(0).normal(size=(5, 7))
+    sigma = np.sqrt(residual.var(axis=0) + 0.01)
+    expected = -norm.logpdf(residual.mean(axis=0), scale=sigma) - 0.5 * np.log(2 * np.pi)
+    np.testing.assert_allclose(penalty(residual, None, LossSettings(kind="nll")), expected, rtol=1e-10)
+
+
+def test_noise_adds_to_the_variance_of_heads():
+    residual = np.random.default_rng(1).normal(size=(3, 7))
+    belief = Belief(np.linspace(0.1, 3.0, 7))
+    sigma = np.sqrt(residual.var(axis=0) + 0.01 + np.linspace(0.1, 3.0, 7))
+    expected = -norm.logpdf(residual.mean(axis=0), scale=sigma) - 0.5 * np.log(2 * np.pi)
+    np.testing.assert_allclose(penalty(residual, belief, LossSettings(kind="nll")), expected, rtol=1e-10)
+
+
+def test_evidential_likelihood_is_students():
+    rng = np.random.default_rng(2)
+    residual, variance = rng.normal(size=(1, 9)), rng.uniform(0.2, 2.0, size=9)
+    v, alpha = rng.uniform(0.3, 4.0, size=9), rng.uniform(1.2, 5.0, size=9)
+    belief = Belief(variance, v, alpha)
+    beta = (variance + 0.01) * (alpha - 1)
+    scale = np.sqrt(beta * (1 + v) / (v * alpha))
+    expected = -student.logpdf(residual[0], 2 * alpha, scale=scale) - 0.5 * np.log(np.pi)
+    loss = LossSettings(kind="nll", evidence_penalty=0.0)
+    np.testing.assert_allclose(penalty(residual, belief, loss), expected, rtol=1e-9)
+    more = penalty(residual, belief, LossSettings(kind="nll", evidence_penalty=0.3)) - expected
+    np.testing.assert_allclose(more, 0.3 * np.abs(residual[0]) / np.sqrt(variance + 0.01) * (2 * v + alpha), rtol=1e-8)
+
+
+def test_ranked_probability_score_is_its_integral():
+    residual = np.array([[0.4, -1.3, 0.0]])
+    sigma = np.sqrt(0.01 + np.array([0.2, 1.0, 2.5]))
+    found = penalty(residual, Belief(np.array([0.2, 1.0, 2.5])), LossSettings(kind="crps"))
+    for value, r, s in zip(found, residual[0], sigma, strict=True):
+        below = quad(lambda x, s=s: norm.cdf(x, scale=s) ** 2, -40, r)[0]
+        above = quad(lambda x, s=s: (1 - norm.cdf(x, scale=s)) ** 2, r, 40)[0]
+        assert value == pytest.approx(below + above, rel=1e-6)
+
+
+@pytest.mark.parametrize("likelihood", ["mean_variance", "evidential"])
+def test_noise_is_learned_where_it_is(likelihood):
+    """Labels of the oxygen carry noise of 0.6 eV/Angstrom, those of hydrogen of 0.15."""
+    rng, noisy = np.random.default_rng(3), []
+    for seed in range(60):
+        atoms = water(seed)
+        noise = rng.normal(size=(3, 3)) * np.where(atoms.numbers == 8, 0.6, 0.15)[:, None]
+        results = {"energy": atoms.get_potential_energy(), "forces": atoms.get_forces() + noise}
+        noisy.append(atoms.copy())
+        noisy[-1].calc = SinglePointCalculator(noisy[-1], **results)
+    training = settings_of(
+        max_steps=1500,
+        max_epochs=1000,
+        batch_size=10,
+        validation_fraction=0.0,
+        second_stage={"start": 0.4, "kind": "nll"},
+    )
+    members = EnsembleSettings(size=1, likelihood=likelihood)
+    potential, _ = fit_potential(noisy, MODEL, members, training, 0)
+    found = potential.evaluate([water(seed) for seed in range(100, 110)])
+    numbers = np.concatenate([water(0).numbers] * 10)
+    total = np.concatenate(found.force_total) / np.sqrt(3)
+    assert 0.45 < total[numbers == 8].mean() < 0.85 and 0.11 < total[numbers == 1].mean() < 0.32
+    assert np.all(np.concatenate(found.force_std) == 0)
+
+
+@pytest.mark.parametrize("kind", ["nll", "crps"])
+def test_heads_learn_to_spread_as_they_err(waters, kind):
+    """Squares leave the heads at the spread they began with, or let them agree, which their errors do not."""
+    tests = [water(seed) for seed in range(200, 230)]
+    true = np.concatenate([atoms.get_forces() for atoms in tests])
+
+    def likelihood(loss: str) -> float:
+        training = settings_of(max_steps=1000, loss={"kind": loss})
+        potential, _ = fit_potential(waters, MODEL, EnsembleSettings(size=1, heads=8), training, 0)
+        found = potential.evaluate(tests)
+        error = np.concatenate(found.forces) - true
+        sigma = np.sqrt(np.concatenate(found.force_std)[:, None] ** 2 / 3 + 1e-6)
+        return float(-norm.logpdf(error, scale=sigma).mean())
+
+    assert likelihood(kind) < likelihood("mse") - 1.0
+
+
+@pytest.mark.parametrize(
+    ("members", "training", "message"),
+    [
+        ({}, {"loss": {"kind": "nll"}}, "needs members that say how sure"),
+        ({}, {"second_stage": {"kind": "crps"}}, "'crps' needs members"),
+        ({"likelihood": "mean_variance"}, {}, "learns from a loss of kind"),
+    ],
+)
+def test_losses_and_members_that_do_not_go_together(waters, members, training, message):
+    settings = TrainingSettings(**training)
+    capacity = plan_capacity(waters, MODEL.cutoff, settings)
+    with pytest.raises(InputError, match=message):
+        build_trainer(MODEL, EnsembleSettings(size=2, **members), SPECIES, capacity, settings)
+
+
+def test_weights_that_are_not_given_follow_the_kind():
+    assert (LossSettings().energy, LossSettings(kind="nll").energy) == (10.0, 0.1)
+    assert LossSettings(kind="nll", energy=3.0).energy == 3.0
+    late = TrainingSettings(loss={"energy": 5.0}, second_stage={"kind": "nll", "forces": 2.0}).losses[1]
+    assert (late.kind, late.energy, late.forces, late.virial) == ("nll", 0.1, 2.0, 0.1)
+    assert TrainingSettings.model_validate(TrainingSettings().model_dump(mode="json")) == TrainingSettings()
