@@ -32,4 +32,5 @@ def prepare_jax(precision: Precision = "float32") -> None:
     except (OSError, RuntimeError):  # RuntimeError: the user has no home folder
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    # the many small programs of a start take longer to compile than to read
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

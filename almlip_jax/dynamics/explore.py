@@ -103,7 +103,8 @@ class Explorer:
         self.capacity = capacity
         self.images = images
         self.dtype = dtype
-        self._evaluate = evaluate
+        # traced once for the first evaluation and the loop
+        self._evaluate: Evaluate = jax.jit(evaluate)
         self._programs: dict[bool, tuple[Callable[..., State], Callable[..., tuple[State, Traces]]]] = {}
 
     def run(
@@ -134,7 +135,7 @@ class Explorer:
         begin, run_chunk = self._compiled(loop)
         state = begin(params, state, setup)
         kept: list[Traces] = []
-        while int(state.step) < s.steps and bool(jnp.any(state.status == int(Status.RUNNING))):
+        while int(state.step) < s.steps and _running(state) > 0:
             before = state
             state, traces = run_chunk(params, before, setup)
             if bool(state.neighbors.overflow):
@@ -143,16 +144,19 @@ class Explorer:
                 continue
             kept.append(jax.device_get(traces))
             if on_chunk is not None:
-                on_chunk(int(state.step), int(jnp.sum(state.status == int(Status.RUNNING))))
+                on_chunk(int(state.step), _running(state))
         return self._collect(starts, jax.device_get(replace(state, motion=_without_key(state))), kept, thresholds)
 
     # -- before -------------------------------------------------------------------------------------------------------
 
     def _thresholds(self, given: Thresholds | tuple[float, float]) -> Thresholds:
         if isinstance(given, Thresholds):
-            return jax.tree.map(lambda x: jnp.asarray(x, self.dtype), given)
-        record, stop = (jnp.full((len(self.settings.temperatures),), value, self.dtype) for value in given)
+            return jax.tree.map(self._real, given)
+        record, stop = (self._real(np.full(len(self.settings.temperatures), value)) for value in given)
         return Thresholds(record=record, stop=stop)
+
+    def _real(self, values: ArrayLike) -> jax.Array:
+        return jnp.asarray(np.asarray(values, self.dtype))
 
     def _prepare(self, starts: Sequence[Atoms], thresholds: Thresholds, key: jax.Array) -> tuple[State, Setup, Loop]:
         s = self.settings
@@ -166,18 +170,18 @@ class Explorer:
         temperatures = np.asarray(s.temperatures)
         pbc = np.array([start.pbc for start in starts])
         bath = Bath(
-            kt=jnp.asarray(KB * temperatures, self.dtype),
-            friction=jnp.full((walkers,), self._friction / FEMTOSECOND, self.dtype),
-            timestep=jnp.asarray(s.timestep * FEMTOSECOND, self.dtype),
+            kt=self._real(KB * temperatures),
+            friction=self._real(np.full(walkers, self._friction / FEMTOSECOND)),
+            timestep=self._real(s.timestep * FEMTOSECOND),
         )
         motion = initial_state(
-            jnp.asarray(positions, self.dtype),
-            jnp.asarray(masses, self.dtype),
+            self._real(positions),
+            self._real(masses),
             jnp.asarray(mask),
             bath.kt,
             jax.random.split(key, walkers),
         )
-        radii = jnp.asarray(species_radii(self.species.numbers), self.dtype)
+        radii = self._real(species_radii(self.species.numbers))
         find = looks_for_fragments(s.sanity, pbc, atoms)
         limits = SanityLimits.of(s.sanity)
         setup = Setup(
@@ -190,9 +194,9 @@ class Explorer:
                 motion.position, jnp.asarray(species), jnp.asarray(mask), radii, limits.bond_factor
             )
             if find
-            else jnp.ones((walkers,), jnp.int32),
-            steps=jnp.asarray(s.steps, jnp.int32),
-            record_every=jnp.asarray(s.record_every, jnp.int32),
+            else jnp.asarray(np.ones(walkers, np.int32)),
+            steps=jnp.asarray(np.int32(s.steps)),
+            record_every=jnp.asarray(np.int32(s.record_every)),
         )
         loop = Loop(
             evaluate=self._evaluate,
@@ -203,17 +207,21 @@ class Explorer:
             stochastic=self._friction > 0,
             find_fragments=find,
         )
+
+        def count(value: int) -> jax.Array:
+            return jnp.asarray(np.full(walkers, value, np.int32))
+
         state = State(
             motion=motion,
             neighbors=self._neighbors(motion.position, np.array([a.cell.array for a in starts]), pbc, mask),
             gate=loop.gate.init(thresholds),
             recorder=empty_recorder(walkers, s.buffer, atoms, SCORES, jnp.dtype(self.dtype)),
-            status=jnp.zeros((walkers,), jnp.int32),
-            cause=jnp.zeros((walkers,), jnp.int32),
-            end_step=jnp.full((walkers,), -1, jnp.int32),
-            end_atom=jnp.full((walkers,), -1, jnp.int32),
-            below=jnp.zeros((walkers,), jnp.int32),
-            step=jnp.zeros((), jnp.int32),
+            status=count(0),
+            cause=count(0),
+            end_step=count(-1),
+            end_atom=count(-1),
+            below=count(0),
+            step=jnp.asarray(np.int32(0)),
         )
         return state, setup, loop
 
@@ -319,6 +327,11 @@ class Explorer:
 
 
 _fragments = jax.jit(fragments)
+
+
+def _running(state: State) -> int:
+    """Number of walkers that have not ended."""
+    return int(np.sum(np.asarray(state.status) == int(Status.RUNNING)))
 
 
 def _moved(start: Atoms, positions: ArrayLike) -> Atoms:

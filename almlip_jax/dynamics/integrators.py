@@ -32,6 +32,7 @@ class Bath:
     timestep: jax.Array
 
 
+@jax.jit
 def initial_state(
     positions: jax.Array, masses: jax.Array, atom_mask: jax.Array, kt: jax.Array, keys: jax.Array
 ) -> simulate.NVTLangevinState:

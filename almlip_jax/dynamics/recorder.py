@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 
@@ -37,14 +38,15 @@ class Recorder:
 
 def empty_recorder(walkers: int, room: int, atoms: int, scores: tuple[str, ...], dtype: jnp.dtype) -> Recorder:
     """A recorder without frames."""
+    # made on the host: one program for each shape would take longer
     return Recorder(
-        positions=jnp.zeros((walkers, room, atoms, 3), dtype),
-        force_std=jnp.zeros((walkers, room, atoms), dtype),
-        scores={name: jnp.zeros((walkers, room), dtype) for name in scores},
-        energy=jnp.zeros((walkers, room), dtype),
-        step=jnp.zeros((walkers, room), jnp.int32),
-        count=jnp.zeros((walkers,), jnp.int32),
-        last=jnp.full((walkers,), -(2**30), jnp.int32),
+        positions=jnp.asarray(np.zeros((walkers, room, atoms, 3), dtype)),
+        force_std=jnp.asarray(np.zeros((walkers, room, atoms), dtype)),
+        scores={name: jnp.asarray(np.zeros((walkers, room), dtype)) for name in scores},
+        energy=jnp.asarray(np.zeros((walkers, room), dtype)),
+        step=jnp.asarray(np.zeros((walkers, room), np.int32)),
+        count=jnp.asarray(np.zeros((walkers,), np.int32)),
+        last=jnp.asarray(np.full((walkers,), -(2**30), np.int32)),
     )
 
 

@@ -52,10 +52,10 @@ class SanityLimits:
     def of(cls, settings: SanitySettings) -> SanityLimits:
         """The limits that some settings give."""
         return cls(
-            closest_contact=jnp.asarray(settings.closest_contact, jnp.float32),
-            max_temperature=jnp.asarray(settings.max_temperature, jnp.float32),
-            max_force=jnp.asarray(settings.max_force, jnp.float32),
-            bond_factor=jnp.asarray(settings.bond_factor, jnp.float32),
+            closest_contact=jnp.asarray(np.float32(settings.closest_contact)),
+            max_temperature=jnp.asarray(np.float32(settings.max_temperature)),
+            max_force=jnp.asarray(np.float32(settings.max_force)),
+            bond_factor=jnp.asarray(np.float32(settings.bond_factor)),
         )
 
 

@@ -176,14 +176,14 @@ def walker_neighbors(
         raise InputError(f"the cutoff must be positive and the skin not negative, not {cutoff} and {skin} Angstrom.")
     needed = _images_needed(np.asarray(cells, np.float64), np.asarray(pbc, bool), cutoff + skin)
     wanted = needed if images is None else images
-    atom_mask = jnp.asarray(atom_mask, bool)
+    atom_mask = jnp.asarray(np.asarray(atom_mask, bool))
     empty = WalkerNeighbors(
         slots=_empty_slots(atom_mask, 0),
         built_at=positions,
-        cells=jnp.asarray(cells, positions.dtype),
-        pbc=jnp.asarray(pbc, bool),
+        cells=jnp.asarray(np.asarray(cells, positions.dtype)),
+        pbc=jnp.asarray(np.asarray(pbc, bool)),
         atom_mask=atom_mask,
-        largest_count=jnp.zeros((), jnp.int32),
+        largest_count=jnp.asarray(np.zeros((), np.int32)),
         cutoff=float(cutoff),
         skin=float(skin),
         images=(max(needed[0], wanted[0]), max(needed[1], wanted[1]), max(needed[2], wanted[2])),
@@ -199,12 +199,14 @@ def walker_neighbors(
     return _with_capacity(empty, positions, capacity)
 
 
+@functools.partial(jax.jit, static_argnums=1)
 def _empty_slots(atom_mask: jax.Array, capacity: int) -> Slots:
     shape = (*atom_mask.shape, capacity)
     number = jnp.zeros(shape, jnp.int32)
     return Slots(number, jnp.zeros((*shape, 3), jnp.int32), jnp.zeros(shape, bool), number)
 
 
+@jax.jit
 def _with_all_pairs(empty: WalkerNeighbors) -> WalkerNeighbors:
     walkers, atoms = empty.atom_mask.shape
     own = np.arange(atoms, dtype=np.int32)[:, None]

@@ -234,15 +234,17 @@ def test_nothing_compiles_in_the_next_run(shared, count_compilations):
 
 
 def test_one_evaluation_a_step():
-    """The ensemble is traced once into the start and once into the step, and nowhere else."""
-    traced = []
+    """The ensemble is called once to start with and once in each step, and nowhere else; what is traced is shared."""
+    traced, called = [], []
 
     def counted(params: jax.Array, graph: Graph) -> Committee:
         traced.append(graph.vectors.shape)
+        jax.debug.callback(lambda: called.append(1))
         return morse(params, graph)
 
-    Explorer(counted, SPECIES, CUTOFF, settings()).run(PARAMS, [dimer()] * 3, QUIET, jax.random.key(0))
-    assert len(traced) == 2
+    run = Explorer(counted, SPECIES, CUTOFF, settings()).run(PARAMS, [dimer()] * 3, QUIET, jax.random.key(0))
+    jax.effects_barrier()
+    assert len(traced) == 1 and len(called) == 1 + run.steps
 
 
 def test_neighbour_overflow_is_as_if_nothing_had_happened():
