@@ -51,7 +51,7 @@ def _changed(model: ModelSettings, changes: dict[str, Any], position: int) -> Mo
     if changes.get("kind", model.kind) != model.kind:
         given = {"cutoff": model.cutoff}
     elif "size" in changes:  # a named size decides what belongs to it, unless the variant says otherwise
-        given = {key: value for key, value in given.items() if key not in SIZES["small"]}
+        given = {key: value for key, value in given.items() if key not in SIZES["tiny"]}
     try:
         return TypeAdapter(ModelSettings).validate_python(given | changes)
     except ValidationError as error:

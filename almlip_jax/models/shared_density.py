@@ -50,6 +50,7 @@ from almlip_jax.structures.graph import Graph, lone_atom, values_at_neighbors
 from almlip_jax.structures.species import SpeciesTable
 
 SIZES: dict[str, dict[str, Any]] = {
+    "tiny": {"channels": 8, "l_max": 2, "coupled_l_max": 2, "radial": 6, "hidden": (32,)},
     "small": {"channels": 16, "l_max": 2, "coupled_l_max": 2, "hidden": (64, 64)},
     "medium": {"channels": 24, "l_max": 3, "coupled_l_max": 2, "hidden": (64, 64)},
     "large": {"channels": 32, "l_max": 3, "coupled_l_max": 3, "hidden": (96, 96)},
@@ -61,8 +62,9 @@ class SharedDensitySettings(Settings):
     """Shape of the shared-density model."""
 
     kind: Literal["shared_density"] = "shared_density"
-    size: Literal["small", "medium", "large"] = "medium"
-    """Named size, which decides `channels`, `l_max`, `coupled_l_max` and `hidden` where they are not given."""
+    size: Literal["tiny", "small", "medium", "large"] = "medium"
+    """Named size, which decides `channels`, `l_max`, `coupled_l_max`, `hidden` and, for ``tiny``, `radial` where they
+    are not given."""
     cutoff: float = Field(default=5.0, gt=0)
     """Radius of an atom's surroundings, Angstrom."""
     radial: int = Field(default=8, ge=2)
