@@ -2,9 +2,9 @@
 
 For each system and model: floating-point operations of the compiled evaluation (four members, forces, virials and
 every committee score) and the bytes that its operations read and write, as XLA counts them; the time of the evaluation;
-and the floor, the larger of operations over the measured rate of large matrix products and of compulsory bytes (parameters,
-inputs and results, each once) over the measured bandwidth.  What XLA counts as bytes passes through caches where arrays
-are small: it says how much is moved between operations, not from memory.
+and the floor, the larger of operations over the measured rate of large matrix products and of compulsory bytes
+(parameters, inputs and results, each once) over the measured bandwidth.  What XLA counts as bytes passes through caches
+where arrays are small: it says how much is moved between operations, not from memory.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ Layout (rounds are numbered from 0, folders have at least three digits)::
       rounds/000/
           dataset.extxyz     labelled structures used for training, in order
           training.csv       one row an epoch
+          unfinished_training/  state of the training while it is under way
           potential/         saved Potential
           evaluation.json    test metrics
           test_predictions.npz  forces_true [n, 3], forces_pred [n, 3], force_std [n], group [n]; energy_true [s],
@@ -108,6 +109,11 @@ class RoundDirectory:
     def training(self) -> Path:
         """One row an epoch: losses and errors (CSV)."""
         return self.path / "training.csv"
+
+    @property
+    def unfinished_training(self) -> Path:
+        """State of a training that is under way; gone when its potential is there."""
+        return self.path / "unfinished_training"
 
     @property
     def potential(self) -> Path:

@@ -27,7 +27,7 @@ from almlip_jax.keys import named_key
 from almlip_jax.oracles import LabelResult
 from almlip_jax.potential import Evaluated, Potential
 from almlip_jax.structures.io import read_structures, write_structures
-from almlip_jax.training import EpochReport, TrainingResult, reference_energies
+from almlip_jax.training import EpochReport, TrainingResult, checkpoint, reference_energies
 
 Results = Mapping[str, Any]
 """Fields of the round's record that a stage found out."""
@@ -77,6 +77,7 @@ def _train_on(shop: Workshop, round_index: int, dataset: Sequence[Atoms]) -> Pot
     key = named_key(shop.config.seed, "train", round_index)
     most = (settings.warm_steps if previous is not None else None) or settings.max_steps
     most = min(most, settings.max_epochs * math.ceil(len(dataset) / settings.batch_size))
+    folder = shop.run.round(round_index)
     with shop.progress.stage("train", most, unit="steps") as advance:
         done = 0
 
@@ -85,8 +86,7 @@ def _train_on(shop: Workshop, round_index: int, dataset: Sequence[Atoms]) -> Pot
             advance(report.step - done, epoch=report.epoch, forces_rmse=report.forces_rmse)
             done = report.step
 
-        result = shop.train(dataset, params, key, references, on_epoch)
-    folder = shop.run.round(round_index)
+        result = shop.train(dataset, params, key, references, on_epoch, folder.unfinished_training)
     write_csv(folder.training, _training_rows(result))
     potential = Potential(
         settings=shop.config.model,
@@ -97,6 +97,7 @@ def _train_on(shop: Workshop, round_index: int, dataset: Sequence[Atoms]) -> Pot
         metadata={"campaign": shop.config.name, "round": round_index, "dataset_size": len(dataset)},
     )
     potential.save(folder.potential)
+    checkpoint.discard(folder.unfinished_training)
     return shop.keep(round_index, potential)
 
 

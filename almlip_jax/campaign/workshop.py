@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Protocol
 
 import jax
@@ -310,11 +311,17 @@ class Workshop:
         key: jax.Array,
         references: dict[int, float],
         on_epoch: Callable[[EpochReport], None],
+        checkpoint: Path,
     ) -> TrainingResult:
-        """Trains the ensemble; where structures came that are denser or larger than any before, capacities grow."""
+        """Trains the ensemble; where structures came that are denser or larger than any before, capacities grow.
+
+        A training that was killed goes on from what it left in ``checkpoint``.
+        """
         for grown in (False, True):
             try:
-                return self.trainer.train(dataset, params, key, reference_energies=references, on_epoch=on_epoch)
+                return self.trainer.train(
+                    dataset, params, key, reference_energies=references, on_epoch=on_epoch, checkpoint=checkpoint
+                )
             except CapacityError as error:
                 if grown:
                     raise
