@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from common import elapsed, dynamics_result, errors, training_result, work  # isort: skip
 
+from dataclasses import replace
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from ase.io import read
 from mlip.data import ASEAtomsReader, GraphDatasetBuilder
@@ -57,7 +60,8 @@ def train(task: dict[str, Any]) -> dict[str, Any]:
     )
     loop.run()
     result = training_result(elapsed(), curve, task["target"])
-    field = loop.best_model
+    best = loop.best_model  # with parameters on the host, which its own inference does not take
+    field = replace(best, params=jax.tree.map(jnp.asarray, best.params))
     save_model_to_zip(task["out"] + ".zip", field)
     for name, path in task["tests"].items():
         test = read(path, ":")
