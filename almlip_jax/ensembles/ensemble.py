@@ -54,13 +54,14 @@ class Ensemble:
         return self.model.species
 
     @property
-    def _one_by_one(self) -> bool:
+    def one_by_one(self) -> bool:
+        """Whether models are evaluated one after the other."""
         if self.mapping == "auto":
             return jax.default_backend() == "cpu" and not self.model.small_members
         return self.mapping == "map"
 
     def _over_models(self, function: Callable[[Params], Any], params: Params) -> Any:
-        return jax.lax.map(function, params) if self._one_by_one else jax.vmap(function)(params)
+        return jax.lax.map(function, params) if self.one_by_one else jax.vmap(function)(params)
 
     def _model_part(self, one: Params) -> Params:
         """Parameters of the model itself, which has some company where there are heads."""

@@ -160,6 +160,15 @@ class Program:
 
         ``weights`` [L, S] are those of the structures, ``late`` tells the stage.
         """
+        if self.ensemble.one_by_one and self.ensemble.size > 1:
+            # the whole gradient of one after the other: what the reverse pass needs is kept for one model at a time
+            alone = replace(self, ensemble=replace(self.ensemble, size=1))
+
+            def one(own: tuple[Params, jax.Array]) -> tuple[Params, jax.Array]:
+                stacked, weight = jax.tree.map(lambda x: x[None], own)
+                return jax.tree.map(lambda x: x[0], alone._loss_gradient(stacked, graph, targets, weight, late))
+
+            return jax.lax.map(one, (params, weights))
 
         def summed(stacked: Params) -> tuple[jax.Array, jax.Array]:
             prediction = self._by_model(self.ensemble.predict(stacked, graph))

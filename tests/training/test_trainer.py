@@ -201,3 +201,17 @@ def test_bad_input(trainer, references):
         trainer.train([water(0)] * 41, None, jax.random.key(0), reference_energies=references)
     with pytest.raises(InputError, match="atom 1 is C"):
         trainer.train([labelled(molecule("CO"))], None, jax.random.key(0), reference_energies={6: 0.0, 8: 0.0})
+
+
+def test_one_after_the_other_is_as_side_by_side(dataset, references):
+    """However members are mapped, the same training comes out."""
+    settings = SETTINGS.model_copy(update={"max_steps": 20})
+    capacity = plan_capacity(dataset, MODEL.cutoff, settings)
+    ends = []
+    for mapping in ("vmap", "map"):
+        ensemble = Ensemble(build_model(MODEL, SPECIES), 2, mapping=mapping)
+        trainer = Trainer(ensemble, SPECIES, capacity, settings)
+        ends.append(trainer.train(dataset, None, jax.random.key(0), reference_energies=references))
+    np.testing.assert_allclose(ends[0].history[-1].train_loss, ends[1].history[-1].train_loss, rtol=1e-3)
+    for a, b in zip(jax.tree.leaves(ends[0].params), jax.tree.leaves(ends[1].params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-5)

@@ -5,16 +5,14 @@ Steps per second come from the difference of a long and a short run, so that sta
 
 from __future__ import annotations
 
+from common import elapsed, errors, training_result, work  # isort: skip
+
 import csv
-import json
-import resource
-import sys
 import time
+from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
-BEGAN = time.perf_counter()
-
-import numpy as np
 import yaml
 from apax.md import run_md
 from apax.md.ase_calc import ASECalculator
@@ -22,7 +20,7 @@ from apax.train.run import run
 from ase.io import read
 
 
-def train(task: dict) -> dict:
+def train(task: dict[str, Any]) -> dict[str, Any]:
     folder = Path(task["out"])
     config = {
         "n_epochs": task["epochs"],
@@ -30,10 +28,9 @@ def train(task: dict) -> dict:
         "data": {
             "directory": str(folder),
             "experiment": "model",
-            "data_path": task["train"],
-            "n_train": task["n_train"],
-            "n_valid": task["n_valid"],
-            "batch_size": 4,
+            "train_data_path": task["train"],
+            "val_data_path": task["valid"],
+            "batch_size": task["batch"],
             "valid_batch_size": 10,
         },
         "model": {
@@ -46,42 +43,39 @@ def train(task: dict) -> dict:
         "callbacks": [{"name": "csv"}],
         "progress_bar": {"disable_epoch_pbar": True, "disable_batch_pbar": True},
     }
-    began = time.perf_counter()
     run(config, log_level="error")
-    seconds = time.perf_counter() - began
+    seconds = elapsed()
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    result = {"seconds": time.perf_counter() - BEGAN}
-    logs = list(folder.glob("model/log.csv"))
-    if logs:
-        rows = list(csv.DictReader(logs[0].open()))
-        times = [float(row["epoch_time"]) for row in rows if row.get("epoch_time")]
-        result["seconds_per_epoch"] = float(np.median(times)) if times else seconds / task["epochs"]
-    for name, path in task.get("tests", {}).items():
+    rows = list(csv.DictReader((folder / "model" / "log.csv").open()))
+    taken = [float(row["epoch_time"]) for row in rows]
+    ends = [seconds - sum(taken) + t for t in accumulate(taken)]  # what is not an epoch came before the first one
+    curve = [(end, float(row["val_forces_mae"])) for end, row in zip(ends, rows, strict=True)]
+    result = training_result(seconds, curve, task["target"])
+    for name, path in task["tests"].items():
         test, calculator = read(path, ":"), ASECalculator(folder / "model")
-        errors, energies = [], []
-        for atoms in test[:: task["test_every"]]:
-            labels = atoms.get_forces(), atoms.get_potential_energy()
-            atoms.calc = calculator
-            errors.append(atoms.get_forces() - labels[0])
-            energies.append(atoms.get_potential_energy() - labels[1])
-        result[f"forces_mae_{name}"] = 1e3 * float(np.mean(np.abs(np.concatenate(errors))))
-        result[f"energy_mae_{name}"] = 1e3 * float(np.mean(np.abs(energies)))
+        energies, forces = [], []
+        for atoms in test:
+            copy = atoms.copy()
+            copy.calc = calculator
+            forces.append(copy.get_forces())
+            energies.append(copy.get_potential_energy())
+        result |= errors(name, energies, forces, test)
     return result
 
 
-def dynamics(task: dict) -> dict:
-    folder = Path(task["potential"])
+def dynamics(task: dict[str, Any]) -> dict[str, Any]:
+    folder, inner, ensemble = Path(task["potential"]), task["inner"], task["members"] > 1
 
     def once(steps: int, tag: str) -> float:
-        config = {
+        config: dict[str, Any] = {
             "ensemble": {
                 "name": "nvt",
                 "dt": 0.5,
                 "temperature_schedule": {"name": "constant", "T0": task["temperature"]},
             },
             "duration": 0.5 * steps,
-            "n_inner": task["inner"],
-            "sampling_rate": task["every"],
+            "n_inner": inner,
+            "sampling_rate": 1 if ensemble else 10,  # a single model has no uncertainty to look at: apax's default
             "buffer_size": 100,
             "dr_threshold": 0.5,
             "sim_dir": str(Path(task["out"]) / tag),
@@ -89,24 +83,20 @@ def dynamics(task: dict) -> dict:
             "restart": False,
             "disable_pbar": True,
         }
-        if task["members"] > 1:
+        if ensemble:
             config["dynamics_checks"] = [{"name": "forces_uncertainty", "threshold": 1e6}]
         began = time.perf_counter()
         run_md(str(folder / "config.yaml"), config)
         return time.perf_counter() - began
 
-    once(task["inner"], "first")
-    start_up = time.perf_counter() - BEGAN
-    rates = []
+    first = once(inner, "first")
+    first_at, steps, rates = elapsed(), task["steps"], []
     for n in range(task["repeats"]):
-        short = once(task["inner"], f"short{n}")
-        long = once(task["inner"] + task["steps"], f"long{n}")
-        rates.append(task["steps"] / (long - short))
-    return {"steps_per_second": rates, "start_up": start_up}
+        short = once(inner, f"short{n}")
+        rates.append(steps / (once(inner + steps, f"long{n}") - short))
+    steady = inner / rates[0]
+    return {"steps_per_second": rates, "compile": first - steady, "start_up": first_at - steady}
 
 
 if __name__ == "__main__":
-    task = json.loads(sys.argv[1])
-    result = {"train": train, "md": dynamics}[task["part"]](task)
-    result["memory_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print("RESULT " + json.dumps(result))
+    work({"train": train, "md": dynamics}, ("apax", "jax", "numpy"))

@@ -1,16 +1,13 @@
-"""almlip-jax: trains an ensemble on acac and runs gated dynamics with it; one JSON task in, one JSON line out."""
+"""almlip-jax: trains an ensemble and runs gated dynamics with it; one JSON task in, one JSON line out."""
 
 from __future__ import annotations
 
-import json
-import resource
-import sys
-import time
+from common import elapsed, errors, work, dynamics_result  # isort: skip
 
-BEGAN = time.perf_counter()
+import time
+from typing import Any
 
 import jax
-import numpy as np
 from ase.io import read
 from pydantic import TypeAdapter
 
@@ -19,66 +16,74 @@ from almlip_jax.dynamics import ExplorationSettings, Explorer, WalkerGroup
 from almlip_jax.ensembles import Ensemble
 from almlip_jax.fitting import fit_potential
 from almlip_jax.models import ModelSettings, build_model
+from almlip_jax.potential import Potential
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.training import EnsembleSettings, TrainingSettings
 
 
-def train(task: dict) -> dict:
-    frames = read(task["train"], ":500")
-    reached: dict[str, float] = {}
+def train(task: dict[str, Any]) -> dict[str, Any]:
+    frames = read(task["train"], ":") + read(task["valid"], ":")
     model = TypeAdapter(ModelSettings).validate_python(task["model"])
-    settings = TrainingSettings(max_steps=task["steps"], max_epochs=10**6, patience=10**6, validate_every=450)
-    reports = []
-    potential, _ = fit_potential(
-        frames, model, EnsembleSettings(size=task["members"]), settings, seed=0, on_epoch=reports.append
+    size = EnsembleSettings(size=task["members"])
+    held_out = len(read(task["valid"], ":")) / len(frames)
+    epoch = -(-(len(frames) - round(held_out * len(frames))) // task["batch"])
+    steps = task["epochs"] * epoch
+    settings = TrainingSettings(
+        batch_size=task["batch"],
+        max_steps=steps,
+        max_epochs=10**6,
+        patience=10**6,
+        validate_every=max(epoch, steps // 20),
+        validation_fraction=held_out,
     )
-    seconds = time.perf_counter() - BEGAN
-    steps = reports[-1].step - reports[0].step
-    per_epoch = 90 * (reports[-1].seconds - reports[0].seconds) / steps
+    reports = []
+    potential, _ = fit_potential(frames, model, size, settings, seed=0, on_epoch=reports.append)
+    seconds = elapsed()
     potential.save(task["out"])
+    first, last = reports[0], reports[-1]
+    passed = max(last.epoch - first.epoch, 1)
+    result: dict[str, Any] = {
+        "seconds": seconds,
+        "epochs": last.epoch,
+        "seconds_per_epoch": (last.seconds - first.seconds) / passed if last is not first else last.seconds,
+        "first_epoch": seconds - last.seconds + first.seconds,
+    }
     for name, path in task["tests"].items():
         test = read(path, ":")
         found = potential.evaluate(test)
-        errors = np.concatenate([f - a.get_forces() for f, a in zip(found.forces, test, strict=True)])
-        energies = found.energy - np.array([a.get_potential_energy() for a in test])
-        reached[f"forces_mae_{name}"] = 1e3 * float(np.mean(np.abs(errors)))
-        reached[f"energy_mae_{name}"] = 1e3 * float(np.mean(np.abs(energies)))
-    return {"seconds": seconds, "seconds_per_epoch": per_epoch, "first_report": reports[0].seconds, **reached}
+        result |= errors(name, found.energy, found.forces, test)
+    reached = result.get("forces_mae_300K", float("inf")) <= task["target"]
+    return result | {"target_seconds": seconds if reached else None}
 
 
-def dynamics(task: dict) -> dict:
-    from almlip_jax.potential import Potential
-
-    start = read(task["start"], "0")
+def dynamics(task: dict[str, Any]) -> dict[str, Any]:
+    start, members = read(task["start"], "0"), task["members"]
     if task.get("potential"):
         potential = Potential.load(task["potential"])
-        ensemble, params, species = potential.ensemble, potential.params, potential.species
-        params = jax.tree.map(lambda x: x[: task["members"]], params)
-        ensemble = Ensemble(ensemble.model, task["members"])
+        species, params = potential.species, jax.tree.map(lambda x: x[:members], potential.params)
+        ensemble = Ensemble(potential.ensemble.model, members)
     else:
         species = SpeciesTable.of([start])
-        model = TypeAdapter(ModelSettings).validate_python(task["model"])
-        ensemble = Ensemble(build_model(model, species), task["members"])
+        ensemble = Ensemble(build_model(TypeAdapter(ModelSettings).validate_python(task["model"]), species), members)
         params = jax.jit(ensemble.init)(jax.random.key(0))
         params = params | {"energy_scale": 0 * params["energy_scale"]}  # harmless: atoms do not feel each other
-    walkers, steps = task.get("walkers", 1), task["steps"]
+    steps, walkers = task["steps"], task.get("walkers", 1)
     groups = (WalkerGroup(temperature=task["temperature"], count=walkers),)
-    settings = ExplorationSettings(walkers=groups, steps=steps, timestep=0.5)
+    chunk = min(500, steps)
+    settings = ExplorationSettings(
+        walkers=groups, steps=steps, timestep=0.5, chunk=chunk, trajectory_every=min(100, chunk)
+    )
     explorer = Explorer(ensemble.committee, species, ensemble.model.cutoff, settings)
-    seconds = []
+    seconds, first_at = [], 0.0
     for n in range(task["repeats"] + 1):
         began = time.perf_counter()
         run = explorer.run(params, [start] * walkers, (1e3, 1e4), jax.random.key(n))
         seconds.append(time.perf_counter() - began)
-        if n == 0:
-            start_up = time.perf_counter() - BEGAN
-    assert all(status.name == "COMPLETED" for status in run.status), run.status
-    return {"steps_per_second": [walkers * steps / s for s in seconds[1:]], "start_up": start_up}
+        first_at = first_at or elapsed()
+        assert all(status.name == "COMPLETED" for status in run.status), (run.status, run.cause, run.end_step)
+    return dynamics_result(walkers * steps, seconds[1:], seconds[0], first_at)
 
 
 if __name__ == "__main__":
     prepare_jax()
-    task = json.loads(sys.argv[1])
-    result = {"train": train, "md": dynamics}[task["part"]](task)
-    result["memory_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print("RESULT " + json.dumps(result))
+    work({"train": train, "md": dynamics}, ("almlip-jax", "jax", "numpy"))
