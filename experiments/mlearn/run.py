@@ -1,8 +1,8 @@
 """Silicon and lithium, errors by group: ``python experiments/mlearn/run.py --data DIR --out runs/mlearn``.
 
 Trains ensembles of four on energies, forces and stresses of the mlearn sets (Zuo et al., J. Phys. Chem. A 124, 731,
-2020) and, where ``--motep-python`` names the interpreter of an environment with motep and ``--template`` a moment tensor
-potential whose basis is to be taken, trains one of these beside them.  One row a material, model, group and committee
+2020) and, where ``--motep-python`` names the interpreter of an environment with motep and ``--template`` a moment
+tensor potential whose basis is to be taken, trains one of these beside them.  One row a material, model, group and committee
 or member goes into ``results.csv``; what is in the output folder already is not trained again.
 """
 
