@@ -32,13 +32,13 @@ class Predictions(Protocol):
         ...
 
     @property
-    def force_std(self) -> list[np.ndarray]:
-        """[N] eV/Angstrom each."""
+    def force_total(self) -> list[np.ndarray]:
+        """[N] eV/Angstrom each: spread of the members and what they say of their own errors."""
         ...
 
     @property
     def scores(self) -> dict[str, np.ndarray]:
-        """Name -> [n]."""
+        """Name -> [n]; ``energy_total`` is looked at."""
         ...
 
 
@@ -80,8 +80,8 @@ class _Row:
     def __init__(self, atoms: Atoms, predicted: Predictions, n: int) -> None:
         results: Mapping[str, Any] = atoms.calc.results if atoms.calc is not None else {}
         self.numbers = atoms.numbers
-        self.force_std = predicted.force_std[n]
-        self.energy_std = float(predicted.scores["energy_std"][n])
+        self.force_sigma = predicted.force_total[n]
+        self.energy_sigma = float(predicted.scores["energy_total"][n])
         self.energy_error = float(predicted.energy[n] - results["energy"]) if "energy" in results else None
         self.force_errors = predicted.forces[n] - results["forces"] if "forces" in results else None
         with_stress = "stress" in results and atoms.pbc.all()
@@ -96,8 +96,8 @@ def _metrics(rows: Sequence[_Row]) -> dict[str, Any]:
     forces = _joined([row.force_errors for row in with_forces if row.force_errors is not None], (0, 3))
     stress = _joined([np.atleast_2d(row.stress_errors) for row in rows if row.stress_errors is not None], (0, 6))
     numbers = _joined([row.numbers for row in with_forces], (0,))
-    force_std = _joined([row.force_std for row in with_forces], (0,))
-    energy_std = np.array([row.energy_std for row in with_energy])
+    force_sigma = _joined([row.force_sigma for row in with_forces], (0,))
+    energy_sigma = np.array([row.energy_sigma for row in with_energy])
     return {
         "num_structures": len(rows),
         "energy_mae": _mae(per_atom),
@@ -114,8 +114,8 @@ def _metrics(rows: Sequence[_Row]) -> dict[str, Any]:
             for z in sorted({int(z) for z in numbers})
         },
         "calibration": {
-            "forces": force_calibration(forces, force_std),
-            "energy": calibration_metrics(energy, energy_std),
+            "forces": force_calibration(forces, force_sigma),
+            "energy": calibration_metrics(energy, energy_sigma),
         },
     }
 

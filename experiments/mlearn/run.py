@@ -2,8 +2,8 @@
 
 Trains ensembles of four on energies, forces and stresses of the mlearn sets (Zuo et al., J. Phys. Chem. A 124, 731,
 2020) and, where ``--motep-python`` names the interpreter of an environment with motep and ``--template`` a moment
-tensor potential whose basis is to be taken, trains one of these beside them.  One row a material, model, group and committee
-or member goes into ``results.csv``; what is in the output folder already is not trained again.
+tensor potential whose basis is to be taken, trains one of these beside them.  One row a material, model, group and
+committee or member goes into ``results.csv``; what is in the output folder already is not trained again.
 """
 
 from __future__ import annotations

@@ -34,8 +34,8 @@ def test_metrics_are_their_definitions():
         energy=np.array([-9.7, -6.4, 5.0]),
         forces=[f.calc.results["forces"] + e for f, e in zip(frames, errors, strict=True)],
         stress=np.array([np.arange(6.0) + 0.1, np.full(6, np.nan), np.full(6, np.nan)]),
-        force_std=[np.ones(n) for n in (3, 2, 2)],
-        scores={"energy_std": np.ones(3)},
+        force_total=[np.ones(n) for n in (3, 2, 2)],
+        scores={"energy_total": np.ones(3)},
     )
     found = error_metrics(frames, predicted)
     per_atom = np.array([0.3 / 3, -0.4 / 2])
@@ -60,8 +60,8 @@ def test_nothing_to_compare_with():
         energy=np.zeros(1),
         forces=[np.zeros((1, 3))],
         stress=np.zeros((1, 6)),
-        force_std=[np.zeros(1)],
-        scores={"energy_std": np.zeros(1)},
+        force_total=[np.zeros(1)],
+        scores={"energy_total": np.zeros(1)},
     )
     with pytest.raises(InputError, match="no structure has an energy"):
         error_metrics([Atoms("H")], nothing)
