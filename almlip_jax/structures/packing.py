@@ -3,10 +3,14 @@
 A dataset lies on the device once, as the atoms of all its structures one after the other.  A batch is a list of atom
 indices with static length, so that structures of different size share a batch without waste and every batch has one
 shape.  Capacities are fixed beforehand: a dataset that grows within them changes no shape and recompiles nothing.
+
+An edge is kept as six bytes, not as a vector: where its neighbour is (int16), how many cells further (3 x int8), and
+the slot of the opposite edge (uint8).  Vectors are made when a batch is taken, as accurate as from float64 (`compact`).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,8 +21,9 @@ from ase import Atoms
 from flax import struct
 
 from almlip_jax.errors import CapacityError
+from almlip_jax.structures.compact import edge_vectors, in_two_parts, wrapped
 from almlip_jax.structures.graph import Graph, Targets
-from almlip_jax.structures.neighbors import edge_vectors, neighborhood
+from almlip_jax.structures.neighbors import neighborhood
 from almlip_jax.structures.species import SpeciesTable
 
 _GROWTH = 1.25  # ratio of neighbouring bucket sizes
@@ -51,13 +56,17 @@ class BatchShape:
 class PackedDataset:
     """Structures and labels as flat arrays with T atom and n structure slots; the last of each is always padding.
 
+    In float32 and with up to 256 neighbour slots that is ``40 + 6 K`` bytes for each atom slot and 128 for each
+    structure slot.  Integers are wider where a structure needs it: offsets above 32767 atoms, shifts above 127 cells.
+
     Attributes:
         species: [T] int.
-        vectors: [T, K, 3] Angstrom.
-        neighbor_offset: [T, K] int, flat index of the neighbour minus that of the atom.
-        edge_mask: [T, K] bool.
-        reverse: [T, K] int, slot of the opposite edge at the neighbour.
+        positions: [T, 2, 3] Angstrom, coarse and fine part; inside the cell and about the origin.
+        neighbor_offset: [T, K] int16, flat index of the neighbour minus that of the atom.
+        shifts: [T, K, 3] int8, lattice translation of the neighbour; 0 with offset 0 is a slot without an edge.
+        reverse: [T, K] uint8, slot of the opposite edge at the neighbour.
         forces: [T, 3] eV/Angstrom.
+        cell: [n, 3, 2, 3] Angstrom, coarse and fine part of each cell vector.
         energy: [n] eV, relative to the reference energies.
         virial: [n, 3, 3] eV.
         volume: [n] Angstrom^3.
@@ -67,11 +76,12 @@ class PackedDataset:
     """
 
     species: jax.Array
-    vectors: jax.Array
+    positions: jax.Array
     neighbor_offset: jax.Array
-    edge_mask: jax.Array
+    shifts: jax.Array
     reverse: jax.Array
     forces: jax.Array
+    cell: jax.Array
     energy: jax.Array
     virial: jax.Array
     volume: jax.Array
@@ -146,7 +156,7 @@ def pack(
     if total > atoms or number > slots:
         raise CapacityError(f"{total} atoms in {number} structures do not fit into {atoms} and {slots} slots.")
     offsets = np.concatenate([[0], np.cumsum(counts)[:-1]]) if len(counts) else np.zeros(0, np.int64)
-    arrays = _Arrays(atoms, neighbors, slots, dtype)
+    arrays = _Arrays(atoms, neighbors, slots, np.dtype(dtype))
     for n, (structure, start) in enumerate(zip(structures, offsets, strict=True)):
         arrays.put_geometry(n, int(start), structure, species, cutoff)
         arrays.put_labels(n, int(start), structure, reference_energies or {})
@@ -154,67 +164,80 @@ def pack(
 
 
 class _Arrays:
-    """Host buffers of a `PackedDataset` under construction."""
+    """Host buffers of a `PackedDataset` under construction, in the types they will have on the device."""
 
-    def __init__(self, atoms: int, neighbors: int, slots: int, dtype: np.dtype | type) -> None:
+    def __init__(self, atoms: int, neighbors: int, slots: int, dtype: np.dtype) -> None:
         self.dtype = dtype
         self.neighbors = neighbors
-        self.species = np.zeros(atoms, np.int32)
-        self.vectors = np.zeros((atoms, neighbors, 3))
-        self.neighbor_offset = np.zeros((atoms, neighbors), np.int32)
-        self.edge_mask = np.zeros((atoms, neighbors), bool)
-        self.reverse = np.zeros((atoms, neighbors), np.int32)
-        self.forces = np.zeros((atoms, 3))
-        self.energy = np.zeros(slots)
-        self.virial = np.zeros((slots, 3, 3))
-        self.volume = np.ones(slots)
-        self.weights = np.zeros((3, slots))
+        self.buffers = {
+            "species": _zeros((atoms,), np.int32),
+            "positions": _zeros((atoms, 2, 3), dtype),
+            "neighbor_offset": _zeros((atoms, neighbors), np.int16),
+            "shifts": _zeros((atoms, neighbors, 3), np.int8),
+            "reverse": _zeros((atoms, neighbors), np.min_scalar_type(max(neighbors - 1, 0))),
+            "forces": _zeros((atoms, 3), dtype),
+            "cell": _zeros((slots, 3, 2, 3), dtype),
+            "energy": _zeros((slots,), dtype),
+            "virial": _zeros((slots, 3, 3), dtype),
+            "volume": _zeros((slots,), dtype),
+            "energy_weight": _zeros((slots,), dtype),
+            "forces_weight": _zeros((slots,), dtype),
+            "virial_weight": _zeros((slots,), dtype),
+        }
+        self.buffers["volume"][:] = 1
 
     def put_geometry(self, n: int, start: int, structure: Atoms, species: SpeciesTable, cutoff: float) -> None:
         hood = neighborhood(structure, cutoff, capacity=self.neighbors)
-        rows = slice(start, start + len(structure))
-        self.species[rows] = species.index(structure.numbers)
-        self.vectors[rows] = edge_vectors(structure, hood)
-        self.neighbor_offset[rows] = np.where(hood.mask, hood.neighbors - np.arange(len(structure))[:, None], 0)
-        self.edge_mask[rows] = hood.mask
-        self.reverse[rows] = hood.reverse
+        positions, shifts = wrapped(structure, hood)
+        offsets = hood.neighbors - np.arange(len(structure), dtype=np.int32)[:, None]
+        self._put("species", start, species.index(structure.numbers))
+        self._put("positions", start, in_two_parts(positions, self.dtype))
+        self._put("reverse", start, hood.reverse)
+        for name, integers in (("neighbor_offset", offsets), ("shifts", shifts)):
+            self.buffers[name] = _wide_enough(self.buffers[name], integers)
+            self._put(name, start, integers)
+        self.buffers["cell"][n] = in_two_parts(structure.cell.array, self.dtype)
         if structure.pbc.all():
-            self.volume[n] = structure.cell.volume
+            self.buffers["volume"][n] = structure.cell.volume
 
     def put_labels(self, n: int, start: int, structure: Atoms, references: Mapping[int, float]) -> None:
         results = structure.calc.results if structure.calc is not None else {}
         weight = float(structure.info.get("weight", 1.0))
         if "energy" in results:
             offset = sum(references.get(int(z), 0.0) for z in structure.numbers)
-            self.energy[n] = results["energy"] - offset
-            self.weights[0, n] = weight
+            self.buffers["energy"][n] = results["energy"] - offset
+            self.buffers["energy_weight"][n] = weight
         if "forces" in results:
-            self.forces[start : start + len(structure)] = results["forces"]
-            self.weights[1, n] = weight
+            self._put("forces", start, results["forces"])
+            self.buffers["forces_weight"][n] = weight
         if "stress" in results and structure.pbc.all():
             xx, yy, zz, yz, xz, xy = results["stress"]
             stress = np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]])
-            self.virial[n] = -stress * structure.cell.volume
-            self.weights[2, n] = weight
+            self.buffers["virial"][n] = -stress * structure.cell.volume
+            self.buffers["virial_weight"][n] = weight
+
+    def _put(self, name: str, start: int, rows: np.ndarray) -> None:
+        self.buffers[name][start : start + len(rows)] = rows
 
     def finish(self) -> PackedDataset:
-        def real(array: np.ndarray) -> jax.Array:
-            return jnp.asarray(array, dtype=self.dtype)
+        """The arrays on the device; the buffers, which may be the same memory, are given up."""
+        buffers, self.buffers = self.buffers, {}
+        return PackedDataset(**jax.device_put(buffers))
 
-        return PackedDataset(
-            species=jnp.asarray(self.species),
-            vectors=real(self.vectors),
-            neighbor_offset=jnp.asarray(self.neighbor_offset),
-            edge_mask=jnp.asarray(self.edge_mask),
-            reverse=jnp.asarray(self.reverse),
-            forces=real(self.forces),
-            energy=real(self.energy),
-            virial=real(self.virial),
-            volume=real(self.volume),
-            energy_weight=real(self.weights[0]),
-            forces_weight=real(self.weights[1]),
-            virial_weight=real(self.weights[2]),
-        )
+
+def _zeros(shape: tuple[int, ...], dtype: np.dtype | type) -> np.ndarray:
+    """Zeros at a multiple of 64 bytes, which a CPU device takes over as they are, without a copy."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    raw = np.zeros(size + 64, np.uint8)
+    begin = -raw.ctypes.data % 64
+    return raw[begin : begin + size].view(dtype).reshape(shape)
+
+
+def _wide_enough(buffer: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """The buffer of signed integers, in a wider type where its own cannot hold the values."""
+    widest = min(int(values.min(initial=0)), -int(values.max(initial=0)) - 1)
+    needed = np.promote_types(buffer.dtype, np.min_scalar_type(widest))
+    return buffer if needed == buffer.dtype else buffer.astype(needed)
 
 
 def plan_batches(
@@ -274,13 +297,14 @@ def take_batch(data: PackedDataset, plan: BatchPlan, step: jax.Array | int) -> t
         the `Graph` and its `Targets`; weights are zero for padding.
     """
     atoms, structure, ids = plan.atoms[step], plan.structure[step], plan.ids[step]
-    slots = jnp.arange(atoms.shape[0], dtype=jnp.int32)
+    offsets, shifts = data.neighbor_offset[atoms], data.shifts[atoms]
+    neighbors = jnp.arange(atoms.shape[0], dtype=jnp.int32)[:, None] + offsets
     graph = Graph(
         species=data.species[atoms],
-        vectors=data.vectors[atoms],
-        neighbors=slots[:, None] + data.neighbor_offset[atoms],
-        edge_mask=data.edge_mask[atoms],
-        reverse=data.reverse[atoms],
+        vectors=edge_vectors(data.positions[atoms], data.cell[ids][structure], neighbors, shifts),
+        neighbors=neighbors,
+        edge_mask=(offsets != 0) | jnp.any(shifts != 0, axis=-1),
+        reverse=data.reverse[atoms].astype(jnp.int32),
         atom_mask=atoms != data.species.shape[0] - 1,
         structure=structure,
         structure_mask=ids != data.energy.shape[0] - 1,

@@ -13,7 +13,7 @@ from ase.data import chemical_symbols
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from almlip_jax.errors import InputError
-from almlip_jax.structures.neighbors import edge_vectors, neighborhood, periodic_cell
+from almlip_jax.structures.neighbors import edge_vectors, neighborhood, periodic_cell, shortest_edge
 
 LABELS: tuple[str, ...] = ("energy", "forces", "stress")
 """What a label may hold: eV, eV/Angstrom, and eV/Angstrom^3 in ASE's sign and Voigt order."""
@@ -45,9 +45,9 @@ def check_structure(atoms: Atoms, where: str) -> None:
         periodic_cell(atoms.cell.array, atoms.pbc)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
-    hood = neighborhood(atoms, _SEARCH)
-    distances = np.where(hood.mask, np.linalg.norm(edge_vectors(atoms, hood), axis=-1), np.inf)
-    if distances.min(initial=np.inf) < _CONTACT:
+    if shortest_edge(atoms, _SEARCH) < _CONTACT:
+        hood = neighborhood(atoms, _SEARCH)
+        distances = np.where(hood.mask, np.linalg.norm(edge_vectors(atoms, hood), axis=-1), np.inf)
         atom, slot = (int(index) for index in np.unravel_index(np.argmin(distances), distances.shape))
         other = int(hood.neighbors[atom, slot])
         pair = f"atoms {atom} and {other} are" if atom != other else f"atom {atom} and its periodic image are"

@@ -26,7 +26,7 @@ from almlip_jax.fitting import fit_potential
 from almlip_jax.models import ModelSettings
 from almlip_jax.potential import Potential
 from almlip_jax.structures.io import read_structures
-from almlip_jax.training import EnsembleSettings, TrainingSettings
+from almlip_jax.training import EnsembleSettings, TrainingSettings, checkpoint
 
 HERE = Path(__file__).resolve().parent
 MODELS: dict[str, dict[str, Any]] = {"small": {"size": "small"}, "medium": {}, "medium_layers_1": {"layers": 1}}
@@ -41,12 +41,14 @@ def train(frames: list[Atoms], name: str, steps: int, folder: Path) -> tuple[Pot
     settings = TrainingSettings(max_steps=steps, max_epochs=10**6, patience=10**6, validate_every=200)
     model = TypeAdapter(ModelSettings).validate_python({"cutoff": 5.0, **MODELS[name]})
     began = time.monotonic()
-    potential, _ = fit_potential(frames, model, EnsembleSettings(size=4), settings, 0, checkpoint=folder / "unfinished")
+    unfinished = folder.with_name(f"{folder.name}.training")
+    potential, _ = fit_potential(frames, model, EnsembleSettings(size=4), settings, 0, checkpoint=unfinished)
     seconds = time.monotonic() - began
     metadata = {**potential.metadata, "seconds": seconds}
     members = EnsembleSettings(size=4)
     found = Potential(model, potential.species, potential.params, potential.reference_energies, {}, metadata, members)
     found.save(folder)
+    checkpoint.discard(unfinished)
     return found, seconds
 
 

@@ -159,3 +159,18 @@ def test_senseless_cutoffs_are_refused(cutoff: float) -> None:
 def test_positions_that_are_not_finite_are_refused_by_atom() -> None:
     with pytest.raises(InputError, match="atom 1 is not finite"):
         neighborhood(Atoms("H2", positions=[[0, 0, 0], [0, np.inf, 0]]), 3.0)
+
+
+def test_the_order_of_slots_holds_for_atoms_millions_of_cells_away() -> None:
+    atoms = bulk("Cu", "fcc", a=3.6, cubic=True)
+    atoms.rattle(0.1, seed=0)
+    near = neighborhood(atoms, 4.0)
+    hops = np.array([[0, 0, 0], [3_000_000] * 3, [0, 0, 0], [-3_000_000] * 3])
+    atoms.positions += hops @ atoms.cell.array
+    hood = neighborhood(atoms, 4.0)
+    edges = listed(hood)
+    assert edges == sorted(edges)
+    np.testing.assert_array_equal(hood.shifts + hops[hood.neighbors] - hops[:, None], near.shifts)
+    np.testing.assert_array_equal(hood.neighbors, near.neighbors)
+    own = np.broadcast_to(np.arange(4)[:, None], hood.mask.shape)
+    np.testing.assert_array_equal(hood.neighbors[hood.neighbors, hood.reverse], own)
