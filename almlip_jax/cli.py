@@ -241,30 +241,25 @@ def score(
     out: OutFile,
     json_file: JsonFile = None,
 ) -> None:
-    """Write structures with the uncertainty of each frame and atom."""
+    """Write structures with the uncertainty of each frame and atom, however many there are."""
     model = _load(potential)
-    from almlip_jax.structures.io import write_structures
+    from almlip_jax.campaign.progress import open_progress
+    from almlip_jax.scoring import score_pool
+    from almlip_jax.structures.io import count_structures
 
-    frames = _read(pool)
-    found = model.evaluate(frames)
-    scored = []
-    for n, frame in enumerate(frames):
-        bare = frame.copy()
-        bare.info.update({name: float(values[n]) for name, values in found.scores.items()})
-        bare.arrays["force_std"] = found.force_std[n].astype(float)
-        scored.append(bare)
-    write_structures(out, scored)
-    worst = int(found.scores["force_std_max"].argmax())
-    rows = {name: float(values.mean()) for name, values in found.scores.items()}
+    total = count_structures(pool)
+    with open_progress() as progress, progress.stage("score", total, unit="frames") as advance:
+        summary = score_pool(model, pool, out, advance)
     _print_pairs(
-        f"Mean scores of {len(frames)} structures",
+        f"Mean scores of {summary.number} structures",
         {
-            **{name: _number(value) for name, value in rows.items()},
-            "most uncertain frame": str(worst),
+            **{name: _number(value) for name, value in summary.mean.items()},
+            "most uncertain frame": str(summary.most_uncertain),
             "written": str(out),
         },
     )
-    _write_json(json_file, {"num_structures": len(frames), "mean": rows, "most_uncertain": worst, "out": str(out)})
+    found = {"num_structures": summary.number, "mean": summary.mean, "most_uncertain": summary.most_uncertain}
+    _write_json(json_file, {**found, "out": str(out)})
 
 
 @app.command()
@@ -461,7 +456,9 @@ def _one_sentence() -> Iterator[None]:
 def main() -> None:
     """Entry point of the program ``almlip``."""
     # Programs from the persistent cache make XLA compare the names of processor features, and complain of its own ones.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # jax sets the level to 1 for itself and whatever it starts; any other value is the user's own.
+    if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     with _one_sentence():
         app()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
@@ -33,9 +33,8 @@ from almlip_jax.ensembles import (
 from almlip_jax.errors import InputError
 from almlip_jax.features import last_layer_gradient, latent
 from almlip_jax.models import ModelSettings, Params
-from almlip_jax.structures.graph import Graph
 from almlip_jax.structures.neighbors import largest_neighbor_count
-from almlip_jax.structures.packing import BatchShape, bucket, pack, plan_batches, take_batch
+from almlip_jax.structures.packing import BatchPlan, BatchShape, PackedDataset, bucket, pack, plan_batches, take_batch
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.structures.walkers import WalkerNeighbors, walker_neighbors
 
@@ -43,6 +42,8 @@ _FORMAT = 1
 _BATCH_ATOMS = 256  # atom slots of an evaluation batch: enough to keep a core busy, small enough for few structures
 _BATCH_STRUCTURES = 64
 _PER_ATOM = ("force_std", "force_epistemic", "force_total")
+_CHUNK_FRAMES = 1024  # frames whose common shape is looked for before their batches are evaluated
+_CHUNK_ATOMS = 2**17  # or atoms, where frames are large
 
 
 @dataclass(frozen=True)
@@ -132,49 +133,75 @@ class Potential:
         """
         if not structures:
             raise InputError("there is no structure to evaluate.")
-        shape = self._batch_shape(structures)
-        dtype = jax.tree.leaves(self.params)[0].dtype
-        params = spread_members(self.params)
-        parts: list[_BatchResult] = []
-        start = 0
-        while start < len(structures):
-            stop = _fill(structures, start, shape)
-            chunk = structures[start:stop]
-            packed = pack(
-                chunk,
-                self.species,
-                self.cutoff,
-                neighbors=shape.neighbors,
-                atoms=shape.atoms + 1,
-                slots=shape.structures + 1,
-                dtype=dtype,
-            )
-            plan, _ = plan_batches(packed, np.arange(len(chunk)), shape)
-            graph, _ = take_batch(packed.data, plan, 0)
-            parts.append(_to_host(_evaluate(self.ensemble, params, graph, features), graph, chunk))
-            start = stop
+        parts = []
+        for batch, found in self.evaluate_stream(structures, features=features):
+            parts.append(found)
             if on_batch is not None:
-                on_batch(len(chunk))
-        energy = np.concatenate([p.energy for p in parts])
-        energy = energy + np.array([self.reference_energy(a) for a in structures])
-        return Evaluated(
-            energy=energy,
-            forces=[f for p in parts for f in p.forces],
-            stress=np.concatenate([p.stress for p in parts]),
-            force_std=[s for p in parts for s in p.force_std],
-            force_epistemic=[s for p in parts for s in p.force_epistemic],
-            force_total=[s for p in parts for s in p.force_total],
-            scores={name: np.concatenate([p.scores[name] for p in parts]) for name in SCORES},
-            features={name: np.concatenate([p.features[name] for p in parts]) for name in parts[0].features},
-        )
+                on_batch(len(batch))
+        return _joined(parts)
 
-    def _batch_shape(self, structures: Sequence[Atoms]) -> BatchShape:
+    def evaluate_stream(
+        self, frames: Iterable[Atoms], *, features: bool = False, source: str = "structures"
+    ) -> Iterator[tuple[list[Atoms], Evaluated]]:
+        """What `evaluate` gives, batch after batch and in order, without keeping any of it: for pools of any length.
+
+        Frames are taken up to 1024 at a time.  Batches have the shape that those seen so far need, so that nothing
+        compiles again before a frame is larger, or has more neighbours, than there was room for.
+
+        Args:
+            frames: in any number; labels are not looked at.
+            features: as for `evaluate`.
+            source: what to call the frames in messages.
+
+        Yields:
+            the frames of a batch, and what the potential says of them; the same numbers as `evaluate` gives.
+
+        Raises:
+            InputError: a frame holds an element that the potential does not know.
+        """
+        params = spread_members(self.params)
+        shape: BatchShape | None = None
+        for chunk in _chunks(self._known(frames, source)):
+            shape = self._batch_shape(chunk, shape)
+            for batch in _batches(chunk, shape):
+                yield batch, self._evaluate_batch(params, batch, shape, features)
+
+    def _known(self, frames: Iterable[Atoms], source: str) -> Iterator[Atoms]:
+        """The frames, refused where an element is unknown."""
+        for number, frame in enumerate(frames):
+            try:
+                self.species.index(frame.numbers)
+            except InputError as error:
+                raise InputError(f"{source}, frame {number}: {error}") from error
+            yield frame
+
+    def _batch_shape(self, structures: Sequence[Atoms], before: BatchShape | None) -> BatchShape:
+        """The shape that some structures need, no smaller than that of batches before; grows by buckets."""
         largest = max(len(a) for a in structures)
         if largest <= 32 and all(not a.pbc.any() for a in structures):
             neighbors = max(largest - 1, 1)
         else:
             neighbors = bucket(largest_neighbor_count(structures, self.cutoff), 8)
-        return BatchShape(bucket(max(_BATCH_ATOMS, largest), 64), neighbors, _BATCH_STRUCTURES)
+        atoms = bucket(max(_BATCH_ATOMS, largest), 64)
+        if before is not None:
+            atoms = max(atoms, before.atoms)
+            neighbors = before.neighbors if neighbors <= before.neighbors else bucket(neighbors, 8)
+        return BatchShape(atoms, neighbors, _BATCH_STRUCTURES)
+
+    def _evaluate_batch(self, params: Params, batch: list[Atoms], shape: BatchShape, features: bool) -> Evaluated:
+        packed = pack(
+            batch,
+            self.species,
+            self.cutoff,
+            neighbors=shape.neighbors,
+            atoms=shape.atoms + 1,
+            slots=shape.structures + 1,
+            dtype=jax.tree.leaves(self.params)[0].dtype,
+        )
+        plan, _ = plan_batches(packed, np.arange(len(batch)), shape)
+        result = _evaluate(self.ensemble, params, packed.data, plan, features)
+        references = np.array([self.reference_energy(a) for a in batch])
+        return _to_host(result, references, batch)
 
     def calculator(self) -> PotentialCalculator:
         """An ASE calculator: energy, forces, stress, and the committee's spread as further results."""
@@ -315,52 +342,63 @@ class PotentialCalculator(Calculator):
             self.results["stress"] = found.stress[0]
 
 
-@dataclass(frozen=True)
-class _BatchResult:
-    energy: np.ndarray
-    forces: list[np.ndarray]
-    stress: np.ndarray
-    force_std: list[np.ndarray]
-    force_epistemic: list[np.ndarray]
-    force_total: list[np.ndarray]
-    scores: dict[str, np.ndarray]
-    features: dict[str, np.ndarray]
-
-
-def _evaluate_batch(
-    ensemble: AnyEnsemble, params: Params, graph: Graph, features: bool
-) -> tuple[Committee, dict[str, jax.Array]]:
+def _evaluate_on_device(
+    ensemble: AnyEnsemble, params: Params, data: PackedDataset, plan: BatchPlan, features: bool
+) -> tuple[Committee, jax.Array, dict[str, jax.Array]]:
+    """Committee statistics, volumes [S] and features of the only batch of a plan."""
+    graph, _ = take_batch(data, plan, 0)
     prediction = ensemble.predict(params, graph)
     found: dict[str, jax.Array] = {}
     if features:
         found["latent"] = latent(prediction, graph)
         found["last_layer_gradient"] = last_layer_gradient(prediction, graph, len(ensemble.species))
-    return committee_statistics(prediction, graph), found
+    return committee_statistics(prediction, graph), graph.volume, found
 
 
 # The ensemble is compared by value: potentials of one architecture share what was compiled.
-_evaluate = jax.jit(_evaluate_batch, static_argnums=(0, 3))
+_evaluate = jax.jit(_evaluate_on_device, static_argnums=(0, 4))
 
 
-def _fill(structures: Sequence[Atoms], start: int, shape: BatchShape) -> int:
-    """End of the longest run of structures from ``start`` that fits into a batch."""
-    atoms, stop = 0, start
-    while stop < len(structures) and stop - start < shape.structures and atoms + len(structures[stop]) <= shape.atoms:
-        atoms += len(structures[stop])
-        stop += 1
-    return stop
+def _chunks(frames: Iterable[Atoms]) -> Iterator[list[Atoms]]:
+    """Runs of frames that are looked at together, few enough to be held in memory whatever their size."""
+    chunk: list[Atoms] = []
+    atoms = 0
+    for frame in frames:
+        chunk.append(frame)
+        atoms += len(frame)
+        if len(chunk) == _CHUNK_FRAMES or atoms >= _CHUNK_ATOMS:
+            yield chunk
+            chunk, atoms = [], 0
+    if chunk:
+        yield chunk
 
 
-def _to_host(result: tuple[Committee, dict[str, jax.Array]], graph: Graph, chunk: Sequence[Atoms]) -> _BatchResult:
-    committee, features = jax.device_get(result)
-    number = len(chunk)
-    ends = np.cumsum([len(a) for a in chunk])[:-1]
-    total = sum(len(a) for a in chunk)
-    periodic = np.array([a.pbc.all() for a in chunk])
-    stress = -committee.virial[:number].astype(np.float64) / np.asarray(graph.volume)[:number, None, None]
+def _batches(structures: Sequence[Atoms], shape: BatchShape) -> Iterator[list[Atoms]]:
+    """Runs of structures that fit into a batch, each as long as can be."""
+    batch: list[Atoms] = []
+    atoms = 0
+    for structure in structures:
+        if batch and (len(batch) == shape.structures or atoms + len(structure) > shape.atoms):
+            yield batch
+            batch, atoms = [], 0
+        batch.append(structure)
+        atoms += len(structure)
+    if batch:
+        yield batch
+
+
+def _to_host(
+    result: tuple[Committee, jax.Array, dict[str, jax.Array]], references: np.ndarray, batch: Sequence[Atoms]
+) -> Evaluated:
+    committee, volume, features = jax.device_get(result)
+    number = len(batch)
+    ends = np.cumsum([len(a) for a in batch])[:-1]
+    total = sum(len(a) for a in batch)
+    periodic = np.array([a.pbc.all() for a in batch])
+    stress = -committee.virial[:number].astype(np.float64) / volume[:number, None, None]
     voigt = np.stack([full_3x3_to_voigt_6_stress(one) for one in stress])
-    return _BatchResult(
-        energy=committee.energy[:number].astype(np.float64),
+    return Evaluated(
+        energy=committee.energy[:number].astype(np.float64) + references,
         forces=np.split(committee.forces[:total], ends),
         stress=np.where(periodic[:, None], voigt, np.nan),
         force_std=np.split(committee.force_std[:total], ends),
@@ -368,4 +406,17 @@ def _to_host(result: tuple[Committee, dict[str, jax.Array]], graph: Graph, chunk
         force_total=np.split(committee.force_total[:total], ends),
         scores={name: getattr(committee, name)[:number] for name in SCORES},
         features={name: values[:number] for name, values in features.items()},
+    )
+
+
+def _joined(parts: Sequence[Evaluated]) -> Evaluated:
+    return Evaluated(
+        energy=np.concatenate([p.energy for p in parts]),
+        forces=[f for p in parts for f in p.forces],
+        stress=np.concatenate([p.stress for p in parts]),
+        force_std=[s for p in parts for s in p.force_std],
+        force_epistemic=[s for p in parts for s in p.force_epistemic],
+        force_total=[s for p in parts for s in p.force_total],
+        scores={name: np.concatenate([p.scores[name] for p in parts]) for name in SCORES},
+        features={name: np.concatenate([p.features[name] for p in parts]) for name in parts[0].features},
     )

@@ -1,9 +1,10 @@
 """Peak memory of training on a large set and of scoring a large pool: ``python benchmarks/memory.py``.
 
 Training: 10,000 periodic structures of 100 atoms with 54 neighbours each and made-up labels are packed, and a small
-ensemble trains for one epoch.  Scoring: ``almlip score`` on pools of 10,000 and 100,000 frames of 15 atoms.  Every case
-runs in a fresh process, whose peak resident memory the operating system tells.  ``--beside NAME=DIR`` measures another
-checkout of the package too.  The tables go to ``benchmarks/results/memory.json`` and ``memory.md``.
+ensemble trains for one epoch.  Scoring: ``almlip score`` on pools of 10,000 and 100,000 frames of 15 atoms, medians of
+several runs.  Every case runs in a fresh process, whose peak resident memory the operating system tells.
+``--beside NAME=DIR`` measures another checkout of the package too.  The tables go to ``benchmarks/results/memory.json``
+and ``memory.md``.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -23,7 +25,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ase import Atoms
 
-HERE = Path(__file__).resolve().parent
+THIS = str(Path(__file__).resolve())
+HERE = Path(THIS).parent
 CUTOFF = 5.0
 MIB = 2**20
 
@@ -148,9 +151,10 @@ def peak() -> float:
 def measured(command: list[str], package: Path) -> tuple[str, float, float]:
     """Standard output, peak memory in MiB and seconds of a process that uses the package in a folder."""
     environment = {**os.environ, "PYTHONPATH": str(package), "ALMLIP_CACHE_DIR": os.devnull}
+    # `python -m` looks into the working folder before anywhere else
     began = time.perf_counter()
     with tempfile.TemporaryFile("w+") as output:
-        process = subprocess.Popen([sys.executable, *command], env=environment, stdout=output)
+        process = subprocess.Popen([sys.executable, *command], env=environment, cwd=package, stdout=output)
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         seconds = time.perf_counter() - began
@@ -162,18 +166,21 @@ def measured(command: list[str], package: Path) -> tuple[str, float, float]:
 
 def measure_training(frames: int, package: Path) -> dict[str, Any]:
     """One row of the table of trainings."""
-    text, most, _ = measured([__file__, "--child", "train", "--frames", str(frames)], package)
+    text, most, _ = measured([THIS, "--child", "train", "--frames", str(frames)], package)
     return {"frames": frames, **json.loads(text.splitlines()[-1]), "peak_mib": most}
 
 
-def measure_scoring(frames: int, package: Path) -> dict[str, Any]:
+def measure_scoring(frames: int, package: Path, repeats: int) -> dict[str, Any]:
     """One row of the table of pools."""
     with tempfile.TemporaryDirectory() as folder:
         pool, potential, out = (str(Path(folder) / name) for name in ("pool.extxyz", "potential", "scored.extxyz"))
-        measured([__file__, "--child", "pool", "--frames", str(frames), "--folder", folder], package)
+        measured([THIS, "--child", "pool", "--frames", str(frames), "--folder", folder], package)
         command = ["-m", "almlip_jax.cli", "score", potential, pool, "--out", out]
-        _, most, seconds = measured(command, package)
-    return {"frames": frames, "seconds": seconds, "frames_per_second": frames / seconds, "peak_mib": most}
+        runs = [measured(command, package)[1:] for _ in range(repeats)]
+    peaks, times = zip(*runs, strict=True)
+    seconds = statistics.median(times)
+    found = {"frames": frames, "seconds": seconds, "frames_per_second": frames / seconds}
+    return found | {"peak_mib": statistics.median(peaks), "lowest_peak_mib": min(peaks), "highest_peak_mib": max(peaks)}
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -191,6 +198,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--training", type=int, nargs="*", default=[10_000], help="structures to train on")
     parser.add_argument("--scoring", type=int, nargs="*", default=[10_000, 100_000], help="frames to score")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each scoring")
     parser.add_argument("--beside", action="append", default=[], metavar="NAME=DIR", help="another checkout")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     parser.add_argument("--child", choices=["train", "pool"], help=argparse.SUPPRESS)
@@ -207,7 +215,7 @@ def main() -> None:
         for frames in options.training:
             result["training"].append({"package": name, **measure_training(frames, Path(package))})
         for frames in options.scoring:
-            result["scoring"].append({"package": name, **measure_scoring(frames, Path(package))})
+            result["scoring"].append({"package": name, **measure_scoring(frames, Path(package), options.repeats)})
     options.out.mkdir(exist_ok=True)
     (options.out / "memory.json").write_text(json.dumps(result, indent=2) + "\n")
     text = "\n\n".join(table(rows) for rows in result.values() if rows) + "\n"

@@ -129,6 +129,20 @@ def test_score_and_select(folder):
     np.testing.assert_allclose(batch[0].positions, scored[worst].positions)
 
 
+def test_score_leaves_no_half_file(folder):
+    frames = read_structures(folder / "data.extxyz")
+    write_structures(folder / "mostly.extxyz", [*frames, Atoms("Au", positions=[[0, 0, 0]]), *frames])
+    done = almlip(folder, "score", "potential", "mostly.extxyz", "--out", "half.extxyz", code=1)
+    assert "mostly.extxyz, frame 12: atom 0 is Au" in done.stderr
+    text = (folder / "data.extxyz").read_text()
+    (folder / "cut.extxyz").write_text(text[: text.rindex("\n", 0, -1)])
+    done = almlip(folder, "score", "potential", "cut.extxyz", "--out", "half.extxyz", code=1)
+    assert "cut.extxyz, frame 11 ends after 2 of 3 atoms" in done.stderr
+    assert not list(folder.glob("*half.extxyz*"))
+    done = almlip(folder, "score", "potential", "data.extxyz", "--out", "whole.extxyz")
+    assert "score: 12 frames in" in done.stderr
+
+
 def test_label(folder):
     almlip(folder, "label", "config.yaml", "water.extxyz", "--out", "labelled.extxyz", "--json", "label.json")
     assert found(folder, "label.json")["labelled"] == 1

@@ -93,6 +93,67 @@ def test_batches_and_order_change_nothing(potential, structures):
         assert np.isnan(together.stress[n]).all() == (not frame.pbc.all())
 
 
+@pytest.mark.parametrize("chunk", [1024, 7])
+def test_a_stream_gives_the_numbers_of_the_list(potential, structures, monkeypatch, chunk):
+    """To the last bit, frames in groups of one size that chunks split, and shapes that grow on the way."""
+    whole = potential.evaluate(structures, features=True)
+    order = np.argsort([len(frame) for frame in structures], kind="stable")
+    frames = [structures[i] for i in order]
+    monkeypatch.setattr("almlip_jax.potential._CHUNK_FRAMES", chunk)
+    together = potential.evaluate(frames, features=True)
+    streamed, start = [], 0
+    for batch, found in potential.evaluate_stream(iter(frames), features=True):
+        rows = slice(start, start + len(batch))
+        assert all(a is b for a, b in zip(batch, frames[rows], strict=True))
+        np.testing.assert_array_equal(found.energy, together.energy[rows])
+        np.testing.assert_array_equal(found.stress, together.stress[rows])
+        for a, b in ((found.forces, together.forces), (found.force_std, together.force_std)):
+            np.testing.assert_array_equal(np.concatenate(a), np.concatenate(b[rows]))
+        for a, b in ((found.scores, together.scores), (found.features, together.features)):
+            assert set(a) == set(b)
+            for name in a:
+                np.testing.assert_array_equal(a[name], b[name][rows])
+        start += len(batch)
+        streamed.append(len(batch))
+    assert start == len(frames) and (len(streamed) == 6) == (chunk == 7)
+    np.testing.assert_allclose(together.energy, whole.energy[order], rtol=1e-6)
+    np.testing.assert_allclose(together.scores["force_std_max"], whole.scores["force_std_max"][order], rtol=1e-3)
+
+
+def test_a_stream_looks_no_further_than_a_chunk_and_compiles_once(potential, monkeypatch, count_compilations):
+    taken = []
+
+    def frames():
+        for seed in range(200):
+            frame = molecule("H2O")
+            frame.rattle(0.05, seed=seed)
+            taken.append(seed)
+            yield frame
+
+    monkeypatch.setattr("almlip_jax.potential._CHUNK_FRAMES", 32)
+    stream = potential.evaluate_stream(frames())
+    assert len(next(stream)[0]) == len(taken) == 32
+    with count_compilations() as compiled:
+        assert sum(len(batch) for batch, _ in stream) == 168
+    assert not compiled
+    monkeypatch.setattr("almlip_jax.potential._CHUNK_ATOMS", 30)
+    taken.clear()
+    next(potential.evaluate_stream(frames()))
+    assert len(taken) == 10
+    assert list(potential.evaluate_stream([])) == []
+
+
+def test_shapes_of_a_stream_grow_by_buckets(potential):
+    small, large = molecule("H2O"), molecule("CH3CH2OH")
+    crystal = bulk("C", "diamond", a=3.6) * (6, 6, 6)
+    first = potential._batch_shape([small], None)
+    assert first.neighbors == 2 and first.atoms >= 256
+    second = potential._batch_shape([large], first)
+    assert second.neighbors == 8 and potential._batch_shape([small, molecule("CO2")], second) == second
+    third = potential._batch_shape([crystal], second)
+    assert third.neighbors % 8 == 0 and third.atoms >= 432 and potential._batch_shape([large], third) == third
+
+
 def test_scores_are_their_definitions(potential, structures):
     frame = structures[0]
     found = potential.evaluate([frame])
@@ -166,5 +227,7 @@ def test_energy_fn_agrees_with_the_calculator(potential, make):
 def test_unknown_elements_and_nothing(potential):
     with pytest.raises(InputError, match="atom 0 is Au"):
         potential.evaluate([Atoms("Au")])
+    with pytest.raises(InputError, match="pool.xyz, frame 1: atom 0 is Au"):
+        list(potential.evaluate_stream([molecule("H2O"), Atoms("Au")], source="pool.xyz"))
     with pytest.raises(InputError, match="no structure"):
         potential.evaluate([])

@@ -28,15 +28,18 @@ def wrapped(atoms: Atoms, hood: Neighborhood) -> tuple[np.ndarray, np.ndarray]:
 
     The edge vectors are those of the structure as it was; shifts are as small as the cutoff allows.
     """
-    positions, cell = np.asarray(atoms.positions, np.float64), np.asarray(atoms.cell.array, np.float64)
-    fractions = positions @ np.linalg.inv(periodic_cell(cell, atoms.pbc))
-    cells = np.where(atoms.pbc, np.floor(fractions), 0.0).astype(np.int64)
-    inside = positions - (cells[:, 0:1] * cell[0] + cells[:, 1:2] * cell[1] + cells[:, 2:3] * cell[2])
-    middle = 0.5 * (inside.min(axis=0, initial=np.inf) + inside.max(axis=0, initial=-np.inf)) if len(atoms) else 0.0
-    inside -= np.round(middle / _GRID) * _GRID  # on the grid, so that nothing is rounded
-    if not cells.any():
-        return inside, hood.shifts
-    return inside, hood.shifts + (cells[hood.neighbors] - cells[:, None])
+    positions, shifts = np.array(atoms.positions, np.float64), hood.shifts
+    if atoms.pbc.any():
+        cell = np.asarray(atoms.cell.array, np.float64)
+        fractions = positions @ np.linalg.inv(periodic_cell(cell, atoms.pbc))
+        cells = np.where(atoms.pbc, np.floor(fractions), 0.0).astype(np.int64)
+        positions -= cells[:, 0:1] * cell[0] + cells[:, 1:2] * cell[1] + cells[:, 2:3] * cell[2]
+        if cells.any():
+            shifts = shifts + (cells[hood.neighbors] - cells[:, None])
+    if len(atoms):
+        middle = 0.5 * (positions.min(axis=0) + positions.max(axis=0))
+        positions -= np.round(middle / _GRID) * _GRID  # on the grid, so that nothing is rounded
+    return positions, shifts
 
 
 def edge_vectors(positions: jax.Array, cells: jax.Array, neighbors: jax.Array, shifts: jax.Array) -> jax.Array:

@@ -6,7 +6,7 @@ of their own, or a message names file, frame and atom.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,19 @@ import numpy as np
 from ase import Atoms
 
 from almlip_jax.errors import InputError
-from almlip_jax.structures.extxyz import read_extxyz, write_extxyz
-from almlip_jax.structures.mlip_cfg import read_cfg, write_cfg
+from almlip_jax.structures.extxyz import count_extxyz, read_extxyz, write_extxyz
+from almlip_jax.structures.mlip_cfg import count_cfg, iterate_cfg, read_cfg, write_cfg
 from almlip_jax.structures.validation import LABELS, attach_labels, check_structure, checked_label, normalise_state
 
-__all__ = ["check_structure", "read_cfg", "read_structures", "write_cfg", "write_structures"]
+__all__ = [
+    "check_structure",
+    "count_structures",
+    "iterate_structures",
+    "read_cfg",
+    "read_structures",
+    "write_cfg",
+    "write_structures",
+]
 
 _XYZ = (".xyz", ".extxyz")
 _COMPRESSED = (".gz", ".bz2", ".xz")
@@ -55,9 +63,49 @@ def read_structures(
         InputError: the file cannot be read or has no structures, a named key is in no structure, two different values
             are given for one label, or a structure or label is not what it must be.
     """
-    path = Path(path)
     keys = {"energy": energy_key, "forces": forces_key, "stress": stress_key}
-    structures, found = [], set[str]()
+    return list(_checked(Path(path), format, keys, require_labels, type_numbers))
+
+
+def iterate_structures(
+    path: str | Path, *, format: str | None = None, type_numbers: Sequence[int] | None = None
+) -> Iterator[Atoms]:
+    """Reads the structures of a file one after the other, checked as by `read_structures`, and keeps none of them.
+
+    Args:
+        path: the file.
+        format: as in `read_structures`.
+        type_numbers: as in `read_structures`.
+
+    Raises:
+        InputError: as `read_structures`, when it comes to the frame.
+    """
+    return _checked(Path(path), format, dict.fromkeys(LABELS), False, type_numbers)
+
+
+def count_structures(path: str | Path, *, format: str | None = None) -> int | None:
+    """Number of structures of a file; None where only reading them would tell.
+
+    Raises:
+        InputError: the file cannot be read, or ends within a structure.
+    """
+    path = Path(path)
+    kind = _kind(path, format)
+    if kind == "extxyz":
+        return count_extxyz(path)
+    if kind == "cfg":
+        return count_cfg(path)
+    return None
+
+
+def _checked(
+    path: Path,
+    format: str | None,
+    keys: Mapping[str, str | None],
+    require_labels: bool,
+    type_numbers: Sequence[int] | None,
+) -> Iterator[Atoms]:
+    number, found = -1, set[str]()
     for number, atoms in enumerate(_frames(path, format, type_numbers)):
         where = f"{path}, frame {number}"
         check_structure(atoms, where)
@@ -71,17 +119,16 @@ def read_structures(
                 f"{'it' if len(missing) == 1 else 'them'}."
             )
         found.update(labels)
-        structures.append(atoms)
-    if not structures:
+        yield atoms
+    if number < 0:
         raise InputError(f"{path} holds no structures.")
     for name, key in keys.items():
         if key is not None and name not in found:
             raise InputError(f"no structure of {path} has '{key}', which is to hold the {name}; correct {name}_key.")
-    return structures
 
 
-def write_structures(path: str | Path, structures: Sequence[Atoms]) -> None:
-    """Writes structures as extended XYZ with every digit; the file appears complete or not at all.
+def write_structures(path: str | Path, structures: Iterable[Atoms]) -> None:
+    """Writes structures as extended XYZ with every digit, each as it comes; the file appears complete or not at all.
 
     Cell, pbc, `info`, per-atom arrays and calculator results read back as they were (lists of numbers as arrays);
     constraints are left out.
@@ -97,9 +144,7 @@ def write_structures(path: str | Path, structures: Sequence[Atoms]) -> None:
 
 
 def _frames(path: Path, format: str | None, type_numbers: Sequence[int] | None) -> Iterator[Atoms]:
-    if not path.is_file():
-        raise InputError(f"{path} cannot be read (no such file); correct the path.")
-    kind = format or _format_of(path)
+    kind = _kind(path, format)
     if kind == "extxyz":
         return read_extxyz(path)
     if kind == "db":
@@ -107,8 +152,14 @@ def _frames(path: Path, format: str | None, type_numbers: Sequence[int] | None) 
     if kind == "cfg":
         if type_numbers is None:
             raise InputError(f"{path} is an MLIP-2 file; say which element each of its types is.")
-        return iter(read_cfg(path, type_numbers))
+        return iterate_cfg(path, type_numbers)
     return _read_by_ase(path, format)
+
+
+def _kind(path: Path, format: str | None) -> str | None:
+    if not path.is_file():
+        raise InputError(f"{path} cannot be read (no such file); correct the path.")
+    return format or _format_of(path)
 
 
 def _format_of(path: Path) -> str | None:

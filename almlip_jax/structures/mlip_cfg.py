@@ -9,7 +9,7 @@ what they are.
 from __future__ import annotations
 
 import numbers as number_types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -54,22 +54,34 @@ def read_cfg(path: str | Path, numbers: Sequence[int]) -> list[Atoms]:
     Raises:
         InputError: the file cannot be read; names file, configuration and what is wrong with it.
     """
+    return list(iterate_cfg(path, numbers))
+
+
+def iterate_cfg(path: str | Path, numbers: Sequence[int]) -> Iterator[Atoms]:
+    """The configurations of a file one after the other, as `read_cfg` gives them.
+
+    Raises:
+        InputError: as `read_cfg`, when it comes to the configuration.
+    """
     path = Path(path)
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{path} cannot be read ({reason}); correct the path or the file.") from error
-    structures = []
-    for number, block in enumerate(_blocks(lines, path)):
+    for number, block in enumerate(_blocks(_lines(path), path)):
         where = f"{path}, frame {number}"
         try:
-            structures.append(_atoms(_parsed(block), numbers, where))
+            atoms = _atoms(_parsed(block), numbers, where)
         except (ValueError, IndexError, KeyError) as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(f"{where} cannot be read ({error}); correct it.") from error
-    return structures
+        yield atoms
+
+
+def count_cfg(path: str | Path) -> int:
+    """Number of configurations of a file.
+
+    Raises:
+        InputError: the file cannot be read, or its last configuration has no end.
+    """
+    return sum(1 for _ in _blocks(_lines(Path(path)), Path(path)))
 
 
 def write_cfg(path: str | Path, structures: Sequence[Atoms], numbers: Sequence[int]) -> None:
@@ -96,7 +108,16 @@ def write_cfg(path: str | Path, structures: Sequence[Atoms], numbers: Sequence[i
             _write_block(file, atoms, np.array([types[z] for z in atoms.numbers.tolist()], int))
 
 
-def _blocks(lines: list[str], path: Path) -> Iterator[list[str]]:
+def _lines(path: Path) -> Iterator[str]:
+    try:
+        with path.open(encoding="utf-8") as file:
+            yield from file
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path} cannot be read ({reason}); correct the path or the file.") from error
+
+
+def _blocks(lines: Iterable[str], path: Path) -> Iterator[list[str]]:
     block: list[str] | None = None
     count = 0
     for line in lines:

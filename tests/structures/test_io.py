@@ -23,7 +23,15 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from almlip_jax.errors import InputError
-from almlip_jax.structures.io import check_structure, read_cfg, read_structures, write_cfg, write_structures
+from almlip_jax.structures.io import (
+    check_structure,
+    count_structures,
+    iterate_structures,
+    read_cfg,
+    read_structures,
+    write_cfg,
+    write_structures,
+)
 
 
 def labelled(seed: int = 0, periodic: bool = True) -> Atoms:
@@ -439,6 +447,42 @@ def test_cfg_needs_to_know_its_elements(tmp_path: Path) -> None:
         write_cfg(tmp_path / "out.cfg", [labelled()], [11])
     with pytest.raises(InputError, match="missing.cfg cannot be read"):
         read_cfg(tmp_path / "missing.cfg", [1])
+
+
+@pytest.mark.parametrize("name", ["pool.extxyz", "pool.xyz.gz", "pool.cfg"])
+def test_files_are_read_frame_by_frame_and_counted(tmp_path: Path, name: str) -> None:
+    """A frame is there before a later one turns out to be broken."""
+    frames = [labelled(seed) for seed in range(5)]
+    path, numbers = tmp_path / name, [17, 11]
+    if name.endswith("cfg"):
+        write_cfg(path, frames, numbers)
+    else:
+        write_structures(tmp_path / "plain.xyz", frames)
+        text = (tmp_path / "plain.xyz").read_bytes()
+        path.write_bytes(gzip.compress(text) if name.endswith("gz") else text)
+    assert count_structures(path) == 5
+    for found, expected in zip(
+        iterate_structures(path, type_numbers=numbers), read_structures(path, type_numbers=numbers), strict=True
+    ):
+        assert_same(found, expected)
+    text = gzip.decompress(path.read_bytes()) if name.endswith("gz") else path.read_bytes()
+    text = text[: text.rstrip().rindex(b"\n") + 1]
+    path.write_bytes(gzip.compress(text) if name.endswith("gz") else text)
+    stream = iterate_structures(path, type_numbers=numbers)
+    assert len([next(stream) for _ in range(4)]) == 4
+    for broken in (lambda: next(stream), lambda: count_structures(path)):
+        with pytest.raises(InputError, match=f"{name}, frame 4 .*incomplete"):
+            broken()
+
+
+def test_counting_says_what_it_cannot_know(tmp_path: Path) -> None:
+    ase.io.write(tmp_path / "frames.traj", [molecule("H2O")] * 2)
+    assert count_structures(tmp_path / "frames.traj") is None
+    assert len(list(iterate_structures(tmp_path / "frames.traj"))) == 2
+    with pytest.raises(InputError, match="no such file"):
+        count_structures(tmp_path / "missing.xyz")
+    with pytest.raises(InputError, match="holds no structures"):
+        list(iterate_structures(write(tmp_path / "empty.xyz", "")))
 
 
 def test_json_in_info_stays_json(tmp_path: Path) -> None:
