@@ -50,7 +50,7 @@ def read_extxyz(path: Path) -> Iterator[Atoms]:
 
 
 def count_extxyz(path: Path) -> int:
-    """Number of frames of a file, several hundred times faster than reading them.
+    """Number of frames of a file, far faster than reading them.
 
     Raises:
         InputError: the file cannot be read, or a frame has too few lines.
