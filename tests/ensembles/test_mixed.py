@@ -22,6 +22,9 @@ MEMBERS = EnsembleSettings(
 )
 
 
+predict = jax.jit(lambda ensemble, params, graph: ensemble.predict(params, graph), static_argnums=0)
+
+
 def graph_of(atoms: Atoms, cutoff: float, slots: int):
     packed = pack([atoms], SPECIES, cutoff, neighbors=slots, dtype=np.float64)
     return take_batch(packed.data, plan_batches(packed, np.arange(1), BatchShape(len(atoms), slots, 1))[0], 0)[0]
@@ -50,10 +53,10 @@ def test_each_member_is_what_it_is_alone():
         atoms = molecule("H2O") + molecule("H2O")
         atoms.positions[3:] += [0.3, 0.2, 2.6]
         atoms.rattle(0.1, seed=0)
-        together = ensemble.predict(params, graph_of(atoms, 4.0, 5))
+        together = predict(ensemble, params, graph_of(atoms, 4.0, 5))
         first = 0
         for group, one in zip(ensemble.groups, params, strict=True):
-            alone = group.predict(one, graph_of(atoms, group.cutoff, 5))
+            alone = predict(group, one, graph_of(atoms, group.cutoff, 5))
             mine = slice(first, first + group.size)
             np.testing.assert_allclose(together.energy[mine], alone.energy, rtol=1e-12)
             np.testing.assert_allclose(together.forces[mine], alone.forces, atol=1e-12)
@@ -62,7 +65,7 @@ def test_each_member_is_what_it_is_alone():
             np.testing.assert_allclose(together.features[mine, :, :width], alone.features, atol=1e-12)
             assert not np.any(together.features[mine, :, width:])
             first += group.size
-        energies = ensemble.energies(params, graph_of(atoms, 4.0, 5))
+        energies = jax.jit(ensemble.energies)(params, graph_of(atoms, 4.0, 5))
         np.testing.assert_allclose(energies, together.energy, rtol=1e-12)
 
 

@@ -19,7 +19,7 @@ def pair(seed: int) -> Atoms:
     return labelled(atoms)
 
 
-@pytest.mark.parametrize("kind", ["equal sizes", "mixed sizes"])
+@pytest.mark.parametrize("kind", ["equal sizes", pytest.param("mixed sizes", marks=pytest.mark.slow)])
 def test_each_ends_as_it_would_alone(kind):
     """Data, order, first parameters and length of an epoch are those of each training."""
     jobs = []
