@@ -30,17 +30,17 @@ from almlip_jax.training.settings import TrainingSettings, check_losses
 
 @dataclass(frozen=True)
 class EpochReport:
-    """Where a training stands, after each validation.
+    """Where a training stands, after each validation; L models, whatever heads they have.
 
     Attributes:
         epoch: passes over the data so far.
         step: optimiser steps so far.
         steps: optimiser steps in all, if nothing stops earlier.
-        train_loss: [M] mean loss since the last report (with the members' bootstrap weights).
-        validation_loss: [M] loss of the averaged parameters on the validation structures; NaN without any.
-        validation_energy_rmse: [M] eV/atom.
-        validation_forces_rmse: [M] eV/Angstrom.
-        stopped: [M] bool, members that ended early.
+        train_loss: [L] mean loss since the last report (with the models' bootstrap weights).
+        validation_loss: [L] loss of the averaged parameters on the validation structures; NaN without any.
+        validation_energy_rmse: [L] eV/atom.
+        validation_forces_rmse: [L] eV/Angstrom.
+        stopped: [L] bool, models that ended early.
         seconds: since the training began.
     """
 
@@ -66,7 +66,7 @@ class TrainingResult:
     """What a training gives.
 
     Attributes:
-        params: parameters with leading member axis: of each member the averaged ones that validated best.
+        params: parameters with a leading axis over models: of each the averaged ones that validated best.
         history: one report a validation.
     """
 
