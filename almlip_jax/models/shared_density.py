@@ -50,7 +50,7 @@ from almlip_jax.structures.graph import Graph, lone_atom, values_at_neighbors
 from almlip_jax.structures.species import SpeciesTable
 
 SIZES: dict[str, dict[str, Any]] = {
-    "tiny": {"channels": 8, "l_max": 2, "coupled_l_max": 2, "radial": 6, "hidden": (32,)},
+    "tiny": {"channels": 12, "l_max": 2, "coupled_l_max": 1, "radial": 6, "hidden": (32,)},
     "small": {"channels": 16, "l_max": 2, "coupled_l_max": 2, "hidden": (64, 64)},
     "medium": {"channels": 24, "l_max": 3, "coupled_l_max": 2, "hidden": (64, 64)},
     "large": {"channels": 32, "l_max": 3, "coupled_l_max": 3, "hidden": (96, 96)},
