@@ -24,7 +24,7 @@ from almlip_jax.fitting import fit_potential
 from almlip_jax.models import ModelSettings
 from almlip_jax.potential import Potential
 from almlip_jax.structures.io import read_structures
-from almlip_jax.training import EnsembleSettings, TrainingSettings
+from almlip_jax.training import EnsembleSettings, EpochReport, TrainingSettings
 
 HERE = Path(__file__).resolve().parent
 MODELS: dict[str, dict[str, Any]] = {
@@ -36,6 +36,10 @@ MODELS: dict[str, dict[str, Any]] = {
     "medium_layers_1": {"layers": 1},
     "mace": {"kind": "mace"},
     "nequip": {"kind": "nequip"},
+    "thorough": {"cutoff": 6.0, "layers": 1, "radial": 6, "hidden": (64,)},
+}
+TRAINING: dict[str, dict[str, Any]] = {
+    "thorough": {"batch_size": 2, "clip_norm": 0.3, "loss": {"energy": 1.0}, "validate_every": 4500}
 }
 SETS = {"300K": "test_MD_300K", "600K": "test_MD_600K", "dihedral": "test_dihedral", "H_transfer": "test_H_transfer"}
 
@@ -44,14 +48,22 @@ def train(data: Path, name: str, steps: int, folder: Path) -> tuple[Potential, f
     """The potential, trained unless it is there already, and the seconds that took (NaN where it was there)."""
     if (folder / "potential.json").exists():
         return Potential.load(folder), float("nan")
-    settings = TrainingSettings(max_steps=steps, max_epochs=10**6, patience=10**6, validate_every=450)
+    plain = {"max_steps": steps, "max_epochs": 10**6, "patience": 10**6, "validate_every": 450}
+    settings = TrainingSettings.model_validate(plain | TRAINING.get(name, {}))
     frames = read_structures(data / "acac" / "train_300K.xyz")
     began = time.monotonic()
     model = TypeAdapter(ModelSettings).validate_python({"cutoff": 5.0, **MODELS[name]})
-    potential, _ = fit_potential(frames, model, EnsembleSettings(size=4), settings, seed=0)
+    potential, _ = fit_potential(
+        frames, model, EnsembleSettings(size=4), settings, seed=0, on_epoch=report, checkpoint=folder / "unfinished"
+    )
     seconds = time.monotonic() - began
     potential.save(folder)
     return potential, seconds
+
+
+def report(record: EpochReport) -> None:
+    """One line on a training under way."""
+    print(f"step {record.step}, {record.seconds:.0f} s, {record.validation_forces_rmse} eV/Angstrom", flush=True)
 
 
 def errors(potential: Potential, path: Path) -> dict[str, float]:
