@@ -303,6 +303,28 @@ def select(
     _write_json(json_file, {"indices": [i for i, _ in chosen], "gain": [g for _, g in chosen], "out": str(out)})
 
 
+# -------------------------------------------------------------------------------------------------------------- studies
+
+
+@app.command()
+def figure(
+    name: Annotated[str, typer.Argument(help="Name of a figure, `tables`, or `all`.")],
+    tables: Annotated[list[Path], typer.Argument(help="CSV tables of a sweep.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder to write into.")],
+    quantity: Annotated[str, typer.Option(help="Error that selectors are compared by.")] = "forces_rmse",
+    baseline: Annotated[str, typer.Option(help="Selector that the others are compared with.")] = "random",
+    json_file: JsonFile = None,
+) -> None:
+    """Draw the figures, and write the tables, of a comparison of selectors."""
+    from almlip_jax.figures.command import make
+
+    found = make(name, tables, out, quantity, baseline)
+    _print_pairs("Study", {path: "written" for path in found["written"]} | found["skipped"])
+    for note in found["notes"]:
+        console.print(note, markup=False, highlight=False)
+    _write_json(json_file, found)
+
+
 # --------------------------------------------------------------------------------------------------------------- labels
 
 

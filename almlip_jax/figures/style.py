@@ -1,16 +1,20 @@
-"""The look of every figure: fonts, vector text, sizes, and one colour for each selector and each test group."""
+"""The look of every figure: fonts, vector text, sizes, files, and one colour for each selector and each test group."""
 
 from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Final
 
 import matplotlib as mpl
+from matplotlib import pyplot as plt
 from matplotlib import ticker
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 INK: Final = "#1d2733"
 """Text and axes."""
@@ -26,12 +30,44 @@ STOP: Final = "#b3261e"
 SELECTOR_COLORS: Final[dict[str, str]] = {
     "random": "#8a9099",
     "top_k": "#0b6fb8",
-    "threshold": "#56a8dd",
-    "max_dist": "#00876c",
     "max_det": "#d1570b",
-    "chain": "#8e4fa8",
+    "max_dist": "#78b487",
+    "lcmd": "#4b2db4",
+    "bait": "#780000",
+    "kmeans_pp": "#f09600",
+    "maxvol": "#a53c5a",
+    "frank_wolfe": "#96693c",
+    "kmeans_fps": "#c3a55a",
+    "hybrid": "#c378ff",
+    "dpp": "#5a1e4b",
+    "max_diag": "#4b1e78",
+    "chain": "#5ab4e1",
+    "threshold": "#5ab4e1",
+    "top_fraction": "#5ab4e1",
 }
-"""Colours of the selectors by name: what is compared with chance stands out against its grey."""
+"""Colours of the selectors by name: what is compared with chance stands out against its grey.
+
+Those of different selectors stay at least 17 units of CIELAB apart with normal sight and without red, green or blue
+cones; filters have the colour of the chains that they are part of.
+"""
+
+SELECTOR_MARKERS: Final[dict[str, str]] = {
+    "random": "o",
+    "top_k": "s",
+    "max_det": "D",
+    "max_dist": "^",
+    "lcmd": "v",
+    "bait": "P",
+    "kmeans_pp": "X",
+    "maxvol": "<",
+    "frank_wolfe": ">",
+    "kmeans_fps": "p",
+    "hybrid": "h",
+    "dpp": "*",
+    "max_diag": "d",
+    "chain": "8",
+}
+"""Markers of the selectors by name, so that figures can be read in grey as well."""
 
 GROUP_COLORS: Final[tuple[str, ...]] = ("#0b6fb8", "#d1570b", "#00876c", "#8e4fa8", "#a88600", "#56a8dd")
 """Colours of test groups, in the order of `order_groups`."""
@@ -44,7 +80,8 @@ UNCERTAINTY_SCALE: Final[tuple[tuple[float, str], ...]] = (
 )
 """Colour scale of an atom's uncertainty: pale is sure, red is not."""
 
-_OTHERS: Final = ("#a88600", "#b0447b", "#4b5fc4", "#5d7a12", "#1f8a9c")
+_OTHERS: Final = ("#1e4b2d", "#5ab4e1", "#a53c5a", "#96693c", "#5a1e4b")
+_DASHES: Final = ("-", (0, (5, 1.6)), (0, (2, 1.2)), (0, (6, 1.4, 1.2, 1.4)), (0, (1, 1)))
 
 _RC: Final[dict[Any, Any]] = {
     "font.family": "sans-serif",
@@ -87,10 +124,74 @@ def style() -> Iterator[None]:
 
 def selector_color(name: str) -> str:
     """The colour of a selector, the same in every figure; ``top_k (force_std_mean)`` has that of ``top_k``."""
-    base = re.split(r"[^A-Za-z0-9_.]", name.strip(), maxsplit=1)[0]
-    if base in SELECTOR_COLORS:
-        return SELECTOR_COLORS[base]
-    return _OTHERS[zlib.crc32(name.encode()) % len(_OTHERS)]
+    return SELECTOR_COLORS.get(_kind(name), _OTHERS[zlib.crc32(name.encode()) % len(_OTHERS)])
+
+
+def selector_marker(name: str) -> str:
+    """The marker of a selector, by the same rule as its colour."""
+    markers = tuple(SELECTOR_MARKERS.values())
+    return SELECTOR_MARKERS.get(_kind(name), markers[zlib.crc32(name.encode()) // len(_OTHERS) % len(markers)])
+
+
+def selector_lines(names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """How the line of each selector of a figure is drawn: keyword arguments of ``Axes.plot``.
+
+    Selectors that share colour and marker, such as variants of one kind, are told apart by their dashes.
+    """
+    seen: dict[tuple[str, str], int] = {}
+    lines = {}
+    for name in dict.fromkeys(names):
+        look = selector_color(name), selector_marker(name)
+        seen[look] = seen.get(look, -1) + 1
+        dashes = _DASHES[seen[look] % len(_DASHES)]
+        lines[name] = {"color": look[0], "marker": look[1], "linestyle": dashes, "markersize": 3.6, "label": name}
+    return lines
+
+
+def _kind(name: str) -> str:
+    return re.split(r"[^A-Za-z0-9_.]", name.strip(), maxsplit=1)[0]
+
+
+def panel_grid(count: int, width: float = 3.0, height: float = 2.5, columns: int = 3) -> tuple[Figure, list[Axes]]:
+    """A figure of equal panels in rows, without empty ones.
+
+    Args:
+        count: number of panels.
+        width: of each, in inches.
+        height: of each, in inches.
+        columns: at most so many in a row.
+    """
+    across = min(count, columns)
+    down = -(-count // across)
+    figure, grid = plt.subplots(down, across, squeeze=False, figsize=(0.4 + width * across, 0.5 + height * down))
+    panels = list(grid.ravel())
+    for empty in panels[count:]:
+        empty.remove()
+    return figure, panels[:count]
+
+
+def legend_below(figure: Figure, handles: Sequence[Artist]) -> None:
+    """One legend for all panels, under them."""
+    columns = min(len(handles), max(2, int(figure.get_figwidth() / 1.4)))
+    figure.legend(handles=list(handles), loc="outside lower center", ncols=columns)
+
+
+def save(figure: Figure, stem: Path) -> list[Path]:
+    """Writes a figure as PDF, with text as text, and as PNG: the same bytes whenever the same figure is drawn.
+
+    Args:
+        figure: of one of the functions of this package.
+        stem: path without its ending.
+
+    Returns:
+        the two files.
+    """
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    paths = [stem.with_name(f"{stem.name}{ending}") for ending in (".pdf", ".png")]
+    with style():
+        figure.savefig(paths[0], metadata={"CreationDate": None, "Creator": "almlip-jax"})
+        figure.savefig(paths[1])
+    return paths
 
 
 def order_groups(names: Sequence[str]) -> list[str]:
@@ -125,6 +226,10 @@ def plain_log_ticks(axes: Axes, which: str = "both") -> None:
     """Writes the ticks of logarithmic axes as plain numbers (20, 50, 100) instead of powers of ten."""
     for name, axis in (("x", axes.xaxis), ("y", axes.yaxis)):
         if which in (name, "both"):
-            axis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
+            low, high = sorted(axis.get_view_interval())
+            narrow = low > 0 and high < 6 * low  # too few of 1, 2 and 5 lie between
+            axis.set_major_locator(
+                ticker.MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]) if narrow else ticker.LogLocator(subs=(1.0, 2.0, 5.0))
+            )
             axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
             axis.set_minor_formatter(ticker.NullFormatter())

@@ -1,0 +1,162 @@
+"""The command ``almlip figure``: tables of a sweep in, figures and tables of a comparison out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import pandas as pd
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from almlip_jax.errors import InputError
+from almlip_jax.evaluation import comparison
+from almlip_jax.evaluation.summary import latex, markdown
+from almlip_jax.evaluation.tidy import CALIBRATION, read_tables
+from almlip_jax.figures.evolution import calibration_evolution, uncertainty_evolution
+from almlip_jax.figures.learning_curves import learning_curves
+from almlip_jax.figures.paired_ratio import paired_ratio
+from almlip_jax.figures.profiles import profiles
+from almlip_jax.figures.style import save
+
+
+@dataclass
+class Study:
+    """A sweep's table, what of it is compared with what, and what has been written.
+
+    Attributes:
+        table: of `evaluation.tidy.read_tables`.
+        out: folder to write into.
+        quantity: column of the errors.
+        baseline: selector that the others are compared with.
+        written: files so far.
+        notes: sentences on what the results cannot show.
+        rows: of the comparison, once it has been asked for.
+    """
+
+    table: pd.DataFrame
+    out: Path
+    quantity: str
+    baseline: str
+    written: list[Path] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def keep(self, figure: Figure, name: str) -> None:
+        """Saves a figure and closes it."""
+        self.written += save(figure, self.out / name)
+        plt.close(figure)
+
+    def note(self, sentences: Sequence[str]) -> None:
+        """Keeps what has not been said yet."""
+        self.notes += [sentence for sentence in sentences if sentence not in self.notes]
+
+    def curves(self) -> dict[comparison.Case, dict[str, comparison.SeedCurves]]:
+        """Learning curves of the quantity."""
+        return comparison.learning_curves(self.table, self.quantity)
+
+    def compared(self) -> comparison.ComparisonTable:
+        """Everything against the baseline."""
+        found = comparison.compare(self.table, self.baseline, quantity=self.quantity)
+        self.note(found.notes)
+        return found
+
+
+def _learning_curves(study: Study) -> None:
+    study.keep(learning_curves(study.curves(), quantity=study.quantity), f"learning_curves_{study.quantity}")
+
+
+def _profiles(study: Study) -> None:
+    found = comparison.performance_profiles(study.curves(), study.baseline)
+    study.note(found.notes)
+    study.keep(profiles(found), f"profiles_{study.quantity}")
+
+
+def _paired_ratio(study: Study) -> None:
+    study.keep(paired_ratio(study.compared()), f"paired_ratio_{study.quantity}")
+
+
+def _uncertainty_evolution(study: Study) -> None:
+    batch, pool = (
+        comparison.evolution(study.table, column, positive=True, by_test=False)
+        for column in ("sigma_batch", "sigma_pool")
+    )
+    study.keep(uncertainty_evolution(batch, pool), "uncertainty_evolution")
+
+
+def _calibration_evolution(study: Study) -> None:
+    known = [name for name in ("spearman", "auroc", "miscalibration_area", "ence") if study.table[name].notna().any()]
+    if not known:
+        raise InputError(f"the table has no value of calibration: {', '.join(CALIBRATION)} are all empty.")
+    study.keep(
+        calibration_evolution({name: comparison.evolution(study.table, name) for name in known}),
+        "calibration_evolution",
+    )
+
+
+def _tables(study: Study) -> None:
+    found = study.compared()
+    frame = found.frame()
+    study.out.mkdir(parents=True, exist_ok=True)
+    stem = study.out / f"comparison_{study.quantity}"
+    texts = {".md": markdown(found), ".tex": latex(found), ".csv": frame.to_csv(index=False, lineterminator="\n")}
+    for ending, text in texts.items():
+        path = stem.with_name(f"{stem.name}{ending}")
+        path.write_text(text, encoding="utf-8")
+        study.written.append(path)
+    study.rows = frame.astype(object).where(frame.notna(), None).to_dict("records")
+
+
+MAKERS: dict[str, Callable[[Study], None]] = {
+    "learning_curves": _learning_curves,
+    "profiles": _profiles,
+    "paired_ratio": _paired_ratio,
+    "uncertainty_evolution": _uncertainty_evolution,
+    "calibration_evolution": _calibration_evolution,
+    "tables": _tables,
+}
+"""What ``almlip figure NAME`` makes."""
+
+
+def make(
+    name: str, tables: Sequence[Path], out: Path, quantity: str = "forces_rmse", baseline: str = "random"
+) -> dict[str, Any]:
+    """Draws one figure, writes the tables, or everything that the tables of a sweep have data for.
+
+    Args:
+        name: one of `MAKERS`, or ``all``.
+        tables: CSV files of a sweep.
+        out: folder to write into.
+        quantity: error that the comparison is about, one of `evaluation.tidy.ERRORS`.
+        baseline: selector that the others are compared with.
+
+    Returns:
+        ``written`` (files), ``notes`` (sentences), ``skipped`` (name -> why, for ``all``) and ``rows`` (the comparison,
+        for ``tables`` and ``all``).
+
+    Raises:
+        InputError: there is no such figure, a table cannot be used, or it lacks what the figure shows.
+    """
+    if name != "all" and name not in MAKERS:
+        raise InputError(f"there is no figure '{name}'; choose one of {', '.join(MAKERS)} or all.")
+    mpl.use("agg")
+    study = Study(read_tables(tables), out, quantity, baseline)
+    skipped: dict[str, str] = {}
+    for one in MAKERS if name == "all" else [name]:
+        try:
+            MAKERS[one](study)
+        except InputError as error:
+            if name != "all":
+                raise
+            skipped[one] = str(error)
+    if not study.written:
+        raise InputError(next(iter(skipped.values())))
+    return {
+        "written": [str(path) for path in study.written],
+        "notes": study.notes,
+        "skipped": skipped,
+        "rows": study.rows,
+    }

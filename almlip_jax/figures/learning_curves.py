@@ -1,0 +1,58 @@
+"""Learning curves of a sweep with intervals over seeds: a panel for each case, one look for each selector."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from almlip_jax.evaluation.statistics import LEVEL, SeedCurves, bootstrap_interval, t_interval
+from almlip_jax.evaluation.tidy import ERRORS, Case
+from almlip_jax.figures.style import legend_below, panel_grid, plain_log_ticks, selector_lines, style
+
+
+def learning_curves(
+    curves: Mapping[Case, Mapping[str, SeedCurves]],
+    *,
+    quantity: str = "forces_rmse",
+    level: float = LEVEL,
+    bootstrap: bool = False,
+) -> Figure:
+    """Draws geometric means over seeds, with their intervals as bands, on logarithmic axes.
+
+    A point that one seed alone reaches has no band.  Panels have axes of their own: systems differ in size.
+
+    Args:
+        curves: of `evaluation.comparison.learning_curves`.
+        quantity: column that the errors are of.
+        level: confidence level of the bands.
+        bootstrap: percentile intervals over resampled seeds instead of Student's.
+
+    Returns:
+        The figure; the caller saves and closes it.
+    """
+    if not curves:
+        raise ValueError("there is no curve to draw.")
+    shown = ERRORS[quantity]
+    lines = selector_lines(name for selectors in curves.values() for name in selectors)
+    handles = {}
+    with style():
+        figure, panels = panel_grid(len(curves))
+        for axes, (case, selectors) in zip(panels, curves.items(), strict=True):
+            for name, one in selectors.items():
+                found = bootstrap_interval(one.errors, level) if bootstrap else t_interval(one.errors, level)
+                (handles[name],) = axes.plot(one.labels, shown.factor * found.center, **lines[name])
+                band = np.isfinite(found.low)
+                axes.fill_between(
+                    one.labels[band],
+                    shown.factor * found.low[band],
+                    shown.factor * found.high[band],
+                    color=lines[name]["color"],
+                    alpha=0.15,
+                    linewidth=0,
+                )
+            axes.set(xscale="log", yscale="log", title=case.title(curves), xlabel="labels", ylabel=shown.label)
+            plain_log_ticks(axes)
+        legend_below(figure, [handles[name] for name in lines])
+    return figure
