@@ -26,7 +26,7 @@ Atoms = tuple[int, ...]
 """Indices of atoms, from 0; as a point, their centre."""
 
 _STRAIGHT = 1e-10  # square of a product of two sines, below which three atoms lie on a line for a dihedral
-_IMAGES = np.array(sorted(itertools.product((-1, 0, 1), repeat=3), key=lambda shift: np.abs(shift).sum()))
+_IMAGES = np.array([shift for shift in itertools.product((-1, 0, 1), repeat=3) if shift > (0, 0, 0)])
 
 
 class CollectiveVariable(Protocol):
@@ -304,9 +304,14 @@ def _nearest_shift(vectors: jax.Array, rows: jax.Array, pbc: jax.Array) -> jax.A
     gram = jnp.sum(rows[:, None] * rows[None], axis=-1) + jnp.diag(jnp.where(pbc, 0, 1).astype(rows.dtype))
     along = jnp.sum(vectors[..., None, :] * rows, axis=-1)
     rounded = jnp.round(jnp.sum(along[..., None, :] * _inverse_symmetric(gram), axis=-1))
+    left = vectors - _lattice_vectors(rounded, rows)
     images = jnp.asarray(_IMAGES, rows.dtype)
-    left = (vectors - _lattice_vectors(rounded, rows))[..., None, :] - _lattice_vectors(images, rows)
-    return rounded + images[jnp.argmin(jnp.sum(left**2, axis=-1), axis=-1)]
+    steps = _lattice_vectors(images, rows)
+    along = jnp.sum(left[..., None, :] * steps, axis=-1)
+    change = jnp.sum(steps**2, axis=-1) - 2 * jnp.abs(along)  # of the square, when the step is taken the better way
+    best = jnp.argmin(change, axis=-1)[..., None]
+    way = jnp.where(jnp.take_along_axis(change, best, -1) < 0, jnp.sign(jnp.take_along_axis(along, best, -1)), 0)
+    return rounded + way * images[best[..., 0]]
 
 
 def _lattice_vectors(shifts: jax.Array, rows: jax.Array) -> jax.Array:
