@@ -188,7 +188,29 @@ class Potential:
             neighbors = before.neighbors if neighbors <= before.neighbors else bucket(neighbors, 8)
         return BatchShape(atoms, neighbors, _BATCH_STRUCTURES)
 
-    def _evaluate_batch(self, params: Params, batch: list[Atoms], shape: BatchShape, features: bool) -> Evaluated:
+    def atom_features(self, structures: Sequence[Atoms]) -> tuple[np.ndarray, np.ndarray]:
+        """Invariant features of every atom, and its species index: what novelty is measured in.
+
+        Args:
+            structures: in any number.
+
+        Returns:
+            features [L, A, F] of the L models, and species [A] int; atoms of all structures in their order.
+
+        Raises:
+            InputError: a structure holds an element that the potential does not know.
+        """
+        params, shape, parts = spread_members(self.params), None, []
+        for chunk in _chunks(self._known(structures, "structures")):
+            shape = self._batch_shape(chunk, shape)
+            for batch in _batches(chunk, shape):
+                data, plan = self._packed(batch, shape)
+                found = _atom_features(self.ensemble, params, data, plan)
+                parts.append(np.asarray(found)[:, : sum(len(a) for a in batch)])
+        return np.concatenate(parts, axis=1), self.species.index(np.concatenate([a.numbers for a in structures]))
+
+    def _packed(self, batch: list[Atoms], shape: BatchShape) -> tuple[PackedDataset, BatchPlan]:
+        """A batch in the shape of an evaluation, and the plan that takes it whole."""
         packed = pack(
             batch,
             self.species,
@@ -199,7 +221,11 @@ class Potential:
             dtype=jax.tree.leaves(self.params)[0].dtype,
         )
         plan, _ = plan_batches(packed, np.arange(len(batch)), shape)
-        result = _evaluate(self.ensemble, params, packed.data, plan, features)
+        return packed.data, plan
+
+    def _evaluate_batch(self, params: Params, batch: list[Atoms], shape: BatchShape, features: bool) -> Evaluated:
+        data, plan = self._packed(batch, shape)
+        result = _evaluate(self.ensemble, params, data, plan, features)
         references = np.array([self.reference_energy(a) for a in batch])
         return _to_host(result, references, batch)
 
@@ -357,6 +383,15 @@ def _evaluate_on_device(
 
 # The ensemble is compared by value: potentials of one architecture share what was compiled.
 _evaluate = jax.jit(_evaluate_on_device, static_argnums=(0, 4))
+
+
+def _atom_features_on_device(ensemble: AnyEnsemble, params: Params, data: PackedDataset, plan: BatchPlan) -> jax.Array:
+    """Features [L, A, F] of the only batch of a plan."""
+    graph, _ = take_batch(data, plan, 0)
+    return ensemble.predict(params, graph).features
+
+
+_atom_features = jax.jit(_atom_features_on_device, static_argnums=0)
 
 
 def _chunks(frames: Iterable[Atoms]) -> Iterator[list[Atoms]]:

@@ -13,7 +13,7 @@ from almlip_jax.campaign.preparation import geometry_key
 from almlip_jax.campaign.rundir import RoundDirectory, write_npz
 from almlip_jax.campaign.settings import FixedThresholds, MdExploration
 from almlip_jax.campaign.workshop import Workshop
-from almlip_jax.dynamics import Exploration, Status
+from almlip_jax.dynamics import Exploration, Status, know
 from almlip_jax.errors import InputError
 from almlip_jax.keys import named_key, numpy_generator
 from almlip_jax.potential import Potential
@@ -39,7 +39,8 @@ def explore(shop: Workshop, round_index: int, potential: Potential) -> Mapping[s
             done = step
 
         key = named_key(shop.config.seed, "explore", round_index)
-        found = shop.explorer.run(potential.params, starts, thresholds, key, on_chunk)
+        knowledge = know(settings, potential, dataset, shop.config.seed, shop.largest_dataset)
+        found = shop.explorer.run(potential.params, starts, thresholds, key, on_chunk, knowledge)
     shop.note_explorer()
     known = shop.test_keys | {geometry_key(frame) for frame in dataset}
     candidates = [frame for frame in found.recorded if geometry_key(frame) not in known]

@@ -24,9 +24,10 @@ from almlip_jax.dynamics import (
     WalkerGroup,
 )
 from almlip_jax.dynamics.gates import Decision, Observables, RunningMeanGate, Thresholds, unphysical_cause
+from almlip_jax.dynamics.integrators import LangevinSettings, NveSettings
 from almlip_jax.dynamics.sanity import SanityLimits, fragments
-from almlip_jax.dynamics.settings import AdaptiveGate, LangevinSettings, NveSettings
-from almlip_jax.ensembles import Committee, Prediction, committee_statistics
+from almlip_jax.dynamics.settings import AdaptiveGate
+from almlip_jax.ensembles import Prediction
 from almlip_jax.structures.graph import Graph, forces_and_virial, sum_over_atoms
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.units import KB
@@ -36,7 +37,7 @@ CUTOFF = 6.0
 DEPTH, WIDTH, LENGTH = 4.5, 2.0, 1.0  # eV, 1/Angstrom, Angstrom
 
 
-def morse(params: jax.Array, graph: Graph) -> Committee:
+def morse(params: jax.Array, graph: Graph) -> Prediction:
     """Members with depths ``params`` [M]; every pair of atoms within the cutoff is bound."""
 
     def member(depth: jax.Array) -> Prediction:
@@ -49,7 +50,7 @@ def morse(params: jax.Array, graph: Graph) -> Committee:
         forces, virial = forces_and_virial(pull(jnp.ones_like(energy))[0], graph)
         return Prediction(energy=energy, forces=forces, virial=virial, features=forces)
 
-    return committee_statistics(jax.vmap(member)(params), graph)
+    return jax.vmap(member)(params)
 
 
 PARAMS = jnp.asarray([0.9, 1.0, 1.1]) * DEPTH
@@ -237,7 +238,7 @@ def test_one_evaluation_a_step():
     """The ensemble is called once to start with and once in each step, and nowhere else; what is traced is shared."""
     traced, called = [], []
 
-    def counted(params: jax.Array, graph: Graph) -> Committee:
+    def counted(params: jax.Array, graph: Graph) -> Prediction:
         traced.append(graph.vectors.shape)
         jax.debug.callback(lambda: called.append(1))
         return morse(params, graph)
@@ -300,6 +301,7 @@ def _observables(value: float, **changes) -> Observables:
     one = jnp.asarray([value])
     plain = Observables(
         scores={"energy_std": one},
+        atom_scores={},
         energy=one,
         max_force=one,
         closest_contact=jnp.asarray([1.0]),

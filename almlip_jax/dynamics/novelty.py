@@ -1,0 +1,95 @@
+"""Novelty in latent space: which atom has left the training distribution, and how far; one small product a step.
+
+Both scores judge an atom by the features of the last hidden layer, against the atoms of its species in the training
+set.  They are fitted on the host, and are arrays in the compiled loop.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from almlip_jax.ensembles import Prediction
+from almlip_jax.structures.graph import Graph
+
+NoveltyName: TypeAlias = Literal["latent_distance"]
+"""Names of the novelty scores of a structure: the largest value of its atoms."""
+
+_RIDGE = 1e-4  # of the mean variance; directions in which training atoms never differ count for little
+_FEWEST = 1e-12
+
+
+@struct.dataclass
+class Novelty:
+    """A novelty score, fitted; L models, Z species, F features.
+
+    Attributes:
+        centre: [L, Z, F].
+        whiten: [L, Z, F, F], applied to the difference from the centre on the right.
+        unit: [Z], the value that counts as 1.
+        largest: whether the largest component of the whitened vector counts, or its length (static).
+    """
+
+    centre: jax.Array
+    whiten: jax.Array
+    unit: jax.Array
+    largest: bool = struct.field(pytree_node=False)
+
+    def of_atoms(self, prediction: Prediction, graph: Graph) -> jax.Array:
+        """The score of each atom, [A]; 0 for padding atoms, not a number where features are none."""
+
+        def one_model(features: jax.Array, centre: jax.Array, whiten: jax.Array) -> jax.Array:
+            # species one after the other: few products of matrices instead of a gather of one matrix for each atom
+            squared = jnp.zeros(features.shape[0], features.dtype)
+            for z in range(whiten.shape[0]):
+                vector = (features - centre[z]) @ whiten[z]
+                found = jnp.max(vector**2, axis=1) if self.largest else jnp.mean(vector**2, axis=1)
+                squared = jnp.where(graph.species == z, found, squared)
+            return squared
+
+        over_models = jax.vmap(one_model)(prediction.features, self.centre, self.whiten)
+        value = jnp.sqrt(jnp.mean(over_models, axis=0)) / self.unit[graph.species]
+        return jnp.where(graph.atom_mask, value, 0)
+
+
+def fit_latent_distance(features: np.ndarray, species: np.ndarray, num_species: int, quantile: float = 0.99) -> Novelty:
+    """Mahalanobis distance from the training atoms of a species, averaged over models; 1 at a quantile of them.
+
+    Args:
+        features: [L, A, F] of the atoms of the training set.
+        species: [A] int.
+        num_species: Z; a species without atoms has no distribution, and its atoms are infinitely far.
+        quantile: of the training atoms of each species, that lies at distance 1.
+
+    Returns:
+        `Novelty` in the precision of the features.  Source: Lee et al., NeurIPS 2018 (Mahalanobis detector).
+    """
+    models, _, width = features.shape
+    centre, whiten = np.zeros((models, num_species, width)), np.zeros((models, num_species, width, width))
+    unit = np.full(num_species, _FEWEST)
+    for z in range(num_species):
+        mine = features[:, species == z].astype(np.float64)
+        if mine.shape[1] == 0:
+            whiten[:, z] = np.eye(width)
+            continue
+        centre[:, z] = mine.mean(axis=1)
+        moved = mine - centre[:, z, None]
+        for m in range(models):
+            covariance = moved[m].T @ moved[m] / moved.shape[1]
+            ridge = _RIDGE * max(np.trace(covariance) / width, _FEWEST)
+            values, vectors = np.linalg.eigh(covariance + ridge * np.eye(width))
+            whiten[m, z] = vectors / np.sqrt(values)
+        distance = np.sqrt(np.mean(np.mean((moved @ whiten[:, z]) ** 2, axis=2), axis=0))
+        unit[z] = max(np.quantile(distance, quantile), _FEWEST)
+    return _as_arrays(centre, whiten, unit, features.dtype, largest=False)
+
+
+def _as_arrays(centre: np.ndarray, whiten: np.ndarray, unit: np.ndarray, dtype: np.dtype, *, largest: bool) -> Novelty:
+    def array(x: np.ndarray) -> jax.Array:
+        return jnp.asarray(x.astype(dtype))
+
+    return Novelty(array(centre), array(whiten), array(unit), largest)
