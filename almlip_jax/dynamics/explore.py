@@ -180,7 +180,7 @@ class Explorer:
         layout = _Layout.of(starts, self.species)
         walkers, atoms = layout.mask.shape
         find = looks_for_fragments(s.sanity, layout.pbc, atoms)
-        loop = self._loop(find)
+        loop = self.loop(find)
         move_key, admission_key = key, jax.random.fold_in(key, 1)
         drive = self._drive(starts, layout, loop)
         motion = self._first_motion(layout, drive, loop, jax.random.split(move_key, walkers))
@@ -209,7 +209,8 @@ class Explorer:
         )
         return state, setup, loop
 
-    def _loop(self, find_fragments: bool) -> Loop:
+    def loop(self, find_fragments: bool) -> Loop:
+        """The static part of a run; ``find_fragments`` where dissociation is looked for."""
         s = self.settings
         rewinds = () if s.rewind is None else tuple(Decision[name.upper()] for name in s.rewind.on)
         return Loop(

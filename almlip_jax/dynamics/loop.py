@@ -173,7 +173,7 @@ class State:
 
 @struct.dataclass
 class Traces:
-    """What is kept of the steps of a chunk, thinned; NaN where a walker had ended.
+    """What is kept of the steps of a chunk, thinned; NaN where a walker had ended, or a trial was refused.
 
     Attributes:
         scores: name -> [T, W], every score.
@@ -198,6 +198,29 @@ class Traces:
     momenta: jax.Array
     cells: jax.Array
     force_std: jax.Array
+
+
+@struct.dataclass
+class Moved:
+    """A step of the mechanics, not judged yet.
+
+    Attributes:
+        motion: after the step.
+        offered: [W, N, 3] Angstrom, positions of the evaluation; a Monte Carlo trial may have been refused since.
+        neighbors: the list at these positions.
+        graph: of these positions.
+        prediction: of every member.
+        bias: what the biases did.
+        bias_state: of the biases after the step.
+    """
+
+    motion: Motion
+    offered: jax.Array
+    neighbors: WalkerNeighbors
+    graph: Graph
+    prediction: Prediction
+    bias: BiasForce
+    bias_state: Any
 
 
 @dataclass(frozen=True)
@@ -280,21 +303,13 @@ class Loop:
     def _step(
         self, params: Params, state: State, setup: Setup, traces: Traces, first: jax.Array
     ) -> tuple[State, Traces]:
-        progress = state.step.astype(state.motion.position.dtype) / setup.steps
-        at = setup.drive.at(progress)
-        moved = self.integrator.to_force(state.motion, at, state.step)
-        neighbors = self._listed(state.neighbors, moved)
-        graph = neighbors.graph(moved.position, setup.species)
-        prediction = self.evaluate(params, graph)
+        at = setup.drive.at(state.step.astype(state.motion.position.dtype) / setup.steps)
+        done = self.moved(params, state, setup, at)
+        moved, graph, prediction = done.motion, done.graph, done.prediction
         committee = committee_statistics(prediction, graph)
-        offered = moved.position
-        bias, bias_state = self._biased(state, moved, prediction, setup, at)
-        moved = self.integrator.from_force(moved, _evaluation(prediction, bias, at), at)
-        if self.remove_drift:
-            moved = moved.set(momentum=without_drift(moved.momentum, moved.mass, at.mobile))
-        observables = self._observe(moved, offered, graph, prediction, committee, setup, at)
+        observables = self._observe(moved, done.offered, graph, prediction, committee, setup, at)
         frames = Frames(
-            positions=offered,
+            positions=done.offered,
             cells=moved.cell,
             force_std=committee.force_std.reshape(setup.atom_mask.shape),
             scores=observables.scores,
@@ -310,8 +325,8 @@ class Loop:
         motion, snapshots = self._rewound(state, setup, motion, decision, again, at)
         new = State(
             motion=motion,
-            neighbors=neighbors,
-            bias=bias_state,
+            neighbors=done.neighbors,
+            bias=done.bias_state,
             gate=_choose(state.running & visited, gate, state.gate),
             admission=admission,
             recorder=recorder,
@@ -319,7 +334,29 @@ class Loop:
             snapshots=snapshots,
             step=state.step + 1,
         )
-        return new, self._trace(traces, new.step - first, state.running, observables, frames, moved, bias)
+        shown = state.running & visited
+        return new, self._trace(traces, new.step - first, shown, observables, frames, moved, done.bias)
+
+    def moved(self, params: Params, state: State, setup: Setup, at: Moment, *, relist: bool = True) -> Moved:
+        """The mechanical part of a step, with its one evaluation.
+
+        Args:
+            params: of the ensemble.
+            state: before the step.
+            setup: of the run.
+            at: what drives the walkers at this step.
+            relist: whether the neighbour list is kept up to date; without, it is taken as it is.
+        """
+        motion = self.integrator.to_force(state.motion, at, state.step)
+        neighbors = self._listed(state.neighbors, motion) if relist else state.neighbors
+        graph = neighbors.graph(motion.position, setup.species)
+        prediction = self.evaluate(params, graph)
+        bias, bias_state = self._biased(state, motion, prediction, setup, at)
+        offered = motion.position
+        motion = self.integrator.from_force(motion, _evaluation(prediction, bias, at), at)
+        if self.remove_drift:
+            motion = motion.set(momentum=without_drift(motion.momentum, motion.mass, at.mobile))
+        return Moved(motion, offered, neighbors, graph, prediction, bias, bias_state)
 
     def _listed(self, neighbors: WalkerNeighbors, motion: Motion) -> WalkerNeighbors:
         return neighbors.update(motion.position, motion.cell if self.integrator.changes_cell else None)

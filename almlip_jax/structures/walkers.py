@@ -108,12 +108,17 @@ class WalkerNeighbors:
         if self.all_pairs:
             return self
         if cells is None:
-            moved = jnp.sum((positions - self.built_at) ** 2, axis=-1)
-            due = jnp.any(self.atom_mask & (moved > (self.skin / 2) ** 2))
-            return jax.lax.cond(due, lambda: _rebuilt(self, positions), lambda: self)
+            return jax.lax.cond(self.holds(positions), lambda: self, lambda: _rebuilt(self, positions))
         strained = dataclasses.replace(self, cells=cells)
         due = jnp.any(_skin_spent(strained, positions))
         return jax.lax.cond(due, lambda: _rebuilt_in_new_cells(strained, positions), lambda: strained)
+
+    def holds(self, positions: jax.Array) -> jax.Array:
+        """Whether the list, as it is, has all edges of some positions [W, N, 3] in the same cells; bool scalar."""
+        if self.all_pairs:
+            return jnp.ones((), bool)
+        moved = jnp.sum((positions - self.built_at) ** 2, axis=-1)
+        return ~jnp.any(self.atom_mask & (moved > (self.skin / 2) ** 2))
 
     def graph(self, positions: jax.Array, species: jax.Array) -> Graph:
         """The flat `Graph` of all walkers at some positions: A = W N atoms, S = W structures.

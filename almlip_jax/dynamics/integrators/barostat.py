@@ -11,7 +11,7 @@ from almlip_jax.dynamics.integrators.base import drift, kick, next_keys, normals
 from almlip_jax.dynamics.integrators.thermostats import Langevin, ornstein_uhlenbeck
 from almlip_jax.dynamics.motion import Moment, Motion, pressure_tensor
 
-_LARGEST_STRAIN = 0.02  # of one step; only cells far from equilibrium come near it
+_LARGEST_STRAIN = 0.1  # of one step; only cells far from equilibrium come near it
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,9 @@ def strained(motion: Motion, strain: jax.Array) -> Motion:
 
 
 def _exponential(strain: jax.Array) -> jax.Array:
-    """Matrix exponential of small matrices [W, 3, 3], by its series to fourth order (rounding at a strain of 2 %)."""
+    """Matrix exponential of small matrices [W, 3, 3], by its series to sixth order (rounding at a strain of 10 %)."""
     result = term = jnp.broadcast_to(jnp.eye(3, dtype=strain.dtype), strain.shape)
-    for order in range(1, 5):
+    for order in range(1, 7):
         term = jnp.einsum("wij,wjk->wik", term, strain) / order
         result = result + term
     return result

@@ -12,6 +12,7 @@ from almlip_jax.dynamics.integrators.barostat import strained
 from almlip_jax.dynamics.integrators.base import Integrator, take_up
 from almlip_jax.dynamics.motion import Evaluation, Moment, Motion
 
+_FIRST, _LONGEST = 0.1, 1.0  # time steps for unit masses, sqrt(Angstrom^2 / eV), whatever that of dynamics is
 _START, _SHRINK, _GROW, _HALVE, _PATIENCE = 0.1, 0.99, 1.1, 0.5, 5  # the constants of the paper
 
 
@@ -61,7 +62,7 @@ class Fire(Integrator):
         return FireState(
             velocity=jnp.zeros_like(motion.position),
             cell_velocity=jnp.zeros_like(motion.cell),
-            timestep=jnp.full((walkers,), at.timestep, motion.position.dtype),
+            timestep=jnp.full((walkers,), _FIRST, motion.position.dtype),
             mixing=jnp.full((walkers,), _START, motion.position.dtype),
             downhill=jnp.zeros((walkers,), jnp.int32),
         )
@@ -107,7 +108,7 @@ class Fire(Integrator):
         long_enough = forward & (state.downhill >= _PATIENCE)
         turn = (state.mixing * speed / jnp.maximum(pull, 1e-12))[:, None, None]
         keep, going = (1 - state.mixing)[:, None, None], forward[:, None, None]
-        timestep = jnp.where(long_enough, jnp.minimum(_GROW * state.timestep, 10 * at.timestep), state.timestep)
+        timestep = jnp.where(long_enough, jnp.minimum(_GROW * state.timestep, _LONGEST), state.timestep)
         return motion.set(
             extra=FireState(
                 velocity=jnp.where(going, keep * state.velocity + turn * force, 0),
