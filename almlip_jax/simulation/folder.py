@@ -91,6 +91,15 @@ class SimulationDirectory(WorkDirectory):
         """How the run ended (JSON)."""
         return self.path / "summary.json"
 
+    def refuse_others(self) -> None:
+        """Refuses a folder with files that are not those of a run of this kind, such as a campaign.
+
+        Raises:
+            InputError: as said.
+        """
+        if self.path.is_dir() and any(self.path.iterdir()) and not self.inputs.exists():
+            raise InputError(f"{self.path} holds something else than such a run; choose another folder with --out.")
+
     def settle(self, config: SimulationConfig) -> bool:
         """Makes the folder that of a run, or finds that it is already.
 
@@ -105,8 +114,8 @@ class SimulationDirectory(WorkDirectory):
         if begun:
             self._compare(wanted, inputs)
         else:
-            write_text(self.config, yaml.safe_dump(wanted, sort_keys=False))
             write_json(self.inputs, inputs)
+            write_text(self.config, yaml.safe_dump(wanted, sort_keys=False))
         return begun
 
     def _compare(self, wanted: dict[str, Any], inputs: dict[str, Any]) -> None:

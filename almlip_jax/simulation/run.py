@@ -89,6 +89,7 @@ class _Run:
 
     def run(self) -> dict[str, Any]:
         """From wherever the folder stands to the end."""
+        self.place.refuse_others()
         with self.place.lock():
             begun = self.place.settle(self.config)
             if self.place.summary.exists():

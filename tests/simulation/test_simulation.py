@@ -34,6 +34,7 @@ from typer.testing import CliRunner
 from almlip_jax.campaign.progress import Advance, SilentProgress
 from almlip_jax.campaign.rundir import read_npz
 from almlip_jax.cli import app
+from almlip_jax.config import load_settings
 from almlip_jax.dynamics import Explorer, Status
 from almlip_jax.ensembles import Ensemble, Prediction
 from almlip_jax.errors import InputError
@@ -285,6 +286,18 @@ def test_a_run_is_not_taken_for_another(inputs, explorer, tmp_path):
         run_md(md_config(elsewhere), tmp_path / "run", committee(), SilentProgress(), explorer)
 
 
+def test_a_folder_of_something_else_is_left_alone(inputs, explorer, tmp_path):
+    (tmp_path / "config.yaml").write_text("name: a campaign")
+    with pytest.raises(InputError, match="holds something else than such a run; choose another folder with --out"):
+        run_md(md_config(inputs), tmp_path, committee(), SilentProgress(), explorer)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+
+
+def test_the_resolved_config_is_one(inputs, runs):
+    for kind, name, config in ((ExploreConfig, "explore", explore_config), (MdConfig, "extxyz", md_config)):
+        assert load_settings(kind, runs[name] / "config.yaml") == config(inputs)
+
+
 def test_h5md_says_what_extended_xyz_says(runs):
     """Structure as the specification asks for it (H5MD 1.1), content as in the other format."""
     with (runs["extxyz"] / "thermo.csv").open() as lines:
@@ -347,7 +360,7 @@ def test_memory_and_buffers_of_ungated_dynamics_are_small(inputs):
 
 def test_npt_writes_volumes_and_cells(tmp_path):
     corners = [[0, 0, 0], [1.1, 0, 0], [0, 1.1, 0], [0, 0, 1.1]]
-    write_structures(tmp_path / "cell.extxyz", [Atoms("OH3", corners, cell=[3.0, 3.2, 3.4], pbc=True)])
+    write_structures(tmp_path / "cell.extxyz", [Atoms("OH3", corners, cell=[7.0, 7.5, 8.0], pbc=True)])
     config = md_config(
         tmp_path,
         "h5md",
