@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
 
+from almlip_jax.dynamics import Knowledge
+from almlip_jax.dynamics.knowledge import errors_and_scores, structure_scores
+from almlip_jax.dynamics.novelty import fit_latent_distance
 from almlip_jax.dynamics.thresholds import (
     CalibratedThresholds,
     ConformalThresholds,
@@ -68,6 +74,32 @@ def test_conformal_coverage_is_at_least_what_was_asked_for():
     ]
     expected = math.ceil((n + 1) * (1 - alpha)) / (n + 1)
     assert abs(np.mean(covered) - expected) < 4 * math.sqrt(expected * (1 - expected) / trials)
+
+
+def test_novelty_has_scores_of_structures_and_of_atoms():
+    """The farthest atom counts: Mahalanobis distance in units of the 99 % quantile of the training atoms."""
+    rng = np.random.default_rng(3)
+    known, seen = rng.normal(size=(1, 400, 3)) * [1, 2, 3], rng.normal(size=(1, 5, 3)) * 4
+    frames = [Atoms("H2", np.eye(3)[:2]), Atoms("H3", np.eye(3))]
+    knowledge = Knowledge({"latent_distance": fit_latent_distance(known, np.zeros(400, int), 1)})
+    truth = [rng.normal(size=(len(frame), 3)) for frame in frames]
+    for frame, forces in zip(frames, truth, strict=True):
+        frame.calc = SinglePointCalculator(frame, forces=forces)
+    potential = SimpleNamespace(
+        atom_features=lambda _: (seen, np.zeros(5, int)),
+        evaluate=lambda _: SimpleNamespace(forces=[np.zeros_like(forces) for forces in truth]),
+    )
+
+    def distance(atoms: np.ndarray) -> np.ndarray:
+        moved = atoms - known[0].mean(axis=0)
+        return np.sqrt(np.einsum("ai,ij,aj->a", moved, np.linalg.inv(np.cov(known[0].T, bias=True)), moved))
+
+    expected = distance(seen[0]) / np.quantile(distance(known[0]), 0.99)
+    scores = structure_scores("latent_distance", potential, frames, knowledge)
+    np.testing.assert_allclose(scores, [expected[:2].max(), expected[2:].max()], rtol=2e-3)
+    errors, sigma = errors_and_scores("latent_distance", potential, frames, knowledge)
+    np.testing.assert_allclose(sigma, expected, rtol=2e-3)
+    np.testing.assert_allclose(errors, np.linalg.norm(np.concatenate(truth), axis=1))
 
 
 def test_what_calibrates_nothing_is_refused():
