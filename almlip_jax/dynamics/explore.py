@@ -7,7 +7,9 @@ of it: chunk after chunk, with a state that can be kept on disk and gone on from
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import os
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -356,7 +358,6 @@ class Session:
 
     Attributes:
         state: after the last whole chunk.
-        first_chunk: steps done before `chunks` was called first; not 0 after `restore`.
     """
 
     def __init__(
@@ -412,22 +413,30 @@ class Session:
         """The state as numpy arrays, random streams as their bits."""
         return jax.device_get(_with_plain_keys(self.state))  # type: ignore[no-any-return]
 
-    def save(self, path: Path) -> None:
-        """Writes the state to a file, which appears whole or not at all."""
+    def save(self, path: Path, notes: Mapping[str, ArrayLike] | None = None) -> None:
+        """Writes the state to a file, which appears whole and durably or not at all.
+
+        Args:
+            path: the file.
+            notes: arrays that belong to this state, by name; `restore` gives them back.
+        """
         leaves = jax.tree.leaves(self.on_host())
         neighbors = self.state.neighbors
+        content: dict[str, Any] = {"capacity": neighbors.capacity, "images": np.asarray(neighbors.images)}
+        content |= {f"leaf_{n}": leaf for n, leaf in enumerate(leaves)}
+        content |= {f"note_{name}": np.asarray(value) for name, value in (notes or {}).items()}
         building = path.with_name(f".{path.name}.writing")
         with building.open("wb") as file:
-            np.savez(
-                file,
-                capacity=neighbors.capacity,
-                images=np.asarray(neighbors.images),
-                **{f"leaf_{n}": leaf for n, leaf in enumerate(leaves)},
-            )
+            np.savez(file, **content)
+            file.flush()
+            os.fsync(file.fileno())
         building.replace(path)
 
-    def restore(self, path: Path) -> None:
+    def restore(self, path: Path) -> dict[str, np.ndarray]:
         """Goes back to a state that `save` wrote in a run of the same settings.
+
+        Returns:
+            the notes saved with it.
 
         Raises:
             InputError: the file is damaged, or of a run with other settings.
@@ -435,8 +444,9 @@ class Session:
         try:
             with np.load(path) as held:
                 capacity, images = int(held["capacity"]), tuple(int(n) for n in held["images"])
-                leaves = [held[f"leaf_{n}"] for n in range(len(held.files) - 2)]
-        except (OSError, ValueError, KeyError, EOFError) as error:
+                leaves = [held[f"leaf_{n}"] for n in range(sum(name.startswith("leaf_") for name in held.files))]
+                notes = {name.removeprefix("note_"): held[name] for name in held.files if name.startswith("note_")}
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise InputError(f"{path} cannot be read ({error}); begin this run again.") from error
         state = self.state
         if state.neighbors.capacity != capacity or state.neighbors.images != images:
@@ -455,11 +465,12 @@ class Session:
             )
             state = replace(state, neighbors=wider)
         plain, structure = jax.tree.flatten(_with_plain_keys(state))
-        if [x.shape for x in plain] != [x.shape for x in leaves]:
+        if [(x.shape, x.dtype) for x in plain] != [(x.shape, x.dtype) for x in leaves]:
             raise InputError(f"{path} belongs to a run with other settings; begin this run again.")
         found = jax.tree.unflatten(structure, [jnp.asarray(x) for x in leaves])
         keys = jax.random.wrap_key_data(found.motion.rng)
         self.state = replace(found, motion=found.motion.set(rng=keys))
+        return notes
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,22 @@
-"""What an exploration knows of the training set: fitted novelty scores, and the set as the admission sees it."""
+"""What an exploration knows of the training set: fitted novelty scores, and the set as the admission sees it.
+
+Also the scores of structures as its gate would see them, which thresholds are made of.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import jax.numpy as jnp
+import numpy as np
 from ase import Atoms
 
 from almlip_jax.dynamics.admission import Context, build_admission, context_of
 from almlip_jax.dynamics.novelty import Novelty, fit_latent_distance
 from almlip_jax.dynamics.settings import ExplorationSettings
-from almlip_jax.potential import Potential
+from almlip_jax.ensembles import SCORES
+from almlip_jax.potential import Evaluated, Potential
 
 
 @dataclass(frozen=True)
@@ -52,3 +58,56 @@ def know(
         rows = potential.evaluate(training_set, features=True).features["last_layer_gradient"]
         context = context_of(settings.admission, rows, seed, room)
     return Knowledge(novelty, context)
+
+
+def structure_scores(
+    score: str,
+    potential: Potential,
+    structures: Sequence[Atoms],
+    knowledge: Knowledge,
+    found: Evaluated | None = None,
+) -> np.ndarray:
+    """A score that a gate can look at, of each structure, [n].
+
+    Args:
+        score: one of `ensembles.SCORES`, or a novelty score.
+        potential: whose score it is.
+        structures: in any number.
+        knowledge: with the novelty score, where it is one.
+        found: what the potential says of the structures, where that is known already.
+    """
+    if score in SCORES:
+        return np.asarray((found or potential.evaluate(structures)).scores[score], np.float64)
+    parts = _by_structure(_novelty(score, potential, structures, knowledge), structures)
+    return np.array([part.max() for part in parts])
+
+
+def errors_and_scores(
+    score: str, potential: Potential, labelled: Sequence[Atoms], knowledge: Knowledge
+) -> tuple[np.ndarray, np.ndarray]:
+    """Lengths of the force errors of all atoms, eV/Angstrom, and their scores; [A] each, float64.
+
+    Args:
+        score: the gate's, one of `dynamics.settings.PER_ATOM`; what it is the largest of counts.
+        potential: whose errors these are.
+        labelled: structures with forces.
+        knowledge: with the novelty score, where it is one.
+    """
+    found = potential.evaluate(labelled)
+    truth = np.concatenate([frame.get_forces() for frame in labelled])
+    errors = np.linalg.norm(np.concatenate(found.forces).astype(np.float64) - truth, axis=1)
+    if score in SCORES:
+        sigma = np.concatenate(getattr(found, score.removesuffix("_max")))
+    else:
+        sigma = _novelty(score, potential, labelled, knowledge)
+    return errors, sigma.astype(np.float64)
+
+
+def _novelty(score: str, potential: Potential, structures: Sequence[Atoms], knowledge: Knowledge) -> np.ndarray:
+    """A novelty score of all atoms, [A]."""
+    features, species = potential.atom_features(structures)
+    return np.asarray(knowledge.novelty[score].of_features(jnp.asarray(features), jnp.asarray(species)))
+
+
+def _by_structure(values: np.ndarray, structures: Sequence[Atoms]) -> list[np.ndarray]:
+    return np.split(values, np.cumsum([len(frame) for frame in structures])[:-1])

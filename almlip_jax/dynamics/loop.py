@@ -186,6 +186,8 @@ class Traces:
         momenta: [F, W, N, 3] sqrt(amu eV).
         cells: [F, W, 3, 3] Angstrom.
         force_std: [F, W, N] eV/Angstrom.
+        forces: [F, W, N, 3] eV/Angstrom, mean of the members, without biases.
+        frame_energy: [F, W] eV, as ``energy``.
     """
 
     scores: dict[str, jax.Array]
@@ -198,6 +200,21 @@ class Traces:
     momenta: jax.Array
     cells: jax.Array
     force_std: jax.Array
+    forces: jax.Array
+    frame_energy: jax.Array
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """What a step shows to the traces; ``judged`` [W] are those ``running`` [W] whose evaluation is that of a frame."""
+
+    running: jax.Array
+    judged: jax.Array
+    observables: Observables
+    committee: Committee
+    frames: Frames
+    motion: Motion
+    bias: BiasForce
 
 
 @struct.dataclass
@@ -334,8 +351,9 @@ class Loop:
             snapshots=snapshots,
             step=state.step + 1,
         )
-        shown = state.running & visited
-        return new, self._trace(traces, new.step - first, shown, observables, frames, moved, done.bias)
+        # a refused Monte Carlo trial is where it was, and what was evaluated does not belong to it
+        shown = _Shown(state.running, state.running & visited, observables, committee, frames, moved, bias)
+        return new, self._trace(traces, new.step - first, shown)
 
     def moved(self, params: Params, state: State, setup: Setup, at: Moment, *, relist: bool = True) -> Moved:
         """The mechanical part of a step, with its one evaluation.
@@ -575,47 +593,49 @@ class Loop:
             momenta=blank(frames, walkers, atoms, 3),
             cells=blank(frames, walkers, 3, 3),
             force_std=blank(frames, walkers, atoms),
+            forces=blank(frames, walkers, atoms, 3),
+            frame_energy=blank(frames, walkers),
         )
 
-    def _trace(
-        self,
-        traces: Traces,
-        done: jax.Array,
-        running: jax.Array,
-        observables: Observables,
-        frames: Frames,
-        motion: Motion,
-        bias: BiasForce,
-    ) -> Traces:
+    def _trace(self, traces: Traces, done: jax.Array, shown: _Shown) -> Traces:
         """Writes a step into the traces where its turn has come; ``done`` counts the steps of this chunk from 1."""
+        observables, motion = shown.observables, shown.motion
 
-        def put(buffer: jax.Array, value: jax.Array, every: int) -> jax.Array:
-            mask = running.reshape((-1,) + (1,) * (value.ndim - 1))
-            return buffer.at[done // every - 1].set(jnp.where(mask, value, jnp.nan), mode="drop")
+        def masked(value: jax.Array, mask: jax.Array) -> jax.Array:
+            return jnp.where(mask.reshape((-1,) + (1,) * (value.ndim - 1)), value, jnp.nan)
 
         def lines() -> dict[str, Any]:
-            return {
+            evaluated = {
                 "scores": dict(observables.scores),
-                "temperature": observables.temperature,
                 "energy": observables.energy,
-                "bias": bias.energy,
+                "bias": shown.bias.energy,
+            }
+            moving = {
+                "temperature": observables.temperature,
                 "pressure": jnp.trace(pressure_tensor(motion), axis1=1, axis2=2) / 3,
                 "volume": jnp.abs(jnp.linalg.det(motion.cell)),
             }
+            return _mapped(masked, evaluated, shown.judged) | _mapped(masked, moving, shown.running)
 
         def snapshots() -> dict[str, Any]:
-            return {
-                "positions": frames.positions,
+            frames = shown.frames
+            evaluated = {
+                "force_std": frames.force_std,
+                "forces": shown.committee.forces.reshape(motion.position.shape),
+                "frame_energy": frames.energy,
+            }
+            moving = {
+                "positions": jnp.where(shown.judged[:, None, None], frames.positions, motion.position),
                 "momenta": motion.momentum,
                 "cells": frames.cells,
-                "force_std": frames.force_std,
             }
+            return _mapped(masked, evaluated, shown.judged) | _mapped(masked, moving, shown.running)
 
         def when_due(every: int, values: Callable[[], dict[str, Any]], old: dict[str, Any]) -> dict[str, Any]:
-            def write() -> dict[str, Any]:
-                return jax.tree.map(lambda buffer, value: put(buffer, value, every), old, values())
+            def put(buffer: jax.Array, value: jax.Array) -> jax.Array:
+                return buffer.at[done // every - 1].set(value, mode="drop")
 
-            return jax.lax.cond(done % every == 0, write, lambda: old)
+            return jax.lax.cond(done % every == 0, lambda: jax.tree.map(put, old, values()), lambda: old)
 
         held = {name: getattr(traces, name) for name in traces.__dataclass_fields__}
         new = when_due(self.trace_every, lines, {name: held[name] for name in _LINES})
@@ -625,7 +645,12 @@ class Loop:
 
 _MORE_DEVIATIONS = ("force_epistemic", "force_total")
 _LINES = ("scores", "temperature", "energy", "bias", "pressure", "volume")
-_FRAMES = ("positions", "momenta", "cells", "force_std")
+_FRAMES = ("positions", "momenta", "cells", "force_std", "forces", "frame_energy")
+
+
+def _mapped(function: Callable[[jax.Array, jax.Array], jax.Array], tree: dict[str, Any], mask: jax.Array) -> Any:
+    """A function of arrays and a mask, on every leaf."""
+    return jax.tree.map(lambda x: function(x, mask), tree)
 
 
 def _evaluation(prediction: Prediction, bias: BiasForce, at: Moment) -> Evaluation:

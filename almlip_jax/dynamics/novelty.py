@@ -41,6 +41,10 @@ class Novelty:
 
     def of_atoms(self, prediction: Prediction, graph: Graph) -> jax.Array:
         """The score of each atom, [A]; 0 for padding atoms, not a number where features are none."""
+        return jnp.where(graph.atom_mask, self.of_features(prediction.features, graph.species), 0)
+
+    def of_features(self, features: jax.Array, species: jax.Array) -> jax.Array:
+        """The score of each atom, [A], from features [L, A, F] and species [A]."""
 
         def one_model(features: jax.Array, centre: jax.Array, whiten: jax.Array) -> jax.Array:
             # species one after the other: few products of matrices instead of a gather of one matrix for each atom
@@ -48,12 +52,11 @@ class Novelty:
             for z in range(whiten.shape[0]):
                 vector = (features - centre[z]) @ whiten[z]
                 found = jnp.max(vector**2, axis=1) if self.largest else jnp.mean(vector**2, axis=1)
-                squared = jnp.where(graph.species == z, found, squared)
+                squared = jnp.where(species == z, found, squared)
             return squared
 
-        over_models = jax.vmap(one_model)(prediction.features, self.centre, self.whiten)
-        value = jnp.sqrt(jnp.mean(over_models, axis=0)) / self.unit[graph.species]
-        return jnp.where(graph.atom_mask, value, 0)
+        over_models = jax.vmap(one_model)(features, self.centre, self.whiten)
+        return jnp.sqrt(jnp.mean(over_models, axis=0)) / self.unit[species]
 
 
 def fit_latent_distance(features: np.ndarray, species: np.ndarray, num_species: int, quantile: float = 0.99) -> Novelty:

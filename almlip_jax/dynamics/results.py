@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
 from numpy.typing import ArrayLike
 
 from almlip_jax.dynamics.gates import Thresholds
@@ -123,9 +124,24 @@ def collect(
 
 
 def trajectory(
-    settings: ExplorationSettings, w: int, start: Atoms, traces: Sequence[Traces], first: int = 0
+    settings: ExplorationSettings,
+    w: int,
+    start: Atoms,
+    traces: Sequence[Traces],
+    first: int = 0,
+    reference_energy: float | None = None,
 ) -> list[Atoms]:
-    """Thinned trajectory of a walker from some chunks, the first of which began with frame number ``first``."""
+    """Thinned trajectory of a walker from some chunks.
+
+    Args:
+        settings: of the exploration.
+        w: the walker.
+        start: its start structure.
+        traces: of the chunks.
+        first: frames before them.
+        reference_energy: eV, of the structure; where it is given, frames carry mean energy and forces as results of a
+            calculator.
+    """
     frames = []
     number = first
     for part in traces:
@@ -135,11 +151,21 @@ def trajectory(
                 continue
             frame = _frame(settings, w, start, number * settings.trajectory_every, part.positions[row, w])
             _place_in_cell(frame, part.cells[row, w], part.momenta[row, w])
-            spread = np.asarray(part.force_std[row, w, : len(start)], np.float64)
-            frame.arrays["force_std"] = spread
-            frame.info["force_std_max"], frame.info["force_std_mean"] = float(spread.max()), float(spread.mean())
+            _add_evaluation(frame, part, row, w, reference_energy)
             frames.append(frame)
     return frames
+
+
+def _add_evaluation(frame: Atoms, part: Traces, row: int, w: int, reference_energy: float | None) -> None:
+    spread = np.asarray(part.force_std[row, w, : len(frame)], np.float64)
+    if not np.isfinite(spread).all():  # a refused Monte Carlo trial: nothing was evaluated where the walker stayed
+        return
+    frame.arrays["force_std"] = spread
+    frame.info["force_std_max"], frame.info["force_std_mean"] = float(spread.max()), float(spread.mean())
+    if reference_energy is not None:
+        energy = float(part.frame_energy[row, w]) + reference_energy
+        forces = np.asarray(part.forces[row, w, : len(frame)], np.float64)
+        frame.calc = SinglePointCalculator(frame, energy=energy, forces=forces)
 
 
 def final_frames(starts: Sequence[Atoms], state: State) -> list[Atoms]:

@@ -91,8 +91,8 @@ class Swaps(Integrator):
 
     def to_force(self, motion: Motion, at: Moment, step: jax.Array) -> Motion:
         """A trial where its turn has come, else half a step of the dynamics."""
-        # one step after the round numbers, at which traces are kept
-        trial = (step > 0) & (step % at.numbers["swap_every"].astype(jnp.int32) == 0)
+        # the step before a multiple, so that traces at the usual strides show the dynamics and not a trial
+        trial = (step + 2) % at.numbers["swap_every"].astype(jnp.int32) == 0
         state: SwapState = motion.extra.replace(trial=trial, refused=jnp.zeros_like(motion.extra.refused))
 
         def propose() -> Motion:
