@@ -164,13 +164,14 @@ def test_a_pool_smaller_than_the_batch(name):
 @pytest.mark.parametrize("name", BY_FEATURES)
 def test_training_points_matter(name):
     """Labelling a near-duplicate of the choice changes the choice."""
+    selector = dpp(3, "x") if name == "dpp" else BY_FEATURES[name]  # fewer than columns, or the context has no say
     x, _ = sample(6)
     known, _ = sample(7, n=3)
-    first = chosen(select(BY_FEATURES[name], KEY, candidates(x), candidates(known)))[0]
+    first = chosen(select(selector, KEY, candidates(x), candidates(known)))[0]
     context = candidates(np.concatenate([known, x[[first]] + 1e-6]))
-    again = chosen(select(BY_FEATURES[name], KEY, candidates(x), context))
+    again = chosen(select(selector, KEY, candidates(x), context))
     # Frank-Wolfe looks at directions alone, which a duplicate still has once others are approximated
-    assert first not in again[: 1 if name == "frank_wolfe" else 4]
+    assert first not in again[: 1 if name == "frank_wolfe" else 3]
 
 
 def test_duplicates_in_the_pool_are_not_both_worth_it():
