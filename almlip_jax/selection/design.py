@@ -169,9 +169,9 @@ def dpp(k: int, features: str = "last_layer_gradient", sigma: float = 1e-3) -> S
 
     The kernel of n candidates is never formed: eigenvectors come from the d x d dual.  A set of them is drawn by
     elementary symmetric polynomials, then candidates one by one from the span.  Choose fewer than there are independent
-    features: at k of them the span is everything and what is labelled has no say, beyond them the rest is uniform.  Choices come in the order in which they were drawn; ``gain`` is the square norm of
-    what was left of each in the span.  Sources: Kulesza and Taskar, ICML 2011 (k-DPP) and Found. Trends Mach. Learn. 5,
-    123 (2012), section 3.3 (dual).
+    features: at k of them the span is everything and what is labelled has no say, beyond them the rest is uniform.
+    Choices come in the order in which they were drawn; ``gain`` is the square norm of what was left of each in the
+    span.  Sources: Kulesza and Taskar, ICML 2011 (k-DPP) and Found. Trends Mach. Learn. 5, 123 (2012), section 3.3.
 
     Args:
         k: number of choices.

@@ -38,10 +38,9 @@ def lcmd(k: int, features: str = "last_layer_gradient") -> Greedy:
     def gains(fixed: tuple[Points, jax.Array], state: Nearest, free: jax.Array) -> jax.Array:
         points, nothing = fixed
         sizes = nothing.at[state.owner].add(jnp.where(points.usable, state.square, 0))
-        open_ones = nothing.at[state.owner].add(free.astype(nothing.dtype)) > 0
-        largest = jnp.max(jnp.where(open_ones, sizes, -jnp.inf))
-        chosen_from = open_ones & (sizes >= largest * (1 - ties(sizes)))
-        return jnp.where(chosen_from[state.owner], jnp.sqrt(state.square), -jnp.inf)
+        # a cluster with a sum has a candidate that is free: choices are at distance 0 from themselves
+        largest = sizes >= jnp.max(sizes) * (1 - ties(sizes))
+        return jnp.where(largest[state.owner], jnp.sqrt(state.square), -jnp.inf)
 
     def update(fixed: tuple[Points, jax.Array], state: Nearest, row: jax.Array) -> Nearest:
         return distances.update(fixed[0], state, row)
