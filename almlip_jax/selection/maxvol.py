@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from almlip_jax.kernels import unit_diagonal
+from almlip_jax.kernels import unit_diagonal, wide
 from almlip_jax.selection.base import Candidates, Selection, Selector
 from almlip_jax.selection.rows import arrange, first_best, ties
 
@@ -49,7 +49,8 @@ def active_set(
     """Puts rows into an active set, the largest entry of ``rows A^-1`` first, until none exceeds a threshold.
 
     Each swap changes inverse and entries by a rank-one (Sherman-Morrison) step; both are computed afresh after every m
-    swaps and at the end, and swapping goes on if that shows an entry above the threshold.  Use float64.
+    swaps and at the end, and swapping goes on if that shows an entry above the threshold.  Use float64: with rows of
+    size epsilon in the set, float32 has no digits left.
 
     Args:
         rows: [n, m]; rows of zeros or of values that are not finite never enter.
@@ -116,8 +117,8 @@ def maxvol(k: int, features: str = "last_layer_gradient", threshold: float = 1.0
     def select(key: jax.Array, pool: Candidates, labelled: Candidates) -> Selection:
         order, rows = arrange(pool, labelled, features)
         scale = unit_diagonal(rows.x, rows.known, rows.counts, rows.usable)
-        offered = scale * rows.x
-        trained = active_set(scale * rows.known, epsilon=epsilon)
+        offered = (scale * rows.x).astype(wide())
+        trained = active_set((scale * rows.known).astype(wide()), epsilon=epsilon)
         active = active_set(offered, trained, threshold=threshold)
         n = offered.shape[0]
         entered = jnp.zeros((n + 1,), bool).at[jnp.where(active.rows < 0, n, active.rows)].set(True)[:n]

@@ -54,8 +54,8 @@ class RecalibratedSettings(Settings):
     kind: Literal["recalibrated"] = "recalibrated"
     scores: tuple[ScoreName, ...] = Field(default=("force_std_mean",), min_length=1)
     """From which scores the error is predicted; one for `isotonic`."""
-    error: str
-    """Name of the score of the labelled set that holds true errors."""
+    error: str = "force_error_mean"
+    """Which true error of labelled structures: `energy_error`, `force_error_mean` or `force_error_max`."""
     method: Literal["isotonic", "linear"] = "isotonic"
     """A function that never falls, or an affine one."""
 
