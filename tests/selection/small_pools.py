@@ -7,11 +7,50 @@ from typing import Any
 import jax
 import numpy as np
 
-from almlip_jax.selection import Candidates
+from almlip_jax.selection import (
+    Candidates,
+    Selector,
+    bait,
+    chain,
+    cost_aware,
+    dpp,
+    frank_wolfe,
+    hybrid,
+    kmeans_fps,
+    kmeans_pp,
+    lcmd,
+    max_det,
+    max_dist,
+    maxvol,
+    random,
+    recalibrated,
+    threshold,
+    top_k,
+)
 
 KEY = jax.random.key(0)
 COLUMNS = 5
 CAPACITY = 40
+K = 6
+BY_FEATURES: dict[str, Selector] = {
+    "max_dist": max_dist(K, "x"),
+    "lcmd": lcmd(K, "x"),
+    "kmeans_pp": kmeans_pp(K, "x"),
+    "kmeans_fps": kmeans_fps(K, "x", clusters=3, iterations=20),
+    "max_det": max_det(K, "x", sigma=0.1),
+    "bait": bait(K, "x", sigma=0.1),
+    "frank_wolfe": frank_wolfe(K, "x", sigma=0.1),
+    "dpp": dpp(3, "x", sigma=0.1),  # fewer than columns, or the context has no say
+    "maxvol": maxvol(K, "x"),
+    "hybrid": hybrid(K, "score", "x", alpha=0.2),
+}
+SELECTORS: dict[str, Selector] = BY_FEATURES | {
+    "random": random(K),
+    "top_k": top_k(K, "score"),
+    "recalibrated": recalibrated(K, "score", "score"),
+    "cost_aware": cost_aware(BY_FEATURES["max_det"]),
+    "chain": chain(threshold("score", minimum=-0.5), selector=BY_FEATURES["max_det"]),
+}
 
 
 def candidates(
