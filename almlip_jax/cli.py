@@ -293,7 +293,7 @@ def select(
         build_selector(settings.selection.selector, k),
         named_key(settings.seed, "select"),
         candidates(frames, model.evaluate(frames, features=True)),
-        candidates(labelled, model.evaluate(labelled, features=True)),
+        candidates(labelled, model.evaluate(labelled, features=True), labelled=True),
     )
     batch = []
     for index, gain in chosen:

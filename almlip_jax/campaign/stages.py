@@ -15,9 +15,9 @@ import numpy as np
 from ase import Atoms
 
 from almlip_jax.campaign import exploration
-from almlip_jax.campaign.batch import candidates, choose
+from almlip_jax.campaign.batch import candidates, choose, uncertainty_weight
 from almlip_jax.campaign.preparation import held_out_set, initial_set, planned_calls
-from almlip_jax.campaign.rundir import Cell, write_csv, write_json, write_npz
+from almlip_jax.campaign.rundir import Cell, read_json, write_csv, write_json, write_npz
 from almlip_jax.campaign.settings import PoolExploration
 from almlip_jax.campaign.workshop import Workshop
 from almlip_jax.ensembles import SCORES
@@ -26,6 +26,7 @@ from almlip_jax.evaluation import error_metrics
 from almlip_jax.keys import named_key
 from almlip_jax.oracles import LabelResult
 from almlip_jax.potential import Evaluated, Potential
+from almlip_jax.selection import WEIGHT, AdaptiveSettings
 from almlip_jax.structures.io import read_structures, write_structures
 from almlip_jax.training import EpochReport, TrainingResult, checkpoint, reference_energies
 
@@ -211,7 +212,9 @@ def select(shop: Workshop, round_index: int) -> Results:
             shop.selector,
             named_key(shop.config.seed, "select", round_index),
             candidates(frames, found, shop.pool_capacity),
-            candidates(dataset, context, shop.largest_dataset),
+            candidates(
+                dataset, context, shop.largest_dataset, labelled=True, scalars=_selection_scalars(shop, round_index)
+            ),
         )[: _allowed(shop)]
     batch = []
     for index, gain in chosen:
@@ -226,6 +229,18 @@ def select(shop: Workshop, round_index: int) -> Results:
     if isinstance(shop.config.exploration, PoolExploration):
         results["sigma_pool"] = _mean(np.delete(scores, indices))
     return results
+
+
+def _selection_scalars(shop: Workshop, round_index: int) -> dict[str, float]:
+    """What `adaptive` asks for: the weight of uncertainty, from the force errors on the test set."""
+    settings: Any = shop.config.selection.selector
+    while hasattr(settings, "selector"):  # inside a chain, or weighed by cost
+        settings = settings.selector
+    if not isinstance(settings, AdaptiveSettings):
+        return {}
+    files = [shop.run.round(n).evaluation for n in range(round_index + 1)]
+    errors = [float(read_json(file)["forces_rmse"]) for file in files if file.exists()]
+    return {WEIGHT: uncertainty_weight(settings.alpha, errors)}
 
 
 def _allowed(shop: Workshop) -> int:

@@ -13,7 +13,7 @@ import numpy as np
 from ase import Atoms
 
 from almlip_jax.dynamics.admission import Context, build_admission, context_of
-from almlip_jax.dynamics.novelty import Novelty, fit_latent_distance
+from almlip_jax.dynamics.novelty import Novelty, fit_extrapolation_grade, fit_latent_distance
 from almlip_jax.dynamics.settings import ExplorationSettings
 from almlip_jax.ensembles import SCORES
 from almlip_jax.potential import Evaluated, Potential
@@ -53,6 +53,8 @@ def know(
         number = len(potential.species)
         if "latent_distance" in settings.novelty:
             novelty["latent_distance"] = fit_latent_distance(features, species, number)
+        if "extrapolation_grade" in settings.novelty:
+            novelty["extrapolation_grade"] = fit_extrapolation_grade(features, species, number)
     context = None
     if build_admission(settings.admission).looks_at_features:
         rows = potential.evaluate(training_set, features=True).features["last_layer_gradient"]

@@ -352,7 +352,7 @@ class Loop:
             step=state.step + 1,
         )
         # a refused Monte Carlo trial is where it was, and what was evaluated does not belong to it
-        shown = _Shown(state.running, state.running & visited, observables, committee, frames, moved, bias)
+        shown = _Shown(state.running, state.running & visited, observables, committee, frames, moved, done.bias)
         return new, self._trace(traces, new.step - first, shown)
 
     def moved(self, params: Params, state: State, setup: Setup, at: Moment, *, relist: bool = True) -> Moved:

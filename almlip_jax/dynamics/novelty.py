@@ -6,6 +6,7 @@ set.  They are fitted on the host, and are arrays in the compiled loop.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal, TypeAlias
 
 import jax
@@ -14,13 +15,15 @@ import numpy as np
 from flax import struct
 
 from almlip_jax.ensembles import Prediction
+from almlip_jax.selection import active_set
 from almlip_jax.structures.graph import Graph
 
-NoveltyName: TypeAlias = Literal["latent_distance"]
+NoveltyName: TypeAlias = Literal["latent_distance", "extrapolation_grade"]
 """Names of the novelty scores of a structure: the largest value of its atoms."""
 
 _RIDGE = 1e-4  # of the mean variance; directions in which training atoms never differ count for little
 _FEWEST = 1e-12
+_UNSPANNED = 1e-3  # of the features' root mean square: rows that stand for what the training atoms do not span
 
 
 @struct.dataclass
@@ -89,6 +92,43 @@ def fit_latent_distance(features: np.ndarray, species: np.ndarray, num_species: 
         distance = np.sqrt(np.mean(np.mean((moved @ whiten[:, z]) ** 2, axis=2), axis=0))
         unit[z] = max(np.quantile(distance, quantile), _FEWEST)
     return _as_arrays(centre, whiten, unit, features.dtype, largest=False)
+
+
+def fit_extrapolation_grade(features: np.ndarray, species: np.ndarray, num_species: int) -> Novelty:
+    """Grade of the features of an atom over the active set of its species: up to 1 where it interpolates.
+
+    The features are the gradient of an atom's energy with respect to the last, linear layer: D-optimality in the
+    neighbourhood mode, over the training atoms of one species; models are averaged in the mean square.
+
+    Args:
+        features: [L, A, F] of the atoms of the training set.
+        species: [A] int.
+        num_species: Z.
+
+    Returns:
+        `Novelty` in the precision of the features.  Source: Podryabinkin and Shapeev, Comput. Mater. Sci. 140, 171
+        (2017), with `selection.active_set`.
+    """
+    models, _, width = features.shape
+    whiten = np.zeros((models, num_species, width, width))
+    with jax.enable_x64(True):
+        for z in range(num_species):
+            mine = features[:, species == z].astype(np.float64)
+            rows = np.zeros((models, _bucket(mine.shape[1]), width))  # rows of zeros never enter
+            rows[:, : mine.shape[1]] = mine
+            for m in range(models):
+                size = max(np.sqrt(np.mean(mine[m] ** 2)) if mine.size else 1.0, _FEWEST)
+                whiten[m, z] = size**-1 * np.asarray(_active_set(jnp.asarray(rows[m] / size)).inverse)
+    centre = np.zeros((models, num_species, width))
+    return _as_arrays(centre, whiten, np.ones(num_species), features.dtype, largest=True)
+
+
+_active_set = jax.jit(partial(active_set, epsilon=_UNSPANNED, threshold=1.001))
+
+
+def _bucket(count: int) -> int:
+    """Room for a growing number of rows, so that few shapes occur."""
+    return int(2 ** np.ceil(np.log2(max(count, 64))))
 
 
 def _as_arrays(centre: np.ndarray, whiten: np.ndarray, unit: np.ndarray, dtype: np.dtype, *, largest: bool) -> Novelty:
