@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,10 +26,15 @@ from almlip_jax.dynamics.admission import (
 WALKERS, ROOM, WIDTH = 3, 8, 5
 
 
+@cache
+def placing(rule):
+    """`Admission.place`, compiled once for a rule."""
+    return jax.jit(rule.place)
+
+
 def stream(rule, context: Context, features: np.ndarray, scores: np.ndarray, seed: int = 0) -> list[int]:
     """Rows that a buffer holds at the end, of frames [n, D] offered three at a time."""
-    state = rule.init(WALKERS, ROOM, context)
-    place = jax.jit(rule.place)
+    state, place = rule.init(WALKERS, ROOM, context), placing(rule)
     held = np.full(ROOM, -1)
     for n in range(0, len(features), WALKERS):
         offer = Offer(
@@ -141,7 +148,7 @@ def test_ten_identical_walkers_record_one_frame(options):
         6.0,
         settings(walkers=(group,), steps=100, record_every=10, admission=options),
     )
-    trained = np.random.default_rng(0).normal(size=(20, 6)).astype(np.float32)  # 2 species x 3 force components
+    trained = np.random.default_rng(0).normal(size=(20, 18)).astype(np.float32)  # 3 members, 2 species, 3 components
     known = Knowledge(context=context_of(options, 0.01 * trained, 0))
     found = runner.run(PARAMS, [dimer(1.3)] * 10, (1e-3, 1e4), jax.random.key(0), knowledge=known)
     assert found.offered == 100

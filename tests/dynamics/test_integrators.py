@@ -103,13 +103,13 @@ def moment(kt: float, timestep: float, freedom: int, numbers: dict[str, float], 
 
 
 def test_a_ramp_heats_and_one_walker_s_bath_is_not_another_s():
-    groups = (WalkerGroup(temperature=(100.0, 500.0), count=24), WalkerGroup(temperature=300.0, count=24))
-    runner = explorer(walkers=groups, steps=4000, chunk=2000, trace_every=20, integrator=LangevinSettings(friction=0.2))
-    found = runner.run(PARAMS, [CLUSTER] * 48, QUIET, jax.random.key(1))
-    late, early = found.temperature[-20:], found.temperature[10:30]
-    assert late[:, :24].mean() == pytest.approx(480, rel=0.06)
-    assert early[:, :24].mean() == pytest.approx(140, rel=0.12)
-    assert late[:, 24:].mean() == pytest.approx(300, rel=0.06)
+    groups = (WalkerGroup(temperature=(100.0, 500.0), count=16), WalkerGroup(temperature=300.0, count=16))
+    runner = explorer(walkers=groups, steps=2000, chunk=1000, trace_every=10, integrator=LangevinSettings(friction=0.3))
+    found = runner.run(PARAMS, [CLUSTER] * 32, QUIET, jax.random.key(1))
+    late, early = found.temperature[-20:], found.temperature[30:50]
+    assert late[:, :16].mean() == pytest.approx(480, rel=0.08)
+    assert early[:, :16].mean() == pytest.approx(180, rel=0.12)
+    assert late[:, 16:].mean() == pytest.approx(300, rel=0.08)
 
 
 def free(params: jax.Array, graph: Graph) -> Prediction:
@@ -119,8 +119,9 @@ def free(params: jax.Array, graph: Graph) -> Prediction:
     return Prediction(none[:, :structures, 0], none, none[:, :structures, :, None] * jnp.zeros(3), none[..., :1])
 
 
-def test_an_ideal_gas_has_its_volume():
-    """``<V> = (N + 1) kT / P`` within three standard errors and one percent; the variance of V within ten."""
+@pytest.mark.parametrize("steps", [6000, pytest.param(60_000, marks=pytest.mark.slow)])
+def test_an_ideal_gas_has_its_volume(steps):
+    """``<V> = (N + 1) kT / P`` within three standard errors, in the long run of one percent at most."""
     walkers, atoms, kelvin, pressure = 64, 12, 300.0, 0.5
     thermal = KB * kelvin / (pressure * GPA)
     length = ((atoms + 1) * thermal) ** (1 / 3)
@@ -134,18 +135,19 @@ def test_an_ideal_gas_has_its_volume():
         skin=1.0,
         timestep=0.5,
         walkers=(WalkerGroup(temperature=kelvin, count=walkers, pressure=pressure),),
-        steps=24_000,
-        chunk=6000,
+        steps=steps,
+        chunk=3000,
         trace_every=20,
-        trajectory_every=6000,
+        trajectory_every=3000,
         integrator=NptSettings(friction=0.05, barostat_time=60, compressibility=1 / pressure),
     )
     found = runner.run(PARAMS, starts, QUIET, jax.random.key(1))
     volume = found.volume[100:]
     mean, error = volume.mean(), volume.mean(axis=0).std() / np.sqrt(walkers)
     expected = (atoms + 1) * thermal
-    assert abs(mean - expected) < 3 * error and abs(mean / expected - 1) < 0.01
-    assert volume.var() == pytest.approx((atoms + 1) * thermal**2, rel=0.1)
+    assert abs(mean - expected) < 3 * error
+    assert error < 0.01 * expected and abs(mean / expected - 1) < (0.01 if steps > 10_000 else 0.03)
+    assert volume.var() == pytest.approx((atoms + 1) * thermal**2, rel=0.15)
 
 
 CRYSTAL = bulk("O", "fcc", a=2.0, cubic=True) * (2, 2, 2)
@@ -209,17 +211,20 @@ def test_thermostats_sample_the_canonical_ensemble(integrator, freedom):
         integrator=integrator,
         walkers=(WalkerGroup(temperature=kelvin, count=walkers),),
         timestep=0.5,
-        steps=4000,
-        chunk=2000,
+        steps=6000,
+        chunk=3000,
         trace_every=10,
         trajectory_every=200,
     )
-    found = runner.run(PARAMS, [RELAXED] * walkers, QUIET, jax.random.key(1))
-    kinetic = found.temperature[100:]
+    starts = [RELAXED.copy() for _ in range(walkers)]
+    for seed, start in enumerate(starts):
+        start.rattle(0.0155, seed=seed)  # about as far as at this temperature: a bath for all takes long to mix modes
+    found = runner.run(PARAMS, starts, QUIET, jax.random.key(1))
+    kinetic = found.temperature[150:]
     parts = kinetic.reshape(3, -1, walkers).mean(axis=1).ravel()
     assert abs(kinetic.mean() - kelvin) < 3 * parts.std() / np.sqrt(len(parts)) + 1
     assert kinetic.var() == pytest.approx(2 * kelvin**2 / freedom, rel=0.2)
-    each = np.array([configurational(frames[5:]) for frames in found.trajectories])
+    each = np.array([configurational(frames[7:]) for frames in found.trajectories])
     assert abs(each.mean() - kelvin) < 3 * each.std() / np.sqrt(walkers) + 4
 
 
