@@ -229,6 +229,7 @@ class Explorer:
             trajectory_every=s.trajectory_every,
             find_fragments=find_fragments,
             remove_drift=s.remove_drift,
+            virial=s.pressure or build_integrator(s.integrator).changes_cell,
             rewinds=rewinds,
             when_full=s.when_full,
         )

@@ -258,6 +258,7 @@ class Loop:
         trajectory_every: steps between frames.
         find_fragments: whether dissociation is looked for.
         remove_drift: whether the centre of mass is brought to rest at each step.
+        virial: whether virial and pressure are computed.
         rewinds: endings that are undone, as `Decision`.
         when_full: ``end_walker``, ``end_all`` or ``go_on``.
     """
@@ -275,6 +276,7 @@ class Loop:
     trajectory_every: int
     find_fragments: bool
     remove_drift: bool
+    virial: bool
     rewinds: tuple[Decision, ...]
     when_full: str
 
@@ -292,7 +294,7 @@ class Loop:
         neighbors = self._listed(state.neighbors, motion)
         prediction = self.evaluate(params, neighbors.graph(motion.position, setup.species))
         bias, _ = self._biased(state, motion, prediction, setup, at)
-        motion = self.integrator.from_start(motion, _evaluation(prediction, bias, at), at)
+        motion = self.integrator.from_start(motion, _evaluation(prediction, bias, at, self.virial), at)
         snapshots = state.snapshots
         if snapshots is not None:
             snapshots = _kept(snapshots, motion, jnp.ones_like(state.running))
@@ -371,7 +373,7 @@ class Loop:
         prediction = self.evaluate(params, graph)
         bias, bias_state = self._biased(state, motion, prediction, setup, at)
         offered = motion.position
-        motion = self.integrator.from_force(motion, _evaluation(prediction, bias, at), at)
+        motion = self.integrator.from_force(motion, _evaluation(prediction, bias, at, self.virial), at)
         if self.remove_drift:
             motion = motion.set(momentum=without_drift(motion.momentum, motion.mass, at.mobile))
         return Moved(motion, offered, neighbors, graph, prediction, bias, bias_state)
@@ -610,9 +612,10 @@ class Loop:
                 "energy": observables.energy,
                 "bias": shown.bias.energy,
             }
+            nothing = jnp.full_like(observables.energy, jnp.nan)
             moving = {
                 "temperature": observables.temperature,
-                "pressure": jnp.trace(pressure_tensor(motion), axis1=1, axis2=2) / 3,
+                "pressure": jnp.trace(pressure_tensor(motion), axis1=1, axis2=2) / 3 if self.virial else nothing,
                 "volume": jnp.abs(jnp.linalg.det(motion.cell)),
             }
             return _mapped(masked, evaluated, shown.judged) | _mapped(masked, moving, shown.running)
@@ -653,14 +656,18 @@ def _mapped(function: Callable[[jax.Array, jax.Array], jax.Array], tree: dict[st
     return jax.tree.map(lambda x: function(x, mask), tree)
 
 
-def _evaluation(prediction: Prediction, bias: BiasForce, at: Moment) -> Evaluation:
-    """What the integrator is told: means of the members with the bias, nothing on atoms that are held fixed."""
+def _evaluation(prediction: Prediction, bias: BiasForce, at: Moment, virial: bool) -> Evaluation:
+    """What the integrator is told: means of the members with the bias, nothing on atoms that are held fixed.
+
+    A virial that nobody asks for is zero, so that the compiler leaves its computation out.
+    """
+    pull = jnp.mean(prediction.virial, axis=0) + bias.virial
     member_forces = prediction.forces.reshape(-1, *bias.forces.shape)
     forces = jnp.mean(member_forces, axis=0) + bias.forces
     return Evaluation(
         energy=jnp.mean(prediction.energy, axis=0) + bias.energy,
         forces=jnp.where(at.mobile[..., None], forces, 0),
-        virial=jnp.mean(prediction.virial, axis=0) + bias.virial,
+        virial=pull if virial else jnp.zeros_like(pull),
         member_energy=prediction.energy,
         member_forces=member_forces,
     )

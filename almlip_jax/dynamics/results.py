@@ -27,8 +27,8 @@ class Exploration:
         temperature: [T, W] K, NaN once a walker ended; 0 where nothing has momenta.
         energy: [T, W] eV, mean of the members, relative to the reference energies.
         bias: [T, W] eV, energy of the biases.
-        pressure: [T, W] eV/Angstrom^3, internal; meaningless for open structures.
-        volume: [T, W] Angstrom^3, likewise.
+        pressure: [T, W] eV/Angstrom^3, internal; NaN where it was not asked for.
+        volume: [T, W] Angstrom^3; meaningless for open structures, as the pressure is.
         walker_temperature: [W] K, of the bath at the start.
         status: [W] `Status`.
         cause: [W] which sanity check ended a walker.

@@ -177,6 +177,8 @@ class ExplorationSettings(Settings):
     """Frames in the buffer for each walker."""
     when_full: Literal["end_walker", "end_all", "go_on"] = "end_walker"
     """What happens when a walker has no place left for a frame."""
+    pressure: bool = False
+    """Whether the traces hold the internal pressure, which costs the virial; they do wherever the cell moves."""
     trace_every: int = Field(default=10, ge=1)
     """Steps between two entries of the traces of scores and temperature."""
     trajectory_every: int = Field(default=100, ge=1)

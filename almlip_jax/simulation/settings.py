@@ -111,6 +111,9 @@ class ThermoSettings(Settings):
 class ProductionDynamics(ExplorationSettings):
     """The same settings; strides of traces and frames are those of the outputs, and chunks are made to suit them."""
 
+    pressure: bool = True
+    """Whether the table holds the internal pressure, which costs the virial; it does wherever the cell moves."""
+
     @model_validator(mode="after")
     def _whole_strides(self) -> Self:
         return self
