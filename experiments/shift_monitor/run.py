@@ -1,8 +1,8 @@
 """Which score tells 600 K frames from 300 K ones?  ``python experiments/shift_monitor/run.py --data DIR --out DIR``.
 
 A committee trained on acetylacetone at 300 K judges unseen frames at 300 K and at 600 K; each score is a detector of
-the shift between the two, measured by the area under its receiver operating characteristic: of single frames, and of means
-over runs of frames that follow one another.  One row a score, training seed and length of run in ``results.csv``.
+the shift between the two, measured by the area under its receiver operating characteristic: of single frames, and of
+means over runs of frames that follow one another.  One row a score, training seed and length of run in ``results.csv``.
 """
 
 from __future__ import annotations
