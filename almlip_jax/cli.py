@@ -396,6 +396,41 @@ def _simulate(
     _write_json(json_file, summary)
 
 
+# --------------------------------------------------------------------------------------------------------------- sweep
+
+
+@app.command()
+def sweep(
+    config: ConfigFile,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder of the sweep; that of the config by default.")
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option("--only", help="Points to run, as system=..,selector=..,seed=..; repeatable.")
+    ] = None,
+    overrides: SetOption = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Compare selectors on labelled pools; the same command goes on after an interruption."""
+    from almlip_jax.campaign.progress import open_progress
+    from almlip_jax.compilation import prepare_jax
+    from almlip_jax.config import load_settings
+    from almlip_jax.sweep import SweepConfig, parse_only, render_result, run_sweep
+
+    settings = load_settings(SweepConfig, config, overrides or []).based(config.resolve().parent)
+    prepare_jax(settings.precision)
+    folder = out or settings.out or Path("runs") / config.stem
+    wanted = parse_only(only or [], settings)
+    try:
+        with open_progress() as progress:
+            result = run_sweep(settings, folder, only=wanted, progress=progress)
+    except KeyboardInterrupt:
+        _complain("interrupted; nothing is lost, the same command goes on.")
+        raise typer.Exit(130) from None
+    console.print(render_result(result))
+    _write_json(json_file, result.summary())
+
+
 # --------------------------------------------------------------------------------------------------------------- config
 
 
@@ -426,7 +461,7 @@ def init(
 @app.command()
 def schema(
     of: Annotated[
-        Literal["campaign", "explore", "md"], typer.Option("--of", help="The command that the config is for.")
+        Literal["campaign", "explore", "md", "sweep"], typer.Option("--of", help="The command that the config is for.")
     ] = "campaign",
     json_file: JsonFile = None,
 ) -> None:

@@ -120,6 +120,7 @@ class Potential:
         *,
         features: bool = False,
         on_batch: Callable[[int], None] | None = None,
+        shape: BatchShape | None = None,
     ) -> Evaluated:
         """Committee mean and spread of structures of any size, in batches of one static shape.
 
@@ -127,6 +128,7 @@ class Potential:
             structures: in any number; labels are not looked at.
             features: also give the per-structure features ``latent`` and ``last_layer_gradient``.
             on_batch: called with the number of structures of each finished batch.
+            shape: least room of a batch, that of `batch_shape` for several sets that are to share a program.
 
         Raises:
             InputError: a structure holds an element that the potential does not know.
@@ -134,14 +136,19 @@ class Potential:
         if not structures:
             raise InputError("there is no structure to evaluate.")
         parts = []
-        for batch, found in self.evaluate_stream(structures, features=features):
+        for batch, found in self.evaluate_stream(structures, features=features, shape=shape):
             parts.append(found)
             if on_batch is not None:
                 on_batch(len(batch))
         return _joined(parts)
 
     def evaluate_stream(
-        self, frames: Iterable[Atoms], *, features: bool = False, source: str = "structures"
+        self,
+        frames: Iterable[Atoms],
+        *,
+        features: bool = False,
+        source: str = "structures",
+        shape: BatchShape | None = None,
     ) -> Iterator[tuple[list[Atoms], Evaluated]]:
         """What `evaluate` gives, batch after batch and in order, without keeping any of it: for pools of any length.
 
@@ -152,6 +159,7 @@ class Potential:
             frames: in any number; labels are not looked at.
             features: as for `evaluate`.
             source: what to call the frames in messages.
+            shape: as for `evaluate`.
 
         Yields:
             the frames of a batch, and what the potential says of them; the same numbers as `evaluate` gives.
@@ -160,7 +168,6 @@ class Potential:
             InputError: a frame holds an element that the potential does not know.
         """
         params = spread_members(self.params)
-        shape: BatchShape | None = None
         for chunk in _chunks(self._known(frames, source)):
             shape = self._batch_shape(chunk, shape)
             for batch in _batches(chunk, shape):
@@ -174,6 +181,10 @@ class Potential:
             except InputError as error:
                 raise InputError(f"{source}, frame {number}: {error}") from error
             yield frame
+
+    def batch_shape(self, structures: Sequence[Atoms]) -> BatchShape:
+        """The room that batches of some structures need: given to `evaluate`, it serves for any part of them."""
+        return self._batch_shape(structures, None)
 
     def _batch_shape(self, structures: Sequence[Atoms], before: BatchShape | None) -> BatchShape:
         """The shape that some structures need, no smaller than that of batches before; grows by buckets."""

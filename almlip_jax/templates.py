@@ -13,8 +13,14 @@ from almlip_jax.config import ExperimentConfig
 from almlip_jax.errors import InputError
 from almlip_jax.settings import Settings
 from almlip_jax.simulation.settings import ExploreConfig, MdConfig
+from almlip_jax.sweep.settings import SweepConfig
 
-KINDS: dict[str, type[Settings]] = {"campaign": ExperimentConfig, "explore": ExploreConfig, "md": MdConfig}
+KINDS: dict[str, type[Settings]] = {
+    "campaign": ExperimentConfig,
+    "explore": ExploreConfig,
+    "md": MdConfig,
+    "sweep": SweepConfig,
+}
 """Models of configs by the command that reads them (``campaign``: all the others)."""
 
 _ZUNDEL = {
@@ -135,6 +141,28 @@ TEMPLATES: dict[str, Template] = {
             "out": "runs/md",
         },
         "md",
+    ),
+    "sweep": Template(
+        "selectors compared on a labelled pool: `almlip sweep`",
+        {
+            "systems": {
+                "mine": {
+                    "pool": "pool.extxyz",
+                    "tests": {"test": "test.extxyz"},
+                    "initial": 20,
+                    "model": {"kind": "shared_density", "size": "tiny"},
+                    "training": {"max_steps": 1000},
+                }
+            },
+            "selectors": {"random": {"kind": "random"}, "top_k": {"kind": "top_k"}, "max_det": {"kind": "max_det"}},
+            "seeds": 8,
+            "batch_sizes": [20],
+            "ensemble_sizes": [4],
+            "rounds": 6,
+            "processes": 1,
+            "out": "runs/sweep",
+        },
+        "sweep",
     ),
 }
 """Templates by name."""

@@ -27,8 +27,9 @@ def written(folder: Path, text: str) -> Path:
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_configs_are_valid_and_survive_a_round_trip(path, tmp_path):
-    config = load_config(path)
-    assert load_config(written(tmp_path, config_text(config))) == config
+    kind = KINDS["sweep" if path.stem.startswith("sweep_") else "campaign"]
+    config = load_settings(kind, path)
+    assert load_settings(kind, written(tmp_path, config_text(config))) == config
 
 
 @pytest.mark.parametrize("name", TEMPLATES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import numpy as np
 from ase import Atoms
 
 from almlip_jax.potential import Evaluated
-from almlip_jax.selection import Candidates, Selector, adapt, select
+from almlip_jax.selection import WEIGHT, AdaptiveSettings, Candidates, Selector, SelectorSettings, adapt, select
 
 ERRORS = ("energy_error", "force_error_mean", "force_error_max")
 """Names of the scores that say how wrong the potential is on a labelled structure."""
@@ -65,6 +66,20 @@ def true_errors(frames: Sequence[Atoms], found: Evaluated) -> dict[str, np.ndarr
             lengths = np.linalg.norm(found.forces[n] - labels["forces"], axis=1)
             errors[1:, n] = lengths.mean(), lengths.max()
     return dict(zip(ERRORS, errors.astype(np.float32), strict=True))
+
+
+def adaptive_part(settings: SelectorSettings) -> AdaptiveSettings | None:
+    """The selector that follows progress inside some settings, if there is one."""
+    inner: Any = settings
+    while hasattr(inner, "selector"):  # inside a chain, or weighed by cost
+        inner = inner.selector
+    return inner if isinstance(inner, AdaptiveSettings) else None
+
+
+def selection_scalars(settings: SelectorSettings, errors: Sequence[float]) -> dict[str, float]:
+    """What a selector asks of the campaign so far: `adaptive` the weight of uncertainty, after some test errors."""
+    adaptive = adaptive_part(settings)
+    return {} if adaptive is None else {WEIGHT: uncertainty_weight(adaptive.alpha, errors)}
 
 
 def uncertainty_weight(alpha: float, errors: Sequence[float]) -> float:

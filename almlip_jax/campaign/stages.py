@@ -15,7 +15,7 @@ import numpy as np
 from ase import Atoms
 
 from almlip_jax.campaign import exploration
-from almlip_jax.campaign.batch import candidates, choose, uncertainty_weight
+from almlip_jax.campaign.batch import adaptive_part, candidates, choose, selection_scalars
 from almlip_jax.campaign.preparation import held_out_set, initial_set, planned_calls
 from almlip_jax.campaign.rundir import Cell, read_json, write_csv, write_json, write_npz
 from almlip_jax.campaign.settings import PoolExploration
@@ -26,7 +26,6 @@ from almlip_jax.evaluation import error_metrics
 from almlip_jax.keys import named_key
 from almlip_jax.oracles import LabelResult
 from almlip_jax.potential import Evaluated, Potential
-from almlip_jax.selection import WEIGHT, AdaptiveSettings
 from almlip_jax.structures.io import read_structures, write_structures
 from almlip_jax.training import EpochReport, TrainingResult, checkpoint, reference_energies
 
@@ -232,15 +231,12 @@ def select(shop: Workshop, round_index: int) -> Results:
 
 
 def _selection_scalars(shop: Workshop, round_index: int) -> dict[str, float]:
-    """What `adaptive` asks for: the weight of uncertainty, from the force errors on the test set."""
-    settings: Any = shop.config.selection.selector
-    while hasattr(settings, "selector"):  # inside a chain, or weighed by cost
-        settings = settings.selector
-    if not isinstance(settings, AdaptiveSettings):
+    """What the selector asks of the campaign so far, from the force errors on the test set."""
+    settings = shop.config.selection.selector
+    if adaptive_part(settings) is None:
         return {}
     files = [shop.run.round(n).evaluation for n in range(round_index + 1)]
-    errors = [float(read_json(file)["forces_rmse"]) for file in files if file.exists()]
-    return {WEIGHT: uncertainty_weight(settings.alpha, errors)}
+    return selection_scalars(settings, [float(read_json(file)["forces_rmse"]) for file in files if file.exists()])
 
 
 def _allowed(shop: Workshop) -> int:
