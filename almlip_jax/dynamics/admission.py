@@ -327,10 +327,13 @@ class LogDet(_Shared):
         return jnp.zeros(state.walkers.shape, bool)
 
     def _slot(self, state: Design, offer: Offer, w: jax.Array, context: Context) -> jax.Array:
-        x, room = offer.features[w], self._room(state)
+        x, room = _resolvable(offer.features[w]), self._room(state)
         products = state.features @ x
         solved = state.inverse @ products
-        left = jnp.maximum(1 + x @ x - products @ solved, 1)
+        size = 1 + x @ x
+        left = size - products @ solved
+        # what is left of a copy is rounding; it must not pass for novelty
+        left = jnp.where(left > jnp.maximum(1, _ROUNDING * jnp.finfo(x.dtype).eps * size), left, 1)
         ratio = jnp.diag(state.inverse) * left + solved**2
         free = jnp.argmin(state.kept)  # the first free slot
         any_free = ~state.kept[free]
@@ -342,11 +345,24 @@ class LogDet(_Shared):
         return jnp.where(worth, slot, room).astype(jnp.int32)
 
     def _after(self, state: Design, offer: Offer, w: jax.Array, slot: jax.Array, context: Context) -> Design:
-        features = state.features.at[slot].set(offer.features[w])
+        features = state.features.at[slot].set(_resolvable(offer.features[w]))
         identity = jnp.eye(self._room(state), dtype=features.dtype)
         factor = jax.scipy.linalg.cho_factor(features @ features.T + identity)
         inverse = jax.scipy.linalg.cho_solve(factor, identity)
         return Design(features, inverse, state.kept.at[slot].set(True), state.walkers)
+
+
+_ROUNDING = 100  # units of rounding of a frame's own norm that count as nothing
+
+
+def _resolvable(x: jax.Array) -> jax.Array:
+    """Whitened features no longer than what a copy can be told from in this precision (about 30 in float32).
+
+    The rounding of a gain grows with the fourth power of the length.  A frame that far out is new whatever its length;
+    its direction is kept.
+    """
+    longest = 0.3 / jnp.sqrt(jnp.finfo(x.dtype).eps)  # squared
+    return x * jnp.sqrt(jnp.minimum(1, longest / jnp.maximum(x @ x, 1)))
 
 
 _LEAST_EXCHANGE = 1e-3  # relative growth of the determinant that an exchange is made for

@@ -11,7 +11,7 @@ import pytest
 from analytic import PARAMS, SPECIES, dimer, morse, settings
 from scipy import stats
 
-from almlip_jax.dynamics import Explorer, Knowledge, WalkerGroup
+from almlip_jax.dynamics import Explorer, Knowledge, SanitySettings, WalkerGroup
 from almlip_jax.dynamics.admission import (
     Context,
     FarthestAdmission,
@@ -146,7 +146,13 @@ def test_ten_identical_walkers_record_one_frame(options):
         morse,
         SPECIES,
         6.0,
-        settings(walkers=(group,), steps=100, record_every=10, admission=options),
+        settings(
+            walkers=(group,),
+            steps=100,
+            record_every=10,
+            admission=options,
+            sanity=SanitySettings(max_temperature=1e12, dissociation=False),
+        ),
     )
     trained = np.random.default_rng(0).normal(size=(20, 18)).astype(np.float32)  # 3 members, 2 species, 3 components
     known = Knowledge(context=context_of(options, 0.01 * trained, 0))

@@ -51,6 +51,7 @@ REFERENCES = {1: -13.0, 8: -2000.0}
 CUTOFF, WIDTH = 6.0, 2.0  # Angstrom, 1/Angstrom
 PARAMS = np.array([4.0, 4.5, 5.0], np.float32)  # depths of the members, eV
 EXPLORATION = {
+    "pressure": True,
     "walkers": [{"temperature": 300, "count": 2}, {"temperature": 900}],
     "steps": 115,  # no multiple of anything
     "chunk": 20,
