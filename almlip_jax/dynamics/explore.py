@@ -39,7 +39,7 @@ from almlip_jax.dynamics.recorder import empty_recorder
 from almlip_jax.dynamics.results import Exploration, collect
 from almlip_jax.dynamics.sanity import SanityLimits, fragments, looks_for_fragments, species_radii
 from almlip_jax.dynamics.settings import ExplorationSettings
-from almlip_jax.ensembles import spread_members
+from almlip_jax.ensembles import blocked, spread_members
 from almlip_jax.errors import CapacityError, InputError
 from almlip_jax.models import Params
 from almlip_jax.structures.species import SpeciesTable
@@ -80,7 +80,7 @@ class Explorer:
         self.images = images
         self.dtype = np.dtype(dtype)
         # traced once for the first evaluation and the loop
-        self._evaluate: Evaluate = jax.jit(evaluate)
+        self._evaluate: Evaluate = jax.jit(blocked(evaluate))
         self._programs: dict[bool, tuple[Callable[..., State], Callable[..., tuple[State, Traces]]]] = {}
 
     def run(

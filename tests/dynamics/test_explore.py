@@ -194,6 +194,25 @@ def test_one_evaluation_a_step():
     assert len(traced) == 1 and len(called) == 1 + run.steps
 
 
+def test_walkers_in_blocks_move_as_all_at_once(monkeypatch):
+    """Two blocks, of which the second is not full."""
+    starts = [dimer(length) for length in (1.0, 1.05, 0.95)]
+    options = settings(steps=40, chunk=20, trajectory_every=20)
+    with jax.enable_x64(True):
+
+        def run():
+            runner = Explorer(morse, SPECIES, CUTOFF, options, dtype=np.float64)
+            return runner.run(PARAMS, starts, QUIET, jax.random.key(0))
+
+        flat = run()
+        monkeypatch.setattr("almlip_jax.ensembles.blocks._ATOMS", 4)
+        parts = run()
+    for found, wanted in zip(parts.final, flat.final, strict=True):
+        np.testing.assert_allclose(found.positions, wanted.positions, rtol=1e-9)
+    for name, wanted in flat.scores.items():
+        np.testing.assert_allclose(parts.scores[name], wanted, rtol=1e-6, atol=1e-10)
+
+
 def test_neighbour_overflow_is_as_if_nothing_had_happened():
     """A cluster that contracts outgrows its list: the chunk is done again with more room."""
     grid = np.stack(np.meshgrid(*[np.arange(4)] * 3), axis=-1).reshape(-1, 3)
