@@ -222,8 +222,8 @@ def equilibrated() -> list[Atoms]:
     ("integrator", "freedom"),
     [
         (VelocityRescalingSettings(time=20), 93),
-        (NoseHooverSettings(time=20), 93),
-        (AndersenSettings(rate=0.02), 96),
+        pytest.param(NoseHooverSettings(time=20), 93, marks=pytest.mark.slow),
+        pytest.param(AndersenSettings(rate=0.02), 96, marks=pytest.mark.slow),
         (LangevinSettings(friction=0.02), 96),
     ],
     ids=lambda value: getattr(value, "kind", None),
