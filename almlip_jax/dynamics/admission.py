@@ -7,6 +7,7 @@ one frame.  Walkers of one step are taken one after the other.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Protocol
 
@@ -157,7 +158,7 @@ class Scored:
     walkers: jax.Array
 
 
-class _Shared:
+class _Shared(ABC):
     """Rules for a buffer that all walkers share: one walker after the other, and never full."""
 
     def place(self, state: Any, offer: Offer, context: Context) -> tuple[jax.Array, Any]:
@@ -173,16 +174,16 @@ class _Shared:
 
         return jax.lax.fori_loop(0, walkers, one, (jnp.full((walkers,), room, jnp.int32), state))
 
-    def _room(self, state: Any) -> int:
-        raise NotImplementedError
+    @abstractmethod
+    def _room(self, state: Any) -> int: ...
 
+    @abstractmethod
     def _slot(self, state: Any, offer: Offer, w: jax.Array, context: Context) -> jax.Array:
         """Slot for the frame of walker w; ``room`` where it is refused."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _after(self, state: Any, offer: Offer, w: jax.Array, slot: jax.Array, context: Context) -> Any:
         """The state with that frame in its slot."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

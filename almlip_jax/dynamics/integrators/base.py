@@ -7,6 +7,7 @@ over walkers.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import jax
@@ -18,7 +19,7 @@ from almlip_jax.dynamics.operators import simulate, space
 _shift = space.free()[1]
 
 
-class Integrator:
+class Integrator(ABC):
     """What moves walkers; subclasses are frozen dataclasses.
 
     Attributes:
@@ -39,13 +40,13 @@ class Integrator:
         """The state with the forces at the start, so that the first step can begin."""
         return take_up(motion, evaluation)
 
+    @abstractmethod
     def to_force(self, motion: Motion, at: Moment, step: jax.Array) -> Motion:
         """To the positions at which the forces of this step are to be evaluated; ``step`` counts from 0."""
-        raise NotImplementedError
 
+    @abstractmethod
     def from_force(self, motion: Motion, evaluation: Evaluation, at: Moment) -> Motion:
         """The rest of the step, with what the evaluation said."""
-        raise NotImplementedError
 
     def restart(self, motion: Motion, again: jax.Array, at: Moment) -> Motion:
         """The state after some walkers [W] bool have been put elsewhere with other momenta."""
