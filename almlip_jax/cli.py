@@ -10,10 +10,10 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 from rich.console import Console
@@ -25,7 +25,10 @@ if TYPE_CHECKING:
     from ase import Atoms
 
     from almlip_jax.campaign.loop import Outcome
+    from almlip_jax.campaign.progress import Progress
     from almlip_jax.config import ExperimentConfig
+    from almlip_jax.potential import Potential
+    from almlip_jax.simulation.settings import SimulationConfig
     from almlip_jax.training import EpochReport
 
 app = typer.Typer(
@@ -38,12 +41,14 @@ app = typer.Typer(
 )
 console = Console()
 
+AnySimulation = TypeVar("AnySimulation", bound="SimulationConfig")
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the result as JSON.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override a key, as dotted.key=value; repeatable.")]
 ConfigFile = Annotated[Path, typer.Argument(help="YAML config.")]
 OutFile = Annotated[Path, typer.Option("--out", help="File to write (extxyz).")]
 RunFolder = Annotated[Path, typer.Argument(help="Run directory.")]
 PotentialFolder = Annotated[Path, typer.Argument(help="Folder of a saved potential.")]
+RunOption = Annotated[Path | None, typer.Option("--out", help="Folder of the run; that of the config by default.")]
 DbFile = Annotated[Path | None, typer.Option("--db", help="Label store; beside the output by default.")]
 
 
@@ -288,7 +293,7 @@ def select(
         build_selector(settings.selection.selector, k),
         named_key(settings.seed, "select"),
         candidates(frames, model.evaluate(frames, features=True)),
-        candidates(labelled, model.evaluate(labelled, features=True)),
+        candidates(labelled, model.evaluate(labelled, features=True), labelled=True),
     )
     batch = []
     for index, gain in chosen:
@@ -366,6 +371,88 @@ def label(
         raise LabelError(f"{len(failed)} of {len(frames)} labels failed; frame {failed[0][0]}: {failed[0][1]}")
 
 
+# ---------------------------------------------------------------------------------------------------------- simulation
+
+
+@app.command()
+def explore(config: ConfigFile, out: RunOption = None, overrides: SetOption = None, json_file: JsonFile = None) -> None:
+    """Explore with a trained potential under a gate; the same command goes on after an interruption."""
+    from almlip_jax.simulation import ExploreConfig, run_exploration
+
+    _simulate(ExploreConfig, run_exploration, "explore", config, out, overrides, json_file)
+
+
+@app.command()
+def md(config: ConfigFile, out: RunOption = None, overrides: SetOption = None, json_file: JsonFile = None) -> None:
+    """Run production dynamics with a trained potential; the same command goes on after an interruption."""
+    from almlip_jax.simulation import MdConfig, run_md
+
+    _simulate(MdConfig, run_md, "md", config, out, overrides, json_file)
+
+
+def _simulate(
+    kind: type[AnySimulation],
+    work: Callable[[AnySimulation, Path, Potential, Progress], dict[str, Any]],
+    command: str,
+    config: Path,
+    out: Path | None,
+    overrides: list[str] | None,
+    json_file: Path | None,
+) -> None:
+    from almlip_jax.campaign.progress import open_progress
+    from almlip_jax.config import load_settings
+    from almlip_jax.simulation.summary import render_summary
+
+    settings = load_settings(kind, config, overrides or [])
+    folder = out or settings.out or Path("runs") / config.stem
+    potential = _load(settings.potential)
+    try:
+        with open_progress() as progress:
+            summary = work(settings, folder, potential, progress)
+    except KeyboardInterrupt:
+        again = f"almlip {command} {config}" + (f" --out {out}" if out else "")
+        again += "".join(f" --set '{override}'" for override in overrides or [])
+        _complain(f"interrupted; go on with: {again}")
+        raise typer.Exit(130) from None
+    console.print(render_summary(summary))
+    _write_json(json_file, summary)
+
+
+# --------------------------------------------------------------------------------------------------------------- sweep
+
+
+@app.command()
+def sweep(
+    config: ConfigFile,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder of the sweep; that of the config by default.")
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option("--only", help="Points to run, as system=..,selector=..,seed=..; repeatable.")
+    ] = None,
+    overrides: SetOption = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Compare selectors on labelled pools; the same command goes on after an interruption."""
+    from almlip_jax.campaign.progress import open_progress
+    from almlip_jax.compilation import prepare_jax
+    from almlip_jax.config import load_settings
+    from almlip_jax.sweep import SweepConfig, parse_only, render_result, run_sweep
+
+    settings = load_settings(SweepConfig, config, overrides or []).based(config.resolve().parent)
+    prepare_jax(settings.precision)
+    folder = out or settings.out or Path("runs") / config.stem
+    wanted = parse_only(only or [], settings)
+    try:
+        with open_progress() as progress:
+            result = run_sweep(settings, folder, only=wanted, progress=progress)
+    except KeyboardInterrupt:
+        _complain("interrupted; nothing is lost, the same command goes on.")
+        raise typer.Exit(130) from None
+    console.print(render_result(result))
+    _write_json(json_file, result.summary())
+
+
 # --------------------------------------------------------------------------------------------------------------- config
 
 
@@ -394,11 +481,16 @@ def init(
 
 
 @app.command()
-def schema(json_file: JsonFile = None) -> None:
+def schema(
+    of: Annotated[
+        Literal["campaign", "explore", "md", "sweep"], typer.Option("--of", help="The command that the config is for.")
+    ] = "campaign",
+    json_file: JsonFile = None,
+) -> None:
     """Print the JSON schema of configs, for editors."""
-    from almlip_jax.config import ExperimentConfig
+    from almlip_jax.templates import KINDS
 
-    found = ExperimentConfig.model_json_schema()
+    found = KINDS[of].model_json_schema()
     if json_file is None:
         sys.stdout.write(json.dumps(found, indent=2) + "\n")
     _write_json(json_file, found)

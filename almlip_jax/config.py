@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -65,10 +65,19 @@ class ExperimentConfig(Settings):
         return self
 
 
+Config = TypeVar("Config", bound=Settings)
+
+
 def load_config(path: Path | str, overrides: Sequence[str] = ()) -> ExperimentConfig:
-    """Reads a config and checks it.
+    """Reads the config of a campaign; arguments and errors as for `load_settings`."""
+    return load_settings(ExperimentConfig, path, overrides)
+
+
+def load_settings(kind: type[Config], path: Path | str, overrides: Sequence[str] = ()) -> Config:
+    """Reads a config of some kind and checks it.
 
     Args:
+        kind: the model that it follows.
         path: a YAML file; relative paths inside it are meant from its folder.
         overrides: ``dotted.key=value`` each, the value in YAML; relative paths in them are meant from the working
             directory.
@@ -93,13 +102,13 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> ExperimentCo
     for override in overrides:
         _apply(data, override)
     try:
-        return ExperimentConfig.model_validate(data)
+        return kind.model_validate(data)
     except ValidationError as error:
         problems = [_sentence(problem, lines) for problem in error.errors()]
         raise InputError(f"{source}: " + "\n".join(problems)) from error
 
 
-def config_text(config: ExperimentConfig) -> str:
+def config_text(config: Settings) -> str:
     """A config as YAML that reads back as the same config."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
@@ -119,7 +128,8 @@ class _StrictLoader(yaml.SafeLoader):
 
 def _path_keys() -> frozenset[str]:
     """Names of the settings that hold paths."""
-    return frozenset({"structures", "dataset", "path", "files", "folder"})
+    of_campaigns = {"structures", "dataset", "path", "files", "folder"}
+    return frozenset(of_campaigns | {"potential", "training_set", "calibration_set", "out"})
 
 
 def _rebase(data: Any, folder: Path) -> None:

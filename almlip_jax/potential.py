@@ -120,6 +120,7 @@ class Potential:
         *,
         features: bool = False,
         on_batch: Callable[[int], None] | None = None,
+        shape: BatchShape | None = None,
     ) -> Evaluated:
         """Committee mean and spread of structures of any size, in batches of one static shape.
 
@@ -127,6 +128,7 @@ class Potential:
             structures: in any number; labels are not looked at.
             features: also give the per-structure features ``latent`` and ``last_layer_gradient``.
             on_batch: called with the number of structures of each finished batch.
+            shape: least room of a batch, that of `batch_shape` for several sets that are to share a program.
 
         Raises:
             InputError: a structure holds an element that the potential does not know.
@@ -134,14 +136,19 @@ class Potential:
         if not structures:
             raise InputError("there is no structure to evaluate.")
         parts = []
-        for batch, found in self.evaluate_stream(structures, features=features):
+        for batch, found in self.evaluate_stream(structures, features=features, shape=shape):
             parts.append(found)
             if on_batch is not None:
                 on_batch(len(batch))
         return _joined(parts)
 
     def evaluate_stream(
-        self, frames: Iterable[Atoms], *, features: bool = False, source: str = "structures"
+        self,
+        frames: Iterable[Atoms],
+        *,
+        features: bool = False,
+        source: str = "structures",
+        shape: BatchShape | None = None,
     ) -> Iterator[tuple[list[Atoms], Evaluated]]:
         """What `evaluate` gives, batch after batch and in order, without keeping any of it: for pools of any length.
 
@@ -152,6 +159,7 @@ class Potential:
             frames: in any number; labels are not looked at.
             features: as for `evaluate`.
             source: what to call the frames in messages.
+            shape: as for `evaluate`.
 
         Yields:
             the frames of a batch, and what the potential says of them; the same numbers as `evaluate` gives.
@@ -160,7 +168,6 @@ class Potential:
             InputError: a frame holds an element that the potential does not know.
         """
         params = spread_members(self.params)
-        shape: BatchShape | None = None
         for chunk in _chunks(self._known(frames, source)):
             shape = self._batch_shape(chunk, shape)
             for batch in _batches(chunk, shape):
@@ -175,6 +182,10 @@ class Potential:
                 raise InputError(f"{source}, frame {number}: {error}") from error
             yield frame
 
+    def batch_shape(self, structures: Sequence[Atoms]) -> BatchShape:
+        """The room that batches of some structures need: given to `evaluate`, it serves for any part of them."""
+        return self._batch_shape(structures, None)
+
     def _batch_shape(self, structures: Sequence[Atoms], before: BatchShape | None) -> BatchShape:
         """The shape that some structures need, no smaller than that of batches before; grows by buckets."""
         largest = max(len(a) for a in structures)
@@ -188,7 +199,29 @@ class Potential:
             neighbors = before.neighbors if neighbors <= before.neighbors else bucket(neighbors, 8)
         return BatchShape(atoms, neighbors, _BATCH_STRUCTURES)
 
-    def _evaluate_batch(self, params: Params, batch: list[Atoms], shape: BatchShape, features: bool) -> Evaluated:
+    def atom_features(self, structures: Sequence[Atoms]) -> tuple[np.ndarray, np.ndarray]:
+        """Invariant features of every atom, and its species index: what novelty is measured in.
+
+        Args:
+            structures: in any number.
+
+        Returns:
+            features [L, A, F] of the L models, and species [A] int; atoms of all structures in their order.
+
+        Raises:
+            InputError: a structure holds an element that the potential does not know.
+        """
+        params, shape, parts = spread_members(self.params), None, []
+        for chunk in _chunks(self._known(structures, "structures")):
+            shape = self._batch_shape(chunk, shape)
+            for batch in _batches(chunk, shape):
+                data, plan = self._packed(batch, shape)
+                found = _atom_features(self.ensemble, params, data, plan)
+                parts.append(np.asarray(found)[:, : sum(len(a) for a in batch)])
+        return np.concatenate(parts, axis=1), self.species.index(np.concatenate([a.numbers for a in structures]))
+
+    def _packed(self, batch: list[Atoms], shape: BatchShape) -> tuple[PackedDataset, BatchPlan]:
+        """A batch in the shape of an evaluation, and the plan that takes it whole."""
         packed = pack(
             batch,
             self.species,
@@ -199,7 +232,11 @@ class Potential:
             dtype=jax.tree.leaves(self.params)[0].dtype,
         )
         plan, _ = plan_batches(packed, np.arange(len(batch)), shape)
-        result = _evaluate(self.ensemble, params, packed.data, plan, features)
+        return packed.data, plan
+
+    def _evaluate_batch(self, params: Params, batch: list[Atoms], shape: BatchShape, features: bool) -> Evaluated:
+        data, plan = self._packed(batch, shape)
+        result = _evaluate(self.ensemble, params, data, plan, features)
         references = np.array([self.reference_energy(a) for a in batch])
         return _to_host(result, references, batch)
 
@@ -357,6 +394,15 @@ def _evaluate_on_device(
 
 # The ensemble is compared by value: potentials of one architecture share what was compiled.
 _evaluate = jax.jit(_evaluate_on_device, static_argnums=(0, 4))
+
+
+def _atom_features_on_device(ensemble: AnyEnsemble, params: Params, data: PackedDataset, plan: BatchPlan) -> jax.Array:
+    """Features [L, A, F] of the only batch of a plan."""
+    graph, _ = take_batch(data, plan, 0)
+    return ensemble.predict(params, graph).features
+
+
+_atom_features = jax.jit(_atom_features_on_device, static_argnums=0)
 
 
 def _chunks(frames: Iterable[Atoms]) -> Iterator[list[Atoms]]:

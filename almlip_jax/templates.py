@@ -11,6 +11,17 @@ from pydantic import BaseModel
 
 from almlip_jax.config import ExperimentConfig
 from almlip_jax.errors import InputError
+from almlip_jax.settings import Settings
+from almlip_jax.simulation.settings import ExploreConfig, MdConfig
+from almlip_jax.sweep.settings import SweepConfig
+
+KINDS: dict[str, type[Settings]] = {
+    "campaign": ExperimentConfig,
+    "explore": ExploreConfig,
+    "md": MdConfig,
+    "sweep": SweepConfig,
+}
+"""Models of configs by the command that reads them (``campaign``: all the others)."""
 
 _ZUNDEL = {
     "name": "zundel",
@@ -40,10 +51,12 @@ class Template:
     Attributes:
         title: what it is for.
         content: keys and values.
+        kind: of `KINDS`.
     """
 
     title: str
     content: dict[str, Any]
+    kind: str = "campaign"
 
 
 TEMPLATES: dict[str, Template] = {
@@ -86,6 +99,71 @@ TEMPLATES: dict[str, Template] = {
             "stopping": {"max_rounds": 15, "share_below": None},
         },
     ),
+    "explore": Template(
+        "gated exploration with a trained potential: `almlip explore`",
+        {
+            "potential": "runs/my/rounds/010/potential",
+            "structures": "start.xyz",
+            "training_set": "runs/my/rounds/010/dataset.extxyz",
+            "exploration": {
+                "walkers": [{"temperature": 300, "count": 4}, {"temperature": [300, 900], "count": 4}],
+                "steps": 20000,
+                "timestep": 0.5,
+                "integrator": {"kind": "langevin", "friction": 0.01},
+                "gate": {"kind": "absolute", "score": "force_std_max"},
+                "rewind": {"every": 100, "keep": 4},
+                "monitor": ["latent_distance"],
+                "admission": {"kind": "log_det"},
+                "record_every": 20,
+                "buffer": 64,
+            },
+            "thresholds": {"kind": "relative", "record_factor": 1.5, "stop_factor": 4.0, "floor": 0.05},
+            "seed": 0,
+            "out": "runs/explore",
+        },
+        "explore",
+    ),
+    "md": Template(
+        "production dynamics with a trained potential: `almlip md`",
+        {
+            "potential": "runs/my/rounds/010/potential",
+            "structures": "start.xyz",
+            "exploration": {
+                "walkers": [{"temperature": 300, "count": 1}],
+                "steps": 200000,
+                "timestep": 0.5,
+                "integrator": {"kind": "langevin", "friction": 0.002},
+            },
+            "trajectory": {"format": "extxyz", "every": 100, "forces": True, "momenta": True},
+            "thermo": {"every": 100},
+            "checkpoint_every": 60,
+            "seed": 0,
+            "out": "runs/md",
+        },
+        "md",
+    ),
+    "sweep": Template(
+        "selectors compared on a labelled pool: `almlip sweep`",
+        {
+            "systems": {
+                "mine": {
+                    "pool": "pool.extxyz",
+                    "tests": {"test": "test.extxyz"},
+                    "initial": 20,
+                    "model": {"kind": "shared_density", "size": "tiny"},
+                    "training": {"max_steps": 1000},
+                }
+            },
+            "selectors": {"random": {"kind": "random"}, "top_k": {"kind": "top_k"}, "max_det": {"kind": "max_det"}},
+            "seeds": 8,
+            "batch_sizes": [20],
+            "ensemble_sizes": [4],
+            "rounds": 6,
+            "processes": 1,
+            "out": "runs/sweep",
+        },
+        "sweep",
+    ),
 }
 """Templates by name."""
 
@@ -99,8 +177,9 @@ def render(name: str) -> str:
     if name not in TEMPLATES:
         raise InputError(f"there is no template '{name}'; there are {', '.join(TEMPLATES)}.")
     template = TEMPLATES[name]
-    config = ExperimentConfig.model_validate(template.content)
-    lines = [f"# {template.title[0].upper() + template.title[1:]}.", "# `almlip schema` lists every key.", ""]
+    config = KINDS[template.kind].model_validate(template.content)
+    schema = "almlip schema" if template.kind == "campaign" else f"almlip schema --of {template.kind}"
+    lines = [f"# {template.title[0].upper() + template.title[1:]}.", f"# `{schema}` lists every key.", ""]
     return "\n".join(lines + _commented(template.content, config, 0)) + "\n"
 
 

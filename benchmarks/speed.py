@@ -47,7 +47,7 @@ def walker_steps(ensemble: Ensemble, params, start, walkers: int, repeats: int) 
     """Median walker-steps per second, compilation apart."""
     group = WalkerGroup(temperature=300.0, count=walkers)
     explorer = Explorer(
-        ensemble.committee, SpeciesTable((1, 8)), MODEL.cutoff, ExplorationSettings(walkers=(group,), steps=STEPS)
+        ensemble.predict, SpeciesTable((1, 8)), MODEL.cutoff, ExplorationSettings(walkers=(group,), steps=STEPS)
     )
     seconds = []
     for n in range(repeats + 1):

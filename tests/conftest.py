@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# most of the time of a test is compiling, and small shapes gain nothing from the last optimisations
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
 
 import jax
 import pytest

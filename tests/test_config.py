@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from almlip_jax.config import ExperimentConfig, config_text, load_config
+from almlip_jax.config import ExperimentConfig, config_text, load_config, load_settings
 from almlip_jax.errors import InputError
-from almlip_jax.templates import TEMPLATES, render
+from almlip_jax.templates import KINDS, TEMPLATES, render
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 PLAIN = """\
@@ -27,14 +27,15 @@ def written(folder: Path, text: str) -> Path:
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_configs_are_valid_and_survive_a_round_trip(path, tmp_path):
-    config = load_config(path)
-    assert load_config(written(tmp_path, config_text(config))) == config
+    kind = KINDS["sweep" if path.stem.startswith("sweep_") else "campaign"]
+    config = load_settings(kind, path)
+    assert load_settings(kind, written(tmp_path, config_text(config))) == config
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_templates_are_valid_and_explain_every_key(name, tmp_path):
     text = render(name)
-    load_config(written(tmp_path, text))
+    load_settings(KINDS[TEMPLATES[name].kind], written(tmp_path, text))
     keys = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith(("#", "-"))]
     comments = [line for line in text.splitlines() if line.lstrip().startswith("#")]
     assert len(comments) >= len(keys) / 2

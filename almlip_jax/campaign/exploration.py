@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,9 +11,12 @@ from ase import Atoms
 
 from almlip_jax.campaign.preparation import geometry_key
 from almlip_jax.campaign.rundir import RoundDirectory, write_npz
-from almlip_jax.campaign.settings import FixedThresholds, MdExploration
+from almlip_jax.campaign.settings import MdExploration
 from almlip_jax.campaign.workshop import Workshop
-from almlip_jax.dynamics import Exploration, Status
+from almlip_jax.dynamics import Exploration, Knowledge, Status, know
+from almlip_jax.dynamics.knowledge import errors_and_scores, structure_scores
+from almlip_jax.dynamics.thresholds import CalibratedThresholds, ConformalThresholds, resolve_thresholds
+from almlip_jax.ensembles import SCORES
 from almlip_jax.errors import InputError
 from almlip_jax.keys import named_key, numpy_generator
 from almlip_jax.potential import Potential
@@ -27,9 +30,8 @@ def explore(shop: Workshop, round_index: int, potential: Potential) -> Mapping[s
     assert isinstance(settings, MdExploration)
     dataset = shop.dataset(round_index)
     starts = walker_starts(shop, settings, round_index, dataset)
-    thresholds = gate_thresholds(
-        settings, lambda: shop.evaluated_once(round_index, "dataset", dataset, potential, None).scores
-    )
+    knowledge = know(settings, potential, dataset, shop.config.seed, shop.largest_dataset)
+    thresholds = gate_thresholds(shop, settings, round_index, dataset, potential, knowledge)
     with shop.progress.stage("explore", settings.steps, unit="steps") as advance:
         done = 0
 
@@ -39,7 +41,7 @@ def explore(shop: Workshop, round_index: int, potential: Potential) -> Mapping[s
             done = step
 
         key = named_key(shop.config.seed, "explore", round_index)
-        found = shop.explorer.run(potential.params, starts, thresholds, key, on_chunk)
+        found = shop.explorer.run(potential.params, starts, thresholds, key, on_chunk, knowledge)
     shop.note_explorer()
     known = shop.test_keys | {geometry_key(frame) for frame in dataset}
     candidates = [frame for frame in found.recorded if geometry_key(frame) not in known]
@@ -55,19 +57,38 @@ def explore(shop: Workshop, round_index: int, potential: Potential) -> Mapping[s
     }
 
 
-def gate_thresholds(settings: MdExploration, scores: Callable[[], Mapping[str, np.ndarray]]) -> tuple[float, float]:
+def gate_thresholds(
+    shop: Workshop,
+    settings: MdExploration,
+    round_index: int,
+    dataset: Sequence[Atoms],
+    potential: Potential,
+    knowledge: Knowledge,
+) -> tuple[float, float]:
     """Record and stop threshold of a round, in the unit of the gate's score.
 
-    Args:
-        settings: name the rule; see `RelativeThresholds`.
-        scores: gives the scores of the structures trained on, where the rule asks for them.
+    Calibrated and conformal thresholds take the last batch that was labelled, as the potential before saw it that had
+    not been trained on it; before there is one, scores are taken at their face value: the record threshold is the
+    tolerance.
     """
-    rule = settings.thresholds
-    if isinstance(rule, FixedThresholds):
-        return rule.record, rule.stop
-    reference = float(np.quantile(scores()[settings.gate.score], rule.quantile))
-    record = max(rule.floor, rule.record_factor * reference)
-    return record, rule.stop_factor * record
+    rule, score = settings.thresholds, settings.gate.score
+
+    def scores() -> np.ndarray:
+        found = shop.evaluated_once(round_index, "dataset", dataset, potential, None) if score in SCORES else None
+        return structure_scores(score, potential, dataset, knowledge, found)
+
+    def calibration() -> tuple[np.ndarray, np.ndarray]:
+        batch = read_structures(shop.run.round(round_index - 1).labelled, require_labels=True)
+        before = shop.potential(round_index - 1)
+        known = Knowledge()
+        if score not in SCORES:
+            known = know(settings, before, shop.dataset(round_index - 1), shop.config.seed)
+        return errors_and_scores(score, before, batch, known)
+
+    without_batch = round_index == 0 or not shop.run.round(round_index - 1).labelled.exists()
+    if without_batch and isinstance(rule, CalibratedThresholds | ConformalThresholds):
+        return rule.tolerance, rule.stop_factor * rule.tolerance
+    return resolve_thresholds(rule, scores, calibration)
 
 
 def walker_starts(shop: Workshop, settings: MdExploration, round_index: int, dataset: Sequence[Atoms]) -> list[Atoms]:

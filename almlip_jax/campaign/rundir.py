@@ -52,7 +52,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -74,6 +74,7 @@ PACKAGES: tuple[str, ...] = (
     "numpy",
     "scipy",
     "ase",
+    "h5py",
     "vesin",
     "pydantic",
     "tblite",
@@ -166,8 +167,8 @@ class RoundDirectory:
 
 
 @dataclass(frozen=True, init=False)
-class RunDirectory:
-    """The files of a campaign; see the module's docstring for the layout.
+class WorkDirectory:
+    """A folder in which one process at a time works, with what every run leaves: its config and versions.
 
     Attributes:
         path: the folder; a string or a path may be given.
@@ -189,76 +190,13 @@ class RunDirectory:
         return self.path / "versions.json"
 
     @property
-    def state(self) -> Path:
-        """Where the campaign stands (JSON)."""
-        return self.path / "state.json"
-
-    @property
-    def labels(self) -> Path:
-        """The label store (ASE SQLite database)."""
-        return self.path / "labels.db"
-
-    @property
-    def measured(self) -> Path:
-        """Shapes and capacities chosen by measurement (JSON)."""
-        return self.path / "measured.json"
-
-    @property
-    def test(self) -> Path:
-        """Labelled test frames (extxyz)."""
-        return self.path / "test.extxyz"
-
-    @property
-    def metrics(self) -> Path:
-        """One row a round (CSV)."""
-        return self.path / "metrics.csv"
-
-    @property
-    def comparison(self) -> Path:
-        """Learning curves of other selectors, optional (CSV)."""
-        return self.path / "comparison.csv"
-
-    @property
-    def report(self) -> Path:
-        """The report (HTML)."""
-        return self.path / "report.html"
-
-    @property
     def lock_file(self) -> Path:
         """Names the process that works here, while it does (JSON)."""
         return self.path / "lock"
 
-    @property
-    def rounds_folder(self) -> Path:
-        """The folder of the rounds."""
-        return self.path / "rounds"
-
-    def round(self, index: int) -> RoundDirectory:
-        """The files of a round, whether it exists yet or not."""
-        return RoundDirectory(self.rounds_folder / f"{index:03d}", index)
-
-    def rounds(self) -> list[RoundDirectory]:
-        """The rounds that have a folder, in order; the last one may be unfinished."""
-        if not self.rounds_folder.is_dir():
-            return []
-        names = (entry.name for entry in self.rounds_folder.iterdir() if entry.is_dir())
-        return [self.round(index) for index in sorted(int(name) for name in names if re.fullmatch(r"\d{3,}", name))]
-
-    def create(self) -> RunDirectory:
-        """Makes the folder and that of the rounds where they do not exist yet."""
-        _make_folder(self.rounds_folder)
-        return self
-
-    def require(self) -> RunDirectory:
-        """Checks that this is a run directory.
-
-        Raises:
-            InputError: there is no such folder, or nothing in it that a campaign writes.
-        """
-        if not self.path.is_dir():
-            raise InputError(f"there is no run directory at {self.path}; give the folder that 'almlip run' wrote.")
-        if not any(file.exists() for file in (self.config, self.state, self.metrics, self.rounds_folder)):
-            raise InputError(f"{self.path} holds no campaign (no config.yaml, state.json or rounds/).")
+    def create(self) -> Self:
+        """Makes the folder where it does not exist yet."""
+        _make_folder(self.path)
         return self
 
     @contextmanager
@@ -318,6 +256,78 @@ class RunDirectory:
                 f"{self.path} is in use by process {pid} since {since}; wait for it, stop it, or choose another "
                 "run directory."
             )
+
+
+class RunDirectory(WorkDirectory):
+    """The files of a campaign; see the module's docstring for the layout."""
+
+    @property
+    def state(self) -> Path:
+        """Where the campaign stands (JSON)."""
+        return self.path / "state.json"
+
+    @property
+    def labels(self) -> Path:
+        """The label store (ASE SQLite database)."""
+        return self.path / "labels.db"
+
+    @property
+    def measured(self) -> Path:
+        """Shapes and capacities chosen by measurement (JSON)."""
+        return self.path / "measured.json"
+
+    @property
+    def test(self) -> Path:
+        """Labelled test frames (extxyz)."""
+        return self.path / "test.extxyz"
+
+    @property
+    def metrics(self) -> Path:
+        """One row a round (CSV)."""
+        return self.path / "metrics.csv"
+
+    @property
+    def comparison(self) -> Path:
+        """Learning curves of other selectors, optional (CSV)."""
+        return self.path / "comparison.csv"
+
+    @property
+    def report(self) -> Path:
+        """The report (HTML)."""
+        return self.path / "report.html"
+
+    @property
+    def rounds_folder(self) -> Path:
+        """The folder of the rounds."""
+        return self.path / "rounds"
+
+    def round(self, index: int) -> RoundDirectory:
+        """The files of a round, whether it exists yet or not."""
+        return RoundDirectory(self.rounds_folder / f"{index:03d}", index)
+
+    def rounds(self) -> list[RoundDirectory]:
+        """The rounds that have a folder, in order; the last one may be unfinished."""
+        if not self.rounds_folder.is_dir():
+            return []
+        names = (entry.name for entry in self.rounds_folder.iterdir() if entry.is_dir())
+        return [self.round(index) for index in sorted(int(name) for name in names if re.fullmatch(r"\d{3,}", name))]
+
+    def create(self) -> Self:
+        """Makes the folder and that of the rounds where they do not exist yet."""
+        _make_folder(self.rounds_folder)
+        return self
+
+    def require(self) -> RunDirectory:
+        """Checks that this is a run directory.
+
+        Raises:
+            InputError: there is no such folder, or nothing in it that a campaign writes.
+        """
+        if not self.path.is_dir():
+            raise InputError(f"there is no run directory at {self.path}; give the folder that 'almlip run' wrote.")
+        if not any(file.exists() for file in (self.config, self.state, self.metrics, self.rounds_folder)):
+            raise InputError(f"{self.path} holds no campaign (no config.yaml, state.json or rounds/).")
+        return self
 
 
 # ---------------------------------------------------------------------------------------------------------- writing
@@ -498,7 +508,7 @@ def collect_versions() -> dict[str, Any]:
     }
 
 
-def write_versions(run: RunDirectory, versions: Mapping[str, Any] | None = None) -> None:
+def write_versions(run: WorkDirectory, versions: Mapping[str, Any] | None = None) -> None:
     """Writes ``versions.json``; what an earlier session of the same run used is kept under ``earlier`` if it differs.
 
     Args:

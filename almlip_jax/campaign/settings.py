@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from almlip_jax.dynamics import ExplorationSettings
+from almlip_jax.dynamics.thresholds import RelativeThresholds, ThresholdSettings, check_thresholds
 from almlip_jax.score_names import ScoreName as Score
 from almlip_jax.selection import SelectorSettings, TopKSettings
 from almlip_jax.settings import Settings
@@ -105,54 +106,21 @@ class TestSettings(Settings):
     """Structures drawn at random from the pool, taken out of it and labelled; group ``pool``."""
 
 
-class FixedThresholds(Settings):
-    """The gate's thresholds in the unit of its score, the same in every round."""
-
-    kind: Literal["fixed"] = "fixed"
-    record: float = Field(gt=0)
-    """Frames above are recorded as candidates."""
-    stop: float = Field(gt=0)
-    """A walker above is stopped."""
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.stop < self.record:
-            raise ValueError(f"the stop threshold {self.stop:g} is below the record threshold {self.record:g}.")
-        return self
-
-
-class RelativeThresholds(Settings):
-    """The gate's thresholds as multiples of the score that the ensemble has on what it was trained on.
-
-    ``record = max(floor, record_factor * q)`` with q a quantile of the gate's score over the training set, and
-    ``stop = stop_factor * record``.  The floor is the uncertainty that is tolerated: without it the thresholds would
-    follow the ensemble down for ever, and exploration would never come to rest.
-    """
-
-    kind: Literal["relative"] = "relative"
-    quantile: float = Field(default=0.9, gt=0, le=1)
-    """Which quantile of the training set's scores."""
-    record_factor: float = Field(default=1.5, gt=0)
-    """Multiple of it above which frames are recorded."""
-    stop_factor: float = Field(default=4.0, ge=1)
-    """Multiple of the record threshold above which a walker is stopped."""
-    floor: float = Field(default=0.05, gt=0)
-    """Least record threshold, in the unit of the score (eV/Angstrom for forces)."""
-
-
-Thresholds = Annotated[FixedThresholds | RelativeThresholds, Field(discriminator="kind")]
-
-
 class MdExploration(ExplorationSettings):
     """Candidates from gated molecular dynamics with the ensemble."""
 
-    thresholds: Thresholds = RelativeThresholds()
+    thresholds: ThresholdSettings = RelativeThresholds()
     """What the gate compares its score with."""
     continue_walkers: bool = False
     """Whether a walker that ran to its end goes on from there in the next round; others, and all where this is false,
     begin at labelled structures."""
     start_energy: float = Field(default=2.0, gt=0)
     """Labelled structures serve as starts up to this many times the thermal energy 3/2 N kB T above the lowest."""
+
+    @model_validator(mode="after")
+    def _thresholds_suit_the_score(self) -> Self:
+        check_thresholds(self.thresholds, self.gate.score)
+        return self
 
 
 class PoolExploration(Settings):

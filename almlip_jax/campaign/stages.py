@@ -15,9 +15,9 @@ import numpy as np
 from ase import Atoms
 
 from almlip_jax.campaign import exploration
-from almlip_jax.campaign.batch import candidates, choose
+from almlip_jax.campaign.batch import adaptive_part, candidates, choose, selection_scalars
 from almlip_jax.campaign.preparation import held_out_set, initial_set, planned_calls
-from almlip_jax.campaign.rundir import Cell, write_csv, write_json, write_npz
+from almlip_jax.campaign.rundir import Cell, read_json, write_csv, write_json, write_npz
 from almlip_jax.campaign.settings import PoolExploration
 from almlip_jax.campaign.workshop import Workshop
 from almlip_jax.ensembles import SCORES
@@ -211,7 +211,9 @@ def select(shop: Workshop, round_index: int) -> Results:
             shop.selector,
             named_key(shop.config.seed, "select", round_index),
             candidates(frames, found, shop.pool_capacity),
-            candidates(dataset, context, shop.largest_dataset),
+            candidates(
+                dataset, context, shop.largest_dataset, labelled=True, scalars=_selection_scalars(shop, round_index)
+            ),
         )[: _allowed(shop)]
     batch = []
     for index, gain in chosen:
@@ -226,6 +228,15 @@ def select(shop: Workshop, round_index: int) -> Results:
     if isinstance(shop.config.exploration, PoolExploration):
         results["sigma_pool"] = _mean(np.delete(scores, indices))
     return results
+
+
+def _selection_scalars(shop: Workshop, round_index: int) -> dict[str, float]:
+    """What the selector asks of the campaign so far, from the force errors on the test set."""
+    settings = shop.config.selection.selector
+    if adaptive_part(settings) is None:
+        return {}
+    files = [shop.run.round(n).evaluation for n in range(round_index + 1)]
+    return selection_scalars(settings, [float(read_json(file)["forces_rmse"]) for file in files if file.exists()])
 
 
 def _allowed(shop: Workshop) -> int:

@@ -241,7 +241,7 @@ class Workshop:
         known = self.measured.get("explorer", {})
         images = known.get("images")
         return Explorer(
-            self.ensemble.committee,
+            self.ensemble.predict,
             self.species,
             self.ensemble.cutoff,
             settings,

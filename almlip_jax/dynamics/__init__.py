@@ -1,8 +1,10 @@
 """Dynamics: exploration inside one compiled program, with gates on the committee of every step."""
 
-from almlip_jax.dynamics.explore import Exploration, Explorer
+from almlip_jax.dynamics.explore import Explorer, Session
 from almlip_jax.dynamics.gates import Decision, Gate, Observables, Thresholds, build_gate
+from almlip_jax.dynamics.knowledge import Knowledge, know
 from almlip_jax.dynamics.loop import Status
+from almlip_jax.dynamics.results import Exploration
 from almlip_jax.dynamics.sanity import Cause
 from almlip_jax.dynamics.settings import ExplorationSettings, GateSettings, SanitySettings, WalkerGroup
 
@@ -14,10 +16,13 @@ __all__ = [
     "Explorer",
     "Gate",
     "GateSettings",
+    "Knowledge",
     "Observables",
     "SanitySettings",
+    "Session",
     "Status",
     "Thresholds",
     "WalkerGroup",
     "build_gate",
+    "know",
 ]

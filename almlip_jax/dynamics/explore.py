@@ -1,83 +1,59 @@
-"""Exploration: walkers run in compiled chunks, and what they found comes back to the host as structures and traces.
+"""Exploration: walkers run in compiled chunks, and what they found comes back to the host.
 
 An `Explorer` compiles for a number of walkers and atoms once and serves every round of a campaign: parameters, start
-structures, temperatures, thresholds and limits are inputs.
+structures, temperatures, thresholds, limits and what is known of the training set are inputs.  A `Session` is one run
+of it: chunk after chunk, with a state that can be kept on disk and gone on from, bit for bit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ase import Atoms
+from ase.constraints import FixAtoms
 from numpy.typing import ArrayLike
 
-from almlip_jax.dynamics.gates import Thresholds, build_gate
-from almlip_jax.dynamics.integrators import Bath, initial_state
-from almlip_jax.dynamics.loop import Evaluate, Loop, Setup, State, Status, Traces
+from almlip_jax.dynamics.admission import build_admission, context_of
+from almlip_jax.dynamics.biases import build_bias
+from almlip_jax.dynamics.gates import Decision, Thresholds, build_gate
+from almlip_jax.dynamics.integrators import (
+    AdversarialSettings,
+    FireSettings,
+    NptSettings,
+    build_integrator,
+    integrator_numbers,
+)
+from almlip_jax.dynamics.knowledge import Knowledge
+from almlip_jax.dynamics.loop import Ends, Evaluate, Loop, Setup, Snapshots, State, Status, Traces
+from almlip_jax.dynamics.motion import Drive, Motion, maxwell_boltzmann, without_drift
+from almlip_jax.dynamics.novelty import Novelty
 from almlip_jax.dynamics.recorder import empty_recorder
-from almlip_jax.dynamics.sanity import Cause, SanityLimits, fragments, looks_for_fragments, species_radii
-from almlip_jax.dynamics.settings import ExplorationSettings, LangevinSettings
-from almlip_jax.ensembles import SCORES, spread_members
+from almlip_jax.dynamics.results import Exploration, collect
+from almlip_jax.dynamics.sanity import SanityLimits, fragments, looks_for_fragments, species_radii
+from almlip_jax.dynamics.settings import ExplorationSettings
+from almlip_jax.ensembles import blocked, spread_members
 from almlip_jax.errors import CapacityError, InputError
 from almlip_jax.models import Params
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.structures.walkers import WalkerNeighbors, walker_neighbors
-from almlip_jax.units import FEMTOSECOND, KB
+from almlip_jax.units import FEMTOSECOND, GPA, KB
 
-
-@dataclass(frozen=True)
-class Exploration:
-    """What a run found; W walkers, T trace entries.
-
-    Attributes:
-        step: [T] int.
-        time_fs: [T].
-        scores: name -> [T, W], NaN once a walker ended.
-        temperature: [T, W] K, NaN once a walker ended.
-        walker_temperature: [W] K, of the bath.
-        status: [W] `Status`.
-        cause: [W] which sanity check ended a walker.
-        end_step: [W] int, step at which a walker ended early; -1 for one that did not.
-        end_atom: [W] int, atom with the largest spread at that step.
-        recorded: candidate frames by walker and step; ``info``: walker, step, time_fs, temperature and every score,
-            ``arrays["force_std"]``.
-        trajectories: thinned trajectory of each walker, with the same ``info`` but for the scores.
-        final: last good frame of each walker, without labels.
-        share_below: share of all planned frames that lay below the record threshold; frames that were lost because a
-            walker ended early count as above.
-        thresholds: record and stop threshold of each walker.
-        steps: planned for each walker.
-        timestep: fs.
-    """
-
-    step: np.ndarray
-    time_fs: np.ndarray
-    scores: dict[str, np.ndarray]
-    temperature: np.ndarray
-    walker_temperature: np.ndarray
-    status: tuple[Status, ...]
-    cause: tuple[Cause, ...]
-    end_step: np.ndarray
-    end_atom: np.ndarray
-    recorded: list[Atoms]
-    trajectories: list[list[Atoms]]
-    final: list[Atoms]
-    share_below: float
-    thresholds: Thresholds
-    steps: int
-    timestep: float
+_DEPARTURE = 2.0  # latent distance, in units of the training set's 99 % quantile, that counts as having left it
 
 
 class Explorer:
     """Runs walkers with one ensemble architecture.
 
     Args:
-        evaluate: the ensemble, ``(params, graph) -> Committee``.
+        evaluate: the ensemble, ``(params, graph) -> Prediction``.
         species: its species table.
         cutoff: Angstrom.
         settings: of the exploration.
@@ -102,9 +78,9 @@ class Explorer:
         self.settings = settings
         self.capacity = capacity
         self.images = images
-        self.dtype = dtype
+        self.dtype = np.dtype(dtype)
         # traced once for the first evaluation and the loop
-        self._evaluate: Evaluate = jax.jit(evaluate)
+        self._evaluate: Evaluate = jax.jit(blocked(evaluate))
         self._programs: dict[bool, tuple[Callable[..., State], Callable[..., tuple[State, Traces]]]] = {}
 
     def run(
@@ -114,146 +90,262 @@ class Explorer:
         thresholds: Thresholds | tuple[float, float],
         key: jax.Array,
         on_chunk: Callable[[int, int], None] | None = None,
+        knowledge: Knowledge | None = None,
     ) -> Exploration:
         """Runs every walker until it ends or its steps are done.
 
         Args:
             params: of the ensemble.
             starts: start structure of each walker, in the order of ``settings.temperatures``; they may differ in size.
+                Atoms under an ase ``FixAtoms`` constraint do not move.
             thresholds: record and stop threshold of the gate, of each walker or the same for all.
             key: random key of the run.
             on_chunk: called after each chunk with steps done and number of walkers that still run.
+            knowledge: of the training set, where settings ask for novelty scores or an admission by features.
 
         Raises:
-            InputError: not one start structure for each walker, or an element that the ensemble does not know.
+            InputError: not one start structure for each walker, an element that the ensemble does not know, a structure
+                that does not suit the integrator, or knowledge that is missing.
         """
-        s = self.settings
-        if len(starts) != len(s.temperatures):
-            raise InputError(f"{len(s.temperatures)} walkers need as many start structures, not {len(starts)}.")
-        params = spread_members(params)
-        state, setup, loop = self._prepare(starts, self._thresholds(thresholds), key)
-        begin, run_chunk = self._compiled(loop)
-        state = begin(params, state, setup)
-        kept: list[Traces] = []
-        while int(state.step) < s.steps and _running(state) > 0:
-            before = state
-            state, traces = run_chunk(params, before, setup)
-            if bool(state.neighbors.overflow):
-                # the chunk is done again from its beginning with more room: as if nothing had happened
-                state = replace(before, neighbors=self._grown(before.neighbors, state))
-                continue
-            kept.append(jax.device_get(traces))
+        session = self.begin(params, starts, thresholds, key, knowledge)
+        traces = []
+        for part in session.chunks():
+            traces.append(part)
             if on_chunk is not None:
-                on_chunk(int(state.step), _running(state))
-        return self._collect(starts, jax.device_get(replace(state, motion=_without_key(state))), kept, thresholds)
+                on_chunk(session.step, session.running)
+        return session.result(traces)
+
+    def begin(
+        self,
+        params: Params,
+        starts: Sequence[Atoms],
+        thresholds: Thresholds | tuple[float, float],
+        key: jax.Array,
+        knowledge: Knowledge | None = None,
+    ) -> Session:
+        """A run that has not done a step yet; arguments and errors as for `run`."""
+        self._check(starts)
+        params = spread_members(params)
+        limits = self._thresholds(thresholds)
+        state, setup, loop = self._prepare(starts, limits, key, self._known(knowledge))
+        begin, run_chunk = self._compiled(loop)
+        return Session(self, params, starts, limits, setup, run_chunk, begin(params, state, setup))
 
     # -- before -------------------------------------------------------------------------------------------------------
 
+    def _check(self, starts: Sequence[Atoms]) -> None:
+        s = self.settings
+        if len(starts) != len(s.temperatures):
+            raise InputError(f"{len(s.temperatures)} walkers need as many start structures, not {len(starts)}.")
+        moves_cell = isinstance(s.integrator, NptSettings) or (
+            isinstance(s.integrator, FireSettings) and s.integrator.cell != "fixed"
+        )
+        for w, start in enumerate(starts):
+            if moves_cell and not start.pbc.all():
+                raise InputError(f"walker {w} is not periodic in three directions: its cell cannot move.")
+            if moves_cell and start.constraints:
+                raise InputError(f"walker {w} holds atoms fixed, which does not go with a cell that moves.")
+            for constraint in start.constraints:
+                if not isinstance(constraint, FixAtoms):
+                    raise InputError(
+                        f"walker {w} has the constraint {type(constraint).__name__}; only FixAtoms is known, use a "
+                        "restraint among the biases for others."
+                    )
+
+    def _known(self, knowledge: Knowledge | None) -> Knowledge:
+        known = knowledge or Knowledge()
+        for name in self.settings.novelty:
+            if name not in known.novelty:
+                raise InputError(f"the score {name} needs the training set that it is measured from.")
+        if build_admission(self.settings.admission).looks_at_features and known.context is None:
+            raise InputError(f"admission '{self.settings.admission.kind}' needs the training set it compares with.")
+        novelty: dict[str, Novelty] = {name: self._cast(known.novelty[name]) for name in self.settings.novelty}
+        context = known.context or context_of(self.settings.admission, None, 0)
+        return Knowledge(novelty, self._cast(context))
+
+    def _cast(self, tree: Any) -> Any:
+        return jax.tree.map(lambda x: jnp.asarray(np.asarray(x, self.dtype)), tree)
+
     def _thresholds(self, given: Thresholds | tuple[float, float]) -> Thresholds:
         if isinstance(given, Thresholds):
-            return jax.tree.map(self._real, given)
+            return self._cast(given)  # type: ignore[no-any-return]
         record, stop = (self._real(np.full(len(self.settings.temperatures), value)) for value in given)
         return Thresholds(record=record, stop=stop)
 
     def _real(self, values: ArrayLike) -> jax.Array:
         return jnp.asarray(np.asarray(values, self.dtype))
 
-    def _prepare(self, starts: Sequence[Atoms], thresholds: Thresholds, key: jax.Array) -> tuple[State, Setup, Loop]:
+    def _prepare(
+        self, starts: Sequence[Atoms], thresholds: Thresholds, key: jax.Array, known: Knowledge
+    ) -> tuple[State, Setup, Loop]:
         s = self.settings
-        walkers, atoms = len(starts), max(len(a) for a in starts)
-        species, mask = np.zeros((walkers, atoms), np.int32), np.zeros((walkers, atoms), bool)
-        masses, positions = np.ones((walkers, atoms)), np.zeros((walkers, atoms, 3))
-        for w, start in enumerate(starts):
-            rows = slice(0, len(start))
-            species[w, rows], mask[w, rows] = self.species.index(start.numbers), True
-            masses[w, rows], positions[w, rows] = start.get_masses(), start.positions
-        temperatures = np.asarray(s.temperatures)
-        pbc = np.array([start.pbc for start in starts])
-        bath = Bath(
-            kt=self._real(KB * temperatures),
-            friction=self._real(np.full(walkers, self._friction / FEMTOSECOND)),
-            timestep=self._real(s.timestep * FEMTOSECOND),
-        )
-        motion = initial_state(
-            self._real(positions),
-            self._real(masses),
-            jnp.asarray(mask),
-            bath.kt,
-            jax.random.split(key, walkers),
-        )
-        radii = self._real(species_radii(self.species.numbers))
-        find = looks_for_fragments(s.sanity, pbc, atoms)
-        limits = SanityLimits.of(s.sanity)
-        setup = Setup(
-            species=jnp.asarray(species),
-            atom_mask=jnp.asarray(mask),
-            radii=radii,
-            bath=bath,
-            limits=limits,
-            first_fragments=_fragments(
-                motion.position, jnp.asarray(species), jnp.asarray(mask), radii, limits.bond_factor
+        layout = _Layout.of(starts, self.species)
+        walkers, atoms = layout.mask.shape
+        find = looks_for_fragments(s.sanity, layout.pbc, atoms)
+        loop = self.loop(find)
+        move_key, admission_key = key, jax.random.fold_in(key, 1)
+        drive = self._drive(starts, layout, loop)
+        motion = self._first_motion(layout, drive, loop, jax.random.split(move_key, walkers))
+        setup = self._setup(layout, drive, motion, find, known, admission_key)
+        snapshots = None
+        if s.rewind is not None:
+            room = 1 + s.rewind.keep
+            snapshots = Snapshots(
+                position=self._real(np.zeros((walkers, room, atoms, 3))),
+                cell=self._real(np.zeros((walkers, room, 3, 3))),
+                force=self._real(np.zeros((walkers, room, atoms, 3))),
+                virial=self._real(np.zeros((walkers, room, 3, 3))),
+                count=jnp.asarray(np.zeros(walkers, np.int32)),
             )
-            if find
-            else jnp.asarray(np.ones(walkers, np.int32)),
-            steps=jnp.asarray(np.int32(s.steps)),
-            record_every=jnp.asarray(np.int32(s.record_every)),
-        )
-        loop = Loop(
-            evaluate=self._evaluate,
-            gate=build_gate(s.gate),
-            chunk=s.chunk,
-            trace_every=s.trace_every,
-            trajectory_every=s.trajectory_every,
-            stochastic=self._friction > 0,
-            find_fragments=find,
-        )
-
-        def count(value: int) -> jax.Array:
-            return jnp.asarray(np.full(walkers, value, np.int32))
-
+        room = s.buffer * walkers
         state = State(
             motion=motion,
-            neighbors=self._neighbors(motion.position, np.array([a.cell.array for a in starts]), pbc, mask),
+            neighbors=self._neighbors(motion.position, layout),
+            bias=loop.bias.init(walkers, atoms, self.dtype),
             gate=loop.gate.init(thresholds),
-            recorder=empty_recorder(walkers, s.buffer, atoms, SCORES, jnp.dtype(self.dtype)),
-            status=count(0),
-            cause=count(0),
-            end_step=count(-1),
-            end_atom=count(-1),
-            below=count(0),
+            admission=_concrete(loop.admission.init(walkers, room, setup.context)),
+            recorder=empty_recorder(walkers, room, atoms, loop.scores, self.dtype),
+            ends=_nobody_ended(walkers, self.dtype),
+            snapshots=snapshots,
             step=jnp.asarray(np.int32(0)),
         )
         return state, setup, loop
 
-    @property
-    def _friction(self) -> float:
-        integrator = self.settings.integrator
-        return integrator.friction if isinstance(integrator, LangevinSettings) else 0.0
+    def loop(self, find_fragments: bool) -> Loop:
+        """The static part of a run; ``find_fragments`` where dissociation is looked for."""
+        s = self.settings
+        rewinds = () if s.rewind is None else tuple(Decision[name.upper()] for name in s.rewind.on)
+        return Loop(
+            evaluate=self._evaluate,
+            integrator=build_integrator(s.integrator, s.swaps),
+            bias=build_bias(s.biases),
+            gate=build_gate(s.gate),
+            admission=build_admission(s.admission),
+            gate_score=s.gate.score,
+            by_species=bool(s.gate.species),
+            novelty=s.novelty,
+            chunk=s.chunk,
+            trace_every=s.trace_every,
+            trajectory_every=s.trajectory_every,
+            find_fragments=find_fragments,
+            remove_drift=s.remove_drift,
+            virial=s.pressure or build_integrator(s.integrator).changes_cell,
+            rewinds=rewinds,
+            when_full=s.when_full,
+        )
 
-    def _neighbors(self, positions: jax.Array, cells: np.ndarray, pbc: np.ndarray, mask: np.ndarray) -> WalkerNeighbors:
+    def _drive(self, starts: Sequence[Atoms], layout: _Layout, loop: Loop) -> Drive:
+        s = self.settings
+        groups = [group for group in s.walkers for _ in range(group.count)]
+        mobile = layout.mask.copy()
+        for w, start in enumerate(starts):
+            for constraint in start.constraints:
+                mobile[w, constraint.get_indices()] = False
+        moving, held = mobile.sum(axis=1), (layout.mask & ~mobile).any(axis=1)
+        # the centre of mass of a free structure rests, unless a bath acts on every atom by itself
+        rests = (moving > 1) & ~held & (not loop.integrator.drifts or s.remove_drift)
+        return Drive(
+            kt=self._real(KB * np.array([group.temperatures for group in groups])),
+            pressure=self._real(GPA * np.array([group.pressures for group in groups])),
+            timestep=self._real(s.timestep * FEMTOSECOND),
+            mobile=jnp.asarray(mobile),
+            freedom=self._real(np.maximum(3 * moving - 3 * rests, 1)),
+            numbers={name: self._real(value) for name, value in integrator_numbers(s.integrator, s.swaps).items()},
+        )
+
+    def _first_motion(self, layout: _Layout, drive: Drive, loop: Loop, keys: jax.Array) -> Motion:
+        s = self.settings
+        momentum, streams = _first_momenta(keys, self._real(layout.masses), drive.mobile, drive.kt[:, 0])
+        position = self._real(layout.positions)
+        if isinstance(s.integrator, AdversarialSettings):
+            position = position + _displacements(keys, drive.mobile, position) * s.integrator.displacement
+        if not loop.integrator.thermal:
+            momentum = jnp.zeros_like(momentum)
+        motion = Motion(
+            position=position,
+            momentum=momentum,
+            force=jnp.zeros_like(position),
+            mass=self._real(layout.masses)[..., None],
+            rng=streams,
+            cell=self._real(layout.cells),
+            virial=self._real(np.zeros_like(layout.cells)),
+        )
+        motion = motion.set(extra=loop.integrator.init(motion, drive.at(self._real(0.0))))
+        if s.swaps is None:
+            return motion
+        chosen = drive.mobile
+        if s.swaps.elements:
+            named = np.isin(layout.numbers, [_number(symbol) for symbol in s.swaps.elements])
+            chosen = chosen & jnp.asarray(named)
+        return motion.set(extra=motion.extra.replace(species=jnp.asarray(layout.species), swappable=chosen))
+
+    def _setup(
+        self, layout: _Layout, drive: Drive, motion: Motion, find: bool, known: Knowledge, key: jax.Array
+    ) -> Setup:
+        s = self.settings
+        walkers = len(layout.mask)
+        species, mask = jnp.asarray(layout.species), jnp.asarray(layout.mask)
+        radii, limits = self._real(species_radii(self.species.numbers)), SanityLimits.of(s.sanity)
+        one = jnp.asarray(np.ones(walkers, np.int32))
+        relative = np.ones(len(self.species))
+        for symbol, factor in s.gate.species.items():
+            relative[self.species.index(np.array([_number(symbol)]))] = 1 / factor
+        strength = [group.bias for group in s.walkers for _ in range(group.count)]
+        rewind = s.rewind
+        assert known.context is not None
+        return Setup(
+            species=species,
+            atom_mask=mask,
+            pbc=jnp.asarray(layout.pbc),
+            radii=radii,
+            drive=drive,
+            limits=limits,
+            first_fragments=_fragments(motion.position, species, mask, radii, limits.bond_factor) if find else one,
+            strength=self._real(strength),
+            gate_factors=self._real(relative[layout.species]),
+            novelty=known.novelty,
+            departure=self._real(_DEPARTURE),
+            context=known.context,
+            key=key,
+            steps=jnp.asarray(np.int32(s.steps)),
+            record_every=jnp.asarray(np.int32(s.record_every)),
+            snapshot_every=jnp.asarray(np.int32(1 if rewind is None else rewind.every)),
+            restarts=jnp.asarray(np.int32(0 if rewind is None else rewind.limit)),
+        )
+
+    def _neighbors(self, positions: jax.Array, layout: _Layout) -> WalkerNeighbors:
         found = walker_neighbors(
-            positions, cells, pbc, mask, self.cutoff, self.settings.skin, capacity=self.capacity, images=self.images
+            positions,
+            layout.cells,
+            layout.pbc,
+            layout.mask,
+            self.cutoff,
+            self.settings.skin,
+            capacity=self.capacity,
+            images=self.images,
         )
         if bool(found.overflow):
             found = found.grown(positions)
         self.capacity, self.images = found.capacity, found.images
         return found
 
-    def _grown(self, before: WalkerNeighbors, overflowed: State) -> WalkerNeighbors:
-        grown = overflowed.neighbors.grown(overflowed.motion.position)
-        if grown.capacity <= before.capacity:
-            raise CapacityError(f"the neighbour list did not grow beyond {before.capacity} slots; this is a bug.")
-        self.capacity = grown.capacity
-        return walker_neighbors(
-            before.built_at,
-            np.asarray(before.cells),
-            np.asarray(before.pbc),
-            np.asarray(before.atom_mask),
+    def grown(self, before: State, overflowed: State) -> State:
+        """The state at the beginning of a chunk, with room for what overflowed during it."""
+        found = overflowed.neighbors.grown(overflowed.motion.position)
+        if found.capacity <= before.neighbors.capacity and found.images == before.neighbors.images:
+            raise CapacityError(f"the neighbour list did not grow beyond {found.capacity} slots; this is a bug.")
+        self.capacity, self.images = found.capacity, found.images
+        neighbors = walker_neighbors(
+            before.neighbors.built_at,
+            np.asarray(before.neighbors.built_cells),
+            np.asarray(before.neighbors.pbc),
+            np.asarray(before.neighbors.atom_mask),
             self.cutoff,
             self.settings.skin,
-            capacity=grown.capacity,
-            images=grown.images,
+            capacity=found.capacity,
+            images=found.images,
         )
+        return replace(before, neighbors=replace(neighbors, cells=before.neighbors.cells))
 
     def _compiled(self, loop: Loop) -> tuple[Callable[..., State], Callable[..., tuple[State, Traces]]]:
         """The compiled functions; one pair for structures whose fragments are counted, one for others."""
@@ -261,88 +353,201 @@ class Explorer:
             self._programs[loop.find_fragments] = (jax.jit(loop.begin), jax.jit(loop.run_chunk))
         return self._programs[loop.find_fragments]
 
-    # -- after --------------------------------------------------------------------------------------------------------
 
-    def _collect(
+class Session:
+    """One run of an `Explorer`: `chunks` moves it on, `save` and `restore` keep it.
+
+    Attributes:
+        state: after the last whole chunk.
+    """
+
+    def __init__(
         self,
+        explorer: Explorer,
+        params: Params,
         starts: Sequence[Atoms],
+        thresholds: Thresholds,
+        setup: Setup,
+        run_chunk: Callable[..., tuple[State, Traces]],
         state: State,
-        traces: list[Traces],
-        thresholds: Thresholds | tuple[float, float],
-    ) -> Exploration:
-        s = self.settings
-        entries = int(state.step) // s.trace_every
-        step = s.trace_every * np.arange(1, entries + 1)
+    ) -> None:
+        self.explorer = explorer
+        self.params = params
+        self.starts = starts
+        self.thresholds = thresholds
+        self.setup = setup
+        self.state = state
+        self._run_chunk = run_chunk
 
-        def joined(parts: Sequence[jax.Array]) -> np.ndarray:
-            return np.concatenate([np.asarray(p) for p in parts])[:entries] if parts else np.zeros((0, len(starts)))
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return int(self.state.step)
 
-        return Exploration(
-            step=step,
-            time_fs=step * s.timestep,
-            scores={name: joined([t.scores[name] for t in traces]) for name in SCORES},
-            temperature=joined([t.temperature for t in traces]),
-            walker_temperature=np.asarray(s.temperatures),
-            status=tuple(Status(int(code)) for code in state.status),
-            cause=tuple(Cause(int(code)) for code in state.cause),
-            end_step=np.asarray(state.end_step),
-            end_atom=np.asarray(state.end_atom),
-            recorded=self._recorded(starts, state),
-            trajectories=[self._trajectory(w, start, traces) for w, start in enumerate(starts)],
-            final=[_moved(start, state.motion.position[w]) for w, start in enumerate(starts)],
-            share_below=float(np.sum(state.below)) / (s.steps * len(starts)),
-            thresholds=jax.device_get(self._thresholds(thresholds)),
-            steps=s.steps,
-            timestep=s.timestep,
-        )
+    @property
+    def running(self) -> int:
+        """Walkers that still run."""
+        return int(np.sum(np.asarray(self.state.ends.status) == int(Status.RUNNING)))
 
-    def _recorded(self, starts: Sequence[Atoms], state: State) -> list[Atoms]:
-        recorder, frames = state.recorder, []
+    def chunks(self) -> Iterator[Traces]:
+        """Moves on, chunk after chunk, until every walker has ended or its steps are done.
+
+        Where a neighbour list overflows, the chunk is done again from its beginning with more room.
+
+        Yields:
+            traces of each chunk, on the host; NaN from where a walker, or the run, ended.
+        """
+        while self.step < self.explorer.settings.steps and self.running > 0:
+            state, traces = self._run_chunk(self.params, self.state, self.setup)
+            if bool(state.neighbors.overflow):
+                self.state = self.explorer.grown(self.state, state)
+                continue
+            self.state = state
+            yield jax.device_get(traces)
+
+    def result(self, traces: Sequence[Traces]) -> Exploration:
+        """What the run found, from the traces of all its chunks."""
+        thresholds = jax.device_get(self.thresholds)
+        return collect(self.explorer.settings, self.starts, self.on_host(), traces, thresholds)
+
+    def on_host(self) -> State:
+        """The state as numpy arrays, random streams as their bits."""
+        return jax.device_get(_with_plain_keys(self.state))  # type: ignore[no-any-return]
+
+    def save(self, path: Path, notes: Mapping[str, ArrayLike] | None = None) -> None:
+        """Writes the state to a file, which appears whole and durably or not at all.
+
+        Args:
+            path: the file.
+            notes: arrays that belong to this state, by name; `restore` gives them back.
+        """
+        leaves = jax.tree.leaves(self.on_host())
+        neighbors = self.state.neighbors
+        content: dict[str, Any] = {"capacity": neighbors.capacity, "images": np.asarray(neighbors.images)}
+        content |= {f"leaf_{n}": leaf for n, leaf in enumerate(leaves)}
+        content |= {f"note_{name}": np.asarray(value) for name, value in (notes or {}).items()}
+        building = path.with_name(f".{path.name}.writing")
+        with building.open("wb") as file:
+            np.savez(file, **content)
+            file.flush()
+            os.fsync(file.fileno())
+        building.replace(path)
+
+    def restore(self, path: Path) -> dict[str, np.ndarray]:
+        """Goes back to a state that `save` wrote in a run of the same settings.
+
+        Returns:
+            the notes saved with it.
+
+        Raises:
+            InputError: the file is damaged, or of a run with other settings.
+        """
+        try:
+            with np.load(path) as held:
+                capacity, images = int(held["capacity"]), tuple(int(n) for n in held["images"])
+                leaves = [held[f"leaf_{n}"] for n in range(sum(name.startswith("leaf_") for name in held.files))]
+                notes = {name.removeprefix("note_"): held[name] for name in held.files if name.startswith("note_")}
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise InputError(f"{path} cannot be read ({error}); begin this run again.") from error
+        state = self.state
+        if state.neighbors.capacity != capacity or state.neighbors.images != images:
+            explorer = self.explorer
+            explorer.capacity, explorer.images = capacity, (images[0], images[1], images[2])
+            n = state.neighbors
+            wider = walker_neighbors(
+                n.built_at,
+                np.asarray(n.built_cells),
+                np.asarray(n.pbc),
+                np.asarray(n.atom_mask),
+                explorer.cutoff,
+                explorer.settings.skin,
+                capacity=capacity,
+                images=explorer.images,
+            )
+            state = replace(state, neighbors=wider)
+        plain, structure = jax.tree.flatten(_with_plain_keys(state))
+        if [(x.shape, x.dtype) for x in plain] != [(x.shape, x.dtype) for x in leaves]:
+            raise InputError(f"{path} belongs to a run with other settings; begin this run again.")
+        found = jax.tree.unflatten(structure, [jnp.asarray(x) for x in leaves])
+        keys = jax.random.wrap_key_data(found.motion.rng)
+        self.state = replace(found, motion=found.motion.set(rng=keys))
+        return notes
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Start structures side by side, padded to the largest."""
+
+    numbers: np.ndarray
+    species: np.ndarray
+    mask: np.ndarray
+    masses: np.ndarray
+    positions: np.ndarray
+    cells: np.ndarray
+    pbc: np.ndarray
+
+    @classmethod
+    def of(cls, starts: Sequence[Atoms], table: SpeciesTable) -> _Layout:
+        walkers, atoms = len(starts), max(len(a) for a in starts)
+        numbers, species = np.zeros((walkers, atoms), np.int32), np.zeros((walkers, atoms), np.int32)
+        mask, masses = np.zeros((walkers, atoms), bool), np.ones((walkers, atoms))
+        positions = np.zeros((walkers, atoms, 3))
         for w, start in enumerate(starts):
-            for slot in range(int(recorder.count[w])):
-                frame = self._frame(w, start, int(recorder.step[w, slot]), recorder.positions[w, slot])
-                frame.info.update({name: float(recorder.scores[name][w, slot]) for name in SCORES})
-                frame.arrays["force_std"] = np.asarray(recorder.force_std[w, slot, : len(start)], np.float64)
-                frames.append(frame)
-        return frames
+            rows = slice(0, len(start))
+            numbers[w, rows], species[w, rows], mask[w, rows] = start.numbers, table.index(start.numbers), True
+            masses[w, rows], positions[w, rows] = start.get_masses(), start.positions
+        cells, pbc = np.array([a.cell.array for a in starts]), np.array([a.pbc for a in starts])
+        return cls(numbers, species, mask, masses, positions, cells, pbc)
 
-    def _trajectory(self, w: int, start: Atoms, traces: list[Traces]) -> list[Atoms]:
-        every, frames = self.settings.trajectory_every, []
-        positions = [row for t in traces for row in np.asarray(t.positions)[:, w]]
-        spreads = [row for t in traces for row in np.asarray(t.force_std)[:, w]]
-        for n, (position, force_std) in enumerate(zip(positions, spreads, strict=True)):
-            if np.isfinite(position[: len(start)]).all():
-                frame = self._frame(w, start, (n + 1) * every, position)
-                frame.arrays["force_std"] = force_std[: len(start)].astype(np.float64)
-                frame.info["force_std_max"] = float(force_std[: len(start)].max())
-                frame.info["force_std_mean"] = float(force_std[: len(start)].mean())
-                frames.append(frame)
-        return frames
 
-    def _frame(self, w: int, start: Atoms, step: int, positions: ArrayLike) -> Atoms:
-        frame = _moved(start, positions)
-        temperature = self.settings.temperatures[w]
-        frame.info.update(walker=w, step=step, time_fs=step * self.settings.timestep, temperature=temperature)
-        return frame
+def _nobody_ended(walkers: int, dtype: np.dtype) -> Ends:
+    def count(value: int) -> jax.Array:
+        return jnp.asarray(np.full(walkers, value, np.int32))
+
+    return Ends(
+        status=count(0),
+        cause=count(0),
+        step=count(-1),
+        atom=count(-1),
+        below=count(0),
+        restarts=count(0),
+        origin=count(0),
+        departed_step=count(-1),
+        departed_atom=count(-1),
+        departure=jnp.asarray(np.zeros(walkers, dtype)),
+    )
+
+
+def _number(symbol: str) -> int:
+    from ase.data import atomic_numbers
+
+    if symbol not in atomic_numbers:
+        raise InputError(f"'{symbol}' is no element.")
+    return int(atomic_numbers[symbol])
+
+
+def _concrete(tree: Any) -> Any:
+    """Arrays in place of Python numbers and weak types, so that a state has one type before and after a step."""
+    return jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), tree)
+
+
+def _with_plain_keys(state: State) -> State:
+    return replace(state, motion=state.motion.set(rng=jax.random.key_data(state.motion.rng)))
+
+
+@jax.jit
+def _first_momenta(keys: jax.Array, masses: jax.Array, mobile: jax.Array, kt: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Maxwell-Boltzmann momenta without centre-of-mass motion [W, N, 3], and the random streams that follow [W]."""
+    both = jax.vmap(jax.random.split)(keys)
+    momentum = maxwell_boltzmann(both[:, 1], masses[..., None], mobile, kt)
+    return without_drift(momentum, masses[..., None], mobile), both[:, 0]
+
+
+@jax.jit
+def _displacements(keys: jax.Array, mobile: jax.Array, like: jax.Array) -> jax.Array:
+    """Standard normal displacements of the mobile atoms, [W, N, 3]."""
+    drawn = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, 2), like.shape[1:], like.dtype))(keys)
+    return jnp.where(mobile[..., None], drawn, 0)
 
 
 _fragments = jax.jit(fragments)
-
-
-def _running(state: State) -> int:
-    """Number of walkers that have not ended."""
-    return int(np.sum(np.asarray(state.status) == int(Status.RUNNING)))
-
-
-def _moved(start: Atoms, positions: ArrayLike) -> Atoms:
-    """The start structure with other positions, and only its charge and spin kept."""
-    frame = Atoms(
-        numbers=start.numbers, positions=np.asarray(positions, np.float64)[: len(start)], cell=start.cell, pbc=start.pbc
-    )
-    frame.info = {name: start.info[name] for name in ("charge", "spin") if name in start.info}
-    return frame
-
-
-def _without_key(state: State) -> Any:
-    """Motion without the random streams, which do not go to the host as arrays."""
-    return state.motion.set(rng=jax.random.key_data(state.motion.rng))

@@ -1,7 +1,12 @@
-"""Gates: pure functions that look at the committee of each new frame and decide whether to go on, record or stop."""
+"""Gates: pure functions that look at the committee of each new frame and decide whether to go on, record or stop.
+
+A gate is a pair of functions, `Gate.init` and `Gate.decide`, with its memory as data between them; `Hysteresis` puts
+persistence and release around any other.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import IntEnum
 from typing import Any, Protocol
 
@@ -10,7 +15,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from almlip_jax.dynamics.sanity import Cause, SanityLimits
-from almlip_jax.dynamics.settings import AdaptiveGate, GateSettings
+from almlip_jax.dynamics.settings import AdaptiveGate, BandGate, DecayingGate, GateSettings
 
 
 class Decision(IntEnum):
@@ -19,7 +24,10 @@ class Decision(IntEnum):
     GO_ON = 0
     RECORD = 1
     STOP = 2
-    UNPHYSICAL = 3
+    """The frame is recorded, and the walker ends."""
+    LEAVE = 3
+    """The walker ends, and the frame is not worth a label."""
+    UNPHYSICAL = 4
 
 
 @struct.dataclass
@@ -27,7 +35,8 @@ class Observables:
     """What a gate may look at; one entry a walker, of the unbiased committee at the new positions.
 
     Attributes:
-        scores: name -> [W], every committee score.
+        scores: name -> [W], every committee score, and of novelty what was asked for.
+        atom_scores: name -> [W, N], what scores that are the largest of an atom are the largest of; 0 in padding.
         energy: [W] eV, relative to the reference energies.
         max_force: [W] eV/Angstrom, of the committee mean.
         closest_contact: [W], shortest distance as a fraction of the sum of the covalent radii.
@@ -37,7 +46,8 @@ class Observables:
         finite: [W] bool, positions, energy, forces and spread are all numbers.
     """
 
-    scores: dict[str, jax.Array]
+    scores: Mapping[str, jax.Array]
+    atom_scores: Mapping[str, jax.Array]
     energy: jax.Array
     max_force: jax.Array
     closest_contact: jax.Array
@@ -64,11 +74,11 @@ class Gate(Protocol):
     """``init`` makes the state of W walkers, ``decide`` is called once a step; both are pure and jittable."""
 
     def init(self, thresholds: Thresholds) -> Any:
-        """State of the gate, a pytree."""
+        """State of the gate, a pytree whose leaves lead with W."""
         ...
 
     def decide(self, observables: Observables, state: Any) -> tuple[jax.Array, Any]:
-        """Decisions [W] (GO_ON, RECORD or STOP as int) and the next state."""
+        """Decisions [W] (int of `Decision`) and the next state."""
         ...
 
 
@@ -76,7 +86,7 @@ class ThresholdGate:
     """Compares one score with the thresholds of the run.
 
     Args:
-        score: name of a committee score.
+        score: name of a score.
     """
 
     def __init__(self, score: str) -> None:
@@ -92,7 +102,7 @@ class ThresholdGate:
 
 
 @struct.dataclass
-class AdaptiveState:
+class RunningMean:
     """Thresholds and the running mean of each walker.
 
     Attributes:
@@ -110,7 +120,7 @@ class RunningMeanGate:
     """The record threshold is the running mean of the walker's score times ``1 + excess``, or that of the run.
 
     Args:
-        score: name of a committee score.
+        score: name of a score.
         window: steps of the exponential mean.
         excess: fraction.
     """
@@ -118,12 +128,12 @@ class RunningMeanGate:
     def __init__(self, score: str, window: int, excess: float) -> None:
         self.score, self.window, self.excess = score, window, excess
 
-    def init(self, thresholds: Thresholds) -> AdaptiveState:
+    def init(self, thresholds: Thresholds) -> RunningMean:
         """Nothing is known of any walker."""
         zero = jnp.zeros_like(thresholds.record)
-        return AdaptiveState(thresholds, zero, zero)
+        return RunningMean(thresholds, zero, zero)
 
-    def decide(self, observables: Observables, state: AdaptiveState) -> tuple[jax.Array, AdaptiveState]:
+    def decide(self, observables: Observables, state: RunningMean) -> tuple[jax.Array, RunningMean]:
         """Compares with the mean of the steps before, then takes the new score into it."""
         score = observables.scores[self.score]
         known = state.mean / jnp.maximum(state.weight, 1e-6)
@@ -133,14 +143,154 @@ class RunningMeanGate:
         mean = jnp.where(usable, (1 - share) * state.mean + share * score, state.mean)
         weight = jnp.where(usable, (1 - share) * state.weight + share, state.weight)
         decision = _compare(score, record, state.thresholds.stop)
-        return decision, AdaptiveState(state.thresholds, mean, weight)
+        return decision, RunningMean(state.thresholds, mean, weight)
+
+
+@struct.dataclass
+class Raised:
+    """Thresholds of the run, and how far the record threshold is raised above its floor, [W]."""
+
+    thresholds: Thresholds
+    raised: jax.Array
+
+
+class DecayGate:
+    """A recorded frame raises the walker's record threshold above its score; it then decays to that of the run.
+
+    Args:
+        score: name of a score.
+        half_life: steps in which half of the raise is gone.
+        excess: fraction by which the raised threshold exceeds the score recorded.
+    """
+
+    def __init__(self, score: str, half_life: float, excess: float) -> None:
+        self.score, self.half_life, self.excess = score, half_life, excess
+
+    def init(self, thresholds: Thresholds) -> Raised:
+        """Not raised."""
+        return Raised(thresholds, jnp.zeros_like(thresholds.record))
+
+    def decide(self, observables: Observables, state: Raised) -> tuple[jax.Array, Raised]:
+        """Compares with the decayed threshold."""
+        score = observables.scores[self.score]
+        floor = state.thresholds.record
+        left = state.raised * 0.5 ** (1 / self.half_life)
+        decision = _compare(score, floor + left, state.thresholds.stop)
+        above = decision == int(Decision.RECORD)
+        return decision, Raised(state.thresholds, jnp.where(above, (1 + self.excess) * score - floor, left))
+
+
+class TrustBandGate:
+    """Frames between the thresholds are recorded; those above are too far off to be worth a label.
+
+    Args:
+        score: name of a score.
+        ends: whether a walker above the band ends, or goes on unrecorded.
+    """
+
+    def __init__(self, score: str, ends: bool) -> None:
+        self.score, self.ends = score, ends
+
+    def init(self, thresholds: Thresholds) -> Thresholds:
+        """The thresholds are all there is to keep."""
+        return thresholds
+
+    def decide(self, observables: Observables, state: Thresholds) -> tuple[jax.Array, Thresholds]:
+        """RECORD where ``record <= score < stop``."""
+        score = observables.scores[self.score]
+        above = int(Decision.LEAVE if self.ends else Decision.GO_ON)
+        inside = jnp.where(score >= state.record, int(Decision.RECORD), int(Decision.GO_ON))
+        return jnp.where(score >= state.stop, above, inside), state
+
+
+@struct.dataclass
+class Memory:
+    """What `Hysteresis` keeps.
+
+    Attributes:
+        inner: of the gate inside.
+        thresholds: of the run.
+        high: [W] int, steps in a row that the gate inside wanted to end the walker.
+        armed: [W] bool, whether the score has been low enough since the last recorded frame.
+    """
+
+    inner: Any
+    thresholds: Thresholds
+    high: jax.Array
+    armed: jax.Array
+
+
+class Hysteresis:
+    """A walker ends only after several such decisions in a row, and records again only after its score came down.
+
+    Args:
+        inner: the gate inside.
+        score: name of its score.
+        persistence: decisions in a row to end a walker; until then such a frame is a candidate like others.
+        release: fraction of the record threshold below which the score must fall between two recorded frames.
+    """
+
+    def __init__(self, inner: Gate, score: str, persistence: int, release: float | None) -> None:
+        self.inner, self.score, self.persistence, self.release = inner, score, persistence, release
+
+    def init(self, thresholds: Thresholds) -> Memory:
+        """Nothing has happened yet."""
+        return Memory(
+            inner=self.inner.init(thresholds),
+            thresholds=thresholds,
+            high=jnp.zeros(thresholds.record.shape, jnp.int32),
+            armed=jnp.ones(thresholds.record.shape, bool),
+        )
+
+    def decide(self, observables: Observables, state: Memory) -> tuple[jax.Array, Memory]:
+        """The decision of the gate inside, unless it must wait."""
+        decision, inner = self.inner.decide(observables, state.inner)
+        ends = (decision == int(Decision.STOP)) | (decision == int(Decision.LEAVE))
+        high = jnp.where(ends, state.high + 1, 0)
+        waits = ends & (high < self.persistence)
+        softer = jnp.where(decision == int(Decision.STOP), int(Decision.RECORD), int(Decision.GO_ON))
+        decision = jnp.where(waits, softer, decision)
+        armed = state.armed
+        if self.release is not None:
+            low = observables.scores[self.score] < self.release * state.thresholds.record
+            armed = armed | low
+            refused = (decision == int(Decision.RECORD)) & ~armed
+            decision = jnp.where(refused, int(Decision.GO_ON), decision)
+            armed = armed & (decision != int(Decision.RECORD))
+        return decision, Memory(inner, state.thresholds, high, armed)
 
 
 def build_gate(settings: GateSettings) -> Gate:
     """The gate that some settings describe."""
-    if isinstance(settings, AdaptiveGate):
-        return RunningMeanGate(settings.score, settings.window, settings.excess)
-    return ThresholdGate(settings.score)
+    gate = _plain(settings)
+    if settings.persistence == 1 and settings.release is None:
+        return gate
+    return Hysteresis(gate, settings.score, settings.persistence, settings.release)
+
+
+def _plain(settings: GateSettings) -> Gate:
+    match settings:
+        case AdaptiveGate():
+            return RunningMeanGate(settings.score, settings.window, settings.excess)
+        case DecayingGate():
+            return DecayGate(settings.score, settings.half_life, settings.excess)
+        case BandGate():
+            return TrustBandGate(settings.score, settings.above == "end")
+        case _:
+            return ThresholdGate(settings.score)
+
+
+def scaled_by_species(observables: Observables, score: str, factors: jax.Array) -> Observables:
+    """The observables with a score that is the largest of atom scores times the factor of each atom.
+
+    Args:
+        observables: of a step.
+        score: one of `Observables.atom_scores`.
+        factors: [W, N], 1 over the relative threshold of an atom's species.
+    """
+    largest = jnp.max(observables.atom_scores[score] * factors, axis=1)
+    scores = dict(observables.scores) | {score: largest}
+    return observables.replace(scores=scores)  # type: ignore[attr-defined, no-any-return]
 
 
 def unphysical_cause(observables: Observables, limits: SanityLimits) -> jax.Array:

@@ -1,12 +1,13 @@
-"""The compiled loop: walkers, ensemble, gate and recorder, step after step, without a look at the host.
+"""The compiled loop: walkers, ensemble, bias, gate and recorder, step after step, without a look at the host.
 
-Each step evaluates the ensemble once, at the new positions; its mean forces drive the second half of the step, and its
-spread goes to the gate.  A walker that ended stays where it is under a mask while the others go on.
+Each step evaluates the ensemble once, at the new positions; its mean forces (and the bias, made of the same evaluation)
+drive the second half of the step, and its spread goes to the gate.  A walker that ended stays where it is under a mask
+while the others go on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any, TypeAlias
@@ -15,19 +16,32 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from almlip_jax.dynamics.gates import Decision, Gate, Observables, unphysical_cause
-from almlip_jax.dynamics.integrators import Bath, baoab_from_force, baoab_to_force, kinetic_temperature
-from almlip_jax.dynamics.operators import simulate
-from almlip_jax.dynamics.recorder import Recorder, admit
+from almlip_jax.dynamics.admission import Admission, Context, Offer
+from almlip_jax.dynamics.biases import Bias, BiasForce, BiasInput
+from almlip_jax.dynamics.gates import Decision, Gate, Observables, scaled_by_species, unphysical_cause
+from almlip_jax.dynamics.integrators import Integrator
+from almlip_jax.dynamics.motion import (
+    Drive,
+    Evaluation,
+    Moment,
+    Motion,
+    kinetic_temperature,
+    maxwell_boltzmann,
+    pressure_tensor,
+    without_drift,
+)
+from almlip_jax.dynamics.novelty import Novelty
+from almlip_jax.dynamics.recorder import Frames, Recorder, written
 from almlip_jax.dynamics.sanity import SanityLimits, closest_contact, fragments
-from almlip_jax.ensembles import SCORES, Committee
+from almlip_jax.ensembles import SCORES, Committee, Prediction, committee_statistics
+from almlip_jax.features import last_layer_gradient
 from almlip_jax.models import Params
 from almlip_jax.structures.graph import Graph
 from almlip_jax.structures.walkers import WalkerNeighbors
 from almlip_jax.units import KB
 
-Evaluate: TypeAlias = Callable[[Params, Graph], Committee]
-"""The ensemble: parameters and a graph in, the committee out."""
+Evaluate: TypeAlias = Callable[[Params, Graph], Prediction]
+"""The ensemble: parameters and a graph in, what every member says out."""
 
 
 class Status(IntEnum):
@@ -38,6 +52,8 @@ class Status(IntEnum):
     STOPPED = 2
     UNPHYSICAL = 3
     BUFFER_FULL = 4
+    CONVERGED = 5
+    BEYOND_TRUST = 6
 
 
 @struct.dataclass
@@ -47,22 +63,80 @@ class Setup:
     Attributes:
         species: [W, N] int.
         atom_mask: [W, N] bool.
+        pbc: [W, 3] bool.
         radii: [number of species] covalent radii, Angstrom.
-        bath: temperatures, friction, timestep.
+        drive: temperatures, pressures, timestep, numbers of the integrator.
         limits: of sanity.
         first_fragments: [W] int, parts of each structure at the start.
+        strength: [W] factor of each walker on every bias.
+        gate_factors: [W, N], 1 over the relative threshold of each atom's species.
+        novelty: name -> fitted novelty score.
+        departure: scalar, latent distance beyond which an atom has left the training distribution.
+        context: the training set as the admission to the buffer sees it.
+        key: of the admission.
         steps: scalar int, steps of each walker.
         record_every: scalar int.
+        snapshot_every: scalar int, steps between frames kept to begin again from.
+        restarts: scalar int, times that a walker may begin again.
     """
 
     species: jax.Array
     atom_mask: jax.Array
+    pbc: jax.Array
     radii: jax.Array
-    bath: Bath
+    drive: Drive
     limits: SanityLimits
     first_fragments: jax.Array
+    strength: jax.Array
+    gate_factors: jax.Array
+    novelty: Mapping[str, Novelty]
+    departure: jax.Array
+    context: Context
+    key: jax.Array
     steps: jax.Array
     record_every: jax.Array
+    snapshot_every: jax.Array
+    restarts: jax.Array
+
+
+@struct.dataclass
+class Ends:
+    """How walkers ended, and what befell them on the way; all [W].
+
+    Attributes:
+        status: int of `Status`.
+        cause: int of `sanity.Cause`.
+        step: int, step at which a walker ended; -1 while it runs.
+        atom: int, atom with the largest spread at that step.
+        below: int, steps that lay below the record threshold.
+        restarts: int, times that the walker began again.
+        origin: int, step at which it last began.
+        departed_step: int, first step at which an atom had left the training distribution; -1 before.
+        departed_atom: int, which.
+        departure: largest latent distance of an atom at any step.
+    """
+
+    status: jax.Array
+    cause: jax.Array
+    step: jax.Array
+    atom: jax.Array
+    below: jax.Array
+    restarts: jax.Array
+    origin: jax.Array
+    departed_step: jax.Array
+    departed_atom: jax.Array
+    departure: jax.Array
+
+
+@struct.dataclass
+class Snapshots:
+    """Safe frames of each walker, the start first: [W, S, ...], ``count`` [W] of them taken in all."""
+
+    position: jax.Array
+    cell: jax.Array
+    force: jax.Array
+    virial: jax.Array
+    count: jax.Array
 
 
 @struct.dataclass
@@ -70,45 +144,100 @@ class State:
     """Everything that changes; a pytree that can be kept and gone on from, bit for bit.
 
     Attributes:
-        motion: positions [W, N, 3], momenta, forces, masses, random streams.
+        motion: positions, momenta, forces, masses, random streams, cells.
         neighbors: neighbour list of all walkers.
+        bias: state of the biases.
         gate: state of the gate.
+        admission: state of the admission to the buffer.
         recorder: recorded frames.
-        status: [W] int of `Status`.
-        cause: [W] int of `sanity.Cause`.
-        end_step: [W] int, step at which a walker ended; -1 while it runs.
-        end_atom: [W] int, atom with the largest spread at that step.
-        below: [W] int, steps that lay below the record threshold.
+        ends: how walkers fare.
+        snapshots: frames to begin again from; none where walkers do not.
         step: scalar int, steps done.
     """
 
-    motion: simulate.NVTLangevinState
+    motion: Motion
     neighbors: WalkerNeighbors
+    bias: Any
     gate: Any
+    admission: Any
     recorder: Recorder
-    status: jax.Array
-    cause: jax.Array
-    end_step: jax.Array
-    end_atom: jax.Array
-    below: jax.Array
+    ends: Ends
+    snapshots: Snapshots | None
     step: jax.Array
+
+    @property
+    def running(self) -> jax.Array:
+        """[W] bool."""
+        return self.ends.status == int(Status.RUNNING)
 
 
 @struct.dataclass
 class Traces:
-    """What is kept of the steps of a chunk, thinned; NaN where a walker had ended.
+    """What is kept of the steps of a chunk, thinned; NaN where a walker had ended, or a trial was refused.
 
     Attributes:
-        scores: name -> [T, W], every committee score.
+        scores: name -> [T, W], every score.
         temperature: [T, W] K.
+        energy: [T, W] eV, mean of the members, relative to the reference energies.
+        bias: [T, W] eV, energy of the biases.
+        pressure: [T, W] eV/Angstrom^3, a third of the trace of the internal pressure.
+        volume: [T, W] Angstrom^3.
         positions: [F, W, N, 3] Angstrom.
+        momenta: [F, W, N, 3] sqrt(amu eV).
+        cells: [F, W, 3, 3] Angstrom.
         force_std: [F, W, N] eV/Angstrom.
+        forces: [F, W, N, 3] eV/Angstrom, mean of the members, without biases.
+        frame_energy: [F, W] eV, as ``energy``.
     """
 
     scores: dict[str, jax.Array]
     temperature: jax.Array
+    energy: jax.Array
+    bias: jax.Array
+    pressure: jax.Array
+    volume: jax.Array
     positions: jax.Array
+    momenta: jax.Array
+    cells: jax.Array
     force_std: jax.Array
+    forces: jax.Array
+    frame_energy: jax.Array
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """What a step shows to the traces; ``judged`` [W] are those ``running`` [W] whose evaluation is that of a frame."""
+
+    running: jax.Array
+    judged: jax.Array
+    observables: Observables
+    committee: Committee
+    frames: Frames
+    motion: Motion
+    bias: BiasForce
+
+
+@struct.dataclass
+class Moved:
+    """A step of the mechanics, not judged yet.
+
+    Attributes:
+        motion: after the step.
+        offered: [W, N, 3] Angstrom, positions of the evaluation; a Monte Carlo trial may have been refused since.
+        neighbors: the list at these positions.
+        graph: of these positions.
+        prediction: of every member.
+        bias: what the biases did.
+        bias_state: of the biases after the step.
+    """
+
+    motion: Motion
+    offered: jax.Array
+    neighbors: WalkerNeighbors
+    graph: Graph
+    prediction: Prediction
+    bias: BiasForce
+    bias_state: Any
 
 
 @dataclass(frozen=True)
@@ -117,28 +246,59 @@ class Loop:
 
     Attributes:
         evaluate: the ensemble.
+        integrator: moves.
+        bias: acts beside the ensemble.
         gate: decides.
+        admission: keeps.
+        gate_score: name of the gate's score.
+        by_species: whether thresholds differ between species.
+        novelty: names of the novelty scores.
         chunk: steps of a chunk.
         trace_every: steps between trace entries.
         trajectory_every: steps between frames.
-        stochastic: whether there is a thermostat.
         find_fragments: whether dissociation is looked for.
+        remove_drift: whether the centre of mass is brought to rest at each step.
+        virial: whether virial and pressure are computed.
+        rewinds: endings that are undone, as `Decision`.
+        when_full: ``end_walker``, ``end_all`` or ``go_on``.
     """
 
     evaluate: Evaluate
+    integrator: Integrator
+    bias: Bias
     gate: Gate
+    admission: Admission
+    gate_score: str
+    by_species: bool
+    novelty: tuple[str, ...]
     chunk: int
     trace_every: int
     trajectory_every: int
-    stochastic: bool
     find_fragments: bool
+    remove_drift: bool
+    virial: bool
+    rewinds: tuple[Decision, ...]
+    when_full: str
+
+    @property
+    def scores(self) -> tuple[str, ...]:
+        """Names of all scores that are traced."""
+        return SCORES + self.novelty
+
+    # -- the chunk ----------------------------------------------------------------------------------------------------
 
     def begin(self, params: Params, state: State, setup: Setup) -> State:
         """Forces at the start, so that the first step can begin."""
-        neighbors = state.neighbors.update(state.motion.position)
-        committee = self.evaluate(params, neighbors.graph(state.motion.position, setup.species))
-        forces = committee.forces.reshape(state.motion.position.shape)
-        return replace(state, motion=state.motion.set(force=forces), neighbors=neighbors)
+        motion = state.motion
+        at = setup.drive.at(jnp.zeros((), motion.position.dtype))
+        neighbors = self._listed(state.neighbors, motion)
+        prediction = self.evaluate(params, neighbors.graph(motion.position, setup.species))
+        bias, _ = self._biased(state, motion, prediction, setup, at)
+        motion = self.integrator.from_start(motion, _evaluation(prediction, bias, at, self.virial), at)
+        snapshots = state.snapshots
+        if snapshots is not None:
+            snapshots = _kept(snapshots, motion, jnp.ones_like(state.running))
+        return replace(state, motion=motion, neighbors=neighbors, snapshots=snapshots)
 
     def run_chunk(self, params: Params, state: State, setup: Setup) -> tuple[State, Traces]:
         """Up to ``chunk`` steps; ends early where no walker runs, the list overflows or all steps are done."""
@@ -147,147 +307,396 @@ class Loop:
 
         def go_on(carry: tuple[State, Traces]) -> jax.Array:
             current, _ = carry
-            running = jnp.any(current.status == int(Status.RUNNING))
             more = (current.step < setup.steps) & (current.step - first < self.chunk)
-            return running & more & ~current.neighbors.overflow
+            return jnp.any(current.running) & more & ~current.neighbors.overflow
 
         def body(carry: tuple[State, Traces]) -> tuple[State, Traces]:
             current, kept = carry
             return self._step(params, current, setup, kept, first)
 
         state, traces = jax.lax.while_loop(go_on, body, (state, traces))
-        done = (state.status == int(Status.RUNNING)) & (state.step >= setup.steps)
-        return replace(state, status=jnp.where(done, int(Status.COMPLETED), state.status)), traces
+        done = state.running & (state.step >= setup.steps)
+        status = jnp.where(done, int(Status.COMPLETED), state.ends.status)
+        return replace(state, ends=replace(state.ends, status=status)), traces
 
     def _step(
         self, params: Params, state: State, setup: Setup, traces: Traces, first: jax.Array
     ) -> tuple[State, Traces]:
-        moved = baoab_to_force(state.motion, setup.bath, setup.atom_mask, self.stochastic)
-        neighbors = state.neighbors.update(moved.position)
-        graph = neighbors.graph(moved.position, setup.species)
-        committee = self.evaluate(params, graph)
-        moved = baoab_from_force(moved, committee.forces.reshape(moved.position.shape), setup.bath)
-        observables = self._observe(moved, graph, committee, setup)
-        force_std = committee.force_std.reshape(setup.atom_mask.shape)
-        atom = jnp.argmax(force_std, axis=1).astype(jnp.int32)
-        judged, record = self._judge(state, setup, observables, atom)
-        running = state.status == int(Status.RUNNING)
-        # an unphysical walker stays at its last good frame
-        kept = running & (judged.status != int(Status.UNPHYSICAL))
-        new = replace(
-            judged,
-            motion=_choose(kept, moved, state.motion),
-            neighbors=neighbors,
-            recorder=admit(
-                state.recorder,
-                record,
-                judged.step,
-                moved.position,
-                force_std,
-                observables.scores,
-                observables.energy,
-            ),
+        at = setup.drive.at(state.step.astype(state.motion.position.dtype) / setup.steps)
+        done = self.moved(params, state, setup, at)
+        moved, graph, prediction = done.motion, done.graph, done.prediction
+        committee = committee_statistics(prediction, graph)
+        observables = self._observe(moved, done.offered, graph, prediction, committee, setup, at)
+        frames = Frames(
+            positions=done.offered,
+            cells=moved.cell,
+            force_std=committee.force_std.reshape(setup.atom_mask.shape),
+            scores=observables.scores,
+            energy=observables.energy,
         )
-        traces = self._trace(traces, new.step - first, running, observables, moved.position, force_std)
-        return new, traces
+        visited = self.integrator.visited(moved)
+        decision, gate = self._decide(state, setup, observables, visited)
+        recorder, admission, full = self._record(state, setup, decision, prediction, graph, frames)
+        ends, again = self._ended(state, setup, observables, decision, full, frames.force_std, moved, at)
+        # an unphysical walker stays at its last good frame
+        kept = state.running & (decision != int(Decision.UNPHYSICAL))
+        motion = _choose(kept, moved, state.motion)
+        motion, snapshots = self._rewound(state, setup, motion, decision, again, at)
+        new = State(
+            motion=motion,
+            neighbors=done.neighbors,
+            bias=done.bias_state,
+            gate=_choose(state.running & visited, gate, state.gate),
+            admission=admission,
+            recorder=recorder,
+            ends=ends,
+            snapshots=snapshots,
+            step=state.step + 1,
+        )
+        # a refused Monte Carlo trial is where it was, and what was evaluated does not belong to it
+        shown = _Shown(state.running, state.running & visited, observables, committee, frames, moved, done.bias)
+        return new, self._trace(traces, new.step - first, shown)
+
+    def moved(self, params: Params, state: State, setup: Setup, at: Moment, *, relist: bool = True) -> Moved:
+        """The mechanical part of a step, with its one evaluation.
+
+        Args:
+            params: of the ensemble.
+            state: before the step.
+            setup: of the run.
+            at: what drives the walkers at this step.
+            relist: whether the neighbour list is kept up to date; without, it is taken as it is.
+        """
+        motion = self.integrator.to_force(state.motion, at, state.step)
+        neighbors = self._listed(state.neighbors, motion) if relist else state.neighbors
+        graph = neighbors.graph(motion.position, setup.species)
+        prediction = self.evaluate(params, graph)
+        bias, bias_state = self._biased(state, motion, prediction, setup, at)
+        offered = motion.position
+        motion = self.integrator.from_force(motion, _evaluation(prediction, bias, at, self.virial), at)
+        if self.remove_drift:
+            motion = motion.set(momentum=without_drift(motion.momentum, motion.mass, at.mobile))
+        return Moved(motion, offered, neighbors, graph, prediction, bias, bias_state)
+
+    def _listed(self, neighbors: WalkerNeighbors, motion: Motion) -> WalkerNeighbors:
+        return neighbors.update(motion.position, motion.cell if self.integrator.changes_cell else None)
+
+    def _biased(
+        self, state: State, motion: Motion, prediction: Prediction, setup: Setup, at: Moment
+    ) -> tuple[BiasForce, Any]:
+        walkers, atoms, _ = motion.position.shape
+        look = BiasInput(
+            positions=motion.position,
+            cells=motion.cell,
+            pbc=setup.pbc,
+            atom_mask=setup.atom_mask,
+            masses=motion.mass[..., 0],
+            kt=at.kt,
+            step=state.step,
+            progress=state.step.astype(motion.position.dtype) / setup.steps,
+            strength=jnp.where(state.running, setup.strength, 0),
+            member_energy=prediction.energy,
+            member_forces=prediction.forces.reshape(-1, walkers, atoms, 3),
+            member_virial=prediction.virial,
+        )
+        return self.bias.apply(state.bias, look)
+
+    # -- what the gate sees and says ----------------------------------------------------------------------------------
 
     def _observe(
-        self, motion: simulate.NVTLangevinState, graph: Graph, committee: Committee, setup: Setup
+        self,
+        motion: Motion,
+        positions: jax.Array,
+        graph: Graph,
+        prediction: Prediction,
+        committee: Committee,
+        setup: Setup,
+        at: Moment,
     ) -> Observables:
-        walkers, atoms, _ = motion.position.shape
+        walkers, atoms, _ = positions.shape
         largest = jnp.max(jnp.sum(committee.forces**2, axis=-1).reshape(walkers, atoms), axis=1)
-        position_sum = jnp.sum(motion.position, axis=(1, 2))
+        finite = jnp.isfinite(committee.energy + largest + jnp.sum(positions, axis=(1, 2)) + committee.force_std_max)
+        atom_scores = {f"{name}_max": getattr(committee, name) for name in ("force_std", *_MORE_DEVIATIONS)}
+        atom_scores |= {name: setup.novelty[name].of_atoms(prediction, graph) for name in self.novelty}
+        atom_scores = {name: values.reshape(walkers, atoms) for name, values in atom_scores.items()}
         scores = {name: getattr(committee, name) for name in SCORES}
-        finite = jnp.isfinite(committee.energy + largest + position_sum + committee.force_std_max)
+        scores |= {name: jnp.max(atom_scores[name], axis=1) for name in self.novelty}
         if self.find_fragments:
-            parts = fragments(motion.position, setup.species, setup.atom_mask, setup.radii, setup.limits.bond_factor)
+            parts = fragments(positions, setup.species, setup.atom_mask, setup.radii, setup.limits.bond_factor)
             parts = parts - setup.first_fragments
         else:
             parts = jnp.zeros((walkers,), jnp.int32)
+        cold = jnp.zeros_like(committee.energy)
         return Observables(
             scores=scores,
+            atom_scores=atom_scores,
             energy=committee.energy,
             max_force=jnp.sqrt(largest),
             closest_contact=closest_contact(graph, setup.radii, walkers),
-            temperature=kinetic_temperature(motion, setup.atom_mask, self.stochastic),
-            bath_temperature=setup.bath.kt / KB,
+            temperature=kinetic_temperature(motion, at.freedom) if self.integrator.thermal else cold,
+            bath_temperature=at.kt / KB,
             new_fragments=parts,
             finite=finite,
         )
 
-    def _judge(self, state: State, setup: Setup, observables: Observables, atom: jax.Array) -> tuple[State, jax.Array]:
-        """Decisions on the new frames: the state with its counters moved on, and which frames to record [W]."""
-        running = state.status == int(Status.RUNNING)
-        step = state.step + 1
+    def _decide(
+        self, state: State, setup: Setup, observables: Observables, visited: jax.Array
+    ) -> tuple[jax.Array, Any]:
+        seen = observables
+        if self.by_species:
+            seen = scaled_by_species(observables, self.gate_score, setup.gate_factors)
+        decision, gate = self.gate.decide(seen, state.gate)
+        unphysical = unphysical_cause(observables, setup.limits) > 0
+        decision = jnp.where(unphysical, int(Decision.UNPHYSICAL), decision)
+        # a walker that is over, or a Monte Carlo trial that was refused, is not judged
+        return jnp.where(state.running & visited, decision, int(Decision.GO_ON)), gate
+
+    def _record(
+        self, state: State, setup: Setup, decision: jax.Array, prediction: Prediction, graph: Graph, frames: Frames
+    ) -> tuple[Recorder, Any, jax.Array]:
+        """Recorder and admission after this step, and which walkers had no room for a frame [W]."""
+        step, recorder = state.step + 1, state.recorder
+        spaced = step - recorder.last >= setup.record_every
+        stop = decision == int(Decision.STOP)
+        wanted = ((decision == int(Decision.RECORD)) & spaced) | stop
+        full = wanted & ~stop & self.admission.full(state.admission)
+
+        def take() -> tuple[Recorder, Any]:
+            offer = Offer(
+                wanted=wanted,
+                score=frames.scores[self.gate_score],
+                features=self._features(prediction, graph, setup),
+                key=jax.random.fold_in(setup.key, step),
+                offered=recorder.offered,
+            )
+            slot, admission = self.admission.place(state.admission, offer, setup.context)
+            held = replace(recorder, last=jnp.where(wanted, step, recorder.last), offered=recorder.offered + wanted)
+            return written(held, slot, step, frames), admission
+
+        # most steps record nothing, and then no buffer is touched
+        recorder, admission = jax.lax.cond(jnp.any(wanted), take, lambda: (recorder, state.admission))
+        return recorder, admission, full
+
+    def _features(self, prediction: Prediction, graph: Graph, setup: Setup) -> jax.Array:
+        if not self.admission.looks_at_features:
+            return jnp.zeros((graph.num_structures, 0), graph.vectors.dtype)
+        return last_layer_gradient(prediction, graph, setup.radii.shape[0]) @ setup.context.map
+
+    def _ended(
+        self,
+        state: State,
+        setup: Setup,
+        observables: Observables,
+        decision: jax.Array,
+        full: jax.Array,
+        force_std: jax.Array,
+        motion: Motion,
+        at: Moment,
+    ) -> tuple[Ends, jax.Array]:
+        """How walkers fare after this step, and which of them begin again [W]."""
+        ends, running, step = state.ends, state.running, state.step + 1
+        codes = {
+            Decision.UNPHYSICAL: Status.UNPHYSICAL,
+            Decision.STOP: Status.STOPPED,
+            Decision.LEAVE: Status.BEYOND_TRUST,
+        }
+        status = jnp.where(running & self.integrator.converged(motion, at), int(Status.CONVERGED), ends.status)
+        if self.when_full != "go_on":
+            over = running & jnp.any(full) if self.when_full == "end_all" else full
+            status = jnp.where(over, int(Status.BUFFER_FULL), status)
+        again = jnp.zeros_like(running)
+        for what, code in reversed(codes.items()):
+            hit = decision == int(what)
+            if what in self.rewinds:
+                spared = hit & (ends.restarts < setup.restarts)
+                again = again | spared
+                hit = hit & ~spared
+            status = jnp.where(hit, int(code), status)
+        ended = running & (status != int(Status.RUNNING))
         cause = unphysical_cause(observables, setup.limits)
-        decision, gate = self.gate.decide(observables, state.gate)
-        decision = jnp.where(cause > 0, int(Decision.UNPHYSICAL), decision)
-        stop = running & (decision == int(Decision.STOP))
-        spaced = step - state.recorder.last >= setup.record_every
-        record = (running & (decision == int(Decision.RECORD)) & spaced) | stop
-        full = record & state.recorder.full & ~stop
-        unphysical = running & (cause > 0)
-        status = jnp.where(unphysical, int(Status.UNPHYSICAL), state.status)
-        status = jnp.where(stop, int(Status.STOPPED), status)
-        status = jnp.where(full, int(Status.BUFFER_FULL), status)
-        ended = unphysical | stop | full
-        below = running & (decision == int(Decision.GO_ON))
+        departed = self._departed(ends, running, observables, setup, step)
         return replace(
-            state,
-            gate=_choose(running, gate, state.gate),
+            departed,
             status=status,
-            cause=jnp.where(unphysical, cause, state.cause),
-            end_step=jnp.where(ended, step, state.end_step),
-            end_atom=jnp.where(ended, atom, state.end_atom),
-            below=state.below + below,
-            step=step,
-        ), record
+            cause=jnp.where(status == int(Status.UNPHYSICAL), jnp.where(running, cause, ends.cause), ends.cause),
+            step=jnp.where(ended, step, ends.step),
+            atom=jnp.where(ended, jnp.argmax(force_std, axis=1).astype(jnp.int32), ends.atom),
+            below=ends.below + (running & (decision == int(Decision.GO_ON))),
+            restarts=ends.restarts + again,
+            origin=jnp.where(again, step, ends.origin),
+        ), again
+
+    def _departed(
+        self, ends: Ends, running: jax.Array, observables: Observables, setup: Setup, step: jax.Array
+    ) -> Ends:
+        """Which atom of which walker left the training distribution, when, and how far."""
+        if "latent_distance" not in self.novelty:
+            return ends
+        distance = observables.atom_scores["latent_distance"]
+        farthest = jnp.where(running, jnp.max(distance, axis=1), 0)
+        first = (farthest > setup.departure) & (ends.departed_step < 0)
+        return replace(
+            ends,
+            departed_step=jnp.where(first, step, ends.departed_step),
+            departed_atom=jnp.where(first, jnp.argmax(distance, axis=1).astype(jnp.int32), ends.departed_atom),
+            departure=jnp.maximum(ends.departure, farthest),
+        )
+
+    # -- beginning again ----------------------------------------------------------------------------------------------
+
+    def _rewound(
+        self, state: State, setup: Setup, motion: Motion, decision: jax.Array, again: jax.Array, at: Moment
+    ) -> tuple[Motion, Snapshots | None]:
+        """Walkers that begin again from a safe frame of their own; and the safe frames, with those of this step."""
+        if state.snapshots is None:
+            return motion, None
+        before = state.snapshots
+        due = (state.step + 1 - state.ends.origin) % setup.snapshot_every == 0
+        safe = state.running & due & (decision == int(Decision.GO_ON))
+        snapshots = jax.lax.cond(jnp.any(safe), lambda: _kept(before, motion, safe), lambda: before)
+        moved = jax.lax.cond(jnp.any(again), lambda: self._begun_again(motion, snapshots, again, at), lambda: motion)
+        return moved, snapshots
+
+    def _begun_again(self, motion: Motion, snapshots: Snapshots, again: jax.Array, at: Moment) -> Motion:
+        both = jax.vmap(lambda key: jax.random.split(key, 3))(motion.rng)
+        held = jnp.minimum(snapshots.count, snapshots.force.shape[1])
+        draw = jax.vmap(lambda key: jax.random.uniform(key))(both[:, 1])
+        slot = jnp.minimum((draw * held).astype(jnp.int32), held - 1)
+        rows = jnp.arange(slot.shape[0])
+        momentum = without_drift(maxwell_boltzmann(both[:, 2], motion.mass, at.mobile, at.kt), motion.mass, at.mobile)
+        fresh = motion.set(
+            position=snapshots.position[rows, slot],
+            cell=snapshots.cell[rows, slot],
+            force=snapshots.force[rows, slot],
+            virial=snapshots.virial[rows, slot],
+            momentum=momentum if self.integrator.thermal else jnp.zeros_like(momentum),
+            rng=both[:, 0],
+        )
+        return self.integrator.restart(_choose(again, fresh, motion), again, at)
+
+    # -- traces -------------------------------------------------------------------------------------------------------
 
     def _empty_traces(self, state: State) -> Traces:
         walkers, atoms, _ = state.motion.position.shape
         dtype = state.motion.position.dtype
         entries, frames = self.chunk // self.trace_every, self.chunk // self.trajectory_every
+
+        def blank(*shape: int) -> jax.Array:
+            return jnp.full(shape, jnp.nan, dtype)
+
         return Traces(
-            scores={name: jnp.full((entries, walkers), jnp.nan, dtype) for name in SCORES},
-            temperature=jnp.full((entries, walkers), jnp.nan, dtype),
-            positions=jnp.full((frames, walkers, atoms, 3), jnp.nan, dtype),
-            force_std=jnp.full((frames, walkers, atoms), jnp.nan, dtype),
+            scores={name: blank(entries, walkers) for name in self.scores},
+            temperature=blank(entries, walkers),
+            energy=blank(entries, walkers),
+            bias=blank(entries, walkers),
+            pressure=blank(entries, walkers),
+            volume=blank(entries, walkers),
+            positions=blank(frames, walkers, atoms, 3),
+            momenta=blank(frames, walkers, atoms, 3),
+            cells=blank(frames, walkers, 3, 3),
+            force_std=blank(frames, walkers, atoms),
+            forces=blank(frames, walkers, atoms, 3),
+            frame_energy=blank(frames, walkers),
         )
 
-    def _trace(
-        self,
-        traces: Traces,
-        done: jax.Array,
-        running: jax.Array,
-        observables: Observables,
-        positions: jax.Array,
-        force_std: jax.Array,
-    ) -> Traces:
+    def _trace(self, traces: Traces, done: jax.Array, shown: _Shown) -> Traces:
         """Writes a step into the traces where its turn has come; ``done`` counts the steps of this chunk from 1."""
+        observables, motion = shown.observables, shown.motion
 
-        def put(buffer: jax.Array, value: jax.Array, every: int) -> jax.Array:
-            mask = running.reshape((-1,) + (1,) * (value.ndim - 1))
-            return buffer.at[done // every - 1].set(jnp.where(mask, value, jnp.nan), mode="drop")
+        def masked(value: jax.Array, mask: jax.Array) -> jax.Array:
+            return jnp.where(mask.reshape((-1,) + (1,) * (value.ndim - 1)), value, jnp.nan)
 
-        def when_due(every: int, buffers: Any, values: Any) -> Any:
-            def write() -> Any:
-                return jax.tree.map(lambda buffer, value: put(buffer, value, every), buffers, values)
+        def lines() -> dict[str, Any]:
+            evaluated = {
+                "scores": dict(observables.scores),
+                "energy": observables.energy,
+                "bias": shown.bias.energy,
+            }
+            nothing = jnp.full_like(observables.energy, jnp.nan)
+            moving = {
+                "temperature": observables.temperature,
+                "pressure": jnp.trace(pressure_tensor(motion), axis1=1, axis2=2) / 3 if self.virial else nothing,
+                "volume": jnp.abs(jnp.linalg.det(motion.cell)),
+            }
+            return _mapped(masked, evaluated, shown.judged) | _mapped(masked, moving, shown.running)
 
-            return jax.lax.cond(done % every == 0, write, lambda: buffers)
+        def snapshots() -> dict[str, Any]:
+            frames = shown.frames
+            evaluated = {
+                "force_std": frames.force_std,
+                "forces": shown.committee.forces.reshape(motion.position.shape),
+                "frame_energy": frames.energy,
+            }
+            moving = {
+                "positions": jnp.where(shown.judged[:, None, None], frames.positions, motion.position),
+                "momenta": motion.momentum,
+                "cells": frames.cells,
+            }
+            return _mapped(masked, evaluated, shown.judged) | _mapped(masked, moving, shown.running)
 
-        scores, temperature = when_due(
-            self.trace_every,
-            (traces.scores, traces.temperature),
-            ({name: observables.scores[name] for name in SCORES}, observables.temperature),
-        )
-        frames, spreads = when_due(self.trajectory_every, (traces.positions, traces.force_std), (positions, force_std))
-        return Traces(scores=scores, temperature=temperature, positions=frames, force_std=spreads)
+        def when_due(every: int, values: Callable[[], dict[str, Any]], old: dict[str, Any]) -> dict[str, Any]:
+            def put(buffer: jax.Array, value: jax.Array) -> jax.Array:
+                return buffer.at[done // every - 1].set(value, mode="drop")
+
+            return jax.lax.cond(done % every == 0, lambda: jax.tree.map(put, old, values()), lambda: old)
+
+        held = {name: getattr(traces, name) for name in traces.__dataclass_fields__}
+        new = when_due(self.trace_every, lines, {name: held[name] for name in _LINES})
+        new |= when_due(self.trajectory_every, snapshots, {name: held[name] for name in _FRAMES})
+        return Traces(**new)
+
+
+_MORE_DEVIATIONS = ("force_epistemic", "force_total")
+_LINES = ("scores", "temperature", "energy", "bias", "pressure", "volume")
+_FRAMES = ("positions", "momenta", "cells", "force_std", "forces", "frame_energy")
+
+
+def _mapped(function: Callable[[jax.Array, jax.Array], jax.Array], tree: dict[str, Any], mask: jax.Array) -> Any:
+    """A function of arrays and a mask, on every leaf."""
+    return jax.tree.map(lambda x: function(x, mask), tree)
+
+
+def _evaluation(prediction: Prediction, bias: BiasForce, at: Moment, virial: bool) -> Evaluation:
+    """What the integrator is told: means of the members with the bias, nothing on atoms that are held fixed.
+
+    A virial that nobody asks for is zero, so that the compiler leaves its computation out.
+    """
+    pull = jnp.mean(prediction.virial, axis=0) + bias.virial
+    member_forces = prediction.forces.reshape(-1, *bias.forces.shape)
+    forces = jnp.mean(member_forces, axis=0) + bias.forces
+    return Evaluation(
+        energy=jnp.mean(prediction.energy, axis=0) + bias.energy,
+        forces=jnp.where(at.mobile[..., None], forces, 0),
+        virial=pull if virial else jnp.zeros_like(pull),
+        member_energy=prediction.energy,
+        member_forces=member_forces,
+    )
+
+
+def _kept(snapshots: Snapshots, motion: Motion, safe: jax.Array) -> Snapshots:
+    """Puts the frames of some walkers [W] bool into the oldest slot but the first, which holds the start."""
+    room = snapshots.force.shape[1]
+    later = 1 + (snapshots.count - 1) % max(room - 1, 1)
+    slot = jnp.where(snapshots.count == 0, 0, later)
+    slot = jnp.where(safe, slot, room)
+    rows = jnp.arange(slot.shape[0])
+
+    def put(buffer: jax.Array, value: jax.Array) -> jax.Array:
+        return buffer.at[rows, slot].set(value, mode="drop")
+
+    return Snapshots(
+        position=put(snapshots.position, motion.position),
+        cell=put(snapshots.cell, motion.cell),
+        force=put(snapshots.force, motion.force),
+        virial=put(snapshots.virial, motion.virial),
+        count=snapshots.count + safe,
+    )
 
 
 def _choose(mask: jax.Array, new: Any, old: Any) -> Any:
-    """Leaves of ``new`` for the walkers of a mask [W], those of ``old`` for the others."""
+    """Leaves of ``new`` for the walkers of a mask [W], those of ``old`` for the others; scalars are taken as new."""
 
     def leaf(a: jax.Array, b: jax.Array) -> jax.Array:
-        return jnp.where(mask.reshape((-1,) + (1,) * (a.ndim - 1)), a, b)
+        return a if a.ndim == 0 else jnp.where(mask.reshape((-1,) + (1,) * (a.ndim - 1)), a, b)
 
     return jax.tree.map(leaf, new, old)

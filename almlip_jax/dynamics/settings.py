@@ -1,65 +1,115 @@
-"""Settings of exploration: walkers, integrator, gate, sanity, what is recorded."""
+"""Settings of exploration: walkers, what moves them, gate, sanity, rewinding, what is recorded."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, TypeAlias, get_args
 
 from pydantic import Field, model_validator
 
+from almlip_jax.dynamics.admission import AdmissionSettings, FirstAdmission
+from almlip_jax.dynamics.biases import BiasSettings
+from almlip_jax.dynamics.integrators.settings import (
+    IntegratorSettings,
+    LangevinSettings,
+    NptSettings,
+    SwapSettings,
+)
+from almlip_jax.dynamics.novelty import NoveltyName
 from almlip_jax.score_names import ScoreName
 from almlip_jax.settings import Settings
 
+GateScore: TypeAlias = ScoreName | NoveltyName
+"""Scores that a gate can look at."""
+PER_ATOM = ("force_std_max", "force_epistemic_max", "force_total_max", *get_args(NoveltyName))
+"""Those that are the largest value of an atom, and can have a threshold for each species."""
+
 
 class WalkerGroup(Settings):
-    """Walkers that share a temperature."""
+    """Walkers that share temperature and pressure."""
 
-    temperature: float = Field(gt=0)
-    """K."""
+    temperature: float | tuple[float, float]
+    """K; two values are a ramp over the run."""
     count: int = Field(default=1, ge=1)
     """Number of walkers."""
+    pressure: float | tuple[float, float] = 0.0
+    """GPa, where the cell moves; two values are a ramp."""
+    bias: float = Field(default=1.0, ge=0)
+    """Factor on every bias of these walkers."""
+
+    @model_validator(mode="after")
+    def _warm(self) -> Self:
+        if min(self.temperatures) <= 0:
+            raise ValueError(f"temperature must be positive, not {self.temperature} K.")
+        return self
+
+    @property
+    def temperatures(self) -> tuple[float, float]:
+        """At the first and at the last step, K."""
+        return self.temperature if isinstance(self.temperature, tuple) else (self.temperature, self.temperature)
+
+    @property
+    def pressures(self) -> tuple[float, float]:
+        """At the first and at the last step, GPa."""
+        return self.pressure if isinstance(self.pressure, tuple) else (self.pressure, self.pressure)
 
 
-class LangevinSettings(Settings):
-    """Langevin dynamics, BAOAB splitting (Leimkuhler and Matthews, J. Chem. Phys. 138, 174102, 2013)."""
+class _GateBase(Settings):
+    score: GateScore = "force_std_max"
+    """Which score."""
+    persistence: int = Field(default=1, ge=1)
+    """Steps in a row above the stop threshold that end a walker."""
+    release: float | None = Field(default=None, gt=0, le=1)
+    """Fraction of the record threshold below which the score must fall before the walker records again."""
+    species: dict[str, float] = {}
+    """Thresholds of single elements, relative to those of the run: ``{H: 0.5}`` halves them for hydrogen."""
 
-    kind: Literal["langevin"] = "langevin"
-    friction: float = Field(default=0.01, ge=0)
-    """1/fs; at 0 the dynamics are velocity Verlet."""
+    @model_validator(mode="after")
+    def _of_atoms(self) -> Self:
+        if self.species and self.score not in PER_ATOM:
+            raise ValueError(f"species thresholds need a score of atoms ({', '.join(PER_ATOM)}), not {self.score}.")
+        if any(factor <= 0 for factor in self.species.values()):
+            raise ValueError("species thresholds must be positive.")
+        return self
 
 
-class NveSettings(Settings):
-    """Constant energy, velocity Verlet; temperatures only set the first velocities."""
-
-    kind: Literal["nve"] = "nve"
-
-
-Integrator = Annotated[LangevinSettings | NveSettings, Field(discriminator="kind")]
-
-
-class AbsoluteGate(Settings):
+class AbsoluteGate(_GateBase):
     """Compares a score with two thresholds that stay as they are during a run."""
 
     kind: Literal["absolute"] = "absolute"
-    score: ScoreName = "force_std_max"
-    """Which score."""
 
 
-class AdaptiveGate(Settings):
+class AdaptiveGate(_GateBase):
     """The record threshold follows the walker: the mean of its last scores times ``1 + excess``.
 
     It never falls below the threshold given for the run, and the stop threshold is not adapted.
     """
 
     kind: Literal["adaptive"] = "adaptive"
-    score: ScoreName = "force_std_max"
-    """Which score."""
     window: int = Field(default=400, ge=1)
     """Steps over which the exponential running mean extends."""
     excess: float = Field(default=0.5, ge=0)
     """By how much, as a fraction, a score must exceed the mean."""
 
 
-GateSettings = Annotated[AbsoluteGate | AdaptiveGate, Field(discriminator="kind")]
+class DecayingGate(_GateBase):
+    """A recorded frame raises the walker's record threshold above its score; the raise decays."""
+
+    kind: Literal["decaying"] = "decaying"
+    half_life: float = Field(default=200.0, gt=0)
+    """Steps in which half of the raise is gone."""
+    excess: float = Field(default=0.2, ge=0)
+    """By how much, as a fraction, the raised threshold exceeds the recorded score."""
+
+
+class BandGate(_GateBase):
+    """Trust band: frames between the thresholds are recorded, those above are not worth a label."""
+
+    kind: Literal["band"] = "band"
+    above: Literal["end", "go_on"] = "end"
+    """What a walker does above the band: it ends unrecorded, or goes on unrecorded."""
+
+
+GateSettings = Annotated[AbsoluteGate | AdaptiveGate | DecayingGate | BandGate, Field(discriminator="kind")]
 
 
 class SanitySettings(Settings):
@@ -78,8 +128,21 @@ class SanitySettings(Settings):
     """Whether to look for dissociation (open structures of up to 128 atoms; others are not looked at)."""
 
 
+class RewindSettings(Settings):
+    """A walker in trouble begins again from an earlier frame of its own that was safe, with fresh momenta."""
+
+    on: tuple[Literal["stop", "leave", "unphysical"], ...] = ("stop", "leave", "unphysical")
+    """Which endings are undone."""
+    every: int = Field(default=100, ge=1)
+    """Steps between two frames that are kept to begin again from."""
+    keep: int = Field(default=4, ge=1)
+    """How many of them, the start apart."""
+    limit: int = Field(default=20, ge=1)
+    """Times that a walker begins again; after that it ends."""
+
+
 class ExplorationSettings(Settings):
-    """Gated molecular dynamics of several walkers in one compiled loop."""
+    """Gated dynamics, relaxation or ascent of several walkers in one compiled loop."""
 
     kind: Literal["md"] = "md"
     walkers: tuple[WalkerGroup, ...] = Field(
@@ -90,16 +153,32 @@ class ExplorationSettings(Settings):
     """Steps of each walker."""
     timestep: float = Field(default=0.5, gt=0)
     """fs."""
-    integrator: Integrator = LangevinSettings()
-    """How positions and momenta move."""
+    integrator: IntegratorSettings = LangevinSettings()
+    """How walkers move."""
+    swaps: SwapSettings | None = None
+    """Monte Carlo swaps of unlike atoms."""
+    biases: tuple[BiasSettings, ...] = ()
+    """What pushes walkers beside the forces of the ensemble; gates look at the ensemble alone."""
+    remove_drift: bool = False
+    """Whether the centre of mass is brought to rest at every step."""
     gate: GateSettings = AbsoluteGate()
     """What decides on each frame."""
     sanity: SanitySettings = SanitySettings()
     """What no gate lets pass."""
+    rewind: RewindSettings | None = None
+    """Whether walkers in trouble begin again; null ends them."""
+    monitor: tuple[NoveltyName, ...] = ()
+    """Novelty scores to compute beside the committee's; what the gate looks at is computed anyway."""
+    admission: AdmissionSettings = FirstAdmission()
+    """Which of the frames that the gate records keep a place in the buffer."""
     record_every: int = Field(default=20, ge=1)
-    """Least number of steps between two recorded frames of a walker."""
+    """Least number of steps between two frames of a walker offered to the buffer."""
     buffer: int = Field(default=64, ge=1)
-    """Frames that can be recorded of each walker; a walker whose buffer is full ends."""
+    """Frames in the buffer for each walker."""
+    when_full: Literal["end_walker", "end_all", "go_on"] = "end_walker"
+    """What happens when a walker has no place left for a frame."""
+    pressure: bool = False
+    """Whether the traces hold the internal pressure, which costs the virial; they do wherever the cell moves."""
     trace_every: int = Field(default=10, ge=1)
     """Steps between two entries of the traces of scores and temperature."""
     trajectory_every: int = Field(default=100, ge=1)
@@ -117,7 +196,21 @@ class ExplorationSettings(Settings):
                 raise ValueError(f"chunk {self.chunk} is not a multiple of {name} {stride}.")
         return self
 
+    @model_validator(mode="after")
+    def _pressure_needs_a_cell_that_moves(self) -> Self:
+        if isinstance(self.integrator, NptSettings) or getattr(self.integrator, "cell", "fixed") != "fixed":
+            return self
+        if any(group.pressures != (0.0, 0.0) for group in self.walkers):
+            raise ValueError(f"integrator '{self.integrator.kind}' keeps the cell: leave the pressure out.")
+        return self
+
     @property
     def temperatures(self) -> tuple[float, ...]:
-        """Temperature of every walker, K, in order."""
-        return tuple(group.temperature for group in self.walkers for _ in range(group.count))
+        """First temperature of every walker, K, in order."""
+        return tuple(group.temperatures[0] for group in self.walkers for _ in range(group.count))
+
+    @property
+    def novelty(self) -> tuple[NoveltyName, ...]:
+        """Novelty scores that are computed."""
+        names: tuple[NoveltyName, ...] = get_args(NoveltyName)
+        return tuple(name for name in names if name in self.monitor or name == self.gate.score)

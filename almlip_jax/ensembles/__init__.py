@@ -1,5 +1,6 @@
 """Ensembles: members evaluated together, what they say of their own errors, and the statistics of their committee."""
 
+from almlip_jax.ensembles.blocks import blocked
 from almlip_jax.ensembles.build import build_ensemble, member_models
 from almlip_jax.ensembles.ensemble import Ensemble
 from almlip_jax.ensembles.heads import Belief, Heads, Noise
@@ -20,6 +21,7 @@ __all__ = [
     "Noise",
     "Prediction",
     "VariantSettings",
+    "blocked",
     "build_ensemble",
     "committee_statistics",
     "member_models",

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from almlip_jax.ensembles.prediction import Prediction
+from almlip_jax.kernels import ensemble_sum
 from almlip_jax.structures.graph import Graph, atom_counts, sum_over_atoms
 
 FEATURES: tuple[str, ...] = ("latent", "last_layer_gradient")
@@ -25,9 +26,8 @@ def latent(prediction: Prediction, graph: Graph) -> jax.Array:
     Returns:
         [S, L * F].
     """
-    models = prediction.features.shape[0]
     pooled = jax.vmap(lambda one: sum_over_atoms(one, graph))(prediction.features) / atom_counts(graph)[:, None]
-    return _side_by_side(pooled) / jnp.sqrt(models)
+    return ensemble_sum(pooled)
 
 
 def last_layer_gradient(prediction: Prediction, graph: Graph, num_species: int, *, per_atom: bool = True) -> jax.Array:
@@ -45,7 +45,6 @@ def last_layer_gradient(prediction: Prediction, graph: Graph, num_species: int, 
     Returns:
         [S, L * num_species * F].
     """
-    models = prediction.features.shape[0]
     chosen = jax.nn.one_hot(graph.species, num_species, dtype=prediction.features.dtype)
 
     def one(features: jax.Array) -> jax.Array:
@@ -55,7 +54,7 @@ def last_layer_gradient(prediction: Prediction, graph: Graph, num_species: int, 
     summed = jax.vmap(one)(prediction.features)
     if per_atom:
         summed = summed / atom_counts(graph)[:, None]
-    return _side_by_side(summed) / jnp.sqrt(models)
+    return ensemble_sum(summed)
 
 
 def sketch(features: jax.Array, key: jax.Array, size: int = 512) -> jax.Array:
@@ -75,8 +74,3 @@ def sketch(features: jax.Array, key: jax.Array, size: int = 512) -> jax.Array:
         return features
     projection = jax.random.normal(key, (features.shape[-1], size), features.dtype)
     return features @ projection / jnp.sqrt(size)
-
-
-def _side_by_side(values: jax.Array) -> jax.Array:
-    """[L, S, d] -> [S, L * d]."""
-    return jnp.moveaxis(values, 0, 1).reshape(values.shape[1], -1)

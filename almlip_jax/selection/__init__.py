@@ -1,15 +1,81 @@
 """Selection: pure functions from candidates to the batch worth labelling."""
 
-from almlip_jax.selection.base import Candidates, Filter, Selection, Selector
-from almlip_jax.selection.compose import chain, select
-from almlip_jax.selection.diversity import max_det, max_dist
-from almlip_jax.selection.scores import random, threshold, top_fraction, top_k
+from almlip_jax.selection.base import (
+    Candidates,
+    Filter,
+    Selection,
+    Selector,
+)
+from almlip_jax.selection.clusters import (
+    kmeans_fps,
+)
+from almlip_jax.selection.compose import (
+    chain,
+    select,
+)
+from almlip_jax.selection.design import (
+    bait,
+    dpp,
+    frank_wolfe,
+    max_det,
+)
+from almlip_jax.selection.diversity import (
+    kmeans_pp,
+    lcmd,
+    max_dist,
+)
+from almlip_jax.selection.greedy import (
+    Greedy,
+    Ranking,
+    Rule,
+    cost_aware,
+)
+from almlip_jax.selection.hybrid import (
+    WEIGHT,
+    adapt,
+    adaptive,
+    hybrid,
+)
+from almlip_jax.selection.maxvol import (
+    ActiveSet,
+    active_set,
+    extrapolation_grade,
+    maxvol,
+)
+from almlip_jax.selection.rankings import (
+    entropy,
+    isotonic,
+    recalibrated,
+    top_k,
+)
+from almlip_jax.selection.rows import (
+    Rows,
+)
+from almlip_jax.selection.scores import (
+    agreement,
+    random,
+    threshold,
+    top_fraction,
+)
 from almlip_jax.selection.settings import (
+    AdaptiveSettings,
+    AgreementSettings,
+    BaitSettings,
     ChainSettings,
+    CostAwareSettings,
+    DppSettings,
+    EntropySettings,
     FilterSettings,
+    FrankWolfeSettings,
+    HybridSettings,
+    KmeansFpsSettings,
+    KmeansPpSettings,
+    LcmdSettings,
     MaxDetSettings,
     MaxDistSettings,
+    MaxvolSettings,
     RandomSettings,
+    RecalibratedSettings,
     SelectorSettings,
     ThresholdSettings,
     TopFractionSettings,
@@ -21,13 +87,32 @@ from almlip_jax.selection.settings import (
 )
 
 __all__ = [
+    "WEIGHT",
+    "ActiveSet",
+    "AdaptiveSettings",
+    "AgreementSettings",
+    "BaitSettings",
     "Candidates",
     "ChainSettings",
+    "CostAwareSettings",
+    "DppSettings",
+    "EntropySettings",
     "Filter",
     "FilterSettings",
+    "FrankWolfeSettings",
+    "Greedy",
+    "HybridSettings",
+    "KmeansFpsSettings",
+    "KmeansPpSettings",
+    "LcmdSettings",
     "MaxDetSettings",
     "MaxDistSettings",
+    "MaxvolSettings",
     "RandomSettings",
+    "Ranking",
+    "RecalibratedSettings",
+    "Rows",
+    "Rule",
     "Selection",
     "Selector",
     "SelectorSettings",
@@ -35,13 +120,30 @@ __all__ = [
     "TopFractionSettings",
     "TopKSettings",
     "UserSettings",
+    "active_set",
+    "adapt",
+    "adaptive",
+    "agreement",
+    "bait",
     "build_filter",
     "build_selector",
     "chain",
+    "cost_aware",
+    "dpp",
+    "entropy",
+    "extrapolation_grade",
+    "frank_wolfe",
+    "hybrid",
     "import_function",
+    "isotonic",
+    "kmeans_fps",
+    "kmeans_pp",
+    "lcmd",
     "max_det",
     "max_dist",
+    "maxvol",
     "random",
+    "recalibrated",
     "select",
     "threshold",
     "top_fraction",

@@ -8,6 +8,7 @@ choices (how many, by which score, on which features), in the manner of optax; `
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import field
 from typing import Protocol
 
 import jax
@@ -24,6 +25,7 @@ class Candidates:
         cost: [n] expected price of a label, in any one unit.
         valid: [n] bool, false for padding and for what a filter has put aside.
         id: [n] int, a stable identity; breaks ties (the smallest wins), so that pool order does not matter.
+        scalars: name -> [] quantities of the campaign so far that belong to no candidate, such as a weight.
     """
 
     features: Mapping[str, jax.Array]
@@ -31,6 +33,7 @@ class Candidates:
     cost: jax.Array
     valid: jax.Array
     id: jax.Array
+    scalars: Mapping[str, jax.Array] = field(default_factory=dict)
 
 
 @struct.dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import Any, cast
 
@@ -30,7 +31,9 @@ def chain(*filters: Filter, selector: Selector) -> Selector:
     return select
 
 
-def select(selector: Selector, key: jax.Array, pool: Candidates, labelled: Candidates) -> Selection:
+def select(
+    selector: Selector, key: jax.Array, pool: Candidates, labelled: Candidates, *, double: bool = True
+) -> Selection:
     """Runs a selector compiled and in float64, whatever the precision of the features.
 
     Log-determinants of nearly equal candidates need it.  A selector is compiled once for each set of shapes.
@@ -40,6 +43,8 @@ def select(selector: Selector, key: jax.Array, pool: Candidates, labelled: Candi
         key: of this selection.
         pool: candidates; pad it to a capacity (``valid`` false) to keep its shape over rounds.
         labelled: the context, likewise.
+        double: false leaves features in their own precision, for pools that would not fit twice as large; matrices of
+            d x d are factorised in float64 all the same.
 
     Returns:
         `Selection` as numpy arrays.
@@ -48,14 +53,18 @@ def select(selector: Selector, key: jax.Array, pool: Candidates, labelled: Candi
         InputError: the selector asks for features or a score that the candidates do not have.
     """
     if pool.valid.shape[0] == 0:  # reductions over candidates need a row, be it one that is not valid
-        pool = jax.tree.map(lambda values: np.zeros((1, *values.shape[1:]), values.dtype), pool)
+        filled = jax.tree.map(lambda values: np.zeros((1, *values.shape[1:]), values.dtype), replace(pool, scalars={}))
+        pool = replace(filled, scalars=pool.scalars)
     with jax.enable_x64(True):
-        return jax.device_get(_compiled(cast(Any, selector))(key, _doubled(pool), _doubled(labelled)))
+        return jax.device_get(_compiled(cast(Any, selector), double)(key, pool, labelled))
 
 
 @cache
-def _compiled(selector: Selector) -> Selector:
-    return jax.jit(selector)
+def _compiled(selector: Selector, double: bool) -> Selector:
+    if not double:
+        return jax.jit(selector)
+    # widened inside: columns that the selector does not look at are never copied
+    return jax.jit(lambda key, pool, labelled: selector(key, _doubled(pool), _doubled(labelled)))
 
 
 def _doubled(candidates: Candidates) -> Candidates:

@@ -1,4 +1,4 @@
-"""Selectors and filters that look at scores alone: random, the highest, thresholds, the highest share."""
+"""What needs scores alone: random choice, the order of values, and filters by threshold, share and agreement."""
 
 from __future__ import annotations
 
@@ -24,15 +24,6 @@ def random(k: int) -> Selector:
     def select(key: jax.Array, pool: Candidates, labelled: Candidates) -> Selection:
         draws = jax.vmap(lambda one: jax.random.uniform(jax.random.fold_in(key, one)))(pool.id)
         return best(draws, pool, k)
-
-    return select
-
-
-def top_k(k: int, score: str) -> Selector:
-    """Chooses the k candidates with the highest score: plain query by committee.  ``gain`` is the score."""
-
-    def select(key: jax.Array, pool: Candidates, labelled: Candidates) -> Selection:
-        return best(column(pool.scores, score, "score"), pool, k)
 
     return select
 
@@ -65,6 +56,20 @@ def top_fraction(score: str, fraction: float) -> Filter:
     return narrow
 
 
+def agreement(first: str, second: str, maximum: float) -> Filter:
+    """Keeps candidates on which two scores agree, ``|first - second| < maximum``.
+
+    The scores may be predictions of one quantity, say by a cheap label source and for the target one: where they
+    differ by more, the cheap one cannot stand in.  What is not a number agrees with nothing.
+    """
+
+    def narrow(key: jax.Array, pool: Candidates, labelled: Candidates) -> Candidates:
+        apart = jnp.abs(column(pool.scores, first, "score") - column(pool.scores, second, "score"))
+        return replace(pool, valid=pool.valid & (apart < maximum))
+
+    return narrow
+
+
 def column(table: Mapping[str, jax.Array], name: str, kind: str) -> jax.Array:
     """The array of one name among features or scores.
 
@@ -76,18 +81,21 @@ def column(table: Mapping[str, jax.Array], name: str, kind: str) -> jax.Array:
     return table[name]
 
 
-def ranked(values: jax.Array, pool: Candidates) -> jax.Array:
-    """Rows of a pool, [n], in decreasing order of some values; ties by id; candidates that are not valid come last.
+def ranked(values: jax.Array, pool: Candidates, second: jax.Array | None = None) -> jax.Array:
+    """Rows of a pool, [n], in decreasing order of some values; candidates that are not valid come last.
 
-    A value that is not a number counts as the lowest: nothing that could not be judged is preferred.
+    A value that is not a number counts as the lowest: nothing that could not be judged is preferred.  Among equal
+    values ``second``, then the smaller id decides.
     """
-    usable = jnp.where(jnp.isnan(values), -jnp.inf, values)
-    return jnp.lexsort((pool.id, -usable, ~pool.valid))
+    keys = [values] if second is None else [values, second]
+    usable = [-jnp.where(jnp.isnan(one), -jnp.inf, one) for one in reversed(keys)]
+    return jnp.lexsort((pool.id, *usable, ~pool.valid))
 
 
-def best(values: jax.Array, pool: Candidates, k: int) -> Selection:
-    """The k valid candidates with the highest values."""
-    order = ranked(values, pool)
+def best(values: jax.Array, pool: Candidates, k: int, second: jax.Array | None = None) -> Selection:
+    """The k valid candidates with the highest values; one whose value is not a number is never among them."""
+    pool = replace(pool, valid=pool.valid & ~jnp.isnan(values))
+    order = ranked(values, pool, second)
     rows = jnp.concatenate([order, jnp.zeros((max(k - order.shape[0], 0),), order.dtype)])[:k]
     there = jnp.arange(k) < jnp.sum(pool.valid)
     return Selection(indices=rows, valid=there, gain=jnp.where(there, values[rows], jnp.nan))

@@ -11,9 +11,15 @@ from pydantic import Field, model_validator
 from almlip_jax.errors import InputError
 from almlip_jax.score_names import ScoreName
 from almlip_jax.selection.base import Filter, Selector
+from almlip_jax.selection.clusters import kmeans_fps
 from almlip_jax.selection.compose import chain
-from almlip_jax.selection.diversity import max_det, max_dist
-from almlip_jax.selection.scores import random, threshold, top_fraction, top_k
+from almlip_jax.selection.design import bait, dpp, frank_wolfe, max_det
+from almlip_jax.selection.diversity import kmeans_pp, lcmd, max_dist
+from almlip_jax.selection.greedy import cost_aware
+from almlip_jax.selection.hybrid import adaptive, hybrid
+from almlip_jax.selection.maxvol import maxvol
+from almlip_jax.selection.rankings import entropy, recalibrated, top_k
+from almlip_jax.selection.scores import agreement, random, threshold, top_fraction
 from almlip_jax.settings import Settings
 
 FeatureName = Literal["latent", "last_layer_gradient"]
@@ -34,6 +40,32 @@ class TopKSettings(Settings):
     """Which score."""
 
 
+class EntropySettings(Settings):
+    """The largest entropies of a Gaussian whose standard deviation is a score."""
+
+    kind: Literal["entropy"] = "entropy"
+    score: ScoreName = "force_std_mean"
+    """The standard deviation."""
+
+
+class RecalibratedSettings(Settings):
+    """The largest errors to be expected, as learned from those of labelled structures."""
+
+    kind: Literal["recalibrated"] = "recalibrated"
+    scores: tuple[ScoreName, ...] = Field(default=("force_std_mean",), min_length=1)
+    """From which scores the error is predicted; one for `isotonic`."""
+    error: str = "force_error_mean"
+    """Which true error of labelled structures: `energy_error`, `force_error_mean` or `force_error_max`."""
+    method: Literal["isotonic", "linear"] = "isotonic"
+    """A function that never falls, or an affine one."""
+
+    @model_validator(mode="after")
+    def _isotonic_takes_one(self) -> RecalibratedSettings:
+        if self.method == "isotonic" and len(self.scores) > 1:
+            raise ValueError("an isotonic map takes one score; several need method: linear.")
+        return self
+
+
 class MaxDistSettings(Settings):
     """Farthest points from everything labelled or chosen."""
 
@@ -42,14 +74,134 @@ class MaxDistSettings(Settings):
     """In which features distance is measured."""
 
 
+class LcmdSettings(Settings):
+    """The farthest point of the largest cluster around what is labelled or chosen."""
+
+    kind: Literal["lcmd"] = "lcmd"
+    features: FeatureName = "last_layer_gradient"
+    """In which features distance is measured."""
+
+
+class KmeansPpSettings(Settings):
+    """At random, with probability proportional to the square distance from everything labelled or chosen."""
+
+    kind: Literal["kmeans_pp"] = "kmeans_pp"
+    features: FeatureName = "last_layer_gradient"
+    """In which features distance is measured."""
+
+
+class KmeansFpsSettings(Settings):
+    """Farthest points inside the clusters of the pool, which take turns."""
+
+    kind: Literal["kmeans_fps"] = "kmeans_fps"
+    features: FeatureName = "last_layer_gradient"
+    """In which features distance is measured."""
+    clusters: int = Field(default=15, ge=1)
+    """Number of clusters."""
+    iterations: int = Field(default=25, ge=0)
+    """Rounds of k-means."""
+
+
 class MaxDetSettings(Settings):
     """Greedy D-optimal design given everything labelled."""
 
     kind: Literal["max_det"] = "max_det"
     features: FeatureName = "last_layer_gradient"
     """Rows of the design matrix."""
-    sigma: float = Field(default=1e-2, ge=1e-6)
+    sigma: float = Field(default=1e-3, ge=1e-6)
     """Regularisation, relative to features of mean square norm 1; below 1e-6, float64 does not resolve it."""
+
+
+class BaitSettings(Settings):
+    """Greedy design that lowers most the mean posterior variance over labelled structures and pool."""
+
+    kind: Literal["bait"] = "bait"
+    features: FeatureName = "last_layer_gradient"
+    """Rows of the design matrix."""
+    sigma: float = Field(default=1e-3, ge=1e-6)
+    """Noise, relative to features of mean square norm 1."""
+
+
+class FrankWolfeSettings(Settings):
+    """A sparse weighted sum that stands for the whole pool."""
+
+    kind: Literal["frank_wolfe"] = "frank_wolfe"
+    features: FeatureName = "last_layer_gradient"
+    """Of which the sum is taken."""
+    sigma: float = Field(default=1e-3, ge=1e-6)
+    """Noise, relative to features of mean square norm 1."""
+
+
+class DppSettings(Settings):
+    """A sample of a determinantal point process: at random, and diverse."""
+
+    kind: Literal["dpp"] = "dpp"
+    features: FeatureName = "last_layer_gradient"
+    """Rows whose kernel decides."""
+    sigma: float = Field(default=1e-3, ge=1e-6)
+    """Noise, relative to features of mean square norm 1."""
+
+
+class MaxvolSettings(Settings):
+    """What enters the active set of largest volume of everything labelled."""
+
+    kind: Literal["maxvol"] = "maxvol"
+    features: FeatureName = "last_layer_gradient"
+    """Rows of the active set."""
+    threshold: float = Field(default=1.001, gt=1)
+    """Grade above which a candidate enters."""
+    epsilon: float = Field(default=1e-5, gt=0)
+    """Size of the rows for directions that nothing spans, relative to features of mean square norm 1."""
+
+
+class HybridSettings(Settings):
+    """Greedy in a weighted sum of uncertainty and diversity."""
+
+    kind: Literal["hybrid"] = "hybrid"
+    score: ScoreName = "force_std_mean"
+    """Of uncertainty."""
+    features: FeatureName = "last_layer_gradient"
+    """In which diversity is measured."""
+    alpha: float = Field(default=0.6, ge=0, le=1)
+    """Weight of uncertainty."""
+
+
+class AdaptiveSettings(Settings):
+    """As hybrid, with a weight that follows measured progress."""
+
+    kind: Literal["adaptive"] = "adaptive"
+    score: ScoreName = "force_std_mean"
+    """Of uncertainty."""
+    features: FeatureName = "last_layer_gradient"
+    """In which diversity is measured."""
+    alpha: float = Field(default=0.3, ge=0, le=1)
+    """Weight of uncertainty before any progress was measured."""
+
+
+WeighedSelector = Annotated[
+    TopKSettings
+    | EntropySettings
+    | RecalibratedSettings
+    | MaxDistSettings
+    | LcmdSettings
+    | KmeansPpSettings
+    | KmeansFpsSettings
+    | MaxDetSettings
+    | BaitSettings
+    | FrankWolfeSettings
+    | HybridSettings
+    | AdaptiveSettings,
+    Field(discriminator="kind"),
+]
+"""Selectors whose gains a cost can weigh."""
+
+
+class CostAwareSettings(Settings):
+    """A selector whose gains are divided by the cost of the label."""
+
+    kind: Literal["cost_aware"] = "cost_aware"
+    selector: WeighedSelector
+    """Whose gains."""
 
 
 class UserSettings(Settings):
@@ -92,9 +244,24 @@ class TopFractionSettings(Settings):
     """Share of the pool that is kept."""
 
 
-FilterSettings = Annotated[ThresholdSettings | TopFractionSettings | UserSettings, Field(discriminator="kind")]
+class AgreementSettings(Settings):
+    """Keeps candidates on which two scores agree."""
+
+    kind: Literal["agreement"] = "agreement"
+    first: str
+    """Name of a score."""
+    second: str
+    """Name of another."""
+    maximum: float = Field(gt=0)
+    """Largest difference, not kept itself."""
+
+
+FilterSettings = Annotated[
+    ThresholdSettings | TopFractionSettings | AgreementSettings | UserSettings, Field(discriminator="kind")
+]
 LeafSelector = Annotated[
-    RandomSettings | TopKSettings | MaxDistSettings | MaxDetSettings | UserSettings, Field(discriminator="kind")
+    RandomSettings | DppSettings | MaxvolSettings | WeighedSelector | CostAwareSettings | UserSettings,
+    Field(discriminator="kind"),
 ]
 
 
@@ -109,7 +276,7 @@ class ChainSettings(Settings):
 
 
 SelectorSettings = Annotated[
-    RandomSettings | TopKSettings | MaxDistSettings | MaxDetSettings | UserSettings | ChainSettings,
+    LeafSelector | ChainSettings,
     Field(discriminator="kind"),
 ]
 """Settings of any selector."""
@@ -126,10 +293,34 @@ def build_selector(settings: SelectorSettings, k: int) -> Selector:
             return random(k)
         case TopKSettings():
             return top_k(k, settings.score)
+        case EntropySettings():
+            return entropy(k, settings.score)
+        case RecalibratedSettings():
+            return recalibrated(k, settings.scores, settings.error, settings.method)
         case MaxDistSettings():
             return max_dist(k, settings.features)
+        case LcmdSettings():
+            return lcmd(k, settings.features)
+        case KmeansPpSettings():
+            return kmeans_pp(k, settings.features)
+        case KmeansFpsSettings():
+            return kmeans_fps(k, settings.features, settings.clusters, settings.iterations)
         case MaxDetSettings():
             return max_det(k, settings.features, settings.sigma)
+        case BaitSettings():
+            return bait(k, settings.features, settings.sigma)
+        case FrankWolfeSettings():
+            return frank_wolfe(k, settings.features, settings.sigma)
+        case DppSettings():
+            return dpp(k, settings.features, settings.sigma)
+        case MaxvolSettings():
+            return maxvol(k, settings.features, settings.threshold, settings.epsilon)
+        case HybridSettings():
+            return hybrid(k, settings.score, settings.features, settings.alpha)
+        case AdaptiveSettings():
+            return adaptive(k, settings.score, settings.features, settings.alpha)
+        case CostAwareSettings():
+            return cost_aware(build_selector(settings.selector, k))
         case ChainSettings():
             filters = [build_filter(one) for one in settings.filters]
             return chain(*filters, selector=build_selector(settings.selector, k))
@@ -148,6 +339,8 @@ def build_filter(settings: FilterSettings) -> Filter:
             return threshold(settings.score, settings.minimum, settings.maximum)
         case TopFractionSettings():
             return top_fraction(settings.score, settings.fraction)
+        case AgreementSettings():
+            return agreement(settings.first, settings.second, settings.maximum)
         case UserSettings():
             return _called(settings)
 

@@ -68,7 +68,7 @@ def write_extxyz(path: Path, structures: Iterable[Atoms]) -> None:
     """
     with replaced(path) as file:
         for number, atoms in enumerate(structures):
-            _write_frame(file, atoms, f"{path}, frame {number}")
+            write_frame(file, atoms, f"{path}, frame {number}")
 
 
 def _texts(path: Path) -> Iterator[str]:
@@ -110,7 +110,17 @@ def _parsed(text: str, where: str) -> Atoms:
         raise InputError(f"{where} cannot be read ({error}); correct it.") from error
 
 
-def _write_frame(file: TextIO, atoms: Atoms, where: str) -> None:
+def write_frame(file: TextIO, atoms: Atoms, where: str) -> None:
+    """Writes one structure into an open file, as `write_extxyz` does.
+
+    Args:
+        file: text, with line breaks as they are.
+        atoms: the structure.
+        where: what to call it in messages.
+
+    Raises:
+        InputError: something has no place in the format.
+    """
     if len(atoms) == 0:
         raise InputError(f"{where} has no atoms; leave it out.")
     info, arrays = _contents(atoms, where)

@@ -7,7 +7,8 @@ list is used; so no edge within the cutoff is ever missed.
 A build looks at every pair of atoms and as many images as the thinnest cell needs, which is one (the nearest) where
 the planes of the cell lie further apart than twice the list's radius.  Unlike the lists of jax-md (against which it is
 tested), it lets cells and periodic directions differ from walker to walker and atoms leave the cell, and it knows the
-slots of opposite edges.  It needs no sort: on a CPU a build takes 8 to 100 times less time than jax-md's dense list
+slots of opposite edges.  Cells may change from step to step: then the skin also pays for the strain since the last
+build.  It needs no sort: on a CPU a build takes 8 to 100 times less time than jax-md's dense list
 with images (8 walkers of 64 or 216 atoms, 6 to 7 Angstrom).
 """
 
@@ -60,10 +61,12 @@ class WalkerNeighbors:
     Attributes:
         slots: the edges of the list: all that were shorter than cutoff plus skin when it was built.
         built_at: [W, N, 3] Angstrom, positions at the last build.
-        cells: [W, 3, 3] Angstrom, rows are the cell vectors; fixed, the list does not watch them.
+        cells: [W, 3, 3] Angstrom, rows are the cell vectors, those of the last `update`.
+        built_cells: [W, 3, 3] Angstrom, cells at the last build.
         pbc: [W, 3] bool.
         atom_mask: [W, N] bool, true for real atoms.
         largest_count: int32 scalar, the most edges an atom had in any build so far.
+        too_thin: bool scalar, a cell became so thin that further images than those searched have edges.
         cutoff: Angstrom.
         skin: Angstrom; 0 rebuilds whenever anything moved.
         images: how many further images each cell direction is searched for, to either side.
@@ -73,9 +76,11 @@ class WalkerNeighbors:
     slots: Slots
     built_at: jax.Array
     cells: jax.Array
+    built_cells: jax.Array
     pbc: jax.Array
     atom_mask: jax.Array
     largest_count: jax.Array
+    too_thin: jax.Array
     cutoff: float = struct.field(pytree_node=False)
     skin: float = struct.field(pytree_node=False)
     images: tuple[int, int, int] = struct.field(pytree_node=False)
@@ -88,19 +93,32 @@ class WalkerNeighbors:
 
     @property
     def overflow(self) -> jax.Array:
-        """Bool scalar: a build since construction found more edges than there are slots, and lost some."""
-        return self.largest_count > self.capacity
+        """Bool scalar: a build since construction found more edges than there are slots or images, and lost some."""
+        return (self.largest_count > self.capacity) | self.too_thin
 
-    def update(self, positions: jax.Array) -> WalkerNeighbors:
+    def update(self, positions: jax.Array, cells: jax.Array | None = None) -> WalkerNeighbors:
         """The list for new positions [W, N, 3]: this one, or one rebuilt for all walkers if anything moved too far.
 
         Positions that are not a number do not trigger a rebuild: they are the gate's business.
+
+        Args:
+            positions: [W, N, 3] Angstrom.
+            cells: [W, 3, 3] Angstrom, where cells change; a list over fixed cells does not look at them.
         """
         if self.all_pairs:
             return self
+        if cells is None:
+            return jax.lax.cond(self.holds(positions), lambda: self, lambda: _rebuilt(self, positions))
+        strained = dataclasses.replace(self, cells=cells)
+        due = jnp.any(_skin_spent(strained, positions))
+        return jax.lax.cond(due, lambda: _rebuilt_in_new_cells(strained, positions), lambda: strained)
+
+    def holds(self, positions: jax.Array) -> jax.Array:
+        """Whether the list, as it is, has all edges of some positions [W, N, 3] in the same cells; bool scalar."""
+        if self.all_pairs:
+            return jnp.ones((), bool)
         moved = jnp.sum((positions - self.built_at) ** 2, axis=-1)
-        due = jnp.any(self.atom_mask & (moved > (self.skin / 2) ** 2))
-        return jax.lax.cond(due, lambda: _rebuilt(self, positions), lambda: self)
+        return ~jnp.any(self.atom_mask & (moved > (self.skin / 2) ** 2))
 
     def graph(self, positions: jax.Array, species: jax.Array) -> Graph:
         """The flat `Graph` of all walkers at some positions: A = W N atoms, S = W structures.
@@ -138,8 +156,11 @@ class WalkerNeighbors:
         """A list rebuilt on the host with room for what overflowed and what `positions` [W, N, 3] need."""
         if self.all_pairs:
             return self
-        needed = max(int(self.largest_count), int(_largest_count(self, positions)))
-        return _with_capacity(self, positions, max(_roomy(needed), self.capacity))
+        images = _images_needed(np.asarray(self.cells, np.float64), np.asarray(self.pbc), self.cutoff + self.skin)
+        wide = (max(images[0], self.images[0]), max(images[1], self.images[1]), max(images[2], self.images[2]))
+        enough = dataclasses.replace(self, images=wide, too_thin=jnp.asarray(np.zeros((), bool)))
+        needed = max(int(self.largest_count), int(_largest_count(enough, positions)))
+        return _with_capacity(enough, positions, max(_roomy(needed), self.capacity))
 
 
 def walker_neighbors(
@@ -181,9 +202,11 @@ def walker_neighbors(
         slots=_empty_slots(atom_mask, 0),
         built_at=positions,
         cells=jnp.asarray(np.asarray(cells, positions.dtype)),
+        built_cells=jnp.asarray(np.asarray(cells, positions.dtype)),
         pbc=jnp.asarray(np.asarray(pbc, bool)),
         atom_mask=atom_mask,
         largest_count=jnp.asarray(np.zeros((), np.int32)),
+        too_thin=jnp.asarray(np.zeros((), bool)),
         cutoff=float(cutoff),
         skin=float(skin),
         images=(max(needed[0], wanted[0]), max(needed[1], wanted[1]), max(needed[2], wanted[2])),
@@ -262,7 +285,46 @@ def _rebuilt(neighbors: WalkerNeighbors, positions: jax.Array) -> WalkerNeighbor
     build = functools.partial(_build, capacity=neighbors.capacity)
     slots, counts = _map_walkers(build, neighbors, positions)
     largest_count = jnp.maximum(neighbors.largest_count, jnp.max(counts))
-    return dataclasses.replace(neighbors, slots=slots, built_at=positions, largest_count=largest_count)
+    return dataclasses.replace(
+        neighbors, slots=slots, built_at=positions, built_cells=neighbors.cells, largest_count=largest_count
+    )
+
+
+def _rebuilt_in_new_cells(neighbors: WalkerNeighbors, positions: jax.Array) -> WalkerNeighbors:
+    """`_rebuilt`, with a look at whether the images searched still suffice."""
+    _, dual = _periodic_and_dual(neighbors.cells, neighbors.pbc)
+    reach = (neighbors.cutoff + neighbors.skin) * jnp.sqrt(jnp.sum(dual**2, axis=-1)) - 0.5
+    too_thin = jnp.any(neighbors.pbc & (reach > jnp.asarray(neighbors.images)))
+    return dataclasses.replace(_rebuilt(neighbors, positions), too_thin=neighbors.too_thin | too_thin)
+
+
+def _skin_spent(neighbors: WalkerNeighbors, positions: jax.Array) -> jax.Array:
+    """Whether an edge may have come within the cutoff that the list does not hold, [W] bool.
+
+    With ``F = inv(h0) h`` the deformation of the cell since the last build, an edge that was longer than cutoff plus
+    skin is now longer than ``(cutoff + skin) s - 2 d``: s the least singular value of F (no less than 1 - |F - 1|), d
+    the farthest that an atom has moved beyond the deformation.
+    """
+    periodic, _ = _periodic_and_dual(neighbors.cells, neighbors.pbc)
+    _, dual = _periodic_and_dual(neighbors.built_cells, neighbors.pbc)
+    across = jnp.sum(dual[:, :, :, None] * periodic[:, :, None, :], axis=1)  # directions without period are left out
+    along = jnp.sum(dual[:, :, :, None] * (neighbors.built_cells * neighbors.pbc[..., None])[:, :, None, :], axis=1)
+    strain = across - along  # F - 1
+    affine = neighbors.built_at + jnp.sum(neighbors.built_at[..., None] * strain[:, None], axis=-2)
+    moved = jnp.sqrt(jnp.max(jnp.where(neighbors.atom_mask, jnp.sum((positions - affine) ** 2, -1), 0), axis=1))
+    shrunk = jnp.sqrt(jnp.sum(strain**2, axis=(1, 2)))
+    return (neighbors.cutoff + neighbors.skin) * (1 - shrunk) - 2 * moved < neighbors.cutoff
+
+
+def _periodic_and_dual(cells: jax.Array, pbc: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Cell vectors of the periodic directions (zero elsewhere), and their dual vectors, both [..., 3, 3] in rows."""
+    periodic = jnp.where(pbc[..., None], cells, 0)
+    # Through their Gram matrix.  Sums are written out rather than matrix products, which some devices round to fewer
+    # digits than float32 has.
+    gram = jnp.sum(periodic[..., :, None, :] * periodic[..., None, :, :], axis=-1)
+    gram = gram + jnp.eye(3, dtype=cells.dtype) * (1 - pbc.astype(cells.dtype))[..., None, :]
+    inverse = jnp.linalg.inv(gram)
+    return periodic, jnp.sum(inverse[..., None] * periodic[..., None, :, :], axis=-2)
 
 
 @jax.jit
@@ -315,11 +377,7 @@ def _image_table(images: tuple[int, int, int]) -> np.ndarray:
 def _candidates(
     positions: jax.Array, cell: jax.Array, pbc: jax.Array, atom_mask: jax.Array, radius: float, images: np.ndarray
 ) -> _Candidates:
-    periodic = jnp.where(pbc[:, None], cell, 0)
-    # Dual vectors of the periodic directions alone (zero elsewhere), through their Gram matrix.
-    gram = jnp.sum(periodic[:, None] * periodic, axis=-1) + jnp.diag(1 - pbc.astype(positions.dtype))
-    dual = jnp.sum(jnp.linalg.inv(gram)[..., None] * periodic, axis=1)
-    # Sums written out rather than matrix products, which some devices round to fewer digits than float32 has.
+    periodic, dual = _periodic_and_dual(cell, pbc)
     between = positions[None, :] - positions[:, None]  # [N, N, 3]
     nearest = -jnp.round(jnp.sum(between[..., None, :] * dual, axis=-1))
     # Half a cell apart, rounding may fall differently from either end: the lower index decides for both.

@@ -56,10 +56,14 @@ class SideBySideTrainer:
 
     Args:
         trainer: what they have in common: architecture, capacity, settings.
+        fixed: take the program for plans that differ in length also where they do not.  The faster one for those may
+            round otherwise; with this one alone, what a training gives does not depend on what runs beside it, only on
+            how many there are and on its place among them.
     """
 
-    def __init__(self, trainer: Trainer) -> None:
+    def __init__(self, trainer: Trainer, *, fixed: bool = False) -> None:
         self.trainer = trainer
+        self.fixed = fixed
         segment = trainer.program.segment
         self._even = jax.jit(jax.vmap(segment, in_axes=(0, 0, 0, None)), donate_argnums=(0,))
         # where plans differ in length, a training that is ahead waits in each step, which costs a copy of its state
@@ -120,7 +124,7 @@ class SideBySideTrainer:
     ) -> tuple[State, dict[str, jax.Array]]:
         plan = jax.tree.map(lambda *x: np.stack(x), *[plan for plan, _, _ in segments])
         lengths = np.array([length for _, length, _ in segments], np.int32)
-        if np.all(lengths == lengths[0]):
+        if not self.fixed and np.all(lengths == lengths[0]):
             return self._even(state, run, plan, jnp.asarray(lengths[0]))
         return self._uneven(state, run, plan, jnp.asarray(lengths))
 

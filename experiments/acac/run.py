@@ -54,7 +54,13 @@ def train(data: Path, name: str, steps: int, folder: Path) -> tuple[Potential, f
     began = time.monotonic()
     model = TypeAdapter(ModelSettings).validate_python({"cutoff": 5.0, **MODELS[name]})
     potential, _ = fit_potential(
-        frames, model, EnsembleSettings(size=4), settings, seed=0, on_epoch=report, checkpoint=folder / "unfinished"
+        frames,
+        model,
+        EnsembleSettings(size=4),
+        settings,
+        seed=0,
+        on_epoch=report,
+        checkpoint=folder.with_name(f"{folder.name}.training"),
     )
     seconds = time.monotonic() - began
     potential.save(folder)

@@ -14,6 +14,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from almlip_jax.campaign.exploration import gate_thresholds, walker_starts
 from almlip_jax.campaign.rundir import RunDirectory
 from almlip_jax.campaign.settings import MdExploration
+from almlip_jax.dynamics import Knowledge
 from almlip_jax.errors import InputError
 from almlip_jax.structures.io import write_structures
 from almlip_jax.units import KB
@@ -90,17 +91,44 @@ class TestStarts:
 class TestThresholds:
     scores = {"force_std_max": np.linspace(0, 1, 101), "energy_std": np.full(101, 7.0)}
 
-    def test_fixed_ones_do_not_look_at_scores(self) -> None:
+    def found(self, folder: Path, chosen: MdExploration, scores: Any = None, round_index: int = 0) -> Any:
+        place = shop(folder)
+        place.evaluated_once = lambda *_: SimpleNamespace(scores=scores) if scores else pytest.fail("not needed")
+        place.potential = lambda index: Doubling() if index == round_index - 1 else pytest.fail("another potential")
+        return gate_thresholds(place, chosen, round_index, [], Doubling(), Knowledge())
+
+    def test_fixed_ones_do_not_look_at_scores(self, tmp_path: Path) -> None:
         fixed = settings(thresholds={"kind": "fixed", "record": 0.2, "stop": 1.5})
-        assert gate_thresholds(fixed, lambda: pytest.fail("not needed")) == (0.2, 1.5)
+        assert self.found(tmp_path, fixed) == (0.2, 1.5)
 
-    def test_relative_ones_follow_the_training_set_down_to_the_floor(self) -> None:
+    def test_relative_ones_follow_the_training_set_down_to_the_floor(self, tmp_path: Path) -> None:
         relative = {"kind": "relative", "quantile": 0.5, "record_factor": 3.0, "stop_factor": 4.0, "floor": 0.6}
-        assert np.allclose(gate_thresholds(settings(thresholds=relative), lambda: self.scores), (1.5, 6.0))
+        assert np.allclose(self.found(tmp_path, settings(thresholds=relative), self.scores), (1.5, 6.0))
         small = {name: 0.1 * values for name, values in self.scores.items()}
-        assert np.allclose(gate_thresholds(settings(thresholds=relative), lambda: small), (0.6, 2.4))
+        assert np.allclose(self.found(tmp_path, settings(thresholds=relative), small), (0.6, 2.4))
 
-    def test_are_in_the_unit_of_the_gates_score(self) -> None:
+    def test_are_in_the_unit_of_the_gates_score(self, tmp_path: Path) -> None:
         relative = {"kind": "relative", "record_factor": 1.0, "stop_factor": 2.0}
         chosen = settings(thresholds=relative, gate={"kind": "absolute", "score": "energy_std"})
-        assert gate_thresholds(chosen, lambda: self.scores) == (7.0, 14.0)
+        assert self.found(tmp_path, chosen, self.scores) == (7.0, 14.0)
+
+    @pytest.mark.parametrize("kind", ["calibrated", "conformal"])
+    def test_true_errors_are_those_of_the_batch_before_it_was_trained_on(self, tmp_path: Path, kind: str) -> None:
+        """`Doubling` is wrong by twice its spread on every atom: a tolerance of 0.3 is reached at a spread of 0.15."""
+        chosen = settings(thresholds={"kind": kind, "tolerance": 0.3, "stop_factor": 2.0})
+        assert self.found(tmp_path, chosen) == (0.3, 0.6)  # no batch yet: spreads at their face value
+        batch = [labelled("H2O", 0.0) for _ in range(10)]
+        write_structures(shop(tmp_path).run.round(0).create().labelled, batch)
+        assert np.allclose(self.found(tmp_path, chosen, round_index=1), (0.15, 0.3))
+        with pytest.raises(ValueError, match="gate score of atoms"):
+            settings(thresholds={"kind": kind, "tolerance": 0.3}, gate={"kind": "absolute", "score": "energy_std"})
+
+
+class Doubling:
+    """A potential whose force on every atom is off by twice the spread that it claims."""
+
+    def evaluate(self, structures: list[Atoms]) -> Any:
+        spread = [0.1 + 0.01 * np.arange(len(frame)) for frame in structures]
+        off = [2 * one[:, None] * np.array([0.6, 0.0, -0.8]) for one in spread]
+        forces = [frame.get_forces() + one for frame, one in zip(structures, off, strict=True)]
+        return SimpleNamespace(forces=forces, force_std=spread)

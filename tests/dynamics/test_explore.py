@@ -12,71 +12,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from analytic import CUTOFF, DEPTH, LENGTH, PARAMS, QUIET, SPECIES, WIDTH, dimer, explorer, morse, settings
 from ase import Atoms
 from scipy import stats
 
-from almlip_jax.dynamics import (
-    Cause,
-    ExplorationSettings,
-    Explorer,
-    SanitySettings,
-    Status,
-    WalkerGroup,
-)
+from almlip_jax.dynamics import Cause, Explorer, SanitySettings, Status, WalkerGroup
 from almlip_jax.dynamics.gates import Decision, Observables, RunningMeanGate, Thresholds, unphysical_cause
+from almlip_jax.dynamics.integrators import LangevinSettings, NveSettings
 from almlip_jax.dynamics.sanity import SanityLimits, fragments
-from almlip_jax.dynamics.settings import AdaptiveGate, LangevinSettings, NveSettings
-from almlip_jax.ensembles import Committee, Prediction, committee_statistics
-from almlip_jax.structures.graph import Graph, forces_and_virial, sum_over_atoms
-from almlip_jax.structures.species import SpeciesTable
+from almlip_jax.dynamics.settings import AdaptiveGate
+from almlip_jax.ensembles import Prediction
+from almlip_jax.structures.graph import Graph
 from almlip_jax.units import KB
-
-SPECIES = SpeciesTable((1, 8))
-CUTOFF = 6.0
-DEPTH, WIDTH, LENGTH = 4.5, 2.0, 1.0  # eV, 1/Angstrom, Angstrom
-
-
-def morse(params: jax.Array, graph: Graph) -> Committee:
-    """Members with depths ``params`` [M]; every pair of atoms within the cutoff is bound."""
-
-    def member(depth: jax.Array) -> Prediction:
-        def energies(vectors: jax.Array) -> jax.Array:
-            distance = jnp.sqrt(jnp.sum(jnp.where(graph.edge_mask[..., None], vectors, 1.0) ** 2, axis=-1))
-            pair = 0.5 * depth * (1 - jnp.exp(-WIDTH * (distance - LENGTH))) ** 2
-            return sum_over_atoms(jnp.sum(jnp.where(graph.edge_mask, pair, 0), axis=1), graph)
-
-        energy, pull = jax.vjp(energies, graph.vectors)
-        forces, virial = forces_and_virial(pull(jnp.ones_like(energy))[0], graph)
-        return Prediction(energy=energy, forces=forces, virial=virial, features=forces)
-
-    return committee_statistics(jax.vmap(member)(params), graph)
-
-
-PARAMS = jnp.asarray([0.9, 1.0, 1.1]) * DEPTH
-
-
-def dimer(length: float = LENGTH) -> Atoms:
-    return Atoms("OH", [[0, 0, 0], [0, 0, length]], info={"charge": -1})
-
-
-def settings(**changes) -> ExplorationSettings:
-    base = ExplorationSettings(
-        walkers=(WalkerGroup(temperature=300.0, count=3),),
-        steps=200,
-        timestep=0.5,
-        chunk=100,
-        trace_every=1,
-        trajectory_every=50,
-        sanity=SanitySettings(max_temperature=1000.0, dissociation=False, closest_contact=0.1, max_force=1e4),
-    )
-    return base.model_copy(update=changes)
-
-
-def explorer(dtype=np.float32, **changes) -> Explorer:
-    return Explorer(morse, SPECIES, CUTOFF, settings(**changes), dtype=dtype)
-
-
-QUIET = (1e3, 1e4)  # thresholds that nothing reaches
 
 
 @pytest.fixture(scope="module")
@@ -237,7 +184,7 @@ def test_one_evaluation_a_step():
     """The ensemble is called once to start with and once in each step, and nowhere else; what is traced is shared."""
     traced, called = [], []
 
-    def counted(params: jax.Array, graph: Graph) -> Committee:
+    def counted(params: jax.Array, graph: Graph) -> Prediction:
         traced.append(graph.vectors.shape)
         jax.debug.callback(lambda: called.append(1))
         return morse(params, graph)
@@ -245,6 +192,25 @@ def test_one_evaluation_a_step():
     run = Explorer(counted, SPECIES, CUTOFF, settings()).run(PARAMS, [dimer()] * 3, QUIET, jax.random.key(0))
     jax.effects_barrier()
     assert len(traced) == 1 and len(called) == 1 + run.steps
+
+
+def test_walkers_in_blocks_move_as_all_at_once(monkeypatch):
+    """Two blocks, of which the second is not full."""
+    starts = [dimer(length) for length in (1.0, 1.05, 0.95)]
+    options = settings(steps=40, chunk=20, trajectory_every=20)
+    with jax.enable_x64(True):
+
+        def run():
+            runner = Explorer(morse, SPECIES, CUTOFF, options, dtype=np.float64)
+            return runner.run(PARAMS, starts, QUIET, jax.random.key(0))
+
+        flat = run()
+        monkeypatch.setattr("almlip_jax.ensembles.blocks._ATOMS", 4)
+        parts = run()
+    for found, wanted in zip(parts.final, flat.final, strict=True):
+        np.testing.assert_allclose(found.positions, wanted.positions, rtol=1e-9)
+    for name, wanted in flat.scores.items():
+        np.testing.assert_allclose(parts.scores[name], wanted, rtol=1e-6, atol=1e-10)
 
 
 def test_neighbour_overflow_is_as_if_nothing_had_happened():
@@ -300,6 +266,7 @@ def _observables(value: float, **changes) -> Observables:
     one = jnp.asarray([value])
     plain = Observables(
         scores={"energy_std": one},
+        atom_scores={},
         energy=one,
         max_force=one,
         closest_contact=jnp.asarray([1.0]),

@@ -42,7 +42,7 @@ references = reference_energies(data, species)
 result = trainer.train(data, None, jax.random.key(0), reference_energies=references)
 found = Potential(model, species, result.params, references).evaluate(data)
 walkers = ExplorationSettings(walkers=(WalkerGroup(temperature=100.0, count=2),), steps=20)
-explorer = Explorer(ensemble.committee, species, 4.0, walkers, dtype=np.float64)
+explorer = Explorer(ensemble.predict, species, 4.0, walkers, dtype=np.float64)
 run = explorer.run(result.params, data[:2], (1e3, 1e4), jax.random.key(1))
 spread = len(jax.tree.leaves(spread_members(result.params))[0].sharding.device_set) if len(jax.devices()) > 1 else 1
 np.savez(

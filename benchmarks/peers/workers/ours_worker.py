@@ -73,7 +73,7 @@ def dynamics(task: dict[str, Any]) -> dict[str, Any]:
     settings = ExplorationSettings(
         walkers=groups, steps=steps, timestep=0.5, chunk=chunk, trajectory_every=min(100, chunk)
     )
-    explorer = Explorer(ensemble.committee, species, ensemble.model.cutoff, settings)
+    explorer = Explorer(ensemble.predict, species, ensemble.model.cutoff, settings)
     seconds, first_at = [], 0.0
     for n in range(task["repeats"] + 1):
         began = time.perf_counter()

@@ -1,0 +1,164 @@
+"""Metadynamics: a bias of Gaussian hills that walkers leave behind, and the free energy that the hills tell of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax.typing import ArrayLike, DTypeLike
+
+from almlip_jax.dynamics.biases.base import BiasForce, BiasInput, applied
+from almlip_jax.dynamics.biases.collective import CollectiveVariable, check_atoms, evaluate
+from almlip_jax.errors import InputError
+
+
+@struct.dataclass
+class HillState:
+    """Hills of G sets of walkers (one set where they are shared, else one for each walker) with room for K hills.
+
+    Attributes:
+        centres: [G, K, D] in the units of the D variables.
+        heights: [G, K] eV, 0 where there is no hill yet.
+        count: [G] int, hills so far.
+        missed: [G] int, hills that found no room.
+        widths: [D] standard deviations of the Gaussians.
+        periods: [D] of the variables, 0 where one does not repeat.
+        height: scalar, eV, of a hill on flat ground.
+        damping: scalar, 1 / (bias factor - 1); 0 leaves every hill at full height.
+        pace: scalar int, steps between two hills.
+    """
+
+    centres: jax.Array
+    heights: jax.Array
+    count: jax.Array
+    missed: jax.Array
+    widths: jax.Array
+    periods: jax.Array
+    height: jax.Array
+    damping: jax.Array
+    pace: jax.Array
+
+
+@dataclass(frozen=True)
+class Metadynamics:
+    """Well-tempered metadynamics on one to three variables.
+
+    Every ``pace`` steps each walker leaves a hill of height ``h exp(-V(s) / (kT (gamma - 1)))`` where it is, V being
+    the bias that acts on it there.  Once its room is full the bias stays as it is, and `HillState.missed` counts.
+    Walkers of strength 0 and variables that are not finite leave no hills.
+
+    Args:
+        variables: D collective variables.
+        room: hills of each set, at most.
+        shared: whether all walkers fill one landscape, or each its own.
+        height: h, eV.
+        widths: standard deviation along each variable.
+        pace: steps between two hills of a walker.
+        bias_factor: gamma > 1; without, heights do not fall (plain metadynamics).
+
+    Source: Barducci, Bussi and Parrinello, Phys. Rev. Lett. 100, 020603 (2008); shared: Raiteri, Laio, Gervasio,
+    Micheletti and Parrinello, J. Phys. Chem. B 110, 3533 (2006).
+    """
+
+    variables: tuple[CollectiveVariable, ...]
+    room: int
+    shared: bool
+    height: float = field(compare=False)
+    widths: tuple[float, ...] = field(compare=False)
+    pace: int = field(compare=False)
+    bias_factor: float | None = field(default=None, compare=False)
+
+    def init(self, walkers: int, atoms: int, dtype: DTypeLike) -> HillState:
+        """No hills."""
+        if len(self.widths) != len(self.variables):
+            raise InputError(f"metadynamics has {len(self.variables)} variables, but {len(self.widths)} widths.")
+        for variable in self.variables:
+            check_atoms(variable, atoms)
+        sets, dimensions = 1 if self.shared else walkers, len(self.variables)
+        return HillState(
+            centres=jnp.zeros((sets, self.room, dimensions), dtype),
+            heights=jnp.zeros((sets, self.room), dtype),
+            count=jnp.zeros(sets, jnp.int32),
+            missed=jnp.zeros(sets, jnp.int32),
+            widths=jnp.asarray(self.widths, dtype),
+            periods=jnp.asarray([variable.period or 0 for variable in self.variables], dtype),
+            height=jnp.asarray(self.height, dtype),
+            damping=jnp.asarray(0 if self.bias_factor is None else 1 / (self.bias_factor - 1), dtype),
+            pace=jnp.asarray(self.pace, jnp.int32),
+        )
+
+    def apply(self, state: HillState, at: BiasInput) -> tuple[BiasForce, HillState]:
+        """The bias of the hills so far, and the hills of this step for the next."""
+        variables = [evaluate(variable, at) for variable in self.variables]
+        values = jnp.stack([variable.value for variable in variables], axis=-1)  # [W, D]
+        energy, slopes = _landscape(state, values)
+        down = -slopes.T[..., None, None]  # [D, W, 1, 1]
+        pull = BiasForce(
+            energy=energy,
+            forces=jnp.sum(down * jnp.stack([one.gradient for one in variables]), axis=0),
+            virial=jnp.sum(down * jnp.stack([one.strain_gradient for one in variables]), axis=0),
+        )
+        return applied(pull, at), self._deposit(state, values, energy, at)
+
+    def _deposit(self, state: HillState, values: jax.Array, energy: jax.Array, at: BiasInput) -> HillState:
+        due = (at.step > 0) & (at.step % state.pace == 0)
+        heights = state.height * jnp.exp(-at.strength * energy * state.damping / at.kt)
+        hill = due & (at.strength > 0) & jnp.all(jnp.isfinite(values), axis=-1) & jnp.isfinite(heights)
+        if self.shared:
+            owner = jnp.zeros(len(values), jnp.int32)
+            turn = jnp.cumsum(hill, dtype=jnp.int32) - 1
+        else:
+            owner = jnp.arange(len(values), dtype=jnp.int32)
+            turn = jnp.zeros_like(owner)
+        slot = jnp.where(hill, state.count[owner] + turn, self.room)
+        slot = jnp.minimum(slot, self.room)  # the slot after the last is none: what goes there is dropped
+        stored = jnp.zeros_like(state.count).at[owner].add((slot < self.room).astype(jnp.int32))
+        wanted = jnp.zeros_like(state.count).at[owner].add(hill.astype(jnp.int32))
+        return replace(
+            state,
+            centres=state.centres.at[owner, slot].set(values.astype(state.centres.dtype), mode="drop"),
+            heights=state.heights.at[owner, slot].set(heights.astype(state.heights.dtype), mode="drop"),
+            count=state.count + stored,
+            missed=state.missed + wanted - stored,
+        )
+
+
+def free_energy(state: HillState, grid: Sequence[ArrayLike]) -> np.ndarray:
+    """The free energy that the hills of a run estimate, on the host: ``-gamma / (gamma - 1) V``, least value 0.
+
+    Holds for hills laid at strength 1 (no ramp), all at one temperature.
+
+    Args:
+        state: at the end of the run.
+        grid: one axis of points for each of the D variables.
+
+    Returns:
+        [G, n_1, .., n_D] eV, float64, for each set of hills.
+    """
+    widths, periods = np.asarray(state.widths, float), np.asarray(state.periods, float)
+    if len(grid) != len(widths):
+        raise InputError(f"the grid has {len(grid)} axes for {len(widths)} variables.")
+    sets = []
+    for centres, heights, count in zip(*map(np.asarray, (state.centres, state.heights, state.count)), strict=True):
+        operands: list = [heights[:count].astype(float), [0]]
+        for d, axis in enumerate(grid):
+            gap = np.asarray(axis, float) - centres[:count, d, None].astype(float)
+            if periods[d]:
+                gap -= periods[d] * np.round(gap / periods[d])
+            operands += [np.exp(-0.5 * (gap / widths[d]) ** 2), [0, d + 1]]
+        bias = np.einsum(*operands, list(range(1, len(grid) + 1)), optimize=True)
+        sets.append(-(1 + float(state.damping)) * (bias - bias.max()))
+    return np.stack(sets)
+
+
+def _landscape(state: HillState, values: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Height [W] of all hills at values [W, D], and its slopes [W, D]."""
+    gap = values[:, None] - state.centres  # [W, K, D]
+    turns = jnp.where(state.periods > 0, jnp.round(gap / jnp.where(state.periods > 0, state.periods, 1)), 0)
+    reduced = (gap - turns * state.periods) / state.widths
+    hills = state.heights * jnp.exp(-0.5 * jnp.sum(reduced**2, axis=-1))  # [W, K]
+    return jnp.sum(hills, axis=1), -jnp.sum(hills[..., None] * reduced, axis=1) / state.widths

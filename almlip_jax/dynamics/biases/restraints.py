@@ -1,0 +1,221 @@
+"""Harmonic restraints on collective variables, at rest or moving, and walls around them or around the walker."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax.typing import DTypeLike
+
+from almlip_jax.dynamics.biases.base import BiasForce, BiasInput, applied, per_walker
+from almlip_jax.dynamics.biases.collective import CollectiveVariable, check_atoms, difference, evaluate, force_along
+
+
+@struct.dataclass
+class RestraintState:
+    """State of `Restraint`.
+
+    Attributes:
+        stiffness: [W] eV over the square of the variable's unit.
+        centre: [W] in the variable's unit.
+    """
+
+    stiffness: jax.Array
+    centre: jax.Array
+
+
+@dataclass(frozen=True)
+class Restraint:
+    """``E = k/2 (s - s0)^2``; centre and stiffness may differ from walker to walker (umbrella sampling).
+
+    Args:
+        variable: s.
+        stiffness: k, eV over the square of its unit, one or one for each walker.
+        centre: s0, in its unit, one or one for each walker.
+    """
+
+    variable: CollectiveVariable
+    stiffness: float | Sequence[float] = field(compare=False)
+    centre: float | Sequence[float] = field(compare=False)
+
+    def init(self, walkers: int, atoms: int, dtype: DTypeLike) -> RestraintState:
+        """The numbers of every walker."""
+        check_atoms(self.variable, atoms)
+        return RestraintState(
+            per_walker(self.stiffness, walkers, dtype, "stiffness"), per_walker(self.centre, walkers, dtype, "centre")
+        )
+
+    def apply(self, state: RestraintState, at: BiasInput) -> tuple[BiasForce, RestraintState]:
+        """The restraint of this step."""
+        variable = evaluate(self.variable, at)
+        gap = difference(variable.value, state.centre, self.variable.period)
+        return force_along(variable, 0.5 * state.stiffness * gap**2, state.stiffness * gap, at), state
+
+
+@struct.dataclass
+class SteeredState:
+    """State of `Steered`.
+
+    Attributes:
+        stiffness: [W] eV over the square of the variable's unit.
+        start: [W] centre at the start of the run.
+        end: [W] centre at its end.
+        centre: [W] centre in the last step.
+        work: [W] eV, done on the walker by moving the centre so far.
+    """
+
+    stiffness: jax.Array
+    start: jax.Array
+    end: jax.Array
+    centre: jax.Array
+    work: jax.Array
+
+
+@dataclass(frozen=True)
+class Steered:
+    """A restraint whose centre moves linearly with the progress of the run, and the work that this does.
+
+    The work grows by ``E(x, new centre) - E(x, old centre)`` at the positions of each step: the integral of dE/ds0
+    along the way of the centre, in the discrete form for which Jarzynski's equality holds.
+
+    Args:
+        variable: s.
+        stiffness: k, eV over the square of its unit, one or one for each walker.
+        start: s0 at the start, one or one for each walker.
+        end: s0 at the end, one or one for each walker; may lie several periods away.
+
+    Source: Jarzynski, Phys. Rev. Lett. 78, 2690 (1997).
+    """
+
+    variable: CollectiveVariable
+    stiffness: float | Sequence[float] = field(compare=False)
+    start: float | Sequence[float] = field(compare=False)
+    end: float | Sequence[float] = field(compare=False)
+
+    def init(self, walkers: int, atoms: int, dtype: DTypeLike) -> SteeredState:
+        """The centre is at the start, no work is done."""
+        check_atoms(self.variable, atoms)
+        start = per_walker(self.start, walkers, dtype, "start")
+        return SteeredState(
+            stiffness=per_walker(self.stiffness, walkers, dtype, "stiffness"),
+            start=start,
+            end=per_walker(self.end, walkers, dtype, "end"),
+            centre=start,
+            work=jnp.zeros(walkers, dtype),
+        )
+
+    def apply(self, state: SteeredState, at: BiasInput) -> tuple[BiasForce, SteeredState]:
+        """The restraint at where its centre is now, and the work of bringing it there."""
+        variable = evaluate(self.variable, at)
+        centre = (state.start + (state.end - state.start) * at.progress).astype(state.centre.dtype)
+        gap, old_gap = (difference(variable.value, s0, self.variable.period) for s0 in (centre, state.centre))
+        half = 0.5 * state.stiffness
+        step_work = jnp.where(at.strength != 0, at.strength * half * (gap**2 - old_gap**2), 0)
+        force = force_along(variable, half * gap**2, state.stiffness * gap, at)
+        return force, replace(state, centre=centre, work=(state.work + step_work).astype(state.work.dtype))
+
+
+@struct.dataclass
+class WallState:
+    """State of `Wall`.
+
+    Attributes:
+        position: [W] where the wall is, in the variable's unit.
+        stiffness: [W] eV over the unit to the power.
+        power: scalar, 2 for a harmonic wall.
+    """
+
+    position: jax.Array
+    stiffness: jax.Array
+    power: jax.Array
+
+
+@dataclass(frozen=True)
+class Wall:
+    """``E = k/p d^p`` where a variable is beyond its wall by d, and nothing before it.
+
+    Args:
+        variable: s.
+        side: which bound it is.
+        position: the bound, one or one for each walker.
+        stiffness: k, eV over the variable's unit to the power, one or one for each walker.
+        power: p, at least 2, so that the force is continuous.
+    """
+
+    variable: CollectiveVariable
+    side: Literal["upper", "lower"]
+    position: float | Sequence[float] = field(compare=False)
+    stiffness: float | Sequence[float] = field(compare=False)
+    power: float = field(default=2.0, compare=False)
+
+    def init(self, walkers: int, atoms: int, dtype: DTypeLike) -> WallState:
+        """The numbers of every walker."""
+        check_atoms(self.variable, atoms)
+        return WallState(
+            position=per_walker(self.position, walkers, dtype, "position"),
+            stiffness=per_walker(self.stiffness, walkers, dtype, "stiffness"),
+            power=jnp.asarray(self.power, dtype),
+        )
+
+    def apply(self, state: WallState, at: BiasInput) -> tuple[BiasForce, WallState]:
+        """The wall of this step."""
+        variable = evaluate(self.variable, at)
+        sign = 1 if self.side == "upper" else -1
+        beyond = jnp.maximum(sign * (variable.value - state.position), 0)
+        push = state.stiffness * beyond ** (state.power - 1)
+        return force_along(variable, push * beyond / state.power, sign * push, at), state
+
+
+@struct.dataclass
+class SphereState:
+    """State of `Sphere`.
+
+    Attributes:
+        radius: [W] Angstrom.
+        stiffness: [W] eV/Angstrom^2.
+    """
+
+    radius: jax.Array
+    stiffness: jax.Array
+
+
+@dataclass(frozen=True)
+class Sphere:
+    """``E = sum_i k/2 max(0, |x_i - c| - R)^2`` with c the centre of mass: keeps an open structure together.
+
+    The centre moves with the atoms; what pulls them inwards pushes it back, atom by atom in proportion to mass, so
+    that the sphere exerts no force on the walker as a whole.
+
+    Args:
+        radius: R, Angstrom, one or one for each walker.
+        stiffness: k, eV/Angstrom^2, one or one for each walker.
+    """
+
+    radius: float | Sequence[float] = field(compare=False)
+    stiffness: float | Sequence[float] = field(compare=False)
+
+    def init(self, walkers: int, atoms: int, dtype: DTypeLike) -> SphereState:
+        """The numbers of every walker."""
+        return SphereState(
+            per_walker(self.radius, walkers, dtype, "radius"), per_walker(self.stiffness, walkers, dtype, "stiffness")
+        )
+
+    def apply(self, state: SphereState, at: BiasInput) -> tuple[BiasForce, SphereState]:
+        """The pull of this step."""
+        share = jnp.where(at.atom_mask, at.masses, 0)
+        share = (share / jnp.maximum(jnp.sum(share, axis=1, keepdims=True), 1e-6))[..., None]  # [W, N, 1]
+        arms = jnp.where(at.atom_mask[..., None], at.positions - jnp.sum(share * at.positions, axis=1)[:, None], 0)
+        lengths = jnp.linalg.norm(arms, axis=-1)
+        beyond = jnp.maximum(lengths - state.radius[:, None], 0)
+        stiffness = state.stiffness[:, None]
+        gradient = (stiffness * beyond / jnp.where(lengths > 0, lengths, 1))[..., None] * arms
+        force = BiasForce(
+            energy=jnp.sum(0.5 * stiffness * beyond**2, axis=1),
+            forces=share * jnp.sum(gradient, axis=1)[:, None] - gradient,
+            virial=-jnp.einsum("wna,wnb->wab", arms, gradient, precision="highest"),
+        )
+        return applied(force, at), state

@@ -1,0 +1,70 @@
+"""Adversarial search: ascent on uncertainty at bounded energy, inside the same gated loop as dynamics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from almlip_jax.dynamics.integrators.base import Integrator, take_up
+from almlip_jax.dynamics.motion import Evaluation, Moment, Motion
+
+_LEAST_STD = 1e-6  # eV; members that agree to rounding show no direction
+
+
+@dataclass(frozen=True)
+class Adversarial(Integrator):
+    """Adam on the positions, up the logarithm of ``exp(-E / kT) Var_E``.
+
+    The gradient ``F / kT + grad Var_E / Var_E`` is a combination of the member forces of the step's one evaluation:
+    ``grad Var_E = -(2 / M) sum_m (E_m - E) F_m``.  A normalisation of the Boltzmann factor on the training set, and
+    biases, change nothing here.  Source: Schwalbe-Koda, Tan and Gomez-Bombarelli, Nat. Commun. 12, 5104 (2021), with
+    the logarithm of their objective (the same maxima, and finite steps where the variance is small).  Parameters:
+    ``rate`` (Angstrom), the step of Adam; the temperature of the walker bounds the energy.
+    """
+
+    thermal = False
+
+    def _optimiser(self, at: Moment) -> optax.GradientTransformation:
+        return optax.adam(at.numbers["rate"])
+
+    def init(self, motion: Motion, at: Moment) -> Any:
+        """Adam's moments, of each walker, and the direction of the next step."""
+        return jax.vmap(self._optimiser(at).init)(motion.position), jnp.zeros_like(motion.position)
+
+    def restart(self, motion: Motion, again: jax.Array, at: Moment) -> Motion:
+        """Fresh moments."""
+        fresh = self.init(motion, at)
+
+        def leaf(new: jax.Array, old: jax.Array) -> jax.Array:
+            return jnp.where(again.reshape((-1,) + (1,) * (old.ndim - 1)), new, old)
+
+        return motion.set(extra=jax.tree.map(leaf, fresh, motion.extra), momentum=jnp.zeros_like(motion.momentum))
+
+    def from_start(self, motion: Motion, evaluation: Evaluation, at: Moment) -> Motion:
+        """The first direction."""
+        return self.from_force(motion, evaluation, at)
+
+    def to_force(self, motion: Motion, at: Moment, step: jax.Array) -> Motion:
+        """A step of Adam."""
+        moments, ascent = motion.extra
+        update, moments = jax.vmap(self._optimiser(at).update)(-ascent, moments)
+        return motion.set(position=motion.position + update, extra=(moments, ascent))
+
+    def from_force(self, motion: Motion, evaluation: Evaluation, at: Moment) -> Motion:
+        """The direction at the new positions."""
+        motion = take_up(motion, evaluation)
+        return motion.set(extra=(motion.extra[0], ascent_direction(evaluation, at)))
+
+
+def ascent_direction(evaluation: Evaluation, at: Moment) -> jax.Array:
+    """Gradient of ``ln(exp(-E / kT) Var_E)`` with respect to positions, [W, N, 3] per Angstrom; E the members' mean."""
+    deviation = evaluation.member_energy - jnp.mean(evaluation.member_energy, axis=0)
+    variance = jnp.maximum(jnp.mean(deviation**2, axis=0), _LEAST_STD**2)
+    of_variance = -2 * jnp.mean(deviation[:, :, None, None] * evaluation.member_forces, axis=0)
+    boltzmann = jnp.mean(evaluation.member_forces, axis=0) / at.kt[:, None, None]
+    ascent = boltzmann + of_variance / variance[:, None, None]
+    return jnp.where(at.mobile[..., None], ascent, 0)

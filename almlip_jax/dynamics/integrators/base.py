@@ -1,0 +1,87 @@
+"""The protocol of integrators: half a step to the new positions, the one evaluation, half a step from its forces.
+
+An integrator is a frozen dataclass that holds what is static (its kind); its parameters are arrays in
+`motion.Drive.numbers`, so that other values need no other program.  `kick` and `drift` are jax-md's operators, mapped
+over walkers.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from almlip_jax.dynamics.motion import Evaluation, Moment, Motion
+from almlip_jax.dynamics.operators import simulate, space
+
+_shift = space.free()[1]
+
+
+class Integrator(ABC):
+    """What moves walkers; subclasses are frozen dataclasses.
+
+    Attributes:
+        thermal: whether momenta have a temperature that may be judged.
+        drifts: whether the centre of mass has a temperature too (3 N degrees of freedom instead of 3 N - 3).
+        changes_cell: whether cells move.
+    """
+
+    thermal: bool = True
+    drifts: bool = False
+    changes_cell: bool = False
+
+    def init(self, motion: Motion, at: Moment) -> Any:
+        """What the integrator keeps beside positions and momenta, a pytree."""
+        return None
+
+    def from_start(self, motion: Motion, evaluation: Evaluation, at: Moment) -> Motion:
+        """The state with the forces at the start, so that the first step can begin."""
+        return take_up(motion, evaluation)
+
+    @abstractmethod
+    def to_force(self, motion: Motion, at: Moment, step: jax.Array) -> Motion:
+        """To the positions at which the forces of this step are to be evaluated; ``step`` counts from 0."""
+
+    @abstractmethod
+    def from_force(self, motion: Motion, evaluation: Evaluation, at: Moment) -> Motion:
+        """The rest of the step, with what the evaluation said."""
+
+    def restart(self, motion: Motion, again: jax.Array, at: Moment) -> Motion:
+        """The state after some walkers [W] bool have been put elsewhere with other momenta."""
+        return motion
+
+    def visited(self, motion: Motion) -> jax.Array:
+        """Whether the evaluated positions were taken up, [W] bool; false for a Monte Carlo trial that was refused."""
+        return jnp.ones(motion.position.shape[0], bool)
+
+    def converged(self, motion: Motion, at: Moment) -> jax.Array:
+        """Whether a walker has reached what it was looking for, [W] bool; dynamics look for nothing."""
+        return jnp.zeros(motion.position.shape[0], bool)
+
+
+def kick(motion: Motion, dt: jax.Array) -> Motion:
+    """B: momenta by the forces."""
+    return simulate.momentum_step(motion, dt)
+
+
+def drift(motion: Motion, dt: jax.Array) -> Motion:
+    """A: positions by the momenta; positions are never wrapped."""
+    return simulate.position_step(motion, _shift, dt)
+
+
+def take_up(motion: Motion, evaluation: Evaluation) -> Motion:
+    """The state with the forces and the virial of an evaluation."""
+    return motion.set(force=evaluation.forces, virial=evaluation.virial)
+
+
+def next_keys(motion: Motion) -> tuple[Motion, jax.Array]:
+    """The state with its random streams moved on, and a key for each walker, [W]."""
+    both = jax.vmap(jax.random.split)(motion.rng)
+    return motion.set(rng=both[:, 0]), both[:, 1]
+
+
+def normals(keys: jax.Array, like: jax.Array) -> jax.Array:
+    """Standard normal numbers of the shape of an array [W, ...], each walker from its own key."""
+    return jax.vmap(lambda key: jax.random.normal(key, like.shape[1:], like.dtype))(keys)

@@ -1,0 +1,115 @@
+"""What an exploration knows of the training set: fitted novelty scores, and the set as the admission sees it.
+
+Also the scores of structures as its gate would see them, which thresholds are made of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import jax.numpy as jnp
+import numpy as np
+from ase import Atoms
+
+from almlip_jax.dynamics.admission import Context, build_admission, context_of
+from almlip_jax.dynamics.novelty import Novelty, fit_extrapolation_grade, fit_latent_distance
+from almlip_jax.dynamics.settings import ExplorationSettings
+from almlip_jax.ensembles import SCORES
+from almlip_jax.potential import Evaluated, Potential
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """The training set in the eyes of the present ensemble; made by `know`.
+
+    Attributes:
+        novelty: fitted novelty scores by name.
+        context: the training set as the admission to the buffer sees it.
+    """
+
+    novelty: Mapping[str, Novelty] = field(default_factory=dict)
+    context: Context | None = None
+
+
+def know(
+    settings: ExplorationSettings, potential: Potential, training_set: Sequence[Atoms], seed: int, room: int = 0
+) -> Knowledge:
+    """What an exploration with some settings needs to know; nothing is evaluated that it does not ask for.
+
+    Args:
+        settings: of the exploration.
+        potential: whose features count.
+        training_set: structures; labels are not looked at.
+        seed: decides sketches.
+        room: training structures there can be at most, so that a growing set keeps its shape.
+
+    Raises:
+        InputError: a structure holds an element that the potential does not know.
+    """
+    novelty: dict[str, Novelty] = {}
+    if settings.novelty:
+        features, species = potential.atom_features(training_set)
+        number = len(potential.species)
+        if "latent_distance" in settings.novelty:
+            novelty["latent_distance"] = fit_latent_distance(features, species, number)
+        if "extrapolation_grade" in settings.novelty:
+            novelty["extrapolation_grade"] = fit_extrapolation_grade(features, species, number)
+    context = None
+    if build_admission(settings.admission).looks_at_features:
+        rows = potential.evaluate(training_set, features=True).features["last_layer_gradient"]
+        context = context_of(settings.admission, rows, seed, room)
+    return Knowledge(novelty, context)
+
+
+def structure_scores(
+    score: str,
+    potential: Potential,
+    structures: Sequence[Atoms],
+    knowledge: Knowledge,
+    found: Evaluated | None = None,
+) -> np.ndarray:
+    """A score that a gate can look at, of each structure, [n].
+
+    Args:
+        score: one of `ensembles.SCORES`, or a novelty score.
+        potential: whose score it is.
+        structures: in any number.
+        knowledge: with the novelty score, where it is one.
+        found: what the potential says of the structures, where that is known already.
+    """
+    if score in SCORES:
+        return np.asarray((found or potential.evaluate(structures)).scores[score], np.float64)
+    parts = _by_structure(_novelty(score, potential, structures, knowledge), structures)
+    return np.array([part.max() for part in parts])
+
+
+def errors_and_scores(
+    score: str, potential: Potential, labelled: Sequence[Atoms], knowledge: Knowledge
+) -> tuple[np.ndarray, np.ndarray]:
+    """Lengths of the force errors of all atoms, eV/Angstrom, and their scores; [A] each, float64.
+
+    Args:
+        score: the gate's, one of `dynamics.settings.PER_ATOM`; what it is the largest of counts.
+        potential: whose errors these are.
+        labelled: structures with forces.
+        knowledge: with the novelty score, where it is one.
+    """
+    found = potential.evaluate(labelled)
+    truth = np.concatenate([frame.get_forces() for frame in labelled])
+    errors = np.linalg.norm(np.concatenate(found.forces).astype(np.float64) - truth, axis=1)
+    if score in SCORES:
+        sigma = np.concatenate(getattr(found, score.removesuffix("_max")))
+    else:
+        sigma = _novelty(score, potential, labelled, knowledge)
+    return errors, sigma.astype(np.float64)
+
+
+def _novelty(score: str, potential: Potential, structures: Sequence[Atoms], knowledge: Knowledge) -> np.ndarray:
+    """A novelty score of all atoms, [A]."""
+    features, species = potential.atom_features(structures)
+    return np.asarray(knowledge.novelty[score].of_features(jnp.asarray(features), jnp.asarray(species)))
+
+
+def _by_structure(values: np.ndarray, structures: Sequence[Atoms]) -> list[np.ndarray]:
+    return np.split(values, np.cumsum([len(frame) for frame in structures])[:-1])

@@ -1,0 +1,154 @@
+"""Where the walkers are and how they move: the state that integrators act on, what drives it, what it is judged by."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from almlip_jax.units import KB
+
+
+@struct.dataclass
+class Motion:
+    """The mechanical state of W walkers of N atoms each; jax-md's operators act on it.
+
+    Attributes:
+        position: [W, N, 3] Angstrom, never wrapped into the cell.
+        momentum: [W, N, 3] in sqrt(amu eV).
+        force: [W, N, 3] eV/Angstrom, of the last evaluation, biases included.
+        mass: [W, N, 1] amu, 1 for padding atoms.
+        rng: [W] random keys, one stream for each walker.
+        cell: [W, 3, 3] Angstrom, rows are the cell vectors.
+        virial: [W, 3, 3] eV, of the last evaluation, biases included.
+        extra: whatever else the integrator keeps.
+    """
+
+    position: jax.Array
+    momentum: jax.Array
+    force: jax.Array
+    mass: jax.Array
+    rng: jax.Array
+    cell: jax.Array
+    virial: jax.Array
+    extra: Any = None
+
+    def set(self, **changes: Any) -> Self:
+        """The same state with other fields; the name that jax-md's operators ask for."""
+        return self.replace(**changes)  # type: ignore[attr-defined, no-any-return]
+
+
+@struct.dataclass
+class Drive:
+    """What drives each walker; arrays, so that another run needs no other program.  Ramps are linear in the progress.
+
+    Attributes:
+        kt: [W, 2] eV, thermal energy at the first and at the last step.
+        pressure: [W, 2] eV/Angstrom^3, likewise.
+        timestep: scalar, Angstrom sqrt(amu / eV).
+        mobile: [W, N] bool, true for real atoms that are not held fixed.
+        freedom: [W] degrees of freedom that the kinetic temperature is taken over.
+        numbers: parameters of the integrator by name, scalars.
+    """
+
+    kt: jax.Array
+    pressure: jax.Array
+    timestep: jax.Array
+    mobile: jax.Array
+    freedom: jax.Array
+    numbers: dict[str, jax.Array]
+
+    def at(self, progress: jax.Array) -> Moment:
+        """What drives the walkers when a share of the run, a scalar in [0, 1], is over."""
+        return Moment(
+            kt=_between(self.kt, progress),
+            pressure=_between(self.pressure, progress),
+            timestep=self.timestep,
+            mobile=self.mobile,
+            freedom=self.freedom,
+            numbers=self.numbers,
+        )
+
+
+@struct.dataclass
+class Moment:
+    """`Drive` at one step: ``kt`` and ``pressure`` are [W]."""
+
+    kt: jax.Array
+    pressure: jax.Array
+    timestep: jax.Array
+    mobile: jax.Array
+    freedom: jax.Array
+    numbers: dict[str, jax.Array]
+
+
+@struct.dataclass
+class Evaluation:
+    """What the one evaluation of a step says to the integrator.
+
+    Attributes:
+        energy: [W] eV, mean of the members and biases, relative to the reference energies.
+        forces: [W, N, 3] eV/Angstrom, mean of the members and biases; 0 for atoms that are not mobile.
+        virial: [W, 3, 3] eV, likewise.
+        member_energy: [M, W] eV, without biases.
+        member_forces: [M, W, N, 3] eV/Angstrom, without biases.
+    """
+
+    energy: jax.Array
+    forces: jax.Array
+    virial: jax.Array
+    member_energy: jax.Array
+    member_forces: jax.Array
+
+
+def _between(ends: jax.Array, progress: jax.Array) -> jax.Array:
+    return ends[:, 0] + progress * (ends[:, 1] - ends[:, 0])
+
+
+def kinetic_tensor(motion: Motion) -> jax.Array:
+    """``sum_a p_a p_a / m_a`` of each walker, [W, 3, 3] eV: twice the kinetic energy, direction by direction."""
+    return jnp.einsum("wni,wnj->wij", motion.momentum / motion.mass, motion.momentum)
+
+
+def kinetic_energy(motion: Motion) -> jax.Array:
+    """Kinetic energy of each walker, [W] eV."""
+    return jnp.sum(motion.momentum**2 / (2 * motion.mass), axis=(1, 2))
+
+
+def kinetic_temperature(motion: Motion, freedom: jax.Array) -> jax.Array:
+    """Kinetic temperature of each walker, [W] K, over its degrees of freedom [W]."""
+    return 2 * kinetic_energy(motion) / (KB * freedom)
+
+
+def pressure_tensor(motion: Motion) -> jax.Array:
+    """Internal pressure from the momenta and the virial, [W, 3, 3] eV/Angstrom^3."""
+    volume = jnp.abs(jnp.linalg.det(motion.cell))
+    return (kinetic_tensor(motion) + motion.virial) / volume[:, None, None]
+
+
+def maxwell_boltzmann(keys: jax.Array, mass: jax.Array, mobile: jax.Array, kt: jax.Array) -> jax.Array:
+    """Momenta at a temperature, without centre-of-mass motion where every real atom may move, [W, N, 3].
+
+    Args:
+        keys: [W] random keys.
+        mass: [W, N, 1] amu.
+        mobile: [W, N] bool.
+        kt: [W] eV.
+    """
+
+    def one(key: jax.Array, mass: jax.Array, mobile: jax.Array, kt: jax.Array) -> jax.Array:
+        noise = jax.random.normal(key, (mobile.shape[0], 3), mass.dtype)
+        return jnp.where(mobile[:, None], noise * jnp.sqrt(kt * mass), 0)
+
+    return jax.vmap(one)(keys, mass, mobile, kt)
+
+
+def without_drift(momentum: jax.Array, mass: jax.Array, mobile: jax.Array) -> jax.Array:
+    """Momenta with the centre of mass of the mobile atoms at rest, [W, N, 3]; a lone atom keeps its motion."""
+    moving = jnp.where(mobile[..., None], mass, 0)
+    total = jnp.maximum(jnp.sum(moving, axis=1, keepdims=True), jnp.finfo(mass.dtype).tiny)
+    velocity = jnp.sum(jnp.where(mobile[..., None], momentum, 0), axis=1, keepdims=True) / total
+    several = jnp.sum(mobile, axis=1)[:, None, None] > 1
+    return jnp.where(several & mobile[..., None], momentum - moving * velocity, momentum)

@@ -1,0 +1,138 @@
+"""Novelty in latent space: which atom has left the training distribution, and how far; one small product a step.
+
+Both scores judge an atom by the features of the last hidden layer, against the atoms of its species in the training
+set.  They are fitted on the host, and are arrays in the compiled loop.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Literal, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from almlip_jax.ensembles import Prediction
+from almlip_jax.selection import active_set
+from almlip_jax.structures.graph import Graph
+
+NoveltyName: TypeAlias = Literal["latent_distance", "extrapolation_grade"]
+"""Names of the novelty scores of a structure: the largest value of its atoms."""
+
+_RIDGE = 1e-4  # of the mean variance; directions in which training atoms never differ count for little
+_FEWEST = 1e-12
+_UNSPANNED = 1e-3  # of the features' root mean square: rows that stand for what the training atoms do not span
+
+
+@struct.dataclass
+class Novelty:
+    """A novelty score, fitted; L models, Z species, F features.
+
+    Attributes:
+        centre: [L, Z, F].
+        whiten: [L, Z, F, F], applied to the difference from the centre on the right.
+        unit: [Z], the value that counts as 1.
+        largest: whether the largest component of the whitened vector counts, or its length (static).
+    """
+
+    centre: jax.Array
+    whiten: jax.Array
+    unit: jax.Array
+    largest: bool = struct.field(pytree_node=False)
+
+    def of_atoms(self, prediction: Prediction, graph: Graph) -> jax.Array:
+        """The score of each atom, [A]; 0 for padding atoms, not a number where features are none."""
+        return jnp.where(graph.atom_mask, self.of_features(prediction.features, graph.species), 0)
+
+    def of_features(self, features: jax.Array, species: jax.Array) -> jax.Array:
+        """The score of each atom, [A], from features [L, A, F] and species [A]."""
+
+        def one_model(features: jax.Array, centre: jax.Array, whiten: jax.Array) -> jax.Array:
+            # species one after the other: few products of matrices instead of a gather of one matrix for each atom
+            squared = jnp.zeros(features.shape[0], features.dtype)
+            for z in range(whiten.shape[0]):
+                vector = (features - centre[z]) @ whiten[z]
+                found = jnp.max(vector**2, axis=1) if self.largest else jnp.mean(vector**2, axis=1)
+                squared = jnp.where(species == z, found, squared)
+            return squared
+
+        over_models = jax.vmap(one_model)(features, self.centre, self.whiten)
+        return jnp.sqrt(jnp.mean(over_models, axis=0)) / self.unit[species]
+
+
+def fit_latent_distance(features: np.ndarray, species: np.ndarray, num_species: int, quantile: float = 0.99) -> Novelty:
+    """Mahalanobis distance from the training atoms of a species, averaged over models; 1 at a quantile of them.
+
+    Args:
+        features: [L, A, F] of the atoms of the training set.
+        species: [A] int.
+        num_species: Z; a species without atoms has no distribution, and its atoms are infinitely far.
+        quantile: of the training atoms of each species, that lies at distance 1.
+
+    Returns:
+        `Novelty` in the precision of the features.  Source: Lee et al., NeurIPS 2018 (Mahalanobis detector).
+    """
+    models, _, width = features.shape
+    centre, whiten = np.zeros((models, num_species, width)), np.zeros((models, num_species, width, width))
+    unit = np.full(num_species, _FEWEST)
+    for z in range(num_species):
+        mine = features[:, species == z].astype(np.float64)
+        if mine.shape[1] == 0:
+            whiten[:, z] = np.eye(width)
+            continue
+        centre[:, z] = mine.mean(axis=1)
+        moved = mine - centre[:, z, None]
+        for m in range(models):
+            covariance = moved[m].T @ moved[m] / moved.shape[1]
+            ridge = _RIDGE * max(np.trace(covariance) / width, _FEWEST)
+            values, vectors = np.linalg.eigh(covariance + ridge * np.eye(width))
+            whiten[m, z] = vectors / np.sqrt(values)
+        distance = np.sqrt(np.mean(np.mean((moved @ whiten[:, z]) ** 2, axis=2), axis=0))
+        unit[z] = max(np.quantile(distance, quantile), _FEWEST)
+    return _as_arrays(centre, whiten, unit, features.dtype, largest=False)
+
+
+def fit_extrapolation_grade(features: np.ndarray, species: np.ndarray, num_species: int) -> Novelty:
+    """Grade of the features of an atom over the active set of its species: up to 1 where it interpolates.
+
+    The features are the gradient of an atom's energy with respect to the last, linear layer: D-optimality in the
+    neighbourhood mode, over the training atoms of one species; models are averaged in the mean square.
+
+    Args:
+        features: [L, A, F] of the atoms of the training set.
+        species: [A] int.
+        num_species: Z.
+
+    Returns:
+        `Novelty` in the precision of the features.  Source: Podryabinkin and Shapeev, Comput. Mater. Sci. 140, 171
+        (2017), with `selection.active_set`.
+    """
+    models, _, width = features.shape
+    whiten = np.zeros((models, num_species, width, width))
+    with jax.enable_x64(True):
+        for z in range(num_species):
+            mine = features[:, species == z].astype(np.float64)
+            rows = np.zeros((models, _bucket(mine.shape[1]), width))  # rows of zeros never enter
+            rows[:, : mine.shape[1]] = mine
+            for m in range(models):
+                size = max(np.sqrt(np.mean(mine[m] ** 2)) if mine.size else 1.0, _FEWEST)
+                whiten[m, z] = size**-1 * np.asarray(_active_set(jnp.asarray(rows[m] / size)).inverse)
+    centre = np.zeros((models, num_species, width))
+    return _as_arrays(centre, whiten, np.ones(num_species), features.dtype, largest=True)
+
+
+_active_set = jax.jit(partial(active_set, epsilon=_UNSPANNED, threshold=1.001))
+
+
+def _bucket(count: int) -> int:
+    """Room for a growing number of rows, so that few shapes occur."""
+    return int(2 ** np.ceil(np.log2(max(count, 64))))
+
+
+def _as_arrays(centre: np.ndarray, whiten: np.ndarray, unit: np.ndarray, dtype: np.dtype, *, largest: bool) -> Novelty:
+    def array(x: np.ndarray) -> jax.Array:
+        return jnp.asarray(x.astype(dtype))
+
+    return Novelty(array(centre), array(whiten), array(unit), largest)

@@ -1,0 +1,184 @@
+"""Thresholds of the gate: fixed, relative to the training set, or from the true errors on a labelled set.
+
+Each rule is a pure function of arrays; `resolve_thresholds` takes what a rule asks for, and nothing else, from its
+caller.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Annotated, Literal, Self
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from almlip_jax.dynamics.settings import PER_ATOM
+from almlip_jax.errors import InputError
+from almlip_jax.settings import Settings
+from almlip_jax.uncertainty.calibration import slope
+
+
+class FixedThresholds(Settings):
+    """The gate's thresholds in the unit of its score, the same in every round."""
+
+    kind: Literal["fixed"] = "fixed"
+    record: float = Field(gt=0)
+    """Frames above are recorded as candidates."""
+    stop: float = Field(gt=0)
+    """A walker above is stopped."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.stop < self.record:
+            raise ValueError(f"the stop threshold {self.stop:g} is below the record threshold {self.record:g}.")
+        return self
+
+
+class RelativeThresholds(Settings):
+    """The gate's thresholds as multiples of the score that the ensemble has on what it was trained on.
+
+    ``record = max(floor, record_factor * q)`` with q a quantile of the gate's score over the training set, and
+    ``stop = stop_factor * record``.  The floor is the uncertainty that is tolerated: without it the thresholds would
+    follow the ensemble down for ever, and exploration would never come to rest.
+    """
+
+    kind: Literal["relative"] = "relative"
+    quantile: float = Field(default=0.9, gt=0, le=1)
+    """Which quantile of the training set's scores."""
+    record_factor: float = Field(default=1.5, gt=0)
+    """Multiple of it above which frames are recorded."""
+    stop_factor: float = Field(default=4.0, ge=1)
+    """Multiple of the record threshold above which a walker is stopped."""
+    floor: float = Field(default=0.05, gt=0)
+    """Least record threshold, in the unit of the score (eV/Angstrom for forces)."""
+
+
+class CalibratedThresholds(Settings):
+    """The score at which the force error that is expected of an atom reaches a tolerance.
+
+    ``record = tolerance / a`` with a the least-squares slope, through the origin, of the true error of an atom's force
+    against its score on labelled structures that the ensemble was not trained on.
+    """
+
+    kind: Literal["calibrated"] = "calibrated"
+    tolerance: float = Field(gt=0)
+    """True error of an atom's force, as the length of a vector, that is tolerated; eV/Angstrom."""
+    stop_factor: float = Field(default=4.0, ge=1)
+    """Multiple of the record threshold above which a walker is stopped."""
+
+
+class ConformalThresholds(Settings):
+    """The score up to which the force error of an atom stays below a tolerance with a probability.
+
+    ``record = tolerance / q`` with q the conformal quantile of error over score, atom by atom, on labelled structures
+    that the ensemble was not trained on.  The probability is exact where these are exchangeable with the atoms that are
+    judged: drawn at random from an exploration like the one to come, and not selected for their uncertainty.
+    """
+
+    kind: Literal["conformal"] = "conformal"
+    tolerance: float = Field(gt=0)
+    """True error of an atom's force, as the length of a vector, that is tolerated; eV/Angstrom."""
+    alpha: float = Field(default=0.05, gt=0, lt=1)
+    """Share of atoms whose error may exceed q times their score."""
+    stop_factor: float = Field(default=4.0, ge=1)
+    """Multiple of the record threshold above which a walker is stopped."""
+
+
+ThresholdSettings = Annotated[
+    FixedThresholds | RelativeThresholds | CalibratedThresholds | ConformalThresholds, Field(discriminator="kind")
+]
+"""What the gate compares its score with; the field ``kind`` decides."""
+
+
+def check_thresholds(rule: ThresholdSettings, score: str) -> None:
+    """Refuses a rule that does not go with the gate's score.
+
+    Raises:
+        ValueError: errors of atoms' forces are compared with a score that atoms do not have.
+    """
+    if isinstance(rule, CalibratedThresholds | ConformalThresholds) and score not in PER_ATOM:
+        raise ValueError(f"{rule.kind} thresholds need a gate score of atoms ({', '.join(PER_ATOM)}), not {score}.")
+
+
+def relative_record(scores: np.ndarray, rule: RelativeThresholds) -> float:
+    """Record threshold from the scores [n] of the training structures; see `RelativeThresholds`."""
+    return max(rule.floor, rule.record_factor * float(np.quantile(scores, rule.quantile)))
+
+
+def calibrated_record(errors: np.ndarray, sigma: np.ndarray, tolerance: float) -> float:
+    """Score at which the expected error reaches a tolerance; infinite where there is no error at all.
+
+    Args:
+        errors: [n] lengths of the error vectors of atoms, eV/Angstrom.
+        sigma: [n] their scores.
+        tolerance: eV/Angstrom.
+
+    Raises:
+        InputError: a value is not finite, or no atom has a score.
+    """
+    _check(errors, sigma)
+    found = slope(errors, sigma)
+    return tolerance / found if found > 0 else math.inf
+
+
+def conformal_factor(errors: np.ndarray, sigma: np.ndarray, alpha: float) -> float:
+    """The ``ceil((n + 1)(1 - alpha)) / n`` quantile of ``|error| / sigma``: split conformal prediction.
+
+    A further pair that is exchangeable with the n given ones has ``|error| <= q sigma`` with a probability of at least
+    ``1 - alpha``.  Source: Vovk, Gammerman and Shafer, Algorithmic Learning in a Random World (2005).
+
+    Args:
+        errors: [n] lengths of the error vectors of atoms, eV/Angstrom.
+        sigma: [n] their scores; infinite ratios, of an error without any score, are allowed.
+        alpha: share that may be missed.
+
+    Raises:
+        InputError: fewer than ``1 / alpha - 1`` pairs, a value is not finite, or no atom has a score.
+    """
+    _check(errors, sigma)
+    n = len(errors)
+    rank = math.ceil(round((n + 1) * (1 - alpha), 9))
+    if rank > n:
+        needed = math.ceil(round(1 / alpha - 1, 9))
+        raise InputError(f"conformal thresholds with alpha {alpha:g} need {needed} labelled atoms at least, not {n}.")
+    ratios = np.divide(errors, sigma, out=np.where(errors > 0, np.inf, 0.0), where=sigma > 0)
+    return float(np.sort(ratios)[rank - 1])
+
+
+def resolve_thresholds(
+    rule: ThresholdSettings,
+    scores: Callable[[], np.ndarray],
+    calibration: Callable[[], tuple[np.ndarray, np.ndarray]],
+) -> tuple[float, float]:
+    """Record and stop threshold, in the unit of the gate's score.
+
+    Args:
+        rule: how they come about.
+        scores: gives the gate's score of the structures trained on, [n].
+        calibration: gives the force errors of atoms, as lengths of vectors, and their scores, [m] each, of structures
+            that were not trained on.
+
+    Raises:
+        InputError: the calibration set is too small or says nothing.
+    """
+    match rule:
+        case FixedThresholds():
+            return rule.record, rule.stop
+        case RelativeThresholds():
+            record = relative_record(scores(), rule)
+        case CalibratedThresholds():
+            record = calibrated_record(*calibration(), rule.tolerance)
+        case ConformalThresholds():
+            factor = conformal_factor(*calibration(), rule.alpha)
+            record = rule.tolerance / factor if factor > 0 else math.inf
+    if record == 0:
+        raise InputError("some atoms of the calibration set have errors but no spread; more members would help.")
+    return record, rule.stop_factor * record
+
+
+def _check(errors: np.ndarray, sigma: np.ndarray) -> None:
+    if not (np.isfinite(errors).all() and np.isfinite(sigma).all()):
+        raise InputError("an error or score on the calibration set is not a number.")
+    if not np.any(sigma > 0):
+        raise InputError("the members agree on all of the calibration set, which then calibrates nothing.")

@@ -1,0 +1,95 @@
+"""Linear kernels as maps of their feature rows: scaling, posterior, sum over models.
+
+A kernel ``k(a, b) = phi(a)^T phi(b)`` is changed by changing the rows phi: every function here is pure, jittable, and
+works row by row on any precision.  What is only d x d, and has to be factorised, is kept in the widest precision that
+JAX has at hand.  Source: Holzmueller et al., J. Mach. Learn. Res. 24, 164 (2023), section 4.2.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+_BLOCK = 4096  # rows that are widened at a time
+
+
+def ensemble_sum(features: jax.Array) -> jax.Array:
+    """Rows of the mean of the kernels of M models: theirs side by side, over sqrt(M).
+
+    Args:
+        features: [M, n, d].
+
+    Returns:
+        [n, M * d].
+    """
+    return jnp.moveaxis(features, 0, 1).reshape(features.shape[1], -1) / jnp.sqrt(features.shape[0])
+
+
+def unit_diagonal(rows: jax.Array, known: jax.Array, counts: jax.Array, usable: jax.Array | None = None) -> jax.Array:
+    """Factor that gives the training rows a mean square norm of 1; the rows themselves, where there are none.
+
+    Args:
+        rows: [n, d] candidates.
+        known: [t, d] training rows.
+        counts: [t] bool, which of them count; the others hold zeros.
+        usable: [n] bool, likewise for the candidates; all by default.
+
+    Returns:
+        [], to be multiplied to rows of both kinds.
+    """
+    number = jnp.sum(counts)
+    candidates = rows.shape[0] if usable is None else jnp.sum(usable)
+    power = jnp.where(
+        number > 0, jnp.sum(known**2) / jnp.maximum(number, 1), jnp.sum(rows**2) / jnp.maximum(candidates, 1)
+    )
+    return jax.lax.rsqrt(jnp.maximum(power, jnp.finfo(rows.dtype).tiny))
+
+
+def posterior_map(known: jax.Array, sigma: float, scale: jax.Array | float = 1.0) -> jax.Array:
+    """The matrix that takes rows phi to those of the posterior, ``scale phi -> sigma scale phi L^-T``.
+
+    ``L L^T = scale^2 Phi^T Phi + sigma^2 I`` over the training rows Phi.  The square norm of a row is then the variance
+    of a Bayesian linear regression with prior N(0, 1) and noise sigma, after the training rows have been seen.
+
+    Args:
+        known: [t, d] training rows; zeros do not count.
+        sigma: standard deviation of the noise.
+        scale: multiplied to all rows beforehand.
+
+    Returns:
+        [d, d] in the widest precision there is.
+    """
+    scale = jnp.asarray(scale, wide())
+    information = scale**2 * gram(known) + sigma**2 * jnp.eye(known.shape[1], dtype=wide())
+    factor = jnp.linalg.cholesky(information)
+    identity = jnp.eye(known.shape[1], dtype=wide())
+    return sigma * scale * jax.scipy.linalg.solve_triangular(factor, identity, lower=True).T
+
+
+def posterior(rows: jax.Array, known: jax.Array, sigma: float) -> jax.Array:
+    """Rows [n, d] of the posterior after training rows [t, d] were seen with noise sigma; see `posterior_map`."""
+    return rows @ posterior_map(known, sigma).astype(rows.dtype)
+
+
+def gram(rows: jax.Array) -> jax.Array:
+    """``rows^T rows`` of rows [n, d], summed in the widest precision there is, a block of them at a time: [d, d]."""
+
+    def add(total: jax.Array, block: jax.Array) -> jax.Array:
+        block = block.astype(wide())
+        return total + block.T @ block
+
+    full = rows.shape[0] // _BLOCK
+    total = jnp.zeros((rows.shape[1], rows.shape[1]), wide())
+    if full:
+        total = jax.lax.fori_loop(
+            0, full, lambda n, so_far: add(so_far, jax.lax.dynamic_slice_in_dim(rows, n * _BLOCK, _BLOCK)), total
+        )
+    return add(total, rows[full * _BLOCK :]) if rows.shape[0] % _BLOCK else total
+
+
+def wide() -> Any:
+    """The widest precision there is: float64 where JAX allows it."""
+    return jax.dtypes.canonicalize_dtype(np.float64)

@@ -1,0 +1,121 @@
+"""Selectors that can weigh their gains by cost: greedy ones, made of a rule, and rankings by one value.
+
+A `Rule` is a triple of pure functions: what is computed once, what each candidate would add now, and what changes when
+one is chosen.  `Greedy` repeats the last two k times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from almlip_jax.errors import InputError
+from almlip_jax.selection.base import Candidates, Selection, Selector
+from almlip_jax.selection.rows import Rows, arrange, drawn, first_best
+from almlip_jax.selection.scores import best
+
+
+class Rule(NamedTuple):
+    """A greedy criterion.
+
+    Attributes:
+        start: ``(key, rows, scalars) -> (fixed, state)``: what stays as it is while choosing, and what changes.
+        gains: ``(fixed, state, free [n]) -> [n]``, what each candidate adds; -inf for one that may not be chosen now.
+        update: ``(fixed, state, row) -> state``, after a row was chosen.
+        features: features it looks at.
+        score: score it looks at, if any.
+        draws: choose with probability proportional to the gain, not the largest.
+    """
+
+    start: Callable[[jax.Array, Rows, Any], tuple[Any, Any]]
+    gains: Callable[[Any, Any, jax.Array], jax.Array]
+    update: Callable[[Any, Any, jax.Array], Any]
+    features: str
+    score: str | None = None
+    draws: bool = False
+
+
+@dataclass(frozen=True)
+class Greedy:
+    """A selector that chooses one candidate after the other by a rule.
+
+    Attributes:
+        k: number of choices.
+        rule: what a choice is worth.
+        per_cost: weigh gains by the cost of the label.
+    """
+
+    k: int
+    rule: Rule
+    per_cost: bool = False
+
+    def __call__(self, key: jax.Array, pool: Candidates, labelled: Candidates) -> Selection:
+        """The choice; ``gain`` is that of each when it was made."""
+        rule = self.rule
+        pool = _payable(pool) if self.per_cost else pool
+        order, rows = arrange(pool, labelled, rule.features, rule.score)
+        begin, draw = jax.random.split(key)
+        fixed, state = rule.start(begin, rows, {**pool.scalars, **labelled.scalars})
+
+        def step(carry: tuple[Any, jax.Array], n: jax.Array) -> tuple[tuple[Any, jax.Array], tuple[jax.Array, ...]]:
+            state, free = carry
+            gains = rule.gains(fixed, state, free)
+            if self.per_cost:
+                gains = gains / rows.cost
+            row = drawn(jax.random.fold_in(draw, n), gains, free) if rule.draws else first_best(gains, free)
+            left = (rule.update(fixed, state, row), free.at[row].set(False))
+            return left, (row, jnp.any(free), gains[row])
+
+        _, (chosen, there, gain) = jax.lax.scan(step, (state, rows.usable), jnp.arange(self.k))
+        return Selection(indices=order[chosen], valid=there, gain=jnp.where(there, gain, jnp.nan))
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """A selector that takes the k highest of some values.
+
+    Attributes:
+        k: number of choices.
+        values: ``(pool, labelled) -> (values [n], [n])``, highest first; the second decide among equal values.
+        per_cost: rank by value over the cost of the label.
+    """
+
+    k: int
+    values: Callable[[Candidates, Candidates], tuple[jax.Array, jax.Array]]
+    per_cost: bool = False
+
+    def __call__(self, key: jax.Array, pool: Candidates, labelled: Candidates) -> Selection:
+        """The choice; ``gain`` is the value."""
+        values, second = self.values(pool, labelled)
+        if self.per_cost:
+            pool = _payable(pool)
+            values = values / pool.cost
+        return best(values, pool, self.k, second)
+
+
+def cost_aware(selector: Selector) -> Selector:
+    """The same selector, with every gain divided by the candidate's `Candidates.cost`: the most for the money.
+
+    Greedy selectors weigh each choice when they make it, rankings their values; ``gain`` is that ratio.  Candidates
+    whose cost is not a positive number are not chosen.
+
+    Raises:
+        InputError: the selector has no gains to weigh (`random`, `dpp`, `maxvol`, a chain, a user's own).
+
+    >>> from almlip_jax.selection import cost_aware, max_det
+    >>> cheap = cost_aware(max_det(10))
+    """
+    if not isinstance(selector, Greedy | Ranking):
+        raise InputError(
+            "cost_aware needs a greedy selector or a ranking: others have no gain that a cost could weigh."
+        )
+    return replace(selector, per_cost=True)
+
+
+def _payable(pool: Candidates) -> Candidates:
+    sane = jnp.isfinite(pool.cost) & (pool.cost > 0)
+    return replace(pool, valid=pool.valid & sane, cost=jnp.where(sane, pool.cost, 1))

@@ -1,0 +1,163 @@
+"""The folder of a run of ``almlip explore`` or ``almlip md``, and whether it belongs to the run that is asked for.
+
+Layout::
+
+    out/
+      config.yaml        resolved config
+      versions.json      package versions, git commit, devices
+      inputs.json        what the input files were
+      thresholds.json    of the gate, where there is one
+      state.npz          from which an unfinished run goes on
+      trajectories/000.extxyz, ...   or trajectory.h5
+      thermo.csv         of production dynamics
+      candidates.extxyz  frames that the gate recorded
+      final.extxyz       last good frame of each walker
+      exploration.npz    traces of an exploration
+      summary.json       how it ended; there when the run is over
+      lock               the process that works here, while it does
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from almlip_jax.campaign.rundir import WorkDirectory, read_json, write_json, write_text
+from almlip_jax.errors import InputError
+from almlip_jax.simulation.settings import SimulationConfig
+
+_FREE = ("out", "checkpoint_every")  # keys that may differ between the parts of one run
+_INPUTS = ("potential", "structures", "training_set", "calibration_set")
+
+
+class SimulationDirectory(WorkDirectory):
+    """The files of a run; see the module's docstring."""
+
+    @property
+    def inputs(self) -> Path:
+        """Digests of the input files (JSON)."""
+        return self.path / "inputs.json"
+
+    @property
+    def thresholds(self) -> Path:
+        """Record and stop threshold (JSON)."""
+        return self.path / "thresholds.json"
+
+    @property
+    def state(self) -> Path:
+        """State of the walkers, and how far the outputs were written (npz)."""
+        return self.path / "state.npz"
+
+    @property
+    def trajectories(self) -> Path:
+        """Folder of the trajectories as extended XYZ."""
+        return self.path / "trajectories"
+
+    @property
+    def h5md(self) -> Path:
+        """Trajectories of all walkers (H5MD)."""
+        return self.path / "trajectory.h5"
+
+    @property
+    def thermo(self) -> Path:
+        """Energies and the like (CSV)."""
+        return self.path / "thermo.csv"
+
+    @property
+    def traces(self) -> Path:
+        """Traces of an unfinished exploration (raw numbers)."""
+        return self.path / "traces.unfinished"
+
+    @property
+    def candidates(self) -> Path:
+        """Recorded frames with their scores (extxyz)."""
+        return self.path / "candidates.extxyz"
+
+    @property
+    def final(self) -> Path:
+        """Last good frame of each walker (extxyz)."""
+        return self.path / "final.extxyz"
+
+    @property
+    def exploration(self) -> Path:
+        """Traces of an exploration (npz)."""
+        return self.path / "exploration.npz"
+
+    @property
+    def summary(self) -> Path:
+        """How the run ended (JSON)."""
+        return self.path / "summary.json"
+
+    def refuse_others(self) -> None:
+        """Refuses a folder with files that are not those of a run of this kind, such as a campaign.
+
+        Raises:
+            InputError: as said.
+        """
+        if self.path.is_dir() and any(self.path.iterdir()) and not self.inputs.exists():
+            raise InputError(f"{self.path} holds something else than such a run; choose another folder with --out.")
+
+    def settle(self, config: SimulationConfig) -> bool:
+        """Makes the folder that of a run, or finds that it is already.
+
+        Returns:
+            whether there is something to go on from: a state, or the end.
+
+        Raises:
+            InputError: the folder holds another run, or input files have changed since its beginning.
+        """
+        wanted, inputs = config.model_dump(mode="json"), _digests(config)
+        begun = self.state.exists() or self.summary.exists()
+        if begun:
+            self._compare(wanted, inputs)
+        else:
+            write_json(self.inputs, inputs)
+            write_text(self.config, yaml.safe_dump(wanted, sort_keys=False))
+        return begun
+
+    def _compare(self, wanted: dict[str, Any], inputs: dict[str, Any]) -> None:
+        try:
+            before = yaml.safe_load(self.config.read_text())
+        except (OSError, yaml.YAMLError) as error:
+            raise InputError(f"{self.config} cannot be read; choose another folder for this run.") from error
+        changed = [key for key in _changes(before, wanted) if key not in _FREE]
+        if changed:
+            raise InputError(
+                f"{self.path} holds a run with another {', '.join(changed)}; choose another folder with --out, or "
+                "delete this one."
+            )
+        known = read_json(self.inputs)
+        for name, digest in inputs.items():
+            if known.get(name) != digest:
+                raise InputError(
+                    f"the {name.replace('_', ' ')} has changed since the run in {self.path} began; choose another "
+                    "folder with --out."
+                )
+
+
+def _changes(before: Any, after: Any, prefix: str = "") -> list[str]:
+    """Keys whose values differ, dotted."""
+    if not (isinstance(before, dict) and isinstance(after, dict)):
+        return [] if before == after else [prefix.removesuffix(".")]
+    names = dict.fromkeys([*before, *after])
+    return [key for name in names for key in _changes(before.get(name), after.get(name), f"{prefix}{name}.")]
+
+
+def _digests(config: SimulationConfig) -> dict[str, str]:
+    """SHA-256 of each input by the name of its key; of a folder, of all its files in order."""
+    found = {}
+    for name in _INPUTS:
+        path = getattr(config, name)
+        if path is None:
+            continue
+        total = hashlib.sha256()
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if file.is_file():
+                total.update(str(file.relative_to(path)).encode() + b"\0")
+                with file.open("rb") as content:
+                    total.update(hashlib.file_digest(content, "sha256").digest())
+        found[name] = total.hexdigest()
+    return found

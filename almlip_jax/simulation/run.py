@@ -1,0 +1,300 @@
+"""Runs that survive any interruption: first the outputs are made durable, then a state that knows how long they are.
+
+A run that is started again in the same folder goes on from its last state, and ends with the same files as one that was
+never interrupted.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ase import Atoms
+from numpy.typing import ArrayLike
+
+from almlip_jax.campaign.progress import Progress
+from almlip_jax.campaign.rundir import read_json, write_json, write_npz, write_versions
+from almlip_jax.dynamics import Exploration, ExplorationSettings, Explorer, Knowledge, Session, know
+from almlip_jax.dynamics.integrators import build_integrator
+from almlip_jax.dynamics.knowledge import errors_and_scores, structure_scores
+from almlip_jax.dynamics.loop import Traces
+from almlip_jax.dynamics.thresholds import resolve_thresholds
+from almlip_jax.ensembles import SCORES
+from almlip_jax.errors import InputError
+from almlip_jax.keys import named_key
+from almlip_jax.potential import Potential
+from almlip_jax.simulation.folder import SimulationDirectory
+from almlip_jax.simulation.h5md import H5mdTrajectory
+from almlip_jax.simulation.outputs import ExtxyzTrajectories, Output, Thermo, TraceLog
+from almlip_jax.simulation.settings import ExploreConfig, MdConfig, SimulationConfig
+from almlip_jax.simulation.summary import summarise
+from almlip_jax.structures.io import read_structures, write_structures
+
+
+def run_exploration(
+    config: ExploreConfig, folder: Path, potential: Potential, progress: Progress, explorer: Explorer | None = None
+) -> dict[str, Any]:
+    """Explores with a potential, or goes on with an exploration that was interrupted.
+
+    Args:
+        config: what to do.
+        folder: of the run.
+        potential: that of the config.
+        progress: tells the user.
+        explorer: compiled for these settings and this potential, where there is one.
+
+    Returns:
+        the summary; see `summary.summarise`.
+
+    Raises:
+        InputError: an input cannot be used, or the folder holds another run.
+    """
+    return _Exploration(config, folder, potential, progress, explorer).run()
+
+
+def run_md(
+    config: MdConfig, folder: Path, potential: Potential, progress: Progress, explorer: Explorer | None = None
+) -> dict[str, Any]:
+    """Runs production dynamics, or goes on with a run that was interrupted; as `run_exploration`."""
+    return _Md(config, folder, potential, progress, explorer).run()
+
+
+class _Run:
+    """What both commands share."""
+
+    config: SimulationConfig
+
+    def __init__(
+        self,
+        config: SimulationConfig,
+        folder: Path,
+        potential: Potential,
+        progress: Progress,
+        explorer: Explorer | None,
+    ) -> None:
+        self.config, self.potential, self.progress = config, potential, progress
+        self.settings: ExplorationSettings = config.dynamics
+        self.place = SimulationDirectory(folder)
+        self.dtype = np.dtype(jax.tree.leaves(potential.params)[0].dtype)
+        self.explorer = explorer or Explorer(
+            potential.ensemble.predict, potential.species, potential.cutoff, self.settings, dtype=self.dtype
+        )
+
+    def run(self) -> dict[str, Any]:
+        """From wherever the folder stands to the end."""
+        self.place.refuse_others()
+        with self.place.lock():
+            begun = self.place.settle(self.config)
+            if self.place.summary.exists():
+                self.progress.message(f"{self.place.path} holds this run, which is over; nothing is left to do.")
+                return read_json(self.place.summary)
+            write_versions(self.place)
+            session = self.session(begun)
+            outputs = self.outputs()
+            with ExitStack() as stack:
+                for output in outputs:
+                    stack.callback(output.close)
+                notes = session.restore(self.place.state) if begun else {}
+                for output in outputs:
+                    output.open(notes.get(output.name))
+                self.advance(session, outputs)
+            summary = self.finish(session)
+            self.place.state.unlink(missing_ok=True)
+            return summary
+
+    # -- before -------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def starts(self) -> list[Atoms]:
+        """Start structure of each walker: the frames of the file in turn."""
+        path = self.config.structures
+        frames = read_structures(path)
+        for number, frame in enumerate(frames):
+            try:
+                self.potential.species.index(frame.numbers)
+            except InputError as error:
+                raise InputError(f"{path}, frame {number}: {error}") from error
+        return [frames[w % len(frames)] for w in range(len(self.settings.temperatures))]
+
+    @cached_property
+    def references(self) -> list[float]:
+        """Reference energy of each walker, eV."""
+        return [self.potential.reference_energy(start) for start in self.starts]
+
+    @cached_property
+    def training_set(self) -> list[Atoms]:
+        """Structures that the potential was trained on; none where nothing asks for them."""
+        given = self.config.training_set
+        return [] if given is None or not self.config.asks_for_training_set else read_structures(given)
+
+    def session(self, begun: bool) -> Session:
+        """The run before its first step."""
+        known = know(self.settings, self.potential, self.training_set, self.config.seed)
+        thresholds = self.thresholds(known, begun)
+        key = named_key(self.config.seed, "explore")
+        return self.explorer.begin(self.potential.params, self.starts, thresholds, key, known)
+
+    def thresholds(self, known: Knowledge, begun: bool) -> tuple[float, float]:
+        """Those of the gate; an interrupted run has them already."""
+        rule, score = self.config.rule, self.settings.gate.score
+        if rule is None:
+            return math.inf, math.inf
+        if begun:
+            kept = read_json(self.place.thresholds)
+            return tuple(math.inf if kept[name] is None else kept[name] for name in ("record", "stop"))  # type: ignore[return-value]
+
+        def calibration() -> tuple[np.ndarray, np.ndarray]:
+            assert self.config.calibration_set is not None
+            labelled = read_structures(self.config.calibration_set, require_labels=True)
+            return errors_and_scores(score, self.potential, labelled, known)
+
+        found = resolve_thresholds(
+            rule, lambda: structure_scores(score, self.potential, self.training_set, known), calibration
+        )
+        write_json(self.place.thresholds, {"record": found[0], "stop": found[1], "score": score})
+        return found
+
+    def outputs(self) -> Sequence[Output]:
+        """What is written while walkers run."""
+        raise NotImplementedError
+
+    # -- the run ------------------------------------------------------------------------------------------------------
+
+    def advance(self, session: Session, outputs: Sequence[Output]) -> None:
+        """To the last step; an interruption keeps what is whole."""
+        written, kept = session.step, time.monotonic()
+        shown = 0
+        with self.progress.stage(self.stage, self.settings.steps, unit="steps") as advance:
+            try:
+                for part in session.chunks():
+                    begin, end = written, session.step
+                    written = -1  # outputs and state differ from here
+                    for output in outputs:
+                        output.write(part, begin, end)
+                    written = end
+                    advance(end - shown, walkers=session.running, **self.largest(part))
+                    shown = end
+                    if time.monotonic() - kept >= self.config.checkpoint_every:
+                        self.keep(session, outputs)
+                        kept = time.monotonic()
+            except KeyboardInterrupt:
+                if session.step == written:
+                    self.keep(session, outputs)
+                raise
+        self.keep(session, outputs)
+
+    def keep(self, session: Session, outputs: Sequence[Output]) -> None:
+        """Outputs to the disk, and then a state that knows how far they were written."""
+        notes = {output.name: output.flush() for output in outputs}
+        session.save(self.place.state, notes)
+
+    def largest(self, part: Traces) -> dict[str, float]:
+        """The largest score of the gate in a chunk, for the display."""
+        values = part.scores[self.settings.gate.score]
+        finite = values[np.isfinite(values)]
+        return {self.settings.gate.score: float(finite.max())} if finite.size else {}
+
+    @property
+    def stage(self) -> str:
+        """Name of the command."""
+        raise NotImplementedError
+
+    # -- after --------------------------------------------------------------------------------------------------------
+
+    def finish(self, session: Session) -> dict[str, Any]:
+        """Writes what the run found; the summary comes last, and says that it is over."""
+        found = session.result([])
+        if found.recorded:
+            write_structures(self.place.candidates, found.recorded)
+        for walker, frame in enumerate(found.final):
+            frame.info.update(walker=walker, status=found.status[walker].name.lower())
+        write_structures(self.place.final, found.final)
+        self.write_more(found)
+        gated = self.config.rule is not None
+        summary = summarise(self.stage, found, self.place.path, self.settings, gated=gated)
+        write_json(self.place.summary, summary)
+        self.clean()
+        return read_json(self.place.summary)
+
+    def write_more(self, found: Exploration) -> None:
+        """Writes what one of the commands has beside the other."""
+
+    def clean(self) -> None:
+        """Removes what only an unfinished run needs."""
+
+
+class _Exploration(_Run):
+    stage = "explore"
+
+    @cached_property
+    def trajectories(self) -> ExtxyzTrajectories:
+        return ExtxyzTrajectories(self.place.trajectories, self.settings, self.starts)
+
+    @cached_property
+    def traces(self) -> TraceLog:
+        names = (*SCORES, *self.settings.novelty)
+        return TraceLog(self.place.traces, self.settings, names, len(self.starts), self.dtype)
+
+    def outputs(self) -> Sequence[Output]:
+        return [self.trajectories, self.traces]
+
+    def write_more(self, found: Exploration) -> None:
+        arrays: dict[str, ArrayLike] = {
+            "step": found.step,
+            "time_fs": found.time_fs,
+            **self.traces.read(),
+            "walker_temperature": found.walker_temperature,
+            "status": np.array([status.name.lower() for status in found.status]),
+            "cause": np.array([cause.name.lower() for cause in found.cause]),
+            "stop_step": found.end_step,
+            "stop_atom": found.end_atom,
+            "restarts": found.restarts,
+            "departed_step": found.departed_step,
+            "departed_atom": found.departed_atom,
+            "departure": found.departure,
+            "gate_score": np.array(self.settings.gate.score),
+            "gate_record": found.thresholds.record,
+            "gate_stop": found.thresholds.stop,
+            "recorded_walker": np.array([frame.info["walker"] for frame in found.recorded], np.int64),
+            "recorded_step": np.array([frame.info["step"] for frame in found.recorded], np.int64),
+        }
+        write_npz(self.place.exploration, arrays)
+
+    def clean(self) -> None:
+        self.place.traces.unlink(missing_ok=True)
+        self.trajectories.discard_empty()
+
+
+class _Md(_Run):
+    config: MdConfig
+    stage = "md"
+
+    @cached_property
+    def trajectory(self) -> ExtxyzTrajectories | H5mdTrajectory:
+        wanted = self.config.trajectory
+        choice = {"forces": wanted.forces, "momenta": wanted.momenta}
+        if wanted.format == "extxyz":
+            return ExtxyzTrajectories(self.place.trajectories, self.settings, self.starts, self.references, **choice)
+        return H5mdTrajectory(
+            self.place.h5md,
+            self.settings,
+            self.starts,
+            self.references,
+            moving_cells=build_integrator(self.settings.integrator, self.settings.swaps).changes_cell,
+            dtype=self.dtype,
+            **choice,
+        )
+
+    def outputs(self) -> Sequence[Output]:
+        return [self.trajectory, Thermo(self.place.thermo, self.settings, self.starts, self.references)]
+
+    def clean(self) -> None:
+        if isinstance(self.trajectory, ExtxyzTrajectories):
+            self.trajectory.discard_empty()

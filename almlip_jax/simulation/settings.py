@@ -1,0 +1,167 @@
+"""Configs of ``almlip explore`` and ``almlip md``."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from almlip_jax.dynamics import ExplorationSettings
+from almlip_jax.dynamics.admission import build_admission
+from almlip_jax.dynamics.thresholds import (
+    CalibratedThresholds,
+    ConformalThresholds,
+    RelativeThresholds,
+    ThresholdSettings,
+    check_thresholds,
+)
+from almlip_jax.settings import Settings
+
+_LONGEST_STRIDE = 20_000  # steps; a chunk is at least as long, and nothing is written before it is over
+
+
+class SimulationConfig(Settings):
+    """What both commands take."""
+
+    potential: Path
+    """Folder of a saved potential."""
+    structures: Path
+    """File with the start structures; they are dealt out to the walkers in turn."""
+    training_set: Path | None = None
+    """Structures that the potential was trained on; relative thresholds, novelty scores and admissions by features
+    compare with them."""
+    calibration_set: Path | None = None
+    """Labelled structures that it was not trained on, for calibrated and conformal thresholds."""
+    exploration: ExplorationSettings
+    """Walkers and what moves them, gate, sanity, what is recorded."""
+    seed: int = Field(default=0, ge=0)
+    """All random numbers follow from it."""
+    out: Path | None = None
+    """Folder of the run; ``runs/`` and the name of the config by default."""
+    checkpoint_every: float = Field(default=60.0, ge=0)
+    """Seconds between two states from which an interrupted run goes on; at 0 every chunk ends with one."""
+
+    @property
+    def rule(self) -> ThresholdSettings | None:
+        """Where the gate's thresholds come from; none where nothing is gated."""
+        raise NotImplementedError
+
+    @property
+    def dynamics(self) -> ExplorationSettings:
+        """What the compiled loop is made from."""
+        return self.exploration
+
+    @property
+    def asks_for_training_set(self) -> tuple[str, ...]:
+        """What is compared with the training set, in words."""
+        novelty, admission = self.exploration.novelty, self.exploration.admission
+        asking = ["relative thresholds"] if isinstance(self.rule, RelativeThresholds) else []
+        asking += [f"the novelty score {name}" for name in novelty]
+        asking += [f"admission '{admission.kind}'"] if build_admission(admission).looks_at_features else []
+        return tuple(asking)
+
+    @model_validator(mode="after")
+    def _sets_are_given(self) -> Self:
+        if self.rule is not None:
+            check_thresholds(self.rule, self.exploration.gate.score)
+        if self.asks_for_training_set and self.training_set is None:
+            raise ValueError(f"training_set is missing, which is needed for {self.asks_for_training_set[0]}.")
+        if isinstance(self.rule, CalibratedThresholds | ConformalThresholds) and self.calibration_set is None:
+            raise ValueError(
+                f"calibration_set is missing, which is needed for {self.rule.kind} thresholds: labelled structures "
+                "that the potential was not trained on."
+            )
+        return self
+
+
+class ExploreConfig(SimulationConfig):
+    """Gated exploration with a trained potential: ``almlip explore``."""
+
+    thresholds: ThresholdSettings = RelativeThresholds()
+    """What the gate compares its score with."""
+
+    @property
+    def rule(self) -> ThresholdSettings:
+        """The thresholds."""
+        return self.thresholds
+
+
+class TrajectorySettings(Settings):
+    """The trajectories of a production run."""
+
+    format: Literal["extxyz", "h5md"] = "extxyz"
+    """One extended XYZ file for each walker, or one HDF5 file (H5MD 1.1) for all."""
+    every: int = Field(default=100, ge=1)
+    """Steps between two frames."""
+    forces: bool = True
+    """Whether frames have forces."""
+    momenta: bool = True
+    """Whether frames have momenta (velocities in H5MD)."""
+
+
+class ThermoSettings(Settings):
+    """The table of energies, temperatures and the like."""
+
+    every: int = Field(default=100, ge=1)
+    """Steps between two rows."""
+
+
+class ProductionDynamics(ExplorationSettings):
+    """The same settings; strides of traces and frames are those of the outputs, and chunks are made to suit them."""
+
+    pressure: bool = True
+    """Whether the table holds the internal pressure, which costs the virial; it does wherever the cell moves."""
+
+    @model_validator(mode="after")
+    def _whole_strides(self) -> Self:
+        return self
+
+
+class MdConfig(SimulationConfig):
+    """Production molecular dynamics with a trained potential: ``almlip md``."""
+
+    exploration: ProductionDynamics
+    """Walkers and what moves them; gate and buffer only count where there are thresholds."""
+    thresholds: ThresholdSettings | None = None
+    """What a gate compares its score with; without them no uncertainty ends a walker, and nothing is recorded."""
+    trajectory: TrajectorySettings = TrajectorySettings()
+    """How frames are written."""
+    thermo: ThermoSettings = ThermoSettings()
+    """How energies and the like are written."""
+
+    @property
+    def rule(self) -> ThresholdSettings | None:
+        """The thresholds, where there are any."""
+        return self.thresholds
+
+    @property
+    def dynamics(self) -> ExplorationSettings:
+        """The exploration with the strides of the outputs, chunks to suit them, and no buffer where none is used."""
+        stride = self._stride
+        changes = {
+            "trace_every": self.thermo.every,
+            "trajectory_every": self.trajectory.every,
+            "chunk": stride * max(1, round(self.exploration.chunk / stride)),
+        }
+        if self.thresholds is None:
+            changes["buffer"] = 1
+        return ExplorationSettings.model_validate(self.exploration.model_dump() | changes)
+
+    @property
+    def _stride(self) -> int:
+        return math.lcm(self.thermo.every, self.trajectory.every)
+
+    @model_validator(mode="after")
+    def _one_place_for_strides(self) -> Self:
+        if self._stride > max(_LONGEST_STRIDE, self.thermo.every, self.trajectory.every):
+            raise ValueError(
+                f"thermo.every {self.thermo.every} and trajectory.every {self.trajectory.every} have no common "
+                f"multiple up to {_LONGEST_STRIDE}; choose one that divides the other."
+            )
+        for name, section in (("trace_every", "thermo"), ("trajectory_every", "trajectory")):
+            given, meant = getattr(self.exploration, name), getattr(self, section).every
+            if given not in (ExplorationSettings.model_fields[name].default, meant):
+                raise ValueError(f"exploration.{name} is not used here; set {section}.every instead.")
+        return self

@@ -1,0 +1,103 @@
+"""How a run ended, for people and for programs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from almlip_jax.dynamics import Cause, Exploration, ExplorationSettings
+
+
+def summarise(
+    command: str, found: Exploration, folder: Path, settings: ExplorationSettings, *, gated: bool
+) -> dict[str, Any]:
+    """The result of a run as plain data.
+
+    Args:
+        command: ``explore`` or ``md``.
+        found: what the run found; its traces are not looked at.
+        folder: of the run.
+        settings: of its dynamics.
+        gated: whether there were thresholds.
+
+    Returns:
+        ``command``, ``out``, ``steps``, ``picoseconds`` of all walkers together, ``walkers`` (a list; ``walker``,
+        ``temperature``, ``status``, ``cause``, ``end_step``, ``end_atom``, ``restarts``, and with a gate ``recorded``);
+        with a gate also ``score``, ``record``, ``stop``, ``share_below``, ``recorded``, ``offered``; and where the
+        latent distance is computed each walker's ``departed_step``, ``departed_atom`` and ``departure``.
+    """
+    recorded = Counter(int(frame.info["walker"]) for frame in found.recorded)
+    walkers = []
+    for w, status in enumerate(found.status):
+        ended = int(found.end_step[w])
+        walker: dict[str, Any] = {
+            "walker": w,
+            "temperature": float(found.walker_temperature[w]),
+            "status": status.name.lower(),
+            "cause": None if found.cause[w] is Cause.NONE else found.cause[w].sentence,
+            "end_step": ended if ended >= 0 else None,
+            "end_atom": int(found.end_atom[w]) if ended >= 0 else None,
+            "restarts": int(found.restarts[w]),
+        }
+        if gated:
+            walker["recorded"] = recorded[w]
+        if "latent_distance" in settings.novelty:
+            left = int(found.departed_step[w]) >= 0
+            walker["departed_step"] = int(found.departed_step[w]) if left else None
+            walker["departed_atom"] = int(found.departed_atom[w]) if left else None
+            walker["departure"] = float(found.departure[w])
+        walkers.append(walker)
+    done = np.where(found.end_step < 0, found.steps, found.end_step)
+    summary: dict[str, Any] = {
+        "command": command,
+        "out": str(folder),
+        "steps": found.steps,
+        "picoseconds": float(np.sum(done)) * found.timestep / 1000,
+        "walkers": walkers,
+    }
+    if gated:
+        summary |= {
+            "score": settings.gate.score,
+            "record": float(found.thresholds.record[0]),
+            "stop": float(found.thresholds.stop[0]),
+            "share_below": found.share_below,
+            "recorded": len(found.recorded),
+            "offered": found.offered,
+        }
+    return summary
+
+
+def render_summary(summary: Mapping[str, Any]) -> Table:
+    """A summary as a table for a terminal."""
+    gated = "score" in summary
+    title = f"{summary['picoseconds']:.4g} ps in {summary['out']}"
+    if gated:
+        bounds = ", ".join(f"{name} {_number(summary[name])}" for name in ("record", "stop"))
+        title += f"; {summary['score']}: {bounds}; {100 * summary['share_below']:.3g} % below"
+    departs = any("departure" in walker for walker in summary["walkers"])
+    columns = ["walker", "T (K)", "status", "cause", "end step", "restarts"]
+    columns += ["recorded"] * gated + ["first departure", "farthest"] * departs
+    table = Table(title=title)
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("status", "cause", "first departure") else "right")
+    for walker in summary["walkers"]:
+        row = [str(walker["walker"]), f"{walker['temperature']:g}", walker["status"], walker["cause"] or "-"]
+        row += [_number(walker["end_step"]), str(walker["restarts"])]
+        if gated:
+            row.append(str(walker["recorded"]))
+        if departs:
+            left = walker["departed_step"] is not None
+            row.append(f"atom {walker['departed_atom']}, step {walker['departed_step']}" if left else "-")
+            row.append(_number(walker["departure"]))
+        table.add_row(*row)
+    return table
+
+
+def _number(value: float | None) -> str:
+    """None stands for nothing, or for what JSON cannot hold."""
+    return "-" if value is None else f"{value:.4g}"

@@ -1,0 +1,310 @@
+"""What a process of a sweep builds once and uses for many points, so that nothing compiles again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, cast
+
+import numpy as np
+from ase import Atoms
+
+from almlip_jax.campaign.batch import candidates, choose, selection_scalars
+from almlip_jax.campaign.rundir import plain
+from almlip_jax.ensembles import build_ensemble
+from almlip_jax.errors import InputError
+from almlip_jax.evaluation import error_metrics
+from almlip_jax.keys import named_key
+from almlip_jax.potential import Potential
+from almlip_jax.selection import Selector, build_selector
+from almlip_jax.structures.packing import BatchShape
+from almlip_jax.sweep.points import Group, Point
+from almlip_jax.sweep.pools import LabelledPool, Split, plan_for_budget, read_pool
+from almlip_jax.sweep.records import CALIBRATION, METRICS, Scores, SweepDirectory
+from almlip_jax.sweep.settings import SweepConfig, SweepSystem, members_of
+from almlip_jax.training import (
+    AnyTrainer,
+    Capacity,
+    EpochReport,
+    Job,
+    SideBySideTrainer,
+    Trainer,
+    TrainingResult,
+    build_trainer,
+)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A batch; its fields are those of `RoundRecord`.
+
+    Attributes:
+        picks: places in the pool, best first.
+        gain: what the selector gave each of them.
+        sigma_batch: mean monitored score of the batch; None where it is empty.
+        sigma_pool: mean monitored score of the candidates that stay.
+    """
+
+    picks: tuple[int, ...]
+    gain: tuple[float | None, ...]
+    sigma_batch: float | None
+    sigma_pool: float | None
+
+
+class SystemBench:
+    """The tools for one system.
+
+    Args:
+        config: of the sweep.
+        pool: its structures.
+    """
+
+    def __init__(self, config: SweepConfig, pool: LabelledPool) -> None:
+        self.config = config
+        self.pool = pool
+        self._trainers: dict[int, AnyTrainer] = {}
+        self._side_by_side: dict[int, SideBySideTrainer] = {}
+        self._selectors: dict[tuple[str, int], Selector] = {}
+        self._splits: dict[int, Split] = {}
+
+    # -- who begins with what -----------------------------------------------------------------------------------------
+
+    @property
+    def settings(self) -> SweepSystem:
+        """Of the system."""
+        return self.config.systems[self.pool.name]
+
+    def split(self, seed: int) -> Split:
+        """What a seed begins with."""
+        if seed not in self._splits:
+            self._splits[seed] = self.pool.split(self.settings, seed)
+        return self._splits[seed]
+
+    def dataset(self, seed: int, picked: Sequence[int] = ()) -> list[Atoms]:
+        """The initial set, and what was selected since."""
+        return [*self.pool.initial_set(self.split(seed)), *(self.pool.frames[place] for place in picked)]
+
+    def key(self, seed: int, purpose: str, number: int) -> Any:
+        """The random stream of a round, the same for every selector."""
+        return named_key(seed, "sweep", self.pool.name, purpose, number)
+
+    def identity(self, group: Group, lane: int) -> dict[str, Any]:
+        """All that the results of a member of a group depend on; what it is called says the rest."""
+        member, settings = group.members[lane], self.settings
+        found: dict[str, Any] = {
+            "content of its files": list(self.pool.files),
+            "initial set": settings.initial if isinstance(settings.initial, int) else "file",
+            "choice of tests": {name: test.every for name, test in settings.tests.items()},
+            "pool_size": settings.pool_size,
+            "model": settings.model.model_dump(mode="json"),
+            "ensemble": settings.ensemble.model_dump(mode="json", exclude={"size"}),
+            "training": settings.training.model_dump(mode="json"),
+            "precision": self.config.precision,
+            "capacity (rounds, batch_sizes)": asdict(self.capacity),
+            "place side by side": [lane, group.width],
+        }
+        if isinstance(member, Point):
+            found["selector"] = self.config.selectors[member.selector].model_dump(mode="json")
+            found["warm_start"] = self.config.warm_start
+            found["monitor"] = self.config.monitor
+        return cast(dict[str, Any], plain(found))
+
+    # -- training -----------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def largest_dataset(self) -> int:
+        """Structures at the end of the longest point."""
+        return len(self.dataset(self.config.seed_list[0])) + self.config.rounds * max(self.config.batch_sizes)
+
+    @cached_property
+    def capacity(self) -> Capacity:
+        """Static sizes of every training."""
+        size = self.config.ensemble_sizes[0]
+        cutoff = build_ensemble(self.settings.model, members_of(self.settings, size), self.pool.species).cutoff
+        return plan_for_budget(self.pool, cutoff, self.settings.training, self.largest_dataset)
+
+    def trainer(self, size: int) -> AnyTrainer:
+        """The trainer of ensembles of a size."""
+        if size not in self._trainers:
+            self._trainers[size] = build_trainer(
+                self.settings.model,
+                members_of(self.settings, size),
+                self.pool.species,
+                self.capacity,
+                self.settings.training,
+                np.dtype(self.config.precision),
+            )
+        return self._trainers[size]
+
+    def train(
+        self, size: int, width: int, jobs: Mapping[int, Job], on_epoch: Callable[[EpochReport], None]
+    ) -> dict[int, TrainingResult]:
+        """Trains some lanes of a group; the others do the same work as one of these, which nobody looks at.
+
+        Lanes never mix, and the program is that of the whole group: what one gives does not depend on the others.
+
+        Args:
+            size: of the ensembles.
+            width: number of lanes.
+            jobs: by lane, with datasets of one size.
+            on_epoch: told of the first of them.
+        """
+        if size not in self._side_by_side:
+            trainer = self.trainer(size)
+            assert isinstance(trainer, Trainer)  # the config refuses several architectures side by side
+            self._side_by_side[size] = SideBySideTrainer(trainer, fixed=not self.pool.uniform)
+        told = min(jobs)
+        filled = [jobs.get(lane, jobs[told]) for lane in range(width)]
+        results = self._side_by_side[size].train(
+            filled, on_epoch=lambda lane, report: on_epoch(report) if lane == told else None
+        )
+        return {lane: results[lane] for lane in jobs}
+
+    # -- tests --------------------------------------------------------------------------------------------------------
+
+    def test(self, potential: Potential) -> dict[str, Scores]:
+        """Errors and calibration on every test set."""
+        found = potential.evaluate(self.pool.tests, features=True, shape=self._shape(potential))
+        groups = error_metrics(self.pool.tests, found)["by_group"]
+        return {name: _scores(groups[name]) for name in self.settings.tests}
+
+    def _shape(self, potential: Potential) -> BatchShape:
+        if self._batch_shape is None:
+            self._batch_shape = potential.batch_shape([*self.pool.frames, *self.pool.tests, *self.pool.given])
+        return self._batch_shape
+
+    _batch_shape: BatchShape | None = None
+
+    # -- selection ----------------------------------------------------------------------------------------------------
+
+    def select(
+        self, point: Point, number: int, potential: Potential, picked: Sequence[int], errors: Sequence[float]
+    ) -> Choice:
+        """Chooses the batch of a round from what is left of the pool.
+
+        Args:
+            point: whose selector, batch size and random streams.
+            number: of the round.
+            potential: of the round.
+            picked: places in the pool of earlier batches.
+            errors: force errors of the rounds so far, this one included.
+        """
+        split, gone = self.split(point.seed), set(picked)
+        places = [place for place in split.pool if place not in gone]
+        shape = self._shape(potential)
+        frames = [self.pool.frames[place] for place in places]
+        found = potential.evaluate(frames, features=True, shape=shape)
+        dataset = self.dataset(point.seed, picked)
+        context = potential.evaluate(dataset, features=True, shape=shape)
+        scalars = selection_scalars(self.config.selectors[point.selector], errors)
+        rows = choose(
+            self._selector(point),
+            self.key(point.seed, "select", number),
+            candidates(frames, found, len(split.pool)),
+            candidates(dataset, context, self.largest_dataset, labelled=True, scalars=scalars),
+        )
+        chosen = [row for row, _ in rows]
+        scores = found.scores[self.config.monitor]
+        return Choice(
+            picks=tuple(places[row] for row in chosen),
+            gain=tuple(gain if math.isfinite(gain) else None for _, gain in rows),
+            sigma_batch=_mean(scores[chosen]),
+            sigma_pool=_mean(np.delete(scores, chosen)),
+        )
+
+    def _selector(self, point: Point) -> Selector:
+        name = (point.selector, point.batch_size)
+        if name not in self._selectors:
+            self._selectors[name] = build_selector(self.config.selectors[point.selector], point.batch_size)
+        return self._selectors[name]
+
+
+class Bench:
+    """The tools of one process.
+
+    Args:
+        config: of the sweep, its folder known.
+        folder: of the sweep.
+    """
+
+    def __init__(self, config: SweepConfig, folder: SweepDirectory) -> None:
+        self.config = config
+        self.folder = folder
+        self._systems: dict[str, SystemBench] = {}
+
+    def system(self, name: str) -> SystemBench:
+        """The tools for a system, its files read when it is first asked for.
+
+        Raises:
+            InputError: a file cannot be used, or the pool is too small.
+        """
+        if name not in self._systems:
+            self._systems[name] = SystemBench(self.config, read_pool(self.config, name))
+        return self._systems[name]
+
+    def of(self, group: Group) -> SystemBench:
+        """The tools for the system of a group."""
+        return self.system(group.members[0].system)
+
+    def keep(
+        self, group: Group, lane: int, number: int, result: TrainingResult, references: dict[int, float], seconds: float
+    ) -> Potential:
+        """Saves the potential of a round.
+
+        Args:
+            group: of the training.
+            lane: of its place there.
+            number: of the round.
+            result: of the training.
+            references: eV by atomic number.
+            seconds: its share of the wall time.
+        """
+        tools, member = self.of(group), group.members[lane]
+        potential = Potential(
+            settings=tools.settings.model,
+            members=members_of(tools.settings, member.ensemble_size),
+            species=tools.pool.species,
+            params=result.params,
+            reference_energies=references,
+            metadata={
+                "sweep": member.name,
+                "round": number,
+                "identity": _digest(tools.identity(group, lane)),
+                "seconds_train": seconds,
+            },
+        )
+        potential.save(self.folder.potential(member, number))
+        return potential
+
+    def kept(self, group: Group, lane: int, number: int) -> Potential | None:
+        """The potential of a round that an interrupted sweep left behind; one that is damaged counts for nothing."""
+        place = self.folder.potential(group.members[lane], number)
+        try:
+            potential = Potential.load(place) if place.exists() else None
+        except InputError:
+            return None
+        if potential is None or potential.metadata.get("identity") != _digest(self.of(group).identity(group, lane)):
+            return None
+        return potential
+
+
+def _digest(identity: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def _scores(metrics: Mapping[str, Any]) -> Scores:
+    """Columns of the table from `error_metrics`; None for what is not a number."""
+    values = {name: metrics[name] for name in METRICS}
+    values |= {name: metrics["calibration"]["forces"][name] for name in CALIBRATION}
+    return {name: float(value) if math.isfinite(value) else None for name, value in values.items()}
+
+
+def _mean(values: np.ndarray) -> float | None:
+    if not len(values):
+        return None
+    mean = float(np.mean(values, dtype=np.float64))
+    return mean if math.isfinite(mean) else None

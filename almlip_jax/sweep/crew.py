@@ -1,0 +1,140 @@
+"""Processes that work at a sweep: each with a bench and a share of the cores of its own, fed group by group.
+
+A process that loses its parent ends at once, and what it has completed stays: the sweep goes on from there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from types import TracebackType
+
+from almlip_jax.errors import InputError
+from almlip_jax.sweep.points import First, Group
+from almlip_jax.sweep.settings import SweepConfig
+
+
+class Crew:
+    """Worker processes; a context manager that ends them.
+
+    Args:
+        config: of the sweep, its folder known.
+        folder: of the sweep, which the caller has locked.
+        number: of processes.
+    """
+
+    def __init__(self, config: SweepConfig, folder: Path, number: int) -> None:
+        context = multiprocessing.get_context("spawn")  # a fork would take over threads of jax
+        self._workers: dict[Connection, BaseProcess] = {}
+        for cores in shares(number):
+            ours, theirs = context.Pipe()
+            process = context.Process(
+                target=_work, args=(theirs, config.model_dump_json(), str(folder), cores), daemon=True
+            )
+            process.start()
+            theirs.close()
+            self._workers[ours] = process
+
+    def __enter__(self) -> Crew:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for connection, process in self._workers.items():
+            process.terminate()
+            process.join()
+            connection.close()
+
+    def work(self, groups: Sequence[Group], on_round: Callable[[], None]) -> None:
+        """Runs all groups; comes back when every one is done.
+
+        Args:
+            groups: in the order in which they begin.
+            on_round: called whenever a round of a group is complete.
+
+        Raises:
+            InputError: what a group met, or a process that ended by itself.
+        """
+        waiting = list(groups)
+        busy: set[Connection] = set()
+        for connection in self._workers:
+            if waiting:
+                connection.send(waiting.pop(0))
+                busy.add(connection)
+        while busy:
+            for connection in [one for one in wait(list(busy)) if isinstance(one, Connection)]:
+                found = self._heard(connection)
+                if found == "round":
+                    on_round()
+                elif isinstance(found, Exception):
+                    raise found
+                elif waiting:
+                    connection.send(waiting.pop(0))
+                else:
+                    busy.remove(connection)
+
+    def _heard(self, connection: Connection) -> object:
+        try:
+            return connection.recv()
+        except (EOFError, OSError):
+            process = self._workers[connection]
+            process.join()
+            raise InputError(
+                f"a process of the sweep ended by itself (exit status {process.exitcode}; no memory left?); start the "
+                "sweep again, with fewer processes where memory is short."
+            ) from None
+
+
+def shares(number: int) -> list[set[int]]:
+    """The cores of this process, shared out; some are shared where there are fewer cores than processes."""
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    each = max(1, len(cores) // number)
+    return [{cores[(n * each + i) % len(cores)] for i in range(each)} for n in range(number)]
+
+
+def _work(connection: Connection, config_text: str, folder: str, cores: set[int]) -> None:
+    """What a worker process does until it is ended."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, cores)  # before jax counts them
+    from almlip_jax.campaign.progress import SilentProgress
+    from almlip_jax.compilation import prepare_jax
+    from almlip_jax.sweep.bench import Bench
+    from almlip_jax.sweep.course import run_points, train_firsts
+    from almlip_jax.sweep.records import SweepDirectory
+
+    config = SweepConfig.model_validate_json(config_text)
+    prepare_jax(config.precision)
+    bench = Bench(config, SweepDirectory(folder))
+    while True:
+        group: Group = connection.recv()
+        work = train_firsts if isinstance(group.members[0], First) else run_points
+        try:
+            work(bench, group, SilentProgress(), lambda: connection.send("round"))
+            connection.send("done")
+        except Exception as error:  # goes to the parent, which knows whom to tell
+            with contextlib.suppress(OSError):
+                connection.send(_plain(error))
+
+
+def _plain(error: Exception) -> Exception:
+    """An error that survives the way to another process."""
+    if type(error).__module__.startswith(("almlip_jax.", "builtins")) and len(error.args) == 1:
+        return type(error)(str(error))
+    return RuntimeError(f"{type(error).__name__}: {error}")
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

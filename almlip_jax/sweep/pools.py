@@ -1,0 +1,155 @@
+"""Labelled pools: what is read from files, what belongs to no test, and who begins with what."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from ase import Atoms
+
+from almlip_jax.campaign.preparation import geometry_key, labelled_frames
+from almlip_jax.campaign.settings import SystemSettings
+from almlip_jax.errors import InputError
+from almlip_jax.keys import numpy_generator
+from almlip_jax.structures.io import read_structures
+from almlip_jax.structures.species import SpeciesTable
+from almlip_jax.sweep.settings import SweepConfig, SweepSystem
+from almlip_jax.training import Capacity, TrainingSettings, plan_capacity
+
+
+@dataclass(frozen=True)
+class Split:
+    """What a seed begins with.
+
+    Attributes:
+        initial: places in the pool of the initial set; none where that is a file.
+        pool: places of the candidates, in their order.
+    """
+
+    initial: tuple[int, ...]
+    pool: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class LabelledPool:
+    """The structures of a system.
+
+    Attributes:
+        name: of the system.
+        frames: the pool as it lies in the files; places in it are what picks are written as.
+        usable: places of structures that are in no test set nor in a given initial set, each structure once.
+        tests: the test sets one after the other, ``info["group"]`` the name of each.
+        given: the initial set where it is a file.
+        files: hash of the content of every file.
+    """
+
+    name: str
+    frames: list[Atoms]
+    usable: tuple[int, ...]
+    tests: list[Atoms]
+    given: list[Atoms]
+    files: tuple[str, ...]
+
+    @cached_property
+    def species(self) -> SpeciesTable:
+        """Every element that occurs."""
+        return SpeciesTable.of([*self.frames, *self.tests, *self.given])
+
+    @cached_property
+    def uniform(self) -> bool:
+        """Whether all structures that can be trained on have the same number of atoms."""
+        return len({len(atoms) for atoms in [*self.frames, *self.given]}) == 1
+
+    def split(self, settings: SweepSystem, seed: int) -> Split:
+        """What a seed begins with; selectors, batches and ensembles do not matter."""
+        order = numpy_generator(seed, "sweep", self.name, "pool").permutation(self.usable)[: settings.pool_size]
+        initial = settings.initial if isinstance(settings.initial, int) else 0
+        return Split(tuple(order[:initial].tolist()), tuple(sorted(order[initial:].tolist())))
+
+    def initial_set(self, split: Split) -> list[Atoms]:
+        """The structures of the first training."""
+        return [*self.given, *(self.frames[index] for index in split.initial)]
+
+
+def read_pool(config: SweepConfig, name: str) -> LabelledPool:
+    """Reads the files of a system.
+
+    Raises:
+        InputError: a file cannot be read or lacks labels, or the pool is too small for the sweep.
+    """
+    settings = config.systems[name]
+    files = [config.file(path) for path in settings.pool_files]
+    frames = [frame for path in files for frame in labelled_frames(path, SystemSettings())]
+    tests: list[Atoms] = []
+    for group, test in settings.tests.items():
+        chosen = read_structures(config.file(test.file))[:: test.every]
+        for frame in chosen:
+            frame.info["group"] = group
+        if not any(frame.calc is not None for frame in chosen):
+            raise InputError(f"{config.file(test.file)} has no labels, and cannot test anything.")
+        tests += chosen
+    files += [config.file(test.file) for test in settings.tests.values()]
+    given: list[Atoms] = []
+    if isinstance(settings.initial, Path):
+        files.append(config.file(settings.initial))
+        given = labelled_frames(files[-1], SystemSettings())
+    known = {_geometry(frame) for frame in [*tests, *given]}
+    pool = LabelledPool(name, frames, _fresh(frames, known), tests, given, tuple(_hash(path) for path in files))
+    _check_size(pool, config)
+    return pool
+
+
+def _fresh(frames: Sequence[Atoms], known: set[bytes]) -> tuple[int, ...]:
+    """Places of structures that are not known, each structure once."""
+    seen, places = set(known), []
+    for place, frame in enumerate(frames):
+        key = _geometry(frame)
+        if key not in seen:
+            seen.add(key)
+            places.append(place)
+    return tuple(places)
+
+
+def _geometry(frame: Atoms) -> bytes:
+    bare = Atoms(numbers=frame.numbers, positions=frame.positions, cell=frame.cell, pbc=frame.pbc)
+    return geometry_key(bare)
+
+
+def _hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _check_size(pool: LabelledPool, config: SweepConfig) -> None:
+    settings = config.systems[pool.name]
+    drawn = settings.initial if isinstance(settings.initial, int) else 0
+    needed = drawn + config.rounds * max(config.batch_sizes)
+    there = min(len(pool.usable), settings.pool_size or len(pool.usable))
+    if needed > there:
+        raise InputError(
+            f"the pool of {pool.name} has {there} structures that are in no other set, fewer than the {needed} of the "
+            "initial set and all batches; take fewer rounds, smaller batches or a larger pool."
+        )
+
+
+def plan_for_budget(pool: LabelledPool, cutoff: float, training: TrainingSettings, largest_dataset: int) -> Capacity:
+    """Sizes that hold any choice of so many structures of a pool, be they the largest ones.
+
+    Args:
+        pool: structures that can be trained on.
+        cutoff: Angstrom.
+        training: settings of the training.
+        largest_dataset: structures at the end, those of the initial set among them.
+    """
+    structures = [*pool.given, *pool.frames]
+    batch, batch_size = plan_capacity(structures, cutoff, training).batch, training.batch_size
+    atoms = int(np.sort([len(frame) for frame in structures])[-largest_dataset:].sum())
+    epoch = math.ceil(largest_dataset / batch_size)
+    if not pool.uniform:
+        # a batch is closed where the next structure does not fit: any two in a row hold more atoms than there is room
+        epoch = min(largest_dataset, epoch + 2 * atoms // batch.atoms + 1)
+    return Capacity(batch=batch, atoms=atoms + 1, structures=largest_dataset + 1, steps=epoch + training.validate_every)

@@ -1,0 +1,178 @@
+"""A whole sweep: what is asked for and not done yet, in this process or in several, and the table of all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import yaml
+from rich.table import Table
+
+from almlip_jax.campaign.progress import Progress, SilentProgress
+from almlip_jax.campaign.rundir import Cell, write_text, write_versions
+from almlip_jax.sweep.bench import Bench
+from almlip_jax.sweep.course import rounds_left, run_points, train_firsts
+from almlip_jax.sweep.crew import Crew
+from almlip_jax.sweep.points import First, Group, Only, all_points, first_groups, is_wanted, point_groups
+from almlip_jax.sweep.records import SweepDirectory, write_table
+from almlip_jax.sweep.settings import SweepConfig
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """What a sweep has come to.
+
+    Attributes:
+        out: its folder.
+        rows: of ``results.csv``.
+        points: in all.
+        complete: points with all their rounds.
+        cut: points that ended early.
+    """
+
+    out: Path
+    rows: list[dict[str, Cell]]
+    points: int
+    complete: int
+    cut: int
+
+    def summary(self) -> dict[str, Any]:
+        """As plain data."""
+        names = ("system", "selector", "ensemble_size", "batch_size", "test", "seeds", "labels", "forces_rmse")
+        return {
+            "out": str(self.out),
+            "results": str(self.out / "results.csv"),
+            "points": self.points,
+            "complete": self.complete,
+            "ended_early": self.cut,
+            "curves_end": [dict(zip(names, end, strict=True)) for end in _ends(self.rows)],
+        }
+
+
+def run_sweep(
+    config: SweepConfig, out: Path, *, only: Only | None = None, progress: Progress | None = None
+) -> SweepResult:
+    """Runs a sweep, or what is left of it.
+
+    Args:
+        config: of the sweep; its folder as `SweepConfig.based` gives it.
+        out: folder of the sweep.  What is there already is kept; points whose settings differ from it are refused.
+        only: which points are asked for; all by default.
+        progress: tells the user; nothing is told by default.
+
+    Returns:
+        what all points in the folder have come to, those of earlier calls included.
+
+    Raises:
+        InputError: a file or setting cannot be used, or the folder holds points that were made otherwise.
+    """
+    folder = SweepDirectory(out)
+    wanted = [point for point in all_points(config) if is_wanted(point, only or {})]
+    bench = Bench(config, folder)
+    for name in dict.fromkeys(point.system for point in wanted):
+        bench.system(name)  # whatever is wrong with its files is said before anything runs or is written
+    with folder.lock(), jax.enable_x64(config.precision == "float64"):
+        groups = [*first_groups(config, wanted), *point_groups(config, wanted)]
+        session = _Session(bench, groups, progress or SilentProgress())
+        write_text(folder.config, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        write_versions(folder)
+        session.work()
+        return _result(bench)
+
+
+class _Session:
+    """One call of a sweep at work.
+
+    Args:
+        bench: tools.
+        groups: all that is asked for, what others begin with first.
+        progress: tells the user.
+    """
+
+    def __init__(self, bench: Bench, groups: Sequence[Group], progress: Progress) -> None:
+        self.bench = bench
+        self.progress = progress
+        left = {group: rounds_left(bench, group) for group in groups}
+        self.phases = [
+            [group for group in groups if left[group] and isinstance(group.members[0], First) is first]
+            for first in (True, False)
+        ]
+        self.total = sum(left.values())
+        self.done = 0
+
+    def work(self) -> None:
+        """All groups, in one process or in several."""
+        if not self.phases[1]:
+            return
+        if self.bench.config.processes == 1:
+            self._alone()
+        else:
+            self._crew()
+
+    def _alone(self) -> None:
+        self.progress.round(0, self.total)
+
+        def on_round() -> None:
+            self._count()
+            if self.done < self.total:
+                self.progress.round(self.done, self.total)
+
+        for group in self.phases[0]:
+            train_firsts(self.bench, group, self.progress, on_round)
+        for group in self.phases[1]:
+            run_points(self.bench, group, self.progress, on_round)
+
+    def _crew(self) -> None:
+        config = self.bench.config
+        number = min(config.processes, max(len(phase) for phase in self.phases))
+        crew = Crew(config, self.bench.folder.path, number)
+        with crew, self.progress.stage("sweep", self.total, unit="rounds") as advance:
+
+            def on_round() -> None:
+                self._count()
+                advance(1)
+
+            for phase in self.phases:
+                crew.work(phase, on_round)
+
+    def _count(self) -> None:
+        self.done += 1
+        write_table(self.bench.folder, self.bench.config, all_points(self.bench.config))
+
+
+def _result(bench: Bench) -> SweepResult:
+    points = all_points(bench.config)
+    rows = write_table(bench.folder, bench.config, points)
+    ends = [state.ended for point in points if (state := bench.folder.state(point)) is not None]
+    complete = ends.count("finished")
+    return SweepResult(bench.folder.path, rows, len(points), complete, len(ends) - ends.count(None) - complete)
+
+
+def _ends(rows: Sequence[Mapping[str, Cell]]) -> list[tuple[Any, ...]]:
+    """Where the learning curves end: mean force error over the seeds at the most labels that any of them has."""
+    curves: dict[tuple[Cell, ...], dict[int, list[float]]] = {}
+    for row in rows:
+        labels, error = row["labels"], row["forces_rmse"]
+        if isinstance(labels, int) and isinstance(error, float):
+            key = tuple(row[name] for name in ("system", "selector", "ensemble_size", "batch_size", "test"))
+            curves.setdefault(key, {}).setdefault(labels, []).append(error)
+    return [
+        (*key, len(curve[max(curve)]), max(curve), float(np.mean(curve[max(curve)]))) for key, curve in curves.items()
+    ]
+
+
+def render_result(result: SweepResult) -> Table:
+    """A result as a table for a terminal."""
+    title = f"{result.complete} of {result.points} points complete"
+    if result.cut:
+        title += f", {result.cut} ended early (empty rows)"
+    table = Table(title=f"{title}; {result.out / 'results.csv'}")
+    for column in ("system", "selector", "members", "batch", "test", "seeds", "labels", "F RMSE meV/A"):
+        table.add_column(column, justify="left" if column in ("system", "selector", "test") else "right")
+    for *names, error in _ends(result.rows):
+        table.add_row(*(str(name) for name in names), f"{1e3 * error:.4g}")
+    return table

@@ -1,0 +1,237 @@
+"""What a gated exploration step costs: ``python benchmarks/exploration.py --data DIR``.
+
+Three programs move the same walkers with the same four members: the whole gated step (every committee score, sanity,
+gate, recorder, traces), a plain step on the mean of the member forces, and a step on the gradient of the mean energy
+alone.  Floating-point work is what XLA counts in one compiled step; times are of loops of many steps, the programs in
+turn, as medians over rounds.  Then the throughput for 1, 8 and 64 walkers.  Systems: one acetylacetone molecule (acac,
+15 atoms) and 64 atoms of silicon, cutoff 5 Angstrom, 0.5 fs, float32; parameters are random and energies scaled to next
+to nothing, since the time of a step does not depend on their values.
+Results go to ``benchmarks/results/exploration.json`` and ``.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ase import Atoms
+from ase.build import bulk
+from ase.io import read
+
+from almlip_jax.compilation import prepare_jax
+from almlip_jax.dynamics import ExplorationSettings, Explorer, SanitySettings, Status, WalkerGroup
+from almlip_jax.dynamics.loop import Setup, State
+from almlip_jax.dynamics.motion import Evaluation
+from almlip_jax.ensembles import Ensemble
+from almlip_jax.models import Params, SharedDensitySettings, build_model
+from almlip_jax.structures.graph import Graph, forces_and_virial
+from almlip_jax.structures.species import SpeciesTable
+from almlip_jax.structures.walkers import walker_neighbors
+
+HERE = Path(__file__).resolve().parent
+MEMBERS, WALKERS = 4, (1, 8, 64)
+STEPS = {"acac": 2000, "Si64": 500}
+
+
+def system(name: str, data: Path) -> Atoms:
+    """Start structure."""
+    if name == "acac":
+        molecule = read(data / "acac" / "test_MD_300K.xyz", "0")
+        return Atoms(molecule.numbers, molecule.positions)
+    return bulk("Si", "diamond", a=5.43, cubic=True) * (2, 2, 2)
+
+
+def mean_of_forces(ensemble: Ensemble) -> Callable[[Params, Graph], jax.Array]:
+    """Mean member forces, from one reverse pass for each member."""
+
+    def forces(params: Params, graph: Graph) -> jax.Array:
+        return jnp.mean(ensemble.predict(params, graph).forces, axis=0)
+
+    return forces
+
+
+def forces_of_mean(ensemble: Ensemble) -> Callable[[Params, Graph], jax.Array]:
+    """Forces of the mean energy, from one reverse pass for all members."""
+
+    def forces(params: Params, graph: Graph) -> jax.Array:
+        def energy(vectors: jax.Array) -> jax.Array:
+            return jnp.sum(jnp.mean(ensemble.energies(params, replace(graph, vectors=vectors)), axis=0))
+
+        return forces_and_virial(jax.grad(energy)(graph.vectors), graph)[0]
+
+    return forces
+
+
+def graph_of(start: Atoms, ensemble: Ensemble) -> Graph:
+    """The graph of one structure, off its symmetric places, where some features would not vary."""
+    start = start.copy()
+    start.rattle(0.1, seed=0)
+    one = np.ones((1, len(start)), bool)
+    positions = jnp.asarray(start.positions[None], jnp.float32)
+    neighbors = walker_neighbors(positions, start.cell.array[None], start.pbc[None], one, ensemble.cutoff, 0.5)
+    return neighbors.graph(positions, jnp.asarray(ensemble.species.index(start.numbers))[None])
+
+
+def plain_step(explorer: Explorer, forces: Callable[..., Any]) -> Callable[..., State]:
+    """A step of the same integrator and neighbour list, and nothing else."""
+    loop = explorer.loop(find_fragments=False)
+
+    def step(params: Params, state: State, setup: Setup) -> State:
+        at = setup.drive.at(jnp.zeros((), state.motion.position.dtype))
+        moved = loop.integrator.to_force(state.motion, at, state.step)
+        neighbors = state.neighbors.update(moved.position)
+        mean = forces(params, neighbors.graph(moved.position, setup.species))
+        none = jnp.zeros(0)
+        found = Evaluation(none, mean.reshape(moved.position.shape), jnp.zeros_like(moved.virial), none, none)
+        moved = loop.integrator.from_force(moved, found, at)
+        return replace(state, motion=moved, neighbors=neighbors, step=state.step + 1)
+
+    return step
+
+
+def gated_step(explorer: Explorer) -> Callable[..., State]:
+    """A step of the exploration."""
+    loop = explorer.loop(find_fragments=False)
+
+    def step(params: Params, state: State, setup: Setup) -> State:
+        return loop._step(params, state, setup, loop._empty_traces(state), jnp.zeros((), jnp.int32))[0]
+
+    return step
+
+
+def many(step: Callable[..., State], steps: int) -> Callable[..., State]:
+    """A loop of steps, compiled."""
+
+    def run(params: Params, state: State, setup: Setup) -> State:
+        return jax.lax.while_loop(
+            lambda s: s.step < steps, lambda s: step(params, s, setup), replace(state, step=jnp.zeros_like(state.step))
+        )
+
+    return jax.jit(run)
+
+
+def explorer_of(ensemble: Ensemble, walkers: int, steps: int) -> Explorer:
+    """An explorer of some walkers that hardly move."""
+    settings = ExplorationSettings(
+        walkers=(WalkerGroup(temperature=0.01, count=walkers),),
+        steps=steps,
+        chunk=500,
+        sanity=SanitySettings(max_temperature=1e9),
+    )
+    return Explorer(ensemble.predict, ensemble.species, ensemble.cutoff, settings)
+
+
+def cost_of_a_step(ensemble: Ensemble, params: Params, start: Atoms, steps: int, rounds: int) -> dict[str, Any]:
+    """Work and time of the three steps, and the ratios to the plain one."""
+    explorer = explorer_of(ensemble, 1, steps)
+    session = explorer.begin(params, [start], (1e3, 1e4), jax.random.key(0))
+    programs = {
+        "gated": gated_step(explorer),
+        "plain": plain_step(explorer, mean_of_forces(ensemble)),
+        "mean_energy": plain_step(explorer, forces_of_mean(ensemble)),
+    }
+    arguments = (session.params, session.state, session.setup)
+    row: dict[str, Any] = {}
+    loops = {}
+    for name, step in programs.items():
+        cost = jax.jit(step).lower(*arguments).compile().cost_analysis()
+        row[f"flops_{name}"] = cost["flops"]
+        loops[name] = many(step, steps)
+        jax.block_until_ready(loops[name](*arguments))
+    seconds: dict[str, list[float]] = {name: [] for name in programs}
+    for _ in range(rounds):
+        for name, loop in loops.items():
+            began = time.perf_counter()
+            jax.block_until_ready(loop(*arguments))
+            seconds[name].append(time.perf_counter() - began)
+    for name, values in seconds.items():
+        row[f"steps_per_second_{name}"] = steps / statistics.median(values)
+    row["work_ratio"] = row["flops_gated"] / row["flops_plain"]
+    row["time_ratio"] = row["steps_per_second_plain"] / row["steps_per_second_gated"]
+    row["time_ratio_to_mean_energy"] = row["steps_per_second_mean_energy"] / row["steps_per_second_gated"]
+    return row
+
+
+def throughput(ensemble: Ensemble, params: Params, start: Atoms, steps: int, rounds: int) -> dict[str, float]:
+    """Walker-steps per second of whole runs, results on the host included."""
+    row = {}
+    for walkers in WALKERS:
+        planned = max(steps // walkers, 100)
+        explorer = explorer_of(ensemble, walkers, planned)
+        seconds = []
+        for n in range(rounds + 1):
+            began = time.perf_counter()
+            found = explorer.run(params, [start] * walkers, (1e3, 1e4), jax.random.key(n))
+            seconds.append(time.perf_counter() - began)
+            assert set(found.status) == {Status.COMPLETED}
+        row[f"walkers_{walkers}"] = walkers * planned / statistics.median(seconds[1:])
+    return row
+
+
+def table(found: dict[str, Any]) -> str:
+    """The results as Markdown."""
+    lines = [
+        "# A step of exploration",
+        "",
+        f"{found['device']}, {found['cpus']} cpus, jax {found['jax']}, load {found['load']:.1f}; four members.",
+        "",
+        "| system | model | MFLOP gated / plain | work ratio | steps/s gated | time ratio to plain "
+        "| to the mean energy | walker-steps/s for 1 / 8 / 64 walkers |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in found["rows"]:
+        rates = " / ".join(f"{row[f'walkers_{w}']:.0f}" for w in WALKERS)
+        lines.append(
+            f"| {row['system']} | {row['model']} | {row['flops_gated'] / 1e6:.2f} / {row['flops_plain'] / 1e6:.2f} "
+            f"| {row['work_ratio']:.3f} | {row['steps_per_second_gated']:.0f} | {row['time_ratio']:.3f} "
+            f"| {row['time_ratio_to_mean_energy']:.3f} | {rates} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Measures and writes the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=os.environ.get("ALMLIP_DATA_DIR"), help="reference data")
+    parser.add_argument("--models", nargs="*", default=["tiny", "small", "medium"])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--label", default="exploration", help="name of the result files")
+    options = parser.parse_args()
+    if options.data is None:
+        parser.error("give the folder of the reference data with --data or ALMLIP_DATA_DIR.")
+    prepare_jax()
+    found: dict[str, Any] = {
+        "device": jax.devices()[0].device_kind,
+        "cpus": os.cpu_count(),
+        "jax": jax.__version__,
+        "load": os.getloadavg()[0],
+        "rows": [],
+    }
+    for name, steps in STEPS.items():
+        start = system(name, Path(options.data))
+        for size in options.models:
+            model = build_model(SharedDensitySettings(size=size, cutoff=5.0), SpeciesTable.of([start]))
+            ensemble = Ensemble(model, MEMBERS)
+            params = ensemble.standardise(ensemble.init(jax.random.key(0)), graph_of(start, ensemble), 1e-6)
+            row = {"system": name, "model": size}
+            row |= cost_of_a_step(ensemble, params, start, steps, options.rounds)
+            row |= throughput(ensemble, params, start, steps, max(options.rounds // 2, 1))
+            found["rows"].append(row)
+            print({key: round(v, 3) if isinstance(v, float) else v for key, v in row.items()}, flush=True)
+    path = HERE / "results" / f"{options.label}.json"
+    path.write_text(json.dumps(found, indent=1) + "\n")
+    path.with_suffix(".md").write_text(table(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""Admission to the candidate buffer against offline selection."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from analytic import PARAMS, SPECIES, dimer, morse, settings
+from scipy import stats
+
+from almlip_jax.dynamics import Explorer, Knowledge, SanitySettings, WalkerGroup
+from almlip_jax.dynamics.admission import (
+    Context,
+    FarthestAdmission,
+    LogDetAdmission,
+    Offer,
+    ReservoirAdmission,
+    TopAdmission,
+    build_admission,
+    context_of,
+)
+
+WALKERS, ROOM, WIDTH = 3, 8, 5
+
+
+@cache
+def placing(rule):
+    """`Admission.place`, compiled once for a rule."""
+    return jax.jit(rule.place)
+
+
+def stream(rule, context: Context, features: np.ndarray, scores: np.ndarray, seed: int = 0) -> list[int]:
+    """Rows that a buffer holds at the end, of frames [n, D] offered three at a time."""
+    state, place = rule.init(WALKERS, ROOM, context), placing(rule)
+    held = np.full(ROOM, -1)
+    for n in range(0, len(features), WALKERS):
+        offer = Offer(
+            wanted=jnp.ones(WALKERS, bool),
+            score=jnp.asarray(scores[n : n + WALKERS]),
+            features=jnp.asarray(features[n : n + WALKERS] @ np.asarray(context.map)),
+            key=jax.random.fold_in(jax.random.key(seed), n),
+            offered=jnp.zeros(WALKERS, int),
+        )
+        slots, state = place(state, offer, context)
+        slots = np.asarray(slots)
+        used = slots[slots < ROOM]
+        assert len(set(used)) == len(used)
+        held[used] = (n + np.arange(WALKERS))[slots < ROOM]
+    return [int(row) for row in held if row >= 0]
+
+
+@pytest.fixture(scope="module")
+def clouds() -> tuple[np.ndarray, np.ndarray]:
+    """A training set in the middle of a stream that drifts away from it."""
+    rng = np.random.default_rng(0)
+    trained = rng.normal(size=(40, WIDTH))
+    walk = np.cumsum(0.4 * rng.normal(size=(300, WIDTH)), axis=0)
+    return trained, walk
+
+
+def log_det(trained: np.ndarray, chosen: np.ndarray, sigma: float) -> float:
+    scale = np.mean(np.sum(trained**2, axis=1))
+    information = (trained.T @ trained + chosen.T @ chosen) / scale + sigma**2 * np.eye(WIDTH)
+    return float(np.linalg.slogdet(information)[1])
+
+
+def test_exchanges_reach_the_determinant_of_greedy_selection(clouds):
+    trained, walk = clouds
+    options = LogDetAdmission(sigma=0.1, least_gain=0.0)
+    with jax.enable_x64(True):
+        held = stream(build_admission(options), context_of(options, trained, 0), walk, np.ones(len(walk)))
+    chosen: list[int] = []
+    for _ in range(ROOM):  # offline: all frames at hand
+        gains = [log_det(trained, walk[[*chosen, n]], 0.1) for n in range(len(walk))]
+        chosen.append(int(np.argmax(gains)))
+    base = log_det(trained, walk[:0], 0.1)
+    online, offline = (log_det(trained, walk[rows], 0.1) - base for rows in (held, chosen))
+    assert len(held) == ROOM and online >= 0.95 * offline
+
+
+def test_gains_and_exchanges_are_those_of_the_determinant(clouds):
+    """Every decision of the rule, against determinants computed from scratch."""
+    trained, walk = clouds
+    options = LogDetAdmission(sigma=0.1, least_gain=0.7)
+    with jax.enable_x64(True):
+        context, rule = context_of(options, trained, 0), build_admission(options)
+        held = stream(rule, context, walk[:90], np.ones(90))
+        mapped = walk[:90] @ np.asarray(context.map)
+    kept: list[int] = []
+    for n in range(90):
+
+        def value(rows: list[int]) -> float:
+            return float(np.linalg.slogdet(np.eye(len(rows)) + mapped[rows] @ mapped[rows].T)[1])
+
+        if len(kept) < ROOM:
+            if value([*kept, n]) - value(kept) > 0.7:
+                kept.append(n)
+            continue
+        swaps = [value([*kept[:j], n, *kept[j + 1 :]]) - value(kept) for j in range(ROOM)]
+        if max(swaps) > np.log(1.001):
+            kept[int(np.argmax(swaps))] = n
+    assert sorted(held) == sorted(kept)
+
+
+def test_farthest_frames_are_far_from_all(clouds):
+    trained, walk = clouds
+    options = FarthestAdmission(least_distance=0.3)
+    with jax.enable_x64(True):
+        context = context_of(options, trained, 0)
+        held = stream(build_admission(options), context, walk, np.ones(len(walk)))
+    scale = np.sqrt(np.mean(np.sum(trained**2, axis=1)))
+
+    def nearest(rows: list[int]) -> float:
+        others = [np.concatenate([trained, walk[[r for r in rows if r != row]]]) for row in rows]
+        pairs = zip(rows, others, strict=True)
+        return min(np.linalg.norm(walk[row] - other, axis=1).min() for row, other in pairs) / scale
+
+    assert len(held) == ROOM and nearest(held) > 0.3
+    rng = np.random.default_rng(1)
+    assert nearest(held) > 2 * np.median([nearest(list(rng.choice(300, ROOM, replace=False))) for _ in range(50)])
+
+
+def test_the_highest_scores_are_kept_and_a_reservoir_is_uniform(clouds):
+    nothing = context_of(TopAdmission(), None, 0)
+    features = np.zeros((60, 0), np.float32)
+    scores = np.random.default_rng(2).permutation(60).astype(np.float32)
+    held = stream(build_admission(TopAdmission()), nothing, features, scores)
+    assert sorted(held) == sorted(np.argsort(-scores)[:ROOM])
+    counts = np.zeros(60)
+    rule = build_admission(ReservoirAdmission())
+    for seed in range(60):
+        counts[stream(rule, nothing, features, scores, seed)] += 1
+    thirds = counts.reshape(3, 20).sum(axis=1)
+    assert counts.sum() == 60 * ROOM
+    assert stats.chisquare(thirds).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("options", [LogDetAdmission(), FarthestAdmission()], ids=lambda o: o.kind)
+def test_ten_identical_walkers_record_one_frame(options):
+    """All start at the same place with no motion to speak of."""
+    group = WalkerGroup(temperature=1e-6, count=10)
+    runner = Explorer(
+        morse,
+        SPECIES,
+        6.0,
+        settings(
+            walkers=(group,),
+            steps=100,
+            record_every=10,
+            admission=options,
+            sanity=SanitySettings(max_temperature=1e12, dissociation=False),
+        ),
+    )
+    trained = np.random.default_rng(0).normal(size=(20, 18)).astype(np.float32)  # 3 members, 2 species, 3 components
+    known = Knowledge(context=context_of(options, 0.01 * trained, 0))
+    found = runner.run(PARAMS, [dimer(1.3)] * 10, (1e-3, 1e4), jax.random.key(0), knowledge=known)
+    assert found.offered == 100
+    steps = [f.info["step"] for f in found.recorded]
+    assert 1 in steps and len(set(steps)) == len(steps)

@@ -1,0 +1,227 @@
+"""Gates, rewinding and departure from the training distribution, each against a slow loop over the steps."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from analytic import CUTOFF, PARAMS, QUIET, SPECIES, dimer, explorer, morse, settings
+from ase import Atoms
+from hypothesis import given
+from hypothesis import settings as budget
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from almlip_jax.dynamics import Explorer, Knowledge, SanitySettings, Status
+from almlip_jax.dynamics.gates import (
+    DecayGate,
+    Decision,
+    Hysteresis,
+    Observables,
+    ThresholdGate,
+    Thresholds,
+    TrustBandGate,
+    scaled_by_species,
+)
+from almlip_jax.dynamics.novelty import fit_extrapolation_grade, fit_latent_distance
+from almlip_jax.dynamics.settings import AbsoluteGate, BandGate, RewindSettings
+from almlip_jax.ensembles import Prediction
+from almlip_jax.structures.graph import Graph
+
+SCORE = "force_std_max"
+SCORES = st.lists(st.floats(0, 4, width=32), min_size=1, max_size=30)
+
+
+def observables(value: float) -> Observables:
+    one = jnp.asarray([value], jnp.float32)
+    return Observables(
+        scores={SCORE: one},
+        atom_scores={},
+        energy=one,
+        max_force=one,
+        closest_contact=one,
+        temperature=one,
+        bath_temperature=one,
+        new_fragments=one,
+        finite=one > -1,
+    )
+
+
+THRESHOLDS = Thresholds(record=jnp.asarray([1.0]), stop=jnp.asarray([3.0]))
+
+
+def decisions(gate, values: list[float]) -> list[int]:
+    state, found = gate.init(THRESHOLDS), []
+    for value in values:
+        decision, state = gate.decide(observables(value), state)
+        found.append(int(decision[0]))
+    return found
+
+
+@budget(max_examples=20, deadline=None)
+@given(SCORES)
+def test_the_trust_band_records_what_lies_between(values):
+    for ends, above in ((True, Decision.LEAVE), (False, Decision.GO_ON)):
+        expected = [above if v >= 3 else Decision.RECORD if v >= 1 else Decision.GO_ON for v in values]
+        assert decisions(TrustBandGate(SCORE, ends), values) == expected
+
+
+@budget(max_examples=20, deadline=None)
+@given(SCORES)
+def test_a_recorded_frame_raises_the_threshold_for_a_while(values):
+    expected, raised = [], 0.0
+    for v in np.asarray(values, np.float32):
+        raised *= 0.5 ** (1 / 5.0)
+        if abs(v - (1 + raised)) < 1e-4:  # too close to call in float32
+            return
+        decision = Decision.STOP if v > 3 else Decision.RECORD if v > 1 + raised else Decision.GO_ON
+        if decision is Decision.RECORD:
+            raised = 1.2 * v - 1
+        expected.append(decision)
+    assert decisions(DecayGate(SCORE, 5.0, 0.2), values) == expected
+
+
+@budget(max_examples=20, deadline=None)
+@given(SCORES)
+def test_hysteresis_waits_for_persistence_and_release(values):
+    expected, high, armed = [], 0, True
+    for v in values:
+        high = high + 1 if v > 3 else 0
+        armed = armed or v < 0.5
+        decision = Decision.STOP if high >= 2 else Decision.RECORD if v > 1 else Decision.GO_ON
+        if decision is Decision.RECORD:
+            decision, armed = (Decision.RECORD, False) if armed else (Decision.GO_ON, False)
+        expected.append(decision)
+    assert decisions(Hysteresis(ThresholdGate(SCORE), SCORE, 2, 0.5), values) == expected
+
+
+def test_species_have_thresholds_of_their_own():
+    atoms = jnp.asarray([[0.4, 0.9, 0.0]])
+    seen = replace(observables(0.9), atom_scores={SCORE: atoms})
+    factors = jnp.asarray([[1 / 0.25, 1.0, 1.0]])  # a quarter of the threshold for the first atom
+    assert float(scaled_by_species(seen, SCORE, factors).scores[SCORE][0]) == pytest.approx(1.6)
+    gate = AbsoluteGate(species={"H": 0.5})
+    loose, strict = (
+        explorer(gate=one, record_every=1, steps=100).run(PARAMS, [dimer()] * 3, (0.3, 1e4), jax.random.key(2))
+        for one in (AbsoluteGate(), gate)
+    )
+    spread = [f.arrays["force_std"].max() for f in strict.recorded]
+    assert 0.15 < min(spread) < 0.3 < min(f.arrays["force_std"].max() for f in loose.recorded)
+    with pytest.raises(ValidationError, match="score of atoms"):
+        AbsoluteGate(score="energy_std", species={"H": 0.5})
+
+
+def test_beyond_the_band_a_walker_leaves_unrecorded():
+    free = explorer(steps=100).run(PARAMS, [dimer()] * 3, QUIET, jax.random.key(7))
+    stop = float(np.quantile(free.scores[SCORE].max(axis=0), 0.5))
+    found = explorer(steps=100, gate=BandGate(), record_every=1, buffer=100).run(
+        PARAMS, [dimer()] * 3, (0.5 * stop, stop), jax.random.key(7)
+    )
+    assert Status.BEYOND_TRUST in found.status and Status.COMPLETED in found.status
+    assert max(f.info[SCORE] for f in found.recorded) < stop
+    for w, status in enumerate(found.status):
+        if status is Status.BEYOND_TRUST:
+            assert found.end_step[w] == 1 + np.flatnonzero(free.scores[SCORE][:, w] >= stop)[0]
+
+
+def test_a_walker_in_trouble_begins_again_from_a_frame_of_its_own():
+    """Restarts are counted, begin at a kept frame with fresh momenta, and come to an end."""
+    free = explorer().run(PARAMS, [dimer()] * 3, QUIET, jax.random.key(7))
+    stop = float(np.quantile(free.scores[SCORE].max(axis=0), 0.1))
+    rewind = RewindSettings(on=("stop",), every=10, keep=3, limit=2)
+    runner = explorer(rewind=rewind, trajectory_every=1, buffer=300)
+    found = runner.run(PARAMS, [dimer()] * 3, (0.5 * stop, stop), jax.random.key(7))
+    assert found.restarts.max() == 2
+    for w in range(3):
+        score = found.scores[SCORE][:, w]
+        hits = 1 + np.flatnonzero(score > stop)
+        assert len(hits) == found.restarts[w] + (found.status[w] is Status.STOPPED)
+        if found.status[w] is Status.STOPPED:
+            assert found.end_step[w] == hits[-1] and found.restarts[w] == 2
+        origin, safe = 0, [0]
+        frames = [dimer().positions, *(f.positions for f in found.trajectories[w])]
+        for hit in hits[: found.restarts[w]]:
+            safe += range(origin + 10, hit, 10)
+            # half a fs after a restart an atom is still close to where it began again
+            assert min(np.abs(frames[hit + 1] - frames[n]).max() for n in safe) < 0.05
+            origin = hit
+    again = runner.run(PARAMS, [dimer()] * 3, (0.5 * stop, stop), jax.random.key(7))
+    np.testing.assert_array_equal(again.scores[SCORE], found.scores[SCORE])
+
+
+def test_the_whole_run_ends_when_a_buffer_is_full():
+    found = explorer(when_full="end_all", buffer=3, record_every=5).run(
+        PARAMS, [dimer(), dimer(), dimer(1.001)], (0.02, 1e4), jax.random.key(0)
+    )
+    assert set(found.status) == {Status.BUFFER_FULL} and len(set(found.end_step)) == 1
+    counts = [sum(f.info["walker"] == w for f in found.recorded) for w in range(3)]
+    assert max(counts) == 3
+
+
+def test_explosions_are_undone_too():
+    runner = explorer(
+        sanity=SanitySettings(closest_contact=0.9, max_temperature=1e3, max_force=1e4, dissociation=False),
+        rewind=RewindSettings(every=5, limit=3),
+    )
+    water = Atoms("OH2", [[0, 0, 0], [0.95, 0, 0], [0, 0.95, 0]])
+    found = runner.run(PARAMS, [dimer(), water, dimer(0.7)], QUIET, jax.random.key(5))
+    for w in range(3):
+        assert found.restarts[w] <= 3 and np.isfinite(found.final[w].positions).all()
+        if found.status[w] is Status.UNPHYSICAL:
+            assert found.restarts[w] == 3
+    assert found.restarts.sum() > 0
+
+
+def distances(params: jax.Array, graph: Graph) -> Prediction:
+    """The Morse committee, with features of an atom that are functions of its nearest distance."""
+    found = morse(params, graph)
+    length = jnp.sqrt(jnp.sum(jnp.where(graph.edge_mask[..., None], graph.vectors, 1.0) ** 2, axis=-1))
+    nearest = jnp.min(jnp.where(graph.edge_mask, length, CUTOFF), axis=1)
+    return replace(found, features=jnp.stack([nearest, nearest**2], axis=-1)[None])
+
+
+def test_departure_names_atom_walker_and_step():
+    rng = np.random.default_rng(0)
+    lengths = 1 + 0.02 * rng.normal(size=400)
+    features = np.repeat(np.stack([lengths, lengths**2], axis=-1)[None], 2, axis=1).astype(np.float32)
+    species = np.repeat([0, 1], 400)
+    fitted = fit_latent_distance(features, species, 2)
+    # the definition, in numpy and float64
+    mine = features[0, :400].astype(np.float64)
+    covariance = np.cov(mine.T, bias=True)
+    inverse = np.linalg.inv(covariance + 1e-4 * np.trace(covariance) / 2 * np.eye(2))
+    moved = mine - mine.mean(axis=0)
+    plain = np.sqrt(np.einsum("ni,ij,nj->n", moved, inverse, moved) / 2)
+    runner = Explorer(distances, SPECIES, CUTOFF, settings(monitor=("latent_distance",)), dtype=np.float32)
+    found = runner.run(
+        PARAMS, [dimer()] * 3, QUIET, jax.random.key(2), knowledge=Knowledge({"latent_distance": fitted})
+    )
+    assert float(fitted.unit[0]) == pytest.approx(np.quantile(plain, 0.99), rel=1e-3)
+    trace = found.scores["latent_distance"]
+    np.testing.assert_allclose(found.departure, trace.max(axis=0), rtol=1e-6)
+    for w in range(3):
+        beyond = np.flatnonzero(trace[:, w] > 2)
+        assert found.departed_step[w] == (1 + beyond[0] if len(beyond) else -1)
+        assert found.departed_atom[w] in ((0, 1) if len(beyond) else (-1,))
+    assert (found.departed_step > 0).any()
+    with pytest.raises(ValueError, match="training set"):
+        runner.run(PARAMS, [dimer()] * 3, QUIET, jax.random.key(2))
+
+
+def test_the_grade_is_at_most_one_on_the_training_atoms_and_grows_linearly():
+    """The grade is |b inv(A)|, with A rows of the training set: homogeneous in b, and of each model by itself."""
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(2, 50, 4))
+    species = np.repeat([0, 1], [30, 20])
+    fitted = fit_extrapolation_grade(features, species, 3)
+    grades = np.asarray(fitted.of_features(jnp.asarray(features), jnp.asarray(species)))
+    assert grades.max() < 1.002 and grades.max() > 0.9
+    for m in range(2):
+        active = np.linalg.inv(np.asarray(fitted.whiten[m, 0], np.float64))
+        rows = features[m, :30]
+        assert max(np.abs(rows - row).max(axis=1).min() for row in active) < 1e-4
+    far = 5 * features[:, :1]
+    assert float(fitted.of_features(jnp.asarray(far), jnp.asarray([0]))[0]) == pytest.approx(5 * grades[0], rel=1e-4)

@@ -1,0 +1,115 @@
+"""Thresholds from true errors against closed forms, and against the coverage that they promise."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+
+from almlip_jax.dynamics import Knowledge
+from almlip_jax.dynamics.knowledge import errors_and_scores, structure_scores
+from almlip_jax.dynamics.novelty import fit_latent_distance
+from almlip_jax.dynamics.thresholds import (
+    CalibratedThresholds,
+    ConformalThresholds,
+    FixedThresholds,
+    RelativeThresholds,
+    calibrated_record,
+    conformal_factor,
+    relative_record,
+    resolve_thresholds,
+)
+from almlip_jax.errors import InputError
+
+
+def not_asked() -> None:
+    pytest.fail("not needed")
+
+
+def test_relative_thresholds_are_a_quantile_above_a_floor():
+    scores = np.linspace(0, 1, 101)
+    rule = RelativeThresholds(quantile=0.8, record_factor=2.0, floor=0.1)
+    assert relative_record(scores, rule) == pytest.approx(1.6)
+    assert relative_record(0.01 * scores, rule) == 0.1
+    assert resolve_thresholds(rule, lambda: scores, not_asked) == pytest.approx((1.6, 6.4))
+
+
+def test_calibrated_thresholds_follow_the_least_squares_slope():
+    rng = np.random.default_rng(0)
+    sigma, errors = rng.uniform(0.1, 1, 500), rng.uniform(0, 2, 500)
+    slope = np.linalg.lstsq(sigma[:, None], errors, rcond=None)[0][0]
+    assert calibrated_record(errors, sigma, 0.3) == pytest.approx(0.3 / slope)
+    assert calibrated_record(2.5 * sigma, sigma, 0.3) == pytest.approx(0.12)
+    assert calibrated_record(0 * sigma, sigma, 0.3) == math.inf
+    rule = CalibratedThresholds(tolerance=0.3, stop_factor=3.0)
+    assert resolve_thresholds(rule, not_asked, lambda: (2.5 * sigma, sigma)) == pytest.approx((0.12, 0.36))
+
+
+def test_the_conformal_factor_is_the_promised_order_statistic():
+    sigma = np.full(19, 0.5)
+    errors = 0.5 * np.random.default_rng(1).permutation(np.arange(1.0, 20.0))
+    assert conformal_factor(errors, sigma, 0.05) == 19  # ceil(20 * 0.95) = 19, of 19
+    assert conformal_factor(errors, sigma, 0.1) == 18
+    assert conformal_factor(errors, sigma, 0.5) == 10
+    rule = ConformalThresholds(tolerance=0.9, alpha=0.1, stop_factor=2.0)
+    assert resolve_thresholds(rule, not_asked, lambda: (errors, sigma)) == pytest.approx((0.05, 0.1))
+    with pytest.raises(InputError, match=r"alpha 0\.05 need 19 labelled atoms at least, not 18\.$"):
+        conformal_factor(errors[1:], sigma[1:], 0.05)
+    for n in range(2, 200):  # n = 1 / alpha - 1 is enough, whatever the rounding
+        assert conformal_factor(np.ones(n), np.ones(n), 1 / (n + 1)) == 1
+
+
+def test_conformal_coverage_is_at_least_what_was_asked_for():
+    """Over many calibration sets, a further pair is covered with probability ceil((n + 1)(1 - alpha)) / (n + 1)."""
+    rng, alpha, n, trials = np.random.default_rng(2), 0.1, 25, 20_000
+    sigma = rng.uniform(0.1, 2, (trials, n + 1))
+    errors = np.abs(rng.standard_t(3, (trials, n + 1))) * sigma
+    covered = [
+        error[-1] <= conformal_factor(error[:-1], one[:-1], alpha) * one[-1]
+        for error, one in zip(errors, sigma, strict=True)
+    ]
+    expected = math.ceil((n + 1) * (1 - alpha)) / (n + 1)
+    assert abs(np.mean(covered) - expected) < 4 * math.sqrt(expected * (1 - expected) / trials)
+
+
+def test_novelty_has_scores_of_structures_and_of_atoms():
+    """The farthest atom counts: Mahalanobis distance in units of the 99 % quantile of the training atoms."""
+    rng = np.random.default_rng(3)
+    known, seen = rng.normal(size=(1, 400, 3)) * [1, 2, 3], rng.normal(size=(1, 5, 3)) * 4
+    frames = [Atoms("H2", np.eye(3)[:2]), Atoms("H3", np.eye(3))]
+    knowledge = Knowledge({"latent_distance": fit_latent_distance(known, np.zeros(400, int), 1)})
+    truth = [rng.normal(size=(len(frame), 3)) for frame in frames]
+    for frame, forces in zip(frames, truth, strict=True):
+        frame.calc = SinglePointCalculator(frame, forces=forces)
+    potential = SimpleNamespace(
+        atom_features=lambda _: (seen, np.zeros(5, int)),
+        evaluate=lambda _: SimpleNamespace(forces=[np.zeros_like(forces) for forces in truth]),
+    )
+
+    def distance(atoms: np.ndarray) -> np.ndarray:
+        moved = atoms - known[0].mean(axis=0)
+        return np.sqrt(np.einsum("ai,ij,aj->a", moved, np.linalg.inv(np.cov(known[0].T, bias=True)), moved))
+
+    expected = distance(seen[0]) / np.quantile(distance(known[0]), 0.99)
+    scores = structure_scores("latent_distance", potential, frames, knowledge)
+    np.testing.assert_allclose(scores, [expected[:2].max(), expected[2:].max()], rtol=2e-3)
+    errors, sigma = errors_and_scores("latent_distance", potential, frames, knowledge)
+    np.testing.assert_allclose(sigma, expected, rtol=2e-3)
+    np.testing.assert_allclose(errors, np.linalg.norm(np.concatenate(truth), axis=1))
+
+
+def test_what_calibrates_nothing_is_refused():
+    ones = np.ones(30)
+    with pytest.raises(InputError, match="members agree"):
+        calibrated_record(ones, 0 * ones, 0.1)
+    with pytest.raises(InputError, match="not a number"):
+        conformal_factor(np.append(ones, np.nan), np.append(ones, 1.0), 0.1)
+    half = np.repeat([0.0, 1.0], 15)  # half of the atoms have errors and no spread
+    rule = ConformalThresholds(tolerance=0.1, alpha=0.1)
+    with pytest.raises(InputError, match="errors but no spread"):
+        resolve_thresholds(rule, not_asked, lambda: (ones, half))
+    assert resolve_thresholds(FixedThresholds(record=1, stop=2), not_asked, not_asked) == (1, 2)

@@ -1,0 +1,117 @@
+"""Walkers evaluated in blocks: the same numbers and derivatives as all at once, whatever the blocks hold."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk, molecule
+
+from almlip_jax.ensembles import Ensemble, Heads, Prediction, blocked
+from almlip_jax.models import SharedDensitySettings, build_model
+from almlip_jax.structures.graph import Graph, forces_and_virial, sum_over_atoms
+from almlip_jax.structures.species import SpeciesTable
+from almlip_jax.structures.walkers import walker_neighbors
+
+SPECIES = SpeciesTable((1, 8))
+ENSEMBLE = Ensemble(
+    build_model(SharedDensitySettings(cutoff=3.5, radial=3, l_max=1, channels=3, hidden=(6,)), SPECIES),
+    2,
+    heads=Heads(2, "evidential"),
+)
+ATOMS = 6  # of a walker, padding included
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def starts() -> list[Atoms]:
+    """Five walkers, of which two are periodic and three smaller than the others."""
+    slab = molecule("H2O", vacuum=1.5)
+    slab.pbc = (True, True, False)
+    crystal = bulk("O", "sc", a=2.2) * (1, 2, 3)
+    found = [molecule("H2O"), crystal, molecule("H2O2"), slab, molecule("H2O2") + Atoms("HH", [[3, 0, 0], [3, 1, 0]])]
+    for seed, atoms in enumerate(found):
+        atoms.rattle(0.1, seed=seed)
+    return found
+
+
+@pytest.fixture(scope="module")
+def graph() -> Graph:
+    walkers = starts()
+    positions, mask = np.zeros((len(walkers), ATOMS, 3)), np.zeros((len(walkers), ATOMS), bool)
+    species, cells = np.zeros(mask.shape, np.int32), np.stack([atoms.cell.array for atoms in walkers])
+    for w, atoms in enumerate(walkers):
+        positions[w, : len(atoms)], mask[w, : len(atoms)] = atoms.positions, True
+        species[w, : len(atoms)] = SPECIES.index(atoms.numbers)
+    pbc = np.stack([atoms.pbc for atoms in walkers])
+    neighbors = walker_neighbors(positions, cells, pbc, mask, ENSEMBLE.cutoff, 0.3)
+    return neighbors.graph(jnp.asarray(positions), jnp.asarray(species))
+
+
+@pytest.fixture(scope="module")
+def params():
+    return jax.tree.map(lambda x: x.astype(jnp.float64), ENSEMBLE.init(jax.random.key(0)))
+
+
+@pytest.fixture(scope="module")
+def flat(graph, params):
+    return jax.jit(ENSEMBLE.predict)(params, graph)
+
+
+@pytest.mark.parametrize("atoms", [1, 2 * ATOMS])
+def test_blocks_say_what_all_walkers_at_once_say(graph, params, flat, atoms):
+    """One walker in each of five blocks; two in each of three, of which the last is not full."""
+    found = jax.jit(blocked(ENSEMBLE.predict, atoms))(params, graph)
+    assert jax.tree.structure(found) == jax.tree.structure(flat)
+    for values, wanted in zip(jax.tree.leaves(found), jax.tree.leaves(flat), strict=True):
+        assert np.any(wanted != 0)
+        np.testing.assert_allclose(values, wanted, rtol=1e-10, atol=1e-12)
+
+
+def springs(params: jax.Array, graph: Graph) -> Prediction:
+    """Members whose edges are springs of stiffness ``params`` [M]."""
+
+    def member(stiffness: jax.Array) -> Prediction:
+        pull = jnp.where(graph.edge_mask[..., None], stiffness * graph.vectors, 0)
+        energy = sum_over_atoms(0.5 * jnp.sum(pull * graph.vectors, axis=(1, 2)), graph)
+        forces, virial = forces_and_virial(pull, graph)
+        return Prediction(energy=energy, forces=forces, virial=virial, features=jnp.cos(forces))
+
+    return jax.vmap(member)(params)
+
+
+def test_derivatives_pass_through_blocks(graph):
+    """Of something that all outputs enter, with respect to parameters and edges."""
+
+    def slopes(evaluate):
+        def value(params, vectors):
+            found = evaluate(params, replace(graph, vectors=vectors))
+            return sum(jnp.sum(jnp.sin(x)) for x in jax.tree.leaves(found))
+
+        return jax.jit(jax.grad(value, argnums=(0, 1)))(jnp.asarray([0.7, 1.3]), graph.vectors)
+
+    for values, wanted in zip(slopes(blocked(springs, 2 * ATOMS)), slopes(springs), strict=True):
+        assert np.any(wanted != 0)
+        np.testing.assert_allclose(values, wanted, rtol=1e-10, atol=1e-10)
+
+
+def test_the_largest_evaluation_is_that_of_a_block(graph):
+    """Blocks are as large as allowed and alike in size; what fits is evaluated at once."""
+    seen = []
+
+    def watched(params, graph):
+        seen.append(graph.atom_mask.shape[0] // ATOMS)
+        return springs(params, graph)
+
+    for atoms, wanted in ((1, 1), (3 * ATOMS - 1, 2), (4 * ATOMS, 3), (5 * ATOMS, 5)):
+        jax.eval_shape(blocked(watched, atoms), jnp.ones(2), graph)
+        assert seen == [wanted], "traced once"
+        seen.clear()

@@ -1,0 +1,65 @@
+"""Kernel transformations against kernels, and values of atoms against a loop over structures."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from almlip_jax.features import aggregate, ensemble_sum, posterior, unit_diagonal
+from almlip_jax.kernels import gram
+
+
+def test_ensemble_sum_is_the_mean_of_the_kernels():
+    rows = np.random.default_rng(0).normal(size=(3, 5, 4))
+    found = ensemble_sum(jnp.asarray(rows))
+    np.testing.assert_allclose(found @ found.T, np.mean([one @ one.T for one in rows], axis=0), rtol=1e-5, atol=1e-5)
+
+
+def test_unit_diagonal_scales_the_training_kernel():
+    rng = np.random.default_rng(1)
+    rows, known = rng.normal(size=(6, 4)), 7 * rng.normal(size=(5, 4))
+    counts = np.array([1, 1, 0, 1, 0], bool)
+    factor = unit_diagonal(rows, np.where(counts[:, None], known, 0), counts)
+    assert np.mean(np.sum((factor * known[counts]) ** 2, axis=1)) == pytest.approx(1, rel=1e-5)
+    alone = unit_diagonal(rows, np.zeros((0, 4)), np.zeros(0, bool))
+    assert np.mean(np.sum((alone * rows) ** 2, axis=1)) == pytest.approx(1, rel=1e-5)
+
+
+def test_posterior_is_that_of_a_gaussian_process():
+    rng = np.random.default_rng(2)
+    rows, known = rng.normal(size=(6, 4)), rng.normal(size=(3, 4))
+    with jax.enable_x64(True):
+        found = np.asarray(posterior(jnp.asarray(rows), jnp.asarray(known), 0.2))
+    cross = rows @ known.T
+    by_hand = rows @ rows.T - cross @ np.linalg.inv(known @ known.T + 0.04 * np.eye(3)) @ cross.T
+    np.testing.assert_allclose(found @ found.T, by_hand, atol=1e-10)
+
+
+@pytest.mark.parametrize("n", [3, 4096, 9000])
+def test_gram_in_blocks(n):
+    rows = np.random.default_rng(3).normal(size=(n, 3)).astype(np.float32)
+    with jax.enable_x64(True):
+        found = jax.jit(gram)(jnp.asarray(rows))
+    assert found.dtype == jnp.float64
+    np.testing.assert_allclose(found, rows.T.astype(float) @ rows.astype(float), rtol=1e-10, atol=1e-9)
+
+
+@pytest.mark.parametrize("mode", ["mean", "max", "sum", "quantile"])
+def test_aggregate_is_a_loop_over_structures(mode):
+    rng = np.random.default_rng(4)
+    structure, mask = np.array([2, 0, 0, 2, 2, 3, 0, 2, 2, 3]), np.arange(10) != 8
+    values = rng.normal(size=(10, 2)) - 3
+    by_hand = {
+        "mean": np.mean,
+        "max": np.max,
+        "sum": np.sum,
+        "quantile": lambda x, axis: np.quantile(x, 0.7, axis=axis),
+    }[mode]
+    found = aggregate(jnp.asarray(values), structure, 4, mode, mask=mask, quantile=0.7)
+    for s in range(4):
+        mine = values[mask & (structure == s)]
+        np.testing.assert_allclose(found[s], by_hand(mine, axis=0) if len(mine) else 0, rtol=1e-5)
+    broken = aggregate(jnp.asarray(values).at[5, 0].set(jnp.nan), structure, 4, mode, mask=mask)
+    assert np.isnan(broken[3, 0]) and np.all(np.isfinite(np.delete(np.asarray(broken).ravel(), 6)))

@@ -1,0 +1,94 @@
+"""Active sets and extrapolation grades: against explicit inverses, and by what defines them."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from small_pools import KEY, candidates, chosen, sample
+
+from almlip_jax.selection import ActiveSet, active_set, extrapolation_grade, maxvol, select
+
+M = 4
+BUILD = jax.jit(active_set)
+OFFER = jax.jit(lambda rows, start: active_set(rows, start, threshold=1.1))
+
+
+def built(rows: np.ndarray, start: ActiveSet | None = None) -> ActiveSet:
+    with jax.enable_x64(True):
+        return jax.device_get(BUILD(jnp.asarray(rows)) if start is None else OFFER(jnp.asarray(rows), start))
+
+
+def by_hand(rows: np.ndarray, matrix: np.ndarray, threshold: float) -> tuple[np.ndarray, list[int]]:
+    """Swaps with a fresh inverse each."""
+    matrix, places = matrix.copy(), [-1] * len(matrix)
+    while True:
+        entries = np.abs(rows @ np.linalg.inv(matrix))
+        i, j = np.unravel_index(np.argmax(entries), entries.shape)
+        if entries[i, j] <= threshold:
+            return matrix, places
+        matrix[j], places[j] = rows[i], int(i)
+
+
+@hypothesis_settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 2**20))
+def test_swaps_are_those_of_explicit_inverses(seed):
+    rng = np.random.default_rng(seed)
+    rows, offered = rng.normal(size=(20, M)), 1.5 * rng.normal(size=(20, M))
+    trained = built(rows)
+    matrix, places = by_hand(rows, 1e-5 * np.eye(M), 1 + 1e-7)
+    np.testing.assert_allclose(trained.matrix, matrix)
+    assert list(trained.rows) == places and trained.largest <= 1 + 1e-7
+    np.testing.assert_allclose(trained.inverse @ matrix, np.eye(M), atol=1e-10)
+    grades = extrapolation_grade(trained, rows)
+    assert np.all(grades <= 1 + 1e-7) and np.max(grades) == pytest.approx(trained.largest)
+    more = built(offered, trained)
+    matrix, places = by_hand(offered, matrix, 1.1)
+    np.testing.assert_allclose(more.matrix, matrix)
+    assert list(more.rows) == places and more.largest <= 1.1
+    assert abs(np.linalg.det(more.matrix)) >= abs(np.linalg.det(trained.matrix)) * (1 - 1e-9)
+
+
+def test_no_set_of_rows_spans_much_more():
+    """At a local maximum of the volume no single swap, and by Hadamard's bound few swaps at once, gain anything."""
+    from itertools import combinations
+
+    rows, _ = sample(1, n=20, d=M)
+    volume = abs(np.linalg.det(built(rows).matrix))
+    best = max(abs(np.linalg.det(rows[list(one)])) for one in combinations(range(20), M))
+    assert volume <= best <= volume * M ** (M / 2)
+
+
+def test_directions_that_nothing_spans_stay_at_epsilon():
+    rows, _ = sample(2, n=20, d=2)
+    flat = np.concatenate([rows, np.zeros((20, 2))], axis=1)
+    found = built(flat)
+    assert sorted(found.rows)[:2] == [-1, -1] and np.sum(found.rows >= 0) == 2
+    outside = extrapolation_grade(found, np.array([0.0, 0.0, 0.3, 0.0]))
+    assert outside == pytest.approx(0.3 / 1e-5)
+
+
+def test_rows_that_are_no_numbers_never_enter():
+    rows, _ = sample(3, n=18, d=M)
+    broken = np.concatenate([np.full((1, M), np.nan), rows, np.zeros((1, M))])
+    found, clean = built(broken), built(np.concatenate([rows, np.zeros((2, M))]))
+    np.testing.assert_array_equal(found.rows - 1, clean.rows)
+
+
+def test_maxvol_chooses_what_extrapolates():
+    x, _ = sample(4)
+    known, _ = sample(5, n=12)
+    factor = 1 / np.sqrt(np.mean(np.sum(known**2, axis=1)))
+    found = select(maxvol(5, "x"), KEY, candidates(x), candidates(known))
+    trained, _ = by_hand(factor * known, 1e-5 * np.eye(5), 1 + 1e-7)
+    _, places = by_hand(factor * x, trained, 1.001)
+    grades = np.max(np.abs(factor * x @ np.linalg.inv(trained)), axis=1)
+    entered = sorted((i for i in places if i >= 0), key=lambda i: -grades[i])
+    assert entered and chosen(found) == entered
+    np.testing.assert_allclose(found.gain[: len(entered)], grades[entered], rtol=1e-9)
+    inside = select(maxvol(5, "x"), KEY, candidates(0.1 * known), candidates(known))
+    assert chosen(inside) == []

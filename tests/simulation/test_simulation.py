@@ -1,0 +1,492 @@
+"""Runs on their own: the same files after any interruption, H5MD that says what extended XYZ says, and clear refusals.
+
+The committee is analytic (Morse potentials of different depth), and one compiled exploration serves most tests.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import h5py
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import yaml
+from ase import Atoms
+from ase.build import bulk
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.constraints import FixAtoms
+from ase.io import read
+from ase.io import write as ase_write
+from typer.testing import CliRunner
+
+from almlip_jax.campaign.progress import Advance, SilentProgress
+from almlip_jax.campaign.rundir import read_npz
+from almlip_jax.cli import app
+from almlip_jax.config import load_settings
+from almlip_jax.dynamics import Explorer, Status
+from almlip_jax.ensembles import Ensemble, Prediction
+from almlip_jax.errors import InputError
+from almlip_jax.models import SharedDensitySettings, build_model
+from almlip_jax.potential import Potential
+from almlip_jax.simulation import ExploreConfig, MdConfig, run_exploration, run_md
+from almlip_jax.structures.graph import Graph, forces_and_virial, sum_over_atoms
+from almlip_jax.structures.io import read_structures, write_structures
+from almlip_jax.structures.species import SpeciesTable
+from almlip_jax.units import FEMTOSECOND
+
+SPECIES = SpeciesTable((1, 8))
+REFERENCES = {1: -13.0, 8: -2000.0}
+CUTOFF, WIDTH = 6.0, 2.0  # Angstrom, 1/Angstrom
+PARAMS = np.array([4.0, 4.5, 5.0], np.float32)  # depths of the members, eV
+EXPLORATION = {
+    "pressure": True,
+    "walkers": [{"temperature": 300, "count": 2}, {"temperature": 900}],
+    "steps": 115,  # no multiple of anything
+    "chunk": 20,
+    "trace_every": 5,
+    "trajectory_every": 10,
+    "record_every": 10,
+    "buffer": 6,
+    "sanity": {"max_temperature": 1000, "dissociation": False, "closest_contact": 0.1, "max_force": 1e4},
+}
+THRESHOLDS = {"kind": "fixed", "record": 0.3, "stop": 2.2}
+
+
+def morse(params: jax.Array, graph: Graph) -> Prediction:
+    def member(depth: jax.Array) -> Prediction:
+        def energies(vectors: jax.Array) -> jax.Array:
+            distance = jnp.sqrt(jnp.sum(jnp.where(graph.edge_mask[..., None], vectors, 1.0) ** 2, axis=-1))
+            pair = 0.5 * depth * (1 - jnp.exp(-WIDTH * (distance - 1.0))) ** 2
+            return sum_over_atoms(jnp.sum(jnp.where(graph.edge_mask, pair, 0), axis=1), graph)
+
+        energy, pull = jax.vjp(energies, graph.vectors)
+        forces, virial = forces_and_virial(pull(jnp.ones_like(energy))[0], graph)
+        return Prediction(energy=energy, forces=forces, virial=virial, features=forces)
+
+    return jax.vmap(member)(params)
+
+
+def committee() -> Any:
+    """As much of a potential as a run with fixed thresholds looks at."""
+    return SimpleNamespace(
+        ensemble=SimpleNamespace(predict=morse),
+        params=PARAMS,
+        species=SPECIES,
+        cutoff=CUTOFF,
+        reference_energy=lambda atoms: sum(REFERENCES[z] for z in atoms.numbers),
+    )
+
+
+class Killed(BaseException):
+    """The end of a process, as far as a test in the same process can have it."""
+
+
+class Watching(SilentProgress):
+    """Calls a function with the number of every report of the run, from 1."""
+
+    def __init__(self, look: Callable[[int], None]) -> None:
+        super().__init__()
+        self.look = look
+        self.fields: list[dict[str, Any]] = []
+
+    def stage(self, name: str, total: int | None = None, *, unit: str = "") -> AbstractContextManager[Advance]:
+        return self._watched(super().stage(name, total, unit=unit))
+
+    @contextmanager
+    def _watched(self, stage: AbstractContextManager[Advance]) -> Iterator[Advance]:
+        with stage as advance:
+
+            def looking(n: int = 1, **fields: float | int | str) -> None:
+                advance(n, **fields)
+                self.fields.append({"n": n, **fields})
+                self.look(len(self.fields))
+
+            yield looking
+
+
+def ending(report: int, error: type[BaseException]) -> Watching:
+    """Ends the run at one of its reports: the outputs of the chunk are written, its state is not."""
+
+    def look(number: int) -> None:
+        if number == report:
+            raise error
+
+    return Watching(look)
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two start structures; the first hydrogen of the second is held fixed."""
+    folder = tmp_path_factory.mktemp("inputs")
+    water = Atoms("OH2", [[0, 0, 0], [0.95, 0, 0], [0, 0.95, 0]], constraint=FixAtoms([1]))
+    dimer = Atoms("OH", [[0, 0, 0], [0, 0, 1.1]])
+    ase_write(folder / "starts.extxyz", [dimer], columns=["symbols", "positions"])
+    ase_write(folder / "starts.extxyz", [water], columns=["symbols", "positions", "move_mask"], append=True)
+    (folder / "potential").mkdir()
+    (folder / "potential" / "potential.json").write_text("{}")
+    return folder
+
+
+def explore_config(inputs: Path, **changes: Any) -> ExploreConfig:
+    plain = {"exploration": EXPLORATION, "thresholds": THRESHOLDS, "checkpoint_every": 0}
+    paths = {"potential": inputs / "potential", "structures": inputs / "starts.extxyz"}
+    return ExploreConfig.model_validate({**paths, **plain, **changes})
+
+
+def md_config(inputs: Path, format: str = "extxyz", **changes: Any) -> MdConfig:
+    bare = {name: value for name, value in EXPLORATION.items() if name not in ("trace_every", "trajectory_every")}
+    given = {
+        "potential": inputs / "potential",
+        "structures": inputs / "starts.extxyz",
+        "exploration": bare,
+        "thresholds": THRESHOLDS,
+        "checkpoint_every": 0,
+        "trajectory": {"format": format, "every": 10},
+        "thermo": {"every": 5},
+    }
+    return MdConfig.model_validate({**given, **changes})
+
+
+@pytest.fixture(scope="module")
+def explorer(inputs: Path) -> Explorer:
+    """Compiled once; the dynamics of both commands are the same here."""
+    assert md_config(inputs).dynamics == explore_config(inputs).dynamics
+    return Explorer(morse, SPECIES, CUTOFF, explore_config(inputs).dynamics)
+
+
+@pytest.fixture(scope="module")
+def runs(inputs: Path, explorer: Explorer, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """An exploration and a production run in either format, which nobody interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    run_exploration(explore_config(inputs), folder / "explore", committee(), SilentProgress(), explorer)
+    for format in ("extxyz", "h5md"):
+        run_md(md_config(inputs, format), folder / format, committee(), SilentProgress(), explorer)
+    return {name: folder / name for name in ("explore", "extxyz", "h5md")}
+
+
+def again(name: str, inputs: Path, folder: Path, progress: SilentProgress, explorer: Explorer) -> dict[str, Any]:
+    """Starts, or goes on with, the run that is ``name`` among the whole ones."""
+    if name == "explore":
+        return run_exploration(explore_config(inputs), folder, committee(), progress, explorer)
+    return run_md(md_config(inputs, name), folder, committee(), progress, explorer)
+
+
+def content(folder: Path) -> dict[str, Any]:
+    """Everything that a run leaves, but for where and with what it ran."""
+    found: dict[str, Any] = {}
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        if path.suffix == ".h5":
+            with h5py.File(path) as file:
+                file.visititems(
+                    lambda key, item: (
+                        found.update({key: item[()].tobytes()}) if isinstance(item, h5py.Dataset) else None
+                    )
+                )
+        elif path.is_file() and name not in ("versions.json", "summary.json", ".lock.guard"):
+            found[name] = path.read_bytes()
+    summary = json.loads((folder / "summary.json").read_text())
+    return found | {"summary": {key: value for key, value in summary.items() if key != "out"}}
+
+
+def test_the_runs_have_something_to_show(runs: dict[str, Path]):
+    """One walker ends at the gate, others run through; frames are recorded; traces have all entries."""
+    summary = json.loads((runs["explore"] / "summary.json").read_text())
+    ends = [walker["end_step"] for walker in summary["walkers"]]
+    assert None in ends and any(end is not None for end in ends), ends
+    candidates = read_structures(runs["explore"] / "candidates.extxyz")
+    assert len(candidates) == summary["recorded"] == sum(walker["recorded"] for walker in summary["walkers"])
+    traces = read_npz(runs["explore"] / "exploration.npz")
+    np.testing.assert_array_equal(traces["step"], np.arange(5, 116, 5))
+    assert traces["force_std_max"].shape == (23, 3) and traces["gate_stop"] == pytest.approx([2.2] * 3)
+    for w, end in enumerate(ends):
+        there = np.isfinite(traces["force_std_max"][:, w])
+        np.testing.assert_array_equal(there, traces["step"] <= (end or 115))
+    assert {path.name for path in runs["explore"].iterdir()} == {
+        *("config.yaml", "versions.json", "inputs.json", "thresholds.json", "summary.json", ".lock.guard"),
+        *("trajectories", "candidates.extxyz", "final.extxyz", "exploration.npz"),
+    }
+
+
+@pytest.mark.parametrize("name", ["explore", "extxyz", "h5md"])
+def test_an_interrupted_run_ends_as_if_it_had_not_been(name, inputs, explorer, runs, tmp_path):
+    """Killed after outputs were written and before the state was, by Ctrl-C, and at the first report."""
+    with pytest.raises(Killed):
+        again(name, inputs, tmp_path / "run", ending(1, Killed), explorer)  # there is no state yet
+    with pytest.raises(Killed):
+        again(name, inputs, tmp_path / "run", ending(3, Killed), explorer)
+    with pytest.raises(KeyboardInterrupt):
+        again(name, inputs, tmp_path / "run", ending(2, KeyboardInterrupt), explorer)
+    progress = Watching(lambda _: None)
+    again(name, inputs, tmp_path / "run", progress, explorer)
+    steps = [fields["n"] for fields in progress.fields]
+    assert steps[0] == 100 and sum(steps) == 115, "two chunks, two more by Ctrl-C, and one of this session"
+    assert {"walkers", "force_std_max"} <= set(progress.fields[0])
+    assert content(tmp_path / "run") == content(runs[name])
+
+
+@pytest.mark.parametrize("name", ["explore", "extxyz", "h5md"])
+def test_a_killed_process_leaves_what_can_be_gone_on_from(name, inputs, explorer, runs, tmp_path):
+    """What lies on the disk at some moment of a run, files that are open included, with further bytes behind them."""
+
+    def look(number: int) -> None:
+        if number == 4:
+            shutil.copytree(tmp_path / "run", tmp_path / "killed")
+
+    again(name, inputs, tmp_path / "run", Watching(look), explorer)
+    killed = tmp_path / "killed"
+    (killed / "lock").unlink()
+    for path in [*killed.glob("trajectories/*"), *killed.glob("thermo.csv"), *killed.glob("traces.*")]:
+        with path.open("ab") as file:
+            file.write(b"2\nbroken")
+    if name == "h5md":
+        with pytest.raises(OSError):
+            h5py.File(killed / "trajectory.h5", "r+")  # as HDF5 says of a file that a writer has left open
+    again(name, inputs, killed, SilentProgress(), explorer)
+    assert content(killed) == content(runs[name])
+    finished = Watching(lambda _: None)
+    again(name, inputs, killed, finished, explorer)  # it is over, and nothing is done again
+    assert finished.fields == [] and content(killed) == content(runs[name])
+
+
+def test_a_run_is_not_taken_for_another(inputs, explorer, tmp_path):
+    with pytest.raises(Killed):
+        again("extxyz", inputs, tmp_path / "run", ending(3, Killed), explorer)
+    other = md_config(inputs, seed=1, thermo={"every": 10}, checkpoint_every=7)
+    with pytest.raises(InputError, match=r"holds a run with another seed, thermo\.every; choose another folder"):
+        run_md(other, tmp_path / "run", committee(), SilentProgress(), explorer)
+    elsewhere = shutil.copytree(inputs, tmp_path / "inputs")
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    config |= {"structures": str(elsewhere / "starts.extxyz"), "potential": str(elsewhere / "potential")}
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(config))
+    (elsewhere / "potential" / "potential.json").write_text('{"trained": "again"}')
+    with pytest.raises(InputError, match="the potential has changed since the run"):
+        run_md(md_config(elsewhere), tmp_path / "run", committee(), SilentProgress(), explorer)
+    (elsewhere / "potential" / "potential.json").write_text("{}")
+    thermo = tmp_path / "run" / "thermo.csv"
+    whole = thermo.read_bytes()
+    thermo.write_bytes(whole[:50])
+    with pytest.raises(InputError, match=r"thermo\.csv lacks what its run had written"):
+        run_md(md_config(elsewhere), tmp_path / "run", committee(), SilentProgress(), explorer)
+    thermo.write_bytes(whole)
+    state = tmp_path / "run" / "state.npz"
+    state.write_bytes(state.read_bytes()[:-100])
+    with pytest.raises(InputError, match=r"state\.npz cannot be read .* begin this run again\.$"):
+        run_md(md_config(elsewhere), tmp_path / "run", committee(), SilentProgress(), explorer)
+
+
+def test_a_folder_of_something_else_is_left_alone(inputs, explorer, tmp_path):
+    (tmp_path / "config.yaml").write_text("name: a campaign")
+    with pytest.raises(InputError, match="holds something else than such a run; choose another folder with --out"):
+        run_md(md_config(inputs), tmp_path, committee(), SilentProgress(), explorer)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+
+
+def test_the_resolved_config_is_one(inputs, runs):
+    for kind, name, config in ((ExploreConfig, "explore", explore_config), (MdConfig, "extxyz", md_config)):
+        assert load_settings(kind, runs[name] / "config.yaml") == config(inputs)
+
+
+def test_h5md_says_what_extended_xyz_says(runs):
+    """Structure as the specification asks for it (H5MD 1.1), content as in the other format."""
+    with (runs["extxyz"] / "thermo.csv").open() as lines:
+        thermo = list(csv.DictReader(lines))
+    with h5py.File(runs["h5md"] / "trajectory.h5") as file:
+        about = file["h5md"]
+        assert list(about.attrs["version"]) == [1, 1] and about["author"].attrs["name"]
+        assert about["creator"].attrs["name"] == b"almlip-jax" and about["creator"].attrs["version"]
+        assert set(file["particles"]) == set(file["observables"]) == {"walker000", "walker001", "walker002"}
+        for w in range(3):
+            frames = read(runs["extxyz"] / "trajectories" / f"{w:03d}.extxyz", ":")
+            group = file[f"particles/walker{w:03d}"]
+            assert group["box"].attrs["dimension"] == 3 and list(group["box"].attrs["boundary"]) == [b"none"] * 3
+            np.testing.assert_array_equal(group["species"], frames[0].numbers)
+            np.testing.assert_allclose(group["mass"], frames[0].get_masses())
+            np.testing.assert_array_equal(group["position/step"], [frame.info["step"] for frame in frames])
+            np.testing.assert_allclose(group["position/time"], [frame.info["time_fs"] for frame in frames])
+            assert group["position/time"].attrs["unit"] == b"fs"
+            velocities = [frame.get_velocities() * FEMTOSECOND for frame in frames]
+            for name, expected, unit in (
+                ("position", [frame.positions for frame in frames], b"Angstrom"),
+                ("velocity", velocities, b"Angstrom fs-1"),
+                ("force", [frame.get_forces() for frame in frames], b"eV Angstrom-1"),
+                ("force_std", [frame.arrays["force_std"] for frame in frames], b"eV Angstrom-1"),
+            ):
+                np.testing.assert_allclose(group[name]["value"], expected, rtol=1e-6, atol=1e-7)
+                assert group[name]["value"].attrs["unit"] == unit
+                assert group[name]["step"] == group["position/step"], "elements of a walker share their steps"
+            seen = file[f"observables/walker{w:03d}"]
+            rows = [row for row in thermo if row[f"temperature_{w}"]]
+            np.testing.assert_array_equal(seen["temperature/step"], [int(row["step"]) for row in rows])
+            for name in ("potential_energy", "temperature", "force_std_max", "bias"):
+                values = [float(row[f"{name}_{w}"]) for row in rows]
+                np.testing.assert_allclose(seen[name]["value"], values, rtol=1e-8)
+            assert np.isnan(seen["volume/value"]).all(), "an open structure has no volume"
+
+
+def test_frames_have_the_energy_and_forces_of_the_mean_potential(runs):
+    depth = float(PARAMS.mean())
+    for frame in read(runs["extxyz"] / "trajectories" / "000.extxyz", ":"):
+        stretch = np.exp(-WIDTH * (frame.get_distance(0, 1) - 1.0))
+        pull = 2 * depth * WIDTH * (1 - stretch) * stretch
+        assert frame.get_potential_energy() == pytest.approx(-2013.0 + depth * (1 - stretch) ** 2, abs=2e-4)
+        assert np.linalg.norm(frame.get_forces()[0]) == pytest.approx(abs(pull), rel=1e-3, abs=1e-4)
+
+
+def test_structures_are_dealt_out_and_fixed_atoms_stay(runs):
+    formulas = [len(frame) for frame in read_structures(runs["extxyz"] / "final.extxyz")]
+    assert formulas == [2, 3, 2]
+    for frame in read(runs["extxyz"] / "trajectories" / "001.extxyz", ":"):
+        np.testing.assert_allclose(frame.positions[1], [0.95, 0, 0], atol=1e-6)
+        assert abs(frame.positions[2] - [0, 0.95, 0]).max() > 1e-4 and not frame.get_momenta()[1].any()
+
+
+def test_memory_and_buffers_of_ungated_dynamics_are_small(inputs):
+    config = md_config(inputs, thresholds=None, trajectory={"every": 7}, thermo={"every": 3})
+    assert config.rule is None and config.dynamics.buffer == 1
+    assert config.dynamics.chunk == 21 and config.dynamics.trace_every == 3 and config.dynamics.trajectory_every == 7
+
+
+def test_npt_writes_volumes_and_cells(tmp_path):
+    corners = [[0, 0, 0], [1.1, 0, 0], [0, 1.1, 0], [0, 0, 1.1]]
+    write_structures(tmp_path / "cell.extxyz", [Atoms("OH3", corners, cell=[7.0, 7.5, 8.0], pbc=True)])
+    config = md_config(
+        tmp_path,
+        "h5md",
+        potential=tmp_path,
+        structures=tmp_path / "cell.extxyz",
+        thresholds=None,
+        exploration={
+            "walkers": [{"temperature": 300, "pressure": 1.0}],
+            "steps": 40,
+            "chunk": 20,
+            "integrator": {"kind": "npt", "barostat_time": 50},
+            "sanity": EXPLORATION["sanity"],
+        },
+        thermo={"every": 10},
+    )
+    potential = committee()
+    potential.cutoff = 2.5
+    summary = run_md(config, tmp_path / "run", potential, SilentProgress())
+    assert summary["walkers"][0]["status"] == Status.COMPLETED.name.lower() and "recorded" not in summary
+    with (tmp_path / "run" / "thermo.csv").open() as lines:
+        rows = list(csv.DictReader(lines))
+    volumes = [float(row["volume_0"]) for row in rows]
+    assert [int(row["step"]) for row in rows] == [10, 20, 30, 40] and rows[3]["time_ps"] == "0.02"
+    assert len(set(volumes)) == 4 and all(row["pressure_0"] for row in rows)
+    with h5py.File(tmp_path / "run" / "trajectory.h5") as file:
+        box = file["particles/walker000/box"]
+        assert list(box.attrs["boundary"]) == [b"periodic"] * 3
+        assert box["edges/step"] == file["particles/walker000/position/step"]
+        np.testing.assert_allclose(np.abs(np.linalg.det(box["edges/value"][()])), volumes, rtol=1e-5)
+        np.testing.assert_allclose(file["observables/walker000/volume/value"], volumes, rtol=1e-8)
+    final = read_structures(tmp_path / "run" / "final.extxyz")[0]
+    assert final.get_volume() == pytest.approx(volumes[-1], rel=1e-5)
+
+
+def test_structures_that_cannot_be_used_are_named(inputs, explorer, tmp_path):
+    write_structures(tmp_path / "gold.extxyz", [Atoms("OH", [[0, 0, 0], [0, 0, 1]]), Atoms("Au")])
+    for name, message in (("gold", r"gold\.extxyz, frame 1: atom 0 is Au"), ("no", r"no\.extxyz cannot be read")):
+        config = md_config(inputs, structures=tmp_path / f"{name}.extxyz")
+        with pytest.raises(InputError, match=message):
+            run_md(config, tmp_path / "run", committee(), SilentProgress(), explorer)
+
+
+# ------------------------------------------------------------------------------------------------------ as users do it
+
+
+MODEL = SharedDensitySettings(cutoff=3.0, radial=4, l_max=0, channels=4, hidden=(8,))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder with a potential that was never trained, structures, and configs."""
+    path = tmp_path_factory.mktemp("work")
+    ensemble = Ensemble(build_model(MODEL, SpeciesTable((6,))), 2)
+    params = jax.tree.map(np.asarray, ensemble.init(jax.random.key(0)))
+    Potential(MODEL, SpeciesTable((6,)), params, {6: -1000.0}).save(path / "potential")
+    frames = [bulk("C", "diamond", a=3.6) for _ in range(12)]
+    for n, frame in enumerate(frames):
+        frame.rattle(0.05, seed=n)
+        frame.calc = SinglePointCalculator(frame, energy=-2000.0, forces=np.full((2, 3), 0.1))
+    write_structures(path / "train.extxyz", frames)
+    write_structures(path / "start.extxyz", frames[:1])
+    common = {"potential": "potential", "structures": "start.extxyz"}
+    loose = {"sanity": {"max_temperature": 1000, "closest_contact": 0.1, "max_force": 1e4}}
+    explore = {
+        "exploration": {
+            **loose,
+            "walkers": [{"temperature": 300, "count": 2}],
+            "steps": 40,
+            "chunk": 20,
+            "trajectory_every": 10,
+            "gate": {"kind": "absolute", "score": "latent_distance"},
+            "admission": {"kind": "farthest"},
+        },
+        "thresholds": {"kind": "conformal", "tolerance": 0.1, "stop_factor": 1e6},
+        "training_set": "train.extxyz",
+        "calibration_set": "train.extxyz",
+    }
+    md = {"exploration": {"walkers": [{"temperature": 300}]}}
+    for name, content in (("explore", explore), ("md", md)):
+        (path / f"{name}.yaml").write_text(yaml.safe_dump({**common, **content}))
+    return path
+
+
+def almlip(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs the program as a user does."""
+    environment = {**os.environ, "ALMLIP_CACHE_DIR": str(folder / "cache"), "COLUMNS": "160"}
+    command = [sys.executable, "-m", "almlip_jax.cli", *arguments]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def test_explore_as_a_user_runs_it(folder):
+    """A gate on novelty with a threshold from true errors, an admission by features: all sets are read."""
+    done = almlip(folder, "explore", "explore.yaml", "--out", "found", "--json", "found.json")
+    assert "latent_distance" in done.stdout and "first departure" in done.stdout and "explore: 40 steps" in done.stderr
+    found = json.loads((folder / "found.json").read_text())
+    assert found == json.loads((folder / "found" / "summary.json").read_text())
+    assert [walker["walker"] for walker in found["walkers"]] == [0, 1] and found["score"] == "latent_distance"
+    assert found["walkers"][0]["departure"] > 0 and found["stop"] == pytest.approx(1e6 * found["record"])
+    assert {"latent_distance", "departed_step"} <= set(read_npz(folder / "found" / "exploration.npz"))
+
+
+@pytest.mark.parametrize(
+    ("command", "changes", "message"),
+    [
+        ("explore", {"training_set": None}, "training_set is missing, which is needed for the novelty score"),
+        ("explore", {"calibration_set": None}, "calibration_set is missing, which is needed for conformal"),
+        ("explore", {"thresholds": {"kind": "calibrated"}}, "thresholds.tolerance: the key is missing"),
+        ("explore", {"potential": "nowhere"}, "nowhere is not a potential"),
+        ("md", {"trajektory": {}}, "unknown key 'trajektory'; did you mean 'trajectory'?"),
+        ("md", {"thermo": {"every": 9973}, "trajectory": {"every": 997}}, "no common multiple up to 20000"),
+        ("md", {"exploration": {"trace_every": 20}}, "exploration.trace_every is not used here; set thermo.every"),
+    ],
+)
+def test_mistakes_are_one_sentence(folder, tmp_path, monkeypatch, command, changes, message):
+    monkeypatch.setattr("almlip_jax.compilation.prepare_jax", lambda _: None)  # this process is not theirs
+    config = yaml.safe_load((folder / f"{command}.yaml").read_text()) | changes
+    (folder / "wrong.yaml").write_text(yaml.safe_dump(config))
+    result = CliRunner().invoke(app, [command, str(folder / "wrong.yaml"), "--out", str(tmp_path / "run")])
+    assert isinstance(result.exception, InputError), result.exception
+    assert message in str(result.exception) and "\n" not in str(result.exception)
+
+
+def test_schemas_of_all_configs():
+    for kind, title in (("campaign", "ExperimentConfig"), ("explore", "ExploreConfig"), ("md", "MdConfig")):
+        done = CliRunner().invoke(app, ["schema", "--of", kind])
+        assert json.loads(done.stdout)["title"] == title
