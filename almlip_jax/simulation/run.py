@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import cached_property
@@ -66,7 +67,7 @@ def run_md(
     return _Md(config, folder, potential, progress, explorer).run()
 
 
-class _Run:
+class _Run(ABC):
     """What both commands share."""
 
     config: SimulationConfig
@@ -161,9 +162,9 @@ class _Run:
         write_json(self.place.thresholds, {"record": found[0], "stop": found[1], "score": score})
         return found
 
+    @abstractmethod
     def outputs(self) -> Sequence[Output]:
         """What is written while walkers run."""
-        raise NotImplementedError
 
     # -- the run ------------------------------------------------------------------------------------------------------
 
@@ -202,9 +203,9 @@ class _Run:
         return {self.settings.gate.score: float(finite.max())} if finite.size else {}
 
     @property
+    @abstractmethod
     def stage(self) -> str:
         """Name of the command."""
-        raise NotImplementedError
 
     # -- after --------------------------------------------------------------------------------------------------------
 
@@ -225,9 +226,11 @@ class _Run:
 
     def write_more(self, found: Exploration) -> None:
         """Writes what one of the commands has beside the other."""
+        return
 
     def clean(self) -> None:
         """Removes what only an unfinished run needs."""
+        return
 
 
 class _Exploration(_Run):

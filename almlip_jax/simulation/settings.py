@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Literal, Self
 
@@ -22,7 +23,7 @@ from almlip_jax.settings import Settings
 _LONGEST_STRIDE = 20_000  # steps; a chunk is at least as long, and nothing is written before it is over
 
 
-class SimulationConfig(Settings):
+class SimulationConfig(Settings, ABC):
     """What both commands take."""
 
     potential: Path
@@ -44,9 +45,9 @@ class SimulationConfig(Settings):
     """Seconds between two states from which an interrupted run goes on; at 0 every chunk ends with one."""
 
     @property
+    @abstractmethod
     def rule(self) -> ThresholdSettings | None:
         """Where the gate's thresholds come from; none where nothing is gated."""
-        raise NotImplementedError
 
     @property
     def dynamics(self) -> ExplorationSettings:
