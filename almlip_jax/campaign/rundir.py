@@ -20,8 +20,8 @@ Layout (rounds are numbered from 0, folders have at least three digits)::
           unfinished_training/  state of the training while it is under way
           potential/         saved Potential
           evaluation.json    test metrics
-          test_predictions.npz  forces_true [n, 3], forces_pred [n, 3], force_std [n], group [n]; energy_true [s],
-                             energy_pred [s], energy_std [s], natoms [s]
+          test_predictions.npz  forces_true [n, 3], forces_pred [n, 3], force_total [n], group [n]; energy_true [s],
+                             energy_pred [s], energy_total [s], natoms [s]
           walkers.npz        sigma and temperature along each walker, thresholds of the gate, recorded frames
           walkers/000.extxyz thinned trajectory of each walker
           pool.extxyz        recorded candidates with their scores
