@@ -262,6 +262,7 @@ class TestRelaxedStarts:
             assert getattr(run.round(0), name).read_bytes() == getattr(study.run.round(0), name).read_bytes()
 
 
+@pytest.mark.slow
 def test_starts_of_a_file_serve_without_geometries(reference: Path, tmp_path: Path) -> None:
     given = reference / "run" / "rounds" / "000" / "dataset.extxyz"
     sections = {

@@ -29,7 +29,7 @@ SPREAD = float(np.std(PARAMS)) / DEPTH  # of the forces, relative to the mean fo
 def relaxer() -> Explorer:
     """Compiled once, for three walkers of up to three atoms."""
     chosen = relaxing(settings(chunk=50), RelaxationSettings(fmax=FMAX, steps=300))
-    return Explorer(morse, SPECIES, CUTOFF, chosen)
+    return Explorer(morse, SPECIES, CUTOFF, chosen, atoms=3)
 
 
 def mean_energy_and_force(atoms: Atoms) -> tuple[float, float]:
@@ -99,10 +99,13 @@ def test_steps_that_do_not_suffice_are_taken_as_far_as_they_go(relaxer: Explorer
     whole = relaxer.settings
     relaxer.settings = whole.model_copy(update={"steps": 3})
     try:
-        found = relax(relaxer, PARAMS, [dimer(1.4), dimer(1.4), water(1.2)], 1e3, Knowledge())
+        found = relax(relaxer, PARAMS, [dimer(1.4)] * 3, 1e3, Knowledge())
     finally:
         relaxer.settings = whole
     assert set(found.status) == {Status.COMPLETED}
+    # smaller structures take the room that the explorer keeps, and the program made for it
+    begun = relaxer.begin(PARAMS, [dimer(1.4)] * 3, (1e3, 1e3), jax.random.key(0))
+    assert begun.state.motion.position.shape == (3, 3, 3)
     assert found.structures[0].get_distance(0, 1) < 1.4
     assert relaxation_summary([*found.status, Status.CONVERGED]) == (
         "3 of 4 relaxations ended early: 3 as their steps were done."
