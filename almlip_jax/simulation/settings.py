@@ -9,7 +9,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from almlip_jax.dynamics import ExplorationSettings
+from almlip_jax.dynamics import ExplorationSettings, RelaxationSettings
 from almlip_jax.dynamics.admission import build_admission
 from almlip_jax.dynamics.thresholds import (
     CalibratedThresholds,
@@ -82,6 +82,8 @@ class ExploreConfig(SimulationConfig):
 
     thresholds: ThresholdSettings = RelativeThresholds()
     """What the gate compares its score with."""
+    relax: RelaxationSettings | None = None
+    """Whether and how far the start structures are relaxed first, with the same gate and sanity."""
 
     @property
     def rule(self) -> ThresholdSettings:
