@@ -12,9 +12,9 @@ from ase import Atoms
 from label_calculators import assert_same_labels
 from pydantic import TypeAdapter, ValidationError
 
+from almlip_jax.cluster import KubernetesSettings, ParslLocalSettings, SlurmSettings, build_provider
 from almlip_jax.errors import InputError
 from almlip_jax.oracles import ExecutorSettings, Labeller, LabelStore, LocalSettings, MDRun, run_label_md
-from almlip_jax.oracles.cluster import KubernetesSettings, ParslLocalSettings, SlurmSettings, build_provider
 from almlip_jax.oracles.sources.calculator import CalculatorSettings
 
 Waters = Callable[..., list[Atoms]]
