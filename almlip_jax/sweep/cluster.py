@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import socket
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
@@ -62,6 +63,8 @@ class ClusterCrew:
     def __init__(self, bench: Bench, executor: ClusterSettings, tell: Callable[[str], None]) -> None:
         self._bench = bench
         self._tell = tell
+        # Parsl submits jobs through subprocesses: between a fork and its exec nothing of jax runs
+        warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
         folder = bench.folder.path.resolve()
         self._arguments = (bench.config.model_dump_json(), str(folder), bench.folder.lock_owner())
         everything = None if executor.accelerators_per_node else 1
