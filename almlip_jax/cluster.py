@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import sys
@@ -253,8 +254,11 @@ class Jobs:
         retries: int = 0,
     ) -> None:
         provider = build_provider(settings)
+        logging.getLogger("parsl").propagate = False  # what matters of its tracebacks, `outcome` says
+        logging.getLogger("parsl").addHandler(logging.NullHandler())
         from parsl import Config, HighThroughputExecutor
         from parsl.dataflow.dflow import DataFlowKernel
+        from parsl.jobs.error_handlers import windowed_error_handler
 
         workers = HighThroughputExecutor(
             label="workers",
@@ -267,6 +271,7 @@ class Jobs:
             heartbeat_period=HEARTBEAT_SECONDS,
             heartbeat_threshold=4 * HEARTBEAT_SECONDS,
             interchange_launch_cmd=[sys.executable, "-c", _INTERCHANGE],
+            block_error_handler=windowed_error_handler,  # gives up when three jobs in a row have failed
         )
         config = Config(
             executors=[workers], retries=retries, run_dir=str(folder), initialize_logging=False, usage_tracking=0

@@ -129,6 +129,11 @@ class SweepConfig(Settings):
             )
         return given
 
+    @field_validator("executor", mode="before")
+    @classmethod
+    def _is_local_unless_said(cls, given: Any) -> Any:
+        return {"kind": "local"} | given if isinstance(given, dict) else given
+
     @field_validator("systems", "selectors")
     @classmethod
     def _names_make_folders(cls, given: dict[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from almlip_jax.sweep.bench import Bench
 from almlip_jax.sweep.cluster import ClusterCrew, run_group
 from almlip_jax.sweep.points import Group, all_points, first_groups, point_groups
 from almlip_jax.sweep.records import SweepDirectory
+from almlip_jax.sweep.settings import ProcessesSettings
 
 
 class Hearing(SilentProgress):
@@ -141,6 +142,7 @@ def test_a_worker_whose_program_was_killed_stops_at_the_next_round(bench, monkey
     assert isinstance(error, InputError) and "not locked by the program that sent this group any more" in str(error)
 
 
-def test_the_old_key_says_what_it_is_now(bench):
+def test_the_old_key_says_what_it_is_now(bench, tmp_path):
     with pytest.raises(ValidationError, match=r"write executor: \{kind: local, processes: 4\}"):
         SweepConfig.model_validate(bench.config.model_dump() | {"processes": 4})
+    assert config_of(tmp_path, executor={"processes": 4}).executor == ProcessesSettings(processes=4)
