@@ -274,7 +274,12 @@ class Jobs:
             block_error_handler=windowed_error_handler,  # gives up when three jobs in a row have failed
         )
         config = Config(
-            executors=[workers], retries=retries, run_dir=str(folder), initialize_logging=False, usage_tracking=0
+            executors=[workers],
+            strategy="htex_auto_scale",  # ends jobs that have nothing to do while others work
+            retries=retries,
+            run_dir=str(folder),
+            initialize_logging=False,
+            usage_tracking=0,
         )
         self._kernel = DataFlowKernel(config)
 

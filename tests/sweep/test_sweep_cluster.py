@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import pytest
 from pydantic import ValidationError
-from tiny_sweep import config_of, sweep, timeless, write_sets
+from tiny_sweep import SECTIONS, config_of, sweep, timeless, write_sets
 
 from almlip_jax import cluster
 from almlip_jax.campaign.progress import Advance, SilentProgress
@@ -56,21 +56,23 @@ def test_a_cluster_gives_the_table_of_one_process_though_a_worker_is_killed(comp
     for name in ("compilation_cache_dir", "persistent_cache_min_compile_time_secs"):  # as `compiled_once`
         monkeypatch.setenv(f"JAX_{name.upper()}", str(jax.config.values[f"jax_{name}"]))
 
+    system = SECTIONS["systems"]["springs"] | {"tests": {"near": "near.extxyz"}}
+
     def changes(name: str, dies_at: int) -> dict[str, Any]:
         parameters = {"calls": str(tmp_path / name), "dies_at": dies_at}
         user = {"kind": "user", "function": "tiny_sweep:mortal", "parameters": parameters}
-        return {"selectors": {"mortal": user}, "side_by_side": 1}
+        return {"systems": {"springs": system}, "selectors": {"mortal": user}, "seeds": 1, "side_by_side": 1}
 
     sweep(tmp_path, tmp_path / "alone", **changes("calls_alone", 0))
     progress = Hearing()
     executor = {"kind": "parsl_local"}
     result = sweep(tmp_path, tmp_path / "out", executor=executor, progress=progress, **changes("calls", 2))
-    assert timeless(tmp_path / "out") == timeless(tmp_path / "alone") and result.complete == 2
-    assert progress.rounds == 2 + 2 * 3
+    assert timeless(tmp_path / "out") == timeless(tmp_path / "alone") and result.complete == 1
+    assert progress.rounds == 1 + 3
     (told,) = progress.told
     assert "springs/mortal/seed0-batch3-ensemble2 goes on in another job" in told and "worker" in told
-    # the selection of two rounds of two points, and once more that of the round in which the worker died
-    assert [(tmp_path / name).stat().st_size for name in ("calls_alone", "calls")] == [4, 5]
+    # the selection of two rounds, and once more that of the round in which the worker died
+    assert [(tmp_path / name).stat().st_size for name in ("calls_alone", "calls")] == [2, 3]
 
 
 @pytest.fixture
