@@ -6,7 +6,6 @@ store.  What a source returns is judged here, so that garbage never becomes a la
 
 from __future__ import annotations
 
-import importlib.metadata
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -81,23 +80,6 @@ class SourceSettings(Settings, ABC):
         Raises:
             InputError: the source cannot be used with these settings.
         """
-
-
-def package_version(package: str, extra: str | None = None) -> str:
-    """The installed version of a package, without importing it.
-
-    Args:
-        package: name of the distribution.
-        extra: the extra of almlip-jax that installs it.
-
-    Raises:
-        InputError: it is not installed.
-    """
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        wanted = package if extra is None else f'"almlip-jax[{extra}]"'
-        raise InputError(f"{package} is not installed; install it with: pip install {wanted}") from None
 
 
 def total_charge(atoms: Atoms) -> int:
