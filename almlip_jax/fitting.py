@@ -22,6 +22,7 @@ from almlip_jax.training import (
     build_trainer,
     plan_capacity,
     reference_energies,
+    validation_part,
 )
 
 
@@ -50,7 +51,8 @@ def fit_potential(
             reference energies.
 
     Returns:
-        the potential, in float64 where jax is set to it, and the history of its training.
+        the potential, in float64 where jax is set to it and calibrated on its validation structures, and the history
+        of its training.
 
     Raises:
         InputError: nothing is labelled, the loss is not finite, or ``start`` is of another architecture.
@@ -75,7 +77,8 @@ def fit_potential(
         checkpoint=checkpoint,
     )
     metadata = {"dataset_size": len(structures), "seed": seed}
-    return Potential(model, species, result.params, references, metadata=metadata, members=ensemble), result
+    potential = Potential(model, species, result.params, references, metadata=metadata, members=ensemble)
+    return potential.calibrated(validation_part(structures, training.validation_fraction)), result
 
 
 def _with_species(

@@ -37,6 +37,7 @@ from almlip_jax.structures.neighbors import largest_neighbor_count
 from almlip_jax.structures.packing import BatchPlan, BatchShape, PackedDataset, bucket, pack, plan_batches, take_batch
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.structures.walkers import WalkerNeighbors, walker_neighbors
+from almlip_jax.uncertainty import force_calibration
 
 _FORMAT = 1
 _BATCH_ATOMS = 256  # atom slots of an evaluation batch: enough to keep a core busy, small enough for few structures
@@ -79,7 +80,7 @@ class Potential:
         species: the elements it knows.
         params: parameters with leading member axis.
         reference_energies: eV by atomic number, added to what the ensemble predicts.
-        calibration: factors and metrics that turn a spread into an expected error, by name.
+        calibration: of the force uncertainty, by name (`calibrated`); empty where it is not known.
         metadata: whatever the maker wants to keep (versions, dataset size, origin); JSON.
         members: settings of the ensemble; by default as many equal models as the parameters hold.
     """
@@ -110,9 +111,25 @@ class Potential:
         """Sum of the reference energies of a structure's atoms, eV."""
         return float(sum(self.reference_energies[int(z)] for z in atoms.numbers))
 
-    def with_calibration(self, calibration: Mapping[str, Any]) -> Potential:
-        """The same potential with another calibration."""
-        return replace(self, calibration=dict(calibration))
+    def calibrated(self, held_out: Sequence[Atoms]) -> Potential:
+        """The same potential, with a calibration of its force uncertainty.
+
+        Args:
+            held_out: structures with forces that it was not trained on; what is said of the uncertainty holds for
+                structures like these.
+
+        Returns:
+            with ``calibration`` the numbers of `uncertainty.force_calibration` of ``force_total``, and the number of
+            ``structures``; without one where fewer than two structures are given, or nothing varies over them.
+        """
+        frames = [atoms for atoms in held_out if atoms.calc is not None and "forces" in atoms.calc.results]
+        if len(frames) < 2:
+            return replace(self, calibration={})
+        found = self.evaluate(frames)
+        errors = np.concatenate([f - a.get_forces() for f, a in zip(found.forces, frames, strict=True)])
+        numbers = force_calibration(errors, np.concatenate(found.force_total))
+        known = {name: float(value) for name, value in numbers.items() if np.isfinite(value)}
+        return replace(self, calibration=known | {"structures": len(frames)} if "slope" in known else {})
 
     def evaluate(
         self,
@@ -348,10 +365,11 @@ class PotentialCalculator(Calculator):
 
     ``results`` also hold ``energy_std``, ``energy_std_per_atom``, ``force_std_mean``, ``force_std_max``,
     ``force_std_rel``, ``max_disagreement`` and the other scores, and ``force_std``, ``force_epistemic`` and
-    ``force_total`` [N], as `ensembles.Committee` defines them.
+    ``force_total`` [N], as `ensembles.Committee` defines them.  Of a calibrated potential, ``force_error`` [N] is the
+    length of the error vector to be expected of each atom: ``force_total`` times the calibration's ``slope``.
     """
 
-    implemented_properties = ["energy", "free_energy", "forces", "stress", *_PER_ATOM, *SCORES]
+    implemented_properties = ["energy", "free_energy", "forces", "stress", "force_error", *_PER_ATOM, *SCORES]
 
     def __init__(self, potential: Potential) -> None:
         super().__init__()
@@ -375,6 +393,8 @@ class PotentialCalculator(Calculator):
             "force_total": found.force_total[0].astype(np.float64),
             **{name: float(values[0]) for name, values in found.scores.items()},
         }
+        if "slope" in self.potential.calibration:
+            self.results["force_error"] = self.potential.calibration["slope"] * self.results["force_total"]
         if self.atoms.pbc.all():
             self.results["stress"] = found.stress[0]
 

@@ -159,7 +159,7 @@ TEMPLATES: dict[str, Template] = {
             "batch_sizes": [20],
             "ensemble_sizes": [4],
             "rounds": 6,
-            "processes": 1,
+            "executor": {"kind": "local", "processes": 1},
             "out": "runs/sweep",
         },
         "sweep",

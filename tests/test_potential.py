@@ -11,6 +11,7 @@ import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
 from ase.calculators.fd import calculate_numerical_forces
+from ase.calculators.singlepoint import SinglePointCalculator
 
 import almlip_jax
 from almlip_jax.ensembles import SCORES, Ensemble
@@ -52,6 +53,24 @@ def test_save_and_load(potential, structures, tmp_path):
     np.testing.assert_array_equal(np.concatenate(a.forces), np.concatenate(b.forces))
     potential.save(tmp_path / "p")  # replaces what is there
     assert not list(tmp_path.glob(".*"))
+
+
+def test_calibration_turns_the_spread_into_the_expected_error(potential, structures):
+    held_out = [frame.copy() for frame in structures[:8]]
+    found = potential.evaluate(held_out)
+    rng = np.random.default_rng(0)
+    for frame, forces, spread in zip(held_out, found.forces, found.force_total, strict=True):
+        noise = rng.normal(size=forces.shape)
+        noise *= 2.5 * spread[:, None] / np.linalg.norm(noise, axis=1, keepdims=True)  # errors 2.5 times the spread
+        frame.calc = SinglePointCalculator(frame, forces=forces + noise)
+    calibrated = potential.calibrated(held_out)
+    assert calibrated.calibration["slope"] == pytest.approx(2.5, rel=1e-5)
+    assert calibrated.calibration["structures"] == 8
+    frame = structures[1].copy()
+    frame.calc = calibrated.calculator()
+    frame.get_forces()
+    np.testing.assert_allclose(frame.calc.results["force_error"], 2.5 * frame.calc.results["force_total"], rtol=1e-5)
+    assert calibrated.calibrated(held_out[:1]).calibration == {}
 
 
 def test_damaged_potentials_are_one_sentence(potential, tmp_path):

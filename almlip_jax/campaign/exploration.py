@@ -1,4 +1,4 @@
-"""Exploration by molecular dynamics as a stage: where walkers start, what the gate compares with, what is written."""
+"""Exploration by molecular dynamics as a stage: what the gate compares with, what is run, what is written."""
 
 from __future__ import annotations
 
@@ -11,17 +11,16 @@ from ase import Atoms
 
 from almlip_jax.campaign.preparation import geometry_key
 from almlip_jax.campaign.rundir import RoundDirectory, write_npz
-from almlip_jax.campaign.settings import MdExploration
+from almlip_jax.campaign.settings import MdExploration, RelaxedStarts
+from almlip_jax.campaign.starts import relaxed_starts, walker_starts, write_starts
 from almlip_jax.campaign.workshop import Workshop
-from almlip_jax.dynamics import Exploration, Knowledge, Status, know
+from almlip_jax.dynamics import Exploration, Knowledge, know
 from almlip_jax.dynamics.knowledge import errors_and_scores, structure_scores
 from almlip_jax.dynamics.thresholds import CalibratedThresholds, ConformalThresholds, resolve_thresholds
 from almlip_jax.ensembles import SCORES
-from almlip_jax.errors import InputError
-from almlip_jax.keys import named_key, numpy_generator
+from almlip_jax.keys import named_key
 from almlip_jax.potential import Potential
 from almlip_jax.structures.io import read_structures, write_structures
-from almlip_jax.units import KB
 
 
 def explore(shop: Workshop, round_index: int, potential: Potential) -> Mapping[str, Any]:
@@ -29,9 +28,11 @@ def explore(shop: Workshop, round_index: int, potential: Potential) -> Mapping[s
     settings = shop.config.exploration
     assert isinstance(settings, MdExploration)
     dataset = shop.dataset(round_index)
-    starts = walker_starts(shop, settings, round_index, dataset)
     knowledge = know(settings, potential, dataset, shop.config.seed, shop.largest_dataset)
     thresholds = gate_thresholds(shop, settings, round_index, dataset, potential, knowledge)
+    starts = walker_starts(shop, settings, round_index, dataset)
+    if isinstance(settings.starts, RelaxedStarts):
+        starts = relaxed_starts(shop, settings, round_index, starts, potential, thresholds[1], knowledge)
     with shop.progress.stage("explore", settings.steps, unit="steps") as advance:
         done = 0
 
@@ -42,9 +43,10 @@ def explore(shop: Workshop, round_index: int, potential: Potential) -> Mapping[s
 
         key = named_key(shop.config.seed, "explore", round_index)
         found = shop.explorer.run(potential.params, starts, thresholds, key, on_chunk, knowledge)
-    shop.note_explorer()
+    shop.note_explorers()
     known = shop.test_keys | {geometry_key(frame) for frame in dataset}
     candidates = [frame for frame in found.recorded if geometry_key(frame) not in known]
+    write_starts(shop.run.round(round_index), starts)
     _write(shop.run.round(round_index), found, candidates, settings.gate.score, thresholds)
     planned = found.steps * len(starts)
     return {
@@ -89,51 +91,6 @@ def gate_thresholds(
     if without_batch and isinstance(rule, CalibratedThresholds | ConformalThresholds):
         return rule.tolerance, rule.stop_factor * rule.tolerance
     return resolve_thresholds(rule, scores, calibration)
-
-
-def walker_starts(shop: Workshop, settings: MdExploration, round_index: int, dataset: Sequence[Atoms]) -> list[Atoms]:
-    """A start structure for each walker.
-
-    Walkers are dealt out to the start geometries in turn.  Each begins at a labelled structure of the same
-    composition, drawn among those whose energy is no higher than a walker of its temperature may have; or, with
-    ``continue_walkers``, where it ended in the round before if it completed that.
-    """
-    geometries = shop.geometries
-    if not geometries:
-        raise InputError("system.structures names no start geometry, which exploration by molecular dynamics needs.")
-    final = _completed(shop.run.round(round_index - 1)) if settings.continue_walkers and round_index > 0 else {}
-    starts = []
-    for walker, temperature in enumerate(settings.temperatures):
-        geometry = geometries[walker % len(geometries)]
-        if walker in final:
-            starts.append(final[walker])
-            continue
-        eligible = _reasonable(dataset, geometry, temperature, settings.start_energy)
-        generator = numpy_generator(shop.config.seed, "start", round_index, walker)
-        starts.append(eligible[int(generator.integers(len(eligible)))] if eligible else geometry)
-    return starts
-
-
-def _reasonable(dataset: Sequence[Atoms], geometry: Atoms, temperature: float, most: float) -> list[Atoms]:
-    """Labelled structures like a start geometry, up to ``most`` times 3/2 N kB T above the lowest of them."""
-    alike = [frame for frame in dataset if _kind(frame) == _kind(geometry)]
-    if not alike:
-        return []
-    energies = np.array([frame.get_potential_energy() for frame in alike])
-    highest = energies.min() + most * 1.5 * len(geometry) * KB * temperature
-    return [frame for frame, energy in zip(alike, energies, strict=True) if energy <= highest]
-
-
-def _kind(atoms: Atoms) -> tuple[Any, ...]:
-    state = (int(atoms.info.get("charge", 0)), int(atoms.info.get("spin", 1)))
-    return (tuple(atoms.numbers), tuple(atoms.pbc), *state)
-
-
-def _completed(folder: RoundDirectory) -> dict[int, Atoms]:
-    """Last frames of the walkers that ran to their end."""
-    path = folder.path / "final.extxyz"
-    frames = read_structures(path) if path.exists() else []
-    return {n: frame for n, frame in enumerate(frames) if frame.info["status"] == Status.COMPLETED.name.lower()}
 
 
 def _steps_run(found: Exploration) -> np.ndarray:

@@ -9,22 +9,23 @@ from __future__ import annotations
 import contextlib
 import errno
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 import yaml
+from ase import Atoms
 
 from almlip_jax.campaign import stages, stopping
 from almlip_jax.campaign.preparation import planned_calls, start_geometries
 from almlip_jax.campaign.progress import Progress, SilentProgress
 from almlip_jax.campaign.report import write_report
 from almlip_jax.campaign.rundir import RunDirectory, write_text, write_versions
-from almlip_jax.campaign.settings import MdExploration, PoolExploration
+from almlip_jax.campaign.settings import ExplorationChoice, MdExploration, PoolExploration, RelaxedStarts
 from almlip_jax.campaign.state import CampaignState, Stage, read_state, write_state
-from almlip_jax.campaign.workshop import Experiment, Workshop
+from almlip_jax.campaign.workshop import Experiment, Workshop, listed_starts
 from almlip_jax.errors import CapacityError, InputError, LabelError
 from almlip_jax.oracles import PendingLabels
 
@@ -239,18 +240,34 @@ def _work(campaign: Campaign) -> Outcome:
 
 def _check(config: Experiment) -> None:
     """Refuses, before any label is paid, what could not work."""
-    geometries = len(start_geometries(config.system))
+    starts = start_geometries(config.system)
+    geometries = len(starts)
     initial, budget = config.initial, config.stopping.max_labels
-    dynamics = bool(initial.md or config.test.md or isinstance(config.exploration, MdExploration))
+    listed = listed_starts(config)
+    explores = isinstance(config.exploration, MdExploration) and not listed
+    dynamics = bool(initial.md or config.test.md or explores)
     if geometries == 0 and (initial.rattle is not None or dynamics):
         raise InputError("system.structures names no start geometry, which rattling and molecular dynamics need.")
     if (initial.from_pool or config.test.from_pool) and not isinstance(config.exploration, PoolExploration):
         raise InputError("from_pool draws from a fixed pool, which only exploration.kind 'pool' has.")
+    _check_relaxed(config.exploration, starts)
     calls = planned_calls(initial, geometries)
     if budget is not None and calls > budget:
         raise InputError(
             f"the initial set needs {calls} label-source calls, more than stopping.max_labels {budget} allows; every "
             "step of the initial MD counts."
+        )
+
+
+def _check_relaxed(exploration: ExplorationChoice, geometries: Sequence[Atoms]) -> None:
+    """Refuses to relax the cells of structures that have none."""
+    if not isinstance(exploration, MdExploration) or not isinstance(exploration.starts, RelaxedStarts):
+        return
+    cell = exploration.starts.cell
+    if cell != "fixed" and not all(start.pbc.all() for start in geometries):
+        raise InputError(
+            f"exploration.starts.cell '{cell}' relaxes cells, but a structure of system.structures is not periodic in "
+            "three directions; keep the cell fixed."
         )
 
 

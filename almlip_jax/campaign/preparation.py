@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
+from ase.data import chemical_symbols
 
 from almlip_jax.campaign.settings import (
     InitialSettings,
@@ -48,6 +49,44 @@ def pool_frames(pool: PoolExploration, system: SystemSettings) -> list[Atoms]:
 def bare_frames(path: Path, system: SystemSettings) -> list[Atoms]:
     """The structures of a file with charge and spin, and nothing else that the file says of them."""
     return [_bare(frame, system) for frame in read_structures(path)]
+
+
+def start_list(path: Path, system: SystemSettings, known: Sequence[Atoms]) -> list[Atoms]:
+    """The structures of a file that walkers start at, with charge and spin, without their labels.
+
+    Args:
+        path: the file.
+        system: charge and spin of structures that do not say.
+        known: start geometries and structures that are labelled whatever happens.
+
+    Raises:
+        InputError: a structure holds an element that no known one holds, or has another charge or spin than one of
+            its composition.
+    """
+    elements = {int(number) for frame in known for number in frame.numbers}
+    states: dict[str, tuple[int, int]] = {}
+    for frame in known:
+        states.setdefault(frame.get_chemical_formula(), electronic_state(frame))
+    frames = bare_frames(path, system)
+    for number, frame in enumerate(frames):
+        strange = sorted({int(z) for z in frame.numbers} - elements)
+        if strange:
+            raise InputError(
+                f"{path}, frame {number} holds {', '.join(chemical_symbols[z] for z in strange)}, which no start "
+                "geometry and no structure of initial.dataset holds; leave it out, or give labels with this element."
+            )
+        formula, state = frame.get_chemical_formula(), electronic_state(frame)
+        if states.setdefault(formula, state) != state:
+            raise InputError(
+                f"{path}, frame {number} ({formula}) has charge and spin {state}, but others of its composition have "
+                f"{states[formula]}, which a potential cannot tell apart; leave it out, or begin a campaign for it."
+            )
+    return frames
+
+
+def electronic_state(atoms: Atoms) -> tuple[int, int]:
+    """Total charge in e and multiplicity 2S+1 of a structure."""
+    return int(atoms.info.get("charge", 0)), int(atoms.info.get("spin", 1))
 
 
 def labelled_frames(path: Path, system: SystemSettings) -> list[Atoms]:

@@ -181,7 +181,7 @@ def _parity(found: Mapping[str, np.ndarray]) -> go.Figure:
 def _reliability(found: Mapping[str, np.ndarray]) -> go.Figure:
     figure = go.Figure()
     errors = found["forces_pred"] - found["forces_true"]
-    sigma = np.maximum(found["force_std"], 1e-12) / np.sqrt(3.0)
+    sigma = np.maximum(found["force_total"], 1e-12) / np.sqrt(3.0)
     for color, group in zip(_COLORS, sorted(set(found["group"].tolist())), strict=False):
         rows = found["group"] == group
         expected, observed = reliability(errors[rows].ravel(), np.repeat(sigma[rows], 3))

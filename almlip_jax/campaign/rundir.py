@@ -20,8 +20,9 @@ Layout (rounds are numbered from 0, folders have at least three digits)::
           unfinished_training/  state of the training while it is under way
           potential/         saved Potential
           evaluation.json    test metrics
-          test_predictions.npz  forces_true [n, 3], forces_pred [n, 3], force_std [n], group [n]; energy_true [s],
-                             energy_pred [s], energy_std [s], natoms [s]
+          test_predictions.npz  forces_true [n, 3], forces_pred [n, 3], force_total [n], group [n]; energy_true [s],
+                             energy_pred [s], energy_total [s], natoms [s]
+          starts.extxyz      start structure of each walker
           walkers.npz        sigma and temperature along each walker, thresholds of the gate, recorded frames
           walkers/000.extxyz thinned trajectory of each walker
           pool.extxyz        recorded candidates with their scores
@@ -130,6 +131,11 @@ class RoundDirectory:
     def test_predictions(self) -> Path:
         """Predicted and true energies and forces on the test set (npz; keys in the module's docstring)."""
         return self.path / "test_predictions.npz"
+
+    @property
+    def starts(self) -> Path:
+        """Start structure of each walker, and what became of its relaxation (extxyz)."""
+        return self.path / "starts.extxyz"
 
     @property
     def walkers(self) -> Path:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from almlip_jax.dynamics import ExplorationSettings
+from almlip_jax.dynamics import ExplorationSettings, RelaxationSettings
 from almlip_jax.dynamics.thresholds import RelativeThresholds, ThresholdSettings, check_thresholds
 from almlip_jax.score_names import ScoreName as Score
 from almlip_jax.selection import SelectorSettings, TopKSettings
@@ -106,6 +106,37 @@ class TestSettings(Settings):
     """Structures drawn at random from the pool, taken out of it and labelled; group ``pool``."""
 
 
+class LabelledStarts(Settings):
+    """Walkers start at labelled structures of the composition of a start geometry, drawn at random in each round."""
+
+    kind: Literal["labelled"] = "labelled"
+    energy: float = Field(default=2.0, gt=0)
+    """Labelled structures serve as starts up to this many times the thermal energy 3/2 N kB T above the lowest."""
+
+
+class RelaxedStarts(RelaxationSettings):
+    """Labelled structures, drawn in the same way, are first relaxed with the ensemble, all walkers at once.
+
+    A relaxation that goes beyond the stop threshold or is unphysical ends, and the frame before is the start.
+    """
+
+    kind: Literal["relaxed"]
+    energy: float = Field(default=2.0, gt=0)
+    """Labelled structures are relaxed up to this many times the thermal energy 3/2 N kB T above the lowest."""
+
+
+class FileStarts(Settings):
+    """The structures of a file, dealt out to the walkers in turn; each round goes on where the one before ended."""
+
+    kind: Literal["file"]
+    path: Path
+    """Labelled or unlabelled structures; labels are ignored."""
+
+
+StartSettings = Annotated[LabelledStarts | RelaxedStarts | FileStarts, Field(discriminator="kind")]
+"""Where walkers start; the field ``kind`` decides."""
+
+
 class MdExploration(ExplorationSettings):
     """Candidates from gated molecular dynamics with the ensemble."""
 
@@ -113,9 +144,19 @@ class MdExploration(ExplorationSettings):
     """What the gate compares its score with."""
     continue_walkers: bool = False
     """Whether a walker that ran to its end goes on from there in the next round; others, and all where this is false,
-    begin at labelled structures."""
-    start_energy: float = Field(default=2.0, gt=0)
-    """Labelled structures serve as starts up to this many times the thermal energy 3/2 N kB T above the lowest."""
+    begin anew."""
+    starts: StartSettings = LabelledStarts()
+    """Where walkers begin anew."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _start_energy_has_moved(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "start_energy" in data:
+            raise ValueError(
+                "unknown key 'start_energy'; it is now 'energy' of starts: "
+                f"{{kind: labelled, energy: {data['start_energy']}}}."
+            )
+        return data
 
     @model_validator(mode="after")
     def _thresholds_suit_the_score(self) -> Self:

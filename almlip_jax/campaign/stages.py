@@ -27,7 +27,7 @@ from almlip_jax.keys import named_key
 from almlip_jax.oracles import LabelResult
 from almlip_jax.potential import Evaluated, Potential
 from almlip_jax.structures.io import read_structures, write_structures
-from almlip_jax.training import EpochReport, TrainingResult, checkpoint, reference_energies
+from almlip_jax.training import EpochReport, TrainingResult, checkpoint, reference_energies, validation_part
 
 Results = Mapping[str, Any]
 """Fields of the round's record that a stage found out."""
@@ -96,6 +96,7 @@ def _train_on(shop: Workshop, round_index: int, dataset: Sequence[Atoms]) -> Pot
         reference_energies=references,
         metadata={"campaign": shop.config.name, "round": round_index, "dataset_size": len(dataset)},
     )
+    potential = potential.calibrated(validation_part(dataset, settings.validation_fraction))
     potential.save(folder.potential)
     checkpoint.discard(folder.unfinished_training)
     return shop.keep(round_index, potential)
@@ -146,11 +147,11 @@ def _predictions(structures: Sequence[Atoms], found: Evaluated) -> dict[str, np.
     return {
         "forces_true": np.concatenate([atoms.get_forces() for atoms in structures]),
         "forces_pred": np.concatenate(found.forces),
-        "force_std": np.concatenate(found.force_std),
+        "force_total": np.concatenate(found.force_total),
         "group": np.repeat([atoms.info["group"] for atoms in structures], sizes),
         "energy_true": np.array([atoms.get_potential_energy() for atoms in structures]),
         "energy_pred": found.energy,
-        "energy_std": found.scores["energy_std"],
+        "energy_total": found.scores["energy_total"],
         "natoms": sizes,
     }
 

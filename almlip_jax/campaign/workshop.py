@@ -25,21 +25,24 @@ from almlip_jax.campaign.preparation import (
     pool_frames,
     split_pool,
     start_geometries,
+    start_list,
 )
 from almlip_jax.campaign.progress import Advance, Progress
 from almlip_jax.campaign.rundir import RunDirectory
 from almlip_jax.campaign.settings import (
     ExplorationChoice,
+    FileStarts,
     InitialSettings,
     MdExploration,
     PoolExploration,
+    RelaxedStarts,
     SelectionSettings,
     StoppingSettings,
     SystemSettings,
     TestSettings,
 )
 from almlip_jax.campaign.state import CampaignState
-from almlip_jax.dynamics import Explorer
+from almlip_jax.dynamics import ExplorationSettings, Explorer, relaxing
 from almlip_jax.ensembles import AnyEnsemble, build_ensemble
 from almlip_jax.errors import CapacityError
 from almlip_jax.models import ModelSettings, Params
@@ -192,6 +195,11 @@ class Workshop:
         return split_pool(len(self.pool), config.initial.from_pool, config.test.from_pool, config.seed)
 
     @cached_property
+    def start_list(self) -> list[Atoms]:
+        """The structures of the file that walkers start at; none where they start elsewhere."""
+        return listed_starts(self.config)
+
+    @cached_property
     def species(self) -> SpeciesTable:
         """Every element in any input of the campaign."""
         given = [file.path for file in self.config.test.files]
@@ -238,7 +246,17 @@ class Workshop:
         """Runs walkers; with the neighbour capacity that was needed before."""
         settings = self.config.exploration
         assert isinstance(settings, MdExploration)
-        known = self.measured.get("explorer", {})
+        return self._explorer("explorer", settings)
+
+    @cached_property
+    def relaxer(self) -> Explorer:
+        """Relaxes their starts, likewise."""
+        settings = self.config.exploration
+        assert isinstance(settings, MdExploration) and isinstance(settings.starts, RelaxedStarts)
+        return self._explorer("relaxer", relaxing(settings, settings.starts))
+
+    def _explorer(self, name: str, settings: ExplorationSettings) -> Explorer:
+        known = self.measured.get(name, {})
         images = known.get("images")
         return Explorer(
             self.ensemble.predict,
@@ -247,12 +265,16 @@ class Workshop:
             settings,
             capacity=known.get("capacity"),
             images=None if images is None else tuple(images),
+            atoms=max((len(frame) for frame in self.start_list), default=0),
             dtype=np.dtype(self.config.precision),
         )
 
-    def note_explorer(self) -> None:
-        """Remembers the capacities that the explorer has come to."""
-        self.measured["explorer"] = {"capacity": self.explorer.capacity, "images": self.explorer.images}
+    def note_explorers(self) -> None:
+        """Remembers the capacities that explorer and relaxer have come to."""
+        for name in ("explorer", "relaxer"):
+            used: Explorer | None = self.__dict__.get(name)
+            if used is not None:
+                self.measured[name] = {"capacity": used.capacity, "images": used.images}
 
     @cached_property
     def selector(self) -> Selector:
@@ -300,7 +322,7 @@ class Workshop:
         known = _capacity_from(self.measured.get("training"))
         if known is not None and known.structures > self.largest_dataset:
             return known
-        typical = [*self.dataset(0), *self.geometries, *self.pool]
+        typical = [*self.dataset(0), *self.geometries, *self.pool, *self.start_list]
         planned = plan_capacity(typical, self.ensemble.cutoff, self.config.training, self.largest_dataset)
         return planned if known is None else _larger(planned, known)
 
@@ -376,6 +398,17 @@ class Workshop:
     @cached_property
     def _potentials(self) -> dict[int, Potential]:
         return {}
+
+
+def listed_starts(config: Experiment) -> list[Atoms]:
+    """The structures of the file that walkers start at, checked; none where they start elsewhere."""
+    exploration = config.exploration
+    if not isinstance(exploration, MdExploration) or not isinstance(exploration.starts, FileStarts):
+        return []
+    given = config.initial.dataset
+    known = start_geometries(config.system)
+    known += [] if given is None else labelled_frames(given, config.system)
+    return start_list(exploration.starts.path, config.system, known)
 
 
 def _capacity_from(measured: Mapping[str, Any] | None) -> Capacity | None:

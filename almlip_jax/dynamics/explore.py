@@ -59,6 +59,7 @@ class Explorer:
         settings: of the exploration.
         capacity: neighbour slots that an earlier run found necessary, so that this one computes with the same shapes.
         images: cell images searched, likewise.
+        atoms: least room for the atoms of a walker, so that smaller structures need no other program.
         dtype: float32 or float64.
     """
 
@@ -71,6 +72,7 @@ class Explorer:
         *,
         capacity: int | None = None,
         images: tuple[int, int, int] | None = None,
+        atoms: int = 0,
         dtype: np.dtype | type = np.float32,
     ) -> None:
         self.species = species
@@ -78,6 +80,7 @@ class Explorer:
         self.settings = settings
         self.capacity = capacity
         self.images = images
+        self.atoms = atoms
         self.dtype = np.dtype(dtype)
         # traced once for the first evaluation and the loop
         self._evaluate: Evaluate = jax.jit(blocked(evaluate))
@@ -179,7 +182,7 @@ class Explorer:
         self, starts: Sequence[Atoms], thresholds: Thresholds, key: jax.Array, known: Knowledge
     ) -> tuple[State, Setup, Loop]:
         s = self.settings
-        layout = _Layout.of(starts, self.species)
+        layout = _Layout.of(starts, self.species, self.atoms)
         walkers, atoms = layout.mask.shape
         find = looks_for_fragments(s.sanity, layout.pbc, atoms)
         loop = self.loop(find)
@@ -476,7 +479,7 @@ class Session:
 
 @dataclass(frozen=True)
 class _Layout:
-    """Start structures side by side, padded to the largest."""
+    """Start structures side by side, padded to the largest, or to more."""
 
     numbers: np.ndarray
     species: np.ndarray
@@ -487,8 +490,8 @@ class _Layout:
     pbc: np.ndarray
 
     @classmethod
-    def of(cls, starts: Sequence[Atoms], table: SpeciesTable) -> _Layout:
-        walkers, atoms = len(starts), max(len(a) for a in starts)
+    def of(cls, starts: Sequence[Atoms], table: SpeciesTable, room: int) -> _Layout:
+        walkers, atoms = len(starts), max(room, *(len(a) for a in starts))
         numbers, species = np.zeros((walkers, atoms), np.int32), np.zeros((walkers, atoms), np.int32)
         mask, masses = np.zeros((walkers, atoms), bool), np.ones((walkers, atoms))
         positions = np.zeros((walkers, atoms, 3))

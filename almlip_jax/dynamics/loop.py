@@ -338,9 +338,7 @@ class Loop:
         decision, gate = self._decide(state, setup, observables, visited)
         recorder, admission, full = self._record(state, setup, decision, prediction, graph, frames)
         ends, again = self._ended(state, setup, observables, decision, full, frames.force_std, moved, at)
-        # an unphysical walker stays at its last good frame
-        kept = state.running & (decision != int(Decision.UNPHYSICAL))
-        motion = _choose(kept, moved, state.motion)
+        motion = _choose(state.running & ~self._stays(decision), moved, state.motion)
         motion, snapshots = self._rewound(state, setup, motion, decision, again, at)
         new = State(
             motion=motion,
@@ -356,6 +354,13 @@ class Loop:
         # a refused Monte Carlo trial is where it was, and what was evaluated does not belong to it
         shown = _Shown(state.running, state.running & visited, observables, committee, frames, moved, done.bias)
         return new, self._trace(traces, new.step - first, shown)
+
+    def _stays(self, decision: jax.Array) -> jax.Array:
+        """Which walkers [W] stay at their last good frame: unphysical ones, and relaxations that the gate ends."""
+        stays = decision == int(Decision.UNPHYSICAL)
+        if self.integrator.retreats:
+            stays = stays | (decision == int(Decision.STOP)) | (decision == int(Decision.LEAVE))
+        return stays
 
     def moved(self, params: Params, state: State, setup: Setup, at: Moment, *, relist: bool = True) -> Moved:
         """The mechanical part of a step, with its one evaluation.

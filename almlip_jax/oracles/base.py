@@ -6,8 +6,8 @@ store.  What a source returns is judged here, so that garbage never becomes a la
 
 from __future__ import annotations
 
-import importlib.metadata
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -39,7 +39,7 @@ LabelSource = Callable[[Atoms], Results]
 """A built label source: `Results` of a structure, or `LabelError`.  Earlier calls leave no trace in later ones."""
 
 
-class SourceSettings(Settings):
+class SourceSettings(Settings, ABC):
     """What every label source is told, whatever its kind.
 
     The fields declared here say how a label is obtained and judged, not what is calculated, and are therefore no part
@@ -65,38 +65,21 @@ class SourceSettings(Settings):
         """The settings that decide what a label is, as plain data; part of every label's identity."""
         return self.model_dump(mode="json", exclude=set(SourceSettings.model_fields))
 
+    @abstractmethod
     def version(self) -> str:
         """The version of the code or data behind the source; part of every label's identity.
 
         Raises:
             InputError: the code or data is not there.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def build(self) -> LabelSource:
         """The source as a function; called once in every worker process.
 
         Raises:
             InputError: the source cannot be used with these settings.
         """
-        raise NotImplementedError
-
-
-def package_version(package: str, extra: str | None = None) -> str:
-    """The installed version of a package, without importing it.
-
-    Args:
-        package: name of the distribution.
-        extra: the extra of almlip-jax that installs it.
-
-    Raises:
-        InputError: it is not installed.
-    """
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        wanted = package if extra is None else f'"almlip-jax[{extra}]"'
-        raise InputError(f"{package} is not installed; install it with: pip install {wanted}") from None
 
 
 def total_charge(atoms: Atoms) -> int:

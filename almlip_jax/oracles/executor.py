@@ -20,15 +20,10 @@ from typing import Annotated, Any, Literal, Protocol, Self
 from ase import Atoms
 from pydantic import Field
 
+from almlip_jax.cluster import ClusterSettings
 from almlip_jax.errors import InputError
 from almlip_jax.oracles.base import Label, SourceSettings, bare
-from almlip_jax.oracles.cluster import (
-    ClusterBackend,
-    KubernetesSettings,
-    ParslLocalSettings,
-    PBSSettings,
-    SlurmSettings,
-)
+from almlip_jax.oracles.cluster import ClusterBackend
 from almlip_jax.oracles.identity import identifier
 from almlip_jax.oracles.processes import WorkerProcess, as_finished, ask_patiently
 from almlip_jax.oracles.sources.external import ExternalSettings, export_request, import_results
@@ -51,9 +46,7 @@ class LocalSettings(Settings):
     """Threads of the label source in each process; only with 1 do labels come out the same to the last bit."""
 
 
-ExecutorSettings = Annotated[
-    LocalSettings | SlurmSettings | PBSSettings | KubernetesSettings | ParslLocalSettings, Field(discriminator="kind")
-]
+ExecutorSettings = Annotated[LocalSettings | ClusterSettings, Field(discriminator="kind")]
 """Where labels are calculated; the field ``kind`` decides."""
 
 
@@ -141,7 +134,7 @@ class ProcessBackend:
             self._idle.put(worker)
 
 
-def build_backend(oracle: SourceSettings, executor: Settings, spool: Path) -> Backend:
+def build_backend(oracle: SourceSettings, executor: ExecutorSettings, spool: Path) -> Backend:
     """The backend that these settings describe."""
     if oracle.in_process:
         return InlineBackend(oracle)
@@ -165,7 +158,7 @@ class Labeller:
         executor: where to calculate; local processes by default.
     """
 
-    def __init__(self, oracle: SourceSettings, store: LabelStore, executor: Settings | None = None) -> None:
+    def __init__(self, oracle: SourceSettings, store: LabelStore, executor: ExecutorSettings | None = None) -> None:
         self.oracle = oracle
         self.store = store
         self.identity = identifier(oracle)
@@ -271,7 +264,7 @@ def label_structures(
     oracle: SourceSettings,
     store: LabelStore,
     *,
-    executor: Settings | None = None,
+    executor: ExecutorSettings | None = None,
     provenance: Provenance | Sequence[Provenance],
     on_label: Callable[[LabelResult], object] | None = None,
 ) -> list[LabelResult]:

@@ -26,26 +26,37 @@ FeatureName = Literal["latent", "last_layer_gradient"]
 """Names of the feature maps of a potential."""
 
 
+class _ByScore(Settings):
+    score: ScoreName = "force_std_mean"
+    """Which score."""
+
+
+class _ByFeatures(Settings):
+    features: FeatureName = "last_layer_gradient"
+    """Which feature map stands for a structure."""
+
+
+class _ByDesign(_ByFeatures):
+    sigma: float = Field(default=1e-3, ge=1e-6)
+    """Noise, relative to features of mean square norm 1; below 1e-6, float64 does not resolve it."""
+
+
 class RandomSettings(Settings):
     """Uniformly at random."""
 
     kind: Literal["random"] = "random"
 
 
-class TopKSettings(Settings):
+class TopKSettings(_ByScore):
     """The highest scores."""
 
     kind: Literal["top_k"] = "top_k"
-    score: ScoreName = "force_std_mean"
-    """Which score."""
 
 
-class EntropySettings(Settings):
+class EntropySettings(_ByScore):
     """The largest entropies of a Gaussian whose standard deviation is a score."""
 
     kind: Literal["entropy"] = "entropy"
-    score: ScoreName = "force_std_mean"
-    """The standard deviation."""
 
 
 class RecalibratedSettings(Settings):
@@ -66,114 +77,80 @@ class RecalibratedSettings(Settings):
         return self
 
 
-class MaxDistSettings(Settings):
+class MaxDistSettings(_ByFeatures):
     """Farthest points from everything labelled or chosen."""
 
     kind: Literal["max_dist"] = "max_dist"
-    features: FeatureName = "last_layer_gradient"
-    """In which features distance is measured."""
 
 
-class LcmdSettings(Settings):
+class LcmdSettings(_ByFeatures):
     """The farthest point of the largest cluster around what is labelled or chosen."""
 
     kind: Literal["lcmd"] = "lcmd"
-    features: FeatureName = "last_layer_gradient"
-    """In which features distance is measured."""
 
 
-class KmeansPpSettings(Settings):
+class KmeansPpSettings(_ByFeatures):
     """At random, with probability proportional to the square distance from everything labelled or chosen."""
 
     kind: Literal["kmeans_pp"] = "kmeans_pp"
-    features: FeatureName = "last_layer_gradient"
-    """In which features distance is measured."""
 
 
-class KmeansFpsSettings(Settings):
+class KmeansFpsSettings(_ByFeatures):
     """Farthest points inside the clusters of the pool, which take turns."""
 
     kind: Literal["kmeans_fps"] = "kmeans_fps"
-    features: FeatureName = "last_layer_gradient"
-    """In which features distance is measured."""
     clusters: int = Field(default=15, ge=1)
     """Number of clusters."""
     iterations: int = Field(default=25, ge=0)
     """Rounds of k-means."""
 
 
-class MaxDetSettings(Settings):
+class MaxDetSettings(_ByDesign):
     """Greedy D-optimal design given everything labelled."""
 
     kind: Literal["max_det"] = "max_det"
-    features: FeatureName = "last_layer_gradient"
-    """Rows of the design matrix."""
-    sigma: float = Field(default=1e-3, ge=1e-6)
-    """Regularisation, relative to features of mean square norm 1; below 1e-6, float64 does not resolve it."""
 
 
-class BaitSettings(Settings):
+class BaitSettings(_ByDesign):
     """Greedy design that lowers most the mean posterior variance over labelled structures and pool."""
 
     kind: Literal["bait"] = "bait"
-    features: FeatureName = "last_layer_gradient"
-    """Rows of the design matrix."""
-    sigma: float = Field(default=1e-3, ge=1e-6)
-    """Noise, relative to features of mean square norm 1."""
 
 
-class FrankWolfeSettings(Settings):
+class FrankWolfeSettings(_ByDesign):
     """A sparse weighted sum that stands for the whole pool."""
 
     kind: Literal["frank_wolfe"] = "frank_wolfe"
-    features: FeatureName = "last_layer_gradient"
-    """Of which the sum is taken."""
-    sigma: float = Field(default=1e-3, ge=1e-6)
-    """Noise, relative to features of mean square norm 1."""
 
 
-class DppSettings(Settings):
+class DppSettings(_ByDesign):
     """A sample of a determinantal point process: at random, and diverse."""
 
     kind: Literal["dpp"] = "dpp"
-    features: FeatureName = "last_layer_gradient"
-    """Rows whose kernel decides."""
-    sigma: float = Field(default=1e-3, ge=1e-6)
-    """Noise, relative to features of mean square norm 1."""
 
 
-class MaxvolSettings(Settings):
+class MaxvolSettings(_ByFeatures):
     """What enters the active set of largest volume of everything labelled."""
 
     kind: Literal["maxvol"] = "maxvol"
-    features: FeatureName = "last_layer_gradient"
-    """Rows of the active set."""
     threshold: float = Field(default=1.001, gt=1)
     """Grade above which a candidate enters."""
     epsilon: float = Field(default=1e-5, gt=0)
     """Size of the rows for directions that nothing spans, relative to features of mean square norm 1."""
 
 
-class HybridSettings(Settings):
+class HybridSettings(_ByScore, _ByFeatures):
     """Greedy in a weighted sum of uncertainty and diversity."""
 
     kind: Literal["hybrid"] = "hybrid"
-    score: ScoreName = "force_std_mean"
-    """Of uncertainty."""
-    features: FeatureName = "last_layer_gradient"
-    """In which diversity is measured."""
     alpha: float = Field(default=0.6, ge=0, le=1)
     """Weight of uncertainty."""
 
 
-class AdaptiveSettings(Settings):
+class AdaptiveSettings(_ByScore, _ByFeatures):
     """As hybrid, with a weight that follows measured progress."""
 
     kind: Literal["adaptive"] = "adaptive"
-    score: ScoreName = "force_std_mean"
-    """Of uncertainty."""
-    features: FeatureName = "last_layer_gradient"
-    """In which diversity is measured."""
     alpha: float = Field(default=0.3, ge=0, le=1)
     """Weight of uncertainty before any progress was measured."""
 

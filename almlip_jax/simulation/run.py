@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import cached_property
@@ -21,7 +22,17 @@ from numpy.typing import ArrayLike
 
 from almlip_jax.campaign.progress import Progress
 from almlip_jax.campaign.rundir import read_json, write_json, write_npz, write_versions
-from almlip_jax.dynamics import Exploration, ExplorationSettings, Explorer, Knowledge, Session, know
+from almlip_jax.dynamics import (
+    Exploration,
+    ExplorationSettings,
+    Explorer,
+    Knowledge,
+    Session,
+    know,
+    relax,
+    relaxation_summary,
+    relaxing,
+)
 from almlip_jax.dynamics.integrators import build_integrator
 from almlip_jax.dynamics.knowledge import errors_and_scores, structure_scores
 from almlip_jax.dynamics.loop import Traces
@@ -66,7 +77,7 @@ def run_md(
     return _Md(config, folder, potential, progress, explorer).run()
 
 
-class _Run:
+class _Run(ABC):
     """What both commands share."""
 
     config: SimulationConfig
@@ -139,7 +150,12 @@ class _Run:
         known = know(self.settings, self.potential, self.training_set, self.config.seed)
         thresholds = self.thresholds(known, begun)
         key = named_key(self.config.seed, "explore")
-        return self.explorer.begin(self.potential.params, self.starts, thresholds, key, known)
+        starts = self.first_structures(thresholds, known)
+        return self.explorer.begin(self.potential.params, starts, thresholds, key, known)
+
+    def first_structures(self, thresholds: tuple[float, float], known: Knowledge) -> list[Atoms]:
+        """Where walkers begin: at their start structures, or at something made of them."""
+        return self.starts
 
     def thresholds(self, known: Knowledge, begun: bool) -> tuple[float, float]:
         """Those of the gate; an interrupted run has them already."""
@@ -161,9 +177,9 @@ class _Run:
         write_json(self.place.thresholds, {"record": found[0], "stop": found[1], "score": score})
         return found
 
+    @abstractmethod
     def outputs(self) -> Sequence[Output]:
         """What is written while walkers run."""
-        raise NotImplementedError
 
     # -- the run ------------------------------------------------------------------------------------------------------
 
@@ -202,9 +218,9 @@ class _Run:
         return {self.settings.gate.score: float(finite.max())} if finite.size else {}
 
     @property
+    @abstractmethod
     def stage(self) -> str:
         """Name of the command."""
-        raise NotImplementedError
 
     # -- after --------------------------------------------------------------------------------------------------------
 
@@ -225,13 +241,28 @@ class _Run:
 
     def write_more(self, found: Exploration) -> None:
         """Writes what one of the commands has beside the other."""
+        return
 
     def clean(self) -> None:
         """Removes what only an unfinished run needs."""
+        return
 
 
 class _Exploration(_Run):
+    config: ExploreConfig
     stage = "explore"
+
+    def first_structures(self, thresholds: tuple[float, float], known: Knowledge) -> list[Atoms]:
+        """The start structures, relaxed where asked for; an interrupted run relaxes them again, to the same bits."""
+        if self.config.relax is None:
+            return self.starts
+        settings = relaxing(self.settings, self.config.relax)
+        potential = self.potential
+        relaxer = Explorer(potential.ensemble.predict, potential.species, potential.cutoff, settings, dtype=self.dtype)
+        with self.progress.stage("relax"):
+            found = relax(relaxer, potential.params, self.starts, thresholds[1], known)
+        self.progress.message(relaxation_summary(found.status) or "all start structures are relaxed.")
+        return found.structures
 
     @cached_property
     def trajectories(self) -> ExtxyzTrajectories:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from almlip_jax.dynamics import ExplorationSettings
+from almlip_jax.dynamics import ExplorationSettings, RelaxationSettings
 from almlip_jax.dynamics.admission import build_admission
 from almlip_jax.dynamics.thresholds import (
     CalibratedThresholds,
@@ -22,7 +23,7 @@ from almlip_jax.settings import Settings
 _LONGEST_STRIDE = 20_000  # steps; a chunk is at least as long, and nothing is written before it is over
 
 
-class SimulationConfig(Settings):
+class SimulationConfig(Settings, ABC):
     """What both commands take."""
 
     potential: Path
@@ -44,9 +45,9 @@ class SimulationConfig(Settings):
     """Seconds between two states from which an interrupted run goes on; at 0 every chunk ends with one."""
 
     @property
+    @abstractmethod
     def rule(self) -> ThresholdSettings | None:
         """Where the gate's thresholds come from; none where nothing is gated."""
-        raise NotImplementedError
 
     @property
     def dynamics(self) -> ExplorationSettings:
@@ -81,6 +82,8 @@ class ExploreConfig(SimulationConfig):
 
     thresholds: ThresholdSettings = RelativeThresholds()
     """What the gate compares its score with."""
+    relax: RelaxationSettings | None = None
+    """Whether and how far the start structures are relaxed first, with the same gate and sanity."""
 
     @property
     def rule(self) -> ThresholdSettings:

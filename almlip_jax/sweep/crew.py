@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 
 from almlip_jax.errors import InputError
-from almlip_jax.sweep.points import First, Group
+from almlip_jax.sweep.points import Group
 from almlip_jax.sweep.settings import SweepConfig
 
 
@@ -53,12 +53,12 @@ class Crew:
             process.join()
             connection.close()
 
-    def work(self, groups: Sequence[Group], on_round: Callable[[], None]) -> None:
+    def work(self, groups: Sequence[Group], on_rounds: Callable[[int], None]) -> None:
         """Runs all groups; comes back when every one is done.
 
         Args:
             groups: in the order in which they begin.
-            on_round: called whenever a round of a group is complete.
+            on_rounds: told how many rounds of groups have become complete.
 
         Raises:
             InputError: what a group met, or a process that ended by itself.
@@ -73,7 +73,7 @@ class Crew:
             for connection in [one for one in wait(list(busy)) if isinstance(one, Connection)]:
                 found = self._heard(connection)
                 if found == "round":
-                    on_round()
+                    on_rounds(1)
                 elif isinstance(found, Exception):
                     raise found
                 elif waiting:
@@ -100,37 +100,20 @@ def shares(number: int) -> list[set[int]]:
     return [{cores[(n * each + i) % len(cores)] for i in range(each)} for n in range(number)]
 
 
-def _work(connection: Connection, config_text: str, folder: str, cores: set[int]) -> None:
+def _work(connection: Connection, config: str, folder: str, cores: set[int]) -> None:
     """What a worker process does until it is ended."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)  # before jax counts them
-    from almlip_jax.campaign.progress import SilentProgress
-    from almlip_jax.compilation import prepare_jax
-    from almlip_jax.sweep.bench import Bench
-    from almlip_jax.sweep.course import run_points, train_firsts
-    from almlip_jax.sweep.records import SweepDirectory
+    from almlip_jax.sweep.worker import open_bench, work_at
 
-    config = SweepConfig.model_validate_json(config_text)
-    prepare_jax(config.precision)
-    bench = Bench(config, SweepDirectory(folder))
+    bench = open_bench(config, folder)
     while True:
         group: Group = connection.recv()
-        work = train_firsts if isinstance(group.members[0], First) else run_points
-        try:
-            work(bench, group, SilentProgress(), lambda: connection.send("round"))
-            connection.send("done")
-        except Exception as error:  # goes to the parent, which knows whom to tell
-            with contextlib.suppress(OSError):
-                connection.send(_plain(error))
-
-
-def _plain(error: Exception) -> Exception:
-    """An error that survives the way to another process."""
-    if type(error).__module__.startswith(("almlip_jax.", "builtins")) and len(error.args) == 1:
-        return type(error)(str(error))
-    return RuntimeError(f"{type(error).__name__}: {error}")
+        error = work_at(bench, group, lambda: connection.send("round"))
+        with contextlib.suppress(OSError):
+            connection.send("done" if error is None else error)
 
 
 def _end_with_parent() -> None:

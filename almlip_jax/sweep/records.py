@@ -11,6 +11,7 @@ Layout::
           state.json         what the rounds so far came to
           picks.json         places in the pool of the initial set and of each batch
           potentials/006/    of the last round
+      parsl/                 jobs on a cluster: their scripts, and what they print
       lock                   the process that works here, while it does
 
 The state of a point moves on when a round is complete, and everything that a later round needs is in it or beside it: a
@@ -156,6 +157,13 @@ class SweepDirectory(WorkDirectory):
             InputError: the file is damaged, or is of a point with the same name that was made otherwise.
         """
         return _read(PointState, self.of(point) / "state.json", identity)
+
+    def written(self, member: First | Point) -> int | None:
+        """When the state of a point was written, in ns of a file system's clock; None where it was not."""
+        try:
+            return (self.of(member) / "state.json").stat().st_mtime_ns
+        except FileNotFoundError:
+            return None
 
     def write_state(self, point: Point, state: PointState, split: Split) -> None:
         """Makes the state of a point durable, and the picks that are derived from it."""

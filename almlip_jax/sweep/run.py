@@ -1,4 +1,4 @@
-"""A whole sweep: what is asked for and not done yet, in this process or in several, and the table of all of it."""
+"""A whole sweep: what is asked for and not done yet, in this process or in others, and the table of all of it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from rich.table import Table
 from almlip_jax.campaign.progress import Progress, SilentProgress
 from almlip_jax.campaign.rundir import Cell, write_text, write_versions
 from almlip_jax.sweep.bench import Bench
+from almlip_jax.sweep.cluster import ClusterCrew
 from almlip_jax.sweep.course import rounds_left, run_points, train_firsts
 from almlip_jax.sweep.crew import Crew
 from almlip_jax.sweep.points import First, Group, Only, all_points, first_groups, is_wanted, point_groups
 from almlip_jax.sweep.records import SweepDirectory, write_table
-from almlip_jax.sweep.settings import SweepConfig
+from almlip_jax.sweep.settings import ProcessesSettings, SweepConfig
 
 
 @dataclass(frozen=True)
@@ -105,19 +106,19 @@ class _Session:
         self.done = 0
 
     def work(self) -> None:
-        """All groups, in one process or in several."""
+        """All groups, in this process or in others."""
         if not self.phases[1]:
             return
-        if self.bench.config.processes == 1:
+        if self.bench.config.executor == ProcessesSettings(processes=1):
             self._alone()
         else:
-            self._crew()
+            self._together()
 
     def _alone(self) -> None:
         self.progress.round(0, self.total)
 
         def on_round() -> None:
-            self._count()
+            self._count(1)
             if self.done < self.total:
                 self.progress.round(self.done, self.total)
 
@@ -126,21 +127,25 @@ class _Session:
         for group in self.phases[1]:
             run_points(self.bench, group, self.progress, on_round)
 
-    def _crew(self) -> None:
-        config = self.bench.config
-        number = min(config.processes, max(len(phase) for phase in self.phases))
-        crew = Crew(config, self.bench.folder.path, number)
-        with crew, self.progress.stage("sweep", self.total, unit="rounds") as advance:
+    def _together(self) -> None:
+        with self._crew() as crew, self.progress.stage("sweep", self.total, unit="rounds") as advance:
 
-            def on_round() -> None:
-                self._count()
-                advance(1)
+            def on_rounds(number: int) -> None:
+                self._count(number)
+                advance(number)
 
             for phase in self.phases:
-                crew.work(phase, on_round)
+                crew.work(phase, on_rounds)
 
-    def _count(self) -> None:
-        self.done += 1
+    def _crew(self) -> Crew | ClusterCrew:
+        executor = self.bench.config.executor
+        if isinstance(executor, ProcessesSettings):
+            number = min(executor.processes, max(len(phase) for phase in self.phases))
+            return Crew(self.bench.config, self.bench.folder.path, number)
+        return ClusterCrew(self.bench, executor, self.progress.message)
+
+    def _count(self, number: int) -> None:
+        self.done += number
         write_table(self.bench.folder, self.bench.config, all_points(self.bench.config))
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from almlip_jax.cluster import ClusterSettings
 from almlip_jax.ensembles import EnsembleSettings
 from almlip_jax.errors import InputError
 from almlip_jax.models import ModelSettings, SharedDensitySettings
@@ -73,6 +74,15 @@ class SweepSystem(Settings):
         return (self.pool,) if isinstance(self.pool, Path) else self.pool
 
 
+class ProcessesSettings(Settings):
+    """Points are worked at in processes on this machine."""
+
+    kind: Literal["local"] = "local"
+
+    processes: int = Field(default=1, ge=1)
+    """Number of processes, each with its share of the cores."""
+
+
 class SweepConfig(Settings):
     """A study of selectors on labelled pools; its points are all combinations of what varies."""
 
@@ -105,10 +115,24 @@ class SweepConfig(Settings):
     side_by_side: int = Field(default=1, ge=1)
     """So many points of equal shape are trained in one program.  It is part of what a point is: another number gives
     results that differ by rounding."""
-    processes: int = Field(default=1, ge=1)
-    """Processes that work at the points, each with its share of the cores."""
+    executor: Annotated[ProcessesSettings | ClusterSettings, Field(discriminator="kind")] = ProcessesSettings()
+    """Where points are worked at: in processes on this machine, or in jobs on a cluster."""
     out: Path | None = None
     """Folder of the sweep; ``runs/`` and the name of the config by default."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _processes_have_moved(cls, given: Any) -> Any:
+        if isinstance(given, dict) and "processes" in given:
+            raise ValueError(
+                f"processes is part of executor; write executor: {{kind: local, processes: {given['processes']}}}."
+            )
+        return given
+
+    @field_validator("executor", mode="before")
+    @classmethod
+    def _is_local_unless_said(cls, given: Any) -> Any:
+        return {"kind": "local"} | given if isinstance(given, dict) else given
 
     @field_validator("systems", "selectors")
     @classmethod

@@ -2,7 +2,7 @@
 
 from almlip_jax.ensembles.settings import EnsembleSettings
 from almlip_jax.training.committee import AnyTrainer, CommitteeTrainer, build_trainer, check_training
-from almlip_jax.training.dataset import Capacity, plan_capacity
+from almlip_jax.training.dataset import Capacity, plan_capacity, validation_part
 from almlip_jax.training.reference import reference_energies
 from almlip_jax.training.settings import LossSettings, SecondStageSettings, TrainingSettings
 from almlip_jax.training.side_by_side import Job, SideBySideTrainer
@@ -25,4 +25,5 @@ __all__ = [
     "check_training",
     "plan_capacity",
     "reference_energies",
+    "validation_part",
 ]

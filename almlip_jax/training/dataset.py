@@ -162,6 +162,11 @@ def split(number: int, validation_fraction: float) -> tuple[np.ndarray, np.ndarr
     return index[~held_out], index[held_out]
 
 
+def validation_part(structures: Sequence[Atoms], validation_fraction: float) -> list[Atoms]:
+    """The structures that a training on all of these validates on: no member has learned from them."""
+    return [structures[n] for n in split(len(structures), validation_fraction)[1]]
+
+
 def bootstrap_weights(settings: EnsembleSettings, structures: int, dtype: np.dtype | type) -> jax.Array:
     """Weight of each structure for each model of an ensemble, [L, structures].
 

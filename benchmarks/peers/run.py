@@ -31,6 +31,7 @@ from ase.io import read, write
 
 HERE = Path(__file__).resolve().parent
 PEERS = ("apax", "mlip", "mace")
+PARTS = ("md", "stop", "train")
 ENVIRONMENTS = {
     "apax": ["apax==0.14.0", "jax==0.10.1", "jaxlib==0.10.1"],
     "mlip": ["mlip==0.2.5", "jax==0.10.1", "jaxlib==0.10.1"],
@@ -175,9 +176,9 @@ def prepare(data: Path, scratch: Path) -> None:
     write(scratch / "Si64_start.xyz", bulk("Si", "diamond", a=5.43, cubic=True) * (2, 2, 2), format="extxyz")
 
 
-def short_trainings(session: Session, peers: list[str], quick: bool) -> None:
+def short_trainings(session: Session, peers: list[str], systems: Iterable[str], quick: bool) -> None:
     """A few epochs of everything that is to run dynamics; gives s/epoch as well."""
-    for data in ("acac", "Si64"):
+    for data in systems:
         for model in ("tiny", "small", "medium"):
             session.train("ours", data, 4, SHORT["ours"], model)
         for who in peers:
@@ -224,6 +225,35 @@ def dynamics(session: Session, peers: list[str], rounds: int, minutes: float, qu
                 task |= {"start": start, "out": str(session.scratch / f"md_{who}_{system}_{members}_{n}")}
                 labels = {"data": system, "model": model, "round": n}
                 session.run(who, task, **labels, temperature=task["temperature"], steps=task["steps"])
+
+
+def stops(session: Session, peers: list[str], rounds: int, minutes: float, quick: bool) -> None:
+    """Seconds from starting Python to "stopped at the threshold", codes in turn.
+
+    Each code first runs to the end and says what it sees.  Its threshold lies below the first new maximum of the second
+    half, and above all that came before: that is where it has to stop.
+    """
+    entries = [("ours", "tiny"), ("ours", "medium"), *((peer, "") for peer in peers if peer == "apax")]
+    tasks = {}
+    for who, model in entries:
+        task = _dynamics_task(session, who, model, 4, "acac", minutes, quick) | {"part": "stop"}
+        task["steps"] = 400 if quick else 4000
+        task["inner"] = min(INNER["acac"], task["steps"])
+        task |= {"start": str(session.scratch / "acac_start.xyz"), "out": str(session.scratch / f"stop_{who}_{model}")}
+        seen = session.run(who, task, data="acac", model=model).pop("seen", None)
+        if seen:
+            tasks[who, model] = task | {"threshold": _second_half(seen)}
+    for n in range(rounds):
+        for (who, model), task in tasks.items():
+            again = task | {"out": f"{task['out']}_{n}"}
+            session.run(who, again, data="acac", model=model, round=n).pop("seen", None)
+
+
+def _second_half(seen: list[float]) -> float:
+    """A threshold that is first passed in the second half of a trace, where it rises there at all."""
+    before = max(seen[: len(seen) // 2])
+    later = [value for value in seen[len(seen) // 2 :] if value > before]
+    return 0.5 * (before + later[0]) if later else max(seen)
 
 
 def _dynamics_task(
@@ -279,6 +309,7 @@ def report(found: dict[str, Any]) -> str:
     ]
     md = [row for row in rows if row["part"] == "md"]
     lines += [*_dynamics_table(md), *_ratios(md)] if md else []
+    lines += _stop_table([row for row in rows if row["part"] == "stop" and "round" in row])
     train = [row for row in rows if row["part"] == "train"]
     lines += _training_table(train, found["target_forces_mae"]) if train else []
     failed = [row for row in found["rows"] if "failed" in row]
@@ -344,6 +375,26 @@ def _ratios(md: list[dict[str, Any]]) -> list[str]:
     return [*lines, ""]
 
 
+def _stop_table(stops: list[dict[str, Any]]) -> list[str]:
+    if not stops:
+        return []
+    lines = [
+        "## To the threshold",
+        "",
+        "acac, four members: seconds from starting Python until the walker had stopped at the threshold, which each",
+        "code first passes at the step given; median (range).",
+        "",
+        "| code and model | step | seconds |",
+        "| --- | --- | --- |",
+    ]
+    for name in dict.fromkeys(f"{row['who']} {row['model']}".strip() for row in stops):
+        rows = [row for row in stops if f"{row['who']} {row['model']}".strip() == name]
+        seconds = [row["seconds"] for row in rows]
+        told = f"{statistics.median(seconds):.1f} ({min(seconds):.1f} - {max(seconds):.1f})"
+        lines.append(f"| {NAMES[name]} | {', '.join(sorted({str(row['stopped']) for row in rows}))} | {told} |")
+    return [*lines, ""]
+
+
 def _training_table(train: list[dict[str, Any]], target: float) -> list[str]:
     lines = [
         "## Training",
@@ -375,7 +426,7 @@ def main() -> None:
     parser.add_argument("--envs", type=Path, default=Path.home() / ".cache" / "almlip-jax-peers")
     parser.add_argument("--torch-index", help="pip index of CPU builds of torch, for mace-torch; default: PyPI's torch")
     parser.add_argument("--peers", nargs="*", default=list(PEERS), choices=PEERS)
-    parser.add_argument("--parts", nargs="+", default=["md", "train"], choices=["md", "train"])
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
     parser.add_argument("--rounds", type=int, default=3, help="of the dynamics")
     parser.add_argument("--minutes", type=float, default=7.5, help="length of the long trainings; 0: none")
     parser.add_argument("--target", type=float, default=36.0, help="force MAE that counts as reached, meV/Angstrom")
@@ -402,11 +453,14 @@ def measure(options: argparse.Namespace, path: Path) -> None:
         scratch = Path(folder)
         prepare(Path(options.data), scratch)
         session = Session(pythons | {"ours": Path(sys.executable)}, path, scratch, options.target)
-        short_trainings(session, options.peers, options.quick)
+        systems = ("acac", "Si64") if "md" in options.parts else ("acac",)
+        short_trainings(session, options.peers, systems, options.quick)
         if "train" in options.parts:
             long_trainings(session, options.peers, minutes)
         if "md" in options.parts:
             dynamics(session, options.peers, options.rounds, minutes, options.quick)
+        if "stop" in options.parts:
+            stops(session, options.peers, options.rounds, minutes, options.quick)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 #!/bin/sh
 # The two studies, one after the other; what is complete already is not run again.  Arguments go to both commands,
-# for example `--set processes=4`.
+# for example `--set executor.processes=4`.
 set -eu
 cd "$(dirname "$0")/../.."
 : "${ALMLIP_DATA_DIR:?give the folder of the reference data in ALMLIP_DATA_DIR}"

@@ -11,9 +11,11 @@ import pytest
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from almlip_jax.campaign.exploration import gate_thresholds, walker_starts
+from almlip_jax.campaign.exploration import gate_thresholds
+from almlip_jax.campaign.preparation import start_list
 from almlip_jax.campaign.rundir import RunDirectory
-from almlip_jax.campaign.settings import MdExploration
+from almlip_jax.campaign.settings import FileStarts, LabelledStarts, MdExploration, SystemSettings
+from almlip_jax.campaign.starts import walker_starts
 from almlip_jax.dynamics import Knowledge
 from almlip_jax.errors import InputError
 from almlip_jax.structures.io import write_structures
@@ -83,9 +85,70 @@ class TestStarts:
         assert went_on == [True, True, False, True, True, True]
         assert all(start.calc is not None for start in walker_starts(place, settings(), 1, dataset))
 
+    def test_the_energy_bound_is_a_setting_of_the_starts(self, tmp_path: Path) -> None:
+        thermal = 1.5 * 3 * KB * 300
+        dataset = [labelled("H2O", level * thermal) for level in (0.0, 2.9, 3.1)]
+        for kind in ("labelled", "relaxed"):  # what is relaxed is drawn in the same way
+            chosen = settings(starts={"kind": kind, "energy": 3.0})
+            found = [walker_starts(shop(tmp_path, self.water), chosen, index, dataset)[:3] for index in range(20)]
+            levels = {round(energy / thermal, 1) for starts in found for energy in self.energies(starts)}
+            assert levels == {0.0, 2.9}
+        assert settings().starts == LabelledStarts(energy=2.0)
+        with pytest.raises(ValueError, match=r"start_energy.*starts: \{kind: labelled, energy: 1\.5\}"):
+            settings(start_energy=1.5)
+
+    def test_of_a_file_are_dealt_out_in_turn_from_round_to_round(self, tmp_path: Path) -> None:
+        place = shop(tmp_path)  # needs neither geometries nor labels
+        place.start_list = [Atoms("H2O", np.eye(3) + n) for n in range(4)]
+        chosen = settings(starts={"kind": "file", "path": "list.xyz"})
+        dealt = [int(start.positions[0, 1]) for n in range(2) for start in walker_starts(place, chosen, n, [])]
+        assert dealt == [0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3]
+        ends = [Atoms("H2O", np.eye(3) + 10 + n, info={"walker": n, "status": "stopped"}) for n in range(6)]
+        ends[1].info["status"] = "completed"
+        write_structures(place.run.round(0).create().path / "final.extxyz", ends)
+        again = walker_starts(place, chosen.model_copy(update={"continue_walkers": True}), 1, [])
+        assert [int(start.positions[0, 1]) for start in again] == [2, 11, 0, 1, 2, 3]
+
     def test_need_a_geometry(self, tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"system\.structures"):
             walker_starts(shop(tmp_path), settings(), 0, [])
+
+
+class TestStartList:
+    """A file of starts holds what the campaign knows, in the electronic state in which it knows it."""
+
+    system = SystemSettings(charge=1)
+    known = (Atoms("H2O", np.eye(3), info={"charge": 1, "spin": 1}),)
+
+    def listed(self, folder: Path, *frames: Atoms) -> list[Atoms]:
+        write_structures(folder / "list.extxyz", frames)
+        return start_list(folder / "list.extxyz", self.system, self.known)
+
+    def test_takes_charge_and_spin_where_a_frame_does_not_say(self, tmp_path: Path) -> None:
+        frames = self.listed(tmp_path, labelled("H2O", 1.0), labelled("HO", 1.0, charge=0, spin=2))
+        assert [frame.info for frame in frames] == [{"charge": 1, "spin": 1}, {"charge": 0, "spin": 2}]
+        assert all(frame.calc is None for frame in frames)
+
+    @pytest.mark.parametrize(
+        "frame, refusal",
+        [
+            (Atoms("HOAr", np.eye(3)), r"list\.extxyz, frame 1 holds Ar, which no start geometry .* holds"),
+            (labelled("H2O", 0.0, charge=0), r"list\.extxyz, frame 1 \(H2O\) has charge and spin \(0, 1\)"),
+            (labelled("H2O", 0.0, charge=1, spin=3), r"frame 1 \(H2O\) has charge and spin \(1, 3\)"),
+        ],
+    )
+    def test_refuses_what_a_potential_cannot_know(self, tmp_path: Path, frame: Atoms, refusal: str) -> None:
+        with pytest.raises(InputError, match=refusal):
+            self.listed(tmp_path, Atoms("H2O", np.eye(3)), frame)
+
+    def test_is_a_setting_with_a_path(self) -> None:
+        assert settings(starts={"kind": "file", "path": "list.xyz"}).starts == FileStarts(
+            kind="file", path=Path("list.xyz")
+        )
+        with pytest.raises(ValueError, match="fmax"):
+            settings(starts={"kind": "relaxed", "fmax": 0})
+        with pytest.raises(ValueError, match="unknown key 'fmx'; did you mean 'fmax'"):
+            settings(starts={"kind": "relaxed", "fmx": 0.1})
 
 
 class TestThresholds:

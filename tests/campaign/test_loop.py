@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import ase.io
 import jax
 import numpy as np
 import pytest
-from tiny_campaign import SECTIONS, result_of, run_or_resume, tiny_config
+from ase import Atoms
+from tiny_campaign import SECTIONS, Killed, KillingProgress, cache_at, result_of, run_or_resume, tiny_config
 
 import almlip_jax
 from almlip_jax.campaign import run_campaign
 from almlip_jax.campaign.preparation import Source, geometry_key, initial_set, split_pool, start_geometries
 from almlip_jax.campaign.progress import SilentProgress
 from almlip_jax.campaign.rundir import RunDirectory, read_csv, read_json, read_npz
+from almlip_jax.campaign.settings import MdExploration
+from almlip_jax.campaign.starts import walker_starts
 from almlip_jax.campaign.state import read_state
 from almlip_jax.errors import InputError, LabelError
 from almlip_jax.keys import numpy_generator
@@ -28,6 +34,7 @@ pytestmark = pytest.mark.usefixtures("compile_once")
 COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
+FMAX = 0.1  # eV/Angstrom
 # Rules that end a campaign early and leave the sizes of its programs as they are.
 AT_FIRST_ERROR = {"target_error": {"value": 1e6}}
 AT_FIRST_BATCH = {"plateau": {"ratio": 1e6, "patience": 1}}
@@ -49,12 +56,18 @@ class CompileCounter(SilentProgress):
             self.of_round[-1] += 1
 
 
-@pytest.fixture
-def counter() -> Iterator[CompileCounter]:
+@contextmanager
+def counting() -> Iterator[CompileCounter]:
     counter = CompileCounter()
     jax.monitoring.register_event_duration_secs_listener(counter.heard)
     yield counter
     jax.monitoring.unregister_event_duration_listener(counter.heard)
+
+
+@pytest.fixture
+def counter() -> Iterator[CompileCounter]:
+    with counting() as counter:
+        yield counter
 
 
 @pytest.fixture(scope="session")
@@ -169,6 +182,101 @@ def test_nothing_compiles_after_round_1_while_the_dataset_grows_from_20_to_170(
     assert outcome.labels == 170 and [row["dataset_size"] for row in rows] == list(range(20, 171, 10))
     assert counter.of_round[0] > 10  # it does count
     assert counter.of_round[2:] == [0] * 14
+
+
+@dataclass(frozen=True)
+class Study:
+    """A campaign that has ended: the folder of its start geometry, its own, programs compiled in each round."""
+
+    folder: Path
+    run: RunDirectory
+    compiled: list[int]
+
+
+class TestRelaxedStarts:
+    """The tiny campaign in smaller batches, so that its programs serve again, with relaxed starts."""
+
+    sections: ClassVar[dict[str, Any]] = {
+        "exploration": {
+            **SECTIONS["exploration"],
+            "thresholds": {"kind": "fixed", "record": 0.1, "stop": 2.0},
+            "starts": {"kind": "relaxed", "fmax": FMAX, "steps": 100},
+            "continue_walkers": True,
+        },
+        "selection": {"batch": 2},
+    }
+
+    @pytest.fixture(scope="class")
+    def study(self, reference: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Study:
+        run_dir = tmp_path_factory.mktemp("relaxed") / "run"
+        with cache_at(cache), counting() as counter, pytest.MonkeyPatch.context() as patch:
+            patch.setattr("almlip_jax.campaign.loop.write_report", lambda run_dir: run_dir)
+            run_or_resume(reference, run_dir, counter, stopping={"max_rounds": 3}, **self.sections)
+        return Study(reference, RunDirectory(run_dir), counter.of_round)
+
+    def test_are_compiled_for_once(self, study: Study) -> None:
+        assert study.compiled[0] > 0 and study.compiled[1:] == [0, 0, 0]
+        assert {"explorer", "relaxer"} <= set(read_json(study.run.measured))
+
+    def test_lie_downhill_of_where_they_come_from(self, study: Study) -> None:
+        """The mean potential at the starts that are written, and at the labelled structures that were drawn."""
+        config = tiny_config(study.folder, **self.sections)
+        assert isinstance(config.exploration, MdExploration)
+        place: Any = SimpleNamespace(geometries=start_geometries(config.system), run=study.run, config=config)
+        ends = []
+        for index in range(3):
+            folder = study.run.round(index)
+            drawn = walker_starts(place, config.exploration, index, read_structures(folder.dataset))
+            starts = read_structures(folder.starts)
+            found = almlip_jax.load(folder.potential).evaluate([*starts, *drawn])
+            assert found.energy is not None
+            for n, start in enumerate(starts):
+                assert start.info["walker"] == n
+                ends.append(start.info.get("relaxation", "gone on"))
+                if ends[-1] == "converged":
+                    assert np.linalg.norm(found.forces[n], axis=1).max() < FMAX * 1.01 + 1e-3
+                assert found.scores["force_std_max"][n] <= 2.0 * (1 + 1e-4) or ends[-1] == "gone on"
+                assert found.energy[n] <= found.energy[2 + n] + 1e-4
+        assert ends.count("converged") >= 2
+
+    def test_walkers_that_go_on_are_not_relaxed(self, study: Study) -> None:
+        went_on = []
+        for index in (1, 2):
+            ends = read_structures(study.run.round(index - 1).path / "final.extxyz")
+            starts = read_structures(study.run.round(index).starts)
+            same = [bool(np.array_equal(a.positions, b.positions)) for a, b in zip(ends, starts, strict=True)]
+            assert same == [end.info["status"] == "completed" for end in ends]
+            assert same == ["relaxation" not in start.info for start in starts]
+            went_on += same
+        assert any(went_on)
+
+    def test_are_the_same_after_a_kill(self, study: Study, tmp_path: Path) -> None:
+        killing = KillingProgress(0, "explore", within=True)
+        sections = {**self.sections, "stopping": AT_FIRST_BATCH | {"max_rounds": 3}}
+        with pytest.raises(Killed):
+            run_or_resume(study.folder, tmp_path / "run", killing, **sections)
+        run = RunDirectory(tmp_path / "run")
+        assert (read_state(run).round, read_state(run).stage) == (0, "explore")
+        run_or_resume(study.folder, tmp_path / "run", **sections)
+        for name in ("starts", "pool", "batch"):
+            assert getattr(run.round(0), name).read_bytes() == getattr(study.run.round(0), name).read_bytes()
+
+
+@pytest.mark.slow
+def test_starts_of_a_file_serve_without_geometries(reference: Path, tmp_path: Path) -> None:
+    given = reference / "run" / "rounds" / "000" / "dataset.extxyz"
+    sections = {
+        "system": {"structures": ()},
+        "initial": {"dataset": str(given), "rattle": None, "md": ()},
+        "test": {"md": ()},
+        "exploration": {**SECTIONS["exploration"], "starts": {"kind": "file", "path": str(given)}},
+        "stopping": AT_FIRST_BATCH,
+    }
+    run_or_resume(reference, tmp_path / "run", **sections)
+    run = RunDirectory(tmp_path / "run")
+    for start, frame in zip(read_structures(run.round(0).starts), read_structures(given)[:2], strict=True):
+        np.testing.assert_array_equal(start.positions, frame.positions)
+    assert run.round(0).batch.exists()
 
 
 class TestPool:
@@ -303,6 +411,18 @@ class TestLabelSource:
 
 
 class TestRefused:
+    def test_starts_that_cannot_serve_before_anything_is_paid(self, tmp_path: Path) -> None:
+        write_structures(tmp_path / "list.extxyz", [Atoms("HF", np.eye(3)[:2])])
+        kinds = [
+            ({"kind": "file", "path": str(tmp_path / "list.extxyz")}, r"list\.extxyz, frame 0 holds F"),
+            ({"kind": "file", "path": str(tmp_path / "nowhere.xyz")}, r"nowhere\.xyz"),
+            ({"kind": "relaxed", "cell": "full"}, r"starts\.cell 'full'.*not periodic"),
+        ]
+        for starts, refusal in kinds:
+            with pytest.raises(InputError, match=refusal):
+                run_or_resume(tmp_path, tmp_path / "run", exploration={**SECTIONS["exploration"], "starts": starts})
+            assert not (tmp_path / "run" / "labels.db").exists()
+
     def test_an_initial_set_beyond_the_budget_before_anything_is_paid(self, tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"needs 11 label-source calls.*max_labels 10"):
             run_or_resume(tmp_path, tmp_path / "run", stopping={"max_labels": 10})

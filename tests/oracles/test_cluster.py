@@ -1,8 +1,7 @@
-"""Labelling through Parsl: the providers are what the config says, and a local one really labels."""
+"""Labelling through Parsl, on this machine."""
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,60 +11,13 @@ from ase import Atoms
 from label_calculators import assert_same_labels
 from pydantic import TypeAdapter, ValidationError
 
+from almlip_jax.cluster import ParslLocalSettings
 from almlip_jax.errors import InputError
 from almlip_jax.oracles import ExecutorSettings, Labeller, LabelStore, LocalSettings, MDRun, run_label_md
-from almlip_jax.oracles.cluster import KubernetesSettings, ParslLocalSettings, SlurmSettings, build_provider
 from almlip_jax.oracles.sources.calculator import CalculatorSettings
 
 Waters = Callable[..., list[Atoms]]
 EXECUTORS: TypeAdapter[ExecutorSettings] = TypeAdapter(ExecutorSettings)
-
-
-def test_slurm_provider_says_what_the_config_says() -> None:
-    pytest.importorskip("parsl")
-    settings = EXECUTORS.validate_python(
-        dict(kind="slurm", partition="short", account="chem", nodes=3, max_blocks=4, walltime="00:30:00", qos="low")
-    )
-    provider = build_provider(settings)
-    assert (provider.partition, provider.account, provider.qos) == ("short", "chem", "low")
-    assert (provider.nodes_per_block, provider.max_blocks, provider.walltime) == (3, 4, "00:30:00")
-    assert type(provider.launcher).__name__ == "SrunLauncher"
-
-
-def test_pbs_provider_says_what_the_config_says() -> None:
-    pytest.importorskip("parsl")
-    settings = EXECUTORS.validate_python(
-        dict(kind="pbs", queue="small", cores_per_node=16, worker_init="module load xtb", scheduler_options="#PBS -m n")
-    )
-    provider = build_provider(settings)
-    assert (provider.queue, provider.cpus_per_node, provider.nodes_per_block) == ("small", 16, 1)
-    assert provider.worker_init == "module load xtb" and provider.scheduler_options == "#PBS -m n"
-    assert type(provider.launcher).__name__ == "SingleNodeLauncher"
-
-
-def test_kubernetes_provider_says_what_the_config_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("parsl")
-    pytest.importorskip("kubernetes")
-    config = tmp_path / "config"
-    config.write_text(
-        "apiVersion: v1\nkind: Config\ncurrent-context: c\n"
-        "clusters: [{name: k, cluster: {server: 'https://localhost:1'}}]\n"
-        "users: [{name: u, user: {token: t}}]\n"
-        "contexts: [{name: c, context: {cluster: k, user: u}}]\n"
-    )
-    from kubernetes.config import kube_config
-
-    monkeypatch.setattr(kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(config))
-    provider = build_provider(KubernetesSettings(image="lab/almlip:1", namespace="chem", cores=2, memory="3Gi"))
-    assert (provider.image, provider.namespace, provider.max_cpu, provider.max_mem) == (
-        "lab/almlip:1",
-        "chem",
-        2,
-        "3Gi",
-    )
-    config.write_text("")
-    with pytest.raises(InputError, match="Kubernetes cannot be reached"):
-        build_provider(KubernetesSettings(image="lab/almlip:1"))
 
 
 def test_executor_settings_are_chosen_by_kind_and_checked() -> None:
@@ -74,15 +26,6 @@ def test_executor_settings_are_chosen_by_kind_and_checked() -> None:
         EXECUTORS.validate_python({"kind": "slurm", "partitions": "x"})
     with pytest.raises(ValidationError, match="walltime"):
         EXECUTORS.validate_python({"kind": "slurm", "walltime": "an hour"})
-
-
-def test_missing_parsl_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(name: str) -> str:
-        raise importlib.metadata.PackageNotFoundError(name)
-
-    monkeypatch.setattr(importlib.metadata, "version", missing)
-    with pytest.raises(InputError, match=r'pip install "almlip-jax\[parsl\]"'):
-        build_provider(SlurmSettings())
 
 
 @pytest.mark.slow

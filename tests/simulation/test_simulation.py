@@ -35,7 +35,7 @@ from almlip_jax.campaign.progress import Advance, SilentProgress
 from almlip_jax.campaign.rundir import read_npz
 from almlip_jax.cli import app
 from almlip_jax.config import load_settings
-from almlip_jax.dynamics import Explorer, Status
+from almlip_jax.dynamics import Explorer, Knowledge, Status, relax, relaxing
 from almlip_jax.ensembles import Ensemble, Prediction
 from almlip_jax.errors import InputError
 from almlip_jax.models import SharedDensitySettings, build_model
@@ -259,6 +259,34 @@ def test_a_killed_process_leaves_what_can_be_gone_on_from(name, inputs, explorer
     finished = Watching(lambda _: None)
     again(name, inputs, killed, finished, explorer)  # it is over, and nothing is done again
     assert finished.fields == [] and content(killed) == content(runs[name])
+
+
+def test_starts_are_relaxed_first_also_in_a_run_that_goes_on(inputs, explorer, tmp_path, monkeypatch):
+    """As an exploration that begins at the relaxed structures, from a file."""
+    config = explore_config(inputs, relax={"fmax": 0.02, "steps": 150})
+    relaxer = Explorer(morse, SPECIES, CUTOFF, relaxing(config.dynamics, config.relax))
+    origins = [read_structures(config.structures)[n] for n in (0, 1, 0)]
+    found = relax(relaxer, PARAMS, origins, THRESHOLDS["stop"], Knowledge())
+    assert set(found.status) == {Status.CONVERGED}
+    text = ""
+    for frame in found.structures[:2]:
+        text += f'{len(frame)}\nProperties=species:S:1:pos:R:3:move_mask:L:1 pbc="F F F"\n'
+        for n, (symbol, (x, y, z)) in enumerate(zip(frame.symbols, frame.positions.tolist(), strict=True)):
+            text += f"{symbol} {x!r} {y!r} {z!r} {'F' if len(frame) == 3 and n == 1 else 'T'}\n"
+    (tmp_path / "relaxed.extxyz").write_text(text)
+    plain = explore_config(inputs, structures=tmp_path / "relaxed.extxyz")
+    run_exploration(plain, tmp_path / "plain", committee(), SilentProgress(), explorer)
+
+    monkeypatch.setattr("almlip_jax.simulation.run.Explorer", lambda *_, **__: relaxer)
+    with pytest.raises(Killed):
+        run_exploration(config, tmp_path / "run", committee(), ending(3, Killed), explorer)
+    run_exploration(config, tmp_path / "run", committee(), SilentProgress(), explorer)
+    different = ("config.yaml", "inputs.json")
+    one, two = (
+        {name: value for name, value in content(tmp_path / folder).items() if name not in different}
+        for folder in ("plain", "run")
+    )
+    assert one == two
 
 
 def test_a_run_is_not_taken_for_another(inputs, explorer, tmp_path):

@@ -219,7 +219,7 @@ def test_the_command_prints_and_writes_what_is_there(study, monkeypatch, tmp_pat
 
 @pytest.mark.slow
 def test_processes_give_the_same_table(study, tmp_path):
-    sweep(study.folder, tmp_path, processes=2)
+    sweep(study.folder, tmp_path, executor={"kind": "local", "processes": 2})
     assert timeless(tmp_path) == timeless(study.out)
 
 

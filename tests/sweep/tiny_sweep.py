@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from almlip_jax.campaign.progress import Advance, SilentProgress
 from almlip_jax.campaign.rundir import read_csv
+from almlip_jax.selection import Candidates, Selection, Selector, random
 from almlip_jax.structures.io import write_structures
 from almlip_jax.sweep import SweepConfig, SweepResult, run_sweep
 
@@ -48,6 +52,22 @@ def springs(rng: np.random.Generator, width: float) -> Atoms:
     forces = -2 * np.sum(((length - 1) / length)[:, :, None] * apart, axis=1)
     atoms.calc = SinglePointCalculator(atoms, energy=0.5 * float(np.sum((length - 1) ** 2)), forces=forces)
     return atoms
+
+
+def mortal(k: int, calls: str, dies_at: int) -> Selector:
+    """Chooses at random, notes every call in a file, and kills its process in one of them."""
+
+    def note(_: object) -> None:
+        with open(calls, "a") as file:
+            file.write("x")
+        if Path(calls).stat().st_size == dies_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def select(key: jax.Array, pool: Candidates, labelled: Candidates) -> Selection:
+        jax.debug.callback(note, pool.id[0])
+        return random(k)(key, pool, labelled)
+
+    return select
 
 
 def write_sets(folder: Path) -> None:

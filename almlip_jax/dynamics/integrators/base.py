@@ -26,11 +26,13 @@ class Integrator(ABC):
         thermal: whether momenta have a temperature that may be judged.
         drifts: whether the centre of mass has a temperature too (3 N degrees of freedom instead of 3 N - 3).
         changes_cell: whether cells move.
+        retreats: whether a walker that the gate ends stays at the frame before, which the gate let pass.
     """
 
     thermal: bool = True
     drifts: bool = False
     changes_cell: bool = False
+    retreats: bool = False
 
     def init(self, motion: Motion, at: Moment) -> Any:
         """What the integrator keeps beside positions and momenta, a pytree."""

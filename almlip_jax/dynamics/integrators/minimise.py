@@ -50,6 +50,7 @@ class Fire(Integrator):
 
     cell: str = "fixed"
     thermal = False
+    retreats = True
 
     @property
     def changes_cell(self) -> bool:  # type: ignore[override]

@@ -82,7 +82,10 @@ class NptSettings(Settings):
 
 
 class FireSettings(Settings):
-    """Relaxation with FIRE (Bitzek et al., 2006); a walker completes when it has converged."""
+    """Relaxation with FIRE (Bitzek et al., 2006); a walker ends when it has converged.
+
+    One that the gate ends stays at the frame before.
+    """
 
     kind: Literal["fire"] = "fire"
     cell: Literal["fixed", "isotropic", "full"] = "fixed"

@@ -67,6 +67,11 @@ class Swaps(Integrator):
         """As the dynamics."""
         return self.inner.changes_cell
 
+    @property
+    def retreats(self) -> bool:  # type: ignore[override]
+        """As the dynamics."""
+        return self.inner.retreats
+
     def init(self, motion: Motion, at: Moment) -> SwapState:
         """Nothing tried yet; species and swappable atoms are filled in by the caller."""
         walkers, atoms, _ = motion.position.shape

@@ -15,9 +15,9 @@ from almlip_jax.oracles.base import (
     SourceSettings,
     check_electrons,
     multiplicity,
-    package_version,
     total_charge,
 )
+from almlip_jax.packages import package_version
 from almlip_jax.units import BOHR, HARTREE, KB
 
 

@@ -13,11 +13,15 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import h5py
+import numpy as np
 import yaml
 from apax.md import run_md
 from apax.md.ase_calc import ASECalculator
 from apax.train.run import run
 from ase.io import read
+
+KEPT = "forces_uncertainty/value"  # in its trajectories
 
 
 def train(task: dict[str, Any]) -> dict[str, Any]:
@@ -63,30 +67,37 @@ def train(task: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
+def configuration(task: dict[str, Any], steps: int, tag: str, threshold: float = 1e6) -> dict[str, Any]:
+    """Of dynamics that check the uncertainty at every step where there is one."""
+    ensemble = task["members"] > 1
+    config: dict[str, Any] = {
+        "seed": 1,
+        "ensemble": {
+            "name": "nvt",
+            "dt": 0.5,
+            "temperature_schedule": {"name": "constant", "T0": task["temperature"]},
+        },
+        "duration": 0.5 * steps,
+        "n_inner": task["inner"],
+        "sampling_rate": 1 if ensemble else 10,  # a single model has no uncertainty to look at: apax's default
+        "buffer_size": 100,
+        "dr_threshold": 0.5,
+        "sim_dir": str(Path(task["out"]) / tag),
+        "initial_structure": task["start"],
+        "restart": False,
+        "disable_pbar": True,
+    }
+    if ensemble:
+        config["dynamics_checks"] = [{"name": "forces_uncertainty", "threshold": threshold}]
+    return config
+
+
 def dynamics(task: dict[str, Any]) -> dict[str, Any]:
-    folder, inner, ensemble = Path(task["potential"]), task["inner"], task["members"] > 1
+    potential, inner = str(Path(task["potential"]) / "config.yaml"), task["inner"]
 
     def once(steps: int, tag: str) -> float:
-        config: dict[str, Any] = {
-            "ensemble": {
-                "name": "nvt",
-                "dt": 0.5,
-                "temperature_schedule": {"name": "constant", "T0": task["temperature"]},
-            },
-            "duration": 0.5 * steps,
-            "n_inner": inner,
-            "sampling_rate": 1 if ensemble else 10,  # a single model has no uncertainty to look at: apax's default
-            "buffer_size": 100,
-            "dr_threshold": 0.5,
-            "sim_dir": str(Path(task["out"]) / tag),
-            "initial_structure": task["start"],
-            "restart": False,
-            "disable_pbar": True,
-        }
-        if ensemble:
-            config["dynamics_checks"] = [{"name": "forces_uncertainty", "threshold": 1e6}]
         began = time.perf_counter()
-        run_md(str(folder / "config.yaml"), config)
+        run_md(potential, configuration(task, steps, tag))
         return time.perf_counter() - began
 
     first = once(inner, "first")
@@ -98,5 +109,19 @@ def dynamics(task: dict[str, Any]) -> dict[str, Any]:
     return {"steps_per_second": rates, "compile": first - steady, "start_up": first_at - steady}
 
 
+def stop(task: dict[str, Any]) -> dict[str, Any]:
+    """One run to the threshold; without one, what the check sees at each step."""
+    threshold, tag = task.get("threshold"), f"stop{task['threshold'] or 0:g}"
+    run_md(str(Path(task["potential"]) / "config.yaml"), configuration(task, task["steps"], tag, threshold or 1e6))
+    seconds = elapsed()
+    (file,) = (Path(task["out"]) / tag).glob("*.h5")
+    found: list[np.ndarray] = []
+    with h5py.File(file) as content:
+        content.visititems(lambda name, node: found.append(node[()]) if name.endswith(KEPT) else None)
+    seen = found[0].max(axis=(1, 2)).tolist()
+    over = [n for n, value in enumerate(seen) if threshold is not None and value >= threshold]
+    return {"seconds": seconds, "stopped": over[0] if over else None, "seen": seen if threshold is None else []}
+
+
 if __name__ == "__main__":
-    work({"train": train, "md": dynamics}, ("apax", "jax", "numpy"))
+    work({"train": train, "md": dynamics, "stop": stop}, ("apax", "jax", "numpy"))

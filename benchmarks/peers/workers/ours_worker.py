@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 import jax
+from ase import Atoms
 from ase.io import read
 from pydantic import TypeAdapter
 
@@ -15,7 +16,7 @@ from almlip_jax.compilation import prepare_jax
 from almlip_jax.dynamics import ExplorationSettings, Explorer, WalkerGroup
 from almlip_jax.ensembles import Ensemble
 from almlip_jax.fitting import fit_potential
-from almlip_jax.models import ModelSettings, build_model
+from almlip_jax.models import ModelSettings, Params, build_model
 from almlip_jax.potential import Potential
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.training import EnsembleSettings, TrainingSettings
@@ -56,8 +57,9 @@ def train(task: dict[str, Any]) -> dict[str, Any]:
     return result | {"target_seconds": seconds if reached else None}
 
 
-def dynamics(task: dict[str, Any]) -> dict[str, Any]:
-    start, members = read(task["start"], "0"), task["members"]
+def explorer_of(task: dict[str, Any], start: Atoms) -> tuple[Explorer, Params]:
+    """The compiled dynamics of a task, and the parameters of its members."""
+    members, steps = task["members"], task["steps"]
     if task.get("potential"):
         potential = Potential.load(task["potential"])
         species, params = potential.species, jax.tree.map(lambda x: x[:members], potential.params)
@@ -67,13 +69,17 @@ def dynamics(task: dict[str, Any]) -> dict[str, Any]:
         ensemble = Ensemble(build_model(TypeAdapter(ModelSettings).validate_python(task["model"]), species), members)
         params = jax.jit(ensemble.init)(jax.random.key(0))
         params = params | {"energy_scale": 0 * params["energy_scale"]}  # harmless: atoms do not feel each other
-    steps, walkers = task["steps"], task.get("walkers", 1)
-    groups = (WalkerGroup(temperature=task["temperature"], count=walkers),)
+    groups = (WalkerGroup(temperature=task["temperature"], count=task.get("walkers", 1)),)
     chunk = min(500, steps)
     settings = ExplorationSettings(
         walkers=groups, steps=steps, timestep=0.5, chunk=chunk, trajectory_every=min(100, chunk)
     )
-    explorer = Explorer(ensemble.predict, species, ensemble.model.cutoff, settings)
+    return Explorer(ensemble.predict, species, ensemble.model.cutoff, settings), params
+
+
+def dynamics(task: dict[str, Any]) -> dict[str, Any]:
+    start, walkers = read(task["start"], "0"), task.get("walkers", 1)
+    explorer, params = explorer_of(task, start)
     seconds, first_at = [], 0.0
     for n in range(task["repeats"] + 1):
         began = time.perf_counter()
@@ -81,9 +87,20 @@ def dynamics(task: dict[str, Any]) -> dict[str, Any]:
         seconds.append(time.perf_counter() - began)
         first_at = first_at or elapsed()
         assert all(status.name == "COMPLETED" for status in run.status), (run.status, run.cause, run.end_step)
-    return dynamics_result(walkers * steps, seconds[1:], seconds[0], first_at)
+    return dynamics_result(walkers * task["steps"], seconds[1:], seconds[0], first_at)
+
+
+def stop(task: dict[str, Any]) -> dict[str, Any]:
+    """One run to the threshold; without one, what the gate sees at each step."""
+    start, threshold = read(task["start"], "0"), task.get("threshold")
+    explorer, params = explorer_of(task, start)
+    run = explorer.run(params, [start], (threshold or 1e3, threshold or 1e4), jax.random.key(1))
+    seconds = elapsed()
+    stopped = int(run.end_step[0]) if run.status[0].name == "STOPPED" else None
+    seen = run.scores["force_std_max"][:, 0].tolist() if threshold is None else []
+    return {"seconds": seconds, "stopped": stopped, "seen": seen}
 
 
 if __name__ == "__main__":
     prepare_jax()
-    work({"train": train, "md": dynamics}, ("almlip-jax", "jax", "numpy"))
+    work({"train": train, "md": dynamics, "stop": stop}, ("almlip-jax", "jax", "numpy"))

@@ -1,0 +1,313 @@
+"""Functions that are called in jobs on Slurm, PBS or Kubernetes, through Parsl (an optional extra); no jax here."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import sys
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from almlip_jax.errors import InputError
+from almlip_jax.packages import package_version
+from almlip_jax.settings import Settings
+
+HEARTBEAT_SECONDS = 30
+"""A worker that died is missed after this time; a job, after four times as long."""
+
+# Ctrl-C is for the program alone, which then ends the jobs; where it is killed, they end by themselves.
+_INTERCHANGE = """
+import os, runpy, signal, threading, time
+def end_with_parent(parent=os.getppid()):
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+threading.Thread(target=end_with_parent, daemon=True).start()
+runpy.run_module("parsl.executors.high_throughput.interchange", run_name="__main__")
+"""
+
+
+class _ParslSettings(Settings):
+    """What every Parsl executor is told."""
+
+    max_blocks: int = Field(default=1, ge=1)
+    """Most jobs (blocks, or pods on Kubernetes) at a time."""
+
+    workers_per_node: int | None = Field(default=None, ge=1)
+    """Workers on each node; by default as many label workers as its cores allow, and one worker of a sweep."""
+
+    accelerators_per_node: int | None = Field(default=None, ge=1)
+    """Accelerators of each node that workers use, each worker one of its own; there are no more workers then."""
+
+    cores_per_worker: int = Field(default=1, ge=1)
+    """Cores of each worker, and threads of a label source; workers of a sweep share all cores of the node."""
+
+    worker_init: str = ""
+    """Shell commands that prepare a worker's environment, such as ``module load`` or activating an environment."""
+
+    address: str | None = None
+    """Address at which the nodes reach this machine; found by probing where not given."""
+
+
+class _BatchSettings(_ParslSettings):
+    """What batch systems have in common."""
+
+    nodes: int = Field(default=1, ge=1)
+    """Nodes of each job."""
+
+    walltime: str = Field(default="01:00:00", pattern=r"^(\d+-)?\d+:\d\d:\d\d$")
+    """Time limit of a job, ``HH:MM:SS``."""
+
+    account: str | None = None
+    """Account that is charged."""
+
+    scheduler_options: str = ""
+    """Further lines for the head of the job script."""
+
+
+class SlurmSettings(_BatchSettings):
+    """Work is done in Slurm jobs, through Parsl."""
+
+    kind: Literal["slurm"] = "slurm"
+
+    partition: str | None = None
+    """Partition to submit to."""
+
+    qos: str | None = None
+    """Quality of service."""
+
+    constraint: str | None = None
+    """Features that nodes must have."""
+
+    memory_per_node: int | None = Field(default=None, ge=1)
+    """Memory of each node in GB."""
+
+    exclusive: bool = True
+    """Whether a job takes whole nodes."""
+
+
+class PBSSettings(_BatchSettings):
+    """Work is done in PBS jobs, through Parsl."""
+
+    kind: Literal["pbs"] = "pbs"
+
+    queue: str | None = None
+    """Queue to submit to."""
+
+    cores_per_node: int = Field(default=1, ge=1)
+    """Cores to ask for on each node."""
+
+    select_options: str = ""
+    """Appended to the ``-l select`` request."""
+
+
+class KubernetesSettings(_ParslSettings):
+    """Work is done in Kubernetes pods, through Parsl."""
+
+    kind: Literal["kubernetes"] = "kubernetes"
+
+    image: str
+    """Container image with almlip-jax, and the label source where labels are asked for."""
+
+    namespace: str = "default"
+    """Namespace of the pods."""
+
+    memory: str = "2Gi"
+    """Memory of a pod."""
+
+    cores: float = Field(default=1.0, gt=0)
+    """Cores of a pod."""
+
+    service_account: str | None = None
+    """Service account of the pods."""
+
+    persistent_volumes: tuple[tuple[str, str], ...] = ()
+    """Pairs of a persistent volume claim and the path at which pods see it."""
+
+
+class ParslLocalSettings(_ParslSettings):
+    """Work is done on this machine, but through Parsl; for trying a set-up out."""
+
+    kind: Literal["parsl_local"] = "parsl_local"
+
+    address: str | None = "127.0.0.1"
+    """Address at which the workers reach this process."""
+
+
+ClusterSettings = SlurmSettings | PBSSettings | KubernetesSettings | ParslLocalSettings
+
+
+def build_provider(settings: ClusterSettings) -> Any:
+    """The Parsl provider that these settings describe.
+
+    Raises:
+        InputError: Parsl (or the Kubernetes client) is missing, or no Kubernetes cluster is configured.
+    """
+    package_version("parsl", "parsl")
+    from parsl.launchers import SingleNodeLauncher, SrunLauncher
+    from parsl.providers import PBSProProvider, SlurmProvider
+
+    blocks: dict[str, Any] = {
+        "init_blocks": 1,
+        "max_blocks": settings.max_blocks,
+        "worker_init": settings.worker_init,
+    }
+    match settings:
+        case SlurmSettings():
+            return SlurmProvider(
+                partition=settings.partition,
+                account=settings.account,
+                qos=settings.qos,
+                constraint=settings.constraint,
+                nodes_per_block=settings.nodes,
+                mem_per_node=settings.memory_per_node,
+                walltime=settings.walltime,
+                scheduler_options=settings.scheduler_options,
+                exclusive=settings.exclusive,
+                launcher=SrunLauncher(),
+                **blocks,
+            )
+        case PBSSettings():
+            return PBSProProvider(
+                queue=settings.queue,
+                account=settings.account,
+                nodes_per_block=settings.nodes,
+                cpus_per_node=settings.cores_per_node,
+                walltime=settings.walltime,
+                scheduler_options=settings.scheduler_options,
+                select_options=settings.select_options,
+                launcher=SingleNodeLauncher(),
+                **blocks,
+            )
+        case KubernetesSettings():
+            return _kubernetes(settings, blocks)
+        case ParslLocalSettings():
+            return _local(blocks)
+
+
+def _kubernetes(settings: KubernetesSettings, blocks: dict[str, Any]) -> Any:
+    from parsl.providers import KubernetesProvider
+
+    try:
+        return KubernetesProvider(
+            image=settings.image,
+            namespace=settings.namespace,
+            init_cpu=settings.cores,
+            max_cpu=settings.cores,
+            init_mem=settings.memory,
+            max_mem=settings.memory,
+            service_account_name=settings.service_account,
+            persistent_volumes=list(settings.persistent_volumes),
+            **blocks,
+        )
+    except Exception as error:  # the client raises its own types, and its absence one of Parsl's
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"Kubernetes cannot be reached ({reason}); install the client with pip install kubernetes and configure a "
+            "cluster."
+        ) from error
+
+
+def _local(blocks: dict[str, Any]) -> Any:
+    from parsl.providers import LocalProvider
+
+    # Its shell need not find the environment of this process by itself.
+    places = {
+        "PATH": [str(Path(sys.executable).parent), os.environ.get("PATH", "")],
+        "PYTHONPATH": [entry or os.getcwd() for entry in sys.path],
+    }
+    exports = [f"export {name}={shlex.quote(os.pathsep.join(path))}" for name, path in places.items()]
+    return LocalProvider(**blocks | {"worker_init": "\n".join([*exports, blocks["worker_init"]])})
+
+
+class WorkerGone(RuntimeError):
+    """The worker that was called is gone, or its whole job: it was killed, or its time was up."""
+
+
+class Jobs:
+    """Calls functions in jobs, which begin when there is something to call and end when there is nothing.
+
+    Args:
+        settings: of the cluster.
+        folder: for Parsl's own files, with the scripts of the jobs and what they print.
+        workers_per_node: where the settings do not say; by default as many as the cores of a node allow.
+        share_cores: whether each worker keeps to its share of the cores.
+        retries: how often a call that did not come back, or raised, is repeated.
+
+    Raises:
+        InputError: as `build_provider`.
+    """
+
+    def __init__(
+        self,
+        settings: ClusterSettings,
+        folder: Path,
+        *,
+        workers_per_node: int | None = None,
+        share_cores: bool = False,
+        retries: int = 0,
+    ) -> None:
+        provider = build_provider(settings)
+        logging.getLogger("parsl").propagate = False  # what matters of its tracebacks, `outcome` says
+        logging.getLogger("parsl").addHandler(logging.NullHandler())
+        from parsl import Config, HighThroughputExecutor
+        from parsl.dataflow.dflow import DataFlowKernel
+        from parsl.jobs.error_handlers import windowed_error_handler
+
+        workers = HighThroughputExecutor(
+            label="workers",
+            provider=provider,
+            address=settings.address,
+            cores_per_worker=settings.cores_per_worker,
+            max_workers_per_node=settings.workers_per_node or workers_per_node,
+            available_accelerators=settings.accelerators_per_node or (),
+            cpu_affinity="block" if share_cores else "none",
+            heartbeat_period=HEARTBEAT_SECONDS,
+            heartbeat_threshold=4 * HEARTBEAT_SECONDS,
+            interchange_launch_cmd=[sys.executable, "-c", _INTERCHANGE],
+            block_error_handler=windowed_error_handler,  # gives up when three jobs in a row have failed
+        )
+        config = Config(
+            executors=[workers],
+            strategy="htex_auto_scale",  # ends jobs that have nothing to do while others work
+            retries=retries,
+            run_dir=str(folder),
+            initialize_logging=False,
+            usage_tracking=0,
+        )
+        self._kernel = DataFlowKernel(config)
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        """Calls a function of a module on a node; `outcome` says what came of it."""
+        return self._kernel.submit(
+            function, app_args=arguments, executors=["workers"], cache=False, ignore_for_cache=[], app_kwargs={}
+        )
+
+    def close(self) -> None:
+        """Ends the jobs."""
+        self._kernel.cleanup()
+
+
+def outcome(call: Future[Any]) -> Any:
+    """What a call that has ended gave, or raised.
+
+    Raises:
+        InputError: no jobs can be had.
+        WorkerGone: the worker or its job did not survive.
+    """
+    from parsl.executors.errors import BadStateException
+    from parsl.executors.high_throughput.errors import ManagerLost, WorkerLost
+
+    try:
+        return call.result()
+    except BadStateException as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"the cluster runs no jobs ({reason}); correct the executor.") from error
+    except (ManagerLost, WorkerLost) as error:
+        raise WorkerGone(str(error)) from error

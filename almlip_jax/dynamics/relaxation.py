@@ -1,0 +1,124 @@
+"""Relaxed starts: walkers go downhill with the ensemble, all at once, as far as its gate and sanity let them.
+
+A relaxation is an exploration with FIRE: the same compiled loop, score and limits.  It records nothing, and where it
+leaves what the ensemble knows, it stays at the frame before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import numpy as np
+from ase import Atoms
+from numpy.typing import ArrayLike
+from pydantic import Field
+
+from almlip_jax.dynamics.explore import Explorer
+from almlip_jax.dynamics.gates import Thresholds
+from almlip_jax.dynamics.integrators import FireSettings, build_integrator
+from almlip_jax.dynamics.knowledge import Knowledge
+from almlip_jax.dynamics.loop import Status
+from almlip_jax.dynamics.settings import AbsoluteGate, ExplorationSettings
+from almlip_jax.models import Params
+from almlip_jax.settings import Settings
+
+
+class RelaxationSettings(Settings):
+    """How far structures are relaxed before walkers start at them."""
+
+    fmax: float = Field(default=0.05, gt=0)
+    """Largest force on an atom, of the ensemble's mean, at which a structure is relaxed, eV/Angstrom."""
+    steps: int = Field(default=200, ge=1)
+    """Most steps of FIRE; a structure that needs more is taken as it then is."""
+    cell: Literal["fixed", "isotropic", "full"] = "fixed"
+    """Whether the cell relaxes too, to 0.05 GPa of the pressure of its walker."""
+
+
+@dataclass(frozen=True)
+class Relaxed:
+    """What became of some structures.
+
+    Attributes:
+        structures: relaxed as far as they may be; everything but positions and cell is as it was.
+        status: [W] ``CONVERGED``, ``COMPLETED`` where the steps did not suffice; where a structure stayed at the frame
+            before, ``STOPPED`` by the gate or ``UNPHYSICAL``.
+    """
+
+    structures: list[Atoms]
+    status: tuple[Status, ...]
+
+
+def relaxing(settings: ExplorationSettings, relaxation: RelaxationSettings) -> ExplorationSettings:
+    """The exploration that relaxes the starts of another one: its walkers, score, sanity and chunks, and no buffer."""
+    fixed = relaxation.cell == "fixed"
+    groups = [
+        group.model_copy(update={"pressure": 0.0 if fixed else group.pressures[0], "bias": 1.0})
+        for group in settings.walkers
+    ]
+    return ExplorationSettings(
+        walkers=tuple(groups),
+        steps=relaxation.steps,
+        integrator=FireSettings(cell=relaxation.cell, largest_force=relaxation.fmax),
+        gate=AbsoluteGate(score=settings.gate.score, species=settings.gate.species),
+        sanity=settings.sanity,
+        buffer=1,
+        when_full="go_on",
+        chunk=settings.chunk,
+        trace_every=settings.chunk,
+        trajectory_every=settings.chunk,
+        skin=settings.skin,
+    )
+
+
+def relax(
+    relaxer: Explorer,
+    params: Params,
+    structures: Sequence[Atoms],
+    stop: ArrayLike,
+    knowledge: Knowledge,
+    on_chunk: Callable[[int, int], None] | None = None,
+) -> Relaxed:
+    """Relaxes the start structures of walkers; draws no random numbers.
+
+    Args:
+        relaxer: an explorer with settings that `relaxing` made.
+        params: of the ensemble.
+        structures: one for each walker.
+        stop: threshold of the gate's score, of each walker or the same for all; a walker with ``-inf`` stays as it is.
+        knowledge: of the training set, where the gate looks at a novelty score.
+        on_chunk: called after each chunk with steps done and number of structures that still move.
+
+    Raises:
+        InputError: as `Explorer.run`.
+    """
+    stops = np.broadcast_to(np.asarray(stop, np.float64), (len(structures),))
+    thresholds = Thresholds(record=np.full(len(structures), np.inf), stop=stops)  # type: ignore[arg-type]
+    # what is known for an admission by features is of no use here
+    known = Knowledge(knowledge.novelty)
+    found = relaxer.run(params, structures, thresholds, jax.random.key(0), on_chunk, known)
+    moves_cell = build_integrator(relaxer.settings.integrator).changes_cell
+    relaxed = []
+    for structure, final in zip(structures, found.final, strict=True):
+        one = structure.copy()
+        if moves_cell:
+            one.set_cell(final.cell)
+        one.set_positions(final.positions, apply_constraint=False)
+        relaxed.append(one)
+    return Relaxed(relaxed, found.status)
+
+
+def relaxation_summary(status: Sequence[Status]) -> str:
+    """A sentence on relaxations that ended before their forces were small; empty where none did."""
+    reasons = {
+        Status.STOPPED: "by the gate",
+        Status.UNPHYSICAL: "before an unphysical frame",
+        Status.COMPLETED: "as their steps were done",
+    }
+    counts = {why: list(status).count(code) for code, why in reasons.items()}
+    parts = [f"{count} {why}" for why, count in counts.items() if count]
+    if not parts:
+        return ""
+    return f"{sum(counts.values())} of {len(status)} relaxations ended early: {', '.join(parts)}."
