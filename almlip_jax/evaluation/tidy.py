@@ -22,13 +22,11 @@ _NAMES: Final = ("system", "selector", "test")
 _COUNTS: Final = ("seed", "round", "labels")
 _SIZES: Final = ("ensemble_size", "batch_size")
 
-COLUMNS: Final[tuple[str, ...]] = (
-    *("system", "selector", "seed", "ensemble_size", "batch_size", "round", "labels", "test"),
-    *("energy_rmse", "energy_mae", "energy_offset_free_rmse", "forces_rmse", "forces_mae", "stress_rmse"),
-    *("spearman", "miscalibration_area", "ence", "nll", "crps", "auroc", "ause", "sigma_batch", "sigma_pool"),
-    *("seconds_train", "seconds_select", "seconds_label", "seconds"),
-)
-"""Columns of the table, in their order; others are left alone."""
+_POINT: Final = ("system", "selector", "seed", "ensemble_size", "batch_size", "round", "labels", "test")
+_SIGMA: Final = ("sigma_batch", "sigma_pool")
+
+SECONDS: Final = ("seconds_train", "seconds_select", "seconds_label", "seconds")
+"""Wall time of a round, columns of the table; ``seconds`` is all of it."""
 
 KEYS: Final = ("system", "test", "ensemble_size", "batch_size", "selector", "seed", "round")
 """What tells rows apart."""
@@ -62,14 +60,17 @@ ERRORS: Final[dict[str, Quantity]] = {
 
 CALIBRATION: Final[dict[str, Quantity]] = {
     "spearman": Quantity("Spearman correlation"),
-    "auroc": Quantity("AUROC"),
-    "ause": Quantity("AUSE"),
     "miscalibration_area": Quantity("miscalibration area"),
     "ence": Quantity("ENCE"),
     "nll": Quantity("NLL (nats)"),
-    "crps": Quantity("CRPS"),
+    "crps": Quantity("CRPS", "meV/Å", 1e3),
+    "auroc": Quantity("AUROC"),
+    "ause": Quantity("AUSE"),
 }
-"""Columns that say how well the uncertainty tells the error."""
+"""Columns that say how well the force uncertainty tells the error on a test set; see `uncertainty.calibration`."""
+
+COLUMNS: Final[tuple[str, ...]] = (*_POINT, *ERRORS, *CALIBRATION, *_SIGMA, *SECONDS)
+"""Columns of the table, in their order; others are left alone."""
 
 
 class Case(NamedTuple):
@@ -97,7 +98,8 @@ def read_tables(paths: Sequence[Path | str]) -> pd.DataFrame:
     """Reads tables of a sweep and puts them one under the other.
 
     Args:
-        paths: CSV files with all of `COLUMNS`.
+        paths: CSV files with all of `COLUMNS`.  Rows without ``labels`` stand for rounds that a point did not reach,
+            and are left out.
 
     Returns:
         names as text, ``seed``, ``round`` and ``labels`` as int64, sizes as Int64 (with missing ones), the rest as
@@ -155,11 +157,12 @@ def _read(path: Path) -> pd.DataFrame:
     missing = [name for name in COLUMNS if name not in raw]
     if missing:
         raise InputError(f"{path} lacks column {', '.join(repr(name) for name in missing)} of a sweep's table.")
-    return pd.DataFrame({name: _typed(raw[name], path) for name in COLUMNS})
+    reached = raw[raw["labels"].str.strip() != ""]
+    return pd.DataFrame({name: _typed(reached[name], path) for name in COLUMNS})
 
 
 def _typed(column: pd.Series, path: Path) -> pd.Series:
-    """One column in its type; line 1 of a file is its header."""
+    """One column in its type."""
     name = str(column.name)
     text = column.str.strip()
     if name in _NAMES:
@@ -182,5 +185,5 @@ def _typed(column: pd.Series, path: Path) -> pd.Series:
 
 def _refuse(wrong: pd.Series, text: pd.Series, path: Path, reason: str) -> None:
     if wrong.any():
-        place = int(np.flatnonzero(wrong.to_numpy(dtype=bool))[0])
-        raise InputError(f"{path}, line {place + 2}: {text.name} '{text.iloc[place]}' {reason}.")
+        place = wrong.idxmax()  # the first; line 1 of a file is its header, and its rows begin at 0
+        raise InputError(f"{path}, line {place + 2}: {text.name} '{text[place]}' {reason}.")

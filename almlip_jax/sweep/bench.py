@@ -18,13 +18,14 @@ from almlip_jax.campaign.rundir import plain
 from almlip_jax.ensembles import build_ensemble
 from almlip_jax.errors import InputError
 from almlip_jax.evaluation import error_metrics
+from almlip_jax.evaluation.tidy import CALIBRATION, ERRORS
 from almlip_jax.keys import named_key
 from almlip_jax.potential import Potential
 from almlip_jax.selection import Selector, build_selector
 from almlip_jax.structures.packing import BatchShape
 from almlip_jax.sweep.points import Group, Point
 from almlip_jax.sweep.pools import LabelledPool, Split, plan_for_budget, read_pool
-from almlip_jax.sweep.records import CALIBRATION, METRICS, Scores, SweepDirectory
+from almlip_jax.sweep.records import Scores, SweepDirectory
 from almlip_jax.sweep.settings import SweepConfig, SweepSystem, members_of
 from almlip_jax.training import (
     AnyTrainer,
@@ -298,7 +299,7 @@ def _digest(identity: Mapping[str, Any]) -> str:
 
 def _scores(metrics: Mapping[str, Any]) -> Scores:
     """Columns of the table from `error_metrics`; None for what is not a number."""
-    values = {name: metrics[name] for name in METRICS}
+    values = {name: metrics[name] for name in ERRORS}
     values |= {name: metrics["calibration"]["forces"][name] for name in CALIBRATION}
     return {name: float(value) if math.isfinite(value) else None for name, value in values.items()}
 

@@ -29,36 +29,11 @@ from pydantic import ValidationError
 
 from almlip_jax.campaign.rundir import Cell, WorkDirectory, plain, read_json, write_csv, write_json
 from almlip_jax.errors import InputError
+from almlip_jax.evaluation.tidy import COLUMNS
 from almlip_jax.settings import Settings
 from almlip_jax.sweep.points import First, Point
 from almlip_jax.sweep.pools import Split
 from almlip_jax.sweep.settings import SweepConfig
-
-METRICS = ("energy_rmse", "energy_mae", "energy_offset_free_rmse", "forces_rmse", "forces_mae", "stress_rmse")
-"""Errors of a test set, columns of the table: eV/atom, eV/Angstrom, eV/Angstrom^3."""
-
-CALIBRATION = ("spearman", "miscalibration_area", "ence", "nll", "crps", "auroc", "ause")
-"""Calibration of the force uncertainty on a test set, columns of the table; see `uncertainty.calibration`."""
-
-SECONDS = ("seconds_train", "seconds_select", "seconds_label", "seconds")
-"""Wall time of a round, columns of the table; ``seconds`` is all of it."""
-
-COLUMNS = (
-    "system",
-    "selector",
-    "seed",
-    "ensemble_size",
-    "batch_size",
-    "round",
-    "labels",
-    "test",
-    *METRICS,
-    *CALIBRATION,
-    "sigma_batch",
-    "sigma_pool",
-    *SECONDS,
-)
-"""Columns of ``results.csv``."""
 
 Scores = dict[str, float | None]
 """Errors and calibration on one test set, by column."""

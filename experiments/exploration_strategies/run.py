@@ -27,12 +27,12 @@ from almlip_jax.campaign.progress import open_progress
 from almlip_jax.campaign.rundir import Cell, write_csv
 from almlip_jax.compilation import prepare_jax
 from almlip_jax.config import load_config
+from almlip_jax.evaluation.tidy import COLUMNS, ERRORS
 from almlip_jax.oracles.executor import Labeller
 from almlip_jax.oracles.sampling import label_md
 from almlip_jax.oracles.sources.xtb import TBLiteSettings
 from almlip_jax.oracles.store import LabelStore
 from almlip_jax.structures.io import read_structures, write_structures
-from almlip_jax.sweep.records import COLUMNS, METRICS
 
 HERE = Path(__file__).resolve().parent
 CHARGES = {"eigen": 1, "acetylacetone": 0}
@@ -85,7 +85,7 @@ def finished(folder: Path, tests: list[Path], system: str, strategy: str, seed: 
         for kelvin in TESTS:
             key = (system, strategy, seed, config.ensemble.size, config.selection.batch, number, record["labels"])
             row = dict.fromkeys(COLUMNS) | dict(zip(COLUMNS, (*key, f"{kelvin}K"), strict=False))
-            errors = {name: record["errors"].get(f"{name}_{kelvin}K") for name in METRICS}
+            errors = {name: record["errors"].get(f"{name}_{kelvin}K") for name in ERRORS}
             seconds = {"seconds_train": record["seconds"]["train"], "seconds": sum(record["seconds"].values())}
             rows.append(row | errors | {name: round(value, 2) for name, value in seconds.items()})
     return rows

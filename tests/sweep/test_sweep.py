@@ -16,6 +16,7 @@ from almlip_jax.campaign.preparation import geometry_key
 from almlip_jax.campaign.rundir import read_csv, read_json
 from almlip_jax.config import config_text, load_settings
 from almlip_jax.errors import InputError
+from almlip_jax.evaluation.tidy import COLUMNS
 from almlip_jax.potential import Potential
 from almlip_jax.structures.io import read_structures
 from almlip_jax.structures.packing import pack, plan_batches
@@ -23,7 +24,6 @@ from almlip_jax.sweep import SweepConfig, parse_only
 from almlip_jax.sweep.crew import shares
 from almlip_jax.sweep.points import Point, all_points, point_groups
 from almlip_jax.sweep.pools import plan_for_budget, read_pool
-from almlip_jax.sweep.records import COLUMNS
 
 SELECTORS, SEEDS = ("random", "max_det"), (0, 1)
 

@@ -1,0 +1,79 @@
+"""``almlip figure``: everything from the table alone, the same bytes each time, text as text."""
+
+from __future__ import annotations
+
+import json
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import matplotlib.colors
+import numpy as np
+import pytest
+from power_law_sweep import sweep, written
+from typer.testing import CliRunner
+
+from almlip_jax.cli import app
+from almlip_jax.errors import InputError
+from almlip_jax.figures.command import MAKERS, make
+from almlip_jax.figures.style import SELECTOR_COLORS, selector_color, selector_lines
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory) -> Path:
+    return written(tmp_path_factory.mktemp("table") / "results.csv", sweep(seeds=3, rounds=3))
+
+
+@pytest.fixture(scope="module")
+def made(table, tmp_path_factory) -> dict[str, Any]:
+    """What the command says of everything, as JSON."""
+    folder = tmp_path_factory.mktemp("figures")
+    told = folder / "all.json"
+    result = CliRunner().invoke(app, ["figure", "all", str(table), "--out", str(folder / "out"), "--json", str(told)])
+    assert result.exit_code == 0, result.output
+    return json.loads(told.read_text())
+
+
+def test_all_figures_and_tables_come_from_one_command(made):
+    assert made["skipped"] == {} and all(Path(path).stat().st_size > 0 for path in made["written"])
+    assert len({Path(path).stem for path in made["written"]}) == len(MAKERS)
+    assert len(made["rows"]) == 4 * 3 and {row["selector"] for row in made["rows"]} == {"random", "lcmd", "top_k"}
+    assert any("3 seeds Wilcoxon's test cannot" in note for note in made["notes"])
+
+
+def test_the_same_table_gives_the_same_bytes(table, made, tmp_path):
+    before = {Path(path).name: Path(path) for path in made["written"]}
+    for name in ("profiles", "tables"):
+        for path in map(Path, make(name, [table], tmp_path)["written"]):
+            assert path.read_bytes() == before[path.name].read_bytes(), path
+
+
+def test_text_in_vector_files_is_text(made):
+    (path,) = (path for path in made["written"] if path.endswith("learning_curves_forces_rmse.pdf"))
+    content = Path(path).read_bytes()
+    assert b"/Type0" in content or b"/TrueType" in content  # type 42: fonts that programs can edit
+    assert b"/Type3" not in content
+
+
+def test_selectors_look_the_same_everywhere_and_not_like_each_other():
+    assert selector_color("top_k (force_std_mean)") == selector_color("top_k")
+    lines = selector_lines(["random", "lcmd", "top_k", "my_own", "top_k (energy_std)"])
+    looks = {(line["color"], line["marker"], str(line["linestyle"])) for line in lines.values()}
+    assert len(looks) == len(lines)
+    named = {
+        name: color for name, color in SELECTOR_COLORS.items() if name not in ("chain", "threshold", "top_fraction")
+    }
+    for one, other in combinations(named.values(), 2):
+        assert np.linalg.norm(np.subtract(matplotlib.colors.to_rgb(one), matplotlib.colors.to_rgb(other))) > 0.1
+
+
+def test_what_a_table_lacks_is_skipped_or_one_sentence(tmp_path):
+    bare = sweep(seeds=2, rounds=2)
+    bare[["spearman", "auroc", "miscalibration_area", "ence", "sigma_batch"]] = np.nan
+    path = written(tmp_path / "bare.csv", bare)
+    found = make("all", [path], tmp_path / "out")
+    assert set(found["skipped"]) == {"uncertainty_evolution", "calibration_evolution"}
+    with pytest.raises(InputError, match="sigma_batch"):
+        make("uncertainty_evolution", [path], tmp_path / "out")
+    with pytest.raises(InputError, match="no figure 'pie'"):
+        make("pie", [path], tmp_path / "out")
