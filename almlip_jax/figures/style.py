@@ -69,17 +69,6 @@ SELECTOR_MARKERS: Final[dict[str, str]] = {
 }
 """Markers of the selectors by name, so that figures can be read in grey as well."""
 
-GROUP_COLORS: Final[tuple[str, ...]] = ("#0b6fb8", "#d1570b", "#00876c", "#8e4fa8", "#a88600", "#56a8dd")
-"""Colours of test groups, in the order of `order_groups`."""
-
-UNCERTAINTY_SCALE: Final[tuple[tuple[float, str], ...]] = (
-    (0.0, "#d5dee6"),
-    (0.35, "#f2c14e"),
-    (0.7, "#e0691f"),
-    (1.0, "#a3161a"),
-)
-"""Colour scale of an atom's uncertainty: pale is sure, red is not."""
-
 _OTHERS: Final = ("#1e4b2d", "#5ab4e1", "#a53c5a", "#96693c", "#5a1e4b")
 _DASHES: Final = ("-", (0, (5, 1.6)), (0, (2, 1.2)), (0, (6, 1.4, 1.2, 1.4)), (0, (1, 1)))
 
@@ -192,34 +181,6 @@ def save(figure: Figure, stem: Path) -> list[Path]:
         figure.savefig(paths[0], metadata={"CreationDate": None, "Creator": "almlip-jax"})
         figure.savefig(paths[1])
     return paths
-
-
-def order_groups(names: Sequence[str]) -> list[str]:
-    """Distinct test groups in the order that people expect: by the number a name begins with, then by name."""
-
-    def place(name: str) -> tuple[float, str]:
-        number = re.match(r"\d+(\.\d+)?", name)
-        return (float(number.group()) if number else float("inf"), name)
-
-    return sorted(set(names), key=place)
-
-
-def group_color(name: str, names: Sequence[str]) -> str:
-    """The colour of a test group among all groups of a figure."""
-    return GROUP_COLORS[order_groups(names).index(name) % len(GROUP_COLORS)]
-
-
-def temperature_color(temperature: float, temperatures: Sequence[float]) -> str:
-    """The colour of a walker by its temperature: blue for the coldest, red for the hottest."""
-    low, high = min(temperatures), max(temperatures)
-    place = 0.5 if high == low else (temperature - low) / (high - low)
-    stops = ((0.0, (0x1F, 0x6F, 0xB2)), (0.5, (0x7D, 0x55, 0x9C)), (1.0, (0xC8, 0x40, 0x28)))
-    for (a, first), (b, second) in zip(stops[:-1], stops[1:], strict=True):
-        if place <= b:
-            share = (place - a) / (b - a)
-            mixed = [round(x + share * (y - x)) for x, y in zip(first, second, strict=True)]
-            return "#{:02x}{:02x}{:02x}".format(*mixed)
-    raise AssertionError("the place on the scale is at most 1")
 
 
 def plain_log_ticks(axes: Axes, which: str = "both") -> None:

@@ -78,35 +78,24 @@ def auroc(errors: np.ndarray, sigma: np.ndarray, bound: float) -> float:
     return float((ranks[large].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 
-def error_rejection(errors: np.ndarray, sigma: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Error-rejection curve: what is left of the error when the most uncertain values are left out.
-
-    Args:
-        errors: [n].
-        sigma: [n], by which they are left out, the largest first; |errors| gives the best curve there can be.
-
-    Returns:
-        share left out, k / n for k < n; and the root mean square of the rest over that of all, which is 1 at first.
-    """
-    squares = np.asarray(errors, np.float64) ** 2
-    kept = squares[np.argsort(-np.asarray(sigma), kind="stable")][::-1]  # the surest first
-    count = np.arange(1, len(kept) + 1)
-    rest = np.sqrt(np.cumsum(kept) / count)[::-1]
-    total = np.sqrt(np.mean(squares))
-    return (count - 1) / len(kept), rest / total if total > 0 else np.zeros(len(kept))
-
-
-def error_rejection_area(errors: np.ndarray, sigma: np.ndarray) -> float:
-    """Area under the error-rejection curve: 1 where sigma tells nothing, less where it tells the large errors."""
-    return float(np.mean(error_rejection(errors, sigma)[1]))
-
-
 def ause(errors: np.ndarray, sigma: np.ndarray) -> float:
     """Area under the sparsification error: how much better one could reject by true error than by sigma.
 
-    The area under the error-rejection curve by sigma minus that by true error.  0 is perfect.
+    The root mean square of the errors that are left when the share x of the largest (by sigma, or by true error) is
+    left out, each over that of all, integrated over x and subtracted.  0 is perfect.
     """
-    return error_rejection_area(errors, sigma) - error_rejection_area(errors, np.abs(errors))
+    squares = np.asarray(errors, np.float64) ** 2
+    total = np.sqrt(np.mean(squares))
+    if total == 0:
+        return 0.0
+
+    def left(order: np.ndarray) -> np.ndarray:
+        kept = squares[order][::-1]  # smallest first
+        return np.sqrt(np.cumsum(kept) / np.arange(1, len(kept) + 1))[::-1] / total
+
+    by_sigma = left(np.argsort(-sigma, kind="stable"))
+    by_error = left(np.argsort(-squares, kind="stable"))
+    return float(np.mean(by_sigma - by_error))
 
 
 def calibration_metrics(errors: np.ndarray, sigma: np.ndarray, bound: float | None = None) -> dict[str, float]:
