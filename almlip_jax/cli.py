@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from ase import Atoms
 
     from almlip_jax.campaign.loop import Outcome
-    from almlip_jax.campaign.progress import Progress
     from almlip_jax.config import ExperimentConfig
     from almlip_jax.potential import Potential
+    from almlip_jax.progress import Progress
     from almlip_jax.simulation.settings import SimulationConfig
     from almlip_jax.training import EpochReport
 
@@ -92,8 +92,8 @@ def resume(run_dir: RunFolder, overrides: SetOption = None, json_file: JsonFile 
 
 def _campaign(settings: ExperimentConfig, folder: Path, json_file: Path | None, *, fresh: bool) -> None:
     from almlip_jax.campaign import resume_campaign, run_campaign
-    from almlip_jax.campaign.progress import open_progress
     from almlip_jax.compilation import prepare_jax
+    from almlip_jax.progress import open_progress
 
     prepare_jax(settings.precision)
     work = run_campaign if fresh else resume_campaign
@@ -159,10 +159,10 @@ def train(
     json_file: JsonFile = None,
 ) -> None:
     """Train an ensemble on labelled structures; the same command goes on with a training that was interrupted."""
-    from almlip_jax.campaign.progress import open_progress
     from almlip_jax.compilation import prepare_jax
     from almlip_jax.config import load_config
     from almlip_jax.fitting import fit_potential
+    from almlip_jax.progress import open_progress
     from almlip_jax.training import checkpoint
 
     settings = load_config(config, overrides or [])
@@ -248,7 +248,7 @@ def score(
 ) -> None:
     """Write structures with the uncertainty of each frame and atom, however many there are."""
     model = _load(potential)
-    from almlip_jax.campaign.progress import open_progress
+    from almlip_jax.progress import open_progress
     from almlip_jax.scoring import score_pool
     from almlip_jax.structures.io import count_structures
 
@@ -344,9 +344,9 @@ def label(
 ) -> None:
     """Label structures with the label source of a config, in parallel, into a label store."""
     from almlip_jax.campaign.preparation import bare_frames
-    from almlip_jax.campaign.progress import open_progress
     from almlip_jax.config import load_config
     from almlip_jax.oracles import Labeller, LabelStore, PendingLabels
+    from almlip_jax.progress import open_progress
     from almlip_jax.structures.io import write_structures
 
     settings = load_config(config, overrides or [])
@@ -399,8 +399,8 @@ def _simulate(
     overrides: list[str] | None,
     json_file: Path | None,
 ) -> None:
-    from almlip_jax.campaign.progress import open_progress
     from almlip_jax.config import load_settings
+    from almlip_jax.progress import open_progress
     from almlip_jax.simulation.summary import render_summary
 
     settings = load_settings(kind, config, overrides or [])
@@ -434,9 +434,9 @@ def sweep(
     json_file: JsonFile = None,
 ) -> None:
     """Compare selectors on labelled pools; the same command goes on after an interruption."""
-    from almlip_jax.campaign.progress import open_progress
     from almlip_jax.compilation import prepare_jax
     from almlip_jax.config import load_settings
+    from almlip_jax.progress import open_progress
     from almlip_jax.sweep import SweepConfig, parse_only, render_result, run_sweep
 
     settings = load_settings(SweepConfig, config, overrides or []).based(config.resolve().parent)

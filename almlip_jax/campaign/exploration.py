@@ -10,7 +10,7 @@ import numpy as np
 from ase import Atoms
 
 from almlip_jax.campaign.preparation import geometry_key
-from almlip_jax.campaign.rundir import RoundDirectory, write_npz
+from almlip_jax.campaign.rundir import RoundDirectory
 from almlip_jax.campaign.settings import MdExploration, RelaxedStarts
 from almlip_jax.campaign.starts import relaxed_starts, walker_starts, write_starts
 from almlip_jax.campaign.workshop import Workshop
@@ -18,6 +18,7 @@ from almlip_jax.dynamics import Exploration, Knowledge, know
 from almlip_jax.dynamics.knowledge import errors_and_scores, structure_scores
 from almlip_jax.dynamics.thresholds import CalibratedThresholds, ConformalThresholds, resolve_thresholds
 from almlip_jax.ensembles import SCORES
+from almlip_jax.files import write_npz
 from almlip_jax.keys import named_key
 from almlip_jax.potential import Potential
 from almlip_jax.structures.io import read_structures, write_structures

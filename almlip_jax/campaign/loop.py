@@ -20,14 +20,16 @@ from ase import Atoms
 
 from almlip_jax.campaign import stages, stopping
 from almlip_jax.campaign.preparation import planned_calls, start_geometries
-from almlip_jax.campaign.progress import Progress, SilentProgress
 from almlip_jax.campaign.report import write_report
-from almlip_jax.campaign.rundir import RunDirectory, write_text, write_versions
+from almlip_jax.campaign.rundir import RunDirectory
 from almlip_jax.campaign.settings import ExplorationChoice, MdExploration, PoolExploration, RelaxedStarts
 from almlip_jax.campaign.state import CampaignState, Stage, read_state, write_state
 from almlip_jax.campaign.workshop import Experiment, Workshop, listed_starts
 from almlip_jax.errors import CapacityError, InputError, LabelError
+from almlip_jax.files import write_text
 from almlip_jax.oracles import PendingLabels
+from almlip_jax.progress import Progress, SilentProgress
+from almlip_jax.work_directory import write_versions
 
 Work = Callable[[Workshop, int], Mapping[str, Any]]
 """A stage: does its work for a round, writes its files, and returns fields of the round's record."""

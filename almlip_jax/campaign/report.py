@@ -15,10 +15,11 @@ from ase.data.colors import jmol_colors
 from jinja2 import Environment, PackageLoader, select_autoescape
 from plotly.offline import get_plotlyjs
 
-from almlip_jax.campaign.rundir import RoundDirectory, RunDirectory, read_json, read_npz, write_text
+from almlip_jax.campaign.rundir import RoundDirectory, RunDirectory
 from almlip_jax.campaign.state import CampaignState, read_state
 from almlip_jax.campaign.status import campaign_status
 from almlip_jax.errors import InputError
+from almlip_jax.files import read_json, read_npz, write_text
 from almlip_jax.oracles import LabelStore
 from almlip_jax.structures.io import read_structures
 from almlip_jax.uncertainty import reliability

@@ -17,12 +17,12 @@ from ase import Atoms
 from almlip_jax.campaign import exploration
 from almlip_jax.campaign.batch import adaptive_part, candidates, choose, selection_scalars
 from almlip_jax.campaign.preparation import held_out_set, initial_set, planned_calls
-from almlip_jax.campaign.rundir import Cell, read_json, write_csv, write_json, write_npz
 from almlip_jax.campaign.settings import PoolExploration
 from almlip_jax.campaign.workshop import Workshop
 from almlip_jax.ensembles import SCORES
 from almlip_jax.errors import InputError, LabelError
 from almlip_jax.evaluation import error_metrics
+from almlip_jax.files import Cell, read_json, write_csv, write_json, write_npz
 from almlip_jax.keys import named_key
 from almlip_jax.oracles import LabelResult
 from almlip_jax.potential import Evaluated, Potential

@@ -13,8 +13,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from almlip_jax.campaign.rundir import Cell, RunDirectory, plain, read_json, write_csv, write_json
+from almlip_jax.campaign.rundir import RunDirectory
 from almlip_jax.errors import InputError
+from almlip_jax.files import Cell, plain, read_json, write_csv, write_json
 from almlip_jax.settings import Settings
 
 

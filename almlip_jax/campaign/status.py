@@ -16,9 +16,10 @@ from rich.console import Group, RenderableType
 from rich.panel import Panel
 from rich.table import Table
 
-from almlip_jax.campaign.rundir import RoundDirectory, RunDirectory, read_npz
+from almlip_jax.campaign.rundir import RoundDirectory, RunDirectory
 from almlip_jax.campaign.state import CampaignState, RoundRecord, read_state
 from almlip_jax.errors import InputError
+from almlip_jax.files import read_npz
 from almlip_jax.oracles import LabelStore
 from almlip_jax.structures.io import read_structures
 

@@ -27,7 +27,6 @@ from almlip_jax.campaign.preparation import (
     start_geometries,
     start_list,
 )
-from almlip_jax.campaign.progress import Advance, Progress
 from almlip_jax.campaign.rundir import RunDirectory
 from almlip_jax.campaign.settings import (
     ExplorationChoice,
@@ -48,6 +47,7 @@ from almlip_jax.errors import CapacityError
 from almlip_jax.models import ModelSettings, Params
 from almlip_jax.oracles import ExecutorSettings, Labeller, LabelStore, OracleSettings
 from almlip_jax.potential import Evaluated, Potential
+from almlip_jax.progress import Advance, Progress
 from almlip_jax.selection import Selector, build_selector
 from almlip_jax.structures.io import read_structures
 from almlip_jax.structures.packing import BatchShape

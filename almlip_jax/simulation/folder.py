@@ -25,9 +25,10 @@ from typing import Any
 
 import yaml
 
-from almlip_jax.campaign.rundir import WorkDirectory, read_json, write_json, write_text
 from almlip_jax.errors import InputError
+from almlip_jax.files import read_json, write_json, write_text
 from almlip_jax.simulation.settings import SimulationConfig
+from almlip_jax.work_directory import WorkDirectory
 
 _FREE = ("out", "checkpoint_every")  # keys that may differ between the parts of one run
 _INPUTS = ("potential", "structures", "training_set", "calibration_set")

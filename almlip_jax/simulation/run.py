@@ -20,8 +20,6 @@ import numpy as np
 from ase import Atoms
 from numpy.typing import ArrayLike
 
-from almlip_jax.campaign.progress import Progress
-from almlip_jax.campaign.rundir import read_json, write_json, write_npz, write_versions
 from almlip_jax.dynamics import (
     Exploration,
     ExplorationSettings,
@@ -39,14 +37,17 @@ from almlip_jax.dynamics.loop import Traces
 from almlip_jax.dynamics.thresholds import resolve_thresholds
 from almlip_jax.ensembles import SCORES
 from almlip_jax.errors import InputError
+from almlip_jax.files import read_json, write_json, write_npz
 from almlip_jax.keys import named_key
 from almlip_jax.potential import Potential
+from almlip_jax.progress import Progress
 from almlip_jax.simulation.folder import SimulationDirectory
 from almlip_jax.simulation.h5md import H5mdTrajectory
 from almlip_jax.simulation.outputs import ExtxyzTrajectories, Output, Thermo, TraceLog
 from almlip_jax.simulation.settings import ExploreConfig, MdConfig, SimulationConfig
 from almlip_jax.simulation.summary import summarise
 from almlip_jax.structures.io import read_structures, write_structures
+from almlip_jax.work_directory import write_versions
 
 
 def run_exploration(

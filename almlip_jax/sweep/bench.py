@@ -14,11 +14,11 @@ import numpy as np
 from ase import Atoms
 
 from almlip_jax.campaign.batch import candidates, choose, selection_scalars
-from almlip_jax.campaign.rundir import plain
 from almlip_jax.ensembles import build_ensemble
 from almlip_jax.errors import InputError
 from almlip_jax.evaluation import error_metrics
 from almlip_jax.evaluation.tidy import CALIBRATION, ERRORS
+from almlip_jax.files import plain
 from almlip_jax.keys import named_key
 from almlip_jax.potential import Potential
 from almlip_jax.selection import Selector, build_selector

@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass
 
 from ase import Atoms
 
-from almlip_jax.campaign.progress import Progress
 from almlip_jax.errors import InputError
 from almlip_jax.potential import Potential
+from almlip_jax.progress import Progress
 from almlip_jax.sweep.bench import Bench, SystemBench
 from almlip_jax.sweep.points import First, Group, Point, first_of
 from almlip_jax.sweep.records import FirstRecord, PointState, RoundRecord, Scores

@@ -27,13 +27,14 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from almlip_jax.campaign.rundir import Cell, WorkDirectory, plain, read_json, write_csv, write_json
 from almlip_jax.errors import InputError
 from almlip_jax.evaluation.tidy import COLUMNS
+from almlip_jax.files import Cell, plain, read_json, write_csv, write_json
 from almlip_jax.settings import Settings
 from almlip_jax.sweep.points import First, Point
 from almlip_jax.sweep.pools import Split
 from almlip_jax.sweep.settings import SweepConfig
+from almlip_jax.work_directory import WorkDirectory
 
 Scores = dict[str, float | None]
 """Errors and calibration on one test set, by column."""

@@ -12,8 +12,8 @@ import numpy as np
 import yaml
 from rich.table import Table
 
-from almlip_jax.campaign.progress import Progress, SilentProgress
-from almlip_jax.campaign.rundir import Cell, write_text, write_versions
+from almlip_jax.files import Cell, write_text
+from almlip_jax.progress import Progress, SilentProgress
 from almlip_jax.sweep.bench import Bench
 from almlip_jax.sweep.cluster import ClusterCrew
 from almlip_jax.sweep.course import rounds_left, run_points, train_firsts
@@ -21,6 +21,7 @@ from almlip_jax.sweep.crew import Crew
 from almlip_jax.sweep.points import First, Group, Only, all_points, first_groups, is_wanted, point_groups
 from almlip_jax.sweep.records import SweepDirectory, write_table
 from almlip_jax.sweep.settings import ProcessesSettings, SweepConfig
+from almlip_jax.work_directory import write_versions
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from almlip_jax.campaign.progress import SilentProgress
 from almlip_jax.compilation import prepare_jax
+from almlip_jax.progress import SilentProgress
 from almlip_jax.sweep.bench import Bench
 from almlip_jax.sweep.course import OnRound, run_points, train_firsts
 from almlip_jax.sweep.points import First, Group

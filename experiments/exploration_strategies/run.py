@@ -23,15 +23,15 @@ import json
 from pathlib import Path
 
 from almlip_jax.campaign import resume_campaign, run_campaign
-from almlip_jax.campaign.progress import open_progress
-from almlip_jax.campaign.rundir import Cell, write_csv
 from almlip_jax.compilation import prepare_jax
 from almlip_jax.config import load_config
 from almlip_jax.evaluation.tidy import COLUMNS, ERRORS
+from almlip_jax.files import Cell, write_csv
 from almlip_jax.oracles.executor import Labeller
 from almlip_jax.oracles.sampling import label_md
 from almlip_jax.oracles.sources.xtb import TBLiteSettings
 from almlip_jax.oracles.store import LabelStore
+from almlip_jax.progress import open_progress
 from almlip_jax.structures.io import read_structures, write_structures
 
 HERE = Path(__file__).resolve().parent

@@ -19,14 +19,15 @@ from tiny_campaign import SECTIONS, Killed, KillingProgress, cache_at, result_of
 import almlip_jax
 from almlip_jax.campaign import run_campaign
 from almlip_jax.campaign.preparation import Source, geometry_key, initial_set, split_pool, start_geometries
-from almlip_jax.campaign.progress import SilentProgress
-from almlip_jax.campaign.rundir import RunDirectory, read_csv, read_json, read_npz
+from almlip_jax.campaign.rundir import RunDirectory
 from almlip_jax.campaign.settings import MdExploration
 from almlip_jax.campaign.starts import walker_starts
 from almlip_jax.campaign.state import read_state
 from almlip_jax.errors import InputError, LabelError
+from almlip_jax.files import read_csv, read_json, read_npz
 from almlip_jax.keys import numpy_generator
 from almlip_jax.oracles import Labeller, LabelStore, TBLiteSettings, label_structures, rattle
+from almlip_jax.progress import SilentProgress
 from almlip_jax.structures.io import read_structures, write_structures
 
 pytestmark = pytest.mark.usefixtures("compile_once")

@@ -46,7 +46,7 @@ def test_status_names_what_ended_walkers(run):
     """A walker that an unphysical frame ended is listed with its check, temperature, step and atom."""
     import numpy as np
 
-    from almlip_jax.campaign.rundir import read_npz, write_npz
+    from almlip_jax.files import read_npz, write_npz
 
     folder = [one for one in run.rounds() if one.walkers.exists()][-1]
     arrays = read_npz(folder.walkers)

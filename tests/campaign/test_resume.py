@@ -16,10 +16,11 @@ from tiny_campaign import SECTIONS, Killed, KillingProgress, result_of, run_or_r
 
 import almlip_jax
 from almlip_jax.campaign import resume_campaign
-from almlip_jax.campaign.progress import SilentProgress
-from almlip_jax.campaign.rundir import RunDirectory, read_json
+from almlip_jax.campaign.rundir import RunDirectory
 from almlip_jax.campaign.state import Stage, read_state
 from almlip_jax.errors import InputError
+from almlip_jax.files import read_json
+from almlip_jax.progress import SilentProgress
 
 pytestmark = pytest.mark.usefixtures("compile_once")
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from almlip_jax.campaign import rundir
+from almlip_jax import files, work_directory
 from almlip_jax.campaign.rundir import RunDirectory
 from almlip_jax.errors import InputError
 
@@ -50,9 +50,9 @@ def test_a_string_is_a_path_and_an_absent_directory_has_no_rounds(tmp_path: Path
         RunDirectory(tmp_path).require()
 
 
-@pytest.mark.parametrize("module", ["rundir", "progress", "status"])
+@pytest.mark.parametrize("module", ["campaign.rundir", "progress", "campaign.status"])
 def test_looking_at_a_run_does_not_wait_for_jax(module: str) -> None:
-    code = f"import almlip_jax.campaign.{module}, sys; print('jax' in sys.modules)"
+    code = f"import almlip_jax.{module}, sys; print('jax' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "False", done.stderr
 
@@ -61,10 +61,10 @@ def test_looking_at_a_run_does_not_wait_for_jax(module: str) -> None:
 
 
 def test_json_becomes_plain_and_valid(run: RunDirectory) -> None:
-    rundir.write_json(
+    files.write_json(
         run.state, {"a": np.float32(1.5), "b": np.arange(3), "nan": float("nan"), "p": Path("x"), 3: None}
     )
-    assert rundir.read_json(run.state) == {"a": 1.5, "b": [0, 1, 2], "nan": None, "p": "x", "3": None}
+    assert files.read_json(run.state) == {"a": 1.5, "b": [0, 1, 2], "nan": None, "p": "x", "3": None}
 
 
 def test_csv_round_trip_is_exact(run: RunDirectory) -> None:
@@ -72,8 +72,8 @@ def test_csv_round_trip_is_exact(run: RunDirectory) -> None:
         {"round": 0, "forces_rmse_300K": 0.1 + 0.2, "reason": 'a "b", c\nd', "ok": True, "none": None},
         {"round": np.int64(1), "forces_rmse_300K": np.float32(0.1), "ok": np.bool_(False), "late": float("inf")},
     ]
-    rundir.write_csv(run.metrics, rows)
-    back = rundir.read_csv(run.metrics)
+    files.write_csv(run.metrics, rows)
+    back = files.read_csv(run.metrics)
     assert back[0] == {**rows[0], "late": None}
     assert back[1]["forces_rmse_300K"] == float(np.float32(0.1))
     assert (back[1]["round"], back[1]["ok"], back[1]["reason"], back[1]["late"]) == (1, False, None, float("inf"))
@@ -81,63 +81,63 @@ def test_csv_round_trip_is_exact(run: RunDirectory) -> None:
 
 def test_a_row_written_again_replaces_its_round(run: RunDirectory) -> None:
     for index, value in [(0, 1.0), (1, 2.0), (2, 3.0), (1, 2.5)]:
-        rundir.append_row(run.metrics, {"round": index, "value": value}, key="round")
-    assert [row["value"] for row in rundir.read_csv(run.metrics)] == [1.0, 2.5, 3.0]
-    rundir.append_row(run.metrics, {"round": 1, "value": 9.0, "new": "x"})
-    assert [row["new"] for row in rundir.read_csv(run.metrics)] == [None, None, None, "x"]
+        files.append_row(run.metrics, {"round": index, "value": value}, key="round")
+    assert [row["value"] for row in files.read_csv(run.metrics)] == [1.0, 2.5, 3.0]
+    files.append_row(run.metrics, {"round": 1, "value": 9.0, "new": "x"})
+    assert [row["new"] for row in files.read_csv(run.metrics)] == [None, None, None, "x"]
 
 
 def test_npz_round_trip_with_strings_and_awkward_names(run: RunDirectory) -> None:
     arrays = {"file": np.eye(2), "group": np.array(["300K", "600K"]), "nan": np.full(3, np.nan), "scalar": 0.5}
-    rundir.write_npz(run.round(0).walkers, arrays)
-    back = rundir.read_npz(run.round(0).walkers)
+    files.write_npz(run.round(0).walkers, arrays)
+    back = files.read_npz(run.round(0).walkers)
     assert list(back) == list(arrays)
     for name, value in arrays.items():
         np.testing.assert_array_equal(back[name], np.asarray(value))
     first = run.round(0).walkers.read_bytes()
-    rundir.write_npz(run.round(0).walkers, arrays)
+    files.write_npz(run.round(0).walkers, arrays)
     assert run.round(0).walkers.read_bytes() == first, "equal arrays must give equal files"
     with pytest.raises(TypeError, match="'bad'"):
-        rundir.write_npz(run.round(0).walkers, {"bad": np.array([None])})
+        files.write_npz(run.round(0).walkers, {"bad": np.array([None])})
 
 
 @pytest.mark.parametrize("crash", ["write", "rename", "flush"])
 def test_a_failure_between_temporary_file_and_rename_leaves_the_old_file(
     run: RunDirectory, monkeypatch: pytest.MonkeyPatch, crash: str
 ) -> None:
-    rundir.write_json(run.state, {"round": 1})
+    files.write_json(run.state, {"round": 1})
 
     def broken(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     if crash == "rename":
-        monkeypatch.setattr(rundir.os, "replace", broken)
+        monkeypatch.setattr(files.os, "replace", broken)
     elif crash == "flush":
-        monkeypatch.setattr(rundir.os, "fsync", broken)
+        monkeypatch.setattr(files.os, "fsync", broken)
     else:
         monkeypatch.setattr(Path, "write_text", broken)
     with pytest.raises(InputError, match=r"state\.json: the disk is full; free some space") as error:
-        rundir.write_json(run.state, {"round": 2})
+        files.write_json(run.state, {"round": 2})
     assert "\n" not in str(error.value)
     monkeypatch.undo()
-    assert rundir.read_json(run.state) == {"round": 1}
+    assert files.read_json(run.state) == {"round": 1}
     assert partials(run) == []
 
 
 def test_a_kill_before_the_rename_leaves_the_old_file_and_a_leftover_that_the_next_lock_removes(
     run: RunDirectory,
 ) -> None:
-    rundir.write_json(run.state, {"round": 1})
+    files.write_json(run.state, {"round": 1})
     script = f"""
         import os, signal
         from pathlib import Path
-        from almlip_jax.campaign import rundir
-        rundir.os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-        rundir.write_json(Path({str(run.state)!r}), {{"round": 2}})
+        from almlip_jax import files
+        files.os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        files.write_json(Path({str(run.state)!r}), {{"round": 2}})
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)])
     assert done.returncode == -signal.SIGKILL
-    assert rundir.read_json(run.state) == {"round": 1}
+    assert files.read_json(run.state) == {"round": 1}
     assert len(partials(run)) == 1
     mine = run.path / f".report.{os.getpid()}.partial.html"
     mine.write_text("of a live process")
@@ -148,7 +148,7 @@ def test_a_kill_before_the_rename_leaves_the_old_file_and_a_leftover_that_the_ne
 def test_other_errors_of_the_system_are_one_sentence(run: RunDirectory) -> None:
     run.state.mkdir()  # a folder in the place of the file
     with pytest.raises(InputError, match=r"^cannot write .*state\.json: .*\.$"):
-        rundir.write_json(run.state, {})
+        files.write_json(run.state, {})
     (run.path / "blocked").write_text("")
     with pytest.raises(InputError, match=r"^cannot write .*\.$"):
         RunDirectory(run.path / "blocked" / "run").create()
@@ -159,9 +159,9 @@ def test_other_errors_of_the_system_are_one_sentence(run: RunDirectory) -> None:
 
 def test_missing_files_are_named(run: RunDirectory) -> None:
     for read, path in [
-        (rundir.read_json, run.state),
-        (rundir.read_csv, run.metrics),
-        (rundir.read_npz, run.round(0).walkers),
+        (files.read_json, run.state),
+        (files.read_csv, run.metrics),
+        (files.read_npz, run.round(0).walkers),
     ]:
         with pytest.raises(InputError, match=f"{path.name} is missing"):
             read(path)
@@ -179,26 +179,26 @@ def test_missing_files_are_named(run: RunDirectory) -> None:
 def test_damaged_json(run: RunDirectory, content: bytes, message: str) -> None:
     run.state.write_bytes(content)
     with pytest.raises(InputError, match=rf"cannot read .*state\.json: .*{message}"):
-        rundir.read_json(run.state)
+        files.read_json(run.state)
 
 
 @pytest.mark.parametrize(("content", "message"), [("", "no header"), ("a,b\n1\n", "line 2"), ("a\n1,2\n", "line 2")])
 def test_damaged_csv(run: RunDirectory, content: str, message: str) -> None:
     run.metrics.write_text(content)
     with pytest.raises(InputError, match=rf"metrics\.csv: .*{message}"):
-        rundir.read_csv(run.metrics)
+        files.read_csv(run.metrics)
 
 
 def test_damaged_npz(run: RunDirectory) -> None:
     path = run.round(0).walkers
-    rundir.write_npz(path, {"a": np.random.default_rng(0).normal(size=1000)})
+    files.write_npz(path, {"a": np.random.default_rng(0).normal(size=1000)})
     whole = path.read_bytes()
     flipped = bytearray(whole)
     flipped[len(whole) // 2] ^= 0xFF
     for content in (b"", b"not an archive", whole[: len(whole) // 2], bytes(flipped)):
         path.write_bytes(content)
         with pytest.raises(InputError, match=r"walkers\.npz: not a readable npz"):
-            rundir.read_npz(path)
+            files.read_npz(path)
 
 
 # ------------------------------------------------------------------------------------------------------------ lock
@@ -256,17 +256,17 @@ def test_a_later_process_with_the_number_of_a_dead_one_does_not_count(run: RunDi
     with run.lock():
         owner = run.lock_owner()
     assert owner is not None
-    rundir.write_json(run.lock_file, {**owner, "born": 1})
+    files.write_json(run.lock_file, {**owner, "born": 1})
     assert not run.is_running()
     with run.lock():
         pass
-    rundir.write_json(run.lock_file, owner)  # this very process: alive
+    files.write_json(run.lock_file, owner)  # this very process: alive
     with pytest.raises(InputError, match="in use"), run.lock():
         pass
 
 
 def test_a_lock_of_another_host_is_respected_and_says_what_to_do(run: RunDirectory) -> None:
-    rundir.write_json(run.lock_file, {"pid": 1, "host": socket.gethostname() + "-other", "born": 1, "since": "now"})
+    files.write_json(run.lock_file, {"pid": 1, "host": socket.gethostname() + "-other", "born": 1, "since": "now"})
     assert run.is_running()
     with pytest.raises(InputError, match=r"process 1 on .*-other.*delete .*lock"), run.lock():
         pass
@@ -282,12 +282,12 @@ def test_an_unreadable_lock_names_nobody(run: RunDirectory) -> None:
 
 
 def test_versions_name_the_packages_and_keep_what_an_earlier_session_used(run: RunDirectory) -> None:
-    rundir.write_versions(run)
-    now = rundir.read_json(run.versions)
+    work_directory.write_versions(run)
+    now = files.read_json(run.versions)
     assert now["packages"]["numpy"] == np.__version__
     assert now["backend"] in ("cpu", "gpu", "tpu")
     assert now["devices"]
-    rundir.write_versions(run)
-    assert rundir.read_json(run.versions) == now, "the same versions again are no new entry"
-    rundir.write_versions(run, {"python": "9.9"})
-    assert rundir.read_json(run.versions) == {"python": "9.9", "earlier": [now]}
+    work_directory.write_versions(run)
+    assert files.read_json(run.versions) == now, "the same versions again are no new entry"
+    work_directory.write_versions(run, {"python": "9.9"})
+    assert files.read_json(run.versions) == {"python": "9.9", "earlier": [now]}

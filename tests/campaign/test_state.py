@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from almlip_jax.campaign.rundir import RunDirectory, read_csv, read_json
+from almlip_jax.campaign.rundir import RunDirectory
 from almlip_jax.campaign.state import CampaignState, RoundRecord, Stage, read_state, write_state
 from almlip_jax.errors import InputError
+from almlip_jax.files import read_csv, read_json
 
 
 @pytest.fixture

@@ -14,10 +14,11 @@ from ase.build import molecule
 from jax.experimental.compilation_cache import compilation_cache
 
 from almlip_jax.campaign import Outcome, resume_campaign, run_campaign
-from almlip_jax.campaign.progress import Advance, SilentProgress
-from almlip_jax.campaign.rundir import RunDirectory, read_csv, read_json
+from almlip_jax.campaign.rundir import RunDirectory
 from almlip_jax.config import ExperimentConfig
+from almlip_jax.files import read_csv, read_json
 from almlip_jax.oracles import LabelStore
+from almlip_jax.progress import Advance, SilentProgress
 from almlip_jax.structures.io import read_structures, write_structures
 
 SECTIONS: dict[str, Any] = {

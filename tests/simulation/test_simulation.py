@@ -31,15 +31,15 @@ from ase.io import read
 from ase.io import write as ase_write
 from typer.testing import CliRunner
 
-from almlip_jax.campaign.progress import Advance, SilentProgress
-from almlip_jax.campaign.rundir import read_npz
 from almlip_jax.cli import app
 from almlip_jax.config import load_settings
 from almlip_jax.dynamics import Explorer, Knowledge, Status, relax, relaxing
 from almlip_jax.ensembles import Ensemble, Prediction
 from almlip_jax.errors import InputError
+from almlip_jax.files import read_npz
 from almlip_jax.models import SharedDensitySettings, build_model
 from almlip_jax.potential import Potential
+from almlip_jax.progress import Advance, SilentProgress
 from almlip_jax.simulation import ExploreConfig, MdConfig, run_exploration, run_md
 from almlip_jax.structures.graph import Graph, forces_and_virial, sum_over_atoms
 from almlip_jax.structures.io import read_structures, write_structures

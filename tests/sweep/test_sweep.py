@@ -13,10 +13,10 @@ from tiny_sweep import LEAKED, POOL, REPEATED, SECTIONS, Killed, Watching, confi
 from typer.testing import CliRunner
 
 from almlip_jax.campaign.preparation import geometry_key
-from almlip_jax.campaign.rundir import read_csv, read_json
 from almlip_jax.config import config_text, load_settings
 from almlip_jax.errors import InputError
 from almlip_jax.evaluation.tidy import COLUMNS
+from almlip_jax.files import read_csv, read_json
 from almlip_jax.potential import Potential
 from almlip_jax.structures.io import read_structures
 from almlip_jax.structures.packing import pack, plan_batches

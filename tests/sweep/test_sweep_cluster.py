@@ -14,9 +14,9 @@ from pydantic import ValidationError
 from tiny_sweep import SECTIONS, config_of, sweep, timeless, write_sets
 
 from almlip_jax import cluster
-from almlip_jax.campaign.progress import Advance, SilentProgress
 from almlip_jax.cluster import ParslLocalSettings
 from almlip_jax.errors import InputError
+from almlip_jax.progress import Advance, SilentProgress
 from almlip_jax.sweep import SweepConfig, worker
 from almlip_jax.sweep import cluster as sweep_cluster
 from almlip_jax.sweep.bench import Bench

@@ -14,8 +14,8 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from almlip_jax.campaign.progress import Advance, SilentProgress
-from almlip_jax.campaign.rundir import read_csv
+from almlip_jax.files import read_csv
+from almlip_jax.progress import Advance, SilentProgress
 from almlip_jax.selection import Candidates, Selection, Selector, random
 from almlip_jax.structures.io import write_structures
 from almlip_jax.sweep import SweepConfig, SweepResult, run_sweep

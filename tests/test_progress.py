@@ -8,7 +8,7 @@ import threading
 import pytest
 from rich.console import Console
 
-from almlip_jax.campaign.progress import (
+from almlip_jax.progress import (
     BarProgress,
     Forecast,
     LineProgress,

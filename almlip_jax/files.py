@@ -1,0 +1,264 @@
+"""Files that a kill never damages: text, JSON, CSV and arrays, written whole or not at all, and read back.
+
+Every file is written to a temporary name beside its final one, flushed to the disk and renamed, so that a reader sees
+the old content or the new one and nothing else.
+"""
+
+from __future__ import annotations
+
+import csv
+import errno
+import io
+import json
+import math
+import os
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from almlip_jax.errors import InputError
+
+Cell: TypeAlias = str | int | float | bool | None
+"""What a CSV field may hold."""
+
+PARTIAL = ".partial"
+"""Part of the name of a temporary file, before the number of the process that writes it."""
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside ``path`` that takes its place, durably, when the context ends well.
+
+    The temporary name keeps the suffix, so that writers that choose a format by it work.  After an exception the old
+    file is untouched and the temporary one removed.
+
+    Raises:
+        InputError: the disk is full, or the folder cannot be written.
+    """
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{PARTIAL}{path.suffix}")
+    try:
+        make_folder(path.parent)
+        yield temporary
+        _flush(temporary)
+        os.replace(temporary, path)
+        _flush(path.parent)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    finally:
+        try:
+            temporary.unlink(missing_ok=True)
+        except OSError:  # the first error says more, and a leftover is removed with the next lock
+            pass
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file atomically (UTF-8)."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Writes a JSON file atomically; numpy values become plain ones, and NaN and infinities (not JSON) null."""
+    write_text(path, json.dumps(plain(data), indent=2, allow_nan=False) + "\n")
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Cell]]) -> None:
+    """Writes a CSV file atomically.
+
+    Args:
+        path: the file.
+        rows: one mapping a line; the columns are all keys in the order they first appear.  Floats are written so that
+            they read back exactly; None and absent keys become empty fields.
+    """
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({key: _field(value) for key, value in row.items()})
+    write_text(path, buffer.getvalue())
+
+
+def append_row(path: Path, row: Mapping[str, Cell], *, key: str | None = None) -> None:
+    """Adds a line to a CSV file, rewriting it atomically; makes the file where there is none.
+
+    Args:
+        path: the file.
+        row: the line.
+        key: a column that names the line: one with the same value there is replaced in its place, so that a resumed
+            run may write the line of a round again.
+    """
+    rows: list[Mapping[str, Cell]] = list(read_csv(path)) if path.exists() else []
+    places = [i for i, old in enumerate(rows) if key is not None and old.get(key) == row[key]]
+    if places:
+        rows[places[0]] = row
+    else:
+        rows.append(row)
+    write_csv(path, rows)
+
+
+def write_npz(path: Path, arrays: Mapping[str, ArrayLike]) -> None:
+    """Writes arrays (numbers, booleans, strings; no objects) atomically as compressed npz.
+
+    Raises:
+        TypeError: an array holds Python objects, which could not be read back safely.
+    """
+    ready = {name: np.asarray(value) for name, value in arrays.items()}
+    for name, array in ready.items():
+        if array.dtype.hasobject:
+            raise TypeError(f"array '{name}' holds Python objects and cannot go into {path.name}.")
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        _save_arrays(file, ready)
+
+
+# ---------------------------------------------------------------------------------------------------------- reading
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Raises:
+        InputError: the file is missing, unreadable, or not a JSON object.
+    """
+    text = _read_text(path)
+    try:
+        data = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise _damaged(path, f"not valid JSON, line {error.lineno}") from error
+    if not isinstance(data, dict):
+        raise _damaged(path, "not a JSON object")
+    return data
+
+
+def read_csv(path: Path) -> list[dict[str, Cell]]:
+    """Reads a CSV file with a header; integers, floats, true/false and empty fields (None) get their types back.
+
+    Raises:
+        InputError: the file is missing, unreadable, empty, or has lines longer or shorter than its header.
+    """
+    reader = csv.DictReader(io.StringIO(_read_text(path)))
+    if not reader.fieldnames:
+        raise _damaged(path, "no header line")
+    rows: list[dict[str, Cell]] = []
+    for row in reader:
+        if None in row or None in row.values():
+            raise _damaged(path, f"line {reader.line_num} does not fit the header")
+        rows.append({str(name): _value(text) for name, text in row.items()})
+    return rows
+
+
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """Reads all arrays of an npz file.
+
+    Raises:
+        InputError: the file is missing, unreadable or damaged, or holds Python objects.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except FileNotFoundError as error:
+        raise _missing(path) from error
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+        raise _damaged(path, "not a readable npz file") from error
+
+
+def plain(data: Any) -> Any:
+    """A copy of nested data with numpy values and paths as plain Python ones and non-finite floats as None."""
+    if isinstance(data, Mapping):
+        return {str(key): plain(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple, set, frozenset)):
+        return [plain(value) for value in data]
+    if isinstance(data, (np.ndarray, np.generic)):
+        return plain(data.tolist())
+    if isinstance(data, float):
+        return data if math.isfinite(data) else None
+    if isinstance(data, os.PathLike):
+        return os.fspath(data)
+    return data
+
+
+# ---------------------------------------------------------------------------------------------------------------- inner
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder, and those above it, where they do not exist yet.
+
+    Raises:
+        InputError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def _flush(path: Path) -> None:
+    """Forces a file or folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _save_arrays(file: io.BufferedWriter, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes npz members one by one, so that an array may have any name (`numpy.savez` reserves ``file``)."""
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, array in arrays.items():
+            # the fixed date of ZipInfo keeps equal arrays equal files
+            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
+
+
+def cannot_write(path: Path, error: OSError) -> InputError:
+    """What to tell the user when a file or folder could not be written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return InputError(f"cannot write {path}: the disk is full; free some space and resume the run.")
+    return InputError(f"cannot write {path}: {error.strerror or error}.")
+
+
+def _missing(path: Path) -> InputError:
+    return InputError(f"{path} is missing; the run has not come so far, or the file was removed.")
+
+
+def _damaged(path: Path, why: str) -> InputError:
+    return InputError(f"cannot read {path}: {why}; restore the file from a copy or delete it.")
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise _missing(path) from error
+    except UnicodeDecodeError as error:
+        raise _damaged(path, "not a text file") from error
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}.") from error
+
+
+def _field(value: Cell) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, (bool, np.bool_)):
+        return "true" if value else "false"
+    if isinstance(value, (float, np.floating)):
+        return repr(float(value))
+    return str(value)
+
+
+def _value(text: str) -> Cell:
+    if text == "":
+        return None
+    if text in ("true", "false"):
+        return text == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text

@@ -1,0 +1,249 @@
+"""A folder that one process at a time works in: its lock, its config, and the versions it was made with."""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+from almlip_jax.errors import InputError
+from almlip_jax.files import PARTIAL, cannot_write, make_folder, plain, read_json, write_json
+
+PACKAGES: tuple[str, ...] = (
+    "almlip-jax",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "e3nn-jax",
+    "jax-md",
+    "numpy",
+    "scipy",
+    "ase",
+    "h5py",
+    "vesin",
+    "pydantic",
+    "tblite",
+    "pyscf",
+    "parsl",
+)
+"""Distributions whose versions are written into a run."""
+
+
+class WorkDirectory:
+    """A folder in which one process at a time works, with what every run leaves: its config and versions.
+
+    Attributes:
+        path: the folder; a string or a path may be given.
+    """
+
+    path: Path
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        object.__setattr__(self, "path", Path(path))
+
+    @property
+    def config(self) -> Path:
+        """The resolved config (YAML)."""
+        return self.path / "config.yaml"
+
+    @property
+    def versions(self) -> Path:
+        """Package versions, git commit and devices (JSON); written by `write_versions`."""
+        return self.path / "versions.json"
+
+    @property
+    def lock_file(self) -> Path:
+        """Names the process that works here, while it does (JSON)."""
+        return self.path / "lock"
+
+    def create(self) -> Self:
+        """Makes the folder where it does not exist yet."""
+        make_folder(self.path)
+        return self
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keeps every other process from working in this directory while the context lasts.
+
+        The lock of a process that no longer lives on this host is taken over, and temporary files that it left behind
+        are removed.
+
+        Raises:
+            InputError: another live process holds the lock, or a process on another host, which cannot be asked.
+        """
+        self.create()
+        mine = _this_process()
+        with _short_exclusion(self.path):
+            self._refuse_if_held(self.lock_owner())
+            self._remove_leftovers()
+            write_json(self.lock_file, mine)
+        try:
+            yield
+        finally:
+            with _short_exclusion(self.path):
+                if self.lock_owner() == mine:
+                    self.lock_file.unlink(missing_ok=True)
+
+    def lock_owner(self) -> dict[str, Any] | None:
+        """What the lock file says (pid, host, born, since), or None without a readable one."""
+        try:
+            owner = json.loads(self.lock_file.read_text())
+        except (OSError, ValueError):
+            return None  # a lock is written atomically: an unreadable one names nobody who could be asked
+        return owner if isinstance(owner, dict) else None
+
+    def is_running(self) -> bool:
+        """Whether a live process (or one on another host, which cannot be asked) holds the lock."""
+        owner = self.lock_owner()
+        return owner is not None and (owner.get("host") != socket.gethostname() or _alive(owner))
+
+    def _remove_leftovers(self) -> None:
+        """Removes temporary files of processes that no longer live (a reader may be writing its report just now)."""
+        for leftover in self.path.rglob(f".*{PARTIAL}*"):
+            pid = leftover.name.partition(PARTIAL)[0].rpartition(".")[2]
+            if not (pid.isdigit() and _alive({"pid": int(pid)})):
+                leftover.unlink(missing_ok=True)
+
+    def _refuse_if_held(self, owner: Mapping[str, Any] | None) -> None:
+        if owner is None:
+            return
+        pid, host, since = owner.get("pid"), owner.get("host"), owner.get("since")
+        if host != socket.gethostname():
+            raise InputError(
+                f"{self.path} is in use by process {pid} on {host} since {since}; if that process has ended, "
+                f"delete {self.lock_file} and try again."
+            )
+        if _alive(owner):
+            raise InputError(
+                f"{self.path} is in use by process {pid} since {since}; wait for it, stop it, or choose another "
+                "run directory."
+            )
+
+
+# ------------------------------------------------------------------------------------------------------------- versions
+
+
+def collect_versions() -> dict[str, Any]:
+    """Versions of Python, the packages, the git commit of the source if any, the platform and the jax devices."""
+    import jax  # only here: reading a run directory must stay quick
+
+    packages = {}
+    for name in PACKAGES:
+        try:
+            packages[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": packages,
+        "git_commit": _git_commit(Path(__file__).parent),
+        "backend": jax.default_backend(),
+        "devices": [device.device_kind for device in jax.devices()],
+    }
+
+
+def write_versions(run: WorkDirectory, versions: Mapping[str, Any] | None = None) -> None:
+    """Writes ``versions.json``; what an earlier session of the same run used is kept under ``earlier`` if it differs.
+
+    Args:
+        run: the run directory.
+        versions: what to write; default `collect_versions`.
+    """
+    now: dict[str, Any] = plain(collect_versions() if versions is None else versions)
+    earlier: list[Any] = []
+    if run.versions.exists():
+        before = read_json(run.versions)
+        earlier = before.pop("earlier", [])
+        if before != now:
+            earlier = [*earlier, before]
+    write_json(run.versions, {**now, "earlier": earlier} if earlier else now)
+
+
+# ---------------------------------------------------------------------------------------------------------------- inner
+
+
+@contextmanager
+def _short_exclusion(folder: Path) -> Iterator[None]:
+    """Lets one process at a time read and change the lock file of a folder.
+
+    A kernel lock alone would not do for the whole run: worker processes inherit it and outlive a killed parent.
+    """
+    try:
+        descriptor = os.open(folder / ".lock.guard", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _this_process() -> dict[str, Any]:
+    pid = os.getpid()
+    since = time.strftime("%Y-%m-%d %H:%M:%S")
+    return {"pid": pid, "host": socket.gethostname(), "born": _birth(pid), "since": since}
+
+
+def _alive(owner: Mapping[str, Any]) -> bool:
+    """Whether the process that a lock names lives on this host, and is not a later one with the same number."""
+    pid = owner.get("pid")
+    if not isinstance(pid, int) or pid <= 0:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # alive, of another user
+    state = _process_state(pid)
+    if state is None:
+        return True
+    status, born = state
+    return status not in "ZX" and owner.get("born") in (None, born)
+
+
+def _birth(pid: int) -> int | None:
+    """Start time of a process in clock ticks since boot; None where the system does not tell."""
+    state = _process_state(pid)
+    return None if state is None else state[1]
+
+
+def _process_state(pid: int) -> tuple[str, int] | None:
+    """Status letter (Z: ended, not yet waited for) and start time of a process; None where /proc does not tell."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    fields = stat.rpartition(")")[2].split()  # the name before it may hold blanks
+    return fields[0], int(fields[19])
+
+
+def _git_commit(folder: Path) -> str | None:
+    """The commit of the checkout that holds a folder, with ``+changes`` where files differ from it."""
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=True
+            )
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return done.stdout.strip()
+
+    # an installed copy may lie inside somebody else's repository: its commit would mean nothing
+    if "site-packages" in folder.parts or (commit := git("rev-parse", "HEAD")) is None:
+        return None
+    return f"{commit}+changes" if git("status", "--porcelain", "--", str(folder.parent)) else commit
