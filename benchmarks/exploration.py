@@ -30,8 +30,8 @@ from ase.io import read
 
 from almlip_jax.compilation import prepare_jax
 from almlip_jax.dynamics import ExplorationSettings, Explorer, SanitySettings, Status, WalkerGroup
-from almlip_jax.dynamics.loop import Setup, State
 from almlip_jax.dynamics.motion import Evaluation
+from almlip_jax.dynamics.state import Setup, State
 from almlip_jax.ensembles import Ensemble
 from almlip_jax.models import Params, SharedDensitySettings, build_model
 from almlip_jax.structures.graph import Graph, forces_and_virial

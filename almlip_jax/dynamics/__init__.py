@@ -3,11 +3,11 @@
 from almlip_jax.dynamics.explore import Explorer, Session
 from almlip_jax.dynamics.gates import Decision, Gate, Observables, Thresholds, build_gate
 from almlip_jax.dynamics.knowledge import Knowledge, know
-from almlip_jax.dynamics.loop import Status
 from almlip_jax.dynamics.relaxation import RelaxationSettings, Relaxed, relax, relaxation_summary, relaxing
 from almlip_jax.dynamics.results import Exploration
 from almlip_jax.dynamics.sanity import Cause
 from almlip_jax.dynamics.settings import ExplorationSettings, GateSettings, SanitySettings, WalkerGroup
+from almlip_jax.dynamics.state import Status
 
 __all__ = [
     "Cause",

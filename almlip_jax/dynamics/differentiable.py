@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from almlip_jax.dynamics.loop import Loop, Setup, State
+from almlip_jax.dynamics.loop import Loop
 from almlip_jax.dynamics.motion import Motion
+from almlip_jax.dynamics.state import Setup, State
 from almlip_jax.ensembles import SCORES, committee_statistics
 from almlip_jax.models import Params
 

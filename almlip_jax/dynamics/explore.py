@@ -7,7 +7,6 @@ of it: chunk after chunk, with a state that can be kept on disk and gone on from
 
 from __future__ import annotations
 
-import os
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,15 +31,17 @@ from almlip_jax.dynamics.integrators import (
     integrator_numbers,
 )
 from almlip_jax.dynamics.knowledge import Knowledge
-from almlip_jax.dynamics.loop import Ends, Evaluate, Loop, Setup, Snapshots, State, Status, Traces
+from almlip_jax.dynamics.loop import Evaluate, Loop
 from almlip_jax.dynamics.motion import Drive, Motion, maxwell_boltzmann, without_drift
 from almlip_jax.dynamics.novelty import Novelty
 from almlip_jax.dynamics.recorder import empty_recorder
 from almlip_jax.dynamics.results import Exploration, collect
 from almlip_jax.dynamics.sanity import SanityLimits, fragments, looks_for_fragments, species_radii
 from almlip_jax.dynamics.settings import ExplorationSettings
+from almlip_jax.dynamics.state import Ends, Setup, Snapshots, State, Status, Traces
 from almlip_jax.ensembles import blocked, spread_members
 from almlip_jax.errors import CapacityError, InputError
+from almlip_jax.files import replacing
 from almlip_jax.models import Params
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.structures.walkers import WalkerNeighbors, walker_neighbors
@@ -429,12 +430,8 @@ class Session:
         content: dict[str, Any] = {"capacity": neighbors.capacity, "images": np.asarray(neighbors.images)}
         content |= {f"leaf_{n}": leaf for n, leaf in enumerate(leaves)}
         content |= {f"note_{name}": np.asarray(value) for name, value in (notes or {}).items()}
-        building = path.with_name(f".{path.name}.writing")
-        with building.open("wb") as file:
+        with replacing(path) as building, building.open("wb") as file:
             np.savez(file, **content)
-            file.flush()
-            os.fsync(file.fileno())
-        building.replace(path)
 
     def restore(self, path: Path) -> dict[str, np.ndarray]:
         """Goes back to a state that `save` wrote in a run of the same settings.

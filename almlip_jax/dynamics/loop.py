@@ -7,21 +7,19 @@ while the others go on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from enum import IntEnum
 from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
-from almlip_jax.dynamics.admission import Admission, Context, Offer
+from almlip_jax.dynamics.admission import Admission, Offer
 from almlip_jax.dynamics.biases import Bias, BiasForce, BiasInput
 from almlip_jax.dynamics.gates import Decision, Gate, Observables, scaled_by_species, unphysical_cause
 from almlip_jax.dynamics.integrators import Integrator
 from almlip_jax.dynamics.motion import (
-    Drive,
     Evaluation,
     Moment,
     Motion,
@@ -30,9 +28,9 @@ from almlip_jax.dynamics.motion import (
     pressure_tensor,
     without_drift,
 )
-from almlip_jax.dynamics.novelty import Novelty
 from almlip_jax.dynamics.recorder import Frames, Recorder, written
-from almlip_jax.dynamics.sanity import SanityLimits, closest_contact, fragments
+from almlip_jax.dynamics.sanity import closest_contact, fragments
+from almlip_jax.dynamics.state import Ends, Setup, Snapshots, State, Status, Traces
 from almlip_jax.ensembles import SCORES, Committee, Prediction, committee_statistics
 from almlip_jax.features import last_layer_gradient
 from almlip_jax.models import Params
@@ -42,166 +40,6 @@ from almlip_jax.units import KB
 
 Evaluate: TypeAlias = Callable[[Params, Graph], Prediction]
 """The ensemble: parameters and a graph in, what every member says out."""
-
-
-class Status(IntEnum):
-    """How a walker fares."""
-
-    RUNNING = 0
-    COMPLETED = 1
-    STOPPED = 2
-    UNPHYSICAL = 3
-    BUFFER_FULL = 4
-    CONVERGED = 5
-    BEYOND_TRUST = 6
-
-
-@struct.dataclass
-class Setup:
-    """What stays the same during a run; arrays, so that the next run needs no other program.
-
-    Attributes:
-        species: [W, N] int.
-        atom_mask: [W, N] bool.
-        pbc: [W, 3] bool.
-        radii: [number of species] covalent radii, Angstrom.
-        drive: temperatures, pressures, timestep, numbers of the integrator.
-        limits: of sanity.
-        first_fragments: [W] int, parts of each structure at the start.
-        strength: [W] factor of each walker on every bias.
-        gate_factors: [W, N], 1 over the relative threshold of each atom's species.
-        novelty: name -> fitted novelty score.
-        departure: scalar, latent distance beyond which an atom has left the training distribution.
-        context: the training set as the admission to the buffer sees it.
-        key: of the admission.
-        steps: scalar int, steps of each walker.
-        record_every: scalar int.
-        snapshot_every: scalar int, steps between frames kept to begin again from.
-        restarts: scalar int, times that a walker may begin again.
-    """
-
-    species: jax.Array
-    atom_mask: jax.Array
-    pbc: jax.Array
-    radii: jax.Array
-    drive: Drive
-    limits: SanityLimits
-    first_fragments: jax.Array
-    strength: jax.Array
-    gate_factors: jax.Array
-    novelty: Mapping[str, Novelty]
-    departure: jax.Array
-    context: Context
-    key: jax.Array
-    steps: jax.Array
-    record_every: jax.Array
-    snapshot_every: jax.Array
-    restarts: jax.Array
-
-
-@struct.dataclass
-class Ends:
-    """How walkers ended, and what befell them on the way; all [W].
-
-    Attributes:
-        status: int of `Status`.
-        cause: int of `sanity.Cause`.
-        step: int, step at which a walker ended; -1 while it runs.
-        atom: int, atom with the largest spread at that step.
-        below: int, steps that lay below the record threshold.
-        restarts: int, times that the walker began again.
-        origin: int, step at which it last began.
-        departed_step: int, first step at which an atom had left the training distribution; -1 before.
-        departed_atom: int, which.
-        departure: largest latent distance of an atom at any step.
-    """
-
-    status: jax.Array
-    cause: jax.Array
-    step: jax.Array
-    atom: jax.Array
-    below: jax.Array
-    restarts: jax.Array
-    origin: jax.Array
-    departed_step: jax.Array
-    departed_atom: jax.Array
-    departure: jax.Array
-
-
-@struct.dataclass
-class Snapshots:
-    """Safe frames of each walker, the start first: [W, S, ...], ``count`` [W] of them taken in all."""
-
-    position: jax.Array
-    cell: jax.Array
-    force: jax.Array
-    virial: jax.Array
-    count: jax.Array
-
-
-@struct.dataclass
-class State:
-    """Everything that changes; a pytree that can be kept and gone on from, bit for bit.
-
-    Attributes:
-        motion: positions, momenta, forces, masses, random streams, cells.
-        neighbors: neighbour list of all walkers.
-        bias: state of the biases.
-        gate: state of the gate.
-        admission: state of the admission to the buffer.
-        recorder: recorded frames.
-        ends: how walkers fare.
-        snapshots: frames to begin again from; none where walkers do not.
-        step: scalar int, steps done.
-    """
-
-    motion: Motion
-    neighbors: WalkerNeighbors
-    bias: Any
-    gate: Any
-    admission: Any
-    recorder: Recorder
-    ends: Ends
-    snapshots: Snapshots | None
-    step: jax.Array
-
-    @property
-    def running(self) -> jax.Array:
-        """[W] bool."""
-        return self.ends.status == int(Status.RUNNING)
-
-
-@struct.dataclass
-class Traces:
-    """What is kept of the steps of a chunk, thinned; NaN where a walker had ended, or a trial was refused.
-
-    Attributes:
-        scores: name -> [T, W], every score.
-        temperature: [T, W] K.
-        energy: [T, W] eV, mean of the members, relative to the reference energies.
-        bias: [T, W] eV, energy of the biases.
-        pressure: [T, W] eV/Angstrom^3, a third of the trace of the internal pressure.
-        volume: [T, W] Angstrom^3.
-        positions: [F, W, N, 3] Angstrom.
-        momenta: [F, W, N, 3] sqrt(amu eV).
-        cells: [F, W, 3, 3] Angstrom.
-        force_std: [F, W, N] eV/Angstrom.
-        forces: [F, W, N, 3] eV/Angstrom, mean of the members, without biases.
-        frame_energy: [F, W] eV, as ``energy``.
-    """
-
-    scores: dict[str, jax.Array]
-    temperature: jax.Array
-    energy: jax.Array
-    bias: jax.Array
-    pressure: jax.Array
-    volume: jax.Array
-    positions: jax.Array
-    momenta: jax.Array
-    cells: jax.Array
-    force_std: jax.Array
-    forces: jax.Array
-    frame_energy: jax.Array
 
 
 @dataclass(frozen=True)

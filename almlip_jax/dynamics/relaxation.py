@@ -20,8 +20,8 @@ from almlip_jax.dynamics.explore import Explorer
 from almlip_jax.dynamics.gates import Thresholds
 from almlip_jax.dynamics.integrators import FireSettings, build_integrator
 from almlip_jax.dynamics.knowledge import Knowledge
-from almlip_jax.dynamics.loop import Status
 from almlip_jax.dynamics.settings import AbsoluteGate, ExplorationSettings
+from almlip_jax.dynamics.state import Status
 from almlip_jax.models import Params
 from almlip_jax.settings import Settings
 

@@ -20,7 +20,7 @@ import numpy as np
 from ase import Atoms
 
 from almlip_jax.dynamics import ExplorationSettings
-from almlip_jax.dynamics.loop import Traces
+from almlip_jax.dynamics.state import Traces
 from almlip_jax.errors import InputError
 from almlip_jax.simulation.outputs import THERMO, flush_to_disk, shorter, thermo_values
 from almlip_jax.units import FEMTOSECOND

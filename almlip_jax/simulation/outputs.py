@@ -16,8 +16,8 @@ import numpy as np
 from ase import Atoms
 
 from almlip_jax.dynamics import ExplorationSettings
-from almlip_jax.dynamics.loop import Traces
 from almlip_jax.dynamics.results import trajectory
+from almlip_jax.dynamics.state import Traces
 from almlip_jax.errors import InputError
 from almlip_jax.structures.extxyz import write_frame
 from almlip_jax.units import GPA

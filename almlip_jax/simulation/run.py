@@ -33,7 +33,7 @@ from almlip_jax.dynamics import (
 )
 from almlip_jax.dynamics.integrators import build_integrator
 from almlip_jax.dynamics.knowledge import errors_and_scores, structure_scores
-from almlip_jax.dynamics.loop import Traces
+from almlip_jax.dynamics.state import Traces
 from almlip_jax.dynamics.thresholds import resolve_thresholds
 from almlip_jax.ensembles import SCORES
 from almlip_jax.errors import InputError

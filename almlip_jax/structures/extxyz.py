@@ -23,7 +23,7 @@ from ase.spacegroup import Spacegroup
 from ase.stress import voigt_6_to_full_3x3_stress
 
 from almlip_jax.errors import InputError
-from almlip_jax.structures.files import replaced
+from almlip_jax.files import replacing
 
 _MATRICES = ("stress", "virial")  # read back as 3 x 3 matrices
 _RESERVED_KEYS = ("Lattice", "Properties", "pbc")
@@ -66,7 +66,7 @@ def write_extxyz(path: Path, structures: Iterable[Atoms]) -> None:
     Raises:
         InputError: something has no place in the format, or the file cannot be written.
     """
-    with replaced(path) as file:
+    with replacing(path) as building, building.open("w", encoding="utf-8", newline="\n") as file:
         for number, atoms in enumerate(structures):
             write_frame(file, atoms, f"{path}, frame {number}")
 

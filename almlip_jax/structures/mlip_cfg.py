@@ -18,7 +18,7 @@ import numpy as np
 from ase import Atoms
 
 from almlip_jax.errors import InputError
-from almlip_jax.structures.files import replaced
+from almlip_jax.files import replacing
 from almlip_jax.structures.validation import attach_labels, check_structure, normalise_state
 
 _AXES = ("x", "y", "z")
@@ -100,7 +100,7 @@ def write_cfg(path: str | Path, structures: Sequence[Atoms], numbers: Sequence[i
     """
     path = Path(path)
     types = {number: kind for kind, number in enumerate(numbers)}
-    with replaced(path) as file:
+    with replacing(path) as building, building.open("w", encoding="utf-8", newline="\n") as file:
         for number, atoms in enumerate(structures):
             missing = sorted(set(atoms.numbers.tolist()) - set(types))
             if missing:

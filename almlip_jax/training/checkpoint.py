@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from almlip_jax.errors import InputError
+from almlip_jax.files import replacing
 
 _FILE = "training.npz"
 
@@ -65,19 +64,8 @@ def save(folder: Path, whose: str, saved: Saved) -> None:
     arrays = {f"leaf_{n}": np.asarray(leaf) for n, leaf in enumerate(saved.leaves)}
     for name in saved.history[0]:
         arrays[f"history_{name}"] = np.stack([np.asarray(report[name]) for report in saved.history])
-    target, writing = folder / _FILE, folder / f".{os.getpid()}.{_FILE}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            with writing.open("wb") as file:
-                np.savez(file, rest=np.array(rest), **arrays)  # type: ignore[arg-type]
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(writing, target)
-        finally:
-            writing.unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot write {target}: {error.strerror or error}.") from error
+    with replacing(folder / _FILE) as building, building.open("wb") as file:
+        np.savez(file, rest=np.array(rest), **arrays)  # type: ignore[arg-type]
 
 
 def load(folder: Path, whose: str) -> Saved | None:

@@ -61,9 +61,7 @@ def test_looking_at_a_run_does_not_wait_for_jax(module: str) -> None:
 
 
 def test_json_becomes_plain_and_valid(run: RunDirectory) -> None:
-    files.write_json(
-        run.state, {"a": np.float32(1.5), "b": np.arange(3), "nan": float("nan"), "p": Path("x"), 3: None}
-    )
+    files.write_json(run.state, {"a": np.float32(1.5), "b": np.arange(3), "nan": float("nan"), "p": Path("x"), 3: None})
     assert files.read_json(run.state) == {"a": 1.5, "b": [0, 1, 2], "nan": None, "p": "x", "3": None}
 
 

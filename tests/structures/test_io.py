@@ -170,7 +170,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(InputError, match="frames.extxyz cannot be written .No space left on device."):
+    with pytest.raises(InputError, match="frames.extxyz: the disk is full"):
         write_structures(path, [labelled(1)])
     bad = labelled(1)
     bad.info["object"] = object()
@@ -203,8 +203,14 @@ def test_what_the_format_cannot_hold_is_refused(tmp_path: Path, change: Any, mes
 def test_places_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="should end in .extxyz or .xyz"):
         write_structures(tmp_path / "frames.cif", [labelled()])
-    with pytest.raises(InputError, match="No such file or directory"):
-        write_structures(tmp_path / "missing" / "frames.xyz", [labelled()])
+    (tmp_path / "notes").write_text("no folder")
+    with pytest.raises(InputError, match="cannot write .*notes"):
+        write_structures(tmp_path / "notes" / "frames.xyz", [labelled()])
+
+
+def test_folders_of_a_file_are_made(tmp_path: Path) -> None:
+    write_structures(tmp_path / "new" / "folder" / "frames.xyz", [labelled()])
+    assert len(read_structures(tmp_path / "new" / "folder" / "frames.xyz")) == 1
 
 
 # -------------------------------------------------------------------------------------------------------------- labels
