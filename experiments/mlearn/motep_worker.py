@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import chdir
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from ase import Atoms
@@ -29,19 +31,20 @@ def main(train: str, test: str, template: str, out: str, seconds: float) -> None
     data.radial_basis.max = 5.0
     for name in ("radial_coeffs", "moment_coeffs", "species_coeffs"):
         setattr(data, name, None)
-    began, iterations = time.monotonic(), 0
+    began, iterations = time.monotonic(), -1  # the first report is of the start
     report = optimizers.Callback.__call__
 
     def watched(self: optimizers.Callback, intermediate_result: optimizers.OptimizeResult) -> None:
         nonlocal iterations
         report(self, intermediate_result)
         iterations += 1
-        if time.monotonic() - began > seconds:
+        if iterations and time.monotonic() - began > seconds:
             raise StopIteration
 
     optimizers.Callback.__call__ = watched
     steps = [{"method": "minimize", "kwargs": {"method": "BFGS", "options": {"maxiter": 100_000}}}]
-    Trainer(data, seed=1, steps=steps).train(frames)
+    with TemporaryDirectory() as folder, chdir(folder):  # the trainer leaves a file where it runs
+        Trainer(data, seed=1, steps=steps).train(frames)
     spent = time.monotonic() - began
     energy, forces, stress = [], [], []
     for atoms in others:

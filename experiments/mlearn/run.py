@@ -1,9 +1,10 @@
 """Silicon and lithium, errors by group: ``python experiments/mlearn/run.py --data DIR --out runs/mlearn``.
 
 Trains ensembles of four on energies, forces and stresses of the mlearn sets (Zuo et al., J. Phys. Chem. A 124, 731,
-2020) and, where ``--motep-python`` names the interpreter of an environment with motep and ``--template`` a moment
-tensor potential whose basis is to be taken, trains one of these beside them.  One row a material, model, group and
-committee or member goes into ``results.csv``; what is in the output folder already is not trained again.
+2020) and, where ``--motep-python`` names the interpreter of an environment with motep, moment tensor potentials of
+``--motep-levels`` beside them, whose bases `mtp_basis` makes.  One row a material, model, group and committee or member
+goes into ``results.csv``, errors by group with a column a model into ``table.md``; what is in the output folder already
+is not trained again.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 from ase import Atoms
+from mtp_basis import template
 from pydantic import TypeAdapter
 
 from almlip_jax.compilation import prepare_jax
@@ -31,6 +33,8 @@ from almlip_jax.training import EnsembleSettings, TrainingSettings, checkpoint
 HERE = Path(__file__).resolve().parent
 MODELS: dict[str, dict[str, Any]] = {"small": {"size": "small"}, "medium": {}, "medium_layers_1": {"layers": 1}}
 GPA = 160.21766208  # of 1 eV/Angstrom^3
+GROUPS = {"AIMD-NVT": "dynamics", "Elastic": "strained", "Surface": "surfaces", "Vacancy": "vacancies"}
+QUANTITIES = {"energy": ("energy, meV/atom", 1), "forces": ("forces, meV/Angstrom", 0), "stress": ("stress, GPa", 2)}
 
 
 def train(frames: list[Atoms], name: str, steps: int, folder: Path) -> tuple[Potential, float]:
@@ -76,14 +80,41 @@ def rows(frames: list[Atoms], predicted: dict[str, np.ndarray]) -> list[dict[str
     return table
 
 
-def moment_tensor_potential(options: argparse.Namespace, data: Path, material: str) -> dict[str, np.ndarray]:
-    """What the potential of the template predicts after its training."""
-    out = options.out / f"{material}_{options.template.stem}.npz"
+def moment_tensor_potential(
+    options: argparse.Namespace, data: Path, material: str, level: int
+) -> dict[str, np.ndarray]:
+    """What the potential of a level predicts after its training."""
+    basis, out = options.out / f"level_{level}.mtp", options.out / f"{material}_level_{level}.npz"
     if not out.exists():
-        paths = [data / f"{material}_train.extxyz", data / f"{material}_test.extxyz", options.template, out]
+        basis.write_text(template(level))
+        paths = [data / f"{material}_train.extxyz", data / f"{material}_test.extxyz", basis, out]
         command = [options.motep_python, HERE / "motep_worker.py", *paths, options.motep_seconds]
         subprocess.run([str(part) for part in command], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     return dict(np.load(out))
+
+
+def markdown(found: list[dict[str, Any]]) -> str:
+    """Root mean square errors of committees and single potentials by group, a column a quantity and model."""
+    models = list(dict.fromkeys(row["model"] for row in found))
+    whole = [row for row in found if not row["who"].startswith("member")]
+    errors = {(row["material"], row["group"], row["model"]): row for row in whole}
+    materials = list(dict.fromkeys(row["material"] for row in whole))
+    table = [["", *(label for name, _ in QUANTITIES.values() for label in (name, *[""] * (len(models) - 1)))]]
+    table.append(["---"] * len(table[0]))
+    for material in materials:
+        names = [model.replace("_", " ") if material == materials[0] else "" for model in models]
+        table.append([f"**{material}**", *names * len(QUANTITIES)])
+        of_material = {group: row for (one, group, _), row in errors.items() if one == material}
+        for group, row in of_material.items():
+            line = [f"{GROUPS.get(group, group)} ({row['structures']})"]
+            for name, (_, digits) in QUANTITIES.items():
+                chosen = (errors.get((material, group, model)) for model in models)
+                line += [f"{float(one[f'{name}_rmse']):.{digits}f}" if one else "" for one in chosen]
+            table.append(line)
+    seconds = [[errors.get((one, "all", model), {"seconds": "-"})["seconds"] for one in materials] for model in models]
+    line = ["training, s", *(" / ".join(map(str, one)) for one in seconds)]
+    table.append(line + [""] * (len(table[0]) - len(line)))
+    return "".join("".join(f"| {cell} " if cell else "| " for cell in cells) + "|\n" for cells in table)
 
 
 def main() -> None:
@@ -95,8 +126,8 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", default=["small", "medium"], choices=MODELS)
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--motep-python", help="interpreter of an environment with motep")
-    parser.add_argument("--template", type=Path, help="moment tensor potential (.mtp) whose basis is taken")
-    parser.add_argument("--motep-seconds", type=float, default=900)
+    parser.add_argument("--motep-levels", nargs="*", type=int, default=[10, 16], help="of moment tensor potentials")
+    parser.add_argument("--motep-seconds", type=float, default=900, help="for each of these and material")
     options = parser.parse_args()
     if options.data is None:
         parser.error("give the folder of the reference data with --data or ALMLIP_DATA_DIR.")
@@ -113,15 +144,18 @@ def main() -> None:
                 table = rows(test, predictions(one, test))
                 found += [labels | {"who": who} | row for row in table]
                 print(labels | {"who": who} | table[0], flush=True)
-        if options.motep_python and options.template:
-            predicted = moment_tensor_potential(options, data, material)
-            labels = {"material": material, "model": options.template.stem, "steps": int(predicted["iterations"])}
+        for level in options.motep_levels if options.motep_python else ():
+            predicted = moment_tensor_potential(options, data, material, level)
+            labels = {"material": material, "model": f"level_{level}", "steps": int(predicted["iterations"])}
             labels |= {"seconds": round(float(predicted["seconds"])), "who": "alone"}
-            found += [labels | row for row in rows(test, predicted)]
+            table = rows(test, predicted)
+            found += [labels | row for row in table]
+            print(labels | table[0], flush=True)
     with (options.out / "results.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(found[0]))
         writer.writeheader()
         writer.writerows(found)
+    (options.out / "table.md").write_text(markdown(found))
 
 
 def member(potential: Potential, m: int) -> Potential:
