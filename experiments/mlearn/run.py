@@ -14,6 +14,7 @@ import csv
 import os
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +49,7 @@ def train(frames: list[Atoms], name: str, steps: int, folder: Path) -> tuple[Pot
     unfinished = folder.with_name(f"{folder.name}.training")
     potential, _ = fit_potential(frames, model, EnsembleSettings(size=4), settings, 0, checkpoint=unfinished)
     seconds = time.monotonic() - began
-    metadata = {**potential.metadata, "seconds": seconds}
-    members = EnsembleSettings(size=4)
-    found = Potential(model, potential.species, potential.params, potential.reference_energies, {}, metadata, members)
+    found = replace(potential, metadata={**potential.metadata, "seconds": seconds})
     found.save(folder)
     checkpoint.discard(unfinished)
     return found, seconds

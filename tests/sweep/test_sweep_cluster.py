@@ -49,6 +49,7 @@ class Hearing(SilentProgress):
             assert self.rounds == total
 
 
+@pytest.mark.slow
 def test_a_cluster_gives_the_table_of_one_process_though_a_worker_is_killed(compiled_once, tmp_path, monkeypatch):
     pytest.importorskip("parsl")
     write_sets(tmp_path)
