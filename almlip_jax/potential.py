@@ -111,12 +111,13 @@ class Potential:
         """Sum of the reference energies of a structure's atoms, eV."""
         return float(sum(self.reference_energies[int(z)] for z in atoms.numbers))
 
-    def calibrated(self, held_out: Sequence[Atoms]) -> Potential:
+    def calibrated(self, held_out: Sequence[Atoms], *, shape: BatchShape | None = None) -> Potential:
         """The same potential, with a calibration of its force uncertainty.
 
         Args:
             held_out: structures with forces that it was not trained on; what is said of the uncertainty holds for
                 structures like these.
+            shape: least room of a batch, as for `evaluate`.
 
         Returns:
             with ``calibration`` the numbers of `uncertainty.force_calibration` of ``force_total``, and the number of
@@ -125,7 +126,7 @@ class Potential:
         frames = [atoms for atoms in held_out if atoms.calc is not None and "forces" in atoms.calc.results]
         if len(frames) < 2:
             return replace(self, calibration={})
-        found = self.evaluate(frames)
+        found = self.evaluate(frames, shape=shape)
         errors = np.concatenate([f - a.get_forces() for f, a in zip(found.forces, frames, strict=True)])
         numbers = force_calibration(errors, np.concatenate(found.force_total))
         known = {name: float(value) for name, value in numbers.items() if np.isfinite(value)}

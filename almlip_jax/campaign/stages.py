@@ -96,7 +96,8 @@ def _train_on(shop: Workshop, round_index: int, dataset: Sequence[Atoms]) -> Pot
         reference_energies=references,
         metadata={"campaign": shop.config.name, "round": round_index, "dataset_size": len(dataset)},
     )
-    potential = potential.calibrated(validation_part(dataset, settings.validation_fraction))
+    held_out = validation_part(dataset, settings.validation_fraction)
+    potential = potential.calibrated(held_out, shape=potential.batch_shape(dataset))
     potential.save(folder.potential)
     checkpoint.discard(folder.unfinished_training)
     return shop.keep(round_index, potential)
