@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
 from almlip_jax.evaluation.comparison import Comparison, ComparisonTable
 from almlip_jax.evaluation.statistics import Bounds, Interval, Paired
 from almlip_jax.evaluation.tidy import ERRORS
@@ -90,7 +88,9 @@ def number(value: float, digits: int = 3) -> str:
         return "inf"
     if value == 0:
         return "0"
-    return np.format_float_positional(value, precision=digits, unique=False, fractional=False, trim="k").rstrip(".")
+    rounded = float(f"{value:.{digits - 1}e}")
+    decimals = digits - 1 - math.floor(math.log10(abs(rounded)))
+    return f"{rounded:.{max(decimals, 0)}f}"
 
 
 def _interval(interval: Interval, factor: float) -> str:

@@ -144,12 +144,18 @@ def test_tables_hold_the_numbers_of_the_comparison(table):
     assert r"top\_k" in "".join(rows) and lines[-1] == r"\end{tabular}"
 
 
-def test_numbers_have_three_digits_and_no_exponent():
-    assert [number(x) for x in (0.012345, 1234.5, 1.0, 0.0, np.nan, np.inf)] == [
-        "0.0123",
-        "1230",
-        "1.00",
-        "0",
-        "-",
-        "inf",
-    ]
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.012345, "0.0123"),
+        (0.94997, "0.950"),
+        (0.99961, "1.00"),
+        (1234.5, "1230"),
+        (-1.0, "-1.00"),
+        (0.0, "0"),
+        (np.nan, "-"),
+        (np.inf, "inf"),
+    ],
+)
+def test_numbers_have_three_digits_and_no_exponent(value, text):
+    assert number(value) == text
