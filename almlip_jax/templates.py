@@ -39,7 +39,7 @@ _ZUNDEL = {
         "steps": 4000,
         "thresholds": {"kind": "fixed", "record": 0.05, "stop": 1.0},
     },
-    "selection": {"batch": 15, "selector": {"kind": "max_det"}},
+    "selection": {"batch": 15, "selector": {"kind": "bait"}},
     "stopping": {"max_rounds": 15, "max_labels": 170},
 }
 
