@@ -176,13 +176,13 @@ def prepare(data: Path, scratch: Path) -> None:
     write(scratch / "Si64_start.xyz", bulk("Si", "diamond", a=5.43, cubic=True) * (2, 2, 2), format="extxyz")
 
 
-def short_trainings(session: Session, peers: list[str], systems: Iterable[str], quick: bool) -> None:
-    """A few epochs of everything that is to run dynamics; gives s/epoch as well."""
-    for data in systems:
-        for model in ("tiny", "small", "medium"):
+def short_trainings(session: Session, peers: list[str], dynamics: bool, quick: bool) -> None:
+    """A few epochs of everything that is to run dynamics, or only to a threshold; gives s/epoch as well."""
+    for data in ("acac", "Si64") if dynamics else ("acac",):
+        for model in ("tiny", "small", "medium") if dynamics else ("tiny", "medium"):
             session.train("ours", data, 4, SHORT["ours"], model)
-        for who in peers:
-            for members in COMMITTEES[who]:
+        for who in peers if dynamics else [peer for peer in peers if peer == "apax"]:
+            for members in COMMITTEES[who] if dynamics else (4,):
                 if who == "mace" and (members > 1 or data != "acac" or quick):
                     continue  # its dynamics use random parameters
                 session.train(who, data, members, 2 if quick else SHORT[who])
@@ -453,8 +453,7 @@ def measure(options: argparse.Namespace, path: Path) -> None:
         scratch = Path(folder)
         prepare(Path(options.data), scratch)
         session = Session(pythons | {"ours": Path(sys.executable)}, path, scratch, options.target)
-        systems = ("acac", "Si64") if "md" in options.parts else ("acac",)
-        short_trainings(session, options.peers, systems, options.quick)
+        short_trainings(session, options.peers, "md" in options.parts or "train" in options.parts, options.quick)
         if "train" in options.parts:
             long_trainings(session, options.peers, minutes)
         if "md" in options.parts:
