@@ -230,8 +230,8 @@ def dynamics(session: Session, peers: list[str], rounds: int, minutes: float, qu
 def stops(session: Session, peers: list[str], rounds: int, minutes: float, quick: bool) -> None:
     """Seconds from starting Python to "stopped at the threshold", codes in turn.
 
-    Each code first runs to the end and says what it sees.  Its threshold lies below the first new maximum of the second
-    half, and above all that came before: that is where it has to stop.
+    Each code first runs to the end and says what it sees.  Its threshold lies below the maximum, and above all that came
+    before: that is where it has to stop.
     """
     entries = [("ours", "tiny"), ("ours", "medium"), *((peer, "") for peer in peers if peer == "apax")]
     tasks = {}
@@ -242,18 +242,17 @@ def stops(session: Session, peers: list[str], rounds: int, minutes: float, quick
         task |= {"start": str(session.scratch / "acac_start.xyz"), "out": str(session.scratch / f"stop_{who}_{model}")}
         seen = session.run(who, task, data="acac", model=model).pop("seen", None)
         if seen:
-            tasks[who, model] = task | {"threshold": _second_half(seen)}
+            tasks[who, model] = task | {"threshold": _last_rise(seen)}
     for n in range(rounds):
         for (who, model), task in tasks.items():
             again = task | {"out": f"{task['out']}_{n}"}
             session.run(who, again, data="acac", model=model, round=n).pop("seen", None)
 
 
-def _second_half(seen: list[float]) -> float:
-    """A threshold that is first passed in the second half of a trace, where it rises there at all."""
-    before = max(seen[: len(seen) // 2])
-    later = [value for value in seen[len(seen) // 2 :] if value > before]
-    return 0.5 * (before + later[0]) if later else max(seen)
+def _last_rise(seen: list[float]) -> float:
+    """A threshold that is first passed where a trace reaches its maximum."""
+    top = seen.index(max(seen))
+    return 0.5 * (max(seen[:top], default=0.0) + seen[top])
 
 
 def _dynamics_task(

@@ -111,7 +111,8 @@ def dynamics(task: dict[str, Any]) -> dict[str, Any]:
 
 def stop(task: dict[str, Any]) -> dict[str, Any]:
     """One run to the threshold; without one, what the check sees at each step."""
-    threshold, tag = task.get("threshold"), f"stop{task['threshold'] or 0:g}"
+    threshold = task.get("threshold")
+    tag = f"stop{threshold or 0:g}"
     run_md(str(Path(task["potential"]) / "config.yaml"), configuration(task, task["steps"], tag, threshold or 1e6))
     seconds = elapsed()
     (file,) = (Path(task["out"]) / tag).glob("*.h5")
