@@ -230,8 +230,8 @@ def dynamics(session: Session, peers: list[str], rounds: int, minutes: float, qu
 def stops(session: Session, peers: list[str], rounds: int, minutes: float, quick: bool) -> None:
     """Seconds from starting Python to "stopped at the threshold", codes in turn.
 
-    Each code first runs to the end and says what it sees.  Its threshold lies below the maximum, and above all that came
-    before: that is where it has to stop.
+    Each code first runs to the end and says what it sees.  Its threshold lies below the maximum, and above all that
+    came before: that is where it has to stop.
     """
     entries = [("ours", "tiny"), ("ours", "medium"), *((peer, "") for peer in peers if peer == "apax")]
     tasks = {}
