@@ -121,7 +121,7 @@ class Session:
         self.found["rows"].append(row)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.write_text(json.dumps(self.found, indent=1) + "\n")
-        print(" ".join(f"{k}={_brief(v)}" for k, v in row.items() if k not in ("curve", "failed")), flush=True)
+        print(" ".join(f"{k}={_brief(v)}" for k, v in row.items() if k not in ("curve", "failed", "seen")), flush=True)
         if "failed" in row:
             print(row["failed"], file=sys.stderr, flush=True)
         return row
