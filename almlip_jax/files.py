@@ -44,9 +44,9 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         make_folder(path.parent)
         yield temporary
-        _flush(temporary)
+        flush_to_disk(temporary)
         os.replace(temporary, path)
-        _flush(path.parent)
+        flush_to_disk(path.parent)
     except OSError as error:
         raise cannot_write(path, error) from error
     finally:
@@ -197,8 +197,8 @@ def make_folder(path: Path) -> None:
         raise cannot_write(path, error) from error
 
 
-def _flush(path: Path) -> None:
-    """Forces a file or folder to the disk."""
+def flush_to_disk(path: Path) -> None:
+    """Forces what was written to a file, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

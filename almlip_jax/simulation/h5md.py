@@ -22,7 +22,8 @@ from ase import Atoms
 from almlip_jax.dynamics import ExplorationSettings
 from almlip_jax.dynamics.state import Traces
 from almlip_jax.errors import InputError
-from almlip_jax.simulation.outputs import THERMO, flush_to_disk, shorter, thermo_values
+from almlip_jax.files import flush_to_disk
+from almlip_jax.simulation.outputs import THERMO, shorter, thermo_values
 from almlip_jax.units import FEMTOSECOND
 
 _BLOCK = 2**16  # bytes of a chunk of a dataset

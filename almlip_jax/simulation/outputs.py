@@ -7,7 +7,6 @@ after that is cut off when the run goes on.
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -19,6 +18,7 @@ from almlip_jax.dynamics import ExplorationSettings
 from almlip_jax.dynamics.results import trajectory
 from almlip_jax.dynamics.state import Traces
 from almlip_jax.errors import InputError
+from almlip_jax.files import flush_to_disk
 from almlip_jax.structures.extxyz import write_frame
 from almlip_jax.units import GPA
 
@@ -91,15 +91,6 @@ class GrowingFile:
     def flush(self) -> None:
         """Forces the file to the disk."""
         flush_to_disk(self.path)
-
-
-def flush_to_disk(path: Path) -> None:
-    """Forces what was written to a file to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def shorter(path: Path) -> InputError:
