@@ -284,16 +284,18 @@ def select(
     settings = load_config(config, overrides or [])
     model = _load(potential)
     from almlip_jax.campaign.batch import candidates, choose
+    from almlip_jax.features import FeatureRequest
     from almlip_jax.keys import named_key
-    from almlip_jax.selection import build_selector
+    from almlip_jax.selection import build_selector, features_of
     from almlip_jax.structures.io import write_structures
 
+    features = FeatureRequest.of(features_of(settings.selection.selector), settings.seed)
     frames, labelled = _read(pool), _read(train_file)
     chosen = choose(
         build_selector(settings.selection.selector, k),
         named_key(settings.seed, "select"),
-        candidates(frames, model.evaluate(frames, features=True)),
-        candidates(labelled, model.evaluate(labelled, features=True), labelled=True),
+        candidates(frames, model.evaluate(frames, features=features)),
+        candidates(labelled, model.evaluate(labelled, features=features), labelled=True),
     )
     batch = []
     for index, gain in chosen:

@@ -31,13 +31,17 @@ from almlip_jax.ensembles import (
     spread_members,
 )
 from almlip_jax.errors import InputError
-from almlip_jax.features import last_layer_gradient, latent
+from almlip_jax.features import FeatureRequest, feature_factors, feature_maps
+from almlip_jax.features.request import FeatureFactors
 from almlip_jax.models import ModelSettings, Params
 from almlip_jax.structures.neighbors import largest_neighbor_count
 from almlip_jax.structures.packing import BatchPlan, BatchShape, PackedDataset, bucket, pack, plan_batches, take_batch
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.structures.walkers import WalkerNeighbors, walker_neighbors
 from almlip_jax.uncertainty import force_calibration
+
+NO_FEATURES = FeatureRequest()
+"""Asks for no feature map."""
 
 _FORMAT = 1
 _BATCH_ATOMS = 256  # atom slots of an evaluation batch: enough to keep a core busy, small enough for few structures
@@ -136,7 +140,7 @@ class Potential:
         self,
         structures: Sequence[Atoms],
         *,
-        features: bool = False,
+        features: FeatureRequest = NO_FEATURES,
         on_batch: Callable[[int], None] | None = None,
         shape: BatchShape | None = None,
     ) -> Evaluated:
@@ -144,7 +148,7 @@ class Potential:
 
         Args:
             structures: in any number; labels are not looked at.
-            features: also give the per-structure features ``latent`` and ``last_layer_gradient``.
+            features: maps of the structures to be given too.
             on_batch: called with the number of structures of each finished batch.
             shape: least room of a batch, that of `batch_shape` for several sets that are to share a program.
 
@@ -164,7 +168,7 @@ class Potential:
         self,
         frames: Iterable[Atoms],
         *,
-        features: bool = False,
+        features: FeatureRequest = NO_FEATURES,
         source: str = "structures",
         shape: BatchShape | None = None,
     ) -> Iterator[tuple[list[Atoms], Evaluated]]:
@@ -186,10 +190,11 @@ class Potential:
             InputError: a frame holds an element that the potential does not know.
         """
         params = spread_members(self.params)
+        factors = feature_factors(features, self.ensemble, params)
         for chunk in _chunks(self._known(frames, source)):
             shape = self._batch_shape(chunk, shape)
             for batch in _batches(chunk, shape):
-                yield batch, self._evaluate_batch(params, batch, shape, features)
+                yield batch, self._evaluate_batch(params, batch, shape, features, factors)
 
     def _known(self, frames: Iterable[Atoms], source: str) -> Iterator[Atoms]:
         """The frames, refused where an element is unknown."""
@@ -211,11 +216,11 @@ class Potential:
             neighbors = max(largest - 1, 1)
         else:
             neighbors = bucket(largest_neighbor_count(structures, self.cutoff), 8)
-        atoms = bucket(max(_BATCH_ATOMS, largest), 64)
+        atoms, alone = bucket(max(_BATCH_ATOMS, largest), 64), bucket(largest, 8)
         if before is not None:
-            atoms = max(atoms, before.atoms)
+            atoms, alone = max(atoms, before.atoms), max(alone, before.largest)
             neighbors = before.neighbors if neighbors <= before.neighbors else bucket(neighbors, 8)
-        return BatchShape(atoms, neighbors, _BATCH_STRUCTURES)
+        return BatchShape(atoms, neighbors, _BATCH_STRUCTURES, alone)
 
     def atom_features(self, structures: Sequence[Atoms]) -> tuple[np.ndarray, np.ndarray]:
         """Invariant features of every atom, and its species index: what novelty is measured in.
@@ -233,13 +238,13 @@ class Potential:
         for chunk in _chunks(self._known(structures, "structures")):
             shape = self._batch_shape(chunk, shape)
             for batch in _batches(chunk, shape):
-                data, plan = self._packed(batch, shape)
+                data, plan, _ = self._packed(batch, shape)
                 found = _atom_features(self.ensemble, params, data, plan)
                 parts.append(np.asarray(found)[:, : sum(len(a) for a in batch)])
         return np.concatenate(parts, axis=1), self.species.index(np.concatenate([a.numbers for a in structures]))
 
-    def _packed(self, batch: list[Atoms], shape: BatchShape) -> tuple[PackedDataset, BatchPlan]:
-        """A batch in the shape of an evaluation, and the plan that takes it whole."""
+    def _packed(self, batch: list[Atoms], shape: BatchShape) -> tuple[PackedDataset, BatchPlan, BatchPlan]:
+        """A batch in the shape of an evaluation, the plan that takes it whole, and one that takes each structure."""
         packed = pack(
             batch,
             self.species,
@@ -249,12 +254,21 @@ class Potential:
             slots=shape.structures + 1,
             dtype=jax.tree.leaves(self.params)[0].dtype,
         )
-        plan, _ = plan_batches(packed, np.arange(len(batch)), shape)
-        return packed.data, plan
+        order = np.arange(len(batch))
+        whole, _ = plan_batches(packed, order, shape)
+        alone = BatchShape(shape.largest, shape.neighbors, 1)
+        return packed.data, whole, plan_batches(packed, order, alone, shape.structures)[0]
 
-    def _evaluate_batch(self, params: Params, batch: list[Atoms], shape: BatchShape, features: bool) -> Evaluated:
-        data, plan = self._packed(batch, shape)
-        result = _evaluate(self.ensemble, params, data, plan, features)
+    def _evaluate_batch(
+        self,
+        params: Params,
+        batch: list[Atoms],
+        shape: BatchShape,
+        features: FeatureRequest,
+        factors: FeatureFactors,
+    ) -> Evaluated:
+        same = replace(features, seed=0)  # random numbers are data: seeds share a program
+        result = _evaluate(self.ensemble, params, *self._packed(batch, shape), same, factors)
         references = np.array([self.reference_energy(a) for a in batch])
         return _to_host(result, references, batch)
 
@@ -401,20 +415,26 @@ class PotentialCalculator(Calculator):
 
 
 def _evaluate_on_device(
-    ensemble: AnyEnsemble, params: Params, data: PackedDataset, plan: BatchPlan, features: bool
+    ensemble: AnyEnsemble,
+    params: Params,
+    data: PackedDataset,
+    plan: BatchPlan,
+    one_by_one: BatchPlan,
+    features: FeatureRequest,
+    factors: FeatureFactors,
 ) -> tuple[Committee, jax.Array, dict[str, jax.Array]]:
     """Committee statistics, volumes [S] and features of the only batch of a plan."""
     graph, _ = take_batch(data, plan, 0)
     prediction = ensemble.predict(params, graph)
-    found: dict[str, jax.Array] = {}
-    if features:
-        found["latent"] = latent(prediction, graph)
-        found["last_layer_gradient"] = last_layer_gradient(prediction, graph, len(ensemble.species))
+    alone = None
+    if features.structure_by_structure:
+        alone = jax.vmap(lambda step: take_batch(data, one_by_one, step)[0])(jnp.arange(graph.num_structures))
+    found = feature_maps(features, ensemble, params, prediction, graph, alone, factors)
     return committee_statistics(prediction, graph), graph.volume, found
 
 
 # The ensemble is compared by value: potentials of one architecture share what was compiled.
-_evaluate = jax.jit(_evaluate_on_device, static_argnums=(0, 4))
+_evaluate = jax.jit(_evaluate_on_device, static_argnums=(0, 5))
 
 
 def _atom_features_on_device(ensemble: AnyEnsemble, params: Params, data: PackedDataset, plan: BatchPlan) -> jax.Array:

@@ -16,12 +16,14 @@ from ase.calculators.singlepoint import SinglePointCalculator
 import almlip_jax
 from almlip_jax.ensembles import SCORES, Ensemble
 from almlip_jax.errors import InputError
+from almlip_jax.features import FEATURES, FeatureRequest
 from almlip_jax.models import SharedDensitySettings, build_model
 from almlip_jax.potential import Potential
 from almlip_jax.structures.species import SpeciesTable
 
 SETTINGS = SharedDensitySettings(cutoff=3.5, radial=4, l_max=1, channels=4, hidden=(8,))
 SPECIES = SpeciesTable((1, 6, 8))
+EVERY = FeatureRequest(FEATURES, columns=64)
 
 
 @pytest.fixture(scope="module")
@@ -99,9 +101,9 @@ def test_damaged_potentials_are_one_sentence(potential, tmp_path):
 
 
 def test_batches_and_order_change_nothing(potential, structures):
-    together = potential.evaluate(structures, features=True)
+    together = potential.evaluate(structures, features=EVERY)
     order = np.random.default_rng(0).permutation(len(structures))
-    shuffled = potential.evaluate([structures[i] for i in order], features=True)
+    shuffled = potential.evaluate([structures[i] for i in order], features=EVERY)
     np.testing.assert_allclose(shuffled.energy, together.energy[order], rtol=1e-6)
     for name in SCORES:
         np.testing.assert_allclose(shuffled.scores[name], together.scores[name][order], rtol=2e-3, atol=2e-4)
@@ -115,13 +117,13 @@ def test_batches_and_order_change_nothing(potential, structures):
 @pytest.mark.parametrize("chunk", [1024, 7])
 def test_a_stream_gives_the_numbers_of_the_list(potential, structures, monkeypatch, chunk):
     """To the last bit, frames in groups of one size that chunks split, and shapes that grow on the way."""
-    whole = potential.evaluate(structures, features=True)
+    whole = potential.evaluate(structures, features=EVERY)
     order = np.argsort([len(frame) for frame in structures], kind="stable")
     frames = [structures[i] for i in order]
     monkeypatch.setattr("almlip_jax.potential._CHUNK_FRAMES", chunk)
-    together = potential.evaluate(frames, features=True)
+    together = potential.evaluate(frames, features=EVERY)
     streamed, start = [], 0
-    for batch, found in potential.evaluate_stream(iter(frames), features=True):
+    for batch, found in potential.evaluate_stream(iter(frames), features=EVERY):
         rows = slice(start, start + len(batch))
         assert all(a is b for a, b in zip(batch, frames[rows], strict=True))
         np.testing.assert_array_equal(found.energy, together.energy[rows])

@@ -44,11 +44,12 @@ from almlip_jax.campaign.state import CampaignState
 from almlip_jax.dynamics import ExplorationSettings, Explorer, relaxing
 from almlip_jax.ensembles import AnyEnsemble, build_ensemble
 from almlip_jax.errors import CapacityError
+from almlip_jax.features import FeatureRequest
 from almlip_jax.models import ModelSettings, Params
 from almlip_jax.oracles import ExecutorSettings, Labeller, LabelStore, OracleSettings
 from almlip_jax.potential import Evaluated, Potential
 from almlip_jax.progress import Advance, Progress
-from almlip_jax.selection import Selector, build_selector
+from almlip_jax.selection import Selector, build_selector, features_of
 from almlip_jax.structures.io import read_structures
 from almlip_jax.structures.packing import BatchShape
 from almlip_jax.structures.species import SpeciesTable
@@ -373,7 +374,7 @@ class Workshop:
     def evaluated_once(
         self, round_index: int, name: str, structures: Sequence[Atoms], potential: Potential, advance: Advance | None
     ) -> Evaluated:
-        """What the potential of a round says of a set of structures, features included.
+        """What the potential of a round says of a set of structures, with the features that the selector looks at.
 
         Stages of a round that ask for the same set share one evaluation; a resumed one evaluates again, to the same
         bits.
@@ -387,9 +388,14 @@ class Workshop:
         """
         if (round_index, name) not in self._evaluations:
             self._evaluations = {key: kept for key, kept in self._evaluations.items() if key[0] == round_index}
-            found = potential.evaluate(structures, features=True, on_batch=advance)
+            found = potential.evaluate(structures, features=self.features, on_batch=advance)
             self._evaluations[round_index, name] = found
         return self._evaluations[round_index, name]
+
+    @cached_property
+    def features(self) -> FeatureRequest:
+        """What the selector looks at."""
+        return FeatureRequest.of(features_of(self.config.selection.selector), self.config.seed)
 
     @cached_property
     def _evaluations(self) -> dict[tuple[int, str], Evaluated]:

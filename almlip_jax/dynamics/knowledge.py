@@ -16,6 +16,7 @@ from almlip_jax.dynamics.admission import Context, build_admission, context_of
 from almlip_jax.dynamics.novelty import Novelty, fit_extrapolation_grade, fit_latent_distance
 from almlip_jax.dynamics.settings import ExplorationSettings
 from almlip_jax.ensembles import SCORES
+from almlip_jax.features import FeatureRequest
 from almlip_jax.potential import Evaluated, Potential
 
 
@@ -57,7 +58,8 @@ def know(
             novelty["extrapolation_grade"] = fit_extrapolation_grade(features, species, number)
     context = None
     if build_admission(settings.admission).looks_at_features:
-        rows = potential.evaluate(training_set, features=True).features["last_layer_gradient"]
+        request = FeatureRequest(("last_layer_gradient",))
+        rows = potential.evaluate(training_set, features=request).features["last_layer_gradient"]
         context = context_of(settings.admission, rows, seed, room)
     return Knowledge(novelty, context)
 

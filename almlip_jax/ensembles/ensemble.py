@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from almlip_jax.ensembles.heads import Heads
 from almlip_jax.ensembles.prediction import Committee, Prediction, committee_statistics
 from almlip_jax.models.base import Geometry, Model, Params
-from almlip_jax.structures.graph import Graph, forces_and_virial, lone_atom, sum_over_atoms
+from almlip_jax.structures.graph import Graph, forces_and_virial, lone_atom, sum_over_atoms, values_at_neighbors
 from almlip_jax.structures.species import SpeciesTable
 
 
@@ -60,7 +60,7 @@ class Ensemble:
             return jax.default_backend() == "cpu" and not self.model.small_members
         return self.mapping == "map"
 
-    def _over_models(self, function: Callable[[Params], Any], params: Params) -> Any:
+    def _over_models(self, function: Callable[[Any], Any], params: Any) -> Any:
         return jax.lax.map(function, params) if self.one_by_one else jax.vmap(function)(params)
 
     def _model_part(self, one: Params) -> Params:
@@ -179,6 +179,32 @@ class Ensemble:
             return own + jax.vmap(lambda of_atoms: sum_over_atoms(of_atoms, graph))(more)
 
         return _flatten(self._over_models(one_model, params))
+
+    def feature_change(self, params: Params, graph: Graph, moves: jax.Array) -> jax.Array:
+        """How the features of each model change while the atoms move, each model along a displacement of its own.
+
+        Args:
+            params: pytree with a leading axis over the models.
+            graph: the structures.
+            moves: [L, A, 3] Angstrom, displacement of each atom; 0 for padding atoms.
+
+        Returns:
+            [L, A, F], directional derivative of `Prediction.features`.
+        """
+
+        def one_model(given: tuple[Params, jax.Array]) -> jax.Array:
+            one, move = given
+            vectors = jnp.where(graph.edge_mask[..., None], values_at_neighbors(move, graph) - move[:, None], 0)
+
+            def features(at: jax.Array) -> jax.Array:
+                geometry = self.model.geometry(replace(graph, vectors=at))
+                return self.model.apply(self._model_part(one), geometry, graph).features
+
+            # the derivative of a pull-back by its cotangent: models spell out reverse derivatives, not forward ones
+            found, pull_back = jax.vjp(features, graph.vectors)
+            return jax.grad(lambda cotangent: jnp.sum(pull_back(cotangent)[0] * vectors))(jnp.zeros_like(found))
+
+        return self._over_models(one_model, (params, moves))
 
     def committee(self, params: Params, graph: Graph) -> Committee:
         """Mean and spread of the members, from the same single evaluation."""

@@ -1,17 +1,34 @@
-"""Features: maps from predictions to the vectors in which selectors measure difference, and changes of their kernel."""
+"""Features: maps from structures to the vectors in which selectors measure difference, and changes of their kernel."""
 
 from almlip_jax.features.aggregation import aggregate
-from almlip_jax.features.maps import FEATURES, last_layer_gradient, latent, sketch
+from almlip_jax.features.gradients import force_gradient, full_gradient, gradient_factors
+from almlip_jax.features.maps import committee_energy, composition, last_layer_gradient, latent
+from almlip_jax.features.power_spectrum import density_of, power_spectrum, spectrum_factors
+from almlip_jax.features.request import FEATURES, FeatureRequest, feature_factors, feature_maps
+from almlip_jax.features.sketch import random_factors, sketch, sketch_matrices
 from almlip_jax.kernels import ensemble_sum, posterior, posterior_map, unit_diagonal
 
 __all__ = [
     "FEATURES",
+    "FeatureRequest",
     "aggregate",
+    "committee_energy",
+    "composition",
+    "density_of",
     "ensemble_sum",
+    "feature_factors",
+    "feature_maps",
+    "force_gradient",
+    "full_gradient",
+    "gradient_factors",
     "last_layer_gradient",
     "latent",
     "posterior",
     "posterior_map",
+    "power_spectrum",
+    "random_factors",
     "sketch",
+    "sketch_matrices",
+    "spectrum_factors",
     "unit_diagonal",
 ]

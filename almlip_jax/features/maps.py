@@ -1,4 +1,4 @@
-"""Per-structure feature maps: what of a prediction tells structures apart for selection."""
+"""Per-structure feature maps of what a prediction holds: what of it tells structures apart for selection."""
 
 from __future__ import annotations
 
@@ -8,9 +8,6 @@ import jax.numpy as jnp
 from almlip_jax.ensembles.prediction import Prediction
 from almlip_jax.kernels import ensemble_sum
 from almlip_jax.structures.graph import Graph, atom_counts, sum_over_atoms
-
-FEATURES: tuple[str, ...] = ("latent", "last_layer_gradient")
-"""Names of the feature maps."""
 
 
 def latent(prediction: Prediction, graph: Graph) -> jax.Array:
@@ -45,32 +42,37 @@ def last_layer_gradient(prediction: Prediction, graph: Graph, num_species: int, 
     Returns:
         [S, L * num_species * F].
     """
-    chosen = jax.nn.one_hot(graph.species, num_species, dtype=prediction.features.dtype)
-
-    def one(features: jax.Array) -> jax.Array:
-        by_species = chosen[:, :, None] * features[:, None, :]
-        return sum_over_atoms(by_species.reshape(features.shape[0], -1), graph)
-
-    summed = jax.vmap(one)(prediction.features)
+    summed = jax.vmap(lambda one: sum_by_species(one, graph, num_species))(prediction.features)
     if per_atom:
         summed = summed / atom_counts(graph)[:, None]
     return ensemble_sum(summed)
 
 
-def sketch(features: jax.Array, key: jax.Array, size: int = 512) -> jax.Array:
-    """Random projection of rows to p columns that keeps scalar products on average: phi R / sqrt(p), R ~ N(0, 1).
+def committee_energy(prediction: Prediction, graph: Graph) -> jax.Array:
+    """Deviations of the energies of the members from their mean, per atom.
 
-    Each row is projected on its own: the result does not depend on how rows are batched.
+    The scalar product of two structures is the covariance of their energies per atom over the committee: structures on
+    which the members err together lie in one direction.
 
     Args:
-        features: [n, d].
-        key: decides R.
-        size: p; features of at most this many columns are returned as they are.
+        prediction: of an ensemble, energy [M, S] eV.
+        graph: the structures.
 
     Returns:
-        [n, min(d, p)].
+        [S, M] eV/atom over sqrt(M); of rank M - 1.
     """
-    if features.shape[-1] <= size:
-        return features
-    projection = jax.random.normal(key, (features.shape[-1], size), features.dtype)
-    return features @ projection / jnp.sqrt(size)
+    deviations = prediction.energy - jnp.mean(prediction.energy, axis=0)
+    return ensemble_sum((deviations / atom_counts(graph))[..., None])
+
+
+def composition(graph: Graph, num_species: int) -> jax.Array:
+    """Share of each species in the atoms of a structure, [S, num_species]; the same for all frames of one molecule."""
+    chosen = jax.nn.one_hot(graph.species, num_species, dtype=graph.vectors.dtype)
+    return sum_over_atoms(chosen, graph) / atom_counts(graph)[:, None]
+
+
+def sum_by_species(values: jax.Array, graph: Graph, num_species: int) -> jax.Array:
+    """Sums of per-atom values [A, F] over the atoms of each structure and species, [S, num_species * F]."""
+    chosen = jax.nn.one_hot(graph.species, num_species, dtype=values.dtype)
+    by_species = chosen[:, :, None] * values[:, None, :]
+    return sum_over_atoms(by_species.reshape(values.shape[0], -1), graph)

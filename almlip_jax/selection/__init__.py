@@ -83,6 +83,7 @@ from almlip_jax.selection.settings import (
     UserSettings,
     build_filter,
     build_selector,
+    features_of,
     import_function,
 )
 
@@ -132,6 +133,7 @@ __all__ = [
     "dpp",
     "entropy",
     "extrapolation_grade",
+    "features_of",
     "frank_wolfe",
     "hybrid",
     "import_function",

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from almlip_jax.errors import InputError
+from almlip_jax.feature_names import FeatureName
 from almlip_jax.score_names import ScoreName
 from almlip_jax.selection.base import Filter, Selector
 from almlip_jax.selection.clusters import kmeans_fps
@@ -21,9 +22,6 @@ from almlip_jax.selection.maxvol import maxvol
 from almlip_jax.selection.rankings import entropy, recalibrated, top_k
 from almlip_jax.selection.scores import agreement, random, threshold, top_fraction
 from almlip_jax.settings import Settings
-
-FeatureName = Literal["latent", "last_layer_gradient"]
-"""Names of the feature maps of a potential."""
 
 
 class _ByScore(Settings):
@@ -189,6 +187,8 @@ class UserSettings(Settings):
     """Where the factory is, as ``module:function``."""
     parameters: dict[str, Any] = {}
     """Keyword arguments of the factory."""
+    features: tuple[FeatureName, ...] = ("latent", "last_layer_gradient")
+    """Feature maps that it looks at."""
 
 
 class ThresholdSettings(Settings):
@@ -320,6 +320,17 @@ def build_filter(settings: FilterSettings) -> Filter:
             return agreement(settings.first, settings.second, settings.maximum)
         case UserSettings():
             return _called(settings)
+
+
+def features_of(settings: SelectorSettings) -> tuple[FeatureName, ...]:
+    """The feature maps that the selector and the filters of some settings look at, each once."""
+    parts: list[Any] = [settings]
+    if isinstance(settings, ChainSettings):
+        parts = [*settings.filters, settings.selector]
+    parts = [part.selector if isinstance(part, CostAwareSettings) else part for part in parts]
+    looked_at: list[FeatureName | tuple[FeatureName, ...]] = [getattr(part, "features", ()) for part in parts]
+    found = [names if isinstance(names, tuple) else (names,) for names in looked_at]
+    return tuple(dict.fromkeys(name for names in found for name in names))
 
 
 def import_function(path: str) -> Callable[..., Any]:

@@ -45,11 +45,13 @@ class BatchShape:
         atoms: atom slots A.
         neighbors: neighbour slots K.
         structures: structure slots S.
+        largest: atom slots of a structure on its own, where structures are also looked at one by one.
     """
 
     atoms: int
     neighbors: int
     structures: int
+    largest: int = 0
 
 
 @struct.dataclass

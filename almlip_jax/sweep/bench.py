@@ -18,10 +18,11 @@ from almlip_jax.ensembles import build_ensemble
 from almlip_jax.errors import InputError
 from almlip_jax.evaluation import error_metrics
 from almlip_jax.evaluation.tidy import CALIBRATION, ERRORS
+from almlip_jax.features import FeatureRequest
 from almlip_jax.files import plain
 from almlip_jax.keys import named_key
 from almlip_jax.potential import Potential
-from almlip_jax.selection import Selector, build_selector
+from almlip_jax.selection import Selector, build_selector, features_of
 from almlip_jax.structures.packing import BatchShape
 from almlip_jax.sweep.points import Group, Point
 from almlip_jax.sweep.pools import LabelledPool, Split, plan_for_budget, read_pool
@@ -169,7 +170,7 @@ class SystemBench:
 
     def test(self, potential: Potential) -> dict[str, Scores]:
         """Errors and calibration on every test set."""
-        found = potential.evaluate(self.pool.tests, features=True, shape=self._shape(potential))
+        found = potential.evaluate(self.pool.tests, shape=self._shape(potential))
         groups = error_metrics(self.pool.tests, found)["by_group"]
         return {name: _scores(groups[name]) for name in self.settings.tests}
 
@@ -198,9 +199,10 @@ class SystemBench:
         places = [place for place in split.pool if place not in gone]
         shape = self._shape(potential)
         frames = [self.pool.frames[place] for place in places]
-        found = potential.evaluate(frames, features=True, shape=shape)
+        features = FeatureRequest.of(features_of(self.config.selectors[point.selector]), point.seed)
+        found = potential.evaluate(frames, features=features, shape=shape)
         dataset = self.dataset(point.seed, picked)
-        context = potential.evaluate(dataset, features=True, shape=shape)
+        context = potential.evaluate(dataset, features=features, shape=shape)
         scalars = selection_scalars(self.config.selectors[point.selector], errors)
         rows = choose(
             self._selector(point),

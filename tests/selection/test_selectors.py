@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 from small_pools import BY_FEATURES, CAPACITY, KEY, SELECTORS, K, candidates, chosen, sample
 
 from almlip_jax import selection
@@ -42,7 +43,7 @@ from almlip_jax.selection import (
     top_fraction,
     top_k,
 )
-from almlip_jax.selection.settings import FeatureName, ScoreName, WeighedSelector
+from almlip_jax.selection.settings import FeatureName, ScoreName, SelectorSettings, WeighedSelector, features_of
 
 
 @pytest.mark.parametrize("labelled", [0, 4])
@@ -321,3 +322,23 @@ def test_settings_of_selectors_without_a_gain_build_them():
 
 
 AGREEMENT = AgreementSettings(first="cheap", second="target", maximum=6.5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "wanted"),
+    [
+        ({"kind": "top_k"}, ()),
+        ({"kind": "lcmd", "features": "full_gradient"}, ("full_gradient",)),
+        ({"kind": "cost_aware", "selector": {"kind": "bait"}}, ("last_layer_gradient",)),
+        (
+            {
+                "kind": "chain",
+                "filters": [{"kind": "user", "function": "a:b", "features": ["power_spectrum", "latent"]}],
+                "selector": {"kind": "cost_aware", "selector": {"kind": "max_dist", "features": "latent"}},
+            },
+            ("power_spectrum", "latent"),
+        ),
+    ],
+)
+def test_what_a_selector_looks_at(settings, wanted):
+    assert features_of(TypeAdapter(SelectorSettings).validate_python(settings)) == wanted

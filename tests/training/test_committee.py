@@ -10,6 +10,7 @@ from small_training import MODEL, SPECIES, labelled, same_bits, settings_of, wat
 
 from almlip_jax.ensembles import Ensemble, EnsembleSettings
 from almlip_jax.errors import InputError
+from almlip_jax.features import FeatureRequest
 from almlip_jax.fitting import fit_potential
 from almlip_jax.models import build_model
 from almlip_jax.potential import Potential
@@ -66,7 +67,7 @@ def test_it_is_saved_and_loaded(waters, mixed):
     potential, _, _, folder = mixed
     potential.save(folder / "p")
     back = Potential.load(folder / "p")
-    a, b = potential.evaluate(waters, features=True), back.evaluate(waters, features=True)
+    a, b = (one.evaluate(waters, features=FeatureRequest(("latent",))) for one in (potential, back))
     np.testing.assert_array_equal(np.concatenate(a.forces), np.concatenate(b.forces))
     np.testing.assert_array_equal(a.features["latent"], b.features["latent"])
     assert back.ensemble == potential.ensemble and back.cutoff == 4.0 and a.scores["force_std_max"].min() > 0
