@@ -292,3 +292,23 @@ def _observables(value: float, **changes) -> Observables:
 def test_each_check_has_its_cause(changes, cause):
     found = unphysical_cause(_observables(1.0, **changes), SanityLimits.of(SanitySettings()))
     assert int(found[0]) == cause
+
+
+def test_atoms_may_leave_the_cell():
+    """Whichever image a walker starts from, it moves in the same way, through the faces of the cell too."""
+    grid = 2.0 * np.stack(np.meshgrid(*[np.arange(3)] * 3), axis=-1).reshape(-1, 3)
+    crystal = Atoms("H27", grid + 0.01, cell=6 * np.eye(3) + 0.4 * np.eye(3, k=1), pbc=True)
+    images = np.random.default_rng(0).integers(-2, 3, size=(27, 3)) @ crystal.cell.array
+    elsewhere = crystal.copy()
+    elsewhere.positions += images
+    options = settings(
+        walkers=(WalkerGroup(temperature=300.0, count=2),), integrator=NveSettings(), steps=100, chunk=50
+    )
+    with jax.enable_x64(True):
+        runner = Explorer(morse, SPECIES, 2.5, options, dtype=np.float64)
+        here = runner.run(0.1 * PARAMS, [crystal, crystal], QUIET, jax.random.key(0))
+        there = runner.run(0.1 * PARAMS, [elsewhere, elsewhere], QUIET, jax.random.key(0))
+    for one, other in zip(here.final, there.final, strict=True):
+        fractional = one.cell.scaled_positions(one.positions)
+        assert np.any(fractional < 0) and here.status[0] is Status.COMPLETED
+        np.testing.assert_allclose(other.positions - images, one.positions, atol=1e-8)
