@@ -7,7 +7,7 @@ Compilation of ours is timed apart.  Setup is the time of
 a batch of one: distances to the training rows, or the posterior.  What lies between it and the whole batch gives the
 rate at which a choice goes through the pool, which is compared with that of matrix-vector products.  Results go to
 ``benchmarks/results/selectors.json`` after each measurement (rows of other sizes are kept), the table to
-``selectors.md``.
+``selectors.md``.  ``--picks`` compares picks alone, and keeps what was measured before.
 """
 
 from __future__ import annotations
@@ -30,7 +30,15 @@ PEER = ["bmdal-reg==3.0.2", "numpy<2", "pandas<3"]  # it uses names that numpy 2
 SELECTORS = ("max_dist", "lcmd", "kmeans_pp", "max_det", "bait", "frank_wolfe")
 ALONE = ("kmeans_fps", "dpp", "maxvol")  # the peer has nothing of the kind; measured where asked for
 DRAWS = ("kmeans_pp",)  # at random: picks of two codes cannot be compared
+SAME = ("pool", "train", "columns", "k", "precision", "selector")  # of rows of the same kind
 PASSES = {"bait": 2}  # through the pool for a choice
+NOTE = """
+bmdal-reg adds 1e-8 to what `bait` divides by, the posterior variance plus sigma^2.  With sigma = 1e-3 that is 1 % of
+the noise, which decides between candidates that are nearly equal.  Its times are those of this call.  Its picks are
+those of one more call with rows and sigma a thousand times as large: the criterion chooses the same in any unit, and
+1e-8 of the noise decides nothing.  Picks of the timed call stand in brackets where they are others.  Rows without times
+were measured for their picks alone.
+"""
 
 
 def environment(folder: Path, torch_index: str | None) -> Path:
@@ -114,7 +122,8 @@ def measure(sides: dict[str, Side], task: dict[str, Any], rounds: int) -> dict[s
         for name in ("setup", "select"):
             row[f"{who}_{name}_seconds"] = statistics.median(s for one in found for s in one[f"{name}_seconds"])
         row |= {f"{who}_peak_mib": found[-1]["peak_mib"], f"{who}_picks": found[-1]["picks"]}
-        row |= {f"{who}_{name}": found[-1][name] for name in ("status", "temporary_mib") if name in found[-1]}
+        named = ("status", "temporary_mib", "picks_as_called")
+        row |= {f"{who}_{name}": found[-1][name] for name in named if name in found[-1]}
         if "compile_seconds" in found[0]:
             row["compile_seconds"] = found[0]["compile_seconds"]
     return row
@@ -130,8 +139,30 @@ def completed(row: dict[str, Any], bandwidth: dict[str, Any]) -> dict[str, Any]:
         row |= {name: bandwidth.get(name) for name in ("pool_gb_per_s", "stream_gb_per_s")}
         if "peer_select_seconds" in row:
             row["ratio"] = row["peer_select_seconds"] / row["ours_select_seconds"]
-            row["picks"] = compared(row["ours_picks"], row["peer_picks"], row["selector"])
-    return row
+    return row | judged(row)
+
+
+def judged(row: dict[str, Any]) -> dict[str, str]:
+    """Whether both sides pick the same, where both did."""
+    if not {"ours_picks", "peer_picks"} <= row.keys():
+        return {}
+    picks = compared(row["ours_picks"], row["peer_picks"], row["selector"])
+    if row.get("peer_picks_as_called", row["peer_picks"]) != row["peer_picks"]:
+        picks += f" ({compared(row['ours_picks'], row['peer_picks_as_called'], row['selector'])})"
+    return {"picks": picks}
+
+
+def picked(sides: dict[str, Side], task: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The row of a task with new picks, and what was measured before."""
+    before = [row for row in rows if all(row[key] == task[key] for key in SAME)]
+    row = {"versions": {}} | (before[0] if before else {key: task[key] for key in SAME})
+    for who, side in sides.items():
+        answer = side.ask("select", **task | {"repeats": 1})
+        row["versions"][who] = answer.get("versions", {})
+        row |= {
+            f"{who}_{name}": answer[name] for name in ("picks", "picks_as_called", "status", "failed") if name in answer
+        }
+    return row | judged(row)
 
 
 def report(found: dict[str, Any]) -> str:
@@ -154,7 +185,7 @@ def report(found: dict[str, Any]) -> str:
         cells += [row.get(name) for name in ("ours_setup_seconds", "gb_per_s", "pool_gb_per_s", "stream_gb_per_s")]
         cells += [row.get("ours_temporary_mib")]
         lines.append("| " + " | ".join(_brief(cell) for cell in cells) + " |")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n" + NOTE
 
 
 def _as_in_double(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
@@ -175,10 +206,10 @@ def _brief(value: Any) -> str:
 
 def save(path: Path, found: dict[str, Any], row: dict[str, Any]) -> None:
     """Puts a row in the place of an earlier one of the same kind."""
-    keys = ("pool", "train", "columns", "k", "precision", "selector")
-    same = [n for n, other in enumerate(found["rows"]) if all(other[key] == row[key] for key in keys)]
+    same = [n for n, other in enumerate(found["rows"]) if all(other[key] == row[key] for key in SAME)]
     found["versions"] |= row.pop("versions")
-    found["rows"] = [other for n, other in enumerate(found["rows"]) if n not in same] + [row]
+    place = same[0] if same else len(found["rows"])
+    found["rows"][place : place + 1] = [row]
     path.mkdir(parents=True, exist_ok=True)
     (path / "selectors.json").write_text(json.dumps(found, indent=1) + "\n")
     (path / "selectors.md").write_text(report(found))
@@ -198,13 +229,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--rounds", type=int, default=2, help="turns of both sides")
     parser.add_argument("--repeats", type=int, default=3, help="runs in each turn")
+    parser.add_argument("--picks", action="store_true", help="compare picks alone, and keep what was measured before")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     options = parser.parse_args()
     python = environment(options.envs.resolve(), options.torch_index)
     path = options.out / "selectors.json"
     found = json.loads(path.read_text()) if path.exists() else {"rows": [], "versions": {}}
-    found["date"] = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-    found["threads"] = options.threads
+    if not options.picks or "date" not in found:
+        found["date"] = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+        found["threads"] = options.threads
     for pool in options.pool:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
@@ -215,12 +248,15 @@ def main() -> None:
                 for who, with_ in (("ours", sys.executable), ("peer", str(python)))
             }
             for precision in options.precision:
-                bandwidth = sides["ours"].ask("bandwidth", precision=precision)
+                bandwidth = {} if options.picks else sides["ours"].ask("bandwidth", precision=precision)
                 for selector in options.selectors:
                     task = {"selector": selector, "precision": precision, "k": options.k, "repeats": options.repeats}
                     row = {"pool": pool, "train": options.train, "columns": options.columns, **task}
                     beside = {"ours": sides["ours"]} if selector in ALONE else sides
-                    row = completed(row | measure(beside, task, options.rounds), bandwidth)
+                    if options.picks:
+                        row = picked(beside, row, found["rows"])
+                    else:
+                        row = completed(row | measure(beside, task, options.rounds), bandwidth)
                     said = (
                         "ours_failed",
                         "peer_failed",

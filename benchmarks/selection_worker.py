@@ -139,18 +139,19 @@ class Peer:
         method, posterior, with_train = self.METHODS[task["selector"]]
         tensors = {name: self.torch.from_numpy(rows(name, task["precision"])) for name in ("pool", "train")}
 
-        def run(k: int) -> Any:
+        def run(k: int, unit: float = 1.0) -> Any:
+            kernel = [("train", [SIGMA, None])] if posterior else [("scale", [])]
             return select_batch(
                 batch_size=k,
                 models=[None],
                 data={name: TensorFeatureData(tensor) for name, tensor in tensors.items()},
                 y_train=None,
                 base_kernel="linear",
-                kernel_transforms=[("train", [SIGMA, None])] if posterior else [("scale", [])],
+                kernel_transforms=kernel if unit == 1 else [*kernel, ("scale", [1 / unit])],
                 selection_method=method,
                 sel_with_train=with_train,
-                maxdet_sigma=SIGMA,
-                bait_sigma=SIGMA,
+                maxdet_sigma=SIGMA / unit,
+                bait_sigma=SIGMA / unit,
                 allow_float64=task["precision"] == "float64",
                 verbosity=0,
             )
@@ -159,6 +160,8 @@ class Peer:
         for name, k in (("setup", 1), ("select", task["k"])):
             (chosen, about), found[f"{name}_seconds"] = timed(lambda k=k: run(k), task["repeats"])
         found["picks"] = chosen.tolist()
+        if task["selector"] == "bait":  # which adds 1e-8 to sigma^2, whatever the unit
+            found |= {"picks_as_called": found["picks"], "picks": run(task["k"], unit=SIGMA)[0].tolist()}
         if about["selection_status"]:
             found["status"] = about["selection_status"]
         return found

@@ -25,6 +25,7 @@ from almlip_jax.selection.diversity import (
     max_dist,
 )
 from almlip_jax.selection.greedy import (
+    Backward,
     Greedy,
     Ranking,
     Rule,
@@ -92,6 +93,7 @@ __all__ = [
     "ActiveSet",
     "AdaptiveSettings",
     "AgreementSettings",
+    "Backward",
     "BaitSettings",
     "Candidates",
     "ChainSettings",

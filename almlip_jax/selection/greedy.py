@@ -1,7 +1,8 @@
 """Selectors that can weigh their gains by cost: greedy ones, made of a rule, and rankings by one value.
 
 A `Rule` is a triple of pure functions: what is computed once, what each candidate would add now, and what changes when
-one is chosen.  `Greedy` repeats the last two k times.
+one is chosen.  `Greedy` repeats the last two k times.  With a `Backward` it chooses more than k, and gives back the
+least valuable.
 """
 
 from __future__ import annotations
@@ -19,6 +20,22 @@ from almlip_jax.selection.rows import Rows, arrange, drawn, first_best
 from almlip_jax.selection.scores import best
 
 
+class Backward(NamedTuple):
+    """How a greedy criterion gives choices back.
+
+    Attributes:
+        spare: number of choices beyond k, as many of which are given back one by one.
+        start: ``(fixed, chosen [m], there [m]) -> state``, of the choices that are there.
+        losses: ``state -> [m]``, not negative: what would be lost without each of them.
+        update: ``(state, place) -> state``, after the choice at a place was given back.
+    """
+
+    spare: int
+    start: Callable[[Any, jax.Array, jax.Array], Any]
+    losses: Callable[[Any], jax.Array]
+    update: Callable[[Any, jax.Array], Any]
+
+
 class Rule(NamedTuple):
     """A greedy criterion.
 
@@ -29,6 +46,7 @@ class Rule(NamedTuple):
         features: features it looks at.
         score: score it looks at, if any.
         draws: choose with probability proportional to the gain, not the largest.
+        backward: how choices beyond k are given back; None where there are no such.
     """
 
     start: Callable[[jax.Array, Rows, Any], tuple[Any, Any]]
@@ -37,6 +55,7 @@ class Rule(NamedTuple):
     features: str
     score: str | None = None
     draws: bool = False
+    backward: Backward | None = None
 
 
 @dataclass(frozen=True)
@@ -70,7 +89,12 @@ class Greedy:
             left = (rule.update(fixed, state, row), free.at[row].set(False))
             return left, (row, jnp.any(free), gains[row])
 
-        _, (chosen, there, gain) = jax.lax.scan(step, (state, rows.usable), jnp.arange(self.k))
+        number = self.k + (rule.backward.spare if rule.backward else 0)
+        _, (chosen, there, gain) = jax.lax.scan(step, (state, rows.usable), jnp.arange(number))
+        if rule.backward:
+            prices = rows.cost[chosen] if self.per_cost else jnp.ones_like(gain)
+            kept = _kept(rule.backward, rule.backward.start(fixed, chosen, there), there, prices)
+            chosen, there, gain = chosen[kept], there[kept], gain[kept]
         return Selection(indices=order[chosen], valid=there, gain=jnp.where(there, gain, jnp.nan))
 
 
@@ -114,6 +138,19 @@ def cost_aware(selector: Selector) -> Selector:
             "cost_aware needs a greedy selector or a ranking: others have no gain that a cost could weigh."
         )
     return replace(selector, per_cost=True)
+
+
+def _kept(backward: Backward, state: Any, there: jax.Array, prices: jax.Array) -> jax.Array:
+    """Places [k] of the choices that stay, in their order; among equals the last is given back."""
+
+    def step(carry: tuple[Any, jax.Array], n: jax.Array) -> tuple[tuple[Any, jax.Array], None]:
+        state, left = carry
+        worthless = jnp.where(there, -backward.losses(state) / prices, 1)  # what is not there goes first
+        place = there.shape[0] - 1 - first_best(worthless[::-1], left[::-1])
+        return (backward.update(state, place), left.at[place].set(False)), None
+
+    (_, left), _ = jax.lax.scan(step, (state, jnp.ones_like(there)), jnp.arange(backward.spare))
+    return jnp.argsort(~left, stable=True)[: there.shape[0] - backward.spare]
 
 
 def _payable(pool: Candidates) -> Candidates:

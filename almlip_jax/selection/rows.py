@@ -79,7 +79,9 @@ def first_best(values: jax.Array, free: jax.Array) -> jax.Array:
     masked = jnp.where(free, values, -jnp.inf)
     best = jnp.max(masked)
     bound = best - jnp.where(jnp.isfinite(best), ties(values) * jnp.abs(best), 0)
-    return jnp.argmax(free & (masked >= bound)).astype(jnp.int32)
+    number = values.shape[0]
+    first = jnp.min(jnp.where(free & (masked >= bound), jnp.arange(number, dtype=jnp.int32), number))
+    return jnp.where(first < number, first, 0)  # a minimum is compiled to faster code than an argmax
 
 
 def drawn(key: jax.Array, weights: jax.Array, free: jax.Array) -> jax.Array:

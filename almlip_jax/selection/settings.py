@@ -113,6 +113,8 @@ class BaitSettings(_ByDesign):
     """Greedy design that lowers most the mean posterior variance over labelled structures and pool."""
 
     kind: Literal["bait"] = "bait"
+    overselect: float = Field(default=1.0, ge=1)
+    """Number of choices before the least valuable are given back, over the size of the batch."""
 
 
 class FrankWolfeSettings(_ByDesign):
@@ -285,7 +287,7 @@ def build_selector(settings: SelectorSettings, k: int) -> Selector:
         case MaxDetSettings():
             return max_det(k, settings.features, settings.sigma)
         case BaitSettings():
-            return bait(k, settings.features, settings.sigma)
+            return bait(k, settings.features, settings.sigma, settings.overselect)
         case FrankWolfeSettings():
             return frank_wolfe(k, settings.features, settings.sigma)
         case DppSettings():

@@ -39,6 +39,7 @@ BY_FEATURES: dict[str, Selector] = {
     "kmeans_fps": kmeans_fps(K, "x", clusters=3, iterations=20),
     "max_det": max_det(K, "x", sigma=0.1),
     "bait": bait(K, "x", sigma=0.1),
+    "bait_backward": bait(K, "x", sigma=0.1, overselect=2),
     "frank_wolfe": frank_wolfe(K, "x", sigma=0.1),
     "dpp": dpp(3, "x", sigma=0.1),  # fewer than columns, or the context has no say
     "maxvol": maxvol(K, "x"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from itertools import combinations
 
@@ -20,6 +21,7 @@ from almlip_jax.selection import (
     adapt,
     adaptive,
     agreement,
+    bait,
     cost_aware,
     dpp,
     entropy,
@@ -35,6 +37,7 @@ from almlip_jax.selection import distances as distances_module
 from almlip_jax.selection.clusters import kmeans
 
 LABELLED = pytest.mark.parametrize("labelled", [0, 4])
+BACKWARD_BY_COST = cost_aware(SELECTORS["bait_backward"])
 DPP, KMEANS_PP = dpp(3, "x", sigma=0.3), kmeans_pp(2, "x")
 
 
@@ -78,24 +81,62 @@ def test_kmeans_fps_takes_turns_among_clusters(labelled):
         centres.append(x[row])
 
 
-@LABELLED
-def test_bait_lowers_the_posterior_variance_most(labelled):
-    x, _ = sample(5)
-    known, _ = sample(6, n=labelled)
-    found = select(SELECTORS["bait"], KEY, candidates(x), candidates(known))
+def posterior_variance(x: np.ndarray, known: np.ndarray, sigma: float = 0.1) -> Callable[[list[int]], float]:
+    """Sum of the posterior variance over labelled and pool, in units of sigma^2, given also rows of the pool."""
     a, b = scaled(x, known)
     fisher = a.T @ a + b.T @ b
 
     def variance(rows: list[int]) -> float:
         seen = np.concatenate([b, a[rows]])
-        return np.trace(np.linalg.solve(seen.T @ seen + 0.01 * np.eye(5), fisher))
+        return np.trace(np.linalg.solve(seen.T @ seen + sigma**2 * np.eye(x.shape[1]), fisher))
 
+    return variance
+
+
+@LABELLED
+def test_bait_lowers_the_posterior_variance_most(labelled):
+    x, _ = sample(5)
+    known, _ = sample(6, n=labelled)
+    found = select(SELECTORS["bait"], KEY, candidates(x), candidates(known))
+    variance = posterior_variance(x, known)
     picked: list[int] = []
     for n in range(K):
         gains = {i: variance(picked) - variance([*picked, i]) for i in range(len(x)) if i not in picked}
         picked.append(max(gains, key=gains.__getitem__))
         assert found.gain[n] == pytest.approx(gains[picked[n]], rel=1e-7)
     assert chosen(found) == picked
+
+
+@LABELLED
+@pytest.mark.parametrize(("usable", "dear"), [(30, False), (30, True), (8, False), (4, False)])
+def test_bait_gives_back_what_matters_least(labelled, usable, dear):
+    """Twice as many are chosen, where there are as many; then the smallest loss (over its price) goes, one by one."""
+    x, score = sample(29)
+    known, _ = sample(30, n=labelled)
+    cost = np.exp(score) if dear else np.ones(30)
+    pool = candidates(x[:usable], cost=cost[:usable])
+    selector = BACKWARD_BY_COST if dear else SELECTORS["bait_backward"]
+    found = select(selector, KEY, pool, candidates(known))
+    variance = posterior_variance(x[:usable], known)
+    picked: list[int] = []
+    gains: dict[int, float] = {}
+    while len(picked) < min(2 * K, usable):
+        offered = {i: (variance(picked) - variance([*picked, i])) / cost[i] for i in range(usable) if i not in picked}
+        picked.append(max(offered, key=offered.__getitem__))
+        gains[picked[-1]] = offered[picked[-1]]
+    forward = picked[:K]
+    while len(picked) > K:
+        without = {i: [j for j in picked if j != i] for i in picked}
+        picked = without[min(picked, key=lambda i: (variance(without[i]) - variance(picked)) / cost[i])]
+    assert chosen(found) == picked
+    np.testing.assert_allclose(found.gain[: len(picked)], [gains[i] for i in picked], rtol=1e-7)
+    if usable == 30:
+        assert picked != forward and variance(picked) < variance(forward)
+
+
+def test_bait_keeps_no_more_than_it_chooses():
+    with pytest.raises(InputError, match="overselect is at least 1"):
+        bait(K, "x", overselect=0.5)
 
 
 @LABELLED

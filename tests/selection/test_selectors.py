@@ -20,6 +20,7 @@ from almlip_jax.errors import InputError
 from almlip_jax.features import FEATURES
 from almlip_jax.selection import (
     AgreementSettings,
+    BaitSettings,
     ChainSettings,
     CostAwareSettings,
     DppSettings,
@@ -205,6 +206,8 @@ def test_settings_build_what_they_say(monkeypatch):
     by_hand = chain(threshold("score", minimum=0.0), top_fraction("score", 0.8), selector=random(3))
     assert chosen(select(made, KEY, pool, known)) == chosen(select(by_hand, KEY, pool, known))
     assert MaxDetSettings().features == "last_layer_gradient"
+    backward = build_selector(BaitSettings(overselect=1.5), 4).rule.backward
+    assert backward.spare == 2 and build_selector(BaitSettings(), 4).rule.backward is None
     import sys
 
     monkeypatch.setitem(sys.modules, "my_selectors", sys.modules[__name__])
