@@ -89,6 +89,19 @@ class RoundRecord(Settings):
         }
 
 
+class FinalRecord(Settings):
+    """What the final potential came to; it is there once its training has ended."""
+
+    round: int
+    """Number of the round whose dataset it was trained on."""
+    steps: int
+    """Length that the config asked for, in optimiser steps."""
+    errors: dict[str, float] = {}
+    """Test errors, ``<metric>_<group>``; eV/atom and eV/Angstrom."""
+    seconds: dict[str, float] = {}
+    """Wall time of ``train`` and ``evaluate``, s; a stage without one has not been done."""
+
+
 class CampaignState(Settings):
     """The content of ``state.json``."""
 
@@ -112,6 +125,8 @@ class CampaignState(Settings):
     """Shapes and capacities chosen by measurement; ``measured.json`` is a copy of it."""
     history: tuple[RoundRecord, ...] = ()
     """One record a round."""
+    final: FinalRecord | None = None
+    """The final potential, where there is one."""
 
     @property
     def record(self) -> RoundRecord:
@@ -119,6 +134,13 @@ class CampaignState(Settings):
         if self.history and self.history[-1].round == self.round:
             return self.history[-1]
         return RoundRecord(round=self.round)
+
+    def rows(self) -> list[dict[str, Cell]]:
+        """The lines of ``metrics.csv``: one a round, that of the last with the final potential's errors as well."""
+        rows = [record.row() for record in self.history]
+        if rows and self.final is not None:
+            rows[-1].update({f"final_{name}": value for name, value in self.final.errors.items()})
+        return rows
 
     def is_past(self, stage: Stage, round_index: int) -> bool:
         """Whether a stage of a round has been completed."""
@@ -177,5 +199,5 @@ def write_state(run: RunDirectory, state: CampaignState) -> None:
     """Makes a state durable; the files derived from it (metrics, capacities) are written anew with it."""
     write_json(run.state, state.model_dump(mode="json"))
     if state.history:
-        write_csv(run.metrics, [record.row() for record in state.history])
+        write_csv(run.metrics, state.rows())
     write_json(run.measured, state.measured)

@@ -334,15 +334,22 @@ class Workshop:
         references: dict[int, float],
         on_epoch: Callable[[EpochReport], None],
         checkpoint: Path,
+        steps: int | None = None,
     ) -> TrainingResult:
         """Trains the ensemble; where structures came that are denser or larger than any before, capacities grow.
 
-        A training that was killed goes on from what it left in ``checkpoint``.
+        A training that was killed goes on from what it left in ``checkpoint``; ``steps`` as for `Trainer.train`.
         """
         for grown in (False, True):
             try:
                 return self.trainer.train(
-                    dataset, params, key, reference_energies=references, on_epoch=on_epoch, checkpoint=checkpoint
+                    dataset,
+                    params,
+                    key,
+                    reference_energies=references,
+                    on_epoch=on_epoch,
+                    steps=steps,
+                    checkpoint=checkpoint,
                 )
             except CapacityError as error:
                 if grown:

@@ -180,6 +180,7 @@ def test_cores_are_shared_out():
         ("selectors.random.kind=randon", "'randon' is no valid kind; did you mean 'random'?"),
         ("rounds=9", "has 20 structures that are in no other set, fewer than the 31"),
         ("warm_start=true", "warm_start needs systems.springs.training.warm_steps"),
+        ("systems.springs.training.final_steps=9", "training.final_steps is not used here"),
     ],
 )
 def test_what_cannot_work_is_one_sentence(study, tmp_path, change, sentence):
