@@ -322,6 +322,25 @@ def test_a_folder_of_something_else_is_left_alone(inputs, explorer, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
 
 
+def test_a_folder_is_not_spoilt_by_a_run_that_could_not_begin(inputs, explorer, tmp_path, monkeypatch):
+    """Neither by an input that is missing nor by a kill before anything was written."""
+    wrong = md_config(inputs, structures=str(tmp_path / "nowhere.extxyz"))
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"structures .*nowhere\.extxyz cannot be read"):
+            run_md(wrong, tmp_path / "run", committee(), SilentProgress(), explorer)
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", killed)
+        patch.setattr(Path, "unlink", lambda *_, **__: None)  # a killed process does not tidy up
+        with pytest.raises(Killed):
+            run_md(md_config(inputs), tmp_path / "run", committee(), SilentProgress(), explorer)
+    assert len(list((tmp_path / "run").iterdir())) > 1
+    again("extxyz", inputs, tmp_path / "run", SilentProgress(), explorer)
+
+
 def test_the_resolved_config_is_one(inputs, runs):
     for kind, name, config in ((ExploreConfig, "explore", explore_config), (MdConfig, "extxyz", md_config)):
         assert load_settings(kind, runs[name] / "config.yaml") == config(inputs)
