@@ -143,7 +143,7 @@ class Experiment(Protocol):
 
 
 class Workshop:
-    """The tools of one campaign; a context manager that closes the label store and its workers.
+    """The tools of one campaign; `close` ends the workers of the label source and lets go of the store.
 
     Args:
         config: of the campaign.
@@ -158,7 +158,11 @@ class Workshop:
         self.progress = progress
         self.measured: dict[str, Any] = dict(state.measured)
         self.store = LabelStore(run.labels)
-        self.labeller = Labeller(config.oracle, self.store, config.executor)
+        try:
+            self.labeller = Labeller(config.oracle, self.store, config.executor)
+        except BaseException:  # the label source is not installed, say; whoever tries again needs the store
+            self.store.close()
+            raise
 
     def close(self) -> None:
         """Ends the workers of the label source and closes the store."""

@@ -437,6 +437,21 @@ class TestRefused:
         with pytest.raises(InputError, match="holds a campaign already"):
             run_campaign(tiny_config(reference), reference / "run")
 
+    def test_a_label_source_that_is_not_installed(
+        self, reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The error may be held on to, as a notebook does, and the store can be opened nevertheless."""
+
+        def missing(_: object) -> str:
+            raise InputError("tblite is not installed")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(TBLiteSettings, "version", missing)
+            with pytest.raises(InputError, match="not installed") as held:
+                run_or_resume(reference, tmp_path / "run")
+        with LabelStore(RunDirectory(tmp_path / "run").labels):
+            assert held.tb is not None
+
     def test_a_start_file_that_is_not_there(self, tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"nowhere\.xyz"):
             run_or_resume(tmp_path, tmp_path / "run", system={"structures": str(tmp_path / "nowhere.xyz")})
