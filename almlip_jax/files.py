@@ -84,24 +84,6 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Cell]]) -> None:
     write_text(path, buffer.getvalue())
 
 
-def append_row(path: Path, row: Mapping[str, Cell], *, key: str | None = None) -> None:
-    """Adds a line to a CSV file, rewriting it atomically; makes the file where there is none.
-
-    Args:
-        path: the file.
-        row: the line.
-        key: a column that names the line: one with the same value there is replaced in its place, so that a resumed
-            run may write the line of a round again.
-    """
-    rows: list[Mapping[str, Cell]] = list(read_csv(path)) if path.exists() else []
-    places = [i for i, old in enumerate(rows) if key is not None and old.get(key) == row[key]]
-    if places:
-        rows[places[0]] = row
-    else:
-        rows.append(row)
-    write_csv(path, rows)
-
-
 def write_npz(path: Path, arrays: Mapping[str, ArrayLike]) -> None:
     """Writes arrays (numbers, booleans, strings; no objects) atomically as compressed npz.
 

@@ -133,6 +133,6 @@ def _write(
             write_structures(folder.trajectory(walker), frames)
     for walker, frame in enumerate(found.final):
         frame.info.update(walker=walker, status=status[walker])
-    write_structures(folder.path / "final.extxyz", found.final)
+    write_structures(folder.last_frames, found.final)
     if candidates:
         write_structures(folder.pool, candidates)

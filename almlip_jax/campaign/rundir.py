@@ -25,6 +25,7 @@ Layout (rounds are numbered from 0, folders have at least three digits)::
           starts.extxyz      start structure of each walker
           walkers.npz        sigma and temperature along each walker, thresholds of the gate, recorded frames
           walkers/000.extxyz thinned trajectory of each walker
+          final.extxyz       last good frame of each walker
           pool.extxyz        recorded candidates with their scores
           batch.extxyz       selected candidates, in order
           labelled.extxyz    those that got labels
@@ -121,6 +122,11 @@ class RoundDirectory(PotentialDirectory):
     def trajectory(self, walker: int) -> Path:
         """The thinned trajectory of a walker (extxyz)."""
         return self.trajectories / f"{walker:03d}.extxyz"
+
+    @property
+    def last_frames(self) -> Path:
+        """Last good frame of each walker, and how it ended (extxyz)."""
+        return self.path / "final.extxyz"
 
     @property
     def pool(self) -> Path:

@@ -134,6 +134,5 @@ def _kind(atoms: Atoms) -> tuple[Any, ...]:
 
 def _completed(folder: RoundDirectory) -> dict[int, Atoms]:
     """Last frames of the walkers that ran to their end."""
-    path = folder.path / "final.extxyz"
-    frames = read_structures(path) if path.exists() else []
+    frames = read_structures(folder.last_frames) if folder.last_frames.exists() else []
     return {n: frame for n, frame in enumerate(frames) if frame.info["status"] == Status.COMPLETED.name.lower()}

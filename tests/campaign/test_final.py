@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ from almlip_jax.progress import SilentProgress
 
 pytestmark = pytest.mark.usefixtures("compile_once")
 
-COMPILED = "/jax/core/compile/backend_compile_duration"
 STEPS = 700  # of the final training; the rounds train 300
 SECTIONS: dict[str, Any] = {"training": {"final_steps": STEPS}, "stopping": {"target_error": {"value": 1e6}}}
 """The tiny campaign that ends with its first evaluation."""
@@ -34,20 +33,22 @@ class Watching(SilentProgress):
 
     Args:
         kill: number of a training from 0, and the step at which the process ends.
+        compiled: grows with everything that is compiled.
     """
 
-    def __init__(self, kill: tuple[int, int] | None = None) -> None:
+    def __init__(self, kill: tuple[int, int] | None = None, compiled: list[str] | None = None) -> None:
         super().__init__()
         self.kill = kill
         self.stages: list[str] = []
         self.steps: list[int] = []
         self.reports: list[int] = []
-        self.compiled: list[int] = []
+        self.compiled = [] if compiled is None else compiled
+        self.began: list[int] = []
 
     @contextmanager
     def stage(self, name: str, total: int | None = None, *, unit: str = "") -> Iterator[Callable[..., None]]:
         self.stages.append(name)
-        self.compiled.append(0)
+        self.began.append(len(self.compiled))
         if name == "train":
             self.steps.append(0)
             self.reports.append(0)
@@ -61,9 +62,10 @@ class Watching(SilentProgress):
 
         yield advance
 
-    def heard(self, event: str, seconds: float, **_: str | int) -> None:
-        if event == COMPILED and self.compiled:
-            self.compiled[-1] += 1
+    @property
+    def of_stage(self) -> list[int]:
+        """Programs compiled in each stage."""
+        return np.diff([*self.began, len(self.compiled)]).tolist()
 
 
 def params_of(folder: Path) -> list[np.ndarray]:
@@ -75,25 +77,26 @@ def same(one: list[np.ndarray], other: list[np.ndarray]) -> bool:
 
 
 @pytest.fixture(scope="module")
-def whole(reference: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunDirectory, Watching]:
+def whole(
+    reference: Path,
+    cache: Path,
+    compiled_in: Callable[[Path], AbstractContextManager[None]],
+    count_compilations: Callable[[], AbstractContextManager[list[str]]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[RunDirectory, Watching]:
     """A campaign with a final potential that nobody interrupted, and what was seen of it."""
-    from tiny_campaign import cache_at
-
-    run, watching = tmp_path_factory.mktemp("final") / "run", Watching()
-    jax.monitoring.register_event_duration_secs_listener(watching.heard)
-    try:
-        with cache_at(cache):
-            assert run_or_resume(reference, run, watching, **SECTIONS).potential == run / "final" / "potential"
-    finally:
-        jax.monitoring.unregister_event_duration_listener(watching.heard)
+    run = tmp_path_factory.mktemp("final") / "run"
+    with compiled_in(cache), count_compilations() as compiled:
+        watching = Watching(compiled=compiled)
+        assert run_or_resume(reference, run, watching, **SECTIONS).potential == run / "final" / "potential"
     return RunDirectory(run), watching
 
 
 def test_trains_as_long_as_asked_and_compiles_nothing(whole: tuple[RunDirectory, Watching], reference: Path) -> None:
     run, watching = whole
     assert watching.stages[-4:] == ["train", "evaluate", "train", "evaluate"] and watching.steps == [300, STEPS]
-    assert watching.compiled[-4] > 0  # it does count
-    assert watching.compiled[-2:] == [0, 0]
+    assert watching.of_stage[-4] > 0  # it does count
+    assert watching.of_stage[-2:] == [0, 0]
     assert read_csv(run.final.training)[-1]["step"] == STEPS
     last, final = params_of(run.round(0).potential), params_of(run.final.potential)
     assert same(last, params_of(RunDirectory(reference / "run").round(0).potential)) and not same(last, final)
