@@ -162,7 +162,7 @@ def train(
     from almlip_jax.compilation import prepare_jax
     from almlip_jax.config import load_config
     from almlip_jax.fitting import fit_potential
-    from almlip_jax.progress import open_progress
+    from almlip_jax.progress import open_progress, reaching
     from almlip_jax.training import checkpoint
 
     settings = load_config(config, overrides or [])
@@ -172,12 +172,10 @@ def train(
     place = out.resolve()
     unfinished = place.with_name(f"{place.name}.training")  # beside it: a potential appears whole or not at all
     with open_progress() as progress, progress.stage("train", unit="steps") as advance:
-        done = 0
+        reached = reaching(advance)
 
         def on_epoch(epoch: EpochReport) -> None:
-            nonlocal done
-            advance(epoch.step - done, forces_rmse=epoch.forces_rmse)
-            done = epoch.step
+            reached(epoch.step, forces_rmse=epoch.forces_rmse)
 
         potential, result = fit_potential(
             structures,

@@ -7,9 +7,8 @@ therefore gives the same result.
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +27,7 @@ from almlip_jax.files import Cell, read_json, write_csv, write_json, write_npz
 from almlip_jax.keys import named_key
 from almlip_jax.oracles import LabelResult
 from almlip_jax.potential import Evaluated, Potential
+from almlip_jax.progress import reaching
 from almlip_jax.structures.io import read_structures, write_structures
 from almlip_jax.training import EpochReport, TrainingResult, checkpoint, reference_energies, validation_part
 
@@ -97,7 +97,13 @@ def _train_into(
         params, references = None, reference_energies(dataset, shop.species)
     else:
         params, references = previous.params, dict(previous.reference_energies)
-    with _training_stage(shop, steps or _most_steps(shop, len(dataset), previous is not None)) as on_epoch:
+    most = steps or _most_steps(shop, len(dataset), previous is not None)
+    with shop.progress.stage("train", most, unit="steps") as advance:
+        reached = reaching(advance)
+
+        def on_epoch(report: EpochReport) -> None:
+            reached(report.step, epoch=report.epoch, forces_rmse=report.forces_rmse)
+
         result = shop.train(dataset, params, key, references, on_epoch, folder.unfinished_training, steps)
     write_csv(folder.training, _training_rows(result))
     potential = Potential(
@@ -119,19 +125,6 @@ def _most_steps(shop: Workshop, structures: int, warm: bool) -> int:
     settings = shop.config.training
     most = (settings.warm_steps if warm else None) or settings.max_steps
     return min(most, settings.max_epochs * math.ceil(structures / settings.batch_size))
-
-
-@contextlib.contextmanager
-def _training_stage(shop: Workshop, steps: int) -> Iterator[Callable[[EpochReport], None]]:
-    with shop.progress.stage("train", steps, unit="steps") as advance:
-        done = 0
-
-        def on_epoch(report: EpochReport) -> None:
-            nonlocal done
-            advance(report.step - done, epoch=report.epoch, forces_rmse=report.forces_rmse)
-            done = report.step
-
-        yield on_epoch
 
 
 def potential_of(shop: Workshop, round_index: int) -> Potential:
