@@ -16,15 +16,18 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
+from pydantic import BaseModel, ValidationError
 
 from almlip_jax.errors import InputError
 
 Cell: TypeAlias = str | int | float | bool | None
 """What a CSV field may hold."""
+
+Record = TypeVar("Record", bound=BaseModel)
 
 PARTIAL = ".partial"
 """Part of the name of a temporary file, before the number of the process that writes it."""
@@ -115,6 +118,20 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise _damaged(path, "not a JSON object")
     return data
+
+
+def read_record(path: Path, kind: type[Record]) -> Record:
+    """Reads a JSON file as a record of some kind.
+
+    Raises:
+        InputError: the file is missing, unreadable, or not such a record.
+    """
+    try:
+        return kind.model_validate(read_json(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"{path} does not fit this version, key '{where}': {first['msg']}.") from error
 
 
 def read_csv(path: Path) -> list[dict[str, Cell]]:

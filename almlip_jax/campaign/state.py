@@ -11,11 +11,8 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any
 
-from pydantic import ValidationError
-
 from almlip_jax.campaign.rundir import RunDirectory
-from almlip_jax.errors import InputError
-from almlip_jax.files import Cell, plain, read_json, write_csv, write_json
+from almlip_jax.files import Cell, plain, read_record, write_csv, write_json
 from almlip_jax.settings import Settings
 
 
@@ -185,14 +182,7 @@ def read_state(run: RunDirectory) -> CampaignState:
     Raises:
         InputError: ``state.json`` is damaged.
     """
-    if not run.state.exists():
-        return CampaignState()
-    try:
-        return CampaignState.model_validate(read_json(run.state))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"{run.state} does not fit this version, key '{where}': {first['msg']}.") from error
+    return read_record(run.state, CampaignState) if run.state.exists() else CampaignState()
 
 
 def write_state(run: RunDirectory, state: CampaignState) -> None:
