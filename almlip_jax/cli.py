@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -101,7 +102,7 @@ def _campaign(settings: ExperimentConfig, folder: Path, json_file: Path | None, 
         with open_progress() as progress:
             outcome = work(settings, folder, progress=progress)
     except KeyboardInterrupt:
-        _complain(f"interrupted; nothing is lost, go on with: almlip resume {folder}")
+        _complain(f"interrupted; nothing is lost, go on with: {shlex.join(['almlip', 'resume', str(folder)])}")
         raise typer.Exit(130) from None
     _show_outcome(outcome, json_file)
     if not outcome.finished:
@@ -408,9 +409,9 @@ def _simulate(
         with open_progress() as progress:
             summary = work(settings, folder, potential, progress)
     except KeyboardInterrupt:
-        again = f"almlip {command} {config}" + (f" --out {out}" if out else "")
-        again += "".join(f" --set '{override}'" for override in overrides or [])
-        _complain(f"interrupted; go on with: {again}")
+        again = ["almlip", command, str(config), *(["--out", str(out)] if out else [])]
+        again += [part for override in overrides or [] for part in ("--set", override)]
+        _complain(f"interrupted; go on with: {shlex.join(again)}")
         raise typer.Exit(130) from None
     console.print(render_summary(summary))
     _write_json(json_file, summary)

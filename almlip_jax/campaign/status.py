@@ -77,6 +77,8 @@ def render_status(status: Mapping[str, Any]) -> RenderableType:
     """A status as tables for a terminal."""
     head = Table(show_header=False, box=None)
     where = "finished" if status["finished"] else ("at work" if status["running"] else "not running")
+    if status["finished"] and status["running"]:
+        where = "finished, at work on the final potential"
     head.add_row("round", f"{status['round']}, next stage: {status['stage']} ({where})")
     head.add_row("labels", str(status["labels"]))
     head.add_row("converged", "yes" if status["converged"] else "no")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -531,6 +532,20 @@ def test_mistakes_are_one_sentence(folder, tmp_path, monkeypatch, command, chang
     result = CliRunner().invoke(app, [command, str(folder / "wrong.yaml"), "--out", str(tmp_path / "run")])
     assert isinstance(result.exception, InputError), result.exception
     assert message in str(result.exception) and "\n" not in str(result.exception)
+
+
+def test_an_interruption_says_how_to_go_on_as_a_shell_takes_it(folder, tmp_path, monkeypatch, capsys):
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("almlip_jax.cli._load", lambda _: None)
+    monkeypatch.setattr("almlip_jax.simulation.run_md", interrupted)
+    arguments = ["md", str(folder / "md.yaml"), "--out", str(tmp_path / "my run"), "--set", "structures='a b.extxyz'"]
+    with pytest.raises(SystemExit) as end:
+        app(arguments)
+    said = capsys.readouterr().err
+    assert end.value.code == 130
+    assert shlex.split(said.partition("go on with: ")[2]) == ["almlip", *arguments]
 
 
 def test_schemas_of_all_configs():
