@@ -83,7 +83,9 @@ class Campaign:
         """Goes on from where the state stands; what is done already is passed over."""
         if not self.state.finished:
             self.go_round()
-        self.finish()
+        if self.lacks_final("evaluate"):
+            self.report()
+            self.finish()
         self.report()
         return self.outcome()
 
