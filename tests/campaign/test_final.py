@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -11,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from rich.console import Console
 from tiny_campaign import Killed, run_or_resume
 
 from almlip_jax.campaign.report import write_report
@@ -113,7 +115,10 @@ def test_its_errors_are_shown(whole: tuple[RunDirectory, Watching]) -> None:
     assert row["final_forces_rmse_600K"] == final.errors["forces_rmse_600K"] != row["forces_rmse_600K"]
     status = campaign_status(run.path)
     assert status["final"] == {"potential": str(run.final.potential), "steps": STEPS, "errors": final.errors}
-    assert render_status(status) is not None
+    console = Console(file=io.StringIO(), width=200)
+    console.print(render_status(status))
+    line = next(line for line in console.file.getvalue().splitlines() if "forces_rmse_600K" in line)
+    assert f"{row['forces_rmse_600K']:.4g}" in line and f"{row['final_forces_rmse_600K']:.4g}" in line
     shown = f"<b>{1e3 * final.errors['forces_rmse_300K']:.1f} meV/Å</b><span>final force RMSE 300K</span>"
     assert shown in write_report(run.path).read_text()
 
