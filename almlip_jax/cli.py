@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -101,7 +102,7 @@ def _campaign(settings: ExperimentConfig, folder: Path, json_file: Path | None, 
         with open_progress() as progress:
             outcome = work(settings, folder, progress=progress)
     except KeyboardInterrupt:
-        _complain(f"interrupted; nothing is lost, go on with: almlip resume {folder}")
+        _complain(f"interrupted; nothing is lost, go on with: {shlex.join(['almlip', 'resume', str(folder)])}")
         raise typer.Exit(130) from None
     _show_outcome(outcome, json_file)
     if not outcome.finished:
@@ -162,7 +163,7 @@ def train(
     from almlip_jax.compilation import prepare_jax
     from almlip_jax.config import load_config
     from almlip_jax.fitting import fit_potential
-    from almlip_jax.progress import open_progress
+    from almlip_jax.progress import open_progress, reaching
     from almlip_jax.training import checkpoint
 
     settings = load_config(config, overrides or [])
@@ -172,12 +173,10 @@ def train(
     place = out.resolve()
     unfinished = place.with_name(f"{place.name}.training")  # beside it: a potential appears whole or not at all
     with open_progress() as progress, progress.stage("train", unit="steps") as advance:
-        done = 0
+        reached = reaching(advance)
 
         def on_epoch(epoch: EpochReport) -> None:
-            nonlocal done
-            advance(epoch.step - done, forces_rmse=epoch.forces_rmse)
-            done = epoch.step
+            reached(epoch.step, forces_rmse=epoch.forces_rmse)
 
         potential, result = fit_potential(
             structures,
@@ -412,9 +411,9 @@ def _simulate(
         with open_progress() as progress:
             summary = work(settings, folder, potential, progress)
     except KeyboardInterrupt:
-        again = f"almlip {command} {config}" + (f" --out {out}" if out else "")
-        again += "".join(f" --set '{override}'" for override in overrides or [])
-        _complain(f"interrupted; go on with: {again}")
+        again = ["almlip", command, str(config), *(["--out", str(out)] if out else [])]
+        again += [part for override in overrides or [] for part in ("--set", override)]
+        _complain(f"interrupted; go on with: {shlex.join(again)}")
         raise typer.Exit(130) from None
     console.print(render_summary(summary))
     _write_json(json_file, summary)

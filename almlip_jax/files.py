@@ -16,15 +16,18 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
+from pydantic import BaseModel, ValidationError
 
 from almlip_jax.errors import InputError
 
 Cell: TypeAlias = str | int | float | bool | None
 """What a CSV field may hold."""
+
+Record = TypeVar("Record", bound=BaseModel)
 
 PARTIAL = ".partial"
 """Part of the name of a temporary file, before the number of the process that writes it."""
@@ -84,24 +87,6 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Cell]]) -> None:
     write_text(path, buffer.getvalue())
 
 
-def append_row(path: Path, row: Mapping[str, Cell], *, key: str | None = None) -> None:
-    """Adds a line to a CSV file, rewriting it atomically; makes the file where there is none.
-
-    Args:
-        path: the file.
-        row: the line.
-        key: a column that names the line: one with the same value there is replaced in its place, so that a resumed
-            run may write the line of a round again.
-    """
-    rows: list[Mapping[str, Cell]] = list(read_csv(path)) if path.exists() else []
-    places = [i for i, old in enumerate(rows) if key is not None and old.get(key) == row[key]]
-    if places:
-        rows[places[0]] = row
-    else:
-        rows.append(row)
-    write_csv(path, rows)
-
-
 def write_npz(path: Path, arrays: Mapping[str, ArrayLike]) -> None:
     """Writes arrays (numbers, booleans, strings; no objects) atomically as compressed npz.
 
@@ -133,6 +118,20 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise _damaged(path, "not a JSON object")
     return data
+
+
+def read_record(path: Path, kind: type[Record]) -> Record:
+    """Reads a JSON file as a record of some kind.
+
+    Raises:
+        InputError: the file is missing, unreadable, or not such a record.
+    """
+    try:
+        return kind.model_validate(read_json(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"{path} does not fit this version, key '{where}': {first['msg']}.") from error
 
 
 def read_csv(path: Path) -> list[dict[str, Cell]]:

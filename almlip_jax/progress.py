@@ -366,6 +366,18 @@ def open_progress(
     return LineProgress(console, interval)
 
 
+def reaching(advance: Advance) -> Callable[..., None]:
+    """`advance` for work that knows how far it is in all: takes the units done so far, and the same fields."""
+    done = 0
+
+    def reached(position: int, **fields: float | int | str) -> None:
+        nonlocal done
+        advance(position - done, **fields)
+        done = position
+
+    return reached
+
+
 def duration(seconds: float) -> str:
     """A length of time for people: ``42 s``, ``3 min 10 s``, ``1 h 05 min``."""
     whole = round(seconds)

@@ -39,6 +39,8 @@ PACKAGES: tuple[str, ...] = (
 )
 """Distributions whose versions are written into a run."""
 
+_GUARD = ".lock.guard"
+
 
 class WorkDirectory:
     """A folder in which one process at a time works, with what every run leaves: its config and versions.
@@ -66,6 +68,13 @@ class WorkDirectory:
     def lock_file(self) -> Path:
         """Names the process that works here, while it does (JSON)."""
         return self.path / "lock"
+
+    def is_empty(self) -> bool:
+        """Whether nothing lies here, or only what a process leaves that was killed just after it took the lock."""
+        if not self.path.is_dir():
+            return True
+        others = (file.name for file in self.path.iterdir() if PARTIAL not in file.name)
+        return not set(others) - {self.lock_file.name, _GUARD}
 
     def create(self) -> Self:
         """Makes the folder where it does not exist yet."""
@@ -181,7 +190,7 @@ def _short_exclusion(folder: Path) -> Iterator[None]:
     A kernel lock alone would not do for the whole run: worker processes inherit it and outlive a killed parent.
     """
     try:
-        descriptor = os.open(folder / ".lock.guard", os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = os.open(folder / _GUARD, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         raise cannot_write(folder, error) from error
     try:

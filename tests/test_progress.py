@@ -16,6 +16,7 @@ from almlip_jax.progress import (
     SilentProgress,
     duration,
     open_progress,
+    reaching,
 )
 
 
@@ -71,6 +72,14 @@ def test_the_time_left_of_the_run_follows_from_the_last_round(clock: FakeClock) 
     assert forecast.run_left() == pytest.approx(49 / 5 + 30 + 2 * 60), "the present pace counts where it is known"
     forecast.end(train, completed=True)
     assert forecast.run_left() == pytest.approx(30 + 2 * (20 + 30))
+
+
+def test_work_may_say_how_far_it_is_in_all() -> None:
+    told: list[tuple[int, dict[str, float | int | str]]] = []
+    reached = reaching(lambda n=1, **fields: told.append((n, fields)))
+    for step in (50, 80, 80):
+        reached(step, walkers=2)
+    assert told == [(50, {"walkers": 2}), (30, {"walkers": 2}), (0, {"walkers": 2})]
 
 
 def test_a_stage_broken_off_teaches_nothing(clock: FakeClock) -> None:

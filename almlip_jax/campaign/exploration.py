@@ -21,6 +21,7 @@ from almlip_jax.ensembles import SCORES
 from almlip_jax.files import write_npz
 from almlip_jax.keys import named_key
 from almlip_jax.potential import Potential
+from almlip_jax.progress import reaching
 from almlip_jax.structures.io import read_structures, write_structures
 
 
@@ -35,12 +36,10 @@ def explore(shop: Workshop, round_index: int, potential: Potential) -> Mapping[s
     if isinstance(settings.starts, RelaxedStarts):
         starts = relaxed_starts(shop, settings, round_index, starts, potential, thresholds[1], knowledge)
     with shop.progress.stage("explore", settings.steps, unit="steps") as advance:
-        done = 0
+        reached = reaching(advance)
 
         def on_chunk(step: int, running: int) -> None:
-            nonlocal done
-            advance(step - done, running=running)
-            done = step
+            reached(step, running=running)
 
         key = named_key(shop.config.seed, "explore", round_index)
         found = shop.explorer.run(potential.params, starts, thresholds, key, on_chunk, knowledge)
@@ -133,6 +132,6 @@ def _write(
             write_structures(folder.trajectory(walker), frames)
     for walker, frame in enumerate(found.final):
         frame.info.update(walker=walker, status=status[walker])
-    write_structures(folder.path / "final.extxyz", found.final)
+    write_structures(folder.last_frames, found.final)
     if candidates:
         write_structures(folder.pool, candidates)

@@ -23,10 +23,10 @@ from almlip_jax.campaign.preparation import planned_calls, start_geometries
 from almlip_jax.campaign.report import write_report
 from almlip_jax.campaign.rundir import RunDirectory
 from almlip_jax.campaign.settings import ExplorationChoice, MdExploration, PoolExploration, RelaxedStarts
-from almlip_jax.campaign.state import CampaignState, Stage, read_state, write_state
+from almlip_jax.campaign.state import CampaignState, FinalRecord, Stage, read_state, write_state
 from almlip_jax.campaign.workshop import Experiment, Workshop, listed_starts
 from almlip_jax.errors import CapacityError, InputError, LabelError
-from almlip_jax.files import write_text
+from almlip_jax.files import plain, write_text
 from almlip_jax.oracles import PendingLabels
 from almlip_jax.progress import Progress, SilentProgress
 from almlip_jax.work_directory import write_versions
@@ -50,7 +50,7 @@ class Outcome:
         reason: why it ended, or what it waits for; one sentence.
         round: number of the last round, from 0.
         labels: label-source calls, without those of the test set.
-        potential: folder of the last trained potential, or None.
+        potential: folder of the final potential, or of the last that was trained, or None.
     """
 
     run_dir: Path
@@ -80,7 +80,17 @@ class Campaign:
         self.workshop = Workshop(config, run, self.state, progress)
 
     def follow_protocol(self) -> Outcome:
-        """Goes on from where the state stands; a stage that is done already is passed over."""
+        """Goes on from where the state stands; what is done already is passed over."""
+        if not self.state.finished:
+            self.go_round()
+        if self.lacks_final("evaluate"):
+            self.report()
+            self.finish()
+        self.report()
+        return self.outcome()
+
+    def go_round(self) -> None:
+        """Goes round from where the state stands until a stopping rule holds."""
         self.do(Stage.INITIAL, stages.make_initial_set)
         self.do(Stage.TEST, stages.make_test_set)
         while True:
@@ -97,13 +107,41 @@ class Campaign:
                 break
             self.do(Stage.LABEL, stages.label)
             self.report()
-        self.report()
-        return self.outcome()
 
     def do(self, stage: Stage, work: Work) -> None:
         """Does a stage if it is next, and then moves the state on: first the files, then the state."""
         if self.state.stage is not stage:
             return
+        results, seconds = self.results_of(work)
+        self.save(
+            self.state.after(results, seconds=seconds, labels=self.workshop.labels, measured=self.workshop.measured)
+        )
+
+    def finish(self) -> None:
+        """Trains and evaluates the final potential where the config asks for one that is not there yet."""
+        if self.lacks_final("train"):
+            _, seconds = self.results_of(stages.train_final)
+            steps = self.config.training.final_steps or 0
+            self.save_final(FinalRecord(round=self.state.round, steps=steps, seconds={"train": seconds}))
+        if self.lacks_final("evaluate"):
+            results, seconds = self.results_of(stages.evaluate_final)
+            assert self.state.final is not None
+            times = {**self.state.final.seconds, "evaluate": seconds}
+            self.save_final(self.state.final.model_copy(update={**results, "seconds": times}))
+
+    def lacks_final(self, stage: str) -> bool:
+        """Whether a final potential is asked for that has not come through ``train`` or ``evaluate`` yet."""
+        wanted, final = self.config.training.final_steps, self.state.final
+        if wanted is None:
+            return False
+        return final is None or final.steps != wanted or stage not in final.seconds
+
+    def save_final(self, final: FinalRecord) -> None:
+        """Makes durable how far the final potential has come."""
+        self.save(self.state.model_copy(update={"final": final, "measured": plain(self.workshop.measured)}))
+
+    def results_of(self, work: Work) -> tuple[Mapping[str, Any], float]:
+        """What a stage found out, and the seconds it took; an error is kept for the status."""
         began = time.monotonic()
         try:
             with _disk_errors():
@@ -111,14 +149,7 @@ class Campaign:
         except (InputError, LabelError, CapacityError) as error:
             self.note_error(error)
             raise
-        self.save(
-            self.state.after(
-                results,
-                seconds=time.monotonic() - began,
-                labels=self.workshop.labels,
-                measured=self.workshop.measured,
-            )
-        )
+        return results, time.monotonic() - began
 
     def begin_round(self) -> None:
         """Tells the user."""
@@ -134,14 +165,17 @@ class Campaign:
         return True
 
     def reopen(self) -> bool:
-        """Prepares a campaign that stood still to go on; a finished one may not unless the stopping rules changed."""
+        """Prepares a campaign that stood still to go on, and says whether anything is left to do.
+
+        One that has finished goes round again only if the stopping rules changed.
+        """
         if self.state.retry:
             self.workshop.store.reopen_failed()
             self.save(self.state.model_copy(update={"retry": False, "reason": None}))
         if self.state.finished and not self.ends():
-            unfinished = {"finished": False, "converged": False, "rule": None, "reason": None}
+            unfinished = {"finished": False, "converged": False, "rule": None, "reason": None, "final": None}
             self.save(self.state.model_copy(update=unfinished))
-        return not self.state.finished
+        return not self.state.finished or self.lacks_final("evaluate")
 
     def note_error(self, error: Exception) -> None:
         """Keeps for the status why the campaign stands still; labels that failed are tried again when it goes on."""
@@ -163,6 +197,8 @@ class Campaign:
     def outcome(self) -> Outcome:
         """How things stand."""
         trained = [entry.potential for entry in self.run.rounds() if entry.potential.is_dir()]
+        if self.state.final is not None:
+            trained.append(self.run.final.potential)
         return Outcome(
             run_dir=self.run.path,
             finished=self.state.finished,

@@ -24,7 +24,7 @@ from almlip_jax.campaign.settings import (
 )
 from almlip_jax.errors import InputError, LabelError
 from almlip_jax.keys import numpy_generator
-from almlip_jax.oracles import Labeller, MDRun, rattle, run_label_md
+from almlip_jax.oracles import Labeller, MDRun, multiplicity, rattle, run_label_md, total_charge
 from almlip_jax.structures.io import read_structures
 
 Say = Callable[[str], None]
@@ -85,8 +85,8 @@ def start_list(path: Path, system: SystemSettings, known: Sequence[Atoms]) -> li
 
 
 def electronic_state(atoms: Atoms) -> tuple[int, int]:
-    """Total charge in e and multiplicity 2S+1 of a structure."""
-    return int(atoms.info.get("charge", 0)), int(atoms.info.get("spin", 1))
+    """Total charge in e and multiplicity 2S+1 of a structure; raises as `total_charge` and `multiplicity`."""
+    return total_charge(atoms), multiplicity(atoms)
 
 
 def labelled_frames(path: Path, system: SystemSettings) -> list[Atoms]:

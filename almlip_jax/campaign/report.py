@@ -50,10 +50,10 @@ def write_report(run_dir: Path | str) -> Path:
         plotly=get_plotlyjs(),
         learning_curve=_json(_learning_curve(state)),
         walkers={str(folder.index): _json(_walkers(folder)) for folder in explored},
-        **_test_figures(run),
+        **_test_figures(run, state),
         labels=_label_table(run),
         structure=_json(_most_uncertain(explored)),
-        rounds=[record.row() for record in state.history],
+        rounds=state.rows(),
         config=run.config.read_text() if run.config.exists() else "",
         versions=json.dumps(read_json(run.versions), indent=2) if run.versions.exists() else "",
     )
@@ -84,12 +84,18 @@ def _styled(figure: go.Figure, x: str, y: str, **changes: Any) -> go.Figure:
 def _headline(state: CampaignState) -> list[tuple[str, str]]:
     rows = [("labels", str(state.labels)), ("rounds", str(state.round))]
     evaluated = [record for record in state.history if record.errors]
-    if evaluated:
-        for name, value in evaluated[-1].errors.items():
-            if name.startswith("forces_rmse_"):
-                rows.append((f"force RMSE {name.removeprefix('forces_rmse_')}", f"{1e3 * value:.1f} meV/Å"))
+    rows += _force_errors(evaluated[-1].errors, "force RMSE") if evaluated else []
     seconds = sum(sum(record.seconds.values()) for record in state.history)
+    if state.final is not None:
+        rows += _force_errors(state.final.errors, "final force RMSE")
+        seconds += sum(state.final.seconds.values())
     return [*rows, ("time", f"{seconds / 60:.1f} min")]
+
+
+def _force_errors(errors: Mapping[str, float], title: str) -> list[tuple[str, str]]:
+    prefix = "forces_rmse_"
+    found = {name.removeprefix(prefix): value for name, value in errors.items() if name.startswith(prefix)}
+    return [(f"{title} {group}", f"{1e3 * value:.1f} meV/Å") for group, value in found.items()]
 
 
 def _learning_curve(state: CampaignState) -> go.Figure | None:
@@ -151,12 +157,14 @@ def _mark_recorded(figure: go.Figure, folder: RoundDirectory, arrays: Mapping[st
         )
 
 
-def _test_figures(run: RunDirectory) -> dict[str, str]:
-    """Parity and reliability of the last round that was evaluated."""
-    done = [folder for folder in run.rounds() if folder.test_predictions.exists()]
+def _test_figures(run: RunDirectory, state: CampaignState) -> dict[str, str]:
+    """Parity and reliability of the final potential, or of the last round that was evaluated."""
+    files = [folder.test_predictions for folder in run.rounds()]
+    files += [run.final.test_predictions] if state.final is not None and state.final.errors else []
+    done = [file for file in files if file.exists()]
     if not done:
         return {"parity": "null", "reliability": "null"}
-    found = read_npz(done[-1].test_predictions)
+    found = read_npz(done[-1])
     return {"parity": _json(_parity(found)), "reliability": _json(_reliability(found))}
 
 

@@ -25,9 +25,12 @@ Layout (rounds are numbered from 0, folders have at least three digits)::
           starts.extxyz      start structure of each walker
           walkers.npz        sigma and temperature along each walker, thresholds of the gate, recorded frames
           walkers/000.extxyz thinned trajectory of each walker
+          final.extxyz       last good frame of each walker
           pool.extxyz        recorded candidates with their scores
           batch.extxyz       selected candidates, in order
           labelled.extxyz    those that got labels
+      final/                 optional: training.csv, potential/, evaluation.json, test_predictions.npz of the final
+                             potential
 
 Files are written as `almlip_jax.files` does.  This module needs no jax, so that ``almlip status`` is quick.
 """
@@ -45,21 +48,14 @@ from almlip_jax.work_directory import WorkDirectory
 
 
 @dataclass(frozen=True)
-class RoundDirectory:
-    """The files of one round.
+class PotentialDirectory:
+    """The files of one trained potential.
 
     Attributes:
         path: its folder.
-        index: the number of the round, from 0.
     """
 
     path: Path
-    index: int
-
-    @property
-    def dataset(self) -> Path:
-        """Labelled structures used for training in this round, in order (extxyz)."""
-        return self.path / "dataset.extxyz"
 
     @property
     def training(self) -> Path:
@@ -86,6 +82,28 @@ class RoundDirectory:
         """Predicted and true energies and forces on the test set (npz; keys in the module's docstring)."""
         return self.path / "test_predictions.npz"
 
+    def create(self) -> Self:
+        """Makes the folder where it does not exist yet."""
+        make_folder(self.path)
+        return self
+
+
+@dataclass(frozen=True)
+class RoundDirectory(PotentialDirectory):
+    """The files of one round.
+
+    Attributes:
+        path: its folder.
+        index: the number of the round, from 0.
+    """
+
+    index: int
+
+    @property
+    def dataset(self) -> Path:
+        """Labelled structures used for training in this round, in order (extxyz)."""
+        return self.path / "dataset.extxyz"
+
     @property
     def starts(self) -> Path:
         """Start structure of each walker, and what became of its relaxation (extxyz)."""
@@ -106,6 +124,11 @@ class RoundDirectory:
         return self.trajectories / f"{walker:03d}.extxyz"
 
     @property
+    def last_frames(self) -> Path:
+        """Last good frame of each walker, and how it ended (extxyz)."""
+        return self.path / "final.extxyz"
+
+    @property
     def pool(self) -> Path:
         """Recorded candidates with their scores (extxyz)."""
         return self.path / "pool.extxyz"
@@ -119,11 +142,6 @@ class RoundDirectory:
     def labelled(self) -> Path:
         """Selected candidates that got labels (extxyz)."""
         return self.path / "labelled.extxyz"
-
-    def create(self) -> RoundDirectory:
-        """Makes the folder where it does not exist yet."""
-        make_folder(self.path)
-        return self
 
 
 @dataclass(frozen=True, init=False)
@@ -169,6 +187,11 @@ class RunDirectory(WorkDirectory):
     def rounds_folder(self) -> Path:
         """The folder of the rounds."""
         return self.path / "rounds"
+
+    @property
+    def final(self) -> PotentialDirectory:
+        """The files of the final potential, whether there is one or not."""
+        return PotentialDirectory(self.path / "final")
 
     def round(self, index: int) -> RoundDirectory:
         """The files of a round, whether it exists yet or not."""

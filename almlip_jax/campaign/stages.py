@@ -17,6 +17,7 @@ from ase import Atoms
 from almlip_jax.campaign import exploration
 from almlip_jax.campaign.batch import adaptive_part, candidates, choose, selection_scalars
 from almlip_jax.campaign.preparation import held_out_set, initial_set, planned_calls
+from almlip_jax.campaign.rundir import PotentialDirectory
 from almlip_jax.campaign.settings import PoolExploration
 from almlip_jax.campaign.workshop import Workshop
 from almlip_jax.ensembles import SCORES
@@ -26,6 +27,7 @@ from almlip_jax.files import Cell, read_json, write_csv, write_json, write_npz
 from almlip_jax.keys import named_key
 from almlip_jax.oracles import LabelResult
 from almlip_jax.potential import Evaluated, Potential
+from almlip_jax.progress import reaching
 from almlip_jax.structures.io import read_structures, write_structures
 from almlip_jax.training import EpochReport, TrainingResult, checkpoint, reference_energies, validation_part
 
@@ -62,31 +64,47 @@ def make_test_set(shop: Workshop, round_index: int) -> Results:
 
 def train(shop: Workshop, round_index: int) -> Results:
     """Trains the ensemble on the dataset of the round and saves the potential."""
-    dataset = shop.dataset(round_index)
-    _train_on(shop, round_index, dataset)
-    return {"labels": shop.labels, "dataset_size": len(dataset)}
+    potential = _train_round(shop, round_index)
+    return {"labels": shop.labels, "dataset_size": potential.metadata["dataset_size"]}
 
 
-def _train_on(shop: Workshop, round_index: int, dataset: Sequence[Atoms]) -> Potential:
+def train_final(shop: Workshop, round_index: int) -> Results:
+    """Trains the final potential on the dataset of the last round, with a length of its own, and saves it."""
     settings = shop.config.training
-    previous = potential_of(shop, round_index - 1) if settings.warm_start and round_index > 0 else None
+    previous = potential_of(shop, round_index) if settings.warm_start else None
+    _train_into(shop, shop.run.final.create(), round_index, "final", previous, settings.final_steps)
+    return {}
+
+
+def _train_round(shop: Workshop, round_index: int) -> Potential:
+    warm = shop.config.training.warm_start and round_index > 0
+    previous = potential_of(shop, round_index - 1) if warm else None
+    return shop.keep(round_index, _train_into(shop, shop.run.round(round_index), round_index, "train", previous))
+
+
+def _train_into(
+    shop: Workshop,
+    folder: PotentialDirectory,
+    round_index: int,
+    name: str,
+    previous: Potential | None,
+    steps: int | None = None,
+) -> Potential:
+    """Trains on the dataset of a round and saves the potential; random numbers follow from ``name`` and the round."""
+    dataset = shop.dataset(round_index)
+    key = named_key(shop.config.seed, name, round_index)
     if previous is None:
         params, references = None, reference_energies(dataset, shop.species)
     else:
         params, references = previous.params, dict(previous.reference_energies)
-    key = named_key(shop.config.seed, "train", round_index)
-    most = (settings.warm_steps if previous is not None else None) or settings.max_steps
-    most = min(most, settings.max_epochs * math.ceil(len(dataset) / settings.batch_size))
-    folder = shop.run.round(round_index)
+    most = steps or _most_steps(shop, len(dataset), previous is not None)
     with shop.progress.stage("train", most, unit="steps") as advance:
-        done = 0
+        reached = reaching(advance)
 
         def on_epoch(report: EpochReport) -> None:
-            nonlocal done
-            advance(report.step - done, epoch=report.epoch, forces_rmse=report.forces_rmse)
-            done = report.step
+            reached(report.step, epoch=report.epoch, forces_rmse=report.forces_rmse)
 
-        result = shop.train(dataset, params, key, references, on_epoch, folder.unfinished_training)
+        result = shop.train(dataset, params, key, references, on_epoch, folder.unfinished_training, steps)
     write_csv(folder.training, _training_rows(result))
     potential = Potential(
         settings=shop.config.model,
@@ -96,11 +114,17 @@ def _train_on(shop: Workshop, round_index: int, dataset: Sequence[Atoms]) -> Pot
         reference_energies=references,
         metadata={"campaign": shop.config.name, "round": round_index, "dataset_size": len(dataset)},
     )
-    held_out = validation_part(dataset, settings.validation_fraction)
+    held_out = validation_part(dataset, shop.config.training.validation_fraction)
     potential = potential.calibrated(held_out, shape=potential.batch_shape(dataset))
     potential.save(folder.potential)
     checkpoint.discard(folder.unfinished_training)
-    return shop.keep(round_index, potential)
+    return potential
+
+
+def _most_steps(shop: Workshop, structures: int, warm: bool) -> int:
+    settings = shop.config.training
+    most = (settings.warm_steps if warm else None) or settings.max_steps
+    return min(most, settings.max_epochs * math.ceil(structures / settings.batch_size))
 
 
 def potential_of(shop: Workshop, round_index: int) -> Potential:
@@ -109,7 +133,7 @@ def potential_of(shop: Workshop, round_index: int) -> Potential:
         return shop.potential(round_index)
     except InputError as error:
         shop.progress.message(f"{error} The potential of round {round_index} is trained again from its dataset.")
-        return _train_on(shop, round_index, shop.dataset(round_index))
+        return _train_round(shop, round_index)
 
 
 def _training_rows(result: TrainingResult) -> list[dict[str, Cell]]:
@@ -127,20 +151,35 @@ def evaluate(shop: Workshop, round_index: int) -> Results:
     """Errors and calibration on the test set."""
     if not shop.test:
         return {}
-    potential = potential_of(shop, round_index)
+    return {"errors": _test_errors(shop, potential_of(shop, round_index), shop.run.round(round_index))}
+
+
+def evaluate_final(shop: Workshop, round_index: int) -> Results:
+    """Errors and calibration of the final potential on the test set; one that is damaged is trained again."""
+    if not shop.test:
+        return {}
+    folder = shop.run.final
+    try:
+        potential = Potential.load(folder.potential)
+    except InputError as error:
+        shop.progress.message(f"{error} The final potential is trained again.")
+        train_final(shop, round_index)
+        potential = Potential.load(folder.potential)
+    return {"errors": _test_errors(shop, potential, folder)}
+
+
+def _test_errors(shop: Workshop, potential: Potential, folder: PotentialDirectory) -> dict[str, float]:
     with shop.progress.stage("evaluate", len(shop.test), unit="structures") as advance:
         found = potential.evaluate(shop.test, on_batch=advance)
     metrics = error_metrics(shop.test, found)
-    folder = shop.run.round(round_index)
     write_npz(folder.test_predictions, _predictions(shop.test, found))
     write_json(folder.evaluation, metrics)
-    errors = {
+    return {
         f"{name}_{group}": float(values[name])
         for group, values in metrics["by_group"].items()
         for name in ("energy_mae", "energy_rmse", "forces_mae", "forces_rmse")
         if math.isfinite(values[name])
     }
-    return {"errors": errors}
 
 
 def _predictions(structures: Sequence[Atoms], found: Evaluated) -> dict[str, np.ndarray]:

@@ -16,6 +16,7 @@ from almlip_jax.dynamics import Knowledge, Status, relax, relaxation_summary
 from almlip_jax.errors import InputError
 from almlip_jax.keys import numpy_generator
 from almlip_jax.potential import Potential
+from almlip_jax.progress import reaching
 from almlip_jax.structures.io import read_structures, write_structures
 from almlip_jax.units import KB
 
@@ -62,12 +63,10 @@ def relaxed_starts(
     # nothing is below this threshold: who goes on does not move
     stops = np.array([-np.inf if walker in final else stop for walker in range(len(starts))])
     with shop.progress.stage("relax", shop.relaxer.settings.steps, unit="steps") as advance:
-        done = 0
+        reached = reaching(advance)
 
         def on_chunk(step: int, running: int) -> None:
-            nonlocal done
-            advance(step - done, running=running)
-            done = step
+            reached(step, running=running)
 
         found = relax(shop.relaxer, potential.params, starts, stops, knowledge, on_chunk)
     ended_early = relaxation_summary([s for walker, s in enumerate(found.status) if walker not in final])
@@ -134,6 +133,5 @@ def _kind(atoms: Atoms) -> tuple[Any, ...]:
 
 def _completed(folder: RoundDirectory) -> dict[int, Atoms]:
     """Last frames of the walkers that ran to their end."""
-    path = folder.path / "final.extxyz"
-    frames = read_structures(path) if path.exists() else []
+    frames = read_structures(folder.last_frames) if folder.last_frames.exists() else []
     return {n: frame for n, frame in enumerate(frames) if frame.info["status"] == Status.COMPLETED.name.lower()}

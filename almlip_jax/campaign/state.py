@@ -11,11 +11,8 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any
 
-from pydantic import ValidationError
-
 from almlip_jax.campaign.rundir import RunDirectory
-from almlip_jax.errors import InputError
-from almlip_jax.files import Cell, plain, read_json, write_csv, write_json
+from almlip_jax.files import Cell, plain, read_record, write_csv, write_json
 from almlip_jax.settings import Settings
 
 
@@ -89,6 +86,19 @@ class RoundRecord(Settings):
         }
 
 
+class FinalRecord(Settings):
+    """What the final potential came to; it is there once its training has ended."""
+
+    round: int
+    """Number of the round whose dataset it was trained on."""
+    steps: int
+    """Length that the config asked for, in optimiser steps."""
+    errors: dict[str, float] = {}
+    """Test errors, ``<metric>_<group>``; eV/atom and eV/Angstrom."""
+    seconds: dict[str, float] = {}
+    """Wall time of ``train`` and ``evaluate``, s; a stage without one has not been done."""
+
+
 class CampaignState(Settings):
     """The content of ``state.json``."""
 
@@ -112,6 +122,8 @@ class CampaignState(Settings):
     """Shapes and capacities chosen by measurement; ``measured.json`` is a copy of it."""
     history: tuple[RoundRecord, ...] = ()
     """One record a round."""
+    final: FinalRecord | None = None
+    """The final potential, where there is one."""
 
     @property
     def record(self) -> RoundRecord:
@@ -119,6 +131,13 @@ class CampaignState(Settings):
         if self.history and self.history[-1].round == self.round:
             return self.history[-1]
         return RoundRecord(round=self.round)
+
+    def rows(self) -> list[dict[str, Cell]]:
+        """The lines of ``metrics.csv``: one a round, that of the last with the final potential's errors as well."""
+        rows = [record.row() for record in self.history]
+        if rows and self.final is not None:
+            rows[-1].update({f"final_{name}": value for name, value in self.final.errors.items()})
+        return rows
 
     def is_past(self, stage: Stage, round_index: int) -> bool:
         """Whether a stage of a round has been completed."""
@@ -163,19 +182,12 @@ def read_state(run: RunDirectory) -> CampaignState:
     Raises:
         InputError: ``state.json`` is damaged.
     """
-    if not run.state.exists():
-        return CampaignState()
-    try:
-        return CampaignState.model_validate(read_json(run.state))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"{run.state} does not fit this version, key '{where}': {first['msg']}.") from error
+    return read_record(run.state, CampaignState) if run.state.exists() else CampaignState()
 
 
 def write_state(run: RunDirectory, state: CampaignState) -> None:
     """Makes a state durable; the files derived from it (metrics, capacities) are written anew with it."""
     write_json(run.state, state.model_dump(mode="json"))
     if state.history:
-        write_csv(run.metrics, [record.row() for record in state.history])
+        write_csv(run.metrics, state.rows())
     write_json(run.measured, state.measured)

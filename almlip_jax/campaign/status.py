@@ -32,7 +32,8 @@ def campaign_status(run_dir: Path | str) -> dict[str, Any]:
 
     Returns:
         ``round``, ``stage``, ``labels``, ``finished``, ``converged``, ``rule``, ``reason``, ``running``; ``errors`` of
-        the last evaluated round; ``diagnosis`` with ``trend`` (of each error and of the pool's sigma: converging,
+        the last evaluated round; ``final``, None or ``potential``, ``steps`` and ``errors`` of the final potential;
+        ``diagnosis`` with ``trend`` (of each error and of the pool's sigma: converging,
         stalled, diverging or unknown), ``walkers`` that ended early in the last exploration, ``atoms`` that most often
         carry the largest spread, ``checks`` that ended walkers, ``failed_labels`` by reason, and ``advice``, sentences
         for people.
@@ -59,6 +60,7 @@ def campaign_status(run_dir: Path | str) -> dict[str, Any]:
         "rule": state.rule,
         "reason": state.reason,
         "errors": dict(evaluated[-1].errors) if evaluated else {},
+        "final": _final(run, state),
         "diagnosis": {
             "trend": trend,
             "share_below": _last(record.share_below for record in state.history),
@@ -75,6 +77,8 @@ def render_status(status: Mapping[str, Any]) -> RenderableType:
     """A status as tables for a terminal."""
     head = Table(show_header=False, box=None)
     where = "finished" if status["finished"] else ("at work" if status["running"] else "not running")
+    if status["finished"] and status["running"]:
+        where = "finished, at work on the final potential"
     head.add_row("round", f"{status['round']}, next stage: {status['stage']} ({where})")
     head.add_row("labels", str(status["labels"]))
     head.add_row("converged", "yes" if status["converged"] else "no")
@@ -83,10 +87,7 @@ def render_status(status: Mapping[str, Any]) -> RenderableType:
     parts: list[RenderableType] = [Panel(head, title=status["run_dir"])]
     diagnosis = status["diagnosis"]
     if status["errors"]:
-        table = Table("quantity", "value", "trend")
-        for name, value in status["errors"].items():
-            table.add_row(name, f"{value:.4g}", diagnosis["trend"].get(name, "-"))
-        parts.append(table)
+        parts.append(_error_table(status))
     if diagnosis["walkers"]:
         table = Table("walker", "T (K)", "ended at step", "because of", "atom", title="walkers that ended early")
         for walker in diagnosis["walkers"]:
@@ -95,6 +96,24 @@ def render_status(status: Mapping[str, Any]) -> RenderableType:
         parts.append(table)
     parts.extend(f"- {sentence}" for sentence in diagnosis["advice"])
     return Group(*parts)
+
+
+def _final(run: RunDirectory, state: CampaignState) -> dict[str, Any] | None:
+    if state.final is None:
+        return None
+    return {"potential": str(run.final.potential), "steps": state.final.steps, "errors": dict(state.final.errors)}
+
+
+def _error_table(status: Mapping[str, Any]) -> Table:
+    """Errors of the last round and their trends, beside those of the final potential where there is one."""
+    final = status["final"]
+    table = Table("quantity", "value", "trend", *([] if final is None else ["final potential"]))
+    for name, value in status["errors"].items():
+        row = [name, f"{value:.4g}", status["diagnosis"]["trend"].get(name, "-")]
+        if final is not None:
+            row.append(f"{final['errors'][name]:.4g}" if name in final["errors"] else "-")
+        table.add_row(*row)
+    return table
 
 
 def _last(values: Any) -> Any:

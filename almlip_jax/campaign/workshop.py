@@ -144,7 +144,7 @@ class Experiment(Protocol):
 
 
 class Workshop:
-    """The tools of one campaign; a context manager that closes the label store and its workers.
+    """The tools of one campaign; `close` ends the workers of the label source and lets go of the store.
 
     Args:
         config: of the campaign.
@@ -159,7 +159,11 @@ class Workshop:
         self.progress = progress
         self.measured: dict[str, Any] = dict(state.measured)
         self.store = LabelStore(run.labels)
-        self.labeller = Labeller(config.oracle, self.store, config.executor)
+        try:
+            self.labeller = Labeller(config.oracle, self.store, config.executor)
+        except BaseException:  # the label source is not installed, say; whoever tries again needs the store
+            self.store.close()
+            raise
 
     def close(self) -> None:
         """Ends the workers of the label source and closes the store."""
@@ -335,15 +339,22 @@ class Workshop:
         references: dict[int, float],
         on_epoch: Callable[[EpochReport], None],
         checkpoint: Path,
+        steps: int | None = None,
     ) -> TrainingResult:
         """Trains the ensemble; where structures came that are denser or larger than any before, capacities grow.
 
-        A training that was killed goes on from what it left in ``checkpoint``.
+        A training that was killed goes on from what it left in ``checkpoint``; ``steps`` as for `Trainer.train`.
         """
         for grown in (False, True):
             try:
                 return self.trainer.train(
-                    dataset, params, key, reference_energies=references, on_epoch=on_epoch, checkpoint=checkpoint
+                    dataset,
+                    params,
+                    key,
+                    reference_energies=references,
+                    on_epoch=on_epoch,
+                    steps=steps,
+                    checkpoint=checkpoint,
                 )
             except CapacityError as error:
                 if grown:

@@ -1,16 +1,14 @@
-"""Exploration: walkers run in compiled chunks, and what they found comes back to the host.
+"""Exploration: what walkers are given before they run in compiled chunks, and all that is compiled for them.
 
 An `Explorer` compiles for a number of walkers and atoms once and serves every round of a campaign: parameters, start
-structures, temperatures, thresholds, limits and what is known of the training set are inputs.  A `Session` is one run
-of it: chunk after chunk, with a state that can be kept on disk and gone on from, bit for bit.
+structures, temperatures, thresholds, limits and what is known of the training set are inputs.  A `session.Session` is
+one run of it.
 """
 
 from __future__ import annotations
 
-import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -23,25 +21,19 @@ from numpy.typing import ArrayLike
 from almlip_jax.dynamics.admission import build_admission, context_of
 from almlip_jax.dynamics.biases import build_bias
 from almlip_jax.dynamics.gates import Decision, Thresholds, build_gate
-from almlip_jax.dynamics.integrators import (
-    AdversarialSettings,
-    FireSettings,
-    NptSettings,
-    build_integrator,
-    integrator_numbers,
-)
+from almlip_jax.dynamics.integrators import AdversarialSettings, build_integrator, integrator_numbers
 from almlip_jax.dynamics.knowledge import Knowledge
 from almlip_jax.dynamics.loop import Evaluate, Loop
 from almlip_jax.dynamics.motion import Drive, Motion, maxwell_boltzmann, without_drift
 from almlip_jax.dynamics.novelty import Novelty
 from almlip_jax.dynamics.recorder import empty_recorder
-from almlip_jax.dynamics.results import Exploration, collect
+from almlip_jax.dynamics.results import Exploration
 from almlip_jax.dynamics.sanity import SanityLimits, fragments, looks_for_fragments, species_radii
+from almlip_jax.dynamics.session import Session
 from almlip_jax.dynamics.settings import ExplorationSettings
-from almlip_jax.dynamics.state import Ends, Setup, Snapshots, State, Status, Traces
+from almlip_jax.dynamics.state import Ends, Setup, Snapshots, State, Traces
 from almlip_jax.ensembles import blocked, spread_members
 from almlip_jax.errors import CapacityError, InputError
-from almlip_jax.files import replacing
 from almlip_jax.models import Params
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.structures.walkers import WalkerNeighbors, walker_neighbors
@@ -141,9 +133,7 @@ class Explorer:
         s = self.settings
         if len(starts) != len(s.temperatures):
             raise InputError(f"{len(s.temperatures)} walkers need as many start structures, not {len(starts)}.")
-        moves_cell = isinstance(s.integrator, NptSettings) or (
-            isinstance(s.integrator, FireSettings) and s.integrator.cell != "fixed"
-        )
+        moves_cell = build_integrator(s.integrator).changes_cell
         for w, start in enumerate(starts):
             if moves_cell and not start.pbc.all():
                 raise InputError(f"walker {w} is not periodic in three directions: its cell cannot move.")
@@ -338,140 +328,29 @@ class Explorer:
         found = overflowed.neighbors.grown(overflowed.motion.position)
         if found.capacity <= before.neighbors.capacity and found.images == before.neighbors.images:
             raise CapacityError(f"the neighbour list did not grow beyond {found.capacity} slots; this is a bug.")
-        self.capacity, self.images = found.capacity, found.images
+        return self.relisted(before, found.capacity, found.images)
+
+    def relisted(self, state: State, capacity: int, images: tuple[int, int, int]) -> State:
+        """A state with another room for neighbours, which further runs of the explorer have as well."""
+        self.capacity, self.images = capacity, images
+        held = state.neighbors
         neighbors = walker_neighbors(
-            before.neighbors.built_at,
-            np.asarray(before.neighbors.built_cells),
-            np.asarray(before.neighbors.pbc),
-            np.asarray(before.neighbors.atom_mask),
+            held.built_at,
+            np.asarray(held.built_cells),
+            np.asarray(held.pbc),
+            np.asarray(held.atom_mask),
             self.cutoff,
             self.settings.skin,
-            capacity=found.capacity,
-            images=found.images,
+            capacity=capacity,
+            images=images,
         )
-        return replace(before, neighbors=replace(neighbors, cells=before.neighbors.cells))
+        return replace(state, neighbors=replace(neighbors, cells=held.cells))
 
     def _compiled(self, loop: Loop) -> tuple[Callable[..., State], Callable[..., tuple[State, Traces]]]:
         """The compiled functions; one pair for structures whose fragments are counted, one for others."""
         if loop.find_fragments not in self._programs:
             self._programs[loop.find_fragments] = (jax.jit(loop.begin), jax.jit(loop.run_chunk))
         return self._programs[loop.find_fragments]
-
-
-class Session:
-    """One run of an `Explorer`: `chunks` moves it on, `save` and `restore` keep it.
-
-    Attributes:
-        state: after the last whole chunk.
-    """
-
-    def __init__(
-        self,
-        explorer: Explorer,
-        params: Params,
-        starts: Sequence[Atoms],
-        thresholds: Thresholds,
-        setup: Setup,
-        run_chunk: Callable[..., tuple[State, Traces]],
-        state: State,
-    ) -> None:
-        self.explorer = explorer
-        self.params = params
-        self.starts = starts
-        self.thresholds = thresholds
-        self.setup = setup
-        self.state = state
-        self._run_chunk = run_chunk
-
-    @property
-    def step(self) -> int:
-        """Steps done."""
-        return int(self.state.step)
-
-    @property
-    def running(self) -> int:
-        """Walkers that still run."""
-        return int(np.sum(np.asarray(self.state.ends.status) == int(Status.RUNNING)))
-
-    def chunks(self) -> Iterator[Traces]:
-        """Moves on, chunk after chunk, until every walker has ended or its steps are done.
-
-        Where a neighbour list overflows, the chunk is done again from its beginning with more room.
-
-        Yields:
-            traces of each chunk, on the host; NaN from where a walker, or the run, ended.
-        """
-        while self.step < self.explorer.settings.steps and self.running > 0:
-            state, traces = self._run_chunk(self.params, self.state, self.setup)
-            if bool(state.neighbors.overflow):
-                self.state = self.explorer.grown(self.state, state)
-                continue
-            self.state = state
-            yield jax.device_get(traces)
-
-    def result(self, traces: Sequence[Traces]) -> Exploration:
-        """What the run found, from the traces of all its chunks."""
-        thresholds = jax.device_get(self.thresholds)
-        return collect(self.explorer.settings, self.starts, self.on_host(), traces, thresholds)
-
-    def on_host(self) -> State:
-        """The state as numpy arrays, random streams as their bits."""
-        return jax.device_get(_with_plain_keys(self.state))  # type: ignore[no-any-return]
-
-    def save(self, path: Path, notes: Mapping[str, ArrayLike] | None = None) -> None:
-        """Writes the state to a file, which appears whole and durably or not at all.
-
-        Args:
-            path: the file.
-            notes: arrays that belong to this state, by name; `restore` gives them back.
-        """
-        leaves = jax.tree.leaves(self.on_host())
-        neighbors = self.state.neighbors
-        content: dict[str, Any] = {"capacity": neighbors.capacity, "images": np.asarray(neighbors.images)}
-        content |= {f"leaf_{n}": leaf for n, leaf in enumerate(leaves)}
-        content |= {f"note_{name}": np.asarray(value) for name, value in (notes or {}).items()}
-        with replacing(path) as building, building.open("wb") as file:
-            np.savez(file, **content)
-
-    def restore(self, path: Path) -> dict[str, np.ndarray]:
-        """Goes back to a state that `save` wrote in a run of the same settings.
-
-        Returns:
-            the notes saved with it.
-
-        Raises:
-            InputError: the file is damaged, or of a run with other settings.
-        """
-        try:
-            with np.load(path) as held:
-                capacity, images = int(held["capacity"]), tuple(int(n) for n in held["images"])
-                leaves = [held[f"leaf_{n}"] for n in range(sum(name.startswith("leaf_") for name in held.files))]
-                notes = {name.removeprefix("note_"): held[name] for name in held.files if name.startswith("note_")}
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise InputError(f"{path} cannot be read ({error}); begin this run again.") from error
-        state = self.state
-        if state.neighbors.capacity != capacity or state.neighbors.images != images:
-            explorer = self.explorer
-            explorer.capacity, explorer.images = capacity, (images[0], images[1], images[2])
-            n = state.neighbors
-            wider = walker_neighbors(
-                n.built_at,
-                np.asarray(n.built_cells),
-                np.asarray(n.pbc),
-                np.asarray(n.atom_mask),
-                explorer.cutoff,
-                explorer.settings.skin,
-                capacity=capacity,
-                images=explorer.images,
-            )
-            state = replace(state, neighbors=wider)
-        plain, structure = jax.tree.flatten(_with_plain_keys(state))
-        if [(x.shape, x.dtype) for x in plain] != [(x.shape, x.dtype) for x in leaves]:
-            raise InputError(f"{path} belongs to a run with other settings; begin this run again.")
-        found = jax.tree.unflatten(structure, [jnp.asarray(x) for x in leaves])
-        keys = jax.random.wrap_key_data(found.motion.rng)
-        self.state = replace(found, motion=found.motion.set(rng=keys))
-        return notes
 
 
 @dataclass(frozen=True)
@@ -529,10 +408,6 @@ def _number(symbol: str) -> int:
 def _concrete(tree: Any) -> Any:
     """Arrays in place of Python numbers and weak types, so that a state has one type before and after a step."""
     return jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), tree)
-
-
-def _with_plain_keys(state: State) -> State:
-    return replace(state, motion=state.motion.set(rng=jax.random.key_data(state.motion.rng)))
 
 
 @jax.jit

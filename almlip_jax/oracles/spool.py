@@ -75,8 +75,14 @@ class Reservation:
     def hand_over(self, label: Label) -> None:
         """Puts the label into the spool, atomically."""
         content = json.dumps(label_to_json(label)).encode()
-        # A store that was opened meanwhile may have cleared the reserved file away; then this makes a new one.
-        with self._part.open("r+b" if self._part.exists() else "wb") as file:
+        try:
+            self._put("r+b", content)
+        except FileNotFoundError:
+            # A store that was opened meanwhile takes processes of other machines for gone, and clears after them.
+            self._put("wb", content)
+
+    def _put(self, mode: str, content: bytes) -> None:
+        with self._part.open(mode) as file:
             file.write(content)
             file.truncate()
         os.replace(self._part, self._target)

@@ -98,7 +98,7 @@ class SimulationDirectory(WorkDirectory):
         Raises:
             InputError: as said.
         """
-        if self.path.is_dir() and any(self.path.iterdir()) and not self.inputs.exists():
+        if not self.is_empty() and not self.inputs.exists():
             raise InputError(f"{self.path} holds something else than such a run; choose another folder with --out.")
 
     def settle(self, config: SimulationConfig) -> bool:
@@ -148,17 +148,27 @@ def _changes(before: Any, after: Any, prefix: str = "") -> list[str]:
 
 
 def _digests(config: SimulationConfig) -> dict[str, str]:
-    """SHA-256 of each input by the name of its key; of a folder, of all its files in order."""
+    """SHA-256 of each input by the name of its key; of a folder, of all its files in order.
+
+    Raises:
+        InputError: one cannot be read.
+    """
     found = {}
     for name in _INPUTS:
         path = getattr(config, name)
         if path is None:
             continue
-        total = hashlib.sha256()
-        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-            if file.is_file():
-                total.update(str(file.relative_to(path)).encode() + b"\0")
-                with file.open("rb") as content:
-                    total.update(hashlib.file_digest(content, "sha256").digest())
-        found[name] = total.hexdigest()
+        try:
+            found[name] = _digest(path)
+        except OSError as error:
+            raise InputError(f"{name} {path} cannot be read ({error.strerror}); correct the config.") from error
     return found
+
+
+def _digest(path: Path) -> str:
+    total = hashlib.sha256()
+    for file in (one for one in sorted(path.rglob("*")) if one.is_file()) if path.is_dir() else (path,):
+        total.update(str(file.relative_to(path)).encode() + b"\0")
+        with file.open("rb") as content:
+            total.update(hashlib.file_digest(content, "sha256").digest())
+    return total.hexdigest()

@@ -106,7 +106,9 @@ class H5mdTrajectory:
                     after[place][rows] = before[place][rows]
 
             self._each(after, lambda dataset, count: copy(dataset.name, count))
+        flush_to_disk(building)
         os.replace(building, self.path)
+        flush_to_disk(self.path.parent)
         return h5py.File(self.path, "r+", libver="latest", locking=False)
 
     def _shrink(self, dataset: h5py.Dataset, count: int) -> None:

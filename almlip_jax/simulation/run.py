@@ -40,7 +40,7 @@ from almlip_jax.errors import InputError
 from almlip_jax.files import read_json, write_json, write_npz
 from almlip_jax.keys import named_key
 from almlip_jax.potential import Potential
-from almlip_jax.progress import Progress
+from almlip_jax.progress import Progress, reaching
 from almlip_jax.simulation.folder import SimulationDirectory
 from almlip_jax.simulation.h5md import H5mdTrajectory
 from almlip_jax.simulation.outputs import ExtxyzTrajectories, Output, Thermo, TraceLog
@@ -187,8 +187,8 @@ class _Run(ABC):
     def advance(self, session: Session, outputs: Sequence[Output]) -> None:
         """To the last step; an interruption keeps what is whole."""
         written, kept = session.step, time.monotonic()
-        shown = 0
         with self.progress.stage(self.stage, self.settings.steps, unit="steps") as advance:
+            reached = reaching(advance)
             try:
                 for part in session.chunks():
                     begin, end = written, session.step
@@ -196,8 +196,7 @@ class _Run(ABC):
                     for output in outputs:
                         output.write(part, begin, end)
                     written = end
-                    advance(end - shown, walkers=session.running, **self.largest(part))
-                    shown = end
+                    reached(end, walkers=session.running, **self.largest(part))
                     if time.monotonic() - kept >= self.config.checkpoint_every:
                         self.keep(session, outputs)
                         kept = time.monotonic()
@@ -260,8 +259,13 @@ class _Exploration(_Run):
         settings = relaxing(self.settings, self.config.relax)
         potential = self.potential
         relaxer = Explorer(potential.ensemble.predict, potential.species, potential.cutoff, settings, dtype=self.dtype)
-        with self.progress.stage("relax"):
-            found = relax(relaxer, potential.params, self.starts, thresholds[1], known)
+        with self.progress.stage("relax", settings.steps, unit="steps") as advance:
+            reached = reaching(advance)
+
+            def on_chunk(step: int, running: int) -> None:
+                reached(step, running=running)
+
+            found = relax(relaxer, potential.params, self.starts, thresholds[1], known, on_chunk)
         self.progress.message(relaxation_summary(found.status) or "all start structures are relaxed.")
         return found.structures
 

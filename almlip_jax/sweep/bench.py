@@ -104,7 +104,7 @@ class SystemBench:
             "pool_size": settings.pool_size,
             "model": settings.model.model_dump(mode="json"),
             "ensemble": settings.ensemble.model_dump(mode="json", exclude={"size"}),
-            "training": settings.training.model_dump(mode="json"),
+            "training": settings.training.model_dump(mode="json", exclude={"final_steps"}),
             "precision": self.config.precision,
             "capacity (rounds, batch_sizes)": asdict(self.capacity),
             "place side by side": [lane, group.width],

@@ -15,7 +15,7 @@ from ase import Atoms
 
 from almlip_jax.errors import InputError
 from almlip_jax.potential import Potential
-from almlip_jax.progress import Progress
+from almlip_jax.progress import Progress, reaching
 from almlip_jax.sweep.bench import Bench, SystemBench
 from almlip_jax.sweep.points import First, Group, Point, first_of
 from almlip_jax.sweep.records import FirstRecord, PointState, RoundRecord, Scores
@@ -233,14 +233,8 @@ def _told(bench: Bench, one: _Training, progress: Progress) -> Iterator[Callable
     parts = trainer.trainers if isinstance(trainer, CommitteeTrainer) else (trainer,)
     total = sum(part.total_steps(one.dataset, warm=one.start is not None) for part in parts)
     with progress.stage("train", total, unit="steps") as advance:
-        done = 0
-
-        def on_epoch(report: EpochReport) -> None:
-            nonlocal done
-            advance(report.step - done, of=one.member.name, forces_rmse=report.forces_rmse)
-            done = report.step
-
-        yield on_epoch
+        reached = reaching(advance)
+        yield lambda report: reached(report.step, of=one.member.name, forces_rmse=report.forces_rmse)
 
 
 _Trained = dict[int, tuple[TrainingResult, dict[int, float]]]

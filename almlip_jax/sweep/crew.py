@@ -67,7 +67,7 @@ class Crew:
         busy: set[Connection] = set()
         for connection in self._workers:
             if waiting:
-                connection.send(waiting.pop(0))
+                self._send(connection, waiting.pop(0))
                 busy.add(connection)
         while busy:
             for connection in [one for one in wait(list(busy)) if isinstance(one, Connection)]:
@@ -77,20 +77,29 @@ class Crew:
                 elif isinstance(found, Exception):
                     raise found
                 elif waiting:
-                    connection.send(waiting.pop(0))
+                    self._send(connection, waiting.pop(0))
                 else:
                     busy.remove(connection)
+
+    def _send(self, connection: Connection, group: Group) -> None:
+        try:
+            connection.send(group)
+        except OSError:
+            raise self._gone(connection) from None
 
     def _heard(self, connection: Connection) -> object:
         try:
             return connection.recv()
         except (EOFError, OSError):
-            process = self._workers[connection]
-            process.join()
-            raise InputError(
-                f"a process of the sweep ended by itself (exit status {process.exitcode}; no memory left?); start the "
-                "sweep again, with fewer processes where memory is short."
-            ) from None
+            raise self._gone(connection) from None
+
+    def _gone(self, connection: Connection) -> InputError:
+        process = self._workers[connection]
+        process.join()
+        return InputError(
+            f"a process of the sweep ended by itself (exit status {process.exitcode}; no memory left?); start the "
+            "sweep again, with fewer processes where memory is short."
+        )
 
 
 def shares(number: int) -> list[set[int]]:

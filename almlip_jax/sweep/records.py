@@ -25,11 +25,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
-
 from almlip_jax.errors import InputError
 from almlip_jax.evaluation.tidy import COLUMNS
-from almlip_jax.files import Cell, plain, read_json, write_csv, write_json
+from almlip_jax.files import Cell, plain, read_record, write_csv, write_json
 from almlip_jax.settings import Settings
 from almlip_jax.sweep.points import First, Point
 from almlip_jax.sweep.pools import Split
@@ -159,12 +157,7 @@ class SweepDirectory(WorkDirectory):
 def _read(kind: type[Record], path: Path, identity: Mapping[str, Any] | None) -> Record | None:
     if not path.exists():
         return None
-    try:
-        found = kind.model_validate(read_json(path))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"{path} does not fit this version, key '{where}': {first['msg']}.") from error
+    found = read_record(path, kind)
     if identity is not None:
         wanted = plain(identity)
         different = [name for name in wanted if found.identity.get(name) != wanted[name]]

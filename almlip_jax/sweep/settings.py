@@ -66,6 +66,8 @@ class SweepSystem(Settings):
             raise ValueError("initial should be at least 1 structure, or a labelled file.")
         if self.training.warm_start:
             raise ValueError("training.warm_start is not used here; set warm_start of the whole sweep instead.")
+        if self.training.final_steps is not None:
+            raise ValueError("training.final_steps is not used here; every round of a sweep counts alike.")
         return self
 
     @property

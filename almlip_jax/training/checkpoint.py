@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from almlip_jax.files import replacing
+from almlip_jax.files import PARTIAL, replacing
 
 _FILE = "training.npz"
 
@@ -87,11 +87,11 @@ def load(folder: Path, whose: str) -> Saved | None:
 
 
 def discard(folder: Path) -> None:
-    """Removes what `save` wrote, once the result of the training is kept elsewhere."""
+    """Removes what `save` wrote, half or whole, once the result of the training is kept elsewhere."""
     if folder.is_dir():
         for part in folder.glob("group_*"):  # of a committee of architectures
             discard(part)
-        for file in (folder / _FILE, *folder.glob(f".*.{_FILE}")):
+        for file in (folder / _FILE, *folder.glob(f".*{PARTIAL}*")):
             file.unlink(missing_ok=True)
         if not any(folder.iterdir()):
             folder.rmdir()

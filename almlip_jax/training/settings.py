@@ -134,6 +134,9 @@ class TrainingSettings(Settings):
     """Begin each round from the parameters of the round before instead of from fresh ones."""
     warm_steps: int | None = Field(default=None, ge=1)
     """`max_steps` of a training that starts warm; the same where not given."""
+    final_steps: int | None = Field(default=None, ge=1)
+    """Once a campaign has ended, one more training on its last dataset, of this length in place of `max_steps` and
+    `max_epochs`, gives its final potential; none where not given."""
 
     @property
     def losses(self) -> tuple[LossSettings, ...]:

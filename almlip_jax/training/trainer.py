@@ -217,7 +217,7 @@ class Trainer:
     ) -> _Keeper:
         words = (
             repr(self.ensemble),
-            self.settings.model_dump_json(),
+            self.settings.model_dump_json(exclude={"final_steps"}),  # the length is in the total
             self.members.model_dump_json(),
             str(self.first),
             repr(self.capacity),

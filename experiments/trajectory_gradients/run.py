@@ -17,6 +17,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ase import Atoms
 
 from almlip_jax.compilation import prepare_jax
 from almlip_jax.dynamics import ExplorationSettings, Explorer, WalkerGroup
@@ -34,7 +35,7 @@ ITERATIONS, RATE, COST = 20, 0.2, 3  # COST: trajectories that a gradient is wor
 LAST = 20  # steps whose spread counts
 
 
-def trained(frames: list, folder: Path, labels: int) -> Potential:
+def trained(frames: list[Atoms], folder: Path, labels: int) -> Potential:
     """The committee, from the folder where it is there already."""
     if (folder / "potential.json").exists():
         return Potential.load(folder)
@@ -42,6 +43,64 @@ def trained(frames: list, folder: Path, labels: int) -> Potential:
     potential, _ = fit_potential(frames[:labels], SharedDensitySettings(size="small"), EnsembleSettings(), training, 0)
     potential.save(folder)
     return potential
+
+
+class Trajectories:
+    """Short trajectories of walkers as functions of their first momenta [W, N, 3] in sqrt(amu eV).
+
+    Args:
+        potential: the committee.
+        frames: that walkers start at.
+    """
+
+    def __init__(self, potential: Potential, frames: list[Atoms]) -> None:
+        settings = ExplorationSettings(
+            walkers=(WalkerGroup(temperature=KELVIN, count=WALKERS),), integrator=NveSettings(), steps=STEPS
+        )
+        explorer = Explorer(potential.ensemble.predict, potential.species, potential.cutoff, settings)
+        starts = [frames[n] for n in range(WALKERS)]
+        self.session = explorer.begin(potential.params, starts, (1e9, 1e9), jax.random.key(0))
+        self.loop = explorer.loop(find_fragments=False)
+        self.motion, self.drive = self.session.state.motion, self.session.setup.drive
+        self.spread = jax.jit(self._spread)
+        self.slope = jax.jit(jax.grad(lambda momentum: jnp.sum(jnp.log(self._spread(momentum)))))
+        self.ascend = jax.jit(self._ascend)
+
+    def _spread(self, momentum: jax.Array) -> jax.Array:
+        """Mean of the largest force spread over the last steps, [W] eV/Angstrom."""
+        state = replace(self.session.state, motion=self.motion.set(momentum=momentum))
+        found = rollout(self.loop, self.session.params, state, self.session.setup, STEPS)
+        return jnp.mean(found.scores["force_std_max"][-LAST:], axis=0)
+
+    def kinetic(self, momentum: jax.Array) -> jax.Array:
+        """Twice the kinetic energy of each walker, [W, 1, 1] eV."""
+        return jnp.sum(momentum**2 / self.motion.mass, axis=(1, 2), keepdims=True)
+
+    def _ascend(self, momentum: jax.Array, gradient: jax.Array) -> jax.Array:
+        """A step along the gradient, scaled to the momentum, then back to the kinetic energy and to rest."""
+        weighted = gradient * self.motion.mass  # steepest in the metric of the kinetic energy
+        size = jnp.sqrt(self.kinetic(momentum) / jnp.maximum(self.kinetic(weighted), 1e-30))
+        moved = without_drift(momentum + RATE * size * weighted, self.motion.mass, self.drive.mobile)
+        return moved * jnp.sqrt(self.kinetic(momentum) / self.kinetic(moved))
+
+    def drawn(self, seed: int) -> jax.Array:
+        """Momenta at random, of the kinetic energy of the first ones."""
+        keys = jax.random.split(jax.random.key(seed), WALKERS)
+        momentum = maxwell_boltzmann(keys, self.motion.mass, self.drive.mobile, self.drive.kt[:, 0])
+        momentum = without_drift(momentum, self.motion.mass, self.drive.mobile)
+        return momentum * jnp.sqrt(self.kinetic(self.motion.momentum) / self.kinetic(momentum))
+
+
+def compared(trajectories: Trajectories) -> dict[str, np.ndarray]:
+    """Spreads of the first draw, after the ascent, of the best draw of equal cost, and of all of these, [W]."""
+    momentum = trajectories.motion.momentum
+    first = best = np.asarray(trajectories.spread(momentum))
+    for _ in range(ITERATIONS):
+        momentum = trajectories.ascend(momentum, trajectories.slope(momentum))
+        best = np.maximum(best, np.asarray(trajectories.spread(momentum)))
+    draws = [first]
+    draws += [np.asarray(trajectories.spread(trajectories.drawn(100 + n))) for n in range(ITERATIONS * (COST + 1))]
+    return {"first": first, "ascent": best, "best_random": np.max(draws, axis=0), "mean_random": np.mean(draws, axis=0)}
 
 
 def main() -> None:
@@ -55,65 +114,17 @@ def main() -> None:
         parser.error("give the folder of the reference data with --data or ALMLIP_DATA_DIR.")
     prepare_jax()
     frames = read_structures(Path(options.data) / "acac" / "train_300K.xyz")
-    potential = trained(frames, options.out / "potential", options.labels)
-    settings = ExplorationSettings(
-        walkers=(WalkerGroup(temperature=KELVIN, count=WALKERS),), integrator=NveSettings(), steps=STEPS
-    )
-    explorer = Explorer(potential.ensemble.predict, potential.species, potential.cutoff, settings)
-    starts = [frames[n] for n in range(WALKERS)]
-    session = explorer.begin(potential.params, starts, (1e9, 1e9), jax.random.key(0))
-    loop = explorer.loop(find_fragments=False)
-    motion, drive = session.state.motion, session.setup.drive
-
-    def spread(momentum: jax.Array) -> jax.Array:
-        state = replace(session.state, motion=motion.set(momentum=momentum))
-        found = rollout(loop, session.params, state, session.setup, STEPS)
-        return jnp.mean(found.scores["force_std_max"][-LAST:], axis=0)
-
-    def kinetic(momentum: jax.Array) -> jax.Array:
-        return jnp.sum(momentum**2 / motion.mass, axis=(1, 2), keepdims=True)
-
-    forward = jax.jit(spread)
-    slope = jax.jit(jax.grad(lambda momentum: jnp.sum(jnp.log(spread(momentum)))))
-
-    @jax.jit
-    def ascend(momentum: jax.Array, gradient: jax.Array) -> jax.Array:
-        """A step along the gradient, scaled to the momentum, then back to the kinetic energy and to rest."""
-        weighted = gradient * motion.mass  # steepest in the metric of the kinetic energy
-        size = jnp.sqrt(kinetic(momentum) / jnp.maximum(kinetic(weighted), 1e-30))
-        moved = without_drift(momentum + RATE * size * weighted, motion.mass, drive.mobile)
-        return moved * jnp.sqrt(kinetic(momentum) / kinetic(moved))
-
-    momentum = first = motion.momentum
-    best = np.asarray(forward(first))
-    begin = best
-    for _ in range(ITERATIONS):
-        momentum = ascend(momentum, slope(momentum))
-        best = np.maximum(best, np.asarray(forward(momentum)))
-    draws = [np.asarray(forward(first))]
-    for n in range(ITERATIONS * (COST + 1)):
-        keys = jax.random.split(jax.random.key(100 + n), WALKERS)
-        drawn = maxwell_boltzmann(keys, motion.mass, drive.mobile, drive.kt[:, 0])
-        drawn = without_drift(drawn, motion.mass, drive.mobile)
-        draws.append(np.asarray(forward(drawn * jnp.sqrt(kinetic(first) / kinetic(drawn)))))
-    random = np.max(draws, axis=0)
-    rows = [
-        {
-            "walker": w,
-            "first": begin[w],
-            "ascent": best[w],
-            "best_random": random[w],
-            "mean_random": np.mean(draws, 0)[w],
-        }
-        for w in range(WALKERS)
-    ]
+    found = compared(Trajectories(trained(frames, options.out / "potential", options.labels), frames))
     with (options.out / "results.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer = csv.DictWriter(file, fieldnames=["walker", *found])
         writer.writeheader()
-        writer.writerows([{k: round(float(v), 4) for k, v in row.items()} for row in rows])
-    ratio = np.log(best / random)
-    print(f"spread in eV/A: first {begin.mean():.3f}, ascent {best.mean():.3f}, best of {len(draws)} draws ", end="")
-    print(f"{random.mean():.3f}; ratio {np.exp(ratio.mean()):.2f} (x/ {np.exp(ratio.std() / np.sqrt(WALKERS)):.2f})")
+        for w in range(WALKERS):
+            writer.writerow({"walker": w, **{name: round(float(values[w]), 4) for name, values in found.items()}})
+    ratio, draws = np.log(found["ascent"] / found["best_random"]), 1 + ITERATIONS * (COST + 1)
+    means = {name: float(values.mean()) for name, values in found.items()}
+    print(f"spread in eV/A: first {means['first']:.3f}, ascent {means['ascent']:.3f}, ", end="")
+    print(f"best of {draws} draws {means['best_random']:.3f}; ", end="")
+    print(f"ratio {np.exp(ratio.mean()):.2f} (x/ {np.exp(ratio.std() / np.sqrt(WALKERS)):.2f})")
 
 
 if __name__ == "__main__":

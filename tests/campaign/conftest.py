@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
+
+CompiledIn = Callable[[Path], AbstractContextManager[None]]
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -22,21 +25,21 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def compile_once(cache: Path, reference: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def compile_once(
+    cache: Path, compiled_in: CompiledIn, reference: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
     """Lets this test take compiled programs from the cache of the session, and leaves out the reports."""
     monkeypatch.setattr("almlip_jax.campaign.loop.write_report", lambda run_dir: run_dir)
-    from tiny_campaign import cache_at
-
-    with cache_at(cache):
+    with compiled_in(cache):
         yield
 
 
 @pytest.fixture(scope="session")
-def reference(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def reference(cache: Path, compiled_in: CompiledIn, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which the tiny campaign ran from its beginning to its end, in ``run``."""
-    from tiny_campaign import cache_at, run_or_resume
+    from tiny_campaign import run_or_resume
 
     folder = tmp_path_factory.mktemp("reference")
-    with cache_at(cache):
+    with compiled_in(cache):
         run_or_resume(folder, folder / "run")
     return folder

@@ -76,7 +76,7 @@ class TestStarts:
         ends = [Atoms("H2O", np.eye(3) + n) for n in range(6)]
         for n, end in enumerate(ends):
             end.info.update(walker=n, status="stopped" if n == 2 else "completed")
-        write_structures(place.run.round(0).create().path / "final.extxyz", ends)
+        write_structures(place.run.round(0).create().last_frames, ends)
         dataset = [labelled("H2O", 0.0)]
         starts = walker_starts(place, settings(continue_walkers=True), 1, dataset)
         went_on = [
@@ -105,7 +105,7 @@ class TestStarts:
         assert dealt == [0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3]
         ends = [Atoms("H2O", np.eye(3) + 10 + n, info={"walker": n, "status": "stopped"}) for n in range(6)]
         ends[1].info["status"] = "completed"
-        write_structures(place.run.round(0).create().path / "final.extxyz", ends)
+        write_structures(place.run.round(0).create().last_frames, ends)
         again = walker_starts(place, chosen.model_copy(update={"continue_walkers": True}), 1, [])
         assert [int(start.positions[0, 1]) for start in again] == [2, 11, 0, 1, 2, 3]
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 from ase import Atoms
-from tiny_campaign import SECTIONS, Killed, KillingProgress, cache_at, result_of, run_or_resume, tiny_config
+from tiny_campaign import SECTIONS, Killed, KillingProgress, result_of, run_or_resume, tiny_config
 
 import almlip_jax
 from almlip_jax.campaign import run_campaign
@@ -32,8 +32,8 @@ from almlip_jax.structures.io import read_structures, write_structures
 
 pytestmark = pytest.mark.usefixtures("compile_once")
 
-COMPILED = "/jax/core/compile/backend_compile_duration"
-
+Counting = Callable[[], AbstractContextManager[list[str]]]
+CompiledIn = Callable[[Path], AbstractContextManager[None]]
 
 FMAX = 0.1  # eV/Angstrom
 # Rules that end a campaign early and leave the sizes of its programs as they are.
@@ -42,33 +42,24 @@ AT_FIRST_BATCH = {"plateau": {"ratio": 1e6, "patience": 1}}
 
 
 class CompileCounter(SilentProgress):
-    """Counts the programs that jax compiles (or takes from its cache) in each round."""
+    """Counts the programs that jax compiles (or takes from its cache) in each round.
 
-    def __init__(self) -> None:
+    Args:
+        compiled: grows with everything that is compiled.
+    """
+
+    def __init__(self, compiled: list[str]) -> None:
         super().__init__()
-        self.of_round: list[int] = []
+        self.compiled = compiled
+        self.began: list[int] = []
 
     def round(self, index: int, total: int) -> None:
         super().round(index, total)
-        self.of_round.append(0)
+        self.began.append(len(self.compiled))
 
-    def heard(self, event: str, seconds: float, **_: str | int) -> None:
-        if event == COMPILED and self.of_round:
-            self.of_round[-1] += 1
-
-
-@contextmanager
-def counting() -> Iterator[CompileCounter]:
-    counter = CompileCounter()
-    jax.monitoring.register_event_duration_secs_listener(counter.heard)
-    yield counter
-    jax.monitoring.unregister_event_duration_listener(counter.heard)
-
-
-@pytest.fixture
-def counter() -> Iterator[CompileCounter]:
-    with counting() as counter:
-        yield counter
+    @property
+    def of_round(self) -> list[int]:
+        return np.diff([*self.began, len(self.compiled)]).tolist()
 
 
 @pytest.fixture(scope="session")
@@ -167,18 +158,20 @@ class TestRunDirectory:
 
 
 def test_nothing_compiles_after_round_1_while_the_dataset_grows_from_20_to_170(
-    tmp_path: Path, counter: CompileCounter
+    tmp_path: Path, count_compilations: Counting
 ) -> None:
-    outcome = run_or_resume(
-        tmp_path,
-        tmp_path / "run",
-        counter,
-        initial={"rattle": {"count": 20, "stdev": 0.05}, "md": ()},
-        test={"md": SECTIONS["test"]["md"][:1]},
-        exploration={**SECTIONS["exploration"], "record_every": 5, "buffer": 12},
-        selection={"batch": 10},
-        stopping={"max_rounds": 15, "max_labels": 170},
-    )
+    with count_compilations() as compiled:
+        counter = CompileCounter(compiled)
+        outcome = run_or_resume(
+            tmp_path,
+            tmp_path / "run",
+            counter,
+            initial={"rattle": {"count": 20, "stdev": 0.05}, "md": ()},
+            test={"md": SECTIONS["test"]["md"][:1]},
+            exploration={**SECTIONS["exploration"], "record_every": 5, "buffer": 12},
+            selection={"batch": 10},
+            stopping={"max_rounds": 15, "max_labels": 170},
+        )
     rows = read_csv(tmp_path / "run" / "metrics.csv")
     assert outcome.labels == 170 and [row["dataset_size"] for row in rows] == list(range(20, 171, 10))
     assert counter.of_round[0] > 10  # it does count
@@ -208,10 +201,18 @@ class TestRelaxedStarts:
     }
 
     @pytest.fixture(scope="class")
-    def study(self, reference: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Study:
+    def study(
+        self,
+        reference: Path,
+        cache: Path,
+        compiled_in: CompiledIn,
+        count_compilations: Counting,
+        tmp_path_factory: pytest.TempPathFactory,
+    ) -> Study:
         run_dir = tmp_path_factory.mktemp("relaxed") / "run"
-        with cache_at(cache), counting() as counter, pytest.MonkeyPatch.context() as patch:
+        with compiled_in(cache), count_compilations() as compiled, pytest.MonkeyPatch.context() as patch:
             patch.setattr("almlip_jax.campaign.loop.write_report", lambda run_dir: run_dir)
+            counter = CompileCounter(compiled)
             run_or_resume(reference, run_dir, counter, stopping={"max_rounds": 3}, **self.sections)
         return Study(reference, RunDirectory(run_dir), counter.of_round)
 
@@ -243,7 +244,7 @@ class TestRelaxedStarts:
     def test_walkers_that_go_on_are_not_relaxed(self, study: Study) -> None:
         went_on = []
         for index in (1, 2):
-            ends = read_structures(study.run.round(index - 1).path / "final.extxyz")
+            ends = read_structures(study.run.round(index - 1).last_frames)
             starts = read_structures(study.run.round(index).starts)
             same = [bool(np.array_equal(a.positions, b.positions)) for a, b in zip(ends, starts, strict=True)]
             assert same == [end.info["status"] == "completed" for end in ends]
@@ -436,6 +437,21 @@ class TestRefused:
     def test_a_directory_that_holds_a_campaign(self, reference: Path) -> None:
         with pytest.raises(InputError, match="holds a campaign already"):
             run_campaign(tiny_config(reference), reference / "run")
+
+    def test_a_label_source_that_is_not_installed(
+        self, reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The error may be held on to, as a notebook does, and the store can be opened nevertheless."""
+
+        def missing(_: object) -> str:
+            raise InputError("tblite is not installed")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(TBLiteSettings, "version", missing)
+            with pytest.raises(InputError, match="not installed") as held:
+                run_or_resume(reference, tmp_path / "run")
+        with LabelStore(RunDirectory(tmp_path / "run").labels):
+            assert held.tb is not None
 
     def test_a_start_file_that_is_not_there(self, tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"nowhere\.xyz"):

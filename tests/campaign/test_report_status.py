@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import re
@@ -9,6 +10,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from rich.console import Console, RenderableType
 
 from almlip_jax.campaign.report import write_report
 from almlip_jax.campaign.rundir import RunDirectory
@@ -21,6 +23,12 @@ def run(reference: Path, tmp_path: Path) -> RunDirectory:
     """A copy of the finished tiny campaign."""
     shutil.copytree(reference / "run", tmp_path / "run")
     return RunDirectory(tmp_path / "run")
+
+
+def text_of(shown: RenderableType) -> str:
+    console = Console(file=io.StringIO(), width=300)
+    console.print(shown)
+    return console.file.getvalue()  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(("factor", "verdict"), [(0.8, "converging"), (1.0, "stalled"), (1.2, "diverging")])
@@ -39,7 +47,11 @@ def test_status_of_a_finished_campaign(run):
     shares = [atom["share"] for atom in found["diagnosis"]["atoms"]]
     assert shares == sorted(shares, reverse=True) and 0 < sum(shares) <= 1 + 1e-9
     json.dumps(found)
-    assert render_status(found) is not None
+    shown = text_of(render_status(found))
+    assert "finished" in shown and state["reason"][:40] in shown
+    assert all(name in shown and f"{value:.4g}" in shown for name, value in found["errors"].items())
+    assert "at work" in text_of(render_status({**found, "finished": False, "running": True}))
+    assert "at work on the final potential" in text_of(render_status({**found, "running": True}))
 
 
 def test_status_names_what_ended_walkers(run):

@@ -77,14 +77,6 @@ def test_csv_round_trip_is_exact(run: RunDirectory) -> None:
     assert (back[1]["round"], back[1]["ok"], back[1]["reason"], back[1]["late"]) == (1, False, None, float("inf"))
 
 
-def test_a_row_written_again_replaces_its_round(run: RunDirectory) -> None:
-    for index, value in [(0, 1.0), (1, 2.0), (2, 3.0), (1, 2.5)]:
-        files.append_row(run.metrics, {"round": index, "value": value}, key="round")
-    assert [row["value"] for row in files.read_csv(run.metrics)] == [1.0, 2.5, 3.0]
-    files.append_row(run.metrics, {"round": 1, "value": 9.0, "new": "x"})
-    assert [row["new"] for row in files.read_csv(run.metrics)] == [None, None, None, "x"]
-
-
 def test_npz_round_trip_with_strings_and_awkward_names(run: RunDirectory) -> None:
     arrays = {"file": np.eye(2), "group": np.array(["300K", "600K"]), "nan": np.full(3, np.nan), "scalar": 0.5}
     files.write_npz(run.round(0).walkers, arrays)

@@ -9,9 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-import jax
 from ase.build import molecule
-from jax.experimental.compilation_cache import compilation_cache
 
 from almlip_jax.campaign import Outcome, resume_campaign, run_campaign
 from almlip_jax.campaign.rundir import RunDirectory
@@ -134,26 +132,6 @@ def _content(atoms: Any) -> tuple[Any, ...]:
     forces = results["forces"].tobytes() if "forces" in results else None
     info = tuple(sorted((key, str(value)) for key, value in atoms.info.items()))
     return atoms.positions.tobytes(), results.get("energy"), forces, info
-
-
-@contextmanager
-def cache_at(folder: Path) -> Iterator[None]:
-    """Compiled programs are kept in a folder."""
-    wanted = {
-        "jax_compilation_cache_dir": str(folder),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in wanted}
-    for name, value in wanted.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import sqlite3
 import subprocess
 import sys
@@ -101,6 +103,26 @@ def test_calls_are_counted_by_purpose_with_failures_and_retries(waters: Waters, 
         assert store.count_calls() == 6
     with LabelStore(tmp_path / "labels.db", readonly=True) as store:
         assert store.count_calls() == 6 and store.count_calls(None) == 7
+
+
+@pytest.mark.parametrize("moment", ["before", "while it is written"])
+def test_a_label_outlives_that_its_reservation_is_cleared_away(tmp_path: Path, monkeypatch, moment: str) -> None:
+    """As by a store that is opened on another machine while the label is calculated, or handed over."""
+    reservation = Reservation(tmp_path, "a", 3)
+    label, replace = Label("a", -1.0, np.zeros((3, 3))), os.replace
+
+    def cleared(source: Path, target: Path) -> None:
+        monkeypatch.setattr(os, "replace", replace)
+        reservation.give_back()
+        replace(source, target)
+
+    if moment == "before":
+        reservation.give_back()
+    else:
+        monkeypatch.setattr(os, "replace", cleared)
+    reservation.hand_over(label)
+    assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
+    assert label_from_json(json.loads((tmp_path / "a.json").read_text())).energy == -1.0
 
 
 def test_what_lies_in_the_spool_is_taken_in(waters: Waters, tmp_path: Path) -> None:

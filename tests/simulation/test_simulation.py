@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -322,6 +323,25 @@ def test_a_folder_of_something_else_is_left_alone(inputs, explorer, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
 
 
+def test_a_folder_is_not_spoilt_by_a_run_that_could_not_begin(inputs, explorer, tmp_path, monkeypatch):
+    """Neither by an input that is missing nor by a kill before anything was written."""
+    wrong = md_config(inputs, structures=str(tmp_path / "nowhere.extxyz"))
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"structures .*nowhere\.extxyz cannot be read"):
+            run_md(wrong, tmp_path / "run", committee(), SilentProgress(), explorer)
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", killed)
+        patch.setattr(Path, "unlink", lambda *_, **__: None)  # a killed process does not tidy up
+        with pytest.raises(Killed):
+            run_md(md_config(inputs), tmp_path / "run", committee(), SilentProgress(), explorer)
+    assert len(list((tmp_path / "run").iterdir())) > 1
+    again("extxyz", inputs, tmp_path / "run", SilentProgress(), explorer)
+
+
 def test_the_resolved_config_is_one(inputs, runs):
     for kind, name, config in ((ExploreConfig, "explore", explore_config), (MdConfig, "extxyz", md_config)):
         assert load_settings(kind, runs[name] / "config.yaml") == config(inputs)
@@ -512,6 +532,20 @@ def test_mistakes_are_one_sentence(folder, tmp_path, monkeypatch, command, chang
     result = CliRunner().invoke(app, [command, str(folder / "wrong.yaml"), "--out", str(tmp_path / "run")])
     assert isinstance(result.exception, InputError), result.exception
     assert message in str(result.exception) and "\n" not in str(result.exception)
+
+
+def test_an_interruption_says_how_to_go_on_as_a_shell_takes_it(folder, tmp_path, monkeypatch, capsys):
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("almlip_jax.cli._load", lambda _: None)
+    monkeypatch.setattr("almlip_jax.simulation.run_md", interrupted)
+    arguments = ["md", str(folder / "md.yaml"), "--out", str(tmp_path / "my run"), "--set", "structures='a b.extxyz'"]
+    with pytest.raises(SystemExit) as end:
+        app(arguments)
+    said = capsys.readouterr().err
+    assert end.value.code == 130
+    assert shlex.split(said.partition("go on with: ")[2]) == ["almlip", *arguments]
 
 
 def test_schemas_of_all_configs():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
 from itertools import product
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from almlip_jax.potential import Potential
 from almlip_jax.structures.io import read_structures
 from almlip_jax.structures.packing import pack, plan_batches
 from almlip_jax.sweep import SweepConfig, parse_only
-from almlip_jax.sweep.crew import shares
+from almlip_jax.sweep.crew import Crew, shares
 from almlip_jax.sweep.points import Point, all_points, point_groups
 from almlip_jax.sweep.pools import plan_for_budget, read_pool
 
@@ -173,6 +174,17 @@ def test_cores_are_shared_out():
     assert len(parts) == 2 and all(parts) and len({len(part) for part in parts}) == 1
 
 
+def test_a_process_that_dies_before_it_gets_work_is_named(tmp_path):
+    config = SweepConfig.model_validate(SECTIONS)
+    (group, *_) = point_groups(config, all_points(config))
+    with Crew(config, tmp_path, 1) as crew:
+        for process in multiprocessing.active_children():
+            process.kill()
+            process.join()
+        with pytest.raises(InputError, match=r"ended by itself \(exit status -9"):
+            crew.work([group], lambda _: None)
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -180,6 +192,7 @@ def test_cores_are_shared_out():
         ("selectors.random.kind=randon", "'randon' is no valid kind; did you mean 'random'?"),
         ("rounds=9", "has 20 structures that are in no other set, fewer than the 31"),
         ("warm_start=true", "warm_start needs systems.springs.training.warm_steps"),
+        ("systems.springs.training.final_steps=9", "training.final_steps is not used here"),
     ],
 )
 def test_what_cannot_work_is_one_sentence(study, tmp_path, change, sentence):

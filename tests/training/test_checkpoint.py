@@ -100,6 +100,21 @@ def test_one_that_ended_is_not_done_again(trainer, waters, whole, tmp_path):
     assert not tmp_path.exists()
 
 
+def test_what_a_kill_left_half_written_is_discarded_too(tmp_path, monkeypatch):
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    saved = checkpoints.Saved([np.zeros(3)], {}, [{"step": np.array(1)}])
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", lambda *_, **__: None)  # a killed process does not tidy up
+        patch.setattr("os.replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoints.save(tmp_path / "training", "mine", saved)
+    assert any((tmp_path / "training").iterdir())
+    checkpoints.discard(tmp_path / "training")
+    assert not (tmp_path / "training").exists()
+
+
 def test_another_training_begins_at_its_beginning(trainer, waters, whole, tmp_path):
     """Another key, other labels, one structure more, other first parameters, another length."""
     interrupted(trainer, waters, tmp_path, after=3)
