@@ -11,7 +11,8 @@ random:
 - ``in_loop``: the same gate, but the buffer keeps what adds most to the log-determinant over all that is known;
 - ``adversarial``: ascent on the energy variance at bounded energy, from labelled frames.
 
-Strategies of one seed share their first set, all share the tests.  What is finished is not run again.
+Strategies of one seed share their first set, all share the tests.  What is finished is not run again.  The table is
+``results.csv`` of the output folder.
 
     python experiments/exploration_strategies/run.py --out runs/strategies --seeds 8
 """
@@ -106,7 +107,7 @@ def main() -> None:
             tests = held_out(options.out / "tests", system)
             for strategy in options.strategies:
                 rows += finished(options.out / f"{system}-{strategy}-{seed}", tests, system, strategy, seed)
-                write_csv(HERE / "results.csv", rows)
+                write_csv(options.out / "results.csv", rows)
 
 
 if __name__ == "__main__":

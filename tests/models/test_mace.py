@@ -84,6 +84,7 @@ def test_every_shape_turns_with_the_molecule_and_has_its_gradient(shape):
     np.testing.assert_allclose(a.forces[0, 1, 2], -(energies[0] - energies[1]) / 2e-4, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_sums_first_or_edges_first_is_the_same(monkeypatch):
     """Energies, forces, and the gradient of a loss of forces with respect to every parameter."""
     graph, found = graph_of(peroxide()), []

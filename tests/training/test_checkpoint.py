@@ -80,6 +80,7 @@ def test_it_goes_on_bit_for_bit(trainer, waters, whole, tmp_path, every, left, c
     assert seconds == sorted(seconds)
 
 
+@pytest.mark.slow
 def test_a_new_process_goes_on_as_well(trainer, waters, whole, tmp_path):
     """A trainer made anew shares nothing with the first one but the file."""
     interrupted(trainer, waters, tmp_path, after=2)

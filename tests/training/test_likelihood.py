@@ -63,7 +63,7 @@ def test_ranked_probability_score_is_its_integral():
         assert value == pytest.approx(below + above, rel=1e-6)
 
 
-@pytest.mark.parametrize("likelihood", ["mean_variance", "evidential"])
+@pytest.mark.parametrize("likelihood", ["mean_variance", pytest.param("evidential", marks=pytest.mark.slow)])
 def test_noise_is_learned_where_it_is(likelihood):
     """Labels of the oxygen carry noise of 0.6 eV/Angstrom, those of hydrogen of 0.15."""
     rng, noisy = np.random.default_rng(3), []

@@ -83,6 +83,7 @@ def test_a_wrong_force_pulls_no_harder_than_delta(batch):
     assert pull(50.0, squares) == pytest.approx(500 * pull(0.1, squares), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_huber_with_a_wide_delta_trains_as_squares_do(waters):
     references = reference_energies(waters, SPECIES)
     wide = LossSettings(kind="huber", energy_delta=1e6, forces_delta=1e6, virial_delta=1e6)
@@ -96,6 +97,7 @@ def test_huber_with_a_wide_delta_trains_as_squares_do(waters):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_huber_learns_past_labels_that_are_wrong(waters):
     """One force component in thirty-six is off by 60 eV/Angstrom; converged, squares follow it and Huber does not."""
     bad = [atoms.copy() for atoms in waters]

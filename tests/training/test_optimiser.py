@@ -160,6 +160,7 @@ class TestSecondStage:
         assert np.any(np.diff([report.validation_loss for report in early], axis=0) > 0)
         assert not any(report.stopped.any() for report in early)
 
+    @pytest.mark.slow
     def test_it_is_better_at_what_it_weighs(self, waters):
         """Forces that are half as large again as the energies say: only weights decide which of both is learned."""
         torn = []
