@@ -10,7 +10,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -115,23 +114,22 @@ def final_errors(curves: SeedCurves) -> Floats:
     return curves.errors[np.arange(len(last)), last]
 
 
-def log_error_area(labels: ArrayLike, errors: ArrayLike, scale: Literal["log", "linear"] = "log") -> Floats:
+def log_error_area(labels: ArrayLike, errors: ArrayLike) -> Floats:
     """Mean of the logarithm of the error over a learning curve, by the trapezoidal rule.
 
-    ``A = 1 / (x_n - x_1) * integral of ln e dx`` with x = ln(labels), or x = labels.  The normalisation makes exp(A)
-    the geometric mean error of the curve, and exp(A - A') the mean ratio of the errors of two curves.  In ln(labels)
-    every doubling of the labels weighs the same, in labels every label does.
+    ``A = 1 / (x_n - x_1) * integral of ln e dx`` with x = ln(labels), in which every doubling of the labels weighs the
+    same.  The normalisation makes exp(A) the geometric mean error of the curve, and exp(A - A') the mean ratio of the
+    errors of two curves.
 
     Args:
         labels: [n] ascending.
         errors: [..., n]; NaN at the ends is left out, a curve of one point has the logarithm of that.
-        scale: which x.
 
     Returns:
         [...], NaN where there is no error.
     """
     n, e = np.asarray(labels, dtype=np.float64), np.asarray(errors, dtype=np.float64)
-    x = np.log(n) if scale == "log" else n
+    x = np.log(n)
     flat = e.reshape(-1, len(n))
     areas = np.full(len(flat), np.nan)
     for place, row in enumerate(flat):

@@ -41,6 +41,8 @@ class Quantity(NamedTuple):
     """Unit shown; empty for a plain number."""
     factor: float = 1.0
     """How many units shown make one of the column."""
+    rises: bool = False
+    """Whether more is better."""
 
     @property
     def label(self) -> str:
@@ -59,12 +61,12 @@ ERRORS: Final[dict[str, Quantity]] = {
 """Columns that a comparison of selectors can be about: positive, smaller is better."""
 
 CALIBRATION: Final[dict[str, Quantity]] = {
-    "spearman": Quantity("Spearman correlation"),
+    "spearman": Quantity("Spearman correlation", rises=True),
     "miscalibration_area": Quantity("miscalibration area"),
     "ence": Quantity("ENCE"),
-    "nll": Quantity("NLL (nats)"),
+    "nll": Quantity("NLL", "nats"),
     "crps": Quantity("CRPS", "meV/Å", 1e3),
-    "auroc": Quantity("AUROC"),
+    "auroc": Quantity("AUROC", rises=True),
     "ause": Quantity("AUSE"),
 }
 """Columns that say how well the force uncertainty tells the error on a test set; see `uncertainty.calibration`."""

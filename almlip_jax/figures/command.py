@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from almlip_jax.errors import InputError
 from almlip_jax.evaluation import comparison
 from almlip_jax.evaluation.summary import latex, markdown
-from almlip_jax.evaluation.tidy import CALIBRATION, read_tables
+from almlip_jax.evaluation.tidy import read_tables
 from almlip_jax.figures.evolution import calibration_evolution, uncertainty_evolution
 from almlip_jax.figures.learning_curves import learning_curves
 from almlip_jax.figures.paired_ratio import paired_ratio
@@ -88,13 +88,18 @@ def _uncertainty_evolution(study: Study) -> None:
 
 
 def _calibration_evolution(study: Study) -> None:
-    known = [name for name in ("spearman", "auroc", "miscalibration_area", "ence") if study.table[name].notna().any()]
+    _evolution_of(study, "calibration_evolution", ("miscalibration_area", "ence", "nll", "crps"))
+
+
+def _ranking_evolution(study: Study) -> None:
+    _evolution_of(study, "ranking_evolution", ("spearman", "auroc", "ause"))
+
+
+def _evolution_of(study: Study, name: str, metrics: Sequence[str]) -> None:
+    known = [metric for metric in metrics if study.table[metric].notna().any()]
     if not known:
-        raise InputError(f"the table has no value of calibration: {', '.join(CALIBRATION)} are all empty.")
-    study.keep(
-        calibration_evolution({name: comparison.evolution(study.table, name) for name in known}),
-        "calibration_evolution",
-    )
+        raise InputError(f"the table has no value for {name}: {', '.join(metrics)} are all empty.")
+    study.keep(calibration_evolution({metric: comparison.evolution(study.table, metric) for metric in known}), name)
 
 
 def _tables(study: Study) -> None:
@@ -116,6 +121,7 @@ MAKERS: dict[str, Callable[[Study], None]] = {
     "paired_ratio": _paired_ratio,
     "uncertainty_evolution": _uncertainty_evolution,
     "calibration_evolution": _calibration_evolution,
+    "ranking_evolution": _ranking_evolution,
     "tables": _tables,
 }
 """What ``almlip figure NAME`` makes."""

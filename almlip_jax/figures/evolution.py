@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -58,7 +59,7 @@ def uncertainty_evolution(batch: Evolutions, pool: Evolutions, *, unit: str = "e
 def calibration_evolution(metrics: Mapping[str, Evolutions], *, level: float = LEVEL) -> Figure:
     """Draws metrics of calibration per round: a row of panels for each case, a column for each metric.
 
-    Lines are means over seeds.
+    Lines are means over seeds; an arrow at the name says in which direction a metric is better.
 
     Args:
         metrics: one of `tidy.CALIBRATION` -> its evolution.
@@ -76,9 +77,12 @@ def calibration_evolution(metrics: Mapping[str, Evolutions], *, level: float = L
         figure, panels = panel_grid(len(cases) * len(metrics), columns=len(metrics))
         places = ((case, metric) for case in cases for metric in metrics)
         for axes, (case, metric) in zip(panels, places, strict=True):
+            shown = CALIBRATION[metric]
             for name, one in metrics[metric].get(case, {}).items():
-                handles[name] = _draw(axes, one, lines[name], level, log=False)
-            axes.set(title=case.title(cases), xlabel="round", ylabel=CALIBRATION[metric].label)
+                in_units = replace(one, values=shown.factor * one.values)
+                handles[name] = _draw(axes, in_units, lines[name], level, log=False)
+            better = "↑" if shown.rises else "↓"
+            axes.set(title=case.title(cases), xlabel="round", ylabel=f"{shown.label} {better}")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         legend_below(figure, [handles[name] for name in lines])
     return figure

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from matplotlib.figure import Figure
 
-from almlip_jax.evaluation.statistics import LEVEL, SeedCurves, bootstrap_interval, t_interval
+from almlip_jax.evaluation.statistics import LEVEL, SeedCurves, t_interval
 from almlip_jax.evaluation.tidy import ERRORS, Case
 from almlip_jax.figures.style import legend_below, panel_grid, plain_log_ticks, selector_lines, style
 
@@ -17,7 +17,6 @@ def learning_curves(
     *,
     quantity: str = "forces_rmse",
     level: float = LEVEL,
-    bootstrap: bool = False,
 ) -> Figure:
     """Draws geometric means over seeds, with their intervals as bands, on logarithmic axes.
 
@@ -27,7 +26,6 @@ def learning_curves(
         curves: of `evaluation.comparison.learning_curves`.
         quantity: column that the errors are of.
         level: confidence level of the bands.
-        bootstrap: percentile intervals over resampled seeds instead of Student's.
 
     Returns:
         The figure; the caller saves and closes it.
@@ -41,7 +39,7 @@ def learning_curves(
         figure, panels = panel_grid(len(curves))
         for axes, (case, selectors) in zip(panels, curves.items(), strict=True):
             for name, one in selectors.items():
-                found = bootstrap_interval(one.errors, level) if bootstrap else t_interval(one.errors, level)
+                found = t_interval(one.errors, level)
                 (handles[name],) = axes.plot(one.labels, shown.factor * found.center, **lines[name])
                 band = np.isfinite(found.low)
                 axes.fill_between(

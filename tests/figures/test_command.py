@@ -10,12 +10,16 @@ from typing import Any
 import matplotlib.colors
 import numpy as np
 import pytest
+from matplotlib import pyplot as plt
 from power_law_sweep import sweep, written
 from typer.testing import CliRunner
 
 from almlip_jax.cli import app
 from almlip_jax.errors import InputError
+from almlip_jax.evaluation.comparison import evolution
+from almlip_jax.evaluation.tidy import CALIBRATION
 from almlip_jax.figures.command import MAKERS, make
+from almlip_jax.figures.evolution import calibration_evolution
 from almlip_jax.figures.style import SELECTOR_COLORS, selector_color, selector_lines
 
 
@@ -69,11 +73,24 @@ def test_selectors_look_the_same_everywhere_and_not_like_each_other():
 
 def test_what_a_table_lacks_is_skipped_or_one_sentence(tmp_path):
     bare = sweep(seeds=2, rounds=2)
-    bare[["spearman", "auroc", "miscalibration_area", "ence", "sigma_batch"]] = np.nan
+    bare[[*CALIBRATION, "sigma_batch"]] = np.nan
     path = written(tmp_path / "bare.csv", bare)
     found = make("all", [path], tmp_path / "out")
-    assert set(found["skipped"]) == {"uncertainty_evolution", "calibration_evolution"}
+    assert set(found["skipped"]) == {"uncertainty_evolution", "calibration_evolution", "ranking_evolution"}
     with pytest.raises(InputError, match="sigma_batch"):
         make("uncertainty_evolution", [path], tmp_path / "out")
     with pytest.raises(InputError, match="no figure 'pie'"):
         make("pie", [path], tmp_path / "out")
+
+
+def test_metrics_of_calibration_are_drawn_in_their_units_as_means_over_seeds(tmp_path):
+    table = sweep(seeds=3, rounds=4)
+    table["crps"] = 0.01 * (1 + table["round"]) * (1 + table["seed"])
+    figure = calibration_evolution({name: evolution(table, name) for name in ("crps", "auroc")})
+    crps, auroc = figure.axes[:2]
+    assert crps.get_ylabel() == "CRPS (meV/Å) ↓" and auroc.get_ylabel() == "AUROC ↑"
+    line = crps.lines[0]
+    np.testing.assert_allclose(line.get_ydata(), 20.0 * (1 + np.asarray(line.get_xdata())), rtol=1e-12)
+    plt.close(figure)
+    found = make("ranking_evolution", [written(tmp_path / "table.csv", table)], tmp_path / "out")
+    assert {Path(path).name for path in found["written"]} == {"ranking_evolution.pdf", "ranking_evolution.png"}
