@@ -1,7 +1,7 @@
 """Features: maps from structures to the vectors in which selectors measure difference, and changes of their kernel."""
 
 from almlip_jax.features.aggregation import aggregate
-from almlip_jax.features.gradients import force_gradient, full_gradient, gradient_factors
+from almlip_jax.features.gradients import force_gradient, full_gradient, full_gradients, gradient_factors
 from almlip_jax.features.maps import committee_energy, composition, last_layer_gradient, latent
 from almlip_jax.features.power_spectrum import density_of, power_spectrum, spectrum_factors
 from almlip_jax.features.request import FEATURES, FeatureRequest, feature_factors, feature_maps
@@ -20,6 +20,7 @@ __all__ = [
     "feature_maps",
     "force_gradient",
     "full_gradient",
+    "full_gradients",
     "gradient_factors",
     "last_layer_gradient",
     "latent",

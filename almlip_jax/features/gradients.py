@@ -64,6 +64,35 @@ def full_gradient(ensemble: AnyEnsemble, params: Params, graph: Graph, factors: 
     return sketched / (heads * jnp.sqrt(models) * atom_counts(graph)[0])
 
 
+def full_gradients(
+    ensemble: AnyEnsemble, params: Params, graphs: Graph, factors: GradientFactors, side_by_side: int | None = None
+) -> jax.Array:
+    """`full_gradient` of each of some structures.
+
+    Args:
+        ensemble: models and members.
+        params: of the ensemble.
+        graphs: with a leading axis n, a graph of one structure each, or of none.
+        factors: what `gradient_factors` gives.
+        side_by_side: structures whose gradients are formed together; by default one on a CPU, whose caches hold the
+            gradient of one and where empty graphs cost nothing, and 16 elsewhere, where one does not fill the device.
+
+    Returns:
+        [n, p]; 0 where there is no structure.
+    """
+    size, dtype = factors[0][0].shape[-2], factors[0][0].dtype
+    together = side_by_side or (1 if jax.default_backend() == "cpu" else 16)
+
+    def gradient(graph: Graph) -> jax.Array:
+        return jax.lax.cond(
+            graph.structure_mask[0],
+            lambda: full_gradient(ensemble, params, graph, factors).astype(dtype),
+            lambda: jnp.zeros(size, dtype),
+        )
+
+    return jax.lax.map(gradient, graphs, batch_size=None if together == 1 else together)
+
+
 def force_gradient(
     ensemble: AnyEnsemble, params: Params, graph: Graph, prediction: Prediction, num_species: int
 ) -> jax.Array:

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from typing import get_args
 
 import jax
-import jax.numpy as jnp
 from flax import struct
 
 from almlip_jax.ensembles.mixed import AnyEnsemble
 from almlip_jax.ensembles.prediction import Prediction
 from almlip_jax.feature_names import FeatureName
-from almlip_jax.features.gradients import GradientFactors, force_gradient, full_gradient, gradient_factors
+from almlip_jax.features.gradients import GradientFactors, force_gradient, full_gradients, gradient_factors
 from almlip_jax.features.maps import committee_energy, composition, last_layer_gradient, latent
 from almlip_jax.features.power_spectrum import SpectrumFactors, density_of, power_spectrum, spectrum_factors
 from almlip_jax.features.sketch import COLUMNS, sketch
@@ -110,7 +109,7 @@ def feature_maps(
                 return last_layer_gradient(prediction, graph, number)
             case "full_gradient":
                 assert one_by_one is not None and factors.gradient is not None
-                return _structure_gradients(ensemble, params, one_by_one, factors.gradient)
+                return full_gradients(ensemble, params, one_by_one, factors.gradient)
             case "force_gradient":
                 assert factors.rows is not None
                 rows = force_gradient(ensemble, params, graph, prediction, number)
@@ -124,19 +123,3 @@ def feature_maps(
                 return composition(graph, number)
 
     return {name: found(name) for name in request.names}
-
-
-def _structure_gradients(
-    ensemble: AnyEnsemble, params: Params, one_by_one: Graph, factors: GradientFactors
-) -> jax.Array:
-    """The sketched gradients of structures one after the other, [S, p]; 0 in slots without one, at no cost."""
-    size, dtype = factors[0][0].shape[-2], factors[0][0].dtype
-
-    def gradient(graph: Graph) -> jax.Array:
-        return jax.lax.cond(
-            graph.structure_mask[0],
-            lambda: full_gradient(ensemble, params, graph, factors).astype(dtype),
-            lambda: jnp.zeros(size, dtype),
-        )
-
-    return jax.lax.map(gradient, one_by_one)

@@ -18,7 +18,7 @@ from almlip_jax.features import (
     composition,
     density_of,
     force_gradient,
-    full_gradient,
+    full_gradients,
     gradient_factors,
     power_spectrum,
     random_factors,
@@ -80,7 +80,7 @@ def rotated(structures: list[Atoms]) -> list[Atoms]:
     return frames
 
 
-_gradient = jax.jit(full_gradient, static_argnums=0)
+_gradients = jax.jit(full_gradients, static_argnums=(0, 4))
 _predict = jax.jit(lambda e, p, g: e.predict(p, g), static_argnums=0)
 _forces = jax.jit(lambda e, p, g: force_gradient(e, p, g, e.predict(p, g), 2), static_argnums=0)
 
@@ -98,9 +98,13 @@ def test_full_gradient_is_the_sketch_of_the_jacobian(structures, graph, made):
             matrix = matrix.reshape(3, -1, matrix.shape[-1] if matrix.ndim > 1 else 1)
             by_hand += size * np.einsum("pm,smn,pn->sp", left[model], matrix, right[model])
     by_hand /= ensemble.heads.count * np.sqrt(2) * np.sqrt(COLUMNS) * np.array([3, 4, 3])[:, None]
-    for n, frame in enumerate(structures):
-        one = graph_of([frame], BatchShape(5, 6, 1))
-        np.testing.assert_allclose(_gradient(ensemble, params, one, factors), by_hand[n], rtol=1e-9, atol=1e-12)
+    alone = [graph_of([frame], BatchShape(5, 6, 1)) for frame in structures]
+    empty = replace(alone[0], atom_mask=np.zeros(5, bool), structure_mask=np.zeros(1, bool))
+    graphs = jax.tree.map(lambda *x: jnp.stack(x), *alone, empty)
+    for side_by_side in (1, 3):
+        found = _gradients(ensemble, params, graphs, factors, side_by_side)
+        np.testing.assert_allclose(found[:3], by_hand, rtol=1e-9, atol=1e-12)
+        assert not found[3].any()
     assert np.abs(by_hand[0]).min() > 0
 
 
