@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from almlip_jax.evaluation.comparison import Comparison, ComparisonTable
 from almlip_jax.evaluation.tidy import ERRORS, Case
-from almlip_jax.figures.style import MUTED, panel_grid, selector_color, selector_marker, style
+from almlip_jax.figures.style import MUTED, panel_grid, selector_lines, style
 
 MEASURES = {"area": "over the whole curve", "final": "at the last number of labels"}
 
@@ -30,6 +30,7 @@ def paired_ratio(table: ComparisonTable, *, measure: Literal["area", "final"] = 
             cases.setdefault(row.case, []).append(row)
     if not cases:
         raise ValueError("there is no ratio to draw.")
+    lines = selector_lines([table.baseline, *(row.selector for row in table.rows)])
     tallest = max(len(rows) for rows in cases.values())
     with style():
         figure, panels = panel_grid(len(cases), height=0.9 + 0.24 * tallest, columns=3)
@@ -41,8 +42,8 @@ def paired_ratio(table: ComparisonTable, *, measure: Literal["area", "final"] = 
                     found.ratio,
                     height,
                     xerr=[[found.ratio - found.low], [found.high - found.ratio]],
-                    color=selector_color(row.selector),
-                    marker=selector_marker(row.selector),
+                    color=lines[row.selector]["color"],
+                    marker=lines[row.selector]["marker"],
                     markersize=4.5,
                     elinewidth=1.6,
                     capsize=2.0,

@@ -69,7 +69,7 @@ SELECTOR_MARKERS: Final[dict[str, str]] = {
 }
 """Markers of the selectors by name, so that figures can be read in grey as well."""
 
-_OTHERS: Final = ("#1e4b2d", "#5ab4e1", "#a53c5a", "#96693c", "#5a1e4b")
+_OTHERS: Final = ("#1e4b2d", "#5ab4e1", "#a53c5a", "#96693c", "#5a1e4b", "#0f8f83", "#e06aa3", "#8a8f12")
 _DASHES: Final = ("-", (0, (5, 1.6)), (0, (2, 1.2)), (0, (6, 1.4, 1.2, 1.4)), (0, (1, 1)))
 
 _RC: Final[dict[Any, Any]] = {
@@ -111,30 +111,41 @@ def style() -> Iterator[None]:
         yield
 
 
-def selector_color(name: str) -> str:
-    """The colour of a selector, the same in every figure; ``top_k (force_std_mean)`` has that of ``top_k``."""
-    return SELECTOR_COLORS.get(_kind(name), _OTHERS[zlib.crc32(name.encode()) % len(_OTHERS)])
-
-
-def selector_marker(name: str) -> str:
-    """The marker of a selector, by the same rule as its colour."""
-    markers = tuple(SELECTOR_MARKERS.values())
-    return SELECTOR_MARKERS.get(_kind(name), markers[zlib.crc32(name.encode()) // len(_OTHERS) % len(markers)])
-
-
 def selector_lines(names: Iterable[str]) -> dict[str, dict[str, Any]]:
     """How the line of each selector of a figure is drawn: keyword arguments of ``Axes.plot``.
 
-    Selectors that share colour and marker, such as variants of one kind, are told apart by their dashes.
+    A selector of this package has the same colour and marker in every figure, and ``top_k (force_std_mean)`` has those
+    of ``top_k``.  Other names keep theirs in the figures of one study.  Selectors that share both, such as variants of
+    one kind, are told apart by their dashes.
     """
-    seen: dict[tuple[str, str], int] = {}
+    names = list(dict.fromkeys(names))
+    colors, markers = _own_looks({_kind(name) for name in names})
+    seen: dict[str, int] = {}
     lines = {}
-    for name in dict.fromkeys(names):
-        look = selector_color(name), selector_marker(name)
-        seen[look] = seen.get(look, -1) + 1
-        dashes = _DASHES[seen[look] % len(_DASHES)]
-        lines[name] = {"color": look[0], "marker": look[1], "linestyle": dashes, "markersize": 3.6, "label": name}
+    for name in names:
+        kind = _kind(name)
+        seen[kind] = seen.get(kind, -1) + 1
+        dashes = _DASHES[seen[kind] % len(_DASHES)]
+        look = {"color": colors[kind], "marker": markers[kind], "linestyle": dashes, "markersize": 3.6, "label": name}
+        lines[name] = look
     return lines
+
+
+def _own_looks(kinds: set[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Colours and markers of kinds of selectors; each of the names that have none takes the next that is free."""
+    colors = {kind: SELECTOR_COLORS[kind] for kind in kinds if kind in SELECTOR_COLORS}
+    markers = {kind: SELECTOR_MARKERS.get(kind, "8") for kind in colors}
+    for kind in sorted(kinds - set(colors)):
+        place = zlib.crc32(kind.encode())
+        colors[kind] = _first_free(_OTHERS, place, set(colors.values()))
+        markers[kind] = _first_free(tuple(SELECTOR_MARKERS.values()), place, set(markers.values()))
+    return colors, markers
+
+
+def _first_free(among: Sequence[str], place: int, taken: set[str]) -> str:
+    """What stands at a place of a circle, or the first after it that is not taken, if there is one."""
+    circle = [among[(place + step) % len(among)] for step in range(len(among))]
+    return next((one for one in circle if one not in taken), circle[0])
 
 
 def _kind(name: str) -> str:
@@ -150,7 +161,7 @@ def panel_grid(count: int, width: float = 3.0, height: float = 2.5, columns: int
         height: of each, in inches.
         columns: at most so many in a row.
     """
-    across = min(count, columns)
+    across = 2 if count == 4 and columns == 3 else min(count, columns)
     down = -(-count // across)
     figure, grid = plt.subplots(down, across, squeeze=False, figsize=(0.4 + width * across, 0.5 + height * down))
     panels = list(grid.ravel())

@@ -20,7 +20,7 @@ from almlip_jax.evaluation.comparison import evolution
 from almlip_jax.evaluation.tidy import CALIBRATION
 from almlip_jax.figures.command import MAKERS, make
 from almlip_jax.figures.evolution import calibration_evolution
-from almlip_jax.figures.style import SELECTOR_COLORS, selector_color, selector_lines
+from almlip_jax.figures.style import SELECTOR_COLORS, selector_lines
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +60,12 @@ def test_text_in_vector_files_is_text(made):
 
 
 def test_selectors_look_the_same_everywhere_and_not_like_each_other():
-    assert selector_color("top_k (force_std_mean)") == selector_color("top_k")
-    lines = selector_lines(["random", "lcmd", "top_k", "my_own", "top_k (energy_std)"])
+    names = ["random", "lcmd", "top_k", "my_own", "top_k (energy_std)", "plain", "gate", "bias", "in_loop"]
+    lines = selector_lines(names)
+    assert lines["top_k (energy_std)"]["color"] == lines["top_k"]["color"] == SELECTOR_COLORS["top_k"]
+    assert len({line["color"] for line in lines.values()}) == len(lines) - 1
+    again = selector_lines(names[::-1])
+    assert all(again[name]["color"] == lines[name]["color"] for name in names)
     looks = {(line["color"], line["marker"], str(line["linestyle"])) for line in lines.values()}
     assert len(looks) == len(lines)
     named = {
