@@ -23,6 +23,13 @@ KINDS: dict[str, type[Settings]] = {
 }
 """Models of configs by the command that reads them (``campaign``: all the others)."""
 
+_EXPLORATION = {
+    "kind": "md",
+    "walkers": [{"temperature": 300, "count": 4}, {"temperature": 600, "count": 4}],
+    "steps": 4000,
+    "thresholds": {"kind": "fixed", "record": 0.05, "stop": 1.0},
+}
+
 _ZUNDEL = {
     "name": "zundel",
     "system": {"structures": "zundel.xyz", "charge": 1},
@@ -33,12 +40,7 @@ _ZUNDEL = {
     },
     "model": {"kind": "shared_density", "cutoff": 6.0, "channels": 16},
     "training": {"max_steps": 4000, "validation_fraction": 0.05},
-    "exploration": {
-        "kind": "md",
-        "walkers": [{"temperature": 300, "count": 4}, {"temperature": 600, "count": 4}],
-        "steps": 4000,
-        "thresholds": {"kind": "fixed", "record": 0.05, "stop": 1.0},
-    },
+    "exploration": _EXPLORATION,
     "selection": {"batch": 15, "selector": {"kind": "bait"}},
     "stopping": {"max_rounds": 15, "max_labels": 170},
 }
@@ -63,7 +65,12 @@ TEMPLATES: dict[str, Template] = {
     "zundel": Template("the Zundel cation with GFN2-xTB: the main job", _ZUNDEL),
     "molecule": Template(
         "your own molecule with GFN2-xTB",
-        {**_ZUNDEL, "name": "molecule", "system": {"structures": "molecule.xyz", "charge": 0, "spin": 1}},
+        {
+            **_ZUNDEL,
+            "name": "molecule",
+            "system": {"structures": "molecule.xyz", "charge": 0, "spin": 1},
+            "exploration": {**_EXPLORATION, "admission": {"kind": "log_det"}},
+        },
     ),
     "pyscf": Template(
         "a molecule with PBE/def2-SVP by PySCF",
