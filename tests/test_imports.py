@@ -16,7 +16,10 @@ def run(program: str) -> str:
 
 @pytest.mark.parametrize(
     "program",
-    ["import almlip_jax, jax_md, e3nn_jax", "import jax_md, e3nn_jax; import almlip_jax"],
+    [
+        "import almlip_jax, jax_md, e3nn_jax",
+        pytest.param("import jax_md, e3nn_jax; import almlip_jax", marks=pytest.mark.slow),
+    ],
     ids=["first", "last"],
 )
 def test_whole_packages_are_what_they_always_are(program):

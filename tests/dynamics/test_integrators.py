@@ -221,7 +221,7 @@ def equilibrated() -> list[Atoms]:
 @pytest.mark.parametrize(
     ("integrator", "freedom"),
     [
-        (VelocityRescalingSettings(time=20), 93),
+        pytest.param(VelocityRescalingSettings(time=20), 93, marks=pytest.mark.slow),
         pytest.param(NoseHooverSettings(time=20), 93, marks=pytest.mark.slow),
         pytest.param(AndersenSettings(rate=0.02), 96, marks=pytest.mark.slow),
         (LangevinSettings(friction=0.02), 96),

@@ -34,6 +34,7 @@ SETTINGS = SharedDensitySettings(cutoff=3.5, radial=4, l_max=1, channels=4, hidd
 SPECIES = SpeciesTable((1, 8))
 SHAPE = BatchShape(atoms=10, neighbors=6, structures=3)
 COLUMNS = 30
+HEADS = (Heads(), Heads(3))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -60,7 +61,10 @@ def graph(structures) -> Graph:
     return graph_of(structures)
 
 
-@pytest.fixture(scope="module", params=[Heads(), Heads(3)], ids=["plain", "shallow"])
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(Heads(), id="plain"), pytest.param(Heads(3), id="shallow", marks=pytest.mark.slow)],
+)
 def made(request, graph) -> tuple[Ensemble, dict]:
     ensemble = Ensemble(build_model(SETTINGS, SPECIES), 2, heads=request.param)
 

@@ -66,7 +66,13 @@ def prepared(settings: MaceSettings) -> tuple[Ensemble, dict]:
     return ensemble, ensemble.standardise(fresh, graph_of(peroxide()), 1.0)
 
 
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+QUICK = ("tensors", "beyond_the_edges", "five_body")
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [pytest.param(shape, id=name, marks=() if name in QUICK else pytest.mark.slow) for name, shape in SHAPES.items()],
+)
 def test_every_shape_turns_with_the_molecule_and_has_its_gradient(shape):
     ensemble, params = prepared(changed(**shape))
     run = jax.jit(ensemble.predict)

@@ -31,6 +31,7 @@ def mixed(waters, tmp_path_factory):
     return *found, seen, folder
 
 
+@pytest.mark.slow
 def test_each_architecture_trains_as_it_would_alone(waters, mixed):
     """With its own settings, on graphs that reach as far as the farthest sighted."""
     potential, _, _, _ = mixed
@@ -73,6 +74,7 @@ def test_it_is_saved_and_loaded(waters, mixed):
     assert back.ensemble == potential.ensemble and back.cutoff == 4.0 and a.scores["force_std_max"].min() > 0
 
 
+@pytest.mark.slow
 def test_new_elements_are_added(waters):
     """At a learning rate of zero water stays what it was; then carbon is learned."""
     members, others = EnsembleSettings(size=2, likelihood="mean_variance"), []

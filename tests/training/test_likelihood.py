@@ -63,7 +63,8 @@ def test_ranked_probability_score_is_its_integral():
         assert value == pytest.approx(below + above, rel=1e-6)
 
 
-@pytest.mark.parametrize("likelihood", ["mean_variance", pytest.param("evidential", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("likelihood", ["mean_variance", "evidential"])
 def test_noise_is_learned_where_it_is(likelihood):
     """Labels of the oxygen carry noise of 0.6 eV/Angstrom, those of hydrogen of 0.15."""
     rng, noisy = np.random.default_rng(3), []
@@ -89,6 +90,7 @@ def test_noise_is_learned_where_it_is(likelihood):
     assert np.all(np.concatenate(found.force_std) == 0)
 
 
+@pytest.mark.slow
 def test_heads_learn_to_spread_as_they_err(waters):
     """Squares leave the heads at the spread they began with, or let them agree, which their errors do not."""
     tests = [water(seed) for seed in range(200, 230)]

@@ -82,6 +82,7 @@ def test_growth_and_warm_start_compile_nothing(trainer, dataset, references, res
     assert warm.history[0].train_loss.mean() < 0.5 * fresh.history[0].train_loss.mean()
 
 
+@pytest.mark.slow
 def test_a_member_trains_as_it_would_alone(dataset, references):
     """Members share batches and geometry and nothing else."""
     settings = SETTINGS.model_copy(update={"max_steps": 20})
@@ -203,6 +204,7 @@ def test_bad_input(trainer, references):
         trainer.train([labelled(molecule("CO"))], None, jax.random.key(0), reference_energies={6: 0.0, 8: 0.0})
 
 
+@pytest.mark.slow
 def test_one_after_the_other_is_as_side_by_side(dataset, references):
     """However members are mapped, the same training comes out."""
     settings = SETTINGS.model_copy(update={"max_steps": 20})
