@@ -241,6 +241,7 @@ def test_thermostats_sample_the_canonical_ensemble(integrator, freedom, equilibr
     assert abs(each.mean() - kelvin) < 3 * each.std() / np.sqrt(walkers) + 4
 
 
+@pytest.mark.slow
 def test_cells_relax_and_fluctuate_around_the_same_volume():
     """FIRE on a strained crystal ends in the cubic cell; cold dynamics of the full cell stay there."""
     strain = np.array([[0.03, 0.02, 0], [0.02, -0.02, 0.01], [0, 0.01, 0.02]])

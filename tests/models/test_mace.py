@@ -66,7 +66,7 @@ def prepared(settings: MaceSettings) -> tuple[Ensemble, dict]:
     return ensemble, ensemble.standardise(fresh, graph_of(peroxide()), 1.0)
 
 
-QUICK = ("tensors", "beyond_the_edges", "five_body")
+QUICK = ("beyond_the_edges", "five_body")
 
 
 @pytest.mark.parametrize(

@@ -181,13 +181,16 @@ def test_an_interrupted_call_leaves_nothing_running(
     def interrupt(_: LabelResult) -> None:
         raise KeyboardInterrupt
 
-    start = time.monotonic()
+    def children() -> set[str]:
+        found = Path(f"/proc/{os.getpid()}/task").glob("*/children")
+        return set("".join(path.read_text() for path in found).split())
+
+    others, start = children(), time.monotonic()  # tests before this one may have left a process that is ending
     with Labeller(springs.model_copy(update={"attempts": 3}), store, TWO) as labeller:
         with pytest.raises(KeyboardInterrupt):
             labeller.label(waters(1, trouble.HANG) + waters(1) + waters(5, 1), TRAIN, on_label=interrupt)
     assert time.monotonic() - start < 15  # the timeout is 20 s
-    children = Path(f"/proc/{os.getpid()}/task").glob("*/children")
-    assert "".join(path.read_text() for path in children).split() == []
+    assert children() <= others
     assert 1 <= store.count_calls() < 7  # what had arrived is stored
 
 

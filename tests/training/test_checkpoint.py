@@ -171,6 +171,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     assert checkpoints.load(tmp_path, "another's") is None and len(list(tmp_path.iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_fitting_goes_on_after_an_interruption(waters, tmp_path):
     def fitted(on_epoch: Any = None, checkpoint: Path | None = None) -> Any:
         settings = settings_of(max_steps=160, validate_every=10)
