@@ -82,7 +82,7 @@ def test(arguments: list[str], *, slow: bool, browser: bool) -> int:
         code = subprocess.call([str(PYTHON), "-m", "pytest", "-q", "-m", mark, *arguments], cwd=ROOT)
         if code:
             return code
-    quick = [str(PYTHON), "-m", "pytest", "-q", "-n", "2", "--dist", "loadfile", *arguments]
+    quick = [str(PYTHON), "-m", "pytest", "-q", "-n", "2", "--dist", "worksteal", *arguments]
     return 0 if slow else subprocess.call(quick, cwd=ROOT)
 
 

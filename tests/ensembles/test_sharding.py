@@ -54,19 +54,22 @@ np.savez(
 """
 
 
-def results(folder: Path, devices: int) -> dict[str, np.ndarray]:
-    out = folder / f"{devices}.npz"
-    flags = f"--xla_force_host_platform_device_count={devices}"
+def started(out: Path, devices: int) -> subprocess.Popen[str]:
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run([sys.executable, "-c", PROGRAM, str(out)], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return dict(np.load(out))
+    command = [sys.executable, "-c", PROGRAM, str(out)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.fixture(scope="module")
-def one_and_eight(tmp_path_factory) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+def one_and_eight(tmp_path_factory) -> list[dict[str, np.ndarray]]:
     folder = tmp_path_factory.mktemp("devices")
-    return results(folder, 1), results(folder, 8)
+    files = {devices: folder / f"{devices}.npz" for devices in (1, 8)}
+    processes = [started(file, devices) for devices, file in files.items()]
+    for process in processes:
+        _, complaint = process.communicate()
+        assert process.returncode == 0, complaint[-3000:]
+    return [dict(np.load(file)) for file in files.values()]
 
 
 def test_eight_devices_give_the_single_device_result(one_and_eight):
