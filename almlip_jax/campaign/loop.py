@@ -120,6 +120,7 @@ class Campaign:
     def finish(self) -> None:
         """Trains and evaluates the final potential where the config asks for one that is not there yet."""
         if self.lacks_final("train"):
+            self.workshop.progress.round(self.state.round, self.state.round + 1)  # no other round comes
             _, seconds = self.results_of(stages.train_final)
             steps = self.config.training.final_steps or 0
             self.save_final(FinalRecord(round=self.state.round, steps=steps, seconds={"train": seconds}))

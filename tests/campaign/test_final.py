@@ -46,6 +46,10 @@ class Watching(SilentProgress):
         self.reports: list[int] = []
         self.compiled = [] if compiled is None else compiled
         self.began: list[int] = []
+        self.rounds: list[tuple[int, int]] = []
+
+    def round(self, index: int, total: int) -> None:
+        self.rounds.append((index, total))
 
     @contextmanager
     def stage(self, name: str, total: int | None = None, *, unit: str = "") -> Iterator[Callable[..., None]]:
@@ -97,6 +101,7 @@ def whole(
 def test_trains_as_long_as_asked_and_compiles_nothing(whole: tuple[RunDirectory, Watching], reference: Path) -> None:
     run, watching = whole
     assert watching.stages[-4:] == ["train", "evaluate", "train", "evaluate"] and watching.steps == [300, STEPS]
+    assert watching.rounds[0][1] > 1 and watching.rounds[-1] == (0, 1)  # the time left counts no further round
     assert watching.of_stage[-4] > 0  # it does count
     assert watching.of_stage[-2:] == [0, 0]
     assert read_csv(run.final.training)[-1]["step"] == STEPS
