@@ -2,8 +2,9 @@
 
 Trains an ensemble (of four, or of ``--members``) on 450 frames at 300 K (50 more validate) and tests on trajectories at
 300 K and 600 K, on the scan of a dihedral angle and on a transfer of the hydrogen; the committee and its members one by
-one.  A model whose potential lies in the output folder already is only evaluated.  One row a model, set and committee
-or member goes into ``results.csv``.
+one.  ``mixed`` is a committee of two architectures: members of ``thorough`` and MACE-type models in turn.  A model
+whose potential lies in the output folder already is only evaluated.  One row a model, set and committee or member goes
+into ``results.csv``.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from almlip_jax.compilation import prepare_jax
+from almlip_jax.ensembles import member_models
 from almlip_jax.fitting import fit_potential
 from almlip_jax.models import ModelSettings
 from almlip_jax.potential import Potential
@@ -38,9 +40,11 @@ MODELS: dict[str, dict[str, Any]] = {
     "nequip": {"kind": "nequip"},
     "thorough": {"cutoff": 6.0, "layers": 1, "radial": 6, "hidden": (64,)},
 }
-TRAINING: dict[str, dict[str, Any]] = {
-    "thorough": {"batch_size": 2, "clip_norm": 0.3, "loss": {"energy": 1.0}, "validate_every": 4500}
-}
+MODELS["mixed"] = MODELS["thorough"]
+MACE = {"kind": "mace", "cutoff": 6.0, "radial": 6}
+VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {"mixed": ({}, {"model": MACE, "training": {"max_steps": 60000}})}
+THOROUGH = {"batch_size": 2, "clip_norm": 0.3, "loss": {"energy": 1.0}, "validate_every": 4500}
+TRAINING: dict[str, dict[str, Any]] = {"thorough": THOROUGH, "mixed": THOROUGH}
 SETS = {"300K": "test_MD_300K", "600K": "test_MD_600K", "dihedral": "test_dihedral", "H_transfer": "test_H_transfer"}
 
 
@@ -56,7 +60,7 @@ def train(data: Path, name: str, members: int, steps: int, folder: Path) -> tupl
     potential, _ = fit_potential(
         frames,
         model,
-        EnsembleSettings(size=members),
+        EnsembleSettings.model_validate({"size": members, "variants": VARIANTS.get(name, ())}),
         settings,
         seed=0,
         on_epoch=report,
@@ -89,10 +93,16 @@ def errors(potential: Potential, path: Path) -> dict[str, float]:
     return {key: round(float(value), 2) for key, value in row.items()}
 
 
-def member(potential: Potential, m: int) -> Potential:
-    """One member as a potential of its own."""
-    params = jax.tree.map(lambda x: x[m : m + 1], potential.params)
-    return Potential(potential.settings, potential.species, params, potential.reference_energies)
+def one_by_one(potential: Potential) -> dict[str, Potential]:
+    """The members, each as a potential of its own."""
+    members = potential.members or EnsembleSettings(size=jax.tree.leaves(potential.params)[0].shape[0])
+    groups = potential.params if members.variants else (potential.params,)
+    found: dict[str, Potential] = {}
+    for (model, _, count), params in zip(member_models(potential.settings, members), groups, strict=True):
+        for m in range(count):
+            one = jax.tree.map(lambda x, m=m: x[m : m + 1], params)
+            found[f"member {len(found)}"] = Potential(model, potential.species, one, potential.reference_energies)
+    return found
 
 
 def main() -> None:
@@ -111,8 +121,7 @@ def main() -> None:
     for name in options.models:
         label = name if options.members == 4 else f"{name}_x{options.members}"
         potential, seconds = train(Path(options.data), name, options.members, options.steps, options.out / label)
-        one_by_one = {f"member {m}": member(potential, m) for m in range(options.members)}
-        for who, one in {"committee": potential, **one_by_one}.items():
+        for who, one in {"committee": potential, **one_by_one(potential)}.items():
             for test, file in SETS.items():
                 found = errors(one, Path(options.data) / "acac" / f"{file}.xyz")
                 rows.append(

@@ -17,9 +17,8 @@ from almlip_jax.structures.species import SpeciesTable
 
 MODEL = SharedDensitySettings(cutoff=4.0, radial=4, l_max=1, channels=4, hidden=(8,))
 SPECIES = SpeciesTable((1, 8))
-MEMBERS = EnsembleSettings(
-    size=5, variants=[{}, {"model": {"cutoff": 2.5, "hidden": [6, 6]}}, {"model": {"kind": "nequip", "channels": 2}}]
-)
+OTHER = {"kind": "nequip", "channels": 2, "layers": 1, "l_max": 1, "radial": 4}
+MEMBERS = EnsembleSettings(size=5, variants=[{}, {"model": {"cutoff": 2.5, "hidden": [6, 6]}}, {"model": OTHER}])
 
 
 predict = jax.jit(lambda ensemble, params, graph: ensemble.predict(params, graph), static_argnums=0)

@@ -109,14 +109,15 @@ def test_repulsion_adds_its_energy_and_forces_and_ends_at_the_covalent_distance(
 
 
 def test_members_one_by_one_or_side_by_side_are_the_same():
-    model = build_model(MaceSettings(cutoff=CUTOFF, radial=3, channels=2, l_max=1, read_out=(4,)), SPECIES)
+    shape = MaceSettings(cutoff=CUTOFF, radial=3, channels=2, l_max=1, correlation=2, read_out=(4,))
+    model = build_model(shape, SPECIES)
     params = jax.tree.map(lambda x: x.astype(jnp.float64), Ensemble(model, 3).init(jax.random.key(0)))
     graph = graph_of(carbide())
-    predict = jax.jit(lambda ensemble: ensemble.predict(params, graph), static_argnums=0)
-    together, in_turn = (predict(Ensemble(model, 3, mapping)) for mapping in ("vmap", "map"))
+    predict = jax.jit(lambda ensemble, params, graph: ensemble.predict(params, graph), static_argnums=0)
+    together, in_turn = (predict(Ensemble(model, 3, mapping), params, graph) for mapping in ("vmap", "map"))
     for one, other in zip(jax.tree.leaves(together), jax.tree.leaves(in_turn), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-11)
-    energies = jax.jit(lambda: Ensemble(model, 3, "map").energies(params, graph))()
+    energies = jax.jit(Ensemble(model, 3, "map").energies)(params, graph)
     np.testing.assert_allclose(energies, together.energy, atol=1e-12)
 
 
