@@ -163,13 +163,13 @@ def spherical_harmonics(direction: Sequence[jax.Array], l_max: int) -> tuple[jax
     found: list[tuple[jax.Array, ...]] = [(jnp.ones_like(direction[0]),), first]
     for degree in range(2, l_max + 1):
         # each component is an array of its own, so that plain differentiation meets neither slices nor stacks
-        found.append(tuple(_sum(terms, (found[-1],), (first,)) for terms in _recursion(degree)[0]))
+        found.append(tuple(_sum(terms, (found[-1],), (first,)) for terms in harmonic_recursion(degree)[0]))
     return tuple(component for block in found[: l_max + 1] for component in block)
 
 
 @cache
-def _recursion(degree: int) -> Table:
-    """Couples degree - 1 with 1, so normalised that unit vectors give squares that sum to 2 degree + 1."""
+def harmonic_recursion(degree: int) -> Table:
+    """Couples degree - 1 with 1 to a degree of 2 or more; of unit vectors, the squares then sum to 2 degree + 1."""
     coefficients = clebsch_gordan(degree - 1, 1, degree)
     lower, first = np.zeros(2 * degree - 1), np.array([0.0, np.sqrt(3.0), 0.0])
     lower[degree - 1] = np.sqrt(2 * degree - 1)  # along e3nn's polar axis y, only the middle component is not zero

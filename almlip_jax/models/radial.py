@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def polynomial_cutoff(distance: jax.Array, cutoff: float, power: int = 6) -> jax.Array:
@@ -48,6 +49,27 @@ def bessel_functions(distance: jax.Array, cutoff: float, count: int) -> list[jax
         waves.append(double * waves[-1] - waves[-2])
     factor = jnp.sqrt(2.0).astype(u.dtype) / u
     return [wave * factor for wave in waves[:count]]
+
+
+def chebyshev_polynomials(x: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+    """Chebyshev polynomials of the second kind, U_0 .. U_(count-1) and U_(-1) .. U_(count-2).
+
+    With ``x = cos(a)`` they give ``sin(n a) = sin(a) U_(n-1)`` and ``cos(n a) = x U_(n-1) - U_(n-2)``.  Clenshaw's
+    recursion runs over all orders at once, as arithmetic on whole arrays, which a compiler vectorises.
+
+    Args:
+        x: [A, K].
+        count: number of polynomials.
+
+    Returns:
+        two arrays [A, count, K].
+    """
+    x = x[:, None]
+    before = last = jnp.zeros((x.shape[0], count, x.shape[2]), x.dtype)
+    for order in reversed(range(count)):
+        starts = np.eye(count, dtype=x.dtype)[order][:, None]
+        before, last = last, starts + 2 * x * last - before
+    return last, before
 
 
 def bessel_basis(distance: jax.Array, cutoff: float, count: int) -> jax.Array:

@@ -40,10 +40,9 @@ from almlip_jax.models.bilinear import (
     bilinear,
     couplings,
     inner_products,
-    spherical_harmonics,
 )
-from almlip_jax.models.layout import split, stack, unstack
-from almlip_jax.models.radial import bessel_functions, polynomial_cutoff
+from almlip_jax.models.edges import EdgeBasis, expand_edges
+from almlip_jax.models.layout import split, unstack
 from almlip_jax.models.species_code import central_code, exact_code, neighbor_code, with_more_species
 from almlip_jax.settings import Settings
 from almlip_jax.structures.graph import Graph, lone_atom, values_at_neighbors
@@ -292,11 +291,8 @@ def _edge_functions(graph: Graph, settings: SharedDensitySettings) -> tuple[jax.
     # A padding slot gets a vector at the cutoff: its functions vanish there and their derivatives are finite.
     far = (0.0, 0.0, s.cutoff)
     parts = [jnp.where(graph.edge_mask, part, f) for part, f in zip(unstack(graph.vectors, 2), far, strict=True)]
-    distance = jnp.sqrt(parts[0] ** 2 + parts[1] ** 2 + parts[2] ** 2)
-    cut = jnp.where(graph.edge_mask, polynomial_cutoff(distance, s.cutoff, s.cutoff_power), 0)
-    radial = stack(tuple(wave * cut for wave in bessel_functions(distance, s.cutoff, s.radial)), 1)
-    inverse = 1 / distance
-    return radial, stack(spherical_harmonics([part * inverse for part in parts], s.l_max), 1)
+    basis = EdgeBasis(s.cutoff, s.cutoff_power, s.radial, s.l_max)
+    return expand_edges(basis, graph.edge_mask, (parts[0], parts[1], parts[2]))
 
 
 @jax.custom_vjp

@@ -1,0 +1,76 @@
+"""Edges expanded in radial functions and harmonics: values, and derivatives of any order, against plain formulas."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from almlip_jax.models.bilinear import spherical_harmonics
+from almlip_jax.models.edges import EdgeBasis, expand_edges
+from almlip_jax.models.radial import bessel_functions, polynomial_cutoff
+
+CUTOFF, ATOMS, SLOTS = 4.0, 3, 5
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def plainly(basis: EdgeBasis, mask: jax.Array, vectors: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+    distance = jnp.sqrt(sum(part**2 for part in vectors))
+    cut = jnp.where(mask, polynomial_cutoff(distance, basis.cutoff, basis.cutoff_power), 0)
+    radial = [wave * cut for wave in bessel_functions(distance, basis.cutoff, basis.radial)]
+    return jnp.stack(radial, 1), jnp.stack(spherical_harmonics([part / distance for part in vectors], basis.l_max), 1)
+
+
+def some_edges() -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    """Edges of all lengths up to a little beyond the cutoff; two slots hold none."""
+    rng = np.random.default_rng(0)
+    directions = rng.normal(size=(3, ATOMS, SLOTS))
+    lengths = rng.uniform(0.4, 1.1 * CUTOFF, (ATOMS, SLOTS))
+    vectors = tuple(jnp.asarray(lengths * part) for part in directions / np.linalg.norm(directions, axis=0))
+    return jnp.ones((ATOMS, SLOTS), bool).at[1, 3:].set(False), vectors
+
+
+@pytest.mark.parametrize(("radial", "l_max", "power"), [(6, 0, 3), (2, 1, 4), (8, 4, 3)])
+def test_values_and_derivatives_are_those_of_the_formulas(radial, l_max, power):
+    basis = EdgeBasis(CUTOFF, power, radial, l_max)
+    mask, vectors = some_edges()
+    rng = np.random.default_rng(1)
+    shapes = (ATOMS, radial, SLOTS), (ATOMS, (l_max + 1) ** 2, SLOTS)
+    weights, others = (tuple(jnp.asarray(rng.normal(size=shape)) for shape in shapes) for _ in range(2))
+
+    def total(expand, vectors, weights):
+        return sum(jnp.sum(jnp.sin(x) * w) for x, w in zip(expand(basis, mask, vectors), weights, strict=True))
+
+    def slope(expand, vectors):
+        """Of the gradient: it needs the derivative of the derivative."""
+        first = jax.grad(total, argnums=1)(expand, vectors, weights)
+        second = jax.grad(total, argnums=1)(expand, vectors, others)
+        return sum(jnp.sum(a * b) for a, b in zip(first, second, strict=True))
+
+    for function in (
+        lambda expand: expand(basis, mask, vectors),
+        lambda expand: jax.grad(total, argnums=1)(expand, vectors, weights),
+        lambda expand: jax.grad(slope, argnums=1)(expand, vectors),
+    ):
+        found, wanted = (jax.jit(function, static_argnums=0)(expand) for expand in (expand_edges, plainly))
+        for a, b in zip(found, wanted, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-11 * float(jnp.max(jnp.abs(b))) + 1e-13)
+
+
+def test_side_by_side_they_are_the_same():
+    """Under `vmap` conditions become choices."""
+    basis = EdgeBasis(CUTOFF, 3, 4, 2)
+    mask, vectors = some_edges()
+    masks = jnp.stack([mask, ~mask])
+    pairs = tuple(jnp.stack([part, 0.5 * part]) for part in vectors)
+    together = jax.vmap(lambda m, *v: expand_edges(basis, m, v))(masks, *pairs)
+    for n in range(2):
+        alone = expand_edges(basis, masks[n], tuple(part[n] for part in pairs))
+        for a, b in zip(together, alone, strict=True):
+            np.testing.assert_allclose(a[n], b, rtol=1e-13, atol=1e-13)
