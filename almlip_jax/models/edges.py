@@ -77,9 +77,8 @@ def _forward(basis: EdgeBasis, mask: jax.Array, vectors: Vectors) -> tuple[tuple
 
     shared, slope = jax.jvp(window, (distance,), (jnp.ones_like(distance),))
     angle = jnp.pi / basis.cutoff * distance
-    waves = partial(_functions, basis)
     operands = jnp.sin(angle), jnp.cos(angle), shared, slope, direction
-    radial, slopes, harmonics = materialised(waves, jnp.any(mask), *operands)
+    radial, slopes, harmonics = materialised(partial(_functions, basis), jnp.any(mask), *operands)
     return (radial, harmonics), _Kept(slopes, harmonics, direction, inverse)
 
 
