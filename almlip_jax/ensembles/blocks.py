@@ -33,6 +33,7 @@ def blocked(evaluate: _Evaluate, atoms_per_block: int | None = None) -> _Evaluat
     evaluate = jax.jit(evaluate)  # traced once, for its shapes and for the blocks
 
     def in_blocks(params: Params, graph: Graph) -> Prediction:
+        """The evaluation, block by block where there is more than one."""
         walkers = graph.num_structures
         atoms = graph.atom_mask.shape[0] // walkers
         limit = _default_limit() if atoms_per_block is None else atoms_per_block

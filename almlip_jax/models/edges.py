@@ -59,7 +59,8 @@ def expand_edges(basis: EdgeBasis, mask: jax.Array, vectors: Vectors) -> tuple[j
 
     Returns:
         radial functions [A, B, K] (`radial.bessel_functions`) and harmonics [A, (l_max + 1)^2, K]
-        (`bilinear.spherical_harmonics`); differentiable in the vectors, any number of times.
+        (`bilinear.spherical_harmonics`); differentiable in the vectors, any number of times.  Where no slot holds an
+        edge all of them are 0.
     """
     return _forward(basis, mask, vectors)[0]
 

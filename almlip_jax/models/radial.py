@@ -72,11 +72,6 @@ def chebyshev_polynomials(x: jax.Array, count: int) -> tuple[jax.Array, jax.Arra
     return last, before
 
 
-def bessel_basis(distance: jax.Array, cutoff: float, count: int) -> jax.Array:
-    """The functions of `bessel_functions` along a new last axis of length B."""
-    return jnp.stack(bessel_functions(distance, cutoff, count), axis=-1)
-
-
 def gaussian_functions(distance: jax.Array, cutoff: float, count: int) -> list[jax.Array]:
     """Gaussians at equal spacing from 0 to the cutoff, as wide as the spacing.
 

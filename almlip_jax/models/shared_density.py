@@ -35,12 +35,7 @@ from flax import struct
 from pydantic import Field, model_validator
 
 from almlip_jax.models.base import AtomicOutput, Params
-from almlip_jax.models.bilinear import (
-    Irreps,
-    bilinear,
-    couplings,
-    inner_products,
-)
+from almlip_jax.models.bilinear import Irreps, bilinear, couplings, inner_products
 from almlip_jax.models.edges import EdgeBasis, expand_edges
 from almlip_jax.models.layout import split, unstack
 from almlip_jax.models.species_code import central_code, exact_code, neighbor_code, with_more_species

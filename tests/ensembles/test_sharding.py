@@ -66,8 +66,8 @@ def one_and_eight(tmp_path_factory) -> list[dict[str, np.ndarray]]:
     folder = tmp_path_factory.mktemp("devices")
     files = {devices: folder / f"{devices}.npz" for devices in (1, 8)}
     processes = [started(file, devices) for devices, file in files.items()]
-    for process in processes:
-        _, complaint = process.communicate()
+    complaints = [process.communicate()[1] for process in processes]
+    for process, complaint in zip(processes, complaints, strict=True):
         assert process.returncode == 0, complaint[-3000:]
     return [dict(np.load(file)) for file in files.values()]
 

@@ -34,7 +34,6 @@ SETTINGS = SharedDensitySettings(cutoff=3.5, radial=4, l_max=1, channels=4, hidd
 SPECIES = SpeciesTable((1, 8))
 SHAPE = BatchShape(atoms=10, neighbors=6, structures=3)
 COLUMNS = 30
-HEADS = (Heads(), Heads(3))
 
 
 @pytest.fixture(scope="module", autouse=True)
