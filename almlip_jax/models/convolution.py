@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -25,16 +25,14 @@ from flax import struct
 from pydantic import Field
 
 from almlip_jax.models.base import AtomicOutput, Params
-from almlip_jax.models.bilinear import Irreps, clebsch_gordan, spherical_harmonics
+from almlip_jax.models.bilinear import Irreps, clebsch_gordan
+from almlip_jax.models.edges import EdgeBasis, expand_edges
 from almlip_jax.models.layout import stack, unstack
-from almlip_jax.models.radial import bessel_functions, gaussian_functions, polynomial_cutoff
+from almlip_jax.models.radial import RadialBasis
 from almlip_jax.models.species_code import with_more_species
 from almlip_jax.settings import Settings
 from almlip_jax.structures.graph import Graph, lone_atom, values_at_neighbors
 from almlip_jax.structures.species import SpeciesTable
-
-RadialBasis: TypeAlias = Literal["bessel", "gaussian"]
-"""Names of the radial bases."""
 
 
 @dataclass(frozen=True)
@@ -88,17 +86,14 @@ def edge_functions(
     """
     # A padding slot gets a vector at the cutoff: its functions vanish there and their derivatives are finite.
     far = (0.0, 0.0, cutoff)
-    parts = [jnp.where(graph.edge_mask, part, f) for part, f in zip(unstack(graph.vectors, 2), far, strict=True)]
-    distance = jnp.sqrt(parts[0] ** 2 + parts[1] ** 2 + parts[2] ** 2)
-    cut = jnp.where(graph.edge_mask, polynomial_cutoff(distance, cutoff, cutoff_power), 0)
-    if basis == "bessel":
-        # a factor 1/n: functions of higher frequency start with less weight and learn more slowly
-        functions = [f * (cut / (n + 1)) for n, f in enumerate(bessel_functions(distance, cutoff, count))]
-    else:
-        functions = [f * cut for f in gaussian_functions(distance, cutoff, count)]
-    inverse = 1 / distance
-    harmonics = spherical_harmonics([part * inverse for part in parts], max(path.edge for path in paths))
-    return Edges(stack(tuple(functions), 2), tuple(_coupled(path, harmonics) for path in paths), distance)
+    x, y, z = (jnp.where(graph.edge_mask, part, f) for part, f in zip(unstack(graph.vectors, 2), far, strict=True))
+    expansion = EdgeBasis(cutoff, cutoff_power, count, max(path.edge for path in paths), basis)
+    functions, harmonics = expand_edges(expansion, graph.edge_mask, (x, y, z))
+    radial = jnp.swapaxes(functions, 1, 2)
+    if basis == "bessel":  # a factor 1/n: functions of higher frequency start with less weight and learn more slowly
+        radial = radial / np.arange(1, count + 1, dtype=radial.dtype)
+    components = unstack(harmonics, 1)
+    return Edges(radial, tuple(_coupled(path, components) for path in paths), jnp.sqrt(x**2 + y**2 + z**2))
 
 
 def _coupled(path: Path, harmonics: Sequence[jax.Array]) -> jax.Array:

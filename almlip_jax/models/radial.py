@@ -1,10 +1,15 @@
-"""Radial functions of an edge: a Bessel basis under a polynomial cutoff, smooth to second order where it ends."""
+"""Radial functions of an edge, and a polynomial cutoff that ends them smoothly to second order."""
 
 from __future__ import annotations
+
+from typing import Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+RadialBasis: TypeAlias = Literal["bessel", "gaussian"]
+"""Names of the radial bases."""
 
 
 def polynomial_cutoff(distance: jax.Array, cutoff: float, power: int = 6) -> jax.Array:
@@ -27,28 +32,24 @@ def polynomial_cutoff(distance: jax.Array, cutoff: float, power: int = 6) -> jax
     return jnp.where(u < 1, 1 - tail * u**power, 0)
 
 
-def bessel_functions(distance: jax.Array, cutoff: float, count: int) -> list[jax.Array]:
-    """Spherical Bessel functions of order zero that vanish at the cutoff.
+def sine_functions(sine: jax.Array, cosine: jax.Array, cutoff: float, count: int) -> tuple[jax.Array, jax.Array]:
+    """What differs between spherical Bessel functions of order zero: ``sin(n pi r / cutoff)`` for n = 1..count.
 
-    ``B_n(r) = sqrt(2 / cutoff) sin(n pi r / cutoff) / r`` for n = 1..count, times ``cutoff`` to the power that makes
-    it free of units.  Source: Gasteiger et al., arXiv:2003.03123, eq. 7.
+    With ``sqrt(2) cutoff / r`` before them they vanish at the cutoff and are free of units.  Source: Gasteiger et al.,
+    arXiv:2003.03123, eq. 7.
 
     Args:
-        distance: any shape, Angstrom, greater than 0.
+        sine: of ``pi r / cutoff``, [A, K].
+        cosine: likewise.
         cutoff: Angstrom.
         count: number of functions B.
 
     Returns:
-        B arrays of the shape of ``distance``.
+        functions and their slopes in the distance r, [A, B, K] each.
     """
-    u = distance / cutoff
-    # sin(n x) by the Chebyshev recursion: one sine and one cosine instead of B sines.
-    first, double = jnp.sin(jnp.pi * u), 2 * jnp.cos(jnp.pi * u)
-    waves = [first, double * first]
-    for _ in range(count - 2):
-        waves.append(double * waves[-1] - waves[-2])
-    factor = jnp.sqrt(2.0).astype(u.dtype) / u
-    return [wave * factor for wave in waves[:count]]
+    last, before = chebyshev_polynomials(cosine, count)
+    frequency = np.pi / cutoff * np.arange(1, count + 1, dtype=sine.dtype)[:, None]
+    return sine[:, None] * last, (cosine[:, None] * last - before) * frequency
 
 
 def chebyshev_polynomials(x: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
@@ -72,16 +73,18 @@ def chebyshev_polynomials(x: jax.Array, count: int) -> tuple[jax.Array, jax.Arra
     return last, before
 
 
-def gaussian_functions(distance: jax.Array, cutoff: float, count: int) -> list[jax.Array]:
+def gaussian_functions(distance: jax.Array, cutoff: float, count: int) -> tuple[jax.Array, jax.Array]:
     """Gaussians at equal spacing from 0 to the cutoff, as wide as the spacing.
 
     Args:
-        distance: any shape, Angstrom.
+        distance: [A, K], Angstrom.
         cutoff: Angstrom.
         count: number of functions B, at least 2.
 
     Returns:
-        B arrays of the shape of ``distance``.
+        functions and their slopes in the distance, [A, B, K] each.
     """
     spacing = cutoff / (count - 1)
-    return [jnp.exp(-0.5 * (distance / spacing - n) ** 2) for n in range(count)]
+    along = distance[:, None] / spacing - np.arange(count, dtype=distance.dtype)[:, None]
+    values = jnp.exp(-0.5 * along**2)
+    return values, -along / spacing * values

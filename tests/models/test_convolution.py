@@ -15,7 +15,7 @@ from ase.build import bulk
 from almlip_jax.ensembles import Ensemble
 from almlip_jax.models import MaceSettings, SharedDensitySettings, build_model, zbl_pair_energy
 from almlip_jax.models.convolution import convolve, edge_functions, paths_between
-from almlip_jax.models.radial import gaussian_functions, polynomial_cutoff
+from almlip_jax.models.radial import polynomial_cutoff
 from almlip_jax.structures.graph import Graph
 from almlip_jax.structures.neighbors import largest_neighbor_count
 from almlip_jax.structures.packing import BatchShape, pack, plan_batches, take_batch
@@ -75,7 +75,6 @@ def test_radial_functions_of_edges():
     wanted = np.exp(-0.5 * ((distance[..., None] - center) / center[1]) ** 2)
     wanted *= np.asarray(polynomial_cutoff(jnp.asarray(distance), CUTOFF, 4))[..., None]
     np.testing.assert_allclose(edges.radial, np.where(graph.edge_mask[..., None], wanted, 0), atol=1e-13)
-    assert len(gaussian_functions(jnp.ones(2), CUTOFF, 7)) == 7
 
 
 def test_zbl_of_two_nuclei():

@@ -9,7 +9,7 @@ import pytest
 
 from almlip_jax.models.bilinear import spherical_harmonics
 from almlip_jax.models.edges import EdgeBasis, expand_edges
-from almlip_jax.models.radial import bessel_functions, polynomial_cutoff
+from almlip_jax.models.radial import polynomial_cutoff
 
 CUTOFF, ATOMS, SLOTS = 4.0, 3, 5
 
@@ -23,8 +23,17 @@ def _float64():
 def plainly(basis: EdgeBasis, mask: jax.Array, vectors: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
     distance = jnp.sqrt(sum(part**2 for part in vectors))
     cut = jnp.where(mask, polynomial_cutoff(distance, basis.cutoff, basis.cutoff_power), 0)
-    radial = [wave * cut for wave in bessel_functions(distance, basis.cutoff, basis.radial)]
-    return jnp.stack(radial, 1), jnp.stack(spherical_harmonics([part / distance for part in vectors], basis.l_max), 1)
+    if basis.kind == "bessel":
+        waves = [np.sqrt(2) * jnp.sin(n * np.pi * distance / CUTOFF) * CUTOFF / distance for n in orders(basis)]
+    else:
+        spacing = CUTOFF / (basis.radial - 1)
+        waves = [jnp.exp(-0.5 * ((distance - (n - 1) * spacing) / spacing) ** 2) for n in orders(basis)]
+    radial = jnp.stack([wave * cut for wave in waves], 1)
+    return radial, jnp.stack(spherical_harmonics([part / distance for part in vectors], basis.l_max), 1)
+
+
+def orders(basis: EdgeBasis) -> range:
+    return range(1, basis.radial + 1)
 
 
 def some_edges() -> tuple[jax.Array, tuple[jax.Array, ...]]:
@@ -36,9 +45,11 @@ def some_edges() -> tuple[jax.Array, tuple[jax.Array, ...]]:
     return jnp.ones((ATOMS, SLOTS), bool).at[1, 3:].set(False), vectors
 
 
-@pytest.mark.parametrize(("radial", "l_max", "power"), [(6, 0, 3), (2, 1, 4), (8, 4, 3)])
-def test_values_and_derivatives_are_those_of_the_formulas(radial, l_max, power):
-    basis = EdgeBasis(CUTOFF, power, radial, l_max)
+@pytest.mark.parametrize(
+    ("radial", "l_max", "power", "kind"), [(6, 0, 3, "bessel"), (2, 1, 4, "gaussian"), (8, 4, 3, "bessel")]
+)
+def test_values_and_derivatives_are_those_of_the_formulas(radial, l_max, power, kind):
+    basis = EdgeBasis(CUTOFF, power, radial, l_max, kind)
     mask, vectors = some_edges()
     rng = np.random.default_rng(1)
     shapes = (ATOMS, radial, SLOTS), (ATOMS, (l_max + 1) ** 2, SLOTS)
