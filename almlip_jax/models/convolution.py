@@ -27,7 +27,7 @@ from pydantic import Field
 from almlip_jax.models.base import AtomicOutput, Params
 from almlip_jax.models.bilinear import Irreps, clebsch_gordan
 from almlip_jax.models.edges import EdgeBasis, expand_edges
-from almlip_jax.models.layout import stack, unstack
+from almlip_jax.models.layout import side_by_side, stack, unstack
 from almlip_jax.models.radial import RadialBasis
 from almlip_jax.models.species_code import with_more_species
 from almlip_jax.settings import Settings
@@ -198,7 +198,7 @@ class DegreeLinear(nn.Module):
 def by_degree(blocks: Sequence[jax.Array], degrees: Sequence[int]) -> list[jax.Array]:
     """Blocks [2l+1, A, C] of equal degree side by side in the channels, from degree 0 up."""
     return [
-        jnp.concatenate([block for block, d in zip(blocks, degrees, strict=True) if d == degree], axis=-1)
+        side_by_side([block for block, d in zip(blocks, degrees, strict=True) if d == degree])
         for degree in range(max(degrees) + 1)
     ]
 

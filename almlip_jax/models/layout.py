@@ -6,6 +6,7 @@ of taking apart is putting together, and the reverse, at every order.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import jax
@@ -35,24 +36,31 @@ stack.defvjp(
 )
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1,))
-def split(values: jax.Array, sizes: tuple[int, ...]) -> tuple[jax.Array, ...]:
-    """Consecutive parts of an array along its first axis."""
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def split(values: jax.Array, sizes: tuple[int, ...], axis: int) -> tuple[jax.Array, ...]:
+    """Consecutive parts of an array along an axis."""
     ends = np.cumsum(sizes).tolist()
-    return tuple(values[end - size : end] for end, size in zip(ends, sizes, strict=True))
+    return tuple(
+        jax.lax.slice_in_dim(values, end - size, end, axis=axis) for end, size in zip(ends, sizes, strict=True)
+    )
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1,))
-def join(parts: tuple[jax.Array, ...], sizes: tuple[int, ...]) -> jax.Array:
-    """Arrays one after the other along their first axis; the inverse of `split`."""
-    return jnp.concatenate(parts)
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def join(parts: tuple[jax.Array, ...], sizes: tuple[int, ...], axis: int) -> jax.Array:
+    """Arrays one after the other along an axis; the inverse of `split`."""
+    return jnp.concatenate(parts, axis)
 
 
 split.defvjp(
-    lambda values, sizes: (split(values, sizes), None),
-    lambda sizes, _, cotangent: (join(cotangent, sizes),),
+    lambda values, sizes, axis: (split(values, sizes, axis), None),
+    lambda sizes, axis, _, cotangent: (join(cotangent, sizes, axis),),
 )
 join.defvjp(
-    lambda parts, sizes: (join(parts, sizes), None),
-    lambda sizes, _, cotangent: (split(cotangent, sizes),),
+    lambda parts, sizes, axis: (join(parts, sizes, axis), None),
+    lambda sizes, axis, _, cotangent: (split(cotangent, sizes, axis),),
 )
+
+
+def side_by_side(parts: Sequence[jax.Array]) -> jax.Array:
+    """Arrays one after the other along their last axis."""
+    return join(tuple(parts), tuple(part.shape[-1] for part in parts), -1)

@@ -51,7 +51,7 @@ from almlip_jax.models.convolution import (
     message_scale,
     paths_between,
 )
-from almlip_jax.models.layout import split, stack, unstack
+from almlip_jax.models.layout import side_by_side, split, stack, unstack
 from almlip_jax.models.species_code import central_code, exact_code, neighbor_code
 from almlip_jax.structures.graph import Graph
 from almlip_jax.structures.species import SpeciesTable
@@ -192,7 +192,7 @@ class _Layers(nn.Module):
         """A of the first layer, [2l+1, A, C] for l up to ``l_max``: weights of species, radial function and channel."""
         s = self.settings
         spread, mixed = nn.initializers.normal(1 / np.sqrt(s.radial)), []
-        for degree, block in enumerate(split(density, tuple(2 * n + 1 for n in range(s.l_max + 1)))):
+        for degree, block in enumerate(split(density, tuple(2 * n + 1 for n in range(s.l_max + 1)), 0)):
             weights = self.param(f"first_{degree}", spread, (block.shape[-1], s.channels))
             mixed.append(block @ (scale[degree] * weights))
         return tuple(mixed)
@@ -230,7 +230,7 @@ class _Layers(nn.Module):
             product = self._product(f"weights_{layer}_{order}", product, gathered, top, order == 2, code)
             found.append(product[: highest + 1])
         degrees = range(max(len(blocks) for blocks in found))
-        stacked = [jnp.concatenate([blocks[d] for blocks in found if d < len(blocks)], axis=-1) for d in degrees]
+        stacked = [side_by_side([blocks[d] for blocks in found if d < len(blocks)]) for d in degrees]
         return DegreeLinear(s.channels, name=f"mix_{layer}")(stacked)
 
     def _product(self, name: str, left: Irreps, right: Irreps, top: int, equal: bool, code: jax.Array) -> Irreps:

@@ -37,7 +37,7 @@ from pydantic import Field, model_validator
 from almlip_jax.models.base import AtomicOutput, Params
 from almlip_jax.models.bilinear import Irreps, bilinear, couplings, inner_products
 from almlip_jax.models.edges import EdgeBasis, expand_edges
-from almlip_jax.models.layout import split, unstack
+from almlip_jax.models.layout import side_by_side, split, unstack
 from almlip_jax.models.species_code import central_code, exact_code, neighbor_code, with_more_species
 from almlip_jax.settings import Settings
 from almlip_jax.structures.graph import Graph, lone_atom, values_at_neighbors
@@ -224,7 +224,7 @@ class _ReadOut(nn.Module):
         x = density if kinds == 1 else (code[:, :, None] * density[:, :, None, :]).reshape(*density.shape[:2], -1)
         smooth = jnp.tile(_smoothness(s, width), kinds).astype(density.dtype)
         mixed = []
-        for degree, block in enumerate(split(x, tuple(2 * l + 1 for l in range(s.l_max + 1)))):
+        for degree, block in enumerate(split(x, tuple(2 * l + 1 for l in range(s.l_max + 1)), 0)):
             shape = (kinds * width, s.channels)
             weights = self.param(f"{name}_{degree}", nn.initializers.normal(1 / np.sqrt(width)), shape)
             mixed.append(block @ (weights * (scales[degree] * smooth)[:, None]))
@@ -259,8 +259,7 @@ class _ReadOut(nn.Module):
             found += bilinear(inner_products(low), product, previous)
             found += bilinear(inner_products(low), product, product)
             previous = product
-        values = jnp.concatenate(found)  # [invariants of a channel, A, C]
-        return jnp.moveaxis(values, 0, 1).reshape(values.shape[1], -1)
+        return side_by_side([values for block in found for values in unstack(block, 0)])
 
     def _weigh(self, name: str, products: Irreps, degrees: Sequence[int]) -> Irreps:
         """Products of one degree mixed over channels and paths, [2l+1, A, C] for each degree."""
@@ -269,7 +268,7 @@ class _ReadOut(nn.Module):
             paths = [block for block, d in zip(products, degrees, strict=True) if d == degree]
             spread = nn.initializers.normal(1 / np.sqrt(channels * len(paths)))
             weights = self.param(f"{name}_{degree}", spread, (len(paths) * channels, channels))
-            mixed.append(jnp.concatenate(paths, axis=-1) @ weights)
+            mixed.append(side_by_side(paths) @ weights)
         return tuple(mixed)
 
     def _perceptron(self, suffix: str, x: jax.Array, before: jax.Array | None) -> jax.Array:

@@ -10,7 +10,7 @@ import pytest
 from jax.test_util import check_grads
 
 from almlip_jax.models.bilinear import bilinear, clebsch_gordan, inner_products, spherical_harmonics, terms_of
-from almlip_jax.models.layout import join, split, stack, unstack
+from almlip_jax.models.layout import join, side_by_side, split, stack, unstack
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -80,10 +80,12 @@ def test_taking_apart_and_putting_together_differentiate_into_each_other():
 
     def through(values):
         rows = unstack(values, 1)
-        parts = split(stack(tuple(n * row**2 for n, row in enumerate(rows)), 0), (1, 2))
-        return jnp.sum(jnp.sin(join(parts[::-1], (2, 1))))
+        parts = split(stack(tuple(n * row**2 for n, row in enumerate(rows)), 0), (1, 2), 0)
+        rows = join(parts[::-1], (2, 1), 0)
+        return jnp.sum(jnp.sin(side_by_side(split(rows, (1, 3, 1), -1)[::-1])) * np.arange(1, 6))
 
-    np.testing.assert_allclose(through(values), np.sum(np.sin(np.arange(3) * values**2)), rtol=1e-13)
+    wanted = np.roll((np.arange(3) * values**2).T, 2, axis=0)[:, [4, 1, 2, 3, 0]]
+    np.testing.assert_allclose(through(values), np.sum(np.sin(wanted) * np.arange(1, 6)), rtol=1e-13)
     check_grads(through, (values,), order=3, modes=["rev"], atol=1e-5, rtol=1e-5)
     text = jax.jit(jax.grad(through)).lower(values).as_text()
     assert "pad" not in text and "scatter" not in text
