@@ -1,0 +1,40 @@
+"""What is set once for a process: that memory is reused."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+# counts the pages that the system had to provide for ten blocks of 64 MiB, one after the other
+FAULTS = """
+import ctypes, resource
+from almlip_jax.compilation import prepare_jax
+prepare_jax()
+library = ctypes.CDLL(None)
+library.malloc.restype, library.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+library.free.argtypes = [ctypes.c_void_p]
+library.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    block = library.malloc(1 << 26)
+    library.memset(block, 1, 1 << 26)
+    library.free(block)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def faults(**environment: str) -> int:
+    done = subprocess.run(
+        [sys.executable, "-c", FAULTS], env=os.environ | environment, capture_output=True, text=True, check=True
+    )
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="for glibc alone")
+def test_large_blocks_are_reused_unless_the_user_has_tuned_the_library():
+    reused, tuned = faults(), faults(MALLOC_MMAP_THRESHOLD_="1048576")
+    assert tuned > 5 * reused > 0
