@@ -13,7 +13,7 @@ import jax
 Precision = Literal["float32", "float64"]
 
 _KEPT = 1 << 30  # bytes
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # parameters of mallopt, from glibc's malloc.h
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # parameters of mallopt, from glibc's malloc.h
 
 
 def cache_directory() -> Path:
@@ -47,12 +47,13 @@ def reuse_memory() -> None:
 
     glibc returns blocks above 32 MiB to the system at once.  A program that is called again and again and needs more
     than that for its intermediate arrays, as an evaluation of some 500 atoms does, then waits in every call until the
-    system has filled new pages with zeros, for as long as it computes.  Other libraries are left as they are, and so
-    is one that the user has tuned through the environment.
+    system has filled new pages with zeros, for as long as it computes.  All threads share one arena, as the others
+    cannot hold blocks above 64 MiB.  Other libraries are left as they are, and so is one that the user has tuned
+    through the environment.
     """
     tuned = any(name.startswith("MALLOC_") for name in os.environ) or "malloc" in os.environ.get("GLIBC_TUNABLES", "")
     if tuned or platform.libc_ver()[0] != "glibc":
         return
     library = ctypes.CDLL(None)
-    for parameter in (_MMAP_THRESHOLD, _TRIM_THRESHOLD):
-        library.mallopt(parameter, _KEPT)
+    for parameter, value in ((_MMAP_THRESHOLD, _KEPT), (_TRIM_THRESHOLD, _KEPT), (_ARENA_MAX, 1)):
+        library.mallopt(parameter, value)

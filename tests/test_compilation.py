@@ -9,20 +9,24 @@ import sys
 
 import pytest
 
-# counts the pages that the system had to provide for ten blocks of 64 MiB, one after the other
+# counts the pages that the system had to provide for ten blocks of 96 MiB, one after the other, to a thread
 FAULTS = """
-import ctypes, resource
+import ctypes, resource, threading
 from almlip_jax.compilation import prepare_jax
 prepare_jax()
 library = ctypes.CDLL(None)
 library.malloc.restype, library.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
 library.free.argtypes = [ctypes.c_void_p]
 library.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+def work():
+    for _ in range(10):
+        block = library.malloc(96 << 20)
+        library.memset(block, 1, 96 << 20)
+        library.free(block)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(10):
-    block = library.malloc(1 << 26)
-    library.memset(block, 1, 1 << 26)
-    library.free(block)
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
