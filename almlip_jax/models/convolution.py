@@ -26,7 +26,7 @@ from pydantic import Field
 
 from almlip_jax.models.base import AtomicOutput, Params
 from almlip_jax.models.bilinear import Irreps, clebsch_gordan
-from almlip_jax.models.edges import EdgeBasis, expand_edges
+from almlip_jax.models.edges import EdgeBasis, edge_vectors, expand_edges
 from almlip_jax.models.layout import side_by_side, stack, unstack
 from almlip_jax.models.radial import RadialBasis
 from almlip_jax.models.species_code import with_more_species
@@ -84,9 +84,7 @@ def edge_functions(
         basis: kind of radial functions.
         count: number of radial functions B.
     """
-    # A padding slot gets a vector at the cutoff: its functions vanish there and their derivatives are finite.
-    far = (0.0, 0.0, cutoff)
-    x, y, z = (jnp.where(graph.edge_mask, part, f) for part, f in zip(unstack(graph.vectors, 2), far, strict=True))
+    x, y, z = edge_vectors(graph, cutoff)
     expansion = EdgeBasis(cutoff, cutoff_power, count, max(path.edge for path in paths), basis)
     functions, harmonics = expand_edges(expansion, graph.edge_mask, (x, y, z))
     radial = jnp.swapaxes(functions, 1, 2)

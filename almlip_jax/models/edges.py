@@ -18,9 +18,20 @@ from almlip_jax.materialise import materialised
 from almlip_jax.models.bilinear import harmonic_recursion, spherical_harmonics
 from almlip_jax.models.layout import stack, unstack
 from almlip_jax.models.radial import RadialBasis, gaussian_functions, polynomial_cutoff, sine_functions
+from almlip_jax.structures.graph import Graph
 
 Vectors: TypeAlias = tuple[jax.Array, jax.Array, jax.Array]
 """Components x, y, z, each [A, K]."""
+
+
+def edge_vectors(graph: Graph, cutoff: float) -> Vectors:
+    """Components of the vectors of all edges, Angstrom.
+
+    A padding slot gets a vector at the cutoff: functions of it vanish there and their derivatives are finite.
+    """
+    far = (0.0, 0.0, cutoff)
+    x, y, z = (jnp.where(graph.edge_mask, part, f) for part, f in zip(unstack(graph.vectors, 2), far, strict=True))
+    return x, y, z
 
 
 class EdgeBasis(NamedTuple):

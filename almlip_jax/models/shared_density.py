@@ -36,7 +36,7 @@ from pydantic import Field, model_validator
 
 from almlip_jax.models.base import AtomicOutput, Params
 from almlip_jax.models.bilinear import Irreps, bilinear, couplings, inner_products
-from almlip_jax.models.edges import EdgeBasis, expand_edges
+from almlip_jax.models.edges import EdgeBasis, edge_vectors, expand_edges
 from almlip_jax.models.layout import side_by_side, split, unstack
 from almlip_jax.models.species_code import central_code, exact_code, neighbor_code, with_more_species
 from almlip_jax.settings import Settings
@@ -282,11 +282,8 @@ class _ReadOut(nn.Module):
 def _edge_functions(graph: Graph, settings: SharedDensitySettings) -> tuple[jax.Array, jax.Array]:
     """Radial functions [A, B, K] and spherical harmonics [A, (l_max + 1)^2, K] of all edges."""
     s = settings
-    # A padding slot gets a vector at the cutoff: its functions vanish there and their derivatives are finite.
-    far = (0.0, 0.0, s.cutoff)
-    parts = [jnp.where(graph.edge_mask, part, f) for part, f in zip(unstack(graph.vectors, 2), far, strict=True)]
     basis = EdgeBasis(s.cutoff, s.cutoff_power, s.radial, s.l_max)
-    return expand_edges(basis, graph.edge_mask, (parts[0], parts[1], parts[2]))
+    return expand_edges(basis, graph.edge_mask, edge_vectors(graph, s.cutoff))
 
 
 @jax.custom_vjp
