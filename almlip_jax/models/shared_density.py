@@ -71,6 +71,9 @@ class SharedDensitySettings(Settings):
     """Equivariant products taken one after the other; the correlation order is twice one more than that."""
     channels: int = Field(default=24, ge=1)
     """Channels of the mixed density."""
+    coupled_channels: int | None = Field(default=None, ge=1)
+    """How many of the channels take part in products, the others being seen through their squares alone; all of them
+    where not given."""
     hidden: tuple[int, ...] = Field(default=(64, 64), min_length=1)
     """Widths of the read-out MLP; the last one is the number of features of an atom."""
     layers: int = Field(default=0, ge=0, le=4)
@@ -83,6 +86,11 @@ class SharedDensitySettings(Settings):
     """Power of the polynomial cutoff; a smaller one lets far neighbours fade earlier."""
     repulsion: bool = False
     """Whether the Ziegler-Biersack-Littmark repulsion of bare nuclei is added at short distances."""
+
+    @property
+    def coupled(self) -> int:
+        """How many channels take part in products."""
+        return self.channels if self.coupled_channels is None else min(self.coupled_channels, self.channels)
 
     @model_validator(mode="before")
     @classmethod
@@ -250,6 +258,8 @@ class _ReadOut(nn.Module):
         s = self.settings
         low = min(s.coupled_l_max, s.l_max)
         found = [h[0], *bilinear(inner_products(s.l_max), h, h)]
+        if s.coupled < s.channels:
+            h = tuple(block[..., : s.coupled] for block in h)
         previous: Irreps = h
         for n in range(s.products):
             table, degrees = couplings(s.l_max if n == 0 else low, s.l_max, low, n == 0)
@@ -263,7 +273,7 @@ class _ReadOut(nn.Module):
 
     def _weigh(self, name: str, products: Irreps, degrees: Sequence[int]) -> Irreps:
         """Products of one degree mixed over channels and paths, [2l+1, A, C] for each degree."""
-        channels, mixed = self.settings.channels, []
+        channels, mixed = self.settings.coupled, []
         for degree in range(max(degrees) + 1):
             paths = [block for block, d in zip(products, degrees, strict=True) if d == degree]
             spread = nn.initializers.normal(1 / np.sqrt(channels * len(paths)))
