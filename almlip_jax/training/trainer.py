@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -201,7 +201,7 @@ class Trainer:
         if params is None:
             sample = jax.tree.map(jnp.asarray, data.sample_plan())
             params = self._fresh(key, data.packed.data, sample, data.energy_scale())
-        return self._initial(spread_members(jax.tree.map(lambda x: jnp.asarray(x, self.dtype), params)))
+        return spread(self._initial(spread_members(jax.tree.map(lambda x: jnp.asarray(x, self.dtype), params))))
 
     def total_steps(self, dataset: Sequence[Atoms], *, warm: bool) -> int:
         """Length of a training on so many structures, in optimiser steps, if nothing ends it earlier."""
@@ -242,10 +242,12 @@ class _Keeper:
         saved = checkpoints.load(self.folder, self.whose)
         if saved is None:
             return state, []
-        state = jax.tree.unflatten(jax.tree.structure(state), jax.device_put(list(saved.leaves)))
+        begun, structure = jax.tree.flatten(state)
+        # where those of the beginning lie; an array put there by name is another input where jax may choose the place
+        places = [leaf.sharding if leaf.committed else None for leaf in begun]
+        leaves = [jax.device_put(leaf, place) for leaf, place in zip(saved.leaves, places, strict=True)]
         order.bit_generator.state = saved.order
-        # the rest of the state follows its parameters
-        return replace(state, params=spread_members(state.params)), [_restored(report) for report in saved.history]
+        return jax.tree.unflatten(structure, leaves), [_restored(report) for report in saved.history]
 
     def keep(self, state: State, order: np.random.Generator, history: Sequence[EpochReport]) -> None:
         """Writes the state where it is time to."""
@@ -254,6 +256,18 @@ class _Keeper:
         leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(jax.device_get(state))]
         reports = [asdict(report) for report in history]
         checkpoints.save(self.folder, self.whose, checkpoints.Saved(leaves, order.bit_generator.state, reports))
+
+
+def spread(state: State) -> State:
+    """The state with all that its members have laid over the devices, as the program gives it back.
+
+    The program would otherwise be compiled once more for its own result.
+    """
+    shared = ("step", "plateau")
+    return replace(
+        state,
+        **{one.name: spread_members(getattr(state, one.name)) for one in fields(state) if one.name not in shared},
+    )
 
 
 def is_over(history: Sequence[EpochReport]) -> bool:

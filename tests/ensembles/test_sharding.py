@@ -41,12 +41,15 @@ trainer = Trainer(ensemble, species, capacity, settings, EnsembleSettings(size=8
 references = reference_energies(data, species)
 result = trainer.train(data, None, jax.random.key(0), reference_energies=references)
 found = Potential(model, species, result.params, references).evaluate(data)
-walkers = ExplorationSettings(walkers=(WalkerGroup(temperature=100.0, count=2),), steps=20)
+walkers = (WalkerGroup(temperature=100.0, count=2),)
+walkers = ExplorationSettings(walkers=walkers, steps=20, chunk=10, trajectory_every=10)
 explorer = Explorer(ensemble.predict, species, 4.0, walkers, dtype=np.float64)
 run = explorer.run(result.params, data[:2], (1e3, 1e4), jax.random.key(1))
 spread = len(jax.tree.leaves(spread_members(result.params))[0].sharding.device_set) if len(jax.devices()) > 1 else 1
+programs = [trainer._segment, *(program for pair in explorer._programs.values() for program in pair)]
 np.savez(
-    sys.argv[1], spread=spread, energy=found.energy, forces=np.concatenate(found.forces),
+    sys.argv[1], spread=spread, compiled=max(program._cache_size() for program in programs),
+    energy=found.energy, forces=np.concatenate(found.forces),
     std=found.scores["force_std_max"],
     positions=np.stack([a.positions for a in run.final]), loss=result.history[-1].validation_loss,
     params=np.concatenate([np.asarray(x).ravel() for x in jax.tree.leaves(result.params)]),
@@ -75,5 +78,6 @@ def one_and_eight(tmp_path_factory) -> list[dict[str, np.ndarray]]:
 def test_eight_devices_give_the_single_device_result(one_and_eight):
     one, eight = one_and_eight
     assert one.pop("spread") == 1 and eight.pop("spread") == 8
+    assert one["compiled"] == 1  # and with eight: two validations, two chunks
     for name, wanted in one.items():
         np.testing.assert_allclose(eight[name], wanted, rtol=1e-6, atol=1e-8, err_msg=name)
