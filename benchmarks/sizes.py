@@ -7,8 +7,8 @@ all candidates in turn, as the median over rounds.  A candidate is on the front 
 less.  One training of each, one seed; the errors of single members, whose scatter stands beside, say how far that goes.
 
 Errors go to the output folder, a file a candidate and system.  What is there is not trained again, so that two calls
-with different candidates can train side by side.  The table is written where the times are measured, to
-``benchmarks/results/sizes.md`` and ``.json``.
+with different candidates can train side by side; the seconds of training noted there are then upper bounds.  The table
+is written where the times are measured, to ``benchmarks/results/sizes.md`` and ``.json``.
 """
 
 from __future__ import annotations

@@ -201,7 +201,7 @@ class Trainer:
         if params is None:
             sample = jax.tree.map(jnp.asarray, data.sample_plan())
             params = self._fresh(key, data.packed.data, sample, data.energy_scale())
-        return spread(self._initial(spread_members(jax.tree.map(lambda x: jnp.asarray(x, self.dtype), params))))
+        return _spread(self._initial(spread_members(jax.tree.map(lambda x: jnp.asarray(x, self.dtype), params))))
 
     def total_steps(self, dataset: Sequence[Atoms], *, warm: bool) -> int:
         """Length of a training on so many structures, in optimiser steps, if nothing ends it earlier."""
@@ -258,18 +258,6 @@ class _Keeper:
         checkpoints.save(self.folder, self.whose, checkpoints.Saved(leaves, order.bit_generator.state, reports))
 
 
-def spread(state: State) -> State:
-    """The state with all that its members have laid over the devices, as the program gives it back.
-
-    The program would otherwise be compiled once more for its own result.
-    """
-    shared = ("step", "plateau")
-    return replace(
-        state,
-        **{one.name: spread_members(getattr(state, one.name)) for one in fields(state) if one.name not in shared},
-    )
-
-
 def is_over(history: Sequence[EpochReport]) -> bool:
     """Whether a training with these reports has ended."""
     return bool(history) and (history[-1].step >= history[-1].steps or bool(history[-1].stopped.all()))
@@ -301,3 +289,15 @@ def _restored(report: dict[str, Any]) -> EpochReport:
     """A report from its arrays."""
     numbers = {name: int(report[name]) for name in ("epoch", "step", "steps")}
     return EpochReport(**{**report, **numbers, "seconds": float(report["seconds"])})
+
+
+def _spread(state: State) -> State:
+    """The state with all that carries the member axis laid over the devices, as the program's results are.
+
+    With part of it elsewhere the program would be compiled once for the beginning and once more for its own results.
+    """
+    shared = ("step", "plateau")
+    return replace(
+        state,
+        **{one.name: spread_members(getattr(state, one.name)) for one in fields(state) if one.name not in shared},
+    )

@@ -23,8 +23,14 @@ from almlip_jax.structures.species import SpeciesTable
 SETTINGS = SharedDensitySettings(cutoff=3.5, radial=4, l_max=2, channels=4, hidden=(8, 8))
 # every option at once: message passing, a second product, and more species than are told apart one by one
 EVERYTHING = SETTINGS.model_copy(
-    update={"layers": 1, "products": 2, "message_channels": 2, "species_channels": 2, "coupled_l_max": 1}
-    | {"coupled_channels": 3}
+    update={
+        "layers": 1,
+        "products": 2,
+        "message_channels": 2,
+        "species_channels": 2,
+        "coupled_l_max": 1,
+        "coupled_channels": 3,
+    }
 )
 MACE = MaceSettings(cutoff=3.5, radial=4, channels=3, l_max=2, read_out=(8,), repulsion=True)
 NEQUIP = NequipSettings(
