@@ -6,9 +6,9 @@ The cost is the time of a gated step of exploration with four members, acetylace
 all candidates in turn, as the median over rounds.  A candidate is on the front of a test where no cheaper one errs
 less.  One training of each, one seed; the errors of single members, whose scatter stands beside, say how far that goes.
 
-Errors go to the output folder, a file a candidate and system.  What is there is not trained again, so that two calls
-with different candidates can train side by side; the seconds of training noted there are then upper bounds.  The table
-is written where the times are measured, to ``benchmarks/results/sizes.md`` and ``.json``.
+Errors go to the output folder, a file a candidate, system and seed.  What is there is not trained again, so that two
+calls with different candidates can train side by side; the seconds of training noted there are then upper bounds.  The
+table is written where the times are measured, to ``benchmarks/results/sizes.md`` and ``.json``.
 """
 
 from __future__ import annotations
@@ -103,16 +103,16 @@ def train(data: Path, out: Path, names: list[str], seed: int) -> None:
     """Errors of the candidates for which the output folder holds none yet, a file for each and system."""
     for name in names:
         for of_system in TRAINING:
-            path = errors_file(out, name, of_system)
+            path = errors_file(out, name, of_system, seed)
             if not path.exists():
                 row = errors(data, of_system, CANDIDATES[name], seed)
                 print(name, row, flush=True)
                 write_json(path, row)
 
 
-def errors_file(out: Path, name: str, of_system: str) -> Path:
+def errors_file(out: Path, name: str, of_system: str, seed: int) -> Path:
     """Where the errors of a candidate lie."""
-    return out / f"{name.replace(', ', '-').replace(' ', '_')}.{of_system}.json"
+    return out / f"{name.replace(', ', '-').replace(' ', '_')}.{of_system}.{seed}.json"
 
 
 def loop_of(start: Atoms, fields: dict[str, Any], steps: int, count: int) -> Callable[[], Any]:
@@ -195,7 +195,7 @@ def main() -> None:
     for name in options.candidates:
         row: dict[str, Any] = {"candidate": name} | {f"us {key}": value for key, value in cost[name].items()}
         for of_system in TRAINING:
-            row |= read_json(errors_file(options.out, name, of_system))
+            row |= read_json(errors_file(options.out, name, of_system, options.seed))
         rows.append(row)
     found = {"device": jax.devices()[0].device_kind, "cpus": os.cpu_count(), "jax": jax.__version__, "rows": rows}
     (HERE / "results" / "sizes.json").write_text(json.dumps(found, indent=1) + "\n")

@@ -72,8 +72,8 @@ class SharedDensitySettings(Settings):
     channels: int = Field(default=24, ge=1)
     """Channels of the mixed density."""
     coupled_channels: int | None = Field(default=None, ge=1)
-    """How many of the channels take part in products, the others being seen through their squares alone; all of them
-    where not given."""
+    """How many of the channels take part in products, the others entering to second order only; all of them where not
+    given, and no more than there are."""
     hidden: tuple[int, ...] = Field(default=(64, 64), min_length=1)
     """Widths of the read-out MLP; the last one is the number of features of an atom."""
     layers: int = Field(default=0, ge=0, le=4)

@@ -278,6 +278,17 @@ def test_sizes_fill_in_what_is_not_given():
     assert SharedDensitySettings.model_validate(small.model_dump(mode="json")) == small
 
 
+def test_only_coupled_channels_take_part_in_products():
+    def shapes(coupled: int | None) -> dict:
+        model = build_model(SETTINGS.model_copy(update={"coupled_channels": coupled}), SPECIES)
+        return jax.tree.map(jnp.shape, jax.eval_shape(model.init, jax.random.key(0)))
+
+    found = shapes(3)
+    assert found["couple_0"] == (3 * 3, 3)  # three pairs of degrees give a scalar
+    assert found["dense_0"]["kernel"][0] == 4 * (1 + 3) + 3 * (3 + 3)  # h_0, <h, h>; <r, h>, <r, r>
+    assert shapes(None) == shapes(4) == shapes(5)
+
+
 def test_cutoff_function():
     cut = jax.vmap(jax.grad(jax.grad(lambda x: polynomial_cutoff(x, 4.0, 3))))(jnp.asarray([3.9999999]))
     assert abs(cut[0]) < 1e-6
