@@ -13,7 +13,7 @@ import jax
 Precision = Literal["float32", "float64"]
 
 _KEPT = 1 << 30  # bytes
-_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # parameters of mallopt, from glibc's malloc.h
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # parameters of mallopt, from glibc's malloc.h
 
 
 def cache_directory() -> Path:
@@ -26,9 +26,12 @@ def cache_directory() -> Path:
 def prepare_jax(precision: Precision = "float32") -> None:
     """Sets the precision, has memory reused, and turns on the compilation cache unless the user chose one of jax's own.
 
-    A cache folder that cannot be written is no reason to stop: programs are then compiled anew by each process.
+    A CPU runs programs in the thread that calls them, if this comes before the first of them: only there are blocks of
+    any size reused.  A cache folder that cannot be written is no reason to stop: programs are then compiled anew by
+    each process.
     """
     jax.config.update("jax_enable_x64", precision == "float64")
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     reuse_memory()
     if jax.config.values.get("jax_compilation_cache_dir") is not None:
         return
@@ -47,13 +50,15 @@ def reuse_memory() -> None:
 
     glibc returns blocks above 32 MiB to the system at once.  A program that is called again and again and needs more
     than that for its intermediate arrays, as an evaluation of some 500 atoms does, then waits in every call until the
-    system has filled new pages with zeros, for as long as it computes.  All threads share one arena, as the others
-    cannot hold blocks above 64 MiB.  Other libraries are left as they are, and so is one that the user has tuned
-    through the environment.
+    system has filled new pages with zeros, for as long as it computes.  Blocks above 64 MiB are kept in the main
+    thread only: others have arenas of their own, which hold no such blocks.  One arena for all would hold them, but
+    compilations leave so many fragments there that the small requests of each operation, searching them, took 1.7
+    times the time of a step.  Other libraries are left as they are, and so is one that the user has tuned through the
+    environment.
     """
     tuned = any(name.startswith("MALLOC_") for name in os.environ) or "malloc" in os.environ.get("GLIBC_TUNABLES", "")
     if tuned or platform.libc_ver()[0] != "glibc":
         return
     library = ctypes.CDLL(None)
-    for parameter, value in ((_MMAP_THRESHOLD, _KEPT), (_TRIM_THRESHOLD, _KEPT), (_ARENA_MAX, 1)):
-        library.mallopt(parameter, value)
+    for parameter in (_MMAP_THRESHOLD, _TRIM_THRESHOLD):
+        library.mallopt(parameter, _KEPT)
