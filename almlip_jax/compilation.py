@@ -1,10 +1,11 @@
-"""What is set once for a process before jax compiles anything: precision, the persistent compilation cache, memory."""
+"""What is set once for a process before jax compiles anything: precision, devices, memory, the compilation cache."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import platform
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +14,8 @@ import jax
 Precision = Literal["float32", "float64"]
 
 _KEPT = 1 << 30  # bytes
+_DEVICE_FLAG = "xla_force_host_platform_device_count"
+_MOST_DEVICES = 16  # committees of more members are rare
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # parameters of mallopt, from glibc's malloc.h
 
 
@@ -24,7 +27,10 @@ def cache_directory() -> Path:
 
 
 def prepare_jax(precision: Precision = "float32") -> None:
-    """Sets the precision, has memory reused, and turns on the compilation cache unless the user chose one of jax's own.
+    """Sets the precision, makes devices of the cores, has memory reused, and turns on the compilation cache.
+
+    Devices and cache are left as they are where the user chose them by jax's own means (``JAX_NUM_CPU_DEVICES`` or
+    ``XLA_FLAGS``; ``JAX_COMPILATION_CACHE_DIR``).
 
     A CPU runs programs in the thread that calls them, if this comes before the first of them: only there are blocks of
     any size reused.  A cache folder that cannot be written is no reason to stop: programs are then compiled anew by
@@ -32,6 +38,7 @@ def prepare_jax(precision: Precision = "float32") -> None:
     """
     jax.config.update("jax_enable_x64", precision == "float64")
     jax.config.update("jax_cpu_enable_async_dispatch", False)
+    use_cores()
     reuse_memory()
     if jax.config.values.get("jax_compilation_cache_dir") is not None:
         return
@@ -43,6 +50,23 @@ def prepare_jax(precision: Precision = "float32") -> None:
     jax.config.update("jax_compilation_cache_dir", str(folder))
     # the many small programs of a start take longer to compile than to read
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def use_cores() -> None:
+    """Makes each core that the process may use a device of its own, over which members are spread.
+
+    One device divides every operation among all cores, which for small structures costs more than it gains; devices of
+    one core each divide the members, and meet once in a step.
+    """
+    chosen = jax.config.values.get("jax_num_cpu_devices", -1) >= 0 or _DEVICE_FLAG in os.environ.get("XLA_FLAGS", "")
+    if chosen:
+        return
+    with suppress(RuntimeError):  # jax has begun to work, with the devices that it has
+        jax.config.update("jax_num_cpu_devices", min(_cores(), _MOST_DEVICES))
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def reuse_memory() -> None:

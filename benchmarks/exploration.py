@@ -33,7 +33,7 @@ from almlip_jax.compilation import prepare_jax
 from almlip_jax.dynamics import ExplorationSettings, Explorer, SanitySettings, Status, WalkerGroup
 from almlip_jax.dynamics.motion import Evaluation
 from almlip_jax.dynamics.state import Setup, State
-from almlip_jax.ensembles import Ensemble
+from almlip_jax.ensembles import Ensemble, gathered
 from almlip_jax.models import Params, SharedDensitySettings, build_model
 from almlip_jax.structures.graph import Graph, forces_and_virial
 from almlip_jax.structures.species import SpeciesTable
@@ -56,7 +56,7 @@ def mean_of_forces(ensemble: Ensemble) -> Callable[[Params, Graph], jax.Array]:
     """Mean member forces, from one reverse pass for each member."""
 
     def forces(params: Params, graph: Graph) -> jax.Array:
-        return jnp.mean(ensemble.predict(params, graph).forces, axis=0)
+        return jnp.mean(gathered(ensemble.predict)(params, graph).forces, axis=0)
 
     return forces
 

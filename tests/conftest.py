@@ -8,8 +8,9 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# most of the time of a test is compiling, and small shapes gain nothing from the last optimisations
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
+# most of the time of a test is compiling, and small shapes gain nothing from the last optimisations; two devices, as
+# users have, whatever this machine is and whoever comes first
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1 --xla_force_host_platform_device_count=2")
 
 import jax
 import pytest

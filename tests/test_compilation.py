@@ -1,4 +1,4 @@
-"""What is set once for a process: that memory is reused."""
+"""What is set once for a process: that memory is reused, and that cores are devices."""
 
 from __future__ import annotations
 
@@ -51,3 +51,30 @@ def faults(**environment: str) -> list[int]:
 def test_large_blocks_are_reused_unless_the_user_has_tuned_the_library():
     reused, tuned = faults(), faults(MALLOC_MMAP_THRESHOLD_="1048576")
     assert all(b > 5 * a > 0 for a, b in zip(reused, tuned, strict=True)), (reused, tuned)
+
+
+def devices(cores: int, **environment: str) -> int:
+    """How many devices a process has that may use so many cores."""
+    program = f"""
+import os
+os.sched_setaffinity(0, list(os.sched_getaffinity(0))[:{cores}])
+from almlip_jax.compilation import prepare_jax
+prepare_jax()
+import jax
+found = len(jax.devices())
+prepare_jax()
+print(found)
+"""
+    own = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=own | environment, capture_output=True, text=True, check=True
+    )
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cores cannot be chosen on this system")
+def test_each_core_is_a_device_unless_the_user_has_chosen():
+    assert devices(1) == 1
+    assert devices(2) == min(2, len(os.sched_getaffinity(0)))
+    assert devices(1, XLA_FLAGS="--xla_force_host_platform_device_count=3") == 3
+    assert devices(1, JAX_NUM_CPU_DEVICES="3") == 3

@@ -32,7 +32,7 @@ from almlip_jax.dynamics.sanity import SanityLimits, fragments, looks_for_fragme
 from almlip_jax.dynamics.session import Session
 from almlip_jax.dynamics.settings import ExplorationSettings
 from almlip_jax.dynamics.state import Ends, Setup, Snapshots, State, Traces
-from almlip_jax.ensembles import blocked, spread_members
+from almlip_jax.ensembles import blocked, gathered, spread_members
 from almlip_jax.errors import CapacityError, InputError
 from almlip_jax.models import Params
 from almlip_jax.structures.species import SpeciesTable
@@ -76,7 +76,7 @@ class Explorer:
         self.atoms = atoms
         self.dtype = np.dtype(dtype)
         # traced once for the first evaluation and the loop
-        self._evaluate: Evaluate = jax.jit(blocked(evaluate))
+        self._evaluate: Evaluate = jax.jit(gathered(blocked(evaluate)))
         self._programs: dict[bool, tuple[Callable[..., State], Callable[..., tuple[State, Traces]]]] = {}
 
     def run(

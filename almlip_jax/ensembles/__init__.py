@@ -7,7 +7,7 @@ from almlip_jax.ensembles.heads import Belief, Heads, Noise
 from almlip_jax.ensembles.mixed import AnyEnsemble, MixedEnsemble
 from almlip_jax.ensembles.prediction import SCORES, Committee, Prediction, committee_statistics
 from almlip_jax.ensembles.settings import EnsembleSettings, VariantSettings
-from almlip_jax.ensembles.sharding import spread_members
+from almlip_jax.ensembles.sharding import beside_members, gathered, spread_members
 
 __all__ = [
     "SCORES",
@@ -21,9 +21,11 @@ __all__ = [
     "Noise",
     "Prediction",
     "VariantSettings",
+    "beside_members",
     "blocked",
     "build_ensemble",
     "committee_statistics",
+    "gathered",
     "member_models",
     "spread_members",
 ]

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from math import gcd
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from almlip_jax.ensembles.prediction import Prediction
+from almlip_jax.models.base import Params
+from almlip_jax.structures.graph import Graph
+
+_Evaluate: TypeAlias = Callable[[Params, Graph], Prediction]
 
 
 def spread_members(members: Any, devices: Sequence[jax.Device] | None = None) -> Any:
@@ -23,15 +29,69 @@ def spread_members(members: Any, devices: Sequence[jax.Device] | None = None) ->
         devices: those to use, all of the default backend where not given.
 
     Returns:
-        the same values; with one device, or members that share no divisor with the devices, the same arrays.
+        the same values; with one device, or members that no number of the devices divides evenly, the same arrays.
     """
     found = list(devices) if devices is not None else jax.devices()
 
     def spread(leaf: jax.Array) -> jax.Array:
-        count = gcd(leaf.shape[0], len(found))
-        if count == 1:
-            return leaf
-        mesh = Mesh(np.array(found[:count]), ("members",))
-        return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec("members")))
+        mesh = _mesh(leaf.shape[0], found)
+        return leaf if mesh.size == 1 else jax.device_put(leaf, NamedSharding(mesh, PartitionSpec("members")))
 
     return jax.tree.map(spread, members)
+
+
+def beside_members(tree: Any, members: int) -> Any:
+    """Arrays without a member axis, one copy on every device that holds some of so many members.
+
+    A program of spread members that is given arrays of one device copies them to the others in every call.
+    """
+    mesh = _mesh(members, jax.devices())
+    return tree if mesh.size == 1 else jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def gathered(evaluate: _Evaluate) -> _Evaluate:
+    """The same evaluation of spread members, in which all that travels between devices travels at once.
+
+    Each device evaluates its own members (`spread_members`) and is then given what those of the others say; whatever is
+    done with it, each does for itself.  Left to the compiler, devices meet at every reduction over members.
+
+    Args:
+        evaluate: an ensemble, whose prediction has a leading member axis.
+
+    Returns:
+        a function for programs whose other arguments are the same on all devices.  A committee of several
+        architectures is left to the compiler.
+    """
+
+    def of_all(params: Params, graph: Graph) -> Prediction:
+        """The evaluation, shared out where members are spread."""
+        mesh = _mesh(jax.tree.leaves(params)[0].shape[0], jax.devices())
+        if mesh.size == 1 or isinstance(params, tuple):
+            return evaluate(params, graph)
+        own, same = PartitionSpec("members"), PartitionSpec()
+        # that all devices end with the same arrays is not seen through the packing
+        shared = jax.shard_map(_exchanged(evaluate), mesh=mesh, in_specs=(own, same), out_specs=same, check_vma=False)
+        found: Prediction = shared(params, graph)
+        return found
+
+    return of_all
+
+
+def _exchanged(evaluate: _Evaluate) -> _Evaluate:
+    """What the members of all devices say, from the evaluation of those of one device."""
+
+    def everywhere(own: Params, graph: Graph) -> Prediction:
+        said, structure = jax.tree.flatten(evaluate(own, graph))
+        rows = jnp.concatenate([array.reshape(len(array), -1) for array in said], axis=1)
+        rows = jax.lax.all_gather(rows, "members", tiled=True)
+        parts = jnp.split(rows, np.cumsum([array[0].size for array in said])[:-1], axis=1)
+        shapes = [(-1, *array.shape[1:]) for array in said]
+        return jax.tree.unflatten(structure, [part.reshape(s) for part, s in zip(parts, shapes, strict=True)])
+
+    return everywhere
+
+
+def _mesh(members: int, devices: Sequence[jax.Device]) -> Mesh:
+    """As many of the devices as can be, each with the same number of members."""
+    count = max(n for n in range(1, min(members, len(devices)) + 1) if members % n == 0)
+    return Mesh(np.array(devices[:count]), ("members",))

@@ -117,7 +117,7 @@ class SideBySideTrainer:
             courses.append(_Course(data, np.random.default_rng(np.asarray(jax.random.key_data(order_key)))))
             states.append(self.trainer.start(data, job.params, init_key))
             runs.append(self.trainer.prepare(data, total_steps))
-        return courses, spread_members(_stacked(states)), _stacked(runs)
+        return courses, spread_members(_stacked(states)), spread_members(_stacked(runs))
 
     def _advance(
         self, state: State, run: Run, segments: Sequence[tuple[BatchPlan, int, int]]

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from ase import Atoms
 
-from almlip_jax.ensembles import Ensemble, EnsembleSettings, spread_members
+from almlip_jax.ensembles import Ensemble, EnsembleSettings, beside_members, spread_members
 from almlip_jax.errors import InputError
 from almlip_jax.models import Params
 from almlip_jax.structures.species import SpeciesTable
@@ -188,13 +188,14 @@ class Trainer:
         """What the program of a training needs to know of its data."""
         plan, steps = data.validation_plan()
         mine = slice(self.first, self.first + self.ensemble.size)
-        return Run(
+        run = Run(
             data=data.packed.data,
             weights=bootstrap_weights(self.members, self.capacity.structures, self.dtype)[mine],
             validation=jax.tree.map(jnp.asarray, plan),
             validation_steps=jnp.asarray(steps, jnp.int32),
             total_steps=jnp.asarray(total_steps, jnp.int32),
         )
+        return beside_members(run, self.ensemble.size)  # type: ignore[no-any-return]
 
     def start(self, data: TrainingSet, params: Params | None, key: jax.Array) -> State:
         """The state before the first step, from given parameters or fresh ones."""

@@ -46,9 +46,10 @@ walkers = ExplorationSettings(walkers=walkers, steps=20, chunk=10, trajectory_ev
 explorer = Explorer(ensemble.predict, species, 4.0, walkers, dtype=np.float64)
 run = explorer.run(result.params, data[:2], (1e3, 1e4), jax.random.key(1))
 spread = len(jax.tree.leaves(spread_members(result.params))[0].sharding.device_set) if len(jax.devices()) > 1 else 1
+shares = [len(spread_members(np.zeros((n, 2))).sharding.device_set) for n in (6, 7, 12, 16) if len(jax.devices()) > 1]
 programs = [trainer._segment, *(program for pair in explorer._programs.values() for program in pair)]
 np.savez(
-    sys.argv[1], spread=spread, compiled=max(program._cache_size() for program in programs),
+    sys.argv[1], spread=spread, shares=shares, compiled=max(program._cache_size() for program in programs),
     energy=found.energy, forces=np.concatenate(found.forces),
     std=found.scores["force_std_max"],
     positions=np.stack([a.positions for a in run.final]), loss=result.history[-1].validation_loss,
@@ -78,6 +79,7 @@ def one_and_eight(tmp_path_factory) -> list[dict[str, np.ndarray]]:
 def test_eight_devices_give_the_single_device_result(one_and_eight):
     one, eight = one_and_eight
     assert one.pop("spread") == 1 and eight.pop("spread") == 8
+    assert not one.pop("shares").size and eight.pop("shares").tolist() == [6, 7, 6, 8]
     assert one["compiled"] == 1  # and with eight: two validations, two chunks
     for name, wanted in one.items():
         np.testing.assert_allclose(eight[name], wanted, rtol=1e-6, atol=1e-8, err_msg=name)
