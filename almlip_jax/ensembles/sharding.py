@@ -82,11 +82,11 @@ def _exchanged(evaluate: _Evaluate) -> _Evaluate:
 
     def everywhere(own: Params, graph: Graph) -> Prediction:
         said, structure = jax.tree.flatten(evaluate(own, graph))
-        rows = jnp.concatenate([array.reshape(len(array), -1) for array in said], axis=1)
-        rows = jax.lax.all_gather(rows, "members", tiled=True)
-        parts = jnp.split(rows, np.cumsum([array[0].size for array in said])[:-1], axis=1)
-        shapes = [(-1, *array.shape[1:]) for array in said]
-        return jax.tree.unflatten(structure, [part.reshape(s) for part, s in zip(parts, shapes, strict=True)])
+        of_each = jax.lax.all_gather(jnp.concatenate([array.ravel() for array in said]), "members")
+        parts = jnp.split(of_each, np.cumsum([array.size for array in said])[:-1], axis=1)
+        # arrays differ in their first axis: features are of models, energies and forces of all their heads
+        joined = [part.reshape(-1, *array.shape[1:]) for part, array in zip(parts, said, strict=True)]
+        return jax.tree.unflatten(structure, joined)
 
     return everywhere
 

@@ -1,4 +1,4 @@
-"""Walkers evaluated in blocks: the same numbers and derivatives as all at once, whatever the blocks hold."""
+"""Walkers in blocks, and members on devices: the same numbers and derivatives as all at once on one device."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
 
-from almlip_jax.ensembles import Ensemble, Heads, Prediction, blocked
+from almlip_jax.ensembles import Ensemble, Heads, Prediction, blocked, gathered, spread_members
 from almlip_jax.models import SharedDensitySettings, build_model
 from almlip_jax.structures.graph import Graph, forces_and_virial, sum_over_atoms
 from almlip_jax.structures.species import SpeciesTable
@@ -24,6 +24,7 @@ ENSEMBLE = Ensemble(
     heads=Heads(2, "evidential"),
 )
 ATOMS = 6  # of a walker, padding included
+needs_two_devices = pytest.mark.skipif(len(jax.devices()) < 2, reason="there is one device")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -69,7 +70,20 @@ def flat(graph, params):
 @pytest.mark.parametrize("atoms", [1, 2 * ATOMS])
 def test_blocks_say_what_all_walkers_at_once_say(graph, params, flat, atoms):
     """One walker in each of five blocks; two in each of three, of which the last is not full."""
-    found = jax.jit(blocked(ENSEMBLE.predict, atoms))(params, graph)
+    same(jax.jit(blocked(ENSEMBLE.predict, atoms))(params, graph), flat)
+
+
+@needs_two_devices
+def test_members_on_two_devices_say_what_they_say_on_one(graph, params, flat):
+    """Two heads on each of two models, in blocks of walkers, with all that they say of their own errors."""
+    apart = spread_members(params)
+    assert {len(x.sharding.device_set) for x in jax.tree.leaves(apart)} == {2}
+    program = jax.jit(gathered(blocked(ENSEMBLE.predict, 2 * ATOMS))).lower(apart, graph).compile()
+    assert program.as_text().count(" all-gather(") == 1, "one exchange"
+    same(program(apart, graph), flat)
+
+
+def same(found: Prediction, flat: Prediction) -> None:
     assert jax.tree.structure(found) == jax.tree.structure(flat)
     for values, wanted in zip(jax.tree.leaves(found), jax.tree.leaves(flat), strict=True):
         assert np.any(wanted != 0)
@@ -88,7 +102,12 @@ def springs(params: jax.Array, graph: Graph) -> Prediction:
     return jax.vmap(member)(params)
 
 
-def test_derivatives_pass_through_blocks(graph):
+@pytest.mark.parametrize(
+    "shared_out",
+    [lambda evaluate: evaluate, pytest.param(gathered, marks=needs_two_devices)],
+    ids=["one device", "two devices"],
+)
+def test_derivatives_pass_through_blocks(graph, shared_out):
     """Of something that all outputs enter, with respect to parameters and edges."""
 
     def slopes(evaluate):
@@ -98,7 +117,7 @@ def test_derivatives_pass_through_blocks(graph):
 
         return jax.jit(jax.grad(value, argnums=(0, 1)))(jnp.asarray([0.7, 1.3]), graph.vectors)
 
-    for values, wanted in zip(slopes(blocked(springs, 2 * ATOMS)), slopes(springs), strict=True):
+    for values, wanted in zip(slopes(shared_out(blocked(springs, 2 * ATOMS))), slopes(springs), strict=True):
         assert np.any(wanted != 0)
         np.testing.assert_allclose(values, wanted, rtol=1e-10, atol=1e-10)
 
