@@ -76,8 +76,8 @@ def reuse_memory() -> None:
     than that for its intermediate arrays, as an evaluation of some 500 atoms does, then waits in every call until the
     system has filled new pages with zeros, for as long as it computes.  Blocks above 64 MiB are kept in the main
     thread only: others have arenas of their own, which hold no such blocks.  One arena for all would hold them, but
-    compilations leave so many fragments there that the small requests of each operation, searching them, took 1.7
-    times the time of a step.  Other libraries are left as they are, and so is one that the user has tuned through the
+    compilations leave so many fragments there that steps of dynamics, whose operations each make small requests, took
+    up to 1.75 times as long.  Other libraries are left as they are, and so is one that the user has tuned through the
     environment.
     """
     tuned = any(name.startswith("MALLOC_") for name in os.environ) or "malloc" in os.environ.get("GLIBC_TUNABLES", "")
