@@ -3,8 +3,8 @@
 Programs move the same walkers with the same four members: the whole gated step (every committee score, sanity, gate,
 recorder, traces), a plain step on the mean of the member forces, and a step on the gradient of the mean energy alone; a
 fourth is the gated step with one of the members.  Floating-point work is what XLA counts in one compiled step, on one
-device; times are of loops of many steps, the programs in turn, as medians over rounds.  Then the throughput for 1, 8 and
-64 walkers.
+device; times are of loops of many steps, the programs in turn, as medians over rounds.  Then the throughput for 1, 8
+and 64 walkers.
 Systems: one acetylacetone molecule (acac, 15 atoms) and 64 atoms of silicon, cutoff 5 Angstrom, 0.5 fs, float32;
 parameters are random and energies scaled to next to nothing, since the time of a step does not depend on their values.
 Results go to ``benchmarks/results/exploration.json`` and ``.md``.
