@@ -32,9 +32,9 @@ def prepare_jax(precision: Precision = "float32") -> None:
     Devices and cache are left as they are where the user chose them by jax's own means (``JAX_NUM_CPU_DEVICES`` or
     ``XLA_FLAGS``; ``JAX_COMPILATION_CACHE_DIR``).
 
-    A CPU runs programs in the thread that calls them, if this comes before the first of them: only there are blocks of
-    any size reused.  A cache folder that cannot be written is no reason to stop: programs are then compiled anew by
-    each process.
+    A CPU runs programs of one device in the thread that calls them, if this comes before the first of them: only there
+    are blocks of any size reused.  A cache folder that cannot be written is no reason to stop: programs are then
+    compiled anew by each process.
     """
     jax.config.update("jax_enable_x64", precision == "float64")
     jax.config.update("jax_cpu_enable_async_dispatch", False)

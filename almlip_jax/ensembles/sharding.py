@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import gcd
 from typing import Any, TypeAlias
 
 import jax
@@ -24,20 +25,16 @@ def spread_members(members: Any, devices: Sequence[jax.Device] | None = None) ->
     reduces travels.
 
     Args:
-        members: pytree with leading member axis, parameters for instance; the groups of a mixed ensemble may differ
-            in their length.
+        members: pytree with leading member axis, parameters for instance; groups of a mixed ensemble may differ in
+            their length, and all lie on the same devices.
         devices: those to use, all of the default backend where not given.
 
     Returns:
         the same values; with one device, or members that no number of the devices divides evenly, the same arrays.
     """
-    found = list(devices) if devices is not None else jax.devices()
-
-    def spread(leaf: jax.Array) -> jax.Array:
-        mesh = _mesh(leaf.shape[0], found)
-        return leaf if mesh.size == 1 else jax.device_put(leaf, NamedSharding(mesh, PartitionSpec("members")))
-
-    return jax.tree.map(spread, members)
+    lengths = {leaf.shape[0] for leaf in jax.tree.leaves(members)}
+    mesh = _mesh(gcd(*lengths), jax.devices() if devices is None else devices)
+    return members if mesh.size == 1 else jax.device_put(members, NamedSharding(mesh, PartitionSpec("members")))
 
 
 def beside_members(tree: Any, members: int) -> Any:
@@ -93,5 +90,5 @@ def _exchanged(evaluate: _Evaluate) -> _Evaluate:
 
 def _mesh(members: int, devices: Sequence[jax.Device]) -> Mesh:
     """As many of the devices as can be, each with the same number of members."""
-    count = max(n for n in range(1, min(members, len(devices)) + 1) if members % n == 0)
+    count = max((n for n in range(1, min(members, len(devices)) + 1) if members % n == 0), default=1)
     return Mesh(np.array(devices[:count]), ("members",))

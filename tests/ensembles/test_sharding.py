@@ -47,6 +47,8 @@ explorer = Explorer(ensemble.predict, species, 4.0, walkers, dtype=np.float64)
 run = explorer.run(result.params, data[:2], (1e3, 1e4), jax.random.key(1))
 spread = len(jax.tree.leaves(spread_members(result.params))[0].sharding.device_set) if len(jax.devices()) > 1 else 1
 shares = [len(spread_members(np.zeros((n, 2))).sharding.device_set) for n in (6, 7, 12, 16) if len(jax.devices()) > 1]
+groups = spread_members((np.zeros((4, 2)), np.zeros((6, 2))))
+together = jax.jit(lambda pair: pair[0].sum() + pair[1].sum())(groups)  # refused where they lie on different devices
 programs = [trainer._segment, *(program for pair in explorer._programs.values() for program in pair)]
 np.savez(
     sys.argv[1], spread=spread, shares=shares, compiled=max(program._cache_size() for program in programs),
