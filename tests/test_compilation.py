@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-# counts the pages that the system had to provide for ten calls of a program that needs 96 MiB each time, and for ten
-# blocks of 48 MiB, one after the other, to a thread
+# counts the pages that the system had to provide for thirty calls of a program that needs 96 MiB each time, of which the
+# first few may find their places, and for ten blocks of 48 MiB, one after the other, to a thread
 FAULTS = """
 import ctypes, resource, threading
 import jax, jax.numpy as jnp
@@ -29,7 +29,7 @@ def work():
         library.memset(block, 1, 48 << 20)
         library.free(block)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(10):
+for _ in range(30):
     program(x).block_until_ready()
 between = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 thread = threading.Thread(target=work)
