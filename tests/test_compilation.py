@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-# counts the pages that the system had to provide for thirty calls of a program that needs 96 MiB each time, of which the
-# first few may find their places, and for ten blocks of 48 MiB, one after the other, to a thread
+# counts the pages that the system had to provide for thirty calls of a program that needs 96 MiB each time (blocks find
+# their places within the first few), and for ten blocks of 48 MiB, one after the other, to a thread
 FAULTS = """
 import ctypes, resource, threading
 import jax, jax.numpy as jnp
