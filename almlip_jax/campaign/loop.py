@@ -27,7 +27,7 @@ from almlip_jax.campaign.state import CampaignState, FinalRecord, Stage, read_st
 from almlip_jax.campaign.workshop import Experiment, Workshop, listed_starts
 from almlip_jax.errors import CapacityError, InputError, LabelError
 from almlip_jax.files import plain, write_text
-from almlip_jax.oracles import PendingLabels
+from almlip_jax.oracles import OracleSettings, PendingLabels
 from almlip_jax.progress import Progress, SilentProgress
 from almlip_jax.work_directory import write_versions
 
@@ -282,6 +282,7 @@ def _check(config: Experiment) -> None:
     starts = start_geometries(config.system)
     geometries = len(starts)
     initial, budget = config.initial, config.stopping.max_labels
+    _check_labels(config.oracle, starts)
     listed = listed_starts(config)
     explores = isinstance(config.exploration, MdExploration) and not listed
     dynamics = bool(initial.md or config.test.md or explores)
@@ -296,6 +297,15 @@ def _check(config: Experiment) -> None:
             f"the initial set needs {calls} label-source calls, more than stopping.max_labels {budget} allows; every "
             "step of the initial MD counts."
         )
+
+
+def _check_labels(oracle: OracleSettings, geometries: Sequence[Atoms]) -> None:
+    """Refuses start geometries that the label source would get wrong, their charge for instance."""
+    for number, start in enumerate(geometries):
+        try:
+            oracle.check(start)
+        except LabelError as error:
+            raise InputError(f"start geometry {number} of system.structures cannot be labelled: {error}.") from error
 
 
 def _check_relaxed(exploration: ExplorationChoice, geometries: Sequence[Atoms]) -> None:

@@ -65,6 +65,20 @@ class SourceSettings(Settings, ABC):
         """The settings that decide what a label is, as plain data; part of every label's identity."""
         return self.model_dump(mode="json", exclude=set(SourceSettings.model_fields))
 
+    def particulars(self, atoms: Atoms) -> dict[str, Any]:
+        """What else decides the label of this structure and follows from it, such as pseudopotentials of its elements.
+
+        Part of the label's identity where it is not empty.
+        """
+        return {}
+
+    def check(self, atoms: Atoms) -> None:
+        """Refuses a structure that the source would get wrong, without calculating anything.
+
+        Raises:
+            LabelError: says why, and what to do.
+        """
+
     @abstractmethod
     def version(self) -> str:
         """The version of the code or data behind the source; part of every label's identity.
@@ -92,19 +106,33 @@ def total_charge(atoms: Atoms) -> int:
 
 
 def multiplicity(atoms: Atoms) -> int:
-    """The spin multiplicity 2S+1 of a structure, ``info["spin"]``, 1 where it has none.
+    """The spin multiplicity 2S+1 of a structure.
+
+    It is ``info["spin"]``, or else what its initial magnetic moments add up to, or else 1.
 
     Raises:
         InputError: it is not a whole number above zero.
     """
-    value = _whole(atoms, "spin", 1)
+    value = _whole(atoms, "spin", 1 + round(total_moment(atoms)))
     if value < 1:
         raise InputError(f'info["spin"] is {value}; it holds the multiplicity 2S+1, so give 1 or more.')
     return value
 
 
+def initial_moments(atoms: Atoms) -> np.ndarray | None:
+    """Initial magnetic moments in Bohr magnetons, [N] or [N, 3]; None where there are none but zeros."""
+    moments = atoms.arrays.get("initial_magmoms")
+    return None if moments is None or not np.any(moments) else np.asarray(moments, np.float64)
+
+
+def total_moment(atoms: Atoms) -> float:
+    """Length of the sum of the initial magnetic moments, in Bohr magnetons: the number of unpaired electrons."""
+    moments = initial_moments(atoms)
+    return 0.0 if moments is None else float(np.linalg.norm(np.atleast_1d(moments.sum(axis=0))))
+
+
 def check_electrons(atoms: Atoms) -> None:
-    """Refuses a structure whose number of electrons does not allow its multiplicity.
+    """Refuses a structure whose number of electrons or whose magnetic moments do not allow its multiplicity.
 
     Raises:
         LabelError: names charge, spin and the number of electrons.
@@ -114,6 +142,21 @@ def check_electrons(atoms: Atoms) -> None:
         raise LabelError(
             f'{electrons} electrons (info["charge"] {total_charge(atoms)}) cannot have the multiplicity '
             f'info["spin"] = {multiplicity(atoms)}; correct charge or spin'
+        )
+    check_moments(atoms)
+
+
+def check_moments(atoms: Atoms) -> None:
+    """Refuses a structure whose initial magnetic moments do not add up to its multiplicity.
+
+    Raises:
+        LabelError: says both.
+    """
+    total = total_moment(atoms)
+    if initial_moments(atoms) is not None and abs(total - (multiplicity(atoms) - 1)) > 0.01:
+        raise LabelError(
+            f"the initial magnetic moments add up to {total:g} unpaired electrons, which is not the multiplicity "
+            f'info["spin"] = {multiplicity(atoms)} of this label source; correct one of them'
         )
 
 
@@ -127,13 +170,17 @@ def _whole(atoms: Atoms, key: str, default: int) -> int:
 
 
 def bare(atoms: Atoms) -> Atoms:
-    """The part of a structure that a label depends on: species, positions, cell, pbc, charge and spin."""
+    """The part of a structure that a label depends on.
+
+    Species, positions, cell, pbc, charge, spin, and initial magnetic moments where there are any.
+    """
     info = {"charge": total_charge(atoms), "spin": multiplicity(atoms)}
     return Atoms(
         numbers=atoms.numbers,
         positions=np.asarray(atoms.positions, np.float64),
         cell=np.asarray(atoms.cell.array, np.float64),
         pbc=atoms.pbc,
+        magmoms=initial_moments(atoms),
         info=info,
     )
 

@@ -9,14 +9,15 @@ from collections.abc import Callable
 import numpy as np
 from ase import Atoms
 
-from almlip_jax.oracles.base import SourceSettings, multiplicity, total_charge
+from almlip_jax.oracles.base import SourceSettings, initial_moments, multiplicity, total_charge
 
 
 def structure_identity(atoms: Atoms, oracle: SourceSettings) -> str:
     """The identity of the label of a structure, 64 hex digits (SHA-256).
 
-    Hashed are the species, positions and cell in float64 (Angstrom, every bit counts), pbc, charge, spin, and the label
-    source with its settings and version.  Time limits and sanity bounds are no part of it.
+    Hashed are the species, positions and cell in float64 (Angstrom, every bit counts), pbc, charge, spin, initial
+    magnetic moments and `SourceSettings.particulars` where there are any, and the label source with its settings and
+    version.  Time limits and sanity bounds are no part of it.
 
     Raises:
         InputError: the charge or spin of the structure is no whole number, or the label source is not installed.
@@ -36,6 +37,11 @@ def identifier(oracle: SourceSettings) -> Callable[[Atoms], str]:
         digest.update((np.asarray(atoms.positions, "<f8") + 0.0).tobytes())
         digest.update((np.asarray(atoms.cell.array, "<f8") + 0.0).tobytes())
         digest.update(np.asarray(atoms.pbc, "u1").tobytes())
+        # What most labels do not have adds nothing, so that their identities stay those of earlier versions.
+        if (moments := initial_moments(atoms)) is not None:
+            digest.update(b"magmoms" + (moments.astype("<f8") + 0.0).tobytes())
+        if particulars := oracle.particulars(atoms):
+            digest.update(json.dumps(particulars, sort_keys=True).encode())
         return digest.hexdigest()
 
     return identity

@@ -22,7 +22,7 @@ from ase.md.langevin import Langevin
 from ase.md.velocitydistribution import Stationary, ZeroRotation, thermalize_momenta
 from ase.md.verlet import VelocityVerlet
 
-from almlip_jax.oracles.base import Label
+from almlip_jax.oracles.base import Label, bare, initial_moments
 from almlip_jax.oracles.identity import identifier
 from almlip_jax.oracles.spool import label_from_json, label_to_json, reserved
 from almlip_jax.oracles.worker import Context, NoSpace
@@ -96,7 +96,8 @@ class DynamicsTask:
         step = 0
 
         def label_of(atoms: Atoms) -> Label:
-            structure = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc, info=self.start.info)
+            structure = bare(self.start)
+            structure.positions = atoms.positions
             name = identity(structure)
             label = known.get(name)
             if label is None:
@@ -235,6 +236,7 @@ def create_stream(path: Path, start: Atoms, header: Mapping[str, Any]) -> None:
         "positions": start.positions.tolist(),
         "cell": start.cell.array.tolist(),
         "pbc": start.pbc.tolist(),
+        "magmoms": None if (moments := initial_moments(start)) is None else moments.tolist(),
         "info": start.info,
     }
     temporary = path.with_suffix(".new")

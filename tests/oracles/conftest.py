@@ -55,5 +55,8 @@ def waters() -> Callable[[int], list[Atoms]]:
 def springs(tmp_path: Path) -> CalculatorSettings:
     """A label source that writes a line for each call into ``calls.log``."""
     return CalculatorSettings(
-        calculator="label_calculators:Springs", parameters={"log": str(tmp_path / "calls.log")}, timeout=20
+        calculator="label_calculators:Springs",
+        parameters={"log": str(tmp_path / "calls.log")},
+        charge_key="info",
+        timeout=20,
     )

@@ -64,3 +64,44 @@ def assert_same_labels(left: Atoms, right: Atoms) -> None:
     np.testing.assert_array_equal(left.positions, right.positions)
     np.testing.assert_array_equal(left.calc.results["forces"], right.calc.results["forces"])
     assert left.calc.results["energy"] == right.calc.results["energy"]
+
+
+class Told(Calculator):
+    """A calculator whose energy says what it was told; it may not converge, and may have a free energy.
+
+    Args:
+        charge: -100 times this goes into the energy.
+        multiplicity: 10 times this, too.
+        converged: what it says afterwards; ``inner`` for a False of a calculator within.
+        free: its free energy above its energy, or None.
+    """
+
+    implemented_properties = ["energy", "forces", "free_energy"]
+
+    def __init__(
+        self, charge: int = 0, multiplicity: int = 1, converged: Any = None, free: float | None = None, **_: Any
+    ) -> None:
+        super().__init__()
+        self._state, self._free = (charge, multiplicity), free
+        self.converged = None if converged == "inner" else converged
+        self.calcs = [Told(converged=False)] if converged == "inner" else []
+
+    def calculate(self, atoms: Atoms | None = None, properties: Any = None, system_changes: Any = all_changes) -> None:
+        super().calculate(atoms, properties, system_changes)
+        charge, multiplicity = self._state
+        energy = -10.0 - float(np.sum(self.atoms.get_initial_magnetic_moments()))
+        energy += -100.0 * charge + 10.0 * (multiplicity - 1) - 1000.0 * float(self.atoms.get_initial_charges().sum())
+        self.results = {"energy": energy, "forces": np.zeros((len(self.atoms), 3))}
+        if self._free is not None:
+            self.results["free_energy"] = energy + self._free
+
+
+class ORCA(Told):
+    """Has the name of a calculator that takes charge and multiplicity as ``charge`` and ``mult``."""
+
+    def __init__(self, mult: int = 1, **parameters: Any) -> None:
+        super().__init__(multiplicity=mult, **parameters)
+
+
+class XTB(Told):
+    """Has the name of one that adds up initial charges and moments."""

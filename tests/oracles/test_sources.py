@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,10 +16,11 @@ from ase import Atoms
 from ase.build import bulk, molecule
 
 from almlip_jax.errors import InputError, LabelError
-from almlip_jax.oracles import TBLiteSettings, rattle
-from almlip_jax.oracles.base import Label, LabelSource, Results, judged, obtain_label
+from almlip_jax.oracles import TBLiteSettings, multiplicity, rattle, structure_identity
+from almlip_jax.oracles.base import Label, LabelSource, Results, bare, judged, obtain_label
 from almlip_jax.oracles.sources.calculator import CalculatorSettings
 from almlip_jax.oracles.sources.dft import PySCFSettings
+from almlip_jax.oracles.sources.electrons import known_keys, state_parameters
 from almlip_jax.oracles.sources.labelled_file import FileSettings
 from almlip_jax.structures.io import write_structures
 
@@ -115,6 +117,32 @@ def test_pyscf_forces_are_minus_the_gradient() -> None:
 
 
 @pytest.mark.slow
+def test_pyscf_takes_the_core_potentials_of_its_basis() -> None:
+    pytest.importorskip("pyscf").lib.num_threads(1)
+    results = PySCFSettings().build()(Atoms("NaI", [[0, 0, 0], [0, 0, 2.71]]))
+    assert results.energy == pytest.approx(-12513.78, abs=0.01)  # PBE/def2-SVP with 28 electrons of iodine in its core
+    assert results.forces[0, 2] == pytest.approx(-0.094, abs=0.001)
+
+
+def test_pyscf_knows_which_elements_need_core_potentials() -> None:
+    pytest.importorskip("pyscf")
+    salt, water = Atoms("NaI", [[0, 0, 0], [0, 0, 2.71]]), molecule("H2O")
+    assert PySCFSettings().core_potentials(salt) == {"I": "def2-svp"}
+    assert PySCFSettings(basis="lanl2dz").core_potentials(salt) == {"Na": "lanl2dz", "I": "lanl2dz"}
+    assert PySCFSettings(basis="ccecp-cc-pvdz").core_potentials(water) == {"O": "ccecp", "H": "ccecp"}
+    assert PySCFSettings(ecp="none").core_potentials(salt) == {} == PySCFSettings().core_potentials(water)
+    for settings in (PySCFSettings(basis="sto-3g"), PySCFSettings(basis="gth-szv")):
+        with pytest.raises(LabelError, match=r"no effective core potential for I.*oracle\.ecp|made for pseudopot"):
+            settings.check(salt)
+    PySCFSettings(basis="sto-3g", ecp="none").check(salt)
+    with pytest.raises(InputError, match="no effective core potentials 'lanl2d'"):
+        PySCFSettings(ecp="lanl2d").build()
+    # labels of light elements keep the identity that they had before there was a choice
+    assert "ecp" not in PySCFSettings().identity() and not PySCFSettings().particulars(water)
+    assert PySCFSettings().particulars(salt) and PySCFSettings(ecp="none").identity()["ecp"] == "none"
+
+
+@pytest.mark.slow
 def test_pyscf_defaults_on_the_zundel_cation(zundel: Atoms) -> None:
     pytest.importorskip("pyscf").lib.num_threads(1)
     label = PySCFSettings().build()
@@ -181,6 +209,79 @@ def test_ase_calculator_gives_a_stress_where_it_can() -> None:
     crystal = bulk("Cu")
     emt = CalculatorSettings(calculator="ase.calculators.emt:EMT").build()
     assert emt(crystal).stress is not None and emt(Atoms("Cu2", [[0, 0, 0], [2.3, 0, 0]])).stress is None
+
+
+def _told(name: str = "Told", **settings: Any) -> CalculatorSettings:
+    return CalculatorSettings(calculator=f"label_calculators:{name}", **settings)
+
+
+def test_ase_calculator_sees_initial_magnetic_moments() -> None:
+    iron = Atoms("Fe2", scaled_positions=[[0, 0, 0], [0.5, 0.5, 0.5]], cell=[2.87, 2.87, 2.87], pbc=True)
+    plain = structure_identity(iron, _told())
+    iron.set_initial_magnetic_moments([2.3, 2.3])
+    assert _told().build()(bare(iron)).energy == pytest.approx(-14.6)
+    assert structure_identity(iron, _told()) != plain
+    iron.set_initial_magnetic_moments([0.0, 0.0])
+    assert structure_identity(iron, _told()) == plain
+
+
+def test_magnetic_moments_are_the_total_spin_of_molecular_sources() -> None:
+    oxygen = molecule("O2")  # with moments of 1 and 1
+    assert multiplicity(oxygen) == 3
+    triplet = Atoms(oxygen.numbers, oxygen.positions, info={"spin": 3})
+    label = TBLiteSettings().build()
+    assert label(bare(oxygen)).energy == label(triplet).energy
+    assert abs(label(triplet).energy - label(Atoms("O2", oxygen.positions)).energy) > 0.05
+    oxygen.info["spin"] = 1
+    with pytest.raises(LabelError, match="add up to 2 unpaired electrons"):
+        label(oxygen)
+
+
+@pytest.mark.parametrize("converged", [False, np.False_, "inner"])
+def test_calculator_that_has_not_converged_gives_a_failed_label(converged: Any) -> None:
+    with pytest.raises(LabelError, match="not converged"):
+        _told(parameters={"converged": converged}).build()(molecule("H2O"))
+    assert _told(parameters={"converged": True}).build()(molecule("H2O")).energy == -10
+
+
+def test_energies_are_those_whose_derivatives_the_forces_are() -> None:
+    smeared = _told(parameters={"free": -0.2})
+    extrapolated = smeared.model_copy(update={"force_consistent": False})
+    water = molecule("H2O")
+    assert smeared.build()(water).energy == pytest.approx(-10.2)
+    assert extrapolated.build()(water).energy == -10
+    assert _told().build()(water).energy == -10
+    assert structure_identity(water, smeared) != structure_identity(water, extrapolated)
+    assert "force_consistent" not in extrapolated.identity()  # labels of earlier versions keep their identity
+
+
+def test_charge_that_would_not_reach_a_calculator_is_refused() -> None:
+    carbonate = Atoms("CO3", [[0, 0, 0], [1.3, 0, 0], [0, 1.3, 0], [0, 0, 1.3]], info={"charge": -2})
+    triplet = Atoms("O2", [[0, 0, 0], [0, 0, 1.2]], info={"spin": 3})
+    with pytest.raises(LabelError, match=r"charge -2 .* would not reach label_calculators:Told.*oracle\.charge_key"):
+        _told().build()(carbonate)
+    with pytest.raises(LabelError, match=r"multiplicity 3 .* oracle\.spin_key"):
+        _told().build()(triplet)
+    assert _told(charge_key="charge").build()(carbonate).energy == 190
+    assert _told(charge_key="info").build()(carbonate).energy == -10
+    # calculators that are known by their name
+    assert _told("ORCA").build()(carbonate).energy == 190
+    assert _told("ORCA").build()(triplet).energy == 10
+    assert _told("XTB").build()(carbonate).energy == 1990
+    assert _told("XTB").build()(triplet).energy == -12
+    with pytest.raises(LabelError, match="fixes charge = 1, but the structure has -2"):
+        _told("ORCA", parameters={"charge": 1}).build()(carbonate)
+    unknown, known = _told(), _told("ORCA")
+    assert unknown.particulars(carbonate) != known.particulars(carbonate) and known.particulars(triplet)
+    assert not known.particulars(molecule("H2O"))
+
+
+def test_charge_within_other_parameters_leaves_those_as_they_are() -> None:
+    parameters = {"input_data": {"system": {"ecutwfc": 40}}}
+    keys = known_keys("ase.calculators.espresso:Espresso")
+    told = state_parameters(Atoms("H", info={"charge": 1}), keys, parameters, always=False)
+    assert told == {"input_data": {"system": {"ecutwfc": 40, "tot_charge": 1}}}
+    assert parameters == {"input_data": {"system": {"ecutwfc": 40}}}
 
 
 @pytest.mark.parametrize("name", ["no_such_module:Class", "ase.calculators.emt:Nothing", "ase.calculators.emt:__doc__"])

@@ -5,22 +5,31 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
+import numpy as np
 from ase import Atoms
 from pydantic import Field
 
-from almlip_jax.errors import InputError
+from almlip_jax.errors import InputError, LabelError
 from almlip_jax.oracles.base import LabelSource, Results, SourceSettings, multiplicity, total_charge
+from almlip_jax.oracles.sources.electrons import (
+    StateKeys,
+    check_state,
+    known_keys,
+    state_parameters,
+    with_state,
+)
 
 
 class CalculatorSettings(SourceSettings):
     """Any ASE calculator: a class, or a function that returns a calculator.
 
-    The structure reaches the calculator with its charge and spin in ``info``; calculators that take them as parameters
-    get them through `charge_key` and `spin_key`.  Each worker process has a folder of its own for calculators that
-    write files, unless the parameters name a ``directory``.
+    The structure reaches the calculator with its initial magnetic moments, and with charge and spin in ``info`` and
+    where the calculator takes them (`charge_key`, `spin_key`); a charge or spin that it would not take is refused.
+    Each worker process has a folder of its own for calculators that write files, unless the parameters name a
+    ``directory``.
     """
 
     kind: Literal["ase"] = "ase"
@@ -35,10 +44,17 @@ class CalculatorSettings(SourceSettings):
     """Keyword arguments of the class or function."""
 
     charge_key: str | None = None
-    """The parameter that takes the total charge of a structure, in e; none by default."""
+    """The parameter that takes the total charge of a structure, in e (dotted where it lies within another); ``info`` or
+    ``initial_charges`` for calculators that find it there.  By default as is known of the calculator's class; a charge
+    that then has no place is refused."""
 
     spin_key: str | None = None
-    """The parameter that takes the spin multiplicity 2S+1 of a structure; none by default."""
+    """The parameter that takes the spin multiplicity 2S+1, likewise; ``info`` or ``initial_magmoms`` for calculators
+    that find it there."""
+
+    force_consistent: bool = True
+    """Whether energies are the free energies whose derivatives the forces are, where the calculator gives them;
+    otherwise its energies (in DFT with smearing, those extrapolated to no smearing)."""
 
     reuse: bool = False
     """Whether one calculator serves all labels of a worker; faster to set up, but a label may then depend on the labels
@@ -53,30 +69,58 @@ class CalculatorSettings(SourceSettings):
         distributions = sorted(set(importlib.metadata.packages_distributions().get(package, ())))
         return " ".join(f"{name} {importlib.metadata.version(name)}" for name in distributions)
 
+    @property
+    def state_keys(self) -> StateKeys:
+        """Where the calculator takes charge and spin."""
+        known = known_keys(self.calculator)
+        return StateKeys(self.charge_key or known.charge, self.spin_key or known.spin)
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that decide what a label is."""
+        # Energies were what the calculator calls so before there was a choice; their labels keep their identity.
+        settings = super().identity()
+        return {name: value for name, value in settings.items() if (name, value) != ("force_consistent", False)}
+
+    def particulars(self, atoms: Atoms) -> dict[str, Any]:
+        """Where the charge or spin of a structure that has them reaches the calculator, if no setting says so."""
+        keys = self.state_keys
+        told = {}
+        if self.charge_key is None and total_charge(atoms) != 0:
+            told["charge_key"] = keys.charge
+        if self.spin_key is None and multiplicity(atoms) != 1:
+            told["spin_key"] = keys.spin
+        return told
+
+    def check(self, atoms: Atoms) -> None:
+        """Refuses a charge or spin that would not reach the calculator."""
+        check_state(atoms, self.state_keys, self.parameters, self.calculator)
+
     def build(self) -> LabelSource:
         """A function that labels with the calculator."""
         factory = _load(self.calculator)
         folder = tempfile.TemporaryDirectory(prefix="almlip-label-")
         kept: dict[tuple[int, int], Any] = {}
+        keys, named = self.state_keys, self.charge_key is not None or self.spin_key is not None
 
-        def make(charge: int, spin: int) -> Any:
-            parameters = dict(self.parameters)
-            if self.charge_key is not None:
-                parameters[self.charge_key] = charge
-            if self.spin_key is not None:
-                parameters[self.spin_key] = spin
+        def make(atoms: Atoms) -> Any:
+            parameters = state_parameters(atoms, keys, self.parameters, always=named)
             calculator = factory(**parameters)
             if "directory" not in parameters and hasattr(calculator, "directory"):
                 calculator.directory = folder.name
             return calculator
 
         def label(atoms: Atoms) -> Results:
+            self.check(atoms)
             state = (total_charge(atoms), multiplicity(atoms))
             if state not in kept or not self.reuse:
-                kept[state] = make(*state)
-            atoms = atoms.copy()
+                kept[state] = make(atoms)
+            atoms = with_state(atoms, keys)
             atoms.calc = kept[state]
             energy, forces = atoms.get_potential_energy(), atoms.get_forces()
+            if self.force_consistent:
+                energy = _free_energy(atoms, energy)
+            if not has_converged(atoms.calc):
+                raise LabelError("the calculator says that it has not converged")
             stress = None
             if atoms.pbc.all():
                 try:
@@ -86,6 +130,43 @@ class CalculatorSettings(SourceSettings):
             return Results(energy, forces, stress)
 
         return label
+
+
+def _free_energy(atoms: Atoms, energy: float) -> float:
+    """The energy whose derivatives the forces are, or `energy` where the calculator gives no other."""
+    try:
+        free = atoms.get_potential_energy(force_consistent=True)
+    except Exception:  # calculators refuse what they do not know in many ways; the energy itself is there already
+        return energy
+    return energy if free is None else free
+
+
+_PARTS = ("calc", "calcs", "calculator", "calculators", "mixer", "scf")
+"""Attributes under which calculators hold others, or what iterates to self-consistency."""
+
+
+def has_converged(calculator: Any, depth: int = 3) -> bool:
+    """Whether nothing in a calculator says that the last calculation did not converge.
+
+    Some calculators raise; others, such as ASE's Vasp, only set ``converged`` to False, there or in their results.
+
+    Args:
+        calculator: after a calculation.
+        depth: how deep in calculators made of others.
+    """
+    results = getattr(calculator, "results", None)
+    said = [getattr(calculator, name, None) for name in _SAID]
+    said += [results.get(name) for name in _SAID] if isinstance(results, Mapping) else []
+    if any(isinstance(value, bool | np.bool_) and not value for value in said):
+        return False
+    if depth == 0:
+        return True
+    parts = [getattr(calculator, name, None) for name in _PARTS]
+    inner = [one for part in parts for one in (part if isinstance(part, list | tuple) else [part])]
+    return all(has_converged(one, depth - 1) for one in inner if one is not None)
+
+
+_SAID = ("converged", "is_converged", "scf_converged", "scf_is_converged", "electronic_converged")
 
 
 def _load(reference: str) -> Callable[..., Any]:

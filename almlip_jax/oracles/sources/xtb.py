@@ -42,13 +42,20 @@ class TBLiteSettings(SourceSettings):
         """The version of tblite."""
         return f"tblite {package_version('tblite')}"
 
+    def check(self, atoms: Atoms) -> None:
+        """Refuses periodicity that tblite does not know, and electrons that do not fit charge and spin."""
+        if atoms.pbc.any() and not atoms.pbc.all():
+            # tblite would silently treat these as periodic in all three.
+            raise LabelError("tblite labels structures that are periodic in 0 or 3 directions, not in 1 or 2")
+        check_electrons(atoms)
+
     def build(self) -> LabelSource:
         """A function that labels with tblite, each structure from scratch."""
         package_version("tblite")
         from tblite.interface import Calculator
 
         def label(atoms: Atoms) -> Results:
-            check_electrons(atoms)
+            self.check(atoms)
             # A new calculator for each label, with no density from the last one: 0.15 ms buys labels that do not
             # depend on what was labelled before.
             calculator = Calculator(
@@ -76,7 +83,4 @@ class TBLiteSettings(SourceSettings):
 def _lattice(atoms: Atoms) -> dict[str, Any]:
     if not atoms.pbc.any():
         return {}
-    if not atoms.pbc.all():
-        # tblite would silently treat these as periodic in all three.
-        raise LabelError("tblite labels structures that are periodic in 0 or 3 directions, not in 1 or 2")
     return {"lattice": atoms.cell.array / BOHR, "periodic": np.asarray(atoms.pbc)}
