@@ -11,6 +11,7 @@ from typing import Any, Literal, Self, TypeVar
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from almlip_jax.campaign.consistency import check_judges, check_plateau, check_target
 from almlip_jax.campaign.settings import (
     ExplorationChoice,
     InitialSettings,
@@ -62,6 +63,13 @@ class ExperimentConfig(Settings):
     @model_validator(mode="after")
     def _members_can_be_trained(self) -> Self:
         check_training(self.model, self.ensemble, self.training)
+        return self
+
+    @model_validator(mode="after")
+    def _sections_serve_each_other(self) -> Self:
+        check_judges(self.exploration, self.selection, self.stopping, self.ensemble)
+        check_plateau(self.stopping, self.selection)
+        check_target(self.stopping, self.test)
         return self
 
 

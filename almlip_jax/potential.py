@@ -100,10 +100,11 @@ class Potential:
     @cached_property
     def ensemble(self) -> AnyEnsemble:
         """Models and members."""
-        return build_ensemble(self.settings, self._members, self.species)
+        return build_ensemble(self.settings, self.member_settings, self.species)
 
     @property
-    def _members(self) -> EnsembleSettings:
+    def member_settings(self) -> EnsembleSettings:
+        """Settings of the ensemble; where none are known, as many equal models as the parameters hold."""
         return self.members or EnsembleSettings(size=jax.tree.leaves(self.params)[0].shape[0])
 
     @property
@@ -335,7 +336,7 @@ class Potential:
             "model": self.settings.model_dump(mode="json"),
             "species": list(self.species.symbols),
             "members": self.ensemble.members,
-            "ensemble": self._members.model_dump(mode="json"),
+            "ensemble": self.member_settings.model_dump(mode="json"),
             "dtype": str(jax.tree.leaves(self.params)[0].dtype),
             "reference_energies": {chemical_symbols[z]: e for z, e in self.reference_energies.items()},
             "calibration": dict(self.calibration),

@@ -19,7 +19,13 @@ import yaml
 from ase import Atoms
 
 from almlip_jax.campaign import stages, stopping
-from almlip_jax.campaign.preparation import planned_calls, start_geometries
+from almlip_jax.campaign.preparation import (
+    check_stress_labels,
+    labelled_frames,
+    planned_calls,
+    pool_frames,
+    start_geometries,
+)
 from almlip_jax.campaign.report import write_report
 from almlip_jax.campaign.rundir import RunDirectory
 from almlip_jax.campaign.settings import ExplorationChoice, MdExploration, PoolExploration, RelaxedStarts
@@ -29,6 +35,7 @@ from almlip_jax.errors import CapacityError, InputError, LabelError
 from almlip_jax.files import plain, write_text
 from almlip_jax.oracles import OracleSettings, PendingLabels
 from almlip_jax.progress import Progress, SilentProgress
+from almlip_jax.structures.io import read_structures
 from almlip_jax.work_directory import write_versions
 
 Work = Callable[[Workshop, int], Mapping[str, Any]]
@@ -291,6 +298,7 @@ def _check(config: Experiment) -> None:
     if (initial.from_pool or config.test.from_pool) and not isinstance(config.exploration, PoolExploration):
         raise InputError("from_pool draws from a fixed pool, which only exploration.kind 'pool' has.")
     _check_relaxed(config.exploration, starts)
+    _check_stress_target(config, starts)
     calls = planned_calls(initial, geometries)
     if budget is not None and calls > budget:
         raise InputError(
@@ -306,6 +314,27 @@ def _check_labels(oracle: OracleSettings, geometries: Sequence[Atoms]) -> None:
             oracle.check(start)
         except LabelError as error:
             raise InputError(f"start geometry {number} of system.structures cannot be labelled: {error}.") from error
+
+
+def _check_stress_target(config: Experiment, starts: Sequence[Atoms]) -> None:
+    """Refuses a target for stresses where structures of the test set will not have any."""
+    target, test = config.stopping.target_error, config.test
+    if target is None or not target.metric.startswith("stress"):
+        return
+    pool = config.exploration
+    drawn = pool_frames(pool, config.system) if isinstance(pool, PoolExploration) and test.from_pool else []
+    for group in test.groups if target.group is None else (target.group,):
+        files = [file.path for file in test.files if file.group == group]
+        given = [_marked(frame, group) for path in files for frame in labelled_frames(path, config.system)]
+        to_label = list(starts) if any(run.group == group for run in test.md) else []
+        to_label += drawn if group == "pool" else []
+        if not any(frame.pbc.all() for frame in to_label):  # of others, their labels will say
+            check_stress_labels(target, given or [_marked(Atoms(), group)])
+
+
+def _marked(frame: Atoms, group: str) -> Atoms:
+    frame.info["group"] = group
+    return frame
 
 
 def _check_relaxed(exploration: ExplorationChoice, geometries: Sequence[Atoms]) -> None:
@@ -327,6 +356,8 @@ def _check_change(config: Experiment, run: RunDirectory) -> None:
     except (OSError, yaml.YAMLError) as error:
         raise InputError(f"{run.config} cannot be read ({error}); restore it from a copy.") from error
     now = config.model_dump(mode="json")
+    if run.test.exists():
+        check_stress_labels(config.stopping.target_error, read_structures(run.test))
     for section in _LASTING:
         if before.get(section) != now[section]:
             raise InputError(

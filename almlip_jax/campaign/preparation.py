@@ -20,6 +20,7 @@ from almlip_jax.campaign.settings import (
     LabelMdSettings,
     PoolExploration,
     SystemSettings,
+    TargetErrorSettings,
     TestSettings,
 )
 from almlip_jax.errors import InputError, LabelError
@@ -295,6 +296,32 @@ def held_out_set(
             )
         held_out += [_marked(frame, group=group) for frame in fresh]
     return held_out
+
+
+def check_stress_labels(target: TargetErrorSettings | None, test: Sequence[Atoms]) -> None:
+    """Refuses a target for stresses on a group of the test set in which no periodic structure has one.
+
+    Args:
+        target: the stopping rule, if there is one.
+        test: labelled structures of groups ``info["group"]``.
+
+    Raises:
+        InputError: names the group.
+    """
+    if target is None or not target.metric.startswith("stress"):
+        return
+    groups = {str(frame.info["group"]) for frame in test}
+    able = {
+        str(frame.info["group"])
+        for frame in test
+        if frame.pbc.all() and frame.calc is not None and "stress" in frame.calc.results
+    }
+    for group in sorted(groups if target.group is None else groups & {target.group}):
+        if group not in able:
+            raise InputError(
+                f"stopping.target_error.metric '{target.metric}' needs stresses of structures that are periodic in "
+                f"three directions, and test group '{group}' has none; name another metric or group."
+            )
 
 
 def _rattled(settings: InitialSettings, source: Source) -> list[Atoms]:

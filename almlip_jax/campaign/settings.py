@@ -105,6 +105,12 @@ class TestSettings(Settings):
     from_pool: int = Field(default=0, ge=0)
     """Structures drawn at random from the pool, taken out of it and labelled; group ``pool``."""
 
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Names of the groups, each once."""
+        names = [*(run.group for run in self.md), *(file.group for file in self.files)]
+        return tuple(dict.fromkeys([*names, *(["pool"] if self.from_pool else [])]))
+
 
 class LabelledStarts(Settings):
     """Walkers start at labelled structures of the composition of a start geometry, drawn at random in each round."""
@@ -197,19 +203,38 @@ class ShareBelowSettings(Settings):
 
 
 class PlateauSettings(Settings):
-    """Converged when the selected batch is hardly more uncertain than the pool it comes from."""
+    """Converged when another batch would teach little more: the batch's uncertainty has flattened near the pool's.
 
-    ratio: float = Field(default=1.2, gt=0)
-    """Largest ratio of the mean score of the batch to that of the pool."""
-    patience: int = Field(default=2, ge=1)
-    """Number of rounds in a row."""
+    Both has to hold.  Flattened: over the last ``rounds`` rounds, the mean score of the batch and that of the pool have
+    fallen by ``fall`` a round at most.  Near: of the largest excess of the batch over the pool in any round so far,
+    ``batch / pool - 1``, at most the share ``approach`` is left.
+    """
+
+    rounds: int = Field(default=3, ge=1)
+    """Rounds over which the fall is averaged (geometrically); the rule needs one more than these."""
+    fall: float = Field(default=0.06, ge=0, lt=1)
+    """Largest share that batch and pool may have lost a round."""
+    approach: float = Field(default=0.5, gt=0, le=1)
+    """Largest share of the excess of the batch over the pool that may be left."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _means_something_else_now(cls, given: Any) -> Any:
+        old = [key for key in ("ratio", "patience") if isinstance(given, dict) and key in given]
+        if old:
+            raise ValueError(
+                f"unknown key '{old[0]}'; plateau now looks at how batch and pool change: rounds, fall and approach."
+            )
+        return given
 
 
 class TargetErrorSettings(Settings):
     """Converged when the error on the test set is small enough."""
 
-    metric: Literal["energy_mae", "energy_rmse", "forces_mae", "forces_rmse"] = "forces_rmse"
-    """Which error: eV/atom for energies, eV/Angstrom for forces."""
+    metric: Literal["energy_mae", "energy_rmse", "forces_mae", "forces_rmse", "stress_mae", "stress_rmse"] = (
+        "forces_rmse"
+    )
+    """Which error: eV/atom for energies, eV/Angstrom for forces, eV/Angstrom^3 for stresses of periodic structures."""
     value: float = Field(gt=0)
     """At or below this."""
     group: str | None = None
@@ -227,7 +252,7 @@ class StoppingSettings(Settings):
     share_below: ShareBelowSettings | None = ShareBelowSettings()
     """Share of frames below the record threshold; null switches the rule off."""
     plateau: PlateauSettings | None = None
-    """Uncertainty of the batch against that of the pool."""
+    """Uncertainty of batch and pool that has flattened, the one near the other; needs a selector that is not random."""
     target_error: TargetErrorSettings | None = None
     """Error on the test set."""
     monitor: Score = "force_std_mean"

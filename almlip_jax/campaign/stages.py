@@ -16,7 +16,7 @@ from ase import Atoms
 
 from almlip_jax.campaign import exploration
 from almlip_jax.campaign.batch import adaptive_part, candidates, choose, selection_scalars
-from almlip_jax.campaign.preparation import held_out_set, initial_set, planned_calls
+from almlip_jax.campaign.preparation import check_stress_labels, held_out_set, initial_set, planned_calls
 from almlip_jax.campaign.rundir import PotentialDirectory
 from almlip_jax.campaign.settings import PoolExploration
 from almlip_jax.campaign.workshop import Workshop
@@ -56,6 +56,7 @@ def make_test_set(shop: Workshop, round_index: int) -> Results:
         frames = held_out_set(settings, shop.source(advance), pool, shop.dataset(round_index))
     if frames:
         write_structures(shop.run.test, frames)
+    check_stress_labels(shop.config.stopping.target_error, frames)
     return {}
 
 
@@ -177,7 +178,7 @@ def _test_errors(shop: Workshop, potential: Potential, folder: PotentialDirector
     return {
         f"{name}_{group}": float(values[name])
         for group, values in metrics["by_group"].items()
-        for name in ("energy_mae", "energy_rmse", "forces_mae", "forces_rmse")
+        for name in ("energy_mae", "energy_rmse", "forces_mae", "forces_rmse", "stress_mae", "stress_rmse")
         if math.isfinite(values[name])
     }
 

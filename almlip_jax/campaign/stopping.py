@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from almlip_jax.campaign.settings import StoppingSettings
+from almlip_jax.campaign.settings import PlateauSettings, StoppingSettings
 from almlip_jax.campaign.state import RoundRecord
 
 
@@ -89,19 +89,58 @@ def share_below(settings: StoppingSettings, history: Sequence[RoundRecord]) -> V
 
 
 def plateau(settings: StoppingSettings, history: Sequence[RoundRecord]) -> Verdict | None:
-    """The selected batch has been hardly more uncertain than the pool for some rounds."""
+    """The uncertainty of the batch has flattened, and so has that of its pool, which it has come close to."""
     rule = settings.plateau
     if rule is None:
         return None
     known = [r for r in history if _positive(r.sigma_pool) and _positive(r.sigma_batch)]
-    ratios = [float(r.sigma_batch or 0) / float(r.sigma_pool or 1) for r in known][-rule.patience :]
-    if len(ratios) < rule.patience or max(ratios) > rule.ratio:
+    found = level_of([float(r.sigma_batch or 0) for r in known], [float(r.sigma_pool or 0) for r in known], rule.rounds)
+    if found is None or not found.flat(rule):
         return None
     reason = (
-        f"the mean {settings.monitor} of the selected batch was {_listed(ratios)} times that of the pool in the last "
-        f"{_rounds(rule.patience)}, at or below the ratio of {rule.ratio:g}."
+        f"in the last {_rounds(rule.rounds)} the mean {settings.monitor} of the selected batch fell by "
+        f"{100 * found.batch_fall:.1f} % a round and that of the pool by {100 * found.pool_fall:.1f} % "
+        f"(at most {100 * rule.fall:g} % are asked for); the batch is at {found.ratio:.3g} times the pool, after "
+        f"{found.largest_ratio:.3g} times."
     )
     return Verdict("plateau", True, reason)
+
+
+@dataclass(frozen=True)
+class Level:
+    """How the uncertainty of batch and pool has changed.
+
+    Attributes:
+        batch_fall: share that the batch has lost a round, geometric mean over the window; negative where it rose.
+        pool_fall: the same of the pool.
+        ratio: batch over pool in the last round.
+        largest_ratio: in any round.
+    """
+
+    batch_fall: float
+    pool_fall: float
+    ratio: float
+    largest_ratio: float
+
+    def flat(self, rule: PlateauSettings) -> bool:
+        """Whether it is a plateau; see `PlateauSettings`."""
+        near = self.ratio - 1 <= rule.approach * (self.largest_ratio - 1)
+        return near and max(self.batch_fall, self.pool_fall) <= rule.fall
+
+
+def level_of(batch: Sequence[float], pool: Sequence[float], rounds: int) -> Level | None:
+    """The change over the last rounds of the mean uncertainties of batch and pool, one positive value a round.
+
+    None where there are fewer than ``rounds + 1`` values.
+    """
+    if len(batch) <= rounds:
+        return None
+    ratios = [b / p for b, p in zip(batch, pool, strict=True)]
+    return Level(_fall(batch, rounds), _fall(pool, rounds), ratios[-1], max(ratios))
+
+
+def _fall(values: Sequence[float], rounds: int) -> float:
+    return float(1 - (values[-1] / values[-1 - rounds]) ** (1 / rounds))
 
 
 def nothing_recorded(settings: StoppingSettings, history: Sequence[RoundRecord]) -> Verdict | None:
@@ -145,7 +184,3 @@ def _rounds(number: int) -> str:
 
 def _positive(value: float | None) -> bool:
     return value is not None and math.isfinite(value) and value > 0
-
-
-def _listed(values: Sequence[float]) -> str:
-    return ", ".join(f"{value:.3g}" for value in values)

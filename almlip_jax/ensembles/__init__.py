@@ -4,6 +4,7 @@ from almlip_jax.ensembles.blocks import blocked
 from almlip_jax.ensembles.build import build_ensemble, member_models
 from almlip_jax.ensembles.ensemble import Ensemble
 from almlip_jax.ensembles.heads import Belief, Heads, Noise
+from almlip_jax.ensembles.judging import gives_score, has_spread, require_score, require_spread
 from almlip_jax.ensembles.mixed import AnyEnsemble, MixedEnsemble
 from almlip_jax.ensembles.prediction import SCORES, Committee, Prediction, committee_statistics
 from almlip_jax.ensembles.settings import EnsembleSettings, VariantSettings
@@ -26,6 +27,10 @@ __all__ = [
     "build_ensemble",
     "committee_statistics",
     "gathered",
+    "gives_score",
+    "has_spread",
     "member_models",
+    "require_score",
+    "require_spread",
     "spread_members",
 ]

@@ -86,6 +86,7 @@ from almlip_jax.selection.settings import (
     build_selector,
     features_of,
     import_function,
+    scores_of,
 )
 
 __all__ = [
@@ -148,6 +149,7 @@ __all__ = [
     "maxvol",
     "random",
     "recalibrated",
+    "scores_of",
     "select",
     "threshold",
     "top_fraction",

@@ -326,13 +326,25 @@ def build_filter(settings: FilterSettings) -> Filter:
 
 def features_of(settings: SelectorSettings) -> tuple[FeatureName, ...]:
     """The feature maps that the selector and the filters of some settings look at, each once."""
-    parts: list[Any] = [settings]
-    if isinstance(settings, ChainSettings):
-        parts = [*settings.filters, settings.selector]
-    parts = [part.selector if isinstance(part, CostAwareSettings) else part for part in parts]
-    looked_at: list[FeatureName | tuple[FeatureName, ...]] = [getattr(part, "features", ()) for part in parts]
-    found = [names if isinstance(names, tuple) else (names,) for names in looked_at]
-    return tuple(dict.fromkeys(name for names in found for name in names))
+    return tuple(dict.fromkeys(name for part in _parts(settings) for name in _several(part, "features")))
+
+
+def scores_of(settings: SelectorSettings) -> tuple[ScoreName, ...]:
+    """The scores that the selector and the filters of some settings look at, each once; not those of a user's own."""
+    found = [name for part in _parts(settings) for name in (*_several(part, "score"), *_several(part, "scores"))]
+    return tuple(dict.fromkeys(found))
+
+
+def _parts(settings: SelectorSettings) -> list[Any]:
+    """Filters and selector, without what is around them."""
+    parts = [*settings.filters, settings.selector] if isinstance(settings, ChainSettings) else [settings]
+    return [part.selector if isinstance(part, CostAwareSettings) else part for part in parts]
+
+
+def _several(part: Any, name: str) -> tuple[Any, ...]:
+    """The values of a field that holds one, several or none, or is not there."""
+    value = getattr(part, name, ())
+    return value if isinstance(value, tuple) else (value,)
 
 
 def import_function(path: str) -> Callable[..., Any]:

@@ -32,6 +32,7 @@ from almlip_jax.dynamics import (
     relaxing,
 )
 from almlip_jax.dynamics.integrators import build_integrator
+from almlip_jax.dynamics.judging import check_exploration
 from almlip_jax.dynamics.knowledge import errors_and_scores, structure_scores
 from almlip_jax.dynamics.state import Traces
 from almlip_jax.dynamics.thresholds import resolve_thresholds
@@ -93,6 +94,10 @@ class _Run(ABC):
     ) -> None:
         self.config, self.potential, self.progress = config, potential, progress
         self.settings: ExplorationSettings = config.dynamics
+        try:
+            check_exploration(self.settings, potential.member_settings, gated=config.rule is not None)
+        except ValueError as error:
+            raise InputError(f"{config.potential}: {error}") from error
         self.place = SimulationDirectory(folder)
         self.dtype = np.dtype(jax.tree.leaves(potential.params)[0].dtype)
         self.explorer = explorer or Explorer(

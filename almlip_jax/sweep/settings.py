@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from almlip_jax.campaign.consistency import check_selector
 from almlip_jax.cluster import ClusterSettings
 from almlip_jax.ensembles import EnsembleSettings
 from almlip_jax.errors import InputError
@@ -165,6 +166,8 @@ class SweepConfig(Settings):
             raise ValueError(f"side_by_side trains one architecture; systems.{name}.ensemble has variants.")
         if size < len(system.ensemble.variants):
             raise ValueError(f"ensemble_sizes has {size}, fewer than the variants of systems.{name}.ensemble.")
+        for selector, settings in self.selectors.items():
+            check_selector(settings, members_of(system, size), f"selectors.{selector} with ensemble_sizes {size}")
         try:
             check_training(system.model, members_of(system, size), system.training)
         except InputError as error:

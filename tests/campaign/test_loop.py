@@ -36,9 +36,14 @@ Counting = Callable[[], AbstractContextManager[list[str]]]
 CompiledIn = Callable[[Path], AbstractContextManager[None]]
 
 FMAX = 0.1  # eV/Angstrom
-# Rules that end a campaign early and leave the sizes of its programs as they are.
+# A rule that ends a campaign early and leaves the sizes of its programs as they are.
 AT_FIRST_ERROR = {"target_error": {"value": 1e6}}
-AT_FIRST_BATCH = {"plateau": {"ratio": 1e6, "patience": 1}}
+
+
+def first_batch(folder: Path, run_dir: Path, **sections: Any) -> None:
+    """Runs or resumes a campaign up to its first batch."""
+    with pytest.raises(Killed):
+        run_or_resume(folder, run_dir, KillingProgress(0, "label"), **sections)
 
 
 class CompileCounter(SilentProgress):
@@ -254,12 +259,12 @@ class TestRelaxedStarts:
 
     def test_are_the_same_after_a_kill(self, study: Study, tmp_path: Path) -> None:
         killing = KillingProgress(0, "explore", within=True)
-        sections = {**self.sections, "stopping": AT_FIRST_BATCH | {"max_rounds": 3}}
+        sections = {**self.sections, "stopping": {"max_rounds": 3}}
         with pytest.raises(Killed):
             run_or_resume(study.folder, tmp_path / "run", killing, **sections)
         run = RunDirectory(tmp_path / "run")
         assert (read_state(run).round, read_state(run).stage) == (0, "explore")
-        run_or_resume(study.folder, tmp_path / "run", **sections)
+        first_batch(study.folder, tmp_path / "run", **sections)
         for name in ("starts", "pool", "batch"):
             assert getattr(run.round(0), name).read_bytes() == getattr(study.run.round(0), name).read_bytes()
 
@@ -272,9 +277,8 @@ def test_starts_of_a_file_serve_without_geometries(reference: Path, tmp_path: Pa
         "initial": {"dataset": str(given), "rattle": None, "md": ()},
         "test": {"md": ()},
         "exploration": {**SECTIONS["exploration"], "starts": {"kind": "file", "path": str(given)}},
-        "stopping": AT_FIRST_BATCH,
     }
-    run_or_resume(reference, tmp_path / "run", **sections)
+    first_batch(reference, tmp_path / "run", **sections)
     run = RunDirectory(tmp_path / "run")
     for start, frame in zip(read_structures(run.round(0).starts), read_structures(given)[:2], strict=True):
         np.testing.assert_array_equal(start.positions, frame.positions)
@@ -306,8 +310,8 @@ class TestPool:
         assert np.isclose(row["sigma_pool"], np.mean(scores[:-3]), rtol=1e-5)
 
     def test_selectors_share_what_they_are_compared_on(self, study: Path, labelled_pool: Path, tmp_path: Path) -> None:
-        other = pool_sections(labelled_pool, selection={"selector": {"kind": "random"}}, stopping=AT_FIRST_BATCH)
-        run_or_resume(tmp_path, tmp_path / "run", **other)
+        other = pool_sections(labelled_pool, selection={"selector": {"kind": "random"}})
+        first_batch(tmp_path, tmp_path / "run", **other)
         one, two = RunDirectory(study), RunDirectory(tmp_path / "run")
         assert keys(one.test) == keys(two.test) and keys(one.round(0).dataset) == keys(two.round(0).dataset)
         assert keys(one.round(0).batch) != keys(two.round(0).batch)

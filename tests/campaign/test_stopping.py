@@ -67,25 +67,38 @@ class TestShareBelow:
 
 
 class TestPlateau:
-    rule = settings(plateau=PlateauSettings(ratio=1.2, patience=2))
+    rule = settings(plateau=PlateauSettings(rounds=2, fall=0.05, approach=0.5))
 
     @staticmethod
-    def record(index: int, batch: float | None, pool: float | None = 1.0) -> RoundRecord:
-        return RoundRecord(round=index, sigma_batch=batch, sigma_pool=pool)
+    def history(*pairs: tuple[float | None, float | None]) -> list[RoundRecord]:
+        return [RoundRecord(round=n, sigma_batch=batch, sigma_pool=pool) for n, (batch, pool) in enumerate(pairs)]
 
-    def test_holds_after_patience_rounds(self) -> None:
-        assert decide(self.rule, [self.record(0, 1.1)]) is None
-        verdict = decide(self.rule, [self.record(0, 3.0), self.record(1, 1.2), self.record(2, 1.1)])
+    def test_holds_once_batch_and_pool_are_flat_and_near(self) -> None:
+        course = [(4.0, 1.0), (2.0, 0.9), (1.5, 0.82), (1.4, 0.8), (1.38, 0.78)]
+        for end in range(1, len(course)):
+            assert decide(self.rule, self.history(*course[:end])) is None
+        verdict = decide(self.rule, self.history(*course))
         assert verdict is not None and verdict.rule == "plateau" and verdict.converged
-        assert "1.2, 1.1 times" in verdict.reason
+        assert "fell by 4.1 % a round" in verdict.reason and "that of the pool by 2.5 %" in verdict.reason
+        assert "at 1.77 times the pool, after 4 times" in verdict.reason
 
-    def test_a_round_above_the_ratio_begins_the_count_again(self) -> None:
-        assert decide(self.rule, [self.record(0, 1.1), self.record(1, 1.3), self.record(2, 1.1)]) is None
+    @pytest.mark.parametrize(
+        "course",
+        [
+            [(4.0, 1.0), (1.5, 0.5), (1.3, 0.5), (1.1, 0.5)],  # the batch still falls
+            [(4.0, 1.0), (1.1, 0.9), (1.1, 0.8), (1.1, 0.7)],  # the pool still does
+            [(4.0, 1.0), (3.9, 1.0), (3.9, 1.0), (3.9, 1.0)],  # as far from the pool as ever
+            [(1.02, 1.0), (1.1, 1.0), (1.15, 1.0), (1.15, 1.0)],  # was never far from it
+        ],
+    )
+    def test_either_alone_is_no_plateau(self, course: list[tuple[float, float]]) -> None:
+        assert decide(self.rule, self.history(*course)) is None
 
     @pytest.mark.parametrize("batch, pool", [(None, 1.0), (1.0, None), (float("nan"), 1.0), (1.0, 0.0)])
     def test_rounds_without_numbers_have_no_say(self, batch: float | None, pool: float | None) -> None:
-        assert decide(self.rule, [self.record(0, 1.1), self.record(1, batch, pool)]) is None
-        assert decide(self.rule, [self.record(0, 1.1), self.record(1, batch, pool), self.record(2, 1.1)]) is not None
+        flat = [(4.0, 1.0), (1.1, 1.0), (1.1, 1.0)]
+        assert decide(self.rule, self.history(*flat, (batch, pool))) is None
+        assert decide(self.rule, self.history(*flat, (batch, pool), (1.1, 1.0))) is not None
 
 
 class TestTargetError:

@@ -1,0 +1,91 @@
+"""What sections of a config ask of each other: refused before anything is paid where one cannot serve another."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from almlip_jax.campaign.settings import (
+    ExplorationChoice,
+    MdExploration,
+    SelectionSettings,
+    StoppingSettings,
+    TestSettings,
+)
+from almlip_jax.dynamics.judging import check_exploration
+from almlip_jax.ensembles import EnsembleSettings, require_score, require_spread
+from almlip_jax.selection import (
+    ChainSettings,
+    RandomSettings,
+    SelectorSettings,
+    ThresholdSettings,
+    TopFractionSettings,
+    features_of,
+    scores_of,
+)
+
+_OF_MEMBERS = ("force_gradient", "committee_energy")  # feature maps made of differences between members
+
+
+def check_judges(
+    exploration: ExplorationChoice, selection: SelectionSettings, stopping: StoppingSettings, members: EnsembleSettings
+) -> None:
+    """Refuses what would judge by an uncertainty that the ensemble does not have.
+
+    Raises:
+        ValueError: names the key, and says what to do.
+    """
+    if isinstance(exploration, MdExploration):
+        check_exploration(exploration, members)
+    check_selector(selection.selector, members, "selection.selector")
+    if stopping.plateau is not None:
+        require_score(stopping.monitor, members, "stopping.plateau")
+
+
+def check_selector(selector: SelectorSettings, members: EnsembleSettings, where: str) -> None:
+    """Refuses a selector that looks at scores or features that are 0 everywhere; raises ValueError.
+
+    Args:
+        selector: its settings.
+        members: settings of the ensemble.
+        where: the key that holds them.
+    """
+    for score in scores_of(selector):
+        require_score(score, members, where)
+    for name in features_of(selector):
+        if name in _OF_MEMBERS:
+            require_spread(members, f"{where}, features '{name}',")
+
+
+def check_plateau(stopping: StoppingSettings, selection: SelectionSettings) -> None:
+    """Refuses to judge the batch against its pool where the batch is a random draw of it; raises ValueError."""
+    if stopping.plateau is not None and draws_at_random(selection.selector):
+        raise ValueError(
+            "stopping.plateau compares the batch with the pool that it was chosen from, which says nothing where it is "
+            "drawn at random; choose another selector, or leave plateau out."
+        )
+
+
+def draws_at_random(selector: SelectorSettings) -> bool:
+    """Whether a batch is as uncertain as its pool on average, whatever the potential says."""
+    if isinstance(selector, ChainSettings):
+        prefers = (isinstance(one, TopFractionSettings) or _has_floor(one) for one in selector.filters)
+        return isinstance(selector.selector, RandomSettings) and not any(prefers)
+    return isinstance(selector, RandomSettings)
+
+
+def _has_floor(one: Any) -> bool:
+    return isinstance(one, ThresholdSettings) and one.minimum is not None
+
+
+def check_target(stopping: StoppingSettings, test: TestSettings) -> None:
+    """Refuses a target on a test set, or on a group of one, that will not be there; raises ValueError."""
+    target = stopping.target_error
+    if target is None:
+        return
+    if not test.groups:
+        raise ValueError("stopping.target_error needs a test set; give test.md, test.files or test.from_pool.")
+    if target.group is not None and target.group not in test.groups:
+        raise ValueError(
+            f"stopping.target_error.group '{target.group}' is no group of the test set, which has: "
+            f"{', '.join(test.groups)}."
+        )

@@ -1,0 +1,32 @@
+"""Whether an ensemble can do what an exploration asks of it: one member has no spread to judge or to follow."""
+
+from __future__ import annotations
+
+from almlip_jax.dynamics.biases.settings import BoundedUncertaintySettings, UncertaintySettings
+from almlip_jax.dynamics.integrators.settings import AdversarialSettings
+from almlip_jax.dynamics.settings import ExplorationSettings
+from almlip_jax.ensembles import EnsembleSettings, require_score, require_spread
+
+
+def check_exploration(settings: ExplorationSettings, members: EnsembleSettings, *, gated: bool = True) -> None:
+    """Refuses a gate, a bias or an ascent that would see no uncertainty anywhere.
+
+    Args:
+        settings: of the exploration.
+        members: settings of the ensemble.
+        gated: whether the gate compares its score with anything.
+
+    Raises:
+        ValueError: names the key, and says what to do.
+    """
+    if gated:
+        novelty = " (latent_distance and extrapolation_grade need no spread)"
+        try:
+            require_score(settings.gate.score, members, "exploration.gate")
+        except ValueError as error:
+            raise ValueError(str(error).removesuffix(".") + novelty + ".") from error
+    if isinstance(settings.integrator, AdversarialSettings):
+        require_spread(members, "exploration.integrator 'adversarial'")
+    for bias in settings.biases:
+        if isinstance(bias, UncertaintySettings | BoundedUncertaintySettings):
+            require_spread(members, f"exploration.biases '{bias.kind}'")

@@ -1,0 +1,53 @@
+"""Which scores an ensemble can give: a spread needs two members, a member alone has to say something of its errors."""
+
+from __future__ import annotations
+
+from almlip_jax.ensembles.prediction import SCORES
+from almlip_jax.ensembles.settings import EnsembleSettings
+
+
+def has_spread(members: EnsembleSettings) -> bool:
+    """Whether there are two members at least, models and their heads counted."""
+    return members.size * members.heads > 1
+
+
+def gives_score(score: str, members: EnsembleSettings) -> bool:
+    """Whether an ensemble tells structures apart by a score, which is 0 everywhere otherwise.
+
+    One member has no spread; with ``mean_variance`` it has total deviations, with ``evidential`` epistemic ones too.
+    Scores that are no deviations (novelty) look at features, which every ensemble has.
+    """
+    if score not in SCORES or has_spread(members):
+        return True
+    if "total" in score:
+        return members.likelihood != "none"
+    return "epistemic" in score and members.likelihood == "evidential"
+
+
+def require_score(score: str, members: EnsembleSettings, where: str) -> None:
+    """Refuses a score that the ensemble cannot give.
+
+    Args:
+        score: its name.
+        members: settings of the ensemble.
+        where: what looks at it, as in a config.
+
+    Raises:
+        ValueError: it would be 0 everywhere; says what to do.
+    """
+    if not gives_score(score, members):
+        able = [name for name in SCORES if gives_score(name, members)]
+        instead = f" or look at another score ({', '.join(able)})" if able else ""
+        raise ValueError(
+            f"{where} looks at {score}, which is 0 everywhere in an ensemble of one member; raise ensemble.size or "
+            f"ensemble.heads{instead}."
+        )
+
+
+def require_spread(members: EnsembleSettings, where: str) -> None:
+    """Refuses what follows the differences between members where there is one; raises ValueError."""
+    if not has_spread(members):
+        raise ValueError(
+            f"{where} follows what the members do not agree on, and there is one member; raise ensemble.size or "
+            "ensemble.heads, or leave it out."
+        )

@@ -1,0 +1,155 @@
+"""What one section of a config asks of another: refused before anything is paid where it cannot serve."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from almlip_jax.config import ExperimentConfig
+from almlip_jax.dynamics import ExplorationSettings
+from almlip_jax.dynamics.judging import check_exploration
+from almlip_jax.ensembles import SCORES, EnsembleSettings, gives_score
+from almlip_jax.selection import RandomSettings
+from almlip_jax.sweep.settings import SweepConfig
+
+ONE = {"size": 1}
+NLL = {"loss": {"kind": "nll"}}
+BY_LATENT = {
+    "kind": "md",
+    "gate": {"kind": "absolute", "score": "latent_distance"},
+    "thresholds": {"kind": "relative", "floor": 1.0},
+}
+POOL = {"kind": "pool", "files": "pool.xyz"}
+BY_DESIGN = {"selector": {"kind": "max_det"}}
+
+
+def config(**sections: Any) -> ExperimentConfig:
+    plain = {"system": {"structures": "start.xyz"}, "oracle": {"kind": "tblite"}, "initial": {"rattle": {"count": 4}}}
+    return ExperimentConfig.model_validate({**plain, **sections})
+
+
+def sections(ensemble: dict[str, Any] = ONE, exploration: dict[str, Any] = BY_LATENT, **more: Any) -> dict[str, Any]:
+    return {"ensemble": ensemble, "exploration": exploration, "selection": BY_DESIGN, **more}
+
+
+def selecting(**selector: Any) -> dict[str, Any]:
+    return sections(selection={"selector": selector})
+
+
+FILTERED = {
+    "kind": "chain",
+    "filters": [{"kind": "threshold", "score": "energy_std", "maximum": 1.0}],
+    "selector": {"kind": "cost_aware", "selector": {"kind": "max_det"}},
+}
+WITH_PLATEAU = {"plateau": {}, "share_below": None}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (sections(exploration={"kind": "md"}), r"exploration.gate looks at force_std_max, .*latent_distance"),
+        (sections({"size": 1, "likelihood": "mean_variance"}, {"kind": "md"}, training=NLL), r"force_total_max"),
+        (sections(exploration=BY_LATENT | {"integrator": {"kind": "adversarial"}}), r"'adversarial' follows what"),
+        (sections(exploration=BY_LATENT | {"biases": [{"kind": "uncertainty"}]}), r"'uncertainty' follows what"),
+        (selecting(kind="top_k"), r"selection.selector looks at force_std_mean"),
+        (selecting(kind="hybrid"), r"looks at force_std_mean"),
+        (selecting(kind="cost_aware", selector={"kind": "entropy"}), r"looks at force_std_mean"),
+        (selecting(**FILTERED), r"selection.selector looks at energy_std"),
+        (selecting(kind="kmeans_pp", features="force_gradient"), r"features 'force_gradient', follows"),
+        (sections(stopping=WITH_PLATEAU), r"stopping.plateau looks at force_std_mean"),
+    ],
+)
+def test_one_member_has_no_spread_to_judge_by(given, message):
+    with pytest.raises(ValidationError, match=message):
+        config(**given)
+    config(**given | {"ensemble": {"size": 2}, "training": {}})
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        sections(),
+        sections(exploration=POOL),
+        sections({"size": 1, "heads": 8}, {"kind": "md"}),
+        sections(exploration=POOL, selection={"selector": {"kind": "random"}}),
+        sections(
+            {"size": 1, "likelihood": "mean_variance"},
+            {"kind": "md", "gate": {"kind": "absolute", "score": "force_total_max"}},
+            training=NLL,
+            stopping=WITH_PLATEAU | {"monitor": "force_total_mean"},
+        ),
+        sections(
+            {"size": 1, "likelihood": "evidential"},
+            {"kind": "md", "gate": {"kind": "absolute", "score": "force_epistemic_max"}},
+            training=NLL,
+        ),
+    ],
+)
+def test_one_member_serves_where_no_spread_is_looked_at(given):
+    config(**given)
+
+
+def test_every_score_is_a_spread_of_members_or_something_that_they_say():
+    one, spoken = EnsembleSettings(size=1), EnsembleSettings(size=1, likelihood="mean_variance")
+    assert not any(gives_score(name, one) for name in SCORES)
+    assert [name for name in SCORES if gives_score(name, spoken)] == [
+        "energy_total",
+        "force_total_mean",
+        "force_total_max",
+    ]
+    assert all(gives_score(name, EnsembleSettings(size=2)) for name in SCORES)
+    assert gives_score("extrapolation_grade", one)
+
+
+def test_a_sweep_of_single_members_compares_no_spreads():
+    systems = {"water": {"pool": "pool.xyz", "tests": {"t": "test.xyz"}}}
+    chosen = {"top": {"kind": "top_k"}, "all": {"kind": "random"}}
+    with pytest.raises(ValidationError, match=r"selectors.top with ensemble_sizes 1 looks at force_std_mean"):
+        SweepConfig.model_validate({"systems": systems, "selectors": chosen, "ensemble_sizes": [2, 1]})
+    SweepConfig.model_validate({"systems": systems, "selectors": {"all": RandomSettings()}, "ensemble_sizes": [1]})
+
+
+@pytest.mark.parametrize(
+    ("selector", "refused"),
+    [
+        ({"kind": "random"}, True),
+        ({"kind": "chain", "filters": [{"kind": "threshold", "maximum": 2.0}], "selector": {"kind": "random"}}, True),
+        (
+            {"kind": "chain", "filters": [{"kind": "top_fraction", "fraction": 0.5}], "selector": {"kind": "random"}},
+            False,
+        ),
+        ({"kind": "top_k"}, False),
+    ],
+)
+def test_a_plateau_needs_a_batch_that_was_chosen(selector, refused):
+    given = {"selection": {"selector": selector}, "stopping": WITH_PLATEAU}
+    if refused:
+        with pytest.raises(ValidationError, match="drawn at random"):
+            config(**given)
+    else:
+        config(**given)
+
+
+@pytest.mark.parametrize("key", ["ratio", "patience"])
+def test_keys_of_the_former_plateau_say_what_it_looks_at_now(key):
+    with pytest.raises(ValidationError, match=f"unknown key '{key}'; plateau now looks at"):
+        config(stopping={"plateau": {key: 1}})
+
+
+def test_a_target_needs_its_group_of_the_test_set():
+    test = {"md": [{"temperature": 300}], "files": [{"path": "a.xyz", "group": "slab"}], "from_pool": 3}
+    for group in ("300K", "slab", "pool", None):
+        config(test=test, stopping={"target_error": {"value": 0.1, "group": group}})
+    with pytest.raises(ValidationError, match=r"group '300' is no group of the test set, which has: 300K, slab, pool"):
+        config(test=test, stopping={"target_error": {"value": 0.1, "group": "300"}})
+    with pytest.raises(ValidationError, match=r"target_error needs a test set"):
+        config(stopping={"target_error": {"value": 0.1}})
+
+
+def test_a_run_without_thresholds_has_no_gate_that_judges():
+    one, settings = EnsembleSettings(size=1), ExplorationSettings()
+    check_exploration(settings, one, gated=False)
+    with pytest.raises(ValueError, match=r"exploration.gate looks at force_std_max"):
+        check_exploration(settings, one)
