@@ -6,7 +6,6 @@ import textwrap
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
 from pydantic import BaseModel
 
 from almlip_jax.config import ExperimentConfig
@@ -14,6 +13,7 @@ from almlip_jax.errors import InputError
 from almlip_jax.settings import Settings
 from almlip_jax.simulation.settings import ExploreConfig, MdConfig
 from almlip_jax.sweep.settings import SweepConfig
+from almlip_jax.yaml_text import yaml_text
 
 KINDS: dict[str, type[Settings]] = {
     "campaign": ExperimentConfig,
@@ -202,9 +202,7 @@ def _commented(content: dict[str, Any], model: BaseModel, depth: int) -> list[st
         if isinstance(value, dict) and isinstance(inner, BaseModel):
             lines += [f"{indent}{key}:", *_commented(value, inner, depth + 1)]
         else:
-            dumped = yaml.safe_dump(value, sort_keys=False, default_flow_style=True, width=10_000)
-            plain = dumped.removesuffix("...\n").strip()
-            lines.append(f"{indent}{key}: {plain}")
+            lines.append(f"{indent}{key}: {yaml_text(value, flow=True)}")
         if depth == 0:
             lines.append("")
     return lines

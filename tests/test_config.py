@@ -58,7 +58,7 @@ def test_paths_are_meant_from_the_config_and_overrides_from_here(tmp_path, monke
         (PLAIN + "trainig: {}\n", r"line 5, trainig: unknown key 'trainig'; did you mean 'training'\?"),
         (PLAIN + "training:\n  max_stepps: 5\n", r"line 6, training.max_stepps: unknown key .* 'max_steps'"),
         (PLAIN + "training: {max_steps: many}\n", r"line 5, training.max_steps: input should be a valid integer"),
-        (PLAIN + "training: {max_steps: 0}\n", r"training.max_steps: input should be greater than or equal to 1"),
+        (PLAIN + "training: {max_steps: 0}\n", r"training.max_steps: 0 is out of bounds; it should be at least 1"),
         (PLAIN.replace("tblite", "tblit"), r"line 3, oracle: 'tblit' is no valid kind; did you mean 'tblite'\?"),
         (PLAIN.replace("system: {structures: start.xyz}\n", ""), r"system: the key is missing"),
         (PLAIN + "seed: 1\nseed: 2\n", r"'seed' is given twice"),
@@ -84,11 +84,55 @@ def test_several_mistakes_are_all_named(tmp_path):
 
 @pytest.mark.parametrize(
     ("override", "message"),
-    [("seed", "not of the form key=value"), ("seed.x=1", "'seed' holds a value"), ("seed=[1", "no valid value")],
+    [
+        ("seed", "not of the form key=value"),
+        ("seed..x=1", "not of the form key=value"),
+        ("seed.x=1", "'seed' holds a value"),
+        ("seed=[1", "the value of --set seed=.1 is not valid YAML"),
+        ("exploration.walkers.2.count=1", "'2' is no item of exploration.walkers, which has items 0 to 1"),
+        ("exploration.walkers.two.count=1", "'two' is no item"),
+        ("exploration.biases.0.tau=1", "the config gives no list exploration.biases"),
+        (
+            "exploration.gate.record=1",
+            r"unknown key 'record'; did you mean exploration.thresholds.record \(of kind fixed",
+        ),
+        ("selection.selector.kind=top_k", r"unknown key 'sigma' of this kind; kinds that have it: .*bait"),
+        ("oracle.kind=[tblite]", r"'\['tblite'\]' is no valid kind; did you mean 'tblite'\?"),
+        ("name=2026", "name: it should be text, not 2026; put it into quotes"),
+        ("training.learning_rate=.nan", "training.learning_rate: it should be a finite number, not .nan"),
+        ("executor=2", "executor: it should be keys and values, not 2"),
+    ],
 )
 def test_overrides_that_cannot_be(tmp_path, override, message):
+    walkers = "exploration: {walkers: [{temperature: 300}, {temperature: 500}]}\n"
+    file = written(tmp_path, PLAIN + "seed: 1\nselection: {selector: {kind: bait, sigma: 0.1}}\n" + walkers)
     with pytest.raises(InputError, match=message):
-        load_config(written(tmp_path, PLAIN + "seed: 1\n"), [override])
+        load_config(file, [override])
+
+
+def test_overrides_reach_everything(tmp_path):
+    walkers = "exploration: {walkers: [{temperature: 300}], rewind: null}\n"
+    file = written(tmp_path, PLAIN + walkers)
+    given = [
+        "executor.workers=2",  # a section that is not in the file is of its default kind
+        "selection.selector.kind=top_k",
+        "exploration.walkers.0.temperature=[300, 900]",
+        "exploration.walkers.1={temperature: 77}",
+        "exploration.rewind.on=[stop]",
+        "training.learning_rate=1e-3",
+        "'name'='a: b'",
+    ]
+    config = load_config(file, given)
+    assert config.executor.kind == "local" and config.executor.workers == 2
+    assert config.selection.selector.kind == "top_k"
+    assert [group.temperatures for group in config.exploration.walkers] == [(300, 900), (77, 77)]
+    assert config.exploration.rewind.on == ("stop",)
+    assert config.training.learning_rate == 1e-3 and config.name == "a: b"
+
+
+def test_a_line_of_the_file_is_not_blamed_for_an_override(tmp_path):
+    with pytest.raises(InputError, match=r"yaml: seed: -1 is out of bounds"):
+        load_config(written(tmp_path, PLAIN + "seed: 1\n"), ["seed=-1"])
 
 
 def test_a_missing_file_is_one_sentence(tmp_path):

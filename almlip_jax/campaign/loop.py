@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import yaml
 from ase import Atoms
 
 from almlip_jax.campaign import stages, stopping
@@ -37,6 +36,7 @@ from almlip_jax.oracles import OracleSettings, PendingLabels
 from almlip_jax.progress import Progress, SilentProgress
 from almlip_jax.structures.io import read_structures
 from almlip_jax.work_directory import write_versions
+from almlip_jax.yaml_text import read_yaml, yaml_text
 
 Work = Callable[[Workshop, int], Mapping[str, Any]]
 """A stage: does its work for a round, writes its files, and returns fields of the round's record."""
@@ -237,7 +237,7 @@ def run_campaign(config: Experiment, run_dir: Path, *, progress: Progress | None
         if run.state.exists():
             raise InputError(f"{run.path} holds a campaign already; resume it, or choose another run directory.")
         _check(config)
-        write_text(run.config, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        write_text(run.config, yaml_text(config.model_dump(mode="json")))
         write_versions(run)
         return _carry_on(config, run, progress or SilentProgress())
 
@@ -258,7 +258,7 @@ def resume_campaign(config: Experiment, run_dir: Path, *, progress: Progress | N
     run = RunDirectory(run_dir).require()
     with run.lock():
         _check_change(config, run)
-        write_text(run.config, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        write_text(run.config, yaml_text(config.model_dump(mode="json")))
         write_versions(run)
         return _carry_on(config, run, progress or SilentProgress())
 
@@ -352,8 +352,8 @@ def _check_relaxed(exploration: ExplorationChoice, geometries: Sequence[Atoms]) 
 def _check_change(config: Experiment, run: RunDirectory) -> None:
     """Refuses another config where the rounds so far would not fit to it."""
     try:
-        before = yaml.safe_load(run.config.read_text())
-    except (OSError, yaml.YAMLError) as error:
+        before = read_yaml(run.config).value or {}
+    except InputError as error:
         raise InputError(f"{run.config} cannot be read ({error}); restore it from a copy.") from error
     now = config.model_dump(mode="json")
     if run.test.exists():

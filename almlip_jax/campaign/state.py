@@ -13,7 +13,7 @@ from typing import Any
 
 from almlip_jax.campaign.rundir import RunDirectory
 from almlip_jax.files import Cell, plain, read_record, write_csv, write_json
-from almlip_jax.settings import Settings
+from almlip_jax.settings import Findings
 
 
 class Stage(StrEnum):
@@ -31,7 +31,7 @@ class Stage(StrEnum):
 _ROUND = (Stage.TRAIN, Stage.EVALUATE, Stage.EXPLORE, Stage.SELECT, Stage.LABEL)
 
 
-class RoundRecord(Settings):
+class RoundRecord(Findings):
     """What one round came to; fields of stages that have not run yet hold their defaults."""
 
     round: int
@@ -86,7 +86,7 @@ class RoundRecord(Settings):
         }
 
 
-class FinalRecord(Settings):
+class FinalRecord(Findings):
     """What the final potential came to; it is there once its training has ended."""
 
     round: int
@@ -99,7 +99,7 @@ class FinalRecord(Settings):
     """Wall time of ``train`` and ``evaluate``, s; a stage without one has not been done."""
 
 
-class CampaignState(Settings):
+class CampaignState(Findings):
     """The content of ``state.json``."""
 
     round: int = 0

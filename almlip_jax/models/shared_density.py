@@ -95,9 +95,8 @@ class SharedDensitySettings(Settings):
     @model_validator(mode="before")
     @classmethod
     def _take_size(cls, given: Any) -> Any:
-        if isinstance(given, dict) and given.get("size") in SIZES:
-            return SIZES[given["size"]] | given
-        return given
+        size = given.get("size") if isinstance(given, dict) else None
+        return SIZES[size] | given if isinstance(size, str) and size in SIZES else given
 
 
 _AMPLITUDE = 2.0  # root mean square of the scaled density: products of higher order then learn as fast as lower ones

@@ -23,12 +23,11 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from almlip_jax.errors import InputError
 from almlip_jax.files import read_json, write_json, write_text
 from almlip_jax.simulation.settings import SimulationConfig
 from almlip_jax.work_directory import WorkDirectory
+from almlip_jax.yaml_text import read_yaml, yaml_text
 
 _FREE = ("out", "checkpoint_every")  # keys that may differ between the parts of one run
 _INPUTS = ("potential", "structures", "training_set", "calibration_set")
@@ -116,13 +115,13 @@ class SimulationDirectory(WorkDirectory):
             self._compare(wanted, inputs)
         else:
             write_json(self.inputs, inputs)
-            write_text(self.config, yaml.safe_dump(wanted, sort_keys=False))
+            write_text(self.config, yaml_text(wanted))
         return begun
 
     def _compare(self, wanted: dict[str, Any], inputs: dict[str, Any]) -> None:
         try:
-            before = yaml.safe_load(self.config.read_text())
-        except (OSError, yaml.YAMLError) as error:
+            before = read_yaml(self.config).value
+        except InputError as error:
             raise InputError(f"{self.config} cannot be read; choose another folder for this run.") from error
         changed = [key for key in _changes(before, wanted) if key not in _FREE]
         if changed:

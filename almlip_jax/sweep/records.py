@@ -28,7 +28,7 @@ from typing import Any, TypeVar
 from almlip_jax.errors import InputError
 from almlip_jax.evaluation.tidy import COLUMNS
 from almlip_jax.files import Cell, plain, read_record, write_csv, write_json
-from almlip_jax.settings import Settings
+from almlip_jax.settings import Findings
 from almlip_jax.sweep.points import First, Point
 from almlip_jax.sweep.pools import Split
 from almlip_jax.sweep.settings import SweepConfig
@@ -38,7 +38,7 @@ Scores = dict[str, float | None]
 """Errors and calibration on one test set, by column."""
 
 
-class FirstRecord(Settings):
+class FirstRecord(Findings):
     """What the training of round 0 came to: ``first.json``."""
 
     identity: dict[str, Any]
@@ -51,7 +51,7 @@ class FirstRecord(Settings):
     """Wall time of the test, s."""
 
 
-class RoundRecord(Settings):
+class RoundRecord(Findings):
     """What one round of a point came to."""
 
     round: int
@@ -72,7 +72,7 @@ class RoundRecord(Settings):
     """Wall time by column."""
 
 
-class PointState(Settings):
+class PointState(Findings):
     """The content of ``state.json``."""
 
     identity: dict[str, Any]

@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import yaml
 from rich.table import Table
 
 from almlip_jax.files import Cell, write_text
@@ -22,6 +21,7 @@ from almlip_jax.sweep.points import First, Group, Only, all_points, first_groups
 from almlip_jax.sweep.records import SweepDirectory, write_table
 from almlip_jax.sweep.settings import ProcessesSettings, SweepConfig
 from almlip_jax.work_directory import write_versions
+from almlip_jax.yaml_text import yaml_text
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def run_sweep(
     with folder.lock(), jax.enable_x64(config.precision == "float64"):
         groups = [*first_groups(config, wanted), *point_groups(config, wanted)]
         session = _Session(bench, groups, progress or SilentProgress())
-        write_text(folder.config, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        write_text(folder.config, yaml_text(config.model_dump(mode="json")))
         write_versions(folder)
         session.work()
         return _result(bench)

@@ -56,9 +56,8 @@ class LossSettings(Settings):
     @model_validator(mode="before")
     @classmethod
     def _take_weights(cls, given: Any) -> Any:
-        if isinstance(given, dict) and given.get("kind", "mse") in _WEIGHTS:
-            return _WEIGHTS[given.get("kind", "mse")] | given
-        return given
+        kind = given.get("kind", "mse") if isinstance(given, dict) else None
+        return _WEIGHTS[kind] | given if isinstance(kind, str) and kind in _WEIGHTS else given
 
     @property
     def judges_uncertainty(self) -> bool:

@@ -1,0 +1,109 @@
+"""Changes to a config before it is checked: relative paths made absolute, and keys set on the command line."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from almlip_jax.errors import InputError
+from almlip_jax.yaml_text import Location, parse_yaml
+
+_PATH_KEYS = frozenset(
+    {"structures", "dataset", "path", "files", "folder", "potential", "training_set", "calibration_set", "out"}
+)
+"""Names of the settings that hold paths."""
+
+_PART = re.compile(r"""\s*(?:"([^"]*)"|'([^']*)'|([^."']*?))\s*(\.|$)""")
+
+
+def make_absolute(data: Any, folder: Path) -> None:
+    """Makes relative paths in a config absolute, as meant from a folder."""
+    if isinstance(data, list):
+        for item in data:
+            make_absolute(item, folder)
+    if not isinstance(data, dict):
+        return
+    for key, value in data.items():
+        if key in _PATH_KEYS and isinstance(value, str):
+            data[key] = _from(folder, value)
+        elif key in _PATH_KEYS and isinstance(value, list) and all(isinstance(item, str) for item in value):
+            data[key] = [_from(folder, item) for item in value]
+        elif key != "parameters":  # those belong to the user's own function
+            make_absolute(value, folder)
+
+
+def apply_override(data: dict[str, Any], override: str) -> Location:
+    """Sets a key of a config.
+
+    Args:
+        data: the config, which is changed; sections that it does not have are made.
+        override: ``dotted.key=value``, the value in YAML; items of a list by their number from 0, one more than there
+            are to append; a key with a dot in it in quotes.  Relative paths are meant from the working directory.
+
+    Returns:
+        where it is set.
+
+    Raises:
+        InputError: it has no such form, or leads into something that has no keys.
+    """
+    key, equals, text = override.partition("=")
+    parts = _parts(key)
+    if not equals or not parts:
+        raise InputError(f"--set {override}: this is not of the form key=value.")
+    value = {parts[-1]: parse_yaml(text, f"the value of --set {override}").value}
+    if "parameters" not in parts:
+        make_absolute(value, Path.cwd())
+    place: Any = data
+    location: Location = ()
+    for depth, part in enumerate(parts[:-1]):
+        location = (*location, int(part) if isinstance(place, list) and part.isdecimal() else part)
+        place = _inside(place, part, ".".join(parts[:depth]), override, make=True)
+    _inside(place, parts[-1], ".".join(parts[:-1]), override, make=False)
+    if isinstance(place, list):
+        index = int(parts[-1])
+        place[index : index + 1] = [value[parts[-1]]]
+        return (*location, index)
+    place[parts[-1]] = value[parts[-1]]
+    return (*location, parts[-1])
+
+
+def _from(folder: Path, path: str) -> str:
+    try:
+        return str(folder / Path(path).expanduser())
+    except RuntimeError:  # ~ of a user whom nobody knows
+        return str(folder / path)
+
+
+def _parts(key: str) -> list[str]:
+    """Keys and indices of a dotted key; none where it has no such form."""
+    parts, at = [], 0
+    while found := _PART.match(key, at):
+        part = next((text for text in found.groups()[:3] if text is not None), "")
+        if not part:
+            return []
+        parts.append(part)
+        at = found.end()
+        if not found.group(4):
+            return parts
+    return []
+
+
+def _inside(place: Any, part: str, where: str, override: str, *, make: bool) -> Any:
+    """What lies under a key or index, made where there is nothing yet."""
+    if isinstance(place, list):
+        if not part.isdecimal() or int(part) > len(place) - make:
+            there = f"items 0 to {len(place) - 1}" if place else "no items"
+            raise InputError(f"--set {override}: '{part}' is no item of {where}, which has {there}.")
+        if int(part) == len(place):
+            return None
+        if place[int(part)] is None and make:
+            place[int(part)] = {}
+        return place[int(part)]
+    if not isinstance(place, dict):
+        raise InputError(f"--set {override}: '{where}' holds a value, not keys; set it as a whole.")
+    if part.isdecimal() and not place and where:
+        raise InputError(f"--set {override}: the config gives no list {where}; set it as a whole, as {where}=[...].")
+    if make and place.get(part) is None:
+        place[part] = {}
+    return place.get(part)
