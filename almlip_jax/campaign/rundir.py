@@ -21,7 +21,8 @@ Layout (rounds are numbered from 0, folders have at least three digits)::
           potential/         saved Potential
           evaluation.json    test metrics
           test_predictions.npz  forces_true [n, 3], forces_pred [n, 3], force_total [n], group [n]; energy_true [s],
-                             energy_pred [s], energy_total [s], natoms [s]
+                             energy_pred [s], energy_total [s], natoms [s], structure_group [s]; stress_true [p, 6],
+                             stress_pred [p, 6] and which structures they are of, stress_structure [p]
           starts.extxyz      start structure of each walker
           walkers.npz        sigma and temperature along each walker, thresholds of the gate, recorded frames
           walkers/000.extxyz thinned trajectory of each walker

@@ -23,6 +23,7 @@ from almlip_jax.campaign.workshop import Workshop
 from almlip_jax.ensembles import SCORES
 from almlip_jax.errors import InputError, LabelError
 from almlip_jax.evaluation import error_metrics
+from almlip_jax.evaluation.metrics import voigt_stress
 from almlip_jax.files import Cell, read_json, write_csv, write_json, write_npz
 from almlip_jax.keys import named_key
 from almlip_jax.oracles import LabelResult
@@ -33,6 +34,8 @@ from almlip_jax.training import EpochReport, TrainingResult, checkpoint, referen
 
 Results = Mapping[str, Any]
 """Fields of the round's record that a stage found out."""
+
+_TEST_ERRORS = ("energy_mae", "energy_rmse", "forces_mae", "forces_rmse", "stress_mae", "stress_rmse")
 
 
 # -------------------------------------------------------------------------------------------------------- preparation
@@ -178,14 +181,19 @@ def _test_errors(shop: Workshop, potential: Potential, folder: PotentialDirector
     return {
         f"{name}_{group}": float(values[name])
         for group, values in metrics["by_group"].items()
-        for name in ("energy_mae", "energy_rmse", "forces_mae", "forces_rmse", "stress_mae", "stress_rmse")
+        for name in _TEST_ERRORS
         if math.isfinite(values[name])
     }
 
 
 def _predictions(structures: Sequence[Atoms], found: Evaluated) -> dict[str, np.ndarray]:
     sizes = np.array([len(atoms) for atoms in structures])
+    labelled = [n for n, atoms in enumerate(structures) if atoms.pbc.all() and "stress" in atoms.calc.results]
+    stress = np.array([voigt_stress(structures[n].calc.results["stress"]) for n in labelled])
     return {
+        "stress_true": stress.reshape(len(labelled), 6),
+        "stress_pred": found.stress[labelled].reshape(len(labelled), 6),
+        "stress_structure": np.array(labelled, np.int64),
         "forces_true": np.concatenate([atoms.get_forces() for atoms in structures]),
         "forces_pred": np.concatenate(found.forces),
         "force_total": np.concatenate(found.force_total),
@@ -194,6 +202,7 @@ def _predictions(structures: Sequence[Atoms], found: Evaluated) -> dict[str, np.
         "energy_pred": found.energy,
         "energy_total": found.scores["energy_total"],
         "natoms": sizes,
+        "structure_group": np.array([atoms.info["group"] for atoms in structures]),
     }
 
 
@@ -278,7 +287,8 @@ def _selection_scalars(shop: Workshop, round_index: int) -> dict[str, float]:
     if adaptive_part(settings) is None:
         return {}
     files = [shop.run.round(n).evaluation for n in range(round_index + 1)]
-    return selection_scalars(settings, [float(read_json(file)["forces_rmse"]) for file in files if file.exists()])
+    errors = [read_json(file)["forces_rmse"] for file in files if file.exists()]
+    return selection_scalars(settings, [float(error) for error in errors if error is not None])
 
 
 def _allowed(shop: Workshop) -> int:

@@ -41,7 +41,7 @@ class RoundRecord(Findings):
     dataset_size: int = 0
     """Labelled structures trained on."""
     errors: dict[str, float] = {}
-    """Test errors, ``<metric>_<group>``; eV/atom and eV/Angstrom."""
+    """Test errors, ``<metric>_<group>``; eV/atom, eV/Angstrom and eV/Angstrom^3."""
     frames_planned: int = 0
     """Frames that all walkers together would have made had none ended early; 0 with a fixed pool."""
     frames_below: int = 0
@@ -94,7 +94,7 @@ class FinalRecord(Findings):
     steps: int
     """Length that the config asked for, in optimiser steps."""
     errors: dict[str, float] = {}
-    """Test errors, ``<metric>_<group>``; eV/atom and eV/Angstrom."""
+    """Test errors, ``<metric>_<group>``; eV/atom, eV/Angstrom and eV/Angstrom^3."""
     seconds: dict[str, float] = {}
     """Wall time of ``train`` and ``evaluate``, s; a stage without one has not been done."""
 

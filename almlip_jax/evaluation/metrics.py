@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from ase import Atoms
 from ase.data import chemical_symbols
+from ase.stress import full_3x3_to_voigt_6_stress
 
 from almlip_jax.errors import InputError
 from almlip_jax.uncertainty import calibration_metrics, force_calibration
@@ -53,11 +54,13 @@ def error_metrics(reference: Sequence[Atoms], predicted: Predictions, *, group_k
         group_key: ``info`` key by which ``by_group`` tells structures apart; those without it form no group.
 
     Returns:
-        ``energy_mae``, ``energy_rmse``, ``energy_offset_free_rmse`` (after the mean error has been taken away), all in
-        eV/atom; ``energy_mae_structure`` and ``energy_rmse_structure`` in eV; ``forces_mae``, ``forces_rmse`` in
-        eV/Angstrom over components; ``stress_mae``, ``stress_rmse`` in eV/Angstrom^3; ``num_structures``;
-        ``by_species`` (symbol -> forces errors); ``calibration`` (of ``forces`` and ``energy``); ``by_group`` (name ->
-        the same without ``by_group``).
+        ``energy_mae``, ``energy_rmse``, ``energy_offset_free_rmse`` (after the mean error has been taken away; of one
+        structure nothing is left), all in eV/atom; ``energy_mae_structure`` and ``energy_rmse_structure`` in eV;
+        ``forces_mae``, ``forces_rmse`` in eV/Angstrom over components; ``stress_mae``, ``stress_rmse`` in
+        eV/Angstrom^3 over the six components of structures that are periodic in three directions; ``num_structures``;
+        ``by_species`` (symbol -> ``num_atoms``, ``forces_mae``, ``forces_rmse``, ``force_total_mean``, the mean of
+        ``force_total`` in eV/Angstrom, and ``calibration`` of the forces); ``calibration`` (of ``forces`` and
+        ``energy``); ``by_group`` (name -> the same without ``by_group``).
 
     Raises:
         InputError: there are no structures, or none has a label.
@@ -65,8 +68,10 @@ def error_metrics(reference: Sequence[Atoms], predicted: Predictions, *, group_k
     if not reference:
         raise InputError("there is no structure to compare with.")
     rows = [_Row(atoms, predicted, n) for n, atoms in enumerate(reference)]
-    if not any(row.energy_error is not None or row.force_errors is not None for row in rows):
-        raise InputError("no structure has an energy or forces to compare with.")
+    if not any(row.is_labelled for row in rows):
+        raise InputError(
+            "no structure has an energy, forces or, where it is periodic in three directions, a stress to compare with."
+        )
     groups: dict[str, list[_Row]] = {}
     for row, atoms in zip(rows, reference, strict=True):
         if group_key in atoms.info:
@@ -85,7 +90,18 @@ class _Row:
         self.energy_error = float(predicted.energy[n] - results["energy"]) if "energy" in results else None
         self.force_errors = predicted.forces[n] - results["forces"] if "forces" in results else None
         with_stress = "stress" in results and atoms.pbc.all()
-        self.stress_errors = predicted.stress[n] - results["stress"] if with_stress else None
+        self.stress_errors = predicted.stress[n] - voigt_stress(results["stress"]) if with_stress else None
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether anything can be compared."""
+        return any(error is not None for error in (self.energy_error, self.force_errors, self.stress_errors))
+
+
+def voigt_stress(stress: np.ndarray) -> np.ndarray:
+    """A stress [6] in Voigt order, given so or as [3, 3]."""
+    stress = np.asarray(stress, np.float64)
+    return stress if stress.shape == (6,) else full_3x3_to_voigt_6_stress(stress.reshape(3, 3))
 
 
 def _metrics(rows: Sequence[_Row]) -> dict[str, Any]:
@@ -102,7 +118,7 @@ def _metrics(rows: Sequence[_Row]) -> dict[str, Any]:
         "num_structures": len(rows),
         "energy_mae": _mae(per_atom),
         "energy_rmse": _rmse(per_atom),
-        "energy_offset_free_rmse": _rmse(per_atom - per_atom.mean()) if len(per_atom) else float("nan"),
+        "energy_offset_free_rmse": _rmse(per_atom - per_atom.mean()) if len(per_atom) > 1 else float("nan"),
         "energy_mae_structure": _mae(energy),
         "energy_rmse_structure": _rmse(energy),
         "forces_mae": _mae(forces),
@@ -110,13 +126,24 @@ def _metrics(rows: Sequence[_Row]) -> dict[str, Any]:
         "stress_mae": _mae(stress),
         "stress_rmse": _rmse(stress),
         "by_species": {
-            chemical_symbols[z]: {"forces_mae": _mae(forces[numbers == z]), "forces_rmse": _rmse(forces[numbers == z])}
+            chemical_symbols[z]: _of_species(forces[numbers == z], force_sigma[numbers == z])
             for z in sorted({int(z) for z in numbers})
         },
         "calibration": {
             "forces": force_calibration(forces, force_sigma),
             "energy": calibration_metrics(energy, energy_sigma),
         },
+    }
+
+
+def _of_species(errors: np.ndarray, sigma: np.ndarray) -> dict[str, Any]:
+    """Forces of the atoms of one element: errors [n, 3], spreads [n], both in eV/Angstrom."""
+    return {
+        "num_atoms": len(errors),
+        "forces_mae": _mae(errors),
+        "forces_rmse": _rmse(errors),
+        "force_total_mean": float(np.mean(sigma)),
+        "calibration": force_calibration(errors, sigma),
     }
 
 

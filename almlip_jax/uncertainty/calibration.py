@@ -108,14 +108,14 @@ def calibration_metrics(errors: np.ndarray, sigma: np.ndarray, bound: float | No
 
     Returns:
         ``scale``, ``slope``, ``miscalibration_area``, ``ence``, ``zms``, ``nll``, ``crps``, ``sharpness``,
-        ``spearman``, ``ause`` and, with a bound, ``auroc``; NaN where there are fewer than 2 values or no spread at
-        all (a committee of one).
+        ``spearman``, ``ause`` and, with a bound, ``auroc``; NaN where there are fewer than 2 values, no spread at all
+        (a committee of one), or one that is not finite (a frame that exploded).
     """
     errors = np.asarray(errors, np.float64)
     silent = not np.any(sigma)
     sigma = np.maximum(np.asarray(sigma, np.float64), np.finfo(np.float32).tiny)
     names = ("scale", "slope", "miscalibration_area", "ence", "zms", "nll", "crps", "sharpness", "spearman", "ause")
-    if len(errors) < 2 or silent:
+    if len(errors) < 2 or silent or not (np.isfinite(errors).all() and np.isfinite(sigma).all()):
         return dict.fromkeys([*names, *(["auroc"] if bound is not None else [])], float("nan"))
     constant = np.ptp(sigma) == 0 or np.ptp(np.abs(errors)) == 0
     values = (

@@ -53,6 +53,66 @@ def test_metrics_are_their_definitions():
     assert np.isnan(found["by_group"]["b"]["energy_rmse"])
     assert found["by_group"]["b"]["forces_rmse"] == pytest.approx(np.sqrt(np.mean(errors[2] ** 2)))
     assert found["calibration"]["forces"]["zms"] == pytest.approx(3 * np.mean(everything**2))
+    assert found["stress_mae"] == pytest.approx(0.1) and found["by_group"]["a"]["stress_mae"] == pytest.approx(0.1)
+    assert np.isnan(found["by_group"]["b"]["stress_rmse"]), "a molecule has no stress"
+
+
+def predictions_of(frames: list[Atoms], errors: list[np.ndarray], spread: list[np.ndarray]) -> SimpleNamespace:
+    """Predictions that are off by given errors of the forces, and by nothing else."""
+    return SimpleNamespace(
+        energy=np.array([f.calc.results.get("energy", 0.0) for f in frames]),
+        forces=[f.calc.results["forces"] + e for f, e in zip(frames, errors, strict=True)],
+        stress=np.full((len(frames), 6), np.nan),
+        force_total=spread,
+        scores={"energy_total": np.ones(len(frames))},
+    )
+
+
+def test_elements_have_their_own_errors_spreads_and_calibration():
+    """Errors of oxygen are told right, those of hydrogen are twice as large as told."""
+    rng = np.random.default_rng(1)
+    frames = [labelled("OH2", "a", n, energy=0.0, forces=np.zeros((3, 3))) for n in range(400)]
+    spread = [rng.uniform(0.1, 0.5, size=3) for _ in frames]
+    factor = np.array([1.0, 2.0, 2.0])
+    errors = [rng.normal(size=(3, 3)) * (factor * s / np.sqrt(3))[:, None] for s in spread]
+    found = error_metrics(frames, predictions_of(frames, errors, spread))["by_species"]
+    assert {symbol: one["num_atoms"] for symbol, one in found.items()} == {"H": 800, "O": 400}
+    assert found["O"]["calibration"]["scale"] == pytest.approx(1, abs=0.05)
+    assert found["H"]["calibration"]["scale"] == pytest.approx(2, abs=0.1)
+    of_hydrogen = np.concatenate([s[1:] for s in spread])
+    assert found["H"]["force_total_mean"] == pytest.approx(of_hydrogen.mean())
+
+
+def test_what_one_structure_cannot_tell_is_no_number():
+    frames = [labelled("H", name, 0, energy=1.0, forces=np.zeros((1, 3))) for name in ("one", "two")]
+    errors, spread = [np.ones((1, 3)), np.zeros((1, 3))], [np.ones(1), np.full(1, np.inf)]
+    found = error_metrics(frames, predictions_of(frames, errors, spread))
+    one, two = found["by_group"]["one"], found["by_group"]["two"]
+    assert one["forces_rmse"] == pytest.approx(1) and one["energy_rmse"] == 0
+    assert np.isnan(one["energy_offset_free_rmse"]), "nothing is left of one error without its mean"
+    for group in (two, found):  # a spread that is not finite is no estimate, and no traceback
+        assert np.isnan(list(group["calibration"]["forces"].values())).all()
+        assert np.isnan(list(group["by_species"]["H"]["calibration"].values())).all()
+
+
+def test_a_stress_alone_can_be_compared_also_as_a_matrix():
+    crystal = labelled("Cu", "a", 0, stress=np.diag([1.0, 2.0, 3.0]))
+    crystal.set_cell(3 * np.eye(3))
+    crystal.pbc = True
+    film = crystal.copy()
+    film.pbc = (True, True, False)
+    film.calc = crystal.calc
+    predicted = SimpleNamespace(
+        energy=np.zeros(2),
+        forces=[np.zeros((1, 3))] * 2,
+        stress=np.array([[1.0, 2.0, 3.0, 0.0, 0.0, 0.6], np.full(6, np.nan)]),
+        force_total=[np.ones(1)] * 2,
+        scores={"energy_total": np.ones(2)},
+    )
+    found = error_metrics([crystal, film], predicted)
+    assert found["stress_mae"] == pytest.approx(0.1) and np.isnan(found["forces_rmse"])
+    with pytest.raises(InputError, match="periodic in three directions"):
+        error_metrics([film], predicted)
 
 
 def test_nothing_to_compare_with():
