@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from almlip_jax.errors import CapacityError, InputError, LabelError
+from almlip_jax.unit_names import with_unit
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -120,6 +121,7 @@ def _show_outcome(outcome: Outcome, json_file: Path | None) -> None:
         "potential": str(outcome.potential) if outcome.potential else "-",
         "report": str(outcome.run_dir / "report.html"),
     }
+    rows |= {name: with_unit(f"{value:.4g}", name) for name, value in outcome.errors.items() if "_rmse_" in name}
     _print_pairs("Campaign", rows)
     fields = {name: getattr(outcome, name) for name in outcome.__dataclass_fields__}
     _write_json(json_file, {name: str(v) if isinstance(v, Path) else v for name, v in fields.items()})
@@ -193,7 +195,8 @@ def train(
     last = result.history[-1]
     best = {"validation_forces_rmse": min(report.forces_rmse for report in result.history)}
     rows = {"structures": len(structures), "epochs": last.epoch, "steps": last.step, "seconds": last.seconds} | best
-    _print_pairs("Training", {**{k: _number(v) for k, v in rows.items()}, "potential": str(out)})
+    shown = {name: with_unit(_number(value), name) for name, value in rows.items()}
+    _print_pairs("Training", {**shown, "potential": str(out)})
     _write_json(json_file, {**rows, "potential": str(out)})
 
 
@@ -257,7 +260,7 @@ def score(
     _print_pairs(
         f"Mean scores of {summary.number} structures",
         {
-            **{name: _number(value) for name, value in summary.mean.items()},
+            **{name: with_unit(_number(value), name) for name, value in summary.mean.items()},
             "most uncertain frame": str(summary.most_uncertain),
             "written": str(out),
         },

@@ -26,6 +26,8 @@ from rich.progress import BarColumn, ProgressColumn, SpinnerColumn, Task, TaskID
 from rich.progress import Progress as RichBars
 from rich.text import Text
 
+from almlip_jax.unit_names import with_unit
+
 Clock = Callable[[], float]
 Mode = Literal["auto", "bars", "lines", "silent"]
 
@@ -401,6 +403,6 @@ def count(stage: _Stage) -> str:
 
 
 def field_text(fields: Mapping[str, float | int | str]) -> str:
-    """Names and values in one line, floats with three digits."""
+    """Names and values in one line, floats with three digits, with the units of their names."""
     shown = {name: f"{value:.3g}" if isinstance(value, float) else str(value) for name, value in fields.items()}
-    return "  ".join(f"{name} {text}" for name, text in shown.items())
+    return "  ".join(f"{name} {with_unit(text, name)}" for name, text in shown.items())

@@ -16,6 +16,8 @@ from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read
 
+from almlip_jax.campaign.loop import Outcome
+from almlip_jax.cli import _show_outcome
 from almlip_jax.structures.io import read_structures, write_structures
 
 CONFIG = """\
@@ -158,7 +160,7 @@ def test_label(folder):
 def test_a_campaign_from_beginning_to_a_larger_budget(folder):
     almlip(folder, "run", "config.yaml", "--run-dir", "run", "--json", "run.json")
     result = found(folder, "run.json")
-    assert result["finished"] and result["rule"] == "max_rounds" and result["labels"] == 8
+    assert result["finished"] and result["rule"] == "max_rounds" and result["labels"] == 8 and result["errors"] == {}
     refused = almlip(folder, "run", "config.yaml", "--run-dir", "run", code=1)
     assert "almlip resume run" in refused.stderr
     almlip(folder, "resume", "run", "--set", "stopping.max_rounds=2", "--json", "run.json")
@@ -169,6 +171,18 @@ def test_a_campaign_from_beginning_to_a_larger_budget(folder):
     almlip(folder, "report", "run", "--json", "report.json")
     assert Path(found(folder, "report.json")["report"]).name == "report.html"
     assert (folder / "run" / "report.html").stat().st_size > 1e6
+
+
+def test_the_end_of_a_campaign_tells_its_errors(tmp_path, capsys):
+    errors = {"forces_rmse_300K": 0.0123, "forces_mae_300K": 0.01, "stress_rmse_300K": 0.00123}
+    outcome = Outcome(tmp_path, True, True, "target_error", "it is good.", 3, 40, tmp_path / "potential", errors)
+    _show_outcome(outcome, tmp_path / "run.json")
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if "rmse" in line]
+    assert [line[1:-1] for line in lines] == [
+        ["forces_rmse_300K", "│", "0.0123", "eV/A"],
+        ["stress_rmse_300K", "│", "0.00123", "eV/A^3"],
+    ]
+    assert found(tmp_path, "run.json")["errors"] == errors
 
 
 def test_init_and_schema(folder):

@@ -115,8 +115,8 @@ def test_lines_are_plain_and_come_every_so_often(clock: FakeClock) -> None:
     written = text.splitlines()
     assert len(written) == 1 + 3 + 1 + 1, "round, three of four quarters of a minute, the end, the message"
     assert written[0] == "[00:00:00] round 3/12"
-    assert written[1] == "[00:00:15] round 3/12  train 60/240 epochs  forces_rmse 0.0312  member 3  45 s left"
-    assert written[-2] == "[00:01:00] round 3/12  train: 240 epochs in 1 min 00 s  forces_rmse 0.0312  member 3"
+    assert written[1] == "[00:00:15] round 3/12  train 60/240 epochs  forces_rmse 0.0312 eV/A  member 3  45 s left"
+    assert written[-2] == "[00:01:00] round 3/12  train: 240 epochs in 1 min 00 s  forces_rmse 0.0312 eV/A  member 3"
     assert written[-1].endswith("stopped: [red]budget[/red]")
 
 

@@ -109,16 +109,25 @@ def _write(
         old.unlink()
     folder.pool.unlink(missing_ok=True)
     status = [one.name.lower() for one in found.status]
+    filled = np.array([frame.pbc.all() for frame in found.final])  # the others have neither pressure nor volume
     arrays = {
         "step": found.step,
         "time_fs": found.time_fs,
         **found.scores,
         "temperature": found.temperature,
+        "energy": found.energy,
+        "bias": found.bias,
+        "pressure": np.where(filled, found.pressure, np.nan),
+        "volume": np.where(filled, found.volume, np.nan),
         "walker_temperature": found.walker_temperature,
         "status": np.array(status),
         "cause": np.array([cause.name.lower() for cause in found.cause]),
         "stop_step": found.end_step,
         "stop_atom": found.end_atom,
+        "restarts": found.restarts,
+        "departed_step": found.departed_step,
+        "departed_atom": found.departed_atom,
+        "departure": found.departure,
         "gate_score": np.array(score),
         "gate_record": np.array(thresholds[0]),
         "gate_stop": np.array(thresholds[1]),

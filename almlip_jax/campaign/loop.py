@@ -10,7 +10,7 @@ import contextlib
 import errno
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,8 @@ class Outcome:
         round: number of the last round, from 0.
         labels: label-source calls, without those of the test set.
         potential: folder of the final potential, or of the last that was trained, or None.
+        errors: test errors of the final potential, or of the last round that was evaluated, ``<metric>_<group>``;
+            empty without a test set.
     """
 
     run_dir: Path
@@ -68,6 +70,7 @@ class Outcome:
     round: int
     labels: int
     potential: Path | None
+    errors: Mapping[str, float] = field(default_factory=dict)
 
 
 class Campaign:
@@ -204,6 +207,9 @@ class Campaign:
 
     def outcome(self) -> Outcome:
         """How things stand."""
+        errors = [record.errors for record in self.state.history if record.errors]
+        if self.state.final is not None:
+            errors = [self.state.final.errors]
         trained = [entry.potential for entry in self.run.rounds() if entry.potential.is_dir()]
         if self.state.final is not None:
             trained.append(self.run.final.potential)
@@ -216,6 +222,7 @@ class Campaign:
             round=self.state.round,
             labels=self.state.labels,
             potential=trained[-1] if trained else None,
+            errors=dict(errors[-1]) if errors else {},
         )
 
 

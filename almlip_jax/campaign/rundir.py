@@ -10,8 +10,7 @@ Layout (rounds are numbered from 0, folders have at least three digits)::
       measured.json          shapes and capacities chosen by measurement
       test.extxyz            labelled test frames, info["group"]
       metrics.csv            one row a round
-      comparison.csv         optional: learning curves of other selectors, to be drawn beside this one; columns
-                             selector, labels, forces_rmse_<group>, ... (optionally seed)
+      metrics_units.csv      the unit of each column of metrics.csv
       report.html
       lock                   the process that works here, while it does
       rounds/000/
@@ -24,7 +23,8 @@ Layout (rounds are numbered from 0, folders have at least three digits)::
                              energy_pred [s], energy_total [s], natoms [s], structure_group [s]; stress_true [p, 6],
                              stress_pred [p, 6] and which structures they are of, stress_structure [p]
           starts.extxyz      start structure of each walker
-          walkers.npz        sigma and temperature along each walker, thresholds of the gate, recorded frames
+          walkers.npz        scores, temperature, energy, bias, pressure and volume along each walker, how it ended,
+                             where it left the training distribution, thresholds of the gate, recorded frames
           walkers/000.extxyz thinned trajectory of each walker
           final.extxyz       last good frame of each walker
           pool.extxyz        recorded candidates with their scores
@@ -175,9 +175,9 @@ class RunDirectory(WorkDirectory):
         return self.path / "metrics.csv"
 
     @property
-    def comparison(self) -> Path:
-        """Learning curves of other selectors, optional (CSV)."""
-        return self.path / "comparison.csv"
+    def metrics_units(self) -> Path:
+        """Unit of each column of the metrics (CSV)."""
+        return self.path / "metrics_units.csv"
 
     @property
     def report(self) -> Path:

@@ -19,6 +19,7 @@ from almlip_jax.campaign.batch import adaptive_part, candidates, choose, selecti
 from almlip_jax.campaign.preparation import check_stress_labels, held_out_set, initial_set, planned_calls
 from almlip_jax.campaign.rundir import PotentialDirectory
 from almlip_jax.campaign.settings import PoolExploration
+from almlip_jax.campaign.state import TEST_ERRORS
 from almlip_jax.campaign.workshop import Workshop
 from almlip_jax.ensembles import SCORES
 from almlip_jax.errors import InputError, LabelError
@@ -34,8 +35,6 @@ from almlip_jax.training import EpochReport, TrainingResult, checkpoint, referen
 
 Results = Mapping[str, Any]
 """Fields of the round's record that a stage found out."""
-
-_TEST_ERRORS = ("energy_mae", "energy_rmse", "forces_mae", "forces_rmse", "stress_mae", "stress_rmse")
 
 
 # -------------------------------------------------------------------------------------------------------- preparation
@@ -181,7 +180,7 @@ def _test_errors(shop: Workshop, potential: Potential, folder: PotentialDirector
     return {
         f"{name}_{group}": float(values[name])
         for group, values in metrics["by_group"].items()
-        for name in _TEST_ERRORS
+        for name in TEST_ERRORS
         if math.isfinite(values[name])
     }
 

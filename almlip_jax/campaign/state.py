@@ -7,13 +7,19 @@ the stage it was in, with the same inputs: everything that a later stage depends
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
+
+import yaml
 
 from almlip_jax.campaign.rundir import RunDirectory
 from almlip_jax.files import Cell, plain, read_record, write_csv, write_json
 from almlip_jax.settings import Findings
+from almlip_jax.unit_names import unit_of
+
+TEST_ERRORS: Final = ("energy_mae", "energy_rmse", "forces_mae", "forces_rmse", "stress_mae", "stress_rmse")
+"""Errors on the test set that a campaign keeps of each group, where the group has the label."""
 
 
 class Stage(StrEnum):
@@ -176,6 +182,16 @@ def _place(round_index: int, stage: Stage) -> tuple[int, int]:
     return round_index, list(Stage).index(stage)
 
 
+def metric_units(run: RunDirectory, names: Iterable[str]) -> dict[str, str]:
+    """Unit of each column of ``metrics.csv``, empty for a plain number; sigmas have that of the monitored score."""
+    try:
+        config = yaml.safe_load(run.config.read_text())
+        monitor = str(config["stopping"]["monitor"])
+    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        monitor = ""  # an old config, or none
+    return {name: unit_of(monitor if name in ("sigma_pool", "sigma_batch") else name) for name in names}
+
+
 def read_state(run: RunDirectory) -> CampaignState:
     """The state of a run; that of a new one where nothing has been written yet.
 
@@ -189,5 +205,8 @@ def write_state(run: RunDirectory, state: CampaignState) -> None:
     """Makes a state durable; the files derived from it (metrics, capacities) are written anew with it."""
     write_json(run.state, state.model_dump(mode="json"))
     if state.history:
-        write_csv(run.metrics, state.rows())
+        rows = state.rows()
+        units = metric_units(run, [name for row in rows for name in row])
+        write_csv(run.metrics, rows)
+        write_csv(run.metrics_units, [{"column": name, "unit": unit} for name, unit in units.items()])
     write_json(run.measured, state.measured)

@@ -17,11 +17,12 @@ from rich.panel import Panel
 from rich.table import Table
 
 from almlip_jax.campaign.rundir import RoundDirectory, RunDirectory
-from almlip_jax.campaign.state import CampaignState, RoundRecord, read_state
+from almlip_jax.campaign.state import CampaignState, RoundRecord, metric_units, read_state
 from almlip_jax.errors import InputError
 from almlip_jax.files import read_npz
 from almlip_jax.oracles import LabelStore
 from almlip_jax.structures.io import read_structures
+from almlip_jax.units import GPA
 
 _WINDOW = 4  # rounds over which a trend is judged
 _FALLING, _RISING = -0.03, 0.03  # change of log(error) a round that counts as a trend
@@ -33,10 +34,12 @@ def campaign_status(run_dir: Path | str) -> dict[str, Any]:
     Returns:
         ``round``, ``stage``, ``labels``, ``finished``, ``converged``, ``rule``, ``reason``, ``running``; ``errors`` of
         the last evaluated round; ``final``, None or ``potential``, ``steps`` and ``errors`` of the final potential;
-        ``diagnosis`` with ``trend`` (of each error and of the pool's sigma: converging,
-        stalled, diverging or unknown), ``walkers`` that ended early in the last exploration, ``atoms`` that most often
-        carry the largest spread, ``checks`` that ended walkers, ``failed_labels`` by reason, and ``advice``, sentences
-        for people.
+        ``units`` of errors and sigmas; ``diagnosis`` with ``trend`` (of each error and of the pool's sigma: converging,
+        stalled, diverging or unknown), ``walkers`` that ended early in the last exploration, ``departures`` (walkers in
+        which an atom left the training distribution there: first ``step`` and ``atom``, and the largest latent
+        ``distance`` of any atom), ``pressures`` (mean and standard deviation over the time of each walker of that
+        exploration, GPa, where they were asked for), ``atoms`` that most often carry the largest spread, ``checks``
+        that ended walkers, ``failed_labels`` by reason, and ``advice``, sentences for people.
 
     Raises:
         InputError: there is no campaign in the folder, or its state is damaged.
@@ -61,10 +64,13 @@ def campaign_status(run_dir: Path | str) -> dict[str, Any]:
         "reason": state.reason,
         "errors": dict(evaluated[-1].errors) if evaluated else {},
         "final": _final(run, state),
+        "units": metric_units(run, [*_all_errors(state), "sigma_pool", "sigma_batch"]),
         "diagnosis": {
             "trend": trend,
             "share_below": _last(record.share_below for record in state.history),
             "walkers": walkers,
+            "departures": _departures(explored) if explored else [],
+            "pressures": _pressures(explored) if explored else [],
             "atoms": atoms,
             "checks": dict(Counter(walker["check"] for walker in walkers)),
             "failed_labels": failures,
@@ -94,8 +100,36 @@ def render_status(status: Mapping[str, Any]) -> RenderableType:
             step, atom = str(walker["step"]), str(walker["atom"])
             table.add_row(str(walker["walker"]), f"{walker['temperature']:g}", step, walker["check"], atom)
         parts.append(table)
+    if diagnosis["departures"]:
+        parts.append(_departure_table(diagnosis["departures"]))
+    if diagnosis["pressures"]:
+        table = Table("walker", "T (K)", "mean (GPa)", "std (GPa)", title="internal pressure")
+        for one in diagnosis["pressures"]:
+            table.add_row(str(one["walker"]), f"{one['temperature']:g}", f"{one['mean']:.4g}", f"{one['std']:.4g}")
+        parts.append(table)
     parts.extend(f"- {sentence}" for sentence in diagnosis["advice"])
     return Group(*parts)
+
+
+def _departure_table(departures: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table(
+        "walker",
+        "T (K)",
+        "first atom",
+        "at step",
+        "farthest (99 % quantiles)",
+        title="atoms beyond the training distribution",
+    )
+    for one in departures:
+        row = [str(one["walker"]), f"{one['temperature']:g}", str(one["atom"]), str(one["step"])]
+        table.add_row(*row, f"{one['distance']:.4g}")
+    return table
+
+
+def _all_errors(state: CampaignState) -> list[str]:
+    """Names of the errors of every round and of the final potential."""
+    found = [record.errors for record in state.history] + ([] if state.final is None else [state.final.errors])
+    return list(dict.fromkeys(name for errors in found for name in errors))
 
 
 def _final(run: RunDirectory, state: CampaignState) -> dict[str, Any] | None:
@@ -107,9 +141,9 @@ def _final(run: RunDirectory, state: CampaignState) -> dict[str, Any] | None:
 def _error_table(status: Mapping[str, Any]) -> Table:
     """Errors of the last round and their trends, beside those of the final potential where there is one."""
     final = status["final"]
-    table = Table("quantity", "value", "trend", *([] if final is None else ["final potential"]))
+    table = Table("quantity", "value", "unit", "trend", *([] if final is None else ["final potential"]))
     for name, value in status["errors"].items():
-        row = [name, f"{value:.4g}", status["diagnosis"]["trend"].get(name, "-")]
+        row = [name, f"{value:.4g}", status["units"].get(name, ""), status["diagnosis"]["trend"].get(name, "-")]
         if final is not None:
             row.append(f"{final['errors'][name]:.4g}" if name in final["errors"] else "-")
         table.add_row(*row)
@@ -174,6 +208,37 @@ def _ended_walkers(explored: tuple[RoundDirectory, dict[str, Any]]) -> list[dict
             }
         )
     return ended
+
+
+def _departures(explored: tuple[RoundDirectory, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Walkers in which an atom left the training distribution; explorations of earlier versions do not say."""
+    _, arrays = explored
+    if not {"departed_step", "departed_atom", "departure"} <= set(arrays):
+        return []
+    return [
+        {
+            "walker": walker,
+            "temperature": float(arrays["walker_temperature"][walker]),
+            "atom": int(arrays["departed_atom"][walker]),
+            "step": int(step),
+            "distance": float(arrays["departure"][walker]),
+        }
+        for walker, step in enumerate(arrays["departed_step"].tolist())
+        if step >= 0
+    ]
+
+
+def _pressures(explored: tuple[RoundDirectory, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Mean internal pressure of each walker that has one, and how much it varies in time, GPa."""
+    _, arrays = explored
+    found = []
+    for walker, trace in enumerate(np.transpose(arrays.get("pressure", np.empty((0, 0))))):
+        known = trace[np.isfinite(trace)].astype(np.float64) / GPA
+        if known.size:
+            temperature = float(arrays["walker_temperature"][walker])
+            spread = {"mean": float(known.mean()), "std": float(known.std())}
+            found.append({"walker": walker, "temperature": temperature, **spread})
+    return found
 
 
 def _uncertain_atoms(explored: tuple[RoundDirectory, dict[str, Any]]) -> list[dict[str, Any]]:

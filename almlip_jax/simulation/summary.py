@@ -11,6 +11,7 @@ import numpy as np
 from rich.table import Table
 
 from almlip_jax.dynamics import Cause, Exploration, ExplorationSettings
+from almlip_jax.unit_names import with_unit
 
 
 def summarise(
@@ -77,11 +78,12 @@ def render_summary(summary: Mapping[str, Any]) -> Table:
     gated = "score" in summary
     title = f"{summary['picoseconds']:.4g} ps in {summary['out']}"
     if gated:
-        bounds = ", ".join(f"{name} {_number(summary[name])}" for name in ("record", "stop"))
+        score = summary["score"]
+        bounds = ", ".join(f"{name} {with_unit(_number(summary[name]), score)}" for name in ("record", "stop"))
         title += f"; {summary['score']}: {bounds}; {100 * summary['share_below']:.3g} % below"
     departs = any("departure" in walker for walker in summary["walkers"])
     columns = ["walker", "T (K)", "status", "cause", "end step", "restarts"]
-    columns += ["recorded"] * gated + ["first departure", "farthest"] * departs
+    columns += ["recorded"] * gated + ["first departure", "farthest (99 % quantiles)"] * departs
     table = Table(title=title)
     for column in columns:
         table.add_column(column, justify="left" if column in ("status", "cause", "first departure") else "right")

@@ -94,7 +94,9 @@ def whole(
     run = tmp_path_factory.mktemp("final") / "run"
     with compiled_in(cache), count_compilations() as compiled:
         watching = Watching(compiled=compiled)
-        assert run_or_resume(reference, run, watching, **SECTIONS).potential == run / "final" / "potential"
+        outcome = run_or_resume(reference, run, watching, **SECTIONS)
+    assert outcome.potential == run / "final" / "potential"
+    assert outcome.errors == read_json(run / "state.json")["final"]["errors"] != {}
     return RunDirectory(run), watching
 
 

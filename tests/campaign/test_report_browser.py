@@ -52,7 +52,7 @@ def test_the_report_opens_without_an_error(browser, reference: Path, tmp_path: P
     page = write_report(tmp_path / "run")
     browser.get(page.as_uri())
     WebDriverWait(browser, 60).until(lambda d: d.find_elements(By.CSS_SELECTOR, "#walkers .main-svg"))
-    for figure in ("learning_curve", "walkers", "parity", "reliability"):
+    for figure in ("learning_curve", "training", "walkers", "parity", "reliability"):
         assert browser.find_elements(By.CSS_SELECTOR, f"#{figure} .main-svg"), figure
     structure = browser.find_element(By.ID, "structure")
     assert (

@@ -9,6 +9,7 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console, RenderableType
 
@@ -16,6 +17,8 @@ from almlip_jax.campaign.report import write_report
 from almlip_jax.campaign.rundir import RunDirectory
 from almlip_jax.campaign.status import campaign_status, render_status, trend
 from almlip_jax.errors import InputError
+from almlip_jax.files import read_csv, read_npz, write_npz
+from almlip_jax.units import GPA
 
 
 @pytest.fixture
@@ -49,6 +52,7 @@ def test_status_of_a_finished_campaign(run):
     json.dumps(found)
     shown = text_of(render_status(found))
     assert "finished" in shown and state["reason"][:40] in shown
+    assert found["units"]["forces_rmse_300K"] == "eV/A" and found["units"]["sigma_pool"] == "eV/A" and "eV/A" in shown
     assert all(name in shown and f"{value:.4g}" in shown for name, value in found["errors"].items())
     assert "at work" in text_of(render_status({**found, "finished": False, "running": True}))
     assert "at work on the final potential" in text_of(render_status({**found, "running": True}))
@@ -56,10 +60,6 @@ def test_status_of_a_finished_campaign(run):
 
 def test_status_names_what_ended_walkers(run):
     """A walker that an unphysical frame ended is listed with its check, temperature, step and atom."""
-    import numpy as np
-
-    from almlip_jax.files import read_npz, write_npz
-
     folder = [one for one in run.rounds() if one.walkers.exists()][-1]
     arrays = read_npz(folder.walkers)
     arrays.update(
@@ -68,8 +68,21 @@ def test_status_names_what_ended_walkers(run):
         stop_step=np.array([12, 34]),
         stop_atom=np.array([0, 2]),
     )
+    arrays.update(
+        departed_step=np.array([-1, 20]),
+        departed_atom=np.array([-1, 1]),
+        departure=np.array([1.5, 3.25]),
+        pressure=np.array([[np.nan, 2 * GPA], [np.nan, 4 * GPA]]),
+    )
     write_npz(folder.walkers, arrays)
-    diagnosis = campaign_status(run.path)["diagnosis"]
+    status = campaign_status(run.path)
+    diagnosis = status["diagnosis"]
+    assert diagnosis["departures"] == [{"walker": 1, "temperature": 600.0, "atom": 1, "step": 20, "distance": 3.25}]
+    (pressure,) = diagnosis["pressures"]
+    assert (pressure["walker"], pressure["mean"], pressure["std"]) == (1, pytest.approx(3.0), pytest.approx(1.0))
+    shown, page = text_of(render_status(status)), write_report(run.path).read_text()
+    assert "atoms beyond the training distribution" in shown and "3.25" in shown and "(GPa)" in shown
+    assert 'id="pressures"' in page and 'id="departures"' in page
     assert diagnosis["checks"] == {"stopped": 1, "dissociated": 1}
     assert diagnosis["walkers"][1] == {
         "walker": 1,
@@ -105,9 +118,10 @@ def test_the_report_needs_no_network(run):
     own = re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL)
     assert not re.search(r"(src|href)=[\"']?(https?:)?//", own)
     assert page.count("<script src") == 0 and len(page) < 8e6
-    for figure in ("learning_curve", "walkers", "parity", "reliability", "structure"):
+    for figure in ("learning_curve", "training", "walkers", "parity", "reliability", "structure"):
         assert f'id="{figure}"' in page
     state = json.loads(run.state.read_text())
+    assert 'id="pressures"' not in page and "forces_rmse_300K (eV/Å)" in page and "<option>round 2</option>" in page
     assert state["reason"] in page and str(state["labels"]) in page
 
 
@@ -128,3 +142,19 @@ def test_an_unfinished_first_round(run):
     shutil.rmtree(run.rounds_folder)
     assert campaign_status(run.path)["diagnosis"]["advice"] == ["No round has been trained yet."]
     assert "There is nothing to show yet" in write_report(run.path).read_text()
+
+
+def test_the_unit_of_every_column_stands_beside_the_metrics(run):
+    (first, *_), units = read_csv(run.metrics), {row["column"]: row["unit"] for row in read_csv(run.metrics_units)}
+    assert list(units) == list(first)
+    assert units["forces_rmse_600K"] == units["sigma_pool"] == "eV/A" and units["energy_mae_300K"] == "eV/atom"
+    assert units["seconds_train"] == "s" and units["picoseconds"] == "ps" and units["labels"] is None
+
+
+def test_a_final_potential_of_several_rounds_has_its_errors_in_the_page(run):
+    """They stand in the last row only."""
+    state = json.loads(run.state.read_text())
+    state["final"] = {"round": 2, "steps": 5, "errors": {"forces_rmse_300K": 0.012345}, "seconds": {}}
+    run.state.write_text(json.dumps(state))
+    page = write_report(run.path).read_text()
+    assert "final_forces_rmse_300K (eV/Å)" in page and "300K, final potential" in page and "0.01235" in page

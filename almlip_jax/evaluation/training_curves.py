@@ -1,0 +1,65 @@
+"""What the table of a training, ``training.csv``, says of its course: the curve of each model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Value = str | int | float | None
+
+_KINDS: Final = (
+    ("validation_forces_rmse_", "validation force RMSE", "meV/Å", 1e3),
+    ("validation_energy_rmse_", "validation energy RMSE", "meV/atom", 1e3),
+    ("train_loss_", "training loss", "", 1.0),
+)
+"""What is looked for in this order: prefix of the columns, name, unit shown, units shown per one of the column."""
+
+
+@dataclass(frozen=True)
+class TrainingCurves:
+    """The course of a training.
+
+    Attributes:
+        name: what is shown: the validation error of the forces; of the energies, or the training loss, where no
+            structure with forces, or none at all, was held out.
+        unit: of it; empty for a plain number.
+        models: name of each model -> optimiser steps [n] and values [n]; only numbers above 0.
+    """
+
+    name: str
+    unit: str
+    models: Mapping[str, tuple[Floats, Floats]]
+
+    @property
+    def label(self) -> str:
+        """Name and unit."""
+        return f"{self.name} ({self.unit})" if self.unit else self.name
+
+
+def training_curves(rows: Sequence[Mapping[str, Value]]) -> TrainingCurves | None:
+    """The curves of a training; None where its table has none.
+
+    Args:
+        rows: of ``training.csv``, as `files.read_csv` reads it.
+    """
+    for prefix, name, unit, factor in _KINDS:
+        columns = [column for column in (rows[0] if rows else ()) if column.startswith(prefix)]
+        models = {}
+        for column in columns:
+            points = [(_number(row.get("step")), factor * _number(row.get(column))) for row in rows]
+            shown = np.array([p for p in points if p[1] > 0 and math.isfinite(p[0] + p[1])], np.float64).reshape(-1, 2)
+            if len(shown):
+                models[column.removeprefix(prefix)] = shown[:, 0], shown[:, 1]
+        if models:
+            return TrainingCurves(name, unit, models)
+    return None
+
+
+def _number(value: Value) -> float:
+    return float(value) if isinstance(value, int | float) else math.nan

@@ -1,0 +1,66 @@
+"""The unit of every number that is told by name: in tables, progress, status, files and reports."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+UNITS: Final[dict[str, str]] = {
+    "energy_mae": "eV/atom",
+    "energy_rmse": "eV/atom",
+    "energy_offset_free_rmse": "eV/atom",
+    "energy_mae_structure": "eV",
+    "energy_rmse_structure": "eV",
+    "forces_mae": "eV/A",
+    "forces_rmse": "eV/A",
+    "stress_mae": "eV/A^3",
+    "stress_rmse": "eV/A^3",
+    "energy_std": "eV",
+    "energy_std_per_atom": "eV/atom",
+    "force_std": "eV/A",
+    "force_std_mean": "eV/A",
+    "force_std_max": "eV/A",
+    "force_std_rel": "",
+    "max_disagreement": "eV",
+    "energy_epistemic": "eV",
+    "energy_total": "eV",
+    "force_epistemic": "eV/A",
+    "force_epistemic_mean": "eV/A",
+    "force_epistemic_max": "eV/A",
+    "force_total": "eV/A",
+    "force_total_mean": "eV/A",
+    "force_total_max": "eV/A",
+    "force_error": "eV/A",
+    "picoseconds": "ps",
+    "seconds": "s",
+    "temperature": "K",
+    "time_fs": "fs",
+}
+"""Name -> unit, empty for a plain number; A is the Angstrom, so that every terminal and program can show it."""
+
+_PREFIXES: Final = re.compile(r"^(final_|validation_)+")
+
+
+def unit_of(name: str) -> str:
+    """Unit of a number, empty where it has none: of `UNITS`, also with what it is of in front or behind.
+
+    ``forces_rmse_300K`` is the error of a group, ``final_forces_rmse_300K`` that of the final potential,
+    ``validation_forces_rmse_0`` that of a member, ``seconds_train`` the time of a stage.
+    """
+    bare = _PREFIXES.sub("", name)
+    while bare:
+        if bare in UNITS:
+            return UNITS[bare]
+        bare = bare.rpartition("_")[0]
+    return ""
+
+
+def spelt(unit: str) -> str:
+    """A unit as figures and pages write it: eV/Å³."""
+    return unit.replace("A", "Å").replace("^3", "³")
+
+
+def with_unit(number: str, name: str) -> str:
+    """A number as it is written, and the unit of its name behind it."""
+    unit = unit_of(name)
+    return f"{number} {unit}" if unit else number
