@@ -72,7 +72,7 @@ def test_status_names_what_ended_walkers(run):
         departed_step=np.array([-1, 20]),
         departed_atom=np.array([-1, 1]),
         departure=np.array([1.5, 3.25]),
-        pressure=np.array([[np.nan, 2 * GPA], [np.nan, 4 * GPA]]),
+        pressure=np.array([[np.nan, 2 * GPA], [np.nan, 4 * GPA]] * (len(arrays["step"]) // 2)),
     )
     write_npz(folder.walkers, arrays)
     status = campaign_status(run.path)
