@@ -15,7 +15,7 @@ from pydantic import Field
 
 from almlip_jax.errors import InputError
 from almlip_jax.packages import package_version
-from almlip_jax.settings import Settings
+from almlip_jax.settings import Settings, unit
 
 HEARTBEAT_SECONDS = 30
 """A worker that died is missed after this time; a job, after four times as long."""
@@ -36,16 +36,16 @@ runpy.run_module("parsl.executors.high_throughput.interchange", run_name="__main
 class _ParslSettings(Settings):
     """What every Parsl executor is told."""
 
-    max_blocks: int = Field(default=1, ge=1)
+    max_blocks: int = Field(default=1, ge=1, le=100_000)
     """Most jobs (blocks, or pods on Kubernetes) at a time."""
 
-    workers_per_node: int | None = Field(default=None, ge=1)
+    workers_per_node: int | None = Field(default=None, ge=1, le=4096)
     """Workers on each node; by default as many label workers as its cores allow, and one worker of a sweep."""
 
-    accelerators_per_node: int | None = Field(default=None, ge=1)
+    accelerators_per_node: int | None = Field(default=None, ge=1, le=256)
     """Accelerators of each node that workers use, each worker one of its own; there are no more workers then."""
 
-    cores_per_worker: int = Field(default=1, ge=1)
+    cores_per_worker: int = Field(default=1, ge=1, le=4096)
     """Cores of each worker, and threads of a label source; workers of a sweep share all cores of the node."""
 
     worker_init: str = ""
@@ -58,7 +58,7 @@ class _ParslSettings(Settings):
 class _BatchSettings(_ParslSettings):
     """What batch systems have in common."""
 
-    nodes: int = Field(default=1, ge=1)
+    nodes: int = Field(default=1, ge=1, le=100_000)
     """Nodes of each job."""
 
     walltime: str = Field(default="01:00:00", pattern=r"^(\d+-)?\d+:\d\d:\d\d$")
@@ -85,7 +85,7 @@ class SlurmSettings(_BatchSettings):
     constraint: str | None = None
     """Features that nodes must have."""
 
-    memory_per_node: int | None = Field(default=None, ge=1)
+    memory_per_node: int | None = Field(default=None, ge=1, le=10**6, json_schema_extra=unit("GB"))
     """Memory of each node in GB."""
 
     exclusive: bool = True
@@ -100,7 +100,7 @@ class PBSSettings(_BatchSettings):
     queue: str | None = None
     """Queue to submit to."""
 
-    cores_per_node: int = Field(default=1, ge=1)
+    cores_per_node: int = Field(default=1, ge=1, le=4096)
     """Cores to ask for on each node."""
 
     select_options: str = ""
@@ -121,7 +121,7 @@ class KubernetesSettings(_ParslSettings):
     memory: str = "2Gi"
     """Memory of a pod."""
 
-    cores: float = Field(default=1.0, gt=0)
+    cores: float = Field(default=1.0, gt=0, le=4096.0)
     """Cores of a pod."""
 
     service_account: str | None = None

@@ -33,7 +33,7 @@ class ExperimentConfig(Settings):
 
     name: str = "campaign"
     """Goes into the provenance of every label."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=2**32 - 1)
     """All random numbers follow from it."""
     precision: Literal["float32", "float64"] = "float32"
     """Of models, training and dynamics; energies are relative to reference energies, and labels always float64."""

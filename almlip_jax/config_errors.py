@@ -38,9 +38,9 @@ def sentences(kind: type[Settings], error: ValidationError, lines: Mapping[Locat
         groups.setdefault(_location(kind, problem["loc"]), []).append(problem)
     found = []
     for location, problems in groups.items():
-        # a list whose items are refused is also too short
+        # where an item of a list is refused, the list is also too short, and no number either
         if any(len(other) > len(location) and other[: len(location)] == location for other in groups):
-            problems = [one for one in problems if one["type"] != "too_short"]
+            problems = [one for one in problems if one["type"] not in _SHAPES | {"too_short"}]
         # where a value may have several shapes, the one that it has is judged
         telling = [one for one in problems if one["type"] not in _SHAPES] or problems[:1]
         found += [_sentence(kind, location, problem, lines) for problem in telling]

@@ -35,6 +35,7 @@ from almlip_jax.files import plain, write_text
 from almlip_jax.oracles import OracleSettings, PendingLabels
 from almlip_jax.progress import Progress, SilentProgress
 from almlip_jax.structures.io import read_structures
+from almlip_jax.structures.neighbors import largest_neighbor_count
 from almlip_jax.work_directory import write_versions
 from almlip_jax.yaml_text import read_yaml, yaml_text
 
@@ -305,12 +306,22 @@ def _check(config: Experiment) -> None:
     if (initial.from_pool or config.test.from_pool) and not isinstance(config.exploration, PoolExploration):
         raise InputError("from_pool draws from a fixed pool, which only exploration.kind 'pool' has.")
     _check_relaxed(config.exploration, starts)
+    _check_cutoff(config.model.cutoff, starts)
     _check_stress_target(config, starts)
     calls = planned_calls(initial, geometries)
     if budget is not None and calls > budget:
         raise InputError(
             f"the initial set needs {calls} label-source calls, more than stopping.max_labels {budget} allows; every "
             "step of the initial MD counts."
+        )
+
+
+def _check_cutoff(cutoff: float, geometries: Sequence[Atoms]) -> None:
+    """Refuses a cutoff so short that no atom of any start geometry has a neighbour."""
+    several = [start for start in geometries if len(start) > 1]
+    if several and largest_neighbor_count(several, cutoff) == 0:
+        raise InputError(
+            f"no two atoms of any start geometry are within model.cutoff {cutoff:g} Angstrom; give a larger one."
         )
 
 

@@ -11,7 +11,7 @@ from almlip_jax.dynamics import ExplorationSettings, RelaxationSettings
 from almlip_jax.dynamics.thresholds import RelativeThresholds, ThresholdSettings, check_thresholds
 from almlip_jax.score_names import ScoreName as Score
 from almlip_jax.selection import BaitSettings, SelectorSettings
-from almlip_jax.settings import Settings
+from almlip_jax.settings import Settings, unit
 
 
 class SystemSettings(Settings):
@@ -19,36 +19,42 @@ class SystemSettings(Settings):
 
     structures: Path | tuple[Path, ...] = ()
     """File or files with the start geometries; every frame is one of them.  A fixed pool needs none."""
-    charge: int = 0
+    charge: int = Field(default=0, ge=-1000, le=1000, json_schema_extra=unit("e"))
     """Total charge in e, where a frame does not give its own."""
-    spin: int = Field(default=1, ge=1)
+    spin: int = Field(default=1, ge=1, le=1000)
     """Spin multiplicity 2S+1, where a frame does not give its own."""
 
 
 class RattleSettings(Settings):
     """Start geometries with every atom displaced at random."""
 
-    count: int = Field(default=10, ge=1)
+    count: int = Field(default=10, ge=1, le=1_000_000)
     """Number of structures, shared out evenly among the start geometries."""
-    stdev: float = Field(default=0.05, gt=0)
+    stdev: float = Field(default=0.05, gt=0, le=1.0, json_schema_extra=unit("Angstrom"))
     """Standard deviation of each Cartesian displacement, Angstrom."""
 
 
 class LabelMdSettings(Settings):
     """Langevin dynamics with the label source: every step is a label-source call."""
 
-    temperature: float = Field(default=300.0, gt=0)
+    temperature: float = Field(default=300.0, gt=0, le=1e5, json_schema_extra=unit("K"))
     """K."""
-    steps: int = Field(default=10, ge=1)
+    steps: int = Field(default=10, ge=1, le=10**9)
     """Steps after the equilibration, for each start geometry."""
-    every: int = Field(default=2, ge=1)
+    every: int = Field(default=2, ge=1, le=10**9)
     """A frame is kept every so many steps."""
-    equilibration: int = Field(default=0, ge=0)
+    equilibration: int = Field(default=0, ge=0, le=10**9)
     """Steps before the first frame is kept."""
-    timestep: float = Field(default=0.5, gt=0)
+    timestep: float = Field(default=0.5, gt=0, le=20.0, json_schema_extra=unit("fs"))
     """fs."""
-    friction: float = Field(default=0.01, gt=0)
+    friction: float = Field(default=0.01, gt=0, le=10.0, json_schema_extra=unit("1/fs"))
     """Langevin friction, 1/fs."""
+
+    @model_validator(mode="after")
+    def _keeps_a_frame(self) -> Self:
+        if self.every > self.steps:
+            raise ValueError(f"every {self.every} is more than steps {self.steps}, so that no frame would be kept.")
+        return self
 
 
 class InitialSettings(Settings):
@@ -56,7 +62,7 @@ class InitialSettings(Settings):
 
     dataset: Path | None = None
     """An existing labelled file, taken whole; its labels cost nothing."""
-    from_pool: int = Field(default=0, ge=0)
+    from_pool: int = Field(default=0, ge=0, le=10**8)
     """Structures drawn at random from the pool (with ``exploration.kind: pool``) and labelled."""
     rattle: RattleSettings | None = None
     """Displaced start geometries, labelled."""
@@ -82,11 +88,11 @@ class TestFileSettings(Settings):
 class TestMdSettings(LabelMdSettings):
     """A trajectory with the label source that becomes a group of the test set, ``<temperature>K``."""
 
-    steps: int = Field(default=1000, ge=1)
+    steps: int = Field(default=1000, ge=1, le=10**9)
     """Steps after the equilibration, for each start geometry."""
-    every: int = Field(default=20, ge=1)
+    every: int = Field(default=20, ge=1, le=10**9)
     """A frame is kept every so many steps."""
-    equilibration: int = Field(default=200, ge=0)
+    equilibration: int = Field(default=200, ge=0, le=10**9)
     """Steps before the first frame is kept."""
 
     @property
@@ -102,7 +108,7 @@ class TestSettings(Settings):
     """Trajectories with the label source, with random numbers of their own."""
     files: tuple[TestFileSettings, ...] = ()
     """Labelled files."""
-    from_pool: int = Field(default=0, ge=0)
+    from_pool: int = Field(default=0, ge=0, le=10**8)
     """Structures drawn at random from the pool, taken out of it and labelled; group ``pool``."""
 
     @property
@@ -116,7 +122,7 @@ class LabelledStarts(Settings):
     """Walkers start at labelled structures of the composition of a start geometry, drawn at random in each round."""
 
     kind: Literal["labelled"] = "labelled"
-    energy: float = Field(default=2.0, gt=0)
+    energy: float = Field(default=2.0, gt=0, le=1000.0)
     """Labelled structures serve as starts up to this many times the thermal energy 3/2 N kB T above the lowest."""
 
 
@@ -127,7 +133,7 @@ class RelaxedStarts(RelaxationSettings):
     """
 
     kind: Literal["relaxed"]
-    energy: float = Field(default=2.0, gt=0)
+    energy: float = Field(default=2.0, gt=0, le=1000.0)
     """Labelled structures are relaxed up to this many times the thermal energy 3/2 N kB T above the lowest."""
 
 
@@ -185,7 +191,7 @@ ExplorationChoice = Annotated[MdExploration | PoolExploration, Field(discriminat
 class SelectionSettings(Settings):
     """The batch of each round."""
 
-    batch: int = Field(default=10, ge=1)
+    batch: int = Field(default=10, ge=1, le=100_000)
     """Structures in a batch; fewer where fewer candidates were recorded, or the label budget allows fewer."""
     selector: SelectorSettings = BaitSettings()
     """How they are chosen; by default as came out best over three test sets (experiments/which_selector)."""
@@ -196,9 +202,9 @@ class ShareBelowSettings(Settings):
 
     share: float = Field(default=0.95, gt=0, le=1)
     """Least share of the frames; frames lost because a walker ended early count as above."""
-    rounds: int = Field(default=2, ge=1)
+    rounds: int = Field(default=2, ge=1, le=100_000)
     """Least number of rounds in the window."""
-    picoseconds: float = Field(default=0.0, ge=0)
+    picoseconds: float = Field(default=0.0, ge=0, le=1e9, json_schema_extra=unit("ps"))
     """Least simulated time in the window, of all walkers together, ps."""
 
 
@@ -210,7 +216,7 @@ class PlateauSettings(Settings):
     ``batch / pool - 1``, at most the share ``approach`` is left.
     """
 
-    rounds: int = Field(default=3, ge=1)
+    rounds: int = Field(default=3, ge=1, le=100_000)
     """Rounds over which the fall is averaged (geometrically); the rule needs one more than these."""
     fall: float = Field(default=0.06, ge=0, lt=1)
     """Largest share that batch and pool may have lost a round."""
@@ -235,7 +241,7 @@ class TargetErrorSettings(Settings):
         "forces_rmse"
     )
     """Which error: eV/atom for energies, eV/Angstrom for forces, eV/Angstrom^3 for stresses of periodic structures."""
-    value: float = Field(gt=0)
+    value: float = Field(gt=0, le=1000.0)
     """At or below this."""
     group: str | None = None
     """Group of the test set; all groups where not given."""
@@ -244,9 +250,9 @@ class TargetErrorSettings(Settings):
 class StoppingSettings(Settings):
     """When a campaign ends; the first rule that holds decides."""
 
-    max_rounds: int = Field(default=15, ge=0)
+    max_rounds: int = Field(default=15, ge=0, le=100_000)
     """Batches to label at most."""
-    max_labels: int | None = Field(default=None, ge=1)
+    max_labels: int | None = Field(default=None, ge=1, le=10**9)
     """Label-source calls at most, failed ones and every step of the initial MD included, those of the test set not;
     the last batch is cut to fit."""
     share_below: ShareBelowSettings | None = ShareBelowSettings()

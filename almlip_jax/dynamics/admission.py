@@ -17,7 +17,7 @@ import numpy as np
 from flax import struct
 from pydantic import Field
 
-from almlip_jax.settings import Settings
+from almlip_jax.settings import Settings, unit
 
 
 class FirstAdmission(Settings):
@@ -42,9 +42,9 @@ class FarthestAdmission(Settings):
     """Frames far from the training set and from one another in sketched features; the most crowded one gives way."""
 
     kind: Literal["farthest"] = "farthest"
-    least_distance: float = Field(default=0.05, ge=0)
+    least_distance: float = Field(default=0.05, ge=0, le=1000.0)
     """From everything known, in units of the root mean square norm of the training set's features."""
-    sketch: int = Field(default=128, ge=1)
+    sketch: int = Field(default=128, ge=1, le=16_384)
     """Dimensions of the sketch."""
 
 
@@ -52,11 +52,11 @@ class LogDetAdmission(Settings):
     """Frames that add most to ``log det`` of the information matrix; exchanges as long as one raises it."""
 
     kind: Literal["log_det"] = "log_det"
-    least_gain: float = Field(default=0.7, ge=0)
+    least_gain: float = Field(default=0.7, ge=0, le=1000.0, json_schema_extra=unit("nats"))
     """Nats that a frame must add; a copy of a frame that the buffer holds adds log 2 = 0.69 at most."""
-    sigma: float = Field(default=1e-2, ge=1e-4)
+    sigma: float = Field(default=1e-2, ge=1e-4, le=100.0)
     """Regularisation, relative to features of mean square norm 1 over the training set."""
-    sketch: int = Field(default=128, ge=1)
+    sketch: int = Field(default=128, ge=1, le=16_384)
     """Dimensions of the sketch."""
 
 

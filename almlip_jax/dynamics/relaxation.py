@@ -23,15 +23,15 @@ from almlip_jax.dynamics.knowledge import Knowledge
 from almlip_jax.dynamics.settings import AbsoluteGate, ExplorationSettings
 from almlip_jax.dynamics.state import Status
 from almlip_jax.models import Params
-from almlip_jax.settings import Settings
+from almlip_jax.settings import Settings, unit
 
 
 class RelaxationSettings(Settings):
     """How far structures are relaxed before walkers start at them."""
 
-    fmax: float = Field(default=0.05, gt=0)
+    fmax: float = Field(default=0.05, gt=0, le=100.0, json_schema_extra=unit("eV/Angstrom"))
     """Largest force on an atom, of the ensemble's mean, at which a structure is relaxed, eV/Angstrom."""
-    steps: int = Field(default=200, ge=1)
+    steps: int = Field(default=200, ge=1, le=10**6)
     """Most steps of FIRE; a structure that needs more is taken as it then is."""
     cell: Literal["fixed", "isotropic", "full"] = "fixed"
     """Whether the cell relaxes too, to 0.05 GPa of the pressure of its walker."""

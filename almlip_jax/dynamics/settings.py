@@ -11,12 +11,22 @@ from almlip_jax.dynamics.biases import BiasSettings
 from almlip_jax.dynamics.integrators.settings import (
     IntegratorSettings,
     LangevinSettings,
+    NoseHooverSettings,
     NptSettings,
     SwapSettings,
 )
 from almlip_jax.dynamics.novelty import NoveltyName
 from almlip_jax.score_names import ScoreName
-from almlip_jax.settings import Settings
+from almlip_jax.settings import Settings, unit
+
+MOST_STEPS = 2 * 10**9
+"""Steps that the counters of the compiled loop hold, in 32 bits."""
+
+Kelvin = Annotated[float, Field(gt=0, le=1e5)]
+"""A temperature, K."""
+
+Gigapascal = Annotated[float, Field(ge=-1000.0, le=1e4)]
+"""A pressure, GPa."""
 
 GateScore: TypeAlias = ScoreName | NoveltyName
 """Scores that a gate can look at."""
@@ -27,20 +37,14 @@ PER_ATOM = ("force_std_max", "force_epistemic_max", "force_total_max", *get_args
 class WalkerGroup(Settings):
     """Walkers that share temperature and pressure."""
 
-    temperature: float | tuple[float, float]
+    temperature: Kelvin | tuple[Kelvin, Kelvin] = Field(json_schema_extra=unit("K"))
     """K; two values are a ramp over the run."""
-    count: int = Field(default=1, ge=1)
+    count: int = Field(default=1, ge=1, le=100_000)
     """Number of walkers."""
-    pressure: float | tuple[float, float] = 0.0
+    pressure: Gigapascal | tuple[Gigapascal, Gigapascal] = Field(default=0.0, json_schema_extra=unit("GPa"))
     """GPa, where the cell moves; two values are a ramp."""
-    bias: float = Field(default=1.0, ge=0)
+    bias: float = Field(default=1.0, ge=0, le=1000.0)
     """Factor on every bias of these walkers."""
-
-    @model_validator(mode="after")
-    def _warm(self) -> Self:
-        if min(self.temperatures) <= 0:
-            raise ValueError(f"temperature must be positive, not {self.temperature} K.")
-        return self
 
     @property
     def temperatures(self) -> tuple[float, float]:
@@ -56,19 +60,17 @@ class WalkerGroup(Settings):
 class _GateBase(Settings):
     score: GateScore = "force_std_max"
     """Which score."""
-    persistence: int = Field(default=1, ge=1)
+    persistence: int = Field(default=1, ge=1, le=MOST_STEPS)
     """Steps in a row above the stop threshold that end a walker."""
     release: float | None = Field(default=None, gt=0, le=1)
     """Fraction of the record threshold below which the score must fall before the walker records again."""
-    species: dict[str, float] = {}
+    species: dict[str, Annotated[float, Field(gt=0, le=1e6)]] = {}
     """Thresholds of single elements, relative to those of the run: ``{H: 0.5}`` halves them for hydrogen."""
 
     @model_validator(mode="after")
     def _of_atoms(self) -> Self:
         if self.species and self.score not in PER_ATOM:
             raise ValueError(f"species thresholds need a score of atoms ({', '.join(PER_ATOM)}), not {self.score}.")
-        if any(factor <= 0 for factor in self.species.values()):
-            raise ValueError("species thresholds must be positive.")
         return self
 
 
@@ -85,9 +87,9 @@ class AdaptiveGate(_GateBase):
     """
 
     kind: Literal["adaptive"] = "adaptive"
-    window: int = Field(default=400, ge=1)
+    window: int = Field(default=400, ge=1, le=MOST_STEPS)
     """Steps over which the exponential running mean extends."""
-    excess: float = Field(default=0.5, ge=0)
+    excess: float = Field(default=0.5, ge=0, le=1000.0)
     """By how much, as a fraction, a score must exceed the mean."""
 
 
@@ -95,9 +97,9 @@ class DecayingGate(_GateBase):
     """A recorded frame raises the walker's record threshold above its score; the raise decays."""
 
     kind: Literal["decaying"] = "decaying"
-    half_life: float = Field(default=200.0, gt=0)
+    half_life: float = Field(default=200.0, gt=0, le=1e9)
     """Steps in which half of the raise is gone."""
-    excess: float = Field(default=0.2, ge=0)
+    excess: float = Field(default=0.2, ge=0, le=1000.0)
     """By how much, as a fraction, the raised threshold exceeds the recorded score."""
 
 
@@ -115,13 +117,13 @@ GateSettings = Annotated[AbsoluteGate | AdaptiveGate | DecayingGate | BandGate, 
 class SanitySettings(Settings):
     """What counts as unphysical: such frames end a walker and are never recorded."""
 
-    closest_contact: float = Field(default=0.5, ge=0)
+    closest_contact: float = Field(default=0.5, ge=0, le=2.0)
     """Least distance of two atoms, as a fraction of the sum of their covalent radii."""
-    max_temperature: float = Field(default=6.0, gt=0)
+    max_temperature: float = Field(default=6.0, gt=0, le=1e15)
     """Highest kinetic temperature, as a multiple of the walker's own."""
-    max_force: float = Field(default=50.0, gt=0)
+    max_force: float = Field(default=50.0, gt=0, le=1e6, json_schema_extra=unit("eV/Angstrom"))
     """Largest force on an atom, eV/Angstrom."""
-    bond_factor: float = Field(default=2.0, gt=0)
+    bond_factor: float = Field(default=2.0, gt=0, le=20.0)
     """Atoms nearer than this multiple of the sum of their covalent radii are connected; an open structure that falls
     into more fragments than it began with has dissociated."""
     dissociation: bool = True
@@ -133,11 +135,11 @@ class RewindSettings(Settings):
 
     on: tuple[Literal["stop", "leave", "unphysical"], ...] = ("stop", "leave", "unphysical")
     """Which endings are undone."""
-    every: int = Field(default=100, ge=1)
+    every: int = Field(default=100, ge=1, le=MOST_STEPS)
     """Steps between two frames that are kept to begin again from."""
-    keep: int = Field(default=4, ge=1)
+    keep: int = Field(default=4, ge=1, le=10_000)
     """How many of them, the start apart."""
-    limit: int = Field(default=20, ge=1)
+    limit: int = Field(default=20, ge=1, le=10**6)
     """Times that a walker begins again; after that it ends."""
 
 
@@ -149,9 +151,9 @@ class ExplorationSettings(Settings):
         default=(WalkerGroup(temperature=300.0, count=4), WalkerGroup(temperature=600.0, count=4)), min_length=1
     )
     """Groups of walkers."""
-    steps: int = Field(default=2000, ge=1)
+    steps: int = Field(default=2000, ge=1, le=MOST_STEPS)
     """Steps of each walker."""
-    timestep: float = Field(default=0.5, gt=0)
+    timestep: float = Field(default=0.5, gt=0, le=20.0, json_schema_extra=unit("fs"))
     """fs."""
     integrator: IntegratorSettings = LangevinSettings()
     """How walkers move."""
@@ -171,21 +173,21 @@ class ExplorationSettings(Settings):
     """Novelty scores to compute beside the committee's; what the gate looks at is computed anyway."""
     admission: AdmissionSettings = FirstAdmission()
     """Which of the frames that the gate records keep a place in the buffer."""
-    record_every: int = Field(default=20, ge=1)
+    record_every: int = Field(default=20, ge=1, le=MOST_STEPS)
     """Least number of steps between two frames of a walker offered to the buffer."""
-    buffer: int = Field(default=64, ge=1)
+    buffer: int = Field(default=64, ge=1, le=10**6, json_schema_extra=unit("frames"))
     """Frames in the buffer for each walker."""
     when_full: Literal["end_walker", "end_all", "go_on"] = "end_walker"
     """What happens when a walker has no place left for a frame."""
     pressure: bool = False
     """Whether the traces hold the internal pressure, which costs the virial; they do wherever the cell moves."""
-    trace_every: int = Field(default=10, ge=1)
+    trace_every: int = Field(default=10, ge=1, le=MOST_STEPS)
     """Steps between two entries of the traces of scores and temperature."""
-    trajectory_every: int = Field(default=100, ge=1)
+    trajectory_every: int = Field(default=100, ge=1, le=MOST_STEPS)
     """Steps between two frames of a walker's trajectory."""
-    chunk: int = Field(default=500, ge=1)
+    chunk: int = Field(default=500, ge=1, le=MOST_STEPS)
     """Steps that the device runs on its own between two looks of the host; changes no result."""
-    skin: float = Field(default=0.5, ge=0)
+    skin: float = Field(default=0.5, ge=0, le=10.0, json_schema_extra=unit("Angstrom"))
     """Angstrom by which neighbour lists reach beyond the cutoff."""
 
     @model_validator(mode="after")
@@ -202,6 +204,28 @@ class ExplorationSettings(Settings):
             return self
         if any(group.pressures != (0.0, 0.0) for group in self.walkers):
             raise ValueError(f"integrator '{self.integrator.kind}' keeps the cell: leave the pressure out.")
+        return self
+
+    @model_validator(mode="after")
+    def _happens_within_the_run(self) -> Self:
+        paces = {f"biases.{n}.pace": bias.pace for n, bias in enumerate(self.biases) if bias.kind == "metadynamics"}
+        paces["gate.persistence"] = self.gate.persistence
+        if self.swaps is not None:
+            paces["swaps.every"] = self.swaps.every
+        for name, pace in paces.items():
+            if pace > self.steps:
+                raise ValueError(f"{name} {pace} is more than the run's steps {self.steps}, so that it does nothing.")
+        return self
+
+    @model_validator(mode="after")
+    def _steps_are_shorter_than_what_they_resolve(self) -> Self:
+        periods = {NoseHooverSettings: "time", NptSettings: "barostat_time"}
+        name = periods.get(type(self.integrator))
+        if name is not None and getattr(self.integrator, name) < 2 * self.timestep:
+            raise ValueError(
+                f"integrator.{name} {getattr(self.integrator, name):g} fs should be two steps of {self.timestep:g} fs "
+                "at least."
+            )
         return self
 
     @property

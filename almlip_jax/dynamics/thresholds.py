@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from almlip_jax.dynamics.settings import PER_ATOM
 from almlip_jax.errors import InputError
-from almlip_jax.settings import Settings
+from almlip_jax.settings import Settings, unit
 from almlip_jax.uncertainty.calibration import slope
 
 
@@ -23,9 +23,9 @@ class FixedThresholds(Settings):
     """The gate's thresholds in the unit of its score, the same in every round."""
 
     kind: Literal["fixed"] = "fixed"
-    record: float = Field(gt=0)
+    record: float = Field(gt=0, le=1e9)
     """Frames above are recorded as candidates."""
-    stop: float = Field(gt=0)
+    stop: float = Field(gt=0, le=1e9)
     """A walker above is stopped."""
 
     @model_validator(mode="after")
@@ -46,11 +46,11 @@ class RelativeThresholds(Settings):
     kind: Literal["relative"] = "relative"
     quantile: float = Field(default=0.9, gt=0, le=1)
     """Which quantile of the training set's scores."""
-    record_factor: float = Field(default=1.5, gt=0)
+    record_factor: float = Field(default=1.5, gt=0, le=1e6)
     """Multiple of it above which frames are recorded."""
-    stop_factor: float = Field(default=4.0, ge=1)
+    stop_factor: float = Field(default=4.0, ge=1, le=1e6)
     """Multiple of the record threshold above which a walker is stopped."""
-    floor: float = Field(default=0.05, gt=0)
+    floor: float = Field(default=0.05, gt=0, le=1e6)
     """Least record threshold, in the unit of the score (eV/Angstrom for forces)."""
 
 
@@ -62,9 +62,9 @@ class CalibratedThresholds(Settings):
     """
 
     kind: Literal["calibrated"] = "calibrated"
-    tolerance: float = Field(gt=0)
+    tolerance: float = Field(gt=0, le=1000.0, json_schema_extra=unit("eV/Angstrom"))
     """True error of an atom's force, as the length of a vector, that is tolerated; eV/Angstrom."""
-    stop_factor: float = Field(default=4.0, ge=1)
+    stop_factor: float = Field(default=4.0, ge=1, le=1e6)
     """Multiple of the record threshold above which a walker is stopped."""
 
 
@@ -77,11 +77,11 @@ class ConformalThresholds(Settings):
     """
 
     kind: Literal["conformal"] = "conformal"
-    tolerance: float = Field(gt=0)
+    tolerance: float = Field(gt=0, le=1000.0, json_schema_extra=unit("eV/Angstrom"))
     """True error of an atom's force, as the length of a vector, that is tolerated; eV/Angstrom."""
     alpha: float = Field(default=0.05, gt=0, lt=1)
     """Share of atoms whose error may exceed q times their score."""
-    stop_factor: float = Field(default=4.0, ge=1)
+    stop_factor: float = Field(default=4.0, ge=1, le=1e6)
     """Multiple of the record threshold above which a walker is stopped."""
 
 

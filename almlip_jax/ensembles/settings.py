@@ -24,9 +24,9 @@ class VariantSettings(Settings):
 class EnsembleSettings(Settings):
     """How many members, and what makes them differ."""
 
-    size: int = Field(default=4, ge=1)
+    size: int = Field(default=4, ge=1, le=256)
     """Number of models; each starts from its own random parameters."""
-    heads: int = Field(default=1, ge=1)
+    heads: int = Field(default=1, ge=1, le=1024)
     """Members that share one model but for their last layer: more than one make a shallow ensemble.  With ``size: 1``
     it is one; with more, several of them.  Train it with a loss of kind ``nll`` or ``crps``."""
     likelihood: Literal["none", "mean_variance", "evidential"] = "none"
@@ -36,7 +36,7 @@ class EnsembleSettings(Settings):
     """Weights of the structures in each model's loss, of mean 1: all equal; gamma-distributed (every structure
     counts; at variance 1 this is the Bayesian bootstrap); or Poisson (the classical bootstrap, in which a third of the
     structures is left out of each model)."""
-    bootstrap_variance: float = Field(default=0.1, gt=0)
+    bootstrap_variance: float = Field(default=0.1, gt=0, le=100.0)
     """Variance of gamma weights: more makes the members differ more, and each of them less accurate."""
     variants: tuple[VariantSettings, ...] = ()
     """A committee of architectures: the models take these variants in turn; none makes all of them equal."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, TypeAlias
+from typing import Annotated, Any, Protocol, TypeAlias
 
 import jax
 from flax import struct
+from pydantic import Field
 
 from almlip_jax.structures.graph import Graph
 from almlip_jax.structures.species import SpeciesTable
+
+Width = Annotated[int, Field(ge=1, le=4096)]
+"""Of a layer of an MLP."""
 
 Params: TypeAlias = Any
 """A pytree of parameter arrays; with a leading member axis it belongs to an ensemble."""

@@ -24,13 +24,13 @@ import numpy as np
 from flax import struct
 from pydantic import Field
 
-from almlip_jax.models.base import AtomicOutput, Params
+from almlip_jax.models.base import AtomicOutput, Params, Width
 from almlip_jax.models.bilinear import Irreps, clebsch_gordan
 from almlip_jax.models.edges import EdgeBasis, edge_vectors, expand_edges
 from almlip_jax.models.layout import side_by_side, stack, unstack
 from almlip_jax.models.radial import RadialBasis
 from almlip_jax.models.species_code import with_more_species
-from almlip_jax.settings import Settings
+from almlip_jax.settings import Settings, unit
 from almlip_jax.structures.graph import Graph, lone_atom, values_at_neighbors
 from almlip_jax.structures.species import SpeciesTable
 
@@ -213,27 +213,27 @@ def message_scale(sample: Graph, radial: jax.Array) -> jax.Array:
 class ConvolutionalSettings(Settings):
     """What NequIP- and MACE-type models have in common."""
 
-    cutoff: float = Field(default=5.0, gt=0)
+    cutoff: float = Field(default=5.0, ge=1.0, le=20.0, json_schema_extra=unit("Angstrom"))
     """Radius of an atom's surroundings, Angstrom; each further layer widens what an atom sees by as much."""
-    cutoff_power: int = Field(default=5, ge=3)
+    cutoff_power: int = Field(default=5, ge=3, le=20)
     """Power of the polynomial cutoff; a smaller one lets far neighbours fade earlier."""
     radial_basis: RadialBasis = "bessel"
     """Kind of radial functions."""
-    radial: int = Field(default=8, ge=2)
+    radial: int = Field(default=8, ge=2, le=64)
     """Number of radial functions."""
-    radial_hidden: tuple[int, ...] = ()
+    radial_hidden: tuple[Width, ...] = Field(default=(), max_length=16)
     """Widths of an MLP between radial functions and the weights of messages; none makes these linear in them."""
     l_max: int = Field(default=3, ge=0, le=4)
     """Highest degree of the spherical harmonics of an edge."""
     hidden_l_max: int = Field(default=1, ge=0, le=4)
     """Highest degree of the features of an atom."""
-    channels: int = Field(default=32, ge=1)
+    channels: int = Field(default=32, ge=1, le=4096)
     """Channels of the features, for each degree."""
-    layers: int = Field(default=2, ge=1)
+    layers: int = Field(default=2, ge=1, le=10)
     """Number of layers."""
-    read_out: tuple[int, ...] = Field(default=(32,), min_length=1)
+    read_out: tuple[Width, ...] = Field(default=(32,), min_length=1, max_length=16)
     """Widths of the read-out MLP; the last one is the number of features of an atom."""
-    species_channels: int = Field(default=8, ge=1)
+    species_channels: int = Field(default=8, ge=1, le=118)
     """Up to so many species are told apart one by one; more share as many directions of a learned embedding."""
     repulsion: bool = False
     """Whether the Ziegler-Biersack-Littmark repulsion of bare nuclei is added at short distances."""

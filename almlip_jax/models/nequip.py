@@ -43,7 +43,7 @@ class NequipSettings(ConvolutionalSettings):
     kind: Literal["nequip"] = "nequip"
     l_max: int = Field(default=2, ge=0, le=4)
     """Highest degree of the spherical harmonics of an edge."""
-    layers: int = Field(default=3, ge=1)
+    layers: int = Field(default=3, ge=1, le=10)
     """Number of layers."""
 
 

@@ -34,12 +34,12 @@ import numpy as np
 from flax import struct
 from pydantic import Field, model_validator
 
-from almlip_jax.models.base import AtomicOutput, Params
+from almlip_jax.models.base import AtomicOutput, Params, Width
 from almlip_jax.models.bilinear import Irreps, bilinear, couplings, inner_products
 from almlip_jax.models.edges import EdgeBasis, edge_vectors, expand_edges
 from almlip_jax.models.layout import side_by_side, split, unstack
 from almlip_jax.models.species_code import central_code, exact_code, neighbor_code, with_more_species
-from almlip_jax.settings import Settings
+from almlip_jax.settings import Settings, unit
 from almlip_jax.structures.graph import Graph, lone_atom, values_at_neighbors
 from almlip_jax.structures.species import SpeciesTable
 
@@ -59,9 +59,9 @@ class SharedDensitySettings(Settings):
     size: Literal["tiny", "small", "medium", "large"] = "medium"
     """Named size, which decides `channels`, `l_max`, `coupled_l_max`, `hidden` and, for ``tiny``, `radial` where they
     are not given."""
-    cutoff: float = Field(default=5.0, gt=0)
+    cutoff: float = Field(default=5.0, ge=1.0, le=20.0, json_schema_extra=unit("Angstrom"))
     """Radius of an atom's surroundings, Angstrom."""
-    radial: int = Field(default=8, ge=2)
+    radial: int = Field(default=8, ge=2, le=64)
     """Number of radial Bessel functions."""
     l_max: int = Field(default=3, ge=0, le=6)
     """Highest degree of the spherical harmonics."""
@@ -69,20 +69,20 @@ class SharedDensitySettings(Settings):
     """Highest degree of the products that are formed; `l_max` where that is smaller."""
     products: int = Field(default=1, ge=0, le=4)
     """Equivariant products taken one after the other; the correlation order is twice one more than that."""
-    channels: int = Field(default=24, ge=1)
+    channels: int = Field(default=24, ge=1, le=4096)
     """Channels of the mixed density."""
-    coupled_channels: int | None = Field(default=None, ge=1)
+    coupled_channels: int | None = Field(default=None, ge=1, le=4096)
     """How many of the channels take part in products, the others entering to second order only; all of them where not
     given, and no more than there are."""
-    hidden: tuple[int, ...] = Field(default=(64, 64), min_length=1)
+    hidden: tuple[Width, ...] = Field(default=(64, 64), min_length=1, max_length=16)
     """Widths of the read-out MLP; the last one is the number of features of an atom."""
     layers: int = Field(default=0, ge=0, le=4)
     """Message-passing layers on top; each widens what an atom sees by the cutoff."""
-    message_channels: int = Field(default=8, ge=1)
+    message_channels: int = Field(default=8, ge=1, le=1024)
     """Numbers that an atom tells its neighbours in each message-passing layer."""
-    species_channels: int = Field(default=8, ge=1)
+    species_channels: int = Field(default=8, ge=1, le=118)
     """Up to so many species are told apart one by one; more share as many directions of a species embedding."""
-    cutoff_power: int = Field(default=3, ge=3)
+    cutoff_power: int = Field(default=3, ge=3, le=20)
     """Power of the polynomial cutoff; a smaller one lets far neighbours fade earlier."""
     repulsion: bool = False
     """Whether the Ziegler-Biersack-Littmark repulsion of bare nuclei is added at short distances."""

@@ -18,7 +18,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from pydantic import Field
 
 from almlip_jax.errors import InputError, LabelError
-from almlip_jax.settings import Settings
+from almlip_jax.settings import Settings, unit
 
 
 class Results(NamedTuple):
@@ -35,6 +35,9 @@ class Results(NamedTuple):
     stress: np.ndarray | None = None
 
 
+LONGEST_LABEL = 2e6
+"""Seconds that one label may take at most: some three weeks, which is what the system's own waiting knows."""
+
 LabelSource = Callable[[Atoms], Results]
 """A built label source: `Results` of a structure, or `LabelError`.  Earlier calls leave no trace in later ones."""
 
@@ -46,13 +49,13 @@ class SourceSettings(Settings, ABC):
     of a label's identity.
     """
 
-    timeout: float = Field(default=600.0, gt=0)
+    timeout: float = Field(default=600.0, gt=0, le=LONGEST_LABEL, json_schema_extra=unit("s"))
     """Longest time one label may take, in seconds; then its process is ended and the label has failed."""
 
-    attempts: int = Field(default=1, ge=1)
+    attempts: int = Field(default=1, ge=1, le=100)
     """How often a failing label is tried before it counts as failed; every try is a paid call."""
 
-    max_force: float = Field(default=100.0, gt=0)
+    max_force: float = Field(default=100.0, gt=0, le=1e6, json_schema_extra=unit("eV/Angstrom"))
     """A label with a force component beyond this bound, in eV/Angstrom, is garbage and has failed."""
 
     in_process: ClassVar[bool] = False

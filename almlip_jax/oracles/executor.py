@@ -39,10 +39,10 @@ class LocalSettings(Settings):
 
     kind: Literal["local"] = "local"
 
-    workers: int | None = Field(default=None, ge=1)
+    workers: int | None = Field(default=None, ge=1, le=4096)
     """Number of processes; by default as many as there are cores."""
 
-    threads_per_worker: int = Field(default=1, ge=1)
+    threads_per_worker: int = Field(default=1, ge=1, le=4096)
     """Threads of the label source in each process; only with 1 do labels come out the same to the last bit."""
 
 

@@ -35,7 +35,7 @@ class _ByFeatures(Settings):
 
 
 class _ByDesign(_ByFeatures):
-    sigma: float = Field(default=1e-3, ge=1e-6)
+    sigma: float = Field(default=1e-3, ge=1e-6, le=1000.0)
     """Noise, relative to features of mean square norm 1; below 1e-6, float64 does not resolve it."""
 
 
@@ -97,9 +97,9 @@ class KmeansFpsSettings(_ByFeatures):
     """Farthest points inside the clusters of the pool, which take turns."""
 
     kind: Literal["kmeans_fps"] = "kmeans_fps"
-    clusters: int = Field(default=15, ge=1)
+    clusters: int = Field(default=15, ge=1, le=100_000)
     """Number of clusters."""
-    iterations: int = Field(default=25, ge=0)
+    iterations: int = Field(default=25, ge=0, le=10_000)
     """Rounds of k-means."""
 
 
@@ -113,7 +113,7 @@ class BaitSettings(_ByDesign):
     """Greedy design that lowers most the mean posterior variance over labelled structures and pool."""
 
     kind: Literal["bait"] = "bait"
-    overselect: float = Field(default=1.0, ge=1)
+    overselect: float = Field(default=1.0, ge=1, le=100.0)
     """Number of choices before the least valuable are given back, over the size of the batch."""
 
 
@@ -133,9 +133,9 @@ class MaxvolSettings(_ByFeatures):
     """What enters the active set of largest volume of everything labelled."""
 
     kind: Literal["maxvol"] = "maxvol"
-    threshold: float = Field(default=1.001, gt=1)
+    threshold: float = Field(default=1.001, gt=1, le=1e6)
     """Grade above which a candidate enters."""
-    epsilon: float = Field(default=1e-5, gt=0)
+    epsilon: float = Field(default=1e-5, ge=1e-12, le=1.0)
     """Size of the rows for directions that nothing spans, relative to features of mean square norm 1."""
 
 
@@ -199,9 +199,9 @@ class ThresholdSettings(Settings):
     kind: Literal["threshold"] = "threshold"
     score: ScoreName = "force_std_max"
     """Which score."""
-    minimum: float | None = None
+    minimum: float | None = Field(default=None, ge=-1e9, le=1e9)
     """Lower bound, kept itself."""
-    maximum: float | None = None
+    maximum: float | None = Field(default=None, ge=-1e9, le=1e9)
     """Upper bound, not kept itself."""
 
     @model_validator(mode="after")
@@ -231,7 +231,7 @@ class AgreementSettings(Settings):
     """Name of a score."""
     second: str
     """Name of another."""
-    maximum: float = Field(gt=0)
+    maximum: float = Field(gt=0, le=1e9)
     """Largest difference, not kept itself."""
 
 

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from almlip_jax.dynamics import ExplorationSettings, RelaxationSettings
 from almlip_jax.dynamics.admission import build_admission
+from almlip_jax.dynamics.settings import MOST_STEPS
 from almlip_jax.dynamics.thresholds import (
     CalibratedThresholds,
     ConformalThresholds,
@@ -18,7 +19,7 @@ from almlip_jax.dynamics.thresholds import (
     ThresholdSettings,
     check_thresholds,
 )
-from almlip_jax.settings import Settings
+from almlip_jax.settings import Settings, unit
 
 _LONGEST_STRIDE = 20_000  # steps; a chunk is at least as long, and nothing is written before it is over
 
@@ -37,11 +38,11 @@ class SimulationConfig(Settings, ABC):
     """Labelled structures that it was not trained on, for calibrated and conformal thresholds."""
     exploration: ExplorationSettings
     """Walkers and what moves them, gate, sanity, what is recorded."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=2**32 - 1)
     """All random numbers follow from it."""
     out: Path | None = None
     """Folder of the run; ``runs/`` and the name of the config by default."""
-    checkpoint_every: float = Field(default=60.0, ge=0)
+    checkpoint_every: float = Field(default=60.0, ge=0, le=1e6, json_schema_extra=unit("s"))
     """Seconds between two states from which an interrupted run goes on; at 0 every chunk ends with one."""
 
     @property
@@ -96,7 +97,7 @@ class TrajectorySettings(Settings):
 
     format: Literal["extxyz", "h5md"] = "extxyz"
     """One extended XYZ file for each walker, or one HDF5 file (H5MD 1.1) for all."""
-    every: int = Field(default=100, ge=1)
+    every: int = Field(default=100, ge=1, le=MOST_STEPS)
     """Steps between two frames."""
     forces: bool = True
     """Whether frames have forces."""
@@ -107,7 +108,7 @@ class TrajectorySettings(Settings):
 class ThermoSettings(Settings):
     """The table of energies, temperatures and the like."""
 
-    every: int = Field(default=100, ge=1)
+    every: int = Field(default=100, ge=1, le=MOST_STEPS)
     """Steps between two rows."""
 
 
@@ -167,4 +168,14 @@ class MdConfig(SimulationConfig):
             given, meant = getattr(self.exploration, name), getattr(self, section).every
             if given not in (ExplorationSettings.model_fields[name].default, meant):
                 raise ValueError(f"exploration.{name} is not used here; set {section}.every instead.")
+        return self
+
+    @model_validator(mode="after")
+    def _writes_something(self) -> Self:
+        steps = self.exploration.steps
+        if min(self.thermo.every, self.trajectory.every) > steps:
+            raise ValueError(
+                f"thermo.every {self.thermo.every} and trajectory.every {self.trajectory.every} are more than "
+                f"exploration.steps {steps}, so that nothing after the start would be written."
+            )
         return self

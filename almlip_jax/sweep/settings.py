@@ -16,7 +16,7 @@ from almlip_jax.errors import InputError
 from almlip_jax.models import ModelSettings, SharedDensitySettings
 from almlip_jax.score_names import ScoreName
 from almlip_jax.selection import SelectorSettings
-from almlip_jax.settings import Settings
+from almlip_jax.settings import Settings, unit
 from almlip_jax.training import TrainingSettings, check_training
 
 DATA_VARIABLE = "ALMLIP_DATA_DIR"
@@ -30,7 +30,7 @@ class TestFile(Settings):
 
     file: Path
     """Labelled structures."""
-    every: int = Field(default=1, ge=1)
+    every: int = Field(default=1, ge=1, le=10**9)
     """Of the frames of the file, the first and every so many-th after it."""
 
 
@@ -40,12 +40,12 @@ class SweepSystem(Settings):
     pool: Path | tuple[Path, ...]
     """File or files with labelled structures to select from.  Those that are also in a test set, or come twice, are
     left out."""
-    pool_size: int | None = Field(default=None, ge=1)
+    pool_size: int | None = Field(default=None, ge=1, le=10**9)
     """Structures of the pool that a seed sees (a drawn initial set among them), drawn anew for each; all of them where
     not given."""
     tests: dict[str, TestFile] = Field(min_length=1)
     """Test sets by name: a file, or a file of which only every n-th frame counts."""
-    initial: int | Path = 20
+    initial: Annotated[int, Field(le=10**8)] | Path = 20
     """The first labelled set: so many structures drawn from the pool, or a labelled file."""
     model: ModelSettings = SharedDensitySettings()
     """The architecture of the members."""
@@ -82,7 +82,7 @@ class ProcessesSettings(Settings):
 
     kind: Literal["local"] = "local"
 
-    processes: int = Field(default=1, ge=1)
+    processes: int = Field(default=1, ge=1, le=4096)
     """Number of processes, each with its share of the cores."""
 
 
@@ -98,24 +98,24 @@ class SweepConfig(Settings):
     """Pools with their tests and models, by name."""
     selectors: dict[str, SelectorSettings] = Field(min_length=1)
     """What is compared, by name."""
-    seeds: int | tuple[int, ...] = 8
+    seeds: Annotated[int, Field(le=100_000)] | tuple[Annotated[int, Field(le=2**32 - 1)], ...] = 8
     """Number of seeds, from 0 on, or the seeds.  A seed decides initial set, pool, first parameters and orders of
     batches, the same for every selector."""
-    batch_sizes: tuple[int, ...] = Field(default=(20,), min_length=1)
+    batch_sizes: tuple[Annotated[int, Field(le=100_000)], ...] = Field(default=(20,), min_length=1)
     """Structures labelled in each round."""
-    ensemble_sizes: tuple[int, ...] = Field(default=(4,), min_length=1)
+    ensemble_sizes: tuple[Annotated[int, Field(le=256)], ...] = Field(default=(4,), min_length=1)
     """Models in the ensemble."""
-    rounds: int = Field(default=6, ge=1)
+    rounds: int = Field(default=6, ge=1, le=100_000)
     """Batches of each point; one training more than batches."""
     warm_start: bool = False
     """Begin each round from the parameters of the round before, for ``training.warm_steps`` steps, instead of from
     fresh ones."""
     monitor: ScoreName = "force_std_mean"
     """Score of which the means over batch and pool are written to the table."""
-    seconds_per_point: float | None = Field(default=None, gt=0)
+    seconds_per_point: float | None = Field(default=None, gt=0, le=1e9, json_schema_extra=unit("s"))
     """A point that has taken longer than this ends after the round under way; what it did not reach stays empty in the
     table."""
-    side_by_side: int = Field(default=1, ge=1)
+    side_by_side: int = Field(default=1, ge=1, le=4096)
     """So many points of equal shape are trained in one program.  It is part of what a point is: another number gives
     results that differ by rounding."""
     executor: Annotated[ProcessesSettings | ClusterSettings, Field(discriminator="kind")] = ProcessesSettings()

@@ -46,10 +46,17 @@ def plan_capacity(
         cutoff: Angstrom.
         settings: of the training.
         largest_dataset: number of structures to allocate for; that of ``structures`` where not given.
+
+    Raises:
+        InputError: the cutoff is so short that no atom of any molecule or solid has a neighbour.
     """
     sizes = np.array([len(a) for a in structures])
     number = max(largest_dataset or 0, len(structures))
     found = largest_neighbor_count(structures, cutoff)
+    if found == 0 and sizes.max() > 1:
+        raise InputError(
+            f"no two atoms of any structure are within the cutoff of {cutoff:g} Angstrom; give a larger model.cutoff."
+        )
     open_only = all(not a.pbc.any() for a in structures)
     neighbors = int(sizes.max()) - 1 if open_only and sizes.max() <= 32 else bucket(int(1.25 * found) + 1, 8)
     # Batches of equal structures are exactly full; others get the room of the mean, and of the largest one.

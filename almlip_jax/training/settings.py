@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from almlip_jax.errors import InputError
-from almlip_jax.settings import Settings
+from almlip_jax.settings import Settings, unit
 
 LossKind = Literal["mse", "huber", "nll", "crps"]
 """How residuals are penalised."""
@@ -31,25 +31,25 @@ class LossSettings(Settings):
     log-likelihood of the labels; or the continuous ranked probability score, which judges the predicted distribution
     too but is more lenient with outliers.  The last two need members that say how sure they are: `ensemble.heads` or
     `ensemble.likelihood`."""
-    energy: float = Field(default=10.0, ge=0)
+    energy: float = Field(default=10.0, ge=0, le=1e6)
     """Weight of the mean penalty of the energy residual per atom."""
-    forces: float = Field(default=1.0, ge=0)
+    forces: float = Field(default=1.0, ge=0, le=1e6)
     """Weight of the mean penalty of the force components."""
-    virial: float = Field(default=1.0, ge=0)
+    virial: float = Field(default=1.0, ge=0, le=1e6)
     """Weight of the mean penalty of the virial components per atom; structures without stress do not count."""
-    energy_delta: float = Field(default=0.01, gt=0)
+    energy_delta: float = Field(default=0.01, ge=1e-8, le=1000.0, json_schema_extra=unit("eV/atom"))
     """With ``huber``: energy residual beyond which the penalty is linear, eV/atom."""
-    forces_delta: float = Field(default=0.1, gt=0)
+    forces_delta: float = Field(default=0.1, ge=1e-8, le=1000.0, json_schema_extra=unit("eV/Angstrom"))
     """With ``huber``: residual of a force component beyond which the penalty is linear, eV/Angstrom."""
-    virial_delta: float = Field(default=0.01, gt=0)
+    virial_delta: float = Field(default=0.01, ge=1e-8, le=1000.0, json_schema_extra=unit("eV/atom"))
     """With ``huber``: residual of a virial component beyond which the penalty is linear, eV/atom."""
-    energy_floor: float = Field(default=1e-4, gt=0)
+    energy_floor: float = Field(default=1e-4, ge=1e-8, le=10.0, json_schema_extra=unit("eV/atom"))
     """With ``nll`` and ``crps``: standard deviation that is added to the predicted one in square, eV/atom."""
-    forces_floor: float = Field(default=1e-3, gt=0)
+    forces_floor: float = Field(default=1e-3, ge=1e-8, le=10.0, json_schema_extra=unit("eV/Angstrom"))
     """The same for a force component, eV/Angstrom."""
-    virial_floor: float = Field(default=1e-4, gt=0)
+    virial_floor: float = Field(default=1e-4, ge=1e-8, le=10.0, json_schema_extra=unit("eV/atom"))
     """The same for a virial component, eV/atom."""
-    evidence_penalty: float = Field(default=0.01, ge=0)
+    evidence_penalty: float = Field(default=0.01, ge=0, le=1000.0)
     """With ``nll`` and evidential members: weight of |residual| (2 v + alpha), in units of the noise, which takes
     evidence away where predictions are wrong."""
 
@@ -76,31 +76,31 @@ class SecondStageSettings(Settings):
     kind: LossKind | None = None
     """Kind of the loss from then on, as in `loss` where not given: for ``nll``, a first stage with ``mse`` finds good
     means before variances are learned, which is more stable."""
-    energy: float | None = Field(default=None, ge=0)
+    energy: float | None = Field(default=None, ge=0, le=1e6)
     """Weight of energies from then on; where not given, like the two others, as in `loss`, or what belongs to another
     kind."""
-    forces: float | None = Field(default=None, ge=0)
+    forces: float | None = Field(default=None, ge=0, le=1e6)
     """Weight of forces."""
-    virial: float | None = Field(default=None, ge=0)
+    virial: float | None = Field(default=None, ge=0, le=1e6)
     """Weight of virials."""
-    learning_rate_factor: float = Field(default=1.0, gt=0)
+    learning_rate_factor: float = Field(default=1.0, gt=0, le=100.0)
     """What the learning rate of the schedule is multiplied by."""
 
 
 class TrainingSettings(Settings):
     """One training of the whole ensemble."""
 
-    batch_size: int = Field(default=5, ge=1)
+    batch_size: int = Field(default=5, ge=1, le=10_000)
     """Structures in a batch."""
-    max_epochs: int = Field(default=1000, ge=1)
+    max_epochs: int = Field(default=1000, ge=1, le=10**9)
     """Longest training in passes over the data."""
-    max_steps: int = Field(default=6000, ge=1)
+    max_steps: int = Field(default=6000, ge=1, le=10**9)
     """Longest training in optimiser steps; what comes first ends it, and the learning rate decays until then."""
-    learning_rate: float = Field(default=5e-3, gt=0)
+    learning_rate: float = Field(default=5e-3, gt=0, le=1.0)
     """Highest learning rate."""
     optimiser: Literal["amsgrad", "adam", "adamw"] = "amsgrad"
     """How gradients become steps; ``adamw`` is Adam with decoupled weight decay."""
-    weight_decay: float = Field(default=0.01, ge=0)
+    weight_decay: float = Field(default=0.01, ge=0, le=100.0)
     """With ``adamw``: share of a parameter that a step takes away, times the learning rate."""
     schedule: Literal["cosine", "exponential", "constant", "plateau"] = "cosine"
     """How the learning rate falls after warming up: along a cosine or an exponential to its last value, not at all, or
@@ -112,12 +112,12 @@ class TrainingSettings(Settings):
     ``exponential``."""
     plateau_factor: float = Field(default=0.5, gt=0, lt=1)
     """With ``plateau``: the rate is multiplied by this."""
-    plateau_patience: int = Field(default=5, ge=1)
+    plateau_patience: int = Field(default=5, ge=1, le=10**6)
     """With ``plateau``: after this many validations in a row in which the mean loss of the members was not better than
     ever before (without validation structures that is the loss of the training)."""
     ema: float = Field(default=0.99, ge=0, lt=1)
     """Decay of the moving average of the parameters; the average is validated and kept."""
-    clip_norm: float = Field(default=1.0, gt=0)
+    clip_norm: float = Field(default=1.0, gt=0, le=1e9)
     """Gradients of a member are scaled down to this norm."""
     loss: LossSettings = LossSettings()
     """Penalty, and weights of energies, forces and virials."""
@@ -125,15 +125,15 @@ class TrainingSettings(Settings):
     """Other weights and another learning rate towards the end of the training; none by default."""
     validation_fraction: float = Field(default=0.1, ge=0, lt=1)
     """Share of the structures kept for early stopping; 0 trains on all and keeps the last parameters."""
-    patience: int = Field(default=50, ge=1)
+    patience: int = Field(default=50, ge=1, le=10**9)
     """A member stops after this many validations without improvement."""
-    validate_every: int = Field(default=50, ge=1)
+    validate_every: int = Field(default=50, ge=1, le=10**6)
     """Optimiser steps between validations, rounded up to whole epochs."""
     warm_start: bool = False
     """Begin each round from the parameters of the round before instead of from fresh ones."""
-    warm_steps: int | None = Field(default=None, ge=1)
+    warm_steps: int | None = Field(default=None, ge=1, le=10**9)
     """`max_steps` of a training that starts warm; the same where not given."""
-    final_steps: int | None = Field(default=None, ge=1)
+    final_steps: int | None = Field(default=None, ge=1, le=10**9)
     """Once a campaign has ended, one more training on its last dataset, of this length in place of `max_steps` and
     `max_epochs`, gives its final potential; none where not given."""
 
@@ -150,6 +150,13 @@ class TrainingSettings(Settings):
         if kind != self.loss.kind:
             changes = _WEIGHTS[kind] | changes | {"kind": kind}
         return self.loss, self.loss.model_copy(update=changes)
+
+    @model_validator(mode="after")
+    def _learns_something(self) -> Self:
+        for name, loss in zip(("loss", "second_stage"), self.losses, strict=False):
+            if loss.energy == loss.forces == loss.virial == 0:
+                raise ValueError(f"{name} has only weights of 0; give energy, forces or virial a weight.")
+        return self
 
     @model_validator(mode="after")
     def _exponential_needs_an_end(self) -> Self:

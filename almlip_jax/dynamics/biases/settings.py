@@ -23,9 +23,9 @@ from almlip_jax.dynamics.biases.restraints import Restraint, Sphere, Steered, Wa
 from almlip_jax.dynamics.biases.uncertainty import BoundedUncertaintyBias, UncertaintyBias
 from almlip_jax.errors import InputError
 from almlip_jax.selection.settings import import_function
-from almlip_jax.settings import Settings
+from almlip_jax.settings import Settings, unit
 
-AtomIndex = Annotated[int, Field(ge=0)]
+AtomIndex = Annotated[int, Field(ge=0, le=10**7)]
 """Index of an atom, from 0."""
 
 Group = Annotated[tuple[AtomIndex, ...], Field(min_length=1)]
@@ -34,12 +34,13 @@ Group = Annotated[tuple[AtomIndex, ...], Field(min_length=1)]
 Point = AtomIndex | Group
 """An atom, or the geometric centre of several."""
 
-PerWalker = float | Annotated[tuple[float, ...], Field(min_length=1)]
+_Bounded = Annotated[float, Field(ge=-1e6, le=1e6)]
+_Positive = Annotated[float, Field(gt=0, le=1e6)]
+
+PerWalker = _Bounded | Annotated[tuple[_Bounded, ...], Field(min_length=1)]
 """One number for all walkers, or one for each."""
 
-PositivePerWalker = (
-    Annotated[float, Field(gt=0)] | Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)]
-)
+PositivePerWalker = _Positive | Annotated[tuple[_Positive, ...], Field(min_length=1)]
 """The same of numbers above 0."""
 
 
@@ -102,11 +103,11 @@ class CoordinationSettings(Settings):
     """Atoms of one group."""
     second: Group
     """Atoms of the other; one that is in both is no contact of its own."""
-    r0: float = Field(gt=0)
+    r0: float = Field(gt=0, le=20.0, json_schema_extra=unit("Angstrom"))
     """Angstrom, where a pair counts n/m."""
-    n: int = Field(default=6, ge=1)
+    n: int = Field(default=6, ge=1, le=63)
     """Lower power."""
-    m: int = Field(default=12, le=64)
+    m: int = Field(default=12, le=64, ge=2)
     """Higher power."""
 
     @model_validator(mode="after")
@@ -126,7 +127,7 @@ class UserVariableSettings(Settings):
     """Where the factory is, as ``module:function``."""
     parameters: dict[str, Any] = {}
     """Keyword arguments of the factory."""
-    period: float | None = Field(default=None, gt=0)
+    period: float | None = Field(default=None, gt=0, le=1e6)
     """After how much the value repeats, if it does."""
 
 
@@ -145,7 +146,7 @@ VariableSettings = Annotated[
 class _Scheduled(Settings):
     """What every bias can have."""
 
-    ramp: tuple[float, float] | None = None
+    ramp: tuple[_Bounded, _Bounded] | None = None
     """Factors on the bias at the start and at the end of a run, linear in between; none leaves it at 1."""
 
 
@@ -153,11 +154,11 @@ class UncertaintySettings(_Scheduled):
     """Towards what the committee does not agree on: ``E_b = -tau sigma_E``."""
 
     kind: Literal["uncertainty"] = "uncertainty"
-    tau: float | None = Field(default=None, ge=0)
+    tau: float | None = Field(default=None, ge=0, le=1e6)
     """Fixed factor; without, it follows the forces."""
-    relative: float = Field(default=0.2, ge=0)
+    relative: float = Field(default=0.2, ge=0, le=100.0)
     """Mean bias force over mean force that an automatic tau aims at."""
-    window: float = Field(default=100.0, ge=1)
+    window: float = Field(default=100.0, ge=1, le=1e9)
     """Steps over which the running means of an automatic tau extend."""
 
 
@@ -165,9 +166,9 @@ class BoundedUncertaintySettings(_Scheduled):
     """The same without running away: ``E_b = H (exp(-sigma_E^2 / (N w^2)) - 1)``, N atoms."""
 
     kind: Literal["bounded_uncertainty"] = "bounded_uncertainty"
-    height: float = Field(gt=0)
+    height: float = Field(gt=0, le=1000.0, json_schema_extra=unit("eV"))
     """H, eV: the bias energy lies between -H and 0."""
-    width: float = Field(gt=0)
+    width: float = Field(gt=0, le=1000.0, json_schema_extra=unit("eV"))
     """w, eV."""
 
 
@@ -209,7 +210,7 @@ class WallSettings(_Scheduled):
     """The bound in the variable's unit; one, or one for each walker."""
     stiffness: PositivePerWalker
     """k, eV over the variable's unit to the power; one, or one for each walker."""
-    power: float = Field(default=2.0, ge=2)
+    power: float = Field(default=2.0, ge=2, le=20.0)
     """p; 2 is harmonic."""
 
     @model_validator(mode="after")
@@ -235,15 +236,15 @@ class MetadynamicsSettings(_Scheduled):
     kind: Literal["metadynamics"] = "metadynamics"
     variables: tuple[VariableSettings, ...] = Field(min_length=1, max_length=3)
     """In which the hills stand."""
-    widths: tuple[Annotated[float, Field(gt=0)], ...]
+    widths: tuple[_Positive, ...]
     """Standard deviation of a hill along each variable, in its unit."""
-    height: float = Field(gt=0)
+    height: float = Field(gt=0, le=1000.0, json_schema_extra=unit("eV"))
     """Of the first hill, eV."""
-    pace: int = Field(ge=1)
+    pace: int = Field(ge=1, le=10**9)
     """Steps between two hills of a walker."""
-    bias_factor: float | None = Field(default=10.0, gt=1)
+    bias_factor: float | None = Field(default=10.0, gt=1, le=1e6)
     """gamma: hills shrink as if the variables were at gamma times the temperature; null keeps their height."""
-    hills: int = Field(default=1000, ge=1)
+    hills: int = Field(default=1000, ge=1, le=10**6)
     """Room for hills, of each walker or of all that share; when it is full the bias stays as it is."""
     shared: bool = False
     """Whether all walkers fill one landscape (they should have one temperature), or each its own."""

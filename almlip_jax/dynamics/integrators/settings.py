@@ -18,7 +18,7 @@ from almlip_jax.dynamics.integrators.thermostats import (
     VelocityRescaling,
     VelocityVerlet,
 )
-from almlip_jax.settings import Settings
+from almlip_jax.settings import Settings, unit
 from almlip_jax.units import FEMTOSECOND, GPA
 
 
@@ -32,7 +32,7 @@ class LangevinSettings(Settings):
     """Langevin dynamics, BAOAB splitting (Leimkuhler and Matthews, J. Chem. Phys. 138, 174102, 2013)."""
 
     kind: Literal["langevin"] = "langevin"
-    friction: float = Field(default=0.01, ge=0)
+    friction: float = Field(default=0.01, ge=0, le=10.0, json_schema_extra=unit("1/fs"))
     """1/fs; at 0 the dynamics are velocity Verlet."""
 
 
@@ -40,7 +40,7 @@ class AndersenSettings(Settings):
     """Velocity Verlet with collisions that redraw the momenta of single atoms (Andersen, 1980)."""
 
     kind: Literal["andersen"] = "andersen"
-    rate: float = Field(default=0.005, gt=0)
+    rate: float = Field(default=0.005, gt=0, le=10.0, json_schema_extra=unit("1/fs"))
     """Collisions of an atom, 1/fs."""
 
 
@@ -48,7 +48,7 @@ class VelocityRescalingSettings(Settings):
     """Velocity Verlet with canonical sampling through velocity rescaling (Bussi, Donadio and Parrinello, 2007)."""
 
     kind: Literal["csvr"] = "csvr"
-    time: float = Field(default=100.0, gt=0)
+    time: float = Field(default=100.0, gt=0, le=1e6, json_schema_extra=unit("fs"))
     """Relaxation time of the kinetic energy, fs."""
 
 
@@ -56,11 +56,11 @@ class NoseHooverSettings(Settings):
     """Velocity Verlet with a Nose-Hoover chain (Martyna et al., 1996)."""
 
     kind: Literal["nose_hoover"] = "nose_hoover"
-    time: float = Field(default=50.0, gt=0)
+    time: float = Field(default=50.0, gt=0, le=1e6, json_schema_extra=unit("fs"))
     """Period over which the chain acts, fs."""
-    length: int = Field(default=5, ge=2)
+    length: int = Field(default=5, ge=2, le=100)
     """Links of the chain."""
-    substeps: int = Field(default=2, ge=1)
+    substeps: int = Field(default=2, ge=1, le=100)
     """Parts of a step of the chain."""
 
 
@@ -73,11 +73,11 @@ class NptSettings(Settings):
     kind: Literal["npt"] = "npt"
     cell: Literal["isotropic", "full"] = "isotropic"
     """Whether only the volume moves or the shape of the cell too."""
-    friction: float = Field(default=0.01, gt=0)
+    friction: float = Field(default=0.01, gt=0, le=10.0, json_schema_extra=unit("1/fs"))
     """Of the thermostat, 1/fs."""
-    barostat_time: float = Field(default=500.0, gt=0)
+    barostat_time: float = Field(default=500.0, gt=0, le=1e7, json_schema_extra=unit("fs"))
     """Relaxation time of the volume, fs, where the compressibility is right."""
-    compressibility: float = Field(default=0.02, gt=0)
+    compressibility: float = Field(default=0.02, gt=0, le=100.0, json_schema_extra=unit("1/GPa"))
     """Isothermal compressibility, 1/GPa; it sets the pace, not the ensemble (silicon 0.01, water 0.45)."""
 
 
@@ -90,11 +90,11 @@ class FireSettings(Settings):
     kind: Literal["fire"] = "fire"
     cell: Literal["fixed", "isotropic", "full"] = "fixed"
     """Whether the cell relaxes too, against the pressure of the walkers."""
-    largest_force: float = Field(default=0.01, gt=0)
+    largest_force: float = Field(default=0.01, gt=0, le=100.0, json_schema_extra=unit("eV/Angstrom"))
     """eV/Angstrom at which a walker has converged."""
-    largest_stress: float = Field(default=0.05, gt=0)
+    largest_stress: float = Field(default=0.05, gt=0, le=1000.0, json_schema_extra=unit("GPa"))
     """GPa at which it has, where the cell relaxes."""
-    largest_step: float = Field(default=0.1, gt=0)
+    largest_step: float = Field(default=0.1, gt=0, le=1.0, json_schema_extra=unit("Angstrom"))
     """Longest move of an atom in a step, Angstrom."""
 
 
@@ -102,16 +102,16 @@ class AdversarialSettings(Settings):
     """Ascent on the energy variance at bounded energy (Schwalbe-Koda, Tan and Gomez-Bombarelli, 2021)."""
 
     kind: Literal["adversarial"] = "adversarial"
-    rate: float = Field(default=0.005, gt=0)
+    rate: float = Field(default=0.005, gt=0, le=1.0, json_schema_extra=unit("Angstrom"))
     """Step of Adam, Angstrom; the walkers' temperature says what energies are bearable."""
-    displacement: float = Field(default=0.02, ge=0)
+    displacement: float = Field(default=0.02, ge=0, le=1.0, json_schema_extra=unit("Angstrom"))
     """Standard deviation of the first displacement of each coordinate, Angstrom."""
 
 
 class SwapSettings(Settings):
     """Monte Carlo swaps of unlike atoms between the steps of the dynamics."""
 
-    every: int = Field(default=20, ge=2)
+    every: int = Field(default=20, ge=2, le=10**9)
     """A trial takes the place of every so manieth step."""
     elements: tuple[str, ...] = ()
     """Elements that take part; all where empty."""

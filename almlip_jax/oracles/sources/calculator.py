@@ -13,7 +13,7 @@ from ase import Atoms
 from pydantic import Field
 
 from almlip_jax.errors import InputError, LabelError
-from almlip_jax.oracles.base import LabelSource, Results, SourceSettings, multiplicity, total_charge
+from almlip_jax.oracles.base import LONGEST_LABEL, LabelSource, Results, SourceSettings, multiplicity, total_charge
 from almlip_jax.oracles.sources.electrons import (
     StateKeys,
     check_state,
@@ -21,6 +21,7 @@ from almlip_jax.oracles.sources.electrons import (
     state_parameters,
     with_state,
 )
+from almlip_jax.settings import unit
 
 
 class CalculatorSettings(SourceSettings):
@@ -34,7 +35,7 @@ class CalculatorSettings(SourceSettings):
 
     kind: Literal["ase"] = "ase"
 
-    timeout: float = Field(default=3600.0, gt=0)
+    timeout: float = Field(default=3600.0, gt=0, le=LONGEST_LABEL, json_schema_extra=unit("s"))
     """Longest time one label may take, in seconds; then its process is ended and the label has failed."""
 
     calculator: str = Field(pattern=r"^[\w.]+:[\w.]+$")

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from almlip_jax.errors import InputError, LabelError
 from almlip_jax.oracles.base import (
+    LONGEST_LABEL,
     LabelSource,
     Results,
     SourceSettings,
@@ -20,6 +21,7 @@ from almlip_jax.oracles.base import (
     total_charge,
 )
 from almlip_jax.packages import package_version
+from almlip_jax.settings import unit
 from almlip_jax.units import BOHR, HARTREE
 
 _KRYPTON = 36
@@ -38,7 +40,7 @@ class PySCFSettings(SourceSettings):
 
     kind: Literal["pyscf"] = "pyscf"
 
-    timeout: float = Field(default=3600.0, gt=0)
+    timeout: float = Field(default=3600.0, gt=0, le=LONGEST_LABEL, json_schema_extra=unit("s"))
     """Longest time one label may take, in seconds; then its process is ended and the label has failed."""
 
     xc: str = "pbe"
@@ -54,13 +56,13 @@ class PySCFSettings(SourceSettings):
     density_fit: bool = True
     """Whether electron repulsion is density-fitted (with the auxiliary basis PySCF pairs with the basis)."""
 
-    conv_tol: float = Field(default=1e-9, gt=0)
+    conv_tol: float = Field(default=1e-9, ge=1e-14, le=0.01, json_schema_extra=unit("hartree"))
     """Change of the energy at which the SCF has converged, in hartree."""
 
     grid_level: int = Field(default=3, ge=0, le=9)
     """Fineness of the integration grid, PySCF's levels 0 to 9."""
 
-    max_cycle: int = Field(default=100, ge=1)
+    max_cycle: int = Field(default=100, ge=1, le=10**6)
     """SCF cycles after which a label has failed."""
 
     def version(self) -> str:

@@ -18,6 +18,7 @@ from pydantic import Field
 from almlip_jax.errors import InputError, LabelError
 from almlip_jax.oracles.base import Label, LabelSource, SourceSettings, judged
 from almlip_jax.oracles.sources.labelled_file import GeometryIndex, results_of
+from almlip_jax.settings import unit
 
 IDENTITY_KEY = "label_identity"
 """Where exported frames carry their identity in ``info``; results that keep it are matched by it."""
@@ -62,7 +63,7 @@ class ExternalSettings(SourceSettings):
     stress_key: str | None = None
     """Where stresses (eV/Angstrom^3) stand in ``info``; by default calculator results or ``REF_stress``."""
 
-    tolerance: float = Field(default=1e-4, ge=0)
+    tolerance: float = Field(default=1e-4, ge=0, le=0.1, json_schema_extra=unit("Angstrom"))
     """Largest difference of a coordinate between the structure asked for and the one labelled, in Angstrom."""
 
     def identity(self) -> dict[str, Any]:

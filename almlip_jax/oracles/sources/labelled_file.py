@@ -13,6 +13,7 @@ from pydantic import Field
 
 from almlip_jax.errors import InputError, LabelError
 from almlip_jax.oracles.base import LabelSource, Results, SourceSettings
+from almlip_jax.settings import unit
 
 
 class FileSettings(SourceSettings):
@@ -39,7 +40,7 @@ class FileSettings(SourceSettings):
     stress_key: str | None = None
     """Where stresses (eV/Angstrom^3) stand in ``info``; by default calculator results or ``REF_stress``."""
 
-    tolerance: float = Field(default=1e-8, ge=0)
+    tolerance: float = Field(default=1e-8, ge=0, le=0.1, json_schema_extra=unit("Angstrom"))
     """Largest difference of a coordinate at which structures are the same, in Angstrom (extxyz files may be rounded to
     8 decimals)."""
 

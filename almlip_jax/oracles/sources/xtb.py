@@ -18,6 +18,7 @@ from almlip_jax.oracles.base import (
     total_charge,
 )
 from almlip_jax.packages import package_version
+from almlip_jax.settings import unit
 from almlip_jax.units import BOHR, HARTREE, KB
 
 
@@ -29,13 +30,13 @@ class TBLiteSettings(SourceSettings):
     method: Literal["GFN2-xTB", "GFN1-xTB", "IPEA1-xTB"] = "GFN2-xTB"
     """The Hamiltonian."""
 
-    accuracy: float = Field(default=1.0, gt=0)
+    accuracy: float = Field(default=1.0, ge=1e-6, le=1e4)
     """Numerical accuracy, without unit; smaller is tighter (the SCF converges to 1e-6 hartree times this)."""
 
-    electronic_temperature: float = Field(default=300.0, ge=0)
+    electronic_temperature: float = Field(default=300.0, ge=0, le=1e6, json_schema_extra=unit("K"))
     """Electronic temperature of the Fermi smearing, in K."""
 
-    max_iterations: int = Field(default=250, ge=1)
+    max_iterations: int = Field(default=250, ge=1, le=10**6)
     """SCF iterations after which a label has failed."""
 
     def version(self) -> str:

@@ -1,0 +1,141 @@
+"""Bounds of what a config may hold: every number has them, nonsense is refused with key, value, unit and bound."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from almlip_jax.config import load_settings
+from almlip_jax.dynamics import ExplorationSettings
+from almlip_jax.errors import InputError
+from almlip_jax.settings import Settings, settings_in
+from almlip_jax.simulation import MdConfig
+from almlip_jax.templates import KINDS
+from almlip_jax.training import TrainingSettings
+
+CAMPAIGN = {
+    "system": {"structures": "start.xyz"},
+    "oracle": {"kind": "tblite"},
+    "initial": {"rattle": {"count": 4}},
+}
+ELSEWHERE = {
+    "SweepConfig.seeds": "a validator asks for different numbers from 0 on",
+    "SweepConfig.batch_sizes": "a validator asks for different numbers from 1 on",
+    "SweepConfig.ensemble_sizes": "a validator asks for different numbers from 1 on",
+    "SweepSystem.initial": "a validator asks for at least 1",
+}
+"""Numbers whose lower bound is not in the schema, and why."""
+
+
+def numbers(schema: Any, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every number of a JSON schema with the field that it belongs to."""
+    if isinstance(schema, list):
+        for item in schema:
+            yield from numbers(item, name)
+    if not isinstance(schema, dict):
+        return
+    if schema.get("type") in ("number", "integer"):
+        yield name, schema
+    for key, value in schema.items():
+        if key in ("properties", "$defs"):
+            for inner, one in value.items():
+                yield from numbers(one, inner if key == "$defs" else f"{name}.{inner}")
+        elif key not in ("default", "const", "enum", "discriminator"):
+            yield from numbers(value, name)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_number_has_finite_bounds(kind):
+    schema = KINDS[kind].model_json_schema()
+    for name, number in numbers(schema, KINDS[kind].__name__):
+        above = number.get("maximum", number.get("exclusiveMaximum"))
+        below = number.get("minimum", number.get("exclusiveMinimum"))
+        assert above is not None and math.isfinite(above), f"{name} has no upper bound"
+        assert name in ELSEWHERE or (below is not None and math.isfinite(below)), f"{name} has no lower bound"
+
+
+def every_settings(kind: type[Settings], found: dict[type[Settings], None]) -> dict[type[Settings], None]:
+    if kind not in found:
+        found[kind] = None
+        for field in kind.model_fields.values():
+            for inner in settings_in(field.annotation):
+                every_settings(inner, found)
+    return found
+
+
+SETTINGS = list({model: None for kind in KINDS.values() for model in every_settings(kind, {})})
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, True], ids=str)
+def test_no_number_may_be_infinite_or_true(value):
+    said = "should be a number, not true" if value is True else "finite number"
+    for model in SETTINGS:
+        for name in (name for name, field in model.model_fields.items() if field.annotation in (int, float)):
+            with pytest.raises(ValidationError) as caught:
+                model.model_validate({name: value})
+            assert said in str(caught.value), f"{model.__name__}.{name}"
+
+
+def refused(tmp_path, kind: str, content: dict[str, Any]) -> str:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(InputError) as caught:
+        load_settings(KINDS[kind], path)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"seed": 2**32}, "seed: 4294967296 is out of bounds; it should be at most 4294967295"),
+        ({"exploration": {"timestep": 1000.0}}, "exploration.timestep: 1000.0 fs is out of bounds; .* at most 20 fs"),
+        ({"model": {"cutoff": 0.1}}, "model.cutoff: 0.1 Angstrom is out of bounds; .* at least 1 Angstrom"),
+        ({"model": {"cutoff": 1000.0}}, "model.cutoff: 1000.0 Angstrom is out of bounds; .* at most 20 Angstrom"),
+        (
+            {"exploration": {"walkers": [{"temperature": 1e6}]}},
+            "walkers.0.temperature: 1000000.0 K is out of bounds; .* at most 100000 K",
+        ),
+        (
+            {"exploration": {"walkers": [{"temperature": [300, -5]}]}},
+            "walkers.0.temperature.1: -5 K is out of bounds; it should be more than 0 K",
+        ),
+        ({"exploration": {"thresholds": {"kind": "fixed", "record": math.inf, "stop": 1}}}, "record: .* finite number"),
+        ({"exploration": {"gate": {"species": {"H": math.nan}}}}, "gate.species.H: it should be a finite number"),
+        ({"initial": {"md": [{"steps": 5, "every": 6}]}}, "every 6 is more than steps 5, so that no frame"),
+        ({"training": {"loss": {"energy": 0, "forces": 0, "virial": 0}}}, "loss has only weights of 0"),
+        ({"oracle": {"kind": "tblite", "timeout": 1e9}}, "oracle.timeout: .* s is out of bounds; .* at most 2000000 s"),
+        ({"exploration": {"swaps": {"every": 3000}}}, "swaps.every 3000 is more than the run's steps 2000"),
+        ({"exploration": {"gate": {"persistence": 3000}}}, "gate.persistence 3000 is more than the run's steps"),
+        (
+            {"exploration": {"integrator": {"kind": "npt", "barostat_time": 0.1}}},
+            "integrator.barostat_time 0.1 fs should be two steps of 0.5 fs at least",
+        ),
+        ({"model": {"kind": "mace", "read_out": [0]}}, "model.read_out.0: 0 is out of bounds; it should be at least 1"),
+    ],
+)
+def test_nonsense_is_refused(tmp_path, section, message):
+    assert re.search(message, refused(tmp_path, "campaign", CAMPAIGN | section))
+
+
+def test_a_run_that_would_write_nothing_is_refused():
+    common = {"potential": "potential", "structures": "start.xyz"}
+    with pytest.raises(ValidationError, match=r"nothing after the start would be written"):
+        MdConfig.model_validate(common | {"exploration": {"walkers": [{"temperature": 300}], "steps": 50}})
+
+
+def test_hills_that_never_come_are_refused():
+    variable = {"kind": "distance", "points": [0, 1]}
+    bias = {"kind": "metadynamics", "variables": [variable], "widths": [0.1], "height": 0.1, "pace": 300}
+    with pytest.raises(ValidationError, match=r"biases\.0\.pace 300 is more than the run's steps 200"):
+        ExplorationSettings.model_validate({"steps": 200, "biases": [bias]})
+
+
+def test_a_second_stage_of_nothing_is_refused():
+    with pytest.raises(ValidationError, match="second_stage has only weights of 0"):
+        TrainingSettings.model_validate({"second_stage": {"energy": 0, "forces": 0, "virial": 0}})
