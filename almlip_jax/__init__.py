@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,16 @@ except PackageNotFoundError:  # a source tree that was not installed
     __version__ = "0.0.0"
 
 
+def _quieten_compiler() -> None:
+    """Has XLA keep quiet unless the user wants to hear it; it asks for the level once, when it first has something to say.
+
+    Programs from the persistent cache make it compare the names of processor features, and complain at length of its
+    own ones.  jax sets the level to 1 for itself and whatever it starts; any other value is the user's own.
+    """
+    if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+
+
 def _check_jax() -> None:
     found = version("jax")
     if found in _BROKEN_JAX:
@@ -27,6 +38,7 @@ def _check_jax() -> None:
 
 
 _check_jax()
+_quieten_compiler()
 
 
 def load(path: Path | str) -> Potential:

@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import typer
 from rich.console import Console
 from rich.table import Table
+from typer.core import TyperGroup
 
 from almlip_jax.errors import CapacityError, InputError, LabelError
+from almlip_jax.interrupts import exit_status, listening
 from almlip_jax.unit_names import with_unit
 
 if TYPE_CHECKING:
@@ -33,8 +35,19 @@ if TYPE_CHECKING:
     from almlip_jax.simulation.settings import SimulationConfig
     from almlip_jax.training import EpochReport
 
+
+class _Commands(TyperGroup):
+    """Commands whose errors are sentences, before anything else makes something of them."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs the command that was asked for."""
+        with _one_sentence():
+            return super().invoke(ctx)
+
+
 app = typer.Typer(
     name="almlip",
+    cls=_Commands,
     help="Active learning of machine-learned interatomic potentials.",
     no_args_is_help=True,
     add_completion=False,
@@ -102,9 +115,9 @@ def _campaign(settings: ExperimentConfig, folder: Path, json_file: Path | None, 
     try:
         with open_progress() as progress:
             outcome = work(settings, folder, progress=progress)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         _complain(f"interrupted; nothing is lost, go on with: {shlex.join(['almlip', 'resume', str(folder)])}")
-        raise typer.Exit(130) from None
+        raise typer.Exit(exit_status(stop)) from None
     _show_outcome(outcome, json_file)
     if not outcome.finished:
         raise typer.Exit(3)
@@ -413,11 +426,11 @@ def _simulate(
     try:
         with open_progress() as progress:
             summary = work(settings, folder, potential, progress)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         again = ["almlip", command, str(config), *(["--out", str(out)] if out else [])]
         again += [part for override in overrides or [] for part in ("--set", override)]
         _complain(f"interrupted; go on with: {shlex.join(again)}")
-        raise typer.Exit(130) from None
+        raise typer.Exit(exit_status(stop)) from None
     console.print(render_summary(summary))
     _write_json(json_file, summary)
 
@@ -450,9 +463,9 @@ def sweep(
     try:
         with open_progress() as progress:
             result = run_sweep(settings, folder, only=wanted, progress=progress)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         _complain("interrupted; nothing is lost, the same command goes on.")
-        raise typer.Exit(130) from None
+        raise typer.Exit(exit_status(stop)) from None
     console.print(render_result(result))
     _write_json(json_file, result.summary())
 
@@ -561,23 +574,29 @@ def _one_sentence() -> Iterator[None]:
     """Turns errors a user can act on into a sentence and exit status 1."""
     try:
         yield
+    except BrokenPipeError:  # whoever read has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except (InputError, LabelError, CapacityError, OSError) as error:
         if os.environ.get("ALMLIP_DEBUG"):
             raise
-        _complain(f"almlip: {error}")
+        _complain(f"almlip: {_of_system(error) if isinstance(error, OSError) else error}")
         sys.exit(1)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         _complain("almlip: interrupted")
-        sys.exit(130)
+        sys.exit(exit_status(stop))
+
+
+def _of_system(error: OSError) -> str:
+    """What the system refused, as a sentence."""
+    if error.strerror is None or error.filename is None:
+        return str(error)
+    return f"{error.filename} cannot be used ({error.strerror})."
 
 
 def main() -> None:
     """Entry point of the program ``almlip``."""
-    # Programs from the persistent cache make XLA compare the names of processor features, and complain of its own ones.
-    # jax sets the level to 1 for itself and whatever it starts; any other value is the user's own.
-    if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":
-        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-    with _one_sentence():
+    with listening(), _one_sentence():
         app()
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
 import pytest
 
 
+def environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
+
+
 def run(program: str) -> str:
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment())
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 
@@ -38,3 +43,10 @@ def test_slow_parts_stay_outside():
         "print(*[name for name in ('sympy', 'jax_md', 'e3nn_jax', 'matplotlib', 'pyscf') if name in sys.modules])"
     )
     assert loaded.split() == []
+
+
+@pytest.mark.parametrize("first", ["import almlip_jax", "import jax, almlip_jax"], ids=["alone", "after jax"])
+def test_the_compiler_keeps_quiet_unless_asked(first):
+    level = f"{first}, os; print(os.environ['TF_CPP_MIN_LOG_LEVEL'])"
+    assert run(level) == "3\n"
+    assert run(f"import os; os.environ['TF_CPP_MIN_LOG_LEVEL'] = '0'; {level}") == "0\n"
