@@ -22,7 +22,7 @@ except PackageNotFoundError:  # a source tree that was not installed
 
 
 def _quieten_compiler() -> None:
-    """Has XLA keep quiet unless the user wants to hear it; it asks for the level once, when it first has something to say.
+    """Has XLA keep quiet, unless the user wants to hear it; before jax does anything, since it asks once.
 
     Programs from the persistent cache make it compare the names of processor features, and complain at length of its
     own ones.  jax sets the level to 1 for itself and whatever it starts; any other value is the user's own.
