@@ -160,7 +160,7 @@ def split_pool(size: int, initial: int, test: int, seed: int) -> PoolSplit:
 def planned_calls(settings: InitialSettings | TestSettings, geometries: int) -> int:
     """Label-source calls that a labelled set needs."""
     rattled = settings.rattle.count if isinstance(settings, InitialSettings) and settings.rattle is not None else 0
-    dynamics = sum(geometries * (run.equilibration + run.steps) for run in settings.md)
+    dynamics = sum(geometries * run.calls for run in settings.md)
     return settings.from_pool + rattled + dynamics + (geometries if settings.md else 0)
 
 

@@ -27,7 +27,7 @@ from almlip_jax.campaign.report_figures import (
 )
 from almlip_jax.campaign.rundir import RunDirectory
 from almlip_jax.campaign.state import TEST_ERRORS, CampaignState, metric_units, read_state
-from almlip_jax.campaign.status import campaign_status
+from almlip_jax.campaign.status import calls_by_purpose, campaign_status
 from almlip_jax.errors import InputError
 from almlip_jax.files import Cell, read_csv, read_json, read_npz, write_text
 from almlip_jax.group_looks import Look, group_looks
@@ -58,7 +58,7 @@ def write_report(run_dir: Path | str) -> Path:
     page = template.render(
         title=run.path.name,
         status=status,
-        headline=_headline(state),
+        headline=_headline(state, calls_by_purpose(run).get("test", 0)),
         errors=_error_rows(status, looks),
         error_columns={metric: spelt(unit_of(metric)) for metric in TEST_ERRORS},
         plotly=get_plotlyjs(),
@@ -85,8 +85,10 @@ def _json(figure: go.Figure | None) -> str:
     return text.replace("</", "<\\/")
 
 
-def _headline(state: CampaignState) -> list[tuple[str, str]]:
-    rows = [("labels", str(state.labels)), ("rounds", str(state.round))]
+def _headline(state: CampaignState, test_calls: int) -> list[tuple[str, str]]:
+    rows = [("labels", str(state.labels))]
+    rows += [("calls for the test set", str(test_calls))] if test_calls else []
+    rows += [("rounds", str(state.round))]
     evaluated = [record for record in state.history if record.errors]
     rows += _told(evaluated[-1].errors, "") if evaluated else []
     seconds = sum(sum(record.seconds.values()) for record in state.history)

@@ -42,7 +42,7 @@ class LabelMdSettings(Settings):
     steps: int = Field(default=10, ge=1, le=10**9)
     """Steps after the equilibration, for each start geometry."""
     every: int = Field(default=2, ge=1, le=10**9)
-    """A frame is kept every so many steps."""
+    """A frame is kept every so many steps; steps after the last one are not made."""
     equilibration: int = Field(default=0, ge=0, le=10**9)
     """Steps before the first frame is kept."""
     timestep: float = Field(default=0.5, gt=0, le=20.0, json_schema_extra=unit("fs"))
@@ -55,6 +55,11 @@ class LabelMdSettings(Settings):
         if self.every > self.steps:
             raise ValueError(f"every {self.every} is more than steps {self.steps}, so that no frame would be kept.")
         return self
+
+    @property
+    def calls(self) -> int:
+        """Label-source calls for each start geometry, beside that of the start: up to the last frame that is kept."""
+        return self.equilibration + self.steps // self.every * self.every
 
 
 class InitialSettings(Settings):
@@ -102,7 +107,7 @@ class TestMdSettings(LabelMdSettings):
 
 
 class TestSettings(Settings):
-    """The test set: kept out of training, its labels counted apart."""
+    """The test set: kept out of training, its label-source calls (each step of its MD is one) counted apart."""
 
     md: tuple[TestMdSettings, ...] = ()
     """Trajectories with the label source, with random numbers of their own."""

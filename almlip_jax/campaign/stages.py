@@ -68,7 +68,8 @@ def make_test_set(shop: Workshop, round_index: int) -> Results:
 def train(shop: Workshop, round_index: int) -> Results:
     """Trains the ensemble on the dataset of the round and saves the potential."""
     potential = _train_round(shop, round_index)
-    return {"labels": shop.labels, "dataset_size": potential.metadata["dataset_size"]}
+    calls = {"labels": shop.labels, "test_calls": shop.store.count_calls(None) - shop.labels}
+    return {**calls, "dataset_size": potential.metadata["dataset_size"]}
 
 
 def train_final(shop: Workshop, round_index: int) -> Results:

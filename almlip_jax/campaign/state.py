@@ -44,6 +44,8 @@ class RoundRecord(Findings):
     """Number of the round, from 0."""
     labels: int = 0
     """Label-source calls so far when the round began, without those of the test set, failed ones included."""
+    test_calls: int = 0
+    """Label-source calls for the test set, every step of its MD included."""
     dataset_size: int = 0
     """Labelled structures trained on."""
     errors: dict[str, float] = {}
@@ -79,6 +81,7 @@ class RoundRecord(Findings):
         return {
             "round": self.round,
             "labels": self.labels,
+            "test_calls": self.test_calls,
             "dataset_size": self.dataset_size,
             **self.errors,
             "sigma_pool": self.sigma_pool,

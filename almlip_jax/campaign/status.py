@@ -32,7 +32,8 @@ def campaign_status(run_dir: Path | str) -> dict[str, Any]:
     """What a run directory says of its campaign.
 
     Returns:
-        ``round``, ``stage``, ``labels``, ``finished``, ``converged``, ``rule``, ``reason``, ``running``; ``errors`` of
+        ``round``, ``stage``, ``labels`` (label-source calls but the test set's), ``calls`` (all of them, by purpose),
+        ``finished``, ``converged``, ``rule``, ``reason``, ``running``; ``errors`` of
         the last evaluated round; ``final``, None or ``potential``, ``steps`` and ``errors`` of the final potential;
         ``units`` of errors and sigmas; ``diagnosis`` with ``trend`` (of each error and of the pool's sigma: converging,
         stalled, diverging or unknown), ``walkers`` that ended early in the last exploration, ``departures`` (walkers in
@@ -58,6 +59,7 @@ def campaign_status(run_dir: Path | str) -> dict[str, Any]:
         "round": state.round,
         "stage": str(state.stage),
         "labels": state.labels,
+        "calls": calls_by_purpose(run),
         "finished": state.finished,
         "converged": state.converged,
         "rule": state.rule,
@@ -87,6 +89,9 @@ def render_status(status: Mapping[str, Any]) -> RenderableType:
         where = "finished, at work on the final potential"
     head.add_row("round", f"{status['round']}, next stage: {status['stage']} ({where})")
     head.add_row("labels", str(status["labels"]))
+    if status["calls"]:
+        parts_of_it = ", ".join(f"{calls} {purpose}" for purpose, calls in status["calls"].items())
+        head.add_row("label-source calls", f"{sum(status['calls'].values())} ({parts_of_it})")
     head.add_row("converged", "yes" if status["converged"] else "no")
     if status["reason"]:
         head.add_row("reason", status["reason"])
@@ -256,6 +261,17 @@ def _uncertain_atoms(explored: tuple[RoundDirectory, dict[str, Any]]) -> list[di
         {"atom": atom, "symbol": symbol, "share": count / len(frames)}
         for (atom, symbol), count in counts.most_common(5)
     ]
+
+
+def calls_by_purpose(run: RunDirectory) -> dict[str, int]:
+    """Label-source calls that have been paid, by what they were for; those of dynamics once they have ended."""
+    if not run.labels.exists():
+        return {}
+    try:
+        with LabelStore(run.labels, readonly=True) as store:
+            return {purpose: int(entry["calls"]) for purpose, entry in sorted(store.summary().items())}
+    except InputError:
+        return {}
 
 
 def _failed_labels(run: RunDirectory) -> dict[str, int]:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -67,7 +67,8 @@ class DynamicsTask:
         dynamics: which dynamics.
         steps: how many.
         generator: source of momenta and thermostat noise, not used elsewhere.
-        keep: whether the call at a step is part of the outcome; a failed one always is.
+        keep: whether the call at a step is part of the outcome; a failed one always is, and each says what it and
+            those before it that were not kept have cost.
         known: labels that are paid for already.
         stream: file for the labels of an unfinished run; where it is out of reach, none are kept.
     """
@@ -86,13 +87,13 @@ class DynamicsTask:
         try:
             with Stream.appending(self.stream) as stream:
                 known |= {call.label.identity: call.label for call in stream.earlier if call.label is not None}
-                return self._integrate(context, known, stream)
+                return thinned(self._integrate(context, known, stream), self.keep, self.known)
         except OSError as error:
             return NoSpace(error)
 
     def _integrate(self, context: Context, known: Mapping[str, Label], stream: Stream) -> list[Call]:
         identity = identifier(context.settings)
-        kept: list[Call] = []
+        made: list[Call] = []
         step = 0
 
         def label_of(atoms: Atoms) -> Label:
@@ -106,8 +107,7 @@ class DynamicsTask:
                 with reserved(context.spool, name, len(structure)):
                     label = context.label(structure, name)
                 stream.append(Call(step, structure, label))
-            if label.error is not None or self.keep(step):
-                kept.append(Call(step, structure, label))
+            made.append(Call(step, structure, label))
             return label
 
         atoms = self.start.copy()
@@ -121,7 +121,7 @@ class DynamicsTask:
                     integrator.step()
         except _Stopped:
             pass
-        return kept
+        return made
 
 
 @dataclass(frozen=True)
@@ -135,6 +135,28 @@ class Steps:
         """Whether this step is."""
         production = step - self.equilibration
         return self.every == 0 or (production > 0 and production % self.every == 0)
+
+
+def thinned(calls: Sequence[Call], keep: Callable[[int], bool], known: Container[str] = ()) -> list[Call]:
+    """The calls that are kept, failed ones among them, each with the cost of those left out before it.
+
+    Args:
+        calls: in order, all with labels but perhaps the last.
+        keep: which steps are kept.
+        known: identities of labels that were paid for elsewhere, and cost nothing here.
+    """
+    kept: list[Call] = []
+    number, seconds = 0, 0.0
+    for call in calls:
+        label = call.label
+        if label is None:
+            continue
+        if label.identity not in known:
+            number, seconds = number + label.calls, seconds + label.seconds
+        if label.error is not None or keep(call.step):
+            kept.append(Call(call.step, call.atoms, replace(label, calls=number, seconds=seconds)))
+            number, seconds = 0, 0.0
+    return kept
 
 
 class _Stopped(Exception):

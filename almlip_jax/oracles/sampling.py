@@ -1,7 +1,8 @@
 """Structures to begin with: thermal rattling, and molecular dynamics with the label source itself.
 
 Every label that dynamics pay for ends in the store, with two exceptions that are stated: of a test set only the frames
-that are kept do, and nothing of dynamics that are still running does (it waits in the spool meanwhile).
+that are kept do (their rows count the calls of the steps before them), and nothing of dynamics that are still running
+does (it waits in the spool meanwhile).
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from ase.data import covalent_radii
 from almlip_jax.errors import InputError, LabelError
 from almlip_jax.oracles.base import Label, bare
 from almlip_jax.oracles.executor import Labeller
-from almlip_jax.oracles.md import Call, Dynamics, DynamicsTask, Steps, create_stream, read_stream
+from almlip_jax.oracles.md import Call, Dynamics, DynamicsTask, Steps, create_stream, read_stream, thinned
 from almlip_jax.oracles.store import LabelStore, StoredLabel, storage_error
 from almlip_jax.oracles.worker import Failure, NoSpace
 from almlip_jax.units import KB
@@ -55,11 +55,15 @@ class MDRun:
             raise InputError(f"dynamics need temperature >= 0, friction >= 0 and timestep > 0, not {self}.")
         if self.steps < 1 or self.every < 1 or self.equilibration < 0:
             raise InputError(f"dynamics need steps >= 1, every >= 1 and equilibration >= 0, not {self}.")
+        if self.every > self.steps:
+            raise InputError(
+                f"of {self.steps} steps every {self.every}th keeps no frame; dynamics need every <= steps."
+            )
 
     @property
     def total_steps(self) -> int:
-        """Steps with the equilibration."""
-        return self.equilibration + self.steps
+        """Steps with the equilibration, up to the last that is kept; later ones would serve nobody."""
+        return self.equilibration + self.steps // self.every * self.every
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ class Trajectory:
     Attributes:
         frames: every n-th structure with its label; ``info["step"]`` counts from the start, equilibration included.
         error: the reason why a label failed and the dynamics ended early, or None.
-        calls: labels that were kept in the store for it.
+        calls: of the label source that were made for it, and not for another.
     """
 
     frames: list[Atoms]
@@ -117,8 +121,8 @@ def run_label_md(
     """Runs molecular dynamics with the label source, several at a time in its workers.
 
     The start is labelled once.  A run that was cut off goes on from the labels it paid for and ends with the same bits
-    as one that was not; a run that is in the store is not repeated.  For the purpose ``test`` only the frames that are
-    kept (and not the start) count as labels and are stored.
+    as one that was not; a run that is in the store is not repeated.  For the purpose ``test`` only the start and the
+    frames that are kept are stored; each of their rows counts the calls that led to it.
 
     Args:
         start: structure at step 0.
@@ -139,8 +143,7 @@ def run_label_md(
     if not labeller.oracle.drives_dynamics:
         raise InputError("this oracle cannot drive molecular dynamics, since it labels known structures only.")
     given = {**(provenance or {}), "purpose": purpose}
-    if purpose != "test":
-        labeller.label([start], given)
+    labeller.label([start], given)
     identity = labeller.identity(start)
     first = labeller.store.get(identity)
     if first is not None and first.error is not None:
@@ -236,7 +239,7 @@ class _Plan:
                 atoms.positions = stored.atoms.positions
                 atoms.info["step"] = step
                 frames.append(stored.label.attach(atoms))
-        return Trajectory(frames, error, len(rows))
+        return Trajectory(frames, error, sum(stored.label.calls for _, stored in rows))
 
 
 def _fill_store(
@@ -256,7 +259,7 @@ def _fill_store(
         if isinstance(outcome, NoSpace):
             raise storage_error(labeller.store.path, outcome.error)
         if isinstance(outcome, Failure):
-            calls = _after_crash(tasks[n].stream, outcome, labeller)
+            calls = _after_crash(tasks[n], outcome, labeller)
             if not calls or calls[-1].label is None or calls[-1].label.error is None:
                 lost[todo[n].key] = outcome.reason
             outcome = calls
@@ -273,22 +276,22 @@ def _fill_store(
 
 def _store(store: LabelStore, calls: Sequence[Call], plan: _Plan) -> None:
     store.record(
-        [
-            (call.atoms, {**plan.given, "step": call.step}, call.label)
-            for call in calls
-            if call.label is not None and (call.label.error is not None or plan.stored_steps(call.step))
-        ]
+        [(call.atoms, {**plan.given, "step": call.step}, call.label) for call in calls if call.label is not None]
     )
 
 
-def _after_crash(stream: Path, failure: Failure, labeller: Labeller) -> list[Call]:
-    """The calls of a run whose worker died; where that was in a label, it has failed."""
-    _, calls, _ = read_stream(stream)
+def _after_crash(task: DynamicsTask, failure: Failure, labeller: Labeller) -> list[Call]:
+    """The calls of a run whose worker died, that are kept; where that was in a label, it has failed.
+
+    What was paid for after the last of them is kept with the last call there was.
+    """
+    _, calls, _ = read_stream(task.stream)
     if calls and calls[-1].label is None:
         last = calls.pop()
         identity = labeller.identity(last.atoms)
         calls.append(Call(last.step, last.atoms, Label(identity, error=failure.reason, calls=failure.calls)))
-    return calls
+    end = calls[-1].step if calls else 0
+    return thinned(calls, lambda step: task.keep(step) or step == end, task.known)
 
 
 def _take_in_abandoned(store: LabelStore, plans: Sequence[_Plan]) -> None:
@@ -299,8 +302,12 @@ def _take_in_abandoned(store: LabelStore, plans: Sequence[_Plan]) -> None:
             continue
         header, calls, _ = read_stream(path)
         given = header.get("provenance", {})
-        if given.get("purpose") != "test":
-            store.record([(c.atoms, {**given, "step": c.step}, c.label) for c in calls if c.label is not None])
+        paid = [call for call in calls if call.label is not None]
+        if given.get("purpose") == "test" and paid:
+            paid = thinned(paid, paid[-1].step.__eq__)
+        store.record(
+            [(call.atoms, {**given, "step": call.step}, call.label) for call in paid if call.label is not None]
+        )
         path.unlink()
 
 

@@ -122,12 +122,13 @@ class TestRunDirectory:
         groups = [atoms.info["group"] for atoms in read_structures(run.test)]
         assert groups == ["300K"] * 4 + ["600K"] * 4
 
-    def test_every_call_but_those_of_the_test_set_is_counted(self, reference: Path) -> None:
+    def test_every_call_is_counted_those_of_the_test_set_apart(self, reference: Path) -> None:
         run = RunDirectory(reference / "run")
         with LabelStore(run.labels, readonly=True) as store:
             purposes = {name: entry["calls"] for name, entry in store.summary().items()}
-        assert purposes == {"initial": 6 + 1 + 4, "train": 6, "test": 8}
+        assert purposes == {"initial": 6 + 1 + 4, "train": 6, "test": 2 * (5 + 20)}  # the start is known
         assert [row["labels"] for row in read_csv(run.metrics)] == [11, 14, 17]
+        assert [row["test_calls"] for row in read_csv(run.metrics)] == [50, 50, 50]
 
     def test_provenance_says_where_a_label_came_from(self, reference: Path) -> None:
         with LabelStore(reference / "run" / "labels.db", readonly=True) as store:

@@ -53,6 +53,8 @@ def test_status_of_a_finished_campaign(run):
     shown = text_of(render_status(found))
     assert "finished" in shown and state["reason"][:40] in shown
     assert found["units"]["forces_rmse_300K"] == "eV/A" and found["units"]["sigma_pool"] == "eV/A" and "eV/A" in shown
+    assert found["calls"] == {"initial": 11, "test": 50, "train": 6}
+    assert "67 (11 initial, 50 test, 6 train)" in shown
     assert all(name in shown and f"{value:.4g}" in shown for name, value in found["errors"].items())
     assert "at work" in text_of(render_status({**found, "finished": False, "running": True}))
     assert "at work on the final potential" in text_of(render_status({**found, "running": True}))
@@ -123,6 +125,7 @@ def test_the_report_needs_no_network(run):
     state = json.loads(run.state.read_text())
     assert 'id="pressures"' not in page and "forces_rmse_300K (eV/Å)" in page and "<option>round 2</option>" in page
     assert state["reason"] in page and str(state["labels"]) in page
+    assert "<b>50</b><span>calls for the test set</span>" in page
 
 
 def test_a_script_cannot_be_ended_by_data(run):

@@ -24,6 +24,8 @@ from almlip_jax.oracles import (
     rattle,
     run_label_md,
 )
+from almlip_jax.oracles.base import Label
+from almlip_jax.oracles.md import Call, Steps, thinned
 from almlip_jax.oracles.sources.calculator import CalculatorSettings
 from almlip_jax.oracles.sources.labelled_file import FileSettings
 
@@ -80,14 +82,31 @@ def test_thermostat_reaches_its_temperature(springs_labeller: Labeller) -> None:
     assert temperature == pytest.approx(400, rel=0.1)
 
 
-def test_frames_are_thinned_and_numbered(waters: Waters, springs_labeller: Labeller, store: LabelStore) -> None:
+def test_frames_are_thinned_and_numbered_and_every_call_is_counted(
+    waters: Waters, springs_labeller: Labeller, store: LabelStore, tmp_path: Path
+) -> None:
     (start,) = waters(1)
-    run = MDRun(300, 12, every=4, equilibration=6)
+    run = MDRun(300, 15, every=4, equilibration=6)  # nobody keeps a frame of the last three steps
     (trajectory,) = run_label_md(start, springs_labeller, [run], seed=0, purpose="test")
-    assert [frame.info["step"] for frame in trajectory.frames] == [10, 14, 18] and trajectory.calls == 3
-    assert store.count_calls() == 0 and len(list(store.labelled("test"))) == 3
-    (longer,) = run_label_md(start, springs_labeller, [MDRun(300, 18)], seed=0, purpose="initial")
-    assert store.count_calls() == 19
+    assert [frame.info["step"] for frame in trajectory.frames] == [10, 14, 18] and trajectory.calls == 18
+    assert [row.label.calls for row in store.labelled("test")] == [1, 10, 4, 4]
+    assert store.count_calls() == 0 and store.count_calls(None) == 19 == len(calls(tmp_path))
+    assert store.summary()["test"]["done"] == 4 and store.summary()["test"]["calls"] == 19
+    hotter = MDRun(600, 4, every=2)
+    run_label_md(start, springs_labeller, [run, hotter], seed=0, purpose="test")
+    assert store.count_calls(None) == 23 == len(calls(tmp_path))  # the start is known
+    run_label_md(start, springs_labeller, [MDRun(300, 18)], seed=0, purpose="initial")
+    assert store.count_calls() == 18 and store.count_calls(None) == 41 == len(calls(tmp_path))
+
+
+def test_test_dynamics_that_are_cut_off_count_what_they_paid_for(waters: Waters, tmp_path: Path) -> None:
+    """Without processes: the stream of a run that nobody asks for any more, and of one whose worker died."""
+    (start,) = waters(1)
+    made = [Call(n, start, Label(f"{n}", energy=0.0, forces=np.zeros((3, 3)), seconds=0.5)) for n in range(7)]
+    kept = thinned(made, Steps(1, 2), {"0"})
+    assert [(call.step, call.label.calls, call.label.seconds) for call in kept] == [(3, 3, 1.5), (5, 2, 1.0)]
+    failed = [*made[:5], Call(5, start, Label("5", error="no convergence", calls=2))]
+    assert [(call.step, call.label.calls) for call in thinned(failed, Steps(1, 2))] == [(3, 4), (5, 3)]
 
 
 def test_a_longer_run_pays_only_for_its_end(
@@ -179,7 +198,7 @@ def test_runs_of_the_same_dynamics_need_names(waters: Waters, springs_labeller: 
     assert not np.array_equal(one.frames[0].positions, two.frames[0].positions)
 
 
-@pytest.mark.parametrize("options", [{"temperature": -1}, {"steps": 0}, {"timestep": 0}, {"every": 0}])
+@pytest.mark.parametrize("options", [{"temperature": -1}, {"steps": 0}, {"timestep": 0}, {"every": 0}, {"every": 6}])
 def test_dynamics_that_make_no_sense_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(InputError, match="dynamics need"):
         MDRun(**{"temperature": 300, "steps": 5, **options})
