@@ -299,18 +299,26 @@ def select(
     settings = load_config(config, overrides or [])
     model = _load(potential)
     from almlip_jax.campaign.batch import candidates, choose
+    from almlip_jax.campaign.consistency import check_selector
+    from almlip_jax.campaign.cost import cost_exponent, expected_costs
     from almlip_jax.features import FeatureRequest
     from almlip_jax.keys import named_key
     from almlip_jax.selection import build_selector, features_of
     from almlip_jax.structures.io import write_structures
 
-    features = FeatureRequest.of(features_of(settings.selection.selector), settings.seed)
+    selector = settings.selection.selector
+    try:
+        check_selector(selector, model.member_settings, "selection.selector")
+    except ValueError as error:
+        raise InputError(f"{potential}: {error}") from error
+    features, exponent = FeatureRequest.of(features_of(selector), settings.seed), cost_exponent(selector)
     frames, labelled = _read(pool), _read(train_file)
+    cost = None if exponent is None else expected_costs(frames, (), exponent)
     chosen = choose(
-        build_selector(settings.selection.selector, k),
+        build_selector(selector, k),
         named_key(settings.seed, "select"),
-        candidates(frames, model.evaluate(frames, features=features)),
-        candidates(labelled, model.evaluate(labelled, features=features), labelled=True),
+        candidates(frames, model.evaluate(frames, features=features), cost=cost),
+        candidates(labelled, model.evaluate(labelled, features=features)),
     )
     batch = []
     for index, gain in chosen:
@@ -318,7 +326,7 @@ def select(
         frame.info.update(pool_index=index, gain=gain)
         batch.append(frame)
     write_structures(out, batch)
-    table = Table("pool index", "gain", title=f"{len(batch)} of {len(frames)} by {settings.selection.selector.kind}")
+    table = Table("pool index", "gain", title=f"{len(batch)} of {len(frames)} by {selector.kind}")
     for index, gain in chosen[:20]:
         table.add_row(str(index), _number(gain))
     console.print(table)

@@ -8,7 +8,7 @@ from typing import Literal, Self, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
-from almlip_jax.campaign.consistency import check_judges, check_plateau, check_target
+from almlip_jax.campaign.consistency import check_adaptive, check_judges, check_plateau, check_target
 from almlip_jax.campaign.settings import (
     ExplorationChoice,
     InitialSettings,
@@ -68,6 +68,7 @@ class ExperimentConfig(Settings):
     @model_validator(mode="after")
     def _sections_serve_each_other(self) -> Self:
         check_judges(self.exploration, self.selection, self.stopping, self.ensemble)
+        check_adaptive(self.selection.selector, self.training, "selection.selector")
         check_plateau(self.stopping, self.selection)
         check_target(self.stopping, self.test)
         return self

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
+from almlip_jax.campaign.batch import adaptive_part
 from almlip_jax.campaign.settings import (
     ExplorationChoice,
     MdExploration,
@@ -12,16 +16,22 @@ from almlip_jax.campaign.settings import (
     TestSettings,
 )
 from almlip_jax.dynamics.judging import check_exploration
-from almlip_jax.ensembles import EnsembleSettings, require_score, require_spread
+from almlip_jax.ensembles import SCORES, EnsembleSettings, require_score, require_spread
+from almlip_jax.errors import InputError
 from almlip_jax.selection import (
+    Candidates,
     ChainSettings,
     RandomSettings,
     SelectorSettings,
     ThresholdSettings,
     TopFractionSettings,
+    UserSettings,
+    build_selector,
     features_of,
+    parts_of,
     scores_of,
 )
+from almlip_jax.training import TrainingSettings
 
 _OF_MEMBERS = ("force_gradient", "committee_energy")  # feature maps made of differences between members
 
@@ -54,6 +64,52 @@ def check_selector(selector: SelectorSettings, members: EnsembleSettings, where:
     for name in features_of(selector):
         if name in _OF_MEMBERS:
             require_spread(members, f"{where}, features '{name}',")
+
+
+def check_columns(selector: SelectorSettings, k: int, where: str) -> None:
+    """Builds a selector and traces it on candidates without content, so that what it lacks is known before a label is.
+
+    Kinds of this package are checked by their settings; a user's own function may look for anything.
+
+    Args:
+        selector: its settings.
+        k: size of the batch.
+        where: the key that holds them.
+
+    Raises:
+        InputError: a user's function cannot be imported or built, or asks for a score or feature that there is not.
+    """
+    built = build_selector(selector, k)
+    if not any(isinstance(part, UserSettings) for part in parts_of(selector)):
+        return
+    rows = max(4 * k, 64)
+
+    def column(*shape: int, dtype: Any = jnp.float32) -> Any:
+        return jax.ShapeDtypeStruct((rows, *shape), dtype)
+
+    blank = Candidates(
+        features={name: column(64) for name in features_of(selector)},
+        scores={name: column() for name in SCORES},
+        cost=column(),
+        valid=column(dtype=bool),
+        id=column(dtype=jnp.int32),
+    )
+    try:
+        jax.eval_shape(built, jax.random.key(0), blank, blank)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+    except KeyError as error:
+        raise InputError(f"{where} looks for {error}, which candidates do not have.") from error
+    except Exception:  # it may need the true shapes, and says so then
+        return
+
+
+def check_adaptive(selector: SelectorSettings, training: TrainingSettings, where: str) -> None:
+    """Refuses to follow the validation error of a training that keeps no structures for it; raises ValueError."""
+    if adaptive_part(selector) is not None and training.validation_fraction == 0:
+        raise ValueError(
+            f"{where} 'adaptive' follows the error on structures kept for validation; validation_fraction is 0."
+        )
 
 
 def check_plateau(stopping: StoppingSettings, selection: SelectionSettings) -> None:

@@ -18,6 +18,7 @@ import jax
 from ase import Atoms
 
 from almlip_jax.campaign import stages, stopping
+from almlip_jax.campaign.consistency import check_columns
 from almlip_jax.campaign.preparation import (
     check_stress_labels,
     labelled_frames,
@@ -297,6 +298,7 @@ def _check(config: Experiment) -> None:
     starts = start_geometries(config.system)
     geometries = len(starts)
     initial, budget = config.initial, config.stopping.max_labels
+    check_columns(config.selection.selector, config.selection.batch, "selection.selector")
     _check_labels(config.oracle, starts)
     listed = listed_starts(config)
     explores = isinstance(config.exploration, MdExploration) and not listed

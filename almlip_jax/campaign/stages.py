@@ -15,7 +15,15 @@ import numpy as np
 from ase import Atoms
 
 from almlip_jax.campaign import exploration
-from almlip_jax.campaign.batch import adaptive_part, candidates, choose, selection_scalars
+from almlip_jax.campaign.batch import (
+    adaptive_part,
+    candidates,
+    choose,
+    selection_scalars,
+    validation_error,
+    validation_note,
+)
+from almlip_jax.campaign.cost import cost_exponent, expected_costs, paid_labels
 from almlip_jax.campaign.preparation import check_stress_labels, held_out_set, initial_set, planned_calls
 from almlip_jax.campaign.rundir import PotentialDirectory
 from almlip_jax.campaign.settings import PoolExploration
@@ -116,7 +124,8 @@ def _train_into(
         species=shop.species,
         params=result.params,
         reference_energies=references,
-        metadata={"campaign": shop.config.name, "round": round_index, "dataset_size": len(dataset)},
+        metadata={"campaign": shop.config.name, "round": round_index, "dataset_size": len(dataset)}
+        | validation_note(result),
     )
     held_out = validation_part(dataset, shop.config.training.validation_fraction)
     potential = potential.calibrated(held_out, shape=potential.batch_shape(dataset))
@@ -261,10 +270,8 @@ def select(shop: Workshop, round_index: int) -> Results:
         chosen = choose(
             shop.selector,
             named_key(shop.config.seed, "select", round_index),
-            candidates(frames, found, shop.pool_capacity),
-            candidates(
-                dataset, context, shop.largest_dataset, labelled=True, scalars=_selection_scalars(shop, round_index)
-            ),
+            candidates(frames, found, shop.pool_capacity, cost=_costs(shop, frames)),
+            candidates(dataset, context, shop.largest_dataset, scalars=_selection_scalars(shop, round_index)),
         )[: _allowed(shop)]
     batch = []
     for index, gain in chosen:
@@ -282,13 +289,18 @@ def select(shop: Workshop, round_index: int) -> Results:
 
 
 def _selection_scalars(shop: Workshop, round_index: int) -> dict[str, float]:
-    """What the selector asks of the campaign so far, from the force errors on the test set."""
+    """What the selector asks of the campaign so far, from the force errors on the structures kept for validation."""
     settings = shop.config.selection.selector
     if adaptive_part(settings) is None:
         return {}
-    files = [shop.run.round(n).evaluation for n in range(round_index + 1)]
-    errors = [read_json(file)["forces_rmse"] for file in files if file.exists()]
-    return selection_scalars(settings, [float(error) for error in errors if error is not None])
+    files = [shop.run.round(n).potential / "potential.json" for n in range(round_index + 1)]
+    return selection_scalars(settings, [validation_error(read_json(file)["metadata"]) for file in files])
+
+
+def _costs(shop: Workshop, frames: Sequence[Atoms]) -> np.ndarray | None:
+    """Expected cost of each label, where the selector asks for it."""
+    exponent = cost_exponent(shop.config.selection.selector)
+    return None if exponent is None else expected_costs(frames, paid_labels(shop.store), exponent)
 
 
 def _allowed(shop: Workshop) -> int:

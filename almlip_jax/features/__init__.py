@@ -1,6 +1,5 @@
 """Features: maps from structures to the vectors in which selectors measure difference, and changes of their kernel."""
 
-from almlip_jax.features.aggregation import aggregate
 from almlip_jax.features.gradients import force_gradient, full_gradient, full_gradients, gradient_factors
 from almlip_jax.features.maps import committee_energy, composition, last_layer_gradient, latent
 from almlip_jax.features.power_spectrum import density_of, power_spectrum, spectrum_factors
@@ -11,7 +10,6 @@ from almlip_jax.kernels import ensemble_sum, posterior, posterior_map, unit_diag
 __all__ = [
     "FEATURES",
     "FeatureRequest",
-    "aggregate",
     "committee_energy",
     "composition",
     "density_of",

@@ -45,22 +45,18 @@ from almlip_jax.selection.maxvol import (
 )
 from almlip_jax.selection.rankings import (
     entropy,
-    isotonic,
-    recalibrated,
     top_k,
 )
 from almlip_jax.selection.rows import (
     Rows,
 )
 from almlip_jax.selection.scores import (
-    agreement,
     random,
     threshold,
     top_fraction,
 )
 from almlip_jax.selection.settings import (
     AdaptiveSettings,
-    AgreementSettings,
     BaitSettings,
     ChainSettings,
     CostAwareSettings,
@@ -76,7 +72,6 @@ from almlip_jax.selection.settings import (
     MaxDistSettings,
     MaxvolSettings,
     RandomSettings,
-    RecalibratedSettings,
     SelectorSettings,
     ThresholdSettings,
     TopFractionSettings,
@@ -86,6 +81,7 @@ from almlip_jax.selection.settings import (
     build_selector,
     features_of,
     import_function,
+    parts_of,
     scores_of,
 )
 
@@ -93,7 +89,6 @@ __all__ = [
     "WEIGHT",
     "ActiveSet",
     "AdaptiveSettings",
-    "AgreementSettings",
     "Backward",
     "BaitSettings",
     "Candidates",
@@ -114,7 +109,6 @@ __all__ = [
     "MaxvolSettings",
     "RandomSettings",
     "Ranking",
-    "RecalibratedSettings",
     "Rows",
     "Rule",
     "Selection",
@@ -127,7 +121,6 @@ __all__ = [
     "active_set",
     "adapt",
     "adaptive",
-    "agreement",
     "bait",
     "build_filter",
     "build_selector",
@@ -140,15 +133,14 @@ __all__ = [
     "frank_wolfe",
     "hybrid",
     "import_function",
-    "isotonic",
     "kmeans_fps",
     "kmeans_pp",
     "lcmd",
     "max_det",
     "max_dist",
     "maxvol",
+    "parts_of",
     "random",
-    "recalibrated",
     "scores_of",
     "select",
     "threshold",

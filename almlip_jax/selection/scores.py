@@ -1,4 +1,4 @@
-"""What needs scores alone: random choice, the order of values, and filters by threshold, share and agreement."""
+"""What needs scores alone: random choice, the order of values, and filters by threshold and share."""
 
 from __future__ import annotations
 
@@ -52,20 +52,6 @@ def top_fraction(score: str, fraction: float) -> Filter:
         order = ranked(column(pool.scores, score, "score"), pool)
         rank = jnp.zeros_like(order).at[order].set(jnp.arange(order.shape[0], dtype=order.dtype))
         return replace(pool, valid=pool.valid & (rank < wanted))
-
-    return narrow
-
-
-def agreement(first: str, second: str, maximum: float) -> Filter:
-    """Keeps candidates on which two scores agree, ``|first - second| < maximum``.
-
-    The scores may be predictions of one quantity, say by a cheap label source and for the target one: where they
-    differ by more, the cheap one cannot stand in.  What is not a number agrees with nothing.
-    """
-
-    def narrow(key: jax.Array, pool: Candidates, labelled: Candidates) -> Candidates:
-        apart = jnp.abs(column(pool.scores, first, "score") - column(pool.scores, second, "score"))
-        return replace(pool, valid=pool.valid & (apart < maximum))
 
     return narrow
 

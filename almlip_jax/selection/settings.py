@@ -19,8 +19,8 @@ from almlip_jax.selection.diversity import kmeans_pp, lcmd, max_dist
 from almlip_jax.selection.greedy import cost_aware
 from almlip_jax.selection.hybrid import adaptive, hybrid
 from almlip_jax.selection.maxvol import maxvol
-from almlip_jax.selection.rankings import entropy, recalibrated, top_k
-from almlip_jax.selection.scores import agreement, random, threshold, top_fraction
+from almlip_jax.selection.rankings import entropy, top_k
+from almlip_jax.selection.scores import random, threshold, top_fraction
 from almlip_jax.settings import Settings
 
 
@@ -55,24 +55,6 @@ class EntropySettings(_ByScore):
     """The largest entropies of a Gaussian whose standard deviation is a score."""
 
     kind: Literal["entropy"] = "entropy"
-
-
-class RecalibratedSettings(Settings):
-    """The largest errors to be expected, as learned from those of labelled structures."""
-
-    kind: Literal["recalibrated"] = "recalibrated"
-    scores: tuple[ScoreName, ...] = Field(default=("force_std_mean",), min_length=1)
-    """From which scores the error is predicted; one for `isotonic`."""
-    error: str = "force_error_mean"
-    """Which true error of labelled structures: `energy_error`, `force_error_mean` or `force_error_max`."""
-    method: Literal["isotonic", "linear"] = "isotonic"
-    """A function that never falls, or an affine one."""
-
-    @model_validator(mode="after")
-    def _isotonic_takes_one(self) -> RecalibratedSettings:
-        if self.method == "isotonic" and len(self.scores) > 1:
-            raise ValueError("an isotonic map takes one score; several need method: linear.")
-        return self
 
 
 class MaxDistSettings(_ByFeatures):
@@ -148,7 +130,7 @@ class HybridSettings(_ByScore, _ByFeatures):
 
 
 class AdaptiveSettings(_ByScore, _ByFeatures):
-    """As hybrid, with a weight that follows measured progress."""
+    """As hybrid, with a weight that follows progress: the force error on the structures kept for early stopping."""
 
     kind: Literal["adaptive"] = "adaptive"
     alpha: float = Field(default=0.3, ge=0, le=1)
@@ -158,7 +140,6 @@ class AdaptiveSettings(_ByScore, _ByFeatures):
 WeighedSelector = Annotated[
     TopKSettings
     | EntropySettings
-    | RecalibratedSettings
     | MaxDistSettings
     | LcmdSettings
     | KmeansPpSettings
@@ -174,11 +155,17 @@ WeighedSelector = Annotated[
 
 
 class CostAwareSettings(Settings):
-    """A selector whose gains are divided by the cost of the label."""
+    """A selector whose gains are divided by the expected cost of the label, in seconds of the label source.
+
+    The cost follows from the labels in the store: the mean over those of the same composition, or a power of the number
+    of atoms through the others.  It follows measured times, so that two runs of a campaign may choose otherwise.
+    """
 
     kind: Literal["cost_aware"] = "cost_aware"
     selector: WeighedSelector
     """Whose gains."""
+    exponent: float = Field(default=1.0, ge=0, le=10)
+    """Cost where the store cannot tell (labels of a file, one size of structures): atoms to this power."""
 
 
 class UserSettings(Settings):
@@ -223,21 +210,7 @@ class TopFractionSettings(Settings):
     """Share of the pool that is kept."""
 
 
-class AgreementSettings(Settings):
-    """Keeps candidates on which two scores agree."""
-
-    kind: Literal["agreement"] = "agreement"
-    first: str
-    """Name of a score."""
-    second: str
-    """Name of another."""
-    maximum: float = Field(gt=0, le=1e9)
-    """Largest difference, not kept itself."""
-
-
-FilterSettings = Annotated[
-    ThresholdSettings | TopFractionSettings | AgreementSettings | UserSettings, Field(discriminator="kind")
-]
+FilterSettings = Annotated[ThresholdSettings | TopFractionSettings | UserSettings, Field(discriminator="kind")]
 LeafSelector = Annotated[
     RandomSettings | DppSettings | MaxvolSettings | WeighedSelector | CostAwareSettings | UserSettings,
     Field(discriminator="kind"),
@@ -274,8 +247,6 @@ def build_selector(settings: SelectorSettings, k: int) -> Selector:
             return top_k(k, settings.score)
         case EntropySettings():
             return entropy(k, settings.score)
-        case RecalibratedSettings():
-            return recalibrated(k, settings.scores, settings.error, settings.method)
         case MaxDistSettings():
             return max_dist(k, settings.features)
         case LcmdSettings():
@@ -318,25 +289,23 @@ def build_filter(settings: FilterSettings) -> Filter:
             return threshold(settings.score, settings.minimum, settings.maximum)
         case TopFractionSettings():
             return top_fraction(settings.score, settings.fraction)
-        case AgreementSettings():
-            return agreement(settings.first, settings.second, settings.maximum)
         case UserSettings():
             return _called(settings)
 
 
 def features_of(settings: SelectorSettings) -> tuple[FeatureName, ...]:
     """The feature maps that the selector and the filters of some settings look at, each once."""
-    return tuple(dict.fromkeys(name for part in _parts(settings) for name in _several(part, "features")))
+    return tuple(dict.fromkeys(name for part in parts_of(settings) for name in _several(part, "features")))
 
 
 def scores_of(settings: SelectorSettings) -> tuple[ScoreName, ...]:
     """The scores that the selector and the filters of some settings look at, each once; not those of a user's own."""
-    found = [name for part in _parts(settings) for name in (*_several(part, "score"), *_several(part, "scores"))]
+    found = [name for part in parts_of(settings) for name in _several(part, "score")]
     return tuple(dict.fromkeys(found))
 
 
-def _parts(settings: SelectorSettings) -> list[Any]:
-    """Filters and selector, without what is around them."""
+def parts_of(settings: SelectorSettings) -> list[Any]:
+    """Settings of the filters and of the selector, without those around them."""
     parts = [*settings.filters, settings.selector] if isinstance(settings, ChainSettings) else [settings]
     return [part.selector if isinstance(part, CostAwareSettings) else part for part in parts]
 

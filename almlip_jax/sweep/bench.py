@@ -13,7 +13,8 @@ from typing import Any, cast
 import numpy as np
 from ase import Atoms
 
-from almlip_jax.campaign.batch import candidates, choose, selection_scalars
+from almlip_jax.campaign.batch import candidates, choose, selection_scalars, validation_note
+from almlip_jax.campaign.cost import cost_exponent, expected_costs
 from almlip_jax.ensembles import build_ensemble
 from almlip_jax.errors import InputError
 from almlip_jax.evaluation import error_metrics
@@ -193,7 +194,7 @@ class SystemBench:
             number: of the round.
             potential: of the round.
             picked: places in the pool of earlier batches.
-            errors: force errors of the rounds so far, this one included.
+            errors: force errors on the structures kept for validation, of the rounds so far, this one included.
         """
         split, gone = self.split(point.seed), set(picked)
         places = [place for place in split.pool if place not in gone]
@@ -203,12 +204,14 @@ class SystemBench:
         found = potential.evaluate(frames, features=features, shape=shape)
         dataset = self.dataset(point.seed, picked)
         context = potential.evaluate(dataset, features=features, shape=shape)
+        exponent = cost_exponent(self.config.selectors[point.selector])
+        cost = None if exponent is None else expected_costs(frames, (), exponent)  # labels of files take no time
         scalars = selection_scalars(self.config.selectors[point.selector], errors)
         rows = choose(
             self._selector(point),
             self.key(point.seed, "select", number),
-            candidates(frames, found, len(split.pool)),
-            candidates(dataset, context, self.largest_dataset, labelled=True, scalars=scalars),
+            candidates(frames, found, len(split.pool), cost=cost),
+            candidates(dataset, context, self.largest_dataset, scalars=scalars),
         )
         chosen = [row for row, _ in rows]
         scores = found.scores[self.config.monitor]
@@ -278,7 +281,8 @@ class Bench:
                 "round": number,
                 "identity": _digest(tools.identity(group, lane)),
                 "seconds_train": seconds,
-            },
+            }
+            | validation_note(result),
         )
         potential.save(self.folder.potential(member, number))
         return potential

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 
 from ase import Atoms
 
+from almlip_jax.campaign.batch import VALIDATION_ERROR
 from almlip_jax.errors import InputError
 from almlip_jax.potential import Potential
 from almlip_jax.progress import Progress, reaching
@@ -64,6 +65,7 @@ def train_firsts(bench: Bench, group: Group, progress: Progress, on_round: OnRou
             record = FirstRecord(
                 identity=tools.identity(group, one.lane),
                 tests=tests,
+                validation=potentials[one.lane].metadata.get(VALIDATION_ERROR),
                 seconds_train=potentials[one.lane].metadata["seconds_train"],
                 seconds_test=time.monotonic() - began,
             )
@@ -157,34 +159,35 @@ class Course:
         if first is None:
             raise InputError(f"{self.bench.folder.of(first_of(self.point))} is gone; start the sweep again.")
         seconds = {"seconds_train": first.seconds_train, "seconds": first.seconds_train + first.seconds_test}
-        return self._record(first.tests, seconds)
+        return self._record(first.tests, first.validation, seconds)
 
     def _tested(self, potential: Potential, progress: Progress) -> RoundRecord:
         with progress.stage("test"):
             tests = self.tools.test(potential)
         seconds = float(potential.metadata["seconds_train"])
-        return self._record(tests, {"seconds_train": seconds, "seconds": seconds})
+        validation = potential.metadata.get(VALIDATION_ERROR)
+        return self._record(tests, validation, {"seconds_train": seconds, "seconds": seconds})
 
-    def _record(self, tests: Mapping[str, Scores], seconds: dict[str, float]) -> RoundRecord:
-        labels = len(self.tools.dataset(self.point.seed, self.state.picked))
-        return RoundRecord(round=len(self.state.rounds), labels=labels, tests=dict(tests), seconds=seconds)
+    def _record(self, tests: Mapping[str, Scores], validation: float | None, seconds: dict[str, float]) -> RoundRecord:
+        return RoundRecord(
+            round=len(self.state.rounds),
+            labels=len(self.tools.dataset(self.point.seed, self.state.picked)),
+            tests=dict(tests),
+            validation=validation,
+            seconds=seconds,
+        )
 
     def _selected(self, record: RoundRecord, potential: Potential, progress: Progress) -> RoundRecord:
         """The record with the batch of the round."""
         began, state = time.monotonic(), self.state
         with progress.stage("select"):
-            errors = self._errors([*state.rounds, record])
+            errors = [float("nan") if one.validation is None else one.validation for one in [*state.rounds, record]]
             choice = self.tools.select(self.point, record.round, potential, state.picked, errors)
         selected = time.monotonic()
         self.tools.dataset(self.point.seed, [*state.picked, *choice.picks])  # labels lie in the files
         seconds = {"seconds_select": selected - began, "seconds_label": time.monotonic() - selected}
         changes = asdict(choice) | {"seconds": record.seconds | seconds}
         return RoundRecord.model_validate(record.model_dump() | changes)
-
-    def _errors(self, rounds: Sequence[RoundRecord]) -> list[float]:
-        """Force errors on the first test set."""
-        found = [next(iter(record.tests.values()))["forces_rmse"] for record in rounds]
-        return [float("nan") if error is None else error for error in found]
 
     def _add(self, record: RoundRecord) -> None:
         config = self.bench.config

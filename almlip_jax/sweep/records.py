@@ -45,6 +45,8 @@ class FirstRecord(Findings):
     """All that it depends on."""
     tests: dict[str, Scores]
     """Errors by test set."""
+    validation: float | None = None
+    """Force error on the structures kept for validation, eV/Angstrom."""
     seconds_train: float
     """Wall time of the training, s."""
     seconds_test: float
@@ -60,6 +62,8 @@ class RoundRecord(Findings):
     """Labelled structures trained on."""
     tests: dict[str, Scores]
     """Errors by test set."""
+    validation: float | None = None
+    """Force error on the structures kept for validation, eV/Angstrom."""
     picks: tuple[int, ...] = ()
     """Places in the pool of the batch selected then, best first; none in the last round."""
     gain: tuple[float | None, ...] = ()

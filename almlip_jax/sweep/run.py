@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from rich.table import Table
 
+from almlip_jax.campaign.consistency import check_columns
 from almlip_jax.files import Cell, write_text
 from almlip_jax.progress import Progress, SilentProgress
 from almlip_jax.sweep.bench import Bench
@@ -77,6 +78,8 @@ def run_sweep(
     bench = Bench(config, folder)
     for name in dict.fromkeys(point.system for point in wanted):
         bench.system(name)  # whatever is wrong with its files is said before anything runs or is written
+    for name, settings in config.selectors.items():
+        check_columns(settings, max(config.batch_sizes), f"selectors.{name}")
     with folder.lock(), jax.enable_x64(config.precision == "float64"):
         groups = [*first_groups(config, wanted), *point_groups(config, wanted)]
         session = _Session(bench, groups, progress or SilentProgress())

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from almlip_jax.campaign.consistency import check_selector
+from almlip_jax.campaign.consistency import check_adaptive, check_selector
 from almlip_jax.cluster import ClusterSettings
 from almlip_jax.ensembles import EnsembleSettings
 from almlip_jax.errors import InputError
@@ -167,6 +167,7 @@ class SweepConfig(Settings):
         if size < len(system.ensemble.variants):
             raise ValueError(f"ensemble_sizes has {size}, fewer than the variants of systems.{name}.ensemble.")
         for selector, settings in self.selectors.items():
+            check_adaptive(settings, system.training, f"selectors.{selector} on systems.{name}")
             check_selector(settings, members_of(system, size), f"selectors.{selector} with ensemble_sizes {size}")
         try:
             check_training(system.model, members_of(system, size), system.training)

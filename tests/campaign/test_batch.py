@@ -1,33 +1,73 @@
-"""What selectors are told of labelled structures: true errors, and the weight that follows progress."""
+"""What selectors are told of a campaign: what labels cost, and the weight that follows progress."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
 from ase import Atoms
-from ase.calculators.singlepoint import SinglePointCalculator
 
-from almlip_jax.campaign.batch import ERRORS, candidates, uncertainty_weight
+from almlip_jax.campaign.batch import (
+    VALIDATION_ERROR,
+    candidates,
+    uncertainty_weight,
+    validation_error,
+    validation_note,
+)
+from almlip_jax.campaign.cost import PaidLabel, cost_exponent, expected_costs, paid_labels
+from almlip_jax.oracles import LabelStore
+from almlip_jax.oracles.base import Label
+from almlip_jax.selection import ChainSettings, CostAwareSettings, TopFractionSettings, TopKSettings
 
 
-def test_labelled_structures_carry_their_true_errors():
-    rng = np.random.default_rng(0)
-    frames = [Atoms("H3", positions=rng.normal(size=(3, 3))) for _ in range(3)]
-    forces, energy = rng.normal(size=(3, 3, 3)), rng.normal(size=3)
-    frames[0].calc = SinglePointCalculator(frames[0], energy=1.0, forces=np.ones((3, 3)))
-    frames[1].calc = SinglePointCalculator(frames[1], energy=2.0)
-    found = SimpleNamespace(
-        features={"latent": np.zeros((3, 2))}, scores={"s": np.ones(3)}, energy=energy, forces=forces
-    )
-    made = candidates(frames, found, 5, labelled=True, scalars={"weight": 0.4})
-    assert set(made.scores) == {"s", *ERRORS} and made.scalars["weight"] == pytest.approx(0.4)
-    lengths = np.linalg.norm(forces[0] - 1, axis=1)
-    np.testing.assert_allclose(made.scores["energy_error"][:3], [abs(energy[0] - 1), abs(energy[1] - 2), np.nan], 1e-6)
-    np.testing.assert_allclose(made.scores["force_error_mean"][:3], [lengths.mean(), np.nan, np.nan], 1e-6)
-    np.testing.assert_allclose(made.scores["force_error_max"][:3], [lengths.max(), np.nan, np.nan], 1e-6)
-    assert list(made.valid) == [True] * 3 + [False] * 2
+def test_candidates_are_padded_and_carry_their_price():
+    frames = [Atoms("H3"), Atoms("H5")]
+    found = SimpleNamespace(features={"latent": np.zeros((2, 2))}, scores={"s": np.ones(2)})
+    made = candidates(frames, found, 4, scalars={"weight": 0.4})
+    assert list(made.cost) == [3, 5, 0, 0] and list(made.valid) == [True] * 2 + [False] * 2
+    assert made.scalars["weight"] == pytest.approx(0.4)
+    assert list(candidates(frames, found, cost=np.array([2.0, 0.5])).cost) == [2.0, 0.5]
+
+
+class TestCost:
+    frames: ClassVar = [Atoms("H2"), Atoms("H4"), Atoms("O4")]
+
+    def test_follows_the_times_of_labels(self) -> None:
+        paid = [PaidLabel("H2", 2, 1.0), PaidLabel("H2", 2, 3.0), PaidLabel("H8", 8, 128.0)]
+        # 2 s with two atoms and 128 s with eight lie on 2 (n / 2)^3
+        np.testing.assert_allclose(expected_costs(self.frames, paid, 1.0), [2.0, 16.0, 16.0])
+        np.testing.assert_allclose(expected_costs(self.frames, [*paid, PaidLabel("O4", 4, 16.0)], 1.0)[2], 16.0)
+
+    def test_follows_the_exponent_where_times_do_not_tell(self) -> None:
+        np.testing.assert_allclose(expected_costs(self.frames, [], 3.0), [8.0, 64.0, 64.0])
+        np.testing.assert_allclose(expected_costs(self.frames, [PaidLabel("H2", 2, 5.0)], 2.0), [5.0, 20.0, 20.0])
+
+    def test_learns_from_the_store_but_not_from_dynamics_of_test_sets(self, tmp_path: Path) -> None:
+        def label(name: str, seconds: float, calls: int = 1) -> Label:
+            return Label(name, energy=0.0, forces=np.zeros((2, 3)), seconds=seconds, calls=calls)
+
+        frame = Atoms("H2", positions=[[0, 0, 0], [0, 0, 0.7]])
+        with LabelStore(tmp_path / "labels.db") as store:
+            entries = [("train", label("a", 4.0)), ("test", label("b", 400.0, 100)), ("train", label("c", 0.0))]
+            store.record([(frame, {"purpose": purpose}, one) for purpose, one in entries])
+            assert paid_labels(store) == [PaidLabel("H2", 2, 4.0)]
+
+    def test_is_asked_for_by_cost_aware_alone(self) -> None:
+        by_cost = CostAwareSettings(selector=TopKSettings(), exponent=3)
+        chained = ChainSettings(filters=(TopFractionSettings(fraction=0.5),), selector=by_cost)
+        assert cost_exponent(by_cost) == 3 == cost_exponent(chained) and cost_exponent(TopKSettings()) is None
+
+
+def test_validation_error_is_the_lowest_of_each_model():
+    rows = [[0.3, 0.5], [0.2, np.nan], [0.4, 0.4]]
+    result = SimpleNamespace(history=[SimpleNamespace(validation_forces_rmse=np.array(row)) for row in rows])
+    assert validation_error(validation_note(result)) == pytest.approx(0.3)
+    nothing = SimpleNamespace(history=[SimpleNamespace(validation_forces_rmse=np.full(2, np.nan))])
+    assert validation_note(nothing) == {VALIDATION_ERROR: None} == validation_note(SimpleNamespace(history=[]))
+    assert np.isnan(validation_error({})) and np.isnan(validation_error({VALIDATION_ERROR: None}))
 
 
 def test_weight_of_uncertainty_rises_as_progress_fades():
@@ -35,3 +75,4 @@ def test_weight_of_uncertainty_rises_as_progress_fades():
     assert steady == pytest.approx(0.3) == uncertainty_weight(0.3, []) == uncertainty_weight(0.3, [1.0])
     assert uncertainty_weight(0.3, [1.0, 0.8, 0.8]) == pytest.approx(0.3 + 0.3 * 0.7)
     assert uncertainty_weight(0.3, [1.0, 0.8, 1.0]) == pytest.approx(0.3 * 0.7)
+    assert uncertainty_weight(0.3, [1.0, np.nan, 0.8, 0.8]) == uncertainty_weight(0.3, [1.0, 0.8, 0.8])

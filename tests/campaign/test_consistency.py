@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
+from ase.build import bulk, molecule
+from ase.calculators.singlepoint import SinglePointCalculator
 from pydantic import ValidationError
 
+from almlip_jax.campaign.consistency import check_columns
+from almlip_jax.campaign.preparation import check_stress_labels
+from almlip_jax.campaign.settings import TargetErrorSettings
 from almlip_jax.config import ExperimentConfig
 from almlip_jax.dynamics import ExplorationSettings
 from almlip_jax.dynamics.judging import check_exploration
 from almlip_jax.ensembles import SCORES, EnsembleSettings, gives_score
-from almlip_jax.selection import RandomSettings
+from almlip_jax.errors import InputError
+from almlip_jax.selection import RandomSettings, UserSettings
 from almlip_jax.sweep.settings import SweepConfig
 
 ONE = {"size": 1}
@@ -153,3 +160,45 @@ def test_a_run_without_thresholds_has_no_gate_that_judges():
     check_exploration(settings, one, gated=False)
     with pytest.raises(ValueError, match=r"exploration.gate looks at force_std_max"):
         check_exploration(settings, one)
+
+
+def test_a_selector_that_follows_validation_needs_structures_for_it():
+    given = {"selection": {"selector": {"kind": "adaptive"}}, "training": {"validation_fraction": 0}}
+    with pytest.raises(ValidationError, match=r"selection.selector 'adaptive' follows the error on structures kept"):
+        config(**given)
+    config(**given | {"training": {}})
+
+
+def test_a_target_for_stresses_needs_periodic_structures_that_have_them():
+    cluster, crystal = molecule("H2O"), bulk("Si")
+    crystal.calc = SinglePointCalculator(crystal, energy=0.0, forces=np.zeros((2, 3)), stress=np.zeros(6))
+    cluster.calc = SinglePointCalculator(cluster, energy=0.0, forces=np.zeros((3, 3)))
+    cluster.info["group"], crystal.info["group"] = "gas", "solid"
+    of_solid = TargetErrorSettings(metric="stress_rmse", value=0.01, group="solid")
+    check_stress_labels(of_solid, [cluster, crystal])
+    check_stress_labels(TargetErrorSettings(value=0.01), [cluster])
+    check_stress_labels(None, [cluster])
+    for target in (of_solid.model_copy(update={"group": None}), of_solid.model_copy(update={"group": "gas"})):
+        with pytest.raises(InputError, match=r"'stress_rmse' needs stresses .* test group 'gas' has none"):
+            check_stress_labels(target, [cluster, crystal])
+
+
+def test_what_a_users_selector_looks_for_is_known_before_a_label(tmp_path, monkeypatch):
+    text = """
+from almlip_jax.selection import top_k
+def by(k, score): return top_k(k, score)
+def raw(k): return lambda key, pool, labelled: pool.scores["forces_std"]
+"""
+    (tmp_path / "mine_of_consistency.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def user(function: str, **parameters: str) -> UserSettings:
+        return UserSettings(function=f"mine_of_consistency:{function}", parameters=parameters)
+
+    check_columns(user("by", score="force_std_max"), 5, "selection.selector")
+    with pytest.raises(InputError, match=r"selection.selector: candidates have no score 'force_std'"):
+        check_columns(user("by", score="force_std"), 5, "selection.selector")
+    with pytest.raises(InputError, match=r"selection.selector looks for 'forces_std', which candidates do not have"):
+        check_columns(user("raw"), 5, "selection.selector")
+    with pytest.raises(InputError, match=r"no function 'missing'"):
+        check_columns(user("missing"), 5, "selection.selector")

@@ -1,4 +1,4 @@
-"""Kernel transformations against kernels, and values of atoms against a loop over structures."""
+"""Kernel transformations against kernels."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from almlip_jax.features import aggregate, ensemble_sum, posterior, unit_diagonal
+from almlip_jax.features import ensemble_sum, posterior, unit_diagonal
 from almlip_jax.kernels import gram
 
 
@@ -44,22 +44,3 @@ def test_gram_in_blocks(n):
         found = jax.jit(gram)(jnp.asarray(rows))
     assert found.dtype == jnp.float64
     np.testing.assert_allclose(found, rows.T.astype(float) @ rows.astype(float), rtol=1e-10, atol=1e-9)
-
-
-@pytest.mark.parametrize("mode", ["mean", "max", "sum", "quantile"])
-def test_aggregate_is_a_loop_over_structures(mode):
-    rng = np.random.default_rng(4)
-    structure, mask = np.array([2, 0, 0, 2, 2, 3, 0, 2, 2, 3]), np.arange(10) != 8
-    values = rng.normal(size=(10, 2)) - 3
-    by_hand = {
-        "mean": np.mean,
-        "max": np.max,
-        "sum": np.sum,
-        "quantile": lambda x, axis: np.quantile(x, 0.7, axis=axis),
-    }[mode]
-    found = aggregate(jnp.asarray(values), structure, 4, mode, mask=mask, quantile=0.7)
-    for s in range(4):
-        mine = values[mask & (structure == s)]
-        np.testing.assert_allclose(found[s], by_hand(mine, axis=0) if len(mine) else 0, rtol=1e-5)
-    broken = aggregate(jnp.asarray(values).at[5, 0].set(jnp.nan), structure, 4, mode, mask=mask)
-    assert np.isnan(broken[3, 0]) and np.all(np.isfinite(np.delete(np.asarray(broken).ravel(), 6)))

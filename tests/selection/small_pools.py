@@ -23,7 +23,6 @@ from almlip_jax.selection import (
     max_dist,
     maxvol,
     random,
-    recalibrated,
     threshold,
     top_k,
 )
@@ -48,7 +47,6 @@ BY_FEATURES: dict[str, Selector] = {
 SELECTORS: dict[str, Selector] = BY_FEATURES | {
     "random": random(K),
     "top_k": top_k(K, "score"),
-    "recalibrated": recalibrated(K, "score", "score"),
     "cost_aware": cost_aware(BY_FEATURES["max_det"]),
     "chain": chain(threshold("score", minimum=-0.5), selector=BY_FEATURES["max_det"]),
 }

@@ -10,9 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import settings as hypothesis_settings
-from hypothesis import strategies as st
 from small_pools import KEY, SELECTORS, K, candidates, chosen, distances, sample, scaled
 
 from almlip_jax.errors import InputError
@@ -20,16 +17,13 @@ from almlip_jax.selection import (
     WEIGHT,
     adapt,
     adaptive,
-    agreement,
     bait,
     cost_aware,
     dpp,
     entropy,
-    isotonic,
     kmeans_pp,
     lcmd,
     random,
-    recalibrated,
     select,
     top_k,
 )
@@ -299,65 +293,6 @@ def test_entropy_ranks_as_sigma_and_is_that_of_a_gaussian():
     density = np.exp(-(z**2) / 8) / np.sqrt(8 * np.pi)
     nats = -np.sum(density * np.log(np.maximum(density, 1e-300))) * (z[1] - z[0])
     assert found.gain[0] == pytest.approx(nats, rel=1e-6)
-
-
-def test_agreement_keeps_what_two_scores_agree_on():
-    cheap, target = np.array([1.0, 2.0, np.nan, 4.0, 5.0]), np.array([1.2, 3.0, 1.0, 3.6, 5.5])
-    pool = candidates(np.zeros((5, 1)), more={"cheap": cheap, "target": target})
-    kept = agreement("cheap", "target", 0.5)(KEY, jax.tree.map(jnp.asarray, pool), pool).valid
-    assert list(np.flatnonzero(kept)) == [0, 3]
-
-
-@hypothesis_settings(max_examples=20, deadline=None)
-@given(seed=st.integers(0, 2**20))
-def test_isotonic_is_the_closest_function_that_never_falls(seed):
-    """Against the max-min formula over all intervals."""
-    rng = np.random.default_rng(seed)
-    x, y = rng.integers(0, 8, size=12).astype(float), rng.normal(size=12)
-    counts = rng.random(12) < 0.8
-    counts[0] = True
-    at = np.concatenate([x, [-3.0, 20.0]])
-    with jax.enable_x64(True):
-        found = np.asarray(_isotonic(*(jnp.asarray(one) for one in (x, np.where(counts, y, np.nan), counts, at))))
-    places = np.unique(x[counts])
-
-    def mean(low: float, high: float) -> float:
-        return y[counts & (x >= low) & (x <= high)].mean()
-
-    fitted = [
-        max(min(mean(low, high) for high in places if high >= one) for low in places if low <= one) for one in places
-    ]
-    np.testing.assert_allclose(found, np.interp(at, places, fitted), atol=1e-12)
-
-
-_isotonic = jax.jit(isotonic)
-
-
-@pytest.mark.parametrize("method", ["isotonic", "linear"])
-def test_recalibrated_ranks_by_expected_error(method):
-    rng = np.random.default_rng(20)
-    score, other = rng.normal(size=30), rng.normal(size=30)
-    known, second = rng.normal(size=20), rng.normal(size=20)
-    errors = 2 + known - 1.5 * second + 0.1 * rng.normal(size=20)
-    errors[3] = np.nan  # a label that failed
-    names: tuple[str, ...] = ("score",) if method == "isotonic" else ("score", "other")
-    selector = recalibrated(K, names, "error", method)
-    pool = candidates(np.zeros((30, 1)), score, more={"other": other})
-    context = candidates(np.zeros((20, 1)), known, more={"other": second, "error": errors})
-    found = select(selector, KEY, pool, context)
-    kept = np.delete(np.arange(20), 3)
-    if method == "linear":
-        design = np.stack([np.ones(19), known[kept], second[kept]], axis=1)
-        solved = np.linalg.lstsq(design, errors[kept])[0]
-        expected = np.stack([np.ones(30), score, other], axis=1) @ solved
-        assert chosen(found) == list(np.argsort(-expected)[:K])
-        np.testing.assert_allclose(found.gain, np.sort(expected)[::-1][:K], rtol=1e-6)
-    else:  # monotone: ranked as the score itself, plateaus included
-        assert chosen(found) == list(np.argsort(-score)[:K]) and np.all(np.diff(found.gain) <= 0)
-    unknown = candidates(np.zeros((20, 1)), known, more={"other": second, "error": np.full(20, np.nan)})
-    assert chosen(select(selector, KEY, pool, unknown)) == list(np.argsort(-score)[:K])
-    with pytest.raises(InputError, match="needs one score"):
-        recalibrated(K, ("score", "other"), "error")
 
 
 def test_large_training_sets_are_looked_at_in_blocks(monkeypatch):

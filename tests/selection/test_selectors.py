@@ -19,7 +19,6 @@ from almlip_jax.ensembles.prediction import SCORES
 from almlip_jax.errors import InputError
 from almlip_jax.features import FEATURES
 from almlip_jax.selection import (
-    AgreementSettings,
     BaitSettings,
     ChainSettings,
     CostAwareSettings,
@@ -27,7 +26,6 @@ from almlip_jax.selection import (
     MaxDetSettings,
     MaxvolSettings,
     RandomSettings,
-    RecalibratedSettings,
     ThresholdSettings,
     TopFractionSettings,
     TopKSettings,
@@ -316,15 +314,17 @@ def test_settings_of_every_kind_build_the_selector_of_that_name(kind):
 def test_settings_of_selectors_without_a_gain_build_them():
     x, _ = sample(16)
     pool = candidates(x).replace(features={"last_layer_gradient": candidates(x).features["x"]})
-    for settings in (DppSettings(), MaxvolSettings(), ChainSettings(filters=(AGREEMENT,), selector=DppSettings())):
-        chosen_from = pool.replace(scores={"cheap": np.zeros(CAPACITY), "target": np.arange(CAPACITY)})
+    least = ThresholdSettings(score="energy_std", maximum=6.5)
+    for settings in (DppSettings(), MaxvolSettings(), ChainSettings(filters=(least,), selector=DppSettings())):
+        chosen_from = pool.replace(scores={"energy_std": np.arange(CAPACITY)})
         found = chosen(select(build_selector(settings, 3), KEY, chosen_from, pool.replace(valid=~pool.valid)))
         assert found and (settings.kind != "chain" or max(found) < 7)
-    with pytest.raises(ValueError, match="isotonic map takes one score"):
-        RecalibratedSettings(scores=("force_std_mean", "energy_std"))
 
 
-AGREEMENT = AgreementSettings(first="cheap", second="target", maximum=6.5)
+@pytest.mark.parametrize("kind", ["agreement", "recalibrated"])
+def test_what_could_not_mean_its_name_is_gone(kind):
+    with pytest.raises(ValueError, match=kind):
+        TypeAdapter(SelectorSettings).validate_python({"kind": kind})
 
 
 @pytest.mark.parametrize(
