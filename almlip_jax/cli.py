@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from almlip_jax.potential import Potential
     from almlip_jax.progress import Progress
     from almlip_jax.simulation.settings import SimulationConfig
+    from almlip_jax.structures.labels import FileReading
     from almlip_jax.training import EpochReport
 
 
@@ -65,6 +66,14 @@ RunFolder = Annotated[Path, typer.Argument(help="Run directory.")]
 PotentialFolder = Annotated[Path, typer.Argument(help="Folder of a saved potential.")]
 RunOption = Annotated[Path | None, typer.Option("--out", help="Folder of the run; that of the config by default.")]
 DbFile = Annotated[Path | None, typer.Option("--db", help="Label store; beside the output by default.")]
+EnergyKey = Annotated[str | None, typer.Option("--energy-key", help="Key of the energies (eV) in the data.")]
+ForcesKey = Annotated[str | None, typer.Option("--forces-key", help="Key of the forces (eV/Angstrom).")]
+StressKey = Annotated[str | None, typer.Option("--stress-key", help="Key of the stresses.")]
+VirialKey = Annotated[str | None, typer.Option("--virial-key", help="Key of the virials (-volume * stress, eV).")]
+UnitOption = Annotated[str | None, typer.Option("--stress-unit", help="Unit of the stresses: eV/A^3, GPa or kbar.")]
+TypesOption = Annotated[
+    str | None, typer.Option("--types", help="Element of each type of .cfg files, from type 0 on, as Si,O.")
+]
 
 
 @app.callback()
@@ -171,6 +180,12 @@ def train(
     begin: Annotated[
         Path | None, typer.Option("--from", help="Potential to fine-tune; elements that it lacks are added.")
     ] = None,
+    energy_key: EnergyKey = None,
+    forces_key: ForcesKey = None,
+    stress_key: StressKey = None,
+    virial_key: VirialKey = None,
+    stress_unit: UnitOption = None,
+    types: TypesOption = None,
     overrides: SetOption = None,
     json_file: JsonFile = None,
 ) -> None:
@@ -183,7 +198,8 @@ def train(
 
     settings = load_config(config, overrides or [])
     prepare_jax(settings.precision)
-    structures = [frame for path in data for frame in _read(path, require_labels=True)]
+    reading = _reading(settings.system, types, energy_key, forces_key, stress_key, virial_key, stress_unit)
+    structures = _read(data, reading, require_labels=True)
     start = None if begin is None else _load(begin)
     place = out.resolve()
     unfinished = place.with_name(f"{place.name}.training")  # beside it: a potential appears whole or not at all
@@ -218,13 +234,23 @@ def evaluate(
     potential: PotentialFolder,
     data: Annotated[Path, typer.Argument(help="Labelled structures.")],
     group_key: Annotated[str, typer.Option(help="Key of a frame's info that names its group.")] = "group",
+    energy_key: EnergyKey = None,
+    forces_key: ForcesKey = None,
+    stress_key: StressKey = None,
+    virial_key: VirialKey = None,
+    stress_unit: UnitOption = None,
+    types: TypesOption = None,
     json_file: JsonFile = None,
 ) -> None:
     """Compare a potential with labels: errors, calibration, per species and per group."""
+    reading = _reading(None, types, energy_key, forces_key, stress_key, virial_key, stress_unit)
     model = _load(potential)
     from almlip_jax.evaluation import error_metrics
+    from almlip_jax.structures.labels import hint_of_keys
 
-    frames = _read(data)
+    frames = _read([data], reading)
+    if not any(frame.calc is not None for frame in frames):
+        raise InputError(f"{data} has no labels to compare with; label it, or {hint_of_keys(frames[0])}.")
     metrics = error_metrics(frames, model.evaluate(frames), group_key=group_key)
     table = Table(title=f"{data.name}: {len(frames)} structures")
     for column in (
@@ -259,9 +285,11 @@ def score(
     potential: PotentialFolder,
     pool: Annotated[Path, typer.Argument(help="Structures; labels are not needed.")],
     out: OutFile,
+    types: TypesOption = None,
     json_file: JsonFile = None,
 ) -> None:
     """Write structures with the uncertainty of each frame and atom, however many there are."""
+    numbers = _reading(None, types).arguments["type_numbers"]
     model = _load(potential)
     from almlip_jax.progress import open_progress
     from almlip_jax.scoring import score_pool
@@ -269,7 +297,7 @@ def score(
 
     total = count_structures(pool)
     with open_progress() as progress, progress.stage("score", total, unit="frames") as advance:
-        summary = score_pool(model, pool, out, advance)
+        summary = score_pool(model, pool, out, advance, type_numbers=numbers)
     _print_pairs(
         f"Mean scores of {summary.number} structures",
         {
@@ -290,6 +318,7 @@ def select(
     train_file: Annotated[Path, typer.Option("--train", help="What is labelled already.")],
     k: Annotated[int, typer.Option("-k", min=1, help="Size of the batch.")],
     out: OutFile,
+    types: TypesOption = None,
     overrides: SetOption = None,
     json_file: JsonFile = None,
 ) -> None:
@@ -312,7 +341,8 @@ def select(
     except ValueError as error:
         raise InputError(f"{potential}: {error}") from error
     features, exponent = FeatureRequest.of(features_of(selector), settings.seed), cost_exponent(selector)
-    frames, labelled = _read(pool), _read(train_file)
+    reading = _reading(settings.system, types)
+    frames, labelled = (_read([file], reading, ignore_labels=True) for file in (pool, train_file))
     cost = None if exponent is None else expected_costs(frames, (), exponent)
     chosen = choose(
         build_selector(selector, k),
@@ -394,6 +424,31 @@ def label(
     _write_json(json_file, {**rows, "failures": failed, "out": str(out), "store": str(store_path)})
     if failed:
         raise LabelError(f"{len(failed)} of {len(frames)} labels failed; frame {failed[0][0]}: {failed[0][1]}")
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="Structures in any format that is read.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="File to write: .extxyz, .xyz, .cfg or .db.")],
+    energy_key: EnergyKey = None,
+    forces_key: ForcesKey = None,
+    stress_key: StressKey = None,
+    virial_key: VirialKey = None,
+    stress_unit: UnitOption = None,
+    types: TypesOption = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Write structures with their labels in another format: extended XYZ, MLIP-2 cfg or an ASE database."""
+    from almlip_jax.structures import convert as conversion
+
+    reading = _reading(None, types, energy_key, forces_key, stress_key, virial_key, stress_unit)
+    found = conversion.convert(source, target, reading)
+    rows = {"structures": str(found.number), "written": str(target)}
+    rows |= {"types from 0 on": ", ".join(found.types)} if found.types else {}
+    rows |= {"left out": ", ".join(found.left_out)} if found.left_out else {}
+    _print_pairs("Conversion", rows)
+    summary = {"structures": found.number, "types": list(found.types), "left_out": list(found.left_out)}
+    _write_json(json_file, {**summary, "out": str(target)})
 
 
 # ---------------------------------------------------------------------------------------------------------- simulation
@@ -524,10 +579,30 @@ def schema(
 # -------------------------------------------------------------------------------------------------------------- helpers
 
 
-def _read(path: Path, *, require_labels: bool = False) -> list[Atoms]:
+def _read(
+    files: Sequence[Path], reading: FileReading, *, require_labels: bool = False, ignore_labels: bool = False
+) -> list[Atoms]:
     from almlip_jax.structures.io import read_structures
 
-    return read_structures(path, require_labels=require_labels)
+    arguments = reading.arguments
+    return read_structures(files, require_labels=require_labels, ignore_labels=ignore_labels, **arguments)
+
+
+def _reading(
+    base: FileReading | None,
+    types: str | None,
+    energy: str | None = None,
+    forces: str | None = None,
+    stress: str | None = None,
+    virial: str | None = None,
+    stress_unit: str | None = None,
+) -> FileReading:
+    """How files are read: as a config says, but for what was given as options."""
+    from almlip_jax.structures.labels import FileReading, parse_types
+
+    given = FileReading(types=None if types is None else parse_types(types))
+    found = given.otherwise(FileReading() if base is None else base)
+    return found.with_keys(energy=energy, forces=forces, stress=stress, virial=virial, stress_unit=stress_unit)
 
 
 def _load(path: Path) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,7 +47,12 @@ class PoolSummary:
 
 
 def score_pool(
-    potential: Potential, pool: Path, out: Path, advance: Callable[[int], object] | None = None
+    potential: Potential,
+    pool: Path,
+    out: Path,
+    advance: Callable[[int], object] | None = None,
+    *,
+    type_numbers: Sequence[int] | None = None,
 ) -> PoolSummary:
     """Writes the structures of a file with the uncertainty of each frame and atom, in memory that does not grow.
 
@@ -56,12 +61,15 @@ def score_pool(
         pool: what `iterate_structures` reads; labels are neither needed nor written.
         out: extended XYZ, which appears complete or not at all.
         advance: told the number of frames of each batch.
+        type_numbers: atomic number of each type of a ``cfg`` file, from type 0 on.
 
     Raises:
         InputError: a frame cannot be read or holds an element the potential does not know, or `out` cannot be written.
     """
     summary = PoolSummary()
-    batches = potential.evaluate_stream(iterate_structures(pool), source=str(pool))
+    batches = potential.evaluate_stream(
+        iterate_structures(pool, ignore_labels=True, type_numbers=type_numbers), source=str(pool)
+    )
     write_structures(out, _scored(batches, summary, advance))
     return summary
 

@@ -88,7 +88,7 @@ TEMPLATES: dict[str, Template] = {
             **_ZUNDEL,
             "name": "from-dataset",
             "system": {"structures": "start.xyz", "charge": 0, "spin": 1},
-            "initial": {"dataset": "labelled.extxyz"},
+            "initial": {"dataset": "labelled.extxyz", "keys": {"energy": "REF_energy", "forces": "REF_forces"}},
             "test": {"files": [{"path": "test.extxyz", "group": "test"}]},
         },
     ),

@@ -27,6 +27,8 @@ from almlip_jax.errors import InputError, LabelError
 from almlip_jax.keys import numpy_generator
 from almlip_jax.oracles import Labeller, MDRun, multiplicity, rattle, run_label_md, total_charge
 from almlip_jax.structures.io import read_structures
+from almlip_jax.structures.labels import FileReading
+from almlip_jax.structures.weights import WEIGHTS
 
 Say = Callable[[str], None]
 
@@ -49,7 +51,8 @@ def pool_frames(pool: PoolExploration, system: SystemSettings) -> list[Atoms]:
 
 def bare_frames(path: Path, system: SystemSettings) -> list[Atoms]:
     """The structures of a file with charge and spin, and nothing else that the file says of them."""
-    return [_bare(frame, system) for frame in read_structures(path)]
+    frames = read_structures(path, ignore_labels=True, type_numbers=system.arguments["type_numbers"])
+    return [_bare(frame, system) for frame in frames]
 
 
 def start_list(path: Path, system: SystemSettings, known: Sequence[Atoms]) -> list[Atoms]:
@@ -90,18 +93,25 @@ def electronic_state(atoms: Atoms) -> tuple[int, int]:
     return total_charge(atoms), multiplicity(atoms)
 
 
-def labelled_frames(path: Path, system: SystemSettings) -> list[Atoms]:
-    """The structures of a file with charge, spin and labels.
+def labelled_frames(
+    path: Path | Sequence[Path], system: SystemSettings, reading: FileReading | None = None
+) -> list[Atoms]:
+    """The structures of a file, or of several that make up one set, with charge, spin, labels and weights.
+
+    Args:
+        path: the file, or files.
+        system: charge and spin of structures that do not say, and how files are read.
+        reading: how these files are read, where that is another way.
 
     Raises:
         InputError: a structure has no energy or no forces.
     """
     frames = []
-    for frame in read_structures(path, require_labels=True):
+    how = system if reading is None else reading.otherwise(system)
+    for frame in read_structures(path, require_labels=True, **how.arguments):
         clean = _bare(frame, system)
         clean.calc = frame.calc
-        if "weight" in frame.info:  # of the structure in the loss
-            clean.info["weight"] = frame.info["weight"]
+        clean.info |= {name: frame.info[name] for name in WEIGHTS if name in frame.info}
         frames.append(clean)
     return frames
 
@@ -237,7 +247,7 @@ def initial_set(settings: InitialSettings, source: Source, pool: Sequence[Atoms]
     """
     frames: list[Atoms] = []
     if settings.dataset is not None:
-        given = labelled_frames(settings.dataset, source.system)
+        given = labelled_frames(settings.dataset, source.system, settings)
         frames += [_marked(frame, origin="dataset") for frame in given]
     frames += source.label(pool, "pool", "initial")
     if settings.rattle is not None:
@@ -273,7 +283,7 @@ def held_out_set(
     for run, frames in source.dynamics(settings.md, "test"):
         parts.append((f"{run.temperature:g}K", frames))
     for file in settings.files:
-        given = labelled_frames(file.path, source.system)
+        given = labelled_frames(file.path, source.system, file)
         parts.append((file.group, [_marked(frame, origin="file") for frame in given]))
     if settings.from_pool:
         parts.append(("pool", source.label(pool, "pool", "test")))

@@ -12,10 +12,11 @@ from almlip_jax.dynamics.thresholds import RelativeThresholds, ThresholdSettings
 from almlip_jax.score_names import ScoreName as Score
 from almlip_jax.selection import BaitSettings, SelectorSettings
 from almlip_jax.settings import Settings, unit
+from almlip_jax.structures.labels import FileReading
 
 
-class SystemSettings(Settings):
-    """What the potential is for."""
+class SystemSettings(FileReading):
+    """What the potential is for, and how the files of the campaign are read."""
 
     structures: Path | tuple[Path, ...] = ()
     """File or files with the start geometries; every frame is one of them.  A fixed pool needs none."""
@@ -62,8 +63,11 @@ class LabelMdSettings(Settings):
         return self.equilibration + self.steps // self.every * self.every
 
 
-class InitialSettings(Settings):
-    """The first labelled set; the parts are put together in the order of the fields."""
+class InitialSettings(FileReading):
+    """The first labelled set; the parts are put together in the order of the fields.
+
+    ``keys`` and ``types`` are for ``dataset``, where they are others than those of the system.
+    """
 
     dataset: Path | None = None
     """An existing labelled file, taken whole; its labels cost nothing."""
@@ -81,8 +85,11 @@ class InitialSettings(Settings):
         return self
 
 
-class TestFileSettings(Settings):
-    """A labelled file that becomes a group of the test set."""
+class TestFileSettings(FileReading):
+    """A labelled file that becomes a group of the test set.
+
+    ``keys`` and ``types`` are for this file, where they are others than those of the system.
+    """
 
     path: Path
     """Any file with labelled structures."""

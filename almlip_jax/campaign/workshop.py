@@ -51,6 +51,7 @@ from almlip_jax.potential import Evaluated, Potential
 from almlip_jax.progress import Advance, Progress
 from almlip_jax.selection import Selector, build_selector, features_of
 from almlip_jax.structures.io import read_structures
+from almlip_jax.structures.labels import FileReading
 from almlip_jax.structures.packing import BatchShape
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.training import (
@@ -207,9 +208,10 @@ class Workshop:
     @cached_property
     def species(self) -> SpeciesTable:
         """Every element in any input of the campaign."""
-        given = [file.path for file in self.config.test.files]
-        given += [self.config.initial.dataset] if self.config.initial.dataset is not None else []
-        frames = [frame for path in given for frame in labelled_frames(path, self.config.system)]
+        system, initial = self.config.system, self.config.initial
+        given: list[tuple[Path, FileReading]] = [(file.path, file) for file in self.config.test.files]
+        given += [(initial.dataset, initial)] if initial.dataset is not None else []
+        frames = [frame for path, reading in given for frame in labelled_frames(path, system, reading)]
         return SpeciesTable.of([*self.geometries, *self.pool, *frames])
 
     def source(self, advance: Advance) -> Source:
@@ -424,7 +426,7 @@ def listed_starts(config: Experiment) -> list[Atoms]:
         return []
     given = config.initial.dataset
     known = start_geometries(config.system)
-    known += [] if given is None else labelled_frames(given, config.system)
+    known += [] if given is None else labelled_frames(given, config.system, config.initial)
     return start_list(exploration.starts.path, config.system, known)
 
 

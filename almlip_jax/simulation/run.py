@@ -132,7 +132,7 @@ class _Run(ABC):
     def starts(self) -> list[Atoms]:
         """Start structure of each walker: the frames of the file in turn."""
         path = self.config.structures
-        frames = read_structures(path)
+        frames = self.bare_structures(path)
         for number, frame in enumerate(frames):
             try:
                 self.potential.species.index(frame.numbers)
@@ -149,7 +149,11 @@ class _Run(ABC):
     def training_set(self) -> list[Atoms]:
         """Structures that the potential was trained on; none where nothing asks for them."""
         given = self.config.training_set
-        return [] if given is None or not self.config.asks_for_training_set else read_structures(given)
+        return [] if given is None or not self.config.asks_for_training_set else self.bare_structures(given)
+
+    def bare_structures(self, path: Path) -> list[Atoms]:
+        """The structures of a file without their labels."""
+        return read_structures(path, ignore_labels=True, type_numbers=self.config.arguments["type_numbers"])
 
     def session(self, begun: bool) -> Session:
         """The run before its first step."""
@@ -174,7 +178,7 @@ class _Run(ABC):
 
         def calibration() -> tuple[np.ndarray, np.ndarray]:
             assert self.config.calibration_set is not None
-            labelled = read_structures(self.config.calibration_set, require_labels=True)
+            labelled = read_structures(self.config.calibration_set, require_labels=True, **self.config.arguments)
             return errors_and_scores(score, self.potential, labelled, known)
 
         found = resolve_thresholds(

@@ -20,12 +20,13 @@ from almlip_jax.dynamics.thresholds import (
     check_thresholds,
 )
 from almlip_jax.settings import Settings, unit
+from almlip_jax.structures.labels import FileReading
 
 _LONGEST_STRIDE = 20_000  # steps; a chunk is at least as long, and nothing is written before it is over
 
 
-class SimulationConfig(Settings, ABC):
-    """What both commands take."""
+class SimulationConfig(FileReading, ABC):
+    """What both commands take; `keys` are for the calibration set, `types` for all files of structures."""
 
     potential: Path
     """Folder of a saved potential."""

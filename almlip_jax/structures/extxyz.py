@@ -29,6 +29,11 @@ _MATRICES = ("stress", "virial")  # read back as 3 x 3 matrices
 _RESERVED_KEYS = ("Lattice", "Properties", "pbc")
 _RESERVED_COLUMNS = ("species", "symbols", "pos", "Z", "charge", "move_mask")
 _COLUMN_NAMES = {"positions": "pos", "charges": "charge"}
+_MATRIX_KEY = re.compile(rf"(^|\s)({'|'.join(_MATRICES)})(\s*=)")
+_PAIR = re.compile(
+    r"""(?:^|\s)(?P<key>"[^"]*"|'[^']*'|[^\s="'{}\[\]]+)\s*=\s*"""
+    r"""(?P<value>"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|\{[^}]*\}|\[[^\]]*\]|[^\s"'{\[]\S*)"""
+)
 _BARE = re.compile(r"[\w.+-]+")
 _COLUMN_TEXT: dict[str, tuple[str, Callable[[Any], str]]] = {
     "f": ("R", repr),
@@ -103,11 +108,35 @@ def _frames(file: IO[str], path: Path) -> Iterator[str]:
 
 def _parsed(text: str, where: str) -> Atoms:
     try:
-        return next(read_xyz(io.StringIO(text), index=0))
+        return next(read_xyz(io.StringIO(text), index=0, properties_parser=_header))
     except KeyError as error:
         raise InputError(f"{where} has an unknown element {error}; correct it.") from error
     except Exception as error:  # whatever the parser stumbles over is the file's fault
         raise InputError(f"{where} cannot be read ({error}); correct it.") from error
+
+
+def _header(line: str) -> dict[str, Any]:
+    """Keys and values of a comment line as ASE reads them; also a stress or virial of six numbers, in Voigt order.
+
+    Raises:
+        ValueError: a key is given twice, with different values.
+    """
+    seen: dict[str, str] = {}
+    for pair in _PAIR.finditer(line):
+        key, value = pair["key"].strip("\"'"), pair["value"]
+        if seen.setdefault(key, value) != value:
+            raise ValueError(f"{key} is given twice, as {seen[key]} and {value}")
+    try:
+        return dict(key_val_str_to_dict(line))
+    except ValueError:  # ASE takes matrices only
+        found: dict[str, Any] = key_val_str_to_dict(_MATRIX_KEY.sub(r"\1six_\2\3", line))
+    for key in _MATRICES:
+        value = np.asarray(found.pop(f"six_{key}", np.zeros((0,))))
+        if value.dtype.kind not in "fiu" or value.shape not in ((0,), (6,), (9,)):
+            raise ValueError(f"{key} should be 9 numbers, or 6 in Voigt order")
+        if value.size:
+            found[key] = voigt_6_to_full_3x3_stress(value) if value.size == 6 else value.reshape(3, 3, order="F")
+    return found
 
 
 def write_frame(file: TextIO, atoms: Atoms, where: str) -> None:

@@ -6,9 +6,8 @@ of their own, or a message names file, frame and atom.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import ase.db
 import ase.io
@@ -17,8 +16,11 @@ from ase import Atoms
 
 from almlip_jax.errors import InputError
 from almlip_jax.structures.extxyz import count_extxyz, read_extxyz, write_extxyz
-from almlip_jax.structures.mlip_cfg import count_cfg, iterate_cfg, read_cfg, write_cfg
-from almlip_jax.structures.validation import LABELS, attach_labels, check_structure, checked_label, normalise_state
+from almlip_jax.structures.label_census import LabelCensus
+from almlip_jax.structures.labels import LabelKeys, drop_labels, likely_keys, take_labels
+from almlip_jax.structures.mlip_cfg import count_cfg, is_cfg, iterate_cfg, read_cfg, write_cfg
+from almlip_jax.structures.validation import LABELS, attach_labels, check_structure, normalise_state
+from almlip_jax.structures.weights import normalise_weights
 
 __all__ = [
     "check_structure",
@@ -35,52 +37,78 @@ _COMPRESSED = (".gz", ".bz2", ".xz")
 
 
 def read_structures(
-    path: str | Path,
+    path: str | Path | Sequence[str | Path],
     *,
     format: str | None = None,
+    keys: LabelKeys | None = None,
     energy_key: str | None = None,
     forces_key: str | None = None,
     stress_key: str | None = None,
+    virial_key: str | None = None,
     require_labels: bool = False,
+    ignore_labels: bool = False,
     type_numbers: Sequence[int] | None = None,
 ) -> list[Atoms]:
-    """Reads all structures of a file and checks them.
+    """Reads all structures of a file, or of several that make up one set, and checks them.
 
     Labels (eV, eV/Angstrom, eV/Angstrom^3) are taken from the named keys of `info`, arrays or calculator results, and
-    where no key is named from calculator results or ``REF_energy``, ``REF_forces``, ``REF_stress``; they end up in a
-    `SinglePointCalculator`. Charge and spin, where given, become ints of `info`.
+    where no key is named from calculator results, ``REF_energy``, ``REF_forces``, ``REF_stress``, or a virial; they end
+    up in a `SinglePointCalculator`.  A ``free_energy`` is the energy where there is one (see `labels`).  Charge and
+    spin, where given, become ints of `info`, and weights floats (see `weights`).
 
     Args:
-        path: the file.
-        format: ``extxyz``, ``db``, ``cfg`` (MLIP-2) or a format of ASE; by default the name of the file decides.
-        energy_key: where the energies are.
+        path: the file, or files.
+        format: ``extxyz``, ``db``, ``cfg`` (MLIP-2) or a format of ASE; by default name and beginning of the file
+            decide.
+        keys: where the labels are, and in which unit stresses are.
+        energy_key: where the energies are; like the next three short for one of ``keys``.
         forces_key: where the forces are.
         stress_key: where the stresses are.
+        virial_key: where the virials are.
         require_labels: refuse structures without energy or forces.
+        ignore_labels: leave the labels out unseen.
         type_numbers: atomic number of each type of a ``cfg`` file, from type 0 on.
 
     Raises:
-        InputError: the file cannot be read or has no structures, a named key is in no structure, two different values
-            are given for one label, or a structure or label is not what it must be.
+        InputError: a file cannot be read or has no structures, a named key is in no structure, two different values
+            are given for one label, energies of different kinds are mixed, stresses are in another unit, or a structure
+            or label is not what it must be.
     """
-    keys = {"energy": energy_key, "forces": forces_key, "stress": stress_key}
-    return list(_checked(Path(path), format, keys, require_labels, type_numbers))
+    if keys is None:
+        keys = LabelKeys.named(energy=energy_key, forces=forces_key, stress=stress_key, virial=virial_key)
+    files = [Path(path)] if isinstance(path, str | Path) else [Path(one) for one in path]
+    if ignore_labels:
+        return [atoms for file in files for atoms in _bare(file, format, type_numbers)]
+    census = LabelCensus(keys)
+    frames = [atoms for file in files for atoms in _labelled(file, format, keys, require_labels, type_numbers, census)]
+    census.finish(", ".join(map(str, files)))
+    return frames
 
 
 def iterate_structures(
-    path: str | Path, *, format: str | None = None, type_numbers: Sequence[int] | None = None
+    path: str | Path,
+    *,
+    format: str | None = None,
+    ignore_labels: bool = False,
+    type_numbers: Sequence[int] | None = None,
 ) -> Iterator[Atoms]:
     """Reads the structures of a file one after the other, checked as by `read_structures`, and keeps none of them.
 
     Args:
         path: the file.
         format: as in `read_structures`.
+        ignore_labels: as in `read_structures`.
         type_numbers: as in `read_structures`.
 
     Raises:
-        InputError: as `read_structures`, when it comes to the frame.
+        InputError: as `read_structures`, when it comes to the frame, or at the end.
     """
-    return _checked(Path(path), format, dict.fromkeys(LABELS), False, type_numbers)
+    if ignore_labels:
+        yield from _bare(Path(path), format, type_numbers)
+        return
+    census = LabelCensus(LabelKeys())
+    yield from _labelled(Path(path), format, LabelKeys(), False, type_numbers, census)
+    census.finish(str(path))
 
 
 def count_structures(path: str | Path, *, format: str | None = None) -> int | None:
@@ -98,33 +126,59 @@ def count_structures(path: str | Path, *, format: str | None = None) -> int | No
     return None
 
 
-def _checked(
+def _labelled(
     path: Path,
     format: str | None,
-    keys: Mapping[str, str | None],
+    keys: LabelKeys,
     require_labels: bool,
     type_numbers: Sequence[int] | None,
+    census: LabelCensus,
 ) -> Iterator[Atoms]:
-    number, found = -1, set[str]()
+    found = set[str]()
+    for atoms, where in _checked(path, format, type_numbers):
+        unused = {name: likely_keys(atoms, name) for name in ("energy", "forces")} if require_labels else {}
+        normalise_weights(atoms, where)
+        taken = take_labels(atoms, keys, where)
+        if require_labels and len(atoms) == 1 and "energy" in taken.values:
+            taken.values.setdefault("forces", np.zeros((1, 3)))  # by symmetry, also in a crystal
+        attach_labels(atoms, taken.values, where)
+        missing = [name for name in unused if name not in taken.values]
+        if missing:
+            raise InputError(_without_labels(where, missing, [key for name in missing for key in unused[name]]))
+        census.add(atoms, taken, where)
+        found.update([*taken.values, *(["virial"] if taken.virial else [])])
+        yield atoms
+    for name in (*LABELS, "virial"):
+        key = getattr(keys, name)
+        if key is not None and name not in found:
+            raise InputError(f"no structure of {path} has '{key}', which is to hold the {name}; correct {name}_key.")
+
+
+def _without_labels(where: str, missing: Sequence[str], likely: Sequence[str]) -> str:
+    perhaps = f" (perhaps {', '.join(likely)})" if likely else ""
+    options = " and ".join(f"--{name}-key" for name in missing)
+    return (
+        f"{where} has no {' and no '.join(missing)}; label it, leave it out, or name the key that holds "
+        f"{'it' if len(missing) == 1 else 'them'}{perhaps} with {options}, or keys in a config."
+    )
+
+
+def _bare(path: Path, format: str | None, type_numbers: Sequence[int] | None) -> Iterator[Atoms]:
+    for atoms, _ in _checked(path, format, type_numbers):
+        drop_labels(atoms)
+        yield atoms
+
+
+def _checked(path: Path, format: str | None, type_numbers: Sequence[int] | None) -> Iterator[tuple[Atoms, str]]:
+    """Checked structures, and what to call them."""
+    number = -1
     for number, atoms in enumerate(_frames(path, format, type_numbers)):
         where = f"{path}, frame {number}"
         check_structure(atoms, where)
         normalise_state(atoms, where)
-        labels = _take_labels(atoms, keys, where)
-        attach_labels(atoms, labels, where)
-        missing = [name for name in ("energy", "forces") if name not in labels]
-        if require_labels and missing:
-            raise InputError(
-                f"{where} has no {' and no '.join(missing)}; label it, leave it out, or name the key that holds "
-                f"{'it' if len(missing) == 1 else 'them'}."
-            )
-        found.update(labels)
-        yield atoms
+        yield atoms, where
     if number < 0:
         raise InputError(f"{path} holds no structures.")
-    for name, key in keys.items():
-        if key is not None and name not in found:
-            raise InputError(f"no structure of {path} has '{key}', which is to hold the {name}; correct {name}_key.")
 
 
 def write_structures(path: str | Path, structures: Iterable[Atoms]) -> None:
@@ -151,7 +205,10 @@ def _frames(path: Path, format: str | None, type_numbers: Sequence[int] | None) 
         return _read_database(path)
     if kind == "cfg":
         if type_numbers is None:
-            raise InputError(f"{path} is an MLIP-2 file; say which element each of its types is.")
+            raise InputError(
+                f"{path} is an MLIP-2 file; say which element each of its types is, from type 0 on (--types Si,O, or "
+                "types in a config)."
+            )
         return iterate_cfg(path, type_numbers)
     return _read_by_ase(path, format)
 
@@ -169,8 +226,7 @@ def _format_of(path: Path) -> str | None:
         return "extxyz"
     if suffix == ".db":
         return "db"
-    with path.open("rb") as file:  # AtomEye's files have the same name
-        return "cfg" if suffix == ".cfg" and file.read(4096).lstrip().startswith(b"BEGIN_CFG") else None
+    return "cfg" if is_cfg(path) else None  # whatever its name: AtomEye's files end in .cfg too
 
 
 def _read_database(path: Path) -> Iterator[Atoms]:
@@ -189,29 +245,3 @@ def _read_by_ase(path: Path, format: str | None) -> Iterator[Atoms]:
         yield from ase.io.iread(path, index=":", format=format)
     except Exception as error:  # whatever the library stumbles over is the file's fault
         raise InputError(f"{path} cannot be read ({error}); correct the file or name its format.") from error
-
-
-def _take_labels(atoms: Atoms, keys: Mapping[str, str | None], where: str) -> dict[str, Any]:
-    """Labels of a structure; those that stood in `info` or arrays leave them."""
-    results: Mapping[str, Any] = {} if atoms.calc is None else atoms.calc.results
-    labels = {}
-    for name in LABELS:
-        key = keys[name]
-        stored = f"REF_{name}" if key is None else key
-        given = {}
-        if key is None and results.get(name) is not None:
-            given[name] = results[name]
-        if stored in atoms.info:
-            given[stored] = atoms.info.pop(stored)
-        elif stored in atoms.arrays and stored not in ("positions", "numbers"):
-            given[stored] = atoms.arrays.pop(stored)
-        elif stored in results:
-            given[stored] = results[stored]
-        values = [checked_label(name, value, len(atoms), where) for value in given.values()]
-        if len(values) == 2 and not np.allclose(values[0], values[1], rtol=1e-9, atol=1e-8):
-            raise InputError(
-                f"{where} has two different values, '{name}' and '{stored}'; say which one is meant with {name}_key."
-            )
-        if values:
-            labels[name] = values[0]
-    return labels

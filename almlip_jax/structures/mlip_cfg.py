@@ -8,7 +8,9 @@ what they are.
 
 from __future__ import annotations
 
+import itertools
 import numbers as number_types
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,6 +86,12 @@ def count_cfg(path: str | Path) -> int:
     return sum(1 for _ in _blocks(_lines(Path(path)), Path(path)))
 
 
+def is_cfg(path: Path) -> bool:
+    """Whether a file begins as MLIP-2's do."""
+    with path.open("rb") as file:
+        return file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"BEGIN_CFG")
+
+
 def write_cfg(path: str | Path, structures: Sequence[Atoms], numbers: Sequence[int]) -> None:
     """Writes structures with their labels; the file appears complete or not at all.
 
@@ -108,9 +116,16 @@ def write_cfg(path: str | Path, structures: Sequence[Atoms], numbers: Sequence[i
             _write_block(file, atoms, np.array([types[z] for z in atoms.numbers.tolist()], int))
 
 
+def without_place(atoms: Atoms) -> list[str]:
+    """Names of arrays and entries of `info` that `write_cfg` leaves out."""
+    written = {key for key, _ in _features(atoms.info)} | set(_DEFAULT_STATE)
+    arrays = [name for name in atoms.arrays if name not in ("numbers", "positions")]
+    return [*arrays, *(str(key) for key in atoms.info if key not in written)]
+
+
 def _lines(path: Path) -> Iterator[str]:
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:
             yield from file
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
@@ -139,13 +154,15 @@ def _blocks(lines: Iterable[str], path: Path) -> Iterator[list[str]]:
 
 def _parsed(lines: list[str]) -> _Block:
     block = _Block()
-    rest = iter(line for line in lines if line.strip())
+    rest = _Lines(line for line in lines if line.strip())
     for line in rest:
         section, *words = line.split()
         if section == "Size":
             block.size = int(next(rest, ""))
-        elif section == "Supercell":
-            block.supercell = np.array([_floats(next(rest, ""), 3) for _ in range(3)])
+        elif section in ("Supercell", "SuperCell"):
+            block.supercell = np.zeros((3, 3))
+            for axis in range(rest.numeric(3)):
+                block.supercell[axis] = _floats(next(rest), 3)
         elif section == "AtomData:":
             if block.size < 0:
                 raise ValueError("AtomData without Size before it")
@@ -154,6 +171,8 @@ def _parsed(lines: list[str]) -> _Block:
         elif section == "Energy":
             block.energy = float(_floats(next(rest, ""), 1)[0])
         elif section == "PlusStress:":
+            if sorted(words) != sorted(_VOIGT):
+                raise ValueError(f"PlusStress should name its components, {' '.join(_VOIGT)}")
             values = dict(zip(words, _floats(next(rest, ""), 6), strict=True))
             block.plus_stress = np.array([values[name] for name in _VOIGT])
         elif section == "Feature":
@@ -162,6 +181,31 @@ def _parsed(lines: list[str]) -> _Block:
         else:
             raise ValueError(f"unknown section {section!r}")
     return block
+
+
+class _Lines(Iterator[str]):
+    """Lines one after the other, of which the next ones can be looked at."""
+
+    def __init__(self, lines: Iterable[str]) -> None:
+        self._left = deque(lines)
+
+    def __next__(self) -> str:
+        if not self._left:
+            raise StopIteration
+        return self._left.popleft()
+
+    def numeric(self, most: int) -> int:
+        """How many of the next lines begin with a number, at most so many."""
+        found = itertools.takewhile(_begins_with_number, itertools.islice(self._left, most))
+        return sum(1 for _ in found)
+
+
+def _begins_with_number(line: str) -> bool:
+    try:
+        float(line.split()[0])
+    except ValueError:
+        return False
+    return True
 
 
 def _floats(line: str, count: int) -> list[float]:
@@ -175,17 +219,14 @@ def _atoms(block: _Block, numbers: Sequence[int], where: str) -> Atoms:
     columns = dict(block.columns)
     if "type" not in columns:
         raise ValueError("AtomData has no column 'type'")
-    types = columns.pop("type").astype(int)
-    unknown = (types < 0) | (types >= len(numbers))
-    if unknown.any():
-        atom = int(np.argmax(unknown))
-        raise InputError(
-            f"{where}: atom {atom} has type {types[atom]}, but only {len(numbers)} atomic numbers are given."
-        )
+    types = _types(columns.pop("type"), numbers, where)
     cell = np.zeros((3, 3)) if block.supercell is None else block.supercell
     atoms = Atoms(np.asarray(numbers)[types], positions=_positions(columns, cell), cell=cell, pbc=cell.any(axis=1))
     labels: dict[str, Any] = {} if block.energy is None else {"energy": block.energy}
-    if all(name in columns for name in _FORCES):
+    if any(name in columns for name in _FORCES):
+        absent = [name for name in _FORCES if name not in columns]
+        if absent:
+            raise ValueError(f"AtomData has only some of fx, fy, fz; {' and '.join(absent)} missing")
         labels["forces"] = np.column_stack([columns.pop(name) for name in _FORCES])
     if block.plus_stress is not None and atoms.pbc.all():
         labels["stress"] = -block.plus_stress / atoms.get_volume()
@@ -197,6 +238,23 @@ def _atoms(block: _Block, numbers: Sequence[int], where: str) -> Atoms:
     normalise_state(atoms, where)
     attach_labels(atoms, labels, where)
     return atoms
+
+
+def _types(given: np.ndarray, numbers: Sequence[int], where: str) -> np.ndarray:
+    """Types [N] that are whole numbers and have an atomic number."""
+    types = given.astype(int)
+    unknown = (types < 0) | (types >= len(numbers))
+    if (types != given).any():
+        atom = int(np.argmax(types != given))
+        raise InputError(f"{where}: atom {atom} has type {given[atom]:g}, which is no whole number; correct it.")
+    if unknown.any():
+        atom = int(np.argmax(unknown))
+        from_one = " (where types begin at 1, let the table begin with X)" if types[atom] == len(numbers) else ""
+        raise InputError(
+            f"{where}: atom {atom} has type {types[atom]}, but only {len(numbers)} atomic numbers are given, for types "
+            f"from 0 on{from_one}."
+        )
+    return types
 
 
 def _positions(columns: dict[str, np.ndarray], cell: np.ndarray) -> np.ndarray:

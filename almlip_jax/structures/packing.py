@@ -25,6 +25,7 @@ from almlip_jax.structures.compact import edge_vectors, in_two_parts, wrapped
 from almlip_jax.structures.graph import Graph, Targets
 from almlip_jax.structures.neighbors import neighborhood
 from almlip_jax.structures.species import SpeciesTable
+from almlip_jax.structures.weights import loss_weights
 
 _GROWTH = 1.25  # ratio of neighbouring bucket sizes
 
@@ -136,7 +137,8 @@ def pack(
     """Packs structures with their neighbour lists and whatever labels they carry.
 
     Args:
-        structures: labels are read from an attached calculator's results (energy, forces, stress), where present.
+        structures: labels are read from an attached calculator's results (energy, forces, stress), where present, and
+            the weights of the labels from `info` (see `weights`).
         species: the species table.
         cutoff: Angstrom.
         neighbors: neighbour slots K.
@@ -150,7 +152,7 @@ def pack(
 
     Raises:
         CapacityError: a capacity is too small.
-        InputError: a structure holds an element that the table does not.
+        InputError: a structure holds an element that the table does not, or a weight that is none.
     """
     counts = np.array([len(a) for a in structures], dtype=np.int64)
     total, number = int(counts.sum()) + 1, len(structures) + 1
@@ -204,19 +206,19 @@ class _Arrays:
 
     def put_labels(self, n: int, start: int, structure: Atoms, references: Mapping[int, float]) -> None:
         results = structure.calc.results if structure.calc is not None else {}
-        weight = float(structure.info.get("weight", 1.0))
+        weights = loss_weights(structure, f"structure {n}")
         if "energy" in results:
             offset = sum(references.get(int(z), 0.0) for z in structure.numbers)
             self.buffers["energy"][n] = results["energy"] - offset
-            self.buffers["energy_weight"][n] = weight
+            self.buffers["energy_weight"][n] = weights.energy
         if "forces" in results:
             self._put("forces", start, results["forces"])
-            self.buffers["forces_weight"][n] = weight
+            self.buffers["forces_weight"][n] = weights.forces
         if "stress" in results and structure.pbc.all():
             xx, yy, zz, yz, xz, xy = results["stress"]
             stress = np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]])
             self.buffers["virial"][n] = -stress * structure.cell.volume
-            self.buffers["virial_weight"][n] = weight
+            self.buffers["virial_weight"][n] = weights.stress
 
     def _put(self, name: str, start: int, rows: np.ndarray) -> None:
         self.buffers[name][start : start + len(rows)] = rows

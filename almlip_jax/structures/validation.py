@@ -18,6 +18,7 @@ from almlip_jax.structures.neighbors import edge_vectors, neighborhood, periodic
 LABELS: tuple[str, ...] = ("energy", "forces", "stress")
 """What a label may hold: eV, eV/Angstrom, and eV/Angstrom^3 in ASE's sign and Voigt order."""
 
+_TENSORS = ("stress", "virial")
 _CONTACT = 0.2  # Angstrom; no two nuclei come this close in anything worth a label
 _SEARCH = 2.0  # Angstrom; the search for contacts divides space into boxes of this size, so it should not be tiny
 _STATE_NAMES = {"charge": ("charge", "total_charge"), "spin": ("spin", "multiplicity", "spin_multiplicity")}
@@ -93,14 +94,15 @@ def attach_labels(atoms: Atoms, labels: Mapping[str, Any], where: str) -> None:
         InputError: a label of the wrong shape, or not finite.
     """
     results = dict(atoms.calc.results) if atoms.calc is not None else {}
-    results = {name: value for name, value in results.items() if name not in LABELS}
+    replaced = (*LABELS, "free_energy") if "energy" in labels else LABELS  # two energies would be a choice for others
+    results = {name: value for name, value in results.items() if name not in replaced}
     for name, value in labels.items():
         results[name] = checked_label(name, value, len(atoms), where)
     atoms.calc = SinglePointCalculator(atoms, **results) if results else None
 
 
 def checked_label(name: str, value: Any, num_atoms: int, where: str) -> float | np.ndarray:
-    """A label as it is stored: a float, forces [N, 3] or a Voigt stress [6], in float64.
+    """A label as it is stored: a float, forces [N, 3] or a Voigt stress or virial [6], in float64.
 
     Raises:
         InputError: the wrong shape, or not finite.
@@ -114,15 +116,16 @@ def checked_label(name: str, value: Any, num_atoms: int, where: str) -> float | 
             raise InputError(f"{where}: forces have shape {array.shape}, not ({num_atoms}, 3); correct them.")
         _check_finite(array, "force", where)
         return array
-    if name == "stress":
+    if name in _TENSORS:
         if array.shape not in ((6,), (3, 3), (9,)):
-            raise InputError(f"{where}: the stress has shape {array.shape}, not (6,), (3, 3) or (9,); correct it.")
+            raise InputError(f"{where}: the {name} has shape {array.shape}, not (6,), (3, 3) or (9,); correct it.")
         array = array if array.shape == (6,) else full_3x3_to_voigt_6_stress(array.reshape(3, 3))
     elif array.size != 1:
         raise InputError(f"{where}: the energy has shape {array.shape}, not that of one number; correct it.")
     if not np.all(np.isfinite(array)):
-        raise InputError(f"{where}: the {name} is not finite; leave the structure out or label it again.")
-    return array if name == "stress" else float(array.reshape(()))
+        remedy = f"remove the {name}, " if name in _TENSORS else ""
+        raise InputError(f"{where}: the {name} is not finite; {remedy}leave the structure out or label it again.")
+    return array if name in _TENSORS else float(array.reshape(()))
 
 
 def _check_finite(rows: np.ndarray, name: str, where: str) -> None:

@@ -110,6 +110,9 @@ class SystemBench:
             "capacity (rounds, batch_sizes)": asdict(self.capacity),
             "place side by side": [lane, group.width],
         }
+        readings = settings.readings
+        if readings:
+            found["keys and types of its files"] = readings
         if isinstance(member, Point):
             found["selector"] = self.config.selectors[member.selector].model_dump(mode="json")
             found["warm_start"] = self.config.warm_start

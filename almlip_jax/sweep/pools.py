@@ -17,6 +17,7 @@ from almlip_jax.campaign.settings import SystemSettings
 from almlip_jax.errors import InputError
 from almlip_jax.keys import numpy_generator
 from almlip_jax.structures.io import read_structures
+from almlip_jax.structures.labels import hint_of_keys
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.sweep.settings import SweepConfig, SweepSystem
 from almlip_jax.training import Capacity, TrainingSettings, plan_capacity
@@ -84,20 +85,22 @@ def read_pool(config: SweepConfig, name: str) -> LabelledPool:
     """
     settings = config.systems[name]
     files = [config.file(path) for path in settings.pool_files]
-    frames = [frame for path in files for frame in labelled_frames(path, SystemSettings())]
+    frames = labelled_frames(files, SystemSettings(), settings)
     tests: list[Atoms] = []
     for group, test in settings.tests.items():
-        chosen = read_structures(config.file(test.file))[:: test.every]
+        chosen = read_structures(config.file(test.file), **test.otherwise(settings).arguments)[:: test.every]
         for frame in chosen:
             frame.info["group"] = group
         if not any(frame.calc is not None for frame in chosen):
-            raise InputError(f"{config.file(test.file)} has no labels, and cannot test anything.")
+            raise InputError(
+                f"{config.file(test.file)} has no labels, and cannot test anything; {hint_of_keys(chosen[0])}."
+            )
         tests += chosen
     files += [config.file(test.file) for test in settings.tests.values()]
     given: list[Atoms] = []
     if isinstance(settings.initial, Path):
         files.append(config.file(settings.initial))
-        given = labelled_frames(files[-1], SystemSettings())
+        given = labelled_frames(files[-1], SystemSettings(), settings)
     known = {_geometry(frame) for frame in [*tests, *given]}
     pool = LabelledPool(name, frames, _fresh(frames, known), tests, given, tuple(_hash(path) for path in files))
     _check_size(pool, config)

@@ -17,6 +17,7 @@ from almlip_jax.models import ModelSettings, SharedDensitySettings
 from almlip_jax.score_names import ScoreName
 from almlip_jax.selection import SelectorSettings
 from almlip_jax.settings import Settings, unit
+from almlip_jax.structures.labels import FileReading
 from almlip_jax.training import TrainingSettings, check_training
 
 DATA_VARIABLE = "ALMLIP_DATA_DIR"
@@ -25,8 +26,8 @@ DATA_VARIABLE = "ALMLIP_DATA_DIR"
 _NAME = re.compile(r"[A-Za-z0-9_+.][A-Za-z0-9_+.-]*")
 
 
-class TestFile(Settings):
-    """A test set of a system."""
+class TestFile(FileReading):
+    """A test set of a system; ``keys`` and ``types`` where they are others than those of the system."""
 
     file: Path
     """Labelled structures."""
@@ -34,8 +35,8 @@ class TestFile(Settings):
     """Of the frames of the file, the first and every so many-th after it."""
 
 
-class SweepSystem(Settings):
-    """A labelled pool, its test sets, and the model that is trained on it."""
+class SweepSystem(FileReading):
+    """A labelled pool, its test sets, how their files are read, and the model that is trained on it."""
 
     pool: Path | tuple[Path, ...]
     """File or files with labelled structures to select from.  Those that are also in a test set, or come twice, are
@@ -70,6 +71,16 @@ class SweepSystem(Settings):
         if self.training.final_steps is not None:
             raise ValueError("training.final_steps is not used here; every round of a sweep counts alike.")
         return self
+
+    @property
+    def readings(self) -> dict[str, Any]:
+        """How files are read, where that is said: of the system, and by the name of a test."""
+        given: dict[str, FileReading] = {"": self, **self.tests}
+        said = {
+            name: one.model_dump(mode="json", include={"keys", "types"}, exclude_none=True)
+            for name, one in given.items()
+        }
+        return {name: how for name, how in said.items() if how}
 
     @property
     def pool_files(self) -> tuple[Path, ...]:

@@ -113,7 +113,6 @@ def test_extxyz_keeps_info_and_arrays(tmp_path: Path) -> None:
         "nothing": None,
         "nested": {"walker": 3, "scores": [0.1, 0.2], "name": "a b"},
         "key with blanks": 1,
-        "virial": np.arange(9.0).reshape(3, 3),
     }
     atoms.set_array("force_std", np.random.default_rng(0).random(4))
     atoms.set_array("step", np.arange(4))

@@ -9,14 +9,16 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 from ase import Atoms
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from almlip_jax.errors import InputError, LabelError
 from almlip_jax.oracles.base import LabelSource, Results, SourceSettings
 from almlip_jax.settings import unit
+from almlip_jax.structures.labels import FileReading, LabelKeys
+from almlip_jax.structures.validation import LABELS
 
 
-class FileSettings(SourceSettings):
+class FileSettings(SourceSettings, FileReading):
     """Labels looked up in a labelled file (extxyz or anything else that is read as structures).
 
     A structure is found by its species in order, pbc, positions and cell; charge and spin count where the frame in the
@@ -31,22 +33,32 @@ class FileSettings(SourceSettings):
     path: Path
     """The labelled file."""
 
-    energy_key: str | None = None
-    """Where energies (eV) stand in ``info``; by default calculator results or ``REF_energy``."""
-
-    forces_key: str | None = None
-    """Where forces (eV/Angstrom) stand in ``arrays``; by default calculator results or ``REF_forces``."""
-
-    stress_key: str | None = None
-    """Where stresses (eV/Angstrom^3) stand in ``info``; by default calculator results or ``REF_stress``."""
-
     tolerance: float = Field(default=1e-8, ge=0, le=0.1, json_schema_extra=unit("Angstrom"))
     """Largest difference of a coordinate at which structures are the same, in Angstrom (extxyz files may be rounded to
     8 decimals)."""
 
     def identity(self) -> dict[str, Any]:
         """The settings that decide what a label is; the path is not among them, the content is (see `version`)."""
-        return {key: value for key, value in super().identity().items() if key != "path"}
+        identity = {key: value for key, value in super().identity().items() if key not in {"path", "keys", "types"}}
+        keys = (self.keys or LabelKeys()).model_dump(mode="json")
+        identity |= {f"{name}_key": keys[name] for name in LABELS}  # as they have always stood in label stores
+        identity |= {name: keys[name] for name in ("virial", "stress_unit") if keys[name] is not None}
+        return identity | ({} if self.types is None else {"types": list(self.types)})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keys_have_moved(cls, given: Any) -> Any:
+        """Configs of earlier versions, those in run directories too, name the keys one by one."""
+        before = [f"{name}_key" for name in LABELS]
+        if not isinstance(given, dict) or not any(name in given for name in before):
+            return given
+        keys = {name: given[f"{name}_key"] for name in LABELS if given.get(f"{name}_key") is not None}
+        kept = {name: value for name, value in given.items() if name not in before}
+        if keys and kept.get("keys") is not None:
+            raise ValueError(
+                f"{' and '.join(f'{name}_key' for name in keys)} belong into keys, which is given as well."
+            )
+        return kept | ({"keys": keys} if keys else {})
 
     def version(self) -> str:
         """A hash of the content of the file."""
@@ -61,13 +73,7 @@ class FileSettings(SourceSettings):
         """A function that looks labels up."""
         from almlip_jax.structures.io import read_structures
 
-        frames = read_structures(
-            self.path,
-            energy_key=self.energy_key,
-            forces_key=self.forces_key,
-            stress_key=self.stress_key,
-            require_labels=True,
-        )
+        frames = read_structures(self.path, require_labels=True, **self.arguments)
         index = GeometryIndex(frames)
 
         def label(atoms: Atoms) -> Results:

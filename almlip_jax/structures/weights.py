@@ -1,0 +1,80 @@
+"""Weights of a structure in the loss, by the names that files give them.
+
+``weight`` goes with all labels of a structure, and is multiplied with the weight of each: ``energy_weight``,
+``forces_weight``, ``stress_weight``.  The names of MACE mean the same; 0 takes a label out of the training.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from ase import Atoms
+
+from almlip_jax.errors import InputError
+
+_NAMES: dict[str, tuple[str, ...]] = {
+    "weight": ("weight", "config_weight"),
+    "energy_weight": ("energy_weight", "config_energy_weight"),
+    "forces_weight": ("forces_weight", "force_weight", "config_forces_weight", "config_force_weight"),
+    "stress_weight": (
+        "stress_weight",
+        "virial_weight",
+        "virials_weight",
+        "config_stress_weight",
+        "config_virial_weight",
+        "config_virials_weight",
+    ),
+}
+
+WEIGHTS: tuple[str, ...] = tuple(_NAMES)
+"""Names of weights in `info`."""
+
+
+class LossWeights(NamedTuple):
+    """Weights of the labels of one structure, that of the structure included."""
+
+    energy: float
+    forces: float
+    stress: float
+
+
+def normalise_weights(atoms: Atoms, where: str) -> None:
+    """Brings the weights in `info` under the names of `WEIGHTS` and to float; what is not given stays absent.
+
+    Raises:
+        InputError: a weight is no finite number of at least 0, or two names contradict each other.
+    """
+    for name, found in _given(atoms, where).items():
+        for alias in _NAMES[name]:
+            atoms.info.pop(alias, None)
+        atoms.info[name] = found
+
+
+def loss_weights(atoms: Atoms, where: str) -> LossWeights:
+    """The weights of a structure, 1 where none is given; raises as `normalise_weights`."""
+    given = _given(atoms, where)
+    whole = given.get("weight", 1.0)
+    return LossWeights(*(whole * given.get(name, 1.0) for name in ("energy_weight", "forces_weight", "stress_weight")))
+
+
+def _given(atoms: Atoms, where: str) -> dict[str, float]:
+    """Weights by their names in `WEIGHTS`."""
+    found: dict[str, float] = {}
+    for name, aliases in _NAMES.items():
+        there = [alias for alias in aliases if alias in atoms.info]
+        values = [_weight(atoms.info[alias], alias, where) for alias in there]
+        if len(set(values)) > 1:
+            raise InputError(f"{where}: {' and '.join(there)} contradict each other; keep {there[0]}.")
+        if values:
+            found[name] = values[0]
+    return found
+
+
+def _weight(value: Any, name: str, where: str) -> float:
+    value = value.item() if isinstance(value, np.generic) else value
+    numeric = isinstance(value, int | float) and not isinstance(value, bool)
+    if not numeric or not math.isfinite(value) or value < 0:
+        raise InputError(f"{where}: {name} is {value!r}, but a weight is a number of at least 0; correct it.")
+    return float(value)
