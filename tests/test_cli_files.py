@@ -20,6 +20,7 @@ from almlip_jax.campaign.preparation import bare_frames, labelled_frames
 from almlip_jax.campaign.settings import InitialSettings, SystemSettings
 from almlip_jax.campaign.settings import TestFileSettings as FileOfTest
 from almlip_jax.config import ExperimentConfig, load_config
+from almlip_jax.ensembles import EnsembleSettings
 from almlip_jax.errors import InputError
 from almlip_jax.oracles.sources.labelled_file import FileSettings
 from almlip_jax.structures.io import read_structures, write_cfg, write_structures
@@ -78,6 +79,8 @@ def reads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Runs a command up to where its structures go into a potential, and gives the structures."""
 
     class Potential:
+        member_settings = EnsembleSettings()
+
         def evaluate(self, frames: list[Atoms], **_: Any) -> None:
             seen.append(frames)
             raise Seen
@@ -104,8 +107,9 @@ def reads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 def refused(*arguments: str) -> str:
     done = CliRunner().invoke(cli.app, list(arguments))
-    assert isinstance(done.exception, InputError), done.output
-    return str(done.exception)
+    _, said, message = done.stderr.partition("almlip: ")
+    assert done.exit_code == 1 and said, done.output
+    return message
 
 
 def assert_labels(frames: list[Atoms], *, stress: bool = True, expected: list[Atoms] = FRAMES) -> None:
