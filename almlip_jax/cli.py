@@ -17,10 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.measure import Measurement
+from rich.panel import Panel
 from rich.table import Table
 from typer.core import TyperGroup
 
+from almlip_jax import __version__
 from almlip_jax.errors import CapacityError, InputError, LabelError
 from almlip_jax.interrupts import exit_status, listening
 from almlip_jax.unit_names import with_unit
@@ -51,11 +54,12 @@ app = typer.Typer(
     cls=_Commands,
     help="Active learning of machine-learned interatomic potentials.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 console = Console()
+if not console.is_terminal:
+    console.width = 10_000  # a file has no edge
 
 AnySimulation = TypeVar("AnySimulation", bound="SimulationConfig")
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the result as JSON.")]
@@ -76,8 +80,17 @@ TypesOption = Annotated[
 ]
 
 
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"almlip {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def _options(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show a traceback for errors.")] = False,
 ) -> None:
     if debug:
@@ -155,7 +168,7 @@ def status(run_dir: RunFolder, json_file: JsonFile = None) -> None:
     from almlip_jax.campaign.status import campaign_status, render_status
 
     found = campaign_status(run_dir)
-    console.print(render_status(found))
+    _show(render_status(found))
     _write_json(json_file, found)
 
 
@@ -276,7 +289,7 @@ def evaluate(
             _number(forces["spearman"]),
             _number(forces["ence"]),
         )
-    console.print(table)
+    _show(table)
     _write_json(json_file, metrics)
 
 
@@ -359,7 +372,7 @@ def select(
     table = Table("pool index", "gain", title=f"{len(batch)} of {len(frames)} by {selector.kind}")
     for index, gain in chosen[:20]:
         table.add_row(str(index), _number(gain))
-    console.print(table)
+    _show(table)
     _write_json(json_file, {"indices": [i for i, _ in chosen], "gain": [g for _, g in chosen], "out": str(out)})
 
 
@@ -494,7 +507,7 @@ def _simulate(
         again += [part for override in overrides or [] for part in ("--set", override)]
         _complain(f"interrupted; go on with: {shlex.join(again)}")
         raise typer.Exit(exit_status(stop)) from None
-    console.print(render_summary(summary))
+    _show(render_summary(summary))
     _write_json(json_file, summary)
 
 
@@ -529,7 +542,7 @@ def sweep(
     except KeyboardInterrupt as stop:
         _complain("interrupted; nothing is lost, the same command goes on.")
         raise typer.Exit(exit_status(stop)) from None
-    console.print(render_result(result))
+    _show(render_result(result))
     _write_json(json_file, result.summary())
 
 
@@ -619,11 +632,30 @@ def _load(path: Path) -> Any:
     return Potential.load(path)
 
 
+def _show(content: RenderableType) -> None:
+    """Writes tables: whole words in a terminal however narrow, and as wide as they are into files and pipes."""
+    _fold(content)
+    console.print(content, width=Measurement.get(console, console.options, content).maximum)
+
+
+def _fold(content: RenderableType) -> None:
+    """Has what does not fit go on in the next line, instead of being cut off."""
+    if isinstance(content, Table):
+        for column in content.columns:
+            column.overflow = "fold"
+    elif isinstance(content, Panel):
+        content.expand = False
+        _fold(content.renderable)
+    elif isinstance(content, Group):
+        for part in content.renderables:
+            _fold(part)
+
+
 def _print_pairs(title: str, rows: Mapping[str, str]) -> None:
     table = Table(title=title, show_header=False)
     for name, value in rows.items():
         table.add_row(name, value)
-    console.print(table)
+    _show(table)
 
 
 def _number(value: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -15,7 +16,10 @@ from ase.build import molecule
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read
+from rich.console import Console, Group
+from rich.panel import Panel
 
+from almlip_jax import cli
 from almlip_jax.campaign.loop import Outcome
 from almlip_jax.cli import _show_outcome
 from almlip_jax.structures.io import read_structures, write_structures
@@ -219,3 +223,18 @@ def test_mistakes_are_one_sentence(folder, arguments, message):
 def test_usage_errors_exit_with_2(folder):
     almlip(folder, "run", code=2)
     almlip(folder, "no-such-command", code=2)
+
+
+@pytest.mark.parametrize("width", [40, 10_000])
+def test_tables_are_whole_however_wide_the_place_is(width, monkeypatch):
+    page = Console(file=io.StringIO(), width=width)
+    monkeypatch.setattr(cli, "console", page)
+    words = [f"word{n}" for n in range(60)]
+    folder = "/a/very/long/folder/" * 8
+    cli._show(Group(Panel(" ".join(words), title="panel"), "a sentence"))
+    cli._print_pairs("Table", {folder: folder})
+    text = page.file.getvalue()
+    assert "…" not in text and all(word in text for word in words)
+    assert "".join(text.split()).replace("│", "").count("folder/") >= 8
+    widest = max(map(len, text.splitlines()))
+    assert widest == 40 if width == 40 else 300 < widest < 500
