@@ -6,6 +6,7 @@ error and exit status 1; an interrupted run says how to go on and exits with 130
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -108,32 +109,40 @@ def run(
     json_file: JsonFile = None,
 ) -> None:
     """Run a whole campaign: label, train, explore, select, and again, until a stopping rule holds."""
+    from almlip_jax.campaign import run_campaign
     from almlip_jax.config import load_config
 
     settings = load_config(config, overrides or [])
     folder = run_dir or Path("runs") / settings.name
     if (folder / "state.json").exists():
         raise InputError(f"{folder} holds a campaign already; go on with `almlip resume {folder}`, or choose another.")
-    _campaign(settings, folder, json_file, fresh=True)
+    _campaign(settings, folder, json_file, run_campaign)
 
 
 @app.command()
-def resume(run_dir: RunFolder, overrides: SetOption = None, json_file: JsonFile = None) -> None:
+def resume(
+    run_dir: RunFolder,
+    overrides: SetOption = None,
+    accept_changes: Annotated[
+        bool, typer.Option("--accept-changes", help="Go on also with another label source, or files edited by hand.")
+    ] = False,
+    json_file: JsonFile = None,
+) -> None:
     """Go on with a campaign that was stopped or killed, or that ended and may now go further (--set)."""
-    from almlip_jax.config import load_config
+    from almlip_jax.campaign import resume_campaign
+    from almlip_jax.config import load_run_config
 
     if not (run_dir / "state.json").exists():
         raise InputError(f"{run_dir} holds no campaign to resume; begin one with `almlip run`.")
-    _campaign(load_config(run_dir / "config.yaml", overrides or []), run_dir, json_file, fresh=False)
+    work = functools.partial(resume_campaign, accept_changes=accept_changes)
+    _campaign(load_run_config(run_dir, overrides or []), run_dir, json_file, work)
 
 
-def _campaign(settings: ExperimentConfig, folder: Path, json_file: Path | None, *, fresh: bool) -> None:
-    from almlip_jax.campaign import resume_campaign, run_campaign
+def _campaign(settings: ExperimentConfig, folder: Path, json_file: Path | None, work: Callable[..., Outcome]) -> None:
     from almlip_jax.compilation import prepare_jax
     from almlip_jax.progress import open_progress
 
     prepare_jax(settings.precision)
-    work = run_campaign if fresh else resume_campaign
     try:
         with open_progress() as progress:
             outcome = work(settings, folder, progress=progress)

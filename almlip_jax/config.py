@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
 from almlip_jax.campaign.consistency import check_adaptive, check_judges, check_plateau, check_target
+from almlip_jax.campaign.continuity import with_earlier_defaults
 from almlip_jax.campaign.settings import (
     ExplorationChoice,
     InitialSettings,
@@ -82,7 +83,18 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> ExperimentCo
     return load_settings(ExperimentConfig, path, overrides)
 
 
-def load_settings(kind: type[Config], path: Path | str, overrides: Sequence[str] = ()) -> Config:
+def load_run_config(run_dir: Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
+    """Reads the config in a run directory, where keys of later versions mean what held when the run began."""
+    return load_settings(ExperimentConfig, run_dir / "config.yaml", overrides, prepare=with_earlier_defaults)
+
+
+def load_settings(
+    kind: type[Config],
+    path: Path | str,
+    overrides: Sequence[str] = (),
+    *,
+    prepare: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+) -> Config:
     """Reads a config of some kind and checks it.
 
     Args:
@@ -90,6 +102,7 @@ def load_settings(kind: type[Config], path: Path | str, overrides: Sequence[str]
         path: a YAML file; relative paths inside it are meant from its folder.
         overrides: ``dotted.key=value`` each, as `overrides.apply_override` takes them; relative paths in them are meant
             from the working directory.
+        prepare: changes what the file says before the overrides do.
 
     Raises:
         InputError: the file cannot be read, is not YAML, or holds a key or value that is not valid; every problem is
@@ -100,6 +113,7 @@ def load_settings(kind: type[Config], path: Path | str, overrides: Sequence[str]
     data = document.value
     if not isinstance(data, dict):
         raise InputError(f"{source} is not a config; it must hold keys and values.")
+    data = prepare(data)
     make_absolute(data, source.resolve().parent)
     lines = document.lines
     for override in overrides:

@@ -17,6 +17,7 @@ from typing import Any, Self
 
 from almlip_jax.errors import InputError
 from almlip_jax.files import PARTIAL, cannot_write, make_folder, plain, read_json, write_json
+from almlip_jax.process_table import birth, is_alive
 
 PACKAGES: tuple[str, ...] = (
     "almlip-jax",
@@ -203,41 +204,12 @@ def _short_exclusion(folder: Path) -> Iterator[None]:
 def _this_process() -> dict[str, Any]:
     pid = os.getpid()
     since = time.strftime("%Y-%m-%d %H:%M:%S")
-    return {"pid": pid, "host": socket.gethostname(), "born": _birth(pid), "since": since}
+    return {"pid": pid, "host": socket.gethostname(), "born": birth(pid), "since": since}
 
 
 def _alive(owner: Mapping[str, Any]) -> bool:
     """Whether the process that a lock names lives on this host, and is not a later one with the same number."""
-    pid = owner.get("pid")
-    if not isinstance(pid, int) or pid <= 0:
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass  # alive, of another user
-    state = _process_state(pid)
-    if state is None:
-        return True
-    status, born = state
-    return status not in "ZX" and owner.get("born") in (None, born)
-
-
-def _birth(pid: int) -> int | None:
-    """Start time of a process in clock ticks since boot; None where the system does not tell."""
-    state = _process_state(pid)
-    return None if state is None else state[1]
-
-
-def _process_state(pid: int) -> tuple[str, int] | None:
-    """Status letter (Z: ended, not yet waited for) and start time of a process; None where /proc does not tell."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    fields = stat.rpartition(")")[2].split()  # the name before it may hold blanks
-    return fields[0], int(fields[19])
+    return is_alive(owner.get("pid"), owner.get("born"))
 
 
 def _git_commit(folder: Path) -> str | None:

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 from ase import Atoms
 
-from almlip_jax.campaign import stages, stopping
+from almlip_jax.campaign import bookkeeping, continuity, stages, stopping
 from almlip_jax.campaign.consistency import check_columns
 from almlip_jax.campaign.preparation import (
     check_stress_labels,
@@ -38,13 +38,10 @@ from almlip_jax.progress import Progress, SilentProgress
 from almlip_jax.structures.io import read_structures
 from almlip_jax.structures.neighbors import largest_neighbor_count
 from almlip_jax.work_directory import write_versions
-from almlip_jax.yaml_text import read_yaml, yaml_text
+from almlip_jax.yaml_text import yaml_text
 
 Work = Callable[[Workshop, int], Mapping[str, Any]]
 """A stage: does its work for a round, writes its files, and returns fields of the round's record."""
-
-_LASTING = ("seed", "precision", "system", "initial", "test", "model", "ensemble")
-"""Sections of a config that a campaign keeps."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +88,24 @@ class Campaign:
         self.state = read_state(run)
         self.workshop = Workshop(config, run, self.state, progress)
 
+    def take_stock(self) -> None:
+        """Remembers what has to stay, and holds the label store against the calls that were counted."""
+        if not self.state.settled:
+            self.state = self.state.model_copy(update={"settled": continuity.settled(self.config)})
+        self.state = continuity.with_config(self.run, self.state)
+        shop = self.workshop
+        missing = bookkeeping.missing_calls(shop.store, self.state.labels, shop.lost_calls)
+        if missing:
+            restored = bookkeeping.restore_rows(shop.store, self.run, self.config.name)
+            lost = bookkeeping.missing_calls(shop.store, self.state.labels, shop.lost_calls)
+            shop.lost_calls += lost
+            self.state = self.state.model_copy(update={"lost_calls": shop.lost_calls})
+            self.progress.message(
+                f"{self.run.labels} was removed or replaced: {missing} label-source calls are not in it; {restored} "
+                f"labels were taken from the files of the run, and {lost} calls that are in none of them still count."
+            )
+        self.save(self.state)
+
     def follow_protocol(self) -> Outcome:
         """Goes on from where the state stands; what is done already is passed over."""
         if not self.state.finished:
@@ -125,9 +140,10 @@ class Campaign:
         if self.state.stage is not stage:
             return
         results, seconds = self.results_of(work)
-        self.save(
-            self.state.after(results, seconds=seconds, labels=self.workshop.labels, measured=self.workshop.measured)
-        )
+        files = continuity.digests_after(stage, self.state.round, self.run, self.state.files)
+        shop = self.workshop
+        following = self.state.after(results, seconds=seconds, labels=shop.labels, measured=shop.measured)
+        self.save(following.model_copy(update={"files": files}))
 
     def finish(self) -> None:
         """Trains and evaluates the final potential where the config asks for one that is not there yet."""
@@ -193,7 +209,9 @@ class Campaign:
     def note_error(self, error: Exception) -> None:
         """Keeps for the status why the campaign stands still; labels that failed are tried again when it goes on."""
         with contextlib.suppress(InputError):  # nothing can be written where the disk is full
-            self.save(self.state.model_copy(update={"reason": str(error), "retry": isinstance(error, LabelError)}))
+            retry = isinstance(error, LabelError)
+            update = {"reason": str(error), "retry": retry, "labels": self.workshop.labels}
+            self.save(self.state.model_copy(update=update))
 
     def save(self, state: CampaignState) -> None:
         """Makes a new state durable."""
@@ -251,7 +269,9 @@ def run_campaign(config: Experiment, run_dir: Path, *, progress: Progress | None
         return _carry_on(config, run, progress or SilentProgress())
 
 
-def resume_campaign(config: Experiment, run_dir: Path, *, progress: Progress | None = None) -> Outcome:
+def resume_campaign(
+    config: Experiment, run_dir: Path, *, progress: Progress | None = None, accept_changes: bool = False
+) -> Outcome:
     """Goes on with a campaign: after a kill with what it was doing, after its end if larger limits allow more.
 
     Args:
@@ -259,17 +279,20 @@ def resume_campaign(config: Experiment, run_dir: Path, *, progress: Progress | N
             replaces it there; what earlier rounds were made of has to stay.
         run_dir: the directory of the campaign.
         progress: tells the user; nothing is told by default.
+        accept_changes: goes on also with another label source, and with files that were edited by hand.
 
     Raises:
-        InputError: there is no campaign, the config changes what has to stay, or as for `run_campaign`.
+        InputError: there is no campaign, the config or an edit by hand changes what has to stay, or as for
+            `run_campaign`.
         LabelError: no structure of a batch could be labelled.
     """
     run = RunDirectory(run_dir).require()
     with run.lock():
-        _check_change(config, run)
+        tell = progress or SilentProgress()
+        _check_change(config, run, tell, accept=accept_changes)
         write_text(run.config, yaml_text(config.model_dump(mode="json")))
         write_versions(run)
-        return _carry_on(config, run, progress or SilentProgress())
+        return _carry_on(config, run, tell)
 
 
 def _carry_on(config: Experiment, run: RunDirectory, progress: Progress) -> Outcome:
@@ -278,16 +301,16 @@ def _carry_on(config: Experiment, run: RunDirectory, progress: Progress) -> Outc
 
 
 def _work(campaign: Campaign) -> Outcome:
-    run, progress = campaign.run, campaign.progress
+    progress = campaign.progress
     try:
-        write_state(run, campaign.state)
+        campaign.take_stock()
         for record in campaign.state.history:
             progress.expect(record.seconds)
         if not campaign.reopen():
             return campaign.outcome()
         return campaign.follow_protocol()
     except PendingLabels as pending:
-        campaign.save(campaign.state.model_copy(update={"reason": str(pending)}))
+        campaign.save(campaign.state.model_copy(update={"reason": str(pending), "labels": campaign.workshop.labels}))
         return campaign.outcome()
     finally:
         campaign.workshop.close()
@@ -369,21 +392,23 @@ def _check_relaxed(exploration: ExplorationChoice, geometries: Sequence[Atoms]) 
         )
 
 
-def _check_change(config: Experiment, run: RunDirectory) -> None:
-    """Refuses another config where the rounds so far would not fit to it."""
-    try:
-        before = read_yaml(run.config).value or {}
-    except InputError as error:
-        raise InputError(f"{run.config} cannot be read ({error}); restore it from a copy.") from error
-    now = config.model_dump(mode="json")
+def _check_change(config: Experiment, run: RunDirectory, progress: Progress, *, accept: bool) -> None:
+    """Refuses another config, or files edited by hand, where the rounds so far would not fit to them."""
+    state = read_state(run)
+    note = continuity.check_settings(config, run, state, accept=accept)
+    if accept:
+        files, kept = continuity.fresh_digests(run, state), continuity.settled(config)
+        state = state.model_copy(update={"files": files, "settled": kept})
+    else:
+        continuity.check_files(run, state)
+        if continuity.config_edited(run, state):
+            progress.message(f"{run.config} is not what the campaign last ran with; its settings hold from now on.")
+    if note is not None:
+        progress.message(note)
+        state = state.model_copy(update={"settled": continuity.settled(config)})
     if run.test.exists():
         check_stress_labels(config.stopping.target_error, read_structures(run.test))
-    for section in _LASTING:
-        if before.get(section) != now[section]:
-            raise InputError(
-                f"'{section}' differs from that of {run.config}, on which what is there already depends; begin a new "
-                "run for it."
-            )
+    write_state(run, state)
 
 
 @contextlib.contextmanager

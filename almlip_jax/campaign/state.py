@@ -127,6 +127,12 @@ class CampaignState(Findings):
     """Whether failed labels are tried again when the campaign goes on."""
     labels: int = 0
     """Label-source calls so far, without those of the test set."""
+    lost_calls: int = 0
+    """How many of them the label store no longer knows, since it was removed or replaced."""
+    settled: dict[str, Any] = {}
+    """Settings that the campaign keeps, as it began with them, and the version of its label source."""
+    files: dict[str, str] = {}
+    """SHA-256 of each file that later stages read, by its place in the run directory, and of the config."""
     measured: dict[str, Any] = {}
     """Shapes and capacities chosen by measurement; ``measured.json`` is a copy of it."""
     history: tuple[RoundRecord, ...] = ()

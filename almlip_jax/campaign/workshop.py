@@ -159,6 +159,7 @@ class Workshop:
         self.run = run
         self.progress = progress
         self.measured: dict[str, Any] = dict(state.measured)
+        self.lost_calls = state.lost_calls
         self.store = LabelStore(run.labels)
         try:
             self.labeller = Labeller(config.oracle, self.store, config.executor)
@@ -174,7 +175,7 @@ class Workshop:
     @property
     def labels(self) -> int:
         """Label-source calls so far, without those of the test set."""
-        return self.store.count_calls()
+        return self.store.count_calls() + self.lost_calls
 
     # -- inputs -------------------------------------------------------------------------------------------------------
 

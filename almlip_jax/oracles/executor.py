@@ -25,12 +25,14 @@ from almlip_jax.errors import InputError
 from almlip_jax.oracles.base import Label, SourceSettings, bare
 from almlip_jax.oracles.cluster import ClusterBackend
 from almlip_jax.oracles.identity import identifier
-from almlip_jax.oracles.processes import WorkerProcess, as_finished, ask_patiently
+from almlip_jax.oracles.processes import WorkerProcess, as_finished, ask_patiently, end_leftovers
 from almlip_jax.oracles.sources.external import ExternalSettings, export_request, import_results
+from almlip_jax.oracles.spool import at_work_elsewhere
 from almlip_jax.oracles.store import LabelStore, storage_error
 from almlip_jax.oracles.worker import Context, Failure, LabelTask, NoSpace, Task
 from almlip_jax.settings import Settings
 
+_LOOK_SECONDS = 0.1  # between looks at labels that others calculate
 _FLUSH_SECONDS = 0.5  # finished labels wait at most this long (in the spool) for their transaction
 
 
@@ -100,6 +102,7 @@ class ProcessBackend:
     """Runs tasks in local worker processes, which are started when needed and kept."""
 
     def __init__(self, oracle: SourceSettings, spool: Path, workers: int, threads: int) -> None:
+        end_leftovers(spool)
         self._attempts = oracle.attempts
         self._workers = [WorkerProcess(oracle, spool, threads) for _ in range(workers)]
         self._idle: queue.LifoQueue[WorkerProcess] = queue.LifoQueue()
@@ -241,6 +244,31 @@ class Labeller:
             raise export_request(oracle, [(identity, bare(atoms)) for identity, atoms in missing])
 
     def _calculate(self, wanted: Mapping[str, Atoms]) -> Iterator[Label]:
+        """The labels wanted, as they arrive; what workers of a killed program are still at is waited for."""
+        elsewhere = at_work_elsewhere(self.store.spool)
+        for identity in wanted:
+            # One of them may have finished since the store was opened.
+            label = None if identity in elsewhere else self.store.take_in(identity)
+            if label is not None:
+                yield label
+        wanted = {identity: atoms for identity, atoms in wanted.items() if identity not in self.store}
+        left_at = {identity: atoms for identity, atoms in wanted.items() if identity in elsewhere}
+        yield from self._run({i: a for i, a in wanted.items() if i not in left_at})
+        for identity in left_at:
+            label = self._await(identity)
+            if label is not None:
+                yield label
+        yield from self._run({i: a for i, a in left_at.items() if i not in self.store})
+
+    def _await(self, identity: str) -> Label | None:
+        """The label that a worker of a killed program is calculating; None where that ended without one."""
+        while identity in at_work_elsewhere(self.store.spool):
+            time.sleep(_LOOK_SECONDS)
+        return self.store.take_in(identity)
+
+    def _run(self, wanted: Mapping[str, Atoms]) -> Iterator[Label]:
+        if not wanted:
+            return
         tasks = [LabelTask(bare(atoms), identity) for identity, atoms in wanted.items()]
         arrived: list[Label] = []
         flushed = time.monotonic()

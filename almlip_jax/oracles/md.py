@@ -7,8 +7,11 @@ appends each structure before it is labelled and each label after.
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
+import time
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +29,8 @@ from almlip_jax.oracles.base import Label, bare, initial_moments
 from almlip_jax.oracles.identity import identifier
 from almlip_jax.oracles.spool import label_from_json, label_to_json, reserved
 from almlip_jax.oracles.worker import Context, NoSpace
+
+_LOOK_SECONDS = 0.1  # between tries to write to a stream that another worker writes to
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,7 @@ class DynamicsTask:
         """The calls that are kept, in order; where the last one failed, the dynamics ended there."""
         known = dict(self.known)
         try:
-            with Stream.appending(self.stream) as stream:
+            with Stream.appending(self.stream, context.beat) as stream:
                 known |= {call.label.identity: call.label for call in stream.earlier if call.label is not None}
                 return thinned(self._integrate(context, known, stream), self.keep, self.known)
         except OSError as error:
@@ -216,13 +221,24 @@ class Stream:
         self.earlier = earlier
 
     @classmethod
-    def appending(cls, path: Path) -> Stream:
-        """Opens a stream that `create_stream` made; where it is out of reach, one that keeps nothing."""
+    def appending(cls, path: Path, beat: Callable[[], None] = lambda: None) -> Stream:
+        """Opens a stream that `create_stream` made; where it is out of reach, one that keeps nothing.
+
+        A worker of a killed program may still be writing to it, and is waited for.
+
+        Args:
+            path: of the stream.
+            beat: gives a sign of life meanwhile.
+        """
         if not path.exists():
             return cls(None, [])
+        file = path.open("ab", buffering=0)
+        while not is_free(file):
+            beat()
+            time.sleep(_LOOK_SECONDS)
         _, calls, size = read_stream(path)
         os.truncate(path, size)
-        return cls(path.open("ab", buffering=0), calls)
+        return cls(file, calls)
 
     def __enter__(self) -> Stream:
         return self
@@ -241,6 +257,29 @@ class Stream:
         else:
             record["label"] = label_to_json(call.label)
         self._file.write(json.dumps(record).encode() + b"\n")
+
+
+def is_free(file: IO[bytes]) -> bool:
+    """Takes the lock of an open stream where nobody else writes to it; file systems without locks always give it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EWOULDBLOCK, errno.EACCES)
+    return True
+
+
+def put_aside_if_damaged(path: Path) -> bool:
+    """Renames a stream that cannot be read to ``.damaged``; whether it was one."""
+    try:
+        header, _, _ = read_stream(path)
+        if not header or not isinstance(header.get("provenance"), dict):
+            raise ValueError("no header")
+    except FileNotFoundError:
+        return False
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        path.rename(path.with_suffix(".damaged"))
+        return True
+    return False
 
 
 def create_stream(path: Path, start: Atoms, header: Mapping[str, Any]) -> None:

@@ -20,7 +20,17 @@ from ase.data import covalent_radii
 from almlip_jax.errors import InputError, LabelError
 from almlip_jax.oracles.base import Label, bare
 from almlip_jax.oracles.executor import Labeller
-from almlip_jax.oracles.md import Call, Dynamics, DynamicsTask, Steps, create_stream, read_stream, thinned
+from almlip_jax.oracles.md import (
+    Call,
+    Dynamics,
+    DynamicsTask,
+    Steps,
+    create_stream,
+    is_free,
+    put_aside_if_damaged,
+    read_stream,
+    thinned,
+)
 from almlip_jax.oracles.store import LabelStore, StoredLabel, storage_error
 from almlip_jax.oracles.worker import Failure, NoSpace
 from almlip_jax.units import KB
@@ -204,6 +214,7 @@ class _Plan:
         stream = folder / f"{self.key}.jsonl"
         try:
             folder.mkdir(exist_ok=True)
+            put_aside_if_damaged(stream)
             create_stream(stream, start, {"provenance": json.loads(json.dumps(self.given, default=str))})
         except OSError as error:
             raise storage_error(labeller.store.path, error) from error
@@ -298,8 +309,11 @@ def _take_in_abandoned(store: LabelStore, plans: Sequence[_Plan]) -> None:
     """Stores the labels of cut-off runs that nobody asks for any more: they are paid for."""
     wanted = {plan.key for plan in plans}
     for path in sorted((store.spool / "md").glob("*.jsonl")):
-        if path.stem in wanted:
+        if path.stem in wanted or put_aside_if_damaged(path):
             continue
+        with path.open("ab") as file:
+            if not is_free(file):  # a worker of a killed program is at it; the next time will do
+                continue
         header, calls, _ = read_stream(path)
         given = header.get("provenance", {})
         paid = [call for call in calls if call.label is not None]

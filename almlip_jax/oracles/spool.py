@@ -11,13 +11,14 @@ import contextlib
 import errno
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from almlip_jax.oracles.base import Label
+from almlip_jax.process_table import birth, is_alive
 
 _BYTES_PER_ATOM = 100  # three numbers of at most 25 characters
 _BYTES_EXTRA = 4096
@@ -37,16 +38,22 @@ def label_to_json(label: Label) -> dict[str, Any]:
 
 
 def label_from_json(record: dict[str, Any]) -> Label:
-    """The label that `label_to_json` wrote."""
-    forces, stress = record["forces"], record["stress"]
+    """The label that `label_to_json` wrote.
+
+    Raises:
+        ValueError, KeyError, TypeError: the record is none.
+    """
+    energy, forces, stress, error = (record[name] for name in ("energy", "forces", "stress", "error"))
+    if error is None and (energy is None or forces is None):
+        raise ValueError("neither a label nor the reason why there is none")
     return Label(
-        identity=record["identity"],
-        energy=record["energy"],
+        identity=str(record["identity"]),
+        energy=None if energy is None else float(energy),
         forces=None if forces is None else np.array(forces, np.float64).reshape(-1, 3),
-        stress=None if stress is None else np.array(stress, np.float64),
-        error=record["error"],
-        seconds=record["seconds"],
-        calls=record["calls"],
+        stress=None if stress is None else np.array(stress, np.float64).reshape(6),
+        error=None if error is None else str(error),
+        seconds=float(record["seconds"]),
+        calls=int(record["calls"]),
     )
 
 
@@ -64,7 +71,7 @@ class Reservation:
 
     def __init__(self, spool: Path, identity: str, num_atoms: int) -> None:
         self._target = spool / f"{identity}.json"
-        self._part = spool / f"{identity}.{os.getpid()}.part"
+        self._part = spool / f"{identity}.{os.getpid()}-{birth(os.getpid()) or ''}.part"
         try:
             with self._part.open("wb") as file:
                 _allocate(file.fileno(), _BYTES_EXTRA + _BYTES_PER_ATOM * num_atoms)
@@ -92,33 +99,66 @@ class Reservation:
         self._part.unlink(missing_ok=True)
 
 
-def waiting_labels(spool: Path) -> Iterator[tuple[Path, Label]]:
-    """The labels in the spool with the files that hold them, in the order of their identities."""
-    for path in sorted(spool.glob("*.json")):
+def waiting_labels(
+    spool: Path, fits: Callable[[Label], bool | None], pattern: str = "*.json"
+) -> Iterator[tuple[Path, Label]]:
+    """The labels in the spool with the files that hold them, in the order of their identities.
+
+    What is no result is put aside, with ``.damaged`` in the place of its suffix.
+
+    Args:
+        spool: the folder.
+        fits: whether a label can be that of the row it is for; None where there is no such row, and it stays.
+        pattern: of the files to look at.
+    """
+    for path in sorted(spool.glob(pattern)):
         try:
             label = label_from_json(json.loads(path.read_text()))
-        except (ValueError, KeyError):
+            suits = fits(label) if path.stem == label.identity else False
+        except (ValueError, KeyError, TypeError, AttributeError):
             # A power failure can leave a renamed file without its content.
-            path.rename(path.with_suffix(".damaged"))
+            suits = False
+        except OSError:
             continue
-        yield path, label
+        if suits is False:
+            path.rename(path.with_suffix(".damaged"))
+        elif suits:
+            yield path, label
 
 
-def clear_reservations(spool: Path) -> None:
-    """Removes the reservations of processes that are gone."""
-    for path in spool.glob("*.part"):
-        if not _runs(int(path.name.split(".")[1])):
+def clear_reservations(spool: Path) -> list[str]:
+    """Removes the reservations of processes that are gone, and returns the identities of what they were to hold."""
+    gone = []
+    for path in sorted(spool.glob("*.part")):
+        identity, owner = _owner_of(path)
+        if owner is None:
+            continue
+        if not is_alive(*owner):
             path.unlink(missing_ok=True)
+            gone.append(identity)
+    return gone
 
 
-def _runs(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+def at_work_elsewhere(spool: Path) -> dict[str, int]:
+    """Identities of labels that living processes are calculating, with the numbers of those.
+
+    These are workers of a program that was killed, which finish the label at hand.
+    """
+    found = {}
+    for path in spool.glob("*.part"):
+        identity, owner = _owner_of(path)
+        if owner is not None and is_alive(*owner):
+            found[identity] = owner[0]
+    return found
+
+
+def _owner_of(path: Path) -> tuple[str, tuple[int, int | None] | None]:
+    """Identity of a reservation, and number and start time of its process; None for files that are none."""
+    identity, _, process = path.name.removesuffix(".part").partition(".")
+    pid, _, born = process.partition("-")
+    if not pid.isdigit():
+        return identity, None
+    return identity, (int(pid), int(born) if born.isdigit() else None)
 
 
 def _allocate(descriptor: int, size: int) -> None:

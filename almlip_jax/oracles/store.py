@@ -12,11 +12,11 @@ import errno
 import fcntl
 import json
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar, get_args
 
 import numpy as np
 from ase import Atoms
@@ -26,9 +26,12 @@ from ase.db.row import AtomsRow
 
 from almlip_jax.errors import InputError
 from almlip_jax.oracles.base import Label, bare
+from almlip_jax.oracles.database import is_unfinished, make_database
 from almlip_jax.oracles.spool import clear_reservations, waiting_labels
 
 Status = Literal["pending", "done", "failed"]
+
+Decoded = TypeVar("Decoded")
 
 
 class StorageError(InputError):
@@ -60,6 +63,7 @@ class _Row:
     purpose: str
     calls: int
     seconds: float
+    cut_off: int = 0
 
 
 class LabelStore:
@@ -89,6 +93,10 @@ class LabelStore:
                 self.spool.mkdir(parents=True, exist_ok=True)
                 self._lock = self._take_lock()
             try:
+                if not readonly:
+                    make_database(self.path)
+                elif is_unfinished(self.path):
+                    raise StorageError(f"the label store {self.path} holds nothing yet.")
                 self._db = connect(self.path, type="db", use_lock_file=False)
                 self._load()
                 if not readonly:
@@ -127,8 +135,7 @@ class LabelStore:
         """
         if identity not in self:
             raise KeyError(identity)
-        with self._sentences():
-            return _stored(self._db.get(id=self._rows[identity].id))
+        return self._read(self._rows[identity].id, _stored)
 
     def labelled(self, purpose: str | None = None, *, failed: bool = False) -> Iterator[StoredLabel]:
         """The rows that hold labels, in the order they were asked for.
@@ -146,7 +153,8 @@ class LabelStore:
         """The rows, done or failed, with these values of ``purpose``, ``round`` or ``trajectory``, in order."""
         with self._sentences():
             rows = list(self._db.select(sort="id", **provenance))
-        return [_stored(row) for row in rows if row.status != "pending"]
+        with self._readable("a row"):
+            return [_stored(row) for row in rows if row.status != "pending"]
 
     def count_calls(self, exclude_purpose: str | None = "test") -> int:
         """Calls of the label source that have been paid, those of failed labels and of retries included.
@@ -157,10 +165,14 @@ class LabelStore:
         return sum(row.calls for row in self._rows.values() if row.purpose != exclude_purpose)
 
     def summary(self) -> dict[str, dict[str, float]]:
-        """For each purpose the numbers ``done``, ``failed``, ``pending``, ``calls`` and ``seconds``."""
+        """For each purpose the numbers ``done``, ``failed``, ``pending``, ``calls``, ``cut_off`` and ``seconds``.
+
+        What was cut off ended with its process before it gave a label, was made again, and is not among the calls.
+        """
         table: dict[str, dict[str, float]] = {}
         for row in self._rows.values():
-            entry = table.setdefault(row.purpose, dict(done=0, failed=0, pending=0, calls=0, seconds=0.0))
+            entry = table.setdefault(row.purpose, dict(done=0, failed=0, pending=0, calls=0, cut_off=0, seconds=0.0))
+            entry["cut_off"] += row.cut_off
             entry[row.status] += 1
             entry["calls"] += row.calls
             entry["seconds"] += row.seconds
@@ -185,8 +197,8 @@ class LabelStore:
         rows = []
         for label in fresh.values():
             row = self._rows[label.identity]
-            pending = self._db.get(id=row.id)
-            rows.append((row, label.identity, _atoms(pending), dict(pending.data["provenance"]), label))
+            atoms, provenance = self._read(row.id, _request)
+            rows.append((row, label.identity, atoms, provenance, label))
         self._write(rows)
         for label in labels:
             (self.spool / f"{label.identity}.json").unlink(missing_ok=True)
@@ -209,8 +221,8 @@ class LabelStore:
         failed = [(identity, row) for identity, row in self._rows.items() if row.status == "failed"]
         rows = []
         for identity, row in failed:
-            stored = self._db.get(id=row.id)
-            rows.append((row, identity, _atoms(stored), dict(stored.data["provenance"]), None))
+            atoms, provenance = self._read(row.id, _request)
+            rows.append((row, identity, atoms, provenance, None))
         self._write(rows)
         return len(failed)
 
@@ -231,6 +243,7 @@ class LabelStore:
                     earlier.purpose,
                     earlier.calls + (0 if label is None else label.calls),
                     earlier.seconds + (0.0 if label is None else label.seconds),
+                    earlier.cut_off,
                 )
                 entry = AtomsRow(atoms if label is None or label.error is not None else label.attach(atoms))
                 entry["unique_id"], entry["ctime"], entry["user"] = identity, now(), None
@@ -259,15 +272,68 @@ class LabelStore:
         query = "SELECT id, unique_id, key_value_pairs FROM systems"
         with self._db.managed_connection() as connection:
             for id, identity, encoded in connection.execute(query):
-                pairs = json.loads(encoded)
+                with self._readable(f"row {id}"):
+                    pairs = dict(json.loads(encoded))
                 if "status" not in pairs:
                     raise StorageError(f"{self.path} is an ASE database but no label store; name another file.")
-                self._rows[identity] = _Row(id, *(pairs[key] for key in ("status", "purpose", "calls", "seconds")))
+                with self._readable(f"row {id}"):
+                    self._rows[str(identity)] = _row(id, pairs)
+
+    def _read(self, id: int, decode: Callable[[AtomsRow], Decoded]) -> Decoded:
+        """What a row holds.
+
+        Raises:
+            StorageError: it cannot be read.
+        """
+        with self._sentences():
+            with self._readable(f"row {id}"):
+                return decode(self._db.get(id=id))
+
+    @contextlib.contextmanager
+    def _readable(self, what: str) -> Iterator[None]:
+        """Turns what decoding a damaged row runs into, which may be anything, into a sentence."""
+        try:
+            yield
+        except (sqlite3.Error, OSError, StorageError):
+            raise
+        except Exception as error:
+            raise StorageError(
+                f"{what} of the label store {self.path} is damaged ({type(error).__name__}: {error}); restore a copy "
+                "of the store, or move it away: labels in the files of a run are taken from there when it is resumed."
+            ) from error
 
     def _take_in_spool(self) -> None:
-        clear_reservations(self.spool)
-        waiting = list(waiting_labels(self.spool))
-        self.land([label for _, label in waiting if label.identity in self._rows])
+        self._note_cut_off(clear_reservations(self.spool))
+        self.land([label for _, label in waiting_labels(self.spool, self._fits)])
+
+    def take_in(self, identity: str) -> Label | None:
+        """The label that another process has left in the spool for a pending row, now stored; None without one."""
+        if not (self.spool / f"{identity}.json").exists():
+            return None
+        for _, label in waiting_labels(self.spool, self._fits, f"{identity}.json"):
+            self.land([label])
+            return label
+        return None
+
+    def _fits(self, label: Label) -> bool | None:
+        """Whether a label can be that of its row; None where nobody asked for it."""
+        row = self._rows.get(label.identity)
+        if row is None:
+            return None
+        if label.error is not None or row.status != "pending":
+            return True
+        atoms, _ = self._read(row.id, _request)
+        return label.forces is not None and label.forces.shape == (len(atoms), 3)
+
+    def _note_cut_off(self, identities: Sequence[str]) -> None:
+        """Counts calculations that ended with their processes, before they gave a label."""
+        rows = []
+        for identity in identities:
+            row = self._rows.get(identity)
+            if row is not None and row.status == "pending":
+                atoms, provenance = self._read(row.id, _request)
+                rows.append((replace(row, cut_off=row.cut_off + 1), identity, atoms, provenance, None))
+        self._write(rows)
 
     def _take_lock(self) -> Any:
         lock = open(self.spool / "writer.lock", "w")
@@ -305,7 +371,8 @@ def storage_error(path: Path, error: sqlite3.Error | OSError) -> StorageError:
         return StorageError(f"another process holds the label store {path}; wait for it or stop it, then resume.")
     if "not a database" in reason or "malformed" in reason:
         return StorageError(
-            f"the label store {path} is damaged ({reason}); restore a copy of it, or move it away to start a new one."
+            f"the label store {path} is damaged ({reason}); restore a copy of it, or move it away to start a new one "
+            "(labels in the files of a run are taken from there when it is resumed)."
         )
     return StorageError(f"the label store {path} cannot be used: {reason}.")
 
@@ -313,6 +380,8 @@ def storage_error(path: Path, error: sqlite3.Error | OSError) -> StorageError:
 def _keys(row: _Row, provenance: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a row that can be searched."""
     keys: dict[str, Any] = {"status": row.status, "purpose": row.purpose, "calls": row.calls, "seconds": row.seconds}
+    if row.cut_off:
+        keys["cut_off"] = row.cut_off
     if isinstance(provenance.get("round"), int):
         keys["round"] = provenance["round"]
     if "trajectory" in provenance:
@@ -328,6 +397,18 @@ def _plain(provenance: Mapping[str, Any]) -> dict[str, Any]:
 
     decoded: dict[str, Any] = json.loads(json.dumps(dict(provenance), default=plain))
     return decoded
+
+
+def _row(id: int, pairs: Mapping[str, Any]) -> _Row:
+    status = pairs["status"]
+    if status not in get_args(Status):
+        raise ValueError(f"status '{status}'")
+    numbers = int(pairs["calls"]), float(pairs["seconds"]), int(pairs.get("cut_off", 0))
+    return _Row(id, status, str(pairs["purpose"]), *numbers)
+
+
+def _request(row: AtomsRow) -> tuple[Atoms, dict[str, Any]]:
+    return _atoms(row), dict(row.data["provenance"])
 
 
 def _atoms(row: AtomsRow) -> Atoms:

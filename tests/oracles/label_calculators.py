@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
 
-HANG, ABORT, NAN, RAISE, SHAPE, HUGE, SLOW = 2, 3, 4, 5, 6, 7, 8
+HANG, ABORT, NAN, RAISE, SHAPE, HUGE, SLOW, SPAWN, KILLED = 2, 3, 4, 5, 6, 7, 8, 9, 10
 
 
 class Springs(Calculator):
@@ -19,9 +21,9 @@ class Springs(Calculator):
 
     implemented_properties = ["energy", "forces"]
 
-    def __init__(self, log: str, delay: float = 0.0) -> None:
+    def __init__(self, log: str, delay: float = 0.0, patience: int = 3) -> None:
         super().__init__()
-        self._log, self._delay = Path(log), delay
+        self._log, self._delay, self._patience = Path(log), delay, patience
 
     def calculate(self, atoms: Atoms | None = None, properties: Any = None, system_changes: Any = all_changes) -> None:
         super().calculate(atoms, properties, system_changes)
@@ -31,6 +33,13 @@ class Springs(Calculator):
         time.sleep(self._delay + (0.3 if charge == SLOW else 0.0))
         if charge == HANG:
             time.sleep(600)
+        if charge == SPAWN:
+            # a program that makes a session of its own, as launchers of parallel programs do
+            child = subprocess.Popen(["sleep", "600"], start_new_session=True)
+            self._log.with_name("children.log").open("a").write(f"{os.getpid()} {child.pid} ")
+            time.sleep(600)
+        if charge == KILLED and len(self._log.read_text().splitlines()) < self._patience:
+            os.kill(os.getpid(), signal.SIGKILL)
         if charge == ABORT:
             print("about to abort", flush=True)
             os.abort()
@@ -51,6 +60,12 @@ class Unimportable:
 
     def __init__(self) -> None:
         raise OSError("licence server not found")
+
+
+def children(tmp_path: Path) -> list[int]:
+    """Workers and the programs that they started."""
+    log = tmp_path / "children.log"
+    return [int(pid) for pid in log.read_text().split()] if log.exists() else []
 
 
 def calls(tmp_path: Path) -> list[float]:

@@ -27,6 +27,7 @@ from almlip_jax.oracles import (
 )
 from almlip_jax.oracles.sources.calculator import CalculatorSettings
 from almlip_jax.oracles.sources.labelled_file import FileSettings
+from almlip_jax.process_table import is_alive
 from almlip_jax.structures.io import write_structures
 
 Waters = Callable[..., list[Atoms]]
@@ -112,6 +113,28 @@ def test_attempts(charge: int, waters: Waters, springs: CalculatorSettings, stor
     oracle = springs.model_copy(update={"attempts": 3})
     (result,) = label_structures(waters(1, charge), oracle, store, executor=TWO, provenance=TRAIN)
     assert result.error is not None and len(calls(tmp_path)) == 3 and store.count_calls() == 3
+
+
+def test_a_hung_label_ends_with_all_it_started(
+    waters: Waters, springs: CalculatorSettings, store: LabelStore, tmp_path: Path
+) -> None:
+    oracle = springs.model_copy(update={"timeout": 1.5})
+    (result,) = label_structures(waters(1, trouble.SPAWN), oracle, store, executor=TWO, provenance=TRAIN)
+    assert "timed out" in str(result.error)
+    started = trouble.children(tmp_path)
+    assert len(started) == 2 and not any(is_alive(pid) for pid in started)
+
+
+def test_a_worker_killed_from_outside_is_tried_again(
+    waters: Waters, springs: CalculatorSettings, store: LabelStore, tmp_path: Path
+) -> None:
+    (result,) = label_structures(waters(1, trouble.KILLED), springs, store, executor=TWO, provenance=TRAIN)
+    assert result.error is None and len(calls(tmp_path)) == 3 and store.count_calls() == 3
+    (tmp_path / "calls.log").unlink()
+    frames = waters(2, trouble.KILLED)[1:]
+    always = springs.model_copy(update={"parameters": {**springs.parameters, "patience": 99}})
+    (result,) = label_structures(frames, always, store, executor=TWO, provenance=TRAIN)
+    assert "killed from outside (SIGKILL" in str(result.error) and len(calls(tmp_path)) == 3
 
 
 def test_parallel_labels_have_the_bits_of_serial_ones(zundel: Atoms, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sqlite3
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import ase.db
+import ase.db.sqlite
 import numpy as np
 import pytest
 from ase import Atoms
@@ -97,7 +99,7 @@ def test_calls_are_counted_by_purpose_with_failures_and_retries(waters: Waters, 
         store.land([_label("0", frames[0]), Label("1", error="x", calls=3), _label("2", frames[2])])
         store.land([_label("3", frames[3])])
         assert store.count_calls() == 5 and store.count_calls(None) == 6 and store.count_calls("train") == 2
-        assert store.summary()["train"] == {"done": 1, "failed": 1, "pending": 1, "calls": 4, "seconds": 0.5}
+        assert store.summary()["train"] == dict(done=1, failed=1, pending=1, calls=4, cut_off=0, seconds=0.5)
         assert store.reopen_failed() == 1 and store.count_calls() == 5
         store.land([_label("1", frames[1])])
         assert store.count_calls() == 6
@@ -166,6 +168,83 @@ def test_reading_only_means_it(waters: Waters, tmp_path: Path) -> None:
     LabelStore(tmp_path / "labels.db").close()
     with LabelStore(tmp_path / "labels.db", readonly=True) as store, pytest.raises(StorageError, match="reading only"):
         store.intend([("a", waters(1)[0], {"purpose": "train"})])
+
+
+@pytest.mark.parametrize("tables", [0, 1, 4])
+def test_a_store_whose_making_was_cut_off_is_made_anew(waters: Waters, tmp_path: Path, tables: int) -> None:
+    path = tmp_path / "labels.db"
+    path.touch()
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        for statement in ase.db.sqlite.init_statements[:tables]:
+            connection.execute(statement)
+        connection.commit()
+    (tmp_path / "labels.db-journal").write_bytes(b"left behind")
+    with pytest.raises(StorageError, match="holds nothing yet"):
+        LabelStore(path, readonly=True)
+    with LabelStore(path) as store:
+        store.intend([("a", waters(1)[0], {"purpose": "train"})])
+        store.land([_label("a", waters(1)[0])])
+    with LabelStore(path) as store:
+        assert "a" in store
+    assert {file.name for file in tmp_path.iterdir()} == {"labels.db", "labels.db.spool"}
+
+
+def test_a_full_disk_leaves_no_half_made_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    connect = sqlite3.connect
+
+    def small(*arguments: object, **options: object) -> sqlite3.Connection:
+        connection = connect(*arguments, **options)
+        connection.execute("PRAGMA max_page_count = 3")
+        return connection
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sqlite3, "connect", small)
+        with pytest.raises(StorageError, match="disk is full"):
+            LabelStore(tmp_path / "labels.db")
+    assert {file.name for file in tmp_path.iterdir()} == {"labels.db.spool"}
+    LabelStore(tmp_path / "labels.db").close()
+
+
+@pytest.mark.parametrize(
+    "column, value",
+    [
+        ("key_value_pairs", "{"),
+        ("key_value_pairs", "[1]"),
+        ("key_value_pairs", '{"status": "done"}'),
+        ("key_value_pairs", '{"status": "asleep", "purpose": "train", "calls": 1, "seconds": 0}'),
+        ("data", b"\x01"),
+        ("positions", b"\x01"),
+        ("forces", b"\x00" * 8),
+    ],
+)
+def test_a_damaged_row_is_one_sentence(waters: Waters, tmp_path: Path, column: str, value: str | bytes) -> None:
+    path = tmp_path / "labels.db"
+    with LabelStore(path) as store:
+        store.intend([("a", waters(1)[0], {"purpose": "train"})])
+        store.land([_label("a", waters(1)[0])])
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute(f"UPDATE systems SET {column} = ?", (value,))
+        connection.commit()
+    with pytest.raises(StorageError, match=r"row.* of the label store .*labels\.db is damaged"):
+        with LabelStore(path, readonly=True) as store:
+            list(store.labelled())
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"[]", b"{}", b"\xff", b'{"identity": "a"}', b'{"identity": {}, "energy": 1}', b'"a"', b"null"]
+    + [
+        json.dumps(dict(identity="a", energy=e, forces=f, stress=None, error=None, seconds=0, calls=1)).encode()
+        for e, f in ((None, None), (1.0, [[0, 0, 0]]), ({}, [[0, 0, 0]] * 3), (1.0, [[[0]]]))
+    ],
+)
+def test_what_is_no_result_in_the_spool_is_put_aside(waters: Waters, tmp_path: Path, content: bytes) -> None:
+    with LabelStore(tmp_path / "labels.db") as store:
+        store.intend([("a", waters(1)[0], {"purpose": "train"})])
+        (store.spool / "a.json").write_bytes(content)
+        (store.spool / "notes.part").write_text("no reservation")
+    with LabelStore(tmp_path / "labels.db") as store:
+        assert "a" not in store and [file.name for file in store.spool.glob("a.*")] == ["a.damaged"]
 
 
 def test_damaged_store_is_one_sentence(tmp_path: Path) -> None:

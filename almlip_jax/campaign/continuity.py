@@ -1,0 +1,209 @@
+"""What has to stay as it was when a campaign goes on: settings that its data depend on, its label source, its files.
+
+The state of a campaign remembers the settings it began with and a digest of each file that a later stage reads, so that
+neither another label source nor an edit by hand passes unseen into a dataset.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from almlip_jax.campaign.rundir import RunDirectory
+from almlip_jax.campaign.state import CampaignState, Stage
+from almlip_jax.errors import InputError
+from almlip_jax.files import plain
+from almlip_jax.yaml_text import read_yaml
+
+if TYPE_CHECKING:  # the workshop imports jax, which reading a config does without
+    from almlip_jax.campaign.workshop import Experiment
+
+_LASTING = ("seed", "precision", "system", "initial", "test", "model", "ensemble")
+"""Sections of a config that a campaign keeps."""
+
+_EARLIER = {"ase": {"force_consistent": False}}
+"""By kind of label source: what held in earlier versions for keys that a resolved config does not have."""
+
+_ACCEPT = "begin a new run for it, or say --accept-changes if the labels are meant to be mixed"
+
+
+# ------------------------------------------------------------------------------------------------------------- settings
+
+
+def with_earlier_defaults(data: dict[str, Any]) -> dict[str, Any]:
+    """The config of a run directory, with keys that its version did not know set to what that version did.
+
+    Configs of run directories hold every key, so that an absent one did not exist when the run began.
+    """
+    oracle = data.get("oracle")
+    if not isinstance(oracle, dict):
+        return data
+    return {**data, "oracle": {**_EARLIER.get(str(oracle.get("kind")), {}), **oracle}}
+
+
+def settled(config: Experiment) -> dict[str, Any]:
+    """What a campaign remembers of its config: the sections that last, the label source and its version."""
+    data = config.model_dump(mode="json")
+    kept = {name: data[name] for name in (*_LASTING, "oracle")}
+    return dict(plain({**kept, "oracle_version": config.oracle.version()}))
+
+
+def check_settings(config: Experiment, run: RunDirectory, state: CampaignState, *, accept: bool) -> str | None:
+    """Refuses a config that the rounds so far would not fit to.
+
+    Args:
+        config: of the campaign from now on.
+        run: its directory.
+        state: of the campaign; runs of earlier versions remember nothing in it, and are compared with their config.
+        accept: whether another label source is meant.
+
+    Returns:
+        what the user should know, or None.
+
+    Raises:
+        InputError: a section that lasts, or the label source, has changed.
+    """
+    remembered = with_earlier_defaults(state.settled or _written(run))
+    new = plain(config.model_dump(mode="json"))
+    where = "what the campaign began with" if state.settled else f"that of {run.config}"
+    for name in _LASTING:
+        if _as_read_now(config, name, remembered.get(name, new[name])) != new[name]:
+            raise InputError(
+                f"'{name}' differs from {where}, on which what is there already depends; begin a new run for it."
+            )
+    was, now = _identity_of(config, remembered.get("oracle")), plain(config.oracle.identity())
+    if was != now and not accept:
+        keys = sorted(key for key in {*was, *now} if was.get(key) != now.get(key))
+        raise InputError(
+            f"the label source differs from {where} ({', '.join(f'oracle.{key}' for key in keys)}), and its labels "
+            f"would not fit to those that are there; {_ACCEPT}."
+        )
+    version = remembered.get("oracle_version")
+    if version not in (None, config.oracle.version()):
+        return (
+            f"the label source is now {_short(config.oracle.version())}, earlier labels are of {_short(str(version))}; "
+            "make sure that they agree."
+        )
+    return None
+
+
+def _written(run: RunDirectory) -> dict[str, Any]:
+    try:
+        data = read_yaml(run.config).value
+    except InputError as error:
+        raise InputError(f"{run.config} cannot be read ({error}); restore it from a copy.") from error
+    if not isinstance(data, dict):
+        raise InputError(f"{run.config} holds no config; restore it from a copy.")
+    return data
+
+
+def _as_read_now(config: Experiment, name: str, section: Any) -> Any:
+    """A remembered section as this version reads it, which may know more keys; as it is where it cannot be read."""
+    try:
+        return plain(_section(config, name).dump_python(_section(config, name).validate_python(section), mode="json"))
+    except ValidationError:
+        return section
+
+
+def _identity_of(config: Experiment, section: Any) -> dict[str, Any]:
+    """The settings of a remembered label source that decide what its labels are."""
+    try:
+        return dict(plain(_section(config, "oracle").validate_python(section).identity()))
+    except ValidationError:
+        return section if isinstance(section, dict) else {}
+
+
+def _section(config: Experiment, name: str) -> TypeAdapter[Any]:
+    field = type(config).model_fields[name]  # type: ignore[attr-defined]
+    return TypeAdapter(Annotated[field.annotation, field])
+
+
+def _short(version: str) -> str:
+    return version if len(version) < 40 else f"{version[:12]}..."
+
+
+# ---------------------------------------------------------------------------------------------------------------- files
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digests_after(stage: Stage, round_index: int, run: RunDirectory, known: Mapping[str, str]) -> dict[str, str]:
+    """Digests of the files that later stages read, once a stage is done; by their places in the run directory.
+
+    Args:
+        stage: that has just been done.
+        round_index: its round.
+        run: the run directory.
+        known: the digests before.
+    """
+    here, following = run.round(round_index), run.round(round_index + 1)
+    made = {
+        Stage.INITIAL: [here.dataset],
+        Stage.TEST: [run.test],
+        Stage.EXPLORE: [here.pool],
+        Stage.SELECT: [here.batch],
+        Stage.LABEL: [following.dataset],
+    }.get(stage, [])
+    found = dict(known)
+    if stage is Stage.LABEL:
+        found.pop(_place(run, here.pool), None)  # nobody reads it again
+    for path in made:
+        found.pop(_place(run, path), None)
+        if path.exists():
+            found[_place(run, path)] = digest(path)
+    return found
+
+
+def check_files(run: RunDirectory, state: CampaignState) -> None:
+    """Refuses to go on from files that are not as the campaign wrote them.
+
+    Raises:
+        InputError: names them.
+    """
+    needless = {_place(run, run.round(index).dataset) for index in range(1, state.round)}
+    changed, missing = [], []
+    for place, wanted in state.files.items():
+        path = run.path / place
+        if place == _place(run, run.config):
+            continue
+        if not path.is_file():
+            missing += [] if place in needless else [place]
+        elif digest(path) != wanted:
+            changed.append(place)
+    if missing:
+        raise InputError(
+            f"{', '.join(missing)} in {run.path}, which the campaign goes on from, is missing; restore it from a copy."
+        )
+    if changed:
+        raise InputError(
+            f"{', '.join(changed)} in {run.path} has changed since the campaign wrote it; restore it from a copy, or "
+            "say --accept-changes to go on with it as it is."
+        )
+
+
+def fresh_digests(run: RunDirectory, state: CampaignState) -> dict[str, str]:
+    """The digests of the same files as they are now; those that are gone are left out."""
+    return {place: digest(run.path / place) for place in state.files if (run.path / place).is_file()}
+
+
+def config_edited(run: RunDirectory, state: CampaignState) -> bool:
+    """Whether the config in the run directory is not the one that the campaign last ran with."""
+    known = state.files.get(_place(run, run.config))
+    return known is not None and run.config.is_file() and digest(run.config) != known
+
+
+def with_config(run: RunDirectory, state: CampaignState) -> CampaignState:
+    """The state, with the digest of the config in the run directory."""
+    return state.model_copy(update={"files": {**state.files, _place(run, run.config): digest(run.config)}})
+
+
+def _place(run: RunDirectory, path: Path) -> str:
+    return path.relative_to(run.path).as_posix()
