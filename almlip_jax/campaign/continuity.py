@@ -119,7 +119,8 @@ def _identity_of(config: Experiment, section: Any) -> dict[str, Any]:
 
 def _section(config: Experiment, name: str) -> TypeAdapter[Any]:
     field = type(config).model_fields[name]  # type: ignore[attr-defined]
-    return TypeAdapter(Annotated[field.annotation, field])
+    kind: Any = Annotated[field.annotation, field]
+    return TypeAdapter(kind)
 
 
 def _short(version: str) -> str:
