@@ -15,6 +15,7 @@ import numpy as np
 from ase import Atoms
 from ase.data import chemical_symbols
 
+from almlip_jax.campaign.repeats import without_repeats
 from almlip_jax.campaign.settings import (
     InitialSettings,
     LabelMdSettings,
@@ -27,7 +28,7 @@ from almlip_jax.errors import InputError, LabelError
 from almlip_jax.keys import numpy_generator
 from almlip_jax.oracles import Labeller, MDRun, multiplicity, rattle, run_label_md, total_charge
 from almlip_jax.structures.io import read_structures
-from almlip_jax.structures.labels import FileReading
+from almlip_jax.structures.labels import FileReading, label_difference
 from almlip_jax.structures.weights import WEIGHTS
 
 Say = Callable[[str], None]
@@ -254,7 +255,7 @@ def initial_set(settings: InitialSettings, source: Source, pool: Sequence[Atoms]
         frames += source.label(_rattled(settings, source), "rattle", "initial")
     for _, kept in source.dynamics(settings.md, "initial"):
         frames += kept
-    frames = _without_repeats(frames)
+    frames = without_repeats(frames, geometry_key, "the initial set", source.say)
     if not frames:
         raise LabelError(
             "no structure of the initial set could be labelled. Correct the cause and resume: they are tried again."
@@ -287,7 +288,7 @@ def held_out_set(
         parts.append((file.group, [_marked(frame, origin="file") for frame in given]))
     if settings.from_pool:
         parts.append(("pool", source.label(pool, "pool", "test")))
-    seen = {geometry_key(atoms) for atoms in training}
+    trained = {geometry_key(atoms): atoms for atoms in training}
     held_out: list[Atoms] = []
     for group, frames in parts:
         if not frames:
@@ -295,7 +296,9 @@ def held_out_set(
                 f"no structure of test group {group} could be labelled. Correct the cause and resume: they are tried "
                 "again."
             )
-        fresh = [frame for frame in _without_repeats(frames) if geometry_key(frame) not in seen]
+        _tell_contradictions(frames, trained, group, source.say)
+        once = without_repeats(frames, geometry_key, f"test group {group}", source.say)
+        fresh = [frame for frame in once if geometry_key(frame) not in trained]
         if len(fresh) < len(frames):
             lost = len(frames) - len(fresh)
             source.say(f"{lost} structures of test group {group} are trained on or repeated, and left out.")
@@ -361,8 +364,16 @@ def _marked(atoms: Atoms, **info: str | int) -> Atoms:
     return atoms
 
 
-def _without_repeats(frames: Sequence[Atoms]) -> list[Atoms]:
-    first: dict[bytes, Atoms] = {}
-    for frame in frames:
-        first.setdefault(geometry_key(frame), frame)
-    return list(first.values())
+def _tell_contradictions(frames: Sequence[Atoms], trained: Mapping[bytes, Atoms], group: str, say: Say) -> None:
+    """Says where a test structure is trained on with another label than its own."""
+    apart = [
+        (number, difference)
+        for number, frame in enumerate(frames)
+        if (same := trained.get(geometry_key(frame))) is not None
+        and (difference := label_difference(same, frame)) is not None
+    ]
+    if apart:
+        say(
+            f"test group {group}: {len(apart)} structures are trained on with another label, the first of them number "
+            f"{apart[0][0]} ({apart[0][1]}); do training and test set come from the same method?"
+        )

@@ -26,6 +26,7 @@ StressUnit = Literal["eV/A^3", "GPa", "kbar"]
 
 _UNITS: dict[StressUnit, float] = {"eV/A^3": 1.0, "GPa": GPA, "kbar": 0.1 * GPA}
 _VIRIALS = ("virial", "virials", "REF_virial", "REF_virials")
+_SAME_LABEL = 1e-4  # eV, eV/Angstrom
 _SAME_ENERGY = 1e-6  # eV; what rounding in a file leaves between two names of one energy
 
 
@@ -189,6 +190,24 @@ def likely_keys(atoms: Atoms, name: str) -> list[str]:
     word = {"energy": "energy", "forces": "force"}[name]
     place = atoms.info if name == "energy" else atoms.arrays
     return [key for key in place if word in str(key).lower()]
+
+
+def label_difference(one: Atoms, other: Atoms) -> str | None:
+    """How far the labels of two frames of one structure are apart, in words; None where they are the same.
+
+    Energies within 0.1 meV and forces within 0.1 meV/Angstrom are the same: files round.  A label that only one of them
+    has is no difference.
+    """
+    first, second = ({} if atoms.calc is None else atoms.calc.results for atoms in (one, other))
+    parts = []
+    for words, scale, unit in (("energy", 1 / len(one), "meV/atom"), ("forces up to", 1.0, "meV/Angstrom")):
+        name = words.split()[0]
+        if first.get(name) is None or second.get(name) is None:
+            continue
+        apart = float(np.abs(np.asarray(first[name]) - np.asarray(second[name])).max())
+        if not apart <= _SAME_LABEL:
+            parts.append(f"{words} {1e3 * apart * scale:.3g} {unit}")
+    return f"{' and '.join(parts)} apart" if parts else None
 
 
 def hint_of_keys(atoms: Atoms) -> str:

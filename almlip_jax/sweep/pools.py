@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,7 @@ from almlip_jax.campaign.settings import SystemSettings
 from almlip_jax.errors import InputError
 from almlip_jax.keys import numpy_generator
 from almlip_jax.structures.io import read_structures
-from almlip_jax.structures.labels import hint_of_keys
+from almlip_jax.structures.labels import hint_of_keys, label_difference
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.sweep.settings import SweepConfig, SweepSystem
 from almlip_jax.training import Capacity, TrainingSettings, plan_capacity
@@ -47,6 +47,7 @@ class LabelledPool:
         tests: the test sets one after the other, ``info["group"]`` the name of each.
         given: the initial set where it is a file.
         files: hash of the content of every file.
+        notes: what the user should know of labels that contradict each other.
     """
 
     name: str
@@ -55,6 +56,7 @@ class LabelledPool:
     tests: list[Atoms]
     given: list[Atoms]
     files: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def species(self) -> SpeciesTable:
@@ -101,21 +103,24 @@ def read_pool(config: SweepConfig, name: str) -> LabelledPool:
     if isinstance(settings.initial, Path):
         files.append(config.file(settings.initial))
         given = labelled_frames(files[-1], SystemSettings(), settings)
-    known = {_geometry(frame) for frame in [*tests, *given]}
-    pool = LabelledPool(name, frames, _fresh(frames, known), tests, given, tuple(_hash(path) for path in files))
+    known = {_geometry(frame): frame for frame in [*tests, *given]}
+    usable, notes = _fresh(frames, known)
+    pool = LabelledPool(name, frames, usable, tests, given, tuple(_hash(path) for path in files), notes)
     _check_size(pool, config)
     return pool
 
 
-def _fresh(frames: Sequence[Atoms], known: set[bytes]) -> tuple[int, ...]:
-    """Places of structures that are not known, each structure once."""
-    seen, places = set(known), []
+def _fresh(frames: Sequence[Atoms], known: Mapping[bytes, Atoms]) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """Places of structures that are not known, each structure once, and what is left out with another label."""
+    seen, places, notes = dict(known), [], []
     for place, frame in enumerate(frames):
-        key = _geometry(frame)
-        if key not in seen:
-            seen.add(key)
+        same = seen.setdefault(_geometry(frame), frame)
+        if same is frame:
             places.append(place)
-    return tuple(places)
+        elif (apart := label_difference(same, frame)) is not None:
+            notes.append(f"structure {place} of the pool is left out, and came with another label before ({apart}).")
+    more = [f"{len(notes) - 1} further structures are left out for the same reason."] if len(notes) > 1 else []
+    return tuple(places), (*notes[:1], *more)
 
 
 def _geometry(frame: Atoms) -> bytes:

@@ -77,7 +77,11 @@ def run_sweep(
     wanted = [point for point in all_points(config) if is_wanted(point, only or {})]
     bench = Bench(config, folder)
     for name in dict.fromkeys(point.system for point in wanted):
-        bench.system(name)  # whatever is wrong with its files is said before anything runs or is written
+        notes = bench.system(
+            name
+        ).pool.notes  # whatever is wrong with its files is said before anything runs or is written
+        for note in notes:
+            (progress or SilentProgress()).message(f"{name}: {note}")
     for name, settings in config.selectors.items():
         check_columns(settings, max(config.batch_sizes), f"selectors.{name}")
     with folder.lock(), jax.enable_x64(config.precision == "float64"):

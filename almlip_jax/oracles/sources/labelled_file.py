@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from almlip_jax.errors import InputError, LabelError
 from almlip_jax.oracles.base import LabelSource, Results, SourceSettings
 from almlip_jax.settings import unit
-from almlip_jax.structures.labels import FileReading, LabelKeys
+from almlip_jax.structures.labels import FileReading, LabelKeys, label_difference
 from almlip_jax.structures.validation import LABELS
 
 
@@ -77,10 +77,17 @@ class FileSettings(SourceSettings, FileReading):
         index = GeometryIndex(frames)
 
         def label(atoms: Atoms) -> Results:
-            found = index.find(atoms, self.tolerance)
-            if found is None:
+            found = index.find_all(atoms, self.tolerance)
+            if not found:
                 raise LabelError(f"the structure is not in {self.path}")
-            return results_of(frames[found])
+            for other in found[1:]:
+                apart = label_difference(frames[found[0]], frames[other])
+                if apart is not None:
+                    raise LabelError(
+                        f"frames {found[0]} and {other} of {self.path} are the same structure with different labels "
+                        f"({apart}); remove the wrong one"
+                    )
+            return results_of(frames[found[0]])
 
         return label
 
@@ -120,17 +127,26 @@ class GeometryIndex:
 
         Frames that state a charge or spin (in ``info``) other than the structure's are passed over.
         """
+        found = self.find_all(atoms, tolerance)
+        return found[0] if found else None
+
+    def find_all(self, atoms: Atoms, tolerance: float) -> list[int]:
+        """All frames that `find` chooses from, the nearest first."""
         members, coordinates = self._groups.get(_kind(atoms), (np.zeros(0, int), np.zeros((0, len(atoms) + 3, 3))))
         distance = np.max(np.abs(coordinates - _coordinates(atoms)), axis=(1, 2))
         near = np.flatnonzero(distance <= tolerance)
-        for n in near[np.argsort(distance[near], kind="stable")]:
-            frame = self._frames[members[n]]
-            if all(frame.info[key] == atoms.info.get(key, default) for key, default in _STATE if key in frame.info):
-                return int(members[n])
-        return None
+        return [
+            int(n)
+            for n in members[near[np.argsort(distance[near], kind="stable")]]
+            if _same_state(self._frames[n], atoms)
+        ]
 
 
 _STATE = (("charge", 0), ("spin", 1))
+
+
+def _same_state(frame: Atoms, atoms: Atoms) -> bool:
+    return all(frame.info[key] == atoms.info.get(key, default) for key, default in _STATE if key in frame.info)
 
 
 def _kind(atoms: Atoms) -> tuple[bytes, bytes]:
