@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from ase import Atoms
 
+from almlip_jax.campaign.calibration import calibration_set, draw_frames, drawn_keys, number_to_draw
 from almlip_jax.campaign.preparation import geometry_key
 from almlip_jax.campaign.rundir import RoundDirectory
 from almlip_jax.campaign.settings import MdExploration, RelaxedStarts
@@ -16,13 +18,21 @@ from almlip_jax.campaign.starts import relaxed_starts, walker_starts, write_star
 from almlip_jax.campaign.workshop import Workshop
 from almlip_jax.dynamics import Exploration, Knowledge, know
 from almlip_jax.dynamics.knowledge import errors_and_scores, structure_scores
-from almlip_jax.dynamics.thresholds import CalibratedThresholds, ConformalThresholds, resolve_thresholds
+from almlip_jax.dynamics.thresholds import (
+    AtomErrors,
+    CalibratedThresholds,
+    ConformalThresholds,
+    Resolved,
+    atoms_needed,
+    face_value,
+    resolve_thresholds,
+)
 from almlip_jax.ensembles import SCORES
 from almlip_jax.files import write_npz
-from almlip_jax.keys import named_key
+from almlip_jax.keys import named_key, numpy_generator
 from almlip_jax.potential import Potential
 from almlip_jax.progress import reaching
-from almlip_jax.structures.io import read_structures, write_structures
+from almlip_jax.structures.io import write_structures
 
 
 def explore(shop: Workshop, round_index: int, potential: Potential) -> Mapping[str, Any]:
@@ -32,9 +42,10 @@ def explore(shop: Workshop, round_index: int, potential: Potential) -> Mapping[s
     dataset = shop.dataset(round_index)
     knowledge = know(settings, potential, dataset, shop.config.seed, shop.largest_dataset)
     thresholds = gate_thresholds(shop, settings, round_index, dataset, potential, knowledge)
+    knowledge = replace(knowledge, relative=thresholds.relative)
     starts = walker_starts(shop, settings, round_index, dataset)
     if isinstance(settings.starts, RelaxedStarts):
-        starts = relaxed_starts(shop, settings, round_index, starts, potential, thresholds[1], knowledge)
+        starts = relaxed_starts(shop, settings, round_index, starts, potential, thresholds.stop, knowledge)
     with shop.progress.stage("explore", settings.steps, unit="steps") as advance:
         reached = reaching(advance)
 
@@ -42,9 +53,11 @@ def explore(shop: Workshop, round_index: int, potential: Potential) -> Mapping[s
             reached(step, running=running)
 
         key = named_key(shop.config.seed, "explore", round_index)
-        found = shop.explorer.run(potential.params, starts, thresholds, key, on_chunk, knowledge)
+        found = shop.explorer.run(potential.params, starts, thresholds.levels, key, on_chunk, knowledge)
     shop.note_explorers()
-    known = shop.test_keys | {geometry_key(frame) for frame in dataset}
+    known = {*shop.test_keys, *(geometry_key(frame) for frame in dataset), *drawn_keys(shop.run, round_index)}
+    drawn = _draw(shop, settings, round_index, found, known)
+    known |= {geometry_key(frame) for frame in drawn}
     candidates = [frame for frame in found.recorded if geometry_key(frame) not in known]
     write_starts(shop.run.round(round_index), starts)
     _write(shop.run.round(round_index), found, candidates, settings.gate.score, thresholds)
@@ -66,12 +79,11 @@ def gate_thresholds(
     dataset: Sequence[Atoms],
     potential: Potential,
     knowledge: Knowledge,
-) -> tuple[float, float]:
-    """Record and stop threshold of a round, in the unit of the gate's score.
+) -> Resolved:
+    """The thresholds of a round, in the unit of the gate's score.
 
-    Calibrated and conformal thresholds take the last batch that was labelled, as the potential before saw it that had
-    not been trained on it; before there is one, scores are taken at their face value: the record threshold is the
-    tolerance.
+    Calibrated and conformal thresholds take the frames that were drawn at random in the rounds before, which no
+    potential is trained on, as this one sees them; before there are enough, scores are taken at their face value.
     """
     rule, score = settings.thresholds, settings.gate.score
 
@@ -79,18 +91,30 @@ def gate_thresholds(
         found = shop.evaluated_once(round_index, "dataset", dataset, potential, None) if score in SCORES else None
         return structure_scores(score, potential, dataset, knowledge, found)
 
-    def calibration() -> tuple[np.ndarray, np.ndarray]:
-        batch = read_structures(shop.run.round(round_index - 1).labelled, require_labels=True)
-        before = shop.potential(round_index - 1)
-        known = Knowledge()
-        if score not in SCORES:
-            known = know(settings, before, shop.dataset(round_index - 1), shop.config.seed)
-        return errors_and_scores(score, before, batch, known)
+    if not isinstance(rule, CalibratedThresholds | ConformalThresholds):
+        return resolve_thresholds(rule, scores, _not_asked)
+    labelled = calibration_set(shop.run, round_index)
+    if sum(len(frame) for frame in labelled) < atoms_needed(rule):
+        return face_value(rule)
+    return resolve_thresholds(rule, scores, lambda: errors_and_scores(score, potential, labelled, knowledge))
 
-    without_batch = round_index == 0 or not shop.run.round(round_index - 1).labelled.exists()
-    if without_batch and isinstance(rule, CalibratedThresholds | ConformalThresholds):
-        return rule.tolerance, rule.stop_factor * rule.tolerance
-    return resolve_thresholds(rule, scores, calibration)
+
+def _not_asked() -> AtomErrors:
+    raise AssertionError("unreachable")
+
+
+def _draw(
+    shop: Workshop, settings: MdExploration, round_index: int, found: Exploration, known: set[bytes]
+) -> list[Atoms]:
+    """Draws the frames of a round from whose labels thresholds come, and writes them."""
+    budget, batch = shop.config.stopping.max_labels, shop.config.selection.batch
+    count = number_to_draw(settings, batch, None if budget is None else budget - shop.labels)
+    drawn = draw_frames(found.trajectories, count, numpy_generator(shop.config.seed, "calibration", round_index), known)
+    file = shop.run.round(round_index).drawn
+    file.unlink(missing_ok=True)
+    if drawn:
+        write_structures(file, drawn)
+    return drawn
 
 
 def _steps_run(found: Exploration) -> np.ndarray:
@@ -103,7 +127,7 @@ def _finite_mean(values: np.ndarray) -> float | None:
 
 
 def _write(
-    folder: RoundDirectory, found: Exploration, candidates: list[Atoms], score: str, thresholds: tuple[float, float]
+    folder: RoundDirectory, found: Exploration, candidates: list[Atoms], score: str, thresholds: Resolved
 ) -> None:
     for old in folder.trajectories.glob("*.extxyz"):
         old.unlink()
@@ -129,8 +153,10 @@ def _write(
         "departed_atom": found.departed_atom,
         "departure": found.departure,
         "gate_score": np.array(score),
-        "gate_record": np.array(thresholds[0]),
-        "gate_stop": np.array(thresholds[1]),
+        "gate_record": np.array(thresholds.record),
+        "gate_elements": np.array(list(thresholds.relative or {}), np.str_),
+        "gate_relative": np.array(list((thresholds.relative or {}).values()), np.float64),
+        "gate_stop": np.array(thresholds.stop),
         "recorded_walker": np.array([frame.info["walker"] for frame in found.recorded], np.int64),
         "recorded_step": np.array([frame.info["step"] for frame in found.recorded], np.int64),
     }

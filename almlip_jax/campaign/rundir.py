@@ -130,6 +130,16 @@ class RoundDirectory(PotentialDirectory):
         return self.path / "final.extxyz"
 
     @property
+    def drawn(self) -> Path:
+        """Frames drawn at random from the trajectories, to be labelled for the gate's thresholds (extxyz)."""
+        return self.path / "drawn.extxyz"
+
+    @property
+    def calibration(self) -> Path:
+        """Those of them that got a label (extxyz)."""
+        return self.path / "calibration.extxyz"
+
+    @property
     def pool(self) -> Path:
         """Recorded candidates with their scores (extxyz)."""
         return self.path / "pool.extxyz"

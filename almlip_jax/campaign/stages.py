@@ -25,7 +25,7 @@ from almlip_jax.campaign.batch import (
 )
 from almlip_jax.campaign.cost import cost_exponent, expected_costs, paid_labels
 from almlip_jax.campaign.preparation import check_stress_labels, held_out_set, initial_set, planned_calls
-from almlip_jax.campaign.rundir import PotentialDirectory
+from almlip_jax.campaign.rundir import PotentialDirectory, RoundDirectory
 from almlip_jax.campaign.settings import PoolExploration
 from almlip_jax.campaign.state import TEST_ERRORS
 from almlip_jax.campaign.workshop import Workshop
@@ -324,8 +324,11 @@ def label(shop: Workshop, round_index: int) -> Results:
     """
     folder, following = shop.run.round(round_index), shop.run.round(round_index + 1).create()
     batch = read_structures(folder.batch) if folder.batch.exists() else []
+    drawn = read_structures(folder.drawn) if folder.drawn.exists() else []
     folder.labelled.unlink(missing_ok=True)
-    results = _label_batch(shop, round_index, batch)
+    results = _label_frames(shop, round_index, batch, drawn)
+    _keep_calibration(shop, folder, results[len(batch) :])
+    results = results[: len(batch)]
     labelled = [_with_label_id(result) for result in results if result.atoms is not None]
     failed = [result.error for result in results if result.atoms is None]
     if failed and not labelled:
@@ -343,20 +346,38 @@ def label(shop: Workshop, round_index: int) -> Results:
     return {"failed": len(failed)}
 
 
-def _label_batch(shop: Workshop, round_index: int, batch: Sequence[Atoms]) -> list[LabelResult]:
-    if not batch:
+def _label_frames(
+    shop: Workshop, round_index: int, batch: Sequence[Atoms], drawn: Sequence[Atoms]
+) -> list[LabelResult]:
+    """Labels of a batch, and of the frames drawn for the thresholds after it."""
+    frames = [*batch, *drawn]
+    if not frames:
         return []
-    known = sum(shop.labeller.identity(frame) in shop.store for frame in batch)
-    common = {"purpose": "train", "campaign": shop.config.name, "round": round_index}
-    common["selector"] = shop.config.selection.selector.kind
-    monitor = shop.config.stopping.monitor
+    known = sum(shop.labeller.identity(frame) in shop.store for frame in frames)
+    common = {"campaign": shop.config.name, "round": round_index}
+    selector, monitor = shop.config.selection.selector.kind, shop.config.stopping.monitor
     provenance = []
-    for frame in batch:
+    for place, frame in enumerate(frames):
         of_frame = {key: frame.info[key] for key in ("walker", "step", "pool_index", "gain") if key in frame.info}
-        provenance.append({**common, **of_frame, "score": frame.info.get(monitor)})
-    with shop.progress.stage("label", len(batch), unit="labels") as advance:
+        if place < len(batch):
+            of_frame |= {"purpose": "train", "selector": selector, "score": frame.info.get(monitor)}
+        else:
+            of_frame |= {"purpose": "calibration", "selector": "random"}
+        provenance.append({**common, **of_frame})
+    with shop.progress.stage("label", len(frames), unit="labels") as advance:
         advance(known)
-        return shop.labeller.label(batch, provenance, on_label=lambda _: advance(1))
+        return shop.labeller.label(frames, provenance, on_label=lambda _: advance(1))
+
+
+def _keep_calibration(shop: Workshop, folder: RoundDirectory, results: Sequence[LabelResult]) -> None:
+    """Writes the labelled frames that were drawn at random; those without a label are told."""
+    folder.calibration.unlink(missing_ok=True)
+    labelled = [_with_label_id(result) for result in results if result.atoms is not None]
+    failed = [result.error for result in results if result.atoms is None]
+    if failed:
+        shop.progress.message(f"{len(failed)} of {len(results)} labels for thresholds failed, first: {failed[0]}")
+    if labelled:
+        write_structures(folder.calibration, labelled)
 
 
 def _with_label_id(result: LabelResult) -> Atoms:

@@ -77,7 +77,7 @@ class Explorer:
         self.dtype = np.dtype(dtype)
         # traced once for the first evaluation and the loop
         self._evaluate: Evaluate = jax.jit(gathered(blocked(evaluate)))
-        self._programs: dict[bool, tuple[Callable[..., State], Callable[..., tuple[State, Traces]]]] = {}
+        self._programs: dict[tuple[bool, bool], tuple[Callable[..., State], Callable[..., tuple[State, Traces]]]] = {}
 
     def run(
         self,
@@ -155,7 +155,7 @@ class Explorer:
             raise InputError(f"admission '{self.settings.admission.kind}' needs the training set it compares with.")
         novelty: dict[str, Novelty] = {name: self._cast(known.novelty[name]) for name in self.settings.novelty}
         context = known.context or context_of(self.settings.admission, None, 0)
-        return Knowledge(novelty, self._cast(context))
+        return Knowledge(novelty, self._cast(context), known.relative)
 
     def _cast(self, tree: Any) -> Any:
         return jax.tree.map(lambda x: jnp.asarray(np.asarray(x, self.dtype)), tree)
@@ -176,7 +176,7 @@ class Explorer:
         layout = _Layout.of(starts, self.species, self.atoms)
         walkers, atoms = layout.mask.shape
         find = looks_for_fragments(s.sanity, layout.pbc, atoms)
-        loop = self.loop(find)
+        loop = self.loop(find, by_species=known.relative is not None)
         move_key, admission_key = key, jax.random.fold_in(key, 1)
         drive = self._drive(starts, layout, loop)
         motion = self._first_motion(layout, drive, loop, jax.random.split(move_key, walkers))
@@ -205,8 +205,13 @@ class Explorer:
         )
         return state, setup, loop
 
-    def loop(self, find_fragments: bool) -> Loop:
-        """The static part of a run; ``find_fragments`` where dissociation is looked for."""
+    def loop(self, find_fragments: bool, by_species: bool = False) -> Loop:
+        """The static part of a run.
+
+        Args:
+            find_fragments: whether dissociation is looked for.
+            by_species: whether elements have thresholds of their own, be it not by the settings of the gate.
+        """
         s = self.settings
         rewinds = () if s.rewind is None else tuple(Decision[name.upper()] for name in s.rewind.on)
         return Loop(
@@ -216,7 +221,7 @@ class Explorer:
             gate=build_gate(s.gate),
             admission=build_admission(s.admission),
             gate_score=s.gate.score,
-            by_species=bool(s.gate.species),
+            by_species=by_species or bool(s.gate.species),
             novelty=s.novelty,
             chunk=s.chunk,
             trace_every=s.trace_every,
@@ -282,8 +287,9 @@ class Explorer:
         radii, limits = self._real(species_radii(self.species.numbers)), SanityLimits.of(s.sanity)
         one = jnp.asarray(np.ones(walkers, np.int32))
         relative = np.ones(len(self.species))
-        for symbol, factor in s.gate.species.items():
-            relative[self.species.index(np.array([_number(symbol)]))] = 1 / factor
+        for thresholds in (s.gate.species, known.relative or {}):
+            for symbol, factor in thresholds.items():
+                relative[self.species.index(np.array([_number(symbol)]))] /= factor
         strength = [group.bias for group in s.walkers for _ in range(group.count)]
         rewind = s.rewind
         assert known.context is not None
@@ -347,10 +353,11 @@ class Explorer:
         return replace(state, neighbors=replace(neighbors, cells=held.cells))
 
     def _compiled(self, loop: Loop) -> tuple[Callable[..., State], Callable[..., tuple[State, Traces]]]:
-        """The compiled functions; one pair for structures whose fragments are counted, one for others."""
-        if loop.find_fragments not in self._programs:
-            self._programs[loop.find_fragments] = (jax.jit(loop.begin), jax.jit(loop.run_chunk))
-        return self._programs[loop.find_fragments]
+        """The compiled functions; a pair for each: whether fragments are counted, and elements told apart."""
+        kind = (loop.find_fragments, loop.by_species)
+        if kind not in self._programs:
+            self._programs[kind] = (jax.jit(loop.begin), jax.jit(loop.run_chunk))
+        return self._programs[kind]
 
 
 @dataclass(frozen=True)

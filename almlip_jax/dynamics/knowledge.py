@@ -15,6 +15,7 @@ from ase import Atoms
 from almlip_jax.dynamics.admission import Context, build_admission, context_of
 from almlip_jax.dynamics.novelty import Novelty, fit_extrapolation_grade, fit_latent_distance
 from almlip_jax.dynamics.settings import ExplorationSettings
+from almlip_jax.dynamics.thresholds import AtomErrors
 from almlip_jax.ensembles import SCORES
 from almlip_jax.features import FeatureRequest
 from almlip_jax.potential import Evaluated, Potential
@@ -27,10 +28,13 @@ class Knowledge:
     Attributes:
         novelty: fitted novelty scores by name.
         context: the training set as the admission to the buffer sees it.
+        relative: thresholds of elements relative to those of the run, by symbol, beside those of the gate's settings;
+            None where none will come in any run, so that the program need not tell elements apart.
     """
 
     novelty: Mapping[str, Novelty] = field(default_factory=dict)
     context: Context | None = None
+    relative: Mapping[str, float] | None = None
 
 
 def know(
@@ -86,10 +90,8 @@ def structure_scores(
     return np.array([part.max() for part in parts])
 
 
-def errors_and_scores(
-    score: str, potential: Potential, labelled: Sequence[Atoms], knowledge: Knowledge
-) -> tuple[np.ndarray, np.ndarray]:
-    """Lengths of the force errors of all atoms, eV/Angstrom, and their scores; [A] each, float64.
+def errors_and_scores(score: str, potential: Potential, labelled: Sequence[Atoms], knowledge: Knowledge) -> AtomErrors:
+    """Lengths of the force errors of all atoms, and their scores, in float64.
 
     Args:
         score: the gate's, one of `dynamics.settings.PER_ATOM`; what it is the largest of counts.
@@ -104,7 +106,8 @@ def errors_and_scores(
         sigma = np.concatenate(getattr(found, score.removesuffix("_max")))
     else:
         sigma = _novelty(score, potential, labelled, knowledge)
-    return errors, sigma.astype(np.float64)
+    numbers = np.concatenate([frame.numbers for frame in labelled])
+    return AtomErrors(errors, sigma.astype(np.float64), numbers)
 
 
 def _novelty(score: str, potential: Potential, structures: Sequence[Atoms], knowledge: Knowledge) -> np.ndarray:

@@ -7,10 +7,12 @@ caller.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
 import numpy as np
+from ase.data import chemical_symbols
 from pydantic import Field, model_validator
 
 from almlip_jax.dynamics.settings import PER_ATOM
@@ -54,11 +56,23 @@ class RelativeThresholds(Settings):
     """Least record threshold, in the unit of the score (eV/Angstrom for forces)."""
 
 
-class CalibratedThresholds(Settings):
+class _FromErrors(Settings):
+    """Thresholds from true errors of atoms' forces, species by species, on structures that were not trained on.
+
+    A campaign draws ``frames`` at random from each exploration and labels them: they are counted, never trained on, and
+    all of earlier rounds together make the thresholds.  Until there are enough, scores are taken at their face value:
+    the record threshold is the tolerance.
+    """
+
+    frames: int = Field(default=5, ge=1, le=10**4)
+    """In a campaign: frames drawn in each round, uniformly from the trajectories of all walkers, and labelled."""
+
+
+class CalibratedThresholds(_FromErrors):
     """The score at which the force error that is expected of an atom reaches a tolerance.
 
     ``record = tolerance / a`` with a the least-squares slope, through the origin, of the true error of an atom's force
-    against its score on labelled structures that the ensemble was not trained on.
+    against its score, of the atoms of each species.
     """
 
     kind: Literal["calibrated"] = "calibrated"
@@ -68,12 +82,13 @@ class CalibratedThresholds(Settings):
     """Multiple of the record threshold above which a walker is stopped."""
 
 
-class ConformalThresholds(Settings):
+class ConformalThresholds(_FromErrors):
     """The score up to which the force error of an atom stays below a tolerance with a probability.
 
-    ``record = tolerance / q`` with q the conformal quantile of error over score, atom by atom, on labelled structures
-    that the ensemble was not trained on.  The probability is exact where these are exchangeable with the atoms that are
-    judged: drawn at random from an exploration like the one to come, and not selected for their uncertainty.
+    ``record = tolerance / q`` with q the conformal quantile of error over score, over the atoms of each species.  The
+    probability is exact where these are exchangeable with the atoms that are judged: drawn at random from an
+    exploration like the one to come, and not selected for their uncertainty.  A species with fewer than
+    ``1 / alpha - 1`` atoms takes the threshold of all atoms together, which promises nothing for it alone.
     """
 
     kind: Literal["conformal"] = "conformal"
@@ -146,35 +161,97 @@ def conformal_factor(errors: np.ndarray, sigma: np.ndarray, alpha: float) -> flo
     return float(np.sort(ratios)[rank - 1])
 
 
+@dataclass(frozen=True)
+class AtomErrors:
+    """True errors of atoms' forces beside their scores; A atoms.
+
+    Attributes:
+        errors: [A] lengths of the error vectors, eV/Angstrom.
+        scores: [A] of the gate.
+        numbers: [A] atomic numbers.
+    """
+
+    errors: np.ndarray
+    scores: np.ndarray
+    numbers: np.ndarray
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """Thresholds of a run, in the unit of the gate's score.
+
+    Attributes:
+        record: frames above are recorded.
+        stop: walkers above are stopped.
+        relative: thresholds of elements, relative to these, by symbol; None where a rule knows no elements.
+    """
+
+    record: float
+    stop: float
+    relative: Mapping[str, float] | None = None
+
+    @property
+    def levels(self) -> tuple[float, float]:
+        """Record and stop threshold."""
+        return self.record, self.stop
+
+
+def face_value(rule: CalibratedThresholds | ConformalThresholds) -> Resolved:
+    """Thresholds before any error is known: the score is taken for the error."""
+    return Resolved(rule.tolerance, rule.stop_factor * rule.tolerance, {})
+
+
+def atoms_needed(rule: CalibratedThresholds | ConformalThresholds) -> int:
+    """Atoms without which a rule says nothing: ``1 / alpha - 1`` for a conformal quantile, two for a slope."""
+    return max(math.ceil(round(1 / rule.alpha - 1, 9)), 1) if isinstance(rule, ConformalThresholds) else 2
+
+
 def resolve_thresholds(
-    rule: ThresholdSettings,
-    scores: Callable[[], np.ndarray],
-    calibration: Callable[[], tuple[np.ndarray, np.ndarray]],
-) -> tuple[float, float]:
-    """Record and stop threshold, in the unit of the gate's score.
+    rule: ThresholdSettings, scores: Callable[[], np.ndarray], calibration: Callable[[], AtomErrors]
+) -> Resolved:
+    """The thresholds of a run.
 
     Args:
         rule: how they come about.
         scores: gives the gate's score of the structures trained on, [n].
-        calibration: gives the force errors of atoms, as lengths of vectors, and their scores, [m] each, of structures
-            that were not trained on.
+        calibration: gives the errors and scores of atoms of structures that were not trained on.
 
     Raises:
         InputError: the calibration set is too small or says nothing.
     """
     match rule:
         case FixedThresholds():
-            return rule.record, rule.stop
+            return Resolved(rule.record, rule.stop)
         case RelativeThresholds():
             record = relative_record(scores(), rule)
-        case CalibratedThresholds():
-            record = calibrated_record(*calibration(), rule.tolerance)
-        case ConformalThresholds():
-            factor = conformal_factor(*calibration(), rule.alpha)
-            record = rule.tolerance / factor if factor > 0 else math.inf
+            return Resolved(record, rule.stop_factor * record)
+        case CalibratedThresholds() | ConformalThresholds():
+            return _by_species(rule, calibration())
+
+
+def _by_species(rule: CalibratedThresholds | ConformalThresholds, found: AtomErrors) -> Resolved:
+    """The threshold of all atoms together, and those of the species with enough atoms relative to it."""
+    record = _record_of(rule, found.errors, found.scores)
+    relative: dict[str, float] = {}
+    for number in np.unique(found.numbers).tolist():
+        mine = found.numbers == number
+        if np.sum(mine) < atoms_needed(rule) or not np.any(found.scores[mine] > 0):
+            continue
+        own = _record_of(rule, found.errors[mine], found.scores[mine])
+        if math.isfinite(own) and math.isfinite(record):
+            relative[chemical_symbols[number]] = own / record
+    return Resolved(record, rule.stop_factor * record, relative)
+
+
+def _record_of(rule: CalibratedThresholds | ConformalThresholds, errors: np.ndarray, sigma: np.ndarray) -> float:
+    if isinstance(rule, CalibratedThresholds):
+        record = calibrated_record(errors, sigma, rule.tolerance)
+    else:
+        factor = conformal_factor(errors, sigma, rule.alpha)
+        record = rule.tolerance / factor if factor > 0 else math.inf
     if record == 0:
         raise InputError("some atoms of the calibration set have errors but no spread; more members would help.")
-    return record, rule.stop_factor * record
+    return record
 
 
 def _check(errors: np.ndarray, sigma: np.ndarray) -> None:

@@ -11,6 +11,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from almlip_jax.dynamics.integrators import build_integrator
 from almlip_jax.dynamics.judging import check_exploration
 from almlip_jax.dynamics.knowledge import errors_and_scores, structure_scores
 from almlip_jax.dynamics.state import Traces
-from almlip_jax.dynamics.thresholds import resolve_thresholds
+from almlip_jax.dynamics.thresholds import AtomErrors, Resolved, resolve_thresholds
 from almlip_jax.ensembles import SCORES
 from almlip_jax.errors import InputError
 from almlip_jax.files import read_json, write_json, write_npz
@@ -158,7 +159,8 @@ class _Run(ABC):
     def session(self, begun: bool) -> Session:
         """The run before its first step."""
         known = know(self.settings, self.potential, self.training_set, self.config.seed)
-        thresholds = self.thresholds(known, begun)
+        resolved = self.thresholds(known, begun)
+        known, thresholds = replace(known, relative=resolved.relative), resolved.levels
         key = named_key(self.config.seed, "explore")
         starts = self.first_structures(thresholds, known)
         return self.explorer.begin(self.potential.params, starts, thresholds, key, known)
@@ -167,16 +169,17 @@ class _Run(ABC):
         """Where walkers begin: at their start structures, or at something made of them."""
         return self.starts
 
-    def thresholds(self, known: Knowledge, begun: bool) -> tuple[float, float]:
+    def thresholds(self, known: Knowledge, begun: bool) -> Resolved:
         """Those of the gate; an interrupted run has them already."""
         rule, score = self.config.rule, self.settings.gate.score
         if rule is None:
-            return math.inf, math.inf
+            return Resolved(math.inf, math.inf)
         if begun:
             kept = read_json(self.place.thresholds)
-            return tuple(math.inf if kept[name] is None else kept[name] for name in ("record", "stop"))  # type: ignore[return-value]
+            record, stop = (math.inf if kept[name] is None else kept[name] for name in ("record", "stop"))
+            return Resolved(record, stop, kept.get("relative"))
 
-        def calibration() -> tuple[np.ndarray, np.ndarray]:
+        def calibration() -> AtomErrors:
             assert self.config.calibration_set is not None
             labelled = read_structures(self.config.calibration_set, require_labels=True, **self.config.arguments)
             return errors_and_scores(score, self.potential, labelled, known)
@@ -184,7 +187,8 @@ class _Run(ABC):
         found = resolve_thresholds(
             rule, lambda: structure_scores(score, self.potential, self.training_set, known), calibration
         )
-        write_json(self.place.thresholds, {"record": found[0], "stop": found[1], "score": score})
+        content = {"record": found.record, "stop": found.stop, "relative": found.relative, "score": score}
+        write_json(self.place.thresholds, content)
         return found
 
     @abstractmethod

@@ -11,13 +11,16 @@ import pytest
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 
+from almlip_jax.campaign.calibration import draw_frames, number_to_draw
 from almlip_jax.campaign.exploration import gate_thresholds
-from almlip_jax.campaign.preparation import start_list
+from almlip_jax.campaign.preparation import geometry_key, start_list
 from almlip_jax.campaign.rundir import RunDirectory
 from almlip_jax.campaign.settings import FileStarts, LabelledStarts, MdExploration, SystemSettings
 from almlip_jax.campaign.starts import walker_starts
 from almlip_jax.dynamics import Knowledge
+from almlip_jax.dynamics.thresholds import Resolved
 from almlip_jax.errors import InputError
+from almlip_jax.keys import numpy_generator
 from almlip_jax.structures.io import write_structures
 from almlip_jax.units import KB
 
@@ -162,29 +165,63 @@ class TestThresholds:
 
     def test_fixed_ones_do_not_look_at_scores(self, tmp_path: Path) -> None:
         fixed = settings(thresholds={"kind": "fixed", "record": 0.2, "stop": 1.5})
-        assert self.found(tmp_path, fixed) == (0.2, 1.5)
+        assert self.found(tmp_path, fixed) == Resolved(0.2, 1.5)
 
     def test_relative_ones_follow_the_training_set_down_to_the_floor(self, tmp_path: Path) -> None:
         relative = {"kind": "relative", "quantile": 0.5, "record_factor": 3.0, "stop_factor": 4.0, "floor": 0.6}
-        assert np.allclose(self.found(tmp_path, settings(thresholds=relative), self.scores), (1.5, 6.0))
+        assert np.allclose(self.found(tmp_path, settings(thresholds=relative), self.scores).levels, (1.5, 6.0))
         small = {name: 0.1 * values for name, values in self.scores.items()}
-        assert np.allclose(self.found(tmp_path, settings(thresholds=relative), small), (0.6, 2.4))
+        assert np.allclose(self.found(tmp_path, settings(thresholds=relative), small).levels, (0.6, 2.4))
 
     def test_are_in_the_unit_of_the_gates_score(self, tmp_path: Path) -> None:
         relative = {"kind": "relative", "record_factor": 1.0, "stop_factor": 2.0}
         chosen = settings(thresholds=relative, gate={"kind": "absolute", "score": "energy_std"})
-        assert self.found(tmp_path, chosen, self.scores) == (7.0, 14.0)
+        assert self.found(tmp_path, chosen, self.scores) == Resolved(7.0, 14.0)
 
     @pytest.mark.parametrize("kind", ["calibrated", "conformal"])
-    def test_true_errors_are_those_of_the_batch_before_it_was_trained_on(self, tmp_path: Path, kind: str) -> None:
+    def test_true_errors_are_those_of_frames_drawn_in_earlier_rounds(self, tmp_path: Path, kind: str) -> None:
         """`Doubling` is wrong by twice its spread on every atom: a tolerance of 0.3 is reached at a spread of 0.15."""
         chosen = settings(thresholds={"kind": kind, "tolerance": 0.3, "stop_factor": 2.0})
-        assert self.found(tmp_path, chosen) == (0.3, 0.6)  # no batch yet: spreads at their face value
-        batch = [labelled("H2O", 0.0) for _ in range(10)]
-        write_structures(shop(tmp_path).run.round(0).create().labelled, batch)
-        assert np.allclose(self.found(tmp_path, chosen, round_index=1), (0.15, 0.3))
+        rounds = [shop(tmp_path).run.round(index).create() for index in range(3)]
+        write_structures(rounds[0].labelled, [labelled("H2O", 0.0) for _ in range(10)])  # a batch says nothing
+        assert self.found(tmp_path, chosen, round_index=1) == Resolved(0.3, 0.6, {})  # spreads at their face value
+        for drawn in rounds[:2]:
+            write_structures(drawn.calibration, [labelled("H2O", 0.0) for _ in range(5)])
+        found = self.found(tmp_path, chosen, round_index=2)
+        assert np.allclose(found.levels, (0.15, 0.3)) and np.allclose(found.relative["H"], 1)
+        assert ("O" in found.relative) == (kind == "calibrated")  # ten atoms are too few for one in twenty
+        write_structures(rounds[2].calibration, [labelled("H2O", 0.0)])
+        assert self.found(tmp_path, chosen, round_index=2) == found  # of this round nothing is known yet
         with pytest.raises(ValueError, match="gate score of atoms"):
             settings(thresholds={"kind": kind, "tolerance": 0.3}, gate={"kind": "absolute", "score": "energy_std"})
+
+
+class TestDraw:
+    def test_every_visited_frame_is_as_likely_as_any_other(self) -> None:
+        trajectories = [
+            [Atoms("H", [[w, n, 0.0]], info={"walker": w, "step": n}) for n in range(1 + 3 * w)] for w in range(3)
+        ]
+        counts = np.zeros(12)
+        for round_index in range(3000):
+            drawn = draw_frames(trajectories, 4, numpy_generator(0, "calibration", round_index))
+            places = [int(frame.positions[0, 1]) + (0, 1, 5)[int(frame.positions[0, 0])] for frame in drawn]
+            assert len(set(places)) == 4 and places == sorted(places)
+            counts[places] += 1
+        assert np.all(np.abs(counts / 3000 - 1 / 3) < 5 * np.sqrt(2 / 9 / 3000))
+
+    def test_leaves_out_what_is_known_and_keeps_no_velocities(self) -> None:
+        frames = [
+            Atoms("H", [[0, n, 0.0]], momenta=np.ones((1, 3)), info={"step": n, "force_std_max": 1.0}) for n in range(3)
+        ]
+        drawn = draw_frames([frames], 5, np.random.default_rng(0), {geometry_key(frames[1])})
+        assert [frame.info for frame in drawn] == [{"step": 0}, {"step": 2}] and not drawn[0].has("momenta")
+
+    def test_the_budget_is_the_batchs_first(self) -> None:
+        chosen = settings(thresholds={"kind": "conformal", "tolerance": 0.3, "frames": 4})
+        assert [number_to_draw(chosen, 10, left) for left in (None, 20, 12, 10, 3)] == [4, 4, 2, 0, 0]
+        assert number_to_draw(settings(), 10, None) == 0
+        with pytest.raises(ValueError, match=r"trajectory_every 100 is more than steps 50"):
+            settings(thresholds={"kind": "conformal", "tolerance": 0.3}, steps=50)
 
 
 class Doubling:

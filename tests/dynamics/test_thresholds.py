@@ -14,6 +14,7 @@ from almlip_jax.dynamics import Knowledge
 from almlip_jax.dynamics.knowledge import errors_and_scores, structure_scores
 from almlip_jax.dynamics.novelty import fit_latent_distance
 from almlip_jax.dynamics.thresholds import (
+    AtomErrors,
     CalibratedThresholds,
     ConformalThresholds,
     FixedThresholds,
@@ -30,12 +31,16 @@ def not_asked() -> None:
     pytest.fail("not needed")
 
 
+def of_hydrogen(errors: np.ndarray, scores: np.ndarray) -> AtomErrors:
+    return AtomErrors(errors, scores, np.ones(len(errors), int))
+
+
 def test_relative_thresholds_are_a_quantile_above_a_floor():
     scores = np.linspace(0, 1, 101)
     rule = RelativeThresholds(quantile=0.8, record_factor=2.0, floor=0.1)
     assert relative_record(scores, rule) == pytest.approx(1.6)
     assert relative_record(0.01 * scores, rule) == 0.1
-    assert resolve_thresholds(rule, lambda: scores, not_asked) == pytest.approx((1.6, 6.4))
+    assert resolve_thresholds(rule, lambda: scores, not_asked).levels == pytest.approx((1.6, 6.4))
 
 
 def test_calibrated_thresholds_follow_the_least_squares_slope():
@@ -46,7 +51,9 @@ def test_calibrated_thresholds_follow_the_least_squares_slope():
     assert calibrated_record(2.5 * sigma, sigma, 0.3) == pytest.approx(0.12)
     assert calibrated_record(0 * sigma, sigma, 0.3) == math.inf
     rule = CalibratedThresholds(tolerance=0.3, stop_factor=3.0)
-    assert resolve_thresholds(rule, not_asked, lambda: (2.5 * sigma, sigma)) == pytest.approx((0.12, 0.36))
+    assert resolve_thresholds(rule, not_asked, lambda: of_hydrogen(2.5 * sigma, sigma)).levels == pytest.approx(
+        (0.12, 0.36)
+    )
 
 
 def test_the_conformal_factor_is_the_promised_order_statistic():
@@ -56,7 +63,7 @@ def test_the_conformal_factor_is_the_promised_order_statistic():
     assert conformal_factor(errors, sigma, 0.1) == 18
     assert conformal_factor(errors, sigma, 0.5) == 10
     rule = ConformalThresholds(tolerance=0.9, alpha=0.1, stop_factor=2.0)
-    assert resolve_thresholds(rule, not_asked, lambda: (errors, sigma)) == pytest.approx((0.05, 0.1))
+    assert resolve_thresholds(rule, not_asked, lambda: of_hydrogen(errors, sigma)).levels == pytest.approx((0.05, 0.1))
     with pytest.raises(InputError, match=r"alpha 0\.05 need 19 labelled atoms at least, not 18\.$"):
         conformal_factor(errors[1:], sigma[1:], 0.05)
     for n in range(2, 200):  # n = 1 / alpha - 1 is enough, whatever the rounding
@@ -74,6 +81,40 @@ def test_conformal_coverage_is_at_least_what_was_asked_for():
     ]
     expected = math.ceil((n + 1) * (1 - alpha)) / (n + 1)
     assert abs(np.mean(covered) - expected) < 4 * math.sqrt(expected * (1 - expected) / trials)
+
+
+@pytest.mark.parametrize("kind", [CalibratedThresholds, ConformalThresholds])
+def test_each_species_has_the_threshold_of_its_own_errors(kind):
+    """Hydrogen is wrong by twice its score, oxygen by five times; of carbon there are too few atoms to say."""
+    numbers = np.repeat([1, 8, 6], [40, 20, 1])
+    scores = np.random.default_rng(4).uniform(0.1, 1, len(numbers))
+    errors = scores * np.repeat([2.0, 5.0, 3.0], [40, 20, 1])
+    found = resolve_thresholds(
+        kind(tolerance=0.3, stop_factor=2.0), not_asked, lambda: AtomErrors(errors, scores, numbers)
+    )
+    assert found.stop == 2 * found.record and set(found.relative) == {"H", "O"}
+    assert found.record * found.relative["H"] == pytest.approx(0.15)
+    assert found.record * found.relative["O"] == pytest.approx(0.06)
+
+
+def test_coverage_holds_for_each_species():
+    """Atoms of a further exploration with a score below the threshold of their species are right to the tolerance."""
+    rng, rule = np.random.default_rng(5), ConformalThresholds(tolerance=1.0, alpha=0.1)
+
+    def explored(atoms: int) -> AtomErrors:
+        numbers = rng.choice([1, 8], atoms, p=[0.7, 0.3])
+        scores = rng.uniform(0.1, 2, atoms)
+        return AtomErrors(np.abs(rng.standard_t(3, atoms)) * scores * np.where(numbers == 8, 4, 1), scores, numbers)
+
+    missed, seen = {1: 0, 8: 0}, {1: 0, 8: 0}
+    for _ in range(300):
+        found, new = resolve_thresholds(rule, not_asked, lambda: explored(200)), explored(200)
+        for number, symbol in ((1, "H"), (8, "O")):
+            mine = new.numbers == number
+            factor = rule.tolerance / (found.record * found.relative[symbol])
+            seen[number] += np.sum(mine)
+            missed[number] += np.sum(new.errors[mine] > factor * new.scores[mine])
+    assert all(0.07 < missed[number] / seen[number] < 0.105 for number in seen)
 
 
 def test_novelty_has_scores_of_structures_and_of_atoms():
@@ -97,9 +138,10 @@ def test_novelty_has_scores_of_structures_and_of_atoms():
     expected = distance(seen[0]) / np.quantile(distance(known[0]), 0.99)
     scores = structure_scores("latent_distance", potential, frames, knowledge)
     np.testing.assert_allclose(scores, [expected[:2].max(), expected[2:].max()], rtol=2e-3)
-    errors, sigma = errors_and_scores("latent_distance", potential, frames, knowledge)
-    np.testing.assert_allclose(sigma, expected, rtol=2e-3)
-    np.testing.assert_allclose(errors, np.linalg.norm(np.concatenate(truth), axis=1))
+    found = errors_and_scores("latent_distance", potential, frames, knowledge)
+    np.testing.assert_allclose(found.scores, expected, rtol=2e-3)
+    assert list(found.numbers) == [1] * 5
+    np.testing.assert_allclose(found.errors, np.linalg.norm(np.concatenate(truth), axis=1))
 
 
 def test_what_calibrates_nothing_is_refused():
@@ -111,5 +153,5 @@ def test_what_calibrates_nothing_is_refused():
     half = np.repeat([0.0, 1.0], 15)  # half of the atoms have errors and no spread
     rule = ConformalThresholds(tolerance=0.1, alpha=0.1)
     with pytest.raises(InputError, match="errors but no spread"):
-        resolve_thresholds(rule, not_asked, lambda: (ones, half))
-    assert resolve_thresholds(FixedThresholds(record=1, stop=2), not_asked, not_asked) == (1, 2)
+        resolve_thresholds(rule, not_asked, lambda: of_hydrogen(ones, half))
+    assert resolve_thresholds(FixedThresholds(record=1, stop=2), not_asked, not_asked).levels == (1, 2)

@@ -1,0 +1,69 @@
+"""Frames drawn at random from exploration, from whose labels the gate's thresholds come: never selected nor trained on.
+
+What was selected for its uncertainty says nothing of the frames that a gate lets pass.  These frames are a uniform draw
+of what the walkers visited (of their trajectories, one frame every ``trajectory_every`` steps), so that the atoms of a
+later exploration like it are exchangeable with theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import numpy as np
+from ase import Atoms
+
+from almlip_jax.campaign.preparation import geometry_key
+from almlip_jax.campaign.rundir import RunDirectory
+from almlip_jax.campaign.settings import MdExploration
+from almlip_jax.dynamics.thresholds import CalibratedThresholds, ConformalThresholds
+from almlip_jax.structures.io import read_structures
+
+_KEPT = ("charge", "spin", "walker", "step", "time_fs", "temperature")
+
+
+def number_to_draw(exploration: MdExploration, batch: int, left: int | None) -> int:
+    """Frames to draw in a round: what the thresholds ask for, and the label budget has beside a batch.
+
+    Args:
+        exploration: with the thresholds.
+        batch: structures in a batch, which comes first.
+        left: of the label budget; None where there is no limit.
+    """
+    rule = exploration.thresholds
+    if not isinstance(rule, CalibratedThresholds | ConformalThresholds):
+        return 0
+    return rule.frames if left is None else max(0, min(rule.frames, left - batch))
+
+
+def draw_frames(
+    trajectories: Sequence[Sequence[Atoms]], count: int, generator: np.random.Generator, known: Collection[bytes] = ()
+) -> list[Atoms]:
+    """Frames of the trajectories of all walkers, each as likely as any other, in the order of walkers and steps.
+
+    Args:
+        trajectories: of each walker.
+        count: how many; fewer where there are not so many.
+        generator: decides.
+        known: keys of structures that are left out, those of the test set for instance.
+    """
+    visited = [frame for frames in trajectories for frame in frames if geometry_key(frame) not in known]
+    chosen = np.sort(generator.permutation(len(visited))[:count])
+    drawn = []
+    for place in chosen.tolist():
+        frame = visited[place]
+        bare = Atoms(numbers=frame.numbers, positions=frame.positions, cell=frame.cell, pbc=frame.pbc)
+        bare.info = {key: frame.info[key] for key in _KEPT if key in frame.info}
+        drawn.append(bare)
+    return drawn
+
+
+def calibration_set(run: RunDirectory, round_index: int) -> list[Atoms]:
+    """The labelled frames that were drawn in the rounds before one."""
+    files = [run.round(earlier).calibration for earlier in range(round_index)]
+    return [frame for file in files if file.exists() for frame in read_structures(file, require_labels=True)]
+
+
+def drawn_keys(run: RunDirectory, round_index: int) -> set[bytes]:
+    """What identifies the frames that were drawn in the rounds before one, labelled or not."""
+    files = [run.round(earlier).drawn for earlier in range(round_index)]
+    return {geometry_key(frame) for file in files if file.exists() for frame in read_structures(file)}
