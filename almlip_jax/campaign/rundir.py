@@ -27,6 +27,8 @@ Layout (rounds are numbered from 0, folders have at least three digits)::
                              where it left the training distribution, thresholds of the gate, recorded frames
           walkers/000.extxyz thinned trajectory of each walker
           final.extxyz       last good frame of each walker
+          drawn.extxyz       frames drawn at random, where thresholds come from true errors
+          calibration.extxyz those that got labels
           pool.extxyz        recorded candidates with their scores
           batch.extxyz       selected candidates, in order
           labelled.extxyz    those that got labels

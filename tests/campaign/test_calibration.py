@@ -1,4 +1,4 @@
-"""A campaign whose thresholds come from frames drawn at random: what is paid, what is never trained on, and resuming."""
+"""A campaign whose thresholds come from frames drawn at random: what is paid, what is trained on, and resuming."""
 
 from __future__ import annotations
 

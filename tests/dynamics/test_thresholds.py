@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
+from analytic import dimer, explorer
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from almlip_jax.dynamics import Knowledge
 from almlip_jax.dynamics.knowledge import errors_and_scores, structure_scores
 from almlip_jax.dynamics.novelty import fit_latent_distance
+from almlip_jax.dynamics.settings import AbsoluteGate
 from almlip_jax.dynamics.thresholds import (
     AtomErrors,
     CalibratedThresholds,
@@ -155,3 +158,23 @@ def test_what_calibrates_nothing_is_refused():
     with pytest.raises(InputError, match="errors but no spread"):
         resolve_thresholds(rule, not_asked, lambda: of_hydrogen(ones, half))
     assert resolve_thresholds(FixedThresholds(record=1, stop=2), not_asked, not_asked).levels == (1, 2)
+
+
+def test_what_is_found_of_elements_is_carried_into_the_gate():
+    """As thresholds of elements in the settings of the gate are, and on top of them."""
+
+    def factors(gate: AbsoluteGate, relative: dict[str, float] | None) -> tuple[bool, np.ndarray]:
+        runner = explorer(gate=gate)
+        known = runner._known(Knowledge(relative=relative))
+        _, setup, loop = runner._prepare([dimer()] * 3, runner._thresholds((1.0, 2.0)), jax.random.key(0), known)
+        return loop.by_species, np.asarray(setup.gate_factors)
+
+    assert factors(AbsoluteGate(), None)[0] is False
+    for gate, relative, expected in (
+        (AbsoluteGate(species={"H": 0.5}), None, [1, 2]),
+        (AbsoluteGate(), {"H": 0.5}, [1, 2]),
+        (AbsoluteGate(species={"H": 0.5}), {"H": 0.5, "O": 2.0}, [0.5, 4]),
+        (AbsoluteGate(), {}, [1, 1]),
+    ):
+        told_apart, found = factors(gate, relative)
+        assert told_apart and np.allclose(found, [expected] * 3)
