@@ -26,7 +26,7 @@ from almlip_jax.progress import SilentProgress
 pytestmark = pytest.mark.usefixtures("compile_once")
 
 STEPS = 700  # of the final training; the rounds train 300
-SECTIONS: dict[str, Any] = {"training": {"final_steps": STEPS}, "stopping": {"target_error": {"value": 1e6}}}
+SECTIONS: dict[str, Any] = {"training": {"final_steps": STEPS}, "stopping": {"target_error": {"value": 1e3}}}
 """The tiny campaign that ends with its first evaluation."""
 
 

@@ -37,7 +37,7 @@ CompiledIn = Callable[[Path], AbstractContextManager[None]]
 
 FMAX = 0.1  # eV/Angstrom
 # A rule that ends a campaign early and leaves the sizes of its programs as they are.
-AT_FIRST_ERROR = {"target_error": {"value": 1e6}}
+AT_FIRST_ERROR = {"target_error": {"value": 1e3}}
 
 
 def first_batch(folder: Path, run_dir: Path, **sections: Any) -> None:
