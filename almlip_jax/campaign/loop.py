@@ -406,6 +406,7 @@ def _check_change(config: Experiment, run: RunDirectory, progress: Progress, *, 
     if note is not None:
         progress.message(note)
         state = state.model_copy(update={"settled": continuity.settled(config)})
+    check_columns(config.selection.selector, config.selection.batch, "selection.selector")
     if run.test.exists():
         check_stress_labels(config.stopping.target_error, read_structures(run.test))
     write_state(run, state)
