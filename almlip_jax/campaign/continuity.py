@@ -149,9 +149,9 @@ def digests_after(stage: Stage, round_index: int, run: RunDirectory, known: Mapp
     made = {
         Stage.INITIAL: [here.dataset],
         Stage.TEST: [run.test],
-        Stage.EXPLORE: [here.pool],
+        Stage.EXPLORE: [here.pool, here.drawn],
         Stage.SELECT: [here.batch],
-        Stage.LABEL: [following.dataset],
+        Stage.LABEL: [following.dataset, here.calibration],
     }.get(stage, [])
     found = dict(known)
     if stage is Stage.LABEL:
