@@ -15,11 +15,14 @@ import numpy as np
 from ase import Atoms
 
 from almlip_jax.errors import InputError
-from almlip_jax.structures.extxyz import count_extxyz, read_extxyz, write_extxyz
+from almlip_jax.structures.carried import normalise_masses
+from almlip_jax.structures.electronic_state import normalise_state
+from almlip_jax.structures.extxyz import write_extxyz
+from almlip_jax.structures.extxyz_reading import count_extxyz, read_extxyz
 from almlip_jax.structures.label_census import LabelCensus
 from almlip_jax.structures.labels import LabelKeys, drop_labels, likely_keys, take_labels
 from almlip_jax.structures.mlip_cfg import count_cfg, is_cfg, iterate_cfg, read_cfg, write_cfg
-from almlip_jax.structures.validation import LABELS, attach_labels, check_structure, normalise_state
+from almlip_jax.structures.validation import LABELS, attach_labels, check_structure
 from almlip_jax.structures.weights import normalise_weights
 
 __all__ = [
@@ -33,6 +36,7 @@ __all__ = [
 ]
 
 _XYZ = (".xyz", ".extxyz")
+_DATABASES = ("db", "json")  # of ASE, also the names of their formats
 _COMPRESSED = (".gz", ".bz2", ".xz")
 
 
@@ -58,8 +62,8 @@ def read_structures(
 
     Args:
         path: the file, or files.
-        format: ``extxyz``, ``db``, ``cfg`` (MLIP-2) or a format of ASE; by default name and beginning of the file
-            decide.
+        format: ``extxyz``, ``db`` or ``json`` (ASE databases), ``cfg`` (MLIP-2) or a format of ASE; by default name and
+            beginning of the file decide.
         keys: where the labels are, and in which unit stresses are.
         energy_key: where the energies are; like the next three short for one of ``keys``.
         forces_key: where the forces are.
@@ -176,6 +180,7 @@ def _checked(path: Path, format: str | None, type_numbers: Sequence[int] | None)
         where = f"{path}, frame {number}"
         check_structure(atoms, where)
         normalise_state(atoms, where)
+        normalise_masses(atoms, where)
         yield atoms, where
     if number < 0:
         raise InputError(f"{path} holds no structures.")
@@ -185,7 +190,7 @@ def write_structures(path: str | Path, structures: Iterable[Atoms]) -> None:
     """Writes structures as extended XYZ with every digit, each as it comes; the file appears complete or not at all.
 
     Cell, pbc, `info`, per-atom arrays and calculator results read back as they were (lists of numbers as arrays);
-    constraints are left out.
+    so do fixed atoms and coordinates.
 
     Raises:
         InputError: the name does not end in .xyz or .extxyz, something in `info` or the arrays has no place in the
@@ -201,8 +206,8 @@ def _frames(path: Path, format: str | None, type_numbers: Sequence[int] | None) 
     kind = _kind(path, format)
     if kind == "extxyz":
         return read_extxyz(path)
-    if kind == "db":
-        return _read_database(path)
+    if kind in _DATABASES:
+        return _read_database(path, kind)
     if kind == "cfg":
         if type_numbers is None:
             raise InputError(
@@ -224,17 +229,18 @@ def _format_of(path: Path) -> str | None:
     suffix = suffixes[-1] if suffixes else ""
     if suffix in _XYZ:
         return "extxyz"
-    if suffix == ".db":
-        return "db"
+    if suffix[1:] in _DATABASES:
+        return suffix[1:]
     return "cfg" if is_cfg(path) else None  # whatever its name: AtomEye's files end in .cfg too
 
 
-def _read_database(path: Path) -> Iterator[Atoms]:
+def _read_database(path: Path, kind: str) -> Iterator[Atoms]:
     try:
-        with ase.db.connect(path, type="db") as database:
+        with ase.db.connect(path, type=kind) as database:
             for row in database.select():
                 atoms = row.toatoms()
-                atoms.info = {**row.key_value_pairs, **row.data}
+                # Not the values of `key_value_pairs`: attributes of a row, such as its charge, hide keys.
+                atoms.info = {**{key: vars(row)[key] for key in row.key_value_pairs}, **row.data}
                 yield atoms
     except Exception as error:  # whatever the library stumbles over is the file's fault
         raise InputError(f"{path} cannot be read as an ASE database ({error}); correct the path or file.") from error
@@ -242,6 +248,6 @@ def _read_database(path: Path) -> Iterator[Atoms]:
 
 def _read_by_ase(path: Path, format: str | None) -> Iterator[Atoms]:
     try:
-        yield from ase.io.iread(path, index=":", format=format)
+        yield from ase.io.iread(path, index=":", format=format, do_not_split_by_at_sign=True)
     except Exception as error:  # whatever the library stumbles over is the file's fault
         raise InputError(f"{path} cannot be read ({error}); correct the file or name its format.") from error

@@ -21,7 +21,8 @@ from ase import Atoms
 
 from almlip_jax.errors import InputError
 from almlip_jax.files import replacing
-from almlip_jax.structures.validation import attach_labels, check_structure, normalise_state
+from almlip_jax.structures.electronic_state import normalise_state
+from almlip_jax.structures.validation import attach_labels, check_structure
 
 _AXES = ("x", "y", "z")
 _CARTESIAN = tuple(f"cartes_{axis}" for axis in _AXES)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from ase import Atoms
@@ -18,6 +19,9 @@ from vesin import NeighborList
 from almlip_jax.errors import CapacityError, InputError
 
 _MARGIN = 1e-6  # Angstrom; vesin searches this much further, so that its rounding does not decide an edge
+_FARTHEST = 1e9  # Angstrom from the origin, a decimetre; beyond, positions are a mistake and have few decimals left
+_MOST_BOXES = 1e5  # vesin divides space into no more boxes, and where it is long and thin then into none
+_MANY_IF_MIXED = 200  # boxes that vesin searches fast where some directions are open and others periodic
 _THINNEST = 1e-2  # Angstrom; periodic cells flatter than this are a mistake, and would need endless images
 
 
@@ -141,17 +145,85 @@ def _pairs(atoms: Atoms, cutoff: float) -> tuple[np.ndarray, np.ndarray, np.ndar
     finite = np.isfinite(positions).all(axis=1)
     if not finite.all():
         raise InputError(f"the position of atom {int(np.argmin(finite))} is not finite; leave the structure out.")
+    far = np.abs(positions).max(axis=1, initial=0.0) > _FARTHEST
+    if far.any():
+        atom = int(np.argmax(far))
+        raise InputError(f"the position of atom {atom}, {positions[atom].tolist()} Angstrom, is no place for an atom.")
     pbc = np.asarray(atoms.pbc, bool)
     cell = np.asarray(atoms.cell.array, np.float64)
     box = periodic_cell(cell, pbc)
-    search = NeighborList(cutoff=float(cutoff) + _MARGIN, full_list=True, n_threads=1)
-    pairs, shifts = search.compute(points=positions, box=box, periodic=pbc, quantities="PS")
+    search = _search(positions, box, pbc, float(cutoff) + _MARGIN)
+    finder = NeighborList(cutoff=search.radius, full_list=True, n_threads=1)
+    pairs, shifts = finder.compute(points=search.points, box=search.box, periodic=search.pbc, quantities="PS")
     center, neighbor = pairs.astype(np.int32).T
+    shifts = shifts + search.home[center] - search.home[neighbor]
     # Each operation of `_vectors` is odd, so an edge and its opposite pass or fail the cutoff together.
     vectors = _vectors(positions[center], positions[neighbor], shifts, cell)
     squares = np.einsum("ed,ed->e", vectors, vectors)
-    keep = squares < cutoff**2
+    keep = (squares < cutoff**2) & ~shifts[:, ~pbc].any(axis=1)
     return center[keep], neighbor[keep], shifts[keep].astype(np.int32), squares[keep]
+
+
+class _Search(NamedTuple):
+    """A search that vesin can do, with the same pairs within the radius asked for.
+
+    Attributes:
+        points: [N, 3] Angstrom.
+        box: [3, 3] Angstrom.
+        pbc: [3] bool; open directions may be periodic here, with more than the radius between the images.
+        home: [N, 3] cells that the points were brought back by.
+        radius: Angstrom.
+    """
+
+    points: np.ndarray
+    box: np.ndarray
+    pbc: np.ndarray
+    home: np.ndarray
+    radius: float
+
+
+def _search(positions: np.ndarray, box: np.ndarray, pbc: np.ndarray, radius: float) -> _Search:
+    """The search for pairs within a radius.
+
+    Where space would be divided into many boxes, as with an atom far from all others, atoms come back into the cell,
+    and what is empty is left out: along an open direction no pair spans a gap wider than the radius.
+    """
+    home = np.zeros(positions.shape, np.int64)
+    many = _MOST_BOXES / 2 if pbc.all() or not pbc.any() else _MANY_IF_MIXED
+    if len(positions) == 0 or (
+        np.prod(_boxes(positions, box, pbc, radius)) < many
+        and np.prod(np.maximum(2 * np.abs(positions).max(axis=0) / radius, 1.0)) < many
+    ):
+        return _Search(positions, box, pbc, home, radius)
+    home[:, pbc] = np.floor(positions @ np.linalg.inv(box))[:, pbc]
+    if np.abs(home).max() > _FARTHEST:
+        atom = int(np.argmax(np.abs(home).max(axis=1)))
+        raise InputError(f"atom {atom} lies more than {_FARTHEST:g} cells outside of its cell; bring it back.")
+    points, box = positions - home @ box, box.copy()
+    for axis in box[~pbc]:  # unit vectors, normal to each other and to the periodic directions
+        along = points @ axis
+        order = np.argsort(along)
+        gaps = np.diff(along[order], prepend=0.0)
+        excess = np.empty(len(along))
+        excess[order] = gaps[0] + np.cumsum(np.maximum(gaps - 2 * radius, 0.0) * (np.arange(len(gaps)) > 0))
+        points -= excess[:, None] * axis
+    for direction in np.flatnonzero(~pbc):
+        box[direction] *= np.ptp(points @ box[direction]) + 3 * radius
+    everywhere = np.ones(3, bool)
+    # Beyond its number of boxes vesin scales all three down alike, and fails where the smallest would be none.
+    while (total := np.prod(numbers := _boxes(points, box, everywhere, radius))) > _MOST_BOXES / 2 and (
+        numbers.min() < 4 * np.cbrt(total / _MOST_BOXES)
+    ):
+        radius *= 1.25
+    return _Search(points, box, everywhere, home, radius)
+
+
+def _boxes(points: np.ndarray, box: np.ndarray, pbc: np.ndarray, radius: float) -> np.ndarray:
+    """Into how many boxes of the size of a radius space is divided along each direction, [3] float."""
+    normals = np.linalg.inv(box)  # in columns
+    heights = 1 / np.linalg.norm(normals, axis=0)
+    extents = np.where(pbc, heights, np.ptp(points @ normals, axis=0) * heights)
+    return np.maximum(extents / radius, 1.0)
 
 
 def _order(first: np.ndarray, second: np.ndarray, shifts: np.ndarray) -> np.ndarray:

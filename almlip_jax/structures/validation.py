@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,7 +20,6 @@ LABELS: tuple[str, ...] = ("energy", "forces", "stress")
 _TENSORS = ("stress", "virial")
 _CONTACT = 0.2  # Angstrom; no two nuclei come this close in anything worth a label
 _SEARCH = 2.0  # Angstrom; the search for contacts divides space into boxes of this size, so it should not be tiny
-_STATE_NAMES = {"charge": ("charge", "total_charge"), "spin": ("spin", "multiplicity", "spin_multiplicity")}
 
 
 def check_structure(atoms: Atoms, where: str) -> None:
@@ -46,7 +44,11 @@ def check_structure(atoms: Atoms, where: str) -> None:
         periodic_cell(atoms.cell.array, atoms.pbc)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
-    if shortest_edge(atoms, _SEARCH) < _CONTACT:
+    try:
+        shortest = shortest_edge(atoms, _SEARCH)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+    if shortest < _CONTACT:
         hood = neighborhood(atoms, _SEARCH)
         distances = np.where(hood.mask, np.linalg.norm(edge_vectors(atoms, hood), axis=-1), np.inf)
         atom, slot = (int(index) for index in np.unravel_index(np.argmin(distances), distances.shape))
@@ -55,30 +57,6 @@ def check_structure(atoms: Atoms, where: str) -> None:
         raise InputError(
             f"{where}: {pair} {distances[atom, slot]:.3g} Angstrom apart; correct the positions or the cell."
         )
-
-
-def normalise_state(atoms: Atoms, where: str) -> None:
-    """Brings charge and spin of `atoms.info` under these names and to int; what is not given stays absent.
-
-    ``total_charge`` is taken for ``charge``, ``multiplicity`` and ``spin_multiplicity`` for ``spin`` (which is 2S+1).
-
-    Raises:
-        InputError: a charge that is no whole number, or a spin that is no positive whole number.
-    """
-    for name, least, meaning in (("charge", None, "the total charge"), ("spin", 1, "the multiplicity 2S+1")):
-        given = [alias for alias in _STATE_NAMES[name] if alias in atoms.info]
-        if not given:
-            continue
-        value = atoms.info[given[0]]
-        if any(atoms.info[alias] != value for alias in given):
-            raise InputError(f"{where}: {' and '.join(given)} contradict each other; keep {name}.")
-        number = int(value) if _is_whole(value) else None
-        if number is None or (least is not None and number < least):
-            kind = "a whole number" if least is None else "a positive whole number"
-            raise InputError(f"{where}: {given[0]} is {value!r}, but {meaning} must be {kind}; correct it.")
-        for alias in given:
-            del atoms.info[alias]
-        atoms.info[name] = number
 
 
 def attach_labels(atoms: Atoms, labels: Mapping[str, Any], where: str) -> None:
@@ -134,7 +112,3 @@ def _check_finite(rows: np.ndarray, name: str, where: str) -> None:
         raise InputError(
             f"{where}: the {name} of atom {int(np.argmin(finite))} is not finite; leave the structure out."
         )
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool | np.bool_) and float(value).is_integer()

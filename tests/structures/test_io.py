@@ -120,7 +120,7 @@ def test_extxyz_keeps_info_and_arrays(tmp_path: Path) -> None:
     atoms.set_array("site", np.array(["a", "b1", "c", "d"]))
     atoms.set_tags([0, 1, 2, 3])
     atoms.set_momenta(np.random.default_rng(1).normal(size=(4, 3)))
-    atoms.set_initial_charges([0.1, 0.2, 0.3, -0.6])
+    atoms.set_initial_charges([0.1, 0.2, -0.7, -0.6])
     path = tmp_path / "frames.extxyz"
     write_structures(path, [atoms])
     found = read_structures(path)[0]
@@ -157,7 +157,8 @@ def test_ase_reads_what_is_written(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found.positions, atoms.positions)
     np.testing.assert_array_equal(found.calc.results["forces"], atoms.calc.results["forces"])
     np.testing.assert_array_equal(found.calc.results["stress"], atoms.calc.results["stress"])
-    assert found.info["spacegroup"] == "F m -3 m" and not found.constraints
+    assert found.info["spacegroup"] == "F m -3 m"
+    assert [constraint.todict() for constraint in found.constraints] == [FixAtoms([0]).todict()]
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,51 @@
+"""What a structure carries beside its geometry, through every border: masses, moments, constraints, charge and spin.
+
+These change what dynamics do with a structure, or what a label of it is.  Remarks (other entries of `info`, tags,
+further arrays) and labels are no part of it.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+import numpy as np
+from ase import Atoms
+
+from almlip_jax.errors import InputError
+
+_ARRAYS = ("masses", "initial_magmoms")
+_STATE = ("charge", "spin")
+
+
+def carried(atoms: Atoms) -> Atoms:
+    """A structure with species, positions, cell, pbc and all that it carries, and nothing else."""
+    clean = Atoms(numbers=atoms.numbers, positions=atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
+    for name in _ARRAYS:
+        if name in atoms.arrays:
+            clean.set_array(name, atoms.arrays[name])
+    clean.set_constraint(deepcopy(atoms.constraints))
+    clean.info = {name: atoms.info[name] for name in _STATE if name in atoms.info}
+    return clean
+
+
+def normalise_masses(atoms: Atoms, where: str) -> None:
+    """Brings a column ``mass`` under ASE's name ``masses``, in amu.
+
+    Raises:
+        InputError: masses that are not one positive number for each atom, or two different ones for an atom.
+    """
+    if "mass" in atoms.arrays:
+        given = atoms.arrays.pop("mass")
+        if "masses" in atoms.arrays and not np.array_equal(atoms.arrays["masses"], given):
+            raise InputError(f"{where}: mass and masses contradict each other; keep masses.")
+        atoms.arrays["masses"] = given
+    if "masses" not in atoms.arrays:
+        return
+    masses = atoms.arrays["masses"]
+    if masses.shape != (len(atoms),) or masses.dtype.kind not in "fiu":
+        raise InputError(f"{where}: masses {masses.dtype}{list(masses.shape)} are not one number for each atom.")
+    atoms.arrays["masses"] = masses = np.asarray(masses, np.float64)
+    bad = ~(np.isfinite(masses) & (masses > 0))
+    if bad.any():
+        atom = int(np.argmax(bad))
+        raise InputError(f"{where}: the mass of atom {atom} is {masses[atom]:g}; give a positive one.")

@@ -1,0 +1,117 @@
+"""Charge and spin of a structure, whichever way a file says them, under the names ``charge`` and ``spin``.
+
+A label source that is not told computes the neutral singlet, so whatever states another one is understood or refused.
+"""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+
+from almlip_jax.errors import InputError
+
+_CHARGES = ("charge", "total_charge", "net_charge")
+_MULTIPLICITIES = ("spin", "multiplicity", "spin_multiplicity")
+_UNPAIRED = ("uhf", "unpaired_electrons")
+_AMBIGUOUS = "total_spin"
+_ROUNDING = 0.01  # what sums of charges and moments may differ from whole numbers by
+
+
+def normalise_state(atoms: Atoms, where: str) -> None:
+    """Brings charge and multiplicity 2S+1 into `atoms.info` as ints, ``charge`` and ``spin``; unsaid they stay absent.
+
+    In `info`, in any case, ``charge``, ``total_charge`` and ``net_charge`` are the total charge; ``spin``,
+    ``multiplicity`` and ``spin_multiplicity`` are 2S+1; ``uhf`` and ``unpaired_electrons`` are 2S.  Charges of the
+    atoms (``initial_charges``, or a calculator's ``charges``) state the total charge where they add up to a whole
+    number, and initial magnetic moments of an open structure the number of unpaired electrons, unless that is none.
+
+    Raises:
+        InputError: a charge that is no whole number, a spin that is no positive whole number, two statements that
+            contradict each other, or one that has several meanings.
+    """
+    charges = list(_given(atoms, _CHARGES, where, "the total charge must be a whole number", None))
+    charges += _charges_of_atoms(atoms, where, stated=bool(charges))
+    spins = list(_given(atoms, _MULTIPLICITIES, where, "the multiplicity 2S+1 must be a positive whole number", 1))
+    unpaired = _given(
+        atoms, _UNPAIRED, where, "the number of unpaired electrons must be a whole number, not negative", 0
+    )
+    spins += [(name, number + 1) for name, number in unpaired]
+    spins += _moments_of_atoms(atoms)
+    for name, statements in (("charge", charges), ("spin", spins)):
+        if len({number for _, number in statements}) > 1:
+            raise InputError(
+                f"{where}: {' and '.join(given for given, _ in statements)} contradict each other "
+                f"({name} {' or '.join(str(number) for _, number in statements)}); keep {name}."
+            )
+    _check_total_spin(atoms, spins, where)
+    for key in [key for key in atoms.info if _plain(key) in (*_CHARGES, *_MULTIPLICITIES, *_UNPAIRED, _AMBIGUOUS)]:
+        del atoms.info[key]
+    for name, statements in (("charge", charges), ("spin", spins)):
+        if statements:
+            atoms.info[name] = statements[0][1]
+
+
+def _plain(key: Any) -> str:
+    return key.lower() if isinstance(key, str) else ""
+
+
+def _given(atoms: Atoms, names: tuple[str, ...], where: str, rule: str, least: int | None) -> Iterator[tuple[str, int]]:
+    """Keys of `info` that state something, in the order of the names, with the whole numbers they hold."""
+    keys = [key for name in names for key in atoms.info if _plain(key) == name]
+    for key in keys:
+        value = atoms.info[key]
+        if isinstance(value, np.ndarray | np.generic) and value.size == 1:
+            value = value.item()
+        number = int(value) if _is_whole(value) else None
+        if number is None or (least is not None and number < least):
+            raise InputError(f"{where}: {key} is {value!r}, but {rule}; correct it.")
+        yield key, number
+
+
+def _charges_of_atoms(atoms: Atoms, where: str, stated: bool) -> list[tuple[str, int]]:
+    results = {} if atoms.calc is None else atoms.calc.results
+    found = []
+    for name, charges in (
+        ("initial_charges", atoms.arrays.get("initial_charges")),
+        ("charges", results.get("charges")),
+    ):
+        if charges is None or not np.any(charges):
+            continue
+        total = float(np.sum(charges))
+        if np.isfinite(total) and abs(total - round(total)) <= _ROUNDING:
+            found.append((name, round(total)))
+        elif name == "initial_charges" and not stated:
+            raise InputError(f"{where}: the initial charges add up to {total:g}, no whole number; give charge as well.")
+    return found
+
+
+def _moments_of_atoms(atoms: Atoms) -> list[tuple[str, int]]:
+    """The multiplicity that moments state; those of a crystal are where its bands begin, and no multiplicity."""
+    moments = atoms.arrays.get("initial_magmoms")
+    if moments is None or atoms.pbc.any():
+        return []
+    total = float(np.linalg.norm(np.atleast_1d(np.sum(moments, axis=0))))
+    if not np.isfinite(total) or round(total) == 0 or abs(total - round(total)) > _ROUNDING:
+        return []
+    return [("initial_magmoms", round(total) + 1)]
+
+
+def _check_total_spin(atoms: Atoms, spins: list[tuple[str, int]], where: str) -> None:
+    """Refuses ``total_spin``, which programs use for S, 2S and 2S+1, where nothing else says what it is."""
+    for key in [key for key in atoms.info if _plain(key) == _AMBIGUOUS]:
+        value = atoms.info[key]
+        value = value.item() if isinstance(value, np.ndarray | np.generic) and value.size == 1 else value
+        multiplicity = spins[0][1] if spins else None
+        meanings = () if multiplicity is None else (multiplicity, multiplicity - 1, (multiplicity - 1) / 2)
+        if isinstance(value, numbers.Real) and float(value) in meanings:
+            continue
+        known = "it may be S, 2S or 2S+1" if multiplicity is None else f"the multiplicity is {multiplicity}"
+        raise InputError(f"{where}: {key} is {value!r}, and {known}; give the multiplicity 2S+1 as spin instead.")
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool | np.bool_) and float(value).is_integer()
