@@ -10,7 +10,7 @@ import platform
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -164,24 +164,38 @@ def collect_versions() -> dict[str, Any]:
     }
 
 
-def write_versions(run: WorkDirectory, versions: Mapping[str, Any] | None = None) -> None:
+def write_versions(run: WorkDirectory, versions: Mapping[str, Any] | None = None) -> str | None:
     """Writes ``versions.json``; what an earlier session of the same run used is kept under ``earlier`` if it differs.
 
     Args:
         run: the run directory.
         versions: what to write; default `collect_versions`.
+
+    Returns:
+        a sentence where the session before worked on other devices, which changes the last bits of results.
     """
     now: dict[str, Any] = plain(collect_versions() if versions is None else versions)
     earlier: list[Any] = []
+    before: dict[str, Any] = {}
     if run.versions.exists():
         before = read_json(run.versions)
         earlier = before.pop("earlier", [])
         if before != now:
             earlier = [*earlier, before]
     write_json(run.versions, {**now, "earlier": earlier} if earlier else now)
+    then, here = before.get("devices"), now.get("devices")
+    if then in (None, here) or here is None:
+        return None
+    return f"works on {_counted(here)}, on {_counted(then)} before: from here on results differ in their last bits."
 
 
 # ---------------------------------------------------------------------------------------------------------------- inner
+
+
+def _counted(devices: Sequence[str]) -> str:
+    """``2 devices (cpu)``."""
+    kinds = ", ".join(dict.fromkeys(map(str, devices)))
+    return f"{len(devices)} device{'s' if len(devices) > 1 else ''} ({kinds})"
 
 
 @contextmanager

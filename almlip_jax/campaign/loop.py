@@ -265,7 +265,6 @@ def run_campaign(config: Experiment, run_dir: Path, *, progress: Progress | None
             raise InputError(f"{run.path} holds a campaign already; resume it, or choose another run directory.")
         _check(config)
         write_text(run.config, yaml_text(config.model_dump(mode="json")))
-        write_versions(run)
         return _carry_on(config, run, progress or SilentProgress())
 
 
@@ -291,12 +290,13 @@ def resume_campaign(
         tell = progress or SilentProgress()
         _check_change(config, run, tell, accept=accept_changes)
         write_text(run.config, yaml_text(config.model_dump(mode="json")))
-        write_versions(run)
         return _carry_on(config, run, tell)
 
 
 def _carry_on(config: Experiment, run: RunDirectory, progress: Progress) -> Outcome:
     with jax.enable_x64(config.precision == "float64"):
+        if said := write_versions(run):
+            progress.message(said)
         return _work(Campaign(config, run, progress))
 
 

@@ -113,7 +113,8 @@ class _Run(ABC):
             if self.place.summary.exists():
                 self.progress.message(f"{self.place.path} holds this run, which is over; nothing is left to do.")
                 return read_json(self.place.summary)
-            write_versions(self.place)
+            if said := write_versions(self.place):
+                self.progress.message(said)
             session = self.session(begun)
             outputs = self.outputs()
             with ExitStack() as stack:

@@ -86,9 +86,11 @@ def run_sweep(
         check_columns(settings, max(config.batch_sizes), f"selectors.{name}")
     with folder.lock(), jax.enable_x64(config.precision == "float64"):
         groups = [*first_groups(config, wanted), *point_groups(config, wanted)]
-        session = _Session(bench, groups, progress or SilentProgress())
+        shown = progress or SilentProgress()
+        session = _Session(bench, groups, shown)
         write_text(folder.config, yaml_text(config.model_dump(mode="json")))
-        write_versions(folder)
+        if said := write_versions(folder):
+            shown.message(said)
         session.work()
         return _result(bench)
 

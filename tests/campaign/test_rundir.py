@@ -281,3 +281,10 @@ def test_versions_name_the_packages_and_keep_what_an_earlier_session_used(run: R
     assert files.read_json(run.versions) == now, "the same versions again are no new entry"
     work_directory.write_versions(run, {"python": "9.9"})
     assert files.read_json(run.versions) == {"python": "9.9", "earlier": [now]}
+
+
+def test_a_session_on_other_devices_says_so(run: RunDirectory) -> None:
+    assert work_directory.write_versions(run, {"devices": ["cpu", "cpu"]}) is None
+    assert work_directory.write_versions(run, {"devices": ["cpu", "cpu"]}) is None
+    said = work_directory.write_versions(run, {"devices": ["cpu"]})
+    assert said == "works on 1 device (cpu), on 2 devices (cpu) before: from here on results differ in their last bits."
