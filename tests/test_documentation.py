@@ -1,0 +1,174 @@
+"""The pages: snippets of YAML are valid configs, lines for a shell are what the program takes, and Python runs."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import jax
+import pytest
+import typer
+from ase import Atoms
+from ase.build import molecule
+
+from almlip_jax import cli
+from almlip_jax.config import load_settings
+from almlip_jax.dynamics import ExplorationSettings
+from almlip_jax.ensembles import EnsembleSettings, build_ensemble
+from almlip_jax.models import SharedDensitySettings
+from almlip_jax.potential import Potential
+from almlip_jax.structures.io import write_structures
+from almlip_jax.structures.species import SpeciesTable
+from almlip_jax.templates import KINDS, TEMPLATES
+from almlip_jax.yaml_text import parse_yaml, yaml_text
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BASES = {"campaign": TEMPLATES["molecule"], **{name: TEMPLATES[name] for name in ("explore", "md", "sweep")}}
+READS = {"run": "campaign", "resume": "campaign", "train": "campaign", "label": "campaign", "select": "campaign"}
+SECTIONS = {"biases": "exploration"}
+"""Sections that a page shows alone, and where they belong."""
+
+
+@dataclass(frozen=True)
+class Snippet:
+    """A block of code on a page."""
+
+    page: Path
+    line: int
+    language: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.page.name}:{self.line}"
+
+
+def snippets() -> Iterator[Snippet]:
+    for page in PAGES:
+        text = page.read_text()
+        for found in re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
+            yield Snippet(page, text.count("\n", 0, found.start()) + 1, found.group(1), found.group(2))
+
+
+def of(language: str) -> list[Snippet]:
+    return [one for one in snippets() if one.language == language]
+
+
+def test_every_block_says_what_it_is():
+    assert {one.language for one in snippets()} == {"sh", "yaml", "python"}
+
+
+def over(base: Any, changes: Any) -> Any:
+    """Keys of a fragment over those of a whole config; a section of another kind replaces the one that is there."""
+    if not (isinstance(base, dict) and isinstance(changes, dict)):
+        return changes
+    if "kind" in changes and changes["kind"] != base.get("kind"):
+        return changes
+    return base | {key: over(base.get(key), value) for key, value in changes.items()}
+
+
+@pytest.mark.parametrize("snippet", of("yaml"), ids=str)
+def test_yaml_is_valid(snippet, tmp_path):
+    fragment = parse_yaml(snippet.text, str(snippet)).value
+    for key in set(fragment) & set(SECTIONS):
+        fragment = {SECTIONS[key]: {key: fragment.pop(key)}} | fragment
+    kind = snippet.page.stem if snippet.page.stem in BASES else "campaign"
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml_text(over(BASES[kind].content, fragment)))
+    load_settings(KINDS[kind], path)
+
+
+def lines(program: str) -> list[Any]:
+    found = [
+        (f"{snippet}, {line.split('#')[0].strip()}", shlex.split(line, comments=True))
+        for snippet in of("sh")
+        for line in snippet.text.splitlines()
+    ]
+    return [pytest.param(words[1:], id=name) for name, words in found if words and words[0] == program]
+
+
+@pytest.mark.parametrize("words", lines("almlip"))
+def test_the_program_takes_what_the_pages_write(words, tmp_path):
+    program = typer.main.get_command(cli.app)
+    context = program.make_context("almlip", list(words))
+    name, *arguments = words
+    command = program.get_command(context, name)
+    assert command is not None, f"there is no command '{name}'"
+    parsed = command.make_context(name, arguments, parent=context).params
+    kind = READS.get(name, name)
+    if parsed.get("overrides"):
+        path = tmp_path / "config.yaml"
+        path.write_text(yaml_text(BASES[kind].content))
+        load_settings(KINDS[kind], path, parsed["overrides"])
+
+
+@pytest.mark.parametrize("words", lines("pip"))
+def test_extras_are_there(words):
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    asked = re.findall(r"\[(\w+)\]", " ".join(words))
+    assert set(asked) <= set(extras)
+
+
+@pytest.mark.parametrize("words", lines("python3"))
+def test_the_starter_has_the_commands(words):
+    assert words[0] == "start.py" and f'"{words[1]}"' in (ROOT / "start.py").read_text()
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory) -> dict[str, Any]:
+    """What Python on the pages takes for granted: a folder with files, a tiny potential, structures, a short run."""
+    folder = tmp_path_factory.mktemp("pages")
+    species, members = SpeciesTable((1, 8)), EnsembleSettings(size=2)
+    model = SharedDensitySettings(cutoff=3.0, radial=4, l_max=0, channels=4, hidden=(8,))
+    params = build_ensemble(model, members, species).init(jax.random.key(0))
+    potential = Potential(model, species, params, {1: 0.0, 8: 0.0}, members=members)
+    potential.save(folder / "runs" / "my" / "rounds" / "010" / "potential")
+    frames = [molecule("H2O") for _ in range(3)]
+    for number, frame in enumerate(frames):
+        frame.rattle(0.02, seed=number)
+    for name in ("structure.xyz", "many.extxyz", "pool.extxyz"):
+        write_structures(folder / name, frames)
+    (folder / "runs" / "md").mkdir()
+    with h5py.File(folder / "runs" / "md" / "trajectory.h5", "w") as file:
+        file["particles/walker000/position/value"] = [frame.positions for frame in frames]
+    settings = ExplorationSettings.model_validate(
+        {"walkers": [{"temperature": 300}], "steps": 10, "chunk": 10, "trajectory_every": 10, "buffer": 2}
+    )
+    context = {"potential": potential, "frames": frames, "training_set": frames, "starts": frames[:1]}
+    return context | {"folder": folder, "settings": settings, "seed": 0, "key": jax.random.key(0), "atoms": frames[0]}
+
+
+@pytest.mark.parametrize("snippet", of("python"), ids=str)
+def test_python_is_python_and_imports_what_is_there(snippet):
+    tree = ast.parse(snippet.text, str(snippet))
+    imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    exec(compile(ast.Module(imports, []), str(snippet), "exec"), {})
+
+
+def compiling(snippet: Snippet) -> Any:
+    """Dynamics and gradients of all parameters take long to compile."""
+    slow = snippet.page.stem in ("differentiable", "exploration", "selection")
+    return pytest.param(snippet, id=str(snippet), marks=[pytest.mark.slow] if slow else [])
+
+
+@pytest.mark.parametrize("snippet", [compiling(one) for one in of("python")])
+def test_python_runs(snippet, known, monkeypatch):
+    monkeypatch.chdir(known["folder"])
+    names = {**known, "frames": [frame.copy() for frame in known["frames"]], "atoms": known["atoms"].copy()}
+    exec(compile(snippet.text, str(snippet), "exec"), names)
+    made = {name: value for name, value in names.items() if name not in known}
+    if snippet.page.stem == "biases":
+        assert made["height"](2)(known["atoms"].positions, known["atoms"].cell.array) < 0
+    if snippet.page.stem == "differentiable":
+        assert made["uphill"].shape[-1] == 3
+    if "rows" in made:
+        assert made["rows"].shape == (3, 512)
+    if isinstance(names["atoms"], Atoms) and names["atoms"].calc is not None:
+        assert names["atoms"].get_forces().shape == (3, 3)
