@@ -57,8 +57,9 @@ def explore(shop: Workshop, round_index: int, potential: Potential) -> Mapping[s
     shop.note_explorers()
     known = {*shop.test_keys, *(geometry_key(frame) for frame in dataset), *drawn_keys(shop.run, round_index)}
     drawn = _draw(shop, settings, round_index, found, known)
-    known |= {geometry_key(frame) for frame in drawn}
-    candidates = [frame for frame in found.recorded if geometry_key(frame) not in known]
+    fresh = [frame for frame in found.recorded if geometry_key(frame) not in known]
+    withheld = {geometry_key(frame) for frame in drawn}
+    candidates = [frame for frame in fresh if geometry_key(frame) not in withheld]
     write_starts(shop.run.round(round_index), starts)
     _write(shop.run.round(round_index), found, candidates, settings.gate.score, thresholds)
     planned = found.steps * len(starts)
@@ -67,7 +68,8 @@ def explore(shop: Workshop, round_index: int, potential: Potential) -> Mapping[s
         "frames_below": round(found.share_below * planned),
         "picoseconds": float(np.sum(_steps_run(found))) * found.timestep / 1000,
         "walkers": dict(Counter(status.name.lower() for status in found.status)),
-        "candidates": len(candidates),
+        # frames that were recorded and drawn too are no sign that nothing was recorded
+        "candidates": None if fresh and not candidates else len(candidates),
         "sigma_pool": _finite_mean(found.scores[shop.config.stopping.monitor]),
     }
 

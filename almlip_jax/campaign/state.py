@@ -59,7 +59,7 @@ class RoundRecord(Findings):
     walkers: dict[str, int] = {}
     """How many walkers ended how."""
     candidates: int | None = None
-    """Frames to select from."""
+    """Frames to select from; not known to be none where all that were recorded had been drawn for thresholds."""
     sigma_pool: float | None = None
     """Mean monitored score of the frames explored (or of the candidates left in a fixed pool)."""
     sigma_batch: float | None = None

@@ -20,6 +20,9 @@ from almlip_jax.errors import InputError
 from almlip_jax.settings import Settings, unit
 from almlip_jax.uncertainty.calibration import slope
 
+FRAMES = 5
+"""Frames that a campaign draws in a round for thresholds from true errors, where its config does not say."""
+
 
 class FixedThresholds(Settings):
     """The gate's thresholds in the unit of its score, the same in every round."""
@@ -64,7 +67,7 @@ class _FromErrors(Settings):
     the record threshold is the tolerance.
     """
 
-    frames: int = Field(default=5, ge=1, le=10**4)
+    frames: int = Field(default=FRAMES, ge=1, le=10**4)
     """In a campaign: frames drawn in each round, uniformly from the trajectories of all walkers, and labelled."""
 
 

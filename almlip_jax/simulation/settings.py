@@ -13,6 +13,7 @@ from almlip_jax.dynamics import ExplorationSettings, RelaxationSettings
 from almlip_jax.dynamics.admission import build_admission
 from almlip_jax.dynamics.settings import MOST_STEPS
 from almlip_jax.dynamics.thresholds import (
+    FRAMES,
     CalibratedThresholds,
     ConformalThresholds,
     RelativeThresholds,
@@ -71,6 +72,8 @@ class SimulationConfig(FileReading, ABC):
             check_thresholds(self.rule, self.exploration.gate.score)
         if self.asks_for_training_set and self.training_set is None:
             raise ValueError(f"training_set is missing, which is needed for {self.asks_for_training_set[0]}.")
+        if isinstance(self.rule, CalibratedThresholds | ConformalThresholds) and self.rule.frames != FRAMES:
+            raise ValueError("thresholds.frames are drawn in campaigns only; here calibration_set gives the frames.")
         if isinstance(self.rule, CalibratedThresholds | ConformalThresholds) and self.calibration_set is None:
             raise ValueError(
                 f"calibration_set is missing, which is needed for {self.rule.kind} thresholds: labelled structures "

@@ -518,6 +518,11 @@ def test_explore_as_a_user_runs_it(folder):
     [
         ("explore", {"training_set": None}, "training_set is missing, which is needed for the novelty score"),
         ("explore", {"calibration_set": None}, "calibration_set is missing, which is needed for conformal"),
+        (
+            "explore",
+            {"thresholds": {"kind": "conformal", "tolerance": 0.1, "frames": 9}},
+            "thresholds.frames are drawn in campaigns only",
+        ),
         ("explore", {"thresholds": {"kind": "calibrated"}}, "thresholds.tolerance: the key is missing"),
         ("explore", {"potential": "nowhere"}, "nowhere is not a potential"),
         ("md", {"trajektory": {}}, "unknown key 'trajektory'; did you mean 'trajectory'?"),
