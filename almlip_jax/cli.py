@@ -256,6 +256,12 @@ def evaluate(
     potential: PotentialFolder,
     data: Annotated[Path, typer.Argument(help="Labelled structures.")],
     group_key: Annotated[str, typer.Option(help="Key of a frame's info that names its group.")] = "group",
+    predictions: Annotated[
+        Path | None, typer.Option(help="Also write the frames with labels, predictions and uncertainties (extxyz).")
+    ] = None,
+    figures: Annotated[
+        Path | None, typer.Option(help="Also draw parity and calibration, as PDF and PNG, into this folder.")
+    ] = None,
     energy_key: EnergyKey = None,
     forces_key: ForcesKey = None,
     stress_key: StressKey = None,
@@ -264,42 +270,42 @@ def evaluate(
     types: TypesOption = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Compare a potential with labels: errors, calibration, per species and per group."""
+    """Compare a potential with labels: errors and calibration, of all structures, of each group and each element."""
+    if predictions is not None:
+        from almlip_jax.structures.io import require_extxyz
+
+        require_extxyz(predictions)
     reading = _reading(None, types, energy_key, forces_key, stress_key, virial_key, stress_unit)
     model = _load(potential)
     from almlip_jax.evaluation import error_metrics
+    from almlip_jax.evaluation.tables import error_table, uncertainty_table
     from almlip_jax.structures.labels import hint_of_keys
 
     frames = _read([data], reading)
     if not any(frame.calc is not None for frame in frames):
         raise InputError(f"{data} has no labels to compare with; label it, or {hint_of_keys(frames[0])}.")
-    metrics = error_metrics(frames, model.evaluate(frames), group_key=group_key)
-    table = Table(title=f"{data.name}: {len(frames)} structures")
-    for column in (
-        "group",
-        "n",
-        "E RMSE meV/atom",
-        "F MAE meV/A",
-        "F RMSE meV/A",
-        "stress RMSE eV/A^3",
-        "Spearman",
-        "ENCE",
-    ):
-        table.add_column(column, justify="left" if column == "group" else "right")
-    for name, values in {"all": metrics, **metrics["by_group"]}.items():
-        forces = values["calibration"]["forces"]
-        table.add_row(
-            name,
-            str(values["num_structures"]),
-            _number(1e3 * values["energy_rmse"]),
-            _number(1e3 * values["forces_mae"]),
-            _number(1e3 * values["forces_rmse"]),
-            _number(values["stress_rmse"]),
-            _number(forces["spearman"]),
-            _number(forces["ence"]),
-        )
-    _show(table)
-    _write_json(json_file, metrics)
+    found = model.evaluate(frames)
+    metrics = error_metrics(frames, found, group_key=group_key)
+    _show(error_table(metrics, f"{data.name}: {len(frames)} structures"))
+    uncertainties = uncertainty_table(metrics)
+    if uncertainties is not None:
+        _show(uncertainties)
+    written: list[Path] = []
+    if predictions is not None:
+        from almlip_jax.scoring import write_predictions
+
+        write_predictions(model, frames, found, predictions)
+        written.append(predictions)
+    if figures is not None:
+        from almlip_jax.figures.command import draw_errors
+
+        drawn, notes = draw_errors(frames, found, figures, group_key)
+        written += drawn
+        for note in notes:
+            console.print(note, markup=False, highlight=False)
+    if written:
+        _print_pairs("Evaluation", {str(path): "written" for path in written})
+    _write_json(json_file, metrics | {"written": [str(path) for path in written]})
 
 
 @app.command()
@@ -310,7 +316,7 @@ def score(
     types: TypesOption = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Write structures with the uncertainty of each frame and atom, however many there are."""
+    """Write structures with predictions and the uncertainty of each frame and atom, however many there are."""
     numbers = _reading(None, types).arguments["type_numbers"]
     model = _load(potential)
     from almlip_jax.progress import open_progress
@@ -391,7 +397,7 @@ def select(
 @app.command()
 def figure(
     name: Annotated[str, typer.Argument(help="Name of a figure, `tables`, or `all`.")],
-    tables: Annotated[list[Path], typer.Argument(help="CSV tables of a sweep.")],
+    tables: Annotated[list[Path], typer.Argument(help="CSV tables of a sweep; for `training`, training.csv files.")],
     out: Annotated[Path, typer.Option("--out", help="Folder to write into.")],
     quantity: Annotated[str, typer.Option(help="Error that selectors are compared by.")] = "forces_rmse",
     baseline: Annotated[str, typer.Option(help="Selector that the others are compared with.")] = "random",

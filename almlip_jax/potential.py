@@ -273,6 +273,20 @@ class Potential:
         references = np.array([self.reference_energy(a) for a in batch])
         return _to_host(result, references, batch)
 
+    @property
+    def says_errors(self) -> bool:
+        """Whether members say something of their own errors, so that total deviations are not the spread."""
+        return self.member_settings.likelihood != "none"
+
+    def force_error(self, force_total: np.ndarray) -> np.ndarray | None:
+        """Length of the error vector to be expected of each atom, eV/Angstrom; None where nothing was calibrated.
+
+        Args:
+            force_total: [N] eV/Angstrom.
+        """
+        slope = self.calibration.get("slope")
+        return None if slope is None else float(slope) * np.asarray(force_total, np.float64)
+
     def calculator(self) -> PotentialCalculator:
         """An ASE calculator: energy, forces, stress, and the committee's spread as further results."""
         return PotentialCalculator(self)
@@ -409,8 +423,9 @@ class PotentialCalculator(Calculator):
             "force_total": found.force_total[0].astype(np.float64),
             **{name: float(values[0]) for name, values in found.scores.items()},
         }
-        if "slope" in self.potential.calibration:
-            self.results["force_error"] = self.potential.calibration["slope"] * self.results["force_total"]
+        error = self.potential.force_error(found.force_total[0])
+        if error is not None:
+            self.results["force_error"] = error
         if self.atoms.pbc.all():
             self.results["stress"] = found.stress[0]
 

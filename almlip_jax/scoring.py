@@ -1,4 +1,7 @@
-"""Scoring a pool of any length: its frames are read, scored and written a few at a time, and none of them is kept."""
+"""Frames with what a potential says of them: predictions and uncertainties beside the labels they came with.
+
+A pool of any length is read, scored and written a few frames at a time, and none of them is kept.
+"""
 
 from __future__ import annotations
 
@@ -54,11 +57,11 @@ def score_pool(
     *,
     type_numbers: Sequence[int] | None = None,
 ) -> PoolSummary:
-    """Writes the structures of a file with the uncertainty of each frame and atom, in memory that does not grow.
+    """Writes the structures of a file with predictions and uncertainties, in memory that does not grow.
 
     Args:
-        potential: whose uncertainty it is.
-        pool: what `iterate_structures` reads; labels are neither needed nor written.
+        potential: whose they are.
+        pool: what `iterate_structures` reads; labels are neither needed nor looked at, and kept as they are.
         out: extended XYZ, which appears complete or not at all.
         advance: told the number of frames of each batch.
         type_numbers: atomic number of each type of a ``cfg`` file, from type 0 on.
@@ -68,21 +71,68 @@ def score_pool(
     """
     summary = PoolSummary()
     batches = potential.evaluate_stream(
-        iterate_structures(pool, ignore_labels=True, type_numbers=type_numbers), source=str(pool)
+        iterate_structures(pool, keep_labels=True, type_numbers=type_numbers), source=str(pool)
     )
-    write_structures(out, _scored(batches, summary, advance))
+    write_structures(out, _scored(potential, batches, summary, advance))
     return summary
 
 
+def write_predictions(potential: Potential, frames: Sequence[Atoms], found: Evaluated, out: Path) -> None:
+    """Writes structures with their labels, predictions and uncertainties, as `predicted_frame` gives them.
+
+    Args:
+        potential: whose predictions they are.
+        frames: the structures.
+        found: what it says of them, in the same order.
+        out: extended XYZ, which appears complete or not at all.
+    """
+    write_structures(out, (predicted_frame(potential, frame, found, n) for n, frame in enumerate(frames)))
+
+
+def predicted_frame(potential: Potential, frame: Atoms, found: Evaluated, n: int) -> Atoms:
+    """A structure with what a potential says of it, under names that no reader takes for labels.
+
+    Labels stay results of the calculator.  ``info`` gets ``predicted_energy`` (eV), ``predicted_stress``
+    [6] (eV/Angstrom^3, Voigt order; where the structure is periodic in three directions) and every score; arrays
+    ``predicted_forces`` [N, 3] and ``force_std`` [N] (eV/Angstrom), ``force_epistemic`` and ``force_total`` where the
+    members say something of their own errors, and ``force_error`` where the potential is calibrated.
+
+    Args:
+        potential: whose predictions they are.
+        frame: the structure; it is left as it is.
+        found: what the potential says of some structures.
+        n: which of them it is.
+    """
+    told = frame.copy()
+    told.calc = frame.calc
+    for name in ("predicted_energy", "predicted_stress"):
+        told.info.pop(name, None)  # of an earlier potential
+    for name in ("predicted_forces", "force_std", "force_epistemic", "force_total", "force_error"):
+        told.arrays.pop(name, None)
+    told.info["predicted_energy"] = float(found.energy[n])
+    if frame.pbc.all():
+        told.info["predicted_stress"] = np.asarray(found.stress[n], np.float64)
+    told.info.update({name: float(values[n]) for name, values in found.scores.items()})
+    told.arrays["predicted_forces"] = np.asarray(found.forces[n], np.float64)
+    told.arrays["force_std"] = np.asarray(found.force_std[n], np.float64)
+    if potential.says_errors:
+        told.arrays["force_epistemic"] = np.asarray(found.force_epistemic[n], np.float64)
+        told.arrays["force_total"] = np.asarray(found.force_total[n], np.float64)
+    error = potential.force_error(found.force_total[n])
+    if error is not None:
+        told.arrays["force_error"] = error
+    return told
+
+
 def _scored(
-    batches: Iterable[tuple[list[Atoms], Evaluated]], summary: PoolSummary, advance: Callable[[int], object] | None
+    potential: Potential,
+    batches: Iterable[tuple[list[Atoms], Evaluated]],
+    summary: PoolSummary,
+    advance: Callable[[int], object] | None,
 ) -> Iterator[Atoms]:
     for frames, found in batches:
         for n, frame in enumerate(frames):
-            bare = frame.copy()
-            bare.info.update({name: float(values[n]) for name, values in found.scores.items()})
-            bare.arrays["force_std"] = found.force_std[n].astype(float)
-            yield bare
+            yield predicted_frame(potential, frame, found, n)
         summary.add(found.scores)
         if advance is not None:
             advance(len(frames))

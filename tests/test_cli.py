@@ -94,8 +94,11 @@ def test_train(folder):
 
 
 def test_evaluate_agrees_with_the_calculator(folder):
-    almlip(folder, "evaluate", "potential", "data.extxyz", "--json", "evaluate.json")
+    more = ["--predictions", "predicted.extxyz", "--figures", "errors", "--json", "evaluate.json"]
+    done = almlip(folder, "evaluate", "potential", "data.extxyz", *more)
     result = found(folder, "evaluate.json")
+    assert all((folder / path).stat().st_size > 0 for path in result["written"]) and len(result["written"]) == 5
+    assert "element O" in done.stdout and result["by_species"]["O"]["num_atoms"] == 12
     import almlip_jax
 
     potential = almlip_jax.load(folder / "potential")
@@ -116,6 +119,10 @@ def test_evaluate_agrees_with_the_calculator(folder):
         "calibration",
     ]
     assert set(names) <= set(result) and result["stress_rmse"] is None
+    predicted = read_structures(folder / "predicted.extxyz", require_labels=True)
+    off = [frame.arrays["predicted_forces"] - frame.get_forces() for frame in predicted]
+    assert np.sqrt(np.mean(np.square(off))) == pytest.approx(result["forces_rmse"], rel=1e-6)
+    almlip(folder, "evaluate", "potential", "data.extxyz", "--predictions", "predicted.csv", code=1)
 
 
 def test_score_and_select(folder):

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import jax
 import numpy as np
 import pytest
+from ase import Atoms
 from ase.build import molecule
+from ase.calculators.singlepoint import SinglePointCalculator
 
 from almlip_jax.ensembles import SCORES, Ensemble
+from almlip_jax.evaluation import error_metrics
+from almlip_jax.evaluation.pairs import label_pairs
+from almlip_jax.figures.command import draw_errors
 from almlip_jax.models import SharedDensitySettings, build_model
 from almlip_jax.potential import Potential
 from almlip_jax.scoring import PoolSummary, score_pool
@@ -56,10 +64,100 @@ def test_a_scored_pool_holds_what_the_potential_says(potential, pool):
     for n, (frame, scored) in enumerate(zip(frames, read_structures(pool.with_name("out.extxyz")), strict=True)):
         np.testing.assert_array_equal(scored.positions, frame.positions)
         np.testing.assert_array_equal(scored.arrays["force_std"], found.force_std[n].astype(float))
-        assert scored.info["name"] == f"water {n}"
+        assert scored.info["name"] == f"water {n}" and scored.calc is None
+        assert scored.info["predicted_energy"] == found.energy[n] and "predicted_stress" not in scored.info
+        np.testing.assert_array_equal(scored.arrays["predicted_forces"], found.forces[n])
         assert all(scored.info[name] == float(values[n]) for name, values in found.scores.items())
     assert sum(steps) == summary.number == 30 and len(steps) > 1
     assert summary.most_uncertain == found.scores["force_std_max"].argmax()
+
+
+def odd_frames() -> list[Atoms]:
+    """Whatever a file may hold: atoms alone, crystals beside molecules, films, frames with some labels or none."""
+    alone, water, cell = Atoms("O", [[0, 0, 0]]), molecule("H2O"), molecule("H2O", vacuum=2.0)
+    cell.pbc = True
+    film = cell.copy()
+    film.pbc = (True, True, False)
+    rng = np.random.default_rng(0)
+    labels = {"energy": -5.0, "forces": rng.normal(size=(3, 3)), "stress": rng.normal(size=6)}
+    atom = {"energy": -1.0, "forces": np.zeros((1, 3))}
+    frames = [with_labels(alone, **atom), water, with_labels(water, energy=-4.0)]
+    frames += [with_labels(cell, **labels), with_labels(film, **labels), with_labels(cell, stress=labels["stress"])]
+    return frames
+
+
+def with_labels(atoms: Atoms, **labels: Any) -> Atoms:
+    frame = atoms.copy()
+    frame.calc = SinglePointCalculator(frame, **labels)
+    return frame
+
+
+def test_labels_stay_labels_and_predictions_are_none(potential, tmp_path):
+    """Also where a frame was scored before: what an earlier potential said goes."""
+    frames = odd_frames()
+    frames[0].info.update(predicted_energy=1.0, predicted_stress=np.ones(6))
+    frames[0].arrays["force_error"] = np.ones(1)
+    write_structures(tmp_path / "pool.extxyz", frames)
+    calibrated = replace(potential, calibration={"slope": 2.0})
+    for sure in (potential, calibrated):
+        score_pool(sure, tmp_path / "pool.extxyz", tmp_path / "out.extxyz")
+        written = read_structures(tmp_path / "out.extxyz")
+        found = sure.evaluate(frames)
+        for n, (frame, scored) in enumerate(zip(frames, written, strict=True)):
+            kept, own = ({} if one.calc is None else one.calc.results for one in (scored, frame))
+            assert kept.keys() == own.keys()
+            assert all(np.array_equal(kept[name], own[name]) for name in own)
+            np.testing.assert_array_equal(scored.arrays["predicted_forces"], found.forces[n])
+            assert ("predicted_stress" in scored.info) == bool(frame.pbc.all())
+            if frame.pbc.all():
+                np.testing.assert_array_equal(scored.info["predicted_stress"], found.stress[n])
+            assert ("force_error" in scored.arrays) == (sure is calibrated)
+        if sure is calibrated:
+            np.testing.assert_allclose(written[3].arrays["force_error"], 2 * found.force_total[3], rtol=1e-6)
+        assert not {"force_total", "force_epistemic"} & written[0].arrays.keys(), "they are force_std here"
+
+
+def test_frames_that_lack_labels_take_part_in_what_they_have(potential, tmp_path):
+    """Against sums over what is said of each frame alone."""
+    frames = odd_frames()
+    found = potential.evaluate(frames)
+    metrics = error_metrics(frames, found)
+    energy, forces, stress = [], [], []
+    for frame in frames:
+        own = {} if frame.calc is None else frame.calc.results
+        alone = potential.evaluate([frame], shape=potential.batch_shape(frames))
+        if "energy" in own:
+            energy.append((alone.energy[0] - own["energy"]) / len(frame))
+        if "forces" in own:
+            forces.append(alone.forces[0] - own["forces"])
+        if "stress" in own and frame.pbc.all():
+            stress.append(alone.stress[0] - own["stress"])
+    assert (len(energy), len(forces), len(stress)) == (4, 3, 2)
+    assert metrics["energy_mae"] == pytest.approx(np.abs(energy).mean(), rel=1e-5)
+    assert metrics["forces_rmse"] == pytest.approx(np.sqrt(np.mean(np.concatenate(forces) ** 2)), rel=1e-4)
+    assert metrics["stress_rmse"] == pytest.approx(np.sqrt(np.mean(np.square(stress))), rel=1e-4)
+    assert metrics["num_structures"] == 6 and metrics["num_atoms"] == 7
+    pairs = label_pairs(frames, found)
+    shapes = {name: (one.label.shape, one.predicted.shape, one.sigma.shape) for name, one in pairs.items()}
+    assert shapes == {
+        "energy": ((4, 1), (4, 1), (4,)),
+        "forces": ((7, 3), (7, 3), (7,)),
+        "stress": ((2, 6), (2, 6), (2,)),
+    }
+    assert np.sqrt(np.mean((pairs["forces"].predicted - pairs["forces"].label) ** 2)) == metrics["forces_rmse"]
+    drawn, notes = draw_errors(frames, found, tmp_path / "figures")
+    assert sorted(path.name for path in drawn) == ["calibration.pdf", "calibration.png", "parity.pdf", "parity.png"]
+    assert notes == []
+
+
+def test_a_potential_that_is_alone_has_no_calibration_to_draw(potential, tmp_path):
+    frames = odd_frames()
+    found = potential.evaluate(frames)
+    scores = {name: np.zeros(len(frames)) for name in found.scores}
+    single = replace(found, force_total=[np.zeros(len(frame)) for frame in frames], scores=scores)
+    drawn, notes = draw_errors(frames, single, tmp_path)
+    assert {path.stem for path in drawn} == {"parity"}
+    assert notes == ["calibration is not drawn: there is no uncertainty larger than 0 to draw."]
 
 
 def test_an_interruption_leaves_what_was_there(potential, pool):

@@ -32,7 +32,7 @@ from almlip_jax.campaign.workshop import Workshop
 from almlip_jax.ensembles import SCORES
 from almlip_jax.errors import InputError, LabelError
 from almlip_jax.evaluation import error_metrics
-from almlip_jax.evaluation.metrics import voigt_stress
+from almlip_jax.evaluation.metrics import labels_of
 from almlip_jax.files import Cell, read_json, write_csv, write_json, write_npz
 from almlip_jax.keys import named_key
 from almlip_jax.oracles import LabelResult
@@ -197,10 +197,10 @@ def _test_errors(shop: Workshop, potential: Potential, folder: PotentialDirector
 
 def _predictions(structures: Sequence[Atoms], found: Evaluated) -> dict[str, np.ndarray]:
     sizes = np.array([len(atoms) for atoms in structures])
-    labelled = [n for n, atoms in enumerate(structures) if atoms.pbc.all() and "stress" in atoms.calc.results]
-    stress = np.array([voigt_stress(structures[n].calc.results["stress"]) for n in labelled])
+    stresses = {n: labels_of(atoms).get("stress") for n, atoms in enumerate(structures)}
+    labelled = [n for n, stress in stresses.items() if stress is not None]
     return {
-        "stress_true": stress.reshape(len(labelled), 6),
+        "stress_true": np.array([stresses[n] for n in labelled]).reshape(len(labelled), 6),
         "stress_pred": found.stress[labelled].reshape(len(labelled), 6),
         "stress_structure": np.array(labelled, np.int64),
         "forces_true": np.concatenate([atoms.get_forces() for atoms in structures]),

@@ -58,9 +58,10 @@ def error_metrics(reference: Sequence[Atoms], predicted: Predictions, *, group_k
         structure nothing is left), all in eV/atom; ``energy_mae_structure`` and ``energy_rmse_structure`` in eV;
         ``forces_mae``, ``forces_rmse`` in eV/Angstrom over components; ``stress_mae``, ``stress_rmse`` in
         eV/Angstrom^3 over the six components of structures that are periodic in three directions; ``num_structures``;
-        ``by_species`` (symbol -> ``num_atoms``, ``forces_mae``, ``forces_rmse``, ``force_total_mean``, the mean of
-        ``force_total`` in eV/Angstrom, and ``calibration`` of the forces); ``calibration`` (of ``forces`` and
-        ``energy``); ``by_group`` (name -> the same without ``by_group``).
+        ``num_atoms`` that have forces and ``force_total_mean``, the mean of their ``force_total`` in eV/Angstrom;
+        ``by_species`` (symbol -> ``num_atoms``, ``forces_mae``, ``forces_rmse``, ``force_total_mean`` and
+        ``calibration`` of the forces); ``calibration`` (of ``forces`` and ``energy``); ``by_group`` (name -> the same
+        without ``by_group``).
 
     Raises:
         InputError: there are no structures, or none has a label.
@@ -83,14 +84,13 @@ class _Row:
     """Errors of one structure; None where there is no label."""
 
     def __init__(self, atoms: Atoms, predicted: Predictions, n: int) -> None:
-        results: Mapping[str, Any] = atoms.calc.results if atoms.calc is not None else {}
+        labels = labels_of(atoms)
         self.numbers = atoms.numbers
         self.force_sigma = predicted.force_total[n]
         self.energy_sigma = float(predicted.scores["energy_total"][n])
-        self.energy_error = float(predicted.energy[n] - results["energy"]) if "energy" in results else None
-        self.force_errors = predicted.forces[n] - results["forces"] if "forces" in results else None
-        with_stress = "stress" in results and atoms.pbc.all()
-        self.stress_errors = predicted.stress[n] - voigt_stress(results["stress"]) if with_stress else None
+        self.energy_error = float(predicted.energy[n] - labels["energy"]) if "energy" in labels else None
+        self.force_errors = predicted.forces[n] - labels["forces"] if "forces" in labels else None
+        self.stress_errors = predicted.stress[n] - labels["stress"] if "stress" in labels else None
 
     @property
     def is_labelled(self) -> bool:
@@ -98,10 +98,17 @@ class _Row:
         return any(error is not None for error in (self.energy_error, self.force_errors, self.stress_errors))
 
 
-def voigt_stress(stress: np.ndarray) -> np.ndarray:
-    """A stress [6] in Voigt order, given so or as [3, 3]."""
-    stress = np.asarray(stress, np.float64)
-    return stress if stress.shape == (6,) else full_3x3_to_voigt_6_stress(stress.reshape(3, 3))
+def labels_of(atoms: Atoms) -> dict[str, Any]:
+    """The labels that a prediction can be compared with: ``energy`` eV, ``forces`` [N, 3] eV/Angstrom, ``stress`` [6].
+
+    A stress, eV/Angstrom^3 in Voigt order, is one only where the structure is periodic in three directions.
+    """
+    results: Mapping[str, Any] = atoms.calc.results if atoms.calc is not None else {}
+    labels = {name: results[name] for name in ("energy", "forces") if results.get(name) is not None}
+    if results.get("stress") is not None and atoms.pbc.all():
+        stress = np.asarray(results["stress"], np.float64)
+        labels["stress"] = stress if stress.shape == (6,) else full_3x3_to_voigt_6_stress(stress.reshape(3, 3))
+    return labels
 
 
 def _metrics(rows: Sequence[_Row]) -> dict[str, Any]:
@@ -125,6 +132,8 @@ def _metrics(rows: Sequence[_Row]) -> dict[str, Any]:
         "forces_rmse": _rmse(forces),
         "stress_mae": _mae(stress),
         "stress_rmse": _rmse(stress),
+        "num_atoms": len(forces),
+        "force_total_mean": float(np.mean(force_sigma)) if len(force_sigma) else float("nan"),
         "by_species": {
             chemical_symbols[z]: _of_species(forces[numbers == z], force_sigma[numbers == z])
             for z in sorted({int(z) for z in numbers})

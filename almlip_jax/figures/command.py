@@ -1,4 +1,4 @@
-"""The command ``almlip figure``: tables of a sweep in, figures and tables of a comparison out."""
+"""What commands draw: ``almlip figure`` comparisons and trainings from tables, ``almlip evaluate`` errors."""
 
 from __future__ import annotations
 
@@ -9,18 +9,25 @@ from typing import Any
 
 import matplotlib as mpl
 import pandas as pd
+from ase import Atoms
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from almlip_jax.errors import InputError
 from almlip_jax.evaluation import comparison
+from almlip_jax.evaluation.metrics import Predictions
+from almlip_jax.evaluation.pairs import label_pairs
 from almlip_jax.evaluation.summary import latex, markdown
 from almlip_jax.evaluation.tidy import read_tables
+from almlip_jax.evaluation.training_curves import training_curves
+from almlip_jax.figures.errors import calibration, parity
 from almlip_jax.figures.evolution import calibration_evolution, uncertainty_evolution
 from almlip_jax.figures.learning_curves import learning_curves
 from almlip_jax.figures.paired_ratio import paired_ratio
 from almlip_jax.figures.profiles import profiles
 from almlip_jax.figures.style import save
+from almlip_jax.figures.training import training
+from almlip_jax.files import read_csv
 
 
 @dataclass
@@ -127,14 +134,66 @@ MAKERS: dict[str, Callable[[Study], None]] = {
 """What ``almlip figure NAME`` makes."""
 
 
+def draw_errors(
+    frames: Sequence[Atoms], found: Predictions, out: Path, group_key: str = "group"
+) -> tuple[list[Path], list[str]]:
+    """Draws parity and calibration of a potential on labelled structures.
+
+    Args:
+        frames: labelled structures.
+        found: what the potential says of them.
+        out: folder to write into.
+        group_key: ``info`` key that names the group of a structure.
+
+    Returns:
+        the files, and sentences on what could not be drawn.
+    """
+    mpl.use("agg")
+    pairs = label_pairs(frames, found, group_key=group_key)
+    written, notes = [], []
+    for name, draw in (("parity", parity), ("calibration", calibration)):
+        try:
+            figure = draw(pairs)
+        except ValueError as error:
+            notes.append(f"{name} is not drawn: {error}")
+            continue
+        written += save(figure, out / name)
+        plt.close(figure)
+    return written, notes
+
+
+def draw_trainings(paths: Sequence[Path], out: Path) -> dict[str, Any]:
+    """Draws the course of trainings, each from its ``training.csv``; what it returns is that of `make`.
+
+    Raises:
+        InputError: a file is no table of a training.
+    """
+    mpl.use("agg")
+    found = {}
+    for path in paths:
+        curves = training_curves(read_csv(path))
+        if curves is None:
+            raise InputError(
+                f"{path} has no validation error or loss of a training above 0; give the training.csv of a round, or "
+                "the one beside a trained potential."
+            )
+        short = path.resolve().parent.name if path.name == "training.csv" else path.stem
+        short = f"round {int(short)}" if short.isdecimal() else short
+        found[short if short not in found else str(path)] = curves
+    figure = training(found)
+    written = save(figure, out / "training")
+    plt.close(figure)
+    return {"written": [str(path) for path in written], "notes": [], "skipped": {}, "rows": []}
+
+
 def make(
     name: str, tables: Sequence[Path], out: Path, quantity: str = "forces_rmse", baseline: str = "random"
 ) -> dict[str, Any]:
     """Draws one figure, writes the tables, or everything that the tables of a sweep have data for.
 
     Args:
-        name: one of `MAKERS`, or ``all``.
-        tables: CSV files of a sweep.
+        name: one of `MAKERS`, ``all`` of them, or ``training``.
+        tables: CSV files of a sweep; for ``training`` the tables of trainings.
         out: folder to write into.
         quantity: error that the comparison is about, one of `evaluation.tidy.ERRORS`.
         baseline: selector that the others are compared with.
@@ -146,8 +205,10 @@ def make(
     Raises:
         InputError: there is no such figure, a table cannot be used, or it lacks what the figure shows.
     """
+    if name == "training":
+        return draw_trainings(tables, out)
     if name != "all" and name not in MAKERS:
-        raise InputError(f"there is no figure '{name}'; choose one of {', '.join(MAKERS)} or all.")
+        raise InputError(f"there is no figure '{name}'; choose one of {', '.join(MAKERS)}, training or all.")
     mpl.use("agg")
     study = Study(read_tables(tables), out, quantity, baseline)
     skipped: dict[str, str] = {}

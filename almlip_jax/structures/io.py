@@ -31,6 +31,7 @@ __all__ = [
     "iterate_structures",
     "read_cfg",
     "read_structures",
+    "require_extxyz",
     "write_cfg",
     "write_structures",
 ]
@@ -94,6 +95,7 @@ def iterate_structures(
     *,
     format: str | None = None,
     ignore_labels: bool = False,
+    keep_labels: bool = False,
     type_numbers: Sequence[int] | None = None,
 ) -> Iterator[Atoms]:
     """Reads the structures of a file one after the other, checked as by `read_structures`, and keeps none of them.
@@ -102,6 +104,7 @@ def iterate_structures(
         path: the file.
         format: as in `read_structures`.
         ignore_labels: as in `read_structures`.
+        keep_labels: leave the labels where and as they are, unseen, for whoever writes the structures again.
         type_numbers: as in `read_structures`.
 
     Raises:
@@ -109,6 +112,9 @@ def iterate_structures(
     """
     if ignore_labels:
         yield from _bare(Path(path), format, type_numbers)
+        return
+    if keep_labels:
+        yield from (atoms for atoms, _ in _checked(Path(path), format, type_numbers))
         return
     census = LabelCensus(LabelKeys())
     yield from _labelled(Path(path), format, LabelKeys(), False, type_numbers, census)
@@ -197,9 +203,18 @@ def write_structures(path: str | Path, structures: Iterable[Atoms]) -> None:
             format, or the file cannot be written.
     """
     path = Path(path)
+    require_extxyz(path)
+    write_extxyz(path, structures)
+
+
+def require_extxyz(path: Path) -> None:
+    """Refuses a name that `write_structures` would not write to; for whoever computes before writing.
+
+    Raises:
+        InputError: the name does not end in .xyz or .extxyz.
+    """
     if path.suffix not in _XYZ:
         raise InputError(f"{path} should end in .extxyz or .xyz, the format structures are written in.")
-    write_extxyz(path, structures)
 
 
 def _frames(path: Path, format: str | None, type_numbers: Sequence[int] | None) -> Iterator[Atoms]:

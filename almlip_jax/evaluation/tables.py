@@ -1,0 +1,66 @@
+"""Errors of a potential as tables for a terminal: a row for each group of structures, and one for each element."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from rich.table import Table
+
+
+def error_table(metrics: Mapping[str, Any], title: str) -> Table:
+    """Errors of all structures and of each group; stresses where some structure has one.
+
+    Args:
+        metrics: of `error_metrics`.
+        title: above the table.
+    """
+    rows = {"all": metrics, **metrics["by_group"]}
+    with_stress = any(math.isfinite(values["stress_rmse"]) for values in rows.values())
+    columns = ["E RMSE\nmeV/atom", "no offset\nmeV/atom", "F MAE\nmeV/A", "F RMSE\nmeV/A"]
+    columns += ["S MAE\nmeV/A^3", "S RMSE\nmeV/A^3"] * with_stress
+    names = ["energy_rmse", "energy_offset_free_rmse", "forces_mae", "forces_rmse"]
+    names += ["stress_mae", "stress_rmse"] * with_stress
+    table = _table(title, "group", ["n", *columns])
+    for name, values in rows.items():
+        table.add_row(name, str(values["num_structures"]), *(_number(1e3 * values[one]) for one in names))
+    return table
+
+
+def uncertainty_table(metrics: Mapping[str, Any]) -> Table | None:
+    """The uncertainty of forces beside their errors: of all, of each group and of each element.
+
+    Args:
+        metrics: of `error_metrics`.
+
+    Returns:
+        None where nothing has forces.
+    """
+    if not metrics["by_species"]:
+        return None
+    rows = {"all": metrics, **metrics["by_group"]}
+    parts = [(name, values, values["calibration"]["forces"]) for name, values in rows.items() if values["num_atoms"]]
+    parts += [(f"element {symbol}", one, one["calibration"]) for symbol, one in metrics["by_species"].items()]
+    columns = ["atoms", "F MAE\nmeV/A", "F RMSE\nmeV/A", "force_total\nmeV/A", "slope", "Spearman", "ENCE"]
+    table = _table("uncertainty of forces", "of", columns)
+    for name, values, calibration in parts:
+        numbers = [_number(1e3 * values[one]) for one in ("forces_mae", "forces_rmse", "force_total_mean")]
+        numbers += [f"{calibration[one]:.3g}" if math.isfinite(calibration[one]) else "-" for one in _CALIBRATION]
+        table.add_row(name, str(values["num_atoms"]), *numbers)
+    return table
+
+
+_CALIBRATION = ("slope", "spearman", "ence")
+
+
+def _table(title: str, first: str, others: list[str]) -> Table:
+    table = Table(title=title)
+    table.add_column(first)
+    for column in others:
+        table.add_column(column, justify="right")
+    return table
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}" if math.isfinite(value) else "-"

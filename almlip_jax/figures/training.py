@@ -1,0 +1,50 @@
+"""The course of a training, from its table ``training.csv``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from matplotlib.figure import Figure
+
+from almlip_jax.evaluation.training_curves import TrainingCurves
+from almlip_jax.figures.style import legend_below, panel_grid, plain_log_ticks, style
+from almlip_jax.group_looks import group_looks
+
+_DASHES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}
+
+
+def training(found: Mapping[str, TrainingCurves]) -> Figure:
+    """Draws the curve of each model against optimiser steps, a panel for each training.
+
+    Args:
+        found: name of each training -> its curves.
+
+    Returns:
+        The figure; the caller saves and closes it.
+
+    Raises:
+        ValueError: there is no training.
+    """
+    if not found:
+        raise ValueError("there is no training to draw.")
+    looks = group_looks({model for curves in found.values() for model in curves.models})
+    handles = {}
+    with style():
+        figure, panels = panel_grid(len(found), width=3.6, height=2.8)
+        for axes, (name, curves) in zip(panels, found.items(), strict=True):
+            for model, (steps, values) in curves.models.items():
+                (handles[model],) = axes.plot(
+                    steps,
+                    values,
+                    color=looks[model].color,
+                    linestyle=_DASHES[looks[model].dash],
+                    linewidth=1.0,
+                    marker="o" if len(steps) < 30 else "",
+                    markersize=2.0,
+                    label=f"model {model}",
+                )
+            axes.set(yscale="log", xlabel="optimiser steps", ylabel=curves.label, title=name if len(found) > 1 else "")
+            plain_log_ticks(axes, "y")
+        if len(looks) > 1:
+            legend_below(figure, [handles[model] for model in looks])
+    return figure
