@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import ase.io
 import jax
 import numpy as np
 import pytest
@@ -115,6 +116,18 @@ def test_labels_stay_labels_and_predictions_are_none(potential, tmp_path):
         if sure is calibrated:
             np.testing.assert_allclose(written[3].arrays["force_error"], 2 * found.force_total[3], rtol=1e-6)
         assert not {"force_total", "force_epistemic"} & written[0].arrays.keys(), "they are force_std here"
+
+
+def test_labels_under_other_names_are_kept_unseen(potential, tmp_path):
+    frame = molecule("H2O")
+    frame.info.update(REF_energy=-3.25, DFT_energy="lost", virial=np.eye(3))
+    frame.arrays["REF_forces"] = np.ones((3, 3))
+    write_structures(tmp_path / "pool.extxyz", [frame])
+    score_pool(potential, tmp_path / "pool.extxyz", tmp_path / "out.extxyz")
+    scored = ase.io.read(tmp_path / "out.extxyz")
+    assert (scored.info["REF_energy"], scored.info["DFT_energy"]) == (-3.25, "lost")
+    np.testing.assert_array_equal(scored.info["virial"], np.eye(3))
+    np.testing.assert_array_equal(scored.arrays["REF_forces"], np.ones((3, 3)))
 
 
 def test_frames_that_lack_labels_take_part_in_what_they_have(potential, tmp_path):

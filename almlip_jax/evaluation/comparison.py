@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol, Self, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -58,6 +59,55 @@ def learning_curves(table: pd.DataFrame, quantity: str = "forces_rmse") -> dict[
             }
             found.setdefault(case, {})[selector] = SeedCurves.from_points(points)
     return found
+
+
+class Seeded(Protocol):
+    """What there is of each of some seeds."""
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Their numbers."""
+        ...
+
+    def of(self, seeds: Sequence[int]) -> Self:
+        """The part of some of them."""
+        ...
+
+
+AnySeeded = TypeVar("AnySeeded", bound=Seeded)
+
+
+def shared_seeds(
+    found: Mapping[Case, Mapping[str, AnySeeded]], *others: Mapping[Case, Mapping[str, Seeded]]
+) -> tuple[dict[Case, dict[str, AnySeeded]], list[str]]:
+    """What is drawn beside one another, of the seeds that all of it shares: seeds differ more than selectors do.
+
+    Where no seed is common to all selectors of a case, those with the fewest seeds are left out until one is.
+
+    Args:
+        found: of each case and selector.
+        others: what is drawn in the same panels.
+
+    Returns:
+        the same of the shared seeds, and sentences on what was left out.
+    """
+    shared: dict[Case, dict[str, AnySeeded]] = {}
+    notes = []
+    for case, selectors in found.items():
+        known = {name: set(one.seeds) for name, one in selectors.items()}
+        for other in others:
+            for name, one in other.get(case, {}).items():
+                known[name] = known.get(name, set(one.seeds)) & set(one.seeds)
+        every = set().union(*known.values())
+        while known and not set.intersection(*known.values()):
+            fewest = min(reversed(known), key=lambda name: len(known[name]))
+            notes.append(f"{case.title(found)}: {fewest} is not drawn, it shares no seed with the others.")
+            del known[fewest]
+        seeds = sorted(set.intersection(*known.values())) if known else []
+        if seeds and len(seeds) < len(every):
+            notes.append(f"{case.title(found)}: only the {len(seeds)} of {len(every)} seeds that all share are drawn.")
+        shared[case] = {name: selectors[name].of(seeds) for name in selectors if name in known}
+    return {case: selectors for case, selectors in shared.items() if selectors}, notes
 
 
 # ------------------------------------------------------------------------------------------------------------- summary
@@ -336,10 +386,17 @@ class Evolution:
     Attributes:
         rounds: [n].
         values: [seeds, n]; NaN where a seed has no value.
+        seeds: their numbers.
     """
 
     rounds: Floats
     values: Floats
+    seeds: tuple[int, ...]
+
+    def of(self, seeds: Sequence[int]) -> Evolution:
+        """The part of some of the seeds."""
+        rows = [self.seeds.index(seed) for seed in seeds]
+        return Evolution(self.rounds, self.values[rows], tuple(seeds))
 
 
 def evolution(
@@ -368,5 +425,7 @@ def evolution(
     for case, part in by_case(known):
         for selector, rows in by_selector(part):
             grid = rows.pivot(index="seed", columns="round", values=column)
-            found.setdefault(case, {})[selector] = Evolution(grid.columns.to_numpy(float), grid.to_numpy(float))
+            found.setdefault(case, {})[selector] = Evolution(
+                grid.columns.to_numpy(float), grid.to_numpy(float), tuple(int(seed) for seed in grid.index)
+            )
     return found

@@ -73,7 +73,9 @@ class Study:
 
 
 def _learning_curves(study: Study) -> None:
-    study.keep(learning_curves(study.curves(), quantity=study.quantity), f"learning_curves_{study.quantity}")
+    curves, notes = comparison.shared_seeds(study.curves())
+    study.note(notes)
+    study.keep(learning_curves(curves, quantity=study.quantity), f"learning_curves_{study.quantity}")
 
 
 def _profiles(study: Study) -> None:
@@ -91,7 +93,11 @@ def _uncertainty_evolution(study: Study) -> None:
         comparison.evolution(study.table, column, positive=True, by_test=False)
         for column in ("sigma_batch", "sigma_pool")
     )
-    study.keep(uncertainty_evolution(batch, pool), "uncertainty_evolution")
+    (shared_batch, notes), (shared_pool, more) = (
+        comparison.shared_seeds(one, other) for one, other in ((batch, pool), (pool, batch))
+    )
+    study.note([*notes, *more])
+    study.keep(uncertainty_evolution(shared_batch, shared_pool), "uncertainty_evolution")
 
 
 def _calibration_evolution(study: Study) -> None:
@@ -106,7 +112,11 @@ def _evolution_of(study: Study, name: str, metrics: Sequence[str]) -> None:
     known = [metric for metric in metrics if study.table[metric].notna().any()]
     if not known:
         raise InputError(f"the table has no value for {name}: {', '.join(metrics)} are all empty.")
-    study.keep(calibration_evolution({metric: comparison.evolution(study.table, metric) for metric in known}), name)
+    shared = {}
+    for metric in known:
+        shared[metric], notes = comparison.shared_seeds(comparison.evolution(study.table, metric))
+        study.note(notes)
+    study.keep(calibration_evolution(shared), name)
 
 
 def _tables(study: Study) -> None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
 from matplotlib.figure import Figure
 
-from almlip_jax.evaluation.statistics import LEVEL, SeedCurves, t_interval
+from almlip_jax.evaluation.statistics import LEVEL, SeedCurves
 from almlip_jax.evaluation.tidy import ERRORS, Case
-from almlip_jax.figures.style import legend_below, panel_grid, plain_log_ticks, selector_lines, style
+from almlip_jax.figures.style import draw_seeds, legend_below, panel_grid, plain_log_ticks, selector_lines, style
 
 
 def learning_curves(
@@ -20,10 +19,12 @@ def learning_curves(
 ) -> Figure:
     """Draws geometric means over seeds, with their intervals as bands, on logarithmic axes.
 
-    A point that one seed alone reaches has no band.  Panels have axes of their own: systems differ in size.
+    Few seeds are points instead of a band (`style.draw_seeds`), and means reach as far as every seed does.  Panels have
+    axes of their own: systems differ in size.
 
     Args:
-        curves: of `evaluation.comparison.learning_curves`.
+        curves: of `evaluation.comparison.learning_curves`, of seeds that all selectors share
+            (`evaluation.comparison.shared_seeds`).
         quantity: column that the errors are of.
         level: confidence level of the bands.
 
@@ -39,16 +40,8 @@ def learning_curves(
         figure, panels = panel_grid(len(curves))
         for axes, (case, selectors) in zip(panels, curves.items(), strict=True):
             for name, one in selectors.items():
-                found = t_interval(one.errors, level)
-                (handles[name],) = axes.plot(one.labels, shown.factor * found.center, **lines[name])
-                band = np.isfinite(found.low)
-                axes.fill_between(
-                    one.labels[band],
-                    shown.factor * found.low[band],
-                    shown.factor * found.high[band],
-                    color=lines[name]["color"],
-                    alpha=0.15,
-                    linewidth=0,
+                handles[name] = draw_seeds(
+                    axes, one.labels, one.errors, lines[name], log=True, level=level, factor=shown.factor
                 )
             axes.set(xscale="log", yscale="log", title=case.title(curves), xlabel="labels", ylabel=shown.label)
             plain_log_ticks(axes)

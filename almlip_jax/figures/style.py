@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib import ticker
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from almlip_jax.evaluation.statistics import LEVEL, t_interval
 
 INK: Final = "#1d2733"
 """Text and axes."""
@@ -150,6 +154,50 @@ def _first_free(among: Sequence[str], place: int, taken: set[str]) -> str:
 
 def _kind(name: str) -> str:
     return re.split(r"[^A-Za-z0-9_.]", name.strip(), maxsplit=1)[0]
+
+
+FEWEST_FOR_BAND: Final = 4
+"""Seeds below which there are points instead of a band: the t interval of 2 seeds is 13 standard errors wide."""
+
+
+def draw_seeds(
+    axes: Axes,
+    x: np.ndarray,
+    values: np.ndarray,
+    look: Mapping[str, Any],
+    *,
+    log: bool,
+    level: float = LEVEL,
+    factor: float = 1.0,
+) -> Line2D:
+    """Draws the mean over seeds, where all of them have a value, and how they differ.
+
+    That is the t interval as a band, or with fewer than `FEWEST_FOR_BAND` seeds the value of each as a point.
+
+    Args:
+        axes: to draw into.
+        x: [n].
+        values: [seeds, n]; NaN where a seed has no value.
+        look: keyword arguments of ``Axes.plot``.
+        log: whether the mean is geometric.
+        level: confidence level of the band.
+        factor: to the unit shown.
+
+    Returns:
+        the line of the mean.
+    """
+    whole = np.isfinite(values).all(axis=0)
+    found = t_interval(values[:, whole], level, log=log)
+    (line,) = axes.plot(x[whole], factor * found.center, **look)
+    if len(values) < FEWEST_FOR_BAND:
+        if len(values) > 1:
+            points = {"marker": look.get("marker", "o"), "markersize": 2.6, "markeredgewidth": 0, "alpha": 0.45}
+            for row in values:
+                axes.plot(x, factor * row, linestyle="none", color=line.get_color(), zorder=1.5, **points)
+        return line
+    low, high = (factor * end for end in (found.low, found.high))
+    axes.fill_between(x[whole], low, high, color=line.get_color(), alpha=0.13, linewidth=0)
+    return line
 
 
 def panel_grid(count: int, width: float = 3.0, height: float = 2.5, columns: int = 3) -> tuple[Figure, list[Axes]]:

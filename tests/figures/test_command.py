@@ -11,16 +11,21 @@ import matplotlib.colors
 import numpy as np
 import pytest
 from matplotlib import pyplot as plt
-from power_law_sweep import sweep, written
+from power_law_sweep import SAVING, sweep, written
 from typer.testing import CliRunner
 
 from almlip_jax.cli import app
 from almlip_jax.errors import InputError
-from almlip_jax.evaluation.comparison import evolution
+from almlip_jax.evaluation.comparison import evolution, shared_seeds
+from almlip_jax.evaluation.comparison import learning_curves as curves_of
+from almlip_jax.evaluation.pairs import Pairs
 from almlip_jax.evaluation.tidy import CALIBRATION
 from almlip_jax.figures.command import MAKERS, make
+from almlip_jax.figures.errors import calibration, parity
 from almlip_jax.figures.evolution import calibration_evolution
+from almlip_jax.figures.learning_curves import learning_curves
 from almlip_jax.figures.style import SELECTOR_COLORS, selector_lines
+from almlip_jax.files import write_csv
 
 
 @pytest.fixture(scope="module")
@@ -98,3 +103,66 @@ def test_metrics_of_calibration_are_drawn_in_their_units_as_means_over_seeds(tmp
     plt.close(figure)
     found = make("ranking_evolution", [written(tmp_path / "table.csv", table)], tmp_path / "out")
     assert {Path(path).name for path in found["written"]} == {"ranking_evolution.pdf", "ranking_evolution.png"}
+
+
+def test_only_seeds_that_all_selectors_share_are_drawn():
+    """A selector that lacks the hard seed would look better than it is."""
+    table = sweep(systems=("water",), tests=("300K",), seeds=5, rounds=3)
+    table.loc[table["seed"] == 4, "forces_rmse"] *= 100
+    table = table[(table["selector"] != "lcmd") | (table["seed"] != 4)]
+    shared, notes = shared_seeds(curves_of(table))
+    (selectors,) = shared.values()
+    assert {name: one.seeds for name, one in selectors.items()} == dict.fromkeys(SAVING, (0, 1, 2, 3))
+    assert notes == ["water: only the 4 of 5 seeds that all share are drawn."]
+    apart = table[(table["selector"] != "top_k") | (table["seed"] == 4)]
+    (selectors,) = shared_seeds(curves_of(apart))[0].values()
+    assert set(selectors) == {"random", "lcmd"} and selectors["lcmd"].seeds == (0, 1, 2, 3)
+    assert "top_k is not drawn" in shared_seeds(curves_of(apart))[1][0]
+    batch, pool = (evolution(part, "sigma_pool") for part in (table, table[table["seed"] > 1]))
+    (selectors,) = shared_seeds(batch, pool)[0].values()
+    assert selectors["random"].seeds == (2, 3) and selectors["random"].values.shape == (2, 3)
+
+
+@pytest.mark.parametrize(("seeds", "bands", "points"), [(1, 0, 0), (2, 0, 2), (3, 0, 3), (4, 1, 0)])
+def test_few_seeds_are_points_and_more_a_band(seeds, bands, points):
+    table = sweep(systems=("water",), tests=("300K",), seeds=seeds, rounds=3, noise=0.5, saving={"random": 1.0})
+    last = (table["seed"] == 0) & (table["round"] == 2)
+    curves = curves_of(table[~last] if seeds > 1 else table)
+    figure = learning_curves(curves)
+    (axes,) = figure.axes
+    assert len(axes.collections) == bands and len(axes.lines) == 1 + points
+    (one,) = next(iter(curves.values())).values()
+    mean = 1e3 * np.exp(np.log(one.errors).mean(axis=0))
+    known = np.isfinite(mean)  # the mean ends where the first seed does
+    assert known.sum() == (3 if seeds == 1 else 2)
+    np.testing.assert_allclose(axes.lines[0].get_ydata(), mean[known])
+    for line, errors in zip(axes.lines[1:], one.errors, strict=False):
+        np.testing.assert_allclose(line.get_ydata(), 1e3 * errors)
+    plt.close(figure)
+
+
+def test_a_training_is_drawn_or_refused_in_a_sentence(tmp_path):
+    write_csv(
+        tmp_path / "003" / "training.csv", [{"step": 50 * n, "validation_forces_rmse_0": 0.1 / n} for n in (1, 2)]
+    )
+    found = make("training", [tmp_path / "003" / "training.csv"], tmp_path / "out")
+    assert [Path(path).name for path in found["written"]] == ["training.pdf", "training.png"]
+    write_csv(tmp_path / "none.csv", [{"step": 1, "validation_forces_rmse_0": None}])
+    with pytest.raises(InputError, match=r"none\.csv has no validation error"):
+        make("training", [tmp_path / "none.csv"], tmp_path / "out")
+
+
+def test_many_groups_are_drawn_each_in_its_look(tmp_path):
+    """Twelve groups in parity and calibration, with a name in the legend each."""
+    rng = np.random.default_rng(0)
+    names = np.repeat([f"{n}00K" for n in range(1, 13)], 30)
+    labels, sigma = rng.normal(size=(360, 3)), rng.uniform(0.05, 0.2, size=360)
+    errors = rng.normal(size=(360, 3)) * sigma[:, None] / np.sqrt(3)
+    pairs = {"forces": Pairs(names, labels, labels + errors, sigma)}
+    for draw in (parity, calibration):
+        figure = draw(pairs)
+        (legend,) = figure.legends
+        assert [text.get_text() for text in legend.get_texts()] == [f"{n}00K" for n in range(1, 13)]
+        looks = {(line.get_color(), line.get_marker()) for line in legend.get_lines()}
+        assert len(looks) == 12
+        plt.close(figure)
