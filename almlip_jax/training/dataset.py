@@ -15,6 +15,7 @@ from almlip_jax.errors import CapacityError, InputError
 from almlip_jax.structures.neighbors import largest_neighbor_count
 from almlip_jax.structures.packing import BatchPlan, BatchShape, Packed, bucket, pack, plan_batches
 from almlip_jax.structures.species import SpeciesTable
+from almlip_jax.structures.weights import loss_weights
 from almlip_jax.training.settings import TrainingSettings
 
 
@@ -137,11 +138,12 @@ def training_set(
 
     Raises:
         CapacityError: they do not fit.
-        InputError: there are none, or a composition comes in several electronic states.
+        InputError: there are none, all of them have weight 0, or a composition comes in several electronic states.
     """
     if not structures:
         raise InputError("there is nothing to train on; give at least one labelled structure.")
     _refuse_mixed_states(structures)
+    _refuse_weightless(structures)
     if len(structures) + 1 > capacity.structures:
         raise CapacityError(
             f"{len(structures)} structures do not fit; training was sized for {capacity.structures - 1}."
@@ -190,6 +192,11 @@ def bootstrap_weights(settings: EnsembleSettings, structures: int, dtype: np.dty
         variance = settings.bootstrap_variance
         columns = [draw.gamma(1 / variance, variance, size=settings.size) for draw in draws]
     return jnp.asarray(np.stack(columns, axis=1), dtype)
+
+
+def _refuse_weightless(dataset: Sequence[Atoms]) -> None:
+    if not any(any(loss_weights(atoms, f"structure {n}")) for n, atoms in enumerate(dataset)):
+        raise InputError("every structure has weight 0, so that there is nothing to learn from; give some a weight.")
 
 
 def _refuse_mixed_states(dataset: Sequence[Atoms]) -> None:
