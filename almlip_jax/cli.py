@@ -27,6 +27,7 @@ from typer.core import TyperGroup
 from almlip_jax import __version__
 from almlip_jax.errors import CapacityError, InputError, LabelError
 from almlip_jax.interrupts import exit_status, listening
+from almlip_jax.places import file_to_write, folder_to_write, structures_to_write
 from almlip_jax.unit_names import with_unit
 
 if TYPE_CHECKING:
@@ -63,14 +64,19 @@ if not console.is_terminal:
     console.width = 10_000  # a file has no edge
 
 AnySimulation = TypeVar("AnySimulation", bound="SimulationConfig")
-JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the result as JSON.")]
+JsonFile = Annotated[Path | None, typer.Option("--json", callback=file_to_write, help="Also write the result as JSON.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override a key, as dotted.key=value; repeatable.")]
 ConfigFile = Annotated[Path, typer.Argument(help="YAML config.")]
-OutFile = Annotated[Path, typer.Option("--out", help="File to write (extxyz).")]
+OutFile = Annotated[Path, typer.Option("--out", callback=structures_to_write, help="File to write (extxyz).")]
 RunFolder = Annotated[Path, typer.Argument(help="Run directory.")]
 PotentialFolder = Annotated[Path, typer.Argument(help="Folder of a saved potential.")]
-RunOption = Annotated[Path | None, typer.Option("--out", help="Folder of the run; that of the config by default.")]
-DbFile = Annotated[Path | None, typer.Option("--db", help="Label store; beside the output by default.")]
+RunOption = Annotated[
+    Path | None,
+    typer.Option("--out", callback=folder_to_write, help="Folder of the run; that of the config by default."),
+]
+DbFile = Annotated[
+    Path | None, typer.Option("--db", callback=file_to_write, help="Label store; beside the output by default.")
+]
 EnergyKey = Annotated[str | None, typer.Option("--energy-key", help="Key of the energies (eV) in the data.")]
 ForcesKey = Annotated[str | None, typer.Option("--forces-key", help="Key of the forces (eV/Angstrom).")]
 StressKey = Annotated[str | None, typer.Option("--stress-key", help="Key of the stresses.")]
@@ -104,7 +110,10 @@ def _options(
 @app.command()
 def run(
     config: ConfigFile,
-    run_dir: Annotated[Path | None, typer.Option("--run-dir", help="Run directory; runs/NAME by default.")] = None,
+    run_dir: Annotated[
+        Path | None,
+        typer.Option("--run-dir", callback=folder_to_write, help="Run directory; runs/NAME by default."),
+    ] = None,
     overrides: SetOption = None,
     json_file: JsonFile = None,
 ) -> None:
@@ -198,7 +207,7 @@ def report(run_dir: RunFolder, json_file: JsonFile = None) -> None:
 def train(
     config: ConfigFile,
     data: Annotated[list[Path], typer.Option("--data", help="Labelled structures; repeatable.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder of the potential.")],
+    out: Annotated[Path, typer.Option("--out", callback=folder_to_write, help="Folder of the potential.")],
     begin: Annotated[
         Path | None, typer.Option("--from", help="Potential to fine-tune; elements that it lacks are added.")
     ] = None,
@@ -398,7 +407,7 @@ def select(
 def figure(
     name: Annotated[str, typer.Argument(help="Name of a figure, `tables`, or `all`.")],
     tables: Annotated[list[Path], typer.Argument(help="CSV tables of a sweep; for `training`, training.csv files.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder to write into.")],
+    out: Annotated[Path, typer.Option("--out", callback=folder_to_write, help="Folder to write into.")],
     quantity: Annotated[str, typer.Option(help="Error that selectors are compared by.")] = "forces_rmse",
     baseline: Annotated[str, typer.Option(help="Selector that the others are compared with.")] = "random",
     json_file: JsonFile = None,
@@ -533,7 +542,8 @@ def _simulate(
 def sweep(
     config: ConfigFile,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Folder of the sweep; that of the config by default.")
+        Path | None,
+        typer.Option("--out", callback=folder_to_write, help="Folder of the sweep; that of the config by default."),
     ] = None,
     only: Annotated[
         list[str] | None, typer.Option("--only", help="Points to run, as system=..,selector=..,seed=..; repeatable.")
@@ -567,7 +577,9 @@ def sweep(
 @app.command()
 def init(
     template: Annotated[str, typer.Argument(help="Name of a template; `list` shows them.")] = "list",
-    out: Annotated[Path | None, typer.Option("--out", help="File to write; standard output by default.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", callback=file_to_write, help="File to write; standard output by default.")
+    ] = None,
     json_file: JsonFile = None,
 ) -> None:
     """Write a commented config to begin with."""

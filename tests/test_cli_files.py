@@ -276,3 +276,33 @@ def test_a_conversion_says_what_it_leaves_out(folder: Path) -> None:
     assert_labels(read_structures(folder / "keyed.xyz", keys=LabelKeys()))
     assert "should end in .extxyz, .xyz, .cfg" in refused("convert", "plain.extxyz", "plain.json")
     assert "no type is given for atomic number 12" in refused("convert", "plain.extxyz", "a.cfg", "--types", "O")
+
+
+POOL = ["--potential", "p", "--pool", "x", "--train", "x", "-k", "2"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["evaluate", "p", "x.xyz", "--json", "."], ". is a folder; give the name of a file"),
+        (["score", "p", "x.xyz", "--out", "a.extxyz/b.txt"], "should end in .extxyz or .xyz"),
+        (["score", "p", "x.xyz", "--out", "file/b.xyz"], "file/b.xyz cannot be written, since file is no folder"),
+        (["select", "c.yaml", *POOL, "--out", "folder.xyz"], "folder.xyz is a folder"),
+        (["label", "c.yaml", "x.xyz", "--out", "y.xyz", "--db", "folder.xyz"], "folder.xyz is a folder"),
+        (["train", "c.yaml", "--data", "x.xyz", "--out", "file"], "file is a file; give a folder"),
+        (["run", "c.yaml", "--run-dir", "file/run"], "file/run cannot be written, since file is no folder"),
+        (["md", "c.yaml", "--out", "file"], "file is a file; give a folder"),
+        (["sweep", "c.yaml", "--out", "file"], "file is a file; give a folder"),
+        (["figure", "all", "x.csv", "--out", "file"], "file is a file; give a folder"),
+        (["init", "zundel", "--out", "file/y"], "file/y cannot be written"),
+    ],
+)
+def test_places_are_looked_at_before_the_work(arguments, message, tmp_path, monkeypatch, capsys):
+    """None of the inputs is there: a place that cannot be written to is told of first."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder.xyz").mkdir()
+    with pytest.raises(SystemExit) as ended:
+        cli.app(arguments)
+    error = capsys.readouterr().err
+    assert ended.value.code == 1 and message in error and error.count("\n") == 1
