@@ -17,7 +17,16 @@ def _digest(names: tuple[str | int, ...]) -> bytes:
 
 def named_key(seed: int, *names: str | int) -> jax.Array:
     """The jax random key of the stream ``names`` (for example ``named_key(0, "explore", 3)``) under a seed."""
-    return jax.random.fold_in(jax.random.key(seed), int.from_bytes(_digest(names)[:4], "little"))
+    return named_stream(jax.random.key(seed), *names)
+
+
+def named_stream(key: jax.Array, *names: str | int) -> jax.Array:
+    """The random key of the stream ``names`` under another key.
+
+    A key is either split, once, or given to named streams: `jax.random.split` and `jax.random.fold_in` of one key by
+    small numbers are the same keys.
+    """
+    return jax.random.fold_in(key, int.from_bytes(_digest(names)[:4], "little"))
 
 
 def numpy_generator(seed: int, *names: str | int) -> np.random.Generator:

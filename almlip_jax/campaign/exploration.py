@@ -62,10 +62,9 @@ def explore(shop: Workshop, round_index: int, potential: Potential) -> Mapping[s
     candidates = [frame for frame in fresh if geometry_key(frame) not in withheld]
     write_starts(shop.run.round(round_index), starts)
     _write(shop.run.round(round_index), found, candidates, settings.gate.score, thresholds)
-    planned = found.steps * len(starts)
     return {
-        "frames_planned": planned,
-        "frames_below": round(found.share_below * planned),
+        "frames_planned": found.frames_planned,
+        "frames_below": found.frames_below,
         "picoseconds": float(np.sum(_steps_run(found))) * found.timestep / 1000,
         "walkers": dict(Counter(status.name.lower() for status in found.status)),
         # frames that were recorded and drawn too are no sign that nothing was recorded
@@ -154,6 +153,7 @@ def _write(
         "departed_step": found.departed_step,
         "departed_atom": found.departed_atom,
         "departure": found.departure,
+        "stop_member": found.end_member,
         "gate_score": np.array(score),
         "gate_record": np.array(thresholds.record),
         "gate_elements": np.array(list(thresholds.relative or {}), np.str_),

@@ -106,6 +106,11 @@ class Admission(Protocol):
         """Whether `Offer.features` are needed."""
         ...
 
+    @property
+    def by_chance(self) -> bool:
+        """Whether frames are refused by chance: for the gate's memory such a frame counts as recorded."""
+        ...
+
     def init(self, walkers: int, room: int, context: Context) -> Any:
         """State of an empty buffer with ``room`` slots."""
         ...
@@ -132,6 +137,7 @@ class First:
     """Each walker has a region of its own."""
 
     looks_at_features = False
+    by_chance = False
 
     def init(self, walkers: int, room: int, context: Context) -> Counted:
         """Nothing kept."""
@@ -160,6 +166,8 @@ class Scored:
 
 class _Shared(ABC):
     """Rules for a buffer that all walkers share: one walker after the other, and never full."""
+
+    by_chance = False
 
     def place(self, state: Any, offer: Offer, context: Context) -> tuple[jax.Array, Any]:
         """Slots, walker by walker; a later one may take the slot of an earlier one."""
@@ -217,6 +225,8 @@ class TopK(_Shared):
 @dataclass(frozen=True)
 class Reservoir(TopK):
     """A random number for each frame offered, and the highest are kept: a uniform sample without replacement."""
+
+    by_chance = True
 
     def _score(self, offer: Offer, w: jax.Array) -> jax.Array:
         return jax.random.uniform(jax.random.fold_in(offer.key, w))

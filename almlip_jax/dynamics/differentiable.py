@@ -61,7 +61,9 @@ def rollout(loop: Loop, params: Params, state: State, setup: Setup, steps: int) 
         at = setup.drive.at(current.step.astype(current.motion.position.dtype) / setup.steps)
         done = loop.moved(params, current, setup, at, relist=False)
         committee = committee_statistics(done.prediction, done.graph)
-        following = replace(current, motion=done.motion, bias=done.bias_state, step=current.step + 1)
+        look = done.look.replace(visited=loop.integrator.visited(done.motion))  # type: ignore[attr-defined]
+        _, bias = loop.bias.apply(current.bias, look)
+        following = replace(current, motion=done.motion, bias=bias, step=current.step + 1)
         # the last segment may be shorter: what lies beyond the end is not taken up
         kept = jax.tree.map(lambda new, old: jnp.where(n < steps, new, old), following, current)
         line = {name: getattr(committee, name) for name in SCORES}

@@ -28,12 +28,19 @@ from almlip_jax.dynamics.motion import Drive, Motion, maxwell_boltzmann, without
 from almlip_jax.dynamics.novelty import Novelty
 from almlip_jax.dynamics.recorder import empty_recorder
 from almlip_jax.dynamics.results import Exploration
-from almlip_jax.dynamics.sanity import SanityLimits, fragments, looks_for_fragments, species_radii
+from almlip_jax.dynamics.sanity import (
+    SanityLimits,
+    looks_for_fragments,
+    parts_of_tree,
+    spanning_tree,
+    species_radii,
+)
 from almlip_jax.dynamics.session import Session
 from almlip_jax.dynamics.settings import ExplorationSettings
 from almlip_jax.dynamics.state import Ends, Setup, Snapshots, State, Traces
 from almlip_jax.ensembles import blocked, gathered, spread_members
 from almlip_jax.errors import CapacityError, InputError
+from almlip_jax.keys import named_stream
 from almlip_jax.models import Params
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.structures.walkers import WalkerNeighbors, walker_neighbors
@@ -177,10 +184,12 @@ class Explorer:
         walkers, atoms = layout.mask.shape
         find = looks_for_fragments(s.sanity, layout.pbc, atoms)
         loop = self.loop(find, by_species=known.relative is not None)
-        move_key, admission_key = key, jax.random.fold_in(key, 1)
         drive = self._drive(starts, layout, loop)
-        motion = self._first_motion(layout, drive, loop, jax.random.split(move_key, walkers))
-        setup = self._setup(layout, drive, motion, find, known, admission_key)
+        motion = self._first_motion(layout, drive, loop, key)
+        setup = self._setup(layout, drive, motion, thresholds, known, key)
+        tree = jnp.zeros((walkers, 0), jnp.int32)
+        if find:
+            tree, setup = _first_tree(motion.position, setup)
         snapshots = None
         if s.rewind is not None:
             room = 1 + s.rewind.keep
@@ -200,6 +209,7 @@ class Explorer:
             admission=_concrete(loop.admission.init(walkers, room, setup.context)),
             recorder=empty_recorder(walkers, room, atoms, loop.scores, self.dtype),
             ends=_nobody_ended(walkers, self.dtype),
+            tree=tree,
             snapshots=snapshots,
             step=jnp.asarray(np.int32(0)),
         )
@@ -252,12 +262,16 @@ class Explorer:
             numbers={name: self._real(value) for name, value in integrator_numbers(s.integrator, s.swaps).items()},
         )
 
-    def _first_motion(self, layout: _Layout, drive: Drive, loop: Loop, keys: jax.Array) -> Motion:
+    def _first_motion(self, layout: _Layout, drive: Drive, loop: Loop, key: jax.Array) -> Motion:
         s = self.settings
-        momentum, streams = _first_momenta(keys, self._real(layout.masses), drive.mobile, drive.kt[:, 0])
+        walkers = len(layout.mask)
+        momentum = _first_momenta(
+            _streams(key, "momenta", walkers), self._real(layout.masses), drive.mobile, drive.kt[:, 0]
+        )
         position = self._real(layout.positions)
         if isinstance(s.integrator, AdversarialSettings):
-            position = position + _displacements(keys, drive.mobile, position) * s.integrator.displacement
+            drawn = _displacements(_streams(key, "displacements", walkers), drive.mobile, position)
+            position = position + drawn * s.integrator.displacement
         if not loop.integrator.thermal:
             momentum = jnp.zeros_like(momentum)
         motion = Motion(
@@ -265,7 +279,7 @@ class Explorer:
             momentum=momentum,
             force=jnp.zeros_like(position),
             mass=self._real(layout.masses)[..., None],
-            rng=streams,
+            rng=_streams(key, "motion", walkers),
             cell=self._real(layout.cells),
             virial=self._real(np.zeros_like(layout.cells)),
         )
@@ -279,34 +293,38 @@ class Explorer:
         return motion.set(extra=motion.extra.replace(species=jnp.asarray(layout.species), swappable=chosen))
 
     def _setup(
-        self, layout: _Layout, drive: Drive, motion: Motion, find: bool, known: Knowledge, key: jax.Array
+        self,
+        layout: _Layout,
+        drive: Drive,
+        motion: Motion,
+        thresholds: Thresholds,
+        known: Knowledge,
+        key: jax.Array,
     ) -> Setup:
         s = self.settings
-        walkers = len(layout.mask)
-        species, mask = jnp.asarray(layout.species), jnp.asarray(layout.mask)
-        radii, limits = self._real(species_radii(self.species.numbers)), SanityLimits.of(s.sanity)
-        one = jnp.asarray(np.ones(walkers, np.int32))
+        walkers, atoms = layout.mask.shape
         relative = np.ones(len(self.species))
-        for thresholds in (s.gate.species, known.relative or {}):
-            for symbol, factor in thresholds.items():
+        for by_element in (s.gate.species, known.relative or {}):
+            for symbol, factor in by_element.items():
                 relative[self.species.index(np.array([_number(symbol)]))] /= factor
         strength = [group.bias for group in s.walkers for _ in range(group.count)]
         rewind = s.rewind
         assert known.context is not None
         return Setup(
-            species=species,
-            atom_mask=mask,
+            species=jnp.asarray(layout.species),
+            atom_mask=jnp.asarray(layout.mask),
             pbc=jnp.asarray(layout.pbc),
-            radii=radii,
+            radii=self._real(species_radii(self.species.numbers)),
             drive=drive,
-            limits=limits,
-            first_fragments=_fragments(motion.position, species, mask, radii, limits.bond_factor) if find else one,
+            limits=SanityLimits.of(s.sanity),
+            first_fragments=jnp.asarray(np.full(walkers, atoms, np.int32)),
+            thresholds=thresholds,
             strength=self._real(strength),
             gate_factors=self._real(relative[layout.species]),
             novelty=known.novelty,
             departure=self._real(_DEPARTURE),
             context=known.context,
-            key=key,
+            key=named_stream(key, "admission"),
             steps=jnp.asarray(np.int32(s.steps)),
             record_every=jnp.asarray(np.int32(s.record_every)),
             snapshot_every=jnp.asarray(np.int32(1 if rewind is None else rewind.every)),
@@ -395,6 +413,8 @@ def _nobody_ended(walkers: int, dtype: np.dtype) -> Ends:
         cause=count(0),
         step=count(-1),
         atom=count(-1),
+        member=count(-1),
+        visited=count(0),
         below=count(0),
         restarts=count(0),
         origin=count(0),
@@ -417,19 +437,29 @@ def _concrete(tree: Any) -> Any:
     return jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), tree)
 
 
+def _streams(key: jax.Array, name: str, walkers: int) -> jax.Array:
+    """A random stream of a name for each walker, [W]."""
+    return jax.random.split(named_stream(key, name), walkers)
+
+
 @jax.jit
-def _first_momenta(keys: jax.Array, masses: jax.Array, mobile: jax.Array, kt: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Maxwell-Boltzmann momenta without centre-of-mass motion [W, N, 3], and the random streams that follow [W]."""
-    both = jax.vmap(jax.random.split)(keys)
-    momentum = maxwell_boltzmann(both[:, 1], masses[..., None], mobile, kt)
-    return without_drift(momentum, masses[..., None], mobile), both[:, 0]
+def _first_momenta(keys: jax.Array, masses: jax.Array, mobile: jax.Array, kt: jax.Array) -> jax.Array:
+    """Maxwell-Boltzmann momenta without centre-of-mass motion, [W, N, 3]."""
+    return without_drift(maxwell_boltzmann(keys, masses[..., None], mobile, kt), masses[..., None], mobile)
+
+
+@jax.jit
+def _first_tree(positions: jax.Array, setup: Setup) -> tuple[jax.Array, Setup]:
+    """The spanning tree of each start structure, and the setup with the number of its parts."""
+    tree = spanning_tree(positions, setup.species, setup.atom_mask, setup.radii)
+    bonds = setup.species, setup.atom_mask, setup.radii, setup.limits.bond_factor
+    parts = parts_of_tree(tree, positions, *bonds)
+    open_ones = ~jnp.any(setup.pbc, axis=1)
+    return tree, replace(setup, first_fragments=jnp.where(open_ones, parts, setup.first_fragments))
 
 
 @jax.jit
 def _displacements(keys: jax.Array, mobile: jax.Array, like: jax.Array) -> jax.Array:
     """Standard normal displacements of the mobile atoms, [W, N, 3]."""
-    drawn = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, 2), like.shape[1:], like.dtype))(keys)
+    drawn = jax.vmap(lambda key: jax.random.normal(key, like.shape[1:], like.dtype))(keys)
     return jnp.where(mobile[..., None], drawn, 0)
-
-
-_fragments = jax.jit(fragments)

@@ -43,7 +43,10 @@ class Observables:
         temperature: [W] K.
         bath_temperature: [W] K, what the walker should have.
         new_fragments: [W] int, parts more than at the start.
-        finite: [W] bool, positions, energy, forces and spread are all numbers.
+        finite: [W] bool, positions, energy, forces, spread and the gate's score are all numbers.
+        kept: [W] bool, whether a frame that the gate records now goes into the buffer; a frame that the spacing or the
+            buffer refuses does not.  It decides on the gate's memory, never on its decision.
+        begun_again: [W] bool, whether the walker was put elsewhere after the step before: nothing goes on in a row.
     """
 
     scores: Mapping[str, jax.Array]
@@ -55,6 +58,8 @@ class Observables:
     bath_temperature: jax.Array
     new_fragments: jax.Array
     finite: jax.Array
+    kept: jax.Array | bool = True
+    begun_again: jax.Array | bool = False
 
 
 @struct.dataclass
@@ -71,7 +76,12 @@ class Thresholds:
 
 
 class Gate(Protocol):
-    """``init`` makes the state of W walkers, ``decide`` is called once a step; both are pure and jittable."""
+    """``init`` makes the state of W walkers, ``decide`` looks at one step; both are pure and jittable.
+
+    In the loop a decision is asked for first, and the next state once it is known what became of the frame
+    (`Observables.kept`).  A walker that is over, that stays where it was, or whose Monte Carlo trial was refused keeps
+    its state.
+    """
 
     def init(self, thresholds: Thresholds) -> Any:
         """State of the gate, a pytree whose leaves lead with W."""
@@ -157,6 +167,8 @@ class Raised:
 class DecayGate:
     """A recorded frame raises the walker's record threshold above its score; it then decays to that of the run.
 
+    A frame that the buffer did not take raises nothing.
+
     Args:
         score: name of a score.
         half_life: steps in which half of the raise is gone.
@@ -176,7 +188,7 @@ class DecayGate:
         floor = state.thresholds.record
         left = state.raised * 0.5 ** (1 / self.half_life)
         decision = _compare(score, floor + left, state.thresholds.stop)
-        above = decision == int(Decision.RECORD)
+        above = (decision == int(Decision.RECORD)) & observables.kept
         return decision, Raised(state.thresholds, jnp.where(above, (1 + self.excess) * score - floor, left))
 
 
@@ -211,7 +223,7 @@ class Memory:
         inner: of the gate inside.
         thresholds: of the run.
         high: [W] int, steps in a row that the gate inside wanted to end the walker.
-        armed: [W] bool, whether the score has been low enough since the last recorded frame.
+        armed: [W] bool, whether the score has been low enough since the last frame that went into the buffer.
     """
 
     inner: Any
@@ -244,19 +256,22 @@ class Hysteresis:
 
     def decide(self, observables: Observables, state: Memory) -> tuple[jax.Array, Memory]:
         """The decision of the gate inside, unless it must wait."""
-        decision, inner = self.inner.decide(observables, state.inner)
+        armed = jnp.ones_like(state.armed)
+        if self.release is not None:
+            low = observables.scores[self.score] < self.release * state.thresholds.record
+            armed = state.armed | low
+        kept = observables.kept & armed
+        within = observables.replace(kept=kept)  # type: ignore[attr-defined]
+        decision, inner = self.inner.decide(within, state.inner)
         ends = (decision == int(Decision.STOP)) | (decision == int(Decision.LEAVE))
-        high = jnp.where(ends, state.high + 1, 0)
+        before = jnp.where(observables.begun_again, 0, state.high)
+        high = jnp.where(ends, before + 1, 0)
         waits = ends & (high < self.persistence)
         softer = jnp.where(decision == int(Decision.STOP), int(Decision.RECORD), int(Decision.GO_ON))
         decision = jnp.where(waits, softer, decision)
-        armed = state.armed
+        decision = jnp.where((decision == int(Decision.RECORD)) & ~armed, int(Decision.GO_ON), decision)
         if self.release is not None:
-            low = observables.scores[self.score] < self.release * state.thresholds.record
-            armed = armed | low
-            refused = (decision == int(Decision.RECORD)) & ~armed
-            decision = jnp.where(refused, int(Decision.GO_ON), decision)
-            armed = armed & (decision != int(Decision.RECORD))
+            armed = armed & ~((decision == int(Decision.RECORD)) & kept)
         return decision, Memory(inner, state.thresholds, high, armed)
 
 

@@ -29,7 +29,7 @@ from almlip_jax.dynamics.motion import (
     without_drift,
 )
 from almlip_jax.dynamics.recorder import Frames, Recorder, written
-from almlip_jax.dynamics.sanity import closest_contact, fragments
+from almlip_jax.dynamics.sanity import Cause, closest_contact, parts_of_tree, spanning_tree
 from almlip_jax.dynamics.state import Ends, Setup, Snapshots, State, Status, Traces
 from almlip_jax.ensembles import SCORES, Committee, Prediction, committee_statistics
 from almlip_jax.features import last_layer_gradient
@@ -55,6 +55,30 @@ class _Shown:
     bias: BiasForce
 
 
+@dataclass(frozen=True)
+class _Judged:
+    """What gate and sanity say of a step.
+
+    Attributes:
+        visited: [W] bool, walkers that run and came to the frame; a refused Monte Carlo trial is not judged.
+        decision: [W] int of `Decision`; to go on where nothing is judged.
+        cause: [W] int of `Cause`.
+        below: [W] bool, visited and physical, with a score below the record threshold of the run.  What a gate makes
+            of a frame plays no part: it may raise its thresholds, wait, or leave aside what is too far off.
+        safe: [W] bool, the gate lets the frame pass, and its score lies below the stop threshold of the run.
+    """
+
+    visited: jax.Array
+    decision: jax.Array
+    cause: jax.Array
+    below: jax.Array
+    safe: jax.Array
+
+    def says(self, *decisions: Decision) -> jax.Array:
+        """Where it is one of some decisions, [W] bool."""
+        return jnp.isin(self.decision, jnp.asarray([int(one) for one in decisions]))
+
+
 @struct.dataclass
 class Moved:
     """A step of the mechanics, not judged yet.
@@ -66,7 +90,7 @@ class Moved:
         graph: of these positions.
         prediction: of every member.
         bias: what the biases did.
-        bias_state: of the biases after the step.
+        look: what the biases looked at; they learn from it once it is known who stays there.
     """
 
     motion: Motion
@@ -75,7 +99,7 @@ class Moved:
     graph: Graph
     prediction: Prediction
     bias: BiasForce
-    bias_state: Any
+    look: BiasInput
 
 
 @dataclass(frozen=True)
@@ -131,7 +155,7 @@ class Loop:
         at = setup.drive.at(jnp.zeros((), motion.position.dtype))
         neighbors = self._listed(state.neighbors, motion)
         prediction = self.evaluate(params, neighbors.graph(motion.position, setup.species))
-        bias, _ = self._biased(state, motion, prediction, setup, at)
+        bias, _ = self.bias.apply(state.bias, _look(state, motion, prediction, setup, at, state.step))
         motion = self.integrator.from_start(motion, _evaluation(prediction, bias, at, self.virial), at)
         snapshots = state.snapshots
         if snapshots is not None:
@@ -164,7 +188,10 @@ class Loop:
         done = self.moved(params, state, setup, at)
         moved, graph, prediction = done.motion, done.graph, done.prediction
         committee = committee_statistics(prediction, graph)
-        observables = self._observe(moved, done.offered, graph, prediction, committee, setup, at)
+        visited = state.running & self.integrator.visited(moved)
+        parts, tree = self._new_parts(state, setup, done.offered, visited)
+        observables = self._observe(moved, done.offered, graph, prediction, committee, parts, setup, at)
+        observables = observables.replace(begun_again=state.ends.origin == state.step)  # type: ignore[attr-defined]
         frames = Frames(
             positions=done.offered,
             cells=moved.cell,
@@ -172,33 +199,48 @@ class Loop:
             scores=observables.scores,
             energy=observables.energy,
         )
-        visited = self.integrator.visited(moved)
-        decision, gate = self._decide(state, setup, observables, visited)
-        recorder, admission, full = self._record(state, setup, decision, prediction, graph, frames)
-        ends, again = self._ended(state, setup, observables, decision, full, frames.force_std, moved, at)
-        motion = _choose(state.running & ~self._stays(decision), moved, state.motion)
-        motion, snapshots = self._rewound(state, setup, motion, decision, again, at)
+        seen = observables
+        if self.by_species:
+            seen = scaled_by_species(observables, self.gate_score, setup.gate_factors)
+        judged = self._judge(state, setup, seen, visited)
+        recorder, admission, kept, full = self._record(state, setup, judged, prediction, graph, frames)
+        ends, again = self._ended(state, setup, observables, judged, full, frames.force_std, prediction, moved, at)
+        stays = self._stays(judged)
+        motion = _choose(state.running & ~stays, moved, state.motion)
+        motion, snapshots = self._rewound(state, setup, motion, judged, again, at)
+        bias, gate = self._learnt(state, done, seen, visited & ~stays, kept)
         new = State(
             motion=motion,
             neighbors=done.neighbors,
-            bias=done.bias_state,
-            gate=_choose(state.running & visited, gate, state.gate),
+            bias=bias,
+            gate=gate,
             admission=admission,
             recorder=recorder,
             ends=ends,
+            tree=tree,
             snapshots=snapshots,
             step=state.step + 1,
         )
         # a refused Monte Carlo trial is where it was, and what was evaluated does not belong to it
-        shown = _Shown(state.running, state.running & visited, observables, committee, frames, moved, done.bias)
+        shown = _Shown(state.running, visited, observables, committee, frames, moved, done.bias)
         return new, self._trace(traces, new.step - first, shown)
 
-    def _stays(self, decision: jax.Array) -> jax.Array:
+    def _stays(self, judged: _Judged) -> jax.Array:
         """Which walkers [W] stay at their last good frame: unphysical ones, and relaxations that the gate ends."""
-        stays = decision == int(Decision.UNPHYSICAL)
         if self.integrator.retreats:
-            stays = stays | (decision == int(Decision.STOP)) | (decision == int(Decision.LEAVE))
-        return stays
+            return judged.says(Decision.UNPHYSICAL, Decision.STOP, Decision.LEAVE)
+        return judged.says(Decision.UNPHYSICAL)
+
+    def _learnt(
+        self, state: State, done: Moved, seen: Observables, stayed: jax.Array, kept: jax.Array
+    ) -> tuple[Any, Any]:
+        """States of biases and gate after the step: walkers learn from frames that they ``stayed`` [W] at alone.
+
+        Which of those went into the buffer, ``kept`` [W], is told to the gate.
+        """
+        look = done.look.replace(visited=stayed)  # type: ignore[attr-defined]
+        _, gate = self.gate.decide(seen.replace(kept=kept), state.gate)  # type: ignore[attr-defined]
+        return self.bias.apply(state.bias, look)[1], _choose(stayed, gate, state.gate)
 
     def moved(self, params: Params, state: State, setup: Setup, at: Moment, *, relist: bool = True) -> Moved:
         """The mechanical part of a step, with its one evaluation.
@@ -214,35 +256,38 @@ class Loop:
         neighbors = self._listed(state.neighbors, motion) if relist else state.neighbors
         graph = neighbors.graph(motion.position, setup.species)
         prediction = self.evaluate(params, graph)
-        bias, bias_state = self._biased(state, motion, prediction, setup, at)
+        trial = self.integrator.trial(motion)
+        # nothing that moves with the progress of the run moves during a trial: both its ends have one energy function
+        look = _look(state, motion, prediction, setup, at, jnp.where(trial, jnp.maximum(state.step - 1, 0), state.step))
+        bias, _ = self.bias.apply(state.bias, look)
+        evaluation = _evaluation(prediction, bias, at, self.virial)
+        evaluation = evaluation.replace(energy_before=self._energy_before(state, trial, look))  # type: ignore[attr-defined]
         offered = motion.position
-        motion = self.integrator.from_force(motion, _evaluation(prediction, bias, at, self.virial), at)
+        motion = self.integrator.from_force(motion, evaluation, at)
         if self.remove_drift:
             motion = motion.set(momentum=without_drift(motion.momentum, motion.mass, at.mobile))
-        return Moved(motion, offered, neighbors, graph, prediction, bias, bias_state)
+        return Moved(motion, offered, neighbors, graph, prediction, bias, look)
+
+    def _energy_before(self, state: State, trial: jax.Array, look: BiasInput) -> jax.Array | None:
+        """Energy with today's biases of where the walkers were before a trial, [W] eV; None where nobody compares."""
+        held = self.integrator.member_energies(state.motion)
+        if held is None:
+            return None
+        before = look.replace(  # type: ignore[attr-defined]
+            positions=state.motion.position,
+            cells=state.motion.cell,
+            member_energy=held,
+            member_forces=jnp.zeros_like(look.member_forces),
+            member_virial=jnp.zeros_like(look.member_virial),
+        )
+
+        def energy() -> jax.Array:
+            return jnp.mean(held, axis=0) + self.bias.apply(state.bias, before)[0].energy
+
+        return jax.lax.cond(trial, energy, lambda: jnp.zeros_like(held[0]))
 
     def _listed(self, neighbors: WalkerNeighbors, motion: Motion) -> WalkerNeighbors:
         return neighbors.update(motion.position, motion.cell if self.integrator.changes_cell else None)
-
-    def _biased(
-        self, state: State, motion: Motion, prediction: Prediction, setup: Setup, at: Moment
-    ) -> tuple[BiasForce, Any]:
-        walkers, atoms, _ = motion.position.shape
-        look = BiasInput(
-            positions=motion.position,
-            cells=motion.cell,
-            pbc=setup.pbc,
-            atom_mask=setup.atom_mask,
-            masses=motion.mass[..., 0],
-            kt=at.kt,
-            step=state.step,
-            progress=state.step.astype(motion.position.dtype) / setup.steps,
-            strength=jnp.where(state.running, setup.strength, 0),
-            member_energy=prediction.energy,
-            member_forces=prediction.forces.reshape(-1, walkers, atoms, 3),
-            member_virial=prediction.virial,
-        )
-        return self.bias.apply(state.bias, look)
 
     # -- what the gate sees and says ----------------------------------------------------------------------------------
 
@@ -253,22 +298,21 @@ class Loop:
         graph: Graph,
         prediction: Prediction,
         committee: Committee,
+        new_parts: jax.Array,
         setup: Setup,
         at: Moment,
     ) -> Observables:
         walkers, atoms, _ = positions.shape
         largest = jnp.max(jnp.sum(committee.forces**2, axis=-1).reshape(walkers, atoms), axis=1)
-        finite = jnp.isfinite(committee.energy + largest + jnp.sum(positions, axis=(1, 2)) + committee.force_std_max)
         atom_scores = {f"{name}_max": getattr(committee, name) for name in ("force_std", *_MORE_DEVIATIONS)}
         atom_scores |= {name: setup.novelty[name].of_atoms(prediction, graph) for name in self.novelty}
         atom_scores = {name: values.reshape(walkers, atoms) for name, values in atom_scores.items()}
         scores = {name: getattr(committee, name) for name in SCORES}
         scores |= {name: jnp.max(atom_scores[name], axis=1) for name in self.novelty}
-        if self.find_fragments:
-            parts = fragments(positions, setup.species, setup.atom_mask, setup.radii, setup.limits.bond_factor)
-            parts = parts - setup.first_fragments
-        else:
-            parts = jnp.zeros((walkers,), jnp.int32)
+        finite = jnp.isfinite(committee.energy + largest + jnp.sum(positions, axis=(1, 2)) + committee.force_std_max)
+        finite = finite & ~jnp.isnan(scores[self.gate_score])  # it may be infinite, for an element never seen
+        if self.virial:
+            finite = finite & jnp.all(jnp.isfinite(motion.virial), axis=(1, 2))
         cold = jnp.zeros_like(committee.energy)
         return Observables(
             scores=scores,
@@ -278,33 +322,55 @@ class Loop:
             closest_contact=closest_contact(graph, setup.radii, walkers),
             temperature=kinetic_temperature(motion, at.freedom) if self.integrator.thermal else cold,
             bath_temperature=at.kt / KB,
-            new_fragments=parts,
+            new_fragments=new_parts,
             finite=finite,
         )
 
-    def _decide(
-        self, state: State, setup: Setup, observables: Observables, visited: jax.Array
-    ) -> tuple[jax.Array, Any]:
-        seen = observables
-        if self.by_species:
-            seen = scaled_by_species(observables, self.gate_score, setup.gate_factors)
-        decision, gate = self.gate.decide(seen, state.gate)
-        unphysical = unphysical_cause(observables, setup.limits) > 0
-        decision = jnp.where(unphysical, int(Decision.UNPHYSICAL), decision)
-        # a walker that is over, or a Monte Carlo trial that was refused, is not judged
-        return jnp.where(state.running & visited, decision, int(Decision.GO_ON)), gate
+    def _new_parts(
+        self, state: State, setup: Setup, positions: jax.Array, visited: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Parts more than at the start [W], and trees that show them.
+
+        As long as enough edges of a tree of some step before are bonds, nothing has come apart; else it is made anew.
+        """
+        if not self.find_fragments:
+            return jnp.zeros(positions.shape[0], jnp.int32), state.tree
+        bonds = setup.species, setup.atom_mask, setup.radii, setup.limits.bond_factor
+        most = parts_of_tree(state.tree, positions, *bonds)
+        doubtful = visited & (most > setup.first_fragments)
+
+        def anew() -> tuple[jax.Array, jax.Array]:
+            tree = spanning_tree(positions, setup.species, setup.atom_mask, setup.radii)
+            tree = _choose(doubtful, tree, state.tree)
+            return parts_of_tree(tree, positions, *bonds), tree
+
+        parts, tree = jax.lax.cond(jnp.any(doubtful), anew, lambda: (most, state.tree))
+        return parts - setup.first_fragments, tree
+
+    def _judge(self, state: State, setup: Setup, seen: Observables, visited: jax.Array) -> _Judged:
+        cause = unphysical_cause(seen, setup.limits)
+        decision, _ = self.gate.decide(seen, state.gate)
+        decision = jnp.where(cause > 0, int(Decision.UNPHYSICAL), decision)
+        score, passes = seen.scores[self.gate_score], decision == int(Decision.GO_ON)
+        return _Judged(
+            visited=visited,
+            decision=jnp.where(visited, decision, int(Decision.GO_ON)),
+            cause=cause,
+            below=visited & (cause == 0) & (score < setup.thresholds.record),
+            safe=visited & passes & (score < setup.thresholds.stop),
+        )
 
     def _record(
-        self, state: State, setup: Setup, decision: jax.Array, prediction: Prediction, graph: Graph, frames: Frames
-    ) -> tuple[Recorder, Any, jax.Array]:
-        """Recorder and admission after this step, and which walkers had no room for a frame [W]."""
+        self, state: State, setup: Setup, judged: _Judged, prediction: Prediction, graph: Graph, frames: Frames
+    ) -> tuple[Recorder, Any, jax.Array, jax.Array]:
+        """Recorder and admission after this step, whose frame was kept, and who had no room for one, [W] each."""
         step, recorder = state.step + 1, state.recorder
         spaced = step - recorder.last >= setup.record_every
-        stop = decision == int(Decision.STOP)
-        wanted = ((decision == int(Decision.RECORD)) & spaced) | stop
+        stop = judged.says(Decision.STOP)
+        wanted = (judged.says(Decision.RECORD) & spaced) | stop
         full = wanted & ~stop & self.admission.full(state.admission)
 
-        def take() -> tuple[Recorder, Any]:
+        def take() -> tuple[Recorder, Any, jax.Array]:
             offer = Offer(
                 wanted=wanted,
                 score=frames.scores[self.gate_score],
@@ -314,11 +380,13 @@ class Loop:
             )
             slot, admission = self.admission.place(state.admission, offer, setup.context)
             held = replace(recorder, last=jnp.where(wanted, step, recorder.last), offered=recorder.offered + wanted)
-            return written(held, slot, step, frames), admission
+            kept = wanted if self.admission.by_chance else wanted & (slot < recorder.room)
+            return written(held, slot, step, frames), admission, kept
 
         # most steps record nothing, and then no buffer is touched
-        recorder, admission = jax.lax.cond(jnp.any(wanted), take, lambda: (recorder, state.admission))
-        return recorder, admission, full
+        nothing = recorder, state.admission, jnp.zeros_like(wanted)
+        recorder, admission, kept = jax.lax.cond(jnp.any(wanted), take, lambda: nothing)
+        return recorder, admission, kept, full
 
     def _features(self, prediction: Prediction, graph: Graph, setup: Setup) -> jax.Array:
         if not self.admission.looks_at_features:
@@ -330,9 +398,10 @@ class Loop:
         state: State,
         setup: Setup,
         observables: Observables,
-        decision: jax.Array,
+        judged: _Judged,
         full: jax.Array,
         force_std: jax.Array,
+        prediction: Prediction,
         motion: Motion,
         at: Moment,
     ) -> tuple[Ends, jax.Array]:
@@ -349,34 +418,36 @@ class Loop:
             status = jnp.where(over, int(Status.BUFFER_FULL), status)
         again = jnp.zeros_like(running)
         for what, code in reversed(codes.items()):
-            hit = decision == int(what)
+            hit = judged.says(what)
             if what in self.rewinds:
                 spared = hit & (ends.restarts < setup.restarts)
                 again = again | spared
                 hit = hit & ~spared
             status = jnp.where(hit, int(code), status)
         ended = running & (status != int(Status.RUNNING))
-        cause = unphysical_cause(observables, setup.limits)
-        departed = self._departed(ends, running, observables, setup, step)
+        unphysical = ended & (status == int(Status.UNPHYSICAL))
+        departed = self._departed(ends, judged.visited, observables, setup, step)
         return replace(
             departed,
             status=status,
-            cause=jnp.where(status == int(Status.UNPHYSICAL), jnp.where(running, cause, ends.cause), ends.cause),
+            cause=jnp.where(unphysical, judged.cause, ends.cause),
+            member=jnp.where(unphysical & (judged.cause == int(Cause.NOT_FINITE)), _broken(prediction), ends.member),
             step=jnp.where(ended, step, ends.step),
             atom=jnp.where(ended, jnp.argmax(force_std, axis=1).astype(jnp.int32), ends.atom),
-            below=ends.below + (running & (decision == int(Decision.GO_ON))),
+            visited=ends.visited + judged.visited,
+            below=ends.below + judged.below,
             restarts=ends.restarts + again,
             origin=jnp.where(again, step, ends.origin),
         ), again
 
     def _departed(
-        self, ends: Ends, running: jax.Array, observables: Observables, setup: Setup, step: jax.Array
+        self, ends: Ends, visited: jax.Array, observables: Observables, setup: Setup, step: jax.Array
     ) -> Ends:
         """Which atom of which walker left the training distribution, when, and how far."""
         if "latent_distance" not in self.novelty:
             return ends
         distance = observables.atom_scores["latent_distance"]
-        farthest = jnp.where(running, jnp.max(distance, axis=1), 0)
+        farthest = jnp.where(visited, jnp.max(distance, axis=1), 0)
         first = (farthest > setup.departure) & (ends.departed_step < 0)
         return replace(
             ends,
@@ -388,14 +459,14 @@ class Loop:
     # -- beginning again ----------------------------------------------------------------------------------------------
 
     def _rewound(
-        self, state: State, setup: Setup, motion: Motion, decision: jax.Array, again: jax.Array, at: Moment
+        self, state: State, setup: Setup, motion: Motion, judged: _Judged, again: jax.Array, at: Moment
     ) -> tuple[Motion, Snapshots | None]:
         """Walkers that begin again from a safe frame of their own; and the safe frames, with those of this step."""
         if state.snapshots is None:
             return motion, None
         before = state.snapshots
         due = (state.step + 1 - state.ends.origin) % setup.snapshot_every == 0
-        safe = state.running & due & (decision == int(Decision.GO_ON))
+        safe = judged.safe & due
         snapshots = jax.lax.cond(jnp.any(safe), lambda: _kept(before, motion, safe), lambda: before)
         moved = jax.lax.cond(jnp.any(again), lambda: self._begun_again(motion, snapshots, again, at), lambda: motion)
         return moved, snapshots
@@ -492,6 +563,35 @@ class Loop:
 _MORE_DEVIATIONS = ("force_epistemic", "force_total")
 _LINES = ("scores", "temperature", "energy", "bias", "pressure", "volume")
 _FRAMES = ("positions", "momenta", "cells", "force_std", "forces", "frame_energy")
+
+
+def _look(
+    state: State, motion: Motion, prediction: Prediction, setup: Setup, at: Moment, clock: jax.Array
+) -> BiasInput:
+    """What biases look at in a step; ``clock`` is the step by which they move on."""
+    walkers, atoms, _ = motion.position.shape
+    return BiasInput(
+        positions=motion.position,
+        cells=motion.cell,
+        pbc=setup.pbc,
+        atom_mask=setup.atom_mask,
+        masses=motion.mass[..., 0],
+        kt=at.kt,
+        step=state.step,
+        progress=clock.astype(motion.position.dtype) / setup.steps,
+        strength=jnp.where(state.running, setup.strength, 0),
+        member_energy=prediction.energy,
+        member_forces=prediction.forces.reshape(-1, walkers, atoms, 3),
+        member_virial=prediction.virial,
+    )
+
+
+def _broken(prediction: Prediction) -> jax.Array:
+    """The first member whose energy or forces of a walker are not finite while others' are, [W] int; else -1."""
+    members, walkers = prediction.energy.shape
+    size = jnp.sum(jnp.abs(prediction.forces.reshape(members, walkers, -1)), axis=2)
+    wrong = ~jnp.isfinite(prediction.energy + size)
+    return jnp.where(jnp.all(wrong, axis=0) | ~jnp.any(wrong, axis=0), -1, jnp.argmax(wrong, axis=0)).astype(jnp.int32)
 
 
 def _mapped(function: Callable[[jax.Array, jax.Array], jax.Array], tree: dict[str, Any], mask: jax.Array) -> Any:

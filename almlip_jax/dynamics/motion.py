@@ -94,6 +94,8 @@ class Evaluation:
         virial: [W, 3, 3] eV, likewise.
         member_energy: [M, W] eV, without biases.
         member_forces: [M, W, N, 3] eV/Angstrom, without biases.
+        energy_before: [W] eV, as ``energy``, of where the walkers were before a trial, with the biases of this step;
+            None where the integrator holds no `Integrator.member_energies` to make it of.
     """
 
     energy: jax.Array
@@ -101,6 +103,7 @@ class Evaluation:
     virial: jax.Array
     member_energy: jax.Array
     member_forces: jax.Array
+    energy_before: jax.Array | None = None
 
 
 def _between(ends: jax.Array, progress: jax.Array) -> jax.Array:

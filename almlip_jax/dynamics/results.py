@@ -34,6 +34,7 @@ class Exploration:
         cause: [W] which sanity check ended a walker.
         end_step: [W] int, step at which a walker ended early; -1 for one that did not.
         end_atom: [W] int, atom with the largest spread at that step.
+        end_member: [W] int, member that gave no finite energy or forces at that step while others did; else -1.
         restarts: [W] int, times that a walker began again.
         departed_step: [W] int, first step at which an atom had left the training distribution; -1 where none did, or
             no latent distance was computed.
@@ -43,8 +44,10 @@ class Exploration:
             ``arrays["force_std"]``.
         trajectories: thinned trajectory of each walker, with momenta, and the same ``info`` but for the scores.
         final: last good frame of each walker, with momenta, without labels.
-        share_below: share of all planned frames that lay below the record threshold; frames that were lost because a
-            walker ended early count as above, those after it converged do not count.
+        frames_planned: frames that all walkers would have come to had none ended early; those after a walker converged
+            and Monte Carlo trials that were refused do not count.
+        frames_below: physical frames among them whose score lay below the record threshold of the run, whatever the
+            gate made of them.
         thresholds: record and stop threshold of each walker.
         offered: frames that the gate recorded, of all walkers; the buffer may have kept fewer.
         steps: planned for each walker.
@@ -64,6 +67,7 @@ class Exploration:
     cause: tuple[Cause, ...]
     end_step: np.ndarray
     end_atom: np.ndarray
+    end_member: np.ndarray
     restarts: np.ndarray
     departed_step: np.ndarray
     departed_atom: np.ndarray
@@ -71,11 +75,24 @@ class Exploration:
     recorded: list[Atoms]
     trajectories: list[list[Atoms]]
     final: list[Atoms]
-    share_below: float
+    frames_planned: int
+    frames_below: int
     thresholds: Thresholds
     offered: int
     steps: int
     timestep: float
+
+    @property
+    def share_below(self) -> float:
+        """Share of the planned frames below the record threshold; what a walker missed as it ended early is above."""
+        return self.frames_below / max(self.frames_planned, 1)
+
+    def ended_because(self, walker: int) -> str | None:
+        """What made a walker's last frame unphysical, for people; None where nothing did."""
+        cause, member = self.cause[walker], int(self.end_member[walker])
+        if cause is Cause.NONE:
+            return None
+        return cause.sentence if member < 0 else f"member {member} gave energy or forces that are not finite"
 
 
 def collect(
@@ -108,6 +125,7 @@ def collect(
         cause=tuple(Cause(int(code)) for code in ends.cause),
         end_step=np.asarray(ends.step),
         end_atom=np.asarray(ends.atom),
+        end_member=np.asarray(ends.member),
         restarts=np.asarray(ends.restarts),
         departed_step=np.asarray(ends.departed_step),
         departed_atom=np.asarray(ends.departed_atom),
@@ -115,7 +133,8 @@ def collect(
         recorded=_recorded(settings, starts, state),
         trajectories=[trajectory(settings, w, start, traces) for w, start in enumerate(starts)],
         final=final_frames(starts, state),
-        share_below=_share_below(settings, state),
+        frames_planned=_frames_planned(settings, state),
+        frames_below=int(np.sum(ends.below)),
         thresholds=thresholds,
         offered=int(np.sum(state.recorder.offered)),
         steps=settings.steps,
@@ -178,10 +197,11 @@ def final_frames(starts: Sequence[Atoms], state: State) -> list[Atoms]:
     return frames
 
 
-def _share_below(settings: ExplorationSettings, state: State) -> float:
+def _frames_planned(settings: ExplorationSettings, state: State) -> int:
     ends = state.ends
-    planned = np.where(ends.status == int(Status.CONVERGED), ends.step, settings.steps)
-    return float(np.sum(ends.below)) / max(int(np.sum(planned)), 1)
+    done = np.where(ends.step < 0, settings.steps, ends.step)
+    lost = np.where(ends.status == int(Status.CONVERGED), 0, settings.steps - done)
+    return int(np.sum(ends.visited + lost))
 
 
 def _recorded(settings: ExplorationSettings, starts: Sequence[Atoms], state: State) -> list[Atoms]:

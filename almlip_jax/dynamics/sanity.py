@@ -13,8 +13,6 @@ from flax import struct
 from almlip_jax.dynamics.settings import SanitySettings
 from almlip_jax.structures.graph import Graph
 
-_LARGEST_FRAGMENTED = 128  # atoms; the search for fragments multiplies N x N matrices at each step
-
 
 class Cause(IntEnum):
     """Which check called a frame unphysical; the first in this order where several do."""
@@ -77,8 +75,7 @@ def fragments(
 ) -> jax.Array:
     """Number of connected parts of each open structure, [W].
 
-    Atoms are connected where they are nearer than ``bond_factor`` times the sum of their covalent radii; the closure of
-    that relation comes from repeated squaring of its matrix.
+    Atoms are connected where they are nearer than ``bond_factor`` times the sum of their covalent radii.
 
     Args:
         positions: [W, N, 3] Angstrom.
@@ -87,19 +84,76 @@ def fragments(
         radii: [number of species] Angstrom.
         bond_factor: scalar.
     """
-    squares = jnp.sum((positions[:, :, None] - positions[:, None, :]) ** 2, axis=-1)
+    tree = spanning_tree(positions, species, atom_mask, radii)
+    return parts_of_tree(tree, positions, species, atom_mask, radii, bond_factor)
+
+
+def spanning_tree(positions: jax.Array, species: jax.Array, atom_mask: jax.Array, radii: jax.Array) -> jax.Array:
+    """The tree over all atoms of each structure whose edges are the shortest, relative to their covalent radii.
+
+    Its longest edges are those between the connected parts, whatever length a bond may have.  Source: Prim, Bell Syst.
+    Tech. J. 36, 1389 (1957); N steps of N pairs each, and no array of all pairs.
+
+    Args:
+        positions: [W, N, 3] Angstrom.
+        species: [W, N] int.
+        atom_mask: [W, N] bool.
+        radii: [number of species] Angstrom.
+
+    Returns:
+        [W, N] int, the atom that each one hangs on; itself for the first atom and for padding.
+    """
+
+    def of_one(position: jax.Array, own: jax.Array, mask: jax.Array) -> jax.Array:
+        atoms = jnp.arange(len(mask))
+
+        def ratios(atom: jax.Array) -> jax.Array:  # squares of distances over sums of radii
+            return jnp.sum((position - position[atom]) ** 2, axis=-1) / (own + own[atom]) ** 2
+
+        def join(_: jax.Array, carry: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
+            nearest, parent, outside = carry
+            atom = jnp.argmin(jnp.where(outside, nearest, jnp.inf))
+            outside = outside.at[atom].set(False)
+            found = ratios(atom)
+            closer = outside & (found < nearest)
+            return jnp.where(closer, found, nearest), jnp.where(closer, atom, parent), outside
+
+        first = jnp.argmax(mask)
+        outside = mask & (atoms != first)
+        begun = ratios(first), jnp.where(mask, first, atoms), outside
+        return jax.lax.fori_loop(0, len(mask) - 1, join, begun)[1].astype(jnp.int32)
+
+    return jax.vmap(of_one)(positions, radii[species], atom_mask)
+
+
+def parts_of_tree(
+    tree: jax.Array,
+    positions: jax.Array,
+    species: jax.Array,
+    atom_mask: jax.Array,
+    radii: jax.Array,
+    bond_factor: jax.Array,
+) -> jax.Array:
+    """One more than the edges of a spanning tree that are no bonds, [W] int.
+
+    The number of connected parts where the tree is the `spanning_tree` of these positions; else at least that number:
+    nothing has come apart as long as a tree of some step before holds.
+
+    Args:
+        tree: [W, N] int, the atom that each one hangs on.
+        positions: [W, N, 3] Angstrom.
+        species: [W, N] int.
+        atom_mask: [W, N] bool.
+        radii: [number of species] Angstrom.
+        bond_factor: scalar.
+    """
     own = radii[species]
-    bonded = squares < (bond_factor * (own[:, :, None] + own[:, None, :])) ** 2
-    pair = atom_mask[:, :, None] & atom_mask[:, None, :]
-    size = positions.shape[1]
-    reach = ((bonded & pair) | jnp.eye(size, dtype=bool)).astype(positions.dtype)
-    for _ in range(max(int(np.ceil(np.log2(max(size, 2)))), 1)):
-        reach = jnp.minimum(reach @ reach, 1)
-    # the first atom of a part is the one that reaches no atom before itself
-    earlier = jnp.sum(jnp.where(reach > 0, jnp.tri(size, k=-1, dtype=positions.dtype), 0), axis=-1)
-    return jnp.sum(atom_mask & (earlier == 0), axis=-1)
+    there = jnp.take_along_axis(positions, tree[..., None], axis=1)
+    squares = jnp.sum((positions - there) ** 2, axis=-1)
+    longest = bond_factor * (own + jnp.take_along_axis(own, tree, axis=1))
+    return 1 + jnp.sum(atom_mask & ~(squares < longest**2), axis=-1)
 
 
 def looks_for_fragments(settings: SanitySettings, pbc: np.ndarray, atoms: int) -> bool:
-    """Whether dissociation is looked for in walkers with these periodic directions and this many atoms (static)."""
-    return settings.dissociation and not np.any(pbc) and 1 < atoms <= _LARGEST_FRAGMENTED
+    """Whether dissociation is looked for in any walker; [W, 3] periodic directions, and room for atoms (static)."""
+    return settings.dissociation and bool(np.any(~np.any(pbc, axis=1))) and atoms > 1

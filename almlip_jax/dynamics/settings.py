@@ -127,7 +127,7 @@ class SanitySettings(Settings):
     """Atoms nearer than this multiple of the sum of their covalent radii are connected; an open structure that falls
     into more fragments than it began with has dissociated."""
     dissociation: bool = True
-    """Whether to look for dissociation (open structures of up to 128 atoms; others are not looked at)."""
+    """Whether to look for dissociation, at every step, in open structures; periodic ones are not looked at."""
 
 
 class RewindSettings(Settings):

@@ -10,6 +10,7 @@ import jax
 from flax import struct
 
 from almlip_jax.dynamics.admission import Context
+from almlip_jax.dynamics.gates import Thresholds
 from almlip_jax.dynamics.motion import Drive, Motion
 from almlip_jax.dynamics.novelty import Novelty
 from almlip_jax.dynamics.recorder import Recorder
@@ -40,7 +41,9 @@ class Setup:
         radii: [number of species] covalent radii, Angstrom.
         drive: temperatures, pressures, timestep, numbers of the integrator.
         limits: of sanity.
-        first_fragments: [W] int, parts of each structure at the start.
+        first_fragments: [W] int, parts of each structure at the start; of periodic ones, which are not looked at, as
+            many as there can be.
+        thresholds: of the run, which frames are counted against whatever the gate makes of them.
         strength: [W] factor of each walker on every bias.
         gate_factors: [W, N], 1 over the relative threshold of each atom's species.
         novelty: name -> fitted novelty score.
@@ -60,6 +63,7 @@ class Setup:
     drive: Drive
     limits: SanityLimits
     first_fragments: jax.Array
+    thresholds: Thresholds
     strength: jax.Array
     gate_factors: jax.Array
     novelty: Mapping[str, Novelty]
@@ -81,7 +85,9 @@ class Ends:
         cause: int of `sanity.Cause`.
         step: int, step at which a walker ended; -1 while it runs.
         atom: int, atom with the largest spread at that step.
-        below: int, steps that lay below the record threshold.
+        member: int, member whose evaluation was the first not to be finite at that step while others were; else -1.
+        visited: int, frames that the walker came to; a refused Monte Carlo trial is none.
+        below: int, physical frames among them whose score lay below the record threshold of the run.
         restarts: int, times that the walker began again.
         origin: int, step at which it last began.
         departed_step: int, first step at which an atom had left the training distribution; -1 before.
@@ -93,6 +99,8 @@ class Ends:
     cause: jax.Array
     step: jax.Array
     atom: jax.Array
+    member: jax.Array
+    visited: jax.Array
     below: jax.Array
     restarts: jax.Array
     origin: jax.Array
@@ -124,6 +132,7 @@ class State:
         admission: state of the admission to the buffer.
         recorder: recorded frames.
         ends: how walkers fare.
+        tree: [W, N] int, a spanning tree of each structure, by which dissociation is found; N = 0 where nobody looks.
         snapshots: frames to begin again from; none where walkers do not.
         step: scalar int, steps done.
     """
@@ -135,6 +144,7 @@ class State:
     admission: Any
     recorder: Recorder
     ends: Ends
+    tree: jax.Array
     snapshots: Snapshots | None
     step: jax.Array
 

@@ -305,6 +305,7 @@ class _Exploration(_Run):
             "cause": np.array([cause.name.lower() for cause in found.cause]),
             "stop_step": found.end_step,
             "stop_atom": found.end_atom,
+            "stop_member": found.end_member,
             "restarts": found.restarts,
             "departed_step": found.departed_step,
             "departed_atom": found.departed_atom,

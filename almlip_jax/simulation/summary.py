@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from almlip_jax.dynamics import Cause, Exploration, ExplorationSettings
+from almlip_jax.dynamics import Exploration, ExplorationSettings
 from almlip_jax.unit_names import with_unit
 
 
@@ -40,7 +40,7 @@ def summarise(
             "walker": w,
             "temperature": float(found.walker_temperature[w]),
             "status": status.name.lower(),
-            "cause": None if found.cause[w] is Cause.NONE else found.cause[w].sentence,
+            "cause": found.ended_because(w),
             "end_step": ended if ended >= 0 else None,
             "end_atom": int(found.end_atom[w]) if ended >= 0 else None,
             "restarts": int(found.restarts[w]),

@@ -40,6 +40,8 @@ class BiasInput:
         member_energy: [M, W] eV.
         member_forces: [M, W, N, 3] eV/Angstrom.
         member_virial: [M, W, 3, 3] eV, -dE/d(strain).
+        visited: [W] bool, whether the walker is at these positions after the step; what a walker did not visit (a Monte
+            Carlo trial that was refused, an unphysical frame, a step after its end) leaves nothing in a state.
     """
 
     positions: jax.Array
@@ -54,6 +56,7 @@ class BiasInput:
     member_energy: jax.Array
     member_forces: jax.Array
     member_virial: jax.Array
+    visited: jax.Array | bool = True
 
 
 @struct.dataclass
@@ -72,9 +75,11 @@ class BiasForce:
 
 
 class Bias(Protocol):
-    """``init`` makes the state of W walkers, ``apply`` is called once a step; ``apply`` is pure and jittable.
+    """``init`` makes the state of W walkers, ``apply`` looks at one step; ``apply`` is pure and jittable.
 
-    The derivative is that of the energy at a given state: what ``apply`` learns from a step acts from the next one on.
+    In the loop the force is asked for first, and the next state once it is known which walkers stay at these positions
+    (`BiasInput.visited`).  The derivative is that of the energy at a given state: what ``apply`` learns from a step
+    acts from the next one on.
     """
 
     def init(self, walkers: int, atoms: int, dtype: DTypeLike) -> Any:

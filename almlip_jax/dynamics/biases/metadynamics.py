@@ -25,6 +25,7 @@ class HillState:
         heights: [G, K] eV, 0 where there is no hill yet.
         count: [G] int, hills so far.
         missed: [G] int, hills that found no room.
+        owed: [W] bool, a hill was due where the walker did not stay; it is left at the next frame that is visited.
         widths: [D] standard deviations of the Gaussians.
         periods: [D] of the variables, 0 where one does not repeat.
         height: scalar, eV, of a hill on flat ground.
@@ -36,6 +37,7 @@ class HillState:
     heights: jax.Array
     count: jax.Array
     missed: jax.Array
+    owed: jax.Array
     widths: jax.Array
     periods: jax.Array
     height: jax.Array
@@ -49,7 +51,8 @@ class Metadynamics:
 
     Every ``pace`` steps each walker leaves a hill of height ``h exp(-V(s) / (kT (gamma - 1)))`` where it is, V being
     the bias that acts on it there.  Once its room is full the bias stays as it is, and `HillState.missed` counts.
-    Walkers of strength 0 and variables that are not finite leave no hills.
+    Walkers of strength 0 and variables that are not finite leave no hills, nor does a frame that was not visited: the
+    hill is then left at the next one that is.
 
     Args:
         variables: D collective variables.
@@ -84,6 +87,7 @@ class Metadynamics:
             heights=jnp.zeros((sets, self.room), dtype),
             count=jnp.zeros(sets, jnp.int32),
             missed=jnp.zeros(sets, jnp.int32),
+            owed=jnp.zeros(walkers, bool),
             widths=jnp.asarray(self.widths, dtype),
             periods=jnp.asarray([variable.period or 0 for variable in self.variables], dtype),
             height=jnp.asarray(self.height, dtype),
@@ -105,9 +109,10 @@ class Metadynamics:
         return applied(pull, at), self._deposit(state, values, energy, at)
 
     def _deposit(self, state: HillState, values: jax.Array, energy: jax.Array, at: BiasInput) -> HillState:
-        due = (at.step > 0) & (at.step % state.pace == 0)
+        due = state.owed | ((at.step > 0) & (at.step % state.pace == 0))
         heights = state.height * jnp.exp(-at.strength * energy * state.damping / at.kt)
-        hill = due & (at.strength > 0) & jnp.all(jnp.isfinite(values), axis=-1) & jnp.isfinite(heights)
+        hill = due & at.visited & (at.strength > 0)
+        hill = hill & jnp.all(jnp.isfinite(values), axis=-1) & jnp.isfinite(heights)
         if self.shared:
             owner = jnp.zeros(len(values), jnp.int32)
             turn = jnp.cumsum(hill, dtype=jnp.int32) - 1
@@ -124,6 +129,7 @@ class Metadynamics:
             heights=state.heights.at[owner, slot].set(heights.astype(state.heights.dtype), mode="drop"),
             count=state.count + stored,
             missed=state.missed + wanted - stored,
+            owed=due & ~jnp.broadcast_to(at.visited, due.shape),
         )
 
 

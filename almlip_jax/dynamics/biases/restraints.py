@@ -64,7 +64,7 @@ class SteeredState:
         stiffness: [W] eV over the square of the variable's unit.
         start: [W] centre at the start of the run.
         end: [W] centre at its end.
-        centre: [W] centre in the last step.
+        centre: [W] centre in the last step whose positions the walker stayed at.
         work: [W] eV, done on the walker by moving the centre so far.
     """
 
@@ -80,7 +80,8 @@ class Steered:
     """A restraint whose centre moves linearly with the progress of the run, and the work that this does.
 
     The work grows by ``E(x, new centre) - E(x, old centre)`` at the positions of each step: the integral of dE/ds0
-    along the way of the centre, in the discrete form for which Jarzynski's equality holds.
+    along the way of the centre, in the discrete form for which Jarzynski's equality holds.  The centre rests during a
+    Monte Carlo trial, and where a walker does not stay at the positions of a step.
 
     Args:
         variable: s.
@@ -114,9 +115,10 @@ class Steered:
         centre = (state.start + (state.end - state.start) * at.progress).astype(state.centre.dtype)
         gap, old_gap = (difference(variable.value, s0, self.variable.period) for s0 in (centre, state.centre))
         half = 0.5 * state.stiffness
-        step_work = jnp.where(at.strength != 0, at.strength * half * (gap**2 - old_gap**2), 0)
+        step_work = jnp.where(at.visited & (at.strength != 0), at.strength * half * (gap**2 - old_gap**2), 0)
         force = force_along(variable, half * gap**2, state.stiffness * gap, at)
-        return force, replace(state, centre=centre, work=(state.work + step_work).astype(state.work.dtype))
+        work = (state.work + step_work).astype(state.work.dtype)
+        return force, replace(state, centre=jnp.where(at.visited, centre, state.centre), work=work)
 
 
 @struct.dataclass

@@ -86,7 +86,7 @@ class UncertaintyBias:
 
     def _follow(self, state: UncertaintyState, slope: jax.Array, at: BiasInput) -> UncertaintyState:
         now = (_mean_norm(jnp.mean(at.member_forces, axis=0), at), _mean_norm(slope, at))
-        usable = jnp.isfinite(now[0]) & jnp.isfinite(now[1])
+        usable = at.visited & jnp.isfinite(now[0]) & jnp.isfinite(now[1])
         means = [
             jnp.where(usable, old + state.share * (new - old), old).astype(old.dtype)
             for old, new in zip((state.force, state.slope), now, strict=True)

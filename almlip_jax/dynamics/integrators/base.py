@@ -58,6 +58,14 @@ class Integrator(ABC):
         """Whether the evaluated positions were taken up, [W] bool; false for a Monte Carlo trial that was refused."""
         return jnp.ones(motion.position.shape[0], bool)
 
+    def trial(self, motion: Motion) -> jax.Array:
+        """Whether the positions to be evaluated are a Monte Carlo trial, scalar bool; biases do not move on in one."""
+        return jnp.zeros((), bool)
+
+    def member_energies(self, motion: Motion) -> jax.Array | None:
+        """Energies of the members where the walkers are, [M, W] eV, if trials are compared with them; else None."""
+        return None
+
     def converged(self, motion: Motion, at: Moment) -> jax.Array:
         """Whether a walker has reached what it was looking for, [W] bool; dynamics look for nothing."""
         return jnp.zeros(motion.position.shape[0], bool)

@@ -21,7 +21,8 @@ class SwapState:
         inner: of the dynamics.
         species: [W, N] int.
         swappable: [W, N] bool, atoms that may be swapped.
-        energy: [W] eV, of the last configuration that was taken up; -inf before there is one.
+        energies: [W, M] eV, of the members at the last configuration that was taken up; -inf where it is not known, and
+            M = 0 before the first evaluation.
         pair: [W, 2] int, atoms of the trial.
         trial: scalar bool, whether this step is a trial.
         refused: [W] bool, whether the trial of this step was refused.
@@ -31,7 +32,7 @@ class SwapState:
     inner: Any
     species: jax.Array
     swappable: jax.Array
-    energy: jax.Array
+    energies: jax.Array
     pair: jax.Array
     trial: jax.Array
     refused: jax.Array
@@ -44,7 +45,8 @@ class Swaps(Integrator):
     """Every so many steps, in place of a step of the dynamics, two unlike atoms of each walker exchange positions.
 
     The trial is the evaluation of that step, and Metropolis decides: hybrid Monte Carlo with one evaluation a step.
-    Momenta stay with their atoms.  Parameter: ``swap_every``.
+    Both energies are with the biases of that step, which do not move on in a trial.  Momenta stay with their atoms.
+    Parameter: ``swap_every``.
 
     Attributes:
         inner: the dynamics.
@@ -79,7 +81,7 @@ class Swaps(Integrator):
             inner=self.inner.init(motion, at),
             species=jnp.zeros((walkers, atoms), jnp.int32),
             swappable=at.mobile,
-            energy=jnp.full((walkers,), -jnp.inf, motion.position.dtype),
+            energies=jnp.zeros((walkers, 0), motion.position.dtype),
             pair=jnp.zeros((walkers, 2), jnp.int32),
             trial=jnp.zeros((), bool),
             refused=jnp.zeros((walkers,), bool),
@@ -88,10 +90,10 @@ class Swaps(Integrator):
         )
 
     def from_start(self, motion: Motion, evaluation: Evaluation, at: Moment) -> Motion:
-        """As the dynamics, and the energy that the first trial is compared with."""
+        """As the dynamics, and the energies that the first trial is compared with."""
         state: SwapState = motion.extra
         moved = self.inner.from_start(motion.set(extra=state.inner), evaluation, at)
-        extra = state.replace(inner=moved.extra, energy=evaluation.energy)  # type: ignore[attr-defined]
+        extra = state.replace(inner=moved.extra, energies=evaluation.member_energy.T)  # type: ignore[attr-defined]
         return moved.set(extra=extra)
 
     def to_force(self, motion: Motion, at: Moment, step: jax.Array) -> Motion:
@@ -115,12 +117,14 @@ class Swaps(Integrator):
     def from_force(self, motion: Motion, evaluation: Evaluation, at: Moment) -> Motion:
         """Metropolis, or the rest of the step."""
         state: SwapState = motion.extra
+        energies, before = evaluation.member_energy.T, evaluation.energy_before
+        assert before is not None
 
         def judge() -> Motion:
             moved, keys = next_keys(motion)
             dtype = motion.position.dtype
             draw = jax.vmap(lambda key: jax.random.uniform(key, (), dtype, minval=jnp.finfo(dtype).tiny))(keys)
-            taken = jnp.log(draw) < (state.energy - evaluation.energy) / at.kt
+            taken = jnp.log(draw) < (before - evaluation.energy) / at.kt
             chosen = taken[:, None, None]
             back = _exchanged(motion.position, state.pair)
             return moved.set(
@@ -128,7 +132,7 @@ class Swaps(Integrator):
                 force=jnp.where(chosen, evaluation.forces, motion.force),
                 virial=jnp.where(chosen, evaluation.virial, motion.virial),
                 extra=state.replace(  # type: ignore[attr-defined]
-                    energy=jnp.where(taken, evaluation.energy, state.energy),
+                    energies=jnp.where(taken[:, None], energies, state.energies),
                     refused=~taken,
                     tried=state.tried + 1,
                     taken=state.taken + taken,
@@ -137,7 +141,7 @@ class Swaps(Integrator):
 
         def move() -> Motion:
             moved = self.inner.from_force(motion.set(extra=state.inner), evaluation, at)
-            extra = state.replace(inner=moved.extra, energy=evaluation.energy)  # type: ignore[attr-defined]
+            extra = state.replace(inner=moved.extra, energies=energies)  # type: ignore[attr-defined]
             return moved.set(extra=extra)
 
         return jax.lax.cond(state.trial, judge, move)
@@ -146,12 +150,24 @@ class Swaps(Integrator):
         """As the dynamics."""
         state: SwapState = motion.extra
         moved = self.inner.restart(motion.set(extra=state.inner), again, at)
-        energy = jnp.where(again, -jnp.inf, state.energy)  # unknown: a trial right now is refused
-        return moved.set(extra=state.replace(inner=moved.extra, energy=energy))  # type: ignore[attr-defined]
+        energies = jnp.where(again[:, None], -jnp.inf, state.energies)  # unknown: a trial right now is refused
+        return moved.set(extra=state.replace(inner=moved.extra, energies=energies))  # type: ignore[attr-defined]
 
     def visited(self, motion: Motion) -> jax.Array:
         """False for a trial that was refused."""
         return ~motion.extra.refused
+
+    def trial(self, motion: Motion) -> jax.Array:
+        """Whether this step is a trial."""
+        return motion.extra.trial  # type: ignore[no-any-return]
+
+    def member_energies(self, motion: Motion) -> jax.Array:
+        """Those of the last configuration that was taken up."""
+        return motion.extra.energies.T  # type: ignore[no-any-return]
+
+    def converged(self, motion: Motion, at: Moment) -> jax.Array:
+        """As the dynamics; a trial that was refused has reached nothing."""
+        return self.inner.converged(motion.set(extra=motion.extra.inner), at) & self.visited(motion)
 
 
 def _unlike_pair(key: jax.Array, species: jax.Array, swappable: jax.Array) -> jax.Array:
