@@ -225,7 +225,8 @@ class ShareBelowSettings(Settings):
     """Converged when nearly all explored frames lie below the record threshold."""
 
     share: float = Field(default=0.95, gt=0, le=1)
-    """Least share of the frames; frames lost because a walker ended early count as above."""
+    """Least share of the frames, by scores and the record threshold of the run whatever the gate makes of them; frames
+    lost because a walker ended early count as above."""
     rounds: int = Field(default=2, ge=1, le=100_000)
     """Least number of rounds in the window."""
     picoseconds: float = Field(default=0.0, ge=0, le=1e9, json_schema_extra=unit("ps"))

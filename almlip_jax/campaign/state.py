@@ -51,9 +51,9 @@ class RoundRecord(Findings):
     errors: dict[str, float] = {}
     """Test errors, ``<metric>_<group>``; eV/atom, eV/Angstrom and eV/Angstrom^3."""
     frames_planned: int = 0
-    """Frames that all walkers together would have made had none ended early; 0 with a fixed pool."""
+    """Frames that all walkers together would have come to had none ended early; 0 with a fixed pool."""
     frames_below: int = 0
-    """Frames among them that lay below the record threshold."""
+    """Physical frames among them whose score lay below the record threshold of the run."""
     picoseconds: float = 0.0
     """Time that all walkers together ran, ps."""
     walkers: dict[str, int] = {}

@@ -65,7 +65,9 @@ def share_below(settings: StoppingSettings, history: Sequence[RoundRecord]) -> V
     """Nearly all frames of the latest exploration lay below the record threshold.
 
     The window is made of whole rounds, latest first: at least ``rounds`` of them, and as many as the asked simulated
-    time needs.  Frames that a walker did not reach because it was ended early count as above the threshold.
+    time needs.  Frames are counted by their scores, whatever the gate made of them, and against the threshold of the
+    run, also where that of a gate follows the scores.  What a walker did not reach because it was ended early counts as
+    above.
     """
     rule = settings.share_below
     if rule is None:
@@ -144,21 +146,24 @@ def _fall(values: Sequence[float], rounds: int) -> float:
 
 
 def nothing_recorded(settings: StoppingSettings, history: Sequence[RoundRecord]) -> Verdict | None:
-    """There is nothing to label: every walker ran to its end and no frame was recorded, or the pool is used up.
+    """There is nothing to label: every frame of every walker lay below the record threshold, or the pool is used up.
 
-    Without new labels another round would only repeat this one.  Where walkers ended early without a recorded frame,
-    the campaign goes on: the next round trains anew and explores with other random numbers.
+    Without new labels another round would only repeat this one.  Where walkers ended early, or where frames lay above
+    the threshold but none was kept (the gate waited or left them aside, spacing or admission refused them, they are
+    labelled already), the campaign goes on: the next round trains anew and explores with other random numbers.
     """
     if not history or history[-1].candidates != 0:
         return None
     last = history[-1]
     if last.frames_planned == 0:
         return Verdict("pool_exhausted", False, "every candidate of the pool has been selected.")
-    if any(name != "completed" for name, count in last.walkers.items() if count):
+    if any(name not in ("completed", "converged") for name, count in last.walkers.items() if count):
+        return None
+    if last.frames_below < last.frames_planned:
         return None
     reason = (
-        f"none of {last.frames_planned} frames ({last.picoseconds:.3g} ps of all walkers together) in round "
-        f"{last.round} was uncertain enough to be recorded, and every walker ran to its end."
+        f"all of {last.frames_planned} frames ({last.picoseconds:.3g} ps of all walkers together) in round "
+        f"{last.round} lay below the record threshold, and every walker ran to its end."
     )
     return Verdict("nothing_recorded", True, reason)
 

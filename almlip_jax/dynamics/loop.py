@@ -17,8 +17,9 @@ from flax import struct
 
 from almlip_jax.dynamics.admission import Admission, Offer
 from almlip_jax.dynamics.biases import Bias, BiasForce, BiasInput
-from almlip_jax.dynamics.gates import Decision, Gate, Observables, scaled_by_species, unphysical_cause
+from almlip_jax.dynamics.gates import Decision, Gate, Observables, scaled_by_species
 from almlip_jax.dynamics.integrators import Integrator
+from almlip_jax.dynamics.verdicts import Judged, judge
 from almlip_jax.dynamics.motion import (
     Evaluation,
     Moment,
@@ -53,30 +54,6 @@ class _Shown:
     frames: Frames
     motion: Motion
     bias: BiasForce
-
-
-@dataclass(frozen=True)
-class _Judged:
-    """What gate and sanity say of a step.
-
-    Attributes:
-        visited: [W] bool, walkers that run and came to the frame; a refused Monte Carlo trial is not judged.
-        decision: [W] int of `Decision`; to go on where nothing is judged.
-        cause: [W] int of `Cause`.
-        below: [W] bool, visited and physical, with a score below the record threshold of the run.  What a gate makes
-            of a frame plays no part: it may raise its thresholds, wait, or leave aside what is too far off.
-        safe: [W] bool, the gate lets the frame pass, and its score lies below the stop threshold of the run.
-    """
-
-    visited: jax.Array
-    decision: jax.Array
-    cause: jax.Array
-    below: jax.Array
-    safe: jax.Array
-
-    def says(self, *decisions: Decision) -> jax.Array:
-        """Where it is one of some decisions, [W] bool."""
-        return jnp.isin(self.decision, jnp.asarray([int(one) for one in decisions]))
 
 
 @struct.dataclass
@@ -150,7 +127,7 @@ class Loop:
     # -- the chunk ----------------------------------------------------------------------------------------------------
 
     def begin(self, params: Params, state: State, setup: Setup) -> State:
-        """Forces at the start, so that the first step can begin."""
+        """Forces at the start, so that the first step can begin; and a member that gives none, if others do."""
         motion = state.motion
         at = setup.drive.at(jnp.zeros((), motion.position.dtype))
         neighbors = self._listed(state.neighbors, motion)
@@ -160,7 +137,8 @@ class Loop:
         snapshots = state.snapshots
         if snapshots is not None:
             snapshots = _kept(snapshots, motion, jnp.ones_like(state.running))
-        return replace(state, motion=motion, neighbors=neighbors, snapshots=snapshots)
+        ends = replace(state.ends, member=_broken(prediction))
+        return replace(state, motion=motion, neighbors=neighbors, ends=ends, snapshots=snapshots)
 
     def run_chunk(self, params: Params, state: State, setup: Setup) -> tuple[State, Traces]:
         """Up to ``chunk`` steps; ends early where no walker runs, the list overflows or all steps are done."""
@@ -202,7 +180,7 @@ class Loop:
         seen = observables
         if self.by_species:
             seen = scaled_by_species(observables, self.gate_score, setup.gate_factors)
-        judged = self._judge(state, setup, seen, visited)
+        judged = judge(self.gate, state.gate, self.gate_score, seen, setup.limits, setup.thresholds, visited)
         recorder, admission, kept, full = self._record(state, setup, judged, prediction, graph, frames)
         ends, again = self._ended(state, setup, observables, judged, full, frames.force_std, prediction, moved, at)
         stays = self._stays(judged)
@@ -225,7 +203,7 @@ class Loop:
         shown = _Shown(state.running, visited, observables, committee, frames, moved, done.bias)
         return new, self._trace(traces, new.step - first, shown)
 
-    def _stays(self, judged: _Judged) -> jax.Array:
+    def _stays(self, judged: Judged) -> jax.Array:
         """Which walkers [W] stay at their last good frame: unphysical ones, and relaxations that the gate ends."""
         if self.integrator.retreats:
             return judged.says(Decision.UNPHYSICAL, Decision.STOP, Decision.LEAVE)
@@ -347,21 +325,8 @@ class Loop:
         parts, tree = jax.lax.cond(jnp.any(doubtful), anew, lambda: (most, state.tree))
         return parts - setup.first_fragments, tree
 
-    def _judge(self, state: State, setup: Setup, seen: Observables, visited: jax.Array) -> _Judged:
-        cause = unphysical_cause(seen, setup.limits)
-        decision, _ = self.gate.decide(seen, state.gate)
-        decision = jnp.where(cause > 0, int(Decision.UNPHYSICAL), decision)
-        score, passes = seen.scores[self.gate_score], decision == int(Decision.GO_ON)
-        return _Judged(
-            visited=visited,
-            decision=jnp.where(visited, decision, int(Decision.GO_ON)),
-            cause=cause,
-            below=visited & (cause == 0) & (score < setup.thresholds.record),
-            safe=visited & passes & (score < setup.thresholds.stop),
-        )
-
     def _record(
-        self, state: State, setup: Setup, judged: _Judged, prediction: Prediction, graph: Graph, frames: Frames
+        self, state: State, setup: Setup, judged: Judged, prediction: Prediction, graph: Graph, frames: Frames
     ) -> tuple[Recorder, Any, jax.Array, jax.Array]:
         """Recorder and admission after this step, whose frame was kept, and who had no room for one, [W] each."""
         step, recorder = state.step + 1, state.recorder
@@ -398,7 +363,7 @@ class Loop:
         state: State,
         setup: Setup,
         observables: Observables,
-        judged: _Judged,
+        judged: Judged,
         full: jax.Array,
         force_std: jax.Array,
         prediction: Prediction,
@@ -426,12 +391,14 @@ class Loop:
             status = jnp.where(hit, int(code), status)
         ended = running & (status != int(Status.RUNNING))
         unphysical = ended & (status == int(Status.UNPHYSICAL))
+        broken = _broken(prediction)
+        broken = jnp.where(broken < 0, ends.member, broken)  # of the start, after which every member has no number
         departed = self._departed(ends, judged.visited, observables, setup, step)
         return replace(
             departed,
             status=status,
             cause=jnp.where(unphysical, judged.cause, ends.cause),
-            member=jnp.where(unphysical & (judged.cause == int(Cause.NOT_FINITE)), _broken(prediction), ends.member),
+            member=jnp.where(unphysical & (judged.cause == int(Cause.NOT_FINITE)), broken, ends.member),
             step=jnp.where(ended, step, ends.step),
             atom=jnp.where(ended, jnp.argmax(force_std, axis=1).astype(jnp.int32), ends.atom),
             visited=ends.visited + judged.visited,
@@ -459,7 +426,7 @@ class Loop:
     # -- beginning again ----------------------------------------------------------------------------------------------
 
     def _rewound(
-        self, state: State, setup: Setup, motion: Motion, judged: _Judged, again: jax.Array, at: Moment
+        self, state: State, setup: Setup, motion: Motion, judged: Judged, again: jax.Array, at: Moment
     ) -> tuple[Motion, Snapshots | None]:
         """Walkers that begin again from a safe frame of their own; and the safe frames, with those of this step."""
         if state.snapshots is None:

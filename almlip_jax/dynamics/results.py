@@ -125,7 +125,7 @@ def collect(
         cause=tuple(Cause(int(code)) for code in ends.cause),
         end_step=np.asarray(ends.step),
         end_atom=np.asarray(ends.atom),
-        end_member=np.asarray(ends.member),
+        end_member=np.where(ends.cause == int(Cause.NOT_FINITE), ends.member, -1),
         restarts=np.asarray(ends.restarts),
         departed_step=np.asarray(ends.departed_step),
         departed_atom=np.asarray(ends.departed_atom),

@@ -85,7 +85,8 @@ class Ends:
         cause: int of `sanity.Cause`.
         step: int, step at which a walker ended; -1 while it runs.
         atom: int, atom with the largest spread at that step.
-        member: int, member whose evaluation was the first not to be finite at that step while others were; else -1.
+        member: int, the first member whose evaluation was not finite at that step, or the start, while others' were; -1
+            where there is none.
         visited: int, frames that the walker came to; a refused Monte Carlo trial is none.
         below: int, physical frames among them whose score lay below the record threshold of the run.
         restarts: int, times that the walker began again.

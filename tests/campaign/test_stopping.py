@@ -138,6 +138,8 @@ class TestRunningOut:
         assert verdict is not None and verdict.rule == "nothing_recorded" and verdict.converged
         broken = explored(0, 60, candidates=0, walkers={"completed": 3, "unphysical": 1})
         assert decide(NONE, [broken]) is None
+        refused = explored(0, 99, candidates=0)  # one frame lay above, and was not kept
+        assert decide(NONE, [refused]) is None
 
     def test_a_pool_is_used_up(self) -> None:
         verdict = decide(NONE, [RoundRecord(round=0, candidates=0)])
