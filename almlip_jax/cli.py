@@ -518,7 +518,7 @@ def _simulate(
 ) -> None:
     from almlip_jax.config import load_settings
     from almlip_jax.progress import open_progress
-    from almlip_jax.simulation.summary import render_summary
+    from almlip_jax.simulation.summary import failure, render_summary
 
     settings = load_settings(kind, config, overrides or [])
     folder = out or settings.out or Path("runs") / config.stem
@@ -533,6 +533,9 @@ def _simulate(
         raise typer.Exit(exit_status(stop)) from None
     _show(render_summary(summary))
     _write_json(json_file, summary)
+    failed = failure(summary)
+    if failed is not None:
+        raise InputError(failed)
 
 
 # --------------------------------------------------------------------------------------------------------------- sweep

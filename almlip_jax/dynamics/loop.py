@@ -34,6 +34,7 @@ from almlip_jax.dynamics.sanity import Cause, closest_contact, parts_of_tree, sp
 from almlip_jax.dynamics.state import Ends, Setup, Snapshots, State, Status, Traces
 from almlip_jax.ensembles import SCORES, Committee, Prediction, committee_statistics
 from almlip_jax.features import last_layer_gradient
+from almlip_jax.keys import named_stream
 from almlip_jax.models import Params
 from almlip_jax.structures.graph import Graph
 from almlip_jax.structures.walkers import WalkerNeighbors
@@ -439,7 +440,8 @@ class Loop:
         return moved, snapshots
 
     def _begun_again(self, motion: Motion, snapshots: Snapshots, again: jax.Array, at: Moment) -> Motion:
-        both = jax.vmap(lambda key: jax.random.split(key, 3))(motion.rng)
+        # of an unphysical step, which is as if it had not been, the stream itself has been used
+        both = jax.vmap(lambda key: jax.random.split(named_stream(key, "restart"), 3))(motion.rng)
         held = jnp.minimum(snapshots.count, snapshots.force.shape[1])
         draw = jax.vmap(lambda key: jax.random.uniform(key))(both[:, 1])
         slot = jnp.minimum((draw * held).astype(jnp.int32), held - 1)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from almlip_jax.ensembles.heads import Heads
 from almlip_jax.ensembles.prediction import Committee, Prediction, committee_statistics
+from almlip_jax.keys import named_stream
 from almlip_jax.models.base import Geometry, Model, Params
 from almlip_jax.structures.graph import Graph, forces_and_virial, lone_atom, sum_over_atoms, values_at_neighbors
 from almlip_jax.structures.species import SpeciesTable
@@ -78,10 +79,10 @@ class Ensemble:
     def init(self, key: jax.Array) -> Params:
         """Independent fresh parameters, every leaf with a leading axis L."""
         keys = jax.random.split(key, self.size)
-        models = jax.vmap(self.model.init)(keys)
         if self.heads.plain:
-            return models
-        of_heads = jax.vmap(lambda k: jax.random.fold_in(k, 1))(keys)
+            return jax.vmap(self.model.init)(keys)
+        models = jax.vmap(lambda k: self.model.init(named_stream(k, "model")))(keys)
+        of_heads = jax.vmap(lambda k: named_stream(k, "heads"))(keys)
         count, width = len(self.species), self._num_features
         return {"model": models, "heads": jax.vmap(lambda k: self.heads.init(k, count, width))(of_heads)}
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from almlip_jax.dynamics import Exploration, ExplorationSettings
+from almlip_jax.dynamics import Exploration, ExplorationSettings, Status
 from almlip_jax.unit_names import with_unit
 
 
@@ -71,6 +71,27 @@ def summarise(
             "offered": found.offered,
         }
     return summary
+
+
+def failure(summary: Mapping[str, Any]) -> str | None:
+    """Why a run did not do its work, in a sentence; None where it did.
+
+    It did where a walker reached its last step, relaxed, or was ended by the gate or a full buffer, as it was told to;
+    not where every walker met an unphysical frame.
+
+    Args:
+        summary: as `summarise` makes it.
+    """
+    walkers = summary["walkers"]
+    if any(walker["status"] != Status.UNPHYSICAL.name.lower() for walker in walkers):
+        return None
+    first = min(walkers, key=lambda walker: walker["end_step"])
+    who = "the walker" if len(walkers) == 1 else f"each of the {len(walkers)} walkers"
+    named = "" if len(walkers) == 1 else f", walker {first['walker']} first"
+    return (
+        f"{who} met an unphysical frame before its {summary['steps']} steps were done{named}, at step "
+        f"{first['end_step']}: {first['cause']}; look at the potential, the start structures, the timestep or `sanity`."
+    )
 
 
 def render_summary(summary: Mapping[str, Any]) -> Table:

@@ -42,6 +42,7 @@ from almlip_jax.models import SharedDensitySettings, build_model
 from almlip_jax.potential import Potential
 from almlip_jax.progress import Advance, SilentProgress
 from almlip_jax.simulation import ExploreConfig, MdConfig, run_exploration, run_md
+from almlip_jax.simulation.summary import failure
 from almlip_jax.structures.graph import Graph, forces_and_virial, sum_over_atoms
 from almlip_jax.structures.io import read_structures, write_structures
 from almlip_jax.structures.species import SpeciesTable
@@ -537,6 +538,30 @@ def test_mistakes_are_one_sentence(folder, tmp_path, monkeypatch, command, chang
     result = CliRunner().invoke(app, [command, str(folder / "wrong.yaml"), "--out", str(tmp_path / "run")])
     said = result.stderr.strip()
     assert result.exit_code == 1 and message in said and "\n" not in said
+
+
+@pytest.mark.parametrize("command", ["md", "explore"])
+def test_a_run_whose_walkers_all_died_is_no_success(command, inputs, explorer, folder, tmp_path, monkeypatch):
+    """The summary is written, the exit status is 1, and a sentence names step and cause; also when asked again."""
+    ase_write(tmp_path / "crushed.extxyz", Atoms("OH", [[0, 0, 0], [0, 0, 0.05]]), columns=["symbols", "positions"])
+    make, work = {"md": (md_config, run_md), "explore": (explore_config, run_exploration)}[command]
+    config = make(inputs, structures=tmp_path / "crushed.extxyz")
+    monkeypatch.setattr("almlip_jax.compilation.prepare_jax", lambda _: None)  # this process is not theirs
+    monkeypatch.setattr("almlip_jax.cli._load", lambda _: committee())
+    monkeypatch.setattr(
+        f"almlip_jax.simulation.{work.__name__}",
+        lambda _, place, potential, progress: work(config, place, potential, progress, explorer),
+    )
+    arguments = [command, str(folder / f"{command}.yaml"), "--out", str(tmp_path / "run"), "--json"]
+    for name in ("first.json", "again.json"):
+        result = CliRunner().invoke(app, [*arguments, str(tmp_path / name)])
+        assert isinstance(result.exception, InputError)
+        said = str(result.exception)
+        assert "each of the 3 walkers" in said and "at step 1: two atoms came too close" in said
+        summary = json.loads((tmp_path / name).read_text())
+        assert [walker["status"] for walker in summary["walkers"]] == ["unphysical"] * 3
+    summary["walkers"][1] |= {"status": "stopped"}  # by the gate, as it was told to
+    assert failure(summary) is None
 
 
 def test_an_interruption_says_how_to_go_on_as_a_shell_takes_it(folder, tmp_path, monkeypatch, capsys):
