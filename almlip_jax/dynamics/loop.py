@@ -19,7 +19,6 @@ from almlip_jax.dynamics.admission import Admission, Offer
 from almlip_jax.dynamics.biases import Bias, BiasForce, BiasInput
 from almlip_jax.dynamics.gates import Decision, Gate, Observables, scaled_by_species
 from almlip_jax.dynamics.integrators import Integrator
-from almlip_jax.dynamics.verdicts import Judged, judge
 from almlip_jax.dynamics.motion import (
     Evaluation,
     Moment,
@@ -32,6 +31,7 @@ from almlip_jax.dynamics.motion import (
 from almlip_jax.dynamics.recorder import Frames, Recorder, written
 from almlip_jax.dynamics.sanity import Cause, closest_contact, parts_of_tree, spanning_tree
 from almlip_jax.dynamics.state import Ends, Setup, Snapshots, State, Status, Traces
+from almlip_jax.dynamics.verdicts import Judged, judge
 from almlip_jax.ensembles import SCORES, Committee, Prediction, committee_statistics
 from almlip_jax.features import last_layer_gradient
 from almlip_jax.keys import named_stream

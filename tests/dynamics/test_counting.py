@@ -24,9 +24,9 @@ from almlip_jax.dynamics.biases import build_bias
 from almlip_jax.dynamics.biases.base import BiasInput
 from almlip_jax.dynamics.biases.settings import MetadynamicsSettings, SteeredSettings, UncertaintySettings
 from almlip_jax.dynamics.gates import Decision, Observables, Thresholds, build_gate
-from almlip_jax.dynamics.verdicts import judge
 from almlip_jax.dynamics.sanity import Cause, SanityLimits
 from almlip_jax.dynamics.settings import AbsoluteGate, AdaptiveGate, BandGate, DecayingGate
+from almlip_jax.dynamics.verdicts import judge
 from almlip_jax.structures.species import SpeciesTable
 
 SCORE, RECORD, STOP = "force_std_max", 1.0, 3.0
