@@ -59,7 +59,7 @@ def dynamics(data: Path, name: str, walkers: int, size: str, members: int, steps
     params = ensemble.standardise(ensemble.init(jax.random.key(0)), graph_of(start, ensemble), 1e-6)
     explorer = explorer_of(ensemble, walkers, steps)
     session = explorer.begin(params, [start] * walkers, (1e3, 1e4), jax.random.key(0))
-    loop = partial(many(gated_step(explorer), steps), session.params, session.state, session.setup)
+    loop = partial(many(gated_step(explorer, start), steps), session.params, session.state, session.setup)
 
     def timed() -> float:
         began = time.perf_counter()

@@ -1,13 +1,14 @@
 """What a gated exploration step costs: ``python benchmarks/exploration.py --data DIR``.
 
-Programs move the same walkers with the same four members: the whole gated step (every committee score, sanity, gate,
-recorder, traces), a plain step on the mean of the member forces, and a step on the gradient of the mean energy alone; a
-fourth is the gated step with one of the members.  Floating-point work is what XLA counts in one compiled step, on one
-device; times are of loops of many steps, the programs in turn, as medians over rounds.  Then the throughput for 1, 8
-and 64 walkers.
-Systems: one acetylacetone molecule (acac, 15 atoms) and 64 atoms of silicon, cutoff 5 Angstrom, 0.5 fs, float32;
+Programs move the same walkers with the same four members: the whole gated step (every committee score, sanity as it is
+by default with its search for dissociation, gate, recorder, traces), a plain step on the mean of the member forces, and
+a step on the gradient of the mean energy alone; a fourth is the gated step with one of the members.  Floating-point
+work is what XLA counts in one compiled step, on one device (both branches of every condition counted); times are of
+loops of many steps, the programs in turn, as medians over rounds.  Then the throughput for 1, 8 and 64 walkers.
+Systems: one acetylacetone molecule (acac, 15 atoms), eight of them (120 atoms, open) and 64 atoms of silicon, cutoff 5
+Angstrom, 0.5 fs, float32;
 parameters are random and energies scaled to next to nothing, since the time of a step does not depend on their values.
-Results go to ``benchmarks/results/exploration.json`` and ``.md``.
+``--systems`` and ``--models`` choose.  Results go to ``benchmarks/results/exploration.json`` and ``.md``.
 """
 
 from __future__ import annotations
@@ -31,8 +32,9 @@ from ase.build import bulk
 from ase.io import read
 
 from almlip_jax.compilation import prepare_jax
-from almlip_jax.dynamics import ExplorationSettings, Explorer, SanitySettings, Status, WalkerGroup
+from almlip_jax.dynamics import ExplorationSettings, Explorer, Status, WalkerGroup
 from almlip_jax.dynamics.motion import Evaluation
+from almlip_jax.dynamics.sanity import looks_for_fragments
 from almlip_jax.dynamics.state import Setup, State
 from almlip_jax.ensembles import Ensemble, gathered
 from almlip_jax.models import Params, SharedDensitySettings, build_model
@@ -42,14 +44,20 @@ from almlip_jax.structures.walkers import walker_neighbors
 
 HERE = Path(__file__).resolve().parent
 MEMBERS, WALKERS = 4, (1, 8, 64)
-STEPS = {"acac": 2000, "Si64": 500}
+STEPS = {"acac": 2000, "Si64": 500, "acac8": 300}
+KELVIN = 0.1  # walkers hardly move
 
 
 def system(name: str, data: Path) -> Atoms:
     """Start structure."""
-    if name == "acac":
+    if name.startswith("acac"):
         molecule = read(data / "acac" / "test_MD_300K.xyz", "0")
-        return Atoms(molecule.numbers, molecule.positions)
+        molecule = Atoms(molecule.numbers, molecule.positions)
+        if name == "acac":
+            return molecule
+        molecule.set_cell(np.ptp(molecule.positions, axis=0) + 3.0)
+        eight = molecule.repeat((2, 2, 2))
+        return Atoms(eight.numbers, eight.positions)
     return bulk("Si", "diamond", a=5.43, cubic=True) * (2, 2, 2)
 
 
@@ -101,9 +109,9 @@ def plain_step(explorer: Explorer, forces: Callable[..., Any]) -> Callable[..., 
     return step
 
 
-def gated_step(explorer: Explorer) -> Callable[..., State]:
-    """A step of the exploration."""
-    loop = explorer.loop(find_fragments=False)
+def gated_step(explorer: Explorer, start: Atoms) -> Callable[..., State]:
+    """A step of the exploration, with all that it does by default."""
+    loop = explorer.loop(find_fragments=looks_for_fragments(explorer.settings.sanity, start.pbc[None], len(start)))
 
     def step(params: Params, state: State, setup: Setup) -> State:
         return loop._step(params, state, setup, loop._empty_traces(state), jnp.zeros((), jnp.int32))[0]
@@ -125,10 +133,9 @@ def many(step: Callable[..., State], steps: int) -> Callable[..., State]:
 def explorer_of(ensemble: Ensemble, walkers: int, steps: int) -> Explorer:
     """An explorer of some walkers that hardly move."""
     settings = ExplorationSettings(
-        walkers=(WalkerGroup(temperature=0.01, count=walkers),),
+        walkers=(WalkerGroup(temperature=KELVIN, count=walkers),),
         steps=steps,
         chunk=500,
-        sanity=SanitySettings(max_temperature=1e9),
     )
     return Explorer(ensemble.predict, ensemble.species, ensemble.cutoff, settings)
 
@@ -142,10 +149,10 @@ def cost_of_a_step(ensemble: Ensemble, params: Params, start: Atoms, steps: int,
     first = jax.tree.map(lambda x: x[:1], params)
     session_of_one = explorer_of_one.begin(first, [start], (1e3, 1e4), jax.random.key(0))
     programs = {
-        "gated": (gated_step(explorer), session),
+        "gated": (gated_step(explorer, start), session),
         "plain": (plain_step(explorer, mean_of_forces(ensemble)), session),
         "mean_energy": (plain_step(explorer, forces_of_mean(ensemble)), session),
-        "one_member": (gated_step(explorer_of_one), session_of_one),
+        "one_member": (gated_step(explorer_of_one, start), session_of_one),
     }
     row: dict[str, Any] = {}
     loops = {}
@@ -212,6 +219,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=os.environ.get("ALMLIP_DATA_DIR"), help="reference data")
     parser.add_argument("--models", nargs="*", default=["tiny", "small", "medium"])
+    parser.add_argument("--systems", nargs="*", default=list(STEPS), choices=list(STEPS))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--label", default="exploration", help="name of the result files")
     options = parser.parse_args()
@@ -225,7 +233,8 @@ def main() -> None:
         "load": os.getloadavg()[0],
         "rows": [],
     }
-    for name, steps in STEPS.items():
+    for name in options.systems:
+        steps = STEPS[name]
         start = system(name, Path(options.data))
         for size in options.models:
             model = build_model(SharedDensitySettings(size=size, cutoff=5.0), SpeciesTable.of([start]))
