@@ -35,7 +35,7 @@ from typer.testing import CliRunner
 from almlip_jax.cli import app
 from almlip_jax.config import load_settings
 from almlip_jax.dynamics import Explorer, Knowledge, Status, relax, relaxing
-from almlip_jax.ensembles import Ensemble, Prediction
+from almlip_jax.ensembles import Ensemble, EnsembleSettings, Prediction
 from almlip_jax.errors import InputError
 from almlip_jax.files import read_npz
 from almlip_jax.models import SharedDensitySettings, build_model
@@ -85,6 +85,7 @@ def committee() -> Any:
     return SimpleNamespace(
         ensemble=SimpleNamespace(predict=morse),
         params=PARAMS,
+        member_settings=EnsembleSettings(size=len(PARAMS)),
         species=SPECIES,
         cutoff=CUTOFF,
         reference_energy=lambda atoms: sum(REFERENCES[z] for z in atoms.numbers),
@@ -541,7 +542,7 @@ def test_mistakes_are_one_sentence(folder, tmp_path, monkeypatch, command, chang
 
 
 @pytest.mark.parametrize("command", ["md", "explore"])
-def test_a_run_whose_walkers_all_died_is_no_success(command, inputs, explorer, folder, tmp_path, monkeypatch):
+def test_a_run_whose_walkers_all_died_is_no_success(command, inputs, explorer, folder, tmp_path, monkeypatch, capsys):
     """The summary is written, the exit status is 1, and a sentence names step and cause; also when asked again."""
     ase_write(tmp_path / "crushed.extxyz", Atoms("OH", [[0, 0, 0], [0, 0, 0.05]]), columns=["symbols", "positions"])
     make, work = {"md": (md_config, run_md), "explore": (explore_config, run_exploration)}[command]
@@ -554,9 +555,10 @@ def test_a_run_whose_walkers_all_died_is_no_success(command, inputs, explorer, f
     )
     arguments = [command, str(folder / f"{command}.yaml"), "--out", str(tmp_path / "run"), "--json"]
     for name in ("first.json", "again.json"):
-        result = CliRunner().invoke(app, [*arguments, str(tmp_path / name)])
-        assert isinstance(result.exception, InputError)
-        said = str(result.exception)
+        with pytest.raises(SystemExit) as end:
+            app([*arguments, str(tmp_path / name)])
+        said = " ".join(capsys.readouterr().err.split())
+        assert end.value.code == 1
         assert "each of the 3 walkers" in said and "at step 1: two atoms came too close" in said
         summary = json.loads((tmp_path / name).read_text())
         assert [walker["status"] for walker in summary["walkers"]] == ["unphysical"] * 3
