@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,8 @@ from almlip_jax.config import ExperimentConfig, load_config
 from almlip_jax.ensembles import EnsembleSettings
 from almlip_jax.errors import InputError
 from almlip_jax.oracles.sources.labelled_file import FileSettings
+from almlip_jax.simulation.run import _Run
+from almlip_jax.simulation.settings import ExploreConfig
 from almlip_jax.structures.io import read_structures, write_cfg, write_structures
 from almlip_jax.structures.labels import LabelKeys
 from almlip_jax.sweep.pools import read_pool
@@ -157,8 +160,9 @@ def test_training_data_are_one_set(reads: Any) -> None:
 def test_candidates_need_types_but_no_labels(reads: Any, folder: Path) -> None:
     pick = ["select", "config.yaml", "--potential", "potential", "-k", "1", "--out", "batch.xyz"]
     pick += ["--set", "system.types=null", "--train", "plain.cfg", "--pool", "plain.cfg", "--types", "O,Mg"]
-    for frames in (reads(*pick), reads("score", "potential", "plain.cfg", "--out", "s.xyz", "--types", "O,Mg")):
-        assert [atoms.get_chemical_formula() for atoms in frames] == ["MgO"] * 3 and frames[0].calc is None
+    frames = reads(*pick)
+    assert [atoms.get_chemical_formula() for atoms in frames] == ["MgO"] * 3 and frames[0].calc is None
+    assert_labels(reads("score", "potential", "plain.cfg", "--out", "s.xyz", "--types", "O,Mg"))
     assert "plain.cfg is an MLIP-2 file" in refused("score", "potential", "plain.cfg", "--out", "s.xyz")
     text = (folder / "plain.extxyz").read_text().replace("energy=", "energy=nan old=")
     (folder / "bad.extxyz").write_text(text)
@@ -231,6 +235,22 @@ def test_sweeps_say_how_files_are_read(folder: Path) -> None:
     assert config.systems["mgo"].readings["same"] == {"keys": {}, "types": ["O", "Mg"]}
     untold = SweepConfig.model_validate(content | {"systems": {"mgo": {"pool": "a", "tests": {"b": "b"}}}})
     assert untold.systems["mgo"].readings == {}
+
+
+def test_configs_of_runs_say_how_files_are_read(folder: Path) -> None:
+    content = {
+        "potential": folder / "potential",
+        "structures": folder / "start.cfg",
+        "calibration_set": folder / "named.extxyz",
+        "exploration": {"walkers": [{"temperature": 300}], "steps": 10},
+        "thresholds": {"kind": "calibrated", "tolerance": 0.1},
+        "keys": {"energy": "dft_energy", "forces": "dft_forces"},
+        "types": ["O", "Mg"],
+    }
+    config = ExploreConfig.model_validate(content)
+    starts = _Run.bare_structures(SimpleNamespace(config=config), config.structures)
+    assert [atoms.get_chemical_formula() for atoms in starts] == ["MgO"] * 3
+    assert_labels(read_structures(config.calibration_set, require_labels=True, **config.arguments), stress=False)
 
 
 # ---------------------------------------------------------------------------------------------------------- conversions
