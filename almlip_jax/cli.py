@@ -211,6 +211,10 @@ def train(
     begin: Annotated[
         Path | None, typer.Option("--from", help="Potential to fine-tune; elements that it lacks are added.")
     ] = None,
+    validation: Annotated[
+        list[Path] | None,
+        typer.Option("--validation", help="Labelled structures to validate on, in place of a share of the data."),
+    ] = None,
     energy_key: EnergyKey = None,
     forces_key: ForcesKey = None,
     stress_key: StressKey = None,
@@ -222,16 +226,24 @@ def train(
 ) -> None:
     """Train an ensemble on labelled structures; the same command goes on with a training that was interrupted."""
     from almlip_jax.compilation import prepare_jax
-    from almlip_jax.config import load_config
-    from almlip_jax.fitting import fit_potential
+    from almlip_jax.config import TrainConfig, load_settings
+    from almlip_jax.files import write_csv
+    from almlip_jax.fitting import check_start, fit_potential
+    from almlip_jax.potential import check_place
     from almlip_jax.progress import open_progress, reaching
     from almlip_jax.training import checkpoint
 
-    settings = load_config(config, overrides or [])
-    prepare_jax(settings.precision)
+    settings = load_settings(TrainConfig, config, overrides or [])
     reading = _reading(settings.system, types, energy_key, forces_key, stress_key, virial_key, stress_unit)
-    structures = _read(data, reading, require_labels=True)
     start = None if begin is None else _load(begin)
+    if start is not None:
+        its = {"model": start.settings, "ensemble": start.member_settings, "precision": start.precision}
+        settings = settings.model_copy(update={k: v for k, v in its.items() if k not in settings.model_fields_set})
+        check_start(start, settings.model, settings.ensemble)
+    prepare_jax(settings.precision)
+    check_place(out)
+    structures = _read(data, reading, require_labels=True)
+    held_out = _read(validation, reading, require_labels=True) if validation else []
     place = out.resolve()
     unfinished = place.with_name(f"{place.name}.training")  # beside it: a potential appears whole or not at all
     with open_progress() as progress, progress.stage("train", unit="steps") as advance:
@@ -249,15 +261,19 @@ def train(
             on_epoch,
             unfinished,
             start,
+            progress.message,
+            held_out,
         )
     potential.save(out)
+    curve = place.with_name(f"{place.name}.training.csv")
+    write_csv(curve, result.rows())
     checkpoint.discard(unfinished)
     last = result.history[-1]
     best = {"validation_forces_rmse": min(report.forces_rmse for report in result.history)}
     rows = {"structures": len(structures), "epochs": last.epoch, "steps": last.step, "seconds": last.seconds} | best
     shown = {name: with_unit(_number(value), name) for name, value in rows.items()}
-    _print_pairs("Training", {**shown, "potential": str(out)})
-    _write_json(json_file, {**rows, "potential": str(out)})
+    _print_pairs("Training", {**shown, "potential": str(out), "learning curve": str(curve)})
+    _write_json(json_file, {**rows, "potential": str(out), "training": str(curve)})
 
 
 @app.command()
@@ -293,6 +309,7 @@ def evaluate(
     frames = _read([data], reading)
     if not any(frame.calc is not None for frame in frames):
         raise InputError(f"{data} has no labels to compare with; label it, or {hint_of_keys(frames[0])}.")
+    model.check_elements(frames, str(data))
     found = model.evaluate(frames)
     metrics = error_metrics(frames, found, group_key=group_key)
     _show(error_table(metrics, f"{data.name}: {len(frames)} structures"))
@@ -380,9 +397,11 @@ def select(
     features, exponent = FeatureRequest.of(features_of(selector), settings.seed), cost_exponent(selector)
     reading = _reading(settings.system, types)
     frames, labelled = (_read([file], reading, ignore_labels=True) for file in (pool, train_file))
+    model.check_elements(frames, str(pool))
+    model.check_elements(labelled, str(train_file))
     cost = None if exponent is None else expected_costs(frames, (), exponent)
     chosen = choose(
-        build_selector(selector, k),
+        build_selector(selector, min(k, len(frames))),
         named_key(settings.seed, "select"),
         candidates(frames, model.evaluate(frames, features=features), cost=cost),
         candidates(labelled, model.evaluate(labelled, features=features)),

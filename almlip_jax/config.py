@@ -25,19 +25,36 @@ from almlip_jax.models import ModelSettings, SharedDensitySettings
 from almlip_jax.oracles import ExecutorSettings, LocalSettings, OracleSettings
 from almlip_jax.overrides import apply_override, make_absolute
 from almlip_jax.settings import Settings
+from almlip_jax.structures.labels import FileReading
 from almlip_jax.training import EnsembleSettings, TrainingSettings, check_training
 from almlip_jax.yaml_text import read_yaml, yaml_text
 
 
-class ExperimentConfig(Settings):
-    """A whole campaign, or the part of it that a command needs."""
+class PotentialConfig(Settings):
+    """What a potential is made with."""
 
-    name: str = "campaign"
-    """Goes into the provenance of every label."""
     seed: int = Field(default=0, ge=0, le=2**32 - 1)
     """All random numbers follow from it."""
     precision: Literal["float32", "float64"] = "float32"
     """Of models, training and dynamics; energies are relative to reference energies, and labels always float64."""
+    model: ModelSettings = SharedDensitySettings()
+    """The architecture of the members."""
+    ensemble: EnsembleSettings = EnsembleSettings()
+    """How many members there are, and what makes them differ."""
+    training: TrainingSettings = TrainingSettings()
+    """How they are trained."""
+
+    @model_validator(mode="after")
+    def _members_can_be_trained(self) -> Self:
+        check_training(self.model, self.ensemble, self.training)
+        return self
+
+
+class ExperimentConfig(PotentialConfig):
+    """A whole campaign, or the part of it that a command needs."""
+
+    name: str = "campaign"
+    """Goes into the provenance of every label."""
     system: SystemSettings
     """What the potential is for."""
     oracle: OracleSettings
@@ -48,12 +65,6 @@ class ExperimentConfig(Settings):
     """The first labelled set."""
     test: TestSettings = TestSettings()
     """The test set."""
-    model: ModelSettings = SharedDensitySettings()
-    """The architecture of the members."""
-    ensemble: EnsembleSettings = EnsembleSettings()
-    """How many members there are, and what makes them differ."""
-    training: TrainingSettings = TrainingSettings()
-    """How they are trained."""
     exploration: ExplorationChoice = MdExploration()
     """Where candidates come from."""
     selection: SelectionSettings = SelectionSettings()
@@ -62,17 +73,33 @@ class ExperimentConfig(Settings):
     """When the campaign ends."""
 
     @model_validator(mode="after")
-    def _members_can_be_trained(self) -> Self:
-        check_training(self.model, self.ensemble, self.training)
-        return self
-
-    @model_validator(mode="after")
     def _sections_serve_each_other(self) -> Self:
         check_judges(self.exploration, self.selection, self.stopping, self.ensemble)
         check_adaptive(self.selection.selector, self.training, "selection.selector")
         check_plateau(self.stopping, self.selection)
         check_target(self.stopping, self.test)
         return self
+
+
+_OF_CAMPAIGNS = frozenset(SystemSettings.model_fields) - frozenset(FileReading.model_fields)
+
+
+class TrainConfig(PotentialConfig):
+    """Config of `almlip train`; the other sections of a campaign may be there too, and are not looked at."""
+
+    system: FileReading = FileReading()
+    """How files are read; of the section of a campaign nothing else counts."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_what_campaigns_need(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        others = set(ExperimentConfig.model_fields) - set(cls.model_fields)
+        left = {key: value for key, value in given.items() if key not in others}
+        if isinstance(left.get("system"), dict):
+            left["system"] = {k: v for k, v in left["system"].items() if k not in _OF_CAMPAIGNS}
+        return left
 
 
 Config = TypeVar("Config", bound=Settings)
@@ -110,7 +137,7 @@ def load_settings(
     """
     source = Path(path)
     document = read_yaml(source)
-    data = document.value
+    data = {} if document.value is None else document.value
     if not isinstance(data, dict):
         raise InputError(f"{source} is not a config; it must hold keys and values.")
     data = prepare(data)

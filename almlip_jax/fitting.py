@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import jax
 import numpy as np
 from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
 
-from almlip_jax.ensembles import EnsembleSettings, build_ensemble
+from almlip_jax.ensembles import Ensemble, EnsembleSettings, build_ensemble
 from almlip_jax.errors import InputError
 from almlip_jax.keys import named_key
 from almlip_jax.models import ModelSettings, Params
@@ -17,13 +19,20 @@ from almlip_jax.potential import Potential
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.training import (
     EpochReport,
+    References,
     TrainingResult,
     TrainingSettings,
     build_trainer,
+    doubts,
+    find_references,
+    given_references,
     plan_capacity,
     reference_energies,
     validation_part,
+    without_isolated_atoms,
 )
+
+Say = Callable[[str], None]
 
 
 def fit_potential(
@@ -35,20 +44,25 @@ def fit_potential(
     on_epoch: Callable[[EpochReport], None] | None = None,
     checkpoint: Path | None = None,
     start: Potential | None = None,
+    say: Say | None = None,
+    validation: Sequence[Atoms] = (),
 ) -> tuple[Potential, TrainingResult]:
     """Trains an ensemble on labelled structures; its species are those that occur in them.
 
     Args:
-        structures: labelled.
+        structures: labelled.  Isolated atoms among them give the reference energies of their elements and are not
+            trained on: the potential meets their energies exactly.
         model: settings of the architecture.
         ensemble: settings of the members.
         training: settings of the training.
         seed: decides the first parameters and the order of batches.
         on_epoch: called after each validation.
         checkpoint: folder that keeps the state of the training; the same training goes on there after an interruption.
-        start: potential to begin from, of the same architecture.  Elements that it does not know are added, without
-            changing what it says of the others; elements that do not occur in the structures are kept, with their
-            reference energies.
+        start: potential to begin from, of the same architecture.  Its reference energies stay.  Elements that it does
+            not know are added, without changing what it says of the others; elements that do not occur in the
+            structures are kept.
+        say: told what is doubtful about labels, and of models that diverged.
+        validation: labelled structures to validate on, in place of a share of ``structures``.
 
     Returns:
         the potential, in float64 where jax is set to it and calibrated on its validation structures, and the history
@@ -57,40 +71,127 @@ def fit_potential(
     Raises:
         InputError: nothing is labelled, the loss is not finite, or ``start`` is of another architecture.
     """
-    occurring = SpeciesTable.of(structures)
-    known = () if start is None else start.species.numbers
-    species = SpeciesTable(tuple(sorted({*occurring.numbers, *known})))
-    dtype = np.float64 if jax.dtypes.canonicalize_dtype(np.float64) == np.float64 else np.float32
-    cutoff = build_ensemble(model, ensemble, species).cutoff
-    trainer = build_trainer(model, ensemble, species, plan_capacity(structures, cutoff, training), training, dtype)
-    references = reference_energies(structures, occurring)
-    params = None
     if start is not None:
-        references = {**start.reference_energies, **references}
-        params = _with_species(start, model, ensemble, species, named_key(seed, "species"))
+        check_start(start, model, ensemble)
+    bonded, held_out = without_isolated_atoms(structures), without_isolated_atoms(validation)
+    if not bonded:
+        raise InputError("there is nothing to train on beside isolated atoms; give labelled structures.")
+    known = () if start is None else start.species.numbers
+    species = SpeciesTable(tuple(sorted({*SpeciesTable.of([*bonded, *held_out]).numbers, *known})))
+    dtype = np.float64 if jax.dtypes.canonicalize_dtype(np.float64) == np.float64 else np.float32
+    references, params = _beginning(structures, model, ensemble, training, species, seed, start)
+    doubt = doubts(structures, references)
+    if say is not None and doubt is not None:
+        say(doubt)
+    cutoff = build_ensemble(model, ensemble, species).cutoff
+    capacity = plan_capacity([*bonded, *held_out], cutoff, training)
+    trainer = build_trainer(model, ensemble, species, capacity, training, dtype, references.isolated)
     result = trainer.train(
-        structures,
+        bonded,
         params,
         named_key(seed, "train"),
-        reference_energies=references,
+        reference_energies=references.energies,
         on_epoch=on_epoch,
+        validation=held_out,
+        weights_key=named_key(seed, "bootstrap"),
+        say=say,
         checkpoint=checkpoint,
     )
-    metadata = {"dataset_size": len(structures), "seed": seed}
-    potential = Potential(model, species, result.params, references, metadata=metadata, members=ensemble)
-    return potential.calibrated(validation_part(structures, training.validation_fraction)), result
+    potential = Potential(
+        settings=model,
+        species=species,
+        params=result.params,
+        reference_energies=references.energies,
+        metadata={"dataset_size": len(bonded), "seed": seed},
+        members=result.members(ensemble),
+        isolated=references.isolated,
+    )
+    return potential.calibrated(held_out or validation_part(bonded, training.validation_fraction)), result
+
+
+def check_start(start: Potential, model: ModelSettings, ensemble: EnsembleSettings) -> None:
+    """Whether a training can begin with a potential.
+
+    Raises:
+        InputError: it is of another architecture; the first difference is named.
+    """
+    there = start.ensemble
+    wanted = build_ensemble(model, ensemble, start.species, start.isolated)
+    if isinstance(wanted, Ensemble) and isinstance(there, Ensemble) and wanted.size > there.size:
+        wanted = replace(wanted, size=there.size)  # further members begin anew
+    if wanted == there:
+        return
+    told = []
+    for section, ours, its in (("model", model, start.settings), ("ensemble", ensemble, start.member_settings)):
+        given, old = ours.model_dump(), its.model_dump()
+        names = [name for name in given if name in old and given[name] != old[name] and name not in _ASIDE]
+        told += [f"{section}.{name} {old[name]}, not {given[name]}" for name in names]
+    raise InputError(
+        "the potential to start from has another architecture than model and ensemble of the config: "
+        f"{'; '.join(told) or 'its members are others'}. Leave model and ensemble out of the config to take its own."
+    )
+
+
+_ASIDE = ("bootstrap", "bootstrap_variance", "order")
+"""Settings that change nothing of an architecture."""
+
+
+def _beginning(
+    structures: Sequence[Atoms],
+    model: ModelSettings,
+    ensemble: EnsembleSettings,
+    training: TrainingSettings,
+    species: SpeciesTable,
+    seed: int,
+    start: Potential | None,
+) -> tuple[References, Params | None]:
+    """Reference energies and first parameters."""
+    given = given_references(training)
+    if start is None:
+        return find_references(structures, species, isolated=given), None
+    references = find_references(structures, species, isolated=given, kept=start.reference_energies)
+    isolated = start.isolated | references.isolated
+    params = _with_species(start, model, ensemble, species, isolated, named_key(seed, "species"))
+    begun = Potential(model, species, params, references.energies, members=start.member_settings, isolated=isolated)
+    energies = kept_references(begun, structures, {*start.reference_energies, *isolated})
+    return replace(references, energies=energies, isolated=isolated), params
+
+
+def kept_references(begun: Potential, structures: Sequence[Atoms], met: Collection[int]) -> dict[int, float]:
+    """Reference energies of a training that goes on from a potential.
+
+    Those of the elements that it has met stay; those of the others follow from what it leaves of the energies.
+
+    Args:
+        begun: the potential, which knows all elements.
+        structures: labelled.
+        met: elements that it has learned of.
+    """
+    fitted = [z for z in begun.species.numbers if z not in met]
+    occurring = {int(z) for atoms in structures for z in atoms.numbers}
+    if not occurring.intersection(fitted):
+        return dict(begun.reference_energies)
+    labelled = [a for a in without_isolated_atoms(structures) if a.calc is not None and "energy" in a.calc.results]
+    bare = replace(begun, reference_energies={**begun.reference_energies, **dict.fromkeys(fitted, 0.0)})
+    rest = []
+    for atoms, energy in zip(labelled, bare.evaluate(labelled).energy, strict=True):
+        left = atoms.copy()
+        left.calc = SinglePointCalculator(left, energy=atoms.calc.results["energy"] - energy)
+        rest.append(left)
+    found = reference_energies(rest, begun.species, {z: 0.0 for z in begun.species.numbers if z in met})
+    return {**begun.reference_energies, **{z: found[z] for z in fitted}}
 
 
 def _with_species(
-    start: Potential, model: ModelSettings, ensemble: EnsembleSettings, species: SpeciesTable, key: jax.Array
+    start: Potential,
+    model: ModelSettings,
+    ensemble: EnsembleSettings,
+    species: SpeciesTable,
+    isolated: Collection[int],
+    key: jax.Array,
 ) -> Params:
     """Parameters of a potential for a species table that holds its own."""
-    wanted = build_ensemble(model, ensemble, species)
-    if build_ensemble(model, ensemble, start.species) != start.ensemble:
-        raise InputError(
-            "the potential to start from has another architecture than model and ensemble of the config; its own are "
-            "in its potential.json."
-        )
     if start.species == species:
         return start.params
+    wanted = build_ensemble(model, start.member_settings, species, isolated)
     return start.ensemble.with_species(start.params, wanted.init(key), species)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -33,12 +36,18 @@ from almlip_jax.ensembles import (
 from almlip_jax.errors import InputError
 from almlip_jax.features import FeatureRequest, feature_factors, feature_maps
 from almlip_jax.features.request import FeatureFactors
+from almlip_jax.files import PARTIAL, cannot_write, flush_to_disk, make_folder, write_text
 from almlip_jax.models import ModelSettings, Params
 from almlip_jax.structures.neighbors import largest_neighbor_count
 from almlip_jax.structures.packing import BatchPlan, BatchShape, PackedDataset, bucket, pack, plan_batches, take_batch
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.structures.walkers import WalkerNeighbors, walker_neighbors
 from almlip_jax.uncertainty import force_calibration
+
+_DESCRIPTION = "potential.json"
+_PARAMS = "params"  # of the folder that holds them; a hash of the parameters follows
+_OWN = re.compile(rf"{_PARAMS}(-[0-9a-f]{{16}})?|\.{_PARAMS}-[0-9a-f]{{16}}\.\d+{re.escape(PARTIAL)}.*")
+"""Names of folders that `Potential.save` makes, finished or not."""
 
 NO_FEATURES = FeatureRequest()
 """Asks for no feature map."""
@@ -87,6 +96,7 @@ class Potential:
         calibration: of the force uncertainty, by name (`calibrated`); empty where it is not known.
         metadata: whatever the maker wants to keep (versions, dataset size, origin); JSON.
         members: settings of the ensemble; by default as many equal models as the parameters hold.
+        isolated: elements whose reference energy is that of the isolated atom, which the potential then gives exactly.
     """
 
     settings: ModelSettings
@@ -96,11 +106,25 @@ class Potential:
     calibration: Mapping[str, Any] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)
     members: EnsembleSettings | None = None
+    isolated: frozenset[int] = frozenset()
+
+    def __repr__(self) -> str:
+        symbols = "".join(self.species.symbols)
+        parts = [self.settings.kind, symbols, f"cutoff {self.cutoff:g} A", f"{self.ensemble.members} members"]
+        size = self.metadata.get("dataset_size")
+        if size is not None:
+            parts.append(f"trained on {size} structures")
+        return f"Potential({', '.join(parts)})"
 
     @cached_property
     def ensemble(self) -> AnyEnsemble:
         """Models and members."""
-        return build_ensemble(self.settings, self.member_settings, self.species)
+        return build_ensemble(self.settings, self.member_settings, self.species, self.isolated)
+
+    @property
+    def precision(self) -> str:
+        """``float32`` or ``float64``."""
+        return str(np.dtype(jax.tree.leaves(self.params)[0].dtype))
 
     @property
     def member_settings(self) -> EnsembleSettings:
@@ -158,6 +182,7 @@ class Potential:
         """
         if not structures:
             raise InputError("there is no structure to evaluate.")
+        self.check_elements(structures)
         parts = []
         for batch, found in self.evaluate_stream(structures, features=features, shape=shape):
             parts.append(found)
@@ -196,6 +221,15 @@ class Potential:
             shape = self._batch_shape(chunk, shape)
             for batch in _batches(chunk, shape):
                 yield batch, self._evaluate_batch(params, batch, shape, features, factors)
+
+    def check_elements(self, frames: Iterable[Atoms], source: str = "structures") -> None:
+        """Whether all elements of some frames are known.
+
+        Raises:
+            InputError: one is not; source, frame and atom are named.
+        """
+        for _ in self._known(frames, source):
+            pass
 
     def _known(self, frames: Iterable[Atoms], source: str) -> Iterator[Atoms]:
         """The frames, refused where an element is unknown."""
@@ -323,36 +357,45 @@ class Potential:
         return neighbors, energy
 
     def save(self, directory: Path | str) -> None:
-        """Writes the potential as a folder: ``potential.json`` to read, ``params/`` in orbax format.
+        """Writes the potential as a folder: ``potential.json`` to read, and parameters in orbax format beside it.
 
-        The folder appears whole or not at all.
+        At any moment the folder holds the old potential or the new one, whole.  Other files in it are left alone.
 
         Raises:
-            InputError: the folder exists and holds something else than a potential.
+            InputError: the folder exists and holds something else than a potential, or cannot be written.
         """
         target = Path(directory).resolve()
-        if target.exists() and any(target.iterdir()) and not (target / "potential.json").exists():
-            raise InputError(f"{target} exists and is not a potential; choose another folder.")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        building = target.with_name(f".{target.name}.writing")
-        shutil.rmtree(building, ignore_errors=True)
-        building.mkdir()
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(building / "params", jax.tree.map(np.asarray, self.params))
-        (building / "potential.json").write_text(json.dumps(self._description(), indent=2) + "\n")
-        if target.exists():
-            shutil.rmtree(target)
-        building.rename(target)
+        check_place(target)
+        arrays = jax.tree.map(np.asarray, self.params)
+        place = target / f"{_PARAMS}-{_digest(arrays)}"
+        make_folder(target)
+        try:
+            if not _holds(place, arrays):
+                building = target / f".{place.name}.{os.getpid()}{PARTIAL}"
+                shutil.rmtree(building, ignore_errors=True)
+                with ocp.StandardCheckpointer() as checkpointer:
+                    checkpointer.save(building, arrays)
+                shutil.rmtree(place, ignore_errors=True)  # damaged
+                building.rename(place)
+                flush_to_disk(target)
+        except OSError as error:
+            raise cannot_write(target, error) from error
+        write_text(target / _DESCRIPTION, json.dumps(self._description(place.name), indent=2) + "\n")
+        for other in target.iterdir():  # what an older potential, or a kill, has left here
+            if other.name != place.name and _OWN.fullmatch(other.name):
+                shutil.rmtree(other, ignore_errors=True)
 
-    def _description(self) -> dict[str, Any]:
+    def _description(self, params: str) -> dict[str, Any]:
         return {
             "format": _FORMAT,
+            "params": params,
             "model": self.settings.model_dump(mode="json"),
             "species": list(self.species.symbols),
             "members": self.ensemble.members,
             "ensemble": self.member_settings.model_dump(mode="json"),
             "dtype": str(jax.tree.leaves(self.params)[0].dtype),
             "reference_energies": {chemical_symbols[z]: e for z, e in self.reference_energies.items()},
+            "isolated_atoms": [chemical_symbols[z] for z in sorted(self.isolated)],
             "calibration": dict(self.calibration),
             "versions": {name: version(name) for name in ("jax", "flax", "e3nn-jax", "orbax-checkpoint")},
             "metadata": dict(self.metadata),
@@ -367,27 +410,75 @@ class Potential:
         """
         source = Path(directory).resolve()
         try:
-            text = json.loads((source / "potential.json").read_text())
+            return cls._read(source)
+        except InputError:  # one that is replaced between two looks takes its parameters with it
+            return cls._read(source)
+
+    @classmethod
+    def _read(cls, source: Path) -> Potential:
+        try:
+            text = json.loads((source / _DESCRIPTION).read_text())
+            folder = source / Path(text.get("params", _PARAMS)).name
             settings = TypeAdapter(ModelSettings).validate_python(text["model"])
             species = SpeciesTable(tuple(sorted(atomic_numbers[s] for s in text["species"])))
             references = {atomic_numbers[s]: float(e) for s, e in text["reference_energies"].items()}
+            isolated = frozenset(atomic_numbers[s] for s in text.get("isolated_atoms", ()))
             calibration, metadata = text["calibration"], text["metadata"]
             members = EnsembleSettings.model_validate(text.get("ensemble", {"size": int(text["members"])}))
         except FileNotFoundError as error:
             raise InputError(f"{source} is not a potential: it has no potential.json.") from error
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{source}/potential.json is damaged ({error}); take a copy or train again.") from error
-        ensemble = build_ensemble(settings, members, species)
+        ensemble = build_ensemble(settings, members, species, isolated)
         shapes = jax.eval_shape(ensemble.init, jax.random.key(0))
         wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(text["dtype"])), shapes)
         try:
             with ocp.StandardCheckpointer() as checkpointer:
-                params = checkpointer.restore(source / "params", wanted)
+                params = checkpointer.restore(folder, wanted)
         except Exception as error:  # orbax raises many kinds for a damaged checkpoint
             raise InputError(
-                f"{source}/params cannot be read ({type(error).__name__}); take a copy or train again."
+                f"{folder} cannot be read ({type(error).__name__}); take a copy or train again."
             ) from error
-        return cls(settings, species, jax.tree.map(np.asarray, params), references, calibration, metadata, members)
+        arrays = jax.tree.map(np.asarray, params)
+        return cls(settings, species, arrays, references, calibration, metadata, members, isolated)
+
+
+def check_place(directory: Path | str) -> None:
+    """Whether a potential can be saved in a folder.
+
+    Raises:
+        InputError: it is a file, or holds something else than a potential.
+    """
+    target = Path(directory).resolve()
+    if target.exists() and not target.is_dir():
+        raise InputError(f"{target} is a file; choose another name for the folder of the potential.")
+    if target.exists() and not (target / _DESCRIPTION).exists():
+        strange = [path.name for path in target.iterdir() if not _OWN.fullmatch(path.name)]
+        if strange:
+            raise InputError(
+                f"{target} exists and is not a potential (it holds {min(strange)}); choose another folder."
+            )
+
+
+def _digest(arrays: Params) -> str:
+    """A hash of parameters: those of another potential lie in another folder."""
+    found = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(arrays):
+        found.update(f"{jax.tree_util.keystr(path)}{leaf.dtype}{leaf.shape}".encode())
+        found.update(np.ascontiguousarray(leaf).tobytes())
+    return found.hexdigest()[:16]
+
+
+def _holds(place: Path, arrays: Params) -> bool:
+    """Whether a folder holds some parameters, undamaged."""
+    if not place.exists():
+        return False
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            there = checkpointer.restore(place, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arrays))
+    except Exception:  # orbax raises many kinds for a damaged checkpoint
+        return False
+    return _digest(jax.tree.map(np.asarray, there)) == _digest(arrays)
 
 
 class PotentialCalculator(Calculator):

@@ -14,8 +14,9 @@ import numpy as np
 from ase import Atoms
 
 from almlip_jax.ensembles import SCORES
+from almlip_jax.errors import InputError
 from almlip_jax.potential import Evaluated, Potential
-from almlip_jax.structures.io import iterate_structures, write_structures
+from almlip_jax.structures.io import iterate_elements, iterate_structures, write_structures
 
 
 @dataclass
@@ -69,6 +70,11 @@ def score_pool(
     Raises:
         InputError: a frame cannot be read or holds an element the potential does not know, or `out` cannot be written.
     """
+    for number, elements in enumerate(iterate_elements(pool, type_numbers=type_numbers)):  # before hours of evaluation
+        try:
+            potential.species.index(elements)
+        except InputError as error:
+            raise InputError(f"{pool}, frame {number}: {error}") from error
     summary = PoolSummary()
     batches = potential.evaluate_stream(
         iterate_structures(pool, keep_labels=True, type_numbers=type_numbers), source=str(pool)

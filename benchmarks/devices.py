@@ -56,7 +56,7 @@ def dynamics(data: Path, name: str, walkers: int, size: str, members: int, steps
     start = system("acac", data) if name == "acac" else system("Si64", data)
     start = start.repeat(2) if name == "Si512" else start
     ensemble = Ensemble(build_model(SharedDensitySettings(size=size, cutoff=5.0), SpeciesTable.of([start])), members)
-    params = ensemble.standardise(ensemble.init(jax.random.key(0)), graph_of(start, ensemble), 1e-6)
+    params = ensemble.standardise(ensemble.init(jax.random.key(0)), ensemble.survey(graph_of(start, ensemble)), 1e-6)
     explorer = explorer_of(ensemble, walkers, steps)
     session = explorer.begin(params, [start] * walkers, (1e3, 1e4), jax.random.key(0))
     loop = partial(many(gated_step(explorer, start), steps), session.params, session.state, session.setup)

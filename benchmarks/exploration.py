@@ -239,7 +239,9 @@ def main() -> None:
         for size in options.models:
             model = build_model(SharedDensitySettings(size=size, cutoff=5.0), SpeciesTable.of([start]))
             ensemble = Ensemble(model, MEMBERS)
-            params = ensemble.standardise(ensemble.init(jax.random.key(0)), graph_of(start, ensemble), 1e-6)
+            params = ensemble.standardise(
+                ensemble.init(jax.random.key(0)), ensemble.survey(graph_of(start, ensemble)), 1e-6
+            )
             row = {"system": name, "model": size}
             row |= cost_of_a_step(ensemble, params, start, steps, options.rounds)
             row |= throughput(ensemble, params, start, steps, max(options.rounds // 2, 1))

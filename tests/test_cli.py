@@ -89,8 +89,38 @@ def found(folder: Path, name: str) -> dict:
 
 def test_train(folder):
     result = found(folder, "train.json")
-    assert result["structures"] == 12 and result["steps"] >= 100 and result["validation_forces_rmse"] > 0
+    assert result["structures"] == 12 and result["steps"] == 100 and result["validation_forces_rmse"] > 0
     assert (folder / "potential" / "potential.json").exists()
+    curve = (folder / "potential.training.csv").read_text().splitlines()
+    assert curve[0].startswith("epoch,step,train_loss_0,train_loss_1,validation_loss_0") and ",100," in curve[-1]
+
+
+@pytest.mark.slow
+def test_train_on_little_more_than_data(folder):
+    """An empty config, files for validation, isolated atoms; then further from there, on one new element."""
+    (folder / "empty.yaml").write_text("")
+    alone = [Atoms(symbol) for symbol in "HO"]
+    for atoms, energy in zip(alone, (-13.5, -2040.25), strict=True):
+        atoms.calc = SinglePointCalculator(atoms, energy=energy)
+        atoms.info["config_type"] = "IsolatedAtom"
+    write_structures(folder / "alone.extxyz", alone)
+    short = ["--set", "training.max_steps=7", "--set", "model.size=tiny"]
+    more = ["--data", "alone.extxyz", "--validation", "data.extxyz"]
+    almlip(folder, "train", "empty.yaml", "--data", "data.extxyz", *more, "--out", "bare", *short, "--json", "b.json")
+    assert found(folder, "b.json")["steps"] == 7 and found(folder, "b.json")["structures"] == 14
+    import almlip_jax
+
+    potential = almlip_jax.load(folder / "bare")
+    np.testing.assert_allclose(potential.evaluate(alone).energy, [-13.5, -2040.25], rtol=1e-9)
+    assert potential.calibration["structures"] == 12
+    sulphur = molecule("SH2")
+    sulphur.calc = SinglePointCalculator(sulphur, energy=-10000.0, forces=np.zeros((3, 3)))
+    write_structures(folder / "sulphur.extxyz", [sulphur])
+    on = ["--data", "sulphur.extxyz", "--from", "bare", "--out", "further", "--set", "training.max_steps=3"]
+    almlip(folder, "train", "empty.yaml", *on)
+    further = almlip_jax.load(folder / "further")
+    assert further.reference_energies[8] == -2040.25 and further.settings == potential.settings
+    assert further.evaluate([sulphur]).energy[0] == pytest.approx(-10000.0, abs=0.5)
 
 
 def test_evaluate_agrees_with_the_calculator(folder):
@@ -218,6 +248,12 @@ def test_init_and_schema(folder):
         (["evaluate", "potential", "gold.extxyz"], "atom 0 is Au"),
         (["score", "potential", "garbage.extxyz", "--out", "x.extxyz"], "garbage.extxyz"),
         (["train", "config.yaml", "--data", "water.extxyz", "--out", "p"], "water.extxyz"),
+        (["train", "config.yaml", "--data", "nowhere.xyz", "--out", "cache"], "cache is not a potential"),
+        (
+            ["train", "config.yaml", "--data", "nowhere.xyz", "--out", "p", "--from", "potential"]
+            + ["--set", "model.cutoff=4.0"],
+            "model.cutoff 3.0, not 4.0",
+        ),
     ],
 )
 def test_mistakes_are_one_sentence(folder, arguments, message):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from almlip_jax.config import ExperimentConfig, config_text, load_config, load_settings
+from almlip_jax.config import ExperimentConfig, TrainConfig, config_text, load_config, load_settings
 from almlip_jax.errors import InputError
 from almlip_jax.templates import KINDS, TEMPLATES, render
 
@@ -145,3 +145,12 @@ def test_the_schema_describes_every_field():
     for name, model in {"ExperimentConfig": schema, **schema["$defs"]}.items():
         for key, field in model.get("properties", {}).items():
             assert key == "kind" or "description" in field or "$ref" in field, f"{name}.{key}"
+
+
+def test_a_training_needs_no_campaign(tmp_path):
+    """An empty file will do, and sections of a campaign are not looked at; what is its own is checked as ever."""
+    assert load_settings(TrainConfig, written(tmp_path, "")).training.max_steps == 6000
+    config = load_settings(TrainConfig, written(tmp_path, PLAIN), ["training.max_steps=7"])
+    assert config.training.max_steps == 7 and not hasattr(config, "oracle")
+    with pytest.raises(InputError, match="did you mean 'training'"):
+        load_settings(TrainConfig, written(tmp_path, "trainig: {max_steps: 7}\n"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -53,8 +54,54 @@ def test_save_and_load(potential, structures, tmp_path):
     a, b = potential.evaluate(structures[:4]), back.evaluate(structures[:4])
     np.testing.assert_array_equal(a.energy, b.energy)
     np.testing.assert_array_equal(np.concatenate(a.forces), np.concatenate(b.forces))
-    potential.save(tmp_path / "p")  # replaces what is there
-    assert not list(tmp_path.glob(".*"))
+    potential.save(tmp_path / "p")  # the same once more
+    assert repr(back) == "Potential(shared_density, HCO, cutoff 3.5 A, 3 members)"
+
+
+def test_a_potential_takes_the_place_of_another_whole(potential, tmp_path, monkeypatch):
+    """Killed at any moment, the old or the new one is there; what is not ours stays; the old layout loads."""
+    other = replace(potential, params=jax.tree.map(lambda x: x + 1, potential.params), metadata={"made": "later"})
+    potential.save(tmp_path / "p")
+    (tmp_path / "p" / "notes.txt").write_text("mine")
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for place in ("almlip_jax.potential.write_text", "almlip_jax.potential._holds"):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, killed)
+            with pytest.raises(KeyboardInterrupt):
+                other.save(tmp_path / "p")
+        assert Potential.load(tmp_path / "p").metadata == {"made": "by a test"}
+    other.save(tmp_path / "p")
+    back = Potential.load(tmp_path / "p")
+    assert back.metadata == {"made": "later"} and (tmp_path / "p" / "notes.txt").read_text() == "mine"
+    np.testing.assert_array_equal(back.params["last"], other.params["last"])
+    assert len(list((tmp_path / "p").iterdir())) == 3  # the old parameters are gone
+    (folder,) = (tmp_path / "p").glob("params-*")
+    folder.rename(tmp_path / "p" / "params")
+    text = json.loads((tmp_path / "p" / "potential.json").read_text())
+    old = {key: value for key, value in text.items() if key not in ("params", "isolated_atoms")}
+    (tmp_path / "p" / "potential.json").write_text(json.dumps(old))
+    np.testing.assert_array_equal(Potential.load(tmp_path / "p").params["last"], other.params["last"])
+    potential.save(tmp_path / "p")
+    assert Potential.load(tmp_path / "p").metadata == {"made": "by a test"}
+    assert len(list((tmp_path / "p").iterdir())) == 3
+
+
+def test_isolated_atoms_have_their_reference_energies(potential, structures):
+    """Exactly, for the elements they are known of; of others nothing changes, nor do any forces."""
+    free = replace(potential, params=jax.tree.map(lambda x: x + np.float32(0.1), potential.params))
+    anchored = replace(free, isolated=frozenset({1, 8}))
+    alone = [Atoms(symbol) for symbol in "HCO"]
+    found = anchored.evaluate(alone)
+    np.testing.assert_allclose(found.energy[[0, 2]], [-13.6, -2040.0], rtol=1e-7)
+    assert found.scores["energy_std"][0] == 0 and abs(found.energy[1] + 1030) > 1e-3
+    said, bound = free.evaluate([*alone, structures[0]]), anchored.evaluate([*alone, structures[0]])
+    own = said.energy[:3] - [-13.6, -1030.0, -2040.0]
+    assert abs(own).min() > 1e-2
+    assert bound.energy[3] == pytest.approx(said.energy[3] - 6 * own[0] - own[2], abs=1e-3)
+    np.testing.assert_allclose(bound.forces[3], said.forces[3], atol=1e-5)
 
 
 def test_calibration_turns_the_spread_into_the_expected_error(potential, structures):
@@ -88,11 +135,13 @@ def test_damaged_potentials_are_one_sentence(potential, tmp_path):
     with pytest.raises(InputError, match="species"):
         Potential.load(tmp_path / "p")
     description.write_text(text)
-    for file in (tmp_path / "p" / "params").rglob("*"):
+    for file in next((tmp_path / "p").glob("params-*")).rglob("*"):
         if file.is_file():
             file.write_bytes(b"")
     with pytest.raises(InputError, match="cannot be read"):
         Potential.load(tmp_path / "p")
+    potential.save(tmp_path / "p")  # the same parameters in the place of the damaged ones
+    Potential.load(tmp_path / "p")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("mine")
     with pytest.raises(InputError, match="not a potential"):

@@ -30,6 +30,7 @@ from almlip_jax.oracles import Labeller, MDRun, multiplicity, rattle, run_label_
 from almlip_jax.structures.io import read_structures
 from almlip_jax.structures.labels import FileReading, label_difference
 from almlip_jax.structures.weights import WEIGHTS
+from almlip_jax.training import is_isolated_atom, isolated_atom_energies, without_isolated_atoms
 
 Say = Callable[[str], None]
 
@@ -44,7 +45,9 @@ def start_geometries(system: SystemSettings) -> list[Atoms]:
 
 def pool_frames(pool: PoolExploration, system: SystemSettings) -> list[Atoms]:
     """The candidates of a fixed pool without their labels; ``info["pool_index"]`` is their place in it."""
-    frames = [frame for path in paths(pool.files) for frame in bare_frames(path, system)]
+    types = system.arguments["type_numbers"]
+    read = read_structures(paths(pool.files), ignore_labels=True, type_numbers=types)
+    frames = [_bare(frame, system) for frame in read if not is_isolated_atom(frame)]
     for index, frame in enumerate(frames):
         frame.info["pool_index"] = index
     return frames
@@ -97,24 +100,36 @@ def electronic_state(atoms: Atoms) -> tuple[int, int]:
 def labelled_frames(
     path: Path | Sequence[Path], system: SystemSettings, reading: FileReading | None = None
 ) -> list[Atoms]:
-    """The structures of a file, or of several that make up one set, with charge, spin, labels and weights.
+    """The structures of a file, or of several that make up one set; arguments and errors as for `frames_and_atoms`."""
+    return frames_and_atoms(path, system, reading)[0]
+
+
+def frames_and_atoms(
+    path: Path | Sequence[Path], system: SystemSettings, reading: FileReading | None = None
+) -> tuple[list[Atoms], dict[int, float]]:
+    """What a file, or several that make up one set, hold.
 
     Args:
         path: the file, or files.
         system: charge and spin of structures that do not say, and how files are read.
         reading: how these files are read, where that is another way.
 
+    Returns:
+        the structures with charge, spin, labels and weights, without isolated atoms; and the energies of these, eV by
+        atomic number.
+
     Raises:
-        InputError: a structure has no energy or no forces.
+        InputError: a structure has no energy or no forces, or isolated atoms contradict each other.
     """
     frames = []
     how = system if reading is None else reading.otherwise(system)
-    for frame in read_structures(path, require_labels=True, **how.arguments):
+    read = read_structures(path, require_labels=True, **how.arguments)
+    for frame in without_isolated_atoms(read):
         clean = _bare(frame, system)
         clean.calc = frame.calc
         clean.info |= {name: frame.info[name] for name in WEIGHTS if name in frame.info}
         frames.append(clean)
-    return frames
+    return frames, isolated_atom_energies(read)
 
 
 def paths(given: Path | Sequence[Path]) -> tuple[Path, ...]:

@@ -33,13 +33,15 @@ from almlip_jax.ensembles import SCORES
 from almlip_jax.errors import InputError, LabelError
 from almlip_jax.evaluation import error_metrics
 from almlip_jax.evaluation.metrics import labels_of
-from almlip_jax.files import Cell, read_json, write_csv, write_json, write_npz
+from almlip_jax.files import read_json, write_csv, write_json, write_npz
+from almlip_jax.fitting import kept_references
 from almlip_jax.keys import named_key
 from almlip_jax.oracles import LabelResult
 from almlip_jax.potential import Evaluated, Potential
 from almlip_jax.progress import reaching
 from almlip_jax.structures.io import read_structures, write_structures
-from almlip_jax.training import EpochReport, TrainingResult, checkpoint, reference_energies, validation_part
+from almlip_jax.structures.species import SpeciesTable
+from almlip_jax.training import EpochReport, checkpoint, doubts, find_references, validation_part
 
 Results = Mapping[str, Any]
 """Fields of the round's record that a stage found out."""
@@ -105,10 +107,9 @@ def _train_into(
     """Trains on the dataset of a round and saves the potential; random numbers follow from ``name`` and the round."""
     dataset = shop.dataset(round_index)
     key = named_key(shop.config.seed, name, round_index)
-    if previous is None:
-        params, references = None, reference_energies(dataset, shop.species)
-    else:
-        params, references = previous.params, dict(previous.reference_energies)
+    params = None if previous is None else previous.params
+    before = round_index if name == "final" else round_index - 1
+    references = _references(shop, dataset, previous, before)
     most = steps or _most_steps(shop, len(dataset), previous is not None)
     with shop.progress.stage("train", most, unit="steps") as advance:
         reached = reaching(advance)
@@ -117,13 +118,14 @@ def _train_into(
             reached(report.step, epoch=report.epoch, forces_rmse=report.forces_rmse)
 
         result = shop.train(dataset, params, key, references, on_epoch, folder.unfinished_training, steps)
-    write_csv(folder.training, _training_rows(result))
+    write_csv(folder.training, result.rows())
     potential = Potential(
         settings=shop.config.model,
-        members=shop.config.ensemble,
+        members=result.members(shop.config.ensemble),
         species=shop.species,
         params=result.params,
         reference_energies=references,
+        isolated=frozenset(shop.isolated),
         metadata={"campaign": shop.config.name, "round": round_index, "dataset_size": len(dataset)}
         | validation_note(result),
     )
@@ -132,6 +134,21 @@ def _train_into(
     potential.save(folder.potential)
     checkpoint.discard(folder.unfinished_training)
     return potential
+
+
+def _references(shop: Workshop, dataset: list[Atoms], previous: Potential | None, before: int) -> dict[int, float]:
+    """Reference energies of a training: those of its first parameters stay, of all elements that these have met.
+
+    Fresh parameters go with a fresh fit.  ``before`` is the round whose dataset the previous potential was trained on.
+    """
+    if previous is None:
+        found = find_references(dataset, shop.species, isolated=shop.isolated)
+        doubt = doubts(dataset, found)
+        if doubt is not None:
+            shop.progress.message(doubt)
+        return found.energies
+    met = {*SpeciesTable.of(shop.dataset(before)).numbers, *previous.isolated}
+    return kept_references(previous, dataset, met)
 
 
 def _most_steps(shop: Workshop, structures: int, warm: bool) -> int:
@@ -147,17 +164,6 @@ def potential_of(shop: Workshop, round_index: int) -> Potential:
     except InputError as error:
         shop.progress.message(f"{error} The potential of round {round_index} is trained again from its dataset.")
         return _train_round(shop, round_index)
-
-
-def _training_rows(result: TrainingResult) -> list[dict[str, Cell]]:
-    names = ("train_loss", "validation_loss", "validation_energy_rmse", "validation_forces_rmse")
-    rows = []
-    for report in result.history:
-        row: dict[str, Cell] = {"epoch": report.epoch, "step": report.step}
-        for name in names:
-            row.update({f"{name}_{m}": float(value) for m, value in enumerate(getattr(report, name))})
-        rows.append(row)
-    return rows
 
 
 def evaluate(shop: Workshop, round_index: int) -> Results:

@@ -20,6 +20,7 @@ from ase import Atoms
 from almlip_jax.campaign.preparation import (
     PoolSplit,
     Source,
+    frames_and_atoms,
     geometry_key,
     labelled_frames,
     pool_frames,
@@ -45,6 +46,7 @@ from almlip_jax.dynamics import ExplorationSettings, Explorer, relaxing
 from almlip_jax.ensembles import AnyEnsemble, build_ensemble
 from almlip_jax.errors import CapacityError
 from almlip_jax.features import FeatureRequest
+from almlip_jax.keys import named_key
 from almlip_jax.models import ModelSettings, Params
 from almlip_jax.oracles import ExecutorSettings, Labeller, LabelStore, OracleSettings
 from almlip_jax.potential import Evaluated, Potential
@@ -62,6 +64,7 @@ from almlip_jax.training import (
     TrainingResult,
     TrainingSettings,
     build_trainer,
+    given_references,
     plan_capacity,
 )
 
@@ -215,6 +218,15 @@ class Workshop:
         frames = [frame for path, reading in given for frame in labelled_frames(path, system, reading)]
         return SpeciesTable.of([*self.geometries, *self.pool, *frames])
 
+    @cached_property
+    def isolated(self) -> dict[int, float]:
+        """Energies of isolated atoms, eV by atomic number, as the config or the initial dataset gives them."""
+        given = self.config.initial.dataset
+        config = self.config
+        found = {} if given is None else frames_and_atoms(given, config.system, config.initial)[1]
+        found |= given_references(self.config.training)
+        return {z: found[z] for z in self.species.numbers if z in found}
+
     def source(self, advance: Advance) -> Source:
         """What labelled sets are made with.
 
@@ -302,7 +314,7 @@ class Workshop:
     @cached_property
     def ensemble(self) -> AnyEnsemble:
         """Models and members."""
-        return build_ensemble(self.config.model, self.config.ensemble, self.species)
+        return build_ensemble(self.config.model, self.config.ensemble, self.species, self.isolated)
 
     @cached_property
     def trainer(self) -> AnyTrainer:
@@ -312,8 +324,9 @@ class Workshop:
     def _trainer(self, capacity: Capacity) -> AnyTrainer:
         self.measured["training"] = asdict(capacity)
         config = self.config
+        dtype = np.dtype(config.precision)
         return build_trainer(
-            config.model, config.ensemble, self.species, capacity, config.training, np.dtype(config.precision)
+            config.model, config.ensemble, self.species, capacity, config.training, dtype, self.isolated
         )
 
     @cached_property
@@ -357,6 +370,8 @@ class Workshop:
                     reference_energies=references,
                     on_epoch=on_epoch,
                     steps=steps,
+                    say=self.progress.message,
+                    weights_key=named_key(self.config.seed, "bootstrap"),
                     checkpoint=checkpoint,
                 )
             except CapacityError as error:

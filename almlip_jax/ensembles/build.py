@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -32,15 +33,20 @@ def member_models(model: ModelSettings, ensemble: EnsembleSettings) -> list[tupl
     return list(zip(changed, variants, counts, strict=True))
 
 
-def build_ensemble(model: ModelSettings, ensemble: EnsembleSettings, species: SpeciesTable) -> AnyEnsemble:
-    """The ensemble that some settings describe, for a species table.
+def build_ensemble(
+    model: ModelSettings, ensemble: EnsembleSettings, species: SpeciesTable, isolated: Collection[int] = ()
+) -> AnyEnsemble:
+    """The ensemble that some settings describe, for a species table; ``isolated`` as for `build_model`.
 
     Raises:
         InputError: a variant does not give a valid model.
     """
     heads = Heads(ensemble.heads, ensemble.likelihood)
     return joined(
-        [Ensemble(build_model(one, species), count, heads=heads) for one, _, count in member_models(model, ensemble)]
+        [
+            Ensemble(build_model(one, species, isolated), count, heads=heads)
+            for one, _, count in member_models(model, ensemble)
+        ]
     )
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from almlip_jax.ensembles.heads import Heads
 from almlip_jax.ensembles.prediction import Committee, Prediction, committee_statistics
 from almlip_jax.keys import named_stream
-from almlip_jax.models.base import Geometry, Model, Params
+from almlip_jax.models.base import Geometry, Model, Params, Survey
 from almlip_jax.structures.graph import Graph, forces_and_virial, lone_atom, sum_over_atoms, values_at_neighbors
 from almlip_jax.structures.species import SpeciesTable
 
@@ -86,9 +86,13 @@ class Ensemble:
         count, width = len(self.species), self._num_features
         return {"model": models, "heads": jax.vmap(lambda k: self.heads.init(k, count, width))(of_heads)}
 
-    def standardise(self, params: Params, sample: Graph, energy_scale: float) -> Params:
-        """The parameters with the constants of every model set from typical structures and an energy scale in eV."""
-        models = jax.vmap(lambda one: self.model.standardise(one, sample, energy_scale))(self._model_part(params))
+    def survey(self, graph: Graph) -> Survey:
+        """What `standardise` has to know of some structures; the surveys of several graphs add up."""
+        return self.model.survey(graph)
+
+    def standardise(self, params: Params, survey: Survey, energy_scale: float) -> Params:
+        """The parameters with the constants of every model set from a survey of data and an energy scale in eV."""
+        models = jax.vmap(lambda one: self.model.standardise(one, survey, energy_scale))(self._model_part(params))
         if self.heads.plain:
             return models
         return {"model": models, "heads": self.heads.standardise(params["heads"], energy_scale)}

@@ -38,6 +38,9 @@ class EnsembleSettings(Settings):
     structures is left out of each model)."""
     bootstrap_variance: float = Field(default=0.1, gt=0, le=100.0)
     """Variance of gamma weights: more makes the members differ more, and each of them less accurate."""
+    order: Literal["shared", "own"] = "shared"
+    """Order of the structures in training: one for all models, so that geometry is computed once for all of them; or
+    one of its own for each, which makes members differ more and training slower."""
     variants: tuple[VariantSettings, ...] = ()
     """A committee of architectures: the models take these variants in turn; none makes all of them equal."""
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Annotated, Any, TypeAlias
 
 from pydantic import Discriminator, Tag
 
-from almlip_jax.models.base import AtomicOutput, Geometry, Model, Params
+from almlip_jax.models.anchored import Anchored
+from almlip_jax.models.base import AtomicOutput, Geometry, Model, Params, Survey
 from almlip_jax.models.mace import Mace, MaceSettings
 from almlip_jax.models.nequip import Nequip, NequipSettings
 from almlip_jax.models.repulsion import WithRepulsion, zbl_pair_energy
@@ -28,8 +30,18 @@ ModelSettings: TypeAlias = Annotated[
 """Settings of any model, told apart by ``kind``; the shared-density model where there is none."""
 
 
-def build_model(settings: SharedDensitySettings | MaceSettings | NequipSettings, species: SpeciesTable) -> Model:
-    """The model that some settings describe, for a species table."""
+def build_model(
+    settings: SharedDensitySettings | MaceSettings | NequipSettings,
+    species: SpeciesTable,
+    isolated: Collection[int] = (),
+) -> Model:
+    """The model that some settings describe, for a species table.
+
+    Args:
+        settings: of the model.
+        species: the species table.
+        isolated: atomic numbers of the elements whose isolated atoms have exactly their reference energies.
+    """
     model: Model
     match settings:
         case SharedDensitySettings():
@@ -38,10 +50,13 @@ def build_model(settings: SharedDensitySettings | MaceSettings | NequipSettings,
             model = Mace(settings, species)
         case NequipSettings():
             model = Nequip(settings, species)
-    return WithRepulsion(model) if settings.repulsion else model
+    if settings.repulsion:
+        model = WithRepulsion(model)
+    return Anchored(model, tuple(sorted(isolated))) if isolated else model
 
 
 __all__ = [
+    "Anchored",
     "AtomicOutput",
     "Geometry",
     "Mace",
@@ -53,6 +68,7 @@ __all__ = [
     "Params",
     "SharedDensity",
     "SharedDensitySettings",
+    "Survey",
     "WithRepulsion",
     "build_model",
     "zbl_pair_energy",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Protocol, TypeAlias
 
 import jax
+import jax.numpy as jnp
 from flax import struct
 from pydantic import Field
 
@@ -20,6 +21,9 @@ Params: TypeAlias = Any
 Geometry: TypeAlias = Any
 """A pytree of arrays that a model derives from a graph without using a parameter."""
 
+Survey: TypeAlias = Any
+"""A pytree of sums over atoms, from which a model's constants follow; surveys of graphs add up to one of all."""
+
 
 @struct.dataclass
 class AtomicOutput:
@@ -32,6 +36,32 @@ class AtomicOutput:
 
     energy: jax.Array
     features: jax.Array
+
+
+LEAST_SQUARE = 1e-4
+"""Mean square below which a sum over neighbours counts as empty: a single one close to the cutoff."""
+
+
+def sums_by_degree(squares: jax.Array, incoherent: jax.Array, graph: Graph, l_max: int) -> Survey:
+    """A survey of sums over neighbours.
+
+    Args:
+        squares: [(l_max + 1)^2, A] mean square of each component.
+        incoherent: [(l_max + 1)^2, A] the same if the neighbours' contributions had random signs.
+        graph: whose atoms these are.
+        l_max: highest degree.
+
+    Returns:
+        sums over the atoms, of each degree its mean over components: ``squares`` and ``incoherent`` [l_max + 1], and
+        the number of ``atoms``.
+    """
+
+    def of_degrees(values: jax.Array) -> jax.Array:
+        total = jnp.sum(jnp.where(graph.atom_mask, values, 0), axis=-1)
+        return jnp.stack([jnp.mean(total[l * l : (l + 1) ** 2]) for l in range(l_max + 1)])
+
+    atoms = jnp.sum(graph.atom_mask.astype(squares.dtype))
+    return {"squares": of_degrees(squares), "incoherent": of_degrees(incoherent), "atoms": atoms}
 
 
 class Model(Protocol):
@@ -69,12 +99,18 @@ class Model(Protocol):
         """Fresh parameters of one model, for densities and energies of order one."""
         ...
 
-    def standardise(self, params: Params, sample: Graph, energy_scale: float) -> Params:
+    def survey(self, graph: Graph) -> Survey:
+        """What `standardise` has to know of some structures, as sums over their atoms."""
+        ...
+
+    def standardise(self, params: Params, survey: Survey, energy_scale: float) -> Params:
         """The parameters with their constants set from data: training does not change them again.
 
         Args:
             params: of one model.
-            sample: typical structures; inputs are scaled to order one on them.
+            survey: of the structures to be learned from, the sum of those of all batches; inputs are scaled to order
+                one on them, but no further up than disorder would do (perfect crystals have no density of some
+                degrees).
             energy_scale: eV, by how much the energy of an atom varies.
         """
         ...

@@ -24,7 +24,7 @@ import numpy as np
 from flax import struct
 from pydantic import Field
 
-from almlip_jax.models.base import AtomicOutput, Params, Width
+from almlip_jax.models.base import LEAST_SQUARE, AtomicOutput, Params, Survey, Width, sums_by_degree
 from almlip_jax.models.bilinear import Irreps, clebsch_gordan
 from almlip_jax.models.edges import EdgeBasis, edge_vectors, expand_edges
 from almlip_jax.models.layout import side_by_side, stack, unstack
@@ -201,13 +201,9 @@ def by_degree(blocks: Sequence[jax.Array], degrees: Sequence[int]) -> list[jax.A
     ]
 
 
-def message_scale(sample: Graph, radial: jax.Array) -> jax.Array:
-    """Scale that gives a sum over neighbours of linear radial functions with random weights variance 1, scalar."""
-    squares = jnp.where(sample.edge_mask, jnp.mean(radial**2, axis=-1), 0)
-    per_atom = jnp.sum(jnp.where(sample.atom_mask, jnp.sum(squares, axis=1), 0)) / jnp.maximum(
-        jnp.sum(sample.atom_mask), 1
-    )
-    return jax.lax.rsqrt(jnp.maximum(per_atom, 1e-12))
+def incoherent_sums(graph: Graph, radial: jax.Array) -> jax.Array:
+    """Variance of a sum over neighbours of linear radial functions [A, K, B] with random weights, for each atom [A]."""
+    return jnp.sum(jnp.where(graph.edge_mask, jnp.mean(radial**2, axis=-1), 0), axis=1)
 
 
 class ConvolutionalSettings(Settings):
@@ -288,11 +284,16 @@ class ConvolutionalModel(ABC):
         lone = lone_atom()
         return self.module.init(key, self.geometry(lone), lone)["params"]
 
-    def standardise(self, params: Params, sample: Graph, energy_scale: float) -> Params:
+    def survey(self, graph: Graph) -> Survey:
+        """Variances of sums over neighbours."""
+        incoherent = incoherent_sums(graph, self.geometry(graph).radial)[None]
+        return sums_by_degree(incoherent, incoherent, graph, 0)
+
+    def standardise(self, params: Params, survey: Survey, energy_scale: float) -> Params:
         """Sets the scale of messages and that of the energy; see `Model.standardise`."""
-        scale = message_scale(sample, self.geometry(sample).radial)
+        square = jnp.maximum(survey["incoherent"][0] / jnp.maximum(survey["atoms"], 1), LEAST_SQUARE)
         return params | {
-            "message_scale": jnp.full_like(params["message_scale"], scale),
+            "message_scale": jnp.full_like(params["message_scale"], jax.lax.rsqrt(square)),
             "energy_scale": jnp.full_like(params["energy_scale"], energy_scale),
         }
 

@@ -34,7 +34,7 @@ import numpy as np
 from flax import struct
 from pydantic import Field
 
-from almlip_jax.models.base import Params
+from almlip_jax.models.base import LEAST_SQUARE, Params, Survey, sums_by_degree
 from almlip_jax.models.bilinear import Irreps, Table, bilinear, clebsch_gordan, couplings
 from almlip_jax.models.convolution import (
     ConvolutionalModel,
@@ -48,7 +48,7 @@ from almlip_jax.models.convolution import (
     constant,
     convolve,
     edge_functions,
-    message_scale,
+    incoherent_sums,
     paths_between,
 )
 from almlip_jax.models.layout import side_by_side, split, stack, unstack
@@ -133,22 +133,25 @@ class Mace(ConvolutionalModel):
             count=s.radial,
         )
 
-    def standardise(self, params: Params, sample: Graph, energy_scale: float) -> Params:
+    def survey(self, graph: Graph) -> Survey:
+        """Mean squares of sums over neighbours, without weights and for harmonics of random sign."""
+        s = self.settings
+        edges = self._plain_edges(graph)
+        count = (s.l_max + 1) ** 2
+        incoherent = jnp.broadcast_to(incoherent_sums(graph, edges.radial), (count, len(graph.atom_mask)))
+        if s.radial_hidden:
+            return sums_by_degree(incoherent, incoherent, graph, s.l_max)
+        total = jnp.einsum("alk,akb->lab", jnp.concatenate(edges.coupled, axis=1), edges.radial)  # [LM, A, B]
+        return sums_by_degree(jnp.mean(total**2, axis=-1), incoherent, graph, s.l_max)
+
+    def standardise(self, params: Params, survey: Survey, energy_scale: float) -> Params:
         """Sets the scale of messages, for each degree of the edges, and that of the energy; see `Model.standardise`.
 
-        A sum over neighbours is taken to be as large as it is on the sample without weights, or as for harmonics of
-        random sign if that is more: by symmetry, the former may vanish where the neighbours' features do not.
+        A sum over neighbours is taken to be as large as it is without weights, or as for harmonics of random sign if
+        that is more: by symmetry, the former may vanish where the neighbours' features do not.
         """
-        s = self.settings
-        edges = self._plain_edges(sample)
-        squares = jnp.broadcast_to(message_scale(sample, edges.radial) ** -2, (s.l_max + 1,))
-        if not s.radial_hidden:
-            total = jnp.einsum("alk,akb->alb", jnp.concatenate(edges.coupled, axis=1), edges.radial)  # [A, LM, B]
-            mask = sample.atom_mask[:, None]
-            per_atom = jnp.where(mask, jnp.mean(total**2, axis=-1), 0)
-            mean = jnp.sum(per_atom, axis=0) / jnp.maximum(jnp.sum(mask), 1)
-            blocks = [jnp.mean(mean[degree**2 : (degree + 1) ** 2]) for degree in range(s.l_max + 1)]
-            squares = jnp.maximum(jnp.stack(blocks), squares)
+        squares = jnp.maximum(survey["squares"], survey["incoherent"]) / jnp.maximum(survey["atoms"], 1)
+        squares = jnp.maximum(squares, LEAST_SQUARE)
         return params | {
             "message_scale": jax.lax.rsqrt(squares).astype(params["message_scale"].dtype),
             "energy_scale": jnp.full_like(params["energy_scale"], energy_scale),

@@ -11,7 +11,7 @@ from ase.data import covalent_radii
 from ase.units import _e, _eps0
 from flax import struct
 
-from almlip_jax.models.base import AtomicOutput, Geometry, Model, Params
+from almlip_jax.models.base import AtomicOutput, Geometry, Model, Params, Survey
 from almlip_jax.models.radial import polynomial_cutoff
 from almlip_jax.structures.graph import Graph
 from almlip_jax.structures.species import SpeciesTable
@@ -96,9 +96,13 @@ class WithRepulsion:
         """Fresh parameters of the model underneath."""
         return self.inner.init(key)
 
-    def standardise(self, params: Params, sample: Graph, energy_scale: float) -> Params:
+    def survey(self, graph: Graph) -> Survey:
         """That of the model underneath."""
-        return self.inner.standardise(params, sample, energy_scale)
+        return self.inner.survey(graph)
+
+    def standardise(self, params: Params, survey: Survey, energy_scale: float) -> Params:
+        """That of the model underneath."""
+        return self.inner.standardise(params, survey, energy_scale)
 
     def with_species(self, params: Params, fresh: Params, wanted: SpeciesTable) -> Params:
         """That of the model underneath."""

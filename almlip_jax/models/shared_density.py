@@ -34,7 +34,7 @@ import numpy as np
 from flax import struct
 from pydantic import Field, model_validator
 
-from almlip_jax.models.base import AtomicOutput, Params, Width
+from almlip_jax.models.base import LEAST_SQUARE, AtomicOutput, Params, Survey, Width, sums_by_degree
 from almlip_jax.models.bilinear import Irreps, bilinear, couplings, inner_products
 from almlip_jax.models.edges import EdgeBasis, edge_vectors, expand_edges
 from almlip_jax.models.layout import side_by_side, split, unstack
@@ -100,6 +100,7 @@ class SharedDensitySettings(Settings):
 
 
 _AMPLITUDE = 2.0  # root mean square of the scaled density: products of higher order then learn as fast as lower ones
+_LEAST_ORDER = 0.1  # least mean square of a degree, as a share of that of neighbours at random: symmetry may leave none
 _LAST = 0.1  # spread of the last layer at the start: first forces are small and the first steps stable
 
 
@@ -164,14 +165,23 @@ class SharedDensity:
         lone = lone_atom()
         return self._module.init(key, self.geometry(lone), lone)["params"]
 
-    def standardise(self, params: Params, sample: Graph, energy_scale: float) -> Params:
+    def survey(self, graph: Graph) -> Survey:
+        """Mean squares of the density, degree by degree, and what they would be if neighbours stood at random."""
+        s = self.settings
+        values = self.geometry(graph).values
+        squares = jnp.mean((values * _smoothness(s, values.shape[-1])) ** 2, axis=-1)  # [LM, A]
+        radial, harmonics = _edge_functions(graph, s)
+        codes = neighbor_code(graph, self.species, s.species_channels, radial.dtype)  # [A, K, S']
+        smooth = _smoothness(s, s.radial)[:, None]
+        of_edges = jnp.mean(codes**2, axis=-1) * jnp.mean((radial * smooth) ** 2, axis=1)  # [A, K]
+        incoherent = jnp.einsum("alk,ak->la", harmonics**2, of_edges)
+        return sums_by_degree(squares, incoherent, graph, s.l_max)
+
+    def standardise(self, params: Params, survey: Survey, energy_scale: float) -> Params:
         """Sets the scale of the density, degree by degree, and that of the energy; see `Model.standardise`."""
-        values = self.geometry(sample).values
-        squares = (values * _smoothness(self.settings, values.shape[-1])) ** 2  # [LM, A, F]
-        atoms = jnp.maximum(jnp.sum(sample.atom_mask), 1)
-        per_component = jnp.sum(jnp.where(sample.atom_mask, jnp.mean(squares, axis=-1), 0), axis=-1) / atoms
-        blocks = [jnp.mean(per_component[l * l : (l + 1) ** 2]) for l in range(self.settings.l_max + 1)]
-        scale = _AMPLITUDE / jnp.sqrt(jnp.maximum(jnp.stack(blocks), 1e-12))
+        found = survey["squares"] / jnp.maximum(survey["atoms"], 1)
+        at_random = survey["incoherent"] / jnp.maximum(survey["atoms"], 1)
+        scale = _AMPLITUDE / jnp.sqrt(jnp.maximum(jnp.maximum(found, _LEAST_ORDER * at_random), LEAST_SQUARE))
         return params | {
             "density_scale": scale.astype(params["density_scale"].dtype),
             "energy_scale": jnp.full_like(params["energy_scale"], energy_scale),

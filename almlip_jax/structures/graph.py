@@ -68,17 +68,22 @@ class Targets:
 
 def lone_atom() -> Graph:
     """A graph of one atom with one slot for a neighbour that is not there: enough to find the shapes of parameters."""
-    index, flag = jnp.zeros((1, 1), jnp.int32), jnp.ones((1,), bool)
+    return lone_atoms(1, jnp.zeros(()).dtype)
+
+
+def lone_atoms(number: int, dtype: jnp.dtype) -> Graph:
+    """A graph of isolated atoms, one of each of so many species, each a structure of its own."""
+    index, flag = jnp.arange(number, dtype=jnp.int32), jnp.ones((number,), bool)
     return Graph(
-        species=index[0],
-        vectors=jnp.zeros((1, 1, 3)),
-        neighbors=index,
-        edge_mask=jnp.zeros((1, 1), bool),
-        reverse=index,
+        species=index,
+        vectors=jnp.zeros((number, 1, 3), dtype),
+        neighbors=index[:, None],
+        edge_mask=jnp.zeros((number, 1), bool),
+        reverse=jnp.zeros((number, 1), jnp.int32),
         atom_mask=flag,
-        structure=index[0],
+        structure=index,
         structure_mask=flag,
-        volume=jnp.ones((1,)),
+        volume=jnp.ones((number,), dtype),
     )
 
 

@@ -28,6 +28,7 @@ from almlip_jax.structures.weights import normalise_weights
 __all__ = [
     "check_structure",
     "count_structures",
+    "iterate_elements",
     "iterate_structures",
     "read_cfg",
     "read_structures",
@@ -70,7 +71,7 @@ def read_structures(
         forces_key: where the forces are.
         stress_key: where the stresses are.
         virial_key: where the virials are.
-        require_labels: refuse structures without energy or forces.
+        require_labels: refuse structures without energy or forces (isolated atoms need no forces).
         ignore_labels: leave the labels out unseen.
         type_numbers: atomic number of each type of a ``cfg`` file, from type 0 on.
 
@@ -134,6 +135,17 @@ def count_structures(path: str | Path, *, format: str | None = None) -> int | No
     if kind == "cfg":
         return count_cfg(path)
     return None
+
+
+def iterate_elements(
+    path: str | Path, *, format: str | None = None, type_numbers: Sequence[int] | None = None
+) -> Iterator[np.ndarray]:
+    """Atomic numbers [N] of each structure of a file; nothing else of them is checked.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    return (atoms.numbers for atoms in _frames(Path(path), format, type_numbers))
 
 
 def _labelled(

@@ -261,8 +261,15 @@ def plan_batches(
     Raises:
         CapacityError: one structure is larger than a batch, or the plan is longer than its capacity.
     """
-    padding_atom = packed.data.species.shape[0] - 1
-    padding_structure = packed.data.energy.shape[0] - 1
+    return lay_out(packed, fill_batches(packed, order, shape), shape, capacity)
+
+
+def fill_batches(packed: Packed, order: np.ndarray, shape: BatchShape) -> list[list[int]]:
+    """Indices of the structures of each batch, filled greedily in the given order.
+
+    Raises:
+        CapacityError: one structure is larger than a batch.
+    """
     batches: list[list[int]] = []
     filled = shape.atoms + 1
     for index in order.tolist():
@@ -274,6 +281,15 @@ def plan_batches(
             filled = 0
         batches[-1].append(index)
         filled += size
+    return batches
+
+
+def lay_out(
+    packed: Packed, batches: Sequence[Sequence[int]], shape: BatchShape, capacity: int | None = None
+) -> tuple[BatchPlan, int]:
+    """The plan of some batches, and their number; arguments and errors as for `plan_batches`."""
+    padding_atom = packed.data.species.shape[0] - 1
+    padding_structure = packed.data.energy.shape[0] - 1
     capacity = capacity or max(len(batches), 1)
     if len(batches) > capacity:
         raise CapacityError(f"{len(batches)} batches do not fit into a plan of {capacity}.")
@@ -281,7 +297,7 @@ def plan_batches(
     structure = np.zeros((capacity, shape.atoms), np.int32)
     ids = np.full((capacity, shape.structures), padding_structure, np.int32)
     for step, members in enumerate(batches):
-        sizes = packed.counts[members]
+        sizes = packed.counts[list(members)]
         flat = np.concatenate([np.arange(packed.offsets[i], packed.offsets[i] + packed.counts[i]) for i in members])
         atoms[step, : len(flat)] = flat
         structure[step, : len(flat)] = np.repeat(np.arange(len(members)), sizes)

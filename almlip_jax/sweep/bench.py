@@ -95,6 +95,10 @@ class SystemBench:
         """The random stream of a round, the same for every selector."""
         return named_key(seed, "sweep", self.pool.name, purpose, number)
 
+    def weights_key(self, seed: int) -> Any:
+        """The random stream of the members' weights of structures, the same for every selector and round."""
+        return named_key(seed, "sweep", self.pool.name, "bootstrap")
+
     def identity(self, group: Group, lane: int) -> dict[str, Any]:
         """All that the results of a member of a group depend on; what it is called says the rest."""
         member, settings = group.members[lane], self.settings
@@ -109,6 +113,7 @@ class SystemBench:
             "precision": self.config.precision,
             "capacity (rounds, batch_sizes)": asdict(self.capacity),
             "place side by side": [lane, group.width],
+            "energies of isolated atoms": {str(z): energy for z, energy in self.isolated.items()},
         }
         readings = settings.readings
         if readings:
@@ -120,6 +125,11 @@ class SystemBench:
         return cast(dict[str, Any], plain(found))
 
     # -- training -----------------------------------------------------------------------------------------------------
+
+    @property
+    def isolated(self) -> dict[int, float]:
+        """Energies of isolated atoms that occur, eV by atomic number."""
+        return {z: self.pool.isolated[z] for z in self.pool.species.numbers if z in self.pool.isolated}
 
     @cached_property
     def largest_dataset(self) -> int:
@@ -143,11 +153,17 @@ class SystemBench:
                 self.capacity,
                 self.settings.training,
                 np.dtype(self.config.precision),
+                self.isolated,
             )
         return self._trainers[size]
 
     def train(
-        self, size: int, width: int, jobs: Mapping[int, Job], on_epoch: Callable[[EpochReport], None]
+        self,
+        size: int,
+        width: int,
+        jobs: Mapping[int, Job],
+        on_epoch: Callable[[EpochReport], None],
+        say: Callable[[str], None],
     ) -> dict[int, TrainingResult]:
         """Trains some lanes of a group; the others do the same work as one of these, which nobody looks at.
 
@@ -158,6 +174,7 @@ class SystemBench:
             width: number of lanes.
             jobs: by lane, with datasets of one size.
             on_epoch: told of the first of them.
+            say: told of models that diverged.
         """
         if size not in self._side_by_side:
             trainer = self.trainer(size)
@@ -166,7 +183,7 @@ class SystemBench:
         told = min(jobs)
         filled = [jobs.get(lane, jobs[told]) for lane in range(width)]
         results = self._side_by_side[size].train(
-            filled, on_epoch=lambda lane, report: on_epoch(report) if lane == told else None
+            filled, on_epoch=lambda lane, report: on_epoch(report) if lane == told else None, say=say
         )
         return {lane: results[lane] for lane in jobs}
 
@@ -275,10 +292,11 @@ class Bench:
         tools, member = self.of(group), group.members[lane]
         potential = Potential(
             settings=tools.settings.model,
-            members=members_of(tools.settings, member.ensemble_size),
+            members=result.members(members_of(tools.settings, member.ensemble_size)),
             species=tools.pool.species,
             params=result.params,
             reference_energies=references,
+            isolated=frozenset(tools.isolated),
             metadata={
                 "sweep": member.name,
                 "round": number,

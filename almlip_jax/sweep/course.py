@@ -15,12 +15,14 @@ from ase import Atoms
 
 from almlip_jax.campaign.batch import VALIDATION_ERROR
 from almlip_jax.errors import InputError
+from almlip_jax.fitting import kept_references
 from almlip_jax.potential import Potential
 from almlip_jax.progress import Progress, reaching
+from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.sweep.bench import Bench, SystemBench
 from almlip_jax.sweep.points import First, Group, Point, first_of
 from almlip_jax.sweep.records import FirstRecord, PointState, RoundRecord, Scores
-from almlip_jax.training import CommitteeTrainer, EpochReport, Job, TrainingResult, checkpoint, reference_energies
+from almlip_jax.training import CommitteeTrainer, EpochReport, Job, TrainingResult, checkpoint, find_references
 
 OnRound = Callable[[], None]
 """Told when a round of a group is complete."""
@@ -38,12 +40,14 @@ class _Training:
         member: whose it is.
         dataset: what it is trained on.
         start: potential whose parameters it begins with, or None for fresh ones.
+        met: elements that this potential has learned of.
     """
 
     lane: int
     member: First | Point
     dataset: list[Atoms]
     start: Potential | None = None
+    met: frozenset[int] = frozenset()
 
 
 def train_firsts(bench: Bench, group: Group, progress: Progress, on_round: OnRound) -> None:
@@ -140,8 +144,12 @@ class Course:
     def training(self) -> _Training:
         """What the next round trains."""
         dataset = self.tools.dataset(self.point.seed, self.state.picked)
-        start = self._last_potential() if self.bench.config.warm_start else None
-        return _Training(self.lane, self.point, dataset, start)
+        if not self.bench.config.warm_start:
+            return _Training(self.lane, self.point, dataset)
+        start = self._last_potential()
+        before = self.tools.dataset(self.point.seed, self.state.picked[: -len(self.state.rounds[-1].picks)])
+        met = frozenset(SpeciesTable.of(before).numbers) | start.isolated
+        return _Training(self.lane, self.point, dataset, start, met)
 
     def complete(self, progress: Progress) -> None:
         """Tests, selects and labels with the potential of the round, and makes the round durable."""
@@ -221,7 +229,8 @@ def _trained(
         same = [one for one in missing if len(one.dataset) == size]
         with _told(bench, same[0], progress) as on_epoch:
             began = time.monotonic()
-            results = (_alone if group.width == 1 else _side_by_side)(bench, group, same, number, on_epoch)
+            train = _alone if group.width == 1 else _side_by_side
+            results = train(bench, group, same, number, on_epoch, progress.message)
             seconds = (time.monotonic() - began) / len(same)
         for one in same:
             found[one.lane] = bench.keep(group, one.lane, number, *results[one.lane], seconds)
@@ -244,7 +253,12 @@ _Trained = dict[int, tuple[TrainingResult, dict[int, float]]]
 
 
 def _alone(
-    bench: Bench, group: Group, trainings: Sequence[_Training], number: int, on_epoch: Callable[[EpochReport], None]
+    bench: Bench,
+    group: Group,
+    trainings: Sequence[_Training],
+    number: int,
+    on_epoch: Callable[[EpochReport], None],
+    say: Callable[[str], None],
 ) -> _Trained:
     """The only training of a group, which goes on where it was interrupted."""
     (one,) = trainings
@@ -256,13 +270,20 @@ def _alone(
         tools.key(one.member.seed, "train", number),
         reference_energies=references,
         on_epoch=on_epoch,
+        say=say,
+        weights_key=tools.weights_key(one.member.seed),
         checkpoint=bench.folder.unfinished_training(one.member),
     )
     return {one.lane: (result, references)}
 
 
 def _side_by_side(
-    bench: Bench, group: Group, trainings: Sequence[_Training], number: int, on_epoch: Callable[[EpochReport], None]
+    bench: Bench,
+    group: Group,
+    trainings: Sequence[_Training],
+    number: int,
+    on_epoch: Callable[[EpochReport], None],
+    say: Callable[[str], None],
 ) -> _Trained:
     tools = bench.of(group)
     references = {one.lane: _references(tools, one) for one in trainings}
@@ -272,14 +293,15 @@ def _side_by_side(
             tools.key(one.member.seed, "train", number),
             references[one.lane],
             None if one.start is None else one.start.params,
+            tools.weights_key(one.member.seed),
         )
         for one in trainings
     }
-    results = tools.train(trainings[0].member.ensemble_size, group.width, jobs, on_epoch)
+    results = tools.train(trainings[0].member.ensemble_size, group.width, jobs, on_epoch, say)
     return {lane: (result, references[lane]) for lane, result in results.items()}
 
 
 def _references(tools: SystemBench, one: _Training) -> dict[int, float]:
     if one.start is not None:
-        return dict(one.start.reference_energies)
-    return reference_energies(one.dataset, tools.pool.species)
+        return kept_references(one.start, one.dataset, one.met)
+    return find_references(one.dataset, tools.pool.species, isolated=tools.isolated).energies

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from ase import Atoms
 
-from almlip_jax.campaign.preparation import geometry_key, labelled_frames
+from almlip_jax.campaign.preparation import frames_and_atoms, geometry_key
 from almlip_jax.campaign.settings import SystemSettings
 from almlip_jax.errors import InputError
 from almlip_jax.keys import numpy_generator
@@ -20,7 +19,7 @@ from almlip_jax.structures.io import read_structures
 from almlip_jax.structures.labels import hint_of_keys, label_difference
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.sweep.settings import SweepConfig, SweepSystem
-from almlip_jax.training import Capacity, TrainingSettings, plan_capacity
+from almlip_jax.training import Capacity, TrainingSettings, given_references, longest_epoch, plan_capacity
 
 
 @dataclass(frozen=True)
@@ -47,6 +46,7 @@ class LabelledPool:
         tests: the test sets one after the other, ``info["group"]`` the name of each.
         given: the initial set where it is a file.
         files: hash of the content of every file.
+        isolated: energies of isolated atoms, eV by atomic number, as settings or files give them.
         notes: what the user should know of labels that contradict each other.
     """
 
@@ -56,6 +56,7 @@ class LabelledPool:
     tests: list[Atoms]
     given: list[Atoms]
     files: tuple[str, ...]
+    isolated: dict[int, float]
     notes: tuple[str, ...] = ()
 
     @cached_property
@@ -87,7 +88,7 @@ def read_pool(config: SweepConfig, name: str) -> LabelledPool:
     """
     settings = config.systems[name]
     files = [config.file(path) for path in settings.pool_files]
-    frames = labelled_frames(files, SystemSettings(), settings)
+    frames, isolated = frames_and_atoms(files, SystemSettings(), settings)
     tests: list[Atoms] = []
     for group, test in settings.tests.items():
         chosen = read_structures(config.file(test.file), **test.otherwise(settings).arguments)[:: test.every]
@@ -102,10 +103,13 @@ def read_pool(config: SweepConfig, name: str) -> LabelledPool:
     given: list[Atoms] = []
     if isinstance(settings.initial, Path):
         files.append(config.file(settings.initial))
-        given = labelled_frames(files[-1], SystemSettings(), settings)
+        given, atoms = frames_and_atoms(files[-1], SystemSettings(), settings)
+        isolated |= atoms
     known = {_geometry(frame): frame for frame in [*tests, *given]}
+    isolated |= given_references(settings.training)
     usable, notes = _fresh(frames, known)
-    pool = LabelledPool(name, frames, usable, tests, given, tuple(_hash(path) for path in files), notes)
+    hashes = tuple(_hash(path) for path in files)
+    pool = LabelledPool(name, frames, usable, tests, given, hashes, isolated, notes)
     _check_size(pool, config)
     return pool
 
@@ -154,10 +158,9 @@ def plan_for_budget(pool: LabelledPool, cutoff: float, training: TrainingSetting
         largest_dataset: structures at the end, those of the initial set among them.
     """
     structures = [*pool.given, *pool.frames]
-    batch, batch_size = plan_capacity(structures, cutoff, training).batch, training.batch_size
+    batch = plan_capacity(structures, cutoff, training).batch
     atoms = int(np.sort([len(frame) for frame in structures])[-largest_dataset:].sum())
-    epoch = math.ceil(largest_dataset / batch_size)
-    if not pool.uniform:
-        # a batch is closed where the next structure does not fit: any two in a row hold more atoms than there is room
-        epoch = min(largest_dataset, epoch + 2 * atoms // batch.atoms + 1)
-    return Capacity(batch=batch, atoms=atoms + 1, structures=largest_dataset + 1, steps=epoch + training.validate_every)
+    slots = min(training.batch_size, largest_dataset)
+    batch = replace(batch, atoms=min(batch.atoms, atoms), structures=slots)
+    steps = longest_epoch(largest_dataset, atoms, batch, uniform=pool.uniform) + training.validate_every
+    return Capacity(batch=batch, atoms=atoms + 1, structures=largest_dataset + 1, steps=steps)

@@ -2,8 +2,17 @@
 
 from almlip_jax.ensembles.settings import EnsembleSettings
 from almlip_jax.training.committee import AnyTrainer, CommitteeTrainer, build_trainer, check_training
-from almlip_jax.training.dataset import Capacity, plan_capacity, validation_part
-from almlip_jax.training.reference import reference_energies
+from almlip_jax.training.dataset import Capacity, longest_epoch, plan_capacity, validation_part
+from almlip_jax.training.reference import (
+    References,
+    doubts,
+    find_references,
+    given_references,
+    is_isolated_atom,
+    isolated_atom_energies,
+    reference_energies,
+    without_isolated_atoms,
+)
 from almlip_jax.training.settings import LossSettings, SecondStageSettings, TrainingSettings
 from almlip_jax.training.side_by_side import Job, SideBySideTrainer
 from almlip_jax.training.trainer import EpochReport, Trainer, TrainingResult
@@ -16,6 +25,7 @@ __all__ = [
     "EpochReport",
     "Job",
     "LossSettings",
+    "References",
     "SecondStageSettings",
     "SideBySideTrainer",
     "Trainer",
@@ -23,7 +33,14 @@ __all__ = [
     "TrainingSettings",
     "build_trainer",
     "check_training",
+    "doubts",
+    "find_references",
+    "given_references",
+    "is_isolated_atom",
+    "isolated_atom_energies",
+    "longest_epoch",
     "plan_capacity",
     "reference_energies",
     "validation_part",
+    "without_isolated_atoms",
 ]

@@ -20,6 +20,8 @@ import numpy as np
 from almlip_jax.files import PARTIAL, replacing
 
 _FILE = "training.npz"
+AGAIN = "again"
+"""Folder beside the file, for models that are trained a second time."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def load(folder: Path, whose: str) -> Saved | None:
 def discard(folder: Path) -> None:
     """Removes what `save` wrote, half or whole, once the result of the training is kept elsewhere."""
     if folder.is_dir():
-        for part in folder.glob("group_*"):  # of a committee of architectures
+        for part in (folder / AGAIN, *folder.glob("group_*")):  # of a committee of architectures
             discard(part)
         for file in (folder / _FILE, *folder.glob(f".*{PARTIAL}*")):
             file.unlink(missing_ok=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
@@ -18,7 +18,7 @@ from almlip_jax.models import ModelSettings, Params
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.training.dataset import Capacity
 from almlip_jax.training.settings import TrainingSettings, check_losses
-from almlip_jax.training.trainer import EpochReport, Trainer, TrainingResult
+from almlip_jax.training.trainer import EpochReport, Trainer, TrainingResult, weights_key_of
 
 
 class CommitteeTrainer:
@@ -44,13 +44,17 @@ class CommitteeTrainer:
         reference_energies: dict[int, float],
         on_epoch: Callable[[EpochReport], None] | None = None,
         steps: int | None = None,
+        validation: Sequence[Atoms] = (),
+        weights_key: jax.Array | None = None,
+        say: Callable[[str], None] | None = None,
         checkpoint: Path | None = None,
         checkpoint_every: int = 10,
     ) -> TrainingResult:
         """Trains all members; see `Trainer.train`.  Reports speak of all models, NaN for those that wait."""
         results: list[TrainingResult] = []
         history: list[EpochReport] = []
-        totals = [steps or trainer.total_steps(dataset, warm=params is not None) for trainer in self.trainers]
+        warm, all_train = params is not None, bool(validation)
+        totals = [steps or trainer.total_steps(dataset, warm=warm, all_train=all_train) for trainer in self.trainers]
         for n, (trainer, one_key) in enumerate(zip(self.trainers, jax.random.split(key, len(totals)), strict=True)):
 
             def report(own: EpochReport, n: int = n) -> None:
@@ -66,6 +70,9 @@ class CommitteeTrainer:
                     reference_energies=reference_energies,
                     on_epoch=report,
                     steps=totals[n],
+                    validation=validation,
+                    say=say,
+                    weights_key=weights_key_of(key) if weights_key is None else weights_key,
                     checkpoint=None if checkpoint is None else checkpoint / f"group_{n}",
                     checkpoint_every=checkpoint_every,
                 )
@@ -108,6 +115,7 @@ def build_trainer(
     capacity: Capacity,
     training: TrainingSettings,
     dtype: np.dtype | type = np.float32,
+    isolated: Collection[int] = (),
 ) -> AnyTrainer:
     """The trainer that some settings describe.
 
@@ -118,11 +126,12 @@ def build_trainer(
         capacity: static sizes, for the longest cutoff.
         training: of the training, which the variants change too.
         dtype: float32 or float64.
+        isolated: elements whose reference energies are those of isolated atoms, which the potential gives exactly.
 
     Raises:
         InputError: a variant is not valid, or the loss does not go with the members.
     """
-    members = build_ensemble(model, ensemble, species)
+    members = build_ensemble(model, ensemble, species, isolated)
     groups = members.groups if isinstance(members, MixedEnsemble) else (members,)
     trainers, first = [], 0
     for n, (group, (_, variant, _)) in enumerate(zip(groups, member_models(model, ensemble), strict=True)):
@@ -148,6 +157,12 @@ def _changed(training: TrainingSettings, changes: dict, position: int) -> Traini
     """A training with other values; nested settings are changed key by key."""
     if not changes:
         return training
+    shared = sorted({"reference_energies", "validation_fraction", "warm_start", "final_steps"} & set(changes))
+    if shared:
+        raise InputError(
+            f"ensemble.variants, entry {position}, training.{shared[0]}: the members have it in common; give it in "
+            "training."
+        )
     given = training.model_dump(exclude_unset=True)
     for key, value in changes.items():
         given[key] = {**given[key], **value} if isinstance(value, dict) and isinstance(given.get(key), dict) else value

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +14,21 @@ from ase import Atoms
 from almlip_jax.ensembles import EnsembleSettings
 from almlip_jax.errors import CapacityError, InputError
 from almlip_jax.structures.neighbors import largest_neighbor_count
-from almlip_jax.structures.packing import BatchPlan, BatchShape, Packed, bucket, pack, plan_batches
+from almlip_jax.structures.packing import (
+    BatchPlan,
+    BatchShape,
+    Packed,
+    bucket,
+    fill_batches,
+    lay_out,
+    pack,
+    plan_batches,
+)
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.structures.weights import loss_weights
 from almlip_jax.training.settings import TrainingSettings
+
+_LEAST_ENERGY = 0.05  # eV, scale of the energies of atoms that hardly move
 
 
 @dataclass(frozen=True)
@@ -62,15 +74,27 @@ def plan_capacity(
     neighbors = int(sizes.max()) - 1 if open_only and sizes.max() <= 32 else bucket(int(1.25 * found) + 1, 8)
     # Batches of equal structures are exactly full; others get the room of the mean, and of the largest one.
     uniform = sizes.min() == sizes.max()
-    atoms = settings.batch_size * (int(sizes.max()) if uniform else int(np.ceil(1.05 * sizes.mean())))
-    atoms = max(atoms, int(sizes.max()))
-    per_epoch = int(np.ceil(number / settings.batch_size)) * (1 if uniform else 2) + 1
-    return Capacity(
-        batch=BatchShape(atoms=atoms, neighbors=max(neighbors, 1), structures=settings.batch_size),
-        atoms=int(number * (sizes.max() if uniform else 1.1 * sizes.mean())) + int(sizes.max()) + 1,
-        structures=number + 1,
-        steps=per_epoch + settings.validate_every,
-    )
+    batch_size = min(settings.batch_size, number)
+    room = batch_size * (int(sizes.max()) if uniform else int(np.ceil(1.05 * sizes.mean())))
+    batch = BatchShape(atoms=max(room, int(sizes.max())), neighbors=max(neighbors, 1), structures=batch_size)
+    atoms = int(number * (sizes.max() if uniform else 1.1 * sizes.mean())) + int(sizes.max()) + 1
+    steps = longest_epoch(number, atoms, batch, uniform=bool(uniform)) + settings.validate_every
+    return Capacity(batch=batch, atoms=atoms, structures=number + 1, steps=steps)
+
+
+def longest_epoch(structures: int, atoms: int, batch: BatchShape, *, uniform: bool) -> int:
+    """Batches that a pass over the data may need at most, whatever the order.
+
+    A batch is closed where the next structure does not fit: any two in a row then hold more atoms than there is room.
+
+    Args:
+        structures: number of structures.
+        atoms: of all of them.
+        batch: shape of a batch.
+        uniform: all structures are of one size, of which a batch holds as many as it has slots.
+    """
+    full = -(-structures // batch.structures) + 1
+    return full if uniform else min(structures, full + 2 * atoms // batch.atoms)
 
 
 @dataclass(frozen=True)
@@ -93,35 +117,100 @@ class TrainingSet:
         """All validation structures once, and the number of batches that hold any."""
         return plan_batches(self.packed, self.validation, self.capacity.batch, self.capacity.steps)
 
-    def sample_plan(self) -> BatchPlan:
-        """Training structures in their order; the first batch serves as a sample."""
-        return plan_batches(self.packed, self.training, self.capacity.batch, self.capacity.steps)[0]
+    def training_plan(self) -> tuple[BatchPlan, int]:
+        """All training structures once, and the number of batches that hold any."""
+        return plan_batches(self.packed, self.training, self.capacity.batch, self.capacity.steps)
 
-    def segment(self, order: np.random.Generator, at_least: int) -> tuple[BatchPlan, int, int]:
+    def epochs(self, generator: np.random.Generator, at_least: int) -> tuple[list[list[int]], int]:
+        """Batches of whole epochs in random order, at least so many if the capacity allows, and the number of epochs.
+
+        Raises:
+            CapacityError: one epoch is longer than the capacity.
+        """
+        batches: list[list[int]] = []
+        epochs = 0
+        while not epochs or len(batches) < at_least:
+            # each epoch is filled up to whole batches on its own, so that a structure appears once in it
+            before = generator.bit_generator.state
+            epoch = fill_batches(self.packed, generator.permutation(self.training), self.capacity.batch)
+            if len(batches) + len(epoch) > self.capacity.steps:
+                if not epochs:
+                    raise CapacityError(f"{len(epoch)} batches do not fit into a plan of {self.capacity.steps}.")
+                generator.bit_generator.state = before  # this epoch comes next
+                break
+            batches += epoch
+            epochs += 1
+        return batches, epochs
+
+    def laid_out(self, batches: Sequence[Sequence[int]]) -> BatchPlan:
+        """The plan of some batches, as long as the capacity."""
+        return lay_out(self.packed, batches, self.capacity.batch, self.capacity.steps)[0]
+
+    def energy_scale(self) -> float:
+        """By how much the energy of an atom varies over the training structures, eV.
+
+        Root mean square force component times 1 Angstrom.  Perfect crystals have none: no less than half the range of
+        the middle two thirds of the energies per atom, and than a value that disorder exceeds.
+        """
+        data, counts = self.packed.data, self.packed.counts
+        labelled = self.training[np.asarray(data.forces_weight)[self.training] > 0]
+        rows = [np.arange(self.packed.offsets[n], self.packed.offsets[n] + counts[n]) for n in labelled]
+        forces = np.asarray(data.forces)[np.concatenate(rows)] if rows else np.zeros((1, 3))
+        with_energy = self.training[np.asarray(data.energy_weight)[self.training] > 0]
+        energies = np.asarray(data.energy)[with_energy].astype(np.float64) / counts[with_energy]
+        spread = 0.5 * float(np.diff(np.quantile(energies, (0.16, 0.84)))[0]) if len(energies) else 0.0
+        return max(float(np.sqrt(np.mean(forces.astype(np.float64) ** 2))), spread, _LEAST_ENERGY)
+
+
+class Order:
+    """The order in which structures come: one for all models, or one for each.
+
+    In one of its own a model passes over the data as it would alone: epoch after epoch, each in a random order and with
+    every structure once.  What others have not come to when a plan ends comes first in the next one.
+
+    Args:
+        key: decides the order.
+        models: number of models that have one of their own, or None for one that all share.
+    """
+
+    def __init__(self, key: jax.Array, models: int | None = None) -> None:
+        seed = np.asarray(jax.random.key_data(key)).tolist()
+        more = [] if models is None else [np.random.default_rng([*seed, n]) for n in range(1, models)]
+        self._own = models is not None
+        self._generators = [np.random.default_rng(seed), *more]
+        self._left: list[list[list[int]]] = [[] for _ in self._generators]
+
+    def segment(self, data: TrainingSet, at_least: int) -> tuple[BatchPlan, int, int]:
         """Whole epochs in random order, at least so many steps of them if the capacity allows.
 
         Returns:
-            the plan, padded to the capacity, its steps and its epochs.
-        """
-        plans: list[BatchPlan] = []
-        steps = 0
-        while not plans or steps < at_least:
-            # each epoch is filled up to whole batches on its own, so that a structure appears once in it
-            plan, length = plan_batches(self.packed, order.permutation(self.training), self.capacity.batch)
-            plans.append(plan)
-            steps += length
-            if steps + length > self.capacity.steps:
-                break
-        stacked = jax.tree.map(lambda *x: np.concatenate(x), *plans)
-        missing = self.capacity.steps - steps
-        return jax.tree.map(lambda x: np.pad(x, ((0, missing), (0, 0)), mode="edge"), stacked), steps, len(plans)
+            the plan, with a leading axis over models where each has an order of its own; its length; and the number of
+            epochs in it, those of the first model.
 
-    def energy_scale(self) -> float:
-        """Root mean square force component times 1 Angstrom, as the scale of an atom's energy, eV."""
-        starts, counts = self.packed.offsets[self.training], self.packed.counts[self.training]
-        rows = np.concatenate([np.arange(start, start + n) for start, n in zip(starts, counts, strict=True)])
-        rms = float(np.sqrt(np.mean(np.asarray(self.packed.data.forces)[rows].astype(np.float64) ** 2)))
-        return rms if rms > 0 else 1.0
+        Raises:
+            CapacityError: one epoch is longer than the capacity.
+        """
+        batches, epochs = data.epochs(self._generators[0], at_least)
+        if not self._own:
+            return data.laid_out(batches), len(batches), epochs
+        plans = [data.laid_out(batches)]
+        for generator, left in zip(self._generators[1:], self._left[1:], strict=True):
+            while len(left) < len(batches):
+                left += data.epochs(generator, 1)[0]
+            plans.append(data.laid_out(left[: len(batches)]))
+            del left[: len(batches)]
+        return jax.tree.map(lambda *x: np.stack(x), *plans), len(batches), epochs
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What is needed to go on, as plain data."""
+        return {"generators": [one.bit_generator.state for one in self._generators], "left": self._left}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes back to where `state` was read."""
+        for generator, one in zip(self._generators, state["generators"], strict=True):
+            generator.bit_generator.state = one
+        self._left = [[list(batch) for batch in left] for left in state["left"]]
 
 
 def training_set(
@@ -133,8 +222,11 @@ def training_set(
     reference_energies: dict[int, float],
     validation_fraction: float,
     dtype: np.dtype | type,
+    validation: Sequence[Atoms] = (),
 ) -> TrainingSet:
     """Packs labelled structures within a capacity and decides which of them validate.
+
+    Where ``validation`` structures are given, these do, and the others are all trained on.
 
     Raises:
         CapacityError: they do not fit.
@@ -142,6 +234,7 @@ def training_set(
     """
     if not structures:
         raise InputError("there is nothing to train on; give at least one labelled structure.")
+    number, structures = len(structures), [*structures, *validation]
     _refuse_mixed_states(structures)
     _refuse_weightless(structures)
     if len(structures) + 1 > capacity.structures:
@@ -158,7 +251,27 @@ def training_set(
         reference_energies=reference_energies,
         dtype=dtype,
     )
-    return TrainingSet(packed, *split(len(structures), validation_fraction), capacity)
+    if validation:
+        training, held_out = np.arange(number), np.arange(number, len(structures))
+    else:
+        training, held_out = split(number, validation_fraction)
+    return TrainingSet(_with_relative_weights(packed, training), training, held_out, capacity)
+
+
+def _with_relative_weights(packed: Packed, training: np.ndarray) -> Packed:
+    """The weights of structures relative to their mean over those that are trained on and count at all.
+
+    One factor on all weights would scale gradients and nothing else, which clipping would then cut.
+    """
+    data = packed.data
+    kinds = (data.energy_weight, data.forces_weight, data.virial_weight)
+    largest = np.max([np.asarray(weights, np.float64)[training] for weights in kinds], axis=0)
+    if not (largest > 0).any():
+        return packed
+    mean = float(largest[largest > 0].mean())
+    energy, forces, virial = (weights / mean for weights in kinds)
+    changed = replace(data, energy_weight=energy, forces_weight=forces, virial_weight=virial)
+    return replace(packed, data=changed)
 
 
 def split(number: int, validation_fraction: float) -> tuple[np.ndarray, np.ndarray]:
@@ -176,16 +289,17 @@ def validation_part(structures: Sequence[Atoms], validation_fraction: float) -> 
     return [structures[n] for n in split(len(structures), validation_fraction)[1]]
 
 
-def bootstrap_weights(settings: EnsembleSettings, structures: int, dtype: np.dtype | type) -> jax.Array:
+def bootstrap_weights(settings: EnsembleSettings, structures: int, dtype: np.dtype | type, key: jax.Array) -> jax.Array:
     """Weight of each structure for each model of an ensemble, [L, structures].
 
-    It depends on the position of the structure alone, so that it stays as the dataset grows.
+    It depends on the key and the position of the structure alone, so that it stays as the dataset grows.
     """
     shape = (settings.size, structures)
     if settings.bootstrap == "none" or settings.size == 1:
         return jnp.ones(shape, dtype)
     # one generator for each structure: gamma draws by rejection, and a longer table must begin with the shorter one
-    draws = (np.random.default_rng([20, index]) for index in range(structures))
+    stream = np.asarray(jax.random.key_data(key)).tolist()
+    draws = (np.random.default_rng([*stream, index]) for index in range(structures))
     if settings.bootstrap == "poisson":
         columns = [draw.poisson(1.0, size=settings.size).astype(np.float64) for draw in draws]
     else:

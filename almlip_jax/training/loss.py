@@ -53,6 +53,20 @@ SQUARES = LossSettings()
 """The penalties that mean squared errors are made of."""
 
 
+def unweighted(targets: Targets) -> Targets:
+    """Targets among which every label counts alike, whatever its weight (but for weight 0: those do not count)."""
+
+    def alike(weights: jax.Array) -> jax.Array:
+        return (weights > 0).astype(weights.dtype)
+
+    return dataclasses.replace(
+        targets,
+        energy_weight=alike(targets.energy_weight),
+        forces_weight=alike(targets.forces_weight),
+        virial_weight=alike(targets.virial_weight),
+    )
+
+
 def mean_of_heads(prediction: Prediction) -> Prediction:
     """The mean over the heads of a model, still with an axis [1] of heads."""
     return dataclasses.replace(

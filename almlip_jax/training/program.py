@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +13,10 @@ import optax
 from flax import struct
 
 from almlip_jax.ensembles import Ensemble, Prediction
-from almlip_jax.models import Params
+from almlip_jax.models import Params, Survey
 from almlip_jax.structures.graph import Graph, Targets
 from almlip_jax.structures.packing import BatchPlan, PackedDataset, take_batch
-from almlip_jax.training.loss import SQUARES, Residuals, mean_of_heads, means, residuals, weighted
+from almlip_jax.training.loss import SQUARES, Residuals, mean_of_heads, means, residuals, unweighted, weighted
 from almlip_jax.training.optimiser import build_optimiser, in_second_stage, learning_rate
 from almlip_jax.training.settings import LossSettings, TrainingSettings
 
@@ -83,20 +84,33 @@ class Program:
         ensemble: model and number of members.
         settings: of the training.
         dtype: of parameters and data.
+        own_order: each model sees batches of its own, and plans have a leading axis over models; geometry is then
+            computed for each of them.
     """
 
     ensemble: Ensemble
     settings: TrainingSettings
     dtype: np.dtype | type
+    own_order: bool = False
 
     @property
     def _optimiser(self) -> optax.GradientTransformation:
         return build_optimiser(self.settings)
 
-    def fresh(self, key: jax.Array, data: PackedDataset, sample: BatchPlan, energy_scale: float) -> Params:
-        """Parameters to begin with, their constants set from the first batch of a plan."""
-        graph, _ = take_batch(data, sample, 0)
-        return self.ensemble.standardise(self.ensemble.init(key), graph, energy_scale)
+    def fresh(
+        self, key: jax.Array, data: PackedDataset, plan: BatchPlan, steps: jax.Array, energy_scale: float
+    ) -> Params:
+        """Parameters to begin with, their constants set from so many batches of a plan."""
+
+        def survey(step: jax.Array) -> Survey:
+            return self.ensemble.survey(take_batch(data, plan, step)[0])
+
+        def body(step: jax.Array, sums: Survey) -> Survey:
+            return jax.tree.map(jnp.add, sums, survey(step))
+
+        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(survey, jnp.int32(0)))
+        sums = jax.lax.fori_loop(0, steps, body, zero)
+        return self.ensemble.standardise(self.ensemble.init(key), sums, energy_scale)
 
     def initial(self, params: Params) -> State:
         """The state before the first step."""
@@ -122,10 +136,13 @@ class Program:
 
         def body(step: jax.Array, carry: tuple[State, jax.Array]) -> tuple[State, jax.Array]:
             current, total = carry
-            graph, targets = take_batch(run.data, plan, step)
-            weights = run.weights[:, plan.ids[step]]
             late = in_second_stage(self.settings, current.step, run.total_steps)
-            gradient, loss = self._loss_gradient(current.params, graph, targets, weights, late)
+            if self.own_order:
+                gradient, loss = self._own_gradients(current.params, run, plan, step, late)
+            else:
+                graph, targets = take_batch(run.data, plan, step)
+                weights = run.weights[:, plan.ids[step]]
+                gradient, loss = self._loss_gradient(current.params, graph, targets, weights, late)
             return self._update(current, gradient, run.total_steps), total + loss
 
         zero = jnp.zeros((self.ensemble.size,), self.dtype)
@@ -152,6 +169,22 @@ class Program:
             "stopped": state.stopped,
         }
         return state, report
+
+    def _own_gradients(
+        self, params: Params, run: Run, plan: BatchPlan, step: jax.Array, late: jax.Array
+    ) -> tuple[Params, jax.Array]:
+        """As `_loss_gradient`, each model on its own batch."""
+        alone = replace(self, ensemble=replace(self.ensemble, size=1))
+
+        def one(own: tuple[Params, jax.Array, BatchPlan]) -> tuple[Params, jax.Array]:
+            model, weights, its = own
+            graph, targets = take_batch(run.data, its, step)
+            stacked = jax.tree.map(lambda x: x[None], model)
+            found = alone._loss_gradient(stacked, graph, targets, weights[its.ids[step]][None], late)
+            return jax.tree.map(lambda x: x[0], found)  # type: ignore[no-any-return]
+
+        over_models = jax.lax.map if self.ensemble.one_by_one else _side_by_side
+        return over_models(one, (params, run.weights, plan))  # type: ignore[no-any-return]
 
     def _loss_gradient(
         self, params: Params, graph: Graph, targets: Targets, weights: jax.Array, late: jax.Array
@@ -238,7 +271,7 @@ class Program:
             prediction = self._by_model(self.ensemble.predict(params, graph))
             mean = jax.vmap(mean_of_heads)(prediction)
             found = (
-                self._residuals(mean, graph, targets, ones, SQUARES),
+                self._residuals(mean, graph, unweighted(targets), ones, SQUARES),
                 *(self._residuals(prediction, graph, targets, ones, kind) for kind in kinds),
             )
             return jax.tree.map(jnp.add, sums, found)
@@ -262,6 +295,10 @@ class Program:
             waited=waited,
             stopped=state.stopped | (waited >= self.settings.patience),
         )
+
+
+def _side_by_side(function: Callable[[Any], Any], values: Any) -> Any:
+    return jax.vmap(function)(values)
 
 
 def _begin_second_stage(state: State, late: jax.Array, first: jax.Array) -> State:

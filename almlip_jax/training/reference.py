@@ -1,43 +1,220 @@
-"""Reference energies of the species: given, or by least squares over labelled structures, always in float64."""
+"""Reference energies of the species, in float64: those of isolated atoms where they are known, else a robust fit."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from ase import Atoms
+from ase.data import atomic_numbers, chemical_symbols
 
 from almlip_jax.errors import InputError
+from almlip_jax.structures.io import read_structures
 from almlip_jax.structures.species import SpeciesTable
+from almlip_jax.structures.weights import loss_weights
+from almlip_jax.training.settings import TrainingSettings
+
+_SPREADS = 6.0  # robust standard deviations up to which a residual counts by its square
+_LEAST_SPREAD = 1e-3  # eV/atom
+_DOUBTFUL = (50.0, 5.0)  # robust standard deviations, and eV/atom, beyond which an energy is told
+_SAME = 1e-3  # eV, by which two energies of one isolated atom may differ
+
+
+@dataclass(frozen=True)
+class References:
+    """Reference energies, and what is known of them.
+
+    Attributes:
+        energies: eV by atomic number, for every species.
+        isolated: elements whose energy is that of the isolated atom, which a potential then gives exactly.
+        doubtful: places of structures whose energy is far from what all the others suggest.
+    """
+
+    energies: dict[int, float]
+    isolated: frozenset[int] = frozenset()
+    doubtful: tuple[int, ...] = ()
+
+
+def doubts(structures: Sequence[Atoms], references: References) -> str | None:
+    """A sentence on structures whose energies are doubtful; None where there are none."""
+    named = [f"{n} ({structures[n].get_chemical_formula()})" for n in references.doubtful[:5]]
+    if not named:
+        return None
+    more = f" and {len(references.doubtful) - 5} more" if len(references.doubtful) > 5 else ""
+    plural = "s" if len(references.doubtful) > 1 else ""
+    return (
+        f"the energy of structure{plural} {', '.join(named)}{more} is far from what the others suggest; check "
+        "the label, unit and settings, or leave it out."
+    )
+
+
+def is_isolated_atom(atoms: Atoms) -> bool:
+    """Whether a structure is an isolated atom: alone in open space, or said to be one by ``info["config_type"]``.
+
+    Raises:
+        InputError: it is said to be one, and has several atoms.
+    """
+    kind = str(atoms.info.get("config_type", "")).replace("_", "").replace(" ", "").lower()
+    if kind != "isolatedatom":
+        return len(atoms) == 1 and not atoms.pbc.any()
+    if len(atoms) != 1:
+        raise InputError(
+            f"a structure of config_type {atoms.info['config_type']} is {atoms.get_chemical_formula()}, not one atom; "
+            "correct its config_type."
+        )
+    return True
+
+
+def without_isolated_atoms(structures: Iterable[Atoms]) -> list[Atoms]:
+    """What is trained on: a potential meets the energies of isolated atoms exactly, and has nothing to learn there."""
+    return [atoms for atoms in structures if not is_isolated_atom(atoms)]
+
+
+def isolated_atom_energies(structures: Iterable[Atoms]) -> dict[int, float]:
+    """Energies, eV by atomic number, of the neutral isolated atoms among some structures.
+
+    Raises:
+        InputError: two of one element differ.
+    """
+    found: dict[int, float] = {}
+    for atoms in structures:
+        labelled = atoms.calc is not None and "energy" in atoms.calc.results
+        if not labelled or not is_isolated_atom(atoms) or atoms.info.get("charge", 0) != 0:
+            continue
+        number, energy = int(atoms.numbers[0]), float(atoms.calc.results["energy"])
+        if abs(found.setdefault(number, energy) - energy) > _SAME:
+            raise InputError(
+                f"isolated {chemical_symbols[number]} has the energies {found[number]:.6g} and {energy:.6g} eV in two "
+                "structures; keep the one of its ground state."
+            )
+    return found
+
+
+def given_references(settings: TrainingSettings) -> dict[int, float]:
+    """Energies of isolated atoms that the settings give, eV by atomic number.
+
+    Raises:
+        InputError: the file cannot be read, or holds something else than isolated atoms with energies.
+    """
+    given = settings.reference_energies
+    if isinstance(given, dict):
+        return {atomic_numbers[symbol]: energy for symbol, energy in given.items()}
+    frames = read_structures(given)
+    for number, atoms in enumerate(frames):
+        if len(atoms) != 1 or not _has_energy(atoms):
+            raise InputError(
+                f"{given}, frame {number} is not one atom with an energy, as training.reference_energies needs; take "
+                "it out."
+            )
+        atoms.info["config_type"] = "IsolatedAtom"
+    return isolated_atom_energies(frames)
+
+
+def find_references(
+    structures: Sequence[Atoms],
+    species: SpeciesTable,
+    *,
+    isolated: Mapping[int, float] | None = None,
+    kept: Mapping[int, float] | None = None,
+) -> References:
+    """Reference energies for a training.
+
+    Args:
+        structures: labelled; isolated atoms among them say what their own energies are.
+        species: the species table.
+        isolated: further energies of isolated atoms, which come before those of the structures.
+        kept: those of a potential that the training begins with; they come before everything else.
+
+    Raises:
+        InputError: isolated atoms contradict each other, or nothing says anything of energies.
+    """
+    kept = {z: e for z, e in (kept or {}).items() if z in species.numbers}
+    alone = {**isolated_atom_energies(structures), **(isolated or {})}
+    alone = {z: e for z, e in alone.items() if z in species.numbers and z not in kept}
+    known = {**alone, **kept}
+    bonded = [n for n, atoms in enumerate(structures) if not is_isolated_atom(atoms)]
+    if not bonded and len(known) == len(species):
+        return References(known, frozenset(alone))
+    energies, doubtful = _fitted([structures[n] for n in bonded], species, known)
+    return References(energies, frozenset(alone), tuple(bonded[n] for n in doubtful))
 
 
 def reference_energies(
-    structures: Sequence[Atoms], species: SpeciesTable, given: Mapping[int, float] | None = None
+    structures: Sequence[Atoms], species: SpeciesTable, known: Mapping[int, float] | None = None
 ) -> dict[int, float]:
     """Energy of each species, eV, such that their sums come close to the energies of the structures.
 
+    Least squares of the energies per atom, in which residuals beyond six robust standard deviations count in
+    proportion to their size only (Huber's loss), so that a few wrong energies move nothing.  Where structures do not
+    determine the energies (one composition, say), these are as close as can be to a common value.
+
     Args:
-        structures: labelled structures; those without an energy do not count.
+        structures: labelled structures; those without an energy, or of weight 0, do not count.
         species: the species table.
-        given: energies of isolated atoms by atomic number; where given, all species must be there.
+        known: energies that stay as they are; only those of the other species are sought.
 
     Returns:
-        eV by atomic number.  Without given values, the least-squares solution of smallest norm about the mean energy
-        per atom, which is well defined also where every structure has the same composition.
+        eV by atomic number; of a species that does not occur, the common value.
 
     Raises:
-        InputError: given values lack a species, or no structure has an energy.
+        InputError: no structure has an energy.
     """
-    if given:
-        missing = [symbol for z, symbol in zip(species.numbers, species.symbols, strict=True) if z not in given]
-        if missing:
-            raise InputError(f"reference energies lack {', '.join(missing)}; give every species or none.")
-        return {z: float(given[z]) for z in species.numbers}
-    labelled = [a for a in structures if a.calc is not None and "energy" in a.calc.results]
-    if not labelled:
+    return _fitted(structures, species, known or {})[0]
+
+
+def _fitted(
+    structures: Sequence[Atoms], species: SpeciesTable, known: Mapping[int, float]
+) -> tuple[dict[int, float], list[int]]:
+    """The energies of all species, and places of structures with doubtful energies."""
+    places = [n for n, a in enumerate(structures) if _has_energy(a) and loss_weights(a, f"structure {n}").energy > 0]
+    if not places:
         raise InputError("no structure has an energy; training needs labelled structures.")
-    counts = np.array([[np.sum(a.numbers == z) for z in species.numbers] for a in labelled], dtype=np.float64)
-    energies = np.array([a.calc.results["energy"] for a in labelled], dtype=np.float64)
-    mean = energies.sum() / counts.sum()
-    excess, *_ = np.linalg.lstsq(counts, energies - mean * counts.sum(axis=1), rcond=1e-10)
-    return {z: float(mean + e) for z, e in zip(species.numbers, excess, strict=True)}
+    labelled = [structures[n] for n in places]
+    sizes = np.array([len(a) for a in labelled], dtype=np.float64)
+    shares = np.array([[np.sum(a.numbers == z) for z in species.numbers] for a in labelled]) / sizes[:, None]
+    energies = np.array([a.calc.results["energy"] for a in labelled], dtype=np.float64) / sizes
+    fixed = np.array([z in known for z in species.numbers])
+    values = np.array([known.get(z, 0.0) for z in species.numbers])
+    left, unknown = energies - shares @ values, shares[:, ~fixed]
+    share = unknown.sum(axis=1)
+    common = float(np.median(left[share > 0] / share[share > 0])) if (share > 0).any() else _common(left, values, fixed)
+    values[~fixed] = common
+    if (share > 0).any():
+        values[~fixed] += _robust_fit(unknown, left - common * share)
+    residual = energies - shares @ values
+    residual -= np.median(residual)  # with isolated atoms it holds what binds them
+    spreads, least = _DOUBTFUL
+    doubtful = np.abs(residual) > max(spreads * _spread(residual), least)
+    found = {z: float(e) for z, e in zip(species.numbers, values, strict=True)}
+    return found, [places[n] for n in np.flatnonzero(doubtful)]
+
+
+def _common(left: np.ndarray, values: np.ndarray, fixed: np.ndarray) -> float:
+    """A value for species that occur nowhere: the mean of the known ones."""
+    return float(values[fixed].mean()) if fixed.any() else float(np.median(left))
+
+
+def _robust_fit(shares: np.ndarray, energies: np.ndarray) -> np.ndarray:
+    """Coefficients of smallest norm by Huber's loss: least absolute deviations first, whose spread sets its width."""
+
+    def solved(weights: np.ndarray) -> np.ndarray:
+        root = np.sqrt(weights)
+        return np.linalg.lstsq(shares * root[:, None], energies * root, rcond=1e-10)[0]
+
+    found = solved(np.ones(len(energies)))
+    for _ in range(100):
+        found = solved(1 / np.maximum(np.abs(energies - shares @ found), 1e-6))
+    width = _SPREADS * _spread(energies - shares @ found)
+    for _ in range(30):
+        found = solved(np.minimum(1, width / np.maximum(np.abs(energies - shares @ found), 1e-12)))
+    return found
+
+
+def _spread(residual: np.ndarray) -> float:
+    """Robust standard deviation, eV/atom."""
+    return max(1.4826 * float(np.median(np.abs(residual))), _LEAST_SPREAD)
+
+
+def _has_energy(atoms: Atoms) -> bool:
+    return atoms.calc is not None and "energy" in atoms.calc.results

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from ase.data import atomic_numbers
+from pydantic import Field, field_validator, model_validator
 
 from almlip_jax.errors import InputError
 from almlip_jax.settings import Settings, unit
@@ -136,6 +139,21 @@ class TrainingSettings(Settings):
     final_steps: int | None = Field(default=None, ge=1, le=10**9)
     """Once a campaign has ended, one more training on its last dataset, of this length in place of `max_steps` and
     `max_epochs`, gives its final potential; none where not given."""
+
+    reference_energies: dict[str, float] | Path = {}
+    """Energies of isolated atoms, eV by chemical symbol, or a file with these atoms: what the energies of structures
+    are relative to, and what the potential gives for an isolated atom.  They come before those of isolated atoms
+    among the structures; energies of elements that are in neither follow from a fit."""
+
+    @field_validator("reference_energies")
+    @classmethod
+    def _are_of_elements(cls, given: dict[str, float] | Path) -> dict[str, float] | Path:
+        for symbol, energy in given.items() if isinstance(given, dict) else ():
+            if symbol not in atomic_numbers or symbol == "X":
+                raise ValueError(f"'{symbol}' is no chemical symbol.")
+            if not math.isfinite(energy):
+                raise ValueError(f"the energy of {symbol} is not finite.")
+        return given
 
     @property
     def losses(self) -> tuple[LossSettings, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -16,9 +16,18 @@ from almlip_jax.ensembles import spread_members
 from almlip_jax.errors import InputError
 from almlip_jax.models import Params
 from almlip_jax.structures.packing import BatchPlan
-from almlip_jax.training.dataset import TrainingSet
+from almlip_jax.training.dataset import Order, TrainingSet
 from almlip_jax.training.program import Run, State
-from almlip_jax.training.trainer import EpochReport, Trainer, TrainingResult, is_over, report_of
+from almlip_jax.training.trainer import (
+    EpochReport,
+    Trainer,
+    TrainingResult,
+    diverged,
+    is_over,
+    mended_report,
+    report_of,
+    weights_key_of,
+)
 
 
 @dataclass(frozen=True)
@@ -30,20 +39,24 @@ class Job:
         key: of this training.
         reference_energies: eV by atomic number, subtracted from the labels.
         params: parameters to start from, or None for fresh ones.
+        weights_key: decides the bootstrap weights; see `Trainer.train`.
     """
 
     dataset: Sequence[Atoms]
     key: jax.Array
     reference_energies: dict[int, float]
     params: Params | None = None
+    weights_key: jax.Array | None = None
 
 
 @dataclass
 class _Course:
-    """How far one of the trainings has come."""
+    """How far one of the trainings has come; its program goes on while others have not ended."""
 
     data: TrainingSet
-    order: np.random.Generator
+    order: Order
+    wanted: np.ndarray  # [L] models that it is for
+    steps: int = 0
     history: list[EpochReport] = field(default_factory=list)
     params: Params | None = None  # what it has ended with
 
@@ -75,48 +88,98 @@ class SideBySideTrainer:
         *,
         on_epoch: Callable[[int, EpochReport], None] | None = None,
         steps: int | None = None,
+        say: Callable[[str], None] | None = None,
     ) -> list[TrainingResult]:
-        """Trains every job.
+        """Trains every job; models that diverged are trained once more, as by `Trainer.train`.
 
         Args:
             jobs: with datasets of equal numbers of structures.
             on_epoch: called with the position of a job and its report after each validation.
             steps: length in optimiser steps, in place of that of the settings.
+            say: told of models that diverged.
 
         Raises:
             CapacityError: a dataset does not fit.
-            InputError: numbers of structures differ, nothing is labelled, or a loss is not finite from the start.
+            InputError: numbers of structures differ, nothing is labelled, or so many models of a job diverged twice
+                that fewer than two are left.
         """
         counts = {len(job.dataset) for job in jobs}
         if len(counts) != 1:
             raise InputError(f"trainings side by side need datasets of one size, not of {sorted(counts)} structures.")
         total = steps or self.trainer.total_steps(jobs[0].dataset, warm=jobs[0].params is not None)
-        courses, state, run = self._prepare(jobs, total)
+        everyone = [np.ones(self.trainer.ensemble.size, bool) for _ in jobs]
+        firsts = self._attempt(jobs, total, everyone, on_epoch)
+        lost = [diverged(first.history) for first in firsts]
+        if not np.any(lost):
+            return firsts
+        for n, models in enumerate(lost):
+            if say is not None and models.any():
+                say(f"{self.trainer.named(models)} of training {n} diverged, and is trained once more.")
+
+        def tell_mended(n: int, own: EpochReport) -> None:
+            if on_epoch is not None and lost[n].any():
+                on_epoch(n, mended_report(firsts[n].history[-1], own, lost[n]))
+
+        # in the same program: whatever had not diverged does the same work once more, which nobody looks at
+        stream = [weights_key_of(job.key) if job.weights_key is None else job.weights_key for job in jobs]
+        others = [
+            replace(job, key=jax.random.fold_in(job.key, 1), weights_key=one)
+            for job, one in zip(jobs, stream, strict=True)
+        ]
+        seconds = self._attempt(others, total, lost, tell_mended)
+        return [
+            self.trainer.settled(first, second, say) if models.any() else first
+            for first, second, models in zip(firsts, seconds, lost, strict=True)
+        ]
+
+    def _attempt(
+        self,
+        jobs: Sequence[Job],
+        total: int,
+        wanted: Sequence[np.ndarray],
+        on_epoch: Callable[[int, EpochReport], None] | None,
+    ) -> list[TrainingResult]:
+        """One course of every job, until all of their wanted models [L] have ended."""
+        courses, state, run = self._prepare(jobs, total, wanted)
         began = time.monotonic()
         while any(course.params is None for course in courses):
-            segments = [course.data.segment(course.order, self.trainer.settings.validate_every) for course in courses]
+            segments = [
+                self._cut(course, course.order.segment(course.data, self.trainer.settings.validate_every), total)
+                for course in courses
+            ]
             state, raw = self._advance(state, run, segments)
             reports = jax.device_get(raw)
-            for n, (course, (_, _, epochs)) in enumerate(zip(courses, segments, strict=True)):
+            for n, (course, (_, length, epochs)) in enumerate(zip(courses, segments, strict=True)):
+                course.steps += length
                 if course.params is not None:
                     continue
                 epoch = epochs + (course.history[-1].epoch if course.history else 0)
                 course.history.append(report_of(_nth(reports, n), epoch, total, time.monotonic() - began))
-                if is_over(course.history):
+                if is_over(course.history, course.wanted):
                     course.params = jax.device_get(_nth(state.best, n))
                 if on_epoch is not None:
                     on_epoch(n, course.history[-1])
         return [TrainingResult(params=course.params, history=tuple(course.history)) for course in courses]
 
-    def _prepare(self, jobs: Sequence[Job], total_steps: int) -> tuple[list[_Course], State, Run]:
+    @staticmethod
+    def _cut(course: _Course, segment: tuple[BatchPlan, int, int], total: int) -> tuple[BatchPlan, int, int]:
+        """A plan, its length and its epochs, no longer than what is left of a training."""
+        plan, length, epochs = segment
+        steps = min(length, total - course.steps)
+        return plan, steps, round(epochs * steps / length)
+
+    def _prepare(
+        self, jobs: Sequence[Job], total_steps: int, wanted: Sequence[np.ndarray]
+    ) -> tuple[list[_Course], State, Run]:
         """Every training before its first step, states and data stacked along a new first axis."""
         courses, states, runs = [], [], []
-        for job in jobs:
+        for job, models in zip(jobs, wanted, strict=True):
             data = self.trainer.training_set(job.dataset, job.reference_energies)
             init_key, order_key = jax.random.split(job.key)
-            courses.append(_Course(data, np.random.default_rng(np.asarray(jax.random.key_data(order_key)))))
+            courses.append(_Course(data, self.trainer.order(order_key), models))
             states.append(self.trainer.start(data, job.params, init_key))
-            runs.append(self.trainer.prepare(data, total_steps))
+            stream = weights_key_of(job.key) if job.weights_key is None else job.weights_key
+            runs.append(self.trainer.prepare(data, total_steps, stream))
         return courses, spread_members(_stacked(states)), spread_members(_stacked(runs))
 
     def _advance(

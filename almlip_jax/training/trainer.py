@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -23,9 +23,12 @@ from almlip_jax.errors import InputError
 from almlip_jax.models import Params
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.training import checkpoint as checkpoints
-from almlip_jax.training.dataset import Capacity, TrainingSet, bootstrap_weights, split, training_set
+from almlip_jax.training.dataset import Capacity, Order, TrainingSet, bootstrap_weights, split, training_set
 from almlip_jax.training.program import Program, Run, State
 from almlip_jax.training.settings import TrainingSettings, check_losses
+
+OnEpoch: TypeAlias = "Callable[[EpochReport], None]"
+"""Told of each validation."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +70,28 @@ class TrainingResult:
 
     Attributes:
         params: parameters with a leading axis over models: of each the averaged ones that validated best.
-        history: one report a validation.
+        history: one report a validation; of models that were trained twice, those of the second time follow.
+        left_out: models that diverged both times, which ``params`` do not hold.
     """
 
     params: Params
     history: tuple[EpochReport, ...]
+    left_out: tuple[int, ...] = ()
+
+    def rows(self) -> list[dict[str, int | float]]:
+        """The history as a table: step, losses and validation errors of every model (eV/atom, eV/Angstrom)."""
+        names = ("train_loss", "validation_loss", "validation_energy_rmse", "validation_forces_rmse")
+        rows = []
+        for report in self.history:
+            row: dict[str, int | float] = {"epoch": report.epoch, "step": report.step}
+            for name in names:
+                row.update({f"{name}_{m}": float(value) for m, value in enumerate(getattr(report, name))})
+            rows.append(row)
+        return rows
+
+    def members(self, settings: EnsembleSettings) -> EnsembleSettings:
+        """Settings of the ensemble that came out, from those it was trained with."""
+        return settings.model_copy(update={"size": settings.size - len(self.left_out)}) if self.left_out else settings
 
 
 class Trainer:
@@ -109,7 +129,7 @@ class Trainer:
         self.members = members or EnsembleSettings(size=ensemble.size)
         self.dtype = dtype
         self.first = first
-        self.program = Program(ensemble, settings, dtype)
+        self.program = Program(ensemble, settings, dtype, own_order=self.members.order == "own")
         self._fresh = jax.jit(self.program.fresh)
         self._initial = jax.jit(self.program.initial)
         self._segment = jax.jit(self.program.segment, donate_argnums=(0,))
@@ -123,6 +143,9 @@ class Trainer:
         reference_energies: dict[int, float],
         on_epoch: Callable[[EpochReport], None] | None = None,
         steps: int | None = None,
+        validation: Sequence[Atoms] = (),
+        weights_key: jax.Array | None = None,
+        say: Callable[[str], None] | None = None,
         checkpoint: Path | None = None,
         checkpoint_every: int = 10,
     ) -> TrainingResult:
@@ -131,11 +154,15 @@ class Trainer:
         Args:
             dataset: labelled structures, in an order that stays the same as the dataset grows (the split into
                 training and validation, and the bootstrap weights, follow the position of a structure).
-            params: parameters to start from, or None for fresh ones.
+            params: parameters to start from, or None for fresh ones; models beyond those that they hold are fresh.
             key: of this training.
             reference_energies: eV by atomic number, subtracted from the labels.
             on_epoch: called with a report after each validation.
             steps: length in optimiser steps, in place of that of the settings.
+            validation: structures to validate on, in place of a share of the dataset.
+            weights_key: decides the bootstrap weights, which a warm start should find as they were; by default they
+                follow from ``key``.
+            say: told of models that diverged.
             checkpoint: folder to keep the state of the training in.  Where it holds one of the same training (labels,
                 settings, first parameters, key) the training goes on there, and ends as if it had never stopped;
                 `on_epoch` hears of what is new.  Whoever keeps the result may then `checkpoint.discard` it.
@@ -143,36 +170,111 @@ class Trainer:
 
         Returns:
             `TrainingResult`; the same inputs give the same result bit for bit on the same hardware, but for the
-            seconds.
+            seconds.  Models that diverged are trained once more, from another random stream; those that diverge again
+            are left out.
 
         Raises:
             CapacityError: the dataset does not fit.
-            InputError: nothing is labelled, or the loss is not finite from the start.
+            InputError: nothing is labelled, or so many models diverged twice that fewer than two are left.
         """
-        data = self.training_set(dataset, reference_energies)
+        data = self.training_set(dataset, reference_energies, validation)
         total = steps or self._total_steps(len(data.training), warm=params is not None)
-        keeper = None if checkpoint is None else self._keeper(checkpoint, checkpoint_every, data, params, key, total)
+        stream = weights_key_of(key) if weights_key is None else weights_key
+        run = self.prepare(data, total, stream)
+
+        def attempt(key: jax.Array, place: Path | None, wanted: np.ndarray, tell: OnEpoch | None) -> TrainingResult:
+            keeper = None
+            if place is not None:
+                keeper = self._keeper(place, checkpoint_every, data, params, (key, stream), total)
+            return self._attempt(data, run, params, key, total, keeper, wanted, tell)
+
+        first = attempt(key, checkpoint, np.ones(self.ensemble.size, bool), on_epoch)
+        lost = diverged(first.history)
+        if not lost.any():
+            return first
+        if say is not None:
+            say(f"{self.named(lost)} diverged, and {'is' if lost.sum() == 1 else 'are'} trained once more.")
+
+        def tell_mended(own: EpochReport) -> None:
+            if on_epoch is not None:
+                on_epoch(mended_report(first.history[-1], own, lost))
+
+        place = None if checkpoint is None else checkpoint / checkpoints.AGAIN
+        return self.settled(first, attempt(jax.random.fold_in(key, 1), place, lost, tell_mended), say)
+
+    def _attempt(
+        self,
+        data: TrainingSet,
+        run: Run,
+        params: Params | None,
+        key: jax.Array,
+        total: int,
+        keeper: _Keeper | None,
+        wanted: np.ndarray,
+        on_epoch: OnEpoch | None,
+    ) -> TrainingResult:
+        """One course from the first step to the last, or until all wanted models [L] have ended."""
         init_key, order_key = jax.random.split(key)
-        run = self.prepare(data, total)
         state = self.start(data, params, init_key)
-        order = np.random.default_rng(np.asarray(jax.random.key_data(order_key)))
+        order = self.order(order_key)
         history: list[EpochReport] = []
         if keeper is not None:
             state, history = keeper.take_up(state, order)
         began = time.monotonic() - (history[-1].seconds if history else 0.0)
-        while not is_over(history):
-            plan, length, epochs = data.segment(order, self.settings.validate_every)
-            epoch = epochs + (history[-1].epoch if history else 0)
-            state, raw = self._segment(state, run, plan, jnp.asarray(length, jnp.int32))
+        while not is_over(history, wanted):
+            done, epoch = (history[-1].step, history[-1].epoch) if history else (0, 0)
+            plan, length, epochs = order.segment(data, self.settings.validate_every)
+            steps = min(length, total - done)
+            state, raw = self._segment(state, run, plan, jnp.asarray(steps, jnp.int32))
+            epoch += round(epochs * steps / length)
             history.append(report_of(raw, epoch, total, time.monotonic() - began))
             if keeper is not None:
                 # before anybody hears of it: what may interrupt the training from there finds it kept
-                keeper.keep(state, order, history)
+                keeper.keep(state, order, history, last=is_over(history, wanted))
             if on_epoch is not None:
                 on_epoch(history[-1])
         return TrainingResult(params=jax.device_get(state.best), history=tuple(history))
 
-    def training_set(self, dataset: Sequence[Atoms], reference_energies: dict[int, float]) -> TrainingSet:
+    def order(self, key: jax.Array) -> Order:
+        """In which order the structures come."""
+        return Order(key, self.ensemble.size if self.program.own_order else None)
+
+    def settled(
+        self, first: TrainingResult, second: TrainingResult, say: Callable[[str], None] | None
+    ) -> TrainingResult:
+        """A training with those models of a second one that had diverged; what diverged again is left out.
+
+        Raises:
+            InputError: fewer than two models would be left, or they are part of a committee of architectures.
+        """
+        lost = diverged(first.history)
+        gone = lost & diverged(second.history)
+        history = (*first.history, *(mended_report(first.history[-1], own, lost) for own in second.history))
+
+        def choose(old: np.ndarray, new: np.ndarray) -> np.ndarray:
+            return np.where(lost.reshape((-1,) + (1,) * (old.ndim - 1)), new, old)[~gone]
+
+        if gone.any():
+            if gone.all():
+                raise InputError("the training loss is not finite; check the labels, or lower training.learning_rate.")
+            if (~gone).sum() < 2 or self.members.variants:
+                raise InputError(
+                    f"{self.named(gone)} diverged in two trainings, and the ensemble cannot do without; check the "
+                    "labels, or lower training.learning_rate."
+                )
+            if say is not None:
+                say(f"{self.named(gone)} diverged again; the ensemble goes on without.")
+        params = jax.tree.map(choose, first.params, second.params)
+        return TrainingResult(params, history, tuple(int(n) for n in np.flatnonzero(gone)))
+
+    def named(self, models: np.ndarray) -> str:
+        """Some models [L], as messages call them."""
+        numbers = [str(self.first + int(n)) for n in np.flatnonzero(models)]
+        return f"model{'s' if len(numbers) > 1 else ''} {', '.join(numbers)}"
+
+    def training_set(
+        self, dataset: Sequence[Atoms], reference_energies: dict[int, float], validation: Sequence[Atoms] = ()
+    ) -> TrainingSet:
         """Structures on the device, split into those that train and those that validate; raises as `train` does."""
         return training_set(
             dataset,
@@ -182,15 +284,16 @@ class Trainer:
             reference_energies=reference_energies,
             validation_fraction=self.settings.validation_fraction,
             dtype=self.dtype,
+            validation=validation,
         )
 
-    def prepare(self, data: TrainingSet, total_steps: int) -> Run:
+    def prepare(self, data: TrainingSet, total_steps: int, weights_key: jax.Array) -> Run:
         """What the program of a training needs to know of its data."""
         plan, steps = data.validation_plan()
         mine = slice(self.first, self.first + self.ensemble.size)
         run = Run(
             data=data.packed.data,
-            weights=bootstrap_weights(self.members, self.capacity.structures, self.dtype)[mine],
+            weights=bootstrap_weights(self.members, self.capacity.structures, self.dtype, weights_key)[mine],
             validation=jax.tree.map(jnp.asarray, plan),
             validation_steps=jnp.asarray(steps, jnp.int32),
             total_steps=jnp.asarray(total_steps, jnp.int32),
@@ -198,15 +301,24 @@ class Trainer:
         return beside_members(run, self.ensemble.size)  # type: ignore[no-any-return]
 
     def start(self, data: TrainingSet, params: Params | None, key: jax.Array) -> State:
-        """The state before the first step, from given parameters or fresh ones."""
-        if params is None:
-            sample = jax.tree.map(jnp.asarray, data.sample_plan())
-            params = self._fresh(key, data.packed.data, sample, data.energy_scale())
+        """The state before the first step, from given parameters, fresh ones where there are none."""
+        given = 0 if params is None else jax.tree.leaves(params)[0].shape[0]
+        if given < self.ensemble.size:
+            plan, steps = data.training_plan()
+            whole = jax.tree.map(jnp.asarray, plan)
+            fresh = self._fresh(key, data.packed.data, whole, jnp.asarray(steps, jnp.int32), data.energy_scale())
+            if params is not None:
+                fresh = jax.tree.map(lambda own, new: np.concatenate([own, new[given:]]), params, fresh)
+            params = fresh
         return _spread(self._initial(spread_members(jax.tree.map(lambda x: jnp.asarray(x, self.dtype), params))))
 
-    def total_steps(self, dataset: Sequence[Atoms], *, warm: bool) -> int:
-        """Length of a training on so many structures, in optimiser steps, if nothing ends it earlier."""
-        return self._total_steps(len(split(len(dataset), self.settings.validation_fraction)[0]), warm=warm)
+    def total_steps(self, dataset: Sequence[Atoms], *, warm: bool, all_train: bool = False) -> int:
+        """Length of a training on so many structures, in optimiser steps, if nothing ends it earlier.
+
+        Of the dataset a share validates, unless other structures do and ``all_train``.
+        """
+        share = 0.0 if all_train else self.settings.validation_fraction
+        return self._total_steps(len(split(len(dataset), share)[0]), warm=warm)
 
     def _total_steps(self, structures: int, *, warm: bool) -> int:
         per_epoch = int(np.ceil(structures / self.settings.batch_size))
@@ -214,7 +326,13 @@ class Trainer:
         return min(most, self.settings.max_epochs * per_epoch)
 
     def _keeper(
-        self, folder: Path, every: int, data: TrainingSet, params: Params | None, key: jax.Array, total: int
+        self,
+        folder: Path,
+        every: int,
+        data: TrainingSet,
+        params: Params | None,
+        keys: tuple[jax.Array, ...],
+        total: int,
     ) -> _Keeper:
         words = (
             repr(self.ensemble),
@@ -226,7 +344,8 @@ class Trainer:
             str(total),
         )
         packed = data.packed
-        arrays = (packed.data, packed.counts, jax.random.key_data(key), [] if params is None else params)
+        streams = [jax.random.key_data(key) for key in keys]
+        arrays = (packed.data, packed.counts, data.training, streams, [] if params is None else params)
         return _Keeper(folder, checkpoints.identity(arrays, *words), every)
 
 
@@ -238,8 +357,8 @@ class _Keeper:
     whose: str
     every: int  # validations between two writings
 
-    def take_up(self, state: State, order: np.random.Generator) -> tuple[State, list[EpochReport]]:
-        """State and history as they were kept, the generator set to where it stood; or as they begin."""
+    def take_up(self, state: State, order: Order) -> tuple[State, list[EpochReport]]:
+        """State and history as they were kept, the order set to where it stood; or as they begin."""
         saved = checkpoints.load(self.folder, self.whose)
         if saved is None:
             return state, []
@@ -247,32 +366,52 @@ class _Keeper:
         # where those of the beginning lie; an array put there by name is another input where jax may choose the place
         places = [leaf.sharding if leaf.committed else None for leaf in begun]
         leaves = [jax.device_put(leaf, place) for leaf, place in zip(saved.leaves, places, strict=True)]
-        order.bit_generator.state = saved.order
+        order.restore(saved.order)
         return jax.tree.unflatten(structure, leaves), [_restored(report) for report in saved.history]
 
-    def keep(self, state: State, order: np.random.Generator, history: Sequence[EpochReport]) -> None:
-        """Writes the state where it is time to."""
-        if not is_over(history) and len(history) % self.every:
+    def keep(self, state: State, order: Order, history: Sequence[EpochReport], *, last: bool) -> None:
+        """Writes the state where it is time to, and where the training has ended."""
+        if not last and len(history) % self.every:
             return
         leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(jax.device_get(state))]
         reports = [asdict(report) for report in history]
-        checkpoints.save(self.folder, self.whose, checkpoints.Saved(leaves, order.bit_generator.state, reports))
+        checkpoints.save(self.folder, self.whose, checkpoints.Saved(leaves, order.state, reports))
 
 
-def is_over(history: Sequence[EpochReport]) -> bool:
-    """Whether a training with these reports has ended."""
-    return bool(history) and (history[-1].step >= history[-1].steps or bool(history[-1].stopped.all()))
+def is_over(history: Sequence[EpochReport], wanted: np.ndarray) -> bool:
+    """Whether a training with these reports has ended: its steps are done, or all wanted models [L] are."""
+    if not history:
+        return False
+    ended = history[-1].stopped | diverged(history)
+    return history[-1].step >= history[-1].steps or bool(ended[wanted].all())
+
+
+def diverged(history: Sequence[EpochReport]) -> np.ndarray:
+    """Which models [L] have a loss that is no longer a number."""
+    return ~np.isfinite(history[-1].train_loss)
+
+
+def mended_report(first: EpochReport, own: EpochReport, lost: np.ndarray) -> EpochReport:
+    """A report of models that are trained a second time, beside the last one of the others."""
+    names = ("train_loss", "validation_loss", "validation_energy_rmse", "validation_forces_rmse", "stopped")
+    return replace(
+        own,
+        epoch=first.epoch + own.epoch,
+        step=first.step + own.step,
+        steps=first.step + own.steps,
+        seconds=first.seconds + own.seconds,
+        **{name: np.where(lost, getattr(own, name), getattr(first, name)) for name in names},
+    )
+
+
+def weights_key_of(key: jax.Array) -> jax.Array:
+    """The stream of bootstrap weights that goes with a training where none is given."""
+    return jax.random.fold_in(key, 2)
 
 
 def report_of(raw: dict[str, jax.Array], epoch: int, steps: int, seconds: float) -> EpochReport:
-    """What the program said of a segment, as a report.
-
-    Raises:
-        InputError: no model's loss is finite.
-    """
+    """What the program said of a segment, as a report."""
     values = jax.device_get(raw)
-    if not np.isfinite(values["train_loss"]).any():
-        raise InputError("the training loss is not finite; check the labels, or lower training.learning_rate.")
     return EpochReport(
         epoch=epoch,
         step=int(values["step"]),

@@ -43,7 +43,7 @@ def ensemble(request) -> Ensemble:
 @pytest.fixture(scope="module")
 def params(ensemble):
     fresh = jax.tree.map(lambda x: x.astype(jnp.float64), ensemble.init(jax.random.key(1)))
-    return ensemble.standardise(fresh, graph_of([water(0)]), 1.3)
+    return ensemble.standardise(fresh, ensemble.survey(graph_of([water(0)])), 1.3)
 
 
 def water(seed: int) -> Atoms:
@@ -110,7 +110,7 @@ def test_variances_add_over_atoms_and_do_not_turn(ensemble, params):
 def test_evidential_parameters_are_those_of_a_distribution():
     ensemble = Ensemble(build_model(SETTINGS, SPECIES), 2, heads=KINDS["evidential"])
     params = jax.tree.map(lambda x: x.astype(jnp.float64), ensemble.init(jax.random.key(1)))
-    params = ensemble.standardise(params, graph_of([water(0)]), 1.0)
+    params = ensemble.standardise(params, ensemble.survey(graph_of([water(0)])), 1.0)
     params["heads"]["noise"] *= 1e3  # far away: as extreme as they come
     noise = _predict(ensemble, params, graph_of([water(0), water(1)])).noise
     for belief in (noise.energy, noise.forces, noise.virial):

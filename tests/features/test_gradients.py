@@ -70,7 +70,7 @@ def made(request, graph) -> tuple[Ensemble, dict]:
     @jax.jit
     def fresh(key: jax.Array) -> dict:
         params = jax.tree.map(lambda x: x.astype(jnp.float64), ensemble.init(key))
-        return ensemble.standardise(params, graph, 1.3)
+        return ensemble.standardise(params, ensemble.survey(graph), 1.3)
 
     return ensemble, fresh(jax.random.key(1))
 

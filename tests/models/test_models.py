@@ -55,7 +55,7 @@ def ensemble(request) -> Ensemble:
 @pytest.fixture(scope="module")
 def params(ensemble: Ensemble):
     fresh = jax.tree.map(lambda x: x.astype(jnp.float64), ensemble.init(jax.random.key(1)))
-    return ensemble.standardise(fresh, packed_graph([ethanol(), crystal()]), 1.0)
+    return ensemble.standardise(fresh, ensemble.survey(packed_graph([ethanol(), crystal()])), 1.0)
 
 
 def ethanol() -> Atoms:
@@ -70,6 +70,15 @@ def crystal() -> Atoms:
     atoms.rattle(0.05, seed=2)
     atoms.set_cell(atoms.cell.array + 0.1 * np.arange(9).reshape(3, 3) / 9, scale_atoms=True)
     return atoms
+
+
+def test_surveys_add_up(ensemble):
+    """Constants set from batches are those of one graph with all structures."""
+    survey = jax.jit(ensemble.survey)
+    both = survey(packed_graph([ethanol(), crystal()]))
+    parts = [survey(packed_graph([atoms])) for atoms in (ethanol(), crystal())]
+    for whole, *pieces in zip(*map(jax.tree.leaves, (both, *parts)), strict=True):
+        np.testing.assert_allclose(whole, sum(pieces), rtol=1e-5)
 
 
 # one compiled function for all tests, told apart by shapes

@@ -24,7 +24,7 @@ def batch() -> tuple[Graph, Targets]:
     """Two molecules in a batch that has room for three; the first weighs twice as much as the second."""
     structures = [water(0), water(1)]
     structures[0].info["weight"] = 2.0
-    shape = plan_capacity(structures, MODEL.cutoff, settings_of(batch_size=3)).batch
+    shape = plan_capacity(structures, MODEL.cutoff, settings_of(batch_size=3), largest_dataset=3).batch
     packed = pack(structures, SPECIES, MODEL.cutoff, neighbors=shape.neighbors)
     return take_batch(packed.data, plan_batches(packed, np.arange(2), shape)[0], 0)
 
@@ -107,7 +107,7 @@ def test_huber_learns_past_labels_that_are_wrong(waters):
             atoms.calc.results["forces"][0, 0] += 60.0
     references = reference_energies(waters, SPECIES)
     judge = trainer_of(waters, settings_of())
-    run = judge.prepare(replace(judge.training_set(waters, references), validation=np.arange(16)), 1)
+    run = judge.prepare(replace(judge.training_set(waters, references), validation=np.arange(16)), 1, jax.random.key(0))
     errors = []
     for kind in ("mse", "huber"):
         settings = settings_of(loss=LossSettings(kind=kind), max_steps=800, validation_fraction=0.0)

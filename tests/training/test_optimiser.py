@@ -148,7 +148,7 @@ class TestSecondStage:
 
     def test_what_is_kept_is_the_best_of_the_second_stage(self, staged, waters):
         trainer, result, references = staged
-        run = trainer.prepare(trainer.training_set(waters, references), 400)
+        run = trainer.prepare(trainer.training_set(waters, references), 400, jax.random.key(0))
         energy, forces, _ = means(trainer.program.validate(result.params, run)[0])
         late = np.array([report.validation_loss for report in result.history if report.step >= 300])
         np.testing.assert_allclose(300 * energy + 0.5 * forces, late.min(axis=0), rtol=1e-3)
