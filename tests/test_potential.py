@@ -96,7 +96,7 @@ def test_isolated_atoms_have_their_reference_energies(potential, structures):
     alone = [Atoms(symbol) for symbol in "HCO"]
     found = anchored.evaluate(alone)
     np.testing.assert_allclose(found.energy[[0, 2]], [-13.6, -2040.0], rtol=1e-7)
-    assert found.scores["energy_std"][0] == 0 and abs(found.energy[1] + 1030) > 1e-3
+    assert found.scores["energy_std"][0] < 1e-6 and abs(found.energy[1] + 1030) > 1e-3
     said, bound = free.evaluate([*alone, structures[0]]), anchored.evaluate([*alone, structures[0]])
     own = said.energy[:3] - [-13.6, -1030.0, -2040.0]
     assert abs(own).min() > 1e-2
