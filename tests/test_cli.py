@@ -248,7 +248,7 @@ def test_init_and_schema(folder):
         (["evaluate", "potential", "gold.extxyz"], "atom 0 is Au"),
         (["score", "potential", "garbage.extxyz", "--out", "x.extxyz"], "garbage.extxyz"),
         (["train", "config.yaml", "--data", "water.extxyz", "--out", "p"], "water.extxyz"),
-        (["train", "config.yaml", "--data", "nowhere.xyz", "--out", "cache"], "cache is not a potential"),
+        (["train", "config.yaml", "--data", "nowhere.xyz", "--out", "data.extxyz"], "data.extxyz is a file"),
         (
             ["train", "config.yaml", "--data", "nowhere.xyz", "--out", "p", "--from", "potential"]
             + ["--set", "model.cutoff=4.0"],
