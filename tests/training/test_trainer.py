@@ -270,7 +270,7 @@ def test_structures_of_different_size_fill_their_batches(references):
 def test_capacities_of_strongly_unlike_sizes():
     """Single atoms and large cells in any proportion: every epoch has its place in a plan, whatever its order."""
     small, large = Atoms("Cu", cell=[9, 9, 9], pbc=True), Atoms("Cu200", positions=30 * np.eye(200)[:, :3])
-    large.positions[:, 0] = 9.0 * np.arange(200)
+    large.positions[:, 0] = 3.0 * np.arange(200)
     for share in (2, 3, 50):
         settings = settings_of(batch_size=5)
         counts = np.where(np.arange(3000) % share == 0, 200, 1)
