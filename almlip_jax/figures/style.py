@@ -191,7 +191,7 @@ def draw_seeds(
     (line,) = axes.plot(x[whole], factor * found.center, **look)
     if len(values) < FEWEST_FOR_BAND:
         if len(values) > 1:
-            points = {"marker": look.get("marker", "o"), "markersize": 2.6, "markeredgewidth": 0, "alpha": 0.45}
+            points = {"marker": look.get("marker", "o"), "markersize": 3.0, "markeredgewidth": 0, "alpha": 0.6}
             for row in values:
                 axes.plot(x, factor * row, linestyle="none", color=line.get_color(), zorder=1.5, **points)
         return line
@@ -219,8 +219,10 @@ def panel_grid(count: int, width: float = 3.0, height: float = 2.5, columns: int
 
 
 def legend_below(figure: Figure, handles: Sequence[Artist]) -> None:
-    """One legend for all panels, under them."""
+    """One legend for all panels, under them; the figure grows by what more than two lines of it need."""
     columns = min(len(handles), max(2, int(figure.get_figwidth() / 1.4)))
+    lines = -(-len(handles) // columns)
+    figure.set_figheight(figure.get_figheight() + 0.19 * max(0, lines - 2))
     figure.legend(handles=list(handles), loc="outside lower center", ncols=columns)
 
 
