@@ -22,6 +22,7 @@ from almlip_jax.training.trainer import (
     EpochReport,
     Trainer,
     TrainingResult,
+    again_key,
     diverged,
     is_over,
     mended_report,
@@ -122,10 +123,7 @@ class SideBySideTrainer:
 
         # in the same program: whatever had not diverged does the same work once more, which nobody looks at
         stream = [weights_key_of(job.key) if job.weights_key is None else job.weights_key for job in jobs]
-        others = [
-            replace(job, key=jax.random.fold_in(job.key, 1), weights_key=one)
-            for job, one in zip(jobs, stream, strict=True)
-        ]
+        others = [replace(job, key=again_key(job.key), weights_key=one) for job, one in zip(jobs, stream, strict=True)]
         seconds = self._attempt(others, total, lost, tell_mended)
         return [
             self.trainer.settled(first, second, say) if models.any() else first

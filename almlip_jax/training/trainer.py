@@ -20,6 +20,7 @@ from ase import Atoms
 
 from almlip_jax.ensembles import Ensemble, EnsembleSettings, beside_members, spread_members
 from almlip_jax.errors import InputError
+from almlip_jax.keys import named_stream
 from almlip_jax.models import Params
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.training import checkpoint as checkpoints
@@ -200,7 +201,7 @@ class Trainer:
                 on_epoch(mended_report(first.history[-1], own, lost))
 
         place = None if checkpoint is None else checkpoint / checkpoints.AGAIN
-        return self.settled(first, attempt(jax.random.fold_in(key, 1), place, lost, tell_mended), say)
+        return self.settled(first, attempt(again_key(key), place, lost, tell_mended), say)
 
     def _attempt(
         self,
@@ -406,7 +407,12 @@ def mended_report(first: EpochReport, own: EpochReport, lost: np.ndarray) -> Epo
 
 def weights_key_of(key: jax.Array) -> jax.Array:
     """The stream of bootstrap weights that goes with a training where none is given."""
-    return jax.random.fold_in(key, 2)
+    return named_stream(key, "bootstrap")
+
+
+def again_key(key: jax.Array) -> jax.Array:
+    """The stream of models that are trained once more."""
+    return named_stream(key, "again")
 
 
 def report_of(raw: dict[str, jax.Array], epoch: int, steps: int, seconds: float) -> EpochReport:

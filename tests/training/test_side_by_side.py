@@ -9,7 +9,8 @@ from ase import Atoms
 from small_training import SPECIES, labelled, settings_of, trainer_of, water
 
 from almlip_jax.errors import InputError
-from almlip_jax.training import Job, SideBySideTrainer, reference_energies
+from almlip_jax.training import EpochReport, Job, SideBySideTrainer, TrainingResult, reference_energies
+from almlip_jax.training.trainer import weights_key_of
 
 
 def pair(seed: int) -> Atoms:
@@ -44,3 +45,30 @@ def test_datasets_of_different_numbers_are_refused(waters):
     jobs = [Job(waters[:n], jax.random.key(n), references) for n in (4, 6)]
     with pytest.raises(InputError, match=r"not of \[4, 6\]"):
         SideBySideTrainer(trainer_of(waters, settings_of())).train(jobs)
+
+
+def test_a_job_whose_model_diverged_is_trained_once_more(waters, monkeypatch):
+    """With the same others beside it, from another stream and with the same weights; the others keep what they had."""
+    together = SideBySideTrainer(trainer_of(waters, settings_of()))
+    references = reference_energies(waters, SPECIES)
+    jobs = [Job(waters, jax.random.key(n), references) for n in range(3)]
+    asked: list[list[Job]] = []
+
+    def attempt(given: list[Job], *_: object) -> list[TrainingResult]:
+        asked.append(list(given))
+        again, results = len(asked) > 1, []
+        for n in range(3):
+            loss = np.array([1.0 + again, np.nan if n == 1 and not again else 3.0 + again])
+            report = EpochReport(1, 60, 60, loss, loss, loss, loss, np.zeros(2, bool), 1.0)
+            results.append(TrainingResult({"w": loss}, (report,)))
+        return results
+
+    monkeypatch.setattr(together, "_attempt", attempt)
+    said: list[str] = []
+    found = together.train(jobs, say=said.append)
+    assert [result.params["w"].tolist() for result in found] == [[1.0, 3.0], [1.0, 4.0], [1.0, 3.0]]
+    assert [len(result.history) for result in found] == [1, 2, 1] and found[1].history[-1].step == 120
+    assert said == ["model 1 of training 1 diverged, and is trained once more."]
+    for first, second in zip(*asked, strict=True):
+        assert np.any(jax.random.key_data(first.key) != jax.random.key_data(second.key))
+        assert np.array_equal(jax.random.key_data(weights_key_of(first.key)), jax.random.key_data(second.weights_key))

@@ -113,9 +113,7 @@ def test_models_that_diverge_are_trained_once_more(trainer, dataset, references,
         np.testing.assert_array_equal(ours[0], others[0])
         assert np.isfinite(ours).all() and (ours.shape == others.shape)
     assert np.isfinite(mended.history[-1].train_loss).all() and mended.history[-1].step == 120
-    monkeypatch.undo()
-    whole = trainer.train(dataset, None, jax.random.fold_in(jax.random.key(0), 1), reference_energies=references)
-    assert mended.left_out == () and len(mended.history) == 2 * len(result.history) == 2 * len(whole.history)
+    assert mended.left_out == () and len(mended.history) == 2 * len(result.history)
 
 
 def test_models_that_diverge_twice_are_left_out():
