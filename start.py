@@ -68,8 +68,11 @@ def run(arguments: list[str]) -> int:
     )
 
 
-def test(arguments: list[str], *, slow: bool, browser: bool) -> int:
+def test(arguments: list[str], *, slow: bool, slow_part: str | None, browser: bool) -> int:
     """Linter, type checker and tests."""
+    parts = [] if slow_part is None else slow_part.split("/")
+    if parts and [part.isdecimal() for part in parts] != [True, True]:
+        sys.exit(f"--slow-part {slow_part} is not a part of several, such as 2/6.")
     prepare("dev")
     checks: list[list[str]] = [["ruff", "check", "."], ["mypy"]]
     for check in checks:
@@ -82,8 +85,13 @@ def test(arguments: list[str], *, slow: bool, browser: bool) -> int:
         code = subprocess.call([str(PYTHON), "-m", "pytest", "-q", "-m", mark, *arguments], cwd=ROOT)
         if code:
             return code
-    quick = [str(PYTHON), "-m", "pytest", "-q", "-n", "2", "--dist", "worksteal", *arguments]
-    return 0 if slow else subprocess.call(quick, cwd=ROOT)
+    side_by_side = [str(PYTHON), "-m", "pytest", "-q", "-n", "2", "--dist", "worksteal", *arguments]
+    code = 0 if slow else subprocess.call(side_by_side, cwd=ROOT)
+    if code or not parts:
+        return code
+    part = ["-m", "slow", "--group", parts[0], "--splits", parts[1], "--splitting-algorithm", "least_duration"]
+    part += ["--durations-path", str(ROOT / "tests" / "slow_seconds.json")]
+    return subprocess.call([*side_by_side, *part], cwd=ROOT)
 
 
 def main() -> int:
@@ -91,11 +99,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("run", "test"))
     parser.add_argument("--slow", action="store_true", help="test: only the tests that take minutes")
+    parser.add_argument("--slow-part", metavar="K/N", help="test: then also the K-th of N equally long parts of those")
     parser.add_argument("--browser", action="store_true", help="test: also those that need Chromium")
     options, arguments = parser.parse_known_args()
     if options.what == "run":
         return run(arguments)
-    return test(arguments, slow=options.slow, browser=options.browser)
+    return test(arguments, slow=options.slow, slow_part=options.slow_part, browser=options.browser)
 
 
 if __name__ == "__main__":

@@ -526,6 +526,43 @@ def md(config: ConfigFile, out: RunOption = None, overrides: SetOption = None, j
     _simulate(MdConfig, run_md, "md", config, out, overrides, json_file)
 
 
+@app.command(name="free-energy")
+def free_energy(
+    run: Annotated[Path, typer.Argument(help="Folder of a run with the bias `metadynamics`, under way or over.")],
+    out: Annotated[Path, typer.Option("--out", help="CSV file to write.")],
+    bias: Annotated[
+        int | None, typer.Option("--bias", min=0, help="Position among the biases, from 0, where several are such.")
+    ] = None,
+    points: Annotated[int | None, typer.Option("--points", min=2, max=5000, help="Along each variable.")] = None,
+    ranges: Annotated[
+        list[str] | None, typer.Option("--range", help="First and last value, as 1.0,2.5; once for each variable.")
+    ] = None,
+    figure_file: Annotated[Path | None, typer.Option("--figure", help="PNG, PDF or SVG file to draw into.")] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Write the free energy that the hills of a metadynamics run tell of."""
+    from almlip_jax.simulation.free_energy import draw, run_free_energy, write_table
+
+    surface = run_free_energy(run, bias=bias, points=points, ranges=[_range(text) for text in ranges or []])
+    write_table(out, surface)
+    rows = {"hills": str(surface.hills), "highest": f"{_number(float(surface.mean.max()))} eV", "table": str(out)}
+    if figure_file is not None:
+        draw(figure_file, surface)
+        rows["figure"] = str(figure_file)
+    _print_pairs("Free energy along " + ", ".join(surface.names), rows)
+    if surface.missed:
+        _complain(f"{surface.missed} hills found no room (`hills` of the bias): the run was longer than they tell.")
+    _write_json(json_file, {"hills": surface.hills, "missed": surface.missed, "names": surface.names, "out": str(out)})
+
+
+def _range(text: str) -> tuple[float, float]:
+    try:
+        first, last = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise InputError(f"--range {text} is not two numbers with a comma, such as 1.0,2.5.") from error
+    return first, last
+
+
 def _simulate(
     kind: type[AnySimulation],
     work: Callable[[AnySimulation, Path, Potential, Progress], dict[str, Any]],

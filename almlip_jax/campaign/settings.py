@@ -189,6 +189,14 @@ class MdExploration(ExplorationSettings):
         return data
 
     @model_validator(mode="after")
+    def _no_table_of_energies(self) -> Self:
+        if self.momenta != "draw":
+            raise ValueError("walkers of a campaign draw their momenta at their temperature; leave 'momenta' out.")
+        if self.conserved:
+            raise ValueError("a campaign keeps no table of energies; leave 'conserved' out, or use almlip md.")
+        return self
+
+    @model_validator(mode="after")
     def _thresholds_suit_the_score(self) -> Self:
         check_thresholds(self.thresholds, self.gate.score)
         from_errors = isinstance(self.thresholds, CalibratedThresholds | ConformalThresholds)

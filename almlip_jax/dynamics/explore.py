@@ -146,6 +146,10 @@ class Explorer:
                 raise InputError(f"walker {w} is not periodic in three directions: its cell cannot move.")
             if moves_cell and start.constraints:
                 raise InputError(f"walker {w} holds atoms fixed, which does not go with a cell that moves.")
+            if self.settings.momenta == "start" and not start.has("momenta"):
+                raise InputError(
+                    f"the start structure of walker {w} has no momenta, which 'momenta: start' asks for; draw them."
+                )
             for constraint in start.constraints:
                 if not isinstance(constraint, FixAtoms):
                     raise InputError(
@@ -272,6 +276,8 @@ class Explorer:
         if isinstance(s.integrator, AdversarialSettings):
             drawn = _displacements(_streams(key, "displacements", walkers), drive.mobile, position)
             position = position + drawn * s.integrator.displacement
+        if s.momenta == "start":
+            momentum = jnp.where(drive.mobile[..., None], self._real(layout.momenta), 0)
         if not loop.integrator.thermal:
             momentum = jnp.zeros_like(momentum)
         motion = Motion(
@@ -283,6 +289,8 @@ class Explorer:
             cell=self._real(layout.cells),
             virial=self._real(np.zeros_like(layout.cells)),
         )
+        if s.counts_supplied:
+            motion = motion.set(supplied=jnp.zeros((walkers, 2), position.dtype))
         motion = motion.set(extra=loop.integrator.init(motion, drive.at(self._real(0.0))))
         if s.swaps is None:
             return motion
@@ -387,6 +395,7 @@ class _Layout:
     mask: np.ndarray
     masses: np.ndarray
     positions: np.ndarray
+    momenta: np.ndarray
     cells: np.ndarray
     pbc: np.ndarray
 
@@ -395,13 +404,14 @@ class _Layout:
         walkers, atoms = len(starts), max(room, *(len(a) for a in starts))
         numbers, species = np.zeros((walkers, atoms), np.int32), np.zeros((walkers, atoms), np.int32)
         mask, masses = np.zeros((walkers, atoms), bool), np.ones((walkers, atoms))
-        positions = np.zeros((walkers, atoms, 3))
+        positions, momenta = np.zeros((walkers, atoms, 3)), np.zeros((walkers, atoms, 3))
         for w, start in enumerate(starts):
             rows = slice(0, len(start))
             numbers[w, rows], species[w, rows], mask[w, rows] = start.numbers, table.index(start.numbers), True
             masses[w, rows], positions[w, rows] = start.get_masses(), start.positions
+            momenta[w, rows] = start.get_momenta()  # integrators and ase share the unit
         cells, pbc = np.array([a.cell.array for a in starts]), np.array([a.pbc for a in starts])
-        return cls(numbers, species, mask, masses, positions, cells, pbc)
+        return cls(numbers, species, mask, masses, positions, momenta, cells, pbc)
 
 
 def _nobody_ended(walkers: int, dtype: np.dtype) -> Ends:

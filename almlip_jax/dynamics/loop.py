@@ -23,9 +23,12 @@ from almlip_jax.dynamics.motion import (
     Evaluation,
     Moment,
     Motion,
+    heated,
+    kinetic_energy,
     kinetic_temperature,
     maxwell_boltzmann,
     pressure_tensor,
+    supply,
     without_drift,
 )
 from almlip_jax.dynamics.recorder import Frames, Recorder, written
@@ -55,6 +58,8 @@ class _Shown:
     frames: Frames
     motion: Motion
     bias: BiasForce
+    bias_state: Any
+    look: BiasInput
 
 
 @struct.dataclass
@@ -177,6 +182,7 @@ class Loop:
             force_std=committee.force_std.reshape(setup.atom_mask.shape),
             scores=observables.scores,
             energy=observables.energy,
+            temperature=observables.temperature,
         )
         seen = observables
         if self.by_species:
@@ -188,6 +194,7 @@ class Loop:
         motion = _choose(state.running & ~stays, moved, state.motion)
         motion, snapshots = self._rewound(state, setup, motion, judged, again, at)
         bias, gate = self._learnt(state, done, seen, visited & ~stays, kept)
+        motion = self._charged(motion, done, bias, state.step + 1, setup, visited & ~stays & ~again)
         new = State(
             motion=motion,
             neighbors=done.neighbors,
@@ -201,7 +208,7 @@ class Loop:
             step=state.step + 1,
         )
         # a refused Monte Carlo trial is where it was, and what was evaluated does not belong to it
-        shown = _Shown(state.running, visited, observables, committee, frames, moved, done.bias)
+        shown = _Shown(state.running, visited, observables, committee, frames, moved, done.bias, bias, done.look)
         return new, self._trace(traces, new.step - first, shown)
 
     def _stays(self, judged: Judged) -> jax.Array:
@@ -220,6 +227,17 @@ class Loop:
         look = done.look.replace(visited=stayed)  # type: ignore[attr-defined]
         _, gate = self.gate.decide(seen.replace(kept=kept), state.gate)  # type: ignore[attr-defined]
         return self.bias.apply(state.bias, look)[1], _choose(stayed, gate, state.gate)
+
+    def _charged(
+        self, motion: Motion, done: Moved, bias: Any, step: jax.Array, setup: Setup, stayed: jax.Array
+    ) -> Motion:
+        """The state, with the work counted that biases do on walkers [W] by becoming those of the next step."""
+        if motion.supplied is None:
+            return motion
+        progress = step.astype(motion.position.dtype) / setup.steps
+        following = done.look.replace(step=step, progress=progress)  # type: ignore[attr-defined]
+        work = self.bias.apply(bias, following)[0].energy - done.bias.energy
+        return supply(motion, jnp.where(stayed, work, 0))
 
     def moved(self, params: Params, state: State, setup: Setup, at: Moment, *, relist: bool = True) -> Moved:
         """The mechanical part of a step, with its one evaluation.
@@ -244,7 +262,7 @@ class Loop:
         offered = motion.position
         motion = self.integrator.from_force(motion, evaluation, at)
         if self.remove_drift:
-            motion = motion.set(momentum=without_drift(motion.momentum, motion.mass, at.mobile))
+            motion = heated(motion, motion.set(momentum=without_drift(motion.momentum, motion.mass, at.mobile)))
         return Moved(motion, offered, neighbors, graph, prediction, bias, look)
 
     def _energy_before(self, state: State, trial: jax.Array, look: BiasInput) -> jax.Array | None:
@@ -472,6 +490,9 @@ class Loop:
             temperature=blank(entries, walkers),
             energy=blank(entries, walkers),
             bias=blank(entries, walkers),
+            kinetic=blank(entries, walkers),
+            supplied=blank(entries, walkers),
+            watched={name: blank(entries, walkers) for name in self.bias.quantities},
             pressure=blank(entries, walkers),
             volume=blank(entries, walkers),
             positions=blank(frames, walkers, atoms, 3),
@@ -480,6 +501,7 @@ class Loop:
             force_std=blank(frames, walkers, atoms),
             forces=blank(frames, walkers, atoms, 3),
             frame_energy=blank(frames, walkers),
+            frame_temperature=blank(frames, walkers),
         )
 
     def _trace(self, traces: Traces, done: jax.Array, shown: _Shown) -> Traces:
@@ -494,10 +516,13 @@ class Loop:
                 "scores": dict(observables.scores),
                 "energy": observables.energy,
                 "bias": shown.bias.energy,
+                "watched": self.bias.look(shown.bias_state, shown.look),
             }
             nothing = jnp.full_like(observables.energy, jnp.nan)
             moving = {
                 "temperature": observables.temperature,
+                "kinetic": kinetic_energy(motion),
+                "supplied": nothing if motion.supplied is None else motion.supplied[:, 0],
                 "pressure": jnp.trace(pressure_tensor(motion), axis1=1, axis2=2) / 3 if self.virial else nothing,
                 "volume": jnp.abs(jnp.linalg.det(motion.cell)),
             }
@@ -514,6 +539,7 @@ class Loop:
                 "positions": jnp.where(shown.judged[:, None, None], frames.positions, motion.position),
                 "momenta": motion.momentum,
                 "cells": frames.cells,
+                "frame_temperature": frames.temperature,
             }
             return _mapped(masked, evaluated, shown.judged) | _mapped(masked, moving, shown.running)
 
@@ -530,8 +556,8 @@ class Loop:
 
 
 _MORE_DEVIATIONS = ("force_epistemic", "force_total")
-_LINES = ("scores", "temperature", "energy", "bias", "pressure", "volume")
-_FRAMES = ("positions", "momenta", "cells", "force_std", "forces", "frame_energy")
+_LINES = ("scores", "temperature", "energy", "bias", "kinetic", "supplied", "watched", "pressure", "volume")
+_FRAMES = ("positions", "momenta", "cells", "force_std", "forces", "frame_energy", "frame_temperature")
 
 
 def _look(

@@ -24,6 +24,8 @@ class Motion:
         cell: [W, 3, 3] Angstrom, rows are the cell vectors.
         virial: [W, 3, 3] eV, of the last evaluation, biases included.
         extra: whatever else the integrator keeps.
+        supplied: [W, 2] eV, energy that thermostats, swaps and changing biases have given to the walker, as a sum and
+            what it lacks by rounding; None where nobody counts it.
     """
 
     position: jax.Array
@@ -34,6 +36,7 @@ class Motion:
     cell: jax.Array
     virial: jax.Array
     extra: Any = None
+    supplied: jax.Array | None = None
 
     def set(self, **changes: Any) -> Self:
         """The same state with other fields; the name that jax-md's operators ask for."""
@@ -118,6 +121,24 @@ def kinetic_tensor(motion: Motion) -> jax.Array:
 def kinetic_energy(motion: Motion) -> jax.Array:
     """Kinetic energy of each walker, [W] eV."""
     return jnp.sum(motion.momentum**2 / (2 * motion.mass), axis=(1, 2))
+
+
+def supply(motion: Motion, energy: jax.Array) -> Motion:
+    """The state with energy [W] eV counted as given to the walkers; by Kahan's sum, since steps are many."""
+    if motion.supplied is None:
+        return motion
+    total, lacking = motion.supplied[:, 0], motion.supplied[:, 1]
+    term = energy.astype(total.dtype) - lacking
+    grown = total + term
+    return motion.set(supplied=jnp.stack([grown, (grown - total) - term], axis=1))
+
+
+def heated(before: Motion, after: Motion) -> Motion:
+    """``after``, with the change of the kinetic energy since ``before`` counted as given to the walkers."""
+    if before.supplied is None:
+        return after
+    change, middle = after.momentum - before.momentum, (after.momentum + before.momentum) / 2
+    return supply(after, jnp.sum(change * middle / after.mass, axis=(1, 2)))
 
 
 def kinetic_temperature(motion: Motion, freedom: jax.Array) -> jax.Array:

@@ -20,6 +20,7 @@ class Frames:
         force_std: [W, N] eV/Angstrom.
         scores: name -> [W].
         energy: [W] eV, relative to the reference energies.
+        temperature: [W] K, kinetic; 0 where nothing has momenta.
     """
 
     positions: jax.Array
@@ -27,6 +28,7 @@ class Frames:
     force_std: jax.Array
     scores: Mapping[str, jax.Array]
     energy: jax.Array
+    temperature: jax.Array
 
 
 @struct.dataclass
@@ -67,6 +69,7 @@ def empty_recorder(walkers: int, room: int, atoms: int, scores: tuple[str, ...],
             force_std=zeros(room, atoms),
             scores={name: zeros(room) for name in scores},
             energy=zeros(room),
+            temperature=zeros(room),
         ),
         walker=jnp.asarray(np.full((room,), -1, np.int32)),
         step=jnp.asarray(np.zeros((room,), np.int32)),

@@ -40,8 +40,8 @@ class Exploration:
             no latent distance was computed.
         departed_atom: [W] int, which; -1 where none.
         departure: [W] largest latent distance of an atom at any step.
-        recorded: candidate frames by walker and step; ``info``: walker, step, time_fs, temperature and every score,
-            ``arrays["force_std"]``.
+        recorded: candidate frames by walker and step; ``info``: walker, step, time_fs, temperature (kinetic, K),
+            bath_temperature and every score; ``arrays["force_std"]``.
         trajectories: thinned trajectory of each walker, with momenta, and the same ``info`` but for the scores.
         final: last good frame of each walker, with momenta, without labels.
         frames_planned: frames that all walkers would have come to had none ended early; those after a walker converged
@@ -168,7 +168,8 @@ def trajectory(
             number += 1
             if not np.isfinite(part.positions[row, w, : len(start)]).all():
                 continue
-            frame = _frame(settings, w, start, number * settings.trajectory_every, part.positions[row, w])
+            at = number * settings.trajectory_every, part.frame_temperature[row, w]
+            frame = _frame(settings, w, start, part.positions[row, w], *at)
             _place_in_cell(frame, part.cells[row, w], part.momenta[row, w])
             _add_evaluation(frame, part, row, w, reference_energy)
             frames.append(frame)
@@ -210,7 +211,7 @@ def _recorded(settings: ExplorationSettings, starts: Sequence[Atoms], state: Sta
     for slot in sorted(taken, key=lambda s: (int(recorder.walker[s]), int(recorder.step[s]))):
         w = int(recorder.walker[slot])
         start, held = starts[w], recorder.frames
-        frame = _frame(settings, w, start, int(recorder.step[slot]), held.positions[slot])
+        frame = _frame(settings, w, start, held.positions[slot], int(recorder.step[slot]), held.temperature[slot])
         _place_in_cell(frame, held.cells[slot], None)
         frame.info.update({name: float(values[slot]) for name, values in held.scores.items()})
         frame.arrays["force_std"] = np.asarray(held.force_std[slot, : len(start)], np.float64)
@@ -218,9 +219,14 @@ def _recorded(settings: ExplorationSettings, starts: Sequence[Atoms], state: Sta
     return frames
 
 
-def _frame(settings: ExplorationSettings, w: int, start: Atoms, step: int, positions: ArrayLike) -> Atoms:
+def _frame(
+    settings: ExplorationSettings, w: int, start: Atoms, positions: ArrayLike, step: int, temperature: ArrayLike
+) -> Atoms:
     frame = _moved(start, positions)
-    frame.info.update(walker=w, step=step, time_fs=step * settings.timestep, temperature=settings.temperatures[w])
+    frame.info.update(walker=w, step=step, time_fs=step * settings.timestep)
+    if settings.thermal:
+        frame.info["temperature"] = float(np.asarray(temperature))
+        frame.info["bath_temperature"] = settings.bath_temperature(w, step)
     return frame
 
 

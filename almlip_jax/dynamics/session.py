@@ -116,7 +116,7 @@ class Session:
             np.savez(file, **content)
 
     def restore(self, path: Path) -> dict[str, np.ndarray]:
-        """Goes back to a state that `save` wrote in a run of the same settings.
+        """Goes back to a state that `save` wrote in a run of these settings, perhaps with fewer steps planned.
 
         Returns:
             the notes saved with it.
@@ -139,8 +139,16 @@ class Session:
             raise InputError(f"{path} belongs to a run with other settings; begin this run again.")
         found = jax.tree.unflatten(structure, [jnp.asarray(x) for x in leaves])
         keys = jax.random.wrap_key_data(found.motion.rng)
-        self.state = replace(found, motion=found.motion.set(rng=keys))
+        self.state = self._reopened(replace(found, motion=found.motion.set(rng=keys)))
         return notes
+
+    def _reopened(self, state: State) -> State:
+        """The state, whose walkers run again where they had done the steps of a run that was planned to be shorter."""
+        if int(state.step) >= self.explorer.settings.steps:
+            return state
+        status = state.ends.status
+        status = jnp.where(status == int(Status.COMPLETED), int(Status.RUNNING), status)
+        return replace(state, ends=replace(state.ends, status=status))
 
 
 def _with_plain_keys(state: State) -> State:

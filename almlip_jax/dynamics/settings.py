@@ -14,6 +14,7 @@ from almlip_jax.dynamics.integrators.settings import (
     NoseHooverSettings,
     NptSettings,
     SwapSettings,
+    build_integrator,
 )
 from almlip_jax.dynamics.novelty import NoveltyName
 from almlip_jax.score_names import ScoreName
@@ -181,12 +182,17 @@ class ExplorationSettings(Settings):
     """What happens when a walker has no place left for a frame."""
     pressure: bool = False
     """Whether the traces hold the internal pressure, which costs the virial; they do wherever the cell moves."""
+    conserved: bool = False
+    """Whether the traces hold the conserved energy, which costs a second look at the biases in every step; cells that
+    move, biases beside swaps, relaxation and ascent have none."""
     trace_every: int = Field(default=10, ge=1, le=MOST_STEPS)
     """Steps between two entries of the traces of scores and temperature."""
     trajectory_every: int = Field(default=100, ge=1, le=MOST_STEPS)
     """Steps between two frames of a walker's trajectory."""
     chunk: int = Field(default=500, ge=1, le=MOST_STEPS)
     """Steps that the device runs on its own between two looks of the host; changes no result."""
+    momenta: Literal["draw", "start"] = "draw"
+    """Whether walkers begin with momenta drawn at their temperature, or with those of their start structures."""
     skin: float = Field(default=0.5, ge=0, le=10.0, json_schema_extra=unit("Angstrom"))
     """Angstrom by which neighbour lists reach beyond the cutoff."""
 
@@ -196,6 +202,12 @@ class ExplorationSettings(Settings):
             stride = getattr(self, name)
             if self.chunk % stride:
                 raise ValueError(f"chunk {self.chunk} is not a multiple of {name} {stride}.")
+        return self
+
+    @model_validator(mode="after")
+    def _momenta_are_those_of_dynamics(self) -> Self:
+        if self.momenta == "start" and not self.thermal:
+            raise ValueError(f"integrator '{self.integrator.kind}' has no momenta: leave 'momenta' out.")
         return self
 
     @model_validator(mode="after")
@@ -232,6 +244,37 @@ class ExplorationSettings(Settings):
     def temperatures(self) -> tuple[float, ...]:
         """First temperature of every walker, K, in order."""
         return tuple(group.temperatures[0] for group in self.walkers for _ in range(group.count))
+
+    @property
+    def counts_supplied(self) -> bool:
+        """Whether there is a conserved energy, and it is asked for."""
+        moves_cell = build_integrator(self.integrator).changes_cell
+        return self.conserved and self.thermal and not moves_cell and not (self.swaps and self.biases)
+
+    @property
+    def thermal(self) -> bool:
+        """Whether walkers have momenta whose temperature means something."""
+        return build_integrator(self.integrator).thermal
+
+    def bath_temperature(self, walker: int, step: int) -> float:
+        """Of a walker's bath at a step, K."""
+        first, last = [group.temperatures for group in self.walkers for _ in range(group.count)][walker]
+        return first + (last - first) * min(step / self.steps, 1.0)
+
+    @property
+    def follows_progress(self) -> str | None:
+        """What depends on how much of the run is over, in words; None where nothing does."""
+        for group in self.walkers:
+            if group.temperatures[0] != group.temperatures[1]:
+                return "a temperature ramp"
+            if group.pressures[0] != group.pressures[1]:
+                return "a pressure ramp"
+        for bias in self.biases:
+            if bias.ramp is not None:
+                return f"the ramp of the bias '{bias.kind}'"
+            if bias.kind == "steered":
+                return "the bias 'steered'"
+        return None
 
     @property
     def novelty(self) -> tuple[NoveltyName, ...]:

@@ -164,6 +164,10 @@ class Traces:
         temperature: [T, W] K.
         energy: [T, W] eV, mean of the members, relative to the reference energies.
         bias: [T, W] eV, energy of the biases.
+        kinetic: [T, W] eV, kinetic energy.
+        supplied: [T, W] eV, energy given to the walker so far by what is not its energy function: thermostats, swaps,
+            changing biases; NaN where nobody counts it.
+        watched: name -> [T, W], what biases show of themselves; see `Bias.quantities`.
         pressure: [T, W] eV/Angstrom^3, a third of the trace of the internal pressure.
         volume: [T, W] Angstrom^3.
         positions: [F, W, N, 3] Angstrom.
@@ -172,12 +176,16 @@ class Traces:
         force_std: [F, W, N] eV/Angstrom.
         forces: [F, W, N, 3] eV/Angstrom, mean of the members, without biases.
         frame_energy: [F, W] eV, as ``energy``.
+        frame_temperature: [F, W] K, as ``temperature``.
     """
 
     scores: dict[str, jax.Array]
     temperature: jax.Array
     energy: jax.Array
     bias: jax.Array
+    kinetic: jax.Array
+    supplied: jax.Array
+    watched: dict[str, jax.Array]
     pressure: jax.Array
     volume: jax.Array
     positions: jax.Array
@@ -186,3 +194,4 @@ class Traces:
     force_std: jax.Array
     forces: jax.Array
     frame_energy: jax.Array
+    frame_temperature: jax.Array

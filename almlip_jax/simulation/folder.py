@@ -7,9 +7,10 @@ Layout::
       versions.json      package versions, git commit, devices
       inputs.json        what the input files were
       thresholds.json    of the gate, where there is one
-      state.npz          from which an unfinished run goes on
+      state.npz          from which a run goes on, also to more steps once it is over
       trajectories/000.extxyz, ...   or trajectory.h5
       thermo.csv         of production dynamics
+      hills_0.npz        hills of the first bias, where that is metadynamics
       candidates.extxyz  frames that the gate recorded
       final.extxyz       last good frame of each walker
       exploration.npz    traces of an exploration
@@ -29,7 +30,7 @@ from almlip_jax.simulation.settings import SimulationConfig
 from almlip_jax.work_directory import WorkDirectory
 from almlip_jax.yaml_text import read_yaml, yaml_text
 
-_FREE = ("out", "checkpoint_every")  # keys that may differ between the parts of one run
+_FREE = ("out", "checkpoint_every", "exploration.steps")  # keys that may differ between the parts of one run
 _INPUTS = ("potential", "structures", "training_set", "calibration_set")
 
 
@@ -66,6 +67,10 @@ class SimulationDirectory(WorkDirectory):
         """Energies and the like (CSV)."""
         return self.path / "thermo.csv"
 
+    def hills(self, bias: int) -> Path:
+        """Hills of a metadynamics by its position among the biases (npz)."""
+        return self.path / f"hills_{bias}.npz"
+
     @property
     def traces(self) -> Path:
         """Traces of an unfinished exploration (raw numbers)."""
@@ -101,28 +106,58 @@ class SimulationDirectory(WorkDirectory):
             raise InputError(f"{self.path} holds something else than such a run; choose another folder with --out.")
 
     def settle(self, config: SimulationConfig) -> bool:
-        """Makes the folder that of a run, or finds that it is already.
+        """Makes the folder that of a run, or finds that it is already; one with fewer steps is reopened for more.
 
         Returns:
             whether there is something to go on from: a state, or the end.
 
         Raises:
-            InputError: the folder holds another run, or input files have changed since its beginning.
+            InputError: the folder holds another run, input files have changed since its beginning, or the run cannot
+                go on to as many steps.
         """
         wanted, inputs = config.model_dump(mode="json"), _digests(config)
         begun = self.state.exists() or self.summary.exists()
-        if begun:
-            self._compare(wanted, inputs)
-        else:
+        if not begun:
             write_json(self.inputs, inputs)
             write_text(self.config, yaml_text(wanted))
-        return begun
+            return False
+        before = self._before()
+        self._compare(before, wanted, inputs)
+        done, steps = before["exploration"]["steps"], config.dynamics.steps
+        if done != steps:
+            self._check_more_steps(done, config)
+            self.summary.unlink(missing_ok=True)
+            write_text(self.config, yaml_text(wanted))
+        return True
 
-    def _compare(self, wanted: dict[str, Any], inputs: dict[str, Any]) -> None:
+    def _check_more_steps(self, done: int, config: SimulationConfig) -> None:
+        settings = config.dynamics
+        refused = f"{self.path} holds a run of {done} steps, which cannot go on to {settings.steps}"
+        if settings.steps < done:
+            raise InputError(f"{refused}: they are fewer; choose another folder with --out.")
+        moving = settings.follows_progress
+        if moving is not None:
+            raise InputError(f"{refused}: {moving} follows the length of the run; choose another folder with --out.")
+        for name in ("trace_every", "trajectory_every"):
+            stride = getattr(settings, name)
+            if done % stride:
+                raise InputError(
+                    f"{refused}: {done} is not a multiple of {stride}, the steps between two rows or frames; choose "
+                    "another folder with --out."
+                )
+        if not self.state.exists():
+            raise InputError(f"{refused}: {self.state} is missing; choose another folder with --out.")
+
+    def _before(self) -> dict[str, Any]:
+        """The config that the run has had so far."""
         try:
             before = read_yaml(self.config).value
-        except InputError as error:
+            int(before["exploration"]["steps"])
+        except (InputError, ValueError, TypeError, KeyError) as error:
             raise InputError(f"{self.config} cannot be read; choose another folder for this run.") from error
+        return dict(before)
+
+    def _compare(self, before: dict[str, Any], wanted: dict[str, Any], inputs: dict[str, Any]) -> None:
         changed = [key for key in _changes(before, wanted) if key not in _FREE]
         if changed:
             raise InputError(

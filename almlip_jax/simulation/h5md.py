@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import getpass
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,11 +19,11 @@ import h5py
 import numpy as np
 from ase import Atoms
 
-from almlip_jax.dynamics import ExplorationSettings
 from almlip_jax.dynamics.state import Traces
 from almlip_jax.errors import InputError
 from almlip_jax.files import flush_to_disk
-from almlip_jax.simulation.outputs import THERMO, shorter, thermo_values
+from almlip_jax.simulation.outputs import shorter
+from almlip_jax.simulation.quantities import Quantities
 from almlip_jax.units import FEMTOSECOND
 
 _BLOCK = 2**16  # bytes of a chunk of a dataset
@@ -35,9 +35,7 @@ class H5mdTrajectory:
 
     Args:
         path: of the file.
-        settings: of the exploration.
-        starts: start structure of each walker.
-        references: reference energy of each, eV.
+        quantities: of the run.
         moving_cells: whether cells change.
         forces: whether frames have forces.
         momenta: whether frames have velocities.
@@ -49,19 +47,18 @@ class H5mdTrajectory:
     def __init__(
         self,
         path: Path,
-        settings: ExplorationSettings,
-        starts: Sequence[Atoms],
-        references: Sequence[float],
+        quantities: Quantities,
         *,
         moving_cells: bool,
         forces: bool,
         momenta: bool,
         dtype: np.dtype,
     ) -> None:
-        self.path, self.settings, self.starts, self.references = path, settings, starts, references
+        self.path, self.quantities = path, quantities
+        self.settings, self.starts = quantities.settings, quantities.starts
         self.moving_cells, self.forces, self.momenta, self.dtype = moving_cells, forces, momenta, dtype
         self._file: h5py.File | None = None
-        self._counts = np.zeros((len(starts), 2), np.int64)  # frames and rows of each walker
+        self._counts = np.zeros((len(self.starts), 2), np.int64)  # frames and rows of each walker
 
     # -- the life of the file -----------------------------------------------------------------------------------------
 
@@ -135,11 +132,11 @@ class H5mdTrajectory:
 
     def write(self, part: Traces, begin: int, end: int) -> None:
         """Adds frames and observables; rows of a walker that has ended are left out."""
-        values = thermo_values(part, self.starts, self.references)
+        values = self.quantities.values(part)
         for w, start in enumerate(self.starts):
             self._write_frames(part, w, start, begin)
             running = np.isfinite(values["temperature"][:, w])
-            rows = {name: values[name][running, w] for name in THERMO}
+            rows = {name: column[running, w] for name, column in values.items()}
             steps = begin + self.settings.trace_every * (1 + np.flatnonzero(running))
             self._append(f"observables/walker{w:03d}", w, 1, steps, rows)
 
@@ -201,7 +198,7 @@ class H5mdTrajectory:
             self._create_particles(file.create_group(f"particles/walker{w:03d}"), start)
             observables = file.create_group(f"observables/walker{w:03d}")
             clock = None
-            for name, unit in THERMO.items():
+            for name, unit in self.quantities.units.items():
                 clock = _create_element(observables, name, (), unit, np.dtype(np.float64), clock)
         return file
 

@@ -7,7 +7,7 @@ after that is cut off when the run goes on.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -15,15 +15,16 @@ import numpy as np
 from ase import Atoms
 
 from almlip_jax.dynamics import ExplorationSettings
+from almlip_jax.dynamics.biases import build_bias
 from almlip_jax.dynamics.results import trajectory
 from almlip_jax.dynamics.state import Traces
 from almlip_jax.errors import InputError
 from almlip_jax.files import flush_to_disk
+from almlip_jax.simulation.quantities import Quantities
 from almlip_jax.structures.extxyz import write_frame
-from almlip_jax.units import GPA
 
-LINES = ("temperature", "energy", "bias", "pressure", "volume")
-"""Traces of a walker beside its scores."""
+LINES = ("temperature", "energy", "bias", "kinetic", "pressure", "volume")
+"""Traces of a walker beside its scores and what biases show."""
 
 
 class Output(Protocol):
@@ -162,39 +163,40 @@ class ExtxyzTrajectories:
 
 
 class Thermo:
-    """A CSV table with a row for every so many steps; see `thermo_rows`.
+    """A CSV table with a row for every so many steps, and columns ``<quantity>_<walker>``; see `Quantities`.
 
     Args:
         path: of the file.
-        settings: of the exploration; ``trace_every`` is the stride.
-        starts: start structure of each walker.
-        references: reference energy of each, eV.
+        quantities: of the run; ``trace_every`` of its settings is the stride.
     """
 
     name = "thermo"
 
-    def __init__(
-        self, path: Path, settings: ExplorationSettings, starts: Sequence[Atoms], references: Sequence[float]
-    ) -> None:
-        self.settings, self.starts, self.references = settings, starts, references
+    def __init__(self, path: Path, quantities: Quantities) -> None:
+        self.quantities, self.settings = quantities, quantities.settings
         self.file = GrowingFile(path)
+
+    @property
+    def _places(self) -> list[tuple[str, int]]:
+        """Quantity and walker of each column."""
+        return [(name, w) for w in range(len(self.quantities.starts)) for name in self.quantities.units]
 
     def open(self, position: np.ndarray | None) -> None:
         """Position: bytes."""
         self.file.cut(0 if position is None else int(position[0]))
         if position is None:
-            columns = [f"{name}_{w}" for w in range(len(self.starts)) for name in THERMO]
+            columns = [f"{name}_{w}" for name, w in self._places]
             self.file.append((",".join(["step", "time_ps", *columns]) + "\n").encode())
 
     def write(self, part: Traces, begin: int, end: int) -> None:
         """Adds the rows of a chunk; fields of a walker that has ended stay empty."""
         every = self.settings.trace_every
-        values = thermo_values(part, self.starts, self.references)
+        values = self.quantities.values(part)
         lines = []
         for row in range((end - begin) // every):
             step = begin + (row + 1) * every
             fields = [str(step), repr(round(step * self.settings.timestep / 1000, 9))]
-            fields += [_field(name, values[name][row, w]) for w in range(len(self.starts)) for name in THERMO]
+            fields += [_field(name, values[name][row, w]) for name, w in self._places]
             lines.append(",".join(fields) + "\n")
         self.file.append("".join(lines).encode())
 
@@ -207,38 +209,13 @@ class Thermo:
         """Nothing is open."""
 
 
-THERMO: Mapping[str, str] = {
-    "potential_energy": "eV",
-    "temperature": "K",
-    "pressure": "GPa",
-    "volume": "Angstrom+3",
-    "force_std_max": "eV Angstrom-1",
-    "bias": "eV",
-}
-"""What the table says of each walker, and the unit."""
-
-
-def thermo_values(part: Traces, starts: Sequence[Atoms], references: Sequence[float]) -> dict[str, np.ndarray]:
-    """The columns of `THERMO` from the traces of a chunk, [T, W] float64.
-
-    Energies hold the reference energies; pressure and volume are not a number where a walker is not periodic in three
-    directions, and all are where it has ended.
-    """
-    cells = np.array([start.pbc.all() for start in starts])
-    return {
-        "potential_energy": np.asarray(part.energy, np.float64) + np.asarray(references),
-        "temperature": np.asarray(part.temperature, np.float64),
-        "pressure": np.where(cells, np.asarray(part.pressure, np.float64) / GPA, np.nan),
-        "volume": np.where(cells, np.asarray(part.volume, np.float64), np.nan),
-        "force_std_max": np.asarray(part.scores["force_std_max"], np.float64),
-        "bias": np.asarray(part.bias, np.float64),
-    }
-
-
 def _field(name: str, value: float) -> str:
     if not np.isfinite(value):
         return ""
-    return f"{value:.12g}" if name == "potential_energy" else f"{value:.9g}"
+    return f"{value:.12g}" if name in _LARGE else f"{value:.9g}"
+
+
+_LARGE = ("potential_energy", "total_energy", "conserved_energy")  # what holds reference energies
 
 
 class TraceLog:
@@ -250,26 +227,50 @@ class TraceLog:
         scores: names of the scores that are traced.
         walkers: number of walkers.
         dtype: of the run.
+        before: what `read` gave when the run was over, where it goes on to more steps and the file is gone.
     """
 
     name = "traces"
 
     def __init__(
-        self, path: Path, settings: ExplorationSettings, scores: Sequence[str], walkers: int, dtype: np.dtype
+        self,
+        path: Path,
+        settings: ExplorationSettings,
+        scores: Sequence[str],
+        walkers: int,
+        dtype: np.dtype,
+        before: Callable[[], Mapping[str, np.ndarray]] | None = None,
     ) -> None:
         self.settings, self.scores, self.walkers, self.dtype = settings, tuple(scores), walkers, dtype
+        self.watched = tuple(build_bias(settings.biases).quantities)
+        self.before = before
         self.file = GrowingFile(path)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of all traces."""
+        return self.scores + self._lines + self.watched
+
+    @property
+    def _lines(self) -> tuple[str, ...]:
+        return (*LINES, "supplied") if self.settings.counts_supplied else LINES
 
     def open(self, position: np.ndarray | None) -> None:
         """Position: bytes."""
+        if position is not None and self.before is not None and not self.file.path.exists():
+            held = self.before()
+            self._append([held[name] for name in self.names])
         self.file.cut(0 if position is None else int(position[0]))
 
     def write(self, part: Traces, begin: int, end: int) -> None:
         """Adds the entries of a chunk."""
         entries = (end - begin) // self.settings.trace_every
-        columns = [part.scores[name] for name in self.scores] + [getattr(part, name) for name in LINES]
-        rows = np.stack([np.asarray(column)[:entries] for column in columns], axis=1)
-        self.file.append(rows.astype(self.dtype).tobytes())
+        columns = [part.scores[name] for name in self.scores] + [getattr(part, name) for name in self._lines]
+        columns += [part.watched[name] for name in self.watched]
+        self._append([np.asarray(column)[:entries] for column in columns])
+
+    def _append(self, columns: Sequence[np.ndarray]) -> None:
+        self.file.append(np.stack(columns, axis=1).astype(self.dtype).tobytes())
 
     def flush(self) -> np.ndarray:
         """To the disk."""
@@ -281,6 +282,5 @@ class TraceLog:
 
     def read(self) -> dict[str, np.ndarray]:
         """Name -> [T, W]."""
-        names = [*self.scores, *LINES]
-        rows = np.fromfile(self.file.path, self.dtype).reshape(-1, len(names), self.walkers)
-        return {name: rows[:, n] for n, name in enumerate(names)}
+        rows = np.fromfile(self.file.path, self.dtype).reshape(-1, len(self.names), self.walkers)
+        return {name: rows[:, n] for n, name in enumerate(self.names)}

@@ -32,6 +32,7 @@ from almlip_jax.dynamics import (
     relaxation_summary,
     relaxing,
 )
+from almlip_jax.dynamics.biases import build_bias
 from almlip_jax.dynamics.integrators import build_integrator
 from almlip_jax.dynamics.judging import check_exploration
 from almlip_jax.dynamics.knowledge import errors_and_scores, structure_scores
@@ -39,13 +40,16 @@ from almlip_jax.dynamics.state import Traces
 from almlip_jax.dynamics.thresholds import AtomErrors, Resolved, resolve_thresholds
 from almlip_jax.ensembles import SCORES
 from almlip_jax.errors import InputError
-from almlip_jax.files import read_json, write_json, write_npz
+from almlip_jax.files import read_json, read_npz, write_json, write_npz
 from almlip_jax.keys import named_key
 from almlip_jax.potential import Potential
 from almlip_jax.progress import Progress, reaching
+from almlip_jax.simulation.averages import Averages, Line, averages, table_averages
 from almlip_jax.simulation.folder import SimulationDirectory
+from almlip_jax.simulation.free_energy import hills_of
 from almlip_jax.simulation.h5md import H5mdTrajectory
 from almlip_jax.simulation.outputs import ExtxyzTrajectories, Output, Thermo, TraceLog
+from almlip_jax.simulation.quantities import Quantities
 from almlip_jax.simulation.settings import ExploreConfig, MdConfig, SimulationConfig
 from almlip_jax.simulation.summary import summarise
 from almlip_jax.structures.io import read_structures, write_structures
@@ -124,9 +128,7 @@ class _Run(ABC):
                 for output in outputs:
                     output.open(notes.get(output.name))
                 self.advance(session, outputs)
-            summary = self.finish(session)
-            self.place.state.unlink(missing_ok=True)
-            return summary
+            return self.finish(session)
 
     # -- before -------------------------------------------------------------------------------------------------------
 
@@ -223,6 +225,8 @@ class _Run(ABC):
     def keep(self, session: Session, outputs: Sequence[Output]) -> None:
         """Outputs to the disk, and then a state that knows how far they were written."""
         notes = {output.name: output.flush() for output in outputs}
+        for number, hills in hills_of(self.settings.biases, session.state.bias).items():
+            write_npz(self.place.hills(number), vars(hills))
         session.save(self.place.state, notes)
 
     def largest(self, part: Traces) -> dict[str, float]:
@@ -248,7 +252,7 @@ class _Run(ABC):
         write_structures(self.place.final, found.final)
         self.write_more(found)
         gated = self.config.rule is not None
-        summary = summarise(self.stage, found, self.place.path, self.settings, gated=gated)
+        summary = summarise(self.stage, found, self.place.path, self.settings, gated=gated, averages=self.averages())
         write_json(self.place.summary, summary)
         self.clean()
         return read_json(self.place.summary)
@@ -256,6 +260,10 @@ class _Run(ABC):
     def write_more(self, found: Exploration) -> None:
         """Writes what one of the commands has beside the other."""
         return
+
+    @abstractmethod
+    def averages(self) -> list[Averages]:
+        """Mean, fluctuation and drift of each walker's quantities over the run."""
 
     def clean(self) -> None:
         """Removes what only an unfinished run needs."""
@@ -290,7 +298,12 @@ class _Exploration(_Run):
     @cached_property
     def traces(self) -> TraceLog:
         names = (*SCORES, *self.settings.novelty)
-        return TraceLog(self.place.traces, self.settings, names, len(self.starts), self.dtype)
+        place = self.place
+
+        def before() -> dict[str, np.ndarray]:
+            return read_npz(place.exploration)
+
+        return TraceLog(place.traces, self.settings, names, len(self.starts), self.dtype, before)
 
     def outputs(self) -> Sequence[Output]:
         return [self.trajectories, self.traces]
@@ -318,6 +331,26 @@ class _Exploration(_Run):
         }
         write_npz(self.place.exploration, arrays)
 
+    def averages(self) -> list[Averages]:
+        traces = self.traces.read()
+        times = self.settings.timestep / 1000 * self.settings.trace_every * np.arange(1, 1 + len(traces["energy"]))
+        units = {name: unit for name, unit in self.units.items() if np.isfinite(traces[name]).any()}
+        found: list[Averages] = []
+        for w in range(len(self.starts)):
+            found.append({})
+            for name, unit in units.items():
+                line = Line()
+                line.add(times, traces[name][:, w])
+                if line.number:
+                    found[w][name] = averages(line, unit)
+        return found
+
+    @property
+    def units(self) -> dict[str, str]:
+        """Unit of each trace that has averages."""
+        kinetic = {"kinetic": "eV", "temperature": "K"} if self.settings.thermal else {}
+        return {"energy": "eV", **kinetic, "bias": "eV"} | build_bias(self.settings.biases).quantities
+
     def clean(self) -> None:
         self.place.traces.unlink(missing_ok=True)
         self.trajectories.discard_empty()
@@ -335,16 +368,22 @@ class _Md(_Run):
             return ExtxyzTrajectories(self.place.trajectories, self.settings, self.starts, self.references, **choice)
         return H5mdTrajectory(
             self.place.h5md,
-            self.settings,
-            self.starts,
-            self.references,
+            self.quantities,
             moving_cells=build_integrator(self.settings.integrator, self.settings.swaps).changes_cell,
             dtype=self.dtype,
             **choice,
         )
 
     def outputs(self) -> Sequence[Output]:
-        return [self.trajectory, Thermo(self.place.thermo, self.settings, self.starts, self.references)]
+        return [self.trajectory, Thermo(self.place.thermo, self.quantities)]
+
+    @cached_property
+    def quantities(self) -> Quantities:
+        """What the table says."""
+        return Quantities(self.settings, self.starts, self.references)
+
+    def averages(self) -> list[Averages]:
+        return table_averages(self.place.thermo, self.quantities.units, len(self.starts))
 
     def clean(self) -> None:
         if isinstance(self.trajectory, ExtxyzTrajectories):

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Group
 from rich.table import Table
 
 from almlip_jax.dynamics import Exploration, ExplorationSettings, Status
+from almlip_jax.dynamics.settings import WalkerGroup
+from almlip_jax.simulation.averages import Averages
 from almlip_jax.unit_names import with_unit
+
+_SHOWN = 4  # walkers whose averages go into the table
 
 
 def summarise(
-    command: str, found: Exploration, folder: Path, settings: ExplorationSettings, *, gated: bool
+    command: str,
+    found: Exploration,
+    folder: Path,
+    settings: ExplorationSettings,
+    *,
+    gated: bool,
+    averages: Sequence[Averages] = (),
 ) -> dict[str, Any]:
     """The result of a run as plain data.
 
@@ -25,13 +36,17 @@ def summarise(
         folder: of the run.
         settings: of its dynamics.
         gated: whether there were thresholds.
+        averages: of each walker, where there are any.
 
     Returns:
         ``command``, ``out``, ``steps``, ``picoseconds`` of all walkers together, ``walkers`` (a list; ``walker``,
-        ``temperature``, ``status``, ``cause``, ``end_step``, ``end_atom``, ``restarts``, and with a gate ``recorded``);
-        with a gate also ``score``, ``record``, ``stop``, ``share_below``, ``recorded``, ``offered``; and where the
-        latent distance is computed each walker's ``departed_step``, ``departed_atom`` and ``departure``.
+        ``temperature``, of a ramp ``final_temperature`` or ``pressure`` and ``final_pressure``, ``status``, ``cause``,
+        ``end_step``, ``end_atom``, ``restarts``, and with a gate ``recorded``); with a gate also ``score``, ``record``,
+        ``stop``, ``share_below``, ``recorded``, ``offered``; and where the latent distance is computed each walker's
+        ``departed_step``, ``departed_atom`` and ``departure``.  Each walker has its ``averages``: mean, fluctuation and
+        drift of its quantities over the whole run.
     """
+    groups = [group for group in settings.walkers for _ in range(group.count)]
     recorded = Counter(int(frame.info["walker"]) for frame in found.recorded)
     walkers = []
     for w, status in enumerate(found.status):
@@ -39,6 +54,7 @@ def summarise(
         walker: dict[str, Any] = {
             "walker": w,
             "temperature": float(found.walker_temperature[w]),
+            **_ramps(groups[w]),
             "status": status.name.lower(),
             "cause": found.ended_because(w),
             "end_step": ended if ended >= 0 else None,
@@ -52,6 +68,8 @@ def summarise(
             walker["departed_step"] = int(found.departed_step[w]) if left else None
             walker["departed_atom"] = int(found.departed_atom[w]) if left else None
             walker["departure"] = float(found.departure[w])
+        if averages:
+            walker["averages"] = averages[w]
         walkers.append(walker)
     done = np.where(found.end_step < 0, found.steps, found.end_step)
     summary: dict[str, Any] = {
@@ -94,8 +112,48 @@ def failure(summary: Mapping[str, Any]) -> str | None:
     )
 
 
-def render_summary(summary: Mapping[str, Any]) -> Table:
-    """A summary as a table for a terminal."""
+def render_summary(summary: Mapping[str, Any]) -> Group:
+    """A summary as tables for a terminal: how walkers fared, and averages of the first of them."""
+    tables = [_fates(summary)]
+    if any(walker.get("averages") for walker in summary["walkers"]):
+        tables.append(_averages(summary["walkers"]))
+    return Group(*tables)
+
+
+def _averages(walkers: Sequence[Mapping[str, Any]]) -> Table:
+    more = f" (first {_SHOWN} of {len(walkers)} walkers; all in summary.json)" if len(walkers) > _SHOWN else ""
+    table = Table(title=f"Averages over the whole run{more}")
+    for column in ("walker", "quantity", "mean", "fluctuation", "drift per ps", "unit"):
+        table.add_column(column, justify="left" if column in ("quantity", "unit") else "right")
+    for walker in walkers[:_SHOWN]:
+        for name, found in walker.get("averages", {}).items():
+            mean = "-" if found["mean"] is None else f"{found['mean']:.8g}"
+            row = (mean, _number(found["fluctuation"]), _number(found["drift"]), found["unit"])
+            table.add_row(str(walker["walker"]), name, *row)
+    return table
+
+
+def _ramps(group: WalkerGroup) -> dict[str, Any]:
+    """Where the bath of a walker goes, if it does not stay as it began."""
+    found: dict[str, Any] = {}
+    if group.temperatures[1] != group.temperatures[0]:
+        found["final_temperature"] = group.temperatures[1]
+    if group.pressures[1] != group.pressures[0]:
+        found |= {"pressure": group.pressures[0], "final_pressure": group.pressures[1]}
+    return found
+
+
+def _bath(walker: Mapping[str, Any]) -> str:
+    """Temperature of the bath, and the ramps there are."""
+    text = f"{walker['temperature']:g}"
+    if "final_temperature" in walker:
+        text += f" to {walker['final_temperature']:g}"
+    if "final_pressure" in walker:
+        text += f"; {walker['pressure']:g} to {walker['final_pressure']:g} GPa"
+    return text
+
+
+def _fates(summary: Mapping[str, Any]) -> Table:
     gated = "score" in summary
     title = f"{summary['picoseconds']:.4g} ps in {summary['out']}"
     if gated:
@@ -109,7 +167,7 @@ def render_summary(summary: Mapping[str, Any]) -> Table:
     for column in columns:
         table.add_column(column, justify="left" if column in ("status", "cause", "first departure") else "right")
     for walker in summary["walkers"]:
-        row = [str(walker["walker"]), f"{walker['temperature']:g}", walker["status"], walker["cause"] or "-"]
+        row = [str(walker["walker"]), _bath(walker), walker["status"], walker["cause"] or "-"]
         row += [_number(walker["end_step"]), str(walker["restarts"])]
         if gated:
             row.append(str(walker["recorded"]))

@@ -5,6 +5,7 @@ The committee is analytic (Morse potentials of different depth), and one compile
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
 import os
@@ -37,16 +38,17 @@ from almlip_jax.config import load_settings
 from almlip_jax.dynamics import Explorer, Knowledge, Status, relax, relaxing
 from almlip_jax.ensembles import Ensemble, EnsembleSettings, Prediction
 from almlip_jax.errors import InputError
-from almlip_jax.files import read_npz
+from almlip_jax.files import read_npz, write_json
 from almlip_jax.models import SharedDensitySettings, build_model
 from almlip_jax.potential import Potential
 from almlip_jax.progress import Advance, SilentProgress
 from almlip_jax.simulation import ExploreConfig, MdConfig, run_exploration, run_md
+from almlip_jax.simulation.folder import SimulationDirectory
 from almlip_jax.simulation.summary import failure
 from almlip_jax.structures.graph import Graph, forces_and_virial, sum_over_atoms
 from almlip_jax.structures.io import read_structures, write_structures
 from almlip_jax.structures.species import SpeciesTable
-from almlip_jax.units import FEMTOSECOND
+from almlip_jax.units import FEMTOSECOND, KB
 
 SPECIES = SpeciesTable((1, 8))
 REFERENCES = {1: -13.0, 8: -2000.0}
@@ -54,6 +56,7 @@ CUTOFF, WIDTH = 6.0, 2.0  # Angstrom, 1/Angstrom
 PARAMS = np.array([4.0, 4.5, 5.0], np.float32)  # depths of the members, eV
 EXPLORATION = {
     "pressure": True,
+    "conserved": True,
     "walkers": [{"temperature": 300, "count": 2}, {"temperature": 900}],
     "steps": 115,  # no multiple of anything
     "chunk": 20,
@@ -63,6 +66,7 @@ EXPLORATION = {
     "buffer": 6,
     "sanity": {"max_temperature": 1000, "dissociation": False, "closest_contact": 0.1, "max_force": 1e4},
 }
+EXPLORATION_OF_MD = {name: EXPLORATION[name] for name in EXPLORATION if name not in ("trace_every", "trajectory_every")}
 THRESHOLDS = {"kind": "fixed", "record": 0.3, "stop": 2.2}
 
 
@@ -84,6 +88,7 @@ def committee() -> Any:
     """As much of a potential as a run with fixed thresholds looks at."""
     return SimpleNamespace(
         ensemble=SimpleNamespace(predict=morse),
+        member_settings=EnsembleSettings(size=len(PARAMS)),
         params=PARAMS,
         member_settings=EnsembleSettings(size=len(PARAMS)),
         species=SPECIES,
@@ -149,11 +154,10 @@ def explore_config(inputs: Path, **changes: Any) -> ExploreConfig:
 
 
 def md_config(inputs: Path, format: str = "extxyz", **changes: Any) -> MdConfig:
-    bare = {name: value for name, value in EXPLORATION.items() if name not in ("trace_every", "trajectory_every")}
     given = {
         "potential": inputs / "potential",
         "structures": inputs / "starts.extxyz",
-        "exploration": bare,
+        "exploration": EXPLORATION_OF_MD,
         "thresholds": THRESHOLDS,
         "checkpoint_every": 0,
         "trajectory": {"format": format, "every": 10},
@@ -219,7 +223,7 @@ def test_the_runs_have_something_to_show(runs: dict[str, Path]):
         np.testing.assert_array_equal(there, traces["step"] <= (end or 115))
     assert {path.name for path in runs["explore"].iterdir()} == {
         *("config.yaml", "versions.json", "inputs.json", "thresholds.json", "summary.json", ".lock.guard"),
-        *("trajectories", "candidates.extxyz", "final.extxyz", "exploration.npz"),
+        *("trajectories", "candidates.extxyz", "final.extxyz", "exploration.npz", "state.npz"),
     }
 
 
@@ -444,6 +448,158 @@ def test_npt_writes_volumes_and_cells(tmp_path):
         np.testing.assert_allclose(file["observables/walker000/volume/value"], volumes, rtol=1e-8)
     final = read_structures(tmp_path / "run" / "final.extxyz")[0]
     assert final.get_volume() == pytest.approx(volumes[-1], rel=1e-5)
+
+
+def of_steps(explorer: Explorer, steps: int) -> Explorer:
+    """The same compiled programs for a run of another length."""
+    other = copy.copy(explorer)
+    other.settings = explorer.settings.model_copy(update={"steps": steps})
+    return other
+
+
+@pytest.mark.parametrize("name", ["explore", "extxyz", "h5md"])
+def test_a_finished_run_goes_on_to_more_steps(name, inputs, explorer, tmp_path):
+    """And ends as one that was planned so long, bit for bit; also after a kill on the way."""
+
+    def run(folder: Path, steps: int, progress: SilentProgress) -> dict[str, Any]:
+        sized = {"exploration": {**EXPLORATION, "steps": steps}}
+        if name == "explore":
+            config: Any = explore_config(inputs, **sized)
+            return run_exploration(config, folder, committee(), progress, of_steps(explorer, steps))
+        del sized["exploration"]["trace_every"], sized["exploration"]["trajectory_every"]
+        return run_md(md_config(inputs, name, **sized), folder, committee(), progress, of_steps(explorer, steps))
+
+    run(tmp_path / "whole", 70, SilentProgress())
+    run(tmp_path / "parts", 30, SilentProgress())  # ends within a chunk
+    with pytest.raises(Killed):
+        run(tmp_path / "parts", 70, ending(2, Killed))
+    assert run(tmp_path / "parts", 70, SilentProgress())["steps"] == 70
+    one, two = content(tmp_path / "whole"), content(tmp_path / "parts")
+    assert one.keys() == two.keys() and [key for key in one if one[key] != two[key]] == []
+    with pytest.raises(InputError, match="holds a run of 70 steps, which cannot go on to 60: they are fewer"):
+        run(tmp_path / "parts", 60, SilentProgress())
+
+
+def test_runs_that_cannot_go_on_say_why(inputs, explorer, runs, tmp_path):
+    longer = {"exploration": {**EXPLORATION, "steps": 200}}
+    with pytest.raises(InputError, match=r"115 steps.*200: 115 is not a multiple of 10, the steps between two rows"):
+        run_exploration(explore_config(inputs, **longer), runs["explore"], committee(), SilentProgress(), explorer)
+    for changes, why in (
+        ({"walkers": [{"temperature": [300, 400], "count": 3}]}, "a temperature ramp follows the length of the run"),
+        ({"biases": [{"kind": "sphere", "radius": 9.0, "ramp": [0, 1]}]}, "the ramp of the bias 'sphere'"),
+    ):
+        place = SimulationDirectory(tmp_path / why[:8])
+        short, long = (
+            explore_config(inputs, exploration={**EXPLORATION, **changes, "steps": steps}) for steps in (10, 20)
+        )
+        place.path.mkdir()
+        place.settle(short)
+        write_json(place.summary, {})
+        with pytest.raises(InputError, match=why):
+            place.settle(long)
+
+
+DISTANCE = {"kind": "distance", "points": [0, 1]}
+BIASES = [
+    {"kind": "steered", "variable": DISTANCE, "stiffness": 8.0, "start": 1.05, "end": 1.25},
+    {"kind": "metadynamics", "variables": [DISTANCE], "widths": [0.05], "height": 0.02, "pace": 10, "bias_factor": 8},
+]
+
+
+@pytest.fixture(scope="module")
+def biased(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two walkers of a dimer with a thermostat, steered and under metadynamics, from momenta of their own."""
+    folder = tmp_path_factory.mktemp("biased")
+    dimer = Atoms("OH", [[0, 0, 0], [0, 0, 1.05]])
+    dimer.set_momenta([[0, 0.3, 0.4], [0, -0.3, -0.4]])
+    write_structures(folder / "starts.extxyz", [dimer])
+    exploration = {
+        "walkers": [{"temperature": 600, "count": 2}],
+        "steps": 400,
+        "timestep": 0.1,
+        "chunk": 100,
+        "momenta": "start",
+        "integrator": {"kind": "csvr", "time": 20},
+        "biases": BIASES,
+        "sanity": EXPLORATION["sanity"],
+    }
+    outputs = {"trajectory": {"every": 1}, "thermo": {"every": 1}}
+    config = md_config(inputs, structures=folder / "starts.extxyz", thresholds=None, exploration=exploration, **outputs)
+    run_md(config, folder / "run", committee(), SilentProgress())
+    return folder / "run"
+
+
+def table_of(run: Path) -> dict[str, np.ndarray]:
+    with (run / "thermo.csv").open() as lines:
+        rows = list(csv.DictReader(lines))
+    return {name: np.array([float(row[name] or "nan") for row in rows]) for name in rows[0]}
+
+
+def test_energies_of_the_table_are_those_of_the_frames_and_one_is_conserved(biased):
+    """The thermostat, the steering and the hills move the total energy by far more than the conserved one."""
+    table = table_of(biased)
+    for w in range(2):
+        frames = read(biased / "trajectories" / f"{w:03d}.extxyz", ":")
+        kinetic = [frame.get_kinetic_energy() for frame in frames]
+        np.testing.assert_allclose(table[f"kinetic_energy_{w}"], kinetic, rtol=1e-5)
+        warmth = [frame.info["temperature"] for frame in frames]
+        np.testing.assert_allclose(table[f"temperature_{w}"], warmth, rtol=1e-6)
+        np.testing.assert_allclose(warmth, [2 * k / (3 * KB) for k in kinetic], rtol=1e-5)  # the centre of mass rests
+        assert {frame.info["bath_temperature"] for frame in frames} == {600.0}
+        total, conserved = table[f"total_energy_{w}"], table[f"conserved_energy_{w}"]
+        parts = [table[f"{name}_{w}"] for name in ("potential_energy", "kinetic_energy", "bias")]
+        np.testing.assert_allclose(total, sum(parts), atol=1e-8)
+        assert np.ptp(total) > 0.05 and np.ptp(conserved) < 0.02 * np.ptp(total), (np.ptp(total), np.ptp(conserved))
+        distances = [frame.get_distance(0, 1) for frame in frames]
+        for name in ("bias0.distance", "bias1.distance"):
+            np.testing.assert_allclose(table[f"{name}_{w}"], distances, atol=1e-5)
+        np.testing.assert_allclose(table[f"bias0.centre_{w}"], 1.05 + 0.2 * np.arange(400) / 400, atol=1e-5)
+        np.testing.assert_array_equal(table[f"bias1.hills_{w}"], np.arange(400) // 10)
+
+
+def test_walkers_take_up_the_momenta_of_their_starts(inputs, biased, tmp_path):
+    first = read(biased / "trajectories" / "000.extxyz", "0")
+    assert np.abs(first.get_momenta() - [[0, 0.3, 0.4], [0, -0.3, -0.4]]).max() < 0.05
+    asked = md_config(inputs, exploration={**EXPLORATION_OF_MD, "momenta": "start"})
+    with pytest.raises(InputError, match="walker 0 has no momenta, which 'momenta: start' asks for"):
+        run_md(asked, tmp_path / "run", committee(), SilentProgress())
+    with pytest.raises(ValueError, match="integrator 'fire' has no momenta"):
+        md_config(inputs, exploration={**EXPLORATION_OF_MD, "momenta": "start", "integrator": {"kind": "fire"}})
+
+
+def test_averages_are_those_of_the_table(biased):
+    table = table_of(biased)
+    for w, walker in enumerate(json.loads((biased / "summary.json").read_text())["walkers"]):
+        assert "pressure" not in walker["averages"], "an open structure has none"
+        for name in ("conserved_energy", "temperature", "bias0.work"):
+            found, values = walker["averages"][name], table[f"{name}_{w}"]
+            slope = np.polyfit(table["time_ps"], values - values[0], 1)[0]
+            assert found["mean"] == pytest.approx(values.mean(), rel=1e-9)
+            assert found["fluctuation"] == pytest.approx(values.std(), rel=1e-6)
+            assert found["drift"] == pytest.approx(slope, rel=1e-6)
+
+
+def test_free_energy_of_a_run_is_the_sum_of_its_hills(biased, tmp_path):
+    """By hand from the hills, walker by walker; the error is that of the mean of two."""
+    out = tmp_path / "surface.csv"
+    arguments = ["free-energy", str(biased), "--out", str(out), "--points", "41", "--range", "0.9,1.4"]
+    arguments += ["--figure", str(tmp_path / "surface.png"), "--json", str(tmp_path / "j")]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    rows = np.genfromtxt(out, delimiter=",", names=True)
+    assert rows.dtype.names == ("distance_Angstrom", "free_energy_eV", "error_eV")
+    hills, grid = read_npz(biased / "hills_1.npz"), np.linspace(0.9, 1.4, 41)
+    assert list(hills["count"]) == [39, 39] and json.loads((tmp_path / "j").read_text())["hills"] == 78
+    surfaces = []
+    for centres, heights in zip(hills["centres"][:, :39, 0], hills["heights"][:, :39], strict=True):
+        bias = (heights * np.exp(-0.5 * ((grid[:, None] - centres) / 0.05) ** 2)).sum(axis=1)
+        surfaces.append(8 / 7 * (bias.max() - bias))
+    mean = np.mean(surfaces, axis=0)
+    np.testing.assert_allclose(rows["free_energy_eV"], mean - mean.min(), atol=1e-6)
+    np.testing.assert_allclose(rows["error_eV"], np.abs(surfaces[0] - surfaces[1]) / 2, atol=1e-6)
+    assert (tmp_path / "surface.png").stat().st_size > 5000
+    wrong = CliRunner().invoke(app, ["free-energy", str(biased), "--out", str(out), "--bias", "0"])
+    assert wrong.exit_code == 1 and "bias 0" in wrong.output and "choose 1" in wrong.output, wrong.output
 
 
 def test_structures_that_cannot_be_used_are_named(inputs, explorer, tmp_path):

@@ -2,9 +2,15 @@
 
 from almlip_jax.dynamics.biases.base import Bias, BiasForce, BiasInput, Ramp, RampState, Sum, combine, no_force
 from almlip_jax.dynamics.biases.collective import CollectiveVariable
-from almlip_jax.dynamics.biases.metadynamics import HillState, Metadynamics, free_energy
+from almlip_jax.dynamics.biases.metadynamics import Hills, HillState, Metadynamics, free_energy
 from almlip_jax.dynamics.biases.restraints import Restraint, Sphere, Steered, SteeredState, Wall
-from almlip_jax.dynamics.biases.settings import BiasSettings, VariableSettings, build_bias, build_variable
+from almlip_jax.dynamics.biases.settings import (
+    BiasSettings,
+    MetadynamicsSettings,
+    VariableSettings,
+    build_bias,
+    build_variable,
+)
 from almlip_jax.dynamics.biases.uncertainty import BoundedUncertaintyBias, UncertaintyBias
 
 __all__ = [
@@ -15,7 +21,9 @@ __all__ = [
     "BoundedUncertaintyBias",
     "CollectiveVariable",
     "HillState",
+    "Hills",
     "Metadynamics",
+    "MetadynamicsSettings",
     "Ramp",
     "RampState",
     "Restraint",

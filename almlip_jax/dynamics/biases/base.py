@@ -11,7 +11,7 @@ biases that change the strength, like `Ramp`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -94,6 +94,20 @@ class Bias(Protocol):
         """Energy, forces and virial of this step, and the next state."""
         ...
 
+    @property
+    def quantities(self) -> Mapping[str, str]:
+        """What `look` tells: name -> unit."""
+        ...
+
+    def look(self, state: Any, at: BiasInput) -> dict[str, jax.Array]:
+        """What tables show of the bias after a step, name -> [W]; called for the steps that are shown alone.
+
+        Args:
+            state: after the step.
+            at: what the step looked at.
+        """
+        ...
+
 
 def applied(force: BiasForce, at: BiasInput) -> BiasForce:
     """What acts on the walkers: times their strength, nothing on padding atoms, nothing at all at strength 0."""
@@ -135,6 +149,16 @@ class Sum:
             after.append(own)
         return total, tuple(after)
 
+    @property
+    def quantities(self) -> dict[str, str]:
+        """Those of the parts; the names begin with ``bias`` and the position of the part, from 0."""
+        return {f"bias{n}.{name}": unit for n, part in enumerate(self.parts) for name, unit in part.quantities.items()}
+
+    def look(self, state: tuple[Any, ...], at: BiasInput) -> dict[str, jax.Array]:
+        """Those of the parts."""
+        both = enumerate(zip(self.parts, state, strict=True))
+        return {f"bias{n}.{name}": value for n, (part, own) in both for name, value in part.look(own, at).items()}
+
 
 def combine(biases: Sequence[Bias]) -> Sum:
     """The sum of any number of biases, none included."""
@@ -172,6 +196,15 @@ class Ramp:
         strength = (at.strength * (start + (end - start) * at.progress)).astype(at.strength.dtype)
         force, inner = self.bias.apply(state.bias, replace(at, strength=strength))
         return force, replace(state, bias=inner)
+
+    @property
+    def quantities(self) -> Mapping[str, str]:
+        """Those of the bias within."""
+        return self.bias.quantities
+
+    def look(self, state: RampState, at: BiasInput) -> dict[str, jax.Array]:
+        """Those of the bias within."""
+        return self.bias.look(state.bias, at)
 
 
 def per_walker(value: float | Sequence[float], walkers: int, dtype: DTypeLike, name: str) -> jax.Array:

@@ -12,7 +12,7 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +40,16 @@ class CollectiveVariable(Protocol):
     @property
     def last_atom(self) -> int:
         """Highest index of an atom looked at; -1 where that is not known."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """What tables call it."""
+        ...
+
+    @property
+    def unit(self) -> str:
+        """Of its values; empty for a pure number, or where that is not known."""
         ...
 
     def __call__(self, positions: jax.Array, cell: jax.Array, pbc: jax.Array) -> jax.Array:
@@ -74,6 +84,11 @@ def evaluate(variable: CollectiveVariable, at: BiasInput) -> Collective:
     strain = jnp.einsum("wna,wnb->wab", at.positions, gradient, precision="highest")
     strain += jnp.einsum("wka,wkb->wab", at.cells, cell_gradient, precision="highest")
     return Collective(value, gradient, 0.5 * (strain + jnp.swapaxes(strain, -1, -2)))
+
+
+def values_of(variable: CollectiveVariable, at: BiasInput) -> jax.Array:
+    """The variable of every walker, [W]."""
+    return jax.vmap(variable)(at.positions, at.cells, at.pbc)
 
 
 def force_along(variable: Collective, energy: jax.Array, slope: jax.Array, at: BiasInput) -> BiasForce:
@@ -114,6 +129,8 @@ class Distance:
 
     first: Atoms
     second: Atoms
+    name: ClassVar[str] = "distance"
+    unit: ClassVar[str] = "Angstrom"
 
     @property
     def period(self) -> None:
@@ -136,6 +153,8 @@ class DistanceDifference:
 
     first: tuple[Atoms, Atoms]
     second: tuple[Atoms, Atoms]
+    name: ClassVar[str] = "distance_difference"
+    unit: ClassVar[str] = "Angstrom"
 
     @property
     def period(self) -> None:
@@ -158,6 +177,8 @@ class Angle:
     """Angle at the second of three points, radians from 0 to pi; where they lie on a line its gradient counts as 0."""
 
     points: tuple[Atoms, Atoms, Atoms]
+    name: ClassVar[str] = "angle"
+    unit: ClassVar[str] = "rad"
 
     @property
     def period(self) -> None:
@@ -185,6 +206,8 @@ class Dihedral:
     """
 
     points: tuple[Atoms, Atoms, Atoms, Atoms]
+    name: ClassVar[str] = "dihedral"
+    unit: ClassVar[str] = "rad"
 
     @property
     def period(self) -> float:
@@ -221,6 +244,8 @@ class Coordination:
     r0: float
     n: int = 6
     m: int = 12
+    name: ClassVar[str] = "coordination"
+    unit: ClassVar[str] = ""
 
     @property
     def period(self) -> None:
@@ -256,6 +281,8 @@ class UserVariable:
     function: Callable[[jax.Array, jax.Array], jax.Array] = field(compare=False)
     source: str
     period: float | None = None
+    name: ClassVar[str] = "user"
+    unit: ClassVar[str] = ""
 
     @property
     def last_atom(self) -> int:

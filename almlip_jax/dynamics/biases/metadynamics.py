@@ -12,7 +12,7 @@ from flax import struct
 from jax.typing import ArrayLike, DTypeLike
 
 from almlip_jax.dynamics.biases.base import BiasForce, BiasInput, applied
-from almlip_jax.dynamics.biases.collective import CollectiveVariable, check_atoms, evaluate
+from almlip_jax.dynamics.biases.collective import CollectiveVariable, check_atoms, evaluate, values_of
 from almlip_jax.errors import InputError
 
 
@@ -108,6 +108,30 @@ class Metadynamics:
         )
         return applied(pull, at), self._deposit(state, values, energy, at)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the variables, numbered where two are of a kind."""
+        kinds = [variable.name for variable in self.variables]
+        return tuple(kind if kinds.count(kind) == 1 else f"{kind}{d}" for d, kind in enumerate(kinds))
+
+    @property
+    def quantities(self) -> dict[str, str]:
+        """The variables, and the number of hills of the walker's set."""
+        units = [variable.unit for variable in self.variables]
+        return dict(zip(self.names, units, strict=True)) | {"hills": ""}
+
+    def look(self, state: HillState, at: BiasInput) -> dict[str, jax.Array]:
+        """The variables, and the number of hills of the walker's set."""
+        values = [values_of(variable, at) for variable in self.variables]
+        hills = jnp.broadcast_to(state.count, at.strength.shape).astype(at.positions.dtype)
+        return dict(zip(self.names, values, strict=True)) | {"hills": hills}
+
+    def hills(self, state: HillState) -> Hills:
+        """What is kept of a state, on the host."""
+        arrays = {name: np.asarray(getattr(state, name)) for name in Hills.__annotations__ if hasattr(state, name)}
+        units = np.array([variable.unit for variable in self.variables])
+        return Hills(**arrays, names=np.array(self.names), units=units)
+
     def _deposit(self, state: HillState, values: jax.Array, energy: jax.Array, at: BiasInput) -> HillState:
         due = state.owed | ((at.step > 0) & (at.step % state.pace == 0))
         heights = state.height * jnp.exp(-at.strength * energy * state.damping / at.kt)
@@ -133,7 +157,34 @@ class Metadynamics:
         )
 
 
-def free_energy(state: HillState, grid: Sequence[ArrayLike]) -> np.ndarray:
+@dataclass(frozen=True)
+class Hills:
+    """Hills on the host, as they are kept; the arrays of `HillState` that tell where they stand.
+
+    Attributes:
+        centres: [G, K, D].
+        heights: [G, K] eV.
+        count: [G] hills of each set.
+        missed: [G] hills that found no room.
+        widths: [D].
+        periods: [D], 0 where a variable does not repeat.
+        damping: scalar, 1 / (bias factor - 1).
+        names: of the variables.
+        units: of the variables.
+    """
+
+    centres: np.ndarray
+    heights: np.ndarray
+    count: np.ndarray
+    missed: np.ndarray
+    widths: np.ndarray
+    periods: np.ndarray
+    damping: np.ndarray
+    names: np.ndarray
+    units: np.ndarray
+
+
+def free_energy(state: HillState | Hills, grid: Sequence[ArrayLike]) -> np.ndarray:
     """The free energy that the hills of a run estimate, on the host: ``-gamma / (gamma - 1) V``, least value 0.
 
     Holds for hills laid at strength 1 (no ramp), all at one temperature.

@@ -12,7 +12,14 @@ from flax import struct
 from jax.typing import DTypeLike
 
 from almlip_jax.dynamics.biases.base import BiasForce, BiasInput, applied, per_walker
-from almlip_jax.dynamics.biases.collective import CollectiveVariable, check_atoms, difference, evaluate, force_along
+from almlip_jax.dynamics.biases.collective import (
+    CollectiveVariable,
+    check_atoms,
+    difference,
+    evaluate,
+    force_along,
+    values_of,
+)
 
 
 @struct.dataclass
@@ -54,6 +61,15 @@ class Restraint:
         variable = evaluate(self.variable, at)
         gap = difference(variable.value, state.centre, self.variable.period)
         return force_along(variable, 0.5 * state.stiffness * gap**2, state.stiffness * gap, at), state
+
+    @property
+    def quantities(self) -> dict[str, str]:
+        """The variable."""
+        return {self.variable.name: self.variable.unit}
+
+    def look(self, state: RestraintState, at: BiasInput) -> dict[str, jax.Array]:
+        """The variable."""
+        return {self.variable.name: values_of(self.variable, at)}
 
 
 @struct.dataclass
@@ -120,6 +136,16 @@ class Steered:
         work = (state.work + step_work).astype(state.work.dtype)
         return force, replace(state, centre=jnp.where(at.visited, centre, state.centre), work=work)
 
+    @property
+    def quantities(self) -> dict[str, str]:
+        """The variable, its centre, and the work done so far."""
+        unit = self.variable.unit
+        return {self.variable.name: unit, "centre": unit, "work": "eV"}
+
+    def look(self, state: SteeredState, at: BiasInput) -> dict[str, jax.Array]:
+        """The variable, its centre, and the work done so far."""
+        return {self.variable.name: values_of(self.variable, at), "centre": state.centre, "work": state.work}
+
 
 @struct.dataclass
 class WallState:
@@ -171,6 +197,15 @@ class Wall:
         push = state.stiffness * beyond ** (state.power - 1)
         return force_along(variable, push * beyond / state.power, sign * push, at), state
 
+    @property
+    def quantities(self) -> dict[str, str]:
+        """The variable."""
+        return {self.variable.name: self.variable.unit}
+
+    def look(self, state: WallState, at: BiasInput) -> dict[str, jax.Array]:
+        """The variable."""
+        return {self.variable.name: values_of(self.variable, at)}
+
 
 @struct.dataclass
 class SphereState:
@@ -221,3 +256,12 @@ class Sphere:
             virial=-jnp.einsum("wna,wnb->wab", arms, gradient, precision="highest"),
         )
         return applied(force, at), state
+
+    @property
+    def quantities(self) -> dict[str, str]:
+        """None."""
+        return {}
+
+    def look(self, state: SphereState, at: BiasInput) -> dict[str, jax.Array]:
+        """Nothing."""
+        return {}

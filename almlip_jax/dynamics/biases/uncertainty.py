@@ -84,6 +84,15 @@ class UncertaintyBias:
         force = applied(BiasForce(-state.tau * spread, -tau * down.forces, -tau * down.virial), at)
         return force, self._follow(state, down.forces, at) if self.automatic else state
 
+    @property
+    def quantities(self) -> dict[str, str]:
+        """The factor on the spread."""
+        return {"tau": ""}
+
+    def look(self, state: UncertaintyState, at: BiasInput) -> dict[str, jax.Array]:
+        """The factor on the spread, for the next step."""
+        return {"tau": state.tau}
+
     def _follow(self, state: UncertaintyState, slope: jax.Array, at: BiasInput) -> UncertaintyState:
         now = (_mean_norm(jnp.mean(at.member_forces, axis=0), at), _mean_norm(slope, at))
         usable = at.visited & jnp.isfinite(now[0]) & jnp.isfinite(now[1])
@@ -137,6 +146,15 @@ class BoundedUncertaintyBias:
         pull = _members(slope * deviation / len(deviation), at)
         energy = state.height * jnp.expm1(exponent)
         return applied(BiasForce(energy, pull.forces, pull.virial), at), state
+
+    @property
+    def quantities(self) -> dict[str, str]:
+        """None."""
+        return {}
+
+    def look(self, state: BoundedState, at: BiasInput) -> dict[str, jax.Array]:
+        """Nothing."""
+        return {}
 
 
 def _members(weights: jax.Array, at: BiasInput) -> BiasForce:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from almlip_jax.dynamics.integrators.base import Integrator, next_keys
-from almlip_jax.dynamics.motion import Evaluation, Moment, Motion
+from almlip_jax.dynamics.motion import Evaluation, Moment, Motion, supply
 
 
 @struct.dataclass
@@ -127,6 +127,7 @@ class Swaps(Integrator):
             taken = jnp.log(draw) < (before - evaluation.energy) / at.kt
             chosen = taken[:, None, None]
             back = _exchanged(motion.position, state.pair)
+            moved = supply(moved, jnp.where(taken, evaluation.energy - before, 0))
             return moved.set(
                 position=jnp.where(chosen, motion.position, back),
                 force=jnp.where(chosen, evaluation.forces, motion.force),

@@ -13,6 +13,7 @@ from almlip_jax.dynamics.motion import (
     Evaluation,
     Moment,
     Motion,
+    heated,
     kinetic_energy,
     maxwell_boltzmann,
 )
@@ -68,7 +69,7 @@ class Andersen(VelocityVerlet):
         draws = jax.vmap(lambda key: jax.random.uniform(key, shape, motion.position.dtype))(when)
         hit = draws < -jnp.expm1(-at.numbers["rate"] * at.timestep)
         momentum = maxwell_boltzmann(fresh, motion.mass, at.mobile, at.kt)
-        return motion.set(momentum=jnp.where(hit[..., None], momentum, motion.momentum))
+        return heated(motion, motion.set(momentum=jnp.where(hit[..., None], momentum, motion.momentum)))
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class VelocityRescaling(VelocityVerlet):
         # the sign of the factor matters: with few degrees of freedom momenta may turn round (Bussi et al., A8)
         sign = jnp.where(noise[:, 0] + jnp.sqrt(kept / share) < 0, -1, 1)
         factor = sign * jnp.sqrt(jnp.maximum(squared, 0))
-        return motion.set(momentum=factor[:, None, None] * motion.momentum)
+        return heated(motion, motion.set(momentum=factor[:, None, None] * motion.momentum))
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ class NoseHoover(VelocityVerlet):
         weights = jnp.asarray(np.tile(_SUZUKI_YOSHIDA, self.substeps), motion.momentum.dtype)
         start = (motion.extra, kinetic_energy(motion), jnp.ones_like(kt))
         (chain, _, factor), _ = jax.lax.scan(part, start, weights)
-        return motion.set(momentum=factor[:, None, None] * motion.momentum, extra=chain)
+        return heated(motion, motion.set(momentum=factor[:, None, None] * motion.momentum, extra=chain))
 
 
 def ornstein_uhlenbeck(motion: Motion, at: Moment) -> Motion:
@@ -169,7 +170,7 @@ def ornstein_uhlenbeck(motion: Motion, at: Moment) -> Motion:
         return moved.momentum, moved.rng
 
     momentum, rng = jax.vmap(one)(motion.momentum, motion.mass, motion.rng, at.kt)
-    return motion.set(momentum=jnp.where(at.mobile[..., None], momentum, 0), rng=rng)
+    return heated(motion, motion.set(momentum=jnp.where(at.mobile[..., None], momentum, 0), rng=rng))
 
 
 def _two(keys: jax.Array) -> tuple[jax.Array, jax.Array]:
