@@ -88,7 +88,6 @@ def committee() -> Any:
     """As much of a potential as a run with fixed thresholds looks at."""
     return SimpleNamespace(
         ensemble=SimpleNamespace(predict=morse),
-        member_settings=EnsembleSettings(size=len(PARAMS)),
         params=PARAMS,
         member_settings=EnsembleSettings(size=len(PARAMS)),
         species=SPECIES,
@@ -700,7 +699,10 @@ def test_mistakes_are_one_sentence(folder, tmp_path, monkeypatch, command, chang
 @pytest.mark.parametrize("command", ["md", "explore"])
 def test_a_run_whose_walkers_all_died_is_no_success(command, inputs, explorer, folder, tmp_path, monkeypatch, capsys):
     """The summary is written, the exit status is 1, and a sentence names step and cause; also when asked again."""
-    ase_write(tmp_path / "crushed.extxyz", Atoms("OH", [[0, 0, 0], [0, 0, 0.05]]), columns=["symbols", "positions"])
+    ase_write(tmp_path / "crushed.extxyz", Atoms("OH", [[0, 0, 0], [0, 0, 0.3]]), columns=["symbols", "positions"])
+    explorer = copy.copy(explorer)
+    sanity = explorer.settings.sanity.model_copy(update={"closest_contact": 0.9})
+    explorer.settings = explorer.settings.model_copy(update={"sanity": sanity})
     make, work = {"md": (md_config, run_md), "explore": (explore_config, run_exploration)}[command]
     config = make(inputs, structures=tmp_path / "crushed.extxyz")
     monkeypatch.setattr("almlip_jax.compilation.prepare_jax", lambda _: None)  # this process is not theirs
