@@ -111,12 +111,13 @@ def total_charge(atoms: Atoms) -> int:
 def multiplicity(atoms: Atoms) -> int:
     """The spin multiplicity 2S+1 of a structure.
 
-    It is ``info["spin"]``, or else what its initial magnetic moments add up to, or else 1.
+    It is ``info["spin"]``, or else what the initial magnetic moments of a molecule add up to, or else 1; those of a
+    crystal are where its bands begin.
 
     Raises:
         InputError: it is not a whole number above zero.
     """
-    value = _whole(atoms, "spin", 1 + round(total_moment(atoms)))
+    value = _whole(atoms, "spin", 1 if atoms.pbc.any() else 1 + round(total_moment(atoms)))
     if value < 1:
         raise InputError(f'info["spin"] is {value}; it holds the multiplicity 2S+1, so give 1 or more.')
     return value

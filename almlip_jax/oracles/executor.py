@@ -26,7 +26,7 @@ from almlip_jax.oracles.base import Label, SourceSettings, bare
 from almlip_jax.oracles.cluster import ClusterBackend
 from almlip_jax.oracles.identity import identifier
 from almlip_jax.oracles.processes import WorkerProcess, as_finished, ask_patiently, end_leftovers
-from almlip_jax.oracles.sources.external import ExternalSettings, export_request, import_results
+from almlip_jax.oracles.sources.external import Delivery, ExternalSettings, export_request
 from almlip_jax.oracles.spool import at_work_elsewhere
 from almlip_jax.oracles.store import LabelStore, storage_error
 from almlip_jax.oracles.worker import Context, Failure, LabelTask, NoSpace, Task
@@ -236,12 +236,18 @@ class Labeller:
             yield from self._calculate(wanted)
 
     def _fetch(self, oracle: ExternalSettings, wanted: Mapping[str, Atoms]) -> Iterator[Label]:
-        arrived = import_results(oracle, list(wanted.items()))
+        if not wanted:
+            return
+        delivery = Delivery(oracle)
+        found = [delivery.label(identity, atoms) for identity, atoms in wanted.items()]
+        arrived = [label for label in found if label is not None]
         self.store.land(arrived)
         yield from arrived
         missing = [(identity, atoms) for identity, atoms in wanted.items() if identity not in self.store]
         if missing:
-            raise export_request(oracle, [(identity, bare(atoms)) for identity, atoms in missing])
+            known = (row.atoms for failed in (False, True) for row in self.store.labelled(failed=failed))
+            remark = delivery.unmatched([bare(atoms) for _, atoms in missing], known)
+            raise export_request(oracle, [(identity, bare(atoms)) for identity, atoms in missing], remark)
 
     def _calculate(self, wanted: Mapping[str, Atoms]) -> Iterator[Label]:
         """The labels wanted, as they arrive; what workers of a killed program are still at is waited for."""

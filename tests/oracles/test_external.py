@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import ase.io
+import numpy as np
 import pytest
 from ase import Atoms
 
@@ -76,3 +77,69 @@ def test_labels_of_other_geometries_are_refused(waters: Waters, tmp_path: Path) 
         write_structures(signal.value.results / "relaxed.extxyz", _labelled_elsewhere([relaxed]))
         with pytest.raises(InputError, match=r"not within 0\.0001 Angstrom"):
             labeller.label(waters(1), TRAIN)
+
+
+def _cells() -> list[Atoms]:
+    """A crystal of three elements and one that differs, all atoms within the cell."""
+    cell = [[5, 0, 0], [0.5, 5, 0], [0, 0.3, 5]]
+    positions = np.array([[0.1, 0.2, 0.1], [0.1, 0.96, 4.6], [0.1, 4.3, 4.6], [2.5, 2.5, 2.5]])
+    frames = [
+        Atoms("OHHNe", positions + shift, cell=cell, pbc=True) for shift in (0.0, [[0.02, 0, 0], *[[0, 0, 0]] * 3])
+    ]
+    for frame in frames:
+        frame.info = {"charge": 0, "spin": 1}
+    return frames
+
+
+def _forces(atoms: Atoms) -> np.ndarray:
+    """Forces that tell the atoms of `_cells` apart wherever they lie."""
+    turns = atoms.positions @ np.linalg.inv(atoms.cell.array)
+    return np.asarray(np.sin(2 * np.pi * turns) * atoms.numbers[:, None])
+
+
+def test_other_images_and_orders_are_the_same_structure(tmp_path: Path) -> None:
+    oracle = ExternalSettings(method="by hand", folder=tmp_path)
+    asked = _cells()
+    with LabelStore(tmp_path / "labels.db") as store, Labeller(oracle, store) as labeller:
+        with pytest.raises(PendingLabels):
+            labeller.label(asked, TRAIN)
+        delivered = []
+        for n, frame in enumerate(asked):
+            moved = frame[[3, 2, 0, 1]]
+            moved.positions += np.array([[1, 0, 0], [0, -2, 0], [0, 0, 1], [1, 1, 1]]) @ frame.cell.array
+            moved.info = {}
+            delivered.append(Label("", float(n), _forces(moved), np.arange(6.0)).attach(moved))
+        write_structures(tmp_path / "results" / "moved.extxyz", delivered)
+        results = labeller.label(asked, TRAIN)
+    for n, (result, frame) in enumerate(zip(results, asked, strict=True)):
+        assert result.atoms is not None and result.atoms.get_potential_energy() == n
+        np.testing.assert_allclose(result.atoms.get_forces(), _forces(frame), atol=1e-9)
+
+
+def test_molecules_may_come_back_in_another_order_but_not_elsewhere(waters: Waters, tmp_path: Path) -> None:
+    oracle = ExternalSettings(method="by hand", folder=tmp_path)
+    with LabelStore(tmp_path / "labels.db") as store, Labeller(oracle, store) as labeller:
+        with pytest.raises(PendingLabels) as signal:
+            labeller.label(waters(3), TRAIN)
+        requested = read_structures(signal.value.requested)
+        labelled = _labelled_elsewhere(requested)
+        swapped = Label("", -1.0, labelled[0].get_forces()[[2, 0, 1]]).attach(requested[0][[2, 0, 1]])
+        shifted = labelled[1]
+        shifted.positions += 0.5
+        swapped.info, shifted.info = {}, {}
+        write_structures(
+            signal.value.results / "some.extxyz", [swapped, shifted, Label("", 0, [[0, 0, 0]]).attach(Atoms("He"))]
+        )
+        with pytest.raises(
+            PendingLabels, match=r"2 structure.* 2 frame.*match no structure.*frame 1 \(0\.5 Angstrom from"
+        ):
+            labeller.label(waters(3), TRAIN)
+        first = store.get(labeller.identity(waters(1)[0]))
+        assert first is not None and first.energy == -1
+        np.testing.assert_array_equal(first.forces, labelled[0].get_forces())
+        # what has its label already is not strange
+        (tmp_path / "results" / "some.extxyz").unlink()
+        write_structures(signal.value.results / "first.extxyz", [swapped])
+        with pytest.raises(PendingLabels) as rest:
+            labeller.label(waters(3), TRAIN)
+        assert "were read" not in str(rest.value)

@@ -71,7 +71,7 @@ def check_state(atoms: Atoms, keys: StateKeys, parameters: Mapping[str, Any], ca
             _untold(f"the multiplicity {spin}", "spin_key", MOMENTS, calculator)
             + "; or give the structure initial magnetic moments"
         )
-    if keys.spin is not None and keys.spin not in (INFO, MOMENTS):
+    if keys.spin is not None and keys.spin not in (INFO, MOMENTS) and not atoms.pbc.any():
         check_moments(atoms)
     for key, wanted, usual in ((keys.charge, charge, 0), (keys.spin, spin, 1)):
         fixed = None if key is None or key in (INFO, CHARGES, MOMENTS) else _lookup(parameters, key)

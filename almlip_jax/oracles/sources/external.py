@@ -7,7 +7,7 @@ into which labelled files (extxyz or anything that is read as structures) are pu
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -17,7 +17,8 @@ from pydantic import Field
 
 from almlip_jax.errors import InputError, LabelError
 from almlip_jax.oracles.base import Label, LabelSource, SourceSettings, judged
-from almlip_jax.oracles.sources.labelled_file import GeometryIndex, results_of
+from almlip_jax.oracles.matching import ImageIndex
+from almlip_jax.oracles.sources.labelled_file import results_of
 from almlip_jax.settings import unit
 
 IDENTITY_KEY = "label_identity"
@@ -33,11 +34,11 @@ class PendingLabels(RuntimeError):
         count: number of structures without a label.
     """
 
-    def __init__(self, requested: Path, results: Path, count: int) -> None:
+    def __init__(self, requested: Path, results: Path, count: int, remark: str = "") -> None:
         self.requested, self.results, self.count = requested, results, count
         super().__init__(
             f"{count} structure(s) wait for labels from elsewhere: label the frames of {requested} (keep "
-            f"info['{IDENTITY_KEY}'] if you can), put the labelled file into {results}, and resume."
+            f"info['{IDENTITY_KEY}'] if you can), put the labelled file into {results}, and resume.{remark}"
         )
 
 
@@ -64,7 +65,8 @@ class ExternalSettings(SourceSettings):
     """Where stresses (eV/Angstrom^3) stand in ``info``; by default calculator results or ``REF_stress``."""
 
     tolerance: float = Field(default=1e-4, ge=0, le=0.1, json_schema_extra=unit("Angstrom"))
-    """Largest difference of a coordinate between the structure asked for and the one labelled, in Angstrom."""
+    """Largest difference of a coordinate between the structure asked for and the one labelled, in Angstrom; another image
+    of the cell, or another order of equal atoms, is no difference."""
 
     def identity(self) -> dict[str, Any]:
         """The settings that decide what a label is: the name of the method."""
@@ -79,46 +81,83 @@ class ExternalSettings(SourceSettings):
         raise InputError("the oracle is external: its labels are made elsewhere, so it cannot calculate any here.")
 
 
-def import_results(oracle: ExternalSettings, wanted: Sequence[tuple[str, Atoms]]) -> list[Label]:
-    """The labels that have arrived among those wanted, in the order wanted.
+class Delivery:
+    """The labelled frames that lie in ``results/``.
 
     A frame belongs to a structure if it carries its identity; one that carries none, if no coordinate differs by more
-    than the tolerance.  A frame with ``info["error"]`` is a failed label with that reason; so is one whose values are
-    garbage.
+    than the tolerance.  Other images of the cell, and another order of equal atoms, are the same structure.  A frame with
+    ``info["error"]`` is a failed label with that reason; so is one whose values are garbage.
 
     Args:
         oracle: the settings.
-        wanted: identities with their structures.
 
     Raises:
-        InputError: a results file cannot be read, or a frame has the identity of a structure with other coordinates.
+        InputError: a results file cannot be read.
     """
-    frames = [frame for path in _result_files(oracle.folder) for frame in _read(path, oracle)]
-    named = {str(frame.info[IDENTITY_KEY]): frame for frame in frames if IDENTITY_KEY in frame.info}
-    nameless = [frame for frame in frames if IDENTITY_KEY not in frame.info]
-    index = GeometryIndex(nameless)
-    labels = []
-    for identity, atoms in wanted:
-        frame = named.get(identity)
-        if frame is None:
-            n = index.find(atoms, oracle.tolerance)
-            frame = None if n is None else nameless[n]
-        elif GeometryIndex([frame]).find(atoms, oracle.tolerance) is None:
+
+    def __init__(self, oracle: ExternalSettings) -> None:
+        self._oracle = oracle
+        read = [
+            (path, n, frame) for path in _result_files(oracle.folder) for n, frame in enumerate(_read(path, oracle))
+        ]
+        self._named = {str(frame.info[IDENTITY_KEY]): frame for *_, frame in read if IDENTITY_KEY in frame.info}
+        self._nameless = ImageIndex([frame for *_, frame in read if IDENTITY_KEY not in frame.info])
+        self._places = [f"{path}, frame {n}" for path, n, frame in read if IDENTITY_KEY not in frame.info]
+        self._claimed: set[int] = set()
+
+    def label(self, identity: str, atoms: Atoms) -> Label | None:
+        """The label of a structure, its atoms in the structure's order; None where it has not arrived.
+
+        Raises:
+            InputError: a frame has the identity of the structure with other coordinates.
+        """
+        index = self._nameless if identity not in self._named else ImageIndex([self._named[identity]])
+        match = index.find(atoms, self._oracle.tolerance)
+        if match is not None:
+            if index is self._nameless:
+                self._claimed.add(match.frame)
+            return _label(index.frames[match.frame], match.order, identity, self._oracle)
+        if index is not self._nameless:
             raise InputError(
-                f"a frame in {oracle.folder / 'results'} has {IDENTITY_KEY} {identity[:12]}... but its atoms are not "
-                f"within {oracle.tolerance:g} Angstrom of those requested; put labels of the requested frames there."
+                f"a frame in {self._oracle.folder / 'results'} has {IDENTITY_KEY} {identity[:12]}... but its atoms are not "
+                f"within {self._oracle.tolerance:g} Angstrom of those requested; put labels of the requested frames there."
             )
-        if frame is not None:
-            labels.append(_label(frame, identity, oracle))
-    return labels
+        return None
+
+    def unmatched(self, missing: Sequence[Atoms], known: Iterable[Atoms]) -> str:
+        """What to say of frames without identity that no structure matches; empty where there are none.
+
+        Args:
+            missing: structures that wait for their labels.
+            known: structures that have theirs.
+        """
+        for atoms in known if len(self._claimed) < len(self._places) else ():
+            match = self._nameless.find(atoms, self._oracle.tolerance)
+            if match is not None:
+                self._claimed.add(match.frame)
+        strange = [n for n in range(len(self._places)) if n not in self._claimed]
+        if not strange:
+            return ""
+        frame = self._nameless.frames[strange[0]]
+        apart = ImageIndex(missing).nearest(frame)
+        reason = (
+            "no structure that waits has its elements and periodic directions"
+            if apart is None
+            else f"{apart:.3g} Angstrom from the nearest that waits, charge and spin apart; tolerance {self._oracle.tolerance:g}"
+        )
+        return (
+            f" {len(strange)} frame(s) in results/ were read and match no structure that was asked for, the first of them "
+            f"{self._places[strange[0]]} ({reason})."
+        )
 
 
-def export_request(oracle: ExternalSettings, missing: Sequence[tuple[str, Atoms]]) -> PendingLabels:
+def export_request(oracle: ExternalSettings, missing: Sequence[tuple[str, Atoms]], remark: str = "") -> PendingLabels:
     """Writes the structures that need labels into ``requested/``; the same structures give the same file.
 
     Args:
         oracle: the settings.
         missing: identities with their structures.
+        remark: what else to tell.
 
     Returns:
         the signal to raise.
@@ -140,7 +179,7 @@ def export_request(oracle: ExternalSettings, missing: Sequence[tuple[str, Atoms]
         raise InputError(
             f"structures cannot be exported to {path} ({error.strerror}); correct the oracle's folder."
         ) from error
-    return PendingLabels(path, results, len(missing))
+    return PendingLabels(path, results, len(missing), remark)
 
 
 def _result_files(folder: Path) -> list[Path]:
@@ -155,11 +194,11 @@ def _read(path: Path, oracle: ExternalSettings) -> list[Atoms]:
     return read_structures(path, energy_key=keys[0], forces_key=keys[1], stress_key=keys[2])
 
 
-def _label(frame: Atoms, identity: str, oracle: ExternalSettings) -> Label:
+def _label(frame: Atoms, order: np.ndarray, identity: str, oracle: ExternalSettings) -> Label:
     if "error" in frame.info:
         return Label(identity, error=str(frame.info["error"]))
     try:
         results = judged(results_of(frame), len(frame), oracle.max_force)
     except LabelError as error:
         return Label(identity, error=str(error))
-    return Label(identity, results.energy, np.asarray(results.forces), results.stress)
+    return Label(identity, results.energy, np.asarray(results.forces)[order], results.stress)
