@@ -65,8 +65,8 @@ class ExternalSettings(SourceSettings):
     """Where stresses (eV/Angstrom^3) stand in ``info``; by default calculator results or ``REF_stress``."""
 
     tolerance: float = Field(default=1e-4, ge=0, le=0.1, json_schema_extra=unit("Angstrom"))
-    """Largest difference of a coordinate between the structure asked for and the one labelled, in Angstrom; another image
-    of the cell, or another order of equal atoms, is no difference."""
+    """Largest difference of a coordinate between the structure asked for and the one labelled, in Angstrom; another
+    image of the cell, or another order of equal atoms, is no difference."""
 
     def identity(self) -> dict[str, Any]:
         """The settings that decide what a label is: the name of the method."""
@@ -85,8 +85,8 @@ class Delivery:
     """The labelled frames that lie in ``results/``.
 
     A frame belongs to a structure if it carries its identity; one that carries none, if no coordinate differs by more
-    than the tolerance.  Other images of the cell, and another order of equal atoms, are the same structure.  A frame with
-    ``info["error"]`` is a failed label with that reason; so is one whose values are garbage.
+    than the tolerance.  Other images of the cell, and another order of equal atoms, are the same structure.  A frame
+    with ``info["error"]`` is a failed label with that reason; so is one whose values are garbage.
 
     Args:
         oracle: the settings.
@@ -119,8 +119,9 @@ class Delivery:
             return _label(index.frames[match.frame], match.order, identity, self._oracle)
         if index is not self._nameless:
             raise InputError(
-                f"a frame in {self._oracle.folder / 'results'} has {IDENTITY_KEY} {identity[:12]}... but its atoms are not "
-                f"within {self._oracle.tolerance:g} Angstrom of those requested; put labels of the requested frames there."
+                f"a frame in {self._oracle.folder / 'results'} has {IDENTITY_KEY} {identity[:12]}... but its atoms are "
+                f"not within {self._oracle.tolerance:g} Angstrom of those requested; put labels of requested frames "
+                "there."
             )
         return None
 
@@ -143,11 +144,12 @@ class Delivery:
         reason = (
             "no structure that waits has its elements and periodic directions"
             if apart is None
-            else f"{apart:.3g} Angstrom from the nearest that waits, charge and spin apart; tolerance {self._oracle.tolerance:g}"
+            else f"{apart:.3g} Angstrom from the nearest that waits, charge and spin apart; oracle.tolerance is "
+            f"{self._oracle.tolerance:g}"
         )
         return (
-            f" {len(strange)} frame(s) in results/ were read and match no structure that was asked for, the first of them "
-            f"{self._places[strange[0]]} ({reason})."
+            f" {len(strange)} frame(s) in results/ were read and match no structure that was asked for, the first of "
+            f"them {self._places[strange[0]]} ({reason})."
         )
 
 
