@@ -115,6 +115,8 @@ def read_json(path: Path) -> dict[str, Any]:
         data = json.loads(text)
     except json.JSONDecodeError as error:
         raise _damaged(path, f"not valid JSON, line {error.lineno}") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+        raise _damaged(path, "not valid JSON") from error
     if not isinstance(data, dict):
         raise _damaged(path, "not a JSON object")
     return data
@@ -144,10 +146,13 @@ def read_csv(path: Path) -> list[dict[str, Cell]]:
     if not reader.fieldnames:
         raise _damaged(path, "no header line")
     rows: list[dict[str, Cell]] = []
-    for row in reader:
-        if None in row or None in row.values():
-            raise _damaged(path, f"line {reader.line_num} does not fit the header")
-        rows.append({str(name): _value(text) for name, text in row.items()})
+    try:
+        for row in reader:
+            if None in row or None in row.values():
+                raise _damaged(path, f"line {reader.line_num} does not fit the header")
+            rows.append({str(name): _value(text) for name, text in row.items()})
+    except csv.Error as error:
+        raise _damaged(path, f"line {reader.line_num} is no line of a table") from error
     return rows
 
 
@@ -162,8 +167,24 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
             return {name: archive[name] for name in archive.files}
     except FileNotFoundError as error:
         raise _missing(path) from error
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+    except Exception as error:  # numpy and zipfile stumble over foreign files in many ways
         raise _damaged(path, "not a readable npz file") from error
+
+
+@contextmanager
+def understood(path: Path) -> Iterator[None]:
+    """Turns whatever the use of a file's content runs into, where it is not what a run writes, into a sentence.
+
+    Raises:
+        InputError: names the file.
+    """
+    try:
+        yield
+    except (InputError, OSError):
+        raise
+    except Exception as error:
+        why = f"its content is not what a run writes ({type(error).__name__}: {error})"
+        raise _damaged(path, " ".join(why.split())) from error
 
 
 def plain(data: Any) -> Any:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from almlip_jax.errors import InputError
-from almlip_jax.files import PARTIAL, cannot_write, make_folder, plain, read_json, write_json
+from almlip_jax.files import PARTIAL, cannot_write, make_folder, plain, read_json, understood, write_json
 from almlip_jax.process_table import birth, is_alive
 
 PACKAGES: tuple[str, ...] = (
@@ -179,7 +179,8 @@ def write_versions(run: WorkDirectory, versions: Mapping[str, Any] | None = None
     before: dict[str, Any] = {}
     if run.versions.exists():
         before = read_json(run.versions)
-        earlier = before.pop("earlier", [])
+        with understood(run.versions):
+            earlier = list(before.pop("earlier", []))
         if before != now:
             earlier = [*earlier, before]
     write_json(run.versions, {**now, "earlier": earlier} if earlier else now)

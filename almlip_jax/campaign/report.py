@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,11 @@ from almlip_jax.campaign.report_figures import (
     stress_parity,
     training_figure,
 )
-from almlip_jax.campaign.rundir import RunDirectory
+from almlip_jax.campaign.rundir import RoundDirectory, RunDirectory
 from almlip_jax.campaign.state import TEST_ERRORS, CampaignState, metric_units, read_state
 from almlip_jax.campaign.status import calls_by_purpose, campaign_status
 from almlip_jax.errors import InputError
-from almlip_jax.files import Cell, read_csv, read_json, read_npz, write_text
+from almlip_jax.files import read_csv, read_json, read_npz, understood, write_text
 from almlip_jax.group_looks import Look, group_looks
 from almlip_jax.oracles import LabelStore
 from almlip_jax.unit_names import spelt, unit_of
@@ -49,9 +49,11 @@ def write_report(run_dir: Path | str) -> Path:
     environment = Environment(loader=PackageLoader("almlip_jax.campaign", "."), autoescape=select_autoescape(["jinja"]))
     template = environment.get_template("report.html.jinja")
     explored = [folder for folder in run.rounds() if folder.walkers.exists()]
-    predictions = _predictions(run, state)
-    looks = group_looks(_groups(state, predictions))
-    pressures = {str(folder.index): _json(pressure_traces(folder)) for folder in explored}
+    predicted = _predicted(run, state)
+    predictions = {} if predicted is None else read_npz(predicted)
+    with understood(predicted or run.state):
+        looks = group_looks(_groups(state, predictions))
+    pressures = {str(folder.index): _traces_of(folder, pressure_traces) for folder in explored}
     status = campaign_status(run.path)
     rounds = state.rows()
     columns = list(dict.fromkeys(name for row in rounds for name in row))
@@ -63,16 +65,16 @@ def write_report(run_dir: Path | str) -> Path:
         error_columns={metric: spelt(unit_of(metric)) for metric in TEST_ERRORS},
         plotly=get_plotlyjs(),
         curves={ERROR_CURVES[metric][0]: _json(error_curve(state, looks, metric)) for metric in _curves(state)},
-        walkers={str(folder.index): _json(score_traces(folder)) for folder in explored},
+        walkers={str(folder.index): _traces_of(folder, score_traces) for folder in explored},
         pressures=pressures,
         has_pressures=any(figure != "null" for figure in pressures.values()),
-        trainings={name: _json(training_figure(rows)) for name, rows in _trainings(run).items()},
-        **_test_figures(predictions, looks),
+        trainings=_trainings(run),
+        **_test_figures(predicted, predictions, looks),
         labels=_label_table(run),
-        structure=_json(most_uncertain(explored)),
+        structure=_most_uncertain(run, explored),
         rounds=rounds,
         columns={name: spelt(unit) for name, unit in metric_units(run, columns).items()},
-        config=run.config.read_text() if run.config.exists() else "",
+        config=run.config.read_text(errors="replace") if run.config.is_file() else "",
         versions=json.dumps(read_json(run.versions), indent=2) if run.versions.exists() else "",
     )
     write_text(run.report, page)
@@ -134,33 +136,45 @@ def _error_rows(status: Mapping[str, Any], looks: Mapping[str, Look]) -> list[di
     return rows
 
 
-def _trainings(run: RunDirectory) -> dict[str, list[dict[str, Cell]]]:
-    """Name of each training -> the lines of its ``training.csv``, the newest first."""
+def _traces_of(folder: RoundDirectory, draw: Callable[[RoundDirectory], go.Figure | None]) -> str:
+    with understood(folder.walkers):
+        return _json(draw(folder))
+
+
+def _most_uncertain(run: RunDirectory, explored: Sequence[RoundDirectory]) -> str:
+    with understood(run.rounds_folder):
+        return _json(most_uncertain(explored))
+
+
+def _trainings(run: RunDirectory) -> dict[str, str]:
+    """Name of each training -> the figure of its course, the newest first."""
     folders = {"final": run.final} | {f"round {one.index}": one for one in reversed(run.rounds())}
     found = {}
     for name, folder in folders.items():
         if folder.training.exists():
             with contextlib.suppress(InputError):  # a damaged table has no figure
-                found[name] = read_csv(folder.training)
+                with understood(folder.training):
+                    found[name] = _json(training_figure(read_csv(folder.training)))
     return found
 
 
-def _predictions(run: RunDirectory, state: CampaignState) -> dict[str, np.ndarray]:
-    """What the final potential, or the last that was evaluated, said of the test set; nothing without one."""
+def _predicted(run: RunDirectory, state: CampaignState) -> Path | None:
+    """What the final potential, or the last that was evaluated, said of the test set; None without one."""
     files = [folder.test_predictions for folder in run.rounds()]
     files += [run.final.test_predictions] if state.final is not None and state.final.errors else []
     done = [file for file in files if file.exists()]
-    return read_npz(done[-1]) if done else {}
+    return done[-1] if done else None
 
 
-def _test_figures(found: Mapping[str, np.ndarray], looks: Mapping[str, Look]) -> dict[str, str]:
-    if not found:
+def _test_figures(path: Path | None, found: Mapping[str, np.ndarray], looks: Mapping[str, Look]) -> dict[str, str]:
+    if path is None:
         return dict.fromkeys(("parity", "reliability", "stress_parity"), "null")
-    return {
-        "parity": _json(force_parity(found, looks)),
-        "reliability": _json(force_reliability(found, looks)),
-        "stress_parity": _json(stress_parity(found, looks)),
-    }
+    with understood(path):
+        return {
+            "parity": _json(force_parity(found, looks)),
+            "reliability": _json(force_reliability(found, looks)),
+            "stress_parity": _json(stress_parity(found, looks)),
+        }
 
 
 def _label_table(run: RunDirectory) -> list[dict[str, Any]]:

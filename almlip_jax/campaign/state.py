@@ -11,12 +11,12 @@ from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import Any, Final
 
-import yaml
-
 from almlip_jax.campaign.rundir import RunDirectory
+from almlip_jax.errors import InputError
 from almlip_jax.files import Cell, plain, read_record, write_csv, write_json
 from almlip_jax.settings import Findings
 from almlip_jax.unit_names import unit_of
+from almlip_jax.yaml_text import read_yaml
 
 TEST_ERRORS: Final = ("energy_mae", "energy_rmse", "forces_mae", "forces_rmse", "stress_mae", "stress_rmse")
 """Errors on the test set that a campaign keeps of each group, where the group has the label."""
@@ -194,9 +194,8 @@ def _place(round_index: int, stage: Stage) -> tuple[int, int]:
 def metric_units(run: RunDirectory, names: Iterable[str]) -> dict[str, str]:
     """Unit of each column of ``metrics.csv``, empty for a plain number; sigmas have that of the monitored score."""
     try:
-        config = yaml.safe_load(run.config.read_text())
-        monitor = str(config["stopping"]["monitor"])
-    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        monitor = str(read_yaml(run.config).value["stopping"]["monitor"])
+    except (InputError, KeyError, TypeError):
         monitor = ""  # an old config, or none
     return {name: unit_of(monitor if name in ("sigma_pool", "sigma_batch") else name) for name in names}
 

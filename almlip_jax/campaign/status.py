@@ -19,7 +19,7 @@ from rich.table import Table
 from almlip_jax.campaign.rundir import RoundDirectory, RunDirectory
 from almlip_jax.campaign.state import CampaignState, RoundRecord, metric_units, read_state
 from almlip_jax.errors import InputError
-from almlip_jax.files import read_npz
+from almlip_jax.files import read_npz, understood
 from almlip_jax.oracles import LabelStore
 from almlip_jax.structures.io import read_structures
 from almlip_jax.units import GPA
@@ -48,8 +48,8 @@ def campaign_status(run_dir: Path | str) -> dict[str, Any]:
     run = RunDirectory(run_dir).require()
     state = read_state(run)
     explored = _last_exploration(run)
-    walkers = _ended_walkers(explored) if explored else []
-    atoms = _uncertain_atoms(explored) if explored else []
+    found = _of_exploration(explored)
+    walkers, atoms = found["walkers"], found["atoms"]
     failures = _failed_labels(run)
     trend = _trends(state.history)
     evaluated = [record for record in state.history if record.errors]
@@ -71,8 +71,8 @@ def campaign_status(run_dir: Path | str) -> dict[str, Any]:
             "trend": trend,
             "share_below": _last(record.share_below for record in state.history),
             "walkers": walkers,
-            "departures": _departures(explored) if explored else [],
-            "pressures": _pressures(explored) if explored else [],
+            "departures": found["departures"],
+            "pressures": found["pressures"],
             "atoms": atoms,
             "checks": dict(Counter(walker["check"] for walker in walkers)),
             "failed_labels": failures,
@@ -194,6 +194,18 @@ def _last_exploration(run: RunDirectory) -> tuple[RoundDirectory, dict[str, Any]
         except InputError:
             continue
     return None
+
+
+def _of_exploration(explored: tuple[RoundDirectory, dict[str, Any]] | None) -> dict[str, list[dict[str, Any]]]:
+    """What the newest exploration says."""
+    if explored is None:
+        return {"walkers": [], "departures": [], "pressures": [], "atoms": []}
+    folder, _ = explored
+    with understood(folder.walkers):
+        found = {"walkers": _ended_walkers(explored), "departures": _departures(explored)}
+        found["pressures"] = _pressures(explored)
+    with understood(folder.pool):
+        return {**found, "atoms": _uncertain_atoms(explored)}
 
 
 def _ended_walkers(explored: tuple[RoundDirectory, dict[str, Any]]) -> list[dict[str, Any]]:

@@ -46,6 +46,7 @@ from almlip_jax.dynamics import ExplorationSettings, Explorer, relaxing
 from almlip_jax.ensembles import AnyEnsemble, build_ensemble
 from almlip_jax.errors import CapacityError
 from almlip_jax.features import FeatureRequest
+from almlip_jax.files import understood
 from almlip_jax.keys import named_key
 from almlip_jax.models import ModelSettings, Params
 from almlip_jax.oracles import ExecutorSettings, Labeller, LabelStore, OracleSettings
@@ -340,7 +341,8 @@ class Workshop:
 
     def _capacity(self) -> Capacity:
         """The measured capacity where it is large enough for the budget, a new one otherwise."""
-        known = _capacity_from(self.measured.get("training"))
+        with understood(self.run.state):
+            known = _capacity_from(self.measured.get("training"))
         if known is not None and known.structures > self.largest_dataset:
             return known
         typical = [*self.dataset(0), *self.geometries, *self.pool, *self.start_list]
