@@ -453,15 +453,20 @@ def label(
     overrides: SetOption = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Label structures with the label source of a config, in parallel, into a label store."""
-    from almlip_jax.campaign.preparation import bare_frames
+    """Label structures with the label source of a config, in parallel, into a label store.
+
+    The file written has a frame for each one given, in order, with all it had; one that failed says why in label_error.
+    """
+    from almlip_jax.campaign.preparation import requested_frames
     from almlip_jax.config import load_config
     from almlip_jax.oracles import Labeller, LabelStore, PendingLabels
     from almlip_jax.progress import open_progress
-    from almlip_jax.structures.io import write_structures
+    from almlip_jax.structures.extxyz import check_writable
+    from almlip_jax.structures.io import LABEL_ERROR, write_structures
 
     settings = load_config(config, overrides or [])
-    frames = bare_frames(structures, settings.system)
+    frames = requested_frames(structures, settings.system)
+    check_writable(frames, str(structures))
     store_path = db or out.with_suffix(".db")
     provenance = {"purpose": "label", "campaign": settings.name}
     with LabelStore(store_path) as store, Labeller(settings.oracle, store, settings.executor) as labeller:
@@ -471,11 +476,16 @@ def label(
         except PendingLabels as pending:
             _complain(str(pending))
             raise typer.Exit(3) from None
-    labelled = [result.atoms for result in results if result.atoms is not None]
     failed = [(n, result.error) for n, result in enumerate(results) if result.atoms is None]
-    if labelled:
-        write_structures(out, labelled)
-    rows = {"labelled": len(labelled), "failed": len(failed), "taken from the store": sum(r.cached for r in results)}
+    for number, error in failed:
+        frames[number].info[LABEL_ERROR] = error
+    pairs = zip(results, frames, strict=True)
+    write_structures(out, [frame if result.atoms is None else result.atoms for result, frame in pairs])
+    rows = {
+        "labelled": len(frames) - len(failed),
+        "failed": len(failed),
+        "taken from the store": sum(r.cached for r in results),
+    }
     _print_pairs("Labels", {**{name: str(value) for name, value in rows.items()}, "store": str(store_path)})
     _write_json(json_file, {**rows, "failures": failed, "out": str(out), "store": str(store_path)})
     if failed:

@@ -156,7 +156,9 @@ class Potential:
         if len(frames) < 2:
             return replace(self, calibration={})
         found = self.evaluate(frames, shape=shape)
-        errors = np.concatenate([f - a.get_forces() for f, a in zip(found.forces, frames, strict=True)])
+        errors = np.concatenate(
+            [f - a.get_forces(apply_constraint=False) for f, a in zip(found.forces, frames, strict=True)]
+        )
         numbers = force_calibration(errors, np.concatenate(found.force_total))
         known = {name: float(value) for name, value in numbers.items() if np.isfinite(value)}
         return replace(self, calibration=known | {"structures": len(frames)} if "slope" in known else {})

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
+from ase.constraints import FixAtoms
 from ase.data import chemical_symbols
 
 from almlip_jax.campaign.repeats import without_repeats
@@ -27,7 +28,8 @@ from almlip_jax.campaign.settings import (
 from almlip_jax.errors import InputError, LabelError
 from almlip_jax.keys import numpy_generator
 from almlip_jax.oracles import Labeller, MDRun, multiplicity, rattle, run_label_md, total_charge
-from almlip_jax.structures.io import read_structures
+from almlip_jax.structures.carried import carried
+from almlip_jax.structures.io import LABEL_ERROR, read_structures
 from almlip_jax.structures.labels import FileReading, label_difference
 from almlip_jax.structures.weights import WEIGHTS
 from almlip_jax.training import is_isolated_atom, isolated_atom_energies, without_isolated_atoms
@@ -39,8 +41,12 @@ Say = Callable[[str], None]
 
 
 def start_geometries(system: SystemSettings) -> list[Atoms]:
-    """The start geometries without labels, each with charge and spin; none where the config names no file."""
-    return [frame for path in paths(system.structures) for frame in bare_frames(path, system)]
+    """The start geometries without labels, each with charge and spin; none where the config names no file.
+
+    Raises:
+        InputError: a file cannot be used, or a geometry has constraints that walkers do not know.
+    """
+    return [frame for path in paths(system.structures) for frame in _movable(path, bare_frames(path, system))]
 
 
 def pool_frames(pool: PoolExploration, system: SystemSettings) -> list[Atoms]:
@@ -49,12 +55,13 @@ def pool_frames(pool: PoolExploration, system: SystemSettings) -> list[Atoms]:
     read = read_structures(paths(pool.files), ignore_labels=True, type_numbers=types)
     frames = [_bare(frame, system) for frame in read if not is_isolated_atom(frame)]
     for index, frame in enumerate(frames):
+        frame.set_constraint()  # nothing of a fixed pool ever moves
         frame.info["pool_index"] = index
     return frames
 
 
 def bare_frames(path: Path, system: SystemSettings) -> list[Atoms]:
-    """The structures of a file with charge and spin, and nothing else that the file says of them."""
+    """The structures of a file with charge and spin and what else they carry (see `carried`), without remarks."""
     frames = read_structures(path, ignore_labels=True, type_numbers=system.arguments["type_numbers"])
     return [_bare(frame, system) for frame in frames]
 
@@ -75,7 +82,7 @@ def start_list(path: Path, system: SystemSettings, known: Sequence[Atoms]) -> li
     states: dict[str, tuple[int, int]] = {}
     for frame in known:
         states.setdefault(frame.get_chemical_formula(), electronic_state(frame))
-    frames = bare_frames(path, system)
+    frames = _movable(path, bare_frames(path, system))
     for number, frame in enumerate(frames):
         strange = sorted({int(z) for z in frame.numbers} - elements)
         if strange:
@@ -89,6 +96,32 @@ def start_list(path: Path, system: SystemSettings, known: Sequence[Atoms]) -> li
                 f"{path}, frame {number} ({formula}) has charge and spin {state}, but others of its composition have "
                 f"{states[formula]}, which a potential cannot tell apart; leave it out, or begin a campaign for it."
             )
+    return frames
+
+
+def requested_frames(path: Path, system: SystemSettings) -> list[Atoms]:
+    """The structures of a file as they are, remarks and all, with charge and spin, without labels."""
+    frames = read_structures(path, ignore_labels=True, type_numbers=system.arguments["type_numbers"])
+    for frame in frames:
+        frame.calc = None
+        frame.info |= _state(frame, system)
+        frame.info.pop(LABEL_ERROR, None)  # of an earlier try
+    return frames
+
+
+def _movable(path: Path, frames: list[Atoms]) -> list[Atoms]:
+    """The frames, if walkers can hold still what their constraints do.
+
+    Raises:
+        InputError: a constraint is no ``FixAtoms``.
+    """
+    for number, frame in enumerate(frames):
+        for constraint in frame.constraints:
+            if not isinstance(constraint, FixAtoms):
+                raise InputError(
+                    f"{path}, frame {number} has the constraint {type(constraint).__name__}, which walkers do not "
+                    "know; fix whole atoms (FixAtoms), or use a restraint among the biases."
+                )
     return frames
 
 
@@ -126,6 +159,7 @@ def frames_and_atoms(
     read = read_structures(path, require_labels=True, **how.arguments)
     for frame in without_isolated_atoms(read):
         clean = _bare(frame, system)
+        clean.set_constraint()  # walkers hold what their start geometry holds
         clean.calc = frame.calc
         clean.info |= {name: frame.info[name] for name in WEIGHTS if name in frame.info}
         frames.append(clean)
@@ -138,9 +172,17 @@ def paths(given: Path | Sequence[Path]) -> tuple[Path, ...]:
 
 
 def _bare(frame: Atoms, system: SystemSettings) -> Atoms:
-    clean = Atoms(numbers=frame.numbers, positions=frame.positions, cell=frame.cell, pbc=frame.pbc)
-    clean.info = {"charge": frame.info.get("charge", system.charge), "spin": frame.info.get("spin", system.spin)}
+    clean = carried(frame)
+    clean.info = _state(frame, system)
     return clean
+
+
+def _state(frame: Atoms, system: SystemSettings) -> dict[str, int]:
+    """Charge and spin of a structure; where only initial magnetic moments say its spin, they are left to do so."""
+    state = {"charge": frame.info.get("charge", system.charge), "spin": frame.info.get("spin", system.spin)}
+    if "spin" not in frame.info and np.any(frame.get_initial_magnetic_moments()):
+        del state["spin"]
+    return state
 
 
 def geometry_key(atoms: Atoms) -> bytes:

@@ -39,6 +39,7 @@ from almlip_jax.keys import named_key
 from almlip_jax.oracles import LabelResult
 from almlip_jax.potential import Evaluated, Potential
 from almlip_jax.progress import reaching
+from almlip_jax.structures.carried import carried
 from almlip_jax.structures.io import read_structures, write_structures
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.training import EpochReport, checkpoint, doubts, find_references, validation_part
@@ -209,7 +210,7 @@ def _predictions(structures: Sequence[Atoms], found: Evaluated) -> dict[str, np.
         "stress_true": np.array([stresses[n] for n in labelled]).reshape(len(labelled), 6),
         "stress_pred": found.stress[labelled].reshape(len(labelled), 6),
         "stress_structure": np.array(labelled, np.int64),
-        "forces_true": np.concatenate([atoms.get_forces() for atoms in structures]),
+        "forces_true": np.concatenate([atoms.get_forces(apply_constraint=False) for atoms in structures]),
         "forces_pred": np.concatenate(found.forces),
         "force_total": np.concatenate(found.force_total),
         "group": np.repeat([atoms.info["group"] for atoms in structures], sizes),
@@ -394,7 +395,7 @@ def _with_label_id(result: LabelResult) -> Atoms:
 
 def _training_frame(labelled: Atoms, round_index: int) -> Atoms:
     """A labelled structure without what was noted during its exploration."""
-    frame = Atoms(numbers=labelled.numbers, positions=labelled.positions, cell=labelled.cell, pbc=labelled.pbc)
+    frame = carried(labelled)
     kept = ("charge", "spin", "label_id", "walker", "step", "pool_index")
     frame.info = {key: labelled.info[key] for key in kept if key in labelled.info}
     frame.info.update(origin="pool" if "pool_index" in labelled.info else "exploration", round=round_index)

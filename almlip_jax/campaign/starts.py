@@ -17,8 +17,11 @@ from almlip_jax.errors import InputError
 from almlip_jax.keys import numpy_generator
 from almlip_jax.potential import Potential
 from almlip_jax.progress import reaching
+from almlip_jax.structures.carried import carried
 from almlip_jax.structures.io import read_structures, write_structures
 from almlip_jax.units import KB
+
+_SAME_PLACE = 1e-6  # Angstrom; fixed atoms that are no farther from where the start geometry has them
 
 
 def walker_starts(shop: Workshop, settings: MdExploration, round_index: int, dataset: Sequence[Atoms]) -> list[Atoms]:
@@ -90,9 +93,9 @@ def write_starts(folder: RoundDirectory, starts: Sequence[Atoms]) -> None:
     """Writes the start structures of a round; ``info["walker"]`` numbers them."""
     frames = []
     for walker, start in enumerate(starts):
-        frame = Atoms(numbers=start.numbers, positions=start.positions, cell=start.cell, pbc=start.pbc)
-        kept = ("charge", "spin", "relaxation")
-        frame.info = {"walker": walker, **{name: start.info[name] for name in kept if name in start.info}}
+        frame = carried(start)
+        kept = ("relaxation",) if "relaxation" in start.info else ()
+        frame.info = {"walker": walker, **frame.info, **{name: start.info[name] for name in kept}}
         frames.append(frame)
     write_structures(folder.starts, frames)
 
@@ -102,8 +105,9 @@ def _labelled(
 ) -> list[Atoms]:
     """Labelled structures, one for each walker.
 
-    Walkers are dealt out to the start geometries in turn.  Each gets a structure of the same composition, drawn among
-    those whose energy is no higher than a walker of its temperature may have, or the geometry where there is none.
+    Walkers are dealt out to the start geometries in turn.  Each gets a structure of the same composition with the same
+    atoms fixed in the same places, drawn among those whose energy is no higher than a walker of its temperature may
+    have, or the geometry where there is none; masses and constraints are those of the geometry.
     """
     geometries = shop.geometries
     if not geometries:
@@ -113,13 +117,28 @@ def _labelled(
         geometry = geometries[walker % len(geometries)]
         eligible = _reasonable(dataset, geometry, temperature, most)
         generator = numpy_generator(shop.config.seed, "start", round_index, walker)
-        starts.append(eligible[int(generator.integers(len(eligible)))] if eligible else geometry)
+        chosen = eligible[int(generator.integers(len(eligible)))] if eligible else geometry
+        starts.append(_placed(geometry, chosen))
     return starts
+
+
+def _placed(geometry: Atoms, frame: Atoms) -> Atoms:
+    """A start geometry with all that it carries, its atoms and cell where those of a structure like it are."""
+    placed = carried(geometry)
+    placed.set_cell(frame.cell, apply_constraint=False)
+    placed.positions = frame.positions
+    return placed
 
 
 def _reasonable(dataset: Sequence[Atoms], geometry: Atoms, temperature: float, most: float) -> list[Atoms]:
     """Labelled structures like a start geometry, up to ``most`` times 3/2 N kB T above the lowest of them."""
-    alike = [frame for frame in dataset if _kind(frame) == _kind(geometry)]
+    held = [index for constraint in geometry.constraints for index in constraint.get_indices()]
+    alike = [
+        frame
+        for frame in dataset
+        if _kind(frame) == _kind(geometry)
+        and np.allclose(frame.positions[held], geometry.positions[held], rtol=0, atol=_SAME_PLACE)
+    ]
     if not alike:
         return []
     energies = np.array([frame.get_potential_energy() for frame in alike])

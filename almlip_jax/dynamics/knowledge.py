@@ -100,7 +100,7 @@ def errors_and_scores(score: str, potential: Potential, labelled: Sequence[Atoms
         knowledge: with the novelty score, where it is one.
     """
     found = potential.evaluate(labelled)
-    truth = np.concatenate([frame.get_forces() for frame in labelled])
+    truth = np.concatenate([frame.get_forces(apply_constraint=False) for frame in labelled])
     errors = np.linalg.norm(np.concatenate(found.forces).astype(np.float64) - truth, axis=1)
     if score in SCORES:
         sigma = np.concatenate(getattr(found, score.removesuffix("_max")))

@@ -14,6 +14,7 @@ from almlip_jax.dynamics.gates import Thresholds
 from almlip_jax.dynamics.sanity import Cause
 from almlip_jax.dynamics.settings import ExplorationSettings
 from almlip_jax.dynamics.state import State, Status, Traces
+from almlip_jax.structures.carried import carried
 
 
 @dataclass(frozen=True)
@@ -231,17 +232,14 @@ def _frame(
 
 
 def _moved(start: Atoms, positions: ArrayLike) -> Atoms:
-    """The start structure with other positions, and only its charge and spin kept."""
-    frame = Atoms(
-        numbers=start.numbers, positions=np.asarray(positions, np.float64)[: len(start)], cell=start.cell, pbc=start.pbc
-    )
-    frame.set_masses(start.get_masses())
-    frame.info = {name: start.info[name] for name in ("charge", "spin") if name in start.info}
+    """The start structure with other positions, and what it carries."""
+    frame = carried(start)
+    frame.positions = np.asarray(positions, np.float64)[: len(start)]
     return frame
 
 
 def _place_in_cell(frame: Atoms, cell: ArrayLike, momenta: ArrayLike | None) -> None:
     if frame.pbc.any():
-        frame.set_cell(np.asarray(cell, np.float64))
+        frame.set_cell(np.asarray(cell, np.float64), apply_constraint=False)
     if momenta is not None:  # integrators and ase share the unit of momenta
-        frame.set_momenta(np.asarray(momenta, np.float64)[: len(frame)])
+        frame.set_momenta(np.asarray(momenta, np.float64)[: len(frame)], apply_constraint=False)

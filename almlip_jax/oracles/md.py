@@ -68,7 +68,7 @@ class DynamicsTask:
     """Runs molecular dynamics with the label source of the worker.
 
     Attributes:
-        start: structure at step 0.
+        start: structure at step 0, with its masses and constraints.
         dynamics: which dynamics.
         steps: how many.
         generator: source of momenta and thermostat noise, not used elsewhere.
@@ -187,12 +187,16 @@ class _LabelCalculator(Calculator):
 
 
 def _integrator(atoms: Atoms, dynamics: Dynamics, generator: np.random.Generator) -> Any:
-    """An ASE integrator with thermal momenta; the centre of mass rests, and a molecule does not turn at first."""
+    """An ASE integrator with thermal momenta.
+
+    The centre of mass rests, and a molecule does not turn at first, unless constraints hold something of it.
+    """
     thermalize_momenta(atoms, dynamics.temperature, rng=generator)
-    Stationary(atoms)
-    if not atoms.pbc.any() and len(atoms) > 1:
-        ZeroRotation(atoms)
-    atoms.set_constraint(FixCom())
+    if not atoms.constraints:
+        Stationary(atoms)
+        if not atoms.pbc.any() and len(atoms) > 1:
+            ZeroRotation(atoms)
+        atoms.set_constraint(FixCom())
     timestep = dynamics.timestep * units.fs
     if dynamics.friction == 0:
         return VelocityVerlet(atoms, timestep)

@@ -33,6 +33,7 @@ from almlip_jax.oracles.md import (
 )
 from almlip_jax.oracles.store import LabelStore, StoredLabel, storage_error
 from almlip_jax.oracles.worker import Failure, NoSpace
+from almlip_jax.structures.carried import carried
 from almlip_jax.units import KB
 
 _MAX_DRAWS = 1000  # of one rattled structure, before the displacements are declared too large
@@ -135,7 +136,7 @@ def run_label_md(
     frames that are kept are stored; each of their rows counts the calls that led to it.
 
     Args:
-        start: structure at step 0.
+        start: structure at step 0; its masses and constraints hold.
         labeller: the label source and the store.
         runs: which dynamics; the labels are stored in this order.
         seed: of the campaign; momenta and noise are drawn from streams named by purpose and run.
@@ -158,11 +159,11 @@ def run_label_md(
     first = labeller.store.get(identity)
     if first is not None and first.error is not None:
         return [Trajectory([], f"step 0: {first.error}", 0) for _ in runs]
-    plans = [_Plan.make(identity, run, seed, given) for run in runs]
+    plans = [_Plan.make(identity, start, run, seed, given) for run in runs]
     if len({plan.key for plan in plans}) < len(plans):
         raise InputError("two runs of dynamics are the same; give each a name of its own.")
     _take_in_abandoned(labeller.store, plans)
-    lost = _fill_store(labeller, plans, bare(start), on_run)
+    lost = _fill_store(labeller, plans, carried(start), on_run)
     return [plan.trajectory(labeller.store, start, lost.get(plan.key)) for plan in plans]
 
 
@@ -176,9 +177,14 @@ class _Plan:
     seed: int
 
     @classmethod
-    def make(cls, identity: str, run: MDRun, seed: int, given: Mapping[str, Any]) -> _Plan:
+    def make(cls, identity: str, start: Atoms, run: MDRun, seed: int, given: Mapping[str, Any]) -> _Plan:
         """The key names the trajectory: a longer run of the same dynamics continues a shorter one."""
         parts = {"start": identity, "seed": seed, "purpose": given["purpose"], **asdict(run)}
+        # What most structures do not have adds nothing, so that their trajectories stay those of earlier versions.
+        if start.has("masses"):
+            parts["masses"] = start.get_masses().tolist()
+        if start.constraints:
+            parts["constraints"] = repr([constraint.todict() for constraint in start.constraints])
         if given["purpose"] != "test":
             for thinning in ("steps", "every", "equilibration"):
                 del parts[thinning]
@@ -215,7 +221,7 @@ class _Plan:
         try:
             folder.mkdir(exist_ok=True)
             put_aside_if_damaged(stream)
-            create_stream(stream, start, {"provenance": json.loads(json.dumps(self.given, default=str))})
+            create_stream(stream, bare(start), {"provenance": json.loads(json.dumps(self.given, default=str))})
         except OSError as error:
             raise storage_error(labeller.store.path, error) from error
         run = self.run
@@ -335,7 +341,7 @@ def rattle(
     stiffness: float = 5.0,
     min_distance: float = 0.6,
 ) -> list[Atoms]:
-    """Copies of a structure with normally distributed displacements of the atoms.
+    """Copies of a structure with normally distributed displacements of the atoms, as far as its constraints let them.
 
     Args:
         start: the structure.
@@ -362,7 +368,8 @@ def rattle(
         for _ in range(_MAX_DRAWS):
             frame = start.copy()
             frame.calc = None
-            frame.positions += generator.normal(scale=scale, size=(len(start), 3))
+            # What constraints hold stays where it is.
+            frame.set_positions(frame.positions + generator.normal(scale=scale, size=(len(start), 3)))
             distances = frame.get_all_distances(mic=bool(frame.pbc.any()))[pairs]
             if np.all(distances >= closest):
                 frames.append(frame)

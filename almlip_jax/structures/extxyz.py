@@ -7,6 +7,7 @@ breaks what it is.
 
 from __future__ import annotations
 
+import io
 import json
 import numbers
 import re
@@ -51,6 +52,20 @@ def write_extxyz(path: Path, structures: Iterable[Atoms]) -> None:
     with replacing(path) as building, building.open("w", encoding="utf-8", newline="\n") as file:
         for number, atoms in enumerate(structures):
             write_frame(file, atoms, f"{path}, frame {number}")
+
+
+def check_writable(structures: Iterable[Atoms], name: str) -> None:
+    """Refuses structures that `write_extxyz` would refuse, before anything is paid for them.
+
+    Args:
+        structures: in order.
+        name: of the file they come from.
+
+    Raises:
+        InputError: something of a structure has no place in the format.
+    """
+    for number, atoms in enumerate(structures):
+        write_frame(io.StringIO(), atoms, f"{name}, frame {number}")
 
 
 def write_frame(file: TextIO, atoms: Atoms, where: str) -> None:

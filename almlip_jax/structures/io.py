@@ -37,6 +37,9 @@ __all__ = [
     "write_structures",
 ]
 
+LABEL_ERROR = "label_error"
+"""Key of `info` that says why a frame of a labelled file has no labels."""
+
 _XYZ = (".xyz", ".extxyz")
 _DATABASES = ("db", "json")  # of ASE, also the names of their formats
 _COMPRESSED = (".gz", ".bz2", ".xz")
@@ -165,6 +168,11 @@ def _labelled(
             taken.values.setdefault("forces", np.zeros((1, 3)))  # by symmetry, also in a crystal
         attach_labels(atoms, taken.values, where)
         missing = [name for name in unused if name not in taken.values]
+        if missing and LABEL_ERROR in atoms.info:
+            raise InputError(
+                f"{where} has no {' and no '.join(missing)}, since its label failed "
+                f"({atoms.info[LABEL_ERROR]}); leave it out, or label it again."
+            )
         if missing:
             raise InputError(_without_labels(where, missing, [key for name in missing for key in unused[name]]))
         census.add(atoms, taken, where)
