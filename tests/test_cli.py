@@ -15,6 +15,7 @@ from ase import Atoms
 from ase.build import molecule
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.constraints import FixAtoms
 from ase.io import read
 from rich.console import Console, Group
 from rich.panel import Panel
@@ -22,6 +23,7 @@ from rich.panel import Panel
 from almlip_jax import cli
 from almlip_jax.campaign.loop import Outcome
 from almlip_jax.cli import _show_outcome
+from almlip_jax.errors import InputError
 from almlip_jax.structures.io import read_structures, write_structures
 
 CONFIG = """\
@@ -196,6 +198,31 @@ def test_label(folder):
     again = ["label", "config.yaml", "water.extxyz", "--out", "labelled.extxyz", "--json", "label.json"]
     almlip(folder, *again)
     assert found(folder, "label.json")["taken from the store"] == 1
+
+
+def test_labelled_files_have_every_frame_with_all_it_had(folder):
+    """Also those whose labels fail, as that of uranium, which the calculator here does not know."""
+    water = molecule("H2O")
+    water.set_tags([1, 2, 3])
+    water.set_array("site", np.array(["a", "b", "c"]))
+    water.set_masses([15.999, 2.014, 2.014])
+    water.set_constraint(FixAtoms([0]))
+    water.info = {"config_type": "monomer", "label_error": "of an earlier try", "REF_energy": 7.0}
+    strange = Atoms("U", info={"config_type": "atom"})
+    write_structures(folder / "mixed.extxyz", [water, strange, molecule("CH4")])
+    done = almlip(folder, "label", "config.yaml", "mixed.extxyz", "--out", "out.extxyz", code=1)
+    assert "1 of 3 labels failed; frame 1" in done.stderr
+    first, second, third = read_structures(folder / "out.extxyz")
+    assert first.info == {"config_type": "monomer", "charge": 0, "spin": 1}
+    assert first.get_tags().tolist() == [1, 2, 3] and first.arrays["site"].tolist() == ["a", "b", "c"]
+    np.testing.assert_array_equal(first.get_masses(), water.get_masses())
+    assert first.constraints[0].todict() == FixAtoms([0]).todict()
+    water.calc = EMT()
+    np.testing.assert_allclose(first.calc.results["forces"], water.get_forces(apply_constraint=False), atol=1e-9)
+    assert second.calc is None and second.info["config_type"] == "atom" and second.info["label_error"]
+    assert str(third.symbols) == "CH4" and third.calc is not None
+    with pytest.raises(InputError, match="frame 1 has no energy and no forces, since its label failed"):
+        read_structures(folder / "out.extxyz", require_labels=True)
 
 
 def test_a_campaign_from_beginning_to_a_larger_budget(folder):

@@ -17,7 +17,7 @@ from almlip_jax.errors import InputError
 from almlip_jax.keys import numpy_generator
 from almlip_jax.potential import Potential
 from almlip_jax.progress import reaching
-from almlip_jax.structures.carried import carried
+from almlip_jax.structures.carried import carried, carrying
 from almlip_jax.structures.io import read_structures, write_structures
 from almlip_jax.units import KB
 
@@ -118,16 +118,8 @@ def _labelled(
         eligible = _reasonable(dataset, geometry, temperature, most)
         generator = numpy_generator(shop.config.seed, "start", round_index, walker)
         chosen = eligible[int(generator.integers(len(eligible)))] if eligible else geometry
-        starts.append(_placed(geometry, chosen))
+        starts.append(carrying(chosen, geometry))
     return starts
-
-
-def _placed(geometry: Atoms, frame: Atoms) -> Atoms:
-    """A start geometry with all that it carries, its atoms and cell where those of a structure like it are."""
-    placed = carried(geometry)
-    placed.set_cell(frame.cell, apply_constraint=False)
-    placed.positions = frame.positions
-    return placed
 
 
 def _reasonable(dataset: Sequence[Atoms], geometry: Atoms, temperature: float, most: float) -> list[Atoms]:

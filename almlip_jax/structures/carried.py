@@ -28,6 +28,16 @@ def carried(atoms: Atoms) -> Atoms:
     return clean
 
 
+def carrying(frame: Atoms, other: Atoms) -> Atoms:
+    """A copy of a structure, labels and remarks included, with the masses, moments and constraints of another."""
+    loaded = frame.copy()
+    loaded.calc = frame.calc
+    for name in _ARRAYS:
+        loaded.set_array(name, other.arrays.get(name))
+    loaded.set_constraint(deepcopy(other.constraints))
+    return loaded
+
+
 def normalise_masses(atoms: Atoms, where: str) -> None:
     """Brings a column ``mass`` under ASE's name ``masses``, in amu.
 

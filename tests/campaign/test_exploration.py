@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.constraints import FixAtoms
 
 from almlip_jax.campaign.calibration import draw_frames, number_to_draw
 from almlip_jax.campaign.exploration import gate_thresholds
@@ -21,7 +22,7 @@ from almlip_jax.dynamics import Knowledge
 from almlip_jax.dynamics.thresholds import Resolved
 from almlip_jax.errors import InputError
 from almlip_jax.keys import numpy_generator
-from almlip_jax.structures.io import write_structures
+from almlip_jax.structures.io import read_structures, write_structures
 from almlip_jax.units import KB
 
 
@@ -73,6 +74,23 @@ class TestStarts:
         assert [start.get_chemical_formula() for start in starts] == ["H2O", "H2O", "Ar"] * 2
         assert [start.info.get("charge", 0) for start in starts] == [0, 1, 0] * 2
         assert starts[2].calc is None  # nothing like it is labelled: the geometry itself
+
+    def test_hold_what_their_geometry_holds_where_it_holds_it(self, tmp_path: Path) -> None:
+        """Labelled structures whose fixed atoms lie elsewhere do not serve; masses are those of the geometry."""
+        geometry = Atoms("H2O", np.eye(3), constraint=FixAtoms([2]))
+        geometry.set_masses([2.014, 2.014, 15.999])
+        dataset = [labelled("H2O", -0.01 * n) for n in range(4)]
+        for n, frame in enumerate(dataset):
+            frame.positions = np.eye(3) + [[0, 0, 0.01 * n], [0, 0, 0], [0.1 * (n == 3), 0, 0]]
+            frame.calc = SinglePointCalculator(frame, energy=-0.01 * n, forces=np.zeros((3, 3)))
+        starts = walker_starts(shop(tmp_path, geometry), settings(), 0, dataset)
+        assert set(self.energies(starts)) <= {0.0, -0.01, -0.02} and len(set(self.energies(starts))) > 1
+        path = tmp_path / "starts.extxyz"
+        write_structures(path, starts)
+        for start in [*starts, *read_structures(path)]:
+            assert start.constraints[0].todict() == FixAtoms([2]).todict()
+            np.testing.assert_array_equal(start.get_masses(), geometry.get_masses())
+            np.testing.assert_array_equal(start.positions[2], geometry.positions[2])
 
     def test_a_walker_that_ran_to_its_end_may_go_on(self, tmp_path: Path) -> None:
         place = shop(tmp_path, self.water)

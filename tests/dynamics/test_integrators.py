@@ -382,11 +382,18 @@ def test_swaps_sample_the_arrangements_of_a_chain():
 def test_atoms_under_a_constraint_do_not_move():
     held = CLUSTER.copy()
     held.set_constraint(FixAtoms([0, 3]))
+    held.set_masses(2 * CLUSTER.get_masses())
     runner = explorer(integrator=LangevinSettings(friction=0.05), steps=400, chunk=200, remove_drift=False)
     found = runner.run(PARAMS, [held, CLUSTER, held], QUIET, jax.random.key(0))
     np.testing.assert_allclose(found.final[0].positions[[0, 3]], CLUSTER.positions[[0, 3]], atol=1e-6)
     assert np.abs(found.final[0].positions - CLUSTER.positions)[[1, 2, 4, 5]].min() > 1e-4
     assert not found.final[0].get_momenta()[[0, 3]].any()
+    for frame in (found.final[0], found.trajectories[0][-1]):  # so that ase counts their degrees of freedom
+        assert frame.constraints[0].todict() == FixAtoms([0, 3]).todict()
+        np.testing.assert_array_equal(frame.get_masses(), held.get_masses())
+    temperature = found.trajectories[0][-1].get_temperature()
+    np.testing.assert_allclose(temperature, found.temperature[-1, 0], rtol=1e-4)
+    assert not found.final[1].constraints
 
 
 def test_drift_is_removed_where_asked():

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from ase import Atoms, units
 from ase.build import bulk
+from ase.constraints import FixAtoms, FixCartesian
 from ase.data import covalent_radii
 from label_calculators import assert_same_labels, calls
 
@@ -212,6 +213,34 @@ def test_rattling_spreads_as_asked_and_keeps_atoms_apart() -> None:
     warm = rattle(crystal, 100, np.random.default_rng(0), temperature=600, stiffness=4.0)
     moves = np.array([frame.positions for frame in warm]) - crystal.positions
     assert np.std(moves) == pytest.approx(np.sqrt(units.kB * 600 / 4.0), rel=0.03)
+
+
+def test_what_constraints_hold_is_not_rattled(zundel: Atoms) -> None:
+    held = zundel.copy()
+    held.set_constraint([FixAtoms([0]), FixCartesian([2], mask=[False, True, False])])
+    free = rattle(zundel, 3, np.random.default_rng(0), stdev=0.05)
+    for frame, other in zip(rattle(held, 3, np.random.default_rng(0), stdev=0.05), free, strict=True):
+        moved = frame.positions != zundel.positions
+        assert not moved[0].any() and moved[2].tolist() == [True, False, True] and moved[[1, 3, 4, 5, 6]].all()
+        np.testing.assert_array_equal(frame.positions[moved], other.positions[moved])
+
+
+def test_dynamics_hold_fixed_atoms_and_have_the_masses_of_the_start(springs_labeller: Labeller) -> None:
+    """An atom on a spring of 1 eV/Angstrom^2 swings with ``sqrt(k / m)``: four times slower at 16 times the mass."""
+    start = Atoms("H2", [[0.5, 0.5, 0.5], [0.2, 0, 0]], constraint=FixAtoms([0]))
+
+    def swing(mass: float) -> np.ndarray:
+        start.set_masses([1.0, mass])
+        frames = label_md(
+            start, springs_labeller, temperature=0, steps=100, timestep=1, friction=0, seed=0, purpose="train"
+        )
+        assert all((frame.positions[0] == 0.5).all() for frame in frames)
+        assert all(frame.constraints and frame.get_masses()[1] == mass for frame in frames)
+        return np.array([frame.positions[1, 0] for frame in frames])
+
+    for mass in (1.0, 16.0):
+        time = np.arange(1, 101) * units.fs
+        np.testing.assert_allclose(swing(mass), 0.2 * np.cos(time / np.sqrt(mass)), atol=2e-3)
 
 
 def test_rattled_atoms_keep_their_distance(zundel: Atoms) -> None:
