@@ -87,6 +87,10 @@ def test_the_table_says_what_the_last_potential_says(study):
     row = read_csv(study.out / "results.csv")[-1]
     assert (row["selector"], row["seed"], row["round"], row["test"]) == ("max_det", 1, 2, "far")
     assert row["forces_rmse"] == pytest.approx(math.sqrt(np.mean(errors**2)), rel=1e-5)
+    validated = [one["validation"] for one in read_json(folder_of(study, "max_det", 1) / "state.json")["rounds"]]
+    assert validated[2] == potential.metadata["validation_forces_rmse"] and min(validated) > 0
+    alike = read_json(folder_of(study, "random", 1) / "state.json")["rounds"]
+    assert alike[0]["validation"] == validated[0] and alike[2]["validation"] != validated[2]
 
 
 def test_nothing_compiles_after_the_first_rounds(study):
