@@ -17,6 +17,7 @@ import pytest
 
 from almlip_jax import files, work_directory
 from almlip_jax.campaign.rundir import RunDirectory
+from almlip_jax.campaign.status import campaign_status
 from almlip_jax.errors import InputError
 
 
@@ -164,6 +165,8 @@ def test_missing_files_are_named(run: RunDirectory) -> None:
         (b"[1, 2]", "not a JSON object"),
         (b"\xff\xfe", "not a text file"),
         (b"", "JSON"),
+        (b"[" * 100_000, "not valid JSON"),
+        (b"1" * 10_000, "not valid JSON"),
     ],
 )
 def test_damaged_json(run: RunDirectory, content: bytes, message: str) -> None:
@@ -189,6 +192,20 @@ def test_damaged_npz(run: RunDirectory) -> None:
         path.write_bytes(content)
         with pytest.raises(InputError, match=r"walkers\.npz: not a readable npz"):
             files.read_npz(path)
+
+
+def test_content_that_is_not_understood_is_one_sentence_with_the_file(run: RunDirectory) -> None:
+    with pytest.raises(InputError, match=r"cannot read .*state\.json: .*KeyError: 'status'.*restore the file"):
+        with files.understood(run.state):
+            {}["status"]
+    with pytest.raises(InputError, match="as it is"), files.understood(run.state):
+        raise InputError("a sentence stays as it is")
+
+
+def test_foreign_traces_of_walkers_are_named_by_the_status(run: RunDirectory) -> None:
+    files.write_npz(run.round(0).create().walkers, {"a": np.zeros(3)})
+    with pytest.raises(InputError, match=r"cannot read .*walkers\.npz"):
+        campaign_status(run.path)
 
 
 # ------------------------------------------------------------------------------------------------------------ lock
