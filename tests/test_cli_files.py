@@ -23,11 +23,13 @@ from almlip_jax.campaign.settings import TestFileSettings as FileOfTest
 from almlip_jax.config import ExperimentConfig, load_config
 from almlip_jax.ensembles import EnsembleSettings
 from almlip_jax.errors import InputError
+from almlip_jax.oracles.sources.external import ExternalSettings, _read
 from almlip_jax.oracles.sources.labelled_file import FileSettings
 from almlip_jax.simulation.run import _Run
 from almlip_jax.simulation.settings import ExploreConfig
 from almlip_jax.structures.io import read_structures, write_cfg, write_structures
 from almlip_jax.structures.labels import LabelKeys
+from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.sweep.pools import read_pool
 from almlip_jax.sweep.settings import SweepConfig
 from almlip_jax.units import GPA
@@ -83,6 +85,10 @@ def reads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
     class Potential:
         member_settings = EnsembleSettings()
+        species = SpeciesTable((8, 12))
+
+        def check_elements(self, *_: Any) -> None:
+            """It knows all."""
 
         def evaluate(self, frames: list[Atoms], **_: Any) -> None:
             seen.append(frames)
@@ -214,6 +220,19 @@ def test_the_label_source_keeps_its_identity(folder: Path) -> None:
         FileSettings(path="x", keys={"virial": "v"}, energy_key="e")
     with pytest.raises(ValueError, match="'Qq' is no element"):
         FileSettings(path="x", types=("Qq",))
+
+
+def test_results_from_elsewhere_are_read_by_their_keys(folder: Path) -> None:
+    (folder / "results").mkdir()
+    for name in ("named.extxyz", "plain.cfg"):
+        (folder / name).rename(folder / "results" / name)
+    keys = {"virial": "dft_virial", "energy": "dft_energy"}
+    for given in ({"keys": keys | {"forces": "dft_forces"}}, {"keys": keys, "forces_key": "dft_forces"}):
+        oracle = ExternalSettings(method="m", folder=folder, **given)
+        assert_labels(_read(folder / "results" / "named.extxyz", oracle))
+        assert oracle.identity() == {"kind": "external", "method": "m"}
+    typed = ExternalSettings(method="m", folder=folder, types=("O", "Mg"))
+    assert_labels(_read(folder / "results" / "plain.cfg", typed))
 
 
 def test_sweeps_say_how_files_are_read(folder: Path) -> None:

@@ -20,6 +20,7 @@ from almlip_jax.oracles.base import Label, LabelSource, SourceSettings, judged
 from almlip_jax.oracles.matching import ImageIndex
 from almlip_jax.oracles.sources.labelled_file import results_of
 from almlip_jax.settings import unit
+from almlip_jax.structures.labels import FileReading
 
 IDENTITY_KEY = "label_identity"
 """Where exported frames carry their identity in ``info``; results that keep it are matched by it."""
@@ -42,7 +43,7 @@ class PendingLabels(RuntimeError):
         )
 
 
-class ExternalSettings(SourceSettings):
+class ExternalSettings(SourceSettings, FileReading):
     """Labels made elsewhere, by hand or by a workflow of your own."""
 
     kind: Literal["external"] = "external"
@@ -192,8 +193,8 @@ def _result_files(folder: Path) -> list[Path]:
 def _read(path: Path, oracle: ExternalSettings) -> list[Atoms]:
     from almlip_jax.structures.io import read_structures
 
-    keys = (oracle.energy_key, oracle.forces_key, oracle.stress_key)
-    return read_structures(path, energy_key=keys[0], forces_key=keys[1], stress_key=keys[2])
+    reading = oracle.with_keys(energy=oracle.energy_key, forces=oracle.forces_key, stress=oracle.stress_key)
+    return read_structures(path, **reading.arguments)
 
 
 def _label(frame: Atoms, order: np.ndarray, identity: str, oracle: ExternalSettings) -> Label:
