@@ -27,7 +27,7 @@ from typer.core import TyperGroup
 from almlip_jax import __version__
 from almlip_jax.errors import CapacityError, InputError, LabelError
 from almlip_jax.interrupts import exit_status, listening
-from almlip_jax.places import file_to_write, folder_to_write, structures_to_write
+from almlip_jax.places import file_to_write, folder_to_write
 from almlip_jax.unit_names import with_unit
 
 if TYPE_CHECKING:
@@ -63,11 +63,21 @@ console = Console()
 if not console.is_terminal:
     console.width = 10_000  # a file has no edge
 
+
+def _structures_to_write(path: Path | None) -> Path | None:
+    """A file that structures can be written to, or none."""
+    from almlip_jax.structures.io import require_extxyz
+
+    if path is not None:
+        require_extxyz(path)
+    return file_to_write(path)
+
+
 AnySimulation = TypeVar("AnySimulation", bound="SimulationConfig")
 JsonFile = Annotated[Path | None, typer.Option("--json", callback=file_to_write, help="Also write the result as JSON.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override a key, as dotted.key=value; repeatable.")]
 ConfigFile = Annotated[Path, typer.Argument(help="YAML config.")]
-OutFile = Annotated[Path, typer.Option("--out", callback=structures_to_write, help="File to write (extxyz).")]
+OutFile = Annotated[Path, typer.Option("--out", callback=_structures_to_write, help="File to write (extxyz).")]
 RunFolder = Annotated[Path, typer.Argument(help="Run directory.")]
 PotentialFolder = Annotated[Path, typer.Argument(help="Folder of a saved potential.")]
 RunOption = Annotated[

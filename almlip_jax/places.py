@@ -19,19 +19,6 @@ def file_to_write(path: Path | None) -> Path | None:
     return _reachable(path)
 
 
-def structures_to_write(path: Path) -> Path:
-    """The same of a file of structures.
-
-    Raises:
-        InputError: as `file_to_write`, or the name has not the suffix of what is written.
-    """
-    from almlip_jax.structures.io import require_extxyz
-
-    require_extxyz(path)
-    file_to_write(path)
-    return path
-
-
 def folder_to_write(path: Path | None) -> Path | None:
     """A folder that is there or can be made, or none.
 
