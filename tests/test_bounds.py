@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import yaml
 from pydantic import ValidationError
 
 from almlip_jax.config import load_settings
+from almlip_jax.config_errors import sentences
 from almlip_jax.dynamics import ExplorationSettings
 from almlip_jax.errors import InputError
 from almlip_jax.settings import Settings, settings_in
@@ -139,3 +141,54 @@ def test_hills_that_never_come_are_refused():
 def test_a_second_stage_of_nothing_is_refused():
     with pytest.raises(ValidationError, match="second_stage has only weights of 0"):
         TrainingSettings.model_validate({"second_stage": {"energy": 0, "forces": 0, "virial": 0}})
+
+
+RICH = {
+    "executor": {"kind": "slurm", "walltime": "01:00:00"},
+    "ensemble": {"size": 3, "variants": [{}, {"model": {"kind": "nequip"}, "training": {"learning_rate": 0.01}}]},
+    "training": {"second_stage": {"energy": 3.0}},
+    "exploration": {
+        "walkers": [{"temperature": [300, 600], "pressure": 0.0}],
+        "gate": {"kind": "adaptive", "species": {"H": 0.5}},
+        "swaps": {"every": 20, "elements": ["H", "O"]},
+        "rewind": {"on": ["stop"]},
+        "starts": {"kind": "relaxed"},
+        "thresholds": {"kind": "fixed", "record": 0.1, "stop": 1.0},
+        "biases": [
+            {"kind": "uncertainty", "ramp": [0, 1]},
+            {"kind": "wall", "variable": {"kind": "angle", "points": [0, [1, 2], 3]}, "side": "upper", "position": 1}
+            | {"stiffness": [1.0, 2.0]},
+        ],
+    },
+    "selection": {
+        "selector": {
+            "kind": "chain",
+            "filters": [{"kind": "threshold", "maximum": 1.0}],
+            "selector": {"kind": "user", "function": "a:b", "parameters": {"x": 1}},
+        }
+    },
+}
+ODD: list[Any] = [None, [], {}, ["a"], {"kind": ["x"]}, {"a": 1}, "a", "", True, -1, 10**30, 1e300, math.nan, [[["x"]]]]
+
+
+def places(value: Any, at: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    if at:
+        yield at
+    pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in pairs:
+        yield from places(inner, (*at, key))
+
+
+def test_whatever_stands_in_a_place_is_taken_or_refused_in_a_sentence():
+    kind = KINDS["campaign"]
+    for at in places(RICH):
+        for odd in ODD:
+            content = copy.deepcopy(CAMPAIGN | RICH)
+            inner: Any = content
+            for key in at[:-1]:
+                inner = inner[key]
+            inner[at[-1]] = odd
+            try:
+                kind.model_validate(content)
+            except ValidationError as error:
+                assert all(0 < len(one) < 800 for one in sentences(kind, error, {})), (at, odd)
