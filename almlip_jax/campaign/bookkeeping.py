@@ -56,6 +56,8 @@ def _labelled_frames(run: RunDirectory) -> Iterator[tuple[Atoms, str]]:
             yield frame, "train" if frame.info.get("round", 0) else "initial"
     for path in [folder.labelled for folder in run.rounds() if folder.labelled.exists()]:
         yield from ((frame, "train") for frame in read_structures(path))
+    for path in [folder.calibration for folder in run.rounds() if folder.calibration.exists()]:
+        yield from ((frame, "calibration") for frame in read_structures(path))
     if run.test.exists():
         yield from ((frame, "test") for frame in read_structures(run.test))
 

@@ -16,6 +16,7 @@ from almlip_jax.campaign.preparation import geometry_key
 from almlip_jax.campaign.rundir import RunDirectory
 from almlip_jax.campaign.settings import MdExploration
 from almlip_jax.dynamics.thresholds import CalibratedThresholds, ConformalThresholds
+from almlip_jax.structures.carried import carried
 from almlip_jax.structures.io import read_structures
 
 _KEPT = ("charge", "spin", "walker", "step", "time_fs", "temperature")
@@ -51,7 +52,7 @@ def draw_frames(
     drawn = []
     for place in chosen.tolist():
         frame = visited[place]
-        bare = Atoms(numbers=frame.numbers, positions=frame.positions, cell=frame.cell, pbc=frame.pbc)
+        bare = carried(frame)
         bare.info = {key: frame.info[key] for key in _KEPT if key in frame.info}
         drawn.append(bare)
     return drawn

@@ -233,6 +233,8 @@ class TestDraw:
         ]
         drawn = draw_frames([frames], 5, np.random.default_rng(0), {geometry_key(frames[1])})
         assert [frame.info for frame in drawn] == [{"step": 0}, {"step": 2}] and not drawn[0].has("momenta")
+        frames[0].set_masses([2.014])  # labels and dynamics may depend on what a structure carries
+        assert draw_frames([frames[:1]], 1, np.random.default_rng(0))[0].get_masses() == 2.014
 
     def test_the_budget_is_the_batchs_first(self) -> None:
         chosen = settings(thresholds={"kind": "conformal", "tolerance": 0.3, "frames": 4})
