@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from ase.data import atomic_numbers
 from pydantic import Field, field_validator, model_validator
@@ -140,7 +140,7 @@ class TrainingSettings(Settings):
     """Once a campaign has ended, one more training on its last dataset, of this length in place of `max_steps` and
     `max_epochs`, gives its final potential; none where not given."""
 
-    reference_energies: dict[str, float] | Path = {}
+    reference_energies: dict[str, Annotated[float, Field(ge=-1e7, le=1e7)]] | Path = {}
     """Energies of isolated atoms, eV by chemical symbol, or a file with these atoms: what the energies of structures
     are relative to, and what the potential gives for an isolated atom.  They come before those of isolated atoms
     among the structures; energies of elements that are in neither follow from a fit."""
