@@ -163,6 +163,21 @@ def test_frames_that_lack_labels_take_part_in_what_they_have(potential, tmp_path
     assert notes == []
 
 
+def test_a_potential_in_float64_says_the_same_in_more_digits(potential):
+    frames = odd_frames()
+    single = potential.evaluate(frames)
+    with jax.enable_x64(True):
+        params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), potential.params)
+        double = replace(potential, params=params).evaluate(frames)
+    assert {part.dtype for part in (*double.forces, *double.force_std, double.stress)} == {np.dtype(np.float64)}
+    for one, other in zip(single.forces, double.forces, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(single.stress, double.stress, rtol=1e-3, atol=1e-5)
+    coarse, fine = (error_metrics(frames, found) for found in (single, double))
+    for name in ("energy_rmse", "forces_rmse", "stress_rmse"):
+        assert coarse[name] == pytest.approx(fine[name], rel=1e-3)
+
+
 def test_a_potential_that_is_alone_has_no_calibration_to_draw(potential, tmp_path):
     frames = odd_frames()
     found = potential.evaluate(frames)
