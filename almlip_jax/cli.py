@@ -728,7 +728,7 @@ def _load(path: Path) -> Any:
     """The potential in a folder, with jax set to its precision."""
     try:
         dtype = json.loads((path / "potential.json").read_text())["dtype"]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         dtype = "float32"  # loading says what is wrong
     from almlip_jax.compilation import prepare_jax
 

@@ -114,11 +114,11 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(text)
     except json.JSONDecodeError as error:
-        raise _damaged(path, f"not valid JSON, line {error.lineno}") from error
+        raise damaged(path, f"not valid JSON, line {error.lineno}") from error
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
-        raise _damaged(path, "not valid JSON") from error
+        raise damaged(path, "not valid JSON") from error
     if not isinstance(data, dict):
-        raise _damaged(path, "not a JSON object")
+        raise damaged(path, "not a JSON object")
     return data
 
 
@@ -133,7 +133,8 @@ def read_record(path: Path, kind: type[Record]) -> Record:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"{path} does not fit this version, key '{where}': {first['msg']}.") from error
+        why = f"it does not fit this version, key '{where}': {first['msg']}"
+        raise damaged(path, why) from error
 
 
 def read_csv(path: Path) -> list[dict[str, Cell]]:
@@ -144,15 +145,15 @@ def read_csv(path: Path) -> list[dict[str, Cell]]:
     """
     reader = csv.DictReader(io.StringIO(_read_text(path)))
     if not reader.fieldnames:
-        raise _damaged(path, "no header line")
+        raise damaged(path, "no header line")
     rows: list[dict[str, Cell]] = []
     try:
         for row in reader:
             if None in row or None in row.values():
-                raise _damaged(path, f"line {reader.line_num} does not fit the header")
+                raise damaged(path, f"line {reader.line_num} does not fit the header")
             rows.append({str(name): _value(text) for name, text in row.items()})
     except csv.Error as error:
-        raise _damaged(path, f"line {reader.line_num} is no line of a table") from error
+        raise damaged(path, f"line {reader.line_num} is no line of a table") from error
     return rows
 
 
@@ -168,7 +169,7 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
     except FileNotFoundError as error:
         raise _missing(path) from error
     except Exception as error:  # numpy and zipfile stumble over foreign files in many ways
-        raise _damaged(path, "not a readable npz file") from error
+        raise damaged(path, "not a readable npz file") from error
 
 
 @contextmanager
@@ -184,7 +185,7 @@ def understood(path: Path) -> Iterator[None]:
         raise
     except Exception as error:
         why = f"its content is not what a run writes ({type(error).__name__}: {error})"
-        raise _damaged(path, " ".join(why.split())) from error
+        raise damaged(path, " ".join(why.split())) from error
 
 
 def plain(data: Any) -> Any:
@@ -246,7 +247,8 @@ def _missing(path: Path) -> InputError:
     return InputError(f"{path} is missing; the run has not come so far, or the file was removed.")
 
 
-def _damaged(path: Path, why: str) -> InputError:
+def damaged(path: Path, why: str) -> InputError:
+    """What to tell the user of a file whose content is not what a run writes."""
     return InputError(f"cannot read {path}: {why}; restore the file from a copy or delete it.")
 
 
@@ -256,7 +258,7 @@ def _read_text(path: Path) -> str:
     except FileNotFoundError as error:
         raise _missing(path) from error
     except UnicodeDecodeError as error:
-        raise _damaged(path, "not a text file") from error
+        raise damaged(path, "not a text file") from error
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}.") from error
 

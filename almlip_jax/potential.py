@@ -420,20 +420,22 @@ class Potential:
     def _read(cls, source: Path) -> Potential:
         try:
             text = json.loads((source / _DESCRIPTION).read_text())
-            folder = source / Path(text.get("params", _PARAMS)).name
+            folder = source / (Path(text.get("params", _PARAMS)).name or _PARAMS)
             settings = TypeAdapter(ModelSettings).validate_python(text["model"])
             species = SpeciesTable(tuple(sorted(atomic_numbers[s] for s in text["species"])))
             references = {atomic_numbers[s]: float(e) for s, e in text["reference_energies"].items()}
             isolated = frozenset(atomic_numbers[s] for s in text.get("isolated_atoms", ()))
-            calibration, metadata = text["calibration"], text["metadata"]
+            calibration, metadata = dict(text["calibration"]), dict(text["metadata"])
+            float(calibration.get("slope", 0.0))
             members = EnsembleSettings.model_validate(text.get("ensemble", {"size": int(text["members"])}))
+            ensemble = build_ensemble(settings, members, species, isolated)
+            shapes = jax.eval_shape(ensemble.init, jax.random.key(0))
+            wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(str(text["dtype"]))), shapes)
         except FileNotFoundError as error:
             raise InputError(f"{source} is not a potential: it has no potential.json.") from error
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{source}/potential.json is damaged ({error}); take a copy or train again.") from error
-        ensemble = build_ensemble(settings, members, species, isolated)
-        shapes = jax.eval_shape(ensemble.init, jax.random.key(0))
-        wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(text["dtype"])), shapes)
+        except Exception as error:  # whatever stands in the place of a description stumbles in its own way
+            why = " ".join(f"{type(error).__name__}: {error}".split())
+            raise InputError(f"{source}/potential.json is damaged ({why}); take a copy or train again.") from error
         try:
             with ocp.StandardCheckpointer() as checkpointer:
                 params = checkpointer.restore(folder, wanted)

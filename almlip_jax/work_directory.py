@@ -109,7 +109,7 @@ class WorkDirectory:
         """What the lock file says (pid, host, born, since), or None without a readable one."""
         try:
             owner = json.loads(self.lock_file.read_text())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return None  # a lock is written atomically: an unreadable one names nobody who could be asked
         return owner if isinstance(owner, dict) else None
 
@@ -176,16 +176,17 @@ def write_versions(run: WorkDirectory, versions: Mapping[str, Any] | None = None
     """
     now: dict[str, Any] = plain(collect_versions() if versions is None else versions)
     earlier: list[Any] = []
-    before: dict[str, Any] = {}
+    then: list[str] = []
     if run.versions.exists():
         before = read_json(run.versions)
         with understood(run.versions):
             earlier = list(before.pop("earlier", []))
+            then = [str(kind) for kind in before.get("devices") or []]
         if before != now:
             earlier = [*earlier, before]
     write_json(run.versions, {**now, "earlier": earlier} if earlier else now)
-    then, here = before.get("devices"), now.get("devices")
-    if then in (None, here) or here is None:
+    here = now.get("devices")
+    if not then or then == here or here is None:
         return None
     return f"works on {_counted(here)}, on {_counted(then)} before: from here on results differ in their last bits."
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -13,6 +15,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1 --xla_force_host_platform_device_count=2")
 
 import jax
+import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
@@ -61,3 +64,31 @@ def _cache_at(folder: Path) -> Iterator[None]:
 def compiled_in() -> Callable[[Path], AbstractContextManager[None]]:
     """``with compiled_in(folder):`` keeps compiled programs in a folder, and takes them from there."""
     return _cache_at
+
+
+def _damages(path: Path, *, parts: bool = True) -> dict[str, bytes]:
+    """What may stand in the place of a file, by a word for it; ``parts``: also wrong in one key or array only."""
+    whole, foreign = path.read_bytes(), io.BytesIO()
+    np.savez(foreign, a=np.zeros(3))
+    found = {"nothing": b"", "bytes": bytes(range(256)) * 40, "half": whole[: len(whole) // 2]}
+    found |= {"foreign arrays": foreign.getvalue(), "{}": b"{}", "[]": b"[]", "nested": b'{"a": [1]}'}
+    if parts and path.suffix == ".json":
+        content = json.loads(whole)
+        for name, value in content.items():
+            for other in ("text", [[7]], {"a": [1]}, None):
+                if type(other) is not type(value):
+                    found[f"{name}: {other}"] = json.dumps(content | {name: other}).encode()
+    if parts and path.suffix == ".npz":
+        with np.load(path) as held:
+            arrays = dict(held)
+        for name in arrays:
+            building = io.BytesIO()
+            np.savez(building, **{key: value for key, value in arrays.items() if key != name})
+            found[f"without {name}"] = building.getvalue()
+    return found
+
+
+@pytest.fixture(scope="session")
+def damages() -> Callable[..., dict[str, bytes]]:
+    """``damages(path)`` gives contents that may stand in the place of a file and are not what a run writes."""
+    return _damages

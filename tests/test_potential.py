@@ -15,6 +15,7 @@ from ase.calculators.fd import calculate_numerical_forces
 from ase.calculators.singlepoint import SinglePointCalculator
 
 import almlip_jax
+from almlip_jax import cli, compilation
 from almlip_jax.ensembles import SCORES, Ensemble
 from almlip_jax.errors import InputError
 from almlip_jax.features import FEATURES, FeatureRequest
@@ -147,6 +148,27 @@ def test_damaged_potentials_are_one_sentence(potential, tmp_path):
     with pytest.raises(InputError, match="not a potential"):
         potential.save(tmp_path / "other")
     assert (tmp_path / "other" / "thesis.tex").exists()
+
+
+def test_wrong_content_in_a_potential_is_one_sentence(potential, damages, tmp_path, monkeypatch):
+    """Whatever stands in the place of the description or of one file of the parameters, also for commands."""
+    monkeypatch.setattr(compilation, "prepare_jax", lambda precision: None)
+    potential.save(tmp_path / "p")
+    params = next((tmp_path / "p").glob("params-*"))
+    for path in [tmp_path / "p" / "potential.json", params / "_METADATA", params / "manifest.ocdbt"]:
+        whole = path.read_bytes()
+        for damage, content in damages(path).items():
+            if damage.split(":")[0] in ("format", "versions"):  # nothing follows from them
+                continue
+            path.write_bytes(content)
+            try:
+                cli._load(tmp_path / "p")
+            except InputError as error:
+                assert "\n" not in str(error) and str(tmp_path / "p") in str(error), (path, damage)
+            else:
+                raise AssertionError(f"{damage} in {path.name} was taken")
+        path.write_bytes(whole)
+    Potential.load(tmp_path / "p")
 
 
 def test_batches_and_order_change_nothing(potential, structures):

@@ -33,7 +33,7 @@ from almlip_jax.ensembles import SCORES
 from almlip_jax.errors import InputError, LabelError
 from almlip_jax.evaluation import error_metrics
 from almlip_jax.evaluation.metrics import labels_of
-from almlip_jax.files import read_json, write_csv, write_json, write_npz
+from almlip_jax.files import read_json, understood, write_csv, write_json, write_npz
 from almlip_jax.fitting import kept_references
 from almlip_jax.keys import named_key
 from almlip_jax.oracles import LabelResult
@@ -301,7 +301,11 @@ def _selection_scalars(shop: Workshop, round_index: int) -> dict[str, float]:
     if adaptive_part(settings) is None:
         return {}
     files = [shop.run.round(n).potential / "potential.json" for n in range(round_index + 1)]
-    return selection_scalars(settings, [validation_error(read_json(file)["metadata"]) for file in files])
+    errors = []
+    for file in files:
+        with understood(file):
+            errors.append(validation_error(read_json(file)["metadata"]))
+    return selection_scalars(settings, errors)
 
 
 def _costs(shop: Workshop, frames: Sequence[Atoms]) -> np.ndarray | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -129,8 +128,9 @@ class Session:
                 capacity, images = int(held["capacity"]), tuple(int(n) for n in held["images"])
                 leaves = [held[f"leaf_{n}"] for n in range(sum(name.startswith("leaf_") for name in held.files))]
                 notes = {name.removeprefix("note_"): held[name] for name in held.files if name.startswith("note_")}
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise InputError(f"{path} cannot be read ({error}); begin this run again.") from error
+        except Exception as error:  # numpy and zipfile stumble over foreign files in many ways
+            why = " ".join(f"{type(error).__name__}: {error}".split())
+            raise InputError(f"{path} cannot be read ({why}); begin this run again.") from error
         state = self.state
         if state.neighbors.capacity != capacity or state.neighbors.images != images:
             state = self.explorer.relisted(state, capacity, (images[0], images[1], images[2]))

@@ -9,6 +9,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import pandas as pd
 
+from almlip_jax.files import understood
+
 _ROWS = 100_000  # that are looked at together
 
 
@@ -73,12 +75,16 @@ def table_averages(table: Path, units: Mapping[str, str], walkers: int) -> list[
     Returns:
         for each walker, name -> ``mean``, ``fluctuation`` (standard deviation), ``drift`` (slope of the least-squares
         line, per ps) and ``unit``.  Quantities without a value are left out.
+
+    Raises:
+        InputError: the table is not one of such a run.
     """
     lines = {(name, w): Line() for w in range(walkers) for name in units}
-    for part in pd.read_csv(table, chunksize=_ROWS, float_precision="round_trip"):
-        times = part["time_ps"].to_numpy(float)
-        for (name, w), line in lines.items():
-            line.add(times, part[f"{name}_{w}"].to_numpy(float))
+    with understood(table):
+        for part in pd.read_csv(table, chunksize=_ROWS, float_precision="round_trip"):
+            times = part["time_ps"].to_numpy(float)
+            for (name, w), line in lines.items():
+                line.add(times, part[f"{name}_{w}"].to_numpy(float))
     return [
         {name: averages(lines[name, w], unit) for name, unit in units.items() if lines[name, w].number}
         for w in range(walkers)

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from almlip_jax.errors import InputError
-from almlip_jax.files import read_json, write_json, write_text
+from almlip_jax.files import damaged, read_json, write_json, write_text
 from almlip_jax.simulation.settings import SimulationConfig
 from almlip_jax.work_directory import WorkDirectory
 from almlip_jax.yaml_text import read_yaml, yaml_text
@@ -152,9 +152,11 @@ class SimulationDirectory(WorkDirectory):
         """The config that the run has had so far."""
         try:
             before = read_yaml(self.config).value
-            int(before["exploration"]["steps"])
-        except (InputError, ValueError, TypeError, KeyError) as error:
-            raise InputError(f"{self.config} cannot be read; choose another folder for this run.") from error
+            readable = isinstance(before["exploration"]["steps"], int)
+        except (InputError, ValueError, TypeError, KeyError):
+            readable = False
+        if not readable:
+            raise InputError(f"{self.config} cannot be read; choose another folder for this run.")
         return dict(before)
 
     def _compare(self, before: dict[str, Any], wanted: dict[str, Any], inputs: dict[str, Any]) -> None:
@@ -166,7 +168,9 @@ class SimulationDirectory(WorkDirectory):
             )
         known = read_json(self.inputs)
         for name, digest in inputs.items():
-            if known.get(name) != digest:
+            if not isinstance(known.get(name), str):
+                raise damaged(self.inputs, f"it does not say what the {name.replace('_', ' ')} was")
+            if known[name] != digest:
                 raise InputError(
                     f"the {name.replace('_', ' ')} has changed since the run in {self.path} began; choose another "
                     "folder with --out."

@@ -20,7 +20,7 @@ from almlip_jax.dynamics.biases import (
     free_energy,
 )
 from almlip_jax.errors import InputError
-from almlip_jax.files import read_npz, replacing
+from almlip_jax.files import read_npz, replacing, understood
 from almlip_jax.simulation.folder import SimulationDirectory
 from almlip_jax.simulation.settings import ProductionDynamics
 from almlip_jax.yaml_text import read_yaml
@@ -92,12 +92,13 @@ def run_free_energy(
     hills = Hills(**held) if held else None
     if hills is None or not np.any(hills.count):
         raise InputError(f"{place.path} has left no hills yet; they are written with every state that a run keeps.")
-    axes = _axes(hills, ranges, points)
-    surfaces = free_energy(hills, axes)
-    mean = np.mean(surfaces, axis=0)
-    spread = np.full(mean.shape, np.nan)
-    if len(surfaces) > 1:
-        spread = np.std(surfaces, axis=0, ddof=1) / np.sqrt(len(surfaces))
+    with understood(path):
+        axes = _axes(hills, ranges, points)
+        surfaces = free_energy(hills, axes)
+        mean = np.mean(surfaces, axis=0)
+        spread = np.full(mean.shape, np.nan)
+        if len(surfaces) > 1:
+            spread = np.std(surfaces, axis=0, ddof=1) / np.sqrt(len(surfaces))
     return FreeEnergy(
         names=tuple(map(str, hills.names)),
         units=tuple(map(str, hills.units)),

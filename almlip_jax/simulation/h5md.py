@@ -21,7 +21,7 @@ from ase import Atoms
 
 from almlip_jax.dynamics.state import Traces
 from almlip_jax.errors import InputError
-from almlip_jax.files import flush_to_disk
+from almlip_jax.files import flush_to_disk, understood
 from almlip_jax.simulation.outputs import shorter
 from almlip_jax.simulation.quantities import Quantities
 from almlip_jax.units import FEMTOSECOND
@@ -68,7 +68,8 @@ class H5mdTrajectory:
             self._file = self._created(self.path)
         else:
             self._counts = position.reshape(2, -1).T.copy()
-            self._file = self._reopened()
+            with understood(self.path):
+                self._file = self._reopened()
         self._file.swmr_mode = True
 
     def _reopened(self) -> h5py.File:
@@ -88,6 +89,8 @@ class H5mdTrajectory:
 
     def _copied(self) -> h5py.File:
         building = self.path.with_name(f".{self.path.name}.writing")
+        if self.path.stat().st_size < _written(self.path):
+            raise shorter(self.path)  # HDF5 would wait for ever for the writer to bring what is not there
         try:
             before = h5py.File(self.path, "r", libver="latest", swmr=True, locking=False)
         except OSError as error:
@@ -221,6 +224,13 @@ class H5mdTrajectory:
         elif start.pbc.any():
             box["edges"] = start.cell.array
             box["edges"].attrs["unit"] = _text("Angstrom")
+
+
+def _written(path: Path) -> int:
+    """Bytes that the superblock of an HDF5 file (version 3) says there are; 0 where there is no such superblock."""
+    with path.open("rb") as file:
+        head = file.read(36)
+    return int.from_bytes(head[28:36], "little") if head[:9] == b"\x89HDF\r\n\x1a\n\x03" and len(head) == 36 else 0
 
 
 def _create_element(

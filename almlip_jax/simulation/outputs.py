@@ -7,7 +7,7 @@ after that is cut off when the run goes on.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -19,7 +19,7 @@ from almlip_jax.dynamics.biases import build_bias
 from almlip_jax.dynamics.results import trajectory
 from almlip_jax.dynamics.state import Traces
 from almlip_jax.errors import InputError
-from almlip_jax.files import flush_to_disk
+from almlip_jax.files import flush_to_disk, read_npz, understood
 from almlip_jax.simulation.quantities import Quantities
 from almlip_jax.structures.extxyz import write_frame
 
@@ -227,7 +227,7 @@ class TraceLog:
         scores: names of the scores that are traced.
         walkers: number of walkers.
         dtype: of the run.
-        before: what `read` gave when the run was over, where it goes on to more steps and the file is gone.
+        before: npz file with what `read` gave when the run was over, for one that goes on to more steps.
     """
 
     name = "traces"
@@ -239,7 +239,7 @@ class TraceLog:
         scores: Sequence[str],
         walkers: int,
         dtype: np.dtype,
-        before: Callable[[], Mapping[str, np.ndarray]] | None = None,
+        before: Path | None = None,
     ) -> None:
         self.settings, self.scores, self.walkers, self.dtype = settings, tuple(scores), walkers, dtype
         self.watched = tuple(build_bias(settings.biases).quantities)
@@ -258,8 +258,9 @@ class TraceLog:
     def open(self, position: np.ndarray | None) -> None:
         """Position: bytes."""
         if position is not None and self.before is not None and not self.file.path.exists():
-            held = self.before()
-            self._append([held[name] for name in self.names])
+            held = read_npz(self.before)
+            with understood(self.before):
+                self._append([held[name] for name in self.names])
         self.file.cut(0 if position is None else int(position[0]))
 
     def write(self, part: Traces, begin: int, end: int) -> None:

@@ -40,7 +40,7 @@ from almlip_jax.dynamics.state import Traces
 from almlip_jax.dynamics.thresholds import AtomErrors, Resolved, resolve_thresholds
 from almlip_jax.ensembles import SCORES
 from almlip_jax.errors import InputError
-from almlip_jax.files import read_json, read_npz, write_json, write_npz
+from almlip_jax.files import damaged, read_json, understood, write_json, write_npz
 from almlip_jax.keys import named_key
 from almlip_jax.potential import Potential
 from almlip_jax.progress import Progress, reaching
@@ -51,7 +51,7 @@ from almlip_jax.simulation.h5md import H5mdTrajectory
 from almlip_jax.simulation.outputs import ExtxyzTrajectories, Output, Thermo, TraceLog
 from almlip_jax.simulation.quantities import Quantities
 from almlip_jax.simulation.settings import ExploreConfig, MdConfig, SimulationConfig
-from almlip_jax.simulation.summary import summarise
+from almlip_jax.simulation.summary import read_summary, summarise
 from almlip_jax.structures.io import read_structures, write_structures
 from almlip_jax.work_directory import write_versions
 
@@ -116,7 +116,7 @@ class _Run(ABC):
             begun = self.place.settle(self.config)
             if self.place.summary.exists():
                 self.progress.message(f"{self.place.path} holds this run, which is over; nothing is left to do.")
-                return read_json(self.place.summary)
+                return read_summary(self.place.summary)
             if said := write_versions(self.place):
                 self.progress.message(said)
             session = self.session(begun)
@@ -126,6 +126,8 @@ class _Run(ABC):
                     stack.callback(output.close)
                 notes = session.restore(self.place.state) if begun else {}
                 for output in outputs:
+                    if begun and output.name not in notes:
+                        raise damaged(self.place.state, f"it does not say how far {output.name} had come")
                     output.open(notes.get(output.name))
                 self.advance(session, outputs)
             return self.finish(session)
@@ -179,8 +181,10 @@ class _Run(ABC):
             return Resolved(math.inf, math.inf)
         if begun:
             kept = read_json(self.place.thresholds)
-            record, stop = (math.inf if kept[name] is None else kept[name] for name in ("record", "stop"))
-            return Resolved(record, stop, kept.get("relative"))
+            with understood(self.place.thresholds):
+                record, stop = (math.inf if kept[name] is None else float(kept[name]) for name in ("record", "stop"))
+                relative = kept.get("relative")
+                return Resolved(record, stop, None if relative is None else {k: float(v) for k, v in relative.items()})
 
         def calibration() -> AtomErrors:
             assert self.config.calibration_set is not None
@@ -299,11 +303,7 @@ class _Exploration(_Run):
     def traces(self) -> TraceLog:
         names = (*SCORES, *self.settings.novelty)
         place = self.place
-
-        def before() -> dict[str, np.ndarray]:
-            return read_npz(place.exploration)
-
-        return TraceLog(place.traces, self.settings, names, len(self.starts), self.dtype, before)
+        return TraceLog(place.traces, self.settings, names, len(self.starts), self.dtype, place.exploration)
 
     def outputs(self) -> Sequence[Output]:
         return [self.trajectories, self.traces]

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from almlip_jax.dynamics import Exploration, ExplorationSettings, Status
 from almlip_jax.dynamics.settings import WalkerGroup
+from almlip_jax.files import read_json, understood
 from almlip_jax.simulation.averages import Averages
 from almlip_jax.unit_names import with_unit
 
@@ -89,6 +90,19 @@ def summarise(
             "offered": found.offered,
         }
     return summary
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """The summary of a run that is over.
+
+    Raises:
+        InputError: the file does not hold one.
+    """
+    found = read_json(path)
+    with understood(path):
+        failure(found)
+        render_summary(found)
+    return found
 
 
 def failure(summary: Mapping[str, Any]) -> str | None:

@@ -215,7 +215,12 @@ class Course:
         if self.potential is None:
             last = len(self.state.rounds) - 1
             member = self.point if last > 0 else first_of(self.point)
-            self.potential = Potential.load(self.bench.folder.potential(member, max(last, 0)))
+            try:
+                self.potential = Potential.load(self.bench.folder.potential(member, max(last, 0)))
+            except InputError as error:
+                place = self.bench.folder.of(member)
+                hint = f"Or delete {place} and start the sweep again, which makes it anew."
+                raise InputError(f"{error} {hint}") from error
         return self.potential
 
 

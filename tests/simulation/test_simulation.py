@@ -44,7 +44,7 @@ from almlip_jax.potential import Potential
 from almlip_jax.progress import Advance, SilentProgress
 from almlip_jax.simulation import ExploreConfig, MdConfig, run_exploration, run_md
 from almlip_jax.simulation.folder import SimulationDirectory
-from almlip_jax.simulation.summary import failure
+from almlip_jax.simulation.summary import failure, render_summary
 from almlip_jax.structures.graph import Graph, forces_and_virial, sum_over_atoms
 from almlip_jax.structures.io import read_structures, write_structures
 from almlip_jax.structures.species import SpeciesTable
@@ -496,6 +496,35 @@ def test_runs_that_cannot_go_on_say_why(inputs, explorer, runs, tmp_path):
         write_json(place.summary, {})
         with pytest.raises(InputError, match=why):
             place.settle(long)
+
+
+@pytest.mark.parametrize("parts", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["explore", "h5md"])
+def test_damaged_files_are_one_sentence_or_do_no_harm(name, parts, inputs, explorer, runs, damages, tmp_path):
+    """Files of a run that is over, and of one that was killed, replaced by every kind of wrong content.
+
+    Without ``parts`` only those that are read, and one trajectory.
+    """
+    read = ("inputs.json", "summary.json"), ("state.npz", "thresholds.json", "traces.unfinished", "thermo.csv")
+    files = dict(zip((runs[name], tmp_path / "killed"), (read[0], (*read[1], "trajectory.h5")), strict=True))
+    with pytest.raises(Killed):
+        again(name, inputs, tmp_path / "killed", ending(3, Killed), explorer)
+    trouble = []
+    for whole, few in files.items():
+        for path in [path for path in sorted(whole.rglob("*")) if path.is_file() and path.name != ".lock.guard"]:
+            for damage, content in damages(path, parts=parts).items() if parts or path.name in few else ():
+                run = shutil.copytree(whole, tmp_path / "run")
+                (run / path.relative_to(whole)).write_bytes(content)
+                try:
+                    found = again(name, inputs, run, SilentProgress(), explorer)
+                    render_summary(found), failure(found)
+                except InputError as error:
+                    if path.name not in str(error) or "\n" in str(error):
+                        trouble.append((whole.name, path.name, damage, str(error)))
+                except Exception as error:
+                    trouble.append((whole.name, path.name, damage, repr(error)))
+                shutil.rmtree(run)
+    assert not trouble, "\n".join(map(str, trouble))
 
 
 DISTANCE = {"kind": "distance", "points": [0, 1]}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import multiprocessing
+import shutil
 from itertools import product
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from almlip_jax.campaign.preparation import geometry_key
 from almlip_jax.config import config_text, load_settings
 from almlip_jax.errors import InputError
 from almlip_jax.evaluation.tidy import COLUMNS
+from almlip_jax.figures.command import make
 from almlip_jax.files import read_csv, read_json
 from almlip_jax.potential import Potential
 from almlip_jax.structures.io import read_structures
@@ -142,6 +144,32 @@ def test_a_warm_start_goes_on_from_the_round_before(study, tmp_path):
         row["forces_rmse"] for row in read_csv(tmp_path / "results.csv") if (row["seed"], row["test"]) == (1, "far")
     ]
     np.testing.assert_allclose(curve, curve[0], rtol=1e-6)  # the rate of the only step, at the end of a cosine, is 0
+
+
+def test_damaged_files_are_one_sentence_or_do_no_harm(study, damages, tmp_path):
+    """Records of a sweep that is over, and its table in a figure, replaced by every kind of wrong content."""
+    point = folder_of(study, "random", 0).relative_to(study.out)
+    first = next((study.out / "firsts").rglob("first.json")).relative_to(study.out)
+    folder, rows = tmp_path / "sweep", timeless(study.out)
+    shutil.copytree(study.out, folder)
+    for name in (point / "state.json", first, Path("versions.json")):
+        whole = (folder / name).read_bytes()
+        for damage, content in damages(folder / name, parts=False).items():
+            (folder / name).write_bytes(content)
+            try:
+                assert sweep(study.folder, folder).points == 4
+                assert timeless(folder) == rows, (name, damage)
+            except InputError as error:
+                assert name.name in str(error) and "\n" not in str(error), (name, damage)
+        (folder / name).write_bytes(whole)
+    for damage, content in damages(folder / "results.csv").items():
+        (folder / "results.csv").write_bytes(content)
+        if damage != "half":  # a shorter table
+            for figure in ("all", "training"):
+                with pytest.raises(InputError, match=r"results\.csv"):
+                    make(figure, [folder / "results.csv"], tmp_path / "figures")
+    sweep(study.folder, folder)
+    assert timeless(folder) == rows, "the table is made anew"
 
 
 def test_other_settings_need_another_folder(study):
