@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
@@ -13,9 +13,11 @@ from ase.calculators.singlepoint import SinglePointCalculator
 
 from almlip_jax.ensembles import Ensemble, EnsembleSettings, build_ensemble
 from almlip_jax.errors import InputError
-from almlip_jax.keys import named_key
+from almlip_jax.keys import named_key, numpy_generator
 from almlip_jax.models import ModelSettings, Params
 from almlip_jax.potential import Potential
+from almlip_jax.structures.remembered import remember
+from almlip_jax.structures.replay import FORGETS, Replay, replay
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.training import (
     EpochReport,
@@ -28,6 +30,7 @@ from almlip_jax.training import (
     given_references,
     plan_capacity,
     reference_energies,
+    training_part,
     validation_part,
     without_isolated_atoms,
 )
@@ -60,13 +63,14 @@ def fit_potential(
         checkpoint: folder that keeps the state of the training; the same training goes on there after an interruption.
         start: potential to begin from, of the same architecture.  Its reference energies stay.  Elements that it does
             not know are added, without changing what it says of the others; elements that do not occur in the
-            structures are kept.
-        say: told what is doubtful about labels, and of models that diverged.
+            structures are kept.  What it remembers of its own training is trained on too, where `training.replay` is
+            not 0 (`structures.replay`).
+        say: told what is doubtful about labels, what is trained on again, and of models that diverged.
         validation: labelled structures to validate on, in place of a share of ``structures``.
 
     Returns:
-        the potential, in float64 where jax is set to it and calibrated on its validation structures, and the history
-        of its training.
+        the potential, in float64 where jax is set to it, calibrated on its validation structures, and remembering a
+        sample of what it was trained on; and the history of its training.
 
     Raises:
         InputError: nothing is labelled, the loss is not finite, or ``start`` is of another architecture.
@@ -76,6 +80,7 @@ def fit_potential(
     bonded, held_out = without_isolated_atoms(structures), without_isolated_atoms(validation)
     if not bonded:
         raise InputError("there is nothing to train on beside isolated atoms; give labelled structures.")
+    parts = _parts(bonded, held_out, training, start, say)
     known = () if start is None else start.species.numbers
     species = SpeciesTable(tuple(sorted({*SpeciesTable.of([*bonded, *held_out]).numbers, *known})))
     dtype = np.float64 if jax.dtypes.canonicalize_dtype(np.float64) == np.float64 else np.float32
@@ -84,15 +89,15 @@ def fit_potential(
     if say is not None and doubt is not None:
         say(doubt)
     cutoff = build_ensemble(model, ensemble, species).cutoff
-    capacity = plan_capacity([*bonded, *held_out], cutoff, training)
-    trainer = build_trainer(model, ensemble, species, capacity, training, dtype, references.isolated)
+    capacity = plan_capacity([*parts.dataset, *parts.held_out], cutoff, parts.settings)
+    trainer = build_trainer(model, ensemble, species, capacity, parts.settings, dtype, references.isolated)
     result = trainer.train(
-        bonded,
+        parts.dataset,
         params,
         named_key(seed, "train"),
         reference_energies=references.energies,
         on_epoch=on_epoch,
-        validation=held_out,
+        validation=parts.held_out,
         weights_key=named_key(seed, "bootstrap"),
         say=say,
         checkpoint=checkpoint,
@@ -102,11 +107,56 @@ def fit_potential(
         species=species,
         params=result.params,
         reference_energies=references.energies,
-        metadata={"dataset_size": len(bonded), "seed": seed},
+        metadata={"dataset_size": len(bonded), "replayed": len(parts.again), "seed": seed},
         members=result.members(ensemble),
         isolated=references.isolated,
+        remembered=remember(parts.learned, training.replay, numpy_generator(seed, "replay"), parts.again),
     )
-    return potential.calibrated(held_out or validation_part(bonded, training.validation_fraction)), result
+    return potential.calibrated(parts.judging), result
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What the structures of a training are for.
+
+    Attributes:
+        dataset: given to the trainer.
+        held_out: structures that validate and are no part of ``dataset``; none where a share of it validates.
+        settings: of the trainer.
+        learned: new structures that are trained on.
+        judging: structures that validate, whatever list they are in.
+        again: remembered structures that are trained on again, each once.
+    """
+
+    dataset: list[Atoms]
+    held_out: list[Atoms]
+    settings: TrainingSettings
+    learned: list[Atoms]
+    judging: list[Atoms]
+    again: tuple[Atoms, ...]
+
+
+def _parts(
+    new: list[Atoms], held_out: list[Atoms], training: TrainingSettings, start: Potential | None, say: Say | None
+) -> _Parts:
+    """What is trained on and what validates; remembered structures are trained on only, and move no other's part."""
+    share = 0.0 if held_out else training.validation_fraction
+    learned, judging = training_part(new, share), held_out or validation_part(new, share)
+    found = Replay((), 0, None) if start is None else _replay(start, training, learned, judging)
+    if say is not None and found.remark is not None:
+        say(found.remark)
+    again = found.structures
+    if not again:
+        return _Parts(new, held_out, training, learned, judging, again)
+    no_share = training.model_copy(update={"validation_fraction": 0.0})  # also where nothing validates
+    return _Parts([*learned, *again * found.copies], judging, no_share, learned, judging, again)
+
+
+def _replay(start: Potential, training: TrainingSettings, learned: Sequence[Atoms], judging: Sequence[Atoms]) -> Replay:
+    """What is trained on again of that which the potential to begin with remembers."""
+    if training.replay:
+        return replay(start.remembered, learned, judging)
+    return Replay((), 0, f"training.replay is 0, so that {FORGETS}.")
 
 
 def check_start(start: Potential, model: ModelSettings, ensemble: EnsembleSettings) -> None:

@@ -38,16 +38,22 @@ from almlip_jax.features import FeatureRequest, feature_factors, feature_maps
 from almlip_jax.features.request import FeatureFactors
 from almlip_jax.files import PARTIAL, cannot_write, flush_to_disk, make_folder, write_text
 from almlip_jax.models import ModelSettings, Params
+from almlip_jax.structures.extxyz_reading import read_extxyz
 from almlip_jax.structures.neighbors import largest_neighbor_count
 from almlip_jax.structures.packing import BatchPlan, BatchShape, PackedDataset, bucket, pack, plan_batches, take_batch
+from almlip_jax.structures.remembered import as_text
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.structures.walkers import WalkerNeighbors, walker_neighbors
 from almlip_jax.uncertainty import force_calibration
 
 _DESCRIPTION = "potential.json"
 _PARAMS = "params"  # of the folder that holds them; a hash of the parameters follows
-_OWN = re.compile(rf"{_PARAMS}(-[0-9a-f]{{16}})?|\.{_PARAMS}-[0-9a-f]{{16}}\.\d+{re.escape(PARTIAL)}.*")
-"""Names of folders that `Potential.save` makes, finished or not."""
+_REMEMBERED = "remembered"  # of the file that holds remembered structures; a hash of them follows
+_OWN = re.compile(
+    rf"{_PARAMS}(-[0-9a-f]{{16}})?|{_REMEMBERED}-[0-9a-f]{{16}}\.extxyz"
+    rf"|\.({_PARAMS}|{_REMEMBERED})-[0-9a-f]{{16}}\.\d+{re.escape(PARTIAL)}.*"
+)
+"""Names of what `Potential.save` makes beside the description, finished or not."""
 
 NO_FEATURES = FeatureRequest()
 """Asks for no feature map."""
@@ -97,6 +103,8 @@ class Potential:
         metadata: whatever the maker wants to keep (versions, dataset size, origin); JSON.
         members: settings of the ensemble; by default as many equal models as the parameters hold.
         isolated: elements whose reference energy is that of the isolated atom, which the potential then gives exactly.
+        remembered: a sample of the labelled structures that it was trained on (`structures.remembered`); trainings
+            that begin with the potential see them again.
     """
 
     settings: ModelSettings
@@ -107,6 +115,7 @@ class Potential:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     members: EnsembleSettings | None = None
     isolated: frozenset[int] = frozenset()
+    remembered: tuple[Atoms, ...] = ()
 
     def __repr__(self) -> str:
         symbols = "".join(self.species.symbols)
@@ -359,7 +368,7 @@ class Potential:
         return neighbors, energy
 
     def save(self, directory: Path | str) -> None:
-        """Writes the potential as a folder: ``potential.json`` to read, and parameters in orbax format beside it.
+        """Writes the potential as a folder: ``potential.json`` to read, parameters and remembered structures beside it.
 
         At any moment the folder holds the old potential or the new one, whole.  Other files in it are left alone.
 
@@ -382,15 +391,23 @@ class Potential:
                 flush_to_disk(target)
         except OSError as error:
             raise cannot_write(target, error) from error
-        write_text(target / _DESCRIPTION, json.dumps(self._description(place.name), indent=2) + "\n")
+        names = {_PARAMS: place.name}
+        if self.remembered:
+            text = as_text(self.remembered)
+            names[_REMEMBERED] = f"{_REMEMBERED}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.extxyz"
+            write_text(target / names[_REMEMBERED], text)
+        write_text(target / _DESCRIPTION, json.dumps(self._description(names), indent=2) + "\n")
         for other in target.iterdir():  # what an older potential, or a kill, has left here
-            if other.name != place.name and _OWN.fullmatch(other.name):
-                shutil.rmtree(other, ignore_errors=True)
+            if other.name not in names.values() and _OWN.fullmatch(other.name):
+                if other.is_dir():
+                    shutil.rmtree(other, ignore_errors=True)
+                else:
+                    other.unlink(missing_ok=True)
 
-    def _description(self, params: str) -> dict[str, Any]:
+    def _description(self, names: Mapping[str, str]) -> dict[str, Any]:
         return {
             "format": _FORMAT,
-            "params": params,
+            **names,
             "model": self.settings.model_dump(mode="json"),
             "species": list(self.species.symbols),
             "members": self.ensemble.members,
@@ -405,7 +422,7 @@ class Potential:
 
     @classmethod
     def load(cls, directory: Path | str) -> Potential:
-        """Reads what `save` wrote; no training config is needed.
+        """Reads what `save` wrote; no training config is needed.  Remembered structures may have been taken out.
 
         Raises:
             InputError: the folder is missing, incomplete or damaged.
@@ -427,6 +444,7 @@ class Potential:
             isolated = frozenset(atomic_numbers[s] for s in text.get("isolated_atoms", ()))
             calibration, metadata = dict(text["calibration"]), dict(text["metadata"])
             float(calibration.get("slope", 0.0))
+            sample = source / Path(text[_REMEMBERED]).name if _REMEMBERED in text else None
             members = EnsembleSettings.model_validate(text.get("ensemble", {"size": int(text["members"])}))
             ensemble = build_ensemble(settings, members, species, isolated)
             shapes = jax.eval_shape(ensemble.init, jax.random.key(0))
@@ -444,7 +462,11 @@ class Potential:
                 f"{folder} cannot be read ({type(error).__name__}); take a copy or train again."
             ) from error
         arrays = jax.tree.map(np.asarray, params)
-        return cls(settings, species, arrays, references, calibration, metadata, members, isolated)
+        try:
+            remembered = tuple(read_extxyz(sample)) if sample is not None and sample.exists() else ()
+        except InputError as error:
+            raise InputError(f"{error} The potential can do without that file: delete it.") from error
+        return cls(settings, species, arrays, references, calibration, metadata, members, isolated, remembered)
 
 
 def check_place(directory: Path | str) -> None:

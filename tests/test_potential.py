@@ -21,6 +21,7 @@ from almlip_jax.errors import InputError
 from almlip_jax.features import FEATURES, FeatureRequest
 from almlip_jax.models import SharedDensitySettings, build_model
 from almlip_jax.potential import Potential
+from almlip_jax.structures.remembered import as_text, remember
 from almlip_jax.structures.species import SpeciesTable
 
 SETTINGS = SharedDensitySettings(cutoff=3.5, radial=4, l_max=1, channels=4, hidden=(8,))
@@ -88,6 +89,30 @@ def test_a_potential_takes_the_place_of_another_whole(potential, tmp_path, monke
     potential.save(tmp_path / "p")
     assert Potential.load(tmp_path / "p").metadata == {"made": "by a test"}
     assert len(list((tmp_path / "p").iterdir())) == 3
+
+
+def test_remembered_structures_are_saved_with_it(potential, structures, tmp_path):
+    """And go when another takes its place, or when somebody does not want to pass them on."""
+    knows = [frame.copy() for frame in structures[:4]]
+    for frame in knows:
+        frame.calc = SinglePointCalculator(frame, energy=-1.0 / 3.0, forces=np.full((len(frame), 3), 1.0 / 7.0))
+    one = replace(potential, remembered=remember(knows, 9, np.random.default_rng(0)))
+    two = replace(potential, remembered=remember(knows[:2], 9, np.random.default_rng(0)))
+    for each in (one, two, one):
+        each.save(tmp_path / "p")
+        back = Potential.load(tmp_path / "p").remembered
+        assert as_text(back) == as_text(each.remembered) and len(back) == len(each.remembered)
+        assert len(list((tmp_path / "p").iterdir())) == 3
+    (sample,) = (tmp_path / "p").glob("remembered-*.extxyz")
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / sample.name).write_text("")  # of a saving that was killed: not a foreign folder
+    potential.save(tmp_path / "half")
+    assert Potential.load(tmp_path / "half").remembered == () and len(list((tmp_path / "half").iterdir())) == 2
+    sample.write_text(sample.read_text()[:300])
+    with pytest.raises(InputError, match=r"remembered-.*\.extxyz"):
+        Potential.load(tmp_path / "p")
+    sample.unlink()
+    assert Potential.load(tmp_path / "p").remembered == ()
 
 
 def test_isolated_atoms_have_their_reference_energies(potential, structures):

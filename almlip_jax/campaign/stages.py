@@ -35,14 +35,15 @@ from almlip_jax.evaluation import error_metrics
 from almlip_jax.evaluation.metrics import labels_of
 from almlip_jax.files import read_json, understood, write_csv, write_json, write_npz
 from almlip_jax.fitting import kept_references
-from almlip_jax.keys import named_key
+from almlip_jax.keys import named_key, numpy_generator
 from almlip_jax.oracles import LabelResult
 from almlip_jax.potential import Evaluated, Potential
 from almlip_jax.progress import reaching
 from almlip_jax.structures.carried import carried
 from almlip_jax.structures.io import read_structures, write_structures
+from almlip_jax.structures.remembered import remember
 from almlip_jax.structures.species import SpeciesTable
-from almlip_jax.training import EpochReport, checkpoint, doubts, find_references, validation_part
+from almlip_jax.training import EpochReport, checkpoint, doubts, find_references, training_part, validation_part
 
 Results = Mapping[str, Any]
 """Fields of the round's record that a stage found out."""
@@ -120,6 +121,8 @@ def _train_into(
 
         result = shop.train(dataset, params, key, references, on_epoch, folder.unfinished_training, steps)
     write_csv(folder.training, result.rows())
+    settings = shop.config.training
+    learned = training_part(dataset, settings.validation_fraction)
     potential = Potential(
         settings=shop.config.model,
         members=result.members(shop.config.ensemble),
@@ -129,8 +132,9 @@ def _train_into(
         isolated=frozenset(shop.isolated),
         metadata={"campaign": shop.config.name, "round": round_index, "dataset_size": len(dataset)}
         | validation_note(result),
+        remembered=remember(learned, settings.replay, numpy_generator(shop.config.seed, "replay", name, round_index)),
     )
-    held_out = validation_part(dataset, shop.config.training.validation_fraction)
+    held_out = validation_part(dataset, settings.validation_fraction)
     potential = potential.calibrated(held_out, shape=potential.batch_shape(dataset))
     potential.save(folder.potential)
     checkpoint.discard(folder.unfinished_training)

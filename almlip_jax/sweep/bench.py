@@ -109,7 +109,7 @@ class SystemBench:
             "pool_size": settings.pool_size,
             "model": settings.model.model_dump(mode="json"),
             "ensemble": settings.ensemble.model_dump(mode="json", exclude={"size"}),
-            "training": settings.training.model_dump(mode="json", exclude={"final_steps"}),
+            "training": settings.training.model_dump(mode="json", exclude={"final_steps", "replay"}),
             "precision": self.config.precision,
             "capacity (rounds, batch_sizes)": asdict(self.capacity),
             "place side by side": [lane, group.width],

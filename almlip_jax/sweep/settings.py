@@ -70,6 +70,8 @@ class SweepSystem(FileReading):
             raise ValueError("training.warm_start is not used here; set warm_start of the whole sweep instead.")
         if self.training.final_steps is not None:
             raise ValueError("training.final_steps is not used here; every round of a sweep counts alike.")
+        if self.training.replay not in (0, TrainingSettings().replay):
+            raise ValueError("training.replay is not used here; the potentials of a sweep remember no structures.")
         return self
 
     @property

@@ -2,7 +2,7 @@
 
 from almlip_jax.ensembles.settings import EnsembleSettings
 from almlip_jax.training.committee import AnyTrainer, CommitteeTrainer, build_trainer, check_training
-from almlip_jax.training.dataset import Capacity, longest_epoch, plan_capacity, validation_part
+from almlip_jax.training.dataset import Capacity, longest_epoch, plan_capacity, training_part, validation_part
 from almlip_jax.training.reference import (
     References,
     doubts,
@@ -41,6 +41,7 @@ __all__ = [
     "longest_epoch",
     "plan_capacity",
     "reference_energies",
+    "training_part",
     "validation_part",
     "without_isolated_atoms",
 ]

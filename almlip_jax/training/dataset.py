@@ -289,6 +289,11 @@ def validation_part(structures: Sequence[Atoms], validation_fraction: float) -> 
     return [structures[n] for n in split(len(structures), validation_fraction)[1]]
 
 
+def training_part(structures: Sequence[Atoms], validation_fraction: float) -> list[Atoms]:
+    """The others: the structures that a training on all of these learns from."""
+    return [structures[n] for n in split(len(structures), validation_fraction)[0]]
+
+
 def bootstrap_weights(settings: EnsembleSettings, structures: int, dtype: np.dtype | type, key: jax.Array) -> jax.Array:
     """Weight of each structure for each model of an ensemble, [L, structures].
 

@@ -140,6 +140,11 @@ class TrainingSettings(Settings):
     """Once a campaign has ended, one more training on its last dataset, of this length in place of `max_steps` and
     `max_epochs`, gives its final potential; none where not given."""
 
+    replay: int = Field(default=64, ge=0, le=1_000_000)
+    """Structures, labels included, that a potential remembers of its training, drawn from all compositions and config
+    types; a training that begins with it is trained on them too, so that it does not forget.  0: it remembers none, and
+    none are trained on again."""
+
     reference_energies: dict[str, Annotated[float, Field(ge=-1e7, le=1e7)]] | Path = {}
     """Energies of isolated atoms, eV by chemical symbol, or a file with these atoms: what the energies of structures
     are relative to, and what the potential gives for an isolated atom.  They come before those of isolated atoms

@@ -110,6 +110,10 @@ def test_trains_as_long_as_asked_and_compiles_nothing(whole: tuple[RunDirectory,
     last, final = params_of(run.round(0).potential), params_of(run.final.potential)
     assert same(last, params_of(RunDirectory(reference / "run").round(0).potential)) and not same(last, final)
     assert not run.final.unfinished_training.exists()
+    remembered = Potential.load(run.final.potential).remembered
+    dataset = read_structures(run.round(0).dataset)
+    learned = [atoms.positions.tobytes() for atoms in training_part(dataset, 0.1)]
+    assert [atoms.positions.tobytes() for atoms in remembered] == learned and len(learned) < len(dataset)
 
 
 def test_its_errors_are_shown(whole: tuple[RunDirectory, Watching]) -> None:

@@ -225,6 +225,7 @@ def test_a_process_that_dies_before_it_gets_work_is_named(tmp_path):
         ("rounds=9", "has 20 structures that are in no other set, fewer than the 31"),
         ("warm_start=true", "warm_start needs systems.springs.training.warm_steps"),
         ("systems.springs.training.final_steps=9", "training.final_steps is not used here"),
+        ("systems.springs.training.replay=9", "training.replay is not used here"),
     ],
 )
 def test_what_cannot_work_is_one_sentence(study, tmp_path, change, sentence):

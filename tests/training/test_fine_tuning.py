@@ -1,0 +1,128 @@
+"""Fine-tuning: what a potential knew it still knows, since it is trained again on what it remembers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import molecule
+from small_training import MODEL, labelled, same_bits, settings_of, water
+
+from almlip_jax.ensembles import EnsembleSettings
+from almlip_jax.fitting import fit_potential
+from almlip_jax.potential import Potential
+from almlip_jax.structures.species import SpeciesTable
+from almlip_jax.training import EpochReport, Trainer, training_part, validation_part
+
+MEMBERS = EnsembleSettings(size=2)
+SHORT = settings_of(max_steps=300, validate_every=8, batch_size=4, validation_fraction=0.1)
+
+
+def methane(seed: int) -> Atoms:
+    atoms = molecule("CH4")
+    atoms.rattle(0.08, seed=seed)
+    return labelled(atoms)
+
+
+def errors(potential: Potential, structures: list[Atoms]) -> tuple[float, float]:
+    """Root mean square errors, meV/atom and meV/Angstrom."""
+    found = potential.evaluate(structures)
+    energies = [(e - a.get_potential_energy()) / len(a) for e, a in zip(found.energy, structures, strict=True)]
+    forces = [f - a.get_forces() for f, a in zip(found.forces, structures, strict=True)]
+    return tuple(1e3 * float(np.sqrt(np.mean(np.square(x)))) for x in (energies, np.concatenate(forces)))
+
+
+@pytest.fixture(scope="module")
+def base() -> Potential:
+    """Knows methane and four structures of water."""
+    known = [*(methane(seed) for seed in range(16)), *(water(100 + seed) for seed in range(4))]
+    potential, _ = fit_potential(known, MODEL, MEMBERS, settings_of(max_steps=2000, validate_every=50, batch_size=4), 0)
+    return potential
+
+
+@pytest.fixture(scope="module")
+def tuned(base: Potential, waters: list[Atoms]) -> Potential:
+    said: list[str] = []
+    potential, _ = fit_potential(waters, MODEL, MEMBERS, SHORT, 1, start=base, say=said.append)
+    assert said == [f"{len(base.remembered)} structures that the potential remembers are trained on again."]
+    return potential
+
+
+@pytest.mark.slow
+def test_what_was_known_stays_known(base, tuned, waters):
+    test = [methane(50 + seed) for seed in range(8)]
+    said: list[str] = []
+    forgetting, _ = fit_potential(
+        waters, MODEL, MEMBERS, SHORT.model_copy(update={"replay": 0}), 1, start=base, say=said.append
+    )
+    assert "training.replay is 0" in said[0] and forgetting.remembered == ()
+    before, kept, lost = (errors(one, test)[0] for one in (base, tuned, forgetting))
+    assert kept < 1.5 * before and lost > 5 * before  # 18 and 282 meV/atom where it was 18
+    new = [water(70 + seed) for seed in range(8)]
+    assert errors(tuned, new)[1] < 0.8 * errors(base, new)[1]
+
+
+@pytest.mark.slow
+def test_memories_train_and_never_validate(base, tuned, waters):
+    """Those of the base are its training structures; the new ones join them, validation structures do not."""
+    assert len(base.remembered) == 16 and tuned.metadata["replayed"] == 16 and tuned.metadata["dataset_size"] == 16
+    validating = {atoms.positions.tobytes() for atoms in validation_part(waters, SHORT.validation_fraction)}
+    held = [atoms.positions.tobytes() for atoms in tuned.remembered]
+    assert len(set(held)) == len(held) == 16 + 16 - len(validating) and not validating.intersection(held)
+
+
+class Captured(Exception):
+    """Ends a fitting where its training would begin."""
+
+
+@pytest.mark.parametrize("given", ["a share", "files", "one structure"])
+def test_what_a_training_is_given(waters, monkeypatch, given):
+    """Memories are behind the structures that train, and none validates, however that is said."""
+    heard: dict[str, Any] = {}
+
+    def train(self: Trainer, dataset: list[Atoms], *_: object, **more: Any) -> None:
+        share = self.settings.validation_fraction
+        heard.update(dataset=dataset, validation=more["validation"], share=share)
+        raise Captured
+
+    monkeypatch.setattr(Trainer, "train", train)
+    known = tuple(methane(seed) for seed in range(3))
+    references = {1: 0.0, 6: 0.0, 8: 0.0}
+    start = Potential(MODEL, SpeciesTable((1, 6, 8)), {}, references, members=MEMBERS, remembered=known)
+    new = {"a share": waters, "files": waters[:8], "one structure": waters[:1]}[given]
+    files = waters[8:] if given == "files" else []
+    with pytest.raises(Captured):
+        fit_potential(new, MODEL, MEMBERS, SHORT, 1, start=start, validation=files)
+    judging = files or validation_part(new, SHORT.validation_fraction)
+    learned = new if files else training_part(new, SHORT.validation_fraction)
+    copies = {"a share": 2, "files": 1, "one structure": 1}[given]
+    assert heard["dataset"] == [*learned, *known * copies] and heard["validation"] == judging
+    assert heard["share"] == 0 and (given == "one structure") == (not judging)
+
+
+@pytest.mark.slow
+def test_an_interrupted_fine_tuning_goes_on(base, tuned, waters, tmp_path: Path):
+    """Bit for bit; one that remembers something else is another training."""
+
+    class Stop(Exception):
+        pass
+
+    def stop(report: EpochReport) -> None:
+        if report.step > 200:
+            raise Stop
+
+    def fitted(start: Potential, on_epoch: Any) -> Potential:
+        return fit_potential(waters, MODEL, MEMBERS, SHORT, 1, on_epoch, tmp_path / "kept", start=start)[0]
+
+    with pytest.raises(Stop):
+        fitted(base, stop)
+    heard: list[EpochReport] = []
+    assert same_bits(fitted(base, heard.append).params, tuned.params)
+    assert heard[0].step > 50
+    heard.clear()
+    fitted(replace(base, remembered=base.remembered[1:]), heard.append)
+    assert heard[0].step < 20
