@@ -403,6 +403,7 @@ def count(stage: _Stage) -> str:
 
 
 def field_text(fields: Mapping[str, float | int | str]) -> str:
-    """Names and values in one line, floats with three digits, with the units of their names."""
+    """Names and values in one line, floats with three digits, with the units of their names; a dash for no number."""
     shown = {name: f"{value:.3g}" if isinstance(value, float) else str(value) for name, value in fields.items()}
+    shown = {name: "-" if text == "nan" else text for name, text in shown.items()}
     return "  ".join(f"{name} {with_unit(text, name)}" for name, text in shown.items())

@@ -61,7 +61,7 @@ def explore(shop: Workshop, round_index: int, potential: Potential) -> Mapping[s
     withheld = {geometry_key(frame) for frame in drawn}
     candidates = [frame for frame in fresh if geometry_key(frame) not in withheld]
     write_starts(shop.run.round(round_index), starts)
-    _write(shop.run.round(round_index), found, candidates, settings.gate.score, thresholds)
+    _write(shop.run.round(round_index), found, candidates, settings, thresholds)
     return {
         "frames_planned": found.frames_planned,
         "frames_below": found.frames_below,
@@ -128,7 +128,11 @@ def _finite_mean(values: np.ndarray) -> float | None:
 
 
 def _write(
-    folder: RoundDirectory, found: Exploration, candidates: list[Atoms], score: str, thresholds: Resolved
+    folder: RoundDirectory,
+    found: Exploration,
+    candidates: list[Atoms],
+    settings: MdExploration,
+    thresholds: Resolved,
 ) -> None:
     for old in folder.trajectories.glob("*.extxyz"):
         old.unlink()
@@ -145,6 +149,7 @@ def _write(
         "pressure": np.where(filled, found.pressure, np.nan),
         "volume": np.where(filled, found.volume, np.nan),
         "walker_temperature": found.walker_temperature,
+        "walker_final_temperature": np.array([g.temperatures[1] for g in settings.walkers for _ in range(g.count)]),
         "status": np.array(status),
         "cause": np.array([cause.name.lower() for cause in found.cause]),
         "stop_step": found.end_step,
@@ -154,7 +159,7 @@ def _write(
         "departed_atom": found.departed_atom,
         "departure": found.departure,
         "stop_member": found.end_member,
-        "gate_score": np.array(score),
+        "gate_score": np.array(settings.gate.score),
         "gate_record": np.array(thresholds.record),
         "gate_elements": np.array(list(thresholds.relative or {}), np.str_),
         "gate_relative": np.array(list((thresholds.relative or {}).values()), np.float64),

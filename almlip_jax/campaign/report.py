@@ -28,6 +28,7 @@ from almlip_jax.campaign.report_figures import (
 from almlip_jax.campaign.rundir import RoundDirectory, RunDirectory
 from almlip_jax.campaign.state import TEST_ERRORS, CampaignState, metric_units, read_state
 from almlip_jax.campaign.status import calls_by_purpose, campaign_status
+from almlip_jax.campaign.walkers import bath
 from almlip_jax.errors import InputError
 from almlip_jax.files import read_csv, read_json, read_npz, understood, write_text
 from almlip_jax.group_looks import Look, group_looks
@@ -59,6 +60,7 @@ def write_report(run_dir: Path | str) -> Path:
     columns = list(dict.fromkeys(name for row in rounds for name in row))
     page = template.render(
         title=run.path.name,
+        bath=bath,
         status=status,
         headline=_headline(state, calls_by_purpose(run).get("test", 0)),
         errors=_error_rows(status, looks),

@@ -20,6 +20,7 @@ from ase.neighborlist import natural_cutoffs, neighbor_list
 
 from almlip_jax.campaign.rundir import RoundDirectory
 from almlip_jax.campaign.state import CampaignState
+from almlip_jax.campaign.walkers import bath, of_walker
 from almlip_jax.errors import InputError
 from almlip_jax.evaluation.training_curves import training_curves
 from almlip_jax.files import Cell, read_npz
@@ -140,13 +141,13 @@ def _walker_arrays(folder: RoundDirectory) -> dict[str, Any]:
 def _traces(arrays: Mapping[str, Any], values: np.ndarray) -> go.Figure:
     figure = go.Figure()
     looks = list(group_looks(str(walker) for walker in range(len(arrays["status"]))).values())
-    for walker, temperature in enumerate(arrays["walker_temperature"]):
+    for walker in range(len(arrays["walker_temperature"])):
         kept = np.isfinite(values[:, walker])
         figure.add_scatter(
             x=arrays["time_fs"][kept].tolist(),
             y=_rounded(values[kept, walker]),
             mode="lines",
-            name=f"{walker}: {temperature:g} K, {arrays['status'][walker]}",
+            name=f"{walker}: {bath(of_walker(arrays, walker))} K, {arrays['status'][walker]}",
             line={"color": looks[walker].color, "dash": looks[walker].dash, "width": 1},
         )
     return figure

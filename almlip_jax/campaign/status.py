@@ -18,6 +18,7 @@ from rich.table import Table
 
 from almlip_jax.campaign.rundir import RoundDirectory, RunDirectory
 from almlip_jax.campaign.state import CampaignState, RoundRecord, metric_units, read_state
+from almlip_jax.campaign.walkers import bath, ended_by, of_walker
 from almlip_jax.errors import InputError
 from almlip_jax.files import read_npz, understood
 from almlip_jax.oracles import LabelStore
@@ -36,7 +37,8 @@ def campaign_status(run_dir: Path | str) -> dict[str, Any]:
         ``finished``, ``converged``, ``rule``, ``reason``, ``running``; ``errors`` of
         the last evaluated round; ``final``, None or ``potential``, ``steps`` and ``errors`` of the final potential;
         ``units`` of errors and sigmas; ``diagnosis`` with ``trend`` (of each error and of the pool's sigma: converging,
-        stalled, diverging or unknown), ``walkers`` that ended early in the last exploration, ``departures`` (walkers in
+        stalled, diverging or unknown), ``walkers`` that ended early in the last exploration (with the ``member`` that
+        gave no finite numbers, if one did, and the ``final_temperature`` of a ramp), ``departures`` (walkers in
         which an atom left the training distribution there: first ``step`` and ``atom``, and the largest latent
         ``distance`` of any atom), ``pressures`` (mean and standard deviation over the time of each walker of that
         exploration, GPa, where they were asked for), ``atoms`` that most often carry the largest spread, ``checks``
@@ -103,14 +105,14 @@ def render_status(status: Mapping[str, Any]) -> RenderableType:
         table = Table("walker", "T (K)", "ended at step", "because of", "atom", title="walkers that ended early")
         for walker in diagnosis["walkers"]:
             step, atom = str(walker["step"]), str(walker["atom"])
-            table.add_row(str(walker["walker"]), f"{walker['temperature']:g}", step, walker["check"], atom)
+            table.add_row(str(walker["walker"]), bath(walker), step, ended_by(walker), atom)
         parts.append(table)
     if diagnosis["departures"]:
         parts.append(_departure_table(diagnosis["departures"]))
     if diagnosis["pressures"]:
         table = Table("walker", "T (K)", "mean (GPa)", "std (GPa)", title="internal pressure")
         for one in diagnosis["pressures"]:
-            table.add_row(str(one["walker"]), f"{one['temperature']:g}", f"{one['mean']:.4g}", f"{one['std']:.4g}")
+            table.add_row(str(one["walker"]), bath(one), f"{one['mean']:.4g}", f"{one['std']:.4g}")
         parts.append(table)
     parts.extend(f"- {sentence}" for sentence in diagnosis["advice"])
     return Group(*parts)
@@ -126,7 +128,7 @@ def _departure_table(departures: Sequence[Mapping[str, Any]]) -> Table:
         title="atoms beyond the training distribution",
     )
     for one in departures:
-        row = [str(one["walker"]), f"{one['temperature']:g}", str(one["atom"]), str(one["step"])]
+        row = [str(one["walker"]), bath(one), str(one["atom"]), str(one["step"])]
         table.add_row(*row, f"{one['distance']:.4g}")
     return table
 
@@ -215,13 +217,14 @@ def _ended_walkers(explored: tuple[RoundDirectory, dict[str, Any]]) -> list[dict
     for walker, status in enumerate(arrays["status"].tolist()):
         if status in ("completed", "running"):
             continue
+        member = int(arrays["stop_member"][walker]) if "stop_member" in arrays else -1
         ended.append(
             {
-                "walker": walker,
-                "temperature": float(arrays["walker_temperature"][walker]),
+                **of_walker(arrays, walker),
                 "step": int(arrays["stop_step"][walker]),
                 "atom": int(arrays["stop_atom"][walker]) if "stop_atom" in arrays else -1,
                 "check": str(causes[walker]) if status == "unphysical" else status,
+                **({"member": member} if member >= 0 else {}),
             }
         )
     return ended
@@ -234,8 +237,7 @@ def _departures(explored: tuple[RoundDirectory, dict[str, Any]]) -> list[dict[st
         return []
     return [
         {
-            "walker": walker,
-            "temperature": float(arrays["walker_temperature"][walker]),
+            **of_walker(arrays, walker),
             "atom": int(arrays["departed_atom"][walker]),
             "step": int(step),
             "distance": float(arrays["departure"][walker]),
@@ -252,9 +254,7 @@ def _pressures(explored: tuple[RoundDirectory, dict[str, Any]]) -> list[dict[str
     for walker, trace in enumerate(np.transpose(arrays.get("pressure", np.empty((0, 0))))):
         known = trace[np.isfinite(trace)].astype(np.float64) / GPA
         if known.size:
-            temperature = float(arrays["walker_temperature"][walker])
-            spread = {"mean": float(known.mean()), "std": float(known.std())}
-            found.append({"walker": walker, "temperature": temperature, **spread})
+            found.append({**of_walker(arrays, walker), "mean": float(known.mean()), "std": float(known.std())})
     return found
 
 
@@ -314,14 +314,12 @@ def _advice(
             )
         elif verdict == "diverging":
             said.append(f"{name} rises: look at training.csv of the last round and at the labels of its batch.")
-    by_check = Counter((walker["check"], walker["temperature"]) for walker in walkers)
+    by_check = Counter((ended_by(walker), bath(walker)) for walker in walkers)
     total = sum(_last(record.walkers for record in state.history if record.walkers).values()) if by_check else 0
     for (check, temperature), count in sorted(by_check.items()):
-        steps = [
-            walker["step"] for walker in walkers if (walker["check"], walker["temperature"]) == (check, temperature)
-        ]
+        steps = [walker["step"] for walker in walkers if (ended_by(walker), bath(walker)) == (check, temperature)]
         said.append(
-            f"{count} of {total} walkers ended early at {temperature:g} K, after {int(np.median(steps))} steps in "
+            f"{count} of {total} walkers ended early at {temperature} K, after {int(np.median(steps))} steps in "
             f"the median, because of: {check.replace('_', ' ')}."
         )
     if atoms and atoms[0]["share"] > 0.4:

@@ -94,6 +94,14 @@ def test_status_names_what_ended_walkers(run):
         "check": "dissociated",
     }
     assert any("600 K" in sentence and "dissociated" in sentence for sentence in diagnosis["advice"])
+    arrays |= {"walker_final_temperature": np.array([300.0, 900.0]), "stop_member": np.array([-1, 3])}
+    write_npz(folder.walkers, arrays | {"cause": np.array(["none", "not_finite"])})
+    status = campaign_status(run.path)
+    shown, page = text_of(render_status(status)), write_report(run.path).read_text()
+    assert status["diagnosis"]["walkers"][1]["member"] == 3 and "member" not in status["diagnosis"]["walkers"][0]
+    assert "600 to 900" in shown and "not_finite (member 3)" in shown, "a ramp, and the member that broke"
+    assert any("600 to 900 K" in one and "not finite (member 3)" in one for one in status["diagnosis"]["advice"])
+    assert "1: 600 to 900 K, unphysical" in page and "<td>600 to 900</td>" in page
 
 
 @pytest.mark.parametrize("missing", ["rounds", "labels.db", "test.extxyz", "metrics.csv", "versions.json"])
