@@ -70,12 +70,17 @@ class WorkDirectory:
         """Names the process that works here, while it does (JSON)."""
         return self.path / "lock"
 
+    @property
+    def log(self) -> Path:
+        """What the progress told, session after session (text); written by `run_log.logged`."""
+        return self.path / "run.log"
+
     def is_empty(self) -> bool:
-        """Whether nothing lies here, or only what a process leaves that was killed just after it took the lock."""
+        """Whether nothing lies here, or only what a process leaves that could not begin, or was killed as it did."""
         if not self.path.is_dir():
             return True
         others = (file.name for file in self.path.iterdir() if PARTIAL not in file.name)
-        return not set(others) - {self.lock_file.name, _GUARD}
+        return not set(others) - {self.lock_file.name, _GUARD, self.log.name}
 
     def create(self) -> Self:
         """Makes the folder where it does not exist yet."""

@@ -19,6 +19,7 @@ from ase import Atoms
 
 from almlip_jax.campaign import bookkeeping, continuity, stages, stopping
 from almlip_jax.campaign.consistency import check_columns
+from almlip_jax.campaign.latest import point_to
 from almlip_jax.campaign.preparation import (
     check_stress_labels,
     labelled_frames,
@@ -35,6 +36,7 @@ from almlip_jax.errors import CapacityError, InputError, LabelError
 from almlip_jax.files import plain, write_text
 from almlip_jax.oracles import OracleSettings, PendingLabels
 from almlip_jax.progress import Progress, SilentProgress
+from almlip_jax.run_log import LoggedProgress, logged
 from almlip_jax.structures.io import read_structures
 from almlip_jax.structures.neighbors import largest_neighbor_count
 from almlip_jax.work_directory import write_versions
@@ -105,6 +107,18 @@ class Campaign:
                 f"labels were taken from the files of the run, and {lost} calls that are in none of them still count."
             )
         self.save(self.state)
+        self.point_to_potential()
+
+    def point_to_potential(self) -> None:
+        """Makes ``potential`` in the run directory lead to the newest potential."""
+        trained = self.trained()
+        if trained:
+            point_to(self.run, trained[-1])
+
+    def trained(self) -> list[Path]:
+        """Folders of the potentials that are there, the newest last."""
+        found = [entry.potential for entry in self.run.rounds() if (entry.potential / "potential.json").exists()]
+        return found if self.state.final is None else [*found, self.run.final.potential]
 
     def follow_protocol(self) -> Outcome:
         """Goes on from where the state stands; what is done already is passed over."""
@@ -144,6 +158,8 @@ class Campaign:
         shop = self.workshop
         following = self.state.after(results, seconds=seconds, labels=shop.labels, measured=shop.measured)
         self.save(following.model_copy(update={"files": files}))
+        if stage is Stage.TRAIN:
+            self.point_to_potential()
 
     def finish(self) -> None:
         """Trains and evaluates the final potential where the config asks for one that is not there yet."""
@@ -152,6 +168,7 @@ class Campaign:
             _, seconds = self.results_of(stages.train_final)
             steps = self.config.training.final_steps or 0
             self.save_final(FinalRecord(round=self.state.round, steps=steps, seconds={"train": seconds}))
+            self.point_to_potential()
         if self.lacks_final("evaluate"):
             results, seconds = self.results_of(stages.evaluate_final)
             assert self.state.final is not None
@@ -230,9 +247,7 @@ class Campaign:
         errors = [record.errors for record in self.state.history if record.errors]
         if self.state.final is not None:
             errors = [self.state.final.errors]
-        trained = [entry.potential for entry in self.run.rounds() if entry.potential.is_dir()]
-        if self.state.final is not None:
-            trained.append(self.run.final.potential)
+        trained = self.trained()
         return Outcome(
             run_dir=self.run.path,
             finished=self.state.finished,
@@ -263,9 +278,10 @@ def run_campaign(config: Experiment, run_dir: Path, *, progress: Progress | None
     with run.lock():
         if run.state.exists():
             raise InputError(f"{run.path} holds a campaign already; resume it, or choose another run directory.")
-        _check(config)
-        write_text(run.config, yaml_text(config.model_dump(mode="json")))
-        return _carry_on(config, run, progress or SilentProgress())
+        with logged(progress or SilentProgress(), run.log) as told:
+            _check(config)
+            write_text(run.config, yaml_text(config.model_dump(mode="json")))
+            return _carry_on(config, run, told)
 
 
 def resume_campaign(
@@ -286,18 +302,19 @@ def resume_campaign(
         LabelError: no structure of a batch could be labelled.
     """
     run = RunDirectory(run_dir).require()
-    with run.lock():
-        tell = progress or SilentProgress()
+    with run.lock(), logged(progress or SilentProgress(), run.log) as tell:
         _check_change(config, run, tell, accept=accept_changes)
         write_text(run.config, yaml_text(config.model_dump(mode="json")))
         return _carry_on(config, run, tell)
 
 
-def _carry_on(config: Experiment, run: RunDirectory, progress: Progress) -> Outcome:
+def _carry_on(config: Experiment, run: RunDirectory, progress: LoggedProgress) -> Outcome:
     with jax.enable_x64(config.precision == "float64"):
         if said := write_versions(run):
             progress.message(said)
-        return _work(Campaign(config, run, progress))
+        outcome = _work(Campaign(config, run, progress))
+    progress.note(f"{'finished' if outcome.finished else 'not finished'}: {outcome.reason or '-'}")
+    return outcome
 
 
 def _work(campaign: Campaign) -> Outcome:

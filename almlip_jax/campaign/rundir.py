@@ -12,6 +12,8 @@ Layout (rounds are numbered from 0, folders have at least three digits)::
       metrics.csv            one row a round
       metrics_units.csv      the unit of each column of metrics.csv
       report.html
+      run.log                what the progress told, with times, and errors, session after session
+      potential              link to the newest potential (potential.txt with its path where there are no links)
       lock                   the process that works here, while it does
       rounds/000/
           dataset.extxyz     labelled structures used for training, in order
@@ -195,6 +197,11 @@ class RunDirectory(WorkDirectory):
     def report(self) -> Path:
         """The report (HTML)."""
         return self.path / "report.html"
+
+    @property
+    def latest_potential(self) -> Path:
+        """Link to the newest potential."""
+        return self.path / "potential"
 
     @property
     def rounds_folder(self) -> Path:

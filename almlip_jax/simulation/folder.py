@@ -5,6 +5,7 @@ Layout::
     out/
       config.yaml        resolved config
       versions.json      package versions, git commit, devices
+      run.log            what the progress told, with times, and errors
       inputs.json        what the input files were
       thresholds.json    of the gate, where there is one
       state.npz          from which a run goes on, also to more steps once it is over

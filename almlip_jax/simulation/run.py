@@ -44,6 +44,7 @@ from almlip_jax.files import damaged, read_json, understood, write_json, write_n
 from almlip_jax.keys import named_key
 from almlip_jax.potential import Potential
 from almlip_jax.progress import Progress, reaching
+from almlip_jax.run_log import logged
 from almlip_jax.simulation.averages import Averages, Line, averages, table_averages
 from almlip_jax.simulation.folder import SimulationDirectory
 from almlip_jax.simulation.free_energy import hills_of
@@ -112,7 +113,7 @@ class _Run(ABC):
     def run(self) -> dict[str, Any]:
         """From wherever the folder stands to the end."""
         self.place.refuse_others()
-        with self.place.lock():
+        with self.place.lock(), logged(self.progress, self.place.log) as self.progress:
             begun = self.place.settle(self.config)
             if self.place.summary.exists():
                 self.progress.message(f"{self.place.path} holds this run, which is over; nothing is left to do.")

@@ -14,6 +14,7 @@ from rich.table import Table
 from almlip_jax.campaign.consistency import check_columns
 from almlip_jax.files import Cell, write_text
 from almlip_jax.progress import Progress, SilentProgress
+from almlip_jax.run_log import logged
 from almlip_jax.sweep.bench import Bench
 from almlip_jax.sweep.cluster import ClusterCrew
 from almlip_jax.sweep.course import rounds_left, run_points, train_firsts
@@ -84,9 +85,12 @@ def run_sweep(
             (progress or SilentProgress()).message(f"{name}: {note}")
     for name, settings in config.selectors.items():
         check_columns(settings, max(config.batch_sizes), f"selectors.{name}")
-    with folder.lock(), jax.enable_x64(config.precision == "float64"):
+    with (
+        folder.lock(),
+        jax.enable_x64(config.precision == "float64"),
+        logged(progress or SilentProgress(), folder.log) as shown,
+    ):
         groups = [*first_groups(config, wanted), *point_groups(config, wanted)]
-        shown = progress or SilentProgress()
         session = _Session(bench, groups, shown)
         write_text(folder.config, yaml_text(config.model_dump(mode="json")))
         if said := write_versions(folder):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -106,6 +107,11 @@ class TestRunDirectory:
                 assert path.exists(), path
             assert ase.io.read(folder.trajectory(0), ":")
         assert len(ase.io.read(run.round(0).dataset, ":")) == 8
+        assert os.readlink(run.path / "potential") == "rounds/002/potential", "a link to the newest potential"
+        assert almlip_jax.load(run.path / "potential").metadata["round"] == 2
+        log = run.log.read_text()
+        assert [log.count(text) for text in ("session begins", "  round 3/3", "  label: 3 labels in")] == [1, 1, 2], log
+        assert "  finished: " in log and log.endswith("  session ended\n")
 
     def test_the_dataset_grows_by_the_batches_in_their_order(self, reference: Path) -> None:
         run = RunDirectory(reference / "run")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 
 from almlip_jax import files, work_directory
+from almlip_jax.campaign.latest import point_to
 from almlip_jax.campaign.rundir import RunDirectory
 from almlip_jax.campaign.status import campaign_status
 from almlip_jax.errors import InputError
@@ -206,6 +208,35 @@ def test_foreign_traces_of_walkers_are_named_by_the_status(run: RunDirectory) ->
     files.write_npz(run.round(0).create().walkers, {"a": np.zeros(3)})
     with pytest.raises(InputError, match=r"cannot read .*walkers\.npz"):
         campaign_status(run.path)
+
+
+# ------------------------------------------------------------------------------------------------ the newest potential
+
+
+def test_the_link_leads_to_the_newest_potential(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also after a copy that followed it; a folder of the user's stays; a file says it where there are no links."""
+    places = [run.round(0).potential, run.final.potential]
+    for number, place in enumerate(places):
+        files.write_json(place / "potential.json", {"number": number})
+        point_to(run, place)
+        assert files.read_json(run.path / "potential" / "potential.json") == {"number": number}
+    assert os.readlink(run.path / "potential") == "final/potential"
+    copy = RunDirectory(shutil.copytree(run.path, run.path.with_name("copy")))
+    assert not copy.latest_potential.is_symlink()
+    point_to(copy, copy.round(0).potential)
+    assert os.readlink(copy.latest_potential) == "rounds/000/potential"
+    copy.latest_potential.unlink()
+    files.write_json(copy.latest_potential / "potential.json", {"number": "of the user"})
+    point_to(copy, copy.round(0).potential)
+    assert files.read_json(copy.latest_potential / "potential.json") == {"number": "of the user"}
+
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    run.latest_potential.unlink()
+    monkeypatch.setattr(os, "symlink", refused)
+    point_to(run, places[0])
+    assert (run.path / "potential.txt").read_text() == "rounds/000/potential\n" and partials(run) == []
 
 
 # ------------------------------------------------------------------------------------------------------------ lock

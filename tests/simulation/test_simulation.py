@@ -201,7 +201,7 @@ def content(folder: Path) -> dict[str, Any]:
                         found.update({key: item[()].tobytes()}) if isinstance(item, h5py.Dataset) else None
                     )
                 )
-        elif path.is_file() and name not in ("versions.json", "summary.json", ".lock.guard"):
+        elif path.is_file() and name not in ("versions.json", "summary.json", "run.log", ".lock.guard"):
             found[name] = path.read_bytes()
     summary = json.loads((folder / "summary.json").read_text())
     return found | {"summary": {key: value for key, value in summary.items() if key != "out"}}
@@ -221,7 +221,7 @@ def test_the_runs_have_something_to_show(runs: dict[str, Path]):
         there = np.isfinite(traces["force_std_max"][:, w])
         np.testing.assert_array_equal(there, traces["step"] <= (end or 115))
     assert {path.name for path in runs["explore"].iterdir()} == {
-        *("config.yaml", "versions.json", "inputs.json", "thresholds.json", "summary.json", ".lock.guard"),
+        *("config.yaml", "versions.json", "inputs.json", "thresholds.json", "summary.json", "run.log", ".lock.guard"),
         *("trajectories", "candidates.extxyz", "final.extxyz", "exploration.npz", "state.npz"),
     }
 
@@ -241,6 +241,9 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(name, inputs, explorer, r
     assert steps[0] == 100 and sum(steps) == 115, "two chunks, two more by Ctrl-C, and one of this session"
     assert {"walkers", "force_std_max"} <= set(progress.fields[0])
     assert content(tmp_path / "run") == content(runs[name])
+    log = (tmp_path / "run" / "run.log").read_text()
+    assert log.count("session begins") == 4 and log.count(" 115 steps in ") == 1, log
+    assert log.count("error: Killed") == 2 and log.count("session interrupted") == 1
 
 
 @pytest.mark.parametrize("name", ["explore", "extxyz", "h5md"])
@@ -374,7 +377,7 @@ def test_h5md_says_what_extended_xyz_says(runs):
             for name, expected, unit in (
                 ("position", [frame.positions for frame in frames], b"Angstrom"),
                 ("velocity", velocities, b"Angstrom fs-1"),
-                ("force", [frame.get_forces() for frame in frames], b"eV Angstrom-1"),
+                ("force", [frame.get_forces(apply_constraint=False) for frame in frames], b"eV Angstrom-1"),
                 ("force_std", [frame.arrays["force_std"] for frame in frames], b"eV Angstrom-1"),
             ):
                 np.testing.assert_allclose(group[name]["value"], expected, rtol=1e-6, atol=1e-7)
