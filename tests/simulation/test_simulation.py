@@ -38,12 +38,13 @@ from almlip_jax.config import load_settings
 from almlip_jax.dynamics import Explorer, Knowledge, Status, relax, relaxing
 from almlip_jax.ensembles import Ensemble, EnsembleSettings, Prediction
 from almlip_jax.errors import InputError
-from almlip_jax.files import read_npz, write_json
+from almlip_jax.files import read_npz, write_json, write_npz
 from almlip_jax.models import SharedDensitySettings, build_model
 from almlip_jax.potential import Potential
 from almlip_jax.progress import Advance, SilentProgress
 from almlip_jax.simulation import ExploreConfig, MdConfig, run_exploration, run_md
 from almlip_jax.simulation.folder import SimulationDirectory
+from almlip_jax.simulation.free_energy import run_free_energy
 from almlip_jax.simulation.summary import failure, render_summary
 from almlip_jax.structures.graph import Graph, forces_and_virial, sum_over_atoms
 from almlip_jax.structures.io import read_structures, write_structures
@@ -631,6 +632,26 @@ def test_free_energy_of_a_run_is_the_sum_of_its_hills(biased, tmp_path):
     assert (tmp_path / "surface.png").stat().st_size > 5000
     wrong = CliRunner().invoke(app, ["free-energy", str(biased), "--out", str(out), "--bias", "0"])
     assert wrong.exit_code == 1 and "bias 0" in wrong.output and "choose 1" in wrong.output, wrong.output
+
+
+def test_damaged_hills_are_one_sentence(biased, damages, tmp_path):
+    shutil.copytree(biased, tmp_path / "run")
+    for name in ("hills_1.npz", "config.yaml"):
+        path = tmp_path / "run" / name
+        whole = path.read_bytes()
+        for damage, content in damages(path).items():
+            path.write_bytes(content)
+            with pytest.raises(InputError) as error:
+                run_free_energy(tmp_path / "run")
+            assert "\n" not in str(error.value) and str(tmp_path / "run") in str(error.value), (name, damage)
+        path.write_bytes(whole)
+    arrays = read_npz(biased / "hills_1.npz")
+    for name, array in arrays.items():
+        write_npz(tmp_path / "run" / "hills_1.npz", arrays | {name: array[..., None]})
+        try:
+            run_free_energy(tmp_path / "run")
+        except InputError as wrong:
+            assert "hills_1.npz" in str(wrong), name
 
 
 def test_structures_that_cannot_be_used_are_named(inputs, explorer, tmp_path):
