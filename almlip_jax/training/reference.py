@@ -150,7 +150,8 @@ def reference_energies(
     determine the energies (one composition, say), these are as close as can be to a common value.
 
     Args:
-        structures: labelled structures; those without an energy, or of weight 0, do not count.
+        structures: labelled structures; those without an energy do not count, nor those whose energy has weight 0 where
+            others have more.
         species: the species table.
         known: energies that stay as they are; only those of the other species are sought.
 
@@ -167,7 +168,10 @@ def _fitted(
     structures: Sequence[Atoms], species: SpeciesTable, known: Mapping[int, float]
 ) -> tuple[dict[int, float], list[int]]:
     """The energies of all species, and places of structures with doubtful energies."""
-    places = [n for n, a in enumerate(structures) if _has_energy(a) and loss_weights(a, f"structure {n}").energy > 0]
+    known_energy = [n for n, a in enumerate(structures) if _has_energy(a)]
+    # where no energy counts in the training, as with forces alone, they still tell where energies lie
+    weighted = [n for n in known_energy if loss_weights(structures[n], f"structure {n}").energy > 0]
+    places = weighted or known_energy
     if not places:
         raise InputError("no structure has an energy; training needs labelled structures.")
     labelled = [structures[n] for n in places]

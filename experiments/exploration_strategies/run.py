@@ -46,7 +46,7 @@ STRATEGIES = {
     ],
     "gate": [],
     "bias": ["exploration.biases=[{kind: uncertainty, relative: 0.25}]"],
-    "in_loop": ["exploration.admission={kind: log_det, sigma: 0.01}"],
+    "in_loop": ["exploration.admission={kind: log_det, sigma: 0.01, least_gain: 0.7}"],
     "adversarial": ["exploration.integrator={kind: adversarial}", "exploration.steps=300"],
 }
 

@@ -107,3 +107,10 @@ def test_given_energies(tmp_path):
         given_references(TrainingSettings(reference_energies=tmp_path / "more.extxyz"))
     with pytest.raises(ValueError, match="'Hx' is no chemical symbol"):
         TrainingSettings(reference_energies={"Hx": 0.0})
+
+
+def test_energies_that_do_not_count_in_the_training_still_tell_where_energies_lie(mixed):
+    before = find_references(mixed, SPECIES).energies
+    for atoms in mixed:
+        atoms.info["energy_weight"] = 0.0
+    assert find_references(mixed, SPECIES).energies == before
