@@ -284,7 +284,9 @@ def test_init_and_schema(folder):
     ],
 )
 def test_mistakes_are_one_sentence(folder, arguments, message):
-    write_structures(folder / "gold.extxyz", [Atoms("Au")])
+    gold = Atoms("Au")
+    gold.calc = SinglePointCalculator(gold, energy=-1.0, forces=np.zeros((1, 3)))
+    write_structures(folder / "gold.extxyz", [gold])
     (folder / "garbage.extxyz").write_text("this is\nnot a structure\n")
     done = almlip(folder, *arguments, code=1)
     assert message in done.stderr and done.stderr.count("\n") == 1

@@ -79,7 +79,6 @@ def test_keys_are_names_and_merge_keys_take_over():
         (b"a: 1\n---\nb: 2\n", "line 2, .*another document"),
         (b"a: b: c\n", "line 1, mapping values are not allowed here"),
         (b"a: *b\n", "line 1, found undefined alias"),
-        (b"", "is not a config; it must hold keys and values"),
         (b"- a\n", "is not a config; it must hold keys and values"),
     ],
 )
@@ -99,7 +98,15 @@ def test_byte_order_marks_are_read(tmp_path, coding):
     assert read_yaml(path).value == {"name": "caf\xe9"}
 
 
-@pytest.mark.parametrize(("path", "message"), [("/dev/null", "is not a config"), (".", "cannot be read .*directory")])
+@pytest.mark.parametrize("content", ["", "# nothing\n"])
+def test_an_empty_config_lacks_what_it_must_have(tmp_path, content):
+    """A training needs nothing; a campaign does."""
+    (tmp_path / "config.yaml").write_text(content)
+    with pytest.raises(InputError, match=r"oracle: the key is missing"):
+        load_config(tmp_path / "config.yaml")
+
+
+@pytest.mark.parametrize(("path", "message"), [("/dev/null", "key is missing"), (".", "cannot be read .*directory")])
 def test_what_is_no_file(path, message):
     with pytest.raises(InputError, match=message):
         load_config(Path(path))

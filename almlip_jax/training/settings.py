@@ -93,8 +93,8 @@ class SecondStageSettings(Settings):
 class TrainingSettings(Settings):
     """One training of the whole ensemble."""
 
-    batch_size: int = Field(default=5, ge=1, le=10_000)
-    """Structures in a batch."""
+    batch_size: int = Field(default=5, ge=1, le=10_000_000)
+    """Structures in a batch; at most as many as there are."""
     max_epochs: int = Field(default=1000, ge=1, le=10**9)
     """Longest training in passes over the data."""
     max_steps: int = Field(default=6000, ge=1, le=10**9)
