@@ -38,11 +38,18 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside ``path`` that takes its place, durably, when the context ends well.
 
     The temporary name keeps the suffix, so that writers that choose a format by it work.  After an exception the old
-    file is untouched and the temporary one removed.
+    file is untouched and the temporary one removed.  A device or a pipe is written to instead: its own
+    path is yielded.
 
     Raises:
         InputError: the disk is full, or the folder cannot be written.
     """
+    if _is_stream(path):
+        try:
+            yield path
+        except OSError as error:
+            raise cannot_write(path, error) from error
+        return
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{PARTIAL}{path.suffix}")
     try:
         make_folder(path.parent)
@@ -57,6 +64,12 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
         except OSError:  # the first error says more, and a leftover is removed with the next lock
             pass
+
+
+def _is_stream(path: Path) -> bool:
+    """A device, a pipe, or what stands for one, such as /dev/stdout."""
+    named = path.is_symlink() and path.parent == Path("/dev")
+    return path.exists() and not path.is_dir() and (named or not path.is_file())
 
 
 def write_text(path: Path, text: str) -> None:

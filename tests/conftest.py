@@ -1,10 +1,13 @@
-"""Shared by all tests: the CPU, no persistent cache, and a counter of compilations."""
+"""Shared by all tests: the CPU, compiled programs for the length of a run, and a counter of compilations."""
 
 from __future__ import annotations
 
+import atexit
 import io
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -13,6 +16,13 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # most of the time of a test is compiling, and small shapes gain nothing from the last optimisations; two devices, as
 # users have, whatever this machine is and whoever comes first
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1 --xla_force_host_platform_device_count=2")
+
+# workers and child processes of one run share what they compile; compilations are counted all the same
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="almlip-jax-tests-")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 import jax
 import numpy as np

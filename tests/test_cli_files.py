@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +24,7 @@ from almlip_jax.campaign.settings import TestFileSettings as FileOfTest
 from almlip_jax.config import ExperimentConfig, load_config
 from almlip_jax.ensembles import EnsembleSettings
 from almlip_jax.errors import InputError
+from almlip_jax.files import write_json
 from almlip_jax.oracles.sources.external import ExternalSettings, _read
 from almlip_jax.oracles.sources.labelled_file import FileSettings
 from almlip_jax.simulation.run import _Run
@@ -345,3 +347,19 @@ def test_places_are_looked_at_before_the_work(arguments, message, tmp_path, monk
         cli.app(arguments)
     error = capsys.readouterr().err
     assert ended.value.code == 1 and message in error and error.count("\n") == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
+def test_pipes_and_devices_are_written_to_and_stay_what_they_are(tmp_path):
+    """As root, a file that takes the place of /dev/null would break the machine."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        write_json(pipe, {"number": 1})
+        assert json.loads(os.read(reader, 100)) == {"number": 1} and pipe.is_fifo()
+    finally:
+        os.close(reader)
+    (tmp_path / "nothing").symlink_to(os.devnull)
+    write_json(tmp_path / "nothing", {"number": 1})
+    assert (tmp_path / "nothing").is_char_device() and (tmp_path / "nothing").is_symlink()
