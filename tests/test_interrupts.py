@@ -28,10 +28,16 @@ cli.main()
 """
 
 
+def _hearing() -> None:
+    """A child hears Ctrl-C even where these tests run in the background of a shell, and do not."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def ended_by(signals: list[signal.Signals], closing: float, pause: float = 0.0) -> tuple[int, str, str]:
     """Exit status, what is left of standard output, and standard error of a command that gets some signals."""
     command = [sys.executable, "-c", PROGRAM.format(closing=closing)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, preexec_fn=_hearing, **pipes) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "at work\n"
         process.send_signal(signals[0])
