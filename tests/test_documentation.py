@@ -130,6 +130,7 @@ def known(tmp_path_factory) -> dict[str, Any]:
     params = build_ensemble(model, members, species).init(jax.random.key(0))
     potential = Potential(model, species, params, {1: 0.0, 8: 0.0}, members=members)
     potential.save(folder / "runs" / "my" / "rounds" / "010" / "potential")
+    (folder / "runs" / "my" / "potential").symlink_to("rounds/010/potential")
     frames = [molecule("H2O") for _ in range(3)]
     for number, frame in enumerate(frames):
         frame.rattle(0.02, seed=number)

@@ -110,7 +110,8 @@ class TestRunDirectory:
         assert os.readlink(run.path / "potential") == "rounds/002/potential", "a link to the newest potential"
         assert almlip_jax.load(run.path / "potential").metadata["round"] == 2
         log = run.log.read_text()
-        assert [log.count(text) for text in ("session begins", "  round 3/3", "  label: 3 labels in")] == [1, 1, 2], log
+        assert "session begins" in log  # more than once where another test has resumed it
+        assert [log.count(text) for text in ("  round 3/3", "  label: 3 labels in")] == [1, 2], log
         assert "  finished: " in log and log.endswith("  session ended\n")
 
     def test_the_dataset_grows_by_the_batches_in_their_order(self, reference: Path) -> None:
