@@ -401,6 +401,7 @@ class _Layout:
 
     @classmethod
     def of(cls, starts: Sequence[Atoms], table: SpeciesTable, room: int) -> _Layout:
+        """Structures side by side, with room for as many atoms as the largest has, or ``room``."""
         walkers, atoms = len(starts), max(room, *(len(a) for a in starts))
         numbers, species = np.zeros((walkers, atoms), np.int32), np.zeros((walkers, atoms), np.int32)
         mask, masses = np.zeros((walkers, atoms), bool), np.ones((walkers, atoms))

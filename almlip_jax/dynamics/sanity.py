@@ -70,24 +70,6 @@ def closest_contact(graph: Graph, radii: jax.Array, walkers: int) -> jax.Array:
     return jnp.min(ratio.reshape(walkers, -1), axis=-1)
 
 
-def fragments(
-    positions: jax.Array, species: jax.Array, atom_mask: jax.Array, radii: jax.Array, bond_factor: jax.Array
-) -> jax.Array:
-    """Number of connected parts of each open structure, [W].
-
-    Atoms are connected where they are nearer than ``bond_factor`` times the sum of their covalent radii.
-
-    Args:
-        positions: [W, N, 3] Angstrom.
-        species: [W, N] int.
-        atom_mask: [W, N] bool.
-        radii: [number of species] Angstrom.
-        bond_factor: scalar.
-    """
-    tree = spanning_tree(positions, species, atom_mask, radii)
-    return parts_of_tree(tree, positions, species, atom_mask, radii, bond_factor)
-
-
 def spanning_tree(positions: jax.Array, species: jax.Array, atom_mask: jax.Array, radii: jax.Array) -> jax.Array:
     """The tree over all atoms of each structure whose edges are the shortest, relative to their covalent radii.
 

@@ -11,10 +11,10 @@ from ase.data import covalent_radii
 from ase.units import _e, _eps0
 from flax import struct
 
-from almlip_jax.models.base import AtomicOutput, Geometry, Model, Params, Survey
+from almlip_jax.models.around import Around
+from almlip_jax.models.base import AtomicOutput, Geometry, Params
 from almlip_jax.models.radial import polynomial_cutoff
 from almlip_jax.structures.graph import Graph
-from almlip_jax.structures.species import SpeciesTable
 
 _COULOMB = _e / (4 * np.pi * _eps0) * 1e10  # eV Angstrom, of two unit charges
 _AMPLITUDES = (0.18175, 0.50986, 0.28022, 0.02817)
@@ -47,36 +47,11 @@ class RepulsionGeometry:
 
 
 @dataclass(frozen=True)
-class WithRepulsion:
+class WithRepulsion(Around):
     """A model plus the ZBL repulsion, which fades out smoothly at the sum of the covalent radii of a pair.
 
     The repulsion holds no parameter: the members of an ensemble share it.
-
-    Attributes:
-        inner: the model.
     """
-
-    inner: Model
-
-    @property
-    def cutoff(self) -> float:
-        """Angstrom."""
-        return self.inner.cutoff
-
-    @property
-    def species(self) -> SpeciesTable:
-        """The species table."""
-        return self.inner.species
-
-    @property
-    def num_species(self) -> int:
-        """Length of the species table."""
-        return self.inner.num_species
-
-    @property
-    def small_members(self) -> bool:
-        """As for the model underneath."""
-        return self.inner.small_members
 
     def geometry(self, graph: Graph) -> RepulsionGeometry:
         """That of the model underneath, and the repulsion."""
@@ -91,22 +66,6 @@ class WithRepulsion:
         pair = pair * polynomial_cutoff(distance / reach, 1.0, _CUTOFF_POWER)
         energy = 0.5 * jnp.sum(jnp.where(graph.edge_mask, pair, 0), axis=1)
         return RepulsionGeometry(self.inner.geometry(graph), energy)
-
-    def init(self, key: jax.Array) -> Params:
-        """Fresh parameters of the model underneath."""
-        return self.inner.init(key)
-
-    def survey(self, graph: Graph) -> Survey:
-        """That of the model underneath."""
-        return self.inner.survey(graph)
-
-    def standardise(self, params: Params, survey: Survey, energy_scale: float) -> Params:
-        """That of the model underneath."""
-        return self.inner.standardise(params, survey, energy_scale)
-
-    def with_species(self, params: Params, fresh: Params, wanted: SpeciesTable) -> Params:
-        """That of the model underneath."""
-        return self.inner.with_species(params, fresh, wanted)
 
     def apply(self, params: Params, geometry: RepulsionGeometry, graph: Graph) -> AtomicOutput:
         """The energies of the model underneath plus the repulsion; its features."""

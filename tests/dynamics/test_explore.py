@@ -19,7 +19,7 @@ from scipy import stats
 from almlip_jax.dynamics import Cause, Explorer, SanitySettings, Status, WalkerGroup
 from almlip_jax.dynamics.gates import Decision, Observables, RunningMeanGate, Thresholds, unphysical_cause
 from almlip_jax.dynamics.integrators import LangevinSettings, NveSettings
-from almlip_jax.dynamics.sanity import SanityLimits, fragments
+from almlip_jax.dynamics.sanity import SanityLimits, parts_of_tree, spanning_tree
 from almlip_jax.dynamics.settings import AdaptiveGate
 from almlip_jax.ensembles import Prediction
 from almlip_jax.structures.graph import Graph
@@ -232,9 +232,8 @@ def test_fragments_are_connected_components():
     for _ in range(20):
         positions = rng.uniform(0, 6, size=(1, 12, 3))
         mask = np.arange(12) < rng.integers(1, 13)
-        found = fragments(
-            jnp.asarray(positions), jnp.zeros((1, 12), int), jnp.asarray(mask)[None], radii, jnp.asarray(2.0)
-        )
+        atoms = jnp.asarray(positions), jnp.zeros((1, 12), int), jnp.asarray(mask)[None], radii
+        found = parts_of_tree(spanning_tree(*atoms), *atoms, jnp.asarray(2.0))
         near = np.linalg.norm(positions[0][:, None] - positions[0][None], axis=-1) < 2.0
         near &= mask[:, None] & mask[None]
         unseen, parts = set(np.flatnonzero(mask)), 0

@@ -1,0 +1,62 @@
+"""What models around another model leave to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+
+from almlip_jax.models.base import Geometry, Model, Params, Survey
+from almlip_jax.structures.graph import Graph
+from almlip_jax.structures.species import SpeciesTable
+
+
+@dataclass(frozen=True)
+class Around:
+    """A model with the parameters and the reach of another one; subclasses say what comes to its energies.
+
+    Attributes:
+        inner: the model underneath.
+    """
+
+    inner: Model
+
+    @property
+    def cutoff(self) -> float:
+        """Angstrom."""
+        return self.inner.cutoff
+
+    @property
+    def species(self) -> SpeciesTable:
+        """The species table."""
+        return self.inner.species
+
+    @property
+    def num_species(self) -> int:
+        """Length of the species table."""
+        return self.inner.num_species
+
+    @property
+    def small_members(self) -> bool:
+        """As for the model underneath."""
+        return self.inner.small_members
+
+    def geometry(self, graph: Graph) -> Geometry:
+        """That of the model underneath."""
+        return self.inner.geometry(graph)
+
+    def init(self, key: jax.Array) -> Params:
+        """Fresh parameters of the model underneath."""
+        return self.inner.init(key)
+
+    def survey(self, graph: Graph) -> Survey:
+        """That of the model underneath."""
+        return self.inner.survey(graph)
+
+    def standardise(self, params: Params, survey: Survey, energy_scale: float) -> Params:
+        """That of the model underneath."""
+        return self.inner.standardise(params, survey, energy_scale)
+
+    def with_species(self, params: Params, fresh: Params, wanted: SpeciesTable) -> Params:
+        """That of the model underneath."""
+        return self.inner.with_species(params, fresh, wanted)
