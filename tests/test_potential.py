@@ -69,7 +69,7 @@ def test_a_potential_takes_the_place_of_another_whole(potential, tmp_path, monke
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    for place in ("almlip_jax.potential.write_text", "almlip_jax.potential._holds"):
+    for place in ("almlip_jax.potential.storage.write_text", "almlip_jax.potential.storage._holds"):
         with monkeypatch.context() as patch:
             patch.setattr(place, killed)
             with pytest.raises(KeyboardInterrupt):
@@ -216,7 +216,7 @@ def test_a_stream_gives_the_numbers_of_the_list(potential, structures, monkeypat
     whole = potential.evaluate(structures, features=EVERY)
     order = np.argsort([len(frame) for frame in structures], kind="stable")
     frames = [structures[i] for i in order]
-    monkeypatch.setattr("almlip_jax.potential._CHUNK_FRAMES", chunk)
+    monkeypatch.setattr("almlip_jax.potential.evaluator._CHUNK_FRAMES", chunk)
     together = potential.evaluate(frames, features=EVERY)
     streamed, start = [], 0
     for batch, found in potential.evaluate_stream(iter(frames), features=EVERY):
@@ -247,13 +247,13 @@ def test_a_stream_looks_no_further_than_a_chunk_and_compiles_once(potential, mon
             taken.append(seed)
             yield frame
 
-    monkeypatch.setattr("almlip_jax.potential._CHUNK_FRAMES", 32)
+    monkeypatch.setattr("almlip_jax.potential.evaluator._CHUNK_FRAMES", 32)
     stream = potential.evaluate_stream(frames())
     assert len(next(stream)[0]) == len(taken) == 32
     with count_compilations() as compiled:
         assert sum(len(batch) for batch, _ in stream) == 168
     assert not compiled
-    monkeypatch.setattr("almlip_jax.potential._CHUNK_ATOMS", 30)
+    monkeypatch.setattr("almlip_jax.potential.evaluator._CHUNK_ATOMS", 30)
     taken.clear()
     next(potential.evaluate_stream(frames()))
     assert len(taken) == 10
@@ -263,12 +263,12 @@ def test_a_stream_looks_no_further_than_a_chunk_and_compiles_once(potential, mon
 def test_shapes_of_a_stream_grow_by_buckets(potential):
     small, large = molecule("H2O"), molecule("CH3CH2OH")
     crystal = bulk("C", "diamond", a=3.6) * (6, 6, 6)
-    first = potential._batch_shape([small], None)
+    first = potential.batch_shape([small])
     assert first.neighbors == 2 and first.atoms >= 256
-    second = potential._batch_shape([large], first)
-    assert second.neighbors == 8 and potential._batch_shape([small, molecule("CO2")], second) == second
-    third = potential._batch_shape([crystal], second)
-    assert third.neighbors % 8 == 0 and third.atoms >= 432 and potential._batch_shape([large], third) == third
+    second = potential.batch_shape([large], first)
+    assert second.neighbors == 8 and potential.batch_shape([small, molecule("CO2")], second) == second
+    third = potential.batch_shape([crystal], second)
+    assert third.neighbors % 8 == 0 and third.atoms >= 432 and potential.batch_shape([large], third) == third
 
 
 def test_scores_are_their_definitions(potential, structures):

@@ -35,7 +35,7 @@ def potential() -> Potential:
 
 @pytest.fixture
 def pool(tmp_path, monkeypatch):
-    monkeypatch.setattr("almlip_jax.potential._CHUNK_FRAMES", 8)
+    monkeypatch.setattr("almlip_jax.potential.evaluator._CHUNK_FRAMES", 8)
     frames = [molecule("H2O") for _ in range(30)]
     for n, frame in enumerate(frames):
         frame.rattle(0.1, seed=n)

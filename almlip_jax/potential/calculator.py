@@ -1,0 +1,57 @@
+"""The ASE calculator of a potential."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.calculator import Calculator, all_changes
+
+from almlip_jax.ensembles import SCORES
+
+if TYPE_CHECKING:
+    from almlip_jax.potential.potential import Potential
+
+_PER_ATOM = ("force_std", "force_epistemic", "force_total")
+
+
+class PotentialCalculator(Calculator):
+    """ASE calculator of a `Potential`.
+
+    ``results`` also hold ``energy_std``, ``energy_std_per_atom``, ``force_std_mean``, ``force_std_max``,
+    ``force_std_rel``, ``max_disagreement`` and the other scores, and ``force_std``, ``force_epistemic`` and
+    ``force_total`` [N], as `ensembles.Committee` defines them.  Of a calibrated potential, ``force_error`` [N] is the
+    length of the error vector to be expected of each atom: ``force_total`` times the calibration's ``slope``.
+    """
+
+    implemented_properties = ["energy", "free_energy", "forces", "stress", "force_error", *_PER_ATOM, *SCORES]
+
+    def __init__(self, potential: Potential) -> None:
+        super().__init__()
+        self.potential = potential
+
+    def calculate(
+        self,
+        atoms: Atoms | None = None,
+        properties: Sequence[str] = ("energy",),
+        system_changes: Sequence[str] = tuple(all_changes),
+    ) -> None:
+        """Fills ``results`` by one evaluation of the ensemble."""
+        super().calculate(atoms, list(properties), list(system_changes))
+        found = self.potential.evaluate([self.atoms])
+        self.results = {
+            "energy": float(found.energy[0]),
+            "free_energy": float(found.energy[0]),
+            "forces": found.forces[0].astype(np.float64),
+            "force_std": found.force_std[0].astype(np.float64),
+            "force_epistemic": found.force_epistemic[0].astype(np.float64),
+            "force_total": found.force_total[0].astype(np.float64),
+            **{name: float(values[0]) for name, values in found.scores.items()},
+        }
+        error = self.potential.force_error(found.force_total[0])
+        if error is not None:
+            self.results["force_error"] = error
+        if self.atoms.pbc.all():
+            self.results["stress"] = found.stress[0]

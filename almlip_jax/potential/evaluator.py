@@ -1,0 +1,243 @@
+"""Structures of any number and size through an ensemble, in batches of one static shape, and what comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ase import Atoms
+from ase.stress import full_3x3_to_voigt_6_stress
+
+from almlip_jax.ensembles import SCORES, AnyEnsemble, Committee, committee_statistics, spread_members
+from almlip_jax.errors import InputError
+from almlip_jax.features import FeatureRequest, feature_factors, feature_maps
+from almlip_jax.features.request import FeatureFactors
+from almlip_jax.models import Params
+from almlip_jax.structures.neighbors import largest_neighbor_count
+from almlip_jax.structures.packing import BatchPlan, BatchShape, PackedDataset, bucket, pack, plan_batches, take_batch
+
+_BATCH_ATOMS = 256  # atom slots of an evaluation batch: enough to keep a core busy, small enough for few structures
+_BATCH_STRUCTURES = 64
+_CHUNK_FRAMES = 1024  # frames whose common shape is looked for before their batches are evaluated
+_CHUNK_ATOMS = 2**17  # or atoms, where frames are large
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What a potential says of some structures, on the host and in their order.
+
+    Attributes:
+        energy: [n] eV, committee mean, reference energies included, float64.
+        forces: for each structure [N, 3] eV/Angstrom, committee mean.
+        stress: [n, 6] eV/Angstrom^3, committee mean, ASE sign and Voigt order; NaN where not periodic in 3 directions.
+        force_std: for each structure [N] eV/Angstrom, spread s_i of each atom.
+        force_epistemic, force_total: the same with what members say of their own errors; see `ensembles.Committee`.
+        scores: name -> [n]; every score of `ensembles.SCORES`.
+        features: name -> [n, d], where asked for.
+    """
+
+    energy: np.ndarray
+    forces: list[np.ndarray]
+    stress: np.ndarray
+    force_std: list[np.ndarray]
+    force_epistemic: list[np.ndarray]
+    force_total: list[np.ndarray]
+    scores: dict[str, np.ndarray]
+    features: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """An ensemble and its parameters, as far as evaluations need them.
+
+    Attributes:
+        ensemble: models and members.
+        params: parameters with leading member axis.
+        references: reference energies in eV by atomic number.
+    """
+
+    ensemble: AnyEnsemble
+    params: Params
+    references: Mapping[int, float]
+
+    def stream(
+        self, frames: Iterable[Atoms], features: FeatureRequest, source: str, shape: BatchShape | None
+    ) -> Iterator[tuple[list[Atoms], Evaluated]]:
+        """Frames in order, batch after batch, and what the ensemble says of them; see `Potential.evaluate_stream`."""
+        params = spread_members(self.params)
+        factors = feature_factors(features, self.ensemble, params)
+        for chunk in _chunks(self.known(frames, source)):
+            shape = self.batch_shape(chunk, shape)
+            for batch in _batches(chunk, shape):
+                yield batch, self._evaluate_batch(params, batch, shape, features, factors)
+
+    def known(self, frames: Iterable[Atoms], source: str) -> Iterator[Atoms]:
+        """The frames.
+
+        Raises:
+            InputError: an element is unknown; source, frame and atom are named.
+        """
+        for number, frame in enumerate(frames):
+            try:
+                self.ensemble.species.index(frame.numbers)
+            except InputError as error:
+                raise InputError(f"{source}, frame {number}: {error}") from error
+            yield frame
+
+    def batch_shape(self, structures: Sequence[Atoms], before: BatchShape | None = None) -> BatchShape:
+        """The shape that some structures need, no smaller than that of batches before; grows by buckets."""
+        largest = max(len(a) for a in structures)
+        if largest <= 32 and all(not a.pbc.any() for a in structures):
+            neighbors = max(largest - 1, 1)
+        else:
+            neighbors = bucket(largest_neighbor_count(structures, self.ensemble.cutoff), 8)
+        atoms, alone = bucket(max(_BATCH_ATOMS, largest), 64), bucket(largest, 8)
+        if before is not None:
+            atoms, alone = max(atoms, before.atoms), max(alone, before.largest)
+            neighbors = before.neighbors if neighbors <= before.neighbors else bucket(neighbors, 8)
+        return BatchShape(atoms, neighbors, _BATCH_STRUCTURES, alone)
+
+    def atom_features(self, structures: Sequence[Atoms]) -> tuple[np.ndarray, np.ndarray]:
+        """Features [L, A, F] of the L models and species [A] of all atoms; see `Potential.atom_features`."""
+        params, shape, parts = spread_members(self.params), None, []
+        for chunk in _chunks(self.known(structures, "structures")):
+            shape = self.batch_shape(chunk, shape)
+            for batch in _batches(chunk, shape):
+                data, plan, _ = self._packed(batch, shape)
+                found = _atom_features(self.ensemble, params, data, plan)
+                parts.append(np.asarray(found)[:, : sum(len(a) for a in batch)])
+        species = self.ensemble.species.index(np.concatenate([a.numbers for a in structures]))
+        return np.concatenate(parts, axis=1), species
+
+    def _packed(self, batch: list[Atoms], shape: BatchShape) -> tuple[PackedDataset, BatchPlan, BatchPlan]:
+        """A batch in the shape of an evaluation, the plan that takes it whole, and one that takes each structure."""
+        packed = pack(
+            batch,
+            self.ensemble.species,
+            self.ensemble.cutoff,
+            neighbors=shape.neighbors,
+            atoms=shape.atoms + 1,
+            slots=shape.structures + 1,
+            dtype=jax.tree.leaves(self.params)[0].dtype,
+        )
+        order = np.arange(len(batch))
+        whole, _ = plan_batches(packed, order, shape)
+        alone = BatchShape(shape.largest, shape.neighbors, 1)
+        return packed.data, whole, plan_batches(packed, order, alone, shape.structures)[0]
+
+    def _evaluate_batch(
+        self,
+        params: Params,
+        batch: list[Atoms],
+        shape: BatchShape,
+        features: FeatureRequest,
+        factors: FeatureFactors,
+    ) -> Evaluated:
+        same = replace(features, seed=0)  # random numbers are data: seeds share a program
+        result = _evaluate(self.ensemble, params, *self._packed(batch, shape), same, factors)
+        references = np.array([reference_energy(self.references, a) for a in batch])
+        return _to_host(result, references, batch)
+
+
+def reference_energy(references: Mapping[int, float], atoms: Atoms) -> float:
+    """Sum of reference energies (eV by atomic number) over a structure's atoms, eV."""
+    return float(sum(references[int(z)] for z in atoms.numbers))
+
+
+def _evaluate_on_device(
+    ensemble: AnyEnsemble,
+    params: Params,
+    data: PackedDataset,
+    plan: BatchPlan,
+    one_by_one: BatchPlan,
+    features: FeatureRequest,
+    factors: FeatureFactors,
+) -> tuple[Committee, jax.Array, dict[str, jax.Array]]:
+    """Committee statistics, volumes [S] and features of the only batch of a plan."""
+    graph, _ = take_batch(data, plan, 0)
+    prediction = ensemble.predict(params, graph)
+    alone = None
+    if features.structure_by_structure:
+        alone = jax.vmap(lambda step: take_batch(data, one_by_one, step)[0])(jnp.arange(graph.num_structures))
+    found = feature_maps(features, ensemble, params, prediction, graph, alone, factors)
+    return committee_statistics(prediction, graph), graph.volume, found
+
+
+# The ensemble is compared by value: potentials of one architecture share what was compiled.
+_evaluate = jax.jit(_evaluate_on_device, static_argnums=(0, 5))
+
+
+def _atom_features_on_device(ensemble: AnyEnsemble, params: Params, data: PackedDataset, plan: BatchPlan) -> jax.Array:
+    """Features [L, A, F] of the only batch of a plan."""
+    graph, _ = take_batch(data, plan, 0)
+    return ensemble.predict(params, graph).features
+
+
+_atom_features = jax.jit(_atom_features_on_device, static_argnums=0)
+
+
+def _chunks(frames: Iterable[Atoms]) -> Iterator[list[Atoms]]:
+    """Runs of frames that are looked at together, few enough to be held in memory whatever their size."""
+    chunk: list[Atoms] = []
+    atoms = 0
+    for frame in frames:
+        chunk.append(frame)
+        atoms += len(frame)
+        if len(chunk) == _CHUNK_FRAMES or atoms >= _CHUNK_ATOMS:
+            yield chunk
+            chunk, atoms = [], 0
+    if chunk:
+        yield chunk
+
+
+def _batches(structures: Sequence[Atoms], shape: BatchShape) -> Iterator[list[Atoms]]:
+    """Runs of structures that fit into a batch, each as long as can be."""
+    batch: list[Atoms] = []
+    atoms = 0
+    for structure in structures:
+        if batch and (len(batch) == shape.structures or atoms + len(structure) > shape.atoms):
+            yield batch
+            batch, atoms = [], 0
+        batch.append(structure)
+        atoms += len(structure)
+    if batch:
+        yield batch
+
+
+def _to_host(
+    result: tuple[Committee, jax.Array, dict[str, jax.Array]], references: np.ndarray, batch: Sequence[Atoms]
+) -> Evaluated:
+    committee, volume, features = jax.device_get(result)
+    number = len(batch)
+    ends = np.cumsum([len(a) for a in batch])[:-1]
+    total = sum(len(a) for a in batch)
+    periodic = np.array([a.pbc.all() for a in batch])
+    stress = -committee.virial[:number].astype(np.float64) / volume[:number, None, None]
+    voigt = np.stack([full_3x3_to_voigt_6_stress(one) for one in stress])
+    return Evaluated(
+        energy=committee.energy[:number].astype(np.float64) + references,
+        forces=np.split(committee.forces[:total], ends),
+        stress=np.where(periodic[:, None], voigt, np.nan),
+        force_std=np.split(committee.force_std[:total], ends),
+        force_epistemic=np.split(committee.force_epistemic[:total], ends),
+        force_total=np.split(committee.force_total[:total], ends),
+        scores={name: getattr(committee, name)[:number] for name in SCORES},
+        features={name: values[:number] for name, values in features.items()},
+    )
+
+
+def joined(parts: Sequence[Evaluated]) -> Evaluated:
+    """What was said of several sets of structures, as of one."""
+    return Evaluated(
+        energy=np.concatenate([p.energy for p in parts]),
+        forces=[f for p in parts for f in p.forces],
+        stress=np.concatenate([p.stress for p in parts]),
+        force_std=[s for p in parts for s in p.force_std],
+        force_epistemic=[s for p in parts for s in p.force_epistemic],
+        force_total=[s for p in parts for s in p.force_total],
+        scores={name: np.concatenate([p.scores[name] for p in parts]) for name in SCORES},
+        features={name: np.concatenate([p.features[name] for p in parts]) for name in parts[0].features},
+    )

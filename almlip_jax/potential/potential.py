@@ -1,0 +1,272 @@
+"""The `Potential`: a trained ensemble with all it takes to use it again, and the faces it shows to other software."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ase import Atoms
+
+from almlip_jax.ensembles import AnyEnsemble, EnsembleSettings, build_ensemble
+from almlip_jax.errors import InputError
+from almlip_jax.features import FeatureRequest
+from almlip_jax.models import ModelSettings, Params
+from almlip_jax.potential import storage
+from almlip_jax.potential.calculator import PotentialCalculator
+from almlip_jax.potential.evaluator import Evaluated, Evaluator, joined, reference_energy
+from almlip_jax.structures.packing import BatchShape
+from almlip_jax.structures.species import SpeciesTable
+from almlip_jax.structures.walkers import WalkerNeighbors, walker_neighbors
+from almlip_jax.uncertainty import force_calibration
+
+NO_FEATURES = FeatureRequest()
+"""Asks for no feature map."""
+
+
+@dataclass(frozen=True)
+class Potential:
+    """A trained ensemble.
+
+    Attributes:
+        settings: of the model.
+        species: the elements it knows.
+        params: parameters with leading member axis.
+        reference_energies: eV by atomic number, added to what the ensemble predicts.
+        calibration: of the force uncertainty, by name (`calibrated`); empty where it is not known.
+        metadata: whatever the maker wants to keep (versions, dataset size, origin); JSON.
+        members: settings of the ensemble; by default as many equal models as the parameters hold.
+        isolated: elements whose reference energy is that of the isolated atom, which the potential then gives exactly.
+        remembered: a sample of the labelled structures that it was trained on (`structures.remembered`); trainings
+            that begin with the potential see them again.
+    """
+
+    settings: ModelSettings
+    species: SpeciesTable
+    params: Params
+    reference_energies: Mapping[int, float]
+    calibration: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    members: EnsembleSettings | None = None
+    isolated: frozenset[int] = frozenset()
+    remembered: tuple[Atoms, ...] = ()
+
+    def __repr__(self) -> str:
+        symbols = "".join(self.species.symbols)
+        parts = [self.settings.kind, symbols, f"cutoff {self.cutoff:g} A", f"{self.ensemble.members} members"]
+        size = self.metadata.get("dataset_size")
+        if size is not None:
+            parts.append(f"trained on {size} structures")
+        return f"Potential({', '.join(parts)})"
+
+    @cached_property
+    def ensemble(self) -> AnyEnsemble:
+        """Models and members."""
+        return build_ensemble(self.settings, self.member_settings, self.species, self.isolated)
+
+    @cached_property
+    def _evaluator(self) -> Evaluator:
+        return Evaluator(self.ensemble, self.params, self.reference_energies)
+
+    @property
+    def precision(self) -> str:
+        """``float32`` or ``float64``."""
+        return str(np.dtype(jax.tree.leaves(self.params)[0].dtype))
+
+    @property
+    def member_settings(self) -> EnsembleSettings:
+        """Settings of the ensemble; where none are known, as many equal models as the parameters hold."""
+        return self.members or EnsembleSettings(size=jax.tree.leaves(self.params)[0].shape[0])
+
+    @property
+    def cutoff(self) -> float:
+        """Angstrom."""
+        return self.ensemble.cutoff
+
+    def reference_energy(self, atoms: Atoms) -> float:
+        """Sum of the reference energies of a structure's atoms, eV."""
+        return reference_energy(self.reference_energies, atoms)
+
+    def calibrated(self, held_out: Sequence[Atoms], *, shape: BatchShape | None = None) -> Potential:
+        """The same potential, with a calibration of its force uncertainty.
+
+        Args:
+            held_out: structures with forces that it was not trained on; what is said of the uncertainty holds for
+                structures like these.
+            shape: least room of a batch, as for `evaluate`.
+
+        Returns:
+            with ``calibration`` the numbers of `uncertainty.force_calibration` of ``force_total``, and the number of
+            ``structures``; without one where fewer than two structures are given, or nothing varies over them.
+        """
+        frames = [atoms for atoms in held_out if atoms.calc is not None and "forces" in atoms.calc.results]
+        if len(frames) < 2:
+            return replace(self, calibration={})
+        found = self.evaluate(frames, shape=shape)
+        errors = np.concatenate(
+            [f - a.get_forces(apply_constraint=False) for f, a in zip(found.forces, frames, strict=True)]
+        )
+        numbers = force_calibration(errors, np.concatenate(found.force_total))
+        known = {name: float(value) for name, value in numbers.items() if np.isfinite(value)}
+        return replace(self, calibration=known | {"structures": len(frames)} if "slope" in known else {})
+
+    def evaluate(
+        self,
+        structures: Sequence[Atoms],
+        *,
+        features: FeatureRequest = NO_FEATURES,
+        on_batch: Callable[[int], None] | None = None,
+        shape: BatchShape | None = None,
+    ) -> Evaluated:
+        """Committee mean and spread of structures of any size, in batches of one static shape.
+
+        Args:
+            structures: in any number; labels are not looked at.
+            features: maps of the structures to be given too.
+            on_batch: called with the number of structures of each finished batch.
+            shape: least room of a batch, that of `batch_shape` for several sets that are to share a program.
+
+        Raises:
+            InputError: a structure holds an element that the potential does not know.
+        """
+        if not structures:
+            raise InputError("there is no structure to evaluate.")
+        self.check_elements(structures)
+        parts = []
+        for batch, found in self.evaluate_stream(structures, features=features, shape=shape):
+            parts.append(found)
+            if on_batch is not None:
+                on_batch(len(batch))
+        return joined(parts)
+
+    def evaluate_stream(
+        self,
+        frames: Iterable[Atoms],
+        *,
+        features: FeatureRequest = NO_FEATURES,
+        source: str = "structures",
+        shape: BatchShape | None = None,
+    ) -> Iterator[tuple[list[Atoms], Evaluated]]:
+        """What `evaluate` gives, batch after batch and in order, without keeping any of it: for pools of any length.
+
+        Frames are taken up to 1024 at a time.  Batches have the shape that those seen so far need, so that nothing
+        compiles again before a frame is larger, or has more neighbours, than there was room for.
+
+        Args:
+            frames: in any number; labels are not looked at.
+            features: as for `evaluate`.
+            source: what to call the frames in messages.
+            shape: as for `evaluate`.
+
+        Yields:
+            the frames of a batch, and what the potential says of them; the same numbers as `evaluate` gives.
+
+        Raises:
+            InputError: a frame holds an element that the potential does not know.
+        """
+        return self._evaluator.stream(frames, features, source, shape)
+
+    def check_elements(self, frames: Iterable[Atoms], source: str = "structures") -> None:
+        """Whether all elements of some frames are known.
+
+        Raises:
+            InputError: one is not; source, frame and atom are named.
+        """
+        for _ in self._evaluator.known(frames, source):
+            pass
+
+    def batch_shape(self, structures: Sequence[Atoms], before: BatchShape | None = None) -> BatchShape:
+        """The room that batches of some structures need: given to `evaluate`, it serves for any part of them.
+
+        Args:
+            structures: at least one.
+            before: shape of earlier batches; no room is given up, and what is not enough grows by buckets.
+        """
+        return self._evaluator.batch_shape(structures, before)
+
+    def atom_features(self, structures: Sequence[Atoms]) -> tuple[np.ndarray, np.ndarray]:
+        """Invariant features of every atom, and its species index: what novelty is measured in.
+
+        Args:
+            structures: in any number.
+
+        Returns:
+            features [L, A, F] of the L models, and species [A] int; atoms of all structures in their order.
+
+        Raises:
+            InputError: a structure holds an element that the potential does not know.
+        """
+        return self._evaluator.atom_features(structures)
+
+    @property
+    def says_errors(self) -> bool:
+        """Whether members say something of their own errors, so that total deviations are not the spread."""
+        return self.member_settings.likelihood != "none"
+
+    def force_error(self, force_total: np.ndarray) -> np.ndarray | None:
+        """Length of the error vector to be expected of each atom, eV/Angstrom; None where nothing was calibrated.
+
+        Args:
+            force_total: [N] eV/Angstrom.
+        """
+        slope = self.calibration.get("slope")
+        return None if slope is None else float(slope) * np.asarray(force_total, np.float64)
+
+    def calculator(self) -> PotentialCalculator:
+        """An ASE calculator: energy, forces, stress, and the committee's spread as further results."""
+        return PotentialCalculator(self)
+
+    def energy_fn(
+        self, atoms: Atoms, *, skin: float = 0.5
+    ) -> tuple[WalkerNeighbors, Callable[[jax.Array, WalkerNeighbors], jax.Array]]:
+        """Energy as a JAX function of positions, for jax-md.
+
+        Args:
+            atoms: fixes species, cell, periodic directions and the first neighbour list.
+            skin: Angstrom, by which the list reaches beyond the cutoff.
+
+        Returns:
+            neighbours for the given positions, to be kept up to date through
+            ``neighbors.update(positions[None])``, and ``energy(positions [N, 3], neighbors) -> eV`` (committee mean,
+            relative to the reference energies, differentiable; ``jax.grad`` of it is minus the forces).
+        """
+        dtype = jax.tree.leaves(self.params)[0].dtype
+        neighbors = walker_neighbors(
+            jnp.asarray(atoms.positions[None], dtype),
+            jnp.asarray(atoms.cell.array[None], dtype),
+            np.asarray(atoms.pbc)[None],
+            np.ones((1, len(atoms)), bool),
+            self.cutoff,
+            skin,
+        )
+        species = jnp.asarray(self.species.index(atoms.numbers))[None]
+        ensemble, params = self.ensemble, self.params
+
+        def energy(positions: jax.Array, neighbors: WalkerNeighbors) -> jax.Array:
+            return jnp.mean(ensemble.energies(params, neighbors.graph(positions[None], species)))
+
+        return neighbors, energy
+
+    def save(self, directory: Path | str) -> None:
+        """Writes the potential as a folder: ``potential.json`` to read, parameters and remembered structures beside it.
+
+        At any moment the folder holds the old potential or the new one, whole.  Other files in it are left alone.
+
+        Raises:
+            InputError: the folder exists and holds something else than a potential, or cannot be written.
+        """
+        storage.save(self, directory)
+
+    @classmethod
+    def load(cls, directory: Path | str) -> Potential:
+        """Reads what `save` wrote; no training config is needed.  Remembered structures may have been taken out.
+
+        Raises:
+            InputError: the folder is missing, incomplete or damaged.
+        """
+        return storage.load(cls, directory)

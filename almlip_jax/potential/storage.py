@@ -1,0 +1,171 @@
+"""Potentials as folders: what lies in one, written so that a kill leaves the old or the new one, and read again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from ase.data import atomic_numbers, chemical_symbols
+from pydantic import TypeAdapter
+
+from almlip_jax.ensembles import EnsembleSettings, build_ensemble
+from almlip_jax.errors import InputError
+from almlip_jax.files import PARTIAL, cannot_write, flush_to_disk, make_folder, write_text
+from almlip_jax.models import ModelSettings, Params
+from almlip_jax.structures.extxyz_reading import read_extxyz
+from almlip_jax.structures.remembered import as_text
+from almlip_jax.structures.species import SpeciesTable
+
+if TYPE_CHECKING:
+    from almlip_jax.potential.potential import Potential
+
+_DESCRIPTION = "potential.json"
+_PARAMS = "params"  # of the folder that holds them; a hash of the parameters follows
+_REMEMBERED = "remembered"  # of the file that holds remembered structures; a hash of them follows
+_OWN = re.compile(
+    rf"{_PARAMS}(-[0-9a-f]{{16}})?|{_REMEMBERED}-[0-9a-f]{{16}}\.extxyz"
+    rf"|\.({_PARAMS}|{_REMEMBERED})-[0-9a-f]{{16}}\.\d+{re.escape(PARTIAL)}.*"
+)
+"""Names of what `Potential.save` makes beside the description, finished or not."""
+
+_FORMAT = 1
+
+
+def save(potential: Potential, directory: Path | str) -> None:
+    """Writes a potential as a folder; see `Potential.save`."""
+    target = Path(directory).resolve()
+    check_place(target)
+    arrays = jax.tree.map(np.asarray, potential.params)
+    place = target / f"{_PARAMS}-{_digest(arrays)}"
+    make_folder(target)
+    try:
+        if not _holds(place, arrays):
+            building = target / f".{place.name}.{os.getpid()}{PARTIAL}"
+            shutil.rmtree(building, ignore_errors=True)
+            with ocp.StandardCheckpointer() as checkpointer:
+                checkpointer.save(building, arrays)
+            shutil.rmtree(place, ignore_errors=True)  # damaged
+            building.rename(place)
+            flush_to_disk(target)
+    except OSError as error:
+        raise cannot_write(target, error) from error
+    names = {_PARAMS: place.name}
+    if potential.remembered:
+        text = as_text(potential.remembered)
+        names[_REMEMBERED] = f"{_REMEMBERED}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.extxyz"
+        write_text(target / names[_REMEMBERED], text)
+    write_text(target / _DESCRIPTION, json.dumps(_description(potential, names), indent=2) + "\n")
+    for other in target.iterdir():  # what an older potential, or a kill, has left here
+        if other.name not in names.values() and _OWN.fullmatch(other.name):
+            if other.is_dir():
+                shutil.rmtree(other, ignore_errors=True)
+            else:
+                other.unlink(missing_ok=True)
+
+
+def _description(potential: Potential, names: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        "format": _FORMAT,
+        **names,
+        "model": potential.settings.model_dump(mode="json"),
+        "species": list(potential.species.symbols),
+        "members": potential.ensemble.members,
+        "ensemble": potential.member_settings.model_dump(mode="json"),
+        "dtype": str(jax.tree.leaves(potential.params)[0].dtype),
+        "reference_energies": {chemical_symbols[z]: e for z, e in potential.reference_energies.items()},
+        "isolated_atoms": [chemical_symbols[z] for z in sorted(potential.isolated)],
+        "calibration": dict(potential.calibration),
+        "versions": {name: version(name) for name in ("jax", "flax", "e3nn-jax", "orbax-checkpoint")},
+        "metadata": dict(potential.metadata),
+    }
+
+
+def load(kind: type[Potential], directory: Path | str) -> Potential:
+    """Reads a potential from a folder; see `Potential.load`."""
+    source = Path(directory).resolve()
+    try:
+        return _read(kind, source)
+    except InputError:  # one that is replaced between two looks takes its parameters with it
+        return _read(kind, source)
+
+
+def _read(kind: type[Potential], source: Path) -> Potential:
+    try:
+        text = json.loads((source / _DESCRIPTION).read_text())
+        folder = source / (Path(text.get("params", _PARAMS)).name or _PARAMS)
+        settings = TypeAdapter(ModelSettings).validate_python(text["model"])
+        species = SpeciesTable(tuple(sorted(atomic_numbers[s] for s in text["species"])))
+        references = {atomic_numbers[s]: float(e) for s, e in text["reference_energies"].items()}
+        isolated = frozenset(atomic_numbers[s] for s in text.get("isolated_atoms", ()))
+        calibration, metadata = dict(text["calibration"]), dict(text["metadata"])
+        float(calibration.get("slope", 0.0))
+        sample = source / Path(text[_REMEMBERED]).name if _REMEMBERED in text else None
+        members = EnsembleSettings.model_validate(text.get("ensemble", {"size": int(text["members"])}))
+        ensemble = build_ensemble(settings, members, species, isolated)
+        shapes = jax.eval_shape(ensemble.init, jax.random.key(0))
+        wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(str(text["dtype"]))), shapes)
+    except FileNotFoundError as error:
+        raise InputError(f"{source} is not a potential: it has no potential.json.") from error
+    except Exception as error:  # whatever stands in the place of a description stumbles in its own way
+        why = " ".join(f"{type(error).__name__}: {error}".split())
+        raise InputError(f"{source}/potential.json is damaged ({why}); take a copy or train again.") from error
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            params = checkpointer.restore(folder, wanted)
+    except Exception as error:  # orbax raises many kinds for a damaged checkpoint
+        raise InputError(f"{folder} cannot be read ({type(error).__name__}); take a copy or train again.") from error
+    arrays = jax.tree.map(np.asarray, params)
+    try:
+        remembered = tuple(read_extxyz(sample)) if sample is not None and sample.exists() else ()
+    except InputError as error:
+        raise InputError(f"{error} The potential can do without that file: delete it.") from error
+    return kind(settings, species, arrays, references, calibration, metadata, members, isolated, remembered)
+
+
+def check_place(directory: Path | str) -> None:
+    """Whether a potential can be saved in a folder.
+
+    Raises:
+        InputError: it is a file, or holds something else than a potential.
+    """
+    target = Path(directory).resolve()
+    if target.exists() and not target.is_dir():
+        raise InputError(f"{target} is a file; choose another name for the folder of the potential.")
+    if target.exists() and not (target / _DESCRIPTION).exists():
+        strange = [path.name for path in target.iterdir() if not _OWN.fullmatch(path.name)]
+        if strange:
+            raise InputError(
+                f"{target} exists and is not a potential (it holds {min(strange)}); choose another folder."
+            )
+
+
+def _digest(arrays: Params) -> str:
+    """A hash of parameters: those of another potential lie in another folder."""
+    found = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(arrays):
+        found.update(f"{jax.tree_util.keystr(path)}{leaf.dtype}{leaf.shape}".encode())
+        found.update(np.ascontiguousarray(leaf).tobytes())
+    return found.hexdigest()[:16]
+
+
+def _holds(place: Path, arrays: Params) -> bool:
+    """Whether a folder holds some parameters, undamaged."""
+    if not place.exists():
+        return False
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            there = checkpointer.restore(place, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arrays))
+    except Exception:  # orbax raises many kinds for a damaged checkpoint
+        return False
+    return _digest(jax.tree.map(np.asarray, there)) == _digest(arrays)
