@@ -273,6 +273,7 @@ def train(
             start,
             progress.message,
             held_out,
+            settings.know_training_set,
         )
     potential.save(out)
     curve = place.with_name(f"{place.name}.training.csv")

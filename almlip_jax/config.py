@@ -43,6 +43,10 @@ class PotentialConfig(Settings):
     """How many members there are, and what makes them differ."""
     training: TrainingSettings = TrainingSettings()
     """How they are trained."""
+    know_training_set: bool = False
+    """Whether potentials keep what comparisons with their training set need: novelty scores (among them the
+    extrapolation grade) fitted to it, its scores and last-layer features.  What they say of structures then holds
+    novelty scores, and simulations need no `training_set`."""
 
     @model_validator(mode="after")
     def _members_can_be_trained(self) -> Self:

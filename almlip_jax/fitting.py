@@ -49,6 +49,7 @@ def fit_potential(
     start: Potential | None = None,
     say: Say | None = None,
     validation: Sequence[Atoms] = (),
+    know_training_set: bool = False,
 ) -> tuple[Potential, TrainingResult]:
     """Trains an ensemble on labelled structures; its species are those that occur in them.
 
@@ -67,6 +68,8 @@ def fit_potential(
             not 0 (`structures.replay`).
         say: told what is doubtful about labels, what is trained on again, and of models that diverged.
         validation: labelled structures to validate on, in place of a share of ``structures``.
+        know_training_set: whether the potential keeps what comparisons with the new structures need
+            (`Potential.knowing`).
 
     Returns:
         the potential, in float64 where jax is set to it, calibrated on its validation structures, and remembering a
@@ -112,7 +115,8 @@ def fit_potential(
         isolated=references.isolated,
         remembered=remember(parts.learned, training.replay, numpy_generator(seed, "replay"), parts.again),
     )
-    return potential.calibrated(parts.judging), result
+    potential = potential.calibrated(parts.judging)
+    return potential.knowing(bonded) if know_training_set else potential, result
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from ase import Atoms
 
 from almlip_jax.ensembles import SCORES
 from almlip_jax.errors import InputError
-from almlip_jax.potential import Evaluated, Potential
+from almlip_jax.potential import NOVELTY, Evaluated, Potential
 from almlip_jax.structures.io import iterate_elements, iterate_structures, write_structures
 
 
@@ -101,7 +101,8 @@ def predicted_frame(potential: Potential, frame: Atoms, found: Evaluated, n: int
     Labels stay results of the calculator.  ``info`` gets ``predicted_energy`` (eV), ``predicted_stress``
     [6] (eV/Angstrom^3, Voigt order; where the structure is periodic in three directions) and every score; arrays
     ``predicted_forces`` [N, 3] and ``force_std`` [N] (eV/Angstrom), ``force_epistemic`` and ``force_total`` where the
-    members say something of their own errors, and ``force_error`` where the potential is calibrated.
+    members say something of their own errors, ``force_error`` where the potential is calibrated, and the novelty
+    scores of its atoms where it knows its training set.
 
     Args:
         potential: whose predictions they are.
@@ -113,7 +114,9 @@ def predicted_frame(potential: Potential, frame: Atoms, found: Evaluated, n: int
     told.calc = frame.calc
     for name in ("predicted_energy", "predicted_stress"):
         told.info.pop(name, None)  # of an earlier potential
-    for name in ("predicted_forces", "force_std", "force_epistemic", "force_total", "force_error"):
+    for name in NOVELTY:
+        told.info.pop(name, None)
+    for name in ("predicted_forces", "force_std", "force_epistemic", "force_total", "force_error", *NOVELTY):
         told.arrays.pop(name, None)
     told.info["predicted_energy"] = float(found.energy[n])
     if frame.pbc.all():
@@ -127,6 +130,8 @@ def predicted_frame(potential: Potential, frame: Atoms, found: Evaluated, n: int
     error = potential.force_error(found.force_total[n])
     if error is not None:
         told.arrays["force_error"] = error
+    for name, of_atoms in found.novelty.items():
+        told.arrays[name] = np.asarray(of_atoms[n], np.float64)
     return told
 
 

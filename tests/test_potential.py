@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import shutil
 from dataclasses import replace
 
 import jax
@@ -16,11 +18,13 @@ from ase.calculators.singlepoint import SinglePointCalculator
 
 import almlip_jax
 from almlip_jax import cli, compilation
+from almlip_jax.dynamics import ExplorationSettings, know
+from almlip_jax.dynamics.knowledge import structure_scores
 from almlip_jax.ensembles import SCORES, Ensemble
 from almlip_jax.errors import InputError
 from almlip_jax.features import FEATURES, FeatureRequest
 from almlip_jax.models import SharedDensitySettings, build_model
-from almlip_jax.potential import Potential
+from almlip_jax.potential import NOVELTY, Calibration, Potential
 from almlip_jax.structures.remembered import as_text, remember
 from almlip_jax.structures.species import SpeciesTable
 
@@ -34,9 +38,8 @@ def potential() -> Potential:
     ensemble = Ensemble(build_model(SETTINGS, SPECIES), 3)
     params = jax.tree.map(np.asarray, ensemble.init(jax.random.key(0)))
     params = params | {"density_scale": 0.2 * params["density_scale"]}
-    return Potential(
-        SETTINGS, SPECIES, params, {1: -13.6, 6: -1030.0, 8: -2040.0}, {"scale": 1.5}, {"made": "by a test"}
-    )
+    plain = Potential(SETTINGS, SPECIES, params, {1: -13.6, 6: -1030.0, 8: -2040.0}, metadata={"made": "by a test"})
+    return plain.with_fitted(calibration=Calibration({"scale": 1.5}))
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +65,8 @@ def test_save_and_load(potential, structures, tmp_path):
 
 def test_a_potential_takes_the_place_of_another_whole(potential, tmp_path, monkeypatch):
     """Killed at any moment, the old or the new one is there; what is not ours stays; the old layout loads."""
-    other = replace(potential, params=jax.tree.map(lambda x: x + 1, potential.params), metadata={"made": "later"})
+    params = jax.tree.map(lambda x: x + 1, potential.params)
+    other = replace(potential, params=params, metadata={"made": "later"}, fitted={})
     potential.save(tmp_path / "p")
     (tmp_path / "p" / "notes.txt").write_text("mine")
 
@@ -83,12 +87,100 @@ def test_a_potential_takes_the_place_of_another_whole(potential, tmp_path, monke
     (folder,) = (tmp_path / "p").glob("params-*")
     folder.rename(tmp_path / "p" / "params")
     text = json.loads((tmp_path / "p" / "potential.json").read_text())
-    old = {key: value for key, value in text.items() if key not in ("params", "isolated_atoms")}
+    old = {key: value for key, value in text.items() if key not in ("params", "isolated_atoms", "fitted")}
+    old |= {"format": 1, "calibration": {"slope": 2.0}}
     (tmp_path / "p" / "potential.json").write_text(json.dumps(old))
-    np.testing.assert_array_equal(Potential.load(tmp_path / "p").params["last"], other.params["last"])
+    back = Potential.load(tmp_path / "p")
+    np.testing.assert_array_equal(back.params["last"], other.params["last"])
+    assert back.calibration == {"slope": 2.0} and back.force_error(np.ones(2)).tolist() == [2.0, 2.0]
     potential.save(tmp_path / "p")
     assert Potential.load(tmp_path / "p").metadata == {"made": "by a test"}
     assert len(list((tmp_path / "p").iterdir())) == 3
+
+
+@pytest.fixture(scope="module")
+def knowing(potential, structures) -> Potential:
+    return potential.knowing(structures[:8])
+
+
+def test_a_potential_knows_its_training_set(knowing, structures, tmp_path):
+    """Saved and loaded, it grades atoms by an active set of training atoms; scores of structures are the largest."""
+    rows = FeatureRequest(("last_layer_gradient",))
+    knowing.save(tmp_path / "p")
+    back = Potential.load(tmp_path / "p")
+    assert back.knows_training_set and set(back.fitted) == {*NOVELTY, "calibration", "training_set"}
+    text = json.loads((tmp_path / "p" / "potential.json").read_text())
+    assert text["fitted"]["calibration"]["numbers"] == {"scale": 1.5}
+    atoms, inside = structures[8].copy(), back.evaluate(structures[:8], features=rows)
+    found = back.evaluate([atoms])
+    features, species = back.atom_features(structures[:8])
+    ours, which = back.atom_features([atoms])
+    entries = []
+    for z, (model, inverse) in itertools.product(range(3), enumerate(back.novelty["extrapolation_grade"].whiten)):
+        training = features[model, species == z]
+        size = np.sqrt(np.mean(training.astype(np.float64) ** 2))
+        for row in np.linalg.inv(inverse[z].astype(np.float64)) / size:  # an atom, or what stands for no atom
+            assert np.min(np.abs(training / size - row).max(axis=1)) < 1e-3 or np.linalg.norm(row) < 2e-3
+        entries.append(np.where(which == z, np.abs(ours[model] @ inverse[z]).max(axis=1), 0))
+    grade = np.sqrt(np.mean(np.sum(np.reshape(entries, (3, 3, -1)), axis=0) ** 2, axis=0))
+    np.testing.assert_allclose(found.novelty["extrapolation_grade"][0], grade, rtol=1e-3)
+    assert 0.9 < max(inside.scores["extrapolation_grade"]) <= 1.002
+    for name in NOVELTY:
+        np.testing.assert_array_equal(inside.scores[name], [max(of_atoms) for of_atoms in inside.novelty[name]])
+        np.testing.assert_array_equal(back.training_set.scores[name], inside.scores[name])
+    np.testing.assert_array_equal(back.training_set.rows, inside.features["last_layer_gradient"])
+    atoms.calc = back.calculator()
+    atoms.get_potential_energy()
+    np.testing.assert_allclose(atoms.calc.results["atom_extrapolation_grade"], grade, rtol=1e-3)
+
+
+def test_explorations_can_do_without_the_training_set(knowing, structures):
+    """Where the potential knows it: the same novelty scores, rows for the admission, and scores for thresholds."""
+    asking = {"monitor": NOVELTY, "admission": {"kind": "farthest"}, "walkers": [{"temperature": 300}]}
+    settings = ExplorationSettings.model_validate(asking)
+    with_it, without = (know(settings, knowing, given, 3, 10) for given in (structures[:8], None))
+    jax.tree.map(np.testing.assert_array_equal, with_it.novelty, without.novelty)
+    jax.tree.map(np.testing.assert_array_equal, with_it.context, without.context)
+    for score in ("force_std_max", "latent_distance"):
+        scores = structure_scores(score, knowing, structures[:8], with_it)
+        np.testing.assert_allclose(without.scores[score], scores, rtol=1e-4)
+    with pytest.raises(InputError, match="does not know its training set"):
+        know(settings, replace(knowing, fitted={}), None, 3)
+
+
+def test_what_was_fitted_to_other_parameters_is_not_carried(knowing, tmp_path):
+    """Neither in memory nor by a folder whose files were mixed; files that are taken out are done without."""
+    params = jax.tree.map(lambda x: x + 1, knowing.params)
+    with pytest.warns(UserWarning, match=r"fitted to other parameters .*: calibration, extrapolation_grade, latent"):
+        other = replace(knowing, params=params)
+    assert not other.fitted and other.force_error(np.ones(2)) is None
+    knowing.save(tmp_path / "one")
+    other.save(tmp_path / "two")
+    assert not list((tmp_path / "two").glob("fitted-*"))
+    text, mixed = (json.loads((tmp_path / name / "potential.json").read_text()) for name in ("one", "two"))
+    file = next((tmp_path / "one").glob("fitted-extrapolation_grade-*"))
+    mixed["fitted"] = {"extrapolation_grade": text["fitted"]["extrapolation_grade"]}
+    (tmp_path / "two" / "potential.json").write_text(json.dumps(mixed))
+    shutil.copy(file, tmp_path / "two")
+    with pytest.raises(
+        InputError, match=r"what was fitted as extrapolation_grade cannot be used \(it was fitted to other"
+    ):
+        Potential.load(tmp_path / "two")
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(InputError, match="not a readable npz file.*can do without fitted-extrapolation_grade"):
+        Potential.load(tmp_path / "one")
+    file.unlink()
+    assert set(Potential.load(tmp_path / "one").novelty) == {"latent_distance"}
+    other.save(tmp_path / "one")  # the files of the old one go
+    assert not list((tmp_path / "one").glob("fitted-*"))
+    for kind, version in (("calibration", 9), ("posterior", 1)):
+        mixed["fitted"] = {"calibration": {"kind": kind, "version": version, "params": "0", "numbers": {}}}
+        (tmp_path / "two" / "potential.json").write_text(json.dumps(mixed))
+        with pytest.raises(InputError, match=f"'{kind}' of format {version} is not known to this version"):
+            Potential.load(tmp_path / "two")
+    (tmp_path / "two" / "potential.json").write_text(json.dumps(mixed | {"format": 99}))
+    with pytest.raises(InputError, match="of a later version"):
+        Potential.load(tmp_path / "two")
 
 
 def test_remembered_structures_are_saved_with_it(potential, structures, tmp_path):
@@ -117,7 +209,7 @@ def test_remembered_structures_are_saved_with_it(potential, structures, tmp_path
 
 def test_isolated_atoms_have_their_reference_energies(potential, structures):
     """Exactly, for the elements they are known of; of others nothing changes, nor do any forces."""
-    free = replace(potential, params=jax.tree.map(lambda x: x + np.float32(0.1), potential.params))
+    free = replace(potential, params=jax.tree.map(lambda x: x + np.float32(0.1), potential.params), fitted={})
     anchored = replace(free, isolated=frozenset({1, 8}))
     alone = [Atoms(symbol) for symbol in "HCO"]
     found = anchored.evaluate(alone)

@@ -18,7 +18,7 @@ from almlip_jax.evaluation import error_metrics
 from almlip_jax.evaluation.pairs import label_pairs
 from almlip_jax.figures.command import draw_errors
 from almlip_jax.models import SharedDensitySettings, build_model
-from almlip_jax.potential import Potential
+from almlip_jax.potential import Calibration, Potential
 from almlip_jax.scoring import PoolSummary, score_pool
 from almlip_jax.structures.io import read_structures, write_structures
 from almlip_jax.structures.species import SpeciesTable
@@ -99,7 +99,7 @@ def test_labels_stay_labels_and_predictions_are_none(potential, tmp_path):
     frames[0].info.update(predicted_energy=1.0, predicted_stress=np.ones(6))
     frames[0].arrays["force_error"] = np.ones(1)
     write_structures(tmp_path / "pool.extxyz", frames)
-    calibrated = replace(potential, calibration={"slope": 2.0})
+    calibrated = potential.with_fitted(calibration=Calibration({"slope": 2.0}))
     for sure in (potential, calibrated):
         score_pool(sure, tmp_path / "pool.extxyz", tmp_path / "out.extxyz")
         written = read_structures(tmp_path / "out.extxyz")

@@ -135,7 +135,10 @@ def _train_into(
         remembered=remember(learned, settings.replay, numpy_generator(shop.config.seed, "replay", name, round_index)),
     )
     held_out = validation_part(dataset, settings.validation_fraction)
-    potential = potential.calibrated(held_out, shape=potential.batch_shape(dataset))
+    shape = potential.batch_shape(dataset)
+    potential = potential.calibrated(held_out, shape=shape)
+    if shop.config.know_training_set:
+        potential = potential.knowing(dataset, shape=shape)
     potential.save(folder.potential)
     checkpoint.discard(folder.unfinished_training)
     return potential

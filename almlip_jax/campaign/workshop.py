@@ -129,6 +129,11 @@ class Experiment(Protocol):
         ...
 
     @property
+    def know_training_set(self) -> bool:
+        """Whether potentials keep what comparisons with their training set need."""
+        ...
+
+    @property
     def exploration(self) -> ExplorationChoice:
         """Where candidates come from."""
         ...

@@ -25,7 +25,6 @@ from almlip_jax.dynamics.integrators import AdversarialSettings, build_integrato
 from almlip_jax.dynamics.knowledge import Knowledge
 from almlip_jax.dynamics.loop import Evaluate, Loop
 from almlip_jax.dynamics.motion import Drive, Motion, maxwell_boltzmann, without_drift
-from almlip_jax.dynamics.novelty import Novelty
 from almlip_jax.dynamics.recorder import empty_recorder
 from almlip_jax.dynamics.results import Exploration
 from almlip_jax.dynamics.sanity import (
@@ -42,6 +41,7 @@ from almlip_jax.ensembles import blocked, gathered, spread_members
 from almlip_jax.errors import CapacityError, InputError
 from almlip_jax.keys import named_stream
 from almlip_jax.models import Params
+from almlip_jax.potential.novelty import Novelty
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.structures.walkers import WalkerNeighbors, walker_neighbors
 from almlip_jax.units import FEMTOSECOND, GPA, KB

@@ -1,4 +1,4 @@
-"""What an exploration knows of the training set: fitted novelty scores, and the set as the admission sees it.
+"""What an exploration knows of the training set: novelty scores, its own scores, and the set as the admission sees it.
 
 Also the scores of structures as its gate would see them, which thresholds are made of.
 """
@@ -13,12 +13,14 @@ import numpy as np
 from ase import Atoms
 
 from almlip_jax.dynamics.admission import Context, build_admission, context_of
-from almlip_jax.dynamics.novelty import Novelty, fit_extrapolation_grade, fit_latent_distance
 from almlip_jax.dynamics.settings import ExplorationSettings
 from almlip_jax.dynamics.thresholds import AtomErrors
 from almlip_jax.ensembles import SCORES
+from almlip_jax.errors import InputError
 from almlip_jax.features import FeatureRequest
 from almlip_jax.potential import Evaluated, Potential
+from almlip_jax.potential.fitted import TRAINING_ROWS
+from almlip_jax.potential.novelty import Novelty, fit_novelty
 
 
 @dataclass(frozen=True)
@@ -30,40 +32,50 @@ class Knowledge:
         context: the training set as the admission to the buffer sees it.
         relative: thresholds of elements relative to those of the run, by symbol, beside those of the gate's settings;
             None where none will come in any run, so that the program need not tell elements apart.
+        scores: name -> [n] scores of the training structures that the potential kept, where these are not there.
     """
 
     novelty: Mapping[str, Novelty] = field(default_factory=dict)
     context: Context | None = None
     relative: Mapping[str, float] | None = None
+    scores: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 def know(
-    settings: ExplorationSettings, potential: Potential, training_set: Sequence[Atoms], seed: int, room: int = 0
+    settings: ExplorationSettings,
+    potential: Potential,
+    training_set: Sequence[Atoms] | None,
+    seed: int,
+    room: int = 0,
 ) -> Knowledge:
     """What an exploration with some settings needs to know; nothing is evaluated that it does not ask for.
 
     Args:
         settings: of the exploration.
         potential: whose features count.
-        training_set: structures; labels are not looked at.
+        training_set: structures; labels are not looked at.  None: what the potential knows of it (`Potential.knowing`).
         seed: decides sketches.
         room: training structures there can be at most, so that a growing set keeps its shape.
 
     Raises:
-        InputError: a structure holds an element that the potential does not know.
+        InputError: a structure holds an element that the potential does not know, or there are none and the potential
+            does not know its training set.
     """
+    by_features = build_admission(settings.admission).looks_at_features
+    if training_set is None:
+        kept = potential.training_set
+        if kept is None or not set(settings.novelty) <= set(potential.novelty):
+            raise InputError("the potential does not know its training set; give the structures.")
+        fitted: dict[str, Novelty] = {name: potential.novelty[name] for name in settings.novelty}
+        context = context_of(settings.admission, kept.rows, seed, room) if by_features else None
+        return Knowledge(fitted, context, scores=kept.scores)
     novelty: dict[str, Novelty] = {}
     if settings.novelty:
-        features, species = potential.atom_features(training_set)
-        number = len(potential.species)
-        if "latent_distance" in settings.novelty:
-            novelty["latent_distance"] = fit_latent_distance(features, species, number)
-        if "extrapolation_grade" in settings.novelty:
-            novelty["extrapolation_grade"] = fit_extrapolation_grade(features, species, number)
+        novelty = fit_novelty(settings.novelty, *potential.atom_features(training_set), len(potential.species))
     context = None
-    if build_admission(settings.admission).looks_at_features:
-        request = FeatureRequest(("last_layer_gradient",))
-        rows = potential.evaluate(training_set, features=request).features["last_layer_gradient"]
+    if by_features:
+        request = FeatureRequest((TRAINING_ROWS,))
+        rows = potential.evaluate(training_set, features=request).features[TRAINING_ROWS]
         context = context_of(settings.admission, rows, seed, room)
     return Knowledge(novelty, context)
 

@@ -16,7 +16,7 @@ from almlip_jax.dynamics.integrators.settings import (
     SwapSettings,
     build_integrator,
 )
-from almlip_jax.dynamics.novelty import NoveltyName
+from almlip_jax.potential.novelty import NoveltyName
 from almlip_jax.score_names import ScoreName
 from almlip_jax.settings import Settings, unit
 

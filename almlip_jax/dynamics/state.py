@@ -12,9 +12,9 @@ from flax import struct
 from almlip_jax.dynamics.admission import Context
 from almlip_jax.dynamics.gates import Thresholds
 from almlip_jax.dynamics.motion import Drive, Motion
-from almlip_jax.dynamics.novelty import Novelty
 from almlip_jax.dynamics.recorder import Recorder
 from almlip_jax.dynamics.sanity import SanityLimits
+from almlip_jax.potential.novelty import Novelty
 from almlip_jax.structures.walkers import WalkerNeighbors
 
 

@@ -2,7 +2,22 @@
 
 from almlip_jax.potential.calculator import PotentialCalculator
 from almlip_jax.potential.evaluator import Evaluated
+from almlip_jax.potential.fitted import Calibration, Fitted, FittedKind, TrainingSet, fitted_kind
+from almlip_jax.potential.novelty import NOVELTY, Novelty
 from almlip_jax.potential.potential import NO_FEATURES, Potential
 from almlip_jax.potential.storage import check_place
 
-__all__ = ["NO_FEATURES", "Evaluated", "Potential", "PotentialCalculator", "check_place"]
+__all__ = [
+    "NOVELTY",
+    "NO_FEATURES",
+    "Calibration",
+    "Evaluated",
+    "Fitted",
+    "FittedKind",
+    "Novelty",
+    "Potential",
+    "PotentialCalculator",
+    "TrainingSet",
+    "check_place",
+    "fitted_kind",
+]

@@ -10,6 +10,7 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
 
 from almlip_jax.ensembles import SCORES
+from almlip_jax.potential.novelty import NOVELTY
 
 if TYPE_CHECKING:
     from almlip_jax.potential.potential import Potential
@@ -23,10 +24,13 @@ class PotentialCalculator(Calculator):
     ``results`` also hold ``energy_std``, ``energy_std_per_atom``, ``force_std_mean``, ``force_std_max``,
     ``force_std_rel``, ``max_disagreement`` and the other scores, and ``force_std``, ``force_epistemic`` and
     ``force_total`` [N], as `ensembles.Committee` defines them.  Of a calibrated potential, ``force_error`` [N] is the
-    length of the error vector to be expected of each atom: ``force_total`` times the calibration's ``slope``.
+    length of the error vector to be expected of each atom: ``force_total`` times the calibration's ``slope``.  Of one
+    that knows its training set (`Potential.knowing`), ``latent_distance`` and ``extrapolation_grade`` are those of the
+    structure, ``atom_latent_distance`` and ``atom_extrapolation_grade`` [N] those of its atoms.
     """
 
     implemented_properties = ["energy", "free_energy", "forces", "stress", "force_error", *_PER_ATOM, *SCORES]
+    implemented_properties += [*NOVELTY, *(f"atom_{name}" for name in NOVELTY)]
 
     def __init__(self, potential: Potential) -> None:
         super().__init__()
@@ -50,6 +54,7 @@ class PotentialCalculator(Calculator):
             "force_total": found.force_total[0].astype(np.float64),
             **{name: float(values[0]) for name, values in found.scores.items()},
         }
+        self.results |= {f"atom_{name}": of_atoms[0].astype(np.float64) for name, of_atoms in found.novelty.items()}
         error = self.potential.force_error(found.force_total[0])
         if error is not None:
             self.results["force_error"] = error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from almlip_jax.errors import InputError
 from almlip_jax.features import FeatureRequest, feature_factors, feature_maps
 from almlip_jax.features.request import FeatureFactors
 from almlip_jax.models import Params
+from almlip_jax.potential.novelty import Novelty
 from almlip_jax.structures.neighbors import largest_neighbor_count
 from almlip_jax.structures.packing import BatchPlan, BatchShape, PackedDataset, bucket, pack, plan_batches, take_batch
 
@@ -35,8 +37,9 @@ class Evaluated:
         stress: [n, 6] eV/Angstrom^3, committee mean, ASE sign and Voigt order; NaN where not periodic in 3 directions.
         force_std: for each structure [N] eV/Angstrom, spread s_i of each atom.
         force_epistemic, force_total: the same with what members say of their own errors; see `ensembles.Committee`.
-        scores: name -> [n]; every score of `ensembles.SCORES`.
+        scores: name -> [n]; every score of `ensembles.SCORES`, and the novelty scores that are fitted.
         features: name -> [n, d], where asked for.
+        novelty: name -> for each structure [N]; novelty scores of its atoms, where they are fitted.
     """
 
     energy: np.ndarray
@@ -47,6 +50,7 @@ class Evaluated:
     force_total: list[np.ndarray]
     scores: dict[str, np.ndarray]
     features: dict[str, np.ndarray] = field(default_factory=dict)
+    novelty: dict[str, list[np.ndarray]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -57,11 +61,13 @@ class Evaluator:
         ensemble: models and members.
         params: parameters with leading member axis.
         references: reference energies in eV by atomic number.
+        novelty: fitted novelty scores by name.
     """
 
     ensemble: AnyEnsemble
     params: Params
     references: Mapping[int, float]
+    novelty: Mapping[str, Novelty] = field(default_factory=dict)
 
     def stream(
         self, frames: Iterable[Atoms], features: FeatureRequest, source: str, shape: BatchShape | None
@@ -137,7 +143,7 @@ class Evaluator:
         factors: FeatureFactors,
     ) -> Evaluated:
         same = replace(features, seed=0)  # random numbers are data: seeds share a program
-        result = _evaluate(self.ensemble, params, *self._packed(batch, shape), same, factors)
+        result = _evaluate(self.ensemble, params, *self._packed(batch, shape), same, factors, dict(self.novelty))
         references = np.array([reference_energy(self.references, a) for a in batch])
         return _to_host(result, references, batch)
 
@@ -155,15 +161,20 @@ def _evaluate_on_device(
     one_by_one: BatchPlan,
     features: FeatureRequest,
     factors: FeatureFactors,
-) -> tuple[Committee, jax.Array, dict[str, jax.Array]]:
-    """Committee statistics, volumes [S] and features of the only batch of a plan."""
+    novelty: dict[str, Novelty],
+) -> _OnDevice:
+    """Committee statistics, volumes [S], features and novelty of the atoms of the only batch of a plan."""
     graph, _ = take_batch(data, plan, 0)
     prediction = ensemble.predict(params, graph)
     alone = None
     if features.structure_by_structure:
         alone = jax.vmap(lambda step: take_batch(data, one_by_one, step)[0])(jnp.arange(graph.num_structures))
     found = feature_maps(features, ensemble, params, prediction, graph, alone, factors)
-    return committee_statistics(prediction, graph), graph.volume, found
+    of_atoms = {name: one.of_atoms(prediction, graph) for name, one in novelty.items()}
+    return committee_statistics(prediction, graph), graph.volume, found, of_atoms
+
+
+_OnDevice: TypeAlias = tuple[Committee, jax.Array, dict[str, jax.Array], dict[str, jax.Array]]
 
 
 # The ensemble is compared by value: potentials of one architecture share what was compiled.
@@ -207,13 +218,12 @@ def _batches(structures: Sequence[Atoms], shape: BatchShape) -> Iterator[list[At
         yield batch
 
 
-def _to_host(
-    result: tuple[Committee, jax.Array, dict[str, jax.Array]], references: np.ndarray, batch: Sequence[Atoms]
-) -> Evaluated:
-    committee, volume, features = jax.device_get(result)
+def _to_host(result: _OnDevice, references: np.ndarray, batch: Sequence[Atoms]) -> Evaluated:
+    committee, volume, features, of_atoms = jax.device_get(result)
     number = len(batch)
     ends = np.cumsum([len(a) for a in batch])[:-1]
     total = sum(len(a) for a in batch)
+    novelty = {name: np.split(values[:total], ends) for name, values in of_atoms.items()}
     periodic = np.array([a.pbc.all() for a in batch])
     stress = -committee.virial[:number].astype(np.float64) / volume[:number, None, None]
     voigt = np.stack([full_3x3_to_voigt_6_stress(one) for one in stress])
@@ -224,8 +234,10 @@ def _to_host(
         force_std=np.split(committee.force_std[:total], ends),
         force_epistemic=np.split(committee.force_epistemic[:total], ends),
         force_total=np.split(committee.force_total[:total], ends),
-        scores={name: getattr(committee, name)[:number] for name in SCORES},
+        scores={name: getattr(committee, name)[:number] for name in SCORES}
+        | {name: np.array([np.max(one) for one in atoms]) for name, atoms in novelty.items()},
         features={name: values[:number] for name, values in features.items()},
+        novelty=novelty,
     )
 
 
@@ -238,6 +250,7 @@ def joined(parts: Sequence[Evaluated]) -> Evaluated:
         force_std=[s for p in parts for s in p.force_std],
         force_epistemic=[s for p in parts for s in p.force_epistemic],
         force_total=[s for p in parts for s in p.force_total],
-        scores={name: np.concatenate([p.scores[name] for p in parts]) for name in SCORES},
+        scores={name: np.concatenate([p.scores[name] for p in parts]) for name in parts[0].scores},
         features={name: np.concatenate([p.features[name] for p in parts]) for name in parts[0].features},
+        novelty={name: [one for p in parts for one in p.novelty[name]] for name in parts[0].novelty},
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -20,6 +21,8 @@ from almlip_jax.models import ModelSettings, Params
 from almlip_jax.potential import storage
 from almlip_jax.potential.calculator import PotentialCalculator
 from almlip_jax.potential.evaluator import Evaluated, Evaluator, joined, reference_energy
+from almlip_jax.potential.fitted import TRAINING_ROWS, Calibration, Fitted, FittedKind, TrainingSet, params_digest
+from almlip_jax.potential.novelty import NOVELTY, Novelty, fit_novelty
 from almlip_jax.structures.packing import BatchShape
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.structures.walkers import WalkerNeighbors, walker_neighbors
@@ -38,7 +41,8 @@ class Potential:
         species: the elements it knows.
         params: parameters with leading member axis.
         reference_energies: eV by atomic number, added to what the ensemble predicts.
-        calibration: of the force uncertainty, by name (`calibrated`); empty where it is not known.
+        fitted: name -> what was fitted to these parameters after the training: ``calibration`` (`calibrated`), novelty
+            scores and ``training_set`` (`knowing`).  What was fitted to others is left out, with a warning.
         metadata: whatever the maker wants to keep (versions, dataset size, origin); JSON.
         members: settings of the ensemble; by default as many equal models as the parameters hold.
         isolated: elements whose reference energy is that of the isolated atom, which the potential then gives exactly.
@@ -50,11 +54,20 @@ class Potential:
     species: SpeciesTable
     params: Params
     reference_energies: Mapping[int, float]
-    calibration: Mapping[str, Any] = field(default_factory=dict)
+    fitted: Mapping[str, Fitted] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)
     members: EnsembleSettings | None = None
     isolated: frozenset[int] = frozenset()
     remembered: tuple[Atoms, ...] = ()
+
+    def __post_init__(self) -> None:
+        own = params_digest(self.params) if self.fitted else ""
+        stale = sorted(name for name, one in self.fitted.items() if one.params != own)
+        if stale:
+            message = f"left out, as fitted to other parameters than those of this potential: {', '.join(stale)}."
+            warnings.warn(message, stacklevel=3)
+            kept = {name: one for name, one in self.fitted.items() if name not in stale}
+            object.__setattr__(self, "fitted", kept)
 
     def __repr__(self) -> str:
         symbols = "".join(self.species.symbols)
@@ -71,7 +84,7 @@ class Potential:
 
     @cached_property
     def _evaluator(self) -> Evaluator:
-        return Evaluator(self.ensemble, self.params, self.reference_energies)
+        return Evaluator(self.ensemble, self.params, self.reference_energies, self.novelty)
 
     @property
     def precision(self) -> str:
@@ -92,6 +105,52 @@ class Potential:
         """Sum of the reference energies of a structure's atoms, eV."""
         return reference_energy(self.reference_energies, atoms)
 
+    def with_fitted(self, **values: FittedKind) -> Potential:
+        """The same potential, which keeps some values, by name, as fitted to its parameters."""
+        own = params_digest(self.params)
+        return replace(self, fitted={**self.fitted, **{name: Fitted(one, own) for name, one in values.items()}})
+
+    @property
+    def calibration(self) -> Mapping[str, Any]:
+        """Of the force uncertainty, by name (`calibrated`); empty where it is not known."""
+        return self.fitted["calibration"].value.numbers() if "calibration" in self.fitted else {}
+
+    @property
+    def novelty(self) -> dict[str, Novelty]:
+        """Fitted novelty scores by name."""
+        return {name: one.value for name, one in self.fitted.items() if isinstance(one.value, Novelty)}
+
+    @property
+    def training_set(self) -> TrainingSet | None:
+        """What comparisons with the training set need of it; None where the potential does not know it (`knowing`)."""
+        value = self.fitted["training_set"].value if "training_set" in self.fitted else None
+        return value if isinstance(value, TrainingSet) else None
+
+    @property
+    def knows_training_set(self) -> bool:
+        """Whether comparisons with the training set can do without its structures."""
+        return self.training_set is not None and set(NOVELTY) <= set(self.novelty)
+
+    def knowing(self, training_set: Sequence[Atoms], *, shape: BatchShape | None = None) -> Potential:
+        """The same potential, with all that comparisons with its training set need.
+
+        What it says of structures then holds novelty scores, and simulations need no training set for novelty scores,
+        relative thresholds and admissions by features.
+
+        Args:
+            training_set: structures that it was trained on; labels are not looked at.
+            shape: least room of a batch, as for `evaluate`.
+
+        Raises:
+            InputError: there is no structure, or one holds an element that the potential does not know.
+        """
+        if not training_set:
+            raise InputError("there is no structure in the training set.")
+        novelty = fit_novelty(NOVELTY, *self.atom_features(training_set), len(self.species))
+        knowing, rows = self.with_fitted(**novelty), FeatureRequest((TRAINING_ROWS,))
+        found = knowing.evaluate(training_set, features=rows, shape=shape)
+        return knowing.with_fitted(training_set=TrainingSet(found.scores, found.features[TRAINING_ROWS]))
+
     def calibrated(self, held_out: Sequence[Atoms], *, shape: BatchShape | None = None) -> Potential:
         """The same potential, with a calibration of its force uncertainty.
 
@@ -106,14 +165,19 @@ class Potential:
         """
         frames = [atoms for atoms in held_out if atoms.calc is not None and "forces" in atoms.calc.results]
         if len(frames) < 2:
-            return replace(self, calibration={})
+            return self._without_calibration()
         found = self.evaluate(frames, shape=shape)
         errors = np.concatenate(
             [f - a.get_forces(apply_constraint=False) for f, a in zip(found.forces, frames, strict=True)]
         )
         numbers = force_calibration(errors, np.concatenate(found.force_total))
         known = {name: float(value) for name, value in numbers.items() if np.isfinite(value)}
-        return replace(self, calibration=known | {"structures": len(frames)} if "slope" in known else {})
+        if "slope" not in known:
+            return self._without_calibration()
+        return self.with_fitted(calibration=Calibration(known | {"structures": len(frames)}))
+
+    def _without_calibration(self) -> Potential:
+        return replace(self, fitted={name: one for name, one in self.fitted.items() if name != "calibration"})
 
     def evaluate(
         self,
@@ -253,7 +317,8 @@ class Potential:
         return neighbors, energy
 
     def save(self, directory: Path | str) -> None:
-        """Writes the potential as a folder: ``potential.json`` to read, parameters and remembered structures beside it.
+        """Writes the potential as a folder: ``potential.json`` to read, and beside it parameters, what was fitted to
+        them, and remembered structures.
 
         At any moment the folder holds the old potential or the new one, whole.  Other files in it are left alone.
 
@@ -264,7 +329,9 @@ class Potential:
 
     @classmethod
     def load(cls, directory: Path | str) -> Potential:
-        """Reads what `save` wrote; no training config is needed.  Remembered structures may have been taken out.
+        """Reads what `save` wrote; no training config is needed.
+
+        Files of remembered structures and of what was fitted may have been taken out.
 
         Raises:
             InputError: the folder is missing, incomplete or damaged.

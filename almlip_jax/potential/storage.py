@@ -21,8 +21,9 @@ from pydantic import TypeAdapter
 
 from almlip_jax.ensembles import EnsembleSettings, build_ensemble
 from almlip_jax.errors import InputError
-from almlip_jax.files import PARTIAL, cannot_write, flush_to_disk, make_folder, write_text
+from almlip_jax.files import PARTIAL, cannot_write, flush_to_disk, make_folder, plain, read_npz, write_npz, write_text
 from almlip_jax.models import ModelSettings, Params
+from almlip_jax.potential.fitted import Calibration, Fitted, params_digest
 from almlip_jax.structures.extxyz_reading import read_extxyz
 from almlip_jax.structures.remembered import as_text
 from almlip_jax.structures.species import SpeciesTable
@@ -33,13 +34,15 @@ if TYPE_CHECKING:
 _DESCRIPTION = "potential.json"
 _PARAMS = "params"  # of the folder that holds them; a hash of the parameters follows
 _REMEMBERED = "remembered"  # of the file that holds remembered structures; a hash of them follows
+_FITTED = "fitted"  # of files that hold the arrays of what was fitted; its name and a hash of the arrays follow
 _OWN = re.compile(
-    rf"{_PARAMS}(-[0-9a-f]{{16}})?|{_REMEMBERED}-[0-9a-f]{{16}}\.extxyz"
-    rf"|\.({_PARAMS}|{_REMEMBERED})-[0-9a-f]{{16}}\.\d+{re.escape(PARTIAL)}.*"
+    rf"{_PARAMS}(-[0-9a-f]{{16}})?|{_REMEMBERED}-[0-9a-f]{{16}}\.extxyz|{_FITTED}-\w+-[0-9a-f]{{16}}\.npz"
+    rf"|\.({_PARAMS}|{_REMEMBERED}|{_FITTED}-\w+)-[0-9a-f]{{16}}\.\d+{re.escape(PARTIAL)}.*"
 )
 """Names of what `Potential.save` makes beside the description, finished or not."""
 
-_FORMAT = 1
+_FORMAT = 2
+"""Of the description; 1 had a calibration in the place of what is fitted."""
 
 
 def save(potential: Potential, directory: Path | str) -> None:
@@ -47,7 +50,7 @@ def save(potential: Potential, directory: Path | str) -> None:
     target = Path(directory).resolve()
     check_place(target)
     arrays = jax.tree.map(np.asarray, potential.params)
-    place = target / f"{_PARAMS}-{_digest(arrays)}"
+    place = target / f"{_PARAMS}-{params_digest(arrays)}"
     make_folder(target)
     try:
         if not _holds(place, arrays):
@@ -65,16 +68,28 @@ def save(potential: Potential, directory: Path | str) -> None:
         text = as_text(potential.remembered)
         names[_REMEMBERED] = f"{_REMEMBERED}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.extxyz"
         write_text(target / names[_REMEMBERED], text)
-    write_text(target / _DESCRIPTION, json.dumps(_description(potential, names), indent=2) + "\n")
+    fitted = {name: _save_fitted(target, name, one) for name, one in potential.fitted.items()}
+    write_text(target / _DESCRIPTION, json.dumps(_description(potential, names, fitted), indent=2) + "\n")
+    used = {*names.values(), *(one["file"] for one in fitted.values() if "file" in one)}
     for other in target.iterdir():  # what an older potential, or a kill, has left here
-        if other.name not in names.values() and _OWN.fullmatch(other.name):
+        if other.name not in used and _OWN.fullmatch(other.name):
             if other.is_dir():
                 shutil.rmtree(other, ignore_errors=True)
             else:
                 other.unlink(missing_ok=True)
 
 
-def _description(potential: Potential, names: Mapping[str, str]) -> dict[str, Any]:
+def _save_fitted(target: Path, name: str, one: Fitted) -> dict[str, Any]:
+    """Writes the arrays of something fitted, if it has any; gives what the description says of it."""
+    arrays = dict(one.value.arrays())
+    if not arrays:
+        return one.description()
+    file = f"{_FITTED}-{name}-{params_digest(arrays)}.npz"
+    write_npz(target / file, arrays)
+    return one.description() | {"file": file}
+
+
+def _description(potential: Potential, names: Mapping[str, str], fitted: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "format": _FORMAT,
         **names,
@@ -85,7 +100,7 @@ def _description(potential: Potential, names: Mapping[str, str]) -> dict[str, An
         "dtype": str(jax.tree.leaves(potential.params)[0].dtype),
         "reference_energies": {chemical_symbols[z]: e for z, e in potential.reference_energies.items()},
         "isolated_atoms": [chemical_symbols[z] for z in sorted(potential.isolated)],
-        "calibration": dict(potential.calibration),
+        "fitted": plain(fitted),
         "versions": {name: version(name) for name in ("jax", "flax", "e3nn-jax", "orbax-checkpoint")},
         "metadata": dict(potential.metadata),
     }
@@ -103,13 +118,16 @@ def load(kind: type[Potential], directory: Path | str) -> Potential:
 def _read(kind: type[Potential], source: Path) -> Potential:
     try:
         text = json.loads((source / _DESCRIPTION).read_text())
+        if int(text.get("format", 1)) > _FORMAT:
+            raise ValueError(f"format {text['format']} is of a later version of this program")
         folder = source / (Path(text.get("params", _PARAMS)).name or _PARAMS)
         settings = TypeAdapter(ModelSettings).validate_python(text["model"])
         species = SpeciesTable(tuple(sorted(atomic_numbers[s] for s in text["species"])))
         references = {atomic_numbers[s]: float(e) for s, e in text["reference_energies"].items()}
         isolated = frozenset(atomic_numbers[s] for s in text.get("isolated_atoms", ()))
-        calibration, metadata = dict(text["calibration"]), dict(text["metadata"])
-        float(calibration.get("slope", 0.0))
+        metadata = dict(text["metadata"])
+        described = {str(name): dict(one) for name, one in text.get("fitted", {}).items()}
+        calibration = Calibration.restored({}, text.get("calibration", {}))
         sample = source / Path(text[_REMEMBERED]).name if _REMEMBERED in text else None
         members = EnsembleSettings.model_validate(text.get("ensemble", {"size": int(text["members"])}))
         ensemble = build_ensemble(settings, members, species, isolated)
@@ -130,7 +148,35 @@ def _read(kind: type[Potential], source: Path) -> Potential:
         remembered = tuple(read_extxyz(sample)) if sample is not None and sample.exists() else ()
     except InputError as error:
         raise InputError(f"{error} The potential can do without that file: delete it.") from error
-    return kind(settings, species, arrays, references, calibration, metadata, members, isolated, remembered)
+    fitted = _read_fitted(source, described, params_digest(arrays))
+    if calibration.values:  # of format 1
+        fitted["calibration"] = Fitted(calibration, params_digest(arrays))
+    return kind(settings, species, arrays, references, fitted, metadata, members, isolated, remembered)
+
+
+def _read_fitted(source: Path, described: Mapping[str, Mapping[str, Any]], params: str) -> dict[str, Fitted]:
+    """What was fitted to parameters with some digest; without what has been taken out of the folder.
+
+    Raises:
+        InputError: a file or its description is damaged, of a later version, or of other parameters.
+    """
+    found = {}
+    for name, text in described.items():
+        place = source / Path(text["file"]).name if "file" in text else None
+        if place is not None and not place.exists():
+            continue
+        try:
+            one = Fitted.described(text, {} if place is None else read_npz(place))
+            if one.params != params:
+                raise InputError("it was fitted to other parameters")
+        except Exception as error:  # whatever stands in the place of what was fitted stumbles in its own way
+            why = " ".join(f"{type(error).__name__}: {error}".split()).removeprefix("InputError: ").rstrip(".")
+            cure = (
+                "take a copy or fit again" if place is None else f"the potential can do without {place.name}: delete it"
+            )
+            raise InputError(f"{source}: what was fitted as {name} cannot be used ({why}); {cure}.") from error
+        found[name] = one
+    return found
 
 
 def check_place(directory: Path | str) -> None:
@@ -150,15 +196,6 @@ def check_place(directory: Path | str) -> None:
             )
 
 
-def _digest(arrays: Params) -> str:
-    """A hash of parameters: those of another potential lie in another folder."""
-    found = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(arrays):
-        found.update(f"{jax.tree_util.keystr(path)}{leaf.dtype}{leaf.shape}".encode())
-        found.update(np.ascontiguousarray(leaf).tobytes())
-    return found.hexdigest()[:16]
-
-
 def _holds(place: Path, arrays: Params) -> bool:
     """Whether a folder holds some parameters, undamaged."""
     if not place.exists():
@@ -168,4 +205,4 @@ def _holds(place: Path, arrays: Params) -> bool:
             there = checkpointer.restore(place, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arrays))
     except Exception:  # orbax raises many kinds for a damaged checkpoint
         return False
-    return _digest(jax.tree.map(np.asarray, there)) == _digest(arrays)
+    return params_digest(there) == params_digest(arrays)

@@ -104,6 +104,12 @@ class _Run(ABC):
             check_exploration(self.settings, potential.member_settings, gated=config.rule is not None)
         except ValueError as error:
             raise InputError(f"{config.potential}: {error}") from error
+        asking = config.asks_for_training_set
+        if asking and config.training_set is None and not potential.knows_training_set:
+            raise InputError(
+                f"training_set is missing, which is needed for {asking[0]}; {config.potential} does not know its own "
+                "(know_training_set)."
+            )
         self.place = SimulationDirectory(folder)
         self.dtype = np.dtype(jax.tree.leaves(potential.params)[0].dtype)
         self.explorer = explorer or Explorer(
@@ -153,10 +159,10 @@ class _Run(ABC):
         return [self.potential.reference_energy(start) for start in self.starts]
 
     @cached_property
-    def training_set(self) -> list[Atoms]:
-        """Structures that the potential was trained on; none where nothing asks for them."""
-        given = self.config.training_set
-        return [] if given is None or not self.config.asks_for_training_set else self.bare_structures(given)
+    def training_set(self) -> list[Atoms] | None:
+        """Structures that the potential was trained on; none where nothing asks for them, or it knows them itself."""
+        given, asking = self.config.training_set, self.config.asks_for_training_set
+        return self.bare_structures(given) if given is not None and asking else None
 
     def bare_structures(self, path: Path) -> list[Atoms]:
         """The structures of a file without their labels."""
@@ -164,7 +170,8 @@ class _Run(ABC):
 
     def session(self, begun: bool) -> Session:
         """The run before its first step."""
-        known = know(self.settings, self.potential, self.training_set, self.config.seed)
+        asked = self.config.asks_for_training_set
+        known = know(self.settings, self.potential, self.training_set, self.config.seed) if asked else Knowledge()
         resolved = self.thresholds(known, begun)
         known, thresholds = replace(known, relative=resolved.relative), resolved.levels
         key = named_key(self.config.seed, "explore")
@@ -192,9 +199,12 @@ class _Run(ABC):
             labelled = read_structures(self.config.calibration_set, require_labels=True, **self.config.arguments)
             return errors_and_scores(score, self.potential, labelled, known)
 
-        found = resolve_thresholds(
-            rule, lambda: structure_scores(score, self.potential, self.training_set, known), calibration
-        )
+        def of_training_set() -> np.ndarray:
+            if self.training_set is None:
+                return known.scores[score]
+            return structure_scores(score, self.potential, self.training_set, known)
+
+        found = resolve_thresholds(rule, of_training_set, calibration)
         content = {"record": found.record, "stop": found.stop, "relative": found.relative, "score": score}
         write_json(self.place.thresholds, content)
         return found

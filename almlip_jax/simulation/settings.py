@@ -35,7 +35,7 @@ class SimulationConfig(FileReading, ABC):
     """File with the start structures; they are dealt out to the walkers in turn."""
     training_set: Path | None = None
     """Structures that the potential was trained on; relative thresholds, novelty scores and admissions by features
-    compare with them."""
+    compare with them.  Not needed where the potential knows them (`know_training_set` of its config)."""
     calibration_set: Path | None = None
     """Labelled structures that it was not trained on, for calibrated and conformal thresholds."""
     exploration: ExplorationSettings
@@ -70,8 +70,6 @@ class SimulationConfig(FileReading, ABC):
     def _sets_are_given(self) -> Self:
         if self.rule is not None:
             check_thresholds(self.rule, self.exploration.gate.score)
-        if self.asks_for_training_set and self.training_set is None:
-            raise ValueError(f"training_set is missing, which is needed for {self.asks_for_training_set[0]}.")
         if isinstance(self.rule, CalibratedThresholds | ConformalThresholds) and self.rule.frames != FRAMES:
             raise ValueError("thresholds.frames are drawn in campaigns only; here calibration_set gives the frames.")
         if isinstance(self.rule, CalibratedThresholds | ConformalThresholds) and self.calibration_set is None:

@@ -19,10 +19,10 @@ from ase import Atoms
 from scipy.stats import rankdata
 
 from almlip_jax.compilation import prepare_jax
-from almlip_jax.dynamics.novelty import Novelty, fit_extrapolation_grade, fit_latent_distance
 from almlip_jax.fitting import fit_potential
 from almlip_jax.models import SharedDensitySettings
 from almlip_jax.potential import Potential
+from almlip_jax.potential.novelty import Novelty, fit_extrapolation_grade, fit_latent_distance
 from almlip_jax.structures.io import read_structures
 from almlip_jax.training import EnsembleSettings, TrainingSettings
 

@@ -26,9 +26,9 @@ from almlip_jax.dynamics.gates import (
     TrustBandGate,
     scaled_by_species,
 )
-from almlip_jax.dynamics.novelty import fit_extrapolation_grade, fit_latent_distance
 from almlip_jax.dynamics.settings import AbsoluteGate, BandGate, RewindSettings
 from almlip_jax.ensembles import Prediction
+from almlip_jax.potential.novelty import fit_extrapolation_grade, fit_latent_distance
 from almlip_jax.structures.graph import Graph
 
 SCORE = "force_std_max"

@@ -14,7 +14,6 @@ from ase.calculators.singlepoint import SinglePointCalculator
 
 from almlip_jax.dynamics import Knowledge
 from almlip_jax.dynamics.knowledge import errors_and_scores, structure_scores
-from almlip_jax.dynamics.novelty import fit_latent_distance
 from almlip_jax.dynamics.settings import AbsoluteGate
 from almlip_jax.dynamics.thresholds import (
     AtomErrors,
@@ -28,6 +27,7 @@ from almlip_jax.dynamics.thresholds import (
     resolve_thresholds,
 )
 from almlip_jax.errors import InputError
+from almlip_jax.potential.novelty import fit_latent_distance
 
 
 def not_asked() -> None:

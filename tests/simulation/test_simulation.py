@@ -723,6 +723,21 @@ def test_explore_as_a_user_runs_it(folder):
     assert {"latent_distance", "departed_step"} <= set(read_npz(folder / "found" / "exploration.npz"))
 
 
+@pytest.mark.slow
+def test_a_potential_that_knows_its_training_set_explores_without_it(folder):
+    """The same walkers by the same thresholds, relative to scores that the potential kept."""
+    Potential.load(folder / "potential").knowing(read_structures(folder / "train.extxyz")).save(folder / "knowing")
+    config = yaml.safe_load((folder / "explore.yaml").read_text()) | {"thresholds": {"kind": "relative"}}
+    without = {key: value for key, value in config.items() if key != "training_set"} | {"potential": "knowing"}
+    for name, content in (("with", config), ("without", without)):
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(content))
+        almlip(folder, "explore", f"{name}.yaml", "--out", name)
+    kept, given = (json.loads((folder / name / "thresholds.json").read_text()) for name in ("without", "with"))
+    assert kept["record"] == pytest.approx(given["record"], rel=1e-4) and kept["record"] > 0.05
+    one, two = (read_npz(folder / name / "exploration.npz") for name in ("without", "with"))
+    np.testing.assert_allclose(one["latent_distance"], two["latent_distance"], rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("command", "changes", "message"),
     [

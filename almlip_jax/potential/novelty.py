@@ -6,8 +6,9 @@ set.  They are fitted on the host, and are arrays in the compiled loop.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from functools import partial
-from typing import Literal, TypeAlias
+from typing import Any, ClassVar, Literal, Self, TypeAlias, cast, get_args
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ import numpy as np
 from flax import struct
 
 from almlip_jax.ensembles import Prediction
+from almlip_jax.potential.fitted import fitted_kind
 from almlip_jax.selection import active_set
 from almlip_jax.structures.graph import Graph
 
@@ -26,6 +28,11 @@ _FEWEST = 1e-12
 _UNSPANNED = 1e-3  # of the features' root mean square: rows that stand for what the training atoms do not span
 
 
+NOVELTY: tuple[NoveltyName, ...] = get_args(NoveltyName)
+"""Names of all novelty scores."""
+
+
+@fitted_kind
 @struct.dataclass
 class Novelty:
     """A novelty score, fitted; L models, Z species, F features.
@@ -37,10 +44,30 @@ class Novelty:
         largest: whether the largest component of the whitened vector counts, or its length (static).
     """
 
+    kind: ClassVar[str] = "novelty"
+    version: ClassVar[int] = 1
+
     centre: jax.Array
     whiten: jax.Array
     unit: jax.Array
     largest: bool = struct.field(pytree_node=False)
+
+    def arrays(self) -> Mapping[str, np.ndarray]:
+        """What is saved as arrays."""
+        return {name: np.asarray(getattr(self, name)) for name in ("centre", "whiten", "unit")}
+
+    def numbers(self) -> Mapping[str, Any]:
+        """What is saved beside them."""
+        return {"largest": self.largest}
+
+    @classmethod
+    def restored(cls, arrays: Mapping[str, np.ndarray], numbers: Mapping[str, Any]) -> Self:
+        """From what was saved."""
+        # left on the host, where float64 stays what it is
+        centre, whiten, unit = (cast(jax.Array, arrays[name]) for name in ("centre", "whiten", "unit"))
+        if whiten.shape != (*centre.shape, centre.shape[-1]) or unit.shape != centre.shape[1:2]:
+            raise ValueError("centre, whiten and unit do not fit each other")
+        return cls(centre, whiten, unit, bool(numbers["largest"]))
 
     def of_atoms(self, prediction: Prediction, graph: Graph) -> jax.Array:
         """The score of each atom, [A]; 0 for padding atoms, not a number where features are none."""
@@ -60,6 +87,14 @@ class Novelty:
 
         over_models = jax.vmap(one_model)(features, self.centre, self.whiten)
         return jnp.sqrt(jnp.mean(over_models, axis=0)) / self.unit[species]
+
+
+def fit_novelty(
+    names: Collection[NoveltyName], features: np.ndarray, species: np.ndarray, num_species: int
+) -> dict[str, Novelty]:
+    """Novelty scores by name, from the features [L, A, F] and species [A] of the atoms of the training set."""
+    fits = {"latent_distance": fit_latent_distance, "extrapolation_grade": fit_extrapolation_grade}
+    return {name: fits[name](features, species, num_species) for name in NOVELTY if name in names}
 
 
 def fit_latent_distance(features: np.ndarray, species: np.ndarray, num_species: int, quantile: float = 0.99) -> Novelty:
