@@ -394,10 +394,9 @@ def select(
     model = _load(potential)
     from almlip_jax.campaign.batch import candidates, choose
     from almlip_jax.campaign.consistency import check_selector
-    from almlip_jax.campaign.cost import cost_exponent, expected_costs
+    from almlip_jax.campaign.cost import expected_costs
     from almlip_jax.features import FeatureRequest
     from almlip_jax.keys import named_key
-    from almlip_jax.selection import build_selector, features_of
     from almlip_jax.structures.io import write_structures
 
     selector = settings.selection.selector
@@ -405,14 +404,14 @@ def select(
         check_selector(selector, model.member_settings, "selection.selector")
     except ValueError as error:
         raise InputError(f"{potential}: {error}") from error
-    features, exponent = FeatureRequest.of(features_of(selector), settings.seed), cost_exponent(selector)
+    features, exponent = FeatureRequest.of(selector.feature_names, settings.seed), selector.cost_exponent
     reading = _reading(settings.system, types)
     frames, labelled = (_read([file], reading, ignore_labels=True) for file in (pool, train_file))
     model.check_elements(frames, str(pool))
     model.check_elements(labelled, str(train_file))
     cost = None if exponent is None else expected_costs(frames, (), exponent)
     chosen = choose(
-        build_selector(selector, min(k, len(frames))),
+        selector.build(min(k, len(frames))),
         named_key(settings.seed, "select"),
         candidates(frames, model.evaluate(frames, features=features), cost=cost),
         candidates(labelled, model.evaluate(labelled, features=features)),

@@ -39,6 +39,11 @@ class Settings(BaseModel):
         return {key: _of_kind(value, cls.model_fields[key]) for key, value in data.items()}
 
     @classmethod
+    def alternatives(cls) -> Iterator[type[Settings]]:
+        """The config models that a field of this type may hold: itself, or the kinds of a family."""
+        yield cls
+
+    @classmethod
     def _hint(cls, key: str) -> str:
         known = sorted(cls.model_fields)
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
@@ -60,7 +65,7 @@ def valid_keys(kind: object) -> str:
 def settings_in(annotation: Any) -> Iterator[type[Settings]]:
     """The config models that values of a type are made of: of unions, lists and dicts all that occur in it."""
     if isinstance(annotation, type) and issubclass(annotation, Settings):
-        yield annotation
+        yield from annotation.alternatives()
     for part in get_args(annotation):
         yield from settings_in(part)
 
@@ -68,7 +73,7 @@ def settings_in(annotation: Any) -> Iterator[type[Settings]]:
 def _of_kind(value: Any, field: FieldInfo) -> Any:
     """A value, with the default kind where it is a section that has none."""
     kind = getattr(field.default, "kind", None)
-    if field.discriminator is None or kind is None or not isinstance(value, Mapping) or "kind" in value:
+    if kind is None or not isinstance(value, Mapping) or "kind" in value:
         return value
     return {"kind": kind} | dict(value)
 

@@ -51,10 +51,7 @@ def candidates(
 
 def adaptive_part(settings: SelectorSettings) -> AdaptiveSettings | None:
     """The selector that follows progress inside some settings, if there is one."""
-    inner: Any = settings
-    while hasattr(inner, "selector"):  # inside a chain, or weighed by cost
-        inner = inner.selector
-    return inner if isinstance(inner, AdaptiveSettings) else None
+    return settings.innermost if isinstance(settings.innermost, AdaptiveSettings) else None
 
 
 def selection_scalars(settings: SelectorSettings, errors: Sequence[float]) -> dict[str, float]:

@@ -18,19 +18,7 @@ from almlip_jax.campaign.settings import (
 from almlip_jax.dynamics.judging import check_exploration
 from almlip_jax.ensembles import SCORES, EnsembleSettings, require_score, require_spread
 from almlip_jax.errors import InputError
-from almlip_jax.selection import (
-    Candidates,
-    ChainSettings,
-    RandomSettings,
-    SelectorSettings,
-    ThresholdSettings,
-    TopFractionSettings,
-    UserSettings,
-    build_selector,
-    features_of,
-    parts_of,
-    scores_of,
-)
+from almlip_jax.selection import Candidates, SelectorSettings
 from almlip_jax.training import TrainingSettings
 
 _OF_MEMBERS = ("force_gradient", "committee_energy")  # feature maps made of differences between members
@@ -59,9 +47,9 @@ def check_selector(selector: SelectorSettings, members: EnsembleSettings, where:
         members: settings of the ensemble.
         where: the key that holds them.
     """
-    for score in scores_of(selector):
+    for score in selector.score_names:
         require_score(score, members, where)
-    for name in features_of(selector):
+    for name in selector.feature_names:
         if name in _OF_MEMBERS:
             require_spread(members, f"{where}, features '{name}',")
 
@@ -69,7 +57,7 @@ def check_selector(selector: SelectorSettings, members: EnsembleSettings, where:
 def check_columns(selector: SelectorSettings, k: int, where: str) -> None:
     """Builds a selector and traces it on candidates without content, so that what it lacks is known before a label is.
 
-    Kinds of this package are checked by their settings; a user's own function may look for anything.
+    A user's own function may look for anything.
 
     Args:
         selector: its settings.
@@ -79,16 +67,14 @@ def check_columns(selector: SelectorSettings, k: int, where: str) -> None:
     Raises:
         InputError: a user's function cannot be imported or built, or asks for a score or feature that there is not.
     """
-    built = build_selector(selector, k)
-    if not any(isinstance(part, UserSettings) for part in parts_of(selector)):
-        return
+    built = selector.build(k)
     rows = max(4 * k, 64)
 
     def column(*shape: int, dtype: Any = jnp.float32) -> Any:
         return jax.ShapeDtypeStruct((rows, *shape), dtype)
 
     blank = Candidates(
-        features={name: column(64) for name in features_of(selector)},
+        features={name: column(64) for name in selector.feature_names},
         scores={name: column() for name in SCORES},
         cost=column(),
         valid=column(dtype=bool),
@@ -114,23 +100,11 @@ def check_adaptive(selector: SelectorSettings, training: TrainingSettings, where
 
 def check_plateau(stopping: StoppingSettings, selection: SelectionSettings) -> None:
     """Refuses to judge the batch against its pool where the batch is a random draw of it; raises ValueError."""
-    if stopping.plateau is not None and draws_at_random(selection.selector):
+    if stopping.plateau is not None and selection.selector.draws_at_random:
         raise ValueError(
             "stopping.plateau compares the batch with the pool that it was chosen from, which says nothing where it is "
             "drawn at random; choose another selector, or leave plateau out."
         )
-
-
-def draws_at_random(selector: SelectorSettings) -> bool:
-    """Whether a batch is as uncertain as its pool on average, whatever the potential says."""
-    if isinstance(selector, ChainSettings):
-        prefers = (isinstance(one, TopFractionSettings) or _has_floor(one) for one in selector.filters)
-        return isinstance(selector.selector, RandomSettings) and not any(prefers)
-    return isinstance(selector, RandomSettings)
-
-
-def _has_floor(one: Any) -> bool:
-    return isinstance(one, ThresholdSettings) and one.minimum is not None
 
 
 def check_target(stopping: StoppingSettings, test: TestSettings) -> None:

@@ -9,7 +9,6 @@ import numpy as np
 from ase import Atoms
 
 from almlip_jax.oracles import LabelStore
-from almlip_jax.selection import ChainSettings, CostAwareSettings, SelectorSettings
 
 _STEEPEST = 7.0  # power of the number of atoms; no label source grows faster
 
@@ -61,9 +60,3 @@ def expected_costs(frames: Sequence[Atoms], paid: Iterable[PaidLabel], exponent:
     law = np.exp(y.mean() + power * (np.log(sizes) - x.mean()))
     names = [frame.get_chemical_formula() for frame in frames]
     return np.array([means.get(name, cost) for name, cost in zip(names, law, strict=True)])
-
-
-def cost_exponent(settings: SelectorSettings) -> float | None:
-    """The exponent of a selector that weighs by cost, alone or at the end of a chain; None of one that does not."""
-    inner = settings.selector if isinstance(settings, ChainSettings) else settings
-    return inner.exponent if isinstance(inner, CostAwareSettings) else None

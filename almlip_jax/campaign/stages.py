@@ -23,7 +23,7 @@ from almlip_jax.campaign.batch import (
     validation_error,
     validation_note,
 )
-from almlip_jax.campaign.cost import cost_exponent, expected_costs, paid_labels
+from almlip_jax.campaign.cost import expected_costs, paid_labels
 from almlip_jax.campaign.preparation import check_stress_labels, held_out_set, initial_set, planned_calls
 from almlip_jax.campaign.rundir import PotentialDirectory, RoundDirectory
 from almlip_jax.campaign.settings import PoolExploration
@@ -317,7 +317,7 @@ def _selection_scalars(shop: Workshop, round_index: int) -> dict[str, float]:
 
 def _costs(shop: Workshop, frames: Sequence[Atoms]) -> np.ndarray | None:
     """Expected cost of each label, where the selector asks for it."""
-    exponent = cost_exponent(shop.config.selection.selector)
+    exponent = shop.config.selection.selector.cost_exponent
     return None if exponent is None else expected_costs(frames, paid_labels(shop.store), exponent)
 
 

@@ -52,7 +52,7 @@ from almlip_jax.models import ModelSettings, Params
 from almlip_jax.oracles import ExecutorSettings, Labeller, LabelStore, OracleSettings
 from almlip_jax.potential import Evaluated, Potential
 from almlip_jax.progress import Advance, Progress
-from almlip_jax.selection import Selector, build_selector, features_of
+from almlip_jax.selection import Selector
 from almlip_jax.structures.io import read_structures
 from almlip_jax.structures.labels import FileReading
 from almlip_jax.structures.packing import BatchShape
@@ -305,7 +305,7 @@ class Workshop:
     @cached_property
     def selector(self) -> Selector:
         """Chooses a batch."""
-        return build_selector(self.config.selection.selector, self.config.selection.batch)
+        return self.config.selection.selector.build(self.config.selection.batch)
 
     @cached_property
     def pool_capacity(self) -> int:
@@ -431,7 +431,7 @@ class Workshop:
     @cached_property
     def features(self) -> FeatureRequest:
         """What the selector looks at."""
-        return FeatureRequest.of(features_of(self.config.selection.selector), self.config.seed)
+        return FeatureRequest.of(self.config.selection.selector.feature_names, self.config.seed)
 
     @cached_property
     def _evaluations(self) -> dict[tuple[int, str], Evaluated]:

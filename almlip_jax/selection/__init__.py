@@ -3,86 +3,40 @@
 from almlip_jax.selection.base import (
     Candidates,
     Filter,
+    FilterSettings,
+    LeafSelector,
     Selection,
     Selector,
+    SelectorSettings,
+    UserFilter,
+    UserSelector,
+    WeighedSelector,
 )
-from almlip_jax.selection.clusters import (
-    kmeans_fps,
-)
-from almlip_jax.selection.compose import (
-    chain,
-    select,
-)
+from almlip_jax.selection.clusters import KmeansFpsSettings, kmeans_fps
+from almlip_jax.selection.compose import ChainSettings, chain, select
 from almlip_jax.selection.design import (
+    BaitSettings,
+    DppSettings,
+    FrankWolfeSettings,
+    MaxDetSettings,
     bait,
     dpp,
     frank_wolfe,
     max_det,
 )
-from almlip_jax.selection.diversity import (
-    kmeans_pp,
-    lcmd,
-    max_dist,
-)
-from almlip_jax.selection.greedy import (
-    Backward,
-    Greedy,
-    Ranking,
-    Rule,
-    cost_aware,
-)
-from almlip_jax.selection.hybrid import (
-    WEIGHT,
-    adapt,
-    adaptive,
-    hybrid,
-)
-from almlip_jax.selection.maxvol import (
-    ActiveSet,
-    active_set,
-    extrapolation_grade,
-    maxvol,
-)
-from almlip_jax.selection.rankings import (
-    entropy,
-    top_k,
-)
-from almlip_jax.selection.rows import (
-    Rows,
-)
+from almlip_jax.selection.diversity import KmeansPpSettings, LcmdSettings, MaxDistSettings, kmeans_pp, lcmd, max_dist
+from almlip_jax.selection.greedy import Backward, CostAwareSettings, Greedy, Ranking, Rule, cost_aware
+from almlip_jax.selection.hybrid import WEIGHT, AdaptiveSettings, HybridSettings, adapt, adaptive, hybrid
+from almlip_jax.selection.maxvol import ActiveSet, MaxvolSettings, active_set, extrapolation_grade, maxvol
+from almlip_jax.selection.rankings import EntropySettings, TopKSettings, entropy, top_k
+from almlip_jax.selection.rows import Rows
 from almlip_jax.selection.scores import (
+    RandomSettings,
+    ThresholdSettings,
+    TopFractionSettings,
     random,
     threshold,
     top_fraction,
-)
-from almlip_jax.selection.settings import (
-    AdaptiveSettings,
-    BaitSettings,
-    ChainSettings,
-    CostAwareSettings,
-    DppSettings,
-    EntropySettings,
-    FilterSettings,
-    FrankWolfeSettings,
-    HybridSettings,
-    KmeansFpsSettings,
-    KmeansPpSettings,
-    LcmdSettings,
-    MaxDetSettings,
-    MaxDistSettings,
-    MaxvolSettings,
-    RandomSettings,
-    SelectorSettings,
-    ThresholdSettings,
-    TopFractionSettings,
-    TopKSettings,
-    UserSettings,
-    build_filter,
-    build_selector,
-    features_of,
-    import_function,
-    parts_of,
-    scores_of,
 )
 
 __all__ = [
@@ -104,6 +58,7 @@ __all__ = [
     "KmeansFpsSettings",
     "KmeansPpSettings",
     "LcmdSettings",
+    "LeafSelector",
     "MaxDetSettings",
     "MaxDistSettings",
     "MaxvolSettings",
@@ -117,31 +72,27 @@ __all__ = [
     "ThresholdSettings",
     "TopFractionSettings",
     "TopKSettings",
-    "UserSettings",
+    "UserFilter",
+    "UserSelector",
+    "WeighedSelector",
     "active_set",
     "adapt",
     "adaptive",
     "bait",
-    "build_filter",
-    "build_selector",
     "chain",
     "cost_aware",
     "dpp",
     "entropy",
     "extrapolation_grade",
-    "features_of",
     "frank_wolfe",
     "hybrid",
-    "import_function",
     "kmeans_fps",
     "kmeans_pp",
     "lcmd",
     "max_det",
     "max_dist",
     "maxvol",
-    "parts_of",
     "random",
-    "scores_of",
     "select",
     "threshold",
     "top_fraction",

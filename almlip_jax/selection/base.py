@@ -7,12 +7,24 @@ choices (how many, by which score, on which features), in the manner of optax; `
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import field
-from typing import Protocol
+from functools import lru_cache
+from typing import Literal, ParamSpec, Protocol, TypeVar, cast
 
 import jax
 from flax import struct
+from pydantic import Field
+
+from almlip_jax.feature_names import FeatureName
+from almlip_jax.kinds import Spec, UserCode
+from almlip_jax.score_names import ScoreName
+from almlip_jax.settings import Settings
+
+P = ParamSpec("P")
+R = TypeVar("R")
+_REMEMBERED = 256  # selectors that are kept to be given again; more than a study compares
 
 
 @struct.dataclass
@@ -65,3 +77,135 @@ class Filter(Protocol):
     def __call__(self, key: jax.Array, pool: Candidates, labelled: Candidates) -> Candidates:
         """The narrowed pool."""
         ...
+
+
+def memoised(factory: Callable[P, R]) -> Callable[P, R]:
+    """The factory, giving one object for the same arguments, so that ``select(max_det(10), ...)`` compiles once."""
+    return cast(Callable[P, R], lru_cache(maxsize=_REMEMBERED)(factory))
+
+
+class Stage(Settings):
+    """Settings of a filter or a selector, which say what they look at."""
+
+    @property
+    def score_names(self) -> tuple[ScoreName, ...]:
+        """Scores that it looks at, as far as settings tell."""
+        return ()
+
+    @property
+    def feature_names(self) -> tuple[FeatureName, ...]:
+        """Feature maps that it looks at."""
+        return ()
+
+
+class FilterSettings(Stage, Spec):
+    """Settings of any filter."""
+
+    @property
+    def prefers(self) -> bool:
+        """Whether it keeps the more uncertain of the candidates."""
+        return False
+
+    @abstractmethod
+    def build(self) -> Filter:
+        """The filter.
+
+        Raises:
+            InputError: a user's function cannot be imported or built.
+        """
+
+
+class SelectorSettings(Stage, Spec):
+    """Settings of any selector."""
+
+    @property
+    def innermost(self) -> SelectorSettings:
+        """The selector itself, without what is around it."""
+        return self
+
+    @property
+    def draws_at_random(self) -> bool:
+        """Whether a batch is as uncertain as its pool on average, whatever the potential says."""
+        return False
+
+    @property
+    def cost_exponent(self) -> float | None:
+        """Power of the number of atoms where costs are not known, of one that weighs by cost; None of others."""
+        return None
+
+    @abstractmethod
+    def build(self, k: int) -> Selector:
+        """The selector, for batches of k.
+
+        Raises:
+            InputError: a user's function cannot be imported or built.
+        """
+
+
+class LeafSelector(SelectorSettings):
+    """Selectors that may stand at the end of a chain."""
+
+
+class WeighedSelector(LeafSelector):
+    """Selectors whose gains a cost can weigh."""
+
+
+class ByScore(Stage):
+    """Looks at a score."""
+
+    score: ScoreName = "force_std_mean"
+    """Which score."""
+
+    @property
+    def score_names(self) -> tuple[ScoreName, ...]:
+        """The one."""
+        return (self.score,)
+
+
+class ByFeatures(Stage):
+    """Looks at features."""
+
+    features: FeatureName = "last_layer_gradient"
+    """Which feature map stands for a structure."""
+
+    @property
+    def feature_names(self) -> tuple[FeatureName, ...]:
+        """The one."""
+        return (self.features,)
+
+
+class ByDesign(ByFeatures):
+    """Looks at features through a linear model with noise."""
+
+    sigma: float = Field(default=1e-3, ge=1e-6, le=1000.0)
+    """Noise, relative to features of mean square norm 1; below 1e-6, float64 does not resolve it."""
+
+
+class _UserStage(UserCode, Stage):
+    features: tuple[FeatureName, ...] = ("latent", "last_layer_gradient")
+    """Feature maps that it looks at."""
+
+    @property
+    def feature_names(self) -> tuple[FeatureName, ...]:
+        """Those named."""
+        return self.features
+
+
+class UserSelector(_UserStage, LeafSelector):
+    """A user's own factory ``(k, **parameters) -> Selector``."""
+
+    kind: Literal["user"] = "user"
+
+    def build(self, k: int) -> Selector:
+        """What the factory makes."""
+        return cast(Selector, self.call_for(k=k))
+
+
+class UserFilter(_UserStage, FilterSettings):
+    """A user's own factory ``(**parameters) -> Filter``."""
+
+    kind: Literal["user"] = "user"
+
+    def build(self) -> Filter:
+        """What the factory makes."""
+        return cast(Filter, self.call_for())

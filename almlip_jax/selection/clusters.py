@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from pydantic import Field
 
 from almlip_jax.selection import distances
+from almlip_jax.selection.base import ByFeatures, Selector, WeighedSelector, memoised
 from almlip_jax.selection.distances import Nearest, Points
 from almlip_jax.selection.greedy import Greedy, Rule
 from almlip_jax.selection.rows import Rows, drawn
@@ -21,6 +23,7 @@ class _Clustered(NamedTuple):
     sizes: jax.Array
 
 
+@memoised
 def kmeans_fps(k: int, features: str = "last_layer_gradient", clusters: int = 15, iterations: int = 25) -> Greedy:
     """k-means on the pool, then farthest points inside the clusters.
 
@@ -92,3 +95,17 @@ def kmeans(key: jax.Array, points: Points, clusters: int, iterations: int) -> tu
 
     centres = jax.lax.fori_loop(0, iterations, improve, centres)
     return assign(centres), centres
+
+
+class KmeansFpsSettings(ByFeatures, WeighedSelector):
+    """Farthest points inside the clusters of the pool, which take turns."""
+
+    kind: Literal["kmeans_fps"] = "kmeans_fps"
+    clusters: int = Field(default=15, ge=1, le=100_000)
+    """Number of clusters."""
+    iterations: int = Field(default=25, ge=0, le=10_000)
+    """Rounds of k-means."""
+
+    def build(self, k: int) -> Selector:
+        """See `kmeans_fps`."""
+        return kmeans_fps(k, self.features, self.clusters, self.iterations)

@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cache
-from typing import Any, cast
+from functools import lru_cache
+from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from pydantic import Field
 
-from almlip_jax.selection.base import Candidates, Filter, Selection, Selector
+from almlip_jax.feature_names import FeatureName
+from almlip_jax.score_names import ScoreName
+from almlip_jax.selection.base import (
+    Candidates,
+    Filter,
+    FilterSettings,
+    LeafSelector,
+    Selection,
+    Selector,
+    SelectorSettings,
+    Stage,
+    memoised,
+)
 
 
+@memoised
 def chain(*filters: Filter, selector: Selector) -> Selector:
     """A selector that sees only what all filters, in their order, leave of the pool.
 
@@ -59,7 +73,7 @@ def select(
         return jax.device_get(_compiled(cast(Any, selector), double)(key, pool, labelled))
 
 
-@cache
+@lru_cache(maxsize=64)  # those of a user's own closures are let go
 def _compiled(selector: Selector, double: bool) -> Selector:
     if not double:
         return jax.jit(selector)
@@ -73,3 +87,46 @@ def _doubled(candidates: Candidates) -> Candidates:
         return jnp.asarray(values, jnp.float64 if real else values.dtype)
 
     return jax.tree.map(leaf, candidates)
+
+
+class ChainSettings(SelectorSettings):
+    """Filters one after the other, then a selector on what they leave."""
+
+    kind: Literal["chain"] = "chain"
+    filters: tuple[FilterSettings, ...] = Field(min_length=1)
+    """In their order."""
+    selector: LeafSelector
+    """Chooses from what is left."""
+
+    @property
+    def innermost(self) -> SelectorSettings:
+        """That of the selector inside."""
+        return self.selector.innermost
+
+    @property
+    def score_names(self) -> tuple[ScoreName, ...]:
+        """Those of filters and selector."""
+        return tuple(dict.fromkeys(name for one in self._stages for name in one.score_names))
+
+    @property
+    def feature_names(self) -> tuple[FeatureName, ...]:
+        """Those of filters and selector."""
+        return tuple(dict.fromkeys(name for one in self._stages for name in one.feature_names))
+
+    @property
+    def draws_at_random(self) -> bool:
+        """Where the selector does, and no filter prefers uncertain candidates."""
+        return self.selector.draws_at_random and not any(one.prefers for one in self.filters)
+
+    @property
+    def cost_exponent(self) -> float | None:
+        """That of the selector."""
+        return self.selector.cost_exponent
+
+    def build(self, k: int) -> Selector:
+        """See `chain`."""
+        return chain(*(one.build() for one in self.filters), selector=self.selector.build(k))
+
+    @property
+    def _stages(self) -> tuple[Stage, ...]:
+        return (*self.filters, self.selector)

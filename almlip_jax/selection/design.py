@@ -11,14 +11,15 @@ matrix-vector products with the pool and no memory beyond the rows.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from pydantic import Field
 
 from almlip_jax.errors import InputError
 from almlip_jax.kernels import gram, posterior_map, unit_diagonal, wide
-from almlip_jax.selection.base import Candidates, Selection, Selector
+from almlip_jax.selection.base import ByDesign, Candidates, LeafSelector, Selection, Selector, WeighedSelector, memoised
 from almlip_jax.selection.greedy import Backward, Greedy, Rule
 from almlip_jax.selection.rows import Rows, arrange, drawn
 
@@ -46,6 +47,7 @@ class _Design(NamedTuple):
     number: jax.Array
 
 
+@memoised
 def max_det(k: int, features: str = "last_layer_gradient", sigma: float = 1e-3) -> Greedy:
     """Greedy D-optimal design: each choice adds most to ``log det(Phi^T Phi + sigma^2 I)`` over labelled and chosen.
 
@@ -99,6 +101,7 @@ class _Spared(NamedTuple):
     weight: jax.Array
 
 
+@memoised
 def bait(k: int, features: str = "last_layer_gradient", sigma: float = 1e-3, overselect: float = 1.0) -> Greedy:
     """Greedy BAIT: each choice lowers most the mean posterior variance over labelled and pool.
 
@@ -178,6 +181,7 @@ class _Coreset(NamedTuple):
     target: jax.Array
 
 
+@memoised
 def frank_wolfe(k: int, features: str = "last_layer_gradient", sigma: float = 1e-3) -> Greedy:
     """Sparse approximation of the whole pool by Frank-Wolfe steps (active Bayesian coresets, ACS-FW).
 
@@ -213,6 +217,7 @@ def frank_wolfe(k: int, features: str = "last_layer_gradient", sigma: float = 1e
     return Greedy(k, Rule(start, gains, update, features))
 
 
+@memoised
 def dpp(k: int, features: str = "last_layer_gradient", sigma: float = 1e-3) -> Selector:
     """An exact sample of a determinantal point process of k candidates: probability ~ det of their posterior kernel.
 
@@ -317,3 +322,45 @@ def _project(chosen: jax.Array, vector: jax.Array) -> jax.Array:
 def _by_blocks(function: Callable[[jax.Array], jax.Array], rows: jax.Array) -> jax.Array:
     """A function of rows, [n, d] -> [n], applied to a few of them at a time."""
     return jax.lax.map(lambda row: function(row[None])[0], rows, batch_size=_BLOCK)
+
+
+class MaxDetSettings(ByDesign, WeighedSelector):
+    """Greedy D-optimal design given everything labelled."""
+
+    kind: Literal["max_det"] = "max_det"
+
+    def build(self, k: int) -> Selector:
+        """See `max_det`."""
+        return max_det(k, self.features, self.sigma)
+
+
+class BaitSettings(ByDesign, WeighedSelector):
+    """Greedy design that lowers most the mean posterior variance over labelled structures and pool."""
+
+    kind: Literal["bait"] = "bait"
+    overselect: float = Field(default=1.0, ge=1, le=100.0)
+    """Number of choices before the least valuable are given back, over the size of the batch."""
+
+    def build(self, k: int) -> Selector:
+        """See `bait`."""
+        return bait(k, self.features, self.sigma, self.overselect)
+
+
+class FrankWolfeSettings(ByDesign, WeighedSelector):
+    """A sparse weighted sum that stands for the whole pool."""
+
+    kind: Literal["frank_wolfe"] = "frank_wolfe"
+
+    def build(self, k: int) -> Selector:
+        """See `frank_wolfe`."""
+        return frank_wolfe(k, self.features, self.sigma)
+
+
+class DppSettings(ByDesign, LeafSelector):
+    """A sample of a determinantal point process: at random, and diverse."""
+
+    kind: Literal["dpp"] = "dpp"
+
+    def build(self, k: int) -> Selector:
+        """See `dpp`."""
+        return dpp(k, self.features, self.sigma)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
 from almlip_jax.selection import distances
+from almlip_jax.selection.base import ByFeatures, Selector, WeighedSelector, memoised
 from almlip_jax.selection.distances import Nearest, Points
 from almlip_jax.selection.greedy import Greedy, Rule
 from almlip_jax.selection.rows import Rows, ties
 
 
+@memoised
 def max_dist(k: int, features: str = "last_layer_gradient") -> Greedy:
     """Farthest-point sampling: each choice is the candidate farthest from everything labelled or chosen before.
 
@@ -22,6 +24,7 @@ def max_dist(k: int, features: str = "last_layer_gradient") -> Greedy:
     return Greedy(k, Rule(_start, lambda fixed, state, free: jnp.sqrt(state.square), distances.update, features))
 
 
+@memoised
 def lcmd(k: int, features: str = "last_layer_gradient") -> Greedy:
     """Largest cluster maximum distance: the farthest candidate of the cluster with the largest sum of squares.
 
@@ -48,6 +51,7 @@ def lcmd(k: int, features: str = "last_layer_gradient") -> Greedy:
     return Greedy(k, Rule(begin, gains, update, features))
 
 
+@memoised
 def kmeans_pp(k: int, features: str = "last_layer_gradient") -> Greedy:
     """k-means++ sampling: probability proportional to the square distance from everything labelled or chosen.
 
@@ -59,3 +63,33 @@ def kmeans_pp(k: int, features: str = "last_layer_gradient") -> Greedy:
 
 def _start(key: jax.Array, rows: Rows, scalars: Any) -> tuple[Points, Nearest]:
     return distances.start(rows)
+
+
+class MaxDistSettings(ByFeatures, WeighedSelector):
+    """Farthest points from everything labelled or chosen."""
+
+    kind: Literal["max_dist"] = "max_dist"
+
+    def build(self, k: int) -> Selector:
+        """See `max_dist`."""
+        return max_dist(k, self.features)
+
+
+class LcmdSettings(ByFeatures, WeighedSelector):
+    """The farthest point of the largest cluster around what is labelled or chosen."""
+
+    kind: Literal["lcmd"] = "lcmd"
+
+    def build(self, k: int) -> Selector:
+        """See `lcmd`."""
+        return lcmd(k, self.features)
+
+
+class KmeansPpSettings(ByFeatures, WeighedSelector):
+    """At random, with probability proportional to the square distance from everything labelled or chosen."""
+
+    kind: Literal["kmeans_pp"] = "kmeans_pp"
+
+    def build(self, k: int) -> Selector:
+        """See `kmeans_pp`."""
+        return kmeans_pp(k, self.features)

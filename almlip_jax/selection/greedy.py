@@ -9,13 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from pydantic import Field
 
 from almlip_jax.errors import InputError
-from almlip_jax.selection.base import Candidates, Selection, Selector
+from almlip_jax.feature_names import FeatureName
+from almlip_jax.score_names import ScoreName
+from almlip_jax.selection.base import (
+    Candidates,
+    LeafSelector,
+    Selection,
+    Selector,
+    SelectorSettings,
+    WeighedSelector,
+    memoised,
+)
 from almlip_jax.selection.rows import Rows, arrange, drawn, first_best
 from almlip_jax.selection.scores import best
 
@@ -121,6 +132,7 @@ class Ranking:
         return best(values, pool, self.k, second)
 
 
+@memoised
 def cost_aware(selector: Selector) -> Selector:
     """The same selector, with every gain divided by the candidate's `Candidates.cost`: the most for the money.
 
@@ -156,3 +168,41 @@ def _kept(backward: Backward, state: Any, there: jax.Array, prices: jax.Array) -
 def _payable(pool: Candidates) -> Candidates:
     sane = jnp.isfinite(pool.cost) & (pool.cost > 0)
     return replace(pool, valid=pool.valid & sane, cost=jnp.where(sane, pool.cost, 1))
+
+
+class CostAwareSettings(LeafSelector):
+    """A selector whose gains are divided by the expected cost of the label, in seconds of the label source.
+
+    The cost follows from the labels in the store: the mean over those of the same composition, or a power of the number
+    of atoms through the others.  It follows measured times, so that two runs of a campaign may choose otherwise.
+    """
+
+    kind: Literal["cost_aware"] = "cost_aware"
+    selector: WeighedSelector
+    """Whose gains."""
+    exponent: float = Field(default=1.0, ge=0, le=10)
+    """Cost where the store cannot tell (labels of a file, one size of structures): atoms to this power."""
+
+    @property
+    def innermost(self) -> SelectorSettings:
+        """That of the selector inside."""
+        return self.selector.innermost
+
+    @property
+    def score_names(self) -> tuple[ScoreName, ...]:
+        """Those of the selector inside."""
+        return self.selector.score_names
+
+    @property
+    def feature_names(self) -> tuple[FeatureName, ...]:
+        """Those of the selector inside."""
+        return self.selector.feature_names
+
+    @property
+    def cost_exponent(self) -> float | None:
+        """Its exponent."""
+        return self.exponent
+
+    def build(self, k: int) -> Selector:
+        """See `cost_aware`."""
+        return cost_aware(self.selector.build(k))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from pydantic import Field
 
 from almlip_jax.selection import distances
+from almlip_jax.selection.base import ByFeatures, ByScore, Selector, WeighedSelector, memoised
 from almlip_jax.selection.distances import Nearest, Points
 from almlip_jax.selection.greedy import Greedy, Rule
 from almlip_jax.selection.rows import Rows
@@ -24,6 +26,7 @@ class _Mixture(NamedTuple):
     weight: jax.Array
 
 
+@memoised
 def hybrid(k: int, score: str, features: str = "last_layer_gradient", alpha: float = 0.6) -> Greedy:
     """Greedy in ``alpha * uncertainty + (1 - alpha) * diversity``, both between 0 and 1.
 
@@ -40,6 +43,7 @@ def hybrid(k: int, score: str, features: str = "last_layer_gradient", alpha: flo
     return _mixture(k, score, features, lambda scalars: jnp.asarray(alpha))
 
 
+@memoised
 def adaptive(k: int, score: str, features: str = "last_layer_gradient", alpha: float = 0.3) -> Greedy:
     """`hybrid` with a weight that is data: the scalar `WEIGHT` of the labelled set or the pool.
 
@@ -100,3 +104,27 @@ def _mixture(k: int, score: str, features: str, weight: Any) -> Greedy:
         return distances.update(fixed.points, state, row)
 
     return Greedy(k, Rule(start, gains, update, features, score))
+
+
+class HybridSettings(ByScore, ByFeatures, WeighedSelector):
+    """Greedy in a weighted sum of uncertainty and diversity."""
+
+    kind: Literal["hybrid"] = "hybrid"
+    alpha: float = Field(default=0.6, ge=0, le=1)
+    """Weight of uncertainty."""
+
+    def build(self, k: int) -> Selector:
+        """See `hybrid`."""
+        return hybrid(k, self.score, self.features, self.alpha)
+
+
+class AdaptiveSettings(ByScore, ByFeatures, WeighedSelector):
+    """As hybrid, with a weight that follows progress: the force error on the structures kept for early stopping."""
+
+    kind: Literal["adaptive"] = "adaptive"
+    alpha: float = Field(default=0.3, ge=0, le=1)
+    """Weight of uncertainty before any progress was measured."""
+
+    def build(self, k: int) -> Selector:
+        """See `adaptive`."""
+        return adaptive(k, self.score, self.features, self.alpha)

@@ -8,12 +8,15 @@ Comput. Mater. Sci. 140, 171 (2017).
 
 from __future__ import annotations
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from flax import struct
+from pydantic import Field
 
 from almlip_jax.kernels import unit_diagonal, wide
-from almlip_jax.selection.base import Candidates, Selection, Selector
+from almlip_jax.selection.base import ByFeatures, Candidates, LeafSelector, Selection, Selector, memoised
 from almlip_jax.selection.rows import arrange, first_best, ties
 
 _TRAINED = 1 + 1e-7  # threshold on the training set
@@ -100,6 +103,7 @@ def extrapolation_grade(active: ActiveSet, rows: jax.Array) -> jax.Array:
     return jnp.max(jnp.abs(rows @ active.inverse), axis=-1)
 
 
+@memoised
 def maxvol(k: int, features: str = "last_layer_gradient", threshold: float = 1.001, epsilon: float = 1e-5) -> Selector:
     """The candidates that enter the active set of the labelled structures.
 
@@ -141,3 +145,17 @@ def _place(entries: jax.Array, sizes: jax.Array) -> tuple[jax.Array, jax.Array]:
     i = first_best(sizes, jnp.ones(sizes.shape, bool))
     size = jnp.abs(entries[i])
     return i, jnp.argmax(size >= sizes[i] * (1 - ties(sizes))).astype(jnp.int32)
+
+
+class MaxvolSettings(ByFeatures, LeafSelector):
+    """What enters the active set of largest volume of everything labelled."""
+
+    kind: Literal["maxvol"] = "maxvol"
+    threshold: float = Field(default=1.001, gt=1, le=1e6)
+    """Grade above which a candidate enters."""
+    epsilon: float = Field(default=1e-5, ge=1e-12, le=1.0)
+    """Size of the rows for directions that nothing spans, relative to features of mean square norm 1."""
+
+    def build(self, k: int) -> Selector:
+        """See `maxvol`."""
+        return maxvol(k, self.features, self.threshold, self.epsilon)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 
-from almlip_jax.selection.base import Candidates
+from almlip_jax.selection.base import ByScore, Candidates, Selector, WeighedSelector, memoised
 from almlip_jax.selection.greedy import Ranking
 from almlip_jax.selection.scores import column
 
 
+@memoised
 def top_k(k: int, score: str) -> Ranking:
     """Chooses the k candidates with the highest score: plain query by committee.  ``gain`` is the score."""
 
@@ -20,6 +23,7 @@ def top_k(k: int, score: str) -> Ranking:
     return Ranking(k, values)
 
 
+@memoised
 def entropy(k: int, score: str) -> Ranking:
     """Chooses the k candidates of largest entropy ``1/2 ln(2 pi e sigma^2)`` (``gain``, in nats).
 
@@ -33,3 +37,23 @@ def entropy(k: int, score: str) -> Ranking:
         return nats, sigma
 
     return Ranking(k, values)
+
+
+class TopKSettings(ByScore, WeighedSelector):
+    """The highest scores."""
+
+    kind: Literal["top_k"] = "top_k"
+
+    def build(self, k: int) -> Selector:
+        """See `top_k`."""
+        return top_k(k, self.score)
+
+
+class EntropySettings(ByScore, WeighedSelector):
+    """The largest entropies of a Gaussian whose standard deviation is a score."""
+
+    kind: Literal["entropy"] = "entropy"
+
+    def build(self, k: int) -> Selector:
+        """See `entropy`."""
+        return entropy(k, self.score)

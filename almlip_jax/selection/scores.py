@@ -4,16 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Literal, Self
 
 import jax
 import jax.numpy as jnp
+from pydantic import Field, model_validator
 
 from almlip_jax.errors import InputError
-from almlip_jax.selection.base import Candidates, Filter, Selection, Selector
+from almlip_jax.score_names import ScoreName
+from almlip_jax.selection.base import (
+    ByScore,
+    Candidates,
+    Filter,
+    FilterSettings,
+    LeafSelector,
+    Selection,
+    Selector,
+    memoised,
+)
 
 _ROUNDING = 1e-6  # 0.07 of 100 candidates are 7, though the product of floats is a little more
 
 
+@memoised
 def random(k: int) -> Selector:
     """Chooses k candidates uniformly at random.
 
@@ -28,6 +41,7 @@ def random(k: int) -> Selector:
     return select
 
 
+@memoised
 def threshold(score: str, minimum: float | None = None, maximum: float | None = None) -> Filter:
     """Keeps candidates with ``minimum <= score < maximum``; a bound that is not given does not bind."""
 
@@ -43,6 +57,7 @@ def threshold(score: str, minimum: float | None = None, maximum: float | None = 
     return narrow
 
 
+@memoised
 def top_fraction(score: str, fraction: float) -> Filter:
     """Keeps the given fraction of the valid candidates with the highest score, at least one."""
 
@@ -85,3 +100,66 @@ def best(values: jax.Array, pool: Candidates, k: int, second: jax.Array | None =
     rows = jnp.concatenate([order, jnp.zeros((max(k - order.shape[0], 0),), order.dtype)])[:k]
     there = jnp.arange(k) < jnp.sum(pool.valid)
     return Selection(indices=rows, valid=there, gain=jnp.where(there, values[rows], jnp.nan))
+
+
+class RandomSettings(LeafSelector):
+    """Uniformly at random."""
+
+    kind: Literal["random"] = "random"
+
+    @property
+    def draws_at_random(self) -> bool:
+        """It does."""
+        return True
+
+    def build(self, k: int) -> Selector:
+        """See `random`."""
+        return random(k)
+
+
+class ThresholdSettings(ByScore, FilterSettings):
+    """Keeps candidates whose score lies between two bounds."""
+
+    kind: Literal["threshold"] = "threshold"
+    score: ScoreName = "force_std_max"
+    """Which score."""
+    minimum: float | None = Field(default=None, ge=-1e9, le=1e9)
+    """Lower bound, kept itself."""
+    maximum: float | None = Field(default=None, ge=-1e9, le=1e9)
+    """Upper bound, not kept itself."""
+
+    @model_validator(mode="after")
+    def _some_score_lies_between(self) -> Self:
+        if self.minimum is None and self.maximum is None:
+            raise ValueError("a threshold needs a minimum, a maximum or both.")
+        if self.minimum is not None and self.maximum is not None and self.minimum >= self.maximum:
+            raise ValueError(f"no score lies between minimum {self.minimum} and maximum {self.maximum}; swap them.")
+        return self
+
+    @property
+    def prefers(self) -> bool:
+        """Where it has a lower bound."""
+        return self.minimum is not None
+
+    def build(self) -> Filter:
+        """See `threshold`."""
+        return threshold(self.score, self.minimum, self.maximum)
+
+
+class TopFractionSettings(ByScore, FilterSettings):
+    """Keeps the candidates with the highest scores."""
+
+    kind: Literal["top_fraction"] = "top_fraction"
+    score: ScoreName = "force_std_max"
+    """Which score."""
+    fraction: float = Field(gt=0, le=1)
+    """Share of the pool that is kept."""
+
+    @property
+    def prefers(self) -> bool:
+        """It does."""
+        return True
+
+    def build(self) -> Filter:
+        """See `top_fraction`."""
+        return top_fraction(self.score, self.fraction)

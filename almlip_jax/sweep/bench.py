@@ -14,7 +14,7 @@ import numpy as np
 from ase import Atoms
 
 from almlip_jax.campaign.batch import candidates, choose, selection_scalars, validation_note
-from almlip_jax.campaign.cost import cost_exponent, expected_costs
+from almlip_jax.campaign.cost import expected_costs
 from almlip_jax.ensembles import build_ensemble
 from almlip_jax.errors import InputError
 from almlip_jax.evaluation import error_metrics
@@ -23,7 +23,7 @@ from almlip_jax.features import FeatureRequest
 from almlip_jax.files import plain
 from almlip_jax.keys import named_key
 from almlip_jax.potential import Potential
-from almlip_jax.selection import Selector, build_selector, features_of
+from almlip_jax.selection import Selector
 from almlip_jax.structures.packing import BatchShape
 from almlip_jax.sweep.points import Group, Point
 from almlip_jax.sweep.pools import LabelledPool, Split, plan_for_budget, read_pool
@@ -220,11 +220,11 @@ class SystemBench:
         places = [place for place in split.pool if place not in gone]
         shape = self._shape(potential)
         frames = [self.pool.frames[place] for place in places]
-        features = FeatureRequest.of(features_of(self.config.selectors[point.selector]), point.seed)
+        features = FeatureRequest.of(self.config.selectors[point.selector].feature_names, point.seed)
         found = potential.evaluate(frames, features=features, shape=shape)
         dataset = self.dataset(point.seed, picked)
         context = potential.evaluate(dataset, features=features, shape=shape)
-        exponent = cost_exponent(self.config.selectors[point.selector])
+        exponent = self.config.selectors[point.selector].cost_exponent
         cost = None if exponent is None else expected_costs(frames, (), exponent)  # labels of files take no time
         scalars = selection_scalars(self.config.selectors[point.selector], errors)
         rows = choose(
@@ -245,7 +245,7 @@ class SystemBench:
     def _selector(self, point: Point) -> Selector:
         name = (point.selector, point.batch_size)
         if name not in self._selectors:
-            self._selectors[name] = build_selector(self.config.selectors[point.selector], point.batch_size)
+            self._selectors[name] = self.config.selectors[point.selector].build(point.batch_size)
         return self._selectors[name]
 
 

@@ -17,7 +17,7 @@ from almlip_jax.campaign.batch import (
     validation_error,
     validation_note,
 )
-from almlip_jax.campaign.cost import PaidLabel, cost_exponent, expected_costs, paid_labels
+from almlip_jax.campaign.cost import PaidLabel, expected_costs, paid_labels
 from almlip_jax.oracles import LabelStore
 from almlip_jax.oracles.base import Label
 from almlip_jax.selection import ChainSettings, CostAwareSettings, TopFractionSettings, TopKSettings
@@ -58,7 +58,7 @@ class TestCost:
     def test_is_asked_for_by_cost_aware_alone(self) -> None:
         by_cost = CostAwareSettings(selector=TopKSettings(), exponent=3)
         chained = ChainSettings(filters=(TopFractionSettings(fraction=0.5),), selector=by_cost)
-        assert cost_exponent(by_cost) == 3 == cost_exponent(chained) and cost_exponent(TopKSettings()) is None
+        assert by_cost.cost_exponent == 3 == chained.cost_exponent and TopKSettings().cost_exponent is None
 
 
 def test_validation_error_is_the_lowest_of_each_model():

@@ -18,7 +18,7 @@ from almlip_jax.dynamics import ExplorationSettings
 from almlip_jax.dynamics.judging import check_exploration
 from almlip_jax.ensembles import SCORES, EnsembleSettings, gives_score
 from almlip_jax.errors import InputError
-from almlip_jax.selection import RandomSettings, UserSettings
+from almlip_jax.selection import RandomSettings, UserSelector
 from almlip_jax.sweep.settings import SweepConfig
 
 ONE = {"size": 1}
@@ -192,8 +192,8 @@ def raw(k): return lambda key, pool, labelled: pool.scores["forces_std"]
     (tmp_path / "mine_of_consistency.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
 
-    def user(function: str, **parameters: str) -> UserSettings:
-        return UserSettings(function=f"mine_of_consistency:{function}", parameters=parameters)
+    def user(function: str, **parameters: str) -> UserSelector:
+        return UserSelector(function=f"mine_of_consistency:{function}", parameters=parameters)
 
     check_columns(user("by", score="force_std_max"), 5, "selection.selector")
     with pytest.raises(InputError, match=r"selection.selector: candidates have no score 'force_std'"):

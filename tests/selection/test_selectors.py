@@ -11,13 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from pydantic import TypeAdapter
 from small_pools import BY_FEATURES, CAPACITY, KEY, SELECTORS, K, candidates, chosen, sample
 
 from almlip_jax import selection
 from almlip_jax.ensembles.prediction import SCORES
 from almlip_jax.errors import InputError
+from almlip_jax.feature_names import FeatureName
 from almlip_jax.features import FEATURES
+from almlip_jax.score_names import ScoreName
 from almlip_jax.selection import (
     BaitSettings,
     ChainSettings,
@@ -26,11 +27,12 @@ from almlip_jax.selection import (
     MaxDetSettings,
     MaxvolSettings,
     RandomSettings,
+    SelectorSettings,
     ThresholdSettings,
     TopFractionSettings,
     TopKSettings,
-    UserSettings,
-    build_selector,
+    UserSelector,
+    WeighedSelector,
     chain,
     dpp,
     lcmd,
@@ -42,7 +44,6 @@ from almlip_jax.selection import (
     top_fraction,
     top_k,
 )
-from almlip_jax.selection.settings import FeatureName, ScoreName, SelectorSettings, WeighedSelector, features_of
 
 
 @pytest.mark.parametrize("labelled", [0, 4])
@@ -191,25 +192,22 @@ def test_settings_build_what_they_say(monkeypatch):
     x, score = sample(10)
     pool, known = candidates(x, score), candidates(x[:2])
     pool = pool.replace(scores=pool.scores | {"energy_std": pool.scores["score"]})
-    made = build_selector(
-        ChainSettings(
-            filters=(
-                ThresholdSettings(score="energy_std", minimum=0.0),
-                TopFractionSettings(score="energy_std", fraction=0.8),
-            ),
-            selector=RandomSettings(),
+    made = ChainSettings(
+        filters=(
+            ThresholdSettings(score="energy_std", minimum=0.0),
+            TopFractionSettings(score="energy_std", fraction=0.8),
         ),
-        3,
-    )
+        selector=RandomSettings(),
+    ).build(3)
     by_hand = chain(threshold("score", minimum=0.0), top_fraction("score", 0.8), selector=random(3))
     assert chosen(select(made, KEY, pool, known)) == chosen(select(by_hand, KEY, pool, known))
     assert MaxDetSettings().features == "last_layer_gradient"
-    backward = build_selector(BaitSettings(overselect=1.5), 4).rule.backward
-    assert backward.spare == 2 and build_selector(BaitSettings(), 4).rule.backward is None
+    backward = BaitSettings(overselect=1.5).build(4).rule.backward
+    assert backward.spare == 2 and BaitSettings().build(4).rule.backward is None
     import sys
 
     monkeypatch.setitem(sys.modules, "my_selectors", sys.modules[__name__])
-    user = build_selector(UserSettings(function="my_selectors:smallest_first", parameters={"offset": 1.0}), 3)
+    user = UserSelector(function="my_selectors:smallest_first", parameters={"offset": 1.0}).build(3)
     assert chosen(select(user, KEY, pool, known)) == list(np.argsort(score)[:3])
 
 
@@ -227,14 +225,14 @@ def test_settings_build_what_they_say(monkeypatch):
 )
 def test_a_wrong_path_is_one_sentence(function, message):
     with pytest.raises(InputError, match=message):
-        build_selector(UserSettings(function=function), 3)
+        UserSelector(function=function).build(3)
 
 
 def test_a_user_module_that_fails_is_one_sentence(tmp_path, monkeypatch):
     (tmp_path / "broken_selectors.py").write_text("raise RuntimeError('no licence')\n")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(InputError, match="broken_selectors:f' cannot be imported .RuntimeError: no licence"):
-        build_selector(UserSettings(function="broken_selectors:f"), 3)
+        UserSelector(function="broken_selectors:f").build(3)
 
 
 @pytest.mark.parametrize("make", [lcmd, max_det])
@@ -303,12 +301,12 @@ def test_settings_know_the_names_of_scores_and_features():
         TopKSettings(score="force_std_men")
 
 
-@pytest.mark.parametrize("kind", [one for one in get_args(get_args(WeighedSelector)[0])])
+@pytest.mark.parametrize("kind", list(WeighedSelector.kinds().values()))
 def test_settings_of_every_kind_build_the_selector_of_that_name(kind):
     """Plain, and weighed by cost."""
     settings = kind()
-    assert hasattr(selection, settings.kind) and build_selector(settings, 3).k == 3
-    assert build_selector(CostAwareSettings(selector=settings), 3).per_cost
+    assert hasattr(selection, settings.kind) and settings.build(3).k == 3
+    assert CostAwareSettings(selector=settings).build(3).per_cost
 
 
 def test_settings_of_selectors_without_a_gain_build_them():
@@ -317,14 +315,14 @@ def test_settings_of_selectors_without_a_gain_build_them():
     least = ThresholdSettings(score="energy_std", maximum=6.5)
     for settings in (DppSettings(), MaxvolSettings(), ChainSettings(filters=(least,), selector=DppSettings())):
         chosen_from = pool.replace(scores={"energy_std": np.arange(CAPACITY)})
-        found = chosen(select(build_selector(settings, 3), KEY, chosen_from, pool.replace(valid=~pool.valid)))
+        found = chosen(select(settings.build(3), KEY, chosen_from, pool.replace(valid=~pool.valid)))
         assert found and (settings.kind != "chain" or max(found) < 7)
 
 
 @pytest.mark.parametrize("kind", ["agreement", "recalibrated"])
 def test_what_could_not_mean_its_name_is_gone(kind):
     with pytest.raises(ValueError, match=kind):
-        TypeAdapter(SelectorSettings).validate_python({"kind": kind})
+        SelectorSettings.parse({"kind": kind})
 
 
 @pytest.mark.parametrize(
@@ -344,4 +342,18 @@ def test_what_could_not_mean_its_name_is_gone(kind):
     ],
 )
 def test_what_a_selector_looks_at(settings, wanted):
-    assert features_of(TypeAdapter(SelectorSettings).validate_python(settings)) == wanted
+    assert SelectorSettings.parse(settings).feature_names == wanted
+
+
+def test_selectors_made_anew_do_not_compile_anew(count_compilations):
+    x, score = sample(21)
+    pool, known = candidates(x, score), candidates(x[:2])
+
+    def round_of_three() -> list[list[int]]:
+        filtered = chain(threshold("score", minimum=0.0), selector=lcmd(3, "x"))
+        return [chosen(select(one, KEY, pool, known)) for one in (max_det(3, "x"), filtered, top_k(3, "score"))]
+
+    first = round_of_three()
+    with count_compilations() as compiled:
+        assert round_of_three() == first
+    assert compiled == []

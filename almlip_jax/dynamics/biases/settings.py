@@ -22,7 +22,7 @@ from almlip_jax.dynamics.biases.metadynamics import Metadynamics
 from almlip_jax.dynamics.biases.restraints import Restraint, Sphere, Steered, Wall
 from almlip_jax.dynamics.biases.uncertainty import BoundedUncertaintyBias, UncertaintyBias
 from almlip_jax.errors import InputError
-from almlip_jax.selection.settings import import_function
+from almlip_jax.kinds import import_function
 from almlip_jax.settings import Settings, unit
 
 AtomIndex = Annotated[int, Field(ge=0, le=10**7)]

@@ -1,0 +1,189 @@
+"""Kinds of a thing: each registers itself beside what it builds, and a config section takes any that is registered.
+
+``class GateSettings(Spec)`` opens a family.  A class below it with ``kind: Literal["absolute"] = "absolute"`` is one of
+its kinds, from the moment it is defined; a field of type ``GateSettings`` takes all of them.  Classes in between,
+without a ``kind``, stand for the kinds below themselves.  Other packages add kinds through the entry point group
+``almlip_jax.kinds``, whose entries name modules to import.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
+from functools import cache, reduce
+from importlib import import_module
+from importlib.metadata import entry_points
+from operator import or_
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
+
+from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler, TypeAdapter, ValidationInfo
+from pydantic_core import core_schema
+
+from almlip_jax.errors import InputError
+from almlip_jax.settings import Settings
+
+_DESCRIBING: ContextVar[tuple[type, ...]] = ContextVar("families whose JSON schema is being made", default=())
+
+PLUGINS = "almlip_jax.kinds"
+"""Group of the entry points through which other packages add kinds."""
+
+
+class Spec(Settings):
+    """Settings that come in kinds, told apart by ``kind``; each builds what it describes."""
+
+    default_kind: ClassVar[str | None] = None
+    """The kind that is meant where a section names none; None where it must, unless its field has a default."""
+
+    if TYPE_CHECKING:
+        kind: str
+
+    _below: ClassVar[dict[str, type[Spec]]]
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        name = cls.model_fields["kind"].default if "kind" in cls.model_fields else None
+        cls._below = {}
+        if isinstance(name, str):
+            for above in cls.__mro__[1:]:
+                if issubclass(above, Spec) and above is not Spec:
+                    _add(above, name, cls)
+
+    @classmethod
+    def is_open(cls) -> bool:
+        """Whether this class stands for the kinds below it, rather than being one."""
+        return "kind" not in cls.__pydantic_fields__
+
+    @classmethod
+    def kinds(cls) -> Mapping[str, type[Self]]:
+        """The kinds below this class by name, those of other packages too."""
+        load_plugins()
+        return cls._below  # type: ignore[return-value]
+
+    @classmethod
+    def alternatives(cls) -> Iterator[type[Settings]]:
+        """The kinds of a family; of a kind itself."""
+        yield from cls.kinds().values() if cls.is_open() else (cls,)
+
+    @classmethod
+    def union(cls) -> TypeAdapter[Self]:
+        """Validates settings of any kind below this class."""
+        return _union(cls, len(cls.kinds()))
+
+    @classmethod
+    def parse(cls, given: Any) -> Self:
+        """Settings of any kind below this class, from plain data or JSON text."""
+        return cls.union().validate_json(given) if isinstance(given, str) else cls.union().validate_python(given)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        if not cls.is_open():
+            return handler(source)
+
+        def validate(given: Any, info: ValidationInfo) -> Any:
+            if cls.default_kind is not None and isinstance(given, Mapping) and "kind" not in given:
+                given = {"kind": cls.default_kind} | dict(given)
+            return cls.union().validate_python(given, context=info.context)
+
+        return core_schema.with_info_plain_validator_function(validate)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler) -> Any:
+        if not cls.is_open():
+            return handler(schema)
+        if cls in _DESCRIBING.get():  # kinds that hold others of their own family
+            return {"type": "object", "title": cls.__name__}
+        token = _DESCRIBING.set((*_DESCRIBING.get(), cls))
+        try:
+            return handler(cls.union().core_schema)
+        finally:
+            _DESCRIBING.reset(token)
+
+
+def _add(above: type[Spec], name: str, kind: type[Spec]) -> None:
+    held = above._below.get(name)
+    if held is not None and (held.__module__, held.__qualname__) != (kind.__module__, kind.__qualname__):
+        raise TypeError(f"kind '{name}' of {above.__name__} is defined by {held.__module__} and by {kind.__module__}.")
+    above._below[name] = kind
+
+
+@cache
+def _union(above: type[Spec], _size: int) -> TypeAdapter[Any]:
+    """One for each number of kinds, which only grows."""
+    kinds: tuple[Any, ...] = tuple(above._below.values())
+    several: Any = Annotated[reduce(or_, kinds), Field(discriminator="kind")]
+    return TypeAdapter(several if len(kinds) > 1 else kinds[0])
+
+
+@cache
+def load_plugins() -> None:
+    """Imports the modules through which other packages add kinds, once.
+
+    Raises:
+        InputError: one cannot be imported; the package is named.
+    """
+    for entry in entry_points(group=PLUGINS):
+        try:
+            entry.load()
+        except Exception as error:  # whatever another package does while it is imported
+            package = entry.dist.name if entry.dist is not None else entry.value
+            why = f"{type(error).__name__}: {error}"
+            raise InputError(f"the kinds of package '{package}' cannot be loaded ({why}); remove it.") from error
+
+
+class UserCode(Settings):
+    """What points to a factory of the user's own."""
+
+    function: str
+    """Where the factory is, as ``module:function``."""
+    parameters: dict[str, Any] = {}
+    """Keyword arguments of the factory."""
+
+    def call(self, **fixed: Any) -> Any:
+        """What the factory makes.
+
+        Raises:
+            InputError: it cannot be imported, or does not take these arguments.
+        """
+        factory = import_function(self.function)
+        try:
+            return factory(**fixed, **self.parameters)
+        except TypeError as error:
+            raise InputError(f"'{self.function}' does not take the parameters given ({error}).") from error
+
+    def call_for(self, methods: tuple[str, ...] = ("__call__",), **fixed: Any) -> Any:
+        """What the factory makes, which has some methods; a function has ``__call__``.
+
+        Raises:
+            InputError: as for `call`, or what it makes lacks a method.
+        """
+        made = self.call(**fixed)
+        missing = [name for name in methods if not callable(getattr(made, name, None))]
+        if missing and methods == ("__call__",):
+            raise InputError(f"'{self.function}' must return a function, but returns a {type(made).__name__}.")
+        if missing:
+            raise InputError(f"'{self.function}' returns a {type(made).__name__} that has no {missing[0]}().")
+        return made
+
+
+def import_function(path: str) -> Callable[..., Any]:
+    """The function behind ``module:function``.
+
+    Raises:
+        InputError: the path is not of that form, or does not lead to a function.
+    """
+    module, colon, name = path.partition(":")
+    if not (module and colon and name) or module.startswith("."):
+        raise InputError(f"'{path}' is not of the form module:function.")
+    try:
+        holder = import_module(module)
+    except ImportError as error:
+        raise InputError(f"'{path}' cannot be imported ({error}); is its folder on PYTHONPATH?") from error
+    except Exception as error:  # whatever the user's module does while it is imported
+        raise InputError(f"'{path}' cannot be imported ({type(error).__name__}: {error}).") from error
+    if not hasattr(holder, name):
+        raise InputError(f"module '{module}' has no function '{name}'.")
+    function = getattr(holder, name)
+    if not callable(function):
+        raise InputError(f"'{path}' is not a function.")
+    return function

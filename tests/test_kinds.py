@@ -1,0 +1,131 @@
+"""Kinds register themselves, also those of other packages, and stand in configs, schema and messages like our own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from pydantic import Field, ValidationError
+
+from almlip_jax.kinds import Spec
+from almlip_jax.settings import Settings, settings_in
+
+
+class Shape(Spec):
+    """A family."""
+
+
+class Round(Shape):
+    """Kinds within a family."""
+
+
+class Circle(Round):
+    kind: Literal["circle"] = "circle"
+    radius: float = Field(default=1.0, gt=0)
+
+
+class Group(Round):
+    kind: Literal["group"] = "group"
+    parts: tuple[Shape, ...] = ()
+
+
+class Square(Shape):
+    kind: Literal["square"] = "square"
+
+
+class Drawing(Settings):
+    shape: Shape = Square()
+    round: Round = Circle()
+
+
+def test_a_field_takes_every_kind_of_its_family():
+    found = Drawing.model_validate({"shape": {"kind": "group", "parts": [{"kind": "circle", "radius": 2}]}})
+    assert found.shape == Group(parts=(Circle(radius=2),))
+    assert Drawing.model_validate(found.model_dump(mode="json")) == found
+    assert Drawing.model_validate({"round": {"radius": 3}}).round == Circle(radius=3)  # the kind of the default
+    assert set(settings_in(Shape)) == {Circle, Group, Square} and set(settings_in(Round)) == {Circle, Group}
+    schema = Drawing.model_json_schema()["properties"]
+    assert set(schema["shape"]["discriminator"]["mapping"]) == {"circle", "group", "square"}
+
+
+@pytest.mark.parametrize(
+    ("given", "location", "problem"),
+    [
+        ({"shape": {"kind": "circel"}}, ("shape",), "union_tag_invalid"),
+        ({"round": {"kind": "square"}}, ("round",), "union_tag_invalid"),
+        (
+            {"shape": {"kind": "group", "parts": [{"kind": "circle", "radius": -1}]}},
+            ("shape", "group", "parts", 0, "circle", "radius"),
+            "greater_than",
+        ),
+    ],
+)
+def test_problems_are_found_where_they_are(given, location, problem):
+    with pytest.raises(ValidationError) as caught:
+        Drawing.model_validate(given)
+    (error,) = caught.value.errors()
+    assert (error["loc"], error["type"]) == (location, problem)
+
+
+def test_two_kinds_of_one_name_are_refused():
+    with pytest.raises(TypeError, match="'square' of Shape is defined by"):
+        type("Other", (Shape,), {"__annotations__": {"kind": Literal["square"]}, "kind": "square"})
+
+
+PLUGIN = '''
+from typing import Literal
+from almlip_jax.selection import Selector, WeighedSelector, top_k
+
+class LowestSettings(WeighedSelector):
+    """The lowest energy deviation."""
+
+    kind: Literal["lowest"] = "lowest"
+    weight: float = -1.0
+
+    def build(self, k: int) -> Selector:
+        def select(key, pool, labelled):
+            scores = {"energy_std": self.weight * pool.scores["energy_std"]}
+            return top_k(k, "energy_std")(key, pool.replace(scores=scores), labelled)
+
+        return select
+'''
+USE = '''
+import jax, numpy as np
+from almlip_jax.campaign.settings import SelectionSettings
+from almlip_jax.selection import Candidates, select
+
+chosen = SelectionSettings.model_validate({"batch": 2, "selector": {"kind": "lowest"}})
+pool = Candidates({}, {"energy_std": np.array([3.0, 1.0, 2.0])}, np.ones(3), np.ones(3, bool), np.arange(3))
+print(select(chosen.selector.build(2), jax.random.key(0), pool, pool).indices.tolist())
+print("lowest" in SelectionSettings.model_json_schema()["properties"]["selector"]["discriminator"]["mapping"])
+try:
+    SelectionSettings.model_validate({"selector": {"kind": "lowst"}})
+except ValueError as error:
+    print("'lowest'" in str(error))
+'''
+
+
+def with_package(folder: Path, code: str) -> dict[str, str]:
+    """The environment of a process in which another package with kinds is installed."""
+    installed = folder / "lowest_kinds-1.0.dist-info"
+    installed.mkdir()
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: lowest-kinds\nVersion: 1.0\n")
+    (installed / "entry_points.txt").write_text("[almlip_jax.kinds]\nlowest = lowest_kinds\n")
+    (folder / "lowest_kinds.py").write_text(code)
+    return os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])}
+
+
+def test_another_package_adds_a_kind(tmp_path):
+    environment = with_package(tmp_path, PLUGIN)
+    done = subprocess.run([sys.executable, "-c", USE], capture_output=True, text=True, env=environment)
+    assert done.stdout.split("\n")[:3] == ["[1, 2]", "True", "True"], done.stderr[-2000:]
+
+
+def test_a_package_that_fails_is_named(tmp_path):
+    environment = with_package(tmp_path, "raise RuntimeError('no licence')")
+    done = subprocess.run([sys.executable, "-c", USE], capture_output=True, text=True, env=environment)
+    assert "the kinds of package 'lowest-kinds' cannot be loaded (RuntimeError: no licence)" in done.stderr
