@@ -57,6 +57,7 @@ from almlip_jax.structures.io import read_structures
 from almlip_jax.structures.labels import FileReading
 from almlip_jax.structures.packing import BatchShape
 from almlip_jax.structures.species import SpeciesTable
+from almlip_jax.structures.walkers import Room
 from almlip_jax.training import (
     AnyTrainer,
     Capacity,
@@ -282,15 +283,13 @@ class Workshop:
         return self._explorer("relaxer", relaxing(settings, settings.starts))
 
     def _explorer(self, name: str, settings: ExplorationSettings) -> Explorer:
-        known = self.measured.get(name, {})
-        images = known.get("images")
+        known = self.measured.get(name)
         return Explorer(
             self.ensemble.predict,
             self.species,
             self.ensemble.cutoff,
             settings,
-            capacity=known.get("capacity"),
-            images=None if images is None else tuple(images),
+            room=None if known is None else Room.of(known),
             atoms=max((len(frame) for frame in self.start_list), default=0),
             dtype=np.dtype(self.config.precision),
         )
@@ -299,8 +298,8 @@ class Workshop:
         """Remembers the capacities that explorer and relaxer have come to."""
         for name in ("explorer", "relaxer"):
             used: Explorer | None = self.__dict__.get(name)
-            if used is not None:
-                self.measured[name] = {"capacity": used.capacity, "images": used.images}
+            if used is not None and used.room is not None:
+                self.measured[name] = used.room.as_dict()
 
     @cached_property
     def selector(self) -> Selector:

@@ -43,7 +43,7 @@ from almlip_jax.keys import named_stream
 from almlip_jax.models import Params
 from almlip_jax.potential.novelty import Novelty
 from almlip_jax.structures.species import SpeciesTable
-from almlip_jax.structures.walkers import WalkerNeighbors, walker_neighbors
+from almlip_jax.structures.walkers import Room, WalkerNeighbors, walker_neighbors
 from almlip_jax.units import FEMTOSECOND, GPA, KB
 
 _DEPARTURE = 2.0  # latent distance, in units of the training set's 99 % quantile, that counts as having left it
@@ -57,8 +57,7 @@ class Explorer:
         species: its species table.
         cutoff: Angstrom.
         settings: of the exploration.
-        capacity: neighbour slots that an earlier run found necessary, so that this one computes with the same shapes.
-        images: cell images searched, likewise.
+        room: of the neighbour list that an earlier run came to, so that this one computes with the same shapes.
         atoms: least room for the atoms of a walker, so that smaller structures need no other program.
         dtype: float32 or float64.
     """
@@ -70,16 +69,14 @@ class Explorer:
         cutoff: float,
         settings: ExplorationSettings,
         *,
-        capacity: int | None = None,
-        images: tuple[int, int, int] | None = None,
+        room: Room | None = None,
         atoms: int = 0,
         dtype: np.dtype | type = np.float32,
     ) -> None:
         self.species = species
         self.cutoff = cutoff
         self.settings = settings
-        self.capacity = capacity
-        self.images = images
+        self.room = room
         self.atoms = atoms
         self.dtype = np.dtype(dtype)
         # traced once for the first evaluation and the loop
@@ -347,24 +344,22 @@ class Explorer:
             layout.mask,
             self.cutoff,
             self.settings.skin,
-            capacity=self.capacity,
-            images=self.images,
+            self.room,
         )
         if bool(found.overflow):
             found = found.grown(positions)
-        self.capacity, self.images = found.capacity, found.images
+        self.room = found.room
         return found
 
     def grown(self, before: State, overflowed: State) -> State:
         """The state at the beginning of a chunk, with room for what overflowed during it."""
         found = overflowed.neighbors.grown(overflowed.motion.position)
-        if found.capacity <= before.neighbors.capacity and found.images == before.neighbors.images:
-            raise CapacityError(f"the neighbour list did not grow beyond {found.capacity} slots; this is a bug.")
-        return self.relisted(before, found.capacity, found.images)
+        if found.room == before.neighbors.room:
+            raise CapacityError(f"the neighbour list did not grow beyond {found.room}; this is a bug.")
+        return self.relisted(before, found.room)
 
-    def relisted(self, state: State, capacity: int, images: tuple[int, int, int]) -> State:
+    def relisted(self, state: State, room: Room) -> State:
         """A state with another room for neighbours, which further runs of the explorer have as well."""
-        self.capacity, self.images = capacity, images
         held = state.neighbors
         neighbors = walker_neighbors(
             held.built_at,
@@ -373,9 +368,9 @@ class Explorer:
             np.asarray(held.atom_mask),
             self.cutoff,
             self.settings.skin,
-            capacity=capacity,
-            images=images,
+            room,
         )
+        self.room = neighbors.room
         return replace(state, neighbors=replace(neighbors, cells=held.cells))
 
     def _compiled(self, loop: Loop) -> tuple[Callable[..., State], Callable[..., tuple[State, Traces]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from almlip_jax.dynamics.state import Setup, State, Status, Traces
 from almlip_jax.errors import InputError
 from almlip_jax.files import replacing
 from almlip_jax.models import Params
+from almlip_jax.structures.walkers import Room
 
 
 class Runner(Protocol):
@@ -34,7 +36,7 @@ class Runner(Protocol):
         """The state at the beginning of a chunk, with room for what overflowed during it."""
         ...
 
-    def relisted(self, state: State, capacity: int, images: tuple[int, int, int]) -> State:
+    def relisted(self, state: State, room: Room) -> State:
         """A state with another room for neighbours."""
         ...
 
@@ -107,8 +109,7 @@ class Session:
             notes: arrays that belong to this state, by name; `restore` gives them back.
         """
         leaves = jax.tree.leaves(self.on_host())
-        neighbors = self.state.neighbors
-        content: dict[str, Any] = {"capacity": neighbors.capacity, "images": np.asarray(neighbors.images)}
+        content: dict[str, Any] = {"room": np.asarray(json.dumps(self.state.neighbors.room.as_dict()))}
         content |= {f"leaf_{n}": leaf for n, leaf in enumerate(leaves)}
         content |= {f"note_{name}": np.asarray(value) for name, value in (notes or {}).items()}
         with replacing(path) as building, building.open("wb") as file:
@@ -125,15 +126,15 @@ class Session:
         """
         try:
             with np.load(path) as held:
-                capacity, images = int(held["capacity"]), tuple(int(n) for n in held["images"])
+                room = Room.of(json.loads(str(held["room"])))
                 leaves = [held[f"leaf_{n}"] for n in range(sum(name.startswith("leaf_") for name in held.files))]
                 notes = {name.removeprefix("note_"): held[name] for name in held.files if name.startswith("note_")}
         except Exception as error:  # numpy and zipfile stumble over foreign files in many ways
             why = " ".join(f"{type(error).__name__}: {error}".split())
             raise InputError(f"{path} cannot be read ({why}); begin this run again.") from error
         state = self.state
-        if state.neighbors.capacity != capacity or state.neighbors.images != images:
-            state = self.explorer.relisted(state, capacity, (images[0], images[1], images[2]))
+        if state.neighbors.room != room:
+            state = self.explorer.relisted(state, room)
         plain, structure = jax.tree.flatten(_with_plain_keys(state))
         if [(x.shape, x.dtype) for x in plain] != [(x.shape, x.dtype) for x in leaves]:
             raise InputError(f"{path} belongs to a run with other settings; begin this run again.")

@@ -4,20 +4,18 @@ Small open molecules take all pairs and never rebuild.  Everything else keeps a 
 any walker has moved half the skin since the last build, all walkers rebuild under one scalar condition, before the
 list is used; so no edge within the cutoff is ever missed.
 
-A build looks at every pair of atoms and as many images as the thinnest cell needs, which is one (the nearest) where
-the planes of the cell lie further apart than twice the list's radius.  Unlike the lists of jax-md (against which it is
-tested), it lets cells and periodic directions differ from walker to walker and atoms leave the cell, and it knows the
-slots of opposite edges.  Cells may change from step to step: then the skin also pays for the strain since the last
-build.  It needs no sort: on a CPU a build takes 8 to 100 times less time than jax-md's dense list
-with images (8 walkers of 64 or 216 atoms, 6 to 7 Angstrom).
+A build looks at every pair of atoms where these are few (`pair_search`), and else at those in bins next to each other
+(`bin_search`).  Unlike the lists of jax-md (against which both are tested), it lets cells and periodic directions
+differ from walker to walker and atoms leave the cell, and it knows the slots of opposite edges.  Cells may change from
+step to step: then the skin also pays for the strain since the last build.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,32 +24,44 @@ from flax import struct
 from jax.typing import ArrayLike
 
 from almlip_jax.errors import InputError
+from almlip_jax.structures.bin_search import Bins, binned_slots, bins_for, largest_binned_count
 from almlip_jax.structures.graph import Graph
 from almlip_jax.structures.neighbors import periodic_cell
-
-_Mapped = TypeVar("_Mapped")
+from almlip_jax.structures.pair_search import largest_pair_count, paired_slots
+from almlip_jax.structures.slots import Places, Slots, empty_slots, periodic_and_dual
 
 _ALL_PAIRS = 32  # atoms; up to here an open molecule's list is hardly shorter than all its pairs
+_MANY = 512  # atoms of a walker, padding included, from which on bins are searched
 _HEADROOM = 1.15  # a list's capacity over the largest count when it was made
 _ROUNDING = 1e-4  # fraction of a cell; more than float32 loses in fractional coordinates
-_BLOCK = 2**27  # candidate edges that a build holds at a time
 
 
-@struct.dataclass
-class Slots:
-    """Edges of W walkers of N atoms each (padded), in K slots an atom.
+@dataclass(frozen=True)
+class Room:
+    """How much a list holds and how far its builds look: static, and found by measurement.
+
+    Lists of the same room have the same shapes, and so the same compiled programs.
 
     Attributes:
-        neighbors: [W, N, K] int32, atom j within its walker (the atom itself in padding slots).
-        shifts: [W, N, K, 3] int32, the edge vector is ``R_j + shift . cell - R_i``.
-        mask: [W, N, K] bool, true where the slot holds an edge.
-        reverse: [W, N, K] int32, slot at atom j that holds the opposite edge.
+        capacity: neighbour slots K of each atom.
+        images: how many further images each cell direction is searched for, to either side; of a search of all pairs.
+        bins: how space is divided where bins are searched, else None.
     """
 
-    neighbors: jax.Array
-    shifts: jax.Array
-    mask: jax.Array
-    reverse: jax.Array
+    capacity: int
+    images: tuple[int, int, int] = (0, 0, 0)
+    bins: Bins | None = None
+
+    @classmethod
+    def of(cls, held: Mapping[str, Any]) -> Room:
+        """The room that `as_dict` wrote."""
+        bins = held.get("bins")
+        one, two, three = held["images"]
+        return cls(int(held["capacity"]), (int(one), int(two), int(three)), None if bins is None else Bins.of(bins))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Numbers and lists, to be written as JSON."""
+        return dataclasses.asdict(self)
 
 
 @struct.dataclass
@@ -66,10 +76,12 @@ class WalkerNeighbors:
         pbc: [W, 3] bool.
         atom_mask: [W, N] bool, true for real atoms.
         largest_count: int32 scalar, the most edges an atom had in any build so far.
-        too_thin: bool scalar, a cell became so thin that further images than those searched have edges.
+        unsearched: bool scalar, a build could not look everywhere that edges may lead: a cell became too thin for the
+            images or bins that are searched, or a bin too full.
         cutoff: Angstrom.
         skin: Angstrom; 0 rebuilds whenever anything moved.
-        images: how many further images each cell direction is searched for, to either side.
+        images: as in `Room`.
+        bins: as in `Room`.
         all_pairs: true where every pair of atoms has its slots and nothing is ever rebuilt.
     """
 
@@ -80,10 +92,11 @@ class WalkerNeighbors:
     pbc: jax.Array
     atom_mask: jax.Array
     largest_count: jax.Array
-    too_thin: jax.Array
+    unsearched: jax.Array
     cutoff: float = struct.field(pytree_node=False)
     skin: float = struct.field(pytree_node=False)
     images: tuple[int, int, int] = struct.field(pytree_node=False)
+    bins: Bins | None = struct.field(pytree_node=False)
     all_pairs: bool = struct.field(pytree_node=False)
 
     @property
@@ -92,9 +105,14 @@ class WalkerNeighbors:
         return self.slots.mask.shape[-1]
 
     @property
+    def room(self) -> Room:
+        """What the list holds (static)."""
+        return Room(self.capacity, self.images, self.bins)
+
+    @property
     def overflow(self) -> jax.Array:
-        """Bool scalar: a build since construction found more edges than there are slots or images, and lost some."""
-        return (self.largest_count > self.capacity) | self.too_thin
+        """Bool scalar: a build since construction found more edges than there is room for, and lost some."""
+        return (self.largest_count > self.capacity) | self.unsearched
 
     def update(self, positions: jax.Array, cells: jax.Array | None = None) -> WalkerNeighbors:
         """The list for new positions [W, N, 3]: this one, or one rebuilt for all walkers if anything moved too far.
@@ -156,10 +174,11 @@ class WalkerNeighbors:
         """A list rebuilt on the host with room for what overflowed and what `positions` [W, N, 3] need."""
         if self.all_pairs:
             return self
-        images = _images_needed(np.asarray(self.cells, np.float64), np.asarray(self.pbc), self.cutoff + self.skin)
-        wide = (max(images[0], self.images[0]), max(images[1], self.images[1]), max(images[2], self.images[2]))
-        enough = dataclasses.replace(self, images=wide, too_thin=jnp.asarray(np.zeros((), bool)))
-        needed = max(int(self.largest_count), int(_largest_count(enough, positions)))
+        enough, needed = self, int(self.largest_count)
+        # atoms that a full bin lost are counted again; walkers may have gone back from where that was
+        for where in (positions,) if self.bins is None else (self.built_at, positions):
+            enough = _searching_enough(enough, where)
+            needed = max(needed, int(_largest_count(enough, where)))
         return _with_capacity(enough, positions, max(_roomy(needed), self.capacity))
 
 
@@ -170,8 +189,7 @@ def walker_neighbors(
     atom_mask: ArrayLike,
     cutoff: float,
     skin: float,
-    capacity: int | None = None,
-    images: tuple[int, int, int] | None = None,
+    room: Room | None = None,
 ) -> WalkerNeighbors:
     """Makes the neighbour list of some walkers; called outside of compiled code, once.
 
@@ -184,9 +202,8 @@ def walker_neighbors(
         atom_mask: [W, N] bool, false for padding atoms.
         cutoff: Angstrom.
         skin: Angstrom.
-        capacity: slots K of each atom; where not given, the largest count now with some headroom.
-        images: further images to search in each direction, at least as many as the cells need (the default). Together
-            with `capacity` it keeps the shapes, and so the compiled programs, of an earlier list.
+        room: of an earlier list, whose shapes, and so compiled programs, are kept; it is widened where images or bins
+            do not reach far enough for the cells.  Where not given, the largest count now with some headroom.
 
     Raises:
         InputError: shapes that do not fit, a cutoff or skin out of range, or a degenerate cell; names the walker.
@@ -195,38 +212,34 @@ def walker_neighbors(
     _check_shapes(positions, np.asarray(cells), np.asarray(pbc), np.asarray(atom_mask))
     if not (np.isfinite(cutoff) and cutoff > 0 and np.isfinite(skin) and skin >= 0):
         raise InputError(f"the cutoff must be positive and the skin not negative, not {cutoff} and {skin} Angstrom.")
-    needed = _images_needed(np.asarray(cells, np.float64), np.asarray(pbc, bool), cutoff + skin)
-    wanted = needed if images is None else images
     atom_mask = jnp.asarray(np.asarray(atom_mask, bool))
     empty = WalkerNeighbors(
-        slots=_empty_slots(atom_mask, 0),
+        slots=empty_slots(atom_mask, 0),
         built_at=positions,
         cells=jnp.asarray(np.asarray(cells, positions.dtype)),
         built_cells=jnp.asarray(np.asarray(cells, positions.dtype)),
         pbc=jnp.asarray(np.asarray(pbc, bool)),
         atom_mask=atom_mask,
         largest_count=jnp.asarray(np.zeros((), np.int32)),
-        too_thin=jnp.asarray(np.zeros((), bool)),
+        unsearched=jnp.asarray(np.zeros((), bool)),
         cutoff=float(cutoff),
         skin=float(skin),
-        images=(max(needed[0], wanted[0]), max(needed[1], wanted[1]), max(needed[2], wanted[2])),
+        images=(0, 0, 0) if room is None else room.images,
+        bins=None if room is None else room.bins,
         all_pairs=False,
     )
+    empty = _searching_enough(empty, positions)
     others = positions.shape[1] - 1
     open_molecules = others > 0 and not np.any(pbc)
-    if capacity is None:
-        small = open_molecules and others < _ALL_PAIRS
-        capacity = others if small else _roomy(int(_largest_count(empty, positions)))
+    if room is not None:
+        capacity = room.capacity
+    elif open_molecules and others < _ALL_PAIRS:
+        capacity = others
+    else:
+        capacity = _roomy(int(_largest_count(empty, positions)))
     if open_molecules and others <= capacity:
-        return _with_all_pairs(empty)
+        return _with_all_pairs(dataclasses.replace(empty, bins=None))
     return _with_capacity(empty, positions, capacity)
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def _empty_slots(atom_mask: jax.Array, capacity: int) -> Slots:
-    shape = (*atom_mask.shape, capacity)
-    number = jnp.zeros(shape, jnp.int32)
-    return Slots(number, jnp.zeros((*shape, 3), jnp.int32), jnp.zeros(shape, bool), number)
 
 
 @jax.jit
@@ -246,7 +259,7 @@ def _with_all_pairs(empty: WalkerNeighbors) -> WalkerNeighbors:
 
 
 def _with_capacity(template: WalkerNeighbors, positions: jax.Array, capacity: int) -> WalkerNeighbors:
-    slots = _empty_slots(template.atom_mask, capacity)
+    slots = empty_slots(template.atom_mask, capacity)
     return _rebuilt(dataclasses.replace(template, slots=slots, largest_count=jnp.zeros((), jnp.int32)), positions)
 
 
@@ -266,6 +279,22 @@ def _check_shapes(positions: jax.Array, cells: np.ndarray, pbc: np.ndarray, atom
         )
 
 
+def _searching_enough(neighbors: WalkerNeighbors, positions: jax.Array) -> WalkerNeighbors:
+    """A list whose next build looks as far as some positions [W, N, 3] and the cells need, and no less than before."""
+    radius, nothing = neighbors.cutoff + neighbors.skin, jnp.asarray(np.zeros((), bool))
+    cells, pbc = np.asarray(neighbors.cells, np.float64), np.asarray(neighbors.pbc)
+    images = _images_needed(cells, pbc, radius)  # it refuses degenerate cells
+    if positions.shape[1] >= _MANY:
+        bins = bins_for(_places(neighbors, positions), radius, neighbors.bins)
+        return dataclasses.replace(neighbors, images=(0, 0, 0), bins=bins, unsearched=nothing)
+    one, two, three = (max(pair) for pair in zip(images, neighbors.images, strict=True))
+    return dataclasses.replace(neighbors, images=(one, two, three), bins=None, unsearched=nothing)
+
+
+def _places(neighbors: WalkerNeighbors, positions: jax.Array) -> Places:
+    return Places(positions, neighbors.cells, neighbors.pbc, neighbors.atom_mask)
+
+
 def _images_needed(cells: np.ndarray, pbc: np.ndarray, radius: float) -> tuple[int, int, int]:
     """Images beyond the nearest one that an edge of length `radius` may reach, for the thinnest of the cells."""
     needed = np.zeros(3, int)
@@ -282,20 +311,31 @@ def _images_needed(cells: np.ndarray, pbc: np.ndarray, radius: float) -> tuple[i
 
 @jax.jit
 def _rebuilt(neighbors: WalkerNeighbors, positions: jax.Array) -> WalkerNeighbors:
-    build = functools.partial(_build, capacity=neighbors.capacity)
-    slots, counts = _map_walkers(build, neighbors, positions)
-    largest_count = jnp.maximum(neighbors.largest_count, jnp.max(counts))
+    places, radius = _places(neighbors, positions), neighbors.cutoff + neighbors.skin
+    if neighbors.bins is None:
+        slots, counts = paired_slots(places, radius, neighbors.images, neighbors.capacity)
+        largest, unsearched = jnp.max(counts), neighbors.unsearched
+    else:
+        slots, largest, missed = binned_slots(places, radius, neighbors.bins, neighbors.capacity)
+        unsearched = neighbors.unsearched | missed
     return dataclasses.replace(
-        neighbors, slots=slots, built_at=positions, built_cells=neighbors.cells, largest_count=largest_count
+        neighbors,
+        slots=slots,
+        built_at=positions,
+        built_cells=neighbors.cells,
+        largest_count=jnp.maximum(neighbors.largest_count, largest),
+        unsearched=unsearched,
     )
 
 
 def _rebuilt_in_new_cells(neighbors: WalkerNeighbors, positions: jax.Array) -> WalkerNeighbors:
     """`_rebuilt`, with a look at whether the images searched still suffice."""
-    _, dual = _periodic_and_dual(neighbors.cells, neighbors.pbc)
+    if neighbors.bins is not None:  # which look for themselves
+        return _rebuilt(neighbors, positions)
+    _, dual = periodic_and_dual(neighbors.cells, neighbors.pbc)
     reach = (neighbors.cutoff + neighbors.skin) * jnp.sqrt(jnp.sum(dual**2, axis=-1)) - 0.5
     too_thin = jnp.any(neighbors.pbc & (reach > jnp.asarray(neighbors.images)))
-    return dataclasses.replace(_rebuilt(neighbors, positions), too_thin=neighbors.too_thin | too_thin)
+    return dataclasses.replace(_rebuilt(neighbors, positions), unsearched=neighbors.unsearched | too_thin)
 
 
 def _skin_spent(neighbors: WalkerNeighbors, positions: jax.Array) -> jax.Array:
@@ -305,8 +345,8 @@ def _skin_spent(neighbors: WalkerNeighbors, positions: jax.Array) -> jax.Array:
     skin is now longer than ``(cutoff + skin) s - 2 d``: s the least singular value of F (no less than 1 - |F - 1|), d
     the farthest that an atom has moved beyond the deformation.
     """
-    periodic, _ = _periodic_and_dual(neighbors.cells, neighbors.pbc)
-    _, dual = _periodic_and_dual(neighbors.built_cells, neighbors.pbc)
+    periodic, _ = periodic_and_dual(neighbors.cells, neighbors.pbc)
+    _, dual = periodic_and_dual(neighbors.built_cells, neighbors.pbc)
     across = jnp.sum(dual[:, :, :, None] * periodic[:, :, None, :], axis=1)  # directions without period are left out
     along = jnp.sum(dual[:, :, :, None] * (neighbors.built_cells * neighbors.pbc[..., None])[:, :, None, :], axis=1)
     strain = across - along  # F - 1
@@ -316,107 +356,12 @@ def _skin_spent(neighbors: WalkerNeighbors, positions: jax.Array) -> jax.Array:
     return (neighbors.cutoff + neighbors.skin) * (1 - shrunk) - 2 * moved < neighbors.cutoff
 
 
-def _periodic_and_dual(cells: jax.Array, pbc: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Cell vectors of the periodic directions (zero elsewhere), and their dual vectors, both [..., 3, 3] in rows."""
-    periodic = jnp.where(pbc[..., None], cells, 0)
-    # Through their Gram matrix.  Sums are written out rather than matrix products, which some devices round to fewer
-    # digits than float32 has.
-    gram = jnp.sum(periodic[..., :, None, :] * periodic[..., None, :, :], axis=-1)
-    gram = gram + jnp.eye(3, dtype=cells.dtype) * (1 - pbc.astype(cells.dtype))[..., None, :]
-    inverse = jnp.linalg.inv(gram)
-    return periodic, jnp.sum(inverse[..., None] * periodic[..., None, :, :], axis=-2)
-
-
 @jax.jit
 def _largest_count(neighbors: WalkerNeighbors, positions: jax.Array) -> jax.Array:
-    def count(candidates: _Candidates) -> jax.Array:
-        return jnp.max(jnp.sum(candidates.within, axis=(1, 2)))
-
-    return jnp.max(_map_walkers(count, neighbors, positions))
-
-
-@struct.dataclass
-class _Candidates:
-    """Every pair (i, j) of one walker's N atoms with each of S images of j.
-
-    Attributes:
-        within: [N, S, N] bool, true where image s of atom j is an edge of atom i; if so, image -s of i is one of j.
-        nearest: [N, N, 3] int32, lattice translation of j that brings it nearest to i (in fractional coordinates).
-        images: [S, 3] int32, further translations; the opposite of row s is row S - 1 - s.
-    """
-
-    within: jax.Array
-    nearest: jax.Array
-    images: jax.Array
-
-
-def _map_walkers(
-    function: Callable[[_Candidates], _Mapped], neighbors: WalkerNeighbors, positions: jax.Array
-) -> _Mapped:
-    """Maps a function of one walker's candidates over the walkers, as many at a time as memory is meant to hold."""
-    radius = neighbors.cutoff + neighbors.skin
-    images = _image_table(neighbors.images)
-
-    def of_walker(walker: tuple[jax.Array, jax.Array, jax.Array, jax.Array]) -> _Mapped:
-        return function(_candidates(*walker, radius=radius, images=images))
-
-    walkers, atoms = neighbors.atom_mask.shape
-    block = max(1, _BLOCK // (atoms * atoms * len(images)))
-    arrays = positions, neighbors.cells, neighbors.pbc, neighbors.atom_mask
-    if block >= walkers:
-        return jax.vmap(of_walker)(arrays)
-    return jax.lax.map(of_walker, arrays, batch_size=block)
-
-
-def _image_table(images: tuple[int, int, int]) -> np.ndarray:
-    """All translations [S, 3] of up to `images` cells to either side, in an order that negation reverses."""
-    ranges = np.meshgrid(*(np.arange(-n, n + 1, dtype=np.int32) for n in images), indexing="ij")
-    return np.stack(ranges, axis=-1).reshape(-1, 3)
-
-
-def _candidates(
-    positions: jax.Array, cell: jax.Array, pbc: jax.Array, atom_mask: jax.Array, radius: float, images: np.ndarray
-) -> _Candidates:
-    periodic, dual = _periodic_and_dual(cell, pbc)
-    between = positions[None, :] - positions[:, None]  # [N, N, 3]
-    nearest = -jnp.round(jnp.sum(between[..., None, :] * dual, axis=-1))
-    # Half a cell apart, rounding may fall differently from either end: the lower index decides for both.
-    decided = jnp.where(np.triu(np.ones(between.shape[:2], bool))[..., None], nearest, 0)
-    nearest = decided - jnp.swapaxes(decided, 0, 1)
-    closest = between + jnp.sum(nearest[..., None] * periodic, axis=-2)
-    translation = jnp.sum(images[..., None] * periodic, axis=-2)  # [S, 3]
-    squared = jnp.sum((closest[:, None] + translation[:, None]) ** 2, axis=-1)  # [N, S, N]
-    itself = np.eye(len(atom_mask), dtype=bool)[:, None] & ~np.any(images, axis=1)[:, None]
-    real = atom_mask[:, None, None] & atom_mask
-    allowed = jnp.all(pbc | (images == 0), axis=-1)
-    within = (squared < radius**2) & real & allowed[:, None] & ~itself
-    # An edge as long as the radius up to rounding could be seen from one end only, and would have no reverse slot.
-    within = within & jnp.transpose(within[:, ::-1], (2, 1, 0))
-    return _Candidates(within, nearest.astype(jnp.int32), jnp.asarray(images))
-
-
-def _build(candidates: _Candidates, capacity: int) -> tuple[Slots, jax.Array]:
-    """Packs the candidates of one walker into its `Slots`, and counts the edges of each atom [N].
-
-    The slot of an edge is its rank among the edges of its atom, so the running count both finds the candidate of a
-    slot (by bisection: neither a sort nor a scatter) and the slot of an opposite edge (by a lookup).
-    """
-    atoms, num_images, _ = candidates.within.shape
-    own = jnp.arange(atoms, dtype=jnp.int32)[:, None]
-    slot = jnp.arange(capacity, dtype=jnp.int32)
-    rank = jnp.cumsum(candidates.within.reshape(atoms, -1).astype(jnp.int32), axis=1)
-    found = jax.vmap(functools.partial(jnp.searchsorted, v=slot + 1))(rank)
-    mask = slot < rank[:, -1:]
-    image, neighbors = jnp.divmod(jnp.where(mask, found, 0), atoms)
-    shifts = candidates.nearest[own, neighbors] + candidates.images[image]
-    reverse = rank[neighbors, (num_images - 1 - image) * atoms + own] - 1
-    slots = Slots(
-        neighbors=jnp.where(mask, neighbors, own),
-        shifts=jnp.where(mask[..., None], shifts, 0),
-        mask=mask,
-        reverse=jnp.where(mask, jnp.minimum(reverse, capacity - 1), slot),
-    )
-    return slots, rank[:, -1]
+    places, radius = _places(neighbors, positions), neighbors.cutoff + neighbors.skin
+    if neighbors.bins is None:
+        return largest_pair_count(places, radius, neighbors.images)
+    return largest_binned_count(places, radius, neighbors.bins)
 
 
 def _edge_vectors(positions: jax.Array, neighbors: jax.Array, shifts: jax.Array | None, cells: jax.Array) -> jax.Array:

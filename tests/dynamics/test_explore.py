@@ -23,6 +23,7 @@ from almlip_jax.dynamics.sanity import SanityLimits, parts_of_tree, spanning_tre
 from almlip_jax.dynamics.settings import AdaptiveGate
 from almlip_jax.ensembles import Prediction
 from almlip_jax.structures.graph import Graph
+from almlip_jax.structures.walkers import Room
 from almlip_jax.units import KB
 
 
@@ -220,10 +221,28 @@ def test_neighbour_overflow_is_as_if_nothing_had_happened():
     options = settings(walkers=(WalkerGroup(temperature=50.0, count=1),), steps=150, chunk=50, skin=0.3)
     small = Explorer(morse, SPECIES, 2.2, options)
     found = small.run(0.02 * PARAMS, [cluster], QUIET, jax.random.key(0))
-    roomy = Explorer(morse, SPECIES, 2.2, options, capacity=63)
+    roomy = Explorer(morse, SPECIES, 2.2, options, room=Room(63))
     expected = roomy.run(0.02 * PARAMS, [cluster], QUIET, jax.random.key(0))
     np.testing.assert_allclose(found.final[0].positions, expected.final[0].positions, atol=2e-3)
     assert found.status[0] is Status.COMPLETED
+
+
+@pytest.mark.slow
+def test_bins_and_pairs_give_one_trajectory(monkeypatch: pytest.MonkeyPatch):
+    """A contracting cluster in double precision: its list outgrows its room whether bins or all pairs are searched."""
+    grid = np.stack(np.meshgrid(*[np.arange(5)] * 3), axis=-1).reshape(-1, 3)
+    cluster = Atoms("H125", 1.7 * grid)
+    options = settings(walkers=(WalkerGroup(temperature=50.0, count=1),), steps=150, chunk=50, skin=0.3)
+    runs = []
+    with jax.enable_x64(True):
+        for many in (10**6, 1):
+            monkeypatch.setattr("almlip_jax.structures.walkers._MANY", many)
+            runner = Explorer(morse, SPECIES, 2.2, options, dtype=np.float64)
+            start = runner.begin(0.02 * PARAMS, [cluster], QUIET, jax.random.key(0)).state.neighbors.room
+            runs.append(runner.run(0.02 * PARAMS, [cluster], QUIET, jax.random.key(0)))
+            assert (runner.room.bins is not None) == (many == 1)
+            assert runner.room.capacity > start.capacity
+    np.testing.assert_allclose(runs[0].final[0].positions, runs[1].final[0].positions, atol=1e-8)
 
 
 def test_fragments_are_connected_components():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,76 +12,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax_md.custom_partition import neighbor_list_multi_image
 from jax_md.partition import NeighborListFormat
+from walker_edges import (
+    assert_reverse,
+    assert_same_as_host,
+    canonical,
+    graph_edges,
+    host_edges,
+    make,
+    make_graph,
+    padded,
+)
 
 from almlip_jax.errors import InputError
-from almlip_jax.structures import walkers
+from almlip_jax.structures import pair_search, walkers
 from almlip_jax.structures.graph import Graph, forces_and_virial
-from almlip_jax.structures.neighbors import edge_vectors, neighborhood
-from almlip_jax.structures.walkers import WalkerNeighbors, walker_neighbors
-
-
-def padded(structures: Sequence[Atoms], num_atoms: int | None = None) -> tuple[np.ndarray, ...]:
-    """Positions, cells, pbc and atom mask of some structures as walkers."""
-    size = num_atoms or max(len(atoms) for atoms in structures)
-    positions = np.zeros((len(structures), size, 3))
-    mask = np.zeros((len(structures), size), bool)
-    for walker, atoms in enumerate(structures):
-        positions[walker, : len(atoms)] = atoms.positions
-        mask[walker, : len(atoms)] = True
-    cells = np.stack([atoms.cell.array for atoms in structures])
-    return positions, cells, np.stack([atoms.pbc for atoms in structures]), mask
-
-
-make_graph = jax.jit(WalkerNeighbors.graph)
-
-
-def make(structures: Sequence[Atoms], cutoff: float, skin: float, **options: int) -> WalkerNeighbors:
-    return walker_neighbors(*padded(structures), cutoff, skin, **options)
-
-
-def graph_edges(graph: Graph, walker: int, num_atoms: int) -> np.ndarray:
-    """Rows (i, j, vector) of a walker's edges in a canonical order."""
-    atoms = np.arange(walker * num_atoms, (walker + 1) * num_atoms)
-    mask = np.asarray(graph.edge_mask)[atoms]
-    own = np.broadcast_to(np.arange(num_atoms)[:, None], mask.shape)[mask]
-    neighbor = np.asarray(graph.neighbors)[atoms][mask] - walker * num_atoms
-    return canonical(own, neighbor, np.asarray(graph.vectors)[atoms][mask])
-
-
-def host_edges(atoms: Atoms, cutoff: float) -> np.ndarray:
-    hood = neighborhood(atoms, cutoff)
-    own = np.broadcast_to(np.arange(len(atoms))[:, None], hood.mask.shape)[hood.mask]
-    return canonical(own, hood.neighbors[hood.mask], edge_vectors(atoms, hood)[hood.mask])
-
-
-def canonical(own: np.ndarray, neighbor: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-    rows = np.column_stack([own, neighbor, vectors])
-    return rows[np.lexsort((*rows[:, 2:].round(4).T, rows[:, 1], rows[:, 0]))]
-
-
-def assert_same_as_host(neighbors: WalkerNeighbors, structures: Sequence[Atoms], positions: jax.Array) -> Graph:
-    size = positions.shape[1]
-    graph = make_graph(neighbors, positions, jnp.zeros(positions.shape[:2], jnp.int32))
-    for walker, atoms in enumerate(structures):
-        moved = atoms.copy()
-        moved.positions = np.asarray(positions)[walker, : len(atoms)]
-        expected = host_edges(moved, neighbors.cutoff)
-        found = graph_edges(graph, walker, size)
-        assert found.shape == expected.shape
-        np.testing.assert_allclose(found, expected, atol=1e-9)
-    return graph
-
-
-def assert_reverse(graph: Graph) -> None:
-    """Following an edge and its reverse slot leads home, and the vectors are opposite; padding slots stay put."""
-    there = graph.neighbors, graph.reverse
-    own = np.broadcast_to(np.arange(graph.neighbors.shape[0])[:, None], graph.neighbors.shape)
-    slot = np.broadcast_to(np.arange(graph.neighbors.shape[1]), graph.neighbors.shape)
-    np.testing.assert_array_equal(graph.neighbors[there], own)
-    np.testing.assert_array_equal(graph.reverse[there], slot)
-    np.testing.assert_array_equal(graph.edge_mask[there], graph.edge_mask)
-    np.testing.assert_allclose(graph.vectors[there], -graph.vectors, atol=1e-5)
-    assert np.all(np.asarray(graph.vectors)[~np.asarray(graph.edge_mask)] == 0)
+from almlip_jax.structures.walkers import Room, WalkerNeighbors, walker_neighbors
 
 
 def random_walkers(seed: int, count: int) -> list[Atoms]:
@@ -108,7 +51,7 @@ def test_edges_are_the_hosts_for_any_mixture_of_cells(seed: int, cutoff: float) 
     with jax.enable_x64(True):
         structures = random_walkers(seed, 4)
         # One size for all examples, so that the test compiles once.
-        neighbors = walker_neighbors(*padded(structures, 5), cutoff, 0.4, capacity=400, images=(4, 4, 4))
+        neighbors = walker_neighbors(*padded(structures, 5), cutoff, 0.4, room=Room(400, (4, 4, 4)))
         graph = assert_same_as_host(neighbors, structures, neighbors.built_at)
         assert_reverse(graph)
         assert not neighbors.overflow
@@ -131,7 +74,7 @@ def test_list_follows_walkers_inside_a_compiled_loop(skin: float) -> None:
     """Atoms drift through several rebuilds and out of their cells; the edges are the host's at every step."""
     with jax.enable_x64(True):
         structures = mixed_walkers()
-        start = make(structures, 3.5, skin, capacity=80)
+        start = make(structures, 3.5, skin, room=Room(80))
         velocity = jax.random.normal(jax.random.key(0), start.built_at.shape) * 0.06
         species = jnp.zeros(start.atom_mask.shape, jnp.int32)
 
@@ -235,7 +178,7 @@ def test_large_molecules_and_single_atoms_keep_a_list() -> None:
         neighbors = make([chain], 2.5, 0.5)
         assert not neighbors.all_pairs and neighbors.capacity == 8
         assert_reverse(assert_same_as_host(neighbors, [chain], neighbors.built_at))
-        assert make([chain], 2.5, 0.5, capacity=39).all_pairs
+        assert make([chain], 2.5, 0.5, room=Room(39)).all_pairs
         single = make([Atoms("H")], 2.5, 0.5)
         graph = assert_same_as_host(single, [Atoms("H")], single.built_at)
         assert not np.any(graph.edge_mask)
@@ -245,7 +188,7 @@ def test_overflow_is_flagged_and_cured() -> None:
     """A crystal squeezed inside a compiled program needs more slots than it has; the grown list is complete."""
     with jax.enable_x64(True):
         crystal = bulk("Cu", "fcc", a=3.6, cubic=True) * (2, 2, 2)
-        neighbors = make([crystal], 2.7, 0.3, capacity=12)
+        neighbors = make([crystal], 2.7, 0.3, room=Room(12))
         assert not neighbors.overflow and neighbors.largest_count == 12
         squeezed = crystal.copy()
         squeezed.positions[1:] = squeezed.positions[0] + 0.5 * (squeezed.positions[1:] - squeezed.positions[0])
@@ -310,7 +253,7 @@ def test_a_position_that_is_not_a_number_stays_visible_and_alone() -> None:
 
 def test_walkers_in_blocks_get_the_list_of_walkers_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     together = make(mixed_walkers(), 3.5, 0.5)
-    monkeypatch.setattr(walkers, "_BLOCK", 1)
+    monkeypatch.setattr(pair_search, "_BLOCK", 1)
     apart = jax.jit(walkers._rebuilt.__wrapped__)(together, together.built_at)
     jax.tree.map(np.testing.assert_array_equal, together, apart)
 
@@ -320,7 +263,7 @@ def test_given_shapes_are_kept_so_that_nothing_compiles_again() -> None:
     first = make(structures, 3.5, 0.5)
     for atoms in structures:
         atoms.rattle(0.02, rng=np.random.default_rng(1))
-    second = make(structures, 3.5, 0.5, capacity=first.capacity, images=first.images)
+    second = make(structures, 3.5, 0.5, room=first.room)
     assert jax.tree.structure(first) == jax.tree.structure(second)
     assert jax.tree.map(jnp.shape, first) == jax.tree.map(jnp.shape, second)
 
