@@ -1,0 +1,153 @@
+"""Every compiled program lowers for GPUs and TPUs on a machine that has none: nothing of the CPU hides in it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk, molecule
+from ase.calculators.singlepoint import SinglePointCalculator
+from jax import export
+
+from almlip_jax.dynamics import ExplorationSettings, Explorer
+from almlip_jax.dynamics.admission import context_of
+from almlip_jax.dynamics.knowledge import Knowledge
+from almlip_jax.ensembles import Ensemble, Heads
+from almlip_jax.features import FEATURES, FeatureRequest, feature_factors, last_layer_gradient
+from almlip_jax.models import MaceSettings, SharedDensitySettings, build_model
+from almlip_jax.potential import evaluator
+from almlip_jax.structures import walkers
+from almlip_jax.structures.graph import lone_atom
+from almlip_jax.structures.species import SpeciesTable
+from almlip_jax.training import EnsembleSettings, Trainer, TrainingSettings, plan_capacity
+
+sys.path.insert(0, str(Path(__file__).parent / "selection"))
+
+from small_pools import SELECTORS, candidates, sample
+
+SPECIES = SpeciesTable((1, 8))
+MODEL = SharedDensitySettings(cutoff=3.0, radial=3, l_max=1, channels=2, hidden=(4,))
+MACE = MaceSettings(cutoff=3.0)
+KEY = jax.random.key(0)
+ACCELERATORS = ("cuda", "tpu")
+
+
+@pytest.fixture(params=["gpu", pytest.param("cpu", marks=pytest.mark.slow)])
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What the package takes its machine for: some programs are written otherwise for a CPU."""
+    monkeypatch.setattr(jax, "default_backend", lambda: request.param)
+    return str(request.param)
+
+
+def lowered(function: Callable[..., Any], *arguments: Any) -> str:
+    """The program of a function for accelerators, as text."""
+    found = export.export(jax.jit(function), platforms=ACCELERATORS)(*arguments)
+    text = found.mlir_module()
+    assert "callback" not in text and "lapack" not in text
+    return text
+
+
+def crystal(seed: int = 0) -> Atoms:
+    """Two species, periodic, with made-up labels."""
+    atoms = bulk("OH", "cesiumchloride", a=2.2) * (2, 1, 1)
+    atoms.rattle(0.05, seed=seed)
+    atoms.calc = SinglePointCalculator(atoms, energy=1.0, forces=np.ones((4, 3)), stress=np.ones(6))
+    return atoms
+
+
+def water() -> Atoms:
+    return molecule("H2O")
+
+
+def ensemble_of(heads: Heads | None = None) -> tuple[Ensemble, Any]:
+    """Two models and the shapes of their parameters."""
+    ensemble = Ensemble(build_model(MODEL, SPECIES), 2, heads=heads or Heads())
+    return ensemble, jax.eval_shape(ensemble.init, KEY)
+
+
+LOOPS = {
+    "biases": (
+        water,
+        {
+            "integrator": {"kind": "langevin"},
+            "biases": [
+                {"kind": "uncertainty"},
+                {
+                    "kind": "metadynamics",
+                    "variables": [{"kind": "angle", "points": [0, 1, 2]}],
+                    "widths": [0.1],
+                    "height": 0.1,
+                    "pace": 5,
+                },
+            ],
+            "admission": {"kind": "log_det"},
+            "rewind": {},
+            "pressure": True,
+        },
+    ),
+    "cells": (crystal, {"integrator": {"kind": "npt"}, "admission": {"kind": "reservoir"}}),
+    "swaps": (crystal, {"integrator": {"kind": "nose_hoover"}, "swaps": {"every": 5}, "admission": {"kind": "top_k"}}),
+    "relaxation": (water, {"integrator": {"kind": "fire"}, "admission": {"kind": "farthest"}}),
+    "ascent": (crystal, {"integrator": {"kind": "adversarial"}}),
+}
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_loops(name: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    start, changes = LOOPS[name]
+    monkeypatch.setattr(walkers, "_MANY", 1 if name == "cells" else 10**6)  # a search through bins among them
+    settings = ExplorationSettings.model_validate(
+        {"walkers": [{"temperature": 300.0, "count": 2}], "steps": 20} | changes
+    )
+    ensemble, params = ensemble_of()
+    rows = jax.eval_shape(lambda p, g: last_layer_gradient(ensemble.predict(p, g), g, 2), params, lone_atom())
+    features = np.random.default_rng(0).normal(size=(5, rows.shape[1])).astype(np.float32)
+    knowledge = Knowledge(context=context_of(settings.admission, features, 0))
+    explorer = Explorer(ensemble.predict, SPECIES, MODEL.cutoff, settings)
+    limits = explorer._thresholds((1e3, 1e4))
+    state, setup, loop = explorer._prepare([start()] * 2, limits, KEY, explorer._known(knowledge))
+    assert (state.neighbors.bins is not None) == (name == "cells")
+    lowered(loop.begin, params, state, setup)
+    lowered(loop.run_chunk, params, jax.eval_shape(loop.begin, params, state, setup), setup)
+
+
+@pytest.mark.parametrize("settings", [MODEL, pytest.param(MACE, marks=pytest.mark.slow)])
+def test_training(settings: Any, backend: str) -> None:
+    data = [crystal(seed) for seed in range(5)]
+    training = TrainingSettings(validation_fraction=0.4, batch_size=1, second_stage={})
+    ensemble = Ensemble(build_model(settings, SPECIES), 2)
+    trainer = Trainer(ensemble, SPECIES, plan_capacity(data, 3.0, training), training, EnsembleSettings(size=2))
+    packed = trainer.training_set(data, {1: 0.0, 8: 0.0})
+    plan, steps = packed.training_plan()
+    lowered(trainer.program.fresh, KEY, packed.packed.data, plan, jnp.int32(steps), 1.0)
+    state = jax.eval_shape(trainer.program.initial, jax.eval_shape(ensemble.init, KEY))
+    lowered(trainer.program.segment, state, trainer.prepare(packed, 10, KEY), plan, jnp.int32(steps))
+
+
+def test_evaluation(backend: str) -> None:
+    """With every feature map."""
+    ensemble, params = ensemble_of(Heads(2, "evidential"))
+    request = FeatureRequest(FEATURES)
+    concrete = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), params)
+    one = evaluator.Evaluator(ensemble, concrete, {1: 0.0, 8: 0.0})
+    batch = [crystal(), water()]
+    data = one._packed(batch, one.batch_shape(batch))
+    factors = feature_factors(request, ensemble, concrete)
+    lowered(lambda *given: evaluator._evaluate_on_device(ensemble, *given, request, factors, {}), params, *data)
+
+
+@pytest.mark.parametrize("name", SELECTORS)
+def test_selectors(name: str) -> None:
+    """In double precision, as they run."""
+    x, _ = sample(1)
+    known, _ = sample(2, n=4)
+    with jax.enable_x64(True):
+        pool, labelled = (jax.tree.map(jnp.asarray, candidates(rows)) for rows in (x, known))
+        lowered(SELECTORS[name], KEY, pool, labelled)
