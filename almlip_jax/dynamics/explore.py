@@ -125,7 +125,7 @@ class Explorer:
     ) -> Session:
         """A run that has not done a step yet; arguments and errors as for `run`."""
         self._check(starts)
-        params = spread_members(params)
+        params = spread_members(params, walkers=len(starts))
         limits = self._thresholds(thresholds)
         state, setup, loop = self._prepare(starts, limits, key, self._known(knowledge))
         begin, run_chunk = self._compiled(loop)

@@ -48,7 +48,7 @@ def blocked(evaluate: _Evaluate, atoms_per_block: int | None = None) -> _Evaluat
             found: Prediction = materialised(evaluate, jnp.any(block.structure_mask), params, block)
             return found
 
-        found = jax.lax.map(of_block, _split(graph, blocks, each))
+        found = jax.lax.map(of_block, split(graph, blocks, each))
 
         def joined(values: jax.Array) -> jax.Array:
             """[blocks, M, each (* N), ...] -> [M, W (* N), ...]."""
@@ -65,8 +65,8 @@ def _default_limit() -> int | None:
     return _ATOMS if jax.default_backend() == "cpu" else None
 
 
-def _split(graph: Graph, blocks: int, each: int) -> Graph:
-    """Graphs of ``each`` walkers along a new first axis; the last is filled up with walkers of padding atoms."""
+def split(graph: Graph, blocks: int, each: int) -> Graph:
+    """Graphs of ``each`` walkers along a new first axis; the last ones are filled up with walkers of padding atoms."""
     walkers = graph.num_structures
     atoms = graph.atom_mask.shape[0] // walkers
     missing = blocks * each - walkers

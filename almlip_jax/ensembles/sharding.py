@@ -1,4 +1,4 @@
-"""Spreading the members of an ensemble over devices: one code path from a single CPU to a node of GPUs."""
+"""Sharing an ensemble's work among devices, members and walkers: one code path from a single CPU to a node of GPUs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from almlip_jax.ensembles.blocks import split
 from almlip_jax.ensembles.prediction import Prediction
 from almlip_jax.models.base import Params
 from almlip_jax.structures.graph import Graph
@@ -18,8 +19,8 @@ from almlip_jax.structures.graph import Graph
 _Evaluate: TypeAlias = Callable[[Params, Graph], Prediction]
 
 
-def spread_members(members: Any, devices: Sequence[jax.Device] | None = None) -> Any:
-    """Arrays with their member axis laid over as many devices as divide the number of members evenly.
+def spread_members(members: Any, devices: Sequence[jax.Device] | None = None, *, walkers: int = 1) -> Any:
+    """Arrays with their member axis laid over as many devices as can be, each with the same number of members.
 
     Whatever is computed from them follows: each device trains or evaluates its own members, and only what a committee
     reduces travels.
@@ -28,12 +29,12 @@ def spread_members(members: Any, devices: Sequence[jax.Device] | None = None) ->
         members: pytree with leading member axis, parameters for instance; groups of a mixed ensemble may differ in
             their length, and all lie on the same devices.
         devices: those to use, all of the default backend where not given.
+        walkers: that `gathered` will evaluate at a time, and share out too: members lie on the devices of all.
 
     Returns:
-        the same values; with one device, or members that no number of the devices divides evenly, the same arrays.
+        the same values; the same arrays where one device does everything.
     """
-    lengths = {leaf.shape[0] for leaf in jax.tree.leaves(members)}
-    mesh = _mesh(gcd(*lengths), jax.devices() if devices is None else devices)
+    mesh = _mesh(members, jax.devices() if devices is None else devices, walkers)
     return members if mesh.size == 1 else jax.device_put(members, NamedSharding(mesh, PartitionSpec("members")))
 
 
@@ -42,53 +43,83 @@ def beside_members(tree: Any, members: int) -> Any:
 
     A program of spread members that is given arrays of one device copies them to the others in every call.
     """
-    mesh = _mesh(members, jax.devices())
+    mesh = _mesh(np.zeros(members), jax.devices(), 1)
     return tree if mesh.size == 1 else jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
 def gathered(evaluate: _Evaluate) -> _Evaluate:
-    """The same evaluation of spread members, in which all that travels between devices travels at once.
+    """The same evaluation shared out among devices, in which all that travels between them travels at once.
 
-    Each device evaluates its own members (`spread_members`) and is then given what those of the others say; whatever is
-    done with it, each does for itself.  Left to the compiler, devices meet at every reduction over members.
+    Each device evaluates its own members (`spread_members`) for its own walkers and is then given what the others
+    found; whatever is done with it, each does for itself.  Left to the compiler, devices meet at every reduction over
+    members.
 
     Args:
         evaluate: an ensemble, whose prediction has a leading member axis.
 
     Returns:
-        a function for programs whose other arguments are the same on all devices.  A committee of several
-        architectures is left to the compiler.
+        a function of parameters and the flat graph of W walkers of N atoms each (``WalkerNeighbors.graph``), for
+        programs whose other arguments are the same on all devices.  The members of a committee of several
+        architectures are left to the compiler where these are more than the walkers.
     """
 
     def of_all(params: Params, graph: Graph) -> Prediction:
-        """The evaluation, shared out where members are spread."""
-        mesh = _mesh(jax.tree.leaves(params)[0].shape[0], jax.devices())
-        if mesh.size == 1 or isinstance(params, tuple):
+        """The evaluation, shared out where there are several devices for it."""
+        mesh = _mesh(params, jax.devices(), graph.num_structures)
+        members, parts = mesh.devices.shape
+        if mesh.size == 1 or (isinstance(params, tuple) and members > 1):
             return evaluate(params, graph)
-        own, same = PartitionSpec("members"), PartitionSpec()
+        own, some, same = PartitionSpec("members"), PartitionSpec("walkers"), PartitionSpec()
+        each = -(-graph.num_structures // parts)
         # that all devices end with the same arrays is not seen through the packing
-        shared = jax.shard_map(_exchanged(evaluate), mesh=mesh, in_specs=(own, same), out_specs=same, check_vma=False)
-        found: Prediction = shared(params, graph)
-        return found
+        shared = jax.shard_map(
+            _exchanged(evaluate, mesh), mesh=mesh, in_specs=(own, some), out_specs=same, check_vma=False
+        )
+        found: Prediction = shared(params, split(graph, parts, each))
+        rows = jax.tree.map(lambda x: x.shape[1] // (parts * each) * graph.num_structures, found)
+        return jax.tree.map(lambda x, n: x[:, :n], found, rows)
 
     return of_all
 
 
-def _exchanged(evaluate: _Evaluate) -> _Evaluate:
-    """What the members of all devices say, from the evaluation of those of one device."""
+def _exchanged(evaluate: _Evaluate, mesh: Mesh) -> Callable[[Params, Graph], Prediction]:
+    """What all devices say, from the evaluation of the members and walkers of one; graphs have a leading axis 1."""
+    members, parts = mesh.devices.shape
 
     def everywhere(own: Params, graph: Graph) -> Prediction:
-        said, structure = jax.tree.flatten(evaluate(own, graph))
-        of_each = jax.lax.all_gather(jnp.concatenate([array.ravel() for array in said]), "members")
-        parts = jnp.split(of_each, np.cumsum([array.size for array in said])[:-1], axis=1)
-        # arrays differ in their first axis: features are of models, energies and forces of all their heads
-        joined = [part.reshape(-1, *array.shape[1:]) for part, array in zip(parts, said, strict=True)]
-        return jax.tree.unflatten(structure, joined)
+        said, structure = jax.tree.flatten(evaluate(own, jax.tree.map(lambda x: x[0], graph)))
+        of_each = jax.lax.all_gather(jnp.concatenate([array.ravel() for array in said]), ("members", "walkers"))
+        pieces = jnp.split(of_each, np.cumsum([array.size for array in said])[:-1], axis=1)
+
+        def joined(piece: jax.Array, like: jax.Array) -> jax.Array:
+            # arrays differ in their first axis: features are of models, energies and forces of all their heads
+            apart = jnp.swapaxes(piece.reshape(members, parts, *like.shape), 1, 2)
+            return apart.reshape(members * like.shape[0], parts * like.shape[1], *like.shape[2:])
+
+        return jax.tree.unflatten(structure, list(map(joined, pieces, said)))
 
     return everywhere
 
 
-def _mesh(members: int, devices: Sequence[jax.Device]) -> Mesh:
-    """As many of the devices as can be, each with the same number of members."""
-    count = max((n for n in range(1, min(members, len(devices)) + 1) if members % n == 0), default=1)
-    return Mesh(np.array(devices[:count]), ("members",))
+def _mesh(members: Any, devices: Sequence[jax.Device], walkers: int) -> Mesh:
+    """The devices that finish first: axes ``members``, with the same number on each, and ``walkers``.
+
+    Of several ways that are as fast that with the fewest devices, and of these that which shares out more members.
+    Groups of a mixed ensemble share out members or walkers, not both.
+    """
+    lengths = [leaf.shape[0] for leaf in jax.tree.leaves(members)]
+    mixed, number = isinstance(members, tuple), gcd(*lengths)
+
+    def cost(way: tuple[int, int]) -> tuple[int, int, int]:
+        of_members, of_walkers = way
+        return number // of_members * -(-walkers // of_walkers), of_members * of_walkers, -of_members
+
+    ways = [
+        (m, w)
+        for m in range(1, len(devices) + 1)
+        if number % m == 0
+        for w in range(1, min(len(devices) // m, walkers) + 1)
+        if not (mixed and m > 1 and w > 1)
+    ]
+    best = min(ways, key=cost)
+    return Mesh(np.array(devices[: best[0] * best[1]]).reshape(best), ("members", "walkers"))

@@ -1,4 +1,4 @@
-"""Members spread over eight devices train, evaluate and explore as on one."""
+"""Members and walkers spread over eight devices train, evaluate and explore as on one."""
 
 from __future__ import annotations
 
@@ -45,16 +45,30 @@ walkers = (WalkerGroup(temperature=100.0, count=2),)
 walkers = ExplorationSettings(walkers=walkers, steps=20, chunk=10, trajectory_every=10)
 explorer = Explorer(ensemble.predict, species, 4.0, walkers, dtype=np.float64)
 run = explorer.run(result.params, data[:2], (1e3, 1e4), jax.random.key(1))
+seen = set()
+
+def watched(params, graph):
+    seen.add((len(jax.tree.leaves(params)[0]), graph.num_structures))
+    return ensemble.predict(params, graph)
+
+alone = jax.tree.map(lambda x: x[:1], result.params)
+eight = walkers.model_copy(update={"walkers": (WalkerGroup(temperature=100.0, count=8),)})
+explorer_of_one = Explorer(watched, species, 4.0, eight, dtype=np.float64)
+session = explorer_of_one.begin(alone, data[:8], (1e3, 1e4), jax.random.key(2))
+one_by_one = session.result(list(session.chunks()))
+places = [len(session.state.motion.position.sharding.device_set)]
 spread = len(jax.tree.leaves(spread_members(result.params))[0].sharding.device_set) if len(jax.devices()) > 1 else 1
 shares = [len(spread_members(np.zeros((n, 2))).sharding.device_set) for n in (6, 7, 12, 16) if len(jax.devices()) > 1]
 groups = spread_members((np.zeros((4, 2)), np.zeros((6, 2))))
 together = jax.jit(lambda pair: pair[0].sum() + pair[1].sum())(groups)  # refused where they lie on different devices
-programs = [trainer._segment, *(program for pair in explorer._programs.values() for program in pair)]
+programs = [trainer._segment, *(program for one in (explorer, explorer_of_one)
+    for pair in one._programs.values() for program in pair)]
 np.savez(
     sys.argv[1], spread=spread, shares=shares, compiled=max(program._cache_size() for program in programs),
     energy=found.energy, forces=np.concatenate(found.forces),
     std=found.scores["force_std_max"],
-    positions=np.stack([a.positions for a in run.final]), loss=result.history[-1].validation_loss,
+    positions=np.stack([a.positions for a in run.final]), final=np.stack([a.positions for a in one_by_one.final]),
+    places=places, seen=sorted(seen), loss=result.history[-1].validation_loss,
     params=np.concatenate([np.asarray(x).ravel() for x in jax.tree.leaves(result.params)]),
 )
 """
@@ -82,6 +96,10 @@ def test_eight_devices_give_the_single_device_result(one_and_eight):
     one, eight = one_and_eight
     assert one.pop("spread") == 1 and eight.pop("spread") == 8
     assert not one.pop("shares").size and eight.pop("shares").tolist() == [6, 7, 6, 8]
+    assert one.pop("places").tolist() == [1] and eight.pop("places").tolist() == [8]
+    assert one.pop("seen").tolist() == [[1, 8]] and eight.pop("seen").tolist() == [[1, 1]], (
+        "members, walkers of a device"
+    )
     assert one["compiled"] == 1  # and with eight: two validations, two chunks
     for name, wanted in one.items():
         np.testing.assert_allclose(eight[name], wanted, rtol=1e-6, atol=1e-8, err_msg=name)
