@@ -93,7 +93,7 @@ class LowestSettings(WeighedSelector):
 
         return select
 '''
-USE = '''
+USE = """
 import jax, numpy as np
 from almlip_jax.campaign.settings import SelectionSettings
 from almlip_jax.selection import Candidates, select
@@ -106,7 +106,7 @@ try:
     SelectionSettings.model_validate({"selector": {"kind": "lowst"}})
 except ValueError as error:
     print("'lowest'" in str(error))
-'''
+"""
 
 
 def with_package(folder: Path, code: str) -> dict[str, str]:

@@ -8,7 +8,13 @@ from almlip_jax.ensembles.judging import gives_score, has_spread, require_score,
 from almlip_jax.ensembles.mixed import AnyEnsemble, MixedEnsemble
 from almlip_jax.ensembles.prediction import SCORES, Committee, Prediction, committee_statistics
 from almlip_jax.ensembles.settings import EnsembleSettings, VariantSettings
-from almlip_jax.ensembles.sharding import beside_members, gathered, spread_members
+from almlip_jax.ensembles.sharding import (
+    batches_at_a_time,
+    beside_members,
+    gathered,
+    side_by_side,
+    spread_members,
+)
 
 __all__ = [
     "SCORES",
@@ -22,6 +28,7 @@ __all__ = [
     "Noise",
     "Prediction",
     "VariantSettings",
+    "batches_at_a_time",
     "beside_members",
     "blocked",
     "build_ensemble",
@@ -32,5 +39,6 @@ __all__ = [
     "member_models",
     "require_score",
     "require_spread",
+    "side_by_side",
     "spread_members",
 ]

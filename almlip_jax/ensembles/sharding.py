@@ -82,6 +82,50 @@ def gathered(evaluate: _Evaluate) -> _Evaluate:
     return of_all
 
 
+def batches_at_a_time(members: Any, batches: int) -> int:
+    """On how many devices as many batches are evaluated side by side, by all members each, where that is faster.
+
+    Args:
+        members: parameters with leading member axis.
+        batches: that there are.
+
+    Returns:
+        1 where devices finish earlier that share out the members of one batch after the other (`spread_members`).
+    """
+    devices = len(jax.devices())
+    number = gcd(*(leaf.shape[0] for leaf in jax.tree.leaves(members)))
+    of_members = _mesh(members, jax.devices(), 1).size
+    side_by_side = -(-batches // devices) * number < batches * (number // of_members)
+    return devices if side_by_side else 1
+
+
+def side_by_side(function: Callable[[Any, Any], Any], common: Any, own: Any) -> Any:
+    """A function on several devices, each of which has something of its own.
+
+    Args:
+        function: of ``common`` and of one element of ``own``.
+        common: pytree, the same for all.
+        own: pytree whose leaves have a leading axis over the devices.
+
+    Returns:
+        what they found, with that axis.
+    """
+    parts = jax.tree.leaves(own)[0].shape[0]
+    if parts == 1:
+        return _with_axis(function(common, jax.tree.map(lambda x: x[0], own)))
+    mesh, each = Mesh(np.array(jax.devices()[:parts]), ("batches",)), PartitionSpec("batches")
+
+    def on_one(common: Any, own: Any) -> Any:
+        return _with_axis(function(common, jax.tree.map(lambda x: x[0], own)))
+
+    shared = jax.shard_map(on_one, mesh=mesh, in_specs=(PartitionSpec(), each), out_specs=each, check_vma=False)
+    return shared(common, own)
+
+
+def _with_axis(tree: Any) -> Any:
+    return jax.tree.map(lambda x: x[None], tree)
+
+
 def _exchanged(evaluate: _Evaluate, mesh: Mesh) -> Callable[[Params, Graph], Prediction]:
     """What all devices say, from the evaluation of the members and walkers of one; graphs have a leading axis 1."""
     members, parts = mesh.devices.shape

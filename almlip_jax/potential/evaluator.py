@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias
+from functools import partial
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,15 @@ import numpy as np
 from ase import Atoms
 from ase.stress import full_3x3_to_voigt_6_stress
 
-from almlip_jax.ensembles import SCORES, AnyEnsemble, Committee, committee_statistics, spread_members
+from almlip_jax.ensembles import (
+    SCORES,
+    AnyEnsemble,
+    Committee,
+    batches_at_a_time,
+    committee_statistics,
+    side_by_side,
+    spread_members,
+)
 from almlip_jax.errors import InputError
 from almlip_jax.features import FeatureRequest, feature_factors, feature_maps
 from almlip_jax.features.request import FeatureFactors
@@ -74,11 +83,13 @@ class Evaluator:
     ) -> Iterator[tuple[list[Atoms], Evaluated]]:
         """Frames in order, batch after batch, and what the ensemble says of them; see `Potential.evaluate_stream`."""
         params = spread_members(self.params)
-        factors = feature_factors(features, self.ensemble, params)
+        factors = feature_factors(features, self.ensemble, self.params)
         for chunk in _chunks(self.known(frames, source)):
             shape = self.batch_shape(chunk, shape)
-            for batch in _batches(chunk, shape):
-                yield batch, self._evaluate_batch(params, batch, shape, features, factors)
+            batches = list(_batches(chunk, shape))
+            for first in range(0, len(batches), shape.parts):
+                some = batches[first : first + shape.parts]
+                yield from zip(some, self._evaluate_batches(params, some, shape, features, factors), strict=True)
 
     def known(self, frames: Iterable[Atoms], source: str) -> Iterator[Atoms]:
         """The frames.
@@ -104,7 +115,9 @@ class Evaluator:
         if before is not None:
             atoms, alone = max(atoms, before.atoms), max(alone, before.largest)
             neighbors = before.neighbors if neighbors <= before.neighbors else bucket(neighbors, 8)
-        return BatchShape(atoms, neighbors, _BATCH_STRUCTURES, alone)
+        whole = BatchShape(atoms, neighbors, _BATCH_STRUCTURES, alone)
+        parts = batches_at_a_time(self.params, sum(1 for _ in _batches(structures, whole)))
+        return replace(whole, parts=max(parts, 1 if before is None else before.parts))
 
     def atom_features(self, structures: Sequence[Atoms]) -> tuple[np.ndarray, np.ndarray]:
         """Features [L, A, F] of the L models and species [A] of all atoms; see `Potential.atom_features`."""
@@ -134,18 +147,29 @@ class Evaluator:
         alone = BatchShape(shape.largest, shape.neighbors, 1)
         return packed.data, whole, plan_batches(packed, order, alone, shape.structures)[0]
 
-    def _evaluate_batch(
+    def _evaluate_batches(
         self,
         params: Params,
-        batch: list[Atoms],
+        batches: list[list[Atoms]],
         shape: BatchShape,
         features: FeatureRequest,
         factors: FeatureFactors,
-    ) -> Evaluated:
-        same = replace(features, seed=0)  # random numbers are data: seeds share a program
-        result = _evaluate(self.ensemble, params, *self._packed(batch, shape), same, factors, dict(self.novelty))
-        references = np.array([reference_energy(self.references, a) for a in batch])
-        return _to_host(result, references, batch)
+    ) -> Iterator[Evaluated]:
+        """As many batches as the shape has parts, or fewer; ``params`` are the spread ones."""
+        packed = [self._packed(batch, shape) for batch in batches]
+        same, novelty = replace(features, seed=0), dict(self.novelty)  # random numbers are data: seeds share a program
+        if shape.parts == 1:
+            found = [_evaluate(self.ensemble, params, *packed[0], same, factors, novelty)]
+        else:
+            packed += packed[:1] * (shape.parts - len(packed))  # nobody looks at what they give
+            stacked = jax.tree.map(lambda *x: np.stack(x), *packed)
+            together = jax.device_get(
+                _evaluate_side_by_side(self.ensemble, self.params, stacked, same, factors, novelty)
+            )
+            found = [jax.tree.map(lambda x, n=n: x[n], together) for n in range(len(batches))]
+        for batch, result in zip(batches, found, strict=True):
+            references = np.array([reference_energy(self.references, a) for a in batch])
+            yield _to_host(result, references, batch)
 
 
 def reference_energy(references: Mapping[int, float], atoms: Atoms) -> float:
@@ -179,6 +203,24 @@ _OnDevice: TypeAlias = tuple[Committee, jax.Array, dict[str, jax.Array], dict[st
 
 # The ensemble is compared by value: potentials of one architecture share what was compiled.
 _evaluate = jax.jit(_evaluate_on_device, static_argnums=(0, 5))
+
+
+@partial(jax.jit, static_argnums=(0, 3))
+def _evaluate_side_by_side(
+    ensemble: AnyEnsemble,
+    params: Params,
+    packed: tuple[PackedDataset, BatchPlan, BatchPlan],
+    features: FeatureRequest,
+    factors: FeatureFactors,
+    novelty: dict[str, Novelty],
+) -> _OnDevice:
+    """The same of as many batches as there are devices, with a leading axis over these."""
+
+    def on_one(common: tuple[Params, FeatureFactors, dict[str, Novelty]], own: Any) -> _OnDevice:
+        data, whole, one_by_one = own
+        return _evaluate_on_device(ensemble, common[0], data, whole, one_by_one, features, common[1], common[2])
+
+    return side_by_side(on_one, (params, factors, novelty), packed)  # type: ignore[no-any-return]
 
 
 def _atom_features_on_device(ensemble: AnyEnsemble, params: Params, data: PackedDataset, plan: BatchPlan) -> jax.Array:

@@ -47,12 +47,14 @@ class BatchShape:
         neighbors: neighbour slots K.
         structures: structure slots S.
         largest: atom slots of a structure on its own, where structures are also looked at one by one.
+        parts: batches that are taken at a time, each by a device of its own.
     """
 
     atoms: int
     neighbors: int
     structures: int
     largest: int = 0
+    parts: int = 1
 
 
 @struct.dataclass

@@ -14,6 +14,7 @@ PROGRAM = """
 import sys
 import jax, numpy as np
 jax.config.update("jax_enable_x64", True)
+from ase import Atoms
 from ase.build import molecule
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
@@ -45,6 +46,12 @@ walkers = (WalkerGroup(temperature=100.0, count=2),)
 walkers = ExplorationSettings(walkers=walkers, steps=20, chunk=10, trajectory_every=10)
 explorer = Explorer(ensemble.predict, species, 4.0, walkers, dtype=np.float64)
 run = explorer.run(result.params, data[:2], (1e3, 1e4), jax.random.key(1))
+single = Potential(model, species, jax.tree.map(lambda x: x[:1], result.params), references)
+pool = [sum((water(seed).copy() for seed in range(n, n + 80)), Atoms()) for n in range(9)]  # a batch each
+for atoms in pool:
+    atoms.positions += np.repeat(4.5 * np.indices((4, 4, 5)).reshape(3, -1).T, 3, axis=0)
+many = single.evaluate(pool)
+parts = single.batch_shape(pool).parts
 seen = set()
 
 def watched(params, graph):
@@ -65,6 +72,7 @@ programs = [trainer._segment, *(program for one in (explorer, explorer_of_one)
     for pair in one._programs.values() for program in pair)]
 np.savez(
     sys.argv[1], spread=spread, shares=shares, compiled=max(program._cache_size() for program in programs),
+    many=many.energy, many_forces=np.concatenate(many.forces), parts=parts,
     energy=found.energy, forces=np.concatenate(found.forces),
     std=found.scores["force_std_max"],
     positions=np.stack([a.positions for a in run.final]), final=np.stack([a.positions for a in one_by_one.final]),
@@ -100,6 +108,7 @@ def test_eight_devices_give_the_single_device_result(one_and_eight):
     assert one.pop("seen").tolist() == [[1, 8]] and eight.pop("seen").tolist() == [[1, 1]], (
         "members, walkers of a device"
     )
+    assert (one.pop("parts"), eight.pop("parts")) == (1, 8), "batches at a time"
     assert one["compiled"] == 1  # and with eight: two validations, two chunks
     for name, wanted in one.items():
         np.testing.assert_allclose(eight[name], wanted, rtol=1e-6, atol=1e-8, err_msg=name)
