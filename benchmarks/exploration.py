@@ -38,7 +38,7 @@ from almlip_jax.dynamics.sanity import looks_for_fragments
 from almlip_jax.dynamics.state import Setup, State
 from almlip_jax.ensembles import Ensemble, gathered
 from almlip_jax.models import Params, SharedDensitySettings, build_model
-from almlip_jax.structures.graph import Graph, forces_and_virial
+from almlip_jax.structures.graph import Graph, Places, forces_and_virial
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.structures.walkers import walker_neighbors
 
@@ -77,7 +77,7 @@ def forces_of_mean(ensemble: Ensemble) -> Callable[[Params, Graph], jax.Array]:
         def energy(vectors: jax.Array) -> jax.Array:
             return jnp.sum(jnp.mean(ensemble.energies(params, replace(graph, vectors=vectors)), axis=0))
 
-        return forces_and_virial(jax.grad(energy)(graph.vectors), graph)[0]
+        return forces_and_virial(Places(jax.grad(energy)(graph.vectors)), graph)[0]
 
     return forces
 
@@ -89,7 +89,8 @@ def graph_of(start: Atoms, ensemble: Ensemble) -> Graph:
     one = np.ones((1, len(start)), bool)
     positions = jnp.asarray(start.positions[None], jnp.float32)
     neighbors = walker_neighbors(positions, start.cell.array[None], start.pbc[None], one, ensemble.cutoff, 0.5)
-    return neighbors.graph(positions, jnp.asarray(ensemble.species.index(start.numbers))[None])
+    neutral = jnp.zeros(1, positions.dtype)
+    return neighbors.graph(positions, jnp.asarray(ensemble.species.index(start.numbers))[None], neutral, neutral + 1)
 
 
 def plain_step(explorer: Explorer, forces: Callable[..., Any]) -> Callable[..., State]:
@@ -100,7 +101,7 @@ def plain_step(explorer: Explorer, forces: Callable[..., Any]) -> Callable[..., 
         at = setup.drive.at(jnp.zeros((), state.motion.position.dtype))
         moved = loop.integrator.to_force(state.motion, at, state.step)
         neighbors = state.neighbors.update(moved.position)
-        mean = forces(params, neighbors.graph(moved.position, setup.species))
+        mean = forces(params, neighbors.graph(moved.position, setup.species, setup.charge, setup.spin))
         none = jnp.zeros(0)
         found = Evaluation(none, mean.reshape(moved.position.shape), jnp.zeros_like(moved.virial), none, none)
         moved = loop.integrator.from_force(moved, found, at)

@@ -89,7 +89,8 @@ def graph_of(atoms: Atoms, walkers: int, species: SpeciesTable, cutoff: float) -
     cells, pbc = np.repeat(atoms.cell.array[None], walkers, 0), np.repeat(atoms.pbc[None], walkers, 0)
     neighbors = walker_neighbors(positions, cells, pbc, np.ones(positions.shape[:2], bool), cutoff, 0.5)
     index = np.repeat(species.index(atoms.numbers)[None], walkers, 0)
-    return neighbors.graph(jnp.asarray(positions), jnp.asarray(index))
+    neutral = jnp.zeros(walkers, jnp.float32)
+    return neighbors.graph(jnp.asarray(positions), jnp.asarray(index), neutral, neutral + 1)
 
 
 def measure(name: str, members: int, atoms: Atoms, walkers: int, limits: dict[str, float]) -> dict[str, float]:

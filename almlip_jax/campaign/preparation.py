@@ -27,8 +27,9 @@ from almlip_jax.campaign.settings import (
 )
 from almlip_jax.errors import InputError, LabelError
 from almlip_jax.keys import numpy_generator
-from almlip_jax.oracles import Labeller, MDRun, multiplicity, rattle, run_label_md, total_charge
+from almlip_jax.oracles import Labeller, MDRun, rattle, run_label_md
 from almlip_jax.structures.carried import carried
+from almlip_jax.structures.electronic_state import electronic_state
 from almlip_jax.structures.io import LABEL_ERROR, read_structures
 from almlip_jax.structures.labels import FileReading, label_difference
 from almlip_jax.structures.weights import WEIGHTS
@@ -125,11 +126,6 @@ def _movable(path: Path, frames: list[Atoms]) -> list[Atoms]:
     return frames
 
 
-def electronic_state(atoms: Atoms) -> tuple[int, int]:
-    """Total charge in e and multiplicity 2S+1 of a structure; raises as `total_charge` and `multiplicity`."""
-    return total_charge(atoms), multiplicity(atoms)
-
-
 def labelled_frames(
     path: Path | Sequence[Path], system: SystemSettings, reading: FileReading | None = None
 ) -> list[Atoms]:
@@ -189,7 +185,7 @@ def geometry_key(atoms: Atoms) -> bytes:
     """What makes two structures the same for the separation of training and test: all but 1e-6 Angstrom."""
     cell = np.where(np.asarray(atoms.pbc)[:, None], atoms.cell.array, 0.0)
     numbers = np.concatenate([np.ravel(atoms.positions), np.ravel(cell)])
-    state = [*atoms.numbers, *atoms.pbc, atoms.info.get("charge", 0), atoms.info.get("spin", 1)]
+    state = [*atoms.numbers, *atoms.pbc, *electronic_state(atoms)]
     return np.round(numbers * 1e6).astype(np.int64).tobytes() + np.asarray(state, np.int64).tobytes()
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 
-from almlip_jax.campaign.preparation import electronic_state
 from almlip_jax.campaign.rundir import RoundDirectory
 from almlip_jax.campaign.settings import FileStarts, MdExploration
 from almlip_jax.campaign.workshop import Workshop
@@ -18,6 +17,7 @@ from almlip_jax.keys import numpy_generator
 from almlip_jax.potential import Potential
 from almlip_jax.progress import reaching
 from almlip_jax.structures.carried import carried, carrying
+from almlip_jax.structures.electronic_state import electronic_state
 from almlip_jax.structures.io import read_structures, write_structures
 from almlip_jax.units import KB
 

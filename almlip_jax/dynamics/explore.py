@@ -42,6 +42,7 @@ from almlip_jax.errors import CapacityError, InputError
 from almlip_jax.keys import named_stream
 from almlip_jax.models import Params
 from almlip_jax.potential.novelty import Novelty
+from almlip_jax.structures.electronic_state import electronic_state
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.structures.walkers import Room, WalkerNeighbors, walker_neighbors
 from almlip_jax.units import FEMTOSECOND, GPA, KB
@@ -319,6 +320,8 @@ class Explorer:
             species=jnp.asarray(layout.species),
             atom_mask=jnp.asarray(layout.mask),
             pbc=jnp.asarray(layout.pbc),
+            charge=self._real(layout.charges),
+            spin=self._real(layout.spins),
             radii=self._real(species_radii(self.species.numbers)),
             drive=drive,
             limits=SanityLimits.of(s.sanity),
@@ -393,6 +396,8 @@ class _Layout:
     momenta: np.ndarray
     cells: np.ndarray
     pbc: np.ndarray
+    charges: np.ndarray
+    spins: np.ndarray
 
     @classmethod
     def of(cls, starts: Sequence[Atoms], table: SpeciesTable, room: int) -> _Layout:
@@ -407,7 +412,8 @@ class _Layout:
             masses[w, rows], positions[w, rows] = start.get_masses(), start.positions
             momenta[w, rows] = start.get_momenta()  # integrators and ase share the unit
         cells, pbc = np.array([a.cell.array for a in starts]), np.array([a.pbc for a in starts])
-        return cls(numbers, species, mask, masses, positions, momenta, cells, pbc)
+        charges, spins = np.array([electronic_state(a) for a in starts]).T
+        return cls(numbers, species, mask, masses, positions, momenta, cells, pbc, charges, spins)
 
 
 def _nobody_ended(walkers: int, dtype: np.dtype) -> Ends:

@@ -137,7 +137,7 @@ class Loop:
         motion = state.motion
         at = setup.drive.at(jnp.zeros((), motion.position.dtype))
         neighbors = self._listed(state.neighbors, motion)
-        prediction = self.evaluate(params, neighbors.graph(motion.position, setup.species))
+        prediction = self.evaluate(params, _graph(neighbors, motion, setup))
         bias, _ = self.bias.apply(state.bias, _look(state, motion, prediction, setup, at, state.step))
         motion = self.integrator.from_start(motion, _evaluation(prediction, bias, at, self.virial), at)
         snapshots = state.snapshots
@@ -251,7 +251,7 @@ class Loop:
         """
         motion = self.integrator.to_force(state.motion, at, state.step)
         neighbors = self._listed(state.neighbors, motion) if relist else state.neighbors
-        graph = neighbors.graph(motion.position, setup.species)
+        graph = _graph(neighbors, motion, setup)
         prediction = self.evaluate(params, graph)
         trial = self.integrator.trial(motion)
         # nothing that moves with the progress of the run moves during a trial: both its ends have one energy function
@@ -558,6 +558,10 @@ class Loop:
 _MORE_DEVIATIONS = ("force_epistemic", "force_total")
 _LINES = ("scores", "temperature", "energy", "bias", "kinetic", "supplied", "watched", "pressure", "volume")
 _FRAMES = ("positions", "momenta", "cells", "force_std", "forces", "frame_energy", "frame_temperature")
+
+
+def _graph(neighbors: WalkerNeighbors, motion: Motion, setup: Setup) -> Graph:
+    return neighbors.graph(motion.position, setup.species, setup.charge, setup.spin)
 
 
 def _look(

@@ -38,6 +38,8 @@ class Setup:
         species: [W, N] int.
         atom_mask: [W, N] bool.
         pbc: [W, 3] bool.
+        charge: [W] e.
+        spin: [W], multiplicity 2S+1.
         radii: [number of species] covalent radii, Angstrom.
         drive: temperatures, pressures, timestep, numbers of the integrator.
         limits: of sanity.
@@ -59,6 +61,8 @@ class Setup:
     species: jax.Array
     atom_mask: jax.Array
     pbc: jax.Array
+    charge: jax.Array
+    spin: jax.Array
     radii: jax.Array
     drive: Drive
     limits: SanityLimits

@@ -88,4 +88,8 @@ def split(graph: Graph, blocks: int, each: int) -> Graph:
         structure=jnp.repeat(walker - walker[:, :1], atoms, axis=1),
         structure_mask=parts(graph.structure_mask, 1),
         volume=parts(graph.volume, 1, fill=1),
+        positions=parts(graph.positions, atoms),
+        cell=parts(graph.cell, 1),
+        charge=parts(graph.charge, 1),
+        spin=parts(graph.spin, 1, fill=1),
     )

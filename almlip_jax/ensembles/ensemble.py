@@ -14,7 +14,15 @@ from almlip_jax.ensembles.heads import Heads
 from almlip_jax.ensembles.prediction import Committee, Prediction, committee_statistics
 from almlip_jax.keys import named_stream
 from almlip_jax.models.base import Geometry, Model, Params, Survey
-from almlip_jax.structures.graph import Graph, forces_and_virial, lone_atom, sum_over_atoms, values_at_neighbors
+from almlip_jax.structures.graph import (
+    Graph,
+    Places,
+    displacement,
+    forces_and_virial,
+    lone_atom,
+    places,
+    sum_over_atoms,
+)
 from almlip_jax.structures.species import SpeciesTable
 
 
@@ -117,11 +125,7 @@ class Ensemble:
         Returns:
             `Prediction` with a leading member axis, the heads of a model side by side.
         """
-
-        def geometry_of(vectors: jax.Array) -> Geometry:
-            return self.model.geometry(replace(graph, vectors=vectors))
-
-        geometry, pull_back = jax.vjp(geometry_of, graph.vectors)
+        geometry, pull_back = jax.vjp(*self._geometry_of(graph))
 
         def derivatives(gradient: Geometry) -> tuple[jax.Array, jax.Array]:
             return forces_and_virial(pull_back(gradient)[0], graph)
@@ -140,6 +144,14 @@ class Ensemble:
             forces=_flatten(found.forces),
             virial=_flatten(found.virial),
         )
+
+    def _geometry_of(self, graph: Graph) -> tuple[Callable[[Places], Geometry], Places]:
+        """The geometry as a function of the places of a graph, and these.
+
+        A model that is not of long range is shown no positions and no cell: reading them fails, where its forces would
+        be wrong.
+        """
+        return (lambda moved: self.model.geometry(moved.of(graph))), places(graph, self.model.long_range)
 
     def _with_one_head(self, one: Params, geometry: Geometry, derivatives: _Derivatives, graph: Graph) -> Prediction:
         def total(shared: Geometry) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
@@ -172,8 +184,9 @@ class Ensemble:
         return Prediction(energy=energy, forces=forces, virial=virial, features=features, noise=noise)
 
     def energies(self, params: Params, graph: Graph) -> jax.Array:
-        """Energy of every member and structure, [M, S] eV, without forces; differentiable in ``graph.vectors``."""
-        geometry = self.model.geometry(graph)
+        """Energy of every member and structure, [M, S] eV, without forces; differentiable in the graph's places."""
+        geometry_of, here = self._geometry_of(graph)
+        geometry = geometry_of(here)
 
         def one_model(one: Params) -> jax.Array:
             output = self.model.apply(self._model_part(one), geometry, graph)
@@ -199,15 +212,19 @@ class Ensemble:
 
         def one_model(given: tuple[Params, jax.Array]) -> jax.Array:
             one, move = given
-            vectors = jnp.where(graph.edge_mask[..., None], values_at_neighbors(move, graph) - move[:, None], 0)
+            along = displacement(graph, move, self.model.long_range)
+            geometry_of, here = self._geometry_of(graph)
 
-            def features(at: jax.Array) -> jax.Array:
-                geometry = self.model.geometry(replace(graph, vectors=at))
-                return self.model.apply(self._model_part(one), geometry, graph).features
+            def features(at: Places) -> jax.Array:
+                return self.model.apply(self._model_part(one), geometry_of(at), graph).features
+
+            def slope(cotangent: jax.Array) -> jax.Array:
+                products = jax.tree.map(lambda x, y: jnp.sum(x * y), pull_back(cotangent)[0], along)
+                return jax.tree.reduce(jnp.add, products)
 
             # the derivative of a pull-back by its cotangent: models spell out reverse derivatives, not forward ones
-            found, pull_back = jax.vjp(features, graph.vectors)
-            return jax.grad(lambda cotangent: jnp.sum(pull_back(cotangent)[0] * vectors))(jnp.zeros_like(found))
+            found, pull_back = jax.vjp(features, here)
+            return jax.grad(slope)(jnp.zeros_like(found))
 
         return self._over_models(one_model, (params, moves))
 

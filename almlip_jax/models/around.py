@@ -41,6 +41,11 @@ class Around:
         """As for the model underneath."""
         return self.inner.small_members
 
+    @property
+    def long_range(self) -> bool:
+        """As for the model underneath."""
+        return self.inner.long_range
+
     def geometry(self, graph: Graph) -> Geometry:
         """That of the model underneath."""
         return self.inner.geometry(graph)

@@ -91,8 +91,18 @@ class Model(Protocol):
         """Whether parameters act only on what has been summed over neighbours, so that a member's arrays are small."""
         ...
 
+    @property
+    def long_range(self) -> bool:
+        """Whether the geometry reads ``graph.positions`` and ``graph.cell``, which other models are not shown."""
+        ...
+
     def geometry(self, graph: Graph) -> Geometry:
-        """Differentiable functions of ``graph.vectors`` that hold no parameter."""
+        """Functions that hold no parameter, differentiable in what they read of the places of a graph.
+
+        That is ``graph.vectors``; and, of a model of long range, ``graph.positions`` and ``graph.cell``: forces and
+        virial follow from the derivatives by all of these.  The energy must not change with the origin of the
+        positions, nor with the image of the cell that an atom stands in.
+        """
         ...
 
     def init(self, key: jax.Array) -> Params:
@@ -129,5 +139,5 @@ class Model(Protocol):
         ...
 
     def apply(self, params: Params, geometry: Geometry, graph: Graph) -> AtomicOutput:
-        """Energies and features from the geometry; must not read ``graph.vectors``."""
+        """Energies and features from the geometry; must not read the places of the graph (vectors, positions, cell)."""
         ...

@@ -263,6 +263,11 @@ class ConvolutionalModel(ABC):
         return False
 
     @property
+    def long_range(self) -> bool:
+        """False."""
+        return False
+
+    @property
     @abstractmethod
     def paths(self) -> tuple[Path, ...]:
         """Couplings that any layer uses."""

@@ -149,6 +149,11 @@ class SharedDensity:
         return True
 
     @property
+    def long_range(self) -> bool:
+        """False."""
+        return False
+
+    @property
     def _module(self) -> _ReadOut:
         return _ReadOut(self.settings, self.species)
 

@@ -3,7 +3,7 @@
 Importing this room imports neither jax nor any label source.
 """
 
-from almlip_jax.oracles.base import Label, SourceSettings, multiplicity, total_charge
+from almlip_jax.oracles.base import Label, SourceSettings
 from almlip_jax.oracles.executor import (
     ExecutorSettings,
     Labeller,
@@ -35,9 +35,7 @@ __all__ = [
     "Trajectory",
     "label_md",
     "label_structures",
-    "multiplicity",
     "rattle",
     "run_label_md",
     "structure_identity",
-    "total_charge",
 ]

@@ -19,6 +19,7 @@ from pydantic import Field
 
 from almlip_jax.errors import InputError, LabelError
 from almlip_jax.settings import Settings, unit
+from almlip_jax.structures.electronic_state import initial_moments, multiplicity, total_charge, total_moment
 
 
 class Results(NamedTuple):
@@ -99,42 +100,6 @@ class SourceSettings(Settings, ABC):
         """
 
 
-def total_charge(atoms: Atoms) -> int:
-    """The total charge of a structure in e, ``info["charge"]``, 0 where it has none.
-
-    Raises:
-        InputError: it is not a whole number.
-    """
-    return _whole(atoms, "charge", 0)
-
-
-def multiplicity(atoms: Atoms) -> int:
-    """The spin multiplicity 2S+1 of a structure.
-
-    It is ``info["spin"]``, or else what the initial magnetic moments of a molecule add up to, or else 1; those of a
-    crystal are where its bands begin.
-
-    Raises:
-        InputError: it is not a whole number above zero.
-    """
-    value = _whole(atoms, "spin", 1 if atoms.pbc.any() else 1 + round(total_moment(atoms)))
-    if value < 1:
-        raise InputError(f'info["spin"] is {value}; it holds the multiplicity 2S+1, so give 1 or more.')
-    return value
-
-
-def initial_moments(atoms: Atoms) -> np.ndarray | None:
-    """Initial magnetic moments in Bohr magnetons, [N] or [N, 3]; None where there are none but zeros."""
-    moments = atoms.arrays.get("initial_magmoms")
-    return None if moments is None or not np.any(moments) else np.asarray(moments, np.float64)
-
-
-def total_moment(atoms: Atoms) -> float:
-    """Length of the sum of the initial magnetic moments, in Bohr magnetons: the number of unpaired electrons."""
-    moments = initial_moments(atoms)
-    return 0.0 if moments is None else float(np.linalg.norm(np.atleast_1d(moments.sum(axis=0))))
-
-
 def check_electrons(atoms: Atoms) -> None:
     """Refuses a structure whose number of electrons or whose magnetic moments do not allow its multiplicity.
 
@@ -162,15 +127,6 @@ def check_moments(atoms: Atoms) -> None:
             f"the initial magnetic moments add up to {total:g} unpaired electrons, which is not the multiplicity "
             f'info["spin"] = {multiplicity(atoms)} of this label source; correct one of them'
         )
-
-
-def _whole(atoms: Atoms, key: str, default: int) -> int:
-    value = atoms.info.get(key, default)
-    if isinstance(value, np.ndarray) and value.size == 1:
-        value = value.item()
-    if not isinstance(value, int | float | np.number) or int(value) != value:
-        raise InputError(f'info["{key}"] of {atoms.get_chemical_formula()} is {value!r}; give a whole number.')
-    return int(value)
 
 
 def bare(atoms: Atoms) -> Atoms:

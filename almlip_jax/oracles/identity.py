@@ -9,7 +9,8 @@ from collections.abc import Callable
 import numpy as np
 from ase import Atoms
 
-from almlip_jax.oracles.base import SourceSettings, initial_moments, multiplicity, total_charge
+from almlip_jax.oracles.base import SourceSettings
+from almlip_jax.structures.electronic_state import initial_moments, multiplicity, total_charge
 
 
 def structure_identity(atoms: Atoms, oracle: SourceSettings) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from ase import Atoms
 
-_STATE = (("charge", 0), ("spin", 1))
+from almlip_jax.structures.electronic_state import agrees_in_state
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class ImageIndex:
         near = np.all(np.abs(self._marks[_kind(atoms)] - _marks(atoms)) <= _mark_tolerance(atoms, tolerance), axis=1)
         best, found = tolerance, None
         for n in (group[i] for i in np.flatnonzero(near)):
-            if not _same_state(self.frames[n], atoms) or _cell_difference(self.frames[n], atoms) > tolerance:
+            if not agrees_in_state(self.frames[n], atoms) or _cell_difference(self.frames[n], atoms) > tolerance:
                 continue
             order, distance = correspondence(atoms, self.frames[n])
             if distance <= best and len(set(order.tolist())) == len(order) and (found is None or distance < best):
@@ -90,10 +90,6 @@ def correspondence(atoms: Atoms, frame: Atoms) -> tuple[np.ndarray, float]:
         order[ours] = theirs[nearest]
         largest = max(largest, float(distance[np.arange(len(ours)), nearest].max()))
     return order, largest
-
-
-def _same_state(frame: Atoms, atoms: Atoms) -> bool:
-    return all(frame.info[key] == atoms.info.get(key, usual) for key, usual in _STATE if key in frame.info)
 
 
 def _cell_difference(one: Atoms, other: Atoms) -> float:

@@ -25,10 +25,11 @@ from ase.md.langevin import Langevin
 from ase.md.velocitydistribution import Stationary, ZeroRotation, thermalize_momenta
 from ase.md.verlet import VelocityVerlet
 
-from almlip_jax.oracles.base import Label, bare, initial_moments
+from almlip_jax.oracles.base import Label, bare
 from almlip_jax.oracles.identity import identifier
 from almlip_jax.oracles.spool import label_from_json, label_to_json, reserved
 from almlip_jax.oracles.worker import Context, NoSpace
+from almlip_jax.structures.electronic_state import initial_moments
 
 _LOOK_SECONDS = 0.1  # between tries to write to a stream that another worker writes to
 

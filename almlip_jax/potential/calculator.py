@@ -11,6 +11,7 @@ from ase.calculators.calculator import Calculator, all_changes
 
 from almlip_jax.ensembles import SCORES
 from almlip_jax.potential.novelty import NOVELTY
+from almlip_jax.structures.electronic_state import electronic_state
 
 if TYPE_CHECKING:
     from almlip_jax.potential.potential import Potential
@@ -35,6 +36,13 @@ class PotentialCalculator(Calculator):
     def __init__(self, potential: Potential) -> None:
         super().__init__()
         self.potential = potential
+
+    def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
+        """What of a structure is not that of the last calculation; ``info`` where charge or spin are not."""
+        changes: list[str] = super().check_state(atoms, tol)
+        if self.atoms is not None and electronic_state(atoms) != electronic_state(self.atoms):
+            changes.append("info")
+        return changes
 
     def calculate(
         self,

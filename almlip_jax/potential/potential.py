@@ -23,6 +23,7 @@ from almlip_jax.potential.calculator import PotentialCalculator
 from almlip_jax.potential.evaluator import Evaluated, Evaluator, joined, reference_energy
 from almlip_jax.potential.fitted import TRAINING_ROWS, Calibration, Fitted, FittedKind, TrainingSet, params_digest
 from almlip_jax.potential.novelty import NOVELTY, Novelty, fit_novelty
+from almlip_jax.structures.electronic_state import electronic_state
 from almlip_jax.structures.packing import BatchShape
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.structures.walkers import WalkerNeighbors, walker_neighbors
@@ -291,7 +292,7 @@ class Potential:
         """Energy as a JAX function of positions, for jax-md.
 
         Args:
-            atoms: fixes species, cell, periodic directions and the first neighbour list.
+            atoms: fixes species, charge, spin, cell, periodic directions and the first neighbour list.
             skin: Angstrom, by which the list reaches beyond the cutoff.
 
         Returns:
@@ -309,10 +310,11 @@ class Potential:
             skin,
         )
         species = jnp.asarray(self.species.index(atoms.numbers))[None]
+        charge, spin = jnp.asarray(np.array(electronic_state(atoms), dtype)[:, None])
         ensemble, params = self.ensemble, self.params
 
         def energy(positions: jax.Array, neighbors: WalkerNeighbors) -> jax.Array:
-            return jnp.mean(ensemble.energies(params, neighbors.graph(positions[None], species)))
+            return jnp.mean(ensemble.energies(params, neighbors.graph(positions[None], species, charge, spin)))
 
         return neighbors, energy
 

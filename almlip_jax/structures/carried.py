@@ -12,9 +12,9 @@ import numpy as np
 from ase import Atoms
 
 from almlip_jax.errors import InputError
+from almlip_jax.structures.electronic_state import stated_state
 
 _ARRAYS = ("masses", "initial_magmoms")
-_STATE = ("charge", "spin")
 
 
 def carried(atoms: Atoms) -> Atoms:
@@ -24,7 +24,7 @@ def carried(atoms: Atoms) -> Atoms:
         if name in atoms.arrays:
             clean.set_array(name, atoms.arrays[name])
     clean.set_constraint(deepcopy(atoms.constraints))
-    clean.info = {name: atoms.info[name] for name in _STATE if name in atoms.info}
+    clean.info = dict(stated_state(atoms))
     return clean
 
 

@@ -1,6 +1,7 @@
 """Charge and spin of a structure, whichever way a file says them, under the names ``charge`` and ``spin``.
 
 A label source that is not told computes the neutral singlet, so whatever states another one is understood or refused.
+Labels, packed data and walkers take charge and spin from here alone: what is labelled is what a model sees.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ _CHARGES = ("charge", "total_charge", "net_charge")
 _MULTIPLICITIES = ("spin", "multiplicity", "spin_multiplicity")
 _UNPAIRED = ("uhf", "unpaired_electrons")
 _AMBIGUOUS = "total_spin"
+_WHOLE_CHARGE = "the total charge must be a whole number"
 _ROUNDING = 0.01  # what sums of charges and moments may differ from whole numbers by
 
 
@@ -33,26 +35,102 @@ def normalise_state(atoms: Atoms, where: str) -> None:
         InputError: a charge that is no whole number, a spin that is no positive whole number, two statements that
             contradict each other, or one that has several meanings.
     """
-    charges = list(_given(atoms, _CHARGES, where, "the total charge must be a whole number", None))
+    charges = list(_given(atoms, _CHARGES, where, _WHOLE_CHARGE, None))
     charges += _charges_of_atoms(atoms, where, stated=bool(charges))
-    spins = list(_given(atoms, _MULTIPLICITIES, where, "the multiplicity 2S+1 must be a positive whole number", 1))
-    unpaired = _given(
-        atoms, _UNPAIRED, where, "the number of unpaired electrons must be a whole number, not negative", 0
-    )
-    spins += [(name, number + 1) for name, number in unpaired]
-    spins += _moments_of_atoms(atoms)
+    spins = _stated_spins(atoms, where) + _moments_of_atoms(atoms)
     for name, statements in (("charge", charges), ("spin", spins)):
-        if len({number for _, number in statements}) > 1:
-            raise InputError(
-                f"{where}: {' and '.join(given for given, _ in statements)} contradict each other "
-                f"({name} {' or '.join(str(number) for _, number in statements)}); keep {name}."
-            )
+        _refuse_contradictions(name, statements, where)
     _check_total_spin(atoms, spins, where)
     for key in [key for key in atoms.info if _plain(key) in (*_CHARGES, *_MULTIPLICITIES, *_UNPAIRED, _AMBIGUOUS)]:
         del atoms.info[key]
     for name, statements in (("charge", charges), ("spin", spins)):
         if statements:
             atoms.info[name] = statements[0][1]
+
+
+def electronic_state(atoms: Atoms) -> tuple[int, int]:
+    """Total charge in e and multiplicity 2S+1 of a structure; raises as `total_charge` and `multiplicity`."""
+    return total_charge(atoms), multiplicity(atoms)
+
+
+def total_charge(atoms: Atoms) -> int:
+    """The total charge of a structure in e, under any of the names that `normalise_state` knows; 0 where none says it.
+
+    Raises:
+        InputError: it is not a whole number, or two statements contradict each other.
+    """
+    return stated_state(atoms).get("charge", 0)
+
+
+def multiplicity(atoms: Atoms) -> int:
+    """The spin multiplicity 2S+1 of a structure.
+
+    It is what `info` says under any of the names that `normalise_state` knows, or else what the initial magnetic
+    moments of a molecule add up to, or else 1; those of a crystal are where its bands begin.
+
+    Raises:
+        InputError: it is not a whole number above zero, or two statements contradict each other.
+    """
+    spin = stated_state(atoms).get("spin")
+    if spin is None:
+        return 1 if atoms.pbc.any() else 1 + round(total_moment(atoms))
+    return spin
+
+
+def stated_state(atoms: Atoms) -> dict[str, int]:
+    """``charge`` and ``spin`` of a structure as far as they are said, by whatever name, but for magnetic moments.
+
+    Charges of the atoms count where `info` says no total charge.
+
+    Raises:
+        InputError: as `normalise_state`.
+    """
+    where = atoms.get_chemical_formula()
+    charges = list(_given(atoms, _CHARGES, where, _WHOLE_CHARGE, None))
+    charges = charges or _charges_of_atoms(atoms, where, stated=False)
+    spins = _stated_spins(atoms, where)
+    _check_total_spin(atoms, spins, where)
+    found = {}
+    for name, statements in (("charge", charges), ("spin", spins)):
+        _refuse_contradictions(name, statements, where)
+        if statements:
+            found[name] = statements[0][1]
+    return found
+
+
+def agrees_in_state(frame: Atoms, atoms: Atoms) -> bool:
+    """Whether a frame says no other charge or spin than those of a structure; what it leaves unsaid agrees."""
+    known = dict(zip(("charge", "spin"), electronic_state(atoms), strict=True))
+    return all(known[name] == said for name, said in stated_state(frame).items())
+
+
+def initial_moments(atoms: Atoms) -> np.ndarray | None:
+    """Initial magnetic moments in Bohr magnetons, [N] or [N, 3]; None where there are none but zeros."""
+    moments = atoms.arrays.get("initial_magmoms")
+    return None if moments is None or not np.any(moments) else np.asarray(moments, np.float64)
+
+
+def total_moment(atoms: Atoms) -> float:
+    """Length of the sum of the initial magnetic moments, in Bohr magnetons: the number of unpaired electrons."""
+    moments = initial_moments(atoms)
+    return 0.0 if moments is None else float(np.linalg.norm(np.atleast_1d(moments.sum(axis=0))))
+
+
+def _stated_spins(atoms: Atoms, where: str) -> list[tuple[str, int]]:
+    """Multiplicities that `info` states, and the names it does so by."""
+    spins = list(_given(atoms, _MULTIPLICITIES, where, "the multiplicity 2S+1 must be a positive whole number", 1))
+    unpaired = _given(
+        atoms, _UNPAIRED, where, "the number of unpaired electrons must be a whole number, not negative", 0
+    )
+    return spins + [(name, number + 1) for name, number in unpaired]
+
+
+def _refuse_contradictions(name: str, statements: list[tuple[str, int]], where: str) -> None:
+    if len({number for _, number in statements}) > 1:
+        raise InputError(
+            f"{where}: {' and '.join(given for given, _ in statements)} contradict each other "
+            f"({name} {' or '.join(str(number) for _, number in statements)}); keep {name}."
+        )
 
 
 def _plain(key: Any) -> str:

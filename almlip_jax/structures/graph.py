@@ -27,6 +27,13 @@ class Graph:
         structure: [A] int, index of the structure an atom belongs to (padding atoms: any valid index).
         structure_mask: [S] bool, true for real structures.
         volume: [S] Angstrom^3, cell volume; 1 where a structure is not periodic in three directions.
+        positions: [A, 3] Angstrom, about any origin and in any image of the cell (padding atoms: anywhere).
+        cell: [S, 3, 3] Angstrom, rows are the cell vectors; 0 in directions that are not periodic.
+        charge: [S] e, total charge.
+        spin: [S], multiplicity 2S+1.
+
+    Positions and cell are there for what no list of neighbours holds, charges and dipoles that act on all of a
+    structure; a model says by `Model.long_range` that it reads them.
     """
 
     species: jax.Array
@@ -38,11 +45,34 @@ class Graph:
     structure: jax.Array
     structure_mask: jax.Array
     volume: jax.Array
+    positions: jax.Array
+    cell: jax.Array
+    charge: jax.Array
+    spin: jax.Array
 
     @property
     def num_structures(self) -> int:
         """Number of structure slots S, padding included (static)."""
         return self.structure_mask.shape[0]
+
+
+@struct.dataclass
+class Places:
+    """What of a `Graph` changes where atoms move or the cell is strained, or derivatives with respect to it.
+
+    Attributes:
+        vectors: [A, K, 3] Angstrom.
+        positions: [A, 3] Angstrom; None where nothing reads them.
+        cell: [S, 3, 3] Angstrom; None where nothing reads it.
+    """
+
+    vectors: jax.Array
+    positions: jax.Array | None = None
+    cell: jax.Array | None = None
+
+    def of(self, graph: Graph) -> Graph:
+        """A graph that is the same but for its places; without positions and cell where these are None."""
+        return graph.replace(vectors=self.vectors, positions=self.positions, cell=self.cell)  # type: ignore[attr-defined, no-any-return]
 
 
 @struct.dataclass
@@ -72,7 +102,7 @@ def lone_atom() -> Graph:
 
 
 def lone_atoms(number: int, dtype: jnp.dtype) -> Graph:
-    """A graph of isolated atoms, one of each of so many species, each a structure of its own."""
+    """A graph of isolated neutral atoms of spin 1, one of each of so many species, each a structure of its own."""
     index, flag = jnp.arange(number, dtype=jnp.int32), jnp.ones((number,), bool)
     return Graph(
         species=index,
@@ -84,6 +114,10 @@ def lone_atoms(number: int, dtype: jnp.dtype) -> Graph:
         structure=index,
         structure_mask=flag,
         volume=jnp.ones((number,), dtype),
+        positions=jnp.zeros((number, 3), dtype),
+        cell=jnp.zeros((number, 3, 3), dtype),
+        charge=jnp.zeros((number,), dtype),
+        spin=jnp.ones((number,), dtype),
     )
 
 
@@ -138,22 +172,41 @@ def values_at_neighbors(values: jax.Array, graph: Graph) -> jax.Array:
     return jnp.where(mask, opposite_edges(spread, graph.neighbors, graph.reverse), 0)
 
 
-def forces_and_virial(edge_gradient: jax.Array, graph: Graph) -> tuple[jax.Array, jax.Array]:
-    """Forces and virial from the gradient of the total energy with respect to the edge vectors.
+def places(graph: Graph, long_range: bool) -> Places:
+    """What of a graph energies are differentiated by: edge vectors, and positions and cell where these are read."""
+    return Places(graph.vectors, graph.positions, graph.cell) if long_range else Places(graph.vectors)
+
+
+def displacement(graph: Graph, moves: jax.Array, long_range: bool) -> Places:
+    """How places change while atoms move along ``moves`` [A, 3], Angstrom, which are 0 for padding atoms."""
+    vectors = jnp.where(graph.edge_mask[..., None], values_at_neighbors(moves, graph) - moves[:, None], 0)
+    return Places(vectors, moves, jnp.zeros_like(graph.cell)) if long_range else Places(vectors)
+
+
+def forces_and_virial(gradient: Places, graph: Graph) -> tuple[jax.Array, jax.Array]:
+    """Forces and virial from the gradient of the total energy with respect to the places.
 
     With ``g_ik = dE/dv_ik`` the force on atom i is the sum over its slots of ``g_ik - g_rev(ik)`` (moving atom i
     shortens its own edges and lengthens the opposite ones), and the virial of a structure is
-    ``-sum_ik v_ik (x) g_ik``, the negative derivative with respect to a symmetric strain.
+    ``-sum_ik v_ik (x) g_ik``, the negative derivative with respect to a symmetric strain.  What the energy does with
+    positions R and cell vectors c beside comes to both: ``-dE/dR_i``, and ``-sum_i R_i (x) dE/dR_i - sum_d c_d (x)
+    dE/dc_d``.
 
     Args:
-        edge_gradient: [A, K, 3] eV/Angstrom.
-        graph: the graph that holds the vectors.
+        gradient: eV/Angstrom; of vectors alone where the energy reads nothing else.
+        graph: the graph that holds the places.
 
     Returns:
         forces [A, 3] in eV/Angstrom and virial [S, 3, 3] in eV (symmetrised: the energy is rotation invariant).
     """
-    gradient = jnp.where(graph.edge_mask[..., None], edge_gradient, 0)
-    forces = jnp.sum(gradient - opposite_edges(gradient, graph.neighbors, graph.reverse), axis=1)
-    per_atom = -jnp.einsum("aki,akj->aij", graph.vectors, gradient)
+    by_edge = jnp.where(graph.edge_mask[..., None], gradient.vectors, 0)
+    forces = jnp.sum(by_edge - opposite_edges(by_edge, graph.neighbors, graph.reverse), axis=1)
+    per_atom = -jnp.einsum("aki,akj->aij", graph.vectors, by_edge)
+    if gradient.positions is not None:
+        by_position = jnp.where(graph.atom_mask[:, None], gradient.positions, 0)
+        forces = forces - by_position
+        per_atom = per_atom - graph.positions[:, :, None] * by_position[:, None, :]
     virial = sum_over_atoms(per_atom, graph)
+    if gradient.cell is not None:
+        virial = virial - jnp.einsum("sdi,sdj->sij", graph.cell, gradient.cell)
     return forces, 0.5 * (virial + jnp.swapaxes(virial, -1, -2))

@@ -22,6 +22,7 @@ from flax import struct
 
 from almlip_jax.errors import CapacityError
 from almlip_jax.structures.compact import edge_vectors, in_two_parts, wrapped
+from almlip_jax.structures.electronic_state import electronic_state
 from almlip_jax.structures.graph import Graph, Targets
 from almlip_jax.structures.neighbors import neighborhood
 from almlip_jax.structures.species import SpeciesTable
@@ -61,7 +62,7 @@ class BatchShape:
 class PackedDataset:
     """Structures and labels as flat arrays with T atom and n structure slots; the last of each is always padding.
 
-    In float32 and with up to 256 neighbour slots that is ``40 + 6 K`` bytes for each atom slot and 128 for each
+    In float32 and with up to 256 neighbour slots that is ``40 + 6 K`` bytes for each atom slot and 136 for each
     structure slot.  Integers are wider where a structure needs it: offsets above 32767 atoms, shifts above 127 cells.
 
     Attributes:
@@ -71,10 +72,12 @@ class PackedDataset:
         shifts: [T, K, 3] int8, lattice translation of the neighbour; 0 with offset 0 is a slot without an edge.
         reverse: [T, K] uint8, slot of the opposite edge at the neighbour.
         forces: [T, 3] eV/Angstrom.
-        cell: [n, 3, 2, 3] Angstrom, coarse and fine part of each cell vector.
+        cell: [n, 3, 2, 3] Angstrom, coarse and fine part of each cell vector; 0 in directions that are not periodic.
         energy: [n] eV, relative to the reference energies.
         virial: [n, 3, 3] eV.
         volume: [n] Angstrom^3.
+        charge: [n] e.
+        spin: [n], multiplicity 2S+1.
         energy_weight: [n], 0 where there is no label.
         forces_weight: [n], 0 where there is no label.
         virial_weight: [n], 0 where there is no label.
@@ -90,6 +93,8 @@ class PackedDataset:
     energy: jax.Array
     virial: jax.Array
     volume: jax.Array
+    charge: jax.Array
+    spin: jax.Array
     energy_weight: jax.Array
     forces_weight: jax.Array
     virial_weight: jax.Array
@@ -140,7 +145,7 @@ def pack(
 
     Args:
         structures: labels are read from an attached calculator's results (energy, forces, stress), where present, and
-            the weights of the labels from `info` (see `weights`).
+            the weights of the labels from `info` (see `weights`), as are charge and spin (see `electronic_state`).
         species: the species table.
         cutoff: Angstrom.
         neighbors: neighbour slots K.
@@ -154,7 +159,7 @@ def pack(
 
     Raises:
         CapacityError: a capacity is too small.
-        InputError: a structure holds an element that the table does not, or a weight that is none.
+        InputError: a structure holds an element that the table does not, or a weight, charge or spin that is none.
     """
     counts = np.array([len(a) for a in structures], dtype=np.int64)
     total, number = int(counts.sum()) + 1, len(structures) + 1
@@ -186,11 +191,14 @@ class _Arrays:
             "energy": _zeros((slots,), dtype),
             "virial": _zeros((slots, 3, 3), dtype),
             "volume": _zeros((slots,), dtype),
+            "charge": _zeros((slots,), dtype),
+            "spin": _zeros((slots,), dtype),
             "energy_weight": _zeros((slots,), dtype),
             "forces_weight": _zeros((slots,), dtype),
             "virial_weight": _zeros((slots,), dtype),
         }
         self.buffers["volume"][:] = 1
+        self.buffers["spin"][:] = 1
 
     def put_geometry(self, n: int, start: int, structure: Atoms, species: SpeciesTable, cutoff: float) -> None:
         hood = neighborhood(structure, cutoff, capacity=self.neighbors)
@@ -202,7 +210,9 @@ class _Arrays:
         for name, integers in (("neighbor_offset", offsets), ("shifts", shifts)):
             self.buffers[name] = _wide_enough(self.buffers[name], integers)
             self._put(name, start, integers)
-        self.buffers["cell"][n] = in_two_parts(structure.cell.array, self.dtype)
+        periodic = np.where(np.asarray(structure.pbc)[:, None], structure.cell.array, 0.0)
+        self.buffers["cell"][n] = in_two_parts(periodic, self.dtype)
+        self.buffers["charge"][n], self.buffers["spin"][n] = electronic_state(structure)
         if structure.pbc.all():
             self.buffers["volume"][n] = structure.cell.volume
 
@@ -321,9 +331,10 @@ def take_batch(data: PackedDataset, plan: BatchPlan, step: jax.Array | int) -> t
     atoms, structure, ids = plan.atoms[step], plan.structure[step], plan.ids[step]
     offsets, shifts = data.neighbor_offset[atoms], data.shifts[atoms]
     neighbors = jnp.arange(atoms.shape[0], dtype=jnp.int32)[:, None] + offsets
+    positions, cells = data.positions[atoms], data.cell[ids]
     graph = Graph(
         species=data.species[atoms],
-        vectors=edge_vectors(data.positions[atoms], data.cell[ids][structure], neighbors, shifts),
+        vectors=edge_vectors(positions, cells[structure], neighbors, shifts),
         neighbors=neighbors,
         edge_mask=(offsets != 0) | jnp.any(shifts != 0, axis=-1),
         reverse=data.reverse[atoms].astype(jnp.int32),
@@ -331,6 +342,10 @@ def take_batch(data: PackedDataset, plan: BatchPlan, step: jax.Array | int) -> t
         structure=structure,
         structure_mask=ids != data.energy.shape[0] - 1,
         volume=data.volume[ids],
+        positions=jnp.sum(positions, axis=1),
+        cell=jnp.sum(cells, axis=2),
+        charge=data.charge[ids],
+        spin=data.spin[ids],
     )
     targets = Targets(
         energy=data.energy[ids],

@@ -11,11 +11,12 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 
+from almlip_jax.structures.electronic_state import multiplicity, stated_state
 from almlip_jax.structures.extxyz import write_frame
 from almlip_jax.structures.validation import LABELS
 from almlip_jax.structures.weights import WEIGHTS, loss_weights
 
-_KEPT = ("config_type", "charge", "spin", *WEIGHTS)
+_KEPT = ("config_type", *WEIGHTS)
 
 
 def remember(
@@ -68,6 +69,9 @@ def _plain(atoms: Atoms) -> Atoms:
     """What a training looks at."""
     plain = Atoms(numbers=atoms.numbers, positions=atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
     plain.info = {name: atoms.info[name] for name in _KEPT if name in atoms.info}
+    plain.info |= stated_state(atoms)
+    if "spin" not in plain.info and multiplicity(atoms) != 1:  # initial moments say it, which are not kept
+        plain.info["spin"] = multiplicity(atoms)
     if "config_type" in plain.info:
         plain.info["config_type"] = str(plain.info["config_type"])
     plain.calc = SinglePointCalculator(plain, **_labels(atoms))

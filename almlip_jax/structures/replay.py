@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from ase import Atoms
 
+from almlip_jax.structures.electronic_state import electronic_state
 from almlip_jax.structures.labels import label_difference
 from almlip_jax.structures.remembered import composition
 
@@ -64,7 +65,7 @@ def replay(remembered: Sequence[Atoms], new: Sequence[Atoms], validating: Sequen
     apart = _levels_apart(remembered, data)
     if apart is not None:
         return Replay((), 0, f"{apart}; they are of another label source and not trained on again, so that {FORGETS}.")
-    states = {composition(atoms): _state(atoms) for atoms in data}
+    states = {composition(atoms): electronic_state(atoms) for atoms in data}
     looked_up = _Twins(data)
     same, other, again = 0, 0, list[Atoms]()
     for atoms in remembered:
@@ -72,7 +73,7 @@ def replay(remembered: Sequence[Atoms], new: Sequence[Atoms], validating: Sequen
         if twin is not None:
             differs = label_difference(atoms, twin) is not None
             same, other = same + (not differs), other + differs
-        elif states.get(composition(atoms), _state(atoms)) == _state(atoms):
+        elif states.get(composition(atoms), electronic_state(atoms)) == electronic_state(atoms):
             again.append(atoms)
     if other > same:
         return Replay(
@@ -115,10 +116,6 @@ def _energy_ranges(structures: Iterable[Atoms]) -> dict[tuple[int, ...], tuple[f
             low, high = found.get(composition(atoms), (own, own))
             found[composition(atoms)] = (min(low, own), max(high, own))
     return found
-
-
-def _state(atoms: Atoms) -> tuple[int, int]:
-    return int(atoms.info.get("charge", 0)), int(atoms.info.get("spin", 1))
 
 
 class _Twins:

@@ -138,12 +138,14 @@ class WalkerNeighbors:
         moved = jnp.sum((positions - self.built_at) ** 2, axis=-1)
         return ~jnp.any(self.atom_mask & (moved > (self.skin / 2) ** 2))
 
-    def graph(self, positions: jax.Array, species: jax.Array) -> Graph:
+    def graph(self, positions: jax.Array, species: jax.Array, charge: jax.Array, spin: jax.Array) -> Graph:
         """The flat `Graph` of all walkers at some positions: A = W N atoms, S = W structures.
 
         Args:
             positions: [W, N, 3] Angstrom, those of the last `update`.
             species: [W, N] int, species indices.
+            charge: [W] e.
+            spin: [W], multiplicity 2S+1.
 
         Returns:
             A `Graph` with the edges below the cutoff. An edge whose length is not a number is kept, so that a broken
@@ -168,6 +170,10 @@ class WalkerNeighbors:
             structure=jnp.repeat(jnp.arange(walkers, dtype=jnp.int32), atoms),
             structure_mask=jnp.any(self.atom_mask, axis=1),
             volume=jnp.where(jnp.all(self.pbc, axis=1), volume, 1),
+            positions=positions.reshape(-1, 3),
+            cell=jnp.where(self.pbc[..., None], self.cells, 0),
+            charge=charge,
+            spin=spin,
         )
 
     def grown(self, positions: jax.Array) -> WalkerNeighbors:

@@ -13,6 +13,7 @@ from ase import Atoms
 
 from almlip_jax.ensembles import EnsembleSettings
 from almlip_jax.errors import CapacityError, InputError
+from almlip_jax.structures.electronic_state import electronic_state
 from almlip_jax.structures.neighbors import largest_neighbor_count
 from almlip_jax.structures.packing import (
     BatchPlan,
@@ -322,7 +323,7 @@ def _refuse_mixed_states(dataset: Sequence[Atoms]) -> None:
     """No model of ours sees charge or spin: one composition must come in one electronic state."""
     states: dict[tuple[int, ...], tuple[int, tuple[int, int]]] = {}
     for n, atoms in enumerate(dataset):
-        state = (int(atoms.info.get("charge", 0)), int(atoms.info.get("spin", 1)))
+        state = electronic_state(atoms)
         first, known = states.setdefault(tuple(sorted(atoms.numbers.tolist())), (n, state))
         if state != known:
             raise InputError(

@@ -10,6 +10,7 @@ from ase import Atoms
 from ase.data import atomic_numbers, chemical_symbols
 
 from almlip_jax.errors import InputError
+from almlip_jax.structures.electronic_state import total_charge
 from almlip_jax.structures.io import read_structures
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.structures.weights import loss_weights
@@ -80,7 +81,7 @@ def isolated_atom_energies(structures: Iterable[Atoms]) -> dict[int, float]:
     found: dict[int, float] = {}
     for atoms in structures:
         labelled = atoms.calc is not None and "energy" in atoms.calc.results
-        if not labelled or not is_isolated_atom(atoms) or atoms.info.get("charge", 0) != 0:
+        if not labelled or not is_isolated_atom(atoms) or total_charge(atoms) != 0:
             continue
         number, energy = int(atoms.numbers[0]), float(atoms.calc.results["energy"])
         if abs(found.setdefault(number, energy) - energy) > _SAME:

@@ -33,7 +33,7 @@ from almlip_jax.dynamics.integrators.adversarial import ascent_direction
 from almlip_jax.dynamics.integrators.barostat import strained
 from almlip_jax.dynamics.motion import Evaluation, Moment, Motion, kinetic_energy
 from almlip_jax.ensembles import Prediction
-from almlip_jax.structures.graph import Graph, forces_and_virial, sum_over_atoms
+from almlip_jax.structures.graph import Graph, Places, forces_and_virial, sum_over_atoms
 from almlip_jax.units import GPA, KB
 
 CLUSTER = Atoms("O6", [[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [1, 0, 1]])
@@ -167,7 +167,7 @@ def smooth_morse(params: jax.Array, graph: Graph) -> Prediction:
             return sum_over_atoms(jnp.sum(jnp.where(graph.edge_mask, pair, 0), axis=1), graph)
 
         energy, pull = jax.vjp(energies, graph.vectors)
-        forces, virial = forces_and_virial(pull(jnp.ones_like(energy))[0], graph)
+        forces, virial = forces_and_virial(Places(pull(jnp.ones_like(energy))[0]), graph)
         return Prediction(energy=energy, forces=forces, virial=virial, features=forces)
 
     return jax.vmap(member)(params)

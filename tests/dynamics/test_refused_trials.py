@@ -9,7 +9,7 @@ from ase import Atoms
 
 from almlip_jax.dynamics import ExplorationSettings, Explorer
 from almlip_jax.ensembles import Prediction
-from almlip_jax.structures.graph import Graph, forces_and_virial, sum_over_atoms
+from almlip_jax.structures.graph import Graph, Places, forces_and_virial, sum_over_atoms
 from almlip_jax.structures.species import SpeciesTable
 
 
@@ -24,7 +24,7 @@ def springs(params: jax.Array, graph: Graph) -> Prediction:
             return sum_over_atoms(jnp.sum(jnp.where(unlike, pair, 0), axis=1), graph)
 
         energy, pull = jax.vjp(energies, graph.vectors)
-        forces, virial = forces_and_virial(pull(jnp.ones_like(energy))[0], graph)
+        forces, virial = forces_and_virial(Places(pull(jnp.ones_like(energy))[0]), graph)
         return Prediction(energy=energy, forces=forces, virial=virial, features=forces)
 
     return jax.vmap(member)(params)

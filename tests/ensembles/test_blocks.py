@@ -13,7 +13,7 @@ from ase.build import bulk, molecule
 
 from almlip_jax.ensembles import Ensemble, Heads, Prediction, blocked, gathered, spread_members
 from almlip_jax.models import SharedDensitySettings, build_model
-from almlip_jax.structures.graph import Graph, forces_and_virial, sum_over_atoms
+from almlip_jax.structures.graph import Graph, Places, forces_and_virial, sum_over_atoms
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.structures.walkers import walker_neighbors
 
@@ -54,7 +54,8 @@ def graph() -> Graph:
         species[w, : len(atoms)] = SPECIES.index(atoms.numbers)
     pbc = np.stack([atoms.pbc for atoms in walkers])
     neighbors = walker_neighbors(positions, cells, pbc, mask, ENSEMBLE.cutoff, 0.3)
-    return neighbors.graph(jnp.asarray(positions), jnp.asarray(species))
+    charge, spin = jnp.arange(5.0) - 2, jnp.arange(5.0) + 1
+    return neighbors.graph(jnp.asarray(positions), jnp.asarray(species), charge, spin)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +97,9 @@ def springs(params: jax.Array, graph: Graph) -> Prediction:
     def member(stiffness: jax.Array) -> Prediction:
         pull = jnp.where(graph.edge_mask[..., None], stiffness * graph.vectors, 0)
         energy = sum_over_atoms(0.5 * jnp.sum(pull * graph.vectors, axis=(1, 2)), graph)
-        forces, virial = forces_and_virial(pull, graph)
+        moment = sum_over_atoms(graph.positions[:, 0] ** 2, graph) + jnp.sum(graph.cell**2, axis=(1, 2))
+        energy = energy + 0.1 * stiffness * (graph.charge - 2 * graph.spin) * moment  # all that a structure is given
+        forces, virial = forces_and_virial(Places(pull), graph)
         return Prediction(energy=energy, forces=forces, virial=virial, features=jnp.cos(forces))
 
     return jax.vmap(member)(params)

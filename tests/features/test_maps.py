@@ -25,6 +25,10 @@ def batch(seed: int, sizes: tuple[int, ...] = (3, 5), padding: int = 2) -> tuple
         structure=jnp.asarray(np.concatenate([np.repeat(np.arange(len(sizes)), sizes), np.zeros(padding, int)])),
         structure_mask=jnp.ones(len(sizes), bool),
         volume=jnp.ones(len(sizes)),
+        positions=jnp.zeros((atoms, 3)),
+        cell=jnp.zeros((len(sizes), 3, 3)),
+        charge=jnp.zeros(len(sizes)),
+        spin=jnp.ones(len(sizes)),
     )
     features = jnp.asarray(rng.normal(size=(2, atoms, 4)))
     nothing = jnp.zeros((2, len(sizes)))

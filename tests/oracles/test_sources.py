@@ -16,12 +16,13 @@ from ase import Atoms
 from ase.build import bulk, molecule
 
 from almlip_jax.errors import InputError, LabelError
-from almlip_jax.oracles import TBLiteSettings, multiplicity, rattle, structure_identity
+from almlip_jax.oracles import TBLiteSettings, rattle, structure_identity
 from almlip_jax.oracles.base import Label, LabelSource, Results, bare, judged, obtain_label
 from almlip_jax.oracles.sources.calculator import CalculatorSettings
 from almlip_jax.oracles.sources.dft import PySCFSettings
 from almlip_jax.oracles.sources.electrons import known_keys, state_parameters
 from almlip_jax.oracles.sources.labelled_file import FileSettings
+from almlip_jax.structures.electronic_state import multiplicity
 from almlip_jax.structures.io import write_structures
 
 

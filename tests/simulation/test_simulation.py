@@ -46,7 +46,7 @@ from almlip_jax.simulation import ExploreConfig, MdConfig, run_exploration, run_
 from almlip_jax.simulation.folder import SimulationDirectory
 from almlip_jax.simulation.free_energy import run_free_energy
 from almlip_jax.simulation.summary import failure, render_summary
-from almlip_jax.structures.graph import Graph, forces_and_virial, sum_over_atoms
+from almlip_jax.structures.graph import Graph, Places, forces_and_virial, sum_over_atoms
 from almlip_jax.structures.io import read_structures, write_structures
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.units import FEMTOSECOND, KB
@@ -79,7 +79,7 @@ def morse(params: jax.Array, graph: Graph) -> Prediction:
             return sum_over_atoms(jnp.sum(jnp.where(graph.edge_mask, pair, 0), axis=1), graph)
 
         energy, pull = jax.vjp(energies, graph.vectors)
-        forces, virial = forces_and_virial(pull(jnp.ones_like(energy))[0], graph)
+        forces, virial = forces_and_virial(Places(pull(jnp.ones_like(energy))[0]), graph)
         return Prediction(energy=energy, forces=forces, virial=virial, features=forces)
 
     return jax.vmap(member)(params)

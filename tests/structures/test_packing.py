@@ -9,6 +9,7 @@ import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
 
+from almlip_jax.oracles.base import bare
 from almlip_jax.structures.graph import Graph
 from almlip_jax.structures.neighbors import edge_vectors, largest_neighbor_count, neighborhood
 from almlip_jax.structures.packing import BatchShape, Packed, pack, plan_batches, take_batch
@@ -112,14 +113,48 @@ def test_opposite_edges_are_exact_negatives_and_padding_is_zero():
     assert not mask[~np.asarray(graph.atom_mask)].any()
 
 
+def test_positions_are_those_of_the_structures_up_to_origin_and_images():
+    with jax.enable_x64(True):
+        structures = [one() for one in CASES.values()]
+        graph = graph_of(structures, np.float64)[1]
+        start = 0
+        for n, atoms in enumerate(structures):
+            rows, periodic = slice(start, start + len(atoms)), np.where(atoms.pbc[:, None], atoms.cell.array, 0)
+            np.testing.assert_allclose(graph.cell[n], periodic, rtol=1e-15)
+            moved = np.asarray(graph.positions[rows]) - atoms.positions
+            turns = (moved - moved[0]) @ np.linalg.pinv(periodic) if atoms.pbc.any() else moved - moved[0]
+            np.testing.assert_allclose(turns, np.where(atoms.pbc, np.round(turns), 0), atol=1e-8)
+            start += len(atoms)
+        assert not np.any(graph.cell[len(structures) :])
+
+
+def test_charge_and_spin_are_those_that_labels_are_computed_with():
+    """Whatever a structure says them by, and neutral singlets where it says nothing, padding included."""
+    said = {
+        "charge": ({"charge": 1}, (1, 1)),
+        "Multiplicity": ({"total_charge": -1.0, "Multiplicity": 2}, (-1, 2)),
+        "uhf": ({"uhf": 2}, (0, 3)),
+        "nothing": ({}, (0, 1)),
+    }
+    structures = [Atoms("OH2", molecule("H2O").positions, info=info) for info, _ in said.values()]
+    structures += [molecule("O2"), molecule("H2O"), Atoms("O2", pbc=True, cell=[9] * 3, magmoms=[1, 1])]
+    structures[-1].positions[1, 0] += 1.2
+    structures[5].set_initial_charges([1.2, -0.1, -0.1])
+    wanted = [state for _, state in said.values()] + [(0, 3), (1, 1), (0, 1), (0, 1)]
+    graph = graph_of(structures)[1]
+    np.testing.assert_array_equal(np.stack([graph.charge, graph.spin], axis=1), wanted)
+    labelled = [bare(atoms).info for atoms in structures]
+    assert [(info["charge"], info["spin"]) for info in labelled] == wanted[:-1]
+
+
 @pytest.mark.parametrize(("slots", "spare_atoms", "spare_structures"), [(60, 1, 1), (256, 50, 7)])
 def test_memory_is_as_documented(slots, spare_atoms, spare_structures):
-    """``40 + 6 K`` bytes for each atom slot, 128 for each structure slot."""
+    """``40 + 6 K`` bytes for each atom slot, 136 for each structure slot."""
     structures = [crystal(seed) for seed in range(3)]
     atoms, number = 300 + spare_atoms, 3 + spare_structures
     packed = pack(structures, SPECIES, CUTOFF, neighbors=slots, atoms=atoms, slots=number)
     found = sum(leaf.nbytes for leaf in jax.tree.leaves(packed.data))
-    assert found == (40 + 6 * slots) * atoms + 128 * number
+    assert found == (40 + 6 * slots) * atoms + 136 * number
 
 
 def test_integers_are_as_wide_as_needed():

@@ -25,7 +25,7 @@ from walker_edges import (
 
 from almlip_jax.errors import InputError
 from almlip_jax.structures import pair_search, walkers
-from almlip_jax.structures.graph import Graph, forces_and_virial
+from almlip_jax.structures.graph import Graph, Places, forces_and_virial
 from almlip_jax.structures.walkers import Room, WalkerNeighbors, walker_neighbors
 
 
@@ -85,7 +85,7 @@ def test_list_follows_walkers_inside_a_compiled_loop(skin: float) -> None:
                 positions = positions + velocity
                 updated = neighbors.update(positions)
                 rebuilt = jnp.any(updated.built_at != neighbors.built_at)
-                return (positions, updated), (positions, rebuilt, updated.graph(positions, species))
+                return (positions, updated), (positions, rebuilt, make_graph(updated, positions, species))
 
             return jax.lax.scan(step, (neighbors.built_at, neighbors), length=12)[1]
 
@@ -231,11 +231,11 @@ def test_forces_through_the_list_are_the_gradient_of_the_energy() -> None:
         @jax.jit
         def both_forces(positions: jax.Array) -> tuple[jax.Array, jax.Array]:
             def energy(positions: jax.Array) -> jax.Array:
-                graph = neighbors.graph(positions, species)
+                graph = make_graph(neighbors, positions, species)
                 return edge_energy(graph.vectors, graph.edge_mask)
 
-            graph = neighbors.graph(positions, species)
-            forces, _ = forces_and_virial(jax.grad(edge_energy)(graph.vectors, graph.edge_mask), graph)
+            graph = make_graph(neighbors, positions, species)
+            forces, _ = forces_and_virial(Places(jax.grad(edge_energy)(graph.vectors, graph.edge_mask)), graph)
             return forces, -jax.grad(energy)(positions).reshape(-1, 3)
 
         forces, expected = both_forces(neighbors.built_at)

@@ -26,7 +26,11 @@ def padded(structures: Sequence[Atoms], num_atoms: int | None = None) -> tuple[n
     return positions, cells, np.stack([atoms.pbc for atoms in structures]), mask
 
 
-make_graph = jax.jit(WalkerNeighbors.graph)
+@jax.jit
+def make_graph(neighbors: WalkerNeighbors, positions: jax.Array, species: jax.Array) -> Graph:
+    """The graph of neutral singlets."""
+    charge = jnp.zeros(len(positions), positions.dtype)
+    return neighbors.graph(positions, species, charge, charge + 1)
 
 
 def make(structures: Sequence[Atoms], cutoff: float, skin: float, room: Room | None = None) -> WalkerNeighbors:

@@ -13,7 +13,7 @@ from ase import Atoms
 from pydantic import Field
 
 from almlip_jax.errors import InputError, LabelError
-from almlip_jax.oracles.base import LONGEST_LABEL, LabelSource, Results, SourceSettings, multiplicity, total_charge
+from almlip_jax.oracles.base import LONGEST_LABEL, LabelSource, Results, SourceSettings
 from almlip_jax.oracles.sources.electrons import (
     StateKeys,
     check_state,
@@ -22,6 +22,7 @@ from almlip_jax.oracles.sources.electrons import (
     with_state,
 )
 from almlip_jax.settings import unit
+from almlip_jax.structures.electronic_state import multiplicity, total_charge
 
 
 class CalculatorSettings(SourceSettings):

@@ -11,7 +11,8 @@ import numpy as np
 from ase import Atoms
 
 from almlip_jax.errors import LabelError
-from almlip_jax.oracles.base import check_moments, initial_moments, multiplicity, total_charge
+from almlip_jax.oracles.base import check_moments
+from almlip_jax.structures.electronic_state import initial_moments, multiplicity, total_charge
 
 INFO, CHARGES, MOMENTS = "info", "initial_charges", "initial_magmoms"
 """Words for calculators that read ``info``, or add up the atoms' initial charges or magnetic moments."""

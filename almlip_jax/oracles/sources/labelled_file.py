@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from almlip_jax.errors import InputError, LabelError
 from almlip_jax.oracles.base import LabelSource, Results, SourceSettings
 from almlip_jax.settings import unit
+from almlip_jax.structures.electronic_state import agrees_in_state
 from almlip_jax.structures.labels import FileReading, LabelKeys, label_difference
 from almlip_jax.structures.validation import LABELS
 
@@ -138,15 +139,8 @@ class GeometryIndex:
         return [
             int(n)
             for n in members[near[np.argsort(distance[near], kind="stable")]]
-            if _same_state(self._frames[n], atoms)
+            if agrees_in_state(self._frames[n], atoms)
         ]
-
-
-_STATE = (("charge", 0), ("spin", 1))
-
-
-def _same_state(frame: Atoms, atoms: Atoms) -> bool:
-    return all(frame.info[key] == atoms.info.get(key, default) for key, default in _STATE if key in frame.info)
 
 
 def _kind(atoms: Atoms) -> tuple[bytes, bytes]:

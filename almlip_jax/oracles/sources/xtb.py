@@ -9,16 +9,10 @@ from ase import Atoms
 from pydantic import Field
 
 from almlip_jax.errors import LabelError
-from almlip_jax.oracles.base import (
-    LabelSource,
-    Results,
-    SourceSettings,
-    check_electrons,
-    multiplicity,
-    total_charge,
-)
+from almlip_jax.oracles.base import LabelSource, Results, SourceSettings, check_electrons
 from almlip_jax.packages import package_version
 from almlip_jax.settings import unit
+from almlip_jax.structures.electronic_state import multiplicity, total_charge
 from almlip_jax.units import BOHR, HARTREE, KB
 
 
