@@ -433,6 +433,16 @@ def test_energy_fn_agrees_with_the_calculator(potential, make):
     np.testing.assert_allclose(-gradient, found.forces[0], rtol=1e-3, atol=1e-3)
 
 
+def test_a_calculator_looks_at_charge_and_spin_again(potential):
+    """ASE compares positions, cell and numbers; charge and spin stand in ``info``."""
+    atoms = molecule("H2O")
+    atoms.calc = potential.calculator()
+    atoms.get_potential_energy()
+    assert not atoms.calc.calculation_required(atoms, ["energy"])
+    atoms.info["total_charge"] = 1
+    assert atoms.calc.calculation_required(atoms, ["energy"])
+
+
 def test_unknown_elements_and_nothing(potential):
     with pytest.raises(InputError, match="atom 0 is Au"):
         potential.evaluate([Atoms("Au")])
