@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from almlip_jax.errors import nearest
 from almlip_jax.settings import Settings, settings_in
 from almlip_jax.yaml_text import Location, yaml_text
 
@@ -146,13 +147,6 @@ def _shown(value: Any) -> str:
 
 def _kinds(models: Iterable[type[Settings]]) -> list[str]:
     return [kind for model in models if isinstance(kind := _kind(model), str)]
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of a sentence that refuses a name: the nearest of the known ones, or all of them."""
-    known = sorted(set(known))
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-    return f"; did you mean '{near[0]}'?" if near else f"; valid are {', '.join(known)}."
 
 
 def _elsewhere(kind: type[Settings], location: Location) -> str | None:

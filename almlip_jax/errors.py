@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class InputError(ValueError):
     """Input that cannot be used: a file, a config key, a structure."""
@@ -13,3 +16,10 @@ class LabelError(RuntimeError):
 
 class CapacityError(RuntimeError):
     """A static capacity (atoms, neighbours, steps) was too small; the message names it and the size needed."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of a sentence that refuses a name: the nearest of the known ones, or all of them."""
+    known = sorted(set(known))
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    return f"; did you mean '{near[0]}'?" if near else f"; valid are {', '.join(known)}."

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 from ase import Atoms
 
-from almlip_jax.ensembles import SCORES
 from almlip_jax.errors import InputError
-from almlip_jax.potential import NOVELTY, Evaluated, Potential
+from almlip_jax.potential import Evaluated, Potential
+from almlip_jax.scores import atom_scores, names, scores
 from almlip_jax.structures.io import iterate_elements, iterate_structures, write_structures
 
 
@@ -31,12 +31,12 @@ class PoolSummary:
 
     number: int = 0
     most_uncertain: int = 0
-    sums: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SCORES, 0.0))
+    sums: dict[str, float] = field(default_factory=lambda: dict.fromkeys(names(scores(fitted=False)), 0.0))
     _largest: float = -math.inf
 
     @property
     def mean(self) -> dict[str, float]:
-        """Name -> mean of a score; those of `ensembles.SCORES`."""
+        """Name -> mean of a score; those that need no training set."""
         return {name: total / self.number for name, total in self.sums.items()}
 
     def add(self, scores: Mapping[str, np.ndarray]) -> None:
@@ -100,9 +100,9 @@ def predicted_frame(potential: Potential, frame: Atoms, found: Evaluated, n: int
 
     Labels stay results of the calculator.  ``info`` gets ``predicted_energy`` (eV), ``predicted_stress``
     [6] (eV/Angstrom^3, Voigt order; where the structure is periodic in three directions) and every score; arrays
-    ``predicted_forces`` [N, 3] and ``force_std`` [N] (eV/Angstrom), ``force_epistemic`` and ``force_total`` where the
-    members say something of their own errors, ``force_error`` where the potential is calibrated, and the novelty
-    scores of its atoms where it knows its training set.
+    ``predicted_forces`` [N, 3] (eV/Angstrom), every score of its atoms (``force_std``; ``force_epistemic`` and
+    ``force_total`` where the members say something of their own errors; those of novelty where the potential knows its
+    training set), and ``force_error`` where it is calibrated.
 
     Args:
         potential: whose predictions they are.
@@ -114,24 +114,21 @@ def predicted_frame(potential: Potential, frame: Atoms, found: Evaluated, n: int
     told.calc = frame.calc
     for name in ("predicted_energy", "predicted_stress"):
         told.info.pop(name, None)  # of an earlier potential
-    for name in NOVELTY:
+    for name in names(scores()):
         told.info.pop(name, None)
-    for name in ("predicted_forces", "force_std", "force_epistemic", "force_total", "force_error", *NOVELTY):
+    for name in ("predicted_forces", *names(atom_scores()), "force_error"):
         told.arrays.pop(name, None)
     told.info["predicted_energy"] = float(found.energy[n])
     if frame.pbc.all():
         told.info["predicted_stress"] = np.asarray(found.stress[n], np.float64)
     told.info.update({name: float(values[n]) for name, values in found.scores.items()})
     told.arrays["predicted_forces"] = np.asarray(found.forces[n], np.float64)
-    told.arrays["force_std"] = np.asarray(found.force_std[n], np.float64)
-    if potential.says_errors:
-        told.arrays["force_epistemic"] = np.asarray(found.force_epistemic[n], np.float64)
-        told.arrays["force_total"] = np.asarray(found.force_total[n], np.float64)
-    error = potential.force_error(found.force_total[n])
+    for score in atom_scores():
+        if score.name in found.atom_scores and (potential.says_errors or not score.says_errors):
+            told.arrays[score.name] = np.asarray(found.atom_scores[score.name][n], np.float64)
+    error = potential.force_error(found.atom_scores["force_total"][n])
     if error is not None:
         told.arrays["force_error"] = error
-    for name, of_atoms in found.novelty.items():
-        told.arrays[name] = np.asarray(of_atoms[n], np.float64)
     return told
 
 

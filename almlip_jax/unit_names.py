@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from almlip_jax.scores import score_units
+
 UNITS: Final[dict[str, str]] = {
     "energy_mae": "eV/atom",
     "energy_rmse": "eV/atom",
@@ -15,42 +17,28 @@ UNITS: Final[dict[str, str]] = {
     "forces_rmse": "eV/A",
     "stress_mae": "eV/A^3",
     "stress_rmse": "eV/A^3",
-    "energy_std": "eV",
-    "energy_std_per_atom": "eV/atom",
-    "force_std": "eV/A",
-    "force_std_mean": "eV/A",
-    "force_std_max": "eV/A",
-    "force_std_rel": "",
-    "max_disagreement": "eV",
-    "energy_epistemic": "eV",
-    "energy_total": "eV",
-    "force_epistemic": "eV/A",
-    "force_epistemic_mean": "eV/A",
-    "force_epistemic_max": "eV/A",
-    "force_total": "eV/A",
-    "force_total_mean": "eV/A",
-    "force_total_max": "eV/A",
     "force_error": "eV/A",
     "picoseconds": "ps",
     "seconds": "s",
     "temperature": "K",
     "time_fs": "fs",
 }
-"""Name -> unit, empty for a plain number; A is the Angstrom, so that every terminal and program can show it."""
+"""Name -> unit of what is no score, empty for a plain number; A is the Angstrom, which every terminal can show."""
 
 _PREFIXES: Final = re.compile(r"^(final_|validation_)+")
 
 
 def unit_of(name: str) -> str:
-    """Unit of a number, empty where it has none: of `UNITS`, also with what it is of in front or behind.
+    """Unit of a number, empty where it has none: of `UNITS` or of a score, also with what it is of in front or behind.
 
     ``forces_rmse_300K`` is the error of a group, ``final_forces_rmse_300K`` that of the final potential,
     ``validation_forces_rmse_0`` that of a member, ``seconds_train`` the time of a stage.
     """
     bare = _PREFIXES.sub("", name)
+    known = score_units() | UNITS
     while bare:
-        if bare in UNITS:
-            return UNITS[bare]
+        if bare in known:
+            return known[bare]
         bare = bare.rpartition("_")[0]
     return ""
 

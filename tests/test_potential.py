@@ -20,11 +20,12 @@ import almlip_jax
 from almlip_jax import cli, compilation
 from almlip_jax.dynamics import ExplorationSettings, know
 from almlip_jax.dynamics.knowledge import structure_scores
-from almlip_jax.ensembles import SCORES, Ensemble
+from almlip_jax.ensembles import Ensemble
 from almlip_jax.errors import InputError
 from almlip_jax.features import FEATURES, FeatureRequest
 from almlip_jax.models import SharedDensitySettings, build_model
-from almlip_jax.potential import NOVELTY, Calibration, Potential
+from almlip_jax.potential import Calibration, Potential, novelty_names
+from almlip_jax.scores import names, scores
 from almlip_jax.structures.remembered import as_text, remember
 from almlip_jax.structures.species import SpeciesTable
 
@@ -108,7 +109,7 @@ def test_a_potential_knows_its_training_set(knowing, structures, tmp_path):
     rows = FeatureRequest(("last_layer_gradient",))
     knowing.save(tmp_path / "p")
     back = Potential.load(tmp_path / "p")
-    assert back.knows_training_set and set(back.fitted) == {*NOVELTY, "calibration", "training_set"}
+    assert back.knows_training_set and set(back.fitted) == {*novelty_names(), "calibration", "training_set"}
     text = json.loads((tmp_path / "p" / "potential.json").read_text())
     assert text["fitted"]["calibration"]["numbers"] == {"scale": 1.5}
     atoms, inside = structures[8].copy(), back.evaluate(structures[:8], features=rows)
@@ -123,10 +124,10 @@ def test_a_potential_knows_its_training_set(knowing, structures, tmp_path):
             assert np.min(np.abs(training / size - row).max(axis=1)) < 1e-3 or np.linalg.norm(row) < 2e-3
         entries.append(np.where(which == z, np.abs(ours[model] @ inverse[z]).max(axis=1), 0))
     grade = np.sqrt(np.mean(np.sum(np.reshape(entries, (3, 3, -1)), axis=0) ** 2, axis=0))
-    np.testing.assert_allclose(found.novelty["extrapolation_grade"][0], grade, rtol=1e-3)
+    np.testing.assert_allclose(found.atom_scores["extrapolation_grade"][0], grade, rtol=1e-3)
     assert 0.9 < max(inside.scores["extrapolation_grade"]) <= 1.002
-    for name in NOVELTY:
-        np.testing.assert_array_equal(inside.scores[name], [max(of_atoms) for of_atoms in inside.novelty[name]])
+    for name in novelty_names():
+        np.testing.assert_array_equal(inside.scores[name], [max(of_atoms) for of_atoms in inside.atom_scores[name]])
         np.testing.assert_array_equal(back.training_set.scores[name], inside.scores[name])
     np.testing.assert_array_equal(back.training_set.rows, inside.features["last_layer_gradient"])
     atoms.calc = back.calculator()
@@ -136,7 +137,7 @@ def test_a_potential_knows_its_training_set(knowing, structures, tmp_path):
 
 def test_explorations_can_do_without_the_training_set(knowing, structures):
     """Where the potential knows it: the same novelty scores, rows for the admission, and scores for thresholds."""
-    asking = {"monitor": NOVELTY, "admission": {"kind": "farthest"}, "walkers": [{"temperature": 300}]}
+    asking = {"monitor": novelty_names(), "admission": {"kind": "farthest"}, "walkers": [{"temperature": 300}]}
     settings = ExplorationSettings.model_validate(asking)
     with_it, without = (know(settings, knowing, given, 3, 10) for given in (structures[:8], None))
     jax.tree.map(np.testing.assert_array_equal, with_it.novelty, without.novelty)
@@ -226,7 +227,7 @@ def test_calibration_turns_the_spread_into_the_expected_error(potential, structu
     held_out = [frame.copy() for frame in structures[:8]]
     found = potential.evaluate(held_out)
     rng = np.random.default_rng(0)
-    for frame, forces, spread in zip(held_out, found.forces, found.force_total, strict=True):
+    for frame, forces, spread in zip(held_out, found.forces, found.atom_scores["force_total"], strict=True):
         noise = rng.normal(size=forces.shape)
         noise *= 2.5 * spread[:, None] / np.linalg.norm(noise, axis=1, keepdims=True)  # errors 2.5 times the spread
         frame.calc = SinglePointCalculator(frame, forces=forces + noise)
@@ -293,7 +294,7 @@ def test_batches_and_order_change_nothing(potential, structures):
     order = np.random.default_rng(0).permutation(len(structures))
     shuffled = potential.evaluate([structures[i] for i in order], features=EVERY)
     np.testing.assert_allclose(shuffled.energy, together.energy[order], rtol=1e-6)
-    for name in SCORES:
+    for name in names(scores(fitted=False)):
         np.testing.assert_allclose(shuffled.scores[name], together.scores[name][order], rtol=2e-3, atol=2e-4)
     for name, values in together.features.items():
         np.testing.assert_allclose(shuffled.features[name], values[order], rtol=1e-3, atol=1e-4)
@@ -316,7 +317,10 @@ def test_a_stream_gives_the_numbers_of_the_list(potential, structures, monkeypat
         assert all(a is b for a, b in zip(batch, frames[rows], strict=True))
         np.testing.assert_array_equal(found.energy, together.energy[rows])
         np.testing.assert_array_equal(found.stress, together.stress[rows])
-        for a, b in ((found.forces, together.forces), (found.force_std, together.force_std)):
+        for a, b in (
+            (found.forces, together.forces),
+            (found.atom_scores["force_std"], together.atom_scores["force_std"]),
+        ):
             np.testing.assert_array_equal(np.concatenate(a), np.concatenate(b[rows]))
         for a, b in ((found.scores, together.scores), (found.features, together.features)):
             assert set(a) == set(b)
@@ -376,7 +380,7 @@ def test_scores_are_their_definitions(potential, structures):
     forces = np.array([one.evaluate([frame]).forces[0] for one in members])
     spread = np.sqrt(np.mean(np.sum((forces - forces.mean(axis=0)) ** 2, axis=-1), axis=0))
     np.testing.assert_allclose(found.energy[0], energies.mean(), rtol=1e-7)
-    np.testing.assert_allclose(found.force_std[0], spread, rtol=1e-3)
+    np.testing.assert_allclose(found.atom_scores["force_std"][0], spread, rtol=1e-3)
     expected = {
         "energy_std": energies.std(),
         "energy_std_per_atom": energies.std() / 9,

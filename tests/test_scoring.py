@@ -13,12 +13,13 @@ from ase import Atoms
 from ase.build import molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from almlip_jax.ensembles import SCORES, Ensemble
+from almlip_jax.ensembles import Ensemble
 from almlip_jax.evaluation import error_metrics
 from almlip_jax.evaluation.pairs import label_pairs
 from almlip_jax.figures.command import draw_errors
 from almlip_jax.models import SharedDensitySettings, build_model
 from almlip_jax.potential import Calibration, Potential
+from almlip_jax.scores import names, scores
 from almlip_jax.scoring import PoolSummary, score_pool
 from almlip_jax.structures.io import read_structures, write_structures
 from almlip_jax.structures.species import SpeciesTable
@@ -46,14 +47,15 @@ def pool(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("missing", [None, 5, 12])
 def test_running_statistics_are_those_of_the_whole(missing):
-    values = np.random.default_rng(0).normal(size=(20, len(SCORES))).astype(np.float32)
+    known = names(scores(fitted=False))
+    values = np.random.default_rng(0).normal(size=(20, len(known))).astype(np.float32)
     if missing is not None:
         values[missing] = np.nan
     summary = PoolSummary()
     for rows in (slice(0, 7), slice(7, 8), slice(8, 20)):
-        summary.add({name: values[rows, n] for n, name in enumerate(SCORES)})
+        summary.add({name: values[rows, n] for n, name in enumerate(known)})
     assert summary.number == 20
-    assert summary.most_uncertain == np.argmax(values[:, SCORES.index("force_std_max")])
+    assert summary.most_uncertain == np.argmax(values[:, known.index("force_std_max")])
     np.testing.assert_allclose(list(summary.mean.values()), values.mean(axis=0), rtol=1e-5, atol=1e-6)
 
 
@@ -64,7 +66,7 @@ def test_a_scored_pool_holds_what_the_potential_says(potential, pool):
     found = potential.evaluate(frames)
     for n, (frame, scored) in enumerate(zip(frames, read_structures(pool.with_name("out.extxyz")), strict=True)):
         np.testing.assert_array_equal(scored.positions, frame.positions)
-        np.testing.assert_array_equal(scored.arrays["force_std"], found.force_std[n].astype(float))
+        np.testing.assert_array_equal(scored.arrays["force_std"], found.atom_scores["force_std"][n].astype(float))
         assert scored.info["name"] == f"water {n}" and scored.calc is None
         assert scored.info["predicted_energy"] == found.energy[n] and "predicted_stress" not in scored.info
         np.testing.assert_array_equal(scored.arrays["predicted_forces"], found.forces[n])
@@ -114,7 +116,9 @@ def test_labels_stay_labels_and_predictions_are_none(potential, tmp_path):
                 np.testing.assert_array_equal(scored.info["predicted_stress"], found.stress[n])
             assert ("force_error" in scored.arrays) == (sure is calibrated)
         if sure is calibrated:
-            np.testing.assert_allclose(written[3].arrays["force_error"], 2 * found.force_total[3], rtol=1e-6)
+            np.testing.assert_allclose(
+                written[3].arrays["force_error"], 2 * found.atom_scores["force_total"][3], rtol=1e-6
+            )
         assert not {"force_total", "force_epistemic"} & written[0].arrays.keys(), "they are force_std here"
 
 
@@ -169,7 +173,9 @@ def test_a_potential_in_float64_says_the_same_in_more_digits(potential):
     with jax.enable_x64(True):
         params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), potential.params)
         double = replace(potential, params=params).evaluate(frames)
-    assert {part.dtype for part in (*double.forces, *double.force_std, double.stress)} == {np.dtype(np.float64)}
+    assert {part.dtype for part in (*double.forces, *double.atom_scores["force_std"], double.stress)} == {
+        np.dtype(np.float64)
+    }
     for one, other in zip(single.forces, double.forces, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(single.stress, double.stress, rtol=1e-3, atol=1e-5)
@@ -181,8 +187,9 @@ def test_a_potential_in_float64_says_the_same_in_more_digits(potential):
 def test_a_potential_that_is_alone_has_no_calibration_to_draw(potential, tmp_path):
     frames = odd_frames()
     found = potential.evaluate(frames)
-    scores = {name: np.zeros(len(frames)) for name in found.scores}
-    single = replace(found, force_total=[np.zeros(len(frame)) for frame in frames], scores=scores)
+    nothing = {name: np.zeros(len(frames)) for name in found.scores}
+    of_atoms = {"force_total": [np.zeros(len(frame)) for frame in frames]}
+    single = replace(found, atom_scores=of_atoms, scores=nothing)
     drawn, notes = draw_errors(frames, single, tmp_path)
     assert {path.stem for path in drawn} == {"parity"}
     assert notes == ["calibration is not drawn: there is no uncertainty larger than 0 to draw."]

@@ -16,8 +16,9 @@ from almlip_jax.campaign.settings import (
     TestSettings,
 )
 from almlip_jax.dynamics.judging import check_exploration
-from almlip_jax.ensembles import SCORES, EnsembleSettings, require_score, require_spread
+from almlip_jax.ensembles import EnsembleSettings, require_score, require_spread
 from almlip_jax.errors import InputError
+from almlip_jax.scores import names, scores
 from almlip_jax.selection import Candidates, SelectorSettings
 from almlip_jax.training import TrainingSettings
 
@@ -75,7 +76,7 @@ def check_columns(selector: SelectorSettings, k: int, where: str) -> None:
 
     blank = Candidates(
         features={name: column(64) for name in selector.feature_names},
-        scores={name: column() for name in SCORES},
+        scores={name: column() for name in names(scores(fitted=False))},
         cost=column(),
         valid=column(dtype=bool),
         id=column(dtype=jnp.int32),

@@ -27,11 +27,11 @@ from almlip_jax.dynamics.thresholds import (
     face_value,
     resolve_thresholds,
 )
-from almlip_jax.ensembles import SCORES
 from almlip_jax.files import write_npz
 from almlip_jax.keys import named_key, numpy_generator
 from almlip_jax.potential import Potential
 from almlip_jax.progress import reaching
+from almlip_jax.scores import needs_no_fit
 from almlip_jax.structures.io import write_structures
 
 
@@ -89,7 +89,7 @@ def gate_thresholds(
     rule, score = settings.thresholds, settings.gate.score
 
     def scores() -> np.ndarray:
-        found = shop.evaluated_once(round_index, "dataset", dataset, potential, None) if score in SCORES else None
+        found = shop.evaluated_once(round_index, "dataset", dataset, potential, None) if needs_no_fit(score) else None
         return structure_scores(score, potential, dataset, knowledge, found)
 
     if not isinstance(rule, CalibratedThresholds | ConformalThresholds):

@@ -15,7 +15,7 @@ from almlip_jax.dynamics.thresholds import (
     ThresholdSettings,
     check_thresholds,
 )
-from almlip_jax.score_names import ScoreName as Score
+from almlip_jax.scores import ScoreName as Score
 from almlip_jax.selection import BaitSettings, SelectorSettings
 from almlip_jax.settings import Settings, unit
 from almlip_jax.structures.labels import FileReading

@@ -29,7 +29,6 @@ from almlip_jax.campaign.rundir import PotentialDirectory, RoundDirectory
 from almlip_jax.campaign.settings import PoolExploration
 from almlip_jax.campaign.state import TEST_ERRORS
 from almlip_jax.campaign.workshop import Workshop
-from almlip_jax.ensembles import SCORES
 from almlip_jax.errors import InputError, LabelError
 from almlip_jax.evaluation import error_metrics
 from almlip_jax.evaluation.metrics import labels_of
@@ -39,6 +38,7 @@ from almlip_jax.keys import named_key, numpy_generator
 from almlip_jax.oracles import LabelResult
 from almlip_jax.potential import Evaluated, Potential
 from almlip_jax.progress import reaching
+from almlip_jax.scores import names, scores
 from almlip_jax.structures.carried import carried
 from almlip_jax.structures.io import read_structures, write_structures
 from almlip_jax.structures.remembered import remember
@@ -219,7 +219,7 @@ def _predictions(structures: Sequence[Atoms], found: Evaluated) -> dict[str, np.
         "stress_structure": np.array(labelled, np.int64),
         "forces_true": np.concatenate([atoms.get_forces(apply_constraint=False) for atoms in structures]),
         "forces_pred": np.concatenate(found.forces),
-        "force_total": np.concatenate(found.force_total),
+        "force_total": np.concatenate(found.atom_scores["force_total"]),
         "group": np.repeat([atoms.info["group"] for atoms in structures], sizes),
         "energy_true": np.array([atoms.get_potential_energy() for atoms in structures]),
         "energy_pred": found.energy,
@@ -248,8 +248,8 @@ def _score_pool(shop: Workshop, round_index: int) -> Results:
         with shop.progress.stage("explore", len(frames), unit="structures") as advance:
             found = shop.evaluated_once(round_index, "candidates", frames, potential, advance)
         for n, frame in enumerate(frames):
-            frame.info.update({name: float(found.scores[name][n]) for name in SCORES})
-            frame.arrays["force_std"] = found.force_std[n].astype(np.float64)
+            frame.info.update({name: float(found.scores[name][n]) for name in names(scores(fitted=False))})
+            frame.arrays["force_std"] = found.atom_scores["force_std"][n].astype(np.float64)
         write_structures(folder.pool, frames)
     return {"candidates": len(frames)}
 

@@ -18,7 +18,7 @@ from flax import struct
 from almlip_jax.dynamics.loop import Loop
 from almlip_jax.dynamics.motion import Motion
 from almlip_jax.dynamics.state import Setup, State
-from almlip_jax.ensembles import SCORES, committee_statistics
+from almlip_jax.ensembles import committee_statistics
 from almlip_jax.models import Params
 
 
@@ -66,7 +66,7 @@ def rollout(loop: Loop, params: Params, state: State, setup: Setup, steps: int) 
         following = replace(current, motion=done.motion, bias=bias, step=current.step + 1)
         # the last segment may be shorter: what lies beyond the end is not taken up
         kept = jax.tree.map(lambda new, old: jnp.where(n < steps, new, old), following, current)
-        line = {name: getattr(committee, name) for name in SCORES}
+        line = dict(committee.scores)
         return kept, (line, committee.energy, current.neighbors.holds(done.offered))
 
     @jax.checkpoint

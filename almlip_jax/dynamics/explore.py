@@ -235,6 +235,7 @@ class Explorer:
             gate_score=s.gate.score,
             by_species=by_species or bool(s.gate.species),
             novelty=s.novelty,
+            scores=s.scores,
             chunk=s.chunk,
             trace_every=s.trace_every,
             trajectory_every=s.trajectory_every,

@@ -16,6 +16,7 @@ from flax import struct
 
 from almlip_jax.dynamics.sanity import Cause, SanityLimits
 from almlip_jax.dynamics.settings import AdaptiveGate, BandGate, DecayingGate, GateSettings
+from almlip_jax.scores import largest_of
 
 
 class Decision(IntEnum):
@@ -35,8 +36,8 @@ class Observables:
     """What a gate may look at; one entry a walker, of the unbiased committee at the new positions.
 
     Attributes:
-        scores: name -> [W], every committee score, and of novelty what was asked for.
-        atom_scores: name -> [W, N], what scores that are the largest of an atom are the largest of; 0 in padding.
+        scores: name -> [W], every score that needs no training set, and of novelty what was asked for (`scores`).
+        atom_scores: name -> [W, N], the scores of atoms, likewise; 0 in padding.
         energy: [W] eV, relative to the reference energies.
         max_force: [W] eV/Angstrom, of the committee mean.
         closest_contact: [W], shortest distance as a fraction of the sum of the covalent radii.
@@ -300,10 +301,12 @@ def scaled_by_species(observables: Observables, score: str, factors: jax.Array) 
 
     Args:
         observables: of a step.
-        score: one of `Observables.atom_scores`.
+        score: one that is the largest value of an atom (`scores.largest_of`).
         factors: [W, N], 1 over the relative threshold of an atom's species.
     """
-    largest = jnp.max(observables.atom_scores[score] * factors, axis=1)
+    of_atoms = largest_of(score)
+    assert of_atoms is not None  # settings refuse any other score
+    largest = jnp.max(observables.atom_scores[of_atoms] * factors, axis=1)
     scores = dict(observables.scores) | {score: largest}
     return observables.replace(scores=scores)  # type: ignore[attr-defined, no-any-return]
 

@@ -15,12 +15,12 @@ from ase import Atoms
 from almlip_jax.dynamics.admission import Context, build_admission, context_of
 from almlip_jax.dynamics.settings import ExplorationSettings
 from almlip_jax.dynamics.thresholds import AtomErrors
-from almlip_jax.ensembles import SCORES
 from almlip_jax.errors import InputError
 from almlip_jax.features import FeatureRequest
 from almlip_jax.potential import Evaluated, Potential
 from almlip_jax.potential.fitted import TRAINING_ROWS
 from almlip_jax.potential.novelty import Novelty, fit_novelty
+from almlip_jax.scores import largest_of, needs_no_fit
 
 
 @dataclass(frozen=True)
@@ -90,13 +90,13 @@ def structure_scores(
     """A score that a gate can look at, of each structure, [n].
 
     Args:
-        score: one of `ensembles.SCORES`, or a novelty score.
+        score: any declared one.
         potential: whose score it is.
         structures: in any number.
         knowledge: with the novelty score, where it is one.
         found: what the potential says of the structures, where that is known already.
     """
-    if score in SCORES:
+    if needs_no_fit(score):
         return np.asarray((found or potential.evaluate(structures)).scores[score], np.float64)
     parts = _by_structure(_novelty(score, potential, structures, knowledge), structures)
     return np.array([part.max() for part in parts])
@@ -106,7 +106,7 @@ def errors_and_scores(score: str, potential: Potential, labelled: Sequence[Atoms
     """Lengths of the force errors of all atoms, and their scores, in float64.
 
     Args:
-        score: the gate's, one of `dynamics.settings.PER_ATOM`; what it is the largest of counts.
+        score: the gate's, one of `scores.with_atoms`; what it is the largest of counts.
         potential: whose errors these are.
         labelled: structures with forces.
         knowledge: with the novelty score, where it is one.
@@ -114,8 +114,9 @@ def errors_and_scores(score: str, potential: Potential, labelled: Sequence[Atoms
     found = potential.evaluate(labelled)
     truth = np.concatenate([frame.get_forces(apply_constraint=False) for frame in labelled])
     errors = np.linalg.norm(np.concatenate(found.forces).astype(np.float64) - truth, axis=1)
-    if score in SCORES:
-        sigma = np.concatenate(getattr(found, score.removesuffix("_max")))
+    of_atoms = largest_of(score)
+    if needs_no_fit(score) and of_atoms is not None:
+        sigma = np.concatenate(found.atom_scores[of_atoms])
     else:
         sigma = _novelty(score, potential, labelled, knowledge)
     numbers = np.concatenate([frame.numbers for frame in labelled])

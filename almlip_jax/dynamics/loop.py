@@ -35,7 +35,7 @@ from almlip_jax.dynamics.recorder import Frames, Recorder, written
 from almlip_jax.dynamics.sanity import Cause, closest_contact, parts_of_tree, spanning_tree
 from almlip_jax.dynamics.state import Ends, Setup, Snapshots, State, Status, Traces
 from almlip_jax.dynamics.verdicts import Judged, judge
-from almlip_jax.ensembles import SCORES, Committee, Prediction, committee_statistics
+from almlip_jax.ensembles import Committee, Prediction, committee_statistics
 from almlip_jax.features import last_layer_gradient
 from almlip_jax.keys import named_stream
 from almlip_jax.models import Params
@@ -98,6 +98,7 @@ class Loop:
         gate_score: name of the gate's score.
         by_species: whether thresholds differ between species.
         novelty: names of the novelty scores.
+        scores: names of all scores that are computed and traced.
         chunk: steps of a chunk.
         trace_every: steps between trace entries.
         trajectory_every: steps between frames.
@@ -116,6 +117,7 @@ class Loop:
     gate_score: str
     by_species: bool
     novelty: tuple[str, ...]
+    scores: tuple[str, ...]
     chunk: int
     trace_every: int
     trajectory_every: int
@@ -124,11 +126,6 @@ class Loop:
     virial: bool
     rewinds: tuple[Decision, ...]
     when_full: str
-
-    @property
-    def scores(self) -> tuple[str, ...]:
-        """Names of all scores that are traced."""
-        return SCORES + self.novelty
 
     # -- the chunk ----------------------------------------------------------------------------------------------------
 
@@ -179,7 +176,7 @@ class Loop:
         frames = Frames(
             positions=done.offered,
             cells=moved.cell,
-            force_std=committee.force_std.reshape(setup.atom_mask.shape),
+            force_std=committee.atom_scores["force_std"].reshape(setup.atom_mask.shape),
             scores=observables.scores,
             energy=observables.energy,
             temperature=observables.temperature,
@@ -301,12 +298,13 @@ class Loop:
     ) -> Observables:
         walkers, atoms, _ = positions.shape
         largest = jnp.max(jnp.sum(committee.forces**2, axis=-1).reshape(walkers, atoms), axis=1)
-        atom_scores = {f"{name}_max": getattr(committee, name) for name in ("force_std", *_MORE_DEVIATIONS)}
-        atom_scores |= {name: setup.novelty[name].of_atoms(prediction, graph) for name in self.novelty}
-        atom_scores = {name: values.reshape(walkers, atoms) for name, values in atom_scores.items()}
-        scores = {name: getattr(committee, name) for name in SCORES}
-        scores |= {name: jnp.max(atom_scores[name], axis=1) for name in self.novelty}
-        finite = jnp.isfinite(committee.energy + largest + jnp.sum(positions, axis=(1, 2)) + committee.force_std_max)
+        of_atoms = dict(committee.atom_scores)
+        of_atoms |= {name: setup.novelty[name].of_atoms(prediction, graph) for name in self.novelty}
+        atom_scores = {name: values.reshape(walkers, atoms) for name, values in of_atoms.items()}
+        scores = dict(committee.scores) | {name: jnp.max(atom_scores[name], axis=1) for name in self.novelty}
+        scores = {name: scores[name] for name in self.scores}
+        spread = scores["force_std_max"]
+        finite = jnp.isfinite(committee.energy + largest + jnp.sum(positions, axis=(1, 2)) + spread)
         finite = finite & ~jnp.isnan(scores[self.gate_score])  # it may be infinite, for an element never seen
         if self.virial:
             finite = finite & jnp.all(jnp.isfinite(motion.virial), axis=(1, 2))
@@ -555,7 +553,6 @@ class Loop:
         return Traces(**new)
 
 
-_MORE_DEVIATIONS = ("force_epistemic", "force_total")
 _LINES = ("scores", "temperature", "energy", "bias", "kinetic", "supplied", "watched", "pressure", "volume")
 _FRAMES = ("positions", "momenta", "cells", "force_std", "forces", "frame_energy", "frame_temperature")
 

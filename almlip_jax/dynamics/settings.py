@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self, TypeAlias, get_args
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -16,8 +16,7 @@ from almlip_jax.dynamics.integrators.settings import (
     SwapSettings,
     build_integrator,
 )
-from almlip_jax.potential.novelty import NoveltyName
-from almlip_jax.score_names import ScoreName
+from almlip_jax.scores import AnyScoreName, FittedScoreName, largest_of, names, scores, with_atoms
 from almlip_jax.settings import Settings, unit
 
 MOST_STEPS = 2 * 10**9
@@ -28,11 +27,6 @@ Kelvin = Annotated[float, Field(gt=0, le=1e5)]
 
 Gigapascal = Annotated[float, Field(ge=-1000.0, le=1e4)]
 """A pressure, GPa."""
-
-GateScore: TypeAlias = ScoreName | NoveltyName
-"""Scores that a gate can look at."""
-PER_ATOM = ("force_std_max", "force_epistemic_max", "force_total_max", *get_args(NoveltyName))
-"""Those that are the largest value of an atom, and can have a threshold for each species."""
 
 
 class WalkerGroup(Settings):
@@ -59,7 +53,7 @@ class WalkerGroup(Settings):
 
 
 class _GateBase(Settings):
-    score: GateScore = "force_std_max"
+    score: AnyScoreName = "force_std_max"
     """Which score."""
     persistence: int = Field(default=1, ge=1, le=MOST_STEPS)
     """Steps in a row above the stop threshold that end a walker."""
@@ -70,8 +64,8 @@ class _GateBase(Settings):
 
     @model_validator(mode="after")
     def _of_atoms(self) -> Self:
-        if self.species and self.score not in PER_ATOM:
-            raise ValueError(f"species thresholds need a score of atoms ({', '.join(PER_ATOM)}), not {self.score}.")
+        if self.species and largest_of(self.score) is None:
+            raise ValueError(f"species thresholds need a score of atoms ({', '.join(with_atoms())}), not {self.score}.")
         return self
 
 
@@ -170,7 +164,7 @@ class ExplorationSettings(Settings):
     """What no gate lets pass."""
     rewind: RewindSettings | None = None
     """Whether walkers in trouble begin again; null ends them."""
-    monitor: tuple[NoveltyName, ...] = ()
+    monitor: tuple[FittedScoreName, ...] = ()
     """Novelty scores to compute beside the committee's; what the gate looks at is computed anyway."""
     admission: AdmissionSettings = FirstAdmission()
     """Which of the frames that the gate records keep a place in the buffer."""
@@ -277,7 +271,12 @@ class ExplorationSettings(Settings):
         return None
 
     @property
-    def novelty(self) -> tuple[NoveltyName, ...]:
+    def novelty(self) -> tuple[str, ...]:
         """Novelty scores that are computed."""
-        names: tuple[NoveltyName, ...] = get_args(NoveltyName)
-        return tuple(name for name in names if name in self.monitor or name == self.gate.score)
+        fitted = names(scores(fitted=True))
+        return tuple(name for name in fitted if name in self.monitor or name == self.gate.score)
+
+    @property
+    def scores(self) -> tuple[str, ...]:
+        """Names of all scores that are computed and traced."""
+        return names(scores(fitted=False)) + self.novelty

@@ -15,8 +15,8 @@ import numpy as np
 from ase.data import chemical_symbols
 from pydantic import Field, model_validator
 
-from almlip_jax.dynamics.settings import PER_ATOM
 from almlip_jax.errors import InputError
+from almlip_jax.scores import largest_of, with_atoms
 from almlip_jax.settings import Settings, unit
 from almlip_jax.uncertainty.calibration import slope
 
@@ -115,8 +115,8 @@ def check_thresholds(rule: ThresholdSettings, score: str) -> None:
     Raises:
         ValueError: errors of atoms' forces are compared with a score that atoms do not have.
     """
-    if isinstance(rule, CalibratedThresholds | ConformalThresholds) and score not in PER_ATOM:
-        raise ValueError(f"{rule.kind} thresholds need a gate score of atoms ({', '.join(PER_ATOM)}), not {score}.")
+    if isinstance(rule, CalibratedThresholds | ConformalThresholds) and largest_of(score) is None:
+        raise ValueError(f"{rule.kind} thresholds need a gate score of atoms ({', '.join(with_atoms())}), not {score}.")
 
 
 def relative_record(scores: np.ndarray, rule: RelativeThresholds) -> float:

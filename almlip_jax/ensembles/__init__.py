@@ -6,7 +6,7 @@ from almlip_jax.ensembles.ensemble import Ensemble
 from almlip_jax.ensembles.heads import Belief, Heads, Noise
 from almlip_jax.ensembles.judging import gives_score, has_spread, require_score, require_spread
 from almlip_jax.ensembles.mixed import AnyEnsemble, MixedEnsemble
-from almlip_jax.ensembles.prediction import SCORES, Committee, Prediction, committee_statistics
+from almlip_jax.ensembles.prediction import Committee, Prediction, Seen, committee_statistics
 from almlip_jax.ensembles.settings import EnsembleSettings, VariantSettings
 from almlip_jax.ensembles.sharding import (
     batches_at_a_time,
@@ -17,7 +17,6 @@ from almlip_jax.ensembles.sharding import (
 )
 
 __all__ = [
-    "SCORES",
     "AnyEnsemble",
     "Belief",
     "Committee",
@@ -27,6 +26,7 @@ __all__ = [
     "MixedEnsemble",
     "Noise",
     "Prediction",
+    "Seen",
     "VariantSettings",
     "batches_at_a_time",
     "beside_members",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from almlip_jax.ensembles.prediction import SCORES
 from almlip_jax.ensembles.settings import EnsembleSettings
+from almlip_jax.scores import names, score_of, scores
 
 
 def has_spread(members: EnsembleSettings) -> bool:
@@ -17,11 +17,11 @@ def gives_score(score: str, members: EnsembleSettings) -> bool:
     One member has no spread; with ``mean_variance`` it has total deviations, with ``evidential`` epistemic ones too.
     Scores that are no deviations (novelty) look at features, which every ensemble has.
     """
-    if score not in SCORES or has_spread(members):
+    found = score_of(score)
+    needs = "features" if found is None else found.needs
+    if has_spread(members) or needs in ("features", "training_set"):
         return True
-    if "total" in score:
-        return members.likelihood != "none"
-    return "epistemic" in score and members.likelihood == "evidential"
+    return {"total": members.likelihood != "none", "epistemic": members.likelihood == "evidential"}.get(needs, False)
 
 
 def require_score(score: str, members: EnsembleSettings, where: str) -> None:
@@ -36,7 +36,7 @@ def require_score(score: str, members: EnsembleSettings, where: str) -> None:
         ValueError: it would be 0 everywhere; says what to do.
     """
     if not gives_score(score, members):
-        able = [name for name in SCORES if gives_score(name, members)]
+        able = [name for name in names(scores(fitted=False)) if gives_score(name, members)]
         instead = f" or look at another score ({', '.join(able)})" if able else ""
         raise ValueError(
             f"{where} looks at {score}, which is 0 everywhere in an ensemble of one member; raise ensemble.size or "

@@ -1,8 +1,6 @@
 """What an ensemble says of a graph: member predictions and their committee statistics.
 
-Definitions of the statistics: M members, standard deviations with 1/M, and for forces the vector norm
-``s_i = sqrt(mean_m |F_mi - F_i|^2)`` of atom i (not averaged over the components).  Each name holds one meaning in
-code, configs, files and figures.
+The statistics are those that are declared in `scores`; here is what they are made of.
 
 Where members also say something of their own errors (`ensembles.heads`), the law of total variance adds it up: the
 epistemic variance is that of the members plus the mean of what each says of its prediction, the total one is the
@@ -12,14 +10,15 @@ that say nothing of themselves have epistemic and total deviations equal to the 
 
 from __future__ import annotations
 
-from typing import get_args
+from collections.abc import Mapping
+from functools import cached_property
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
 from almlip_jax.ensembles.heads import Noise
-from almlip_jax.score_names import ScoreName
+from almlip_jax.scores import Needs, Score, atom_scores, scores
 from almlip_jax.structures.graph import Graph, atom_counts, sum_over_atoms
 
 
@@ -50,43 +49,15 @@ class Committee:
         energy: [S] eV, mean (relative to the reference energies).
         forces: [A, 3] eV/Angstrom, mean.
         virial: [S, 3, 3] eV, mean.
-        energy_std: [S] eV, of the structure.
-        energy_std_per_atom: [S] eV/atom.
-        force_std: [A] eV/Angstrom, s_i of each atom (0 for padding).
-        force_std_mean: [S] eV/Angstrom, mean of s_i over the atoms of a structure.
-        force_std_max: [S] eV/Angstrom, largest s_i of a structure.
-        force_std_rel: [S], largest s_i / (|F_i| + 0.1 eV/Angstrom).
-        max_disagreement: [S] eV, largest |E_m - E_m'| over pairs of members.
-        energy_epistemic, energy_total: [S] eV, standard deviations of the structure.
-        force_epistemic, force_total: [A] eV/Angstrom, deviations of the force vector of each atom.
-        force_epistemic_mean, force_total_mean: [S] eV/Angstrom, their means over the atoms of a structure.
-        force_epistemic_max, force_total_max: [S] eV/Angstrom, their largest values.
+        scores: name -> [S], every score of structures that follows from predictions alone (`scores.scores`).
+        atom_scores: name -> [A], every such score of atoms (0 for padding).
     """
 
     energy: jax.Array
     forces: jax.Array
     virial: jax.Array
-    energy_std: jax.Array
-    energy_std_per_atom: jax.Array
-    force_std: jax.Array
-    force_std_mean: jax.Array
-    force_std_max: jax.Array
-    force_std_rel: jax.Array
-    max_disagreement: jax.Array
-    energy_epistemic: jax.Array
-    energy_total: jax.Array
-    force_epistemic: jax.Array
-    force_total: jax.Array
-    force_epistemic_mean: jax.Array
-    force_epistemic_max: jax.Array
-    force_total_mean: jax.Array
-    force_total_max: jax.Array
-
-
-SCORES: tuple[str, ...] = get_args(ScoreName)
-"""Names of the per-structure scores that every `Committee` carries."""
-
-_REL_FORCE_FLOOR = 0.1  # eV/Angstrom, in force_std_rel
+    scores: Mapping[str, jax.Array]
+    atom_scores: Mapping[str, jax.Array]
 
 
 def committee_statistics(prediction: Prediction, graph: Graph) -> Committee:
@@ -99,68 +70,116 @@ def committee_statistics(prediction: Prediction, graph: Graph) -> Committee:
     Returns:
         `Committee`, arrays without the member axis.
     """
-    energy = jnp.mean(prediction.energy, axis=0)
-    forces = jnp.mean(prediction.forces, axis=0)
-    energy_variance = jnp.mean((prediction.energy - energy) ** 2, axis=0)
-    energy_std = jnp.sqrt(energy_variance)
-    spread = jnp.mean(jnp.sum((prediction.forces - forces) ** 2, axis=-1), axis=0)
-    force_std = _per_atom(spread, graph)
-    relative = force_std / (jnp.linalg.norm(forces, axis=-1) + _REL_FORCE_FLOOR)
-    counts = atom_counts(graph)
-    force_std_mean = sum_over_atoms(force_std, graph) / counts
-    force_std_max = _max_over_atoms(force_std, graph)
-    more = _with_noise(prediction.noise, energy_variance, spread, graph) or {
-        # nothing is computed twice where members say nothing of themselves
-        **dict.fromkeys(("energy_epistemic", "energy_total"), energy_std),
-        **dict.fromkeys(("force_epistemic", "force_total"), force_std),
-        **dict.fromkeys(("force_epistemic_mean", "force_total_mean"), force_std_mean),
-        **dict.fromkeys(("force_epistemic_max", "force_total_max"), force_std_max),
-    }
+    seen = Seen(prediction, graph)
     return Committee(
-        energy=energy,
-        forces=forces,
+        energy=seen.energy,
+        forces=seen.forces,
         virial=jnp.mean(prediction.virial, axis=0),
-        energy_std=energy_std,
-        energy_std_per_atom=energy_std / counts,
-        force_std=force_std,
-        force_std_mean=force_std_mean,
-        force_std_max=force_std_max,
-        force_std_rel=_max_over_atoms(relative, graph),
-        max_disagreement=jnp.max(prediction.energy, axis=0) - jnp.min(prediction.energy, axis=0),
-        **more,
+        scores={one.name: seen[one.name] for one in scores(fitted=False)},
+        atom_scores={one.name: seen.atom(one.name) for one in atom_scores(fitted=False)},
     )
 
 
-def _with_noise(
-    noise: Noise | None, energy_variance: jax.Array, spread: jax.Array, graph: Graph
-) -> dict[str, jax.Array]:
-    """Epistemic and total deviations where the members say something of their own errors."""
-    if noise is None:
-        return {}
-    counts = atom_counts(graph)
-    energy = energy_variance + jnp.mean(noise.energy.epistemic, axis=0)
-    forces = spread + 3 * jnp.mean(noise.forces.epistemic, axis=0)
-    found: dict[str, jax.Array] = {}
-    for name, e, f in (
-        ("epistemic", energy, forces),
-        (
-            "total",
-            energy + jnp.mean(noise.energy.variance, axis=0),
-            forces + 3 * jnp.mean(noise.forces.variance, axis=0),
-        ),
-    ):
-        of_atoms = _per_atom(f, graph)
-        found |= {
-            f"energy_{name}": jnp.sqrt(e),
-            f"force_{name}": of_atoms,
-            f"force_{name}_mean": sum_over_atoms(of_atoms, graph) / counts,
-            f"force_{name}_max": _max_over_atoms(of_atoms, graph),
-        }
-    return found
+class Seen:
+    """What declarations of scores look at; whatever several of them need is computed once.
 
+    Args:
+        prediction: with leading member axis.
+        graph: the graph it was made for.
+    """
 
-def _per_atom(variance: jax.Array, graph: Graph) -> jax.Array:
-    return jnp.where(graph.atom_mask, jnp.sqrt(variance), 0)
+    def __init__(self, prediction: Prediction, graph: Graph) -> None:
+        self.prediction, self.graph = prediction, graph
+        self._scores = {one.name: one for one in scores(fitted=False)}
+        self._atom_scores = {one.name: one for one in atom_scores(fitted=False)}
+        self._found: dict[object, jax.Array] = {}
+
+    def __getitem__(self, name: str) -> jax.Array:
+        """Another score of structures, [S]."""
+        return self._once(("score", name), self._scores[name])
+
+    def atom(self, name: str) -> jax.Array:
+        """A score of atoms, [A]; 0 for padding."""
+        return self._once(("atom score", name), self._atom_scores[name])
+
+    def _once(self, key: object, score: Score) -> jax.Array:
+        if key not in self._found:
+            if score.largest_of is not None:
+                self._found[key] = self.largest(self.atom(score.largest_of))
+            elif score.mean_of is not None:
+                self._found[key] = self.mean(self.atom(score.mean_of))
+            else:
+                assert score.of is not None  # of every declared one that is not fitted
+                self._found[key] = score.of(self)
+        return self._found[key]
+
+    @cached_property
+    def energy(self) -> jax.Array:
+        """[S] eV, mean of the members."""
+        return jnp.mean(self.prediction.energy, axis=0)
+
+    @cached_property
+    def forces(self) -> jax.Array:
+        """[A, 3] eV/Angstrom, mean of the members."""
+        return jnp.mean(self.prediction.forces, axis=0)
+
+    @cached_property
+    def force_length(self) -> jax.Array:
+        """[A] eV/Angstrom, of the mean forces."""
+        return jnp.linalg.norm(self.forces, axis=-1)
+
+    @cached_property
+    def counts(self) -> jax.Array:
+        """[S], atoms of each structure, at least 1."""
+        return atom_counts(self.graph)
+
+    def mean(self, of_atoms: jax.Array) -> jax.Array:
+        """[S] mean over the atoms of each structure, of values [A] that are 0 for padding."""
+        # deviations of different meaning are one array where members say nothing of themselves
+        key = ("mean", id(of_atoms))
+        if key not in self._found:
+            self._found[key] = sum_over_atoms(of_atoms, self.graph) / self.counts
+        return self._found[key]
+
+    def largest(self, of_atoms: jax.Array) -> jax.Array:
+        """[S] largest value of each structure's atoms, of values [A] >= 0."""
+        key = ("largest", id(of_atoms))
+        if key not in self._found:
+            self._found[key] = _max_over_atoms(of_atoms, self.graph)
+        return self._found[key]
+
+    @cached_property
+    def _variances(self) -> dict[Needs, tuple[jax.Array, jax.Array]]:
+        """Of energies [S] and of force vectors [A]."""
+        energy = jnp.mean((self.prediction.energy - self.energy) ** 2, axis=0)
+        forces = jnp.mean(jnp.sum((self.prediction.forces - self.forces) ** 2, axis=-1), axis=0)
+        found: dict[Needs, tuple[jax.Array, jax.Array]] = {"spread": (energy, forces)}
+        noise = self.prediction.noise
+        if noise is not None:
+            energy = energy + jnp.mean(noise.energy.epistemic, axis=0)
+            forces = forces + 3 * jnp.mean(noise.forces.epistemic, axis=0)
+            found["epistemic"] = energy, forces
+            energy = energy + jnp.mean(noise.energy.variance, axis=0)
+            forces = forces + 3 * jnp.mean(noise.forces.variance, axis=0)
+            found["total"] = energy, forces
+        return found
+
+    def energy_deviation(self, kind: Needs) -> jax.Array:
+        """[S] eV; ``epistemic`` and ``total`` are the spread where members say nothing of themselves."""
+        kind = kind if kind in self._variances else "spread"
+        key = ("energy deviation", kind)
+        if key not in self._found:
+            self._found[key] = jnp.sqrt(self._variances[kind][0])
+        return self._found[key]
+
+    def force_deviation(self, kind: Needs) -> jax.Array:
+        """[A] eV/Angstrom, of force vectors, 0 for padding; see `energy_deviation`."""
+        kind = kind if kind in self._variances else "spread"
+        key = ("force deviation", kind)
+        if key not in self._found:
+            variance = self._variances[kind][1]
+            self._found[key] = jnp.where(self.graph.atom_mask, jnp.sqrt(variance), 0)
+        return self._found[key]
 
 
 def _max_over_atoms(values: jax.Array, graph: Graph) -> jax.Array:

@@ -33,8 +33,8 @@ class Predictions(Protocol):
         ...
 
     @property
-    def force_total(self) -> list[np.ndarray]:
-        """[N] eV/Angstrom each: spread of the members and what they say of their own errors."""
+    def atom_scores(self) -> dict[str, list[np.ndarray]]:
+        """Name -> [N] each; ``force_total`` is looked at."""
         ...
 
     @property
@@ -86,7 +86,7 @@ class _Row:
     def __init__(self, atoms: Atoms, predicted: Predictions, n: int) -> None:
         labels = labels_of(atoms)
         self.numbers = atoms.numbers
-        self.force_sigma = predicted.force_total[n]
+        self.force_sigma = predicted.atom_scores["force_total"][n]
         self.energy_sigma = float(predicted.scores["energy_total"][n])
         self.energy_error = float(predicted.energy[n] - labels["energy"]) if "energy" in labels else None
         self.force_errors = predicted.forces[n] - labels["forces"] if "forces" in labels else None

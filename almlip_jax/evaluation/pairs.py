@@ -58,7 +58,7 @@ def label_pairs(reference: Sequence[Atoms], predicted: Predictions, *, group_key
             found["energy"].append(Pairs(np.array([group]), label, value, sigma))
         if "forces" in labels:
             forces = np.asarray(labels["forces"], np.float64), np.asarray(predicted.forces[n], np.float64)
-            found["forces"].append(Pairs(np.full(size, group), *forces, np.asarray(predicted.force_total[n])))
+            found["forces"].append(Pairs(np.full(size, group), *forces, predicted.atom_scores["force_total"][n]))
         if "stress" in labels:
             stress = np.atleast_2d(labels["stress"]), np.atleast_2d(predicted.stress[n])
             found["stress"].append(Pairs(np.array([group]), *stress, np.full(1, np.nan)))

@@ -3,12 +3,11 @@
 from almlip_jax.potential.calculator import PotentialCalculator
 from almlip_jax.potential.evaluator import Evaluated
 from almlip_jax.potential.fitted import Calibration, Fitted, FittedKind, TrainingSet, fitted_kind
-from almlip_jax.potential.novelty import NOVELTY, Novelty
+from almlip_jax.potential.novelty import Novelty, novelty_names
 from almlip_jax.potential.potential import NO_FEATURES, Potential
 from almlip_jax.potential.storage import check_place
 
 __all__ = [
-    "NOVELTY",
     "NO_FEATURES",
     "Calibration",
     "Evaluated",
@@ -20,4 +19,5 @@ __all__ = [
     "TrainingSet",
     "check_place",
     "fitted_kind",
+    "novelty_names",
 ]

@@ -9,33 +9,36 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
 
-from almlip_jax.ensembles import SCORES
-from almlip_jax.potential.novelty import NOVELTY
+from almlip_jax.scores import atom_scores, names, score_of, scores
 from almlip_jax.structures.electronic_state import electronic_state
 
 if TYPE_CHECKING:
     from almlip_jax.potential.potential import Potential
 
-_PER_ATOM = ("force_std", "force_epistemic", "force_total")
+
+_PROPERTIES = ("energy", "free_energy", "forces", "stress", "force_error")
+
+
+def _of_atoms(name: str) -> str:
+    """What results call a score of atoms, which structures may have under the same name."""
+    return f"atom_{name}" if score_of(name) is not None else name
 
 
 class PotentialCalculator(Calculator):
     """ASE calculator of a `Potential`.
 
-    ``results`` also hold ``energy_std``, ``energy_std_per_atom``, ``force_std_mean``, ``force_std_max``,
-    ``force_std_rel``, ``max_disagreement`` and the other scores, and ``force_std``, ``force_epistemic`` and
-    ``force_total`` [N], as `ensembles.Committee` defines them.  Of a calibrated potential, ``force_error`` [N] is the
-    length of the error vector to be expected of each atom: ``force_total`` times the calibration's ``slope``.  Of one
-    that knows its training set (`Potential.knowing`), ``latent_distance`` and ``extrapolation_grade`` are those of the
-    structure, ``atom_latent_distance`` and ``atom_extrapolation_grade`` [N] those of its atoms.
+    ``results`` also hold every score of the structure and of its atoms [N] (`scores`), ``force_std_max`` and
+    ``force_std`` for instance.  Of a calibrated potential, ``force_error`` [N] is the length of the error vector to be
+    expected of each atom: ``force_total`` times the calibration's ``slope``.  Of one that knows its training set
+    (`Potential.knowing`), ``latent_distance`` and ``extrapolation_grade`` are those of the structure,
+    ``atom_latent_distance`` and ``atom_extrapolation_grade`` [N] those of its atoms.
     """
-
-    implemented_properties = ["energy", "free_energy", "forces", "stress", "force_error", *_PER_ATOM, *SCORES]
-    implemented_properties += [*NOVELTY, *(f"atom_{name}" for name in NOVELTY)]
 
     def __init__(self, potential: Potential) -> None:
         super().__init__()
         self.potential = potential
+        of_atoms = (_of_atoms(name) for name in names(atom_scores()))
+        self.implemented_properties = [*_PROPERTIES, *names(scores()), *of_atoms]
 
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
         """What of a structure is not that of the last calculation; ``info`` where charge or spin are not."""
@@ -57,13 +60,10 @@ class PotentialCalculator(Calculator):
             "energy": float(found.energy[0]),
             "free_energy": float(found.energy[0]),
             "forces": found.forces[0].astype(np.float64),
-            "force_std": found.force_std[0].astype(np.float64),
-            "force_epistemic": found.force_epistemic[0].astype(np.float64),
-            "force_total": found.force_total[0].astype(np.float64),
             **{name: float(values[0]) for name, values in found.scores.items()},
         }
-        self.results |= {f"atom_{name}": of_atoms[0].astype(np.float64) for name, of_atoms in found.novelty.items()}
-        error = self.potential.force_error(found.force_total[0])
+        self.results |= {_of_atoms(name): one[0].astype(np.float64) for name, one in found.atom_scores.items()}
+        error = self.potential.force_error(found.atom_scores["force_total"][0])
         if error is not None:
             self.results["force_error"] = error
         if self.atoms.pbc.all():

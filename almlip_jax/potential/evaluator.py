@@ -14,7 +14,6 @@ from ase import Atoms
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from almlip_jax.ensembles import (
-    SCORES,
     AnyEnsemble,
     Committee,
     batches_at_a_time,
@@ -27,6 +26,7 @@ from almlip_jax.features import FeatureRequest, feature_factors, feature_maps
 from almlip_jax.features.request import FeatureFactors
 from almlip_jax.models import Params
 from almlip_jax.potential.novelty import Novelty
+from almlip_jax.scores import Score, atom_scores, scores
 from almlip_jax.structures.neighbors import largest_neighbor_count
 from almlip_jax.structures.packing import BatchPlan, BatchShape, PackedDataset, bucket, pack, plan_batches, take_batch
 
@@ -44,22 +44,17 @@ class Evaluated:
         energy: [n] eV, committee mean, reference energies included, float64.
         forces: for each structure [N, 3] eV/Angstrom, committee mean.
         stress: [n, 6] eV/Angstrom^3, committee mean, ASE sign and Voigt order; NaN where not periodic in 3 directions.
-        force_std: for each structure [N] eV/Angstrom, spread s_i of each atom.
-        force_epistemic, force_total: the same with what members say of their own errors; see `ensembles.Committee`.
-        scores: name -> [n]; every score of `ensembles.SCORES`, and the novelty scores that are fitted.
+        scores: name -> [n]; every declared score (`scores`), those of novelty where they are fitted.
+        atom_scores: name -> for each structure [N]; the scores of its atoms.
         features: name -> [n, d], where asked for.
-        novelty: name -> for each structure [N]; novelty scores of its atoms, where they are fitted.
     """
 
     energy: np.ndarray
     forces: list[np.ndarray]
     stress: np.ndarray
-    force_std: list[np.ndarray]
-    force_epistemic: list[np.ndarray]
-    force_total: list[np.ndarray]
     scores: dict[str, np.ndarray]
+    atom_scores: dict[str, list[np.ndarray]]
     features: dict[str, np.ndarray] = field(default_factory=dict)
-    novelty: dict[str, list[np.ndarray]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -158,13 +153,14 @@ class Evaluator:
         """As many batches as the shape has parts, or fewer; ``params`` are the spread ones."""
         packed = [self._packed(batch, shape) for batch in batches]
         same, novelty = replace(features, seed=0), dict(self.novelty)  # random numbers are data: seeds share a program
+        declared = (*scores(fitted=False), *atom_scores(fitted=False))  # a program gives those that it was made for
         if shape.parts == 1:
-            found = [_evaluate(self.ensemble, params, *packed[0], same, factors, novelty)]
+            found = [_evaluate(self.ensemble, params, *packed[0], same, factors, novelty, declared)]
         else:
             packed += packed[:1] * (shape.parts - len(packed))  # nobody looks at what they give
             stacked = jax.tree.map(lambda *x: np.stack(x), *packed)
             together = jax.device_get(
-                _evaluate_side_by_side(self.ensemble, self.params, stacked, same, factors, novelty)
+                _evaluate_side_by_side(self.ensemble, self.params, stacked, same, factors, novelty, declared)
             )
             found = [jax.tree.map(lambda x, n=n: x[n], together) for n in range(len(batches))]
         for batch, result in zip(batches, found, strict=True):
@@ -186,6 +182,7 @@ def _evaluate_on_device(
     features: FeatureRequest,
     factors: FeatureFactors,
     novelty: dict[str, Novelty],
+    declared: tuple[Score, ...],
 ) -> _OnDevice:
     """Committee statistics, volumes [S], features and novelty of the atoms of the only batch of a plan."""
     graph, _ = take_batch(data, plan, 0)
@@ -202,10 +199,10 @@ _OnDevice: TypeAlias = tuple[Committee, jax.Array, dict[str, jax.Array], dict[st
 
 
 # The ensemble is compared by value: potentials of one architecture share what was compiled.
-_evaluate = jax.jit(_evaluate_on_device, static_argnums=(0, 5))
+_evaluate = jax.jit(_evaluate_on_device, static_argnums=(0, 5, 8))
 
 
-@partial(jax.jit, static_argnums=(0, 3))
+@partial(jax.jit, static_argnums=(0, 3, 6))
 def _evaluate_side_by_side(
     ensemble: AnyEnsemble,
     params: Params,
@@ -213,12 +210,14 @@ def _evaluate_side_by_side(
     features: FeatureRequest,
     factors: FeatureFactors,
     novelty: dict[str, Novelty],
+    declared: tuple[Score, ...],
 ) -> _OnDevice:
     """The same of as many batches as there are devices, with a leading axis over these."""
 
     def on_one(common: tuple[Params, FeatureFactors, dict[str, Novelty]], own: Any) -> _OnDevice:
         data, whole, one_by_one = own
-        return _evaluate_on_device(ensemble, common[0], data, whole, one_by_one, features, common[1], common[2])
+        both = features, common[1], common[2], declared
+        return _evaluate_on_device(ensemble, common[0], data, whole, one_by_one, *both)
 
     return side_by_side(on_one, (params, factors, novelty), packed)  # type: ignore[no-any-return]
 
@@ -266,6 +265,9 @@ def _to_host(result: _OnDevice, references: np.ndarray, batch: Sequence[Atoms]) 
     ends = np.cumsum([len(a) for a in batch])[:-1]
     total = sum(len(a) for a in batch)
     novelty = {name: np.split(values[:total], ends) for name, values in of_atoms.items()}
+    split = {name: np.split(values[:total], ends) for name, values in committee.atom_scores.items()} | novelty
+    of_all = {name: values[:number] for name, values in committee.scores.items()}
+    of_all |= {name: np.array([np.max(one) for one in atoms]) for name, atoms in novelty.items()}
     periodic = np.array([a.pbc.all() for a in batch])
     stress = -committee.virial[:number].astype(np.float64) / volume[:number, None, None]
     voigt = np.stack([full_3x3_to_voigt_6_stress(one) for one in stress])
@@ -273,13 +275,9 @@ def _to_host(result: _OnDevice, references: np.ndarray, batch: Sequence[Atoms]) 
         energy=committee.energy[:number].astype(np.float64) + references,
         forces=np.split(committee.forces[:total], ends),
         stress=np.where(periodic[:, None], voigt, np.nan),
-        force_std=np.split(committee.force_std[:total], ends),
-        force_epistemic=np.split(committee.force_epistemic[:total], ends),
-        force_total=np.split(committee.force_total[:total], ends),
-        scores={name: getattr(committee, name)[:number] for name in SCORES}
-        | {name: np.array([np.max(one) for one in atoms]) for name, atoms in novelty.items()},
+        scores={one.name: of_all[one.name] for one in scores() if one.name in of_all},
+        atom_scores={one.name: split[one.name] for one in atom_scores() if one.name in split},
         features={name: values[:number] for name, values in features.items()},
-        novelty=novelty,
     )
 
 
@@ -289,10 +287,7 @@ def joined(parts: Sequence[Evaluated]) -> Evaluated:
         energy=np.concatenate([p.energy for p in parts]),
         forces=[f for p in parts for f in p.forces],
         stress=np.concatenate([p.stress for p in parts]),
-        force_std=[s for p in parts for s in p.force_std],
-        force_epistemic=[s for p in parts for s in p.force_epistemic],
-        force_total=[s for p in parts for s in p.force_total],
         scores={name: np.concatenate([p.scores[name] for p in parts]) for name in parts[0].scores},
         features={name: np.concatenate([p.features[name] for p in parts]) for name in parts[0].features},
-        novelty={name: [one for p in parts for one in p.novelty[name]] for name in parts[0].novelty},
+        atom_scores={name: [one for p in parts for one in p.atom_scores[name]] for name in parts[0].atom_scores},
     )

@@ -6,9 +6,9 @@ set.  They are fitted on the host, and are arrays in the compiled loop.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
-from typing import Any, ClassVar, Literal, Self, TypeAlias, cast, get_args
+from typing import Any, ClassVar, Self, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,20 +16,16 @@ import numpy as np
 from flax import struct
 
 from almlip_jax.ensembles import Prediction
+from almlip_jax.errors import InputError
 from almlip_jax.potential.fitted import fitted_kind
+from almlip_jax.scores import names as names_of
+from almlip_jax.scores import scores
 from almlip_jax.selection import active_set
 from almlip_jax.structures.graph import Graph
-
-NoveltyName: TypeAlias = Literal["latent_distance", "extrapolation_grade"]
-"""Names of the novelty scores of a structure: the largest value of its atoms."""
 
 _RIDGE = 1e-4  # of the mean variance; directions in which training atoms never differ count for little
 _FEWEST = 1e-12
 _UNSPANNED = 1e-3  # of the features' root mean square: rows that stand for what the training atoms do not span
-
-
-NOVELTY: tuple[NoveltyName, ...] = get_args(NoveltyName)
-"""Names of all novelty scores."""
 
 
 @fitted_kind
@@ -90,13 +86,39 @@ class Novelty:
 
 
 def fit_novelty(
-    names: Collection[NoveltyName], features: np.ndarray, species: np.ndarray, num_species: int
+    names: Collection[str], features: np.ndarray, species: np.ndarray, num_species: int
 ) -> dict[str, Novelty]:
-    """Novelty scores by name, from the features [L, A, F] and species [A] of the atoms of the training set."""
-    fits = {"latent_distance": fit_latent_distance, "extrapolation_grade": fit_extrapolation_grade}
-    return {name: fits[name](features, species, num_species) for name in NOVELTY if name in names}
+    """Novelty scores by name, from the features [L, A, F] and species [A] of the atoms of the training set.
+
+    Raises:
+        InputError: nobody has said how a score is fitted (`fits`).
+    """
+    missing = set(names) - set(_FITS)
+    if missing:
+        raise InputError(f"novelty score '{min(missing)}' is declared, but there is no function that fits it.")
+    return {name: _FITS[name](features, species, num_species) for name in novelty_names() if name in names}
 
 
+def novelty_names() -> tuple[str, ...]:
+    """Names of all novelty scores of a structure, each the largest value of its atoms (`scores`)."""
+    return tuple(name for name in names_of(scores(fitted=True)) if name in _FITS)
+
+
+_Fit: TypeAlias = Callable[[np.ndarray, np.ndarray, int], Novelty]
+_FITS: dict[str, _Fit] = {}
+
+
+def fits(name: str) -> Callable[[Callable[..., Novelty]], Callable[..., Novelty]]:
+    """Makes a function of features [L, A, F], species [A] and Z the fit of a declared novelty score."""
+
+    def remember(fit: Callable[..., Novelty]) -> Callable[..., Novelty]:
+        _FITS[name] = fit
+        return fit
+
+    return remember
+
+
+@fits("latent_distance")
 def fit_latent_distance(features: np.ndarray, species: np.ndarray, num_species: int, quantile: float = 0.99) -> Novelty:
     """Mahalanobis distance from the training atoms of a species, averaged over models; 1 at a quantile of them.
 
@@ -129,6 +151,7 @@ def fit_latent_distance(features: np.ndarray, species: np.ndarray, num_species: 
     return _as_arrays(centre, whiten, unit, features.dtype, largest=False)
 
 
+@fits("extrapolation_grade")
 def fit_extrapolation_grade(features: np.ndarray, species: np.ndarray, num_species: int) -> Novelty:
     """Grade of the features of an atom over the active set of its species: up to 1 where it interpolates.
 

@@ -22,7 +22,7 @@ from almlip_jax.potential import storage
 from almlip_jax.potential.calculator import PotentialCalculator
 from almlip_jax.potential.evaluator import Evaluated, Evaluator, joined, reference_energy
 from almlip_jax.potential.fitted import TRAINING_ROWS, Calibration, Fitted, FittedKind, TrainingSet, params_digest
-from almlip_jax.potential.novelty import NOVELTY, Novelty, fit_novelty
+from almlip_jax.potential.novelty import Novelty, fit_novelty, novelty_names
 from almlip_jax.structures.electronic_state import electronic_state
 from almlip_jax.structures.packing import BatchShape
 from almlip_jax.structures.species import SpeciesTable
@@ -130,7 +130,7 @@ class Potential:
     @property
     def knows_training_set(self) -> bool:
         """Whether comparisons with the training set can do without its structures."""
-        return self.training_set is not None and set(NOVELTY) <= set(self.novelty)
+        return self.training_set is not None and set(novelty_names()) <= set(self.novelty)
 
     def knowing(self, training_set: Sequence[Atoms], *, shape: BatchShape | None = None) -> Potential:
         """The same potential, with all that comparisons with its training set need.
@@ -147,7 +147,7 @@ class Potential:
         """
         if not training_set:
             raise InputError("there is no structure in the training set.")
-        novelty = fit_novelty(NOVELTY, *self.atom_features(training_set), len(self.species))
+        novelty = fit_novelty(novelty_names(), *self.atom_features(training_set), len(self.species))
         knowing, rows = self.with_fitted(**novelty), FeatureRequest((TRAINING_ROWS,))
         found = knowing.evaluate(training_set, features=rows, shape=shape)
         return knowing.with_fitted(training_set=TrainingSet(found.scores, found.features[TRAINING_ROWS]))
@@ -171,7 +171,7 @@ class Potential:
         errors = np.concatenate(
             [f - a.get_forces(apply_constraint=False) for f, a in zip(found.forces, frames, strict=True)]
         )
-        numbers = force_calibration(errors, np.concatenate(found.force_total))
+        numbers = force_calibration(errors, np.concatenate(found.atom_scores["force_total"]))
         known = {name: float(value) for name, value in numbers.items() if np.isfinite(value)}
         if "slope" not in known:
             return self._without_calibration()

@@ -19,7 +19,7 @@ from pydantic import Field
 
 from almlip_jax.feature_names import FeatureName
 from almlip_jax.kinds import Spec, UserCode
-from almlip_jax.score_names import ScoreName
+from almlip_jax.scores import ScoreName
 from almlip_jax.settings import Settings
 
 P = ParamSpec("P")

@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import Field
 
 from almlip_jax.feature_names import FeatureName
-from almlip_jax.score_names import ScoreName
+from almlip_jax.scores import ScoreName
 from almlip_jax.selection.base import (
     Candidates,
     Filter,

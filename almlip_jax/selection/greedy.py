@@ -17,7 +17,7 @@ from pydantic import Field
 
 from almlip_jax.errors import InputError
 from almlip_jax.feature_names import FeatureName
-from almlip_jax.score_names import ScoreName
+from almlip_jax.scores import ScoreName
 from almlip_jax.selection.base import (
     Candidates,
     LeafSelector,

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from pydantic import Field, model_validator
 
 from almlip_jax.errors import InputError
-from almlip_jax.score_names import ScoreName
+from almlip_jax.scores import ScoreName
 from almlip_jax.selection.base import (
     ByScore,
     Candidates,

@@ -38,7 +38,6 @@ from almlip_jax.dynamics.judging import check_exploration
 from almlip_jax.dynamics.knowledge import errors_and_scores, structure_scores
 from almlip_jax.dynamics.state import Traces
 from almlip_jax.dynamics.thresholds import AtomErrors, Resolved, resolve_thresholds
-from almlip_jax.ensembles import SCORES
 from almlip_jax.errors import InputError
 from almlip_jax.files import damaged, read_json, understood, write_json, write_npz
 from almlip_jax.keys import named_key
@@ -312,7 +311,7 @@ class _Exploration(_Run):
 
     @cached_property
     def traces(self) -> TraceLog:
-        names = (*SCORES, *self.settings.novelty)
+        names = self.settings.scores
         place = self.place
         return TraceLog(place.traces, self.settings, names, len(self.starts), self.dtype, place.exploration)
 

@@ -14,7 +14,7 @@ from almlip_jax.cluster import ClusterSettings
 from almlip_jax.ensembles import EnsembleSettings
 from almlip_jax.errors import InputError
 from almlip_jax.models import ModelSettings, SharedDensitySettings
-from almlip_jax.score_names import ScoreName
+from almlip_jax.scores import ScoreName
 from almlip_jax.selection import SelectorSettings
 from almlip_jax.settings import Settings, unit
 from almlip_jax.structures.labels import FileReading

@@ -251,4 +251,4 @@ class Doubling:
         spread = [0.1 + 0.01 * np.arange(len(frame)) for frame in structures]
         off = [2 * one[:, None] * np.array([0.6, 0.0, -0.8]) for one in spread]
         forces = [frame.get_forces() + one for frame, one in zip(structures, off, strict=True)]
-        return SimpleNamespace(forces=forces, force_std=spread)
+        return SimpleNamespace(forces=forces, atom_scores={"force_std": spread})

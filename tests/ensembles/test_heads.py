@@ -135,19 +135,21 @@ def test_committee_adds_variances_up():
     )
     found = committee_statistics(prediction, graph)
     energy = np.var(prediction.energy, axis=0) + np.mean(belief[0].variance / belief[0].evidence, axis=0)
-    np.testing.assert_allclose(found.energy_epistemic, np.sqrt(energy), rtol=1e-12)
-    np.testing.assert_allclose(found.energy_total, np.sqrt(energy + np.mean(belief[0].variance, axis=0)), rtol=1e-12)
+    np.testing.assert_allclose(found.scores["energy_epistemic"], np.sqrt(energy), rtol=1e-12)
+    np.testing.assert_allclose(
+        found.scores["energy_total"], np.sqrt(energy + np.mean(belief[0].variance, axis=0)), rtol=1e-12
+    )
     forces = np.sum(np.var(prediction.forces, axis=0), axis=-1)
     forces = forces + 3 * np.mean(belief[1].variance / belief[1].evidence, axis=0)
     total = np.sqrt(forces + 3 * np.mean(belief[1].variance, axis=0))[:6]
-    np.testing.assert_allclose(found.force_epistemic[:6], np.sqrt(forces[:6]), rtol=1e-12)
-    np.testing.assert_allclose(found.force_total[:6], total, rtol=1e-12)
-    np.testing.assert_allclose(found.force_total_max[:2], [total[:3].max(), total[3:].max()], rtol=1e-12)
-    np.testing.assert_allclose(found.force_total_mean[:2], [total[:3].mean(), total[3:].mean()], rtol=1e-12)
+    np.testing.assert_allclose(found.atom_scores["force_epistemic"][:6], np.sqrt(forces[:6]), rtol=1e-12)
+    np.testing.assert_allclose(found.atom_scores["force_total"][:6], total, rtol=1e-12)
+    np.testing.assert_allclose(found.scores["force_total_max"][:2], [total[:3].max(), total[3:].max()], rtol=1e-12)
+    np.testing.assert_allclose(found.scores["force_total_mean"][:2], [total[:3].mean(), total[3:].mean()], rtol=1e-12)
     silent = committee_statistics(replace(prediction, noise=None), graph)
-    np.testing.assert_array_equal(silent.force_total, silent.force_std)
-    np.testing.assert_array_equal(silent.energy_epistemic, silent.energy_std)
-    np.testing.assert_array_equal(silent.force_epistemic_max, silent.force_std_max)
+    np.testing.assert_array_equal(silent.atom_scores["force_total"], silent.atom_scores["force_std"])
+    np.testing.assert_array_equal(silent.scores["energy_epistemic"], silent.scores["energy_std"])
+    np.testing.assert_array_equal(silent.scores["force_epistemic_max"], silent.scores["force_std_max"])
 
 
 def test_more_species_change_nothing_for_the_old_ones(ensemble, params):

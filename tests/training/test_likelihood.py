@@ -85,9 +85,9 @@ def test_noise_is_learned_where_it_is(likelihood):
     potential, _ = fit_potential(noisy, MODEL, members, training, 0)
     found = potential.evaluate([water(seed) for seed in range(100, 110)])
     numbers = np.concatenate([water(0).numbers] * 10)
-    total = np.concatenate(found.force_total) / np.sqrt(3)
+    total = np.concatenate(found.atom_scores["force_total"]) / np.sqrt(3)
     assert 0.45 < total[numbers == 8].mean() < 0.85 and 0.11 < total[numbers == 1].mean() < 0.32
-    assert np.all(np.concatenate(found.force_std) == 0)
+    assert np.all(np.concatenate(found.atom_scores["force_std"]) == 0)
 
 
 @pytest.mark.slow
@@ -101,7 +101,7 @@ def test_heads_learn_to_spread_as_they_err(waters):
         potential, _ = fit_potential(waters, MODEL, EnsembleSettings(size=1, heads=8), training, 0)
         found = potential.evaluate(tests)
         error = np.concatenate(found.forces) - true
-        sigma = np.sqrt(np.concatenate(found.force_std)[:, None] ** 2 / 3 + 1e-6)
+        sigma = np.sqrt(np.concatenate(found.atom_scores["force_std"])[:, None] ** 2 / 3 + 1e-6)
         return float(-norm.logpdf(error, scale=sigma).mean())
 
     squares = likelihood("mse")

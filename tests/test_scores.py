@@ -1,0 +1,92 @@
+"""A score that is declared once stands everywhere: committees, settings, schema, gates, files, the calculator."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from almlip_jax import scores as declared
+from almlip_jax.campaign.settings import StoppingSettings
+from almlip_jax.dynamics import ExplorationSettings
+from almlip_jax.dynamics.thresholds import CalibratedThresholds, check_thresholds
+from almlip_jax.ensembles import EnsembleSettings, Prediction, committee_statistics, gives_score
+from almlip_jax.scores import Score, declare
+from almlip_jax.selection import SelectorSettings, TopKSettings
+from almlip_jax.structures.graph import lone_atoms
+from almlip_jax.unit_names import unit_of
+
+RANGE = Score(
+    "force_range",
+    "eV/A",
+    "largest component minus smallest, over members",
+    lambda seen: jnp.max(jnp.ptp(seen.prediction.forces, axis=0), axis=-1),
+    per="atom",
+)
+RANGE_MAX = Score("force_range_max", "eV/A", "largest of an atom", largest_of="force_range")
+
+
+@pytest.fixture
+def added(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_STRUCTURES", "_ATOMS"):
+        monkeypatch.setattr(declared, name, dict(getattr(declared, name)))
+    declare(RANGE, RANGE_MAX)
+
+
+def committee() -> Any:
+    forces = np.random.default_rng(0).normal(size=(3, 2, 3))
+    prediction = Prediction(
+        jnp.zeros((3, 2)), jnp.asarray(forces), jnp.zeros((3, 2, 3, 3)), features=jnp.zeros((3, 2, 1))
+    )
+    return forces, committee_statistics(prediction, lone_atoms(2, jnp.dtype(jnp.float32)))
+
+
+def gate(score: str, **more: Any) -> ExplorationSettings:
+    return ExplorationSettings.model_validate({"gate": {"kind": "absolute", "score": score, **more}})
+
+
+def test_a_committee_gives_what_is_declared(added):
+    forces, found = committee()
+    expected = np.ptp(forces, axis=0).max(axis=-1)
+    np.testing.assert_allclose(found.atom_scores["force_range"], expected, rtol=1e-6)
+    np.testing.assert_allclose(found.scores["force_range_max"], expected, rtol=1e-6)
+    assert "force_range_max" in found.scores and unit_of("force_range_max_0") == "eV/A"
+
+
+def test_settings_take_what_is_declared(added):
+    assert gate("force_range_max", species={"H": 0.5}).scores[-1] == "force_range_max"
+    assert SelectorSettings.parse({"kind": "top_k", "score": "force_range_max"}).score_names == ("force_range_max",)
+    assert StoppingSettings(monitor="force_range_max").monitor == "force_range_max"
+    check_thresholds(CalibratedThresholds(tolerance=0.1), "force_range_max")
+    assert "force_range_max" in TopKSettings.model_json_schema()["properties"]["score"]["enum"]
+    assert not gives_score("force_range_max", EnsembleSettings(size=1, likelihood="evidential"))
+
+
+def test_no_other_name_passes():
+    assert "force_range_max" not in committee()[1].scores
+    for name, meant in (("force_range_max", "force_"), ("latent_distanc", "latent_distance")):
+        with pytest.raises(ValidationError, match=f"'{name}' is no score that there is here; did you mean '{meant}"):
+            gate(name)
+    with pytest.raises(ValidationError, match="no score"):  # candidates were not held against a training set
+        TopKSettings(score="latent_distance")
+    with pytest.raises(ValidationError, match="no score"):
+        ExplorationSettings(monitor=("force_std_max",))
+
+
+@pytest.mark.parametrize(
+    ("score", "problem"),
+    [
+        (Score("force_std", "eV", "another", lambda seen: seen.energy, per="atom"), "another score 'force_std'"),
+        (Score("a b", "", "", lambda seen: seen.energy), "no name of a score"),
+        (Score("new", "", "", largest_of="nothing"), "needs the score 'nothing' of atoms"),
+        (Score("new", "", ""), "needs one of"),
+        (Score("new", "", "", lambda seen: seen.energy, mean_of="force_std"), "needs one of"),
+    ],
+)
+def test_declarations_that_say_no_value_or_two_are_refused(score, problem):
+    with pytest.raises(ValueError, match=problem):
+        declare(score)
+    assert score not in declared.scores() + declared.atom_scores()
