@@ -100,7 +100,7 @@ def test_hysteresis_waits_for_persistence_and_release(values):
 
 def test_species_have_thresholds_of_their_own():
     atoms = jnp.asarray([[0.4, 0.9, 0.0]])
-    seen = replace(observables(0.9), atom_scores={SCORE: atoms})
+    seen = replace(observables(0.9), atom_scores={"force_std": atoms})
     factors = jnp.asarray([[1 / 0.25, 1.0, 1.0]])  # a quarter of the threshold for the first atom
     assert float(scaled_by_species(seen, SCORE, factors).scores[SCORE][0]) == pytest.approx(1.6)
     gate = AbsoluteGate(species={"H": 0.5})
