@@ -695,6 +695,20 @@ def schema(
     _write_json(json_file, found)
 
 
+@app.command()
+def explain(
+    path: Annotated[str, typer.Argument(help="Dotted keys, as exploration.gate or selection.selector.bait.")] = "",
+    of: Annotated[
+        Literal["campaign", "explore", "md", "sweep"], typer.Option("--of", help="The command that the config is for.")
+    ] = "campaign",
+) -> None:
+    """Explain the keys of a config section: what they may hold, their defaults, units and meaning."""
+    from almlip_jax.config_keys import explain as explained
+    from almlip_jax.templates import KINDS
+
+    sys.stdout.write(explained(KINDS[of], path) + "\n")
+
+
 # -------------------------------------------------------------------------------------------------------------- helpers
 
 
