@@ -234,7 +234,7 @@ def _list(schema: Mapping[str, Any], shared: Mapping[str, Any]) -> str:
 
 
 def _number(bound: float) -> str:
-    return f"{int(bound):,}" if float(bound).is_integer() and abs(bound) < 1e7 else f"{bound:g}"
+    return f"{int(bound):,}" if float(bound).is_integer() and abs(bound) < 1e10 else f"{bound:g}"
 
 
 def _either(names: list[str]) -> str:

@@ -77,8 +77,9 @@ def test_the_site_builds_and_needs_no_network(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     site = tmp_path / "site"
     for page in site.rglob("*.html"):
-        loaded = re.findall(r'<(?:script|img|iframe)[^>]*\ssrc="?(https?:[^"\s>]*)', page.read_text())
-        loaded += re.findall(r'<link[^>]*rel="?(?:stylesheet|preconnect)[^>]*href="?(https?:[^"\s>]*)', page.read_text())
+        text = page.read_text()
+        loaded = re.findall(r'<(?:script|img|iframe)[^>]*\ssrc="?(https?:[^"\s>]*)', text)
+        loaded += re.findall(r'<link[^>]*rel="?(?:stylesheet|preconnect)[^>]*href="?(https?:[^"\s>]*)', text)
         assert loaded == [], page
     index = json.loads((site / "search" / "search_index.json").read_text())
     places = {document["location"] for document in index["docs"]}

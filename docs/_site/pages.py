@@ -101,8 +101,8 @@ def config_page() -> str:
     titles = {model: names.get(model, section.title) for model, section in every.items()}
     text = [
         "# Config keys",
-        "Made from the models that validate configs.  `almlip explain SECTION` prints a part of it in a terminal, "
-        "`almlip schema` all of it as a JSON schema for editors.  A section stands at the first place where it may "
+        "Made from the models that validate configs.  `almlip explain SECTION` prints a part of it in a "
+        "terminal, `almlip schema` all of it as a JSON schema for editors.  A section stands at the first place where it may "
         "occur: first those of campaigns, then what `almlip explore`, `almlip md` and `almlip sweep` have of their own.",
     ]
     for model, section in every.items():
@@ -132,7 +132,8 @@ def _anchor(model: type[Settings]) -> str:
 def commands_page() -> str:
     """Every command with its arguments and options."""
     program: Any = typer.main.get_command(cli.app)
-    text = ["# Commands", "What `almlip COMMAND --help` prints.  Every command ends with 0 only when its work was done."]
+    intro = "What `almlip COMMAND --help` prints.  Every command ends with status 0 only when its work was done."
+    text = ["# Commands", intro]
     for name, command in program.commands.items():
         text += [f"## almlip {name}", command.help]
         rows = [
@@ -185,9 +186,9 @@ def _definition(module: str, name: str) -> str | None:
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:
             return module
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("almlip_jax."):
-            if any(one.name == name for one in node.names):
-                return _definition(str(node.module), name)
+        passed_on = isinstance(node, ast.ImportFrom) and (node.module or "").startswith("almlip_jax.")
+        if passed_on and any(one.name == name for one in node.names):
+            return _definition(str(node.module), name)
     return None
 
 
