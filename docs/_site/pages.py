@@ -101,9 +101,9 @@ def config_page() -> str:
     titles = {model: names.get(model, section.title) for model, section in every.items()}
     text = [
         "# Config keys",
-        "Made from the models that validate configs.  `almlip explain SECTION` prints a part of it in a "
-        "terminal, `almlip schema` all of it as a JSON schema for editors.  A section stands at the first place where it may "
-        "occur: first those of campaigns, then what `almlip explore`, `almlip md` and `almlip sweep` have of their own.",
+        "Made from the models that validate configs.  `almlip explain SECTION` prints a part of it in a terminal, "
+        "`almlip schema` all of it as a JSON schema for editors.  A section stands at the first place where it may "
+        "occur: those of campaigns first, then what `almlip explore`, `almlip md` and `almlip sweep` add.",
     ]
     for model, section in every.items():
         text += [f"## {titles[model]} {{#{_anchor(model)}}}", section.meaning]
