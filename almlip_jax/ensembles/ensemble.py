@@ -10,6 +10,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from almlip_jax.ensembles.atom_blocks import number_of_blocks, over_blocks
 from almlip_jax.ensembles.heads import Heads
 from almlip_jax.ensembles.prediction import Committee, Prediction, committee_statistics
 from almlip_jax.keys import named_stream
@@ -125,6 +126,9 @@ class Ensemble:
         Returns:
             `Prediction` with a leading member axis, the heads of a model side by side.
         """
+        blocks = 1 if self.model.long_range else number_of_blocks(graph, self.model.local)
+        if blocks > 1:
+            return self._predict_in_blocks(params, graph, blocks)
         geometry, pull_back = jax.vjp(*self._geometry_of(graph))
 
         def derivatives(gradient: Geometry) -> tuple[jax.Array, jax.Array]:
@@ -135,7 +139,10 @@ class Ensemble:
                 return self._with_one_head(one, geometry, derivatives, graph)
             return self._with_heads(one, geometry, derivatives, graph)
 
-        found = self._over_models(one_model, params)
+        return self._by_member(self._over_models(one_model, params))
+
+    def _by_member(self, found: Prediction) -> Prediction:
+        """What models say, [L, ...] or of several heads [L, H, ...], as what members say."""
         if self.heads.count == 1:
             return found
         return replace(
@@ -152,6 +159,28 @@ class Ensemble:
         be wrong.
         """
         return (lambda moved: self.model.geometry(moved.of(graph))), places(graph, self.model.long_range)
+
+    def _predict_in_blocks(self, params: Params, graph: Graph, blocks: int) -> Prediction:
+        """`predict` of a local model, one block of atoms after the other."""
+
+        def of_block(params: Params, block: Graph) -> tuple[jax.Array, jax.Array, jax.Array]:
+            geometry, pull_back = jax.vjp(*self._geometry_of(block))
+
+            def by_edge(gradient: Geometry) -> tuple[jax.Array, jax.Array]:
+                return pull_back(gradient)[0].vectors, jnp.zeros(())
+
+            one_model = self._with_one_head if self.heads.count == 1 else self._with_heads
+            found = self._over_models(lambda one: one_model(one, geometry, by_edge, block), params)
+            found = self._by_member(found)
+            return found.energy, found.forces, found.features
+
+        energy, gradient, features = over_blocks(of_block, params, graph, blocks, len(self.species))
+        forces, virial = jax.vmap(lambda one: forces_and_virial(Places(one), graph))(gradient)
+        noise = None
+        if not self.heads.plain:
+            noise = jax.vmap(lambda one, x: self.heads.noise(one, x, graph))(params["heads"], features)
+        energy = jax.vmap(lambda one: sum_over_atoms(one, graph))(energy)
+        return Prediction(energy=energy, forces=forces, virial=virial, features=features, noise=noise)
 
     def _with_one_head(self, one: Params, geometry: Geometry, derivatives: _Derivatives, graph: Graph) -> Prediction:
         def total(shared: Geometry) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:

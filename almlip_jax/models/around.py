@@ -46,6 +46,11 @@ class Around:
         """As for the model underneath."""
         return self.inner.long_range
 
+    @property
+    def local(self) -> bool:
+        """As for the model underneath."""
+        return self.inner.local
+
     def geometry(self, graph: Graph) -> Geometry:
         """That of the model underneath."""
         return self.inner.geometry(graph)

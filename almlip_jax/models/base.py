@@ -96,6 +96,11 @@ class Model(Protocol):
         """Whether the geometry reads ``graph.positions`` and ``graph.cell``, which other models are not shown."""
         ...
 
+    @property
+    def local(self) -> bool:
+        """Whether an atom's energy and features depend on its own edges and the species at their ends alone."""
+        ...
+
     def geometry(self, graph: Graph) -> Geometry:
         """Functions that hold no parameter, differentiable in what they read of the places of a graph.
 

@@ -268,6 +268,11 @@ class ConvolutionalModel(ABC):
         return False
 
     @property
+    def local(self) -> bool:
+        """False: atoms hear of their neighbours."""
+        return False
+
+    @property
     @abstractmethod
     def paths(self) -> tuple[Path, ...]:
         """Couplings that any layer uses."""

@@ -154,6 +154,11 @@ class SharedDensity:
         return False
 
     @property
+    def local(self) -> bool:
+        """Without message passing."""
+        return self.settings.layers == 0
+
+    @property
     def _module(self) -> _ReadOut:
         return _ReadOut(self.settings, self.species)
 

@@ -11,15 +11,16 @@ import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
 
-from almlip_jax.ensembles import Ensemble, Heads, Prediction, blocked, gathered, spread_members
+from almlip_jax.ensembles import Ensemble, Heads, Prediction, atom_blocks, blocked, gathered, spread_members
 from almlip_jax.models import SharedDensitySettings, build_model
 from almlip_jax.structures.graph import Graph, Places, forces_and_virial, sum_over_atoms
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.structures.walkers import walker_neighbors
 
 SPECIES = SpeciesTable((1, 8))
+SHAPE = SharedDensitySettings(cutoff=3.5, radial=3, l_max=1, channels=3, hidden=(6,), repulsion=True)
 ENSEMBLE = Ensemble(
-    build_model(SharedDensitySettings(cutoff=3.5, radial=3, l_max=1, channels=3, hidden=(6,)), SPECIES),
+    build_model(SHAPE, SPECIES),
     2,
     heads=Heads(2, "evidential"),
 )
@@ -72,6 +73,17 @@ def flat(graph, params):
 def test_blocks_say_what_all_walkers_at_once_say(graph, params, flat, atoms):
     """One walker in each of five blocks; two in each of three, of which the last is not full."""
     same(jax.jit(blocked(ENSEMBLE.predict, atoms))(params, graph), flat)
+
+
+def test_blocks_of_atoms_say_what_all_atoms_at_once_say(graph, params, flat, monkeypatch):
+    """Structures are cut anywhere; edges lead from block to block, and the last block is not full."""
+    monkeypatch.setattr(atom_blocks, "_ATOMS", 7)
+    monkeypatch.setattr(atom_blocks, "_MANY", 7)
+    assert atom_blocks.number_of_blocks(graph, ENSEMBLE.model.local) == 5
+    same(jax.jit(lambda *given: ENSEMBLE.predict(*given))(params, graph), flat)
+    assert (
+        atom_blocks.number_of_blocks(graph, build_model(SHAPE.model_copy(update={"layers": 1}), SPECIES).local) == 1
+    ), "neighbours hear of each other"
 
 
 @needs_two_devices

@@ -1,0 +1,91 @@
+"""Many atoms in blocks: on a CPU, what an evaluation of one large structure holds at a time stays within its caches.
+
+Where the energy of an atom depends on its own edges alone (`models.base.Model.local`), a block of atoms is evaluated as
+a graph of its own.  It gives the energies of its atoms and the gradient by their edges; forces, for which opposite
+edges of different blocks meet, are made of those of all blocks together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from almlip_jax.materialise import materialised
+from almlip_jax.structures.graph import Graph
+
+_ATOMS = 256  # of a block
+_MANY = 2 * _ATOMS  # atoms from which on there are blocks
+
+
+def number_of_blocks(graph: Graph, local: bool) -> int:
+    """Into how many blocks the atoms of a graph are cut: one where a model is not local, and on accelerators."""
+    atoms = graph.atom_mask.shape[0]
+    return -(-atoms // _ATOMS) if local and atoms > _MANY and jax.default_backend() == "cpu" else 1
+
+
+def over_blocks(function: Callable[[Any, Graph], Any], params: Any, graph: Graph, blocks: int, kinds: int) -> Any:
+    """A function of all atoms, from blocks of them one after the other.
+
+    Args:
+        function: of parameters and of a graph in which each atom is a structure, and neighbours have no edges; gives a
+            pytree of arrays [M, A, ...].
+        params: handed on.
+        graph: A atoms.
+        blocks: how many.
+        kinds: number of species.
+
+    Returns:
+        what the function would give for the whole graph.
+    """
+    atoms, slots = graph.neighbors.shape
+    each = -(-atoms // blocks)
+
+    def cut(values: jax.Array) -> jax.Array:
+        padded = jnp.pad(values, ((0, blocks * each - atoms),) + ((0, 0),) * (values.ndim - 1))
+        return padded.reshape(blocks, each, *values.shape[1:])
+
+    def of_block(block: tuple[jax.Array, ...]) -> Any:
+        species, at_ends, vectors, edge_mask, atom_mask, charge, spin = block
+
+        def with_ends(values: jax.Array) -> jax.Array:
+            return jnp.pad(values, ((0, kinds),) + ((0, 0),) * (values.ndim - 1))
+
+        # one atom of each species stands for all neighbours of it; of these nothing but the species is read
+        own = jnp.arange(each + kinds, dtype=jnp.int32)
+        some = Graph(
+            species=jnp.concatenate([species, jnp.arange(kinds, dtype=species.dtype)]),
+            vectors=with_ends(vectors),
+            neighbors=with_ends(each + at_ends),
+            edge_mask=with_ends(edge_mask),
+            reverse=jnp.zeros((each + kinds, slots), graph.reverse.dtype),
+            atom_mask=with_ends(atom_mask),
+            structure=own,
+            structure_mask=with_ends(atom_mask),
+            volume=jnp.ones(each + kinds, vectors.dtype),
+            positions=jnp.zeros((each + kinds, 3), vectors.dtype),
+            cell=jnp.zeros((each + kinds, 3, 3), vectors.dtype),
+            charge=with_ends(charge),
+            spin=with_ends(spin),
+        )
+        found = materialised(function, each + at_ends[0, 0] > 0, params, some)
+        return jax.tree.map(lambda x: x[:, :each], found)
+
+    arrays = (
+        graph.species,
+        graph.species[graph.neighbors],
+        graph.vectors,
+        graph.edge_mask,
+        graph.atom_mask,
+        graph.charge[graph.structure],
+        graph.spin[graph.structure],
+    )
+    found = jax.lax.map(of_block, tuple(map(cut, arrays)))
+
+    def joined(values: jax.Array) -> jax.Array:
+        together = jnp.moveaxis(values, 0, 1)
+        return together.reshape(together.shape[0], blocks * each, *values.shape[3:])[:, :atoms]
+
+    return jax.tree.map(joined, found)
