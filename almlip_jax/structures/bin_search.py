@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from almlip_jax.materialise import materialised
-from almlip_jax.structures.slots import Places, Slots, periodic_and_dual
+from almlip_jax.structures.slots import Layout, Slots, periodic_and_dual
 
 _ROUNDING = 1e-4  # of the radius; more than float32 loses in the coordinates of bins
 _FARTHEST = 1e9  # Angstrom; what is farther from the origin, or is not a number, has no edges
@@ -68,50 +68,50 @@ class Bins:
         return -(-self.room // _BITS)
 
 
-def bins_for(places: Places, radius: float, before: Bins | None = None) -> Bins:
+def bins_for(layout: Layout, radius: float, before: Bins | None = None) -> Bins:
     """Bins for some walkers, made on the host.
 
     Args:
-        places: of the atoms.
+        layout: of the atoms.
         radius: Angstrom.
         before: bins that were used until now, which are kept where they serve; else the new ones are no thinner, reach
             no less far and hold no less.
     """
-    pbc, wide = np.asarray(places.pbc, bool), radius * (1 + _ROUNDING)
+    pbc, wide = np.asarray(layout.pbc, bool), radius * (1 + _ROUNDING)
     is_open = tuple(not bool(one) for one in np.all(pbc, axis=0))
-    if before is not None and _serve(before, places, radius):
+    if before is not None and _serve(before, layout, radius):
         return before
-    thinness, spans = (np.asarray(x, np.float64) for x in _extents(places, radius, is_open))
+    thinness, spans = (np.asarray(x, np.float64) for x in _extents(layout, radius, is_open))
     grid = np.floor(spans / wide) + 2
     with np.errstate(divide="ignore"):
         most = np.floor(1 / (wide * thinness))
     grid = np.where(pbc.any(axis=0), np.maximum(most, 1), grid).astype(int)
     if before is not None:
         grid = np.where(pbc.any(axis=0), np.minimum(grid, before.grid), np.maximum(grid, before.grid))
-    while np.prod(grid) > max(_BINS_AN_ATOM * places.atom_mask.shape[1], 27):
+    while np.prod(grid) > max(_BINS_AN_ATOM * layout.atom_mask.shape[1], 27):
         grid[np.argmax(grid)] -= 1 + grid.max() // 16
     reach = np.where(pbc.any(axis=0), np.ceil(wide * thinness * grid), grid > 1).astype(int)
     if before is not None:
         reach = np.maximum(reach, before.reach)
     empty = Bins(_three(grid), _three(reach), 1, is_open)
-    room = int(np.ceil(_HEADROOM * int(_state(places, radius, empty)[0])))
+    room = int(np.ceil(_HEADROOM * int(_state(layout, radius, empty)[0])))
     return replace(empty, room=max(room, 1 if before is None else before.room))
 
 
-def _serve(bins: Bins, places: Places, radius: float) -> bool:
+def _serve(bins: Bins, layout: Layout, radius: float) -> bool:
     """Whether all edges of some walkers are found in bins."""
-    known = set(np.flatnonzero(~np.asarray(places.pbc).all(axis=0))) <= set(np.flatnonzero(bins.open))
+    known = set(np.flatnonzero(~np.asarray(layout.pbc).all(axis=0))) <= set(np.flatnonzero(bins.open))
     if not known:
         return False
-    fullest, too_thin = _state(places, radius, bins)
+    fullest, too_thin = _state(layout, radius, bins)
     return int(fullest) <= bins.room and not bool(too_thin)
 
 
-def binned_slots(places: Places, radius: float, bins: Bins, capacity: int) -> tuple[Slots, jax.Array, jax.Array]:
+def binned_slots(layout: Layout, radius: float, bins: Bins, capacity: int) -> tuple[Slots, jax.Array, jax.Array]:
     """The edges of walkers in so many slots an atom.
 
     Args:
-        places: of the atoms.
+        layout: of the atoms.
         radius: Angstrom, below which two atoms have an edge.
         bins: how space is divided.
         capacity: slots K; further edges of an atom are lost.
@@ -120,9 +120,9 @@ def binned_slots(places: Places, radius: float, bins: Bins, capacity: int) -> tu
         the slots, the most edges that an atom has, and whether some may have been missed: a bin was too full, or a cell
         too thin for its bins.
     """
-    walkers, atoms = places.atom_mask.shape
-    filled = _filled(places, radius, bins)
-    close = _close(places, filled, radius, bins)
+    walkers, atoms = layout.atom_mask.shape
+    filled = _filled(layout, radius, bins)
+    close = _close(layout, filled, radius, bins)
     before = jnp.cumsum(jax.lax.population_count(close).astype(jnp.int32), axis=1)
     counts = before[:, -1]
     before = jnp.pad(before[:, :-1], ((0, 0), (1, 0)))  # edges of the words before each
@@ -137,7 +137,7 @@ def binned_slots(places: Places, radius: float, bins: Bins, capacity: int) -> tu
 
     some = counts[0] >= 0
     there, step, at = materialised(places_in_bins, some, counts)
-    bin, passed = materialised(lambda step: _reached(places, filled, bins, own, step), some, step)
+    bin, passed = materialised(lambda step: _reached(layout, filled, bins, own, step), some, step)
     neighbors = materialised(lambda bin, at: jnp.where(there, filled.table[bin, at], own), some, bin, at)
     reverse, seen = _opposite(close, before, filled, bins, step, neighbors)
     # an edge as long as the radius up to rounding could be seen from one end only
@@ -149,12 +149,12 @@ def binned_slots(places: Places, radius: float, bins: Bins, capacity: int) -> tu
         reverse=jnp.where(mask, reverse, slot),
     )
     slots = jax.tree.map(lambda x: x.reshape(walkers, atoms, *x.shape[1:]), found)
-    return slots, jnp.max(counts), (filled.fullest > bins.room) | _too_thin(places, radius, bins)
+    return slots, jnp.max(counts), (filled.fullest > bins.room) | _too_thin(layout, radius, bins)
 
 
-def largest_binned_count(places: Places, radius: float, bins: Bins) -> jax.Array:
+def largest_binned_count(layout: Layout, radius: float, bins: Bins) -> jax.Array:
     """The most edges that an atom has, a scalar; arguments as for `binned_slots`."""
-    close = _close(places, _filled(places, radius, bins), radius, bins)
+    close = _close(layout, _filled(layout, radius, bins), radius, bins)
     return jnp.max(jnp.sum(jax.lax.population_count(close).astype(jnp.int32), axis=1))
 
 
@@ -168,7 +168,7 @@ class _Coordinates(NamedTuple):
         along: [W, N, 3], fractions of a period, from 0 to 1; along open directions Angstrom from the first atom, wide
             gaps closed.
         home: [W, N, 3] int32, periods that an atom was brought back by.
-        present: [W, N] bool, real atoms at places that are numbers.
+        present: [W, N] bool, real atoms at layout that are numbers.
     """
 
     along: jax.Array
@@ -176,18 +176,18 @@ class _Coordinates(NamedTuple):
     present: jax.Array
 
 
-def _coordinates(places: Places, radius: float, is_open: tuple[bool, ...]) -> _Coordinates:
-    periodic, dual = periodic_and_dual(places.cells, places.pbc)
-    present = places.atom_mask & jnp.all(jnp.abs(places.positions) < _FARTHEST, axis=-1)
-    positions = jnp.where(present[..., None], places.positions, 0)
+def _coordinates(layout: Layout, radius: float, is_open: tuple[bool, ...]) -> _Coordinates:
+    periodic, dual = periodic_and_dual(layout.cells, layout.pbc)
+    present = layout.atom_mask & jnp.all(jnp.abs(layout.positions) < _FARTHEST, axis=-1)
+    positions = jnp.where(present[..., None], layout.positions, 0)
     fractions = jnp.sum(positions[:, :, None] * dual[:, None], axis=-1)
-    home = jnp.where(places.pbc[:, None], jnp.floor(fractions), 0)
+    home = jnp.where(layout.pbc[:, None], jnp.floor(fractions), 0)
     along = fractions - home
     if any(is_open):
-        normals = _normals(periodic, dual, places.pbc)
+        normals = _normals(periodic, dual, layout.pbc)
         across = jnp.sum(positions[:, :, None] * normals[:, None], axis=-1)
         close = jax.vmap(jax.vmap(functools.partial(_gaps_closed, radius=radius), (1, None), 1))
-        along = jnp.where(places.pbc[:, None], along, close(across, present))
+        along = jnp.where(layout.pbc[:, None], along, close(across, present))
     return _Coordinates(along, home.astype(jnp.int32), present)
 
 
@@ -239,12 +239,12 @@ class _Filled(NamedTuple):
     fullest: jax.Array
 
 
-def _filled(places: Places, radius: float, bins: Bins) -> _Filled:
-    walkers, atoms = places.atom_mask.shape
+def _filled(layout: Layout, radius: float, bins: Bins) -> _Filled:
+    walkers, atoms = layout.atom_mask.shape
     total, everywhere = walkers * atoms, walkers * bins.number
-    found = _coordinates(places, radius, bins.open)
+    found = _coordinates(layout, radius, bins.open)
     grid = jnp.asarray(bins.grid, jnp.int32)
-    scale = jnp.where(places.pbc, grid.astype(found.along.dtype), 1 / (radius * (1 + _ROUNDING)))
+    scale = jnp.where(layout.pbc, grid.astype(found.along.dtype), 1 / (radius * (1 + _ROUNDING)))
     bin = jnp.clip((found.along * scale[:, None]).astype(jnp.int32), 0, grid - 1).reshape(total, 3)
     present = found.present.reshape(total)
     walker = jnp.repeat(jnp.arange(walkers, dtype=jnp.int32), atoms)
@@ -254,13 +254,13 @@ def _filled(places: Places, radius: float, bins: Bins) -> _Filled:
     rank = jnp.zeros(total, jnp.int32).at[order].set(jnp.arange(total, dtype=jnp.int32), unique_indices=True)
     row = first[:-1, None] + jnp.arange(bins.room, dtype=jnp.int32)
     table = jnp.where(row < first[1:, None], order[jnp.minimum(row, total - 1)], total)
-    back = jnp.sum(found.home[..., None] * periodic_and_dual(places.cells, places.pbc)[0][:, None], axis=-2)
+    back = jnp.sum(found.home[..., None] * periodic_and_dual(layout.cells, layout.pbc)[0][:, None], axis=-2)
     return _Filled(
         table=jnp.concatenate([table, jnp.full((1, bins.room), total, jnp.int32)]),
         bin=bin,
         place=rank - first[key],
         home=found.home.reshape(total, 3),
-        wrapped=(places.positions - back).reshape(total, 3),
+        wrapped=(layout.positions - back).reshape(total, 3),
         present=present,
         fullest=jnp.max(jnp.diff(first)),
     )
@@ -274,18 +274,18 @@ def _flat(bin: jax.Array, bins: Bins) -> jax.Array:
 # -- what atoms see of them --------------------------------------------------------------------------------------------
 
 
-def _close(places: Places, filled: _Filled, radius: float, bins: Bins) -> jax.Array:
+def _close(layout: Layout, filled: _Filled, radius: float, bins: Bins) -> jax.Array:
     """Which of the atoms in the bins about its own an atom has edges with, [A, S words] uint32, a bit a place."""
-    walkers, atoms = places.atom_mask.shape
+    walkers, atoms = layout.atom_mask.shape
     total, steps, words = walkers * atoms, _steps(bins), bins.words
     positions = jnp.concatenate([filled.wrapped, jnp.full((1, 3), jnp.inf, filled.wrapped.dtype)])
     boxes = jnp.swapaxes(positions[filled.table], 1, 2)  # [bins, 3, room]
-    periodic = jnp.where(places.pbc[..., None], places.cells, 0)
+    periodic = jnp.where(layout.pbc[..., None], layout.cells, 0)
     bit = jnp.left_shift(jnp.uint32(1), jnp.arange(_BITS, dtype=jnp.uint32))
     own_bit = jnp.left_shift(jnp.uint32(1), (filled.place % _BITS).astype(jnp.uint32))
 
     def ways(own: jax.Array) -> tuple[jax.Array, jax.Array]:
-        bin, passed = _reached(places, filled, bins, own[:, None], jnp.arange(len(steps)))
+        bin, passed = _reached(layout, filled, bins, own[:, None], jnp.arange(len(steps)))
         translation = jnp.sum(passed[..., None] * periodic[own // atoms][:, None], axis=-2)
         return bin, translation - filled.wrapped[own][:, None]
 
@@ -305,13 +305,13 @@ def _close(places: Places, filled: _Filled, radius: float, bins: Bins) -> jax.Ar
 
 
 def _reached(
-    places: Places, filled: _Filled, bins: Bins, own: jax.Array, step: jax.Array
+    layout: Layout, filled: _Filled, bins: Bins, own: jax.Array, step: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """The bins that steps lead to from those of atoms, rows of the table, and the periods passed, [..., 3]."""
-    walker = own // places.atom_mask.shape[1]
+    walker = own // layout.atom_mask.shape[1]
     to = filled.bin[own] + jnp.asarray(_steps(bins))[step]
     passed = _passed(to, bins)
-    exists = jnp.all(places.pbc[walker] | (passed == 0), axis=-1)
+    exists = jnp.all(layout.pbc[walker] | (passed == 0), axis=-1)
     bin = _flat(to - passed * jnp.asarray(bins.grid, jnp.int32), bins) + walker * bins.number
     return jnp.where(exists, bin, filled.table.shape[0] - 1), passed
 
@@ -354,27 +354,27 @@ def _passed(bin: jax.Array, bins: Bins) -> jax.Array:
     return (bin + many * grid) // grid - many
 
 
-def _thinness(places: Places) -> jax.Array:
+def _thinness(layout: Layout) -> jax.Array:
     """One over the distance between the lattice planes of periodic directions, 0 for open ones, [W, 3] 1/Angstrom."""
-    return jnp.sqrt(jnp.sum(periodic_and_dual(places.cells, places.pbc)[1] ** 2, axis=-1))
+    return jnp.sqrt(jnp.sum(periodic_and_dual(layout.cells, layout.pbc)[1] ** 2, axis=-1))
 
 
-def _too_thin(places: Places, radius: float, bins: Bins) -> jax.Array:
-    reach = radius * (1 + _ROUNDING / 2) * _thinness(places) * jnp.asarray(bins.grid)
+def _too_thin(layout: Layout, radius: float, bins: Bins) -> jax.Array:
+    reach = radius * (1 + _ROUNDING / 2) * _thinness(layout) * jnp.asarray(bins.grid)
     return jnp.any(reach > jnp.asarray(bins.reach))
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
-def _state(places: Places, radius: float, bins: Bins) -> tuple[jax.Array, jax.Array]:
+def _state(layout: Layout, radius: float, bins: Bins) -> tuple[jax.Array, jax.Array]:
     """The most atoms that a bin should hold, and whether a cell is too thin for its bins."""
-    return _filled(places, radius, bins).fullest, _too_thin(places, radius, bins)
+    return _filled(layout, radius, bins).fullest, _too_thin(layout, radius, bins)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
-def _extents(places: Places, radius: float, is_open: tuple[bool, ...]) -> tuple[jax.Array, jax.Array]:
+def _extents(layout: Layout, radius: float, is_open: tuple[bool, ...]) -> tuple[jax.Array, jax.Array]:
     """Of each direction [3] the largest thinness of a cell, and how far atoms lie apart where it is open, Angstrom."""
-    along = jnp.where(places.pbc[:, None], 0, _coordinates(places, radius, is_open).along)
-    return jnp.max(_thinness(places), axis=0), jnp.max(along, axis=(0, 1))
+    along = jnp.where(layout.pbc[:, None], 0, _coordinates(layout, radius, is_open).along)
+    return jnp.max(_thinness(layout), axis=0), jnp.max(along, axis=(0, 1))
 
 
 def _three(numbers: Iterable[int]) -> tuple[int, int, int]:

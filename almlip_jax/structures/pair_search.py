@@ -16,32 +16,32 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from almlip_jax.structures.slots import Places, Slots, periodic_and_dual
+from almlip_jax.structures.slots import Layout, Slots, periodic_and_dual
 
 _Mapped = TypeVar("_Mapped")
 
 _BLOCK = 2**27  # candidate edges that a build holds at a time
 
 
-def paired_slots(places: Places, radius: float, images: tuple[int, int, int], capacity: int) -> tuple[Slots, jax.Array]:
+def paired_slots(layout: Layout, radius: float, images: tuple[int, int, int], capacity: int) -> tuple[Slots, jax.Array]:
     """The edges of walkers in so many slots an atom, and the number of edges of each atom [W, N].
 
     Args:
-        places: of the atoms.
+        layout: of the atoms.
         radius: Angstrom, below which two atoms have an edge.
         images: how many images beyond the nearest one are looked at in each direction of a cell, to either side.
         capacity: slots K; further edges of an atom are lost.
     """
-    return _map_walkers(functools.partial(_build, capacity=capacity), places, radius, images)
+    return _map_walkers(functools.partial(_build, capacity=capacity), layout, radius, images)
 
 
-def largest_pair_count(places: Places, radius: float, images: tuple[int, int, int]) -> jax.Array:
+def largest_pair_count(layout: Layout, radius: float, images: tuple[int, int, int]) -> jax.Array:
     """The most edges that an atom has, a scalar; arguments as for `paired_slots`."""
 
     def count(candidates: _Candidates) -> jax.Array:
         return jnp.max(jnp.sum(candidates.within, axis=(1, 2)))
 
-    return jnp.max(_map_walkers(count, places, radius, images))
+    return jnp.max(_map_walkers(count, layout, radius, images))
 
 
 @struct.dataclass
@@ -60,19 +60,19 @@ class _Candidates:
 
 
 def _map_walkers(
-    function: Callable[[_Candidates], _Mapped], places: Places, radius: float, images: tuple[int, int, int]
+    function: Callable[[_Candidates], _Mapped], layout: Layout, radius: float, images: tuple[int, int, int]
 ) -> _Mapped:
     """Maps a function of one walker's candidates over the walkers, as many at a time as memory is meant to hold."""
     table = _image_table(images)
 
-    def of_walker(walker: Places) -> _Mapped:
+    def of_walker(walker: Layout) -> _Mapped:
         return function(_candidates(walker, radius, table))
 
-    walkers, atoms = places.atom_mask.shape
+    walkers, atoms = layout.atom_mask.shape
     block = max(1, _BLOCK // (atoms * atoms * len(table)))
     if block >= walkers:
-        return jax.vmap(of_walker)(places)
-    return jax.lax.map(of_walker, places, batch_size=block)
+        return jax.vmap(of_walker)(layout)
+    return jax.lax.map(of_walker, layout, batch_size=block)
 
 
 def _image_table(images: tuple[int, int, int]) -> np.ndarray:
@@ -81,10 +81,10 @@ def _image_table(images: tuple[int, int, int]) -> np.ndarray:
     return np.stack(ranges, axis=-1).reshape(-1, 3)
 
 
-def _candidates(places: Places, radius: float, images: np.ndarray) -> _Candidates:
+def _candidates(layout: Layout, radius: float, images: np.ndarray) -> _Candidates:
     """Of one walker, whose arrays have no leading axis."""
-    positions, pbc, atom_mask = places.positions, places.pbc, places.atom_mask
-    periodic, dual = periodic_and_dual(places.cells, pbc)
+    positions, pbc, atom_mask = layout.positions, layout.pbc, layout.atom_mask
+    periodic, dual = periodic_and_dual(layout.cells, pbc)
     between = positions[None, :] - positions[:, None]  # [N, N, 3]
     nearest = -jnp.round(jnp.sum(between[..., None, :] * dual, axis=-1))
     # Half a cell apart, rounding may fall differently from either end: the lower index decides for both.

@@ -27,7 +27,7 @@ class Slots:
 
 
 @struct.dataclass
-class Places:
+class Layout:
     """Where the atoms of W walkers of N atoms each are when their neighbours are searched for.
 
     Attributes:

@@ -28,7 +28,7 @@ from almlip_jax.structures.bin_search import Bins, binned_slots, bins_for, large
 from almlip_jax.structures.graph import Graph
 from almlip_jax.structures.neighbors import periodic_cell
 from almlip_jax.structures.pair_search import largest_pair_count, paired_slots
-from almlip_jax.structures.slots import Places, Slots, empty_slots, periodic_and_dual
+from almlip_jax.structures.slots import Layout, Slots, empty_slots, periodic_and_dual
 
 _ALL_PAIRS = 32  # atoms; up to here an open molecule's list is hardly shorter than all its pairs
 _MANY = 512  # atoms of a walker, padding included, from which on bins are searched
@@ -291,14 +291,14 @@ def _searching_enough(neighbors: WalkerNeighbors, positions: jax.Array) -> Walke
     cells, pbc = np.asarray(neighbors.cells, np.float64), np.asarray(neighbors.pbc)
     images = _images_needed(cells, pbc, radius)  # it refuses degenerate cells
     if positions.shape[1] >= _MANY:
-        bins = bins_for(_places(neighbors, positions), radius, neighbors.bins)
+        bins = bins_for(_layout(neighbors, positions), radius, neighbors.bins)
         return dataclasses.replace(neighbors, images=(0, 0, 0), bins=bins, unsearched=nothing)
     one, two, three = (max(pair) for pair in zip(images, neighbors.images, strict=True))
     return dataclasses.replace(neighbors, images=(one, two, three), bins=None, unsearched=nothing)
 
 
-def _places(neighbors: WalkerNeighbors, positions: jax.Array) -> Places:
-    return Places(positions, neighbors.cells, neighbors.pbc, neighbors.atom_mask)
+def _layout(neighbors: WalkerNeighbors, positions: jax.Array) -> Layout:
+    return Layout(positions, neighbors.cells, neighbors.pbc, neighbors.atom_mask)
 
 
 def _images_needed(cells: np.ndarray, pbc: np.ndarray, radius: float) -> tuple[int, int, int]:
@@ -317,12 +317,12 @@ def _images_needed(cells: np.ndarray, pbc: np.ndarray, radius: float) -> tuple[i
 
 @jax.jit
 def _rebuilt(neighbors: WalkerNeighbors, positions: jax.Array) -> WalkerNeighbors:
-    places, radius = _places(neighbors, positions), neighbors.cutoff + neighbors.skin
+    layout, radius = _layout(neighbors, positions), neighbors.cutoff + neighbors.skin
     if neighbors.bins is None:
-        slots, counts = paired_slots(places, radius, neighbors.images, neighbors.capacity)
+        slots, counts = paired_slots(layout, radius, neighbors.images, neighbors.capacity)
         largest, unsearched = jnp.max(counts), neighbors.unsearched
     else:
-        slots, largest, missed = binned_slots(places, radius, neighbors.bins, neighbors.capacity)
+        slots, largest, missed = binned_slots(layout, radius, neighbors.bins, neighbors.capacity)
         unsearched = neighbors.unsearched | missed
     return dataclasses.replace(
         neighbors,
@@ -364,10 +364,10 @@ def _skin_spent(neighbors: WalkerNeighbors, positions: jax.Array) -> jax.Array:
 
 @jax.jit
 def _largest_count(neighbors: WalkerNeighbors, positions: jax.Array) -> jax.Array:
-    places, radius = _places(neighbors, positions), neighbors.cutoff + neighbors.skin
+    layout, radius = _layout(neighbors, positions), neighbors.cutoff + neighbors.skin
     if neighbors.bins is None:
-        return largest_pair_count(places, radius, neighbors.images)
-    return largest_binned_count(places, radius, neighbors.bins)
+        return largest_pair_count(layout, radius, neighbors.images)
+    return largest_binned_count(layout, radius, neighbors.bins)
 
 
 def _edge_vectors(positions: jax.Array, neighbors: jax.Array, shifts: jax.Array | None, cells: jax.Array) -> jax.Array:

@@ -14,7 +14,7 @@ from walker_edges import assert_reverse, assert_same_as_host, canonical, graph_e
 
 from almlip_jax.structures import walkers
 from almlip_jax.structures.bin_search import Bins, binned_slots, bins_for
-from almlip_jax.structures.slots import Places
+from almlip_jax.structures.slots import Layout
 from almlip_jax.structures.walkers import Room, WalkerNeighbors, walker_neighbors
 
 CUTOFF, SKIN = 2.6, 0.4
@@ -47,10 +47,10 @@ def any_walkers(seed: int) -> list[Atoms]:
     found = []
     for pbc in (np.ones(3, bool), rng.random(3) < 0.5, np.zeros(3, bool)):
         cell, number = cell_for(rng, BINS), int(rng.integers(1, ATOMS + 1))
-        places = rng.normal(0.5, rng.choice([0.1, 0.4, 2.0]), (number, 3))
+        layout = rng.normal(0.5, rng.choice([0.1, 0.4, 2.0]), (number, 3))
         on_borders = rng.random((number, 3)) < 0.3
-        places = np.where(on_borders, rng.integers(-4, 5, (number, 3)) / 4, places)
-        found.append(Atoms(f"H{number}", positions=places @ cell, cell=cell, pbc=pbc))
+        layout = np.where(on_borders, rng.integers(-4, 5, (number, 3)) / 4, layout)
+        found.append(Atoms(f"H{number}", positions=layout @ cell, cell=cell, pbc=pbc))
     return found
 
 
@@ -153,11 +153,11 @@ def test_nothing_grows_faster_than_the_number_of_atoms() -> None:
 
     def largest(cells: int) -> int:
         number, side = 12 * cells**3, 3.01 * cells
-        places = Places(
+        layout = Layout(
             jnp.zeros((1, number, 3)), side * jnp.eye(3)[None], jnp.ones((1, 3), bool), jnp.ones((1, number), bool)
         )
         bins = Bins((cells,) * 3, (1, 1, 1), 20, (False,) * 3)
-        traced = jax.make_jaxpr(lambda p: binned_slots(p, 3.0, bins, 40))(places)
+        traced = jax.make_jaxpr(lambda p: binned_slots(p, 3.0, bins, 40))(layout)
         return max(variable.aval.size for variable in variables(traced.jaxpr))
 
     assert largest(16) <= 8 * largest(8)
@@ -175,7 +175,7 @@ def test_bins_are_as_many_as_fit_and_no_more_than_atoms_fill() -> None:
     def bins_of(atoms: Atoms, before: Bins | None = None) -> Bins:
         positions, cells, pbc, mask = padded([atoms])
         return bins_for(
-            Places(jnp.asarray(positions), jnp.asarray(cells), jnp.asarray(pbc), jnp.asarray(mask)), 3.0, before
+            Layout(jnp.asarray(positions), jnp.asarray(cells), jnp.asarray(pbc), jnp.asarray(mask)), 3.0, before
         )
 
     atoms = gas(300, 6, (True, True, True))
