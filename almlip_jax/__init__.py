@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import os
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from almlip_jax.compilation import prepare_jax
+    from almlip_jax.dynamics import Exploration, ExplorationSettings, know
+    from almlip_jax.ensembles import EnsembleSettings
+    from almlip_jax.evaluation.metrics import error_metrics
+    from almlip_jax.learner import Learner
+    from almlip_jax.oracles import LabelStore, rattle
     from almlip_jax.potential import Potential
+    from almlip_jax.steps import label, select, thresholds
+    from almlip_jax.structures.io import read_structures, write_structures
+    from almlip_jax.training import TrainingSettings
 
 _BROKEN_JAX = {
     "0.10.2": "it miscompiles vmapped matrix-vector products on the CPU",
@@ -52,4 +62,56 @@ def load(path: Path | str) -> Potential:
     return Potential.load(path)
 
 
-__all__ = ["__version__", "load"]
+_PUBLIC = {
+    "EnsembleSettings": "ensembles",
+    "Exploration": "dynamics",
+    "ExplorationSettings": "dynamics",
+    "LabelStore": "oracles",
+    "Learner": "learner",
+    "Potential": "potential",
+    "TrainingSettings": "training",
+    "error_metrics": "evaluation.metrics",
+    "know": "dynamics",
+    "label": "steps",
+    "prepare_jax": "compilation",
+    "rattle": "oracles",
+    "read_structures": "structures.io",
+    "select": "steps",
+    "thresholds": "steps",
+    "write_structures": "structures.io",
+}
+"""Where the names of the Python interface are: imported when they are first used."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'almlip_jax' has no attribute '{name}'")
+    found = getattr(import_module(f"almlip_jax.{_PUBLIC[name]}"), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PUBLIC})
+
+
+__all__ = [
+    "EnsembleSettings",
+    "Exploration",
+    "ExplorationSettings",
+    "LabelStore",
+    "Learner",
+    "Potential",
+    "TrainingSettings",
+    "__version__",
+    "error_metrics",
+    "know",
+    "label",
+    "load",
+    "prepare_jax",
+    "rattle",
+    "read_structures",
+    "select",
+    "thresholds",
+    "write_structures",
+]

@@ -41,9 +41,8 @@ from almlip_jax.progress import reaching
 from almlip_jax.scores import names, scores
 from almlip_jax.structures.carried import carried
 from almlip_jax.structures.io import read_structures, write_structures
-from almlip_jax.structures.remembered import remember
 from almlip_jax.structures.species import SpeciesTable
-from almlip_jax.training import EpochReport, checkpoint, doubts, find_references, training_part, validation_part
+from almlip_jax.training import EpochReport, checkpoint
 
 Results = Mapping[str, Any]
 """Fields of the round's record that a stage found out."""
@@ -119,26 +118,13 @@ def _train_into(
         def on_epoch(report: EpochReport) -> None:
             reached(report.step, epoch=report.epoch, forces_rmse=report.forces_rmse)
 
-        result = shop.train(dataset, params, key, references, on_epoch, folder.unfinished_training, steps)
+        result = shop.learner.train(dataset, params, key, references, on_epoch, folder.unfinished_training, steps)
     write_csv(folder.training, result.rows())
-    settings = shop.config.training
-    learned = training_part(dataset, settings.validation_fraction)
-    potential = Potential(
-        settings=shop.config.model,
-        members=result.members(shop.config.ensemble),
-        species=shop.species,
-        params=result.params,
-        reference_energies=references,
-        isolated=frozenset(shop.isolated),
-        metadata={"campaign": shop.config.name, "round": round_index, "dataset_size": len(dataset)}
-        | validation_note(result),
-        remembered=remember(learned, settings.replay, numpy_generator(shop.config.seed, "replay", name, round_index)),
-    )
-    held_out = validation_part(dataset, settings.validation_fraction)
-    shape = potential.batch_shape(dataset)
-    potential = potential.calibrated(held_out, shape=shape)
+    metadata = {"campaign": shop.config.name, "round": round_index, "dataset_size": len(dataset)}
+    stream = numpy_generator(shop.config.seed, "replay", name, round_index)
+    potential = shop.learner.potential(result, dataset, references, stream, metadata | validation_note(result))
     if shop.config.know_training_set:
-        potential = potential.knowing(dataset, shape=shape)
+        potential = potential.knowing(dataset, shape=potential.batch_shape(dataset))
     potential.save(folder.potential)
     checkpoint.discard(folder.unfinished_training)
     return potential
@@ -150,11 +136,7 @@ def _references(shop: Workshop, dataset: list[Atoms], previous: Potential | None
     Fresh parameters go with a fresh fit.  ``before`` is the round whose dataset the previous potential was trained on.
     """
     if previous is None:
-        found = find_references(dataset, shop.species, isolated=shop.isolated)
-        doubt = doubts(dataset, found)
-        if doubt is not None:
-            shop.progress.message(doubt)
-        return found.energies
+        return shop.learner.references(dataset)
     met = {*SpeciesTable.of(shop.dataset(before)).numbers, *previous.isolated}
     return kept_references(previous, dataset, met)
 

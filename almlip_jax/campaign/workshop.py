@@ -7,13 +7,12 @@ resumed run computes with the same shapes, and therefore the same bits, as one t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-import jax
 import numpy as np
 from ase import Atoms
 
@@ -43,12 +42,10 @@ from almlip_jax.campaign.settings import (
 )
 from almlip_jax.campaign.state import CampaignState
 from almlip_jax.dynamics import ExplorationSettings, Explorer, relaxing
-from almlip_jax.ensembles import AnyEnsemble, build_ensemble
-from almlip_jax.errors import CapacityError
 from almlip_jax.features import FeatureRequest
 from almlip_jax.files import understood
-from almlip_jax.keys import named_key
-from almlip_jax.models import ModelSettings, Params
+from almlip_jax.learner import Learner
+from almlip_jax.models import ModelSettings
 from almlip_jax.oracles import ExecutorSettings, Labeller, LabelStore, OracleSettings
 from almlip_jax.potential import Evaluated, Potential
 from almlip_jax.progress import Advance, Progress
@@ -59,15 +56,10 @@ from almlip_jax.structures.packing import BatchShape
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.structures.walkers import Room
 from almlip_jax.training import (
-    AnyTrainer,
     Capacity,
     EnsembleSettings,
-    EpochReport,
-    TrainingResult,
     TrainingSettings,
-    build_trainer,
     given_references,
-    plan_capacity,
 )
 
 
@@ -168,7 +160,7 @@ class Workshop:
         self.config = config
         self.run = run
         self.progress = progress
-        self.measured: dict[str, Any] = dict(state.measured)
+        self._noted: dict[str, Any] = dict(state.measured)
         self.lost_calls = state.lost_calls
         self.store = LabelStore(run.labels)
         try:
@@ -283,11 +275,11 @@ class Workshop:
         return self._explorer("relaxer", relaxing(settings, settings.starts))
 
     def _explorer(self, name: str, settings: ExplorationSettings) -> Explorer:
-        known = self.measured.get(name)
+        known = self._noted.get(name)
         return Explorer(
-            self.ensemble.predict,
+            self.learner.ensemble.predict,
             self.species,
-            self.ensemble.cutoff,
+            self.learner.ensemble.cutoff,
             settings,
             room=None if known is None else Room.of(known),
             atoms=max((len(frame) for frame in self.start_list), default=0),
@@ -299,7 +291,7 @@ class Workshop:
         for name in ("explorer", "relaxer"):
             used: Explorer | None = self.__dict__.get(name)
             if used is not None and used.room is not None:
-                self.measured[name] = used.room.as_dict()
+                self._noted[name] = used.room.as_dict()
 
     @cached_property
     def selector(self) -> Selector:
@@ -317,22 +309,31 @@ class Workshop:
     # -- training -----------------------------------------------------------------------------------------------------
 
     @cached_property
-    def ensemble(self) -> AnyEnsemble:
-        """Models and members."""
-        return build_ensemble(self.config.model, self.config.ensemble, self.species, self.isolated)
-
-    @cached_property
-    def trainer(self) -> AnyTrainer:
-        """The trainer, sized for the label budget."""
-        return self._trainer(self._capacity())
-
-    def _trainer(self, capacity: Capacity) -> AnyTrainer:
-        self.measured["training"] = asdict(capacity)
+    def learner(self) -> Learner:
+        """Trains, with arrays sized for the label budget."""
         config = self.config
-        dtype = np.dtype(config.precision)
-        return build_trainer(
-            config.model, config.ensemble, self.species, capacity, config.training, dtype, self.isolated
+        with understood(self.run.state):
+            known = _capacity_from(self._noted.get("training"))
+        return Learner(
+            self.largest_dataset,
+            typical=[*self.dataset(0), *self.geometries, *self.pool, *self.start_list],
+            model=config.model,
+            ensemble=config.ensemble,
+            training=config.training,
+            seed=config.seed,
+            isolated=self.isolated,
+            species=self.species,
+            precision=config.precision,
+            capacity=known,
+            say=self.progress.message,
         )
+
+    @property
+    def measured(self) -> dict[str, Any]:
+        """Sizes that arrays have come to, by what holds them."""
+        learner: Learner | None = self.__dict__.get("learner")
+        capacity = None if learner is None else learner.capacity
+        return self._noted if capacity is None else self._noted | {"training": asdict(capacity)}
 
     @cached_property
     def largest_dataset(self) -> int:
@@ -342,52 +343,6 @@ class Workshop:
         if stopping.max_labels is not None:
             more = min(more, stopping.max_labels)
         return len(self.dataset(0)) + more
-
-    def _capacity(self) -> Capacity:
-        """The measured capacity where it is large enough for the budget, a new one otherwise."""
-        with understood(self.run.state):
-            known = _capacity_from(self.measured.get("training"))
-        if known is not None and known.structures > self.largest_dataset:
-            return known
-        typical = [*self.dataset(0), *self.geometries, *self.pool, *self.start_list]
-        planned = plan_capacity(typical, self.ensemble.cutoff, self.config.training, self.largest_dataset)
-        return planned if known is None else _larger(planned, known)
-
-    def train(
-        self,
-        dataset: Sequence[Atoms],
-        params: Params | None,
-        key: jax.Array,
-        references: dict[int, float],
-        on_epoch: Callable[[EpochReport], None],
-        checkpoint: Path,
-        steps: int | None = None,
-    ) -> TrainingResult:
-        """Trains the ensemble; where structures came that are denser or larger than any before, capacities grow.
-
-        A training that was killed goes on from what it left in ``checkpoint``; ``steps`` as for `Trainer.train`.
-        """
-        for grown in (False, True):
-            try:
-                return self.trainer.train(
-                    dataset,
-                    params,
-                    key,
-                    reference_energies=references,
-                    on_epoch=on_epoch,
-                    steps=steps,
-                    say=self.progress.message,
-                    weights_key=named_key(self.config.seed, "bootstrap"),
-                    checkpoint=checkpoint,
-                )
-            except CapacityError as error:
-                if grown:
-                    raise
-                self.progress.message(f"capacities of the training grow, since {error}")
-                settings, cutoff = self.config.training, self.ensemble.cutoff
-                needed = plan_capacity(dataset, cutoff, settings, self.largest_dataset)
-                self.trainer = self._trainer(_larger(needed, self.trainer.capacity))
-        raise AssertionError("unreachable")
 
     def potential(self, round_index: int) -> Potential:
         """The potential of a round, from memory or from its checkpoint.
@@ -456,19 +411,3 @@ def _capacity_from(measured: Mapping[str, Any] | None) -> Capacity | None:
     if measured is None:
         return None
     return Capacity(**{**measured, "batch": BatchShape(**measured["batch"])})
-
-
-def _larger(a: Capacity, b: Capacity) -> Capacity:
-    """Holds whatever either of two capacities holds."""
-    batch = BatchShape(
-        atoms=max(a.batch.atoms, b.batch.atoms),
-        neighbors=max(a.batch.neighbors, b.batch.neighbors),
-        structures=max(a.batch.structures, b.batch.structures),
-    )
-    return replace(
-        a,
-        batch=batch,
-        atoms=max(a.atoms, b.atoms),
-        structures=max(a.structures, b.structures),
-        steps=max(a.steps, b.steps),
-    )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,10 @@ from almlip_jax.structures.packing import BatchShape
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.structures.walkers import WalkerNeighbors, walker_neighbors
 from almlip_jax.uncertainty import force_calibration
+
+if TYPE_CHECKING:
+    from almlip_jax.dynamics import ExplorationSettings
+    from almlip_jax.steps import PotentialExplorer
 
 NO_FEATURES = FeatureRequest()
 """Asks for no feature map."""
@@ -281,6 +285,18 @@ class Potential:
         """
         slope = self.calibration.get("slope")
         return None if slope is None else float(slope) * np.asarray(force_total, np.float64)
+
+    def explorer(self, settings: ExplorationSettings | Mapping[str, Any]) -> PotentialExplorer:
+        """Exploration with this potential.
+
+        Args:
+            settings: of the exploration, or a dict of them, as in the section ``exploration`` of a config.
+
+        >>> potential.explorer({"walkers": [{"temperature": 300, "count": 4}], "steps": 2000})  # doctest: +SKIP
+        """
+        from almlip_jax.steps import explorer_of  # it stands on potentials, and opens here for the user's sake
+
+        return explorer_of(self, settings)
 
     def calculator(self) -> PotentialCalculator:
         """An ASE calculator: energy, forces, stress, and the committee's spread as further results."""

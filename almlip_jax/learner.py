@@ -1,0 +1,287 @@
+"""The learner: trains an ensemble again and again on growing data, with one program and arrays of one size.
+
+What is compiled is compiled for a label budget: the first `Learner.fit` compiles, later ones do not.  Campaigns train
+through it, and so do scripts of one's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ase import Atoms
+from pydantic import TypeAdapter
+
+from almlip_jax.ensembles import AnyEnsemble, build_ensemble
+from almlip_jax.errors import CapacityError, InputError
+from almlip_jax.fitting import kept_references
+from almlip_jax.keys import named_key, numpy_generator
+from almlip_jax.models import ModelSettings, Params
+from almlip_jax.potential import Potential
+from almlip_jax.structures.packing import BatchShape
+from almlip_jax.structures.remembered import remember
+from almlip_jax.structures.species import SpeciesTable
+from almlip_jax.training import (
+    AnyTrainer,
+    Capacity,
+    EnsembleSettings,
+    EpochReport,
+    TrainingResult,
+    TrainingSettings,
+    build_trainer,
+    doubts,
+    find_references,
+    given_references,
+    isolated_atom_energies,
+    plan_capacity,
+    training_part,
+    validation_part,
+    without_isolated_atoms,
+)
+
+OnEpoch = Callable[[EpochReport], None]
+
+
+class Learner:
+    """Trains an ensemble on datasets of up to ``budget`` structures.
+
+    Args:
+        budget: structures that a dataset can have at most.
+        typical: structures like those to come, from which elements and sizes of arrays follow; the first dataset, where
+            none are given.
+        model: settings of the architecture, or a dict of them.
+        ensemble: of the members, likewise.
+        training: of the training, likewise.  With ``warm_start`` each training goes on from the potential before.
+        seed: all random numbers follow from it, and from how many trainings came before.
+        isolated: energies of isolated atoms, eV by atomic number, which the potential then gives exactly; those among
+            the structures, or in the settings of the training, where not given.
+        species: elements that the potential is to know; those of the typical structures where not given.
+        precision: ``float32`` or ``float64``.
+        capacity: sizes of arrays that an earlier learner came to, so that this one computes the same bits.
+        say: told what is doubtful about labels, of models that diverged, and of arrays that grow.
+
+    >>> from almlip_jax import Learner
+    >>> learner = Learner(100, model={"size": "tiny"}, ensemble={"size": 4}, training={"max_steps": 500})
+    """
+
+    def __init__(
+        self,
+        budget: int,
+        *,
+        typical: Sequence[Atoms] = (),
+        model: Any = None,
+        ensemble: EnsembleSettings | Mapping[str, Any] | None = None,
+        training: TrainingSettings | Mapping[str, Any] | None = None,
+        seed: int = 0,
+        isolated: Mapping[int, float] | None = None,
+        species: SpeciesTable | None = None,
+        precision: str = "float32",
+        capacity: Capacity | None = None,
+        say: Callable[[str], None] | None = None,
+    ) -> None:
+        self.budget = budget
+        self.typical = typical
+        self.model: ModelSettings = TypeAdapter(ModelSettings).validate_python({} if model is None else model)
+        self.settings = EnsembleSettings.model_validate({} if ensemble is None else ensemble)
+        self.training = TrainingSettings.model_validate({} if training is None else training)
+        self.seed = seed
+        self.dtype = np.dtype(precision)
+        self.say = say
+        self.trainings = 0
+        self._isolated = isolated
+        self._species = species
+        self._known = capacity
+        self._last: tuple[Potential, frozenset[int]] | None = None
+
+    # -- what stays ---------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def species(self) -> SpeciesTable:
+        """Every element that can occur."""
+        return self._species or SpeciesTable.of(without_isolated_atoms(self.typical))
+
+    @cached_property
+    def isolated(self) -> dict[int, float]:
+        """Energies of isolated atoms, eV by atomic number, of the elements that occur."""
+        found = self._isolated
+        if found is None:
+            found = isolated_atom_energies(self.typical) | given_references(self.training)
+        return {z: found[z] for z in self.species.numbers if z in found}
+
+    @cached_property
+    def ensemble(self) -> AnyEnsemble:
+        """Models and members."""
+        return build_ensemble(self.model, self.settings, self.species, self.isolated)
+
+    @cached_property
+    def trainer(self) -> AnyTrainer:
+        """The trainer, sized for the budget."""
+        known = self._known
+        if known is None or known.structures <= self.budget:
+            planned = self._planned(without_isolated_atoms(self.typical))
+            known = planned if known is None else _larger(planned, known)
+        return self._built(known)
+
+    @property
+    def capacity(self) -> Capacity | None:
+        """Sizes of arrays, as far as they are known."""
+        built: AnyTrainer | None = self.__dict__.get("trainer")
+        return self._known if built is None else built.capacity
+
+    def _planned(self, structures: Sequence[Atoms]) -> Capacity:
+        return plan_capacity(structures, self.ensemble.cutoff, self.training, self.budget)
+
+    def _built(self, capacity: Capacity) -> AnyTrainer:
+        return build_trainer(
+            self.model, self.settings, self.species, capacity, self.training, self.dtype, self.isolated
+        )
+
+    # -- training -----------------------------------------------------------------------------------------------------
+
+    def fit(
+        self, data: Sequence[Atoms], *, on_epoch: OnEpoch | None = None, checkpoint: Path | None = None
+    ) -> Potential:
+        """A potential trained on labelled structures.
+
+        Args:
+            data: labelled.  Isolated atoms among the first ones, where no others are typical, give the reference
+                energies of their elements; none is trained on.
+            on_epoch: called after each validation.
+            checkpoint: folder that keeps the state of the training; the same training goes on there after an
+                interruption.
+
+        Returns:
+            the potential, calibrated on the structures that validated, remembering a sample of the others.
+
+        Raises:
+            InputError: nothing is labelled, there are more structures than the budget, an element is not among those
+                of the typical structures, or the loss is not finite.
+        """
+        bonded = without_isolated_atoms(data)
+        if not bonded:
+            raise InputError("there is nothing to train on beside isolated atoms; give labelled structures.")
+        if len(bonded) > self.budget:
+            raise InputError(f"{len(bonded)} structures are more than the budget of {self.budget}; give a larger one.")
+        if not self.typical:
+            self.typical = bonded
+            if self._isolated is None:
+                self._isolated = isolated_atom_energies(data) | given_references(self.training)
+        params, references = self._beginning(bonded)
+        key = named_key(self.seed, "train", self.trainings)
+        result = self.train(bonded, params, key, references, on_epoch, checkpoint)
+        stream = numpy_generator(self.seed, "replay", "train", self.trainings)
+        potential = self.potential(result, bonded, references, stream, {"dataset_size": len(bonded), "seed": self.seed})
+        self._last = potential, frozenset(SpeciesTable.of(bonded).numbers)
+        self.trainings += 1
+        return potential
+
+    def _beginning(self, data: Sequence[Atoms]) -> tuple[Params | None, dict[int, float]]:
+        """First parameters and reference energies of the next training."""
+        if self._last is None or not self.training.warm_start:
+            return None, self.references(data)
+        previous, met = self._last
+        return previous.params, kept_references(previous, data, met | previous.isolated)
+
+    def references(self, data: Sequence[Atoms]) -> dict[int, float]:
+        """Reference energies of a training that begins anew, eV by atomic number."""
+        found = find_references(data, self.species, isolated=self.isolated)
+        doubt = doubts(data, found)
+        if doubt is not None and self.say is not None:
+            self.say(doubt)
+        return found.energies
+
+    def train(
+        self,
+        data: Sequence[Atoms],
+        params: Params | None,
+        key: jax.Array,
+        references: Mapping[int, float],
+        on_epoch: OnEpoch | None = None,
+        checkpoint: Path | None = None,
+        steps: int | None = None,
+    ) -> TrainingResult:
+        """Trains the members; where structures came that are denser or larger than any before, arrays grow.
+
+        Args:
+            data: labelled structures without isolated atoms.
+            params: first parameters; drawn anew where there are none.
+            key: of the random numbers of this training; bootstrap weights follow from the learner's seed.
+            references: reference energies, eV by atomic number.
+            on_epoch: as for `fit`.
+            checkpoint: as for `fit`.
+            steps: length of the training, in place of what the settings say.
+
+        Raises:
+            InputError: nothing is labelled, or the loss is not finite.
+        """
+        for grown in (False, True):
+            try:
+                return self.trainer.train(
+                    data,
+                    params,
+                    key,
+                    reference_energies=dict(references),
+                    on_epoch=on_epoch,
+                    steps=steps,
+                    say=self.say,
+                    weights_key=named_key(self.seed, "bootstrap"),
+                    checkpoint=checkpoint,
+                )
+            except CapacityError as error:
+                if grown:
+                    raise
+                if self.say is not None:
+                    self.say(f"capacities of the training grow, since {error}")
+                self.trainer = self._built(_larger(self._planned(data), self.trainer.capacity))
+        raise AssertionError("unreachable")
+
+    def potential(
+        self,
+        result: TrainingResult,
+        data: Sequence[Atoms],
+        references: Mapping[int, float],
+        stream: np.random.Generator,
+        metadata: Mapping[str, Any],
+    ) -> Potential:
+        """The potential that a training gave, calibrated on the structures that validated.
+
+        Args:
+            result: of the training.
+            data: what it was given.
+            references: its reference energies.
+            stream: draws the sample of structures that the potential remembers.
+            metadata: goes with it.
+        """
+        share = self.training.validation_fraction
+        potential = Potential(
+            settings=self.model,
+            members=result.members(self.settings),
+            species=self.species,
+            params=result.params,
+            reference_energies=references,
+            isolated=frozenset(self.isolated),
+            metadata=metadata,
+            remembered=remember(training_part(data, share), self.training.replay, stream),
+        )
+        return potential.calibrated(validation_part(data, share), shape=potential.batch_shape(data))
+
+
+def _larger(a: Capacity, b: Capacity) -> Capacity:
+    """Holds whatever either of two capacities holds."""
+    batch = BatchShape(
+        atoms=max(a.batch.atoms, b.batch.atoms),
+        neighbors=max(a.batch.neighbors, b.batch.neighbors),
+        structures=max(a.batch.structures, b.batch.structures),
+    )
+    return replace(
+        a,
+        batch=batch,
+        atoms=max(a.atoms, b.atoms),
+        structures=max(a.structures, b.structures),
+        steps=max(a.steps, b.steps),
+    )

@@ -1,0 +1,246 @@
+"""The steps of active learning on structures, for scripts of one's own: label, explore, set thresholds, select.
+
+Each takes structures and gives structures.  What is compiled is kept for the next call with the same settings, so that
+the second round of a loop compiles nothing.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from ase import Atoms
+from pydantic import TypeAdapter
+
+from almlip_jax.campaign.batch import candidates, choose
+from almlip_jax.campaign.cost import expected_costs
+from almlip_jax.dynamics import Exploration, ExplorationSettings, Explorer, Knowledge, know
+from almlip_jax.dynamics.knowledge import errors_and_scores, structure_scores
+from almlip_jax.dynamics.thresholds import Resolved, ThresholdSettings, check_thresholds, resolve_thresholds
+from almlip_jax.ensembles import AnyEnsemble
+from almlip_jax.errors import InputError, LabelError
+from almlip_jax.features import FeatureRequest
+from almlip_jax.keys import named_key
+from almlip_jax.oracles import ExecutorSettings, LabelStore, LocalSettings, OracleSettings, label_structures
+from almlip_jax.potential import Potential
+from almlip_jax.selection import SelectorSettings
+from almlip_jax.structures.species import SpeciesTable
+
+_EXPLORERS = 8  # kinds of exploration whose programs are kept
+_LEAST_ROWS = 64  # of a pool, so that small pools share a program
+
+
+def label(
+    source: OracleSettings | Mapping[str, Any],
+    structures: Sequence[Atoms],
+    *,
+    store: Path | str | None = None,
+    executor: ExecutorSettings | Mapping[str, Any] | None = None,
+    failed: str = "raise",
+) -> list[Atoms]:
+    """Structures with energies and forces from a label source.
+
+    Args:
+        source: settings of the label source, or a dict of them such as ``{"kind": "tblite"}``.
+        structures: in any number; charge and spin are those of their ``info``.
+        store: file of the label store.  Labels that it holds are not calculated again, and what is calculated is kept
+            there; without, labels are kept for this call only.
+        executor: where calculations run; by default in a process for each core.
+        failed: ``raise``, or ``leave_out``: what becomes of structures that the source cannot label.
+
+    Returns:
+        copies with their labels, in order.
+
+    Raises:
+        LabelError: a label failed; the frame and the reason are named, and the others are in the store.
+        InputError: the label source or the store cannot be used.
+
+    >>> from ase.build import molecule
+    >>> from almlip_jax import label
+    >>> water, = label({"kind": "tblite"}, [molecule("H2O")])
+    >>> bool(abs(water.get_potential_energy() + 138.0) < 0.1)
+    True
+    """
+    if failed not in ("raise", "leave_out"):
+        raise InputError(f"failed is 'raise' or 'leave_out', not '{failed}'.")
+    settings: OracleSettings = TypeAdapter(OracleSettings).validate_python(source)
+    where: ExecutorSettings = TypeAdapter(ExecutorSettings).validate_python(executor or LocalSettings())
+    with tempfile.TemporaryDirectory(prefix="almlip-labels-") as folder:
+        with LabelStore(Path(store or Path(folder) / "labels.db")) as opened:
+            results = label_structures(structures, settings, opened, executor=where, provenance={"purpose": "script"})
+    wrong = [(number, result.error) for number, result in enumerate(results) if result.atoms is None]
+    if wrong and failed == "raise":
+        number, reason = wrong[0]
+        raise LabelError(f"{len(wrong)} of {len(results)} labels failed, first that of structure {number}: {reason}")
+    return [result.atoms for result in results if result.atoms is not None]
+
+
+def thresholds(
+    rule: ThresholdSettings | Mapping[str, Any],
+    potential: Potential,
+    labelled: Sequence[Atoms],
+    *,
+    score: str = "force_std_max",
+    knowledge: Knowledge | None = None,
+) -> Resolved:
+    """Thresholds of a gate.
+
+    Args:
+        rule: settings of the thresholds, or a dict of them such as ``{"kind": "relative", "floor": 0.05}``.
+        potential: whose scores count.
+        labelled: the training set, for relative thresholds; structures with forces that were drawn at random from an
+            exploration and not trained on, for calibrated and conformal ones.
+        score: what the gate looks at.
+        knowledge: of the training set (`know`), for novelty scores.
+
+    Raises:
+        InputError: the structures are too few, or say nothing.
+    """
+    settings: ThresholdSettings = TypeAdapter(ThresholdSettings).validate_python(rule)
+    check_thresholds(settings, score)
+    known = knowledge or Knowledge()
+    return resolve_thresholds(
+        settings,
+        lambda: structure_scores(score, potential, labelled, known),
+        lambda: errors_and_scores(score, potential, labelled, known),
+    )
+
+
+@dataclass(frozen=True)
+class PotentialExplorer:
+    """Explores with one potential; `Potential.explorer` makes it.
+
+    Attributes:
+        potential: that drives the walkers.
+        settings: of the exploration.
+    """
+
+    potential: Potential
+    settings: ExplorationSettings
+
+    @property
+    def room(self) -> int:
+        """Frames that an exploration can record at most."""
+        return len(self.settings.temperatures) * self.settings.buffer
+
+    def run(
+        self,
+        starts: Sequence[Atoms],
+        gate: ThresholdSettings | Mapping[str, Any] | tuple[float, float] = (float("inf"), float("inf")),
+        *,
+        labelled: Sequence[Atoms] = (),
+        seed: int = 0,
+        step: int = 0,
+        on_chunk: Callable[[int, int], None] | None = None,
+    ) -> Exploration:
+        """Runs every walker until it ends or its steps are done.
+
+        Args:
+            starts: start structures, dealt out to the walkers in turn.
+            gate: thresholds of the gate: record and stop, or how they follow from labelled structures (`thresholds`).
+            labelled: the training set, where thresholds, novelty scores or the admission to the buffer look at it.
+            seed: all random numbers follow from it and from ``step``.
+            step: which round it is, so that each has random numbers of its own.
+            on_chunk: called after each chunk with steps done and number of walkers that still run.
+
+        Raises:
+            InputError: as for `dynamics.Explorer.run`, or labelled structures are missing.
+        """
+        if not starts:
+            raise InputError("there is no structure to start from.")
+        potential, settings = self.potential, self.settings
+        knowledge = know(settings, potential, labelled, seed) if labelled else None
+        if isinstance(gate, tuple):
+            levels = gate
+        else:
+            found = thresholds(gate, potential, labelled, score=settings.gate.score, knowledge=knowledge)
+            levels = found.levels
+            if found.relative is not None:
+                knowledge = replace(knowledge or Knowledge(), relative=found.relative)
+        dealt = [starts[n % len(starts)] for n in range(len(settings.temperatures))]
+        made = _explorer(
+            potential.ensemble,
+            potential.species,
+            type(settings),
+            settings.model_dump_json(),
+            max(len(start) for start in dealt),
+            potential.precision,
+        )
+        return made.run(potential.params, dealt, levels, named_key(seed, "explore", step), on_chunk, knowledge)
+
+
+def explorer_of(potential: Potential, settings: ExplorationSettings | Mapping[str, Any]) -> PotentialExplorer:
+    """Exploration with a potential; settings, or a dict of them, as in the section ``exploration`` of a config."""
+    return PotentialExplorer(potential, ExplorationSettings.model_validate(settings))
+
+
+@lru_cache(maxsize=_EXPLORERS)
+def _explorer(
+    ensemble: AnyEnsemble, species: SpeciesTable, kind: type[ExplorationSettings], text: str, atoms: int, precision: str
+) -> Explorer:
+    """One for all potentials of an architecture, which share what it compiles."""
+    settings = kind.model_validate_json(text)
+    return Explorer(ensemble.predict, species, ensemble.cutoff, settings, atoms=atoms, dtype=np.dtype(precision))
+
+
+def select(
+    selector: SelectorSettings | Mapping[str, Any],
+    potential: Potential,
+    pool: Sequence[Atoms],
+    labelled: Sequence[Atoms],
+    k: int,
+    *,
+    seed: int = 0,
+    step: int = 0,
+    room: int = 0,
+) -> list[Atoms]:
+    """The structures of a pool that are most worth a label.
+
+    Args:
+        selector: settings of the selector, or a dict of them such as ``{"kind": "bait"}``.
+        potential: whose scores and features count.
+        pool: structures to choose from.
+        labelled: what is labelled already.
+        k: how many.
+        seed: all random numbers follow from it and from ``step``.
+        step: which round it is.
+        room: structures that a pool can have at most (`PotentialExplorer.room`), so that pools of any size share a
+            program; where not given, sizes are rounded up to powers of two.
+
+    Returns:
+        up to k of them, copies, best first, with ``info["gain"]``.
+
+    Raises:
+        InputError: the selector looks for scores or features that there are not.
+    """
+    if not pool:
+        return []
+    settings: SelectorSettings = SelectorSettings.parse(selector) if isinstance(selector, Mapping) else selector
+    request = FeatureRequest.of(settings.feature_names, seed)
+    shape = potential.batch_shape([*pool, *labelled])
+    context = labelled or pool[:1]  # where nothing is labelled, one row that counts for nothing keeps the shapes
+    of_pool, of_context = (potential.evaluate(part, features=request, shape=shape) for part in (pool, context))
+    around = candidates(context, of_context, _rows(len(context)))
+    if not labelled:
+        around = replace(around, valid=jnp.zeros_like(around.valid))
+    exponent = settings.cost_exponent
+    cost = None if exponent is None else expected_costs(pool, (), exponent)
+    among = candidates(pool, of_pool, max(room, len(pool)) if room else _rows(len(pool)), cost=cost)
+    chosen = choose(settings.build(k), named_key(seed, "select", step), among, around)
+    batch = []
+    for index, gain in chosen:
+        frame = pool[index].copy()
+        frame.info["gain"] = gain
+        batch.append(frame)
+    return batch
+
+
+def _rows(number: int) -> int:
+    """Rows for so many structures, rounded up so that few sizes occur."""
+    return max(_LEAST_ROWS, 1 << (number - 1).bit_length())
