@@ -155,7 +155,7 @@ def test_python_is_python_and_imports_what_is_there(snippet):
 
 def compiling(snippet: Snippet) -> Any:
     """Dynamics and gradients of all parameters take long to compile."""
-    slow = snippet.page.stem in ("differentiable", "exploration", "selection")
+    slow = snippet.page.stem in ("differentiable", "exploration", "python", "selection")
     return pytest.param(snippet, id=str(snippet), marks=[pytest.mark.slow] if slow else [])
 
 
