@@ -20,7 +20,7 @@ from almlip_jax.dynamics import ExplorationSettings, Explorer
 from almlip_jax.dynamics.admission import context_of
 from almlip_jax.dynamics.knowledge import Knowledge
 from almlip_jax.ensembles import Ensemble, Heads
-from almlip_jax.features import FEATURES, FeatureRequest, feature_factors, last_layer_gradient
+from almlip_jax.features import FEATURES, FeatureRequest, last_layer_gradient
 from almlip_jax.models import MaceSettings, SharedDensitySettings, build_model
 from almlip_jax.potential import evaluator
 from almlip_jax.structures import walkers
@@ -48,7 +48,9 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 def lowered(function: Callable[..., Any], *arguments: Any) -> str:
     """The program of a function for accelerators, as text."""
-    found = export.export(jax.jit(function), platforms=ACCELERATORS)(*arguments)
+    found = export.export(function if hasattr(function, "lower") else jax.jit(function), platforms=ACCELERATORS)(
+        *arguments
+    )
     text = found.mlir_module()
     assert "callback" not in text and "lapack" not in text
     return text
@@ -131,16 +133,24 @@ def test_training(settings: Any, backend: str) -> None:
     lowered(trainer.program.segment, state, trainer.prepare(packed, 10, KEY), plan, jnp.int32(steps))
 
 
-def test_evaluation(backend: str) -> None:
-    """With every feature map."""
-    ensemble, params = ensemble_of(Heads(2, "evidential"))
-    request = FeatureRequest(FEATURES)
-    concrete = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), params)
-    one = evaluator.Evaluator(ensemble, concrete, {1: 0.0, 8: 0.0})
-    batch = [crystal(), water()]
-    data = one._packed(batch, one.batch_shape(batch))
-    factors = feature_factors(request, ensemble, concrete)
-    lowered(lambda *given: evaluator._evaluate_on_device(ensemble, *given, request, factors, {}), params, *data)
+def test_evaluation(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With every feature map; its program is caught when it is called."""
+    ensemble, shapes = ensemble_of(Heads(2, "evidential"))
+    params = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    program, given = evaluator._evaluate, []
+
+    class Caught(Exception):
+        """Instead of a result."""
+
+    def caught(*arguments: Any) -> None:
+        given.extend(arguments)
+        raise Caught
+
+    monkeypatch.setattr(evaluator, "_evaluate", caught)
+    one = evaluator.Evaluator(ensemble, params, {1: 0.0, 8: 0.0})
+    with pytest.raises(Caught):
+        list(one.stream([crystal(), water()], FeatureRequest(FEATURES), "structures", None))
+    lowered(program, *given)
 
 
 @pytest.mark.parametrize("name", SELECTORS)
