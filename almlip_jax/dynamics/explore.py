@@ -32,6 +32,7 @@ from almlip_jax.dynamics.sanity import (
     looks_for_fragments,
     parts_of_tree,
     spanning_tree,
+    spanning_tree_of_edges,
     species_radii,
 )
 from almlip_jax.dynamics.session import Session
@@ -44,7 +45,7 @@ from almlip_jax.models import Params
 from almlip_jax.potential.novelty import Novelty
 from almlip_jax.structures.electronic_state import electronic_state
 from almlip_jax.structures.species import SpeciesTable
-from almlip_jax.structures.walkers import Room, WalkerNeighbors, walker_neighbors
+from almlip_jax.structures.walkers import Room, WalkerNeighbors, searches_bins, walker_neighbors
 from almlip_jax.units import FEMTOSECOND, GPA, KB
 
 _DEPARTURE = 2.0  # latent distance, in units of the training set's 99 % quantile, that counts as having left it
@@ -82,7 +83,9 @@ class Explorer:
         self.dtype = np.dtype(dtype)
         # traced once for the first evaluation and the loop
         self._evaluate: Evaluate = jax.jit(gathered(blocked(evaluate)))
-        self._programs: dict[tuple[bool, bool], tuple[Callable[..., State], Callable[..., tuple[State, Traces]]]] = {}
+        self._programs: dict[
+            tuple[bool, bool, bool], tuple[Callable[..., State], Callable[..., tuple[State, Traces]]]
+        ] = {}
 
     def run(
         self,
@@ -185,13 +188,15 @@ class Explorer:
         layout = _Layout.of(starts, self.species, self.atoms)
         walkers, atoms = layout.mask.shape
         find = looks_for_fragments(s.sanity, layout.pbc, atoms)
-        loop = self.loop(find, by_species=known.relative is not None)
+        among_edges = find and searches_bins(atoms) and self._longest_bond <= self.cutoff
+        loop = self.loop(find, by_species=known.relative is not None, among_edges=among_edges)
         drive = self._drive(starts, layout, loop)
         motion = self._first_motion(layout, drive, loop, key)
         setup = self._setup(layout, drive, motion, thresholds, known, key)
-        tree = jnp.zeros((walkers, 0), jnp.int32)
+        neighbors = self._neighbors(motion.position, layout)
+        tree = jnp.zeros((walkers, 0, 2), jnp.int32)
         if find:
-            tree, setup = _first_tree(motion.position, setup)
+            tree, setup = _first_tree(motion.position, setup, neighbors if among_edges else None)
         snapshots = None
         if s.rewind is not None:
             room = 1 + s.rewind.keep
@@ -205,7 +210,7 @@ class Explorer:
         room = s.buffer * walkers
         state = State(
             motion=motion,
-            neighbors=self._neighbors(motion.position, layout),
+            neighbors=neighbors,
             bias=loop.bias.init(walkers, atoms, self.dtype),
             gate=loop.gate.init(thresholds),
             admission=_concrete(loop.admission.init(walkers, room, setup.context)),
@@ -217,12 +222,18 @@ class Explorer:
         )
         return state, setup, loop
 
-    def loop(self, find_fragments: bool, by_species: bool = False) -> Loop:
+    @property
+    def _longest_bond(self) -> float:
+        """Angstrom, of the elements it knows."""
+        return float(2 * self.settings.sanity.bond_factor * species_radii(self.species.numbers).max())
+
+    def loop(self, find_fragments: bool, by_species: bool = False, among_edges: bool = False) -> Loop:
         """The static part of a run.
 
         Args:
             find_fragments: whether dissociation is looked for.
             by_species: whether elements have thresholds of their own, be it not by the settings of the gate.
+            among_edges: whether dissociation is looked for among edges rather than all pairs of atoms.
         """
         s = self.settings
         rewinds = () if s.rewind is None else tuple(Decision[name.upper()] for name in s.rewind.on)
@@ -240,6 +251,7 @@ class Explorer:
             trace_every=s.trace_every,
             trajectory_every=s.trajectory_every,
             find_fragments=find_fragments,
+            among_edges=among_edges,
             remove_drift=s.remove_drift,
             virial=s.pressure or build_integrator(s.integrator).changes_cell,
             rewinds=rewinds,
@@ -378,8 +390,8 @@ class Explorer:
         return replace(state, neighbors=replace(neighbors, cells=held.cells))
 
     def _compiled(self, loop: Loop) -> tuple[Callable[..., State], Callable[..., tuple[State, Traces]]]:
-        """The compiled functions; a pair for each: whether fragments are counted, and elements told apart."""
-        kind = (loop.find_fragments, loop.by_species)
+        """The compiled functions; a pair for each: whether and how fragments are counted, and elements told apart."""
+        kind = (loop.find_fragments, loop.by_species, loop.among_edges)
         if kind not in self._programs:
             self._programs[kind] = (jax.jit(loop.begin), jax.jit(loop.run_chunk))
         return self._programs[kind]
@@ -462,9 +474,16 @@ def _first_momenta(keys: jax.Array, masses: jax.Array, mobile: jax.Array, kt: ja
 
 
 @jax.jit
-def _first_tree(positions: jax.Array, setup: Setup) -> tuple[jax.Array, Setup]:
-    """The spanning tree of each start structure, and the setup with the number of its parts."""
-    tree = spanning_tree(positions, setup.species, setup.atom_mask, setup.radii)
+def _first_tree(positions: jax.Array, setup: Setup, neighbors: WalkerNeighbors | None) -> tuple[jax.Array, Setup]:
+    """The spanning tree of each start structure, and the setup with the number of its parts.
+
+    It is made of the edges of a list where one is given.
+    """
+    if neighbors is None:
+        tree = spanning_tree(positions, setup.species, setup.atom_mask, setup.radii)
+    else:
+        graph = neighbors.graph(positions, setup.species, setup.charge, setup.spin)
+        tree = spanning_tree_of_edges(graph, len(positions), setup.radii)
     bonds = setup.species, setup.atom_mask, setup.radii, setup.limits.bond_factor
     parts = parts_of_tree(tree, positions, *bonds)
     open_ones = ~jnp.any(setup.pbc, axis=1)

@@ -32,7 +32,7 @@ from almlip_jax.dynamics.motion import (
     without_drift,
 )
 from almlip_jax.dynamics.recorder import Frames, Recorder, written
-from almlip_jax.dynamics.sanity import Cause, closest_contact, parts_of_tree, spanning_tree
+from almlip_jax.dynamics.sanity import Cause, closest_contact, parts_of_tree, spanning_tree, spanning_tree_of_edges
 from almlip_jax.dynamics.state import Ends, Setup, Snapshots, State, Status, Traces
 from almlip_jax.dynamics.verdicts import Judged, judge
 from almlip_jax.ensembles import Committee, Prediction, committee_statistics
@@ -103,6 +103,7 @@ class Loop:
         trace_every: steps between trace entries.
         trajectory_every: steps between frames.
         find_fragments: whether dissociation is looked for.
+        among_edges: whether it is looked for among the edges of the graph, or among all pairs of atoms.
         remove_drift: whether the centre of mass is brought to rest at each step.
         virial: whether virial and pressure are computed.
         rewinds: endings that are undone, as `Decision`.
@@ -122,6 +123,7 @@ class Loop:
     trace_every: int
     trajectory_every: int
     find_fragments: bool
+    among_edges: bool
     remove_drift: bool
     virial: bool
     rewinds: tuple[Decision, ...]
@@ -170,7 +172,7 @@ class Loop:
         moved, graph, prediction = done.motion, done.graph, done.prediction
         committee = committee_statistics(prediction, graph)
         visited = state.running & self.integrator.visited(moved)
-        parts, tree = self._new_parts(state, setup, done.offered, visited)
+        parts, tree = self._new_parts(state, setup, done.offered, graph, visited)
         observables = self._observe(moved, done.offered, graph, prediction, committee, parts, setup, at)
         observables = observables.replace(begun_again=state.ends.origin == state.step)  # type: ignore[attr-defined]
         frames = Frames(
@@ -322,7 +324,7 @@ class Loop:
         )
 
     def _new_parts(
-        self, state: State, setup: Setup, positions: jax.Array, visited: jax.Array
+        self, state: State, setup: Setup, positions: jax.Array, graph: Graph, visited: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         """Parts more than at the start [W], and trees that show them.
 
@@ -335,7 +337,10 @@ class Loop:
         doubtful = visited & (most > setup.first_fragments)
 
         def anew() -> tuple[jax.Array, jax.Array]:
-            tree = spanning_tree(positions, setup.species, setup.atom_mask, setup.radii)
+            if self.among_edges:
+                tree = spanning_tree_of_edges(graph, len(positions), setup.radii)
+            else:
+                tree = spanning_tree(positions, setup.species, setup.atom_mask, setup.radii)
             tree = _choose(doubtful, tree, state.tree)
             return parts_of_tree(tree, positions, *bonds), tree
 

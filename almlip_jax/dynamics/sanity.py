@@ -83,7 +83,7 @@ def spanning_tree(positions: jax.Array, species: jax.Array, atom_mask: jax.Array
         radii: [number of species] Angstrom.
 
     Returns:
-        [W, N] int, the atom that each one hangs on; itself for the first atom and for padding.
+        [W, N, 2] int, each atom and the one that it hangs on; itself for the first atom and for padding.
     """
 
     def of_one(position: jax.Array, own: jax.Array, mask: jax.Array) -> jax.Array:
@@ -103,9 +103,64 @@ def spanning_tree(positions: jax.Array, species: jax.Array, atom_mask: jax.Array
         first = jnp.argmax(mask)
         outside = mask & (atoms != first)
         begun = ratios(first), jnp.where(mask, first, atoms), outside
-        return jax.lax.fori_loop(0, len(mask) - 1, join, begun)[1].astype(jnp.int32)
+        parents = jax.lax.fori_loop(0, len(mask) - 1, join, begun)[1].astype(jnp.int32)
+        return jnp.stack([atoms.astype(jnp.int32), parents], axis=1)
 
     return jax.vmap(of_one)(positions, radii[species], atom_mask)
+
+
+def spanning_tree_of_edges(graph: Graph, walkers: int, radii: jax.Array) -> jax.Array:
+    """The `spanning_tree` of structures without periods from the edges of their graph: for many atoms.
+
+    Parts between which there is no edge are joined anyhow, so it takes the place of the other where bonds are no longer
+    than the cutoff.  Source: Boruvka, Prace Mor. Prirodoved. Spol. 3, 37 (1926): every part takes its shortest edge to
+    another part, until there is none; log N rounds at most, each of the work of a sum over edges.
+
+    Args:
+        graph: W structures of N atoms each.
+        walkers: W.
+        radii: [number of species] Angstrom.
+
+    Returns:
+        [W, N, 2] int, two atoms of each edge; an atom and itself where there is none.
+    """
+    atoms = graph.atom_mask.shape[0]
+    own = jnp.arange(atoms, dtype=jnp.int32)
+    ends = jnp.minimum(own[:, None], graph.neighbors), jnp.maximum(own[:, None], graph.neighbors)
+    radius = radii[graph.species]
+    length = jnp.sum(graph.vectors**2, axis=-1) / (radius[:, None] + radius[graph.neighbors]) ** 2
+
+    def least(values: jax.Array, which: jax.Array, part: jax.Array, nothing: float) -> jax.Array:
+        """Of the edges of each part, by the atom that stands for it."""
+        return jax.ops.segment_min(jnp.min(jnp.where(which, values, nothing), axis=1), part, atoms)
+
+    def joined(carry: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+        part, tree, _ = carry
+        # of equally long edges the one between the first atoms: two parts never choose two edges between them
+        which = graph.edge_mask & (part[graph.neighbors] != part[:, None])
+        which = which & (length == least(length, which, part, jnp.inf)[part][:, None])
+        first = least(ends[0], which, part, atoms)
+        which = which & (ends[0] == first[part][:, None])
+        second = least(ends[1], which, part, atoms)
+        found = first < atoms  # none in parts that are whole, and for atoms that stand for no part any more
+        one, other = (part[jnp.minimum(end, atoms - 1)] for end in (first, second))
+        parent = jnp.where(found, jnp.where(one == own, other, one), own)
+        parent = jnp.where((parent[parent] == own) & (own < parent), own, parent)
+        tree = jnp.where((parent != own)[:, None], jnp.stack([first, second], axis=1), tree)
+        for _ in range(max(atoms - 1, 1).bit_length()):
+            parent = parent[parent]
+        return parent[part], tree, jnp.any(found)
+
+    start = own, jnp.stack([own, own], axis=1), jnp.ones((), bool)
+    part, tree, _ = jax.lax.while_loop(lambda carry: carry[2], joined, start)
+    mask = graph.atom_mask.reshape(walkers, -1)
+    size = mask.shape[1]
+    begin = size * jnp.arange(walkers, dtype=jnp.int32)[:, None]
+    base = begin + jnp.argmax(mask, axis=1).astype(jnp.int32)[:, None]
+    apart = (part == own).reshape(mask.shape) & mask & (part[base] != own.reshape(mask.shape))
+    tree = tree.reshape(*mask.shape, 2)
+    tree = jnp.where(apart[..., None], jnp.stack([tree[..., 0], jnp.broadcast_to(base, mask.shape)], axis=-1), tree)
+    return tree - begin[..., None]
 
 
 def parts_of_tree(
@@ -122,7 +177,7 @@ def parts_of_tree(
     nothing has come apart as long as a tree of some step before holds.
 
     Args:
-        tree: [W, N] int, the atom that each one hangs on.
+        tree: [W, N, 2] int, two atoms of each edge; an atom and itself where there is none.
         positions: [W, N, 3] Angstrom.
         species: [W, N] int.
         atom_mask: [W, N] bool.
@@ -130,9 +185,9 @@ def parts_of_tree(
         bond_factor: scalar.
     """
     own = radii[species]
-    there = jnp.take_along_axis(positions, tree[..., None], axis=1)
-    squares = jnp.sum((positions - there) ** 2, axis=-1)
-    longest = bond_factor * (own + jnp.take_along_axis(own, tree, axis=1))
+    here, there = (jnp.take_along_axis(positions, tree[..., end, None], axis=1) for end in (0, 1))
+    squares = jnp.sum((here - there) ** 2, axis=-1)
+    longest = bond_factor * sum(jnp.take_along_axis(own, tree[..., end], axis=1) for end in (0, 1))
     return 1 + jnp.sum(atom_mask & ~(squares < longest**2), axis=-1)
 
 

@@ -285,12 +285,17 @@ def _check_shapes(positions: jax.Array, cells: np.ndarray, pbc: np.ndarray, atom
         )
 
 
+def searches_bins(atoms: int) -> bool:
+    """Whether walkers of so many atoms, padding included, are searched through bins."""
+    return atoms >= _MANY
+
+
 def _searching_enough(neighbors: WalkerNeighbors, positions: jax.Array) -> WalkerNeighbors:
     """A list whose next build looks as far as some positions [W, N, 3] and the cells need, and no less than before."""
     radius, nothing = neighbors.cutoff + neighbors.skin, jnp.asarray(np.zeros((), bool))
     cells, pbc = np.asarray(neighbors.cells, np.float64), np.asarray(neighbors.pbc)
     images = _images_needed(cells, pbc, radius)  # it refuses degenerate cells
-    if positions.shape[1] >= _MANY:
+    if searches_bins(positions.shape[1]):
         bins = bins_for(_layout(neighbors, positions), radius, neighbors.bins)
         return dataclasses.replace(neighbors, images=(0, 0, 0), bins=bins, unsearched=nothing)
     one, two, three = (max(pair) for pair in zip(images, neighbors.images, strict=True))

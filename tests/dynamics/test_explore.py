@@ -19,11 +19,11 @@ from scipy import stats
 from almlip_jax.dynamics import Cause, Explorer, SanitySettings, Status, WalkerGroup
 from almlip_jax.dynamics.gates import Decision, Observables, RunningMeanGate, Thresholds, unphysical_cause
 from almlip_jax.dynamics.integrators import LangevinSettings, NveSettings
-from almlip_jax.dynamics.sanity import SanityLimits, parts_of_tree, spanning_tree
+from almlip_jax.dynamics.sanity import SanityLimits, parts_of_tree, spanning_tree, spanning_tree_of_edges
 from almlip_jax.dynamics.settings import AdaptiveGate
 from almlip_jax.ensembles import Prediction
 from almlip_jax.structures.graph import Graph
-from almlip_jax.structures.walkers import Room
+from almlip_jax.structures.walkers import Room, walker_neighbors
 from almlip_jax.units import KB
 
 
@@ -264,6 +264,25 @@ def test_fragments_are_connected_components():
                     queue.append(other)
                 queue.pop(0)
         assert int(found[0]) == parts
+
+
+def test_trees_of_edges_are_those_of_all_pairs():
+    """As long in all, in two walkers at random or on a grid of equal distances, whole or far apart; padding alone."""
+    rng, radii = np.random.default_rng(1), jnp.asarray([0.5, 0.7])
+    grid = np.stack(np.meshgrid(*[np.arange(3.0)] * 3), axis=-1).reshape(-1, 3)
+    of_pairs, of_edges = jax.jit(spanning_tree), jax.jit(spanning_tree_of_edges, static_argnums=1)
+    parts = jax.jit(parts_of_tree)
+    for spread in (2.0, 5.0, 20.0):
+        positions = np.stack([rng.uniform(0, spread, size=(27, 3)), grid * spread / 4]).astype(np.float32)
+        mask = np.arange(27) < np.array([[int(rng.integers(1, 28))], [27]])
+        species = jnp.asarray(rng.integers(0, 2, size=(2, 27))) * np.array([[1], [0]])
+        open_cells = np.zeros((2, 3, 3)), np.zeros((2, 3), bool)
+        neighbors = walker_neighbors(positions, *open_cells, mask, 2.9, 0.0, Room(26))
+        graph = neighbors.graph(jnp.asarray(positions), species, jnp.zeros(2), jnp.ones(2))
+        atoms = jnp.asarray(positions), species, jnp.asarray(mask), radii
+        for factor in (0.3, 1.0, 1.5, 2.0):  # bonds of up to 2.8 Angstrom
+            pairs, edges = (parts(tree, *atoms, factor) for tree in (of_pairs(*atoms), of_edges(graph, 2, radii)))
+            np.testing.assert_array_equal(edges, pairs)
 
 
 def test_adaptive_gate_follows_the_running_mean():
