@@ -1,33 +1,44 @@
-"""Shared by all tests: the CPU, compiled programs for the length of a run, and a counter of compilations."""
+"""Shared by all tests: the CPU, compiled programs that are kept between runs, and a counter of compilations."""
 
 from __future__ import annotations
 
-import atexit
 import io
 import json
 import os
-import shutil
-import tempfile
+import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # most of the time of a test is compiling, and small shapes gain nothing from the last optimisations; two devices, as
 # users have, whatever this machine is and whoever comes first
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1 --xla_force_host_platform_device_count=2")
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    " --xla_force_host_platform_device_count=2",
+)
 
-# workers and child processes of one run share what they compile; compilations are counted all the same
+# workers, child processes and later runs share what is compiled; compilations are counted all the same
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="almlip-jax-tests-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).parents[1] / ".pytest_cache" / "compiled")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 import jax
 import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
+
+_OLDEST = 14 * 24 * 3600  # seconds after which a program is compiled again, so that the folder does not grow for ever
+
+
+def pytest_sessionstart() -> None:
+    """Forgets programs that were compiled long ago."""
+    for entry in Path(os.environ["JAX_COMPILATION_CACHE_DIR"]).glob("*"):
+        with suppress(FileNotFoundError):  # the workers of a run do this side by side
+            if entry.stat().st_mtime < time.time() - _OLDEST:
+                entry.unlink()
 
 
 @contextmanager
