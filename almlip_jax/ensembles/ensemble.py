@@ -14,7 +14,7 @@ from almlip_jax.ensembles.atom_blocks import number_of_blocks, over_blocks
 from almlip_jax.ensembles.heads import Heads
 from almlip_jax.ensembles.prediction import Committee, Prediction, committee_statistics
 from almlip_jax.keys import named_stream
-from almlip_jax.models.base import Geometry, Model, Params, Survey
+from almlip_jax.models.base import AtomicOutput, Geometry, Model, Params, Survey, linear_rows
 from almlip_jax.structures.graph import (
     Graph,
     Places,
@@ -163,7 +163,7 @@ class Ensemble:
     def _predict_in_blocks(self, params: Params, graph: Graph, blocks: int) -> Prediction:
         """`predict` of a local model, one block of atoms after the other."""
 
-        def of_block(params: Params, block: Graph) -> tuple[jax.Array, jax.Array, jax.Array]:
+        def of_block(params: Params, block: Graph) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
             geometry, pull_back = jax.vjp(*self._geometry_of(block))
 
             def by_edge(gradient: Geometry) -> tuple[jax.Array, jax.Array]:
@@ -172,26 +172,26 @@ class Ensemble:
             one_model = self._with_one_head if self.heads.count == 1 else self._with_heads
             found = self._over_models(lambda one: one_model(one, geometry, by_edge, block), params)
             found = self._by_member(found)
-            return found.energy, found.forces, found.features
+            return found.energy, found.forces, found.features, found.code
 
-        energy, gradient, features = over_blocks(of_block, params, graph, blocks, len(self.species))
+        energy, gradient, features, code = over_blocks(of_block, params, graph, blocks, len(self.species))
         forces, virial = jax.vmap(lambda one: forces_and_virial(Places(one), graph))(gradient)
         noise = None
         if not self.heads.plain:
             noise = jax.vmap(lambda one, x: self.heads.noise(one, x, graph))(params["heads"], features)
         energy = jax.vmap(lambda one: sum_over_atoms(one, graph))(energy)
-        return Prediction(energy=energy, forces=forces, virial=virial, features=features, noise=noise)
+        return Prediction(energy, forces, virial, features, noise, code)
 
     def _with_one_head(self, one: Params, geometry: Geometry, derivatives: _Derivatives, graph: Graph) -> Prediction:
-        def total(shared: Geometry) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        def total(shared: Geometry) -> tuple[jax.Array, tuple[jax.Array, AtomicOutput]]:
             output = self.model.apply(self._model_part(one), shared, graph)
             energy = sum_over_atoms(output.energy, graph)
-            return jnp.sum(energy), (energy, output.features)
+            return jnp.sum(energy), (energy, output)
 
-        gradient, (energy, features) = jax.grad(total, has_aux=True)(geometry)
+        gradient, (energy, output) = jax.grad(total, has_aux=True)(geometry)
         forces, virial = derivatives(gradient)
-        noise = None if self.heads.plain else self.heads.noise(one["heads"], features, graph)
-        return Prediction(energy=energy, forces=forces, virial=virial, features=features, noise=noise)
+        noise = None if self.heads.plain else self.heads.noise(one["heads"], output.features, graph)
+        return Prediction(energy, forces, virial, output.features, noise, output.code)
 
     def _with_heads(self, one: Params, geometry: Geometry, derivatives: _Derivatives, graph: Graph) -> Prediction:
         """One forward pass of the model, and a reverse pass for each of its heads: leading axis H."""
@@ -226,6 +226,22 @@ class Ensemble:
             return own + jax.vmap(lambda of_atoms: sum_over_atoms(of_atoms, graph))(more)
 
         return _flatten(self._over_models(one_model, params))
+
+    def linear(self, params: Params, graph: Graph) -> jax.Array:
+        """Gradient of each atom's energy with respect to the last layer of each model, [L, A, d] eV.
+
+        Of several heads, the energy is that of a head and the layer its own; all heads of a model have the same rows.
+        """
+        geometry = self.model.geometry(graph)
+
+        def one_model(one: Params) -> jax.Array:
+            if self.heads.count == 1:
+                return self.model.linear(self._model_part(one), geometry, graph)
+            features = self.model.apply(one["model"], geometry, graph).features
+            return self.heads.last_scale(one["heads"]) * linear_rows(features, None, graph, len(self.species))
+
+        found: jax.Array = self._over_models(one_model, params)
+        return found
 
     def feature_change(self, params: Params, graph: Graph, moves: jax.Array) -> jax.Array:
         """How the features of each model change while the atoms move, each model along a displacement of its own.

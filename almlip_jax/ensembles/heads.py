@@ -106,10 +106,13 @@ class Heads:
         places = wanted.index(np.asarray(known.numbers))
         return params | {"last": fresh["last"].at[:, places].set(params["last"])}
 
+    def last_scale(self, params: Params) -> jax.Array:
+        """Of the last layers, []; see `models.base.Model.last_scale`."""
+        return jax.lax.stop_gradient(params["scale"]) / params["last"].shape[-1] ** 0.5
+
     def weights(self, params: Params, graph: Graph) -> jax.Array:
         """What an atom's features are multiplied by in each head, [H, A, F] eV; 0 for padding atoms."""
-        last, scale = params["last"], jax.lax.stop_gradient(params["scale"])
-        last = last[:, graph.species] * (scale / last.shape[-1] ** 0.5)
+        last = params["last"][:, graph.species] * self.last_scale(params)
         return jnp.where(graph.atom_mask[None, :, None], last, 0)
 
     def noise(self, params: Params, features: jax.Array, graph: Graph) -> Noise | None:

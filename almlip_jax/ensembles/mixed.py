@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from almlip_jax.ensembles.ensemble import Ensemble
 from almlip_jax.ensembles.prediction import Committee, Prediction, committee_statistics
 from almlip_jax.models.base import Params
+from almlip_jax.models.species_code import exact_code
 from almlip_jax.structures.graph import Graph
 from almlip_jax.structures.species import SpeciesTable
 
@@ -55,15 +56,31 @@ class MixedEnsemble:
         return tuple(group.with_species(old, new, wanted) for group, old, new in three)
 
     def predict(self, params: Params, graph: Graph) -> Prediction:
-        """Predictions of all members; features are padded with zeros to the widest of them."""
+        """Predictions of all members; features and codes are padded with zeros to the widest of them."""
         parts = [group.predict(one, graph) for group, one in zip(self.groups, params, strict=True)]
-        widest = max(part.features.shape[-1] for part in parts)
+        features = _padded([part.features for part in parts])
+        codes = self._codes(parts, graph)
+        alike = [replace(part, features=x, code=q) for part, x, q in zip(parts, features, codes, strict=True)]
+        return jax.tree.map(lambda *x: jnp.concatenate(x), *alike)
 
-        def padded(part: Prediction) -> Prediction:
-            missing = widest - part.features.shape[-1]
-            return replace(part, features=jnp.pad(part.features, ((0, 0), (0, 0), (0, missing))))
+    def _codes(self, parts: Sequence[Prediction], graph: Graph) -> Sequence[jax.Array | None]:
+        """Codes of one width; none where every model tells species apart one by one."""
+        if all(part.code is None for part in parts):
+            return [None for _ in parts]
 
-        return jax.tree.map(lambda *x: jnp.concatenate(x), *[padded(part) for part in parts])
+        def code(part: Prediction) -> jax.Array:
+            exact = exact_code(graph, self.species, part.features.dtype)
+            return jnp.broadcast_to(exact, (len(part.features), *exact.shape)) if part.code is None else part.code
+
+        return _padded([code(part) for part in parts])
+
+    def linear(self, params: Params, graph: Graph) -> jax.Array:
+        """Gradient of each atom's energy with respect to the last layer of each model; see `Ensemble.linear`.
+
+        Rows are padded with zeros to the longest.
+        """
+        rows = [group.linear(one, graph) for group, one in zip(self.groups, params, strict=True)]
+        return jnp.concatenate(_padded(rows))
 
     def energies(self, params: Params, graph: Graph) -> jax.Array:
         """Energy of every member and structure, [M, S] eV; see `Ensemble.energies`."""
@@ -72,6 +89,12 @@ class MixedEnsemble:
     def committee(self, params: Params, graph: Graph) -> Committee:
         """Mean and spread of the members, from one evaluation of each."""
         return committee_statistics(self.predict(params, graph), graph)
+
+
+def _padded(parts: Sequence[jax.Array]) -> list[jax.Array]:
+    """Arrays with zeros at the end of their last axis, up to the longest of them."""
+    widest = max(part.shape[-1] for part in parts)
+    return [jnp.pad(part, ((0, 0),) * (part.ndim - 1) + ((0, widest - part.shape[-1]),)) for part in parts]
 
 
 AnyEnsemble: TypeAlias = Ensemble | MixedEnsemble

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from almlip_jax.ensembles.heads import Noise
+from almlip_jax.models.base import linear_rows
 from almlip_jax.scores import Needs, Score, atom_scores, scores
 from almlip_jax.structures.graph import Graph, atom_counts, sum_over_atoms
 
@@ -31,6 +32,7 @@ class Prediction:
         forces: [(M,) A, 3] eV/Angstrom.
         virial: [(M,) S, 3, 3] eV, ``-dE/d(strain)``; stress = -virial / volume.
         features: [(L,) A, F] invariant features of the last hidden layer, of each model.
+        code: [(L,) A, Q] what the last, linear layer of a model tells central species apart by; None: one by one.
         noise: with an axis over models L from an ensemble: what each model says of its own errors, if anything.
     """
 
@@ -39,6 +41,16 @@ class Prediction:
     virial: jax.Array
     features: jax.Array
     noise: Noise | None = None
+    code: jax.Array | None = None
+
+    def linear_rows(self, graph: Graph, num_species: int) -> jax.Array:
+        """What the weights of each model's last layer are multiplied by, [L, A, d]; see `models.base.linear_rows`."""
+        return rows_of_models(self.features, self.code, graph, num_species)
+
+
+def rows_of_models(features: jax.Array, code: jax.Array | None, graph: Graph, num_species: int) -> jax.Array:
+    """`models.base.linear_rows` of features [L, A, F] and codes [L, A, Q] of several models, [L, A, d]."""
+    return jax.vmap(lambda x, q: linear_rows(x, q, graph, num_species))(features, code)
 
 
 @struct.dataclass

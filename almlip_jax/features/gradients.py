@@ -10,12 +10,11 @@ import jax.numpy as jnp
 
 from almlip_jax.ensembles.ensemble import Ensemble
 from almlip_jax.ensembles.mixed import AnyEnsemble, MixedEnsemble
-from almlip_jax.ensembles.prediction import Prediction
-from almlip_jax.features.maps import sum_by_species
+from almlip_jax.ensembles.prediction import Prediction, rows_of_models
 from almlip_jax.features.sketch import COLUMNS, Factors, random_factors, sketch_matrices
 from almlip_jax.kernels import ensemble_sum
 from almlip_jax.models.base import Params
-from almlip_jax.structures.graph import Graph, atom_counts
+from almlip_jax.structures.graph import Graph, atom_counts, sum_over_atoms
 
 GradientFactors: TypeAlias = tuple[Factors, ...]
 """Random factors for each parameter array, in the order of ``jax.tree.leaves``."""
@@ -111,13 +110,15 @@ def force_gradient(
         num_species: length of the species table.
 
     Returns:
-        [S, M * num_species * F]; zero for an ensemble of one member.
+        [S, M * Q * F], Q species or directions of their embedding; zero for an ensemble of one member.
     """
     # of an energy w . x the force is -w . dx/dR: along a displacement of the atoms, its gradient by w is minus dx
     moves = prediction.forces - jnp.mean(prediction.forces, axis=0)
     moves = jnp.where(graph.atom_mask[:, None], -moves, 0)
     change = _feature_changes(ensemble, params, graph, moves)
-    summed = jax.vmap(lambda one: sum_by_species(one, graph, num_species))(change)
+    code = prediction.code  # None where heads stand on the models, which tell species apart one by one
+    rows = rows_of_models(change, code, graph, num_species)
+    summed = jax.vmap(lambda one: sum_over_atoms(one, graph))(rows)
     return ensemble_sum(summed / atom_counts(graph)[:, None])
 
 

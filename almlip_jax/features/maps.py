@@ -30,8 +30,9 @@ def latent(prediction: Prediction, graph: Graph) -> jax.Array:
 def last_layer_gradient(prediction: Prediction, graph: Graph, num_species: int, *, per_atom: bool = True) -> jax.Array:
     """Gradient of a structure's energy with respect to the last, linear layer, models side by side.
 
-    The last layer has a weight for each species and feature, so the gradient sums the features over the atoms of each
-    species.  Constant factors of the layer are left out: selection is blind to them.
+    The last layer has a weight for each feature and each species, or direction of an embedding of the species
+    (`models.base.linear_rows`), so that the gradient sums the features over the atoms of each.  Constant factors of the
+    layer are left out: selection is blind to them.
 
     Args:
         prediction: of an ensemble, features [L, A, F] of its models.
@@ -40,9 +41,10 @@ def last_layer_gradient(prediction: Prediction, graph: Graph, num_species: int, 
         per_atom: divide by the number of atoms, so that structures of different size compare.
 
     Returns:
-        [S, L * num_species * F].
+        [S, L * Q * F], Q species or directions.
     """
-    summed = jax.vmap(lambda one: sum_by_species(one, graph, num_species))(prediction.features)
+    rows = prediction.linear_rows(graph, num_species)
+    summed = jax.vmap(lambda one: sum_over_atoms(one, graph))(rows)
     if per_atom:
         summed = summed / atom_counts(graph)[:, None]
     return ensemble_sum(summed)
@@ -69,10 +71,3 @@ def composition(graph: Graph, num_species: int) -> jax.Array:
     """Share of each species in the atoms of a structure, [S, num_species]; the same for all frames of one molecule."""
     chosen = jax.nn.one_hot(graph.species, num_species, dtype=graph.vectors.dtype)
     return sum_over_atoms(chosen, graph) / atom_counts(graph)[:, None]
-
-
-def sum_by_species(values: jax.Array, graph: Graph, num_species: int) -> jax.Array:
-    """Sums of per-atom values [A, F] over the atoms of each structure and species, [S, num_species * F]."""
-    chosen = jax.nn.one_hot(graph.species, num_species, dtype=values.dtype)
-    by_species = chosen[:, :, None] * values[:, None, :]
-    return sum_over_atoms(by_species.reshape(values.shape[0], -1), graph)

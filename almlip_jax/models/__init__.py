@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypeAlias
 from pydantic import Discriminator, Tag
 
 from almlip_jax.models.anchored import Anchored
-from almlip_jax.models.base import AtomicOutput, Geometry, Model, Params, Survey
+from almlip_jax.models.base import AtomicOutput, Geometry, LinearLast, Model, Params, Survey
 from almlip_jax.models.mace import Mace, MaceSettings
 from almlip_jax.models.nequip import Nequip, NequipSettings
 from almlip_jax.models.repulsion import WithRepulsion, zbl_pair_energy
@@ -59,6 +59,7 @@ __all__ = [
     "Anchored",
     "AtomicOutput",
     "Geometry",
+    "LinearLast",
     "Mace",
     "MaceSettings",
     "Model",

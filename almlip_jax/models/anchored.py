@@ -33,4 +33,5 @@ class Anchored(Around):
         alone = self.inner.apply(params, self.inner.geometry(lone), lone)
         code = exact_code(graph, self.species, output.energy.dtype)
         code = code * jnp.asarray(np.isin(self.species.numbers, self.isolated), code.dtype)
-        return AtomicOutput(output.energy - code @ alone.energy, output.features - code @ alone.features)
+        features = output.features - code @ alone.features
+        return AtomicOutput(output.energy - code @ alone.energy, features, output.code)

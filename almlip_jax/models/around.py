@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import jax
 
-from almlip_jax.models.base import Geometry, Model, Params, Survey
+from almlip_jax.models.base import Geometry, LinearLast, Model, Params, Survey
 from almlip_jax.structures.graph import Graph
 from almlip_jax.structures.species import SpeciesTable
 
 
 @dataclass(frozen=True)
-class Around:
+class Around(LinearLast):
     """A model with the parameters and the reach of another one; subclasses say what comes to its energies.
 
     Attributes:
@@ -66,6 +66,10 @@ class Around:
     def standardise(self, params: Params, survey: Survey, energy_scale: float) -> Params:
         """That of the model underneath."""
         return self.inner.standardise(params, survey, energy_scale)
+
+    def last_scale(self, params: Params) -> jax.Array:
+        """That of the model underneath."""
+        return self.inner.last_scale(params)
 
     def with_species(self, params: Params, fresh: Params, wanted: SpeciesTable) -> Params:
         """That of the model underneath."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Annotated, Any, Protocol, TypeAlias
 
 import jax
@@ -32,10 +33,29 @@ class AtomicOutput:
     Attributes:
         energy: [A] eV, contribution of each atom relative to its reference energy (padding atoms: any finite number).
         features: [A, F] invariant features: the inputs of the last, linear layer.
+        code: [A, Q] what that layer tells central species apart by, where this is not one by one; see `linear_rows`.
     """
 
     energy: jax.Array
     features: jax.Array
+    code: jax.Array | None = None
+
+
+def linear_rows(features: jax.Array, code: jax.Array | None, graph: Graph, num_species: int) -> jax.Array:
+    """Products of features and species code: what the weights of a last, linear layer are multiplied by.
+
+    Args:
+        features: [A, F] of each atom.
+        code: [A, Q] of its species; None where species are told apart one by one, with a weight for each of them.
+        graph: whose atoms these are.
+        num_species: length of the species table.
+
+    Returns:
+        [A, Q * F], in the order of weights [Q, F]; up to a factor that is the same for all atoms the gradient of an
+        atom's energy with respect to them.
+    """
+    chosen = jax.nn.one_hot(graph.species, num_species, dtype=features.dtype) if code is None else code
+    return (chosen[:, :, None] * features[:, None, :]).reshape(features.shape[0], -1)
 
 
 LEAST_SQUARE = 1e-4
@@ -146,3 +166,36 @@ class Model(Protocol):
     def apply(self, params: Params, geometry: Geometry, graph: Graph) -> AtomicOutput:
         """Energies and features from the geometry; must not read the places of the graph (vectors, positions, cell)."""
         ...
+
+    def last_scale(self, params: Params) -> jax.Array:
+        """Of the last layer, []: energies are this times the sum of its weights times `linear_rows`, and the rest."""
+        ...
+
+    def linear(self, params: Params, geometry: Geometry, graph: Graph) -> jax.Array:
+        """Gradient of each atom's energy with respect to the weights of the last, linear layer, [A, d].
+
+        Last-layer features, extrapolation grades and last-layer posteriors are made of these rows.
+        """
+        ...
+
+
+class LinearLast(ABC):
+    """A model whose last layer is linear in its features, with weights for what tells central species apart."""
+
+    @property
+    @abstractmethod
+    def num_species(self) -> int:
+        """Length of the species table."""
+
+    @abstractmethod
+    def apply(self, params: Params, geometry: Any, graph: Graph) -> AtomicOutput:
+        """See `Model.apply`."""
+
+    @abstractmethod
+    def last_scale(self, params: Params) -> jax.Array:
+        """See `Model.last_scale`."""
+
+    def linear(self, params: Params, geometry: Any, graph: Graph) -> jax.Array:
+        """Gradient of each atom's energy with respect to the weights of the last layer, [A, d]; see `Model.linear`."""
+        output = self.apply(params, geometry, graph)
+        return self.last_scale(params) * linear_rows(output.features, output.code, graph, self.num_species)

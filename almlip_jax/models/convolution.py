@@ -11,7 +11,7 @@ Source: Batzner et al., Nature Communications 13, 2453 (2022), with the coeffici
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -24,7 +24,7 @@ import numpy as np
 from flax import struct
 from pydantic import Field
 
-from almlip_jax.models.base import LEAST_SQUARE, AtomicOutput, Params, Survey, Width, sums_by_degree
+from almlip_jax.models.base import LEAST_SQUARE, AtomicOutput, LinearLast, Params, Survey, Width, sums_by_degree
 from almlip_jax.models.bilinear import Irreps, clebsch_gordan
 from almlip_jax.models.edges import EdgeBasis, edge_vectors, expand_edges
 from almlip_jax.models.layout import side_by_side, stack, unstack
@@ -236,7 +236,7 @@ class ConvolutionalSettings(Settings):
 
 
 @dataclass(frozen=True)
-class ConvolutionalModel(ABC):
+class ConvolutionalModel(LinearLast):
     """A model whose parameters sit in one Flax module that takes the `Edges` of a graph; see `models.base.Model`.
 
     Attributes:
@@ -323,6 +323,10 @@ class ConvolutionalModel(ABC):
         """Energies [A] and features [A, F]."""
         energy, features = cast(Any, self.module.apply({"params": params}, geometry, graph))
         return AtomicOutput(energy=energy, features=features)
+
+    def last_scale(self, params: Params) -> jax.Array:
+        """The energy scale over the root of the number of features."""
+        return params["energy_scale"] / params["last"].shape[-1] ** 0.5
 
 
 def constant(module: nn.Module, name: str) -> jax.Array:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -70,4 +70,4 @@ class WithRepulsion(Around):
     def apply(self, params: Params, geometry: RepulsionGeometry, graph: Graph) -> AtomicOutput:
         """The energies of the model underneath plus the repulsion; its features."""
         output = self.inner.apply(params, geometry.inner, graph)
-        return AtomicOutput(energy=output.energy + geometry.energy, features=output.features)
+        return replace(output, energy=output.energy + geometry.energy)

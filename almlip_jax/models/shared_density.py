@@ -34,7 +34,7 @@ import numpy as np
 from flax import struct
 from pydantic import Field, model_validator
 
-from almlip_jax.models.base import LEAST_SQUARE, AtomicOutput, Params, Survey, Width, sums_by_degree
+from almlip_jax.models.base import LEAST_SQUARE, AtomicOutput, LinearLast, Params, Survey, Width, sums_by_degree
 from almlip_jax.models.bilinear import Irreps, bilinear, couplings, inner_products
 from almlip_jax.models.edges import EdgeBasis, edge_vectors, expand_edges
 from almlip_jax.models.layout import side_by_side, split, unstack
@@ -120,7 +120,7 @@ class Density:
 
 
 @dataclass(frozen=True)
-class SharedDensity:
+class SharedDensity(LinearLast):
     """The model as pure functions; see the module's text.
 
     Two instances with equal fields are equal, so that what was compiled for one serves the other.
@@ -209,8 +209,12 @@ class SharedDensity:
 
     def apply(self, params: Params, geometry: Density, graph: Graph) -> AtomicOutput:
         """Energies [A] and features [A, F] from the density."""
-        output: tuple[jax.Array, jax.Array] = self._module.apply({"params": params}, geometry, graph)  # type: ignore[assignment]
-        return AtomicOutput(energy=output[0], features=output[1])
+        output: AtomicOutput = self._module.apply({"params": params}, geometry, graph)  # type: ignore[assignment]
+        return output
+
+    def last_scale(self, params: Params) -> jax.Array:
+        """The energy scale over the root of the number of features."""
+        return params["energy_scale"] / params["last"].shape[-1] ** 0.5
 
 
 class _ReadOut(nn.Module):
@@ -220,7 +224,7 @@ class _ReadOut(nn.Module):
     species: SpeciesTable
 
     @nn.compact
-    def __call__(self, geometry: Density, graph: Graph) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, geometry: Density, graph: Graph) -> AtomicOutput:
         s = self.settings
         exact = exact_code(graph, self.species, geometry.values.dtype)
         code = central_code(self, exact, s.species_channels)
@@ -241,7 +245,7 @@ class _ReadOut(nn.Module):
         last = self.param("last", nn.initializers.normal(_LAST), (code.shape[-1], x.shape[-1]))
         scale = jax.lax.stop_gradient(self.param("energy_scale", nn.initializers.ones, ()))
         energy = jnp.sum(x @ last.T / np.sqrt(x.shape[-1]) * code, axis=-1) + exact @ bias
-        return scale * energy, x
+        return AtomicOutput(scale * energy, x, None if code is exact else code)
 
     def _mix(self, name: str, density: jax.Array, code: jax.Array, scales: jax.Array) -> Irreps:
         """Linear maps of a density [LM, A, F] into channels, one for each degree and central species, [2l+1, A, C]."""

@@ -18,7 +18,9 @@ from almlip_jax.structures.species import SpeciesTable
 MODEL = SharedDensitySettings(cutoff=4.0, radial=4, l_max=1, channels=4, hidden=(8,))
 SPECIES = SpeciesTable((1, 8))
 OTHER = {"kind": "nequip", "channels": 2, "layers": 1, "l_max": 1, "radial": 4}
-MEMBERS = EnsembleSettings(size=5, variants=[{}, {"model": {"cutoff": 2.5, "hidden": [6, 6]}}, {"model": OTHER}])
+MEMBERS = EnsembleSettings(
+    size=5, variants=[{}, {"model": {"cutoff": 2.5, "hidden": [6, 6], "species_channels": 1}}, {"model": OTHER}]
+)
 
 
 predict = jax.jit(lambda ensemble, params, graph: ensemble.predict(params, graph), static_argnums=0)
@@ -58,6 +60,11 @@ def test_each_member_is_what_it_is_alone():
             alone = predict(group, one, graph_of(atoms, group.cutoff, 5))
             mine = slice(first, first + group.size)
             np.testing.assert_allclose(together.energy[mine], alone.energy, rtol=1e-12)
+            species, width = alone.code.shape[-1] if alone.code is not None else 2, alone.features.shape[-1]
+            rows = together.linear_rows(graph_of(atoms, 4.0, 5), 2)[mine].reshape(group.size, 6, 2, -1)
+            mine_alone = alone.linear_rows(graph_of(atoms, group.cutoff, 5), 2).reshape(group.size, 6, species, width)
+            np.testing.assert_allclose(rows[:, :, :species, :width], mine_alone, rtol=1e-12)
+            assert not rows[:, :, species:].any() and not rows[..., width:].any()
             np.testing.assert_allclose(together.forces[mine], alone.forces, atol=1e-12)
             np.testing.assert_allclose(together.virial[mine], alone.virial, atol=1e-12)
             width = alone.features.shape[-1]

@@ -26,7 +26,7 @@ from almlip_jax.features import (
     spectrum_factors,
 )
 from almlip_jax.models import SharedDensitySettings, build_model
-from almlip_jax.structures.graph import Graph
+from almlip_jax.structures.graph import Graph, sum_over_atoms
 from almlip_jax.structures.packing import BatchShape, pack, plan_batches, take_batch
 from almlip_jax.structures.species import SpeciesTable
 
@@ -145,6 +145,21 @@ def test_force_gradient_is_the_derivative_of_the_squared_disagreement(graph, mad
     found = _forces(ensemble, params, graph) * scale / np.sqrt(SETTINGS.hidden[-1]) * np.sqrt(members)
     np.testing.assert_allclose(found.reshape(by_hand.shape), by_hand, rtol=1e-8, atol=1e-12)
     assert np.abs(found).max() > 1e-4
+
+
+def test_linear_rows_are_the_gradient_by_the_last_layer_of_each_member(graph, made):
+    """Of a model its own layer, of heads theirs: energies are linear in it."""
+    ensemble, params = made
+    layer = params if ensemble.heads.plain else params["heads"]
+    change = jnp.asarray(np.random.default_rng(0).normal(size=layer["last"].shape))
+    moved = layer | {"last": layer["last"] + change}
+    moved = moved if ensemble.heads.plain else params | {"heads": moved}
+    found, before, after = jax.jit(
+        lambda: (ensemble.linear(params, graph), ensemble.energies(params, graph), ensemble.energies(moved, graph))
+    )()
+    found = jax.vmap(lambda rows: sum_over_atoms(rows, graph))(found)
+    by_member = jnp.einsum("lsd,lhd->lhs", found, change.reshape(2, -1, found.shape[-1])).reshape(before.shape)
+    np.testing.assert_allclose(by_member, after - before, rtol=1e-9, atol=1e-12)
 
 
 def test_rotation_and_grouping_do_not_change_the_force_gradient(structures, graph, made):

@@ -13,7 +13,16 @@ from scipy.spatial.transform import Rotation
 
 from almlip_jax.ensembles import Ensemble, Prediction
 from almlip_jax.errors import InputError
-from almlip_jax.models import MaceSettings, NequipSettings, SharedDensitySettings, WithRepulsion, build_model
+from almlip_jax.features import last_layer_gradient
+from almlip_jax.models import (
+    Anchored,
+    MaceSettings,
+    NequipSettings,
+    Params,
+    SharedDensitySettings,
+    WithRepulsion,
+    build_model,
+)
 from almlip_jax.models.radial import polynomial_cutoff
 from almlip_jax.structures.graph import Graph
 from almlip_jax.structures.neighbors import largest_neighbor_count
@@ -278,6 +287,30 @@ def test_messages_carry_beyond_the_cutoff(ensemble, params):
         assert np.max(np.abs(a - b)) > 1e-5
     else:
         np.testing.assert_allclose(a, b, atol=1e-13)
+
+
+def test_rows_of_the_last_layer_are_gradients_of_energies(ensemble, params):
+    """Of atoms anchored to isolated ones or not, and of structures; by species, or directions of their embedding."""
+    graph, model = packed_graph([ethanol(), crystal()]), Anchored(ensemble.model, (1, 8))
+    rng = np.random.default_rng(0)
+    weights, one = rng.normal(size=SHAPE.atoms), jax.tree.map(lambda x: x[0], params)
+
+    @jax.jit
+    def both(one: Params) -> tuple[jax.Array, jax.Array]:
+        geometry = model.geometry(graph)
+        gradient = jax.grad(lambda p: weights @ model.apply(p, geometry, graph).energy)(one)["last"]
+        return gradient, weights @ model.linear(one, geometry, graph)
+
+    gradient, found = both(one)
+    np.testing.assert_allclose(found.reshape(gradient.shape), gradient, rtol=1e-9, atol=1e-12)
+    assert np.abs(gradient).max() > 1e-3
+    change = rng.normal(size=params["last"].shape)
+    before = _predict(ensemble, params, graph)
+    after = _predict(ensemble, params | {"last": params["last"] + change}, graph)
+    rows = last_layer_gradient(before, graph, 3, per_atom=False).reshape(SHAPE.structures, 2, -1) * np.sqrt(2)
+    scale = jax.vmap(ensemble.model.last_scale)(params)
+    found = scale[:, None] * jnp.einsum("sld,ld->ls", rows, change.reshape(2, -1))
+    np.testing.assert_allclose(found, after.energy - before.energy, rtol=1e-9, atol=1e-11)
 
 
 def test_sizes_fill_in_what_is_not_given():
