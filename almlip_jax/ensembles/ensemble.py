@@ -232,7 +232,8 @@ class Ensemble:
 
         Of several heads, the energy is that of a head and the layer its own; all heads of a model have the same rows.
         """
-        geometry = self.model.geometry(graph)
+        geometry_of, here = self._geometry_of(graph)
+        geometry = geometry_of(here)
 
         def one_model(one: Params) -> jax.Array:
             if self.heads.count == 1:
