@@ -1,4 +1,7 @@
-"""The label store and the count of paid calls held against each other: a store that lost rows costs no budget twice."""
+"""The label store and the count of paid calls held against each other: a store that lost rows costs no budget twice.
+
+The state knows the calls of a stage while it runs, too: it is written whenever labels have gone into the store.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +11,47 @@ from typing import Any
 from ase import Atoms
 
 from almlip_jax.campaign.rundir import RunDirectory
+from almlip_jax.campaign.state import CampaignState
 from almlip_jax.oracles import Label, LabelStore
 from almlip_jax.structures.io import read_structures
 
 
-def missing_calls(store: LabelStore, counted: int, lost: int) -> int:
+def missing_calls(store: LabelStore, state: CampaignState) -> tuple[int, int]:
     """Calls of the label source that the state has counted and the store does not know.
 
-    Args:
-        store: the label store.
-        counted: calls by the state, without those of the test set.
-        lost: calls among them that are known to be missing from the store.
+    Those known to be missing do not count.
+
+    Returns:
+        how many without those of the test set, and how many of the test set.
     """
-    return max(0, counted - lost - store.count_calls())
+    missing = state.labels - state.lost_calls - store.count_calls()
+    missing_test = state.test_calls - state.lost_test_calls - store.count_test_calls()
+    return max(0, missing), max(0, missing_test)
+
+
+def take_stock(store: LabelStore, run: RunDirectory, campaign: str, state: CampaignState) -> tuple[CampaignState, str]:
+    """Fills a store that lost rows from the files of a run; what is in none of them still counts.
+
+    Args:
+        store: open for writing.
+        run: the run directory.
+        campaign: its name.
+        state: where it stands.
+
+    Returns:
+        the state, which knows the calls that are lost, and what to tell the user; empty where the store is whole.
+    """
+    missing = sum(missing_calls(store, state))
+    if not missing:
+        return state, ""
+    restored = restore_rows(store, run, campaign)
+    lost, lost_test = missing_calls(store, state)
+    update = {"lost_calls": state.lost_calls + lost, "lost_test_calls": state.lost_test_calls + lost_test}
+    said = (
+        f"{run.labels} was removed or replaced: {missing} label-source calls are not in it; {restored} labels were taken "
+        f"from the files of the run, and {lost + lost_test} calls that are in none of them still count."
+    )
+    return state.model_copy(update=update), said
 
 
 def restore_rows(store: LabelStore, run: RunDirectory, campaign: str) -> int:

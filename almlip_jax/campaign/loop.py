@@ -89,6 +89,7 @@ class Campaign:
         self.progress = progress
         self.state = read_state(run)
         self.workshop = Workshop(config, run, self.state, progress)
+        self.workshop.store.watch(self.note_calls)
 
     def take_stock(self) -> None:
         """Remembers what has to stay, and holds the label store against the calls that were counted."""
@@ -96,17 +97,11 @@ class Campaign:
             self.state = self.state.model_copy(update={"settled": continuity.settled(self.config)})
         self.state = continuity.with_config(self.run, self.state)
         shop = self.workshop
-        missing = bookkeeping.missing_calls(shop.store, self.state.labels, shop.lost_calls)
-        if missing:
-            restored = bookkeeping.restore_rows(shop.store, self.run, self.config.name)
-            lost = bookkeeping.missing_calls(shop.store, self.state.labels, shop.lost_calls)
-            shop.lost_calls += lost
-            self.state = self.state.model_copy(update={"lost_calls": shop.lost_calls})
-            self.progress.message(
-                f"{self.run.labels} was removed or replaced: {missing} label-source calls are not in it; {restored} "
-                f"labels were taken from the files of the run, and {lost} calls that are in none of them still count."
-            )
-        self.save(self.state)
+        self.state, said = bookkeeping.take_stock(shop.store, self.run, self.config.name, self.state)
+        shop.lost_calls, shop.lost_test_calls = self.state.lost_calls, self.state.lost_test_calls
+        if said:
+            self.progress.message(said)
+        self.save(self.state.model_copy(update=self.calls()))
         self.point_to_potential()
 
     def point_to_potential(self) -> None:
@@ -156,8 +151,8 @@ class Campaign:
         results, seconds = self.results_of(work)
         files = continuity.digests_after(stage, self.state.round, self.run, self.state.files)
         shop = self.workshop
-        following = self.state.after(results, seconds=seconds, labels=shop.labels, measured=shop.measured)
-        self.save(following.model_copy(update={"files": files}))
+        following = self.state.after(results, seconds=seconds, measured=shop.measured)
+        self.save(following.model_copy(update={"files": files, **self.calls()}))
         if stage is Stage.TRAIN:
             self.point_to_potential()
 
@@ -227,8 +222,18 @@ class Campaign:
         """Keeps for the status why the campaign stands still; labels that failed are tried again when it goes on."""
         with contextlib.suppress(InputError):  # nothing can be written where the disk is full
             retry = isinstance(error, LabelError)
-            update = {"reason": str(error), "retry": retry, "labels": self.workshop.labels}
+            update = {"reason": str(error), "retry": retry, **self.calls()}
             self.save(self.state.model_copy(update=update))
+
+    def calls(self) -> dict[str, int]:
+        """Fields of the state that count the calls of the label source."""
+        return {"labels": self.workshop.labels, "test_calls": self.workshop.test_calls}
+
+    def note_calls(self) -> None:
+        """Makes durable how many calls were made, beside the store: should that be removed, they still count."""
+        state = self.state.model_copy(update=self.calls())
+        if state != self.state:
+            self.save(state)
 
     def save(self, state: CampaignState) -> None:
         """Makes a new state durable."""
@@ -327,7 +332,7 @@ def _work(campaign: Campaign) -> Outcome:
             return campaign.outcome()
         return campaign.follow_protocol()
     except PendingLabels as pending:
-        campaign.save(campaign.state.model_copy(update={"reason": str(pending), "labels": campaign.workshop.labels}))
+        campaign.save(campaign.state.model_copy(update={"reason": str(pending), **campaign.calls()}))
         return campaign.outcome()
     finally:
         campaign.workshop.close()

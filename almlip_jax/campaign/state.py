@@ -129,6 +129,10 @@ class CampaignState(Findings):
     """Label-source calls so far, without those of the test set."""
     lost_calls: int = 0
     """How many of them the label store no longer knows, since it was removed or replaced."""
+    test_calls: int = 0
+    """Label-source calls for the test set so far."""
+    lost_test_calls: int = 0
+    """How many of them the label store no longer knows."""
     settled: dict[str, Any] = {}
     """Settings that the campaign keeps, as it began with them, and the version of its label source."""
     files: dict[str, str] = {}
@@ -159,18 +163,17 @@ class CampaignState(Findings):
         return _place(self.round, self.stage) > _place(round_index, stage)
 
     def after(
-        self, results: Mapping[str, Any], *, seconds: float, labels: int, measured: Mapping[str, Any] | None = None
+        self, results: Mapping[str, Any], *, seconds: float, measured: Mapping[str, Any] | None = None
     ) -> CampaignState:
         """The state once the stage at hand is done.
 
         Args:
             results: fields of the round's record that the stage found out.
             seconds: wall time it took.
-            labels: label-source calls so far.
             measured: shapes and capacities; as before where not given.
         """
         following, round_index = _next(self.stage, self.round)
-        update: dict[str, Any] = {"round": round_index, "stage": following, "labels": labels, "reason": None}
+        update: dict[str, Any] = {"round": round_index, "stage": following, "reason": None}
         update["measured"] = self.measured if measured is None else plain(measured)
         if self.stage in _ROUND:
             times = {**self.record.seconds, str(self.stage): seconds}

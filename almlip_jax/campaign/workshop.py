@@ -162,6 +162,7 @@ class Workshop:
         self.progress = progress
         self._noted: dict[str, Any] = dict(state.measured)
         self.lost_calls = state.lost_calls
+        self.lost_test_calls = state.lost_test_calls
         self.store = LabelStore(run.labels)
         try:
             self.labeller = Labeller(config.oracle, self.store, config.executor)
@@ -178,6 +179,11 @@ class Workshop:
     def labels(self) -> int:
         """Label-source calls so far, without those of the test set."""
         return self.store.count_calls() + self.lost_calls
+
+    @property
+    def test_calls(self) -> int:
+        """Label-source calls for the test set so far."""
+        return self.store.count_test_calls() + self.lost_test_calls
 
     # -- inputs -------------------------------------------------------------------------------------------------------
 

@@ -86,6 +86,7 @@ class LabelStore:
         self.readonly = readonly
         self._rows: dict[str, _Row] = {}
         self._lock: Any = None
+        self._told: Callable[[], object] = lambda: None
         if readonly and not self.path.exists():
             raise StorageError(f"there is no label store at {self.path}.")
         with self._sentences():
@@ -119,6 +120,10 @@ class LabelStore:
             self._lock.close()
             self._lock = None
 
+    def watch(self, tell: Callable[[], object]) -> None:
+        """Calls a function after every transaction, so that what was paid can be counted elsewhere, too."""
+        self._told = tell
+
     def __contains__(self, identity: str) -> bool:
         """Whether the label is done or failed."""
         return identity in self._rows and self._rows[identity].status != "pending"
@@ -151,6 +156,7 @@ class LabelStore:
 
     def select(self, **provenance: str | int) -> list[StoredLabel]:
         """The rows, done or failed, with these values of ``purpose``, ``round`` or ``trajectory``, in order."""
+        self._require_there()
         with self._sentences():
             rows = list(self._db.select(sort="id", **provenance))
         with self._readable("a row"):
@@ -163,6 +169,10 @@ class LabelStore:
             exclude_purpose: labels for this purpose do not count; None counts all.
         """
         return sum(row.calls for row in self._rows.values() if row.purpose != exclude_purpose)
+
+    def count_test_calls(self) -> int:
+        """Calls that have been paid for test sets."""
+        return self.count_calls(None) - self.count_calls()
 
     def summary(self) -> dict[str, dict[str, float]]:
         """For each purpose the numbers ``done``, ``failed``, ``pending``, ``calls``, ``cut_off`` and ``seconds``.
@@ -232,6 +242,7 @@ class LabelStore:
             return
         if self._lock is None:
             raise StorageError(f"the label store {self.path} is open for reading only.")
+        self._require_there()
         written: dict[str, _Row] = {}
         with self._sentences(), self._transaction() as database:
             for row, identity, atoms, provenance, label in rows:
@@ -256,6 +267,19 @@ class LabelStore:
                 current.id = database.write(entry, _keys(current, provenance), data, id=earlier.id or None)
                 written[identity] = current
         self._rows.update(written)
+        self._told()
+
+    def _require_there(self) -> None:
+        """Refuses to go on with a file that is gone: SQLite would make an empty one in its place, without the rows.
+
+        Raises:
+            StorageError: it was removed or emptied since it was opened.
+        """
+        if not self.path.exists() or self.path.stat().st_size == 0:
+            raise StorageError(
+                f"the label store {self.path} was removed or emptied while it was in use; put it back, or start again "
+                "without it (a campaign that is resumed takes labels from the files of its run)."
+            )
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[Any]:
@@ -285,6 +309,7 @@ class LabelStore:
         Raises:
             StorageError: it cannot be read.
         """
+        self._require_there()
         with self._sentences():
             with self._readable(f"row {id}"):
                 return decode(self._db.get(id=id))

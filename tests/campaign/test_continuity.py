@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 import yaml
-from tiny_campaign import result_of, run_or_resume, tiny_config
+from tiny_campaign import Killed, KillingProgress, result_of, run_or_resume, tiny_config
 
 from almlip_jax.campaign import Outcome, resume_campaign
 from almlip_jax.campaign.continuity import with_earlier_defaults
+from almlip_jax.campaign.loop import Campaign
 from almlip_jax.campaign.rundir import RunDirectory
 from almlip_jax.campaign.state import read_state
 from almlip_jax.config import load_run_config
@@ -25,6 +26,8 @@ from almlip_jax.progress import SilentProgress
 pytestmark = pytest.mark.usefixtures("compile_once")
 
 Edit = Callable[[Any], None]
+
+MD = {"temperature": 300, "steps": 4, "every": 2}
 
 
 class Notes(SilentProgress):
@@ -153,7 +156,9 @@ def test_a_store_that_is_gone_costs_no_budget_twice(run: RunDirectory, how: str)
     known = {identity: energy for identity, _, energy in before["labels"]}
     with LabelStore(run.labels, readonly=True) as store:
         rows = {row.label.identity: row.label.energy for row in store.labelled()}
-        assert store.count_calls() + read_state(run).lost_calls == calls
+        state = read_state(run)
+        assert store.count_calls() + state.lost_calls == calls
+        assert store.count_test_calls() + state.lost_test_calls == before["metrics"][-1]["test_calls"]
     # all that went into a file is there again, to the last bit
     files = [*run.round(2).dataset.read_text().split(), *run.test.read_text().split()]
     named = {word.partition("=")[2].strip('"') for word in files if word.startswith("label_id=")}
@@ -162,6 +167,31 @@ def test_a_store_that_is_gone_costs_no_budget_twice(run: RunDirectory, how: str)
     assert from_disk(run, notes=again).labels == calls and not again.said
     # with the budget spent, nothing more is asked for
     assert from_disk(run, f"stopping.max_labels={calls}", "stopping.max_rounds=9").rule == "max_labels"
+
+
+@pytest.mark.parametrize("name", ["initial set", "test set"])
+def test_a_store_removed_after_a_kill_in_the_first_stages_still_counts(tmp_path: Path, name: str) -> None:
+    """Nothing of these stages is in a file yet, nor has the state moved on: the calls were counted as they landed."""
+    run = RunDirectory(tmp_path / "run")
+    sections = {"initial": {"rattle": {"count": 3, "stdev": 0.05}, "md": ()}, "test": {"md": [MD, {**MD, "steps": 5}]}}
+    with pytest.raises(Killed):
+        run_or_resume(tmp_path, run.path, KillingProgress(None, name, within=True), **sections)
+    state = read_state(run)
+    assert state.stage == name.split()[0]
+    with LabelStore(run.labels, readonly=True) as store:
+        paid = store.count_calls(), store.count_test_calls()
+    assert (state.labels, state.test_calls) == paid and sum(paid) > 0
+    shutil.rmtree(run.labels.with_name("labels.db.spool"))
+    run.labels.unlink()
+    notes = Notes()
+    campaign = Campaign(tiny_config(tmp_path, **sections), run, notes)
+    try:
+        campaign.take_stock()
+    finally:
+        campaign.workshop.close()
+    assert any("labels.db was removed or replaced" in text for text in notes.said)
+    assert (read_state(run).labels, read_state(run).test_calls) == paid
+    assert (campaign.workshop.labels, campaign.workshop.test_calls) == paid
 
 
 def test_results_do_not_depend_on_what_is_remembered(reference: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ def walk(state: CampaignState, steps: int) -> list[tuple[int, str]]:
     seen = []
     for _ in range(steps):
         seen.append((state.round, str(state.stage)))
-        state = state.after({}, seconds=1.0, labels=0)
+        state = state.after({}, seconds=1.0)
     return seen
 
 
@@ -39,8 +39,8 @@ def test_is_past_compares_rounds_then_stages() -> None:
 
 def test_results_gather_in_the_record_of_their_round() -> None:
     state = CampaignState(stage=Stage.TRAIN)
-    state = state.after({"labels": 12, "dataset_size": 10}, seconds=2.0, labels=12)
-    state = state.after({"errors": {"forces_rmse_300K": 0.1}}, seconds=0.5, labels=12)
+    state = state.after({"labels": 12, "dataset_size": 10}, seconds=2.0)
+    state = state.after({"errors": {"forces_rmse_300K": 0.1}}, seconds=0.5)
     assert len(state.history) == 1
     record = state.history[0]
     assert (record.labels, record.dataset_size, record.errors) == (12, 10, {"forces_rmse_300K": 0.1})
@@ -49,7 +49,7 @@ def test_results_gather_in_the_record_of_their_round() -> None:
 
 def test_a_stage_done_again_leaves_no_trace_of_the_first_time() -> None:
     state = CampaignState(stage=Stage.EXPLORE, history=(RoundRecord(round=0, candidates=3, seconds={"explore": 9.0}),))
-    again = state.after({"candidates": 4}, seconds=1.0, labels=0).history
+    again = state.after({"candidates": 4}, seconds=1.0).history
     assert len(again) == 1 and again[0].candidates == 4 and again[0].seconds == {"explore": 1.0}
 
 

@@ -79,12 +79,12 @@ class KillingProgress(SilentProgress):
     """Ends the campaign the moment a stage of a round begins, or reports for the first time.
 
     Args:
-        round_index: in which round.
+        round_index: in which round; None before the first.
         stage: name of the stage.
         within: whether to wait for the first report from within the stage.
     """
 
-    def __init__(self, round_index: int, stage: str, *, within: bool = False) -> None:
+    def __init__(self, round_index: int | None, stage: str, *, within: bool = False) -> None:
         super().__init__()
         self.place = (round_index, stage)
         self.within = within

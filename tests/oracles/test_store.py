@@ -255,6 +255,28 @@ def test_damaged_store_is_one_sentence(tmp_path: Path) -> None:
     LabelStore(tmp_path / "labels.db").close()  # the lock of the failed attempt is gone
 
 
+@pytest.mark.parametrize("how", ["removed", "emptied"])
+def test_a_store_that_is_gone_while_in_use_is_not_made_anew(waters: Waters, tmp_path: Path, how: str) -> None:
+    """SQLite would make an empty file, into which later rows go while the earlier ones are missing."""
+    path, frames, told = tmp_path / "labels.db", waters(3), []
+    with LabelStore(path) as store:
+        store.watch(lambda: told.append(store.count_calls()))
+        requests = [(str(n), frame, {"purpose": "train"}) for n, frame in enumerate(frames)]
+        store.intend(requests[:2])
+        store.land([_label("0", frames[0], 0)])
+        assert told == [0, 1]
+        path.unlink() if how == "removed" else path.write_bytes(b"")
+        for use in (
+            lambda: store.intend(requests),
+            lambda: store.land([_label("1", frames[1], 1)]),
+            lambda: store.stored("0"),
+            lambda: store.select(purpose="train"),
+        ):
+            with pytest.raises(StorageError, match=r"labels\.db was removed or emptied while it was in use; put it"):
+                use()
+        assert told == [0, 1] and (not path.exists() or path.stat().st_size == 0)
+
+
 def test_any_other_ase_database_is_refused(waters: Waters, tmp_path: Path) -> None:
     ase.db.connect(tmp_path / "other.db").write(waters(1)[0])
     with pytest.raises(StorageError, match="no label store"):
