@@ -66,6 +66,10 @@ def test_paths_are_meant_from_the_config_and_overrides_from_here(tmp_path, monke
         ("- a\n- b\n", r"must hold keys and values"),
         (PLAIN + "exploration: {kind: md, chunk: 33, trace_every: 10}\n", r"chunk 33 is not a multiple of trace_every"),
         (
+            PLAIN + "exploration: {kind: md, steps: 60, chunk: 200, trajectory_every: 200}\n",
+            r"trajectory_every 200 is more than the run's steps 60, so that nothing would be kept",
+        ),
+        (
             PLAIN + "exploration: {kind: md, thresholds: {kind: fixed, record: 2, stop: 1}}\n",
             r"stop threshold 1 is below",
         ),

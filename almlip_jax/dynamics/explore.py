@@ -22,6 +22,7 @@ from almlip_jax.dynamics.admission import build_admission, context_of
 from almlip_jax.dynamics.biases import build_bias
 from almlip_jax.dynamics.gates import Decision, Thresholds, build_gate
 from almlip_jax.dynamics.integrators import AdversarialSettings, build_integrator, integrator_numbers
+from almlip_jax.dynamics.judging import check_exploration, speaks_as
 from almlip_jax.dynamics.knowledge import Knowledge
 from almlip_jax.dynamics.loop import Evaluate, Loop
 from almlip_jax.dynamics.motion import Drive, Motion, maxwell_boltzmann, without_drift
@@ -38,7 +39,7 @@ from almlip_jax.dynamics.sanity import (
 from almlip_jax.dynamics.session import Session
 from almlip_jax.dynamics.settings import ExplorationSettings
 from almlip_jax.dynamics.state import Ends, Setup, Snapshots, State, Traces
-from almlip_jax.ensembles import blocked, gathered, spread_members
+from almlip_jax.ensembles import Prediction, blocked, gathered, spread_members
 from almlip_jax.errors import CapacityError, InputError
 from almlip_jax.keys import named_stream
 from almlip_jax.models import Params
@@ -109,7 +110,7 @@ class Explorer:
 
         Raises:
             InputError: not one start structure for each walker, an element that the ensemble does not know, a structure
-                that does not suit the integrator, or knowledge that is missing.
+                that does not suit the integrator, knowledge that is missing, or one member whose spread is judged.
         """
         session = self.begin(params, starts, thresholds, key, knowledge)
         traces = []
@@ -132,6 +133,7 @@ class Explorer:
         params = spread_members(params, walkers=len(starts))
         limits = self._thresholds(thresholds)
         state, setup, loop = self._prepare(starts, limits, key, self._known(knowledge))
+        self._check_members(params, state, setup)
         begin, run_chunk = self._compiled(loop)
         return Session(self, params, starts, limits, setup, run_chunk, begin(params, state, setup))
 
@@ -157,6 +159,20 @@ class Explorer:
                         f"walker {w} has the constraint {type(constraint).__name__}; only FixAtoms is known, use a "
                         "restraint among the biases for others."
                     )
+
+    def _check_members(self, params: Params, state: State, setup: Setup) -> None:
+        """Refuses a gate, a bias or an ascent that would see no uncertainty anywhere."""
+
+        def evaluated(params: Params, state: State, setup: Setup) -> Prediction:
+            return self._evaluate(params, state.neighbors.graph(state.motion.position, setup.species))
+
+        prediction = jax.eval_shape(evaluated, params, state, setup)
+        gated = any(np.isfinite(jax.device_get(limit)).any() for limit in jax.tree.leaves(setup.thresholds))
+        if prediction.energy.shape[0] == 1:
+            try:
+                check_exploration(self.settings, speaks_as(prediction), gated=gated)
+            except ValueError as error:
+                raise InputError(f"{error} Infinite thresholds judge nothing." if gated else str(error)) from error
 
     def _known(self, knowledge: Knowledge | None) -> Knowledge:
         known = knowledge or Knowledge()

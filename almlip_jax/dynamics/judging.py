@@ -5,7 +5,7 @@ from __future__ import annotations
 from almlip_jax.dynamics.biases.settings import BoundedUncertaintySettings, UncertaintySettings
 from almlip_jax.dynamics.integrators.settings import AdversarialSettings
 from almlip_jax.dynamics.settings import ExplorationSettings
-from almlip_jax.ensembles import EnsembleSettings, require_score, require_spread
+from almlip_jax.ensembles import EnsembleSettings, Prediction, require_score, require_spread
 
 
 def check_exploration(settings: ExplorationSettings, members: EnsembleSettings, *, gated: bool = True) -> None:
@@ -30,3 +30,12 @@ def check_exploration(settings: ExplorationSettings, members: EnsembleSettings, 
     for bias in settings.biases:
         if isinstance(bias, UncertaintySettings | BoundedUncertaintySettings):
             require_spread(members, f"exploration.biases '{bias.kind}'")
+
+
+def speaks_as(prediction: Prediction) -> EnsembleSettings:
+    """Settings of an ensemble that says as much of its errors as one with this prediction; shapes are enough."""
+    if prediction.noise is None:
+        return EnsembleSettings(size=prediction.energy.shape[0])
+    evidence = prediction.noise.forces.evidence
+    likelihood = "mean_variance" if evidence is None else "evidential"
+    return EnsembleSettings(size=prediction.energy.shape[0], likelihood=likelihood)

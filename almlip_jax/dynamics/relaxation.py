@@ -54,6 +54,7 @@ class Relaxed:
 def relaxing(settings: ExplorationSettings, relaxation: RelaxationSettings) -> ExplorationSettings:
     """The exploration that relaxes the starts of another one: its walkers, score, sanity and chunks, and no buffer."""
     fixed = relaxation.cell == "fixed"
+    chunk = min(settings.chunk, relaxation.steps)
     groups = [
         group.model_copy(update={"pressure": 0.0 if fixed else group.pressures[0], "bias": 1.0})
         for group in settings.walkers
@@ -66,9 +67,9 @@ def relaxing(settings: ExplorationSettings, relaxation: RelaxationSettings) -> E
         sanity=settings.sanity,
         buffer=1,
         when_full="go_on",
-        chunk=settings.chunk,
-        trace_every=settings.chunk,
-        trajectory_every=settings.chunk,
+        chunk=chunk,
+        trace_every=chunk,
+        trajectory_every=chunk,
         skin=settings.skin,
     )
 

@@ -224,6 +224,17 @@ class ExplorationSettings(Settings):
         return self
 
     @model_validator(mode="after")
+    def _strides_fit_into_the_run(self) -> Self:
+        for name in ("trace_every", "trajectory_every"):
+            stride = getattr(self, name)
+            if stride > self.steps and stride != type(self).model_fields[name].default:  # defaults allow short runs
+                raise ValueError(
+                    f"{name} {stride} is more than the run's steps {self.steps}, so that nothing would be kept; lower "
+                    "it, or leave it out."
+                )
+        return self
+
+    @model_validator(mode="after")
     def _steps_are_shorter_than_what_they_resolve(self) -> Self:
         periods = {NoseHooverSettings: "time", NptSettings: "barostat_time"}
         name = periods.get(type(self.integrator))

@@ -57,8 +57,11 @@ ERRORS: Final[dict[str, Quantity]] = {
     "forces_rmse": Quantity("force RMSE", "meV/Å", 1e3),
     "forces_mae": Quantity("force MAE", "meV/Å", 1e3),
     "stress_rmse": Quantity("stress RMSE", "meV/Å³", 1e3),
+    "stress_mae": Quantity("stress MAE", "meV/Å³", 1e3),
 }
 """Columns that a comparison of selectors can be about: positive, smaller is better."""
+
+_OF_CELLS: Final = ("stress_rmse", "stress_mae")  # a table without periodic systems need not have them
 
 CALIBRATION: Final[dict[str, Quantity]] = {
     "spearman": Quantity("Spearman correlation", rises=True),
@@ -100,7 +103,7 @@ def read_tables(paths: Sequence[Path | str]) -> pd.DataFrame:
     """Reads tables of a sweep and puts them one under the other.
 
     Args:
-        paths: CSV files with all of `COLUMNS`.  Rows without ``labels`` stand for rounds that a point did not reach,
+        paths: CSV files with all of `COLUMNS`; those of stresses may be left out.  Rows without ``labels`` stand for rounds that a point did not reach,
             and are left out.
 
     Returns:
@@ -156,10 +159,10 @@ def _read(path: Path) -> pd.DataFrame:
         raw = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
     except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError):
         raise InputError(f"{path} is not a table: it must be CSV with a header.") from None
-    missing = [name for name in COLUMNS if name not in raw]
+    missing = [name for name in COLUMNS if name not in raw and name not in _OF_CELLS]
     if missing:
         raise InputError(f"{path} lacks column {', '.join(repr(name) for name in missing)} of a sweep's table.")
-    reached = raw[raw["labels"].str.strip() != ""]
+    reached = raw.reindex(columns=[*COLUMNS], fill_value="")[raw["labels"].str.strip() != ""]
     return pd.DataFrame({name: _typed(reached[name], path) for name in COLUMNS})
 
 

@@ -127,6 +127,10 @@ class ProductionDynamics(ExplorationSettings):
     def _whole_strides(self) -> Self:
         return self
 
+    @model_validator(mode="after")
+    def _strides_fit_into_the_run(self) -> Self:
+        return self
+
 
 class MdConfig(SimulationConfig):
     """Production molecular dynamics with a trained potential: ``almlip md``."""
@@ -156,7 +160,8 @@ class MdConfig(SimulationConfig):
         }
         if self.thresholds is None:
             changes["buffer"] = 1
-        return ExplorationSettings.model_validate(self.exploration.model_dump() | changes)
+        # What holds for strides that users give to an exploration does not hold here; the rest has been checked.
+        return ExplorationSettings.model_construct(**(dict(self.exploration) | changes))
 
     @property
     def _stride(self) -> int:
@@ -183,4 +188,11 @@ class MdConfig(SimulationConfig):
                 f"thermo.every {self.thermo.every} and trajectory.every {self.trajectory.every} are more than "
                 f"exploration.steps {steps}, so that nothing after the start would be written."
             )
+        for name, section in (("thermo", self.thermo), ("trajectory", self.trajectory)):
+            usual = type(section).model_fields["every"].default
+            if section.every > steps and section.every != usual:  # defaults allow short runs
+                raise ValueError(
+                    f"{name}.every {section.every} is more than exploration.steps {steps}, so that it would write "
+                    "nothing after the start; lower it, or leave it out."
+                )
         return self

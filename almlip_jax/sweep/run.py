@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import jax
 import numpy as np
@@ -46,14 +47,13 @@ class SweepResult:
 
     def summary(self) -> dict[str, Any]:
         """As plain data."""
-        names = ("system", "selector", "ensemble_size", "batch_size", "test", "seeds", "labels", "forces_rmse")
         return {
             "out": str(self.out),
             "results": str(self.out / "results.csv"),
             "points": self.points,
             "complete": self.complete,
             "ended_early": self.cut,
-            "curves_end": [dict(zip(names, end, strict=True)) for end in _ends(self.rows)],
+            "curves_end": _ends(self.rows),
         }
 
 
@@ -171,17 +171,24 @@ def _result(bench: Bench) -> SweepResult:
     return SweepResult(bench.folder.path, rows, len(points), complete, len(ends) - ends.count(None) - complete)
 
 
-def _ends(rows: Sequence[Mapping[str, Cell]]) -> list[tuple[Any, ...]]:
-    """Where the learning curves end: mean force error over the seeds at the most labels that any of them has."""
-    curves: dict[tuple[Cell, ...], dict[int, list[float]]] = {}
+def _ends(rows: Sequence[Mapping[str, Cell]]) -> list[dict[str, Any]]:
+    """Where the learning curves end: mean errors over the seeds at the most labels that any of them has."""
+    curves: dict[tuple[Cell, ...], dict[int, list[Mapping[str, Cell]]]] = {}
     for row in rows:
-        labels, error = row["labels"], row["forces_rmse"]
-        if isinstance(labels, int) and isinstance(error, float):
-            key = tuple(row[name] for name in ("system", "selector", "ensemble_size", "batch_size", "test"))
-            curves.setdefault(key, {}).setdefault(labels, []).append(error)
-    return [
-        (*key, len(curve[max(curve)]), max(curve), float(np.mean(curve[max(curve)]))) for key, curve in curves.items()
-    ]
+        if isinstance(row["labels"], int) and any(isinstance(row[name], float) for name in _ERRORS):
+            curves.setdefault(tuple(row[name] for name in _CURVE), {}).setdefault(row["labels"], []).append(row)
+    ends = []
+    for key, curve in curves.items():
+        last = curve[max(curve)]
+        end = dict(zip(_CURVE, key, strict=True)) | {"seeds": len(last), "labels": max(curve)}
+        ends.append(end | {name: _mean(row[name] for row in last) for name in _ERRORS})
+    return ends
+
+
+def _mean(cells: Iterable[Cell]) -> float | None:
+    """Of those that are numbers; None where there is none."""
+    known = [cell for cell in cells if isinstance(cell, float) and math.isfinite(cell)]
+    return float(np.mean(known)) if known else None
 
 
 def render_result(result: SweepResult) -> Table:
@@ -190,8 +197,20 @@ def render_result(result: SweepResult) -> Table:
     if result.cut:
         title += f", {result.cut} ended early (empty rows)"
     table = Table(title=f"{title}; {result.out / 'results.csv'}")
-    for column in ("system", "selector", "members", "batch", "test", "seeds", "labels", "F RMSE meV/A"):
+    ends = _ends(result.rows)
+    shown = [name for name in _ERRORS if name == "forces_rmse" or any(end[name] is not None for end in ends)]
+    titles = ("system", "selector", "members", "batch", "test", "seeds", "labels", *(_ERRORS[name] for name in shown))
+    for column in titles:
         table.add_column(column, justify="left" if column in ("system", "selector", "test") else "right")
-    for *names, error in _ends(result.rows):
-        table.add_row(*(str(name) for name in names), f"{1e3 * error:.4g}")
+    for end in ends:
+        errors = [end[name] for name in shown]
+        numbers = ["-" if error is None else f"{1e3 * error:.4g}" for error in errors]
+        table.add_row(*(str(end[name]) for name in (*_CURVE, "seeds", "labels")), *numbers)
     return table
+
+
+_CURVE: Final = ("system", "selector", "ensemble_size", "batch_size", "test")
+"""What tells learning curves apart, the seeds apart."""
+
+_ERRORS: Final = {"forces_rmse": "F RMSE meV/A", "stress_rmse": "S RMSE meV/A^3"}
+"""Errors that are shown where curves end; stresses where some system has them."""

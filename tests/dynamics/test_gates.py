@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from almlip_jax.dynamics import Explorer, Knowledge, SanitySettings, Status
+from almlip_jax.dynamics.biases.settings import UncertaintySettings
 from almlip_jax.dynamics.gates import (
     DecayGate,
     Decision,
@@ -26,8 +27,11 @@ from almlip_jax.dynamics.gates import (
     TrustBandGate,
     scaled_by_species,
 )
+from almlip_jax.dynamics.judging import speaks_as
 from almlip_jax.dynamics.settings import AbsoluteGate, BandGate, RewindSettings
 from almlip_jax.ensembles import Prediction
+from almlip_jax.ensembles.heads import Belief, Noise
+from almlip_jax.errors import InputError
 from almlip_jax.potential.novelty import fit_extrapolation_grade, fit_latent_distance
 from almlip_jax.structures.graph import Graph
 
@@ -150,6 +154,24 @@ def test_a_walker_in_trouble_begins_again_from_a_frame_of_its_own():
             origin = hit
     again = runner.run(PARAMS, [dimer()] * 3, (0.5 * stop, stop), jax.random.key(7))
     np.testing.assert_array_equal(again.scores[SCORE], found.scores[SCORE])
+
+
+def test_one_member_has_no_spread_to_judge():
+    """Its score is 0 everywhere, so that a gate would find the ensemble sure of everything."""
+    one = PARAMS[:1]
+    with pytest.raises(InputError, match=r"exploration\.gate looks at force_std_max.*Infinite thresholds judge nothing"):
+        explorer().begin(one, [dimer()] * 3, QUIET, jax.random.key(0))
+    with pytest.raises(InputError, match=r"exploration\.biases 'uncertainty' follows"):
+        explorer(biases=(UncertaintySettings(),)).begin(
+            one, [dimer()] * 3, (np.inf, np.inf), jax.random.key(0)
+        )
+    shapes = jax.eval_shape(lambda: jnp.zeros((1, 2)))
+    said = Prediction(shapes, shapes, shapes, shapes)
+    belief = Belief(shapes)
+    assert speaks_as(said).likelihood == "none"
+    assert speaks_as(replace(said, noise=Noise(belief, belief, belief))).likelihood == "mean_variance"
+    belief = Belief(shapes, shapes, shapes)
+    assert speaks_as(replace(said, noise=Noise(belief, belief, belief))).likelihood == "evidential"
 
 
 def test_the_whole_run_ends_when_a_buffer_is_full():

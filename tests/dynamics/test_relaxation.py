@@ -119,5 +119,6 @@ def test_what_is_taken_over_from_the_exploration() -> None:
     assert full.integrator == FireSettings(cell="full", largest_force=0.1)
     assert [group.pressure for group in full.walkers] == [1.0, 0.0] and full.temperatures == exploration.temperatures
     assert (full.sanity, full.gate.score, full.steps) == (exploration.sanity, exploration.gate.score, 7)
+    assert full.chunk == 7, "chunks of the exploration are longer than this relaxation"
     fixed = relaxing(exploration, RelaxationSettings())
     assert [group.pressure for group in fixed.walkers] == [0.0, 0.0]

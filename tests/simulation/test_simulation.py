@@ -640,6 +640,8 @@ def test_damaged_hills_are_one_sentence(biased, damages, tmp_path):
         path = tmp_path / "run" / name
         whole = path.read_bytes()
         for damage, content in damages(path).items():
+            if (name, damage) == ("config.yaml", "half"):
+                continue  # that may hold all that is asked of it
             path.write_bytes(content)
             with pytest.raises(InputError) as error:
                 run_free_energy(tmp_path / "run")
@@ -753,6 +755,7 @@ def test_a_potential_that_knows_its_training_set_explores_without_it(folder):
         ("md", {"trajektory": {}}, "unknown key 'trajektory'; did you mean 'trajectory'?"),
         ("md", {"thermo": {"every": 9973}, "trajectory": {"every": 997}}, "no common multiple up to 20000"),
         ("md", {"exploration": {"trace_every": 20}}, "exploration.trace_every is not used here; set thermo.every"),
+        ("md", {"thermo": {"every": 5000}}, "thermo.every 5000 is more than exploration.steps"),
     ],
 )
 def test_mistakes_are_one_sentence(folder, tmp_path, monkeypatch, command, changes, message):

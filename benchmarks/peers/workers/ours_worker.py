@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 import jax
+import numpy as np
 from ase import Atoms
 from ase.io import read
 from pydantic import TypeAdapter
@@ -83,7 +84,7 @@ def dynamics(task: dict[str, Any]) -> dict[str, Any]:
     seconds, first_at = [], 0.0
     for n in range(task["repeats"] + 1):
         began = time.perf_counter()
-        run = explorer.run(params, [start] * walkers, (1e3, 1e4), jax.random.key(n))
+        run = explorer.run(params, [start] * walkers, (np.inf, np.inf), jax.random.key(n))
         seconds.append(time.perf_counter() - began)
         first_at = first_at or elapsed()
         assert all(status.name == "COMPLETED" for status in run.status), (run.status, run.cause, run.end_step)
@@ -94,7 +95,7 @@ def stop(task: dict[str, Any]) -> dict[str, Any]:
     """One run to the threshold; without one, what the gate sees at each step."""
     start, threshold = read(task["start"], "0"), task.get("threshold")
     explorer, params = explorer_of(task, start)
-    run = explorer.run(params, [start], (threshold or 1e3, threshold or 1e4), jax.random.key(1))
+    run = explorer.run(params, [start], (threshold or np.inf, threshold or np.inf), jax.random.key(1))
     seconds = elapsed()
     stopped = int(run.end_step[0]) if run.status[0].name == "STOPPED" else None
     seen = run.scores["force_std_max"][:, 0].tolist() if threshold is None else []
