@@ -108,7 +108,7 @@ def _train_into(
     """Trains on the dataset of a round and saves the potential; random numbers follow from ``name`` and the round."""
     dataset = shop.dataset(round_index)
     key = named_key(shop.config.seed, name, round_index)
-    params = None if previous is None else previous.params
+    params = None if previous is None else previous.params_for(shop.config.ensemble)
     before = round_index if name == "final" else round_index - 1
     references = _references(shop, dataset, previous, before)
     most = steps or _most_steps(shop, len(dataset), previous is not None)

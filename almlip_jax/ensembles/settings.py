@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -51,6 +52,19 @@ class EnsembleSettings(Settings):
         if len(self.variants) > self.size:
             raise ValueError(f"{len(self.variants)} variants need a size of at least as many, not {self.size}.")
         return self
+
+    def without(self, models: Collection[int]) -> EnsembleSettings:
+        """Settings of the ensemble that is left without some models, numbered architecture by architecture.
+
+        Of a committee of architectures, each model that is left is then a variant of its own.
+        """
+        if not models:
+            return self
+        count = max(1, len(self.variants))
+        places = [n for n in range(count) for _ in range(n, self.size, count)]  # the variant of each model
+        kept = [n for model, n in enumerate(places) if model not in models]
+        variants = self.variants if count == 1 else tuple(self.variants[n] for n in kept)
+        return self.model_copy(update={"size": len(kept), "variants": variants})
 
     @property
     def says_its_errors(self) -> bool:

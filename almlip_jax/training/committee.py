@@ -18,7 +18,14 @@ from almlip_jax.models import ModelSettings, Params
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.training.dataset import Capacity
 from almlip_jax.training.settings import TrainingSettings, check_losses
-from almlip_jax.training.trainer import EpochReport, Trainer, TrainingResult, weights_key_of
+from almlip_jax.training.trainer import (
+    EpochReport,
+    Trainer,
+    TrainingResult,
+    named,
+    require_enough,
+    weights_key_of,
+)
 
 
 class CommitteeTrainer:
@@ -50,11 +57,21 @@ class CommitteeTrainer:
         checkpoint: Path | None = None,
         checkpoint_every: int = 10,
     ) -> TrainingResult:
-        """Trains all members; see `Trainer.train`.  Reports speak of all models, NaN for those that wait."""
+        """Trains all members; see `Trainer.train`.  Reports speak of all models, NaN for those that wait.
+
+        Args:
+            params: to start from, an entry for each architecture; None for one begins it anew.
+
+        Other arguments are those of `Trainer.train`.  Where models are left out, the parameters have an entry for each
+        of the others, as `TrainingResult.members` describes them.
+        """
         results: list[TrainingResult] = []
         history: list[EpochReport] = []
-        warm, all_train = params is not None, bool(validation)
-        totals = [steps or trainer.total_steps(dataset, warm=warm, all_train=all_train) for trainer in self.trainers]
+        begun = (None,) * len(self.trainers) if params is None else params
+        totals = [
+            steps or trainer.total_steps(dataset, warm=one is not None, all_train=bool(validation))
+            for trainer, one in zip(self.trainers, begun, strict=True)
+        ]
         for n, (trainer, one_key) in enumerate(zip(self.trainers, jax.random.split(key, len(totals)), strict=True)):
 
             def report(own: EpochReport, n: int = n) -> None:
@@ -65,7 +82,7 @@ class CommitteeTrainer:
             results.append(
                 trainer.train(
                     dataset,
-                    None if params is None else params[n],
+                    begun[n],
                     one_key,
                     reference_energies=reference_energies,
                     on_epoch=report,
@@ -77,7 +94,17 @@ class CommitteeTrainer:
                     checkpoint_every=checkpoint_every,
                 )
             )
-        return TrainingResult(params=tuple(result.params for result in results), history=tuple(history))
+        return self._joined(results, history)
+
+    def _joined(self, results: Sequence[TrainingResult], history: Sequence[EpochReport]) -> TrainingResult:
+        """The parts as one training; raises InputError where fewer than two models are left."""
+        parts = zip(self.trainers, results, strict=True)
+        gone = np.concatenate([np.isin(np.arange(t.ensemble.size), result.left_out) for t, result in parts])
+        require_enough(gone, named(gone))
+        params = tuple(result.params for result in results)
+        if gone.any():
+            params = tuple(one for group in params for one in _one_by_one(group))
+        return TrainingResult(params, tuple(history), tuple(int(n) for n in np.flatnonzero(gone)))
 
     def _widened(self, own: EpochReport, n: int, history: Sequence[EpochReport], totals: Sequence[int]) -> EpochReport:
         """A report of one group as one of all models."""
@@ -102,6 +129,35 @@ class CommitteeTrainer:
             validation_forces_rmse=wide("validation_forces_rmse"),
             stopped=wide("stopped"),
         )
+
+
+def _one_by_one(params: Params) -> list[Params]:
+    """Parameters of each model of a group, as a group of its own."""
+    models = jax.tree.leaves(params)[0].shape[0]
+    return [jax.tree.map(lambda leaf, n=n: leaf[n : n + 1], params) for n in range(models)]
+
+
+def params_for(wanted: EnsembleSettings, there: EnsembleSettings, params: Params) -> Params:
+    """Parameters to train an ensemble from, out of those of one that lost models of it.
+
+    Args:
+        wanted: settings of the ensemble to train.
+        there: of the ensemble that the parameters belong to.
+        params: its parameters.
+
+    Returns:
+        as `CommitteeTrainer.train` takes them: an entry for each architecture, None where no model of it is left.
+    """
+    if wanted == there or len(wanted.variants) < 2:
+        return params  # models that one architecture lacks are added at the end
+    left = list(zip(there.variants, params, strict=True))
+    begun: list[Params | None] = []
+    for n, variant in enumerate(wanted.variants):
+        room = len(range(n, wanted.size, len(wanted.variants)))
+        mine = [one for its, one in left if its == variant][:room]
+        left = [pair for pair in left if not any(pair[1] is one for one in mine)]
+        begun.append(jax.tree.map(lambda *x: np.concatenate(x), *mine) if mine else None)
+    return tuple(begun)
 
 
 AnyTrainer: TypeAlias = Trainer | CommitteeTrainer

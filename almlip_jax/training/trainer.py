@@ -72,7 +72,7 @@ class TrainingResult:
     Attributes:
         params: parameters with a leading axis over models: of each the averaged ones that validated best.
         history: one report a validation; of models that were trained twice, those of the second time follow.
-        left_out: models that diverged both times, which ``params`` do not hold.
+        left_out: models that diverged both times, which ``params`` do not hold; numbered architecture by architecture.
     """
 
     params: Params
@@ -92,7 +92,7 @@ class TrainingResult:
 
     def members(self, settings: EnsembleSettings) -> EnsembleSettings:
         """Settings of the ensemble that came out, from those it was trained with."""
-        return settings.model_copy(update={"size": settings.size - len(self.left_out)}) if self.left_out else settings
+        return settings.without(self.left_out)
 
 
 class Trainer:
@@ -246,7 +246,8 @@ class Trainer:
         """A training with those models of a second one that had diverged; what diverged again is left out.
 
         Raises:
-            InputError: fewer than two models would be left, or they are part of a committee of architectures.
+            InputError: fewer than two models would be left; whether enough of a committee of architectures are is for
+                those to say who train it.
         """
         lost = diverged(first.history)
         gone = lost & diverged(second.history)
@@ -256,13 +257,8 @@ class Trainer:
             return np.where(lost.reshape((-1,) + (1,) * (old.ndim - 1)), new, old)[~gone]
 
         if gone.any():
-            if gone.all():
-                raise InputError("the training loss is not finite; check the labels, or lower training.learning_rate.")
-            if (~gone).sum() < 2 or self.members.variants:
-                raise InputError(
-                    f"{self.named(gone)} diverged in two trainings, and the ensemble cannot do without; check the "
-                    "labels, or lower training.learning_rate."
-                )
+            if self.ensemble.size == self.members.size:
+                require_enough(gone, self.named(gone))
             if say is not None:
                 say(f"{self.named(gone)} diverged again; the ensemble goes on without.")
         params = jax.tree.map(choose, first.params, second.params)
@@ -270,8 +266,7 @@ class Trainer:
 
     def named(self, models: np.ndarray) -> str:
         """Some models [L], as messages call them."""
-        numbers = [str(self.first + int(n)) for n in np.flatnonzero(models)]
-        return f"model{'s' if len(numbers) > 1 else ''} {', '.join(numbers)}"
+        return named(models, self.first)
 
     def training_set(
         self, dataset: Sequence[Atoms], reference_energies: dict[int, float], validation: Sequence[Atoms] = ()
@@ -390,6 +385,27 @@ def is_over(history: Sequence[EpochReport], wanted: np.ndarray) -> bool:
 def diverged(history: Sequence[EpochReport]) -> np.ndarray:
     """Which models [L] have a loss that is no longer a number."""
     return ~np.isfinite(history[-1].train_loss)
+
+
+def named(models: np.ndarray, first: int = 0) -> str:
+    """Some models [L], as messages call them; ``first`` is the number of the first of them."""
+    numbers = [str(first + int(n)) for n in np.flatnonzero(models)]
+    return f"model{'s' if len(numbers) > 1 else ''} {', '.join(numbers)}"
+
+
+def require_enough(gone: np.ndarray, name: str) -> None:
+    """Refuses an ensemble that lost too many of its models [L], called by a name, in two trainings.
+
+    Raises:
+        InputError: fewer than two are left.
+    """
+    if gone.all():
+        raise InputError("the training loss is not finite; check the labels, or lower training.learning_rate.")
+    if gone.any() and (~gone).sum() < 2:
+        raise InputError(
+            f"{name} diverged in two trainings, and the ensemble cannot do without; check the labels, or lower "
+            "training.learning_rate."
+        )
 
 
 def mended_report(first: EpochReport, own: EpochReport, lost: np.ndarray) -> EpochReport:
