@@ -38,6 +38,7 @@ from almlip_jax.training import (
     find_references,
     given_references,
     isolated_atom_energies,
+    params_for,
     plan_capacity,
     training_part,
     validation_part,
@@ -185,7 +186,8 @@ class Learner:
         if self._last is None or not self.training.warm_start:
             return None, self.references(data)
         previous, met = self._last
-        return previous.params, kept_references(previous, data, met | previous.isolated)
+        begun = params_for(self.settings, previous.member_settings, previous.params)
+        return begun, kept_references(previous, data, met | previous.isolated)
 
     def references(self, data: Sequence[Atoms]) -> dict[int, float]:
         """Reference energies of a training that begins anew, eV by atomic number."""

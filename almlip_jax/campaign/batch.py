@@ -74,11 +74,12 @@ def validation_note(result: TrainingResult) -> dict[str, float | None]:
     """What a potential's metadata say of the validation of its training.
 
     The lowest root mean square error of force components that a model had in any validation, eV/Angstrom, averaged over
-    the models; None without structures kept for validation.
+    the models that are left; None without structures kept for validation.
     """
     reports = [report.validation_forces_rmse for report in result.history]
     errors = np.stack(reports).astype(np.float64) if reports else np.full((1, 1), np.nan)  # [reports, L]
     lowest = np.min(np.where(np.isfinite(errors), errors, np.inf), axis=0)
+    lowest = np.delete(lowest, result.left_out)
     known = lowest[np.isfinite(lowest)]
     return {VALIDATION_ERROR: float(np.mean(known)) if known.size else None}
 

@@ -48,8 +48,8 @@ def take_stock(store: LabelStore, run: RunDirectory, campaign: str, state: Campa
     lost, lost_test = missing_calls(store, state)
     update = {"lost_calls": state.lost_calls + lost, "lost_test_calls": state.lost_test_calls + lost_test}
     said = (
-        f"{run.labels} was removed or replaced: {missing} label-source calls are not in it; {restored} labels were taken "
-        f"from the files of the run, and {lost + lost_test} calls that are in none of them still count."
+        f"{run.labels} was removed or replaced: {missing} label-source calls are not in it; {restored} labels were "
+        f"taken from the files of the run, and {lost + lost_test} calls that are in none of them still count."
     )
     return state.model_copy(update=update), said
 

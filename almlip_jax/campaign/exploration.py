@@ -53,7 +53,7 @@ def explore(shop: Workshop, round_index: int, potential: Potential) -> Mapping[s
             reached(step, running=running)
 
         key = named_key(shop.config.seed, "explore", round_index)
-        found = shop.explorer.run(potential.params, starts, thresholds.levels, key, on_chunk, knowledge)
+        found = shop.explorer(potential).run(potential.params, starts, thresholds.levels, key, on_chunk, knowledge)
     shop.note_explorers()
     known = {*shop.test_keys, *(geometry_key(frame) for frame in dataset), *drawn_keys(shop.run, round_index)}
     drawn = _draw(shop, settings, round_index, found, known)

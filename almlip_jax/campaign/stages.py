@@ -42,7 +42,7 @@ from almlip_jax.scores import names, scores
 from almlip_jax.structures.carried import carried
 from almlip_jax.structures.io import read_structures, write_structures
 from almlip_jax.structures.species import SpeciesTable
-from almlip_jax.training import EpochReport, checkpoint
+from almlip_jax.training import EpochReport, checkpoint, params_for
 
 Results = Mapping[str, Any]
 """Fields of the round's record that a stage found out."""
@@ -108,7 +108,9 @@ def _train_into(
     """Trains on the dataset of a round and saves the potential; random numbers follow from ``name`` and the round."""
     dataset = shop.dataset(round_index)
     key = named_key(shop.config.seed, name, round_index)
-    params = None if previous is None else previous.params_for(shop.config.ensemble)
+    params = None
+    if previous is not None:
+        params = params_for(shop.config.ensemble, previous.member_settings, previous.params)
     before = round_index if name == "final" else round_index - 1
     references = _references(shop, dataset, previous, before)
     most = steps or _most_steps(shop, len(dataset), previous is not None)

@@ -65,13 +65,14 @@ def relaxed_starts(
     final = going_on(shop, settings, round_index)
     # nothing is below this threshold: who goes on does not move
     stops = np.array([-np.inf if walker in final else stop for walker in range(len(starts))])
-    with shop.progress.stage("relax", shop.relaxer.settings.steps, unit="steps") as advance:
+    relaxer = shop.relaxer(potential)
+    with shop.progress.stage("relax", relaxer.settings.steps, unit="steps") as advance:
         reached = reaching(advance)
 
         def on_chunk(step: int, running: int) -> None:
             reached(step, running=running)
 
-        found = relax(shop.relaxer, potential.params, starts, stops, knowledge, on_chunk)
+        found = relax(relaxer, potential.params, starts, stops, knowledge, on_chunk)
     ended_early = relaxation_summary([s for walker, s in enumerate(found.status) if walker not in final])
     if ended_early:
         shop.progress.message(ended_early)

@@ -161,6 +161,7 @@ class Workshop:
         self.run = run
         self.progress = progress
         self._noted: dict[str, Any] = dict(state.measured)
+        self._explorers: dict[str, tuple[EnsembleSettings, Explorer]] = {}
         self.lost_calls = state.lost_calls
         self.lost_test_calls = state.lost_test_calls
         self.store = LabelStore(run.labels)
@@ -266,26 +267,33 @@ class Workshop:
 
     # -- exploration and selection ------------------------------------------------------------------------------------
 
-    @cached_property
-    def explorer(self) -> Explorer:
-        """Runs walkers; with the neighbour capacity that was needed before."""
+    def explorer(self, potential: Potential) -> Explorer:
+        """Runs walkers with a potential; with the neighbour capacity that was needed before."""
         settings = self.config.exploration
         assert isinstance(settings, MdExploration)
-        return self._explorer("explorer", settings)
+        return self._explorer("explorer", settings, potential)
 
-    @cached_property
-    def relaxer(self) -> Explorer:
+    def relaxer(self, potential: Potential) -> Explorer:
         """Relaxes their starts, likewise."""
         settings = self.config.exploration
         assert isinstance(settings, MdExploration) and isinstance(settings.starts, RelaxedStarts)
-        return self._explorer("relaxer", relaxing(settings, settings.starts))
+        return self._explorer("relaxer", relaxing(settings, settings.starts), potential)
 
-    def _explorer(self, name: str, settings: ExplorationSettings) -> Explorer:
+    def _explorer(self, name: str, settings: ExplorationSettings, potential: Potential) -> Explorer:
+        """One is kept as long as potentials have the same members; a committee may have lost one in a training."""
+        members, held = self._explorers.get(name, (None, None))
+        if held is None or members != potential.member_settings:
+            self.note_explorers()
+            held = self._new_explorer(name, settings, potential)
+            self._explorers[name] = potential.member_settings, held
+        return held
+
+    def _new_explorer(self, name: str, settings: ExplorationSettings, potential: Potential) -> Explorer:
         known = self._noted.get(name)
         return Explorer(
-            self.learner.ensemble.predict,
+            potential.ensemble.predict,
             self.species,
-            self.learner.ensemble.cutoff,
+            potential.cutoff,
             settings,
             room=None if known is None else Room.of(known),
             atoms=max((len(frame) for frame in self.start_list), default=0),
@@ -294,9 +302,8 @@ class Workshop:
 
     def note_explorers(self) -> None:
         """Remembers the capacities that explorer and relaxer have come to."""
-        for name in ("explorer", "relaxer"):
-            used: Explorer | None = self.__dict__.get(name)
-            if used is not None and used.room is not None:
+        for name, (_, used) in self._explorers.items():
+            if used.room is not None:
                 self._noted[name] = used.room.as_dict()
 
     @cached_property

@@ -22,7 +22,16 @@ from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.sweep.bench import Bench, SystemBench
 from almlip_jax.sweep.points import First, Group, Point, first_of
 from almlip_jax.sweep.records import FirstRecord, PointState, RoundRecord, Scores
-from almlip_jax.training import CommitteeTrainer, EpochReport, Job, TrainingResult, checkpoint, find_references
+from almlip_jax.sweep.settings import members_of
+from almlip_jax.training import (
+    CommitteeTrainer,
+    EpochReport,
+    Job,
+    TrainingResult,
+    checkpoint,
+    find_references,
+    params_for,
+)
 
 OnRound = Callable[[], None]
 """Told when a round of a group is complete."""
@@ -269,9 +278,13 @@ def _alone(
     (one,) = trainings
     tools = bench.of(group)
     references = _references(tools, one)
+    params = None
+    if one.start is not None:
+        wanted = members_of(tools.settings, one.member.ensemble_size)
+        params = params_for(wanted, one.start.member_settings, one.start.params)
     result = tools.trainer(one.member.ensemble_size).train(
         one.dataset,
-        None if one.start is None else one.start.params,
+        params,
         tools.key(one.member.seed, "train", number),
         reference_energies=references,
         on_epoch=on_epoch,

@@ -1,7 +1,7 @@
 """Training: every member of an ensemble in one compiled program."""
 
 from almlip_jax.ensembles.settings import EnsembleSettings
-from almlip_jax.training.committee import AnyTrainer, CommitteeTrainer, build_trainer, check_training
+from almlip_jax.training.committee import AnyTrainer, CommitteeTrainer, build_trainer, check_training, params_for
 from almlip_jax.training.dataset import Capacity, longest_epoch, plan_capacity, training_part, validation_part
 from almlip_jax.training.reference import (
     References,
@@ -39,6 +39,7 @@ __all__ = [
     "is_isolated_atom",
     "isolated_atom_energies",
     "longest_epoch",
+    "params_for",
     "plan_capacity",
     "reference_energies",
     "training_part",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
@@ -14,7 +16,16 @@ from almlip_jax.features import FeatureRequest
 from almlip_jax.fitting import fit_potential
 from almlip_jax.models import build_model
 from almlip_jax.potential import Potential
-from almlip_jax.training import Trainer, build_trainer, checkpoint, plan_capacity, reference_energies
+from almlip_jax.structures.graph import lone_atom
+from almlip_jax.training import (
+    Trainer,
+    TrainingResult,
+    build_trainer,
+    checkpoint,
+    params_for,
+    plan_capacity,
+    reference_energies,
+)
 
 MEMBERS = EnsembleSettings(
     size=3,
@@ -101,3 +112,44 @@ def test_another_architecture_is_refused(waters, mixed):
     with pytest.raises(InputError, match="another architecture"):
         fit_potential(waters, MODEL, EnsembleSettings(size=2), settings_of(), 0, start=mixed[0])
     assert mixed[0].evaluate([water(0)]).energy.shape == (1,)
+
+
+def test_a_committee_goes_on_without_models_that_diverged_twice(waters, mixed, monkeypatch, tmp_path):
+    """Also without a whole architecture; the next training begins where those that are left stand, the others anew."""
+    potential, result, _, _ = mixed
+    references, capacity = potential.reference_energies, plan_capacity(waters, 4.0, settings_of())
+    whole = build_trainer(MODEL, MEMBERS, SPECIES, capacity, settings_of())
+    graph = lone_atom()
+    before = np.asarray(jax.jit(potential.ensemble.energies)(potential.params, graph))
+
+    def trained(params, *gone: tuple[int, ...]) -> TrainingResult:
+        for trainer, own, lost in zip(whole.trainers, potential.params, gone, strict=True):
+            left = jax.tree.map(lambda x, lost=lost: np.delete(np.asarray(x), lost, axis=0), own)
+            ended = TrainingResult(left, result.history[:1], lost)
+            monkeypatch.setattr(
+                trainer, "train", lambda _, begun, *__, ended=ended, **___: heard.append(begun) or ended
+            )
+        return whole.train(waters, params, jax.random.key(0), reference_energies=references)
+
+    for gone, kept, begun in (
+        (((1,), ()), [0, 2], (1, 1)),
+        (((), (0,)), [0, 1], (2, None)),
+        (((), ()), [0, 1, 2], (2, 1)),
+    ):
+        heard = []
+        found = trained(None, *gone)
+        members = found.members(MEMBERS)
+        assert heard == [None, None] and members.size == len(kept) and found.left_out == tuple({0, 1, 2} - {*kept})
+        fewer = replace(potential, params=found.params, members=members)
+        fewer.save(tmp_path / "p")
+        fewer = Potential.load(tmp_path / "p")
+        after = jax.jit(fewer.ensemble.energies)(fewer.params, graph)
+        np.testing.assert_allclose(after, before[kept], rtol=1e-5, atol=1e-6)
+        heard = []
+        trained(params_for(MEMBERS, members, fewer.params), (), ())
+        assert tuple(one if one is None else len(jax.tree.leaves(one)[0]) for one in heard) == begun
+        assert same_bits(jax.tree.map(lambda x: x[:1], heard[0]), jax.tree.map(lambda x: x[:1], potential.params[0]))
+    with pytest.raises(InputError, match="models 0, 1 diverged in two trainings, and the ensemble cannot do without"):
+        trained(None, (0, 1), ())
+    with pytest.raises(InputError, match="the training loss is not finite"):
+        trained(None, (0, 1), (0,))
