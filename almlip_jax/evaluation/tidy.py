@@ -103,8 +103,8 @@ def read_tables(paths: Sequence[Path | str]) -> pd.DataFrame:
     """Reads tables of a sweep and puts them one under the other.
 
     Args:
-        paths: CSV files with all of `COLUMNS`; those of stresses may be left out.  Rows without ``labels`` stand for rounds
-            that a point did not reach, and are left out.
+        paths: CSV files with all of `COLUMNS`; those of stresses may be left out.  Rows without ``labels`` stand for
+            rounds that a point did not reach, and are left out.
 
     Returns:
         names as text, ``seed``, ``round`` and ``labels`` as int64, sizes as Int64 (with missing ones), the rest as
