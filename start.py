@@ -60,7 +60,7 @@ def prepare(extras: str) -> None:
 def run(arguments: list[str]) -> int:
     """The main job; goes on with it where an earlier call was stopped."""
     prepare("")
-    command = [str(PYTHON), "-m", "almlip_jax.cli"]
+    command = [str(PYTHON), "-m", "almlip_jax"]
     if (RUN_DIR / "state.json").exists():
         return subprocess.call([*command, "resume", str(RUN_DIR), *arguments])
     return subprocess.call(

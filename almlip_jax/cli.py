@@ -830,10 +830,12 @@ def _of_system(error: OSError) -> str:
 
 
 def main() -> None:
-    """Entry point of the program ``almlip``."""
+    """The program ``almlip``, once it is imported; it starts in `almlip_jax.__main__`."""
     with listening(), _one_sentence():
         app()
 
 
 if __name__ == "__main__":
-    main()
+    from almlip_jax.__main__ import main as start
+
+    start()

@@ -48,9 +48,11 @@ class _Listener:
 def listening() -> Iterator[None]:
     """Within the block, and until the process ends, signals are heard in this way.
 
-    A signal that the process was started to ignore, as behind ``nohup``, stays ignored.
+    A signal that the process was started to ignore, as behind ``nohup``, stays ignored.  A block within another one
+    changes nothing.
     """
-    listener = _Listener()
+    held = (signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM))
+    listener = next((one for one in held if isinstance(one, _Listener)), None) or _Listener()
     for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
         if signal.getsignal(number) == usual:
             signal.signal(number, listener)

@@ -60,5 +60,27 @@ def test_a_second_one_ends_it_at_once(second, status):
     assert (code, out) == (status, "") and err == "almlip: interrupted again; stopped at once\n"
 
 
+STARTING = """
+import os, signal, sys
+
+class Slow:  # stands where a slow package is found
+    def find_spec(self, name, path, target=None):
+        if name == "typer":
+            os.kill(os.getpid(), signal.{name})
+
+sys.meta_path.insert(0, Slow())
+from almlip_jax.__main__ import main
+sys.argv = ["almlip", "--version"]
+main()
+"""
+
+
+@pytest.mark.parametrize(("one", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_while_the_program_is_imported_is_one_sentence(one, status):
+    command = [sys.executable, "-c", STARTING.format(name=one.name)]
+    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=_hearing, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (status, "", "almlip: interrupted\n")
+
+
 def test_what_comes_twice_at_the_same_time_is_one_signal():
     assert ended_by([signal.SIGINT, signal.SIGINT], 0.5) == (130, "closed\n", "almlip: interrupted\n")
