@@ -62,7 +62,7 @@ def write_report(run_dir: Path | str) -> Path:
         title=run.path.name,
         bath=bath,
         status=status,
-        headline=_headline(state, calls_by_purpose(run).get("test", 0)),
+        headline=_headline(state, max(state.test_calls, calls_by_purpose(run).get("test", 0))),
         errors=_error_rows(status, looks),
         error_columns={metric: spelt(unit_of(metric)) for metric in TEST_ERRORS},
         plotly=get_plotlyjs(),

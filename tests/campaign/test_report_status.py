@@ -115,6 +115,22 @@ def test_status_and_report_bear_what_is_missing(run, missing):
     assert write_report(run.path).stat().st_size > 1e6
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["state.json", "test_predictions.npz", "walkers.npz", "training.csv", "pool.extxyz"])
+def test_damaged_files_are_one_sentence_in_a_report_or_do_no_harm(run, damages, name):
+    """Whatever of a run is damaged, the page is written without it, or a sentence names the file."""
+    path = run.path / name if name == "state.json" else sorted(run.path.glob(f"rounds/*/{name}"))[-1]
+    whole = path.read_bytes()
+    for damage, content in damages(path).items():
+        path.write_bytes(content)
+        try:
+            assert write_report(run.path).exists()
+        except InputError as error:
+            assert "\n" not in str(error) and str(run.path) in str(error), (name, damage)
+    path.write_bytes(whole)
+    assert write_report(run.path).stat().st_size > 1e6
+
+
 def test_a_damaged_state_is_one_sentence(run, tmp_path):
     run.state.write_text(run.state.read_text()[:50])
     with pytest.raises(InputError, match=r"state\.json"):
