@@ -164,7 +164,9 @@ class Explorer:
         """Refuses a gate, a bias or an ascent that would see no uncertainty anywhere."""
 
         def evaluated(params: Params, state: State, setup: Setup) -> Prediction:
-            return self._evaluate(params, state.neighbors.graph(state.motion.position, setup.species))
+            return self._evaluate(
+                params, state.neighbors.graph(state.motion.position, setup.species, setup.charge, setup.spin)
+            )
 
         prediction = jax.eval_shape(evaluated, params, state, setup)
         gated = any(np.isfinite(jax.device_get(limit)).any() for limit in jax.tree.leaves(setup.thresholds))
