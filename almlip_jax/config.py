@@ -22,7 +22,7 @@ from almlip_jax.campaign.settings import (
 from almlip_jax.config_errors import sentences
 from almlip_jax.errors import InputError
 from almlip_jax.models import ModelSettings, SharedDensitySettings
-from almlip_jax.oracles import ExecutorSettings, LocalSettings, OracleSettings
+from almlip_jax.oracles import ExecutorSettings, LocalSettings, SourceSettings
 from almlip_jax.overrides import apply_override, make_absolute
 from almlip_jax.settings import Settings
 from almlip_jax.structures.labels import FileReading
@@ -61,7 +61,7 @@ class ExperimentConfig(PotentialConfig):
     """Goes into the provenance of every label."""
     system: SystemSettings
     """What the potential is for."""
-    oracle: OracleSettings
+    oracle: SourceSettings
     """Where labels come from."""
     executor: ExecutorSettings = LocalSettings(kind="local")
     """Where label calculations run."""

@@ -113,3 +113,18 @@ def _damages(path: Path, *, parts: bool = True) -> dict[str, bytes]:
 def damages() -> Callable[..., dict[str, bytes]]:
     """``damages(path)`` gives contents that may stand in the place of a file and are not what a run writes."""
     return _damages
+
+
+@pytest.fixture
+def with_package(tmp_path: Path) -> Callable[[str], dict[str, str]]:
+    """Installs another package, ``other_kinds``, whose one module adds kinds: gives the environment that knows it."""
+
+    def install(code: str) -> dict[str, str]:
+        installed = tmp_path / "other_kinds-1.0.dist-info"
+        installed.mkdir()
+        (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: other-kinds\nVersion: 1.0\n")
+        (installed / "entry_points.txt").write_text("[almlip_jax.kinds]\nother = other_kinds\n")
+        (tmp_path / "other_kinds.py").write_text(code)
+        return os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+
+    return install

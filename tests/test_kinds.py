@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -109,23 +107,13 @@ except ValueError as error:
 """
 
 
-def with_package(folder: Path, code: str) -> dict[str, str]:
-    """The environment of a process in which another package with kinds is installed."""
-    installed = folder / "lowest_kinds-1.0.dist-info"
-    installed.mkdir()
-    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: lowest-kinds\nVersion: 1.0\n")
-    (installed / "entry_points.txt").write_text("[almlip_jax.kinds]\nlowest = lowest_kinds\n")
-    (folder / "lowest_kinds.py").write_text(code)
-    return os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])}
-
-
-def test_another_package_adds_a_kind(tmp_path):
-    environment = with_package(tmp_path, PLUGIN)
+def test_another_package_adds_a_kind(with_package):
+    environment = with_package(PLUGIN)
     done = subprocess.run([sys.executable, "-c", USE], capture_output=True, text=True, env=environment)
     assert done.stdout.split("\n")[:3] == ["[1, 2]", "True", "True"], done.stderr[-2000:]
 
 
-def test_a_package_that_fails_is_named(tmp_path):
-    environment = with_package(tmp_path, "raise RuntimeError('no licence')")
+def test_a_package_that_fails_is_named(with_package):
+    environment = with_package("raise RuntimeError('no licence')")
     done = subprocess.run([sys.executable, "-c", USE], capture_output=True, text=True, env=environment)
-    assert "the kinds of package 'lowest-kinds' cannot be loaded (RuntimeError: no licence)" in done.stderr
+    assert "the kinds of package 'other-kinds' cannot be loaded (RuntimeError: no licence)" in done.stderr

@@ -17,6 +17,7 @@ from almlip_jax.campaign.rundir import RunDirectory
 from almlip_jax.campaign.state import CampaignState, Stage
 from almlip_jax.errors import InputError
 from almlip_jax.files import plain
+from almlip_jax.oracles import SourceSettings
 from almlip_jax.yaml_text import read_yaml
 
 if TYPE_CHECKING:  # the workshop imports jax, which reading a config does without
@@ -24,9 +25,6 @@ if TYPE_CHECKING:  # the workshop imports jax, which reading a config does witho
 
 _LASTING = ("seed", "precision", "system", "initial", "test", "model", "ensemble")
 """Sections of a config that a campaign keeps."""
-
-_EARLIER = {"ase": {"force_consistent": False}}
-"""By kind of label source: what held in earlier versions for keys that a resolved config does not have."""
 
 _ACCEPT = "begin a new run for it, or say --accept-changes if the labels are meant to be mixed"
 
@@ -42,7 +40,8 @@ def with_earlier_defaults(data: dict[str, Any]) -> dict[str, Any]:
     oracle = data.get("oracle")
     if not isinstance(oracle, dict):
         return data
-    return {**data, "oracle": {**_EARLIER.get(str(oracle.get("kind")), {}), **oracle}}
+    kind = SourceSettings.kinds().get(str(oracle.get("kind")))
+    return data if kind is None else {**data, "oracle": {**kind.earlier_defaults, **oracle}}
 
 
 def settled(config: Experiment) -> dict[str, Any]:
@@ -82,13 +81,18 @@ def check_settings(config: Experiment, run: RunDirectory, state: CampaignState, 
             f"the label source differs from {where} ({', '.join(f'oracle.{key}' for key in keys)}), and its labels "
             f"would not fit to those that are there; {_ACCEPT}."
         )
-    version = remembered.get("oracle_version")
-    if version not in (None, config.oracle.version()):
-        return (
-            f"the label source is now {_short(config.oracle.version())}, earlier labels are of {_short(str(version))}; "
-            "make sure that they agree."
+    was_version, version = remembered.get("oracle_version"), config.oracle.version()
+    if was_version in (None, version):
+        return None
+    if config.oracle.version_binds and not accept:
+        raise InputError(
+            f"what calculates the labels is now version {_short(version)}, those that are there are of "
+            f"{_short(str(was_version))}; {_ACCEPT}."
         )
-    return None
+    return (
+        f"the label source is now {_short(version)}, earlier labels are of {_short(str(was_version))}; make sure that "
+        "they agree."
+    )
 
 
 def _written(run: RunDirectory) -> dict[str, Any]:

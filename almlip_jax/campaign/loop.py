@@ -34,7 +34,7 @@ from almlip_jax.campaign.state import CampaignState, FinalRecord, Stage, read_st
 from almlip_jax.campaign.workshop import Experiment, Workshop, listed_starts
 from almlip_jax.errors import CapacityError, InputError, LabelError
 from almlip_jax.files import plain, write_text
-from almlip_jax.oracles import OracleSettings, PendingLabels
+from almlip_jax.oracles import PendingLabels, SourceSettings
 from almlip_jax.progress import Progress, SilentProgress
 from almlip_jax.run_log import LoggedProgress, logged
 from almlip_jax.structures.io import read_structures
@@ -372,7 +372,7 @@ def _check_cutoff(cutoff: float, geometries: Sequence[Atoms]) -> None:
         )
 
 
-def _check_labels(oracle: OracleSettings, geometries: Sequence[Atoms]) -> None:
+def _check_labels(oracle: SourceSettings, geometries: Sequence[Atoms]) -> None:
     """Refuses start geometries that the label source would get wrong, their charge for instance."""
     for number, start in enumerate(geometries):
         try:

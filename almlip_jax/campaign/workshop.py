@@ -46,7 +46,7 @@ from almlip_jax.features import FeatureRequest
 from almlip_jax.files import understood
 from almlip_jax.learner import Learner
 from almlip_jax.models import ModelSettings
-from almlip_jax.oracles import ExecutorSettings, Labeller, LabelStore, OracleSettings
+from almlip_jax.oracles import ExecutorSettings, Labeller, LabelStore, SourceSettings
 from almlip_jax.potential import Evaluated, Potential
 from almlip_jax.progress import Advance, Progress
 from almlip_jax.selection import Selector
@@ -87,7 +87,7 @@ class Experiment(Protocol):
         ...
 
     @property
-    def oracle(self) -> OracleSettings:
+    def oracle(self) -> SourceSettings:
         """Where labels come from."""
         ...
 

@@ -3,7 +3,7 @@
 Importing this room imports neither jax nor any label source.
 """
 
-from almlip_jax.oracles.base import Label, SourceSettings
+from almlip_jax.oracles.base import Delivery, Label, PendingLabels, Results, SourceSettings
 from almlip_jax.oracles.executor import (
     ExecutorSettings,
     Labeller,
@@ -13,26 +13,35 @@ from almlip_jax.oracles.executor import (
 )
 from almlip_jax.oracles.identity import structure_identity
 from almlip_jax.oracles.sampling import MDRun, Trajectory, label_md, rattle, run_label_md
-from almlip_jax.oracles.settings import OracleSettings
-from almlip_jax.oracles.sources.external import PendingLabels
+from almlip_jax.oracles.sources.calculator import CalculatorSettings
+from almlip_jax.oracles.sources.dft import PySCFSettings
+from almlip_jax.oracles.sources.external import ExternalSettings
+from almlip_jax.oracles.sources.labelled_file import FileSettings
+from almlip_jax.oracles.sources.user import UserSourceSettings
 from almlip_jax.oracles.sources.xtb import TBLiteSettings
 from almlip_jax.oracles.store import LabelStore, StorageError, StoredLabel
 
 __all__ = [
+    "CalculatorSettings",
+    "Delivery",
     "ExecutorSettings",
+    "ExternalSettings",
+    "FileSettings",
     "Label",
     "LabelResult",
     "LabelStore",
     "Labeller",
     "LocalSettings",
     "MDRun",
-    "OracleSettings",
     "PendingLabels",
+    "PySCFSettings",
+    "Results",
     "SourceSettings",
     "StorageError",
     "StoredLabel",
     "TBLiteSettings",
     "Trajectory",
+    "UserSourceSettings",
     "label_md",
     "label_structures",
     "rattle",

@@ -7,10 +7,11 @@ store.  What a source returns is judged here, so that garbage never becomes a la
 from __future__ import annotations
 
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 from ase import Atoms
@@ -18,7 +19,8 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from pydantic import Field
 
 from almlip_jax.errors import InputError, LabelError
-from almlip_jax.settings import Settings, unit
+from almlip_jax.kinds import Spec
+from almlip_jax.settings import unit
 from almlip_jax.structures.electronic_state import initial_moments, multiplicity, total_charge, total_moment
 
 
@@ -36,6 +38,9 @@ class Results(NamedTuple):
     stress: np.ndarray | None = None
 
 
+IDENTITY_KEY = "label_identity"
+"""Where structures that are labelled elsewhere carry their identity in ``info``."""
+
 LONGEST_LABEL = 2e6
 """Seconds that one label may take at most: some three weeks, which is what the system's own waiting knows."""
 
@@ -43,7 +48,7 @@ LabelSource = Callable[[Atoms], Results]
 """A built label source: `Results` of a structure, or `LabelError`.  Earlier calls leave no trace in later ones."""
 
 
-class SourceSettings(Settings, ABC):
+class SourceSettings(Spec):
     """What every label source is told, whatever its kind.
 
     The fields declared here say how a label is obtained and judged, not what is calculated, and are therefore no part
@@ -65,6 +70,13 @@ class SourceSettings(Settings, ABC):
     drives_dynamics: ClassVar[bool] = True
     """True for sources that label any structure asked for, so that molecular dynamics can run on them."""
 
+    version_binds: ClassVar[bool] = False
+    """True where labels of another `version` never fit to those that are there: a campaign then goes on only if told
+    that they may be mixed, and a worker that finds another version than its starter calculates nothing."""
+
+    earlier_defaults: ClassVar[Mapping[str, Any]] = {}
+    """What held in earlier versions for keys that their resolved configs do not have."""
+
     def identity(self) -> dict[str, Any]:
         """The settings that decide what a label is, as plain data; part of every label's identity."""
         return self.model_dump(mode="json", exclude=set(SourceSettings.model_fields))
@@ -83,6 +95,18 @@ class SourceSettings(Settings, ABC):
             LabelError: says why, and what to do.
         """
 
+    def bound_to(self) -> str | None:
+        """The `version` that labels are bound to; None where another one is only told."""
+        return self.version() if self.version_binds else None
+
+    def delivery(self) -> Delivery | None:
+        """What has arrived, of a source whose labels are made elsewhere; None where they are calculated here.
+
+        Raises:
+            InputError: what has arrived cannot be read.
+        """
+        return None
+
     @abstractmethod
     def version(self) -> str:
         """The version of the code or data behind the source; part of every label's identity.
@@ -98,6 +122,44 @@ class SourceSettings(Settings, ABC):
         Raises:
             InputError: the source cannot be used with these settings.
         """
+
+
+class PendingLabels(RuntimeError):
+    """Labels are being made elsewhere: the run has to stop, and can go on when the results are there.
+
+    Attributes:
+        requested: the file that holds the structures to label.
+        results: the folder that the labelled file belongs into.
+        count: number of structures without a label.
+    """
+
+    def __init__(self, requested: Path, results: Path, count: int, remark: str = "") -> None:
+        self.requested, self.results, self.count = requested, results, count
+        super().__init__(
+            f"{count} structure(s) wait for labels from elsewhere: label the frames of {requested} (keep "
+            f"info['{IDENTITY_KEY}'] if you can), put the labelled file into {results}, and resume.{remark}"
+        )
+
+
+class Delivery(Protocol):
+    """Labels that were made elsewhere and have arrived."""
+
+    def label(self, identity: str, atoms: Atoms) -> Label | None:
+        """The label of a structure, its atoms in the structure's order; None where it has not arrived.
+
+        Raises:
+            InputError: what has arrived under this identity is another structure.
+        """
+        ...
+
+    def request(self, missing: Sequence[tuple[str, Atoms]], known: Iterable[Atoms]) -> PendingLabels:
+        """Asks for labels, and gives the signal to raise.
+
+        Args:
+            missing: identities with their structures; the same ones ask only once.
+            known: structures that have their labels.
+        """
+        ...
 
 
 def check_electrons(atoms: Atoms) -> None:

@@ -8,6 +8,7 @@ survive the end of the program that asked for them.
 from __future__ import annotations
 
 import functools
+import pickle
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,6 @@ from almlip_jax.cluster import ClusterSettings, Jobs, outcome
 from almlip_jax.errors import InputError
 from almlip_jax.oracles.base import SourceSettings
 from almlip_jax.oracles.processes import WorkerProcess, as_finished, ask_patiently
-from almlip_jax.oracles.settings import parse_oracle
 from almlip_jax.oracles.worker import Failure, Task
 
 
@@ -33,7 +33,7 @@ class ClusterBackend:
     """
 
     def __init__(self, oracle: SourceSettings, executor: ClusterSettings, spool: Path) -> None:
-        self._arguments = (oracle.model_dump_json(), str(spool), executor.cores_per_worker)
+        self._arguments = (pickle.dumps((oracle, oracle.bound_to())), str(spool), executor.cores_per_worker)
         self._jobs = Jobs(executor, spool / "parsl", retries=2)
 
     def run(self, tasks: Sequence[Task]) -> Iterator[tuple[int, Any]]:
@@ -57,10 +57,19 @@ class ClusterBackend:
 
 
 @functools.cache
-def _worker(oracle: str, spool: str, threads: int) -> WorkerProcess:
-    return WorkerProcess(parse_oracle(oracle), Path(spool), threads)
+def _worker(source: bytes, spool: str, threads: int) -> tuple[WorkerProcess, int]:
+    oracle, bound_to = pickle.loads(source)
+    return WorkerProcess(oracle, Path(spool), threads, bound_to), oracle.attempts
 
 
-def run_isolated(oracle: str, spool: str, threads: int, task: Task) -> Any:
-    """Runs a task in the label worker that belongs to this process; what a worker of a job is called with."""
-    return ask_patiently(_worker(oracle, spool, threads), task, parse_oracle(oracle).attempts)
+def run_isolated(source: bytes, spool: str, threads: int, task: Task) -> Any:
+    """Runs a task in the label worker that belongs to this process; what a worker of a job is called with.
+
+    Args:
+        source: settings of the label source and what its labels are bound to, pickled.
+        spool: folder for results on their way.
+        threads: of the label source.
+        task: what to run.
+    """
+    worker, attempts = _worker(source, spool, threads)
+    return ask_patiently(worker, task, attempts)

@@ -22,11 +22,10 @@ from pydantic import Field
 
 from almlip_jax.cluster import ClusterSettings
 from almlip_jax.errors import InputError
-from almlip_jax.oracles.base import Label, SourceSettings, bare
+from almlip_jax.oracles.base import Delivery, Label, SourceSettings, bare
 from almlip_jax.oracles.cluster import ClusterBackend
 from almlip_jax.oracles.identity import identifier
 from almlip_jax.oracles.processes import WorkerProcess, as_finished, ask_patiently, end_leftovers
-from almlip_jax.oracles.sources.external import Delivery, ExternalSettings, export_request
 from almlip_jax.oracles.spool import at_work_elsewhere
 from almlip_jax.oracles.store import LabelStore, storage_error
 from almlip_jax.oracles.worker import Context, Failure, LabelTask, NoSpace, Task
@@ -104,7 +103,7 @@ class ProcessBackend:
     def __init__(self, oracle: SourceSettings, spool: Path, workers: int, threads: int) -> None:
         end_leftovers(spool)
         self._attempts = oracle.attempts
-        self._workers = [WorkerProcess(oracle, spool, threads) for _ in range(workers)]
+        self._workers = [WorkerProcess(oracle, spool, threads, oracle.bound_to()) for _ in range(workers)]
         self._idle: queue.LifoQueue[WorkerProcess] = queue.LifoQueue()
         for worker in reversed(self._workers):
             self._idle.put(worker)
@@ -230,15 +229,13 @@ class Labeller:
         return [result(i, atoms, labels[i]) for i, atoms in zip(identities, structures, strict=True)]
 
     def _obtain(self, wanted: Mapping[str, Atoms]) -> Generator[Label, None, None]:
-        if isinstance(self.oracle, ExternalSettings):
-            yield from self._fetch(self.oracle, wanted)
+        delivery = self.oracle.delivery() if wanted else None
+        if delivery is not None:
+            yield from self._fetch(delivery, wanted)
         elif wanted:
             yield from self._calculate(wanted)
 
-    def _fetch(self, oracle: ExternalSettings, wanted: Mapping[str, Atoms]) -> Iterator[Label]:
-        if not wanted:
-            return
-        delivery = Delivery(oracle)
+    def _fetch(self, delivery: Delivery, wanted: Mapping[str, Atoms]) -> Iterator[Label]:
         found = [delivery.label(identity, atoms) for identity, atoms in wanted.items()]
         arrived = [label for label in found if label is not None]
         self.store.land(arrived)
@@ -246,8 +243,7 @@ class Labeller:
         missing = [(identity, atoms) for identity, atoms in wanted.items() if identity not in self.store]
         if missing:
             known = (row.atoms for failed in (False, True) for row in self.store.labelled(failed=failed))
-            remark = delivery.unmatched([bare(atoms) for _, atoms in missing], known)
-            raise export_request(oracle, [(identity, bare(atoms)) for identity, atoms in missing], remark)
+            raise delivery.request(missing, known)
 
     def _calculate(self, wanted: Mapping[str, Atoms]) -> Iterator[Label]:
         """The labels wanted, as they arrive; what workers of a killed program are still at is waited for."""

@@ -48,10 +48,12 @@ class WorkerProcess:
         settings: of the label source.
         spool: folder for results on their way, or None.
         threads: that the label source may use; one thread gives the same bits every time.
+        bound_to: what `SourceSettings.bound_to` was where the labels are asked for.
     """
 
-    def __init__(self, settings: SourceSettings, spool: Path | None, threads: int = 1) -> None:
+    def __init__(self, settings: SourceSettings, spool: Path | None, threads: int, bound_to: str | None) -> None:
         self._settings = settings
+        self._bound_to = bound_to
         self._spool = spool
         self._threads = threads
         self._stopped = False
@@ -133,7 +135,7 @@ class WorkerProcess:
                 start_new_session=True,
             )
         try:
-            ours.send((self._settings.model_dump_json(), self._spool))
+            ours.send((self._settings, self._bound_to, self._spool))
             kind, content = ours.recv() if ours.poll(_START_SECONDS) else ("silent", "it gave no sign of life")
         except (EOFError, OSError):
             kind, content = "dead", self._end()[1]

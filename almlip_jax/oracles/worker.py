@@ -21,7 +21,6 @@ from ase import Atoms
 
 from almlip_jax.errors import InputError
 from almlip_jax.oracles.base import Label, LabelSource, SourceSettings, obtain_label
-from almlip_jax.oracles.settings import parse_oracle
 from almlip_jax.oracles.spool import reserved
 from almlip_jax.process_table import descendants, is_alive, kill_all, marked
 
@@ -136,7 +135,6 @@ def main(descriptor: int, starter: int, born: int) -> None:
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, _end_by_signal)
     connection = Connection(descriptor)
-    oracle, spool = connection.recv()
     last = time.monotonic()
 
     def beat() -> None:
@@ -146,7 +144,12 @@ def main(descriptor: int, starter: int, born: int) -> None:
             _send(connection, ("beat", None))
 
     try:
-        settings = parse_oracle(oracle)
+        settings, bound_to, spool = _received(connection)
+        if settings.bound_to() != bound_to:
+            raise InputError(
+                f"what the label source '{settings.kind}' calculates has changed since this program began; resume it, "
+                "so that its labels are told apart from the earlier ones."
+            )
         context = Context(settings, settings.build(), spool, alarm=True, beat=beat)
         threading.Thread(target=_outlive, args=(context, starter, born or None), daemon=True).start()
     except InputError as error:
@@ -161,6 +164,22 @@ def main(descriptor: int, starter: int, born: int) -> None:
             return
         outcome = task.run(context)
         _send(connection, ("done", outcome))
+
+
+def _received(connection: Connection) -> tuple[SourceSettings, str | None, Path | None]:
+    """The settings of a label source, the version that its labels are bound to, and the spool folder.
+
+    Raises:
+        InputError: this process cannot import what they are defined by.
+    """
+    try:
+        settings, bound_to, spool = connection.recv()
+    except (ImportError, AttributeError) as error:
+        raise InputError(
+            f"a label worker cannot import the settings of the label source ({error}); define them in a module on "
+            "PYTHONPATH."
+        ) from error
+    return settings, bound_to, spool
 
 
 def _send(connection: Connection, message: tuple[str, Any]) -> None:

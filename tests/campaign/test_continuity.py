@@ -20,7 +20,7 @@ from almlip_jax.campaign.state import read_state
 from almlip_jax.config import load_run_config
 from almlip_jax.errors import InputError
 from almlip_jax.files import read_json, write_json
-from almlip_jax.oracles import LabelStore
+from almlip_jax.oracles import LabelStore, TBLiteSettings
 from almlip_jax.progress import SilentProgress
 
 pytestmark = pytest.mark.usefixtures("compile_once")
@@ -130,6 +130,15 @@ def test_another_version_of_the_label_source_is_told(run: RunDirectory) -> None:
     notes = Notes()
     assert from_disk(run, notes=notes).finished
     assert any("earlier labels are of tblite 0.1" in text for text in notes.said)
+
+
+def test_other_code_that_labels_are_bound_to_is_refused(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TBLiteSettings, "version_binds", True)
+    monkeypatch.setattr(TBLiteSettings, "version", lambda self: "other code")
+    with pytest.raises(InputError, match="is now version other code.*--accept-changes"):
+        from_disk(run)
+    assert from_disk(run, accept_changes=True).finished
+    assert from_disk(run).finished  # what is accepted once is
 
 
 def test_keys_that_a_run_did_not_know_mean_what_held_then() -> None:

@@ -28,12 +28,12 @@ _LABEL = """
 import sys
 from pathlib import Path
 from almlip_jax.oracles import *
-from almlip_jax.oracles.settings import parse_oracle
+from almlip_jax.oracles import SourceSettings
 from almlip_jax.structures.io import read_structures
 folder = Path(sys.argv[1])
 frames = read_structures(folder / "frames.extxyz")
 with LabelStore(folder / "labels.db") as store:
-    with Labeller(parse_oracle(sys.argv[2]), store, LocalSettings(workers=2)) as labeller:
+    with Labeller(SourceSettings.parse(sys.argv[2]), store, LocalSettings(workers=2)) as labeller:
         print("ready", flush=True)
         if sys.argv[3] == "label":
             labeller.label(frames, {"purpose": "train"})

@@ -6,7 +6,7 @@ import importlib
 import importlib.metadata
 import tempfile
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from ase import Atoms
@@ -35,6 +35,8 @@ class CalculatorSettings(SourceSettings):
     """
 
     kind: Literal["ase"] = "ase"
+
+    earlier_defaults: ClassVar[Mapping[str, Any]] = {"force_consistent": False}
 
     timeout: float = Field(default=3600.0, gt=0, le=LONGEST_LABEL, json_schema_extra=unit("s"))
     """Longest time one label may take, in seconds; then its process is ended and the label has failed."""
@@ -107,8 +109,8 @@ class CalculatorSettings(SourceSettings):
         def make(atoms: Atoms) -> Any:
             parameters = state_parameters(atoms, keys, self.parameters, always=named)
             calculator = factory(**parameters)
-            if "directory" not in parameters and hasattr(calculator, "directory"):
-                calculator.directory = folder.name
+            if "directory" not in parameters:
+                in_folder(calculator, folder)
             return calculator
 
         def label(atoms: Atoms) -> Results:
@@ -116,22 +118,41 @@ class CalculatorSettings(SourceSettings):
             state = (total_charge(atoms), multiplicity(atoms))
             if state not in kept or not self.reuse:
                 kept[state] = make(atoms)
-            atoms = with_state(atoms, keys)
-            atoms.calc = kept[state]
-            energy, forces = atoms.get_potential_energy(), atoms.get_forces()
-            if self.force_consistent:
-                energy = _free_energy(atoms, energy)
-            if not has_converged(atoms.calc):
-                raise LabelError("the calculator says that it has not converged")
-            stress = None
-            if atoms.pbc.all():
-                try:
-                    stress = atoms.get_stress()
-                except NotImplementedError:
-                    stress = None
-            return Results(energy, forces, stress)
+            return calculated(with_state(atoms, keys), kept[state], force_consistent=self.force_consistent)
 
         return label
+
+
+def in_folder(calculator: Any, folder: tempfile.TemporaryDirectory[str]) -> None:
+    """Lets a calculator that writes files do so in a folder, which lives as long as what holds it."""
+    if hasattr(calculator, "directory"):
+        calculator.directory = folder.name
+
+
+def calculated(atoms: Atoms, calculator: Any, *, force_consistent: bool) -> Results:
+    """What a calculator says of a structure, with a stress where this is periodic in three directions.
+
+    Args:
+        atoms: the structure, which gets the calculator.
+        calculator: of ASE.
+        force_consistent: whether the energy is the free energy, where the calculator gives one.
+
+    Raises:
+        LabelError: it did not converge.
+    """
+    atoms.calc = calculator
+    energy, forces = atoms.get_potential_energy(), atoms.get_forces()
+    if force_consistent:
+        energy = _free_energy(atoms, energy)
+    if not has_converged(calculator):
+        raise LabelError("the calculator says that it has not converged")
+    stress = None
+    if atoms.pbc.all():
+        try:
+            stress = atoms.get_stress()
+        except NotImplementedError:
+            stress = None
+    return Results(energy, forces, stress)
 
 
 def _free_energy(atoms: Atoms, energy: float) -> float:

@@ -16,31 +16,11 @@ from ase import Atoms
 from pydantic import Field
 
 from almlip_jax.errors import InputError, LabelError
-from almlip_jax.oracles.base import Label, LabelSource, SourceSettings, judged
+from almlip_jax.oracles.base import IDENTITY_KEY, Label, LabelSource, PendingLabels, SourceSettings, bare, judged
 from almlip_jax.oracles.matching import ImageIndex
 from almlip_jax.oracles.sources.labelled_file import results_of
 from almlip_jax.settings import unit
 from almlip_jax.structures.labels import FileReading
-
-IDENTITY_KEY = "label_identity"
-"""Where exported frames carry their identity in ``info``; results that keep it are matched by it."""
-
-
-class PendingLabels(RuntimeError):
-    """Labels are being made elsewhere: the run has to stop, and can go on when the results are there.
-
-    Attributes:
-        requested: the file that holds the structures to label.
-        results: the folder that the labelled file belongs into.
-        count: number of structures without a label.
-    """
-
-    def __init__(self, requested: Path, results: Path, count: int, remark: str = "") -> None:
-        self.requested, self.results, self.count = requested, results, count
-        super().__init__(
-            f"{count} structure(s) wait for labels from elsewhere: label the frames of {requested} (keep "
-            f"info['{IDENTITY_KEY}'] if you can), put the labelled file into {results}, and resume.{remark}"
-        )
 
 
 class ExternalSettings(SourceSettings, FileReading):
@@ -81,8 +61,12 @@ class ExternalSettings(SourceSettings, FileReading):
         """Refuses: nothing can be calculated here."""
         raise InputError("the oracle is external: its labels are made elsewhere, so it cannot calculate any here.")
 
+    def delivery(self) -> DeliveredFiles:
+        """The files in ``results/``."""
+        return DeliveredFiles(self)
 
-class Delivery:
+
+class DeliveredFiles:
     """The labelled frames that lie in ``results/``.
 
     A frame belongs to a structure if it carries its identity; one that carries none, if no coordinate differs by more
@@ -125,6 +109,11 @@ class Delivery:
                 "there."
             )
         return None
+
+    def request(self, missing: Sequence[tuple[str, Atoms]], known: Iterable[Atoms]) -> PendingLabels:
+        """Writes the structures that need labels into ``requested/``, and says which results belong to none of them."""
+        frames = [(identity, bare(atoms)) for identity, atoms in missing]
+        return export_request(self._oracle, frames, self.unmatched([atoms for _, atoms in frames], known))
 
     def unmatched(self, missing: Sequence[Atoms], known: Iterable[Atoms]) -> str:
         """What to say of frames without identity that no structure matches; empty where there are none.
