@@ -8,11 +8,12 @@ without a ``kind``, stand for the kinds below themselves.  Other packages add ki
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from functools import cache, reduce
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import entry_points, packages_distributions
 from operator import or_
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
@@ -61,6 +62,12 @@ class Spec(Settings):
         return cls._below  # type: ignore[return-value]
 
     @classmethod
+    def package(cls) -> str | None:
+        """The package that adds this kind, by the name that it is installed under; None for those of our own."""
+        top = cls.__module__.partition(".")[0]
+        return None if top == __package__ else next(iter(packages_distributions().get(top, ())), top)
+
+    @classmethod
     def alternatives(cls) -> Iterator[type[Settings]]:
         """The kinds of a family; of a kind itself."""
         yield from cls.kinds().values() if cls.is_open() else (cls,)
@@ -73,7 +80,13 @@ class Spec(Settings):
     @classmethod
     def parse(cls, given: Any) -> Self:
         """Settings of any kind below this class, from plain data or JSON text."""
-        return cls.union().validate_json(given) if isinstance(given, str) else cls.union().validate_python(given)
+        return cls.union().validate_python(cls._with_kind(json.loads(given) if isinstance(given, str) else given))
+
+    @classmethod
+    def _with_kind(cls, given: Any) -> Any:
+        if cls.default_kind is not None and isinstance(given, Mapping) and "kind" not in given:
+            return {"kind": cls.default_kind} | dict(given)
+        return given
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
@@ -81,9 +94,7 @@ class Spec(Settings):
             return handler(source)
 
         def validate(given: Any, info: ValidationInfo) -> Any:
-            if cls.default_kind is not None and isinstance(given, Mapping) and "kind" not in given:
-                given = {"kind": cls.default_kind} | dict(given)
-            return cls.union().validate_python(given, context=info.context)
+            return cls.union().validate_python(cls._with_kind(given), context=info.context)
 
         return core_schema.with_info_plain_validator_function(validate)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from almlip_jax.ensembles.ensemble import Ensemble
 from almlip_jax.ensembles.heads import Heads
@@ -13,7 +13,6 @@ from almlip_jax.ensembles.mixed import AnyEnsemble, joined
 from almlip_jax.ensembles.settings import EnsembleSettings, VariantSettings
 from almlip_jax.errors import InputError
 from almlip_jax.models import ModelSettings, build_model
-from almlip_jax.models.shared_density import SIZES
 from almlip_jax.structures.species import SpeciesTable
 
 
@@ -53,13 +52,8 @@ def build_ensemble(
 def _changed(model: ModelSettings, changes: dict[str, Any], position: int) -> ModelSettings:
     if not changes:
         return model
-    given = model.model_dump()
-    if changes.get("kind", model.kind) != model.kind:
-        given = {"cutoff": model.cutoff}
-    elif "size" in changes:  # a named size decides what belongs to it, unless the variant says otherwise
-        given = {key: value for key, value in given.items() if key not in SIZES["tiny"]}
     try:
-        return TypeAdapter(ModelSettings).validate_python(given | changes)
+        return model.changed(changes)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"][1:])  # after the kind

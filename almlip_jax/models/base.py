@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Annotated, Any, Protocol, TypeAlias
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 from pydantic import Field
 
+from almlip_jax.kinds import Spec
+from almlip_jax.settings import unit
 from almlip_jax.structures.graph import Graph
 from almlip_jax.structures.species import SpeciesTable
 
@@ -199,3 +202,35 @@ class LinearLast(ABC):
         """Gradient of each atom's energy with respect to the weights of the last layer, [A, d]; see `Model.linear`."""
         output = self.apply(params, geometry, graph)
         return self.last_scale(params) * linear_rows(output.features, output.code, graph, self.num_species)
+
+
+class ModelSettings(Spec):
+    """Settings of any model; the shared-density model where they name no kind."""
+
+    default_kind: ClassVar[str | None] = "shared_density"
+
+    cutoff: float = Field(default=5.0, ge=1.0, le=20.0, json_schema_extra=unit("Angstrom"))
+    """Radius of an atom's surroundings, Angstrom."""
+    repulsion: bool = False
+    """Whether the Ziegler-Biersack-Littmark repulsion of bare nuclei is added at short distances."""
+
+    @abstractmethod
+    def build(self, species: SpeciesTable) -> Model:
+        """The model for a species table, without the repulsion.
+
+        Raises:
+            InputError: a user's model cannot be imported or built.
+        """
+
+    def kept_beside(self, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """What stays of these settings where others are given: what was not decided by a setting that changes."""
+        return self.model_dump()
+
+    def changed(self, changes: Mapping[str, Any]) -> ModelSettings:
+        """Settings with other values; of another kind, these keep the cutoff alone.
+
+        Raises:
+            ValidationError: they are not valid.
+        """
+        same = changes.get("kind", self.kind) == self.kind
+        return ModelSettings.parse((self.kept_beside(changes) if same else {"cutoff": self.cutoff}) | dict(changes))

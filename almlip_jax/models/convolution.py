@@ -24,13 +24,22 @@ import numpy as np
 from flax import struct
 from pydantic import Field
 
-from almlip_jax.models.base import LEAST_SQUARE, AtomicOutput, LinearLast, Params, Survey, Width, sums_by_degree
+from almlip_jax.models.base import (
+    LEAST_SQUARE,
+    AtomicOutput,
+    LinearLast,
+    ModelSettings,
+    Params,
+    Survey,
+    Width,
+    sums_by_degree,
+)
 from almlip_jax.models.bilinear import Irreps, clebsch_gordan
 from almlip_jax.models.edges import EdgeBasis, edge_vectors, expand_edges
 from almlip_jax.models.layout import side_by_side, stack, unstack
 from almlip_jax.models.radial import RadialBasis
 from almlip_jax.models.species_code import with_more_species
-from almlip_jax.settings import Settings, unit
+from almlip_jax.settings import unit
 from almlip_jax.structures.graph import Graph, lone_atom, values_at_neighbors
 from almlip_jax.structures.species import SpeciesTable
 
@@ -206,7 +215,7 @@ def incoherent_sums(graph: Graph, radial: jax.Array) -> jax.Array:
     return jnp.sum(jnp.where(graph.edge_mask, jnp.mean(radial**2, axis=-1), 0), axis=1)
 
 
-class ConvolutionalSettings(Settings):
+class ConvolutionalSettings(ModelSettings):
     """What NequIP- and MACE-type models have in common."""
 
     cutoff: float = Field(default=5.0, ge=1.0, le=20.0, json_schema_extra=unit("Angstrom"))
@@ -231,8 +240,6 @@ class ConvolutionalSettings(Settings):
     """Widths of the read-out MLP; the last one is the number of features of an atom."""
     species_channels: int = Field(default=8, ge=1, le=118)
     """Up to so many species are told apart one by one; more share as many directions of a learned embedding."""
-    repulsion: bool = False
-    """Whether the Ziegler-Biersack-Littmark repulsion of bare nuclei is added at short distances."""
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,10 @@ class MaceSettings(ConvolutionalSettings):
     correlation: int = Field(default=3, ge=1, le=5)
     """Correlation order: neighbours that a product involves; a function of one more bodies than that."""
 
+    def build(self, species: SpeciesTable) -> Mace:
+        """See `Mace`."""
+        return Mace(self, species)
+
 
 @struct.dataclass
 class Surroundings:

@@ -46,6 +46,10 @@ class NequipSettings(ConvolutionalSettings):
     layers: int = Field(default=3, ge=1, le=10)
     """Number of layers."""
 
+    def build(self, species: SpeciesTable) -> Nequip:
+        """See `Nequip`."""
+        return Nequip(self, species)
+
 
 @dataclass(frozen=True)
 class Nequip(ConvolutionalModel):

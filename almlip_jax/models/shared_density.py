@@ -23,7 +23,7 @@ of contiguous arrays (`models.bilinear`), and every map with parameters is a pla
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -34,12 +34,20 @@ import numpy as np
 from flax import struct
 from pydantic import Field, model_validator
 
-from almlip_jax.models.base import LEAST_SQUARE, AtomicOutput, LinearLast, Params, Survey, Width, sums_by_degree
+from almlip_jax.models.base import (
+    LEAST_SQUARE,
+    AtomicOutput,
+    LinearLast,
+    ModelSettings,
+    Params,
+    Survey,
+    Width,
+    sums_by_degree,
+)
 from almlip_jax.models.bilinear import Irreps, bilinear, couplings, inner_products
 from almlip_jax.models.edges import EdgeBasis, edge_vectors, expand_edges
 from almlip_jax.models.layout import side_by_side, split, unstack
 from almlip_jax.models.species_code import central_code, exact_code, neighbor_code, with_more_species
-from almlip_jax.settings import Settings, unit
 from almlip_jax.structures.graph import Graph, lone_atom, values_at_neighbors
 from almlip_jax.structures.species import SpeciesTable
 
@@ -52,15 +60,13 @@ SIZES: dict[str, dict[str, Any]] = {
 """Named sizes: what `SharedDensitySettings.size` stands for where the settings do not say otherwise."""
 
 
-class SharedDensitySettings(Settings):
+class SharedDensitySettings(ModelSettings):
     """Shape of the shared-density model."""
 
     kind: Literal["shared_density"] = "shared_density"
     size: Literal["tiny", "small", "medium", "large"] = "medium"
     """Named size, which decides `channels`, `l_max`, `coupled_l_max`, `hidden` and, for ``tiny``, `radial` where they
     are not given."""
-    cutoff: float = Field(default=5.0, ge=1.0, le=20.0, json_schema_extra=unit("Angstrom"))
-    """Radius of an atom's surroundings, Angstrom."""
     radial: int = Field(default=8, ge=2, le=64)
     """Number of radial Bessel functions."""
     l_max: int = Field(default=3, ge=0, le=6)
@@ -84,8 +90,6 @@ class SharedDensitySettings(Settings):
     """Up to so many species are told apart one by one; more share as many directions of a species embedding."""
     cutoff_power: int = Field(default=3, ge=3, le=20)
     """Power of the polynomial cutoff; a smaller one lets far neighbours fade earlier."""
-    repulsion: bool = False
-    """Whether the Ziegler-Biersack-Littmark repulsion of bare nuclei is added at short distances."""
 
     @property
     def coupled(self) -> int:
@@ -97,6 +101,15 @@ class SharedDensitySettings(Settings):
     def _take_size(cls, given: Any) -> Any:
         size = given.get("size") if isinstance(given, dict) else None
         return SIZES[size] | given if isinstance(size, str) and size in SIZES else given
+
+    def build(self, species: SpeciesTable) -> SharedDensity:
+        """See `SharedDensity`."""
+        return SharedDensity(self, species)
+
+    def kept_beside(self, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """All but what a named size decides, where the size changes."""
+        kept = super().kept_beside(changes)
+        return {key: value for key, value in kept.items() if "size" not in changes or key not in SIZES["tiny"]}
 
 
 _AMPLITUDE = 2.0  # root mean square of the scaled density: products of higher order then learn as fast as lower ones

@@ -17,7 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from ase.data import atomic_numbers, chemical_symbols
-from pydantic import TypeAdapter
 
 from almlip_jax.ensembles import EnsembleSettings, build_ensemble
 from almlip_jax.errors import InputError
@@ -35,6 +34,7 @@ _DESCRIPTION = "potential.json"
 _PARAMS = "params"  # of the folder that holds them; a hash of the parameters follows
 _REMEMBERED = "remembered"  # of the file that holds remembered structures; a hash of them follows
 _FITTED = "fitted"  # of files that hold the arrays of what was fitted; its name and a hash of the arrays follow
+_PACKAGE = "model_package"  # key of the package that adds the kind of its model
 _OWN = re.compile(
     rf"{_PARAMS}(-[0-9a-f]{{16}})?|{_REMEMBERED}-[0-9a-f]{{16}}\.extxyz|{_FITTED}-\w+-[0-9a-f]{{16}}\.npz"
     rf"|\.({_PARAMS}|{_REMEMBERED}|{_FITTED}-\w+)-[0-9a-f]{{16}}\.\d+{re.escape(PARTIAL)}.*"
@@ -94,6 +94,7 @@ def _description(potential: Potential, names: Mapping[str, str], fitted: Mapping
         "format": _FORMAT,
         **names,
         "model": potential.settings.model_dump(mode="json"),
+        **({} if (package := potential.settings.package()) is None else {_PACKAGE: package}),
         "species": list(potential.species.symbols),
         "members": potential.ensemble.members,
         "ensemble": potential.member_settings.model_dump(mode="json"),
@@ -121,7 +122,7 @@ def _read(kind: type[Potential], source: Path) -> Potential:
         if int(text.get("format", 1)) > _FORMAT:
             raise ValueError(f"format {text['format']} is of a later version of this program")
         folder = source / (Path(text.get("params", _PARAMS)).name or _PARAMS)
-        settings = TypeAdapter(ModelSettings).validate_python(text["model"])
+        settings = _model(text)
         species = SpeciesTable(tuple(sorted(atomic_numbers[s] for s in text["species"])))
         references = {atomic_numbers[s]: float(e) for s, e in text["reference_energies"].items()}
         isolated = frozenset(atomic_numbers[s] for s in text.get("isolated_atoms", ()))
@@ -135,6 +136,8 @@ def _read(kind: type[Potential], source: Path) -> Potential:
         wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(str(text["dtype"]))), shapes)
     except FileNotFoundError as error:
         raise InputError(f"{source} is not a potential: it has no potential.json.") from error
+    except InputError as error:
+        raise InputError(f"{source} cannot be used: {error}") from error
     except Exception as error:  # whatever stands in the place of a description stumbles in its own way
         why = " ".join(f"{type(error).__name__}: {error}".split())
         raise InputError(f"{source}/potential.json is damaged ({why}); take a copy or train again.") from error
@@ -152,6 +155,18 @@ def _read(kind: type[Potential], source: Path) -> Potential:
     if calibration.values:  # of format 1
         fitted["calibration"] = Fitted(calibration, params_digest(arrays))
     return kind(settings, species, arrays, references, fitted, metadata, members, isolated, remembered)
+
+
+def _model(text: Mapping[str, Any]) -> ModelSettings:
+    """The settings of the model that a description names.
+
+    Raises:
+        InputError: another package adds models of their kind, and is not installed.
+    """
+    kind, package = text["model"].get("kind"), text.get(_PACKAGE)
+    if package is not None and kind not in ModelSettings.kinds():
+        raise InputError(f"its model is of kind '{kind}', which the package '{package}' adds; install that.")
+    return ModelSettings.parse(text["model"])
 
 
 def _read_fitted(source: Path, described: Mapping[str, Mapping[str, Any]], params: str) -> dict[str, Fitted]:

@@ -1,0 +1,31 @@
+"""A model of the user's own: a factory, named ``module:function``."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from almlip_jax.errors import InputError
+from almlip_jax.kinds import UserCode
+from almlip_jax.models.base import Model, ModelSettings
+from almlip_jax.structures.species import SpeciesTable
+
+_METHODS = ("geometry", "init", "survey", "standardise", "with_species", "apply", "last_scale", "linear")
+
+
+class UserModelSettings(UserCode, ModelSettings):
+    """A user's own factory ``(species, cutoff, **parameters) -> Model``.
+
+    Models of equal arguments should be equal and have equal hashes (frozen dataclasses), by which programs are kept.
+    """
+
+    kind: Literal["user"] = "user"
+
+    def build(self, species: SpeciesTable) -> Model:
+        """What the factory makes."""
+        model: Model = self.call_for(_METHODS, species=species, cutoff=self.cutoff)
+        if model.cutoff != self.cutoff or model.species != species:
+            raise InputError(
+                f"'{self.function}' returns a model with cutoff {model.cutoff:g} Angstrom for {model.species}; it is "
+                f"asked for one with {self.cutoff:g} Angstrom for {species}."
+            )
+        return model
