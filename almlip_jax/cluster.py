@@ -6,6 +6,7 @@ import logging
 import os
 import shlex
 import sys
+from abc import abstractmethod
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -14,8 +15,9 @@ from typing import Any, Literal
 from pydantic import Field
 
 from almlip_jax.errors import InputError
+from almlip_jax.kinds import Spec
 from almlip_jax.packages import package_version
-from almlip_jax.settings import Settings, unit
+from almlip_jax.settings import unit
 
 HEARTBEAT_SECONDS = 30
 """A worker that died is missed after this time; a job, after four times as long."""
@@ -33,8 +35,16 @@ runpy.run_module("parsl.executors.high_throughput.interchange", run_name="__main
 """
 
 
-class _ParslSettings(Settings):
-    """What every Parsl executor is told."""
+class ExecutorSettings(Spec):
+    """Where labels are calculated: on this machine, or on any cluster."""
+
+
+class SweepExecutorSettings(Spec):
+    """Where points of a sweep are worked at: on this machine, or on any cluster."""
+
+
+class ClusterSettings(ExecutorSettings, SweepExecutorSettings):
+    """What every cluster is told, through Parsl."""
 
     max_blocks: int = Field(default=1, ge=1, le=100_000)
     """Most jobs (blocks, or pods on Kubernetes) at a time."""
@@ -54,8 +64,25 @@ class _ParslSettings(Settings):
     address: str | None = None
     """Address at which the nodes reach this machine; found by probing where not given."""
 
+    def provider(self) -> Any:
+        """The Parsl provider that these settings describe.
 
-class _BatchSettings(_ParslSettings):
+        Raises:
+            InputError: Parsl (or the Kubernetes client) is missing, or no Kubernetes cluster is configured.
+        """
+        package_version("parsl", "parsl")
+        return self.make_provider({"init_blocks": 1, "max_blocks": self.max_blocks, "worker_init": self.worker_init})
+
+    @abstractmethod
+    def make_provider(self, blocks: dict[str, Any]) -> Any:
+        """The Parsl provider, where Parsl is installed.
+
+        Args:
+            blocks: keyword arguments that all providers take: of how many jobs, and of what prepares a worker.
+        """
+
+
+class _BatchSettings(ClusterSettings):
     """What batch systems have in common."""
 
     nodes: int = Field(default=1, ge=1, le=100_000)
@@ -91,6 +118,25 @@ class SlurmSettings(_BatchSettings):
     exclusive: bool = True
     """Whether a job takes whole nodes."""
 
+    def make_provider(self, blocks: dict[str, Any]) -> Any:
+        """Slurm's."""
+        from parsl.launchers import SrunLauncher
+        from parsl.providers import SlurmProvider
+
+        return SlurmProvider(
+            partition=self.partition,
+            account=self.account,
+            qos=self.qos,
+            constraint=self.constraint,
+            nodes_per_block=self.nodes,
+            mem_per_node=self.memory_per_node,
+            walltime=self.walltime,
+            scheduler_options=self.scheduler_options,
+            exclusive=self.exclusive,
+            launcher=SrunLauncher(),
+            **blocks,
+        )
+
 
 class PBSSettings(_BatchSettings):
     """Work is done in PBS jobs, through Parsl."""
@@ -106,8 +152,25 @@ class PBSSettings(_BatchSettings):
     select_options: str = ""
     """Appended to the ``-l select`` request."""
 
+    def make_provider(self, blocks: dict[str, Any]) -> Any:
+        """That of PBS Pro."""
+        from parsl.launchers import SingleNodeLauncher
+        from parsl.providers import PBSProProvider
 
-class KubernetesSettings(_ParslSettings):
+        return PBSProProvider(
+            queue=self.queue,
+            account=self.account,
+            nodes_per_block=self.nodes,
+            cpus_per_node=self.cores_per_node,
+            walltime=self.walltime,
+            scheduler_options=self.scheduler_options,
+            select_options=self.select_options,
+            launcher=SingleNodeLauncher(),
+            **blocks,
+        )
+
+
+class KubernetesSettings(ClusterSettings):
     """Work is done in Kubernetes pods, through Parsl."""
 
     kind: Literal["kubernetes"] = "kubernetes"
@@ -130,8 +193,31 @@ class KubernetesSettings(_ParslSettings):
     persistent_volumes: tuple[tuple[str, str], ...] = ()
     """Pairs of a persistent volume claim and the path at which pods see it."""
 
+    def make_provider(self, blocks: dict[str, Any]) -> Any:
+        """That of Kubernetes, if a cluster is configured."""
+        from parsl.providers import KubernetesProvider
 
-class ParslLocalSettings(_ParslSettings):
+        try:
+            return KubernetesProvider(
+                image=self.image,
+                namespace=self.namespace,
+                init_cpu=self.cores,
+                max_cpu=self.cores,
+                init_mem=self.memory,
+                max_mem=self.memory,
+                service_account_name=self.service_account,
+                persistent_volumes=list(self.persistent_volumes),
+                **blocks,
+            )
+        except Exception as error:  # the client raises its own types, and its absence one of Parsl's
+            reason = " ".join(str(error).split())
+            raise InputError(
+                f"Kubernetes cannot be reached ({reason}); install the client with pip install kubernetes and "
+                "configure a cluster."
+            ) from error
+
+
+class ParslLocalSettings(ClusterSettings):
     """Work is done on this machine, but through Parsl; for trying a set-up out."""
 
     kind: Literal["parsl_local"] = "parsl_local"
@@ -139,91 +225,16 @@ class ParslLocalSettings(_ParslSettings):
     address: str | None = "127.0.0.1"
     """Address at which the workers reach this process."""
 
+    def make_provider(self, blocks: dict[str, Any]) -> Any:
+        """That of this machine; its shell need not find the environment of this process by itself."""
+        from parsl.providers import LocalProvider
 
-ClusterSettings = SlurmSettings | PBSSettings | KubernetesSettings | ParslLocalSettings
-
-
-def build_provider(settings: ClusterSettings) -> Any:
-    """The Parsl provider that these settings describe.
-
-    Raises:
-        InputError: Parsl (or the Kubernetes client) is missing, or no Kubernetes cluster is configured.
-    """
-    package_version("parsl", "parsl")
-    from parsl.launchers import SingleNodeLauncher, SrunLauncher
-    from parsl.providers import PBSProProvider, SlurmProvider
-
-    blocks: dict[str, Any] = {
-        "init_blocks": 1,
-        "max_blocks": settings.max_blocks,
-        "worker_init": settings.worker_init,
-    }
-    match settings:
-        case SlurmSettings():
-            return SlurmProvider(
-                partition=settings.partition,
-                account=settings.account,
-                qos=settings.qos,
-                constraint=settings.constraint,
-                nodes_per_block=settings.nodes,
-                mem_per_node=settings.memory_per_node,
-                walltime=settings.walltime,
-                scheduler_options=settings.scheduler_options,
-                exclusive=settings.exclusive,
-                launcher=SrunLauncher(),
-                **blocks,
-            )
-        case PBSSettings():
-            return PBSProProvider(
-                queue=settings.queue,
-                account=settings.account,
-                nodes_per_block=settings.nodes,
-                cpus_per_node=settings.cores_per_node,
-                walltime=settings.walltime,
-                scheduler_options=settings.scheduler_options,
-                select_options=settings.select_options,
-                launcher=SingleNodeLauncher(),
-                **blocks,
-            )
-        case KubernetesSettings():
-            return _kubernetes(settings, blocks)
-        case ParslLocalSettings():
-            return _local(blocks)
-
-
-def _kubernetes(settings: KubernetesSettings, blocks: dict[str, Any]) -> Any:
-    from parsl.providers import KubernetesProvider
-
-    try:
-        return KubernetesProvider(
-            image=settings.image,
-            namespace=settings.namespace,
-            init_cpu=settings.cores,
-            max_cpu=settings.cores,
-            init_mem=settings.memory,
-            max_mem=settings.memory,
-            service_account_name=settings.service_account,
-            persistent_volumes=list(settings.persistent_volumes),
-            **blocks,
-        )
-    except Exception as error:  # the client raises its own types, and its absence one of Parsl's
-        reason = " ".join(str(error).split())
-        raise InputError(
-            f"Kubernetes cannot be reached ({reason}); install the client with pip install kubernetes and configure a "
-            "cluster."
-        ) from error
-
-
-def _local(blocks: dict[str, Any]) -> Any:
-    from parsl.providers import LocalProvider
-
-    # Its shell need not find the environment of this process by itself.
-    places = {
-        "PATH": [str(Path(sys.executable).parent), os.environ.get("PATH", "")],
-        "PYTHONPATH": [entry or os.getcwd() for entry in sys.path],
-    }
-    exports = [f"export {name}={shlex.quote(os.pathsep.join(path))}" for name, path in places.items()]
-    return LocalProvider(**blocks | {"worker_init": "\n".join([*exports, blocks["worker_init"]])})
+        places = {
+            "PATH": [str(Path(sys.executable).parent), os.environ.get("PATH", "")],
+            "PYTHONPATH": [entry or os.getcwd() for entry in sys.path],
+        }
+        exports = [f"export {name}={shlex.quote(os.pathsep.join(path))}" for name, path in places.items()]
+        return LocalProvider(**blocks | {"worker_init": "\n".join([*exports, blocks["worker_init"]])})
 
 
 class WorkerGone(RuntimeError):
@@ -241,7 +252,7 @@ class Jobs:
         retries: how often a call that did not come back, or raised, is repeated.
 
     Raises:
-        InputError: as `build_provider`.
+        InputError: as `ClusterSettings.provider`.
     """
 
     def __init__(
@@ -253,7 +264,7 @@ class Jobs:
         share_cores: bool = False,
         retries: int = 0,
     ) -> None:
-        provider = build_provider(settings)
+        provider = settings.provider()
         logging.getLogger("parsl").propagate = False  # what matters of its tracebacks, `outcome` says
         logging.getLogger("parsl").addHandler(logging.NullHandler())
         from parsl import Config, HighThroughputExecutor

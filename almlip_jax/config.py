@@ -63,7 +63,7 @@ class ExperimentConfig(PotentialConfig):
     """What the potential is for."""
     oracle: SourceSettings
     """Where labels come from."""
-    executor: ExecutorSettings = LocalSettings(kind="local")
+    executor: ExecutorSettings = LocalSettings()
     """Where label calculations run."""
     initial: InitialSettings
     """The first labelled set."""

@@ -7,27 +7,35 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import TypeAdapter
 
 from almlip_jax.cluster import (
     ClusterSettings,
+    ExecutorSettings,
     Jobs,
     KubernetesSettings,
     ParslLocalSettings,
     SlurmSettings,
-    build_provider,
+    SweepExecutorSettings,
 )
 from almlip_jax.errors import InputError
+from almlip_jax.oracles import LocalSettings
+from almlip_jax.sweep.settings import ProcessesSettings
 
-CLUSTERS: TypeAdapter[ClusterSettings] = TypeAdapter(ClusterSettings)
+
+def test_every_cluster_serves_labels_and_sweeps() -> None:
+    clusters = set(ClusterSettings.kinds())
+    assert clusters == {"slurm", "pbs", "kubernetes", "parsl_local"}
+    assert set(ExecutorSettings.kinds()) - clusters == {"local"} == set(SweepExecutorSettings.kinds()) - clusters
+    assert ExecutorSettings.kinds()["local"] is LocalSettings
+    assert SweepExecutorSettings.kinds()["local"] is ProcessesSettings
 
 
 def test_slurm_provider_says_what_the_config_says() -> None:
     pytest.importorskip("parsl")
-    settings = CLUSTERS.validate_python(
+    settings = ClusterSettings.parse(
         dict(kind="slurm", partition="short", account="chem", nodes=3, max_blocks=4, walltime="00:30:00", qos="low")
     )
-    provider = build_provider(settings)
+    provider = settings.provider()
     assert (provider.partition, provider.account, provider.qos) == ("short", "chem", "low")
     assert (provider.nodes_per_block, provider.max_blocks, provider.walltime) == (3, 4, "00:30:00")
     assert type(provider.launcher).__name__ == "SrunLauncher"
@@ -35,10 +43,10 @@ def test_slurm_provider_says_what_the_config_says() -> None:
 
 def test_pbs_provider_says_what_the_config_says() -> None:
     pytest.importorskip("parsl")
-    settings = CLUSTERS.validate_python(
+    settings = ClusterSettings.parse(
         dict(kind="pbs", queue="small", cores_per_node=16, worker_init="module load xtb", scheduler_options="#PBS -m n")
     )
-    provider = build_provider(settings)
+    provider = settings.provider()
     assert (provider.queue, provider.cpus_per_node, provider.nodes_per_block) == ("small", 16, 1)
     assert provider.worker_init == "module load xtb" and provider.scheduler_options == "#PBS -m n"
     assert type(provider.launcher).__name__ == "SingleNodeLauncher"
@@ -57,7 +65,7 @@ def test_kubernetes_provider_says_what_the_config_says(tmp_path: Path, monkeypat
     from kubernetes.config import kube_config
 
     monkeypatch.setattr(kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(config))
-    provider = build_provider(KubernetesSettings(image="lab/almlip:1", namespace="chem", cores=2, memory="3Gi"))
+    provider = KubernetesSettings(image="lab/almlip:1", namespace="chem", cores=2, memory="3Gi").provider()
     assert (provider.image, provider.namespace, provider.max_cpu, provider.max_mem) == (
         "lab/almlip:1",
         "chem",
@@ -66,7 +74,7 @@ def test_kubernetes_provider_says_what_the_config_says(tmp_path: Path, monkeypat
     )
     config.write_text("")
     with pytest.raises(InputError, match="Kubernetes cannot be reached"):
-        build_provider(KubernetesSettings(image="lab/almlip:1"))
+        KubernetesSettings(image="lab/almlip:1").provider()
 
 
 def test_missing_parsl_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,7 +83,7 @@ def test_missing_parsl_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(importlib.metadata, "version", missing)
     with pytest.raises(InputError, match=r'pip install "almlip-jax\[parsl\]"'):
-        build_provider(SlurmSettings())
+        SlurmSettings().provider()
 
 
 @pytest.mark.parametrize(

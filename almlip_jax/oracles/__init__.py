@@ -3,9 +3,9 @@
 Importing this room imports neither jax nor any label source.
 """
 
+from almlip_jax.cluster import ExecutorSettings
 from almlip_jax.oracles.base import Delivery, Label, PendingLabels, Results, SourceSettings
 from almlip_jax.oracles.executor import (
-    ExecutorSettings,
     Labeller,
     LabelResult,
     LocalSettings,

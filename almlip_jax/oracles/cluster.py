@@ -29,7 +29,7 @@ class ClusterBackend:
         spool: folder for results on their way; Parsl's own files go there too.
 
     Raises:
-        InputError: as `almlip_jax.cluster.build_provider`.
+        InputError: as `ClusterSettings.provider`.
     """
 
     def __init__(self, oracle: SourceSettings, executor: ClusterSettings, spool: Path) -> None:

@@ -15,12 +15,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any, Literal, Protocol, Self
+from typing import Any, Literal, Protocol, Self
 
 from ase import Atoms
 from pydantic import Field
 
-from almlip_jax.cluster import ClusterSettings
+from almlip_jax.cluster import ClusterSettings, ExecutorSettings
 from almlip_jax.errors import InputError
 from almlip_jax.oracles.base import Delivery, Label, SourceSettings, bare
 from almlip_jax.oracles.cluster import ClusterBackend
@@ -29,13 +29,12 @@ from almlip_jax.oracles.processes import WorkerProcess, as_finished, ask_patient
 from almlip_jax.oracles.spool import at_work_elsewhere
 from almlip_jax.oracles.store import LabelStore, storage_error
 from almlip_jax.oracles.worker import Context, Failure, LabelTask, NoSpace, Task
-from almlip_jax.settings import Settings
 
 _LOOK_SECONDS = 0.1  # between looks at labels that others calculate
 _FLUSH_SECONDS = 0.5  # finished labels wait at most this long (in the spool) for their transaction
 
 
-class LocalSettings(Settings):
+class LocalSettings(ExecutorSettings):
     """Labels are calculated in processes on this machine."""
 
     kind: Literal["local"] = "local"
@@ -45,10 +44,6 @@ class LocalSettings(Settings):
 
     threads_per_worker: int = Field(default=1, ge=1, le=4096)
     """Threads of the label source in each process; only with 1 do labels come out the same to the last bit."""
-
-
-ExecutorSettings = Annotated[LocalSettings | ClusterSettings, Field(discriminator="kind")]
-"""Where labels are calculated; the field ``kind`` decides."""
 
 
 @dataclass(frozen=True)
@@ -140,11 +135,12 @@ def build_backend(oracle: SourceSettings, executor: ExecutorSettings, spool: Pat
     """The backend that these settings describe."""
     if oracle.in_process:
         return InlineBackend(oracle)
-    if isinstance(executor, LocalSettings):
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        workers = executor.workers or max(cores // executor.threads_per_worker, 1)
-        return ProcessBackend(oracle, spool, workers, executor.threads_per_worker)
-    return ClusterBackend(oracle, executor, spool)
+    if isinstance(executor, ClusterSettings):
+        return ClusterBackend(oracle, executor, spool)
+    assert isinstance(executor, LocalSettings)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = executor.workers or max(cores // executor.threads_per_worker, 1)
+    return ProcessBackend(oracle, spool, workers, executor.threads_per_worker)
 
 
 Provenance = Mapping[str, Any]

@@ -57,7 +57,7 @@ class ClusterCrew:
         tell: told what the user should know.
 
     Raises:
-        InputError: as `almlip_jax.cluster.build_provider`.
+        InputError: as `ClusterSettings.provider`.
     """
 
     def __init__(self, bench: Bench, executor: ClusterSettings, tell: Callable[[str], None]) -> None:

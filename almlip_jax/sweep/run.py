@@ -13,6 +13,7 @@ import numpy as np
 from rich.table import Table
 
 from almlip_jax.campaign.consistency import check_columns
+from almlip_jax.cluster import ClusterSettings
 from almlip_jax.files import Cell, write_text
 from almlip_jax.progress import Progress, SilentProgress
 from almlip_jax.run_log import logged
@@ -153,10 +154,11 @@ class _Session:
 
     def _crew(self) -> Crew | ClusterCrew:
         executor = self.bench.config.executor
-        if isinstance(executor, ProcessesSettings):
-            number = min(executor.processes, max(len(phase) for phase in self.phases))
-            return Crew(self.bench.config, self.bench.folder.path, number)
-        return ClusterCrew(self.bench, executor, self.progress.message)
+        if isinstance(executor, ClusterSettings):
+            return ClusterCrew(self.bench, executor, self.progress.message)
+        assert isinstance(executor, ProcessesSettings)
+        number = min(executor.processes, max(len(phase) for phase in self.phases))
+        return Crew(self.bench.config, self.bench.folder.path, number)
 
     def _count(self, number: int) -> None:
         self.done += number

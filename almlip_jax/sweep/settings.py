@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from almlip_jax.campaign.consistency import check_adaptive, check_selector
-from almlip_jax.cluster import ClusterSettings
+from almlip_jax.cluster import SweepExecutorSettings
 from almlip_jax.ensembles import EnsembleSettings
 from almlip_jax.errors import InputError
 from almlip_jax.models import ModelSettings, SharedDensitySettings
@@ -90,7 +90,7 @@ class SweepSystem(FileReading):
         return (self.pool,) if isinstance(self.pool, Path) else self.pool
 
 
-class ProcessesSettings(Settings):
+class ProcessesSettings(SweepExecutorSettings):
     """Points are worked at in processes on this machine."""
 
     kind: Literal["local"] = "local"
@@ -131,7 +131,7 @@ class SweepConfig(Settings):
     side_by_side: int = Field(default=1, ge=1, le=4096)
     """So many points of equal shape are trained in one program.  It is part of what a point is: another number gives
     results that differ by rounding."""
-    executor: Annotated[ProcessesSettings | ClusterSettings, Field(discriminator="kind")] = ProcessesSettings()
+    executor: SweepExecutorSettings = ProcessesSettings()
     """Where points are worked at: in processes on this machine, or in jobs on a cluster."""
     out: Path | None = None
     """Folder of the sweep; ``runs/`` and the name of the config by default."""
@@ -144,11 +144,6 @@ class SweepConfig(Settings):
                 f"processes is part of executor; write executor: {{kind: local, processes: {given['processes']}}}."
             )
         return given
-
-    @field_validator("executor", mode="before")
-    @classmethod
-    def _is_local_unless_said(cls, given: Any) -> Any:
-        return {"kind": "local"} | given if isinstance(given, dict) else given
 
     @field_validator("systems", "selectors")
     @classmethod

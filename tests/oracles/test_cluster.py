@@ -9,7 +9,7 @@ import label_calculators as trouble
 import pytest
 from ase import Atoms
 from label_calculators import assert_same_labels
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from almlip_jax.cluster import ParslLocalSettings
 from almlip_jax.errors import InputError
@@ -17,15 +17,14 @@ from almlip_jax.oracles import ExecutorSettings, Labeller, LabelStore, LocalSett
 from almlip_jax.oracles.sources.calculator import CalculatorSettings
 
 Waters = Callable[..., list[Atoms]]
-EXECUTORS: TypeAdapter[ExecutorSettings] = TypeAdapter(ExecutorSettings)
 
 
 def test_executor_settings_are_chosen_by_kind_and_checked() -> None:
-    assert isinstance(EXECUTORS.validate_python({"kind": "local"}), LocalSettings)
+    assert isinstance(ExecutorSettings.parse({"kind": "local"}), LocalSettings)
     with pytest.raises(ValidationError, match="did you mean 'partition'"):
-        EXECUTORS.validate_python({"kind": "slurm", "partitions": "x"})
+        ExecutorSettings.parse({"kind": "slurm", "partitions": "x"})
     with pytest.raises(ValidationError, match="walltime"):
-        EXECUTORS.validate_python({"kind": "slurm", "walltime": "an hour"})
+        ExecutorSettings.parse({"kind": "slurm", "walltime": "an hour"})
 
 
 @pytest.mark.slow
