@@ -1,16 +1,13 @@
-"""Names of the feature maps of a structure, the same in code, configs, files and figures (see `features`)."""
+"""Names of the feature maps of a structure, the same in code, configs, files and figures; `features` declares them."""
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import Annotated, TypeAlias
 
-FeatureName: TypeAlias = Literal[
-    "latent",
-    "last_layer_gradient",
-    "full_gradient",
-    "force_gradient",
-    "committee_energy",
-    "power_spectrum",
-    "composition",
-]
+from almlip_jax.names import Names
+
+FEATURE_NAMES = Names("feature map")
 """Maps from a structure to the vector in which selectors measure difference."""
+
+FeatureName: TypeAlias = Annotated[str, FEATURE_NAMES]
+"""A name of one."""

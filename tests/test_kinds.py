@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from typing import Literal
+from typing import Annotated, Literal
 
 import pytest
-from pydantic import Field, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from almlip_jax.kinds import Spec
+from almlip_jax.names import Names
 from almlip_jax.settings import Settings, settings_in
 
 
@@ -74,9 +75,25 @@ def test_two_kinds_of_one_name_are_refused():
         type("Other", (Shape,), {"__annotations__": {"kind": Literal["square"]}, "kind": "square"})
 
 
+def test_names_are_declared_once_and_hinted_at():
+    names = Names("colour")
+    field = TypeAdapter(Annotated[str, names])
+    assert field.validate_python("anything") == "anything"  # where nobody declares any
+    names.declare("red", "of long waves")
+    names.declare("blue", "of short waves")
+    assert field.validate_python("red") == "red" and field.json_schema()["enum"] == ["blue", "red"]
+    with pytest.raises(ValidationError, match="'bleu' is no colour; did you mean 'blue'"):
+        field.validate_python("bleu")
+    with pytest.raises(TypeError, match="the colour 'red' is declared twice"):
+        names.declare("red", "again")
+
+
 PLUGIN = '''
 from typing import Literal
+from almlip_jax.features import FeatureMap
 from almlip_jax.selection import Selector, WeighedSelector, top_k
+
+FeatureMap("energies", "energies of the members", lambda seen, _: seen.prediction.energy.T)
 
 class LowestSettings(WeighedSelector):
     """The lowest energy deviation."""
@@ -100,6 +117,8 @@ chosen = SelectionSettings.model_validate({"batch": 2, "selector": {"kind": "low
 pool = Candidates({}, {"energy_std": np.array([3.0, 1.0, 2.0])}, np.ones(3), np.ones(3, bool), np.arange(3))
 print(select(chosen.selector.build(2), jax.random.key(0), pool, pool).indices.tolist())
 print("lowest" in SelectionSettings.model_json_schema()["properties"]["selector"]["discriminator"]["mapping"])
+far = SelectionSettings.model_validate({"selector": {"kind": "max_dist", "features": "energies"}})
+print(far.selector.feature_names)
 try:
     SelectionSettings.model_validate({"selector": {"kind": "lowst"}})
 except ValueError as error:
@@ -110,7 +129,7 @@ except ValueError as error:
 def test_another_package_adds_a_kind(with_package):
     environment = with_package(PLUGIN)
     done = subprocess.run([sys.executable, "-c", USE], capture_output=True, text=True, env=environment)
-    assert done.stdout.split("\n")[:3] == ["[1, 2]", "True", "True"], done.stderr[-2000:]
+    assert done.stdout.split("\n")[:4] == ["[1, 2]", "True", "('energies',)", "True"], done.stderr[-2000:]
 
 
 def test_a_package_that_fails_is_named(with_package):

@@ -18,11 +18,10 @@ from almlip_jax.campaign.settings import (
 from almlip_jax.dynamics.judging import check_exploration
 from almlip_jax.ensembles import EnsembleSettings, require_score, require_spread
 from almlip_jax.errors import InputError
+from almlip_jax.features import declared
 from almlip_jax.scores import names, scores
 from almlip_jax.selection import Candidates, SelectorSettings
 from almlip_jax.training import TrainingSettings
-
-_OF_MEMBERS = ("force_gradient", "committee_energy")  # feature maps made of differences between members
 
 
 def check_judges(
@@ -51,7 +50,7 @@ def check_selector(selector: SelectorSettings, members: EnsembleSettings, where:
     for score in selector.score_names:
         require_score(score, members, where)
     for name in selector.feature_names:
-        if name in _OF_MEMBERS:
+        if declared(name).of_members:
             require_spread(members, f"{where}, features '{name}',")
 
 

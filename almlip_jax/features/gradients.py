@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from almlip_jax.ensembles.ensemble import Ensemble
 from almlip_jax.ensembles.mixed import AnyEnsemble, MixedEnsemble
 from almlip_jax.ensembles.prediction import Prediction, rows_of_models
-from almlip_jax.features.sketch import COLUMNS, Factors, random_factors, sketch_matrices
+from almlip_jax.features.declared import Evaluation, FeatureMap
+from almlip_jax.features.sketch import COLUMNS, Factors, random_factors, sketch, sketch_matrices
 from almlip_jax.kernels import ensemble_sum
 from almlip_jax.models.base import Params
 from almlip_jax.structures.graph import Graph, atom_counts, sum_over_atoms
@@ -146,3 +147,29 @@ def _matrices(leaf: Any) -> jax.Array:
     values = jnp.asarray(leaf)
     last = values.shape[-1] if values.ndim > 1 else 1
     return values.reshape(values.shape[0], -1, last)
+
+
+def _full_gradients(seen: Evaluation, factors: GradientFactors) -> jax.Array:
+    assert seen.one_by_one is not None
+    return full_gradients(seen.ensemble, seen.params, seen.one_by_one, factors)
+
+
+def _force_gradient(seen: Evaluation, key: jax.Array) -> jax.Array:
+    rows = force_gradient(seen.ensemble, seen.params, seen.graph, seen.prediction, seen.num_species)
+    return sketch(rows, key, seen.columns)
+
+
+FeatureMap(
+    "full_gradient",
+    "gradient of the energy per atom by all parameters, sketched",
+    _full_gradients,
+    lambda ensemble, params, key, columns: gradient_factors(params, key, columns),
+    one_by_one=True,
+)
+FeatureMap(
+    "force_gradient",
+    "gradient of the members' force disagreement by their last layers, sketched",
+    _force_gradient,
+    lambda ensemble, params, key, columns: key,
+    of_members=True,
+)

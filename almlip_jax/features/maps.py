@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from almlip_jax.ensembles.prediction import Prediction
+from almlip_jax.features.declared import FeatureMap
 from almlip_jax.kernels import ensemble_sum
 from almlip_jax.structures.graph import Graph, atom_counts, sum_over_atoms
 
@@ -71,3 +72,22 @@ def composition(graph: Graph, num_species: int) -> jax.Array:
     """Share of each species in the atoms of a structure, [S, num_species]; the same for all frames of one molecule."""
     chosen = jax.nn.one_hot(graph.species, num_species, dtype=graph.vectors.dtype)
     return sum_over_atoms(chosen, graph) / atom_counts(graph)[:, None]
+
+
+FeatureMap(
+    "latent", "mean over atoms of what enters the last layer", lambda seen, _: latent(seen.prediction, seen.graph)
+)
+FeatureMap(
+    "last_layer_gradient",
+    "gradient of the energy per atom by the last layer",
+    lambda seen, _: last_layer_gradient(seen.prediction, seen.graph, seen.num_species),
+)
+FeatureMap(
+    "committee_energy",
+    "deviations of the members' energies from their mean, per atom",
+    lambda seen, _: committee_energy(seen.prediction, seen.graph),
+    of_members=True,
+)
+FeatureMap(
+    "composition", "share of each species in the atoms", lambda seen, _: composition(seen.graph, seen.num_species)
+)

@@ -7,7 +7,10 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 
+from almlip_jax.ensembles.mixed import AnyEnsemble
+from almlip_jax.features.declared import Evaluation, FeatureMap
 from almlip_jax.features.sketch import COLUMNS, Factors, random_factors
+from almlip_jax.models.base import Params
 from almlip_jax.models.shared_density import SharedDensity, SharedDensitySettings
 from almlip_jax.structures.graph import Graph, atom_counts, sum_over_atoms
 from almlip_jax.structures.species import SpeciesTable
@@ -66,3 +69,15 @@ def power_spectrum(density: SharedDensity, graph: Graph, factors: SpectrumFactor
         found = found + jnp.sum((block @ left[l].T) * (block @ right[l].T), axis=0) / (2 * l + 1) ** 0.5
     found = found * signs.T[graph.species] / signs.shape[0] ** 0.5
     return sum_over_atoms(found, graph) / atom_counts(graph)[:, None]
+
+
+def _factors(ensemble: AnyEnsemble, params: Params, key: jax.Array, columns: int) -> SpectrumFactors:
+    dtype = jax.tree.leaves(params)[0].dtype
+    return spectrum_factors(density_of(ensemble.cutoff, ensemble.species), key, columns, dtype)
+
+
+def _rows(seen: Evaluation, factors: SpectrumFactors) -> jax.Array:
+    return power_spectrum(density_of(seen.ensemble.cutoff, seen.ensemble.species), seen.graph, factors)
+
+
+FeatureMap("power_spectrum", "power spectrum of the atoms' surroundings, sketched", _rows, _factors)

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import get_args
+from typing import Any, TypeAlias
 
 import jax
-from flax import struct
 
 from almlip_jax.ensembles.mixed import AnyEnsemble
 from almlip_jax.ensembles.prediction import Prediction
 from almlip_jax.feature_names import FeatureName
-from almlip_jax.features.gradients import GradientFactors, force_gradient, full_gradients, gradient_factors
-from almlip_jax.features.maps import committee_energy, composition, last_layer_gradient, latent
-from almlip_jax.features.power_spectrum import SpectrumFactors, density_of, power_spectrum, spectrum_factors
-from almlip_jax.features.sketch import COLUMNS, sketch
+from almlip_jax.features.declared import Evaluation, declared
+from almlip_jax.features.sketch import COLUMNS
 from almlip_jax.keys import named_key
 from almlip_jax.models.base import Params
 from almlip_jax.structures.graph import Graph
-
-FEATURES: tuple[FeatureName, ...] = get_args(FeatureName)
-"""Names of the feature maps."""
 
 
 @dataclass(frozen=True)
@@ -40,42 +34,27 @@ class FeatureRequest:
 
     @classmethod
     def of(cls, names: Iterable[FeatureName], seed: int = 0) -> FeatureRequest:
-        """Each of the names once, in the order of `FEATURES`: equal sets are equal requests."""
-        wanted = set(names)
-        return cls(tuple(name for name in FEATURES if name in wanted), seed)
+        """Each of the names once, in the order of the alphabet: equal sets are equal requests."""
+        return cls(tuple(sorted(set(names))), seed)
 
     @property
     def structure_by_structure(self) -> bool:
         """Whether structures are also looked at one by one."""
-        return "full_gradient" in self.names
+        return any(declared(name).one_by_one for name in self.names)
 
 
-@struct.dataclass
-class FeatureFactors:
-    """Random numbers of the sketches that a request needs.
-
-    Attributes:
-        gradient: of `full_gradient`.
-        spectrum: of `power_spectrum`.
-        rows: key of the projection of `force_gradient`.
-    """
-
-    gradient: GradientFactors | None
-    spectrum: SpectrumFactors | None
-    rows: jax.Array | None
+FeatureFactors: TypeAlias = Mapping[str, Any]
+"""Random numbers of the sketches that a request needs, by the name of the map."""
 
 
 def feature_factors(request: FeatureRequest, ensemble: AnyEnsemble, params: Params) -> FeatureFactors:
     """The random numbers of a request, drawn once for any number of structures."""
-    gradient = spectrum = rows = None
-    if "full_gradient" in request.names:
-        gradient = gradient_factors(params, named_key(request.seed, "features", "full_gradient"), request.columns)
-    if "power_spectrum" in request.names:
-        key, dtype = named_key(request.seed, "features", "power_spectrum"), jax.tree.leaves(params)[0].dtype
-        spectrum = spectrum_factors(density_of(ensemble.cutoff, ensemble.species), key, request.columns, dtype)
-    if "force_gradient" in request.names:
-        rows = named_key(request.seed, "features", "force_gradient")
-    return FeatureFactors(gradient, spectrum, rows)
+    found = {}
+    for name in request.names:
+        draw = declared(name).factors
+        if draw is not None:
+            found[name] = draw(ensemble, params, named_key(request.seed, "features", name), request.columns)
+    return found
 
 
 def feature_maps(
@@ -99,27 +78,5 @@ def feature_maps(
             `FeatureRequest.structure_by_structure`.
         factors: what `feature_factors` gives for the request.
     """
-    number = len(ensemble.species)
-
-    def found(name: FeatureName) -> jax.Array:
-        match name:
-            case "latent":
-                return latent(prediction, graph)
-            case "last_layer_gradient":
-                return last_layer_gradient(prediction, graph, number)
-            case "full_gradient":
-                assert one_by_one is not None and factors.gradient is not None
-                return full_gradients(ensemble, params, one_by_one, factors.gradient)
-            case "force_gradient":
-                assert factors.rows is not None
-                rows = force_gradient(ensemble, params, graph, prediction, number)
-                return sketch(rows, factors.rows, request.columns)
-            case "committee_energy":
-                return committee_energy(prediction, graph)
-            case "power_spectrum":
-                assert factors.spectrum is not None
-                return power_spectrum(density_of(ensemble.cutoff, ensemble.species), graph, factors.spectrum)
-            case "composition":
-                return composition(graph, number)
-
-    return {name: found(name) for name in request.names}
+    seen = Evaluation(ensemble, params, prediction, graph, one_by_one, request.columns)
+    return {name: declared(name).rows(seen, factors.get(name)) for name in request.names}

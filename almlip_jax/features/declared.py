@@ -1,0 +1,81 @@
+"""What a feature map says of itself, once: its name, what it needs, and the function behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from almlip_jax.ensembles.mixed import AnyEnsemble
+from almlip_jax.ensembles.prediction import Prediction
+from almlip_jax.errors import InputError
+from almlip_jax.feature_names import FEATURE_NAMES
+from almlip_jax.models.base import Params
+from almlip_jax.structures.graph import Graph
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What feature maps are made of.
+
+    Attributes:
+        ensemble: models and members.
+        params: of the ensemble.
+        prediction: of the ensemble for the graph.
+        graph: S structures.
+        one_by_one: the same structures with a leading axis S, where a map asks for it.
+        columns: of a sketch.
+    """
+
+    ensemble: AnyEnsemble
+    params: Params
+    prediction: Prediction
+    graph: Graph
+    one_by_one: Graph | None
+    columns: int
+
+    @property
+    def num_species(self) -> int:
+        """Length of the species table."""
+        return len(self.ensemble.species)
+
+
+@dataclass(frozen=True)
+class FeatureMap:
+    """A feature map, known by its name from the moment it is made.
+
+    Attributes:
+        name: in configs and files.
+        meaning: in a few words.
+        rows: the rows [S, d] of an evaluation, given the random numbers of the map.
+        factors: draws these for an ensemble, parameters, a key and the columns of a sketch; None where there are none.
+        of_members: whether it is made of differences between members, and 0 where there is one.
+        one_by_one: whether it looks at `Evaluation.one_by_one`.
+    """
+
+    name: str
+    meaning: str
+    rows: Callable[[Evaluation, Any], jax.Array]
+    factors: Callable[[AnyEnsemble, Params, jax.Array, int], Any] | None = None
+    of_members: bool = False
+    one_by_one: bool = False
+
+    def __post_init__(self) -> None:
+        FEATURE_NAMES.declare(self.name, self.meaning)
+        _MAPS[self.name] = self
+
+
+_MAPS: dict[str, FeatureMap] = {}
+
+
+def declared(name: str) -> FeatureMap:
+    """The feature map of a name.
+
+    Raises:
+        InputError: there is none.
+    """
+    if name not in FEATURE_NAMES.meanings:
+        raise InputError(f"'{name}' is no feature map; valid are {', '.join(FEATURE_NAMES.meanings)}.")
+    return _MAPS[name]
