@@ -33,8 +33,8 @@ from almlip_jax.unit_names import with_unit
 if TYPE_CHECKING:
     from ase import Atoms
 
+    from almlip_jax.campaign.config import ExperimentConfig
     from almlip_jax.campaign.loop import Outcome
-    from almlip_jax.config import ExperimentConfig
     from almlip_jax.potential import Potential
     from almlip_jax.progress import Progress
     from almlip_jax.simulation.settings import SimulationConfig
@@ -129,7 +129,7 @@ def run(
 ) -> None:
     """Run a whole campaign: label, train, explore, select, and again, until a stopping rule holds."""
     from almlip_jax.campaign import run_campaign
-    from almlip_jax.config import load_config
+    from almlip_jax.campaign.config import load_config
 
     settings = load_config(config, overrides or [])
     folder = run_dir or Path("runs") / settings.name
@@ -149,7 +149,7 @@ def resume(
 ) -> None:
     """Go on with a campaign that was stopped or killed, or that ended and may now go further (--set)."""
     from almlip_jax.campaign import resume_campaign
-    from almlip_jax.config import load_run_config
+    from almlip_jax.campaign.config import load_run_config
 
     if not (run_dir / "state.json").exists():
         raise InputError(f"{run_dir} holds no campaign to resume; begin one with `almlip run`.")
@@ -235,8 +235,9 @@ def train(
     json_file: JsonFile = None,
 ) -> None:
     """Train an ensemble on labelled structures; the same command goes on with a training that was interrupted."""
+    from almlip_jax.campaign.config import TrainConfig
     from almlip_jax.compilation import prepare_jax
-    from almlip_jax.config import TrainConfig, load_settings
+    from almlip_jax.config import load_settings
     from almlip_jax.files import write_csv
     from almlip_jax.fitting import check_start, fit_potential
     from almlip_jax.potential import check_place
@@ -388,7 +389,7 @@ def select(
     json_file: JsonFile = None,
 ) -> None:
     """Choose the batch worth labelling from a pool, with the selector of a config."""
-    from almlip_jax.config import load_config
+    from almlip_jax.campaign.config import load_config
 
     settings = load_config(config, overrides or [])
     model = _load(potential)
@@ -467,8 +468,8 @@ def label(
 
     The file written has a frame for each one given, in order, with all it had; one that failed says why in label_error.
     """
+    from almlip_jax.campaign.config import load_config
     from almlip_jax.campaign.preparation import requested_frames
-    from almlip_jax.config import load_config
     from almlip_jax.oracles import Labeller, LabelStore, PendingLabels
     from almlip_jax.progress import open_progress
     from almlip_jax.structures.extxyz import check_writable

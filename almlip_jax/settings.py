@@ -18,7 +18,7 @@ def unit(name: str) -> dict[str, Any]:
 class Settings(BaseModel):
     """A frozen pydantic model that refuses unknown keys and says which one was probably meant.
 
-    Each room keeps its own settings beside what they configure; `almlip_jax.config` composes them.  Numbers must be
+    Each room keeps its own settings beside what they configure; `campaign.config` composes them.  Numbers must be
     finite, ``true`` is no number, and a section that may be of several kinds is of the default one unless it says so.
     """
 

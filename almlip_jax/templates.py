@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from almlip_jax.config import ExperimentConfig
+from almlip_jax.campaign.config import ExperimentConfig
 from almlip_jax.errors import InputError
 from almlip_jax.settings import Settings
 from almlip_jax.simulation.settings import ExploreConfig, MdConfig

@@ -18,10 +18,10 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from typer.testing import CliRunner
 
 from almlip_jax import cli
+from almlip_jax.campaign.config import ExperimentConfig, load_config
 from almlip_jax.campaign.preparation import bare_frames, labelled_frames
 from almlip_jax.campaign.settings import InitialSettings, SystemSettings
 from almlip_jax.campaign.settings import TestFileSettings as FileOfTest
-from almlip_jax.config import ExperimentConfig, load_config
 from almlip_jax.ensembles import EnsembleSettings
 from almlip_jax.errors import InputError
 from almlip_jax.files import write_json

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from almlip_jax.config import ExperimentConfig, TrainConfig, config_text, load_config, load_settings
+from almlip_jax.campaign.config import ExperimentConfig, TrainConfig, load_config
+from almlip_jax.config import config_text, load_settings
 from almlip_jax.errors import InputError
 from almlip_jax.templates import KINDS, TEMPLATES, render
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from almlip_jax.config import load_config
+from almlip_jax.campaign.config import load_config
 from almlip_jax.errors import InputError
 from almlip_jax.yaml_text import parse_yaml, read_yaml, yaml_text
 

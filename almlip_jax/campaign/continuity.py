@@ -20,8 +20,8 @@ from almlip_jax.files import plain
 from almlip_jax.oracles import SourceSettings
 from almlip_jax.yaml_text import read_yaml
 
-if TYPE_CHECKING:  # the workshop imports jax, which reading a config does without
-    from almlip_jax.campaign.workshop import Experiment
+if TYPE_CHECKING:
+    from almlip_jax.campaign.config import ExperimentConfig
 
 _LASTING = ("seed", "precision", "system", "initial", "test", "model", "ensemble")
 """Sections of a config that a campaign keeps."""
@@ -44,14 +44,14 @@ def with_earlier_defaults(data: dict[str, Any]) -> dict[str, Any]:
     return data if kind is None else {**data, "oracle": {**kind.earlier_defaults, **oracle}}
 
 
-def settled(config: Experiment) -> dict[str, Any]:
+def settled(config: ExperimentConfig) -> dict[str, Any]:
     """What a campaign remembers of its config: the sections that last, the label source and its version."""
     data = config.model_dump(mode="json")
     kept = {name: data[name] for name in (*_LASTING, "oracle")}
     return dict(plain({**kept, "oracle_version": config.oracle.version()}))
 
 
-def check_settings(config: Experiment, run: RunDirectory, state: CampaignState, *, accept: bool) -> str | None:
+def check_settings(config: ExperimentConfig, run: RunDirectory, state: CampaignState, *, accept: bool) -> str | None:
     """Refuses a config that the rounds so far would not fit to.
 
     Args:
@@ -105,7 +105,7 @@ def _written(run: RunDirectory) -> dict[str, Any]:
     return data
 
 
-def _as_read_now(config: Experiment, name: str, section: Any) -> Any:
+def _as_read_now(config: ExperimentConfig, name: str, section: Any) -> Any:
     """A remembered section as this version reads it, which may know more keys; as it is where it cannot be read."""
     try:
         return plain(_section(config, name).dump_python(_section(config, name).validate_python(section), mode="json"))
@@ -113,7 +113,7 @@ def _as_read_now(config: Experiment, name: str, section: Any) -> Any:
         return section
 
 
-def _identity_of(config: Experiment, section: Any) -> dict[str, Any]:
+def _identity_of(config: ExperimentConfig, section: Any) -> dict[str, Any]:
     """The settings of a remembered label source that decide what its labels are."""
     try:
         return dict(plain(_section(config, "oracle").validate_python(section).identity()))
@@ -121,8 +121,8 @@ def _identity_of(config: Experiment, section: Any) -> dict[str, Any]:
         return section if isinstance(section, dict) else {}
 
 
-def _section(config: Experiment, name: str) -> TypeAdapter[Any]:
-    field = type(config).model_fields[name]  # type: ignore[attr-defined]
+def _section(config: ExperimentConfig, name: str) -> TypeAdapter[Any]:
+    field = type(config).model_fields[name]
     kind: Any = Annotated[field.annotation, field]
     return TypeAdapter(kind)
 

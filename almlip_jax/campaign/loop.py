@@ -18,6 +18,7 @@ import jax
 from ase import Atoms
 
 from almlip_jax.campaign import bookkeeping, continuity, stages, stopping
+from almlip_jax.campaign.config import ExperimentConfig
 from almlip_jax.campaign.consistency import check_columns
 from almlip_jax.campaign.latest import point_to
 from almlip_jax.campaign.preparation import (
@@ -31,7 +32,7 @@ from almlip_jax.campaign.report import write_report
 from almlip_jax.campaign.rundir import RunDirectory
 from almlip_jax.campaign.settings import ExplorationChoice, MdExploration, PoolExploration, RelaxedStarts
 from almlip_jax.campaign.state import CampaignState, FinalRecord, Stage, read_state, write_state
-from almlip_jax.campaign.workshop import Experiment, Workshop, listed_starts
+from almlip_jax.campaign.workshop import Workshop, listed_starts
 from almlip_jax.errors import CapacityError, InputError, LabelError
 from almlip_jax.files import plain, write_text
 from almlip_jax.oracles import PendingLabels, SourceSettings
@@ -83,7 +84,7 @@ class Campaign:
         progress: tells the user.
     """
 
-    def __init__(self, config: Experiment, run: RunDirectory, progress: Progress) -> None:
+    def __init__(self, config: ExperimentConfig, run: RunDirectory, progress: Progress) -> None:
         self.config = config
         self.run = run
         self.progress = progress
@@ -266,7 +267,7 @@ class Campaign:
         )
 
 
-def run_campaign(config: Experiment, run_dir: Path, *, progress: Progress | None = None) -> Outcome:
+def run_campaign(config: ExperimentConfig, run_dir: Path, *, progress: Progress | None = None) -> Outcome:
     """Runs a whole campaign in a new directory.
 
     Args:
@@ -290,7 +291,7 @@ def run_campaign(config: Experiment, run_dir: Path, *, progress: Progress | None
 
 
 def resume_campaign(
-    config: Experiment, run_dir: Path, *, progress: Progress | None = None, accept_changes: bool = False
+    config: ExperimentConfig, run_dir: Path, *, progress: Progress | None = None, accept_changes: bool = False
 ) -> Outcome:
     """Goes on with a campaign: after a kill with what it was doing, after its end if larger limits allow more.
 
@@ -313,7 +314,7 @@ def resume_campaign(
         return _carry_on(config, run, tell)
 
 
-def _carry_on(config: Experiment, run: RunDirectory, progress: LoggedProgress) -> Outcome:
+def _carry_on(config: ExperimentConfig, run: RunDirectory, progress: LoggedProgress) -> Outcome:
     with jax.enable_x64(config.precision == "float64"):
         if said := write_versions(run):
             progress.message(said)
@@ -338,7 +339,7 @@ def _work(campaign: Campaign) -> Outcome:
         campaign.workshop.close()
 
 
-def _check(config: Experiment) -> None:
+def _check(config: ExperimentConfig) -> None:
     """Refuses, before any label is paid, what could not work."""
     starts = start_geometries(config.system)
     geometries = len(starts)
@@ -381,7 +382,7 @@ def _check_labels(oracle: SourceSettings, geometries: Sequence[Atoms]) -> None:
             raise InputError(f"start geometry {number} of system.structures cannot be labelled: {error}.") from error
 
 
-def _check_stress_target(config: Experiment, starts: Sequence[Atoms]) -> None:
+def _check_stress_target(config: ExperimentConfig, starts: Sequence[Atoms]) -> None:
     """Refuses a target for stresses where structures of the test set will not have any."""
     target, test = config.stopping.target_error, config.test
     if target is None or not target.metric.startswith("stress"):
@@ -414,7 +415,7 @@ def _check_relaxed(exploration: ExplorationChoice, geometries: Sequence[Atoms]) 
         )
 
 
-def _check_change(config: Experiment, run: RunDirectory, progress: Progress, *, accept: bool) -> None:
+def _check_change(config: ExperimentConfig, run: RunDirectory, progress: Progress, *, accept: bool) -> None:
     """Refuses another config, or files edited by hand, where the rounds so far would not fit to them."""
     state = read_state(run)
     note = continuity.check_settings(config, run, state, accept=accept)

@@ -11,11 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from ase import Atoms
 
+from almlip_jax.campaign.config import ExperimentConfig
 from almlip_jax.campaign.preparation import (
     PoolSplit,
     Source,
@@ -29,24 +30,17 @@ from almlip_jax.campaign.preparation import (
 )
 from almlip_jax.campaign.rundir import RunDirectory
 from almlip_jax.campaign.settings import (
-    ExplorationChoice,
     FileStarts,
-    InitialSettings,
     MdExploration,
     PoolExploration,
     RelaxedStarts,
-    SelectionSettings,
-    StoppingSettings,
-    SystemSettings,
-    TestSettings,
 )
 from almlip_jax.campaign.state import CampaignState
 from almlip_jax.dynamics import ExplorationSettings, Explorer, relaxing
 from almlip_jax.features import FeatureRequest
 from almlip_jax.files import understood
 from almlip_jax.learner import Learner
-from almlip_jax.models import ModelSettings
-from almlip_jax.oracles import ExecutorSettings, Labeller, LabelStore, SourceSettings
+from almlip_jax.oracles import Labeller, LabelStore
 from almlip_jax.potential import Evaluated, Potential
 from almlip_jax.progress import Advance, Progress
 from almlip_jax.selection import Selector
@@ -57,93 +51,8 @@ from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.structures.walkers import Room
 from almlip_jax.training import (
     Capacity,
-    EnsembleSettings,
-    TrainingSettings,
     given_references,
 )
-
-
-class Experiment(Protocol):
-    """The sections of a config that a campaign reads."""
-
-    @property
-    def name(self) -> str:
-        """Goes into the provenance of labels."""
-        ...
-
-    @property
-    def seed(self) -> int:
-        """All random numbers follow from it."""
-        ...
-
-    @property
-    def precision(self) -> str:
-        """``float32`` or ``float64``."""
-        ...
-
-    @property
-    def system(self) -> SystemSettings:
-        """What the potential is for."""
-        ...
-
-    @property
-    def oracle(self) -> SourceSettings:
-        """Where labels come from."""
-        ...
-
-    @property
-    def executor(self) -> ExecutorSettings:
-        """Where they are calculated."""
-        ...
-
-    @property
-    def initial(self) -> InitialSettings:
-        """The first labelled set."""
-        ...
-
-    @property
-    def test(self) -> TestSettings:
-        """The test set."""
-        ...
-
-    @property
-    def model(self) -> ModelSettings:
-        """The architecture."""
-        ...
-
-    @property
-    def ensemble(self) -> EnsembleSettings:
-        """The members."""
-        ...
-
-    @property
-    def training(self) -> TrainingSettings:
-        """How they are trained."""
-        ...
-
-    @property
-    def know_training_set(self) -> bool:
-        """Whether potentials keep what comparisons with their training set need."""
-        ...
-
-    @property
-    def exploration(self) -> ExplorationChoice:
-        """Where candidates come from."""
-        ...
-
-    @property
-    def selection(self) -> SelectionSettings:
-        """Which of them are labelled."""
-        ...
-
-    @property
-    def stopping(self) -> StoppingSettings:
-        """When it ends."""
-        ...
-
-    def model_dump(self, *, mode: str) -> dict[str, Any]:
-        """The config as plain data."""
-        ...
 
 
 class Workshop:
@@ -156,7 +65,7 @@ class Workshop:
         progress: tells the user.
     """
 
-    def __init__(self, config: Experiment, run: RunDirectory, state: CampaignState, progress: Progress) -> None:
+    def __init__(self, config: ExperimentConfig, run: RunDirectory, state: CampaignState, progress: Progress) -> None:
         self.config = config
         self.run = run
         self.progress = progress
@@ -409,7 +318,7 @@ class Workshop:
         return {}
 
 
-def listed_starts(config: Experiment) -> list[Atoms]:
+def listed_starts(config: ExperimentConfig) -> list[Atoms]:
     """The structures of the file that walkers start at, checked; none where they start elsewhere."""
     exploration = config.exploration
     if not isinstance(exploration, MdExploration) or not isinstance(exploration.starts, FileStarts):

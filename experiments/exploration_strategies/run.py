@@ -24,8 +24,8 @@ import json
 from pathlib import Path
 
 from almlip_jax.campaign import resume_campaign, run_campaign
+from almlip_jax.campaign.config import load_config
 from almlip_jax.compilation import prepare_jax
-from almlip_jax.config import load_config
 from almlip_jax.evaluation.tidy import COLUMNS, ERRORS
 from almlip_jax.files import Cell, write_csv
 from almlip_jax.oracles.executor import Labeller

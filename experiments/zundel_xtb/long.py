@@ -10,9 +10,9 @@ import csv
 import time
 from pathlib import Path
 
+from almlip_jax.campaign.config import load_config
 from almlip_jax.campaign.rundir import RunDirectory
 from almlip_jax.compilation import prepare_jax
-from almlip_jax.config import load_config
 from almlip_jax.evaluation import error_metrics
 from almlip_jax.fitting import fit_potential
 from almlip_jax.structures.io import read_structures

@@ -15,9 +15,9 @@ import json
 from pathlib import Path
 
 from almlip_jax.campaign import resume_campaign, run_campaign
+from almlip_jax.campaign.config import ExperimentConfig, load_config
 from almlip_jax.campaign.preparation import start_geometries
 from almlip_jax.compilation import prepare_jax
-from almlip_jax.config import ExperimentConfig, load_config
 from almlip_jax.oracles import Labeller, LabelStore, MDRun, run_label_md
 from almlip_jax.progress import open_progress
 from almlip_jax.structures.io import write_structures

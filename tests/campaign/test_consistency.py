@@ -10,10 +10,10 @@ from ase.build import bulk, molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 from pydantic import ValidationError
 
+from almlip_jax.campaign.config import ExperimentConfig
 from almlip_jax.campaign.consistency import check_columns
 from almlip_jax.campaign.preparation import check_stress_labels
 from almlip_jax.campaign.settings import TargetErrorSettings
-from almlip_jax.config import ExperimentConfig
 from almlip_jax.dynamics import ExplorationSettings
 from almlip_jax.dynamics.judging import check_exploration
 from almlip_jax.ensembles import EnsembleSettings, gives_score

@@ -13,11 +13,11 @@ import yaml
 from tiny_campaign import Killed, KillingProgress, result_of, run_or_resume, tiny_config
 
 from almlip_jax.campaign import Outcome, resume_campaign
+from almlip_jax.campaign.config import load_run_config
 from almlip_jax.campaign.continuity import with_earlier_defaults
 from almlip_jax.campaign.loop import Campaign
 from almlip_jax.campaign.rundir import RunDirectory
 from almlip_jax.campaign.state import read_state
-from almlip_jax.config import load_run_config
 from almlip_jax.errors import InputError
 from almlip_jax.files import read_json, write_json
 from almlip_jax.oracles import LabelStore, TBLiteSettings

@@ -12,8 +12,8 @@ from typing import Any
 from ase.build import molecule
 
 from almlip_jax.campaign import Outcome, resume_campaign, run_campaign
+from almlip_jax.campaign.config import ExperimentConfig
 from almlip_jax.campaign.rundir import RunDirectory
-from almlip_jax.config import ExperimentConfig
 from almlip_jax.files import read_csv, read_json
 from almlip_jax.oracles import LabelStore
 from almlip_jax.progress import Advance, SilentProgress
