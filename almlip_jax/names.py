@@ -1,61 +1,39 @@
-"""Open lists of names: each name is declared beside what it stands for, and a config takes any that is declared."""
+"""Open lists of names in configs: each is declared beside what it stands for; a field takes any that is declared."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
-from pydantic_core import PydanticCustomError, core_schema
+from pydantic_core import core_schema
 
-from almlip_jax.kinds import load_plugins
+from almlip_jax.errors import nearest
 
 
-class Names:
-    """Names of one sort of thing; ``Annotated[str, names]`` is the type of a field that takes any of them.
+@dataclass(frozen=True)
+class Known:
+    """Lets the names of what is declared pass: ``Annotated[str, Known("score", score_names)]`` is the type of a field.
+
+    Where nothing is declared, any name passes: a room that is used alone knows no names of others.
 
     Attributes:
         sort: what they are names of, for messages.
+        declared: gives the names, those of other packages too.
     """
 
-    def __init__(self, sort: str) -> None:
-        self.sort = sort
-        self._meanings: dict[str, str] = {}
-
-    def declare(self, name: str, meaning: str) -> None:
-        """Adds a name.
-
-        Raises:
-            TypeError: there is one already.
-        """
-        if name in self._meanings:
-            raise TypeError(f"the {self.sort} '{name}' is declared twice.")
-        self._meanings[name] = meaning
-
-    @property
-    def meanings(self) -> Mapping[str, str]:
-        """What each name means, in the order of the alphabet, those of other packages too."""
-        load_plugins()
-        return dict(sorted(self._meanings.items()))
-
-    def check(self, name: str) -> str:
-        """The name itself, any where nothing is declared (a room that is used alone knows no names of others).
-
-        Raises:
-            PydanticCustomError: nobody has declared it; says which was meant.
-        """
-        known = list(self.meanings)
-        if not known or name in known:
-            return name
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-        hint = f"did you mean '{near[0]}'?" if near else f"valid are {', '.join(known)}."
-        raise PydanticCustomError(
-            "unknown_name", "'{name}' is no {sort}; {hint}", {"name": name, "sort": self.sort, "hint": hint}
-        )
+    sort: str
+    declared: Callable[[], Iterable[str]]
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
-        return core_schema.no_info_after_validator_function(self.check, handler(source))
+        return core_schema.no_info_after_validator_function(self._checked, handler(source))
 
     def __get_pydantic_json_schema__(self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler) -> Any:
-        return handler(schema) | {"enum": list(self.meanings)}
+        return {"type": "string", "enum": list(self.declared())}
+
+    def _checked(self, name: str) -> str:
+        known = tuple(self.declared())
+        if known and name not in known:
+            raise ValueError(f"'{name}' is no {self.sort}{nearest(name, known)}")
+        return name

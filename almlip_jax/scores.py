@@ -14,11 +14,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
-from pydantic_core import core_schema
-
-from almlip_jax.errors import nearest
 from almlip_jax.kinds import load_plugins
+from almlip_jax.names import Known
 
 Needs: TypeAlias = Literal["spread", "epistemic", "total", "features", "training_set"]
 """What a score needs to tell structures apart.
@@ -143,30 +140,13 @@ def score_units() -> dict[str, str]:
     return {name: one.unit for name, one in (_ATOMS | _STRUCTURES).items()}
 
 
-@dataclass(frozen=True)
-class _Known:
-    """Lets the names of declared scores pass, those of other packages too."""
+_SORT = "score that there is here"
 
-    fitted: bool | None
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
-        return core_schema.no_info_after_validator_function(self._checked, handler(source))
-
-    def __get_pydantic_json_schema__(self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler) -> Any:
-        return {"type": "string", "enum": list(names(scores(fitted=self.fitted)))}
-
-    def _checked(self, name: str) -> str:
-        known = names(scores(fitted=self.fitted))
-        if name not in known:
-            raise ValueError(f"'{name}' is no score that there is here{nearest(name, known)}")
-        return name
-
-
-ScoreName: TypeAlias = Annotated[str, _Known(fitted=False)]
+ScoreName: TypeAlias = Annotated[str, Known(_SORT, lambda: names(scores(fitted=False)))]
 """A score that every committee gives each structure."""
-FittedScoreName: TypeAlias = Annotated[str, _Known(fitted=True)]
+FittedScoreName: TypeAlias = Annotated[str, Known(_SORT, lambda: names(scores(fitted=True)))]
 """A score that is fitted to a training set."""
-AnyScoreName: TypeAlias = Annotated[str, _Known(fitted=None)]
+AnyScoreName: TypeAlias = Annotated[str, Known(_SORT, lambda: names(scores(fitted=None)))]
 """Any score of structures."""
 
 _REL_FORCE_FLOOR = 0.1  # eV/Angstrom, in force_std_rel

@@ -9,8 +9,9 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import Field, TypeAdapter, ValidationError
 
+from almlip_jax.features import FeatureMap
 from almlip_jax.kinds import Spec
-from almlip_jax.names import Names
+from almlip_jax.names import Known
 from almlip_jax.settings import Settings, settings_in
 
 
@@ -75,17 +76,16 @@ def test_two_kinds_of_one_name_are_refused():
         type("Other", (Shape,), {"__annotations__": {"kind": Literal["square"]}, "kind": "square"})
 
 
-def test_names_are_declared_once_and_hinted_at():
-    names = Names("colour")
-    field = TypeAdapter(Annotated[str, names])
+def test_names_that_are_declared_pass_and_others_are_hinted_at():
+    colours: list[str] = []
+    field = TypeAdapter(Annotated[str, Known("colour", lambda: colours)])
     assert field.validate_python("anything") == "anything"  # where nobody declares any
-    names.declare("red", "of long waves")
-    names.declare("blue", "of short waves")
-    assert field.validate_python("red") == "red" and field.json_schema()["enum"] == ["blue", "red"]
+    colours += ["red", "blue"]
+    assert field.validate_python("red") == "red" and field.json_schema()["enum"] == ["red", "blue"]
     with pytest.raises(ValidationError, match="'bleu' is no colour; did you mean 'blue'"):
         field.validate_python("bleu")
-    with pytest.raises(TypeError, match="the colour 'red' is declared twice"):
-        names.declare("red", "again")
+    with pytest.raises(ValueError, match="another feature map 'latent'"):
+        FeatureMap("latent", "again", lambda seen, _: seen.prediction.energy.T)
 
 
 PLUGIN = '''

@@ -22,7 +22,7 @@ from almlip_jax.dynamics import ExplorationSettings, know
 from almlip_jax.dynamics.knowledge import structure_scores
 from almlip_jax.ensembles import Ensemble
 from almlip_jax.errors import InputError
-from almlip_jax.feature_names import FEATURE_NAMES
+from almlip_jax.feature_names import feature_names
 from almlip_jax.features import FeatureRequest
 from almlip_jax.models import SharedDensitySettings, build_model
 from almlip_jax.potential import Calibration, Potential, novelty_names
@@ -32,7 +32,7 @@ from almlip_jax.structures.species import SpeciesTable
 
 SETTINGS = SharedDensitySettings(cutoff=3.5, radial=4, l_max=1, channels=4, hidden=(8,))
 SPECIES = SpeciesTable((1, 6, 8))
-EVERY = FeatureRequest(tuple(FEATURE_NAMES.meanings), columns=64)
+EVERY = FeatureRequest(tuple(feature_names()), columns=64)
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ import jax
 
 from almlip_jax.ensembles.mixed import AnyEnsemble
 from almlip_jax.ensembles.prediction import Prediction
-from almlip_jax.errors import InputError
-from almlip_jax.feature_names import FEATURE_NAMES
+from almlip_jax.errors import InputError, nearest
+from almlip_jax.feature_names import declare, feature_names
 from almlip_jax.models.base import Params
 from almlip_jax.structures.graph import Graph
 
@@ -63,7 +63,7 @@ class FeatureMap:
     one_by_one: bool = False
 
     def __post_init__(self) -> None:
-        FEATURE_NAMES.declare(self.name, self.meaning)
+        declare(self.name, self.meaning)
         _MAPS[self.name] = self
 
 
@@ -76,6 +76,7 @@ def declared(name: str) -> FeatureMap:
     Raises:
         InputError: there is none.
     """
-    if name not in FEATURE_NAMES.meanings:
-        raise InputError(f"'{name}' is no feature map; valid are {', '.join(FEATURE_NAMES.meanings)}.")
+    known = feature_names()
+    if name not in known:
+        raise InputError(f"'{name}' is no feature map{nearest(name, known)}")
     return _MAPS[name]
