@@ -27,7 +27,7 @@ from almlip_jax.ensembles import AnyEnsemble
 from almlip_jax.errors import InputError, LabelError
 from almlip_jax.features import FeatureRequest
 from almlip_jax.keys import named_key
-from almlip_jax.oracles import ExecutorSettings, LabelStore, LocalSettings, OracleSettings, label_structures
+from almlip_jax.oracles import ExecutorSettings, LabelStore, LocalSettings, SourceSettings, label_structures
 from almlip_jax.potential import Potential
 from almlip_jax.selection import SelectorSettings
 from almlip_jax.structures.species import SpeciesTable
@@ -37,7 +37,7 @@ _LEAST_ROWS = 64  # of a pool, so that small pools share a program
 
 
 def label(
-    source: OracleSettings | Mapping[str, Any],
+    source: SourceSettings | Mapping[str, Any],
     structures: Sequence[Atoms],
     *,
     store: Path | str | None = None,
@@ -69,8 +69,8 @@ def label(
     """
     if failed not in ("raise", "leave_out"):
         raise InputError(f"failed is 'raise' or 'leave_out', not '{failed}'.")
-    settings: OracleSettings = TypeAdapter(OracleSettings).validate_python(source)
-    where: ExecutorSettings = TypeAdapter(ExecutorSettings).validate_python(executor or LocalSettings())
+    settings = SourceSettings.parse(source)
+    where = ExecutorSettings.parse(executor or LocalSettings())
     with tempfile.TemporaryDirectory(prefix="almlip-labels-") as folder:
         with LabelStore(Path(store or Path(folder) / "labels.db")) as opened:
             results = label_structures(structures, settings, opened, executor=where, provenance={"purpose": "script"})

@@ -20,7 +20,8 @@ from almlip_jax.dynamics import ExplorationSettings, Explorer
 from almlip_jax.dynamics.admission import context_of
 from almlip_jax.dynamics.knowledge import Knowledge
 from almlip_jax.ensembles import Ensemble, Heads
-from almlip_jax.features import FEATURES, FeatureRequest, last_layer_gradient
+from almlip_jax.feature_names import feature_names
+from almlip_jax.features import FeatureRequest, last_layer_gradient
 from almlip_jax.models import MaceSettings, SharedDensitySettings, build_model
 from almlip_jax.potential import evaluator
 from almlip_jax.structures import walkers
@@ -149,7 +150,7 @@ def test_evaluation(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluator, "_evaluate", caught)
     one = evaluator.Evaluator(ensemble, params, {1: 0.0, 8: 0.0})
     with pytest.raises(Caught):
-        list(one.stream([crystal(), water()], FeatureRequest(FEATURES), "structures", None))
+        list(one.stream([crystal(), water()], FeatureRequest(tuple(feature_names())), "structures", None))
     lowered(program, *given)
 
 

@@ -37,6 +37,7 @@ from almlip_jax.campaign.settings import (
 )
 from almlip_jax.campaign.state import CampaignState
 from almlip_jax.dynamics import ExplorationSettings, Explorer, relaxing
+from almlip_jax.ensembles import EnsembleSettings
 from almlip_jax.features import FeatureRequest
 from almlip_jax.files import understood
 from almlip_jax.learner import Learner
