@@ -124,6 +124,7 @@ def with_package(tmp_path: Path) -> Callable[[str], dict[str, str]]:
         installed.mkdir()
         (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: other-kinds\nVersion: 1.0\n")
         (installed / "entry_points.txt").write_text("[almlip_jax.kinds]\nother = other_kinds\n")
+        (installed / "top_level.txt").write_text("other_kinds\n")
         (tmp_path / "other_kinds.py").write_text(code)
         return os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
 
