@@ -162,11 +162,11 @@ class UserCode(Settings):
         except TypeError as error:
             raise InputError(f"'{self.function}' does not take the parameters given ({error}).") from error
 
-    def call_for(self, methods: tuple[str, ...] = ("__call__",), **fixed: Any) -> Any:
-        """What the factory makes, which has some methods; a function has ``__call__``.
+    def call_for(self, methods: tuple[str, ...] = ("__call__",), attributes: tuple[str, ...] = (), **fixed: Any) -> Any:
+        """What the factory makes, which has some methods (a function has ``__call__``) and attributes.
 
         Raises:
-            InputError: as for `call`, or what it makes lacks a method.
+            InputError: as for `call`, or what it makes lacks one of them.
         """
         made = self.call(**fixed)
         missing = [name for name in methods if not callable(getattr(made, name, None))]
@@ -174,6 +174,9 @@ class UserCode(Settings):
             raise InputError(f"'{self.function}' must return a function, but returns a {type(made).__name__}.")
         if missing:
             raise InputError(f"'{self.function}' returns a {type(made).__name__} that has no {missing[0]}().")
+        for name in attributes:
+            if not hasattr(made, name):
+                raise InputError(f"'{self.function}' returns a {type(made).__name__} that has no '{name}'.")
         return made
 
 

@@ -22,7 +22,7 @@ from almlip_jax.campaign.batch import candidates, choose
 from almlip_jax.campaign.cost import expected_costs
 from almlip_jax.dynamics import Exploration, ExplorationSettings, Explorer, Knowledge, know
 from almlip_jax.dynamics.knowledge import errors_and_scores, structure_scores
-from almlip_jax.dynamics.thresholds import Resolved, ThresholdSettings, check_thresholds, resolve_thresholds
+from almlip_jax.dynamics.thresholds import Resolved, ThresholdSettings
 from almlip_jax.ensembles import AnyEnsemble
 from almlip_jax.errors import InputError, LabelError
 from almlip_jax.features import FeatureRequest
@@ -103,12 +103,11 @@ def thresholds(
         InputError: the structures are too few, or say nothing.
     """
     settings: ThresholdSettings = TypeAdapter(ThresholdSettings).validate_python(rule)
-    check_thresholds(settings, score)
+    settings.check(score)
     known = knowledge or Knowledge()
-    return resolve_thresholds(
-        settings,
+    return settings.resolve(
         lambda: structure_scores(score, potential, labelled, known),
-        lambda: errors_and_scores(score, potential, labelled, known),
+        lambda _: errors_and_scores(score, potential, labelled, known),
     )
 
 

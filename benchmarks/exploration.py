@@ -115,7 +115,7 @@ def gated_step(explorer: Explorer, start: Atoms) -> Callable[..., State]:
     loop = explorer.loop(find_fragments=looks_for_fragments(explorer.settings.sanity, start.pbc[None], len(start)))
 
     def step(params: Params, state: State, setup: Setup) -> State:
-        return loop._step(params, state, setup, loop._empty_traces(state), jnp.zeros((), jnp.int32))[0]
+        return loop._step(params, state, setup, loop.tracing.empty(state), jnp.zeros((), jnp.int32))[0]
 
     return step
 

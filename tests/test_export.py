@@ -17,7 +17,6 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from jax import export
 
 from almlip_jax.dynamics import ExplorationSettings, Explorer
-from almlip_jax.dynamics.admission import context_of
 from almlip_jax.dynamics.knowledge import Knowledge
 from almlip_jax.ensembles import Ensemble, Heads
 from almlip_jax.feature_names import feature_names
@@ -112,7 +111,7 @@ def test_loops(name: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> None
     ensemble, params = ensemble_of()
     rows = jax.eval_shape(lambda p, g: last_layer_gradient(ensemble.predict(p, g), g, 2), params, lone_atom())
     features = np.random.default_rng(0).normal(size=(5, rows.shape[1])).astype(np.float32)
-    knowledge = Knowledge(context=context_of(settings.admission, features, 0))
+    knowledge = Knowledge(context=settings.admission.context(features, 0))
     explorer = Explorer(ensemble.predict, SPECIES, MODEL.cutoff, settings)
     limits = explorer._thresholds((1e3, 1e4))
     state, setup, loop = explorer._prepare([start()] * 2, limits, KEY, explorer._known(knowledge))

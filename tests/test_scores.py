@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from almlip_jax import scores as declared
 from almlip_jax.campaign.settings import StoppingSettings
 from almlip_jax.dynamics import ExplorationSettings
-from almlip_jax.dynamics.thresholds import CalibratedThresholds, check_thresholds
+from almlip_jax.dynamics.thresholds import CalibratedThresholds
 from almlip_jax.ensembles import EnsembleSettings, Prediction, committee_statistics, gives_score
 from almlip_jax.scores import Score, declare
 from almlip_jax.selection import SelectorSettings, TopKSettings
@@ -60,7 +60,7 @@ def test_settings_take_what_is_declared(added):
     assert gate("force_range_max", species={"H": 0.5}).scores[-1] == "force_range_max"
     assert SelectorSettings.parse({"kind": "top_k", "score": "force_range_max"}).score_names == ("force_range_max",)
     assert StoppingSettings(monitor="force_range_max").monitor == "force_range_max"
-    check_thresholds(CalibratedThresholds(tolerance=0.1), "force_range_max")
+    CalibratedThresholds(tolerance=0.1).check("force_range_max")
     assert "force_range_max" in TopKSettings.model_json_schema()["properties"]["score"]["enum"]
     assert not gives_score("force_range_max", EnsembleSettings(size=1, likelihood="evidential"))
 

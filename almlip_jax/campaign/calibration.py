@@ -15,7 +15,6 @@ from ase import Atoms
 from almlip_jax.campaign.preparation import geometry_key
 from almlip_jax.campaign.rundir import RunDirectory
 from almlip_jax.campaign.settings import MdExploration
-from almlip_jax.dynamics.thresholds import CalibratedThresholds, ConformalThresholds
 from almlip_jax.structures.carried import carried
 from almlip_jax.structures.io import read_structures
 
@@ -30,10 +29,8 @@ def number_to_draw(exploration: MdExploration, batch: int, left: int | None) -> 
         batch: structures in a batch, which comes first.
         left: of the label budget; None where there is no limit.
     """
-    rule = exploration.thresholds
-    if not isinstance(rule, CalibratedThresholds | ConformalThresholds):
-        return 0
-    return rule.frames if left is None else max(0, min(rule.frames, left - batch))
+    asked = exploration.thresholds.frames_drawn
+    return asked if left is None else max(0, min(asked, left - batch))
 
 
 def draw_frames(

@@ -18,15 +18,7 @@ from almlip_jax.campaign.starts import relaxed_starts, walker_starts, write_star
 from almlip_jax.campaign.workshop import Workshop
 from almlip_jax.dynamics import Exploration, Knowledge, know
 from almlip_jax.dynamics.knowledge import errors_and_scores, structure_scores
-from almlip_jax.dynamics.thresholds import (
-    AtomErrors,
-    CalibratedThresholds,
-    ConformalThresholds,
-    Resolved,
-    atoms_needed,
-    face_value,
-    resolve_thresholds,
-)
+from almlip_jax.dynamics.thresholds import AtomErrors, Resolved
 from almlip_jax.files import write_npz
 from almlip_jax.keys import named_key, numpy_generator
 from almlip_jax.potential import Potential
@@ -92,16 +84,12 @@ def gate_thresholds(
         found = shop.evaluated_once(round_index, "dataset", dataset, potential, None) if needs_no_fit(score) else None
         return structure_scores(score, potential, dataset, knowledge, found)
 
-    if not isinstance(rule, CalibratedThresholds | ConformalThresholds):
-        return resolve_thresholds(rule, scores, _not_asked)
-    labelled = calibration_set(shop.run, round_index)
-    if sum(len(frame) for frame in labelled) < atoms_needed(rule):
-        return face_value(rule)
-    return resolve_thresholds(rule, scores, lambda: errors_and_scores(score, potential, labelled, knowledge))
+    def errors(atoms: int) -> AtomErrors | None:
+        labelled = calibration_set(shop.run, round_index)
+        enough = sum(len(frame) for frame in labelled) >= atoms
+        return errors_and_scores(score, potential, labelled, knowledge) if enough else None
 
-
-def _not_asked() -> AtomErrors:
-    raise AssertionError("unreachable")
+    return rule.resolve(scores, errors)
 
 
 def _draw(

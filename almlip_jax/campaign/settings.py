@@ -8,13 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from almlip_jax.dynamics import ExplorationSettings, RelaxationSettings
-from almlip_jax.dynamics.thresholds import (
-    CalibratedThresholds,
-    ConformalThresholds,
-    RelativeThresholds,
-    ThresholdSettings,
-    check_thresholds,
-)
+from almlip_jax.dynamics.thresholds import RelativeThresholds, ThresholdSettings
 from almlip_jax.scores import ScoreName as Score
 from almlip_jax.selection import BaitSettings, SelectorSettings
 from almlip_jax.settings import Settings, unit
@@ -198,9 +192,8 @@ class MdExploration(ExplorationSettings):
 
     @model_validator(mode="after")
     def _thresholds_suit_the_score(self) -> Self:
-        check_thresholds(self.thresholds, self.gate.score)
-        from_errors = isinstance(self.thresholds, CalibratedThresholds | ConformalThresholds)
-        if from_errors and self.trajectory_every > self.steps:
+        self.thresholds.check(self.gate.score)
+        if self.thresholds.frames_drawn and self.trajectory_every > self.steps:
             raise ValueError(
                 f"{self.thresholds.kind} thresholds draw frames from trajectories; trajectory_every "
                 f"{self.trajectory_every} is more than steps {self.steps}, so that there would be none."

@@ -18,14 +18,13 @@ from ase import Atoms
 from ase.constraints import FixAtoms
 from numpy.typing import ArrayLike
 
-from almlip_jax.dynamics.admission import build_admission, context_of
 from almlip_jax.dynamics.biases import build_bias
-from almlip_jax.dynamics.gates import Decision, Thresholds, build_gate
-from almlip_jax.dynamics.integrators import AdversarialSettings, build_integrator, integrator_numbers
+from almlip_jax.dynamics.gates import Decision
 from almlip_jax.dynamics.judging import check_exploration, speaks_as
 from almlip_jax.dynamics.knowledge import Knowledge
 from almlip_jax.dynamics.loop import Evaluate, Loop
 from almlip_jax.dynamics.motion import Drive, Motion, maxwell_boltzmann, without_drift
+from almlip_jax.dynamics.programs import programs, traced_once
 from almlip_jax.dynamics.recorder import empty_recorder
 from almlip_jax.dynamics.results import Exploration
 from almlip_jax.dynamics.sanity import (
@@ -36,10 +35,11 @@ from almlip_jax.dynamics.sanity import (
     spanning_tree_of_edges,
     species_radii,
 )
+from almlip_jax.dynamics.seen import RunContext, Thresholds
 from almlip_jax.dynamics.session import Session
 from almlip_jax.dynamics.settings import ExplorationSettings
-from almlip_jax.dynamics.state import Ends, Setup, Snapshots, State, Traces
-from almlip_jax.ensembles import Prediction, blocked, gathered, spread_members
+from almlip_jax.dynamics.state import Ends, Setup, Snapshots, State
+from almlip_jax.ensembles import Prediction, spread_members
 from almlip_jax.errors import CapacityError, InputError
 from almlip_jax.keys import named_stream
 from almlip_jax.models import Params
@@ -82,11 +82,8 @@ class Explorer:
         self.room = room
         self.atoms = atoms
         self.dtype = np.dtype(dtype)
-        # traced once for the first evaluation and the loop
-        self._evaluate: Evaluate = jax.jit(gathered(blocked(evaluate)))
-        self._programs: dict[
-            tuple[bool, bool, bool], tuple[Callable[..., State], Callable[..., tuple[State, Traces]]]
-        ] = {}
+        self._evaluate = traced_once(evaluate)
+        self._loops: dict[tuple[bool, bool, bool], Loop] = {}
 
     def run(
         self,
@@ -134,7 +131,7 @@ class Explorer:
         limits = self._thresholds(thresholds)
         state, setup, loop = self._prepare(starts, limits, key, self._known(knowledge))
         self._check_members(params, state, setup)
-        begin, run_chunk = self._compiled(loop)
+        begin, run_chunk = programs(loop)
         return Session(self, params, starts, limits, setup, run_chunk, begin(params, state, setup))
 
     # -- before -------------------------------------------------------------------------------------------------------
@@ -143,7 +140,7 @@ class Explorer:
         s = self.settings
         if len(starts) != len(s.temperatures):
             raise InputError(f"{len(s.temperatures)} walkers need as many start structures, not {len(starts)}.")
-        moves_cell = build_integrator(s.integrator).changes_cell
+        moves_cell = s.integrator.moves_cell
         for w, start in enumerate(starts):
             if moves_cell and not start.pbc.all():
                 raise InputError(f"walker {w} is not periodic in three directions: its cell cannot move.")
@@ -181,10 +178,10 @@ class Explorer:
         for name in self.settings.novelty:
             if name not in known.novelty:
                 raise InputError(f"the score {name} needs the training set that it is measured from.")
-        if build_admission(self.settings.admission).looks_at_features and known.context is None:
+        if self.settings.admission.looks_at_features and known.context is None:
             raise InputError(f"admission '{self.settings.admission.kind}' needs the training set it compares with.")
         novelty: dict[str, Novelty] = {name: self._cast(known.novelty[name]) for name in self.settings.novelty}
-        context = known.context or context_of(self.settings.admission, None, 0)
+        context = known.context or self.settings.admission.context(None, 0)
         return Knowledge(novelty, self._cast(context), known.relative)
 
     def _cast(self, tree: Any) -> Any:
@@ -226,12 +223,13 @@ class Explorer:
                 count=jnp.asarray(np.zeros(walkers, np.int32)),
             )
         room = s.buffer * walkers
+        context = RunContext(walkers, atoms, self.dtype, thresholds, room, setup.context.map.shape[1])
         state = State(
             motion=motion,
             neighbors=neighbors,
-            bias=loop.bias.init(walkers, atoms, self.dtype),
-            gate=loop.gate.init(thresholds),
-            admission=_concrete(loop.admission.init(walkers, room, setup.context)),
+            bias=_concrete(loop.bias.init(context)),
+            gate=_concrete(loop.gate.init(context)),
+            admission=_concrete(loop.admission.init(context)),
             recorder=empty_recorder(walkers, room, atoms, loop.scores, self.dtype),
             ends=_nobody_ended(walkers, self.dtype),
             tree=tree,
@@ -246,23 +244,29 @@ class Explorer:
         return float(2 * self.settings.sanity.bond_factor * species_radii(self.species.numbers).max())
 
     def loop(self, find_fragments: bool, by_species: bool = False, among_edges: bool = False) -> Loop:
-        """The static part of a run.
+        """The static part of a run, made once: what users' functions return stays the same from run to run.
 
         Args:
             find_fragments: whether dissociation is looked for.
             by_species: whether elements have thresholds of their own, be it not by the settings of the gate.
             among_edges: whether dissociation is looked for among edges rather than all pairs of atoms.
         """
+        chosen = (find_fragments, by_species or bool(self.settings.gate.species), among_edges)
+        if chosen not in self._loops:
+            self._loops[chosen] = self._loop(*chosen)
+        return self._loops[chosen]
+
+    def _loop(self, find_fragments: bool, by_species: bool, among_edges: bool) -> Loop:
         s = self.settings
         rewinds = () if s.rewind is None else tuple(Decision[name.upper()] for name in s.rewind.on)
         return Loop(
             evaluate=self._evaluate,
-            integrator=build_integrator(s.integrator, s.swaps),
+            integrator=s.moves(),
             bias=build_bias(s.biases),
-            gate=build_gate(s.gate),
-            admission=build_admission(s.admission),
+            gate=s.gate.build(),
+            admission=s.admission.build(),
             gate_score=s.gate.score,
-            by_species=by_species or bool(s.gate.species),
+            by_species=by_species,
             novelty=s.novelty,
             scores=s.scores,
             chunk=s.chunk,
@@ -271,7 +275,7 @@ class Explorer:
             find_fragments=find_fragments,
             among_edges=among_edges,
             remove_drift=s.remove_drift,
-            virial=s.pressure or build_integrator(s.integrator).changes_cell,
+            virial=s.pressure or s.integrator.moves_cell,
             rewinds=rewinds,
             when_full=s.when_full,
         )
@@ -292,7 +296,7 @@ class Explorer:
             timestep=self._real(s.timestep * FEMTOSECOND),
             mobile=jnp.asarray(mobile),
             freedom=self._real(np.maximum(3 * moving - 3 * rests, 1)),
-            numbers={name: self._real(value) for name, value in integrator_numbers(s.integrator, s.swaps).items()},
+            numbers={name: self._real(value) for name, value in s.numbers().items()},
         )
 
     def _first_motion(self, layout: _Layout, drive: Drive, loop: Loop, key: jax.Array) -> Motion:
@@ -302,9 +306,9 @@ class Explorer:
             _streams(key, "momenta", walkers), self._real(layout.masses), drive.mobile, drive.kt[:, 0]
         )
         position = self._real(layout.positions)
-        if isinstance(s.integrator, AdversarialSettings):
+        if s.integrator.first_displacement > 0:
             drawn = _displacements(_streams(key, "displacements", walkers), drive.mobile, position)
-            position = position + drawn * s.integrator.displacement
+            position = position + drawn * s.integrator.first_displacement
         if s.momenta == "start":
             momentum = jnp.where(drive.mobile[..., None], self._real(layout.momenta), 0)
         if not loop.integrator.thermal:
@@ -406,13 +410,6 @@ class Explorer:
         )
         self.room = neighbors.room
         return replace(state, neighbors=replace(neighbors, cells=held.cells))
-
-    def _compiled(self, loop: Loop) -> tuple[Callable[..., State], Callable[..., tuple[State, Traces]]]:
-        """The compiled functions; a pair for each: whether and how fragments are counted, and elements told apart."""
-        kind = (loop.find_fragments, loop.by_species, loop.among_edges)
-        if kind not in self._programs:
-            self._programs[kind] = (jax.jit(loop.begin), jax.jit(loop.run_chunk))
-        return self._programs[kind]
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from almlip_jax.dynamics.biases.settings import BoundedUncertaintySettings, UncertaintySettings
-from almlip_jax.dynamics.integrators.settings import AdversarialSettings
 from almlip_jax.dynamics.settings import ExplorationSettings
 from almlip_jax.ensembles import EnsembleSettings, Prediction, require_score, require_spread
 
@@ -25,10 +23,10 @@ def check_exploration(settings: ExplorationSettings, members: EnsembleSettings, 
             require_score(settings.gate.score, members, "exploration.gate")
         except ValueError as error:
             raise ValueError(str(error).removesuffix(".") + novelty + ".") from error
-    if isinstance(settings.integrator, AdversarialSettings):
-        require_spread(members, "exploration.integrator 'adversarial'")
+    if settings.integrator.needs_spread:
+        require_spread(members, f"exploration.integrator '{settings.integrator.kind}'")
     for bias in settings.biases:
-        if isinstance(bias, UncertaintySettings | BoundedUncertaintySettings):
+        if bias.needs_spread:
             require_spread(members, f"exploration.biases '{bias.kind}'")
 
 

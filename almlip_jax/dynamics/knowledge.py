@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from ase import Atoms
 
-from almlip_jax.dynamics.admission import Context, build_admission, context_of
+from almlip_jax.dynamics.admission import Context
 from almlip_jax.dynamics.settings import ExplorationSettings
 from almlip_jax.dynamics.thresholds import AtomErrors
 from almlip_jax.errors import InputError
@@ -61,13 +61,13 @@ def know(
         InputError: a structure holds an element that the potential does not know, or there are none and the potential
             does not know its training set.
     """
-    by_features = build_admission(settings.admission).looks_at_features
+    by_features = settings.admission.looks_at_features
     if training_set is None:
         kept = potential.training_set
         if kept is None or not set(settings.novelty) <= set(potential.novelty):
             raise InputError("the potential does not know its training set; give the structures.")
         fitted: dict[str, Novelty] = {name: potential.novelty[name] for name in settings.novelty}
-        context = context_of(settings.admission, kept.rows, seed, room) if by_features else None
+        context = settings.admission.context(kept.rows, seed, room) if by_features else None
         return Knowledge(fitted, context, scores=kept.scores)
     novelty: dict[str, Novelty] = {}
     if settings.novelty:
@@ -76,7 +76,7 @@ def know(
     if by_features:
         request = FeatureRequest((TRAINING_ROWS,))
         rows = potential.evaluate(training_set, features=request).features[TRAINING_ROWS]
-        context = context_of(settings.admission, rows, seed, room)
+        context = settings.admission.context(rows, seed, room)
     return Knowledge(novelty, context)
 
 

@@ -16,28 +16,20 @@ import jax.numpy as jnp
 from flax import struct
 
 from almlip_jax.dynamics.admission import Admission, Offer
-from almlip_jax.dynamics.biases import Bias, BiasForce, BiasInput
-from almlip_jax.dynamics.gates import Decision, Gate, Observables, scaled_by_species
+from almlip_jax.dynamics.biases import Bias, BiasForce
+from almlip_jax.dynamics.endings import Endings, first_broken
+from almlip_jax.dynamics.gates import Decision, Gate
 from almlip_jax.dynamics.integrators import Integrator
-from almlip_jax.dynamics.motion import (
-    Evaluation,
-    Moment,
-    Motion,
-    heated,
-    kinetic_energy,
-    kinetic_temperature,
-    maxwell_boltzmann,
-    pressure_tensor,
-    supply,
-    without_drift,
-)
+from almlip_jax.dynamics.motion import Evaluation, Moment, Motion, heated, kinetic_temperature, supply, without_drift
 from almlip_jax.dynamics.recorder import Frames, Recorder, written
-from almlip_jax.dynamics.sanity import Cause, closest_contact, parts_of_tree, spanning_tree, spanning_tree_of_edges
-from almlip_jax.dynamics.state import Ends, Setup, Snapshots, State, Status, Traces
+from almlip_jax.dynamics.rewinding import begun_again, with_safe
+from almlip_jax.dynamics.sanity import closest_contact, parts_of_tree, spanning_tree, spanning_tree_of_edges
+from almlip_jax.dynamics.seen import Observables, Seen, scaled_by_species
+from almlip_jax.dynamics.state import Setup, Snapshots, State, Status, Traces, chosen
+from almlip_jax.dynamics.traces import Shown, Tracing
 from almlip_jax.dynamics.verdicts import Judged, judge
 from almlip_jax.ensembles import Committee, Prediction, committee_statistics
 from almlip_jax.features import last_layer_gradient
-from almlip_jax.keys import named_stream
 from almlip_jax.models import Params
 from almlip_jax.structures.graph import Graph
 from almlip_jax.structures.walkers import WalkerNeighbors
@@ -45,21 +37,6 @@ from almlip_jax.units import KB
 
 Evaluate: TypeAlias = Callable[[Params, Graph], Prediction]
 """The ensemble: parameters and a graph in, what every member says out."""
-
-
-@dataclass(frozen=True)
-class _Shown:
-    """What a step shows to the traces; ``judged`` [W] are those ``running`` [W] whose evaluation is that of a frame."""
-
-    running: jax.Array
-    judged: jax.Array
-    observables: Observables
-    committee: Committee
-    frames: Frames
-    motion: Motion
-    bias: BiasForce
-    bias_state: Any
-    look: BiasInput
 
 
 @struct.dataclass
@@ -82,7 +59,7 @@ class Moved:
     graph: Graph
     prediction: Prediction
     bias: BiasForce
-    look: BiasInput
+    look: Seen
 
 
 @dataclass(frozen=True)
@@ -129,6 +106,16 @@ class Loop:
     rewinds: tuple[Decision, ...]
     when_full: str
 
+    @property
+    def tracing(self) -> Tracing:
+        """Writes the traces."""
+        return Tracing(self.scores, self.bias, self.virial, self.chunk, self.trace_every, self.trajectory_every)
+
+    @property
+    def endings(self) -> Endings:
+        """Decides on how walkers fare."""
+        return Endings(self.rewinds, self.when_full, "latent_distance" in self.novelty)
+
     # -- the chunk ----------------------------------------------------------------------------------------------------
 
     def begin(self, params: Params, state: State, setup: Setup) -> State:
@@ -141,13 +128,13 @@ class Loop:
         motion = self.integrator.from_start(motion, _evaluation(prediction, bias, at, self.virial), at)
         snapshots = state.snapshots
         if snapshots is not None:
-            snapshots = _kept(snapshots, motion, jnp.ones_like(state.running))
-        ends = replace(state.ends, member=_broken(prediction))
+            snapshots = with_safe(snapshots, motion, jnp.ones_like(state.running))
+        ends = replace(state.ends, member=first_broken(prediction))
         return replace(state, motion=motion, neighbors=neighbors, ends=ends, snapshots=snapshots)
 
     def run_chunk(self, params: Params, state: State, setup: Setup) -> tuple[State, Traces]:
         """Up to ``chunk`` steps; ends early where no walker runs, the list overflows or all steps are done."""
-        traces = self._empty_traces(state)
+        traces = self.tracing.empty(state)
         first = state.step
 
         def go_on(carry: tuple[State, Traces]) -> jax.Array:
@@ -173,7 +160,7 @@ class Loop:
         committee = committee_statistics(prediction, graph)
         visited = state.running & self.integrator.visited(moved)
         parts, tree = self._new_parts(state, setup, done.offered, graph, visited)
-        observables = self._observe(moved, done.offered, graph, prediction, committee, parts, setup, at)
+        observables = self._observe(done, committee, parts, setup, at)
         observables = observables.replace(begun_again=state.ends.origin == state.step)  # type: ignore[attr-defined]
         frames = Frames(
             positions=done.offered,
@@ -188,11 +175,15 @@ class Loop:
             seen = scaled_by_species(observables, self.gate_score, setup.gate_factors)
         judged = judge(self.gate, state.gate, self.gate_score, seen, setup.limits, setup.thresholds, visited)
         recorder, admission, kept, full = self._record(state, setup, judged, prediction, graph, frames)
-        ends, again = self._ended(state, setup, observables, judged, full, frames.force_std, prediction, moved, at)
+        converged = self.integrator.converged(moved, at)
+        ends, again = self.endings.after(
+            state, setup, observables, judged, full, converged, frames.force_std, prediction
+        )
         stays = self._stays(judged)
-        motion = _choose(state.running & ~stays, moved, state.motion)
+        motion = chosen(state.running & ~stays, moved, state.motion)
         motion, snapshots = self._rewound(state, setup, motion, judged, again, at)
-        bias, gate = self._learnt(state, done, seen, visited & ~stays, kept)
+        told = {"visited": visited & ~stays, "kept": kept}
+        bias, gate = self._learnt(state, done.look.replace(**told), seen.replace(**told))  # type: ignore[attr-defined]
         motion = self._charged(motion, done, bias, state.step + 1, setup, visited & ~stays & ~again)
         new = State(
             motion=motion,
@@ -207,8 +198,8 @@ class Loop:
             step=state.step + 1,
         )
         # a refused Monte Carlo trial is where it was, and what was evaluated does not belong to it
-        shown = _Shown(state.running, visited, observables, committee, frames, moved, done.bias, bias, done.look)
-        return new, self._trace(traces, new.step - first, shown)
+        shown = Shown(state.running, visited, observables, committee, frames, moved, done.bias, bias, done.look)
+        return new, self.tracing.with_step(traces, new.step - first, shown)
 
     def _stays(self, judged: Judged) -> jax.Array:
         """Which walkers [W] stay at their last good frame: unphysical ones, and relaxations that the gate ends."""
@@ -216,16 +207,11 @@ class Loop:
             return judged.says(Decision.UNPHYSICAL, Decision.STOP, Decision.LEAVE)
         return judged.says(Decision.UNPHYSICAL)
 
-    def _learnt(
-        self, state: State, done: Moved, seen: Observables, stayed: jax.Array, kept: jax.Array
-    ) -> tuple[Any, Any]:
-        """States of biases and gate after the step: walkers learn from frames that they ``stayed`` [W] at alone.
-
-        Which of those went into the buffer, ``kept`` [W], is told to the gate.
-        """
-        look = done.look.replace(visited=stayed)  # type: ignore[attr-defined]
-        _, gate = self.gate.decide(seen.replace(kept=kept), state.gate)  # type: ignore[attr-defined]
-        return self.bias.apply(state.bias, look)[1], _choose(stayed, gate, state.gate)
+    def _learnt(self, state: State, look: Seen, seen: Observables) -> tuple[Any, Any]:
+        """States of biases and gate after the step, once they are told what was visited and kept."""
+        _, bias = self.bias.apply(state.bias, look)
+        _, gate = self.gate.apply(state.gate, seen)
+        return bias, chosen(jnp.asarray(seen.visited), gate, state.gate)
 
     def _charged(
         self, motion: Motion, done: Moved, bias: Any, step: jax.Array, setup: Setup, stayed: jax.Array
@@ -264,7 +250,7 @@ class Loop:
             motion = heated(motion, motion.set(momentum=without_drift(motion.momentum, motion.mass, at.mobile)))
         return Moved(motion, offered, neighbors, graph, prediction, bias, look)
 
-    def _energy_before(self, state: State, trial: jax.Array, look: BiasInput) -> jax.Array | None:
+    def _energy_before(self, state: State, trial: jax.Array, look: Seen) -> jax.Array | None:
         """Energy with today's biases of where the walkers were before a trial, [W] eV; None where nobody compares."""
         held = self.integrator.member_energies(state.motion)
         if held is None:
@@ -288,20 +274,13 @@ class Loop:
     # -- what the gate sees and says ----------------------------------------------------------------------------------
 
     def _observe(
-        self,
-        motion: Motion,
-        positions: jax.Array,
-        graph: Graph,
-        prediction: Prediction,
-        committee: Committee,
-        new_parts: jax.Array,
-        setup: Setup,
-        at: Moment,
+        self, done: Moved, committee: Committee, new_parts: jax.Array, setup: Setup, at: Moment
     ) -> Observables:
+        motion, positions, graph = done.motion, done.offered, done.graph
         walkers, atoms, _ = positions.shape
         largest = jnp.max(jnp.sum(committee.forces**2, axis=-1).reshape(walkers, atoms), axis=1)
         of_atoms = dict(committee.atom_scores)
-        of_atoms |= {name: setup.novelty[name].of_atoms(prediction, graph) for name in self.novelty}
+        of_atoms |= {name: setup.novelty[name].of_atoms(done.prediction, graph) for name in self.novelty}
         atom_scores = {name: values.reshape(walkers, atoms) for name, values in of_atoms.items()}
         scores = dict(committee.scores) | {name: jnp.max(atom_scores[name], axis=1) for name in self.novelty}
         scores = {name: scores[name] for name in self.scores}
@@ -312,6 +291,7 @@ class Loop:
             finite = finite & jnp.all(jnp.isfinite(motion.virial), axis=(1, 2))
         cold = jnp.zeros_like(committee.energy)
         return Observables(
+            **{name: getattr(done.look, name) for name in Seen.__dataclass_fields__},
             scores=scores,
             atom_scores=atom_scores,
             energy=committee.energy,
@@ -341,7 +321,7 @@ class Loop:
                 tree = spanning_tree_of_edges(graph, len(positions), setup.radii)
             else:
                 tree = spanning_tree(positions, setup.species, setup.atom_mask, setup.radii)
-            tree = _choose(doubtful, tree, state.tree)
+            tree = chosen(doubtful, tree, state.tree)
             return parts_of_tree(tree, positions, *bonds), tree
 
         parts, tree = jax.lax.cond(jnp.any(doubtful), anew, lambda: (most, state.tree))
@@ -362,10 +342,12 @@ class Loop:
                 wanted=wanted,
                 score=frames.scores[self.gate_score],
                 features=self._features(prediction, graph, setup),
+                known=setup.context.known,
+                frames=frames,
                 key=jax.random.fold_in(setup.key, step),
                 offered=recorder.offered,
             )
-            slot, admission = self.admission.place(state.admission, offer, setup.context)
+            slot, admission = self.admission.apply(state.admission, offer)
             held = replace(recorder, last=jnp.where(wanted, step, recorder.last), offered=recorder.offered + wanted)
             kept = wanted if self.admission.by_chance else wanted & (slot < recorder.room)
             return written(held, slot, step, frames), admission, kept
@@ -380,71 +362,6 @@ class Loop:
             return jnp.zeros((graph.num_structures, 0), graph.vectors.dtype)
         return last_layer_gradient(prediction, graph, setup.radii.shape[0]) @ setup.context.map
 
-    def _ended(
-        self,
-        state: State,
-        setup: Setup,
-        observables: Observables,
-        judged: Judged,
-        full: jax.Array,
-        force_std: jax.Array,
-        prediction: Prediction,
-        motion: Motion,
-        at: Moment,
-    ) -> tuple[Ends, jax.Array]:
-        """How walkers fare after this step, and which of them begin again [W]."""
-        ends, running, step = state.ends, state.running, state.step + 1
-        codes = {
-            Decision.UNPHYSICAL: Status.UNPHYSICAL,
-            Decision.STOP: Status.STOPPED,
-            Decision.LEAVE: Status.BEYOND_TRUST,
-        }
-        status = jnp.where(running & self.integrator.converged(motion, at), int(Status.CONVERGED), ends.status)
-        if self.when_full != "go_on":
-            over = running & jnp.any(full) if self.when_full == "end_all" else full
-            status = jnp.where(over, int(Status.BUFFER_FULL), status)
-        again = jnp.zeros_like(running)
-        for what, code in reversed(codes.items()):
-            hit = judged.says(what)
-            if what in self.rewinds:
-                spared = hit & (ends.restarts < setup.restarts)
-                again = again | spared
-                hit = hit & ~spared
-            status = jnp.where(hit, int(code), status)
-        ended = running & (status != int(Status.RUNNING))
-        unphysical = ended & (status == int(Status.UNPHYSICAL))
-        broken = _broken(prediction)
-        broken = jnp.where(broken < 0, ends.member, broken)  # of the start, after which every member has no number
-        departed = self._departed(ends, judged.visited, observables, setup, step)
-        return replace(
-            departed,
-            status=status,
-            cause=jnp.where(unphysical, judged.cause, ends.cause),
-            member=jnp.where(unphysical & (judged.cause == int(Cause.NOT_FINITE)), broken, ends.member),
-            step=jnp.where(ended, step, ends.step),
-            atom=jnp.where(ended, jnp.argmax(force_std, axis=1).astype(jnp.int32), ends.atom),
-            visited=ends.visited + judged.visited,
-            below=ends.below + judged.below,
-            restarts=ends.restarts + again,
-            origin=jnp.where(again, step, ends.origin),
-        ), again
-
-    def _departed(
-        self, ends: Ends, visited: jax.Array, observables: Observables, setup: Setup, step: jax.Array
-    ) -> Ends:
-        """Which atom of which walker left the training distribution, when, and how far."""
-        if "latent_distance" not in self.novelty:
-            return ends
-        distance = observables.atom_scores["latent_distance"]
-        farthest = jnp.where(visited, jnp.max(distance, axis=1), 0)
-        first = (farthest > setup.departure) & (ends.departed_step < 0)
-        return replace(
-            ends,
-            departed_step=jnp.where(first, step, ends.departed_step),
-            departed_atom=jnp.where(first, jnp.argmax(distance, axis=1).astype(jnp.int32), ends.departed_atom),
-            departure=jnp.maximum(ends.departure, farthest),
-        )
-
     # -- beginning again ----------------------------------------------------------------------------------------------
 
     def _rewound(
@@ -456,122 +373,21 @@ class Loop:
         before = state.snapshots
         due = (state.step + 1 - state.ends.origin) % setup.snapshot_every == 0
         safe = judged.safe & due
-        snapshots = jax.lax.cond(jnp.any(safe), lambda: _kept(before, motion, safe), lambda: before)
-        moved = jax.lax.cond(jnp.any(again), lambda: self._begun_again(motion, snapshots, again, at), lambda: motion)
+        snapshots = jax.lax.cond(jnp.any(safe), lambda: with_safe(before, motion, safe), lambda: before)
+        moved = jax.lax.cond(
+            jnp.any(again), lambda: begun_again(self.integrator, motion, snapshots, again, at), lambda: motion
+        )
         return moved, snapshots
-
-    def _begun_again(self, motion: Motion, snapshots: Snapshots, again: jax.Array, at: Moment) -> Motion:
-        # of an unphysical step, which is as if it had not been, the stream itself has been used
-        both = jax.vmap(lambda key: jax.random.split(named_stream(key, "restart"), 3))(motion.rng)
-        held = jnp.minimum(snapshots.count, snapshots.force.shape[1])
-        draw = jax.vmap(lambda key: jax.random.uniform(key))(both[:, 1])
-        slot = jnp.minimum((draw * held).astype(jnp.int32), held - 1)
-        rows = jnp.arange(slot.shape[0])
-        momentum = without_drift(maxwell_boltzmann(both[:, 2], motion.mass, at.mobile, at.kt), motion.mass, at.mobile)
-        fresh = motion.set(
-            position=snapshots.position[rows, slot],
-            cell=snapshots.cell[rows, slot],
-            force=snapshots.force[rows, slot],
-            virial=snapshots.virial[rows, slot],
-            momentum=momentum if self.integrator.thermal else jnp.zeros_like(momentum),
-            rng=both[:, 0],
-        )
-        return self.integrator.restart(_choose(again, fresh, motion), again, at)
-
-    # -- traces -------------------------------------------------------------------------------------------------------
-
-    def _empty_traces(self, state: State) -> Traces:
-        walkers, atoms, _ = state.motion.position.shape
-        dtype = state.motion.position.dtype
-        entries, frames = self.chunk // self.trace_every, self.chunk // self.trajectory_every
-
-        def blank(*shape: int) -> jax.Array:
-            return jnp.full(shape, jnp.nan, dtype)
-
-        return Traces(
-            scores={name: blank(entries, walkers) for name in self.scores},
-            temperature=blank(entries, walkers),
-            energy=blank(entries, walkers),
-            bias=blank(entries, walkers),
-            kinetic=blank(entries, walkers),
-            supplied=blank(entries, walkers),
-            watched={name: blank(entries, walkers) for name in self.bias.quantities},
-            pressure=blank(entries, walkers),
-            volume=blank(entries, walkers),
-            positions=blank(frames, walkers, atoms, 3),
-            momenta=blank(frames, walkers, atoms, 3),
-            cells=blank(frames, walkers, 3, 3),
-            force_std=blank(frames, walkers, atoms),
-            forces=blank(frames, walkers, atoms, 3),
-            frame_energy=blank(frames, walkers),
-            frame_temperature=blank(frames, walkers),
-        )
-
-    def _trace(self, traces: Traces, done: jax.Array, shown: _Shown) -> Traces:
-        """Writes a step into the traces where its turn has come; ``done`` counts the steps of this chunk from 1."""
-        observables, motion = shown.observables, shown.motion
-
-        def masked(value: jax.Array, mask: jax.Array) -> jax.Array:
-            return jnp.where(mask.reshape((-1,) + (1,) * (value.ndim - 1)), value, jnp.nan)
-
-        def lines() -> dict[str, Any]:
-            evaluated = {
-                "scores": dict(observables.scores),
-                "energy": observables.energy,
-                "bias": shown.bias.energy,
-                "watched": self.bias.look(shown.bias_state, shown.look),
-            }
-            nothing = jnp.full_like(observables.energy, jnp.nan)
-            moving = {
-                "temperature": observables.temperature,
-                "kinetic": kinetic_energy(motion),
-                "supplied": nothing if motion.supplied is None else motion.supplied[:, 0],
-                "pressure": jnp.trace(pressure_tensor(motion), axis1=1, axis2=2) / 3 if self.virial else nothing,
-                "volume": jnp.abs(jnp.linalg.det(motion.cell)),
-            }
-            return _mapped(masked, evaluated, shown.judged) | _mapped(masked, moving, shown.running)
-
-        def snapshots() -> dict[str, Any]:
-            frames = shown.frames
-            evaluated = {
-                "force_std": frames.force_std,
-                "forces": shown.committee.forces.reshape(motion.position.shape),
-                "frame_energy": frames.energy,
-            }
-            moving = {
-                "positions": jnp.where(shown.judged[:, None, None], frames.positions, motion.position),
-                "momenta": motion.momentum,
-                "cells": frames.cells,
-                "frame_temperature": frames.temperature,
-            }
-            return _mapped(masked, evaluated, shown.judged) | _mapped(masked, moving, shown.running)
-
-        def when_due(every: int, values: Callable[[], dict[str, Any]], old: dict[str, Any]) -> dict[str, Any]:
-            def put(buffer: jax.Array, value: jax.Array) -> jax.Array:
-                return buffer.at[done // every - 1].set(value, mode="drop")
-
-            return jax.lax.cond(done % every == 0, lambda: jax.tree.map(put, old, values()), lambda: old)
-
-        held = {name: getattr(traces, name) for name in traces.__dataclass_fields__}
-        new = when_due(self.trace_every, lines, {name: held[name] for name in _LINES})
-        new |= when_due(self.trajectory_every, snapshots, {name: held[name] for name in _FRAMES})
-        return Traces(**new)
-
-
-_LINES = ("scores", "temperature", "energy", "bias", "kinetic", "supplied", "watched", "pressure", "volume")
-_FRAMES = ("positions", "momenta", "cells", "force_std", "forces", "frame_energy", "frame_temperature")
 
 
 def _graph(neighbors: WalkerNeighbors, motion: Motion, setup: Setup) -> Graph:
     return neighbors.graph(motion.position, setup.species, setup.charge, setup.spin)
 
 
-def _look(
-    state: State, motion: Motion, prediction: Prediction, setup: Setup, at: Moment, clock: jax.Array
-) -> BiasInput:
+def _look(state: State, motion: Motion, prediction: Prediction, setup: Setup, at: Moment, clock: jax.Array) -> Seen:
     """What biases look at in a step; ``clock`` is the step by which they move on."""
     walkers, atoms, _ = motion.position.shape
-    return BiasInput(
+    return Seen(
         positions=motion.position,
         cells=motion.cell,
         pbc=setup.pbc,
@@ -585,19 +401,6 @@ def _look(
         member_forces=prediction.forces.reshape(-1, walkers, atoms, 3),
         member_virial=prediction.virial,
     )
-
-
-def _broken(prediction: Prediction) -> jax.Array:
-    """The first member whose energy or forces of a walker are not finite while others' are, [W] int; else -1."""
-    members, walkers = prediction.energy.shape
-    size = jnp.sum(jnp.abs(prediction.forces.reshape(members, walkers, -1)), axis=2)
-    wrong = ~jnp.isfinite(prediction.energy + size)
-    return jnp.where(jnp.all(wrong, axis=0) | ~jnp.any(wrong, axis=0), -1, jnp.argmax(wrong, axis=0)).astype(jnp.int32)
-
-
-def _mapped(function: Callable[[jax.Array, jax.Array], jax.Array], tree: dict[str, Any], mask: jax.Array) -> Any:
-    """A function of arrays and a mask, on every leaf."""
-    return jax.tree.map(lambda x: function(x, mask), tree)
 
 
 def _evaluation(prediction: Prediction, bias: BiasForce, at: Moment, virial: bool) -> Evaluation:
@@ -615,32 +418,3 @@ def _evaluation(prediction: Prediction, bias: BiasForce, at: Moment, virial: boo
         member_energy=prediction.energy,
         member_forces=member_forces,
     )
-
-
-def _kept(snapshots: Snapshots, motion: Motion, safe: jax.Array) -> Snapshots:
-    """Puts the frames of some walkers [W] bool into the oldest slot but the first, which holds the start."""
-    room = snapshots.force.shape[1]
-    later = 1 + (snapshots.count - 1) % max(room - 1, 1)
-    slot = jnp.where(snapshots.count == 0, 0, later)
-    slot = jnp.where(safe, slot, room)
-    rows = jnp.arange(slot.shape[0])
-
-    def put(buffer: jax.Array, value: jax.Array) -> jax.Array:
-        return buffer.at[rows, slot].set(value, mode="drop")
-
-    return Snapshots(
-        position=put(snapshots.position, motion.position),
-        cell=put(snapshots.cell, motion.cell),
-        force=put(snapshots.force, motion.force),
-        virial=put(snapshots.virial, motion.virial),
-        count=snapshots.count + safe,
-    )
-
-
-def _choose(mask: jax.Array, new: Any, old: Any) -> Any:
-    """Leaves of ``new`` for the walkers of a mask [W], those of ``old`` for the others; scalars are taken as new."""
-
-    def leaf(a: jax.Array, b: jax.Array) -> jax.Array:
-        return a if a.ndim == 0 else jnp.where(mask.reshape((-1,) + (1,) * (a.ndim - 1)), a, b)
-
-    return jax.tree.map(leaf, new, old)

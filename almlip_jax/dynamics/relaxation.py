@@ -17,10 +17,11 @@ from numpy.typing import ArrayLike
 from pydantic import Field
 
 from almlip_jax.dynamics.explore import Explorer
-from almlip_jax.dynamics.gates import Thresholds
-from almlip_jax.dynamics.integrators import FireSettings, build_integrator
+from almlip_jax.dynamics.gates import AbsoluteGate
+from almlip_jax.dynamics.integrators import FireSettings
 from almlip_jax.dynamics.knowledge import Knowledge
-from almlip_jax.dynamics.settings import AbsoluteGate, ExplorationSettings
+from almlip_jax.dynamics.seen import Thresholds
+from almlip_jax.dynamics.settings import ExplorationSettings
 from almlip_jax.dynamics.state import Status
 from almlip_jax.models import Params
 from almlip_jax.settings import Settings, unit
@@ -100,7 +101,7 @@ def relax(
     # what is known for an admission by features is of no use here
     known = Knowledge(knowledge.novelty)
     found = relaxer.run(params, structures, thresholds, jax.random.key(0), on_chunk, known)
-    moves_cell = build_integrator(relaxer.settings.integrator).changes_cell
+    moves_cell = relaxer.settings.integrator.moves_cell
     relaxed = []
     for structure, final in zip(structures, found.final, strict=True):
         one = structure.copy()

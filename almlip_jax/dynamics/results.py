@@ -10,8 +10,8 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from numpy.typing import ArrayLike
 
-from almlip_jax.dynamics.gates import Thresholds
 from almlip_jax.dynamics.sanity import Cause
+from almlip_jax.dynamics.seen import Thresholds
 from almlip_jax.dynamics.settings import ExplorationSettings
 from almlip_jax.dynamics.state import State, Status, Traces
 from almlip_jax.structures.carried import carried

@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from ase.data import covalent_radii
 from flax import struct
+from pydantic import Field
 
-from almlip_jax.dynamics.settings import SanitySettings
+from almlip_jax.dynamics.seen import Observables
+from almlip_jax.settings import Settings, unit
 from almlip_jax.structures.graph import Graph
 
 
@@ -37,6 +39,22 @@ class Cause(IntEnum):
         }[self]
 
 
+class SanitySettings(Settings):
+    """What counts as unphysical: such frames end a walker and are never recorded."""
+
+    closest_contact: float = Field(default=0.5, ge=0, le=2.0)
+    """Least distance of two atoms, as a fraction of the sum of their covalent radii."""
+    max_temperature: float = Field(default=6.0, gt=0, le=1e15)
+    """Highest kinetic temperature, as a multiple of the walker's own."""
+    max_force: float = Field(default=50.0, gt=0, le=1e6, json_schema_extra=unit("eV/Angstrom"))
+    """Largest force on an atom, eV/Angstrom."""
+    bond_factor: float = Field(default=2.0, gt=0, le=20.0)
+    """Atoms nearer than this multiple of the sum of their covalent radii are connected; an open structure that falls
+    into more fragments than it began with has dissociated."""
+    dissociation: bool = True
+    """Whether to look for dissociation, at every step, in open structures; periodic ones are not looked at."""
+
+
 @struct.dataclass
 class SanityLimits:
     """`SanitySettings` as arrays, so that other limits need no other program."""
@@ -55,6 +73,21 @@ class SanityLimits:
             max_force=jnp.asarray(np.float32(settings.max_force)),
             bond_factor=jnp.asarray(np.float32(settings.bond_factor)),
         )
+
+
+def unphysical_cause(observables: Observables, limits: SanityLimits) -> jax.Array:
+    """Which check finds a frame unphysical, [W] int of `Cause`; 0 where none does."""
+    checks = [
+        (Cause.NOT_FINITE, ~observables.finite),
+        (Cause.CLOSE_CONTACT, observables.closest_contact < limits.closest_contact),
+        (Cause.LARGE_FORCE, observables.max_force > limits.max_force),
+        (Cause.HOT, observables.temperature > limits.max_temperature * observables.bath_temperature),
+        (Cause.DISSOCIATED, observables.new_fragments > 0),
+    ]
+    cause = jnp.zeros(observables.energy.shape, jnp.int32)
+    for code, failed in reversed(checks):
+        cause = jnp.where(failed, int(code), cause)
+    return cause
 
 
 def species_radii(numbers: tuple[int, ...]) -> np.ndarray:

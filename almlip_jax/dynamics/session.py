@@ -14,8 +14,8 @@ import numpy as np
 from ase import Atoms
 from numpy.typing import ArrayLike
 
-from almlip_jax.dynamics.gates import Thresholds
 from almlip_jax.dynamics.results import Exploration, collect
+from almlip_jax.dynamics.seen import Thresholds
 from almlip_jax.dynamics.settings import ExplorationSettings
 from almlip_jax.dynamics.state import Setup, State, Status, Traces
 from almlip_jax.errors import InputError

@@ -8,19 +8,12 @@ from pydantic import Field, model_validator
 
 from almlip_jax.dynamics.admission import AdmissionSettings, FirstAdmission
 from almlip_jax.dynamics.biases import BiasSettings
-from almlip_jax.dynamics.integrators.settings import (
-    IntegratorSettings,
-    LangevinSettings,
-    NoseHooverSettings,
-    NptSettings,
-    SwapSettings,
-    build_integrator,
-)
-from almlip_jax.scores import AnyScoreName, FittedScoreName, largest_of, names, scores, with_atoms
+from almlip_jax.dynamics.gates import AbsoluteGate, GateSettings
+from almlip_jax.dynamics.integrators import Integrator, IntegratorSettings, LangevinSettings, SwapSettings
+from almlip_jax.dynamics.sanity import SanitySettings
+from almlip_jax.dynamics.seen import MOST_STEPS
+from almlip_jax.scores import FittedScoreName, names, scores
 from almlip_jax.settings import Settings, unit
-
-MOST_STEPS = 2 * 10**9
-"""Steps that the counters of the compiled loop hold, in 32 bits."""
 
 Kelvin = Annotated[float, Field(gt=0, le=1e5)]
 """A temperature, K."""
@@ -50,79 +43,6 @@ class WalkerGroup(Settings):
     def pressures(self) -> tuple[float, float]:
         """At the first and at the last step, GPa."""
         return self.pressure if isinstance(self.pressure, tuple) else (self.pressure, self.pressure)
-
-
-class _GateBase(Settings):
-    score: AnyScoreName = "force_std_max"
-    """Which score."""
-    persistence: int = Field(default=1, ge=1, le=MOST_STEPS)
-    """Steps in a row above the stop threshold that end a walker."""
-    release: float | None = Field(default=None, gt=0, le=1)
-    """Fraction of the record threshold below which the score must fall before the walker records again."""
-    species: dict[str, Annotated[float, Field(gt=0, le=1e6)]] = {}
-    """Thresholds of single elements, relative to those of the run: ``{H: 0.5}`` halves them for hydrogen."""
-
-    @model_validator(mode="after")
-    def _of_atoms(self) -> Self:
-        if self.species and largest_of(self.score) is None:
-            raise ValueError(f"species thresholds need a score of atoms ({', '.join(with_atoms())}), not {self.score}.")
-        return self
-
-
-class AbsoluteGate(_GateBase):
-    """Compares a score with two thresholds that stay as they are during a run."""
-
-    kind: Literal["absolute"] = "absolute"
-
-
-class AdaptiveGate(_GateBase):
-    """The record threshold follows the walker: the mean of its last scores times ``1 + excess``.
-
-    It never falls below the threshold given for the run, and the stop threshold is not adapted.
-    """
-
-    kind: Literal["adaptive"] = "adaptive"
-    window: int = Field(default=400, ge=1, le=MOST_STEPS)
-    """Steps over which the exponential running mean extends."""
-    excess: float = Field(default=0.5, ge=0, le=1000.0)
-    """By how much, as a fraction, a score must exceed the mean."""
-
-
-class DecayingGate(_GateBase):
-    """A recorded frame raises the walker's record threshold above its score; the raise decays."""
-
-    kind: Literal["decaying"] = "decaying"
-    half_life: float = Field(default=200.0, gt=0, le=1e9)
-    """Steps in which half of the raise is gone."""
-    excess: float = Field(default=0.2, ge=0, le=1000.0)
-    """By how much, as a fraction, the raised threshold exceeds the recorded score."""
-
-
-class BandGate(_GateBase):
-    """Trust band: frames between the thresholds are recorded, those above are not worth a label."""
-
-    kind: Literal["band"] = "band"
-    above: Literal["end", "go_on"] = "end"
-    """What a walker does above the band: it ends unrecorded, or goes on unrecorded."""
-
-
-GateSettings = Annotated[AbsoluteGate | AdaptiveGate | DecayingGate | BandGate, Field(discriminator="kind")]
-
-
-class SanitySettings(Settings):
-    """What counts as unphysical: such frames end a walker and are never recorded."""
-
-    closest_contact: float = Field(default=0.5, ge=0, le=2.0)
-    """Least distance of two atoms, as a fraction of the sum of their covalent radii."""
-    max_temperature: float = Field(default=6.0, gt=0, le=1e15)
-    """Highest kinetic temperature, as a multiple of the walker's own."""
-    max_force: float = Field(default=50.0, gt=0, le=1e6, json_schema_extra=unit("eV/Angstrom"))
-    """Largest force on an atom, eV/Angstrom."""
-    bond_factor: float = Field(default=2.0, gt=0, le=20.0)
-    """Atoms nearer than this multiple of the sum of their covalent radii are connected; an open structure that falls
-    into more fragments than it began with has dissociated."""
-    dissociation: bool = True
-    """Whether to look for dissociation, at every step, in open structures; periodic ones are not looked at."""
 
 
 class RewindSettings(Settings):
@@ -206,15 +126,14 @@ class ExplorationSettings(Settings):
 
     @model_validator(mode="after")
     def _pressure_needs_a_cell_that_moves(self) -> Self:
-        if isinstance(self.integrator, NptSettings) or getattr(self.integrator, "cell", "fixed") != "fixed":
-            return self
-        if any(group.pressures != (0.0, 0.0) for group in self.walkers):
+        given = any(group.pressures != (0.0, 0.0) for group in self.walkers)
+        if given and not self.integrator.moves_cell:
             raise ValueError(f"integrator '{self.integrator.kind}' keeps the cell: leave the pressure out.")
         return self
 
     @model_validator(mode="after")
     def _happens_within_the_run(self) -> Self:
-        paces = {f"biases.{n}.pace": bias.pace for n, bias in enumerate(self.biases) if bias.kind == "metadynamics"}
+        paces = {f"biases.{n}.{key}": pace for n, bias in enumerate(self.biases) for key, pace in bias.paces.items()}
         paces["gate.persistence"] = self.gate.persistence
         if self.swaps is not None:
             paces["swaps.every"] = self.swaps.every
@@ -236,13 +155,11 @@ class ExplorationSettings(Settings):
 
     @model_validator(mode="after")
     def _steps_are_shorter_than_what_they_resolve(self) -> Self:
-        periods = {NoseHooverSettings: "time", NptSettings: "barostat_time"}
-        name = periods.get(type(self.integrator))
-        if name is not None and getattr(self.integrator, name) < 2 * self.timestep:
-            raise ValueError(
-                f"integrator.{name} {getattr(self.integrator, name):g} fs should be two steps of {self.timestep:g} fs "
-                "at least."
-            )
+        for name, period in self.integrator.periods.items():
+            if period < 2 * self.timestep:
+                raise ValueError(
+                    f"integrator.{name} {period:g} fs should be two steps of {self.timestep:g} fs at least."
+                )
         return self
 
     @property
@@ -253,13 +170,21 @@ class ExplorationSettings(Settings):
     @property
     def counts_supplied(self) -> bool:
         """Whether there is a conserved energy, and it is asked for."""
-        moves_cell = build_integrator(self.integrator).changes_cell
-        return self.conserved and self.thermal and not moves_cell and not (self.swaps and self.biases)
+        return self.conserved and self.thermal and not self.integrator.moves_cell and not (self.swaps and self.biases)
 
     @property
     def thermal(self) -> bool:
         """Whether walkers have momenta whose temperature means something."""
-        return build_integrator(self.integrator).thermal
+        return self.integrator.thermal
+
+    def moves(self) -> Integrator:
+        """What moves walkers, with Monte Carlo swaps in between where asked for."""
+        dynamics = self.integrator.build()
+        return dynamics if self.swaps is None else self.swaps.around(dynamics)
+
+    def numbers(self) -> dict[str, float]:
+        """The parameters of what moves walkers by name."""
+        return self.integrator.numbers() | ({} if self.swaps is None else self.swaps.numbers())
 
     def bath_temperature(self, walker: int, step: int) -> float:
         """Of a walker's bath at a step, K."""
@@ -275,10 +200,8 @@ class ExplorationSettings(Settings):
             if group.pressures[0] != group.pressures[1]:
                 return "a pressure ramp"
         for bias in self.biases:
-            if bias.ramp is not None:
-                return f"the ramp of the bias '{bias.kind}'"
-            if bias.kind == "steered":
-                return "the bias 'steered'"
+            if bias.follows_progress is not None:
+                return bias.follows_progress
         return None
 
     @property

@@ -13,8 +13,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from almlip_jax.dynamics.gates import Decision, Gate, Observables, Thresholds, unphysical_cause
-from almlip_jax.dynamics.sanity import SanityLimits
+from almlip_jax.dynamics.gates import Decision, Gate
+from almlip_jax.dynamics.sanity import SanityLimits, unphysical_cause
+from almlip_jax.dynamics.seen import Observables, Thresholds
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def judge(
         visited: [W] bool.
     """
     cause = unphysical_cause(seen, limits)
-    decision, _ = gate.decide(seen, memory)
+    decision, _ = gate.apply(memory, seen)
     decision = jnp.where(cause > 0, int(Decision.UNPHYSICAL), decision)
     value, passes = seen.scores[score], decision == int(Decision.GO_ON)
     return Judged(

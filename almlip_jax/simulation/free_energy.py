@@ -10,15 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from almlip_jax.dynamics.biases import (
-    BiasSettings,
-    Hills,
-    Metadynamics,
-    MetadynamicsSettings,
-    RampState,
-    build_bias,
-    free_energy,
-)
+from almlip_jax.dynamics.biases import BiasSettings, Hills, free_energy
 from almlip_jax.errors import InputError
 from almlip_jax.files import read_npz, replacing, understood
 from almlip_jax.simulation.folder import SimulationDirectory
@@ -61,10 +53,8 @@ def hills_of(biases: Sequence[BiasSettings], states: Sequence[Any]) -> dict[int,
     """
     found = {}
     for number, (settings, state) in enumerate(zip(biases, states, strict=True)):
-        if isinstance(settings, MetadynamicsSettings):
-            (bias,) = build_bias([settings.model_copy(update={"ramp": None})]).parts
-            assert isinstance(bias, Metadynamics)
-            found[number] = bias.hills(state.bias if isinstance(state, RampState) else state)
+        if settings.leaves_hills:
+            found[number] = settings.build().hills(state)
     return found
 
 
@@ -150,7 +140,7 @@ def _metadynamics(place: SimulationDirectory, bias: int | None) -> int:
         settings = ProductionDynamics.model_validate(read_yaml(place.config).value["exploration"])
     except (InputError, ValueError, TypeError, KeyError) as error:
         raise InputError(f"{place.path} holds no run of almlip md or almlip explore that can be read.") from error
-    found = {n: one for n, one in enumerate(settings.biases) if isinstance(one, MetadynamicsSettings)}
+    found = {n: one for n, one in enumerate(settings.biases) if one.leaves_hills}
     if not found:
         raise InputError(f"{place.path} holds a run without the bias 'metadynamics', which alone tells a free energy.")
     known = " or ".join(map(str, found))

@@ -33,11 +33,10 @@ from almlip_jax.dynamics import (
     relaxing,
 )
 from almlip_jax.dynamics.biases import build_bias
-from almlip_jax.dynamics.integrators import build_integrator
 from almlip_jax.dynamics.judging import check_exploration
 from almlip_jax.dynamics.knowledge import errors_and_scores, structure_scores
 from almlip_jax.dynamics.state import Traces
-from almlip_jax.dynamics.thresholds import AtomErrors, Resolved, resolve_thresholds
+from almlip_jax.dynamics.thresholds import AtomErrors, Resolved
 from almlip_jax.errors import InputError
 from almlip_jax.files import damaged, read_json, understood, write_json, write_npz
 from almlip_jax.keys import named_key
@@ -193,7 +192,7 @@ class _Run(ABC):
                 relative = kept.get("relative")
                 return Resolved(record, stop, None if relative is None else {k: float(v) for k, v in relative.items()})
 
-        def calibration() -> AtomErrors:
+        def errors(_: int) -> AtomErrors:
             assert self.config.calibration_set is not None
             labelled = read_structures(self.config.calibration_set, require_labels=True, **self.config.arguments)
             return errors_and_scores(score, self.potential, labelled, known)
@@ -203,7 +202,7 @@ class _Run(ABC):
                 return known.scores[score]
             return structure_scores(score, self.potential, self.training_set, known)
 
-        found = resolve_thresholds(rule, of_training_set, calibration)
+        found = rule.resolve(of_training_set, errors)
         content = {"record": found.record, "stop": found.stop, "relative": found.relative, "score": score}
         write_json(self.place.thresholds, content)
         return found
@@ -379,7 +378,7 @@ class _Md(_Run):
         return H5mdTrajectory(
             self.place.h5md,
             self.quantities,
-            moving_cells=build_integrator(self.settings.integrator, self.settings.swaps).changes_cell,
+            moving_cells=self.settings.integrator.moves_cell,
             dtype=self.dtype,
             **choice,
         )

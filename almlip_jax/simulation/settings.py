@@ -10,16 +10,8 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from almlip_jax.dynamics import ExplorationSettings, RelaxationSettings
-from almlip_jax.dynamics.admission import build_admission
-from almlip_jax.dynamics.settings import MOST_STEPS
-from almlip_jax.dynamics.thresholds import (
-    FRAMES,
-    CalibratedThresholds,
-    ConformalThresholds,
-    RelativeThresholds,
-    ThresholdSettings,
-    check_thresholds,
-)
+from almlip_jax.dynamics.seen import MOST_STEPS
+from almlip_jax.dynamics.thresholds import FRAMES, RelativeThresholds, ThresholdSettings
 from almlip_jax.settings import Settings, unit
 from almlip_jax.structures.labels import FileReading
 
@@ -61,18 +53,20 @@ class SimulationConfig(FileReading, ABC):
     def asks_for_training_set(self) -> tuple[str, ...]:
         """What is compared with the training set, in words."""
         novelty, admission = self.exploration.novelty, self.exploration.admission
-        asking = ["relative thresholds"] if isinstance(self.rule, RelativeThresholds) else []
+        rule = self.rule
+        asking = [f"{rule.kind} thresholds"] if rule is not None and rule.looks_at_training_set else []
         asking += [f"the novelty score {name}" for name in novelty]
-        asking += [f"admission '{admission.kind}'"] if build_admission(admission).looks_at_features else []
+        asking += [f"admission '{admission.kind}'"] if admission.looks_at_features else []
         return tuple(asking)
 
     @model_validator(mode="after")
     def _sets_are_given(self) -> Self:
-        if self.rule is not None:
-            check_thresholds(self.rule, self.exploration.gate.score)
-        if isinstance(self.rule, CalibratedThresholds | ConformalThresholds) and self.rule.frames != FRAMES:
+        if self.rule is None:
+            return self
+        self.rule.check(self.exploration.gate.score)
+        if self.rule.frames_drawn not in (0, FRAMES):
             raise ValueError("thresholds.frames are drawn in campaigns only; here calibration_set gives the frames.")
-        if isinstance(self.rule, CalibratedThresholds | ConformalThresholds) and self.calibration_set is None:
+        if self.rule.frames_drawn and self.calibration_set is None:
             raise ValueError(
                 f"calibration_set is missing, which is needed for {self.rule.kind} thresholds: labelled structures "
                 "that the potential was not trained on."

@@ -7,7 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 from ase import Atoms
 
-from almlip_jax.dynamics import ExplorationSettings, Explorer, SanitySettings, WalkerGroup
+from almlip_jax.dynamics import (
+    ExplorationSettings,
+    Explorer,
+    Observables,
+    RunContext,
+    SanitySettings,
+    Seen,
+    Thresholds,
+    WalkerGroup,
+)
 from almlip_jax.ensembles import Prediction
 from almlip_jax.structures.graph import Graph, Places, forces_and_virial, sum_over_atoms
 from almlip_jax.structures.species import SpeciesTable
@@ -57,3 +66,44 @@ def settings(**changes) -> ExplorationSettings:
 def explorer(dtype=np.float32, evaluate=morse, cutoff=CUTOFF, **changes) -> Explorer:
     """An explorer of an analytic committee."""
     return Explorer(evaluate, SPECIES, cutoff, settings(**changes), dtype=dtype)
+
+
+def context(record=(1.0,), stop=(3.0,), atoms: int = 1, dtype=np.float32, **more) -> RunContext:
+    """A run before its first step, with a walker for each threshold."""
+    thresholds = Thresholds(record=jnp.asarray(record, dtype), stop=jnp.asarray(stop, dtype))
+    return RunContext(len(record), atoms, dtype, thresholds, **more)
+
+
+def nothing_seen(walkers: int = 1, atoms: int = 1) -> Seen:
+    """A step of open walkers without padding, of unit mass at 0.02 eV, with one member that feels nothing."""
+    return Seen(
+        positions=jnp.zeros((walkers, atoms, 3)),
+        cells=jnp.zeros((walkers, 3, 3)),
+        pbc=jnp.zeros((walkers, 3), bool),
+        atom_mask=jnp.ones((walkers, atoms), bool),
+        masses=jnp.ones((walkers, atoms)),
+        kt=jnp.full(walkers, 0.02),
+        step=jnp.asarray(0),
+        progress=jnp.asarray(0.0),
+        strength=jnp.ones(walkers),
+        member_energy=jnp.zeros((1, walkers)),
+        member_forces=jnp.zeros((1, walkers, atoms, 3)),
+        member_virial=jnp.zeros((1, walkers, 3, 3)),
+    )
+
+
+def observed(score: str, value, **changes) -> Observables:
+    """What a gate is shown of one walker whose score has a value; nothing is wrong with it."""
+    one = jnp.asarray(value, jnp.float32).reshape(1)
+    return Observables(
+        **{name: getattr(nothing_seen(), name) for name in Seen.__dataclass_fields__},
+        scores={score: one},
+        atom_scores={},
+        energy=one,
+        max_force=one,
+        closest_contact=jnp.ones(1),
+        temperature=jnp.full(1, 300.0),
+        bath_temperature=jnp.full(1, 300.0),
+        new_fragments=jnp.zeros(1, int),
+        finite=jnp.ones(1, bool),
+    ).replace(**changes)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from analytic import PARAMS, SPECIES, dimer, morse, settings
+from analytic import context as run_context
 from scipy import stats
 
 from almlip_jax.dynamics import Explorer, Knowledge, SanitySettings, WalkerGroup
@@ -20,32 +21,37 @@ from almlip_jax.dynamics.admission import (
     Offer,
     ReservoirAdmission,
     TopAdmission,
-    build_admission,
-    context_of,
 )
+from almlip_jax.dynamics.recorder import Frames
 
 WALKERS, ROOM, WIDTH = 3, 8, 5
 
 
 @cache
 def placing(rule):
-    """`Admission.place`, compiled once for a rule."""
-    return jax.jit(rule.place)
+    """`Admission.apply`, compiled once for a rule."""
+    return jax.jit(rule.apply)
 
 
 def stream(rule, context: Context, features: np.ndarray, scores: np.ndarray, seed: int = 0) -> list[int]:
     """Rows that a buffer holds at the end, of frames [n, D] offered three at a time."""
-    state, place = rule.init(WALKERS, ROOM, context), placing(rule)
+    ones, width = np.ones(WALKERS), context.map.shape[1]
+    begun = run_context(ones, ones, dtype=context.map.dtype, room=ROOM, width=width)
+    state, place = rule.init(begun), placing(rule)
+    nothing = jnp.zeros(WALKERS)
+    frames = Frames(nothing, nothing, nothing, {}, nothing, nothing)
     held = np.full(ROOM, -1)
     for n in range(0, len(features), WALKERS):
         offer = Offer(
             wanted=jnp.ones(WALKERS, bool),
             score=jnp.asarray(scores[n : n + WALKERS]),
             features=jnp.asarray(features[n : n + WALKERS] @ np.asarray(context.map)),
+            known=context.known,
+            frames=frames,
             key=jax.random.fold_in(jax.random.key(seed), n),
             offered=jnp.zeros(WALKERS, int),
         )
-        slots, state = place(state, offer, context)
+        slots, state = place(state, offer)
         slots = np.asarray(slots)
         used = slots[slots < ROOM]
         assert len(set(used)) == len(used)
@@ -72,7 +78,7 @@ def test_exchanges_reach_the_determinant_of_greedy_selection(clouds):
     trained, walk = clouds
     options = LogDetAdmission(sigma=0.1, least_gain=0.0)
     with jax.enable_x64(True):
-        held = stream(build_admission(options), context_of(options, trained, 0), walk, np.ones(len(walk)))
+        held = stream(options.build(), options.context(trained, 0), walk, np.ones(len(walk)))
     chosen: list[int] = []
     for _ in range(ROOM):  # offline: all frames at hand
         gains = [log_det(trained, walk[[*chosen, n]], 0.1) for n in range(len(walk))]
@@ -102,8 +108,8 @@ def test_the_defaults_keep_what_greedy_selection_would_add():
     shares = []
     for kind, width, seed in itertools.product(("away", "around", "decaying"), (5, 16), range(3)):
         trained, frames = cloud(kind, width, seed)
-        context = context_of(options, trained, 0)
-        held = stream(build_admission(options), context, frames, np.ones(len(frames), np.float32))
+        context = options.context(trained, 0)
+        held = stream(options.build(), context, frames, np.ones(len(frames), np.float32))
         rows = frames.astype(np.float64) @ np.asarray(context.map, np.float64)
         posterior, chosen = np.eye(width), []
         for _ in range(ROOM):
@@ -122,7 +128,7 @@ def test_copies_find_no_free_slot_and_new_frames_do():
     places = 3 * rng.normal(size=(4, WIDTH))
     frames = np.concatenate([place + 0.02 * rng.normal(size=(15, WIDTH)) for place in places]).astype(np.float32)
     options = LogDetAdmission()
-    held = stream(build_admission(options), context_of(options, trained, 0), frames, np.ones(len(frames), np.float32))
+    held = stream(options.build(), options.context(trained, 0), frames, np.ones(len(frames), np.float32))
     assert sorted(row // 15 for row in held) == [0, 1, 2, 3]
 
 
@@ -131,7 +137,7 @@ def test_gains_and_exchanges_are_those_of_the_determinant(clouds):
     trained, walk = clouds
     options = LogDetAdmission(sigma=0.1, least_gain=0.7)
     with jax.enable_x64(True):
-        context, rule = context_of(options, trained, 0), build_admission(options)
+        context, rule = options.context(trained, 0), options.build()
         held = stream(rule, context, walk[:90], np.ones(90))
         mapped = walk[:90] @ np.asarray(context.map)
     kept: list[int] = []
@@ -154,8 +160,8 @@ def test_farthest_frames_are_far_from_all(clouds):
     trained, walk = clouds
     options = FarthestAdmission(least_distance=0.3)
     with jax.enable_x64(True):
-        context = context_of(options, trained, 0)
-        held = stream(build_admission(options), context, walk, np.ones(len(walk)))
+        context = options.context(trained, 0)
+        held = stream(options.build(), context, walk, np.ones(len(walk)))
     scale = np.sqrt(np.mean(np.sum(trained**2, axis=1)))
 
     def nearest(rows: list[int]) -> float:
@@ -169,13 +175,13 @@ def test_farthest_frames_are_far_from_all(clouds):
 
 
 def test_the_highest_scores_are_kept_and_a_reservoir_is_uniform(clouds):
-    nothing = context_of(TopAdmission(), None, 0)
+    nothing = TopAdmission().context(None, 0)
     features = np.zeros((60, 0), np.float32)
     scores = np.random.default_rng(2).permutation(60).astype(np.float32)
-    held = stream(build_admission(TopAdmission()), nothing, features, scores)
+    held = stream(TopAdmission().build(), nothing, features, scores)
     assert sorted(held) == sorted(np.argsort(-scores)[:ROOM])
     counts = np.zeros(60)
-    rule = build_admission(ReservoirAdmission())
+    rule = ReservoirAdmission().build()
     for seed in range(60):
         counts[stream(rule, nothing, features, scores, seed)] += 1
     thirds = counts.reshape(3, 20).sum(axis=1)
@@ -200,7 +206,7 @@ def test_ten_identical_walkers_record_one_frame(options):
         ),
     )
     trained = np.random.default_rng(0).normal(size=(20, 18)).astype(np.float32)  # 3 members, 2 species, 3 components
-    known = Knowledge(context=context_of(options, 0.01 * trained, 0))
+    known = Knowledge(context=options.context(0.01 * trained, 0))
     found = runner.run(PARAMS, [dimer(1.3)] * 10, (1e-3, 1e4), jax.random.key(0), knowledge=known)
     assert found.offered == 100
     steps = [f.info["step"] for f in found.recorded]

@@ -17,11 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import yaml
+from analytic import context, nothing_seen
 from ase import Atoms
 from pydantic import TypeAdapter, ValidationError
 
 from almlip_jax.dynamics.biases import (
-    BiasInput,
+    Bias,
     BiasSettings,
     BoundedUncertaintyBias,
     Metadynamics,
@@ -30,21 +31,21 @@ from almlip_jax.dynamics.biases import (
     Sphere,
     Steered,
     UncertaintyBias,
+    UserVariable,
     Wall,
     build_bias,
     combine,
     free_energy,
 )
-from almlip_jax.dynamics.biases.base import Bias
-from almlip_jax.dynamics.biases.collective import (
+from almlip_jax.dynamics.biases.variables import (
     Angle,
     Coordination,
     Dihedral,
     Distance,
     DistanceDifference,
-    UserVariable,
     nearest_image,
 )
+from almlip_jax.dynamics.seen import RunContext, Seen
 from almlip_jax.errors import InputError
 
 WALKERS, ATOMS = 3, 6
@@ -65,26 +66,21 @@ def member_energy(positions, cell, pbc, mask):
     )
 
 
-def blank(positions, **more) -> BiasInput:
-    """Open walkers without padding, of unit mass at 0.02 eV, with one member that feels nothing."""
+def blank(positions, **more) -> Seen:
+    """A step that shows nothing but positions, and what is given."""
     walkers, atoms, _ = positions.shape
-    defaults = dict(
-        cells=np.zeros((walkers, 3, 3)),
-        pbc=np.zeros((walkers, 3), bool),
-        atom_mask=np.ones((walkers, atoms), bool),
-        masses=np.ones((walkers, atoms)),
-        kt=np.full(walkers, 0.02),
-        step=0,
-        progress=0.0,
-        strength=np.ones(walkers),
-        member_energy=np.zeros((1, walkers)),
-        member_forces=np.zeros((1, walkers, atoms, 3)),
-        member_virial=np.zeros((1, walkers, 3, 3)),
-    )
-    return jax.tree.map(jnp.asarray, BiasInput(positions, **(defaults | more)))
+    return jax.tree.map(jnp.asarray, replace(nothing_seen(walkers, atoms), positions=positions, **more))
 
 
-def inputs(positions, cells, pbc, mask) -> BiasInput:
+def begun(walkers: int, atoms: int, dtype=np.float32) -> RunContext:
+    return context(np.ones(walkers), np.ones(walkers), atoms, dtype)
+
+
+def three(dtype) -> RunContext:
+    return begun(WALKERS, ATOMS, dtype)
+
+
+def inputs(positions, cells, pbc, mask) -> Seen:
     """What a step would show at some positions."""
     walkers = len(positions)
 
@@ -95,7 +91,7 @@ def inputs(positions, cells, pbc, mask) -> BiasInput:
     args = (positions, cells, pbc, mask)
     gradient = jax.vmap(jax.jacobian(member_energy))(*args)
     strain_gradient = jax.vmap(partial(jax.jacobian(strained), jnp.zeros((3, 3))))(*args)
-    return BiasInput(
+    return Seen(
         positions,
         cells,
         pbc,
@@ -167,7 +163,7 @@ BIASES: dict[str, Bias] = {
 def states(dtype=np.float64):
     """States in which every bias acts."""
     rng = np.random.default_rng(3)
-    found = {name: bias.init(WALKERS, ATOMS, dtype) for name, bias in BIASES.items()}
+    found = {name: bias.init(three(dtype)) for name, bias in BIASES.items()}
     for name, low, high in (("metadynamics", [-3.1, 0.7], [3.1, 1.7]), ("shared", [0.7], [1.7])):
         hills = found[name]
         found[name] = replace(
@@ -209,7 +205,7 @@ def checked():
 
 
 @pytest.fixture
-def at(checked) -> BiasInput:
+def at(checked) -> Seen:
     """What a step shows at the scene, in float32."""
     first = jax.tree.map(lambda leaf: leaf[0], checked[0])
     return jax.tree.map(jnp.asarray, replace(first, pbc=scene()[2], atom_mask=scene()[3]))
@@ -312,7 +308,7 @@ def test_states_keep_their_shapes_and_types(dtype):
     with jax.enable_x64(dtype == np.float64):
         args = [values.astype(dtype) if values.dtype != bool else values for values in scene()]
         seen = jax.eval_shape(inputs, *args)
-        first = {name: bias.init(WALKERS, ATOMS, dtype) for name, bias in BIASES.items()}
+        first = {name: bias.init(three(dtype)) for name, bias in BIASES.items()}
 
         def step(state, at):
             return {name: bias.apply(state[name], at) for name, bias in BIASES.items()}
@@ -323,7 +319,7 @@ def test_states_keep_their_shapes_and_types(dtype):
 
 
 def test_no_bias_is_nothing(at):
-    force, after = combine([]).apply(combine([]).init(WALKERS, ATOMS, np.float32), at)
+    force, after = combine([]).apply(combine([]).init(three(np.float32)), at)
     assert after == () and not any(np.any(leaf) for leaf in jax.tree.leaves(force))
 
 
@@ -337,7 +333,7 @@ def test_strength_zero_switches_off_even_what_is_not_a_number(at):
     )
     names = ("distance", "sphere", "tau", "shared", "steered")
     bias = combine([BIASES[name] for name in names])
-    force, after = jax.jit(bias.apply)(bias.init(WALKERS, ATOMS, np.float32), at)
+    force, after = jax.jit(bias.apply)(bias.init(three(np.float32)), at)
     assert np.isfinite(np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(force)])).all()
     assert np.any(force.forces[0]) and not np.any(force.forces[1:]) and not np.any(force.virial[1:])
     assert list(after[3].count) == [1] and after[4].work[0] != 0 and not np.any(after[4].work[1:])
@@ -352,8 +348,8 @@ def test_other_numbers_need_no_other_program(at, count_compilations):
         )
 
     one, other = biased(1.0, 2.0, 0.1, 3), biased(2.0, (1.0, 1.5, 2.0), 0.2, 5)
-    first = run(one, one.init(WALKERS, ATOMS, np.float32), at)[0]
-    state = other.init(WALKERS, ATOMS, np.float32)
+    first = run(one, one.init(three(np.float32)), at)[0]
+    state = other.init(three(np.float32))
     with count_compilations() as compiled:
         second = run(other, state, at)[0]
     assert not compiled and np.all(first.energy != second.energy)
@@ -380,7 +376,7 @@ def test_automatic_tau_reaches_the_ratio_of_mean_forces():
         return after, (mean_norm(force.forces), mean_norm(jnp.mean(members, axis=0)), force.energy)
 
     keys = jax.random.split(jax.random.key(0), steps)
-    pulls, pushes, energy = jax.lax.scan(step, bias.init(walkers, atoms, np.float32), keys)[1]
+    pulls, pushes, energy = jax.lax.scan(step, bias.init(begun(walkers, atoms)), keys)[1]
     assert not np.any(energy[0]), "no tau is known in the first step"
     ratio = pulls[200:].mean(axis=0) / pushes[200:].mean(axis=0)
     np.testing.assert_allclose(ratio, 0.3, rtol=0.03)
@@ -395,7 +391,7 @@ def test_a_committee_that_agrees_has_no_bias(at):
     def run(at):
         found = {}
         for name in ("tau", "automatic", "bounded"):
-            state = BIASES[name].init(WALKERS, ATOMS, np.float32)
+            state = BIASES[name].init(three(np.float32))
             for _ in range(2):
                 force, state = BIASES[name].apply(state, at)
             found[name] = force, state
@@ -416,7 +412,7 @@ def pulled(bias, distances, steps):
         moved = replace(at, positions=at.positions.at[:, 1, 0].set(distance), progress=index / steps, step=index)
         return bias.apply(state, moved)[1], None
 
-    return jax.lax.scan(step, bias.init(walkers, 2, np.float64), (jnp.arange(1, steps + 1), distances))[0]
+    return jax.lax.scan(step, bias.init(begun(walkers, 2, np.float64)), (jnp.arange(1, steps + 1), distances))[0]
 
 
 def test_steered_work():
@@ -466,7 +462,7 @@ def test_well_tempered_heights():
 
 def test_hills_of_periodic_variables_reach_around():
     with jax.enable_x64(True):
-        state = Metadynamics((DIHEDRAL, DISTANCE), 3, False, 0.1, (0.3, 0.2), 1).init(2, 4, np.float64)
+        state = Metadynamics((DIHEDRAL, DISTANCE), 3, False, 0.1, (0.3, 0.2), 1).init(begun(2, 4, np.float64))
         state = replace(
             state,
             centres=state.centres.at[1, 0].set(jnp.asarray([np.pi - 0.1, 1.0])),
@@ -506,7 +502,7 @@ def test_metadynamics_finds_the_free_energy_of_a_double_well():
             return (x, state), None
 
         steps = 100000
-        start = jnp.full(walkers, -1.0), bias.init(walkers, 1, np.float32)
+        start = jnp.full(walkers, -1.0), bias.init(begun(walkers, 1))
         (_, state), _ = jax.lax.scan(step, start, (jnp.arange(steps), jax.random.split(key, steps)))
         return state
 
@@ -558,7 +554,7 @@ def test_settings_build_biases(at, tmp_path, monkeypatch):
     bias = build_bias(settings)
     assert bias == build_bias(settings) and hash(bias) == hash(build_bias(settings))
     assert bias.parts[1] == Ramp(Wall(Distance((0,), (3, 4)), "upper", 9.0, 9.0), 0, 0)
-    state = bias.init(WALKERS, ATOMS, np.float32)
+    state = bias.init(three(np.float32))
     energy = bias.parts[0].apply(state[0], at)[0].energy
     heights = at.positions[:, 2, 2] - at.positions[:, :2, 2].mean(axis=1)
     np.testing.assert_allclose(energy, at.strength * (heights - 1) ** 2, rtol=1e-5)
@@ -568,7 +564,7 @@ def test_settings_build_biases(at, tmp_path, monkeypatch):
 def test_the_page_shows_settings_that_work():
     page = (Path(__file__).parents[2] / "docs" / "biases.md").read_text()
     settings = TypeAdapter(tuple[BiasSettings, ...]).validate_python(yaml.safe_load(page.split("```")[1][5:])["biases"])
-    assert len(build_bias(settings).init(4, 15, np.float32)) == 3
+    assert len(build_bias(settings).init(begun(4, 15))) == 3
 
 
 BAD = [
@@ -594,10 +590,10 @@ def test_settings_that_make_no_sense_are_refused(settings, message):
 
 def test_what_does_not_suit_the_walkers_is_one_sentence(at):
     with pytest.raises(InputError, match="atom 4"):
-        Restraint(Distance((0,), (4,)), 1.0, 1.0).init(2, 4, np.float32)
+        Restraint(Distance((0,), (4,)), 1.0, 1.0).init(begun(2, 4))
     with pytest.raises(InputError, match="3 values for 2 walkers"):
-        Restraint(DISTANCE, 1.0, (1.0, 2.0, 3.0)).init(2, 4, np.float32)
+        Restraint(DISTANCE, 1.0, (1.0, 2.0, 3.0)).init(begun(2, 4))
     with pytest.raises(InputError, match=r"scalar, not shape \(3,\)"):
         Restraint(UserVariable(lambda positions, cell: positions[0], "mine"), 1.0, 1.0).apply(
-            Restraint(DISTANCE, 1.0, 1.0).init(WALKERS, ATOMS, np.float32), at
+            Restraint(DISTANCE, 1.0, 1.0).init(three(np.float32)), at
         )

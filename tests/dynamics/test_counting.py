@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from analytic import DEPTH, PARAMS, dimer, explorer
+from analytic import DEPTH, PARAMS, context, dimer, explorer, nothing_seen, observed
 from ase import Atoms
 from hypothesis import given
 from hypothesis import settings as budget
@@ -20,12 +20,9 @@ from almlip_jax.campaign.settings import StoppingSettings
 from almlip_jax.campaign.state import RoundRecord
 from almlip_jax.campaign.stopping import decide
 from almlip_jax.dynamics import ExplorationSettings, Explorer, SanitySettings, Status
-from almlip_jax.dynamics.biases import build_bias
-from almlip_jax.dynamics.biases.base import BiasInput
-from almlip_jax.dynamics.biases.settings import MetadynamicsSettings, SteeredSettings, UncertaintySettings
-from almlip_jax.dynamics.gates import Decision, Observables, Thresholds, build_gate
+from almlip_jax.dynamics.biases import MetadynamicsSettings, SteeredSettings, UncertaintySettings, build_bias
+from almlip_jax.dynamics.gates import AbsoluteGate, AdaptiveGate, BandGate, DecayingGate, Decision
 from almlip_jax.dynamics.sanity import Cause, SanityLimits
-from almlip_jax.dynamics.settings import AbsoluteGate, AdaptiveGate, BandGate, DecayingGate
 from almlip_jax.dynamics.verdicts import judge
 from almlip_jax.structures.species import SpeciesTable
 
@@ -48,35 +45,25 @@ def names(gate) -> str:
 @cache
 def program(index: int):
     """Scores [T] and flags [T] -> decisions, frames counted as below, and what was given to a buffer with room."""
-    gate, limits = build_gate(GATES[index]), SanityLimits.of(SanitySettings())
-    thresholds = Thresholds(record=jnp.asarray([RECORD]), stop=jnp.asarray([STOP]))
+    gate, limits = GATES[index].build(), SanityLimits.of(SanitySettings())
+    run_context = context([RECORD], [STOP])
+    thresholds = run_context.thresholds
 
     def step(carry, seen):
         memory, last, running = carry
         score, visited, physical, n = seen
-        one = jnp.ones(1)
-        observables = Observables(
-            scores={SCORE: score[None]},
-            atom_scores={},
-            energy=one,
-            max_force=one,
-            closest_contact=one,
-            temperature=one,
-            bath_temperature=one,
-            new_fragments=0 * one,
-            finite=physical[None],
-        )
+        observables = observed(SCORE, score, finite=physical[None])
         judged = judge(gate, memory, SCORE, observables, limits, thresholds, (running & visited)[None])
         recorded = judged.says(Decision.STOP) | (judged.says(Decision.RECORD) & (n - last >= EVERY))
         stayed = judged.visited & ~judged.says(Decision.UNPHYSICAL)
-        _, after = gate.decide(observables.replace(kept=recorded), memory)
+        _, after = gate.apply(memory, observables.replace(kept=recorded))
         memory = jax.tree.map(lambda new, old: jnp.where(stayed, new, old), after, memory)
         ends = judged.says(Decision.STOP, Decision.LEAVE, Decision.UNPHYSICAL)[0]
         told = judged.visited[0], judged.decision[0], judged.below[0], recorded[0]
         return (memory, jnp.where(recorded[0], n, last), running & ~ends), told
 
     def run(scores, visited, physical):
-        begin = gate.init(thresholds), jnp.asarray(-1000), jnp.asarray(True)
+        begin = gate.init(run_context), jnp.asarray(-1000), jnp.asarray(True)
         return jax.lax.scan(step, begin, (scores, visited, physical, jnp.arange(STEPS)))[1]
 
     return jax.jit(run)
@@ -254,21 +241,16 @@ def test_swaps_compare_energies_under_the_same_hills():
 def test_a_bias_learns_nothing_from_what_was_not_visited(settings):
     bias = build_bias([settings])
     rng = np.random.default_rng(0)
-    look = BiasInput(
+    look = replace(
+        nothing_seen(2, 3),
         positions=jnp.asarray(rng.normal(size=(2, 3, 3)), jnp.float32),
-        cells=jnp.zeros((2, 3, 3)),
-        pbc=jnp.zeros((2, 3), bool),
-        atom_mask=jnp.ones((2, 3), bool),
-        masses=jnp.ones((2, 3)),
-        kt=jnp.full(2, 0.02),
         step=jnp.asarray(1),
         progress=jnp.asarray(0.5),
-        strength=jnp.ones(2),
         member_energy=jnp.asarray(rng.normal(size=(2, 2)), jnp.float32),
         member_forces=jnp.asarray(rng.normal(size=(2, 2, 3, 3)), jnp.float32),
         member_virial=jnp.zeros((2, 2, 3, 3)),
     )
-    state = bias.init(2, 3, np.float32)
+    state = bias.init(context(np.ones(2), np.ones(2), 3))
     apply = jax.jit(bias.apply)
     _, whole = apply(state, replace(look, visited=jnp.asarray([True, True])))
     _, half = apply(state, replace(look, visited=jnp.asarray([True, False])))

@@ -11,7 +11,7 @@ import pytest
 from analytic import PARAMS, QUIET, explorer
 from ase import Atoms
 
-from almlip_jax.dynamics.biases.settings import UncertaintySettings
+from almlip_jax.dynamics.biases import UncertaintySettings
 from almlip_jax.dynamics.differentiable import rollout
 from almlip_jax.dynamics.integrators import LangevinSettings
 

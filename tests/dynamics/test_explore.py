@@ -6,21 +6,38 @@ are known functions of the positions.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from analytic import CUTOFF, DEPTH, LENGTH, PARAMS, QUIET, SPECIES, WIDTH, dimer, explorer, morse, settings
+from analytic import (
+    CUTOFF,
+    DEPTH,
+    LENGTH,
+    PARAMS,
+    QUIET,
+    SPECIES,
+    WIDTH,
+    context,
+    dimer,
+    explorer,
+    morse,
+    observed,
+    settings,
+)
 from ase import Atoms
 from scipy import stats
 
-from almlip_jax.dynamics import Cause, Explorer, SanitySettings, Status, WalkerGroup
-from almlip_jax.dynamics.gates import Decision, Observables, RunningMeanGate, Thresholds, unphysical_cause
+from almlip_jax.dynamics import Cause, ExplorationSettings, Explorer, Knowledge, SanitySettings, Status, WalkerGroup
+from almlip_jax.dynamics.gates import AdaptiveGate, Decision, RunningMeanGate
 from almlip_jax.dynamics.integrators import LangevinSettings, NveSettings
-from almlip_jax.dynamics.sanity import SanityLimits, parts_of_tree, spanning_tree, spanning_tree_of_edges
-from almlip_jax.dynamics.settings import AdaptiveGate
+from almlip_jax.dynamics.sanity import (
+    SanityLimits,
+    parts_of_tree,
+    spanning_tree,
+    spanning_tree_of_edges,
+    unphysical_cause,
+)
 from almlip_jax.ensembles import Prediction
 from almlip_jax.structures.graph import Graph
 from almlip_jax.structures.walkers import Room, walker_neighbors
@@ -181,6 +198,35 @@ def test_nothing_compiles_in_the_next_run(shared, count_compilations):
     assert not compiled
 
 
+def test_other_numbers_in_another_explorer_need_no_other_program(count_compilations):
+    """Whatever is a number in the settings of what lives in the loop: thresholds, windows, times, strengths."""
+
+    def found(window, persistence, friction, centre, least, limit, **more):
+        bond = {"kind": "distance", "points": [0, 1]}
+        options = settings(steps=60, **more).model_dump(mode="json") | {
+            "gate": {"kind": "adaptive", "window": window, "excess": 0.1 * least, "persistence": persistence,
+                     "release": least},
+            "integrator": {"kind": "langevin", "friction": friction},
+            "biases": [{"kind": "restraint", "variable": bond, "stiffness": 1.0, "centre": centre},
+                       {"kind": "uncertainty", "relative": least, "window": window}],
+            "admission": {"kind": "farthest", "least_distance": least},
+            "sanity": {"max_force": limit, "max_temperature": limit},
+            "swaps": {"every": window},
+        }  # fmt: skip
+        rows = 0.01 * np.random.default_rng(0).normal(size=(20, 18)).astype(np.float32)
+        options = ExplorationSettings.model_validate(options)
+        knowledge = Knowledge(context=options.admission.context(rows, 0))
+        runner = Explorer(morse, SPECIES, CUTOFF, options)
+        starts = [dimer()] * 3
+        return runner.run(PARAMS, starts, (0.01 * least, limit), jax.random.key(0), knowledge=knowledge)
+
+    one = found(10, 2, 0.01, 1.0, 0.2, 1e3)
+    with count_compilations() as compiled:
+        other = found(20, 3, 0.02, 1.05, 0.4, 2e3, record_every=7, timestep=0.4)
+    assert not compiled
+    assert np.all(one.energy[-1] != other.energy[-1])
+
+
 def test_one_evaluation_a_step():
     """The ensemble is called once to start with and once in each step, and nowhere else; what is traced is shared."""
     traced, called = [], []
@@ -202,7 +248,7 @@ def test_walkers_in_blocks_move_as_all_at_once(monkeypatch):
     with jax.enable_x64(True):
 
         def run():
-            runner = Explorer(morse, SPECIES, CUTOFF, options, dtype=np.float64)
+            runner = Explorer(lambda *given: morse(*given), SPECIES, CUTOFF, options, dtype=np.float64)
             return runner.run(PARAMS, starts, QUIET, jax.random.key(0))
 
         flat = run()
@@ -287,32 +333,15 @@ def test_trees_of_edges_are_those_of_all_pairs():
 
 def test_adaptive_gate_follows_the_running_mean():
     gate = RunningMeanGate("energy_std", window=10, excess=0.5)
-    thresholds = Thresholds(record=jnp.asarray([0.0]), stop=jnp.asarray([100.0]))
-    state, mean, weight = gate.init(thresholds), 0.0, 0.0
+    state, mean, weight = gate.init(context([0.0], [100.0])), 0.0, 0.0
     for value in [1.0, 1.2, 0.9, 2.0, 1.0, 1.7, 4.0, 3.0]:
         expected = weight > 0 and value > 1.5 * mean / weight
-        decision, state = gate.decide(_observables(value), state)
+        decision, state = gate.apply(state, observed("energy_std", value))
         if weight > 0:
             assert (int(decision[0]) == Decision.RECORD) == expected
         mean, weight = 0.9 * mean + 0.1 * value, 0.9 * weight + 0.1
     found = explorer(gate=AdaptiveGate()).run(PARAMS, [dimer()] * 3, (0.01, 1e4), jax.random.key(0))
     assert found.recorded
-
-
-def _observables(value: float, **changes) -> Observables:
-    one = jnp.asarray([value])
-    plain = Observables(
-        scores={"energy_std": one},
-        atom_scores={},
-        energy=one,
-        max_force=one,
-        closest_contact=jnp.asarray([1.0]),
-        temperature=jnp.asarray([300.0]),
-        bath_temperature=jnp.asarray([300.0]),
-        new_fragments=jnp.asarray([0]),
-        finite=jnp.asarray([True]),
-    )
-    return replace(plain, **changes)
 
 
 @pytest.mark.parametrize(
@@ -327,7 +356,7 @@ def _observables(value: float, **changes) -> Observables:
     ],
 )
 def test_each_check_has_its_cause(changes, cause):
-    found = unphysical_cause(_observables(1.0, **changes), SanityLimits.of(SanitySettings()))
+    found = unphysical_cause(observed("energy_std", 1.0, **changes), SanityLimits.of(SanitySettings()))
     assert int(found[0]) == cause
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from analytic import CUTOFF, PARAMS, QUIET, SPECIES, dimer, explorer, morse, settings
+from analytic import CUTOFF, PARAMS, QUIET, SPECIES, context, dimer, explorer, morse, observed, settings
 from ase import Atoms
 from hypothesis import given
 from hypothesis import settings as budget
@@ -16,19 +16,19 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from almlip_jax.dynamics import Explorer, Knowledge, SanitySettings, Status
-from almlip_jax.dynamics.biases.settings import UncertaintySettings
+from almlip_jax.dynamics.biases import UncertaintySettings
 from almlip_jax.dynamics.gates import (
+    AbsoluteGate,
+    BandGate,
     DecayGate,
     Decision,
     Hysteresis,
-    Observables,
     ThresholdGate,
-    Thresholds,
     TrustBandGate,
-    scaled_by_species,
 )
 from almlip_jax.dynamics.judging import speaks_as
-from almlip_jax.dynamics.settings import AbsoluteGate, BandGate, RewindSettings
+from almlip_jax.dynamics.seen import scaled_by_species
+from almlip_jax.dynamics.settings import RewindSettings
 from almlip_jax.ensembles import Prediction
 from almlip_jax.ensembles.heads import Belief, Noise
 from almlip_jax.errors import InputError
@@ -39,28 +39,10 @@ SCORE = "force_std_max"
 SCORES = st.lists(st.floats(0, 4, width=32), min_size=1, max_size=30)
 
 
-def observables(value: float) -> Observables:
-    one = jnp.asarray([value], jnp.float32)
-    return Observables(
-        scores={SCORE: one},
-        atom_scores={},
-        energy=one,
-        max_force=one,
-        closest_contact=one,
-        temperature=one,
-        bath_temperature=one,
-        new_fragments=one,
-        finite=one > -1,
-    )
-
-
-THRESHOLDS = Thresholds(record=jnp.asarray([1.0]), stop=jnp.asarray([3.0]))
-
-
 def decisions(gate, values: list[float]) -> list[int]:
-    state, found = gate.init(THRESHOLDS), []
+    state, found = gate.init(context()), []
     for value in values:
-        decision, state = gate.decide(observables(value), state)
+        decision, state = gate.apply(state, observed(SCORE, value))
         found.append(int(decision[0]))
     return found
 
@@ -104,7 +86,7 @@ def test_hysteresis_waits_for_persistence_and_release(values):
 
 def test_species_have_thresholds_of_their_own():
     atoms = jnp.asarray([[0.4, 0.9, 0.0]])
-    seen = replace(observables(0.9), atom_scores={"force_std": atoms})
+    seen = observed(SCORE, 0.9, atom_scores={"force_std": atoms})
     factors = jnp.asarray([[1 / 0.25, 1.0, 1.0]])  # a quarter of the threshold for the first atom
     assert float(scaled_by_species(seen, SCORE, factors).scores[SCORE][0]) == pytest.approx(1.6)
     gate = AbsoluteGate(species={"H": 0.5})

@@ -13,8 +13,8 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from almlip_jax.dynamics import Knowledge
+from almlip_jax.dynamics.gates import AbsoluteGate
 from almlip_jax.dynamics.knowledge import errors_and_scores, structure_scores
-from almlip_jax.dynamics.settings import AbsoluteGate
 from almlip_jax.dynamics.thresholds import (
     AtomErrors,
     CalibratedThresholds,
@@ -23,8 +23,6 @@ from almlip_jax.dynamics.thresholds import (
     RelativeThresholds,
     calibrated_record,
     conformal_factor,
-    relative_record,
-    resolve_thresholds,
 )
 from almlip_jax.errors import InputError
 from almlip_jax.potential.novelty import fit_latent_distance
@@ -41,9 +39,9 @@ def of_hydrogen(errors: np.ndarray, scores: np.ndarray) -> AtomErrors:
 def test_relative_thresholds_are_a_quantile_above_a_floor():
     scores = np.linspace(0, 1, 101)
     rule = RelativeThresholds(quantile=0.8, record_factor=2.0, floor=0.1)
-    assert relative_record(scores, rule) == pytest.approx(1.6)
-    assert relative_record(0.01 * scores, rule) == 0.1
-    assert resolve_thresholds(rule, lambda: scores, not_asked).levels == pytest.approx((1.6, 6.4))
+    assert rule.resolve(lambda: scores, not_asked).record == pytest.approx(1.6)
+    assert rule.resolve(lambda: 0.01 * scores, not_asked).record == 0.1
+    assert rule.resolve(lambda: scores, not_asked).levels == pytest.approx((1.6, 6.4))
 
 
 def test_calibrated_thresholds_follow_the_least_squares_slope():
@@ -54,9 +52,7 @@ def test_calibrated_thresholds_follow_the_least_squares_slope():
     assert calibrated_record(2.5 * sigma, sigma, 0.3) == pytest.approx(0.12)
     assert calibrated_record(0 * sigma, sigma, 0.3) == math.inf
     rule = CalibratedThresholds(tolerance=0.3, stop_factor=3.0)
-    assert resolve_thresholds(rule, not_asked, lambda: of_hydrogen(2.5 * sigma, sigma)).levels == pytest.approx(
-        (0.12, 0.36)
-    )
+    assert rule.resolve(not_asked, lambda _: of_hydrogen(2.5 * sigma, sigma)).levels == pytest.approx((0.12, 0.36))
 
 
 def test_the_conformal_factor_is_the_promised_order_statistic():
@@ -66,7 +62,7 @@ def test_the_conformal_factor_is_the_promised_order_statistic():
     assert conformal_factor(errors, sigma, 0.1) == 18
     assert conformal_factor(errors, sigma, 0.5) == 10
     rule = ConformalThresholds(tolerance=0.9, alpha=0.1, stop_factor=2.0)
-    assert resolve_thresholds(rule, not_asked, lambda: of_hydrogen(errors, sigma)).levels == pytest.approx((0.05, 0.1))
+    assert rule.resolve(not_asked, lambda _: of_hydrogen(errors, sigma)).levels == pytest.approx((0.05, 0.1))
     with pytest.raises(InputError, match=r"alpha 0\.05 need 19 labelled atoms at least, not 18\.$"):
         conformal_factor(errors[1:], sigma[1:], 0.05)
     for n in range(2, 200):  # n = 1 / alpha - 1 is enough, whatever the rounding
@@ -92,9 +88,7 @@ def test_each_species_has_the_threshold_of_its_own_errors(kind):
     numbers = np.repeat([1, 8, 6], [40, 20, 1])
     scores = np.random.default_rng(4).uniform(0.1, 1, len(numbers))
     errors = scores * np.repeat([2.0, 5.0, 3.0], [40, 20, 1])
-    found = resolve_thresholds(
-        kind(tolerance=0.3, stop_factor=2.0), not_asked, lambda: AtomErrors(errors, scores, numbers)
-    )
+    found = kind(tolerance=0.3, stop_factor=2.0).resolve(not_asked, lambda _: AtomErrors(errors, scores, numbers))
     assert found.stop == 2 * found.record and set(found.relative) == {"H", "O"}
     assert found.record * found.relative["H"] == pytest.approx(0.15)
     assert found.record * found.relative["O"] == pytest.approx(0.06)
@@ -111,7 +105,7 @@ def test_coverage_holds_for_each_species():
 
     missed, seen = {1: 0, 8: 0}, {1: 0, 8: 0}
     for _ in range(300):
-        found, new = resolve_thresholds(rule, not_asked, lambda: explored(200)), explored(200)
+        found, new = rule.resolve(not_asked, lambda _: explored(200)), explored(200)
         for number, symbol in ((1, "H"), (8, "O")):
             mine = new.numbers == number
             factor = rule.tolerance / (found.record * found.relative[symbol])
@@ -156,8 +150,8 @@ def test_what_calibrates_nothing_is_refused():
     half = np.repeat([0.0, 1.0], 15)  # half of the atoms have errors and no spread
     rule = ConformalThresholds(tolerance=0.1, alpha=0.1)
     with pytest.raises(InputError, match="errors but no spread"):
-        resolve_thresholds(rule, not_asked, lambda: of_hydrogen(ones, half))
-    assert resolve_thresholds(FixedThresholds(record=1, stop=2), not_asked, not_asked).levels == (1, 2)
+        rule.resolve(not_asked, lambda _: of_hydrogen(ones, half))
+    assert FixedThresholds(record=1, stop=2).resolve(not_asked, not_asked).levels == (1, 2)
 
 
 def test_what_is_found_of_elements_is_carried_into_the_gate():

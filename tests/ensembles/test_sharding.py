@@ -19,6 +19,7 @@ from ase.build import molecule
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 from almlip_jax.dynamics import ExplorationSettings, Explorer, WalkerGroup
+from almlip_jax.dynamics.programs import programs as programs_of
 from almlip_jax.ensembles import Ensemble, spread_members
 from almlip_jax.models import SharedDensitySettings, build_model
 from almlip_jax.potential import Potential
@@ -69,7 +70,7 @@ shares = [len(spread_members(np.zeros((n, 2))).sharding.device_set) for n in (6,
 groups = spread_members((np.zeros((4, 2)), np.zeros((6, 2))))
 together = jax.jit(lambda pair: pair[0].sum() + pair[1].sum())(groups)  # refused where they lie on different devices
 programs = [trainer._segment, *(program for one in (explorer, explorer_of_one)
-    for pair in one._programs.values() for program in pair)]
+    for loop in one._loops.values() for program in programs_of(loop))]
 np.savez(
     sys.argv[1], spread=spread, shares=shares, compiled=max(program._cache_size() for program in programs),
     many=many.energy, many_forces=np.concatenate(many.forces), parts=parts,

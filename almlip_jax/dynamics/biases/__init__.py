@@ -1,25 +1,50 @@
 """Biases: energies that take walkers where the plain potential would not, each with its exact force and virial."""
 
-from almlip_jax.dynamics.biases.base import Bias, BiasForce, BiasInput, Ramp, RampState, Sum, combine, no_force
-from almlip_jax.dynamics.biases.collective import CollectiveVariable
-from almlip_jax.dynamics.biases.metadynamics import Hills, HillState, Metadynamics, free_energy
-from almlip_jax.dynamics.biases.restraints import Restraint, Sphere, Steered, SteeredState, Wall
-from almlip_jax.dynamics.biases.settings import (
+from almlip_jax.dynamics.biases.base import (
+    Bias,
+    BiasForce,
     BiasSettings,
-    MetadynamicsSettings,
-    VariableSettings,
+    Ramp,
+    RampState,
+    Sum,
+    UserBias,
     build_bias,
-    build_variable,
+    combine,
+    no_force,
 )
-from almlip_jax.dynamics.biases.uncertainty import BoundedUncertaintyBias, UncertaintyBias
+from almlip_jax.dynamics.biases.collective import CollectiveVariable, UserVariable, VariableSettings
+from almlip_jax.dynamics.biases.metadynamics import Hills, HillState, Metadynamics, MetadynamicsSettings, free_energy
+from almlip_jax.dynamics.biases.restraints import (
+    Restraint,
+    RestraintSettings,
+    Sphere,
+    SphereSettings,
+    Steered,
+    SteeredSettings,
+    SteeredState,
+    Wall,
+    WallSettings,
+)
+from almlip_jax.dynamics.biases.uncertainty import (
+    BoundedUncertaintyBias,
+    BoundedUncertaintySettings,
+    UncertaintyBias,
+    UncertaintySettings,
+)
+from almlip_jax.dynamics.biases.variables import Angle, Coordination, Dihedral, Distance, DistanceDifference
 
 __all__ = [
+    "Angle",
     "Bias",
     "BiasForce",
-    "BiasInput",
     "BiasSettings",
     "BoundedUncertaintyBias",
+    "BoundedUncertaintySettings",
     "CollectiveVariable",
+    "Coordination",
+    "Dihedral",
+    "Distance",
+    "DistanceDifference",
     "HillState",
     "Hills",
     "Metadynamics",
@@ -27,15 +52,21 @@ __all__ = [
     "Ramp",
     "RampState",
     "Restraint",
+    "RestraintSettings",
     "Sphere",
+    "SphereSettings",
     "Steered",
+    "SteeredSettings",
     "SteeredState",
     "Sum",
     "UncertaintyBias",
+    "UncertaintySettings",
+    "UserBias",
+    "UserVariable",
     "VariableSettings",
     "Wall",
+    "WallSettings",
     "build_bias",
-    "build_variable",
     "combine",
     "free_energy",
     "no_force",

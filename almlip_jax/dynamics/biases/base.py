@@ -1,62 +1,24 @@
 """The protocol of biases: energies added to the potential while walkers explore, with their forces and virials.
 
-A bias is a pair of pure functions: ``init`` makes the state of W walkers, ``apply`` looks at one step and returns what
-acts on the walkers and the next state.  Every number that may differ from run to run (a stiffness, a centre, a pace)
-is read by ``init`` and nowhere else, and lives in the state as an array: biases that differ in such numbers alone
-compare equal, because one compiled program serves them all.
-
-Every bias multiplies what it does by `BiasInput.strength`, with `applied`; schedules are therefore biases around
+Every bias multiplies what it does by `Seen.strength`, with `applied`; schedules are therefore biases around
 biases that change the strength, like `Ramp`.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Annotated, Any, Literal, Protocol, cast
 
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jax.typing import DTypeLike
+from pydantic import Field
 
+from almlip_jax.dynamics.seen import RunContext, Seen
 from almlip_jax.errors import InputError
-
-
-@struct.dataclass
-class BiasInput:
-    """What a bias may look at: the one evaluation of this step, and where the walkers are.
-
-    Attributes:
-        positions: [W, N, 3] Angstrom, never wrapped: molecules stay whole.
-        cells: [W, 3, 3] Angstrom, rows are the cell vectors (anything where not periodic).
-        pbc: [W, 3] bool.
-        atom_mask: [W, N] bool, true for real atoms.
-        masses: [W, N] amu (1 for padding atoms).
-        kt: [W] eV.
-        step: scalar int, steps done before this one.
-        progress: scalar in [0, 1], share of the planned steps done.
-        strength: [W] factor of each walker on every bias; at 0 nothing acts on the walker and it leaves no hills.
-        member_energy: [M, W] eV.
-        member_forces: [M, W, N, 3] eV/Angstrom.
-        member_virial: [M, W, 3, 3] eV, -dE/d(strain).
-        visited: [W] bool, whether the walker is at these positions after the step; what a walker did not visit (a Monte
-            Carlo trial that was refused, an unphysical frame, a step after its end) leaves nothing in a state.
-    """
-
-    positions: jax.Array
-    cells: jax.Array
-    pbc: jax.Array
-    atom_mask: jax.Array
-    masses: jax.Array
-    kt: jax.Array
-    step: jax.Array
-    progress: jax.Array
-    strength: jax.Array
-    member_energy: jax.Array
-    member_forces: jax.Array
-    member_virial: jax.Array
-    visited: jax.Array | bool = True
+from almlip_jax.kinds import Spec, UserCode
 
 
 @struct.dataclass
@@ -75,41 +37,45 @@ class BiasForce:
 
 
 class Bias(Protocol):
-    """``init`` makes the state of W walkers, ``apply`` looks at one step; ``apply`` is pure and jittable.
+    """An energy added to the potential; ``init`` and ``apply`` as all that lives in the loop (`dynamics.seen`).
 
-    In the loop the force is asked for first, and the next state once it is known which walkers stay at these positions
-    (`BiasInput.visited`).  The derivative is that of the energy at a given state: what ``apply`` learns from a step
-    acts from the next one on.
+    The force is asked for first, and the next state once it is known which walkers stay at these positions
+    (`Seen.visited`).  The derivative is that of the energy at a given state: what ``apply`` learns from a step acts
+    from the next one on.
     """
 
-    def init(self, walkers: int, atoms: int, dtype: DTypeLike) -> Any:
-        """State for W walkers of N atoms each, a pytree with floating numbers of the given type.
+    def init(self, context: RunContext) -> Any:
+        """State for all walkers, a pytree with floating numbers of the type of the run.
 
         Raises:
             InputError: the bias does not suit that many walkers or atoms.
         """
         ...
 
-    def apply(self, state: Any, at: BiasInput) -> tuple[BiasForce, Any]:
-        """Energy, forces and virial of this step, and the next state."""
+    def apply(self, state: Any, seen: Seen) -> tuple[BiasForce, Any]:
+        """Energy, forces and virials of this step, and the next state."""
         ...
 
     @property
     def quantities(self) -> Mapping[str, str]:
         """What `look` tells: name -> unit."""
-        ...
+        return {}
 
-    def look(self, state: Any, at: BiasInput) -> dict[str, jax.Array]:
+    def look(self, state: Any, seen: Seen) -> dict[str, jax.Array]:
         """What tables show of the bias after a step, name -> [W]; called for the steps that are shown alone.
 
         Args:
             state: after the step.
-            at: what the step looked at.
+            seen: what the step looked seen.
         """
-        ...
+        return {}
+
+    def hills(self, state: Any) -> Any:
+        """What a state holds of a landscape of hills, on the host (`metadynamics.Hills`); None where there is none."""
+        return None
 
 
-def applied(force: BiasForce, at: BiasInput) -> BiasForce:
+def applied(force: BiasForce, at: Seen) -> BiasForce:
     """What acts on the walkers: times their strength, nothing on padding atoms, nothing at all at strength 0."""
 
     def scaled(values: jax.Array, keep: jax.Array | bool = True) -> jax.Array:
@@ -124,27 +90,27 @@ def applied(force: BiasForce, at: BiasInput) -> BiasForce:
     )
 
 
-def no_force(at: BiasInput) -> BiasForce:
+def no_force(at: Seen) -> BiasForce:
     """Zeros."""
     walkers, dtype = len(at.positions), at.positions.dtype
     return BiasForce(jnp.zeros(walkers, dtype), jnp.zeros_like(at.positions), jnp.zeros((walkers, 3, 3), dtype))
 
 
 @dataclass(frozen=True)
-class Sum:
+class Sum(Bias):
     """Any number of biases at once; its state is the tuple of theirs, in order."""
 
     parts: tuple[Bias, ...] = ()
 
-    def init(self, walkers: int, atoms: int, dtype: DTypeLike) -> tuple[Any, ...]:
+    def init(self, context: RunContext) -> tuple[Any, ...]:
         """The states of the parts, side by side."""
-        return tuple(part.init(walkers, atoms, dtype) for part in self.parts)
+        return tuple(part.init(context) for part in self.parts)
 
-    def apply(self, state: tuple[Any, ...], at: BiasInput) -> tuple[BiasForce, tuple[Any, ...]]:
+    def apply(self, state: tuple[Any, ...], seen: Seen) -> tuple[BiasForce, tuple[Any, ...]]:
         """Sums of energies, forces and virials; zeros where there are no parts."""
-        total, after = no_force(at), []
+        total, after = no_force(seen), []
         for part, own in zip(self.parts, state, strict=True):
-            force, own = part.apply(own, at)
+            force, own = part.apply(own, seen)
             total = jax.tree.map(jnp.add, total, force)
             after.append(own)
         return total, tuple(after)
@@ -154,10 +120,10 @@ class Sum:
         """Those of the parts; the names begin with ``bias`` and the position of the part, from 0."""
         return {f"bias{n}.{name}": unit for n, part in enumerate(self.parts) for name, unit in part.quantities.items()}
 
-    def look(self, state: tuple[Any, ...], at: BiasInput) -> dict[str, jax.Array]:
+    def look(self, state: tuple[Any, ...], seen: Seen) -> dict[str, jax.Array]:
         """Those of the parts."""
         both = enumerate(zip(self.parts, state, strict=True))
-        return {f"bias{n}.{name}": value for n, (part, own) in both for name, value in part.look(own, at).items()}
+        return {f"bias{n}.{name}": value for n, (part, own) in both for name, value in part.look(own, seen).items()}
 
 
 def combine(biases: Sequence[Bias]) -> Sum:
@@ -179,22 +145,22 @@ class RampState:
 
 
 @dataclass(frozen=True)
-class Ramp:
+class Ramp(Bias):
     """A bias whose strength goes linearly from one factor to another while the run goes on."""
 
     bias: Bias
     start: float = field(compare=False)
     end: float = field(compare=False)
 
-    def init(self, walkers: int, atoms: int, dtype: DTypeLike) -> RampState:
+    def init(self, context: RunContext) -> RampState:
         """The factors, and the state of the bias."""
-        return RampState(jnp.asarray((self.start, self.end), dtype), self.bias.init(walkers, atoms, dtype))
+        return RampState(jnp.asarray((self.start, self.end), context.dtype), self.bias.init(context))
 
-    def apply(self, state: RampState, at: BiasInput) -> tuple[BiasForce, RampState]:
+    def apply(self, state: RampState, seen: Seen) -> tuple[BiasForce, RampState]:
         """The bias at the strength of this step."""
         start, end = state.factors
-        strength = (at.strength * (start + (end - start) * at.progress)).astype(at.strength.dtype)
-        force, inner = self.bias.apply(state.bias, replace(at, strength=strength))
+        strength = (seen.strength * (start + (end - start) * seen.progress)).astype(seen.strength.dtype)
+        force, inner = self.bias.apply(state.bias, replace(seen, strength=strength))
         return force, replace(state, bias=inner)
 
     @property
@@ -202,20 +168,99 @@ class Ramp:
         """Those of the bias within."""
         return self.bias.quantities
 
-    def look(self, state: RampState, at: BiasInput) -> dict[str, jax.Array]:
+    def look(self, state: RampState, seen: Seen) -> dict[str, jax.Array]:
         """Those of the bias within."""
-        return self.bias.look(state.bias, at)
+        return self.bias.look(state.bias, seen)
+
+    def hills(self, state: RampState) -> Any:
+        """Those of the bias within."""
+        return self.bias.hills(state.bias)
 
 
-def per_walker(value: float | Sequence[float], walkers: int, dtype: DTypeLike, name: str) -> jax.Array:
+def per_walker(value: float | Sequence[float], context: RunContext, name: str) -> jax.Array:
     """One number for each walker, [W]: the same for all, or as many as there are.
 
     Raises:
         InputError: there are as many numbers as neither one nor the walkers.
     """
-    numbers = jnp.asarray(value, dtype)
-    if numbers.ndim and len(numbers) != walkers:
+    numbers = jnp.asarray(value, context.dtype)
+    if numbers.ndim and len(numbers) != context.walkers:
         raise InputError(
-            f"{name} of a bias has {len(numbers)} values for {walkers} walkers; give one for each, or one."
+            f"{name} of a bias has {len(numbers)} values for {context.walkers} walkers; give one for each, or one."
         )
-    return jnp.broadcast_to(numbers, (walkers,))
+    return jnp.broadcast_to(numbers, (context.walkers,))
+
+
+Bounded = Annotated[float, Field(ge=-1e6, le=1e6)]
+Positive = Annotated[float, Field(gt=0, le=1e6)]
+
+PerWalker = Bounded | Annotated[tuple[Bounded, ...], Field(min_length=1)]
+"""One number for all walkers, or one for each."""
+
+PositivePerWalker = Positive | Annotated[tuple[Positive, ...], Field(min_length=1)]
+"""The same of numbers above 0."""
+
+
+class BiasSettings(Spec):
+    """Settings of any bias."""
+
+    ramp: tuple[Bounded, Bounded] | None = None
+    """Factors on the bias at the start and at the end of a run, linear in between; none leaves it at 1."""
+
+    @property
+    def needs_spread(self) -> bool:
+        """Whether it does nothing where members cannot disagree."""
+        return False
+
+    @property
+    def follows_progress(self) -> str | None:
+        """What of it depends on how much of the run is over, in words; None where nothing does."""
+        return None if self.ramp is None else f"the ramp of the bias '{self.kind}'"
+
+    @property
+    def paces(self) -> Mapping[str, int]:
+        """Keys that say after how many steps it does something for the first time."""
+        return {}
+
+    @property
+    def leaves_hills(self) -> bool:
+        """Whether its state holds hills that tell a free energy; see `Bias.hills`."""
+        return False
+
+    @abstractmethod
+    def plain(self) -> Bias:
+        """The bias without its ramp.
+
+        Raises:
+            InputError: a user's function cannot be imported or built.
+        """
+
+    def build(self) -> Bias:
+        """The bias, with its ramp; errors as for `plain`."""
+        return self.plain() if self.ramp is None else Ramp(self.plain(), *self.ramp)
+
+
+class UserBias(UserCode, BiasSettings):
+    """A user's own factory ``(**parameters) -> Bias``."""
+
+    kind: Literal["user"] = "user"
+    scheduled: bool = True
+    """Whether it looks at the progress of the run; a run whose biases do cannot be made longer."""
+
+    @property
+    def follows_progress(self) -> str | None:
+        """Unless it is said that it does not."""
+        return super().follows_progress or ("the bias 'user' (scheduled)" if self.scheduled else None)
+
+    def plain(self) -> Bias:
+        """What the factory makes."""
+        return cast(Bias, self.call_for(("init", "apply", "look"), ("quantities",)))
+
+
+def build_bias(settings: Sequence[BiasSettings]) -> Sum:
+    """The sum of the biases that some settings describe; its state is the tuple of theirs, in order.
+
+    Raises:
+        InputError: a user's function cannot be imported or built.
+    """
+    return combine([one.build() for one in settings])

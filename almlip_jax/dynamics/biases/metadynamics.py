@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import ArrayLike
+from pydantic import Field, model_validator
 
-from almlip_jax.dynamics.biases.base import BiasForce, BiasInput, applied
-from almlip_jax.dynamics.biases.collective import CollectiveVariable, check_atoms, evaluate, values_of
+from almlip_jax.dynamics.biases.base import Bias, BiasForce, BiasSettings, Positive, applied
+from almlip_jax.dynamics.biases.collective import (
+    CollectiveVariable,
+    VariableSettings,
+    check_atoms,
+    evaluate,
+    values_of,
+)
+from almlip_jax.dynamics.seen import RunContext, Seen
 from almlip_jax.errors import InputError
+from almlip_jax.settings import unit
 
 
 @struct.dataclass
@@ -46,7 +56,7 @@ class HillState:
 
 
 @dataclass(frozen=True)
-class Metadynamics:
+class Metadynamics(Bias):
     """Well-tempered metadynamics on one to three variables.
 
     Every ``pace`` steps each walker leaves a hill of height ``h exp(-V(s) / (kT (gamma - 1)))`` where it is, V being
@@ -75,12 +85,13 @@ class Metadynamics:
     pace: int = field(compare=False)
     bias_factor: float | None = field(default=None, compare=False)
 
-    def init(self, walkers: int, atoms: int, dtype: DTypeLike) -> HillState:
+    def init(self, context: RunContext) -> HillState:
         """No hills."""
+        walkers, dtype = context.walkers, context.dtype
         if len(self.widths) != len(self.variables):
             raise InputError(f"metadynamics has {len(self.variables)} variables, but {len(self.widths)} widths.")
         for variable in self.variables:
-            check_atoms(variable, atoms)
+            check_atoms(variable, context.atoms)
         sets, dimensions = 1 if self.shared else walkers, len(self.variables)
         return HillState(
             centres=jnp.zeros((sets, self.room, dimensions), dtype),
@@ -95,9 +106,9 @@ class Metadynamics:
             pace=jnp.asarray(self.pace, jnp.int32),
         )
 
-    def apply(self, state: HillState, at: BiasInput) -> tuple[BiasForce, HillState]:
+    def apply(self, state: HillState, seen: Seen) -> tuple[BiasForce, HillState]:
         """The bias of the hills so far, and the hills of this step for the next."""
-        variables = [evaluate(variable, at) for variable in self.variables]
+        variables = [evaluate(variable, seen) for variable in self.variables]
         values = jnp.stack([variable.value for variable in variables], axis=-1)  # [W, D]
         energy, slopes = _landscape(state, values)
         down = -slopes.T[..., None, None]  # [D, W, 1, 1]
@@ -106,7 +117,7 @@ class Metadynamics:
             forces=jnp.sum(down * jnp.stack([one.gradient for one in variables]), axis=0),
             virial=jnp.sum(down * jnp.stack([one.strain_gradient for one in variables]), axis=0),
         )
-        return applied(pull, at), self._deposit(state, values, energy, at)
+        return applied(pull, seen), self._deposit(state, values, energy, seen)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -120,10 +131,10 @@ class Metadynamics:
         units = [variable.unit for variable in self.variables]
         return dict(zip(self.names, units, strict=True)) | {"hills": ""}
 
-    def look(self, state: HillState, at: BiasInput) -> dict[str, jax.Array]:
+    def look(self, state: HillState, seen: Seen) -> dict[str, jax.Array]:
         """The variables, and the number of hills of the walker's set."""
-        values = [values_of(variable, at) for variable in self.variables]
-        hills = jnp.broadcast_to(state.count, at.strength.shape).astype(at.positions.dtype)
+        values = [values_of(variable, seen) for variable in self.variables]
+        hills = jnp.broadcast_to(state.count, seen.strength.shape).astype(seen.positions.dtype)
         return dict(zip(self.names, values, strict=True)) | {"hills": hills}
 
     def hills(self, state: HillState) -> Hills:
@@ -132,7 +143,7 @@ class Metadynamics:
         units = np.array([variable.unit for variable in self.variables])
         return Hills(**arrays, names=np.array(self.names), units=units)
 
-    def _deposit(self, state: HillState, values: jax.Array, energy: jax.Array, at: BiasInput) -> HillState:
+    def _deposit(self, state: HillState, values: jax.Array, energy: jax.Array, at: Seen) -> HillState:
         due = state.owed | ((at.step > 0) & (at.step % state.pace == 0))
         heights = state.height * jnp.exp(-at.strength * energy * state.damping / at.kt)
         hill = due & at.visited & (at.strength > 0)
@@ -219,3 +230,53 @@ def _landscape(state: HillState, values: jax.Array) -> tuple[jax.Array, jax.Arra
     reduced = (gap - turns * state.periods) / state.widths
     hills = state.heights * jnp.exp(-0.5 * jnp.sum(reduced**2, axis=-1))  # [W, K]
     return jnp.sum(hills, axis=1), -jnp.sum(hills[..., None] * reduced, axis=1) / state.widths
+
+
+class MetadynamicsSettings(BiasSettings):
+    """Well-tempered metadynamics on one to three collective variables."""
+
+    kind: Literal["metadynamics"] = "metadynamics"
+    variables: tuple[VariableSettings, ...] = Field(min_length=1, max_length=3)
+    """In which the hills stand."""
+    widths: tuple[Positive, ...]
+    """Standard deviation of a hill along each variable, in its unit."""
+    height: float = Field(gt=0, le=1000.0, json_schema_extra=unit("eV"))
+    """Of the first hill, eV."""
+    pace: int = Field(ge=1, le=10**9)
+    """Steps between two hills of a walker."""
+    bias_factor: float | None = Field(default=10.0, gt=1, le=1e6)
+    """gamma: hills shrink as if the variables were at gamma times the temperature; null keeps their height."""
+    hills: int = Field(default=1000, ge=1, le=10**6)
+    """Room for hills, of each walker or of all that share; when it is full the bias stays as it is."""
+    shared: bool = False
+    """Whether all walkers fill one landscape (they should have one temperature), or each its own."""
+
+    @model_validator(mode="after")
+    def _one_width_each(self) -> Self:
+        if len(self.widths) != len(self.variables):
+            raise ValueError(
+                f"widths has {len(self.widths)} values for {len(self.variables)} variables; give one each."
+            )
+        return self
+
+    @property
+    def paces(self) -> Mapping[str, int]:
+        """That of the hills."""
+        return {"pace": self.pace}
+
+    @property
+    def leaves_hills(self) -> bool:
+        """It does."""
+        return True
+
+    def plain(self) -> Bias:
+        """See `Metadynamics`."""
+        return Metadynamics(
+            variables=tuple(one.build() for one in self.variables),
+            room=self.hills,
+            shared=self.shared,
+            height=self.height,
+            widths=self.widths,
+            pace=self.pace,
+            bias_factor=self.bias_factor,
+        )

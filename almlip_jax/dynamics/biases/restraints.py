@@ -4,22 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, Self
 
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jax.typing import DTypeLike
+from pydantic import Field, model_validator
 
-from almlip_jax.dynamics.biases.base import BiasForce, BiasInput, applied, per_walker
+from almlip_jax.dynamics.biases.base import (
+    Bias,
+    BiasForce,
+    BiasSettings,
+    PerWalker,
+    PositivePerWalker,
+    applied,
+    per_walker,
+)
 from almlip_jax.dynamics.biases.collective import (
     CollectiveVariable,
+    VariableSettings,
     check_atoms,
     difference,
     evaluate,
     force_along,
     values_of,
 )
+from almlip_jax.dynamics.seen import RunContext, Seen
 
 
 @struct.dataclass
@@ -36,7 +46,7 @@ class RestraintState:
 
 
 @dataclass(frozen=True)
-class Restraint:
+class Restraint(Bias):
     """``E = k/2 (s - s0)^2``; centre and stiffness may differ from walker to walker (umbrella sampling).
 
     Args:
@@ -49,27 +59,27 @@ class Restraint:
     stiffness: float | Sequence[float] = field(compare=False)
     centre: float | Sequence[float] = field(compare=False)
 
-    def init(self, walkers: int, atoms: int, dtype: DTypeLike) -> RestraintState:
+    def init(self, context: RunContext) -> RestraintState:
         """The numbers of every walker."""
-        check_atoms(self.variable, atoms)
+        check_atoms(self.variable, context.atoms)
         return RestraintState(
-            per_walker(self.stiffness, walkers, dtype, "stiffness"), per_walker(self.centre, walkers, dtype, "centre")
+            per_walker(self.stiffness, context, "stiffness"), per_walker(self.centre, context, "centre")
         )
 
-    def apply(self, state: RestraintState, at: BiasInput) -> tuple[BiasForce, RestraintState]:
+    def apply(self, state: RestraintState, seen: Seen) -> tuple[BiasForce, RestraintState]:
         """The restraint of this step."""
-        variable = evaluate(self.variable, at)
+        variable = evaluate(self.variable, seen)
         gap = difference(variable.value, state.centre, self.variable.period)
-        return force_along(variable, 0.5 * state.stiffness * gap**2, state.stiffness * gap, at), state
+        return force_along(variable, 0.5 * state.stiffness * gap**2, state.stiffness * gap, seen), state
 
     @property
     def quantities(self) -> dict[str, str]:
         """The variable."""
         return {self.variable.name: self.variable.unit}
 
-    def look(self, state: RestraintState, at: BiasInput) -> dict[str, jax.Array]:
+    def look(self, state: RestraintState, seen: Seen) -> dict[str, jax.Array]:
         """The variable."""
-        return {self.variable.name: values_of(self.variable, at)}
+        return {self.variable.name: values_of(self.variable, seen)}
 
 
 @struct.dataclass
@@ -92,7 +102,7 @@ class SteeredState:
 
 
 @dataclass(frozen=True)
-class Steered:
+class Steered(Bias):
     """A restraint whose centre moves linearly with the progress of the run, and the work that this does.
 
     The work grows by ``E(x, new centre) - E(x, old centre)`` at the positions of each step: the integral of dE/ds0
@@ -113,28 +123,28 @@ class Steered:
     start: float | Sequence[float] = field(compare=False)
     end: float | Sequence[float] = field(compare=False)
 
-    def init(self, walkers: int, atoms: int, dtype: DTypeLike) -> SteeredState:
+    def init(self, context: RunContext) -> SteeredState:
         """The centre is at the start, no work is done."""
-        check_atoms(self.variable, atoms)
-        start = per_walker(self.start, walkers, dtype, "start")
+        check_atoms(self.variable, context.atoms)
+        start = per_walker(self.start, context, "start")
         return SteeredState(
-            stiffness=per_walker(self.stiffness, walkers, dtype, "stiffness"),
+            stiffness=per_walker(self.stiffness, context, "stiffness"),
             start=start,
-            end=per_walker(self.end, walkers, dtype, "end"),
+            end=per_walker(self.end, context, "end"),
             centre=start,
-            work=jnp.zeros(walkers, dtype),
+            work=jnp.zeros_like(start),
         )
 
-    def apply(self, state: SteeredState, at: BiasInput) -> tuple[BiasForce, SteeredState]:
+    def apply(self, state: SteeredState, seen: Seen) -> tuple[BiasForce, SteeredState]:
         """The restraint at where its centre is now, and the work of bringing it there."""
-        variable = evaluate(self.variable, at)
-        centre = (state.start + (state.end - state.start) * at.progress).astype(state.centre.dtype)
+        variable = evaluate(self.variable, seen)
+        centre = (state.start + (state.end - state.start) * seen.progress).astype(state.centre.dtype)
         gap, old_gap = (difference(variable.value, s0, self.variable.period) for s0 in (centre, state.centre))
         half = 0.5 * state.stiffness
-        step_work = jnp.where(at.visited & (at.strength != 0), at.strength * half * (gap**2 - old_gap**2), 0)
-        force = force_along(variable, half * gap**2, state.stiffness * gap, at)
+        step_work = jnp.where(seen.visited & (seen.strength != 0), seen.strength * half * (gap**2 - old_gap**2), 0)
+        force = force_along(variable, half * gap**2, state.stiffness * gap, seen)
         work = (state.work + step_work).astype(state.work.dtype)
-        return force, replace(state, centre=jnp.where(at.visited, centre, state.centre), work=work)
+        return force, replace(state, centre=jnp.where(seen.visited, centre, state.centre), work=work)
 
     @property
     def quantities(self) -> dict[str, str]:
@@ -142,9 +152,9 @@ class Steered:
         unit = self.variable.unit
         return {self.variable.name: unit, "centre": unit, "work": "eV"}
 
-    def look(self, state: SteeredState, at: BiasInput) -> dict[str, jax.Array]:
+    def look(self, state: SteeredState, seen: Seen) -> dict[str, jax.Array]:
         """The variable, its centre, and the work done so far."""
-        return {self.variable.name: values_of(self.variable, at), "centre": state.centre, "work": state.work}
+        return {self.variable.name: values_of(self.variable, seen), "centre": state.centre, "work": state.work}
 
 
 @struct.dataclass
@@ -163,7 +173,7 @@ class WallState:
 
 
 @dataclass(frozen=True)
-class Wall:
+class Wall(Bias):
     """``E = k/p d^p`` where a variable is beyond its wall by d, and nothing before it.
 
     Args:
@@ -180,31 +190,31 @@ class Wall:
     stiffness: float | Sequence[float] = field(compare=False)
     power: float = field(default=2.0, compare=False)
 
-    def init(self, walkers: int, atoms: int, dtype: DTypeLike) -> WallState:
+    def init(self, context: RunContext) -> WallState:
         """The numbers of every walker."""
-        check_atoms(self.variable, atoms)
+        check_atoms(self.variable, context.atoms)
         return WallState(
-            position=per_walker(self.position, walkers, dtype, "position"),
-            stiffness=per_walker(self.stiffness, walkers, dtype, "stiffness"),
-            power=jnp.asarray(self.power, dtype),
+            position=per_walker(self.position, context, "position"),
+            stiffness=per_walker(self.stiffness, context, "stiffness"),
+            power=jnp.asarray(self.power, context.dtype),
         )
 
-    def apply(self, state: WallState, at: BiasInput) -> tuple[BiasForce, WallState]:
+    def apply(self, state: WallState, seen: Seen) -> tuple[BiasForce, WallState]:
         """The wall of this step."""
-        variable = evaluate(self.variable, at)
+        variable = evaluate(self.variable, seen)
         sign = 1 if self.side == "upper" else -1
         beyond = jnp.maximum(sign * (variable.value - state.position), 0)
         push = state.stiffness * beyond ** (state.power - 1)
-        return force_along(variable, push * beyond / state.power, sign * push, at), state
+        return force_along(variable, push * beyond / state.power, sign * push, seen), state
 
     @property
     def quantities(self) -> dict[str, str]:
         """The variable."""
         return {self.variable.name: self.variable.unit}
 
-    def look(self, state: WallState, at: BiasInput) -> dict[str, jax.Array]:
+    def look(self, state: WallState, seen: Seen) -> dict[str, jax.Array]:
         """The variable."""
-        return {self.variable.name: values_of(self.variable, at)}
+        return {self.variable.name: values_of(self.variable, seen)}
 
 
 @struct.dataclass
@@ -221,7 +231,7 @@ class SphereState:
 
 
 @dataclass(frozen=True)
-class Sphere:
+class Sphere(Bias):
     """``E = sum_i k/2 max(0, |x_i - c| - R)^2`` with c the centre of mass: keeps an open structure together.
 
     The centre moves with the atoms; what pulls them inwards pushes it back, atom by atom in proportion to mass, so
@@ -235,17 +245,16 @@ class Sphere:
     radius: float | Sequence[float] = field(compare=False)
     stiffness: float | Sequence[float] = field(compare=False)
 
-    def init(self, walkers: int, atoms: int, dtype: DTypeLike) -> SphereState:
+    def init(self, context: RunContext) -> SphereState:
         """The numbers of every walker."""
-        return SphereState(
-            per_walker(self.radius, walkers, dtype, "radius"), per_walker(self.stiffness, walkers, dtype, "stiffness")
-        )
+        return SphereState(per_walker(self.radius, context, "radius"), per_walker(self.stiffness, context, "stiffness"))
 
-    def apply(self, state: SphereState, at: BiasInput) -> tuple[BiasForce, SphereState]:
+    def apply(self, state: SphereState, seen: Seen) -> tuple[BiasForce, SphereState]:
         """The pull of this step."""
-        share = jnp.where(at.atom_mask, at.masses, 0)
+        share = jnp.where(seen.atom_mask, seen.masses, 0)
         share = (share / jnp.maximum(jnp.sum(share, axis=1, keepdims=True), 1e-6))[..., None]  # [W, N, 1]
-        arms = jnp.where(at.atom_mask[..., None], at.positions - jnp.sum(share * at.positions, axis=1)[:, None], 0)
+        centre = jnp.sum(share * seen.positions, axis=1)[:, None]
+        arms = jnp.where(seen.atom_mask[..., None], seen.positions - centre, 0)
         lengths = jnp.linalg.norm(arms, axis=-1)
         beyond = jnp.maximum(lengths - state.radius[:, None], 0)
         stiffness = state.stiffness[:, None]
@@ -255,13 +264,83 @@ class Sphere:
             forces=share * jnp.sum(gradient, axis=1)[:, None] - gradient,
             virial=-jnp.einsum("wna,wnb->wab", arms, gradient, precision="highest"),
         )
-        return applied(force, at), state
+        return applied(force, seen), state
+
+
+class RestraintSettings(BiasSettings):
+    """``k/2 (s - s0)^2`` of a collective variable."""
+
+    kind: Literal["restraint"] = "restraint"
+    variable: VariableSettings
+    """s."""
+    stiffness: PositivePerWalker
+    """k, eV over the square of the variable's unit; one, or one for each walker."""
+    centre: PerWalker
+    """s0 in the variable's unit; one, or one for each walker."""
+
+    def plain(self) -> Bias:
+        """See `Restraint`."""
+        return Restraint(self.variable.build(), self.stiffness, self.centre)
+
+
+class SteeredSettings(BiasSettings):
+    """A restraint whose centre moves linearly while the run goes on; its state holds the work done."""
+
+    kind: Literal["steered"] = "steered"
+    variable: VariableSettings
+    """s."""
+    stiffness: PositivePerWalker
+    """k, eV over the square of the variable's unit; one, or one for each walker."""
+    start: PerWalker
+    """s0 at the start; one, or one for each walker."""
+    end: PerWalker
+    """s0 at the end; one, or one for each walker."""
 
     @property
-    def quantities(self) -> dict[str, str]:
-        """None."""
-        return {}
+    def follows_progress(self) -> str | None:
+        """It does."""
+        return super().follows_progress or "the bias 'steered'"
 
-    def look(self, state: SphereState, at: BiasInput) -> dict[str, jax.Array]:
-        """Nothing."""
-        return {}
+    def plain(self) -> Bias:
+        """See `Steered`."""
+        return Steered(self.variable.build(), self.stiffness, self.start, self.end)
+
+
+class WallSettings(BiasSettings):
+    """``k/p d^p`` where a collective variable is beyond a bound by d."""
+
+    kind: Literal["wall"] = "wall"
+    variable: VariableSettings
+    """s, not periodic."""
+    side: Literal["upper", "lower"]
+    """Whether s may not grow or not fall beyond the bound."""
+    position: PerWalker
+    """The bound in the variable's unit; one, or one for each walker."""
+    stiffness: PositivePerWalker
+    """k, eV over the variable's unit to the power; one, or one for each walker."""
+    power: float = Field(default=2.0, ge=2, le=20.0)
+    """p; 2 is harmonic."""
+
+    @model_validator(mode="after")
+    def _has_sides(self) -> Self:
+        if self.variable.repeats:
+            raise ValueError("a periodic variable is on both sides of a wall; use a restraint.")
+        return self
+
+    def plain(self) -> Bias:
+        """See `Wall`."""
+        return Wall(self.variable.build(), self.side, self.position, self.stiffness, self.power)
+
+
+class SphereSettings(BiasSettings):
+    """Every atom of an open structure within a radius of its centre of mass: ``k/2 (|x_i - c| - R)^2`` beyond."""
+
+    kind: Literal["sphere"] = "sphere"
+    radius: PositivePerWalker
+    """R, Angstrom; one, or one for each walker."""
+    stiffness: PositivePerWalker = 1.0
+    """k, eV/Angstrom^2; one, or one for each walker."""
+
+    def plain(self) -> Bias:
+        """See `Sphere`."""
+        return Sphere(self.radius, self.stiffness)

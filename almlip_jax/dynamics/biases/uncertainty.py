@@ -8,13 +8,16 @@ step has computed anyway, give bias force and bias virial exactly and for almost
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jax.typing import DTypeLike
+from pydantic import Field
 
-from almlip_jax.dynamics.biases.base import BiasForce, BiasInput, applied
+from almlip_jax.dynamics.biases.base import Bias, BiasForce, BiasSettings, applied
+from almlip_jax.dynamics.seen import RunContext, Seen
+from almlip_jax.settings import unit
 
 _FLOOR = 1e-6  # eV; the spread is sqrt(sigma^2 + floor^2), smooth where all members agree
 _LEAST_SLOPE = 1e-5  # of the mean force; below, members differ by rounding
@@ -40,7 +43,7 @@ class UncertaintyState:
 
 
 @dataclass(frozen=True)
-class UncertaintyBias:
+class UncertaintyBias(Bias):
     """``E_b = -tau sigma``, with tau fixed, or following the forces so that the bias is a given fraction of them.
 
     An automatic tau is ``relative <|F|> / <|grad sigma|>``; both are exponential running means over a window of steps,
@@ -64,8 +67,9 @@ class UncertaintyBias:
     def __post_init__(self) -> None:
         object.__setattr__(self, "automatic", self.tau is None)
 
-    def init(self, walkers: int, atoms: int, dtype: DTypeLike) -> UncertaintyState:
+    def init(self, context: RunContext) -> UncertaintyState:
         """The fixed tau, or none yet."""
+        walkers, dtype = context.walkers, context.dtype
         zero = jnp.zeros(walkers, dtype)
         return UncertaintyState(
             tau=jnp.full(walkers, self.tau or 0, dtype),
@@ -75,25 +79,25 @@ class UncertaintyBias:
             slope=zero,
         )
 
-    def apply(self, state: UncertaintyState, at: BiasInput) -> tuple[BiasForce, UncertaintyState]:
+    def apply(self, state: UncertaintyState, seen: Seen) -> tuple[BiasForce, UncertaintyState]:
         """The bias of this step, and tau for the next."""
-        deviation = at.member_energy - jnp.mean(at.member_energy, axis=0)
+        deviation = seen.member_energy - jnp.mean(seen.member_energy, axis=0)
         spread = jnp.sqrt(jnp.mean(deviation**2, axis=0) + _FLOOR**2)
-        down = _members(deviation / (len(deviation) * spread), at)  # -grad sigma, -d(sigma)/d(strain)
+        down = _members(deviation / (len(deviation) * spread), seen)  # -grad sigma, -d(sigma)/d(strain)
         tau = state.tau[:, None, None]
-        force = applied(BiasForce(-state.tau * spread, -tau * down.forces, -tau * down.virial), at)
-        return force, self._follow(state, down.forces, at) if self.automatic else state
+        force = applied(BiasForce(-state.tau * spread, -tau * down.forces, -tau * down.virial), seen)
+        return force, self._follow(state, down.forces, seen) if self.automatic else state
 
     @property
     def quantities(self) -> dict[str, str]:
         """The factor on the spread."""
         return {"tau": ""}
 
-    def look(self, state: UncertaintyState, at: BiasInput) -> dict[str, jax.Array]:
+    def look(self, state: UncertaintyState, seen: Seen) -> dict[str, jax.Array]:
         """The factor on the spread, for the next step."""
         return {"tau": state.tau}
 
-    def _follow(self, state: UncertaintyState, slope: jax.Array, at: BiasInput) -> UncertaintyState:
+    def _follow(self, state: UncertaintyState, slope: jax.Array, at: Seen) -> UncertaintyState:
         now = (_mean_norm(jnp.mean(at.member_forces, axis=0), at), _mean_norm(slope, at))
         usable = at.visited & jnp.isfinite(now[0]) & jnp.isfinite(now[1])
         means = [
@@ -120,7 +124,7 @@ class BoundedState:
 
 
 @dataclass(frozen=True)
-class BoundedUncertaintyBias:
+class BoundedUncertaintyBias(Bias):
     """``E_b = H (exp(-sigma^2 / (N w^2)) - 1)`` for N real atoms: between -H and 0, however large the spread.
 
     Args:
@@ -133,31 +137,22 @@ class BoundedUncertaintyBias:
     height: float = field(compare=False)
     width: float = field(compare=False)
 
-    def init(self, walkers: int, atoms: int, dtype: DTypeLike) -> BoundedState:
+    def init(self, context: RunContext) -> BoundedState:
         """The two numbers."""
-        return BoundedState(jnp.asarray(self.height, dtype), jnp.asarray(self.width, dtype))
+        return BoundedState(jnp.asarray(self.height, context.dtype), jnp.asarray(self.width, context.dtype))
 
-    def apply(self, state: BoundedState, at: BiasInput) -> tuple[BiasForce, BoundedState]:
+    def apply(self, state: BoundedState, seen: Seen) -> tuple[BiasForce, BoundedState]:
         """The bias of this step."""
-        deviation = at.member_energy - jnp.mean(at.member_energy, axis=0)
-        scale = jnp.maximum(jnp.sum(at.atom_mask, axis=1), 1) * state.width**2  # [W]
+        deviation = seen.member_energy - jnp.mean(seen.member_energy, axis=0)
+        scale = jnp.maximum(jnp.sum(seen.atom_mask, axis=1), 1) * state.width**2  # [W]
         exponent = -jnp.mean(deviation**2, axis=0) / scale
         slope = -2 * state.height * jnp.exp(exponent) / scale  # dE_b over sigma d(sigma)
-        pull = _members(slope * deviation / len(deviation), at)
+        pull = _members(slope * deviation / len(deviation), seen)
         energy = state.height * jnp.expm1(exponent)
-        return applied(BiasForce(energy, pull.forces, pull.virial), at), state
-
-    @property
-    def quantities(self) -> dict[str, str]:
-        """None."""
-        return {}
-
-    def look(self, state: BoundedState, at: BiasInput) -> dict[str, jax.Array]:
-        """Nothing."""
-        return {}
+        return applied(BiasForce(energy, pull.forces, pull.virial), seen), state
 
 
-def _members(weights: jax.Array, at: BiasInput) -> BiasForce:
+def _members(weights: jax.Array, at: Seen) -> BiasForce:
     """Forces and virial summed over the members with weights [M, W]."""
     return BiasForce(
         energy=jnp.zeros_like(weights[0]),
@@ -166,6 +161,46 @@ def _members(weights: jax.Array, at: BiasInput) -> BiasForce:
     )
 
 
-def _mean_norm(vectors: jax.Array, at: BiasInput) -> jax.Array:
+def _mean_norm(vectors: jax.Array, at: Seen) -> jax.Array:
     norms = jnp.where(at.atom_mask, jnp.linalg.norm(vectors, axis=-1), 0)
     return jnp.sum(norms, axis=1) / jnp.maximum(jnp.sum(at.atom_mask, axis=1), 1)
+
+
+class UncertaintySettings(BiasSettings):
+    """Towards what the committee does not agree on: ``E_b = -tau sigma_E``."""
+
+    kind: Literal["uncertainty"] = "uncertainty"
+    tau: float | None = Field(default=None, ge=0, le=1e6)
+    """Fixed factor; without, it follows the forces."""
+    relative: float = Field(default=0.2, ge=0, le=100.0)
+    """Mean bias force over mean force that an automatic tau aims at."""
+    window: float = Field(default=100.0, ge=1, le=1e9)
+    """Steps over which the running means of an automatic tau extend."""
+
+    @property
+    def needs_spread(self) -> bool:
+        """It does."""
+        return True
+
+    def plain(self) -> Bias:
+        """See `UncertaintyBias`."""
+        return UncertaintyBias(self.tau, self.relative, self.window)
+
+
+class BoundedUncertaintySettings(BiasSettings):
+    """The same without running away: ``E_b = H (exp(-sigma_E^2 / (N w^2)) - 1)``, N atoms."""
+
+    kind: Literal["bounded_uncertainty"] = "bounded_uncertainty"
+    height: float = Field(gt=0, le=1000.0, json_schema_extra=unit("eV"))
+    """H, eV: the bias energy lies between -H and 0."""
+    width: float = Field(gt=0, le=1000.0, json_schema_extra=unit("eV"))
+    """w, eV."""
+
+    @property
+    def needs_spread(self) -> bool:
+        """It does."""
+        return True
+
+    def plain(self) -> Bias:
+        """See `BoundedUncertaintyBias`."""
+        return BoundedUncertaintyBias(self.height, self.width)

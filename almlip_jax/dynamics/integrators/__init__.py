@@ -1,21 +1,17 @@
 """What moves walkers: dynamics, relaxation and ascent, each in two halves around the one evaluation of a step."""
 
-from almlip_jax.dynamics.integrators.base import Integrator
-from almlip_jax.dynamics.integrators.settings import (
-    AdversarialSettings,
+from almlip_jax.dynamics.integrators.adversarial import AdversarialSettings
+from almlip_jax.dynamics.integrators.barostat import NptSettings
+from almlip_jax.dynamics.integrators.base import Integrator, IntegratorSettings, UserIntegrator
+from almlip_jax.dynamics.integrators.minimise import FireSettings
+from almlip_jax.dynamics.integrators.swaps import Swaps, SwapSettings
+from almlip_jax.dynamics.integrators.thermostats import (
     AndersenSettings,
-    FireSettings,
-    IntegratorSettings,
     LangevinSettings,
     NoseHooverSettings,
-    NptSettings,
     NveSettings,
-    SwapSettings,
     VelocityRescalingSettings,
-    build_integrator,
-    integrator_numbers,
 )
-from almlip_jax.dynamics.integrators.swaps import Swaps
 
 __all__ = [
     "AdversarialSettings",
@@ -29,7 +25,6 @@ __all__ = [
     "NveSettings",
     "SwapSettings",
     "Swaps",
+    "UserIntegrator",
     "VelocityRescalingSettings",
-    "build_integrator",
-    "integrator_numbers",
 ]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
+from pydantic import Field
 
-from almlip_jax.dynamics.integrators.base import Integrator, take_up
+from almlip_jax.dynamics.integrators.base import Integrator, IntegratorSettings, take_up
 from almlip_jax.dynamics.motion import Evaluation, Moment, Motion
+from almlip_jax.settings import unit
 
 _LEAST_STD = 1e-6  # eV; members that agree to rounding show no direction
 
@@ -68,3 +70,31 @@ def ascent_direction(evaluation: Evaluation, at: Moment) -> jax.Array:
     boltzmann = jnp.mean(evaluation.member_forces, axis=0) / at.kt[:, None, None]
     ascent = boltzmann + of_variance / variance[:, None, None]
     return jnp.where(at.mobile[..., None], ascent, 0)
+
+
+class AdversarialSettings(IntegratorSettings):
+    """Ascent on the energy variance at bounded energy (Schwalbe-Koda, Tan and Gomez-Bombarelli, 2021)."""
+
+    kind: Literal["adversarial"] = "adversarial"
+    rate: float = Field(default=0.005, gt=0, le=1.0, json_schema_extra=unit("Angstrom"))
+    """Step of Adam, Angstrom; the walkers' temperature says what energies are bearable."""
+    displacement: float = Field(default=0.02, ge=0, le=1.0, json_schema_extra=unit("Angstrom"))
+    """Standard deviation of the first displacement of each coordinate, Angstrom."""
+
+    @property
+    def needs_spread(self) -> bool:
+        """It does."""
+        return True
+
+    @property
+    def first_displacement(self) -> float:
+        """That."""
+        return self.displacement
+
+    def build(self) -> Integrator:
+        """See `Adversarial`."""
+        return Adversarial()
+
+    def numbers(self) -> dict[str, float]:
+        """In eV, Angstrom and amu."""
+        return {"rate": self.rate}

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from pydantic import Field
 
-from almlip_jax.dynamics.integrators.base import drift, kick, next_keys, normals
+from almlip_jax.dynamics.integrators.base import Integrator, IntegratorSettings, drift, kick, next_keys, normals
 from almlip_jax.dynamics.integrators.thermostats import Langevin, ornstein_uhlenbeck
 from almlip_jax.dynamics.motion import Moment, Motion, pressure_tensor
+from almlip_jax.settings import unit
+from almlip_jax.units import FEMTOSECOND, GPA
 
 _LARGEST_STRAIN = 0.1  # of one step; only cells far from equilibrium come near it
 
@@ -74,3 +79,37 @@ def _exponential(strain: jax.Array) -> jax.Array:
         term = jnp.einsum("wij,wjk->wik", term, strain) / order
         result = result + term
     return result
+
+
+class NptSettings(IntegratorSettings):
+    """Constant pressure and temperature: BAOAB with stochastic cell rescaling (Bernetti and Bussi, 2020).
+
+    For structures that are periodic in three directions; the pressure is that of the walkers.
+    """
+
+    kind: Literal["npt"] = "npt"
+    cell: Literal["isotropic", "full"] = "isotropic"
+    """Whether only the volume moves or the shape of the cell too."""
+    friction: float = Field(default=0.01, gt=0, le=10.0, json_schema_extra=unit("1/fs"))
+    """Of the thermostat, 1/fs."""
+    barostat_time: float = Field(default=500.0, gt=0, le=1e7, json_schema_extra=unit("fs"))
+    """Relaxation time of the volume, fs, where the compressibility is right."""
+    compressibility: float = Field(default=0.02, gt=0, le=100.0, json_schema_extra=unit("1/GPa"))
+    """Isothermal compressibility, 1/GPa; it sets the pace, not the ensemble (silicon 0.01, water 0.45)."""
+
+    def build(self) -> Integrator:
+        """See `CellRescaling`."""
+        return CellRescaling(isotropic=self.cell == "isotropic")
+
+    def numbers(self) -> dict[str, float]:
+        """In eV, Angstrom and amu."""
+        return {
+            "friction": self.friction / FEMTOSECOND,
+            "barostat_time": self.barostat_time * FEMTOSECOND,
+            "compressibility": self.compressibility / GPA,
+        }
+
+    @property
+    def periods(self) -> Mapping[str, float]:
+        """That of its own motion."""
+        return {"barostat_time": self.barostat_time}

@@ -8,13 +8,17 @@ over walkers.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
+from pydantic import Field
 
 from almlip_jax.dynamics.motion import Evaluation, Moment, Motion
 from almlip_jax.dynamics.operators import simulate, space
+from almlip_jax.errors import InputError
+from almlip_jax.kinds import Spec, UserCode
 
 _shift = space.free()[1]
 
@@ -95,3 +99,66 @@ def next_keys(motion: Motion) -> tuple[Motion, jax.Array]:
 def normals(keys: jax.Array, like: jax.Array) -> jax.Array:
     """Standard normal numbers of the shape of an array [W, ...], each walker from its own key."""
     return jax.vmap(lambda key: jax.random.normal(key, like.shape[1:], like.dtype))(keys)
+
+
+class IntegratorSettings(Spec):
+    """Settings of anything that moves walkers."""
+
+    @property
+    def thermal(self) -> bool:
+        """Whether walkers have momenta whose temperature means something."""
+        return self.build().thermal
+
+    @property
+    def moves_cell(self) -> bool:
+        """Whether cells move, against the pressure of the walkers."""
+        return self.build().changes_cell
+
+    @property
+    def periods(self) -> Mapping[str, float]:
+        """Keys of times that two steps at least have to fit in, fs."""
+        return {}
+
+    @property
+    def needs_spread(self) -> bool:
+        """Whether it goes nowhere where members cannot disagree."""
+        return False
+
+    @property
+    def first_displacement(self) -> float:
+        """Standard deviation by which each coordinate is displaced before the first step, Angstrom."""
+        return 0.0
+
+    @abstractmethod
+    def build(self) -> Integrator:
+        """The integrator, which holds what is static.
+
+        Raises:
+            InputError: a user's function cannot be imported or built.
+        """
+
+    def numbers(self) -> dict[str, float]:
+        """Its other parameters by name (`Moment.numbers`), in the units that it works in (eV, Angstrom, amu)."""
+        return {}
+
+
+class UserIntegrator(UserCode, IntegratorSettings):
+    """A user's own factory ``(**parameters) -> Integrator``."""
+
+    kind: Literal["user"] = "user"
+    values: dict[str, Annotated[float, Field(ge=-1e30, le=1e30)]] = {}
+    """What it finds in `Moment.numbers`, in eV, Angstrom and amu; others need no other program."""
+
+    def build(self) -> Integrator:
+        """What the factory makes."""
+        made = self.call()
+        if not isinstance(made, Integrator):
+            raise InputError(
+                f"'{self.function}' must return an Integrator (a subclass of the one in "
+                f"{Integrator.__module__.rpartition('.')[0]}), but returns a {type(made).__name__}."
+            )
+        return made
+
+    def numbers(self) -> dict[str, float]:
+        """As given."""
+        return dict(self.values)

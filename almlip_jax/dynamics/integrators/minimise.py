@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import struct
+from pydantic import Field
 
 from almlip_jax.dynamics.integrators.barostat import strained
-from almlip_jax.dynamics.integrators.base import Integrator, take_up
+from almlip_jax.dynamics.integrators.base import Integrator, IntegratorSettings, take_up
 from almlip_jax.dynamics.motion import Evaluation, Moment, Motion
+from almlip_jax.settings import unit
+from almlip_jax.units import GPA
 
 _FIRST, _LONGEST = 0.1, 1.0  # time steps for unit masses, sqrt(Angstrom^2 / eV), whatever that of dynamics is
 _START, _SHRINK, _GROW, _HALVE, _PATIENCE = 0.1, 0.99, 1.1, 0.5, 5  # the constants of the paper
@@ -144,3 +148,32 @@ class Fire(Integrator):
 
 def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.sum(a * b, axis=(1, 2))
+
+
+class FireSettings(IntegratorSettings):
+    """Relaxation with FIRE (Bitzek et al., 2006); a walker ends when it has converged.
+
+    One that the gate ends stays at the frame before.
+    """
+
+    kind: Literal["fire"] = "fire"
+    cell: Literal["fixed", "isotropic", "full"] = "fixed"
+    """Whether the cell relaxes too, against the pressure of the walkers."""
+    largest_force: float = Field(default=0.01, gt=0, le=100.0, json_schema_extra=unit("eV/Angstrom"))
+    """eV/Angstrom at which a walker has converged."""
+    largest_stress: float = Field(default=0.05, gt=0, le=1000.0, json_schema_extra=unit("GPa"))
+    """GPa at which it has, where the cell relaxes."""
+    largest_step: float = Field(default=0.1, gt=0, le=1.0, json_schema_extra=unit("Angstrom"))
+    """Longest move of an atom in a step, Angstrom."""
+
+    def build(self) -> Integrator:
+        """See `Fire`."""
+        return Fire(self.cell)
+
+    def numbers(self) -> dict[str, float]:
+        """In eV, Angstrom and amu."""
+        return {
+            "largest_force": self.largest_force,
+            "largest_stress": self.largest_stress * GPA,
+            "largest_step": self.largest_step,
+        }

@@ -8,9 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import struct
+from pydantic import Field
 
 from almlip_jax.dynamics.integrators.base import Integrator, next_keys
 from almlip_jax.dynamics.motion import Evaluation, Moment, Motion, supply
+from almlip_jax.settings import Settings
 
 
 @struct.dataclass
@@ -193,3 +195,20 @@ def _exchanged(positions: jax.Array, pair: jax.Array) -> jax.Array:
     rows = jnp.arange(positions.shape[0])
     one, other = positions[rows, pair[:, 0]], positions[rows, pair[:, 1]]
     return positions.at[rows, pair[:, 0]].set(other).at[rows, pair[:, 1]].set(one)
+
+
+class SwapSettings(Settings):
+    """Monte Carlo swaps of unlike atoms between the steps of the dynamics."""
+
+    every: int = Field(default=20, ge=2, le=10**9)
+    """A trial takes the place of every so manieth step."""
+    elements: tuple[str, ...] = ()
+    """Elements that take part; all where empty."""
+
+    def around(self, dynamics: Integrator) -> Swaps:
+        """The dynamics with swaps in between."""
+        return Swaps(dynamics)
+
+    def numbers(self) -> dict[str, float]:
+        """Of the swaps."""
+        return {"swap_every": self.every}

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from pydantic import Field
 
-from almlip_jax.dynamics.integrators.base import Integrator, drift, kick, next_keys, normals, take_up
+from almlip_jax.dynamics.integrators.base import (
+    Integrator,
+    IntegratorSettings,
+    drift,
+    kick,
+    next_keys,
+    normals,
+    take_up,
+)
 from almlip_jax.dynamics.motion import (
     Evaluation,
     Moment,
@@ -18,6 +29,8 @@ from almlip_jax.dynamics.motion import (
     maxwell_boltzmann,
 )
 from almlip_jax.dynamics.operators import simulate
+from almlip_jax.settings import unit
+from almlip_jax.units import FEMTOSECOND
 
 _OUTER = 1 / (2 - 2 ** (1 / 3))
 _SUZUKI_YOSHIDA = np.array([_OUTER, 1 - 2 * _OUTER, _OUTER])  # fourth order
@@ -176,3 +189,86 @@ def ornstein_uhlenbeck(motion: Motion, at: Moment) -> Motion:
 def _two(keys: jax.Array) -> tuple[jax.Array, jax.Array]:
     both = jax.vmap(jax.random.split)(keys)
     return both[:, 0], both[:, 1]
+
+
+class NveSettings(IntegratorSettings):
+    """Constant energy, velocity Verlet; temperatures only set the first velocities."""
+
+    kind: Literal["nve"] = "nve"
+
+    def build(self) -> Integrator:
+        """See `VelocityVerlet`."""
+        return VelocityVerlet()
+
+
+class LangevinSettings(IntegratorSettings):
+    """Langevin dynamics, BAOAB splitting (Leimkuhler and Matthews, J. Chem. Phys. 138, 174102, 2013)."""
+
+    kind: Literal["langevin"] = "langevin"
+    friction: float = Field(default=0.01, ge=0, le=10.0, json_schema_extra=unit("1/fs"))
+    """1/fs; at 0 the dynamics are velocity Verlet."""
+
+    def build(self) -> Integrator:
+        """See `Langevin`."""
+        return Langevin() if self.friction > 0 else VelocityVerlet()
+
+    def numbers(self) -> dict[str, float]:
+        """In eV, Angstrom and amu."""
+        return {"friction": self.friction / FEMTOSECOND}
+
+
+class AndersenSettings(IntegratorSettings):
+    """Velocity Verlet with collisions that redraw the momenta of single atoms (Andersen, 1980)."""
+
+    kind: Literal["andersen"] = "andersen"
+    rate: float = Field(default=0.005, gt=0, le=10.0, json_schema_extra=unit("1/fs"))
+    """Collisions of an atom, 1/fs."""
+
+    def build(self) -> Integrator:
+        """See `Andersen`."""
+        return Andersen()
+
+    def numbers(self) -> dict[str, float]:
+        """In eV, Angstrom and amu."""
+        return {"rate": self.rate / FEMTOSECOND}
+
+
+class VelocityRescalingSettings(IntegratorSettings):
+    """Velocity Verlet with canonical sampling through velocity rescaling (Bussi, Donadio and Parrinello, 2007)."""
+
+    kind: Literal["csvr"] = "csvr"
+    time: float = Field(default=100.0, gt=0, le=1e6, json_schema_extra=unit("fs"))
+    """Relaxation time of the kinetic energy, fs."""
+
+    def build(self) -> Integrator:
+        """See `VelocityRescaling`."""
+        return VelocityRescaling()
+
+    def numbers(self) -> dict[str, float]:
+        """In eV, Angstrom and amu."""
+        return {"time": self.time * FEMTOSECOND}
+
+
+class NoseHooverSettings(IntegratorSettings):
+    """Velocity Verlet with a Nose-Hoover chain (Martyna et al., 1996)."""
+
+    kind: Literal["nose_hoover"] = "nose_hoover"
+    time: float = Field(default=50.0, gt=0, le=1e6, json_schema_extra=unit("fs"))
+    """Period over which the chain acts, fs."""
+    length: int = Field(default=5, ge=2, le=100)
+    """Links of the chain."""
+    substeps: int = Field(default=2, ge=1, le=100)
+    """Parts of a step of the chain."""
+
+    def build(self) -> Integrator:
+        """See `NoseHoover`."""
+        return NoseHoover(self.length, self.substeps)
+
+    def numbers(self) -> dict[str, float]:
+        """In eV, Angstrom and amu."""
+        return {"time": self.time * FEMTOSECOND}
+
+    @property
+    def periods(self) -> Mapping[str, float]:
+        """That of its own motion."""
+        return {"time": self.time}

@@ -1,0 +1,51 @@
+"""Walkers that begin again from a safe frame of their own, and the frames that they keep for that."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from almlip_jax.dynamics.integrators import Integrator
+from almlip_jax.dynamics.motion import Moment, Motion, maxwell_boltzmann, without_drift
+from almlip_jax.dynamics.state import Snapshots, chosen
+from almlip_jax.keys import named_stream
+
+
+def with_safe(snapshots: Snapshots, motion: Motion, safe: jax.Array) -> Snapshots:
+    """Puts the frames of some walkers [W] bool into the oldest slot but the first, which holds the start."""
+    room = snapshots.force.shape[1]
+    later = 1 + (snapshots.count - 1) % max(room - 1, 1)
+    slot = jnp.where(snapshots.count == 0, 0, later)
+    slot = jnp.where(safe, slot, room)
+    rows = jnp.arange(slot.shape[0])
+
+    def put(buffer: jax.Array, value: jax.Array) -> jax.Array:
+        return buffer.at[rows, slot].set(value, mode="drop")
+
+    return Snapshots(
+        position=put(snapshots.position, motion.position),
+        cell=put(snapshots.cell, motion.cell),
+        force=put(snapshots.force, motion.force),
+        virial=put(snapshots.virial, motion.virial),
+        count=snapshots.count + safe,
+    )
+
+
+def begun_again(integrator: Integrator, motion: Motion, snapshots: Snapshots, again: jax.Array, at: Moment) -> Motion:
+    """The state, in which some walkers [W] are at one of their safe frames, drawn at random, with fresh momenta."""
+    # of an unphysical step, which is as if it had not been, the stream itself has been used
+    both = jax.vmap(lambda key: jax.random.split(named_stream(key, "restart"), 3))(motion.rng)
+    held = jnp.minimum(snapshots.count, snapshots.force.shape[1])
+    draw = jax.vmap(lambda key: jax.random.uniform(key))(both[:, 1])
+    slot = jnp.minimum((draw * held).astype(jnp.int32), held - 1)
+    rows = jnp.arange(slot.shape[0])
+    momentum = without_drift(maxwell_boltzmann(both[:, 2], motion.mass, at.mobile, at.kt), motion.mass, at.mobile)
+    fresh = motion.set(
+        position=snapshots.position[rows, slot],
+        cell=snapshots.cell[rows, slot],
+        force=snapshots.force[rows, slot],
+        virial=snapshots.virial[rows, slot],
+        momentum=momentum if integrator.thermal else jnp.zeros_like(momentum),
+        rng=both[:, 0],
+    )
+    return integrator.restart(chosen(again, fresh, motion), again, at)

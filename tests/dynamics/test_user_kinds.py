@@ -1,0 +1,203 @@
+"""A user's own gate, bias, integrator and admission rule are of equal rank with ours, from a module or a package."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+from analytic import CUTOFF, DEPTH, LENGTH, PARAMS, QUIET, SPECIES, WIDTH, dimer, morse, settings
+from pydantic import ValidationError
+
+from almlip_jax import kinds
+from almlip_jax.dynamics import ExplorationSettings, Explorer, Status
+from almlip_jax.dynamics.admission import AdmissionSettings
+from almlip_jax.dynamics.biases import BiasSettings
+from almlip_jax.dynamics.gates import GateSettings
+from almlip_jax.dynamics.integrators import IntegratorSettings
+from almlip_jax.errors import InputError
+
+STRETCHED, STIFFNESS, DRAG, LAST = 0.98, 0.7, 0.5, 4
+
+MODULE = """
+from dataclasses import dataclass, field
+import jax, jax.numpy as jnp
+from almlip_jax.dynamics.admission import Admission
+from almlip_jax.dynamics.biases import Bias, BiasForce
+from almlip_jax.dynamics.gates import Decision
+from almlip_jax.dynamics.integrators import Integrator
+from almlip_jax.dynamics.integrators.base import drift, kick, take_up
+
+def arms(seen):
+    return seen.positions[:, 1] - seen.positions[:, 0]
+
+@dataclass(frozen=True)
+class Stretched:
+    length: float = field(compare=False)
+
+    def init(self, context):
+        return jnp.asarray(self.length, context.dtype)
+
+    def apply(self, state, seen):
+        long = jnp.linalg.norm(arms(seen), axis=1) > state
+        return jnp.where(long, int(Decision.RECORD), int(Decision.GO_ON)), state
+
+def gate(score, length):
+    return Stretched(length)
+
+@dataclass(frozen=True)
+class Spring(Bias):
+    stiffness: float = field(compare=False)
+
+    def init(self, context):
+        return jnp.asarray(self.stiffness, context.dtype)
+
+    def apply(self, state, seen):
+        arm = arms(seen)
+        forces = jnp.stack([state * arm, -state * arm], axis=1)
+        virial = -state * arm[:, :, None] * arm[:, None, :]
+        return BiasForce(0.5 * state * jnp.sum(arm**2, axis=1), forces, virial), state
+
+def bias(stiffness):
+    return Spring(stiffness)
+
+@dataclass(frozen=True)
+class Dragged(Integrator):
+    def to_force(self, motion, at, step):
+        motion = kick(motion, at.timestep / 2)
+        motion = motion.set(momentum=motion.momentum * jnp.exp(-at.numbers["drag"] * at.timestep))
+        return drift(motion, at.timestep)
+
+    def from_force(self, motion, evaluation, at):
+        return kick(take_up(motion, evaluation), at.timestep / 2)
+
+def integrator():
+    return Dragged()
+
+@dataclass(frozen=True)
+class Latest(Admission):
+    last: int
+
+    def init(self, context):
+        return jnp.zeros(context.walkers, jnp.int32)
+
+    def apply(self, state, seen):
+        walkers = len(seen.wanted)
+        slot = self.last * jnp.arange(walkers) + state % self.last
+        return jnp.where(seen.wanted, slot, self.last * walkers), state + seen.wanted
+
+    def full(self, state):
+        return jnp.zeros(state.shape, bool)
+
+def admission(last):
+    return Latest(last)
+
+def nothing():
+    return "nothing"
+"""
+
+SECTIONS = {
+    "gate": {"kind": "user", "function": "my_dynamics:gate", "parameters": {"length": STRETCHED}},
+    "biases": [
+        {"kind": "user", "function": "my_dynamics:bias", "parameters": {"stiffness": STIFFNESS}, "scheduled": False}
+    ],
+    "integrator": {"kind": "user", "function": "my_dynamics:integrator", "values": {"drag": DRAG}},
+    "admission": {"kind": "user", "function": "my_dynamics:admission", "parameters": {"last": LAST}},
+}
+
+
+@pytest.fixture
+def my_dynamics(tmp_path, monkeypatch):
+    (tmp_path / "my_dynamics.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+def with_sections(sections: dict) -> ExplorationSettings:
+    plain = settings(steps=40, chunk=40, trajectory_every=1, record_every=1, buffer=LAST)
+    return ExplorationSettings.model_validate(plain.model_dump(mode="json") | sections)
+
+
+def test_all_of_them_run(my_dynamics):
+    """The gate records stretched bonds, the buffer keeps the latest, the bias is harmonic, the drag takes energy."""
+    options = with_sections(SECTIONS)
+    assert ExplorationSettings.model_validate(options.model_dump(mode="json")) == options
+    assert options.follows_progress is None
+    explorer = Explorer(morse, SPECIES, CUTOFF, options)
+    found = explorer.run(PARAMS, [dimer()] * 3, QUIET, jax.random.key(0))
+    assert set(found.status) == {Status.COMPLETED}
+    for w, frames in enumerate(found.trajectories):
+        lengths = np.array([frame.get_distance(0, 1) for frame in frames])
+        wanted = [frame.info["step"] for frame, length in zip(frames, lengths, strict=True) if length > STRETCHED]
+        kept = [frame.info["step"] for frame in found.recorded if frame.info["walker"] == w]
+        assert len(wanted) > LAST and sorted(kept) == wanted[-LAST:]
+    session = explorer.begin(PARAMS, [dimer()] * 3, QUIET, jax.random.key(0))
+    (traces,) = session.chunks()
+    arms = traces.positions[:, :, 1] - traces.positions[:, :, 0]
+    np.testing.assert_allclose(traces.bias, 0.5 * STIFFNESS * np.sum(arms**2, axis=-1), rtol=1e-5)
+    bonds = np.linspace(0.9, 1.1, 2001)
+    lowest = np.min(DEPTH * (1 - np.exp(-WIDTH * (bonds - LENGTH))) ** 2 + 0.5 * STIFFNESS * bonds**2)
+    excess = traces.energy + traces.bias + traces.kinetic - lowest
+    assert np.all(excess[-1] > 0) and np.all(excess[-1] < 0.5 * excess[0])
+
+
+@pytest.mark.parametrize(
+    ("family", "missing"),
+    [
+        (GateSettings, r"has no init\(\)"),
+        (BiasSettings, r"has no init\(\)"),
+        (IntegratorSettings, "must return an Integrator"),
+        (AdmissionSettings, r"has no init\(\)"),
+    ],
+)
+def test_what_is_none_of_them_is_refused(my_dynamics, family, missing):
+    factory = "my_dynamics:nothing" if family is not GateSettings else "builtins:dict"
+    with pytest.raises(InputError, match=missing):
+        family.parse({"kind": "user", "function": factory}).build()
+    with pytest.raises(InputError, match="cannot be imported"):
+        family.parse({"kind": "user", "function": "nowhere:gate"}).build()
+
+
+PACKAGE = '''
+from dataclasses import dataclass
+from typing import Literal
+import jax.numpy as jnp
+from almlip_jax.dynamics.gates import Decision, GateSettings
+
+@dataclass(frozen=True)
+class Every:
+    number: int
+
+    def init(self, context):
+        return jnp.zeros(context.walkers, jnp.int32)
+
+    def apply(self, state, seen):
+        due = (state + 1) % self.number == 0
+        return jnp.where(due, int(Decision.RECORD), int(Decision.GO_ON)), state + 1
+
+class EveryGate(GateSettings):
+    """Every so manieth frame."""
+
+    kind: Literal["every"] = "every"
+    number: int
+
+    def plain(self):
+        return Every(self.number)
+'''
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch, with_package):
+    with_package(PACKAGE)
+    monkeypatch.syspath_prepend(tmp_path)
+    kinds.load_plugins.cache_clear()
+    yield
+    GateSettings._below.pop("every", None)
+    kinds._union.cache_clear()
+    kinds.load_plugins.cache_clear()
+
+
+def test_an_installed_package_adds_a_gate(package):
+    options = with_sections({"gate": {"kind": "every", "number": 15}})
+    found = Explorer(morse, SPECIES, CUTOFF, options).run(PARAMS, [dimer()] * 3, QUIET, jax.random.key(0))
+    assert [frame.info["step"] for frame in found.recorded if frame.info["walker"] == 1] == [15, 30]
+    with pytest.raises(ValidationError, match="'every'"):
+        with_sections({"gate": {"kind": "evry"}})
