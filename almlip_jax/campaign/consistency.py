@@ -10,12 +10,10 @@ import jax.numpy as jnp
 from almlip_jax.campaign.batch import adaptive_part
 from almlip_jax.campaign.settings import (
     ExplorationChoice,
-    MdExploration,
     SelectionSettings,
     StoppingSettings,
     TestSettings,
 )
-from almlip_jax.dynamics.judging import check_exploration
 from almlip_jax.ensembles import EnsembleSettings, require_score, require_spread
 from almlip_jax.errors import InputError
 from almlip_jax.features import declared
@@ -32,8 +30,7 @@ def check_judges(
     Raises:
         ValueError: names the key, and says what to do.
     """
-    if isinstance(exploration, MdExploration):
-        check_exploration(exploration, members)
+    exploration.check(members)
     check_selector(selection.selector, members, "selection.selector")
     if stopping.plateau is not None:
         require_score(stopping.monitor, members, "stopping.plateau")

@@ -13,8 +13,8 @@ from ase import Atoms
 from almlip_jax.campaign.calibration import calibration_set, draw_frames, drawn_keys, number_to_draw
 from almlip_jax.campaign.preparation import geometry_key
 from almlip_jax.campaign.rundir import RoundDirectory
-from almlip_jax.campaign.settings import MdExploration, RelaxedStarts
-from almlip_jax.campaign.starts import relaxed_starts, walker_starts, write_starts
+from almlip_jax.campaign.settings import MdExploration
+from almlip_jax.campaign.starts import Beginnings, going_on, relaxed_starts, walker_starts, write_starts
 from almlip_jax.campaign.workshop import Workshop
 from almlip_jax.dynamics import Exploration, Knowledge, know
 from almlip_jax.dynamics.knowledge import errors_and_scores, structure_scores
@@ -35,9 +35,13 @@ def explore(shop: Workshop, round_index: int, potential: Potential) -> Mapping[s
     knowledge = know(settings, potential, dataset, shop.config.seed, shop.largest_dataset)
     thresholds = gate_thresholds(shop, settings, round_index, dataset, potential, knowledge)
     knowledge = replace(knowledge, relative=thresholds.relative)
-    starts = walker_starts(shop, settings, round_index, dataset)
-    if isinstance(settings.starts, RelaxedStarts):
-        starts = relaxed_starts(shop, settings, round_index, starts, potential, thresholds.stop, knowledge)
+    final = going_on(shop.run, round_index) if settings.continue_walkers else {}
+    seed, temperatures = shop.config.seed, settings.temperatures
+    given = Beginnings(shop.geometries, shop.start_list, dataset, temperatures, seed, round_index)
+    starts = walker_starts(settings.starts, given, final)
+    if settings.relaxation is not None:
+        stop, params = thresholds.stop, potential.params
+        starts = relaxed_starts(shop.relaxer(potential), starts, final, params, stop, knowledge, shop.progress)
     with shop.progress.stage("explore", settings.steps, unit="steps") as advance:
         reached = reaching(advance)
 

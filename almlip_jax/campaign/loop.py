@@ -30,7 +30,7 @@ from almlip_jax.campaign.preparation import (
 )
 from almlip_jax.campaign.report import write_report
 from almlip_jax.campaign.rundir import RunDirectory
-from almlip_jax.campaign.settings import ExplorationChoice, MdExploration, PoolExploration, RelaxedStarts
+from almlip_jax.campaign.settings import ExplorationChoice
 from almlip_jax.campaign.state import CampaignState, FinalRecord, Stage, read_state, write_state
 from almlip_jax.campaign.workshop import Workshop, listed_starts
 from almlip_jax.errors import CapacityError, InputError, LabelError
@@ -345,13 +345,15 @@ def _check(config: ExperimentConfig) -> None:
     geometries = len(starts)
     initial, budget = config.initial, config.stopping.max_labels
     check_columns(config.selection.selector, config.selection.batch, "selection.selector")
+    if config.stopping.user is not None:
+        config.stopping.user.call_for()
     _check_labels(config.oracle, starts)
     listed = listed_starts(config)
-    explores = isinstance(config.exploration, MdExploration) and not listed
+    explores = not config.exploration.pool_files and not listed
     dynamics = bool(initial.md or config.test.md or explores)
     if geometries == 0 and (initial.rattle is not None or dynamics):
         raise InputError("system.structures names no start geometry, which rattling and molecular dynamics need.")
-    if (initial.from_pool or config.test.from_pool) and not isinstance(config.exploration, PoolExploration):
+    if (initial.from_pool or config.test.from_pool) and not config.exploration.pool_files:
         raise InputError("from_pool draws from a fixed pool, which only exploration.kind 'pool' has.")
     _check_relaxed(config.exploration, starts)
     _check_cutoff(config.model.cutoff, starts)
@@ -387,8 +389,7 @@ def _check_stress_target(config: ExperimentConfig, starts: Sequence[Atoms]) -> N
     target, test = config.stopping.target_error, config.test
     if target is None or not target.metric.startswith("stress"):
         return
-    pool = config.exploration
-    drawn = pool_frames(pool, config.system) if isinstance(pool, PoolExploration) and test.from_pool else []
+    drawn = pool_frames(config.exploration, config.system) if test.from_pool else []
     for group in test.groups if target.group is None else (target.group,):
         files = [file.path for file in test.files if file.group == group]
         given = [_marked(frame, group) for path in files for frame in labelled_frames(path, config.system)]
@@ -405,9 +406,7 @@ def _marked(frame: Atoms, group: str) -> Atoms:
 
 def _check_relaxed(exploration: ExplorationChoice, geometries: Sequence[Atoms]) -> None:
     """Refuses to relax the cells of structures that have none."""
-    if not isinstance(exploration, MdExploration) or not isinstance(exploration.starts, RelaxedStarts):
-        return
-    cell = exploration.starts.cell
+    cell = "fixed" if exploration.relaxation is None else exploration.relaxation.cell
     if cell != "fixed" and not all(start.pbc.all() for start in geometries):
         raise InputError(
             f"exploration.starts.cell '{cell}' relaxes cells, but a structure of system.structures is not periodic in "

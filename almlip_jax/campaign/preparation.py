@@ -18,9 +18,9 @@ from ase.data import chemical_symbols
 
 from almlip_jax.campaign.repeats import without_repeats
 from almlip_jax.campaign.settings import (
+    ExplorationChoice,
     InitialSettings,
     LabelMdSettings,
-    PoolExploration,
     SystemSettings,
     TargetErrorSettings,
     TestSettings,
@@ -50,10 +50,12 @@ def start_geometries(system: SystemSettings) -> list[Atoms]:
     return [frame for path in paths(system.structures) for frame in _movable(path, bare_frames(path, system))]
 
 
-def pool_frames(pool: PoolExploration, system: SystemSettings) -> list[Atoms]:
-    """The candidates of a fixed pool without their labels; ``info["pool_index"]`` is their place in it."""
+def pool_frames(exploration: ExplorationChoice, system: SystemSettings) -> list[Atoms]:
+    """The candidates of a fixed pool without labels, if there is one; ``info["pool_index"]`` is their place in it."""
+    if not exploration.pool_files:
+        return []
     types = system.arguments["type_numbers"]
-    read = read_structures(paths(pool.files), ignore_labels=True, type_numbers=types)
+    read = read_structures(exploration.pool_files, ignore_labels=True, type_numbers=types)
     frames = [_bare(frame, system) for frame in read if not is_isolated_atom(frame)]
     for index, frame in enumerate(frames):
         frame.set_constraint()  # nothing of a fixed pool ever moves

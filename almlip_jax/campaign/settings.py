@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from almlip_jax.campaign.starts import LabelledStarts, StartSettings
 from almlip_jax.dynamics import ExplorationSettings, RelaxationSettings
+from almlip_jax.dynamics.judging import check_exploration
 from almlip_jax.dynamics.thresholds import RelativeThresholds, ThresholdSettings
+from almlip_jax.ensembles import EnsembleSettings
+from almlip_jax.kinds import Spec, UserCode
 from almlip_jax.scores import ScoreName as Score
 from almlip_jax.selection import BaitSettings, SelectorSettings
 from almlip_jax.settings import Settings, unit
@@ -130,38 +135,33 @@ class TestSettings(Settings):
         return tuple(dict.fromkeys([*names, *(["pool"] if self.from_pool else [])]))
 
 
-class LabelledStarts(Settings):
-    """Walkers start at labelled structures of the composition of a start geometry, drawn at random in each round."""
+class ExplorationChoice(Spec):
+    """Where candidates come from."""
 
-    kind: Literal["labelled"] = "labelled"
-    energy: float = Field(default=2.0, gt=0, le=1000.0)
-    """Labelled structures serve as starts up to this many times the thermal energy 3/2 N kB T above the lowest."""
+    @property
+    def pool_files(self) -> tuple[Path, ...]:
+        """The files of a fixed pool that candidates are taken from; none where they are found otherwise."""
+        return ()
 
+    @property
+    def starts_file(self) -> Path | None:
+        """A file whose structures walkers begin at."""
+        return None
 
-class RelaxedStarts(RelaxationSettings):
-    """Labelled structures, drawn in the same way, are first relaxed with the ensemble, all walkers at once.
+    @property
+    def relaxation(self) -> RelaxationSettings | None:
+        """How starts are relaxed before walkers leave them; None where they are not."""
+        return None
 
-    A relaxation that goes beyond the stop threshold or is unphysical ends, and the frame before is the start.
-    """
+    def check(self, members: EnsembleSettings) -> None:
+        """Refuses what would judge by an uncertainty that the ensemble does not have; raises ValueError."""
 
-    kind: Literal["relaxed"]
-    energy: float = Field(default=2.0, gt=0, le=1000.0)
-    """Labelled structures are relaxed up to this many times the thermal energy 3/2 N kB T above the lowest."""
-
-
-class FileStarts(Settings):
-    """The structures of a file, dealt out to the walkers in turn; each round goes on where the one before ended."""
-
-    kind: Literal["file"]
-    path: Path
-    """Labelled or unlabelled structures; labels are ignored."""
-
-
-StartSettings = Annotated[LabelledStarts | RelaxedStarts | FileStarts, Field(discriminator="kind")]
-"""Where walkers start; the field ``kind`` decides."""
+    @abstractmethod
+    def most_candidates(self, pool: int) -> int:
+        """Candidates that there can be at most in a round, of a fixed pool of some size."""
 
 
-class MdExploration(ExplorationSettings):
+class MdExploration(ExplorationSettings, ExplorationChoice):
     """Candidates from gated molecular dynamics with the ensemble."""
 
     thresholds: ThresholdSettings = RelativeThresholds()
@@ -200,17 +200,40 @@ class MdExploration(ExplorationSettings):
             )
         return self
 
+    @property
+    def starts_file(self) -> Path | None:
+        """As `starts` say."""
+        return self.starts.file
 
-class PoolExploration(Settings):
+    @property
+    def relaxation(self) -> RelaxationSettings | None:
+        """As `starts` say."""
+        return self.starts.relaxation
+
+    def check(self, members: EnsembleSettings) -> None:
+        """See `check_exploration`."""
+        check_exploration(self, members)
+
+    def most_candidates(self, pool: int) -> int:
+        """What the buffers of all walkers hold."""
+        return len(self.temperatures) * self.buffer
+
+
+class PoolExploration(ExplorationChoice):
     """Candidates from a file: each round scores all that have not been selected yet."""
 
     kind: Literal["pool"] = "pool"
     files: Path | tuple[Path, ...]
     """Labelled or unlabelled structures; labels in the file are ignored (the label source ``file`` reads them)."""
 
+    @property
+    def pool_files(self) -> tuple[Path, ...]:
+        """Those."""
+        return (self.files,) if isinstance(self.files, Path) else self.files
 
-ExplorationChoice = Annotated[MdExploration | PoolExploration, Field(discriminator="kind")]
-"""Where candidates come from; the field ``kind`` decides."""
+    def most_candidates(self, pool: int) -> int:
+        """The pool."""
+        return pool
 
 
 class SelectionSettings(Settings):
@@ -273,6 +296,16 @@ class TargetErrorSettings(Settings):
     """Group of the test set; all groups where not given."""
 
 
+class UserRuleSettings(UserCode):
+    """A user's own factory ``(**parameters)`` of a rule ``(history) -> reason``: a sentence with its numbers, or None.
+
+    ``history`` holds one `almlip_jax.campaign.state.RoundRecord` a round, the last of which may be unfinished.
+    """
+
+    converged: bool = True
+    """Whether the rule says that the potential is good enough, rather than that something ran out."""
+
+
 class StoppingSettings(Settings):
     """When a campaign ends; the first rule that holds decides."""
 
@@ -287,5 +320,7 @@ class StoppingSettings(Settings):
     """Uncertainty of batch and pool that has flattened, the one near the other; needs a selector that is not random."""
     target_error: TargetErrorSettings | None = None
     """Error on the test set."""
+    user: UserRuleSettings | None = None
+    """A rule of your own."""
     monitor: Score = "force_std_mean"
     """Score of which the means over pool and batch are written to ``metrics.csv`` and judged by ``plateau``."""

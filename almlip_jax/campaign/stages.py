@@ -26,7 +26,6 @@ from almlip_jax.campaign.batch import (
 from almlip_jax.campaign.cost import expected_costs, paid_labels
 from almlip_jax.campaign.preparation import check_stress_labels, held_out_set, initial_set, planned_calls
 from almlip_jax.campaign.rundir import PotentialDirectory, RoundDirectory
-from almlip_jax.campaign.settings import PoolExploration
 from almlip_jax.campaign.state import TEST_ERRORS
 from almlip_jax.campaign.workshop import Workshop
 from almlip_jax.errors import InputError, LabelError
@@ -218,7 +217,7 @@ def _predictions(structures: Sequence[Atoms], found: Evaluated) -> dict[str, np.
 
 def explore(shop: Workshop, round_index: int) -> Results:
     """Finds candidates: by molecular dynamics with the ensemble, or by scoring what is left of a fixed pool."""
-    if isinstance(shop.config.exploration, PoolExploration):
+    if shop.config.exploration.pool_files:
         return _score_pool(shop, round_index)
     return exploration.explore(shop, round_index, potential_of(shop, round_index))
 
@@ -281,7 +280,7 @@ def select(shop: Workshop, round_index: int) -> Results:
     scores = found.scores[shop.config.stopping.monitor]
     indices = [index for index, _ in chosen]
     results: dict[str, Any] = {"selected": len(batch), "sigma_batch": _mean(scores[indices])}
-    if isinstance(shop.config.exploration, PoolExploration):
+    if shop.config.exploration.pool_files:
         results["sigma_pool"] = _mean(np.delete(scores, indices))
     return results
 

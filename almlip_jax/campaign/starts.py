@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from ase import Atoms
+from pydantic import Field
 
-from almlip_jax.campaign.rundir import RoundDirectory
-from almlip_jax.campaign.settings import FileStarts, MdExploration
-from almlip_jax.campaign.workshop import Workshop
-from almlip_jax.dynamics import Knowledge, Status, relax, relaxation_summary
+from almlip_jax.campaign.rundir import RoundDirectory, RunDirectory
+from almlip_jax.dynamics import Explorer, Knowledge, RelaxationSettings, Status, relax, relaxation_summary
 from almlip_jax.errors import InputError
 from almlip_jax.keys import numpy_generator
-from almlip_jax.potential import Potential
-from almlip_jax.progress import reaching
+from almlip_jax.kinds import Spec
+from almlip_jax.models import Params
+from almlip_jax.progress import Progress, reaching
 from almlip_jax.structures.carried import carried, carrying
 from almlip_jax.structures.electronic_state import electronic_state
 from almlip_jax.structures.io import read_structures, write_structures
@@ -24,58 +27,145 @@ from almlip_jax.units import KB
 _SAME_PLACE = 1e-6  # Angstrom; fixed atoms that are no farther from where the start geometry has them
 
 
-def walker_starts(shop: Workshop, settings: MdExploration, round_index: int, dataset: Sequence[Atoms]) -> list[Atoms]:
+@dataclass(frozen=True)
+class Beginnings:
+    """What walkers may begin at in a round.
+
+    Attributes:
+        geometries: start geometries of the system.
+        listed: structures of the file that `StartSettings.file` names.
+        dataset: the labelled structures of the round.
+        temperatures: of the baths of the walkers, K.
+        seed: of the campaign.
+        round_index: the round, from 0.
+    """
+
+    geometries: Sequence[Atoms]
+    listed: Sequence[Atoms]
+    dataset: Sequence[Atoms]
+    temperatures: Sequence[float]
+    seed: int
+    round_index: int
+
+
+class StartSettings(Spec):
+    """Where walkers begin anew."""
+
+    @property
+    def file(self) -> Path | None:
+        """A file whose structures walkers begin at."""
+        return None
+
+    @property
+    def relaxation(self) -> RelaxationSettings | None:
+        """How starts are relaxed with the ensemble before walkers leave them; None where they are not."""
+        return None
+
+    @abstractmethod
+    def begin(self, given: Beginnings) -> list[Atoms]:
+        """A start for each walker, not relaxed.
+
+        Raises:
+            InputError: there is nothing to begin at.
+        """
+
+
+class LabelledStarts(StartSettings):
+    """Walkers start at labelled structures of the composition of a start geometry, drawn at random in each round."""
+
+    kind: Literal["labelled"] = "labelled"
+    energy: float = Field(default=2.0, gt=0, le=1000.0)
+    """Labelled structures serve as starts up to this many times the thermal energy 3/2 N kB T above the lowest."""
+
+    def begin(self, given: Beginnings) -> list[Atoms]:
+        """Labelled structures."""
+        return _labelled(given, self.energy)
+
+
+class RelaxedStarts(RelaxationSettings, StartSettings):
+    """Labelled structures, drawn in the same way, are first relaxed with the ensemble, all walkers at once.
+
+    A relaxation that goes beyond the stop threshold or is unphysical ends, and the frame before is the start.
+    """
+
+    kind: Literal["relaxed"] = "relaxed"
+    energy: float = Field(default=2.0, gt=0, le=1000.0)
+    """Labelled structures are relaxed up to this many times the thermal energy 3/2 N kB T above the lowest."""
+
+    @property
+    def relaxation(self) -> RelaxationSettings:
+        """These settings."""
+        return self
+
+    def begin(self, given: Beginnings) -> list[Atoms]:
+        """Labelled structures."""
+        return _labelled(given, self.energy)
+
+
+class FileStarts(StartSettings):
+    """The structures of a file, dealt out to the walkers in turn; each round goes on where the one before ended."""
+
+    kind: Literal["file"] = "file"
+    path: Path
+    """Labelled or unlabelled structures; labels are ignored."""
+
+    @property
+    def file(self) -> Path:
+        """The one."""
+        return self.path
+
+    def begin(self, given: Beginnings) -> list[Atoms]:
+        """The next ones of the file."""
+        walkers = len(given.temperatures)
+        first = given.round_index * walkers
+        return [given.listed[(first + walker) % len(given.listed)] for walker in range(walkers)]
+
+
+def walker_starts(starts: StartSettings, given: Beginnings, final: Mapping[int, Atoms]) -> list[Atoms]:
     """A start structure for each walker, not relaxed.
 
-    With ``continue_walkers`` a walker that completed the round before goes on where it ended.  Others begin at a
-    structure of the file that names starts, or at a labelled one.
+    Args:
+        starts: where walkers begin anew.
+        given: what they may begin at.
+        final: last frames of the walkers that go on, see `going_on`.
     """
-    walkers = len(settings.temperatures)
-    final = going_on(shop, settings, round_index)
-    if isinstance(settings.starts, FileStarts):
-        listed = shop.start_list
-        begun = [listed[(round_index * walkers + walker) % len(listed)] for walker in range(walkers)]
-    else:
-        begun = _labelled(shop, settings, settings.starts.energy, round_index, dataset)
-    return [final.get(walker, start) for walker, start in enumerate(begun)]
+    return [final.get(walker, start) for walker, start in enumerate(starts.begin(given))]
 
 
 def relaxed_starts(
-    shop: Workshop,
-    settings: MdExploration,
-    round_index: int,
+    relaxer: Explorer,
     starts: Sequence[Atoms],
-    potential: Potential,
+    final: Mapping[int, Atoms],
+    params: Params,
     stop: float,
     knowledge: Knowledge,
+    progress: Progress,
 ) -> list[Atoms]:
     """Start structures relaxed with the potential of a round; a walker that goes on from the round before does so.
 
     ``info["relaxation"]`` says what became of it: ``converged``, ``completed``, ``stopped`` or ``unphysical``.
 
     Args:
-        shop: of the campaign.
-        settings: of the exploration, with relaxed starts.
-        round_index: the round.
+        relaxer: runs the relaxations.
         starts: of the walkers.
-        potential: of the round.
+        final: last frames of the walkers that go on.
+        params: of the potential of the round.
         stop: stop threshold of the gate.
         knowledge: of the training set.
+        progress: tells the user.
     """
-    final = going_on(shop, settings, round_index)
     # nothing is below this threshold: who goes on does not move
     stops = np.array([-np.inf if walker in final else stop for walker in range(len(starts))])
-    relaxer = shop.relaxer(potential)
-    with shop.progress.stage("relax", relaxer.settings.steps, unit="steps") as advance:
+    with progress.stage("relax", relaxer.settings.steps, unit="steps") as advance:
         reached = reaching(advance)
 
         def on_chunk(step: int, running: int) -> None:
             reached(step, running=running)
 
-        found = relax(relaxer, potential.params, starts, stops, knowledge, on_chunk)
+        found = relax(relaxer, params, starts, stops, knowledge, on_chunk)
     ended_early = relaxation_summary([s for walker, s in enumerate(found.status) if walker not in final])
     if ended_early:
-        shop.progress.message(ended_early)
+        progress.message(ended_early)
     relaxed = []
     for walker, (structure, status) in enumerate(zip(found.structures, found.status, strict=True)):
         structure.info["relaxation"] = status.name.lower()
@@ -83,11 +173,9 @@ def relaxed_starts(
     return relaxed
 
 
-def going_on(shop: Workshop, settings: MdExploration, round_index: int) -> dict[int, Atoms]:
-    """Last frames of the walkers that go on in a round."""
-    if not settings.continue_walkers or round_index == 0:
-        return {}
-    return _completed(shop.run.round(round_index - 1))
+def going_on(run: RunDirectory, round_index: int) -> dict[int, Atoms]:
+    """Last frames of the walkers that completed the round before one."""
+    return {} if round_index == 0 else _completed(run.round(round_index - 1))
 
 
 def write_starts(folder: RoundDirectory, starts: Sequence[Atoms]) -> None:
@@ -101,23 +189,20 @@ def write_starts(folder: RoundDirectory, starts: Sequence[Atoms]) -> None:
     write_structures(folder.starts, frames)
 
 
-def _labelled(
-    shop: Workshop, settings: MdExploration, most: float, round_index: int, dataset: Sequence[Atoms]
-) -> list[Atoms]:
+def _labelled(given: Beginnings, most: float) -> list[Atoms]:
     """Labelled structures, one for each walker.
 
     Walkers are dealt out to the start geometries in turn.  Each gets a structure of the same composition with the same
     atoms fixed in the same places, drawn among those whose energy is no higher than a walker of its temperature may
     have, or the geometry where there is none; masses and constraints are those of the geometry.
     """
-    geometries = shop.geometries
-    if not geometries:
+    if not given.geometries:
         raise InputError("system.structures names no start geometry, which exploration by molecular dynamics needs.")
     starts = []
-    for walker, temperature in enumerate(settings.temperatures):
-        geometry = geometries[walker % len(geometries)]
-        eligible = _reasonable(dataset, geometry, temperature, most)
-        generator = numpy_generator(shop.config.seed, "start", round_index, walker)
+    for walker, temperature in enumerate(given.temperatures):
+        geometry = given.geometries[walker % len(given.geometries)]
+        eligible = _reasonable(given.dataset, geometry, temperature, most)
+        generator = numpy_generator(given.seed, "start", given.round_index, walker)
         chosen = eligible[int(generator.integers(len(eligible)))] if eligible else geometry
         starts.append(carrying(chosen, geometry))
     return starts

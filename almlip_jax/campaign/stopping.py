@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from almlip_jax.campaign.settings import PlateauSettings, StoppingSettings
 from almlip_jax.campaign.state import RoundRecord
+from almlip_jax.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ def decide(settings: StoppingSettings, history: Sequence[RoundRecord]) -> Verdic
         settings: which rules there are, and their numbers.
         history: one record a round from round 0 on; the last may be unfinished.
     """
-    rules = (target_error, share_below, plateau, nothing_recorded, max_labels, max_rounds)
+    rules = (target_error, share_below, plateau, user, nothing_recorded, max_labels, max_rounds)
     for rule in rules:
         verdict = rule(settings, history)
         if verdict is not None:
@@ -143,6 +144,23 @@ def level_of(batch: Sequence[float], pool: Sequence[float], rounds: int) -> Leve
 
 def _fall(values: Sequence[float], rounds: int) -> float:
     return float(1 - (values[-1] / values[-1 - rounds]) ** (1 / rounds))
+
+
+def user(settings: StoppingSettings, history: Sequence[RoundRecord]) -> Verdict | None:
+    """A rule of the user's own gives a reason.
+
+    Raises:
+        InputError: it cannot be imported or made, or gives something that is no reason.
+    """
+    rule = settings.user
+    if rule is None or not history:
+        return None
+    reason = rule.call_for()(history)
+    if reason is None:
+        return None
+    if not isinstance(reason, str) or not reason:
+        raise InputError(f"the rule of '{rule.function}' must give a sentence or None, but gives {reason!r}.")
+    return Verdict("user", rule.converged, reason)
 
 
 def nothing_recorded(settings: StoppingSettings, history: Sequence[RoundRecord]) -> Verdict | None:

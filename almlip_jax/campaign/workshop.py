@@ -29,12 +29,7 @@ from almlip_jax.campaign.preparation import (
     start_list,
 )
 from almlip_jax.campaign.rundir import RunDirectory
-from almlip_jax.campaign.settings import (
-    FileStarts,
-    MdExploration,
-    PoolExploration,
-    RelaxedStarts,
-)
+from almlip_jax.campaign.settings import MdExploration
 from almlip_jax.campaign.state import CampaignState
 from almlip_jax.dynamics import ExplorationSettings, Explorer, relaxing
 from almlip_jax.ensembles import EnsembleSettings
@@ -106,8 +101,7 @@ class Workshop:
     @cached_property
     def pool(self) -> list[Atoms]:
         """The candidates of a fixed pool; none where molecular dynamics explore."""
-        exploration = self.config.exploration
-        return pool_frames(exploration, self.config.system) if isinstance(exploration, PoolExploration) else []
+        return pool_frames(self.config.exploration, self.config.system)
 
     @cached_property
     def pool_keys(self) -> list[bytes]:
@@ -186,8 +180,8 @@ class Workshop:
     def relaxer(self, potential: Potential) -> Explorer:
         """Relaxes their starts, likewise."""
         settings = self.config.exploration
-        assert isinstance(settings, MdExploration) and isinstance(settings.starts, RelaxedStarts)
-        return self._explorer("relaxer", relaxing(settings, settings.starts), potential)
+        assert isinstance(settings, MdExploration) and settings.relaxation is not None
+        return self._explorer("relaxer", relaxing(settings, settings.relaxation), potential)
 
     def _explorer(self, name: str, settings: ExplorationSettings, potential: Potential) -> Explorer:
         """One is kept as long as potentials have the same members; a committee may have lost one in a training."""
@@ -224,10 +218,7 @@ class Workshop:
     @cached_property
     def pool_capacity(self) -> int:
         """Candidates that there can be at most."""
-        settings = self.config.exploration
-        if isinstance(settings, PoolExploration):
-            return len(self.pool_split.rest)
-        return len(settings.temperatures) * settings.buffer
+        return self.config.exploration.most_candidates(len(self.pool_split.rest))
 
     # -- training -----------------------------------------------------------------------------------------------------
 
@@ -321,13 +312,13 @@ class Workshop:
 
 def listed_starts(config: ExperimentConfig) -> list[Atoms]:
     """The structures of the file that walkers start at, checked; none where they start elsewhere."""
-    exploration = config.exploration
-    if not isinstance(exploration, MdExploration) or not isinstance(exploration.starts, FileStarts):
+    path = config.exploration.starts_file
+    if path is None:
         return []
     given = config.initial.dataset
     known = start_geometries(config.system)
     known += [] if given is None else labelled_frames(given, config.system, config.initial)
-    return start_list(exploration.starts.path, config.system, known)
+    return start_list(path, config.system, known)
 
 
 def _capacity_from(measured: Mapping[str, Any] | None) -> Capacity | None:

@@ -12,12 +12,13 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
 
+from almlip_jax.campaign import starts as beginnings
 from almlip_jax.campaign.calibration import draw_frames, number_to_draw
 from almlip_jax.campaign.exploration import gate_thresholds
 from almlip_jax.campaign.preparation import geometry_key, start_list
 from almlip_jax.campaign.rundir import RunDirectory
-from almlip_jax.campaign.settings import FileStarts, LabelledStarts, MdExploration, SystemSettings
-from almlip_jax.campaign.starts import walker_starts
+from almlip_jax.campaign.settings import MdExploration, SystemSettings
+from almlip_jax.campaign.starts import Beginnings, FileStarts, LabelledStarts
 from almlip_jax.dynamics import Knowledge
 from almlip_jax.dynamics.thresholds import Resolved
 from almlip_jax.errors import InputError
@@ -35,6 +36,14 @@ def labelled(formula: str, energy: float, **info: int) -> Atoms:
     atoms = Atoms(formula, np.arange(3.0 * len(Atoms(formula))).reshape(-1, 3), info=info)
     atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=np.zeros((len(atoms), 3)))
     return atoms
+
+
+def walker_starts(place: Any, chosen: MdExploration, round_index: int, dataset: list[Atoms]) -> list[Atoms]:
+    """Starts of a round, as the stage finds them."""
+    listed, seed = getattr(place, "start_list", []), place.config.seed
+    given = Beginnings(place.geometries, listed, dataset, chosen.temperatures, seed, round_index)
+    final = beginnings.going_on(place.run, round_index) if chosen.continue_walkers else {}
+    return beginnings.walker_starts(chosen.starts, given, final)
 
 
 def shop(run_dir: Path, *geometries: Atoms, seed: int = 1) -> Any:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from almlip_jax.campaign.settings import (
@@ -9,9 +14,11 @@ from almlip_jax.campaign.settings import (
     ShareBelowSettings,
     StoppingSettings,
     TargetErrorSettings,
+    UserRuleSettings,
 )
 from almlip_jax.campaign.state import RoundRecord
-from almlip_jax.campaign.stopping import decide
+from almlip_jax.campaign.stopping import Verdict, decide
+from almlip_jax.errors import InputError
 
 NONE = StoppingSettings(max_rounds=100, share_below=None)
 
@@ -149,3 +156,32 @@ class TestRunningOut:
         rule = settings(max_rounds=1, share_below=ShareBelowSettings(rounds=1))
         verdict = decide(rule, [explored(0, 0), explored(1, 100)])
         assert verdict is not None and verdict.rule == "share_below"
+
+
+def falling(by: float) -> Any:
+    """Factory of a user's rule: the pool's uncertainty has fallen by some factor."""
+
+    def rule(history: Sequence[RoundRecord]) -> str | None:
+        first, last = history[0].sigma_pool, history[-1].sigma_pool
+        return f"the pool fell to {last / first:g}." if first and last and last <= first / by else None
+
+    return rule
+
+
+class TestUser:
+    @pytest.fixture(autouse=True)
+    def importable(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "my_rules", SimpleNamespace(falling=falling, number=lambda: lambda history: 1))
+
+    def test_a_rule_of_the_users_own_ends_the_campaign(self) -> None:
+        rule = settings(user=UserRuleSettings(function="my_rules:falling", parameters={"by": 2}))
+        history = [RoundRecord(round=0, sigma_pool=1.0), RoundRecord(round=1, sigma_pool=0.6)]
+        assert decide(rule, []) is None and decide(rule, history) is None
+        verdict = decide(rule, [*history, RoundRecord(round=2, sigma_pool=0.4)])
+        assert verdict == Verdict("user", True, "the pool fell to 0.4.")
+
+    def test_what_is_no_reason_is_refused(self) -> None:
+        with pytest.raises(InputError, match="must give a sentence or None, but gives 1"):
+            decide(settings(user=UserRuleSettings(function="my_rules:number")), [RoundRecord(round=0)])
+        with pytest.raises(InputError, match="does not take the parameters given"):
+            decide(settings(user=UserRuleSettings(function="my_rules:falling")), [RoundRecord(round=0)])
