@@ -41,12 +41,14 @@ class Ensemble:
             or ``auto``, what was measured to be faster: one after the other on a CPU for models that keep arrays of
             edges and channels, since several members of these do not fit into its caches, and side by side elsewhere.
         heads: last layers and error models that stand on each model.
+        atom_blocks: whether predictions of many atoms may be made in blocks (`atom_blocks`).
     """
 
     model: Model
     size: int
     mapping: Literal["auto", "vmap", "map"] = "auto"
     heads: Heads = field(default_factory=Heads)
+    atom_blocks: bool = True
 
     @property
     def members(self) -> int:
@@ -126,7 +128,7 @@ class Ensemble:
         Returns:
             `Prediction` with a leading member axis, the heads of a model side by side.
         """
-        blocks = 1 if self.model.long_range else number_of_blocks(graph, self.model.local)
+        blocks = 1 if self.model.long_range else number_of_blocks(graph, self.model.local and self.atom_blocks)
         if blocks > 1:
             return self._predict_in_blocks(params, graph, blocks)
         geometry, pull_back = jax.vjp(*self._geometry_of(graph))

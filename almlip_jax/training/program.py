@@ -97,6 +97,11 @@ class Program:
     def _optimiser(self) -> optax.GradientTransformation:
         return build_optimiser(self.settings)
 
+    @property
+    def _whole(self) -> Ensemble:
+        """The ensemble, which sees all atoms of a batch at once: its derivatives keep what all blocks would need."""
+        return replace(self.ensemble, atom_blocks=False)
+
     def fresh(
         self, key: jax.Array, data: PackedDataset, plan: BatchPlan, steps: jax.Array, energy_scale: float
     ) -> Params:
@@ -204,7 +209,7 @@ class Program:
             return jax.lax.map(one, (params, weights))
 
         def summed(stacked: Params) -> tuple[jax.Array, jax.Array]:
-            prediction = self._by_model(self.ensemble.predict(stacked, graph))
+            prediction = self._by_model(self._whole.predict(stacked, graph))
             sums = [self._residuals(prediction, graph, targets, weights, loss) for loss in self.settings.losses]
             losses = self._by_stage(sums, late)
             return jnp.sum(losses), losses
@@ -268,7 +273,7 @@ class Program:
         def body(step: jax.Array, sums: tuple[Residuals, ...]) -> tuple[Residuals, ...]:
             graph, targets = take_batch(run.data, run.validation, step)
             ones = jnp.ones((self.ensemble.size, graph.num_structures), self.dtype)
-            prediction = self._by_model(self.ensemble.predict(params, graph))
+            prediction = self._by_model(self._whole.predict(params, graph))
             mean = jax.vmap(mean_of_heads)(prediction)
             found = (
                 self._residuals(mean, graph, unweighted(targets), ones, SQUARES),
