@@ -39,6 +39,7 @@ class Score:
         mean_of: the score of atoms that it is the mean of.
         per: whose it is.
         needs: what it needs.
+        target: the target that it is about, where not every model gives that (`targets`).
     """
 
     name: str
@@ -49,6 +50,7 @@ class Score:
     mean_of: str | None = None
     per: Literal["structure", "atom"] = "structure"
     needs: Needs = "spread"
+    target: str | None = None
 
     @property
     def fitted(self) -> bool:
@@ -142,10 +144,15 @@ def score_units() -> dict[str, str]:
 
 _SORT = "score that there is here"
 
+
+def _asked() -> tuple[str, ...]:
+    return names(one for one in scores() if one.fitted or one.target is not None)
+
+
 ScoreName: TypeAlias = Annotated[str, Known(_SORT, lambda: names(scores(fitted=False)))]
 """A score that every committee gives each structure."""
-FittedScoreName: TypeAlias = Annotated[str, Known(_SORT, lambda: names(scores(fitted=True)))]
-"""A score that is fitted to a training set."""
+AskedScoreName: TypeAlias = Annotated[str, Known(_SORT, lambda: _asked)]
+"""A score that dynamics give where they are asked for it: fitted to a training set, or of a further target."""
 AnyScoreName: TypeAlias = Annotated[str, Known(_SORT, lambda: names(scores(fitted=None)))]
 """Any score of structures."""
 
@@ -215,6 +222,13 @@ declare(
     Score("force_epistemic_max", "eV/A", "largest of an atom", largest_of="force_epistemic", needs="epistemic"),
     Score("force_total_mean", "eV/A", "mean over the atoms", mean_of="force_total", needs="total"),
     Score("force_total_max", "eV/A", "largest of an atom", largest_of="force_total", needs="total"),
+    Score(
+        "dipole_std",
+        "e*A",
+        "spread of the dipole, sqrt(mean_m |D_m - D|^2)",
+        lambda seen: seen.vector_deviation("dipole"),
+        target="dipole",
+    ),
     Score("latent_distance", "", "largest of an atom", largest_of="latent_distance", needs="training_set"),
     Score("extrapolation_grade", "", "largest of an atom", largest_of="extrapolation_grade", needs="training_set"),
 )

@@ -15,8 +15,10 @@ from ase import Atoms
 
 from almlip_jax.errors import InputError
 from almlip_jax.potential import Evaluated, Potential
-from almlip_jax.scores import atom_scores, names, scores
+from almlip_jax.scores import atom_scores, names
+from almlip_jax.scores import scores as declared
 from almlip_jax.structures.io import iterate_elements, iterate_structures, write_structures
+from almlip_jax.targets import has_target, targets
 
 
 @dataclass
@@ -31,7 +33,7 @@ class PoolSummary:
 
     number: int = 0
     most_uncertain: int = 0
-    sums: dict[str, float] = field(default_factory=lambda: dict.fromkeys(names(scores(fitted=False)), 0.0))
+    sums: dict[str, float] = field(default_factory=dict)
     _largest: float = -math.inf
 
     @property
@@ -45,8 +47,8 @@ class PoolSummary:
         value = float(scores["force_std_max"][index])
         if not (math.isnan(self._largest) or value <= self._largest):
             self.most_uncertain, self._largest = self.number + index, value
-        for name in self.sums:
-            self.sums[name] += float(np.sum(scores[name], dtype=np.float64))
+        for name in names(score for score in declared(fitted=False) if score.name in scores):
+            self.sums[name] = self.sums.get(name, 0.0) + float(np.sum(scores[name], dtype=np.float64))
         self.number += len(scores["force_std_max"])
 
 
@@ -99,7 +101,8 @@ def predicted_frame(potential: Potential, frame: Atoms, found: Evaluated, n: int
     """A structure with what a potential says of it, under names that no reader takes for labels.
 
     Labels stay results of the calculator.  ``info`` gets ``predicted_energy`` (eV), ``predicted_stress``
-    [6] (eV/Angstrom^3, Voigt order; where the structure is periodic in three directions) and every score; arrays
+    [6] (eV/Angstrom^3, Voigt order; where the structure is periodic in three directions), what the model gives beside
+    (``predicted_dipole`` [3], e*Angstrom, of molecules) and every score; arrays
     ``predicted_forces`` [N, 3] (eV/Angstrom), every score of its atoms (``force_std``; ``force_epistemic`` and
     ``force_total`` where the members say something of their own errors; those of novelty where the potential knows its
     training set), and ``force_error`` where it is calibrated.
@@ -112,15 +115,18 @@ def predicted_frame(potential: Potential, frame: Atoms, found: Evaluated, n: int
     """
     told = frame.copy()
     told.calc = frame.calc
-    for name in ("predicted_energy", "predicted_stress"):
+    for name in [f"predicted_{target.label}" for target in targets() if target.per == "structure"]:
         told.info.pop(name, None)  # of an earlier potential
-    for name in names(scores()):
+    for name in names(declared()):
         told.info.pop(name, None)
     for name in ("predicted_forces", *names(atom_scores()), "force_error"):
         told.arrays.pop(name, None)
     told.info["predicted_energy"] = float(found.energy[n])
     if frame.pbc.all():
         told.info["predicted_stress"] = np.asarray(found.stress[n], np.float64)
+    for target in targets(found.further):
+        if has_target(frame, target):
+            told.info[f"predicted_{target.label}"] = np.asarray(found.further[target.name][n], np.float64)
     told.info.update({name: float(values[n]) for name, values in found.scores.items()})
     told.arrays["predicted_forces"] = np.asarray(found.forces[n], np.float64)
     for score in atom_scores():

@@ -6,6 +6,7 @@ import re
 from typing import Final
 
 from almlip_jax.scores import score_units
+from almlip_jax.targets import further_targets
 
 UNITS: Final[dict[str, str]] = {
     "energy_mae": "eV/atom",
@@ -25,6 +26,7 @@ UNITS: Final[dict[str, str]] = {
 }
 """Name -> unit of what is no score, empty for a plain number; A is the Angstrom, which every terminal can show."""
 
+_FURTHER: Final = {f"{one.label}_{kind}": one.unit for one in further_targets() for kind in ("mae", "rmse")}
 _PREFIXES: Final = re.compile(r"^(final_|validation_)+")
 
 
@@ -35,7 +37,7 @@ def unit_of(name: str) -> str:
     ``validation_forces_rmse_0`` that of a member, ``seconds_train`` the time of a stage.
     """
     bare = _PREFIXES.sub("", name)
-    known = score_units() | UNITS
+    known = score_units() | _FURTHER | UNITS
     while bare:
         if bare in known:
             return known[bare]

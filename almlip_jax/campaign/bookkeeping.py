@@ -14,6 +14,7 @@ from almlip_jax.campaign.rundir import RunDirectory
 from almlip_jax.campaign.state import CampaignState
 from almlip_jax.oracles import Label, LabelStore
 from almlip_jax.structures.io import read_structures
+from almlip_jax.targets import further_targets
 
 
 def missing_calls(store: LabelStore, state: CampaignState) -> tuple[int, int]:
@@ -73,7 +74,8 @@ def restore_rows(store: LabelStore, run: RunDirectory, campaign: str) -> int:
         given: dict[str, Any] = {"purpose": purpose, "campaign": campaign, "restored": True}
         known = ("round", "origin", "walker", "step", "pool_index")
         given |= {key: frame.info[key] for key in known if key in frame.info}
-        label = Label(identity, float(results["energy"]), results["forces"], results.get("stress"))
+        further = {one.label: results[one.label] for one in further_targets() if one.label in results}
+        label = Label(identity, float(results["energy"]), results["forces"], results.get("stress"), further=further)
         entries.append((frame, _plain(given), label))
     store.record(entries)
     return len({entry[2].identity for entry in entries})

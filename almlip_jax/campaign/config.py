@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from almlip_jax.campaign.consistency import check_adaptive, check_judges, check_plateau, check_target
+from almlip_jax.campaign.consistency import check_adaptive, check_judges, check_labels, check_plateau, check_target
 from almlip_jax.campaign.continuity import with_earlier_defaults
 from almlip_jax.campaign.settings import (
     ExplorationChoice,
@@ -20,7 +20,7 @@ from almlip_jax.campaign.settings import (
     TestSettings,
 )
 from almlip_jax.config import load_settings
-from almlip_jax.models import ModelSettings, SharedDensitySettings
+from almlip_jax.models import ModelSettings, SharedDensitySettings, further_of
 from almlip_jax.oracles import ExecutorSettings, LocalSettings, SourceSettings
 from almlip_jax.settings import Settings
 from almlip_jax.structures.labels import FileReading
@@ -75,7 +75,8 @@ class ExperimentConfig(PotentialConfig):
 
     @model_validator(mode="after")
     def _sections_serve_each_other(self) -> Self:
-        check_judges(self.exploration, self.selection, self.stopping, self.ensemble)
+        check_judges(self.exploration, self.selection, self.stopping, self.ensemble, further_of(self.model))
+        check_labels(further_of(self.model), self.oracle)
         check_adaptive(self.selection.selector, self.training, "selection.selector")
         check_plateau(self.stopping, self.selection)
         check_target(self.stopping, self.test)

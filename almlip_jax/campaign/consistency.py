@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -14,37 +15,59 @@ from almlip_jax.campaign.settings import (
     StoppingSettings,
     TestSettings,
 )
-from almlip_jax.ensembles import EnsembleSettings, require_score, require_spread
+from almlip_jax.ensembles import EnsembleSettings, require_score, require_spread, require_target
 from almlip_jax.errors import InputError
 from almlip_jax.features import declared
+from almlip_jax.oracles.base import SourceSettings
 from almlip_jax.scores import names, scores
 from almlip_jax.selection import Candidates, SelectorSettings
 from almlip_jax.training import TrainingSettings
 
 
 def check_judges(
-    exploration: ExplorationChoice, selection: SelectionSettings, stopping: StoppingSettings, members: EnsembleSettings
+    exploration: ExplorationChoice,
+    selection: SelectionSettings,
+    stopping: StoppingSettings,
+    members: EnsembleSettings,
+    further: Collection[str] = (),
 ) -> None:
     """Refuses what would judge by an uncertainty that the ensemble does not have.
+
+    ``further`` is what the model gives beside the energy.
 
     Raises:
         ValueError: names the key, and says what to do.
     """
-    exploration.check(members)
-    check_selector(selection.selector, members, "selection.selector")
+    exploration.check(members, further)
+    check_selector(selection.selector, members, "selection.selector", further)
+    require_target(stopping.monitor, further, "stopping.monitor")
     if stopping.plateau is not None:
         require_score(stopping.monitor, members, "stopping.plateau")
 
 
-def check_selector(selector: SelectorSettings, members: EnsembleSettings, where: str) -> None:
+def check_labels(further: Collection[str], oracle: SourceSettings) -> None:
+    """Refuses a model that is to give what its label source does not label; raises ValueError."""
+    for name in further:
+        if not oracle.gives(name):
+            raise ValueError(
+                f"model.{name} learns from labels with {name}s, which the label source does not give; take oracle.kind "
+                f"tblite with {name}: true, or file or external, or leave model.{name} out."
+            )
+
+
+def check_selector(
+    selector: SelectorSettings, members: EnsembleSettings, where: str, further: Collection[str] = ()
+) -> None:
     """Refuses a selector that looks at scores or features that are 0 everywhere; raises ValueError.
 
     Args:
         selector: its settings.
         members: settings of the ensemble.
         where: the key that holds them.
+        further: what the model gives beside the energy.
     """
     for score in selector.score_names:
+        require_target(score, further, where)
         require_score(score, members, where)
     for name in selector.feature_names:
         if declared(name).of_members:

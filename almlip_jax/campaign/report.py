@@ -33,6 +33,7 @@ from almlip_jax.errors import InputError
 from almlip_jax.files import read_csv, read_json, read_npz, understood, write_text
 from almlip_jax.group_looks import Look, group_looks
 from almlip_jax.oracles import LabelStore
+from almlip_jax.targets import further_targets
 from almlip_jax.unit_names import spelt, unit_of
 
 
@@ -64,7 +65,7 @@ def write_report(run_dir: Path | str) -> Path:
         status=status,
         headline=_headline(state, max(state.test_calls, calls_by_purpose(run).get("test", 0))),
         errors=_error_rows(status, looks),
-        error_columns={metric: spelt(unit_of(metric)) for metric in TEST_ERRORS},
+        error_columns={metric: spelt(unit_of(metric)) for metric in _shown_errors(status)},
         plotly=get_plotlyjs(),
         curves={ERROR_CURVES[metric][0]: _json(error_curve(state, looks, metric)) for metric in _curves(state)},
         walkers={str(folder.index): _traces_of(folder, score_traces) for folder in explored},
@@ -105,7 +106,7 @@ def _headline(state: CampaignState, test_calls: int) -> list[tuple[str, str]]:
 def _told(errors: Mapping[str, float], which: str) -> list[tuple[str, str]]:
     """Errors of forces and, where there are any, of stresses, of each group."""
     rows = []
-    for metric in ("forces_rmse", "stress_rmse"):
+    for metric in ("forces_rmse", "stress_rmse", *(f"{target.label}_rmse" for target in further_targets())):
         name, unit = ERROR_CURVES[metric]
         digits = 1 if metric == "forces_rmse" else 3
         for group, value in errors_of(errors, metric).items():
@@ -124,6 +125,13 @@ def _curves(state: CampaignState) -> list[str]:
     """Errors that some round has; forces are asked for in any case."""
     known = [metric for metric in ERROR_CURVES if any(errors_of(r.errors, metric) for r in state.history)]
     return known or ["forces_rmse"]
+
+
+def _shown_errors(status: Mapping[str, Any]) -> list[str]:
+    """Errors that the table has columns for: those of what not every model gives only where there are some."""
+    known = {**status["errors"], **({} if status["final"] is None else status["final"]["errors"])}
+    further = tuple(target.label for target in further_targets())
+    return [name for name in TEST_ERRORS if not name.startswith(further) or errors_of(known, name)]
 
 
 def _error_rows(status: Mapping[str, Any], looks: Mapping[str, Look]) -> list[dict[str, Any]]:

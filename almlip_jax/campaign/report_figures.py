@@ -26,6 +26,7 @@ from almlip_jax.evaluation.training_curves import training_curves
 from almlip_jax.files import Cell, read_npz
 from almlip_jax.group_looks import Look, group_looks
 from almlip_jax.structures.io import read_structures
+from almlip_jax.targets import further_targets
 from almlip_jax.uncertainty import reliability
 from almlip_jax.unit_names import spelt, unit_of
 from almlip_jax.units import GPA
@@ -34,6 +35,7 @@ ERROR_CURVES: Final[Mapping[str, tuple[str, str]]] = {
     "forces_rmse": ("force RMSE", "meV/Å"),
     "energy_rmse": ("energy RMSE", "meV/atom"),
     "stress_rmse": ("stress RMSE", "meV/Å³"),
+    **{f"{one.label}_rmse": (f"{one.label} RMSE", f"m{spelt(one.unit)}") for one in further_targets()},
 }
 """Errors that have learning curves, how people write them, and the unit of a thousandth of the number."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -153,8 +154,11 @@ class ExplorationChoice(Spec):
         """How starts are relaxed before walkers leave them; None where they are not."""
         return None
 
-    def check(self, members: EnsembleSettings) -> None:
-        """Refuses what would judge by an uncertainty that the ensemble does not have; raises ValueError."""
+    def check(self, members: EnsembleSettings, further: Collection[str] = ()) -> None:
+        """Refuses what would judge by an uncertainty that the ensemble does not have; raises ValueError.
+
+        ``further`` is what the model gives beside the energy.
+        """
 
     @abstractmethod
     def most_candidates(self, pool: int) -> int:
@@ -210,9 +214,9 @@ class MdExploration(ExplorationSettings, ExplorationChoice):
         """As `starts` say."""
         return self.starts.relaxation
 
-    def check(self, members: EnsembleSettings) -> None:
+    def check(self, members: EnsembleSettings, further: Collection[str] = ()) -> None:
         """See `check_exploration`."""
-        check_exploration(self, members)
+        check_exploration(self, members, further=further)
 
     def most_candidates(self, pool: int) -> int:
         """What the buffers of all walkers hold."""

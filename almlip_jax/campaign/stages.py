@@ -188,7 +188,7 @@ def _test_errors(shop: Workshop, potential: Potential, folder: PotentialDirector
         f"{name}_{group}": float(values[name])
         for group, values in metrics["by_group"].items()
         for name in TEST_ERRORS
-        if math.isfinite(values[name])
+        if math.isfinite(values.get(name, math.nan))
     }
 
 
@@ -231,7 +231,8 @@ def _score_pool(shop: Workshop, round_index: int) -> Results:
         with shop.progress.stage("explore", len(frames), unit="structures") as advance:
             found = shop.evaluated_once(round_index, "candidates", frames, potential, advance)
         for n, frame in enumerate(frames):
-            frame.info.update({name: float(found.scores[name][n]) for name in names(scores(fitted=False))})
+            known = (name for name in names(scores(fitted=False)) if name in found.scores)
+            frame.info.update({name: float(found.scores[name][n]) for name in known})
             frame.arrays["force_std"] = found.atom_scores["force_std"][n].astype(np.float64)
         write_structures(folder.pool, frames)
     return {"candidates": len(frames)}

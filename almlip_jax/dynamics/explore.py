@@ -44,6 +44,7 @@ from almlip_jax.errors import CapacityError, InputError
 from almlip_jax.keys import named_stream
 from almlip_jax.models import Params
 from almlip_jax.potential.novelty import Novelty
+from almlip_jax.scores import score_of
 from almlip_jax.structures.electronic_state import electronic_state
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.structures.walkers import Room, WalkerNeighbors, searches_bins, walker_neighbors
@@ -141,7 +142,11 @@ class Explorer:
         if len(starts) != len(s.temperatures):
             raise InputError(f"{len(s.temperatures)} walkers need as many start structures, not {len(starts)}.")
         moves_cell = s.integrator.moves_cell
+        about = {score: score_of(score) for score in s.scores}
+        of_molecules = [name for name, one in about.items() if one is not None and one.target is not None]
         for w, start in enumerate(starts):
+            if of_molecules and start.pbc.any():
+                raise InputError(f"the start structure of walker {w} is periodic, and has no {of_molecules[0]}.")
             if moves_cell and not start.pbc.all():
                 raise InputError(f"walker {w} is not periodic in three directions: its cell cannot move.")
             if moves_cell and start.constraints:
@@ -169,7 +174,7 @@ class Explorer:
         gated = any(np.isfinite(jax.device_get(limit)).any() for limit in jax.tree.leaves(setup.thresholds))
         if prediction.energy.shape[0] == 1:
             try:
-                check_exploration(self.settings, speaks_as(prediction), gated=gated)
+                check_exploration(self.settings, speaks_as(prediction), gated=gated, further=tuple(prediction.further))
             except ValueError as error:
                 raise InputError(f"{error} Infinite thresholds judge nothing." if gated else str(error)) from error
 

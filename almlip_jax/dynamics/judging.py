@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from almlip_jax.dynamics.settings import ExplorationSettings
-from almlip_jax.ensembles import EnsembleSettings, Prediction, require_score, require_spread
+from almlip_jax.ensembles import EnsembleSettings, Prediction, require_score, require_spread, require_target
 
 
-def check_exploration(settings: ExplorationSettings, members: EnsembleSettings, *, gated: bool = True) -> None:
-    """Refuses a gate, a bias or an ascent that would see no uncertainty anywhere.
+def check_exploration(
+    settings: ExplorationSettings, members: EnsembleSettings, *, gated: bool = True, further: Collection[str] = ()
+) -> None:
+    """Refuses a gate, a bias or an ascent that would see no uncertainty anywhere, and scores that there will not be.
 
     Args:
         settings: of the exploration.
         members: settings of the ensemble.
         gated: whether the gate compares its score with anything.
+        further: what the model gives beside the energy.
 
     Raises:
         ValueError: names the key, and says what to do.
     """
+    for score in settings.scores:
+        require_target(score, further, "exploration")
     if gated:
         novelty = " (latent_distance and extrapolation_grade need no spread)"
         try:

@@ -29,6 +29,7 @@ from almlip_jax.dynamics.state import Setup, Snapshots, State, Status, Traces, c
 from almlip_jax.dynamics.traces import Shown, Tracing
 from almlip_jax.dynamics.verdicts import Judged, judge
 from almlip_jax.ensembles import Committee, Prediction, committee_statistics
+from almlip_jax.errors import InputError
 from almlip_jax.features import last_layer_gradient
 from almlip_jax.models import Params
 from almlip_jax.structures.graph import Graph
@@ -283,6 +284,9 @@ class Loop:
         of_atoms |= {name: setup.novelty[name].of_atoms(done.prediction, graph) for name in self.novelty}
         atom_scores = {name: values.reshape(walkers, atoms) for name, values in of_atoms.items()}
         scores = dict(committee.scores) | {name: jnp.max(atom_scores[name], axis=1) for name in self.novelty}
+        missing = [name for name in self.scores if name not in scores]
+        if missing:
+            raise InputError(f"the exploration looks at {missing[0]}, which the model does not give.")
         scores = {name: scores[name] for name in self.scores}
         spread = scores["force_std_max"]
         finite = jnp.isfinite(committee.energy + largest + jnp.sum(positions, axis=(1, 2)) + spread)

@@ -12,7 +12,7 @@ from almlip_jax.dynamics.gates import AbsoluteGate, GateSettings
 from almlip_jax.dynamics.integrators import Integrator, IntegratorSettings, LangevinSettings, SwapSettings
 from almlip_jax.dynamics.sanity import SanitySettings
 from almlip_jax.dynamics.seen import MOST_STEPS
-from almlip_jax.scores import FittedScoreName, names, scores
+from almlip_jax.scores import AskedScoreName, names, scores
 from almlip_jax.settings import Settings, unit
 
 Kelvin = Annotated[float, Field(gt=0, le=1e5)]
@@ -84,8 +84,9 @@ class ExplorationSettings(Settings):
     """What no gate lets pass."""
     rewind: RewindSettings | None = None
     """Whether walkers in trouble begin again; null ends them."""
-    monitor: tuple[FittedScoreName, ...] = ()
-    """Novelty scores to compute beside the committee's; what the gate looks at is computed anyway."""
+    monitor: tuple[AskedScoreName, ...] = ()
+    """Novelty scores, and those of what not every model gives (``dipole_std``), to compute beside the committee's; what
+    the gate looks at is computed anyway."""
     admission: AdmissionSettings = FirstAdmission()
     """Which of the frames that the gate records keep a place in the buffer."""
     record_every: int = Field(default=20, ge=1, le=MOST_STEPS)
@@ -207,10 +208,13 @@ class ExplorationSettings(Settings):
     @property
     def novelty(self) -> tuple[str, ...]:
         """Novelty scores that are computed."""
-        fitted = names(scores(fitted=True))
-        return tuple(name for name in fitted if name in self.monitor or name == self.gate.score)
+        return tuple(name for name in names(scores(fitted=True)) if self._asks_for(name))
 
     @property
     def scores(self) -> tuple[str, ...]:
         """Names of all scores that are computed and traced."""
-        return names(scores(fitted=False)) + self.novelty
+        predicted = (one for one in scores(fitted=False) if one.target is None or self._asks_for(one.name))
+        return names(predicted) + self.novelty
+
+    def _asks_for(self, score: str) -> bool:
+        return score in self.monitor or score == self.gate.score

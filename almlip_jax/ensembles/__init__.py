@@ -4,7 +4,7 @@ from almlip_jax.ensembles.blocks import blocked
 from almlip_jax.ensembles.build import build_ensemble, member_models
 from almlip_jax.ensembles.ensemble import Ensemble
 from almlip_jax.ensembles.heads import Belief, Heads, Noise
-from almlip_jax.ensembles.judging import gives_score, has_spread, require_score, require_spread
+from almlip_jax.ensembles.judging import gives_score, has_spread, require_score, require_spread, require_target
 from almlip_jax.ensembles.mixed import AnyEnsemble, MixedEnsemble
 from almlip_jax.ensembles.prediction import Committee, Prediction, Seen, committee_statistics
 from almlip_jax.ensembles.settings import EnsembleSettings, VariantSettings
@@ -39,6 +39,7 @@ __all__ = [
     "member_models",
     "require_score",
     "require_spread",
+    "require_target",
     "side_by_side",
     "spread_members",
 ]

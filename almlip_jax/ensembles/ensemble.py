@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from almlip_jax.ensembles.atom_blocks import number_of_blocks, over_blocks
+from almlip_jax.ensembles.dipoles import molecular_dipoles
 from almlip_jax.ensembles.heads import Heads
 from almlip_jax.ensembles.prediction import Committee, Prediction, committee_statistics
 from almlip_jax.keys import named_stream
@@ -64,6 +65,12 @@ class Ensemble:
     def species(self) -> SpeciesTable:
         """The elements it knows."""
         return self.model.species
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Names of what it gives beside the energy and what is derived from it (`targets`)."""
+        given: tuple[str, ...] = getattr(self.model, "targets", ())  # models of users need not say so
+        return given
 
     @property
     def one_by_one(self) -> bool:
@@ -128,7 +135,8 @@ class Ensemble:
         Returns:
             `Prediction` with a leading member axis, the heads of a model side by side.
         """
-        blocks = 1 if self.model.long_range else number_of_blocks(graph, self.model.local and self.atom_blocks)
+        local = self.model.local and self.atom_blocks and not self.targets
+        blocks = 1 if self.model.long_range else number_of_blocks(graph, local)
         if blocks > 1:
             return self._predict_in_blocks(params, graph, blocks)
         geometry, pull_back = jax.vjp(*self._geometry_of(graph))
@@ -193,7 +201,13 @@ class Ensemble:
         gradient, (energy, output) = jax.grad(total, has_aux=True)(geometry)
         forces, virial = derivatives(gradient)
         noise = None if self.heads.plain else self.heads.noise(one["heads"], output.features, graph)
-        return Prediction(energy, forces, virial, output.features, noise, output.code)
+        return Prediction(energy, forces, virial, output.features, noise, output.code, self._further(output, graph))
+
+    def _further(self, output: AtomicOutput, graph: Graph) -> dict[str, jax.Array]:
+        """What a model gives of structures beside the energy."""
+        if output.charges is None or output.dipoles is None:
+            return {}
+        return {"dipole": molecular_dipoles(output.charges, output.dipoles, graph, self.species)}
 
     def _with_heads(self, one: Params, geometry: Geometry, derivatives: _Derivatives, graph: Graph) -> Prediction:
         """One forward pass of the model, and a reverse pass for each of its heads: leading axis H."""

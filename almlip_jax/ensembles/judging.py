@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from almlip_jax.ensembles.settings import EnsembleSettings
 from almlip_jax.scores import names, score_of, scores
 
@@ -42,6 +44,23 @@ def require_score(score: str, members: EnsembleSettings, where: str) -> None:
             f"{where} looks at {score}, which is 0 everywhere in an ensemble of one member; raise ensemble.size or "
             f"ensemble.heads{instead}."
         )
+
+
+def require_target(score: str, further: Collection[str], where: str) -> None:
+    """Refuses a score of something that the model does not give.
+
+    Args:
+        score: its name.
+        further: what the model gives beside the energy, `models.further_of`.
+        where: what looks at it, as in a config.
+
+    Raises:
+        ValueError: says what to do.
+    """
+    found = score_of(score)
+    target = None if found is None else found.target
+    if target is not None and target not in further:
+        raise ValueError(f"{where} looks at {score}, but the model gives no {target}; set model.{target}: true.")
 
 
 def require_spread(members: EnsembleSettings, where: str) -> None:

@@ -45,6 +45,11 @@ class MixedEnsemble:
         """The elements it knows."""
         return self.groups[0].species
 
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """As of each of its models."""
+        return self.groups[0].targets
+
     def init(self, key: jax.Array) -> Params:
         """Independent fresh parameters."""
         keys = jax.random.split(key, len(self.groups))

@@ -10,7 +10,8 @@ that say nothing of themselves have epistemic and total deviations equal to the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import field
 from functools import cached_property
 
 import jax
@@ -34,6 +35,7 @@ class Prediction:
         features: [(L,) A, F] invariant features of the last hidden layer, of each model.
         code: [(L,) A, Q] what the last, linear layer of a model tells central species apart by; None: one by one.
         noise: with an axis over models L from an ensemble: what each model says of its own errors, if anything.
+        further: name -> [(L,) S, ...], targets that not every model gives (`targets`): dipoles [(L,) S, 3].
     """
 
     energy: jax.Array
@@ -42,6 +44,7 @@ class Prediction:
     features: jax.Array
     noise: Noise | None = None
     code: jax.Array | None = None
+    further: Mapping[str, jax.Array] = field(default_factory=dict)
 
     def linear_rows(self, graph: Graph, num_species: int) -> jax.Array:
         """What the weights of each model's last layer are multiplied by, [L, A, d]; see `models.base.linear_rows`."""
@@ -61,6 +64,7 @@ class Committee:
         energy: [S] eV, mean (relative to the reference energies).
         forces: [A, 3] eV/Angstrom, mean.
         virial: [S, 3, 3] eV, mean.
+        further: name -> [S, ...], means of the targets that the models give beside.
         scores: name -> [S], every score of structures that follows from predictions alone (`scores.scores`).
         atom_scores: name -> [A], every such score of atoms (0 for padding).
     """
@@ -68,6 +72,7 @@ class Committee:
     energy: jax.Array
     forces: jax.Array
     virial: jax.Array
+    further: Mapping[str, jax.Array]
     scores: Mapping[str, jax.Array]
     atom_scores: Mapping[str, jax.Array]
 
@@ -87,8 +92,9 @@ def committee_statistics(prediction: Prediction, graph: Graph) -> Committee:
         energy=seen.energy,
         forces=seen.forces,
         virial=jnp.mean(prediction.virial, axis=0),
-        scores={one.name: seen[one.name] for one in scores(fitted=False)},
-        atom_scores={one.name: seen.atom(one.name) for one in atom_scores(fitted=False)},
+        further={name: seen.mean_of(name) for name in prediction.further},
+        scores={one.name: seen[one.name] for one in seen.given(scores(fitted=False))},
+        atom_scores={one.name: seen.atom(one.name) for one in seen.given(atom_scores(fitted=False))},
     )
 
 
@@ -113,6 +119,22 @@ class Seen:
     def atom(self, name: str) -> jax.Array:
         """A score of atoms, [A]; 0 for padding."""
         return self._once(("atom score", name), self._atom_scores[name])
+
+    def given(self, declared: Iterable[Score]) -> list[Score]:
+        """Those that belong to what the members predict."""
+        return [one for one in declared if one.target is None or one.target in self.prediction.further]
+
+    def mean_of(self, target: str) -> jax.Array:
+        """[S, ...] of a target that not every model gives, mean of the models."""
+        key = ("mean of", target)
+        if key not in self._found:
+            self._found[key] = jnp.mean(self.prediction.further[target], axis=0)
+        return self._found[key]
+
+    def vector_deviation(self, target: str) -> jax.Array:
+        """[S], deviation of such a target as a vector: ``sqrt(mean_m |D_m - D|^2)``."""
+        change = self.prediction.further[target] - self.mean_of(target)
+        return jnp.sqrt(jnp.mean(jnp.sum(change**2, axis=-1), axis=0))
 
     def _once(self, key: object, score: Score) -> jax.Array:
         if key not in self._found:

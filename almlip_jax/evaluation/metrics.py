@@ -11,6 +11,7 @@ from ase.data import chemical_symbols
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from almlip_jax.errors import InputError
+from almlip_jax.targets import further_targets, has_target, targets
 from almlip_jax.uncertainty import calibration_metrics, force_calibration
 
 
@@ -30,6 +31,11 @@ class Predictions(Protocol):
     @property
     def stress(self) -> np.ndarray:
         """[n, 6] eV/Angstrom^3."""
+        ...
+
+    @property
+    def further(self) -> dict[str, np.ndarray]:
+        """Name -> [n, ...] of `targets` that the potential gives beside."""
         ...
 
     @property
@@ -57,7 +63,8 @@ def error_metrics(reference: Sequence[Atoms], predicted: Predictions, *, group_k
         ``energy_mae``, ``energy_rmse``, ``energy_offset_free_rmse`` (after the mean error has been taken away; of one
         structure nothing is left), all in eV/atom; ``energy_mae_structure`` and ``energy_rmse_structure`` in eV;
         ``forces_mae``, ``forces_rmse`` in eV/Angstrom over components; ``stress_mae``, ``stress_rmse`` in
-        eV/Angstrom^3 over the six components of structures that are periodic in three directions; ``num_structures``;
+        eV/Angstrom^3 over the six components of structures that are periodic in three directions; of what the potential
+        gives beside, errors over components too, ``dipole_mae``, ``dipole_rmse`` in e*Angstrom; ``num_structures``;
         ``num_atoms`` that have forces and ``force_total_mean``, the mean of their ``force_total`` in eV/Angstrom;
         ``by_species`` (symbol -> ``num_atoms``, ``forces_mae``, ``forces_rmse``, ``force_total_mean`` and
         ``calibration`` of the forces); ``calibration`` (of ``forces`` and ``energy``); ``by_group`` (name -> the same
@@ -91,23 +98,32 @@ class _Row:
         self.energy_error = float(predicted.energy[n] - labels["energy"]) if "energy" in labels else None
         self.force_errors = predicted.forces[n] - labels["forces"] if "forces" in labels else None
         self.stress_errors = predicted.stress[n] - labels["stress"] if "stress" in labels else None
+        self.further_errors = {
+            one.label: np.ravel(predicted.further[one.name][n] - labels[one.label]) if one.label in labels else None
+            for one in targets(predicted.further)
+        }
 
     @property
     def is_labelled(self) -> bool:
         """Whether anything can be compared."""
-        return any(error is not None for error in (self.energy_error, self.force_errors, self.stress_errors))
+        errors = (self.energy_error, self.force_errors, self.stress_errors, *self.further_errors.values())
+        return any(error is not None for error in errors)
 
 
 def labels_of(atoms: Atoms) -> dict[str, Any]:
     """The labels that a prediction can be compared with: ``energy`` eV, ``forces`` [N, 3] eV/Angstrom, ``stress`` [6].
 
-    A stress, eV/Angstrom^3 in Voigt order, is one only where the structure is periodic in three directions.
+    A stress, eV/Angstrom^3 in Voigt order, is one only where the structure is periodic in three directions, and a
+    ``dipole`` [3], e*Angstrom, where it is periodic in none.
     """
     results: Mapping[str, Any] = atoms.calc.results if atoms.calc is not None else {}
     labels = {name: results[name] for name in ("energy", "forces") if results.get(name) is not None}
     if results.get("stress") is not None and atoms.pbc.all():
         stress = np.asarray(results["stress"], np.float64)
         labels["stress"] = stress if stress.shape == (6,) else full_3x3_to_voigt_6_stress(stress.reshape(3, 3))
+    for target in further_targets():
+        if results.get(target.label) is not None and has_target(atoms, target):
+            labels[target.label] = np.asarray(results[target.label], np.float64)
     return labels
 
 
@@ -132,6 +148,7 @@ def _metrics(rows: Sequence[_Row]) -> dict[str, Any]:
         "forces_rmse": _rmse(forces),
         "stress_mae": _mae(stress),
         "stress_rmse": _rmse(stress),
+        **_further_errors(rows),
         "num_atoms": len(forces),
         "force_total_mean": float(np.mean(force_sigma)) if len(force_sigma) else float("nan"),
         "by_species": {
@@ -143,6 +160,15 @@ def _metrics(rows: Sequence[_Row]) -> dict[str, Any]:
             "energy": calibration_metrics(energy, energy_sigma),
         },
     }
+
+
+def _further_errors(rows: Sequence[_Row]) -> dict[str, float]:
+    """Errors of what the potential gives beside energies."""
+    found: dict[str, float] = {}
+    for name in rows[0].further_errors:
+        errors = _joined([one for row in rows if (one := row.further_errors[name]) is not None], (0,))
+        found |= {f"{name}_mae": _mae(errors), f"{name}_rmse": _rmse(errors)}
+    return found
 
 
 def _of_species(errors: np.ndarray, sigma: np.ndarray) -> dict[str, Any]:

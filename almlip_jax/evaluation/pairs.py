@@ -9,6 +9,7 @@ import numpy as np
 from ase import Atoms
 
 from almlip_jax.evaluation.metrics import Predictions, labels_of
+from almlip_jax.targets import targets
 
 NO_GROUP = "no group"
 """Name of what belongs to no group."""
@@ -45,8 +46,8 @@ def label_pairs(reference: Sequence[Atoms], predicted: Predictions, *, group_key
         group_key: ``info`` key that names the group; structures without it belong to `NO_GROUP`.
 
     Returns:
-        those of ``energy`` [n, 1] (eV/atom), ``forces`` [n, 3] (eV/Angstrom) and ``stress`` [n, 6] (eV/Angstrom^3) that
-        some structure has a label for.
+        those of ``energy`` [n, 1] (eV/atom), ``forces`` [n, 3] (eV/Angstrom), ``stress`` [n, 6] (eV/Angstrom^3) and
+        what the potential gives beside (``dipole`` [n, 3], e*Angstrom) that some structure has a label for.
     """
     found: dict[str, list[Pairs]] = {"energy": [], "forces": [], "stress": []}
     for n, atoms in enumerate(reference):
@@ -62,6 +63,12 @@ def label_pairs(reference: Sequence[Atoms], predicted: Predictions, *, group_key
         if "stress" in labels:
             stress = np.atleast_2d(labels["stress"]), np.atleast_2d(predicted.stress[n])
             found["stress"].append(Pairs(np.array([group]), *stress, np.full(1, np.nan)))
+        for target in targets(predicted.further):
+            if target.label in labels:
+                label, value = (
+                    np.reshape(x, (1, -1)) for x in (labels[target.label], predicted.further[target.name][n])
+                )
+                found.setdefault(target.label, []).append(Pairs(np.array([group]), label, value, np.full(1, np.nan)))
     return {name: _joined(parts) for name, parts in found.items() if parts}
 
 

@@ -8,9 +8,11 @@ from typing import Any
 
 from rich.table import Table
 
+from almlip_jax.targets import further_targets
+
 
 def error_table(metrics: Mapping[str, Any], title: str) -> Table:
-    """Errors of all structures and of each group; stresses where some structure has one.
+    """Errors of all structures and of each group; stresses, dipoles where some structure has one.
 
     Args:
         metrics: of `error_metrics`.
@@ -22,6 +24,10 @@ def error_table(metrics: Mapping[str, Any], title: str) -> Table:
     columns += ["S MAE\nmeV/A^3", "S RMSE\nmeV/A^3"] * with_stress
     names = ["energy_rmse", "energy_offset_free_rmse", "forces_mae", "forces_rmse"]
     names += ["stress_mae", "stress_rmse"] * with_stress
+    for target in further_targets():
+        if any(math.isfinite(values.get(f"{target.label}_rmse", math.nan)) for values in rows.values()):
+            columns += [f"{target.label} {kind}\nm{target.unit}" for kind in ("MAE", "RMSE")]
+            names += [f"{target.label}_{kind}" for kind in ("mae", "rmse")]
     table = _table(title, "group", ["n", *columns])
     for name, values in rows.items():
         table.add_row(name, str(values["num_structures"]), *(_number(1e3 * values[one]) for one in names))

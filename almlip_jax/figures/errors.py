@@ -13,7 +13,9 @@ from matplotlib.lines import Line2D
 from almlip_jax.evaluation.pairs import Pairs
 from almlip_jax.figures.style import MUTED, legend_below, panel_grid, plain_log_ticks, style
 from almlip_jax.group_looks import Look, group_looks
+from almlip_jax.targets import further_targets
 from almlip_jax.uncertainty import reliability
+from almlip_jax.unit_names import spelt
 
 _MOST_POINTS: Final = 20_000  # of a group in a panel
 _BINS: Final = 12
@@ -46,7 +48,7 @@ def parity(pairs: Mapping[str, Pairs]) -> Figure:
     with style():
         figure, panels = panel_grid(len(pairs), width=3.2, height=3.0)
         for axes, (kind, found) in zip(panels, pairs.items(), strict=True):
-            name, factor, unit = _PARITY[kind]
+            name, factor, unit = _PARITY.get(kind) or _further(kind)
             middle = found.label.mean() if kind == "energy" else 0.0
             for group, look in looks.items():
                 own = found.of(group)
@@ -96,6 +98,11 @@ def calibration(pairs: Mapping[str, Pairs]) -> Figure:
             _finish(axes, one)
         _legend(figure, looks, lines=any(one is not _draw_energies for one, _ in draw))
     return figure
+
+
+def _further(label: str) -> tuple[str, float, str]:
+    (target,) = (one for one in further_targets() if one.label == label)
+    return f"{label} component" if target.shape else label, 1.0, spelt(target.unit)
 
 
 def _with_spread(found: Pairs) -> Pairs:

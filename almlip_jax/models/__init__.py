@@ -12,6 +12,7 @@ from almlip_jax.models.repulsion import WithRepulsion, zbl_pair_energy
 from almlip_jax.models.shared_density import SharedDensity, SharedDensitySettings
 from almlip_jax.models.user import UserModelSettings
 from almlip_jax.structures.species import SpeciesTable
+from almlip_jax.targets import further_targets
 
 
 def build_model(settings: ModelSettings, species: SpeciesTable, isolated: Collection[int] = ()) -> Model:
@@ -29,6 +30,11 @@ def build_model(settings: ModelSettings, species: SpeciesTable, isolated: Collec
     if settings.repulsion:
         model = WithRepulsion(model)
     return Anchored(model, tuple(sorted(isolated))) if isolated else model
+
+
+def further_of(settings: ModelSettings) -> tuple[str, ...]:
+    """Names of what a model of some settings gives beside the energy: targets that they have a flag for, set."""
+    return tuple(one.name for one in further_targets() if getattr(settings, one.name, False) is True)
 
 
 __all__ = [
@@ -49,5 +55,6 @@ __all__ = [
     "UserModelSettings",
     "WithRepulsion",
     "build_model",
+    "further_of",
     "zbl_pair_energy",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax.numpy as jnp
 import numpy as np
@@ -33,5 +33,5 @@ class Anchored(Around):
         alone = self.inner.apply(params, self.inner.geometry(lone), lone)
         code = exact_code(graph, self.species, output.energy.dtype)
         code = code * jnp.asarray(np.isin(self.species.numbers, self.isolated), code.dtype)
-        features = output.features - code @ alone.features
-        return AtomicOutput(output.energy - code @ alone.energy, features, output.code)
+        energy, features = output.energy - code @ alone.energy, output.features - code @ alone.features
+        return replace(output, energy=energy, features=features)

@@ -37,6 +37,12 @@ class Around(LinearLast):
         return self.inner.num_species
 
     @property
+    def targets(self) -> tuple[str, ...]:
+        """As for the model underneath."""
+        given: tuple[str, ...] = getattr(self.inner, "targets", ())  # models of users need not say so
+        return given
+
+    @property
     def small_members(self) -> bool:
         """As for the model underneath."""
         return self.inner.small_members

@@ -37,11 +37,15 @@ class AtomicOutput:
         energy: [A] eV, contribution of each atom relative to its reference energy (padding atoms: any finite number).
         features: [A, F] invariant features: the inputs of the last, linear layer.
         code: [A, Q] what that layer tells central species apart by, where this is not one by one; see `linear_rows`.
+        charges: [A] e, invariant, of a model that gives dipoles; they need not add up to the charge of the structure.
+        dipoles: [A, 3] e*Angstrom, of the atoms of a model that gives dipoles.
     """
 
     energy: jax.Array
     features: jax.Array
     code: jax.Array | None = None
+    charges: jax.Array | None = None
+    dipoles: jax.Array | None = None
 
 
 def linear_rows(features: jax.Array, code: jax.Array | None, graph: Graph, num_species: int) -> jax.Array:
@@ -107,6 +111,11 @@ class Model(Protocol):
     @property
     def num_species(self) -> int:
         """Length of the species table."""
+        ...
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Names of what it gives beside the energy and what is derived from it (`targets`)."""
         ...
 
     @property

@@ -265,6 +265,11 @@ class ConvolutionalModel(LinearLast):
         return len(self.species)
 
     @property
+    def targets(self) -> tuple[str, ...]:
+        """None."""
+        return ()
+
+    @property
     def small_members(self) -> bool:
         """False: the weights of messages are arrays of edges, paths and channels."""
         return False

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import flax.linen as nn
 import jax
@@ -90,11 +90,20 @@ class SharedDensitySettings(ModelSettings):
     """Up to so many species are told apart one by one; more share as many directions of a species embedding."""
     cutoff_power: int = Field(default=3, ge=3, le=20)
     """Power of the polynomial cutoff; a smaller one lets far neighbours fade earlier."""
+    dipole: bool = False
+    """Whether the model also gives the dipole of molecules, from charges and dipoles of their atoms; it then learns
+    from labels with dipoles (`training.loss.dipole`)."""
 
     @property
     def coupled(self) -> int:
         """How many channels take part in products."""
         return self.channels if self.coupled_channels is None else min(self.coupled_channels, self.channels)
+
+    @model_validator(mode="after")
+    def _dipoles_are_vectors(self) -> Self:
+        if self.dipole and self.l_max < 1:
+            raise ValueError("a dipole needs harmonics of degree 1: raise l_max, or leave dipole out.")
+        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -157,6 +166,11 @@ class SharedDensity(LinearLast):
         return len(self.species)
 
     @property
+    def targets(self) -> tuple[str, ...]:
+        """The dipole, where settings ask for it."""
+        return ("dipole",) if self.settings.dipole else ()
+
+    @property
     def small_members(self) -> bool:
         """True: with message passing, the arrays of edges are still few."""
         return True
@@ -213,11 +227,11 @@ class SharedDensity(LinearLast):
     def with_species(self, params: Params, fresh: Params, wanted: SpeciesTable) -> Params:
         """Parameters for more species that say of the old ones what they said before; see `Model.with_species`."""
         width = self.settings.species_channels
-        leading = {"species_bias": 1}
+        leading = {"species_bias": 1, "charge_bias": 1}
         if len(self.species) > width:
             leading |= {"species_code": 1}
         else:
-            leading |= {"last": 1, r"mix_\d+": 2, r"mix_\d+_\d+": 1}
+            leading |= {"last": 1, "charge_last": 1, r"mix_\d+": 2, r"mix_\d+_\d+": 1}
         return with_more_species(params, fresh, self.species, wanted, width, leading)
 
     def apply(self, params: Params, geometry: Density, graph: Graph) -> AtomicOutput:
@@ -258,7 +272,26 @@ class _ReadOut(nn.Module):
         last = self.param("last", nn.initializers.normal(_LAST), (code.shape[-1], x.shape[-1]))
         scale = jax.lax.stop_gradient(self.param("energy_scale", nn.initializers.ones, ()))
         energy = jnp.sum(x @ last.T / np.sqrt(x.shape[-1]) * code, axis=-1) + exact @ bias
-        return AtomicOutput(scale * energy, x, None if code is exact else code)
+        told = None if code is exact else code
+        if not s.dipole:
+            return AtomicOutput(scale * energy, x, told)
+        return AtomicOutput(scale * energy, x, told, self._charges(x, code, exact), self._dipoles(x, h[1]))
+
+    def _charges(self, x: jax.Array, code: jax.Array, exact: jax.Array) -> jax.Array:
+        """Charges of the atoms, [A] e, from their features and species."""
+        bias = self.param("charge_bias", nn.initializers.zeros, (len(self.species),))
+        last = self.param("charge_last", nn.initializers.normal(_LAST), (code.shape[-1], x.shape[-1]))
+        found: jax.Array = jnp.sum(x @ last.T / np.sqrt(x.shape[-1]) * code, axis=-1) + exact @ bias
+        return found
+
+    def _dipoles(self, x: jax.Array, vectors: jax.Array) -> jax.Array:
+        """Dipoles of the atoms, [A, 3] e*Angstrom: channels of degree 1, weighed by what the features say of each."""
+        channels = vectors.shape[-1]
+        last = self.param("dipole_last", nn.initializers.normal(_LAST), (x.shape[-1], channels))
+        bias = self.param("dipole_bias", nn.initializers.zeros, (channels,))
+        weights = x @ last / np.sqrt(x.shape[-1]) + bias
+        found: jax.Array = jnp.sum(vectors * weights, axis=-1).T / np.sqrt(channels)
+        return found
 
     def _mix(self, name: str, density: jax.Array, code: jax.Array, scales: jax.Array) -> Irreps:
         """Linear maps of a density [LM, A, F] into channels, one for each degree and central species, [2l+1, A, C]."""

@@ -9,8 +9,9 @@ from __future__ import annotations
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
@@ -22,6 +23,7 @@ from almlip_jax.errors import InputError, LabelError
 from almlip_jax.kinds import Spec
 from almlip_jax.settings import unit
 from almlip_jax.structures.electronic_state import initial_moments, multiplicity, total_charge, total_moment
+from almlip_jax.targets import further_targets
 
 
 class Results(NamedTuple):
@@ -31,11 +33,14 @@ class Results(NamedTuple):
         energy: eV, total.
         forces: [N, 3] eV/Angstrom.
         stress: [6] eV/Angstrom^3 in ASE sign and Voigt order (xx yy zz yz xz xy), or None.
+        further: what else, by the names that `targets` have in files: the ``dipole`` [3] in e*Angstrom of a molecule,
+            relative to the centre of mass (of standard masses) where it is an ion.
     """
 
     energy: float
     forces: np.ndarray
     stress: np.ndarray | None = None
+    further: Mapping[str, np.ndarray] = MappingProxyType({})
 
 
 IDENTITY_KEY = "label_identity"
@@ -76,6 +81,10 @@ class SourceSettings(Spec):
 
     earlier_defaults: ClassVar[Mapping[str, Any]] = {}
     """What held in earlier versions for keys that their resolved configs do not have."""
+
+    def gives(self, target: str) -> bool:
+        """Whether labels may hold one of the `targets` that not every label has."""
+        return False
 
     def identity(self) -> dict[str, Any]:
         """The settings that decide what a label is, as plain data; part of every label's identity."""
@@ -216,6 +225,7 @@ class Label:
         energy: eV, or None where the label failed.
         forces: [N, 3] eV/Angstrom, or None where the label failed.
         stress: [6] eV/Angstrom^3, ASE sign and Voigt order, or None.
+        further: other labels by name, see `Results`.
         error: why the label failed, or None.
         seconds: that the calculation took.
         calls: of the label source that were made for it.
@@ -228,6 +238,7 @@ class Label:
     error: str | None = None
     seconds: float = 0.0
     calls: int = 1
+    further: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def attach(self, atoms: Atoms) -> Atoms:
         """A copy of a structure that carries this label in a `SinglePointCalculator`.
@@ -240,6 +251,7 @@ class Label:
         labelled = atoms.copy()
         stress = {} if self.stress is None else {"stress": self.stress}
         labelled.calc = SinglePointCalculator(labelled, energy=self.energy, forces=self.forces, **stress)
+        labelled.calc.results.update(self.further)
         return labelled
 
 
@@ -260,7 +272,8 @@ def obtain_label(source: LabelSource, settings: SourceSettings, atoms: Atoms, id
     except Exception as error:  # a label source may raise anything; the reason is kept in the store
         reason = str(error) if isinstance(error, LabelError | InputError) else f"{type(error).__name__}: {error}"
         return Label(identity, error=_one_line(reason), seconds=time.perf_counter() - start)
-    return Label(identity, results.energy, results.forces, results.stress, seconds=time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    return Label(identity, results.energy, results.forces, results.stress, seconds=seconds, further=results.further)
 
 
 def judged(results: Results, num_atoms: int, max_force: float) -> Results:
@@ -273,6 +286,7 @@ def judged(results: Results, num_atoms: int, max_force: float) -> Results:
         energy = float(results.energy)
         forces = np.array(results.forces, np.float64)
         stress = None if results.stress is None else np.array(results.stress, np.float64)
+        further = {name: np.array(value, np.float64) for name, value in results.further.items()}
     except (TypeError, ValueError) as error:
         raise LabelError(f"the label source returned something that is not numbers: {error}") from error
     if forces.shape != (num_atoms, 3):
@@ -283,10 +297,15 @@ def judged(results: Results, num_atoms: int, max_force: float) -> Results:
         raise LabelError(f"the label source returned the energy {energy}")
     if not np.all(np.isfinite(forces)) or (stress is not None and not np.all(np.isfinite(stress))):
         raise LabelError("the label source returned forces or a stress that are not finite")
+    for target in further_targets():
+        shape = target.shape if target.per == "structure" else (num_atoms, *target.shape)
+        value = further.get(target.label)
+        if value is not None and (value.shape != shape or not np.all(np.isfinite(value))):
+            raise LabelError(f"the label source returned a {target.label} that is not {shape} finite numbers")
     largest = float(np.max(np.abs(forces), initial=0.0))
     if largest > max_force:
         raise LabelError(f"a force component of {largest:.3g} eV/A exceeds max_force = {max_force:g} eV/A")
-    return Results(energy, forces, stress)
+    return Results(energy, forces, stress, further)
 
 
 def _one_line(reason: str) -> str:

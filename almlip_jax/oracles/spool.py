@@ -34,6 +34,7 @@ def label_to_json(label: Label) -> dict[str, Any]:
         "error": label.error,
         "seconds": label.seconds,
         "calls": label.calls,
+        "further": {name: value.tolist() for name, value in label.further.items()},
     }
 
 
@@ -54,6 +55,7 @@ def label_from_json(record: dict[str, Any]) -> Label:
         error=None if error is None else str(error),
         seconds=float(record["seconds"]),
         calls=int(record["calls"]),
+        further={str(name): np.array(value, np.float64) for name, value in record.get("further", {}).items()},
     )
 
 

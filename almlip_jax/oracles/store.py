@@ -28,6 +28,7 @@ from almlip_jax.errors import InputError
 from almlip_jax.oracles.base import Label, bare
 from almlip_jax.oracles.database import is_unfinished, make_database
 from almlip_jax.oracles.spool import clear_reservations, waiting_labels
+from almlip_jax.targets import further_targets
 
 Status = Literal["pending", "done", "failed"]
 
@@ -453,5 +454,6 @@ def _stored(row: AtomsRow) -> StoredLabel:
         error=error,
         seconds=row["seconds"],
         calls=row["calls"],
+        further={one.label: row[one.label] for one in further_targets() if row.get(one.label) is not None},
     )
     return StoredLabel(label.attach(atoms) if error is None else atoms, label, row.data["provenance"])

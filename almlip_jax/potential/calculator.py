@@ -11,6 +11,7 @@ from ase.calculators.calculator import Calculator, all_changes
 
 from almlip_jax.scores import atom_scores, names, score_of, scores
 from almlip_jax.structures.electronic_state import electronic_state
+from almlip_jax.targets import has_target, targets
 
 if TYPE_CHECKING:
     from almlip_jax.potential.potential import Potential
@@ -31,14 +32,16 @@ class PotentialCalculator(Calculator):
     ``force_std`` for instance.  Of a calibrated potential, ``force_error`` [N] is the length of the error vector to be
     expected of each atom: ``force_total`` times the calibration's ``slope``.  Of one that knows its training set
     (`Potential.knowing`), ``latent_distance`` and ``extrapolation_grade`` are those of the structure,
-    ``atom_latent_distance`` and ``atom_extrapolation_grade`` [N] those of its atoms.
+    ``atom_latent_distance`` and ``atom_extrapolation_grade`` [N] those of its atoms.  Of a model that gives dipoles,
+    ``dipole`` [3] of a molecule is in e*Angstrom, relative to the centre of mass where it is an ion.
     """
 
     def __init__(self, potential: Potential) -> None:
         super().__init__()
         self.potential = potential
         of_atoms = (_of_atoms(name) for name in names(atom_scores()))
-        self.implemented_properties = [*_PROPERTIES, *names(scores()), *of_atoms]
+        given = (one.label for one in targets(potential.ensemble.targets))
+        self.implemented_properties = [*_PROPERTIES, *given, *names(scores()), *of_atoms]
 
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
         """What of a structure is not that of the last calculation; ``info`` where charge or spin are not."""
@@ -66,5 +69,8 @@ class PotentialCalculator(Calculator):
         error = self.potential.force_error(found.atom_scores["force_total"][0])
         if error is not None:
             self.results["force_error"] = error
+        for target in targets(found.further):
+            if has_target(self.atoms, target):
+                self.results[target.label] = found.further[target.name][0].astype(np.float64)
         if self.atoms.pbc.all():
             self.results["stress"] = found.stress[0]

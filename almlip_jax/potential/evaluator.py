@@ -28,7 +28,16 @@ from almlip_jax.models import Params
 from almlip_jax.potential.novelty import Novelty
 from almlip_jax.scores import Score, atom_scores, scores
 from almlip_jax.structures.neighbors import largest_neighbor_count
-from almlip_jax.structures.packing import BatchPlan, BatchShape, PackedDataset, bucket, pack, plan_batches, take_batch
+from almlip_jax.structures.packing import (
+    BatchPlan,
+    BatchShape,
+    PackedDataset,
+    bucket,
+    pack,
+    plan_batches,
+    take_batch,
+)
+from almlip_jax.targets import has_target, targets
 
 _BATCH_ATOMS = 256  # atom slots of an evaluation batch: enough to keep a core busy, small enough for few structures
 _BATCH_STRUCTURES = 64
@@ -47,6 +56,8 @@ class Evaluated:
         scores: name -> [n]; every declared score (`scores`), those of novelty where they are fitted.
         atom_scores: name -> for each structure [N]; the scores of its atoms.
         features: name -> [n, d], where asked for.
+        further: name -> [n, ...], what the models give beside the energy (`targets`), committee mean; the ``dipole``
+            [n, 3] in e*Angstrom, of ions about their centre of mass.  NaN where a structure has none.
     """
 
     energy: np.ndarray
@@ -55,6 +66,7 @@ class Evaluated:
     scores: dict[str, np.ndarray]
     atom_scores: dict[str, list[np.ndarray]]
     features: dict[str, np.ndarray] = field(default_factory=dict)
+    further: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -267,6 +279,9 @@ def _to_host(result: _OnDevice, references: np.ndarray, batch: Sequence[Atoms]) 
     novelty = {name: np.split(values[:total], ends) for name, values in of_atoms.items()}
     split = {name: np.split(values[:total], ends) for name, values in committee.atom_scores.items()} | novelty
     of_all = {name: values[:number] for name, values in committee.scores.items()}
+    for score in scores():
+        if score.target is not None and score.name in of_all:
+            of_all[score.name] = _where_there(score.target, of_all[score.name], batch)
     of_all |= {name: np.array([np.max(one) for one in atoms]) for name, atoms in novelty.items()}
     periodic = np.array([a.pbc.all() for a in batch])
     stress = -committee.virial[:number].astype(np.float64) / volume[:number, None, None]
@@ -278,7 +293,15 @@ def _to_host(result: _OnDevice, references: np.ndarray, batch: Sequence[Atoms]) 
         scores={one.name: of_all[one.name] for one in scores() if one.name in of_all},
         atom_scores={one.name: split[one.name] for one in atom_scores() if one.name in split},
         features={name: values[:number] for name, values in features.items()},
+        further={name: _where_there(name, values[:number], batch) for name, values in committee.further.items()},
     )
+
+
+def _where_there(name: str, values: np.ndarray, batch: Sequence[Atoms]) -> np.ndarray:
+    """Values [n, ...] that belong to a target; NaN where a structure has none."""
+    (target,) = targets((name,))
+    there = np.array([has_target(atoms, target) for atoms in batch])
+    return np.where(there.reshape(-1, *(values.ndim - 1) * (1,)), values, np.nan)
 
 
 def joined(parts: Sequence[Evaluated]) -> Evaluated:
@@ -289,5 +312,6 @@ def joined(parts: Sequence[Evaluated]) -> Evaluated:
         stress=np.concatenate([p.stress for p in parts]),
         scores={name: np.concatenate([p.scores[name] for p in parts]) for name in parts[0].scores},
         features={name: np.concatenate([p.features[name] for p in parts]) for name in parts[0].features},
+        further={name: np.concatenate([p.further[name] for p in parts]) for name in parts[0].further},
         atom_scores={name: [one for p in parts for one in p.atom_scores[name]] for name in parts[0].atom_scores},
     )

@@ -99,7 +99,12 @@ class _Run(ABC):
         self.config, self.potential, self.progress = config, potential, progress
         self.settings: ExplorationSettings = config.dynamics
         try:
-            check_exploration(self.settings, potential.member_settings, gated=config.rule is not None)
+            check_exploration(
+                self.settings,
+                potential.member_settings,
+                gated=config.rule is not None,
+                further=potential.ensemble.targets,
+            )
         except ValueError as error:
             raise InputError(f"{config.potential}: {error}") from error
         asking = config.asks_for_training_set

@@ -7,6 +7,8 @@ The slot of the opposite edge is stored, so that the force on an atom is a gathe
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -77,23 +79,16 @@ class Places:
 
 @struct.dataclass
 class Targets:
-    """Labels that belong to a `Graph`, with what is known about each of them.
+    """Labels that belong to a `Graph`, by the names of `targets`.
 
     Attributes:
-        energy: [S] eV, relative to the reference energies of the species.
-        forces: [A, 3] eV/Angstrom.
-        virial: [S, 3, 3] eV, ``-dE/d(strain)`` = -volume * stress.
-        energy_weight: [S], 0 where the structure has no energy (or is padding).
-        forces_weight: [S], 0 where the structure has no forces (or is padding).
-        virial_weight: [S], 0 where the structure has no stress (or is padding).
+        values: name -> [S, ...] of structures or [A, ...] of atoms: energies relative to the reference energies, the
+            virial ``-dE/d(strain)`` = -volume * stress.
+        weights: name -> [S], 0 where a structure does not have that label (or is padding).
     """
 
-    energy: jax.Array
-    forces: jax.Array
-    virial: jax.Array
-    energy_weight: jax.Array
-    forces_weight: jax.Array
-    virial_weight: jax.Array
+    values: Mapping[str, jax.Array]
+    weights: Mapping[str, jax.Array]
 
 
 def lone_atom() -> Graph:

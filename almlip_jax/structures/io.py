@@ -179,7 +179,7 @@ def _labelled(
         found.update([*taken.values, *(["virial"] if taken.virial else [])])
         yield atoms
     for name in (*LABELS, "virial"):
-        key = getattr(keys, name)
+        key = getattr(keys, name, None)
         if key is not None and name not in found:
             raise InputError(f"no structure of {path} has '{key}', which is to hold the {name}; correct {name}_key.")
 

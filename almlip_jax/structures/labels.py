@@ -19,6 +19,7 @@ from pydantic import AfterValidator, ValidationError, model_validator
 from almlip_jax.errors import InputError
 from almlip_jax.settings import Settings
 from almlip_jax.structures.validation import LABELS, checked_label
+from almlip_jax.targets import further_targets
 from almlip_jax.units import GPA
 
 StressUnit = Literal["eV/A^3", "GPa", "kbar"]
@@ -26,6 +27,7 @@ StressUnit = Literal["eV/A^3", "GPa", "kbar"]
 
 _UNITS: dict[StressUnit, float] = {"eV/A^3": 1.0, "GPa": GPA, "kbar": 0.1 * GPA}
 _VIRIALS = ("virial", "virials", "REF_virial", "REF_virials")
+_NOT_PERIODIC = tuple(one.label for one in further_targets() if one.structures == "open")
 _SAME_LABEL = 1e-4  # eV, eV/Angstrom
 _SAME_ENERGY = 1e-6  # eV; what rounding in a file leaves between two names of one energy
 
@@ -52,6 +54,9 @@ class LabelKeys(Settings):
     """Key of stresses (ASE's sign); by default a calculator's ``stress``, or ``REF_stress``."""
     virial: str | None = None
     """Key of virials (-volume * stress, eV); by default ``virial``, ``virials``, ``REF_virial`` or ``REF_virials``."""
+    dipole: str | None = None
+    """Key of dipoles of molecules (e*Angstrom; of ions relative to the centre of mass); by default a calculator's
+    ``dipole``, or ``REF_dipole``."""
     stress_unit: StressUnit | None = None
     """Unit of stresses; eV/A^3 by default.  Where it is given, no stress is too large to be believed."""
 
@@ -158,7 +163,9 @@ def take_labels(atoms: Atoms, keys: LabelKeys, where: str) -> TakenLabels:
     values: dict[str, Any] = {}
     energies = _kind_of_energy(atoms, keys)
     for name in LABELS:
-        given = _given(atoms, name, getattr(keys, name))
+        if name in _NOT_PERIODIC and atoms.pbc.any():  # what codes write of slabs is no label of a molecule
+            continue
+        given = _given(atoms, name, getattr(keys, name, None))
         if name == "stress" and not atoms.pbc.all():
             given = {key: value for key, value in given.items() if _is_finite(value)}
         checked = {key: checked_label(name, value, len(atoms), where) for key, value in given.items()}

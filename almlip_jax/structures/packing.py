@@ -11,7 +11,7 @@ the slot of the opposite edge (uint8).  Vectors are made when a batch is taken, 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -27,6 +27,7 @@ from almlip_jax.structures.graph import Graph, Targets
 from almlip_jax.structures.neighbors import neighborhood
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.structures.weights import loss_weights
+from almlip_jax.targets import Target, has_target, targets, with_further
 
 _GROWTH = 1.25  # ratio of neighbouring bucket sizes
 
@@ -71,16 +72,13 @@ class PackedDataset:
         neighbor_offset: [T, K] int16, flat index of the neighbour minus that of the atom.
         shifts: [T, K, 3] int8, lattice translation of the neighbour; 0 with offset 0 is a slot without an edge.
         reverse: [T, K] uint8, slot of the opposite edge at the neighbour.
-        forces: [T, 3] eV/Angstrom.
         cell: [n, 3, 2, 3] Angstrom, coarse and fine part of each cell vector; 0 in directions that are not periodic.
-        energy: [n] eV, relative to the reference energies.
-        virial: [n, 3, 3] eV.
         volume: [n] Angstrom^3.
         charge: [n] e.
         spin: [n], multiplicity 2S+1.
-        energy_weight: [n], 0 where there is no label.
-        forces_weight: [n], 0 where there is no label.
-        virial_weight: [n], 0 where there is no label.
+        labels: name of a target -> [n, ...], or [T, ...] where it is one of atoms; energies relative to the reference
+            energies.
+        weights: name -> [n], 0 where there is no label.
     """
 
     species: jax.Array
@@ -88,16 +86,12 @@ class PackedDataset:
     neighbor_offset: jax.Array
     shifts: jax.Array
     reverse: jax.Array
-    forces: jax.Array
     cell: jax.Array
-    energy: jax.Array
-    virial: jax.Array
     volume: jax.Array
     charge: jax.Array
     spin: jax.Array
-    energy_weight: jax.Array
-    forces_weight: jax.Array
-    virial_weight: jax.Array
+    labels: Mapping[str, jax.Array]
+    weights: Mapping[str, jax.Array]
 
 
 @struct.dataclass
@@ -140,6 +134,7 @@ def pack(
     slots: int | None = None,
     reference_energies: Mapping[int, float] | None = None,
     dtype: np.dtype | type = np.float32,
+    further: Collection[str] = (),
 ) -> Packed:
     """Packs structures with their neighbour lists and whatever labels they carry.
 
@@ -153,6 +148,7 @@ def pack(
         slots: structure capacity n (padding slot included); by default just enough.
         reference_energies: eV by atomic number, subtracted in float64; 0 where absent.
         dtype: of the floating-point arrays.
+        further: names of targets that are packed beside those that every model gives.
 
     Returns:
         `Packed`.
@@ -167,7 +163,7 @@ def pack(
     if total > atoms or number > slots:
         raise CapacityError(f"{total} atoms in {number} structures do not fit into {atoms} and {slots} slots.")
     offsets = np.concatenate([[0], np.cumsum(counts)[:-1]]) if len(counts) else np.zeros(0, np.int64)
-    arrays = _Arrays(atoms, neighbors, slots, np.dtype(dtype))
+    arrays = _Arrays(atoms, neighbors, slots, np.dtype(dtype), targets(with_further(further)))
     for n, (structure, start) in enumerate(zip(structures, offsets, strict=True)):
         arrays.put_geometry(n, int(start), structure, species, cutoff)
         arrays.put_labels(n, int(start), structure, reference_energies or {})
@@ -177,8 +173,9 @@ def pack(
 class _Arrays:
     """Host buffers of a `PackedDataset` under construction, in the types they will have on the device."""
 
-    def __init__(self, atoms: int, neighbors: int, slots: int, dtype: np.dtype) -> None:
+    def __init__(self, atoms: int, neighbors: int, slots: int, dtype: np.dtype, wanted: Sequence[Target]) -> None:
         self.dtype = dtype
+        self.targets = wanted
         self.neighbors = neighbors
         self.buffers = {
             "species": _zeros((atoms,), np.int32),
@@ -186,17 +183,14 @@ class _Arrays:
             "neighbor_offset": _zeros((atoms, neighbors), np.int16),
             "shifts": _zeros((atoms, neighbors, 3), np.int8),
             "reverse": _zeros((atoms, neighbors), np.min_scalar_type(max(neighbors - 1, 0))),
-            "forces": _zeros((atoms, 3), dtype),
             "cell": _zeros((slots, 3, 2, 3), dtype),
-            "energy": _zeros((slots,), dtype),
-            "virial": _zeros((slots, 3, 3), dtype),
             "volume": _zeros((slots,), dtype),
             "charge": _zeros((slots,), dtype),
             "spin": _zeros((slots,), dtype),
-            "energy_weight": _zeros((slots,), dtype),
-            "forces_weight": _zeros((slots,), dtype),
-            "virial_weight": _zeros((slots,), dtype),
         }
+        rows = {"structure": slots, "atom": atoms}
+        self.labels = {one.name: _zeros((rows[one.per], *one.shape), dtype) for one in wanted}
+        self.weights = {one.name: _zeros((slots,), dtype) for one in wanted}
         self.buffers["volume"][:] = 1
         self.buffers["spin"][:] = 1
 
@@ -219,25 +213,28 @@ class _Arrays:
     def put_labels(self, n: int, start: int, structure: Atoms, references: Mapping[int, float]) -> None:
         results = structure.calc.results if structure.calc is not None else {}
         weights = loss_weights(structure, f"structure {n}")
-        if "energy" in results:
-            offset = sum(references.get(int(z), 0.0) for z in structure.numbers)
-            self.buffers["energy"][n] = results["energy"] - offset
-            self.buffers["energy_weight"][n] = weights.energy
-        if "forces" in results:
-            self._put("forces", start, results["forces"])
-            self.buffers["forces_weight"][n] = weights.forces
-        if "stress" in results and structure.pbc.all():
-            xx, yy, zz, yz, xz, xy = results["stress"]
-            stress = np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]])
-            self.buffers["virial"][n] = -stress * structure.cell.volume
-            self.buffers["virial_weight"][n] = weights.stress
+        for target in self.targets:
+            if target.label not in results or not has_target(structure, target):
+                continue
+            value = results[target.label]
+            if target.name == "energy":
+                value = value - sum(references.get(int(z), 0.0) for z in structure.numbers)
+            if target.name == "virial":
+                xx, yy, zz, yz, xz, xy = value
+                value = -np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]]) * structure.cell.volume
+            if target.per == "atom":
+                self.labels[target.name][start : start + len(structure)] = value
+            else:
+                self.labels[target.name][n] = value
+            self.weights[target.name][n] = weights[target.label]
 
     def _put(self, name: str, start: int, rows: np.ndarray) -> None:
         self.buffers[name][start : start + len(rows)] = rows
 
     def finish(self) -> PackedDataset:
         """The arrays on the device; the buffers, which may be the same memory, are given up."""
-        buffers, self.buffers = self.buffers, {}
+        buffers, self.buffers = self.buffers | {"labels": self.labels, "weights": self.weights}, {}
+        self.labels, self.weights = {}, {}
         return PackedDataset(**jax.device_put(buffers))
 
 
@@ -301,7 +298,7 @@ def lay_out(
 ) -> tuple[BatchPlan, int]:
     """The plan of some batches, and their number; arguments and errors as for `plan_batches`."""
     padding_atom = packed.data.species.shape[0] - 1
-    padding_structure = packed.data.energy.shape[0] - 1
+    padding_structure = packed.data.volume.shape[0] - 1
     capacity = capacity or max(len(batches), 1)
     if len(batches) > capacity:
         raise CapacityError(f"{len(batches)} batches do not fit into a plan of {capacity}.")
@@ -340,19 +337,13 @@ def take_batch(data: PackedDataset, plan: BatchPlan, step: jax.Array | int) -> t
         reverse=data.reverse[atoms].astype(jnp.int32),
         atom_mask=atoms != data.species.shape[0] - 1,
         structure=structure,
-        structure_mask=ids != data.energy.shape[0] - 1,
+        structure_mask=ids != data.volume.shape[0] - 1,
         volume=data.volume[ids],
         positions=jnp.sum(positions, axis=1),
         cell=jnp.sum(cells, axis=2),
         charge=data.charge[ids],
         spin=data.spin[ids],
     )
-    targets = Targets(
-        energy=data.energy[ids],
-        forces=data.forces[atoms],
-        virial=data.virial[ids],
-        energy_weight=data.energy_weight[ids],
-        forces_weight=data.forces_weight[ids],
-        virial_weight=data.virial_weight[ids],
-    )
-    return graph, targets
+    rows = {"structure": ids, "atom": atoms}
+    labels = {one.name: data.labels[one.name][rows[one.per]] for one in targets(data.labels)}
+    return graph, Targets(labels, {name: weights[ids] for name, weights in data.weights.items()})

@@ -57,7 +57,7 @@ def as_text(structures: Iterable[Atoms]) -> str:
 
 
 def _teaches(atoms: Atoms) -> bool:
-    return bool(_labels(atoms)) and any(loss_weights(atoms, "a structure"))
+    return bool(_labels(atoms)) and any(loss_weights(atoms, "a structure").values())
 
 
 def _labels(atoms: Atoms) -> dict[str, Any]:

@@ -13,9 +13,11 @@ from ase.stress import full_3x3_to_voigt_6_stress
 
 from almlip_jax.errors import InputError
 from almlip_jax.structures.neighbors import edge_vectors, neighborhood, periodic_cell, shortest_edge
+from almlip_jax.targets import further_targets, targets
 
-LABELS: tuple[str, ...] = ("energy", "forces", "stress")
-"""What a label may hold: eV, eV/Angstrom, and eV/Angstrom^3 in ASE's sign and Voigt order."""
+LABELS: tuple[str, ...] = tuple(one.label for one in targets())
+"""What a label may hold: ``energy`` eV, ``forces`` eV/Angstrom, ``stress`` eV/Angstrom^3 in ASE's sign and Voigt order,
+and other `targets`."""
 
 _TENSORS = ("stress", "virial")
 _CONTACT = 0.2  # Angstrom; no two nuclei come this close in anything worth a label
@@ -80,7 +82,7 @@ def attach_labels(atoms: Atoms, labels: Mapping[str, Any], where: str) -> None:
 
 
 def checked_label(name: str, value: Any, num_atoms: int, where: str) -> float | np.ndarray:
-    """A label as it is stored: a float, forces [N, 3] or a Voigt stress or virial [6], in float64.
+    """A label as it is stored: a float, forces [N, 3], a Voigt stress or virial [6], or another target, in float64.
 
     Raises:
         InputError: the wrong shape, or not finite.
@@ -93,6 +95,13 @@ def checked_label(name: str, value: Any, num_atoms: int, where: str) -> float | 
         if array.shape != (num_atoms, 3):
             raise InputError(f"{where}: forces have shape {array.shape}, not ({num_atoms}, 3); correct them.")
         _check_finite(array, "force", where)
+        return array
+    further = next((one for one in further_targets() if one.label == name), None)
+    if further is not None:
+        shape = further.shape if further.per == "structure" else (num_atoms, *further.shape)
+        if array.shape != shape or not np.all(np.isfinite(array)):
+            wrong = f"has shape {array.shape}, not {shape}" if array.shape != shape else "is not finite"
+            raise InputError(f"{where}: the {name} {wrong}; correct or remove it.")
         return array
     if name in _TENSORS:
         if array.shape not in ((6,), (3, 3), (9,)):

@@ -1,18 +1,21 @@
 """Weights of a structure in the loss, by the names that files give them.
 
 ``weight`` goes with all labels of a structure, and is multiplied with the weight of each: ``energy_weight``,
-``forces_weight``, ``stress_weight``.  The names of MACE mean the same; 0 takes a label out of the training.
+``forces_weight``, ``stress_weight``, ``dipole_weight``.  The names of MACE mean the same; 0 takes a label out of the
+training.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from ase import Atoms
 
 from almlip_jax.errors import InputError
+from almlip_jax.targets import further_targets, targets
 
 _NAMES: dict[str, tuple[str, ...]] = {
     "weight": ("weight", "config_weight"),
@@ -26,18 +29,11 @@ _NAMES: dict[str, tuple[str, ...]] = {
         "config_virial_weight",
         "config_virials_weight",
     ),
+    **{f"{one.label}_weight": (f"{one.label}_weight", f"config_{one.label}_weight") for one in further_targets()},
 }
 
 WEIGHTS: tuple[str, ...] = tuple(_NAMES)
 """Names of weights in `info`."""
-
-
-class LossWeights(NamedTuple):
-    """Weights of the labels of one structure, that of the structure included."""
-
-    energy: float
-    forces: float
-    stress: float
 
 
 def normalise_weights(atoms: Atoms, where: str) -> None:
@@ -52,11 +48,15 @@ def normalise_weights(atoms: Atoms, where: str) -> None:
         atoms.info[name] = found
 
 
-def loss_weights(atoms: Atoms, where: str) -> LossWeights:
-    """The weights of a structure, 1 where none is given; raises as `normalise_weights`."""
+def loss_weights(atoms: Atoms, where: str) -> Mapping[str, float]:
+    """Weights of the labels of a structure by their names, that of the structure included; 1 where none is given.
+
+    Raises:
+        InputError: as for `normalise_weights`.
+    """
     given = _given(atoms, where)
     whole = given.get("weight", 1.0)
-    return LossWeights(*(whole * given.get(name, 1.0) for name in ("energy_weight", "forces_weight", "stress_weight")))
+    return {one.label: whole * given.get(f"{one.label}_weight", 1.0) for one in targets()}
 
 
 def _given(atoms: Atoms, where: str) -> dict[str, float]:

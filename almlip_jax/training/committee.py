@@ -14,10 +14,10 @@ from pydantic import ValidationError
 
 from almlip_jax.ensembles import Ensemble, EnsembleSettings, MixedEnsemble, build_ensemble, member_models
 from almlip_jax.errors import InputError
-from almlip_jax.models import ModelSettings, Params
+from almlip_jax.models import ModelSettings, Params, further_of
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.training.dataset import Capacity
-from almlip_jax.training.settings import TrainingSettings, check_losses
+from almlip_jax.training.settings import TrainingSettings, check_losses, check_targets
 from almlip_jax.training.trainer import (
     EpochReport,
     Trainer,
@@ -205,8 +205,13 @@ def check_training(model: ModelSettings, ensemble: EnsembleSettings, training: T
     Raises:
         InputError: a variant is not valid, or the loss does not go with the members.
     """
-    for n, (_, variant, _) in enumerate(member_models(model, ensemble)):
-        check_losses(_changed(training, variant.training, n), ensemble.heads, ensemble.likelihood)
+    models = member_models(model, ensemble)
+    for n, (one, variant, _) in enumerate(models):
+        changed = _changed(training, variant.training, n)
+        check_losses(changed, ensemble.heads, ensemble.likelihood)
+        check_targets(changed, further_of(one), ensemble.heads)
+    if len({further_of(one) for one, _, _ in models}) > 1:
+        raise InputError("some of ensemble.variants give a dipole and others do not; let all of them, or none.")
 
 
 def _changed(training: TrainingSettings, changes: dict, position: int) -> TrainingSettings:

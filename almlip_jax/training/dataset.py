@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,6 +27,7 @@ from almlip_jax.structures.packing import (
 )
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.structures.weights import loss_weights
+from almlip_jax.targets import Target, has_target, targets, with_further
 from almlip_jax.training.settings import TrainingSettings
 
 _LEAST_ENERGY = 0.05  # eV, scale of the energies of atoms that hardly move
@@ -154,11 +155,11 @@ class TrainingSet:
         the middle two thirds of the energies per atom, and than a value that disorder exceeds.
         """
         data, counts = self.packed.data, self.packed.counts
-        labelled = self.training[np.asarray(data.forces_weight)[self.training] > 0]
+        labelled = self.training[np.asarray(data.weights["forces"])[self.training] > 0]
         rows = [np.arange(self.packed.offsets[n], self.packed.offsets[n] + counts[n]) for n in labelled]
-        forces = np.asarray(data.forces)[np.concatenate(rows)] if rows else np.zeros((1, 3))
-        with_energy = self.training[np.asarray(data.energy_weight)[self.training] > 0]
-        energies = np.asarray(data.energy)[with_energy].astype(np.float64) / counts[with_energy]
+        forces = np.asarray(data.labels["forces"])[np.concatenate(rows)] if rows else np.zeros((1, 3))
+        with_energy = self.training[np.asarray(data.weights["energy"])[self.training] > 0]
+        energies = np.asarray(data.labels["energy"])[with_energy].astype(np.float64) / counts[with_energy]
         spread = 0.5 * float(np.diff(np.quantile(energies, (0.16, 0.84)))[0]) if len(energies) else 0.0
         return max(float(np.sqrt(np.mean(forces.astype(np.float64) ** 2))), spread, _LEAST_ENERGY)
 
@@ -224,20 +225,25 @@ def training_set(
     validation_fraction: float,
     dtype: np.dtype | type,
     validation: Sequence[Atoms] = (),
+    further: Collection[str] = (),
 ) -> TrainingSet:
     """Packs labelled structures within a capacity and decides which of them validate.
 
-    Where ``validation`` structures are given, these do, and the others are all trained on.
+    Where ``validation`` structures are given, these do, and the others are all trained on.  Labels are taken of the
+    targets that every model gives, and of ``further`` ones.
 
     Raises:
         CapacityError: they do not fit.
-        InputError: there are none, all of them have weight 0, or a composition comes in several electronic states.
+        InputError: there are none, all of them have weight 0, a composition comes in several electronic states, or
+            there is no label of a further target, or a structure that cannot have one.
     """
     if not structures:
         raise InputError("there is nothing to train on; give at least one labelled structure.")
     number, structures = len(structures), [*structures, *validation]
     _refuse_mixed_states(structures)
-    _refuse_weightless(structures)
+    _refuse_weightless(structures, further)
+    for target in targets(further):
+        _require_target(structures, target)
     if len(structures) + 1 > capacity.structures:
         raise CapacityError(
             f"{len(structures)} structures do not fit; training was sized for {capacity.structures - 1}."
@@ -251,6 +257,7 @@ def training_set(
         slots=capacity.structures,
         reference_energies=reference_energies,
         dtype=dtype,
+        further=further,
     )
     if validation:
         training, held_out = np.arange(number), np.arange(number, len(structures))
@@ -265,14 +272,13 @@ def _with_relative_weights(packed: Packed, training: np.ndarray) -> Packed:
     One factor on all weights would scale gradients and nothing else, which clipping would then cut.
     """
     data = packed.data
-    kinds = (data.energy_weight, data.forces_weight, data.virial_weight)
+    kinds = data.weights.values()
     largest = np.max([np.asarray(weights, np.float64)[training] for weights in kinds], axis=0)
     if not (largest > 0).any():
         return packed
     mean = float(largest[largest > 0].mean())
-    energy, forces, virial = (weights / mean for weights in kinds)
-    changed = replace(data, energy_weight=energy, forces_weight=forces, virial_weight=virial)
-    return replace(packed, data=changed)
+    relative = {name: weights / mean for name, weights in data.weights.items()}
+    return replace(packed, data=replace(data, weights=relative))
 
 
 def split(number: int, validation_fraction: float) -> tuple[np.ndarray, np.ndarray]:
@@ -314,9 +320,26 @@ def bootstrap_weights(settings: EnsembleSettings, structures: int, dtype: np.dty
     return jnp.asarray(np.stack(columns, axis=1), dtype)
 
 
-def _refuse_weightless(dataset: Sequence[Atoms]) -> None:
-    if not any(any(loss_weights(atoms, f"structure {n}")) for n, atoms in enumerate(dataset)):
+def _refuse_weightless(dataset: Sequence[Atoms], further: Collection[str]) -> None:
+    known = [one.label for one in targets(with_further(further))]
+    weights = (loss_weights(atoms, f"structure {n}") for n, atoms in enumerate(dataset))
+    if not any(any(one[label] for label in known) for one in weights):
         raise InputError("every structure has weight 0, so that there is nothing to learn from; give some a weight.")
+
+
+def _require_target(dataset: Sequence[Atoms], target: Target) -> None:
+    """Whether a target that a model gives beside the energy can be learned from some structures."""
+    for n, atoms in enumerate(dataset):
+        if not has_target(atoms, target):
+            raise InputError(
+                f"structure {n} ({atoms.get_chemical_formula()}) is periodic, but a {target.name} belongs to "
+                f"molecules; leave it out, or train a model without {target.name}s (model.{target.name}: false)."
+            )
+    if not any(atoms.calc is not None and target.label in atoms.calc.results for atoms in dataset):
+        raise InputError(
+            f"the model gives a {target.name}, but no structure has one to learn from; label them with {target.name}s "
+            f"(oracle.{target.name}: true with tblite), or set model.{target.name}: false."
+        )
 
 
 def _refuse_mixed_states(dataset: Sequence[Atoms]) -> None:

@@ -1,4 +1,4 @@
-"""The loss of each model: weighted penalties of energy per atom, force components and virial per atom.
+"""The loss of each model: weighted penalties of energy per atom, force components, virial per atom, and other targets.
 
 A penalty turns each residual r into what is averaged:
 
@@ -17,6 +17,8 @@ Models with several heads are penalised head by head under the first two.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from functools import reduce
 
 import jax
 import jax.numpy as jnp
@@ -27,44 +29,29 @@ from jax.scipy.stats import norm
 
 from almlip_jax.ensembles import Belief, Prediction
 from almlip_jax.structures.graph import Graph, Targets, atom_counts, sum_over_atoms
-from almlip_jax.training.settings import LossSettings
+from almlip_jax.targets import Target
+from almlip_jax.targets import targets as declared
+from almlip_jax.training.settings import SQUARES, LossSettings
 
 
 @struct.dataclass
 class Residuals:
-    """Sums of penalties of a batch for one model, and what they are to be divided by.
+    """Sums of penalties of a batch for one model, and what they are to be divided by; by names of `targets`.
 
     Attributes:
-        energy: sum over structures of weight * penalty(residual / atoms), eV^2 for squares.
-        forces: sum over atoms of weight * mean over components of penalty(residual), (eV/Angstrom)^2 for squares.
-        virial: sum over structures of weight * mean over components of penalty(residual / atoms), eV^2 for squares.
-        structures: [2] number of structures with an energy and with a virial (not weighted).
-        atoms: number of atoms with forces.
+        sums: over structures or atoms of weight * mean over components of penalty(residual), where the residual of
+            energies, virials and the like is divided by the number of atoms; squares of units for squares.
+        counts: number of structures that have the label, or of their atoms where it is one of atoms (not weighted).
     """
 
-    energy: jax.Array
-    forces: jax.Array
-    virial: jax.Array
-    structures: jax.Array
-    atoms: jax.Array
-
-
-SQUARES = LossSettings()
-"""The penalties that mean squared errors are made of."""
+    sums: Mapping[str, jax.Array]
+    counts: Mapping[str, jax.Array]
 
 
 def unweighted(targets: Targets) -> Targets:
     """Targets among which every label counts alike, whatever its weight (but for weight 0: those do not count)."""
-
-    def alike(weights: jax.Array) -> jax.Array:
-        return (weights > 0).astype(weights.dtype)
-
-    return dataclasses.replace(
-        targets,
-        energy_weight=alike(targets.energy_weight),
-        forces_weight=alike(targets.forces_weight),
-        virial_weight=alike(targets.virial_weight),
-    )
+    alike = {name: (weights > 0).astype(weights.dtype) for name, weights in targets.weights.items()}
+    return dataclasses.replace(targets, weights=alike)
 
 
 def mean_of_heads(prediction: Prediction) -> Prediction:
@@ -87,47 +74,56 @@ def residuals(
         graph: the batch.
         targets: its labels, energies relative to the reference energies.
         weights: [S] further weight of each structure (the model's bootstrap weight).
-        loss: kind of penalty; the weights of energies, forces and virials do not enter here.
+        loss: kind of penalty; the weights of the targets do not enter here.
 
     Returns:
         `Residuals`; the numbers of structures and atoms count labels, whatever the weights, so that a batch's
         expected loss does not depend on the bootstrap.
     """
-    counts, noise = atom_counts(graph), prediction.noise
-    of_energy = None if noise is None else _per_atom(noise.energy, counts)
-    of_forces = None if noise is None else _for_components(noise.forces, 1)
-    of_virial = None if noise is None else _for_components(_per_atom(noise.virial, counts), 2)
-    error = (prediction.energy - targets.energy) / counts
-    energy = _penalty(error, of_energy, loss, loss.energy_delta, loss.energy_floor)
-    error = prediction.forces - targets.forces
-    component = _penalty(error, of_forces, loss, loss.forces_delta, loss.forces_floor)
-    forces = sum_over_atoms(jnp.mean(component, axis=-1), graph)
-    error = (prediction.virial - targets.virial) / counts[:, None, None]
-    virial = jnp.mean(_penalty(error, of_virial, loss, loss.virial_delta, loss.virial_floor), axis=(-1, -2))
-    has_forces = (targets.forces_weight > 0).astype(counts.dtype)
-    return Residuals(
-        energy=jnp.sum(weights * targets.energy_weight * energy),
-        forces=jnp.sum(weights * targets.forces_weight * forces),
-        virial=jnp.sum(weights * targets.virial_weight * virial),
-        structures=jnp.stack([_labelled(targets.energy_weight), _labelled(targets.virial_weight)]),
-        atoms=jnp.sum(has_forces * counts),
-    )
+    counts = atom_counts(graph)
+    sums, numbers = {}, {}
+    for target in declared(targets.values):
+        axes = len(target.shape)
+        error = _by_heads(prediction, target) - targets.values[target.name]
+        if target.by_atoms:
+            error = error / counts.reshape(-1, *axes * (1,))
+        belief = _belief(prediction, target, counts)
+        penalty = _penalty(error, belief, loss, loss.delta_of(target), loss.floor_of(target))
+        if axes:
+            penalty = jnp.mean(penalty, axis=tuple(range(-1, -1 - axes, -1)))
+        if target.per == "atom":
+            penalty = sum_over_atoms(penalty, graph)
+        has_label = (targets.weights[target.name] > 0).astype(counts.dtype)
+        sums[target.name] = jnp.sum(weights * targets.weights[target.name] * penalty)
+        numbers[target.name] = jnp.sum(has_label * counts if target.per == "atom" else has_label)
+    return Residuals(sums, numbers)
 
 
-def means(sums: Residuals) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Mean penalties of energy per atom, force component and virial per atom; 0 where nothing is labelled."""
-    with_energy, with_virial = sums.structures[..., 0], sums.structures[..., 1]
-    return (
-        sums.energy / jnp.maximum(with_energy, 1),
-        sums.forces / jnp.maximum(sums.atoms, 1),
-        sums.virial / jnp.maximum(with_virial, 1),
-    )
+def _by_heads(prediction: Prediction, target: Target) -> jax.Array:
+    """What one model says, with an axis over its heads, which share what only the model itself gives."""
+    if target.basic:
+        values: jax.Array = getattr(prediction, target.name)
+        return values
+    return prediction.further[target.name][None]
+
+
+def _belief(prediction: Prediction, target: Target, counts: jax.Array) -> Belief | None:
+    """What a model says of the error of a component; of what it gives beside energies it says nothing."""
+    if prediction.noise is None or not target.basic:
+        return None
+    belief: Belief = getattr(prediction.noise, target.name)
+    return _for_components(_per_atom(belief, counts) if target.by_atoms else belief, len(target.shape))
+
+
+def means(sums: Residuals) -> dict[str, jax.Array]:
+    """Mean penalties by target: energy per atom, force component, virial per atom; 0 where nothing is labelled."""
+    return {one.name: sums.sums[one.name] / jnp.maximum(sums.counts[one.name], 1) for one in declared(sums.sums)}
 
 
 def weighted(loss: LossSettings, sums: Residuals) -> jax.Array:
     """The loss from its sums: mean penalties times their weights."""
-    energy, forces, virial = means(sums)
-    return loss.energy * energy + loss.forces * forces + loss.virial * virial
+    found = means(sums)
+    return reduce(jnp.add, [loss.weight_of(target) * found[target.name] for target in declared(found)])
 
 
 def _penalty(residual: jax.Array, belief: Belief | None, loss: LossSettings, delta: float, floor: float) -> jax.Array:
@@ -181,7 +177,3 @@ def _per_atom(belief: Belief, counts: jax.Array) -> Belief:
 def _for_components(belief: Belief, axes: int) -> Belief:
     """One belief for all components, along further axes."""
     return jax.tree.map(lambda x: x.reshape(*x.shape, *axes * (1,)), belief)
-
-
-def _labelled(weights: jax.Array) -> jax.Array:
-    return jnp.sum((weights > 0).astype(weights.dtype))

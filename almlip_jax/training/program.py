@@ -155,7 +155,8 @@ class Program:
         state, total = jax.lax.fori_loop(0, steps, body, (state, zero))
         late = in_second_stage(self.settings, state.step, run.total_steps)
         squares, *penalties = self.validate(state.average, run)
-        energy, forces, _ = means(squares)
+        found = means(squares)
+        energy, forces = found["energy"], found["forces"]
         loss = self._by_stage(penalties, late)
         observed = run.validation_steps > 0
         if self.settings.second_stage is not None:
@@ -281,10 +282,8 @@ class Program:
             )
             return jax.tree.map(jnp.add, sums, found)
 
-        models = (self.ensemble.size,)
-        scalar = jnp.zeros(models, self.dtype)
-        zero = Residuals(scalar, scalar, scalar, jnp.zeros((*models, 2), self.dtype), scalar)
-        return jax.lax.fori_loop(0, run.validation_steps, body, (zero,) * (1 + len(kinds)))
+        none = {name: jnp.zeros((self.ensemble.size,), self.dtype) for name in run.data.labels}
+        return jax.lax.fori_loop(0, run.validation_steps, body, (Residuals(none, none),) * (1 + len(kinds)))
 
     def _keep_best(self, state: State, loss: jax.Array) -> State:
         better = (loss < state.best_loss) & ~state.stopped

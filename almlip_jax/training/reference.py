@@ -171,7 +171,7 @@ def _fitted(
     """The energies of all species, and places of structures with doubtful energies."""
     known_energy = [n for n, a in enumerate(structures) if _has_energy(a)]
     # where no energy counts in the training, as with forces alone, they still tell where energies lie
-    weighted = [n for n in known_energy if loss_weights(structures[n], f"structure {n}").energy > 0]
+    weighted = [n for n in known_energy if loss_weights(structures[n], f"structure {n}")["energy"] > 0]
     places = weighted or known_energy
     if not places:
         raise InputError("no structure has an energy; training needs labelled structures.")

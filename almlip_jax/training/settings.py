@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -11,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from almlip_jax.errors import InputError
 from almlip_jax.settings import Settings, unit
+from almlip_jax.targets import Target, further_targets, targets
 
 LossKind = Literal["mse", "huber", "nll", "crps"]
 """How residuals are penalised."""
@@ -40,12 +42,17 @@ class LossSettings(Settings):
     """Weight of the mean penalty of the force components."""
     virial: float = Field(default=1.0, ge=0, le=1e6)
     """Weight of the mean penalty of the virial components per atom; structures without stress do not count."""
+    dipole: float = Field(default=1.0, ge=0, le=1e6)
+    """Weight of the mean penalty of the components of the dipole, of models that give one; molecules without do not
+    count."""
     energy_delta: float = Field(default=0.01, ge=1e-8, le=1000.0, json_schema_extra=unit("eV/atom"))
     """With ``huber``: energy residual beyond which the penalty is linear, eV/atom."""
     forces_delta: float = Field(default=0.1, ge=1e-8, le=1000.0, json_schema_extra=unit("eV/Angstrom"))
     """With ``huber``: residual of a force component beyond which the penalty is linear, eV/Angstrom."""
     virial_delta: float = Field(default=0.01, ge=1e-8, le=1000.0, json_schema_extra=unit("eV/atom"))
     """With ``huber``: residual of a virial component beyond which the penalty is linear, eV/atom."""
+    dipole_delta: float = Field(default=0.05, ge=1e-8, le=1000.0, json_schema_extra=unit("e*Angstrom"))
+    """With ``huber``: residual of a dipole component beyond which the penalty is linear, e*Angstrom."""
     energy_floor: float = Field(default=1e-4, ge=1e-8, le=10.0, json_schema_extra=unit("eV/atom"))
     """With ``nll`` and ``crps``: standard deviation that is added to the predicted one in square, eV/atom."""
     forces_floor: float = Field(default=1e-3, ge=1e-8, le=10.0, json_schema_extra=unit("eV/Angstrom"))
@@ -67,6 +74,18 @@ class LossSettings(Settings):
         """Whether it needs members that say how sure they are."""
         return self.kind in ("nll", "crps")
 
+    def weight_of(self, target: Target) -> float:
+        """Weight of the mean penalty of a target."""
+        return float(getattr(self, target.name, target.weight))
+
+    def delta_of(self, target: Target) -> float:
+        """Residual of a target beyond which a Huber penalty is linear."""
+        return float(getattr(self, f"{target.name}_delta", target.delta))
+
+    def floor_of(self, target: Target) -> float:
+        """Standard deviation that is added to the predicted one of a target in square; 0 where none is predicted."""
+        return float(getattr(self, f"{target.name}_floor", 0.0))
+
 
 class SecondStageSettings(Settings):
     """The end of a training, with other weights: usually more weight on energies, once forces have been learned.
@@ -80,12 +99,14 @@ class SecondStageSettings(Settings):
     """Kind of the loss from then on, as in `loss` where not given: for ``nll``, a first stage with ``mse`` finds good
     means before variances are learned, which is more stable."""
     energy: float | None = Field(default=None, ge=0, le=1e6)
-    """Weight of energies from then on; where not given, like the two others, as in `loss`, or what belongs to another
+    """Weight of energies from then on; where not given, like the others, as in `loss`, or what belongs to another
     kind."""
     forces: float | None = Field(default=None, ge=0, le=1e6)
     """Weight of forces."""
     virial: float | None = Field(default=None, ge=0, le=1e6)
     """Weight of virials."""
+    dipole: float | None = Field(default=None, ge=0, le=1e6)
+    """Weight of dipoles."""
     learning_rate_factor: float = Field(default=1.0, gt=0, le=100.0)
     """What the learning rate of the schedule is multiplied by."""
 
@@ -168,7 +189,7 @@ class TrainingSettings(Settings):
             return (self.loss,)
         kind = second.kind or self.loss.kind
         changes: dict[str, Any] = {
-            name: value for name in _WEIGHTS["mse"] if (value := getattr(second, name)) is not None
+            one.name: value for one in targets() if (value := getattr(second, one.name, None)) is not None
         }
         if kind != self.loss.kind:
             changes = _WEIGHTS[kind] | changes | {"kind": kind}
@@ -186,6 +207,33 @@ class TrainingSettings(Settings):
         if self.schedule == "exponential" and self.final_learning_rate == 0:
             raise ValueError("schedule 'exponential' never reaches 0; give final_learning_rate, for example 0.01.")
         return self
+
+
+SQUARES = LossSettings()
+"""The penalties that mean squared errors are made of."""
+
+
+def check_targets(training: TrainingSettings, further: Collection[str], heads: int) -> None:
+    """Whether what a model gives beside energies can be learned so.
+
+    Raises:
+        InputError: heads or the kind of a loss do not go with it, or the loss weighs what the model does not give.
+    """
+    for target in further_targets():
+        name = target.name
+        if name in further and heads > 1:
+            raise InputError(f"model.{name} needs ensemble.heads 1: the heads of a model have one {name}.")
+        for loss in training.losses:
+            if name in further and loss.judges_uncertainty:
+                raise InputError(
+                    f"a loss of kind '{loss.kind}' judges no {name}s; take kind 'mse' or 'huber', or leave out "
+                    f"model.{name}."
+                )
+            if name not in further and loss.weight_of(target) not in (0.0, SQUARES.weight_of(target)):
+                raise InputError(
+                    f"the loss weighs {name}s by {loss.weight_of(target):g}, but the model gives none; set "
+                    f"model.{name}: true, or leave the weight out."
+                )
 
 
 def check_losses(training: TrainingSettings, heads: int, likelihood: str) -> None:

@@ -281,6 +281,7 @@ class Trainer:
             validation_fraction=self.settings.validation_fraction,
             dtype=self.dtype,
             validation=validation,
+            further=self.ensemble.targets,
         )
 
     def prepare(self, data: TrainingSet, total_steps: int, weights_key: jax.Array) -> Run:

@@ -34,6 +34,7 @@ def test_metrics_are_their_definitions():
         energy=np.array([-9.7, -6.4, 5.0]),
         forces=[f.calc.results["forces"] + e for f, e in zip(frames, errors, strict=True)],
         stress=np.array([np.arange(6.0) + 0.1, np.full(6, np.nan), np.full(6, np.nan)]),
+        further={},
         atom_scores={"force_total": [np.ones(n) for n in (3, 2, 2)]},
         scores={"energy_total": np.ones(3)},
     )
@@ -63,6 +64,7 @@ def predictions_of(frames: list[Atoms], errors: list[np.ndarray], spread: list[n
         energy=np.array([f.calc.results.get("energy", 0.0) for f in frames]),
         forces=[f.calc.results["forces"] + e for f, e in zip(frames, errors, strict=True)],
         stress=np.full((len(frames), 6), np.nan),
+        further={},
         atom_scores={"force_total": spread},
         scores={"energy_total": np.ones(len(frames))},
     )
@@ -106,6 +108,7 @@ def test_a_stress_alone_can_be_compared_also_as_a_matrix():
         energy=np.zeros(2),
         forces=[np.zeros((1, 3))] * 2,
         stress=np.array([[1.0, 2.0, 3.0, 0.0, 0.0, 0.6], np.full(6, np.nan)]),
+        further={},
         atom_scores={"force_total": [np.ones(1)] * 2},
         scores={"energy_total": np.ones(2)},
     )
@@ -120,6 +123,7 @@ def test_nothing_to_compare_with():
         energy=np.zeros(1),
         forces=[np.zeros((1, 3))],
         stress=np.zeros((1, 6)),
+        further={},
         atom_scores={"force_total": [np.zeros(1)]},
         scores={"energy_total": np.zeros(1)},
     )

@@ -254,10 +254,11 @@ def test_labels_that_are_ignored_are_not_looked_at(tmp_path: Path) -> None:
 )
 def test_weights_go_by_the_names_people_use(tmp_path: Path, comment: str, expected: tuple[float, float, float]) -> None:
     atoms = read(tmp_path, frame(f'energy=-1 virial="{VIRIAL}" {comment}'))[0]
-    assert loss_weights(atoms, "frame") == expected
+    weights = loss_weights(atoms, "frame")
+    assert tuple(weights[name] for name in ("energy", "forces", "stress")) == expected
     assert not any(key.startswith(("config", "force_")) for key in atoms.info)
     data = pack([atoms], SpeciesTable((29,)), 3.0, neighbors=64).data
-    found = (data.energy_weight[0], data.forces_weight[0], data.virial_weight[0])
+    found = tuple(data.weights[name][0] for name in ("energy", "forces", "virial"))
     np.testing.assert_array_equal(found, np.float32(expected))
 
 
@@ -295,7 +296,7 @@ def test_stresses_count_where_they_are_given(tmp_path: Path) -> None:
         frame(f'energy=-1 virial="{VIRIAL}"', CELL.replace("T T T", "T F F")),
     ]
     data = pack(read(tmp_path, *frames), SpeciesTable((29,)), 3.0, neighbors=64).data
-    np.testing.assert_array_equal(data.virial_weight[:4], [0, 1, 1, 0])
-    np.testing.assert_allclose(data.virial[1], np.array(VIRIAL.split(), float).reshape(3, 3), rtol=1e-6)
-    np.testing.assert_allclose(np.diag(data.virial[2]), [-2.7, -5.4, -8.1], rtol=1e-6)
-    np.testing.assert_array_equal(data.energy_weight[:4], np.ones(4))
+    np.testing.assert_array_equal(data.weights["virial"][:4], [0, 1, 1, 0])
+    np.testing.assert_allclose(data.labels["virial"][1], np.array(VIRIAL.split(), float).reshape(3, 3), rtol=1e-6)
+    np.testing.assert_allclose(np.diag(data.labels["virial"][2]), [-2.7, -5.4, -8.1], rtol=1e-6)
+    np.testing.assert_array_equal(data.weights["energy"][:4], np.ones(4))

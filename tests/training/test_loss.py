@@ -33,9 +33,9 @@ def wrong_by(targets: Targets, graph: Graph, energy: np.ndarray, forces: np.ndar
     """A prediction of one head with given residuals of the energy [2], forces [2, 3, 3] and virial [2, 3, 3]."""
     slots, atoms = graph.num_structures, len(graph.species)
     return Prediction(
-        energy=(targets.energy + jnp.pad(jnp.asarray(energy), (0, slots - 2)))[None],
-        forces=(targets.forces + jnp.pad(jnp.asarray(forces).reshape(6, 3), ((0, atoms - 6), (0, 0))))[None],
-        virial=(targets.virial + jnp.pad(jnp.asarray(virial), ((0, slots - 2), (0, 0), (0, 0))))[None],
+        energy=(targets.values["energy"] + jnp.pad(jnp.asarray(energy), (0, slots - 2)))[None],
+        forces=(targets.values["forces"] + jnp.pad(jnp.asarray(forces).reshape(6, 3), ((0, atoms - 6), (0, 0))))[None],
+        virial=(targets.values["virial"] + jnp.pad(jnp.asarray(virial), ((0, slots - 2), (0, 0), (0, 0))))[None],
         features=jnp.zeros((atoms, 1)),
     )
 
@@ -43,7 +43,7 @@ def wrong_by(targets: Targets, graph: Graph, energy: np.ndarray, forces: np.ndar
 def test_huber_is_its_formula(batch):
     """Squares within delta, straight lines beyond it, each term with its own delta, in each structure's weight."""
     graph, targets = batch
-    targets = targets.replace(virial_weight=targets.energy_weight)
+    targets = targets.replace(weights={**targets.weights, "virial": targets.weights["energy"]})
     rng = np.random.default_rng(0)
     energy, forces = np.array([0.3, -6.0]), rng.normal(size=(2, 3, 3))
     virial = rng.normal(size=(2, 3, 3))
@@ -52,12 +52,12 @@ def test_huber_is_its_formula(batch):
     weights = jnp.asarray([0.5, 3.0, 7.0])
     found = means(residuals(prediction, graph, targets, weights, loss))
     both = np.array([2.0 * 0.5, 1.0 * 3.0])
-    np.testing.assert_allclose(found[0], np.sum(both * 2 * huber(0.5, energy / 3)) / 2, rtol=1e-4)
+    np.testing.assert_allclose(found["energy"], np.sum(both * 2 * huber(0.5, energy / 3)) / 2, rtol=1e-4)
     np.testing.assert_allclose(
-        found[1], np.sum(both[:, None] * np.mean(2 * huber(0.8, forces), axis=-1)) / 6, rtol=1e-4
+        found["forces"], np.sum(both[:, None] * np.mean(2 * huber(0.8, forces), axis=-1)) / 6, rtol=1e-4
     )
     np.testing.assert_allclose(
-        found[2], np.sum(both * np.mean(2 * huber(0.2, virial / 3), axis=(-1, -2))) / 2, rtol=1e-4
+        found["virial"], np.sum(both * np.mean(2 * huber(0.2, virial / 3), axis=(-1, -2))) / 2, rtol=1e-4
     )
 
 
@@ -73,7 +73,7 @@ def test_a_wrong_force_pulls_no_harder_than_delta(batch):
         wrong = wrong_by(targets, graph, np.zeros(2), forces, zero)
 
         def total(force: jax.Array) -> jax.Array:
-            return means(residuals(right.replace(forces=force), graph, targets, jnp.ones(3), loss))[1]
+            return means(residuals(right.replace(forces=force), graph, targets, jnp.ones(3), loss))["forces"]
 
         return float(jnp.linalg.norm(jax.grad(total)(wrong.forces)))
 
@@ -112,7 +112,7 @@ def test_huber_learns_past_labels_that_are_wrong(waters):
     for kind in ("mse", "huber"):
         settings = settings_of(loss=LossSettings(kind=kind), max_steps=800, validation_fraction=0.0)
         result = trainer_of(waters, settings).train(bad, None, jax.random.key(0), reference_energies=references)
-        errors.append(float(jnp.mean(jnp.sqrt(means(judge.program.validate(result.params, run)[0])[1]))))
+        errors.append(float(jnp.mean(jnp.sqrt(means(judge.program.validate(result.params, run)[0])["forces"]))))
     assert errors[1] < 0.5 * errors[0]
 
 

@@ -83,7 +83,7 @@ def test_a_weight_of_all_changes_nothing(trainer, dataset, references, result):
     for n, atoms in enumerate(heavy):
         atoms.info["weight"] = 5.0 if n % 2 else 1.0
     data = trainer.training_set(heavy, references)
-    assert np.asarray(data.packed.data.forces_weight)[data.training].mean() == pytest.approx(1, rel=1e-6)
+    assert np.asarray(data.packed.data.weights["forces"])[data.training].mean() == pytest.approx(1, rel=1e-6)
 
 
 def test_models_that_diverge_are_trained_once_more(trainer, dataset, references, result, monkeypatch, tmp_path):
@@ -237,7 +237,8 @@ def test_loss_is_its_formula():
         features=jnp.zeros((shape.atoms, 1)),
     )
     weights = jnp.asarray([0.5, 2.0, 3.0, 7.0, 7.0])
-    energy, forces, virial = means(residuals(jax.tree.map(lambda x: x[None], prediction), graph, targets, weights))
+    found = means(residuals(jax.tree.map(lambda x: x[None], prediction), graph, targets, weights))
+    energy, forces, virial = (found[name] for name in ("energy", "forces", "virial"))
     de = [(prediction.energy[n] - a.get_potential_energy()) / len(a) for n, a in ((0, solid), (1, wet))]
     np.testing.assert_allclose(energy, (0.5 * de[0] ** 2 + 2 * de[1] ** 2) / 2, rtol=1e-5)
     expected, start = 0.0, 0
@@ -273,9 +274,7 @@ def test_capacities_of_strongly_unlike_sizes():
         settings = settings_of(batch_size=5)
         counts = np.where(np.arange(3000) % share == 0, 200, 1)
         capacity = plan_capacity([large if n == 200 else small for n in counts[:100]], 4.0, settings, 3000)
-        sizes = SimpleNamespace(
-            species=np.zeros(capacity.atoms), energy=np.zeros(capacity.structures), forces_weight=np.zeros(1)
-        )
+        sizes = SimpleNamespace(species=np.zeros(capacity.atoms), volume=np.zeros(capacity.structures))
         packed = Packed(sizes, counts, np.concatenate([[0], np.cumsum(counts)[:-1]]))
         data = TrainingSet(packed, np.arange(3000), np.arange(0), capacity)
         order = Order(jax.random.key(0))

@@ -40,5 +40,5 @@ def test_something_must_have_a_weight() -> None:
         with pytest.raises(InputError, match="every structure has weight 0, so that there is nothing to learn from"):
             packed({name: 0.0}, {name: 0})
     found = packed({"weight": 0.0}, {"energy_weight": 0.0, "stress_weight": 0.0}).packed.data
-    np.testing.assert_array_equal(found.energy_weight[:2], [0, 0])
-    np.testing.assert_array_equal(found.forces_weight[:2], [0, 1])
+    np.testing.assert_array_equal(found.weights["energy"][:2], [0, 0])
+    np.testing.assert_array_equal(found.weights["forces"][:2], [0, 1])

@@ -49,6 +49,10 @@ class ExternalSettings(SourceSettings, FileReading):
     """Largest difference of a coordinate between the structure asked for and the one labelled, in Angstrom; another
     image of the cell, or another order of equal atoms, is no difference."""
 
+    def gives(self, target: str) -> bool:
+        """Whatever the files have."""
+        return True
+
     def identity(self) -> dict[str, Any]:
         """The settings that decide what a label is: the name of the method."""
         return {"kind": self.kind, "method": self.method}
@@ -193,4 +197,5 @@ def _label(frame: Atoms, order: np.ndarray, identity: str, oracle: ExternalSetti
         results = judged(results_of(frame), len(frame), oracle.max_force)
     except LabelError as error:
         return Label(identity, error=str(error))
-    return Label(identity, results.energy, np.asarray(results.forces)[order], results.stress)
+    forces = np.asarray(results.forces)[order]
+    return Label(identity, results.energy, forces, results.stress, further=results.further)

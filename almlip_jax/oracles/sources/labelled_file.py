@@ -16,7 +16,9 @@ from almlip_jax.oracles.base import LabelSource, Results, SourceSettings
 from almlip_jax.settings import unit
 from almlip_jax.structures.electronic_state import agrees_in_state
 from almlip_jax.structures.labels import FileReading, LabelKeys, label_difference
-from almlip_jax.structures.validation import LABELS
+from almlip_jax.targets import further_targets, targets
+
+_FIRST = tuple(one.label for one in targets() if one.basic)
 
 
 class FileSettings(SourceSettings, FileReading):
@@ -38,11 +40,18 @@ class FileSettings(SourceSettings, FileReading):
     """Largest difference of a coordinate at which structures are the same, in Angstrom (extxyz files may be rounded to
     8 decimals)."""
 
+    def gives(self, target: str) -> bool:
+        """Whatever the file has."""
+        return True
+
     def identity(self) -> dict[str, Any]:
         """The settings that decide what a label is; the path is not among them, the content is (see `version`)."""
         identity = {key: value for key, value in super().identity().items() if key not in {"path", "keys", "types"}}
         keys = (self.keys or LabelKeys()).model_dump(mode="json")
-        identity |= {f"{name}_key": keys[name] for name in LABELS}  # as they have always stood in label stores
+        identity |= {f"{name}_key": keys[name] for name in _FIRST}  # as they have always stood in label stores
+        identity |= {
+            f"{one.label}_key": keys[one.label] for one in further_targets() if keys.get(one.label) is not None
+        }
         identity |= {name: keys[name] for name in ("virial", "stress_unit") if keys[name] is not None}
         return identity | ({} if self.types is None else {"types": list(self.types)})
 
@@ -50,10 +59,10 @@ class FileSettings(SourceSettings, FileReading):
     @classmethod
     def _keys_have_moved(cls, given: Any) -> Any:
         """Configs of earlier versions, those in run directories too, name the keys one by one."""
-        before = [f"{name}_key" for name in LABELS]
+        before = [f"{name}_key" for name in _FIRST]
         if not isinstance(given, dict) or not any(name in given for name in before):
             return given
-        keys = {name: given[f"{name}_key"] for name in LABELS if given.get(f"{name}_key") is not None}
+        keys = {name: given[f"{name}_key"] for name in _FIRST if given.get(f"{name}_key") is not None}
         kept = {name: value for name, value in given.items() if name not in before}
         if keys and kept.get("keys") is not None:
             raise ValueError(
@@ -103,7 +112,8 @@ def results_of(frame: Atoms) -> Results:
     if "energy" not in results or "forces" not in results:
         raise LabelError("the frame has no energy or no forces")
     stress = results.get("stress") if frame.pbc.all() else None
-    return Results(results["energy"], results["forces"], stress)
+    further = {one.label: results[one.label] for one in further_targets() if results.get(one.label) is not None}
+    return Results(results["energy"], results["forces"], stress, further)
 
 
 class GeometryIndex:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 from ase import Atoms
+from ase.data import atomic_masses
 from pydantic import Field
 
 from almlip_jax.errors import LabelError
@@ -33,6 +34,18 @@ class TBLiteSettings(SourceSettings):
     max_iterations: int = Field(default=250, ge=1, le=10**6)
     """SCF iterations after which a label has failed."""
 
+    dipole: bool = False
+    """Whether labels of molecules hold the dipole too, e*Angstrom; that of ions is relative to the centre of mass."""
+
+    def gives(self, target: str) -> bool:
+        """Dipoles where asked for."""
+        return target == "dipole" and self.dipole
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that decide what a label is; labels without dipoles are those of versions that had none."""
+        settings = super().identity()
+        return {name: value for name, value in settings.items() if (name, value) != ("dipole", False)}
+
     def version(self) -> str:
         """The version of tblite."""
         return f"tblite {package_version('tblite')}"
@@ -42,6 +55,8 @@ class TBLiteSettings(SourceSettings):
         if atoms.pbc.any() and not atoms.pbc.all():
             # tblite would silently treat these as periodic in all three.
             raise LabelError("tblite labels structures that are periodic in 0 or 3 directions, not in 1 or 2")
+        if self.dipole and atoms.pbc.any():
+            raise LabelError("a dipole belongs to molecules, and this structure is periodic; set oracle.dipole: false")
         check_electrons(atoms)
 
     def build(self) -> LabelSource:
@@ -70,9 +85,16 @@ class TBLiteSettings(SourceSettings):
             if atoms.pbc.all():
                 virial = result.get("virial") * (HARTREE / atoms.cell.volume)
                 stress = virial.ravel()[[0, 4, 8, 5, 2, 1]]
-            return Results(result.get("energy") * HARTREE, result.get("gradient") * (-HARTREE / BOHR), stress)
+            further = {"dipole": about_centre_of_mass(result.get("dipole") * BOHR, atoms)} if self.dipole else {}
+            return Results(result.get("energy") * HARTREE, result.get("gradient") * (-HARTREE / BOHR), stress, further)
 
         return label
+
+
+def about_centre_of_mass(dipole: np.ndarray, atoms: Atoms) -> np.ndarray:
+    """The dipole [3] of a molecule, e*Angstrom, from that about the origin; the same unless it is an ion."""
+    masses = atomic_masses[atoms.numbers]
+    return np.asarray(dipole, np.float64) - total_charge(atoms) * (masses @ atoms.positions) / masses.sum()
 
 
 def _lattice(atoms: Atoms) -> dict[str, Any]:
