@@ -151,7 +151,7 @@ def _asked() -> tuple[str, ...]:
 
 ScoreName: TypeAlias = Annotated[str, Known(_SORT, lambda: names(scores(fitted=False)))]
 """A score that every committee gives each structure."""
-AskedScoreName: TypeAlias = Annotated[str, Known(_SORT, lambda: _asked)]
+AskedScoreName: TypeAlias = Annotated[str, Known(_SORT, _asked)]
 """A score that dynamics give where they are asked for it: fitted to a training set, or of a further target."""
 AnyScoreName: TypeAlias = Annotated[str, Known(_SORT, lambda: names(scores(fitted=None)))]
 """Any score of structures."""
