@@ -60,6 +60,22 @@ def know(
     Raises:
         InputError: a structure holds an element that the potential does not know, or there are none and the potential
             does not know its training set.
+
+    >>> import jax
+    >>> from ase.build import molecule
+    >>> from almlip_jax.dynamics import ExplorationSettings, know
+    >>> from almlip_jax.ensembles import EnsembleSettings, build_ensemble
+    >>> from almlip_jax.models import SharedDensitySettings
+    >>> from almlip_jax.potential import Potential
+    >>> from almlip_jax.structures.species import SpeciesTable
+    >>> model, members, species = SharedDensitySettings(size="tiny"), EnsembleSettings(size=2), SpeciesTable((1, 8))
+    >>> params = build_ensemble(model, members, species).init(jax.random.key(0))
+    >>> potential = Potential(model, species, params, {1: 0.0, 8: 0.0}, members=members)
+    >>> watched = {"walkers": [{"temperature": 300}], "monitor": ["latent_distance"]}
+    >>> settings = ExplorationSettings.model_validate(watched)
+    >>> training_set = [molecule("H2O"), molecule("H2O2")]
+    >>> list(know(settings, potential, training_set, seed=0).novelty)
+    ['latent_distance']
     """
     by_features = settings.admission.looks_at_features
     if training_set is None:

@@ -53,7 +53,14 @@ class Relaxed:
 
 
 def relaxing(settings: ExplorationSettings, relaxation: RelaxationSettings) -> ExplorationSettings:
-    """The exploration that relaxes the starts of another one: its walkers, score, sanity and chunks, and no buffer."""
+    """The exploration that relaxes the starts of another one: its walkers, score, sanity and chunks, and no buffer.
+
+    >>> from almlip_jax.dynamics import ExplorationSettings, RelaxationSettings, relaxing
+    >>> dynamics = ExplorationSettings.model_validate({"walkers": [{"temperature": 300, "count": 4}], "steps": 1000})
+    >>> settings = relaxing(dynamics, RelaxationSettings(fmax=0.02, steps=100))
+    >>> settings.integrator.kind, settings.steps, len(settings.temperatures)
+    ('fire', 100, 4)
+    """
     fixed = relaxation.cell == "fixed"
     chunk = min(settings.chunk, relaxation.steps)
     groups = [
@@ -95,6 +102,23 @@ def relax(
 
     Raises:
         InputError: as `Explorer.run`.
+
+    >>> import jax
+    >>> from ase.build import molecule
+    >>> from almlip_jax.dynamics import ExplorationSettings, Explorer, Knowledge, RelaxationSettings, relax, relaxing
+    >>> from almlip_jax.ensembles import EnsembleSettings, build_ensemble
+    >>> from almlip_jax.models import SharedDensitySettings
+    >>> from almlip_jax.potential import Potential
+    >>> from almlip_jax.structures.species import SpeciesTable
+    >>> model, members, species = SharedDensitySettings(size="tiny"), EnsembleSettings(size=2), SpeciesTable((1, 8))
+    >>> params = build_ensemble(model, members, species).init(jax.random.key(0))
+    >>> potential = Potential(model, species, params, {1: 0.0, 8: 0.0}, members=members)
+    >>> dynamics = ExplorationSettings.model_validate({"walkers": [{"temperature": 300}], "steps": 100})
+    >>> settings = relaxing(dynamics, RelaxationSettings(steps=5))
+    >>> relaxer = Explorer(potential.ensemble.predict, potential.species, potential.cutoff, settings)
+    >>> found = relax(relaxer, potential.params, [molecule("H2O")], float("inf"), Knowledge())
+    >>> len(found.structures), found.structures[0].get_chemical_formula()
+    (1, 'H2O')
     """
     stops = np.broadcast_to(np.asarray(stop, np.float64), (len(structures),))
     thresholds = Thresholds(record=np.full(len(structures), np.inf), stop=stops)  # type: ignore[arg-type]
@@ -113,7 +137,12 @@ def relax(
 
 
 def relaxation_summary(status: Sequence[Status]) -> str:
-    """A sentence on relaxations that ended before their forces were small; empty where none did."""
+    """A sentence on relaxations that ended before their forces were small; empty where none did.
+
+    >>> from almlip_jax.dynamics import Status, relaxation_summary
+    >>> relaxation_summary([Status.CONVERGED, Status.COMPLETED, Status.STOPPED])
+    '2 of 3 relaxations ended early: 1 by the gate, 1 as their steps were done.'
+    """
     reasons = {
         Status.STOPPED: "by the gate",
         Status.UNPHYSICAL: "before an unphysical frame",

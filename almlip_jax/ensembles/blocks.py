@@ -29,6 +29,16 @@ def blocked(evaluate: _Evaluate, atoms_per_block: int | None = None) -> _Evaluat
     Returns:
         a function of parameters and the flat graph of W walkers of N atoms each (``WalkerNeighbors.graph``), which
         says of it what ``evaluate`` says, up to rounding.
+
+    >>> import jax
+    >>> from almlip_jax.ensembles import EnsembleSettings, blocked, build_ensemble
+    >>> from almlip_jax.models import SharedDensitySettings
+    >>> from almlip_jax.structures.graph import lone_atom
+    >>> from almlip_jax.structures.species import SpeciesTable
+    >>> ensemble = build_ensemble(SharedDensitySettings(size="tiny"), EnsembleSettings(size=4), SpeciesTable((1, 8)))
+    >>> params = jax.eval_shape(ensemble.init, jax.random.key(0))
+    >>> jax.eval_shape(blocked(ensemble.predict, atoms_per_block=256), params, lone_atom()).energy.shape
+    (4, 1)
     """
     evaluate = jax.jit(evaluate)  # traced once, for its shapes and for the blocks
 

@@ -25,6 +25,12 @@ def member_models(model: ModelSettings, ensemble: EnsembleSettings) -> list[tupl
 
     Raises:
         InputError: a variant does not give a valid model.
+
+    >>> from almlip_jax.ensembles import EnsembleSettings, member_models
+    >>> from almlip_jax.models import SharedDensitySettings
+    >>> committee = EnsembleSettings(size=3, variants=[{}, {"model": {"kind": "nequip"}}])
+    >>> [(model.kind, count) for model, _, count in member_models(SharedDensitySettings(), committee)]
+    [('shared_density', 2), ('nequip', 1)]
     """
     variants = ensemble.variants or (VariantSettings(),)
     counts = [len(range(n, ensemble.size, len(variants))) for n in range(len(variants))]
@@ -39,6 +45,15 @@ def build_ensemble(
 
     Raises:
         InputError: a variant does not give a valid model.
+
+    >>> import jax
+    >>> from almlip_jax.ensembles import EnsembleSettings, build_ensemble
+    >>> from almlip_jax.models import SharedDensitySettings
+    >>> from almlip_jax.structures.species import SpeciesTable
+    >>> ensemble = build_ensemble(SharedDensitySettings(size="tiny"), EnsembleSettings(size=4), SpeciesTable((1, 8)))
+    >>> shapes = jax.eval_shape(ensemble.init, jax.random.key(0))  # of the parameters, a leading axis of members
+    >>> {leaf.shape[0] for leaf in jax.tree.leaves(shapes)}
+    {4}
     """
     heads = Heads(ensemble.heads, ensemble.likelihood)
     return joined(

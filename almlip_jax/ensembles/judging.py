@@ -9,7 +9,12 @@ from almlip_jax.scores import names, score_of, scores
 
 
 def has_spread(members: EnsembleSettings) -> bool:
-    """Whether there are two members at least, models and their heads counted."""
+    """Whether there are two members at least, models and their heads counted.
+
+    >>> from almlip_jax.ensembles import EnsembleSettings, has_spread
+    >>> has_spread(EnsembleSettings(size=1)), has_spread(EnsembleSettings(size=1, heads=8))
+    (False, True)
+    """
     return members.size * members.heads > 1
 
 
@@ -18,6 +23,12 @@ def gives_score(score: str, members: EnsembleSettings) -> bool:
 
     One member has no spread; with ``mean_variance`` it has total deviations, with ``evidential`` epistemic ones too.
     Scores that are no deviations (novelty) look at features, which every ensemble has.
+
+    >>> from almlip_jax.ensembles import EnsembleSettings, gives_score
+    >>> gives_score("force_std_max", EnsembleSettings(size=1))
+    False
+    >>> gives_score("force_total_max", EnsembleSettings(size=1, likelihood="mean_variance"))
+    True
     """
     found = score_of(score)
     needs = "features" if found is None else found.needs
@@ -36,6 +47,12 @@ def require_score(score: str, members: EnsembleSettings, where: str) -> None:
 
     Raises:
         ValueError: it would be 0 everywhere; says what to do.
+
+    >>> from almlip_jax.ensembles import EnsembleSettings, require_score
+    >>> require_score("force_std_max", EnsembleSettings(size=4), "exploration.gate")
+    >>> require_score("energy_std", EnsembleSettings(size=1), "exploration.gate")
+    Traceback (most recent call last):
+    ValueError: exploration.gate looks at energy_std, which is 0 everywhere ...
     """
     if not gives_score(score, members):
         able = [name for name in names(scores(fitted=False)) if gives_score(name, members)]
@@ -64,7 +81,13 @@ def require_target(score: str, further: Collection[str], where: str) -> None:
 
 
 def require_spread(members: EnsembleSettings, where: str) -> None:
-    """Refuses what follows the differences between members where there is one; raises ValueError."""
+    """Refuses what follows the differences between members where there is one; raises ValueError.
+
+    >>> from almlip_jax.ensembles import EnsembleSettings, require_spread
+    >>> require_spread(EnsembleSettings(size=1), "a bias of kind 'uncertainty'")
+    Traceback (most recent call last):
+    ValueError: a bias of kind 'uncertainty' follows ...
+    """
     if not has_spread(members):
         raise ValueError(
             f"{where} follows what the members do not agree on, and there is one member; raise ensemble.size or "

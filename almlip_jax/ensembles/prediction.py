@@ -86,6 +86,14 @@ def committee_statistics(prediction: Prediction, graph: Graph) -> Committee:
 
     Returns:
         `Committee`, arrays without the member axis.
+
+    >>> import jax.numpy as jnp
+    >>> from almlip_jax.ensembles import Prediction, committee_statistics
+    >>> from almlip_jax.structures.graph import lone_atom
+    >>> nothing = {"forces": jnp.zeros((2, 1, 3)), "virial": jnp.zeros((2, 1, 3, 3)), "features": jnp.zeros((1, 1, 4))}
+    >>> committee = committee_statistics(Prediction(energy=jnp.array([[1.0], [3.0]]), **nothing), lone_atom())
+    >>> float(committee.energy[0]), float(committee.scores["energy_std"][0])  # eV
+    (2.0, 1.0)
     """
     seen = Seen(prediction, graph)
     return Committee(

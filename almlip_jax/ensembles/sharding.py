@@ -33,6 +33,13 @@ def spread_members(members: Any, devices: Sequence[jax.Device] | None = None, *,
 
     Returns:
         the same values; the same arrays where one device does everything.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> from almlip_jax.ensembles import spread_members
+    >>> params = {"weights": jnp.ones((4, 3))}  # of four members
+    >>> spread_members(params, jax.devices()[:1])["weights"].shape  # one device: the same arrays
+    (4, 3)
     """
     mesh = _mesh(members, jax.devices() if devices is None else devices, walkers)
     return members if mesh.size == 1 else jax.device_put(members, NamedSharding(mesh, PartitionSpec("members")))
@@ -42,6 +49,11 @@ def beside_members(tree: Any, members: int) -> Any:
     """Arrays without a member axis, one copy on every device that holds some of so many members.
 
     A program of spread members that is given arrays of one device copies them to the others in every call.
+
+    >>> import jax.numpy as jnp
+    >>> from almlip_jax.ensembles import beside_members
+    >>> beside_members({"positions": jnp.zeros((5, 3))}, 4)["positions"].shape
+    (5, 3)
     """
     mesh = _mesh(np.zeros(members), jax.devices(), 1)
     return tree if mesh.size == 1 else jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
@@ -61,6 +73,16 @@ def gathered(evaluate: _Evaluate) -> _Evaluate:
         a function of parameters and the flat graph of W walkers of N atoms each (``WalkerNeighbors.graph``), for
         programs whose other arguments are the same on all devices.  The members of a committee of several
         architectures are left to the compiler where these are more than the walkers.
+
+    >>> import jax
+    >>> from almlip_jax.ensembles import EnsembleSettings, gathered, build_ensemble
+    >>> from almlip_jax.models import SharedDensitySettings
+    >>> from almlip_jax.structures.graph import lone_atom
+    >>> from almlip_jax.structures.species import SpeciesTable
+    >>> ensemble = build_ensemble(SharedDensitySettings(size="tiny"), EnsembleSettings(size=4), SpeciesTable((1, 8)))
+    >>> params = jax.eval_shape(ensemble.init, jax.random.key(0))
+    >>> jax.eval_shape(gathered(ensemble.predict), params, lone_atom()).energy.shape
+    (4, 1)
     """
 
     def of_all(params: Params, graph: Graph) -> Prediction:
@@ -91,6 +113,11 @@ def batches_at_a_time(members: Any, batches: int) -> int:
 
     Returns:
         1 where devices finish earlier that share out the members of one batch after the other (`spread_members`).
+
+    >>> import jax.numpy as jnp
+    >>> from almlip_jax.ensembles import batches_at_a_time
+    >>> batches_at_a_time({"weights": jnp.ones((4, 3))}, batches=1)  # members share one batch out
+    1
     """
     devices = len(jax.devices())
     number = gcd(*(leaf.shape[0] for leaf in jax.tree.leaves(members)))
@@ -109,6 +136,11 @@ def side_by_side(function: Callable[[Any, Any], Any], common: Any, own: Any) -> 
 
     Returns:
         what they found, with that axis.
+
+    >>> import jax.numpy as jnp
+    >>> from almlip_jax.ensembles import side_by_side
+    >>> side_by_side(lambda scale, rows: scale * rows.sum(), 2.0, jnp.ones((1, 3))).tolist()  # one device
+    [6.0]
     """
     parts = jax.tree.leaves(own)[0].shape[0]
     if parts == 1:

@@ -14,7 +14,9 @@ from functools import lru_cache
 from typing import Literal, ParamSpec, Protocol, TypeVar, cast
 
 import jax
+import jax.numpy as jnp
 from flax import struct
+from numpy.typing import ArrayLike
 from pydantic import Field
 
 from almlip_jax.feature_names import FeatureName
@@ -46,6 +48,26 @@ class Candidates:
     valid: jax.Array
     id: jax.Array
     scalars: Mapping[str, jax.Array] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, features: Mapping[str, ArrayLike] | None = None, scores: Mapping[str, ArrayLike] | None = None
+    ) -> Candidates:
+        """Candidates of equal cost, all of them valid; their ids are their rows.
+
+        Args:
+            features: name -> [n, d].
+            scores: name -> [n].
+
+        >>> pool = Candidates.of({"latent": [[0.0, 1.0], [2.0, 0.0]]}, {"force_std_max": [0.1, 0.3]})
+        >>> pool.valid.tolist(), pool.id.tolist()
+        ([True, True], [0, 1])
+        """
+        columns = [
+            {name: jnp.asarray(values) for name, values in (given or {}).items()} for given in (features, scores)
+        ]
+        number = next((len(values) for table in columns for values in table.values()), 0)
+        return cls(*columns, cost=jnp.ones(number), valid=jnp.ones(number, bool), id=jnp.arange(number))
 
 
 @struct.dataclass

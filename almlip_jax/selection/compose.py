@@ -65,6 +65,11 @@ def select(
 
     Raises:
         InputError: the selector asks for features or a score that the candidates do not have.
+
+    >>> from almlip_jax.selection import Candidates, select, top_k
+    >>> pool = Candidates.of(scores={"force_std_max": [0.1, 0.4, 0.2]})
+    >>> select(top_k(2, "force_std_max"), jax.random.key(0), pool, pool).indices.tolist()
+    [1, 2]
     """
     if pool.valid.shape[0] == 0:  # reductions over candidates need a row, be it one that is not valid
         filled = jax.tree.map(lambda values: np.zeros((1, *values.shape[1:]), values.dtype), replace(pool, scalars={}))

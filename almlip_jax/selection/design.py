@@ -62,6 +62,13 @@ def max_det(k: int, features: str = "last_layer_gradient", sigma: float = 1e-3) 
         k: number of choices.
         features: which features.
         sigma: regularisation, relative to the scaled features.
+
+    >>> import jax
+    >>> from almlip_jax.selection import Candidates, max_det, select
+    >>> pool = Candidates.of({"latent": [[0.1, 0.0], [2.0, 0.0], [2.1, 0.0], [0.0, 1.0]]})
+    >>> labelled = Candidates.of({"latent": [[1.0, 0.0]]})
+    >>> select(max_det(2, features="latent"), jax.random.key(0), pool, labelled).indices.tolist()
+    [2, 3]
     """
 
     def start(key: jax.Array, rows: Rows, scalars: Any) -> tuple[_Posterior, _Design]:
@@ -124,6 +131,13 @@ def bait(k: int, features: str = "last_layer_gradient", sigma: float = 1e-3, ove
 
     Raises:
         InputError: ``overselect`` is below 1.
+
+    >>> import jax
+    >>> from almlip_jax.selection import Candidates, bait, select
+    >>> pool = Candidates.of({"latent": [[0.1, 0.0], [2.0, 0.0], [2.1, 0.0], [0.0, 1.0]]})
+    >>> labelled = Candidates.of({"latent": [[1.0, 0.0]]})
+    >>> select(bait(2, features="latent"), jax.random.key(0), pool, labelled).indices.tolist()
+    [2, 3]
     """
     if not overselect >= 1:
         raise InputError(f"bait cannot choose {overselect} times as many as it is to keep: overselect is at least 1.")
@@ -193,6 +207,13 @@ def frank_wolfe(k: int, features: str = "last_layer_gradient", sigma: float = 1e
         k: number of choices.
         features: which features.
         sigma: standard deviation of the noise, relative to the scaled features.
+
+    >>> import jax
+    >>> from almlip_jax.selection import Candidates, frank_wolfe, select
+    >>> pool = Candidates.of({"latent": [[0.1, 0.0], [2.0, 0.0], [2.1, 0.0], [0.0, 1.0]]})
+    >>> labelled = Candidates.of({"latent": [[1.0, 0.0]]})
+    >>> select(frank_wolfe(2, features="latent"), jax.random.key(0), pool, labelled).indices.tolist()
+    [2, 3]
     """
 
     def start(key: jax.Array, rows: Rows, scalars: Any) -> tuple[_Coreset, jax.Array]:
@@ -231,6 +252,13 @@ def dpp(k: int, features: str = "last_layer_gradient", sigma: float = 1e-3) -> S
         k: number of choices.
         features: which features.
         sigma: standard deviation of the noise, relative to the scaled features.
+
+    >>> import jax
+    >>> from almlip_jax.selection import Candidates, dpp, select
+    >>> pool = Candidates.of({"latent": [[0.1, 0.0], [2.0, 0.0], [2.1, 0.0], [0.0, 1.0]]})
+    >>> labelled = Candidates.of({"latent": [[1.0, 0.0]]})
+    >>> select(dpp(2, features="latent"), jax.random.key(0), pool, labelled).valid.tolist()
+    [True, True]
     """
 
     def select(key: jax.Array, pool: Candidates, labelled: Candidates) -> Selection:

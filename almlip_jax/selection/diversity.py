@@ -20,6 +20,13 @@ def max_dist(k: int, features: str = "last_layer_gradient") -> Greedy:
 
     Without labelled structures the first choice is the candidate of largest norm.  ``gain`` is the distance (of the
     first choice, without context, the norm).  Source: Sener and Savarese, ICLR 2018 (core-set, greedy k-center).
+
+    >>> import jax
+    >>> from almlip_jax.selection import Candidates, max_dist, select
+    >>> pool = Candidates.of({"latent": [[0.1, 0.0], [2.0, 0.0], [2.1, 0.0], [0.0, 1.0]]})
+    >>> labelled = Candidates.of({"latent": [[1.0, 0.0]]})
+    >>> select(max_dist(2, features="latent"), jax.random.key(0), pool, labelled).indices.tolist()
+    [2, 3]
     """
     return Greedy(k, Rule(_start, lambda fixed, state, free: jnp.sqrt(state.square), distances.update, features))
 
@@ -32,6 +39,13 @@ def lcmd(k: int, features: str = "last_layer_gradient") -> Greedy:
     the sum of the square distances to it.  Dense regions get more choices than with `max_dist`, outliers fewer.
     Without labelled structures the first choice is the candidate of largest norm.  ``gain`` is the distance.  Source:
     Holzmueller et al., J. Mach. Learn. Res. 24, 164 (2023), section 5.2.6.
+
+    >>> import jax
+    >>> from almlip_jax.selection import Candidates, lcmd, select
+    >>> pool = Candidates.of({"latent": [[0.1, 0.0], [2.0, 0.0], [2.1, 0.0], [0.0, 1.0]]})
+    >>> labelled = Candidates.of({"latent": [[1.0, 0.0]]})
+    >>> select(lcmd(2, features="latent"), jax.random.key(0), pool, labelled).indices.tolist()
+    [2, 3]
     """
 
     def begin(key: jax.Array, rows: Rows, scalars: Any) -> tuple[tuple[Points, jax.Array], Nearest]:
@@ -57,6 +71,13 @@ def kmeans_pp(k: int, features: str = "last_layer_gradient") -> Greedy:
 
     On gradients this is BADGE.  Without labelled structures the first choice is drawn by square norm.  ``gain`` is the
     square distance.  Sources: Arthur and Vassilvitskii, SODA 2007; Ash et al., ICLR 2020 (BADGE).
+
+    >>> import jax
+    >>> from almlip_jax.selection import Candidates, kmeans_pp, select
+    >>> pool = Candidates.of({"latent": [[0.1, 0.0], [2.0, 0.0], [2.1, 0.0], [0.0, 1.0]]})
+    >>> labelled = Candidates.of({"latent": [[1.0, 0.0]]})
+    >>> select(kmeans_pp(2, features="latent"), jax.random.key(0), pool, labelled).valid.tolist()
+    [True, True]
     """
     return Greedy(k, Rule(_start, lambda fixed, state, free: state.square, distances.update, features, draws=True))
 

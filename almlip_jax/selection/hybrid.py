@@ -39,6 +39,14 @@ def hybrid(k: int, score: str, features: str = "last_layer_gradient", alpha: flo
         score: of uncertainty.
         features: in which diversity is measured.
         alpha: weight of uncertainty.
+
+    >>> import jax
+    >>> from almlip_jax.selection import Candidates, hybrid, select
+    >>> rows = [[0.1, 0.0], [2.0, 0.0], [2.1, 0.0], [0.0, 1.0]]
+    >>> pool = Candidates.of({"latent": rows}, {"force_std_max": [0.9, 0.1, 0.2, 0.3]})
+    >>> labelled = Candidates.of({"latent": [[1.0, 0.0]]})
+    >>> select(hybrid(1, "force_std_max", "latent", alpha=0.9), jax.random.key(0), pool, labelled).indices.tolist()
+    [0]
     """
     return _mixture(k, score, features, lambda scalars: jnp.asarray(alpha))
 
@@ -54,6 +62,14 @@ def adaptive(k: int, score: str, features: str = "last_layer_gradient", alpha: f
         score: of uncertainty.
         features: in which diversity is measured.
         alpha: weight of uncertainty where the candidates carry none: before progress has been measured.
+
+    >>> import jax
+    >>> from almlip_jax.selection import Candidates, adaptive, select
+    >>> rows = [[0.1, 0.0], [2.0, 0.0], [2.1, 0.0], [0.0, 1.0]]
+    >>> pool = Candidates.of({"latent": rows}, {"force_std_max": [0.9, 0.1, 0.2, 0.3]})
+    >>> labelled = Candidates.of({"latent": [[1.0, 0.0]]})
+    >>> select(adaptive(1, "force_std_max", "latent", alpha=0.1), jax.random.key(0), pool, labelled).indices.tolist()
+    [2]
     """
     return _mixture(k, score, features, lambda scalars: jnp.asarray(scalars.get(WEIGHT, alpha)))
 
@@ -77,6 +93,12 @@ def adapt(
 
     Returns:
         [] between 0 and 1.
+
+    >>> from almlip_jax.selection import adapt
+    >>> round(float(adapt(0.3, progress=0.1, expected=0.1)), 2)  # as much as expected
+    0.3
+    >>> round(float(adapt(0.3, progress=0.0, expected=0.1)), 2)  # nothing gained: more weight on uncertainty
+    0.51
     """
     relative = jnp.clip(jnp.asarray(progress) / expected, -1, 1)
     pull = rate * jnp.where(relative < 0, 1 + 2 * relative, 1 - relative)

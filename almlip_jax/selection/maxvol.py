@@ -64,6 +64,12 @@ def active_set(
 
     Returns:
         the new `ActiveSet`, whose ``rows`` and ``largest`` speak of the rows offered here.
+
+    >>> import jax.numpy as jnp
+    >>> from almlip_jax.selection import active_set
+    >>> active = active_set(jnp.asarray([[1.0, 0.0], [0.0, 1.0], [0.5, 0.5], [3.0, 0.0]]))
+    >>> sorted(active.rows.tolist())  # the rows that span the largest volume
+    [1, 3]
     """
     n, m = rows.shape
     most = 100 * m if max_swaps is None else max_swaps
@@ -99,7 +105,14 @@ def active_set(
 
 
 def extrapolation_grade(active: ActiveSet, rows: jax.Array) -> jax.Array:
-    """How far rows [..., m] lie outside an active set: ``gamma = max_j |b A^-1|_j``, [...]; interpolation up to 1."""
+    """How far rows [..., m] lie outside an active set: ``gamma = max_j |b A^-1|_j``, [...]; interpolation up to 1.
+
+    >>> import jax.numpy as jnp
+    >>> from almlip_jax.selection import active_set, extrapolation_grade
+    >>> active = active_set(jnp.asarray([[1.0, 0.0], [0.0, 1.0]]))
+    >>> extrapolation_grade(active, jnp.asarray([[0.5, 0.5], [2.0, 0.0]])).round(2).tolist()
+    [0.5, 2.0]
+    """
     return jnp.max(jnp.abs(rows @ active.inverse), axis=-1)
 
 
@@ -116,6 +129,13 @@ def maxvol(k: int, features: str = "last_layer_gradient", threshold: float = 1.0
         features: rows b; scaled to a mean square norm of 1 over the labelled set (over the pool, without one).
         threshold: a candidate enters where an entry exceeds it.
         epsilon: size of the rows that stand in for directions nothing spans.
+
+    >>> import jax
+    >>> from almlip_jax.selection import Candidates, maxvol, select
+    >>> pool = Candidates.of({"latent": [[0.1, 0.0], [2.0, 0.0], [2.1, 0.0], [0.0, 1.0]]})
+    >>> labelled = Candidates.of({"latent": [[1.0, 0.0]]})
+    >>> select(maxvol(2, features="latent"), jax.random.key(0), pool, labelled).indices.tolist()
+    [2, 3]
     """
 
     def select(key: jax.Array, pool: Candidates, labelled: Candidates) -> Selection:

@@ -14,7 +14,14 @@ from almlip_jax.selection.scores import column
 
 @memoised
 def top_k(k: int, score: str) -> Ranking:
-    """Chooses the k candidates with the highest score: plain query by committee.  ``gain`` is the score."""
+    """Chooses the k candidates with the highest score: plain query by committee.  ``gain`` is the score.
+
+    >>> import jax
+    >>> from almlip_jax.selection import Candidates, select, top_k
+    >>> pool = Candidates.of(scores={"force_std_max": [0.1, 0.4, 0.2, 2.5]})
+    >>> select(top_k(2, "force_std_max"), jax.random.key(0), pool, pool).indices.tolist()
+    [3, 1]
+    """
 
     def values(pool: Candidates, labelled: Candidates) -> tuple[jax.Array, jax.Array]:
         found = column(pool.scores, score, "score")
@@ -29,6 +36,12 @@ def entropy(k: int, score: str) -> Ranking:
 
     Sigma is a score, taken as the standard deviation of a Gaussian; the ranking is that of the score, the gain is on
     the scale of `max_det`.  A candidate of sigma 0 comes last.
+
+    >>> import jax
+    >>> from almlip_jax.selection import Candidates, entropy, select
+    >>> pool = Candidates.of(scores={"force_std_max": [0.1, 0.4, 0.2, 2.5]})
+    >>> select(entropy(2, "force_std_max"), jax.random.key(0), pool, pool).gain.round(2)
+    array([2.34, 0.5 ])
     """
 
     def values(pool: Candidates, labelled: Candidates) -> tuple[jax.Array, jax.Array]:

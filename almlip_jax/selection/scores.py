@@ -32,6 +32,12 @@ def random(k: int) -> Selector:
 
     Each candidate's draw depends on the key and its id alone: the order of the pool and its padding change nothing.
     ``gain`` is the draw.
+
+    >>> import jax
+    >>> from almlip_jax.selection import Candidates, random, select
+    >>> pool = Candidates.of(scores={"force_std_max": [0.1, 0.4, 0.2, 2.5]})
+    >>> select(random(2), jax.random.key(0), pool, pool).valid.tolist()
+    [True, True]
     """
 
     def select(key: jax.Array, pool: Candidates, labelled: Candidates) -> Selection:
@@ -43,7 +49,14 @@ def random(k: int) -> Selector:
 
 @memoised
 def threshold(score: str, minimum: float | None = None, maximum: float | None = None) -> Filter:
-    """Keeps candidates with ``minimum <= score < maximum``; a bound that is not given does not bind."""
+    """Keeps candidates with ``minimum <= score < maximum``; a bound that is not given does not bind.
+
+    >>> import jax
+    >>> from almlip_jax.selection import Candidates, threshold
+    >>> pool = Candidates.of(scores={"force_std_max": [0.1, 0.4, 0.2, 2.5]})
+    >>> threshold("force_std_max", minimum=0.2, maximum=2.0)(jax.random.key(0), pool, pool).valid.tolist()
+    [False, True, True, False]
+    """
 
     def narrow(key: jax.Array, pool: Candidates, labelled: Candidates) -> Candidates:
         values = column(pool.scores, score, "score")
@@ -59,7 +72,14 @@ def threshold(score: str, minimum: float | None = None, maximum: float | None = 
 
 @memoised
 def top_fraction(score: str, fraction: float) -> Filter:
-    """Keeps the given fraction of the valid candidates with the highest score, at least one."""
+    """Keeps the given fraction of the valid candidates with the highest score, at least one.
+
+    >>> import jax
+    >>> from almlip_jax.selection import Candidates, top_fraction
+    >>> pool = Candidates.of(scores={"force_std_max": [0.1, 0.4, 0.2, 2.5]})
+    >>> top_fraction("force_std_max", 0.5)(jax.random.key(0), pool, pool).valid.tolist()
+    [False, True, False, True]
+    """
 
     def narrow(key: jax.Array, pool: Candidates, labelled: Candidates) -> Candidates:
         share = fraction * jnp.sum(pool.valid)
