@@ -42,7 +42,7 @@ def kmeans_fps(k: int, features: str = "last_layer_gradient", clusters: int = 15
     >>> pool = Candidates.of({"latent": [[0.1, 0.0], [2.0, 0.0], [2.1, 0.0], [0.0, 1.0]]})
     >>> labelled = Candidates.of({"latent": [[1.0, 0.0]]})
     >>> select(kmeans_fps(2, features="latent", clusters=2), jax.random.key(0), pool, labelled).indices.tolist()
-    [2, 3]
+    [3, 2]
     """
 
     def start(key: jax.Array, rows: Rows, scalars: Any) -> tuple[_Clustered, tuple[Nearest, jax.Array]]:

@@ -68,7 +68,7 @@ def max_det(k: int, features: str = "last_layer_gradient", sigma: float = 1e-3) 
     >>> pool = Candidates.of({"latent": [[0.1, 0.0], [2.0, 0.0], [2.1, 0.0], [0.0, 1.0]]})
     >>> labelled = Candidates.of({"latent": [[1.0, 0.0]]})
     >>> select(max_det(2, features="latent"), jax.random.key(0), pool, labelled).indices.tolist()
-    [2, 3]
+    [3, 2]
     """
 
     def start(key: jax.Array, rows: Rows, scalars: Any) -> tuple[_Posterior, _Design]:
@@ -137,7 +137,7 @@ def bait(k: int, features: str = "last_layer_gradient", sigma: float = 1e-3, ove
     >>> pool = Candidates.of({"latent": [[0.1, 0.0], [2.0, 0.0], [2.1, 0.0], [0.0, 1.0]]})
     >>> labelled = Candidates.of({"latent": [[1.0, 0.0]]})
     >>> select(bait(2, features="latent"), jax.random.key(0), pool, labelled).indices.tolist()
-    [2, 3]
+    [3, 2]
     """
     if not overselect >= 1:
         raise InputError(f"bait cannot choose {overselect} times as many as it is to keep: overselect is at least 1.")
@@ -213,7 +213,7 @@ def frank_wolfe(k: int, features: str = "last_layer_gradient", sigma: float = 1e
     >>> pool = Candidates.of({"latent": [[0.1, 0.0], [2.0, 0.0], [2.1, 0.0], [0.0, 1.0]]})
     >>> labelled = Candidates.of({"latent": [[1.0, 0.0]]})
     >>> select(frank_wolfe(2, features="latent"), jax.random.key(0), pool, labelled).indices.tolist()
-    [2, 3]
+    [3, 0]
     """
 
     def start(key: jax.Array, rows: Rows, scalars: Any) -> tuple[_Coreset, jax.Array]:

@@ -26,7 +26,7 @@ def max_dist(k: int, features: str = "last_layer_gradient") -> Greedy:
     >>> pool = Candidates.of({"latent": [[0.1, 0.0], [2.0, 0.0], [2.1, 0.0], [0.0, 1.0]]})
     >>> labelled = Candidates.of({"latent": [[1.0, 0.0]]})
     >>> select(max_dist(2, features="latent"), jax.random.key(0), pool, labelled).indices.tolist()
-    [2, 3]
+    [3, 2]
     """
     return Greedy(k, Rule(_start, lambda fixed, state, free: jnp.sqrt(state.square), distances.update, features))
 
@@ -45,7 +45,7 @@ def lcmd(k: int, features: str = "last_layer_gradient") -> Greedy:
     >>> pool = Candidates.of({"latent": [[0.1, 0.0], [2.0, 0.0], [2.1, 0.0], [0.0, 1.0]]})
     >>> labelled = Candidates.of({"latent": [[1.0, 0.0]]})
     >>> select(lcmd(2, features="latent"), jax.random.key(0), pool, labelled).indices.tolist()
-    [2, 3]
+    [3, 2]
     """
 
     def begin(key: jax.Array, rows: Rows, scalars: Any) -> tuple[tuple[Points, jax.Array], Nearest]:

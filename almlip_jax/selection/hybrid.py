@@ -69,7 +69,7 @@ def adaptive(k: int, score: str, features: str = "last_layer_gradient", alpha: f
     >>> pool = Candidates.of({"latent": rows}, {"force_std_max": [0.9, 0.1, 0.2, 0.3]})
     >>> labelled = Candidates.of({"latent": [[1.0, 0.0]]})
     >>> select(adaptive(1, "force_std_max", "latent", alpha=0.1), jax.random.key(0), pool, labelled).indices.tolist()
-    [2]
+    [3]
     """
     return _mixture(k, score, features, lambda scalars: jnp.asarray(scalars.get(WEIGHT, alpha)))
 

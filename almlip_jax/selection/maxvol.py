@@ -135,7 +135,7 @@ def maxvol(k: int, features: str = "last_layer_gradient", threshold: float = 1.0
     >>> pool = Candidates.of({"latent": [[0.1, 0.0], [2.0, 0.0], [2.1, 0.0], [0.0, 1.0]]})
     >>> labelled = Candidates.of({"latent": [[1.0, 0.0]]})
     >>> select(maxvol(2, features="latent"), jax.random.key(0), pool, labelled).indices.tolist()
-    [2, 3]
+    [3, 2]
     """
 
     def select(key: jax.Array, pool: Candidates, labelled: Candidates) -> Selection:
