@@ -49,7 +49,7 @@ class LabelMdSettings(Settings):
     steps: int = Field(default=10, ge=1, le=10**9)
     """Steps after the equilibration, for each start geometry."""
     every: int = Field(default=2, ge=1, le=10**9)
-    """A frame is kept every so many steps; steps after the last one are not made."""
+    """Number of steps from one kept frame to the next; steps after the last one are not made."""
     equilibration: int = Field(default=0, ge=0, le=10**9)
     """Steps before the first frame is kept."""
     timestep: float = Field(default=0.5, gt=0, le=20.0, json_schema_extra=unit("fs"))
@@ -109,7 +109,7 @@ class TestMdSettings(LabelMdSettings):
     steps: int = Field(default=1000, ge=1, le=10**9)
     """Steps after the equilibration, for each start geometry."""
     every: int = Field(default=20, ge=1, le=10**9)
-    """A frame is kept every so many steps."""
+    """Number of steps from one kept frame to the next."""
     equilibration: int = Field(default=200, ge=0, le=10**9)
     """Steps before the first frame is kept."""
 

@@ -2,7 +2,7 @@
 
 The steps are those of the exploration (the same integrator, ensemble and biases) without gate and recorder; noise is
 drawn from fixed streams, so that a trajectory is a smooth function of its inputs.  Memory grows with the square root of
-the number of steps: only every so manieth state is kept for the way back.
+the number of steps: only one state of each block of steps is kept for the backward pass.
 """
 
 from __future__ import annotations

@@ -239,7 +239,7 @@ class ConvolutionalSettings(ModelSettings):
     read_out: tuple[Width, ...] = Field(default=(32,), min_length=1, max_length=16)
     """Widths of the read-out MLP; the last one is the number of features of an atom."""
     species_channels: int = Field(default=8, ge=1, le=118)
-    """Up to so many species are told apart one by one; more share as many directions of a learned embedding."""
+    """Largest number of species told apart one by one; more share as many directions of a learned embedding."""
 
 
 @dataclass(frozen=True)

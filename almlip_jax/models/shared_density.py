@@ -87,7 +87,7 @@ class SharedDensitySettings(ModelSettings):
     message_channels: int = Field(default=8, ge=1, le=1024)
     """Numbers that an atom tells its neighbours in each message-passing layer."""
     species_channels: int = Field(default=8, ge=1, le=118)
-    """Up to so many species are told apart one by one; more share as many directions of a species embedding."""
+    """Largest number of species told apart one by one; more than that share as many directions of an embedding."""
     cutoff_power: int = Field(default=3, ge=3, le=20)
     """Power of the polynomial cutoff; a smaller one lets far neighbours fade earlier."""
     dipole: bool = False

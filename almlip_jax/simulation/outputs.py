@@ -163,7 +163,7 @@ class ExtxyzTrajectories:
 
 
 class Thermo:
-    """A CSV table with a row for every so many steps, and columns ``<quantity>_<walker>``; see `Quantities`.
+    """A CSV table with a row at every stride, and columns ``<quantity>_<walker>``; see `Quantities`.
 
     Args:
         path: of the file.

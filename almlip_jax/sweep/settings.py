@@ -32,7 +32,7 @@ class TestFile(FileReading):
     file: Path
     """Labelled structures."""
     every: int = Field(default=1, ge=1, le=10**9)
-    """Of the frames of the file, the first and every so many-th after it."""
+    """Of the frames of the file, the first and every n-th after it."""
 
 
 class SweepSystem(FileReading):
@@ -47,7 +47,7 @@ class SweepSystem(FileReading):
     tests: dict[str, TestFile] = Field(min_length=1)
     """Test sets by name: a file, or a file of which only every n-th frame counts."""
     initial: Annotated[int, Field(le=10**8)] | Path = 20
-    """The first labelled set: so many structures drawn from the pool, or a labelled file."""
+    """The first labelled set: a number of structures drawn from the pool, or a labelled file."""
     model: ModelSettings = SharedDensitySettings()
     """The architecture of the members."""
     ensemble: EnsembleSettings = EnsembleSettings()

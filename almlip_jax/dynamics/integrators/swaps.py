@@ -44,7 +44,7 @@ class SwapState:
 
 @dataclass(frozen=True)
 class Swaps(Integrator):
-    """Every so many steps, in place of a step of the dynamics, two unlike atoms of each walker exchange positions.
+    """At a fixed interval, in place of a step of the dynamics, two unlike atoms of each walker exchange positions.
 
     The trial is the evaluation of that step, and Metropolis decides: hybrid Monte Carlo with one evaluation a step.
     Both energies are with the biases of that step, which do not move on in a trial.  Momenta stay with their atoms.
@@ -201,7 +201,7 @@ class SwapSettings(Settings):
     """Monte Carlo swaps of unlike atoms between the steps of the dynamics."""
 
     every: int = Field(default=20, ge=2, le=10**9)
-    """A trial takes the place of every so manieth step."""
+    """Number of steps from one trial to the next; a trial takes the place of a step."""
     elements: tuple[str, ...] = ()
     """Elements that take part; all where empty."""
 
