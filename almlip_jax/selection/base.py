@@ -63,11 +63,10 @@ class Candidates:
         >>> pool.valid.tolist(), pool.id.tolist()
         ([True, True], [0, 1])
         """
-        columns = [
-            {name: jnp.asarray(values) for name, values in (given or {}).items()} for given in (features, scores)
-        ]
-        number = next((len(values) for table in columns for values in table.values()), 0)
-        return cls(*columns, cost=jnp.ones(number), valid=jnp.ones(number, bool), id=jnp.arange(number))
+        columns = {name: jnp.asarray(values) for name, values in (features or {}).items()}
+        ranks = {name: jnp.asarray(values) for name, values in (scores or {}).items()}
+        number = next((len(values) for values in [*columns.values(), *ranks.values()]), 0)
+        return cls(columns, ranks, jnp.ones(number), jnp.ones(number, bool), jnp.arange(number))
 
 
 @struct.dataclass
