@@ -63,10 +63,12 @@ class TestCost:
 
 def test_validation_error_is_the_lowest_of_each_model():
     rows = [[0.3, 0.5], [0.2, np.nan], [0.4, 0.4]]
-    result = SimpleNamespace(history=[SimpleNamespace(validation_forces_rmse=np.array(row)) for row in rows])
+    history = [SimpleNamespace(validation_forces_rmse=np.array(row)) for row in rows]
+    result = SimpleNamespace(history=history, left_out=np.zeros(0, int))
     assert validation_error(validation_note(result)) == pytest.approx(0.3)
-    nothing = SimpleNamespace(history=[SimpleNamespace(validation_forces_rmse=np.full(2, np.nan))])
-    assert validation_note(nothing) == {VALIDATION_ERROR: None} == validation_note(SimpleNamespace(history=[]))
+    blank = [SimpleNamespace(validation_forces_rmse=np.full(2, np.nan))]
+    nothing = SimpleNamespace(history=blank, left_out=np.zeros(0, int))
+    assert validation_note(nothing) == {VALIDATION_ERROR: None} == validation_note(SimpleNamespace(history=[], left_out=np.zeros(0, int)))
     assert np.isnan(validation_error({})) and np.isnan(validation_error({VALIDATION_ERROR: None}))
 
 
