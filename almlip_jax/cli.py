@@ -236,6 +236,7 @@ def train(
 ) -> None:
     """Train an ensemble on labelled structures; the same command goes on with a training that was interrupted."""
     from almlip_jax.campaign.config import TrainConfig
+    from almlip_jax.campaign.preparation import in_their_states
     from almlip_jax.compilation import prepare_jax
     from almlip_jax.config import load_settings
     from almlip_jax.files import write_csv
@@ -253,8 +254,8 @@ def train(
         check_start(start, settings.model, settings.ensemble)
     prepare_jax(settings.precision)
     check_place(out)
-    structures = _read(data, reading, require_labels=True)
-    held_out = _read(validation, reading, require_labels=True) if validation else []
+    structures = in_their_states(_read(data, reading, require_labels=True), settings.system)
+    held_out = in_their_states(_read(validation, reading, require_labels=True), settings.system) if validation else []
     place = out.resolve()
     unfinished = place.with_name(f"{place.name}.training")  # beside it: a potential appears whole or not at all
     with open_progress() as progress, progress.stage("train", unit="steps") as advance:
@@ -396,6 +397,7 @@ def select(
     from almlip_jax.campaign.batch import candidates, choose
     from almlip_jax.campaign.consistency import check_selector
     from almlip_jax.campaign.cost import expected_costs
+    from almlip_jax.campaign.preparation import in_their_states
     from almlip_jax.features import FeatureRequest
     from almlip_jax.keys import named_key
     from almlip_jax.structures.io import write_structures
@@ -407,7 +409,9 @@ def select(
         raise InputError(f"{potential}: {error}") from error
     features, exponent = FeatureRequest.of(selector.feature_names, settings.seed), selector.cost_exponent
     reading = _reading(settings.system, types)
-    frames, labelled = (_read([file], reading, ignore_labels=True) for file in (pool, train_file))
+    frames, labelled = (
+        in_their_states(_read([file], reading, ignore_labels=True), settings.system) for file in (pool, train_file)
+    )
     model.check_elements(frames, str(pool))
     model.check_elements(labelled, str(train_file))
     cost = None if exponent is None else expected_costs(frames, (), exponent)

@@ -16,6 +16,8 @@ from almlip_jax.errors import InputError
 from almlip_jax.keys import named_key, numpy_generator
 from almlip_jax.models import ModelSettings, Params
 from almlip_jax.potential import Potential
+from almlip_jax.potential.states import states_note
+from almlip_jax.structures.electronic_state import electronic_state
 from almlip_jax.structures.remembered import remember
 from almlip_jax.structures.replay import FORGETS, Replay, replay
 from almlip_jax.structures.species import SpeciesTable
@@ -83,16 +85,16 @@ def fit_potential(
     bonded, held_out = without_isolated_atoms(structures), without_isolated_atoms(validation)
     if not bonded:
         raise InputError("there is nothing to train on beside isolated atoms; give labelled structures.")
-    parts = _parts(bonded, held_out, training, start, say)
     known = () if start is None else start.species.numbers
     species = SpeciesTable(tuple(sorted({*SpeciesTable.of([*bonded, *held_out]).numbers, *known})))
+    built = build_ensemble(model, ensemble, species)
+    parts = _parts(bonded, held_out, training, start, say, built.sees_state)
     dtype = np.float64 if jax.dtypes.canonicalize_dtype(np.float64) == np.float64 else np.float32
-    references, params = _beginning(structures, model, ensemble, training, species, seed, start)
+    references, params = _beginning(structures, training, species, seed, start)
     doubt = doubts(structures, references)
     if say is not None and doubt is not None:
         say(doubt)
-    cutoff = build_ensemble(model, ensemble, species).cutoff
-    capacity = plan_capacity([*parts.dataset, *parts.held_out], cutoff, parts.settings)
+    capacity = plan_capacity([*parts.dataset, *parts.held_out], built.cutoff, parts.settings)
     trainer = build_trainer(model, ensemble, species, capacity, parts.settings, dtype, references.isolated)
     result = trainer.train(
         parts.dataset,
@@ -110,13 +112,21 @@ def fit_potential(
         species=species,
         params=result.params,
         reference_energies=references.energies,
-        metadata={"dataset_size": len(bonded), "replayed": len(parts.again), "seed": seed},
+        metadata={"dataset_size": len(bonded), "replayed": len(parts.again), "seed": seed}
+        | (states_note(parts.dataset, _states_before(start)) if built.sees_state else {}),
         members=result.members(ensemble),
         isolated=references.isolated,
         remembered=remember(parts.learned, training.replay, numpy_generator(seed, "replay"), parts.again),
     )
     potential = potential.calibrated(parts.judging)
     return potential.knowing(bonded) if know_training_set else potential, result
+
+
+def _states_before(start: Potential | None) -> Collection[tuple[int, int]]:
+    """Electronic states that a potential to begin with has learned of; neutral singlets where it does not say."""
+    if start is None:
+        return ()
+    return start.states or {electronic_state(atoms) for atoms in start.remembered} or {(0, 1)}
 
 
 @dataclass(frozen=True)
@@ -141,12 +151,17 @@ class _Parts:
 
 
 def _parts(
-    new: list[Atoms], held_out: list[Atoms], training: TrainingSettings, start: Potential | None, say: Say | None
+    new: list[Atoms],
+    held_out: list[Atoms],
+    training: TrainingSettings,
+    start: Potential | None,
+    say: Say | None,
+    sees_state: bool,
 ) -> _Parts:
     """What is trained on and what validates; remembered structures are trained on only, and move no other's part."""
     share = 0.0 if held_out else training.validation_fraction
     learned, judging = training_part(new, share), held_out or validation_part(new, share)
-    found = Replay((), 0, None) if start is None else _replay(start, training, learned, judging)
+    found = Replay((), 0, None) if start is None else _replay(start, training, learned, judging, sees_state)
     if say is not None and found.remark is not None:
         say(found.remark)
     again = found.structures
@@ -156,20 +171,26 @@ def _parts(
     return _Parts([*learned, *again * found.copies], judging, no_share, learned, judging, again)
 
 
-def _replay(start: Potential, training: TrainingSettings, learned: Sequence[Atoms], judging: Sequence[Atoms]) -> Replay:
+def _replay(
+    start: Potential, training: TrainingSettings, learned: Sequence[Atoms], judging: Sequence[Atoms], sees_state: bool
+) -> Replay:
     """What is trained on again of that which the potential to begin with remembers."""
     if training.replay:
-        return replay(start.remembered, learned, judging)
+        return replay(start.remembered, learned, judging, sees_state=sees_state)
     return Replay((), 0, f"training.replay is 0, so that {FORGETS}.")
 
 
 def check_start(start: Potential, model: ModelSettings, ensemble: EnsembleSettings) -> None:
     """Whether a training can begin with a potential.
 
+    One that was not told charge and spin may go on being told: of neutral singlets it says the same.
+
     Raises:
         InputError: it is of another architecture; the first difference is named.
     """
     there = start.ensemble
+    if "electronic_state" in type(model).model_fields and not there.sees_state:
+        model = model.model_copy(update={"electronic_state": False})
     wanted = build_ensemble(model, ensemble, start.species, start.isolated)
     if isinstance(wanted, Ensemble) and isinstance(there, Ensemble) and wanted.size > there.size:
         wanted = replace(wanted, size=there.size)  # further members begin anew
@@ -192,8 +213,6 @@ _ASIDE = ("bootstrap", "bootstrap_variance", "order")
 
 def _beginning(
     structures: Sequence[Atoms],
-    model: ModelSettings,
-    ensemble: EnsembleSettings,
     training: TrainingSettings,
     species: SpeciesTable,
     seed: int,
@@ -205,8 +224,10 @@ def _beginning(
         return find_references(structures, species, isolated=given), None
     references = find_references(structures, species, isolated=given, kept=start.reference_energies)
     isolated = start.isolated | references.isolated
-    params = _with_species(start, model, ensemble, species, isolated, named_key(seed, "species"))
-    begun = Potential(model, species, params, references.energies, members=start.member_settings, isolated=isolated)
+    params = _with_species(start, species, isolated, named_key(seed, "species"))
+    begun = Potential(
+        start.settings, species, params, references.energies, members=start.member_settings, isolated=isolated
+    )
     energies = kept_references(begun, structures, {*start.reference_energies, *isolated})
     return replace(references, energies=energies, isolated=isolated), params
 
@@ -238,8 +259,6 @@ def kept_references(begun: Potential, structures: Sequence[Atoms], met: Collecti
 
 def _with_species(
     start: Potential,
-    model: ModelSettings,
-    ensemble: EnsembleSettings,
     species: SpeciesTable,
     isolated: Collection[int],
     key: jax.Array,
@@ -247,5 +266,5 @@ def _with_species(
     """Parameters of a potential for a species table that holds its own."""
     if start.species == species:
         return start.params
-    wanted = build_ensemble(model, start.member_settings, species, isolated)
+    wanted = build_ensemble(start.settings, start.member_settings, species, isolated)
     return start.ensemble.with_species(start.params, wanted.init(key), species)

@@ -23,6 +23,7 @@ from almlip_jax.fitting import kept_references
 from almlip_jax.keys import named_key, numpy_generator
 from almlip_jax.models import ModelSettings, Params
 from almlip_jax.potential import Potential
+from almlip_jax.potential.states import states_note
 from almlip_jax.structures.packing import BatchShape
 from almlip_jax.structures.remembered import remember
 from almlip_jax.structures.species import SpeciesTable
@@ -267,7 +268,7 @@ class Learner:
             params=result.params,
             reference_energies=references,
             isolated=frozenset(self.isolated),
-            metadata=metadata,
+            metadata={**metadata, **(states_note(data) if self.ensemble.sees_state else {})},
             remembered=remember(training_part(data, share), self.training.replay, stream),
         )
         return potential.calibrated(validation_part(data, share), shape=potential.batch_shape(data))

@@ -15,6 +15,7 @@ from almlip_jax.campaign.settings import (
     InitialSettings,
     MdExploration,
     SelectionSettings,
+    StateReading,
     StoppingSettings,
     SystemSettings,
     TestSettings,
@@ -23,7 +24,6 @@ from almlip_jax.config import load_settings
 from almlip_jax.models import ModelSettings, SharedDensitySettings, further_of
 from almlip_jax.oracles import ExecutorSettings, LocalSettings, SourceSettings
 from almlip_jax.settings import Settings
-from almlip_jax.structures.labels import FileReading
 from almlip_jax.training import EnsembleSettings, TrainingSettings, check_training
 
 
@@ -83,14 +83,15 @@ class ExperimentConfig(PotentialConfig):
         return self
 
 
-_OF_CAMPAIGNS = frozenset(SystemSettings.model_fields) - frozenset(FileReading.model_fields)
+_OF_CAMPAIGNS = frozenset(SystemSettings.model_fields) - frozenset(StateReading.model_fields)
 
 
 class TrainConfig(PotentialConfig):
     """Config of `almlip train`; the other sections of a campaign may be there too, and are not looked at."""
 
-    system: FileReading = FileReading()
-    """How files are read; of the section of a campaign nothing else counts."""
+    system: StateReading = StateReading()
+    """How files are read, and charge and spin of structures that do not say; of the section of a campaign nothing else
+    counts."""
 
     @model_validator(mode="before")
     @classmethod

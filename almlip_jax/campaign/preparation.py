@@ -21,6 +21,7 @@ from almlip_jax.campaign.settings import (
     ExplorationChoice,
     InitialSettings,
     LabelMdSettings,
+    StateReading,
     SystemSettings,
     TargetErrorSettings,
     TestSettings,
@@ -69,20 +70,24 @@ def bare_frames(path: Path, system: SystemSettings) -> list[Atoms]:
     return [_bare(frame, system) for frame in frames]
 
 
-def start_list(path: Path, system: SystemSettings, known: Sequence[Atoms]) -> list[Atoms]:
+def start_list(
+    path: Path, system: SystemSettings, known: Sequence[Atoms], *, sees_state: bool = False
+) -> list[Atoms]:
     """The structures of a file that walkers start at, with charge and spin, without their labels.
 
     Args:
         path: the file.
         system: charge and spin of structures that do not say.
         known: start geometries and structures that are labelled whatever happens.
+        sees_state: whether the potential tells structures apart that differ in charge and spin alone.
 
     Raises:
-        InputError: a structure holds an element that no known one holds, or has another charge or spin than one of
-            its composition.
+        InputError: a structure holds an element that no known one holds, or is in another electronic state: than one of
+            its composition, or than all known ones where the potential sees these.
     """
     elements = {int(number) for frame in known for number in frame.numbers}
     states: dict[str, tuple[int, int]] = {}
+    met = {electronic_state(frame) for frame in known}
     for frame in known:
         states.setdefault(frame.get_chemical_formula(), electronic_state(frame))
     frames = _movable(path, bare_frames(path, system))
@@ -94,10 +99,16 @@ def start_list(path: Path, system: SystemSettings, known: Sequence[Atoms]) -> li
                 "geometry and no structure of initial.dataset holds; leave it out, or give labels with this element."
             )
         formula, state = frame.get_chemical_formula(), electronic_state(frame)
-        if states.setdefault(formula, state) != state:
+        if sees_state and state not in met:
+            raise InputError(
+                f"{path}, frame {number} ({formula}) has charge and spin {state}, of which no start geometry and no "
+                "structure of initial.dataset says anything; leave it out, or give labels of that state."
+            )
+        if not sees_state and states.setdefault(formula, state) != state:
             raise InputError(
                 f"{path}, frame {number} ({formula}) has charge and spin {state}, but others of its composition have "
-                f"{states[formula]}, which a potential cannot tell apart; leave it out, or begin a campaign for it."
+                f"{states[formula]}, which this model cannot tell apart; leave it out, set model.electronic_state, or "
+                "begin a campaign for it."
             )
     return frames
 
@@ -107,7 +118,7 @@ def requested_frames(path: Path, system: SystemSettings) -> list[Atoms]:
     frames = read_structures(path, ignore_labels=True, type_numbers=system.arguments["type_numbers"])
     for frame in frames:
         frame.calc = None
-        frame.info |= _state(frame, system)
+        frame.info |= state_of(frame, system)
         frame.info.pop(LABEL_ERROR, None)  # of an earlier try
     return frames
 
@@ -171,16 +182,24 @@ def paths(given: Path | Sequence[Path]) -> tuple[Path, ...]:
 
 def _bare(frame: Atoms, system: SystemSettings) -> Atoms:
     clean = carried(frame)
-    clean.info = _state(frame, system)
+    clean.info = state_of(frame, system)
     return clean
 
 
-def _state(frame: Atoms, system: SystemSettings) -> dict[str, int]:
+def state_of(frame: Atoms, system: StateReading) -> dict[str, int]:
     """Charge and spin of a structure; where only initial magnetic moments say its spin, they are left to do so."""
     state = {"charge": frame.info.get("charge", system.charge), "spin": frame.info.get("spin", system.spin)}
     if "spin" not in frame.info and np.any(frame.get_initial_magnetic_moments()):
         del state["spin"]
     return state
+
+
+def in_their_states(frames: Sequence[Atoms], system: StateReading) -> list[Atoms]:
+    """The frames, with charge and spin where they do not say; isolated atoms are left as they are."""
+    for frame in frames:
+        if not is_isolated_atom(frame):
+            frame.info |= state_of(frame, system)
+    return list(frames)
 
 
 def geometry_key(atoms: Atoms) -> bytes:

@@ -21,15 +21,20 @@ from almlip_jax.settings import Settings, unit
 from almlip_jax.structures.labels import FileReading
 
 
-class SystemSettings(FileReading):
-    """What the potential is for, and how the files of the campaign are read."""
+class StateReading(FileReading):
+    """How files are read, and the electronic state of structures that do not say."""
 
-    structures: Path | tuple[Path, ...] = ()
-    """File or files with the start geometries; every frame is one of them.  A fixed pool needs none."""
     charge: int = Field(default=0, ge=-1000, le=1000, json_schema_extra=unit("e"))
     """Total charge in e, where a frame does not give its own."""
     spin: int = Field(default=1, ge=1, le=1000)
     """Spin multiplicity 2S+1, where a frame does not give its own."""
+
+
+class SystemSettings(StateReading):
+    """What the potential is for, and how the files of the campaign are read."""
+
+    structures: Path | tuple[Path, ...] = ()
+    """File or files with the start geometries; every frame is one of them.  A fixed pool needs none."""
 
 
 class RattleSettings(Settings):

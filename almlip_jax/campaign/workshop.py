@@ -33,6 +33,7 @@ from almlip_jax.campaign.settings import MdExploration
 from almlip_jax.campaign.state import CampaignState
 from almlip_jax.dynamics import ExplorationSettings, Explorer, relaxing
 from almlip_jax.ensembles import EnsembleSettings
+from almlip_jax.ensembles.build import build_ensemble
 from almlip_jax.features import FeatureRequest
 from almlip_jax.files import understood
 from almlip_jax.learner import Learner
@@ -318,7 +319,8 @@ def listed_starts(config: ExperimentConfig) -> list[Atoms]:
     given = config.initial.dataset
     known = start_geometries(config.system)
     known += [] if given is None else labelled_frames(given, config.system, config.initial)
-    return start_list(path, config.system, known)
+    sees_state = build_ensemble(config.model, config.ensemble, SpeciesTable.of(known)).sees_state
+    return start_list(path, config.system, known, sees_state=sees_state)
 
 
 def _capacity_from(measured: Mapping[str, Any] | None) -> Capacity | None:

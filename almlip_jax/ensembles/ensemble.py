@@ -73,6 +73,12 @@ class Ensemble:
         return given
 
     @property
+    def sees_state(self) -> bool:
+        """Whether it tells structures apart that differ in charge and spin alone."""
+        sees: bool = getattr(self.model, "sees_state", False)  # models of users need not say so
+        return sees
+
+    @property
     def one_by_one(self) -> bool:
         """Whether models are evaluated one after the other."""
         if self.mapping == "auto":

@@ -50,6 +50,11 @@ class MixedEnsemble:
         """As of each of its models."""
         return self.groups[0].targets
 
+    @property
+    def sees_state(self) -> bool:
+        """Whether all members tell structures apart that differ in charge and spin alone."""
+        return all(group.sees_state for group in self.groups)
+
     def init(self, key: jax.Array) -> Params:
         """Independent fresh parameters."""
         keys = jax.random.split(key, len(self.groups))

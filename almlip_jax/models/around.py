@@ -48,6 +48,12 @@ class Around(LinearLast):
         return self.inner.small_members
 
     @property
+    def sees_state(self) -> bool:
+        """As for the model underneath."""
+        sees: bool = getattr(self.inner, "sees_state", False)
+        return sees
+
+    @property
     def long_range(self) -> bool:
         """As for the model underneath."""
         return self.inner.long_range

@@ -124,6 +124,11 @@ class Model(Protocol):
         ...
 
     @property
+    def sees_state(self) -> bool:
+        """Whether energies depend on ``graph.charge`` and ``graph.spin``."""
+        ...
+
+    @property
     def long_range(self) -> bool:
         """Whether the geometry reads ``graph.positions`` and ``graph.cell``, which other models are not shown."""
         ...

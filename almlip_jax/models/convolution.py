@@ -36,6 +36,7 @@ from almlip_jax.models.base import (
 )
 from almlip_jax.models.bilinear import Irreps, clebsch_gordan
 from almlip_jax.models.edges import EdgeBasis, edge_vectors, expand_edges
+from almlip_jax.models.electronic import BY_SPECIES, scaled_states, state_features, survey_states
 from almlip_jax.models.layout import side_by_side, stack, unstack
 from almlip_jax.models.radial import RadialBasis
 from almlip_jax.models.species_code import with_more_species
@@ -240,6 +241,9 @@ class ConvolutionalSettings(ModelSettings):
     """Widths of the read-out MLP; the last one is the number of features of an atom."""
     species_channels: int = Field(default=8, ge=1, le=118)
     """Largest number of species told apart one by one; more share as many directions of a learned embedding."""
+    electronic_state: bool = False
+    """Whether atoms are told the total charge and the spin multiplicity of their structure, so that one composition may
+    come in several states; neutral singlets are as without."""
 
 
 @dataclass(frozen=True)
@@ -285,6 +289,11 @@ class ConvolutionalModel(LinearLast):
         return False
 
     @property
+    def sees_state(self) -> bool:
+        """As its settings say."""
+        return self.settings.electronic_state
+
+    @property
     @abstractmethod
     def paths(self) -> tuple[Path, ...]:
         """Couplings that any layer uses."""
@@ -309,12 +318,18 @@ class ConvolutionalModel(LinearLast):
     def survey(self, graph: Graph) -> Survey:
         """Variances of sums over neighbours."""
         incoherent = incoherent_sums(graph, self.geometry(graph).radial)[None]
-        return sums_by_degree(incoherent, incoherent, graph, 0)
+        return self._with_states(sums_by_degree(incoherent, incoherent, graph, 0), graph)
+
+    def _with_states(self, survey: Survey, graph: Graph) -> Survey:
+        return survey | survey_states(graph) if self.settings.electronic_state else survey
+
+    def _scaled_states(self, params: Params, survey: Survey) -> Params:
+        return scaled_states(params, survey) if self.settings.electronic_state else params
 
     def standardise(self, params: Params, survey: Survey, energy_scale: float) -> Params:
         """Sets the scale of messages and that of the energy; see `Model.standardise`."""
         square = jnp.maximum(survey["incoherent"][0] / jnp.maximum(survey["atoms"], 1), LEAST_SQUARE)
-        return params | {
+        return self._scaled_states(params, survey) | {
             "message_scale": jnp.full_like(params["message_scale"], jax.lax.rsqrt(square)),
             "energy_scale": jnp.full_like(params["energy_scale"], energy_scale),
         }
@@ -322,7 +337,7 @@ class ConvolutionalModel(LinearLast):
     @property
     def _by_species(self) -> dict[str, int]:
         """Parameters whose first axis runs over the species; see `species_code.with_more_species`."""
-        always = {"species_bias": 1, "embedding": 1, "last": 1}
+        always = {"species_bias": 1, "embedding": 1, "last": 1, **BY_SPECIES}
         many = len(self.species) > self.settings.species_channels
         return always | ({"species_code": 1} if many else {"own_.*": 1})
 
@@ -344,3 +359,12 @@ class ConvolutionalModel(LinearLast):
 def constant(module: nn.Module, name: str) -> jax.Array:
     """A number that data set and training leaves alone, 1 until then."""
     return jax.lax.stop_gradient(module.param(name, nn.initializers.ones, ()))
+
+
+def first_features(module: nn.Module, exact: jax.Array, graph: Graph, settings: ConvolutionalSettings) -> jax.Array:
+    """Scalars that atoms begin with, [A, C]: an embedding of the species, and what they are told of charge and spin."""
+    embedding = module.param("embedding", nn.initializers.normal(1.0), (exact.shape[-1], settings.channels))
+    features = exact @ embedding
+    if not settings.electronic_state:
+        return features
+    return features + state_features(module, graph, exact, settings.channels)

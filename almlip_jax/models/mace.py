@@ -48,6 +48,7 @@ from almlip_jax.models.convolution import (
     constant,
     convolve,
     edge_functions,
+    first_features,
     incoherent_sums,
     paths_between,
 )
@@ -144,9 +145,9 @@ class Mace(ConvolutionalModel):
         count = (s.l_max + 1) ** 2
         incoherent = jnp.broadcast_to(incoherent_sums(graph, edges.radial), (count, len(graph.atom_mask)))
         if s.radial_hidden:
-            return sums_by_degree(incoherent, incoherent, graph, s.l_max)
+            return self._with_states(sums_by_degree(incoherent, incoherent, graph, s.l_max), graph)
         total = jnp.einsum("alk,akb->lab", jnp.concatenate(edges.coupled, axis=1), edges.radial)  # [LM, A, B]
-        return sums_by_degree(jnp.mean(total**2, axis=-1), incoherent, graph, s.l_max)
+        return self._with_states(sums_by_degree(jnp.mean(total**2, axis=-1), incoherent, graph, s.l_max), graph)
 
     def standardise(self, params: Params, survey: Survey, energy_scale: float) -> Params:
         """Sets the scale of messages, for each degree of the edges, and that of the energy; see `Model.standardise`.
@@ -156,7 +157,7 @@ class Mace(ConvolutionalModel):
         """
         squares = jnp.maximum(survey["squares"], survey["incoherent"]) / jnp.maximum(survey["atoms"], 1)
         squares = jnp.maximum(squares, LEAST_SQUARE)
-        return params | {
+        return self._scaled_states(params, survey) | {
             "message_scale": jax.lax.rsqrt(squares).astype(params["message_scale"].dtype),
             "energy_scale": jnp.full_like(params["energy_scale"], energy_scale),
         }
@@ -174,8 +175,7 @@ class _Layers(nn.Module):
         exact = exact_code(graph, self.species, dtype)
         code = central_code(self, exact, s.species_channels)
         scale = jax.lax.stop_gradient(self.param("message_scale", nn.initializers.ones, (s.l_max + 1,)))
-        embedding = self.param("embedding", nn.initializers.normal(1.0), (len(self.species), s.channels))
-        features: Irreps = ((exact @ embedding)[None],)
+        features: Irreps = (first_features(self, exact, graph, s)[None],)
         energy = exact @ self.param("species_bias", nn.initializers.zeros, (len(self.species),))
         for layer in range(s.layers):
             highest = s.hidden_l_max if layer < s.layers - 1 else 0

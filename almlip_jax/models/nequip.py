@@ -30,6 +30,7 @@ from almlip_jax.models.convolution import (
     by_degree,
     constant,
     convolve,
+    first_features,
     paths_between,
 )
 from almlip_jax.models.species_code import central_code, exact_code
@@ -80,8 +81,7 @@ class _Layers(nn.Module):
         exact = exact_code(graph, self.species, dtype)
         code = central_code(self, exact, s.species_channels)
         scale = constant(self, "message_scale")
-        embedding = self.param("embedding", nn.initializers.normal(1.0), (len(self.species), s.channels))
-        features: Irreps = ((exact @ embedding)[None],)
+        features: Irreps = (first_features(self, exact, graph, s)[None],)
         for layer in range(s.layers):
             last = layer == s.layers - 1
             features = self._layer(layer, features, 0 if last else s.hidden_l_max, code, scale, edges, graph)

@@ -46,6 +46,7 @@ from almlip_jax.models.base import (
 )
 from almlip_jax.models.bilinear import Irreps, bilinear, couplings, inner_products
 from almlip_jax.models.edges import EdgeBasis, edge_vectors, expand_edges
+from almlip_jax.models.electronic import BY_SPECIES, scaled_states, state_features, survey_states
 from almlip_jax.models.layout import side_by_side, split, unstack
 from almlip_jax.models.species_code import central_code, exact_code, neighbor_code, with_more_species
 from almlip_jax.structures.graph import Graph, lone_atom, values_at_neighbors
@@ -93,6 +94,9 @@ class SharedDensitySettings(ModelSettings):
     dipole: bool = False
     """Whether the model also gives the dipole of molecules, from charges and dipoles of their atoms; it then learns
     from labels with dipoles (`training.loss.dipole`)."""
+    electronic_state: bool = False
+    """Whether atoms are told the total charge and the spin multiplicity of their structure, so that one composition may
+    come in several states; neutral singlets are as without."""
 
     @property
     def coupled(self) -> int:
@@ -182,8 +186,13 @@ class SharedDensity(LinearLast):
 
     @property
     def local(self) -> bool:
-        """Without message passing."""
-        return self.settings.layers == 0
+        """Without message passing, and without charge and spin, which all atoms of a structure share."""
+        return self.settings.layers == 0 and not self.settings.electronic_state
+
+    @property
+    def sees_state(self) -> bool:
+        """As its settings say."""
+        return self.settings.electronic_state
 
     @property
     def _module(self) -> _ReadOut:
@@ -212,14 +221,16 @@ class SharedDensity(LinearLast):
         smooth = _smoothness(s, s.radial)[:, None]
         of_edges = jnp.mean(codes**2, axis=-1) * jnp.mean((radial * smooth) ** 2, axis=1)  # [A, K]
         incoherent = jnp.einsum("alk,ak->la", harmonics**2, of_edges)
-        return sums_by_degree(squares, incoherent, graph, s.l_max)
+        found = sums_by_degree(squares, incoherent, graph, s.l_max)
+        return found | survey_states(graph) if s.electronic_state else found
 
     def standardise(self, params: Params, survey: Survey, energy_scale: float) -> Params:
         """Sets the scale of the density, degree by degree, and that of the energy; see `Model.standardise`."""
         found = survey["squares"] / jnp.maximum(survey["atoms"], 1)
         at_random = survey["incoherent"] / jnp.maximum(survey["atoms"], 1)
         scale = _AMPLITUDE / jnp.sqrt(jnp.maximum(jnp.maximum(found, _LEAST_ORDER * at_random), LEAST_SQUARE))
-        return params | {
+        known = scaled_states(params, survey) if self.settings.electronic_state else params
+        return known | {
             "density_scale": scale.astype(params["density_scale"].dtype),
             "energy_scale": jnp.full_like(params["energy_scale"], energy_scale),
         }
@@ -227,7 +238,7 @@ class SharedDensity(LinearLast):
     def with_species(self, params: Params, fresh: Params, wanted: SpeciesTable) -> Params:
         """Parameters for more species that say of the old ones what they said before; see `Model.with_species`."""
         width = self.settings.species_channels
-        leading = {"species_bias": 1, "charge_bias": 1}
+        leading = {"species_bias": 1, "charge_bias": 1, **BY_SPECIES}
         if len(self.species) > width:
             leading |= {"species_code": 1}
         else:
@@ -258,7 +269,8 @@ class _ReadOut(nn.Module):
         scales = self.param("density_scale", nn.initializers.ones, (s.l_max + 1,))
         scales = jax.lax.stop_gradient(scales)
         h = self._mix("mix", geometry.values, code, scales)
-        x = self._perceptron("", self._invariants("", h), None)
+        told = state_features(self, graph, exact, s.hidden[0]) if s.electronic_state else None
+        x = self._perceptron("", self._invariants("", h), None, told)
         for layer in range(1, s.layers + 1):
             messages = self._messages(layer, x, geometry, graph)
             h = tuple(
@@ -350,10 +362,13 @@ class _ReadOut(nn.Module):
             mixed.append(side_by_side(paths) @ weights)
         return tuple(mixed)
 
-    def _perceptron(self, suffix: str, x: jax.Array, before: jax.Array | None) -> jax.Array:
-        """The MLP of one layer; it adds to the features of the layer before."""
+    def _perceptron(
+        self, suffix: str, x: jax.Array, before: jax.Array | None, told: jax.Array | None = None
+    ) -> jax.Array:
+        """The MLP of one layer; it adds to the features of the layer before.  ``told`` enters its first hidden one."""
         for n, width in enumerate(self.settings.hidden):
-            y = nn.silu(nn.Dense(width, name=f"dense_{n}{suffix}")(x))
+            y = nn.Dense(width, name=f"dense_{n}{suffix}")(x)
+            y = nn.silu(y if n or told is None else y + told)
             x = x + y if n and x.shape[-1] == width else y
         return x if before is None else before + x
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -26,6 +27,7 @@ from almlip_jax.features import FeatureRequest, feature_factors, feature_maps
 from almlip_jax.features.request import FeatureFactors
 from almlip_jax.models import Params
 from almlip_jax.potential.novelty import Novelty
+from almlip_jax.potential.states import strange_state
 from almlip_jax.scores import Score, atom_scores, scores
 from almlip_jax.structures.neighbors import largest_neighbor_count
 from almlip_jax.structures.packing import (
@@ -78,12 +80,14 @@ class Evaluator:
         params: parameters with leading member axis.
         references: reference energies in eV by atomic number.
         novelty: fitted novelty scores by name.
+        states: electronic states that they have learned of, where these count and are known.
     """
 
     ensemble: AnyEnsemble
     params: Params
     references: Mapping[int, float]
     novelty: Mapping[str, Novelty] = field(default_factory=dict)
+    states: frozenset[tuple[int, int]] = frozenset()
 
     def stream(
         self, frames: Iterable[Atoms], features: FeatureRequest, source: str, shape: BatchShape | None
@@ -99,7 +103,7 @@ class Evaluator:
                 yield from zip(some, self._evaluate_batches(params, some, shape, features, factors), strict=True)
 
     def known(self, frames: Iterable[Atoms], source: str) -> Iterator[Atoms]:
-        """The frames.
+        """The frames; with a warning where one is in an electronic state that nothing was learned of.
 
         Raises:
             InputError: an element is unknown; source, frame and atom are named.
@@ -109,6 +113,8 @@ class Evaluator:
                 self.ensemble.species.index(frame.numbers)
             except InputError as error:
                 raise InputError(f"{source}, frame {number}: {error}") from error
+            if self.states and (strange := strange_state(frame, self.states)) is not None:
+                warnings.warn(strange, stacklevel=2)  # a selection may be after such structures
             yield frame
 
     def batch_shape(self, structures: Sequence[Atoms], before: BatchShape | None = None) -> BatchShape:

@@ -23,6 +23,7 @@ from almlip_jax.potential.calculator import PotentialCalculator
 from almlip_jax.potential.evaluator import Evaluated, Evaluator, joined, reference_energy
 from almlip_jax.potential.fitted import TRAINING_ROWS, Calibration, Fitted, FittedKind, TrainingSet, params_digest
 from almlip_jax.potential.novelty import Novelty, fit_novelty, novelty_names
+from almlip_jax.potential.states import noted_states, strange_state
 from almlip_jax.structures.electronic_state import electronic_state
 from almlip_jax.structures.packing import BatchShape
 from almlip_jax.structures.species import SpeciesTable
@@ -89,7 +90,16 @@ class Potential:
 
     @cached_property
     def _evaluator(self) -> Evaluator:
-        return Evaluator(self.ensemble, self.params, self.reference_energies, self.novelty)
+        return Evaluator(self.ensemble, self.params, self.reference_energies, self.novelty, self.states)
+
+    @property
+    def states(self) -> frozenset[tuple[int, int]]:
+        """Charges and multiplicities that it has learned of; none where it is not told them, or nothing is known."""
+        return noted_states(self.metadata) if self.ensemble.sees_state else frozenset()
+
+    def strange_state(self, atoms: Atoms) -> str | None:
+        """That nothing was learned of the charge and spin of a structure, a sentence; None where it was."""
+        return strange_state(atoms, self.states)
 
     @property
     def precision(self) -> str:

@@ -154,6 +154,8 @@ class _Run(ABC):
                 self.potential.species.index(frame.numbers)
             except InputError as error:
                 raise InputError(f"{path}, frame {number}: {error}") from error
+            if (strange := self.potential.strange_state(frame)) is not None:
+                raise InputError(f"{path}, frame {number}: {strange}")
         return [frames[w % len(frames)] for w in range(len(self.settings.temperatures))]
 
     @cached_property

@@ -96,11 +96,15 @@ def lone_atom() -> Graph:
     return lone_atoms(1, jnp.zeros(()).dtype)
 
 
-def lone_atoms(number: int, dtype: jnp.dtype) -> Graph:
-    """A graph of isolated neutral atoms of spin 1, one of each of so many species, each a structure of its own."""
+def lone_atoms(species: int, dtype: jnp.dtype, spins: jax.Array | None = None) -> Graph:
+    """A graph of isolated neutral atoms, each a structure of its own: one of each of so many species.
+
+    With ``spins`` [n], one of each species for each of these multiplicities in turn; else all are singlets.
+    """
+    number = species if spins is None else species * len(spins)
     index, flag = jnp.arange(number, dtype=jnp.int32), jnp.ones((number,), bool)
     return Graph(
-        species=index,
+        species=index % species,
         vectors=jnp.zeros((number, 1, 3), dtype),
         neighbors=index[:, None],
         edge_mask=jnp.zeros((number, 1), bool),
@@ -112,7 +116,7 @@ def lone_atoms(number: int, dtype: jnp.dtype) -> Graph:
         positions=jnp.zeros((number, 3), dtype),
         cell=jnp.zeros((number, 3, 3), dtype),
         charge=jnp.zeros((number,), dtype),
-        spin=jnp.ones((number,), dtype),
+        spin=jnp.ones((number,), dtype) if spins is None else jnp.repeat(spins, species),
     )
 
 

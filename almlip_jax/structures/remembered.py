@@ -11,7 +11,7 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from almlip_jax.structures.electronic_state import multiplicity, stated_state
+from almlip_jax.structures.electronic_state import electronic_state, multiplicity, stated_state
 from almlip_jax.structures.extxyz import write_frame
 from almlip_jax.structures.validation import LABELS
 from almlip_jax.structures.weights import WEIGHTS, loss_weights
@@ -25,7 +25,7 @@ def remember(
     """A sample of the structures that a potential was trained on, with their labels and without remarks.
 
     Half of it comes from those it remembered before and half from new ones, as far as there are so many; within each
-    half all compositions and config types have their turn before any has the next.
+    half all compositions, electronic states and config types have their turn before any has the next.
 
     Args:
         new: trained on; those without labels or weight are passed over.
@@ -82,7 +82,8 @@ def _in_turn(structures: Sequence[Atoms], places: Iterable[int], generator: np.r
     """Places in an order in which compositions and config types take turns; turns and structures are drawn."""
     groups: dict[tuple[Any, ...], list[int]] = {}
     for n in places:
-        kind = (structures[n].info.get("config_type"), *composition(structures[n]))
+        one = structures[n]
+        kind = (one.info.get("config_type"), *composition(one), *electronic_state(one))
         groups.setdefault(kind, []).append(n)
     drawn = [generator.permutation(group).tolist() for group in groups.values()]
     rounds = zip_longest(*(drawn[g] for g in generator.permutation(len(drawn))))

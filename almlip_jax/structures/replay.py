@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 from ase import Atoms
@@ -47,33 +48,37 @@ class Replay:
     remark: str | None
 
 
-def replay(remembered: Sequence[Atoms], new: Sequence[Atoms], validating: Sequence[Atoms] = ()) -> Replay:
+def replay(
+    remembered: Sequence[Atoms], new: Sequence[Atoms], validating: Sequence[Atoms] = (), *, sees_state: bool = False
+) -> Replay:
     """Remembered structures that are trained on again beside new data.
 
     Left out are those that the data hold, and those whose labels these contradict: others for the same structure, or
-    another charge or spin of the same composition.  Where that is so for most structures that both hold, or where
-    energies of a composition are at another level, labels come from another source, and none is trained on again.
+    another charge or spin of the same composition, unless the potential sees these.  Where that is so for most
+    structures that both hold, or where energies of a composition are at another level, labels come from another source,
+    and none is trained on again.
 
     Args:
         remembered: by the potential that the training begins with.
         new: structures that are trained on.
         validating: structures that are validated on.
+        sees_state: whether the potential tells structures apart that differ in charge and spin alone.
     """
     data = [*new, *validating]
     if not remembered:
         return Replay((), 0, f"the potential to begin with remembers no structures, so that {FORGETS}.")
-    apart = _levels_apart(remembered, data)
+    apart = _levels_apart(remembered, data, sees_state)
     if apart is not None:
         return Replay((), 0, f"{apart}; they are of another label source and not trained on again, so that {FORGETS}.")
     states = {composition(atoms): electronic_state(atoms) for atoms in data}
-    looked_up = _Twins(data)
+    looked_up = _Twins(data, sees_state)
     same, other, again = 0, 0, list[Atoms]()
     for atoms in remembered:
         twin = looked_up.of(atoms)
         if twin is not None:
             differs = label_difference(atoms, twin) is not None
             same, other = same + (not differs), other + differs
-        elif states.get(composition(atoms), electronic_state(atoms)) == electronic_state(atoms):
+        elif sees_state or states.get(composition(atoms), electronic_state(atoms)) == electronic_state(atoms):
             again.append(atoms)
     if other > same:
         return Replay(
@@ -94,11 +99,11 @@ def replay(remembered: Sequence[Atoms], new: Sequence[Atoms], validating: Sequen
     return Replay(tuple(again), copies, remark)
 
 
-def _levels_apart(remembered: Sequence[Atoms], data: Sequence[Atoms]) -> str | None:
+def _levels_apart(remembered: Sequence[Atoms], data: Sequence[Atoms], sees_state: bool) -> str | None:
     """That energies of a composition are too far apart to be of one label source, in words; None where none are."""
-    ours = _energy_ranges(data)
-    for numbers, (low, high) in _energy_ranges(remembered).items():
-        least, most = ours.get(numbers, (low, high))
+    ours = _energy_ranges(data, sees_state)
+    for (numbers, state), (low, high) in _energy_ranges(remembered, sees_state).items():
+        least, most = ours.get((numbers, state), (low, high))
         gap = max(low - most, least - high)
         if gap > _LEVEL:
             formula = Atoms(numbers).get_chemical_formula()
@@ -106,25 +111,31 @@ def _levels_apart(remembered: Sequence[Atoms], data: Sequence[Atoms]) -> str | N
     return None
 
 
-def _energy_ranges(structures: Iterable[Atoms]) -> dict[tuple[int, ...], tuple[float, float]]:
-    """Lowest and highest energy of each composition, eV/atom."""
-    found: dict[tuple[int, ...], tuple[float, float]] = {}
+def _energy_ranges(structures: Iterable[Atoms], sees_state: bool) -> dict[_Kind, tuple[float, float]]:
+    """Lowest and highest energy of each composition, eV/atom; of each of its electronic states where these are seen."""
+    found: dict[_Kind, tuple[float, float]] = {}
     for atoms in structures:
         energy = None if atoms.calc is None else atoms.calc.results.get("energy")
         if energy is not None:
             own = float(energy) / len(atoms)
-            low, high = found.get(composition(atoms), (own, own))
-            found[composition(atoms)] = (min(low, own), max(high, own))
+            kind = composition(atoms), electronic_state(atoms) if sees_state else None
+            low, high = found.get(kind, (own, own))
+            found[kind] = (min(low, own), max(high, own))
     return found
 
 
-class _Twins:
-    """Finds structures among some: atoms in the same order, up to lattice vectors."""
+_Kind: TypeAlias = tuple[tuple[int, ...], tuple[int, int] | None]
+"""A composition, and its charge and spin where these are seen."""
 
-    def __init__(self, structures: Sequence[Atoms]) -> None:
-        groups: dict[tuple[bytes, bytes], list[Atoms]] = {}
+
+class _Twins:
+    """Finds structures among some: atoms in the same order, up to lattice vectors, and one state where it is seen."""
+
+    def __init__(self, structures: Sequence[Atoms], sees_state: bool) -> None:
+        self._sees_state = sees_state
+        groups: dict[tuple[Any, ...], list[Atoms]] = {}
         for atoms in structures:
-            groups.setdefault(_kind(atoms), []).append(atoms)
+            groups.setdefault(self._kind(atoms), []).append(atoms)
         self._groups = {
             kind: (group, np.stack([a.positions for a in group]), np.stack([a.cell.array for a in group]))
             for kind, group in groups.items()
@@ -132,17 +143,17 @@ class _Twins:
 
     def of(self, atoms: Atoms) -> Atoms | None:
         """The same structure; None where there is none."""
-        if _kind(atoms) not in self._groups:
+        if self._kind(atoms) not in self._groups:
             return None
-        group, positions, cells = self._groups[_kind(atoms)]
+        group, positions, cells = self._groups[self._kind(atoms)]
         near = np.flatnonzero(np.abs(cells - atoms.cell.array).max(axis=(1, 2)) <= _SAME)
         for some in (slice(1), slice(None)):  # few agree in their first atom
             near = near[_distance(positions[near, some], atoms, some) <= _SAME]
         return group[near[0]] if len(near) else None
 
-
-def _kind(atoms: Atoms) -> tuple[bytes, bytes]:
-    return np.asarray(atoms.numbers, np.int64).tobytes(), np.asarray(atoms.pbc, bool).tobytes()
+    def _kind(self, atoms: Atoms) -> tuple[Any, ...]:
+        state = electronic_state(atoms) if self._sees_state else None
+        return np.asarray(atoms.numbers, np.int64).tobytes(), np.asarray(atoms.pbc, bool).tobytes(), state
 
 
 def _distance(positions: np.ndarray, atoms: Atoms, some: slice) -> np.ndarray:

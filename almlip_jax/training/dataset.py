@@ -226,11 +226,13 @@ def training_set(
     dtype: np.dtype | type,
     validation: Sequence[Atoms] = (),
     further: Collection[str] = (),
+    sees_state: bool = False,
 ) -> TrainingSet:
     """Packs labelled structures within a capacity and decides which of them validate.
 
     Where ``validation`` structures are given, these do, and the others are all trained on.  Labels are taken of the
-    targets that every model gives, and of ``further`` ones.
+    targets that every model gives, and of ``further`` ones.  Only an ensemble that ``sees_state`` tells structures
+    apart that differ in charge and spin alone.
 
     Raises:
         CapacityError: they do not fit.
@@ -240,7 +242,8 @@ def training_set(
     if not structures:
         raise InputError("there is nothing to train on; give at least one labelled structure.")
     number, structures = len(structures), [*structures, *validation]
-    _refuse_mixed_states(structures)
+    if not sees_state:
+        _refuse_mixed_states(structures)
     _refuse_weightless(structures, further)
     for target in targets(further):
         _require_target(structures, target)
@@ -343,7 +346,7 @@ def _require_target(dataset: Sequence[Atoms], target: Target) -> None:
 
 
 def _refuse_mixed_states(dataset: Sequence[Atoms]) -> None:
-    """No model of ours sees charge or spin: one composition must come in one electronic state."""
+    """To a model that does not see charge and spin, one composition must come in one electronic state."""
     states: dict[tuple[int, ...], tuple[int, tuple[int, int]]] = {}
     for n, atoms in enumerate(dataset):
         state = electronic_state(atoms)
@@ -351,5 +354,6 @@ def _refuse_mixed_states(dataset: Sequence[Atoms]) -> None:
         if state != known:
             raise InputError(
                 f"structures {first} and {n} ({atoms.get_chemical_formula()}) differ in charge and spin, {known} and "
-                f"{state}, which a potential cannot tell apart; train one potential for each."
+                f"{state}, which this model cannot tell apart; set model.electronic_state, or train one potential for "
+                "each."
             )

@@ -22,6 +22,7 @@ from almlip_jax.ensembles import Ensemble, EnsembleSettings, beside_members, spr
 from almlip_jax.errors import InputError
 from almlip_jax.keys import named_stream
 from almlip_jax.models import Params
+from almlip_jax.models.electronic import knows_states, taught_states
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.training import checkpoint as checkpoints
 from almlip_jax.training.dataset import Capacity, Order, TrainingSet, bootstrap_weights, split, training_set
@@ -282,6 +283,7 @@ class Trainer:
             dtype=self.dtype,
             validation=validation,
             further=self.ensemble.targets,
+            sees_state=self.ensemble.sees_state,
         )
 
     def prepare(self, data: TrainingSet, total_steps: int, weights_key: jax.Array) -> Run:
@@ -298,13 +300,18 @@ class Trainer:
         return beside_members(run, self.ensemble.size)  # type: ignore[no-any-return]
 
     def start(self, data: TrainingSet, params: Params | None, key: jax.Array) -> State:
-        """The state before the first step, from given parameters, fresh ones where there are none."""
+        """The state before the first step, from given parameters, fresh ones where there are none.
+
+        Parameters of an ensemble that was not told charge and spin get those that it lacks.
+        """
         given = 0 if params is None else jax.tree.leaves(params)[0].shape[0]
-        if given < self.ensemble.size:
+        untold = params is not None and self.ensemble.sees_state and not knows_states(params)
+        if given < self.ensemble.size or untold:
             plan, steps = data.training_plan()
             whole = jax.tree.map(jnp.asarray, plan)
             fresh = self._fresh(key, data.packed.data, whole, jnp.asarray(steps, jnp.int32), data.energy_scale())
             if params is not None:
+                params = taught_states(params, fresh) if untold else params
                 fresh = jax.tree.map(lambda own, new: np.concatenate([own, new[given:]]), params, fresh)
             params = fresh
         return _spread(self._initial(spread_members(jax.tree.map(lambda x: jnp.asarray(x, self.dtype), params))))

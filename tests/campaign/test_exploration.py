@@ -171,6 +171,14 @@ class TestStartList:
         with pytest.raises(InputError, match=refusal):
             self.listed(tmp_path, Atoms("H2O", np.eye(3)), frame)
 
+    def test_takes_states_that_are_known_where_the_potential_sees_them(self, tmp_path: Path) -> None:
+        path = tmp_path / "list.extxyz"
+        write_structures(path, [labelled("H2O", 1.0, charge=0, spin=2)])
+        known = (*self.known, Atoms("HO", np.eye(3)[:2], info={"charge": 0, "spin": 2}))
+        assert start_list(path, self.system, known, sees_state=True)[0].info == {"charge": 0, "spin": 2}
+        with pytest.raises(InputError, match=r"frame 0 \(H2O\) .* \(0, 2\), of which no start geometry"):
+            start_list(path, self.system, self.known, sees_state=True)
+
     def test_is_a_setting_with_a_path(self) -> None:
         assert settings(starts={"kind": "file", "path": "list.xyz"}).starts == FileStarts(
             kind="file", path=Path("list.xyz")

@@ -36,6 +36,7 @@ class Charges:
     species: SpeciesTable = SPECIES
     cutoff: float = CUTOFF
     long_range: bool = True
+    sees_state: bool = True
     small_members: bool = True
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,14 +24,17 @@ from almlip_jax.models import (
     WithRepulsion,
     build_model,
 )
+from almlip_jax.models.electronic import scaled_states, state_features, survey_states
 from almlip_jax.models.radial import polynomial_cutoff
+from almlip_jax.models.species_code import exact_code
 from almlip_jax.structures.graph import Graph
 from almlip_jax.structures.neighbors import largest_neighbor_count
 from almlip_jax.structures.packing import BatchShape, pack, plan_batches, take_batch
 from almlip_jax.structures.species import SpeciesTable
 
 SETTINGS = SharedDensitySettings(cutoff=3.5, radial=4, l_max=2, channels=4, hidden=(8, 8))
-# every option at once: message passing, a second product, and more species than are told apart one by one
+# every option at once: message passing, a second product, charge and spin, and more species than are told apart one by
+# one
 EVERYTHING = SETTINGS.model_copy(
     update={
         "layers": 1,
@@ -39,11 +43,19 @@ EVERYTHING = SETTINGS.model_copy(
         "species_channels": 2,
         "coupled_l_max": 1,
         "coupled_channels": 3,
+        "electronic_state": True,
     }
 )
-MACE = MaceSettings(cutoff=3.5, radial=4, channels=3, l_max=2, read_out=(8,), repulsion=True)
+MACE = MaceSettings(cutoff=3.5, radial=4, channels=3, l_max=2, read_out=(8,), repulsion=True, electronic_state=True)
 NEQUIP = NequipSettings(
-    cutoff=3.5, radial=4, channels=3, layers=2, read_out=(8,), radial_hidden=(4,), radial_basis="gaussian"
+    cutoff=3.5,
+    radial=4,
+    channels=3,
+    layers=2,
+    read_out=(8,),
+    radial_hidden=(4,),
+    radial_basis="gaussian",
+    electronic_state=True,
 )
 MODELS = {"plain": SETTINGS, "everything": EVERYTHING, "mace": MACE, "nequip": NEQUIP}
 SPECIES = SpeciesTable((1, 6, 8))
@@ -67,9 +79,11 @@ def params(ensemble: Ensemble):
     return ensemble.standardise(fresh, ensemble.survey(packed_graph([ethanol(), crystal()])), 1.0)
 
 
-def ethanol() -> Atoms:
+def ethanol(charge: int = 1, spin: int = 2) -> Atoms:
+    """A radical cation, to those models that see it."""
     atoms = molecule("CH3CH2OH")
     atoms.rattle(0.1, seed=1)
+    atoms.info = {"charge": charge, "spin": spin}
     return atoms
 
 
@@ -244,9 +258,66 @@ def test_extensive(ensemble, params):
     np.testing.assert_allclose(eight.virial, 8 * one.virial, atol=1e-9)
     far = ethanol() + ethanol()
     far.positions[9:] += [50.0, 0, 0]
+    far.info = {"charge": 2, "spin": 3}
     np.testing.assert_allclose(
         predict(ensemble, params, [far]).energy, 2 * predict(ensemble, params, [ethanol()]).energy, rtol=1e-12
     )
+
+
+def test_charge_and_spin_are_seen_and_neutral_singlets_are_as_without(ensemble, params):
+    """Whatever the parameters that tell of them: to the last bit."""
+    states = [(0, 1), (1, 2), (-1, 2)]
+    graph = packed_graph([*(ethanol(*state) for state in states), molecule("H2O")])
+    told = _predict(ensemble, params, graph)
+
+    def without(path, leaf):
+        return jnp.zeros_like(leaf) if "state_vectors" in jax.tree_util.keystr(path) else leaf
+
+    untold = _predict(ensemble, jax.tree_util.tree_map_with_path(without, params), graph)
+    for n, rows in ((0, slice(0, 9)), (3, slice(27, 30))):
+        np.testing.assert_array_equal(told.energy[:, n], untold.energy[:, n])
+        np.testing.assert_array_equal(told.forces[:, rows], untold.forces[:, rows])
+    assert np.ptp(untold.energy[:, :3], axis=1).max() < 1e-12
+    energies = np.abs(np.diff(told.energy[:, [0, 1, 2, 0]], axis=1)).min()
+    forces = np.abs(told.forces[:, 9:18] - told.forces[:, :9]).max()
+    assert ensemble.sees_state == bool(energies > 1e-4) == bool(forces > 1e-4)
+
+
+def test_what_an_atom_is_told_is_its_share():
+    """Inversely proportional to the size of the structure, and learned for each species."""
+    s = EVERYTHING
+    model = build_model(s, SPECIES)
+    params = model.init(jax.random.key(0))
+    small, large = molecule("H2O"), molecule("H2O") + molecule("CH4")
+    for atoms in (small, large):
+        atoms.info["charge"] = -2
+    graph = packed_graph([small, large])
+    params["state_weights"] = jnp.zeros_like(params["state_weights"])
+    vectors = params["state_vectors"].reshape(3, 3, -1)[:, 1]  # of negative charge
+
+    class Told(nn.Module):
+        @nn.compact
+        def __call__(self, graph):
+            return state_features(self, graph, exact_code(graph, SPECIES, jnp.float64), s.hidden[0])
+
+    own = {name: params[name] for name in ("state_weights", "state_vectors", "state_scale")}
+    told = Told().apply({"params": own}, graph)
+    wanted = np.asarray(vectors)[np.asarray(graph.species[:11])] * np.where(np.arange(11) < 3, 2 / 3, 2 / 8)[:, None]
+    np.testing.assert_allclose(told[:11], wanted, rtol=1e-6)
+    scaled = scaled_states(own, survey_states(graph))["state_scale"]
+    np.testing.assert_allclose(scaled, [1, 1 / np.sqrt((3 * (2 / 3) ** 2 + 8 * (2 / 8) ** 2) / 11), 1], rtol=1e-6)
+
+
+def test_neutral_isolated_atoms_have_their_energies_whatever_their_spin():
+    model = build_model(EVERYTHING, SPECIES, isolated=(6, 8))
+    params = jax.tree.map(lambda x: x.astype(jnp.float64), model.init(jax.random.key(0)))
+    states = {"O": [(0, 3), (0, 1), (1, 4)], "H": [(0, 2)]}
+    atoms = [Atoms(symbol, info={"charge": q, "spin": s}) for symbol, all_of in states.items() for q, s in all_of]
+    graph = packed_graph(atoms, BatchShape(4, 1, 4))
+    output = model.apply(params, model.geometry(graph), graph)
+    np.testing.assert_allclose(output.energy[:2], 0, atol=1e-12)
+    np.testing.assert_allclose(output.features[:2], 0, atol=1e-12)
+    assert np.all(np.abs(output.energy[2:]) > 1e-4)
 
 
 def test_smooth_to_second_order_at_the_cutoff(ensemble, params):

@@ -31,6 +31,7 @@ class Pairs(LinearLast):
     width: int
     small_members = True
     long_range = False
+    sees_state = False
     local = True
 
     @property

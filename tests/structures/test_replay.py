@@ -112,6 +112,15 @@ def test_labels_that_the_data_contradict_are_left_out():
     assert found.structures == (methane,) and "5 of a composition with another charge or spin" in found.remark
 
 
+def test_states_that_a_potential_sees_do_not_contradict_each_other():
+    """Even at the same places, and at energies that would be those of another label source."""
+    water = [labelled("H2O", n) for n in range(3)]
+    cations = [copy(atoms, 60.0, charge=1, spin=2) for atoms in water[:2]]
+    assert replay(water, cations, sees_state=True).structures == tuple(water)
+    assert replay([*water, *cations], cations, sees_state=True).structures == tuple(water)
+    assert replay(water, cations).structures == ()
+
+
 @pytest.mark.parametrize(
     ("data", "sentence"),
     [

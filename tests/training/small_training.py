@@ -43,10 +43,12 @@ def settings_of(**changes: Any) -> TrainingSettings:
     )
 
 
-def trainer_of(dataset: list[Atoms], settings: TrainingSettings, members: int = 2) -> Trainer:
-    """A trainer of the tiny model, sized for the dataset."""
-    capacity = plan_capacity(dataset, MODEL.cutoff, settings)
-    ensemble = Ensemble(build_model(MODEL, SPECIES), members)
+def trainer_of(
+    dataset: list[Atoms], settings: TrainingSettings, members: int = 2, model: SharedDensitySettings = MODEL
+) -> Trainer:
+    """A trainer of the tiny model, or of another one, sized for the dataset."""
+    capacity = plan_capacity(dataset, model.cutoff, settings)
+    ensemble = Ensemble(build_model(model, SPECIES), members)
     return Trainer(ensemble, SPECIES, capacity, settings, EnsembleSettings(size=members))
 
 

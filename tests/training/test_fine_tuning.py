@@ -6,13 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import molecule
-from small_training import MODEL, labelled, same_bits, settings_of, water
+from ase.calculators.singlepoint import SinglePointCalculator
+from small_training import MODEL, labelled, same_bits, settings_of, trainer_of, water
 
 from almlip_jax.ensembles import EnsembleSettings
+from almlip_jax.errors import InputError
 from almlip_jax.fitting import fit_potential
 from almlip_jax.potential import Potential
 from almlip_jax.structures.species import SpeciesTable
@@ -50,6 +53,45 @@ def tuned(base: Potential, waters: list[Atoms]) -> Potential:
     potential, _ = fit_potential(waters, MODEL, MEMBERS, SHORT, 1, start=base, say=said.append)
     assert said == [f"{len(base.remembered)} structures that the potential remembers are trained on again."]
     return potential
+
+
+def cation(atoms: Atoms) -> Atoms:
+    """The same geometry without an electron, 9 eV higher."""
+    other = atoms.copy()
+    other.info.update(charge=1, spin=2)
+    results = {"energy": atoms.get_potential_energy() + 9.0, "forces": atoms.get_forces()}
+    other.calc = SinglePointCalculator(other, **results)
+    return other
+
+
+def test_parameters_that_were_not_told_begin_as_they_are_with_those_that_tell(waters):
+    """Shares of one electron in three atoms are scaled to one."""
+    data, told = [*waters, *map(cation, waters)], MODEL.model_copy(update={"electronic_state": True})
+    trainer = trainer_of(data, SHORT, model=told)
+    old = trainer_of(waters, SHORT).ensemble.init(jax.random.key(5))
+    state = trainer.start(trainer.training_set(data, {1: 0.0, 8: 0.0}), old, jax.random.key(6))
+    assert same_bits({name: state.params[name] for name in old}, old)
+    assert set(state.params) == {*old, "state_scale", "state_weights", "state_vectors"}
+    np.testing.assert_allclose(state.params["state_scale"], [[3, 1, 3]] * 2, rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_potential_that_was_not_told_learns_of_charges(waters, tmp_path: Path):
+    """One composition in two states; evaluations of a third warn."""
+    start, _ = fit_potential(waters, MODEL, MEMBERS, SHORT, 0)
+    told = MODEL.model_copy(update={"electronic_state": True})
+    data = [*waters, *map(cation, waters)]
+    with pytest.raises(InputError, match="set model.electronic_state"):
+        fit_potential(data, MODEL, MEMBERS, SHORT, 1, start=start)
+    fit_potential(data, told, MEMBERS, SHORT.model_copy(update={"max_steps": 1500}), 1, start=start)[0].save(tmp_path)
+    potential = Potential.load(tmp_path)
+    assert potential.states == {(0, 1), (1, 2)} and start.states == frozenset()
+    test = [water(70 + seed) for seed in range(6)]
+    energies = potential.evaluate([*test, *map(cation, test)]).energy
+    np.testing.assert_allclose(energies[6:] - energies[:6], 9.0, atol=0.3)
+    test[0].info["charge"] = -2
+    with pytest.warns(UserWarning, match="H2O has charge -2 and spin 1, but the potential has learned of charge 0"):
+        potential.evaluate(test[:1])
 
 
 @pytest.mark.slow

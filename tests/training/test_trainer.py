@@ -365,6 +365,8 @@ def test_bad_input(trainer, references):
     cation.info["charge"] = 1
     with pytest.raises(InputError, match="structures 0 and 1 .*differ in charge"):
         trainer.train([water(0), cation], None, jax.random.key(0), reference_energies=references)
+    told = trainer_of([water(0), cation], settings_of(), model=MODEL.model_copy(update={"electronic_state": True}))
+    assert told.training_set([water(0), cation], references).packed.data.charge.tolist() == [0, 1, 0]
     with pytest.raises(CapacityError, match="41 structures"):
         trainer.train([water(0)] * 41, None, jax.random.key(0), reference_energies=references)
     with pytest.raises(InputError, match="atom 1 is C"):
