@@ -38,6 +38,7 @@ class Charges:
     long_range: bool = True
     sees_state: bool = True
     small_members: bool = True
+    local: bool = False
 
     @property
     def num_species(self) -> int:
