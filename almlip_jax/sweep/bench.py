@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, cast
@@ -22,6 +22,7 @@ from almlip_jax.evaluation.tidy import CALIBRATION, ERRORS
 from almlip_jax.features import FeatureRequest
 from almlip_jax.files import plain
 from almlip_jax.keys import named_key
+from almlip_jax.models import further_of
 from almlip_jax.potential import Potential
 from almlip_jax.selection import Selector
 from almlip_jax.structures.packing import BatchShape
@@ -29,6 +30,7 @@ from almlip_jax.sweep.points import Group, Point
 from almlip_jax.sweep.pools import LabelledPool, Split, plan_for_budget, read_pool
 from almlip_jax.sweep.records import Scores, SweepDirectory
 from almlip_jax.sweep.settings import SweepConfig, SweepSystem, members_of
+from almlip_jax.targets import further_targets
 from almlip_jax.training import (
     AnyTrainer,
     Capacity,
@@ -122,7 +124,7 @@ class SystemBench:
             found["selector"] = self.config.selectors[member.selector].model_dump(mode="json")
             found["warm_start"] = self.config.warm_start
             found["monitor"] = self.config.monitor
-        return cast(dict[str, Any], plain(found))
+        return cast(dict[str, Any], _of_effect(plain(found), further_of(settings.model)))
 
     # -- training -----------------------------------------------------------------------------------------------------
 
@@ -318,6 +320,18 @@ class Bench:
         if potential is None or potential.metadata.get("identity") != _digest(self.of(group).identity(group, lane)):
             return None
         return potential
+
+
+def _of_effect(identity: dict[str, Any], further: Collection[str]) -> dict[str, Any]:
+    """An identity without keys of targets that the model does not give: they change no result."""
+    training = identity["training"]
+    for target in further_targets():
+        if target.name not in further:
+            identity["model"].pop(target.name, None)
+            for part in (training["loss"], training.get("second_stage") or {}):
+                part.pop(target.name, None)
+                part.pop(f"{target.name}_delta", None)
+    return identity
 
 
 def _digest(identity: Mapping[str, Any]) -> str:
