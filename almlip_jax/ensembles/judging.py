@@ -73,6 +73,11 @@ def require_target(score: str, further: Collection[str], where: str) -> None:
 
     Raises:
         ValueError: says what to do.
+
+    >>> from almlip_jax.ensembles import require_target
+    >>> require_target("dipole_std", (), "exploration.gate")
+    Traceback (most recent call last):
+    ValueError: exploration.gate looks at dipole_std, but the model gives no dipole; set model.dipole: true.
     """
     found = score_of(score)
     target = None if found is None else found.target
