@@ -88,7 +88,7 @@ def morse(params: jax.Array, graph: Graph) -> Prediction:
 def committee() -> Any:
     """As much of a potential as a run with fixed thresholds looks at."""
     return SimpleNamespace(
-        ensemble=SimpleNamespace(predict=morse),
+        ensemble=SimpleNamespace(predict=morse, targets=()),
         params=PARAMS,
         member_settings=EnsembleSettings(size=len(PARAMS)),
         species=SPECIES,
