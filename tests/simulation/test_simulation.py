@@ -93,6 +93,7 @@ def committee() -> Any:
         member_settings=EnsembleSettings(size=len(PARAMS)),
         species=SPECIES,
         cutoff=CUTOFF,
+        strange_state=lambda atoms: None,
         reference_energy=lambda atoms: sum(REFERENCES[z] for z in atoms.numbers),
     )
 
