@@ -7,7 +7,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import ase.io
@@ -22,7 +21,7 @@ from almlip_jax.campaign import run_campaign
 from almlip_jax.campaign.preparation import Source, geometry_key, initial_set, split_pool, start_geometries
 from almlip_jax.campaign.rundir import RunDirectory
 from almlip_jax.campaign.settings import MdExploration
-from almlip_jax.campaign.starts import walker_starts
+from almlip_jax.campaign.starts import Beginnings, going_on, walker_starts
 from almlip_jax.campaign.state import read_state
 from almlip_jax.errors import InputError, LabelError
 from almlip_jax.files import read_csv, read_json, read_npz
@@ -237,11 +236,12 @@ class TestRelaxedStarts:
         """The mean potential at the starts that are written, and at the labelled structures that were drawn."""
         config = tiny_config(study.folder, **self.sections)
         assert isinstance(config.exploration, MdExploration)
-        place: Any = SimpleNamespace(geometries=start_geometries(config.system), run=study.run, config=config)
+        geometries, baths = start_geometries(config.system), config.exploration.temperatures
         ends = []
         for index in range(3):
             folder = study.run.round(index)
-            drawn = walker_starts(place, config.exploration, index, read_structures(folder.dataset))
+            given = Beginnings(geometries, [], read_structures(folder.dataset), baths, config.seed, index)
+            drawn = walker_starts(config.exploration.starts, given, going_on(study.run, index))
             starts = read_structures(folder.starts)
             found = almlip_jax.load(folder.potential).evaluate([*starts, *drawn])
             assert found.energy is not None
