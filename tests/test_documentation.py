@@ -22,6 +22,7 @@ from almlip_jax import cli
 from almlip_jax.config import load_settings
 from almlip_jax.dynamics import ExplorationSettings
 from almlip_jax.ensembles import EnsembleSettings, build_ensemble
+from almlip_jax.kinds import PLUGINS
 from almlip_jax.models import SharedDensitySettings
 from almlip_jax.potential import Potential
 from almlip_jax.structures.io import write_structures
@@ -62,7 +63,7 @@ def of(language: str) -> list[Snippet]:
 
 
 def test_every_block_says_what_it_is():
-    assert {one.language for one in snippets()} == {"sh", "yaml", "python"}
+    assert {one.language for one in snippets()} == {"sh", "yaml", "python", "toml"}
 
 
 def over(base: Any, changes: Any) -> Any:
@@ -114,6 +115,11 @@ def test_extras_are_there(words):
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     asked = re.findall(r"\[(\w+)\]", " ".join(words))
     assert set(asked) <= set(extras)
+
+
+@pytest.mark.parametrize("snippet", of("toml"), ids=str)
+def test_packages_name_the_group_that_is_looked_for(snippet):
+    assert PLUGINS in tomllib.loads(snippet.text)["project"]["entry-points"]
 
 
 @pytest.mark.parametrize("words", lines("python3"))

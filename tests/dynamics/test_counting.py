@@ -23,6 +23,7 @@ from almlip_jax.dynamics import ExplorationSettings, Explorer, SanitySettings, S
 from almlip_jax.dynamics.biases import MetadynamicsSettings, SteeredSettings, UncertaintySettings, build_bias
 from almlip_jax.dynamics.gates import AbsoluteGate, AdaptiveGate, BandGate, DecayingGate, Decision
 from almlip_jax.dynamics.sanity import Cause, SanityLimits
+from almlip_jax.dynamics.state import chosen
 from almlip_jax.dynamics.verdicts import judge
 from almlip_jax.structures.species import SpeciesTable
 
@@ -57,7 +58,7 @@ def program(index: int):
         recorded = judged.says(Decision.STOP) | (judged.says(Decision.RECORD) & (n - last >= EVERY))
         stayed = judged.visited & ~judged.says(Decision.UNPHYSICAL)
         _, after = gate.apply(memory, observables.replace(kept=recorded))
-        memory = jax.tree.map(lambda new, old: jnp.where(stayed, new, old), after, memory)
+        memory = chosen(stayed, after, memory)
         ends = judged.says(Decision.STOP, Decision.LEAVE, Decision.UNPHYSICAL)[0]
         told = judged.visited[0], judged.decision[0], judged.below[0], recorded[0]
         return (memory, jnp.where(recorded[0], n, last), running & ~ends), told
