@@ -149,9 +149,9 @@ class TestSecondStage:
     def test_what_is_kept_is_the_best_of_the_second_stage(self, staged, waters):
         trainer, result, references = staged
         run = trainer.prepare(trainer.training_set(waters, references), 400, jax.random.key(0))
-        energy, forces, _ = means(trainer.program.validate(result.params, run)[0])
+        found = means(trainer.program.validate(result.params, run)[0])
         late = np.array([report.validation_loss for report in result.history if report.step >= 300])
-        np.testing.assert_allclose(300 * energy + 0.5 * forces, late.min(axis=0), rtol=1e-3)
+        np.testing.assert_allclose(300 * found["energy"] + 0.5 * found["forces"], late.min(axis=0), rtol=1e-3)
 
     def test_patience_waits_for_it(self, staged):
         """With a patience of one validation the first stage would have ended at the first loss that rose."""
