@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Annotated, TypeAlias
 
 from almlip_jax.kinds import load_plugins
@@ -23,6 +24,7 @@ def declare(name: str, meaning: str) -> None:
 
 def feature_names() -> dict[str, str]:
     """What each name means, in the order of the alphabet, those of other packages too."""
+    import_module("almlip_jax.features")  # where ours declare themselves
     load_plugins()
     return dict(sorted(_DECLARED.items()))
 

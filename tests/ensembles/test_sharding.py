@@ -62,7 +62,7 @@ def watched(params, graph):
 alone = jax.tree.map(lambda x: x[:1], result.params)
 eight = walkers.model_copy(update={"walkers": (WalkerGroup(temperature=100.0, count=8),)})
 explorer_of_one = Explorer(watched, species, 4.0, eight, dtype=np.float64)
-session = explorer_of_one.begin(alone, data[:8], (1e3, 1e4), jax.random.key(2))
+session = explorer_of_one.begin(alone, data[:8], (np.inf, np.inf), jax.random.key(2))
 one_by_one = session.result(list(session.chunks()))
 places = [len(session.state.motion.position.sharding.device_set)]
 spread = len(jax.tree.leaves(spread_members(result.params))[0].sharding.device_set) if len(jax.devices()) > 1 else 1

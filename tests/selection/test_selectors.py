@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import get_args
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,8 +13,7 @@ from small_pools import BY_FEATURES, CAPACITY, KEY, SELECTORS, K, candidates, ch
 
 from almlip_jax import selection
 from almlip_jax.errors import InputError
-from almlip_jax.feature_names import FeatureName
-from almlip_jax.features import FEATURES
+from almlip_jax.feature_names import feature_names
 from almlip_jax.selection import (
     BaitSettings,
     ChainSettings,
@@ -294,7 +291,9 @@ def test_thresholds_that_keep_all_or_nothing_are_refused(bounds):
 
 
 def test_settings_know_the_names_of_scores_and_features():
-    assert get_args(FeatureName) == FEATURES
+    assert {"last_layer_gradient", "latent"} <= set(feature_names())
+    with pytest.raises(ValueError, match="latent"):
+        MaxDetSettings(features="latnt")
     with pytest.raises(ValueError, match="did you mean 'force_std_mean'"):
         TopKSettings(score="force_std_men")
 
