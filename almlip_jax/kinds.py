@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
-from functools import cache, reduce
+from functools import cache, lru_cache, reduce
 from importlib import import_module
 from importlib.metadata import entry_points, packages_distributions
 from operator import or_
@@ -24,6 +24,8 @@ from almlip_jax.errors import InputError
 from almlip_jax.settings import Settings
 
 _DESCRIBING: ContextVar[tuple[type, ...]] = ContextVar("families whose JSON schema is being made", default=())
+
+_UNIONS = 256  # families and their states that are remembered
 
 PLUGINS = "almlip_jax.kinds"
 """Group of the entry points through which other packages add kinds."""
@@ -75,7 +77,7 @@ class Spec(Settings):
     @classmethod
     def union(cls) -> TypeAdapter[Self]:
         """Validates settings of any kind below this class."""
-        return _union(cls, len(cls.kinds()))
+        return _union(tuple(cls.kinds().values()))
 
     @classmethod
     def parse(cls, given: Any) -> Self:
@@ -118,10 +120,9 @@ def _add(above: type[Spec], name: str, kind: type[Spec]) -> None:
     above._below[name] = kind
 
 
-@cache
-def _union(above: type[Spec], _size: int) -> TypeAdapter[Any]:
-    """One for each number of kinds, which only grows."""
-    kinds: tuple[Any, ...] = tuple(above._below.values())
+@lru_cache(maxsize=_UNIONS)
+def _union(kinds: tuple[Any, ...]) -> TypeAdapter[Any]:
+    """One for all kinds that there are now: a notebook may define one anew, and packages add some."""
     several: Any = Annotated[reduce(or_, kinds), Field(discriminator="kind")]
     return TypeAdapter(several if len(kinds) > 1 else kinds[0])
 

@@ -15,7 +15,6 @@ from typing import Any
 import jax
 import numpy as np
 from ase import Atoms
-from pydantic import TypeAdapter
 
 from almlip_jax.ensembles import AnyEnsemble, build_ensemble
 from almlip_jax.errors import CapacityError, InputError
@@ -42,6 +41,7 @@ from almlip_jax.training import (
     params_for,
     plan_capacity,
     training_part,
+    validation_note,
     validation_part,
     without_isolated_atoms,
 )
@@ -76,7 +76,7 @@ class Learner:
         budget: int,
         *,
         typical: Sequence[Atoms] = (),
-        model: Any = None,
+        model: ModelSettings | Mapping[str, Any] | None = None,
         ensemble: EnsembleSettings | Mapping[str, Any] | None = None,
         training: TrainingSettings | Mapping[str, Any] | None = None,
         seed: int = 0,
@@ -88,7 +88,7 @@ class Learner:
     ) -> None:
         self.budget = budget
         self.typical = typical
-        self.model: ModelSettings = TypeAdapter(ModelSettings).validate_python({} if model is None else model)
+        self.model = ModelSettings.parse({} if model is None else model)
         self.settings = EnsembleSettings.model_validate({} if ensemble is None else ensemble)
         self.training = TrainingSettings.model_validate({} if training is None else training)
         self.seed = seed
@@ -258,7 +258,7 @@ class Learner:
             data: what it was given.
             references: its reference energies.
             stream: draws the sample of structures that the potential remembers.
-            metadata: goes with it.
+            metadata: goes with it, and with its error on the structures that validated.
         """
         share = self.training.validation_fraction
         potential = Potential(
@@ -268,7 +268,7 @@ class Learner:
             params=result.params,
             reference_energies=references,
             isolated=frozenset(self.isolated),
-            metadata={**metadata, **(states_note(data) if self.ensemble.sees_state else {})},
+            metadata={**metadata, **validation_note(result), **(states_note(data) if self.ensemble.sees_state else {})},
             remembered=remember(training_part(data, share), self.training.replay, stream),
         )
         return potential.calibrated(validation_part(data, share), shape=potential.batch_shape(data))

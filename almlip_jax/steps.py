@@ -16,10 +16,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from ase import Atoms
-from pydantic import TypeAdapter
 
-from almlip_jax.campaign.batch import candidates, choose
-from almlip_jax.campaign.cost import expected_costs
+from almlip_jax.campaign.batch import candidates, choose, selection_scalars
+from almlip_jax.campaign.consistency import check_selector
+from almlip_jax.campaign.cost import expected_costs, paid_labels
 from almlip_jax.dynamics import Exploration, ExplorationSettings, Explorer, Knowledge, know
 from almlip_jax.dynamics.knowledge import errors_and_scores, structure_scores
 from almlip_jax.dynamics.thresholds import Resolved, ThresholdSettings
@@ -102,8 +102,10 @@ def thresholds(
     Raises:
         InputError: the structures are too few, or say nothing.
     """
-    settings: ThresholdSettings = TypeAdapter(ThresholdSettings).validate_python(rule)
+    settings = ThresholdSettings.parse(rule)
     settings.check(score)
+    if not labelled and (settings.looks_at_training_set or settings.frames_drawn):
+        raise InputError(f"{settings.kind} thresholds follow from labelled structures, and there are none; give some.")
     known = knowledge or Knowledge()
     return settings.resolve(
         lambda: structure_scores(score, potential, labelled, known),
@@ -134,6 +136,7 @@ class PotentialExplorer:
         gate: ThresholdSettings | Mapping[str, Any] | tuple[float, float] = (float("inf"), float("inf")),
         *,
         labelled: Sequence[Atoms] = (),
+        calibration: Sequence[Atoms] = (),
         seed: int = 0,
         step: int = 0,
         on_chunk: Callable[[int, int], None] | None = None,
@@ -142,8 +145,12 @@ class PotentialExplorer:
 
         Args:
             starts: start structures, dealt out to the walkers in turn.
-            gate: thresholds of the gate: record and stop, or how they follow from labelled structures (`thresholds`).
-            labelled: the training set, where thresholds, novelty scores or the admission to the buffer look at it.
+            gate: thresholds of the gate: record and stop, or how they follow from labelled structures (`thresholds`);
+                infinite ones, the default, neither record nor stop.
+            labelled: the training set, where thresholds, novelty scores or the admission to the buffer look at it; what
+                the potential knows of it (`Potential.knowing`) serves where none is given.
+            calibration: labelled structures that were drawn at random and not trained on, for thresholds that follow
+                from true errors (calibrated and conformal ones).
             seed: all random numbers follow from it and from ``step``.
             step: which round it is, so that each has random numbers of its own.
             on_chunk: called after each chunk with steps done and number of walkers that still run.
@@ -154,11 +161,15 @@ class PotentialExplorer:
         if not starts:
             raise InputError("there is no structure to start from.")
         potential, settings = self.potential, self.settings
-        knowledge = know(settings, potential, labelled, seed) if labelled else None
+        knowledge = None
+        if labelled or potential.training_set is not None:
+            knowledge = know(settings, potential, labelled or None, seed, _rows(len(labelled)))
         if isinstance(gate, tuple):
             levels = gate
         else:
-            found = thresholds(gate, potential, labelled, score=settings.gate.score, knowledge=knowledge)
+            rule = ThresholdSettings.parse(gate)
+            basis = calibration if rule.frames_drawn else labelled
+            found = thresholds(rule, potential, basis, score=settings.gate.score, knowledge=knowledge)
             levels = found.levels
             if found.relative is not None:
                 knowledge = replace(knowledge or Knowledge(), relative=found.relative)
@@ -198,6 +209,8 @@ def select(
     seed: int = 0,
     step: int = 0,
     room: int = 0,
+    errors: Sequence[float] = (),
+    store: Path | str | None = None,
 ) -> list[Atoms]:
     """The structures of a pool that are most worth a label.
 
@@ -211,26 +224,33 @@ def select(
         step: which round it is.
         room: structures that a pool can have at most (`PotentialExplorer.room`), so that pools of any size share a
             program; where not given, sizes are rounded up to powers of two.
+        errors: force errors on the structures kept for validation, of all rounds so far, where the selector follows
+            them (``adaptive``).
+        store: file of the label store, whose times say what labels cost, where the selector weighs by it
+            (``cost_aware``); without, costs follow from the number of atoms.
 
     Returns:
         up to k of them, copies, best first, with ``info["gain"]``.
 
     Raises:
-        InputError: the selector looks for scores or features that there are not.
+        InputError: the selector looks for scores or features that there are not, or that are 0 everywhere (the
+            spread of one member).
     """
     if not pool:
         return []
-    settings: SelectorSettings = SelectorSettings.parse(selector) if isinstance(selector, Mapping) else selector
+    settings = SelectorSettings.parse(selector)
+    try:
+        check_selector(settings, potential.member_settings, "the selector", potential.ensemble.targets)
+    except ValueError as error:
+        raise InputError(str(error)) from error
     request = FeatureRequest.of(settings.feature_names, seed)
     shape = potential.batch_shape([*pool, *labelled])
     context = labelled or pool[:1]  # where nothing is labelled, one row that counts for nothing keeps the shapes
     of_pool, of_context = (potential.evaluate(part, features=request, shape=shape) for part in (pool, context))
-    around = candidates(context, of_context, _rows(len(context)))
+    around = candidates(context, of_context, _rows(len(context)), scalars=selection_scalars(settings, errors))
     if not labelled:
         around = replace(around, valid=jnp.zeros_like(around.valid))
-    exponent = settings.cost_exponent
-    cost = None if exponent is None else expected_costs(pool, (), exponent)
-    among = candidates(pool, of_pool, max(room, len(pool)) if room else _rows(len(pool)), cost=cost)
+    among = candidates(pool, of_pool, room or _rows(len(pool)), cost=_costs(settings, pool, store))
     chosen = choose(settings.build(k), named_key(seed, "select", step), among, around)
     batch = []
     for index, gain in chosen:
@@ -240,6 +260,16 @@ def select(
     return batch
 
 
+def _costs(selector: SelectorSettings, pool: Sequence[Atoms], store: Path | str | None) -> np.ndarray | None:
+    """Expected cost of each label, where a selector weighs by it."""
+    if selector.cost_exponent is None:
+        return None
+    if store is None:
+        return expected_costs(pool, (), selector.cost_exponent)
+    with LabelStore(Path(store), readonly=True) as opened:
+        return expected_costs(pool, paid_labels(opened), selector.cost_exponent)
+
+
 def _rows(number: int) -> int:
     """Rows for so many structures, rounded up so that few sizes occur."""
-    return max(_LEAST_ROWS, 1 << (number - 1).bit_length())
+    return max(_LEAST_ROWS, 1 << max(number - 1, 0).bit_length())

@@ -76,6 +76,18 @@ def test_two_kinds_of_one_name_are_refused():
         type("Other", (Shape,), {"__annotations__": {"kind": Literal["square"]}, "kind": "square"})
 
 
+def test_a_kind_that_is_defined_anew_takes_the_place_of_the_old_one():
+    """As in a notebook whose cell is run again."""
+    for unit in ("m", "cm"):
+        content = {
+            "__module__": "notebook",
+            "__qualname__": "Line",
+            "__annotations__": {"kind": Literal["line"], "unit": str},
+        }
+        line = type("Line", (Shape,), content | {"kind": "line", "unit": unit})
+        assert Drawing.model_validate({"shape": {"kind": "line"}}).shape == line(unit=unit)
+
+
 def test_names_that_are_declared_pass_and_others_are_hinted_at():
     colours: list[str] = []
     field = TypeAdapter(Annotated[str, Known("colour", lambda: colours)])

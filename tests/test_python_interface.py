@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 from ase import Atoms
@@ -91,6 +93,41 @@ def test_the_same_seed_gives_the_same_potential(rounds):
 def test_more_structures_than_the_budget_are_refused(rounds):
     with pytest.raises(InputError, match="20 structures are more than the budget of 19"):
         al.Learner(19).fit(rounds[2][:20])
+
+
+def test_thresholds_from_true_errors_take_frames_that_were_not_trained_on(rounds):
+    """A training set says nothing of true errors, and nothing is not taken for something."""
+    found, _, data = rounds
+    explorer, rule = found[0][0].explorer(WALKERS), {"kind": "conformal", "tolerance": 0.5, "alpha": 0.2}
+    with pytest.raises(InputError, match="conformal thresholds follow from labelled structures, and there are none"):
+        explorer.run(data[:1], rule, labelled=data)
+    held_out = data[20:24]
+    wanted = al.thresholds(rule, found[0][0], held_out)
+    run = explorer.run(data[:1], rule, labelled=data[:20], calibration=held_out)
+    np.testing.assert_allclose(run.thresholds.record, wanted.record, rtol=1e-6)
+
+
+def test_selectors_follow_errors_and_times_where_they_are_given(rounds, tmp_path):
+    found, _, data = rounds
+    potential, pool, known = found[0][0], data[20:], data[:20]
+    assert potential.metadata["validation_forces_rmse"] > 0
+
+    def gains(selector, **more):
+        return [frame.info["gain"] for frame in al.select(selector, potential, pool, known, 2, **more)]
+
+    adaptive = {"kind": "adaptive", "alpha": 0.3}
+    assert gains(adaptive) != gains(adaptive, errors=[1.0, 1.0, 1.0])  # no progress: uncertainty weighs more
+    al.label({"kind": "tblite"}, [molecule("H2O")], store=tmp_path / "labels.db")
+    by_cost = {"kind": "cost_aware", "selector": {"kind": "top_k"}}
+    assert gains(by_cost) != gains(by_cost, store=tmp_path / "labels.db")
+
+
+def test_a_spread_that_is_not_there_is_refused(rounds):
+    first = rounds[0][0][0]
+    params = jax.tree.map(lambda leaf: leaf[:1], first.params)
+    alone = replace(first, params=params, members=al.EnsembleSettings(size=1), fitted={})
+    with pytest.raises(InputError, match="one member"):
+        al.select({"kind": "top_k"}, alone, rounds[2][20:], rounds[2][:20], 1)
 
 
 def test_labels_are_paid_once(tmp_path):

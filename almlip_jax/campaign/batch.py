@@ -12,7 +12,7 @@ from ase import Atoms
 
 from almlip_jax.potential import Evaluated
 from almlip_jax.selection import WEIGHT, AdaptiveSettings, Candidates, Selector, SelectorSettings, adapt, select
-from almlip_jax.training import TrainingResult
+from almlip_jax.training import VALIDATION_ERROR
 
 
 def candidates(
@@ -60,28 +60,10 @@ def selection_scalars(settings: SelectorSettings, errors: Sequence[float]) -> di
     return {} if adaptive is None else {WEIGHT: uncertainty_weight(adaptive.alpha, errors)}
 
 
-VALIDATION_ERROR = "validation_forces_rmse"
-"""Name in a potential's metadata of its force error on the structures kept for validation."""
-
-
 def validation_error(metadata: Mapping[str, Any]) -> float:
     """Force error on the structures kept for validation, eV/Angstrom, as noted with a potential; NaN where none is."""
     found = metadata.get(VALIDATION_ERROR)
     return float("nan") if found is None else float(found)
-
-
-def validation_note(result: TrainingResult) -> dict[str, float | None]:
-    """What a potential's metadata say of the validation of its training.
-
-    The lowest root mean square error of force components that a model had in any validation, eV/Angstrom, averaged over
-    the models that are left; None without structures kept for validation.
-    """
-    reports = [report.validation_forces_rmse for report in result.history]
-    errors = np.stack(reports).astype(np.float64) if reports else np.full((1, 1), np.nan)  # [reports, L]
-    lowest = np.min(np.where(np.isfinite(errors), errors, np.inf), axis=0)
-    lowest = np.delete(lowest, result.left_out)
-    known = lowest[np.isfinite(lowest)]
-    return {VALIDATION_ERROR: float(np.mean(known)) if known.size else None}
 
 
 def uncertainty_weight(alpha: float, errors: Sequence[float]) -> float:

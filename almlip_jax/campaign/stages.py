@@ -21,7 +21,6 @@ from almlip_jax.campaign.batch import (
     choose,
     selection_scalars,
     validation_error,
-    validation_note,
 )
 from almlip_jax.campaign.cost import expected_costs, paid_labels
 from almlip_jax.campaign.preparation import check_stress_labels, held_out_set, initial_set, planned_calls
@@ -123,7 +122,7 @@ def _train_into(
     write_csv(folder.training, result.rows())
     metadata = {"campaign": shop.config.name, "round": round_index, "dataset_size": len(dataset)}
     stream = numpy_generator(shop.config.seed, "replay", name, round_index)
-    potential = shop.learner.potential(result, dataset, references, stream, metadata | validation_note(result))
+    potential = shop.learner.potential(result, dataset, references, stream, metadata)
     if shop.config.know_training_set:
         potential = potential.knowing(dataset, shape=potential.batch_shape(dataset))
     potential.save(folder.potential)

@@ -13,7 +13,7 @@ from typing import Any, cast
 import numpy as np
 from ase import Atoms
 
-from almlip_jax.campaign.batch import candidates, choose, selection_scalars, validation_note
+from almlip_jax.campaign.batch import candidates, choose, selection_scalars
 from almlip_jax.campaign.cost import expected_costs
 from almlip_jax.ensembles import build_ensemble
 from almlip_jax.errors import InputError
@@ -40,6 +40,7 @@ from almlip_jax.training import (
     Trainer,
     TrainingResult,
     build_trainer,
+    validation_note,
 )
 
 

@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass
 
 from ase import Atoms
 
-from almlip_jax.campaign.batch import VALIDATION_ERROR
 from almlip_jax.errors import InputError
 from almlip_jax.fitting import kept_references
 from almlip_jax.potential import Potential
@@ -24,6 +23,7 @@ from almlip_jax.sweep.points import First, Group, Point, first_of
 from almlip_jax.sweep.records import FirstRecord, PointState, RoundRecord, Scores
 from almlip_jax.sweep.settings import members_of
 from almlip_jax.training import (
+    VALIDATION_ERROR,
     CommitteeTrainer,
     EpochReport,
     Job,

@@ -15,9 +15,10 @@ from almlip_jax.training.reference import (
 )
 from almlip_jax.training.settings import LossSettings, SecondStageSettings, TrainingSettings
 from almlip_jax.training.side_by_side import Job, SideBySideTrainer
-from almlip_jax.training.trainer import EpochReport, Trainer, TrainingResult
+from almlip_jax.training.trainer import VALIDATION_ERROR, EpochReport, Trainer, TrainingResult, validation_note
 
 __all__ = [
+    "VALIDATION_ERROR",
     "AnyTrainer",
     "Capacity",
     "CommitteeTrainer",
@@ -43,6 +44,7 @@ __all__ = [
     "plan_capacity",
     "reference_energies",
     "training_part",
+    "validation_note",
     "validation_part",
     "without_isolated_atoms",
 ]

@@ -382,6 +382,24 @@ class _Keeper:
         checkpoints.save(self.folder, self.whose, checkpoints.Saved(leaves, order.state, reports))
 
 
+VALIDATION_ERROR = "validation_forces_rmse"
+"""Name in a potential's metadata of its force error on the structures kept for validation."""
+
+
+def validation_note(result: TrainingResult) -> dict[str, float | None]:
+    """What a potential's metadata say of the validation of its training.
+
+    The lowest root mean square error of force components that a model had in any validation, eV/Angstrom, averaged over
+    the models that are left; None without structures kept for validation.
+    """
+    reports = [report.validation_forces_rmse for report in result.history]
+    errors = np.stack(reports).astype(np.float64) if reports else np.full((1, 1), np.nan)  # [reports, L]
+    lowest = np.min(np.where(np.isfinite(errors), errors, np.inf), axis=0)
+    lowest = np.delete(lowest, result.left_out)
+    known = lowest[np.isfinite(lowest)]
+    return {VALIDATION_ERROR: float(np.mean(known)) if known.size else None}
+
+
 def is_over(history: Sequence[EpochReport], wanted: np.ndarray) -> bool:
     """Whether a training with these reports has ended: its steps are done, or all wanted models [L] are."""
     if not history:

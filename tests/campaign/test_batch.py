@@ -11,16 +11,15 @@ import pytest
 from ase import Atoms
 
 from almlip_jax.campaign.batch import (
-    VALIDATION_ERROR,
     candidates,
     uncertainty_weight,
     validation_error,
-    validation_note,
 )
 from almlip_jax.campaign.cost import PaidLabel, expected_costs, paid_labels
 from almlip_jax.oracles import LabelStore
 from almlip_jax.oracles.base import Label
 from almlip_jax.selection import ChainSettings, CostAwareSettings, TopFractionSettings, TopKSettings
+from almlip_jax.training import VALIDATION_ERROR, validation_note
 
 
 def test_candidates_are_padded_and_carry_their_price():
