@@ -26,5 +26,3 @@ BOHR: Final[float] = float(_ase.Bohr)
 GPA: Final[float] = float(_ase.GPa)
 """One gigapascal in eV/Angstrom^3."""
 
-MEV: Final[float] = 1e-3
-"""One millielectronvolt in eV."""
