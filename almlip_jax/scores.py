@@ -11,7 +11,7 @@ averaged over the components.  Each name holds one meaning in code, configs, fil
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, TypeAlias
 
 from almlip_jax.kinds import load_plugins
@@ -68,7 +68,7 @@ _ATOMS: dict[str, Score] = {}
 
 
 def declare(*scores: Score) -> None:
-    """Makes scores known; one that is declared again stays as it was.
+    """Makes scores known; one that is declared again as it was, as when a cell of a notebook runs twice, is no other.
 
     Raises:
         ValueError: a name is taken by another score, is no name, or what a score reduces is not declared.
@@ -78,9 +78,17 @@ def declare(*scores: Score) -> None:
         (_ATOMS if score.per == "atom" else _STRUCTURES)[score.name] = score
 
 
+def _alike(held: Score, score: Score) -> bool:
+    """Whether two say the same, their functions by what they do: one made by the same lines is another object."""
+    codes = [getattr(one.of, "__code__", one.of) for one in (held, score)]
+    free = any(getattr(one.of, "__closure__", None) for one in (held, score))  # what it holds may differ
+    functions = held.of == score.of or (codes[0] == codes[1] and not free)
+    return functions and replace(held, of=None) == replace(score, of=None)
+
+
 def _check(score: Score) -> None:
     held = (_ATOMS if score.per == "atom" else _STRUCTURES).get(score.name)
-    if held not in (None, score):
+    if held is not None and not _alike(held, score):
         raise ValueError(f"there is another score '{score.name}' of each {score.per}.")
     if not score.name.isidentifier():
         raise ValueError(f"'{score.name}' is no name of a score: letters, digits and underscores.")

@@ -65,6 +65,14 @@ def test_settings_take_what_is_declared(added):
     assert not gives_score("force_range_max", EnsembleSettings(size=1, likelihood="evidential"))
 
 
+def test_a_cell_of_a_notebook_may_run_twice(added):
+    cell = """declare(Score("twice", "eV", "told twice", lambda seen: {factor} * seen.energy))"""
+    for _ in range(2):
+        exec(compile(cell.format(factor=2), "cell", "exec"), {"declare": declare, "Score": Score})
+    with pytest.raises(ValueError, match="another score 'twice'"):
+        exec(compile(cell.format(factor=3), "cell", "exec"), {"declare": declare, "Score": Score})
+
+
 def test_no_other_name_passes():
     assert "force_range_max" not in committee()[1].scores
     for name, meant in (("force_range_max", "force_"), ("latent_distanc", "latent_distance")):
