@@ -4,8 +4,9 @@ It takes the devices that jax finds and measures, on one of them and on all: gat
 molecules and silicon; 1 to 512 walkers; 1, 4 and 8 members), optimiser steps of a training, evaluation of a pool, and
 the largest silicon crystal of a list that still fits, in steps and with its peak of device memory.  Every figure comes
 with the device it was measured on; a case that does not fit is written down as such and the rest goes on.  With
-``--quick`` each case is small and runs once: a check that everything works, on a CPU too.  Results go to
-``benchmarks/results/accelerator-<device>-x<number>.json`` and ``.md``.
+``--quick`` each case is small and runs once: a check that everything works, on a CPU too.  With ``--limit SECONDS``,
+for a machine that is lent for minutes, no case begins after that time; those that were left out are named.  Results go
+to ``benchmarks/results/accelerator-<device>-x<number>.json`` and ``.md``.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ def seconds_a_step(ensemble: Ensemble, params: Any, start: Atoms, walkers: int, 
     group = WalkerGroup(temperature=10.0, count=walkers)
     settings = ExplorationSettings(walkers=(group,), steps=steps, chunk=steps, trajectory_every=steps, buffer=1)
     explorer = Explorer(ensemble.predict, ensemble.species, ensemble.cutoff, settings)
-    session = explorer.begin(params, [start] * walkers, (1e6, 1e7), jax.random.key(0))
+    session = explorer.begin(params, [start] * walkers, (np.inf, np.inf), jax.random.key(0))
     run = partial(session._run_chunk, session.params, session.state, session.setup)
 
     def timed() -> float:
@@ -159,7 +160,7 @@ def largest(model: str, members: int, sides: tuple[int, ...], steps: int) -> dic
         start = silicon(side)
         try:
             seconds = seconds_a_step(ensemble, params, start, 1, steps, 1)
-        except Exception as error:
+        except (jax.errors.JaxRuntimeError, MemoryError) as error:
             found["beyond"] = f"{len(start)} atoms: {' '.join(str(error).split())[:200]}"
             break
         statistics_of_device = jax.devices()[0].memory_stats() or {}
@@ -177,25 +178,31 @@ def cases(quick: bool) -> list[tuple[str, Callable[[], dict[str, Any]]]]:
             ("evaluation small, 1 members", partial(evaluation, "small", 1, 12, 1)),
             ("largest small, 1 members", partial(largest, "small", 1, (2, 4), 10)),
         ]
-    found = []
-    for model in MODELS:
-        for name, walkers, members in DYNAMICS:
+    found: list[tuple[str, Callable[[], dict[str, Any]]]] = []
+    for name, walkers, members in DYNAMICS:
+        for model in MODELS:
             work = partial(dynamics, model, name, walkers, members, 200, 5)
             found.append((f"dynamics {model}, {walkers} x {name}, {members} members", work))
-        for batch in (5, 64):
+    for batch in (5, 64):
+        for model in MODELS:
             work = partial(training, model, 4, 320, 200, batch)
             found.append((f"training {model}, 4 members, batches of {batch}", work))
-        for members in (1, 4):
+    for members in (1, 4):
+        for model in MODELS:
             found.append((f"evaluation {model}, {members} members", partial(evaluation, model, members, 4096, 3)))
-        found.append((f"largest {model}, 4 members", partial(largest, model, 4, LARGEST, 20)))
+    found += [(f"largest {model}, 4 members", partial(largest, model, 4, LARGEST, 20)) for model in MODELS]
     return found
 
 
-def work(quick: bool) -> None:
+def work(quick: bool, limit: float) -> None:
     """A child's work: everything, on the devices that it is shown; a line of JSON for each case."""
+    began = time.perf_counter()
     prepare_jax()
     print(json.dumps({"device": jax.devices()[0].device_kind, "number": len(jax.devices())}), flush=True)
     for name, case in cases(quick):
+        if time.perf_counter() - began > limit:
+            print(json.dumps({"case": name, "left_out": f"{limit:g} s were over"}), flush=True)
+            continue
         try:
             row = {"case": name, **case()}
         except Exception as error:  # it goes on with the next
@@ -203,10 +210,10 @@ def work(quick: bool) -> None:
         print(json.dumps(row), flush=True)
 
 
-def measured(quick: bool, alone: bool) -> dict[str, Any]:
+def measured(quick: bool, limit: float, alone: bool) -> dict[str, Any]:
     """What a child found on one device or on all."""
     one = {"CUDA_VISIBLE_DEVICES": "0", "HIP_VISIBLE_DEVICES": "0", "JAX_NUM_CPU_DEVICES": "1"} if alone else {}
-    command = [sys.executable, __file__, "--work", *(["--quick"] if quick else [])]
+    command = [sys.executable, __file__, "--work", "--limit", str(limit), *(["--quick"] if quick else [])]
     process = subprocess.Popen(command, env=os.environ | one, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     lines = []
@@ -241,14 +248,15 @@ def main() -> None:
     """Measures on one device and on all, and writes the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small cases, once each: whether everything works")
+    parser.add_argument("--limit", type=float, default=float("inf"), help="seconds after which no case begins")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.work:
-        work(options.quick)
+        work(options.quick, options.limit)
         return
-    everything = measured(options.quick, alone=False)  # the parent takes no device itself
-    one = everything if everything["number"] == 1 else measured(options.quick, alone=True)
+    everything = measured(options.quick, options.limit, alone=False)  # the parent takes no device itself
+    one = everything if everything["number"] == 1 else measured(options.quick, options.limit, alone=True)
     found = {"jax": jax.__version__, "cpus": os.cpu_count(), "one": one, "all": everything}
     name = re.sub(r"[^a-z0-9]+", "-", everything["device"].lower()).strip("-")
     target = options.out / f"accelerator-{name}-x{everything['number']}"

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from exploration import explorer_of, gated_step, graph_of, many, system
 
 from almlip_jax.compilation import prepare_jax
@@ -58,7 +59,7 @@ def dynamics(data: Path, name: str, walkers: int, size: str, members: int, steps
     ensemble = Ensemble(build_model(SharedDensitySettings(size=size, cutoff=5.0), SpeciesTable.of([start])), members)
     params = ensemble.standardise(ensemble.init(jax.random.key(0)), ensemble.survey(graph_of(start, ensemble)), 1e-6)
     explorer = explorer_of(ensemble, walkers, steps)
-    session = explorer.begin(params, [start] * walkers, (1e3, 1e4), jax.random.key(0))
+    session = explorer.begin(params, [start] * walkers, (np.inf, np.inf), jax.random.key(0))
     loop = partial(many(gated_step(explorer, start), steps), session.params, session.state, session.setup)
 
     def timed() -> float:

@@ -144,11 +144,11 @@ def explorer_of(ensemble: Ensemble, walkers: int, steps: int) -> Explorer:
 def cost_of_a_step(ensemble: Ensemble, params: Params, start: Atoms, steps: int, rounds: int) -> dict[str, Any]:
     """Work and time of the steps, and the ratios to the plain one and to the gated one of a single member."""
     explorer = explorer_of(ensemble, 1, steps)
-    session = explorer.begin(params, [start], (1e3, 1e4), jax.random.key(0))
+    session = explorer.begin(params, [start], (np.inf, np.inf), jax.random.key(0))
     single = replace(ensemble, size=1)
     explorer_of_one = explorer_of(single, 1, steps)
     first = jax.tree.map(lambda x: x[:1], params)
-    session_of_one = explorer_of_one.begin(first, [start], (1e3, 1e4), jax.random.key(0))
+    session_of_one = explorer_of_one.begin(first, [start], (np.inf, np.inf), jax.random.key(0))
     programs = {
         "gated": (gated_step(explorer, start), session),
         "plain": (plain_step(explorer, mean_of_forces(ensemble)), session),

@@ -121,7 +121,7 @@ def loop_of(start: Atoms, fields: dict[str, Any], steps: int, count: int) -> Cal
     four = Ensemble(model, MEMBERS)
     params = four.standardise(four.init(jax.random.key(0)), four.survey(graph_of(start, four)), 1e-6)
     explorer = explorer_of(Ensemble(model, count), 1, steps)
-    session = explorer.begin(jax.tree.map(lambda x: x[:count], params), [start], (1e3, 1e4), jax.random.key(0))
+    session = explorer.begin(jax.tree.map(lambda x: x[:count], params), [start], (np.inf, np.inf), jax.random.key(0))
     loop = partial(many(gated_step(explorer, start), steps), session.params, session.state, session.setup)
     jax.block_until_ready(loop())
     return loop
