@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from almlip_jax.precision import full_precision
+
 _BLOCK = 4096  # rows that are widened at a time
 
 
@@ -48,6 +50,7 @@ def unit_diagonal(rows: jax.Array, known: jax.Array, counts: jax.Array, usable: 
     return jax.lax.rsqrt(jnp.maximum(power, jnp.finfo(rows.dtype).tiny))
 
 
+@full_precision
 def posterior_map(known: jax.Array, sigma: float, scale: jax.Array | float = 1.0) -> jax.Array:
     """The matrix that takes rows phi to those of the posterior, ``scale phi -> sigma scale phi L^-T``.
 
@@ -69,11 +72,13 @@ def posterior_map(known: jax.Array, sigma: float, scale: jax.Array | float = 1.0
     return sigma * scale * jax.scipy.linalg.solve_triangular(factor, identity, lower=True).T
 
 
+@full_precision
 def posterior(rows: jax.Array, known: jax.Array, sigma: float) -> jax.Array:
     """Rows [n, d] of the posterior after training rows [t, d] were seen with noise sigma; see `posterior_map`."""
     return rows @ posterior_map(known, sigma).astype(rows.dtype)
 
 
+@full_precision
 def gram(rows: jax.Array) -> jax.Array:
     """``rows^T rows`` of rows [n, d], summed in the widest precision there is, a block of them at a time: [d, d]."""
 

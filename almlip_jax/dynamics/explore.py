@@ -44,6 +44,7 @@ from almlip_jax.errors import CapacityError, InputError
 from almlip_jax.keys import named_stream
 from almlip_jax.models import Params
 from almlip_jax.potential.novelty import Novelty
+from almlip_jax.precision import full_precision
 from almlip_jax.scores import score_of
 from almlip_jax.structures.electronic_state import electronic_state
 from almlip_jax.structures.species import SpeciesTable
@@ -488,12 +489,14 @@ def _streams(key: jax.Array, name: str, walkers: int) -> jax.Array:
 
 
 @jax.jit
+@full_precision
 def _first_momenta(keys: jax.Array, masses: jax.Array, mobile: jax.Array, kt: jax.Array) -> jax.Array:
     """Maxwell-Boltzmann momenta without centre-of-mass motion, [W, N, 3]."""
     return without_drift(maxwell_boltzmann(keys, masses[..., None], mobile, kt), masses[..., None], mobile)
 
 
 @jax.jit
+@full_precision
 def _first_tree(positions: jax.Array, setup: Setup, neighbors: WalkerNeighbors | None) -> tuple[jax.Array, Setup]:
     """The spanning tree of each start structure, and the setup with the number of its parts.
 
@@ -511,6 +514,7 @@ def _first_tree(positions: jax.Array, setup: Setup, neighbors: WalkerNeighbors |
 
 
 @jax.jit
+@full_precision
 def _displacements(keys: jax.Array, mobile: jax.Array, like: jax.Array) -> jax.Array:
     """Standard normal displacements of the mobile atoms, [W, N, 3]."""
     drawn = jax.vmap(lambda key: jax.random.normal(key, like.shape[1:], like.dtype))(keys)

@@ -12,6 +12,7 @@ from almlip_jax.dynamics.loop import Evaluate, Loop
 from almlip_jax.dynamics.state import State, Traces
 from almlip_jax.ensembles import blocked, gathered
 from almlip_jax.errors import InputError
+from almlip_jax.precision import full_precision
 
 _REMEMBERED = 16  # loops; a campaign has two, or four where elements come to have thresholds of their own
 
@@ -26,7 +27,7 @@ class Programs(NamedTuple):
 @lru_cache(maxsize=_REMEMBERED)
 def traced_once(evaluate: Evaluate) -> Evaluate:
     """The ensemble, in blocks and gathered from all devices, traced once for the first evaluation and the loop."""
-    return jax.jit(gathered(blocked(evaluate)))
+    return jax.jit(full_precision(gathered(blocked(evaluate))))
 
 
 def programs(loop: Loop) -> Programs:
@@ -46,4 +47,4 @@ def programs(loop: Loop) -> Programs:
 
 @lru_cache(maxsize=_REMEMBERED)
 def _programs(loop: Loop) -> Programs:
-    return Programs(jax.jit(loop.begin), jax.jit(loop.run_chunk))
+    return Programs(jax.jit(full_precision(loop.begin)), jax.jit(full_precision(loop.run_chunk)))

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from almlip_jax.ensembles.prediction import Prediction
 from almlip_jax.materialise import materialised
 from almlip_jax.models.base import Params
+from almlip_jax.precision import full_precision
 from almlip_jax.structures.graph import Graph
 
 _Evaluate: TypeAlias = Callable[[Params, Graph], Prediction]
@@ -40,7 +41,7 @@ def blocked(evaluate: _Evaluate, atoms_per_block: int | None = None) -> _Evaluat
     >>> jax.eval_shape(blocked(ensemble.predict, atoms_per_block=256), params, lone_atom()).energy.shape
     (4, 1)
     """
-    evaluate = jax.jit(evaluate)  # traced once, for its shapes and for the blocks
+    evaluate = jax.jit(full_precision(evaluate))  # traced once, for its shapes and for the blocks
 
     def in_blocks(params: Params, graph: Graph) -> Prediction:
         """The evaluation, block by block where there is more than one."""

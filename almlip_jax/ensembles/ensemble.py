@@ -16,6 +16,7 @@ from almlip_jax.ensembles.heads import Heads
 from almlip_jax.ensembles.prediction import Committee, Prediction, committee_statistics
 from almlip_jax.keys import named_stream
 from almlip_jax.models.base import AtomicOutput, Geometry, Model, Params, Survey, linear_rows
+from almlip_jax.precision import full_precision
 from almlip_jax.structures.graph import (
     Graph,
     Places,
@@ -110,10 +111,12 @@ class Ensemble:
         count, width = len(self.species), self._num_features
         return {"model": models, "heads": jax.vmap(lambda k: self.heads.init(k, count, width))(of_heads)}
 
+    @full_precision
     def survey(self, graph: Graph) -> Survey:
         """What `standardise` has to know of some structures; the surveys of several graphs add up."""
         return self.model.survey(graph)
 
+    @full_precision
     def standardise(self, params: Params, survey: Survey, energy_scale: float) -> Params:
         """The parameters with the constants of every model set from a survey of data and an energy scale in eV."""
         models = jax.vmap(lambda one: self.model.standardise(one, survey, energy_scale))(self._model_part(params))
@@ -131,6 +134,7 @@ class Ensemble:
         heads = jax.vmap(lambda old, new: self.heads.with_species(old, new, self.species, wanted))
         return {"model": models, "heads": heads(params["heads"], fresh["heads"])}
 
+    @full_precision
     def predict(self, params: Params, graph: Graph) -> Prediction:
         """Energy, forces, virial and features of every member, from one forward and one reverse pass of each.
 
@@ -234,6 +238,7 @@ class Ensemble:
         noise = self.heads.noise(one["heads"], features, graph)
         return Prediction(energy=energy, forces=forces, virial=virial, features=features, noise=noise)
 
+    @full_precision
     def energies(self, params: Params, graph: Graph) -> jax.Array:
         """Energy of every member and structure, [M, S] eV, without forces; differentiable in the graph's places."""
         geometry_of, here = self._geometry_of(graph)

@@ -13,6 +13,7 @@ from almlip_jax.ensembles.ensemble import Ensemble
 from almlip_jax.ensembles.prediction import Committee, Prediction, committee_statistics
 from almlip_jax.models.base import Params
 from almlip_jax.models.species_code import exact_code
+from almlip_jax.precision import full_precision
 from almlip_jax.structures.graph import Graph
 from almlip_jax.structures.species import SpeciesTable
 
@@ -65,6 +66,7 @@ class MixedEnsemble:
         three = zip(self.groups, params, fresh, strict=True)
         return tuple(group.with_species(old, new, wanted) for group, old, new in three)
 
+    @full_precision
     def predict(self, params: Params, graph: Graph) -> Prediction:
         """Predictions of all members; features and codes are padded with zeros to the widest of them."""
         parts = [group.predict(one, graph) for group, one in zip(self.groups, params, strict=True)]
@@ -92,6 +94,7 @@ class MixedEnsemble:
         rows = [group.linear(one, graph) for group, one in zip(self.groups, params, strict=True)]
         return jnp.concatenate(_padded(rows))
 
+    @full_precision
     def energies(self, params: Params, graph: Graph) -> jax.Array:
         """Energy of every member and structure, [M, S] eV; see `Ensemble.energies`."""
         return jnp.concatenate([group.energies(one, graph) for group, one in zip(self.groups, params, strict=True)])

@@ -15,6 +15,7 @@ from almlip_jax.features.declared import Evaluation, FeatureMap
 from almlip_jax.features.sketch import COLUMNS, Factors, random_factors, sketch, sketch_matrices
 from almlip_jax.kernels import ensemble_sum
 from almlip_jax.models.base import Params
+from almlip_jax.precision import full_precision
 from almlip_jax.structures.graph import Graph, atom_counts, sum_over_atoms
 
 GradientFactors: TypeAlias = tuple[Factors, ...]
@@ -22,6 +23,7 @@ GradientFactors: TypeAlias = tuple[Factors, ...]
 
 
 @partial(jax.jit, static_argnames="size")
+@full_precision
 def gradient_factors(params: Params, key: jax.Array, size: int = COLUMNS) -> GradientFactors:
     """Random factors that `full_gradient` sketches the gradient of each parameter array with, models apart.
 

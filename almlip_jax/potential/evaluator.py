@@ -28,6 +28,7 @@ from almlip_jax.features.request import FeatureFactors
 from almlip_jax.models import Params
 from almlip_jax.potential.novelty import Novelty
 from almlip_jax.potential.states import strange_state
+from almlip_jax.precision import full_precision
 from almlip_jax.scores import Score, atom_scores, scores
 from almlip_jax.structures.neighbors import largest_neighbor_count
 from almlip_jax.structures.packing import (
@@ -217,10 +218,11 @@ _OnDevice: TypeAlias = tuple[Committee, jax.Array, dict[str, jax.Array], dict[st
 
 
 # The ensemble is compared by value: potentials of one architecture share what was compiled.
-_evaluate = jax.jit(_evaluate_on_device, static_argnums=(0, 5, 8))
+_evaluate = jax.jit(full_precision(_evaluate_on_device), static_argnums=(0, 5, 8))
 
 
 @partial(jax.jit, static_argnums=(0, 3, 6))
+@full_precision
 def _evaluate_side_by_side(
     ensemble: AnyEnsemble,
     params: Params,
@@ -246,7 +248,7 @@ def _atom_features_on_device(ensemble: AnyEnsemble, params: Params, data: Packed
     return ensemble.predict(params, graph).features
 
 
-_atom_features = jax.jit(_atom_features_on_device, static_argnums=0)
+_atom_features = jax.jit(full_precision(_atom_features_on_device), static_argnums=0)
 
 
 def _chunks(frames: Iterable[Atoms]) -> Iterator[list[Atoms]]:

@@ -18,6 +18,7 @@ from flax import struct
 from almlip_jax.ensembles import Prediction
 from almlip_jax.errors import InputError
 from almlip_jax.potential.fitted import fitted_kind
+from almlip_jax.precision import full_precision
 from almlip_jax.scores import names as names_of
 from almlip_jax.scores import scores
 from almlip_jax.selection import active_set
@@ -181,7 +182,7 @@ def fit_extrapolation_grade(features: np.ndarray, species: np.ndarray, num_speci
     return _as_arrays(centre, whiten, np.ones(num_species), features.dtype, largest=True)
 
 
-_active_set = jax.jit(partial(active_set, epsilon=_UNSPANNED, threshold=1.001))
+_active_set = jax.jit(full_precision(partial(active_set, epsilon=_UNSPANNED, threshold=1.001)))
 
 
 def _bucket(count: int) -> int:

@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import Field
 
 from almlip_jax.feature_names import FeatureName
+from almlip_jax.precision import full_precision
 from almlip_jax.scores import ScoreName
 from almlip_jax.selection.base import (
     Candidates,
@@ -81,9 +82,13 @@ def select(
 @lru_cache(maxsize=64)  # those of a user's own closures are let go
 def _compiled(selector: Selector, double: bool) -> Selector:
     if not double:
-        return jax.jit(selector)
+        return jax.jit(full_precision(selector))
+
     # widened inside: columns that the selector does not look at are never copied
-    return jax.jit(lambda key, pool, labelled: selector(key, _doubled(pool), _doubled(labelled)))
+    def doubled(key: jax.Array, pool: Candidates, labelled: Candidates) -> Selection:
+        return selector(key, _doubled(pool), _doubled(labelled))
+
+    return jax.jit(full_precision(doubled))
 
 
 def _doubled(candidates: Candidates) -> Candidates:

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from almlip_jax.materialise import materialised
+from almlip_jax.precision import full_precision
 from almlip_jax.structures.slots import Layout, Slots, periodic_and_dual
 
 _ROUNDING = 1e-4  # of the radius; more than float32 loses in the coordinates of bins
@@ -365,12 +366,14 @@ def _too_thin(layout: Layout, radius: float, bins: Bins) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
+@full_precision
 def _state(layout: Layout, radius: float, bins: Bins) -> tuple[jax.Array, jax.Array]:
     """The most atoms that a bin should hold, and whether a cell is too thin for its bins."""
     return _filled(layout, radius, bins).fullest, _too_thin(layout, radius, bins)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
+@full_precision
 def _extents(layout: Layout, radius: float, is_open: tuple[bool, ...]) -> tuple[jax.Array, jax.Array]:
     """Of each direction [3] the largest thinness of a cell, and how far atoms lie apart where it is open, Angstrom."""
     along = jnp.where(layout.pbc[:, None], 0, _coordinates(layout, radius, is_open).along)

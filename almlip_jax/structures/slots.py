@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from almlip_jax.precision import full_precision
+
 
 @struct.dataclass
 class Slots:
@@ -44,6 +46,7 @@ class Layout:
 
 
 @functools.partial(jax.jit, static_argnums=1)
+@full_precision
 def empty_slots(atom_mask: jax.Array, capacity: int) -> Slots:
     """No edge at all, of walkers with an atom mask [W, N]."""
     shape = (*atom_mask.shape, capacity)

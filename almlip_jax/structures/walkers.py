@@ -24,6 +24,7 @@ from flax import struct
 from jax.typing import ArrayLike
 
 from almlip_jax.errors import InputError
+from almlip_jax.precision import full_precision
 from almlip_jax.structures.bin_search import Bins, binned_slots, bins_for, largest_binned_count
 from almlip_jax.structures.graph import Graph
 from almlip_jax.structures.neighbors import periodic_cell
@@ -249,6 +250,7 @@ def walker_neighbors(
 
 
 @jax.jit
+@full_precision
 def _with_all_pairs(empty: WalkerNeighbors) -> WalkerNeighbors:
     walkers, atoms = empty.atom_mask.shape
     own = np.arange(atoms, dtype=np.int32)[:, None]
@@ -321,6 +323,7 @@ def _images_needed(cells: np.ndarray, pbc: np.ndarray, radius: float) -> tuple[i
 
 
 @jax.jit
+@full_precision
 def _rebuilt(neighbors: WalkerNeighbors, positions: jax.Array) -> WalkerNeighbors:
     layout, radius = _layout(neighbors, positions), neighbors.cutoff + neighbors.skin
     if neighbors.bins is None:
@@ -368,6 +371,7 @@ def _skin_spent(neighbors: WalkerNeighbors, positions: jax.Array) -> jax.Array:
 
 
 @jax.jit
+@full_precision
 def _largest_count(neighbors: WalkerNeighbors, positions: jax.Array) -> jax.Array:
     layout, radius = _layout(neighbors, positions), neighbors.cutoff + neighbors.skin
     if neighbors.bins is None:

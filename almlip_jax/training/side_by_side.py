@@ -15,6 +15,7 @@ from ase import Atoms
 from almlip_jax.ensembles import spread_members
 from almlip_jax.errors import InputError
 from almlip_jax.models import Params
+from almlip_jax.precision import full_precision
 from almlip_jax.structures.packing import BatchPlan
 from almlip_jax.training.dataset import Order, TrainingSet
 from almlip_jax.training.program import Run, State
@@ -79,9 +80,9 @@ class SideBySideTrainer:
         self.trainer = trainer
         self.fixed = fixed
         segment = trainer.program.segment
-        self._even = jax.jit(jax.vmap(segment, in_axes=(0, 0, 0, None)), donate_argnums=(0,))
+        self._even = jax.jit(full_precision(jax.vmap(segment, in_axes=(0, 0, 0, None))), donate_argnums=(0,))
         # where plans differ in length, a training that is ahead waits in each step, which costs a copy of its state
-        self._uneven = jax.jit(jax.vmap(segment, in_axes=(0, 0, 0, 0)), donate_argnums=(0,))
+        self._uneven = jax.jit(full_precision(jax.vmap(segment, in_axes=(0, 0, 0, 0))), donate_argnums=(0,))
 
     def train(
         self,

@@ -23,6 +23,7 @@ from almlip_jax.errors import InputError
 from almlip_jax.keys import named_stream
 from almlip_jax.models import Params
 from almlip_jax.models.electronic import knows_states, taught_states
+from almlip_jax.precision import full_precision
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.training import checkpoint as checkpoints
 from almlip_jax.training.dataset import Capacity, Order, TrainingSet, bootstrap_weights, split, training_set
@@ -132,9 +133,9 @@ class Trainer:
         self.dtype = dtype
         self.first = first
         self.program = Program(ensemble, settings, dtype, own_order=self.members.order == "own")
-        self._fresh = jax.jit(self.program.fresh)
-        self._initial = jax.jit(self.program.initial)
-        self._segment = jax.jit(self.program.segment, donate_argnums=(0,))
+        self._fresh = jax.jit(full_precision(self.program.fresh))
+        self._initial = jax.jit(full_precision(self.program.initial))
+        self._segment = jax.jit(full_precision(self.program.segment), donate_argnums=(0,))
 
     def train(
         self,

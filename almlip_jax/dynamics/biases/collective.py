@@ -75,8 +75,8 @@ def evaluate(variable: CollectiveVariable, at: Seen) -> Collective:
     both = jax.vmap(jax.value_and_grad(variable, argnums=(0, 1)))
     value, (gradient, cell_gradient) = both(at.positions, at.cells, at.pbc)
     gradient = jnp.where(at.atom_mask[..., None], gradient, 0)
-    strain = jnp.einsum("wna,wnb->wab", at.positions, gradient, precision="highest")
-    strain += jnp.einsum("wka,wkb->wab", at.cells, cell_gradient, precision="highest")
+    strain = jnp.einsum("wna,wnb->wab", at.positions, gradient)
+    strain += jnp.einsum("wka,wkb->wab", at.cells, cell_gradient)
     return Collective(value, gradient, 0.5 * (strain + jnp.swapaxes(strain, -1, -2)))
 
 

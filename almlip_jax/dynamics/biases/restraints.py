@@ -262,7 +262,7 @@ class Sphere(Bias):
         force = BiasForce(
             energy=jnp.sum(0.5 * stiffness * beyond**2, axis=1),
             forces=share * jnp.sum(gradient, axis=1)[:, None] - gradient,
-            virial=-jnp.einsum("wna,wnb->wab", arms, gradient, precision="highest"),
+            virial=-jnp.einsum("wna,wnb->wab", arms, gradient),
         )
         return applied(force, seen), state
 

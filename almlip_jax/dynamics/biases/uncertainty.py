@@ -156,8 +156,8 @@ def _members(weights: jax.Array, at: Seen) -> BiasForce:
     """Forces and virial summed over the members with weights [M, W]."""
     return BiasForce(
         energy=jnp.zeros_like(weights[0]),
-        forces=jnp.einsum("mw,mwna->wna", weights, at.member_forces, precision="highest"),
-        virial=jnp.einsum("mw,mwab->wab", weights, at.member_virial, precision="highest"),
+        forces=jnp.einsum("mw,mwna->wna", weights, at.member_forces),
+        virial=jnp.einsum("mw,mwab->wab", weights, at.member_virial),
     )
 
 
