@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -54,6 +55,25 @@ def test_a_committee_gives_what_is_declared(added):
     np.testing.assert_allclose(found.atom_scores["force_range"], expected, rtol=1e-6)
     np.testing.assert_allclose(found.scores["force_range_max"], expected, rtol=1e-6)
     assert "force_range_max" in found.scores and unit_of("force_range_max_0") == "eV/A"
+
+
+def test_values_that_a_score_lets_go_are_not_taken_for_later_ones(added):
+    """Each of many scores reduces an array that nobody else holds."""
+    factors = range(1, 101)
+    for factor in factors:
+        alone = partial(lambda seen, by: seen.mean(by * seen.force_length), by=factor)
+        held = partial(lambda seen, by: -by + seen.forces[:, 0], by=factor)
+        declare(
+            Score(f"alone_{factor}", "eV/A", "", alone),
+            Score(f"held_{factor}", "eV/A", "", held, per="atom"),
+            Score(f"held_mean_{factor}", "eV/A", "", mean_of=f"held_{factor}"),
+        )
+    forces, found = committee()
+    mean = forces.mean(axis=0)
+    for factor in factors:
+        expected = factor * np.linalg.norm(mean, axis=-1)
+        np.testing.assert_allclose(found.scores[f"alone_{factor}"], expected, rtol=1e-5)
+        np.testing.assert_allclose(found.scores[f"held_mean_{factor}"], mean[:, 0] - factor, rtol=1e-5)
 
 
 def test_settings_take_what_is_declared(added):

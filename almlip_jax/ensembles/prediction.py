@@ -10,7 +10,7 @@ that say nothing of themselves have epistemic and total deviations equal to the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import field
 from functools import cached_property
 
@@ -119,6 +119,7 @@ class Seen:
         self._scores = {one.name: one for one in scores(fitted=False)}
         self._atom_scores = {one.name: one for one in atom_scores(fitted=False)}
         self._found: dict[object, jax.Array] = {}
+        self._held: list[jax.Array] = []
 
     def __getitem__(self, name: str) -> jax.Array:
         """Another score of structures, [S]."""
@@ -177,17 +178,19 @@ class Seen:
 
     def mean(self, of_atoms: jax.Array) -> jax.Array:
         """[S] mean over the atoms of each structure, of values [A] that are 0 for padding."""
-        # deviations of different meaning are one array where members say nothing of themselves
-        key = ("mean", id(of_atoms))
-        if key not in self._found:
-            self._found[key] = sum_over_atoms(of_atoms, self.graph) / self.counts
-        return self._found[key]
+        return self._reduced("mean", of_atoms, lambda: sum_over_atoms(of_atoms, self.graph) / self.counts)
 
     def largest(self, of_atoms: jax.Array) -> jax.Array:
         """[S] largest value of each structure's atoms, of values [A] >= 0."""
-        key = ("largest", id(of_atoms))
+        return self._reduced("largest", of_atoms, lambda: _max_over_atoms(of_atoms, self.graph))
+
+    def _reduced(self, how: str, of_atoms: jax.Array, reduce: Callable[[], jax.Array]) -> jax.Array:
+        # deviations of different meaning are one array where members say nothing of themselves; an array that is let go
+        # leaves its identity to the next one, so that those that were seen are held
+        key = (how, id(of_atoms))
         if key not in self._found:
-            self._found[key] = _max_over_atoms(of_atoms, self.graph)
+            self._held.append(of_atoms)
+            self._found[key] = reduce()
         return self._found[key]
 
     @cached_property
