@@ -29,9 +29,11 @@ import numpy as np
 from ase import Atoms
 from ase.build import bulk, molecule
 from ase.calculators.singlepoint import SinglePointCalculator
+from exploration import graph_of
 
 from almlip_jax.compilation import prepare_jax
 from almlip_jax.dynamics import ExplorationSettings, Explorer, WalkerGroup
+from almlip_jax.dynamics.state import Status
 from almlip_jax.ensembles import Ensemble
 from almlip_jax.models import MaceSettings, SharedDensitySettings, build_model
 from almlip_jax.potential import Potential
@@ -68,12 +70,11 @@ def silicon(side: int) -> Atoms:
     return atoms
 
 
-def ensemble_of(model: str, species: SpeciesTable, members: int) -> tuple[Ensemble, Any]:
-    """An ensemble whose forces are next to nothing."""
-    ensemble = Ensemble(build_model(MODELS[model], species), members)
-    params = ensemble.init(jax.random.key(0))
-    lengths = {"energy_scale": 1e-6 * params["energy_scale"]} if "energy_scale" in params else {}
-    return ensemble, {**params, **lengths}
+def ensemble_of(model: str, start: Atoms, members: int) -> tuple[Ensemble, Any]:
+    """An ensemble for the elements of a structure whose forces are next to nothing."""
+    ensemble = Ensemble(build_model(MODELS[model], SpeciesTable.of([start])), members)
+    survey = ensemble.survey(graph_of(start, ensemble))
+    return ensemble, ensemble.standardise(ensemble.init(jax.random.key(0)), survey, 1e-6)
 
 
 def median_of(timed: Callable[[], float], rounds: int) -> float:
@@ -85,7 +86,7 @@ def median_of(timed: Callable[[], float], rounds: int) -> float:
 def dynamics(model: str, name: str, walkers: int, members: int, steps: int, rounds: int) -> dict[str, Any]:
     """Gated steps in a second, of all walkers together."""
     start = system(name)
-    ensemble, params = ensemble_of(model, SpeciesTable.of([start]), members)
+    ensemble, params = ensemble_of(model, start, members)
     return {"walker_steps_per_second": walkers / seconds_a_step(ensemble, params, start, walkers, steps, rounds)}
 
 
@@ -99,8 +100,11 @@ def seconds_a_step(ensemble: Ensemble, params: Any, start: Atoms, walkers: int, 
 
     def timed() -> float:
         began = time.perf_counter()
-        jax.block_until_ready(run())
-        return (time.perf_counter() - began) / steps
+        state, _ = jax.block_until_ready(run())
+        seconds = time.perf_counter() - began
+        statuses = set(state.ends.status.tolist())
+        assert statuses <= {Status.RUNNING, Status.COMPLETED}, "walkers ended before their last step"
+        return seconds / steps
 
     return median_of(timed, rounds)
 
@@ -119,13 +123,13 @@ def labelled(count: int) -> list[Atoms]:
 
 def training(model: str, members: int, frames: int, steps: int, batch: int) -> dict[str, Any]:
     """Optimiser steps in a second, validations included."""
-    data, species = labelled(frames), SpeciesTable((14,))
+    data = labelled(frames)
     settings = TrainingSettings(
         batch_size=batch, max_steps=3 * steps, validate_every=steps, max_epochs=10**6, patience=10**6
     )
-    ensemble, _ = ensemble_of(model, species, members)
+    ensemble, _ = ensemble_of(model, data[0], members)
     capacity = plan_capacity(data, ensemble.cutoff, settings)
-    trainer = Trainer(ensemble, species, capacity, settings, EnsembleSettings(size=members))
+    trainer = Trainer(ensemble, ensemble.species, capacity, settings, EnsembleSettings(size=members))
     reports: list[tuple[float, int]] = []
     trainer.train(
         data,
@@ -141,7 +145,7 @@ def training(model: str, members: int, frames: int, steps: int, batch: int) -> d
 def evaluation(model: str, members: int, frames: int, rounds: int) -> dict[str, Any]:
     """Frames of 64 atoms in a second, neighbour lists on the host included."""
     pool = labelled(frames)
-    ensemble, params = ensemble_of(model, SpeciesTable((14,)), members)
+    ensemble, params = ensemble_of(model, pool[0], members)
     potential = Potential(MODELS[model], ensemble.species, params, {14: 0.0})
 
     def timed() -> float:
@@ -155,7 +159,7 @@ def evaluation(model: str, members: int, frames: int, rounds: int) -> dict[str, 
 def largest(model: str, members: int, sides: tuple[int, ...], steps: int) -> dict[str, Any]:
     """The largest crystal that fits, its time for an atom and step, and the most memory that a device held so far."""
     found: dict[str, Any] = {}
-    ensemble, params = ensemble_of(model, SpeciesTable((14,)), members)
+    ensemble, params = ensemble_of(model, silicon(2), members)
     for side in sides:
         start = silicon(side)
         try:
