@@ -44,6 +44,7 @@ from almlip_jax.targets import has_target, targets
 
 _BATCH_ATOMS = 256  # atom slots of an evaluation batch: enough to keep a core busy, small enough for few structures
 _BATCH_STRUCTURES = 64
+_ACCELERATED = 8  # times as many of both keep an accelerator busy
 _CHUNK_FRAMES = 1024  # frames whose common shape is looked for before their batches are evaluated
 _CHUNK_ATOMS = 2**17  # or atoms, where frames are large
 
@@ -97,11 +98,16 @@ class Evaluator:
         params = spread_members(self.params)
         factors = feature_factors(features, self.ensemble, self.params)
         for chunk in _chunks(self.known(frames, source)):
+            under_way = _UnderWay([], None)
             shape = self.batch_shape(chunk, shape)
             batches = list(_batches(chunk, shape))
             for first in range(0, len(batches), shape.parts):
                 some = batches[first : first + shape.parts]
-                yield from zip(some, self._evaluate_batches(params, some, shape, features, factors), strict=True)
+                # the device works on these while the host looks at the ones before, and packs the next
+                begun = self._begun(params, some, shape, features, factors)
+                yield from self._ended(under_way)
+                under_way = begun
+            yield from self._ended(under_way)
 
     def known(self, frames: Iterable[Atoms], source: str) -> Iterator[Atoms]:
         """The frames; with a warning where one is in an electronic state that nothing was learned of.
@@ -125,11 +131,12 @@ class Evaluator:
             neighbors = max(largest - 1, 1)
         else:
             neighbors = bucket(largest_neighbor_count(structures, self.ensemble.cutoff), 8)
-        atoms, alone = bucket(max(_BATCH_ATOMS, largest), 64), bucket(largest, 8)
+        times = 1 if jax.default_backend() == "cpu" else _ACCELERATED
+        atoms, alone = bucket(max(times * _BATCH_ATOMS, largest), 64), bucket(largest, 8)
         if before is not None:
             atoms, alone = max(atoms, before.atoms), max(alone, before.largest)
             neighbors = before.neighbors if neighbors <= before.neighbors else bucket(neighbors, 8)
-        whole = BatchShape(atoms, neighbors, _BATCH_STRUCTURES, alone)
+        whole = BatchShape(atoms, neighbors, times * _BATCH_STRUCTURES, alone)
         parts = batches_at_a_time(self.params, sum(1 for _ in _batches(structures, whole)))
         return replace(whole, parts=max(parts, 1 if before is None else before.parts))
 
@@ -161,30 +168,41 @@ class Evaluator:
         alone = BatchShape(shape.largest, shape.neighbors, 1)
         return packed.data, whole, plan_batches(packed, order, alone, shape.structures)[0]
 
-    def _evaluate_batches(
+    def _begun(
         self,
         params: Params,
         batches: list[list[Atoms]],
         shape: BatchShape,
         features: FeatureRequest,
         factors: FeatureFactors,
-    ) -> Iterator[Evaluated]:
-        """As many batches as the shape has parts, or fewer; ``params`` are the spread ones."""
+    ) -> _UnderWay:
+        """Has devices look at as many batches as the shape has parts, or fewer; ``params`` are the spread ones."""
         packed = [self._packed(batch, shape) for batch in batches]
         same, novelty = replace(features, seed=0), dict(self.novelty)  # random numbers are data: seeds share a program
         declared = (*scores(fitted=False), *atom_scores(fitted=False))  # a program gives those that it was made for
         if shape.parts == 1:
-            found = [_evaluate(self.ensemble, params, *packed[0], same, factors, novelty, declared)]
-        else:
-            packed += packed[:1] * (shape.parts - len(packed))  # nobody looks at what they give
-            stacked = jax.tree.map(lambda *x: np.stack(x), *packed)
-            together = jax.device_get(
-                _evaluate_side_by_side(self.ensemble, self.params, stacked, same, factors, novelty, declared)
-            )
-            found = [jax.tree.map(lambda x, n=n: x[n], together) for n in range(len(batches))]
-        for batch, result in zip(batches, found, strict=True):
+            return _UnderWay(batches, _evaluate(self.ensemble, params, *packed[0], same, factors, novelty, declared))
+        packed += packed[:1] * (shape.parts - len(packed))  # nobody looks at what they give
+        stacked = jax.tree.map(lambda *x: np.stack(x), *packed)
+        together = _evaluate_side_by_side(self.ensemble, self.params, stacked, same, factors, novelty, declared)
+        return _UnderWay(batches, together, side_by_side=True)
+
+    def _ended(self, under_way: _UnderWay) -> Iterator[tuple[list[Atoms], Evaluated]]:
+        """Batches, and what devices have found for them."""
+        found = jax.device_get(under_way.found)
+        for n, batch in enumerate(under_way.batches):
+            own = jax.tree.map(lambda x, n=n: x[n], found) if under_way.side_by_side else found
             references = np.array([reference_energy(self.references, a) for a in batch])
-            yield _to_host(result, references, batch)
+            yield batch, _evaluated(own, references, batch)
+
+
+@dataclass(frozen=True)
+class _UnderWay:
+    """What devices work on: batches, and what is found for them, with an axis over these where side by side."""
+
+    batches: list[list[Atoms]]
+    found: _OnDevice | None
+    side_by_side: bool = False
 
 
 def reference_energy(references: Mapping[int, float], atoms: Atoms) -> float:
@@ -279,8 +297,8 @@ def _batches(structures: Sequence[Atoms], shape: BatchShape) -> Iterator[list[At
         yield batch
 
 
-def _to_host(result: _OnDevice, references: np.ndarray, batch: Sequence[Atoms]) -> Evaluated:
-    committee, volume, features, of_atoms = jax.device_get(result)
+def _evaluated(result: Any, references: np.ndarray, batch: Sequence[Atoms]) -> Evaluated:
+    committee, volume, features, of_atoms = result  # as numpy arrays
     number = len(batch)
     ends = np.cumsum([len(a) for a in batch])[:-1]
     total = sum(len(a) for a in batch)

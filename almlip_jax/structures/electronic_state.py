@@ -50,7 +50,8 @@ def normalise_state(atoms: Atoms, where: str) -> None:
 
 def electronic_state(atoms: Atoms) -> tuple[int, int]:
     """Total charge in e and multiplicity 2S+1 of a structure; raises as `total_charge` and `multiplicity`."""
-    return total_charge(atoms), multiplicity(atoms)
+    stated = stated_state(atoms)
+    return stated.get("charge", 0), _multiplicity(atoms, stated)
 
 
 def total_charge(atoms: Atoms) -> int:
@@ -71,7 +72,11 @@ def multiplicity(atoms: Atoms) -> int:
     Raises:
         InputError: it is not a whole number above zero, or two statements contradict each other.
     """
-    spin = stated_state(atoms).get("spin")
+    return _multiplicity(atoms, stated_state(atoms))
+
+
+def _multiplicity(atoms: Atoms, stated: dict[str, int]) -> int:
+    spin = stated.get("spin")
     if spin is None:
         return 1 if atoms.pbc.any() else 1 + round(total_moment(atoms))
     return spin
@@ -85,6 +90,8 @@ def stated_state(atoms: Atoms) -> dict[str, int]:
     Raises:
         InputError: as `normalise_state`.
     """
+    if not _says_something(atoms):  # most say nothing, and a formula takes longer to write than to look
+        return {}
     where = atoms.get_chemical_formula()
     charges = list(_given(atoms, _CHARGES, where, _WHOLE_CHARGE, None))
     charges = charges or _charges_of_atoms(atoms, where, stated=False)
@@ -114,6 +121,12 @@ def total_moment(atoms: Atoms) -> float:
     """Length of the sum of the initial magnetic moments, in Bohr magnetons: the number of unpaired electrons."""
     moments = initial_moments(atoms)
     return 0.0 if moments is None else float(np.linalg.norm(np.atleast_1d(moments.sum(axis=0))))
+
+
+def _says_something(atoms: Atoms) -> bool:
+    of_atoms = "initial_charges" in atoms.arrays or (atoms.calc is not None and "charges" in atoms.calc.results)
+    known = (*_CHARGES, *_MULTIPLICITIES, *_UNPAIRED, _AMBIGUOUS)
+    return of_atoms or any(_plain(key) in known for key in atoms.info)
 
 
 def _stated_spins(atoms: Atoms, where: str) -> list[tuple[str, int]]:
