@@ -27,37 +27,37 @@ from almlip_jax.scores import needs_no_fit
 from almlip_jax.structures.io import write_structures
 
 
-def explore(shop: Workshop, round_index: int, potential: Potential) -> Mapping[str, Any]:
+def explore(workshop: Workshop, round_index: int, potential: Potential) -> Mapping[str, Any]:
     """Runs the walkers of a round, writes what they found, and returns the numbers of the round's record."""
-    settings = shop.config.exploration
+    settings = workshop.config.exploration
     assert isinstance(settings, MdExploration)
-    dataset = shop.dataset(round_index)
-    knowledge = know(settings, potential, dataset, shop.config.seed, shop.largest_dataset)
-    thresholds = gate_thresholds(shop, settings, round_index, dataset, potential, knowledge)
+    dataset = workshop.dataset(round_index)
+    knowledge = know(settings, potential, dataset, workshop.config.seed, workshop.largest_dataset)
+    thresholds = gate_thresholds(workshop, settings, round_index, dataset, potential, knowledge)
     knowledge = replace(knowledge, relative=thresholds.relative)
-    final = going_on(shop.run, round_index) if settings.continue_walkers else {}
-    seed, temperatures = shop.config.seed, settings.temperatures
-    given = Beginnings(shop.geometries, shop.start_list, dataset, temperatures, seed, round_index)
+    final = going_on(workshop.run, round_index) if settings.continue_walkers else {}
+    seed, temperatures = workshop.config.seed, settings.temperatures
+    given = Beginnings(workshop.geometries, workshop.start_list, dataset, temperatures, seed, round_index)
     starts = walker_starts(settings.starts, given, final)
     if settings.relaxation is not None:
         stop, params = thresholds.stop, potential.params
-        starts = relaxed_starts(shop.relaxer(potential), starts, final, params, stop, knowledge, shop.progress)
-    with shop.progress.stage("explore", settings.steps, unit="steps") as advance:
+        starts = relaxed_starts(workshop.relaxer(potential), starts, final, params, stop, knowledge, workshop.progress)
+    with workshop.progress.stage("explore", settings.steps, unit="steps") as advance:
         reached = reaching(advance)
 
         def on_chunk(step: int, running: int) -> None:
             reached(step, running=running)
 
-        key = named_key(shop.config.seed, "explore", round_index)
-        found = shop.explorer(potential).run(potential.params, starts, thresholds.levels, key, on_chunk, knowledge)
-    shop.note_explorers()
-    known = {*shop.test_keys, *(geometry_key(frame) for frame in dataset), *drawn_keys(shop.run, round_index)}
-    drawn = _draw(shop, settings, round_index, found, known)
+        key = named_key(workshop.config.seed, "explore", round_index)
+        found = workshop.explorer(potential).run(potential.params, starts, thresholds.levels, key, on_chunk, knowledge)
+    workshop.note_explorers()
+    known = {*workshop.test_keys, *(geometry_key(frame) for frame in dataset), *drawn_keys(workshop.run, round_index)}
+    drawn = _draw(workshop, settings, round_index, found, known)
     fresh = [frame for frame in found.recorded if geometry_key(frame) not in known]
     withheld = {geometry_key(frame) for frame in drawn}
     candidates = [frame for frame in fresh if geometry_key(frame) not in withheld]
-    write_starts(shop.run.round(round_index), starts)
-    _write(shop.run.round(round_index), found, candidates, settings, thresholds)
+    write_starts(workshop.run.round(round_index), starts)
+    _write(workshop.run.round(round_index), found, candidates, settings, thresholds)
     return {
         "frames_planned": found.frames_planned,
         "frames_below": found.frames_below,
@@ -65,12 +65,12 @@ def explore(shop: Workshop, round_index: int, potential: Potential) -> Mapping[s
         "walkers": dict(Counter(status.name.lower() for status in found.status)),
         # frames that were recorded and drawn too are no sign that nothing was recorded
         "candidates": None if fresh and not candidates else len(candidates),
-        "sigma_pool": _finite_mean(found.scores[shop.config.stopping.monitor]),
+        "sigma_pool": _finite_mean(found.scores[workshop.config.stopping.monitor]),
     }
 
 
 def gate_thresholds(
-    shop: Workshop,
+    workshop: Workshop,
     settings: MdExploration,
     round_index: int,
     dataset: Sequence[Atoms],
@@ -85,11 +85,13 @@ def gate_thresholds(
     rule, score = settings.thresholds, settings.gate.score
 
     def scores() -> np.ndarray:
-        found = shop.evaluated_once(round_index, "dataset", dataset, potential, None) if needs_no_fit(score) else None
+        found = (
+            workshop.evaluated_once(round_index, "dataset", dataset, potential, None) if needs_no_fit(score) else None
+        )
         return structure_scores(score, potential, dataset, knowledge, found)
 
     def errors(atoms: int) -> AtomErrors | None:
-        labelled = calibration_set(shop.run, round_index)
+        labelled = calibration_set(workshop.run, round_index)
         enough = sum(len(frame) for frame in labelled) >= atoms
         return errors_and_scores(score, potential, labelled, knowledge) if enough else None
 
@@ -97,13 +99,15 @@ def gate_thresholds(
 
 
 def _draw(
-    shop: Workshop, settings: MdExploration, round_index: int, found: Exploration, known: set[bytes]
+    workshop: Workshop, settings: MdExploration, round_index: int, found: Exploration, known: set[bytes]
 ) -> list[Atoms]:
     """Draws the frames of a round from whose labels thresholds come, and writes them."""
-    budget, batch = shop.config.stopping.max_labels, shop.config.selection.batch
-    count = number_to_draw(settings, batch, None if budget is None else budget - shop.labels)
-    drawn = draw_frames(found.trajectories, count, numpy_generator(shop.config.seed, "calibration", round_index), known)
-    file = shop.run.round(round_index).drawn
+    budget, batch = workshop.config.stopping.max_labels, workshop.config.selection.batch
+    count = number_to_draw(settings, batch, None if budget is None else budget - workshop.labels)
+    drawn = draw_frames(
+        found.trajectories, count, numpy_generator(workshop.config.seed, "calibration", round_index), known
+    )
+    file = workshop.run.round(round_index).drawn
     file.unlink(missing_ok=True)
     if drawn:
         write_structures(file, drawn)

@@ -97,9 +97,9 @@ class Campaign:
         if not self.state.settled:
             self.state = self.state.model_copy(update={"settled": continuity.settled(self.config)})
         self.state = continuity.with_config(self.run, self.state)
-        shop = self.workshop
-        self.state, said = bookkeeping.take_stock(shop.store, self.run, self.config.name, self.state)
-        shop.lost_calls, shop.lost_test_calls = self.state.lost_calls, self.state.lost_test_calls
+        workshop = self.workshop
+        self.state, said = bookkeeping.take_stock(workshop.store, self.run, self.config.name, self.state)
+        workshop.lost_calls, workshop.lost_test_calls = self.state.lost_calls, self.state.lost_test_calls
         if said:
             self.progress.message(said)
         self.save(self.state.model_copy(update=self.calls()))
@@ -151,8 +151,8 @@ class Campaign:
             return
         results, seconds = self.results_of(work)
         files = continuity.digests_after(stage, self.state.round, self.run, self.state.files)
-        shop = self.workshop
-        following = self.state.after(results, seconds=seconds, measured=shop.measured)
+        workshop = self.workshop
+        following = self.state.after(results, seconds=seconds, measured=workshop.measured)
         self.save(following.model_copy(update={"files": files, **self.calls()}))
         if stage is Stage.TRAIN:
             self.point_to_potential()

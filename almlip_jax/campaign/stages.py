@@ -49,54 +49,60 @@ Results = Mapping[str, Any]
 # -------------------------------------------------------------------------------------------------------- preparation
 
 
-def make_initial_set(shop: Workshop, round_index: int) -> Results:
+def make_initial_set(workshop: Workshop, round_index: int) -> Results:
     """Labels the initial set and writes it as the dataset of round 0."""
-    pool = [shop.pool[i] for i in shop.pool_split.initial]
-    settings = shop.config.initial
-    with shop.progress.stage("initial set", planned_calls(settings, len(shop.geometries)), unit="labels") as advance:
-        frames = initial_set(settings, shop.source(advance), pool)
-    write_structures(shop.run.round(round_index).create().dataset, frames)
+    pool = [workshop.pool[i] for i in workshop.pool_split.initial]
+    settings = workshop.config.initial
+    with workshop.progress.stage(
+        "initial set", planned_calls(settings, len(workshop.geometries)), unit="labels"
+    ) as advance:
+        frames = initial_set(settings, workshop.source(advance), pool)
+    write_structures(workshop.run.round(round_index).create().dataset, frames)
     return {}
 
 
-def make_test_set(shop: Workshop, round_index: int) -> Results:
+def make_test_set(workshop: Workshop, round_index: int) -> Results:
     """Labels the test set, if the config asks for one, and writes it."""
-    pool = [shop.pool[i] for i in shop.pool_split.test]
-    settings = shop.config.test
-    with shop.progress.stage("test set", planned_calls(settings, len(shop.geometries)), unit="labels") as advance:
-        frames = held_out_set(settings, shop.source(advance), pool, shop.dataset(round_index))
+    pool = [workshop.pool[i] for i in workshop.pool_split.test]
+    settings = workshop.config.test
+    with workshop.progress.stage(
+        "test set", planned_calls(settings, len(workshop.geometries)), unit="labels"
+    ) as advance:
+        frames = held_out_set(settings, workshop.source(advance), pool, workshop.dataset(round_index))
     if frames:
-        write_structures(shop.run.test, frames)
-    check_stress_labels(shop.config.stopping.target_error, frames)
+        write_structures(workshop.run.test, frames)
+    check_stress_labels(workshop.config.stopping.target_error, frames)
     return {}
 
 
 # ----------------------------------------------------------------------------------------------------- train, evaluate
 
 
-def train(shop: Workshop, round_index: int) -> Results:
+def train(workshop: Workshop, round_index: int) -> Results:
     """Trains the ensemble on the dataset of the round and saves the potential."""
-    potential = _train_round(shop, round_index)
-    calls = {"labels": shop.labels, "test_calls": shop.test_calls}
+    potential = _train_round(workshop, round_index)
+    calls = {"labels": workshop.labels, "test_calls": workshop.test_calls}
     return {**calls, "dataset_size": potential.metadata["dataset_size"]}
 
 
-def train_final(shop: Workshop, round_index: int) -> Results:
+def train_final(workshop: Workshop, round_index: int) -> Results:
     """Trains the final potential on the dataset of the last round, with a length of its own, and saves it."""
-    settings = shop.config.training
-    previous = potential_of(shop, round_index) if settings.warm_start else None
-    _train_into(shop, shop.run.final.create(), round_index, "final", previous, settings.final_steps)
+    settings = workshop.config.training
+    previous = potential_of(workshop, round_index) if settings.warm_start else None
+    _train_into(workshop, workshop.run.final.create(), round_index, "final", previous, settings.final_steps)
     return {}
 
 
-def _train_round(shop: Workshop, round_index: int) -> Potential:
-    warm = shop.config.training.warm_start and round_index > 0
-    previous = potential_of(shop, round_index - 1) if warm else None
-    return shop.keep(round_index, _train_into(shop, shop.run.round(round_index), round_index, "train", previous))
+def _train_round(workshop: Workshop, round_index: int) -> Potential:
+    warm = workshop.config.training.warm_start and round_index > 0
+    previous = potential_of(workshop, round_index - 1) if warm else None
+    return workshop.keep(
+        round_index, _train_into(workshop, workshop.run.round(round_index), round_index, "train", previous)
+    )
 
 
 def _train_into(
-    shop: Workshop,
+    workshop: Workshop,
     folder: PotentialDirectory,
     round_index: int,
     name: str,
@@ -104,84 +110,84 @@ def _train_into(
     steps: int | None = None,
 ) -> Potential:
     """Trains on the dataset of a round and saves the potential; random numbers follow from ``name`` and the round."""
-    dataset = shop.dataset(round_index)
-    key = named_key(shop.config.seed, name, round_index)
+    dataset = workshop.dataset(round_index)
+    key = named_key(workshop.config.seed, name, round_index)
     params = None
     if previous is not None:
-        params = params_for(shop.config.ensemble, previous.member_settings, previous.params)
+        params = params_for(workshop.config.ensemble, previous.member_settings, previous.params)
     before = round_index if name == "final" else round_index - 1
-    references = _references(shop, dataset, previous, before)
-    most = steps or _most_steps(shop, len(dataset), previous is not None)
-    with shop.progress.stage("train", most, unit="steps") as advance:
+    references = _references(workshop, dataset, previous, before)
+    most = steps or _most_steps(workshop, len(dataset), previous is not None)
+    with workshop.progress.stage("train", most, unit="steps") as advance:
         reached = reaching(advance)
 
         def on_epoch(report: EpochReport) -> None:
             reached(report.step, epoch=report.epoch, forces_rmse=report.forces_rmse)
 
-        result = shop.learner.train(dataset, params, key, references, on_epoch, folder.unfinished_training, steps)
+        result = workshop.learner.train(dataset, params, key, references, on_epoch, folder.unfinished_training, steps)
     write_csv(folder.training, result.rows())
-    metadata = {"campaign": shop.config.name, "round": round_index, "dataset_size": len(dataset)}
-    stream = numpy_generator(shop.config.seed, "replay", name, round_index)
-    potential = shop.learner.potential(result, dataset, references, stream, metadata)
-    if shop.config.know_training_set:
+    metadata = {"campaign": workshop.config.name, "round": round_index, "dataset_size": len(dataset)}
+    stream = numpy_generator(workshop.config.seed, "replay", name, round_index)
+    potential = workshop.learner.potential(result, dataset, references, stream, metadata)
+    if workshop.config.know_training_set:
         potential = potential.knowing(dataset, shape=potential.batch_shape(dataset))
     potential.save(folder.potential)
     checkpoint.discard(folder.unfinished_training)
     return potential
 
 
-def _references(shop: Workshop, dataset: list[Atoms], previous: Potential | None, before: int) -> dict[int, float]:
+def _references(workshop: Workshop, dataset: list[Atoms], previous: Potential | None, before: int) -> dict[int, float]:
     """Reference energies of a training: those of its first parameters stay, of all elements that these have met.
 
     Fresh parameters go with a fresh fit.  ``before`` is the round whose dataset the previous potential was trained on.
     """
     if previous is None:
-        return shop.learner.references(dataset)
-    met = {*SpeciesTable.of(shop.dataset(before)).numbers, *previous.isolated}
+        return workshop.learner.references(dataset)
+    met = {*SpeciesTable.of(workshop.dataset(before)).numbers, *previous.isolated}
     return kept_references(previous, dataset, met)
 
 
-def _most_steps(shop: Workshop, structures: int, warm: bool) -> int:
-    settings = shop.config.training
+def _most_steps(workshop: Workshop, structures: int, warm: bool) -> int:
+    settings = workshop.config.training
     most = (settings.warm_steps if warm else None) or settings.max_steps
     return min(most, settings.max_epochs * math.ceil(structures / settings.batch_size))
 
 
-def potential_of(shop: Workshop, round_index: int) -> Potential:
+def potential_of(workshop: Workshop, round_index: int) -> Potential:
     """The potential of a round; where its checkpoint is damaged it is trained again, which gives the same one."""
     try:
-        return shop.potential(round_index)
+        return workshop.potential(round_index)
     except InputError as error:
-        shop.progress.message(f"{error} The potential of round {round_index} is trained again from its dataset.")
-        return _train_round(shop, round_index)
+        workshop.progress.message(f"{error} The potential of round {round_index} is trained again from its dataset.")
+        return _train_round(workshop, round_index)
 
 
-def evaluate(shop: Workshop, round_index: int) -> Results:
+def evaluate(workshop: Workshop, round_index: int) -> Results:
     """Errors and calibration on the test set."""
-    if not shop.test:
+    if not workshop.test:
         return {}
-    return {"errors": _test_errors(shop, potential_of(shop, round_index), shop.run.round(round_index))}
+    return {"errors": _test_errors(workshop, potential_of(workshop, round_index), workshop.run.round(round_index))}
 
 
-def evaluate_final(shop: Workshop, round_index: int) -> Results:
+def evaluate_final(workshop: Workshop, round_index: int) -> Results:
     """Errors and calibration of the final potential on the test set; one that is damaged is trained again."""
-    if not shop.test:
+    if not workshop.test:
         return {}
-    folder = shop.run.final
+    folder = workshop.run.final
     try:
         potential = Potential.load(folder.potential)
     except InputError as error:
-        shop.progress.message(f"{error} The final potential is trained again.")
-        train_final(shop, round_index)
+        workshop.progress.message(f"{error} The final potential is trained again.")
+        train_final(workshop, round_index)
         potential = Potential.load(folder.potential)
-    return {"errors": _test_errors(shop, potential, folder)}
+    return {"errors": _test_errors(workshop, potential, folder)}
 
 
-def _test_errors(shop: Workshop, potential: Potential, folder: PotentialDirectory) -> dict[str, float]:
-    with shop.progress.stage("evaluate", len(shop.test), unit="structures") as advance:
-        found = potential.evaluate(shop.test, on_batch=advance)
-    metrics = error_metrics(shop.test, found)
-    write_npz(folder.test_predictions, _predictions(shop.test, found))
+def _test_errors(workshop: Workshop, potential: Potential, folder: PotentialDirectory) -> dict[str, float]:
+    with workshop.progress.stage("evaluate", len(workshop.test), unit="structures") as advance:
+        found = potential.evaluate(workshop.test, on_batch=advance)
+    metrics = error_metrics(workshop.test, found)
+    write_npz(folder.test_predictions, _predictions(workshop.test, found))
     write_json(folder.evaluation, metrics)
     return {
         f"{name}_{group}": float(values[name])
@@ -214,21 +220,21 @@ def _predictions(structures: Sequence[Atoms], found: Evaluated) -> dict[str, np.
 # ------------------------------------------------------------------------------------------------------ explore, select
 
 
-def explore(shop: Workshop, round_index: int) -> Results:
+def explore(workshop: Workshop, round_index: int) -> Results:
     """Finds candidates: by molecular dynamics with the ensemble, or by scoring what is left of a fixed pool."""
-    if shop.config.exploration.pool_files:
-        return _score_pool(shop, round_index)
-    return exploration.explore(shop, round_index, potential_of(shop, round_index))
+    if workshop.config.exploration.pool_files:
+        return _score_pool(workshop, round_index)
+    return exploration.explore(workshop, round_index, potential_of(workshop, round_index))
 
 
-def _score_pool(shop: Workshop, round_index: int) -> Results:
-    frames = [shop.pool[i].copy() for i in _left_in_pool(shop, round_index)]
-    folder = shop.run.round(round_index)
+def _score_pool(workshop: Workshop, round_index: int) -> Results:
+    frames = [workshop.pool[i].copy() for i in _left_in_pool(workshop, round_index)]
+    folder = workshop.run.round(round_index)
     folder.pool.unlink(missing_ok=True)
     if frames:
-        potential = potential_of(shop, round_index)
-        with shop.progress.stage("explore", len(frames), unit="structures") as advance:
-            found = shop.evaluated_once(round_index, "candidates", frames, potential, advance)
+        potential = potential_of(workshop, round_index)
+        with workshop.progress.stage("explore", len(frames), unit="structures") as advance:
+            found = workshop.evaluated_once(round_index, "candidates", frames, potential, advance)
         for n, frame in enumerate(frames):
             known = (name for name in names(scores(fitted=False)) if name in found.scores)
             frame.info.update({name: float(found.scores[name][n]) for name in known})
@@ -237,39 +243,39 @@ def _score_pool(shop: Workshop, round_index: int) -> Results:
     return {"candidates": len(frames)}
 
 
-def _left_in_pool(shop: Workshop, round_index: int) -> list[int]:
+def _left_in_pool(workshop: Workshop, round_index: int) -> list[int]:
     """Indices of the pool that no batch has taken so far; of structures that occur twice, one at most."""
-    folders = [shop.run.round(earlier) for earlier in range(round_index)]
+    folders = [workshop.run.round(earlier) for earlier in range(round_index)]
     batches = [frame for folder in folders if folder.batch.exists() for frame in read_structures(folder.batch)]
     gone = {int(frame.info["pool_index"]) for frame in batches}
-    gone.update(shop.pool_split.initial)
-    seen = {shop.pool_keys[index] for index in gone} | shop.test_keys
+    gone.update(workshop.pool_split.initial)
+    seen = {workshop.pool_keys[index] for index in gone} | workshop.test_keys
     left = []
-    for index in shop.pool_split.rest:
-        if shop.pool_keys[index] not in seen:
-            seen.add(shop.pool_keys[index])
+    for index in workshop.pool_split.rest:
+        if workshop.pool_keys[index] not in seen:
+            seen.add(workshop.pool_keys[index])
             left.append(index)
     return left
 
 
-def select(shop: Workshop, round_index: int) -> Results:
+def select(workshop: Workshop, round_index: int) -> Results:
     """Chooses the batch from the candidates, cut to what is left of the label budget."""
-    folder = shop.run.round(round_index)
+    folder = workshop.run.round(round_index)
     folder.batch.unlink(missing_ok=True)
     if not folder.pool.exists():
         return {"selected": 0}
     frames = read_structures(folder.pool)
-    potential = potential_of(shop, round_index)
-    with shop.progress.stage("select"):
-        found = shop.evaluated_once(round_index, "candidates", frames, potential, None)
-        dataset = shop.dataset(round_index)
-        context = shop.evaluated_once(round_index, "dataset", dataset, potential, None)
+    potential = potential_of(workshop, round_index)
+    with workshop.progress.stage("select"):
+        found = workshop.evaluated_once(round_index, "candidates", frames, potential, None)
+        dataset = workshop.dataset(round_index)
+        context = workshop.evaluated_once(round_index, "dataset", dataset, potential, None)
         chosen = choose(
-            shop.selector,
-            named_key(shop.config.seed, "select", round_index),
-            candidates(frames, found, shop.pool_capacity, cost=_costs(shop, frames)),
-            candidates(dataset, context, shop.largest_dataset, scalars=_selection_scalars(shop, round_index)),
-        )[: _allowed(shop)]
+            workshop.selector,
+            named_key(workshop.config.seed, "select", round_index),
+            candidates(frames, found, workshop.pool_capacity, cost=_costs(workshop, frames)),
+            candidates(dataset, context, workshop.largest_dataset, scalars=_selection_scalars(workshop, round_index)),
+        )[: _allowed(workshop)]
     batch = []
     for index, gain in chosen:
         frame = frames[index].copy()
@@ -277,20 +283,20 @@ def select(shop: Workshop, round_index: int) -> Results:
         batch.append(frame)
     if batch:
         write_structures(folder.batch, batch)
-    scores = found.scores[shop.config.stopping.monitor]
+    scores = found.scores[workshop.config.stopping.monitor]
     indices = [index for index, _ in chosen]
     results: dict[str, Any] = {"selected": len(batch), "sigma_batch": _mean(scores[indices])}
-    if shop.config.exploration.pool_files:
+    if workshop.config.exploration.pool_files:
         results["sigma_pool"] = _mean(np.delete(scores, indices))
     return results
 
 
-def _selection_scalars(shop: Workshop, round_index: int) -> dict[str, float]:
+def _selection_scalars(workshop: Workshop, round_index: int) -> dict[str, float]:
     """What the selector asks of the campaign so far, from the force errors on the structures kept for validation."""
-    settings = shop.config.selection.selector
+    settings = workshop.config.selection.selector
     if adaptive_part(settings) is None:
         return {}
-    files = [shop.run.round(n).potential / "potential.json" for n in range(round_index + 1)]
+    files = [workshop.run.round(n).potential / "potential.json" for n in range(round_index + 1)]
     errors = []
     for file in files:
         with understood(file):
@@ -298,16 +304,16 @@ def _selection_scalars(shop: Workshop, round_index: int) -> dict[str, float]:
     return selection_scalars(settings, errors)
 
 
-def _costs(shop: Workshop, frames: Sequence[Atoms]) -> np.ndarray | None:
+def _costs(workshop: Workshop, frames: Sequence[Atoms]) -> np.ndarray | None:
     """Expected cost of each label, where the selector asks for it."""
-    exponent = shop.config.selection.selector.cost_exponent
-    return None if exponent is None else expected_costs(frames, paid_labels(shop.store), exponent)
+    exponent = workshop.config.selection.selector.cost_exponent
+    return None if exponent is None else expected_costs(frames, paid_labels(workshop.store), exponent)
 
 
-def _allowed(shop: Workshop) -> int:
-    budget = shop.config.stopping.max_labels
-    batch = shop.config.selection.batch
-    return batch if budget is None else max(0, min(batch, budget - shop.labels))
+def _allowed(workshop: Workshop) -> int:
+    budget = workshop.config.stopping.max_labels
+    batch = workshop.config.selection.batch
+    return batch if budget is None else max(0, min(batch, budget - workshop.labels))
 
 
 def _mean(values: np.ndarray) -> float | None:
@@ -317,18 +323,18 @@ def _mean(values: np.ndarray) -> float | None:
 # -------------------------------------------------------------------------------------------------------------- label
 
 
-def label(shop: Workshop, round_index: int) -> Results:
+def label(workshop: Workshop, round_index: int) -> Results:
     """Labels the batch and writes the dataset of the next round: the present one, and what got a label.
 
     Raises:
         LabelError: nothing of the batch could be labelled.
     """
-    folder, following = shop.run.round(round_index), shop.run.round(round_index + 1).create()
+    folder, following = workshop.run.round(round_index), workshop.run.round(round_index + 1).create()
     batch = read_structures(folder.batch) if folder.batch.exists() else []
     drawn = read_structures(folder.drawn) if folder.drawn.exists() else []
     folder.labelled.unlink(missing_ok=True)
-    results = _label_frames(shop, round_index, batch, drawn)
-    _keep_calibration(shop, folder, results[len(batch) :])
+    results = _label_frames(workshop, round_index, batch, drawn)
+    _keep_calibration(workshop, folder, results[len(batch) :])
     results = results[: len(batch)]
     labelled = [_with_label_id(result) for result in results if result.atoms is not None]
     failed = [result.error for result in results if result.atoms is None]
@@ -338,25 +344,25 @@ def label(shop: Workshop, round_index: int) -> Results:
             f"{failed[0]}. Correct the cause and resume: they are tried again."
         )
     if failed:
-        shop.progress.message(f"{len(failed)} of {len(batch)} labels failed, the first because: {failed[0]}")
+        workshop.progress.message(f"{len(failed)} of {len(batch)} labels failed, the first because: {failed[0]}")
     if labelled:
         write_structures(folder.labelled, labelled)
         labelled = read_structures(folder.labelled, require_labels=True)
-    grown = [*shop.dataset(round_index), *(_training_frame(frame, round_index + 1) for frame in labelled)]
+    grown = [*workshop.dataset(round_index), *(_training_frame(frame, round_index + 1) for frame in labelled)]
     write_structures(following.dataset, grown)
     return {"failed": len(failed)}
 
 
 def _label_frames(
-    shop: Workshop, round_index: int, batch: Sequence[Atoms], drawn: Sequence[Atoms]
+    workshop: Workshop, round_index: int, batch: Sequence[Atoms], drawn: Sequence[Atoms]
 ) -> list[LabelResult]:
     """Labels of a batch, and of the frames drawn for the thresholds after it."""
     frames = [*batch, *drawn]
     if not frames:
         return []
-    known = sum(shop.labeller.identity(frame) in shop.store for frame in frames)
-    common = {"campaign": shop.config.name, "round": round_index}
-    selector, monitor = shop.config.selection.selector.kind, shop.config.stopping.monitor
+    known = sum(workshop.labeller.identity(frame) in workshop.store for frame in frames)
+    common = {"campaign": workshop.config.name, "round": round_index}
+    selector, monitor = workshop.config.selection.selector.kind, workshop.config.stopping.monitor
     provenance = []
     for place, frame in enumerate(frames):
         of_frame = {key: frame.info[key] for key in ("walker", "step", "pool_index", "gain") if key in frame.info}
@@ -365,18 +371,18 @@ def _label_frames(
         else:
             of_frame |= {"purpose": "calibration", "selector": "random"}
         provenance.append({**common, **of_frame})
-    with shop.progress.stage("label", len(frames), unit="labels") as advance:
+    with workshop.progress.stage("label", len(frames), unit="labels") as advance:
         advance(known)
-        return shop.labeller.label(frames, provenance, on_label=lambda _: advance(1))
+        return workshop.labeller.label(frames, provenance, on_label=lambda _: advance(1))
 
 
-def _keep_calibration(shop: Workshop, folder: RoundDirectory, results: Sequence[LabelResult]) -> None:
+def _keep_calibration(workshop: Workshop, folder: RoundDirectory, results: Sequence[LabelResult]) -> None:
     """Writes the labelled frames that were drawn at random; those without a label are told."""
     folder.calibration.unlink(missing_ok=True)
     labelled = [_with_label_id(result) for result in results if result.atoms is not None]
     failed = [result.error for result in results if result.atoms is None]
     if failed:
-        shop.progress.message(f"{len(failed)} of {len(results)} labels for thresholds failed, first: {failed[0]}")
+        workshop.progress.message(f"{len(failed)} of {len(results)} labels for thresholds failed, first: {failed[0]}")
     if labelled:
         write_structures(folder.calibration, labelled)
 

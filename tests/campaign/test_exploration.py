@@ -46,7 +46,7 @@ def walker_starts(place: Any, chosen: MdExploration, round_index: int, dataset: 
     return beginnings.walker_starts(chosen.starts, given, final)
 
 
-def shop(run_dir: Path, *geometries: Atoms, seed: int = 1) -> Any:
+def workshop(run_dir: Path, *geometries: Atoms, seed: int = 1) -> Any:
     run = RunDirectory(run_dir).create()
     return SimpleNamespace(geometries=list(geometries), run=run, config=SimpleNamespace(seed=seed))
 
@@ -62,7 +62,7 @@ class TestStarts:
         dataset = [labelled("H2O", level * thermal) for level in (0.0, 1.9, 2.1, 3.9, 4.1)]
         seen = set()
         for index in range(40):
-            starts = walker_starts(shop(tmp_path, self.water), settings(), index, dataset)
+            starts = walker_starts(workshop(tmp_path, self.water), settings(), index, dataset)
             levels = np.round(np.array(self.energies(starts)) / thermal, 1)
             assert set(levels[:3]) <= {0.0, 1.9} and set(levels[3:]) <= {0.0, 1.9, 2.1, 3.9}
             seen.update(levels)
@@ -70,16 +70,16 @@ class TestStarts:
 
     def test_follow_from_seed_round_and_walker(self, tmp_path: Path) -> None:
         dataset = [labelled("H2O", 1e-3 * n) for n in range(50)]
-        one = self.energies(walker_starts(shop(tmp_path, self.water), settings(), 3, dataset))
-        assert one == self.energies(walker_starts(shop(tmp_path, self.water), settings(), 3, dataset))
-        assert one != self.energies(walker_starts(shop(tmp_path, self.water), settings(), 4, dataset))
-        assert one != self.energies(walker_starts(shop(tmp_path, self.water, seed=2), settings(), 3, dataset))
+        one = self.energies(walker_starts(workshop(tmp_path, self.water), settings(), 3, dataset))
+        assert one == self.energies(walker_starts(workshop(tmp_path, self.water), settings(), 3, dataset))
+        assert one != self.energies(walker_starts(workshop(tmp_path, self.water), settings(), 4, dataset))
+        assert one != self.energies(walker_starts(workshop(tmp_path, self.water, seed=2), settings(), 3, dataset))
         assert len(set(one)) > 1
 
     def test_walkers_are_dealt_out_to_the_geometries(self, tmp_path: Path) -> None:
         ion = Atoms("H2O", np.eye(3), info={"charge": 1})
         dataset = [labelled("H2O", -1.0, charge=1), labelled("H2O", -2.0)]
-        starts = walker_starts(shop(tmp_path, self.water, ion, Atoms("Ar")), settings(), 0, dataset)
+        starts = walker_starts(workshop(tmp_path, self.water, ion, Atoms("Ar")), settings(), 0, dataset)
         assert [start.get_chemical_formula() for start in starts] == ["H2O", "H2O", "Ar"] * 2
         assert [start.info.get("charge", 0) for start in starts] == [0, 1, 0] * 2
         assert starts[2].calc is None  # nothing like it is labelled: the geometry itself
@@ -92,7 +92,7 @@ class TestStarts:
         for n, frame in enumerate(dataset):
             frame.positions = np.eye(3) + [[0, 0, 0.01 * n], [0, 0, 0], [0.1 * (n == 3), 0, 0]]
             frame.calc = SinglePointCalculator(frame, energy=-0.01 * n, forces=np.zeros((3, 3)))
-        starts = walker_starts(shop(tmp_path, geometry), settings(), 0, dataset)
+        starts = walker_starts(workshop(tmp_path, geometry), settings(), 0, dataset)
         assert set(self.energies(starts)) <= {0.0, -0.01, -0.02} and len(set(self.energies(starts))) > 1
         path = tmp_path / "starts.extxyz"
         write_structures(path, starts)
@@ -102,7 +102,7 @@ class TestStarts:
             np.testing.assert_array_equal(start.positions[2], geometry.positions[2])
 
     def test_a_walker_that_ran_to_its_end_may_go_on(self, tmp_path: Path) -> None:
-        place = shop(tmp_path, self.water)
+        place = workshop(tmp_path, self.water)
         ends = [Atoms("H2O", np.eye(3) + n) for n in range(6)]
         for n, end in enumerate(ends):
             end.info.update(walker=n, status="stopped" if n == 2 else "completed")
@@ -120,7 +120,7 @@ class TestStarts:
         dataset = [labelled("H2O", level * thermal) for level in (0.0, 2.9, 3.1)]
         for kind in ("labelled", "relaxed"):  # what is relaxed is drawn in the same way
             chosen = settings(starts={"kind": kind, "energy": 3.0})
-            found = [walker_starts(shop(tmp_path, self.water), chosen, index, dataset)[:3] for index in range(20)]
+            found = [walker_starts(workshop(tmp_path, self.water), chosen, index, dataset)[:3] for index in range(20)]
             levels = {round(energy / thermal, 1) for starts in found for energy in self.energies(starts)}
             assert levels == {0.0, 2.9}
         assert settings().starts == LabelledStarts(energy=2.0)
@@ -128,7 +128,7 @@ class TestStarts:
             settings(start_energy=1.5)
 
     def test_of_a_file_are_dealt_out_in_turn_from_round_to_round(self, tmp_path: Path) -> None:
-        place = shop(tmp_path)  # needs neither geometries nor labels
+        place = workshop(tmp_path)  # needs neither geometries nor labels
         place.start_list = [Atoms("H2O", np.eye(3) + n) for n in range(4)]
         chosen = settings(starts={"kind": "file", "path": "list.xyz"})
         dealt = [int(start.positions[0, 1]) for n in range(2) for start in walker_starts(place, chosen, n, [])]
@@ -141,7 +141,7 @@ class TestStarts:
 
     def test_need_a_geometry(self, tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"system\.structures"):
-            walker_starts(shop(tmp_path), settings(), 0, [])
+            walker_starts(workshop(tmp_path), settings(), 0, [])
 
 
 class TestStartList:
@@ -193,7 +193,7 @@ class TestThresholds:
     scores = {"force_std_max": np.linspace(0, 1, 101), "energy_std": np.full(101, 7.0)}
 
     def found(self, folder: Path, chosen: MdExploration, scores: Any = None, round_index: int = 0) -> Any:
-        place = shop(folder)
+        place = workshop(folder)
         place.evaluated_once = lambda *_: SimpleNamespace(scores=scores) if scores else pytest.fail("not needed")
         place.potential = lambda index: Doubling() if index == round_index - 1 else pytest.fail("another potential")
         return gate_thresholds(place, chosen, round_index, [], Doubling(), Knowledge())
@@ -217,7 +217,7 @@ class TestThresholds:
     def test_true_errors_are_those_of_frames_drawn_in_earlier_rounds(self, tmp_path: Path, kind: str) -> None:
         """`Doubling` is wrong by twice its spread on every atom: a tolerance of 0.3 is reached at a spread of 0.15."""
         chosen = settings(thresholds={"kind": kind, "tolerance": 0.3, "stop_factor": 2.0})
-        rounds = [shop(tmp_path).run.round(index).create() for index in range(3)]
+        rounds = [workshop(tmp_path).run.round(index).create() for index in range(3)]
         write_structures(rounds[0].labelled, [labelled("H2O", 0.0) for _ in range(10)])  # a batch says nothing
         assert self.found(tmp_path, chosen, round_index=1) == Resolved(0.3, 0.6, {})  # spreads at their face value
         for drawn in rounds[:2]:

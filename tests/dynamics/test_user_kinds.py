@@ -174,7 +174,7 @@ class Every:
         return jnp.where(due, int(Decision.RECORD), int(Decision.GO_ON)), state + 1
 
 class EveryGate(GateSettings):
-    """Every so manieth frame."""
+    """Records every `number`-th frame."""
 
     kind: Literal["every"] = "every"
     number: int
