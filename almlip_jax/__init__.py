@@ -32,10 +32,10 @@ except PackageNotFoundError:  # a source tree that was not installed
 
 
 def _quieten_compiler() -> None:
-    """Has XLA keep quiet, unless the user wants to hear it; before jax does anything, since it asks once.
+    """Silences XLA's log unless the user has set its level; comes before jax does anything, since jax looks once.
 
-    Programs from the persistent cache make it compare the names of processor features, and complain at length of its
-    own ones.  jax sets the level to 1 for itself and whatever it starts; any other value is the user's own.
+    Programs from the persistent cache make it compare the names of processor features, and complain at length about its
+    own.  jax sets the level to 1 for itself and whatever it starts; any other value is the user's own.
     """
     if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 
 class _Commands(TyperGroup):
-    """Commands whose errors are sentences, before anything else makes something of them."""
+    """Commands whose errors become sentences before click or typer handles them."""
 
     def invoke(self, ctx: Any) -> Any:
         """Runs the command that was asked for."""
@@ -61,7 +61,7 @@ app = typer.Typer(
 )
 console = Console()
 if not console.is_terminal:
-    console.width = 10_000  # a file has no edge
+    console.width = 10_000  # a file has no line width
 
 
 def _structures_to_write(path: Path | None) -> Path | None:
@@ -143,7 +143,7 @@ def resume(
     run_dir: RunFolder,
     overrides: SetOption = None,
     accept_changes: Annotated[
-        bool, typer.Option("--accept-changes", help="Go on also with another label source, or files edited by hand.")
+        bool, typer.Option("--accept-changes", help="Go on even with another label source or files edited by hand.")
     ] = False,
     json_file: JsonFile = None,
 ) -> None:
@@ -195,9 +195,9 @@ def status(run_dir: RunFolder, json_file: JsonFile = None) -> None:
     """Say where a campaign stands, whether it converges, and if not, what holds it back."""
     from almlip_jax.campaign.status import campaign_status, render_status
 
-    found = campaign_status(run_dir)
-    _show(render_status(found))
-    _write_json(json_file, found)
+    standing = campaign_status(run_dir)
+    _show(render_status(standing))
+    _write_json(json_file, standing)
 
 
 @app.command()
@@ -323,8 +323,8 @@ def evaluate(
     if not any(frame.calc is not None for frame in frames):
         raise InputError(f"{data} has no labels to compare with; label it, or {hint_of_keys(frames[0])}.")
     model.check_elements(frames, str(data))
-    found = model.evaluate(frames)
-    metrics = error_metrics(frames, found, group_key=group_key)
+    evaluated = model.evaluate(frames)
+    metrics = error_metrics(frames, evaluated, group_key=group_key)
     _show(error_table(metrics, f"{data.name}: {len(frames)} structures"))
     uncertainties = uncertainty_table(metrics)
     if uncertainties is not None:
@@ -333,12 +333,12 @@ def evaluate(
     if predictions is not None:
         from almlip_jax.scoring import write_predictions
 
-        write_predictions(model, frames, found, predictions)
+        write_predictions(model, frames, evaluated, predictions)
         written.append(predictions)
     if figures is not None:
         from almlip_jax.figures.command import draw_errors
 
-        drawn, notes = draw_errors(frames, found, figures, group_key)
+        drawn, notes = draw_errors(frames, evaluated, figures, group_key)
         written += drawn
         for note in notes:
             console.print(note, markup=False, highlight=False)
@@ -373,8 +373,8 @@ def score(
             "written": str(out),
         },
     )
-    found = {"num_structures": summary.number, "mean": summary.mean, "most_uncertain": summary.most_uncertain}
-    _write_json(json_file, {**found, "out": str(out)})
+    scored = {"num_structures": summary.number, "mean": summary.mean, "most_uncertain": summary.most_uncertain}
+    _write_json(json_file, {**scored, "out": str(out)})
 
 
 @app.command()
@@ -449,11 +449,11 @@ def figure(
     """Draw the figures, and write the tables, of a comparison of selectors."""
     from almlip_jax.figures.command import make
 
-    found = make(name, tables, out, quantity, baseline)
-    _print_pairs("Study", {path: "written" for path in found["written"]} | found["skipped"])
-    for note in found["notes"]:
+    study = make(name, tables, out, quantity, baseline)
+    _print_pairs("Study", {path: "written" for path in study["written"]} | study["skipped"])
+    for note in study["notes"]:
         console.print(note, markup=False, highlight=False)
-    _write_json(json_file, found)
+    _write_json(json_file, study)
 
 
 # --------------------------------------------------------------------------------------------------------------- labels
@@ -523,12 +523,12 @@ def convert(
     from almlip_jax.structures import convert as conversion
 
     reading = _reading(None, types, energy_key, forces_key, stress_key, virial_key, stress_unit)
-    found = conversion.convert(source, target, reading)
-    rows = {"structures": str(found.number), "written": str(target)}
-    rows |= {"types from 0 on": ", ".join(found.types)} if found.types else {}
-    rows |= {"left out": ", ".join(found.left_out)} if found.left_out else {}
+    converted = conversion.convert(source, target, reading)
+    rows = {"structures": str(converted.number), "written": str(target)}
+    rows |= {"types from 0 on": ", ".join(converted.types)} if converted.types else {}
+    rows |= {"left out": ", ".join(converted.left_out)} if converted.left_out else {}
     _print_pairs("Conversion", rows)
-    summary = {"structures": found.number, "types": list(found.types), "left_out": list(found.left_out)}
+    summary = {"structures": converted.number, "types": list(converted.types), "left_out": list(converted.left_out)}
     _write_json(json_file, {**summary, "out": str(target)})
 
 
@@ -553,19 +553,19 @@ def md(config: ConfigFile, out: RunOption = None, overrides: SetOption = None, j
 
 @app.command(name="free-energy")
 def free_energy(
-    run: Annotated[Path, typer.Argument(help="Folder of a run with the bias `metadynamics`, under way or over.")],
+    run: Annotated[Path, typer.Argument(help="Folder of a run with the bias `metadynamics`, running or finished.")],
     out: Annotated[Path, typer.Option("--out", help="CSV file to write.")],
     bias: Annotated[
-        int | None, typer.Option("--bias", min=0, help="Position among the biases, from 0, where several are such.")
+        int | None, typer.Option("--bias", min=0, help="Position of the metadynamics among the biases, from 0.")
     ] = None,
-    points: Annotated[int | None, typer.Option("--points", min=2, max=5000, help="Along each variable.")] = None,
+    points: Annotated[int | None, typer.Option("--points", min=2, max=5000, help="Points along each variable.")] = None,
     ranges: Annotated[
         list[str] | None, typer.Option("--range", help="First and last value, as 1.0,2.5; once for each variable.")
     ] = None,
     figure_file: Annotated[Path | None, typer.Option("--figure", help="PNG, PDF or SVG file to draw into.")] = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Write the free energy that the hills of a metadynamics run tell of."""
+    """Write the free energy estimated from the hills of a metadynamics run."""
     from almlip_jax.simulation.free_energy import draw, run_free_energy, write_table
 
     surface = run_free_energy(run, bias=bias, points=points, ranges=[_range(text) for text in ranges or []])
@@ -694,10 +694,10 @@ def schema(
     """Print the JSON schema of configs, for editors."""
     from almlip_jax.templates import KINDS
 
-    found = KINDS[of].model_json_schema()
+    content = KINDS[of].model_json_schema()
     if json_file is None:
-        sys.stdout.write(json.dumps(found, indent=2) + "\n")
-    _write_json(json_file, found)
+        sys.stdout.write(json.dumps(content, indent=2) + "\n")
+    _write_json(json_file, content)
 
 
 @app.command()
@@ -735,12 +735,12 @@ def _reading(
     virial: str | None = None,
     stress_unit: str | None = None,
 ) -> FileReading:
-    """How files are read: as a config says, but for what was given as options."""
+    """How files are read: as a config says, except where options were given."""
     from almlip_jax.structures.labels import FileReading, parse_types
 
     given = FileReading(types=None if types is None else parse_types(types))
-    found = given.otherwise(FileReading() if base is None else base)
-    return found.with_keys(energy=energy, forces=forces, stress=stress, virial=virial, stress_unit=stress_unit)
+    reading = given.otherwise(FileReading() if base is None else base)
+    return reading.with_keys(energy=energy, forces=forces, stress=stress, virial=virial, stress_unit=stress_unit)
 
 
 def _load(path: Path) -> Any:
@@ -764,7 +764,7 @@ def _show(content: RenderableType) -> None:
 
 
 def _fold(content: RenderableType) -> None:
-    """Has what does not fit go on in the next line, instead of being cut off."""
+    """Continues what does not fit on the next line instead of cutting it off."""
     if isinstance(content, Table):
         for column in content.columns:
             column.overflow = "fold"
@@ -795,7 +795,7 @@ def _write_json(path: Path | None, content: Any) -> None:
 
 
 def _finite(content: Any) -> Any:
-    """JSON has no word for what is not a number: null."""
+    """The content with null in place of numbers that are not finite, which JSON cannot hold."""
     if isinstance(content, Mapping):
         return {str(key): _finite(value) for key, value in content.items()}
     if isinstance(content, str):
@@ -814,7 +814,7 @@ def _one_sentence() -> Iterator[None]:
     """Turns errors a user can act on into a sentence and exit status 1."""
     try:
         yield
-    except BrokenPipeError:  # whoever read has seen enough
+    except BrokenPipeError:  # the reader closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except (InputError, LabelError, CapacityError, OSError) as error:

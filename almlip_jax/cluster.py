@@ -20,7 +20,7 @@ from almlip_jax.packages import package_version
 from almlip_jax.settings import unit
 
 HEARTBEAT_SECONDS = 30
-"""A worker that died is missed after this time; a job, after four times as long."""
+"""Time after which a dead worker is noticed; a dead job is noticed after four times as long."""
 
 # Ctrl-C is for the program alone, which then ends the jobs; where it is killed, they end by themselves.
 _INTERCHANGE = """
@@ -44,7 +44,7 @@ class SweepExecutorSettings(Spec):
 
 
 class ClusterSettings(ExecutorSettings, SweepExecutorSettings):
-    """What every cluster is told, through Parsl."""
+    """Settings that all clusters share, which are reached through Parsl."""
 
     max_blocks: int = Field(default=1, ge=1, le=100_000)
     """Most jobs (blocks, or pods on Kubernetes) at a time."""
@@ -265,7 +265,7 @@ class Jobs:
         retries: int = 0,
     ) -> None:
         provider = settings.provider()
-        logging.getLogger("parsl").propagate = False  # what matters of its tracebacks, `outcome` says
+        logging.getLogger("parsl").propagate = False  # `outcome` says what matters in its tracebacks
         logging.getLogger("parsl").addHandler(logging.NullHandler())
         from parsl import Config, HighThroughputExecutor
         from parsl.dataflow.dflow import DataFlowKernel

@@ -33,7 +33,7 @@ def prepare_jax(precision: Precision = "float32") -> None:
     ``XLA_FLAGS``; ``JAX_COMPILATION_CACHE_DIR``).
 
     A CPU runs programs of one device in the thread that calls them, if this comes before the first of them: only there
-    are blocks of any size reused.  A cache folder that cannot be written is no reason to stop: programs are then
+    are blocks of any size reused.  A cache folder that cannot be written does not stop the run: programs are then
     compiled anew by each process.
     """
     jax.config.update("jax_enable_x64", precision == "float64")

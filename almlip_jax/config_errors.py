@@ -52,7 +52,7 @@ def _location(kind: type[Settings], parts: tuple[str | int, ...]) -> Location:
     """Keys and indices alone; pydantic also names the kinds of sections and the types that a value may have."""
     location: Location = ()
     here = [kind]
-    inside: Any = None  # type of the value that the location leads to, where it is no section alone
+    inside: Any = None  # type of the value that the location leads to, unless it is just a section
     for part in parts:
         fields = [one.model_fields[part] for one in here if part in one.model_fields] if isinstance(part, str) else []
         kinds = [one for one in here if _kind(one) == part]
@@ -111,7 +111,7 @@ def _told(kind: type[Settings], location: Location, problem: ErrorDetails) -> st
             return "the key is missing"
         case "union_tag_invalid":
             tag = given.get("kind", context["tag"]) if isinstance(given, Mapping) else context["tag"]
-            return f"'{tag}' is no valid kind{nearest(str(tag), _kinds(models))}"
+            return f"'{tag}' is not a valid kind{nearest(str(tag), _kinds(models))}"
         case "union_tag_not_found":
             if isinstance(given, Mapping):
                 return f"the key 'kind' is missing{nearest('', _kinds(models))}"

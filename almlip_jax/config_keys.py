@@ -92,7 +92,7 @@ class Section:
 
 
 def kind_of(model: type[Settings]) -> str | None:
-    """The kind that a model of a section stands for; None where it is no kind, or several."""
+    """The kind that a model of a section stands for; None where it stands for no kind, or for several."""
     field = model.model_fields.get("kind")
     if field is None or get_origin(field.annotation) is not Literal:
         return None

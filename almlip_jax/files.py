@@ -1,7 +1,7 @@
 """Files that a kill never damages: text, JSON, CSV and arrays, written whole or not at all, and read back.
 
-Every file is written to a temporary name beside its final one, flushed to the disk and renamed, so that a reader sees
-the old content or the new one and nothing else.
+Every file is written under a temporary name next to its final one, flushed to the disk and renamed, so that a reader
+sees the old content or the new one and nothing else.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PARTIAL = ".partial"
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside ``path`` that takes its place, durably, when the context ends well.
+    """Yields a temporary path next to ``path`` that takes its place, durably, when the context ends well.
 
     The temporary name keeps the suffix, so that writers that choose a format by it work.  After an exception the old
     file is untouched and the temporary one removed.  A device or a pipe is written to instead: its own
@@ -166,7 +166,7 @@ def read_csv(path: Path) -> list[dict[str, Cell]]:
                 raise damaged(path, f"line {reader.line_num} does not fit the header")
             rows.append({str(name): _value(text) for name, text in row.items()})
     except csv.Error as error:
-        raise damaged(path, f"line {reader.line_num} is no line of a table") from error
+        raise damaged(path, f"line {reader.line_num} is not a line of a table") from error
     return rows
 
 
@@ -257,7 +257,7 @@ def cannot_write(path: Path, error: OSError) -> InputError:
 
 
 def _missing(path: Path) -> InputError:
-    return InputError(f"{path} is missing; the run has not come so far, or the file was removed.")
+    return InputError(f"{path} is missing; the run has not come that far, or the file was removed.")
 
 
 def damaged(path: Path, why: str) -> InputError:

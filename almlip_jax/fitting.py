@@ -65,10 +65,10 @@ def fit_potential(
         on_epoch: called after each validation.
         checkpoint: folder that keeps the state of the training; the same training goes on there after an interruption.
         start: potential to begin from, of the same architecture.  Its reference energies stay.  Elements that it does
-            not know are added, without changing what it says of the others; elements that do not occur in the
+            not know are added, without changing its predictions for the others; elements that do not occur in the
             structures are kept.  What it remembers of its own training is trained on too, where `training.replay` is
             not 0 (`structures.replay`).
-        say: told what is doubtful about labels, what is trained on again, and of models that diverged.
+        say: is told about doubtful labels, what is trained on again, and models that diverged.
         validation: labelled structures to validate on, in place of a share of ``structures``.
         know_training_set: whether the potential keeps what comparisons with the new structures need
             (`Potential.knowing`).
@@ -84,7 +84,7 @@ def fit_potential(
         check_start(start, model, ensemble)
     bonded, held_out = without_isolated_atoms(structures), without_isolated_atoms(validation)
     if not bonded:
-        raise InputError("there is nothing to train on beside isolated atoms; give labelled structures.")
+        raise InputError("there is nothing to train on besides isolated atoms; give labelled structures.")
     known = () if start is None else start.species.numbers
     species = SpeciesTable(tuple(sorted({*SpeciesTable.of([*bonded, *held_out]).numbers, *known})))
     built = build_ensemble(model, ensemble, species)
@@ -135,7 +135,7 @@ class _Parts:
 
     Attributes:
         dataset: given to the trainer.
-        held_out: structures that validate and are no part of ``dataset``; none where a share of it validates.
+        held_out: structures that validate and are not part of ``dataset``; none where a share of it validates.
         settings: of the trainer.
         learned: new structures that are trained on.
         judging: structures that validate, whatever list they are in.
@@ -158,7 +158,7 @@ def _parts(
     say: Say | None,
     sees_state: bool,
 ) -> _Parts:
-    """What is trained on and what validates; remembered structures are trained on only, and move no other's part."""
+    """What is trained on and what validates; remembered structures are only trained on, and change no other's part."""
     share = 0.0 if held_out else training.validation_fraction
     learned, judging = training_part(new, share), held_out or validation_part(new, share)
     found = Replay((), 0, None) if start is None else _replay(start, training, learned, judging, sees_state)
@@ -174,7 +174,7 @@ def _parts(
 def _replay(
     start: Potential, training: TrainingSettings, learned: Sequence[Atoms], judging: Sequence[Atoms], sees_state: bool
 ) -> Replay:
-    """What is trained on again of that which the potential to begin with remembers."""
+    """What is trained on again of what the potential to begin with remembers."""
     if training.replay:
         return replay(start.remembered, learned, judging, sees_state=sees_state)
     return Replay((), 0, f"training.replay is 0, so that {FORGETS}.")
@@ -183,7 +183,7 @@ def _replay(
 def check_start(start: Potential, model: ModelSettings, ensemble: EnsembleSettings) -> None:
     """Whether a training can begin with a potential.
 
-    One that was not told charge and spin may go on being told: of neutral singlets it says the same.
+    One that was not told charge and spin may be continued by one that is: for neutral singlets it predicts the same.
 
     Raises:
         InputError: it is of another architecture; the first difference is named.
@@ -203,7 +203,7 @@ def check_start(start: Potential, model: ModelSettings, ensemble: EnsembleSettin
         told += [f"{section}.{name} {old[name]}, not {given[name]}" for name in names]
     raise InputError(
         "the potential to start from has another architecture than model and ensemble of the config: "
-        f"{'; '.join(told) or 'its members are others'}. Leave model and ensemble out of the config to take its own."
+        f"{'; '.join(told) or 'its members differ'}. Leave model and ensemble out of the config to take its own."
     )
 
 
@@ -235,7 +235,8 @@ def _beginning(
 def kept_references(begun: Potential, structures: Sequence[Atoms], met: Collection[int]) -> dict[int, float]:
     """Reference energies of a training that goes on from a potential.
 
-    Those of the elements that it has met stay; those of the others follow from what it leaves of the energies.
+    Those of the elements that it has met stay; those of the others are fitted to what its predictions leave of the
+    energies.
 
     Args:
         begun: the potential, which knows all elements.

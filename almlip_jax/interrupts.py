@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first one ends the work in good order, another one ends it where it stands."""
+"""Ctrl-C and SIGTERM: the first one ends the work in good order, a second one ends it at once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SHOW_CURSOR = "\x1b[?25h"  # bars have hidden it
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM: whatever an interruption does is done, and the exit status is another one."""
+    """SIGTERM: handled like an interruption, but with another exit status."""
 
 
 def exit_status(stop: KeyboardInterrupt) -> int:

@@ -40,7 +40,7 @@ def unit_diagonal(rows: jax.Array, known: jax.Array, counts: jax.Array, usable: 
         usable: [n] bool, likewise for the candidates; all by default.
 
     Returns:
-        [], to be multiplied to rows of both kinds.
+        [], to be multiplied with rows of both kinds.
     """
     number = jnp.sum(counts)
     candidates = rows.shape[0] if usable is None else jnp.sum(usable)
@@ -60,7 +60,7 @@ def posterior_map(known: jax.Array, sigma: float, scale: jax.Array | float = 1.0
     Args:
         known: [t, d] training rows; zeros do not count.
         sigma: standard deviation of the noise.
-        scale: multiplied to all rows beforehand.
+        scale: multiplied with all rows beforehand.
 
     Returns:
         [d, d] in the widest precision there is.

@@ -1,4 +1,4 @@
-"""Kinds of a thing: each registers itself beside what it builds, and a config section takes any that is registered.
+"""Kinds of a thing: each registers itself next to what it builds, and a config section takes any that is registered.
 
 ``class GateSettings(Spec)`` opens a family.  A class below it with ``kind: Literal["absolute"] = "absolute"`` is one of
 its kinds, from the moment it is defined; a field of type ``GateSettings`` takes all of them.  Classes in between,

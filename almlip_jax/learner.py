@@ -1,7 +1,7 @@
 """The learner: trains an ensemble again and again on growing data, with one program and arrays of one size.
 
 What is compiled is compiled for a label budget: the first `Learner.fit` compiles, later ones do not.  Campaigns train
-through it, and so do scripts of one's own.
+through it, and so can your own scripts.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Learner:
         species: elements that the potential is to know; those of the typical structures where not given.
         precision: ``float32`` or ``float64``.
         capacity: sizes of arrays that an earlier learner came to, so that this one computes the same bits.
-        say: told what is doubtful about labels, of models that diverged, and of arrays that grow.
+        say: is told about doubtful labels, models that diverged, and arrays that grow.
 
     >>> from almlip_jax import Learner
     >>> learner = Learner(100, model={"size": "tiny"}, ensemble={"size": 4}, training={"max_steps": 500})
@@ -110,10 +110,10 @@ class Learner:
     @cached_property
     def isolated(self) -> dict[int, float]:
         """Energies of isolated atoms, eV by atomic number, of the elements that occur."""
-        found = self._isolated
-        if found is None:
-            found = isolated_atom_energies(self.typical) | given_references(self.training)
-        return {z: found[z] for z in self.species.numbers if z in found}
+        energies = self._isolated
+        if energies is None:
+            energies = isolated_atom_energies(self.typical) | given_references(self.training)
+        return {z: energies[z] for z in self.species.numbers if z in energies}
 
     @cached_property
     def ensemble(self) -> AnyEnsemble:
@@ -166,7 +166,7 @@ class Learner:
         """
         bonded = without_isolated_atoms(data)
         if not bonded:
-            raise InputError("there is nothing to train on beside isolated atoms; give labelled structures.")
+            raise InputError("there is nothing to train on besides isolated atoms; give labelled structures.")
         if len(bonded) > self.budget:
             raise InputError(f"{len(bonded)} structures are more than the budget of {self.budget}; give a larger one.")
         if not self.typical:
@@ -192,11 +192,11 @@ class Learner:
 
     def references(self, data: Sequence[Atoms]) -> dict[int, float]:
         """Reference energies of a training that begins anew, eV by atomic number."""
-        found = find_references(data, self.species, isolated=self.isolated)
-        doubt = doubts(data, found)
+        references = find_references(data, self.species, isolated=self.isolated)
+        doubt = doubts(data, references)
         if doubt is not None and self.say is not None:
             self.say(doubt)
-        return found.energies
+        return references.energies
 
     def train(
         self,

@@ -1,4 +1,4 @@
-"""Open lists of names in configs: each is declared beside what it stands for; a field takes any that is declared."""
+"""Open lists of names in configs: each is declared next to what it stands for; a field takes any that is declared."""
 
 from __future__ import annotations
 
@@ -35,5 +35,5 @@ class Known:
     def _checked(self, name: str) -> str:
         known = tuple(self.declared())
         if known and name not in known:
-            raise ValueError(f"'{name}' is no {self.sort}{nearest(name, known)}")
+            raise ValueError(f"'{name}' is not a {self.sort}{nearest(name, known)}")
         return name

@@ -46,7 +46,7 @@ def apply_override(data: dict[str, Any], override: str) -> Location:
         where it is set.
 
     Raises:
-        InputError: it has no such form, or leads into something that has no keys.
+        InputError: it does not have this form, or leads into something that has no keys.
     """
     key, equals, text = override.partition("=")
     parts = _parts(key)
@@ -72,7 +72,7 @@ def apply_override(data: dict[str, Any], override: str) -> Location:
 def _from(folder: Path, path: str) -> str:
     try:
         return str(folder / Path(path).expanduser())
-    except RuntimeError:  # ~ of a user whom nobody knows
+    except RuntimeError:  # ~ of an unknown user
         return str(folder / path)
 
 
@@ -95,7 +95,7 @@ def _inside(place: Any, part: str, where: str, override: str, *, make: bool) -> 
     if isinstance(place, list):
         if not part.isdecimal() or int(part) > len(place) - make:
             there = f"items 0 to {len(place) - 1}" if place else "no items"
-            raise InputError(f"--set {override}: '{part}' is no item of {where}, which has {there}.")
+            raise InputError(f"--set {override}: '{part}' is not an item of {where}, which has {there}.")
         if int(part) == len(place):
             return None
         if place[int(part)] is None and make:

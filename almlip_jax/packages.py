@@ -1,4 +1,4 @@
-"""Packages that need not be there."""
+"""Packages that need not be installed."""
 
 from __future__ import annotations
 

@@ -11,8 +11,9 @@ from types import ModuleType
 def import_part(package: str, *modules: str) -> tuple[ModuleType, ...]:
     """Modules of a package, without running the package's own ``__init__``.
 
-    The copies are private: nothing of them stays in ``sys.modules``, and ``import package`` later on is what it always
-    is.  Where the package has been imported already, or its modules cannot stand alone, these are the ordinary ones.
+    The copies are private: nothing of them stays in ``sys.modules``, and a later ``import package`` works as
+    always.  Where the package has been imported already, or its modules cannot stand alone, these are the ordinary
+    ones.
 
     Args:
         package: name of an installed top-level package.

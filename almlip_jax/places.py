@@ -38,7 +38,7 @@ def _reachable(path: Path | None) -> Path | None:
     while not os.path.lexists(there) and there != there.parent:
         there = there.parent
     if there != path and not there.is_dir():
-        raise InputError(f"{path} cannot be written, since {there} is no folder.")
+        raise InputError(f"{path} cannot be written, since {there} is not a folder.")
     if not os.access(there, os.W_OK):
         raise InputError(f"{path} cannot be written (no permission to write {there}).")
     return path

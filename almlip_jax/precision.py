@@ -2,8 +2,8 @@
 
 GPUs multiply float32 matrices with 10 bits of mantissa (TF32) and TPUs with 7 (bfloat16) unless a program asks for
 more: edges across a periodic boundary would be wrong by hundredths of an Angstrom, forces by parts of a thousand, and
-determinants of nearly equal candidates would mean nothing.  What this package compiles asks for more.  Who wants less
-says so by jax's own means (``JAX_DEFAULT_MATMUL_PRECISION``), which is left as it is.
+determinants of nearly equal candidates would mean nothing.  What this package compiles asks for more.  If you want
+less, say so by jax's own means (``JAX_DEFAULT_MATMUL_PRECISION``), which is left as it is.
 """
 
 from __future__ import annotations

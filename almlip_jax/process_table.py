@@ -1,4 +1,4 @@
-"""Processes of this machine as /proc tells of them: whether one lives, and which belong together.
+"""Processes of this machine as /proc shows them: whether one lives, and which belong together.
 
 Where there is no /proc (macOS), a process is known by its number alone, and only process groups belong together.
 """

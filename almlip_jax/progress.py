@@ -40,7 +40,7 @@ class Advance(Protocol):
 
 
 class Progress(Protocol):
-    """What the campaign tells of its progress; safe to call from any thread."""
+    """How a campaign reports its progress; safe to call from any thread."""
 
     def round(self, index: int, total: int) -> None:
         """A round begins: its number from 0, and how many there are at most."""
@@ -83,7 +83,7 @@ class _Stage:
 
 
 class Forecast:
-    """Times of stages and rounds, and what they say of the time left.
+    """Times of stages and rounds, and what they imply for the time left.
 
     The last duration of each stage of a round stands for its next one.  The number of rounds is an upper bound (a
     stopping rule may hold earlier), and so is the time left of the run.

@@ -1,7 +1,7 @@
-"""The log of a folder that work is done in, ``run.log``: what the progress tells, with the time, session after session.
+"""The log of a folder that work is done in, ``run.log``: what progress reports, with the time, session after session.
 
 Stages stand there once, at their end, with how long they took; so do messages, rounds, and what ended a session.  A log
-that cannot be written (a full disk) is gone on without: it must not end a run.
+that cannot be written (a full disk) is done without: it must not end a run.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from almlip_jax.progress import Advance, Progress, duration, field_text
 
 
 class LoggedProgress:
-    """Tells another progress what it is told, and writes it down; follows `Progress`.
+    """Passes on to another progress what it is told, and writes it down; follows `Progress`.
 
     Args:
         shown: what the user sees.

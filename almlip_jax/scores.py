@@ -20,7 +20,7 @@ from almlip_jax.names import Known
 Needs: TypeAlias = Literal["spread", "epistemic", "total", "features", "training_set"]
 """What a score needs to tell structures apart.
 
-``spread``: two members.  ``epistemic``, ``total``: these, or members that say something of the error of their
+``spread``: two members.  ``epistemic``, ``total``: these, or members that say something about the error of their
 prediction, or of any error of their own.  ``features``: the features of one member.  ``training_set``: to be fitted to
 a training set (`potential.novelty`)."""
 
@@ -34,7 +34,7 @@ class Score:
         unit: empty for a plain number; A is the Angstrom.
         meaning: in a few words.
         of: its values, [S] of structures or [A] of atoms (0 for padding), from an `ensembles.prediction.Seen`, when it
-            follows from predictions alone and is no reduction of a score of atoms.
+            follows from predictions alone and is not a reduction of a score of atoms.
         largest_of: the score of atoms that it is the largest value of; such scores may have thresholds of species.
         mean_of: the score of atoms that it is the mean of.
         per: whose it is.
@@ -59,7 +59,7 @@ class Score:
 
     @property
     def says_errors(self) -> bool:
-        """Whether it differs from the spread only where members say something of their own errors."""
+        """Whether it differs from the spread only where members say something about their own errors."""
         return self.needs in ("epistemic", "total")
 
 
@@ -68,10 +68,10 @@ _ATOMS: dict[str, Score] = {}
 
 
 def declare(*scores: Score) -> None:
-    """Makes scores known; one that is declared again as it was, as when a cell of a notebook runs twice, is no other.
+    """Makes scores known; declaring one again unchanged, as when a cell of a notebook runs twice, is allowed.
 
     Raises:
-        ValueError: a name is taken by another score, is no name, or what a score reduces is not declared.
+        ValueError: a name is taken by another score, is not a valid name, or what a score reduces is not declared.
     """
     for score in scores:
         _check(score)
@@ -91,7 +91,7 @@ def _check(score: Score) -> None:
     if held is not None and not _alike(held, score):
         raise ValueError(f"there is another score '{score.name}' of each {score.per}.")
     if not score.name.isidentifier():
-        raise ValueError(f"'{score.name}' is no name of a score: letters, digits and underscores.")
+        raise ValueError(f"'{score.name}' cannot be the name of a score: use letters, digits and underscores.")
     reduced = score.largest_of or score.mean_of
     if reduced is not None and reduced not in _ATOMS:
         raise ValueError(f"score '{score.name}' needs the score '{reduced}' of atoms, which is not declared.")
@@ -150,7 +150,7 @@ def score_units() -> dict[str, str]:
     return {name: one.unit for name, one in (_ATOMS | _STRUCTURES).items()}
 
 
-_SORT = "score that there is here"
+_SORT = "known score"
 
 
 def _asked() -> tuple[str, ...]:
@@ -171,7 +171,7 @@ declare(
     Score(
         "force_epistemic",
         "eV/A",
-        "spread, and what the members say of their predictions",
+        "spread, and what the members say about their predictions",
         lambda seen: seen.force_deviation("epistemic"),
         per="atom",
         needs="epistemic",
@@ -179,7 +179,7 @@ declare(
     Score(
         "force_total",
         "eV/A",
-        "epistemic, and what the members say of the noise of labels",
+        "epistemic, and what the members say about the noise of labels",
         lambda seen: seen.force_deviation("total"),
         per="atom",
         needs="total",

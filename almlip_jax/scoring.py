@@ -1,4 +1,4 @@
-"""Frames with what a potential says of them: predictions and uncertainties beside the labels they came with.
+"""Frames with predictions and uncertainties of a potential next to the labels they came with.
 
 A pool of any length is read, scored and written a few frames at a time, and none of them is kept.
 """
@@ -85,32 +85,32 @@ def score_pool(
     return summary
 
 
-def write_predictions(potential: Potential, frames: Sequence[Atoms], found: Evaluated, out: Path) -> None:
+def write_predictions(potential: Potential, frames: Sequence[Atoms], evaluated: Evaluated, out: Path) -> None:
     """Writes structures with their labels, predictions and uncertainties, as `predicted_frame` gives them.
 
     Args:
         potential: whose predictions they are.
         frames: the structures.
-        found: what it says of them, in the same order.
+        evaluated: what it predicts for them, in the same order.
         out: extended XYZ, which appears complete or not at all.
     """
-    write_structures(out, (predicted_frame(potential, frame, found, n) for n, frame in enumerate(frames)))
+    write_structures(out, (predicted_frame(potential, frame, evaluated, n) for n, frame in enumerate(frames)))
 
 
-def predicted_frame(potential: Potential, frame: Atoms, found: Evaluated, n: int) -> Atoms:
-    """A structure with what a potential says of it, under names that no reader takes for labels.
+def predicted_frame(potential: Potential, frame: Atoms, evaluated: Evaluated, n: int) -> Atoms:
+    """A structure with the predictions of a potential, under names that no reader takes for labels.
 
     Labels stay results of the calculator.  ``info`` gets ``predicted_energy`` (eV), ``predicted_stress``
-    [6] (eV/Angstrom^3, Voigt order; where the structure is periodic in three directions), what the model gives beside
+    [6] (eV/Angstrom^3, Voigt order; where the structure is periodic in three directions), what else the model gives
     (``predicted_dipole`` [3], e*Angstrom, of molecules) and every score; arrays
     ``predicted_forces`` [N, 3] (eV/Angstrom), every score of its atoms (``force_std``; ``force_epistemic`` and
-    ``force_total`` where the members say something of their own errors; those of novelty where the potential knows its
-    training set), and ``force_error`` where it is calibrated.
+    ``force_total`` where the members say something about their own errors; those of novelty where the potential knows
+    its training set), and ``force_error`` where it is calibrated.
 
     Args:
         potential: whose predictions they are.
         frame: the structure; it is left as it is.
-        found: what the potential says of some structures.
+        evaluated: what the potential predicts for some structures.
         n: which of them it is.
     """
     told = frame.copy()
@@ -121,18 +121,18 @@ def predicted_frame(potential: Potential, frame: Atoms, found: Evaluated, n: int
         told.info.pop(name, None)
     for name in ("predicted_forces", *names(atom_scores()), "force_error"):
         told.arrays.pop(name, None)
-    told.info["predicted_energy"] = float(found.energy[n])
+    told.info["predicted_energy"] = float(evaluated.energy[n])
     if frame.pbc.all():
-        told.info["predicted_stress"] = np.asarray(found.stress[n], np.float64)
-    for target in targets(found.further):
+        told.info["predicted_stress"] = np.asarray(evaluated.stress[n], np.float64)
+    for target in targets(evaluated.further):
         if has_target(frame, target):
-            told.info[f"predicted_{target.label}"] = np.asarray(found.further[target.name][n], np.float64)
-    told.info.update({name: float(values[n]) for name, values in found.scores.items()})
-    told.arrays["predicted_forces"] = np.asarray(found.forces[n], np.float64)
+            told.info[f"predicted_{target.label}"] = np.asarray(evaluated.further[target.name][n], np.float64)
+    told.info.update({name: float(values[n]) for name, values in evaluated.scores.items()})
+    told.arrays["predicted_forces"] = np.asarray(evaluated.forces[n], np.float64)
     for score in atom_scores():
-        if score.name in found.atom_scores and (potential.says_errors or not score.says_errors):
-            told.arrays[score.name] = np.asarray(found.atom_scores[score.name][n], np.float64)
-    error = potential.force_error(found.atom_scores["force_total"][n])
+        if score.name in evaluated.atom_scores and (potential.says_errors or not score.says_errors):
+            told.arrays[score.name] = np.asarray(evaluated.atom_scores[score.name][n], np.float64)
+    error = potential.force_error(evaluated.atom_scores["force_total"][n])
     if error is not None:
         told.arrays["force_error"] = error
     return told
@@ -144,9 +144,9 @@ def _scored(
     summary: PoolSummary,
     advance: Callable[[int], object] | None,
 ) -> Iterator[Atoms]:
-    for frames, found in batches:
+    for frames, evaluated in batches:
         for n, frame in enumerate(frames):
-            yield predicted_frame(potential, frame, found, n)
-        summary.add(found.scores)
+            yield predicted_frame(potential, frame, evaluated, n)
+        summary.add(evaluated.scores)
         if advance is not None:
             advance(len(frames))

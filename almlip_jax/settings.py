@@ -18,8 +18,9 @@ def unit(name: str) -> dict[str, Any]:
 class Settings(BaseModel):
     """A frozen pydantic model that refuses unknown keys and says which one was probably meant.
 
-    Each room keeps its own settings beside what they configure; `campaign.config` composes them.  Numbers must be
-    finite, ``true`` is no number, and a section that may be of several kinds is of the default one unless it says so.
+    Each room keeps its own settings next to what they configure; `campaign.config` composes them.  Numbers must be
+    finite, ``true`` is not a number, and a section that may be of several kinds is of the default one unless it says
+    so.
     """
 
     model_config = ConfigDict(

@@ -1,4 +1,4 @@
-"""The steps of active learning on structures, for scripts of one's own: label, explore, set thresholds, select.
+"""The steps of active learning on structures, for your own scripts: label, explore, set thresholds, select.
 
 Each takes structures and gives structures.  What is compiled is kept for the next call with the same settings, so that
 the second round of a loop compiles nothing.
@@ -233,7 +233,7 @@ def select(
         up to k of them, copies, best first, with ``info["gain"]``.
 
     Raises:
-        InputError: the selector looks for scores or features that there are not, or that are 0 everywhere (the
+        InputError: the selector looks for scores or features that do not exist, or that are 0 everywhere (the
             spread of one member).
     """
     if not pool:
@@ -271,5 +271,5 @@ def _costs(selector: SelectorSettings, pool: Sequence[Atoms], store: Path | str 
 
 
 def _rows(number: int) -> int:
-    """Rows for so many structures, rounded up so that few sizes occur."""
+    """Rows for a number of structures, rounded up so that few sizes occur."""
     return max(_LEAST_ROWS, 1 << max(number - 1, 0).bit_length())

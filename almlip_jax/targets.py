@@ -1,7 +1,7 @@
 """Targets: what labels hold and models predict, each declared once, with its name, shape, unit and symmetry.
 
 Packed data, the weights of labels, residuals, loss, label store, files, metrics, evaluations and the calculator iterate
-over declarations.  Every model gives the energy and what is derived from it; what a model gives beside, it says by
+over declarations.  Every model gives the energy and what is derived from it; what else a model gives, it says by
 `models.base.Model.targets`.
 """
 
@@ -70,7 +70,7 @@ def further_targets() -> tuple[Target, ...]:
 
 
 def with_further(names: Iterable[str]) -> tuple[str, ...]:
-    """Names of the targets of a model that gives some beside those that every model gives."""
+    """Names of the targets of a model that gives some besides those that every model gives."""
     further = set(names)
     return tuple(name for name, one in _TARGETS.items() if one.basic or name in further)
 

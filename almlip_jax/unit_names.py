@@ -1,4 +1,4 @@
-"""The unit of every number that is told by name: in tables, progress, status, files and reports."""
+"""The unit of every number that is shown by name: in tables, progress, status, files and reports."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ UNITS: Final[dict[str, str]] = {
     "temperature": "K",
     "time_fs": "fs",
 }
-"""Name -> unit of what is no score, empty for a plain number; A is the Angstrom, which every terminal can show."""
+"""Name -> unit of what is not a score, empty for a plain number; A is the Angstrom, which every terminal can show."""
 
 _FURTHER: Final = {f"{one.label}_{kind}": one.unit for one in further_targets() for kind in ("mae", "rmse")}
 _PREFIXES: Final = re.compile(r"^(final_|validation_)+")

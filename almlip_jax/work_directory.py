@@ -72,7 +72,7 @@ class WorkDirectory:
 
     @property
     def log(self) -> Path:
-        """What the progress told, session after session (text); written by `run_log.logged`."""
+        """What progress reported, session after session (text); written by `run_log.logged`."""
         return self.path / "run.log"
 
     def is_empty(self) -> bool:
@@ -115,7 +115,7 @@ class WorkDirectory:
         try:
             owner = json.loads(self.lock_file.read_text())
         except (OSError, ValueError, RecursionError):
-            return None  # a lock is written atomically: an unreadable one names nobody who could be asked
+            return None  # a lock is written atomically: an unreadable one names no process that could be asked
         return owner if isinstance(owner, dict) else None
 
     def is_running(self) -> bool:

@@ -79,7 +79,7 @@ def read_yaml(path: Path) -> YamlDocument:
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}).") from error
     if len(content) > _MOST_BYTES:
-        raise InputError(f"{path} is no config: it has more than {_MOST_BYTES >> 20} MiB.")
+        raise InputError(f"{path} is not a config: it has more than {_MOST_BYTES >> 20} MiB.")
     return parse_yaml(_decoded(content, path), str(path))
 
 
@@ -92,7 +92,7 @@ def parse_yaml(text: str, source: str) -> YamlDocument:
 
     Raises:
         InputError: it is not valid YAML, is nested too deeply, becomes too large through its aliases, gives a key
-            twice, has a key that is no name, or a value of a kind that configs have no use for.
+            twice, has a key that is not a name, or a value of a kind that configs cannot hold.
     """
     try:
         _check_depth(text)
@@ -123,7 +123,7 @@ def _decoded(content: bytes, path: Path) -> str:
         return content.decode("utf-16" if wide else "utf-8-sig")
     except UnicodeDecodeError as error:
         if b"\0" in content:
-            raise InputError(f"{path} is no text, so it is no config.") from error
+            raise InputError(f"{path} is not text, so it is not a config.") from error
         line = content.count(b"\n", 0, error.start) + 1
         name = "UTF-16" if wide else "UTF-8"
         raise InputError(f"{path} is not in {name} (line {line}); save it as UTF-8.") from error
@@ -164,15 +164,15 @@ class _Builder:
             try:
                 return _plain(tag, node.value)
             except ValueError as error:
-                raise _problem(f"'{node.value[:40]}' is no {tag}", node) from error
-        raise _problem(f"the tag {tag if tag.startswith('!') else '!!' + tag} is of no use in a config", node)
+                raise _problem(f"'{node.value[:40]}' is not of type {tag}", node) from error
+        raise _problem(f"the tag {tag if tag.startswith('!') else '!!' + tag} cannot be used in a config", node)
 
     def _counted(self, node: yaml.Node, above: tuple[yaml.Node, ...]) -> tuple[yaml.Node, ...]:
         self._number += 1
         if self._number > _MOST_VALUES:
             raise _problem(f"with its aliases written out it has more than {_MOST_VALUES:,} values", node)
         if any(node is other for other in above):
-            raise _problem("an alias stands for something that it is itself a part of", node)
+            raise _problem("an alias stands for something that contains it", node)
         if len(above) > _DEEPEST:
             raise _problem(f"it is nested more than {_DEEPEST} levels deep", node)
         return (*above, node)
@@ -208,7 +208,7 @@ class _Builder:
         if isinstance(node, yaml.MappingNode):
             return self._pairs(node, above)
         if not isinstance(node, yaml.SequenceNode) or not all(isinstance(one, yaml.MappingNode) for one in node.value):
-            raise _problem("'<<' takes over keys and values, or a list of such", node)
+            raise _problem("'<<' takes over keys and values, or a list of them", node)
         found: dict[str, tuple[yaml.Node, yaml.Node]] = {}
         for item in node.value:
             found = self._taken_over(item, above) | found

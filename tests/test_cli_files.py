@@ -151,7 +151,7 @@ def test_labels_are_read_by_their_keys(reads: Any, command: list[str]) -> None:
         else "no structure of named.extxyz has 'e', which"
     )
     assert "stress_unit: Input should be 'eV/A^3'" in refused(*command, "named.extxyz", "--stress-unit", "bar")
-    assert "'Qq' is no element" in refused(*command, "plain.cfg", "--types", "O Qq")
+    assert "'Qq' is not an element" in refused(*command, "plain.cfg", "--types", "O Qq")
 
 
 def test_training_data_are_one_set(reads: Any) -> None:
@@ -218,9 +218,9 @@ def test_the_label_source_keeps_its_identity(folder: Path) -> None:
     assert before == now and now.identity() == identity | {"tolerance": 1e-8}
     with_virial = FileSettings(path="x", keys={"virial": "v"}, types=("Si", "X"))
     assert with_virial.identity()["virial"] == "v" and with_virial.identity()["types"] == ["Si", "X"]
-    with pytest.raises(ValueError, match="energy_key belong into keys, which is given as well"):
+    with pytest.raises(ValueError, match="energy_key belong in keys, which is given as well"):
         FileSettings(path="x", keys={"virial": "v"}, energy_key="e")
-    with pytest.raises(ValueError, match="'Qq' is no element"):
+    with pytest.raises(ValueError, match="'Qq' is not an element"):
         FileSettings(path="x", types=("Qq",))
 
 
@@ -327,11 +327,11 @@ POOL = ["--potential", "p", "--pool", "x", "--train", "x", "-k", "2"]
     [
         (["evaluate", "p", "x.xyz", "--json", "."], ". is a folder; give the name of a file"),
         (["score", "p", "x.xyz", "--out", "a.extxyz/b.txt"], "should end in .extxyz or .xyz"),
-        (["score", "p", "x.xyz", "--out", "file/b.xyz"], "file/b.xyz cannot be written, since file is no folder"),
+        (["score", "p", "x.xyz", "--out", "file/b.xyz"], "file/b.xyz cannot be written, since file is not a folder"),
         (["select", "c.yaml", *POOL, "--out", "folder.xyz"], "folder.xyz is a folder"),
         (["label", "c.yaml", "x.xyz", "--out", "y.xyz", "--db", "folder.xyz"], "folder.xyz is a folder"),
         (["train", "c.yaml", "--data", "x.xyz", "--out", "file"], "file is a file; give a folder"),
-        (["run", "c.yaml", "--run-dir", "file/run"], "file/run cannot be written, since file is no folder"),
+        (["run", "c.yaml", "--run-dir", "file/run"], "file/run cannot be written, since file is not a folder"),
         (["md", "c.yaml", "--out", "file"], "file is a file; give a folder"),
         (["sweep", "c.yaml", "--out", "file"], "file is a file; give a folder"),
         (["figure", "all", "x.csv", "--out", "file"], "file is a file; give a folder"),

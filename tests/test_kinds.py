@@ -94,7 +94,7 @@ def test_names_that_are_declared_pass_and_others_are_hinted_at():
     assert field.validate_python("anything") == "anything"  # where nobody declares any
     colours += ["red", "blue"]
     assert field.validate_python("red") == "red" and field.json_schema()["enum"] == ["red", "blue"]
-    with pytest.raises(ValidationError, match="'bleu' is no colour; did you mean 'blue'"):
+    with pytest.raises(ValidationError, match="'bleu' is not a colour; did you mean 'blue'"):
         field.validate_python("bleu")
     with pytest.raises(ValueError, match="another feature map 'latent'"):
         FeatureMap("latent", "again", lambda seen, _: seen.prediction.energy.T)

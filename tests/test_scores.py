@@ -96,11 +96,11 @@ def test_a_cell_of_a_notebook_may_run_twice(added):
 def test_no_other_name_passes():
     assert "force_range_max" not in committee()[1].scores
     for name, meant in (("force_range_max", "force_"), ("latent_distanc", "latent_distance")):
-        with pytest.raises(ValidationError, match=f"'{name}' is no score that there is here; did you mean '{meant}"):
+        with pytest.raises(ValidationError, match=f"'{name}' is not a known score; did you mean '{meant}"):
             gate(name)
-    with pytest.raises(ValidationError, match="no score"):  # candidates were not held against a training set
+    with pytest.raises(ValidationError, match="not a known score"):  # candidates were not held against a training set
         TopKSettings(score="latent_distance")
-    with pytest.raises(ValidationError, match="no score"):
+    with pytest.raises(ValidationError, match="not a known score"):
         ExplorationSettings(monitor=("force_std_max",))
 
 
@@ -108,7 +108,7 @@ def test_no_other_name_passes():
     ("score", "problem"),
     [
         (Score("force_std", "eV", "another", lambda seen: seen.energy, per="atom"), "another score 'force_std'"),
-        (Score("a b", "", "", lambda seen: seen.energy), "no name of a score"),
+        (Score("a b", "", "", lambda seen: seen.energy), "cannot be the name of a score"),
         (Score("new", "", "", largest_of="nothing"), "needs the score 'nothing' of atoms"),
         (Score("new", "", ""), "needs one of"),
         (Score("new", "", "", lambda seen: seen.energy, mean_of="force_std"), "needs one of"),

@@ -17,7 +17,7 @@ from almlip_jax.training import VALIDATION_ERROR
 
 def candidates(
     frames: Sequence[Atoms],
-    found: Evaluated,
+    evaluated: Evaluated,
     capacity: int | None = None,
     *,
     cost: np.ndarray | None = None,
@@ -27,7 +27,7 @@ def candidates(
 
     Args:
         frames: structures.
-        found: what the potential says of them, features included.
+        evaluated: what the potential gives for them, features included.
         capacity: rows to pad to, so that shapes stay the same from round to round; just enough by default.
         cost: [n] expected price of each label; the number of atoms by default.
         scalars: what goes with the structures as a whole.
@@ -40,8 +40,8 @@ def candidates(
         return jnp.asarray(np.pad(values, [(0, missing)] + [(0, 0)] * (values.ndim - 1)))
 
     return Candidates(
-        features={name: padded(values) for name, values in found.features.items()},
-        scores={name: padded(values) for name, values in found.scores.items()},
+        features={name: padded(values) for name, values in evaluated.features.items()},
+        scores={name: padded(values) for name, values in evaluated.scores.items()},
         cost=padded(price.astype(np.float32)),
         valid=padded(np.ones(len(frames), bool)),
         id=jnp.arange(rows, dtype=jnp.int32),
@@ -55,15 +55,15 @@ def adaptive_part(settings: SelectorSettings) -> AdaptiveSettings | None:
 
 
 def selection_scalars(settings: SelectorSettings, errors: Sequence[float]) -> dict[str, float]:
-    """What a selector asks of the rounds so far: `adaptive` the weight of uncertainty, after some validation errors."""
+    """Numbers that a selector takes from the rounds so far: for `adaptive` the weight of uncertainty, from errors."""
     adaptive = adaptive_part(settings)
     return {} if adaptive is None else {WEIGHT: uncertainty_weight(adaptive.alpha, errors)}
 
 
 def validation_error(metadata: Mapping[str, Any]) -> float:
     """Force error on the structures kept for validation, eV/Angstrom, as noted with a potential; NaN where none is."""
-    found = metadata.get(VALIDATION_ERROR)
-    return float("nan") if found is None else float(found)
+    error = metadata.get(VALIDATION_ERROR)
+    return float("nan") if error is None else float(error)
 
 
 def uncertainty_weight(alpha: float, errors: Sequence[float]) -> float:

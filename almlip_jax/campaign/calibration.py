@@ -1,8 +1,8 @@
 """Frames drawn at random from exploration, from whose labels the gate's thresholds come: never selected nor trained on.
 
-What was selected for its uncertainty says nothing of the frames that a gate lets pass.  These frames are a uniform draw
-of what the walkers visited (of their trajectories, one frame every ``trajectory_every`` steps), so that the atoms of a
-later exploration like it are exchangeable with theirs.
+What was selected for its uncertainty says nothing about the frames that a gate lets pass.  These frames are a uniform
+draw of what the walkers visited (of their trajectories, one frame every ``trajectory_every`` steps), so that the atoms
+of a later exploration like it are exchangeable with theirs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _KEPT = ("charge", "spin", "walker", "step", "time_fs", "temperature")
 
 
 def number_to_draw(exploration: MdExploration, batch: int, left: int | None) -> int:
-    """Frames to draw in a round: what the thresholds ask for, and the label budget has beside a batch.
+    """Frames to draw in a round: as many as the thresholds ask for, at most what a batch leaves of the label budget.
 
     Args:
         exploration: with the thresholds.
@@ -40,9 +40,9 @@ def draw_frames(
 
     Args:
         trajectories: of each walker.
-        count: how many; fewer where there are not so many.
+        count: how many; fewer where there are fewer frames.
         generator: decides.
-        known: keys of structures that are left out, those of the test set for instance.
+        known: keys of structures that are left out, such as those of the test set.
     """
     visited = [frame for frames in trajectories for frame in frames if geometry_key(frame) not in known]
     chosen = np.sort(generator.permutation(len(visited))[:count])

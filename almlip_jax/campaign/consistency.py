@@ -33,7 +33,7 @@ def check_judges(
 ) -> None:
     """Refuses what would judge by an uncertainty that the ensemble does not have.
 
-    ``further`` is what the model gives beside the energy.
+    ``further`` is what the model gives besides the energy.
 
     Raises:
         ValueError: names the key, and says what to do.
@@ -64,7 +64,7 @@ def check_selector(
         selector: its settings.
         members: settings of the ensemble.
         where: the key that holds them.
-        further: what the model gives beside the energy.
+        further: what the model gives besides the energy.
     """
     for score in selector.score_names:
         require_target(score, further, where)
@@ -75,9 +75,9 @@ def check_selector(
 
 
 def check_columns(selector: SelectorSettings, k: int, where: str) -> None:
-    """Builds a selector and traces it on candidates without content, so that what it lacks is known before a label is.
+    """Builds a selector and traces it on empty candidates, so that what it lacks is known before any label is paid for.
 
-    A user's own function may look for anything.
+    A user's own function may ask for anything.
 
     Args:
         selector: its settings.
@@ -85,7 +85,7 @@ def check_columns(selector: SelectorSettings, k: int, where: str) -> None:
         where: the key that holds them.
 
     Raises:
-        InputError: a user's function cannot be imported or built, or asks for a score or feature that there is not.
+        InputError: a user's function cannot be imported or built, or asks for a score or feature that does not exist.
     """
     built = selector.build(k)
     rows = max(4 * k, 64)
@@ -136,6 +136,6 @@ def check_target(stopping: StoppingSettings, test: TestSettings) -> None:
         raise ValueError("stopping.target_error needs a test set; give test.md, test.files or test.from_pool.")
     if target.group is not None and target.group not in test.groups:
         raise ValueError(
-            f"stopping.target_error.group '{target.group}' is no group of the test set, which has: "
+            f"stopping.target_error.group '{target.group}' is not a group of the test set, which has: "
             f"{', '.join(test.groups)}."
         )

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _LASTING = ("seed", "precision", "system", "initial", "test", "model", "ensemble")
 """Sections of a config that a campaign keeps."""
 
-_ACCEPT = "begin a new run for it, or say --accept-changes if the labels are meant to be mixed"
+_ACCEPT = "begin a new run for it, or pass --accept-changes if the labels are meant to be mixed"
 
 
 # ------------------------------------------------------------------------------------------------------------- settings
@@ -190,7 +190,7 @@ def check_files(run: RunDirectory, state: CampaignState) -> None:
     if changed:
         raise InputError(
             f"{', '.join(changed)} in {run.path} has changed since the campaign wrote it; restore it from a copy, or "
-            "say --accept-changes to go on with it as it is."
+            "pass --accept-changes to go on with it as it is."
         )
 
 

@@ -49,23 +49,25 @@ def explore(workshop: Workshop, round_index: int, potential: Potential) -> Mappi
             reached(step, running=running)
 
         key = named_key(workshop.config.seed, "explore", round_index)
-        found = workshop.explorer(potential).run(potential.params, starts, thresholds.levels, key, on_chunk, knowledge)
+        exploration = workshop.explorer(potential).run(
+            potential.params, starts, thresholds.levels, key, on_chunk, knowledge
+        )
     workshop.note_explorers()
     known = {*workshop.test_keys, *(geometry_key(frame) for frame in dataset), *drawn_keys(workshop.run, round_index)}
-    drawn = _draw(workshop, settings, round_index, found, known)
-    fresh = [frame for frame in found.recorded if geometry_key(frame) not in known]
+    drawn = _draw(workshop, settings, round_index, exploration, known)
+    fresh = [frame for frame in exploration.recorded if geometry_key(frame) not in known]
     withheld = {geometry_key(frame) for frame in drawn}
     candidates = [frame for frame in fresh if geometry_key(frame) not in withheld]
     write_starts(workshop.run.round(round_index), starts)
-    _write(workshop.run.round(round_index), found, candidates, settings, thresholds)
+    _write(workshop.run.round(round_index), exploration, candidates, settings, thresholds)
     return {
-        "frames_planned": found.frames_planned,
-        "frames_below": found.frames_below,
-        "picoseconds": float(np.sum(_steps_run(found))) * found.timestep / 1000,
-        "walkers": dict(Counter(status.name.lower() for status in found.status)),
-        # frames that were recorded and drawn too are no sign that nothing was recorded
+        "frames_planned": exploration.frames_planned,
+        "frames_below": exploration.frames_below,
+        "picoseconds": float(np.sum(_steps_run(exploration))) * exploration.timestep / 1000,
+        "walkers": dict(Counter(status.name.lower() for status in exploration.status)),
+        # frames that were drawn as well count: without them it would seem that nothing was recorded
         "candidates": None if fresh and not candidates else len(candidates),
-        "sigma_pool": _finite_mean(found.scores[workshop.config.stopping.monitor]),
+        "sigma_pool": _finite_mean(exploration.scores[workshop.config.stopping.monitor]),
     }
 
 
@@ -85,10 +87,10 @@ def gate_thresholds(
     rule, score = settings.thresholds, settings.gate.score
 
     def scores() -> np.ndarray:
-        found = (
+        evaluated = (
             workshop.evaluated_once(round_index, "dataset", dataset, potential, None) if needs_no_fit(score) else None
         )
-        return structure_scores(score, potential, dataset, knowledge, found)
+        return structure_scores(score, potential, dataset, knowledge, evaluated)
 
     def errors(atoms: int) -> AtomErrors | None:
         labelled = calibration_set(workshop.run, round_index)
@@ -99,13 +101,13 @@ def gate_thresholds(
 
 
 def _draw(
-    workshop: Workshop, settings: MdExploration, round_index: int, found: Exploration, known: set[bytes]
+    workshop: Workshop, settings: MdExploration, round_index: int, exploration: Exploration, known: set[bytes]
 ) -> list[Atoms]:
     """Draws the frames of a round from whose labels thresholds come, and writes them."""
     budget, batch = workshop.config.stopping.max_labels, workshop.config.selection.batch
     count = number_to_draw(settings, batch, None if budget is None else budget - workshop.labels)
     drawn = draw_frames(
-        found.trajectories, count, numpy_generator(workshop.config.seed, "calibration", round_index), known
+        exploration.trajectories, count, numpy_generator(workshop.config.seed, "calibration", round_index), known
     )
     file = workshop.run.round(round_index).drawn
     file.unlink(missing_ok=True)
@@ -114,8 +116,8 @@ def _draw(
     return drawn
 
 
-def _steps_run(found: Exploration) -> np.ndarray:
-    return np.where(found.end_step < 0, found.steps, found.end_step)
+def _steps_run(exploration: Exploration) -> np.ndarray:
+    return np.where(exploration.end_step < 0, exploration.steps, exploration.end_step)
 
 
 def _finite_mean(values: np.ndarray) -> float | None:
@@ -125,7 +127,7 @@ def _finite_mean(values: np.ndarray) -> float | None:
 
 def _write(
     folder: RoundDirectory,
-    found: Exploration,
+    exploration: Exploration,
     candidates: list[Atoms],
     settings: MdExploration,
     thresholds: Resolved,
@@ -133,43 +135,43 @@ def _write(
     for old in folder.trajectories.glob("*.extxyz"):
         old.unlink()
     folder.pool.unlink(missing_ok=True)
-    status = [one.name.lower() for one in found.status]
-    filled = np.array([frame.pbc.all() for frame in found.final])  # the others have neither pressure nor volume
+    status = [one.name.lower() for one in exploration.status]
+    filled = np.array([frame.pbc.all() for frame in exploration.final])  # others have neither pressure nor volume
     arrays = {
-        "step": found.step,
-        "time_fs": found.time_fs,
-        **found.scores,
-        "temperature": found.temperature,
-        "energy": found.energy,
-        "bias": found.bias,
-        "pressure": np.where(filled, found.pressure, np.nan),
-        "volume": np.where(filled, found.volume, np.nan),
-        "walker_temperature": found.walker_temperature,
+        "step": exploration.step,
+        "time_fs": exploration.time_fs,
+        **exploration.scores,
+        "temperature": exploration.temperature,
+        "energy": exploration.energy,
+        "bias": exploration.bias,
+        "pressure": np.where(filled, exploration.pressure, np.nan),
+        "volume": np.where(filled, exploration.volume, np.nan),
+        "walker_temperature": exploration.walker_temperature,
         "walker_final_temperature": np.array([g.temperatures[1] for g in settings.walkers for _ in range(g.count)]),
         "status": np.array(status),
-        "cause": np.array([cause.name.lower() for cause in found.cause]),
-        "stop_step": found.end_step,
-        "stop_atom": found.end_atom,
-        "restarts": found.restarts,
-        "departed_step": found.departed_step,
-        "departed_atom": found.departed_atom,
-        "departure": found.departure,
-        "stop_member": found.end_member,
+        "cause": np.array([cause.name.lower() for cause in exploration.cause]),
+        "stop_step": exploration.end_step,
+        "stop_atom": exploration.end_atom,
+        "restarts": exploration.restarts,
+        "departed_step": exploration.departed_step,
+        "departed_atom": exploration.departed_atom,
+        "departure": exploration.departure,
+        "stop_member": exploration.end_member,
         "gate_score": np.array(settings.gate.score),
         "gate_record": np.array(thresholds.record),
         "gate_elements": np.array(list(thresholds.relative or {}), np.str_),
         "gate_relative": np.array(list((thresholds.relative or {}).values()), np.float64),
         "gate_stop": np.array(thresholds.stop),
-        "recorded_walker": np.array([frame.info["walker"] for frame in found.recorded], np.int64),
-        "recorded_step": np.array([frame.info["step"] for frame in found.recorded], np.int64),
+        "recorded_walker": np.array([frame.info["walker"] for frame in exploration.recorded], np.int64),
+        "recorded_step": np.array([frame.info["step"] for frame in exploration.recorded], np.int64),
     }
     write_npz(folder.walkers, arrays)
     folder.trajectories.mkdir(exist_ok=True)
-    for walker, frames in enumerate(found.trajectories):
+    for walker, frames in enumerate(exploration.trajectories):
         if frames:
             write_structures(folder.trajectory(walker), frames)
-    for walker, frame in enumerate(found.final):
+    for walker, frame in enumerate(exploration.final):
         frame.info.update(walker=walker, status=status[walker])
-    write_structures(folder.last_frames, found.final)
+    write_structures(folder.last_frames, exploration.final)
     if candidates:
         write_structures(folder.pool, candidates)

@@ -15,7 +15,7 @@ from almlip_jax.files import PARTIAL, write_text
 def point_to(run: RunDirectory, potential: Path) -> None:
     """Makes the link lead to a potential; at any moment it leads to the old one or to the new one.
 
-    Where links cannot be made, ``potential.txt`` says the path instead.  A folder of this name is left alone unless it
+    Where links cannot be made, ``potential.txt`` holds the path instead.  A folder of this name is left alone unless it
     is a copy of one of the potentials, and so is everything where nothing can be written.
 
     Args:

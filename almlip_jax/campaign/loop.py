@@ -231,7 +231,7 @@ class Campaign:
         return {"labels": self.workshop.labels, "test_calls": self.workshop.test_calls}
 
     def note_calls(self) -> None:
-        """Makes durable how many calls were made, beside the store: should that be removed, they still count."""
+        """Makes durable, outside the store, how many calls were made: should the store be removed, they still count."""
         state = self.state.model_copy(update=self.calls())
         if state != self.state:
             self.save(state)
@@ -242,10 +242,10 @@ class Campaign:
         write_state(self.run, state)
 
     def report(self) -> None:
-        """Writes the report; a report that fails is told, and costs no labels."""
+        """Writes the report; one that fails is reported to the user, and costs no labels."""
         try:
             write_report(self.run.path)
-        except Exception as error:  # a figure must not end a campaign of days
+        except Exception as error:  # a figure must not end a campaign that took days
             self.progress.message(f"the report could not be written ({type(error).__name__}: {error}).")
 
     def outcome(self) -> Outcome:
@@ -436,7 +436,7 @@ def _check_change(config: ExperimentConfig, run: RunDirectory, progress: Progres
 
 @contextlib.contextmanager
 def _disk_errors() -> Iterator[None]:
-    """Says in a sentence that the disk is full, whichever library noticed."""
+    """Turns a full disk into a sentence, whichever library noticed it."""
     try:
         yield
     except InputError:

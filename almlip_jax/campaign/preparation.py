@@ -70,9 +70,7 @@ def bare_frames(path: Path, system: SystemSettings) -> list[Atoms]:
     return [_bare(frame, system) for frame in frames]
 
 
-def start_list(
-    path: Path, system: SystemSettings, known: Sequence[Atoms], *, sees_state: bool = False
-) -> list[Atoms]:
+def start_list(path: Path, system: SystemSettings, known: Sequence[Atoms], *, sees_state: bool = False) -> list[Atoms]:
     """The structures of a file that walkers start at, with charge and spin, without their labels.
 
     Args:
@@ -101,8 +99,8 @@ def start_list(
         formula, state = frame.get_chemical_formula(), electronic_state(frame)
         if sees_state and state not in met:
             raise InputError(
-                f"{path}, frame {number} ({formula}) has charge and spin {state}, of which no start geometry and no "
-                "structure of initial.dataset says anything; leave it out, or give labels of that state."
+                f"{path}, frame {number} ({formula}) has charge and spin {state}, which no start geometry and no "
+                "structure of initial.dataset has; leave it out, or give labels of that state."
             )
         if not sees_state and states.setdefault(formula, state) != state:
             raise InputError(
@@ -127,7 +125,7 @@ def _movable(path: Path, frames: list[Atoms]) -> list[Atoms]:
     """The frames, if walkers can hold still what their constraints do.
 
     Raises:
-        InputError: a constraint is no ``FixAtoms``.
+        InputError: a constraint is not a ``FixAtoms``.
     """
     for number, frame in enumerate(frames):
         for constraint in frame.constraints:
@@ -272,7 +270,7 @@ class Source:
     advance: Callable[[int], None]
 
     def label(self, frames: Sequence[Atoms], origin: str, purpose: str) -> list[Atoms]:
-        """Labelled copies with ``info["origin"]`` and ``info["label_id"]``; failed labels are left out, and told."""
+        """Labelled copies with ``info["origin"]`` and ``info["label_id"]``; failed labels are left out and reported."""
         if not frames:
             return []
         provenance = {**self.provenance, "purpose": purpose, "origin": origin}
@@ -342,7 +340,7 @@ def held_out_set(
 ) -> list[Atoms]:
     """The test set; ``info["group"]`` names the group of each frame.
 
-    Structures that are also in the training set (the start geometry, say) are left out, and told.
+    Structures that are also in the training set (such as the start geometry) are left out and reported.
 
     Args:
         settings: what it is made of.
@@ -375,7 +373,7 @@ def held_out_set(
         fresh = [frame for frame in once if geometry_key(frame) not in trained]
         if len(fresh) < len(frames):
             lost = len(frames) - len(fresh)
-            source.say(f"{lost} structures of test group {group} are trained on or repeated, and left out.")
+            source.say(f"{lost} structures of test group {group} are trained on or come twice; they were left out.")
         if not fresh:
             raise InputError(
                 f"nothing is left of test group {group}, since its structures are all trained on; change the test "
@@ -439,7 +437,7 @@ def _marked(atoms: Atoms, **info: str | int) -> Atoms:
 
 
 def _tell_contradictions(frames: Sequence[Atoms], trained: Mapping[bytes, Atoms], group: str, say: Say) -> None:
-    """Says where a test structure is trained on with another label than its own."""
+    """Tells of test structures that are trained on with a label other than their own."""
     apart = [
         (number, difference)
         for number, frame in enumerate(frames)

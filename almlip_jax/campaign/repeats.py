@@ -1,4 +1,4 @@
-"""Structures that come more than once: the same label counts once, another label is kept and told."""
+"""Structures that come more than once: the same label counts once; another label is kept and reported."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def without_repeats(
         frames: labelled.
         key: what makes two structures the same.
         what: to call them all, such as ``the initial set``.
-        say: is told which have several labels, and how far those are apart.
+        say: is told which structures have several labels, and how far apart those are.
     """
     places: dict[bytes, list[int]] = {}
     kept: list[Atoms] = []

@@ -104,7 +104,7 @@ def _headline(state: CampaignState, test_calls: int) -> list[tuple[str, str]]:
 
 
 def _told(errors: Mapping[str, float], which: str) -> list[tuple[str, str]]:
-    """Errors of forces and, where there are any, of stresses, of each group."""
+    """Errors of the forces and, where there are any, of the stresses of each group."""
     rows = []
     for metric in ("forces_rmse", "stress_rmse", *(f"{target.label}_rmse" for target in further_targets())):
         name, unit = ERROR_CURVES[metric]
@@ -117,8 +117,8 @@ def _told(errors: Mapping[str, float], which: str) -> list[tuple[str, str]]:
 def _groups(state: CampaignState, predictions: Mapping[str, np.ndarray]) -> set[str]:
     """Every group that the page shows."""
     errors = [record.errors for record in state.history] + ([] if state.final is None else [state.final.errors])
-    found = {group for one in errors for metric in ERROR_CURVES for group in errors_of(one, metric)}
-    return found | set(predictions.get("group", np.array([], str)).tolist())
+    groups = {group for one in errors for metric in ERROR_CURVES for group in errors_of(one, metric)}
+    return groups | set(predictions.get("group", np.array([], str)).tolist())
 
 
 def _curves(state: CampaignState) -> list[str]:
@@ -159,13 +159,13 @@ def _most_uncertain(run: RunDirectory, explored: Sequence[RoundDirectory]) -> st
 def _trainings(run: RunDirectory) -> dict[str, str]:
     """Name of each training -> the figure of its course, the newest first."""
     folders = {"final": run.final} | {f"round {one.index}": one for one in reversed(run.rounds())}
-    found = {}
+    figures = {}
     for name, folder in folders.items():
         if folder.training.exists():
             with contextlib.suppress(InputError):  # a damaged table has no figure
                 with understood(folder.training):
-                    found[name] = _json(training_figure(read_csv(folder.training)))
-    return found
+                    figures[name] = _json(training_figure(read_csv(folder.training)))
+    return figures
 
 
 def _predicted(run: RunDirectory, state: CampaignState) -> Path | None:
@@ -176,14 +176,16 @@ def _predicted(run: RunDirectory, state: CampaignState) -> Path | None:
     return done[-1] if done else None
 
 
-def _test_figures(path: Path | None, found: Mapping[str, np.ndarray], looks: Mapping[str, Look]) -> dict[str, str]:
+def _test_figures(
+    path: Path | None, predictions: Mapping[str, np.ndarray], looks: Mapping[str, Look]
+) -> dict[str, str]:
     if path is None:
         return dict.fromkeys(("parity", "reliability", "stress_parity"), "null")
     with understood(path):
         return {
-            "parity": _json(force_parity(found, looks)),
-            "reliability": _json(force_reliability(found, looks)),
-            "stress_parity": _json(stress_parity(found, looks)),
+            "parity": _json(force_parity(predictions, looks)),
+            "reliability": _json(force_reliability(predictions, looks)),
+            "stress_parity": _json(stress_parity(predictions, looks)),
         }
 
 

@@ -84,12 +84,12 @@ def errors_of(errors: Mapping[str, float], metric: str) -> dict[str, float]:
 
 def training_figure(rows: Sequence[Mapping[str, Cell]]) -> go.Figure | None:
     """The course of a training, model by model, from the lines of its ``training.csv``."""
-    found = training_curves(rows)
-    if found is None:
+    curves = training_curves(rows)
+    if curves is None:
         return None
     figure = go.Figure()
-    for model, look in group_looks(found.models).items():
-        steps, values = found.models[model]
+    for model, look in group_looks(curves.models).items():
+        steps, values = curves.models[model]
         line = {"color": look.color, "dash": look.dash, "width": 1.3}
         figure.add_scatter(
             x=steps.tolist(),
@@ -99,7 +99,7 @@ def training_figure(rows: Sequence[Mapping[str, Cell]]) -> go.Figure | None:
             line=line,
             marker={"size": 4},
         )
-    return _styled(figure, "optimiser steps", found.label, len(found.models), yaxis_type="log")
+    return _styled(figure, "optimiser steps", curves.label, len(curves.models), yaxis_type="log")
 
 
 # ------------------------------------------------------------------------------------------------------------- walkers
@@ -174,18 +174,18 @@ def _mark_recorded(figure: go.Figure, folder: RoundDirectory, score: str) -> Non
 # ------------------------------------------------------------------------------------------------------------ test set
 
 
-def force_parity(found: Mapping[str, np.ndarray], looks: Mapping[str, Look]) -> go.Figure:
+def force_parity(predictions: Mapping[str, np.ndarray], looks: Mapping[str, Look]) -> go.Figure:
     """Predicted against true force components of the test set."""
-    pair = (found["forces_true"], found["forces_pred"])
-    return _parity(*pair, found["group"], looks, "true force component (eV/Å)", "predicted (eV/Å)")
+    pair = (predictions["forces_true"], predictions["forces_pred"])
+    return _parity(*pair, predictions["group"], looks, "true force component (eV/Å)", "predicted (eV/Å)")
 
 
-def stress_parity(found: Mapping[str, np.ndarray], looks: Mapping[str, Look]) -> go.Figure | None:
+def stress_parity(predictions: Mapping[str, np.ndarray], looks: Mapping[str, Look]) -> go.Figure | None:
     """Predicted against true stress components; None where no test structure has a stress."""
-    if not len(found.get("stress_true", ())):
+    if not len(predictions.get("stress_true", ())):
         return None
-    groups = found["structure_group"][found["stress_structure"]]
-    pair = (found["stress_true"], found["stress_pred"])
+    groups = predictions["structure_group"][predictions["stress_structure"]]
+    pair = (predictions["stress_true"], predictions["stress_pred"])
     return _parity(*pair, groups, looks, "true stress component (eV/Å³)", "predicted (eV/Å³)")
 
 
@@ -213,13 +213,13 @@ def _parity(
     return _styled(figure, x, y, shown)
 
 
-def force_reliability(found: Mapping[str, np.ndarray], looks: Mapping[str, Look]) -> go.Figure:
+def force_reliability(predictions: Mapping[str, np.ndarray], looks: Mapping[str, Look]) -> go.Figure:
     """Observed against expected shares of force errors within intervals of the total uncertainty."""
     figure = go.Figure()
-    errors = found["forces_pred"] - found["forces_true"]
-    sigma = np.maximum(found["force_total"], 1e-12) / np.sqrt(3.0)
+    errors = predictions["forces_pred"] - predictions["forces_true"]
+    sigma = np.maximum(predictions["force_total"], 1e-12) / np.sqrt(3.0)
     for group, look in looks.items():
-        rows = found["group"] == group
+        rows = predictions["group"] == group
         if not rows.any():
             continue
         expected, observed = reliability(errors[rows].ravel(), np.repeat(sigma[rows], 3))
@@ -340,5 +340,5 @@ def _styled(figure: go.Figure, x: str, y: str, entries: int, **changes: Any) -> 
 
 
 def _rounded(values: np.ndarray | Sequence[float]) -> list[float]:
-    """Four digits are more than a figure shows, and a page is no archive."""
+    """Rounded to four digits: more than a figure shows, and a page is not an archive."""
     return [float(f"{value:.4g}") for value in np.asarray(values, np.float64)]

@@ -12,7 +12,7 @@ Layout (rounds are numbered from 0, folders have at least three digits)::
       metrics.csv            one row a round
       metrics_units.csv      the unit of each column of metrics.csv
       report.html
-      run.log                what the progress told, with times, and errors, session after session
+      run.log                what progress reported, with times and errors, session after session
       potential              link to the newest potential (potential.txt with its path where there are no links)
       lock                   the process that works here, while it does
       rounds/000/

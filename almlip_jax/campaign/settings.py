@@ -70,7 +70,7 @@ class LabelMdSettings(Settings):
 
     @property
     def calls(self) -> int:
-        """Label-source calls for each start geometry, beside that of the start: up to the last frame that is kept."""
+        """Label-source calls for each start geometry, without that of the start, up to the last frame that is kept."""
         return self.equilibration + self.steps // self.every * self.every
 
 
@@ -251,7 +251,7 @@ class SelectionSettings(Settings):
     batch: int = Field(default=10, ge=1, le=100_000)
     """Structures in a batch; fewer where fewer candidates were recorded, or the label budget allows fewer."""
     selector: SelectorSettings = BaitSettings()
-    """How they are chosen; by default as came out best over three test sets (experiments/which_selector)."""
+    """How they are chosen; the default did best over three test sets (experiments/which_selector)."""
 
 
 class ShareBelowSettings(Settings):
@@ -269,9 +269,9 @@ class ShareBelowSettings(Settings):
 class PlateauSettings(Settings):
     """Converged when another batch would teach little more: the batch's uncertainty has flattened near the pool's.
 
-    Both has to hold.  Flattened: over the last ``rounds`` rounds, the mean score of the batch and that of the pool have
-    fallen by ``fall`` a round at most.  Near: of the largest excess of the batch over the pool in any round so far,
-    ``batch / pool - 1``, at most the share ``approach`` is left.
+    Both have to hold.  Flattened: over the last ``rounds`` rounds, the mean score of the batch and that of the pool
+    have fallen by ``fall`` a round at most.  Near: of the largest excess of the batch over the pool in any round so
+    far, ``batch / pool - 1``, at most the share ``approach`` is left.
     """
 
     rounds: int = Field(default=3, ge=1, le=100_000)
@@ -332,4 +332,4 @@ class StoppingSettings(Settings):
     user: UserRuleSettings | None = None
     """A rule of your own."""
     monitor: Score = "force_std_mean"
-    """Score of which the means over pool and batch are written to ``metrics.csv`` and judged by ``plateau``."""
+    """Score whose means over pool and batch are written to ``metrics.csv`` and judged by ``plateau``."""

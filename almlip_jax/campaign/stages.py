@@ -185,9 +185,9 @@ def evaluate_final(workshop: Workshop, round_index: int) -> Results:
 
 def _test_errors(workshop: Workshop, potential: Potential, folder: PotentialDirectory) -> dict[str, float]:
     with workshop.progress.stage("evaluate", len(workshop.test), unit="structures") as advance:
-        found = potential.evaluate(workshop.test, on_batch=advance)
-    metrics = error_metrics(workshop.test, found)
-    write_npz(folder.test_predictions, _predictions(workshop.test, found))
+        evaluated = potential.evaluate(workshop.test, on_batch=advance)
+    metrics = error_metrics(workshop.test, evaluated)
+    write_npz(folder.test_predictions, _predictions(workshop.test, evaluated))
     write_json(folder.evaluation, metrics)
     return {
         f"{name}_{group}": float(values[name])
@@ -197,21 +197,21 @@ def _test_errors(workshop: Workshop, potential: Potential, folder: PotentialDire
     }
 
 
-def _predictions(structures: Sequence[Atoms], found: Evaluated) -> dict[str, np.ndarray]:
+def _predictions(structures: Sequence[Atoms], evaluated: Evaluated) -> dict[str, np.ndarray]:
     sizes = np.array([len(atoms) for atoms in structures])
     stresses = {n: labels_of(atoms).get("stress") for n, atoms in enumerate(structures)}
     labelled = [n for n, stress in stresses.items() if stress is not None]
     return {
         "stress_true": np.array([stresses[n] for n in labelled]).reshape(len(labelled), 6),
-        "stress_pred": found.stress[labelled].reshape(len(labelled), 6),
+        "stress_pred": evaluated.stress[labelled].reshape(len(labelled), 6),
         "stress_structure": np.array(labelled, np.int64),
         "forces_true": np.concatenate([atoms.get_forces(apply_constraint=False) for atoms in structures]),
-        "forces_pred": np.concatenate(found.forces),
-        "force_total": np.concatenate(found.atom_scores["force_total"]),
+        "forces_pred": np.concatenate(evaluated.forces),
+        "force_total": np.concatenate(evaluated.atom_scores["force_total"]),
         "group": np.repeat([atoms.info["group"] for atoms in structures], sizes),
         "energy_true": np.array([atoms.get_potential_energy() for atoms in structures]),
-        "energy_pred": found.energy,
-        "energy_total": found.scores["energy_total"],
+        "energy_pred": evaluated.energy,
+        "energy_total": evaluated.scores["energy_total"],
         "natoms": sizes,
         "structure_group": np.array([atoms.info["group"] for atoms in structures]),
     }
@@ -234,11 +234,11 @@ def _score_pool(workshop: Workshop, round_index: int) -> Results:
     if frames:
         potential = potential_of(workshop, round_index)
         with workshop.progress.stage("explore", len(frames), unit="structures") as advance:
-            found = workshop.evaluated_once(round_index, "candidates", frames, potential, advance)
+            evaluated = workshop.evaluated_once(round_index, "candidates", frames, potential, advance)
         for n, frame in enumerate(frames):
-            known = (name for name in names(scores(fitted=False)) if name in found.scores)
-            frame.info.update({name: float(found.scores[name][n]) for name in known})
-            frame.arrays["force_std"] = found.atom_scores["force_std"][n].astype(np.float64)
+            known = (name for name in names(scores(fitted=False)) if name in evaluated.scores)
+            frame.info.update({name: float(evaluated.scores[name][n]) for name in known})
+            frame.arrays["force_std"] = evaluated.atom_scores["force_std"][n].astype(np.float64)
         write_structures(folder.pool, frames)
     return {"candidates": len(frames)}
 
@@ -267,13 +267,13 @@ def select(workshop: Workshop, round_index: int) -> Results:
     frames = read_structures(folder.pool)
     potential = potential_of(workshop, round_index)
     with workshop.progress.stage("select"):
-        found = workshop.evaluated_once(round_index, "candidates", frames, potential, None)
+        evaluated = workshop.evaluated_once(round_index, "candidates", frames, potential, None)
         dataset = workshop.dataset(round_index)
         context = workshop.evaluated_once(round_index, "dataset", dataset, potential, None)
         chosen = choose(
             workshop.selector,
             named_key(workshop.config.seed, "select", round_index),
-            candidates(frames, found, workshop.pool_capacity, cost=_costs(workshop, frames)),
+            candidates(frames, evaluated, workshop.pool_capacity, cost=_costs(workshop, frames)),
             candidates(dataset, context, workshop.largest_dataset, scalars=_selection_scalars(workshop, round_index)),
         )[: _allowed(workshop)]
     batch = []
@@ -283,7 +283,7 @@ def select(workshop: Workshop, round_index: int) -> Results:
         batch.append(frame)
     if batch:
         write_structures(folder.batch, batch)
-    scores = found.scores[workshop.config.stopping.monitor]
+    scores = evaluated.scores[workshop.config.stopping.monitor]
     indices = [index for index, _ in chosen]
     results: dict[str, Any] = {"selected": len(batch), "sigma_batch": _mean(scores[indices])}
     if workshop.config.exploration.pool_files:
@@ -377,7 +377,7 @@ def _label_frames(
 
 
 def _keep_calibration(workshop: Workshop, folder: RoundDirectory, results: Sequence[LabelResult]) -> None:
-    """Writes the labelled frames that were drawn at random; those without a label are told."""
+    """Writes the labelled frames that were drawn at random; those without a label are reported."""
     folder.calibration.unlink(missing_ok=True)
     labelled = [_with_label_id(result) for result in results if result.atoms is not None]
     failed = [result.error for result in results if result.atoms is None]

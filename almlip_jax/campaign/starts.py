@@ -24,7 +24,7 @@ from almlip_jax.structures.electronic_state import electronic_state
 from almlip_jax.structures.io import read_structures, write_structures
 from almlip_jax.units import KB
 
-_SAME_PLACE = 1e-6  # Angstrom; fixed atoms that are no farther from where the start geometry has them
+_SAME_PLACE = 1e-6  # Angstrom; largest distance of a fixed atom from its place in the start geometry
 
 
 @dataclass(frozen=True)

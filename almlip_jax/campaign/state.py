@@ -123,7 +123,7 @@ class CampaignState(Findings):
     rule: str | None = None
     """Name of the stopping rule that held."""
     reason: str | None = None
-    """Why the campaign ended, what it waits for, or which error it met."""
+    """Why the campaign ended, what it waits for, or which error it ran into."""
     retry: bool = False
     """Whether failed labels are tried again when the campaign goes on."""
     labels: int = 0

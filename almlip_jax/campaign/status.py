@@ -30,7 +30,7 @@ _FALLING, _RISING = -0.03, 0.03  # change of log(error) a round that counts as a
 
 
 def campaign_status(run_dir: Path | str) -> dict[str, Any]:
-    """What a run directory says of its campaign.
+    """What a run directory tells about its campaign.
 
     Returns:
         ``round``, ``stage``, ``labels`` (label-source calls but the test set's), ``calls`` (all of them, by purpose),

@@ -150,7 +150,7 @@ def user(settings: StoppingSettings, history: Sequence[RoundRecord]) -> Verdict 
     """A rule of the user's own gives a reason.
 
     Raises:
-        InputError: it cannot be imported or made, or gives something that is no reason.
+        InputError: it cannot be imported or made, or gives something that is not a reason.
     """
     rule = settings.user
     if rule is None or not history:

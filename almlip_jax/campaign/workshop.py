@@ -73,7 +73,7 @@ class Workshop:
         self.store = LabelStore(run.labels)
         try:
             self.labeller = Labeller(config.oracle, self.store, config.executor)
-        except BaseException:  # the label source is not installed, say; whoever tries again needs the store
+        except BaseException:  # for example, the label source is not installed: whoever tries again needs the store
             self.store.close()
             raise
 
@@ -101,7 +101,7 @@ class Workshop:
 
     @cached_property
     def pool(self) -> list[Atoms]:
-        """The candidates of a fixed pool; none where molecular dynamics explore."""
+        """The candidates of a fixed pool; none where exploration is by molecular dynamics."""
         return pool_frames(self.config.exploration, self.config.system)
 
     @cached_property
@@ -134,9 +134,9 @@ class Workshop:
         """Energies of isolated atoms, eV by atomic number, as the config or the initial dataset gives them."""
         given = self.config.initial.dataset
         config = self.config
-        found = {} if given is None else frames_and_atoms(given, config.system, config.initial)[1]
-        found |= given_references(self.config.training)
-        return {z: found[z] for z in self.species.numbers if z in found}
+        energies = {} if given is None else frames_and_atoms(given, config.system, config.initial)[1]
+        energies |= given_references(self.config.training)
+        return {z: energies[z] for z in self.species.numbers if z in energies}
 
     def source(self, advance: Advance) -> Source:
         """What labelled sets are made with.
@@ -279,7 +279,7 @@ class Workshop:
     def evaluated_once(
         self, round_index: int, name: str, structures: Sequence[Atoms], potential: Potential, advance: Advance | None
     ) -> Evaluated:
-        """What the potential of a round says of a set of structures, with the features that the selector looks at.
+        """The evaluation of a set of structures with the potential of a round, and the features that the selector uses.
 
         Stages of a round that ask for the same set share one evaluation; a resumed one evaluates again, to the same
         bits.
@@ -293,8 +293,8 @@ class Workshop:
         """
         if (round_index, name) not in self._evaluations:
             self._evaluations = {key: kept for key, kept in self._evaluations.items() if key[0] == round_index}
-            found = potential.evaluate(structures, features=self.features, on_batch=advance)
-            self._evaluations[round_index, name] = found
+            evaluated = potential.evaluate(structures, features=self.features, on_batch=advance)
+            self._evaluations[round_index, name] = evaluated
         return self._evaluations[round_index, name]
 
     @cached_property

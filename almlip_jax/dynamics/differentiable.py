@@ -64,7 +64,7 @@ def rollout(loop: Loop, params: Params, state: State, setup: Setup, steps: int) 
         look = done.look.replace(visited=loop.integrator.visited(done.motion))  # type: ignore[attr-defined]
         _, bias = loop.bias.apply(current.bias, look)
         following = replace(current, motion=done.motion, bias=bias, step=current.step + 1)
-        # the last segment may be shorter: what lies beyond the end is not taken up
+        # the last segment may be shorter: steps beyond the end are not taken
         kept = jax.tree.map(lambda new, old: jnp.where(n < steps, new, old), following, current)
         line = dict(committee.scores)
         return kept, (line, committee.energy, current.neighbors.holds(done.offered))

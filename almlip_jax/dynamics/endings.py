@@ -1,4 +1,4 @@
-"""How walkers end, and what is counted on their way."""
+"""How walkers end, and what is counted along the way."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _STATUS = {
 
 @dataclass(frozen=True)
 class Endings:
-    """Decides on how walkers fare.
+    """Decides how walkers fare.
 
     Attributes:
         rewinds: endings that are undone, as `Decision`.

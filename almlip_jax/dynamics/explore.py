@@ -149,9 +149,15 @@ class Explorer:
             if of_molecules and start.pbc.any():
                 raise InputError(f"the start structure of walker {w} is periodic, and has no {of_molecules[0]}.")
             if moves_cell and not start.pbc.all():
-                raise InputError(f"walker {w} is not periodic in three directions: its cell cannot move.")
+                raise InputError(
+                    f"walker {w} is not periodic in three directions: its cell cannot move; "
+                    "take an integrator that keeps the cell."
+                )
             if moves_cell and start.constraints:
-                raise InputError(f"walker {w} holds atoms fixed, which does not go with a cell that moves.")
+                raise InputError(
+                    f"walker {w} holds atoms fixed, which a moving cell does not allow; release them, or take an "
+                    "integrator that keeps the cell."
+                )
             if self.settings.momenta == "start" and not start.has("momenta"):
                 raise InputError(
                     f"the start structure of walker {w} has no momenta, which 'momenta: start' asks for; draw them."
@@ -254,7 +260,7 @@ class Explorer:
 
         Args:
             find_fragments: whether dissociation is looked for.
-            by_species: whether elements have thresholds of their own, be it not by the settings of the gate.
+            by_species: whether elements have thresholds of their own, even where the gate's settings give none.
             among_edges: whether dissociation is looked for among edges rather than all pairs of atoms.
         """
         chosen = (find_fragments, by_species or bool(self.settings.gate.species), among_edges)
@@ -474,7 +480,7 @@ def _number(symbol: str) -> int:
     from ase.data import atomic_numbers
 
     if symbol not in atomic_numbers:
-        raise InputError(f"'{symbol}' is no element.")
+        raise InputError(f"'{symbol}' is not an element.")
     return int(atomic_numbers[symbol])
 
 

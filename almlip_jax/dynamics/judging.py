@@ -11,13 +11,13 @@ from almlip_jax.ensembles import EnsembleSettings, Prediction, require_score, re
 def check_exploration(
     settings: ExplorationSettings, members: EnsembleSettings, *, gated: bool = True, further: Collection[str] = ()
 ) -> None:
-    """Refuses a gate, a bias or an ascent that would see no uncertainty anywhere, and scores that there will not be.
+    """Refuses a gate, a bias or an ascent that would see no uncertainty anywhere, and scores that will not exist.
 
     Args:
         settings: of the exploration.
         members: settings of the ensemble.
         gated: whether the gate compares its score with anything.
-        further: what the model gives beside the energy.
+        further: what the model gives besides the energy.
 
     Raises:
         ValueError: names the key, and says what to do.
@@ -38,7 +38,7 @@ def check_exploration(
 
 
 def speaks_as(prediction: Prediction) -> EnsembleSettings:
-    """Settings of an ensemble that says as much of its errors as one with this prediction; shapes are enough."""
+    """Settings of an ensemble that says as much about its errors as one with this prediction; shapes are enough."""
     if prediction.noise is None:
         return EnsembleSettings(size=prediction.energy.shape[0])
     evidence = prediction.noise.forces.evidence

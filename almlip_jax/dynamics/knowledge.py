@@ -30,8 +30,8 @@ class Knowledge:
     Attributes:
         novelty: fitted novelty scores by name.
         context: the training set as the admission to the buffer sees it.
-        relative: thresholds of elements relative to those of the run, by symbol, beside those of the gate's settings;
-            None where none will come in any run, so that the program need not tell elements apart.
+        relative: thresholds of elements relative to those of the run, by symbol, on top of those of the gate's
+            settings; None where none will come in any run, so that the program need not tell elements apart.
         scores: name -> [n] scores of the training structures that the potential kept, where these are not there.
     """
 
@@ -101,7 +101,7 @@ def structure_scores(
     potential: Potential,
     structures: Sequence[Atoms],
     knowledge: Knowledge,
-    found: Evaluated | None = None,
+    evaluated: Evaluated | None = None,
 ) -> np.ndarray:
     """A score that a gate can look at, of each structure, [n].
 
@@ -110,10 +110,10 @@ def structure_scores(
         potential: whose score it is.
         structures: in any number.
         knowledge: with the novelty score, where it is one.
-        found: what the potential says of the structures, where that is known already.
+        evaluated: the structures as the potential evaluates them, where that is known already.
     """
     if needs_no_fit(score):
-        return np.asarray((found or potential.evaluate(structures)).scores[score], np.float64)
+        return np.asarray((evaluated or potential.evaluate(structures)).scores[score], np.float64)
     parts = _by_structure(_novelty(score, potential, structures, knowledge), structures)
     return np.array([part.max() for part in parts])
 

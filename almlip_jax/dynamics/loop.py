@@ -70,7 +70,7 @@ class Loop:
     Attributes:
         evaluate: the ensemble.
         integrator: moves.
-        bias: acts beside the ensemble.
+        bias: acts in addition to the ensemble.
         gate: decides.
         admission: keeps.
         gate_score: name of the gate's score.
@@ -209,7 +209,7 @@ class Loop:
         return judged.says(Decision.UNPHYSICAL)
 
     def _learnt(self, state: State, look: Seen, seen: Observables) -> tuple[Any, Any]:
-        """States of biases and gate after the step, once they are told what was visited and kept."""
+        """States of biases and gate after the step, once it is known what was visited and kept."""
         _, bias = self.bias.apply(state.bias, look)
         _, gate = self.gate.apply(state.gate, seen)
         return bias, chosen(jnp.asarray(seen.visited), gate, state.gate)
@@ -252,7 +252,7 @@ class Loop:
         return Moved(motion, offered, neighbors, graph, prediction, bias, look)
 
     def _energy_before(self, state: State, trial: jax.Array, look: Seen) -> jax.Array | None:
-        """Energy with today's biases of where the walkers were before a trial, [W] eV; None where nobody compares."""
+        """Energy of where the walkers were before a trial, with the present biases, [W] eV; None where not compared."""
         held = self.integrator.member_energies(state.motion)
         if held is None:
             return None
@@ -410,7 +410,7 @@ def _look(state: State, motion: Motion, prediction: Prediction, setup: Setup, at
 def _evaluation(prediction: Prediction, bias: BiasForce, at: Moment, virial: bool) -> Evaluation:
     """What the integrator is told: means of the members with the bias, nothing on atoms that are held fixed.
 
-    A virial that nobody asks for is zero, so that the compiler leaves its computation out.
+    A virial that is not asked for is zero, so that the compiler leaves its computation out.
     """
     pull = jnp.mean(prediction.virial, axis=0) + bias.virial
     member_forces = prediction.forces.reshape(-1, *bias.forces.shape)

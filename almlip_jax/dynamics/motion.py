@@ -25,7 +25,7 @@ class Motion:
         virial: [W, 3, 3] eV, of the last evaluation, biases included.
         extra: whatever else the integrator keeps.
         supplied: [W, 2] eV, energy that thermostats, swaps and changing biases have given to the walker, as a sum and
-            what it lacks by rounding; None where nobody counts it.
+            what it lacks by rounding; None where it is not counted.
     """
 
     position: jax.Array

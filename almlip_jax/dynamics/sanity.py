@@ -145,9 +145,9 @@ def spanning_tree(positions: jax.Array, species: jax.Array, atom_mask: jax.Array
 def spanning_tree_of_edges(graph: Graph, walkers: int, radii: jax.Array) -> jax.Array:
     """The `spanning_tree` of structures without periods from the edges of their graph: for many atoms.
 
-    Parts between which there is no edge are joined anyhow, so it takes the place of the other where bonds are no longer
-    than the cutoff.  Source: Boruvka, Prace Mor. Prirodoved. Spol. 3, 37 (1926): every part takes its shortest edge to
-    another part, until there is none; log N rounds at most, each of the work of a sum over edges.
+    Parts between which there is no edge are joined as well, so it takes the place of the other where bonds are not
+    longer than the cutoff.  Source: Boruvka, Prace Mor. Prirodoved. Spol. 3, 37 (1926): every part takes its shortest
+    edge to another part, until there is none; log N rounds at most, each of the work of a sum over edges.
 
     Args:
         graph: W structures of N atoms each.
@@ -204,7 +204,7 @@ def parts_of_tree(
     radii: jax.Array,
     bond_factor: jax.Array,
 ) -> jax.Array:
-    """One more than the edges of a spanning tree that are no bonds, [W] int.
+    """One more than the number of edges of a spanning tree that are not bonds, [W] int.
 
     The number of connected parts where the tree is the `spanning_tree` of these positions; else at least that number:
     nothing has come apart as long as a tree of some step before holds.

@@ -53,7 +53,7 @@ class RewindSettings(Settings):
     every: int = Field(default=100, ge=1, le=MOST_STEPS)
     """Steps between two frames that are kept to begin again from."""
     keep: int = Field(default=4, ge=1, le=10_000)
-    """How many of them, the start apart."""
+    """How many of them, not counting the start."""
     limit: int = Field(default=20, ge=1, le=10**6)
     """Times that a walker begins again; after that it ends."""
 
@@ -75,18 +75,18 @@ class ExplorationSettings(Settings):
     swaps: SwapSettings | None = None
     """Monte Carlo swaps of unlike atoms."""
     biases: tuple[BiasSettings, ...] = ()
-    """What pushes walkers beside the forces of the ensemble; gates look at the ensemble alone."""
+    """Forces on walkers in addition to those of the ensemble; gates look at the ensemble alone."""
     remove_drift: bool = False
     """Whether the centre of mass is brought to rest at every step."""
     gate: GateSettings = AbsoluteGate()
     """What decides on each frame."""
     sanity: SanitySettings = SanitySettings()
-    """What no gate lets pass."""
+    """Limits beyond which a frame is unphysical, whatever its score."""
     rewind: RewindSettings | None = None
     """Whether walkers in trouble begin again; null ends them."""
     monitor: tuple[AskedScoreName, ...] = ()
-    """Novelty scores, and those of what not every model gives (``dipole_std``), to compute beside the committee's; what
-    the gate looks at is computed anyway."""
+    """Novelty scores, and those of what not every model gives (``dipole_std``), to compute besides the committee's;
+    what the gate looks at is computed anyway."""
     admission: AdmissionSettings = FirstAdmission()
     """Which of the frames that the gate records keep a place in the buffer."""
     record_every: int = Field(default=20, ge=1, le=MOST_STEPS)
@@ -99,7 +99,7 @@ class ExplorationSettings(Settings):
     """Whether the traces hold the internal pressure, which costs the virial; they do wherever the cell moves."""
     conserved: bool = False
     """Whether the traces hold the conserved energy, which costs a second look at the biases in every step; cells that
-    move, biases beside swaps, relaxation and ascent have none."""
+    move, biases together with swaps, relaxation and ascent have none."""
     trace_every: int = Field(default=10, ge=1, le=MOST_STEPS)
     """Steps between two entries of the traces of scores and temperature."""
     trajectory_every: int = Field(default=100, ge=1, le=MOST_STEPS)
@@ -109,7 +109,7 @@ class ExplorationSettings(Settings):
     momenta: Literal["draw", "start"] = "draw"
     """Whether walkers begin with momenta drawn at their temperature, or with those of their start structures."""
     skin: float = Field(default=0.5, ge=0, le=10.0, json_schema_extra=unit("Angstrom"))
-    """Angstrom by which neighbour lists reach beyond the cutoff."""
+    """Distance by which neighbour lists reach beyond the cutoff, Angstrom."""
 
     @model_validator(mode="after")
     def _whole_strides(self) -> Self:

@@ -83,7 +83,7 @@ class Setup:
 
 @struct.dataclass
 class Ends:
-    """How walkers ended, and what befell them on the way; all [W].
+    """How walkers ended, and what happened to them on the way; all [W].
 
     Attributes:
         status: int of `Status`.
@@ -92,7 +92,7 @@ class Ends:
         atom: int, atom with the largest spread at that step.
         member: int, the first member whose evaluation was not finite at that step, or the start, while others' were; -1
             where there is none.
-        visited: int, frames that the walker came to; a refused Monte Carlo trial is none.
+        visited: int, frames that the walker came to; a refused Monte Carlo trial does not count.
         below: int, physical frames among them whose score lay below the record threshold of the run.
         restarts: int, times that the walker began again.
         origin: int, step at which it last began.
@@ -138,7 +138,7 @@ class State:
         admission: state of the admission to the buffer.
         recorder: recorded frames.
         ends: how walkers fare.
-        tree: [W, N] int, a spanning tree of each structure, by which dissociation is found; N = 0 where nobody looks.
+        tree: [W, N] int, a spanning tree of each structure, by which dissociation is found; N = 0 where it is not.
         snapshots: frames to begin again from; none where walkers do not.
         step: scalar int, steps done.
     """
@@ -171,7 +171,7 @@ class Traces:
         bias: [T, W] eV, energy of the biases.
         kinetic: [T, W] eV, kinetic energy.
         supplied: [T, W] eV, energy given to the walker so far by what is not its energy function: thermostats, swaps,
-            changing biases; NaN where nobody counts it.
+            changing biases; NaN where it is not counted.
         watched: name -> [T, W], what biases show of themselves; see `Bias.quantities`.
         pressure: [T, W] eV/Angstrom^3, a third of the trace of the internal pressure.
         volume: [T, W] Angstrom^3.

@@ -28,7 +28,7 @@ FRAMES = 5
 
 @dataclass(frozen=True)
 class AtomErrors:
-    """True errors of atoms' forces beside their scores; A atoms.
+    """True errors of atoms' forces, and their scores; A atoms.
 
     Attributes:
         errors: [A] lengths of the error vectors, eV/Angstrom.
@@ -64,7 +64,7 @@ class Resolved:
 Scores = Callable[[], np.ndarray]
 """Gives the gate's score of the structures trained on, [n]."""
 Errors = Callable[[int], AtomErrors | None]
-"""Gives true errors of so many atoms at least, of structures that were not trained on; None before there are."""
+"""Gives true errors of at least so many atoms, of structures that were not trained on; None until there are as many."""
 
 
 class ThresholdSettings(Spec):
@@ -81,7 +81,7 @@ class ThresholdSettings(Spec):
         return 0
 
     def check(self, score: str) -> None:
-        """Refuses a gate's score that the rule does not go with.
+        """Refuses a gate's score that does not suit the rule.
 
         Raises:
             ValueError: errors of atoms' forces are compared with a score that atoms do not have.

@@ -29,7 +29,7 @@ def blocked(evaluate: _Evaluate, atoms_per_block: int | None = None) -> _Evaluat
 
     Returns:
         a function of parameters and the flat graph of W walkers of N atoms each (``WalkerNeighbors.graph``), which
-        says of it what ``evaluate`` says, up to rounding.
+        gives the same as ``evaluate``, up to rounding.
 
     >>> import jax
     >>> from almlip_jax.ensembles import EnsembleSettings, blocked, build_ensemble

@@ -69,7 +69,7 @@ class Ensemble:
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """Names of what it gives beside the energy and what is derived from it (`targets`)."""
+        """Names of what it gives besides the energy and what is derived from it (`targets`)."""
         given: tuple[str, ...] = getattr(self.model, "targets", ())  # models of users need not say so
         return given
 
@@ -125,7 +125,7 @@ class Ensemble:
         return {"model": models, "heads": self.heads.standardise(params["heads"], energy_scale)}
 
     def with_species(self, params: Params, fresh: Params, wanted: SpeciesTable) -> Params:
-        """Parameters for more species that say of the old ones what they said before; see `Model.with_species`."""
+        """Parameters for more species that predict the same as before for the old ones; see `Model.with_species`."""
         models = jax.vmap(lambda old, new: self.model.with_species(old, new, wanted))(
             self._model_part(params), self._model_part(fresh)
         )
@@ -161,15 +161,15 @@ class Ensemble:
 
         return self._by_member(self._over_models(one_model, params))
 
-    def _by_member(self, found: Prediction) -> Prediction:
-        """What models say, [L, ...] or of several heads [L, H, ...], as what members say."""
+    def _by_member(self, prediction: Prediction) -> Prediction:
+        """Predictions of models, [L, ...] or with several heads [L, H, ...], as predictions of members."""
         if self.heads.count == 1:
-            return found
+            return prediction
         return replace(
-            found,
-            energy=_flatten(found.energy),
-            forces=_flatten(found.forces),
-            virial=_flatten(found.virial),
+            prediction,
+            energy=_flatten(prediction.energy),
+            forces=_flatten(prediction.forces),
+            virial=_flatten(prediction.virial),
         )
 
     def _geometry_of(self, graph: Graph) -> tuple[Callable[[Places], Geometry], Places]:
@@ -214,7 +214,7 @@ class Ensemble:
         return Prediction(energy, forces, virial, output.features, noise, output.code, self._further(output, graph))
 
     def _further(self, output: AtomicOutput, graph: Graph) -> dict[str, jax.Array]:
-        """What a model gives of structures beside the energy."""
+        """What a model gives for structures besides the energy."""
         if output.charges is None or output.dipoles is None:
             return {}
         return {"dipole": molecular_dipoles(output.charges, output.dipoles, graph, self.species)}

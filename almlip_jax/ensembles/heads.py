@@ -1,4 +1,4 @@
-"""What stands on the features of a model: further last layers, and what the model says of its own errors.
+"""What stands on the features of a model: further last layers, and what the model says about its own errors.
 
 A shallow ensemble (Kellner and Ceriotti, Mach. Learn.: Sci. Technol. 5, 035006, 2024) shares one model and differs in
 the last layer: head h adds ``w_h[species] . x`` to the energy of an atom with features x.  Member forces then share the
@@ -47,13 +47,13 @@ class Belief:
 
     @property
     def epistemic(self) -> jax.Array:
-        """Variance of the prediction itself; 0 where the model says nothing of it."""
+        """Variance of the prediction itself; 0 where the model says nothing about it."""
         return jnp.zeros_like(self.variance) if self.evidence is None else self.variance / self.evidence
 
 
 @struct.dataclass
 class Noise:
-    """What a model says of its own errors.
+    """What a model says about its own errors.
 
     Attributes:
         energy: of the energy of a structure, [(L,) S] eV^2.
@@ -72,7 +72,7 @@ class Heads:
 
     Attributes:
         count: number of last layers H.
-        likelihood: what the model says of its own errors.
+        likelihood: what the model says about its own errors.
     """
 
     count: int = 1

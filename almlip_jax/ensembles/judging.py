@@ -1,4 +1,4 @@
-"""Which scores an ensemble can give: a spread needs two members, a member alone has to say something of its errors."""
+"""Which scores an ensemble can give: a spread needs two members; one alone has to say something about its errors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def gives_score(score: str, members: EnsembleSettings) -> bool:
     """Whether an ensemble tells structures apart by a score, which is 0 everywhere otherwise.
 
     One member has no spread; with ``mean_variance`` it has total deviations, with ``evidential`` epistemic ones too.
-    Scores that are no deviations (novelty) look at features, which every ensemble has.
+    Scores that are not deviations (novelty) look at features, which every ensemble has.
 
     >>> from almlip_jax.ensembles import EnsembleSettings, gives_score
     >>> gives_score("force_std_max", EnsembleSettings(size=1))
@@ -68,7 +68,7 @@ def require_target(score: str, further: Collection[str], where: str) -> None:
 
     Args:
         score: its name.
-        further: what the model gives beside the energy, `models.further_of`.
+        further: what the model gives besides the energy, `models.further_of`.
         where: what looks at it, as in a config.
 
     Raises:
@@ -95,6 +95,6 @@ def require_spread(members: EnsembleSettings, where: str) -> None:
     """
     if not has_spread(members):
         raise ValueError(
-            f"{where} follows what the members do not agree on, and there is one member; raise ensemble.size or "
+            f"{where} follows disagreement between members, and there is only one; raise ensemble.size or "
             "ensemble.heads, or leave it out."
         )

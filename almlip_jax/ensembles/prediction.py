@@ -1,8 +1,8 @@
-"""What an ensemble says of a graph: member predictions and their committee statistics.
+"""The predictions of an ensemble for a graph: those of its members, and their committee statistics.
 
 The statistics are those that are declared in `scores`; here is what they are made of.
 
-Where members also say something of their own errors (`ensembles.heads`), the law of total variance adds it up: the
+Where members also say something about their own errors (`ensembles.heads`), the law of total variance adds it up: the
 epistemic variance is that of the members plus the mean of what each says of its prediction, the total one is the
 epistemic one plus the mean noise.  For forces these are variances of vectors, three times that of a component.  Members
 that say nothing of themselves have epistemic and total deviations equal to the spread.
@@ -34,7 +34,7 @@ class Prediction:
         virial: [(M,) S, 3, 3] eV, ``-dE/d(strain)``; stress = -virial / volume.
         features: [(L,) A, F] invariant features of the last hidden layer, of each model.
         code: [(L,) A, Q] what the last, linear layer of a model tells central species apart by; None: one by one.
-        noise: with an axis over models L from an ensemble: what each model says of its own errors, if anything.
+        noise: with an axis over models L from an ensemble: what each model says about its own errors, if anything.
         further: name -> [(L,) S, ...], targets that not every model gives (`targets`): dipoles [(L,) S, 3].
     """
 
@@ -64,7 +64,7 @@ class Committee:
         energy: [S] eV, mean (relative to the reference energies).
         forces: [A, 3] eV/Angstrom, mean.
         virial: [S, 3, 3] eV, mean.
-        further: name -> [S, ...], means of the targets that the models give beside.
+        further: name -> [S, ...], means of the further targets that the models give.
         scores: name -> [S], every score of structures that follows from predictions alone (`scores.scores`).
         atom_scores: name -> [A], every such score of atoms (0 for padding).
     """

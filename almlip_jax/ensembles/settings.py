@@ -10,11 +10,11 @@ from pydantic import Field, model_validator
 from almlip_jax.settings import Settings
 
 Likelihood = Literal["none", "mean_variance", "evidential"]
-"""What a member says of its own errors."""
+"""What a member says about its own errors."""
 
 
 class VariantSettings(Settings):
-    """What a part of the members has of its own: keys of ``model`` and of ``training`` with other values."""
+    """What some of the members have for themselves: keys of ``model`` and of ``training`` with other values."""
 
     model: dict[str, Any] = {}
     """Changes to the model; one that names another ``kind`` begins from the defaults of that kind."""
@@ -28,11 +28,12 @@ class EnsembleSettings(Settings):
     size: int = Field(default=4, ge=1, le=256)
     """Number of models; each starts from its own random parameters."""
     heads: int = Field(default=1, ge=1, le=1024)
-    """Members that share one model but for their last layer: more than one make a shallow ensemble.  With ``size: 1``
-    it is one; with more, several of them.  Train it with a loss of kind ``nll`` or ``crps``."""
+    """Members that share one model except for their last layer: more than one make a shallow ensemble.  With
+    ``size: 1`` it is one; with more, several of them.  Train it with a loss of kind ``nll`` or ``crps``."""
     likelihood: Literal["none", "mean_variance", "evidential"] = "none"
-    """What each model says of its own errors: nothing; a variance of its energy, forces and virial; or the parameters
-    of a normal-inverse-gamma distribution, which tell noise from ignorance.  Train it with ``nll`` or ``crps``."""
+    """What each model says about its own errors: nothing; a variance of its energy, forces and virial; or the
+    parameters of a normal-inverse-gamma distribution, which tell noise from ignorance.  Train it with ``nll`` or
+    ``crps``."""
     bootstrap: Literal["none", "gamma", "poisson"] = "gamma"
     """Weights of the structures in each model's loss, of mean 1: all equal; gamma-distributed (every structure
     counts; at variance 1 this is the Bayesian bootstrap); or Poisson (the classical bootstrap, in which a third of the
@@ -50,7 +51,9 @@ class EnsembleSettings(Settings):
         if self.heads > 1 and self.likelihood == "evidential":
             raise ValueError("likelihood 'evidential' needs heads: 1; several heads have a spread of their own.")
         if len(self.variants) > self.size:
-            raise ValueError(f"{len(self.variants)} variants need a size of at least as many, not {self.size}.")
+            raise ValueError(
+                f"size {self.size} is too small for {len(self.variants)} variants; give at least one each."
+            )
         return self
 
     def without(self, models: Collection[int]) -> EnsembleSettings:

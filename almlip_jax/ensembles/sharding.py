@@ -20,7 +20,7 @@ _Evaluate: TypeAlias = Callable[[Params, Graph], Prediction]
 
 
 def spread_members(members: Any, devices: Sequence[jax.Device] | None = None, *, walkers: int = 1) -> Any:
-    """Arrays with their member axis laid over as many devices as can be, each with the same number of members.
+    """Arrays with their member axis laid over as many devices as possible, each with the same number of members.
 
     Whatever is computed from them follows: each device trains or evaluates its own members, and only what a committee
     reduces travels.
@@ -46,7 +46,7 @@ def spread_members(members: Any, devices: Sequence[jax.Device] | None = None, *,
 
 
 def beside_members(tree: Any, members: int) -> Any:
-    """Arrays without a member axis, one copy on every device that holds some of so many members.
+    """Arrays without a member axis, one copy on every device that holds some of that many members.
 
     A program of spread members that is given arrays of one device copies them to the others in every call.
 
@@ -159,7 +159,7 @@ def _with_axis(tree: Any) -> Any:
 
 
 def _exchanged(evaluate: _Evaluate, mesh: Mesh) -> Callable[[Params, Graph], Prediction]:
-    """What all devices say, from the evaluation of the members and walkers of one; graphs have a leading axis 1."""
+    """The predictions of all devices, from those of the members and walkers of one; graphs have a leading axis 1."""
     members, parts = mesh.devices.shape
 
     def everywhere(own: Params, graph: Graph) -> Prediction:

@@ -34,7 +34,7 @@ Curves = Mapping[Case, Mapping[str, SeedCurves]]
 """Learning curves of each case and selector."""
 
 ALPHA = 0.05
-"""Significance that is spoken of in notes."""
+"""Significance level that notes refer to."""
 
 
 def learning_curves(table: pd.DataFrame, quantity: str = "forces_rmse") -> dict[Case, dict[str, SeedCurves]]:
@@ -50,15 +50,15 @@ def learning_curves(table: pd.DataFrame, quantity: str = "forces_rmse") -> dict[
     if quantity not in ERRORS:
         raise InputError(f"there is no error '{quantity}'; choose one of {', '.join(ERRORS)}.")
     require(table, [quantity])
-    found: dict[Case, dict[str, SeedCurves]] = {}
+    curves: dict[Case, dict[str, SeedCurves]] = {}
     for case, part in by_case(table[table[quantity].notna()]):
         for selector, rows in by_selector(part):
             points = {
                 int(seed): (own["labels"].to_numpy(float), own[quantity].to_numpy(float))
                 for seed, own in rows.sort_values("round").groupby("seed")
             }
-            found.setdefault(case, {})[selector] = SeedCurves.from_points(points)
-    return found
+            curves.setdefault(case, {})[selector] = SeedCurves.from_points(points)
+    return curves
 
 
 class Seeded(Protocol):
@@ -78,14 +78,14 @@ AnySeeded = TypeVar("AnySeeded", bound=Seeded)
 
 
 def shared_seeds(
-    found: Mapping[Case, Mapping[str, AnySeeded]], *others: Mapping[Case, Mapping[str, Seeded]]
+    drawn: Mapping[Case, Mapping[str, AnySeeded]], *others: Mapping[Case, Mapping[str, Seeded]]
 ) -> tuple[dict[Case, dict[str, AnySeeded]], list[str]]:
-    """What is drawn beside one another, of the seeds that all of it shares: seeds differ more than selectors do.
+    """What is drawn side by side, for the seeds that all of it shares: seeds differ more than selectors do.
 
     Where no seed is common to all selectors of a case, those with the fewest seeds are left out until one is.
 
     Args:
-        found: of each case and selector.
+        drawn: of each case and selector.
         others: what is drawn in the same panels.
 
     Returns:
@@ -93,7 +93,7 @@ def shared_seeds(
     """
     shared: dict[Case, dict[str, AnySeeded]] = {}
     notes = []
-    for case, selectors in found.items():
+    for case, selectors in drawn.items():
         known = {name: set(one.seeds) for name, one in selectors.items()}
         for other in others:
             for name, one in other.get(case, {}).items():
@@ -101,11 +101,11 @@ def shared_seeds(
         every = set().union(*known.values())
         while known and not set.intersection(*known.values()):
             fewest = min(reversed(known), key=lambda name: len(known[name]))
-            notes.append(f"{case.title(found)}: {fewest} is not drawn, it shares no seed with the others.")
+            notes.append(f"{case.title(drawn)}: {fewest} is not drawn, since it shares no seed with the others.")
             del known[fewest]
         seeds = sorted(set.intersection(*known.values())) if known else []
         if seeds and len(seeds) < len(every):
-            notes.append(f"{case.title(found)}: only the {len(seeds)} of {len(every)} seeds that all share are drawn.")
+            notes.append(f"{case.title(drawn)}: only the {len(seeds)} of {len(every)} seeds that all share are drawn.")
         shared[case] = {name: selectors[name].of(seeds) for name in selectors if name in known}
     return {case: selectors for case, selectors in shared.items() if selectors}, notes
 
@@ -421,11 +421,11 @@ def evolution(
     if not by_test:
         known = known.assign(test="")
         known = known.drop_duplicates(["system", "ensemble_size", "batch_size", "selector", "seed", "round"])
-    found: dict[Case, dict[str, Evolution]] = {}
+    evolutions: dict[Case, dict[str, Evolution]] = {}
     for case, part in by_case(known):
         for selector, rows in by_selector(part):
             grid = rows.pivot(index="seed", columns="round", values=column)
-            found.setdefault(case, {})[selector] = Evolution(
+            evolutions.setdefault(case, {})[selector] = Evolution(
                 grid.columns.to_numpy(float), grid.to_numpy(float), tuple(int(seed) for seed in grid.index)
             )
-    return found
+    return evolutions

@@ -35,7 +35,7 @@ class Predictions(Protocol):
 
     @property
     def further(self) -> dict[str, np.ndarray]:
-        """Name -> [n, ...] of `targets` that the potential gives beside."""
+        """Name -> [n, ...] of further `targets` that the potential gives."""
         ...
 
     @property
@@ -56,15 +56,15 @@ def error_metrics(reference: Sequence[Atoms], predicted: Predictions, *, group_k
 
     Args:
         reference: labelled structures.
-        predicted: what a potential says of them, in the same order.
+        predicted: what a potential predicts for them, in the same order.
         group_key: ``info`` key by which ``by_group`` tells structures apart; those without it form no group.
 
     Returns:
         ``energy_mae``, ``energy_rmse``, ``energy_offset_free_rmse`` (after the mean error has been taken away; of one
         structure nothing is left), all in eV/atom; ``energy_mae_structure`` and ``energy_rmse_structure`` in eV;
         ``forces_mae``, ``forces_rmse`` in eV/Angstrom over components; ``stress_mae``, ``stress_rmse`` in
-        eV/Angstrom^3 over the six components of structures that are periodic in three directions; of what the potential
-        gives beside, errors over components too, ``dipole_mae``, ``dipole_rmse`` in e*Angstrom; ``num_structures``;
+        eV/Angstrom^3 over the six components of structures that are periodic in three directions; of what else the
+        potential gives, errors over components too, ``dipole_mae``, ``dipole_rmse`` in e*Angstrom; ``num_structures``;
         ``num_atoms`` that have forces and ``force_total_mean``, the mean of their ``force_total`` in eV/Angstrom;
         ``by_species`` (symbol -> ``num_atoms``, ``forces_mae``, ``forces_rmse``, ``force_total_mean`` and
         ``calibration`` of the forces); ``calibration`` (of ``forces`` and ``energy``); ``by_group`` (name -> the same
@@ -163,7 +163,7 @@ def _metrics(rows: Sequence[_Row]) -> dict[str, Any]:
 
 
 def _further_errors(rows: Sequence[_Row]) -> dict[str, float]:
-    """Errors of what the potential gives beside energies."""
+    """Errors of what the potential gives besides energies."""
     found: dict[str, float] = {}
     for name in rows[0].further_errors:
         errors = _joined([one for row in rows if (one := row.further_errors[name]) is not None], (0,))

@@ -1,4 +1,4 @@
-"""Labels beside what was predicted for them, flat and by group: what figures of errors are drawn from."""
+"""Labels and what was predicted for them, flat and by group: what figures of errors are drawn from."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ def label_pairs(reference: Sequence[Atoms], predicted: Predictions, *, group_key
 
     Args:
         reference: labelled structures.
-        predicted: what a potential says of them, in the same order.
+        predicted: what a potential predicts for them, in the same order.
         group_key: ``info`` key that names the group; structures without it belong to `NO_GROUP`.
 
     Returns:
         those of ``energy`` [n, 1] (eV/atom), ``forces`` [n, 3] (eV/Angstrom), ``stress`` [n, 6] (eV/Angstrom^3) and
-        what the potential gives beside (``dipole`` [n, 3], e*Angstrom) that some structure has a label for.
+        what else the potential gives (``dipole`` [n, 3], e*Angstrom) that some structure has a label for.
     """
     found: dict[str, list[Pairs]] = {"energy": [], "forces": [], "stress": []}
     for n, atoms in enumerate(reference):

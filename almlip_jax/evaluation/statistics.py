@@ -46,7 +46,7 @@ class SeedCurves:
 
         The grid holds every number of labels that occurs.  A seed that has no point there is interpolated, the
         logarithm of its error linearly in the logarithm of the labels, and never extrapolated.  Of two points of a
-        seed at one number of labels the later counts; missing errors are no points.
+        seed at one number of labels the later counts; missing errors are not points.
 
         Raises:
             InputError: an error is not positive, or there is no point at all.
@@ -256,7 +256,7 @@ def labels_to_target(labels: ArrayLike, errors: ArrayLike, target: ArrayLike) ->
 
     Args:
         labels: [n] ascending.
-        errors: [..., n]; NaN at the ends is no point.
+        errors: [..., n]; NaN at the ends is not a point.
         target: [...] error to reach, of each curve or one for all.
 
     Returns:
@@ -337,7 +337,7 @@ class Paired:
         p_wilcoxon: two-sided p of Wilcoxon's signed-rank test on the logarithms; exact, or asymptotic for more than 14
             pairs with ties.
         seeds: number of pairs.
-        least_p: the smallest ``p_wilcoxon`` that so many pairs can give, 2^(1 - pairs that differ).
+        least_p: the smallest ``p_wilcoxon`` that this number of pairs can give, 2^(1 - pairs that differ).
     """
 
     ratio: float
@@ -384,7 +384,7 @@ def paired(log_selector: ArrayLike, log_baseline: ArrayLike, level: float = LEVE
 
 
 def _wilcoxon(differences: Floats) -> float:
-    """p of the signed-rank test; its usual distribution holds without ties, with ties all signs are gone through."""
+    """p of the signed-rank test; its usual distribution holds without ties; with ties all signs are tried."""
     tied = len(np.unique(np.abs(differences))) < len(differences)
     if not tied:
         return float(stats.wilcoxon(differences, method="exact").pvalue)
@@ -397,7 +397,7 @@ def _wilcoxon(differences: Floats) -> float:
 def holm(p: ArrayLike) -> Floats:
     """p values adjusted for their number after Holm, Scand. J. Stat. 6, 65 (1979).
 
-    The i-th smallest of m becomes ``max over j <= i of (m - j + 1) p_j``, at most 1.  NaN is no test and stays NaN.
+    The i-th smallest of m becomes ``max over j <= i of (m - j + 1) p_j``, at most 1.  NaN is not a test and stays NaN.
     """
     values = np.asarray(p, dtype=np.float64)
     adjusted = np.full(values.shape, np.nan)
@@ -409,7 +409,7 @@ def holm(p: ArrayLike) -> Floats:
 
 
 def seeds_needed(tests: int, alpha: float = 0.05) -> int:
-    """Smallest number of pairs with which Wilcoxon's test can stay below alpha among so many tests after Holm."""
+    """Smallest number of pairs with which Wilcoxon's test can stay below alpha among that many tests after Holm."""
     return int(np.ceil(1 + np.log2(tests / alpha) - 1e-12))
 
 

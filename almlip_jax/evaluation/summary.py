@@ -81,7 +81,7 @@ def caption(table: ComparisonTable) -> str:
 
 
 def number(value: float, digits: int = 3) -> str:
-    """A number with so many significant digits and without an exponent."""
+    """A number with the given significant digits and without an exponent."""
     if math.isnan(value):
         return NOTHING
     if math.isinf(value):

@@ -35,7 +35,7 @@ def error_table(metrics: Mapping[str, Any], title: str) -> Table:
 
 
 def uncertainty_table(metrics: Mapping[str, Any]) -> Table | None:
-    """The uncertainty of forces beside their errors: of all, of each group and of each element.
+    """The uncertainty of forces next to their errors: of all, of each group and of each element.
 
     Args:
         metrics: of `error_metrics`.

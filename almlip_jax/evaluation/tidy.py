@@ -111,7 +111,7 @@ def read_tables(paths: Sequence[Path | str]) -> pd.DataFrame:
         float64 with NaN where a value is missing; rows in the order of the files.
 
     Raises:
-        InputError: a file is no table, lacks a column, holds what is no number where one is due, or a row comes twice.
+        InputError: a file is not a table, lacks a column, holds no number where one is due, or a row comes twice.
         OSError: a file cannot be read.
     """
     if not paths:
@@ -175,16 +175,16 @@ def _typed(column: pd.Series, path: Path) -> pd.Series:
         return text.astype(object)
     text = text.mask(text.str.lower().isin(["", "nan"]), "")
     values = pd.to_numeric(text.mask(text == ""), errors="coerce").astype(float)
-    _refuse(values.isna() & (text != ""), text, path, "is no number")
+    _refuse(values.isna() & (text != ""), text, path, "is not a number")
     _refuse(np.isinf(values), text, path, "is infinite; leave the field of a missing value empty")
     if name in _COUNTS or name in _SIZES:
-        _refuse(values.notna() & ((values % 1 != 0) | (values < 0)), text, path, "is no count")
+        _refuse(values.notna() & ((values % 1 != 0) | (values < 0)), text, path, "is not a count")
     if name in _COUNTS:
         _refuse(values.isna(), text, path, "is empty")
     if name in ERRORS:
-        _refuse(values <= 0, text, path, "is no error: it must be positive")
+        _refuse(values <= 0, text, path, "is not an error, which must be positive")
     if name == "labels":
-        _refuse(values < 1, text, path, "is no number of labels")
+        _refuse(values < 1, text, path, "is not a number of labels")
     return values.astype("int64" if name in _COUNTS else "Int64" if name in _SIZES else "float64")
 
 

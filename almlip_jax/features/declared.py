@@ -1,4 +1,4 @@
-"""What a feature map says of itself, once: its name, what it needs, and the function behind it."""
+"""What a feature map declares about itself, once: its name, what it needs, and the function behind it."""
 
 from __future__ import annotations
 
@@ -78,5 +78,5 @@ def declared(name: str) -> FeatureMap:
     """
     known = feature_names()
     if name not in known:
-        raise InputError(f"'{name}' is no feature map{nearest(name, known)}")
+        raise InputError(f"'{name}' is not a feature map{nearest(name, known)}")
     return _MAPS[name]

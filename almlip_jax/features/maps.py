@@ -1,4 +1,4 @@
-"""Per-structure feature maps of what a prediction holds: what of it tells structures apart for selection."""
+"""Per-structure feature maps of what a prediction holds: what in it tells structures apart for selection."""
 
 from __future__ import annotations
 

@@ -67,9 +67,9 @@ class Study:
 
     def compared(self) -> comparison.ComparisonTable:
         """Everything against the baseline."""
-        found = comparison.compare(self.table, self.baseline, quantity=self.quantity)
-        self.note(found.notes)
-        return found
+        table = comparison.compare(self.table, self.baseline, quantity=self.quantity)
+        self.note(table.notes)
+        return table
 
 
 def _learning_curves(study: Study) -> None:
@@ -79,9 +79,9 @@ def _learning_curves(study: Study) -> None:
 
 
 def _profiles(study: Study) -> None:
-    found = comparison.performance_profiles(study.curves(), study.baseline)
-    study.note(found.notes)
-    study.keep(profiles(found), f"profiles_{study.quantity}")
+    performance = comparison.performance_profiles(study.curves(), study.baseline)
+    study.note(performance.notes)
+    study.keep(profiles(performance), f"profiles_{study.quantity}")
 
 
 def _paired_ratio(study: Study) -> None:
@@ -120,11 +120,11 @@ def _evolution_of(study: Study, name: str, metrics: Sequence[str]) -> None:
 
 
 def _tables(study: Study) -> None:
-    found = study.compared()
-    frame = found.frame()
+    table = study.compared()
+    frame = table.frame()
     study.out.mkdir(parents=True, exist_ok=True)
     stem = study.out / f"comparison_{study.quantity}"
-    texts = {".md": markdown(found), ".tex": latex(found), ".csv": frame.to_csv(index=False, lineterminator="\n")}
+    texts = {".md": markdown(table), ".tex": latex(table), ".csv": frame.to_csv(index=False, lineterminator="\n")}
     for ending, text in texts.items():
         path = stem.with_name(f"{stem.name}{ending}")
         path.write_text(text, encoding="utf-8")
@@ -145,13 +145,13 @@ MAKERS: dict[str, Callable[[Study], None]] = {
 
 
 def draw_errors(
-    frames: Sequence[Atoms], found: Predictions, out: Path, group_key: str = "group"
+    frames: Sequence[Atoms], predicted: Predictions, out: Path, group_key: str = "group"
 ) -> tuple[list[Path], list[str]]:
     """Draws parity and calibration of a potential on labelled structures.
 
     Args:
         frames: labelled structures.
-        found: what the potential says of them.
+        predicted: what the potential predicts for them.
         out: folder to write into.
         group_key: ``info`` key that names the group of a structure.
 
@@ -159,7 +159,7 @@ def draw_errors(
         the files, and sentences on what could not be drawn.
     """
     mpl.use("agg")
-    pairs = label_pairs(frames, found, group_key=group_key)
+    pairs = label_pairs(frames, predicted, group_key=group_key)
     written, notes = [], []
     for name, draw in (("parity", parity), ("calibration", calibration)):
         try:
@@ -176,21 +176,21 @@ def draw_trainings(paths: Sequence[Path], out: Path) -> dict[str, Any]:
     """Draws the course of trainings, each from its ``training.csv``; what it returns is that of `make`.
 
     Raises:
-        InputError: a file is no table of a training.
+        InputError: a file is not the table of a training.
     """
     mpl.use("agg")
-    found = {}
+    trainings = {}
     for path in paths:
         curves = training_curves(read_csv(path))
         if curves is None:
             raise InputError(
                 f"{path} has no validation error or loss of a training above 0; give the training.csv of a round, or "
-                "the one beside a trained potential."
+                "the one next to a trained potential."
             )
         short = path.resolve().parent.name if path.name == "training.csv" else path.stem
         short = f"round {int(short)}" if short.isdecimal() else short
-        found[short if short not in found else str(path)] = curves
-    figure = training(found)
+        trainings[short if short not in trainings else str(path)] = curves
+    figure = training(trainings)
     written = save(figure, out / "training")
     plt.close(figure)
     return {"written": [str(path) for path in written], "notes": [], "skipped": {}, "rows": []}

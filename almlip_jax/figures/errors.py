@@ -1,4 +1,4 @@
-"""Errors of a potential on labelled structures: parity, and how well its uncertainties tell them."""
+"""Errors of a potential on labelled structures: parity, and how well its uncertainties predict them."""
 
 from __future__ import annotations
 
@@ -47,23 +47,23 @@ def parity(pairs: Mapping[str, Pairs]) -> Figure:
     looks = _looks(pairs)
     with style():
         figure, panels = panel_grid(len(pairs), width=3.2, height=3.0)
-        for axes, (kind, found) in zip(panels, pairs.items(), strict=True):
+        for axes, (kind, labels) in zip(panels, pairs.items(), strict=True):
             name, factor, unit = _PARITY.get(kind) or _further(kind)
-            middle = found.label.mean() if kind == "energy" else 0.0
+            middle = labels.label.mean() if kind == "energy" else 0.0
             for group, look in looks.items():
-                own = found.of(group)
+                own = labels.of(group)
                 x, y = (factor * (part - middle).ravel() for part in (own.label, own.predicted))
                 some = np.random.default_rng(0).permutation(len(x))[:_MOST_POINTS]
-                size = 2.0 if len(found.label) > 500 else 4.0
+                size = 2.0 if len(labels.label) > 500 else 4.0
                 axes.plot(x[some], y[some], _MARKERS[look.marker], ms=size, mew=0, color=look.color, rasterized=True)
-            _diagonal(axes, factor * (found.label - middle))
+            _diagonal(axes, factor * (labels.label - middle))
             axes.set(xlabel=f"labelled {name} ({unit})", ylabel=f"predicted ({unit})")
         _legend(figure, looks, lines=False)
     return figure
 
 
 def calibration(pairs: Mapping[str, Pairs]) -> Figure:
-    """Draws how well the uncertainty tells the errors: on the diagonal it does.
+    """Draws how well the uncertainty predicts the errors: on the diagonal it does.
 
     Forces: the share of error components within central intervals of the Gaussian that is promised; and, in bins of
     equal count, the root mean square error vector against the root mean square ``force_total``.  Energies: the errors
@@ -76,10 +76,10 @@ def calibration(pairs: Mapping[str, Pairs]) -> Figure:
         The figure; the caller saves and closes it.
 
     Raises:
-        ValueError: no uncertainty is larger than 0, as with one member that says nothing of its errors.
+        ValueError: no uncertainty is larger than 0, as with one member that says nothing about its errors.
     """
-    known = {kind: _with_spread(found) for kind, found in pairs.items()}
-    known = {kind: found for kind, found in known.items() if len(found.label)}
+    known = {kind: _with_spread(labels) for kind, labels in pairs.items()}
+    known = {kind: labels for kind, labels in known.items() if len(labels.label)}
     draw: list[tuple[Callable[[Axes, Pairs, Look], None], str]] = []
     if "forces" in known:
         draw += [(_draw_reliability, "forces"), (_draw_bins, "forces")]
@@ -105,9 +105,9 @@ def _further(label: str) -> tuple[str, float, str]:
     return f"{label} component" if target.shape else label, 1.0, spelt(target.unit)
 
 
-def _with_spread(found: Pairs) -> Pairs:
-    rows = (found.sigma > 0) & np.isfinite(found.sigma) & np.isfinite(found.predicted).all(axis=1)
-    return Pairs(found.group[rows], found.label[rows], found.predicted[rows], found.sigma[rows])
+def _with_spread(pairs: Pairs) -> Pairs:
+    rows = (pairs.sigma > 0) & np.isfinite(pairs.sigma) & np.isfinite(pairs.predicted).all(axis=1)
+    return Pairs(pairs.group[rows], pairs.label[rows], pairs.predicted[rows], pairs.sigma[rows])
 
 
 def _draw_reliability(axes: Axes, own: Pairs, look: Look) -> None:

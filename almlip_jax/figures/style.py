@@ -207,7 +207,7 @@ def panel_grid(count: int, width: float = 3.0, height: float = 2.5, columns: int
         count: number of panels.
         width: of each, in inches.
         height: of each, in inches.
-        columns: at most so many in a row.
+        columns: the most in a row.
     """
     across = 2 if count == 4 and columns == 3 else min(count, columns)
     down = -(-count // across)

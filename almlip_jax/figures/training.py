@@ -13,11 +13,11 @@ from almlip_jax.group_looks import group_looks
 _DASHES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}
 
 
-def training(found: Mapping[str, TrainingCurves]) -> Figure:
+def training(trainings: Mapping[str, TrainingCurves]) -> Figure:
     """Draws the curve of each model against optimiser steps, a panel for each training.
 
     Args:
-        found: name of each training -> its curves.
+        trainings: name of each training -> its curves.
 
     Returns:
         The figure; the caller saves and closes it.
@@ -25,13 +25,13 @@ def training(found: Mapping[str, TrainingCurves]) -> Figure:
     Raises:
         ValueError: there is no training.
     """
-    if not found:
+    if not trainings:
         raise ValueError("there is no training to draw.")
-    looks = group_looks({model for curves in found.values() for model in curves.models})
+    looks = group_looks({model for curves in trainings.values() for model in curves.models})
     handles = {}
     with style():
-        figure, panels = panel_grid(len(found), width=3.6, height=2.8)
-        for axes, (name, curves) in zip(panels, found.items(), strict=True):
+        figure, panels = panel_grid(len(trainings), width=3.6, height=2.8)
+        for axes, (name, curves) in zip(panels, trainings.items(), strict=True):
             for model, (steps, values) in curves.models.items():
                 (handles[model],) = axes.plot(
                     steps,
@@ -43,7 +43,9 @@ def training(found: Mapping[str, TrainingCurves]) -> Figure:
                     markersize=2.0,
                     label=f"model {model}",
                 )
-            axes.set(yscale="log", xlabel="optimiser steps", ylabel=curves.label, title=name if len(found) > 1 else "")
+            axes.set(
+                yscale="log", xlabel="optimiser steps", ylabel=curves.label, title=name if len(trainings) > 1 else ""
+            )
             plain_log_ticks(axes, "y")
         if len(looks) > 1:
             legend_below(figure, [handles[model] for model in looks])

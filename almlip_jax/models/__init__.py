@@ -33,7 +33,7 @@ def build_model(settings: ModelSettings, species: SpeciesTable, isolated: Collec
 
 
 def further_of(settings: ModelSettings) -> tuple[str, ...]:
-    """Names of what a model of some settings gives beside the energy: targets that they have a flag for, set."""
+    """Names of what a model of some settings gives besides the energy: targets whose flag is set."""
     return tuple(one.name for one in further_targets() if getattr(settings, one.name, False) is True)
 
 

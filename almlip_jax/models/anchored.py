@@ -1,4 +1,4 @@
-"""Energies of atoms relative to what a model says of them alone: isolated atoms have exactly their own energies."""
+"""Energies of atoms relative to what a model predicts for isolated ones: these have exactly their own energies."""
 
 from __future__ import annotations
 

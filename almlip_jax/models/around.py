@@ -1,4 +1,4 @@
-"""What models around another model leave to it."""
+"""What models that wrap another model leave to it."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ Survey: TypeAlias = Any
 
 @struct.dataclass
 class AtomicOutput:
-    """What a model says of each atom.
+    """What a model gives for each atom.
 
     Attributes:
         energy: [A] eV, contribution of each atom relative to its reference energy (padding atoms: any finite number).
@@ -115,7 +115,7 @@ class Model(Protocol):
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """Names of what it gives beside the energy and what is derived from it (`targets`)."""
+        """Names of what it gives besides the energy and what is derived from it (`targets`)."""
         ...
 
     @property
@@ -143,7 +143,7 @@ class Model(Protocol):
 
         That is ``graph.vectors``; and, of a model of long range, ``graph.positions`` and ``graph.cell``: forces and
         virial follow from the derivatives by all of these.  The energy must not change with the origin of the
-        positions, nor with the image of the cell that an atom stands in.
+        positions, or with the image of the cell that an atom stands in.
         """
         ...
 
@@ -168,7 +168,7 @@ class Model(Protocol):
         ...
 
     def with_species(self, params: Params, fresh: Params, wanted: SpeciesTable) -> Params:
-        """Parameters for more species that say of the old ones what they said before.
+        """Parameters for more species that predict the same as before for the old ones.
 
         Args:
             params: of one model.
@@ -237,7 +237,7 @@ class ModelSettings(Spec):
         """
 
     def kept_beside(self, changes: Mapping[str, Any]) -> dict[str, Any]:
-        """What stays of these settings where others are given: what was not decided by a setting that changes."""
+        """What stays of these settings where others are given: all that is not decided by a setting that changes."""
         return self.model_dump()
 
     def changed(self, changes: Mapping[str, Any]) -> ModelSettings:

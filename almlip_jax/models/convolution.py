@@ -342,7 +342,7 @@ class ConvolutionalModel(LinearLast):
         return always | ({"species_code": 1} if many else {"own_.*": 1})
 
     def with_species(self, params: Params, fresh: Params, wanted: SpeciesTable) -> Params:
-        """Parameters for more species that say of the old ones what they said before; see `Model.with_species`."""
+        """Parameters for more species that predict the same as before for the old ones; see `Model.with_species`."""
         width = self.settings.species_channels
         return with_more_species(params, fresh, self.species, wanted, width, self._by_species)
 

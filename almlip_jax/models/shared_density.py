@@ -236,7 +236,7 @@ class SharedDensity(LinearLast):
         }
 
     def with_species(self, params: Params, fresh: Params, wanted: SpeciesTable) -> Params:
-        """Parameters for more species that say of the old ones what they said before; see `Model.with_species`."""
+        """Parameters for more species that predict the same as before for the old ones; see `Model.with_species`."""
         width = self.settings.species_channels
         leading = {"species_bias": 1, "charge_bias": 1, **BY_SPECIES}
         if len(self.species) > width:

@@ -52,7 +52,7 @@ def neighbor_code(graph: Graph, species: SpeciesTable, width: int, dtype: Any) -
 def with_more_species(
     old: Params, fresh: Params, known: SpeciesTable, wanted: SpeciesTable, width: int, leading: Mapping[str, int]
 ) -> Params:
-    """Parameters for more species that say of the old ones what they said before.
+    """Parameters for more species that predict the same as before for the old ones.
 
     Args:
         old: parameters of one model.

@@ -47,16 +47,16 @@ IDENTITY_KEY = "label_identity"
 """Where structures that are labelled elsewhere carry their identity in ``info``."""
 
 LONGEST_LABEL = 2e6
-"""Seconds that one label may take at most: some three weeks, which is what the system's own waiting knows."""
+"""Seconds that one label may take at most: some three weeks, the most that the operating system can wait."""
 
 LabelSource = Callable[[Atoms], Results]
 """A built label source: `Results` of a structure, or `LabelError`.  Earlier calls leave no trace in later ones."""
 
 
 class SourceSettings(Spec):
-    """What every label source is told, whatever its kind.
+    """Settings of every label source, whatever its kind.
 
-    The fields declared here say how a label is obtained and judged, not what is calculated, and are therefore no part
+    The fields declared here say how a label is obtained and judged, not what is calculated, and are therefore not part
     of a label's identity.
     """
 
@@ -105,7 +105,7 @@ class SourceSettings(Spec):
         """
 
     def bound_to(self) -> str | None:
-        """The `version` that labels are bound to; None where another one is only told."""
+        """The `version` that labels are bound to; None where a change is only reported."""
         return self.version() if self.version_binds else None
 
     def delivery(self) -> Delivery | None:

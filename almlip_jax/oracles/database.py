@@ -1,4 +1,4 @@
-"""The file of a label store: made whole or not at all, and told apart from one whose making was cut off."""
+"""The file of a label store: made whole or not at all, and distinguished from one whose making was cut off."""
 
 from __future__ import annotations
 
@@ -51,6 +51,6 @@ def is_unfinished(path: Path) -> bool:
         if "systems" in tables and connection.execute("SELECT COUNT(*) FROM systems").fetchone()[0] > 0:
             return False
         if not tables >= _TABLES:
-            # Tables of something else are none of ours to replace.
+            # Tables of something else are not ours to replace.
             return not tables - _TABLES - {"sqlite_sequence"}
         return connection.execute("SELECT COUNT(*) FROM information WHERE name='version'").fetchone()[0] == 0

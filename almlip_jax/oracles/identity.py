@@ -18,10 +18,10 @@ def structure_identity(atoms: Atoms, oracle: SourceSettings) -> str:
 
     Hashed are the species, positions and cell in float64 (Angstrom, every bit counts), pbc, charge, spin, initial
     magnetic moments and `SourceSettings.particulars` where there are any, and the label source with its settings and
-    version.  Time limits and sanity bounds are no part of it.
+    version.  Time limits and sanity bounds are not part of it.
 
     Raises:
-        InputError: the charge or spin of the structure is no whole number, or the label source is not installed.
+        InputError: the charge or spin of the structure is not a whole number, or the label source is not installed.
     """
     return identifier(oracle)(atoms)
 

@@ -73,7 +73,7 @@ class MDRun:
 
     @property
     def total_steps(self) -> int:
-        """Steps with the equilibration, up to the last that is kept; later ones would serve nobody."""
+        """Steps with the equilibration, up to the last that is kept; later ones would serve no purpose."""
         return self.equilibration + self.steps // self.every * self.every
 
 

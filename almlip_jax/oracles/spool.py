@@ -106,7 +106,7 @@ def waiting_labels(
 ) -> Iterator[tuple[Path, Label]]:
     """The labels in the spool with the files that hold them, in the order of their identities.
 
-    What is no result is put aside, with ``.damaged`` in the place of its suffix.
+    What is not a result is put aside, with ``.damaged`` in the place of its suffix.
 
     Args:
         spool: the folder.
@@ -155,7 +155,7 @@ def at_work_elsewhere(spool: Path) -> dict[str, int]:
 
 
 def _owner_of(path: Path) -> tuple[str, tuple[int, int | None] | None]:
-    """Identity of a reservation, and number and start time of its process; None for files that are none."""
+    """Identity of a reservation, and number and start time of its process; None for files that are not reservations."""
     identity, _, process = path.name.removesuffix(".part").partition(".")
     pid, _, born = process.partition("-")
     if not pid.isdigit():

@@ -2,7 +2,8 @@
 
 One row is one label, under its identity (the row's ``unique_id``, which SQLite keeps unique).  The row is written as
 *pending* before the calculation starts and completed when the result lands, so rows stand in the order of the requests.
-Results land through a spool folder beside the database; one process at a time writes.  The file opens with ``ase db``.
+Results arrive through a spool folder next to the database; one process at a time writes.  The file opens with
+``ase db``.
 """
 
 from __future__ import annotations
@@ -300,7 +301,7 @@ class LabelStore:
                 with self._readable(f"row {id}"):
                     pairs = dict(json.loads(encoded))
                 if "status" not in pairs:
-                    raise StorageError(f"{self.path} is an ASE database but no label store; name another file.")
+                    raise StorageError(f"{self.path} is an ASE database but not a label store; name another file.")
                 with self._readable(f"row {id}"):
                     self._rows[str(identity)] = _row(id, pairs)
 
@@ -342,7 +343,7 @@ class LabelStore:
         return None
 
     def _fits(self, label: Label) -> bool | None:
-        """Whether a label can be that of its row; None where nobody asked for it."""
+        """Whether a label can be that of its row; None where it was not asked for."""
         row = self._rows.get(label.identity)
         if row is None:
             return None
@@ -384,7 +385,7 @@ class LabelStore:
 
 
 def storage_error(path: Path, error: sqlite3.Error | OSError) -> StorageError:
-    """What SQLite or the operating system said of the store at a path, as a sentence that says what to do."""
+    """What SQLite or the operating system reported about the store at a path, as a sentence that says what to do."""
     reason = str(error)
     if isinstance(error, OSError):
         reason = "disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else (error.strerror or reason)

@@ -148,7 +148,7 @@ def main(descriptor: int, starter: int, born: int) -> None:
         if settings.bound_to() != bound_to:
             raise InputError(
                 f"what the label source '{settings.kind}' calculates has changed since this program began; resume it, "
-                "so that its labels are told apart from the earlier ones."
+                "so that its labels are kept apart from the earlier ones."
             )
         context = Context(settings, settings.build(), spool, alarm=True, beat=beat)
         threading.Thread(target=_outlive, args=(context, starter, born or None), daemon=True).start()

@@ -51,7 +51,7 @@ _CHUNK_ATOMS = 2**17  # or atoms, where frames are large
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What a potential says of some structures, on the host and in their order.
+    """What a potential predicts for some structures, on the host and in their order.
 
     Attributes:
         energy: [n] eV, committee mean, reference energies included, float64.
@@ -60,7 +60,7 @@ class Evaluated:
         scores: name -> [n]; every declared score (`scores`), those of novelty where they are fitted.
         atom_scores: name -> for each structure [N]; the scores of its atoms.
         features: name -> [n, d], where asked for.
-        further: name -> [n, ...], what the models give beside the energy (`targets`), committee mean; the ``dipole``
+        further: name -> [n, ...], what the models give besides the energy (`targets`), committee mean; the ``dipole``
             [n, 3] in e*Angstrom, of ions about their centre of mass.  NaN where a structure has none.
     """
 
@@ -94,7 +94,7 @@ class Evaluator:
     def stream(
         self, frames: Iterable[Atoms], features: FeatureRequest, source: str, shape: BatchShape | None
     ) -> Iterator[tuple[list[Atoms], Evaluated]]:
-        """Frames in order, batch after batch, and what the ensemble says of them; see `Potential.evaluate_stream`."""
+        """Frames in order, batch after batch, and their predictions; see `Potential.evaluate_stream`."""
         params = spread_members(self.params)
         factors = feature_factors(features, self.ensemble, self.params)
         for chunk in _chunks(self.known(frames, source)):
@@ -182,13 +182,13 @@ class Evaluator:
         declared = (*scores(fitted=False), *atom_scores(fitted=False))  # a program gives those that it was made for
         if shape.parts == 1:
             return _UnderWay(batches, _evaluate(self.ensemble, params, *packed[0], same, factors, novelty, declared))
-        packed += packed[:1] * (shape.parts - len(packed))  # nobody looks at what they give
+        packed += packed[:1] * (shape.parts - len(packed))  # their results are not used
         stacked = jax.tree.map(lambda *x: np.stack(x), *packed)
         together = _evaluate_side_by_side(self.ensemble, self.params, stacked, same, factors, novelty, declared)
         return _UnderWay(batches, together, side_by_side=True)
 
     def _ended(self, under_way: _UnderWay) -> Iterator[tuple[list[Atoms], Evaluated]]:
-        """Batches, and what devices have found for them."""
+        """Batches, and the results of the devices for them."""
         found = jax.device_get(under_way.found)
         for n, batch in enumerate(under_way.batches):
             own = jax.tree.map(lambda x, n=n: x[n], found) if under_way.side_by_side else found
@@ -198,7 +198,7 @@ class Evaluator:
 
 @dataclass(frozen=True)
 class _UnderWay:
-    """What devices work on: batches, and what is found for them, with an axis over these where side by side."""
+    """What devices work on: batches and their results, with an axis over the batches where side by side."""
 
     batches: list[list[Atoms]]
     found: _OnDevice | None
@@ -331,7 +331,7 @@ def _where_there(name: str, values: np.ndarray, batch: Sequence[Atoms]) -> np.nd
 
 
 def joined(parts: Sequence[Evaluated]) -> Evaluated:
-    """What was said of several sets of structures, as of one."""
+    """The evaluations of several sets of structures as one."""
     return Evaluated(
         energy=np.concatenate([p.energy for p in parts]),
         forces=[f for p in parts for f in p.forces],

@@ -1,6 +1,6 @@
 """What is fitted after a training and kept with a potential: calibrations, novelty scores, marks of its training set.
 
-Each kind is a class that says its name, the version of its format, and how it is taken apart into arrays and numbers
+Each kind is a class that states its name, the version of its format, and how it is taken apart into arrays and numbers
 and put together again; `fitted_kind` makes it known.  A `Fitted` remembers which parameters it was fitted to: a
 potential carries nothing that was fitted to others.
 """

@@ -54,7 +54,7 @@ class Novelty:
         return {name: np.asarray(getattr(self, name)) for name in ("centre", "whiten", "unit")}
 
     def numbers(self) -> Mapping[str, Any]:
-        """What is saved beside them."""
+        """What is saved next to them."""
         return {"largest": self.largest}
 
     @classmethod
@@ -92,7 +92,7 @@ def fit_novelty(
     """Novelty scores by name, from the features [L, A, F] and species [A] of the atoms of the training set.
 
     Raises:
-        InputError: nobody has said how a score is fitted (`fits`).
+        InputError: no function is known that fits a score (`fits`).
     """
     missing = set(names) - set(_FITS)
     if missing:

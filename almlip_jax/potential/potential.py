@@ -94,11 +94,11 @@ class Potential:
 
     @property
     def states(self) -> frozenset[tuple[int, int]]:
-        """Charges and multiplicities that it has learned of; none where it is not told them, or nothing is known."""
+        """Charges and multiplicities that it has learned of; none where it does not see them, or nothing is known."""
         return noted_states(self.metadata) if self.ensemble.sees_state else frozenset()
 
     def strange_state(self, atoms: Atoms) -> str | None:
-        """That nothing was learned of the charge and spin of a structure, a sentence; None where it was."""
+        """A sentence that nothing was learned of the charge and spin of a structure; None where it was."""
         return strange_state(atoms, self.states)
 
     @property
@@ -149,7 +149,7 @@ class Potential:
     def knowing(self, training_set: Sequence[Atoms], *, shape: BatchShape | None = None) -> Potential:
         """The same potential, with all that comparisons with its training set need.
 
-        What it says of structures then holds novelty scores, and simulations need no training set for novelty scores,
+        Its evaluations then hold novelty scores, and simulations need no training set for novelty scores,
         relative thresholds and admissions by features.
 
         Args:
@@ -170,8 +170,8 @@ class Potential:
         """The same potential, with a calibration of its force uncertainty.
 
         Args:
-            held_out: structures with forces that it was not trained on; what is said of the uncertainty holds for
-                structures like these.
+            held_out: structures with forces that it was not trained on; the calibration holds for structures
+                like these.
             shape: least room of a batch, as for `evaluate`.
 
         Returns:
@@ -243,7 +243,7 @@ class Potential:
             shape: as for `evaluate`.
 
         Yields:
-            the frames of a batch, and what the potential says of them; the same numbers as `evaluate` gives.
+            the frames of a batch, and what the potential predicts for them; the same numbers as `evaluate` gives.
 
         Raises:
             InputError: a frame holds an element that the potential does not know.
@@ -284,7 +284,7 @@ class Potential:
 
     @property
     def says_errors(self) -> bool:
-        """Whether members say something of their own errors, so that total deviations are not the spread."""
+        """Whether members say something about their own errors, so that total deviations are not the spread."""
         return self.member_settings.likelihood != "none"
 
     def force_error(self, force_total: np.ndarray) -> np.ndarray | None:
@@ -345,13 +345,13 @@ class Potential:
         return neighbors, energy
 
     def save(self, directory: Path | str) -> None:
-        """Writes the potential as a folder: ``potential.json`` to read, and beside it parameters, what was fitted to
+        """Writes the potential as a folder: ``potential.json`` to read, and next to it parameters, what was fitted to
         them, and remembered structures.
 
         At any moment the folder holds the old potential or the new one, whole.  Other files in it are left alone.
 
         Raises:
-            InputError: the folder exists and holds something else than a potential, or cannot be written.
+            InputError: the folder exists and holds something other than a potential, or cannot be written.
         """
         storage.save(self, directory)
 

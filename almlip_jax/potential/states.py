@@ -1,4 +1,4 @@
-"""Which electronic states a potential has learned of: what it says of others means nothing."""
+"""Which electronic states a potential has learned of: its predictions for others mean nothing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _STATES = "states"
 
 
 def states_note(structures: Iterable[Atoms], before: Collection[tuple[int, int]] = ()) -> dict[str, Any]:
-    """What metadata say of the states, charge and multiplicity, of structures that a potential was trained on.
+    """The entry of metadata on the states (charge and multiplicity) of structures that a potential was trained on.
 
     Args:
         structures: trained on.
@@ -28,7 +28,7 @@ def noted_states(metadata: Any) -> frozenset[tuple[int, int]]:
 
 
 def strange_state(atoms: Atoms, states: Collection[tuple[int, int]]) -> str | None:
-    """That the state of a structure is none of those that a potential knows, a sentence; None where it is.
+    """A sentence that a potential does not know the state of a structure; None where it does.
 
     Args:
         atoms: the structure.
@@ -40,5 +40,5 @@ def strange_state(atoms: Atoms, states: Collection[tuple[int, int]]) -> str | No
     known = " and ".join(f"charge {charge}, spin {spin}" for charge, spin in sorted(states))
     return (
         f"{atoms.get_chemical_formula()} has charge {state[0]} and spin {state[1]}, but the potential has learned of "
-        f"{known} only; say charge and spin in info, or train it with such structures."
+        f"{known} only; give charge and spin in info, or train it with such structures."
     )

@@ -39,7 +39,7 @@ _OWN = re.compile(
     rf"{_PARAMS}(-[0-9a-f]{{16}})?|{_REMEMBERED}-[0-9a-f]{{16}}\.extxyz|{_FITTED}-\w+-[0-9a-f]{{16}}\.npz"
     rf"|\.({_PARAMS}|{_REMEMBERED}|{_FITTED}-\w+)-[0-9a-f]{{16}}\.\d+{re.escape(PARTIAL)}.*"
 )
-"""Names of what `Potential.save` makes beside the description, finished or not."""
+"""Names of what `Potential.save` makes next to the description, finished or not."""
 
 _FORMAT = 2
 """Of the description; 1 had a calibration in the place of what is fitted."""
@@ -198,7 +198,7 @@ def check_place(directory: Path | str) -> None:
     """Whether a potential can be saved in a folder.
 
     Raises:
-        InputError: it is a file, or holds something else than a potential.
+        InputError: it is a file, or holds something other than a potential.
     """
     target = Path(directory).resolve()
     if target.exists() and not target.is_dir():

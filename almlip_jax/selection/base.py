@@ -110,7 +110,7 @@ class Stage(Settings):
 
     @property
     def score_names(self) -> tuple[ScoreName, ...]:
-        """Scores that it looks at, as far as settings tell."""
+        """Scores that it looks at, as far as settings show."""
         return ()
 
     @property

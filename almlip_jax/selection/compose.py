@@ -72,7 +72,7 @@ def select(
     >>> select(top_k(2, "force_std_max"), jax.random.key(0), pool, pool).indices.tolist()
     [1, 2]
     """
-    if pool.valid.shape[0] == 0:  # reductions over candidates need a row, be it one that is not valid
+    if pool.valid.shape[0] == 0:  # reductions over candidates need a row, even one that is not valid
         filled = jax.tree.map(lambda values: np.zeros((1, *values.shape[1:]), values.dtype), replace(pool, scalars={}))
         pool = replace(filled, scalars=pool.scalars)
     with jax.enable_x64(True):

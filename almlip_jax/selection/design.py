@@ -118,7 +118,7 @@ def bait(k: int, features: str = "last_layer_gradient", sigma: float = 1e-3, ove
 
     With ``overselect`` above 1 that many times k are chosen, and those whose loss raises the trace least are given back
     one by one: forward-backward BAIT.  A loss is ``psi^T P F P psi / (1 - psi^T P psi)``, of the chosen rows alone, so
-    that giving back costs little beside choosing.  Choices stay in their order, with the ``gain`` they had then.
+    that giving back costs little compared with choosing.  Choices stay in their order, with the ``gain`` they had then.
 
     Sources: Ash et al., NeurIPS 2021 (forward-backward, 2 k); Holzmueller et al., J. Mach. Learn. Res. 24, 164 (2023),
     section 5.2.3.
@@ -244,7 +244,7 @@ def dpp(k: int, features: str = "last_layer_gradient", sigma: float = 1e-3) -> S
 
     The kernel of n candidates is never formed: eigenvectors come from the d x d dual.  A set of them is drawn by
     elementary symmetric polynomials, then candidates one by one from the span.  Choose fewer than there are independent
-    features: at k of them the span is everything and what is labelled has no say, beyond them the rest is uniform.
+    features: at k of them the span is everything and what is labelled plays no role; beyond them the rest is uniform.
     Choices come in the order in which they were drawn; ``gain`` is the square norm of what was left of each in the
     span.  Sources: Kulesza and Taskar, ICML 2011 (k-DPP) and Found. Trends Mach. Learn. 5, 123 (2012), section 3.3.
 

@@ -60,7 +60,7 @@ def active_set(
         start: the active set to offer them to; epsilon times the identity by default.
         threshold: above 1; 1 + 1e-7 to build a set from training rows, 1.001 to 1.1 to offer it new ones.
         epsilon: size of the rows that stand in for what the rows offered do not span, in the unit of the rows.
-        max_swaps: at most so many; 100 m by default.
+        max_swaps: the most swaps; 100 m by default.
 
     Returns:
         the new `ActiveSet`, whose ``rows`` and ``largest`` speak of the rows offered here.

@@ -38,7 +38,8 @@ def arrange(pool: Candidates, labelled: Candidates, features: str, score: str | 
     """Rows of a pool with the candidates first and by id, and the order [n] that they were taken in.
 
     In that order the smallest id comes first among equals, and rounding is the same however the pool was ordered.
-    Features or a score that are not finite cannot be judged: such a row is no candidate, and does not spoil the others.
+    Features or a score that are not finite cannot be judged: such a row is not a candidate, and does not spoil the
+    others.
     """
     x = column(pool.features, features, "features")
     usable = pool.valid & jnp.all(jnp.isfinite(x), axis=1)

@@ -5,7 +5,7 @@ Layout::
     out/
       config.yaml        resolved config
       versions.json      package versions, git commit, devices
-      run.log            what the progress told, with times, and errors
+      run.log            what progress reported, with times, and errors
       inputs.json        what the input files were
       thresholds.json    of the gate, where there is one
       state.npz          from which a run goes on, also to more steps once it is over
@@ -104,7 +104,7 @@ class SimulationDirectory(WorkDirectory):
             InputError: as said.
         """
         if not self.is_empty() and not self.inputs.exists():
-            raise InputError(f"{self.path} holds something else than such a run; choose another folder with --out.")
+            raise InputError(f"{self.path} holds something other than such a run; choose another folder with --out.")
 
     def settle(self, config: SimulationConfig) -> bool:
         """Makes the folder that of a run, or finds that it is already; one with fewer steps is reopened for more.

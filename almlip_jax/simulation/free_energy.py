@@ -1,4 +1,4 @@
-"""The free energy that the hills of a metadynamics run tell of, on a grid, with the spread over its walkers."""
+"""The free energy from the hills of a metadynamics run, on a grid, with the spread over its walkers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class FreeEnergy:
         mean: [n_1, .., n_D] eV, mean over the sets of hills, least value 0.
         error: the same shape, eV: standard error of the mean over independent walkers; NaN where there is one set.
         hills: hills of all sets.
-        missed: hills that found no room; where there are any, the run was longer than its hills tell.
+        missed: hills that found no room; where there are any, the free energy is that of the hills with room.
     """
 
     names: tuple[str, ...]
@@ -61,7 +61,7 @@ def hills_of(biases: Sequence[BiasSettings], states: Sequence[Any]) -> dict[int,
 def run_free_energy(
     run: Path, *, bias: int | None = None, points: int | None = None, ranges: Sequence[tuple[float, float]] = ()
 ) -> FreeEnergy:
-    """The free energy from the hills of a run of ``almlip md`` or ``almlip explore``, under way or over.
+    """The free energy from the hills of a run of ``almlip md`` or ``almlip explore``, running or finished.
 
     Args:
         run: folder of the run.
@@ -70,7 +70,7 @@ def run_free_energy(
         ranges: first and last value of each variable; by default a period, or as far as hills reach.
 
     Raises:
-        InputError: the folder holds no such run, no hill was left yet, the hills do not tell of a free energy (a ramp
+        InputError: the folder holds no such run, no hill was left yet, no free energy follows from the hills (a ramp
             on the bias, or walkers of different temperatures), or ``bias`` or ``ranges`` do not fit.
     """
     place = SimulationDirectory(run)
@@ -142,18 +142,18 @@ def _metadynamics(place: SimulationDirectory, bias: int | None) -> int:
         raise InputError(f"{place.path} holds no run of almlip md or almlip explore that can be read.") from error
     found = {n: one for n, one in enumerate(settings.biases) if one.leaves_hills}
     if not found:
-        raise InputError(f"{place.path} holds a run without the bias 'metadynamics', which alone tells a free energy.")
+        raise InputError(f"{place.path} holds a run without the bias 'metadynamics', which a free energy needs.")
     known = " or ".join(map(str, found))
     if bias is None and len(found) > 1:
         raise InputError(f"{place.path} holds a run with several metadynamics; choose one with --bias {known}.")
     number = next(iter(found)) if bias is None else bias
     if number not in found:
-        raise InputError(f"bias {number} of {place.path} is no metadynamics; choose {known}.")
+        raise InputError(f"bias {number} of {place.path} is not a metadynamics; choose {known}.")
     if found[number].ramp is not None:
-        raise InputError(f"bias {number} of {place.path} had a ramp on its strength: its hills tell no free energy.")
+        raise InputError(f"bias {number} of {place.path} had a ramp on its strength: its hills give no free energy.")
     temperatures = {group.temperatures for group in settings.walkers}
     if len(temperatures) > 1 or any(first != last for first, last in temperatures):
-        raise InputError(f"walkers of {place.path} had several temperatures: their hills tell no one free energy.")
+        raise InputError(f"walkers of {place.path} had several temperatures: their hills give no single free energy.")
     return number
 
 

@@ -24,7 +24,7 @@ from almlip_jax.simulation.quantities import Quantities
 from almlip_jax.structures.extxyz import write_frame
 
 LINES = ("temperature", "energy", "bias", "kinetic", "pressure", "volume")
-"""Traces of a walker beside its scores and what biases show."""
+"""Traces of a walker besides its scores and what biases show."""
 
 
 class Output(Protocol):
@@ -95,7 +95,7 @@ class GrowingFile:
 
 
 def shorter(path: Path) -> InputError:
-    """What to say of an output that lacks something that the state knows of."""
+    """The message about an output that lacks something that the state knows of."""
     return InputError(f"{path} lacks what its run had written; begin the run again in another folder.")
 
 

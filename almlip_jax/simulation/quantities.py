@@ -1,4 +1,4 @@
-"""What the tables of production dynamics say of each walker: names, units, and how they follow from the traces."""
+"""What the tables of production dynamics hold for each walker: names, units, and how they follow from the traces."""
 
 from __future__ import annotations
 

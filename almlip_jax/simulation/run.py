@@ -209,10 +209,10 @@ class _Run(ABC):
                 return known.scores[score]
             return structure_scores(score, self.potential, self.training_set, known)
 
-        found = rule.resolve(of_training_set, errors)
-        content = {"record": found.record, "stop": found.stop, "relative": found.relative, "score": score}
+        resolved = rule.resolve(of_training_set, errors)
+        content = {"record": resolved.record, "stop": resolved.stop, "relative": resolved.relative, "score": score}
         write_json(self.place.thresholds, content)
-        return found
+        return resolved
 
     @abstractmethod
     def outputs(self) -> Sequence[Output]:
@@ -264,21 +264,23 @@ class _Run(ABC):
 
     def finish(self, session: Session) -> dict[str, Any]:
         """Writes what the run found; the summary comes last, and says that it is over."""
-        found = session.result([])
-        if found.recorded:
-            write_structures(self.place.candidates, found.recorded)
-        for walker, frame in enumerate(found.final):
-            frame.info.update(walker=walker, status=found.status[walker].name.lower())
-        write_structures(self.place.final, found.final)
-        self.write_more(found)
+        exploration = session.result([])
+        if exploration.recorded:
+            write_structures(self.place.candidates, exploration.recorded)
+        for walker, frame in enumerate(exploration.final):
+            frame.info.update(walker=walker, status=exploration.status[walker].name.lower())
+        write_structures(self.place.final, exploration.final)
+        self.write_more(exploration)
         gated = self.config.rule is not None
-        summary = summarise(self.stage, found, self.place.path, self.settings, gated=gated, averages=self.averages())
+        summary = summarise(
+            self.stage, exploration, self.place.path, self.settings, gated=gated, averages=self.averages()
+        )
         write_json(self.place.summary, summary)
         self.clean()
         return read_json(self.place.summary)
 
-    def write_more(self, found: Exploration) -> None:
-        """Writes what one of the commands has beside the other."""
+    def write_more(self, exploration: Exploration) -> None:
+        """Writes what one command has and the other has not."""
         return
 
     @abstractmethod
@@ -307,9 +309,9 @@ class _Exploration(_Run):
             def on_chunk(step: int, running: int) -> None:
                 reached(step, running=running)
 
-            found = relax(relaxer, potential.params, self.starts, thresholds[1], known, on_chunk)
-        self.progress.message(relaxation_summary(found.status) or "all start structures are relaxed.")
-        return found.structures
+            relaxed = relax(relaxer, potential.params, self.starts, thresholds[1], known, on_chunk)
+        self.progress.message(relaxation_summary(relaxed.status) or "all start structures are relaxed.")
+        return relaxed.structures
 
     @cached_property
     def trajectories(self) -> ExtxyzTrajectories:
@@ -324,26 +326,26 @@ class _Exploration(_Run):
     def outputs(self) -> Sequence[Output]:
         return [self.trajectories, self.traces]
 
-    def write_more(self, found: Exploration) -> None:
+    def write_more(self, exploration: Exploration) -> None:
         arrays: dict[str, ArrayLike] = {
-            "step": found.step,
-            "time_fs": found.time_fs,
+            "step": exploration.step,
+            "time_fs": exploration.time_fs,
             **self.traces.read(),
-            "walker_temperature": found.walker_temperature,
-            "status": np.array([status.name.lower() for status in found.status]),
-            "cause": np.array([cause.name.lower() for cause in found.cause]),
-            "stop_step": found.end_step,
-            "stop_atom": found.end_atom,
-            "stop_member": found.end_member,
-            "restarts": found.restarts,
-            "departed_step": found.departed_step,
-            "departed_atom": found.departed_atom,
-            "departure": found.departure,
+            "walker_temperature": exploration.walker_temperature,
+            "status": np.array([status.name.lower() for status in exploration.status]),
+            "cause": np.array([cause.name.lower() for cause in exploration.cause]),
+            "stop_step": exploration.end_step,
+            "stop_atom": exploration.end_atom,
+            "stop_member": exploration.end_member,
+            "restarts": exploration.restarts,
+            "departed_step": exploration.departed_step,
+            "departed_atom": exploration.departed_atom,
+            "departure": exploration.departure,
             "gate_score": np.array(self.settings.gate.score),
-            "gate_record": found.thresholds.record,
-            "gate_stop": found.thresholds.stop,
-            "recorded_walker": np.array([frame.info["walker"] for frame in found.recorded], np.int64),
-            "recorded_step": np.array([frame.info["step"] for frame in found.recorded], np.int64),
+            "gate_record": exploration.thresholds.record,
+            "gate_stop": exploration.thresholds.stop,
+            "recorded_walker": np.array([frame.info["walker"] for frame in exploration.recorded], np.int64),
+            "recorded_step": np.array([frame.info["step"] for frame in exploration.recorded], np.int64),
         }
         write_npz(self.place.exploration, arrays)
 
@@ -351,15 +353,15 @@ class _Exploration(_Run):
         traces = self.traces.read()
         times = self.settings.timestep / 1000 * self.settings.trace_every * np.arange(1, 1 + len(traces["energy"]))
         units = {name: unit for name, unit in self.units.items() if np.isfinite(traces[name]).any()}
-        found: list[Averages] = []
+        walkers: list[Averages] = []
         for w in range(len(self.starts)):
-            found.append({})
+            walkers.append({})
             for name, unit in units.items():
                 line = Line()
                 line.add(times, traces[name][:, w])
                 if line.number:
-                    found[w][name] = averages(line, unit)
-        return found
+                    walkers[w][name] = averages(line, unit)
+        return walkers
 
     @property
     def units(self) -> dict[str, str]:
@@ -395,7 +397,7 @@ class _Md(_Run):
 
     @cached_property
     def quantities(self) -> Quantities:
-        """What the table says."""
+        """What the table holds."""
         return Quantities(self.settings, self.starts, self.references)
 
     def averages(self) -> list[Averages]:

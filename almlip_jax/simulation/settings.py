@@ -115,7 +115,7 @@ class ProductionDynamics(ExplorationSettings):
     """Whether the table holds the internal pressure, which costs the virial; it does wherever the cell moves."""
     conserved: bool = True
     """Whether the table holds the conserved energy, which costs a second look at the biases in every step; cells that
-    move, biases beside swaps, relaxation and ascent have none."""
+    move, biases together with swaps, relaxation and ascent have none."""
 
     @model_validator(mode="after")
     def _whole_strides(self) -> Self:

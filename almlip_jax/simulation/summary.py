@@ -22,7 +22,7 @@ _SHOWN = 4  # walkers whose averages go into the table
 
 def summarise(
     command: str,
-    found: Exploration,
+    exploration: Exploration,
     folder: Path,
     settings: ExplorationSettings,
     *,
@@ -33,7 +33,7 @@ def summarise(
 
     Args:
         command: ``explore`` or ``md``.
-        found: what the run found; its traces are not looked at.
+        exploration: what the run found; its traces are not looked at.
         folder: of the run.
         settings: of its dynamics.
         gated: whether there were thresholds.
@@ -48,46 +48,46 @@ def summarise(
         drift of its quantities over the whole run.
     """
     groups = [group for group in settings.walkers for _ in range(group.count)]
-    recorded = Counter(int(frame.info["walker"]) for frame in found.recorded)
+    recorded = Counter(int(frame.info["walker"]) for frame in exploration.recorded)
     walkers = []
-    for w, status in enumerate(found.status):
-        ended = int(found.end_step[w])
+    for w, status in enumerate(exploration.status):
+        ended = int(exploration.end_step[w])
         walker: dict[str, Any] = {
             "walker": w,
-            "temperature": float(found.walker_temperature[w]),
+            "temperature": float(exploration.walker_temperature[w]),
             **_ramps(groups[w]),
             "status": status.name.lower(),
-            "cause": found.ended_because(w),
+            "cause": exploration.ended_because(w),
             "end_step": ended if ended >= 0 else None,
-            "end_atom": int(found.end_atom[w]) if ended >= 0 else None,
-            "restarts": int(found.restarts[w]),
+            "end_atom": int(exploration.end_atom[w]) if ended >= 0 else None,
+            "restarts": int(exploration.restarts[w]),
         }
         if gated:
             walker["recorded"] = recorded[w]
         if "latent_distance" in settings.novelty:
-            left = int(found.departed_step[w]) >= 0
-            walker["departed_step"] = int(found.departed_step[w]) if left else None
-            walker["departed_atom"] = int(found.departed_atom[w]) if left else None
-            walker["departure"] = float(found.departure[w])
+            left = int(exploration.departed_step[w]) >= 0
+            walker["departed_step"] = int(exploration.departed_step[w]) if left else None
+            walker["departed_atom"] = int(exploration.departed_atom[w]) if left else None
+            walker["departure"] = float(exploration.departure[w])
         if averages:
             walker["averages"] = averages[w]
         walkers.append(walker)
-    done = np.where(found.end_step < 0, found.steps, found.end_step)
+    done = np.where(exploration.end_step < 0, exploration.steps, exploration.end_step)
     summary: dict[str, Any] = {
         "command": command,
         "out": str(folder),
-        "steps": found.steps,
-        "picoseconds": float(np.sum(done)) * found.timestep / 1000,
+        "steps": exploration.steps,
+        "picoseconds": float(np.sum(done)) * exploration.timestep / 1000,
         "walkers": walkers,
     }
     if gated:
         summary |= {
             "score": settings.gate.score,
-            "record": float(found.thresholds.record[0]),
-            "stop": float(found.thresholds.stop[0]),
-            "share_below": found.share_below,
-            "recorded": len(found.recorded),
-            "offered": found.offered,
+            "record": float(exploration.thresholds.record[0]),
+            "stop": float(exploration.thresholds.stop[0]),
+            "share_below": exploration.share_below,
+            "recorded": len(exploration.recorded),
+            "offered": exploration.offered,
         }
     return summary
 
@@ -98,11 +98,11 @@ def read_summary(path: Path) -> dict[str, Any]:
     Raises:
         InputError: the file does not hold one.
     """
-    found = read_json(path)
+    summary = read_json(path)
     with understood(path):
-        failure(found)
-        render_summary(found)
-    return found
+        failure(summary)
+        render_summary(summary)
+    return summary
 
 
 def failure(summary: Mapping[str, Any]) -> str | None:
@@ -149,12 +149,12 @@ def _averages(walkers: Sequence[Mapping[str, Any]]) -> Table:
 
 def _ramps(group: WalkerGroup) -> dict[str, Any]:
     """Where the bath of a walker goes, if it does not stay as it began."""
-    found: dict[str, Any] = {}
+    ramps: dict[str, Any] = {}
     if group.temperatures[1] != group.temperatures[0]:
-        found["final_temperature"] = group.temperatures[1]
+        ramps["final_temperature"] = group.temperatures[1]
     if group.pressures[1] != group.pressures[0]:
-        found |= {"pressure": group.pressures[0], "final_pressure": group.pressures[1]}
-    return found
+        ramps |= {"pressure": group.pressures[0], "final_pressure": group.pressures[1]}
+    return ramps
 
 
 def _bath(walker: Mapping[str, Any]) -> str:

@@ -109,7 +109,7 @@ def _serve(bins: Bins, layout: Layout, radius: float) -> bool:
 
 
 def binned_slots(layout: Layout, radius: float, bins: Bins, capacity: int) -> tuple[Slots, jax.Array, jax.Array]:
-    """The edges of walkers in so many slots an atom.
+    """The edges of walkers, in a number of slots for each atom.
 
     Args:
         layout: of the atoms.

@@ -1,7 +1,7 @@
-"""What a structure carries beside its geometry, through every border: masses, moments, constraints, charge and spin.
+"""What a structure carries besides its geometry, through every border: masses, moments, constraints, charge and spin.
 
 These change what dynamics do with a structure, or what a label of it is.  Remarks (other entries of `info`, tags,
-further arrays) and labels are no part of it.
+further arrays) and labels are not part of it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""Charge and spin of a structure, whichever way a file says them, under the names ``charge`` and ``spin``.
+"""Charge and spin of a structure, however a file states them, under the names ``charge`` and ``spin``.
 
-A label source that is not told computes the neutral singlet, so whatever states another one is understood or refused.
+A label source that is not told them computes the neutral singlet, so every statement of another state is understood
+or refused.
 Labels, packed data and walkers take charge and spin from here alone: what is labelled is what a model sees.
 """
 
@@ -24,7 +25,7 @@ _ROUNDING = 0.01  # what sums of charges and moments may differ from whole numbe
 
 
 def normalise_state(atoms: Atoms, where: str) -> None:
-    """Brings charge and multiplicity 2S+1 into `atoms.info` as ints, ``charge`` and ``spin``; unsaid they stay absent.
+    """Brings charge and multiplicity 2S+1 into `atoms.info` as ints, ``charge`` and ``spin``, where they are given.
 
     In `info`, in any case, ``charge``, ``total_charge`` and ``net_charge`` are the total charge; ``spin``,
     ``multiplicity`` and ``spin_multiplicity`` are 2S+1; ``uhf`` and ``unpaired_electrons`` are 2S.  Charges of the
@@ -32,7 +33,7 @@ def normalise_state(atoms: Atoms, where: str) -> None:
     number, and initial magnetic moments of an open structure the number of unpaired electrons, unless that is none.
 
     Raises:
-        InputError: a charge that is no whole number, a spin that is no positive whole number, two statements that
+        InputError: a charge that is not a whole number, a spin that is not a positive whole number, two statements that
             contradict each other, or one that has several meanings.
     """
     charges = list(_given(atoms, _CHARGES, where, _WHOLE_CHARGE, None))
@@ -55,7 +56,7 @@ def electronic_state(atoms: Atoms) -> tuple[int, int]:
 
 
 def total_charge(atoms: Atoms) -> int:
-    """The total charge of a structure in e, under any of the names that `normalise_state` knows; 0 where none says it.
+    """The total charge of a structure in e, under any name that `normalise_state` knows; 0 where none states it.
 
     Raises:
         InputError: it is not a whole number, or two statements contradict each other.
@@ -83,7 +84,7 @@ def _multiplicity(atoms: Atoms, stated: dict[str, int]) -> int:
 
 
 def stated_state(atoms: Atoms) -> dict[str, int]:
-    """``charge`` and ``spin`` of a structure as far as they are said, by whatever name, but for magnetic moments.
+    """``charge`` and ``spin`` of a structure as far as they are stated, by any name, magnetic moments aside.
 
     Charges of the atoms count where `info` says no total charge.
 
@@ -106,7 +107,7 @@ def stated_state(atoms: Atoms) -> dict[str, int]:
 
 
 def agrees_in_state(frame: Atoms, atoms: Atoms) -> bool:
-    """Whether a frame says no other charge or spin than those of a structure; what it leaves unsaid agrees."""
+    """Whether a frame says no other charge or spin than those of a structure; what it does not state agrees."""
     known = dict(zip(("charge", "spin"), electronic_state(atoms), strict=True))
     return all(known[name] == said for name, said in stated_state(frame).items())
 
@@ -176,7 +177,7 @@ def _charges_of_atoms(atoms: Atoms, where: str, stated: bool) -> list[tuple[str,
         if np.isfinite(total) and abs(total - round(total)) <= _ROUNDING:
             found.append((name, round(total)))
         elif name == "initial_charges" and not stated:
-            raise InputError(f"{where}: the initial charges add up to {total:g}, no whole number; give charge as well.")
+            raise InputError(f"{where}: the initial charges add up to {total:g}, not a whole number; give charge too.")
     return found
 
 

@@ -67,13 +67,13 @@ def to_float(text: str) -> float:
     """A number, also one with Fortran's exponent.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not a number.
     """
     try:
         return float(text)
     except ValueError:
         if not _FORTRAN.fullmatch(text):
-            raise ValueError(f"{text!r} is no number") from None
+            raise ValueError(f"{text!r} is not a number") from None
         return float(text.lower().replace("d", "e"))
 
 

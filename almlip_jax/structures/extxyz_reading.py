@@ -162,7 +162,7 @@ def _columns(properties: str) -> list[_Column]:
     columns: list[_Column] = []
     for name, letter, count in zip(fields[::3], fields[1::3], fields[2::3], strict=True):
         if letter not in _CONVERTERS or not count.isdecimal() or int(count) == 0:
-            raise ValueError(f"Properties says {name}:{letter}:{count}, which is no type (R, I, S, L) and number")
+            raise ValueError(f"Properties says {name}:{letter}:{count}, which is not a type (R, I, S, L) and a number")
         begin = columns[-1].end if columns else 0
         columns.append(_Column(_COLUMNS.get(name.lower(), name), _CONVERTERS[letter], begin, begin + int(count)))
     names = [column.name for column in columns]
@@ -193,7 +193,7 @@ def _integer(text: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise ValueError(f"{text!r} is no whole number") from None
+        raise ValueError(f"{text!r} is not a whole number") from None
 
 
 _CONVERTERS: dict[str, Callable[[str], Any]] = {"R": _real, "I": _integer, "S": str, "L": to_flag}

@@ -97,7 +97,7 @@ def lone_atom() -> Graph:
 
 
 def lone_atoms(species: int, dtype: jnp.dtype, spins: jax.Array | None = None) -> Graph:
-    """A graph of isolated neutral atoms, each a structure of its own: one of each of so many species.
+    """A graph of isolated neutral atoms, each a structure of its own: one of each of a number of species.
 
     With ``spins`` [n], one of each species for each of these multiplicities in turn; else all are singlets.
     """
@@ -188,7 +188,7 @@ def forces_and_virial(gradient: Places, graph: Graph) -> tuple[jax.Array, jax.Ar
     With ``g_ik = dE/dv_ik`` the force on atom i is the sum over its slots of ``g_ik - g_rev(ik)`` (moving atom i
     shortens its own edges and lengthens the opposite ones), and the virial of a structure is
     ``-sum_ik v_ik (x) g_ik``, the negative derivative with respect to a symmetric strain.  What the energy does with
-    positions R and cell vectors c beside comes to both: ``-dE/dR_i``, and ``-sum_i R_i (x) dE/dR_i - sum_d c_d (x)
+    positions R and cell vectors c directly is added to both: ``-dE/dR_i``, and ``-sum_i R_i (x) dE/dR_i - sum_d c_d (x)
     dE/dc_d``.
 
     Args:

@@ -108,7 +108,7 @@ def iterate_structures(
         path: the file.
         format: as in `read_structures`.
         ignore_labels: as in `read_structures`.
-        keep_labels: leave the labels where and as they are, unseen, for whoever writes the structures again.
+        keep_labels: leave the labels as and where they are, unseen, for code that writes the structures again.
         type_numbers: as in `read_structures`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What can be told of labels only when all frames of a set have been seen: mixed energies, stresses in another unit.
+"""What can be said about labels only when all frames of a set have been seen: mixed energies, stresses in another unit.
 
 Stresses of matter in eV/Angstrom^3 are small numbers (1 is 160 GPa), and in GPa or kbar, read as eV/Angstrom^3, 160 or
 1,600 times as large.  Two signs give that away, and neither is ever seen on labels that are right:

@@ -35,7 +35,7 @@ _SAME_ENERGY = 1e-6  # eV; what rounding in a file leaves between two names of o
 def _known_elements(types: tuple[str, ...]) -> tuple[str, ...]:
     for symbol in types:
         if symbol not in atomic_numbers:
-            raise ValueError(f"'{symbol}' is no element; give one symbol for each type, from type 0 on, as Si, O.")
+            raise ValueError(f"'{symbol}' is not an element; give one symbol for each type, from type 0 on, as Si, O.")
     return types
 
 
@@ -122,7 +122,7 @@ def parse_types(text: str) -> tuple[str, ...]:
     """Element symbols from text such as ``Si,O``.
 
     Raises:
-        InputError: one is no element.
+        InputError: one is not an element.
     """
     try:
         return _known_elements(tuple(text.replace(",", " ").split()))
@@ -142,7 +142,7 @@ class TakenLabels:
     Attributes:
         values: name of `LABELS` -> value, as `checked_label` gives it.
         virial: whether there was a virial among them.
-        energies: which energies the frame had: ``free`` where a free energy stands alone or beside another energy that
+        energies: which energies the frame had: ``free`` where a free energy stands alone or next to another energy that
             differs, ``plain`` where there is none, ``both`` where they are the same number.
     """
 
@@ -163,7 +163,7 @@ def take_labels(atoms: Atoms, keys: LabelKeys, where: str) -> TakenLabels:
     values: dict[str, Any] = {}
     energies = _kind_of_energy(atoms, keys)
     for name in LABELS:
-        if name in _NOT_PERIODIC and atoms.pbc.any():  # what codes write of slabs is no label of a molecule
+        if name in _NOT_PERIODIC and atoms.pbc.any():  # what codes write for slabs is not a label of a molecule
             continue
         given = _given(atoms, name, getattr(keys, name, None))
         if name == "stress" and not atoms.pbc.all():
@@ -185,7 +185,7 @@ def take_labels(atoms: Atoms, keys: LabelKeys, where: str) -> TakenLabels:
 
 
 def drop_labels(atoms: Atoms) -> None:
-    """Takes away what a structure says under the known names of labels, unseen."""
+    """Removes what a structure holds under the known names of labels, unseen."""
     atoms.calc = None
     for key in (*(f"REF_{name}" for name in LABELS), *_VIRIALS):
         atoms.info.pop(key, None)
@@ -203,7 +203,7 @@ def label_difference(one: Atoms, other: Atoms) -> str | None:
     """How far the labels of two frames of one structure are apart, in words; None where they are the same.
 
     Energies within 0.1 meV and forces within 0.1 meV/Angstrom are the same: files round.  A label that only one of them
-    has is no difference.
+    has is not a difference.
     """
     first, second = ({} if atoms.calc is None else atoms.calc.results for atoms in (one, other))
     parts = []
@@ -256,7 +256,7 @@ def _kind_of_energy(atoms: Atoms, keys: LabelKeys) -> Literal["free", "plain", "
 
 
 def _take_virial(atoms: Atoms, keys: LabelKeys, values: dict[str, Any], where: str) -> bool:
-    """Puts the stress that virials stand for beside the other labels, or compares it with the one that is there.
+    """Adds the stress that virials stand for to the other labels, or compares it with the one that is there.
 
     Returns:
         whether there is a virial.
@@ -276,7 +276,7 @@ def _take_virial(atoms: Atoms, keys: LabelKeys, values: dict[str, Any], where: s
         if np.abs(stress - known).max() > 1e-3 * largest + 1e-5:
             hint = ""
             if np.abs(stress + known).max() <= 1e-3 * largest + 1e-5:
-                hint = " (they agree but for the sign)"
+                hint = " (they agree except for the sign)"
             raise InputError(
                 f"{where}: '{key}' and the stress contradict each other{hint}: the virial should be -volume * stress "
                 f"in eV, and stands for a stress of up to {np.abs(stress).max():.4g} eV/Angstrom^3, not "

@@ -196,7 +196,7 @@ class _Lines(Iterator[str]):
         return self._left.popleft()
 
     def numeric(self, most: int) -> int:
-        """How many of the next lines begin with a number, at most so many."""
+        """How many of the next lines begin with a number, up to a maximum."""
         found = itertools.takewhile(_begins_with_number, itertools.islice(self._left, most))
         return sum(1 for _ in found)
 
@@ -247,7 +247,7 @@ def _types(given: np.ndarray, numbers: Sequence[int], where: str) -> np.ndarray:
     unknown = (types < 0) | (types >= len(numbers))
     if (types != given).any():
         atom = int(np.argmax(types != given))
-        raise InputError(f"{where}: atom {atom} has type {given[atom]:g}, which is no whole number; correct it.")
+        raise InputError(f"{where}: atom {atom} has type {given[atom]:g}, which is not a whole number; correct it.")
     if unknown.any():
         atom = int(np.argmax(unknown))
         from_one = " (where types begin at 1, let the table begin with X)" if types[atom] == len(numbers) else ""

@@ -148,7 +148,7 @@ def _pairs(atoms: Atoms, cutoff: float) -> tuple[np.ndarray, np.ndarray, np.ndar
     far = np.abs(positions).max(axis=1, initial=0.0) > _FARTHEST
     if far.any():
         atom = int(np.argmax(far))
-        raise InputError(f"the position of atom {atom}, {positions[atom].tolist()} Angstrom, is no place for an atom.")
+        raise InputError(f"atom {atom} lies too far from the origin, at {positions[atom].tolist()} Angstrom; move it.")
     pbc = np.asarray(atoms.pbc, bool)
     cell = np.asarray(atoms.cell.array, np.float64)
     box = periodic_cell(cell, pbc)

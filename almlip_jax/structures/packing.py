@@ -148,7 +148,7 @@ def pack(
         slots: structure capacity n (padding slot included); by default just enough.
         reference_energies: eV by atomic number, subtracted in float64; 0 where absent.
         dtype: of the floating-point arrays.
-        further: names of targets that are packed beside those that every model gives.
+        further: names of targets that are packed besides those that every model gives.
 
     Returns:
         `Packed`.

@@ -24,7 +24,7 @@ _BLOCK = 2**27  # candidate edges that a build holds at a time
 
 
 def paired_slots(layout: Layout, radius: float, images: tuple[int, int, int], capacity: int) -> tuple[Slots, jax.Array]:
-    """The edges of walkers in so many slots an atom, and the number of edges of each atom [W, N].
+    """The edges of walkers, in a number of slots for each atom, and the number of edges of each atom [W, N].
 
     Args:
         layout: of the atoms.

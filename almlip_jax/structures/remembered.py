@@ -24,7 +24,7 @@ def remember(
 ) -> tuple[Atoms, ...]:
     """A sample of the structures that a potential was trained on, with their labels and without remarks.
 
-    Half of it comes from those it remembered before and half from new ones, as far as there are so many; within each
+    Half of it comes from those it remembered before and half from new ones, as far as there are enough; within each
     half all compositions, electronic states and config types have their turn before any has the next.
 
     Args:

@@ -20,7 +20,7 @@ _SAME = 1e-4  # Angstrom, by which coordinates of one structure may differ: file
 _LEVEL = 10.0  # eV/atom between energies of one composition, more than any arrangement of its atoms makes
 
 _LEAST_RATIO = 0.5
-"""Least number of remembered structures beside each new one in a pass over the data, about.
+"""Roughly the least number of remembered structures for each new one in a pass over the data.
 
 1000 steps on 900 structures of a molecule, and 54 remembered ones of five: errors on these 13 meV/atom and 343
 meV/Angstrom where each comes once (0.06), 1.4 to 3.5 and 53 to 87 with 6, 8 and 16 copies (0.36, 0.48, 0.96); on the
@@ -51,7 +51,7 @@ class Replay:
 def replay(
     remembered: Sequence[Atoms], new: Sequence[Atoms], validating: Sequence[Atoms] = (), *, sees_state: bool = False
 ) -> Replay:
-    """Remembered structures that are trained on again beside new data.
+    """Remembered structures that are trained on again together with new data.
 
     Left out are those that the data hold, and those whose labels these contradict: others for the same structure, or
     another charge or spin of the same composition, unless the potential sees these.  Where that is so for most

@@ -62,7 +62,7 @@ def check_structure(atoms: Atoms, where: str) -> None:
 
 
 def attach_labels(atoms: Atoms, labels: Mapping[str, Any], where: str) -> None:
-    """Checks labels and puts them into a `SinglePointCalculator`, beside other results that are there already.
+    """Checks labels and puts them into a `SinglePointCalculator`, next to other results that are there already.
 
     Args:
         atoms: the structure; its calculator is replaced.

@@ -288,7 +288,7 @@ def _check_shapes(positions: jax.Array, cells: np.ndarray, pbc: np.ndarray, atom
 
 
 def searches_bins(atoms: int) -> bool:
-    """Whether walkers of so many atoms, padding included, are searched through bins."""
+    """Whether walkers with this number of atoms, padding included, are searched through bins."""
     return atoms >= _MANY
 
 

@@ -40,7 +40,7 @@ def normalise_weights(atoms: Atoms, where: str) -> None:
     """Brings the weights in `info` under the names of `WEIGHTS` and to float; what is not given stays absent.
 
     Raises:
-        InputError: a weight is no finite number of at least 0, or two names contradict each other.
+        InputError: a weight is not a finite number of at least 0, or two names contradict each other.
     """
     for name, found in _given(atoms, where).items():
         for alias in _NAMES[name]:

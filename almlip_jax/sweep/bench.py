@@ -103,7 +103,7 @@ class SystemBench:
         return named_key(seed, "sweep", self.pool.name, "bootstrap")
 
     def identity(self, group: Group, lane: int) -> dict[str, Any]:
-        """All that the results of a member of a group depend on; what it is called says the rest."""
+        """All that the results of a member of a group depend on, besides its name."""
         member, settings = group.members[lane], self.settings
         found: dict[str, Any] = {
             "content of its files": list(self.pool.files),
@@ -168,7 +168,7 @@ class SystemBench:
         on_epoch: Callable[[EpochReport], None],
         say: Callable[[str], None],
     ) -> dict[int, TrainingResult]:
-        """Trains some lanes of a group; the others do the same work as one of these, which nobody looks at.
+        """Trains some lanes of a group; the others do the same work as one of these, whose results are not used.
 
         Lanes never mix, and the program is that of the whole group: what one gives does not depend on the others.
 
@@ -176,8 +176,8 @@ class SystemBench:
             size: of the ensembles.
             width: number of lanes.
             jobs: by lane, with datasets of one size.
-            on_epoch: told of the first of them.
-            say: told of models that diverged.
+            on_epoch: is told about the first of them.
+            say: is told about models that diverged.
         """
         if size not in self._side_by_side:
             trainer = self.trainer(size)

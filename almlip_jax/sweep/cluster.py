@@ -24,13 +24,13 @@ from almlip_jax.sweep.records import SweepDirectory
 from almlip_jax.sweep.worker import open_bench, work_at
 
 LOOK_SECONDS = 5.0
-"""The states of the points are looked at so often."""
+"""Seconds between two looks at the states of the points."""
 
 PATIENCE_SECONDS = 60.0
-"""What one machine has written another one sees after this time at the latest, on a network file system."""
+"""Seconds after which, at the latest, other machines see what one has written on a network file system."""
 
 DEATHS = 3
-"""So many jobs may die in one round of a group before the sweep gives up."""
+"""Number of jobs that may die in one round of a group before the sweep gives up."""
 
 
 @dataclass
@@ -54,7 +54,7 @@ class ClusterCrew:
     Args:
         bench: of the sweep, whose folder the caller has locked.
         executor: of the cluster.
-        tell: told what the user should know.
+        tell: is told what the user should know.
 
     Raises:
         InputError: as `ClusterSettings.provider`.

@@ -122,7 +122,7 @@ def _fresh(frames: Sequence[Atoms], known: Mapping[bytes, Atoms]) -> tuple[tuple
         if same is frame:
             places.append(place)
         elif (apart := label_difference(same, frame)) is not None:
-            notes.append(f"structure {place} of the pool is left out, and came with another label before ({apart}).")
+            notes.append(f"structure {place} of the pool is left out: it came before with another label ({apart}).")
     more = [f"{len(notes) - 1} further structures are left out for the same reason."] if len(notes) > 1 else []
     return tuple(places), (*notes[:1], *more)
 
@@ -149,7 +149,7 @@ def _check_size(pool: LabelledPool, config: SweepConfig) -> None:
 
 
 def plan_for_budget(pool: LabelledPool, cutoff: float, training: TrainingSettings, largest_dataset: int) -> Capacity:
-    """Sizes that hold any choice of so many structures of a pool, be they the largest ones.
+    """Sizes that hold any choice of so many structures of a pool, even the largest ones.
 
     Args:
         pool: structures that can be trained on.

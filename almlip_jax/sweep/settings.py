@@ -110,7 +110,7 @@ class SweepConfig(Settings):
     systems: dict[str, SweepSystem] = Field(min_length=1)
     """Pools with their tests and models, by name."""
     selectors: dict[str, SelectorSettings] = Field(min_length=1)
-    """What is compared, by name."""
+    """The selectors that are compared, by name."""
     seeds: Annotated[int, Field(le=100_000)] | tuple[Annotated[int, Field(le=2**32 - 1)], ...] = 8
     """Number of seeds, from 0 on, or the seeds.  A seed decides initial set, pool, first parameters and orders of
     batches, the same for every selector."""
@@ -124,13 +124,13 @@ class SweepConfig(Settings):
     """Begin each round from the parameters of the round before, for ``training.warm_steps`` steps, instead of from
     fresh ones."""
     monitor: ScoreName = "force_std_mean"
-    """Score of which the means over batch and pool are written to the table."""
+    """Score whose means over batch and pool are written to the table."""
     seconds_per_point: float | None = Field(default=None, gt=0, le=1e9, json_schema_extra=unit("s"))
     """A point that has taken longer than this ends after the round under way; what it did not reach stays empty in the
     table."""
     side_by_side: int = Field(default=1, ge=1, le=4096)
-    """So many points of equal shape are trained in one program.  It is part of what a point is: another number gives
-    results that differ by rounding."""
+    """Number of points of equal shape that are trained in one program.  It is part of what a point is: another number
+    gives results that differ by rounding."""
     executor: SweepExecutorSettings = ProcessesSettings()
     """Where points are worked at: in processes on this machine, or in jobs on a cluster."""
     out: Path | None = None

@@ -21,7 +21,7 @@ from almlip_jax.files import PARTIAL, replacing
 
 _FILE = "training.npz"
 AGAIN = "again"
-"""Folder beside the file, for models that are trained a second time."""
+"""Folder next to the file, for models that are trained a second time."""
 
 
 @dataclass(frozen=True)

@@ -211,7 +211,7 @@ def check_training(model: ModelSettings, ensemble: EnsembleSettings, training: T
         check_losses(changed, ensemble.heads, ensemble.likelihood)
         check_targets(changed, further_of(one), ensemble.heads)
     if len({further_of(one) for one, _, _ in models}) > 1:
-        raise InputError("some of ensemble.variants give a dipole and others do not; let all of them, or none.")
+        raise InputError("some of ensemble.variants give a dipole and others do not; set it for all of them, or none.")
 
 
 def _changed(training: TrainingSettings, changes: dict, position: int) -> TrainingSettings:

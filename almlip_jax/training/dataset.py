@@ -124,7 +124,7 @@ class TrainingSet:
         return plan_batches(self.packed, self.training, self.capacity.batch, self.capacity.steps)
 
     def epochs(self, generator: np.random.Generator, at_least: int) -> tuple[list[list[int]], int]:
-        """Batches of whole epochs in random order, at least so many if the capacity allows, and the number of epochs.
+        """Batches of whole epochs in random order, at least as many if the capacity allows, and the number of epochs.
 
         Raises:
             CapacityError: one epoch is longer than the capacity.
@@ -331,7 +331,7 @@ def _refuse_weightless(dataset: Sequence[Atoms], further: Collection[str]) -> No
 
 
 def _require_target(dataset: Sequence[Atoms], target: Target) -> None:
-    """Whether a target that a model gives beside the energy can be learned from some structures."""
+    """Whether a target that a model gives besides the energy can be learned from some structures."""
     for n, atoms in enumerate(dataset):
         if not has_target(atoms, target):
             raise InputError(
@@ -346,7 +346,7 @@ def _require_target(dataset: Sequence[Atoms], target: Target) -> None:
 
 
 def _refuse_mixed_states(dataset: Sequence[Atoms]) -> None:
-    """To a model that does not see charge and spin, one composition must come in one electronic state."""
+    """For a model that does not see charge and spin, one composition must come in one electronic state."""
     states: dict[tuple[int, ...], tuple[int, tuple[int, int]]] = {}
     for n, atoms in enumerate(dataset):
         state = electronic_state(atoms)

@@ -49,7 +49,7 @@ class Residuals:
 
 
 def unweighted(targets: Targets) -> Targets:
-    """Targets among which every label counts alike, whatever its weight (but for weight 0: those do not count)."""
+    """Targets among which every label counts alike, whatever its weight (except 0: those do not count)."""
     alike = {name: (weights > 0).astype(weights.dtype) for name, weights in targets.weights.items()}
     return dataclasses.replace(targets, weights=alike)
 
@@ -108,7 +108,7 @@ def _by_heads(prediction: Prediction, target: Target) -> jax.Array:
 
 
 def _belief(prediction: Prediction, target: Target, counts: jax.Array) -> Belief | None:
-    """What a model says of the error of a component; of what it gives beside energies it says nothing."""
+    """What a model says about the error of a component; for what it gives besides energies it says nothing."""
     if prediction.noise is None or not target.basic:
         return None
     belief: Belief = getattr(prediction.noise, target.name)
@@ -127,7 +127,7 @@ def weighted(loss: LossSettings, sums: Residuals) -> jax.Array:
 
 
 def _penalty(residual: jax.Array, belief: Belief | None, loss: LossSettings, delta: float, floor: float) -> jax.Array:
-    """Penalties without the axis of heads, from residuals [H, ...] and what the model says of them [...]."""
+    """Penalties without the axis of heads, from residuals [H, ...] and what the model says about them [...]."""
     if loss.kind == "mse":
         return jnp.mean(residual**2, axis=0)
     if loss.kind == "huber":

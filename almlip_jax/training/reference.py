@@ -18,7 +18,7 @@ from almlip_jax.training.settings import TrainingSettings
 
 _SPREADS = 6.0  # robust standard deviations up to which a residual counts by its square
 _LEAST_SPREAD = 1e-3  # eV/atom
-_DOUBTFUL = (50.0, 5.0)  # robust standard deviations, and eV/atom, beyond which an energy is told
+_DOUBTFUL = (50.0, 5.0)  # robust standard deviations, and eV/atom, beyond which an energy is reported as doubtful
 _SAME = 1e-3  # eV, by which two energies of one isolated atom may differ
 
 
@@ -148,11 +148,11 @@ def reference_energies(
 
     Least squares of the energies per atom, in which residuals beyond six robust standard deviations count in
     proportion to their size only (Huber's loss), so that a few wrong energies move nothing.  Where structures do not
-    determine the energies (one composition, say), these are as close as can be to a common value.
+    determine the energies (for example with one composition), these are as close as possible to a common value.
 
     Args:
-        structures: labelled structures; those without an energy do not count, nor those whose energy has weight 0 where
-            others have more.
+        structures: labelled structures; those without an energy do not count, or whose energy has weight 0 where others
+            have more.
         species: the species table.
         known: energies that stay as they are; only those of the other species are sought.
 

@@ -176,7 +176,7 @@ class TrainingSettings(Settings):
     def _are_of_elements(cls, given: dict[str, float] | Path) -> dict[str, float] | Path:
         for symbol, energy in given.items() if isinstance(given, dict) else ():
             if symbol not in atomic_numbers or symbol == "X":
-                raise ValueError(f"'{symbol}' is no chemical symbol.")
+                raise ValueError(f"'{symbol}' is not a chemical symbol.")
             if not math.isfinite(energy):
                 raise ValueError(f"the energy of {symbol} is not finite.")
         return given
@@ -214,10 +214,10 @@ SQUARES = LossSettings()
 
 
 def check_targets(training: TrainingSettings, further: Collection[str], heads: int) -> None:
-    """Whether what a model gives beside energies can be learned so.
+    """Whether what a model gives besides energies can be learned with these settings.
 
     Raises:
-        InputError: heads or the kind of a loss do not go with it, or the loss weighs what the model does not give.
+        InputError: heads or the kind of a loss do not suit it, or the loss weighs what the model does not give.
     """
     for target in further_targets():
         name = target.name
@@ -237,7 +237,7 @@ def check_targets(training: TrainingSettings, further: Collection[str], heads: i
 
 
 def check_losses(training: TrainingSettings, heads: int, likelihood: str) -> None:
-    """Whether the members can be trained so.
+    """Whether the members can be trained with these losses.
 
     Raises:
         InputError: a loss judges uncertainties that the members do not have, or none judges those that they have.

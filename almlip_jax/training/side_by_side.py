@@ -66,7 +66,7 @@ class _Course:
 class SideBySideTrainer:
     """Runs trainings of equal shape side by side, each as `Trainer.train` would run it alone, up to rounding.
 
-    On one device this saves what small operations cost beside their arithmetic; on several, the trainings are spread
+    On one device this saves the overhead of small operations; on several, the trainings are spread
     over them.
 
     Args:
@@ -98,7 +98,7 @@ class SideBySideTrainer:
             jobs: with datasets of equal numbers of structures.
             on_epoch: called with the position of a job and its report after each validation.
             steps: length in optimiser steps, in place of that of the settings.
-            say: told of models that diverged.
+            say: is told about models that diverged.
 
         Raises:
             CapacityError: a dataset does not fit.
@@ -122,7 +122,7 @@ class SideBySideTrainer:
             if on_epoch is not None and lost[n].any():
                 on_epoch(n, mended_report(firsts[n].history[-1], own, lost[n]))
 
-        # in the same program: whatever had not diverged does the same work once more, which nobody looks at
+        # in the same program: whatever had not diverged does the same work once more, and the result is not used
         stream = [weights_key_of(job.key) if job.weights_key is None else job.weights_key for job in jobs]
         others = [replace(job, key=again_key(job.key), weights_key=one) for job, one in zip(jobs, stream, strict=True)]
         seconds = self._attempt(others, total, lost, tell_mended)

@@ -1,4 +1,4 @@
-"""Calibration: how well a spread tells the size of an error, and the factor that makes it tell better.
+"""Calibration: how well a spread predicts the size of an error, and the factor that makes it predict better.
 
 All functions take flat numpy arrays of errors and of the standard deviations that were predicted for them, in float64.
 For vectors (forces of atoms) the spread s_i = sqrt(mean_m |F_mi - F_i|^2) belongs to the length of the error vector;

@@ -59,8 +59,8 @@ WITH_PLATEAU = {"plateau": {}, "share_below": None}
     [
         (sections(exploration={"kind": "md"}), r"exploration.gate looks at force_std_max, .*latent_distance"),
         (sections({"size": 1, "likelihood": "mean_variance"}, {"kind": "md"}, training=NLL), r"force_total_max"),
-        (sections(exploration=BY_LATENT | {"integrator": {"kind": "adversarial"}}), r"'adversarial' follows what"),
-        (sections(exploration=BY_LATENT | {"biases": [{"kind": "uncertainty"}]}), r"'uncertainty' follows what"),
+        (sections(exploration=BY_LATENT | {"integrator": {"kind": "adversarial"}}), r"'adversarial' follows"),
+        (sections(exploration=BY_LATENT | {"biases": [{"kind": "uncertainty"}]}), r"'uncertainty' follows"),
         (selecting(kind="top_k"), r"selection.selector looks at force_std_mean"),
         (selecting(kind="hybrid"), r"looks at force_std_mean"),
         (selecting(kind="cost_aware", selector={"kind": "entropy"}), r"looks at force_std_mean"),
@@ -151,7 +151,7 @@ def test_a_target_needs_its_group_of_the_test_set():
     test = {"md": [{"temperature": 300}], "files": [{"path": "a.xyz", "group": "slab"}], "from_pool": 3}
     for group in ("300K", "slab", "pool", None):
         config(test=test, stopping={"target_error": {"value": 0.1, "group": group}})
-    with pytest.raises(ValidationError, match=r"group '300' is no group of the test set, which has: 300K, slab, pool"):
+    with pytest.raises(ValidationError, match=r"'300' is not a group of the test set, which has: 300K, slab, pool"):
         config(test=test, stopping={"target_error": {"value": 0.1, "group": "300"}})
     with pytest.raises(ValidationError, match=r"target_error needs a test set"):
         config(stopping={"target_error": {"value": 0.1}})

@@ -176,7 +176,7 @@ class TestStartList:
         write_structures(path, [labelled("H2O", 1.0, charge=0, spin=2)])
         known = (*self.known, Atoms("HO", np.eye(3)[:2], info={"charge": 0, "spin": 2}))
         assert start_list(path, self.system, known, sees_state=True)[0].info == {"charge": 0, "spin": 2}
-        with pytest.raises(InputError, match=r"frame 0 \(H2O\) .* \(0, 2\), of which no start geometry"):
+        with pytest.raises(InputError, match=r"frame 0 \(H2O\) .* \(0, 2\), which no start geometry"):
             start_list(path, self.system, self.known, sees_state=True)
 
     def test_is_a_setting_with_a_path(self) -> None:

@@ -89,7 +89,7 @@ def test_sweeps_tell_of_them(tmp_path: Path) -> None:
     pool = read_pool(SweepConfig.model_validate(content).based(tmp_path), "water")
     assert pool.usable == (0, 1, 6)
     assert pool.notes == (
-        "structure 2 of the pool is left out, and came with another label before (energy 10 meV/atom and forces up "
+        "structure 2 of the pool is left out: it came before with another label (energy 10 meV/atom and forces up "
         "to 200 meV/Angstrom apart).",
         "2 further structures are left out for the same reason.",
     )

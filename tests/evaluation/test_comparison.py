@@ -40,12 +40,12 @@ def test_rounds_that_a_point_did_not_reach_are_left_out(table, tmp_path):
 @pytest.mark.parametrize(
     ("column", "value", "told"),
     [
-        ("forces_rmse", "-0.1", r"line 4: forces_rmse '-0.1' is no error"),
-        ("forces_rmse", "much", r"line 4: forces_rmse 'much' is no number"),
+        ("forces_rmse", "-0.1", r"line 4: forces_rmse '-0.1' is not an error"),
+        ("forces_rmse", "much", r"line 4: forces_rmse 'much' is not a number"),
         ("crps", "inf", r"line 4: crps 'inf' is infinite"),
-        ("seed", "1.5", r"line 4: seed '1.5' is no count"),
+        ("seed", "1.5", r"line 4: seed '1.5' is not a count"),
         ("selector", "", r"line 4: selector '' is empty"),
-        ("labels", "0", r"line 4: labels '0' is no number of labels"),
+        ("labels", "0", r"line 4: labels '0' is not a number of labels"),
     ],
 )
 def test_what_is_wrong_with_a_table_is_one_sentence(table, tmp_path, column, value, told):

@@ -328,7 +328,7 @@ def test_a_run_is_not_taken_for_another(inputs, explorer, tmp_path):
 
 def test_a_folder_of_something_else_is_left_alone(inputs, explorer, tmp_path):
     (tmp_path / "config.yaml").write_text("name: a campaign")
-    with pytest.raises(InputError, match="holds something else than such a run; choose another folder with --out"):
+    with pytest.raises(InputError, match="holds something other than such a run; choose another folder with --out"):
         run_md(md_config(inputs), tmp_path, committee(), SilentProgress(), explorer)
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
 

@@ -76,7 +76,7 @@ def test_types_may_begin_at_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("1 0 0 0 0 0.1", "1 0.7 0 0 0 0.1", "atom 0 has type 0.7, which is no whole number"),
+        ("1 0 0 0 0 0.1", "1 0.7 0 0 0 0.1", "atom 0 has type 0.7, which is not a whole number"),
         (
             "cartes_z fx fy fz",
             "cartes_z fx fy site_en",

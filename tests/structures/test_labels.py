@@ -94,7 +94,7 @@ def test_stress_and_virial_must_agree(tmp_path: Path) -> None:
     np.testing.assert_allclose(read(tmp_path, both(1.0))[0].get_stress(), STRESS, atol=1e-6)
     with pytest.raises(InputError, match="frame 1: 'virial' and the stress contradict each other: "):
         read(tmp_path, both(1.0), both(1.1))
-    with pytest.raises(InputError, match=r"frame 0: .*contradict each other \(they agree but for the sign\)"):
+    with pytest.raises(InputError, match=r"frame 0: .*contradict each other \(they agree except for the sign\)"):
         read(tmp_path, both(-1.0))
 
 

@@ -237,7 +237,7 @@ def test_a_process_that_dies_before_it_gets_work_is_named(tmp_path):
     ("change", "sentence"),
     [
         ("systems.springs.pool=nowhere.extxyz", "nowhere.extxyz cannot be read"),
-        ("selectors.random.kind=randon", "'randon' is no valid kind; did you mean 'random'?"),
+        ("selectors.random.kind=randon", "'randon' is not a valid kind; did you mean 'random'?"),
         ("rounds=9", "has 20 structures that are in no other set, fewer than the 31"),
         ("warm_start=true", "warm_start needs systems.springs.training.warm_steps"),
         ("systems.springs.training.final_steps=9", "training.final_steps is not used here"),

@@ -105,7 +105,7 @@ def test_given_energies(tmp_path):
     write_structures(tmp_path / "more.extxyz", [labelled("H", -13.0), labelled("H2", -27.0)])
     with pytest.raises(InputError, match=r"more\.extxyz, frame 1 is not one atom"):
         given_references(TrainingSettings(reference_energies=tmp_path / "more.extxyz"))
-    with pytest.raises(ValueError, match="'Hx' is no chemical symbol"):
+    with pytest.raises(ValueError, match="'Hx' is not a chemical symbol"):
         TrainingSettings(reference_energies={"Hx": 0.0})
 
 

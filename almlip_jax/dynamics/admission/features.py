@@ -170,7 +170,7 @@ class LogDet(Shared):
 
 
 def _resolvable(x: jax.Array) -> jax.Array:
-    """Whitened features no longer than what a copy can be told from in this precision (about 30 in float32).
+    """Whitened features, cut to the length up to which copies are recognised in this precision (about 30 in float32).
 
     The rounding of a gain grows with the fourth power of the length.  A frame that far out is new whatever its length;
     its direction is kept.

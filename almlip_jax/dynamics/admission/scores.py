@@ -1,4 +1,4 @@
-"""Rules that know no features: each walker's first frames, a uniform sample, the highest scores."""
+"""Rules that look at no features: each walker's first frames, a uniform sample, the highest scores."""
 
 from __future__ import annotations
 

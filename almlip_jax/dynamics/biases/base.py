@@ -62,11 +62,11 @@ class Bias(Protocol):
         return {}
 
     def look(self, state: Any, seen: Seen) -> dict[str, jax.Array]:
-        """What tables show of the bias after a step, name -> [W]; called for the steps that are shown alone.
+        """What tables show of the bias after a step, name -> [W]; called only for the steps that are shown.
 
         Args:
             state: after the step.
-            seen: what the step looked seen.
+            seen: what the bias saw in the step.
         """
         return {}
 
@@ -181,12 +181,12 @@ def per_walker(value: float | Sequence[float], context: RunContext, name: str) -
     """One number for each walker, [W]: the same for all, or as many as there are.
 
     Raises:
-        InputError: there are as many numbers as neither one nor the walkers.
+        InputError: there are neither one number nor as many as walkers.
     """
     numbers = jnp.asarray(value, context.dtype)
     if numbers.ndim and len(numbers) != context.walkers:
         raise InputError(
-            f"{name} of a bias has {len(numbers)} values for {context.walkers} walkers; give one for each, or one."
+            f"{name} of a bias has {len(numbers)} values for {context.walkers} walkers; give one, or one for each."
         )
     return jnp.broadcast_to(numbers, (context.walkers,))
 
@@ -198,7 +198,7 @@ PerWalker = Bounded | Annotated[tuple[Bounded, ...], Field(min_length=1)]
 """One number for all walkers, or one for each."""
 
 PositivePerWalker = Positive | Annotated[tuple[Positive, ...], Field(min_length=1)]
-"""The same of numbers above 0."""
+"""The same, for numbers above 0."""
 
 
 class BiasSettings(Spec):
@@ -214,7 +214,7 @@ class BiasSettings(Spec):
 
     @property
     def follows_progress(self) -> str | None:
-        """What of it depends on how much of the run is over, in words; None where nothing does."""
+        """What in it depends on how much of the run is over, in words; None where nothing does."""
         return None if self.ramp is None else f"the ramp of the bias '{self.kind}'"
 
     @property
@@ -224,7 +224,7 @@ class BiasSettings(Spec):
 
     @property
     def leaves_hills(self) -> bool:
-        """Whether its state holds hills that tell a free energy; see `Bias.hills`."""
+        """Whether its state holds hills from which a free energy follows; see `Bias.hills`."""
         return False
 
     @abstractmethod
@@ -249,7 +249,7 @@ class UserBias(UserCode, BiasSettings):
 
     @property
     def follows_progress(self) -> str | None:
-        """Unless it is said that it does not."""
+        """True unless the settings say otherwise."""
         return super().follows_progress or ("the bias 'user' (scheduled)" if self.scheduled else None)
 
     def plain(self) -> Bias:

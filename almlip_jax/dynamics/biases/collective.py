@@ -108,7 +108,7 @@ def check_atoms(variable: CollectiveVariable, atoms: int) -> None:
 
 @dataclass(frozen=True)
 class UserVariable:
-    """A user's function ``(positions [N, 3], cell [3, 3]) -> scalar``, told from others by its source alone.
+    """A user's function ``(positions [N, 3], cell [3, 3]) -> scalar``, distinguished from others by its source alone.
 
     Attributes:
         function: differentiable by jax; rows of positions beyond the atoms of a walker are padding.

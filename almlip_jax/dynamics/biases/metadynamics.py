@@ -1,4 +1,4 @@
-"""Metadynamics: a bias of Gaussian hills that walkers leave behind, and the free energy that the hills tell of."""
+"""Metadynamics: a bias of Gaussian hills that walkers leave behind, and the free energy that follows from the hills."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ class Metadynamics(Bias):
 
     Every ``pace`` steps each walker leaves a hill of height ``h exp(-V(s) / (kT (gamma - 1)))`` where it is, V being
     the bias that acts on it there.  Once its room is full the bias stays as it is, and `HillState.missed` counts.
-    Walkers of strength 0 and variables that are not finite leave no hills, nor does a frame that was not visited: the
-    hill is then left at the next one that is.
+    Walkers of strength 0 and variables that are not finite leave no hills.  A frame that was not visited leaves none
+    either: the hill is left at the next one that is visited.
 
     Args:
         variables: D collective variables.
@@ -170,7 +170,7 @@ class Metadynamics(Bias):
 
 @dataclass(frozen=True)
 class Hills:
-    """Hills on the host, as they are kept; the arrays of `HillState` that tell where they stand.
+    """Hills on the host, as they are kept; the arrays of `HillState` that describe them.
 
     Attributes:
         centres: [G, K, D].
@@ -237,11 +237,11 @@ class MetadynamicsSettings(BiasSettings):
 
     kind: Literal["metadynamics"] = "metadynamics"
     variables: tuple[VariableSettings, ...] = Field(min_length=1, max_length=3)
-    """In which the hills stand."""
+    """Variables along which hills are left."""
     widths: tuple[Positive, ...]
     """Standard deviation of a hill along each variable, in its unit."""
     height: float = Field(gt=0, le=1000.0, json_schema_extra=unit("eV"))
-    """Of the first hill, eV."""
+    """Height of the first hill, eV."""
     pace: int = Field(ge=1, le=10**9)
     """Steps between two hills of a walker."""
     bias_factor: float | None = Field(default=10.0, gt=1, le=1e6)

@@ -1,4 +1,4 @@
-"""Biases towards structures that the committee does not agree on.
+"""Biases towards structures on which the committee disagrees.
 
 With the member energies E_m, their mean E and ``sigma = sqrt(mean_m (E_m - E)^2)``, the gradient of sigma is a linear
 combination of those of the members, ``sum_m (E_m - E) / (M sigma) grad E_m``: member forces and virials, which the
@@ -167,7 +167,7 @@ def _mean_norm(vectors: jax.Array, at: Seen) -> jax.Array:
 
 
 class UncertaintySettings(BiasSettings):
-    """Towards what the committee does not agree on: ``E_b = -tau sigma_E``."""
+    """Towards structures on which the committee disagrees: ``E_b = -tau sigma_E``."""
 
     kind: Literal["uncertainty"] = "uncertainty"
     tau: float | None = Field(default=None, ge=0, le=1e6)

@@ -159,8 +159,8 @@ class Dihedral:
 class Coordination:
     """Number of contacts between two groups: sum over pairs of ``(1 - x^n) / (1 - x^m)`` with x = r / r0.
 
-    Both powers as geometric sums leave no singularity at x = 1.  An atom of both groups is no contact of its own; a
-    pair that lies within both groups counts twice.
+    Both powers as geometric sums leave no singularity at x = 1.  An atom of both groups is not in contact with itself;
+    a pair that lies within both groups counts twice.
     """
 
     first: Atoms
@@ -211,7 +211,7 @@ class DistanceSettings(_Points):
 
     kind: Literal["distance"] = "distance"
     points: tuple[Point, Point]
-    """The two."""
+    """The two points."""
 
     def build(self) -> Distance:
         """See `Distance`."""
@@ -223,9 +223,9 @@ class DistanceDifferenceSettings(_Points):
 
     kind: Literal["distance_difference"] = "distance_difference"
     first: tuple[Point, Point]
-    """Whose distance counts."""
+    """Points whose distance is taken."""
     second: tuple[Point, Point]
-    """Whose distance is taken off."""
+    """Points whose distance is subtracted."""
 
     def _neighbours(self) -> tuple[tuple[Point, ...], ...]:
         return self.first, self.second
@@ -240,7 +240,7 @@ class AngleSettings(_Points):
 
     kind: Literal["angle"] = "angle"
     points: tuple[Point, Point, Point]
-    """The corner in the middle."""
+    """Three points, the corner in the middle."""
 
     def build(self) -> Angle:
         """See `Angle`."""
@@ -273,9 +273,9 @@ class CoordinationSettings(VariableSettings):
     first: Group
     """Atoms of one group."""
     second: Group
-    """Atoms of the other; one that is in both is no contact of its own."""
+    """Atoms of the other; one that is in both is not in contact with itself."""
     r0: float = Field(gt=0, le=20.0, json_schema_extra=unit("Angstrom"))
-    """Angstrom, where a pair counts n/m."""
+    """Distance at which a pair counts n/m, Angstrom."""
     n: int = Field(default=6, ge=1, le=63)
     """Lower power."""
     m: int = Field(default=12, le=64, ge=2)

@@ -18,7 +18,7 @@ class GateSettings(Spec):
     """Settings of any gate."""
 
     score: AnyScoreName = "force_std_max"
-    """Which score."""
+    """Score that it compares with the thresholds."""
     persistence: int = Field(default=1, ge=1, le=MOST_STEPS)
     """Steps in a row above the stop threshold that end a walker."""
     release: float | None = Field(default=None, gt=0, le=1)

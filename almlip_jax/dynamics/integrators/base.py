@@ -116,7 +116,7 @@ class IntegratorSettings(Spec):
 
     @property
     def periods(self) -> Mapping[str, float]:
-        """Keys of times that two steps at least have to fit in, fs."""
+        """Keys of times, fs, into each of which at least two steps have to fit."""
         return {}
 
     @property

@@ -17,7 +17,7 @@ from almlip_jax.settings import Settings
 
 @struct.dataclass
 class SwapState:
-    """What swaps keep beside the dynamics they stand between.
+    """What swaps keep in addition to the dynamics they stand between.
 
     Attributes:
         inner: of the dynamics.
@@ -176,8 +176,8 @@ class Swaps(Integrator):
 def _unlike_pair(key: jax.Array, species: jax.Array, swappable: jax.Array) -> jax.Array:
     """Two swappable atoms of different species, [2]; an atom with itself where there are none.
 
-    The first is drawn among all that have a partner, the second among its partners.  The composition being what it is,
-    the way back is as probable.
+    The first is drawn among all that have a partner, the second among its partners.  The composition does not change,
+    so the way back is equally probable.
     """
     first_key, second_key = jax.random.split(key)
     unlike = (species[:, None] != species[None, :]) & swappable[:, None] & swappable[None, :]

@@ -120,7 +120,7 @@ class NoseHoover(VelocityVerlet):
 
     Attributes:
         length: links of the chain.
-        substeps: how often a step of the chain is divided, beside the three weights of Suzuki and Yoshida.
+        substeps: how often a step of the chain is divided, on top of the three weights of Suzuki and Yoshida.
     """
 
     length: int = 5

@@ -1,4 +1,4 @@
-"""How ASE calculators are told of charge and spin, for which ASE has no rule that all of them keep."""
+"""How ASE calculators are told charge and spin, for which ASE has no rule that all of them follow."""
 
 from __future__ import annotations
 
@@ -76,10 +76,10 @@ def check_state(atoms: Atoms, keys: StateKeys, parameters: Mapping[str, Any], ca
         check_moments(atoms)
     for key, wanted, usual in ((keys.charge, charge, 0), (keys.spin, spin, 1)):
         fixed = None if key is None or key in (INFO, CHARGES, MOMENTS) else _lookup(parameters, key)
-        # A neutral singlet is what structures are of which nobody said anything; the parameters then decide.
+        # A structure without charge and spin counts as a neutral singlet; the parameters then decide.
         if fixed is not None and fixed != wanted != usual:
             raise LabelError(
-                f"oracle.parameters fixes {key} = {fixed}, but the structure has {wanted}; say charge and spin in the "
+                f"oracle.parameters fixes {key} = {fixed}, but the structure has {wanted}; give charge and spin in the "
                 "section system, or in the structures, and leave them out of the parameters"
             )
 

@@ -47,7 +47,7 @@ class ExternalSettings(SourceSettings, FileReading):
 
     tolerance: float = Field(default=1e-4, ge=0, le=0.1, json_schema_extra=unit("Angstrom"))
     """Largest difference of a coordinate between the structure asked for and the one labelled, in Angstrom; another
-    image of the cell, or another order of equal atoms, is no difference."""
+    image of the cell, or another order of equal atoms, does not count as a difference."""
 
     def gives(self, target: str) -> bool:
         """Whatever the files have."""

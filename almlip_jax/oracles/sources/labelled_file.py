@@ -65,9 +65,7 @@ class FileSettings(SourceSettings, FileReading):
         keys = {name: given[f"{name}_key"] for name in _FIRST if given.get(f"{name}_key") is not None}
         kept = {name: value for name, value in given.items() if name not in before}
         if keys and kept.get("keys") is not None:
-            raise ValueError(
-                f"{' and '.join(f'{name}_key' for name in keys)} belong into keys, which is given as well."
-            )
+            raise ValueError(f"{' and '.join(f'{name}_key' for name in keys)} belong in keys, which is given as well.")
         return kept | ({"keys": keys} if keys else {})
 
     def version(self) -> str:
