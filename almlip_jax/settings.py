@@ -27,6 +27,9 @@ class Settings(BaseModel):
         extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
     )
 
+    def __hash__(self) -> int:
+        return hash((type(self), *(_hashable(value) for value in self.__dict__.values())))
+
     @model_validator(mode="before")
     @classmethod
     def _check_keys(cls, data: Any) -> Any:
@@ -50,6 +53,10 @@ class Settings(BaseModel):
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
         kind = cls.model_fields["kind"].default if "kind" in cls.model_fields else None
         return f"did you mean '{near[0]}'?" if near else f"{valid_keys(kind)}: {', '.join(known)}."
+
+
+def _hashable(value: Any) -> Any:
+    return frozenset((key, _hashable(of)) for key, of in value.items()) if isinstance(value, Mapping) else value
 
 
 class Findings(Settings):

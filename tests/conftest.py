@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import lru_cache, partial
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -29,6 +30,10 @@ import jax
 import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
+
+from almlip_jax.dynamics import programs
+from almlip_jax.dynamics.loop import Loop
+from almlip_jax.precision import full_precision
 
 _OLDEST = 14 * 24 * 3600  # seconds after which a program is compiled again, so that the folder does not grow for ever
 
@@ -85,6 +90,21 @@ def _cache_at(folder: Path) -> Iterator[None]:
 def compiled_in() -> Callable[[Path], AbstractContextManager[None]]:
     """``with compiled_in(folder):`` keeps compiled programs in a folder, and takes them from there."""
     return _cache_at
+
+
+@pytest.fixture(scope="module")
+def optimised() -> Iterator[None]:
+    """Programs of dynamics as users have them, for modules whose steps take longer than compiling."""
+    wanted = {"xla_backend_optimization_level": 2, "xla_llvm_disable_expensive_passes": False}
+    compiled = partial(jax.jit, compiler_options=wanted)
+
+    @lru_cache
+    def of(loop: Loop) -> programs.Programs:
+        return programs.Programs(*(compiled(full_precision(one)) for one in (loop.begin, loop.run_chunk)))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(programs, "_programs", of)
+        yield
 
 
 def _damages(path: Path, *, parts: bool = True) -> dict[str, bytes]:

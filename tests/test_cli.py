@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -49,19 +52,43 @@ stopping: {max_rounds: 1, share_below: null}
 """
 
 
-def almlip(folder: Path, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-    """Runs the program as a user does."""
-    environment = {**os.environ, "ALMLIP_CACHE_DIR": str(folder / "cache"), "COLUMNS": "160"}
-    done = subprocess.run(
-        [sys.executable, "-m", "almlip_jax.cli", *arguments],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == code, done.stdout + done.stderr
+@dataclass(frozen=True)
+class Done:
+    """What a command printed, and how it ended."""
+
+    stdout: str
+    stderr: str
+
+
+def almlip(folder: Path, *arguments: str, code: int = 0) -> Done:
+    """Runs the program in this process, as if it had been called in the folder."""
+    out, err, status = io.StringIO(), io.StringIO(), 0
+    environment = {"ALMLIP_CACHE_DIR": str(folder / "cache"), "COLUMNS": "160"}
+    with (
+        contextlib.chdir(folder),
+        patch.dict(os.environ, environment),
+        patch.object(sys, "argv", ["almlip", *arguments]),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        patch.object(cli, "console", Console(width=160)),
+    ):
+        try:
+            cli.main()
+        except SystemExit as end:
+            status = int(end.code or 0)
+    done = Done(out.getvalue(), err.getvalue())
+    assert status == code, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     return done
+
+
+def in_a_process_of_its_own(folder: Path, *arguments: str) -> Done:
+    """Runs the program as a user does."""
+    environment = {**os.environ, "ALMLIP_CACHE_DIR": str(folder / "cache"), "COLUMNS": "160"}
+    command = [sys.executable, "-m", "almlip_jax.cli", *arguments]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stdout + done.stderr
+    return Done(done.stdout, done.stderr)
 
 
 def labelled(seed: int) -> Atoms:
@@ -81,7 +108,8 @@ def folder(tmp_path_factory) -> Path:
     (path / "config.yaml").write_text(CONFIG)
     write_structures(path / "water.extxyz", [molecule("H2O")])
     write_structures(path / "data.extxyz", [labelled(seed) for seed in range(12)])
-    almlip(path, "train", "config.yaml", "--data", "data.extxyz", "--out", "potential", "--json", "train.json")
+    more = ["--data", "data.extxyz", "--out", "potential", "--json", "train.json"]
+    in_a_process_of_its_own(path, "train", "config.yaml", *more)
     return path
 
 

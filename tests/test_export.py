@@ -136,9 +136,9 @@ def test_training(settings: Any, backend: str) -> None:
     trainer = Trainer(ensemble, SPECIES, plan_capacity(data, 3.0, training), training, EnsembleSettings(size=2))
     packed = trainer.training_set(data, {1: 0.0, 8: 0.0})
     plan, steps = packed.training_plan()
-    lowered(trainer._fresh, KEY, packed.packed.data, plan, jnp.int32(steps), 1.0)
+    lowered(trainer._compiled.fresh, KEY, packed.packed.data, plan, jnp.int32(steps), 1.0)
     state = jax.eval_shape(trainer.program.initial, jax.eval_shape(ensemble.init, KEY))
-    lowered(trainer._segment, state, trainer.prepare(packed, 10, KEY), plan, jnp.int32(steps))
+    lowered(trainer._compiled.segment, state, trainer.prepare(packed, 10, KEY), plan, jnp.int32(steps))
 
 
 def test_evaluation(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:

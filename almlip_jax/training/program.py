@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +15,14 @@ from flax import struct
 
 from almlip_jax.ensembles import Ensemble, Prediction
 from almlip_jax.models import Params, Survey
+from almlip_jax.precision import full_precision
 from almlip_jax.structures.graph import Graph, Targets
 from almlip_jax.structures.packing import BatchPlan, PackedDataset, take_batch
 from almlip_jax.training.loss import SQUARES, Residuals, mean_of_heads, means, residuals, unweighted, weighted
 from almlip_jax.training.optimiser import build_optimiser, in_second_stage, learning_rate
 from almlip_jax.training.settings import LossSettings, TrainingSettings
+
+_REMEMBERED = 8  # programs; a campaign has one for each architecture
 
 
 @struct.dataclass
@@ -78,7 +82,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Program:
-    """Functions of the training of an ensemble, to be compiled by whoever calls them.
+    """Functions of the training of an ensemble; `compiled` compiles them.
 
     Attributes:
         ensemble: model and number of members.
@@ -90,7 +94,7 @@ class Program:
 
     ensemble: Ensemble
     settings: TrainingSettings
-    dtype: np.dtype | type
+    dtype: np.dtype
     own_order: bool = False
 
     @property
@@ -318,3 +322,25 @@ def _begin_second_stage(state: State, late: jax.Array, first: jax.Array) -> Stat
         waited=jnp.where(late & ~first, state.waited, -1),  # counted up to 0 next
         plateau=plateau,
     )
+
+
+class Compiled(NamedTuple):
+    """`Program.fresh`, `Program.initial` and `Program.segment`, compiled once for each shape of their arrays."""
+
+    fresh: Callable[..., Params]
+    initial: Callable[..., State]
+    segment: Callable[..., tuple[State, dict[str, jax.Array]]]
+
+
+def compiled(program: Program) -> Compiled:
+    """The functions of a program, or of an equal one before it, whichever trainer that belonged to."""
+    try:
+        return _compiled(program)
+    except TypeError:  # settings of a user's own that cannot be compared with others
+        return _compiled.__wrapped__(program)
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _compiled(program: Program) -> Compiled:
+    segment = jax.jit(full_precision(program.segment), donate_argnums=(0,))
+    return Compiled(jax.jit(full_precision(program.fresh)), jax.jit(full_precision(program.initial)), segment)

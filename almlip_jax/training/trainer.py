@@ -23,11 +23,10 @@ from almlip_jax.errors import InputError
 from almlip_jax.keys import named_stream
 from almlip_jax.models import Params
 from almlip_jax.models.electronic import knows_states, taught_states
-from almlip_jax.precision import full_precision
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.training import checkpoint as checkpoints
 from almlip_jax.training.dataset import Capacity, Order, TrainingSet, bootstrap_weights, split, training_set
-from almlip_jax.training.program import Program, Run, State
+from almlip_jax.training.program import Program, Run, State, compiled
 from almlip_jax.training.settings import TrainingSettings, check_losses
 
 OnEpoch: TypeAlias = "Callable[[EpochReport], None]"
@@ -132,10 +131,8 @@ class Trainer:
         self.members = members or EnsembleSettings(size=ensemble.size)
         self.dtype = dtype
         self.first = first
-        self.program = Program(ensemble, settings, dtype, own_order=self.members.order == "own")
-        self._fresh = jax.jit(full_precision(self.program.fresh))
-        self._initial = jax.jit(full_precision(self.program.initial))
-        self._segment = jax.jit(full_precision(self.program.segment), donate_argnums=(0,))
+        self.program = Program(ensemble, settings, np.dtype(dtype), own_order=self.members.order == "own")
+        self._compiled = compiled(self.program)
 
     def train(
         self,
@@ -228,7 +225,7 @@ class Trainer:
             done, epoch = (history[-1].step, history[-1].epoch) if history else (0, 0)
             plan, length, epochs = order.segment(data, self.settings.validate_every)
             steps = min(length, total - done)
-            state, raw = self._segment(state, run, plan, jnp.asarray(steps, jnp.int32))
+            state, raw = self._compiled.segment(state, run, plan, jnp.asarray(steps, jnp.int32))
             epoch += round(epochs * steps / length)
             history.append(report_of(raw, epoch, total, time.monotonic() - began))
             if keeper is not None:
@@ -310,12 +307,14 @@ class Trainer:
         if given < self.ensemble.size or untold:
             plan, steps = data.training_plan()
             whole = jax.tree.map(jnp.asarray, plan)
-            fresh = self._fresh(key, data.packed.data, whole, jnp.asarray(steps, jnp.int32), data.energy_scale())
+            steps_of_plan, scale = jnp.asarray(steps, jnp.int32), data.energy_scale()
+            fresh = self._compiled.fresh(key, data.packed.data, whole, steps_of_plan, scale)
             if params is not None:
                 params = taught_states(params, fresh) if untold else params
                 fresh = jax.tree.map(lambda own, new: np.concatenate([own, new[given:]]), params, fresh)
             params = fresh
-        return _spread(self._initial(spread_members(jax.tree.map(lambda x: jnp.asarray(x, self.dtype), params))))
+        own = spread_members(jax.tree.map(lambda x: jnp.asarray(x, self.dtype), params))
+        return _spread(self._compiled.initial(own))
 
     def total_steps(self, dataset: Sequence[Atoms], *, warm: bool, all_train: bool = False) -> int:
         """Length of a training on so many structures, in optimiser steps, if nothing ends it earlier.

@@ -36,6 +36,8 @@ from almlip_jax.ensembles import Prediction
 from almlip_jax.structures.graph import Graph, Places, forces_and_virial, sum_over_atoms
 from almlip_jax.units import GPA, KB
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 CLUSTER = Atoms("O6", [[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [1, 0, 1]])
 
 
@@ -120,7 +122,8 @@ def free(params: jax.Array, graph: Graph) -> Prediction:
     return Prediction(none[:, :structures, 0], none, none[:, :structures, :, None] * jnp.zeros(3), none[..., :1])
 
 
-@pytest.mark.parametrize("steps", [6000, pytest.param(60_000, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", [6000, 60_000])
 def test_an_ideal_gas_has_its_volume(steps):
     """``<V> = (N + 1) kT / P`` within three standard errors, in the long run of one percent at most."""
     walkers, atoms, kelvin, pressure = 64, 12, 300.0, 0.5

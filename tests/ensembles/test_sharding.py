@@ -69,7 +69,7 @@ spread = len(jax.tree.leaves(spread_members(result.params))[0].sharding.device_s
 shares = [len(spread_members(np.zeros((n, 2))).sharding.device_set) for n in (6, 7, 12, 16) if len(jax.devices()) > 1]
 groups = spread_members((np.zeros((4, 2)), np.zeros((6, 2))))
 together = jax.jit(lambda pair: pair[0].sum() + pair[1].sum())(groups)  # refused where they lie on different devices
-programs = [trainer._segment, *(program for one in (explorer, explorer_of_one)
+programs = [trainer._compiled.segment, *(program for one in (explorer, explorer_of_one)
     for loop in one._loops.values() for program in programs_of(loop))]
 np.savez(
     sys.argv[1], spread=spread, shares=shares, compiled=max(program._cache_size() for program in programs),

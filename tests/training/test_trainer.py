@@ -142,6 +142,16 @@ def test_members_differ(result):
     assert np.std(leaf[0] - leaf[1]) > 0.1 * np.std(leaf)
 
 
+def test_an_equal_trainer_compiles_nothing(trainer, dataset, references, result, count_compilations):
+    other = Trainer(
+        Ensemble(build_model(MODEL, SPECIES), 2), SPECIES, trainer.capacity, settings_of(), EnsembleSettings(size=2)
+    )
+    with count_compilations() as compiled:
+        again = other.train(dataset, None, jax.random.key(0), reference_energies=references)
+    assert compiled == []
+    assert jax.tree.all(jax.tree.map(np.array_equal, again.params, result.params))
+
+
 def test_growth_and_warm_start_compile_nothing(trainer, dataset, references, result, count_compilations):
     with count_compilations() as compiled:
         grown = [*dataset, *(water(seed) for seed in range(100, 117))]
