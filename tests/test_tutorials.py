@@ -78,4 +78,4 @@ def test_a_script_of_ones_own(tmp_path, monkeypatch):
     errors = np.concatenate(names["errors"])
     assert np.sqrt(np.mean(errors**2)) < 0.3
     assert Path("potential/potential.json").exists()
-    assert len(names["found"].status) == 2
+    assert len(names["exploration"].status) == 2
