@@ -161,7 +161,7 @@ def test_charges_add_up_and_ions_have_an_origin():
 @pytest.fixture(scope="module")
 def potential() -> Potential:
     ensemble = Ensemble(build_model(MODEL, SPECIES), 2)
-    return Potential(MODEL, SPECIES, ensemble.init(jax.random.key(0)), {1: 0.0, 6: 0.0, 8: 0.0})
+    return Potential(MODEL, SPECIES, jax.jit(ensemble.init)(jax.random.key(0)), {1: 0.0, 6: 0.0, 8: 0.0})
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,7 @@ EVERY = FeatureRequest(tuple(feature_names()), columns=64)
 @pytest.fixture(scope="module")
 def potential() -> Potential:
     ensemble = Ensemble(build_model(SETTINGS, SPECIES), 3)
-    params = jax.tree.map(np.asarray, ensemble.init(jax.random.key(0)))
+    params = jax.tree.map(np.asarray, jax.jit(ensemble.init)(jax.random.key(0)))
     params = params | {"density_scale": 0.2 * params["density_scale"]}
     plain = Potential(SETTINGS, SPECIES, params, {1: -13.6, 6: -1030.0, 8: -2040.0}, metadata={"made": "by a test"})
     return plain.with_fitted(calibration=Calibration({"scale": 1.5}))

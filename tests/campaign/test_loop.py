@@ -169,6 +169,7 @@ class TestRunDirectory:
         assert np.mean(errors) < 0.5 * np.sqrt(np.mean(labels**2))
 
 
+@pytest.mark.slow
 def test_nothing_compiles_after_round_1_while_the_dataset_grows_from_20_to_170(
     tmp_path: Path, count_compilations: Counting
 ) -> None:

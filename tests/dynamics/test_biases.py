@@ -476,6 +476,7 @@ def test_hills_of_periodic_variables_reach_around():
     np.testing.assert_allclose(found[1], height.max() - height, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_metadynamics_finds_the_free_energy_of_a_double_well():
     """Overdamped Langevin dynamics over 9 and 7 kT between two wells; eight walkers share well-tempered hills.
 

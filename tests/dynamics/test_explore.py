@@ -264,6 +264,7 @@ def test_walkers_in_blocks_move_as_all_at_once(monkeypatch):
         np.testing.assert_allclose(parts.scores[name], wanted, rtol=1e-6, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_neighbour_overflow_is_as_if_nothing_had_happened():
     """A cluster that contracts outgrows its list: the chunk is done again with more room."""
     grid = np.stack(np.meshgrid(*[np.arange(4)] * 3), axis=-1).reshape(-1, 3)

@@ -61,7 +61,7 @@ def graph() -> Graph:
 
 @pytest.fixture(scope="module")
 def params():
-    return jax.tree.map(lambda x: x.astype(jnp.float64), ENSEMBLE.init(jax.random.key(0)))
+    return jax.tree.map(lambda x: x.astype(jnp.float64), jax.jit(ENSEMBLE.init)(jax.random.key(0)))
 
 
 @pytest.fixture(scope="module")

@@ -42,8 +42,8 @@ def ensemble(request) -> Ensemble:
 
 @pytest.fixture(scope="module")
 def params(ensemble):
-    fresh = jax.tree.map(lambda x: x.astype(jnp.float64), ensemble.init(jax.random.key(1)))
-    return ensemble.standardise(fresh, ensemble.survey(graph_of([water(0)])), 1.3)
+    fresh = jax.tree.map(lambda x: x.astype(jnp.float64), jax.jit(ensemble.init)(jax.random.key(1)))
+    return jax.jit(ensemble.standardise)(fresh, jax.jit(ensemble.survey)(graph_of([water(0)])), 1.3)
 
 
 def water(seed: int) -> Atoms:
@@ -109,8 +109,8 @@ def test_variances_add_over_atoms_and_do_not_turn(ensemble, params):
 
 def test_evidential_parameters_are_those_of_a_distribution():
     ensemble = Ensemble(build_model(SETTINGS, SPECIES), 2, heads=KINDS["evidential"])
-    params = jax.tree.map(lambda x: x.astype(jnp.float64), ensemble.init(jax.random.key(1)))
-    params = ensemble.standardise(params, ensemble.survey(graph_of([water(0)])), 1.0)
+    params = jax.tree.map(lambda x: x.astype(jnp.float64), jax.jit(ensemble.init)(jax.random.key(1)))
+    params = jax.jit(ensemble.standardise)(params, jax.jit(ensemble.survey)(graph_of([water(0)])), 1.0)
     params["heads"]["noise"] *= 1e3  # far away: as extreme as they come
     noise = _predict(ensemble, params, graph_of([water(0), water(1)])).noise
     for belief in (noise.energy, noise.forces, noise.virial):
@@ -155,7 +155,7 @@ def test_committee_adds_variances_up():
 def test_more_species_change_nothing_for_the_old_ones(ensemble, params):
     table = SpeciesTable((1, 6, 8))
     larger = Ensemble(build_model(SETTINGS, table), 2, heads=ensemble.heads)
-    fresh = jax.tree.map(lambda x: x.astype(jnp.float64), larger.init(jax.random.key(9)))
+    fresh = jax.tree.map(lambda x: x.astype(jnp.float64), jax.jit(larger.init)(jax.random.key(9)))
     grown = ensemble.with_species(params, fresh, table)
     before = _predict(ensemble, params, graph_of([water(0)]))
     after = _predict(larger, grown, graph_of([water(0)], table))

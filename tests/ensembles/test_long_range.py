@@ -103,7 +103,7 @@ def graph_of(found: list[Atoms]) -> Graph:
 
 
 def params():
-    return jax.tree.map(lambda x: x.astype(jnp.float64), ENSEMBLE.init(jax.random.key(0)))
+    return jax.tree.map(lambda x: x.astype(jnp.float64), jax.jit(ENSEMBLE.init)(jax.random.key(0)))
 
 
 def strained(atoms: Atoms, strain: np.ndarray) -> Atoms:
@@ -159,6 +159,7 @@ def test_features_change_along_a_displacement_as_they_do_when_atoms_move():
             np.testing.assert_allclose(found[model, :6], ((ends[0] - ends[1]) / (2 * step))[:6], rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_dynamics_conserve_the_energy_of_charges():
     """To second order in the time step, of walkers with unlike cells and charges; packed, they have the same energy."""
     with jax.enable_x64(True):
@@ -194,5 +195,5 @@ def test_a_model_that_does_not_say_so_is_shown_no_positions():
     hidden = Ensemble(replace(Charges(), long_range=False), 1)
     with pytest.raises((TypeError, AttributeError)):
         jax.eval_shape(hidden.predict, hidden.init(jax.random.key(0)), lone_atom())
-    found: Prediction = jax.eval_shape(ENSEMBLE.predict, ENSEMBLE.init(jax.random.key(0)), lone_atom())
+    found: Prediction = jax.eval_shape(ENSEMBLE.predict, jax.jit(ENSEMBLE.init)(jax.random.key(0)), lone_atom())
     assert found.forces.shape == (2, 1, 3)

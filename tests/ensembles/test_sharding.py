@@ -101,6 +101,7 @@ def one_and_eight(tmp_path_factory) -> list[dict[str, np.ndarray]]:
     return [dict(np.load(file)) for file in files.values()]
 
 
+@pytest.mark.slow
 def test_eight_devices_give_the_single_device_result(one_and_eight):
     one, eight = one_and_eight
     assert one.pop("spread") == 1 and eight.pop("spread") == 8

@@ -69,8 +69,8 @@ def made(request, graph) -> tuple[Ensemble, dict]:
 
     @jax.jit
     def fresh(key: jax.Array) -> dict:
-        params = jax.tree.map(lambda x: x.astype(jnp.float64), ensemble.init(key))
-        return ensemble.standardise(params, ensemble.survey(graph), 1.3)
+        params = jax.tree.map(lambda x: x.astype(jnp.float64), jax.jit(ensemble.init)(key))
+        return jax.jit(ensemble.standardise)(params, jax.jit(ensemble.survey)(graph), 1.3)
 
     return ensemble, fresh(jax.random.key(1))
 

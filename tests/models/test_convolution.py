@@ -89,7 +89,7 @@ def test_zbl_of_two_nuclei():
 def test_repulsion_adds_its_energy_and_forces_and_ends_at_the_covalent_distance():
     plain = SharedDensitySettings(cutoff=CUTOFF, radial=3, l_max=1, channels=2, hidden=(4,))
     bare, shielded = (build_model(plain.model_copy(update={"repulsion": on}), SPECIES) for on in (False, True))
-    params = jax.tree.map(lambda x: x.astype(jnp.float64), Ensemble(bare, 2).init(jax.random.key(0)))
+    params = jax.tree.map(lambda x: x.astype(jnp.float64), jax.jit(Ensemble(bare, 2).init)(jax.random.key(0)))
     predict = jax.jit(lambda model, graph: Ensemble(model, 2).predict(params, graph), static_argnums=0)
 
     def difference(distance: float) -> tuple[float, float]:
@@ -110,7 +110,7 @@ def test_repulsion_adds_its_energy_and_forces_and_ends_at_the_covalent_distance(
 def test_members_one_by_one_or_side_by_side_are_the_same():
     shape = MaceSettings(cutoff=CUTOFF, radial=3, channels=2, l_max=1, correlation=2, read_out=(4,))
     model = build_model(shape, SPECIES)
-    params = jax.tree.map(lambda x: x.astype(jnp.float64), Ensemble(model, 3).init(jax.random.key(0)))
+    params = jax.tree.map(lambda x: x.astype(jnp.float64), jax.jit(Ensemble(model, 3).init)(jax.random.key(0)))
     graph = graph_of(carbide())
     predict = jax.jit(lambda ensemble, params, graph: ensemble.predict(params, graph), static_argnums=0)
     together, in_turn = (predict(Ensemble(model, 3, mapping), params, graph) for mapping in ("vmap", "map"))
@@ -127,7 +127,7 @@ def test_every_shape_of_mace_is_invariant(correlation, hidden_l_max):
         cutoff=CUTOFF, radial=3, channels=2, l_max=2, hidden_l_max=hidden_l_max, correlation=correlation, read_out=(4,)
     )
     model = build_model(settings, SPECIES)
-    params = jax.tree.map(lambda x: x.astype(jnp.float64), model.init(jax.random.key(2)))
+    params = jax.tree.map(lambda x: x.astype(jnp.float64), jax.jit(model.init)(jax.random.key(2)))
     energy = jax.jit(lambda graph: model.apply(params, model.geometry(graph), graph).energy)
     graph = graph_of(carbide())
     turn = np.linalg.qr(np.random.default_rng(1).normal(size=(3, 3)))[0]

@@ -62,8 +62,8 @@ def graph_of(atoms: Atoms) -> Graph:
 
 def prepared(settings: MaceSettings) -> tuple[Ensemble, dict]:
     ensemble = Ensemble(build_model(settings, SPECIES), 1)
-    fresh = jax.tree.map(lambda x: x.astype(jnp.float64), ensemble.init(jax.random.key(0)))
-    return ensemble, ensemble.standardise(fresh, ensemble.survey(graph_of(peroxide())), 1.0)
+    fresh = jax.tree.map(lambda x: x.astype(jnp.float64), jax.jit(ensemble.init)(jax.random.key(0)))
+    return ensemble, jax.jit(ensemble.standardise)(fresh, jax.jit(ensemble.survey)(graph_of(peroxide())), 1.0)
 
 
 QUICK = ("beyond_the_edges", "five_body")

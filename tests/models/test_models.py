@@ -75,8 +75,8 @@ def ensemble(request) -> Ensemble:
 
 @pytest.fixture(scope="module")
 def params(ensemble: Ensemble):
-    fresh = jax.tree.map(lambda x: x.astype(jnp.float64), ensemble.init(jax.random.key(1)))
-    return ensemble.standardise(fresh, ensemble.survey(packed_graph([ethanol(), crystal()])), 1.0)
+    fresh = jax.tree.map(lambda x: x.astype(jnp.float64), jax.jit(ensemble.init)(jax.random.key(1)))
+    return jax.jit(ensemble.standardise)(fresh, jax.jit(ensemble.survey)(packed_graph([ethanol(), crystal()])), 1.0)
 
 
 def ethanol(charge: int = 1, spin: int = 2) -> Atoms:
@@ -221,7 +221,7 @@ def test_more_species_change_nothing_for_the_old_ones(ensemble, params):
     """Elements before, between and after the old ones; what a new one does is open, but it does something."""
     table = SpeciesTable((1, 3, 6, 7, 8, 9))
     larger = Ensemble(build_model(settings_of(ensemble), table), 2)
-    fresh = jax.tree.map(lambda x: x.astype(jnp.float64), larger.init(jax.random.key(9)))
+    fresh = jax.tree.map(lambda x: x.astype(jnp.float64), jax.jit(larger.init)(jax.random.key(9)))
     grown = jax.vmap(lambda old, new: ensemble.model.with_species(old, new, table))(params, fresh)
     for structure in (ethanol(), crystal()):
         before = _predict(ensemble, params, packed_graph([structure]))
@@ -248,7 +248,7 @@ def test_species_told_apart_one_by_one_do_not_grow_into_an_embedding():
     model, larger = build_model(narrow, few), build_model(narrow, many)
     key = jax.random.key(0)
     with pytest.raises(InputError, match="species_channels"):
-        model.with_species(model.init(key), larger.init(key), many)
+        model.with_species(jax.jit(model.init)(key), larger.init(key), many)
 
 
 def test_extensive(ensemble, params):
@@ -287,7 +287,7 @@ def test_what_an_atom_is_told_is_its_share():
     """Inversely proportional to the size of the structure, and learned for each species."""
     s = EVERYTHING
     model = build_model(s, SPECIES)
-    params = model.init(jax.random.key(0))
+    params = jax.jit(model.init)(jax.random.key(0))
     small, large = molecule("H2O"), molecule("H2O") + molecule("CH4")
     for atoms in (small, large):
         atoms.info["charge"] = -2
@@ -310,7 +310,7 @@ def test_what_an_atom_is_told_is_its_share():
 
 def test_neutral_isolated_atoms_have_their_energies_whatever_their_spin():
     model = build_model(EVERYTHING, SPECIES, isolated=(6, 8))
-    params = jax.tree.map(lambda x: x.astype(jnp.float64), model.init(jax.random.key(0)))
+    params = jax.tree.map(lambda x: x.astype(jnp.float64), jax.jit(model.init)(jax.random.key(0)))
     states = {"O": [(0, 3), (0, 1), (1, 4)], "H": [(0, 2)]}
     atoms = [Atoms(symbol, info={"charge": q, "spin": s}) for symbol, all_of in states.items() for q, s in all_of]
     graph = packed_graph(atoms, BatchShape(4, 1, 4))

@@ -676,7 +676,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working folder with a potential that was never trained, structures, and configs."""
     path = tmp_path_factory.mktemp("work")
     ensemble = Ensemble(build_model(MODEL, SpeciesTable((6,))), 2)
-    params = jax.tree.map(np.asarray, ensemble.init(jax.random.key(0)))
+    params = jax.tree.map(np.asarray, jax.jit(ensemble.init)(jax.random.key(0)))
     Potential(MODEL, SpeciesTable((6,)), params, {6: -1000.0}).save(path / "potential")
     frames = [bulk("C", "diamond", a=3.6) for _ in range(12)]
     for n, frame in enumerate(frames):

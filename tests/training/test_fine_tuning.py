@@ -68,7 +68,7 @@ def test_parameters_that_were_not_told_begin_as_they_are_with_those_that_tell(wa
     """Shares of one electron in three atoms are scaled to one."""
     data, told = [*waters, *map(cation, waters)], MODEL.model_copy(update={"electronic_state": True})
     trainer = trainer_of(data, SHORT, model=told)
-    old = trainer_of(waters, SHORT).ensemble.init(jax.random.key(5))
+    old = jax.jit(trainer_of(waters, SHORT).ensemble.init)(jax.random.key(5))
     state = trainer.start(trainer.training_set(data, {1: 0.0, 8: 0.0}), old, jax.random.key(6))
     assert same_bits({name: state.params[name] for name in old}, old)
     assert set(state.params) == {*old, "state_scale", "state_weights", "state_vectors"}

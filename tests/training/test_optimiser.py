@@ -56,7 +56,7 @@ class TestSchedules:
     def test_the_rate_falls_after_enough_validations_without_a_better_mean(self, waters):
         """The mean over the members decides, those that diverged aside; a fall restarts the count."""
         trainer = trainer_of(waters, settings_of(schedule="plateau", plateau_factor=0.5, plateau_patience=2))
-        seen = trainer.program.initial(trainer.ensemble.init(jax.random.key(0))).plateau
+        seen = trainer.program.initial(jax.jit(trainer.ensemble.init)(jax.random.key(0))).plateau
         factors = []
         for loss in ([4, 2], [3, 1], [1, 3.5], [2, 2], [2, 2], [2, 1.9], [2, 2], [np.nan, 1], [1, 1], [1, 1], [1, 1]):
             seen = trainer.program.follow_plateau(seen, jnp.asarray(loss, jnp.float32))

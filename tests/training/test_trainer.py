@@ -169,7 +169,7 @@ def test_a_member_trains_as_it_would_alone(dataset, references):
     model = build_model(MODEL, SPECIES)
     pair = Trainer(Ensemble(model, 2), SPECIES, capacity, settings, EnsembleSettings(size=2, bootstrap="none"))
     alone = Trainer(Ensemble(model, 1), SPECIES, capacity, settings, EnsembleSettings(size=1))
-    start = Ensemble(model, 2).init(jax.random.key(5))
+    start = jax.jit(Ensemble(model, 2).init)(jax.random.key(5))
     both = pair.train(dataset, start, jax.random.key(6), reference_energies=references)
     second = alone.train(
         dataset, jax.tree.map(lambda x: x[1:], start), jax.random.key(6), reference_energies=references
