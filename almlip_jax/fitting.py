@@ -22,6 +22,7 @@ from almlip_jax.structures.remembered import remember
 from almlip_jax.structures.replay import FORGETS, Replay, replay
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.training import (
+    AnyTrainer,
     EpochReport,
     References,
     TrainingResult,
@@ -85,41 +86,99 @@ def fit_potential(
     bonded, held_out = without_isolated_atoms(structures), without_isolated_atoms(validation)
     if not bonded:
         raise InputError("there is nothing to train on besides isolated atoms; give labelled structures.")
-    known = () if start is None else start.species.numbers
+    task = _Task(model, ensemble, training, seed, start)
+    prepared = _prepare(task, structures, bonded, held_out, say)
+    result = _train(task, prepared, on_epoch, checkpoint, say)
+    potential = _calibrated(task, prepared, result, len(bonded))
+    return potential.knowing(bonded) if know_training_set else potential, result
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What is asked of a training; see `fit_potential`."""
+
+    model: ModelSettings
+    ensemble: EnsembleSettings
+    training: TrainingSettings
+    seed: int
+    start: Potential | None
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A training before its first step.
+
+    Attributes:
+        species: every element of the potential.
+        sees_state: whether the ensemble tells structures apart that differ in charge and spin alone.
+        parts: what the structures are for.
+        references: reference energies.
+        params: first parameters; None for fresh ones.
+        trainer: sized for the structures.
+    """
+
+    species: SpeciesTable
+    sees_state: bool
+    parts: _Parts
+    references: References
+    params: Params | None
+    trainer: AnyTrainer
+
+
+def _prepare(
+    task: _Task, structures: Sequence[Atoms], bonded: list[Atoms], held_out: list[Atoms], say: Say | None
+) -> _Prepared:
+    """Species, data, reference energies and trainer; ``bonded`` are the structures that are not isolated atoms."""
+    known = () if task.start is None else task.start.species.numbers
     species = SpeciesTable(tuple(sorted({*SpeciesTable.of([*bonded, *held_out]).numbers, *known})))
-    built = build_ensemble(model, ensemble, species)
-    parts = _parts(bonded, held_out, training, start, say, built.sees_state)
+    built = build_ensemble(task.model, task.ensemble, species)
+    parts = _parts(bonded, held_out, task.training, task.start, say, built.sees_state)
     dtype = np.float64 if jax.dtypes.canonicalize_dtype(np.float64) == np.float64 else np.float32
-    references, params = _beginning(structures, training, species, seed, start)
+    references, params = _beginning(structures, task.training, species, task.seed, task.start)
     doubt = doubts(structures, references)
     if say is not None and doubt is not None:
         say(doubt)
     capacity = plan_capacity([*parts.dataset, *parts.held_out], built.cutoff, parts.settings)
-    trainer = build_trainer(model, ensemble, species, capacity, parts.settings, dtype, references.isolated)
-    result = trainer.train(
-        parts.dataset,
-        params,
-        named_key(seed, "train"),
-        reference_energies=references.energies,
+    trainer = build_trainer(task.model, task.ensemble, species, capacity, parts.settings, dtype, references.isolated)
+    return _Prepared(species, built.sees_state, parts, references, params, trainer)
+
+
+def _train(
+    task: _Task,
+    prepared: _Prepared,
+    on_epoch: Callable[[EpochReport], None] | None,
+    checkpoint: Path | None,
+    say: Say | None,
+) -> TrainingResult:
+    return prepared.trainer.train(
+        prepared.parts.dataset,
+        prepared.params,
+        named_key(task.seed, "train"),
+        reference_energies=prepared.references.energies,
         on_epoch=on_epoch,
-        validation=parts.held_out,
-        weights_key=named_key(seed, "bootstrap"),
+        validation=prepared.parts.held_out,
+        weights_key=named_key(task.seed, "bootstrap"),
         say=say,
         checkpoint=checkpoint,
     )
+
+
+def _calibrated(task: _Task, prepared: _Prepared, result: TrainingResult, dataset_size: int) -> Potential:
+    """The potential that a training gave, calibrated where it was validated, with a sample of what it learned from."""
+    parts, replayed = prepared.parts, len(prepared.parts.again)
+    states = states_note(parts.dataset, _states_before(task.start)) if prepared.sees_state else {}
+    stream = numpy_generator(task.seed, "replay")
     potential = Potential(
-        settings=model,
-        species=species,
+        settings=task.model,
+        species=prepared.species,
         params=result.params,
-        reference_energies=references.energies,
-        metadata={"dataset_size": len(bonded), "replayed": len(parts.again), "seed": seed}
-        | (states_note(parts.dataset, _states_before(start)) if built.sees_state else {}),
-        members=result.members(ensemble),
-        isolated=references.isolated,
-        remembered=remember(parts.learned, training.replay, numpy_generator(seed, "replay"), parts.again),
+        reference_energies=prepared.references.energies,
+        metadata={"dataset_size": dataset_size, "replayed": replayed, "seed": task.seed} | states,
+        members=result.members(task.ensemble),
+        isolated=prepared.references.isolated,
+        remembered=remember(parts.learned, task.training.replay, stream, parts.again),
     )
-    potential = potential.calibrated(parts.judging)
-    return potential.knowing(bonded) if know_training_set else potential, result
+    return potential.calibrated(parts.judging)
 
 
 def _states_before(start: Potential | None) -> Collection[tuple[int, int]]:
