@@ -7,6 +7,7 @@ error and exit status 1; an interrupted run says how to go on and exits with 130
 from __future__ import annotations
 
 import functools
+import inspect
 import json
 import math
 import os
@@ -14,6 +15,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
@@ -33,13 +35,13 @@ from almlip_jax.unit_names import with_unit
 if TYPE_CHECKING:
     from ase import Atoms
 
-    from almlip_jax.campaign.config import ExperimentConfig
+    from almlip_jax.campaign.config import ExperimentConfig, TrainConfig
     from almlip_jax.campaign.loop import Outcome
     from almlip_jax.potential import Potential
     from almlip_jax.progress import Progress
     from almlip_jax.simulation.settings import SimulationConfig
     from almlip_jax.structures.labels import FileReading
-    from almlip_jax.training import EpochReport
+    from almlip_jax.training import EpochReport, TrainingResult
 
 
 class _Commands(TyperGroup):
@@ -87,14 +89,50 @@ RunOption = Annotated[
 DbFile = Annotated[
     Path | None, typer.Option("--db", callback=file_to_write, help="Label store; beside the output by default.")
 ]
-EnergyKey = Annotated[str | None, typer.Option("--energy-key", help="Key of the energies (eV) in the data.")]
-ForcesKey = Annotated[str | None, typer.Option("--forces-key", help="Key of the forces (eV/Angstrom).")]
-StressKey = Annotated[str | None, typer.Option("--stress-key", help="Key of the stresses.")]
-VirialKey = Annotated[str | None, typer.Option("--virial-key", help="Key of the virials (-volume * stress, eV).")]
-UnitOption = Annotated[str | None, typer.Option("--stress-unit", help="Unit of the stresses: eV/A^3, GPa or kbar.")]
 TypesOption = Annotated[
     str | None, typer.Option("--types", help="Element of each type of .cfg files, from type 0 on, as Si,O.")
 ]
+
+
+@dataclass(frozen=True)
+class _ReadingOptions:
+    """Options that say how files of structures are read; `_with_reading_options` gives them to a command."""
+
+    energy_key: Annotated[str | None, typer.Option(help="Key of the energies (eV) in the data.")] = None
+    forces_key: Annotated[str | None, typer.Option(help="Key of the forces (eV/Angstrom).")] = None
+    stress_key: Annotated[str | None, typer.Option(help="Key of the stresses.")] = None
+    virial_key: Annotated[str | None, typer.Option(help="Key of the virials (-volume * stress, eV).")] = None
+    stress_unit: Annotated[str | None, typer.Option(help="Unit of the stresses: eV/A^3, GPa or kbar.")] = None
+    types: TypesOption = None
+
+    def reading(self, base: FileReading | None = None) -> FileReading:
+        """How files are read: as a config says, except where options were given."""
+        from almlip_jax.structures.labels import FileReading, parse_types
+
+        given = FileReading(types=None if self.types is None else parse_types(self.types))
+        return given.otherwise(FileReading() if base is None else base).with_keys(
+            energy=self.energy_key,
+            forces=self.forces_key,
+            stress=self.stress_key,
+            virial=self.virial_key,
+            stress_unit=self.stress_unit,
+        )
+
+
+def _with_reading_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with the options of `_ReadingOptions` where it takes them together, as ``files``."""
+    own = inspect.signature(command, eval_str=True).parameters.items()
+    shared = inspect.signature(_ReadingOptions, eval_str=True).parameters
+
+    @functools.wraps(command)
+    def gathering(**given: Any) -> None:
+        files = _ReadingOptions(**{name: given.pop(name) for name in shared})
+        command(**given, files=files)
+
+    parameters = [one for name, given in own for one in (shared.values() if name == "files" else (given,))]
+    keywords = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in parameters]
+    gathering.__signature__ = inspect.Signature(keywords)  # type: ignore[attr-defined]
+    return gathering
 
 
 def _say_version(wanted: bool) -> None:
@@ -214,6 +252,7 @@ def report(run_dir: RunFolder, json_file: JsonFile = None) -> None:
 
 
 @app.command()
+@_with_reading_options
 def train(
     config: ConfigFile,
     data: Annotated[list[Path], typer.Option("--data", help="Labelled structures; repeatable.")],
@@ -225,12 +264,8 @@ def train(
         list[Path] | None,
         typer.Option("--validation", help="Labelled structures to validate on, in place of a share of the data."),
     ] = None,
-    energy_key: EnergyKey = None,
-    forces_key: ForcesKey = None,
-    stress_key: StressKey = None,
-    virial_key: VirialKey = None,
-    stress_unit: UnitOption = None,
-    types: TypesOption = None,
+    *,
+    files: _ReadingOptions,
     overrides: SetOption = None,
     json_file: JsonFile = None,
 ) -> None:
@@ -240,31 +275,56 @@ def train(
     from almlip_jax.compilation import prepare_jax
     from almlip_jax.config import load_settings
     from almlip_jax.files import write_csv
-    from almlip_jax.fitting import check_start, fit_potential
     from almlip_jax.potential import check_place
-    from almlip_jax.progress import open_progress, reaching
     from almlip_jax.training import checkpoint
 
     settings = load_settings(TrainConfig, config, overrides or [])
-    reading = _reading(settings.system, types, energy_key, forces_key, stress_key, virial_key, stress_unit)
+    reading = files.reading(settings.system)
     start = None if begin is None else _load(begin)
     if start is not None:
-        its = {"model": start.settings, "ensemble": start.member_settings, "precision": start.precision}
-        settings = settings.model_copy(update={k: v for k, v in its.items() if k not in settings.model_fields_set})
-        check_start(start, settings.model, settings.ensemble)
+        settings = _as_of(start, settings)
     prepare_jax(settings.precision)
     check_place(out)
     structures = in_their_states(_read(data, reading, require_labels=True), settings.system)
     held_out = in_their_states(_read(validation, reading, require_labels=True), settings.system) if validation else []
     place = out.resolve()
-    unfinished = place.with_name(f"{place.name}.training")  # beside it: a potential appears whole or not at all
+    unfinished = place.with_name(f"{place.name}.training")  # next to it: a potential appears whole or not at all
+    potential, result = _fit(settings, structures, held_out, start, unfinished)
+    potential.save(out)
+    curve = place.with_name(f"{place.name}.training.csv")
+    write_csv(curve, result.rows())
+    checkpoint.discard(unfinished)
+    _show_training(result, len(structures), out, curve, json_file)
+
+
+def _as_of(start: Potential, settings: TrainConfig) -> TrainConfig:
+    """The settings, with model, ensemble and precision of a potential to begin with where they are not given."""
+    from almlip_jax.fitting import check_start
+
+    its = {"model": start.settings, "ensemble": start.member_settings, "precision": start.precision}
+    settings = settings.model_copy(update={k: v for k, v in its.items() if k not in settings.model_fields_set})
+    check_start(start, settings.model, settings.ensemble)
+    return settings
+
+
+def _fit(
+    settings: TrainConfig,
+    structures: Sequence[Atoms],
+    held_out: Sequence[Atoms],
+    start: Potential | None,
+    unfinished: Path,
+) -> tuple[Potential, TrainingResult]:
+    """The training that settings describe, with its progress shown."""
+    from almlip_jax.fitting import fit_potential
+    from almlip_jax.progress import open_progress, reaching
+
     with open_progress() as progress, progress.stage("train", unit="steps") as advance:
         reached = reaching(advance)
 
         def on_epoch(epoch: EpochReport) -> None:
             reached(epoch.step, forces_rmse=epoch.forces_rmse)
 
-        potential, result = fit_potential(
+        return fit_potential(
             structures,
             settings.model,
             settings.ensemble,
@@ -277,19 +337,21 @@ def train(
             held_out,
             settings.know_training_set,
         )
-    potential.save(out)
-    curve = place.with_name(f"{place.name}.training.csv")
-    write_csv(curve, result.rows())
-    checkpoint.discard(unfinished)
+
+
+def _show_training(
+    result: TrainingResult, structures: int, potential: Path, curve: Path, json_file: Path | None
+) -> None:
     last = result.history[-1]
     best = {"validation_forces_rmse": min(report.forces_rmse for report in result.history)}
-    rows = {"structures": len(structures), "epochs": last.epoch, "steps": last.step, "seconds": last.seconds} | best
+    rows = {"structures": structures, "epochs": last.epoch, "steps": last.step, "seconds": last.seconds} | best
     shown = {name: with_unit(_number(value), name) for name, value in rows.items()}
-    _print_pairs("Training", {**shown, "potential": str(out), "learning curve": str(curve)})
-    _write_json(json_file, {**rows, "potential": str(out), "training": str(curve)})
+    _print_pairs("Training", {**shown, "potential": str(potential), "learning curve": str(curve)})
+    _write_json(json_file, {**rows, "potential": str(potential), "training": str(curve)})
 
 
 @app.command()
+@_with_reading_options
 def evaluate(
     potential: PotentialFolder,
     data: Annotated[Path, typer.Argument(help="Labelled structures.")],
@@ -300,12 +362,8 @@ def evaluate(
     figures: Annotated[
         Path | None, typer.Option(help="Also draw parity and calibration, as PDF and PNG, into this folder.")
     ] = None,
-    energy_key: EnergyKey = None,
-    forces_key: ForcesKey = None,
-    stress_key: StressKey = None,
-    virial_key: VirialKey = None,
-    stress_unit: UnitOption = None,
-    types: TypesOption = None,
+    *,
+    files: _ReadingOptions,
     json_file: JsonFile = None,
 ) -> None:
     """Compare a potential with labels: errors and calibration, of all structures, of each group and each element."""
@@ -313,7 +371,7 @@ def evaluate(
         from almlip_jax.structures.io import require_extxyz
 
         require_extxyz(predictions)
-    reading = _reading(None, types, energy_key, forces_key, stress_key, virial_key, stress_unit)
+    reading = files.reading()
     model = _load(potential)
     from almlip_jax.evaluation import error_metrics
     from almlip_jax.evaluation.tables import error_table, uncertainty_table
@@ -356,7 +414,7 @@ def score(
     json_file: JsonFile = None,
 ) -> None:
     """Write structures with predictions and the uncertainty of each frame and atom, however many there are."""
-    numbers = _reading(None, types).arguments["type_numbers"]
+    numbers = _ReadingOptions(types=types).reading().arguments["type_numbers"]
     model = _load(potential)
     from almlip_jax.progress import open_progress
     from almlip_jax.scoring import score_pool
@@ -408,7 +466,7 @@ def select(
     except ValueError as error:
         raise InputError(f"{potential}: {error}") from error
     features, exponent = FeatureRequest.of(selector.feature_names, settings.seed), selector.cost_exponent
-    reading = _reading(settings.system, types)
+    reading = _ReadingOptions(types=types).reading(settings.system)
     frames, labelled = (
         in_their_states(_read([file], reading, ignore_labels=True), settings.system) for file in (pool, train_file)
     )
@@ -508,21 +566,18 @@ def label(
 
 
 @app.command()
+@_with_reading_options
 def convert(
     source: Annotated[Path, typer.Argument(metavar="IN", help="Structures in any format that is read.")],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="File to write: .extxyz, .xyz, .cfg or .db.")],
-    energy_key: EnergyKey = None,
-    forces_key: ForcesKey = None,
-    stress_key: StressKey = None,
-    virial_key: VirialKey = None,
-    stress_unit: UnitOption = None,
-    types: TypesOption = None,
+    *,
+    files: _ReadingOptions,
     json_file: JsonFile = None,
 ) -> None:
     """Write structures with their labels in another format: extended XYZ, MLIP-2 cfg or an ASE database."""
     from almlip_jax.structures import convert as conversion
 
-    reading = _reading(None, types, energy_key, forces_key, stress_key, virial_key, stress_unit)
+    reading = files.reading()
     converted = conversion.convert(source, target, reading)
     rows = {"structures": str(converted.number), "written": str(target)}
     rows |= {"types from 0 on": ", ".join(converted.types)} if converted.types else {}
@@ -724,23 +779,6 @@ def _read(
 
     arguments = reading.arguments
     return read_structures(files, require_labels=require_labels, ignore_labels=ignore_labels, **arguments)
-
-
-def _reading(
-    base: FileReading | None,
-    types: str | None,
-    energy: str | None = None,
-    forces: str | None = None,
-    stress: str | None = None,
-    virial: str | None = None,
-    stress_unit: str | None = None,
-) -> FileReading:
-    """How files are read: as a config says, except where options were given."""
-    from almlip_jax.structures.labels import FileReading, parse_types
-
-    given = FileReading(types=None if types is None else parse_types(types))
-    reading = given.otherwise(FileReading() if base is None else base)
-    return reading.with_keys(energy=energy, forces=forces, stress=stress, virial=virial, stress_unit=stress_unit)
 
 
 def _load(path: Path) -> Any:
