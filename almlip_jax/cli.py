@@ -87,7 +87,7 @@ RunOption = Annotated[
     typer.Option("--out", callback=folder_to_write, help="Folder of the run; that of the config by default."),
 ]
 DbFile = Annotated[
-    Path | None, typer.Option("--db", callback=file_to_write, help="Label store; beside the output by default.")
+    Path | None, typer.Option("--db", callback=file_to_write, help="Label store; next to the output by default.")
 ]
 TypesOption = Annotated[
     str | None, typer.Option("--types", help="Element of each type of .cfg files, from type 0 on, as Si,O.")

@@ -40,7 +40,7 @@ class ExecutorSettings(Spec):
 
 
 class SweepExecutorSettings(Spec):
-    """Where points of a sweep are worked at: on this machine, or on any cluster."""
+    """Where points of a sweep are worked on: on this machine, or on any cluster."""
 
 
 class ClusterSettings(ExecutorSettings, SweepExecutorSettings):

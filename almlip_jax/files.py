@@ -261,7 +261,7 @@ def _missing(path: Path) -> InputError:
 
 
 def damaged(path: Path, why: str) -> InputError:
-    """What to tell the user of a file whose content is not what a run writes."""
+    """What to tell the user about a file whose content is not what a run writes."""
     return InputError(f"cannot read {path}: {why}; restore the file from a copy or delete it.")
 
 

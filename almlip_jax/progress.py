@@ -52,7 +52,7 @@ class Progress(Protocol):
         """Something worth a line of its own."""
 
     def expect(self, seconds: Mapping[str, float]) -> None:
-        """How long each stage of a round took in an earlier session, so that a resumed run can tell the time left."""
+        """How long each stage of a round took in an earlier session; a resumed run estimates the time left by it."""
 
 
 @dataclass
@@ -271,7 +271,7 @@ class LineProgress(_Tracked):
 
     def _show_end(self, stage: _Stage, seconds: float, completed: bool) -> None:
         done = f"{stage.done} {stage.unit} " if stage.unit else ""
-        verb = "in" if completed else "broken off after"
+        verb = "in" if completed else "interrupted after"
         self._line(self._where(), f"{stage.name}: {done}{verb} {duration(seconds)}", field_text(stage.fields))
 
 

@@ -50,7 +50,7 @@ class LoggedProgress:
     def stage(self, name: str, total: int | None = None, *, unit: str = "") -> Iterator[Advance]:
         """A stage as a context that yields `Advance`."""
         began, done, latest = time.monotonic(), 0, dict[str, float | int | str]()
-        verb = "broken off after"
+        verb = "interrupted after"
         try:
             with self._shown.stage(name, total, unit=unit) as advance:
 

@@ -116,7 +116,7 @@ def refused(tmp_path, kind: str, content: dict[str, Any]) -> str:
         ({"exploration": {"gate": {"persistence": 3000}}}, "gate.persistence 3000 is more than the run's steps"),
         (
             {"exploration": {"integrator": {"kind": "npt", "barostat_time": 0.1}}},
-            "integrator.barostat_time 0.1 fs should be two steps of 0.5 fs at least",
+            "integrator.barostat_time 0.1 fs should be at least two steps of 0.5 fs",
         ),
         ({"model": {"kind": "mace", "read_out": [0]}}, "model.read_out.0: 0 is out of bounds; it should be at least 1"),
     ],

@@ -126,7 +126,7 @@ def test_a_broken_stage_says_so(clock: FakeClock) -> None:
         advance(2)
         clock.now += 61
         raise KeyboardInterrupt
-    assert "label: 2 labels broken off after 1 min 01 s" in out.getvalue()
+    assert "label: 2 labels interrupted after 1 min 01 s" in out.getvalue()
 
 
 def test_nested_stages(clock: FakeClock) -> None:

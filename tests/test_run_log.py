@@ -46,7 +46,7 @@ def test_sessions_follow_each_other_and_nothing_is_told_twice(tmp_path: Path) ->
         "session ended",
     ]
     assert sum(line.startswith("session begins: almlip-jax") for line in said) == 4
-    assert sum("train: 4 steps broken off after 0 s" in line for line in said) == 3
+    assert sum("train: 4 steps interrupted after 0 s" in line for line in said) == 3
     assert "session ended by an error: a.extxyz is empty; give another." in said
     assert "session ended by an error: RuntimeError: a fault" in said
     assert said[-1] == "session interrupted (KeyboardInterrupt)"

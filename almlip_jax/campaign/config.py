@@ -33,7 +33,8 @@ class PotentialConfig(Settings):
     seed: int = Field(default=0, ge=0, le=2**32 - 1)
     """All random numbers follow from it."""
     precision: Literal["float32", "float64"] = "float32"
-    """Of models, training and dynamics; energies are relative to reference energies, and labels always float64."""
+    """Precision of models, training and dynamics; energies are relative to reference energies, and labels always
+    float64."""
     model: ModelSettings = SharedDensitySettings()
     """The architecture of the members."""
     ensemble: EnsembleSettings = EnsembleSettings()
@@ -42,7 +43,7 @@ class PotentialConfig(Settings):
     """How they are trained."""
     know_training_set: bool = False
     """Whether potentials keep what comparisons with their training set need: novelty scores (among them the
-    extrapolation grade) fitted to it, its scores and last-layer features.  What they say of structures then holds
+    extrapolation grade) fitted to it, its scores and last-layer features.  Their evaluations then hold
     novelty scores, and simulations need no `training_set`."""
 
     @model_validator(mode="after")

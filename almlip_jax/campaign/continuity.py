@@ -72,7 +72,7 @@ def check_settings(config: ExperimentConfig, run: RunDirectory, state: CampaignS
     for name in _LASTING:
         if _as_read_now(config, name, remembered.get(name, new[name])) != new[name]:
             raise InputError(
-                f"'{name}' differs from {where}, on which what is there already depends; begin a new run for it."
+                f"'{name}' differs from {where}, on which the rounds so far depend; begin a new run for it."
             )
     was, now = _identity_of(config, remembered.get("oracle")), plain(config.oracle.identity())
     if was != now and not accept:

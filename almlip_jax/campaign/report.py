@@ -169,7 +169,7 @@ def _trainings(run: RunDirectory) -> dict[str, str]:
 
 
 def _predicted(run: RunDirectory, state: CampaignState) -> Path | None:
-    """What the final potential, or the last that was evaluated, said of the test set; None without one."""
+    """The predictions of the final potential, or the last one evaluated, for the test set; None without one."""
     files = [folder.test_predictions for folder in run.rounds()]
     files += [run.final.test_predictions] if state.final is not None and state.final.errors else []
     done = [file for file in files if file.exists()]

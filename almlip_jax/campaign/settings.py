@@ -50,7 +50,7 @@ class LabelMdSettings(Settings):
     """Langevin dynamics with the label source: every step is a label-source call."""
 
     temperature: float = Field(default=300.0, gt=0, le=1e5, json_schema_extra=unit("K"))
-    """K."""
+    """Temperature, K."""
     steps: int = Field(default=10, ge=1, le=10**9)
     """Steps after the equilibration, for each start geometry."""
     every: int = Field(default=2, ge=1, le=10**9)
@@ -58,7 +58,7 @@ class LabelMdSettings(Settings):
     equilibration: int = Field(default=0, ge=0, le=10**9)
     """Steps before the first frame is kept."""
     timestep: float = Field(default=0.5, gt=0, le=20.0, json_schema_extra=unit("fs"))
-    """fs."""
+    """Time step, fs."""
     friction: float = Field(default=0.01, gt=0, le=10.0, json_schema_extra=unit("1/fs"))
     """Langevin friction, 1/fs."""
 
@@ -300,7 +300,7 @@ class TargetErrorSettings(Settings):
     )
     """Which error: eV/atom for energies, eV/Angstrom for forces, eV/Angstrom^3 for stresses of periodic structures."""
     value: float = Field(gt=0, le=1000.0)
-    """At or below this."""
+    """Error at or below which the campaign has converged."""
     group: str | None = None
     """Group of the test set; all groups where not given."""
 

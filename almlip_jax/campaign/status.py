@@ -146,7 +146,7 @@ def _final(run: RunDirectory, state: CampaignState) -> dict[str, Any] | None:
 
 
 def _error_table(status: Mapping[str, Any]) -> Table:
-    """Errors of the last round and their trends, beside those of the final potential where there is one."""
+    """Errors of the last round with their trends, and those of the final potential where there is one."""
     final = status["final"]
     table = Table("quantity", "value", "unit", "trend", *([] if final is None else ["final potential"]))
     for name, value in status["errors"].items():

@@ -25,7 +25,7 @@ from almlip_jax.scores import largest_of, needs_no_fit
 
 @dataclass(frozen=True)
 class Knowledge:
-    """The training set in the eyes of the present ensemble; made by `know`.
+    """The training set as the present ensemble sees it; made by `know`.
 
     Attributes:
         novelty: fitted novelty scores by name.

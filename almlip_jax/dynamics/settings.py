@@ -26,11 +26,11 @@ class WalkerGroup(Settings):
     """Walkers that share temperature and pressure."""
 
     temperature: Kelvin | tuple[Kelvin, Kelvin] = Field(json_schema_extra=unit("K"))
-    """K; two values are a ramp over the run."""
+    """Temperature, K; two values are a ramp over the run."""
     count: int = Field(default=1, ge=1, le=100_000)
     """Number of walkers."""
     pressure: Gigapascal | tuple[Gigapascal, Gigapascal] = Field(default=0.0, json_schema_extra=unit("GPa"))
-    """GPa, where the cell moves; two values are a ramp."""
+    """Pressure, GPa, where the cell moves; two values are a ramp."""
     bias: float = Field(default=1.0, ge=0, le=1000.0)
     """Factor on every bias of these walkers."""
 
@@ -69,7 +69,7 @@ class ExplorationSettings(Settings):
     steps: int = Field(default=2000, ge=1, le=MOST_STEPS)
     """Steps of each walker."""
     timestep: float = Field(default=0.5, gt=0, le=20.0, json_schema_extra=unit("fs"))
-    """fs."""
+    """Time step, fs."""
     integrator: IntegratorSettings = LangevinSettings()
     """How walkers move."""
     swaps: SwapSettings | None = None
@@ -159,7 +159,7 @@ class ExplorationSettings(Settings):
         for name, period in self.integrator.periods.items():
             if period < 2 * self.timestep:
                 raise ValueError(
-                    f"integrator.{name} {period:g} fs should be two steps of {self.timestep:g} fs at least."
+                    f"integrator.{name} {period:g} fs should be at least two steps of {self.timestep:g} fs."
                 )
         return self
 

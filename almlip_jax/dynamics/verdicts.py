@@ -20,7 +20,7 @@ from almlip_jax.dynamics.seen import Observables, Thresholds
 
 @dataclass(frozen=True)
 class Judged:
-    """What gate and sanity say of a step, [W] each.
+    """What gate and sanity say about a step, [W] each.
 
     Attributes:
         visited: bool, walkers that run and came to the frame; a refused Monte Carlo trial is not judged.

@@ -1,4 +1,4 @@
-"""Ensembles: members evaluated together, what they say of their own errors, and the statistics of their committee."""
+"""Ensembles: members evaluated together, what they say about their errors, and the statistics of their committee."""
 
 from almlip_jax.ensembles.blocks import blocked
 from almlip_jax.ensembles.build import build_ensemble, member_models

@@ -116,7 +116,7 @@ class Heads:
         return jnp.where(graph.atom_mask[None, :, None], last, 0)
 
     def noise(self, params: Params, features: jax.Array, graph: Graph) -> Noise | None:
-        """What a model says of its errors, from its features [A, F]; None where it says nothing."""
+        """What a model says about its errors, from its features [A, F]; None where it says nothing."""
         if self.likelihood == "none":
             return None
         raw = features @ params["noise"] / features.shape[-1] ** 0.5 + params["noise_bias"]  # [A, columns]

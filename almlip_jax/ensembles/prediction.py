@@ -3,9 +3,9 @@
 The statistics are those that are declared in `scores`; here is what they are made of.
 
 Where members also say something about their own errors (`ensembles.heads`), the law of total variance adds it up: the
-epistemic variance is that of the members plus the mean of what each says of its prediction, the total one is the
+epistemic variance is that of the members plus the mean of what each says about its prediction, the total one is the
 epistemic one plus the mean noise.  For forces these are variances of vectors, three times that of a component.  Members
-that say nothing of themselves have epistemic and total deviations equal to the spread.
+that say nothing about themselves have epistemic and total deviations equal to the spread.
 """
 
 from __future__ import annotations
@@ -185,8 +185,8 @@ class Seen:
         return self._reduced("largest", of_atoms, lambda: _max_over_atoms(of_atoms, self.graph))
 
     def _reduced(self, how: str, of_atoms: jax.Array, reduce: Callable[[], jax.Array]) -> jax.Array:
-        # deviations of different meaning are one array where members say nothing of themselves; an array that is let go
-        # leaves its identity to the next one, so that those that were seen are held
+        # deviations of different meaning are one array where members say nothing about themselves; an array that is
+        # let go leaves its identity to the next one, so that those that were seen are held
         key = (how, id(of_atoms))
         if key not in self._found:
             self._held.append(of_atoms)
@@ -210,7 +210,7 @@ class Seen:
         return found
 
     def energy_deviation(self, kind: Needs) -> jax.Array:
-        """[S] eV; ``epistemic`` and ``total`` are the spread where members say nothing of themselves."""
+        """[S] eV; ``epistemic`` and ``total`` are the spread where members say nothing about themselves."""
         kind = kind if kind in self._variances else "spread"
         key = ("energy deviation", kind)
         if key not in self._found:

@@ -232,7 +232,7 @@ def _require_baseline(curves: Curves, baseline: str) -> None:
     if baseline not in names:
         raise InputError(f"there is no selector '{baseline}' to compare with; the table has {', '.join(names)}.")
     if names == [baseline]:
-        raise InputError(f"the table has no selector but '{baseline}'; there is nothing to compare with it.")
+        raise InputError(f"the table has no selector other than '{baseline}'; there is nothing to compare with it.")
 
 
 def _row(

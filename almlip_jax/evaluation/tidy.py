@@ -72,7 +72,7 @@ CALIBRATION: Final[dict[str, Quantity]] = {
     "auroc": Quantity("AUROC", rises=True),
     "ause": Quantity("AUSE"),
 }
-"""Columns that say how well the force uncertainty tells the error on a test set; see `uncertainty.calibration`."""
+"""Columns that say how well the force uncertainty predicts the error on a test set; see `uncertainty.calibration`."""
 
 COLUMNS: Final[tuple[str, ...]] = (*_POINT, *ERRORS, *CALIBRATION, *_SIGMA, *SECONDS)
 """Columns of the table, in their order; others are left alone."""

@@ -1,4 +1,4 @@
-"""What the table of a training, ``training.csv``, says of its course: the curve of each model."""
+"""The course of a training, from its table ``training.csv``: the curve of each model."""
 
 from __future__ import annotations
 

@@ -176,7 +176,7 @@ class Model(Protocol):
             wanted: species table that holds all of the old ones.
 
         Raises:
-            InputError: a species would be lost, or so many cannot be told apart as the old ones are.
+            InputError: a species would be lost, or there are too many to be told apart as the old ones are.
         """
         ...
 

@@ -297,7 +297,7 @@ class _ReadOut(nn.Module):
         return found
 
     def _dipoles(self, x: jax.Array, vectors: jax.Array) -> jax.Array:
-        """Dipoles of the atoms, [A, 3] e*Angstrom: channels of degree 1, weighed by what the features say of each."""
+        """Dipoles of the atoms, [A, 3] e*Angstrom: channels of degree 1, weighted by functions of the features."""
         channels = vectors.shape[-1]
         last = self.param("dipole_last", nn.initializers.normal(_LAST), (x.shape[-1], channels))
         bias = self.param("dipole_bias", nn.initializers.zeros, (channels,))

@@ -72,7 +72,7 @@ def with_more_species(
     if len(known) <= width < len(wanted):
         raise InputError(
             f"{len(wanted)} species do not fit: the first potential tells its species apart one by one, up to {width} "
-            "of them (model.species_channels); train one with a larger number, or afresh."
+            "of them (model.species_channels); train one with a larger number, or start afresh."
         )
     places = wanted.index(np.asarray(known.numbers))
     found, merged = flatten_dict(old, sep="/"), flatten_dict(fresh, sep="/")

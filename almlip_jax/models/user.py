@@ -25,7 +25,7 @@ class UserModelSettings(UserCode, ModelSettings):
         model: Model = self.call_for(_METHODS, species=species, cutoff=self.cutoff)
         if model.cutoff != self.cutoff or model.species != species:
             raise InputError(
-                f"'{self.function}' returns a model with cutoff {model.cutoff:g} Angstrom for {model.species}; it is "
+                f"'{self.function}' returns a model with cutoff {model.cutoff:g} Angstrom for {model.species}; it was "
                 f"asked for one with {self.cutoff:g} Angstrom for {species}."
             )
         return model

@@ -76,7 +76,7 @@ class SourceSettings(Spec):
     """True for sources that label any structure asked for, so that molecular dynamics can run on them."""
 
     version_binds: ClassVar[bool] = False
-    """True where labels of another `version` never fit to those that are there: a campaign then goes on only if told
+    """True where labels of another `version` never match those that are there: a campaign then goes on only if told
     that they may be mixed, and a worker that finds another version than its starter calculates nothing."""
 
     earlier_defaults: ClassVar[Mapping[str, Any]] = {}

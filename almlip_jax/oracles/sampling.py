@@ -152,7 +152,7 @@ def run_label_md(
         StorageError: labels cannot be stored.
     """
     if not labeller.oracle.drives_dynamics:
-        raise InputError("this oracle cannot drive molecular dynamics, since it labels known structures only.")
+        raise InputError("this label source cannot drive molecular dynamics, since it only labels known structures.")
     given = {**(provenance or {}), "purpose": purpose}
     labeller.label([start], given)
     identity = labeller.identity(start)

@@ -80,7 +80,7 @@ def save(potential: Potential, directory: Path | str) -> None:
 
 
 def _save_fitted(target: Path, name: str, one: Fitted) -> dict[str, Any]:
-    """Writes the arrays of something fitted, if it has any; gives what the description says of it."""
+    """Writes the arrays of something fitted, if it has any; gives what the description holds of it."""
     arrays = dict(one.value.arrays())
     if not arrays:
         return one.description()
@@ -140,12 +140,12 @@ def _read(kind: type[Potential], source: Path) -> Potential:
         raise InputError(f"{source} cannot be used: {error}") from error
     except Exception as error:  # whatever stands in the place of a description stumbles in its own way
         why = " ".join(f"{type(error).__name__}: {error}".split())
-        raise InputError(f"{source}/potential.json is damaged ({why}); take a copy or train again.") from error
+        raise InputError(f"{source}/potential.json is damaged ({why}); restore a copy or train again.") from error
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             params = checkpointer.restore(folder, wanted)
     except Exception as error:  # orbax raises many kinds for a damaged checkpoint
-        raise InputError(f"{folder} cannot be read ({type(error).__name__}); take a copy or train again.") from error
+        raise InputError(f"{folder} cannot be read ({type(error).__name__}); restore a copy or train again.") from error
     arrays = jax.tree.map(np.asarray, params)
     try:
         remembered = tuple(read_extxyz(sample)) if sample is not None and sample.exists() else ()
@@ -187,7 +187,9 @@ def _read_fitted(source: Path, described: Mapping[str, Mapping[str, Any]], param
         except Exception as error:  # whatever stands in the place of what was fitted stumbles in its own way
             why = " ".join(f"{type(error).__name__}: {error}".split()).removeprefix("InputError: ").rstrip(".")
             cure = (
-                "take a copy or fit again" if place is None else f"the potential can do without {place.name}: delete it"
+                "restore a copy or fit again"
+                if place is None
+                else f"the potential can do without {place.name}: delete it"
             )
             raise InputError(f"{source}: what was fitted as {name} cannot be used ({why}); {cure}.") from error
         found[name] = one

@@ -175,7 +175,7 @@ class ByScore(Stage):
     """Looks at a score."""
 
     score: ScoreName = "force_std_mean"
-    """Which score."""
+    """Score that it looks at."""
 
     @property
     def score_names(self) -> tuple[ScoreName, ...]:

@@ -104,7 +104,7 @@ class ChainSettings(SelectorSettings):
 
     kind: Literal["chain"] = "chain"
     filters: tuple[FilterSettings, ...] = Field(min_length=1)
-    """In their order."""
+    """Filters, in the order in which they are applied."""
     selector: LeafSelector
     """Chooses from what is left."""
 

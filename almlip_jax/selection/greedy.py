@@ -179,7 +179,7 @@ class CostAwareSettings(LeafSelector):
 
     kind: Literal["cost_aware"] = "cost_aware"
     selector: WeighedSelector
-    """Whose gains."""
+    """Selector whose gains are divided by the cost."""
     exponent: float = Field(default=1.0, ge=0, le=10)
     """Cost where the store cannot tell (labels of a file, one size of structures): atoms to this power."""
 

@@ -142,7 +142,7 @@ class ThresholdSettings(ByScore, FilterSettings):
 
     kind: Literal["threshold"] = "threshold"
     score: ScoreName = "force_std_max"
-    """Which score."""
+    """Score that it looks at."""
     minimum: float | None = Field(default=None, ge=-1e9, le=1e9)
     """Lower bound, kept itself."""
     maximum: float | None = Field(default=None, ge=-1e9, le=1e9)
@@ -171,7 +171,7 @@ class TopFractionSettings(ByScore, FilterSettings):
 
     kind: Literal["top_fraction"] = "top_fraction"
     score: ScoreName = "force_std_max"
-    """Which score."""
+    """Score that it looks at."""
     fraction: float = Field(gt=0, le=1)
     """Share of the pool that is kept."""
 

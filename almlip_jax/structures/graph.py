@@ -1,6 +1,6 @@
 """The `Graph`: atoms of any number of structures as one flat batch with dense neighbours.
 
-Every model, score and integrator of the package speaks this one layout.  Atoms of all structures lie one after the
+Every model, score and integrator of the package uses this one layout.  Atoms of all structures lie one after the
 other on the axis A; each atom has K neighbour slots; sums over neighbours are reductions over K and never scatters.
 The slot of the opposite edge is stored, so that the force on an atom is a gather over its own edges too.
 """

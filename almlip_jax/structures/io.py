@@ -228,7 +228,7 @@ def write_structures(path: str | Path, structures: Iterable[Atoms]) -> None:
 
 
 def require_extxyz(path: Path) -> None:
-    """Refuses a name that `write_structures` would not write to; for whoever computes before writing.
+    """Refuses a name that `write_structures` would not write to; for callers that compute before they write.
 
     Raises:
         InputError: the name does not end in .xyz or .extxyz.

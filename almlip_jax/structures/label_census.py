@@ -1,7 +1,7 @@
 """What can be said about labels only when all frames of a set have been seen: mixed energies, stresses in another unit.
 
 Stresses of matter in eV/Angstrom^3 are small numbers (1 is 160 GPa), and in GPa or kbar, read as eV/Angstrom^3, 160 or
-1,600 times as large.  Two signs give that away, and neither is ever seen on labels that are right:
+1,600 times as large.  Two signs give that away, and neither is ever seen on correct labels:
 
 - half of the frames or more have stresses beyond 400 GPa (beyond 1,000 GPa where frames are few), while shock waves and
   the centres of planets have up to some 300;

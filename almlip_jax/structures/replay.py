@@ -69,7 +69,8 @@ def replay(
         return Replay((), 0, f"the potential to begin with remembers no structures, so that {FORGETS}.")
     apart = _levels_apart(remembered, data, sees_state)
     if apart is not None:
-        return Replay((), 0, f"{apart}; they are of another label source and not trained on again, so that {FORGETS}.")
+        reason = f"{apart}; they come from another label source and are not trained on again"
+        return Replay((), 0, f"{reason}, so that {FORGETS}.")
     states = {composition(atoms): electronic_state(atoms) for atoms in data}
     looked_up = _Twins(data, sees_state)
     same, other, again = 0, 0, list[Atoms]()

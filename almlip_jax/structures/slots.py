@@ -1,4 +1,4 @@
-"""Edges of walkers in slots, and the lattice of their cells: what every search for neighbours on the device speaks."""
+"""Edges of walkers in slots, and the lattice of their cells: what every search for neighbours on the device returns."""
 
 from __future__ import annotations
 

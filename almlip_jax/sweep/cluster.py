@@ -137,7 +137,7 @@ class ClusterCrew:
         except Exception as failed:  # whatever keeps a node from calling the function
             reason = " ".join(str(failed).split())
             raise InputError(
-                f"nodes cannot work at the sweep ({type(failed).__name__}: {reason}); correct the executor, its "
+                f"nodes cannot work on the sweep ({type(failed).__name__}: {reason}); correct the executor, its "
                 "worker_init above all."
             ) from failed
         if error is not None:

@@ -1,7 +1,7 @@
 """The course of points: train, test, select, label, round after round, for all points of a group side by side.
 
 Every input of a round is in the state of the point or in its last potential, and every random number comes from a
-stream named after system, seed and round.  A round done again, alone or beside others, gives the same bits.
+stream named after system, seed and round.  A round done again, alone or together with others, gives the same bits.
 """
 
 from __future__ import annotations
@@ -254,7 +254,7 @@ def _trained(
 
 @contextmanager
 def _told(bench: Bench, one: _Training, progress: Progress) -> Iterator[Callable[[EpochReport], None]]:
-    """A stage of the progress for a training, and those beside it."""
+    """A stage of the progress for a training, and those next to it."""
     trainer = bench.system(one.member.system).trainer(one.member.ensemble_size)
     parts = trainer.trainers if isinstance(trainer, CommitteeTrainer) else (trainer,)
     total = sum(part.total_steps(one.dataset, warm=one.start is not None) for part in parts)

@@ -1,4 +1,4 @@
-"""Processes that work at a sweep: each with a bench and a share of the cores of its own, fed group by group.
+"""Processes that work on a sweep: each with a bench and a share of the cores of its own, fed group by group.
 
 A process that loses its parent ends at once, and what it has completed stays: the sweep goes on from there.
 """

@@ -149,7 +149,7 @@ def _check_size(pool: LabelledPool, config: SweepConfig) -> None:
 
 
 def plan_for_budget(pool: LabelledPool, cutoff: float, training: TrainingSettings, largest_dataset: int) -> Capacity:
-    """Sizes that hold any choice of so many structures of a pool, even the largest ones.
+    """Sizes that hold any choice of a number of structures of a pool, even the largest ones.
 
     Args:
         pool: structures that can be trained on.

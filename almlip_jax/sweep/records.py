@@ -6,7 +6,7 @@ Layout::
       config.yaml            resolved config
       versions.json          package versions, git commit, devices
       results.csv            one row for each point, round and test set
-      firsts/SYSTEM/...      for each seed and ensemble size: the potential of round 0 and what it says of the tests
+      firsts/SYSTEM/...      for each seed and ensemble size: the potential of round 0 and its errors on the tests
       points/SYSTEM/SELECTOR/...
           state.json         what the rounds so far came to
           picks.json         places in the pool of the initial set and of each batch
@@ -14,8 +14,8 @@ Layout::
       parsl/                 jobs on a cluster: their scripts, and what they print
       lock                   the process that works here, while it does
 
-The state of a point moves on when a round is complete, and everything that a later round needs is in it or beside it: a
-sweep that was killed goes on, point by point and round by round.
+The state of a point moves on when a round is complete, and everything that a later round needs is in it or next to it:
+a sweep that was killed goes on, point by point and round by round.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ class TestFile(FileReading):
     file: Path
     """Labelled structures."""
     every: int = Field(default=1, ge=1, le=10**9)
-    """Of the frames of the file, the first and every n-th after it."""
+    """Only the first frame of the file and every n-th after it are taken."""
 
 
 class SweepSystem(FileReading):
@@ -91,7 +91,7 @@ class SweepSystem(FileReading):
 
 
 class ProcessesSettings(SweepExecutorSettings):
-    """Points are worked at in processes on this machine."""
+    """Points are worked on in processes on this machine."""
 
     kind: Literal["local"] = "local"
 
@@ -106,7 +106,7 @@ class SweepConfig(Settings):
     """Folder from which the files below are meant; by default that of the variable ``ALMLIP_DATA_DIR``, and without it
     that of the config."""
     precision: Literal["float32", "float64"] = "float32"
-    """Of models and training."""
+    """Precision of models and training."""
     systems: dict[str, SweepSystem] = Field(min_length=1)
     """Pools with their tests and models, by name."""
     selectors: dict[str, SelectorSettings] = Field(min_length=1)
@@ -132,7 +132,7 @@ class SweepConfig(Settings):
     """Number of points of equal shape that are trained in one program.  It is part of what a point is: another number
     gives results that differ by rounding."""
     executor: SweepExecutorSettings = ProcessesSettings()
-    """Where points are worked at: in processes on this machine, or in jobs on a cluster."""
+    """Where points are worked on: in processes on this machine, or in jobs on a cluster."""
     out: Path | None = None
     """Folder of the sweep; ``runs/`` and the name of the config by default."""
 

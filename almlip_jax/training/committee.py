@@ -221,8 +221,8 @@ def _changed(training: TrainingSettings, changes: dict, position: int) -> Traini
     shared = sorted({"reference_energies", "validation_fraction", "warm_start", "final_steps"} & set(changes))
     if shared:
         raise InputError(
-            f"ensemble.variants, entry {position}, training.{shared[0]}: the members have it in common; give it in "
-            "training."
+            f"ensemble.variants, entry {position}, training.{shared[0]}: all members share it; set it in training "
+            "instead."
         )
     given = training.model_dump(exclude_unset=True)
     for key, value in changes.items():

@@ -183,7 +183,7 @@ class Order:
         self._left: list[list[list[int]]] = [[] for _ in self._generators]
 
     def segment(self, data: TrainingSet, at_least: int) -> tuple[BatchPlan, int, int]:
-        """Whole epochs in random order, at least so many steps of them if the capacity allows.
+        """Whole epochs in random order, of at least the given number of steps if the capacity allows.
 
         Returns:
             the plan, with a leading axis over models where each has an order of its own; its length; and the number of

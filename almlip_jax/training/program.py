@@ -109,7 +109,7 @@ class Program:
     def fresh(
         self, key: jax.Array, data: PackedDataset, plan: BatchPlan, steps: jax.Array, energy_scale: float
     ) -> Params:
-        """Parameters to begin with, their constants set from so many batches of a plan."""
+        """Parameters to begin with, their constants set from the first batches of a plan."""
 
         def survey(step: jax.Array) -> Survey:
             return self.ensemble.survey(take_batch(data, plan, step)[0])

@@ -222,7 +222,7 @@ def check_targets(training: TrainingSettings, further: Collection[str], heads: i
     for target in further_targets():
         name = target.name
         if name in further and heads > 1:
-            raise InputError(f"model.{name} needs ensemble.heads 1: the heads of a model have one {name}.")
+            raise InputError(f"model.{name} needs ensemble.heads 1: the heads of a model share one {name}.")
         for loss in training.losses:
             if name in further and loss.judges_uncertainty:
                 raise InputError(

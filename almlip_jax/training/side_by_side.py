@@ -72,7 +72,7 @@ class SideBySideTrainer:
     Args:
         trainer: what they have in common: architecture, capacity, settings.
         fixed: take the program for plans that differ in length also where they do not.  The faster one for those may
-            round otherwise; with this one alone, what a training gives does not depend on what runs beside it, only on
+            round otherwise; with this one alone, what a training gives does not depend on what runs next to it, only on
             how many there are and on its place among them.
     """
 

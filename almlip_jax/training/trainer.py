@@ -162,7 +162,7 @@ class Trainer:
             validation: structures to validate on, in place of a share of the dataset.
             weights_key: decides the bootstrap weights, which a warm start should find as they were; by default they
                 follow from ``key``.
-            say: told of models that diverged.
+            say: is told about models that diverged.
             checkpoint: folder to keep the state of the training in.  Where it holds one of the same training (labels,
                 settings, first parameters, key) the training goes on there, and ends as if it had never stopped;
                 `on_epoch` hears of what is new.  Whoever keeps the result may then `checkpoint.discard` it.
@@ -229,7 +229,7 @@ class Trainer:
             epoch += round(epochs * steps / length)
             history.append(report_of(raw, epoch, total, time.monotonic() - began))
             if keeper is not None:
-                # before anybody hears of it: what may interrupt the training from there finds it kept
+                # before it is reported: an interruption from there finds it kept
                 keeper.keep(state, order, history, last=is_over(history, wanted))
             if on_epoch is not None:
                 on_epoch(history[-1])
@@ -300,7 +300,7 @@ class Trainer:
     def start(self, data: TrainingSet, params: Params | None, key: jax.Array) -> State:
         """The state before the first step, from given parameters, fresh ones where there are none.
 
-        Parameters of an ensemble that was not told charge and spin get those that it lacks.
+        Parameters of an ensemble that did not see charge and spin get those that it lacks.
         """
         given = 0 if params is None else jax.tree.leaves(params)[0].shape[0]
         untold = params is not None and self.ensemble.sees_state and not knows_states(params)
@@ -317,7 +317,7 @@ class Trainer:
         return _spread(self._compiled.initial(own))
 
     def total_steps(self, dataset: Sequence[Atoms], *, warm: bool, all_train: bool = False) -> int:
-        """Length of a training on so many structures, in optimiser steps, if nothing ends it earlier.
+        """Length of a training on a number of structures, in optimiser steps, if nothing ends it earlier.
 
         Of the dataset a share validates, unless other structures do and ``all_train``.
         """
@@ -387,7 +387,7 @@ VALIDATION_ERROR = "validation_forces_rmse"
 
 
 def validation_note(result: TrainingResult) -> dict[str, float | None]:
-    """What a potential's metadata say of the validation of its training.
+    """The entry of a potential's metadata on the validation of its training.
 
     The lowest root mean square error of force components that a model had in any validation, eV/Angstrom, averaged over
     the models that are left; None without structures kept for validation.
@@ -435,7 +435,7 @@ def require_enough(gone: np.ndarray, name: str) -> None:
 
 
 def mended_report(first: EpochReport, own: EpochReport, lost: np.ndarray) -> EpochReport:
-    """A report of models that are trained a second time, beside the last one of the others."""
+    """A report of models that are trained a second time, with the last one of the others."""
     names = ("train_loss", "validation_loss", "validation_energy_rmse", "validation_forces_rmse", "stopped")
     return replace(
         own,
@@ -458,7 +458,7 @@ def again_key(key: jax.Array) -> jax.Array:
 
 
 def report_of(raw: dict[str, jax.Array], epoch: int, steps: int, seconds: float) -> EpochReport:
-    """What the program said of a segment, as a report."""
+    """What the program returned for a segment, as a report."""
     values = jax.device_get(raw)
     return EpochReport(
         epoch=epoch,

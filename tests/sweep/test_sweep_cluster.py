@@ -92,7 +92,7 @@ def point_group(bench: Bench) -> Group:
     ("ends", "sentence", "messages"),
     [
         ("lost", "3 jobs died in the same round of springs/random/seed0-batch3-ensemble2 (.*worker 0", 2),
-        ("ModuleNotFoundError", "nodes cannot work at the sweep (ModuleNotFoundError: almlip_jax); correct", 0),
+        ("ModuleNotFoundError", "nodes cannot work on the sweep (ModuleNotFoundError: almlip_jax); correct", 0),
         ("refused", "on the node far: no such file", 0),
         ("elsewhere", "what a node wrote to .* is not seen here", 0),
     ],

@@ -31,7 +31,7 @@ class Context:
 
 @struct.dataclass
 class Offer:
-    """One frame of each walker, in the eyes of an admission rule.
+    """One frame of each walker, as an admission rule sees it.
 
     Attributes:
         wanted: [W] bool, offered.

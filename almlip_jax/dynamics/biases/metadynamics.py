@@ -245,7 +245,8 @@ class MetadynamicsSettings(BiasSettings):
     pace: int = Field(ge=1, le=10**9)
     """Steps between two hills of a walker."""
     bias_factor: float | None = Field(default=10.0, gt=1, le=1e6)
-    """gamma: hills shrink as if the variables were at gamma times the temperature; null keeps their height."""
+    """Bias factor gamma: hills shrink as if the variables were at gamma times the temperature; null keeps their
+    height."""
     hills: int = Field(default=1000, ge=1, le=10**6)
     """Room for hills, of each walker or of all that share; when it is full the bias stays as it is."""
     shared: bool = False

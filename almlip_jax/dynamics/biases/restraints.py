@@ -272,11 +272,11 @@ class RestraintSettings(BiasSettings):
 
     kind: Literal["restraint"] = "restraint"
     variable: VariableSettings
-    """s."""
+    """Collective variable s."""
     stiffness: PositivePerWalker
-    """k, eV over the square of the variable's unit; one, or one for each walker."""
+    """Stiffness k, eV over the square of the variable's unit; one, or one for each walker."""
     centre: PerWalker
-    """s0 in the variable's unit; one, or one for each walker."""
+    """Centre s0 in the variable's unit; one, or one for each walker."""
 
     def plain(self) -> Bias:
         """See `Restraint`."""
@@ -288,13 +288,13 @@ class SteeredSettings(BiasSettings):
 
     kind: Literal["steered"] = "steered"
     variable: VariableSettings
-    """s."""
+    """Collective variable s."""
     stiffness: PositivePerWalker
-    """k, eV over the square of the variable's unit; one, or one for each walker."""
+    """Stiffness k, eV over the square of the variable's unit; one, or one for each walker."""
     start: PerWalker
-    """s0 at the start; one, or one for each walker."""
+    """Centre s0 at the start; one, or one for each walker."""
     end: PerWalker
-    """s0 at the end; one, or one for each walker."""
+    """Centre s0 at the end; one, or one for each walker."""
 
     @property
     def follows_progress(self) -> str | None:
@@ -311,15 +311,15 @@ class WallSettings(BiasSettings):
 
     kind: Literal["wall"] = "wall"
     variable: VariableSettings
-    """s, not periodic."""
+    """Collective variable s, not periodic."""
     side: Literal["upper", "lower"]
     """Whether s may not grow or not fall beyond the bound."""
     position: PerWalker
     """The bound in the variable's unit; one, or one for each walker."""
     stiffness: PositivePerWalker
-    """k, eV over the variable's unit to the power; one, or one for each walker."""
+    """Stiffness k, eV over the variable's unit to the power; one, or one for each walker."""
     power: float = Field(default=2.0, ge=2, le=20.0)
-    """p; 2 is harmonic."""
+    """Power p; 2 is harmonic."""
 
     @model_validator(mode="after")
     def _has_sides(self) -> Self:
@@ -337,9 +337,9 @@ class SphereSettings(BiasSettings):
 
     kind: Literal["sphere"] = "sphere"
     radius: PositivePerWalker
-    """R, Angstrom; one, or one for each walker."""
+    """Radius R, Angstrom; one, or one for each walker."""
     stiffness: PositivePerWalker = 1.0
-    """k, eV/Angstrom^2; one, or one for each walker."""
+    """Stiffness k, eV/Angstrom^2; one, or one for each walker."""
 
     def plain(self) -> Bias:
         """See `Sphere`."""

@@ -192,9 +192,9 @@ class BoundedUncertaintySettings(BiasSettings):
 
     kind: Literal["bounded_uncertainty"] = "bounded_uncertainty"
     height: float = Field(gt=0, le=1000.0, json_schema_extra=unit("eV"))
-    """H, eV: the bias energy lies between -H and 0."""
+    """Height H, eV: the bias energy lies between -H and 0."""
     width: float = Field(gt=0, le=1000.0, json_schema_extra=unit("eV"))
-    """w, eV."""
+    """Width w, eV: the spread of one atom at which the bias sets in."""
 
     @property
     def needs_spread(self) -> bool:

@@ -253,7 +253,7 @@ class DihedralSettings(_Points):
 
     kind: Literal["dihedral"] = "dihedral"
     points: tuple[Point, Point, Point, Point]
-    """In order along the chain."""
+    """Four points, in order along the chain."""
 
     @property
     def repeats(self) -> bool:

@@ -91,7 +91,7 @@ class NptSettings(IntegratorSettings):
     cell: Literal["isotropic", "full"] = "isotropic"
     """Whether only the volume moves or the shape of the cell too."""
     friction: float = Field(default=0.01, gt=0, le=10.0, json_schema_extra=unit("1/fs"))
-    """Of the thermostat, 1/fs."""
+    """Friction of the thermostat, 1/fs."""
     barostat_time: float = Field(default=500.0, gt=0, le=1e7, json_schema_extra=unit("fs"))
     """Relaxation time of the volume, fs, where the compressibility is right."""
     compressibility: float = Field(default=0.02, gt=0, le=100.0, json_schema_extra=unit("1/GPa"))

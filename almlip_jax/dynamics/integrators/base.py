@@ -39,7 +39,7 @@ class Integrator(ABC):
     retreats: bool = False
 
     def init(self, motion: Motion, at: Moment) -> Any:
-        """What the integrator keeps beside positions and momenta, a pytree."""
+        """What the integrator keeps besides positions and momenta, a pytree."""
         return None
 
     def from_start(self, motion: Motion, evaluation: Evaluation, at: Moment) -> Motion:

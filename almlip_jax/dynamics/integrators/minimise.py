@@ -160,9 +160,9 @@ class FireSettings(IntegratorSettings):
     cell: Literal["fixed", "isotropic", "full"] = "fixed"
     """Whether the cell relaxes too, against the pressure of the walkers."""
     largest_force: float = Field(default=0.01, gt=0, le=100.0, json_schema_extra=unit("eV/Angstrom"))
-    """eV/Angstrom at which a walker has converged."""
+    """Largest force at which a walker has converged, eV/Angstrom."""
     largest_stress: float = Field(default=0.05, gt=0, le=1000.0, json_schema_extra=unit("GPa"))
-    """GPa at which it has, where the cell relaxes."""
+    """Largest excess stress at which it has, where the cell relaxes, GPa."""
     largest_step: float = Field(default=0.1, gt=0, le=1.0, json_schema_extra=unit("Angstrom"))
     """Longest move of an atom in a step, Angstrom."""
 

@@ -206,7 +206,7 @@ class LangevinSettings(IntegratorSettings):
 
     kind: Literal["langevin"] = "langevin"
     friction: float = Field(default=0.01, ge=0, le=10.0, json_schema_extra=unit("1/fs"))
-    """1/fs; at 0 the dynamics are velocity Verlet."""
+    """Friction, 1/fs; at 0 the dynamics are velocity Verlet."""
 
     def build(self) -> Integrator:
         """See `Langevin`."""

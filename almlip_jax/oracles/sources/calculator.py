@@ -130,7 +130,7 @@ def in_folder(calculator: Any, folder: tempfile.TemporaryDirectory[str]) -> None
 
 
 def calculated(atoms: Atoms, calculator: Any, *, force_consistent: bool) -> Results:
-    """What a calculator says of a structure, with a stress where this is periodic in three directions.
+    """What a calculator gives for a structure, with a stress where this is periodic in three directions.
 
     Args:
         atoms: the structure, which gets the calculator.

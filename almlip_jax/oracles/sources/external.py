@@ -63,7 +63,7 @@ class ExternalSettings(SourceSettings, FileReading):
 
     def build(self) -> LabelSource:
         """Refuses: nothing can be calculated here."""
-        raise InputError("the oracle is external: its labels are made elsewhere, so it cannot calculate any here.")
+        raise InputError("the label source is external: its labels are made elsewhere, and none can be made here.")
 
     def delivery(self) -> DeliveredFiles:
         """The files in ``results/``."""
@@ -120,7 +120,7 @@ class DeliveredFiles:
         return export_request(self._oracle, frames, self.unmatched([atoms for _, atoms in frames], known))
 
     def unmatched(self, missing: Sequence[Atoms], known: Iterable[Atoms]) -> str:
-        """What to say of frames without identity that no structure matches; empty where there are none.
+        """What to report about frames without identity that no structure matches; empty where there are none.
 
         Args:
             missing: structures that wait for their labels.
@@ -173,7 +173,7 @@ def export_request(oracle: ExternalSettings, missing: Sequence[tuple[str, Atoms]
             write_structures(path, frames)
     except OSError as error:
         raise InputError(
-            f"structures cannot be exported to {path} ({error.strerror}); correct the oracle's folder."
+            f"structures cannot be exported to {path} ({error.strerror}); correct oracle.folder."
         ) from error
     return PendingLabels(path, results, len(missing), remark)
 

@@ -74,7 +74,7 @@ class FileSettings(SourceSettings, FileReading):
             return hashlib.sha256(self.path.read_bytes()).hexdigest()
         except OSError as error:
             raise InputError(
-                f"the labelled file {self.path} cannot be read ({error.strerror}); correct the oracle's path."
+                f"the labelled file {self.path} cannot be read ({error.strerror}); correct oracle.path."
             ) from error
 
     def build(self) -> LabelSource:
