@@ -322,7 +322,7 @@ def _fit(
         reached = reaching(advance)
 
         def on_epoch(epoch: EpochReport) -> None:
-            reached(epoch.step, forces_rmse=epoch.forces_rmse)
+            reached(epoch.step, **epoch.errors)
 
         return fit_potential(
             structures,
@@ -343,7 +343,7 @@ def _show_training(
     result: TrainingResult, structures: int, potential: Path, curve: Path, json_file: Path | None
 ) -> None:
     last = result.history[-1]
-    best = {"validation_forces_rmse": min(report.forces_rmse for report in result.history)}
+    best = {f"validation_{name}": min(report.errors[name] for report in result.history) for name in last.errors}
     rows = {"structures": structures, "epochs": last.epoch, "steps": last.step, "seconds": last.seconds} | best
     shown = {name: with_unit(_number(value), name) for name, value in rows.items()}
     _print_pairs("Training", {**shown, "potential": str(potential), "learning curve": str(curve)})

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from ase import Atoms
 
@@ -49,6 +49,12 @@ class Target:
         """Whether every model gives it."""
         return self.name == "energy" or self.derived_from == "energy"
 
+    @property
+    def owners(self) -> str:
+        """The structures that have it, in words."""
+        directions = {"periodic": " that are periodic in three directions", "open": " that are periodic in none"}
+        return f"structures{directions.get(self.structures, '')}"
+
 
 _DECLARED = (
     Target("energy", "eV", "energy", by_atoms=True),
@@ -57,6 +63,9 @@ _DECLARED = (
     Target("dipole", "e*A", "dipole", shape=(3,), symmetry="vector", structures="open", delta=0.05),
 )
 _TARGETS = {one.name: one for one in _DECLARED}
+
+TARGET_ERRORS: Final = {f"{one.label}_{kind}": one for one in _DECLARED for kind in ("mae", "rmse")}
+"""Name of each error of a target (``forces_rmse``, over its components) -> the target."""
 
 
 def targets(names: Collection[str] | None = None) -> tuple[Target, ...]:

@@ -6,7 +6,7 @@ import re
 from typing import Final
 
 from almlip_jax.scores import score_units
-from almlip_jax.targets import further_targets
+from almlip_jax.targets import TARGET_ERRORS
 
 UNITS: Final[dict[str, str]] = {
     "energy_mae": "eV/atom",
@@ -26,7 +26,7 @@ UNITS: Final[dict[str, str]] = {
 }
 """Name -> unit of what is not a score, empty for a plain number; A is the Angstrom, which every terminal can show."""
 
-_FURTHER: Final = {f"{one.label}_{kind}": one.unit for one in further_targets() for kind in ("mae", "rmse")}
+_FURTHER: Final = {name: one.unit for name, one in TARGET_ERRORS.items() if not one.basic}
 _PREFIXES: Final = re.compile(r"^(final_|validation_)+")
 
 

@@ -25,4 +25,3 @@ BOHR: Final[float] = float(_ase.Bohr)
 
 GPA: Final[float] = float(_ase.GPa)
 """One gigapascal in eV/Angstrom^3."""
-

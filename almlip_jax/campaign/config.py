@@ -80,7 +80,7 @@ class ExperimentConfig(PotentialConfig):
         check_labels(further_of(self.model), self.oracle)
         check_adaptive(self.selection.selector, self.training, "selection.selector")
         check_plateau(self.stopping, self.selection)
-        check_target(self.stopping, self.test)
+        check_target(self.stopping, self.test, further_of(self.model))
         return self
 
 

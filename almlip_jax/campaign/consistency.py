@@ -127,11 +127,22 @@ def check_plateau(stopping: StoppingSettings, selection: SelectionSettings) -> N
         )
 
 
-def check_target(stopping: StoppingSettings, test: TestSettings) -> None:
-    """Refuses a target on a test set, or on a group of one, that will not be there; raises ValueError."""
+def check_target(stopping: StoppingSettings, test: TestSettings, further: Collection[str] = ()) -> None:
+    """Refuses a target on a test set, or on a group of one, that will not be there, or of what the model does not give.
+
+    ``further`` is what the model gives besides the energy.
+
+    Raises:
+        ValueError: names the key.
+    """
     target = stopping.target_error
     if target is None:
         return
+    if not target.of.basic and target.of.name not in further:
+        raise ValueError(
+            f"stopping.target_error.metric is {target.metric}, but the model gives no {target.of.name}; set "
+            f"model.{target.of.name}: true, or name another metric."
+        )
     if not test.groups:
         raise ValueError("stopping.target_error needs a test set; give test.md, test.files or test.from_pool.")
     if target.group is not None and target.group not in test.groups:

@@ -22,7 +22,7 @@ from almlip_jax.campaign.config import ExperimentConfig
 from almlip_jax.campaign.consistency import check_columns
 from almlip_jax.campaign.latest import point_to
 from almlip_jax.campaign.preparation import (
-    check_stress_labels,
+    check_target_labels,
     labelled_frames,
     planned_calls,
     pool_frames,
@@ -40,6 +40,7 @@ from almlip_jax.progress import Progress, SilentProgress
 from almlip_jax.run_log import LoggedProgress, logged
 from almlip_jax.structures.io import read_structures
 from almlip_jax.structures.neighbors import largest_neighbor_count
+from almlip_jax.targets import has_target
 from almlip_jax.work_directory import write_versions
 from almlip_jax.yaml_text import yaml_text
 
@@ -357,7 +358,7 @@ def _check(config: ExperimentConfig) -> None:
         raise InputError("from_pool draws from a fixed pool, which only exploration.kind 'pool' has.")
     _check_relaxed(config.exploration, starts)
     _check_cutoff(config.model.cutoff, starts)
-    _check_stress_target(config, starts)
+    _check_target(config, starts)
     calls = planned_calls(initial, geometries)
     if budget is not None and calls > budget:
         raise InputError(
@@ -384,10 +385,10 @@ def _check_labels(oracle: SourceSettings, geometries: Sequence[Atoms]) -> None:
             raise InputError(f"start geometry {number} of system.structures cannot be labelled: {error}.") from error
 
 
-def _check_stress_target(config: ExperimentConfig, starts: Sequence[Atoms]) -> None:
-    """Refuses a target for stresses where structures of the test set will not have any."""
+def _check_target(config: ExperimentConfig, starts: Sequence[Atoms]) -> None:
+    """Refuses a wanted error of stresses, dipoles and the like where structures of the test set will not have any."""
     target, test = config.stopping.target_error, config.test
-    if target is None or not target.metric.startswith("stress"):
+    if target is None or target.of_all:
         return
     drawn = pool_frames(config.exploration, config.system) if test.from_pool else []
     for group in test.groups if target.group is None else (target.group,):
@@ -395,8 +396,8 @@ def _check_stress_target(config: ExperimentConfig, starts: Sequence[Atoms]) -> N
         given = [_marked(frame, group) for path in files for frame in labelled_frames(path, config.system)]
         to_label = list(starts) if any(run.group == group for run in test.md) else []
         to_label += drawn if group == "pool" else []
-        if not any(frame.pbc.all() for frame in to_label):  # of others, their labels will say
-            check_stress_labels(target, given or [_marked(Atoms(), group)])
+        if not any(has_target(frame, target.of) for frame in to_label):  # of others, their labels will say
+            check_target_labels(target, given or [_marked(Atoms(), group)])
 
 
 def _marked(frame: Atoms, group: str) -> Atoms:
@@ -430,7 +431,7 @@ def _check_change(config: ExperimentConfig, run: RunDirectory, progress: Progres
         state = state.model_copy(update={"settled": continuity.settled(config)})
     check_columns(config.selection.selector, config.selection.batch, "selection.selector")
     if run.test.exists():
-        check_stress_labels(config.stopping.target_error, read_structures(run.test))
+        check_target_labels(config.stopping.target_error, read_structures(run.test))
     write_state(run, state)
 
 

@@ -27,6 +27,7 @@ from almlip_jax.campaign.settings import (
     TestSettings,
 )
 from almlip_jax.errors import InputError, LabelError
+from almlip_jax.evaluation.metrics import labels_of
 from almlip_jax.keys import numpy_generator
 from almlip_jax.oracles import Labeller, MDRun, rattle, run_label_md
 from almlip_jax.structures.carried import carried
@@ -383,8 +384,8 @@ def held_out_set(
     return held_out
 
 
-def check_stress_labels(target: TargetErrorSettings | None, test: Sequence[Atoms]) -> None:
-    """Refuses a target for stresses on a group of the test set in which no periodic structure has one.
+def check_target_labels(target: TargetErrorSettings | None, test: Sequence[Atoms]) -> None:
+    """Refuses a wanted error of stresses, dipoles and the like on a group of the test set that has no such label.
 
     Args:
         target: the stopping rule, if there is one.
@@ -393,19 +394,16 @@ def check_stress_labels(target: TargetErrorSettings | None, test: Sequence[Atoms
     Raises:
         InputError: names the group.
     """
-    if target is None or not target.metric.startswith("stress"):
+    if target is None or target.of_all:
         return
+    label, owners = target.of.label, target.of.owners
     groups = {str(frame.info["group"]) for frame in test}
-    able = {
-        str(frame.info["group"])
-        for frame in test
-        if frame.pbc.all() and frame.calc is not None and "stress" in frame.calc.results
-    }
+    able = {str(frame.info["group"]) for frame in test if label in labels_of(frame)}
     for group in sorted(groups if target.group is None else groups & {target.group}):
         if group not in able:
             raise InputError(
-                f"stopping.target_error.metric '{target.metric}' needs stresses of structures that are periodic in "
-                f"three directions, and test group '{group}' has none; name another metric or group."
+                f"stopping.target_error.metric '{target.metric}' needs the {label} of {owners}, and test group "
+                f"'{group}' has none; name another metric or group."
             )
 
 

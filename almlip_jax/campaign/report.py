@@ -22,18 +22,18 @@ from almlip_jax.campaign.report_figures import (
     most_uncertain,
     pressure_traces,
     score_traces,
-    stress_parity,
-    training_figure,
+    structure_parities,
+    training_figures,
 )
 from almlip_jax.campaign.rundir import RoundDirectory, RunDirectory
-from almlip_jax.campaign.state import TEST_ERRORS, CampaignState, metric_units, read_state
+from almlip_jax.campaign.state import CampaignState, metric_units, read_state
 from almlip_jax.campaign.status import calls_by_purpose, campaign_status
 from almlip_jax.campaign.walkers import bath
 from almlip_jax.errors import InputError
 from almlip_jax.files import read_csv, read_json, read_npz, understood, write_text
 from almlip_jax.group_looks import Look, group_looks
 from almlip_jax.oracles import LabelStore
-from almlip_jax.targets import further_targets
+from almlip_jax.targets import TARGET_ERRORS, further_targets
 from almlip_jax.unit_names import spelt, unit_of
 
 
@@ -104,7 +104,7 @@ def _headline(state: CampaignState, test_calls: int) -> list[tuple[str, str]]:
 
 
 def _told(errors: Mapping[str, float], which: str) -> list[tuple[str, str]]:
-    """Errors of the forces and, where there are any, of the stresses of each group."""
+    """Errors of the forces and, where there are any, of the stresses, dipoles and the like of each group."""
     rows = []
     for metric in ("forces_rmse", "stress_rmse", *(f"{target.label}_rmse" for target in further_targets())):
         name, unit = ERROR_CURVES[metric]
@@ -130,8 +130,7 @@ def _curves(state: CampaignState) -> list[str]:
 def _shown_errors(status: Mapping[str, Any]) -> list[str]:
     """Errors that the table has columns for: those of what not every model gives only where there are some."""
     known = {**status["errors"], **({} if status["final"] is None else status["final"]["errors"])}
-    further = tuple(target.label for target in further_targets())
-    return [name for name in TEST_ERRORS if not name.startswith(further) or errors_of(known, name)]
+    return [name for name, target in TARGET_ERRORS.items() if target.basic or errors_of(known, name)]
 
 
 def _error_rows(status: Mapping[str, Any], looks: Mapping[str, Look]) -> list[dict[str, Any]]:
@@ -140,7 +139,7 @@ def _error_rows(status: Mapping[str, Any], looks: Mapping[str, Look]) -> list[di
     rows = []
     for group, look in looks.items():
         for which, errors in (("", status["errors"]), (", final potential", final)):
-            values = {metric: errors.get(f"{metric}_{group}") for metric in TEST_ERRORS}
+            values = {metric: errors.get(f"{metric}_{group}") for metric in TARGET_ERRORS}
             if any(value is not None for value in values.values()):
                 rows.append({"name": f"{group}{which}", "color": look.color, "values": values})
     return rows
@@ -157,14 +156,17 @@ def _most_uncertain(run: RunDirectory, explored: Sequence[RoundDirectory]) -> st
 
 
 def _trainings(run: RunDirectory) -> dict[str, str]:
-    """Name of each training -> the figure of its course, the newest first."""
+    """Name of each training, and of what else it shows -> the figure of its course, the newest first."""
     folders = {"final": run.final} | {f"round {one.index}": one for one in reversed(run.rounds())}
     figures = {}
     for name, folder in folders.items():
         if folder.training.exists():
             with contextlib.suppress(InputError):  # a damaged table has no figure
                 with understood(folder.training):
-                    figures[name] = _json(training_figure(read_csv(folder.training)))
+                    curves = training_figures(read_csv(folder.training))
+                    first = next(iter(curves), None)
+                    figures[name] = _json(None if first is None else curves.pop(first))
+                    figures |= {f"{name}, {shown}": _json(figure) for shown, figure in curves.items()}
     return figures
 
 
@@ -178,14 +180,14 @@ def _predicted(run: RunDirectory, state: CampaignState) -> Path | None:
 
 def _test_figures(
     path: Path | None, predictions: Mapping[str, np.ndarray], looks: Mapping[str, Look]
-) -> dict[str, str]:
+) -> dict[str, Any]:
     if path is None:
-        return dict.fromkeys(("parity", "reliability", "stress_parity"), "null")
+        return {"parity": "null", "reliability": "null", "parities": {}}
     with understood(path):
         return {
             "parity": _json(force_parity(predictions, looks)),
             "reliability": _json(force_reliability(predictions, looks)),
-            "stress_parity": _json(stress_parity(predictions, looks)),
+            "parities": {name: _json(figure) for name, figure in structure_parities(predictions, looks).items()},
         }
 
 

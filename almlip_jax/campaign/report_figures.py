@@ -22,7 +22,7 @@ from almlip_jax.campaign.rundir import RoundDirectory
 from almlip_jax.campaign.state import CampaignState
 from almlip_jax.campaign.walkers import bath, of_walker
 from almlip_jax.errors import InputError
-from almlip_jax.evaluation.training_curves import training_curves
+from almlip_jax.evaluation.training_curves import TrainingCurves, training_curves
 from almlip_jax.files import Cell, read_npz
 from almlip_jax.group_looks import Look, group_looks
 from almlip_jax.structures.io import read_structures
@@ -82,11 +82,12 @@ def errors_of(errors: Mapping[str, float], metric: str) -> dict[str, float]:
     return {name.removeprefix(prefix): value for name, value in errors.items() if name.startswith(prefix)}
 
 
-def training_figure(rows: Sequence[Mapping[str, Cell]]) -> go.Figure | None:
-    """The course of a training, model by model, from the lines of its ``training.csv``."""
-    curves = training_curves(rows)
-    if curves is None:
-        return None
+def training_figures(rows: Sequence[Mapping[str, Cell]]) -> dict[str, go.Figure]:
+    """The course of a training, from the lines of its ``training.csv``: name of what is shown -> its figure."""
+    return {curves.name: _training_figure(curves) for curves in training_curves(rows)}
+
+
+def _training_figure(curves: TrainingCurves) -> go.Figure:
     figure = go.Figure()
     for model, look in group_looks(curves.models).items():
         steps, values = curves.models[model]
@@ -180,13 +181,17 @@ def force_parity(predictions: Mapping[str, np.ndarray], looks: Mapping[str, Look
     return _parity(*pair, predictions["group"], looks, "true force component (eV/Å)", "predicted (eV/Å)")
 
 
-def stress_parity(predictions: Mapping[str, np.ndarray], looks: Mapping[str, Look]) -> go.Figure | None:
-    """Predicted against true stress components; None where no test structure has a stress."""
-    if not len(predictions.get("stress_true", ())):
-        return None
-    groups = predictions["structure_group"][predictions["stress_structure"]]
-    pair = (predictions["stress_true"], predictions["stress_pred"])
-    return _parity(*pair, groups, looks, "true stress component (eV/Å³)", "predicted (eV/Å³)")
+def structure_parities(predictions: Mapping[str, np.ndarray], looks: Mapping[str, Look]) -> dict[str, go.Figure]:
+    """Predicted against true components of stresses, dipoles and the like, by name, where test structures have them."""
+    units = {"stress": unit_of("stress_rmse")} | {one.label: one.unit for one in further_targets()}
+    figures = {}
+    for name, unit in units.items():
+        if len(predictions.get(f"{name}_true", ())):
+            pair = predictions[f"{name}_true"], predictions[f"{name}_pred"]
+            groups = predictions["structure_group"][predictions[f"{name}_structure"]]
+            axes = f"true {name} component ({spelt(unit)})", f"predicted ({spelt(unit)})"
+            figures[name] = _parity(*pair, groups, looks, *axes)
+    return figures
 
 
 def _parity(

@@ -23,7 +23,8 @@ Layout (rounds are numbered from 0, folders have at least three digits)::
           evaluation.json    test metrics
           test_predictions.npz  forces_true [n, 3], forces_pred [n, 3], force_total [n], group [n]; energy_true [s],
                              energy_pred [s], energy_total [s], natoms [s], structure_group [s]; stress_true [p, 6],
-                             stress_pred [p, 6] and which structures they are of, stress_structure [p]
+                             stress_pred [p, 6] and which structures they are of, stress_structure [p]; likewise
+                             dipole_true [d, 3] of models that give dipoles
           starts.extxyz      start structure of each walker
           walkers.npz        scores, temperature, energy, bias, pressure and volume along each walker, how it ended,
                              where it left the training distribution, thresholds of the gate, recorded frames

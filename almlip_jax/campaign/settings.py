@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -15,10 +15,12 @@ from almlip_jax.dynamics.judging import check_exploration
 from almlip_jax.dynamics.thresholds import RelativeThresholds, ThresholdSettings
 from almlip_jax.ensembles import EnsembleSettings
 from almlip_jax.kinds import Spec, UserCode
+from almlip_jax.names import Known
 from almlip_jax.scores import ScoreName as Score
 from almlip_jax.selection import BaitSettings, SelectorSettings
 from almlip_jax.settings import Settings, unit
 from almlip_jax.structures.labels import FileReading
+from almlip_jax.targets import TARGET_ERRORS, Target
 
 
 class StateReading(FileReading):
@@ -162,7 +164,7 @@ class ExplorationChoice(Spec):
     def check(self, members: EnsembleSettings, further: Collection[str] = ()) -> None:
         """Refuses what would judge by an uncertainty that the ensemble does not have; raises ValueError.
 
-        ``further`` is what the model gives beside the energy.
+        ``further`` is what the model gives besides the energy.
         """
 
     @abstractmethod
@@ -295,14 +297,23 @@ class PlateauSettings(Settings):
 class TargetErrorSettings(Settings):
     """Converged when the error on the test set is small enough."""
 
-    metric: Literal["energy_mae", "energy_rmse", "forces_mae", "forces_rmse", "stress_mae", "stress_rmse"] = (
-        "forces_rmse"
-    )
-    """Which error: eV/atom for energies, eV/Angstrom for forces, eV/Angstrom^3 for stresses of periodic structures."""
+    metric: Annotated[str, Known("known error", lambda: tuple(TARGET_ERRORS))] = "forces_rmse"
+    """Which error: eV/atom for energies, eV/Angstrom for forces, eV/Angstrom^3 for stresses of periodic structures,
+    e*Angstrom for dipoles of molecules, of models that give them."""
     value: float = Field(gt=0, le=1000.0)
     """Error at or below which the campaign has converged."""
     group: str | None = None
     """Group of the test set; all groups where not given."""
+
+    @property
+    def of(self) -> Target:
+        """What it is the error of."""
+        return TARGET_ERRORS[self.metric]
+
+    @property
+    def of_all(self) -> bool:
+        """Whether every labelled structure has what it is the error of."""
+        return self.of.basic and self.of.structures == "all"
 
 
 class UserRuleSettings(UserCode):

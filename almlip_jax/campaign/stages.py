@@ -23,9 +23,8 @@ from almlip_jax.campaign.batch import (
     validation_error,
 )
 from almlip_jax.campaign.cost import expected_costs, paid_labels
-from almlip_jax.campaign.preparation import check_stress_labels, held_out_set, initial_set, planned_calls
+from almlip_jax.campaign.preparation import check_target_labels, held_out_set, initial_set, planned_calls
 from almlip_jax.campaign.rundir import PotentialDirectory, RoundDirectory
-from almlip_jax.campaign.state import TEST_ERRORS
 from almlip_jax.campaign.workshop import Workshop
 from almlip_jax.errors import InputError, LabelError
 from almlip_jax.evaluation import error_metrics
@@ -40,6 +39,7 @@ from almlip_jax.scores import names, scores
 from almlip_jax.structures.carried import carried
 from almlip_jax.structures.io import read_structures, write_structures
 from almlip_jax.structures.species import SpeciesTable
+from almlip_jax.targets import TARGET_ERRORS, targets
 from almlip_jax.training import EpochReport, checkpoint, params_for
 
 Results = Mapping[str, Any]
@@ -71,7 +71,7 @@ def make_test_set(workshop: Workshop, round_index: int) -> Results:
         frames = held_out_set(settings, workshop.source(advance), pool, workshop.dataset(round_index))
     if frames:
         write_structures(workshop.run.test, frames)
-    check_stress_labels(workshop.config.stopping.target_error, frames)
+    check_target_labels(workshop.config.stopping.target_error, frames)
     return {}
 
 
@@ -122,7 +122,7 @@ def _train_into(
         reached = reaching(advance)
 
         def on_epoch(report: EpochReport) -> None:
-            reached(report.step, epoch=report.epoch, forces_rmse=report.forces_rmse)
+            reached(report.step, epoch=report.epoch, **report.errors)
 
         result = workshop.learner.train(dataset, params, key, references, on_epoch, folder.unfinished_training, steps)
     write_csv(folder.training, result.rows())
@@ -192,19 +192,23 @@ def _test_errors(workshop: Workshop, potential: Potential, folder: PotentialDire
     return {
         f"{name}_{group}": float(values[name])
         for group, values in metrics["by_group"].items()
-        for name in TEST_ERRORS
+        for name in TARGET_ERRORS
         if math.isfinite(values.get(name, math.nan))
     }
 
 
 def _predictions(structures: Sequence[Atoms], evaluated: Evaluated) -> dict[str, np.ndarray]:
     sizes = np.array([len(atoms) for atoms in structures])
-    stresses = {n: labels_of(atoms).get("stress") for n, atoms in enumerate(structures)}
-    labelled = [n for n, stress in stresses.items() if stress is not None]
-    return {
-        "stress_true": np.array([stresses[n] for n in labelled]).reshape(len(labelled), 6),
-        "stress_pred": evaluated.stress[labelled].reshape(len(labelled), 6),
-        "stress_structure": np.array(labelled, np.int64),
+    labels = [labels_of(atoms) for atoms in structures]
+    further = {target.label: evaluated.further[target.name] for target in targets(evaluated.further)}
+    arrays: dict[str, np.ndarray] = {}
+    for name, predicted in ({"stress": evaluated.stress} | further).items():
+        rows = [n for n, known in enumerate(labels) if name in known]
+        shape = (len(rows), *predicted.shape[1:])
+        arrays[f"{name}_true"] = np.array([labels[n][name] for n in rows]).reshape(shape)
+        arrays[f"{name}_pred"] = predicted[rows].reshape(shape)
+        arrays[f"{name}_structure"] = np.array(rows, np.int64)
+    return arrays | {
         "forces_true": np.concatenate([atoms.get_forces(apply_constraint=False) for atoms in structures]),
         "forces_pred": np.concatenate(evaluated.forces),
         "force_total": np.concatenate(evaluated.atom_scores["force_total"]),

@@ -9,18 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any
 
 from almlip_jax.campaign.rundir import RunDirectory
 from almlip_jax.errors import InputError
 from almlip_jax.files import Cell, plain, read_record, write_csv, write_json
 from almlip_jax.settings import Findings
-from almlip_jax.targets import targets
 from almlip_jax.unit_names import unit_of
 from almlip_jax.yaml_text import read_yaml
-
-TEST_ERRORS: Final = tuple(f"{target.label}_{kind}" for target in targets() for kind in ("mae", "rmse"))
-"""Errors on the test set that a campaign keeps of each group, where the group has the label."""
 
 
 class Stage(StrEnum):

@@ -14,6 +14,8 @@ import numpy as np
 import pandas as pd
 
 from almlip_jax.errors import InputError
+from almlip_jax.targets import TARGET_ERRORS, further_targets
+from almlip_jax.unit_names import spelt
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,10 +60,16 @@ ERRORS: Final[dict[str, Quantity]] = {
     "forces_mae": Quantity("force MAE", "meV/Å", 1e3),
     "stress_rmse": Quantity("stress RMSE", "meV/Å³", 1e3),
     "stress_mae": Quantity("stress MAE", "meV/Å³", 1e3),
+    **{
+        f"{one.label}_{kind}": Quantity(f"{one.label} {kind.upper()}", f"m{spelt(one.unit)}", 1e3)
+        for one in further_targets()
+        for kind in ("rmse", "mae")
+    },
 }
 """Columns that a comparison of selectors can be about: positive, smaller is better."""
 
-_OF_CELLS: Final = ("stress_rmse", "stress_mae")  # a table without periodic systems need not have them
+_OF_SOME: Final = tuple(name for name, one in TARGET_ERRORS.items() if not one.basic or one.structures != "all")
+"""Columns that a table need not have: of stresses, dipoles and the like, which not all systems have."""
 
 CALIBRATION: Final[dict[str, Quantity]] = {
     "spearman": Quantity("Spearman correlation", rises=True),
@@ -103,8 +111,8 @@ def read_tables(paths: Sequence[Path | str]) -> pd.DataFrame:
     """Reads tables of a sweep and puts them one under the other.
 
     Args:
-        paths: CSV files with all of `COLUMNS`; those of stresses may be left out.  Rows without ``labels`` stand for
-            rounds that a point did not reach, and are left out.
+        paths: CSV files with all of `COLUMNS`; those of stresses and dipoles may be left out.  Rows without ``labels``
+            stand for rounds that a point did not reach, and are left out.
 
     Returns:
         names as text, ``seed``, ``round`` and ``labels`` as int64, sizes as Int64 (with missing ones), the rest as
@@ -159,7 +167,7 @@ def _read(path: Path) -> pd.DataFrame:
         raw = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
     except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError):
         raise InputError(f"{path} is not a table: it must be CSV with a header.") from None
-    missing = [name for name in COLUMNS if name not in raw and name not in _OF_CELLS]
+    missing = [name for name in COLUMNS if name not in raw and name not in _OF_SOME]
     if missing:
         raise InputError(f"{path} lacks column {', '.join(repr(name) for name in missing)} of a sweep's table.")
     reached = raw.reindex(columns=[*COLUMNS], fill_value="")[raw["labels"].str.strip() != ""]

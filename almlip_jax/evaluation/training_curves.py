@@ -10,6 +10,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from almlip_jax.targets import further_targets
+from almlip_jax.unit_names import spelt
+
 Floats = NDArray[np.float64]
 Value = str | int | float | None
 
@@ -20,6 +23,12 @@ _KINDS: Final = (
 )
 """What is looked for in this order: prefix of the columns, name, unit shown, units shown per one of the column."""
 
+_FURTHER: Final = tuple(
+    (f"validation_{one.label}_rmse_", f"validation {one.label} RMSE", f"m{spelt(one.unit)}", 1e3)
+    for one in further_targets()
+)
+"""What is shown besides, where models give it."""
+
 
 @dataclass(frozen=True)
 class TrainingCurves:
@@ -27,7 +36,7 @@ class TrainingCurves:
 
     Attributes:
         name: what is shown: the validation error of the forces; of the energies, or the training loss, where no
-            structure with forces, or none at all, was held out.
+            structure with forces, or none at all, was held out; or the error of what else the models give.
         unit: of it; empty for a plain number.
         models: name of each model -> optimiser steps [n] and values [n]; only numbers above 0.
     """
@@ -42,23 +51,29 @@ class TrainingCurves:
         return f"{self.name} ({self.unit})" if self.unit else self.name
 
 
-def training_curves(rows: Sequence[Mapping[str, Value]]) -> TrainingCurves | None:
-    """The curves of a training; None where its table has none.
+def training_curves(rows: Sequence[Mapping[str, Value]]) -> tuple[TrainingCurves, ...]:
+    """What the table of a training shows: one course, and those of the errors of what models give besides the energy.
 
     Args:
         rows: of ``training.csv``, as `files.read_csv` reads it.
     """
-    for prefix, name, unit, factor in _KINDS:
-        columns = [column for column in (rows[0] if rows else ()) if column.startswith(prefix)]
-        models = {}
-        for column in columns:
-            points = [(_number(row.get("step")), factor * _number(row.get(column))) for row in rows]
-            shown = np.array([p for p in points if p[1] > 0 and math.isfinite(p[0] + p[1])], np.float64).reshape(-1, 2)
-            if len(shown):
-                models[column.removeprefix(prefix)] = shown[:, 0], shown[:, 1]
-        if models:
-            return TrainingCurves(name, unit, models)
-    return None
+    usual = [found for kind in _KINDS if (found := _of_kind(rows, *kind)) is not None]
+    further = [found for kind in _FURTHER if (found := _of_kind(rows, *kind)) is not None]
+    return (*usual[:1], *further)
+
+
+def _of_kind(
+    rows: Sequence[Mapping[str, Value]], prefix: str, name: str, unit: str, factor: float
+) -> TrainingCurves | None:
+    """None where no column has a number above 0."""
+    columns = [column for column in (rows[0] if rows else ()) if column.startswith(prefix)]
+    models = {}
+    for column in columns:
+        points = [(_number(row.get("step")), factor * _number(row.get(column))) for row in rows]
+        shown = np.array([p for p in points if p[1] > 0 and math.isfinite(p[0] + p[1])], np.float64).reshape(-1, 2)
+        if len(shown):
+            models[column.removeprefix(prefix)] = shown[:, 0], shown[:, 1]
+    return TrainingCurves(name, unit, models) if models else None
 
 
 def _number(value: Value) -> float:

@@ -182,7 +182,7 @@ def draw_trainings(paths: Sequence[Path], out: Path) -> dict[str, Any]:
     trainings = {}
     for path in paths:
         curves = training_curves(read_csv(path))
-        if curves is None:
+        if not curves:
             raise InputError(
                 f"{path} has no validation error or loss of a training above 0; give the training.csv of a round, or "
                 "the one next to a trained potential."

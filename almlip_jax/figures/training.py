@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 
@@ -13,11 +13,11 @@ from almlip_jax.group_looks import group_looks
 _DASHES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}
 
 
-def training(trainings: Mapping[str, TrainingCurves]) -> Figure:
-    """Draws the curve of each model against optimiser steps, a panel for each training.
+def training(trainings: Mapping[str, Sequence[TrainingCurves]]) -> Figure:
+    """Draws the curve of each model against optimiser steps, a panel for each training and quantity.
 
     Args:
-        trainings: name of each training -> its curves.
+        trainings: name of each training -> its curves, of one quantity or several.
 
     Returns:
         The figure; the caller saves and closes it.
@@ -27,11 +27,12 @@ def training(trainings: Mapping[str, TrainingCurves]) -> Figure:
     """
     if not trainings:
         raise ValueError("there is no training to draw.")
-    looks = group_looks({model for curves in trainings.values() for model in curves.models})
+    shown = [(name if len(trainings) > 1 else "", curves) for name, all_of in trainings.items() for curves in all_of]
+    looks = group_looks({model for _, curves in shown for model in curves.models})
     handles = {}
     with style():
-        figure, panels = panel_grid(len(trainings), width=3.6, height=2.8)
-        for axes, (name, curves) in zip(panels, trainings.items(), strict=True):
+        figure, panels = panel_grid(len(shown), width=3.6, height=2.8)
+        for axes, (name, curves) in zip(panels, shown, strict=True):
             for model, (steps, values) in curves.models.items():
                 (handles[model],) = axes.plot(
                     steps,
@@ -43,9 +44,7 @@ def training(trainings: Mapping[str, TrainingCurves]) -> Figure:
                     markersize=2.0,
                     label=f"model {model}",
                 )
-            axes.set(
-                yscale="log", xlabel="optimiser steps", ylabel=curves.label, title=name if len(trainings) > 1 else ""
-            )
+            axes.set(yscale="log", xlabel="optimiser steps", ylabel=curves.label, title=name)
             plain_log_ticks(axes, "y")
         if len(looks) > 1:
             legend_below(figure, [handles[model] for model in looks])

@@ -341,7 +341,7 @@ def _digest(identity: Mapping[str, Any]) -> str:
 
 def _scores(metrics: Mapping[str, Any]) -> Scores:
     """Columns of the table from `error_metrics`; None for what is not a number."""
-    values = {name: metrics[name] for name in ERRORS}
+    values = {name: metrics.get(name, math.nan) for name in ERRORS}
     values |= {name: metrics["calibration"]["forces"][name] for name in CALIBRATION}
     return {name: float(value) if math.isfinite(value) else None for name, value in values.items()}
 

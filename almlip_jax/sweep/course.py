@@ -260,7 +260,7 @@ def _told(bench: Bench, one: _Training, progress: Progress) -> Iterator[Callable
     total = sum(part.total_steps(one.dataset, warm=one.start is not None) for part in parts)
     with progress.stage("train", total, unit="steps") as advance:
         reached = reaching(advance)
-        yield lambda report: reached(report.step, of=one.member.name, forces_rmse=report.forces_rmse)
+        yield lambda report: reached(report.step, of=one.member.name, **report.errors)
 
 
 _Trained = dict[int, tuple[TrainingResult, dict[int, float]]]

@@ -24,6 +24,7 @@ from almlip_jax.sweep.crew import Crew
 from almlip_jax.sweep.points import First, Group, Only, all_points, first_groups, is_wanted, point_groups
 from almlip_jax.sweep.records import SweepDirectory, write_table
 from almlip_jax.sweep.settings import ProcessesSettings, SweepConfig
+from almlip_jax.targets import further_targets
 from almlip_jax.work_directory import write_versions
 from almlip_jax.yaml_text import yaml_text
 
@@ -214,5 +215,9 @@ def render_result(result: SweepResult) -> Table:
 _CURVE: Final = ("system", "selector", "ensemble_size", "batch_size", "test")
 """What tells learning curves apart, the seeds apart."""
 
-_ERRORS: Final = {"forces_rmse": "F RMSE meV/A", "stress_rmse": "S RMSE meV/A^3"}
-"""Errors that are shown where curves end; stresses where some system has them."""
+_ERRORS: Final = {
+    "forces_rmse": "F RMSE meV/A",
+    "stress_rmse": "S RMSE meV/A^3",
+    **{f"{one.label}_rmse": f"{one.label} RMSE m{one.unit}" for one in further_targets()},
+}
+"""Errors that are shown where curves end; those of stresses, dipoles and the like where some system has them."""

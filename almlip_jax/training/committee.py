@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -112,22 +111,17 @@ class CommitteeTrainer:
         mine = slice(sum(sizes[:n]), sum(sizes[: n + 1]))
         before = history[-1] if history else None
 
-        def wide(name: str) -> np.ndarray:
-            values = getattr(own, name)
-            empty = np.full(sum(sizes), False if values.dtype == bool else np.nan, values.dtype)
-            whole = empty if before is None else getattr(before, name).copy()
-            whole[mine] = values
-            return whole
+        def wide(values: np.ndarray, whole: np.ndarray | None) -> np.ndarray:
+            if whole is None:
+                whole = np.full(sum(sizes), False if values.dtype == bool else np.nan, values.dtype)
+            return np.concatenate([whole[: mine.start], values, whole[mine.stop :]])
 
-        return replace(
-            own,
+        others = {} if before is None else before.models
+        return own.with_models(
+            {name: wide(values, others.get(name)) for name, values in own.models.items()},
             step=sum(totals[:n]) + own.step,
             steps=sum(totals),
-            train_loss=wide("train_loss"),
-            validation_loss=wide("validation_loss"),
-            validation_energy_rmse=wide("validation_energy_rmse"),
-            validation_forces_rmse=wide("validation_forces_rmse"),
-            stopped=wide("stopped"),
+            stopped=wide(own.stopped, None if before is None else before.stopped),
         )
 
 

@@ -18,6 +18,7 @@ from almlip_jax.models import Params, Survey
 from almlip_jax.precision import full_precision
 from almlip_jax.structures.graph import Graph, Targets
 from almlip_jax.structures.packing import BatchPlan, PackedDataset, take_batch
+from almlip_jax.targets import targets as declared
 from almlip_jax.training.loss import SQUARES, Residuals, mean_of_heads, means, residuals, unweighted, weighted
 from almlip_jax.training.optimiser import build_optimiser, in_second_stage, learning_rate
 from almlip_jax.training.settings import LossSettings, TrainingSettings
@@ -159,8 +160,6 @@ class Program:
         state, total = jax.lax.fori_loop(0, steps, body, (state, zero))
         late = in_second_stage(self.settings, state.step, run.total_steps)
         squares, *penalties = self.validate(state.average, run)
-        found = means(squares)
-        energy, forces = found["energy"], found["forces"]
         loss = self._by_stage(penalties, late)
         observed = run.validation_steps > 0
         if self.settings.second_stage is not None:
@@ -174,11 +173,9 @@ class Program:
             "step": state.step,
             "train_loss": total / steps,
             "validation_loss": loss + nothing,
-            "validation_energy_rmse": jnp.sqrt(energy) + nothing,
-            "validation_forces_rmse": jnp.sqrt(forces) + nothing,
             "stopped": state.stopped,
         }
-        return state, report
+        return state, report | _errors(squares)
 
     def _own_gradients(
         self, params: Params, run: Run, plan: BatchPlan, step: jax.Array, late: jax.Array
@@ -303,6 +300,17 @@ class Program:
             waited=waited,
             stopped=state.stopped | (waited >= self.settings.patience),
         )
+
+
+def _errors(squares: Residuals) -> dict[str, jax.Array]:
+    """Root mean square errors [L] of what reports name, from sums of squares; NaN where nothing is labelled."""
+    found = {}
+    for target in declared(squares.sums):
+        if target.name in ("energy", "forces") or not target.basic:
+            count = squares.counts[target.name]
+            none = jnp.where(count > 0, 0.0, jnp.nan)
+            found[f"validation_{target.label}_rmse"] = jnp.sqrt(means(squares)[target.name]) + none
+    return found
 
 
 def _side_by_side(function: Callable[[Any], Any], values: Any) -> Any:

@@ -8,10 +8,10 @@ only draws the order of the structures, packs it into a plan, and reports.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from almlip_jax.keys import named_stream
 from almlip_jax.models import Params
 from almlip_jax.models.electronic import knows_states, taught_states
 from almlip_jax.structures.species import SpeciesTable
+from almlip_jax.targets import further_targets
 from almlip_jax.training import checkpoint as checkpoints
 from almlip_jax.training.dataset import Capacity, Order, TrainingSet, bootstrap_weights, split, training_set
 from almlip_jax.training.program import Program, Run, State, compiled
@@ -43,10 +44,12 @@ class EpochReport:
         steps: optimiser steps in all, if nothing stops earlier.
         train_loss: [L] mean loss since the last report (with the models' bootstrap weights).
         validation_loss: [L] loss of the averaged parameters on the validation structures; NaN without any.
-        validation_energy_rmse: [L] eV/atom.
-        validation_forces_rmse: [L] eV/Angstrom.
+        validation_energy_rmse: [L] eV/atom; NaN where no validation structure has an energy.
+        validation_forces_rmse: [L] eV/Angstrom over components; likewise.
         stopped: [L] bool, models that ended early.
         seconds: since the training began.
+        further: name -> [L] of the same errors of other `targets` that the model gives besides the energy,
+            ``validation_dipole_rmse`` in e*Angstrom over components.
     """
 
     epoch: int
@@ -58,12 +61,26 @@ class EpochReport:
     validation_forces_rmse: np.ndarray
     stopped: np.ndarray
     seconds: float
+    further: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @property
-    def forces_rmse(self) -> float:
-        """Mean over the models that have one of the validation error of force components, eV/Angstrom; NaN without."""
-        known = self.validation_forces_rmse[np.isfinite(self.validation_forces_rmse)]
-        return float(known.mean()) if len(known) else float("nan")
+    def models(self) -> dict[str, np.ndarray]:
+        """Name -> [L] of every number that each model has, in the order of the columns of ``training.csv``."""
+        return {name: getattr(self, name) for name in _OF_MODELS} | dict(self.further)
+
+    def with_models(self, values: Mapping[str, np.ndarray], **others: Any) -> EpochReport:
+        """The same report with other `models`, and others of its fields."""
+        own: dict[str, Any] = {name: values[name] for name in _OF_MODELS}
+        return replace(self, further={name: values[name] for name in self.further}, **own, **others)
+
+    @property
+    def errors(self) -> dict[str, float]:
+        """``forces_rmse``, ``dipole_rmse``: each validation error but the energies', NaN where there is none.
+
+        They are means over the models that have one, in the units of what they are means of.
+        """
+        found = {VALIDATION_ERROR: self.validation_forces_rmse} | dict(self.further)
+        return {name.removeprefix("validation_"): _mean(values) for name, values in found.items()}
 
 
 @dataclass(frozen=True)
@@ -81,13 +98,12 @@ class TrainingResult:
     left_out: tuple[int, ...] = ()
 
     def rows(self) -> list[dict[str, int | float]]:
-        """The history as a table: step, losses and validation errors of every model (eV/atom, eV/Angstrom)."""
-        names = ("train_loss", "validation_loss", "validation_energy_rmse", "validation_forces_rmse")
+        """The history as a table: step, losses and validation errors of every model, in the units of `EpochReport`."""
         rows = []
         for report in self.history:
             row: dict[str, int | float] = {"epoch": report.epoch, "step": report.step}
-            for name in names:
-                row.update({f"{name}_{m}": float(value) for m, value in enumerate(getattr(report, name))})
+            for name, values in report.models.items():
+                row.update({f"{name}_{m}": float(value) for m, value in enumerate(values)})
             rows.append(row)
         return rows
 
@@ -378,12 +394,22 @@ class _Keeper:
         if not last and len(history) % self.every:
             return
         leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(jax.device_get(state))]
-        reports = [asdict(report) for report in history]
+        alone = ("epoch", "step", "steps", "stopped", "seconds")
+        reports = [{name: getattr(report, name) for name in alone} | report.models for report in history]
         checkpoints.save(self.folder, self.whose, checkpoints.Saved(leaves, order.state, reports))
 
 
 VALIDATION_ERROR = "validation_forces_rmse"
 """Name in a potential's metadata of its force error on the structures kept for validation."""
+
+_OF_MODELS: Final = ("train_loss", "validation_loss", "validation_energy_rmse", VALIDATION_ERROR)
+"""Fields of a report that hold a number of each model."""
+
+
+def _mean(values: np.ndarray) -> float:
+    """Of those that are numbers; NaN where there is none."""
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if len(known) else float("nan")
 
 
 def validation_note(result: TrainingResult) -> dict[str, float | None]:
@@ -436,14 +462,14 @@ def require_enough(gone: np.ndarray, name: str) -> None:
 
 def mended_report(first: EpochReport, own: EpochReport, lost: np.ndarray) -> EpochReport:
     """A report of models that are trained a second time, with the last one of the others."""
-    names = ("train_loss", "validation_loss", "validation_energy_rmse", "validation_forces_rmse", "stopped")
-    return replace(
-        own,
+    before = first.models
+    return own.with_models(
+        {name: np.where(lost, values, before[name]) for name, values in own.models.items()},
         epoch=first.epoch + own.epoch,
         step=first.step + own.step,
         steps=first.step + own.steps,
+        stopped=np.where(lost, own.stopped, first.stopped),
         seconds=first.seconds + own.seconds,
-        **{name: np.where(lost, getattr(own, name), getattr(first, name)) for name in names},
     )
 
 
@@ -470,13 +496,21 @@ def report_of(raw: dict[str, jax.Array], epoch: int, steps: int, seconds: float)
         validation_forces_rmse=values["validation_forces_rmse"],
         stopped=values["stopped"],
         seconds=seconds,
+        further=_further(values),
     )
 
 
 def _restored(report: dict[str, Any]) -> EpochReport:
     """A report from its arrays."""
+    own = {one.name: report[one.name] for one in fields(EpochReport) if one.name != "further"}
     numbers = {name: int(report[name]) for name in ("epoch", "step", "steps")}
-    return EpochReport(**{**report, **numbers, "seconds": float(report["seconds"])})
+    return EpochReport(**{**own, **numbers, "seconds": float(report["seconds"]), "further": _further(report)})
+
+
+def _further(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those among the numbers of a validation that are errors of what the model gives besides the energy."""
+    names = (f"validation_{target.label}_rmse" for target in further_targets())
+    return {name: values[name] for name in names if name in values}
 
 
 def _spread(state: State) -> State:

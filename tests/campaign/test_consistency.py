@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from almlip_jax.campaign.config import ExperimentConfig
 from almlip_jax.campaign.consistency import check_columns
-from almlip_jax.campaign.preparation import check_stress_labels
+from almlip_jax.campaign.preparation import check_target_labels
 from almlip_jax.campaign.settings import TargetErrorSettings
 from almlip_jax.dynamics import ExplorationSettings
 from almlip_jax.dynamics.judging import check_exploration
@@ -177,12 +177,36 @@ def test_a_target_for_stresses_needs_periodic_structures_that_have_them():
     cluster.calc = SinglePointCalculator(cluster, energy=0.0, forces=np.zeros((3, 3)))
     cluster.info["group"], crystal.info["group"] = "gas", "solid"
     of_solid = TargetErrorSettings(metric="stress_rmse", value=0.01, group="solid")
-    check_stress_labels(of_solid, [cluster, crystal])
-    check_stress_labels(TargetErrorSettings(value=0.01), [cluster])
-    check_stress_labels(None, [cluster])
+    check_target_labels(of_solid, [cluster, crystal])
+    check_target_labels(TargetErrorSettings(value=0.01), [cluster])
+    check_target_labels(None, [cluster])
     for target in (of_solid.model_copy(update={"group": None}), of_solid.model_copy(update={"group": "gas"})):
-        with pytest.raises(InputError, match=r"'stress_rmse' needs stresses .* test group 'gas' has none"):
-            check_stress_labels(target, [cluster, crystal])
+        with pytest.raises(
+            InputError, match=r"'stress_rmse' needs the stress .* three directions, and test group 'gas' has"
+        ):
+            check_target_labels(target, [cluster, crystal])
+
+
+def test_a_target_for_dipoles_needs_molecules_that_have_them_and_a_model_that_gives_them():
+    given = {
+        "test": {"md": [{"temperature": 300}]},
+        "stopping": {"target_error": {"metric": "dipole_rmse", "value": 1}},
+    }
+    with pytest.raises(
+        ValidationError, match=r"target_error.metric is dipole_rmse, .* set model.dipole: true, or name"
+    ):
+        config(**given)
+    config(**given, model={"dipole": True}, oracle={"kind": "tblite", "dipole": True})
+    with pytest.raises(ValidationError, match="'dipol_rmse' is not a known error; did you mean 'dipole_rmse'"):
+        TargetErrorSettings(metric="dipol_rmse", value=1)
+    gas, solid = molecule("H2O"), bulk("Si")
+    for atoms, group in ((gas, "gas"), (solid, "solid")):
+        atoms.calc = SinglePointCalculator(atoms, energy=0.0, dipole=np.zeros(3))
+        atoms.info["group"] = group
+    target = TargetErrorSettings(metric="dipole_mae", value=0.01)
+    check_target_labels(target, [gas])
+    with pytest.raises(InputError, match=r"needs the dipole of .* periodic in none, and test group 'solid' has none"):
+        check_target_labels(target, [gas, solid])
 
 
 def test_what_a_users_selector_looks_for_is_known_before_a_label(tmp_path, monkeypatch):

@@ -16,9 +16,9 @@ from almlip_jax.campaign.report_figures import (
     force_reliability,
     pressure_traces,
     score_traces,
-    stress_parity,
+    structure_parities,
     structure_view,
-    training_figure,
+    training_figures,
 )
 from almlip_jax.campaign.rundir import RoundDirectory
 from almlip_jax.campaign.state import CampaignState, FinalRecord, RoundRecord
@@ -66,10 +66,13 @@ def test_all_groups_are_drawn_and_look_the_same_in_every_figure():
         lines = {trace.name: (trace.line.color, trace.line.dash) for trace in figure.data if trace.name in looks}
         assert lines == {name: (look.color, look.dash) for name, look in looks.items()}
     assert {trace.name: trace.marker.color for trace in parity.data[:-1]} == {n: k.color for n, k in looks.items()}
-    stress = stress_parity(found, looks)
-    assert [trace.name for trace in stress.data[:-1]] == ["100K", "1200K"]
+    dipoles = {f"dipole_{part}": found[f"stress_{part}"][..., :3] for part in ("true", "pred")}
+    parities = structure_parities(found | dipoles | {"dipole_structure": np.array([1, 2])}, looks)
+    shown = {name: [trace.name for trace in figure.data[:-1]] for name, figure in parities.items()}
+    assert shown == {"stress": ["100K", "1200K"], "dipole": ["200K", "300K"]}
+    assert parities["dipole"].layout.xaxis.title.text == "true dipole component (e*Å)"
     assert error_curve(state, looks, "stress_rmse") is None
-    assert stress_parity({"stress_true": np.zeros((0, 6))}, looks) is None
+    assert structure_parities({"stress_true": np.zeros((0, 6))}, looks) == {}
 
 
 @pytest.mark.parametrize(
@@ -82,10 +85,13 @@ def test_all_groups_are_drawn_and_look_the_same_in_every_figure():
 )
 def test_the_course_of_a_training_is_drawn_from_what_its_table_has(columns, title, values):
     rows = [{"epoch": n, "step": 50 * n, **{name: one[n] for name, one in columns.items()}} for n in range(2)]
-    figure = training_figure(rows)
+    (figure,) = training_figures(rows).values()
     assert figure.layout.yaxis.title.text == title
     assert list(figure.data[0].x) == [0, 50] and figure.data[0].y[0] == pytest.approx(values)
-    assert training_figure([]) is None and training_figure([{"epoch": 1}]) is None
+    first, second = training_figures([row | {"validation_dipole_rmse_0": 0.03} for row in rows]).values()
+    assert first == figure and second.layout.yaxis.title.text == "validation dipole RMSE (me*Å)"
+    assert list(second.data[0].y) == [30.0, 30.0]
+    assert training_figures([]) == training_figures([{"epoch": 1}]) == {}
 
 
 def test_the_cell_is_drawn_where_a_structure_is_periodic():

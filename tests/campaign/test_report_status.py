@@ -17,7 +17,7 @@ from almlip_jax.campaign.report import write_report
 from almlip_jax.campaign.rundir import RunDirectory
 from almlip_jax.campaign.status import campaign_status, render_status, trend
 from almlip_jax.errors import InputError
-from almlip_jax.files import read_csv, read_npz, write_npz
+from almlip_jax.files import read_csv, read_npz, write_csv, write_npz
 from almlip_jax.units import GPA
 
 
@@ -176,6 +176,31 @@ def test_the_unit_of_every_column_stands_beside_the_metrics(run):
     assert list(units) == list(first)
     assert units["forces_rmse_600K"] == units["sigma_pool"] == "eV/A" and units["energy_mae_300K"] == "eV/atom"
     assert units["seconds_train"] == "s" and units["picoseconds"] == "ps" and units["labels"] is None
+
+
+def test_errors_of_dipoles_stand_where_those_of_forces_do(run):
+    """In status and page: curves, table, parity, the course of trainings; nothing of it without a dipole."""
+    assert "dipole" not in write_report(run.path).read_text().split("<h2>Config")[0]
+    state = json.loads(run.state.read_text())
+    for n, record in enumerate(state["history"]):
+        record["errors"] |= {"dipole_mae_300K": 0.01, "dipole_rmse_300K": 0.0625 / (1 + n)}
+    run.state.write_text(json.dumps(state))
+    folder = run.rounds()[-1]
+    dipoles = {"dipole_true": np.ones((2, 3)), "dipole_pred": np.zeros((2, 3)), "dipole_structure": np.array([0, 1])}
+    write_npz(folder.test_predictions, read_npz(folder.test_predictions) | dipoles)
+    rows = [row | {f"validation_dipole_rmse_{m}": 0.25 for m in range(2)} for row in read_csv(folder.training)]
+    write_csv(folder.training, rows)
+    status = campaign_status(run.path)
+    last = 0.0625 / len(state["history"])
+    assert status["errors"]["dipole_rmse_300K"] == last and status["units"]["dipole_rmse_300K"] == "e*A"
+    assert f"{last:.4g}" in text_of(render_status(status))
+    page = write_report(run.path).read_text()
+    text = page.split("<h2>Config")[0]
+    assert "<option>dipole RMSE</option>" in text and "<th>dipole_rmse (e*Å)</th>" in text
+    assert f"<b>{1e3 * last:.3f} me*Å</b><span>dipole RMSE 300K</span>" in text and 'id="dipole_parity"' in text
+    assert f"<option>round {folder.index}, validation dipole RMSE</option>" in text
+    assert "<th>dipole_rmse_300K (e*Å)</th>" in text, "in the table of rounds too"
+    assert "true dipole component" in page
 
 
 def test_a_final_potential_of_several_rounds_has_its_errors_in_the_page(run):

@@ -50,7 +50,7 @@ def test_every_point_round_and_test_set_has_a_row(study):
     for row in rows:
         assert row["labels"] == 4 + 3 * row["round"] and row["ensemble_size"] == 2 and row["batch_size"] == 3
         assert row["energy_rmse"] >= row["energy_mae"] > 0 and row["forces_rmse"] >= row["forces_mae"] > 0
-        assert row["stress_rmse"] is None and row["stress_mae"] is None  # these structures have none
+        assert row["stress_rmse"] is None and row["dipole_mae"] is None  # these structures have none
         assert (row["sigma_batch"] is None) == (row["seconds_select"] is None) == (row["round"] == 2)
         parts = [row[name] or 0.0 for name in ("seconds_train", "seconds_select", "seconds_label")]
         assert row["seconds_train"] > 0 and sum(parts) <= row["seconds"]
@@ -58,18 +58,21 @@ def test_every_point_round_and_test_set_has_a_row(study):
     assert len(study.result.summary()["curves_end"]) == 4
 
 
-def test_stresses_are_shown_beside_forces_where_a_system_has_them():
+def test_stresses_and_dipoles_are_shown_beside_forces_where_a_system_has_them():
     point = dict.fromkeys(COLUMNS) | {"selector": "random", "ensemble_size": 2, "batch_size": 3, "test": "t"}
     one = point | {"system": "molecule", "labels": 9, "forces_rmse": 0.3}
     two = point | {"system": "crystal", "labels": 9, "forces_rmse": 0.1, "stress_rmse": 0.004, "stress_mae": 0.003}
     last = two | {"seed": 1, "forces_rmse": 0.2, "stress_rmse": 0.002}
+    one["dipole_rmse"] = 0.05
     whole = SweepResult(Path("out"), [one, two, last], 3, 3, 0)
     ends = whole.summary()["curves_end"]
     assert [end["stress_rmse"] for end in ends] == [None, pytest.approx(0.003)]
     assert [end["forces_rmse"] for end in ends] == [0.3, pytest.approx(0.15)]
     shown = {str(column.header): list(column.cells) for column in render_result(whole).columns}
     assert shown["F RMSE meV/A"] == ["300", "150"] and shown["S RMSE meV/A^3"] == ["-", "3"]
-    assert "S RMSE meV/A^3" not in {column.header for column in render_result(replace(whole, rows=[one])).columns}
+    assert shown["dipole RMSE me*A"] == ["50", "-"]
+    titles = [{column.header for column in render_result(replace(whole, rows=[row])).columns} for row in (one, two)]
+    assert "S RMSE meV/A^3" not in titles[0] and "dipole RMSE me*A" not in titles[1]
 
 
 def test_points_of_a_seed_begin_alike_and_seeds_do_not(study):

@@ -64,7 +64,7 @@ def test_reports_speak_of_all_members(mixed):
     assert len(seen) == len(result.history) and seen[-1].step >= seen[-1].steps == 100
     first, last = result.history[0], result.history[-1]
     assert first.train_loss.shape == (3,) and np.isnan(first.train_loss[2]) and np.isfinite(last.train_loss).all()
-    assert np.isfinite(first.forces_rmse) and all(np.diff([report.step for report in result.history]) > 0)
+    assert np.isfinite(first.errors["forces_rmse"]) and all(np.diff([report.step for report in result.history]) > 0)
 
 
 def test_what_is_kept_goes_on_and_is_thrown_away(waters, mixed):
