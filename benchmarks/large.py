@@ -36,6 +36,7 @@ from almlip_jax.compilation import prepare_jax
 from almlip_jax.dynamics import ExplorationSettings, Explorer, WalkerGroup
 from almlip_jax.ensembles import Ensemble
 from almlip_jax.models import SharedDensitySettings, build_model
+from almlip_jax.models.constants import with_constants
 from almlip_jax.structures import walkers
 from almlip_jax.structures.species import SpeciesTable
 
@@ -68,7 +69,7 @@ def ensemble_of(size: str, members: int) -> tuple[Ensemble, Any]:
     """An ensemble whose forces are next to nothing."""
     ensemble = Ensemble(build_model(SharedDensitySettings(size=size, cutoff=CUTOFF), SpeciesTable((14,))), members)
     params = ensemble.init(jax.random.key(0))
-    return ensemble, {**params, "energy_scale": 1e-6 * params["energy_scale"]}
+    return ensemble, with_constants(params, energy_scale=1e-6)
 
 
 def steps_of(ensemble: Ensemble, params: Any, atoms: Atoms, steps: int) -> Callable[[], float]:

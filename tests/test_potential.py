@@ -25,6 +25,7 @@ from almlip_jax.errors import InputError
 from almlip_jax.feature_names import feature_names
 from almlip_jax.features import FeatureRequest
 from almlip_jax.models import SharedDensitySettings, build_model
+from almlip_jax.models.constants import with_constants
 from almlip_jax.potential import Calibration, Potential, novelty_names
 from almlip_jax.structures.remembered import as_text, remember
 from almlip_jax.structures.species import SpeciesTable
@@ -37,8 +38,8 @@ EVERY = FeatureRequest(tuple(feature_names()), columns=64)
 @pytest.fixture(scope="module")
 def potential() -> Potential:
     ensemble = Ensemble(build_model(SETTINGS, SPECIES), 3)
-    params = jax.tree.map(np.asarray, jax.jit(ensemble.init)(jax.random.key(0)))
-    params = params | {"density_scale": 0.2 * params["density_scale"]}
+    params = with_constants(jax.jit(ensemble.init)(jax.random.key(0)), density_scale=0.2)
+    params = jax.tree.map(np.asarray, params)
     plain = Potential(SETTINGS, SPECIES, params, {1: -13.6, 6: -1030.0, 8: -2040.0}, metadata={"made": "by a test"})
     return plain.with_fitted(calibration=Calibration({"scale": 1.5}))
 

@@ -22,6 +22,7 @@ from flax import struct
 
 from almlip_jax.ensembles.settings import Likelihood
 from almlip_jax.models.base import Params
+from almlip_jax.models.constants import CONSTANTS, with_constants
 from almlip_jax.structures.graph import Graph, atom_counts, sum_over_atoms
 from almlip_jax.structures.species import SpeciesTable
 
@@ -86,7 +87,7 @@ class Heads:
     def init(self, key: jax.Array, species: int, features: int) -> Params:
         """Fresh parameters for a number of species and of features."""
         one, two = jax.random.split(key)
-        params: dict[str, jax.Array] = {"scale": jnp.ones(())}
+        params: Params = {CONSTANTS: {"scale": jnp.ones(())}}
         if self.count > 1:
             params["last"] = _SPREAD * jax.random.normal(one, (self.count, species, features))
         if self.likelihood != "none":
@@ -97,7 +98,7 @@ class Heads:
 
     def standardise(self, params: Params, energy_scale: float) -> Params:
         """The parameters with the energy scale set, eV."""
-        return params | {"scale": jnp.full_like(params["scale"], energy_scale)}
+        return with_constants(params, scale=energy_scale)
 
     def with_species(self, params: Params, fresh: Params, known: SpeciesTable, wanted: SpeciesTable) -> Params:
         """Parameters for more species; see `models.base.Model.with_species`."""
@@ -108,7 +109,7 @@ class Heads:
 
     def last_scale(self, params: Params) -> jax.Array:
         """Of the last layers, []; see `models.base.Model.last_scale`."""
-        return jax.lax.stop_gradient(params["scale"]) / params["last"].shape[-1] ** 0.5
+        return jax.lax.stop_gradient(params[CONSTANTS]["scale"]) / params["last"].shape[-1] ** 0.5
 
     def weights(self, params: Params, graph: Graph) -> jax.Array:
         """What an atom's features are multiplied by in each head, [H, A, F] eV; 0 for padding atoms."""
@@ -120,7 +121,7 @@ class Heads:
         if self.likelihood == "none":
             return None
         raw = features @ params["noise"] / features.shape[-1] ** 0.5 + params["noise_bias"]  # [A, columns]
-        scale = jax.lax.stop_gradient(params["scale"])
+        scale = jax.lax.stop_gradient(params[CONSTANTS]["scale"])
         sigma = scale * jax.nn.softplus(raw[:, :3] + _inverse_softplus(_FIRST_SIGMA))
         energy, forces, virial = sigma[:, 0] ** 2, sigma[:, 1] ** 2, sigma[:, 2] ** 2
         if self.likelihood == "mean_variance":

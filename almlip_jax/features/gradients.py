@@ -15,11 +15,12 @@ from almlip_jax.features.declared import Evaluation, FeatureMap
 from almlip_jax.features.sketch import COLUMNS, Factors, random_factors, sketch, sketch_matrices
 from almlip_jax.kernels import ensemble_sum
 from almlip_jax.models.base import Params
+from almlip_jax.models.constants import learned_leaves
 from almlip_jax.precision import full_precision
 from almlip_jax.structures.graph import Graph, atom_counts, sum_over_atoms
 
 GradientFactors: TypeAlias = tuple[Factors, ...]
-"""Random factors for each parameter array, in the order of ``jax.tree.leaves``."""
+"""Random factors for each parameter array that is learned, in the order of ``jax.tree.leaves``."""
 
 
 @partial(jax.jit, static_argnames="size")
@@ -32,7 +33,7 @@ def gradient_factors(params: Params, key: jax.Array, size: int = COLUMNS) -> Gra
         key: decides the factors.
         size: columns p of the sketch.
     """
-    leaves = jax.tree.leaves(params)
+    leaves = learned_leaves(params)
     keys = jax.random.split(key, len(leaves))
     return tuple(random_factors(k, _matrices(x).shape, size, x.dtype) for k, x in zip(keys, leaves, strict=True))
 
@@ -41,7 +42,7 @@ def full_gradient(ensemble: AnyEnsemble, params: Params, graph: Graph, factors: 
     """Gradient of the energy per atom with respect to all parameters of all models, sketched factor by factor.
 
     Each parameter array is measured in its own root mean square, so that the arrays of a model weigh alike whatever
-    their scale, as they do under Adam; constants of a model have no gradient.  The kernel of the ensemble is the mean
+    their scale, as they do under Adam; constants of a model are no parameters.  The kernel of the ensemble is the mean
     of those of its models (their neural tangent kernels, in these units).  Of several heads, the mean energy counts.
 
     Args:
@@ -57,9 +58,9 @@ def full_gradient(ensemble: AnyEnsemble, params: Params, graph: Graph, factors: 
     def energy(params: Params) -> jax.Array:
         return jnp.sum(ensemble.energies(params, graph)[:, 0])  # models share no parameter: each finds its own
 
-    gradient = jax.tree.leaves(jax.grad(energy)(params))
+    gradient = learned_leaves(jax.grad(energy)(params))
     sketched = jnp.zeros(factors[0][0].shape[-2], gradient[0].dtype)
-    for of_leaf, leaf, pair in zip(gradient, jax.tree.leaves(params), factors, strict=True):
+    for of_leaf, leaf, pair in zip(gradient, learned_leaves(params), factors, strict=True):
         size = jnp.sqrt(jnp.mean(_matrices(leaf) ** 2, axis=(-2, -1), keepdims=True))
         sketched = sketched + sketch_matrices(_matrices(of_leaf) * size, pair)
     models, heads = _models_and_heads(ensemble)

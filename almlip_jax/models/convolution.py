@@ -35,6 +35,7 @@ from almlip_jax.models.base import (
     sums_by_degree,
 )
 from almlip_jax.models.bilinear import Irreps, clebsch_gordan
+from almlip_jax.models.constants import CONSTANTS, as_params, as_variables, with_constants
 from almlip_jax.models.edges import EdgeBasis, edge_vectors, expand_edges
 from almlip_jax.models.electronic import BY_SPECIES, scaled_states, state_features, survey_states
 from almlip_jax.models.layout import side_by_side, stack, unstack
@@ -313,7 +314,7 @@ class ConvolutionalModel(LinearLast):
     def init(self, key: jax.Array) -> Params:
         """Fresh parameters of one model."""
         lone = lone_atom()
-        return self.module.init(key, self.geometry(lone), lone)["params"]
+        return as_params(self.module.init(key, self.geometry(lone), lone))
 
     def survey(self, graph: Graph) -> Survey:
         """Variances of sums over neighbours."""
@@ -329,10 +330,8 @@ class ConvolutionalModel(LinearLast):
     def standardise(self, params: Params, survey: Survey, energy_scale: float) -> Params:
         """Sets the scale of messages and that of the energy; see `Model.standardise`."""
         square = jnp.maximum(survey["incoherent"][0] / jnp.maximum(survey["atoms"], 1), LEAST_SQUARE)
-        return self._scaled_states(params, survey) | {
-            "message_scale": jnp.full_like(params["message_scale"], jax.lax.rsqrt(square)),
-            "energy_scale": jnp.full_like(params["energy_scale"], energy_scale),
-        }
+        known = self._scaled_states(params, survey)
+        return with_constants(known, message_scale=jax.lax.rsqrt(square), energy_scale=energy_scale)
 
     @property
     def _by_species(self) -> dict[str, int]:
@@ -348,17 +347,12 @@ class ConvolutionalModel(LinearLast):
 
     def apply(self, params: Params, geometry: Edges, graph: Graph) -> AtomicOutput:
         """Energies [A] and features [A, F]."""
-        energy, features = cast(Any, self.module.apply({"params": params}, geometry, graph))
+        energy, features = cast(Any, self.module.apply(as_variables(params), geometry, graph))
         return AtomicOutput(energy=energy, features=features)
 
     def last_scale(self, params: Params) -> jax.Array:
         """The energy scale over the root of the number of features."""
-        return params["energy_scale"] / params["last"].shape[-1] ** 0.5
-
-
-def constant(module: nn.Module, name: str) -> jax.Array:
-    """A number that data set and training leaves alone, 1 until then."""
-    return jax.lax.stop_gradient(module.param(name, nn.initializers.ones, ()))
+        return params[CONSTANTS]["energy_scale"] / params["last"].shape[-1] ** 0.5
 
 
 def first_features(module: nn.Module, exact: jax.Array, graph: Graph, settings: ConvolutionalSettings) -> jax.Array:

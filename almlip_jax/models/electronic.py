@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from almlip_jax.models.base import Params, Survey
+from almlip_jax.models.constants import CONSTANTS, constant, with_constants
 from almlip_jax.structures.graph import Graph, atom_counts, sum_over_atoms
 
 _AMOUNTS = 3
@@ -35,7 +36,7 @@ def state_features(module: nn.Module, graph: Graph, exact: jax.Array, width: int
         width: of what is told.
     """
     species = exact.shape[-1]
-    scale = jax.lax.stop_gradient(module.param(_SCALE, nn.initializers.ones, (_AMOUNTS,)))
+    scale = constant(module, _SCALE, (_AMOUNTS,))
     weights = nn.softplus(exact @ module.param(_WEIGHTS, nn.initializers.zeros, (species, _AMOUNTS)))
     whole = jnp.where(graph.structure_mask[:, None], sum_over_atoms(weights, graph), 1)
     shares = (amounts(graph) / whole)[graph.structure] * weights * scale
@@ -60,7 +61,7 @@ def survey_states(graph: Graph) -> Survey:
 def scaled_states(params: Params, survey: Survey) -> Params:
     """Parameters with shares scaled to order one on the structures of a survey; those of what none has stay."""
     root = jnp.sqrt(survey["sharing"] / jnp.where(survey["shares"] > 0, survey["shares"], 1))
-    return params | {_SCALE: jnp.where(survey["shares"] > 0, root, params[_SCALE]).astype(params[_SCALE].dtype)}
+    return with_constants(params, **{_SCALE: jnp.where(survey["shares"] > 0, root, params[CONSTANTS][_SCALE])})
 
 
 def knows_states(params: Params) -> bool:

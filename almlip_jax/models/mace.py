@@ -36,6 +36,7 @@ from pydantic import Field
 
 from almlip_jax.models.base import LEAST_SQUARE, Params, Survey, sums_by_degree
 from almlip_jax.models.bilinear import Irreps, Table, bilinear, clebsch_gordan, couplings
+from almlip_jax.models.constants import constant, with_constants
 from almlip_jax.models.convolution import (
     ConvolutionalModel,
     ConvolutionalSettings,
@@ -45,7 +46,6 @@ from almlip_jax.models.convolution import (
     RadialWeights,
     SpeciesLinear,
     by_degree,
-    constant,
     convolve,
     edge_functions,
     first_features,
@@ -157,10 +157,8 @@ class Mace(ConvolutionalModel):
         """
         squares = jnp.maximum(survey["squares"], survey["incoherent"]) / jnp.maximum(survey["atoms"], 1)
         squares = jnp.maximum(squares, LEAST_SQUARE)
-        return self._scaled_states(params, survey) | {
-            "message_scale": jax.lax.rsqrt(squares).astype(params["message_scale"].dtype),
-            "energy_scale": jnp.full_like(params["energy_scale"], energy_scale),
-        }
+        known = self._scaled_states(params, survey)
+        return with_constants(known, message_scale=jax.lax.rsqrt(squares), energy_scale=energy_scale)
 
 
 class _Layers(nn.Module):
@@ -174,7 +172,7 @@ class _Layers(nn.Module):
         dtype = jax.tree.leaves(geometry)[0].dtype
         exact = exact_code(graph, self.species, dtype)
         code = central_code(self, exact, s.species_channels)
-        scale = jax.lax.stop_gradient(self.param("message_scale", nn.initializers.ones, (s.l_max + 1,)))
+        scale = constant(self, "message_scale", (s.l_max + 1,))
         features: Irreps = (first_features(self, exact, graph, s)[None],)
         energy = exact @ self.param("species_bias", nn.initializers.zeros, (len(self.species),))
         for layer in range(s.layers):

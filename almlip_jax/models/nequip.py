@@ -19,6 +19,7 @@ import numpy as np
 from pydantic import Field
 
 from almlip_jax.models.bilinear import Irreps
+from almlip_jax.models.constants import constant
 from almlip_jax.models.convolution import (
     ConvolutionalModel,
     ConvolutionalSettings,
@@ -28,7 +29,6 @@ from almlip_jax.models.convolution import (
     RadialWeights,
     SpeciesLinear,
     by_degree,
-    constant,
     convolve,
     first_features,
     paths_between,

@@ -45,6 +45,7 @@ from almlip_jax.models.base import (
     sums_by_degree,
 )
 from almlip_jax.models.bilinear import Irreps, bilinear, couplings, inner_products
+from almlip_jax.models.constants import CONSTANTS, as_params, as_variables, constant, with_constants
 from almlip_jax.models.edges import EdgeBasis, edge_vectors, expand_edges
 from almlip_jax.models.electronic import BY_SPECIES, scaled_states, state_features, survey_states
 from almlip_jax.models.layout import side_by_side, split, unstack
@@ -209,7 +210,7 @@ class SharedDensity(LinearLast):
     def init(self, key: jax.Array) -> Params:
         """Fresh parameters of one model."""
         lone = lone_atom()
-        return self._module.init(key, self.geometry(lone), lone)["params"]
+        return as_params(self._module.init(key, self.geometry(lone), lone))
 
     def survey(self, graph: Graph) -> Survey:
         """Mean squares of the density, degree by degree, and what they would be if neighbours stood at random."""
@@ -230,10 +231,7 @@ class SharedDensity(LinearLast):
         at_random = survey["incoherent"] / jnp.maximum(survey["atoms"], 1)
         scale = _AMPLITUDE / jnp.sqrt(jnp.maximum(jnp.maximum(found, _LEAST_ORDER * at_random), LEAST_SQUARE))
         known = scaled_states(params, survey) if self.settings.electronic_state else params
-        return known | {
-            "density_scale": scale.astype(params["density_scale"].dtype),
-            "energy_scale": jnp.full_like(params["energy_scale"], energy_scale),
-        }
+        return with_constants(known, density_scale=scale, energy_scale=energy_scale)
 
     def with_species(self, params: Params, fresh: Params, wanted: SpeciesTable) -> Params:
         """Parameters for more species that predict the same as before for the old ones; see `Model.with_species`."""
@@ -247,12 +245,12 @@ class SharedDensity(LinearLast):
 
     def apply(self, params: Params, geometry: Density, graph: Graph) -> AtomicOutput:
         """Energies [A] and features [A, F] from the density."""
-        output: AtomicOutput = self._module.apply({"params": params}, geometry, graph)  # type: ignore[assignment]
+        output: AtomicOutput = self._module.apply(as_variables(params), geometry, graph)  # type: ignore[assignment]
         return output
 
     def last_scale(self, params: Params) -> jax.Array:
         """The energy scale over the root of the number of features."""
-        return params["energy_scale"] / params["last"].shape[-1] ** 0.5
+        return params[CONSTANTS]["energy_scale"] / params["last"].shape[-1] ** 0.5
 
 
 class _ReadOut(nn.Module):
@@ -266,8 +264,7 @@ class _ReadOut(nn.Module):
         s = self.settings
         exact = exact_code(graph, self.species, geometry.values.dtype)
         code = central_code(self, exact, s.species_channels)
-        scales = self.param("density_scale", nn.initializers.ones, (s.l_max + 1,))
-        scales = jax.lax.stop_gradient(scales)
+        scales = constant(self, "density_scale", (s.l_max + 1,))
         h = self._mix("mix", geometry.values, code, scales)
         told = state_features(self, graph, exact, s.hidden[0]) if s.electronic_state else None
         x = self._perceptron("", self._invariants("", h), None, told)
@@ -282,7 +279,7 @@ class _ReadOut(nn.Module):
             x = self._perceptron(f"_{layer}", self._invariants(f"_{layer}", h), x)
         bias = self.param("species_bias", nn.initializers.zeros, (len(self.species),))
         last = self.param("last", nn.initializers.normal(_LAST), (code.shape[-1], x.shape[-1]))
-        scale = jax.lax.stop_gradient(self.param("energy_scale", nn.initializers.ones, ()))
+        scale = constant(self, "energy_scale")
         energy = jnp.sum(x @ last.T / np.sqrt(x.shape[-1]) * code, axis=-1) + exact @ bias
         told = None if code is exact else code
         if not s.dipole:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from almlip_jax.models.constants import is_learned
 from almlip_jax.training.settings import TrainingSettings
 
 
@@ -22,19 +23,18 @@ def build_optimiser(settings: TrainingSettings) -> optax.GradientTransformation:
 
 
 def _decay_learned(weight_decay: float) -> optax.GradientTransformation:
-    """Decoupled weight decay (Loshchilov and Hutter 2019) of what is learned.
+    """Decoupled weight decay (Loshchilov and Hutter 2019) of what is learned; constants must not shrink.
 
-    The constants of a model (scales set from data) lie among its parameters and never see a gradient; Adam's update
-    of them is exactly zero, and they must not shrink.
+    Nor does what has not been updated so far, as parameters of elements that the data do not hold.
     """
 
-    def decayed(update: jax.Array, param: jax.Array) -> jax.Array:
-        return update + jnp.where(update != 0, weight_decay * param, 0)
+    def decayed(learned: bool, update: jax.Array, param: jax.Array) -> jax.Array:
+        return update + jnp.where(update != 0, weight_decay * param, 0) if learned else update
 
     def update_fn(
         updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
     ) -> tuple[optax.Updates, optax.OptState]:
-        return jax.tree.map(decayed, updates, params), state
+        return jax.tree.map(decayed, is_learned(params), updates, params), state
 
     return optax.GradientTransformation(lambda _: optax.EmptyState(), update_fn)
 

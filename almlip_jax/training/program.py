@@ -15,6 +15,7 @@ from flax import struct
 
 from almlip_jax.ensembles import Ensemble, Prediction
 from almlip_jax.models import Params, Survey
+from almlip_jax.models.constants import is_learned
 from almlip_jax.precision import full_precision
 from almlip_jax.structures.graph import Graph, Targets
 from almlip_jax.structures.packing import BatchPlan, PackedDataset, take_batch
@@ -253,7 +254,10 @@ class Program:
             return value - rate * alive.reshape((-1,) + (1,) * (value.ndim - 1)) * update
 
         params = jax.tree.map(apply, state.params, updates)
-        average = optax.incremental_update(params, state.average, 1 - self.settings.ema)
+        moved = optax.incremental_update(params, state.average, 1 - self.settings.ema)
+        average = jax.tree.map(
+            lambda learned, new, old: new if learned else old, is_learned(params), moved, state.average
+        )
         return replace(state, params=params, average=average, optimiser=optimiser, step=state.step + 1)
 
     def follow_plateau(self, seen: Plateau, loss: jax.Array) -> Plateau:

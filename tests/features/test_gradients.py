@@ -26,6 +26,7 @@ from almlip_jax.features import (
     spectrum_factors,
 )
 from almlip_jax.models import SharedDensitySettings, build_model
+from almlip_jax.models.constants import learned_leaves
 from almlip_jax.structures.graph import Graph, sum_over_atoms
 from almlip_jax.structures.packing import BatchShape, pack, plan_batches, take_batch
 from almlip_jax.structures.species import SpeciesTable
@@ -94,7 +95,7 @@ def test_full_gradient_is_the_sketch_of_the_jacobian(structures, graph, made):
     factors = gradient_factors(params, jax.random.key(3), size=COLUMNS)
     jacobian = jax.jit(jax.jacobian(lambda p: jnp.sum(ensemble.energies(p, graph), axis=0)))(params)  # [S, L, ...]
     by_hand = np.zeros((3, COLUMNS))
-    for rows, leaf, (left, right) in zip(jax.tree.leaves(jacobian), jax.tree.leaves(params), factors, strict=True):
+    for rows, leaf, (left, right) in zip(learned_leaves(jacobian), learned_leaves(params), factors, strict=True):
         for model in range(2):
             size = np.sqrt(np.mean(np.asarray(leaf[model]) ** 2))
             matrix = np.asarray(rows[:, model])
@@ -137,10 +138,10 @@ def test_force_gradient_is_the_derivative_of_the_squared_disagreement(graph, mad
     jacobian = jax.jit(jax.jacobian(disagreement))(params)
     if ensemble.heads.plain:
         by_hand = jacobian["last"][:, :, None]  # [S, L, H = 1, species, F]
-        scale = params["energy_scale"][0]
+        scale = params["constants"]["energy_scale"][0]
     else:
         by_hand = jacobian["heads"]["last"]
-        scale = params["heads"]["scale"][0]
+        scale = params["heads"]["constants"]["scale"][0]
     members = ensemble.members
     found = _forces(ensemble, params, graph) * scale / np.sqrt(SETTINGS.hidden[-1]) * np.sqrt(members)
     np.testing.assert_allclose(found.reshape(by_hand.shape), by_hand, rtol=1e-8, atol=1e-12)

@@ -24,6 +24,7 @@ from almlip_jax.models import (
     WithRepulsion,
     build_model,
 )
+from almlip_jax.models.constants import as_variables
 from almlip_jax.models.electronic import scaled_states, state_features, survey_states
 from almlip_jax.models.radial import polynomial_cutoff
 from almlip_jax.models.species_code import exact_code
@@ -300,11 +301,12 @@ def test_what_an_atom_is_told_is_its_share():
         def __call__(self, graph):
             return state_features(self, graph, exact_code(graph, SPECIES, jnp.float64), s.hidden[0])
 
-    own = {name: params[name] for name in ("state_weights", "state_vectors", "state_scale")}
-    told = Told().apply({"params": own}, graph)
+    own = {name: params[name] for name in ("state_weights", "state_vectors")}
+    own |= {"constants": {"state_scale": params["constants"]["state_scale"]}}
+    told = Told().apply(as_variables(own), graph)
     wanted = np.asarray(vectors)[np.asarray(graph.species[:11])] * np.where(np.arange(11) < 3, 2 / 3, 2 / 8)[:, None]
     np.testing.assert_allclose(told[:11], wanted, rtol=1e-6)
-    scaled = scaled_states(own, survey_states(graph))["state_scale"]
+    scaled = scaled_states(own, survey_states(graph))["constants"]["state_scale"]
     np.testing.assert_allclose(scaled, [1, 1 / np.sqrt((3 * (2 / 3) ** 2 + 8 * (2 / 8) ** 2) / 11), 1], rtol=1e-6)
 
 

@@ -142,6 +142,12 @@ def test_members_differ(result):
     assert np.std(leaf[0] - leaf[1]) > 0.1 * np.std(leaf)
 
 
+def test_constants_are_what_the_data_made_them(trainer, dataset, references, result):
+    """To the last bit, in what is averaged too."""
+    first = trainer.start(trainer.training_set(dataset, references), None, jax.random.key(0)).params["constants"]
+    assert jax.tree.all(jax.tree.map(np.array_equal, result.params["constants"], first))
+
+
 def test_an_equal_trainer_compiles_nothing(trainer, dataset, references, result, count_compilations):
     other = Trainer(
         Ensemble(build_model(MODEL, SPECIES), 2), SPECIES, trainer.capacity, settings_of(), EnsembleSettings(size=2)
@@ -217,7 +223,7 @@ def test_scales_do_not_depend_on_the_order_of_the_file():
     def scales(structures: list[Atoms]) -> tuple[np.ndarray, float]:
         data = trainer.training_set(structures, reference_energies(structures, copper))
         params = trainer.start(data, None, jax.random.key(0)).params
-        return np.asarray(params["density_scale"])[0], float(params["energy_scale"][0])
+        return np.asarray(params["constants"]["density_scale"])[0], float(params["constants"]["energy_scale"][0])
 
     (first, of_first), (last, of_last) = scales([*perfect, *hot]), scales([*hot, *perfect])
     np.testing.assert_allclose(first, last, rtol=1e-5)

@@ -18,6 +18,7 @@ from almlip_jax.dynamics import ExplorationSettings, Explorer, WalkerGroup
 from almlip_jax.ensembles import Ensemble
 from almlip_jax.fitting import fit_potential
 from almlip_jax.models import ModelSettings, Params, build_model
+from almlip_jax.models.constants import with_constants
 from almlip_jax.potential import Potential
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.training import EnsembleSettings, TrainingSettings
@@ -69,7 +70,7 @@ def explorer_of(task: dict[str, Any], start: Atoms) -> tuple[Explorer, Params]:
         species = SpeciesTable.of([start])
         ensemble = Ensemble(build_model(TypeAdapter(ModelSettings).validate_python(task["model"]), species), members)
         params = jax.jit(ensemble.init)(jax.random.key(0))
-        params = params | {"energy_scale": 0 * params["energy_scale"]}  # harmless: atoms do not feel each other
+        params = with_constants(params, energy_scale=0.0)  # harmless: atoms do not feel each other
     groups = (WalkerGroup(temperature=task["temperature"], count=task.get("walkers", 1)),)
     chunk = min(500, steps)
     settings = ExplorationSettings(

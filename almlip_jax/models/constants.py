@@ -1,0 +1,60 @@
+"""Constants of models: numbers that are set from data once, and that training leaves alone.
+
+They are a part of a model's parameters that lies apart from what is learned, under the name ``constants``; to flax they
+are a collection of their own.  Optimisers, moving averages and gradients by all parameters pass them over.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from almlip_jax.models.base import Params
+
+CONSTANTS = "constants"
+"""Name of the part of the parameters that holds them."""
+
+
+def constant(module: nn.Module, name: str, shape: tuple[int, ...] = ()) -> jax.Array:
+    """A constant of a module, 1 until it is set."""
+    if module.is_initializing():
+        module.make_rng("params")  # random numbers of what is learned stay as if this were a parameter among them
+    return jax.lax.stop_gradient(module.variable(CONSTANTS, name, jnp.ones, shape).value)
+
+
+def with_constants(params: Params, **values: jax.Array | float) -> Params:
+    """Parameters with some constants set to a value of their own shape and type, or to one number throughout."""
+    held = params[CONSTANTS]
+    changed = {
+        name: jnp.broadcast_to(jnp.asarray(value, held[name].dtype), held[name].shape) for name, value in values.items()
+    }
+    return params | {CONSTANTS: held | changed}
+
+
+def as_variables(params: Params) -> dict[str, Any]:
+    """Parameters as the collections of a flax module."""
+    learned = {name: value for name, value in params.items() if name != CONSTANTS}
+    return {"params": learned, CONSTANTS: params.get(CONSTANTS, {})}
+
+
+def as_params(variables: Any) -> Params:
+    """The collections of a flax module as parameters."""
+    return dict(variables["params"]) | {CONSTANTS: dict(variables.get(CONSTANTS, {}))}
+
+
+def learned_leaves(params: Params) -> list[jax.Array]:
+    """The arrays that are learned, in the order of ``jax.tree.leaves``."""
+    pairs = zip(jax.tree.leaves(is_learned(params)), jax.tree.leaves(params), strict=True)
+    return [leaf for learned, leaf in pairs if learned]
+
+
+def is_learned(params: Params) -> Any:
+    """A pytree of the structure of some parameters: whether a leaf is learned, or a constant."""
+
+    def learned(path: tuple[Any, ...], _: Any) -> bool:
+        return all(getattr(key, "key", None) != CONSTANTS for key in path)
+
+    return jax.tree_util.tree_map_with_path(learned, params)
