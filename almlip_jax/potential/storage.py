@@ -22,7 +22,7 @@ from almlip_jax.ensembles import EnsembleSettings, build_ensemble
 from almlip_jax.errors import InputError
 from almlip_jax.files import PARTIAL, cannot_write, flush_to_disk, make_folder, plain, read_npz, write_npz, write_text
 from almlip_jax.models import ModelSettings, Params
-from almlip_jax.potential.fitted import Calibration, Fitted, params_digest
+from almlip_jax.potential.fitted import Fitted, params_digest
 from almlip_jax.structures.extxyz_reading import read_extxyz
 from almlip_jax.structures.remembered import as_text
 from almlip_jax.structures.species import SpeciesTable
@@ -41,7 +41,7 @@ _OWN = re.compile(
 )
 """Names of what `Potential.save` makes next to the description, finished or not."""
 
-_FORMAT = 2
+_FORMAT = 3
 """Of the description; 1 had a calibration in the place of what is fitted."""
 
 
@@ -119,18 +119,16 @@ def load(kind: type[Potential], directory: Path | str) -> Potential:
 def _read(kind: type[Potential], source: Path) -> Potential:
     try:
         text = json.loads((source / _DESCRIPTION).read_text())
-        if int(text.get("format", 1)) > _FORMAT:
-            raise ValueError(f"format {text['format']} is of a later version of this program")
-        folder = source / (Path(text.get("params", _PARAMS)).name or _PARAMS)
+        _require_format(int(text["format"]))
+        folder = source / Path(text["params"]).name
         settings = _model(text)
         species = SpeciesTable(tuple(sorted(atomic_numbers[s] for s in text["species"])))
         references = {atomic_numbers[s]: float(e) for s, e in text["reference_energies"].items()}
-        isolated = frozenset(atomic_numbers[s] for s in text.get("isolated_atoms", ()))
+        isolated = frozenset(atomic_numbers[s] for s in text["isolated_atoms"])
         metadata = dict(text["metadata"])
-        described = {str(name): dict(one) for name, one in text.get("fitted", {}).items()}
-        calibration = Calibration.restored({}, text.get("calibration", {}))
+        described = {str(name): dict(one) for name, one in text["fitted"].items()}
         sample = source / Path(text[_REMEMBERED]).name if _REMEMBERED in text else None
-        members = EnsembleSettings.model_validate(text.get("ensemble", {"size": int(text["members"])}))
+        members = EnsembleSettings.model_validate(text["ensemble"])
         ensemble = build_ensemble(settings, members, species, isolated)
         shapes = jax.eval_shape(ensemble.init, jax.random.key(0))
         wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(str(text["dtype"]))), shapes)
@@ -152,9 +150,14 @@ def _read(kind: type[Potential], source: Path) -> Potential:
     except InputError as error:
         raise InputError(f"{error} The potential can do without that file: delete it.") from error
     fitted = _read_fitted(source, described, params_digest(arrays))
-    if calibration.values:  # of format 1
-        fitted["calibration"] = Fitted(calibration, params_digest(arrays))
     return kind(settings, species, arrays, references, fitted, metadata, members, isolated, remembered)
+
+
+def _require_format(number: int) -> None:
+    if number > _FORMAT:
+        raise ValueError(f"format {number} is of a later version of this program")
+    if number < _FORMAT:
+        raise InputError(f"it is of format {number}, which an earlier version wrote; train it again.")
 
 
 def _model(text: Mapping[str, Any]) -> ModelSettings:
