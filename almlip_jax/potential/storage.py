@@ -96,7 +96,6 @@ def _description(potential: Potential, names: Mapping[str, str], fitted: Mapping
         "model": potential.settings.model_dump(mode="json"),
         **({} if (package := potential.settings.package()) is None else {_PACKAGE: package}),
         "species": list(potential.species.symbols),
-        "members": potential.ensemble.members,
         "ensemble": potential.member_settings.model_dump(mode="json"),
         "dtype": str(jax.tree.leaves(potential.params)[0].dtype),
         "reference_energies": {chemical_symbols[z]: e for z, e in potential.reference_energies.items()},
