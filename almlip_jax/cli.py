@@ -631,7 +631,9 @@ def free_energy(
         rows["figure"] = str(figure_file)
     _print_pairs("Free energy along " + ", ".join(surface.names), rows)
     if surface.missed:
-        _complain(f"{surface.missed} hills found no room (`hills` of the bias): the run was longer than they tell.")
+        _complain(
+            f"{surface.missed} hills found no room and are missing in the free energy; give the bias more `hills`."
+        )
     _write_json(json_file, {"hills": surface.hills, "missed": surface.missed, "names": surface.names, "out": str(out)})
 
 

@@ -140,7 +140,9 @@ def load_plugins() -> None:
         except Exception as error:  # whatever another package does while it is imported
             package = entry.dist.name if entry.dist is not None else entry.value
             why = f"{type(error).__name__}: {error}"
-            raise InputError(f"the kinds of package '{package}' cannot be loaded ({why}); remove it.") from error
+            raise InputError(
+                f"the kinds of package '{package}' cannot be loaded ({why}); update or remove it."
+            ) from error
 
 
 class UserCode(Settings):

@@ -114,7 +114,8 @@ def check_adaptive(selector: SelectorSettings, training: TrainingSettings, where
     """Refuses to follow the validation error of a training that keeps no structures for it; raises ValueError."""
     if adaptive_part(selector) is not None and training.validation_fraction == 0:
         raise ValueError(
-            f"{where} 'adaptive' follows the error on structures kept for validation; validation_fraction is 0."
+            f"{where} 'adaptive' follows the error on structures kept for validation, but "
+            "validation_fraction is 0; raise it."
         )
 
 
@@ -122,8 +123,8 @@ def check_plateau(stopping: StoppingSettings, selection: SelectionSettings) -> N
     """Refuses to judge the batch against its pool where the batch is a random draw of it; raises ValueError."""
     if stopping.plateau is not None and selection.selector.draws_at_random:
         raise ValueError(
-            "stopping.plateau compares the batch with the pool that it was chosen from, which says nothing where it is "
-            "drawn at random; choose another selector, or leave plateau out."
+            "stopping.plateau compares the batch with its pool, from which a batch drawn at random does not differ; "
+            "choose another selector, or leave plateau out."
         )
 
 

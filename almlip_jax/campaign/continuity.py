@@ -52,7 +52,7 @@ def settled(config: ExperimentConfig) -> dict[str, Any]:
 
 
 def check_settings(config: ExperimentConfig, run: RunDirectory, state: CampaignState, *, accept: bool) -> str | None:
-    """Refuses a config that the rounds so far would not fit to.
+    """Refuses a config that does not fit the rounds so far.
 
     Args:
         config: of the campaign from now on.
@@ -79,14 +79,14 @@ def check_settings(config: ExperimentConfig, run: RunDirectory, state: CampaignS
         keys = sorted(key for key in {*was, *now} if was.get(key) != now.get(key))
         raise InputError(
             f"the label source differs from {where} ({', '.join(f'oracle.{key}' for key in keys)}), and its labels "
-            f"would not fit to those that are there; {_ACCEPT}."
+            f"would not match those that are there; {_ACCEPT}."
         )
     was_version, version = remembered.get("oracle_version"), config.oracle.version()
     if was_version in (None, version):
         return None
     if config.oracle.version_binds and not accept:
         raise InputError(
-            f"what calculates the labels is now version {_short(version)}, those that are there are of "
+            f"the label source is now version {_short(version)}, but the labels so far are of version "
             f"{_short(str(was_version))}; {_ACCEPT}."
         )
     return (
@@ -185,7 +185,7 @@ def check_files(run: RunDirectory, state: CampaignState) -> None:
             changed.append(place)
     if missing:
         raise InputError(
-            f"{', '.join(missing)} in {run.path}, which the campaign goes on from, is missing; restore it from a copy."
+            f"{', '.join(missing)} is missing in {run.path}, and the campaign goes on from it; restore it from a copy."
         )
     if changed:
         raise InputError(

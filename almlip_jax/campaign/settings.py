@@ -67,7 +67,9 @@ class LabelMdSettings(Settings):
     @model_validator(mode="after")
     def _keeps_a_frame(self) -> Self:
         if self.every > self.steps:
-            raise ValueError(f"every {self.every} is more than steps {self.steps}, so that no frame would be kept.")
+            raise ValueError(
+                f"every {self.every} is more than steps {self.steps}, so that no frame would be kept; lower it."
+            )
         return self
 
     @property

@@ -103,7 +103,7 @@ def plateau(settings: StoppingSettings, history: Sequence[RoundRecord]) -> Verdi
     reason = (
         f"in the last {_rounds(rule.rounds)} the mean {settings.monitor} of the selected batch fell by "
         f"{100 * found.batch_fall:.1f} % a round and that of the pool by {100 * found.pool_fall:.1f} % "
-        f"(at most {100 * rule.fall:g} % are asked for); the batch is at {found.ratio:.3g} times the pool, after "
+        f"(at most {100 * rule.fall:g} % are asked for); the batch is at {found.ratio:.3g} times the pool, down from "
         f"{found.largest_ratio:.3g} times."
     )
     return Verdict("plateau", True, reason)

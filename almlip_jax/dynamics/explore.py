@@ -160,7 +160,8 @@ class Explorer:
                 )
             if self.settings.momenta == "start" and not start.has("momenta"):
                 raise InputError(
-                    f"the start structure of walker {w} has no momenta, which 'momenta: start' asks for; draw them."
+                    f"the start structure of walker {w} has no momenta, which 'momenta: start' asks for; "
+                    "give 'momenta: draw'."
                 )
             for constraint in start.constraints:
                 if not isinstance(constraint, FixAtoms):

@@ -112,7 +112,9 @@ class FixedThresholds(ThresholdSettings):
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if self.stop < self.record:
-            raise ValueError(f"the stop threshold {self.stop:g} is below the record threshold {self.record:g}.")
+            raise ValueError(
+                f"the stop threshold {self.stop:g} is below the record threshold {self.record:g}; raise stop."
+            )
         return self
 
     def resolve(self, scores: Scores, errors: Errors) -> Resolved:
@@ -289,7 +291,7 @@ def conformal_factor(errors: np.ndarray, sigma: np.ndarray, alpha: float) -> flo
     rank = math.ceil(round((n + 1) * (1 - alpha), 9))
     if rank > n:
         raise InputError(
-            f"conformal thresholds with alpha {alpha:g} need {_atoms_for(alpha)} labelled atoms at least, not {n}."
+            f"conformal thresholds with alpha {alpha:g} need at least {_atoms_for(alpha)} labelled atoms, not {n}."
         )
     ratios = np.divide(errors, sigma, out=np.where(errors > 0, np.inf, 0.0), where=sigma > 0)
     return float(np.sort(ratios)[rank - 1])

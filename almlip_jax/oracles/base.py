@@ -195,8 +195,8 @@ def check_moments(atoms: Atoms) -> None:
     total = total_moment(atoms)
     if initial_moments(atoms) is not None and abs(total - (multiplicity(atoms) - 1)) > 0.01:
         raise LabelError(
-            f"the initial magnetic moments add up to {total:g} unpaired electrons, which is not the multiplicity "
-            f'info["spin"] = {multiplicity(atoms)} of this label source; correct one of them'
+            f"the initial magnetic moments add up to {total:g} unpaired electrons, which contradicts the "
+            f'multiplicity info["spin"] = {multiplicity(atoms)}; correct one of them'
         )
 
 

@@ -68,7 +68,7 @@ class MDRun:
             raise InputError(f"dynamics need steps >= 1, every >= 1 and equilibration >= 0, not {self}.")
         if self.every > self.steps:
             raise InputError(
-                f"of {self.steps} steps every {self.every}th keeps no frame; dynamics need every <= steps."
+                f"dynamics need every <= steps to keep a frame, not every {self.every} with steps {self.steps}."
             )
 
     @property
@@ -376,7 +376,7 @@ def rattle(
                 break
         else:
             raise InputError(
-                f"rattling by {scale:.3g} Angstrom brings atoms closer than {min_distance:g} of their covalent "
-                "distance nearly always; rattle less or lower min_distance."
+                f"rattling by {scale:.3g} Angstrom nearly always brings atoms closer than {min_distance:g} of their "
+                "covalent distance; rattle less or lower min_distance."
             )
     return frames

@@ -133,7 +133,7 @@ class SimulationDirectory(WorkDirectory):
 
     def _check_more_steps(self, done: int, config: SimulationConfig) -> None:
         settings = config.dynamics
-        refused = f"{self.path} holds a run of {done} steps, which cannot go on to {settings.steps}"
+        refused = f"{self.path} holds a run of {done} steps, which cannot be continued to {settings.steps}"
         if settings.steps < done:
             raise InputError(f"{refused}: they are fewer; choose another folder with --out.")
         moving = settings.follows_progress

@@ -181,7 +181,7 @@ def _labelled(
     for name in (*LABELS, "virial"):
         key = getattr(keys, name, None)
         if key is not None and name not in found:
-            raise InputError(f"no structure of {path} has '{key}', which is to hold the {name}; correct {name}_key.")
+            raise InputError(f"no structure of {path} has '{key}', which should hold the {name}; correct {name}_key.")
 
 
 def _without_labels(where: str, missing: Sequence[str], likely: Sequence[str]) -> str:

@@ -89,7 +89,7 @@ class LabelCensus:
             self._energies.setdefault(taken.energies, where)
         if {"free", "plain"} <= set(self._energies):
             raise InputError(
-                f"{self._energies['free']} has a free_energy, which is another quantity than an energy without "
+                f"{self._energies['free']} has a free_energy, which is not the same as an energy without "
                 f"smearing, and {self._energies['plain']} has only an energy; name the key that all frames have, or "
                 "give all of them the free_energy, which belongs to the forces."
             )

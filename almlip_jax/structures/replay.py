@@ -86,7 +86,7 @@ def replay(
             (),
             0,
             f"of {same + other} structures that the data share with what the potential remembers, {other} have other "
-            f"labels there: those are of another label source and not trained on again, so that {FORGETS}.",
+            f"labels there: those come from another label source and are not trained on again, so that {FORGETS}.",
         )
     states_apart = len(remembered) - same - other - len(again)
     reasons = [f"{other} with other labels"] * bool(other)

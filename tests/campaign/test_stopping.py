@@ -87,7 +87,7 @@ class TestPlateau:
         verdict = decide(self.rule, self.history(*course))
         assert verdict is not None and verdict.rule == "plateau" and verdict.converged
         assert "fell by 4.1 % a round" in verdict.reason and "that of the pool by 2.5 %" in verdict.reason
-        assert "at 1.77 times the pool, after 4 times" in verdict.reason
+        assert "at 1.77 times the pool, down from 4 times" in verdict.reason
 
     @pytest.mark.parametrize(
         "course",

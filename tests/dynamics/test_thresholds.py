@@ -63,7 +63,7 @@ def test_the_conformal_factor_is_the_promised_order_statistic():
     assert conformal_factor(errors, sigma, 0.5) == 10
     rule = ConformalThresholds(tolerance=0.9, alpha=0.1, stop_factor=2.0)
     assert rule.resolve(not_asked, lambda _: of_hydrogen(errors, sigma)).levels == pytest.approx((0.05, 0.1))
-    with pytest.raises(InputError, match=r"alpha 0\.05 need 19 labelled atoms at least, not 18\.$"):
+    with pytest.raises(InputError, match=r"alpha 0\.05 need at least 19 labelled atoms, not 18\.$"):
         conformal_factor(errors[1:], sigma[1:], 0.05)
     for n in range(2, 200):  # n = 1 / alpha - 1 is enough, whatever the rounding
         assert conformal_factor(np.ones(n), np.ones(n), 1 / (n + 1)) == 1

@@ -480,7 +480,7 @@ def test_a_finished_run_goes_on_to_more_steps(name, inputs, explorer, tmp_path):
     assert run(tmp_path / "parts", 70, SilentProgress())["steps"] == 70
     one, two = content(tmp_path / "whole"), content(tmp_path / "parts")
     assert one.keys() == two.keys() and [key for key in one if one[key] != two[key]] == []
-    with pytest.raises(InputError, match="holds a run of 70 steps, which cannot go on to 60: they are fewer"):
+    with pytest.raises(InputError, match="holds a run of 70 steps, which cannot be continued to 60: they are fewer"):
         run(tmp_path / "parts", 60, SilentProgress())
 
 

@@ -323,7 +323,7 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
         read_structures(write(tmp_path / "text.db", "not a database at all, but long enough to look at"))
     with pytest.raises(InputError, match="what.is_this cannot be read"):
         read_structures(write(tmp_path / "what.is_this", "nothing"))
-    with pytest.raises(InputError, match="no structure of .*a.xyz has 'dft', which is to hold the energy"):
+    with pytest.raises(InputError, match="no structure of .*a.xyz has 'dft', which should hold the energy"):
         read_structures(write(tmp_path / "a.xyz", frame("energy=1")), energy_key="dft")
 
 

@@ -82,7 +82,7 @@ def test_a_virial_has_a_key_of_its_own(tmp_path: Path) -> None:
     for options in ({"stress_key": "REF_virial"}, {"virial_key": "dft_stress"}):
         with pytest.raises(InputError, match="by its name is a (virial|stress)"):
             read(tmp_path, text, **options)
-    with pytest.raises(InputError, match="has 'other', which is to hold the virial"):
+    with pytest.raises(InputError, match="has 'other', which should hold the virial"):
         read(tmp_path, text, virial_key="other")
 
 

@@ -102,7 +102,7 @@ def check_atoms(variable: CollectiveVariable, atoms: int) -> None:
     if variable.last_atom >= atoms:
         raise InputError(
             f"a collective variable looks at atom {variable.last_atom}, but no walker has more than {atoms} atoms "
-            "(their count starts at 0)."
+            "(atoms count from 0)."
         )
 
 

@@ -89,7 +89,9 @@ class Metadynamics(Bias):
         """No hills."""
         walkers, dtype = context.walkers, context.dtype
         if len(self.widths) != len(self.variables):
-            raise InputError(f"metadynamics has {len(self.variables)} variables, but {len(self.widths)} widths.")
+            raise InputError(
+                f"metadynamics has {len(self.variables)} variables, but {len(self.widths)} widths; give one each."
+            )
         for variable in self.variables:
             check_atoms(variable, context.atoms)
         sets, dimensions = 1 if self.shared else walkers, len(self.variables)
