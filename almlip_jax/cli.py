@@ -102,6 +102,7 @@ class _ReadingOptions:
     forces_key: Annotated[str | None, typer.Option(help="Key of the forces (eV/Angstrom).")] = None
     stress_key: Annotated[str | None, typer.Option(help="Key of the stresses.")] = None
     virial_key: Annotated[str | None, typer.Option(help="Key of the virials (-volume * stress, eV).")] = None
+    dipole_key: Annotated[str | None, typer.Option(help="Key of the dipoles (e*Angstrom) of molecules.")] = None
     stress_unit: Annotated[str | None, typer.Option(help="Unit of the stresses: eV/A^3, GPa or kbar.")] = None
     types: TypesOption = None
 
@@ -115,6 +116,7 @@ class _ReadingOptions:
             forces=self.forces_key,
             stress=self.stress_key,
             virial=self.virial_key,
+            dipole=self.dipole_key,
             stress_unit=self.stress_unit,
         )
 

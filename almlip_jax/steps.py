@@ -88,6 +88,7 @@ def thresholds(
     *,
     score: str = "force_std_max",
     knowledge: Knowledge | None = None,
+    calibration: Sequence[Atoms] | None = None,
 ) -> Resolved:
     """Thresholds of a gate.
 
@@ -98,18 +99,21 @@ def thresholds(
             exploration and not trained on, for calibrated and conformal ones.
         score: what the gate looks at.
         knowledge: of the training set (`know`), for novelty scores.
+        calibration: structures that were not trained on, where they are others than ``labelled``: for a rule that looks
+            at both.
 
     Raises:
         InputError: the structures are too few, or say nothing.
     """
     settings = ThresholdSettings.parse(rule)
     settings.check(score)
-    if not labelled and (settings.looks_at_training_set or settings.frames_drawn):
+    drawn = labelled if calibration is None else calibration
+    if (settings.looks_at_training_set and not labelled) or (settings.frames_drawn and not drawn):
         raise InputError(f"{settings.kind} thresholds follow from labelled structures, and there are none; give some.")
     known = knowledge or Knowledge()
     return settings.resolve(
         lambda: structure_scores(score, potential, labelled, known),
-        lambda _: errors_and_scores(score, potential, labelled, known),
+        lambda _: errors_and_scores(score, potential, drawn, known),
     )
 
 
@@ -168,8 +172,14 @@ class PotentialExplorer:
             levels = gate
         else:
             rule = ThresholdSettings.parse(gate)
-            basis = calibration if rule.frames_drawn else labelled
-            found = thresholds(rule, potential, basis, score=settings.gate.score, knowledge=knowledge)
+            found = thresholds(
+                rule,
+                potential,
+                labelled,
+                score=settings.gate.score,
+                knowledge=knowledge,
+                calibration=calibration,
+            )
             levels = found.levels
             if found.relative is not None:
                 knowledge = replace(knowledge or Knowledge(), relative=found.relative)

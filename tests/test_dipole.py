@@ -17,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from scipy.spatial.transform import Rotation
 
 from almlip_jax.campaign.consistency import check_labels
+from almlip_jax.cli import _ReadingOptions
 from almlip_jax.dynamics import ExplorationSettings
 from almlip_jax.dynamics.judging import check_exploration
 from almlip_jax.ensembles import Ensemble, EnsembleSettings
@@ -34,7 +35,7 @@ from almlip_jax.potential import Evaluated, Potential
 from almlip_jax.scoring import predicted_frame
 from almlip_jax.structures.graph import lone_atoms
 from almlip_jax.structures.io import read_structures, write_structures
-from almlip_jax.structures.labels import LabelKeys
+from almlip_jax.structures.labels import FileReading, LabelKeys
 from almlip_jax.structures.packing import pack
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.training import TrainingSettings, check_training
@@ -126,6 +127,12 @@ def test_files_name_dipoles_in_several_ways(tmp_path: Path):
     write_structures(tmp_path / "a.extxyz", [frame(None, REF_dipole=np.array([0.1, 0.2]))])
     with pytest.raises(InputError, match=r"the dipole has shape \(2,\), not \(3,\)"):
         read_structures(tmp_path / "a.extxyz")
+
+
+def test_the_key_of_dipoles_is_an_option_and_overrides_that_of_a_config():
+    assert _ReadingOptions().reading().keys is None
+    config = FileReading(keys=LabelKeys(energy="dft", dipole="mu"))
+    assert _ReadingOptions(dipole_key="d").reading(config).keys == LabelKeys(energy="dft", dipole="d")
 
 
 def test_dipoles_are_packed_where_they_are_wanted():

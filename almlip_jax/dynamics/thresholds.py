@@ -10,14 +10,14 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from ase.data import chemical_symbols
 from pydantic import Field, model_validator
 
 from almlip_jax.errors import InputError
-from almlip_jax.kinds import Spec
+from almlip_jax.kinds import Spec, UserCode
 from almlip_jax.scores import largest_of, with_atoms
 from almlip_jax.settings import unit
 from almlip_jax.uncertainty.calibration import slope
@@ -182,10 +182,7 @@ class FromErrors(ThresholdSettings):
 
     def check(self, score: str) -> None:
         """The score must be one of atoms."""
-        if largest_of(score) is None:
-            raise ValueError(
-                f"{self.kind} thresholds need a gate score of atoms ({', '.join(with_atoms())}), not {score}."
-            )
+        _check_of_atoms(self.kind, score)
 
     def resolve(self, scores: Scores, errors: Errors) -> Resolved:
         """The threshold of all atoms together, and those of the species with enough atoms relative to it.
@@ -254,6 +251,62 @@ class ConformalThresholds(FromErrors):
         """See `conformal_factor`."""
         factor = conformal_factor(errors, sigma, self.alpha)
         return self.tolerance / factor if factor > 0 else math.inf
+
+
+class UserThresholds(UserCode, ThresholdSettings):
+    """A user's own factory ``(**parameters)`` of a rule ``(scores, errors) -> Resolved``.
+
+    ``scores()`` gives the gate's score of the structures trained on, [n]; ``errors(atoms)`` the `AtomErrors` of so many
+    atoms at least that were not trained on, or None before there are.
+    """
+
+    kind: Literal["user"] = "user"
+    looks_at: tuple[Literal["training_set", "errors"], ...] = ("training_set",)
+    """What the rule asks for: the scores of the training set, true errors, or both."""
+    frames: int = Field(default=FRAMES, ge=1, le=10**4)
+    """In a campaign, for a rule that looks at errors: frames drawn at random in each round, and labelled."""
+
+    @property
+    def looks_at_training_set(self) -> bool:
+        """As `looks_at` says."""
+        return "training_set" in self.looks_at
+
+    @property
+    def frames_drawn(self) -> int:
+        """`frames`, of a rule that looks at errors."""
+        return self.frames if "errors" in self.looks_at else 0
+
+    def check(self, score: str) -> None:
+        """With errors of atoms the score must be one of atoms."""
+        if self.frames_drawn:
+            _check_of_atoms(self.kind, score)
+
+    def resolve(self, scores: Scores, errors: Errors) -> Resolved:
+        """What the rule gives; raises InputError where it asks for what `looks_at` lacks, or gives no thresholds."""
+        rule = self.call_for()
+        told = rule(
+            scores if self.looks_at_training_set else self._unasked("training_set"),
+            errors if self.frames_drawn else self._unasked("errors"),
+        )
+        if not isinstance(told, Resolved):
+            raise InputError(f"'{self.function}' must return Resolved, but returns a {type(told).__name__}.")
+        if not 0 < told.record <= told.stop or not all(factor > 0 for factor in (told.relative or {}).values()):
+            raise InputError(
+                f"'{self.function}' gives the record threshold {told.record:g} and the stop threshold {told.stop:g}; "
+                "all must be above 0, and stop not below record."
+            )
+        return told
+
+    def _unasked(self, name: str) -> Callable[..., Any]:
+        def refuse(*_: Any) -> Any:
+            raise InputError(f"'{self.function}' asks for what looks_at of thresholds does not name; add {name}.")
+
+        return refuse
+
+
+def _check_of_atoms(kind: str, score: str) -> None:
+    if largest_of(score) is None:
+        raise ValueError(f"{kind} thresholds need a gate score of atoms ({', '.join(with_atoms())}), not {score}.")
 
 
 def calibrated_record(errors: np.ndarray, sigma: np.ndarray, tolerance: float) -> float:

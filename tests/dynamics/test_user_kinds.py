@@ -9,12 +9,15 @@ from analytic import CUTOFF, DEPTH, LENGTH, PARAMS, QUIET, SPECIES, WIDTH, dimer
 from pydantic import ValidationError
 
 from almlip_jax import kinds
+from almlip_jax.campaign.settings import MdExploration
 from almlip_jax.dynamics import ExplorationSettings, Explorer, Status
 from almlip_jax.dynamics.admission import AdmissionSettings
 from almlip_jax.dynamics.biases import BiasSettings
 from almlip_jax.dynamics.gates import GateSettings
 from almlip_jax.dynamics.integrators import IntegratorSettings
+from almlip_jax.dynamics.thresholds import AtomErrors, Resolved, ThresholdSettings
 from almlip_jax.errors import InputError
+from almlip_jax.simulation.settings import ExploreConfig
 
 STRETCHED, STIFFNESS, DRAG, LAST = 0.98, 0.7, 0.5, 4
 
@@ -91,6 +94,19 @@ class Latest(Admission):
 def admission(last):
     return Latest(last)
 
+def thresholds(factor, relative=None):
+    def rule(scores, errors):
+        from almlip_jax.dynamics.thresholds import Resolved
+
+        found = errors(4)
+        record = factor * (scores().max() if found is None else found.errors.max())
+        return Resolved(float(record), float(2 * record), relative)
+
+    return rule
+
+def pairs():
+    return lambda scores, errors: (0.1, 0.2)
+
 def nothing():
     return "nothing"
 """
@@ -154,6 +170,44 @@ def test_what_is_none_of_them_is_refused(my_dynamics, family, missing):
         family.parse({"kind": "user", "function": factory}).build()
     with pytest.raises(InputError, match="cannot be imported"):
         family.parse({"kind": "user", "function": "nowhere:gate"}).build()
+
+
+def thresholds_of(**given) -> ThresholdSettings:
+    """Those of a config, written and read once more."""
+    section = {"kind": "user", "function": "my_dynamics:thresholds", "parameters": {"factor": 3.0}} | given
+    found = MdExploration.model_validate({"thresholds": section})
+    assert MdExploration.model_validate(found.model_dump(mode="json")) == found
+    return found.thresholds
+
+
+def test_thresholds_of_ones_own(my_dynamics):
+    """From scores, or from true errors once there are enough; a campaign draws frames for those that look at errors."""
+
+    def scores():
+        return np.array([0.1, 0.2])
+
+    def errors(atoms):
+        return AtomErrors(np.full(atoms, 0.5), np.ones(atoms), np.ones(atoms, int))
+
+    both = thresholds_of(looks_at=["training_set", "errors"], parameters={"factor": 3.0, "relative": {"H": 0.5}})
+    assert both.resolve(scores, errors) == Resolved(1.5, 3.0, {"H": 0.5}) and both.frames_drawn == 5
+    assert both.resolve(scores, lambda _: None).levels == pytest.approx((0.6, 1.2))
+    alone = thresholds_of()
+    assert alone.looks_at_training_set and alone.frames_drawn == 0
+    with pytest.raises(InputError, match="asks for what looks_at of thresholds does not name; add errors"):
+        alone.resolve(scores, errors)
+    with pytest.raises(InputError, match="gives the record threshold -0.6"):
+        thresholds_of(looks_at=["training_set", "errors"], parameters={"factor": -3.0}).resolve(scores, lambda _: None)
+    with pytest.raises(InputError, match="must return Resolved, but returns a tuple"):
+        thresholds_of(function="my_dynamics:pairs", parameters={}).resolve(scores, errors)
+    with pytest.raises(InputError, match="must return a function, but returns a str"):
+        thresholds_of(function="my_dynamics:nothing", parameters={}).resolve(scores, errors)
+    with pytest.raises(ValueError, match="user thresholds need a gate score of atoms"):
+        both.check("energy_std")
+    with pytest.raises(ValidationError, match="calibration_set is missing, which is needed for user thresholds"):
+        ExploreConfig.model_validate(
+            {"potential": "p", "structures": "s.xyz", "exploration": {}, "thresholds": both.model_dump(mode="json")}
+        )
 
 
 PACKAGE = '''
