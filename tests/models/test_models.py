@@ -223,7 +223,7 @@ def test_more_species_change_nothing_for_the_old_ones(ensemble, params):
     table = SpeciesTable((1, 3, 6, 7, 8, 9))
     larger = Ensemble(build_model(settings_of(ensemble), table), 2)
     fresh = jax.tree.map(lambda x: x.astype(jnp.float64), jax.jit(larger.init)(jax.random.key(9)))
-    grown = jax.vmap(lambda old, new: ensemble.model.with_species(old, new, table))(params, fresh)
+    grown = jax.jit(jax.vmap(lambda old, new: ensemble.model.with_species(old, new, table)))(params, fresh)
     for structure in (ethanol(), crystal()):
         before = _predict(ensemble, params, packed_graph([structure]))
         after = _predict(larger, grown, packed_graph([structure], species=table))
@@ -249,7 +249,7 @@ def test_species_told_apart_one_by_one_do_not_grow_into_an_embedding():
     model, larger = build_model(narrow, few), build_model(narrow, many)
     key = jax.random.key(0)
     with pytest.raises(InputError, match="species_channels"):
-        model.with_species(jax.jit(model.init)(key), larger.init(key), many)
+        model.with_species(jax.eval_shape(model.init, key), jax.eval_shape(larger.init, key), many)
 
 
 def test_extensive(ensemble, params):
@@ -316,7 +316,7 @@ def test_neutral_isolated_atoms_have_their_energies_whatever_their_spin():
     states = {"O": [(0, 3), (0, 1), (1, 4)], "H": [(0, 2)]}
     atoms = [Atoms(symbol, info={"charge": q, "spin": s}) for symbol, all_of in states.items() for q, s in all_of]
     graph = packed_graph(atoms, BatchShape(4, 1, 4))
-    output = model.apply(params, model.geometry(graph), graph)
+    output = jax.jit(lambda params, graph: model.apply(params, model.geometry(graph), graph))(params, graph)
     np.testing.assert_allclose(output.energy[:2], 0, atol=1e-12)
     np.testing.assert_allclose(output.features[:2], 0, atol=1e-12)
     assert np.all(np.abs(output.energy[2:]) > 1e-4)

@@ -279,7 +279,7 @@ def test_a_store_that_is_gone_while_in_use_is_not_made_anew(waters: Waters, tmp_
 
 def test_any_other_ase_database_is_refused(waters: Waters, tmp_path: Path) -> None:
     ase.db.connect(tmp_path / "other.db").write(waters(1)[0])
-    with pytest.raises(StorageError, match="no label store"):
+    with pytest.raises(StorageError, match="is an ASE database but not a label store"):
         LabelStore(tmp_path / "other.db")
 
 
