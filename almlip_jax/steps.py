@@ -172,7 +172,7 @@ class PotentialExplorer:
             levels = gate
         else:
             rule = ThresholdSettings.parse(gate)
-            found = thresholds(
+            resolved = thresholds(
                 rule,
                 potential,
                 labelled,
@@ -180,9 +180,9 @@ class PotentialExplorer:
                 knowledge=knowledge,
                 calibration=calibration,
             )
-            levels = found.levels
-            if found.relative is not None:
-                knowledge = replace(knowledge or Knowledge(), relative=found.relative)
+            levels = resolved.levels
+            if resolved.relative is not None:
+                knowledge = replace(knowledge or Knowledge(), relative=resolved.relative)
         dealt = [starts[n % len(starts)] for n in range(len(settings.temperatures))]
         made = _explorer(
             potential.ensemble,

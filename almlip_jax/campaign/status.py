@@ -50,8 +50,8 @@ def campaign_status(run_dir: Path | str) -> dict[str, Any]:
     run = RunDirectory(run_dir).require()
     state = read_state(run)
     explored = _last_exploration(run)
-    found = _of_exploration(explored)
-    walkers, atoms = found["walkers"], found["atoms"]
+    diagnosis = _of_exploration(explored)
+    walkers, atoms = diagnosis["walkers"], diagnosis["atoms"]
     failures = _failed_labels(run)
     trend = _trends(state.history)
     evaluated = [record for record in state.history if record.errors]
@@ -73,8 +73,8 @@ def campaign_status(run_dir: Path | str) -> dict[str, Any]:
             "trend": trend,
             "share_below": _last(record.share_below for record in state.history),
             "walkers": walkers,
-            "departures": found["departures"],
-            "pressures": found["pressures"],
+            "departures": diagnosis["departures"],
+            "pressures": diagnosis["pressures"],
             "atoms": atoms,
             "checks": dict(Counter(walker["check"] for walker in walkers)),
             "failed_labels": failures,
@@ -250,12 +250,12 @@ def _departures(explored: tuple[RoundDirectory, dict[str, Any]]) -> list[dict[st
 def _pressures(explored: tuple[RoundDirectory, dict[str, Any]]) -> list[dict[str, Any]]:
     """Mean internal pressure of each walker that has one, and how much it varies in time, GPa."""
     _, arrays = explored
-    found = []
+    pressures = []
     for walker, trace in enumerate(np.transpose(arrays.get("pressure", np.empty((0, 0))))):
         known = trace[np.isfinite(trace)].astype(np.float64) / GPA
         if known.size:
-            found.append({**of_walker(arrays, walker), "mean": float(known.mean()), "std": float(known.std())})
-    return found
+            pressures.append({**of_walker(arrays, walker), "mean": float(known.mean()), "std": float(known.std())})
+    return pressures
 
 
 def _uncertain_atoms(explored: tuple[RoundDirectory, dict[str, Any]]) -> list[dict[str, Any]]:

@@ -57,8 +57,8 @@ def target_error(settings: StoppingSettings, history: Sequence[RoundRecord]) -> 
         groups = {name: value for name, value in groups.items() if name == target.group}
     if not groups or not all(value <= target.value for value in groups.values()):
         return None
-    found = ", ".join(f"{value:.4g} ({name})" for name, value in groups.items())
-    reason = f"{target.metric} on the test set is {found}, at or below the target of {target.value:g}."
+    errors = ", ".join(f"{value:.4g} ({name})" for name, value in groups.items())
+    reason = f"{target.metric} on the test set is {errors}, at or below the target of {target.value:g}."
     return Verdict("target_error", True, reason)
 
 
@@ -97,14 +97,14 @@ def plateau(settings: StoppingSettings, history: Sequence[RoundRecord]) -> Verdi
     if rule is None:
         return None
     known = [r for r in history if _positive(r.sigma_pool) and _positive(r.sigma_batch)]
-    found = level_of([float(r.sigma_batch or 0) for r in known], [float(r.sigma_pool or 0) for r in known], rule.rounds)
-    if found is None or not found.flat(rule):
+    level = level_of([float(r.sigma_batch or 0) for r in known], [float(r.sigma_pool or 0) for r in known], rule.rounds)
+    if level is None or not level.flat(rule):
         return None
     reason = (
         f"in the last {_rounds(rule.rounds)} the mean {settings.monitor} of the selected batch fell by "
-        f"{100 * found.batch_fall:.1f} % a round and that of the pool by {100 * found.pool_fall:.1f} % "
-        f"(at most {100 * rule.fall:g} % are asked for); the batch is at {found.ratio:.3g} times the pool, down from "
-        f"{found.largest_ratio:.3g} times."
+        f"{100 * level.batch_fall:.1f} % a round and that of the pool by {100 * level.pool_fall:.1f} % "
+        f"(at most {100 * rule.fall:g} % are asked for); the batch is at {level.ratio:.3g} times the pool, down from "
+        f"{level.largest_ratio:.3g} times."
     )
     return Verdict("plateau", True, reason)
 

@@ -404,10 +404,10 @@ class Explorer:
 
     def grown(self, before: State, overflowed: State) -> State:
         """The state at the beginning of a chunk, with room for what overflowed during it."""
-        found = overflowed.neighbors.grown(overflowed.motion.position)
-        if found.room == before.neighbors.room:
-            raise CapacityError(f"the neighbour list did not grow beyond {found.room}; this is a bug.")
-        return self.relisted(before, found.room)
+        neighbors = overflowed.neighbors.grown(overflowed.motion.position)
+        if neighbors.room == before.neighbors.room:
+            raise CapacityError(f"the neighbour list did not grow beyond {neighbors.room}; this is a bug.")
+        return self.relisted(before, neighbors.room)
 
     def relisted(self, state: State, room: Room) -> State:
         """A state with another room for neighbours, which further runs of the explorer have as well."""

@@ -189,16 +189,16 @@ class FromErrors(ThresholdSettings):
 
         Before errors are known the score is taken for the error.
         """
-        found = errors(self.atoms_needed)
-        if found is None:
+        known = errors(self.atoms_needed)
+        if known is None:
             return Resolved(self.tolerance, self.stop_factor * self.tolerance, {})
-        record = self._record(found.errors, found.scores)
+        record = self._record(known.errors, known.scores)
         relative: dict[str, float] = {}
-        for number in np.unique(found.numbers).tolist():
-            mine = found.numbers == number
-            if np.sum(mine) < self.atoms_needed or not np.any(found.scores[mine] > 0):
+        for number in np.unique(known.numbers).tolist():
+            mine = known.numbers == number
+            if np.sum(mine) < self.atoms_needed or not np.any(known.scores[mine] > 0):
                 continue
-            own = self._record(found.errors[mine], found.scores[mine])
+            own = self._record(known.errors[mine], known.scores[mine])
             if math.isfinite(own) and math.isfinite(record):
                 relative[chemical_symbols[number]] = own / record
         return Resolved(record, self.stop_factor * record, relative)
@@ -321,8 +321,8 @@ def calibrated_record(errors: np.ndarray, sigma: np.ndarray, tolerance: float) -
         InputError: a value is not finite, or no atom has a score.
     """
     _check(errors, sigma)
-    found = slope(errors, sigma)
-    return tolerance / found if found > 0 else math.inf
+    factor = slope(errors, sigma)
+    return tolerance / factor if factor > 0 else math.inf
 
 
 def conformal_factor(errors: np.ndarray, sigma: np.ndarray, alpha: float) -> float:

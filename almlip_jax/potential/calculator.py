@@ -58,19 +58,19 @@ class PotentialCalculator(Calculator):
     ) -> None:
         """Fills ``results`` by one evaluation of the ensemble."""
         super().calculate(atoms, list(properties), list(system_changes))
-        found = self.potential.evaluate([self.atoms])
+        evaluated = self.potential.evaluate([self.atoms])
         self.results = {
-            "energy": float(found.energy[0]),
-            "free_energy": float(found.energy[0]),
-            "forces": found.forces[0].astype(np.float64),
-            **{name: float(values[0]) for name, values in found.scores.items()},
+            "energy": float(evaluated.energy[0]),
+            "free_energy": float(evaluated.energy[0]),
+            "forces": evaluated.forces[0].astype(np.float64),
+            **{name: float(values[0]) for name, values in evaluated.scores.items()},
         }
-        self.results |= {_of_atoms(name): one[0].astype(np.float64) for name, one in found.atom_scores.items()}
-        error = self.potential.force_error(found.atom_scores["force_total"][0])
+        self.results |= {_of_atoms(name): one[0].astype(np.float64) for name, one in evaluated.atom_scores.items()}
+        error = self.potential.force_error(evaluated.atom_scores["force_total"][0])
         if error is not None:
             self.results["force_error"] = error
-        for target in targets(found.further):
+        for target in targets(evaluated.further):
             if has_target(self.atoms, target):
-                self.results[target.label] = found.further[target.name][0].astype(np.float64)
+                self.results[target.label] = evaluated.further[target.name][0].astype(np.float64)
         if self.atoms.pbc.all():
-            self.results["stress"] = found.stress[0]
+            self.results["stress"] = evaluated.stress[0]

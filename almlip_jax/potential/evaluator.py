@@ -147,8 +147,8 @@ class Evaluator:
             shape = self.batch_shape(chunk, shape)
             for batch in _batches(chunk, shape):
                 data, plan, _ = self._packed(batch, shape)
-                found = _atom_features(self.ensemble, params, data, plan)
-                parts.append(np.asarray(found)[:, : sum(len(a) for a in batch)])
+                features = _atom_features(self.ensemble, params, data, plan)
+                parts.append(np.asarray(features)[:, : sum(len(a) for a in batch)])
         species = self.ensemble.species.index(np.concatenate([a.numbers for a in structures]))
         return np.concatenate(parts, axis=1), species
 
@@ -189,9 +189,9 @@ class Evaluator:
 
     def _ended(self, under_way: _UnderWay) -> Iterator[tuple[list[Atoms], Evaluated]]:
         """Batches, and the results of the devices for them."""
-        found = jax.device_get(under_way.found)
+        results = jax.device_get(under_way.results)
         for n, batch in enumerate(under_way.batches):
-            own = jax.tree.map(lambda x, n=n: x[n], found) if under_way.side_by_side else found
+            own = jax.tree.map(lambda x, n=n: x[n], results) if under_way.side_by_side else results
             references = np.array([reference_energy(self.references, a) for a in batch])
             yield batch, _evaluated(own, references, batch)
 
@@ -201,7 +201,7 @@ class _UnderWay:
     """What devices work on: batches and their results, with an axis over the batches where side by side."""
 
     batches: list[list[Atoms]]
-    found: _OnDevice | None
+    results: _OnDevice | None
     side_by_side: bool = False
 
 

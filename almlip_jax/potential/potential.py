@@ -163,8 +163,8 @@ class Potential:
             raise InputError("there is no structure in the training set.")
         novelty = fit_novelty(novelty_names(), *self.atom_features(training_set), len(self.species))
         knowing, rows = self.with_fitted(**novelty), FeatureRequest((TRAINING_ROWS,))
-        found = knowing.evaluate(training_set, features=rows, shape=shape)
-        return knowing.with_fitted(training_set=TrainingSet(found.scores, found.features[TRAINING_ROWS]))
+        evaluated = knowing.evaluate(training_set, features=rows, shape=shape)
+        return knowing.with_fitted(training_set=TrainingSet(evaluated.scores, evaluated.features[TRAINING_ROWS]))
 
     def calibrated(self, held_out: Sequence[Atoms], *, shape: BatchShape | None = None) -> Potential:
         """The same potential, with a calibration of its force uncertainty.
@@ -181,11 +181,11 @@ class Potential:
         frames = [atoms for atoms in held_out if atoms.calc is not None and "forces" in atoms.calc.results]
         if len(frames) < 2:
             return self._without_calibration()
-        found = self.evaluate(frames, shape=shape)
+        evaluated = self.evaluate(frames, shape=shape)
         errors = np.concatenate(
-            [f - a.get_forces(apply_constraint=False) for f, a in zip(found.forces, frames, strict=True)]
+            [f - a.get_forces(apply_constraint=False) for f, a in zip(evaluated.forces, frames, strict=True)]
         )
-        numbers = force_calibration(errors, np.concatenate(found.atom_scores["force_total"]))
+        numbers = force_calibration(errors, np.concatenate(evaluated.atom_scores["force_total"]))
         known = {name: float(value) for name, value in numbers.items() if np.isfinite(value)}
         if "slope" not in known:
             return self._without_calibration()
@@ -217,8 +217,8 @@ class Potential:
             raise InputError("there is no structure to evaluate.")
         self.check_elements(structures)
         parts = []
-        for batch, found in self.evaluate_stream(structures, features=features, shape=shape):
-            parts.append(found)
+        for batch, evaluated in self.evaluate_stream(structures, features=features, shape=shape):
+            parts.append(evaluated)
             if on_batch is not None:
                 on_batch(len(batch))
         return joined(parts)

@@ -51,11 +51,11 @@ def hills_of(biases: Sequence[BiasSettings], states: Sequence[Any]) -> dict[int,
         biases: of the run.
         states: of these biases.
     """
-    found = {}
+    hills = {}
     for number, (settings, state) in enumerate(zip(biases, states, strict=True)):
         if settings.leaves_hills:
-            found[number] = settings.build().hills(state)
-    return found
+            hills[number] = settings.build().hills(state)
+    return hills
 
 
 def run_free_energy(
@@ -140,16 +140,16 @@ def _metadynamics(place: SimulationDirectory, bias: int | None) -> int:
         settings = ProductionDynamics.model_validate(read_yaml(place.config).value["exploration"])
     except (InputError, ValueError, TypeError, KeyError) as error:
         raise InputError(f"{place.path} holds no run of almlip md or almlip explore that can be read.") from error
-    found = {n: one for n, one in enumerate(settings.biases) if one.leaves_hills}
-    if not found:
+    biases = {n: one for n, one in enumerate(settings.biases) if one.leaves_hills}
+    if not biases:
         raise InputError(f"{place.path} holds a run without the bias 'metadynamics', which a free energy needs.")
-    known = " or ".join(map(str, found))
-    if bias is None and len(found) > 1:
+    known = " or ".join(map(str, biases))
+    if bias is None and len(biases) > 1:
         raise InputError(f"{place.path} holds a run with several metadynamics; choose one with --bias {known}.")
-    number = next(iter(found)) if bias is None else bias
-    if number not in found:
+    number = next(iter(biases)) if bias is None else bias
+    if number not in biases:
         raise InputError(f"bias {number} of {place.path} is not a metadynamics; choose {known}.")
-    if found[number].ramp is not None:
+    if biases[number].ramp is not None:
         raise InputError(f"bias {number} of {place.path} had a ramp on its strength: its hills give no free energy.")
     temperatures = {group.temperatures for group in settings.walkers}
     if len(temperatures) > 1 or any(first != last for first, last in temperatures):

@@ -105,7 +105,7 @@ class SystemBench:
     def identity(self, group: Group, lane: int) -> dict[str, Any]:
         """All that the results of a member of a group depend on, besides its name."""
         member, settings = group.members[lane], self.settings
-        found: dict[str, Any] = {
+        content: dict[str, Any] = {
             "content of its files": list(self.pool.files),
             "initial set": settings.initial if isinstance(settings.initial, int) else "file",
             "choice of tests": {name: test.every for name, test in settings.tests.items()},
@@ -120,12 +120,12 @@ class SystemBench:
         }
         readings = settings.readings
         if readings:
-            found["keys and types of its files"] = readings
+            content["keys and types of its files"] = readings
         if isinstance(member, Point):
-            found["selector"] = self.config.selectors[member.selector].model_dump(mode="json")
-            found["warm_start"] = self.config.warm_start
-            found["monitor"] = self.config.monitor
-        return cast(dict[str, Any], _of_effect(plain(found), further_of(settings.model)))
+            content["selector"] = self.config.selectors[member.selector].model_dump(mode="json")
+            content["warm_start"] = self.config.warm_start
+            content["monitor"] = self.config.monitor
+        return cast(dict[str, Any], _of_effect(plain(content), further_of(settings.model)))
 
     # -- training -----------------------------------------------------------------------------------------------------
 
@@ -194,8 +194,8 @@ class SystemBench:
 
     def test(self, potential: Potential) -> dict[str, Scores]:
         """Errors and calibration on every test set."""
-        found = potential.evaluate(self.pool.tests, shape=self._shape(potential))
-        groups = error_metrics(self.pool.tests, found)["by_group"]
+        evaluated = potential.evaluate(self.pool.tests, shape=self._shape(potential))
+        groups = error_metrics(self.pool.tests, evaluated)["by_group"]
         return {name: _scores(groups[name]) for name in self.settings.tests}
 
     def _shape(self, potential: Potential) -> BatchShape:
@@ -224,7 +224,7 @@ class SystemBench:
         shape = self._shape(potential)
         frames = [self.pool.frames[place] for place in places]
         features = FeatureRequest.of(self.config.selectors[point.selector].feature_names, point.seed)
-        found = potential.evaluate(frames, features=features, shape=shape)
+        evaluated = potential.evaluate(frames, features=features, shape=shape)
         dataset = self.dataset(point.seed, picked)
         context = potential.evaluate(dataset, features=features, shape=shape)
         exponent = self.config.selectors[point.selector].cost_exponent
@@ -233,11 +233,11 @@ class SystemBench:
         rows = choose(
             self._selector(point),
             self.key(point.seed, "select", number),
-            candidates(frames, found, len(split.pool), cost=cost),
+            candidates(frames, evaluated, len(split.pool), cost=cost),
             candidates(dataset, context, self.largest_dataset, scalars=scalars),
         )
         chosen = [row for row, _ in rows]
-        scores = found.scores[self.config.monitor]
+        scores = evaluated.scores[self.config.monitor]
         return Choice(
             picks=tuple(places[row] for row in chosen),
             gain=tuple(gain if math.isfinite(gain) else None for _, gain in rows),

@@ -78,18 +78,18 @@ def isolated_atom_energies(structures: Iterable[Atoms]) -> dict[int, float]:
     Raises:
         InputError: two of one element differ.
     """
-    found: dict[int, float] = {}
+    energies: dict[int, float] = {}
     for atoms in structures:
         labelled = atoms.calc is not None and "energy" in atoms.calc.results
         if not labelled or not is_isolated_atom(atoms) or total_charge(atoms) != 0:
             continue
         number, energy = int(atoms.numbers[0]), float(atoms.calc.results["energy"])
-        if abs(found.setdefault(number, energy) - energy) > _SAME:
+        if abs(energies.setdefault(number, energy) - energy) > _SAME:
             raise InputError(
-                f"isolated {chemical_symbols[number]} has the energies {found[number]:.6g} and {energy:.6g} eV in two "
-                "structures; keep the one of its ground state."
+                f"isolated {chemical_symbols[number]} has the energies {energies[number]:.6g} and {energy:.6g} eV in "
+                "two structures; keep the one of its ground state."
             )
-    return found
+    return energies
 
 
 def given_references(settings: TrainingSettings) -> dict[int, float]:
@@ -207,13 +207,13 @@ def _robust_fit(shares: np.ndarray, energies: np.ndarray) -> np.ndarray:
         root = np.sqrt(weights)
         return np.linalg.lstsq(shares * root[:, None], energies * root, rcond=1e-10)[0]
 
-    found = solved(np.ones(len(energies)))
+    coefficients = solved(np.ones(len(energies)))
     for _ in range(100):
-        found = solved(1 / np.maximum(np.abs(energies - shares @ found), 1e-6))
-    width = _SPREADS * _spread(energies - shares @ found)
+        coefficients = solved(1 / np.maximum(np.abs(energies - shares @ coefficients), 1e-6))
+    width = _SPREADS * _spread(energies - shares @ coefficients)
     for _ in range(30):
-        found = solved(np.minimum(1, width / np.maximum(np.abs(energies - shares @ found), 1e-12)))
-    return found
+        coefficients = solved(np.minimum(1, width / np.maximum(np.abs(energies - shares @ coefficients), 1e-12)))
+    return coefficients
 
 
 def _spread(residual: np.ndarray) -> float:
