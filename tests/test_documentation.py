@@ -9,16 +9,19 @@ import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import h5py
 import jax
+import numpy as np
 import pytest
 import typer
 from ase import Atoms
 from ase.build import molecule
 
 from almlip_jax import cli, scores
+from almlip_jax.campaign.choice import ExplorationChoice
 from almlip_jax.config import load_settings
 from almlip_jax.dynamics import ExplorationSettings
 from almlip_jax.ensembles import EnsembleSettings, build_ensemble
@@ -170,11 +173,17 @@ def test_python_runs(snippet, known, monkeypatch):
     monkeypatch.chdir(known["folder"])
     for declared in ("_STRUCTURES", "_ATOMS"):  # what a page declares is known there only
         monkeypatch.setattr(scores, declared, dict(getattr(scores, declared)))
+    monkeypatch.setattr(ExplorationChoice, "_below", dict(ExplorationChoice._below))
     names = {**known, "frames": [frame.copy() for frame in known["frames"]], "atoms": known["atoms"].copy()}
     exec(compile(snippet.text, str(snippet), "exec"), names)
     made = {name: value for name, value in names.items() if name not in known}
-    if "field" in made:
+    if "field" in made and snippet.page.stem == "biases":
         assert made["field"](0.1) == made["field"](0.2), "numbers need no other program"
+    if "above" in made:
+        assert made["above"](3.0)(lambda: np.array([0.1, 0.3]), None).levels == pytest.approx((0.5, 2.0))
+    if "Rattled" in made:
+        given = SimpleNamespace(labelled=known["frames"], key=known["key"])
+        assert len(made["Rattled"].explore(SimpleNamespace(count=7), given)) == 7
     if "height" in made:
         assert made["height"](2)(known["atoms"].positions, known["atoms"].cell.array) < 0
     if snippet.page.stem == "differentiable":

@@ -8,10 +8,10 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from almlip_jax.campaign.choice import ExplorationChoice
 from almlip_jax.campaign.consistency import check_adaptive, check_judges, check_labels, check_plateau, check_target
 from almlip_jax.campaign.continuity import with_earlier_defaults
 from almlip_jax.campaign.settings import (
-    ExplorationChoice,
     InitialSettings,
     MdExploration,
     SelectionSettings,

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from almlip_jax.campaign.batch import adaptive_part
+from almlip_jax.campaign.choice import ExplorationChoice
 from almlip_jax.campaign.settings import (
-    ExplorationChoice,
     SelectionSettings,
     StoppingSettings,
     TestSettings,

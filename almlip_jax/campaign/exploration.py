@@ -27,10 +27,8 @@ from almlip_jax.scores import needs_no_fit
 from almlip_jax.structures.io import write_structures
 
 
-def explore(workshop: Workshop, round_index: int, potential: Potential) -> Mapping[str, Any]:
+def explore(settings: MdExploration, workshop: Workshop, round_index: int, potential: Potential) -> Mapping[str, Any]:
     """Runs the walkers of a round, writes what they found, and returns the numbers of the round's record."""
-    settings = workshop.config.exploration
-    assert isinstance(settings, MdExploration)
     dataset = workshop.dataset(round_index)
     knowledge = know(settings, potential, dataset, workshop.config.seed, workshop.largest_dataset)
     thresholds = gate_thresholds(workshop, settings, round_index, dataset, potential, knowledge)
@@ -41,7 +39,9 @@ def explore(workshop: Workshop, round_index: int, potential: Potential) -> Mappi
     starts = walker_starts(settings.starts, given, final)
     if settings.relaxation is not None:
         stop, params = thresholds.stop, potential.params
-        starts = relaxed_starts(workshop.relaxer(potential), starts, final, params, stop, knowledge, workshop.progress)
+        starts = relaxed_starts(
+            workshop.relaxer(settings, potential), starts, final, params, stop, knowledge, workshop.progress
+        )
     with workshop.progress.stage("explore", settings.steps, unit="steps") as advance:
         reached = reaching(advance)
 
@@ -49,7 +49,7 @@ def explore(workshop: Workshop, round_index: int, potential: Potential) -> Mappi
             reached(step, running=running)
 
         key = named_key(workshop.config.seed, "explore", round_index)
-        exploration = workshop.explorer(potential).run(
+        exploration = workshop.explorer(settings, potential).run(
             potential.params, starts, thresholds.levels, key, on_chunk, knowledge
         )
     workshop.note_explorers()

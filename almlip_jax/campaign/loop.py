@@ -18,6 +18,7 @@ import jax
 from ase import Atoms
 
 from almlip_jax.campaign import bookkeeping, continuity, stages, stopping
+from almlip_jax.campaign.choice import ExplorationChoice
 from almlip_jax.campaign.config import ExperimentConfig
 from almlip_jax.campaign.consistency import check_columns
 from almlip_jax.campaign.latest import point_to
@@ -30,7 +31,6 @@ from almlip_jax.campaign.preparation import (
 )
 from almlip_jax.campaign.report import write_report
 from almlip_jax.campaign.rundir import RunDirectory
-from almlip_jax.campaign.settings import ExplorationChoice
 from almlip_jax.campaign.state import CampaignState, FinalRecord, Stage, read_state, write_state
 from almlip_jax.campaign.workshop import Workshop, listed_starts
 from almlip_jax.errors import CapacityError, InputError, LabelError

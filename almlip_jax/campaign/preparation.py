@@ -16,9 +16,9 @@ from ase import Atoms
 from ase.constraints import FixAtoms
 from ase.data import chemical_symbols
 
+from almlip_jax.campaign.choice import ExplorationChoice
 from almlip_jax.campaign.repeats import without_repeats
 from almlip_jax.campaign.settings import (
-    ExplorationChoice,
     InitialSettings,
     LabelMdSettings,
     StateReading,

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from almlip_jax.campaign.choice import ExplorationChoice, Stage
 from almlip_jax.campaign.starts import LabelledStarts, StartSettings
 from almlip_jax.dynamics import ExplorationSettings, RelaxationSettings
 from almlip_jax.dynamics.judging import check_exploration
 from almlip_jax.dynamics.thresholds import RelativeThresholds, ThresholdSettings
 from almlip_jax.ensembles import EnsembleSettings
-from almlip_jax.kinds import Spec, UserCode
+from almlip_jax.kinds import UserCode
 from almlip_jax.names import Known
 from almlip_jax.scores import ScoreName as Score
 from almlip_jax.selection import BaitSettings, SelectorSettings
@@ -145,35 +146,6 @@ class TestSettings(Settings):
         return tuple(dict.fromkeys([*names, *(["pool"] if self.from_pool else [])]))
 
 
-class ExplorationChoice(Spec):
-    """Where candidates come from."""
-
-    @property
-    def pool_files(self) -> tuple[Path, ...]:
-        """The files of a fixed pool that candidates are taken from; none where they are found otherwise."""
-        return ()
-
-    @property
-    def starts_file(self) -> Path | None:
-        """A file whose structures walkers begin at."""
-        return None
-
-    @property
-    def relaxation(self) -> RelaxationSettings | None:
-        """How starts are relaxed before walkers leave them; None where they are not."""
-        return None
-
-    def check(self, members: EnsembleSettings, further: Collection[str] = ()) -> None:
-        """Refuses what would judge by an uncertainty that the ensemble does not have; raises ValueError.
-
-        ``further`` is what the model gives besides the energy.
-        """
-
-    @abstractmethod
-    def most_candidates(self, pool: int) -> int:
-        """Candidates that there can be at most in a round, of a fixed pool of some size."""
-
-
 class MdExploration(ExplorationSettings, ExplorationChoice):
     """Candidates from gated molecular dynamics with the ensemble."""
 
@@ -213,6 +185,12 @@ class MdExploration(ExplorationSettings, ExplorationChoice):
             )
         return self
 
+    def stage(self) -> Stage:
+        """Walkers with gates."""
+        from almlip_jax.campaign.exploration import explore
+
+        return partial(explore, self)
+
     @property
     def starts_file(self) -> Path | None:
         """As `starts` say."""
@@ -238,6 +216,12 @@ class PoolExploration(ExplorationChoice):
     kind: Literal["pool"] = "pool"
     files: Path | tuple[Path, ...]
     """Labelled or unlabelled structures; labels in the file are ignored (the label source ``file`` reads them)."""
+
+    def stage(self) -> Stage:
+        """Scores what is left."""
+        from almlip_jax.campaign.offers import score_pool
+
+        return score_pool
 
     @property
     def pool_files(self) -> tuple[Path, ...]:

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 
-from almlip_jax.campaign import exploration
 from almlip_jax.campaign.batch import (
     adaptive_part,
     candidates,
@@ -35,7 +34,6 @@ from almlip_jax.keys import named_key, numpy_generator
 from almlip_jax.oracles import LabelResult
 from almlip_jax.potential import Evaluated, Potential
 from almlip_jax.progress import reaching
-from almlip_jax.scores import names, scores
 from almlip_jax.structures.carried import carried
 from almlip_jax.structures.io import read_structures, write_structures
 from almlip_jax.structures.species import SpeciesTable
@@ -225,41 +223,9 @@ def _predictions(structures: Sequence[Atoms], evaluated: Evaluated) -> dict[str,
 
 
 def explore(workshop: Workshop, round_index: int) -> Results:
-    """Finds candidates: by molecular dynamics with the ensemble, or by scoring what is left of a fixed pool."""
-    if workshop.config.exploration.pool_files:
-        return _score_pool(workshop, round_index)
-    return exploration.explore(workshop, round_index, potential_of(workshop, round_index))
-
-
-def _score_pool(workshop: Workshop, round_index: int) -> Results:
-    frames = [workshop.pool[i].copy() for i in _left_in_pool(workshop, round_index)]
-    folder = workshop.run.round(round_index)
-    folder.pool.unlink(missing_ok=True)
-    if frames:
-        potential = potential_of(workshop, round_index)
-        with workshop.progress.stage("explore", len(frames), unit="structures") as advance:
-            evaluated = workshop.evaluated_once(round_index, "candidates", frames, potential, advance)
-        for n, frame in enumerate(frames):
-            known = (name for name in names(scores(fitted=False)) if name in evaluated.scores)
-            frame.info.update({name: float(evaluated.scores[name][n]) for name in known})
-            frame.arrays["force_std"] = evaluated.atom_scores["force_std"][n].astype(np.float64)
-        write_structures(folder.pool, frames)
-    return {"candidates": len(frames)}
-
-
-def _left_in_pool(workshop: Workshop, round_index: int) -> list[int]:
-    """Indices of the pool that no batch has taken so far; of structures that occur twice, one at most."""
-    folders = [workshop.run.round(earlier) for earlier in range(round_index)]
-    batches = [frame for folder in folders if folder.batch.exists() for frame in read_structures(folder.batch)]
-    gone = {int(frame.info["pool_index"]) for frame in batches}
-    gone.update(workshop.pool_split.initial)
-    seen = {workshop.pool_keys[index] for index in gone} | workshop.test_keys
-    left = []
-    for index in workshop.pool_split.rest:
-        if workshop.pool_keys[index] not in seen:
-            seen.add(workshop.pool_keys[index])
-            left.append(index)
-    return left
+    """Finds candidates, as the kind of exploration does."""
+    stage = workshop.config.exploration.stage()
+    return stage(workshop, round_index, potential_of(workshop, round_index))
 
 
 def select(workshop: Workshop, round_index: int) -> Results:

@@ -172,16 +172,13 @@ class Workshop:
 
     # -- exploration and selection ------------------------------------------------------------------------------------
 
-    def explorer(self, potential: Potential) -> Explorer:
+    def explorer(self, settings: MdExploration, potential: Potential) -> Explorer:
         """Runs walkers with a potential; with the neighbour capacity that was needed before."""
-        settings = self.config.exploration
-        assert isinstance(settings, MdExploration)
         return self._explorer("explorer", settings, potential)
 
-    def relaxer(self, potential: Potential) -> Explorer:
+    def relaxer(self, settings: MdExploration, potential: Potential) -> Explorer:
         """Relaxes their starts, likewise."""
-        settings = self.config.exploration
-        assert isinstance(settings, MdExploration) and settings.relaxation is not None
+        assert settings.relaxation is not None
         return self._explorer("relaxer", relaxing(settings, settings.relaxation), potential)
 
     def _explorer(self, name: str, settings: ExplorationSettings, potential: Potential) -> Explorer:
