@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -136,7 +137,7 @@ def damages() -> Callable[..., dict[str, bytes]]:
 
 
 @pytest.fixture
-def with_package(tmp_path: Path) -> Callable[[str], dict[str, str]]:
+def with_package(tmp_path: Path) -> Iterator[Callable[[str], dict[str, str]]]:
     """Installs another package, ``other_kinds``, whose one module adds kinds: gives the environment that knows it."""
 
     def install(code: str) -> dict[str, str]:
@@ -148,4 +149,5 @@ def with_package(tmp_path: Path) -> Callable[[str], dict[str, str]]:
         (tmp_path / "other_kinds.py").write_text(code)
         return os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
 
-    return install
+    yield install
+    sys.modules.pop("other_kinds", None)  # another test installs another one
