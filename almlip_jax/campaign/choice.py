@@ -52,6 +52,12 @@ class ExplorationChoice(Spec):
     Kinds of other packages say how they `explore`, and how many candidates there can be at most.
     """
 
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        if not cls.is_open() and cls.explore is ExplorationChoice.explore and cls.stage is ExplorationChoice.stage:
+            raise TypeError(f"exploration {cls.__name__} has neither explore() nor a stage() of its own.")
+
     def stage(self) -> Stage:
         """The stage of a campaign that explores: it writes candidates and returns numbers of the round's record."""
         from almlip_jax.campaign.offers import find
@@ -63,7 +69,7 @@ class ExplorationChoice(Spec):
 
         Whatever is drawn at random follows from ``given.key``, so that a round done again gives the same.
         """
-        raise NotImplementedError(f"exploration of kind '{self.kind}' has neither explore() nor a stage() of its own.")
+        raise TypeError(f"exploration of kind '{self.kind}' has a stage() of its own instead.")
 
     @property
     def pool_files(self) -> tuple[Path, ...]:

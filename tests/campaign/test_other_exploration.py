@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -50,6 +51,15 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_package: Calla
     ExplorationChoice._below.pop("shaken", None)
     kinds._union.cache_clear()
     kinds.load_plugins.cache_clear()
+
+
+def test_a_kind_that_cannot_explore_is_refused_when_it_is_defined() -> None:
+    with pytest.raises(TypeError, match="Idle has neither explore"):
+
+        class Idle(ExplorationChoice):
+            kind: Literal["idle"] = "idle"
+
+    ExplorationChoice._below.pop("idle", None)
 
 
 @pytest.mark.slow
