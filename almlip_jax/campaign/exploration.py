@@ -35,7 +35,7 @@ def explore(settings: MdExploration, workshop: Workshop, round_index: int, poten
     knowledge = replace(knowledge, relative=thresholds.relative)
     final = going_on(workshop.run, round_index) if settings.continue_walkers else {}
     seed, temperatures = workshop.config.seed, settings.temperatures
-    given = Beginnings(workshop.geometries, workshop.start_list, dataset, temperatures, seed, round_index)
+    given = Beginnings(workshop.geometries, workshop.listed, dataset, temperatures, seed, round_index)
     starts = walker_starts(settings.starts, given, final)
     if settings.relaxation is not None:
         stop, params = thresholds.stop, potential.params

@@ -9,38 +9,29 @@ from __future__ import annotations
 import contextlib
 import errno
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import jax
-from ase import Atoms
 
 from almlip_jax.campaign import bookkeeping, continuity, stages, stopping
-from almlip_jax.campaign.choice import ExplorationChoice
+from almlip_jax.campaign.checks import check_campaign
 from almlip_jax.campaign.config import ExperimentConfig
 from almlip_jax.campaign.consistency import check_columns
 from almlip_jax.campaign.latest import point_to
-from almlip_jax.campaign.preparation import (
-    check_target_labels,
-    labelled_frames,
-    planned_calls,
-    pool_frames,
-    start_geometries,
-)
+from almlip_jax.campaign.preparation import check_target_labels
 from almlip_jax.campaign.report import write_report
 from almlip_jax.campaign.rundir import RunDirectory
 from almlip_jax.campaign.state import CampaignState, FinalRecord, Stage, read_state, write_state
-from almlip_jax.campaign.workshop import Workshop, listed_starts
+from almlip_jax.campaign.workshop import Workshop
 from almlip_jax.errors import CapacityError, InputError, LabelError
 from almlip_jax.files import plain, write_text
-from almlip_jax.oracles import PendingLabels, SourceSettings
+from almlip_jax.oracles import PendingLabels
 from almlip_jax.progress import Progress, SilentProgress
 from almlip_jax.run_log import LoggedProgress, logged
 from almlip_jax.structures.io import read_structures
-from almlip_jax.structures.neighbors import largest_neighbor_count
-from almlip_jax.targets import has_target
 from almlip_jax.work_directory import write_versions
 from almlip_jax.yaml_text import yaml_text
 
@@ -286,7 +277,7 @@ def run_campaign(config: ExperimentConfig, run_dir: Path, *, progress: Progress 
         if run.state.exists():
             raise InputError(f"{run.path} holds a campaign already; resume it, or choose another run directory.")
         with logged(progress or SilentProgress(), run.log) as told:
-            _check(config)
+            check_campaign(config)
             write_text(run.config, yaml_text(config.model_dump(mode="json")))
             return _carry_on(config, run, told)
 
@@ -338,81 +329,6 @@ def _work(campaign: Campaign) -> Outcome:
         return campaign.outcome()
     finally:
         campaign.workshop.close()
-
-
-def _check(config: ExperimentConfig) -> None:
-    """Refuses, before any label is paid, what could not work."""
-    starts = start_geometries(config.system)
-    geometries = len(starts)
-    initial, budget = config.initial, config.stopping.max_labels
-    check_columns(config.selection.selector, config.selection.batch, "selection.selector")
-    if config.stopping.user is not None:
-        config.stopping.user.call_for()
-    _check_labels(config.oracle, starts)
-    listed = listed_starts(config)
-    explores = not config.exploration.pool_files and not listed
-    dynamics = bool(initial.md or config.test.md or explores)
-    if geometries == 0 and (initial.rattle is not None or dynamics):
-        raise InputError("system.structures names no start geometry, which rattling and molecular dynamics need.")
-    if (initial.from_pool or config.test.from_pool) and not config.exploration.pool_files:
-        raise InputError("from_pool draws from a fixed pool, which only exploration.kind 'pool' has.")
-    _check_relaxed(config.exploration, starts)
-    _check_cutoff(config.model.cutoff, starts)
-    _check_target(config, starts)
-    calls = planned_calls(initial, geometries)
-    if budget is not None and calls > budget:
-        raise InputError(
-            f"the initial set needs {calls} label-source calls, more than stopping.max_labels {budget} allows; every "
-            "step of the initial MD counts."
-        )
-
-
-def _check_cutoff(cutoff: float, geometries: Sequence[Atoms]) -> None:
-    """Refuses a cutoff so short that no atom of any start geometry has a neighbour."""
-    several = [start for start in geometries if len(start) > 1]
-    if several and largest_neighbor_count(several, cutoff) == 0:
-        raise InputError(
-            f"no two atoms of any start geometry are within model.cutoff {cutoff:g} Angstrom; give a larger one."
-        )
-
-
-def _check_labels(oracle: SourceSettings, geometries: Sequence[Atoms]) -> None:
-    """Refuses start geometries that the label source would get wrong, their charge for instance."""
-    for number, start in enumerate(geometries):
-        try:
-            oracle.check(start)
-        except LabelError as error:
-            raise InputError(f"start geometry {number} of system.structures cannot be labelled: {error}.") from error
-
-
-def _check_target(config: ExperimentConfig, starts: Sequence[Atoms]) -> None:
-    """Refuses a wanted error of stresses, dipoles and the like where structures of the test set will not have any."""
-    target, test = config.stopping.target_error, config.test
-    if target is None or target.of_all:
-        return
-    drawn = pool_frames(config.exploration, config.system) if test.from_pool else []
-    for group in test.groups if target.group is None else (target.group,):
-        files = [file.path for file in test.files if file.group == group]
-        given = [_marked(frame, group) for path in files for frame in labelled_frames(path, config.system)]
-        to_label = list(starts) if any(run.group == group for run in test.md) else []
-        to_label += drawn if group == "pool" else []
-        if not any(has_target(frame, target.of) for frame in to_label):  # of others, their labels will say
-            check_target_labels(target, given or [_marked(Atoms(), group)])
-
-
-def _marked(frame: Atoms, group: str) -> Atoms:
-    frame.info["group"] = group
-    return frame
-
-
-def _check_relaxed(exploration: ExplorationChoice, geometries: Sequence[Atoms]) -> None:
-    """Refuses to relax the cells of structures that have none."""
-    cell = "fixed" if exploration.relaxation is None else exploration.relaxation.cell
-    if cell != "fixed" and not all(start.pbc.all() for start in geometries):
-        raise InputError(
-            f"exploration.starts.cell '{cell}' relaxes cells, but a structure of system.structures is not periodic in "
-            "three directions; keep the cell fixed."
-        )
 
 
 def _check_change(config: ExperimentConfig, run: RunDirectory, progress: Progress, *, accept: bool) -> None:

@@ -10,30 +10,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ase import Atoms
 
 from almlip_jax.campaign.config import ExperimentConfig
-from almlip_jax.campaign.preparation import (
-    PoolSplit,
-    Source,
-    frames_and_atoms,
-    geometry_key,
-    labelled_frames,
-    pool_frames,
-    split_pool,
-    start_geometries,
-    start_list,
-)
+from almlip_jax.campaign.inputs import Inputs
+from almlip_jax.campaign.preparation import Source, geometry_key
 from almlip_jax.campaign.rundir import RunDirectory
 from almlip_jax.campaign.settings import MdExploration
 from almlip_jax.campaign.state import CampaignState
 from almlip_jax.dynamics import ExplorationSettings, Explorer, relaxing
 from almlip_jax.ensembles import EnsembleSettings
-from almlip_jax.ensembles.build import build_ensemble
 from almlip_jax.features import FeatureRequest
 from almlip_jax.files import understood
 from almlip_jax.learner import Learner
@@ -42,17 +31,14 @@ from almlip_jax.potential import Evaluated, Potential
 from almlip_jax.progress import Advance, Progress
 from almlip_jax.selection import Selector
 from almlip_jax.structures.io import read_structures
-from almlip_jax.structures.labels import FileReading
 from almlip_jax.structures.packing import BatchShape
-from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.structures.walkers import Room
 from almlip_jax.training import (
     Capacity,
-    given_references,
 )
 
 
-class Workshop:
+class Workshop(Inputs):
     """The tools of one campaign; `close` ends the workers of the label source and lets go of the store.
 
     Args:
@@ -63,6 +49,7 @@ class Workshop:
     """
 
     def __init__(self, config: ExperimentConfig, run: RunDirectory, state: CampaignState, progress: Progress) -> None:
+        super().__init__(config)
         self.config = config
         self.run = run
         self.progress = progress
@@ -93,50 +80,6 @@ class Workshop:
         return self.store.count_test_calls() + self.lost_test_calls
 
     # -- inputs -------------------------------------------------------------------------------------------------------
-
-    @cached_property
-    def geometries(self) -> list[Atoms]:
-        """Start geometries."""
-        return start_geometries(self.config.system)
-
-    @cached_property
-    def pool(self) -> list[Atoms]:
-        """The candidates of a fixed pool; none where exploration is by molecular dynamics."""
-        return pool_frames(self.config.exploration, self.config.system)
-
-    @cached_property
-    def pool_keys(self) -> list[bytes]:
-        """What identifies the structures of a fixed pool."""
-        return [geometry_key(atoms) for atoms in self.pool]
-
-    @cached_property
-    def pool_split(self) -> PoolSplit:
-        """Who gets which structures of a fixed pool."""
-        config = self.config
-        return split_pool(len(self.pool), config.initial.from_pool, config.test.from_pool, config.seed)
-
-    @cached_property
-    def start_list(self) -> list[Atoms]:
-        """The structures of the file that walkers start at; none where they start elsewhere."""
-        return listed_starts(self.config)
-
-    @cached_property
-    def species(self) -> SpeciesTable:
-        """Every element in any input of the campaign."""
-        system, initial = self.config.system, self.config.initial
-        given: list[tuple[Path, FileReading]] = [(file.path, file) for file in self.config.test.files]
-        given += [(initial.dataset, initial)] if initial.dataset is not None else []
-        frames = [frame for path, reading in given for frame in labelled_frames(path, system, reading)]
-        return SpeciesTable.of([*self.geometries, *self.pool, *frames])
-
-    @cached_property
-    def isolated(self) -> dict[int, float]:
-        """Energies of isolated atoms, eV by atomic number, as the config or the initial dataset gives them."""
-        given = self.config.initial.dataset
-        config = self.config
-        energies = {} if given is None else frames_and_atoms(given, config.system, config.initial)[1]
-        energies |= given_references(self.config.training)
-        return {z: energies[z] for z in self.species.numbers if z in energies}
 
     def source(self, advance: Advance) -> Source:
         """What labelled sets are made with.
@@ -198,7 +141,7 @@ class Workshop:
             potential.cutoff,
             settings,
             room=None if known is None else Room.of(known),
-            atoms=max((len(frame) for frame in self.start_list), default=0),
+            atoms=max((len(frame) for frame in self.listed), default=0),
             dtype=np.dtype(self.config.precision),
         )
 
@@ -228,7 +171,7 @@ class Workshop:
             known = _capacity_from(self._noted.get("training"))
         return Learner(
             self.largest_dataset,
-            typical=[*self.dataset(0), *self.geometries, *self.pool, *self.start_list],
+            typical=[*self.dataset(0), *self.geometries, *self.pool, *self.listed],
             model=config.model,
             ensemble=config.ensemble,
             training=config.training,
@@ -306,18 +249,6 @@ class Workshop:
     @cached_property
     def _potentials(self) -> dict[int, Potential]:
         return {}
-
-
-def listed_starts(config: ExperimentConfig) -> list[Atoms]:
-    """The structures of the file that walkers start at, checked; none where they start elsewhere."""
-    path = config.exploration.starts_file
-    if path is None:
-        return []
-    given = config.initial.dataset
-    known = start_geometries(config.system)
-    known += [] if given is None else labelled_frames(given, config.system, config.initial)
-    sees_state = build_ensemble(config.model, config.ensemble, SpeciesTable.of(known)).sees_state
-    return start_list(path, config.system, known, sees_state=sees_state)
 
 
 def _capacity_from(measured: Mapping[str, Any] | None) -> Capacity | None:

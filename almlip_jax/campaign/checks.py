@@ -1,0 +1,95 @@
+"""What is refused before a campaign pays for its first label: inputs with which it could not work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ase import Atoms
+
+from almlip_jax.campaign.choice import ExplorationChoice
+from almlip_jax.campaign.config import ExperimentConfig
+from almlip_jax.campaign.consistency import check_columns
+from almlip_jax.campaign.inputs import Inputs
+from almlip_jax.campaign.preparation import check_target_labels, labelled_frames, planned_calls
+from almlip_jax.errors import InputError, LabelError
+from almlip_jax.oracles import SourceSettings
+from almlip_jax.structures.neighbors import largest_neighbor_count
+from almlip_jax.targets import has_target
+
+
+def check_campaign(config: ExperimentConfig) -> None:
+    """Refuses, before any label is paid, what could not work.
+
+    Raises:
+        InputError: names it, and says what to do.
+    """
+    inputs = Inputs(config)
+    starts = inputs.geometries
+    geometries = len(starts)
+    initial, budget = config.initial, config.stopping.max_labels
+    check_columns(config.selection.selector, config.selection.batch, "selection.selector")
+    if config.stopping.user is not None:
+        config.stopping.user.call_for()
+    _check_labels(config.oracle, starts)
+    explores = not inputs.listed and not config.exploration.pool_files
+    dynamics = bool(initial.md or config.test.md or explores)
+    if geometries == 0 and (initial.rattle is not None or dynamics):
+        raise InputError("system.structures names no start geometry, which rattling and molecular dynamics need.")
+    if (initial.from_pool or config.test.from_pool) and not config.exploration.pool_files:
+        raise InputError("from_pool draws from a fixed pool, which only exploration.kind 'pool' has.")
+    _check_relaxed(config.exploration, starts)
+    _check_cutoff(config.model.cutoff, starts)
+    _check_target(config, inputs)
+    calls = planned_calls(initial, geometries)
+    if budget is not None and calls > budget:
+        raise InputError(
+            f"the initial set needs {calls} label-source calls, more than stopping.max_labels {budget} allows; every "
+            "step of the initial MD counts."
+        )
+
+
+def _check_cutoff(cutoff: float, geometries: Sequence[Atoms]) -> None:
+    """Refuses a cutoff so short that no atom of any start geometry has a neighbour."""
+    several = [start for start in geometries if len(start) > 1]
+    if several and largest_neighbor_count(several, cutoff) == 0:
+        raise InputError(
+            f"no two atoms of any start geometry are within model.cutoff {cutoff:g} Angstrom; give a larger one."
+        )
+
+
+def _check_labels(oracle: SourceSettings, geometries: Sequence[Atoms]) -> None:
+    """Refuses start geometries that the label source would get wrong, their charge for instance."""
+    for number, start in enumerate(geometries):
+        try:
+            oracle.check(start)
+        except LabelError as error:
+            raise InputError(f"start geometry {number} of system.structures cannot be labelled: {error}.") from error
+
+
+def _check_target(config: ExperimentConfig, inputs: Inputs) -> None:
+    """Refuses a wanted error of stresses, dipoles and the like where structures of the test set will not have any."""
+    target, test = config.stopping.target_error, config.test
+    if target is None or target.of_all:
+        return
+    for group in test.groups if target.group is None else (target.group,):
+        files = [file.path for file in test.files if file.group == group]
+        given = [_marked(frame, group) for path in files for frame in labelled_frames(path, config.system)]
+        to_label = [*inputs.geometries] if any(run.group == group for run in test.md) else []
+        to_label += inputs.pool if group == "pool" else []
+        if not any(has_target(frame, target.of) for frame in to_label):  # of others, their labels will say
+            check_target_labels(target, given or [_marked(Atoms(), group)])
+
+
+def _marked(frame: Atoms, group: str) -> Atoms:
+    frame.info["group"] = group
+    return frame
+
+
+def _check_relaxed(exploration: ExplorationChoice, geometries: Sequence[Atoms]) -> None:
+    """Refuses to relax the cells of structures that have none."""
+    cell = "fixed" if exploration.relaxation is None else exploration.relaxation.cell
+    if cell != "fixed" and not all(start.pbc.all() for start in geometries):
+        raise InputError(
+            f"exploration.starts.cell '{cell}' relaxes cells, but a structure of system.structures is not periodic in "
+            "three directions; keep the cell fixed."
+        )

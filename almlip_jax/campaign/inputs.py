@@ -1,0 +1,90 @@
+"""The structures that a campaign is given: each file is read when it is first needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+
+from ase import Atoms
+
+from almlip_jax.campaign.config import ExperimentConfig
+from almlip_jax.campaign.preparation import (
+    PoolSplit,
+    frames_and_atoms,
+    geometry_key,
+    labelled_frames,
+    pool_frames,
+    split_pool,
+    start_geometries,
+    start_list,
+)
+from almlip_jax.ensembles.build import build_ensemble
+from almlip_jax.structures.labels import FileReading
+from almlip_jax.structures.species import SpeciesTable
+from almlip_jax.training import given_references
+
+
+class Inputs:
+    """What the files of a config hold.
+
+    Args:
+        config: of the campaign.
+    """
+
+    def __init__(self, config: ExperimentConfig) -> None:
+        self._config = config
+
+    @cached_property
+    def geometries(self) -> list[Atoms]:
+        """Start geometries."""
+        return start_geometries(self._config.system)
+
+    @cached_property
+    def pool(self) -> list[Atoms]:
+        """The candidates of a fixed pool; none where they are found otherwise."""
+        return pool_frames(self._config.exploration, self._config.system)
+
+    @cached_property
+    def pool_keys(self) -> list[bytes]:
+        """What identifies the structures of a fixed pool."""
+        return [geometry_key(atoms) for atoms in self.pool]
+
+    @cached_property
+    def pool_split(self) -> PoolSplit:
+        """Who gets which structures of a fixed pool."""
+        config = self._config
+        return split_pool(len(self.pool), config.initial.from_pool, config.test.from_pool, config.seed)
+
+    def of_pool(self, indices: Iterable[int]) -> list[Atoms]:
+        """Some structures of a fixed pool."""
+        return [self.pool[index] for index in indices]
+
+    @cached_property
+    def listed(self) -> list[Atoms]:
+        """The structures of the file that walkers start at, checked; none where they start elsewhere."""
+        config = self._config
+        path, given = config.exploration.starts_file, config.initial.dataset
+        if path is None:
+            return []
+        known = [*self.geometries]
+        known += [] if given is None else labelled_frames(given, config.system, config.initial)
+        sees_state = build_ensemble(config.model, config.ensemble, SpeciesTable.of(known)).sees_state
+        return start_list(path, config.system, known, sees_state=sees_state)
+
+    @cached_property
+    def species(self) -> SpeciesTable:
+        """Every element in any input of the campaign."""
+        system, initial = self._config.system, self._config.initial
+        given: list[tuple[Path, FileReading]] = [(file.path, file) for file in self._config.test.files]
+        given += [(initial.dataset, initial)] if initial.dataset is not None else []
+        frames = [frame for path, reading in given for frame in labelled_frames(path, system, reading)]
+        return SpeciesTable.of([*self.geometries, *self.pool, *frames])
+
+    @cached_property
+    def isolated(self) -> dict[int, float]:
+        """Energies of isolated atoms, eV by atomic number, as the config or the initial dataset gives them."""
+        config, given = self._config, self._config.initial.dataset
+        energies = {} if given is None else frames_and_atoms(given, config.system, config.initial)[1]
+        energies |= given_references(config.training)
+        return {z: energies[z] for z in self.species.numbers if z in energies}
