@@ -455,7 +455,7 @@ def select(
     settings = load_config(config, overrides or [])
     model = _load(potential)
     from almlip_jax.campaign.batch import candidates, choose
-    from almlip_jax.campaign.consistency import check_selector
+    from almlip_jax.campaign.consistency import check_columns, check_selector
     from almlip_jax.campaign.cost import expected_costs
     from almlip_jax.campaign.preparation import in_their_states
     from almlip_jax.features import FeatureRequest
@@ -467,6 +467,7 @@ def select(
         check_selector(selector, model.member_settings, "selection.selector")
     except ValueError as error:
         raise InputError(f"{potential}: {error}") from error
+    check_columns(selector, k, "selection.selector")
     features, exponent = FeatureRequest.of(selector.feature_names, settings.seed), selector.cost_exponent
     reading = _ReadingOptions(types=types).reading(settings.system)
     frames, labelled = (

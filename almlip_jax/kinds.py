@@ -8,8 +8,9 @@ without a ``kind``, stand for the kinds below themselves.  Other packages add ki
 
 from __future__ import annotations
 
+import inspect
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from functools import cache, lru_cache, reduce
 from importlib import import_module
@@ -148,10 +149,23 @@ def load_plugins() -> None:
 class UserCode(Settings):
     """What points to a factory of the user's own."""
 
+    also_given: ClassVar[tuple[str, ...]] = ()
+    """Names of the arguments that the factory gets besides `parameters`."""
+
     function: str
     """Where the factory is, as ``module:function``."""
     parameters: dict[str, Any] = {}
     """Keyword arguments of the factory."""
+
+    def check_code(self) -> None:
+        """Refuses what cannot be used, before anything is paid for; kinds whose factory needs no other input call it.
+
+        Raises:
+            InputError: the factory cannot be imported, or does not take the arguments that it will be given.
+        """
+        why = refusal(import_function(self.function), **dict.fromkeys(self.also_given), **self.parameters)
+        if why is not None:
+            raise InputError(f"'{self.function}' does not take the parameters given ({why}).")
 
     def call(self, **fixed: Any) -> Any:
         """What the factory makes.
@@ -165,22 +179,74 @@ class UserCode(Settings):
         except TypeError as error:
             raise InputError(f"'{self.function}' does not take the parameters given ({error}).") from error
 
-    def call_for(self, methods: tuple[str, ...] = ("__call__",), attributes: tuple[str, ...] = (), **fixed: Any) -> Any:
-        """What the factory makes, which has some methods (a function has ``__call__``) and attributes.
+    def call_for(self, methods: tuple[str, ...], attributes: tuple[str, ...] = (), **fixed: Any) -> Any:
+        """What the factory makes, which has some methods and attributes.
 
         Raises:
             InputError: as for `call`, or what it makes lacks one of them.
         """
         made = self.call(**fixed)
         missing = [name for name in methods if not callable(getattr(made, name, None))]
-        if missing and methods == ("__call__",):
-            raise InputError(f"'{self.function}' must return a function, but returns a {type(made).__name__}.")
         if missing:
             raise InputError(f"'{self.function}' returns a {type(made).__name__} that has no {missing[0]}().")
         for name in attributes:
             if not hasattr(made, name):
                 raise InputError(f"'{self.function}' returns a {type(made).__name__} that has no '{name}'.")
         return made
+
+    def call_for_function(self, *names: str, **fixed: Any) -> Any:
+        """What the factory makes, which is a function of some arguments, given in this order.
+
+        Raises:
+            InputError: as for `call`, or what it makes is none.
+        """
+        made = self.call(**fixed)
+        if not callable(made):
+            raise InputError(f"'{self.function}' must return a function, but returns a {type(made).__name__}.")
+        why = refusal(made, *names)
+        if why is not None:
+            raise InputError(f"'{self.function}' must return a function of {', '.join(names)}, but returns one: {why}.")
+        return made
+
+
+def refusal(function: Callable[..., Any], *given: Any, **named: Any) -> str | None:
+    """Why a function does not take some arguments; None where it does, or does not tell what it takes."""
+    try:
+        inspect.signature(function).bind(*given, **named)
+    except TypeError as error:
+        return str(error)
+    except ValueError:  # some that are written in C have no signature
+        return None
+    return None
+
+
+def check_user_code(settings: Settings) -> None:
+    """Refuses user code that cannot be used, wherever it stands in some settings: see `UserCode.check_code`.
+
+    Raises:
+        InputError: names the key.
+    """
+    for where, code in user_code(settings):
+        try:
+            code.check_code()
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from error
+
+
+def user_code(value: Any, where: str = "") -> Iterator[tuple[str, UserCode]]:
+    """All user code in some settings, wherever it stands, with the dotted keys that lead there."""
+    if isinstance(value, UserCode):
+        yield where, value
+    if isinstance(value, Settings):
+        parts: Iterable[tuple[Any, Any]] = ((name, getattr(value, name)) for name in type(value).model_fields)
+    elif isinstance(value, Mapping):
+        parts = value.items()
+    elif isinstance(value, tuple | list):
+        parts = enumerate(value)
+    else:
+        return
+    for name, part in parts:
+        yield from user_code(part, f"{where}.{name}" if where else str(name))
 
 
 def import_function(path: str) -> Callable[..., Any]:

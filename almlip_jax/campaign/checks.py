@@ -11,9 +11,12 @@ from almlip_jax.campaign.config import ExperimentConfig
 from almlip_jax.campaign.consistency import check_columns
 from almlip_jax.campaign.inputs import Inputs
 from almlip_jax.campaign.preparation import check_target_labels, labelled_frames, planned_calls
+from almlip_jax.ensembles import build_ensemble
 from almlip_jax.errors import InputError, LabelError
+from almlip_jax.kinds import check_user_code
 from almlip_jax.oracles import SourceSettings
 from almlip_jax.structures.neighbors import largest_neighbor_count
+from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.targets import has_target
 
 
@@ -27,9 +30,8 @@ def check_campaign(config: ExperimentConfig) -> None:
     starts = inputs.geometries
     geometries = len(starts)
     initial, budget = config.initial, config.stopping.max_labels
+    check_user_code(config)
     check_columns(config.selection.selector, config.selection.batch, "selection.selector")
-    if config.stopping.user is not None:
-        config.stopping.user.call_for()
     _check_labels(config.oracle, starts)
     explores = not inputs.listed and not config.exploration.pool_files
     dynamics = bool(initial.md or config.test.md or explores)
@@ -39,6 +41,8 @@ def check_campaign(config: ExperimentConfig) -> None:
         raise InputError("from_pool draws from a fixed pool, which only exploration.kind 'pool' has.")
     _check_relaxed(config.exploration, starts)
     _check_cutoff(config.model.cutoff, starts)
+    if starts:
+        build_ensemble(config.model, config.ensemble, SpeciesTable.of(starts))
     _check_target(config, inputs)
     calls = planned_calls(initial, geometries)
     if budget is not None and calls > budget:

@@ -28,6 +28,7 @@ from almlip_jax.campaign.state import CampaignState, FinalRecord, Stage, read_st
 from almlip_jax.campaign.workshop import Workshop
 from almlip_jax.errors import CapacityError, InputError, LabelError
 from almlip_jax.files import plain, write_text
+from almlip_jax.kinds import check_user_code
 from almlip_jax.oracles import PendingLabels
 from almlip_jax.progress import Progress, SilentProgress
 from almlip_jax.run_log import LoggedProgress, logged
@@ -345,6 +346,7 @@ def _check_change(config: ExperimentConfig, run: RunDirectory, progress: Progres
     if note is not None:
         progress.message(note)
         state = state.model_copy(update={"settled": continuity.settled(config)})
+    check_user_code(config)
     check_columns(config.selection.selector, config.selection.batch, "selection.selector")
     if run.test.exists():
         check_target_labels(config.stopping.target_error, read_structures(run.test))

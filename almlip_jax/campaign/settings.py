@@ -311,6 +311,10 @@ class UserRuleSettings(UserCode):
     converged: bool = True
     """Whether the rule says that the potential is good enough, rather than that something ran out."""
 
+    def check_code(self) -> None:
+        """Makes the rule."""
+        self.call_for_function("history")
+
 
 class StoppingSettings(Settings):
     """When a campaign ends; the first rule that holds decides."""

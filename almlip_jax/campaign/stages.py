@@ -49,6 +49,7 @@ Results = Mapping[str, Any]
 
 def make_initial_set(workshop: Workshop, round_index: int) -> Results:
     """Labels the initial set and writes it as the dataset of round 0."""
+    workshop.labeller.prepare()
     pool = [workshop.pool[i] for i in workshop.pool_split.initial]
     settings = workshop.config.initial
     with workshop.progress.stage(

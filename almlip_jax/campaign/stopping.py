@@ -155,7 +155,7 @@ def user(settings: StoppingSettings, history: Sequence[RoundRecord]) -> Verdict 
     rule = settings.user
     if rule is None or not history:
         return None
-    reason = rule.call_for()(history)
+    reason = rule.call_for_function("history")(history)
     if reason is None:
         return None
     if not isinstance(reason, str) or not reason:

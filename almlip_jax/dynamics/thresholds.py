@@ -281,9 +281,13 @@ class UserThresholds(UserCode, ThresholdSettings):
         if self.frames_drawn:
             _check_of_atoms(self.kind, score)
 
+    def check_code(self) -> None:
+        """Makes the rule."""
+        self.call_for_function("scores", "errors")
+
     def resolve(self, scores: Scores, errors: Errors) -> Resolved:
         """What the rule gives; raises InputError where it asks for what `looks_at` lacks, or gives no thresholds."""
-        rule = self.call_for()
+        rule = self.call_for_function("scores", "errors")
         told = rule(
             scores if self.looks_at_training_set else self._unasked("training_set"),
             errors if self.frames_drawn else self._unasked("errors"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from almlip_jax.errors import InputError
 from almlip_jax.kinds import UserCode
@@ -17,6 +17,8 @@ class UserModelSettings(UserCode, ModelSettings):
 
     Models of equal arguments should be equal and have equal hashes (frozen dataclasses), by which programs are kept.
     """
+
+    also_given: ClassVar[tuple[str, ...]] = ("species", "cutoff")
 
     kind: Literal["user"] = "user"
 

@@ -51,6 +51,9 @@ class ClusterBackend:
             except Exception as error:  # whatever Parsl says when nodes or workers are gone
                 yield n, Failure(f"lost on the cluster ({type(error).__name__}: {error})")
 
+    def prepare(self) -> None:
+        """Does nothing: a job may wait for long."""
+
     def close(self) -> None:
         """Ends the jobs."""
         self._jobs.close()

@@ -72,6 +72,10 @@ class Backend(Protocol):
         """Numbers of tasks with their outcomes, as they finish."""
         ...
 
+    def prepare(self) -> None:
+        """Builds the label source, if that does not take a job."""
+        ...
+
     def close(self) -> None:
         """Ends everything that still runs."""
         ...
@@ -87,6 +91,9 @@ class InlineBackend:
         """Numbers of tasks with their outcomes."""
         for n, task in enumerate(tasks):
             yield n, task.run(self._context)
+
+    def prepare(self) -> None:
+        """Does nothing: the source is built."""
 
     def close(self) -> None:
         """Does nothing."""
@@ -114,6 +121,10 @@ class ProcessBackend:
         finally:
             for future in futures:
                 future.cancel()
+
+    def prepare(self) -> None:
+        """Starts the worker that will be asked first."""
+        self._workers[0].start()
 
     def close(self) -> None:
         """Ends all workers."""
@@ -183,6 +194,15 @@ class Labeller:
         if self._backend is None:
             self._backend = build_backend(self.oracle, self._executor, self.store.spool.resolve())
         return self._backend
+
+    def prepare(self) -> None:
+        """Lets a label source that cannot be used say so before anything else is done; on a cluster its jobs do.
+
+        Raises:
+            InputError: the label source cannot be used, or what was made elsewhere cannot be read.
+        """
+        if self.oracle.delivery() is None:
+            self.backend.prepare()
 
     def label(
         self,

@@ -70,7 +70,7 @@ class WorkerProcess:
         """
         if self._stopped:
             return Failure("stopped", stopped=True)
-        connection = self._connection or self._start()
+        connection = self.start()
         if self._stopped:
             self.close()
             return Failure("stopped", stopped=True)
@@ -87,6 +87,10 @@ class WorkerProcess:
             return Failure(f"the label source crashed ({said})")
         self.close()
         return Failure(f"timed out after {self._settings.timeout:g} s")
+
+    def start(self) -> Connection:
+        """Starts the worker where it does not run yet; errors as for `ask`."""
+        return self._connection or self._start()
 
     def stop(self) -> None:
         """Ends the worker, from any thread; the thread that waits for an answer gets a `Failure`, now and later."""

@@ -11,7 +11,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import field
 from functools import lru_cache
-from typing import Literal, ParamSpec, Protocol, TypeVar, cast
+from typing import ClassVar, Literal, ParamSpec, Protocol, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -215,11 +215,13 @@ class _UserStage(UserCode, Stage):
 class UserSelector(_UserStage, LeafSelector):
     """A user's own factory ``(k, **parameters) -> Selector``."""
 
+    also_given: ClassVar[tuple[str, ...]] = ("k",)
+
     kind: Literal["user"] = "user"
 
     def build(self, k: int) -> Selector:
         """What the factory makes."""
-        return cast(Selector, self.call_for(k=k))
+        return cast(Selector, self.call_for_function("key", "pool", "labelled", k=k))
 
 
 class UserFilter(_UserStage, FilterSettings):
@@ -227,6 +229,10 @@ class UserFilter(_UserStage, FilterSettings):
 
     kind: Literal["user"] = "user"
 
+    def check_code(self) -> None:
+        """Makes the filter."""
+        self.build()
+
     def build(self) -> Filter:
         """What the factory makes."""
-        return cast(Filter, self.call_for())
+        return cast(Filter, self.call_for_function("key", "pool", "labelled"))

@@ -40,6 +40,7 @@ from almlip_jax.dynamics.thresholds import AtomErrors, Resolved
 from almlip_jax.errors import InputError
 from almlip_jax.files import damaged, read_json, understood, write_json, write_npz
 from almlip_jax.keys import named_key
+from almlip_jax.kinds import check_user_code
 from almlip_jax.potential import Potential
 from almlip_jax.progress import Progress, reaching
 from almlip_jax.run_log import logged
@@ -98,6 +99,7 @@ class _Run(ABC):
     ) -> None:
         self.config, self.potential, self.progress = config, potential, progress
         self.settings: ExplorationSettings = config.dynamics
+        check_user_code(config)
         try:
             check_exploration(
                 self.settings,

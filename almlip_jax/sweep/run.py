@@ -15,6 +15,7 @@ from rich.table import Table
 from almlip_jax.campaign.consistency import check_columns
 from almlip_jax.cluster import ClusterSettings
 from almlip_jax.files import Cell, write_text
+from almlip_jax.kinds import check_user_code
 from almlip_jax.progress import Progress, SilentProgress
 from almlip_jax.run_log import logged
 from almlip_jax.sweep.bench import Bench
@@ -85,6 +86,7 @@ def run_sweep(
         ).pool.notes  # whatever is wrong with its files is said before anything runs or is written
         for note in notes:
             (progress or SilentProgress()).message(f"{name}: {note}")
+    check_user_code(config)
     for name, settings in config.selectors.items():
         check_columns(settings, max(config.batch_sizes), f"selectors.{name}")
     with (

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,16 +13,22 @@ from ase.build import bulk, molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 from pydantic import ValidationError
 
+from almlip_jax.campaign import resume_campaign, run_campaign
 from almlip_jax.campaign.config import ExperimentConfig
 from almlip_jax.campaign.consistency import check_columns
 from almlip_jax.campaign.preparation import check_target_labels
+from almlip_jax.campaign.rundir import RunDirectory
 from almlip_jax.campaign.settings import TargetErrorSettings
+from almlip_jax.campaign.state import Stage, read_state
 from almlip_jax.dynamics import ExplorationSettings
 from almlip_jax.dynamics.judging import check_exploration
 from almlip_jax.ensembles import EnsembleSettings, gives_score
 from almlip_jax.errors import InputError
+from almlip_jax.kinds import UserCode, user_code
+from almlip_jax.oracles import UserSourceSettings
 from almlip_jax.scores import names, scores
 from almlip_jax.selection import RandomSettings, UserSelector
+from almlip_jax.structures.io import write_structures
 from almlip_jax.sweep.settings import SweepConfig
 
 ONE = {"size": 1}
@@ -228,3 +237,92 @@ def raw(k): return lambda key, pool, labelled: pool.scores["forces_std"]
         check_columns(user("raw"), 5, "selection.selector")
     with pytest.raises(InputError, match=r"no function 'missing'"):
         check_columns(user("missing"), 5, "selection.selector")
+
+
+MINE = {"kind": "user", "function": "mine_of_campaigns:missing"}
+DISTANCE = {"kind": "distance", "points": [0, 1]}
+HILLS = {"kind": "metadynamics", "widths": [0.1, 0.1], "height": 0.1, "pace": 9}
+USER_CODE: dict[str, dict[str, Any]] = {
+    "exploration.thresholds": {"exploration": {"kind": "md", "thresholds": MINE}},
+    "exploration.gate": {"exploration": {"kind": "md", "gate": MINE}},
+    "exploration.biases.0": {"exploration": {"kind": "md", "biases": [MINE]}},
+    "exploration.biases.0.variables.1": {
+        "exploration": {
+            "kind": "md",
+            "biases": [HILLS | {"variables": [DISTANCE, MINE]}],
+        }
+    },
+    "exploration.integrator": {"exploration": {"kind": "md", "integrator": MINE}},
+    "exploration.admission": {"exploration": {"kind": "md", "admission": MINE}},
+    "selection.selector": {"selection": {"selector": MINE}},
+    "selection.selector.filters.0": {
+        "selection": {"selector": {"kind": "chain", "filters": [MINE], "selector": {"kind": "random"}}}
+    },
+    "stopping.user": {"stopping": {"user": {"function": MINE["function"]}}},
+    "model": {"model": MINE},
+}
+"""Sections in which a user's own code stands, by the key of that."""
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+    """A campaign that labels rattled molecules; the module of its user has factories that nothing can be made of."""
+    text = "def takes_nothing(): return None\ndef no_function(**_): return 7\ndef of_nothing(**_): return lambda: 0\n"
+    (tmp_path / "mine_of_campaigns.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    write_structures(tmp_path / "start.xyz", [molecule("H2O")])
+    yield {"system": {"structures": tmp_path / "start.xyz"}}
+    sys.modules.pop("mine_of_campaigns", None)
+
+
+def renamed(section: Any, function: str, **parameters: Any) -> Any:
+    """Sections with another function of the user's."""
+    if isinstance(section, dict):
+        changed = {key: renamed(value, function, **parameters) for key, value in section.items()}
+        mine = "function" in section
+        return changed | ({"function": f"mine_of_campaigns:{function}", "parameters": parameters} if mine else {})
+    return [renamed(one, function, **parameters) for one in section] if isinstance(section, list) else section
+
+
+@pytest.mark.parametrize("key", USER_CODE)
+def test_user_code_is_tried_before_a_label_is_paid(mine, tmp_path, key):
+    """One that is not there, one that takes other parameters, and one that makes something else."""
+
+    def refused(sections: dict[str, Any]) -> str:
+        with pytest.raises(InputError) as caught:
+            run_campaign(config(**mine, **sections), tmp_path / "run")
+        assert not (tmp_path / "run" / "labels.db").exists()
+        return str(caught.value)
+
+    assert refused(USER_CODE[key]) == f"{key}: module 'mine_of_campaigns' has no function 'missing'."
+    takes_nothing = refused(renamed(USER_CODE[key], "takes_nothing", strength=1.0))
+    assert takes_nothing.startswith(f"{key}: 'mine_of_campaigns:takes_nothing' does not take the parameters given (")
+    assert "'mine_of_campaigns:no_function' " in refused(renamed(USER_CODE[key], "no_function"))
+    if key.startswith(("selection", "stopping", "exploration.thresholds", "exploration.biases.0.variables")):
+        told = refused(renamed(USER_CODE[key], "of_nothing"))
+        assert "'mine_of_campaigns:of_nothing' must return a function of " in told and "too many positional" in told
+
+
+def test_every_kind_of_user_code_is_tried():
+    def below(kind: type[UserCode]) -> Iterator[type[UserCode]]:
+        for one in kind.__subclasses__():
+            yield from below(one)
+            if not one.__name__.startswith("_") and one.__module__.startswith("almlip_jax"):
+                yield one
+
+    met = {type(code) for sections in USER_CODE.values() for _, code in user_code(config(**sections))}
+    assert met == set(below(UserCode)) - {UserSourceSettings}
+
+
+def test_a_label_source_that_is_not_there_is_missed_before_the_first_training(mine, tmp_path):
+    frame = molecule("H2O")
+    frame.calc = SinglePointCalculator(frame, energy=0.0, forces=np.zeros((3, 3)))
+    write_structures(tmp_path / "given.xyz", [frame])
+    given = config(**mine, oracle=MINE, initial={"dataset": tmp_path / "given.xyz"})
+    with pytest.raises(InputError, match="module 'mine_of_campaigns' has no function 'missing'"):
+        run_campaign(given, tmp_path / "run")
+    state = read_state(RunDirectory(tmp_path / "run"))
+    assert state.stage is Stage.INITIAL and state.labels == 0 and "no function 'missing'" in (state.reason or "")
+    other = given.model_copy(update={"stopping": config(**USER_CODE["stopping.user"]).stopping})
+    with pytest.raises(InputError, match=r"stopping.user: module 'mine_of_campaigns' has no function"):
+        resume_campaign(other, tmp_path / "run")

@@ -665,6 +665,13 @@ def test_structures_that_cannot_be_used_are_named(inputs, explorer, tmp_path):
             run_md(config, tmp_path / "run", committee(), SilentProgress(), explorer)
 
 
+def test_thresholds_of_ones_own_that_are_not_there_are_missed_before_anything_runs(inputs, explorer, tmp_path):
+    config = md_config(inputs, thresholds={"kind": "user", "function": "nowhere:rule"}, training_set="none.extxyz")
+    with pytest.raises(InputError, match="^thresholds: 'nowhere:rule' cannot be imported"):
+        run_md(config, tmp_path / "run", committee(), SilentProgress(), explorer)
+    assert not (tmp_path / "run").exists()
+
+
 # ------------------------------------------------------------------------------------------------------ as users do it
 
 

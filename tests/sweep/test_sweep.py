@@ -245,6 +245,8 @@ def test_a_process_that_dies_before_it_gets_work_is_named(tmp_path):
         ("warm_start=true", "warm_start needs systems.springs.training.warm_steps"),
         ("systems.springs.training.final_steps=9", "training.final_steps is not used here"),
         ("systems.springs.training.replay=9", "training.replay is not used here"),
+        ("systems.springs.model={kind: user, function: 'nowhere:f'}", "springs.model: 'nowhere:f' cannot be imported"),
+        ("selectors.random={kind: user, function: 'nowhere:f'}", "selectors.random: 'nowhere:f' cannot be imported"),
     ],
 )
 def test_what_cannot_work_is_one_sentence(study, tmp_path, change, sentence):

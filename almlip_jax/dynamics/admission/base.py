@@ -173,6 +173,10 @@ class UserAdmission(UserCode, ByFeatures):
 
     kind: Literal["user"] = "user"
 
+    def check_code(self) -> None:
+        """Makes the rule."""
+        self.build()
+
     def build(self) -> Admission:
         """What the factory makes."""
         return cast(Admission, self.call_for(("init", "apply", "full"), ("looks_at_features", "by_chance")))

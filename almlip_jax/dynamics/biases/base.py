@@ -252,6 +252,10 @@ class UserBias(UserCode, BiasSettings):
         """True unless the settings say otherwise."""
         return super().follows_progress or ("the bias 'user' (scheduled)" if self.scheduled else None)
 
+    def check_code(self) -> None:
+        """Makes the bias."""
+        self.plain()
+
     def plain(self) -> Bias:
         """What the factory makes."""
         return cast(Bias, self.call_for(("init", "apply", "look"), ("quantities",)))

@@ -168,7 +168,11 @@ class UserVariableSettings(UserCode, VariableSettings):
         """Whether a period is given."""
         return self.period is not None
 
+    def check_code(self) -> None:
+        """Makes the variable."""
+        self.build()
+
     def build(self) -> UserVariable:
         """What the factory makes."""
         source = f"{self.function} {json.dumps(self.parameters, sort_keys=True, default=str)}"
-        return UserVariable(self.call_for(), source, self.period)
+        return UserVariable(self.call_for_function("positions", "cell"), source, self.period)

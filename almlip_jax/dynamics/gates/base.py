@@ -52,6 +52,10 @@ class UserGate(UserCode, GateSettings):
 
     kind: Literal["user"] = "user"
 
+    def check_code(self) -> None:
+        """Makes the gate."""
+        self.plain()
+
     def plain(self) -> Gate:
         """What the factory makes."""
         return cast(Gate, self.call_for(("init", "apply"), score=self.score))

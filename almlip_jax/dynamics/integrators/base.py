@@ -149,6 +149,10 @@ class UserIntegrator(UserCode, IntegratorSettings):
     values: dict[str, Annotated[float, Field(ge=-1e30, le=1e30)]] = {}
     """What it finds in `Moment.numbers`, in eV, Angstrom and amu; others need no other program."""
 
+    def check_code(self) -> None:
+        """Makes the integrator."""
+        self.build()
+
     def build(self) -> Integrator:
         """What the factory makes."""
         made = self.call()

@@ -69,6 +69,9 @@ class UserSourceSettings(UserCode, SourceSettings):
                 f"{self.function} takes them from info['charge'] and info['spin']"
             )
 
+    def check_code(self) -> None:
+        """Nothing here: what may not be installed where campaigns run is imported by workers (`Labeller.prepare`)."""
+
     def build(self) -> LabelSource:
         """A function that labels with what the factory gives."""
         made = self.call()
