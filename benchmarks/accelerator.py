@@ -5,8 +5,10 @@ molecules and silicon; 1 to 512 walkers; 1, 4 and 8 members), optimiser steps of
 the largest silicon crystal of a list that still fits, in steps and with its peak of device memory.  Every figure comes
 with the device it was measured on; a case that does not fit is written down as such and the rest goes on.  With
 ``--quick`` each case is small and runs once: a check that everything works, on a CPU too.  With ``--limit SECONDS``,
-for a machine that is lent for minutes, no case begins after that time; those that were left out are named.  Results go
-to ``benchmarks/results/accelerator-<device>-x<number>.json`` and ``.md``.
+for a machine that is lent for minutes, no case begins after that time; those that were left out are named.  There,
+``--compile-first N`` has N processes side by side compile the programs, which are then found in the cache, and
+``--only PATTERN`` leaves cases out whose name does not hold the regular expression.  Results go to
+``benchmarks/results/accelerator-<device>-x<number>.json`` and ``.md``.
 """
 
 from __future__ import annotations
@@ -173,8 +175,8 @@ def largest(model: str, members: int, sides: tuple[int, ...], steps: int) -> dic
     return found
 
 
-def cases(quick: bool) -> list[tuple[str, Callable[[], dict[str, Any]]]]:
-    """What is measured, by name."""
+def cases(quick: bool, rounds: int = 5) -> list[tuple[str, Callable[[], dict[str, Any]]]]:
+    """What is measured, by name; each the median of some rounds after a first one."""
     if quick:
         return [
             ("dynamics small, 8 x molecule, 1 members", partial(dynamics, "small", "molecule", 8, 1, 20, 1)),
@@ -185,7 +187,7 @@ def cases(quick: bool) -> list[tuple[str, Callable[[], dict[str, Any]]]]:
     found: list[tuple[str, Callable[[], dict[str, Any]]]] = []
     for name, walkers, members in DYNAMICS:
         for model in MODELS:
-            work = partial(dynamics, model, name, walkers, members, 200, 5)
+            work = partial(dynamics, model, name, walkers, members, 200, rounds)
             found.append((f"dynamics {model}, {walkers} x {name}, {members} members", work))
     for batch in (5, 64):
         for model in MODELS:
@@ -193,17 +195,27 @@ def cases(quick: bool) -> list[tuple[str, Callable[[], dict[str, Any]]]]:
             found.append((f"training {model}, 4 members, batches of {batch}", work))
     for members in (1, 4):
         for model in MODELS:
-            found.append((f"evaluation {model}, {members} members", partial(evaluation, model, members, 4096, 3)))
+            work = partial(evaluation, model, members, 4096, min(rounds, 3))
+            found.append((f"evaluation {model}, {members} members", work))
     found += [(f"largest {model}, 4 members", partial(largest, model, 4, LARGEST, 20)) for model in MODELS]
     return found
 
 
-def work(quick: bool, limit: float) -> None:
-    """A child's work: everything, on the devices that it is shown; a line of JSON for each case."""
+def work(quick: bool, limit: float, only: str, share: tuple[int, int]) -> None:
+    """A child's work: everything, on the devices that it is shown; a line of JSON for each case.
+
+    Args:
+        quick: see the options.
+        limit: likewise.
+        only: likewise.
+        share: of how many children it is which; several compile programs only, each one round of its cases.
+    """
     began = time.perf_counter()
     prepare_jax()
     print(json.dumps({"device": jax.devices()[0].device_kind, "number": len(jax.devices())}), flush=True)
-    for name, case in cases(quick):
+    number, of = share
+    chosen = [case for case in cases(quick, 5 if of == 1 else 1) if re.search(only, case[0])]
+    for name, case in chosen[number::of]:
         if time.perf_counter() - began > limit:
             print(json.dumps({"case": name, "left_out": f"{limit:g} s were over"}), flush=True)
             continue
@@ -214,11 +226,27 @@ def work(quick: bool, limit: float) -> None:
         print(json.dumps(row), flush=True)
 
 
-def measured(quick: bool, limit: float, alone: bool) -> dict[str, Any]:
+def child(options: argparse.Namespace, share: tuple[int, int], variables: dict[str, str]) -> subprocess.Popen[str]:
+    """A process that does a share of the work."""
+    command = [sys.executable, __file__, "--work", *map(str, share), "--limit", str(options.limit)]
+    command += ["--only", options.only, *(["--quick"] if options.quick else [])]
+    return subprocess.Popen(command, env=os.environ | variables, stdout=subprocess.PIPE, text=True)
+
+
+def compile_first(options: argparse.Namespace) -> None:
+    """Has processes side by side fill the cache of compiled programs; the largest systems are left out."""
+    number = options.compile_first
+    options = argparse.Namespace(**(vars(options) | {"only": f"^(?!largest).*(?:{options.only})"}))
+    part = {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / number:.3f}"}
+    for process in [child(options, (n, number), part) for n in range(number)]:
+        found, _ = process.communicate()
+        print("compiled: " + ", ".join(json.loads(line).get("case", "") for line in found.splitlines()[1:]), flush=True)
+
+
+def measured(options: argparse.Namespace, alone: bool) -> dict[str, Any]:
     """What a child found on one device or on all."""
     one = {"CUDA_VISIBLE_DEVICES": "0", "HIP_VISIBLE_DEVICES": "0", "JAX_NUM_CPU_DEVICES": "1"} if alone else {}
-    command = [sys.executable, __file__, "--work", "--limit", str(limit), *(["--quick"] if quick else [])]
-    process = subprocess.Popen(command, env=os.environ | one, stdout=subprocess.PIPE, text=True)
+    process = child(options, (0, 1), one)
     assert process.stdout is not None
     lines = []
     for line in process.stdout:
@@ -254,13 +282,17 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small cases, once each: whether everything works")
     parser.add_argument("--limit", type=float, default=float("inf"), help="seconds after which no case begins")
     parser.add_argument("--out", type=Path, default=HERE / "results")
-    parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--only", default="", metavar="PATTERN", help="cases whose name holds this")
+    parser.add_argument("--compile-first", type=int, default=0, metavar="N", help="in N processes side by side")
+    parser.add_argument("--work", type=int, nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.work:
-        work(options.quick, options.limit)
+        work(options.quick, options.limit, options.only, tuple(options.work))
         return
-    everything = measured(options.quick, options.limit, alone=False)  # the parent takes no device itself
-    one = everything if everything["number"] == 1 else measured(options.quick, options.limit, alone=True)
+    if options.compile_first:
+        compile_first(options)
+    everything = measured(options, alone=False)  # the parent takes no device itself
+    one = everything if everything["number"] == 1 else measured(options, alone=True)
     found = {"jax": jax.__version__, "cpus": os.cpu_count(), "one": one, "all": everything}
     name = re.sub(r"[^a-z0-9]+", "-", everything["device"].lower()).strip("-")
     target = options.out / f"accelerator-{name}-x{everything['number']}"

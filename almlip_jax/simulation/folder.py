@@ -164,8 +164,8 @@ class SimulationDirectory(WorkDirectory):
         changed = [key for key in _changes(before, wanted) if key not in _FREE]
         if changed:
             raise InputError(
-                f"{self.path} holds a run with another {', '.join(changed)}; choose another folder with --out, or "
-                "delete this one."
+                f"by {self.config} this folder holds a run with another {', '.join(changed)}; choose another folder "
+                "with --out, or delete this one."
             )
         known = read_json(self.inputs)
         for name, digest in inputs.items():

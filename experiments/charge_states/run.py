@@ -124,7 +124,8 @@ def main() -> None:
     """Labels, trains what is not trained yet, and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/charge_states"))
-    parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--seeds", type=int, default=4, help="how many")
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--structures", type=int, default=60)
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--md-steps", type=int, default=4000)
@@ -137,7 +138,7 @@ def main() -> None:
     if table.exists():
         with table.open(newline="") as file:
             rows = list(csv.DictReader(file))
-    for seed in range(options.seeds):
+    for seed in range(options.first_seed, options.first_seed + options.seeds):
         for arm in ARMS:
             if any(r["arm"] == arm and r["seed"] == str(seed) for r in rows):
                 continue

@@ -304,7 +304,10 @@ def test_a_run_is_not_taken_for_another(inputs, explorer, tmp_path):
     with pytest.raises(Killed):
         again("extxyz", inputs, tmp_path / "run", ending(3, Killed), explorer)
     other = md_config(inputs, seed=1, thermo={"every": 10}, checkpoint_every=7)
-    with pytest.raises(InputError, match=r"holds a run with another seed, thermo\.every; choose another folder"):
+    with pytest.raises(
+        InputError,
+        match=r"config\.yaml this folder holds a run with another seed, thermo\.every; choose another folder",
+    ):
         run_md(other, tmp_path / "run", committee(), SilentProgress(), explorer)
     elsewhere = shutil.copytree(inputs, tmp_path / "inputs")
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
