@@ -27,6 +27,7 @@ from almlip_jax.features import FeatureRequest
 from almlip_jax.models import SharedDensitySettings, build_model
 from almlip_jax.models.constants import with_constants
 from almlip_jax.potential import Calibration, Potential, novelty_names
+from almlip_jax.structures import neighbors
 from almlip_jax.structures.remembered import as_text, remember
 from almlip_jax.structures.species import SpeciesTable
 
@@ -327,6 +328,22 @@ def test_a_stream_gives_the_numbers_of_the_list(potential, structures, monkeypat
     assert start == len(frames) and (len(streamed) == 6) == (chunk == 7)
     np.testing.assert_allclose(together.energy, whole.energy[order], rtol=1e-6)
     np.testing.assert_allclose(together.scores["force_std_max"], whole.scores["force_std_max"][order], rtol=1e-3)
+
+
+def test_an_evaluation_searches_each_structure_once(potential, structures, monkeypatch):
+    searched = []
+
+    def counted(atoms: Atoms, cutoff: float) -> object:
+        searched.append(atoms)
+        return search(atoms, cutoff)
+
+    search = neighbors._pairs
+    monkeypatch.setattr(neighbors, "_pairs", counted)
+    waters = [molecule("H2O") for _ in range(3)]
+    for frames, features in ((structures, EVERY), (waters, FeatureRequest())):  # the room for molecules needs no search
+        searched.clear()
+        potential.evaluate(frames, features=features)
+        assert [id(one) for one in searched] == [id(one) for one in frames]
 
 
 def test_a_stream_looks_no_further_than_a_chunk_and_compiles_once(potential, monkeypatch, count_compilations):

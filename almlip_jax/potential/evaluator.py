@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ from almlip_jax.potential.novelty import Novelty
 from almlip_jax.potential.states import strange_state
 from almlip_jax.precision import full_precision
 from almlip_jax.scores import Score, atom_scores, scores
-from almlip_jax.structures.neighbors import largest_neighbor_count
+from almlip_jax.structures.neighbors import Edges, find_edges, largest_neighbor_count
 from almlip_jax.structures.packing import (
     BatchPlan,
     BatchShape,
@@ -45,6 +45,7 @@ from almlip_jax.targets import has_target, targets
 _BATCH_ATOMS = 256  # atom slots of an evaluation batch: enough to keep a core busy, small enough for few structures
 _BATCH_STRUCTURES = 64
 _ACCELERATED = 8  # times as many of both keep an accelerator busy
+_ALL_PAIRS = 32  # atoms of molecules that get a slot for every other atom, near or not
 _CHUNK_FRAMES = 1024  # frames whose common shape is looked for before their batches are evaluated
 _CHUNK_ATOMS = 2**17  # or atoms, where frames are large
 
@@ -97,9 +98,9 @@ class Evaluator:
         """Frames in order, batch after batch, and their predictions; see `Potential.evaluate_stream`."""
         params = spread_members(self.params)
         factors = feature_factors(features, self.ensemble, self.params)
-        for chunk in _chunks(self.known(frames, source)):
+        for structures in _chunks(self.known(frames, source)):
             under_way = _UnderWay([], None)
-            shape = self.batch_shape(chunk, shape)
+            chunk, shape = self._searched(structures, shape)
             batches = list(_batches(chunk, shape))
             for first in range(0, len(batches), shape.parts):
                 some = batches[first : first + shape.parts]
@@ -126,42 +127,55 @@ class Evaluator:
 
     def batch_shape(self, structures: Sequence[Atoms], before: BatchShape | None = None) -> BatchShape:
         """The shape that some structures need, no smaller than that of batches before; grows by buckets."""
-        largest = max(len(a) for a in structures)
-        if largest <= 32 and all(not a.pbc.any() for a in structures):
-            neighbors = max(largest - 1, 1)
-        else:
-            neighbors = bucket(largest_neighbor_count(structures, self.ensemble.cutoff), 8)
+        most = None if _small_molecules(structures) else largest_neighbor_count(structures, self.ensemble.cutoff)
+        return self._shape([_Frame(a, None) for a in structures], most, before)
+
+    def _searched(self, structures: Sequence[Atoms], before: BatchShape | None) -> tuple[list[_Frame], BatchShape]:
+        """Structures with their edges, each of which is searched once, and the shape that `batch_shape` gives them."""
+        if _small_molecules(structures):  # those are searched when they are packed
+            frames = [_Frame(a, None) for a in structures]
+            return frames, self._shape(frames, None, before)
+        edges = [find_edges(a, self.ensemble.cutoff) for a in structures]
+        frames = [_Frame(a, own) for a, own in zip(structures, edges, strict=True)]
+        return frames, self._shape(frames, max(own.largest_count for own in edges), before)
+
+    def _shape(self, frames: Sequence[_Frame], most: int | None, before: BatchShape | None) -> BatchShape:
+        """The shape for frames with that many neighbours at most; with all other atoms, where no number is given."""
+        largest = max(len(frame.atoms) for frame in frames)
+        neighbors = max(largest - 1, 1) if most is None else bucket(most, 8)
         times = 1 if jax.default_backend() == "cpu" else _ACCELERATED
         atoms, alone = bucket(max(times * _BATCH_ATOMS, largest), 64), bucket(largest, 8)
         if before is not None:
             atoms, alone = max(atoms, before.atoms), max(alone, before.largest)
             neighbors = before.neighbors if neighbors <= before.neighbors else bucket(neighbors, 8)
         whole = BatchShape(atoms, neighbors, times * _BATCH_STRUCTURES, alone)
-        parts = batches_at_a_time(self.params, sum(1 for _ in _batches(structures, whole)))
+        parts = batches_at_a_time(self.params, sum(1 for _ in _batches(frames, whole)))
         return replace(whole, parts=max(parts, 1 if before is None else before.parts))
 
     def atom_features(self, structures: Sequence[Atoms]) -> tuple[np.ndarray, np.ndarray]:
         """Features [L, A, F] of the L models and species [A] of all atoms; see `Potential.atom_features`."""
         params, shape, parts = spread_members(self.params), None, []
         for chunk in _chunks(self.known(structures, "structures")):
-            shape = self.batch_shape(chunk, shape)
-            for batch in _batches(chunk, shape):
+            frames, shape = self._searched(chunk, shape)
+            for batch in _batches(frames, shape):
                 data, plan, _ = self._packed(batch, shape)
                 features = _atom_features(self.ensemble, params, data, plan)
-                parts.append(np.asarray(features)[:, : sum(len(a) for a in batch)])
+                parts.append(np.asarray(features)[:, : sum(len(frame.atoms) for frame in batch)])
         species = self.ensemble.species.index(np.concatenate([a.numbers for a in structures]))
         return np.concatenate(parts, axis=1), species
 
-    def _packed(self, batch: list[Atoms], shape: BatchShape) -> tuple[PackedDataset, BatchPlan, BatchPlan]:
+    def _packed(self, batch: list[_Frame], shape: BatchShape) -> tuple[PackedDataset, BatchPlan, BatchPlan]:
         """A batch in the shape of an evaluation, the plan that takes it whole, and one that takes each structure."""
+        found = [find_edges(a, self.ensemble.cutoff) if edges is None else edges for a, edges in batch]
         packed = pack(
-            batch,
+            [frame.atoms for frame in batch],
             self.ensemble.species,
             self.ensemble.cutoff,
             neighbors=shape.neighbors,
             atoms=shape.atoms + 1,
             slots=shape.structures + 1,
             dtype=jax.tree.leaves(self.params)[0].dtype,
+            edges=found,
         )
         order = np.arange(len(batch))
         whole, _ = plan_batches(packed, order, shape)
@@ -171,13 +185,14 @@ class Evaluator:
     def _begun(
         self,
         params: Params,
-        batches: list[list[Atoms]],
+        frames: list[list[_Frame]],
         shape: BatchShape,
         features: FeatureRequest,
         factors: FeatureFactors,
     ) -> _UnderWay:
         """Has devices look at as many batches as the shape has parts, or fewer; ``params`` are the spread ones."""
-        packed = [self._packed(batch, shape) for batch in batches]
+        packed = [self._packed(batch, shape) for batch in frames]
+        batches = [[frame.atoms for frame in batch] for batch in frames]  # their edges are not needed any more
         same, novelty = replace(features, seed=0), dict(self.novelty)  # random numbers are data: seeds share a program
         declared = (*scores(fitted=False), *atom_scores(fitted=False))  # a program gives those that it was made for
         if shape.parts == 1:
@@ -194,6 +209,13 @@ class Evaluator:
             own = jax.tree.map(lambda x, n=n: x[n], results) if under_way.side_by_side else results
             references = np.array([reference_energy(self.references, a) for a in batch])
             yield batch, _evaluated(own, references, batch)
+
+
+class _Frame(NamedTuple):
+    """A structure of a chunk; and its edges, where the shape of the batches depends on them."""
+
+    atoms: Atoms
+    edges: Edges | None
 
 
 @dataclass(frozen=True)
@@ -283,16 +305,21 @@ def _chunks(frames: Iterable[Atoms]) -> Iterator[list[Atoms]]:
         yield chunk
 
 
-def _batches(structures: Sequence[Atoms], shape: BatchShape) -> Iterator[list[Atoms]]:
-    """Runs of structures that fit into a batch, each as long as can be."""
-    batch: list[Atoms] = []
+def _small_molecules(structures: Sequence[Atoms]) -> bool:
+    """Whether each atom may have a slot for every other one, near or not, so that none need be counted."""
+    return max(len(a) for a in structures) <= _ALL_PAIRS and all(not a.pbc.any() for a in structures)
+
+
+def _batches(frames: Sequence[_Frame], shape: BatchShape) -> Iterator[list[_Frame]]:
+    """Runs of frames that fit into a batch, each as long as can be."""
+    batch: list[_Frame] = []
     atoms = 0
-    for structure in structures:
-        if batch and (len(batch) == shape.structures or atoms + len(structure) > shape.atoms):
+    for frame in frames:
+        if batch and (len(batch) == shape.structures or atoms + len(frame.atoms) > shape.atoms):
             yield batch
             batch, atoms = [], 0
-        batch.append(structure)
-        atoms += len(structure)
+        batch.append(frame)
+        atoms += len(frame.atoms)
     if batch:
         yield batch
 

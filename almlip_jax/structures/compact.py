@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from ase import Atoms
 
-from almlip_jax.structures.neighbors import Neighborhood, periodic_cell
+from almlip_jax.structures.neighbors import Edges, periodic_inverse
 
 _GRID = 2.0**-10  # Angstrom
 
@@ -23,19 +23,19 @@ def in_two_parts(values: np.ndarray, dtype: np.dtype | type) -> np.ndarray:
     return np.stack([coarse, values - coarse], axis=-2).astype(dtype)
 
 
-def wrapped(atoms: Atoms, hood: Neighborhood) -> tuple[np.ndarray, np.ndarray]:
-    """Positions [N, 3] inside the cell and about the origin, Angstrom, and the shifts [N, K, 3] that belong to them.
+def wrapped(atoms: Atoms, edges: Edges) -> tuple[np.ndarray, np.ndarray]:
+    """Positions [N, 3] inside the cell and about the origin, Angstrom, and the shifts [E, 3] that belong to them.
 
     The edge vectors are those of the structure as it was; shifts are as small as the cutoff allows.
     """
-    positions, shifts = np.array(atoms.positions, np.float64), hood.shifts
+    positions, shifts = np.array(atoms.positions, np.float64), edges.shifts
     if atoms.pbc.any():
         cell = np.asarray(atoms.cell.array, np.float64)
-        fractions = positions @ np.linalg.inv(periodic_cell(cell, atoms.pbc))
+        fractions = positions @ periodic_inverse(cell, atoms.pbc)
         cells = np.where(atoms.pbc, np.floor(fractions), 0.0).astype(np.int64)
         positions -= cells[:, 0:1] * cell[0] + cells[:, 1:2] * cell[1] + cells[:, 2:3] * cell[2]
         if cells.any():
-            shifts = shifts + (cells[hood.neighbors] - cells[:, None])
+            shifts = shifts + (cells.take(edges.neighbors, axis=0) - cells.take(edges.centers, axis=0))
     if len(atoms):
         middle = 0.5 * (positions.min(axis=0) + positions.max(axis=0))
         positions -= np.round(middle / _GRID) * _GRID  # on the grid, so that nothing is rounded

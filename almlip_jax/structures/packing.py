@@ -11,7 +11,7 @@ the slot of the opposite edge (uint8).  Vectors are made when a batch is taken, 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -24,7 +24,7 @@ from almlip_jax.errors import CapacityError
 from almlip_jax.structures.compact import edge_vectors, in_two_parts, wrapped
 from almlip_jax.structures.electronic_state import electronic_state
 from almlip_jax.structures.graph import Graph, Targets
-from almlip_jax.structures.neighbors import neighborhood
+from almlip_jax.structures.neighbors import Edges, find_edges
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.structures.weights import loss_weights
 from almlip_jax.targets import Target, has_target, targets, with_further
@@ -135,6 +135,7 @@ def pack(
     reference_energies: Mapping[int, float] | None = None,
     dtype: np.dtype | type = np.float32,
     further: Collection[str] = (),
+    edges: Iterable[Edges] | None = None,
 ) -> Packed:
     """Packs structures with their neighbour lists and whatever labels they carry.
 
@@ -149,6 +150,7 @@ def pack(
         reference_energies: eV by atomic number, subtracted in float64; 0 where absent.
         dtype: of the floating-point arrays.
         further: names of targets that are packed besides those that every model gives.
+        edges: those within the cutoff of each structure, where they are found already.
 
     Returns:
         `Packed`.
@@ -164,8 +166,9 @@ def pack(
         raise CapacityError(f"{total} atoms in {number} structures do not fit into {atoms} and {slots} slots.")
     offsets = np.concatenate([[0], np.cumsum(counts)[:-1]]) if len(counts) else np.zeros(0, np.int64)
     arrays = _Arrays(atoms, neighbors, slots, np.dtype(dtype), targets(with_further(further)))
-    for n, (structure, start) in enumerate(zip(structures, offsets, strict=True)):
-        arrays.put_geometry(n, int(start), structure, species, cutoff)
+    edges = (find_edges(structure, cutoff) for structure in structures) if edges is None else edges
+    for n, (structure, start, own) in enumerate(zip(structures, offsets, edges, strict=True)):
+        arrays.put_geometry(n, int(start), structure, species, own)
         arrays.put_labels(n, int(start), structure, reference_energies or {})
     return Packed(data=arrays.finish(), counts=counts, offsets=offsets)
 
@@ -194,16 +197,17 @@ class _Arrays:
         self.buffers["volume"][:] = 1
         self.buffers["spin"][:] = 1
 
-    def put_geometry(self, n: int, start: int, structure: Atoms, species: SpeciesTable, cutoff: float) -> None:
-        hood = neighborhood(structure, cutoff, capacity=self.neighbors)
-        positions, shifts = wrapped(structure, hood)
-        offsets = hood.neighbors - np.arange(len(structure), dtype=np.int32)[:, None]
-        self._put("species", start, species.index(structure.numbers))
-        self._put("positions", start, in_two_parts(positions, self.dtype))
-        self._put("reverse", start, hood.reverse)
-        for name, integers in (("neighbor_offset", offsets), ("shifts", shifts)):
+    def put_geometry(self, n: int, start: int, structure: Atoms, species: SpeciesTable, edges: Edges) -> None:
+        places = edges.places(self.neighbors)
+        positions, shifts = wrapped(structure, edges)
+        rows = slice(start, start + len(structure))
+        self.buffers["species"][rows] = species.index(structure.numbers)
+        self.buffers["positions"][rows] = in_two_parts(positions, self.dtype)
+        self.buffers["reverse"][rows] = np.arange(self.neighbors)
+        self._put_edges("reverse", rows, places, edges.reverse)
+        for name, integers in (("neighbor_offset", edges.neighbors - edges.centers), ("shifts", shifts)):
             self.buffers[name] = _wide_enough(self.buffers[name], integers)
-            self._put(name, start, integers)
+            self._put_edges(name, rows, places, integers)
         periodic = np.where(np.asarray(structure.pbc)[:, None], structure.cell.array, 0.0)
         self.buffers["cell"][n] = in_two_parts(periodic, self.dtype)
         self.buffers["charge"][n], self.buffers["spin"][n] = electronic_state(structure)
@@ -228,8 +232,9 @@ class _Arrays:
                 self.labels[target.name][n] = value
             self.weights[target.name][n] = weights[target.label]
 
-    def _put(self, name: str, start: int, rows: np.ndarray) -> None:
-        self.buffers[name][start : start + len(rows)] = rows
+    def _put_edges(self, name: str, rows: slice, places: np.ndarray, values: np.ndarray) -> None:
+        buffer = self.buffers[name][rows]
+        buffer.reshape(-1, *buffer.shape[2:])[places] = values  # a view, as rows of a buffer are contiguous
 
     def finish(self) -> PackedDataset:
         """The arrays on the device; the buffers, which may be the same memory, are given up."""
