@@ -99,15 +99,20 @@ def find_edges(atoms: Atoms, cutoff: float) -> Edges:
     Raises:
         InputError: as `neighborhood`.
     """
-    pairs = _pairs(atoms, cutoff)
-    order = _order(pairs.center, pairs.neighbor, pairs.shifts)
+    pairs, num_atoms = _pairs(atoms, cutoff), len(atoms)
+    farthest = np.abs(pairs.shifts).max(axis=1, initial=0).tolist()
+    order = _order(pairs.center, pairs.neighbor, pairs.shifts, num_atoms, farthest)
     center, neighbor, shifts = pairs.center.take(order), pairs.neighbor.take(order), pairs.shifts.take(order, axis=1)
-    counts = np.bincount(center, minlength=len(atoms))
-    slot = np.arange(len(center)) - np.repeat(np.cumsum(counts) - counts, counts)
-    # the opposite of each edge: sorted the other way round, the list is that of the opposites
-    opposite = _order(neighbor, center, -shifts)
+    counts = np.bincount(center, minlength=num_atoms)
+    slot = np.arange(len(center)) - (np.cumsum(counts) - counts).take(center)
+    # sorted the other way round, the list is that of the opposites
+    opposite = _order(neighbor, center, -shifts, num_atoms, farthest)
     return Edges(
-        cutoff, counts, neighbor.astype(np.int32), _narrow(np.ascontiguousarray(shifts.T)), _narrow(slot.take(opposite))
+        cutoff=cutoff,
+        counts=counts,
+        neighbors=neighbor.astype(np.int32),
+        shifts=shifts.T.astype(_narrowest(max(farthest)), order="C"),
+        reverse=slot.take(opposite).astype(_narrowest(int(counts.max(initial=0)))),
     )
 
 
@@ -230,11 +235,13 @@ def _pairs(atoms: Atoms, cutoff: float) -> _Pairs:
     if not (np.isfinite(cutoff) and cutoff > 0):
         raise InputError(f"the cutoff must be a positive length in Angstrom, not {cutoff}.")
     positions = np.asarray(atoms.positions, np.float64)
-    if not np.abs(positions).max(initial=0.0) <= _FARTHEST:
+    reach = np.abs(positions).max(axis=0, initial=0.0).tolist()
+    if not all(one <= _FARTHEST for one in reach):
         _refuse_positions(positions)
     pbc = np.asarray(atoms.pbc, bool)
     cell = np.asarray(atoms.cell.array, np.float64)
-    search = _search(positions, _box(cell.tobytes(), pbc.tobytes()), pbc, float(cutoff) + _MARGIN)
+    radius = float(cutoff) + _MARGIN
+    search = _search(positions, reach, _box(cell.tobytes(), pbc.tobytes()), pbc, radius)
     finder = NeighborList(cutoff=search.radius, full_list=True, n_threads=1)
     # without a copy of its own: these are views of the finder's memory
     pairs, shifts = finder.compute(
@@ -244,7 +251,7 @@ def _pairs(atoms: Atoms, cutoff: float) -> _Pairs:
     shifts = shifts.T.astype(np.int64, order="C")
     if search.home is not None:
         shifts += search.home.T[:, center] - search.home.T[:, neighbor]
-    squares = _squares(np.ascontiguousarray(positions.T), center, neighbor, shifts, cell)
+    squares = _squares(np.ascontiguousarray(positions.T), center, neighbor, shifts, cell if pbc.any() else None)
     keep = squares < cutoff**2
     if search.home is not None:
         keep &= ~shifts[~pbc].any(axis=0)
@@ -255,17 +262,17 @@ def _pairs(atoms: Atoms, cutoff: float) -> _Pairs:
 
 
 def _squares(
-    positions: np.ndarray, center: np.ndarray, neighbor: np.ndarray, shifts: np.ndarray, cell: np.ndarray
+    positions: np.ndarray, center: np.ndarray, neighbor: np.ndarray, shifts: np.ndarray, cell: np.ndarray | None
 ) -> np.ndarray:
-    """Squared lengths [E] of edges, from positions [3, N] and shifts [3, E].
+    """Squared lengths [E] of edges, from positions [3, N] and shifts [3, E]; no cell where nothing is periodic.
 
     Each operation on a component is odd, so an edge and its opposite pass or fail the cutoff together.
     """
-    first, second, third = shifts.astype(np.float64)
-    x, y, z = (
-        (along.take(neighbor) - along.take(center)) + ((first * a + second * b) + third * c)
-        for along, (a, b, c) in zip(positions, cell.T, strict=True)
-    )
+    x, y, z = (along.take(neighbor) - along.take(center) for along in positions)
+    if cell is not None:
+        first, second, third = shifts.astype(np.float64)
+        for component, (a, b, c) in zip((x, y, z), cell.T.tolist(), strict=True):
+            component += (first * a + second * b) + third * c
     squares: np.ndarray = (x * x + z * z) + y * y
     return squares
 
@@ -297,8 +304,8 @@ class _Search(NamedTuple):
     radius: float
 
 
-def _search(positions: np.ndarray, whole: _Box, pbc: np.ndarray, radius: float) -> _Search:
-    """The search for pairs within a radius.
+def _search(positions: np.ndarray, reach: list[float], whole: _Box, pbc: np.ndarray, radius: float) -> _Search:
+    """The search for pairs within a radius of positions that reach so far from the origin along each axis.
 
     Where space would be divided into many boxes, as with an atom far from all others, atoms come back into the cell,
     and what is empty is left out: along an open direction no pair spans a gap wider than the radius.
@@ -306,8 +313,8 @@ def _search(positions: np.ndarray, whole: _Box, pbc: np.ndarray, radius: float) 
     box = whole.vectors
     many = _MOST_BOXES / 2 if pbc.all() or not pbc.any() else _MANY_IF_MIXED
     if len(positions) == 0 or (
-        np.prod(np.maximum(2 * np.abs(positions).max(axis=0) / radius, 1.0)) < many
-        and np.prod(_boxes(positions, whole, pbc, radius)) < many
+        math.prod(max(2 * one / radius, 1.0) for one in reach) < many
+        and (not pbc.any() or np.prod(_boxes(positions, whole, pbc, radius)) < many)
     ):
         return _Search(positions, box, pbc, None, radius)
     home = np.zeros(positions.shape, np.int64)
@@ -343,28 +350,27 @@ def _boxes(points: np.ndarray, box: _Box, pbc: np.ndarray, radius: float) -> np.
     return np.maximum(extents / radius, 1.0)
 
 
-def _order(first: np.ndarray, second: np.ndarray, shifts: np.ndarray) -> np.ndarray:
-    """Indices [E] that sort edges by one atom, then the other, then the shift [3, E]."""
-    if len(first) == 0:
-        return np.zeros(0, np.intp)
-    columns = (first, second, *(shifts - shifts.min(axis=1, keepdims=True)))
-    sizes = [int(column.max()) + 1 for column in columns]
-    total, bits = math.prod(sizes), len(first).bit_length()
+def _order(
+    first: np.ndarray, second: np.ndarray, shifts: np.ndarray, num_atoms: int, farthest: list[int]
+) -> np.ndarray:
+    """Indices [E] that sort edges by one atom, then the other, then the shift [3, E], no component beyond farthest."""
+    sizes, bits = [2 * most + 1 for most in farthest], len(first).bit_length()
+    total = num_atoms**2 * math.prod(sizes)
     if total >= 2**63:  # many atoms, and some of them many cells away
-        return np.lexsort(columns[::-1])
-    keys = columns[0]
-    for column, size in zip(columns[1:], sizes[1:], strict=True):
-        keys = keys * size + column
+        return np.lexsort((*shifts[::-1], second, first))
+    keys = first * num_atoms + second
+    for along, size, most in zip(shifts, sizes, farthest, strict=True):
+        if most:
+            keys = keys * size + (along + most)
     if total << bits >= 2**63:
         return np.argsort(keys)
     # one whole number that ends with the index sorts several times faster than indices by a key
     return np.sort((keys << bits) | np.arange(len(keys))) & ((1 << bits) - 1)
 
 
-def _narrow(values: np.ndarray) -> np.ndarray:
-    """Integers in the narrowest signed type that holds them."""
-    lowest = min(int(values.min(initial=0)), -int(values.max(initial=0)) - 1)
-    return values.astype(np.min_scalar_type(lowest))
+def _narrowest(largest: int) -> np.dtype:
+    """The narrowest type of integers that holds numbers of either sign up to one."""
+    return np.min_scalar_type(-largest - 1)
 
 
 def _vectors(start: np.ndarray, end: np.ndarray, shifts: np.ndarray, cell: np.ndarray) -> np.ndarray:
