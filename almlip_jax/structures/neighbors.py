@@ -100,13 +100,16 @@ def find_edges(atoms: Atoms, cutoff: float) -> Edges:
         InputError: as `neighborhood`.
     """
     pairs, num_atoms = _pairs(atoms, cutoff), len(atoms)
+    half = len(pairs.center)
+    center, neighbor = np.concatenate([pairs.center, pairs.neighbor]), np.concatenate([pairs.neighbor, pairs.center])
+    shifts = np.concatenate([pairs.shifts, -pairs.shifts], axis=1)
     farthest = np.abs(pairs.shifts).max(axis=1, initial=0).tolist()
-    order = _order(pairs.center, pairs.neighbor, pairs.shifts, num_atoms, farthest)
-    center, neighbor, shifts = pairs.center.take(order), pairs.neighbor.take(order), pairs.shifts.take(order, axis=1)
+    order = _order(center, neighbor, shifts, num_atoms, farthest)
+    center, neighbor, shifts = center.take(order), neighbor.take(order), shifts.take(order, axis=1)
     counts = np.bincount(center, minlength=num_atoms)
-    slot = np.arange(len(center)) - (np.cumsum(counts) - counts).take(center)
-    # sorted the other way round, the list is that of the opposites
-    opposite = _order(neighbor, center, -shifts, num_atoms, farthest)
+    slot = np.empty(2 * half, np.int64)
+    slot[order] = np.arange(2 * half) - (np.cumsum(counts) - counts).take(center)
+    opposite = np.where(order < half, order + half, order - half)
     return Edges(
         cutoff=cutoff,
         counts=counts,
@@ -158,7 +161,12 @@ def largest_neighbor_count(structures: Iterable[Atoms], cutoff: float) -> int:
     Raises:
         InputError: as `neighborhood`.
     """
-    return max((int(np.bincount(_pairs(atoms, cutoff).center).max(initial=0)) for atoms in structures), default=0)
+
+    def largest(atoms: Atoms) -> int:
+        pairs = _pairs(atoms, cutoff)
+        return int(np.bincount(np.concatenate([pairs.center, pairs.neighbor])).max(initial=0))
+
+    return max((largest(atoms) for atoms in structures), default=0)
 
 
 def shortest_edge(atoms: Atoms, cutoff: float) -> float:
@@ -222,7 +230,7 @@ def _heights(inverse: np.ndarray) -> np.ndarray:
 
 
 class _Pairs(NamedTuple):
-    """Edges in any order: i [E], j [E], shift [3, E], all int64, and squared length [E]."""
+    """One of each edge and its opposite, in any order: i [P], j [P], shift [3, P], all int64; squared length [P]."""
 
     center: np.ndarray
     neighbor: np.ndarray
@@ -231,7 +239,7 @@ class _Pairs(NamedTuple):
 
 
 def _pairs(atoms: Atoms, cutoff: float) -> _Pairs:
-    """The edges below a cutoff; refuses what cannot be searched."""
+    """The pairs below a cutoff; refuses what cannot be searched."""
     if not (np.isfinite(cutoff) and cutoff > 0):
         raise InputError(f"the cutoff must be a positive length in Angstrom, not {cutoff}.")
     positions = np.asarray(atoms.positions, np.float64)
@@ -242,7 +250,7 @@ def _pairs(atoms: Atoms, cutoff: float) -> _Pairs:
     cell = np.asarray(atoms.cell.array, np.float64)
     radius = float(cutoff) + _MARGIN
     search = _search(positions, reach, _box(cell.tobytes(), pbc.tobytes()), pbc, radius)
-    finder = NeighborList(cutoff=search.radius, full_list=True, n_threads=1)
+    finder = NeighborList(cutoff=search.radius, full_list=False, n_threads=1)
     # without a copy of its own: these are views of the finder's memory
     pairs, shifts = finder.compute(
         points=search.points, box=search.box, periodic=search.pbc, quantities="PS", copy=False
@@ -250,7 +258,7 @@ def _pairs(atoms: Atoms, cutoff: float) -> _Pairs:
     center, neighbor = pairs.T.astype(np.int64, order="C")
     shifts = shifts.T.astype(np.int64, order="C")
     if search.home is not None:
-        shifts += search.home.T[:, center] - search.home.T[:, neighbor]
+        shifts += search.home.T.take(center, axis=1) - search.home.T.take(neighbor, axis=1)
     squares = _squares(np.ascontiguousarray(positions.T), center, neighbor, shifts, cell if pbc.any() else None)
     keep = squares < cutoff**2
     if search.home is not None:
@@ -264,9 +272,9 @@ def _pairs(atoms: Atoms, cutoff: float) -> _Pairs:
 def _squares(
     positions: np.ndarray, center: np.ndarray, neighbor: np.ndarray, shifts: np.ndarray, cell: np.ndarray | None
 ) -> np.ndarray:
-    """Squared lengths [E] of edges, from positions [3, N] and shifts [3, E]; no cell where nothing is periodic.
+    """Squared lengths [P] of edges, from positions [3, N] and shifts [3, P]; no cell where nothing is periodic.
 
-    Each operation on a component is odd, so an edge and its opposite pass or fail the cutoff together.
+    Each operation on a component is odd, so it does not matter which of an edge and its opposite is looked at.
     """
     x, y, z = (along.take(neighbor) - along.take(center) for along in positions)
     if cell is not None:
