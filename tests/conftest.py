@@ -32,6 +32,7 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
+from almlip_jax import kinds
 from almlip_jax.dynamics import programs
 from almlip_jax.dynamics.loop import Loop
 from almlip_jax.precision import full_precision
@@ -137,7 +138,7 @@ def damages() -> Callable[..., dict[str, bytes]]:
 
 
 @pytest.fixture
-def with_package(tmp_path: Path) -> Iterator[Callable[[str], dict[str, str]]]:
+def with_package(tmp_path: Path) -> Callable[[str], dict[str, str]]:
     """Installs another package, ``other_kinds``, whose one module adds kinds: gives the environment that knows it."""
 
     def install(code: str) -> dict[str, str]:
@@ -149,5 +150,46 @@ def with_package(tmp_path: Path) -> Iterator[Callable[[str], dict[str, str]]]:
         (tmp_path / "other_kinds.py").write_text(code)
         return os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
 
+    return install
+
+
+@pytest.fixture
+def with_kinds(
+    with_package: Callable[[str], object], with_module: Callable[[str, str], Path]
+) -> Iterator[Callable[[str], None]]:
+    """Installs ``other_kinds`` as far as this process is concerned: its kinds are there until the test ends."""
+
+    def install(code: str) -> None:
+        with_package(code)
+        with_module("other_kinds", code)
+        kinds.load_plugins.cache_clear()
+
     yield install
-    sys.modules.pop("other_kinds", None)  # another test installs another one
+    for family in _below(kinds.Spec):
+        for name in [name for name, kind in family._below.items() if kind.__module__ == "other_kinds"]:
+            del family._below[name]
+    kinds._union.cache_clear()
+    kinds.load_plugins.cache_clear()
+
+
+def _below(kind: type[kinds.Spec]) -> Iterator[type[kinds.Spec]]:
+    for one in kind.__subclasses__():
+        yield one
+        yield from _below(one)
+
+
+@pytest.fixture
+def with_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], Path]]:
+    """Writes a module that this process finds until the test ends: ``with_module(name, code)`` is its file."""
+    names = []
+
+    def write(name: str, code: str) -> Path:
+        file = tmp_path / f"{name}.py"
+        file.write_text(code)
+        monkeypatch.syspath_prepend(tmp_path)
+        names.append(name)
+        return file
+
+    yield write
+    for name in names:
+        sys.modules.pop(name, None)  # another test writes another one

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from almlip_jax.kinds import Spec
 
@@ -51,6 +51,9 @@ class ExplorationChoice(Spec):
 
     Kinds of other packages say how they `explore`, and how many candidates there can be at most.
     """
+
+    bound: ClassVar[str] = "its most_candidates"
+    """What bounds the number of structures that it may find."""
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:

@@ -2,51 +2,83 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ase import Atoms
 
 from almlip_jax.campaign.choice import Beginning, ExplorationChoice
-from almlip_jax.campaign.preparation import geometry_key
+from almlip_jax.campaign.preparation import check_states, geometry_key, state_of
+from almlip_jax.campaign.settings import StateReading
 from almlip_jax.errors import InputError
 from almlip_jax.keys import named_key
 from almlip_jax.potential import Evaluated, Potential
 from almlip_jax.scores import names, scores
 from almlip_jax.structures.carried import carried
 from almlip_jax.structures.io import read_structures, write_structures
+from almlip_jax.training import is_isolated_atom
 
 if TYPE_CHECKING:
     from almlip_jax.campaign.workshop import Workshop
 
 
 def find(settings: ExplorationChoice, workshop: Workshop, round_index: int, potential: Potential) -> Mapping[str, Any]:
-    """Lets a kind find structures; those that nobody knows yet, each once, are the candidates.
-
-    Raises:
-        InputError: there are more than the kind said there could be.
-    """
-    dataset = workshop.dataset(round_index)
+    """Lets a kind find structures, which are scored and written; errors as for `found_by`."""
     key = named_key(workshop.config.seed, "explore", round_index)
+    given = Beginning(potential, workshop.geometries, workshop.dataset(round_index), key, round_index)
     with workshop.progress.stage("explore"):
-        found = settings.explore(Beginning(potential, workshop.geometries, dataset, key, round_index))
-    seen = {*workshop.test_keys, *(geometry_key(frame) for frame in dataset)}
-    frames = []
-    for frame in found:
-        if geometry_key(frame) not in seen:
-            seen.add(geometry_key(frame))
-            frames.append(carried(frame))
-    if len(frames) > workshop.pool_capacity:
-        raise InputError(
-            f"exploration of kind '{settings.kind}' found {len(frames)} structures, more than the "
-            f"{workshop.pool_capacity} that its most_candidates allows."
-        )
+        frames = found_by(settings, given, workshop.config.system, workshop.test_keys, workshop.pool_capacity)
     evaluated = _offer(workshop, round_index, frames, potential)
     if evaluated is None:
         return {"candidates": 0}
     monitored = evaluated.scores[workshop.config.stopping.monitor]
     return {"candidates": len(frames), "sigma_pool": float(np.mean(monitored, dtype=np.float64))}
+
+
+def found_by(
+    settings: ExplorationChoice, given: Beginning, system: StateReading, test: Collection[bytes], most: int
+) -> list[Atoms]:
+    """The structures that a kind finds, with charge and spin, without those that are known already, each once.
+
+    Args:
+        settings: of the kind.
+        given: what it begins with.
+        system: charge and spin of structures that do not say.
+        test: what identifies the structures of the test set.
+        most: structures that there may be.
+
+    Raises:
+        InputError: there are more; or something is not a structure, has positions that are not finite, or elements or
+            an electronic state that the potential does not know.
+    """
+    known = [*given.starts, *given.labelled]
+    seen = {*test, *(geometry_key(frame) for frame in given.labelled)}
+    where = f"exploration '{settings.kind}'"
+    frames: list[Atoms] = []
+    starts = [start.copy() for start in given.starts]  # those of later rounds too, whatever is done with them
+    for number, found in enumerate(settings.explore(replace(given, starts=starts))):
+        frame = _structure(found, f"{where}, structure {number}", system)
+        if is_isolated_atom(frame) or geometry_key(frame) in seen:
+            continue
+        if len(frames) == most:
+            raise InputError(f"{where} finds more structures than the {most} of {settings.bound}.")
+        seen.add(geometry_key(frame))
+        frames.append(frame)
+    given.potential.check_elements(frames, where)
+    check_states(frames, where, known, sees_state=given.potential.ensemble.sees_state)
+    return frames
+
+
+def _structure(found: Any, where: str, system: StateReading) -> Atoms:
+    if not isinstance(found, Atoms):
+        raise InputError(f"{where} is a {type(found).__name__}; it should be an ase.Atoms.")
+    if not len(found) or not (np.isfinite(found.positions).all() and np.isfinite(found.cell.array).all()):
+        raise InputError(f"{where} has no atoms, or numbers in positions or cell that are not finite.")
+    frame = carried(found)
+    frame.info |= state_of(frame, system)
+    return frame
 
 
 def score_pool(workshop: Workshop, round_index: int, potential: Potential) -> Mapping[str, Any]:

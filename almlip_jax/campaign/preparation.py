@@ -85,10 +85,6 @@ def start_list(path: Path, system: SystemSettings, known: Sequence[Atoms], *, se
             its composition, or than all known ones where the potential sees these.
     """
     elements = {int(number) for frame in known for number in frame.numbers}
-    states: dict[str, tuple[int, int]] = {}
-    met = {electronic_state(frame) for frame in known}
-    for frame in known:
-        states.setdefault(frame.get_chemical_formula(), electronic_state(frame))
     frames = _movable(path, bare_frames(path, system))
     for number, frame in enumerate(frames):
         strange = sorted({int(z) for z in frame.numbers} - elements)
@@ -97,19 +93,40 @@ def start_list(path: Path, system: SystemSettings, known: Sequence[Atoms], *, se
                 f"{path}, frame {number} holds {', '.join(chemical_symbols[z] for z in strange)}, which no start "
                 "geometry and no structure of initial.dataset holds; leave it out, or give labels with this element."
             )
+    check_states(frames, str(path), known, sees_state=sees_state)
+    return frames
+
+
+def check_states(frames: Sequence[Atoms], source: str, known: Sequence[Atoms], *, sees_state: bool) -> None:
+    """Refuses structures whose charge and spin the potential does not know, or cannot tell from those that it knows.
+
+    Args:
+        frames: the structures.
+        source: where they are from.
+        known: start geometries and labelled structures.
+        sees_state: whether the potential tells structures apart that differ in charge and spin alone.
+
+    Raises:
+        InputError: a structure is in another electronic state than a known one of its composition, or than all known
+            ones where the potential sees these.
+    """
+    states: dict[str, tuple[int, int]] = {}
+    met = {electronic_state(frame) for frame in known}
+    for frame in known:
+        states.setdefault(frame.get_chemical_formula(), electronic_state(frame))
+    for number, frame in enumerate(frames):
         formula, state = frame.get_chemical_formula(), electronic_state(frame)
         if sees_state and state not in met:
             raise InputError(
-                f"{path}, frame {number} ({formula}) has charge and spin {state}, which no start geometry and no "
-                "structure of initial.dataset has; leave it out, or give labels of that state."
+                f"{source}, frame {number} ({formula}) has charge and spin {state}, which no start geometry and no "
+                "labelled structure has; leave it out, or give labels of that state."
             )
         if not sees_state and states.setdefault(formula, state) != state:
             raise InputError(
-                f"{path}, frame {number} ({formula}) has charge and spin {state}, but others of its composition have "
+                f"{source}, frame {number} ({formula}) has charge and spin {state}, but others of its composition have "
                 f"{states[formula]}, which this model cannot tell apart; leave it out, set model.electronic_state, or "
                 "begin a campaign for it."
             )
-    return frames
 
 
 def requested_frames(path: Path, system: SystemSettings) -> list[Atoms]:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
+from ase import Atoms
 from pydantic import Field, model_validator
 
-from almlip_jax.campaign.choice import ExplorationChoice, Stage
+from almlip_jax.campaign.choice import Beginning, ExplorationChoice, Stage
 from almlip_jax.campaign.starts import LabelledStarts, StartSettings
 from almlip_jax.dynamics import ExplorationSettings, RelaxationSettings
 from almlip_jax.dynamics.judging import check_exploration
 from almlip_jax.dynamics.thresholds import RelativeThresholds, ThresholdSettings
 from almlip_jax.ensembles import EnsembleSettings
+from almlip_jax.errors import InputError
 from almlip_jax.kinds import UserCode
 from almlip_jax.names import Known
 from almlip_jax.scores import ScoreName as Score
@@ -231,6 +233,33 @@ class PoolExploration(ExplorationChoice):
     def most_candidates(self, pool: int) -> int:
         """The pool."""
         return pool
+
+
+class UserExploration(UserCode, ExplorationChoice):
+    """A user's own factory ``(**parameters)`` of a function of a `Beginning`, which gives structures.
+
+    What it draws at random follows from ``given.key``.
+    """
+
+    kind: Literal["user"] = "user"
+    bound: ClassVar[str] = "exploration.candidates"
+    candidates: int = Field(ge=1, le=10**7)
+    """Structures that it may find in a round; the arrays of the selector are made for so many."""
+
+    def check_code(self) -> None:
+        """Makes the function."""
+        self.call_for_function("given")
+
+    def explore(self, given: Beginning) -> Iterable[Atoms]:
+        """What the function gives."""
+        found: Iterable[Atoms] = self.call_for_function("given")(given)
+        if not isinstance(found, Iterable) or isinstance(found, Atoms):
+            raise InputError(f"'{self.function}' must find a list of structures, but finds a {type(found).__name__}.")
+        return found
+
+    def most_candidates(self, pool: int) -> int:
+        """As given."""
+        return self.candidates
 
 
 class SelectionSettings(Settings):

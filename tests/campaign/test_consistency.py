@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -218,17 +217,16 @@ def test_a_target_for_dipoles_needs_molecules_that_have_them_and_a_model_that_gi
         check_target_labels(target, [gas, solid])
 
 
-def test_what_a_users_selector_looks_for_is_known_before_a_label(tmp_path, monkeypatch):
+def test_what_a_users_selector_looks_for_is_known_before_a_label(with_module):
     text = """
 from almlip_jax.selection import top_k
 def by(k, score): return top_k(k, score)
 def raw(k): return lambda key, pool, labelled: pool.scores["forces_std"]
 """
-    (tmp_path / "mine_of_consistency.py").write_text(text)
-    monkeypatch.syspath_prepend(tmp_path)
+    with_module("mine_of_campaigns", text)
 
     def user(function: str, **parameters: str) -> UserSelector:
-        return UserSelector(function=f"mine_of_consistency:{function}", parameters=parameters)
+        return UserSelector(function=f"mine_of_campaigns:{function}", parameters=parameters)
 
     check_columns(user("by", score="force_std_max"), 5, "selection.selector")
     with pytest.raises(InputError, match=r"selection.selector: candidates have no score 'force_std'"):
@@ -260,19 +258,18 @@ USER_CODE: dict[str, dict[str, Any]] = {
     },
     "stopping.user": {"stopping": {"user": {"function": MINE["function"]}}},
     "model": {"model": MINE},
+    "exploration": {"exploration": MINE | {"candidates": 9}},
 }
 """Sections in which a user's own code stands, by the key of that."""
 
 
 @pytest.fixture
-def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+def mine(tmp_path: Path, with_module: Callable[[str, str], Path]) -> dict[str, Any]:
     """A campaign that labels rattled molecules; the module of its user has factories that nothing can be made of."""
     text = "def takes_nothing(): return None\ndef no_function(**_): return 7\ndef of_nothing(**_): return lambda: 0\n"
-    (tmp_path / "mine_of_campaigns.py").write_text(text)
-    monkeypatch.syspath_prepend(tmp_path)
+    with_module("mine_of_campaigns", text)
     write_structures(tmp_path / "start.xyz", [molecule("H2O")])
-    yield {"system": {"structures": tmp_path / "start.xyz"}}
-    sys.modules.pop("mine_of_campaigns", None)
+    return {"system": {"structures": tmp_path / "start.xyz"}}
 
 
 def renamed(section: Any, function: str, **parameters: Any) -> Any:
@@ -298,7 +295,10 @@ def test_user_code_is_tried_before_a_label_is_paid(mine, tmp_path, key):
     takes_nothing = refused(renamed(USER_CODE[key], "takes_nothing", strength=1.0))
     assert takes_nothing.startswith(f"{key}: 'mine_of_campaigns:takes_nothing' does not take the parameters given (")
     assert "'mine_of_campaigns:no_function' " in refused(renamed(USER_CODE[key], "no_function"))
-    if key.startswith(("selection", "stopping", "exploration.thresholds", "exploration.biases.0.variables")):
+    if (
+        key.startswith(("selection", "stopping", "exploration.thresholds", "exploration.biases.0.variables"))
+        or key == "exploration"
+    ):
         told = refused(renamed(USER_CODE[key], "of_nothing"))
         assert "'mine_of_campaigns:of_nothing' must return a function of " in told and "too many positional" in told
 

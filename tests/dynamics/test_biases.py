@@ -532,9 +532,8 @@ def height(atom, above):
 '''
 
 
-def test_settings_build_biases(at, tmp_path, monkeypatch):
-    (tmp_path / "my_variables.py").write_text(USER_MODULE)
-    monkeypatch.syspath_prepend(tmp_path)
+def test_settings_build_biases(at, with_module):
+    with_module("my_variables", USER_MODULE)
     mine = {"kind": "user", "function": "my_variables:height", "parameters": {"atom": 2, "above": [0, 1]}}
     adapter = TypeAdapter(tuple[BiasSettings, ...])
     settings = adapter.validate_python(

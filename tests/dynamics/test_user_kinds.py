@@ -8,7 +8,6 @@ import pytest
 from analytic import CUTOFF, DEPTH, LENGTH, PARAMS, QUIET, SPECIES, WIDTH, dimer, morse, settings
 from pydantic import ValidationError
 
-from almlip_jax import kinds
 from almlip_jax.campaign.settings import MdExploration
 from almlip_jax.dynamics import ExplorationSettings, Explorer, Status
 from almlip_jax.dynamics.admission import AdmissionSettings
@@ -122,9 +121,8 @@ SECTIONS = {
 
 
 @pytest.fixture
-def my_dynamics(tmp_path, monkeypatch):
-    (tmp_path / "my_dynamics.py").write_text(MODULE)
-    monkeypatch.syspath_prepend(tmp_path)
+def my_dynamics(with_module):
+    with_module("my_dynamics", MODULE)
 
 
 def with_sections(sections: dict) -> ExplorationSettings:
@@ -238,18 +236,8 @@ class EveryGate(GateSettings):
 '''
 
 
-@pytest.fixture
-def package(tmp_path, monkeypatch, with_package):
-    with_package(PACKAGE)
-    monkeypatch.syspath_prepend(tmp_path)
-    kinds.load_plugins.cache_clear()
-    yield
-    GateSettings._below.pop("every", None)
-    kinds._union.cache_clear()
-    kinds.load_plugins.cache_clear()
-
-
-def test_an_installed_package_adds_a_gate(package):
+def test_an_installed_package_adds_a_gate(with_kinds):
+    with_kinds(PACKAGE)
     options = with_sections({"gate": {"kind": "every", "number": 15}})
     found = Explorer(morse, SPECIES, CUTOFF, options).run(PARAMS, [dimer()] * 3, QUIET, jax.random.key(0))
     assert [frame.info["step"] for frame in found.recorded if frame.info["walker"] == 1] == [15, 30]

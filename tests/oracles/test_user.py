@@ -41,15 +41,11 @@ def number():
 
 
 @pytest.fixture
-def trap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def trap(with_module: Callable[[str, str], Path]) -> Iterator[Path]:
     """The module ``trap_label`` of a user."""
-    path = tmp_path / "trap_label.py"
-    path.write_text(TRAP)
-    monkeypatch.syspath_prepend(tmp_path)
     user.source_digest.cache_clear()
-    yield path
+    yield with_module("trap_label", TRAP)
     user.source_digest.cache_clear()
-    sys.modules.pop("trap_label", None)
 
 
 def source(name: str, **settings: object) -> UserSourceSettings:

@@ -223,9 +223,8 @@ def test_a_wrong_path_is_one_sentence(function, message):
         UserSelector(function=function).build(3)
 
 
-def test_a_user_module_that_fails_is_one_sentence(tmp_path, monkeypatch):
-    (tmp_path / "broken_selectors.py").write_text("raise RuntimeError('no licence')\n")
-    monkeypatch.syspath_prepend(tmp_path)
+def test_a_user_module_that_fails_is_one_sentence(with_module):
+    with_module("broken_selectors", "raise RuntimeError('no licence')\n")
     with pytest.raises(InputError, match="broken_selectors:f' cannot be imported .RuntimeError: no licence"):
         UserSelector(function="broken_selectors:f").build(3)
 
