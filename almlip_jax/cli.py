@@ -454,7 +454,7 @@ def select(
 
     settings = load_config(config, overrides or [])
     model = _load(potential)
-    from almlip_jax.campaign.batch import candidates, choose
+    from almlip_jax.campaign.batch import candidates, choose, undecided
     from almlip_jax.campaign.consistency import check_columns, check_selector
     from almlip_jax.campaign.cost import expected_costs
     from almlip_jax.campaign.preparation import in_their_states
@@ -492,6 +492,8 @@ def select(
     for index, gain in chosen[:20]:
         table.add_row(str(index), _number(gain))
     _show(table)
+    if (remark := undecided([gain for _, gain in chosen], len(frames))) is not None:
+        console.print(remark, markup=False, highlight=False)
     _write_json(json_file, {"indices": [i for i, _ in chosen], "gain": [g for _, g in chosen], "out": str(out)})
 
 

@@ -31,7 +31,9 @@ def ensemble_sum(features: jax.Array) -> jax.Array:
 
 
 def unit_diagonal(rows: jax.Array, known: jax.Array, counts: jax.Array, usable: jax.Array | None = None) -> jax.Array:
-    """Factor that gives the training rows a mean square norm of 1; the rows themselves, where there are none.
+    """Factor that gives the training rows a mean square norm of 1; the rows themselves, where these have none.
+
+    Training rows that are all zero set no scale, as if there were none; the factor is 1 where all rows are zero.
 
     Args:
         rows: [n, d] candidates.
@@ -42,12 +44,11 @@ def unit_diagonal(rows: jax.Array, known: jax.Array, counts: jax.Array, usable: 
     Returns:
         [], to be multiplied with rows of both kinds.
     """
-    number = jnp.sum(counts)
+    least = jnp.finfo(rows.dtype).tiny
     candidates = rows.shape[0] if usable is None else jnp.sum(usable)
-    power = jnp.where(
-        number > 0, jnp.sum(known**2) / jnp.maximum(number, 1), jnp.sum(rows**2) / jnp.maximum(candidates, 1)
-    )
-    return jax.lax.rsqrt(jnp.maximum(power, jnp.finfo(rows.dtype).tiny))
+    of_known = jnp.sum(known**2) / jnp.maximum(jnp.sum(counts), 1)
+    power = jnp.where(of_known > least, of_known, jnp.sum(rows**2) / jnp.maximum(candidates, 1))
+    return jnp.where(power > least, jax.lax.rsqrt(jnp.maximum(power, least)), 1)
 
 
 @full_precision

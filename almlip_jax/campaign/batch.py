@@ -77,6 +77,16 @@ def uncertainty_weight(alpha: float, errors: Sequence[float]) -> float:
     return alpha
 
 
+def undecided(gains: Sequence[float | None], candidates: int) -> str | None:
+    """A sentence that a selector could not tell candidates apart, so that their order decided; None where it could."""
+    if len(gains) >= candidates or not gains or any(gain != 0 for gain in gains):
+        return None
+    return (
+        f"the selector finds nothing in which the {candidates} candidates differ (all gains are 0) and has taken "
+        "some of them in their order; other features or another score may tell more."
+    )
+
+
 def choose(selector: Selector, key: jax.Array, pool: Candidates, labelled: Candidates) -> list[tuple[int, float]]:
     """Rows of the pool that a selector chose, best first, each with its gain."""
     chosen = select(selector, key, pool, labelled)

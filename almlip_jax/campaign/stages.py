@@ -19,6 +19,7 @@ from almlip_jax.campaign.batch import (
     candidates,
     choose,
     selection_scalars,
+    undecided,
     validation_error,
 )
 from almlip_jax.campaign.cost import expected_costs, paid_labels
@@ -247,6 +248,8 @@ def select(workshop: Workshop, round_index: int) -> Results:
             candidates(frames, evaluated, workshop.pool_capacity, cost=_costs(workshop, frames)),
             candidates(dataset, context, workshop.largest_dataset, scalars=_selection_scalars(workshop, round_index)),
         )[: _allowed(workshop)]
+    if (remark := undecided([gain for _, gain in chosen], len(frames))) is not None:
+        workshop.progress.message(remark)
     batch = []
     for index, gain in chosen:
         frame = frames[index].copy()

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 
 from ase import Atoms
 
+from almlip_jax.campaign.batch import undecided
 from almlip_jax.errors import InputError
 from almlip_jax.fitting import kept_references
 from almlip_jax.potential import Potential
@@ -200,6 +201,8 @@ class Course:
         with progress.stage("select"):
             errors = [float("nan") if one.validation is None else one.validation for one in [*state.rounds, record]]
             choice = self.tools.select(self.point, record.round, potential, state.picked, errors)
+        if remark := undecided(choice.gain, len(self.tools.split(self.point.seed).pool) - len(state.picked)):
+            progress.message(f"{self.point.name}: {remark}")
         selected = time.monotonic()
         self.tools.dataset(self.point.seed, [*state.picked, *choice.picks])  # labels lie in the files
         seconds = {"seconds_select": selected - began, "seconds_label": time.monotonic() - selected}

@@ -13,6 +13,7 @@ from ase import Atoms
 from almlip_jax.campaign.batch import (
     candidates,
     uncertainty_weight,
+    undecided,
     validation_error,
 )
 from almlip_jax.campaign.cost import PaidLabel, expected_costs, paid_labels
@@ -29,6 +30,13 @@ def test_candidates_are_padded_and_carry_their_price():
     assert list(made.cost) == [3, 5, 0, 0] and list(made.valid) == [True] * 2 + [False] * 2
     assert made.scalars["weight"] == pytest.approx(0.4)
     assert list(candidates(frames, found, cost=np.array([2.0, 0.5])).cost) == [2.0, 0.5]
+
+
+def test_a_choice_among_equals_is_told():
+    assert "nothing in which the 5 candidates differ" in (undecided([0.0, 0.0], 5) or "")
+    assert undecided([0.2, 0.0], 5) is None
+    assert undecided([0.0, 0.0], 2) is None and undecided([], 5) is None
+    assert undecided([None], 5) is None and undecided([float("nan")], 5) is None, "nothing is known of their gains"
 
 
 class TestCost:

@@ -174,6 +174,13 @@ def test_farthest_frames_are_far_from_all(clouds):
     assert nearest(held) > 2 * np.median([nearest(list(rng.choice(300, ROOM, replace=False))) for _ in range(50)])
 
 
+@pytest.mark.parametrize("options", [FarthestAdmission(), LogDetAdmission(sigma=0.1)])
+def test_a_training_set_whose_features_are_zero_sets_no_scale(options):
+    context = options.context(np.zeros((5, 4), np.float32), 0)
+    rows = np.eye(4, dtype=np.float32) @ np.asarray(context.map)
+    np.testing.assert_allclose(rows @ rows.T, np.eye(4) / (0.01 if options.kind == "log_det" else 1), rtol=1e-5)
+
+
 def test_the_highest_scores_are_kept_and_a_reservoir_is_uniform(clouds):
     nothing = TopAdmission().context(None, 0)
     features = np.zeros((60, 0), np.float32)

@@ -25,6 +25,8 @@ def test_unit_diagonal_scales_the_training_kernel():
     assert np.mean(np.sum((factor * known[counts]) ** 2, axis=1)) == pytest.approx(1, rel=1e-5)
     alone = unit_diagonal(rows, np.zeros((0, 4)), np.zeros(0, bool))
     assert np.mean(np.sum((alone * rows) ** 2, axis=1)) == pytest.approx(1, rel=1e-5)
+    assert unit_diagonal(rows, np.zeros((5, 4)), counts) == alone, "rows that are zero set no scale"
+    assert unit_diagonal(np.zeros((6, 4)), np.zeros((5, 4)), counts) == 1
 
 
 def test_posterior_is_that_of_a_gaussian_process():

@@ -75,6 +75,20 @@ def test_kmeans_fps_takes_turns_among_clusters(labelled):
         centres.append(x[row])
 
 
+@pytest.mark.parametrize("name", ["max_det", "bait", "bait_backward", "frank_wolfe", "dpp", "maxvol"])
+def test_a_labelled_set_whose_features_are_zero_says_nothing(name):
+    """The choice, and what it is worth, are those without a labelled set; where candidates have none either, no NaN."""
+    x, _ = sample(5)
+    zeros = np.zeros((4, x.shape[1]))
+    plain = select(SELECTORS[name], KEY, candidates(x), candidates(zeros, valid=np.zeros(4, bool)))
+    found = select(SELECTORS[name], KEY, candidates(x), candidates(zeros))
+    assert chosen(found) == chosen(plain)
+    np.testing.assert_array_equal(found.gain, plain.gain)
+    assert np.all(found.gain[found.valid] > 0) and np.isfinite(found.gain[found.valid]).all()
+    nothing = select(SELECTORS[name], KEY, candidates(np.zeros_like(x)), candidates(zeros))
+    assert np.all(nothing.gain[nothing.valid] == 0)
+
+
 def posterior_variance(x: np.ndarray, known: np.ndarray, sigma: float = 0.1) -> Callable[[list[int]], float]:
     """Sum of the posterior variance over labelled and pool, in units of sigma^2, given also rows of the pool."""
     a, b = scaled(x, known)

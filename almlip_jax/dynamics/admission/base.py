@@ -164,7 +164,9 @@ class ByFeatures(AdmissionSettings):
         sketch = np.eye(width)
         if size < width:
             sketch = np.random.default_rng(seed).normal(size=(width, size)) / np.sqrt(size)
-        sketch = sketch / np.sqrt(max(np.mean(np.sum((rows @ sketch) ** 2, axis=1)), 1e-300))
+        power = float(np.mean(np.sum((rows @ sketch) ** 2, axis=1)))
+        if power > 0:  # features that are all zero set no scale
+            sketch = sketch / np.sqrt(power)
         return sketch, rows @ sketch
 
 
