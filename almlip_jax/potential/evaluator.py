@@ -229,7 +229,7 @@ class _UnderWay:
 
 def reference_energy(references: Mapping[int, float], atoms: Atoms) -> float:
     """Sum of reference energies (eV by atomic number) over a structure's atoms, eV."""
-    return float(sum(references[int(z)] for z in atoms.numbers))
+    return float(sum(references[z] for z in atoms.numbers.tolist()))
 
 
 def _evaluate_on_device(
