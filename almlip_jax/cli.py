@@ -102,22 +102,25 @@ class _ReadingOptions:
     forces_key: Annotated[str | None, typer.Option(help="Key of the forces (eV/Angstrom).")] = None
     stress_key: Annotated[str | None, typer.Option(help="Key of the stresses.")] = None
     virial_key: Annotated[str | None, typer.Option(help="Key of the virials (-volume * stress, eV).")] = None
-    dipole_key: Annotated[str | None, typer.Option(help="Key of the dipoles (e*Angstrom) of molecules.")] = None
     stress_unit: Annotated[str | None, typer.Option(help="Unit of the stresses: eV/A^3, GPa or kbar.")] = None
+    label_key: Annotated[
+        list[str] | None, typer.Option(help="Key of other labels, as dipole=mu (e*Angstrom); may be given repeatedly.")
+    ] = None
     types: TypesOption = None
 
     def reading(self, base: FileReading | None = None) -> FileReading:
         """How files are read: as a config says, except where options were given."""
         from almlip_jax.structures.labels import FileReading, parse_types
 
+        others = dict(pair.partition("=")[::2] for pair in self.label_key or ())
         given = FileReading(types=None if self.types is None else parse_types(self.types))
         return given.otherwise(FileReading() if base is None else base).with_keys(
             energy=self.energy_key,
             forces=self.forces_key,
             stress=self.stress_key,
             virial=self.virial_key,
-            dipole=self.dipole_key,
             stress_unit=self.stress_unit,
+            **others,
         )
 
 

@@ -54,7 +54,7 @@ def _location(kind: type[Settings], parts: tuple[str | int, ...]) -> Location:
     here = [kind]
     inside: Any = None  # type of the value that the location leads to, unless it is just a section
     for part in parts:
-        fields = [one.model_fields[part] for one in here if part in one.model_fields] if isinstance(part, str) else []
+        fields = [known[part] for one in here if part in (known := one.known_fields())] if isinstance(part, str) else []
         kinds = [one for one in here if _kind(one) == part]
         if kinds and not fields:
             here = kinds
@@ -80,7 +80,7 @@ def _fields(kind: type[Settings], location: Location) -> tuple[list[FieldInfo], 
     """The fields that a location may lead to, and the models that a value of them is made of."""
     here, fields = [kind], []
     for part in location:
-        found = [one.model_fields[part] for one in here if isinstance(part, str) and part in one.model_fields]
+        found = [known[part] for one in here if isinstance(part, str) and part in (known := one.known_fields())]
         if found:
             fields = found
             here = [model for field in fields for model in settings_in(field.annotation)]
@@ -158,7 +158,9 @@ def _elsewhere(kind: type[Settings], location: Location) -> str | None:
     if siblings:
         return f"unknown key '{key}' of this kind; kinds that have it: {', '.join(siblings)}"
     _, models = _fields(kind, location[:-1])
-    slips = difflib.get_close_matches(key, {name for model in models for name in model.model_fields}, n=1, cutoff=0.75)
+    slips = difflib.get_close_matches(
+        key, {name for model in models for name in model.known_fields()}, n=1, cutoff=0.75
+    )
     if slips or not homes:
         return None
     place, name = max(homes, key=lambda home: (_common(home[0], section), -len(home[0])))
@@ -172,7 +174,7 @@ def _common(first: tuple[str, ...], second: tuple[str, ...]) -> int:
 
 def _homes(kind: type[Settings], key: str, above: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:
     """Sections that have a key, and of which kind they then are."""
-    if key in kind.model_fields:
+    if key in kind.known_fields():
         yield above, str(_kind(kind) or "")
     if len(above) < 4:
         for name, field in kind.model_fields.items():

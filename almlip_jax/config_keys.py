@@ -81,7 +81,7 @@ class Section:
                 " ".join((field.description or "").split()),
                 tuple(dict.fromkeys(settings_in(field.annotation))),
             )
-            for name, field in self.model.model_fields.items()
+            for name, field in self.model.known_fields().items()
         )
 
     def below(self) -> Iterator[Section]:
@@ -124,7 +124,7 @@ def find_sections(root: type[Settings], path: str) -> list[Section]:
         below = list(dict.fromkeys(one for section in here for one in section.below()))
         at_key = [one for one in below if one.path.rpartition(".")[2] == name]
         of_kind = [section for section in here if section.kind == name]
-        last_key = [section for section in here if name in section.model.model_fields]
+        last_key = [section for section in here if name in section.model.known_fields()]
         if not (at_key or of_kind or last_key):
             raise InputError(_nowhere(parts[:position], name, here))
         if not (at_key or of_kind):
@@ -167,7 +167,7 @@ def _comment(text: str) -> list[str]:
 
 
 def _nowhere(above: list[str], name: str, here: list[Section]) -> str:
-    names = sorted({key for section in here for key in section.model.model_fields} | {s.kind for s in here if s.kind})
+    names = sorted({key for section in here for key in section.model.known_fields()} | {s.kind for s in here if s.kind})
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     where = f"'{'.'.join(above)}'" if above else "the config"
     return f"{where} has no key '{name}'; " + (f"did you mean '{near[0]}'?" if near else f"it has {', '.join(names)}.")

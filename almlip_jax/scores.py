@@ -2,7 +2,7 @@
 
 Whatever looks at scores (gates, selectors, traces, files, the calculator, figures) iterates over declarations or looks
 one up by its name.  `declare` adds one; other packages do so in the modules of their entry points
-(`almlip_jax.kinds`).
+(`almlip_jax.kinds`).  Those of the spread of a target come with the target (`targets.declare`).
 
 M members; deviations have 1/M.  ``force_std`` of an atom is the vector norm ``s_i = sqrt(mean_m |F_mi - F_i|^2)``, not
 averaged over the components.  Each name holds one meaning in code, configs, files and figures.
@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from almlip_jax.kinds import load_plugins
 from almlip_jax.names import Known
+from almlip_jax.targets import DIPOLE, Target
 
 Needs: TypeAlias = Literal["spread", "epistemic", "total", "features", "training_set"]
 """What a score needs to tell structures apart.
@@ -98,6 +99,22 @@ def _check(score: Score) -> None:
     ways = [score.of is not None, reduced is not None, score.fitted and score.per == "atom"]
     if sum(ways) != 1 or (score.largest_of and score.mean_of) or (score.per == "atom" and reduced):
         raise ValueError(f"score '{score.name}' needs one of: of, largest_of, mean_of.")
+
+
+def spreads(target: Target) -> tuple[Score, ...]:
+    """Scores of how far members are apart in a further target, over all of its components.
+
+    ``dipole_std`` of structures; of a target of atoms ``charges_std`` of each, and its largest value and mean,
+    ``charges_std_max`` and ``charges_std_mean``.
+    """
+    name = f"{target.name}_std"
+    meaning = f"spread of the {target.name}, sqrt(mean_m |X_m - X|^2)"
+    own = Score(name, target.unit, meaning, lambda seen: seen.deviation(target), per=target.per, target=target.name)
+    if target.per == "structure":
+        return (own,)
+    largest = Score(f"{name}_max", target.unit, "largest of an atom", largest_of=name, target=target.name)
+    mean = Score(f"{name}_mean", target.unit, "mean over the atoms", mean_of=name, target=target.name)
+    return own, largest, mean
 
 
 def scores(*, fitted: bool | None = None) -> tuple[Score, ...]:
@@ -230,13 +247,7 @@ declare(
     Score("force_epistemic_max", "eV/A", "largest of an atom", largest_of="force_epistemic", needs="epistemic"),
     Score("force_total_mean", "eV/A", "mean over the atoms", mean_of="force_total", needs="total"),
     Score("force_total_max", "eV/A", "largest of an atom", largest_of="force_total", needs="total"),
-    Score(
-        "dipole_std",
-        "e*A",
-        "spread of the dipole, sqrt(mean_m |D_m - D|^2)",
-        lambda seen: seen.vector_deviation("dipole"),
-        target="dipole",
-    ),
+    *spreads(DIPOLE),
     Score("latent_distance", "", "largest of an atom", largest_of="latent_distance", needs="training_set"),
     Score("extrapolation_grade", "", "largest of an atom", largest_of="extrapolation_grade", needs="training_set"),
 )

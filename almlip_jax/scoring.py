@@ -115,8 +115,8 @@ def predicted_frame(potential: Potential, frame: Atoms, evaluated: Evaluated, n:
     """
     told = frame.copy()
     told.calc = frame.calc
-    for name in [f"predicted_{target.label}" for target in targets() if target.per == "structure"]:
-        told.info.pop(name, None)  # of an earlier potential
+    for target in targets():
+        (told.info if target.per == "structure" else told.arrays).pop(f"predicted_{target.label}", None)  # of another
     for name in names(declared()):
         told.info.pop(name, None)
     for name in ("predicted_forces", *names(atom_scores()), "force_error"):
@@ -126,7 +126,11 @@ def predicted_frame(potential: Potential, frame: Atoms, evaluated: Evaluated, n:
         told.info["predicted_stress"] = np.asarray(evaluated.stress[n], np.float64)
     for target in targets(evaluated.further):
         if has_target(frame, target):
-            told.info[f"predicted_{target.label}"] = np.asarray(evaluated.further[target.name][n], np.float64)
+            value = np.asarray(evaluated.further[target.name][n], np.float64)
+            if target.per == "atom":
+                told.arrays[f"predicted_{target.label}"] = value.reshape(len(frame), -1)
+            else:
+                told.info[f"predicted_{target.label}"] = value.ravel() if target.shape else float(value)
     told.info.update({name: float(values[n]) for name, values in evaluated.scores.items()})
     told.arrays["predicted_forces"] = np.asarray(evaluated.forces[n], np.float64)
     for score in atom_scores():

@@ -35,12 +35,18 @@ class Settings(BaseModel):
     def _check_keys(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
+        known = cls.known_fields()
         for key in data:
-            if key not in cls.model_fields:
+            if key not in known:
                 raise ValueError(f"unknown key '{key}'; {cls._hint(str(key))}")
-            if isinstance(data[key], bool) and _is_number(cls.model_fields[key].annotation):
+            if isinstance(data[key], bool) and _is_number(known[key].annotation):
                 raise ValueError(f"{key} should be a number, not {str(data[key]).lower()}.")
-        return {key: _of_kind(value, cls.model_fields[key]) for key, value in data.items()}
+        return {key: _of_kind(value, known[key]) for key, value in data.items()}
+
+    @classmethod
+    def known_fields(cls) -> Mapping[str, FieldInfo]:
+        """The fields by key."""
+        return cls.model_fields
 
     @classmethod
     def alternatives(cls) -> Iterator[type[Settings]]:
@@ -49,7 +55,7 @@ class Settings(BaseModel):
 
     @classmethod
     def _hint(cls, key: str) -> str:
-        known = sorted(cls.model_fields)
+        known = sorted(cls.known_fields())
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
         kind = cls.model_fields["kind"].default if "kind" in cls.model_fields else None
         return f"did you mean '{near[0]}'?" if near else f"{valid_keys(kind)}: {', '.join(known)}."

@@ -6,7 +6,7 @@ import re
 from typing import Final
 
 from almlip_jax.scores import score_units
-from almlip_jax.targets import TARGET_ERRORS
+from almlip_jax.targets import target_errors
 
 UNITS: Final[dict[str, str]] = {
     "energy_mae": "eV/atom",
@@ -26,7 +26,6 @@ UNITS: Final[dict[str, str]] = {
 }
 """Name -> unit of what is not a score, empty for a plain number; A is the Angstrom, which every terminal can show."""
 
-_FURTHER: Final = {name: one.unit for name, one in TARGET_ERRORS.items() if not one.basic}
 _PREFIXES: Final = re.compile(r"^(final_|validation_)+")
 
 
@@ -37,7 +36,7 @@ def unit_of(name: str) -> str:
     ``validation_forces_rmse_0`` that of a member, ``seconds_train`` the time of a stage.
     """
     bare = _PREFIXES.sub("", name)
-    known = score_units() | _FURTHER | UNITS
+    known = score_units() | {name: one.unit for name, one in target_errors().items() if not one.basic} | UNITS
     while bare:
         if bare in known:
             return known[bare]

@@ -21,12 +21,12 @@ from almlip_jax.cli import _ReadingOptions
 from almlip_jax.dynamics import ExplorationSettings
 from almlip_jax.dynamics.judging import check_exploration
 from almlip_jax.ensembles import Ensemble, EnsembleSettings
-from almlip_jax.ensembles.dipoles import molecular_dipoles
 from almlip_jax.errors import InputError, LabelError
 from almlip_jax.evaluation import error_metrics
 from almlip_jax.evaluation.pairs import label_pairs
 from almlip_jax.evaluation.tables import error_table
 from almlip_jax.models import ModelSettings, SharedDensitySettings, build_model
+from almlip_jax.models.dipoles import molecular_dipoles
 from almlip_jax.oracles.base import Label, Results, judged, obtain_label
 from almlip_jax.oracles.sources.xtb import TBLiteSettings
 from almlip_jax.oracles.spool import label_from_json, label_to_json

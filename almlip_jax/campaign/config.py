@@ -21,7 +21,7 @@ from almlip_jax.campaign.settings import (
     TestSettings,
 )
 from almlip_jax.config import load_settings
-from almlip_jax.models import ModelSettings, SharedDensitySettings, further_of
+from almlip_jax.models import ModelSettings, SharedDensitySettings
 from almlip_jax.oracles import ExecutorSettings, LocalSettings, SourceSettings
 from almlip_jax.settings import Settings
 from almlip_jax.training import EnsembleSettings, TrainingSettings, check_training
@@ -76,11 +76,11 @@ class ExperimentConfig(PotentialConfig):
 
     @model_validator(mode="after")
     def _sections_serve_each_other(self) -> Self:
-        check_judges(self.exploration, self.selection, self.stopping, self.ensemble, further_of(self.model))
-        check_labels(further_of(self.model), self.oracle)
+        check_judges(self.exploration, self.selection, self.stopping, self.ensemble, self.model.further)
+        check_labels(self.model.further, self.oracle)
         check_adaptive(self.selection.selector, self.training, "selection.selector")
         check_plateau(self.stopping, self.selection)
-        check_target(self.stopping, self.test, further_of(self.model))
+        check_target(self.stopping, self.test, self.model.further)
         return self
 
 

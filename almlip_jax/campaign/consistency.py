@@ -18,9 +18,11 @@ from almlip_jax.campaign.settings import (
 from almlip_jax.ensembles import EnsembleSettings, require_score, require_spread, require_target
 from almlip_jax.errors import InputError
 from almlip_jax.features import declared
+from almlip_jax.models import how_given
 from almlip_jax.oracles.base import SourceSettings
 from almlip_jax.scores import names, scores
 from almlip_jax.selection import Candidates, SelectorSettings
+from almlip_jax.targets import targets
 from almlip_jax.training import TrainingSettings
 
 
@@ -47,11 +49,13 @@ def check_judges(
 
 def check_labels(further: Collection[str], oracle: SourceSettings) -> None:
     """Refuses a model that is to give what its label source does not label; raises ValueError."""
-    for name in further:
-        if not oracle.gives(name):
+    for target in targets(further):
+        if not oracle.gives(target.name):
+            flagged = [kind for kind, one in SourceSettings.kinds().items() if target.name in one.model_fields]
             raise ValueError(
-                f"model.{name} learns from labels with {name}s, which the label source does not give; take oracle.kind "
-                f"tblite with {name}: true, or file or external, or leave model.{name} out."
+                f"model.{target.name} learns from labels with {target.many}, which the label source does not give; "
+                f"{''.join(f'take oracle.kind {kind} with {target.name}: true, or ' for kind in flagged)}let "
+                f"oracle.targets name it (kinds ase and user), take kind file or external, or take a model without."
             )
 
 
@@ -141,8 +145,8 @@ def check_target(stopping: StoppingSettings, test: TestSettings, further: Collec
         return
     if not target.of.basic and target.of.name not in further:
         raise ValueError(
-            f"stopping.target_error.metric is {target.metric}, but the model gives no {target.of.name}; set "
-            f"model.{target.of.name}: true, or name another metric."
+            f"stopping.target_error.metric is {target.metric}, but the model gives no {target.of.name}; "
+            f"{how_given(target.of.name)}, or name another metric."
         )
     if not test.groups:
         raise ValueError("stopping.target_error needs a test set; give test.md, test.files or test.from_pool.")

@@ -34,7 +34,7 @@ from almlip_jax.structures.carried import carried
 from almlip_jax.structures.electronic_state import electronic_state
 from almlip_jax.structures.io import LABEL_ERROR, read_structures
 from almlip_jax.structures.labels import FileReading, label_difference
-from almlip_jax.structures.weights import WEIGHTS
+from almlip_jax.structures.weights import weight_names
 from almlip_jax.training import is_isolated_atom, isolated_atom_energies, without_isolated_atoms
 
 Say = Callable[[str], None]
@@ -186,7 +186,7 @@ def frames_and_atoms(
         clean = _bare(frame, system)
         clean.set_constraint()  # walkers hold what their start geometry holds
         clean.calc = frame.calc
-        clean.info |= {name: frame.info[name] for name in WEIGHTS if name in frame.info}
+        clean.info |= {name: frame.info[name] for name in weight_names() if name in frame.info}
         frames.append(clean)
     return frames, isolated_atom_energies(read)
 

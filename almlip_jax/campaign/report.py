@@ -14,8 +14,8 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from plotly.offline import get_plotlyjs
 
 from almlip_jax.campaign.report_figures import (
-    ERROR_CURVES,
     error_curve,
+    error_curves,
     errors_of,
     force_parity,
     force_reliability,
@@ -33,7 +33,7 @@ from almlip_jax.errors import InputError
 from almlip_jax.files import read_csv, read_json, read_npz, understood, write_text
 from almlip_jax.group_looks import Look, group_looks
 from almlip_jax.oracles import LabelStore
-from almlip_jax.targets import TARGET_ERRORS, further_targets
+from almlip_jax.targets import further_targets, target_errors
 from almlip_jax.unit_names import spelt, unit_of
 
 
@@ -67,7 +67,7 @@ def write_report(run_dir: Path | str) -> Path:
         errors=_error_rows(status, looks),
         error_columns={metric: spelt(unit_of(metric)) for metric in _shown_errors(status)},
         plotly=get_plotlyjs(),
-        curves={ERROR_CURVES[metric][0]: _json(error_curve(state, looks, metric)) for metric in _curves(state)},
+        curves={error_curves()[metric][0]: _json(error_curve(state, looks, metric)) for metric in _curves(state)},
         walkers={str(folder.index): _traces_of(folder, score_traces) for folder in explored},
         pressures=pressures,
         has_pressures=any(figure != "null" for figure in pressures.values()),
@@ -107,7 +107,7 @@ def _told(errors: Mapping[str, float], which: str) -> list[tuple[str, str]]:
     """Errors of the forces and, where there are any, of the stresses, dipoles and the like of each group."""
     rows = []
     for metric in ("forces_rmse", "stress_rmse", *(f"{target.label}_rmse" for target in further_targets())):
-        name, unit = ERROR_CURVES[metric]
+        name, unit = error_curves()[metric]
         digits = 1 if metric == "forces_rmse" else 3
         for group, value in errors_of(errors, metric).items():
             rows.append((f"{which}{name} {group}", f"{1e3 * value:.{digits}f} {unit}"))
@@ -117,20 +117,20 @@ def _told(errors: Mapping[str, float], which: str) -> list[tuple[str, str]]:
 def _groups(state: CampaignState, predictions: Mapping[str, np.ndarray]) -> set[str]:
     """Every group that the page shows."""
     errors = [record.errors for record in state.history] + ([] if state.final is None else [state.final.errors])
-    groups = {group for one in errors for metric in ERROR_CURVES for group in errors_of(one, metric)}
+    groups = {group for one in errors for metric in error_curves() for group in errors_of(one, metric)}
     return groups | set(predictions.get("group", np.array([], str)).tolist())
 
 
 def _curves(state: CampaignState) -> list[str]:
     """Errors that some round has; forces are asked for in any case."""
-    known = [metric for metric in ERROR_CURVES if any(errors_of(r.errors, metric) for r in state.history)]
+    known = [metric for metric in error_curves() if any(errors_of(r.errors, metric) for r in state.history)]
     return known or ["forces_rmse"]
 
 
 def _shown_errors(status: Mapping[str, Any]) -> list[str]:
     """Errors that the table has columns for: those of what not every model gives only where there are some."""
     known = {**status["errors"], **({} if status["final"] is None else status["final"]["errors"])}
-    return [name for name, target in TARGET_ERRORS.items() if target.basic or errors_of(known, name)]
+    return [name for name, target in target_errors().items() if target.basic or errors_of(known, name)]
 
 
 def _error_rows(status: Mapping[str, Any], looks: Mapping[str, Look]) -> list[dict[str, Any]]:
@@ -139,7 +139,7 @@ def _error_rows(status: Mapping[str, Any], looks: Mapping[str, Look]) -> list[di
     rows = []
     for group, look in looks.items():
         for which, errors in (("", status["errors"]), (", final potential", final)):
-            values = {metric: errors.get(f"{metric}_{group}") for metric in TARGET_ERRORS}
+            values = {metric: errors.get(f"{metric}_{group}") for metric in target_errors()}
             if any(value is not None for value in values.values()):
                 rows.append({"name": f"{group}{which}", "color": look.color, "values": values})
     return rows

@@ -31,19 +31,22 @@ from almlip_jax.uncertainty import reliability
 from almlip_jax.unit_names import spelt, unit_of
 from almlip_jax.units import GPA
 
-ERROR_CURVES: Final[Mapping[str, tuple[str, str]]] = {
+_ERRORS: Final[dict[str, tuple[str, str]]] = {
     "forces_rmse": ("force RMSE", "meV/Å"),
     "energy_rmse": ("energy RMSE", "meV/atom"),
     "stress_rmse": ("stress RMSE", "meV/Å³"),
-    **{f"{one.label}_rmse": (f"{one.label} RMSE", f"m{spelt(one.unit)}") for one in further_targets()},
 }
-"""Errors that have learning curves, how people write them, and the unit of a thousandth of the number."""
 
 _GREY = "#999999"
 _MOST_POINTS = 4000  # of a scatter plot
 _BOND = 1.25  # drawn where atoms are nearer than this multiple of the sum of their covalent radii
 _SHORT_LEGEND = 6  # entries that fit above a figure
 _ROW = 19  # pixels of an entry in a legend at the side
+
+
+def error_curves() -> Mapping[str, tuple[str, str]]:
+    """Errors that have learning curves, how people write them, and the unit of a thousandth of the number."""
+    return _ERRORS | {f"{one.label}_rmse": (f"{one.label} RMSE", spelt(one.shown)) for one in further_targets()}
 
 
 def error_curve(state: CampaignState, looks: Mapping[str, Look], metric: str) -> go.Figure | None:
@@ -72,7 +75,7 @@ def error_curve(state: CampaignState, looks: Mapping[str, Look], metric: str) ->
                 showlegend=False,
                 legendgroup=group,
             )
-    name, unit = ERROR_CURVES[metric]
+    name, unit = error_curves()[metric]
     return _styled(figure, "labels", f"{name} ({unit})", len(series), yaxis_type="log")
 
 
@@ -189,7 +192,8 @@ def structure_parities(predictions: Mapping[str, np.ndarray], looks: Mapping[str
         if len(predictions.get(f"{name}_true", ())):
             pair = predictions[f"{name}_true"], predictions[f"{name}_pred"]
             groups = predictions["structure_group"][predictions[f"{name}_structure"]]
-            axes = f"true {name} component ({spelt(unit)})", f"predicted ({spelt(unit)})"
+            shown = f" ({spelt(unit)})" if unit else ""
+            axes = f"true {name}{' component' * (pair[0].ndim > 1)}{shown}", f"predicted{shown}"
             figures[name] = _parity(*pair, groups, looks, *axes)
     return figures
 

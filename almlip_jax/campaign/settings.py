@@ -23,7 +23,7 @@ from almlip_jax.scores import ScoreName as Score
 from almlip_jax.selection import BaitSettings, SelectorSettings
 from almlip_jax.settings import Settings, unit
 from almlip_jax.structures.labels import FileReading
-from almlip_jax.targets import TARGET_ERRORS, Target
+from almlip_jax.targets import Target, target_errors
 
 
 class StateReading(FileReading):
@@ -312,7 +312,7 @@ class PlateauSettings(Settings):
 class TargetErrorSettings(Settings):
     """Converged when the error on the test set is small enough."""
 
-    metric: Annotated[str, Known("known error", lambda: tuple(TARGET_ERRORS))] = "forces_rmse"
+    metric: Annotated[str, Known("known error", lambda: tuple(target_errors()))] = "forces_rmse"
     """Which error: eV/atom for energies, eV/Angstrom for forces, eV/Angstrom^3 for stresses of periodic structures,
     e*Angstrom for dipoles of molecules, of models that give them."""
     value: float = Field(gt=0, le=1000.0)
@@ -323,7 +323,7 @@ class TargetErrorSettings(Settings):
     @property
     def of(self) -> Target:
         """What it is the error of."""
-        return TARGET_ERRORS[self.metric]
+        return target_errors()[self.metric]
 
     @property
     def of_all(self) -> bool:

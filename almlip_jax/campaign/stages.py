@@ -38,7 +38,7 @@ from almlip_jax.progress import reaching
 from almlip_jax.structures.carried import carried
 from almlip_jax.structures.io import read_structures, write_structures
 from almlip_jax.structures.species import SpeciesTable
-from almlip_jax.targets import TARGET_ERRORS, targets
+from almlip_jax.targets import target_errors, targets
 from almlip_jax.training import EpochReport, checkpoint, params_for
 
 Results = Mapping[str, Any]
@@ -192,7 +192,7 @@ def _test_errors(workshop: Workshop, potential: Potential, folder: PotentialDire
     return {
         f"{name}_{group}": float(values[name])
         for group, values in metrics["by_group"].items()
-        for name in TARGET_ERRORS
+        for name in target_errors()
         if math.isfinite(values.get(name, math.nan))
     }
 
@@ -200,14 +200,16 @@ def _test_errors(workshop: Workshop, potential: Potential, folder: PotentialDire
 def _predictions(structures: Sequence[Atoms], evaluated: Evaluated) -> dict[str, np.ndarray]:
     sizes = np.array([len(atoms) for atoms in structures])
     labels = [labels_of(atoms) for atoms in structures]
-    further = {target.label: evaluated.further[target.name] for target in targets(evaluated.further)}
+    compared: list[tuple[str, tuple[int, ...], str, Any]] = [("stress", (6,), "structure", evaluated.stress)]
+    compared += [(one.label, one.shape, one.per, evaluated.further[one.name]) for one in targets(evaluated.further)]
     arrays: dict[str, np.ndarray] = {}
-    for name, predicted in ({"stress": evaluated.stress} | further).items():
+    for name, shape, per, predicted in compared:
         rows = [n for n, known in enumerate(labels) if name in known]
-        shape = (len(rows), *predicted.shape[1:])
-        arrays[f"{name}_true"] = np.array([labels[n][name] for n in rows]).reshape(shape)
-        arrays[f"{name}_pred"] = predicted[rows].reshape(shape)
-        arrays[f"{name}_structure"] = np.array(rows, np.int64)
+        both = [labels[n][name] for n in rows], [predicted[n] for n in rows]
+        for of, values in zip(("true", "pred"), both, strict=True):
+            parts = [np.reshape(one, (-1, *shape)) for one in (*values, np.zeros((0, *shape)))]
+            arrays[f"{name}_{of}"] = np.concatenate(parts)
+        arrays[f"{name}_structure"] = np.repeat(np.array(rows, np.int64), sizes[rows] if per == "atom" else 1)
     return arrays | {
         "forces_true": np.concatenate([atoms.get_forces(apply_constraint=False) for atoms in structures]),
         "forces_pred": np.concatenate(evaluated.forces),

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 
 from almlip_jax.ensembles.atom_blocks import number_of_blocks, over_blocks
-from almlip_jax.ensembles.dipoles import molecular_dipoles
 from almlip_jax.ensembles.heads import Heads
 from almlip_jax.ensembles.prediction import Committee, Prediction, committee_statistics
 from almlip_jax.keys import named_stream
@@ -211,13 +210,11 @@ class Ensemble:
         gradient, (energy, output) = jax.grad(total, has_aux=True)(geometry)
         forces, virial = derivatives(gradient)
         noise = None if self.heads.plain else self.heads.noise(one["heads"], output.features, graph)
-        return Prediction(energy, forces, virial, output.features, noise, output.code, self._further(output, graph))
+        return Prediction(energy, forces, virial, output.features, noise, output.code, self._further(output))
 
-    def _further(self, output: AtomicOutput, graph: Graph) -> dict[str, jax.Array]:
-        """What a model gives for structures besides the energy."""
-        if output.charges is None or output.dipoles is None:
-            return {}
-        return {"dipole": molecular_dipoles(output.charges, output.dipoles, graph, self.species)}
+    def _further(self, output: AtomicOutput) -> dict[str, jax.Array]:
+        """What the model says that it gives besides the energy."""
+        return {name: output.further[name] for name in self.targets}
 
     def _with_heads(self, one: Params, geometry: Geometry, derivatives: _Derivatives, graph: Graph) -> Prediction:
         """One forward pass of the model, and a reverse pass for each of its heads: leading axis H."""

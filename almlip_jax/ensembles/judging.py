@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from almlip_jax.ensembles.settings import EnsembleSettings
+from almlip_jax.models import how_given
 from almlip_jax.scores import names, score_of, scores
 
 
@@ -68,7 +69,7 @@ def require_target(score: str, further: Collection[str], where: str) -> None:
 
     Args:
         score: its name.
-        further: what the model gives besides the energy, `models.further_of`.
+        further: what the model gives besides the energy, `ModelSettings.further`.
         where: what looks at it, as in a config.
 
     Raises:
@@ -82,7 +83,7 @@ def require_target(score: str, further: Collection[str], where: str) -> None:
     found = score_of(score)
     target = None if found is None else found.target
     if target is not None and target not in further:
-        raise ValueError(f"{where} looks at {score}, but the model gives no {target}; set model.{target}: true.")
+        raise ValueError(f"{where} looks at {score}, but the model gives no {target}; {how_given(target)}.")
 
 
 def require_spread(members: EnsembleSettings, where: str) -> None:

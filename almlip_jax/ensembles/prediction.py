@@ -22,6 +22,7 @@ from almlip_jax.ensembles.heads import Noise
 from almlip_jax.models.base import linear_rows
 from almlip_jax.scores import Needs, Score, atom_scores, scores
 from almlip_jax.structures.graph import Graph, atom_counts, sum_over_atoms
+from almlip_jax.targets import Target
 
 
 @struct.dataclass
@@ -35,7 +36,8 @@ class Prediction:
         features: [(L,) A, F] invariant features of the last hidden layer, of each model.
         code: [(L,) A, Q] what the last, linear layer of a model tells central species apart by; None: one by one.
         noise: with an axis over models L from an ensemble: what each model says about its own errors, if anything.
-        further: name -> [(L,) S, ...], targets that not every model gives (`targets`): dipoles [(L,) S, 3].
+        further: name -> [(L,) S, ...], or [(L,) A, ...] of atoms, targets that not every model gives (`targets`):
+            dipoles [(L,) S, 3].
     """
 
     energy: jax.Array
@@ -64,7 +66,7 @@ class Committee:
         energy: [S] eV, mean (relative to the reference energies).
         forces: [A, 3] eV/Angstrom, mean.
         virial: [S, 3, 3] eV, mean.
-        further: name -> [S, ...], means of the further targets that the models give.
+        further: name -> [S, ...], or [A, ...] of atoms, means of the further targets that the models give.
         scores: name -> [S], every score of structures that follows from predictions alone (`scores.scores`).
         atom_scores: name -> [A], every such score of atoms (0 for padding).
     """
@@ -134,16 +136,17 @@ class Seen:
         return [one for one in declared if one.target is None or one.target in self.prediction.further]
 
     def mean_of(self, target: str) -> jax.Array:
-        """[S, ...] of a target that not every model gives, mean of the models."""
+        """[S, ...] or [A, ...] of a target that not every model gives, mean of the models."""
         key = ("mean of", target)
         if key not in self._found:
             self._found[key] = jnp.mean(self.prediction.further[target], axis=0)
         return self._found[key]
 
-    def vector_deviation(self, target: str) -> jax.Array:
-        """[S], deviation of such a target as a vector: ``sqrt(mean_m |D_m - D|^2)``."""
-        change = self.prediction.further[target] - self.mean_of(target)
-        return jnp.sqrt(jnp.mean(jnp.sum(change**2, axis=-1), axis=0))
+    def deviation(self, target: Target) -> jax.Array:
+        """[S] or [A], of such a target over all of its components: ``sqrt(mean_m |X_m - X|^2)``; 0 for padding."""
+        change = self.prediction.further[target.name] - self.mean_of(target.name)
+        found = jnp.sqrt(jnp.mean(jnp.sum(change**2, axis=tuple(range(2, change.ndim))), axis=0))
+        return found if target.per == "structure" else jnp.where(self.graph.atom_mask, found, 0)
 
     def _once(self, key: object, score: Score) -> jax.Array:
         if key not in self._found:

@@ -28,7 +28,7 @@ from almlip_jax.evaluation.statistics import (
     seeds_needed,
     t_interval,
 )
-from almlip_jax.evaluation.tidy import ERRORS, Case, by_case, by_selector, require
+from almlip_jax.evaluation.tidy import Case, by_case, by_selector, error_columns, require
 
 Curves = Mapping[Case, Mapping[str, SeedCurves]]
 """Learning curves of each case and selector."""
@@ -42,13 +42,13 @@ def learning_curves(table: pd.DataFrame, quantity: str = "forces_rmse") -> dict[
 
     Args:
         table: of `tidy.read_tables`.
-        quantity: one of `tidy.ERRORS`.
+        quantity: one of `tidy.error_columns`.
 
     Raises:
         InputError: there is no such quantity, or it has no value.
     """
-    if quantity not in ERRORS:
-        raise InputError(f"there is no error '{quantity}'; choose one of {', '.join(ERRORS)}.")
+    if quantity not in error_columns():
+        raise InputError(f"there is no error '{quantity}'; choose one of {', '.join(error_columns())}.")
     require(table, [quantity])
     curves: dict[Case, dict[str, SeedCurves]] = {}
     for case, part in by_case(table[table[quantity].notna()]):
@@ -197,7 +197,7 @@ def compare(
     Args:
         table: of `tidy.read_tables`.
         baseline: a selector of the table.
-        quantity: one of `tidy.ERRORS`.
+        quantity: one of `tidy.error_columns`.
         level: confidence level of the intervals.
 
     Raises:

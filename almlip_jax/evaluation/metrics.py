@@ -34,8 +34,8 @@ class Predictions(Protocol):
         ...
 
     @property
-    def further(self) -> dict[str, np.ndarray]:
-        """Name -> [n, ...] of further `targets` that the potential gives."""
+    def further(self) -> Mapping[str, np.ndarray | list[np.ndarray]]:
+        """Name -> [n, ...], or [N, ...] of each where it is one of atoms, of further `targets` that it gives."""
         ...
 
     @property

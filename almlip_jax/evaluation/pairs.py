@@ -65,10 +65,12 @@ def label_pairs(reference: Sequence[Atoms], predicted: Predictions, *, group_key
             found["stress"].append(Pairs(np.array([group]), *stress, np.full(1, np.nan)))
         for target in targets(predicted.further):
             if target.label in labels:
+                rows = 1 if target.per == "structure" else size
                 label, value = (
-                    np.reshape(x, (1, -1)) for x in (labels[target.label], predicted.further[target.name][n])
+                    np.reshape(x, (rows, -1)) for x in (labels[target.label], predicted.further[target.name][n])
                 )
-                found.setdefault(target.label, []).append(Pairs(np.array([group]), label, value, np.full(1, np.nan)))
+                pairs = Pairs(np.full(rows, group), label, value, np.full(rows, np.nan))
+                found.setdefault(target.label, []).append(pairs)
     return {name: _joined(parts) for name, parts in found.items() if parts}
 
 

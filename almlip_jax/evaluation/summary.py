@@ -6,7 +6,7 @@ import math
 
 from almlip_jax.evaluation.comparison import Comparison, ComparisonTable
 from almlip_jax.evaluation.statistics import Bounds, Interval, Paired
-from almlip_jax.evaluation.tidy import ERRORS
+from almlip_jax.evaluation.tidy import error_columns
 
 NOTHING = "-"
 """Where there is no number."""
@@ -30,7 +30,7 @@ def cells(table: ComparisonTable) -> tuple[list[str], list[list[str]]]:
 
     Sizes of ensemble and batch have columns where they differ.  p values are those of the area, after Holm.
     """
-    quantity = ERRORS[table.quantity]
+    quantity = error_columns()[table.quantity]
     several = [name for name in ("ensemble_size", "batch_size") if len({getattr(r.case, name) for r in table.rows}) > 1]
     titles = {"ensemble_size": "members", "batch_size": "batch"}
     header = ["system", "test", *(titles[name] for name in several), "selector", "seeds", "labels", quantity.label]

@@ -26,7 +26,7 @@ def error_table(metrics: Mapping[str, Any], title: str) -> Table:
     names += ["stress_mae", "stress_rmse"] * with_stress
     for target in further_targets():
         if any(math.isfinite(values.get(f"{target.label}_rmse", math.nan)) for values in rows.values()):
-            columns += [f"{target.label} {kind}\nm{target.unit}" for kind in ("MAE", "RMSE")]
+            columns += [f"{target.label} {kind}\n{target.shown}" for kind in ("MAE", "RMSE")]
             names += [f"{target.label}_{kind}" for kind in ("mae", "rmse")]
     table = _table(title, "group", ["n", *columns])
     for name, values in rows.items():

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from almlip_jax.errors import InputError
-from almlip_jax.targets import TARGET_ERRORS, further_targets
+from almlip_jax.targets import further_targets, target_errors
 from almlip_jax.unit_names import spelt
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Quantity(NamedTuple):
         return f"{self.name} ({self.unit})" if self.unit else self.name
 
 
-ERRORS: Final[dict[str, Quantity]] = {
+_ERRORS: Final[dict[str, Quantity]] = {
     "energy_rmse": Quantity("energy RMSE", "meV/atom", 1e3),
     "energy_mae": Quantity("energy MAE", "meV/atom", 1e3),
     "energy_offset_free_rmse": Quantity("energy RMSE without offset", "meV/atom", 1e3),
@@ -60,16 +60,7 @@ ERRORS: Final[dict[str, Quantity]] = {
     "forces_mae": Quantity("force MAE", "meV/Å", 1e3),
     "stress_rmse": Quantity("stress RMSE", "meV/Å³", 1e3),
     "stress_mae": Quantity("stress MAE", "meV/Å³", 1e3),
-    **{
-        f"{one.label}_{kind}": Quantity(f"{one.label} {kind.upper()}", f"m{spelt(one.unit)}", 1e3)
-        for one in further_targets()
-        for kind in ("rmse", "mae")
-    },
 }
-"""Columns that a comparison of selectors can be about: positive, smaller is better."""
-
-_OF_SOME: Final = tuple(name for name, one in TARGET_ERRORS.items() if not one.basic or one.structures != "all")
-"""Columns that a table need not have: of stresses, dipoles and the like, which not all systems have."""
 
 CALIBRATION: Final[dict[str, Quantity]] = {
     "spearman": Quantity("Spearman correlation", rises=True),
@@ -82,8 +73,25 @@ CALIBRATION: Final[dict[str, Quantity]] = {
 }
 """Columns that say how well the force uncertainty predicts the error on a test set; see `uncertainty.calibration`."""
 
-COLUMNS: Final[tuple[str, ...]] = (*_POINT, *ERRORS, *CALIBRATION, *_SIGMA, *SECONDS)
-"""Columns of the table, in their order; others are left alone."""
+
+def error_columns() -> dict[str, Quantity]:
+    """Columns that a comparison of selectors can be about: positive, smaller is better."""
+    further = {
+        f"{one.label}_{kind}": Quantity(f"{one.label} {kind.upper()}", spelt(one.shown), 1e3)
+        for one in further_targets()
+        for kind in ("rmse", "mae")
+    }
+    return _ERRORS | further
+
+
+def columns() -> tuple[str, ...]:
+    """Columns of the table, in their order; others are left alone."""
+    return (*_POINT, *error_columns(), *CALIBRATION, *_SIGMA, *SECONDS)
+
+
+def _of_some() -> set[str]:
+    """Columns that a table need not have: of stresses, dipoles and the like, which not all systems have."""
+    return {name for name, one in target_errors().items() if not one.basic or one.structures != "all"}
 
 
 class Case(NamedTuple):
@@ -111,7 +119,7 @@ def read_tables(paths: Sequence[Path | str]) -> pd.DataFrame:
     """Reads tables of a sweep and puts them one under the other.
 
     Args:
-        paths: CSV files with all of `COLUMNS`; those of stresses and dipoles may be left out.  Rows without ``labels``
+        paths: CSV files with all of `columns`; those of stresses and dipoles may be left out.  Rows without ``labels``
             stand for rounds that a point did not reach, and are left out.
 
     Returns:
@@ -167,11 +175,11 @@ def _read(path: Path) -> pd.DataFrame:
         raw = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
     except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError):
         raise InputError(f"{path} is not a table: it must be CSV with a header.") from None
-    missing = [name for name in COLUMNS if name not in raw and name not in _OF_SOME]
+    missing = [name for name in columns() if name not in raw and name not in _of_some()]
     if missing:
         raise InputError(f"{path} lacks column {', '.join(repr(name) for name in missing)} of a sweep's table.")
-    reached = raw.reindex(columns=[*COLUMNS], fill_value="")[raw["labels"].str.strip() != ""]
-    return pd.DataFrame({name: _typed(reached[name], path) for name in COLUMNS})
+    reached = raw.reindex(columns=[*columns()], fill_value="")[raw["labels"].str.strip() != ""]
+    return pd.DataFrame({name: _typed(reached[name], path) for name in columns()})
 
 
 def _typed(column: pd.Series, path: Path) -> pd.Series:
@@ -189,7 +197,7 @@ def _typed(column: pd.Series, path: Path) -> pd.Series:
         _refuse(values.notna() & ((values % 1 != 0) | (values < 0)), text, path, "is not a count")
     if name in _COUNTS:
         _refuse(values.isna(), text, path, "is empty")
-    if name in ERRORS:
+    if name in error_columns():
         _refuse(values <= 0, text, path, "is not an error, which must be positive")
     if name == "labels":
         _refuse(values < 1, text, path, "is not a number of labels")

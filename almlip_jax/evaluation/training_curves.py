@@ -23,11 +23,13 @@ _KINDS: Final = (
 )
 """What is looked for in this order: prefix of the columns, name, unit shown, units shown per one of the column."""
 
-_FURTHER: Final = tuple(
-    (f"validation_{one.label}_rmse_", f"validation {one.label} RMSE", f"m{spelt(one.unit)}", 1e3)
-    for one in further_targets()
-)
-"""What is shown besides, where models give it."""
+
+def _besides() -> list[tuple[str, str, str, float]]:
+    """What is shown besides, where models give it."""
+    return [
+        (f"validation_{one.label}_rmse_", f"validation {one.label} RMSE", spelt(one.shown), 1e3)
+        for one in further_targets()
+    ]
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ def training_curves(rows: Sequence[Mapping[str, Value]]) -> tuple[TrainingCurves
         rows: of ``training.csv``, as `files.read_csv` reads it.
     """
     usual = [found for kind in _KINDS if (found := _of_kind(rows, *kind)) is not None]
-    further = [found for kind in _FURTHER if (found := _of_kind(rows, *kind)) is not None]
+    further = [found for kind in _besides() if (found := _of_kind(rows, *kind)) is not None]
     return (*usual[:1], *further)
 
 

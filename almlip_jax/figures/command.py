@@ -205,7 +205,7 @@ def make(
         name: one of `MAKERS`, ``all`` of them, or ``training``.
         tables: CSV files of a sweep; for ``training`` the tables of trainings.
         out: folder to write into.
-        quantity: error that the comparison is about, one of `evaluation.tidy.ERRORS`.
+        quantity: error that the comparison is about, one of `evaluation.tidy.error_columns`.
         baseline: selector that the others are compared with.
 
     Returns:

@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from almlip_jax.evaluation.pairs import Pairs
 from almlip_jax.figures.style import MUTED, legend_below, panel_grid, plain_log_ticks, style
 from almlip_jax.group_looks import Look, group_looks
-from almlip_jax.targets import further_targets
+from almlip_jax.targets import target_named
 from almlip_jax.uncertainty import reliability
 from almlip_jax.unit_names import spelt
 
@@ -57,7 +57,7 @@ def parity(pairs: Mapping[str, Pairs]) -> Figure:
                 size = 2.0 if len(labels.label) > 500 else 4.0
                 axes.plot(x[some], y[some], _MARKERS[look.marker], ms=size, mew=0, color=look.color, rasterized=True)
             _diagonal(axes, factor * (labels.label - middle))
-            axes.set(xlabel=f"labelled {name} ({unit})", ylabel=f"predicted ({unit})")
+            axes.set(xlabel=_with_unit(f"labelled {name}", unit), ylabel=_with_unit("predicted", unit))
         _legend(figure, looks, lines=False)
     return figure
 
@@ -100,8 +100,13 @@ def calibration(pairs: Mapping[str, Pairs]) -> Figure:
     return figure
 
 
+def _with_unit(name: str, unit: str) -> str:
+    return f"{name} ({unit})" if unit else name
+
+
 def _further(label: str) -> tuple[str, float, str]:
-    (target,) = (one for one in further_targets() if one.label == label)
+    target = target_named(label)
+    assert target is not None  # pairs are of declared ones
     return f"{label} component" if target.shape else label, 1.0, spelt(target.unit)
 
 

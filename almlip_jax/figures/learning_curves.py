@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from matplotlib.figure import Figure
 
 from almlip_jax.evaluation.statistics import LEVEL, SeedCurves
-from almlip_jax.evaluation.tidy import ERRORS, Case
+from almlip_jax.evaluation.tidy import Case, error_columns
 from almlip_jax.figures.style import draw_seeds, legend_below, panel_grid, plain_log_ticks, selector_lines, style
 
 
@@ -33,7 +33,7 @@ def learning_curves(
     """
     if not curves:
         raise ValueError("there is no curve to draw.")
-    shown = ERRORS[quantity]
+    shown = error_columns()[quantity]
     lines = selector_lines(name for selectors in curves.values() for name in selectors)
     handles = {}
     with style():

@@ -8,7 +8,7 @@ from matplotlib import ticker
 from matplotlib.figure import Figure
 
 from almlip_jax.evaluation.comparison import Comparison, ComparisonTable
-from almlip_jax.evaluation.tidy import ERRORS, Case
+from almlip_jax.evaluation.tidy import Case, error_columns
 from almlip_jax.figures.style import MUTED, panel_grid, selector_lines, style
 
 MEASURES = {"area": "over the whole curve", "final": "at the last number of labels"}
@@ -61,7 +61,7 @@ def paired_ratio(table: ComparisonTable, *, measure: Literal["area", "final"] = 
                 )
             axes.set_yticks(range(len(rows)), [row.selector for row in rows])
             axes.set(xscale="log", ylim=(len(rows) - 0.5, -0.5), title=case.title(cases))
-            axes.set_xlabel(f"{ERRORS[table.quantity].name} / {table.baseline}")
+            axes.set_xlabel(f"{error_columns()[table.quantity].name} / {table.baseline}")
             axes.xaxis.set_major_locator(ticker.MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
             axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
             axes.xaxis.set_minor_locator(ticker.NullLocator())

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from almlip_jax.models.anchored import Anchored
-from almlip_jax.models.base import AtomicOutput, Geometry, LinearLast, Model, ModelSettings, Params, Survey
+from almlip_jax.models.base import AtomicOutput, Geometry, LinearLast, Model, ModelSettings, Params, Survey, how_given
 from almlip_jax.models.mace import Mace, MaceSettings
 from almlip_jax.models.nequip import Nequip, NequipSettings
 from almlip_jax.models.repulsion import WithRepulsion, zbl_pair_energy
 from almlip_jax.models.shared_density import SharedDensity, SharedDensitySettings
 from almlip_jax.models.user import UserModelSettings
 from almlip_jax.structures.species import SpeciesTable
-from almlip_jax.targets import further_targets
 
 
 def build_model(settings: ModelSettings, species: SpeciesTable, isolated: Collection[int] = ()) -> Model:
@@ -30,11 +29,6 @@ def build_model(settings: ModelSettings, species: SpeciesTable, isolated: Collec
     if settings.repulsion:
         model = WithRepulsion(model)
     return Anchored(model, tuple(sorted(isolated))) if isolated else model
-
-
-def further_of(settings: ModelSettings) -> tuple[str, ...]:
-    """Names of what a model of some settings gives besides the energy: targets whose flag is set."""
-    return tuple(one.name for one in further_targets() if getattr(settings, one.name, False) is True)
 
 
 __all__ = [
@@ -55,6 +49,6 @@ __all__ = [
     "UserModelSettings",
     "WithRepulsion",
     "build_model",
-    "further_of",
+    "how_given",
     "zbl_pair_energy",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import field
 from typing import Annotated, Any, ClassVar, Protocol, TypeAlias
 
 import jax
@@ -31,21 +32,20 @@ Survey: TypeAlias = Any
 
 @struct.dataclass
 class AtomicOutput:
-    """What a model gives for each atom.
+    """What a model gives for each atom, and besides.
 
     Attributes:
         energy: [A] eV, contribution of each atom relative to its reference energy (padding atoms: any finite number).
         features: [A, F] invariant features: the inputs of the last, linear layer.
         code: [A, Q] what that layer tells central species apart by, where this is not one by one; see `linear_rows`.
-        charges: [A] e, invariant, of a model that gives dipoles; they need not add up to the charge of the structure.
-        dipoles: [A, 3] e*Angstrom, of the atoms of a model that gives dipoles.
+        further: name -> [S, ...] of structures or [A, ...] of atoms, as the target is declared (`targets`): each of
+            those that the model says it gives; padding: any finite numbers.
     """
 
     energy: jax.Array
     features: jax.Array
     code: jax.Array | None = None
-    charges: jax.Array | None = None
-    dipoles: jax.Array | None = None
+    further: Mapping[str, jax.Array] = field(default_factory=dict)
 
 
 def linear_rows(features: jax.Array, code: jax.Array | None, graph: Graph, num_species: int) -> jax.Array:
@@ -181,7 +181,10 @@ class Model(Protocol):
         ...
 
     def apply(self, params: Params, geometry: Geometry, graph: Graph) -> AtomicOutput:
-        """Energies and features from the geometry; must not read the places of the graph (vectors, positions, cell)."""
+        """Energies and features from the geometry; must not read the places of the graph (vectors, positions, cell).
+
+        What it gives besides (``further``) may read them.
+        """
         ...
 
     def last_scale(self, params: Params) -> jax.Array:
@@ -218,6 +221,12 @@ class LinearLast(ABC):
         return self.last_scale(params) * linear_rows(output.features, output.code, graph, self.num_species)
 
 
+def how_given(target: str) -> str:
+    """What to do to have a model that gives a target which not every model gives."""
+    flagged = any(target in kind.model_fields for kind in ModelSettings.kinds().values())
+    return f"set model.{target}: true" if flagged else "take a model that gives it"
+
+
 class ModelSettings(Spec):
     """Settings of any model; the shared-density model where they name no kind."""
 
@@ -235,6 +244,11 @@ class ModelSettings(Spec):
         Raises:
             InputError: a user's model cannot be imported or built.
         """
+
+    @property
+    def further(self) -> tuple[str, ...]:
+        """Names of what the model gives besides the energy and what is derived from it, its `Model.targets`."""
+        return ()
 
     def kept_beside(self, changes: Mapping[str, Any]) -> dict[str, Any]:
         """What stays of these settings where others are given: all that is not decided by a setting that changes."""

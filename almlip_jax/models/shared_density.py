@@ -46,6 +46,7 @@ from almlip_jax.models.base import (
 )
 from almlip_jax.models.bilinear import Irreps, bilinear, couplings, inner_products
 from almlip_jax.models.constants import CONSTANTS, as_params, as_variables, constant, with_constants
+from almlip_jax.models.dipoles import molecular_dipoles
 from almlip_jax.models.edges import EdgeBasis, edge_vectors, expand_edges
 from almlip_jax.models.electronic import BY_SPECIES, scaled_states, state_features, survey_states
 from almlip_jax.models.layout import side_by_side, split, unstack
@@ -103,6 +104,11 @@ class SharedDensitySettings(ModelSettings):
     def coupled(self) -> int:
         """How many channels take part in products."""
         return self.channels if self.coupled_channels is None else min(self.coupled_channels, self.channels)
+
+    @property
+    def further(self) -> tuple[str, ...]:
+        """The dipole, where asked for."""
+        return ("dipole",) if self.dipole else ()
 
     @model_validator(mode="after")
     def _dipoles_are_vectors(self) -> Self:
@@ -172,8 +178,8 @@ class SharedDensity(LinearLast):
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """The dipole, where settings ask for it."""
-        return ("dipole",) if self.settings.dipole else ()
+        """As its settings say."""
+        return self.settings.further
 
     @property
     def small_members(self) -> bool:
@@ -284,7 +290,10 @@ class _ReadOut(nn.Module):
         told = None if code is exact else code
         if not s.dipole:
             return AtomicOutput(scale * energy, x, told)
-        return AtomicOutput(scale * energy, x, told, self._charges(x, code, exact), self._dipoles(x, h[1]))
+        charges, dipoles = self._charges(x, code, exact), self._dipoles(x, h[1])
+        return AtomicOutput(
+            scale * energy, x, told, {"dipole": molecular_dipoles(charges, dipoles, graph, self.species)}
+        )
 
     def _charges(self, x: jax.Array, code: jax.Array, exact: jax.Array) -> jax.Array:
         """Charges of the atoms, [A] e, from their features and species."""

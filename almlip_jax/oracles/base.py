@@ -23,7 +23,7 @@ from almlip_jax.errors import InputError, LabelError
 from almlip_jax.kinds import Spec
 from almlip_jax.settings import unit
 from almlip_jax.structures.electronic_state import initial_moments, multiplicity, total_charge, total_moment
-from almlip_jax.targets import further_targets
+from almlip_jax.targets import FurtherName, further_targets, has_target, targets
 
 
 class Results(NamedTuple):
@@ -33,8 +33,9 @@ class Results(NamedTuple):
         energy: eV, total.
         forces: [N, 3] eV/Angstrom.
         stress: [6] eV/Angstrom^3 in ASE sign and Voigt order (xx yy zz yz xz xy), or None.
-        further: what else, by the names that `targets` have in files: the ``dipole`` [3] in e*Angstrom of a molecule,
-            relative to the centre of mass (of standard masses) where it is an ion.
+        further: what else, by the names that `targets` have in files, of their shapes, [N, ...] of atoms: the
+            ``dipole`` [3] in e*Angstrom of a molecule, relative to the centre of mass (of standard masses) where it is
+            an ion.
     """
 
     energy: float
@@ -131,6 +132,26 @@ class SourceSettings(Spec):
         Raises:
             InputError: the source cannot be used with these settings.
         """
+
+
+class SourceOfTargets(SourceSettings):
+    """Settings of a label source that is told what else to label."""
+
+    targets: tuple[FurtherName, ...] = ()
+    """What labels hold besides energies, forces and stresses, as ``[dipole]``; a label without it has failed."""
+
+    def gives(self, target: str) -> bool:
+        """What is asked for."""
+        return target in self.targets
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that decide what a label is; without anything else those of labels that hold no more."""
+        settings = super().identity()
+        return {name: value for name, value in settings.items() if name != "targets" or value}
+
+    def asked_of(self, atoms: Atoms) -> tuple[str, ...]:
+        """Names in results of what the label of a structure has to hold besides."""
+        return tuple(one.label for one in targets(self.targets) if has_target(atoms, one))
 
 
 class PendingLabels(RuntimeError):
@@ -251,7 +272,8 @@ class Label:
         labelled = atoms.copy()
         stress = {} if self.stress is None else {"stress": self.stress}
         labelled.calc = SinglePointCalculator(labelled, energy=self.energy, forces=self.forces, **stress)
-        labelled.calc.results.update(self.further)
+        further = {name: value if np.ndim(value) else float(value) for name, value in self.further.items()}
+        labelled.calc.results.update(further)
         return labelled
 
 
@@ -298,10 +320,10 @@ def judged(results: Results, num_atoms: int, max_force: float) -> Results:
     if not np.all(np.isfinite(forces)) or (stress is not None and not np.all(np.isfinite(stress))):
         raise LabelError("the label source returned forces or a stress that are not finite")
     for target in further_targets():
-        shape = target.shape if target.per == "structure" else (num_atoms, *target.shape)
+        shape = target.shape_of(num_atoms)
         value = further.get(target.label)
         if value is not None and (value.shape != shape or not np.all(np.isfinite(value))):
-            raise LabelError(f"the label source returned a {target.label} that is not {shape} finite numbers")
+            raise LabelError(f"the label source returned {target.one} that is not {shape} finite numbers")
     largest = float(np.max(np.abs(forces), initial=0.0))
     if largest > max_force:
         raise LabelError(f"a force component of {largest:.3g} eV/A exceeds max_force = {max_force:g} eV/A")

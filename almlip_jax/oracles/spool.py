@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import math
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,8 +20,10 @@ import numpy as np
 
 from almlip_jax.oracles.base import Label
 from almlip_jax.process_table import birth, is_alive
+from almlip_jax.targets import further_targets
 
-_BYTES_PER_ATOM = 100  # three numbers of at most 25 characters
+_BYTES_PER_NUMBER = 25  # at most
+_BYTES_PER_ATOM = 100  # three numbers, and brackets
 _BYTES_EXTRA = 4096
 
 
@@ -72,11 +75,15 @@ class Reservation:
     """
 
     def __init__(self, spool: Path, identity: str, num_atoms: int) -> None:
+        of_atoms, of_all = (
+            sum(_BYTES_PER_NUMBER * math.prod(one.shape) for one in further_targets() if one.per == per)
+            for per in ("atom", "structure")
+        )
         self._target = spool / f"{identity}.json"
         self._part = spool / f"{identity}.{os.getpid()}-{birth(os.getpid()) or ''}.part"
         try:
             with self._part.open("wb") as file:
-                _allocate(file.fileno(), _BYTES_EXTRA + _BYTES_PER_ATOM * num_atoms)
+                _allocate(file.fileno(), _BYTES_EXTRA + of_all + (_BYTES_PER_ATOM + of_atoms) * num_atoms)
         except OSError:
             self.give_back()
             raise

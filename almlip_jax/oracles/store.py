@@ -21,6 +21,7 @@ from typing import Any, Literal, Self, TypeVar, get_args
 
 import numpy as np
 from ase import Atoms
+from ase.calculators.calculator import all_properties
 from ase.db import connect
 from ase.db.core import now
 from ase.db.row import AtomsRow
@@ -34,6 +35,9 @@ from almlip_jax.targets import further_targets
 Status = Literal["pending", "done", "failed"]
 
 Decoded = TypeVar("Decoded")
+
+_FURTHER = "further"
+"""Where a row keeps what of a label ASE has no column for."""
 
 
 class StorageError(InputError):
@@ -266,6 +270,7 @@ class LabelStore:
                     "spin": atoms.info["spin"],
                     "error": None if label is None else label.error,
                 }
+                data |= _without_column(label)
                 current.id = database.write(entry, _keys(current, provenance), data, id=earlier.id or None)
                 written[identity] = current
         self._rows.update(written)
@@ -445,6 +450,19 @@ def _atoms(row: AtomsRow) -> Atoms:
     return atoms
 
 
+def _without_column(label: Label | None) -> dict[str, Any]:
+    """What of a label ASE's rows have no place for."""
+    further = {} if label is None or label.error is not None else label.further
+    others = {name: np.asarray(value).tolist() for name, value in further.items() if name not in all_properties}
+    return {_FURTHER: others} if others else {}
+
+
+def _further(row: AtomsRow) -> dict[str, Any]:
+    """What a row holds of the further targets, by their names in files."""
+    others = row.data.get(_FURTHER, {})
+    return {one.label: others.get(one.label, row.get(one.label)) for one in further_targets()}
+
+
 def _stored(row: AtomsRow) -> StoredLabel:
     atoms, error = _atoms(row), row.data["error"]
     label = Label(
@@ -455,6 +473,6 @@ def _stored(row: AtomsRow) -> StoredLabel:
         error=error,
         seconds=row["seconds"],
         calls=row["calls"],
-        further={one.label: row[one.label] for one in further_targets() if row.get(one.label) is not None},
+        further={name: np.asarray(value, np.float64) for name, value in _further(row).items() if value is not None},
     )
     return StoredLabel(label.attach(atoms) if error is None else atoms, label, row.data["provenance"])

@@ -71,6 +71,6 @@ class PotentialCalculator(Calculator):
             self.results["force_error"] = error
         for target in targets(evaluated.further):
             if has_target(self.atoms, target):
-                self.results[target.label] = evaluated.further[target.name][0].astype(np.float64)
+                self.results[target.label] = np.asarray(evaluated.further[target.name][0], np.float64)
         if self.atoms.pbc.all():
             self.results["stress"] = evaluated.stress[0]

@@ -61,8 +61,9 @@ class Evaluated:
         scores: name -> [n]; every declared score (`scores`), those of novelty where they are fitted.
         atom_scores: name -> for each structure [N]; the scores of its atoms.
         features: name -> [n, d], where asked for.
-        further: name -> [n, ...], what the models give besides the energy (`targets`), committee mean; the ``dipole``
-            [n, 3] in e*Angstrom, of ions about their centre of mass.  NaN where a structure has none.
+        further: name -> [n, ...], or for each structure [N, ...] where it is one of atoms, what the models give besides
+            the energy (`targets`), committee mean; the ``dipole`` [n, 3] in e*Angstrom, of ions about their centre of
+            mass.  NaN where a structure has none.
     """
 
     energy: np.ndarray
@@ -71,7 +72,7 @@ class Evaluated:
     scores: dict[str, np.ndarray]
     atom_scores: dict[str, list[np.ndarray]]
     features: dict[str, np.ndarray] = field(default_factory=dict)
-    further: dict[str, np.ndarray] = field(default_factory=dict)
+    further: dict[str, np.ndarray | list[np.ndarray]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -332,9 +333,10 @@ def _evaluated(result: Any, references: np.ndarray, batch: Sequence[Atoms]) -> E
     novelty = {name: np.split(values[:total], ends) for name, values in of_atoms.items()}
     split = {name: np.split(values[:total], ends) for name, values in committee.atom_scores.items()} | novelty
     of_all = {name: values[:number] for name, values in committee.scores.items()}
-    for score in scores():
-        if score.target is not None and score.name in of_all:
-            of_all[score.name] = _where_there(score.target, of_all[score.name], batch)
+    for told, declared in ((of_all, scores()), (split, atom_scores())):
+        for score in declared:
+            if score.target is not None and score.name in told:
+                told[score.name] = _where_there(score.target, told[score.name], batch)
     of_all |= {name: np.array([np.max(one) for one in atoms]) for name, atoms in novelty.items()}
     periodic = np.array([a.pbc.all() for a in batch])
     stress = -committee.virial[:number].astype(np.float64) / volume[:number, None, None]
@@ -346,15 +348,27 @@ def _evaluated(result: Any, references: np.ndarray, batch: Sequence[Atoms]) -> E
         scores={one.name: of_all[one.name] for one in scores() if one.name in of_all},
         atom_scores={one.name: split[one.name] for one in atom_scores() if one.name in split},
         features={name: values[:number] for name, values in features.items()},
-        further={name: _where_there(name, values[:number], batch) for name, values in committee.further.items()},
+        further={
+            one.name: _where_there(one.name, values[:number] if one.per == "structure" else parts, batch)
+            for one in targets(committee.further)
+            for values in (committee.further[one.name],)
+            for parts in (np.split(values[:total], ends),)
+        },
     )
 
 
-def _where_there(name: str, values: np.ndarray, batch: Sequence[Atoms]) -> np.ndarray:
-    """Values [n, ...] that belong to a target; NaN where a structure has none."""
+def _where_there(name: str, values: Any, batch: Sequence[Atoms]) -> Any:
+    """Values [n, ...] that belong to a target, or [N, ...] of each structure; NaN where a structure has none."""
     (target,) = targets((name,))
-    there = np.array([has_target(atoms, target) for atoms in batch])
-    return np.where(there.reshape(-1, *(values.ndim - 1) * (1,)), values, np.nan)
+    there = [has_target(atoms, target) for atoms in batch]
+    if isinstance(values, list):
+        return [one if has else np.full_like(one, np.nan) for one, has in zip(values, there, strict=True)]
+    return np.where(np.reshape(there, (-1, *(values.ndim - 1) * (1,))), values, np.nan)
+
+
+def _end_to_end(parts: Sequence[Any]) -> Any:
+    """Values of structures [n, ...], or lists of those of their atoms, one after the other."""
+    return [one for part in parts for one in part] if isinstance(parts[0], list) else np.concatenate(parts)
 
 
 def joined(parts: Sequence[Evaluated]) -> Evaluated:
@@ -365,6 +379,6 @@ def joined(parts: Sequence[Evaluated]) -> Evaluated:
         stress=np.concatenate([p.stress for p in parts]),
         scores={name: np.concatenate([p.scores[name] for p in parts]) for name in parts[0].scores},
         features={name: np.concatenate([p.features[name] for p in parts]) for name in parts[0].features},
-        further={name: np.concatenate([p.further[name] for p in parts]) for name in parts[0].further},
+        further={name: _end_to_end([p.further[name] for p in parts]) for name in parts[0].further},
         atom_scores={name: [one for p in parts for one in p.atom_scores[name]] for name in parts[0].atom_scores},
     )

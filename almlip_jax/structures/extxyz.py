@@ -25,6 +25,7 @@ from ase.stress import voigt_6_to_full_3x3_stress
 from almlip_jax.errors import InputError
 from almlip_jax.files import replacing
 from almlip_jax.structures.extxyz_header import canonical_key, parse_header
+from almlip_jax.targets import target_named
 
 _MATRICES = ("stress", "virial")  # read back as 3 x 3 matrices
 _RESERVED_KEYS = ("Lattice", "Properties", "pbc")
@@ -140,12 +141,17 @@ def _contents(atoms: Atoms, where: str) -> tuple[dict[str, Any], dict[str, np.nd
     columns |= {name: array for name, array in atoms.arrays.items() if name not in ("numbers", "positions")}
     results = {} if atoms.calc is None else atoms.calc.results
     for name, value in results.items():
+        target = target_named(name)
         if value is None:
             continue
         if name in per_atom_properties:
             columns[name] = np.asarray(value)
         elif name in per_config_properties:
             info[name] = value
+        elif target is not None and target.per == "atom":  # ASE has no name for it
+            columns[name] = np.asarray(value).reshape(len(atoms), -1)
+        elif target is not None:
+            info[name] = np.ravel(value) if target.shape else np.asarray(value)
     for key in info:
         if not isinstance(key, str) or not key or key in _RESERVED_KEYS:
             raise InputError(f"{where}: info key {key!r} has no place in an extxyz file; rename it.")

@@ -22,8 +22,9 @@ from almlip_jax.structures.extxyz_reading import count_extxyz, read_extxyz
 from almlip_jax.structures.label_census import LabelCensus
 from almlip_jax.structures.labels import LabelKeys, drop_labels, likely_keys, take_labels
 from almlip_jax.structures.mlip_cfg import count_cfg, is_cfg, iterate_cfg, read_cfg, write_cfg
-from almlip_jax.structures.validation import LABELS, attach_labels, check_structure
+from almlip_jax.structures.validation import attach_labels, check_structure
 from almlip_jax.structures.weights import normalise_weights
+from almlip_jax.targets import label_names
 
 __all__ = [
     "check_structure",
@@ -178,8 +179,8 @@ def _labelled(
         census.add(atoms, taken, where)
         found.update([*taken.values, *(["virial"] if taken.virial else [])])
         yield atoms
-    for name in (*LABELS, "virial"):
-        key = getattr(keys, name, None)
+    for name in (*label_names(), "virial"):
+        key = keys.said(name)
         if key is not None and name not in found:
             raise InputError(f"no structure of {path} has '{key}', which should hold the {name}; correct {name}_key.")
 

@@ -7,19 +7,21 @@ are its derivatives.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from ase import Atoms
 from ase.data import atomic_numbers
-from pydantic import AfterValidator, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from almlip_jax.errors import InputError
 from almlip_jax.settings import Settings
-from almlip_jax.structures.validation import LABELS, checked_label
-from almlip_jax.targets import further_targets
+from almlip_jax.structures.validation import checked_label
+from almlip_jax.target_settings import ByTarget
+from almlip_jax.targets import Target, further_targets, has_target, label_names, target_named
 from almlip_jax.units import GPA
 
 StressUnit = Literal["eV/A^3", "GPa", "kbar"]
@@ -27,7 +29,6 @@ StressUnit = Literal["eV/A^3", "GPa", "kbar"]
 
 _UNITS: dict[StressUnit, float] = {"eV/A^3": 1.0, "GPa": GPA, "kbar": 0.1 * GPA}
 _VIRIALS = ("virial", "virials", "REF_virial", "REF_virials")
-_NOT_PERIODIC = tuple(one.label for one in further_targets() if one.structures == "open")
 _SAME_LABEL = 1e-4  # eV, eV/Angstrom
 _SAME_ENERGY = 1e-6  # eV; what rounding in a file leaves between two names of one energy
 
@@ -43,7 +44,7 @@ ElementTypes = Annotated[tuple[str, ...], AfterValidator(_known_elements)]
 """Element of each type of an MLIP-2 file, from type 0 on; X for a number that no atom has."""
 
 
-class LabelKeys(Settings):
+class LabelKeys(ByTarget):
     """Names of the labels in files, where they are not those that are known anyway."""
 
     energy: str | None = None
@@ -54,11 +55,16 @@ class LabelKeys(Settings):
     """Key of stresses (ASE's sign); by default a calculator's ``stress``, or ``REF_stress``."""
     virial: str | None = None
     """Key of virials (-volume * stress, eV); by default ``virial``, ``virials``, ``REF_virial`` or ``REF_virials``."""
-    dipole: str | None = None
-    """Key of dipoles of molecules (e*Angstrom; of ions relative to the centre of mass); by default a calculator's
-    ``dipole``, or ``REF_dipole``."""
     stress_unit: StressUnit | None = None
     """Unit of stresses; eV/A^3 by default.  Where it is given, no stress is too large to be believed."""
+
+    @classmethod
+    def keys_of(cls, target: Target) -> Iterator[tuple[str, Any, Any]]:
+        """The key."""
+        of = f"{target.many}{f' ({target.written})' if target.unit else ''}{target.meaning and f': {target.meaning}'}"
+        said = f"Key of {of}; by default a calculator's ``{target.label}``, or ``REF_{target.label}``."
+        kind: Any = str | None
+        yield target.label, kind, Field(default=None, description=said)
 
     @classmethod
     def named(cls, **names: str | None) -> Self:
@@ -140,7 +146,7 @@ class TakenLabels:
     """The labels of a frame.
 
     Attributes:
-        values: name of `LABELS` -> value, as `checked_label` gives it.
+        values: name of `label_names` -> value, as `checked_label` gives it.
         virial: whether there was a virial among them.
         energies: which energies the frame had: ``free`` where a free energy stands alone or next to another energy that
             differs, ``plain`` where there is none, ``both`` where they are the same number.
@@ -162,15 +168,15 @@ def take_labels(atoms: Atoms, keys: LabelKeys, where: str) -> TakenLabels:
     """
     values: dict[str, Any] = {}
     energies = _kind_of_energy(atoms, keys)
-    for name in LABELS:
-        if name in _NOT_PERIODIC and atoms.pbc.any():  # what codes write for slabs is not a label of a molecule
+    for name in label_names():
+        target = target_named(name)
+        if target is not None and not has_target(atoms, target):  # what codes write for slabs is no label of a molecule
             continue
-        given = _given(atoms, name, getattr(keys, name, None))
+        given = _given(atoms, name, keys.said(name), bare=target is not None)
         if name == "stress" and not atoms.pbc.all():
             given = {key: value for key, value in given.items() if _is_finite(value)}
         checked = {key: checked_label(name, value, len(atoms), where) for key, value in given.items()}
-        if len(checked) == 2:
-            (one, first), (other, second) = checked.items()
+        for (one, first), (other, second) in pairwise(checked.items()):
             if not np.allclose(first, second, rtol=1e-9, atol=1e-8):
                 raise InputError(
                     f"{where} has two different values, '{one}' and '{other}'; say which one is meant by naming the "
@@ -187,7 +193,8 @@ def take_labels(atoms: Atoms, keys: LabelKeys, where: str) -> TakenLabels:
 def drop_labels(atoms: Atoms) -> None:
     """Removes what a structure holds under the known names of labels, unseen."""
     atoms.calc = None
-    for key in (*(f"REF_{name}" for name in LABELS), *_VIRIALS):
+    own = (f"REF_{name}" for name in label_names())
+    for key in (*own, *(one.label for one in further_targets()), *_VIRIALS):
         atoms.info.pop(key, None)
         atoms.arrays.pop(key, None)
 
@@ -224,8 +231,11 @@ def hint_of_keys(atoms: Atoms) -> str:
     return f"name the keys that hold them{perhaps} with --energy-key and --forces-key, or keys in a config"
 
 
-def _given(atoms: Atoms, name: str, key: str | None) -> dict[str, Any]:
-    """What a structure gives for a label, by the names it stands under; taken out of `info` and arrays."""
+def _given(atoms: Atoms, name: str, key: str | None, *, bare: bool) -> dict[str, Any]:
+    """What a structure gives for a label, by the names it stands under; taken out of `info` and arrays.
+
+    With ``bare`` also under its own name there: files have no place for results that ASE does not know.
+    """
     results: Mapping[str, Any] = {} if atoms.calc is None else atoms.calc.results
     given = {}
     if key is None:
@@ -233,13 +243,13 @@ def _given(atoms: Atoms, name: str, key: str | None) -> dict[str, Any]:
         found = next((one for one in names if results.get(one) is not None), None)
         if found is not None:
             given[found] = results[found]
-    stored = f"REF_{name}" if key is None else key
-    if stored in atoms.info:
-        given[stored] = atoms.info.pop(stored)
-    elif stored in atoms.arrays and stored not in ("positions", "numbers"):
-        given[stored] = atoms.arrays.pop(stored)
-    elif results.get(stored) is not None:
-        given[stored] = results[stored]
+    for stored in (f"REF_{name}", *([name] if bare else [])) if key is None else (key,):
+        if stored in atoms.info:
+            given[stored] = atoms.info.pop(stored)
+        elif stored in atoms.arrays and stored not in ("positions", "numbers"):
+            given[stored] = atoms.arrays.pop(stored)
+        elif results.get(stored) is not None:
+            given[stored] = results[stored]
     return given
 
 

@@ -9,14 +9,12 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
-from ase.calculators.singlepoint import SinglePointCalculator
 
 from almlip_jax.structures.electronic_state import electronic_state, multiplicity, stated_state
 from almlip_jax.structures.extxyz import write_frame
-from almlip_jax.structures.validation import LABELS
-from almlip_jax.structures.weights import WEIGHTS, loss_weights
-
-_KEPT = ("config_type", *WEIGHTS)
+from almlip_jax.structures.validation import holding
+from almlip_jax.structures.weights import loss_weights, weight_names
+from almlip_jax.targets import label_names
 
 
 def remember(
@@ -62,19 +60,19 @@ def _teaches(atoms: Atoms) -> bool:
 
 def _labels(atoms: Atoms) -> dict[str, Any]:
     results: Mapping[str, Any] = {} if atoms.calc is None else atoms.calc.results
-    return {name: results[name] for name in LABELS if results.get(name) is not None}
+    return {name: results[name] for name in label_names() if results.get(name) is not None}
 
 
 def _plain(atoms: Atoms) -> Atoms:
     """What a training looks at."""
     plain = Atoms(numbers=atoms.numbers, positions=atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
-    plain.info = {name: atoms.info[name] for name in _KEPT if name in atoms.info}
+    plain.info = {name: atoms.info[name] for name in ("config_type", *weight_names()) if name in atoms.info}
     plain.info |= stated_state(atoms)
     if "spin" not in plain.info and multiplicity(atoms) != 1:  # initial moments say it, which are not kept
         plain.info["spin"] = multiplicity(atoms)
     if "config_type" in plain.info:
         plain.info["config_type"] = str(plain.info["config_type"])
-    plain.calc = SinglePointCalculator(plain, **_labels(atoms))
+    plain.calc = holding(plain, _labels(atoms))
     return plain
 
 

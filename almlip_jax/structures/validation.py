@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from ase import Atoms
+from ase.calculators.calculator import all_properties
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.data import chemical_symbols
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from almlip_jax.errors import InputError
 from almlip_jax.structures.neighbors import edge_vectors, neighborhood, periodic_cell, shortest_edge
-from almlip_jax.targets import further_targets, targets
-
-LABELS: tuple[str, ...] = tuple(one.label for one in targets())
-"""What a label may hold: ``energy`` eV, ``forces`` eV/Angstrom, ``stress`` eV/Angstrom^3 in ASE's sign and Voigt order,
-and other `targets`."""
+from almlip_jax.targets import label_names, target_named
 
 _TENSORS = ("stress", "virial")
 _CONTACT = 0.2  # Angstrom; no two nuclei come this close in anything worth a label
@@ -74,11 +72,19 @@ def attach_labels(atoms: Atoms, labels: Mapping[str, Any], where: str) -> None:
         InputError: a label of the wrong shape, or not finite.
     """
     results = dict(atoms.calc.results) if atoms.calc is not None else {}
-    replaced = (*LABELS, "free_energy") if "energy" in labels else LABELS  # two energies would be a choice for others
+    replaced = {*label_names()} | ({"free_energy"} if "energy" in labels else set())  # two would be a choice for others
     results = {name: value for name, value in results.items() if name not in replaced}
     for name, value in labels.items():
         results[name] = checked_label(name, value, len(atoms), where)
-    atoms.calc = SinglePointCalculator(atoms, **results) if results else None
+    atoms.calc = holding(atoms, results) if results else None
+
+
+def holding(atoms: Atoms, results: Mapping[str, Any]) -> SinglePointCalculator:
+    """A calculator that holds results for a structure, also some that ASE has no name for."""
+    known = {name: value for name, value in results.items() if name in all_properties}
+    calculator = SinglePointCalculator(atoms, **known)
+    calculator.results |= {name: value for name, value in results.items() if name not in known}
+    return calculator
 
 
 def checked_label(name: str, value: Any, num_atoms: int, where: str) -> float | np.ndarray:
@@ -96,9 +102,12 @@ def checked_label(name: str, value: Any, num_atoms: int, where: str) -> float | 
             raise InputError(f"{where}: forces have shape {array.shape}, not ({num_atoms}, 3); correct them.")
         _check_finite(array, "force", where)
         return array
-    further = next((one for one in further_targets() if one.label == name), None)
+    further = target_named(name)
     if further is not None:
-        shape = further.shape if further.per == "structure" else (num_atoms, *further.shape)
+        shape = further.shape_of(num_atoms)
+        rows = shape[:1] if further.per == "atom" else ()
+        if array.shape == (*rows, math.prod(further.shape)):  # as files hold matrices
+            array = array.reshape(shape)
         if array.shape != shape or not np.all(np.isfinite(array)):
             wrong = f"has shape {array.shape}, not {shape}" if array.shape != shape else "is not finite"
             raise InputError(f"{where}: the {name} {wrong}; correct or remove it.")

@@ -17,7 +17,7 @@ from ase import Atoms
 from almlip_jax.errors import InputError
 from almlip_jax.targets import further_targets, targets
 
-_NAMES: dict[str, tuple[str, ...]] = {
+_OWN: dict[str, tuple[str, ...]] = {
     "weight": ("weight", "config_weight"),
     "energy_weight": ("energy_weight", "config_energy_weight"),
     "forces_weight": ("forces_weight", "force_weight", "config_forces_weight", "config_force_weight"),
@@ -29,21 +29,24 @@ _NAMES: dict[str, tuple[str, ...]] = {
         "config_virial_weight",
         "config_virials_weight",
     ),
-    **{f"{one.label}_weight": (f"{one.label}_weight", f"config_{one.label}_weight") for one in further_targets()},
 }
 
-WEIGHTS: tuple[str, ...] = tuple(_NAMES)
-"""Names of weights in `info`."""
+
+def weight_names() -> dict[str, tuple[str, ...]]:
+    """Names of weights in `info`, and the names that each has in files."""
+    names = (f"{one.label}_weight" for one in further_targets())
+    return _OWN | {name: (name, f"config_{name}") for name in names}
 
 
 def normalise_weights(atoms: Atoms, where: str) -> None:
-    """Brings the weights in `info` under the names of `WEIGHTS` and to float; what is not given stays absent.
+    """Brings the weights in `info` under the names of `weight_names` and to float; what is not given stays absent.
 
     Raises:
         InputError: a weight is not a finite number of at least 0, or two names contradict each other.
     """
+    names = weight_names()
     for name, found in _given(atoms, where).items():
-        for alias in _NAMES[name]:
+        for alias in names[name]:
             atoms.info.pop(alias, None)
         atoms.info[name] = found
 
@@ -60,9 +63,9 @@ def loss_weights(atoms: Atoms, where: str) -> Mapping[str, float]:
 
 
 def _given(atoms: Atoms, where: str) -> dict[str, float]:
-    """Weights by their names in `WEIGHTS`."""
+    """Weights by their names in `weight_names`."""
     found: dict[str, float] = {}
-    for name, aliases in _NAMES.items():
+    for name, aliases in weight_names().items():
         there = [alias for alias in aliases if alias in atoms.info]
         values = [_weight(atoms.info[alias], alias, where) for alias in there]
         if len(set(values)) > 1:

@@ -18,11 +18,10 @@ from almlip_jax.campaign.cost import expected_costs
 from almlip_jax.ensembles import build_ensemble
 from almlip_jax.errors import InputError
 from almlip_jax.evaluation import error_metrics
-from almlip_jax.evaluation.tidy import CALIBRATION, ERRORS
+from almlip_jax.evaluation.tidy import CALIBRATION, error_columns
 from almlip_jax.features import FeatureRequest
 from almlip_jax.files import plain
 from almlip_jax.keys import named_key
-from almlip_jax.models import further_of
 from almlip_jax.potential import Potential
 from almlip_jax.selection import Selector
 from almlip_jax.structures.packing import BatchShape
@@ -125,7 +124,7 @@ class SystemBench:
             content["selector"] = self.config.selectors[member.selector].model_dump(mode="json")
             content["warm_start"] = self.config.warm_start
             content["monitor"] = self.config.monitor
-        return cast(dict[str, Any], _of_effect(plain(content), further_of(settings.model)))
+        return cast(dict[str, Any], _of_effect(plain(content), settings.model.further))
 
     # -- training -----------------------------------------------------------------------------------------------------
 
@@ -325,10 +324,13 @@ class Bench:
 
 def _of_effect(identity: dict[str, Any], further: Collection[str]) -> dict[str, Any]:
     """An identity without keys of targets that the model does not give: they change no result."""
-    training = identity["training"]
+    training, model = identity["training"], identity["model"]
+    if not model.get("targets", True):  # of a user's own
+        model.pop("targets")
     for target in further_targets():
         if target.name not in further:
-            identity["model"].pop(target.name, None)
+            if model.get(target.name) is False:
+                model.pop(target.name)
             for part in (training["loss"], training.get("second_stage") or {}):
                 part.pop(target.name, None)
                 part.pop(f"{target.name}_delta", None)
@@ -341,7 +343,7 @@ def _digest(identity: Mapping[str, Any]) -> str:
 
 def _scores(metrics: Mapping[str, Any]) -> Scores:
     """Columns of the table from `error_metrics`; None for what is not a number."""
-    values = {name: metrics.get(name, math.nan) for name in ERRORS}
+    values = {name: metrics.get(name, math.nan) for name in error_columns()}
     values |= {name: metrics["calibration"]["forces"][name] for name in CALIBRATION}
     return {name: float(value) if math.isfinite(value) else None for name, value in values.items()}
 

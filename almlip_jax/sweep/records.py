@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from almlip_jax.errors import InputError
-from almlip_jax.evaluation.tidy import COLUMNS
+from almlip_jax.evaluation.tidy import columns
 from almlip_jax.files import Cell, plain, read_record, write_csv, write_json
 from almlip_jax.settings import Findings
 from almlip_jax.sweep.points import First, Point
@@ -202,7 +202,7 @@ def table(config: SweepConfig, points: Iterable[tuple[Point, PointState]]) -> li
 
 def _row(*parts: Mapping[str, Cell]) -> dict[str, Cell]:
     known = {name: value for part in parts for name, value in part.items()}
-    return {name: known.get(name) for name in COLUMNS}
+    return {name: known.get(name) for name in columns()}
 
 
 def write_table(folder: SweepDirectory, config: SweepConfig, points: Iterable[Point]) -> list[dict[str, Cell]]:

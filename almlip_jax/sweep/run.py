@@ -180,13 +180,13 @@ def _ends(rows: Sequence[Mapping[str, Cell]]) -> list[dict[str, Any]]:
     """Where the learning curves end: mean errors over the seeds at the most labels that any of them has."""
     curves: dict[tuple[Cell, ...], dict[int, list[Mapping[str, Cell]]]] = {}
     for row in rows:
-        if isinstance(row["labels"], int) and any(isinstance(row[name], float) for name in _ERRORS):
+        if isinstance(row["labels"], int) and any(isinstance(row[name], float) for name in _errors()):
             curves.setdefault(tuple(row[name] for name in _CURVE), {}).setdefault(row["labels"], []).append(row)
     ends = []
     for key, curve in curves.items():
         last = curve[max(curve)]
         end = dict(zip(_CURVE, key, strict=True)) | {"seeds": len(last), "labels": max(curve)}
-        ends.append(end | {name: _mean(row[name] for row in last) for name in _ERRORS})
+        ends.append(end | {name: _mean(row[name] for row in last) for name in _errors()})
     return ends
 
 
@@ -203,8 +203,8 @@ def render_result(result: SweepResult) -> Table:
         title += f", {result.cut} ended early (empty rows)"
     table = Table(title=f"{title}; {result.out / 'results.csv'}")
     ends = _ends(result.rows)
-    shown = [name for name in _ERRORS if name == "forces_rmse" or any(end[name] is not None for end in ends)]
-    titles = ("system", "selector", "members", "batch", "test", "seeds", "labels", *(_ERRORS[name] for name in shown))
+    shown = [name for name in _errors() if name == "forces_rmse" or any(end[name] is not None for end in ends)]
+    titles = ("system", "selector", "members", "batch", "test", "seeds", "labels", *(_errors()[name] for name in shown))
     for column in titles:
         table.add_column(column, justify="left" if column in ("system", "selector", "test") else "right")
     for end in ends:
@@ -217,9 +217,8 @@ def render_result(result: SweepResult) -> Table:
 _CURVE: Final = ("system", "selector", "ensemble_size", "batch_size", "test")
 """What tells learning curves apart, the seeds apart."""
 
-_ERRORS: Final = {
-    "forces_rmse": "F RMSE meV/A",
-    "stress_rmse": "S RMSE meV/A^3",
-    **{f"{one.label}_rmse": f"{one.label} RMSE m{one.unit}" for one in further_targets()},
-}
-"""Errors that are shown where curves end; those of stresses, dipoles and the like where some system has them."""
+
+def _errors() -> dict[str, str]:
+    """Errors that are shown where curves end; those of stresses, dipoles and the like where some system has them."""
+    further = {f"{one.label}_rmse": f"{one.label} RMSE {one.shown}" for one in further_targets()}
+    return {"forces_rmse": "F RMSE meV/A", "stress_rmse": "S RMSE meV/A^3"} | further

@@ -13,7 +13,7 @@ from almlip_jax.campaign.consistency import check_adaptive, check_selector
 from almlip_jax.cluster import SweepExecutorSettings
 from almlip_jax.ensembles import EnsembleSettings
 from almlip_jax.errors import InputError
-from almlip_jax.models import ModelSettings, SharedDensitySettings, further_of
+from almlip_jax.models import ModelSettings, SharedDensitySettings
 from almlip_jax.scores import ScoreName
 from almlip_jax.selection import SelectorSettings
 from almlip_jax.settings import Settings, unit
@@ -177,7 +177,7 @@ class SweepConfig(Settings):
         for selector, settings in self.selectors.items():
             check_adaptive(settings, system.training, f"selectors.{selector} on systems.{name}")
             where = f"selectors.{selector} with ensemble_sizes {size}"
-            check_selector(settings, members_of(system, size), where, further_of(system.model))
+            check_selector(settings, members_of(system, size), where, system.model.further)
         try:
             check_training(system.model, members_of(system, size), system.training)
         except InputError as error:

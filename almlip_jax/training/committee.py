@@ -13,8 +13,9 @@ from pydantic import ValidationError
 
 from almlip_jax.ensembles import Ensemble, EnsembleSettings, MixedEnsemble, build_ensemble, member_models
 from almlip_jax.errors import InputError
-from almlip_jax.models import ModelSettings, Params, further_of
+from almlip_jax.models import ModelSettings, Params
 from almlip_jax.structures.species import SpeciesTable
+from almlip_jax.targets import targets
 from almlip_jax.training.dataset import Capacity
 from almlip_jax.training.settings import TrainingSettings, check_losses, check_targets
 from almlip_jax.training.trainer import (
@@ -203,9 +204,12 @@ def check_training(model: ModelSettings, ensemble: EnsembleSettings, training: T
     for n, (one, variant, _) in enumerate(models):
         changed = _changed(training, variant.training, n)
         check_losses(changed, ensemble.heads, ensemble.likelihood)
-        check_targets(changed, further_of(one), ensemble.heads)
-    if len({further_of(one) for one, _, _ in models}) > 1:
-        raise InputError("some of ensemble.variants give a dipole and others do not; set it for all of them, or none.")
+        check_targets(changed, one.further, ensemble.heads)
+    for target in targets({name for one, _, _ in models for name in one.further}):
+        if not all(target.name in one.further for one, _, _ in models):
+            raise InputError(
+                f"some of ensemble.variants give {target.one} and others do not; set it for all of them, or none."
+            )
 
 
 def _changed(training: TrainingSettings, changes: dict, position: int) -> TrainingSettings:

@@ -334,14 +334,17 @@ def _require_target(dataset: Sequence[Atoms], target: Target) -> None:
     """Whether a target that a model gives besides the energy can be learned from some structures."""
     for n, atoms in enumerate(dataset):
         if not has_target(atoms, target):
+            is_so, owners = "is periodic", "molecules"
+            if target.structures == "periodic":
+                is_so, owners = "is not periodic in three directions", "structures that are"
             raise InputError(
-                f"structure {n} ({atoms.get_chemical_formula()}) is periodic, but a {target.name} belongs to "
-                f"molecules; leave it out, or train a model without {target.name}s (model.{target.name}: false)."
+                f"structure {n} ({atoms.get_chemical_formula()}) {is_so}, but {target.one} belongs to {owners}; leave "
+                f"the structure out, or train a model without {target.many}."
             )
     if not any(atoms.calc is not None and target.label in atoms.calc.results for atoms in dataset):
         raise InputError(
-            f"the model gives a {target.name}, but no structure has one to learn from; label them with {target.name}s "
-            f"(oracle.{target.name}: true with tblite), or set model.{target.name}: false."
+            f"the model gives {target.one}, but no structure has one to learn from; label them with {target.many}, or "
+            f"take a model without."
         )
 
 

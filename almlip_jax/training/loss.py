@@ -92,7 +92,7 @@ def residuals(
         if axes:
             penalty = jnp.mean(penalty, axis=tuple(range(-1, -1 - axes, -1)))
         if target.per == "atom":
-            penalty = sum_over_atoms(penalty, graph)
+            penalty = sum_over_atoms(penalty, graph)  # not those of padding
         has_label = (targets.weights[target.name] > 0).astype(counts.dtype)
         sums[target.name] = jnp.sum(weights * targets.weights[target.name] * penalty)
         numbers[target.name] = jnp.sum(has_label * counts if target.per == "atom" else has_label)

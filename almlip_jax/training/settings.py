@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -11,7 +11,9 @@ from ase.data import atomic_numbers
 from pydantic import Field, field_validator, model_validator
 
 from almlip_jax.errors import InputError
+from almlip_jax.models import how_given
 from almlip_jax.settings import Settings, unit
+from almlip_jax.target_settings import ByTarget
 from almlip_jax.targets import Target, further_targets, targets
 
 LossKind = Literal["mse", "huber", "nll", "crps"]
@@ -25,10 +27,11 @@ _WEIGHTS = {
 }
 
 
-class LossSettings(Settings):
+class LossSettings(ByTarget):
     """How residuals are penalised, and the weights of their means: eV/atom, eV/Angstrom and, for virials, eV/atom.
 
     Weights that are not given follow from the kind: 10, 1 and 1, or 0.1, 1 and 0.1 with ``nll``, which has no unit.
+    What else models give (dipoles) has a weight and a delta under its name.
     """
 
     kind: LossKind = "mse"
@@ -42,17 +45,12 @@ class LossSettings(Settings):
     """Weight of the mean penalty of the force components."""
     virial: float = Field(default=1.0, ge=0, le=1e6)
     """Weight of the mean penalty of the virial components per atom; structures without stress do not count."""
-    dipole: float = Field(default=1.0, ge=0, le=1e6)
-    """Weight of the mean penalty of the components of the dipole, of models that give one; molecules without do not
-    count."""
     energy_delta: float = Field(default=0.01, ge=1e-8, le=1000.0, json_schema_extra=unit("eV/atom"))
     """With ``huber``: energy residual beyond which the penalty is linear, eV/atom."""
     forces_delta: float = Field(default=0.1, ge=1e-8, le=1000.0, json_schema_extra=unit("eV/Angstrom"))
     """With ``huber``: residual of a force component beyond which the penalty is linear, eV/Angstrom."""
     virial_delta: float = Field(default=0.01, ge=1e-8, le=1000.0, json_schema_extra=unit("eV/atom"))
     """With ``huber``: residual of a virial component beyond which the penalty is linear, eV/atom."""
-    dipole_delta: float = Field(default=0.05, ge=1e-8, le=1000.0, json_schema_extra=unit("e*Angstrom"))
-    """With ``huber``: residual of a dipole component beyond which the penalty is linear, e*Angstrom."""
     energy_floor: float = Field(default=1e-4, ge=1e-8, le=10.0, json_schema_extra=unit("eV/atom"))
     """With ``nll`` and ``crps``: standard deviation that is added to the predicted one in square, eV/atom."""
     forces_floor: float = Field(default=1e-3, ge=1e-8, le=10.0, json_schema_extra=unit("eV/Angstrom"))
@@ -62,6 +60,28 @@ class LossSettings(Settings):
     evidence_penalty: float = Field(default=0.01, ge=0, le=1000.0)
     """With ``nll`` and evidential members: weight of |residual| (2 v + alpha), in units of the noise, which takes
     evidence away where predictions are wrong."""
+
+    @classmethod
+    def keys_of(cls, target: Target) -> Iterator[tuple[str, Any, Any]]:
+        """Weight, and residual beyond which a Huber penalty is linear."""
+        said = (
+            f"Weight of the mean penalty of the {target.name}{' (its components)' if target.shape else ''}, of models "
+            f"that give {target.one}; {'atoms' if target.per == 'atom' else 'structures'} without do not count."
+        )
+        yield target.name, float, Field(default=target.weight, ge=0, le=1e6, description=said)
+        of = f"residual of {target.one}{' component' if target.shape else ''}"
+        per_atom = "/atom" * target.by_atoms
+        yield (
+            f"{target.name}_delta",
+            float,
+            Field(
+                default=target.delta,
+                ge=1e-8,
+                le=1e6,
+                json_schema_extra=unit(target.written + per_atom),
+                description=f"With ``huber``: {of} beyond which the penalty is linear, {target.written + per_atom}.",
+            ),
+        )
 
     @model_validator(mode="before")
     @classmethod
@@ -76,18 +96,18 @@ class LossSettings(Settings):
 
     def weight_of(self, target: Target) -> float:
         """Weight of the mean penalty of a target."""
-        return float(getattr(self, target.name, target.weight))
+        return float(self.said(target.name, target.weight))
 
     def delta_of(self, target: Target) -> float:
         """Residual of a target beyond which a Huber penalty is linear."""
-        return float(getattr(self, f"{target.name}_delta", target.delta))
+        return float(self.said(f"{target.name}_delta", target.delta))
 
     def floor_of(self, target: Target) -> float:
         """Standard deviation that is added to the predicted one of a target in square; 0 where none is predicted."""
-        return float(getattr(self, f"{target.name}_floor", 0.0))
+        return float(self.said(f"{target.name}_floor", 0.0))
 
 
-class SecondStageSettings(Settings):
+class SecondStageSettings(ByTarget):
     """The end of a training, with other weights: usually more weight on energies, once forces have been learned.
 
     The parameters that are kept are the best ones by the loss of this stage, and patience counts in it alone.
@@ -105,10 +125,14 @@ class SecondStageSettings(Settings):
     """Weight of forces."""
     virial: float | None = Field(default=None, ge=0, le=1e6)
     """Weight of virials."""
-    dipole: float | None = Field(default=None, ge=0, le=1e6)
-    """Weight of dipoles."""
     learning_rate_factor: float = Field(default=1.0, gt=0, le=100.0)
     """What the learning rate of the schedule is multiplied by."""
+
+    @classmethod
+    def keys_of(cls, target: Target) -> Iterator[tuple[str, Any, Any]]:
+        """A weight."""
+        kind: Any = float | None
+        yield target.name, kind, Field(default=None, ge=0, le=1e6, description=f"Weight of {target.many}.")
 
 
 class TrainingSettings(Settings):
@@ -188,9 +212,7 @@ class TrainingSettings(Settings):
         if second is None:
             return (self.loss,)
         kind = second.kind or self.loss.kind
-        changes: dict[str, Any] = {
-            one.name: value for one in targets() if (value := getattr(second, one.name, None)) is not None
-        }
+        changes: dict[str, Any] = {one.name: value for one in targets() if (value := second.said(one.name)) is not None}
         if kind != self.loss.kind:
             changes = _WEIGHTS[kind] | changes | {"kind": kind}
         return self.loss, self.loss.model_copy(update=changes)
@@ -222,17 +244,17 @@ def check_targets(training: TrainingSettings, further: Collection[str], heads: i
     for target in further_targets():
         name = target.name
         if name in further and heads > 1:
-            raise InputError(f"model.{name} needs ensemble.heads 1: the heads of a model share one {name}.")
+            raise InputError(f"model.{name} needs ensemble.heads 1: the heads of a model share its {target.name}.")
         for loss in training.losses:
             if name in further and loss.judges_uncertainty:
                 raise InputError(
-                    f"a loss of kind '{loss.kind}' judges no {name}s; take kind 'mse' or 'huber', or leave out "
-                    f"model.{name}."
+                    f"a loss of kind '{loss.kind}' judges no {target.many}; take kind 'mse' or 'huber', or a model "
+                    f"without (leave out model.{name})."
                 )
             if name not in further and loss.weight_of(target) not in (0.0, SQUARES.weight_of(target)):
                 raise InputError(
-                    f"the loss weighs {name}s by {loss.weight_of(target):g}, but the model gives none; set "
-                    f"model.{name}: true, or leave the weight out."
+                    f"the loss weighs {target.many} by {loss.weight_of(target):g}, but the model gives none; "
+                    f"{how_given(name)}, or leave the weight out."
                 )
 
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from almlip_jax.campaign import resume_campaign, run_campaign
 from almlip_jax.campaign.config import load_config
 from almlip_jax.compilation import prepare_jax
-from almlip_jax.evaluation.tidy import COLUMNS, ERRORS
+from almlip_jax.evaluation.tidy import columns, error_columns
 from almlip_jax.files import Cell, write_csv
 from almlip_jax.oracles.executor import Labeller
 from almlip_jax.oracles.sampling import label_md
@@ -85,8 +85,8 @@ def finished(folder: Path, tests: list[Path], system: str, strategy: str, seed: 
     for number, record in enumerate(json.loads(state.read_text())["history"]):
         for kelvin in TESTS:
             key = (system, strategy, seed, config.ensemble.size, config.selection.batch, number, record["labels"])
-            row = dict.fromkeys(COLUMNS) | dict(zip(COLUMNS, (*key, f"{kelvin}K"), strict=False))
-            errors = {name: record["errors"].get(f"{name}_{kelvin}K") for name in ERRORS}
+            row = dict.fromkeys(columns()) | dict(zip(columns(), (*key, f"{kelvin}K"), strict=False))
+            errors = {name: record["errors"].get(f"{name}_{kelvin}K") for name in error_columns()}
             seconds = {"seconds_train": record["seconds"]["train"], "seconds": sum(record["seconds"].values())}
             rows.append(row | errors | {name: round(value, 2) for name, value in seconds.items()})
     return rows

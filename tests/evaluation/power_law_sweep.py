@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from almlip_jax.evaluation.tidy import COLUMNS
+from almlip_jax.evaluation.tidy import columns
 
 SAVING = {"random": 1.0, "lcmd": 1.6, "top_k": 0.8}
 """Labels of random over labels of the selector, at any error."""
@@ -33,11 +33,11 @@ def sweep(
                     labels = 20 + 15 * n
                     for test, own in zip(tests, shared, strict=True):
                         error = 0.5 * (factor * labels) ** -0.7 * np.exp(own + noise * rng.normal())
-                        values = {name: 0.1 + 0.01 * rng.random() for name in COLUMNS[8:]}
+                        values = {name: 0.1 + 0.01 * rng.random() for name in columns()[8:]}
                         values |= {"forces_rmse": error, "sigma_batch": 3 / labels, "sigma_pool": 1 / labels}
                         key = (system, selector, seed, 4, 15, n, labels, test)
-                        rows.append(dict(zip(COLUMNS, key, strict=False)) | values)
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+                        rows.append(dict(zip(columns(), key, strict=False)) | values)
+    return pd.DataFrame(rows, columns=list(columns()))
 
 
 def written(path: Path, table: pd.DataFrame) -> Path:

@@ -10,7 +10,7 @@ from power_law_sweep import SAVING, sweep, written
 from almlip_jax.errors import InputError
 from almlip_jax.evaluation.comparison import compare, evolution, learning_curves, performance_profiles
 from almlip_jax.evaluation.summary import latex, markdown, number
-from almlip_jax.evaluation.tidy import COLUMNS, KEYS, by_case, read_tables
+from almlip_jax.evaluation.tidy import KEYS, by_case, columns, read_tables
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def table() -> pd.DataFrame:
 def test_a_table_comes_back_as_it_was_written(table, tmp_path):
     back = read_tables([written(tmp_path / "results.csv", table)])
     pd.testing.assert_frame_equal(back, table, check_dtype=False)
-    assert tuple(back) == COLUMNS
+    assert tuple(back) == columns()
     halves = [written(tmp_path / f"{n}.csv", table[table["seed"] % 2 == n]) for n in (0, 1)]
     pd.testing.assert_frame_equal(
         read_tables(halves).sort_values([*KEYS], ignore_index=True), back.sort_values([*KEYS], ignore_index=True)
@@ -31,7 +31,7 @@ def test_a_table_comes_back_as_it_was_written(table, tmp_path):
 def test_rounds_that_a_point_did_not_reach_are_left_out(table, tmp_path):
     cut = table.astype(object)
     last = (cut["seed"] == 3) & (cut["round"] == 5)
-    cut.loc[last, ["labels", *COLUMNS[8:]]] = None
+    cut.loc[last, ["labels", *columns()[8:]]] = None
     back = read_tables([written(tmp_path / "results.csv", cut)])
     assert len(back) == len(table) - last.sum()
     assert compare(back).rows  # seeds of different length can be compared

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from almlip_jax.campaign.preparation import geometry_key
 from almlip_jax.config import config_text, load_settings
 from almlip_jax.errors import InputError
-from almlip_jax.evaluation.tidy import COLUMNS
+from almlip_jax.evaluation.tidy import columns
 from almlip_jax.figures.command import make
 from almlip_jax.files import read_csv, read_json
 from almlip_jax.potential import Potential
@@ -43,8 +43,8 @@ def picks_of(study, selector: str, seed: int) -> dict:
 
 def test_every_point_round_and_test_set_has_a_row(study):
     rows = read_csv(study.out / "results.csv")
-    assert tuple(rows[0]) == COLUMNS
-    assert COLUMNS[:8] == ("system", "selector", "seed", "ensemble_size", "batch_size", "round", "labels", "test")
+    assert tuple(rows[0]) == columns()
+    assert columns()[:8] == ("system", "selector", "seed", "ensemble_size", "batch_size", "round", "labels", "test")
     places = [(row["selector"], row["seed"], row["round"], row["test"]) for row in rows]
     assert places == list(product(SELECTORS, SEEDS, range(3), ("near", "far")))
     for row in rows:
@@ -59,7 +59,7 @@ def test_every_point_round_and_test_set_has_a_row(study):
 
 
 def test_stresses_and_dipoles_are_shown_beside_forces_where_a_system_has_them():
-    point = dict.fromkeys(COLUMNS) | {"selector": "random", "ensemble_size": 2, "batch_size": 3, "test": "t"}
+    point = dict.fromkeys(columns()) | {"selector": "random", "ensemble_size": 2, "batch_size": 3, "test": "t"}
     one = point | {"system": "molecule", "labels": 9, "forces_rmse": 0.3}
     two = point | {"system": "crystal", "labels": 9, "forces_rmse": 0.1, "stress_rmse": 0.004, "stress_mae": 0.003}
     last = two | {"seed": 1, "forces_rmse": 0.2, "stress_rmse": 0.002}

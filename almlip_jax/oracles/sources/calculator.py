@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -13,7 +13,7 @@ from ase import Atoms
 from pydantic import Field
 
 from almlip_jax.errors import InputError, LabelError
-from almlip_jax.oracles.base import LONGEST_LABEL, LabelSource, Results, SourceSettings
+from almlip_jax.oracles.base import LONGEST_LABEL, LabelSource, Results, SourceOfTargets
 from almlip_jax.oracles.sources.electrons import (
     StateKeys,
     check_state,
@@ -25,13 +25,13 @@ from almlip_jax.settings import unit
 from almlip_jax.structures.electronic_state import multiplicity, total_charge
 
 
-class CalculatorSettings(SourceSettings):
+class CalculatorSettings(SourceOfTargets):
     """Any ASE calculator: a class, or a function that returns a calculator.
 
     The structure reaches the calculator with its initial magnetic moments, and with charge and spin in ``info`` and
     where the calculator takes them (`charge_key`, `spin_key`); a charge or spin that it would not take is refused.
     Each worker process has a folder of its own for calculators that write files, unless the parameters name a
-    ``directory``.
+    ``directory``.  What `targets` ask for is a property of the calculator, under the name that it has in files.
     """
 
     kind: Literal["ase"] = "ase"
@@ -118,7 +118,8 @@ class CalculatorSettings(SourceSettings):
             state = (total_charge(atoms), multiplicity(atoms))
             if state not in kept or not self.reuse:
                 kept[state] = make(atoms)
-            return calculated(with_state(atoms, keys), kept[state], force_consistent=self.force_consistent)
+            consistent, asked = self.force_consistent, self.asked_of(atoms)
+            return calculated(with_state(atoms, keys), kept[state], force_consistent=consistent, further=asked)
 
         return label
 
@@ -129,16 +130,17 @@ def in_folder(calculator: Any, folder: tempfile.TemporaryDirectory[str]) -> None
         calculator.directory = folder.name
 
 
-def calculated(atoms: Atoms, calculator: Any, *, force_consistent: bool) -> Results:
+def calculated(atoms: Atoms, calculator: Any, *, force_consistent: bool, further: Sequence[str] = ()) -> Results:
     """What a calculator gives for a structure, with a stress where this is periodic in three directions.
 
     Args:
         atoms: the structure, which gets the calculator.
         calculator: of ASE.
         force_consistent: whether the energy is the free energy, where the calculator gives one.
+        further: other properties that are wanted.
 
     Raises:
-        LabelError: it did not converge.
+        LabelError: it did not converge, or does not give what is wanted.
     """
     atoms.calc = calculator
     energy, forces = atoms.get_potential_energy(), atoms.get_forces()
@@ -152,7 +154,14 @@ def calculated(atoms: Atoms, calculator: Any, *, force_consistent: bool) -> Resu
             stress = atoms.get_stress()
         except NotImplementedError:
             stress = None
-    return Results(energy, forces, stress)
+    return Results(energy, forces, stress, {name: _property(atoms, calculator, name) for name in further})
+
+
+def _property(atoms: Atoms, calculator: Any, name: str) -> Any:
+    try:
+        return calculator.get_property(name, atoms)
+    except (NotImplementedError, AttributeError) as error:
+        raise LabelError(f"the calculator gives no {name}; leave it out of oracle.targets") from error
 
 
 def _free_energy(atoms: Atoms, energy: float) -> float:

@@ -21,6 +21,7 @@ from almlip_jax.oracles.matching import ImageIndex
 from almlip_jax.oracles.sources.labelled_file import results_of
 from almlip_jax.settings import unit
 from almlip_jax.structures.labels import FileReading
+from almlip_jax.targets import further_targets
 
 
 class ExternalSettings(SourceSettings, FileReading):
@@ -197,5 +198,8 @@ def _label(frame: Atoms, order: np.ndarray, identity: str, oracle: ExternalSetti
         results = judged(results_of(frame), len(frame), oracle.max_force)
     except LabelError as error:
         return Label(identity, error=str(error))
-    forces = np.asarray(results.forces)[order]
-    return Label(identity, results.energy, forces, results.stress, further=results.further)
+    forces, further = np.asarray(results.forces)[order], dict(results.further)
+    for target in further_targets():
+        if target.per == "atom" and target.label in further:
+            further[target.label] = further[target.label][order]
+    return Label(identity, results.energy, forces, results.stress, further=further)

@@ -18,17 +18,18 @@ from pydantic import Field
 
 from almlip_jax.errors import InputError, LabelError
 from almlip_jax.kinds import UserCode
-from almlip_jax.oracles.base import LONGEST_LABEL, LabelSource, Results, SourceSettings
+from almlip_jax.oracles.base import LONGEST_LABEL, LabelSource, Results, SourceOfTargets
 from almlip_jax.oracles.sources.calculator import calculated, in_folder
 from almlip_jax.settings import unit
 from almlip_jax.structures.electronic_state import initial_moments, multiplicity, total_charge
 
 
-class UserSourceSettings(UserCode, SourceSettings):
+class UserSourceSettings(UserCode, SourceOfTargets):
     """A user's own factory ``(**parameters)``, called in every label worker.
 
-    It gives a function of an `ase.Atoms` that returns ``(energy, forces)`` or ``(energy, forces, stress)`` in eV,
-    eV/Angstrom and eV/Angstrom^3 (ASE's sign and order), or an ASE calculator.  An exception is a failed label.
+    It gives a function of an `ase.Atoms` that returns ``(energy, forces)``, ``(energy, forces, stress)`` or ``(energy,
+    forces, stress, others)`` in eV, eV/Angstrom and eV/Angstrom^3 (ASE's sign and order; or None), the others being
+    what `targets` ask for, by name; or an ASE calculator.  An exception is a failed label.
     """
 
     kind: Literal["user"] = "user"
@@ -92,11 +93,16 @@ class UserSourceSettings(UserCode, SourceSettings):
     def _function(self, function: Callable[[Atoms], Any]) -> LabelSource:
         def label(atoms: Atoms) -> Results:
             given = function(atoms.copy())
-            if not isinstance(given, tuple | list) or len(given) not in (2, 3):
+            if not isinstance(given, tuple | list) or len(given) not in (2, 3, 4):
                 raise LabelError(
-                    f"'{self.function}' gave a function that returned no (energy, forces) or (energy, forces, stress)"
+                    f"'{self.function}' gave a function that returned no (energy, forces), (energy, forces, stress) or "
+                    "(energy, forces, stress, others)"
                 )
-            return Results(*given)
+            results = Results(*given)
+            for name in self.asked_of(atoms):
+                if name not in results.further:
+                    raise LabelError(f"'{self.function}' gave a function that returned no {name} among the others")
+            return results
 
         return label
 
@@ -108,7 +114,7 @@ class UserSourceSettings(UserCode, SourceSettings):
             calculator = ready[0] if self.reuse else (ready.pop() if ready else self.call())
             if "directory" not in self.parameters:
                 in_folder(calculator, folder)
-            return calculated(atoms.copy(), calculator, force_consistent=True)
+            return calculated(atoms.copy(), calculator, force_consistent=True, further=self.asked_of(atoms))
 
         return label
 
