@@ -132,7 +132,7 @@ def test_files_name_dipoles_in_several_ways(tmp_path: Path):
 def test_the_key_of_dipoles_is_an_option_and_overrides_that_of_a_config():
     assert _ReadingOptions().reading().keys is None
     config = FileReading(keys=LabelKeys(energy="dft", dipole="mu"))
-    assert _ReadingOptions(dipole_key="d").reading(config).keys == LabelKeys(energy="dft", dipole="d")
+    assert _ReadingOptions(label_key=["dipole=d"]).reading(config).keys == LabelKeys(energy="dft", dipole="d")
 
 
 def test_dipoles_are_packed_where_they_are_wanted():
