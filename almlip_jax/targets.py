@@ -149,9 +149,20 @@ def _check(target: Target) -> None:
         raise ValueError(f"target '{target.name}' belongs to atoms, so that by_atoms has no meaning.")
 
 
+def adopt(known: Iterable[Target]) -> None:
+    """Takes the targets of another process for all that there are, without importing what declares them."""
+    global _adopted
+    _TARGETS.update({one.name: one for one in known})
+    _adopted = True
+
+
+_adopted = False
+
+
 def targets(names: Collection[str] | None = None) -> tuple[Target, ...]:
     """All declared targets, or those of some names, in the order of their declaration."""
-    load_plugins()
+    if not _adopted:
+        load_plugins()
     return tuple(one for one in _TARGETS.values() if names is None or one.name in names)
 
 

@@ -18,6 +18,7 @@ from almlip_jax.errors import InputError
 from almlip_jax.oracles.base import SourceSettings
 from almlip_jax.oracles.processes import WorkerProcess, as_finished, ask_patiently
 from almlip_jax.oracles.worker import Failure, Task
+from almlip_jax.targets import adopt, targets
 
 
 class ClusterBackend:
@@ -33,7 +34,7 @@ class ClusterBackend:
     """
 
     def __init__(self, oracle: SourceSettings, executor: ClusterSettings, spool: Path) -> None:
-        self._arguments = (pickle.dumps((oracle, oracle.bound_to())), str(spool), executor.cores_per_worker)
+        self._arguments = (pickle.dumps((targets(), oracle, oracle.bound_to())), str(spool), executor.cores_per_worker)
         self._jobs = Jobs(executor, spool / "parsl", retries=2)
 
     def run(self, tasks: Sequence[Task]) -> Iterator[tuple[int, Any]]:
@@ -61,7 +62,8 @@ class ClusterBackend:
 
 @functools.cache
 def _worker(source: bytes, spool: str, threads: int) -> tuple[WorkerProcess, int]:
-    oracle, bound_to = pickle.loads(source)
+    known, oracle, bound_to = pickle.loads(source)
+    adopt(known)
     return WorkerProcess(oracle, Path(spool), threads, bound_to), oracle.attempts
 
 
@@ -69,7 +71,7 @@ def run_isolated(source: bytes, spool: str, threads: int, task: Task) -> Any:
     """Runs a task in the label worker that belongs to this process; what a worker of a job is called with.
 
     Args:
-        source: settings of the label source and what its labels are bound to, pickled.
+        source: the targets that there are, settings of the label source and what its labels are bound to, pickled.
         spool: folder for results on their way.
         threads: of the label source.
         task: what to run.

@@ -27,6 +27,7 @@ from almlip_jax.errors import InputError
 from almlip_jax.oracles.base import Label, SourceSettings
 from almlip_jax.oracles.worker import FAMILY, SPOOL, Failure, Task
 from almlip_jax.process_table import birth, command_of, descendants, kill_all, marked, variable_of
+from almlip_jax.targets import targets
 
 _START_SECONDS = 300.0  # a label source may import slowly from a network file system
 _MAIN = "from almlip_jax.oracles.worker import main"
@@ -139,7 +140,7 @@ class WorkerProcess:
                 start_new_session=True,
             )
         try:
-            ours.send((self._settings, self._bound_to, self._spool))
+            ours.send((targets(), self._settings, self._bound_to, self._spool))
             kind, content = ours.recv() if ours.poll(_START_SECONDS) else ("silent", "it gave no sign of life")
         except (EOFError, OSError):
             kind, content = "dead", self._end()[1]

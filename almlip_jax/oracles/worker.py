@@ -23,6 +23,7 @@ from almlip_jax.errors import InputError
 from almlip_jax.oracles.base import Label, LabelSource, SourceSettings, obtain_label
 from almlip_jax.oracles.spool import reserved
 from almlip_jax.process_table import descendants, is_alive, kill_all, marked
+from almlip_jax.targets import adopt
 
 FAMILY = "ALMLIP_LABEL_FAMILY"
 """Variable of the environment that a worker and all it starts have in common."""
@@ -169,16 +170,19 @@ def main(descriptor: int, starter: int, born: int) -> None:
 def _received(connection: Connection) -> tuple[SourceSettings, str | None, Path | None]:
     """The settings of a label source, the version that its labels are bound to, and the spool folder.
 
+    Before them come the targets that there are, whatever package or script declares them.
+
     Raises:
         InputError: this process cannot import what they are defined by.
     """
     try:
-        settings, bound_to, spool = connection.recv()
+        known, settings, bound_to, spool = connection.recv()
     except (ImportError, AttributeError) as error:
         raise InputError(
             f"a label worker cannot import the settings of the label source ({error}); define them in a module on "
             "PYTHONPATH."
         ) from error
+    adopt(known)
     return settings, bound_to, spool
 
 
