@@ -7,27 +7,29 @@ import re
 import shlex
 import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import h5py
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import typer
 from ase import Atoms
 from ase.build import molecule
 
-from almlip_jax import cli, scores
+from almlip_jax import cli, scores, targets
 from almlip_jax.campaign.choice import ExplorationChoice
 from almlip_jax.config import load_settings
 from almlip_jax.dynamics import ExplorationSettings
 from almlip_jax.ensembles import EnsembleSettings, build_ensemble
 from almlip_jax.kinds import PLUGINS
-from almlip_jax.models import SharedDensitySettings
+from almlip_jax.models import ModelSettings, SharedDensitySettings
 from almlip_jax.potential import Potential
+from almlip_jax.structures.graph import lone_atoms
 from almlip_jax.structures.io import write_structures
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.templates import KINDS, TEMPLATES
@@ -173,9 +175,11 @@ def test_python_runs(snippet, known, monkeypatch):
     monkeypatch.chdir(known["folder"])
     for declared in ("_STRUCTURES", "_ATOMS"):  # what a page declares is known there only
         monkeypatch.setattr(scores, declared, dict(getattr(scores, declared)))
-    monkeypatch.setattr(ExplorationChoice, "_below", dict(ExplorationChoice._below))
+    monkeypatch.setattr(targets, "_TARGETS", dict(targets._TARGETS))
+    for family in (ExplorationChoice, ModelSettings, SharedDensitySettings):
+        monkeypatch.setattr(family, "_below", dict(family._below))
     names = {**known, "frames": [frame.copy() for frame in known["frames"]], "atoms": known["atoms"].copy()}
-    exec(compile(snippet.text, str(snippet), "exec"), names)
+    exec(compile(snippet.text, str(snippet), "exec", dont_inherit=True), names)
     made = {name: value for name, value in names.items() if name not in known}
     if "field" in made and snippet.page.stem == "biases":
         assert made["field"](0.1) == made["field"](0.2), "numbers need no other program"
@@ -184,6 +188,13 @@ def test_python_runs(snippet, known, monkeypatch):
     if "Rattled" in made:
         given = SimpleNamespace(labelled=known["frames"], key=known["key"])
         assert len(made["Rattled"].explore(SimpleNamespace(count=7), given)) == 7
+    if "ChargedSettings" in made:
+        model = ModelSettings.parse({"kind": "charged", "cutoff": 3.0, "size": "tiny", "hidden": (8,)})
+        ensemble = build_ensemble(model, EnsembleSettings(size=2), SpeciesTable((1, 8)))
+        params, graph = ensemble.init(jax.random.key(0)), lone_atoms(2, jnp.dtype(jnp.float32))
+        committee = ensemble.committee(params, replace(graph, charge=jnp.asarray([1.0, -1.0])))
+        np.testing.assert_allclose(committee.further["charges"], [1.0, -1.0], atol=1e-5)
+        assert {"charges_std_max", "charges_std_mean"} <= set(committee.scores)
     if "height" in made:
         assert made["height"](2)(known["atoms"].positions, known["atoms"].cell.array) < 0
     if snippet.page.stem == "differentiable":
