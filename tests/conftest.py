@@ -32,7 +32,7 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from almlip_jax import kinds
+from almlip_jax import kinds, scores, targets
 from almlip_jax.dynamics import programs
 from almlip_jax.dynamics.loop import Loop
 from almlip_jax.precision import full_precision
@@ -155,9 +155,11 @@ def with_package(tmp_path: Path) -> Callable[[str], dict[str, str]]:
 
 @pytest.fixture
 def with_kinds(
-    with_package: Callable[[str], object], with_module: Callable[[str, str], Path]
+    with_package: Callable[[str], object], with_module: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[[str], None]]:
-    """Installs ``other_kinds`` as far as this process is concerned: its kinds are there until the test ends."""
+    """Installs ``other_kinds`` as far as this process is concerned: what it adds is there until the test ends."""
+    for module, name in ((targets, "_TARGETS"), (scores, "_STRUCTURES"), (scores, "_ATOMS")):
+        monkeypatch.setattr(module, name, dict(getattr(module, name)))
 
     def install(code: str) -> None:
         with_package(code)

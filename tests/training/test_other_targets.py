@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import pytest
 from ase import Atoms
 from small_training import SPECIES, labelled, settings_of, trainer_of, water
 
-from almlip_jax import kinds, scores, targets
+from almlip_jax import scores, targets
 from almlip_jax.campaign.report_figures import error_curves
 from almlip_jax.campaign.settings import TargetErrorSettings
 from almlip_jax.campaign.stages import _predictions
@@ -23,7 +23,7 @@ from almlip_jax.evaluation.pairs import label_pairs
 from almlip_jax.evaluation.tables import error_table
 from almlip_jax.evaluation.tidy import columns
 from almlip_jax.evaluation.training_curves import training_curves
-from almlip_jax.models import ModelSettings, SharedDensitySettings
+from almlip_jax.models import ModelSettings
 from almlip_jax.oracles.base import Results, judged, obtain_label
 from almlip_jax.oracles.sources.external import ExternalSettings
 from almlip_jax.oracles.sources.user import UserSourceSettings
@@ -97,18 +97,8 @@ SMALL = {"kind": "charged", "cutoff": 4.0, "radial": 4, "l_max": 1, "channels": 
 
 
 @pytest.fixture
-def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_package: Callable[[str], object]) -> Iterator[None]:
-    for module, name in ((targets, "_TARGETS"), (scores, "_STRUCTURES"), (scores, "_ATOMS")):
-        monkeypatch.setattr(module, name, dict(getattr(module, name)))
-    with_package(PACKAGE)
-    monkeypatch.syspath_prepend(tmp_path)
-    kinds.load_plugins.cache_clear()
-    kinds.load_plugins()
-    yield
-    for family in (kinds.Spec, ModelSettings, SharedDensitySettings):
-        family.__dict__.get("_below", {}).pop("charged", None)
-    kinds._union.cache_clear()
-    kinds.load_plugins.cache_clear()
+def package(with_kinds: Callable[[str], None]) -> None:
+    with_kinds(PACKAGE)
 
 
 def charged(seed: int, *, periodic: bool = False) -> Atoms:
