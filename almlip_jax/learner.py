@@ -7,7 +7,7 @@ through it, and so can your own scripts.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,19 @@ from almlip_jax.training import (
 )
 
 OnEpoch = Callable[[EpochReport], None]
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """What a training goes on from.
+
+    Attributes:
+        potential: whose parameters it begins with.
+        elements: atomic numbers in the structures that this was trained on.
+    """
+
+    potential: Potential
+    elements: frozenset[int]
 
 
 class Learner:
@@ -98,7 +111,7 @@ class Learner:
         self._isolated = isolated
         self._species = species
         self._known = capacity
-        self._last: tuple[Potential, frozenset[int]] | None = None
+        self._last: Earlier | None = None
 
     # -- what stays ---------------------------------------------------------------------------------------------------
 
@@ -173,22 +186,29 @@ class Learner:
             self.typical = bonded
             if self._isolated is None:
                 self._isolated = isolated_atom_energies(data) | given_references(self.training)
-        params, references = self._beginning(bonded)
+        params, references = self.beginning(bonded, self._last if self.training.warm_start else None)
         key = named_key(self.seed, "train", self.trainings)
         result = self.train(bonded, params, key, references, on_epoch, checkpoint)
         stream = numpy_generator(self.seed, "replay", "train", self.trainings)
         potential = self.potential(result, bonded, references, stream, {"dataset_size": len(bonded), "seed": self.seed})
-        self._last = potential, frozenset(SpeciesTable.of(bonded).numbers)
+        self._last = Earlier(potential, frozenset(SpeciesTable.of(bonded).numbers))
         self.trainings += 1
         return potential
 
-    def _beginning(self, data: Sequence[Atoms]) -> tuple[Params | None, dict[int, float]]:
-        """First parameters and reference energies of the next training."""
-        if self._last is None or not self.training.warm_start:
+    def beginning(self, data: Sequence[Atoms], earlier: Earlier | None) -> tuple[Params | None, dict[int, float]]:
+        """First parameters and reference energies of a training: fresh parameters go with a fresh fit.
+
+        Where it goes on from an earlier potential, the reference energies of all elements that this has met stay.
+
+        Args:
+            data: labelled structures to train on.
+            earlier: what it goes on from; None where it begins anew.
+        """
+        if earlier is None:
             return None, self.references(data)
-        previous, met = self._last
+        previous = earlier.potential
         begun = params_for(self.settings, previous.member_settings, previous.params)
-        return begun, kept_references(previous, data, met | previous.isolated)
+        return begun, kept_references(previous, data, earlier.elements | previous.isolated)
 
     def references(self, data: Sequence[Atoms]) -> dict[int, float]:
         """Reference energies of a training that begins anew, eV by atomic number."""

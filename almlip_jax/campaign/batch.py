@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -85,6 +87,28 @@ def undecided(gains: Sequence[float | None], candidates: int) -> str | None:
         f"the selector finds nothing in which the {candidates} candidates differ (all gains are 0) and has taken "
         "some of them in their order; other features or another score may tell more."
     )
+
+
+@dataclass(frozen=True)
+class Chooser:
+    """A selector that is asked again and again, with arrays that keep their shapes.
+
+    Attributes:
+        settings: of the selector.
+        batch: structures in a batch.
+        candidates: rows for the structures to choose from.
+        labelled: rows for those that are labelled.
+    """
+
+    settings: SelectorSettings
+    batch: int
+    candidates: int
+    labelled: int
+
+    @cached_property
+    def selector(self) -> Selector:
+        """Chooses a batch."""
+        return self.settings.build(self.batch)
 
 
 def choose(selector: Selector, key: jax.Array, pool: Candidates, labelled: Candidates) -> list[tuple[int, float]]:

@@ -14,23 +14,10 @@ from ase import Atoms
 
 from almlip_jax.campaign.preparation import geometry_key
 from almlip_jax.campaign.rundir import RunDirectory
-from almlip_jax.campaign.settings import MdExploration
 from almlip_jax.structures.carried import carried
 from almlip_jax.structures.io import read_structures
 
 _KEPT = ("charge", "spin", "walker", "step", "time_fs", "temperature")
-
-
-def number_to_draw(exploration: MdExploration, batch: int, left: int | None) -> int:
-    """Frames to draw in a round: as many as the thresholds ask for, at most what a batch leaves of the label budget.
-
-    Args:
-        exploration: with the thresholds.
-        batch: structures in a batch, which comes first.
-        left: of the label budget; None where there is no limit.
-    """
-    asked = exploration.thresholds.frames_drawn
-    return asked if left is None else max(0, min(asked, left - batch))
 
 
 def draw_frames(

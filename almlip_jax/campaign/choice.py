@@ -6,11 +6,10 @@ Packages whose kinds are below it import this module while ours are still being 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from almlip_jax.kinds import Spec
 
@@ -18,13 +17,12 @@ if TYPE_CHECKING:
     import jax
     from ase import Atoms
 
-    from almlip_jax.campaign.workshop import Workshop
+    from almlip_jax.campaign.explorers import Explorers
+    from almlip_jax.campaign.inputs import Inputs
+    from almlip_jax.campaign.round import Budget, Round, Trained
     from almlip_jax.dynamics import RelaxationSettings
     from almlip_jax.ensembles import EnsembleSettings
     from almlip_jax.potential import Potential
-
-Stage: TypeAlias = "Callable[[Workshop, int, Potential], Mapping[str, Any]]"
-"""Of a campaign: what it takes is its tools, the number of the round and its potential."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +44,27 @@ class Beginning:
     round: int
 
 
+@dataclass(frozen=True)
+class ExplorationInputs:
+    """What the stage of an exploration may look at and use.
+
+    Attributes:
+        here: the round: its files, random streams and progress.
+        trained: its potential, and evaluations that it shares with the selection.
+        inputs: start geometries, structures that walkers start at, and the fixed pool.
+        withheld: what identifies the structures of the test set, which must not become candidates (`geometry_key`).
+        explorers: keep what was compiled, and how large its arrays have become.
+        budget: labels that the round may ask for.
+    """
+
+    here: Round
+    trained: Trained
+    inputs: Inputs
+    withheld: frozenset[bytes]
+    explorers: Explorers
+    budget: Budget
+
+
 class ExplorationChoice(Spec):
     """Where candidates come from.
 
@@ -61,11 +80,16 @@ class ExplorationChoice(Spec):
         if not cls.is_open() and cls.explore is ExplorationChoice.explore and cls.stage is ExplorationChoice.stage:
             raise TypeError(f"exploration {cls.__name__} has neither explore() nor a stage() of its own.")
 
-    def stage(self) -> Stage:
-        """The stage of a campaign that explores: it writes candidates and returns numbers of the round's record."""
+    def stage(self, given: ExplorationInputs) -> Mapping[str, Any]:
+        """Explores in a round of a campaign.
+
+        Writes the candidates, if there are any, to ``given.here.folder.pool``, and gives fields of the round's record
+        (`RoundRecord`): ``candidates``, how many there are, and whatever else is known.  A stage may be done again
+        after a kill, and then has to find the same.
+        """
         from almlip_jax.campaign.offers import find
 
-        return partial(find, self)
+        return find(self, given)
 
     def explore(self, given: Beginning) -> Iterable[Atoms]:
         """Structures that may be worth a label; those that are known already are left out, the others scored.

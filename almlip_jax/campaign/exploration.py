@@ -10,56 +10,46 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 
-from almlip_jax.campaign.calibration import calibration_set, draw_frames, drawn_keys, number_to_draw
+from almlip_jax.campaign.calibration import calibration_set, draw_frames, drawn_keys
+from almlip_jax.campaign.choice import ExplorationInputs
 from almlip_jax.campaign.preparation import geometry_key
+from almlip_jax.campaign.round import Round, Trained
 from almlip_jax.campaign.rundir import RoundDirectory
 from almlip_jax.campaign.settings import MdExploration
 from almlip_jax.campaign.starts import Beginnings, going_on, relaxed_starts, walker_starts, write_starts
-from almlip_jax.campaign.workshop import Workshop
-from almlip_jax.dynamics import Exploration, Knowledge, know
+from almlip_jax.dynamics import Exploration, Knowledge, relaxing
 from almlip_jax.dynamics.knowledge import errors_and_scores, structure_scores
 from almlip_jax.dynamics.thresholds import AtomErrors, Resolved
 from almlip_jax.files import write_npz
-from almlip_jax.keys import named_key, numpy_generator
-from almlip_jax.potential import Potential
 from almlip_jax.progress import reaching
 from almlip_jax.scores import needs_no_fit
 from almlip_jax.structures.io import write_structures
 
 
-def explore(settings: MdExploration, workshop: Workshop, round_index: int, potential: Potential) -> Mapping[str, Any]:
+def explore(settings: MdExploration, given: ExplorationInputs) -> Mapping[str, Any]:
     """Runs the walkers of a round, writes what they found, and returns the numbers of the round's record."""
-    dataset = workshop.dataset(round_index)
-    knowledge = know(settings, potential, dataset, workshop.config.seed, workshop.largest_dataset)
-    thresholds = gate_thresholds(workshop, settings, round_index, dataset, potential, knowledge)
+    here, trained, explorers = given.here, given.trained, given.explorers
+    dataset, potential = here.dataset(), trained.potential
+    knowledge = explorers.knowledge(settings, potential, dataset, here.seed)
+    thresholds = gate_thresholds(settings, here, dataset, trained, knowledge)
     knowledge = replace(knowledge, relative=thresholds.relative)
-    final = going_on(workshop.run, round_index) if settings.continue_walkers else {}
-    seed, temperatures = workshop.config.seed, settings.temperatures
-    given = Beginnings(workshop.geometries, workshop.listed, dataset, temperatures, seed, round_index)
-    starts = walker_starts(settings.starts, given, final)
-    if settings.relaxation is not None:
-        stop, params = thresholds.stop, potential.params
-        starts = relaxed_starts(
-            workshop.relaxer(settings, potential), starts, final, params, stop, knowledge, workshop.progress
-        )
-    with workshop.progress.stage("explore", settings.steps, unit="steps") as advance:
+    starts = _starts(settings, given, dataset, thresholds.stop, knowledge)
+    with here.progress.stage("explore", settings.steps, unit="steps") as advance:
         reached = reaching(advance)
 
         def on_chunk(step: int, running: int) -> None:
             reached(step, running=running)
 
-        key = named_key(workshop.config.seed, "explore", round_index)
-        exploration = workshop.explorer(settings, potential).run(
-            potential.params, starts, thresholds.levels, key, on_chunk, knowledge
+        exploration = explorers.get("explorer", settings, potential).run(
+            potential.params, starts, thresholds.levels, here.key("explore"), on_chunk, knowledge
         )
-    workshop.note_explorers()
-    known = {*workshop.test_keys, *(geometry_key(frame) for frame in dataset), *drawn_keys(workshop.run, round_index)}
-    drawn = _draw(workshop, settings, round_index, exploration, known)
+    known = {*given.withheld, *(geometry_key(frame) for frame in dataset), *drawn_keys(here.run, here.index)}
+    drawn = _draw(here, exploration, given.budget.drawn(settings.thresholds.frames_drawn), known)
     fresh = [frame for frame in exploration.recorded if geometry_key(frame) not in known]
     withheld = {geometry_key(frame) for frame in drawn}
     candidates = [frame for frame in fresh if geometry_key(frame) not in withheld]
-    write_starts(workshop.run.round(round_index), starts)
-    _write(workshop.run.round(round_index), exploration, candidates, settings, thresholds)
+    write_starts(here.folder, starts)
+    _write(here.folder, exploration, candidates, settings, thresholds)
     return {
         "frames_planned": exploration.frames_planned,
         "frames_below": exploration.frames_below,
@@ -67,49 +57,51 @@ def explore(settings: MdExploration, workshop: Workshop, round_index: int, poten
         "walkers": dict(Counter(status.name.lower() for status in exploration.status)),
         # frames that were drawn as well count: without them it would seem that nothing was recorded
         "candidates": None if fresh and not candidates else len(candidates),
-        "sigma_pool": _finite_mean(exploration.scores[workshop.config.stopping.monitor]),
+        "sigma_pool": _finite_mean(exploration.scores[trained.monitor]),
     }
 
 
 def gate_thresholds(
-    workshop: Workshop,
-    settings: MdExploration,
-    round_index: int,
-    dataset: Sequence[Atoms],
-    potential: Potential,
-    knowledge: Knowledge,
+    settings: MdExploration, here: Round, dataset: Sequence[Atoms], trained: Trained, knowledge: Knowledge
 ) -> Resolved:
     """The thresholds of a round, in the unit of the gate's score.
 
     Calibrated and conformal thresholds take the frames that were drawn at random in the rounds before, which no
     potential is trained on, as this one sees them; before there are enough, scores are taken at their face value.
     """
-    rule, score = settings.thresholds, settings.gate.score
+    rule, score, potential = settings.thresholds, settings.gate.score, trained.potential
 
     def scores() -> np.ndarray:
-        evaluated = (
-            workshop.evaluated_once(round_index, "dataset", dataset, potential, None) if needs_no_fit(score) else None
-        )
+        evaluated = trained.evaluate("dataset", dataset) if needs_no_fit(score) else None
         return structure_scores(score, potential, dataset, knowledge, evaluated)
 
     def errors(atoms: int) -> AtomErrors | None:
-        labelled = calibration_set(workshop.run, round_index)
+        labelled = calibration_set(here.run, here.index)
         enough = sum(len(frame) for frame in labelled) >= atoms
         return errors_and_scores(score, potential, labelled, knowledge) if enough else None
 
     return rule.resolve(scores, errors)
 
 
-def _draw(
-    workshop: Workshop, settings: MdExploration, round_index: int, exploration: Exploration, known: set[bytes]
+def _starts(
+    settings: MdExploration, given: ExplorationInputs, dataset: Sequence[Atoms], stop: float, knowledge: Knowledge
 ) -> list[Atoms]:
+    """A start for each walker, relaxed up to the stop threshold where the settings say so."""
+    here, potential, inputs = given.here, given.trained.potential, given.inputs
+    final = going_on(here.run, here.index) if settings.continue_walkers else {}
+    given_to = Beginnings(inputs.geometries, inputs.listed, dataset, settings.temperatures, here.seed, here.index)
+    starts = walker_starts(settings.starts, given_to, final)
+    if settings.relaxation is None:
+        return starts
+    relaxer = given.explorers.get("relaxer", relaxing(settings, settings.relaxation), potential)
+    stops = np.array([-np.inf if walker in final else stop for walker in range(len(starts))])
+    return relaxed_starts(relaxer, potential.params, starts, stops, knowledge, here.progress)
+
+
+def _draw(here: Round, exploration: Exploration, count: int, known: set[bytes]) -> list[Atoms]:
     """Draws the frames of a round from whose labels thresholds come, and writes them."""
-    budget, batch = workshop.config.stopping.max_labels, workshop.config.selection.batch
-    count = number_to_draw(settings, batch, None if budget is None else budget - workshop.labels)
-    drawn = draw_frames(
-        exploration.trajectories, count, numpy_generator(workshop.config.seed, "calibration", round_index), known
-    )
-    file = workshop.run.round(round_index).drawn
+    drawn = draw_frames(exploration.trajectories, count, here.generator("calibration"), known)
+    file = here.folder.drawn
     file.unlink(missing_ok=True)
     if drawn:
         write_structures(file, drawn)

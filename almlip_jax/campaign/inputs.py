@@ -19,6 +19,7 @@ from almlip_jax.campaign.preparation import (
     start_geometries,
     start_list,
 )
+from almlip_jax.campaign.settings import SystemSettings
 from almlip_jax.ensembles.build import build_ensemble
 from almlip_jax.structures.labels import FileReading
 from almlip_jax.structures.species import SpeciesTable
@@ -34,6 +35,11 @@ class Inputs:
 
     def __init__(self, config: ExperimentConfig) -> None:
         self._config = config
+
+    @property
+    def system(self) -> SystemSettings:
+        """How files are read, and charge and spin of structures that do not say."""
+        return self._config.system
 
     @cached_property
     def geometries(self) -> list[Atoms]:

@@ -16,27 +16,29 @@ from typing import Any
 
 import jax
 
-from almlip_jax.campaign import bookkeeping, continuity, stages, stopping
+from almlip_jax.campaign import bookkeeping, continuity, stopping
 from almlip_jax.campaign.checks import check_campaign
 from almlip_jax.campaign.config import ExperimentConfig
 from almlip_jax.campaign.consistency import check_columns
 from almlip_jax.campaign.latest import point_to
 from almlip_jax.campaign.preparation import check_target_labels
 from almlip_jax.campaign.report import write_report
+from almlip_jax.campaign.round import Budget
+from almlip_jax.campaign.rounds import Rounds
 from almlip_jax.campaign.rundir import RunDirectory
+from almlip_jax.campaign.stages import Results
 from almlip_jax.campaign.state import CampaignState, FinalRecord, Stage, read_state, write_state
-from almlip_jax.campaign.workshop import Workshop
 from almlip_jax.errors import CapacityError, InputError, LabelError
 from almlip_jax.files import plain, write_text
 from almlip_jax.kinds import check_user_code
-from almlip_jax.oracles import PendingLabels
+from almlip_jax.oracles import Labeller, LabelStore, PendingLabels
 from almlip_jax.progress import Progress, SilentProgress
 from almlip_jax.run_log import LoggedProgress, logged
 from almlip_jax.structures.io import read_structures
 from almlip_jax.work_directory import write_versions
 from almlip_jax.yaml_text import yaml_text
 
-Work = Callable[[Workshop, int], Mapping[str, Any]]
+Work = Callable[[int], Results]
 """A stage: does its work for a round, writes its files, and returns fields of the round's record."""
 
 
@@ -82,20 +84,29 @@ class Campaign:
         self.run = run
         self.progress = progress
         self.state = read_state(run)
-        self.workshop = Workshop(config, run, self.state, progress)
-        self.workshop.store.watch(self.note_calls)
+        self.store = LabelStore(run.labels)
+        try:
+            self.labeller = Labeller(config.oracle, self.store, config.executor)
+        except BaseException:  # for example, the label source is not installed: whoever tries again needs the store
+            self.store.close()
+            raise
+        self.rounds = Rounds(config, run, self.labeller, self.state.measured, progress)
+
+    def close(self) -> None:
+        """Ends the workers of the label source and closes the store."""
+        self.labeller.close()
+        self.store.close()
 
     def take_stock(self) -> None:
         """Remembers what has to stay, and holds the label store against the calls that were counted."""
         if not self.state.settled:
             self.state = self.state.model_copy(update={"settled": continuity.settled(self.config)})
         self.state = continuity.with_config(self.run, self.state)
-        workshop = self.workshop
-        self.state, said = bookkeeping.take_stock(workshop.store, self.run, self.config.name, self.state)
-        workshop.lost_calls, workshop.lost_test_calls = self.state.lost_calls, self.state.lost_test_calls
+        self.state, said = bookkeeping.take_stock(self.store, self.run, self.config.name, self.state)
         if said:
             self.progress.message(said)
         self.save(self.state.model_copy(update=self.calls()))
+        self.store.watch(self.note_calls)  # not before: rows that are restored pay for no call that is lost
         self.point_to_potential()
 
     def point_to_potential(self) -> None:
@@ -121,21 +132,22 @@ class Campaign:
 
     def go_round(self) -> None:
         """Goes round from where the state stands until a stopping rule holds."""
-        self.do(Stage.INITIAL, stages.make_initial_set)
-        self.do(Stage.TEST, stages.make_test_set)
+        rounds = self.rounds
+        self.do(Stage.INITIAL, rounds.make_initial_set)
+        self.do(Stage.TEST, rounds.make_test_set)
         while True:
             self.begin_round()
-            self.do(Stage.TRAIN, stages.train)
-            self.do(Stage.EVALUATE, stages.evaluate)
+            self.do(Stage.TRAIN, lambda index: {**rounds.train(index), **self.calls()})
+            self.do(Stage.EVALUATE, rounds.evaluate)
             if self.ends():
                 break
-            self.do(Stage.EXPLORE, stages.explore)
+            self.do(Stage.EXPLORE, lambda index: rounds.explore(index, self.budget()))
             if self.ends():
                 break
-            self.do(Stage.SELECT, stages.select)
+            self.do(Stage.SELECT, lambda index: rounds.select(index, self.budget()))
             if self.ends():
                 break
-            self.do(Stage.LABEL, stages.label)
+            self.do(Stage.LABEL, rounds.label)
             self.report()
 
     def do(self, stage: Stage, work: Work) -> None:
@@ -144,8 +156,7 @@ class Campaign:
             return
         results, seconds = self.results_of(work)
         files = continuity.digests_after(stage, self.state.round, self.run, self.state.files)
-        workshop = self.workshop
-        following = self.state.after(results, seconds=seconds, measured=workshop.measured)
+        following = self.state.after(results, seconds=seconds, measured=self.rounds.measured)
         self.save(following.model_copy(update={"files": files, **self.calls()}))
         if stage is Stage.TRAIN:
             self.point_to_potential()
@@ -153,13 +164,13 @@ class Campaign:
     def finish(self) -> None:
         """Trains and evaluates the final potential where the config asks for one that is not there yet."""
         if self.lacks_final("train"):
-            self.workshop.progress.round(self.state.round, self.state.round + 1)  # no other round comes
-            _, seconds = self.results_of(stages.train_final)
+            self.progress.round(self.state.round, self.state.round + 1)  # no other round comes
+            _, seconds = self.results_of(self.rounds.train_final)
             steps = self.config.training.final_steps or 0
             self.save_final(FinalRecord(round=self.state.round, steps=steps, seconds={"train": seconds}))
             self.point_to_potential()
         if self.lacks_final("evaluate"):
-            results, seconds = self.results_of(stages.evaluate_final)
+            results, seconds = self.results_of(self.rounds.evaluate_final)
             assert self.state.final is not None
             times = {**self.state.final.seconds, "evaluate": seconds}
             self.save_final(self.state.final.model_copy(update={**results, "seconds": times}))
@@ -173,14 +184,14 @@ class Campaign:
 
     def save_final(self, final: FinalRecord) -> None:
         """Makes durable how far the final potential has come."""
-        self.save(self.state.model_copy(update={"final": final, "measured": plain(self.workshop.measured)}))
+        self.save(self.state.model_copy(update={"final": final, "measured": plain(self.rounds.measured)}))
 
     def results_of(self, work: Work) -> tuple[Mapping[str, Any], float]:
         """What a stage found out, and the seconds it took; an error is kept for the status."""
         began = time.monotonic()
         try:
             with _disk_errors():
-                results = work(self.workshop, self.state.round)
+                results = work(self.state.round)
         except (InputError, LabelError, CapacityError) as error:
             self.note_error(error)
             raise
@@ -205,7 +216,7 @@ class Campaign:
         One that has finished goes round again only if the stopping rules changed.
         """
         if self.state.retry:
-            self.workshop.store.reopen_failed()
+            self.store.reopen_failed()
             self.save(self.state.model_copy(update={"retry": False, "reason": None}))
         if self.state.finished and not self.ends():
             unfinished = {"finished": False, "converged": False, "rule": None, "reason": None, "final": None}
@@ -220,8 +231,16 @@ class Campaign:
             self.save(self.state.model_copy(update=update))
 
     def calls(self) -> dict[str, int]:
-        """Fields of the state that count the calls of the label source."""
-        return {"labels": self.workshop.labels, "test_calls": self.workshop.test_calls}
+        """Fields of the state and of rounds that count the calls of the label source, those for the test set apart."""
+        return {
+            "labels": self.store.count_calls() + self.state.lost_calls,
+            "test_calls": self.store.count_test_calls() + self.state.lost_test_calls,
+        }
+
+    def budget(self) -> Budget:
+        """What may be labelled in this round."""
+        most = self.config.stopping.max_labels
+        return Budget(self.config.selection.batch, None if most is None else most - self.calls()["labels"])
 
     def note_calls(self) -> None:
         """Makes durable, outside the store, how many calls were made: should the store be removed, they still count."""
@@ -329,7 +348,7 @@ def _work(campaign: Campaign) -> Outcome:
         campaign.save(campaign.state.model_copy(update={"reason": str(pending), **campaign.calls()}))
         return campaign.outcome()
     finally:
-        campaign.workshop.close()
+        campaign.close()
 
 
 def _check_change(config: ExperimentConfig, run: RunDirectory, progress: Progress, *, accept: bool) -> None:

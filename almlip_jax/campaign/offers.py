@@ -4,36 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from ase import Atoms
 
-from almlip_jax.campaign.choice import Beginning, ExplorationChoice
+from almlip_jax.campaign.choice import Beginning, ExplorationChoice, ExplorationInputs
+from almlip_jax.campaign.inputs import Inputs
 from almlip_jax.campaign.preparation import check_states, geometry_key, state_of
+from almlip_jax.campaign.round import Round, Trained
 from almlip_jax.campaign.settings import StateReading
 from almlip_jax.errors import InputError
-from almlip_jax.keys import named_key
-from almlip_jax.potential import Evaluated, Potential
+from almlip_jax.potential import Evaluated
 from almlip_jax.scores import names, scores
 from almlip_jax.structures.carried import carried
 from almlip_jax.structures.io import read_structures, write_structures
 from almlip_jax.training import is_isolated_atom
 
-if TYPE_CHECKING:
-    from almlip_jax.campaign.workshop import Workshop
 
-
-def find(settings: ExplorationChoice, workshop: Workshop, round_index: int, potential: Potential) -> Mapping[str, Any]:
+def find(settings: ExplorationChoice, given: ExplorationInputs) -> Mapping[str, Any]:
     """Lets a kind find structures, which are scored and written; errors as for `found_by`."""
-    key = named_key(workshop.config.seed, "explore", round_index)
-    given = Beginning(potential, workshop.geometries, workshop.dataset(round_index), key, round_index)
-    with workshop.progress.stage("explore"):
-        frames = found_by(settings, given, workshop.config.system, workshop.test_keys, workshop.pool_capacity)
-    evaluated = _offer(workshop, round_index, frames, potential)
+    here, trained, inputs = given.here, given.trained, given.inputs
+    most = settings.most_candidates(len(inputs.pool_split.rest))
+    beginning = Beginning(trained.potential, inputs.geometries, here.dataset(), here.key("explore"), here.index)
+    with here.progress.stage("explore"):
+        frames = found_by(settings, beginning, inputs.system, given.withheld, most)
+    evaluated = _offer(here, frames, trained)
     if evaluated is None:
         return {"candidates": 0}
-    monitored = evaluated.scores[workshop.config.stopping.monitor]
+    monitored = evaluated.scores[trained.monitor]
     return {"candidates": len(frames), "sigma_pool": float(np.mean(monitored, dtype=np.float64))}
 
 
@@ -81,39 +80,40 @@ def _structure(found: Any, where: str, system: StateReading) -> Atoms:
     return frame
 
 
-def score_pool(workshop: Workshop, round_index: int, potential: Potential) -> Mapping[str, Any]:
+def score_pool(given: ExplorationInputs) -> Mapping[str, Any]:
     """Scores what is left of a fixed pool."""
-    frames = [workshop.pool[i].copy() for i in _left_in_pool(workshop, round_index)]
-    _offer(workshop, round_index, frames, potential)
+    left = _left_in_pool(given.here, given.inputs, given.withheld)
+    frames = [frame.copy() for frame in given.inputs.of_pool(left)]
+    _offer(given.here, frames, given.trained)
     return {"candidates": len(frames)}
 
 
-def _offer(workshop: Workshop, round_index: int, frames: Sequence[Atoms], potential: Potential) -> Evaluated | None:
+def _offer(here: Round, frames: Sequence[Atoms], trained: Trained) -> Evaluated | None:
     """Writes the candidates of a round with their scores; None without any."""
-    folder = workshop.run.round(round_index)
-    folder.pool.unlink(missing_ok=True)
+    pool = here.folder.pool
+    pool.unlink(missing_ok=True)
     if not frames:
         return None
-    with workshop.progress.stage("explore", len(frames), unit="structures") as advance:
-        evaluated = workshop.evaluated_once(round_index, "candidates", frames, potential, advance)
+    with here.progress.stage("explore", len(frames), unit="structures") as advance:
+        evaluated = trained.evaluate("candidates", frames, advance)
     for n, frame in enumerate(frames):
         known = (name for name in names(scores(fitted=False)) if name in evaluated.scores)
         frame.info.update({name: float(evaluated.scores[name][n]) for name in known})
         frame.arrays["force_std"] = evaluated.atom_scores["force_std"][n].astype(np.float64)
-    write_structures(folder.pool, frames)
+    write_structures(pool, frames)
     return evaluated
 
 
-def _left_in_pool(workshop: Workshop, round_index: int) -> list[int]:
+def _left_in_pool(here: Round, inputs: Inputs, withheld: Collection[bytes]) -> list[int]:
     """Indices of the pool that no batch has taken so far; of structures that occur twice, one at most."""
-    folders = [workshop.run.round(earlier) for earlier in range(round_index)]
+    folders = [here.run.round(earlier) for earlier in range(here.index)]
     batches = [frame for folder in folders if folder.batch.exists() for frame in read_structures(folder.batch)]
     gone = {int(frame.info["pool_index"]) for frame in batches}
-    gone.update(workshop.pool_split.initial)
-    seen = {workshop.pool_keys[index] for index in gone} | workshop.test_keys
+    gone.update(inputs.pool_split.initial)
+    seen = {*withheld, *(inputs.pool_keys[index] for index in gone)}
     left = []
-    for index in workshop.pool_split.rest:
-        if workshop.pool_keys[index] not in seen:
-            seen.add(workshop.pool_keys[index])
+    for index in inputs.pool_split.rest:
+        if inputs.pool_keys[index] not in seen:
+            seen.add(inputs.pool_keys[index])
             left.append(index)
     return left

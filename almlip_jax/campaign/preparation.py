@@ -285,7 +285,7 @@ class Source:
     seed: int
     provenance: Mapping[str, Any]
     say: Say
-    advance: Callable[[int], None]
+    advance: Callable[[int], None] = lambda calls: None
 
     def label(self, frames: Sequence[Atoms], origin: str, purpose: str) -> list[Atoms]:
         """Labelled copies with ``info["origin"]`` and ``info["label_id"]``; failed labels are left out and reported."""

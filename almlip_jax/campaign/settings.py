@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from functools import partial
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from ase import Atoms
 from pydantic import Field, model_validator
 
-from almlip_jax.campaign.choice import Beginning, ExplorationChoice, Stage
+from almlip_jax.campaign.choice import Beginning, ExplorationChoice, ExplorationInputs
 from almlip_jax.campaign.starts import LabelledStarts, StartSettings
 from almlip_jax.dynamics import ExplorationSettings, RelaxationSettings
 from almlip_jax.dynamics.judging import check_exploration
@@ -187,11 +186,11 @@ class MdExploration(ExplorationSettings, ExplorationChoice):
             )
         return self
 
-    def stage(self) -> Stage:
+    def stage(self, given: ExplorationInputs) -> Mapping[str, Any]:
         """Walkers with gates."""
         from almlip_jax.campaign.exploration import explore
 
-        return partial(explore, self)
+        return explore(self, given)
 
     @property
     def starts_file(self) -> Path | None:
@@ -219,11 +218,11 @@ class PoolExploration(ExplorationChoice):
     files: Path | tuple[Path, ...]
     """Labelled or unlabelled structures; labels in the file are ignored (the label source ``file`` reads them)."""
 
-    def stage(self) -> Stage:
+    def stage(self, given: ExplorationInputs) -> Mapping[str, Any]:
         """Scores what is left."""
         from almlip_jax.campaign.offers import score_pool
 
-        return score_pool
+        return score_pool(given)
 
     @property
     def pool_files(self) -> tuple[Path, ...]:

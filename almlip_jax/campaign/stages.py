@@ -8,13 +8,15 @@ therefore gives the same result.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from ase import Atoms
 
 from almlip_jax.campaign.batch import (
+    Chooser,
     adaptive_part,
     candidates,
     choose,
@@ -23,23 +25,23 @@ from almlip_jax.campaign.batch import (
     validation_error,
 )
 from almlip_jax.campaign.cost import expected_costs, paid_labels
-from almlip_jax.campaign.preparation import check_target_labels, held_out_set, initial_set, planned_calls
+from almlip_jax.campaign.preparation import Source, check_target_labels, held_out_set, initial_set, planned_calls
+from almlip_jax.campaign.round import Budget, Round, Trained
 from almlip_jax.campaign.rundir import PotentialDirectory, RoundDirectory
-from almlip_jax.campaign.workshop import Workshop
-from almlip_jax.errors import InputError, LabelError
+from almlip_jax.campaign.settings import InitialSettings, TargetErrorSettings, TestSettings
+from almlip_jax.errors import LabelError
 from almlip_jax.evaluation import error_metrics
 from almlip_jax.evaluation.metrics import labels_of
 from almlip_jax.files import read_json, understood, write_csv, write_json, write_npz
-from almlip_jax.fitting import kept_references
-from almlip_jax.keys import named_key, numpy_generator
-from almlip_jax.oracles import LabelResult
+from almlip_jax.learner import Earlier, Learner
+from almlip_jax.oracles import Labeller, LabelResult, LabelStore
 from almlip_jax.potential import Evaluated, Potential
-from almlip_jax.progress import reaching
+from almlip_jax.progress import Progress, reaching
+from almlip_jax.selection import SelectorSettings
 from almlip_jax.structures.carried import carried
 from almlip_jax.structures.io import read_structures, write_structures
-from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.targets import target_errors, targets
-from almlip_jax.training import EpochReport, checkpoint, params_for
+from almlip_jax.training import EpochReport, TrainingSettings, checkpoint
 
 Results = Mapping[str, Any]
 """Fields of the round's record that a stage found out."""
@@ -48,153 +50,91 @@ Results = Mapping[str, Any]
 # -------------------------------------------------------------------------------------------------------- preparation
 
 
-def make_initial_set(workshop: Workshop, round_index: int) -> Results:
-    """Labels the initial set and writes it as the dataset of round 0."""
-    workshop.labeller.prepare()
-    pool = [workshop.pool[i] for i in workshop.pool_split.initial]
-    settings = workshop.config.initial
-    with workshop.progress.stage(
-        "initial set", planned_calls(settings, len(workshop.geometries)), unit="labels"
-    ) as advance:
-        frames = initial_set(settings, workshop.source(advance), pool)
-    write_structures(workshop.run.round(round_index).create().dataset, frames)
+def make_initial_set(settings: InitialSettings, source: Source, pool: Sequence[Atoms], here: Round) -> Results:
+    """Labels the initial set, for which a fixed pool gives some structures, and writes it as the dataset of a round."""
+    source.labeller.prepare()
+    calls = planned_calls(settings, len(source.geometries))
+    with here.progress.stage("initial set", calls, unit="labels") as advance:
+        frames = initial_set(settings, replace(source, advance=advance), pool)
+    write_structures(here.folder.create().dataset, frames)
     return {}
 
 
-def make_test_set(workshop: Workshop, round_index: int) -> Results:
-    """Labels the test set, if the config asks for one, and writes it."""
-    pool = [workshop.pool[i] for i in workshop.pool_split.test]
-    settings = workshop.config.test
-    with workshop.progress.stage(
-        "test set", planned_calls(settings, len(workshop.geometries)), unit="labels"
-    ) as advance:
-        frames = held_out_set(settings, workshop.source(advance), pool, workshop.dataset(round_index))
+def make_test_set(
+    settings: TestSettings, source: Source, pool: Sequence[Atoms], target: TargetErrorSettings | None, here: Round
+) -> Results:
+    """Labels the test set, if one is asked for, and writes it; it has to have the labels of the wanted error."""
+    calls = planned_calls(settings, len(source.geometries))
+    with here.progress.stage("test set", calls, unit="labels") as advance:
+        frames = held_out_set(settings, replace(source, advance=advance), pool, here.dataset())
     if frames:
-        write_structures(workshop.run.test, frames)
-    check_target_labels(workshop.config.stopping.target_error, frames)
+        write_structures(here.run.test, frames)
+    check_target_labels(target, frames)
     return {}
 
 
 # ----------------------------------------------------------------------------------------------------- train, evaluate
 
 
-def train(workshop: Workshop, round_index: int) -> Results:
-    """Trains the ensemble on the dataset of the round and saves the potential."""
-    potential = _train_round(workshop, round_index)
-    calls = {"labels": workshop.labels, "test_calls": workshop.test_calls}
-    return {**calls, "dataset_size": potential.metadata["dataset_size"]}
-
-
-def train_final(workshop: Workshop, round_index: int) -> Results:
-    """Trains the final potential on the dataset of the last round, with a length of its own, and saves it."""
-    settings = workshop.config.training
-    previous = potential_of(workshop, round_index) if settings.warm_start else None
-    _train_into(workshop, workshop.run.final.create(), round_index, "final", previous, settings.final_steps)
-    return {}
-
-
-def _train_round(workshop: Workshop, round_index: int) -> Potential:
-    warm = workshop.config.training.warm_start and round_index > 0
-    previous = potential_of(workshop, round_index - 1) if warm else None
-    return workshop.keep(
-        round_index, _train_into(workshop, workshop.run.round(round_index), round_index, "train", previous)
-    )
-
-
-def _train_into(
-    workshop: Workshop,
-    folder: PotentialDirectory,
-    round_index: int,
-    name: str,
-    previous: Potential | None,
-    steps: int | None = None,
+def train(
+    learner: Learner, here: Round, earlier: Earlier | None, *, know: bool = False, final: bool = False
 ) -> Potential:
-    """Trains on the dataset of a round and saves the potential; random numbers follow from ``name`` and the round."""
-    dataset = workshop.dataset(round_index)
-    key = named_key(workshop.config.seed, name, round_index)
-    params = None
-    if previous is not None:
-        params = params_for(workshop.config.ensemble, previous.member_settings, previous.params)
-    before = round_index if name == "final" else round_index - 1
-    references = _references(workshop, dataset, previous, before)
-    most = steps or _most_steps(workshop, len(dataset), previous is not None)
-    with workshop.progress.stage("train", most, unit="steps") as advance:
+    """Trains the ensemble on the dataset of a round and saves the potential.
+
+    Args:
+        learner: trains, with arrays that keep their shapes.
+        here: the round.
+        earlier: what the training goes on from; None where it begins anew.
+        know: whether the potential keeps what comparisons with its training set need.
+        final: whether it is the final potential, with a length of its own; other random numbers, another folder.
+    """
+    name = "final" if final else "train"
+    folder: PotentialDirectory = here.run.final.create() if final else here.folder
+    steps = learner.training.final_steps if final else None
+    dataset = here.dataset()
+    params, references = learner.beginning(dataset, earlier)
+    most = steps or _most_steps(learner.training, len(dataset), earlier is not None)
+    with here.progress.stage("train", most, unit="steps") as advance:
         reached = reaching(advance)
 
         def on_epoch(report: EpochReport) -> None:
             reached(report.step, epoch=report.epoch, **report.errors)
 
-        result = workshop.learner.train(dataset, params, key, references, on_epoch, folder.unfinished_training, steps)
+        result = learner.train(dataset, params, here.key(name), references, on_epoch, folder.unfinished_training, steps)
     write_csv(folder.training, result.rows())
-    metadata = {"campaign": workshop.config.name, "round": round_index, "dataset_size": len(dataset)}
-    stream = numpy_generator(workshop.config.seed, "replay", name, round_index)
-    potential = workshop.learner.potential(result, dataset, references, stream, metadata)
-    if workshop.config.know_training_set:
+    metadata = {**here.provenance, "dataset_size": len(dataset)}
+    potential = learner.potential(result, dataset, references, here.generator("replay", name), metadata)
+    if know:
         potential = potential.knowing(dataset, shape=potential.batch_shape(dataset))
     potential.save(folder.potential)
     checkpoint.discard(folder.unfinished_training)
     return potential
 
 
-def _references(workshop: Workshop, dataset: list[Atoms], previous: Potential | None, before: int) -> dict[int, float]:
-    """Reference energies of a training: those of its first parameters stay, of all elements that these have met.
-
-    Fresh parameters go with a fresh fit.  ``before`` is the round whose dataset the previous potential was trained on.
-    """
-    if previous is None:
-        return workshop.learner.references(dataset)
-    met = {*SpeciesTable.of(workshop.dataset(before)).numbers, *previous.isolated}
-    return kept_references(previous, dataset, met)
-
-
-def _most_steps(workshop: Workshop, structures: int, warm: bool) -> int:
-    settings = workshop.config.training
+def _most_steps(settings: TrainingSettings, structures: int, warm: bool) -> int:
     most = (settings.warm_steps if warm else None) or settings.max_steps
     return min(most, settings.max_epochs * math.ceil(structures / settings.batch_size))
 
 
-def potential_of(workshop: Workshop, round_index: int) -> Potential:
-    """The potential of a round; where its checkpoint is damaged it is trained again, which gives the same one."""
-    try:
-        return workshop.potential(round_index)
-    except InputError as error:
-        workshop.progress.message(f"{error} The potential of round {round_index} is trained again from its dataset.")
-        return _train_round(workshop, round_index)
-
-
-def evaluate(workshop: Workshop, round_index: int) -> Results:
-    """Errors and calibration on the test set."""
-    if not workshop.test:
+def evaluate(
+    test: Sequence[Atoms], potential: Callable[[], Potential], folder: PotentialDirectory, progress: Progress
+) -> Results:
+    """Errors and calibration on the test set; without one, no potential is asked for."""
+    if not test:
         return {}
-    return {"errors": _test_errors(workshop, potential_of(workshop, round_index), workshop.run.round(round_index))}
-
-
-def evaluate_final(workshop: Workshop, round_index: int) -> Results:
-    """Errors and calibration of the final potential on the test set; one that is damaged is trained again."""
-    if not workshop.test:
-        return {}
-    folder = workshop.run.final
-    try:
-        potential = Potential.load(folder.potential)
-    except InputError as error:
-        workshop.progress.message(f"{error} The final potential is trained again.")
-        train_final(workshop, round_index)
-        potential = Potential.load(folder.potential)
-    return {"errors": _test_errors(workshop, potential, folder)}
-
-
-def _test_errors(workshop: Workshop, potential: Potential, folder: PotentialDirectory) -> dict[str, float]:
-    with workshop.progress.stage("evaluate", len(workshop.test), unit="structures") as advance:
-        evaluated = potential.evaluate(workshop.test, on_batch=advance)
-    metrics = error_metrics(workshop.test, evaluated)
-    write_npz(folder.test_predictions, _predictions(workshop.test, evaluated))
+    evaluating = potential()
+    with progress.stage("evaluate", len(test), unit="structures") as advance:
+        evaluated = evaluating.evaluate(test, on_batch=advance)
+    metrics = error_metrics(test, evaluated)
+    write_npz(folder.test_predictions, _predictions(test, evaluated))
     write_json(folder.evaluation, metrics)
-    return {
+    errors = {
         f"{name}_{group}": float(values[name])
         for group, values in metrics["by_group"].items()
         for name in target_errors()
         if math.isfinite(values.get(name, math.nan))
     }
+    return {"errors": errors}
 
 
 def _predictions(structures: Sequence[Atoms], evaluated: Evaluated) -> dict[str, np.ndarray]:
@@ -223,35 +163,40 @@ def _predictions(structures: Sequence[Atoms], evaluated: Evaluated) -> dict[str,
     }
 
 
-# ------------------------------------------------------------------------------------------------------ explore, select
+# ------------------------------------------------------------------------------------------------------------- select
 
 
-def explore(workshop: Workshop, round_index: int) -> Results:
-    """Finds candidates, as the kind of exploration does."""
-    stage = workshop.config.exploration.stage()
-    return stage(workshop, round_index, potential_of(workshop, round_index))
+def select(
+    chooser: Chooser, here: Round, trained: Callable[[], Trained], store: LabelStore, budget: Budget, *, fixed: bool
+) -> Results:
+    """Chooses the batch from the candidates, cut to what is left of the label budget.
 
-
-def select(workshop: Workshop, round_index: int) -> Results:
-    """Chooses the batch from the candidates, cut to what is left of the label budget."""
-    folder = workshop.run.round(round_index)
+    Args:
+        chooser: the selector.
+        here: the round.
+        trained: its potential, asked for where there are candidates.
+        store: whose times say what labels cost.
+        budget: of the round.
+        fixed: whether candidates are those of a fixed pool: what is left of it is looked at, too.
+    """
+    folder = here.folder
     folder.batch.unlink(missing_ok=True)
     if not folder.pool.exists():
         return {"selected": 0}
-    frames = read_structures(folder.pool)
-    potential = potential_of(workshop, round_index)
-    with workshop.progress.stage("select"):
-        evaluated = workshop.evaluated_once(round_index, "candidates", frames, potential, None)
-        dataset = workshop.dataset(round_index)
-        context = workshop.evaluated_once(round_index, "dataset", dataset, potential, None)
+    frames, judge = read_structures(folder.pool), trained()
+    with here.progress.stage("select"):
+        evaluated = judge.evaluate("candidates", frames)
+        dataset = here.dataset()
+        context = judge.evaluate("dataset", dataset)
+        costs, scalars = _costs(chooser.settings, frames, store), _selection_scalars(chooser.settings, here)
         chosen = choose(
-            workshop.selector,
-            named_key(workshop.config.seed, "select", round_index),
-            candidates(frames, evaluated, workshop.pool_capacity, cost=_costs(workshop, frames)),
-            candidates(dataset, context, workshop.largest_dataset, scalars=_selection_scalars(workshop, round_index)),
-        )[: _allowed(workshop)]
+            chooser.selector,
+            here.key("select"),
+            candidates(frames, evaluated, chooser.candidates, cost=costs),
+            candidates(dataset, context, chooser.labelled, scalars=scalars),
+        )[: budget.selected]
     if (remark := undecided([gain for _, gain in chosen], len(frames))) is not None:
-        workshop.progress.message(remark)
+        here.progress.message(remark)
     batch = []
     for index, gain in chosen:
         frame = frames[index].copy()
@@ -259,37 +204,29 @@ def select(workshop: Workshop, round_index: int) -> Results:
         batch.append(frame)
     if batch:
         write_structures(folder.batch, batch)
-    scores = evaluated.scores[workshop.config.stopping.monitor]
+    scores = evaluated.scores[judge.monitor]
     indices = [index for index, _ in chosen]
     results: dict[str, Any] = {"selected": len(batch), "sigma_batch": _mean(scores[indices])}
-    if workshop.config.exploration.pool_files:
+    if fixed:
         results["sigma_pool"] = _mean(np.delete(scores, indices))
     return results
 
 
-def _selection_scalars(workshop: Workshop, round_index: int) -> dict[str, float]:
+def _selection_scalars(settings: SelectorSettings, here: Round) -> dict[str, float]:
     """What the selector asks of the campaign so far, from the force errors on the structures kept for validation."""
-    settings = workshop.config.selection.selector
     if adaptive_part(settings) is None:
         return {}
-    files = [workshop.run.round(n).potential / "potential.json" for n in range(round_index + 1)]
     errors = []
-    for file in files:
+    for file in [here.run.round(n).potential / "potential.json" for n in range(here.index + 1)]:
         with understood(file):
             errors.append(validation_error(read_json(file)["metadata"]))
     return selection_scalars(settings, errors)
 
 
-def _costs(workshop: Workshop, frames: Sequence[Atoms]) -> np.ndarray | None:
+def _costs(settings: SelectorSettings, frames: Sequence[Atoms], store: LabelStore) -> np.ndarray | None:
     """Expected cost of each label, where the selector asks for it."""
-    exponent = workshop.config.selection.selector.cost_exponent
-    return None if exponent is None else expected_costs(frames, paid_labels(workshop.store), exponent)
-
-
-def _allowed(workshop: Workshop) -> int:
-    budget = workshop.config.stopping.max_labels
-    batch = workshop.config.selection.batch
-    return batch if budget is None else max(0, min(batch, budget - workshop.labels))
+    exponent = settings.cost_exponent
+    return None if exponent is None else expected_costs(frames, paid_labels(store), exponent)
 
 
 def _mean(values: np.ndarray) -> float | None:
@@ -299,66 +236,68 @@ def _mean(values: np.ndarray) -> float | None:
 # -------------------------------------------------------------------------------------------------------------- label
 
 
-def label(workshop: Workshop, round_index: int) -> Results:
+def label(labeller: Labeller, selector: str, monitor: str, here: Round) -> Results:
     """Labels the batch and writes the dataset of the next round: the present one, and what got a label.
+
+    Args:
+        labeller: the label source.
+        selector: kind of the selector, which is noted with the labels,
+        monitor: as is this score of the structures.
+        here: the round.
 
     Raises:
         LabelError: nothing of the batch could be labelled.
     """
-    folder, following = workshop.run.round(round_index), workshop.run.round(round_index + 1).create()
+    folder, following, say = here.folder, here.run.round(here.index + 1).create(), here.progress.message
     batch = read_structures(folder.batch) if folder.batch.exists() else []
     drawn = read_structures(folder.drawn) if folder.drawn.exists() else []
     folder.labelled.unlink(missing_ok=True)
-    results = _label_frames(workshop, round_index, batch, drawn)
-    _keep_calibration(workshop, folder, results[len(batch) :])
+    of_batch = [{"purpose": "train", "selector": selector, "score": frame.info.get(monitor)} for frame in batch]
+    of_drawn = [{"purpose": "calibration", "selector": "random"}] * len(drawn)
+    results = _label_frames(labeller, [*batch, *drawn], [*of_batch, *of_drawn], here)
+    _keep_calibration(folder, results[len(batch) :], say)
     results = results[: len(batch)]
     labelled = [_with_label_id(result) for result in results if result.atoms is not None]
     failed = [result.error for result in results if result.atoms is None]
     if failed and not labelled:
         raise LabelError(
-            f"none of the {len(batch)} structures of round {round_index} could be labelled, the first because: "
+            f"none of the {len(batch)} structures of round {here.index} could be labelled, the first because: "
             f"{failed[0]}. Correct the cause and resume: they are tried again."
         )
     if failed:
-        workshop.progress.message(f"{len(failed)} of {len(batch)} labels failed, the first because: {failed[0]}")
+        say(f"{len(failed)} of {len(batch)} labels failed, the first because: {failed[0]}")
     if labelled:
         write_structures(folder.labelled, labelled)
         labelled = read_structures(folder.labelled, require_labels=True)
-    grown = [*workshop.dataset(round_index), *(_training_frame(frame, round_index + 1) for frame in labelled)]
+    grown = [*here.dataset(), *(_training_frame(frame, here.index + 1) for frame in labelled)]
     write_structures(following.dataset, grown)
     return {"failed": len(failed)}
 
 
 def _label_frames(
-    workshop: Workshop, round_index: int, batch: Sequence[Atoms], drawn: Sequence[Atoms]
+    labeller: Labeller, frames: Sequence[Atoms], notes: Sequence[Mapping[str, Any]], here: Round
 ) -> list[LabelResult]:
-    """Labels of a batch, and of the frames drawn for the thresholds after it."""
-    frames = [*batch, *drawn]
+    """Labels of some frames, with what is noted of each and what it carries."""
     if not frames:
         return []
-    known = sum(workshop.labeller.identity(frame) in workshop.store for frame in frames)
-    common = {"campaign": workshop.config.name, "round": round_index}
-    selector, monitor = workshop.config.selection.selector.kind, workshop.config.stopping.monitor
-    provenance = []
-    for place, frame in enumerate(frames):
-        of_frame = {key: frame.info[key] for key in ("walker", "step", "pool_index", "gain") if key in frame.info}
-        if place < len(batch):
-            of_frame |= {"purpose": "train", "selector": selector, "score": frame.info.get(monitor)}
-        else:
-            of_frame |= {"purpose": "calibration", "selector": "random"}
-        provenance.append({**common, **of_frame})
-    with workshop.progress.stage("label", len(frames), unit="labels") as advance:
+    known = sum(labeller.identity(frame) in labeller.store for frame in frames)
+    carried_along = ("walker", "step", "pool_index", "gain")
+    provenance = [
+        {**here.provenance, **{key: frame.info[key] for key in carried_along if key in frame.info}, **note}
+        for frame, note in zip(frames, notes, strict=True)
+    ]
+    with here.progress.stage("label", len(frames), unit="labels") as advance:
         advance(known)
-        return workshop.labeller.label(frames, provenance, on_label=lambda _: advance(1))
+        return labeller.label(frames, provenance, on_label=lambda _: advance(1))
 
 
-def _keep_calibration(workshop: Workshop, folder: RoundDirectory, results: Sequence[LabelResult]) -> None:
+def _keep_calibration(folder: RoundDirectory, results: Sequence[LabelResult], say: Callable[[str], None]) -> None:
     """Writes the labelled frames that were drawn at random; those without a label are reported."""
     folder.calibration.unlink(missing_ok=True)
     labelled = [_with_label_id(result) for result in results if result.atoms is not None]
     failed = [result.error for result in results if result.atoms is None]
     if failed:
-        workshop.progress.message(f"{len(failed)} of {len(results)} labels for thresholds failed, first: {failed[0]}")
+        say(f"{len(failed)} of {len(results)} labels for thresholds failed, first: {failed[0]}")
     if labelled:
         write_structures(folder.calibration, labelled)
 

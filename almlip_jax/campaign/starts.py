@@ -134,10 +134,9 @@ def walker_starts(starts: StartSettings, given: Beginnings, final: Mapping[int, 
 
 def relaxed_starts(
     relaxer: Explorer,
-    starts: Sequence[Atoms],
-    final: Mapping[int, Atoms],
     params: Params,
-    stop: float,
+    starts: Sequence[Atoms],
+    stops: np.ndarray,
     knowledge: Knowledge,
     progress: Progress,
 ) -> list[Atoms]:
@@ -147,15 +146,12 @@ def relaxed_starts(
 
     Args:
         relaxer: runs the relaxations.
-        starts: of the walkers.
-        final: last frames of the walkers that go on.
         params: of the potential of the round.
-        stop: stop threshold of the gate.
+        starts: of the walkers.
+        stops: [W] stop threshold of the gate, and minus infinity, which nothing is below, where a walker goes on.
         knowledge: of the training set.
         progress: tells the user.
     """
-    # nothing is below this threshold: who goes on does not move
-    stops = np.array([-np.inf if walker in final else stop for walker in range(len(starts))])
     with progress.stage("relax", relaxer.settings.steps, unit="steps") as advance:
         reached = reaching(advance)
 
@@ -163,13 +159,14 @@ def relaxed_starts(
             reached(step, running=running)
 
         found = relax(relaxer, params, starts, stops, knowledge, on_chunk)
-    ended_early = relaxation_summary([s for walker, s in enumerate(found.status) if walker not in final])
+    moves = ~np.isneginf(stops)
+    ended_early = relaxation_summary([status for status, moved in zip(found.status, moves, strict=True) if moved])
     if ended_early:
         progress.message(ended_early)
     relaxed = []
-    for walker, (structure, status) in enumerate(zip(found.structures, found.status, strict=True)):
+    for start, structure, status, moved in zip(starts, found.structures, found.status, moves, strict=True):
         structure.info["relaxation"] = status.name.lower()
-        relaxed.append(final.get(walker, structure))
+        relaxed.append(structure if moved else start)
     return relaxed
 
 

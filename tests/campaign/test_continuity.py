@@ -12,7 +12,8 @@ import pytest
 import yaml
 from tiny_campaign import Killed, KillingProgress, result_of, run_or_resume, tiny_config
 
-from almlip_jax.campaign import Outcome, resume_campaign
+from almlip_jax.campaign import Outcome, bookkeeping, resume_campaign
+from almlip_jax.campaign.bookkeeping import restore_rows
 from almlip_jax.campaign.config import load_run_config
 from almlip_jax.campaign.continuity import with_earlier_defaults
 from almlip_jax.campaign.loop import Campaign
@@ -178,6 +179,22 @@ def test_a_store_that_is_gone_costs_no_budget_twice(run: RunDirectory, how: str)
     assert from_disk(run, f"stopping.max_labels={calls}", "stopping.max_rounds=9").rule == "max_labels"
 
 
+def test_a_kill_while_labels_are_restored_loses_no_call(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = read_state(run).labels
+    run.labels.unlink()
+    shutil.rmtree(run.labels.with_name("labels.db.spool"))
+
+    def killed(*given: Any) -> int:
+        restore_rows(*given)
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(bookkeeping, "restore_rows", killed)
+        from_disk(run)
+    assert read_state(run).labels == calls
+    assert from_disk(run).labels == calls
+
+
 @pytest.mark.parametrize("name", ["initial set", "test set"])
 def test_a_store_removed_after_a_kill_in_the_first_stages_still_counts(tmp_path: Path, name: str) -> None:
     """Nothing of these stages is in a file yet, nor has the state moved on: the calls were counted as they landed."""
@@ -197,10 +214,10 @@ def test_a_store_removed_after_a_kill_in_the_first_stages_still_counts(tmp_path:
     try:
         campaign.take_stock()
     finally:
-        campaign.workshop.close()
+        campaign.close()
     assert any("labels.db was removed or replaced" in text for text in notes.said)
     assert (read_state(run).labels, read_state(run).test_calls) == paid
-    assert (campaign.workshop.labels, campaign.workshop.test_calls) == paid
+    assert tuple(campaign.calls().values()) == paid
 
 
 def test_results_do_not_depend_on_what_is_remembered(reference: Path, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,9 +15,10 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
 
 from almlip_jax.campaign import starts as beginnings
-from almlip_jax.campaign.calibration import draw_frames, number_to_draw
+from almlip_jax.campaign.calibration import draw_frames
 from almlip_jax.campaign.exploration import gate_thresholds
 from almlip_jax.campaign.preparation import geometry_key, start_list
+from almlip_jax.campaign.round import Budget, Round
 from almlip_jax.campaign.rundir import RunDirectory
 from almlip_jax.campaign.settings import MdExploration, SystemSettings
 from almlip_jax.campaign.starts import Beginnings, FileStarts, LabelledStarts
@@ -23,6 +26,7 @@ from almlip_jax.dynamics import Knowledge
 from almlip_jax.dynamics.thresholds import Resolved
 from almlip_jax.errors import InputError
 from almlip_jax.keys import numpy_generator
+from almlip_jax.progress import SilentProgress
 from almlip_jax.structures.io import read_structures, write_structures
 from almlip_jax.units import KB
 
@@ -38,17 +42,26 @@ def labelled(formula: str, energy: float, **info: int) -> Atoms:
     return atoms
 
 
-def walker_starts(place: Any, chosen: MdExploration, round_index: int, dataset: list[Atoms]) -> list[Atoms]:
+def walker_starts(
+    place: Place, chosen: MdExploration, round_index: int, dataset: list[Atoms], listed: Sequence[Atoms] = ()
+) -> list[Atoms]:
     """Starts of a round, as the stage finds them."""
-    listed, seed = getattr(place, "start_list", []), place.config.seed
-    given = Beginnings(place.geometries, listed, dataset, chosen.temperatures, seed, round_index)
+    given = Beginnings(place.geometries, listed, dataset, chosen.temperatures, place.seed, round_index)
     final = beginnings.going_on(place.run, round_index) if chosen.continue_walkers else {}
     return beginnings.walker_starts(chosen.starts, given, final)
 
 
-def workshop(run_dir: Path, *geometries: Atoms, seed: int = 1) -> Any:
-    run = RunDirectory(run_dir).create()
-    return SimpleNamespace(geometries=list(geometries), run=run, config=SimpleNamespace(seed=seed))
+@dataclass(frozen=True)
+class Place:
+    """Of a campaign: its directory, start geometries and seed."""
+
+    run: RunDirectory
+    geometries: tuple[Atoms, ...]
+    seed: int
+
+
+def campaign(run_dir: Path, *geometries: Atoms, seed: int = 1) -> Place:
+    return Place(RunDirectory(run_dir).create(), geometries, seed)
 
 
 class TestStarts:
@@ -62,7 +75,7 @@ class TestStarts:
         dataset = [labelled("H2O", level * thermal) for level in (0.0, 1.9, 2.1, 3.9, 4.1)]
         seen = set()
         for index in range(40):
-            starts = walker_starts(workshop(tmp_path, self.water), settings(), index, dataset)
+            starts = walker_starts(campaign(tmp_path, self.water), settings(), index, dataset)
             levels = np.round(np.array(self.energies(starts)) / thermal, 1)
             assert set(levels[:3]) <= {0.0, 1.9} and set(levels[3:]) <= {0.0, 1.9, 2.1, 3.9}
             seen.update(levels)
@@ -70,16 +83,16 @@ class TestStarts:
 
     def test_follow_from_seed_round_and_walker(self, tmp_path: Path) -> None:
         dataset = [labelled("H2O", 1e-3 * n) for n in range(50)]
-        one = self.energies(walker_starts(workshop(tmp_path, self.water), settings(), 3, dataset))
-        assert one == self.energies(walker_starts(workshop(tmp_path, self.water), settings(), 3, dataset))
-        assert one != self.energies(walker_starts(workshop(tmp_path, self.water), settings(), 4, dataset))
-        assert one != self.energies(walker_starts(workshop(tmp_path, self.water, seed=2), settings(), 3, dataset))
+        one = self.energies(walker_starts(campaign(tmp_path, self.water), settings(), 3, dataset))
+        assert one == self.energies(walker_starts(campaign(tmp_path, self.water), settings(), 3, dataset))
+        assert one != self.energies(walker_starts(campaign(tmp_path, self.water), settings(), 4, dataset))
+        assert one != self.energies(walker_starts(campaign(tmp_path, self.water, seed=2), settings(), 3, dataset))
         assert len(set(one)) > 1
 
     def test_walkers_are_dealt_out_to_the_geometries(self, tmp_path: Path) -> None:
         ion = Atoms("H2O", np.eye(3), info={"charge": 1})
         dataset = [labelled("H2O", -1.0, charge=1), labelled("H2O", -2.0)]
-        starts = walker_starts(workshop(tmp_path, self.water, ion, Atoms("Ar")), settings(), 0, dataset)
+        starts = walker_starts(campaign(tmp_path, self.water, ion, Atoms("Ar")), settings(), 0, dataset)
         assert [start.get_chemical_formula() for start in starts] == ["H2O", "H2O", "Ar"] * 2
         assert [start.info.get("charge", 0) for start in starts] == [0, 1, 0] * 2
         assert starts[2].calc is None  # nothing like it is labelled: the geometry itself
@@ -92,7 +105,7 @@ class TestStarts:
         for n, frame in enumerate(dataset):
             frame.positions = np.eye(3) + [[0, 0, 0.01 * n], [0, 0, 0], [0.1 * (n == 3), 0, 0]]
             frame.calc = SinglePointCalculator(frame, energy=-0.01 * n, forces=np.zeros((3, 3)))
-        starts = walker_starts(workshop(tmp_path, geometry), settings(), 0, dataset)
+        starts = walker_starts(campaign(tmp_path, geometry), settings(), 0, dataset)
         assert set(self.energies(starts)) <= {0.0, -0.01, -0.02} and len(set(self.energies(starts))) > 1
         path = tmp_path / "starts.extxyz"
         write_structures(path, starts)
@@ -102,7 +115,7 @@ class TestStarts:
             np.testing.assert_array_equal(start.positions[2], geometry.positions[2])
 
     def test_a_walker_that_ran_to_its_end_may_go_on(self, tmp_path: Path) -> None:
-        place = workshop(tmp_path, self.water)
+        place = campaign(tmp_path, self.water)
         ends = [Atoms("H2O", np.eye(3) + n) for n in range(6)]
         for n, end in enumerate(ends):
             end.info.update(walker=n, status="stopped" if n == 2 else "completed")
@@ -120,7 +133,7 @@ class TestStarts:
         dataset = [labelled("H2O", level * thermal) for level in (0.0, 2.9, 3.1)]
         for kind in ("labelled", "relaxed"):  # what is relaxed is drawn in the same way
             chosen = settings(starts={"kind": kind, "energy": 3.0})
-            found = [walker_starts(workshop(tmp_path, self.water), chosen, index, dataset)[:3] for index in range(20)]
+            found = [walker_starts(campaign(tmp_path, self.water), chosen, index, dataset)[:3] for index in range(20)]
             levels = {round(energy / thermal, 1) for starts in found for energy in self.energies(starts)}
             assert levels == {0.0, 2.9}
         assert settings().starts == LabelledStarts(energy=2.0)
@@ -128,20 +141,20 @@ class TestStarts:
             settings(start_energy=1.5)
 
     def test_of_a_file_are_dealt_out_in_turn_from_round_to_round(self, tmp_path: Path) -> None:
-        place = workshop(tmp_path)  # needs neither geometries nor labels
-        place.start_list = [Atoms("H2O", np.eye(3) + n) for n in range(4)]
+        place = campaign(tmp_path)  # needs neither geometries nor labels
+        listed = [Atoms("H2O", np.eye(3) + n) for n in range(4)]
         chosen = settings(starts={"kind": "file", "path": "list.xyz"})
-        dealt = [int(start.positions[0, 1]) for n in range(2) for start in walker_starts(place, chosen, n, [])]
+        dealt = [int(start.positions[0, 1]) for n in range(2) for start in walker_starts(place, chosen, n, [], listed)]
         assert dealt == [0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3]
         ends = [Atoms("H2O", np.eye(3) + 10 + n, info={"walker": n, "status": "stopped"}) for n in range(6)]
         ends[1].info["status"] = "completed"
         write_structures(place.run.round(0).create().last_frames, ends)
-        again = walker_starts(place, chosen.model_copy(update={"continue_walkers": True}), 1, [])
+        again = walker_starts(place, chosen.model_copy(update={"continue_walkers": True}), 1, [], listed)
         assert [int(start.positions[0, 1]) for start in again] == [2, 11, 0, 1, 2, 3]
 
     def test_need_a_geometry(self, tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"system\.structures"):
-            walker_starts(workshop(tmp_path), settings(), 0, [])
+            walker_starts(campaign(tmp_path), settings(), 0, [])
 
 
 class TestStartList:
@@ -193,10 +206,12 @@ class TestThresholds:
     scores = {"force_std_max": np.linspace(0, 1, 101), "energy_std": np.full(101, 7.0)}
 
     def found(self, folder: Path, chosen: MdExploration, scores: Any = None, round_index: int = 0) -> Any:
-        place = workshop(folder)
-        place.evaluated_once = lambda *_: SimpleNamespace(scores=scores) if scores else pytest.fail("not needed")
-        place.potential = lambda index: Doubling() if index == round_index - 1 else pytest.fail("another potential")
-        return gate_thresholds(place, chosen, round_index, [], Doubling(), Knowledge())
+        here = Round(RunDirectory(folder).create(), round_index, "", 1, SilentProgress())
+        trained: Any = SimpleNamespace(
+            potential=Doubling(),
+            evaluate=lambda *_: SimpleNamespace(scores=scores) if scores else pytest.fail("not needed"),
+        )
+        return gate_thresholds(chosen, here, [], trained, Knowledge())
 
     def test_fixed_ones_do_not_look_at_scores(self, tmp_path: Path) -> None:
         fixed = settings(thresholds={"kind": "fixed", "record": 0.2, "stop": 1.5})
@@ -217,7 +232,7 @@ class TestThresholds:
     def test_true_errors_are_those_of_frames_drawn_in_earlier_rounds(self, tmp_path: Path, kind: str) -> None:
         """`Doubling` is wrong by twice its spread on every atom: a tolerance of 0.3 is reached at a spread of 0.15."""
         chosen = settings(thresholds={"kind": kind, "tolerance": 0.3, "stop_factor": 2.0})
-        rounds = [workshop(tmp_path).run.round(index).create() for index in range(3)]
+        rounds = [campaign(tmp_path).run.round(index).create() for index in range(3)]
         write_structures(rounds[0].labelled, [labelled("H2O", 0.0) for _ in range(10)])  # a batch says nothing
         assert self.found(tmp_path, chosen, round_index=1) == Resolved(0.3, 0.6, {})  # spreads at their face value
         for drawn in rounds[:2]:
@@ -255,8 +270,10 @@ class TestDraw:
 
     def test_the_budget_is_the_batchs_first(self) -> None:
         chosen = settings(thresholds={"kind": "conformal", "tolerance": 0.3, "frames": 4})
-        assert [number_to_draw(chosen, 10, left) for left in (None, 20, 12, 10, 3)] == [4, 4, 2, 0, 0]
-        assert number_to_draw(settings(), 10, None) == 0
+        asked = chosen.thresholds.frames_drawn
+        assert [Budget(10, left).drawn(asked) for left in (None, 20, 12, 10, 3)] == [4, 4, 2, 0, 0]
+        assert [Budget(10, left).selected for left in (None, 20, 10, 3, -1)] == [10, 10, 10, 3, 0]
+        assert settings().thresholds.frames_drawn == 0
         with pytest.raises(ValueError, match=r"trajectory_every 100 is more than steps 50"):
             settings(thresholds={"kind": "conformal", "tolerance": 0.3}, steps=50)
 

@@ -1,0 +1,243 @@
+"""What the rounds of a campaign share, built once, and which of it each stage is given.
+
+Learner, explorers and selector are made when first needed, with capacities for the largest dataset that the label
+budget allows.  What was chosen by measurement (`Rounds.measured`) moves with the state of the campaign, so that a
+resumed run computes with the same shapes, and therefore the same bits, as one that was not interrupted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import cached_property, partial
+from typing import Any
+
+from ase import Atoms
+
+from almlip_jax.campaign import stages
+from almlip_jax.campaign.batch import Chooser
+from almlip_jax.campaign.choice import ExplorationInputs
+from almlip_jax.campaign.config import ExperimentConfig
+from almlip_jax.campaign.explorers import Explorers
+from almlip_jax.campaign.inputs import Inputs
+from almlip_jax.campaign.preparation import Source, geometry_key
+from almlip_jax.campaign.round import Budget, Round, Trained
+from almlip_jax.campaign.rundir import RunDirectory
+from almlip_jax.campaign.stages import Results
+from almlip_jax.errors import InputError
+from almlip_jax.features import FeatureRequest
+from almlip_jax.files import understood
+from almlip_jax.learner import Earlier, Learner
+from almlip_jax.oracles import Labeller
+from almlip_jax.potential import Potential
+from almlip_jax.progress import Progress
+from almlip_jax.structures.io import read_structures
+from almlip_jax.structures.packing import BatchShape
+from almlip_jax.structures.species import SpeciesTable
+from almlip_jax.training import Capacity
+
+
+class Rounds:
+    """Does the stages of any round; no stage is given this.
+
+    Args:
+        config: of the campaign.
+        run: its directory.
+        labeller: its label source with the store.
+        measured: sizes that arrays came to in earlier sessions.
+        progress: tells the user.
+    """
+
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        run: RunDirectory,
+        labeller: Labeller,
+        measured: Mapping[str, Any],
+        progress: Progress,
+    ) -> None:
+        self._config = config
+        self._run = run
+        self._labeller = labeller
+        self._known = measured
+        self._progress = progress
+        self._inputs = Inputs(config)
+        self._potentials: dict[int, Potential] = {}
+        self._trained: tuple[int, Trained] | None = None
+
+    # -- stages -------------------------------------------------------------------------------------------------------
+
+    def make_initial_set(self, index: int) -> Results:
+        """See `stages.make_initial_set`."""
+        pool = self._inputs.of_pool(self._inputs.pool_split.initial)
+        return stages.make_initial_set(self._config.initial, self._source, pool, self._round(index))
+
+    def make_test_set(self, index: int) -> Results:
+        """See `stages.make_test_set`."""
+        pool = self._inputs.of_pool(self._inputs.pool_split.test)
+        target = self._config.stopping.target_error
+        return stages.make_test_set(self._config.test, self._source, pool, target, self._round(index))
+
+    def train(self, index: int) -> Results:
+        """See `stages.train`."""
+        return {"dataset_size": self._train(index).metadata["dataset_size"]}
+
+    def train_final(self, index: int) -> Results:
+        """Trains the final potential on the dataset of the last round, with a length of its own."""
+        earlier = self._earlier(index) if self._config.training.warm_start else None
+        know = self._config.know_training_set
+        stages.train(self._learner, self._round(index), earlier, know=know, final=True)
+        return {}
+
+    def evaluate(self, index: int) -> Results:
+        """See `stages.evaluate`."""
+        here = self._round(index)
+        return stages.evaluate(self._test, partial(self._potential, index), here.folder, self._progress)
+
+    def evaluate_final(self, index: int) -> Results:
+        """Likewise of the final potential."""
+        return stages.evaluate(self._test, partial(self._final, index), self._run.final, self._progress)
+
+    def explore(self, index: int, budget: Budget) -> Results:
+        """Finds candidates, as the kind of exploration does."""
+        given = ExplorationInputs(
+            here=self._round(index),
+            trained=self._judge(index),
+            inputs=self._inputs,
+            withheld=self._withheld,
+            explorers=self._explorers,
+            budget=budget,
+        )
+        return self._config.exploration.stage(given)
+
+    def select(self, index: int, budget: Budget) -> Results:
+        """See `stages.select`."""
+        fixed = bool(self._config.exploration.pool_files)
+        trained, store = partial(self._judge, index), self._labeller.store
+        return stages.select(self._chooser, self._round(index), trained, store, budget, fixed=fixed)
+
+    def label(self, index: int) -> Results:
+        """See `stages.label`."""
+        selector, monitor = self._config.selection.selector.kind, self._config.stopping.monitor
+        return stages.label(self._labeller, selector, monitor, self._round(index))
+
+    # -- what they are given ------------------------------------------------------------------------------------------
+
+    def _round(self, index: int) -> Round:
+        return Round(self._run, index, self._config.name, self._config.seed, self._progress)
+
+    @cached_property
+    def _source(self) -> Source:
+        return Source(
+            geometries=self._inputs.geometries,
+            system=self._config.system,
+            labeller=self._labeller,
+            seed=self._config.seed,
+            provenance={"campaign": self._config.name},
+            say=self._progress.message,
+        )
+
+    @cached_property
+    def _test(self) -> list[Atoms]:
+        """The test set; none where the config asks for none."""
+        return read_structures(self._run.test, require_labels=True) if self._run.test.exists() else []
+
+    @cached_property
+    def _withheld(self) -> frozenset[bytes]:
+        """What identifies the structures of the test set."""
+        return frozenset(geometry_key(atoms) for atoms in self._test)
+
+    @cached_property
+    def _largest(self) -> int:
+        """Structures that a dataset can have at most: the initial ones and what rounds and budget allow."""
+        stopping = self._config.stopping
+        more = stopping.max_rounds * self._config.selection.batch
+        if stopping.max_labels is not None:
+            more = min(more, stopping.max_labels)
+        return len(self._round(0).dataset()) + more
+
+    @cached_property
+    def _learner(self) -> Learner:
+        config, inputs = self._config, self._inputs
+        with understood(self._run.state):
+            known = _capacity_from(self._known.get("training"))
+        return Learner(
+            self._largest,
+            typical=[*self._round(0).dataset(), *inputs.geometries, *inputs.pool, *inputs.listed],
+            model=config.model,
+            ensemble=config.ensemble,
+            training=config.training,
+            seed=config.seed,
+            isolated=inputs.isolated,
+            species=inputs.species,
+            precision=config.precision,
+            capacity=known,
+            say=self._progress.message,
+        )
+
+    @cached_property
+    def _explorers(self) -> Explorers:
+        return Explorers(self._inputs, self._largest, self._config.precision, self._known)
+
+    @cached_property
+    def _chooser(self) -> Chooser:
+        most = self._config.exploration.most_candidates(len(self._inputs.pool_split.rest))
+        return Chooser(self._config.selection.selector, self._config.selection.batch, most, self._largest)
+
+    @property
+    def measured(self) -> dict[str, Any]:
+        """Sizes that arrays have come to, by what holds them; of what nobody has needed yet, in earlier sessions."""
+        built = vars(self)
+        explorers = built["_explorers"].measured if "_explorers" in built else {}
+        capacity = built["_learner"].capacity if "_learner" in built else None
+        return {**self._known, **explorers} | ({} if capacity is None else {"training": asdict(capacity)})
+
+    # -- potentials ---------------------------------------------------------------------------------------------------
+
+    def _judge(self, index: int) -> Trained:
+        """The potential of a round with the evaluations of its stages, until another round has one."""
+        if self._trained is None or self._trained[0] != index:
+            features = FeatureRequest.of(self._config.selection.selector.feature_names, self._config.seed)
+            self._trained = index, Trained(self._potential(index), features, self._config.stopping.monitor)
+        return self._trained[1]
+
+    def _potential(self, index: int) -> Potential:
+        """The potential of a round; where its checkpoint is damaged it is trained again, which gives the same one."""
+        if index in self._potentials:
+            return self._potentials[index]
+        try:
+            return self._keep(index, Potential.load(self._run.round(index).potential))
+        except InputError as error:
+            self._progress.message(f"{error} The potential of round {index} is trained again from its dataset.")
+            return self._train(index)
+
+    def _final(self, index: int) -> Potential:
+        """The final potential, likewise."""
+        folder = self._run.final
+        try:
+            return Potential.load(folder.potential)
+        except InputError as error:
+            self._progress.message(f"{error} The final potential is trained again.")
+            self.train_final(index)
+            return Potential.load(folder.potential)
+
+    def _train(self, index: int) -> Potential:
+        earlier = self._earlier(index - 1) if self._config.training.warm_start and index > 0 else None
+        know = self._config.know_training_set
+        return self._keep(index, stages.train(self._learner, self._round(index), earlier, know=know))
+
+    def _earlier(self, index: int) -> Earlier:
+        """What a training goes on from."""
+        potential = self._potential(index)
+        return Earlier(potential, frozenset(SpeciesTable.of(self._round(index).dataset()).numbers))
+
+    def _keep(self, index: int, potential: Potential) -> Potential:
+        """Remembers a potential, and forgets those that are no longer needed."""
+        self._potentials = {n: one for n, one in self._potentials.items() if n >= index - 1} | {index: potential}
+        return potential
+
+
+def _capacity_from(measured: Mapping[str, Any] | None) -> Capacity | None:
+    if measured is None:
+        return None
+    return Capacity(**{**measured, "batch": BatchShape(**measured["batch"])})
