@@ -80,13 +80,11 @@ class Rounds:
 
     def train(self, index: int) -> Results:
         """See `stages.train`."""
-        return {"dataset_size": self._train(index).metadata["dataset_size"]}
+        return {"dataset_size": self._keep(index, self._train(index)).metadata["dataset_size"]}
 
     def train_final(self, index: int) -> Results:
         """Trains the final potential on the dataset of the last round, with a length of its own."""
-        earlier = self._earlier(index) if self._config.training.warm_start else None
-        know = self._config.know_training_set
-        stages.train(self._learner, self._round(index), earlier, know=know, final=True)
+        self._train(index, final=True)
         return {}
 
     def evaluate(self, index: int) -> Results:
@@ -209,7 +207,7 @@ class Rounds:
             return self._keep(index, Potential.load(self._run.round(index).potential))
         except InputError as error:
             self._progress.message(f"{error} The potential of round {index} is trained again from its dataset.")
-            return self._train(index)
+            return self._keep(index, self._train(index))
 
     def _final(self, index: int) -> Potential:
         """The final potential, likewise."""
@@ -221,15 +219,14 @@ class Rounds:
             self.train_final(index)
             return Potential.load(folder.potential)
 
-    def _train(self, index: int) -> Potential:
-        earlier = self._earlier(index - 1) if self._config.training.warm_start and index > 0 else None
+    def _train(self, index: int, *, final: bool = False) -> Potential:
+        """With a warm start, the final training goes on from that of its round, others from that of the round before."""
+        before, earlier = index if final else index - 1, None
+        if self._config.training.warm_start and before >= 0:
+            elements = SpeciesTable.of(self._round(before).dataset()).numbers
+            earlier = Earlier(self._potential(before), frozenset(elements))
         know = self._config.know_training_set
-        return self._keep(index, stages.train(self._learner, self._round(index), earlier, know=know))
-
-    def _earlier(self, index: int) -> Earlier:
-        """What a training goes on from."""
-        potential = self._potential(index)
-        return Earlier(potential, frozenset(SpeciesTable.of(self._round(index).dataset()).numbers))
+        return stages.train(self._learner, self._round(index), earlier, know=know, final=final)
 
     def _keep(self, index: int, potential: Potential) -> Potential:
         """Remembers a potential, and forgets those that are no longer needed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -12,17 +13,20 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import molecule
+from ase.calculators.singlepoint import SinglePointCalculator
 from tiny_campaign import run_or_resume, tiny_config
 
-from almlip_jax.campaign.choice import Beginning, ExplorationChoice
+from almlip_jax.campaign.choice import Beginning, ExplorationChoice, ExplorationInputs
 from almlip_jax.campaign.offers import found_by
 from almlip_jax.campaign.preparation import geometry_key
 from almlip_jax.campaign.report import write_report
+from almlip_jax.campaign.round import Round
 from almlip_jax.campaign.rundir import RunDirectory
 from almlip_jax.campaign.settings import StateReading, UserExploration
 from almlip_jax.campaign.state import read_state
 from almlip_jax.errors import InputError
-from almlip_jax.structures.io import read_structures
+from almlip_jax.progress import SilentProgress
+from almlip_jax.structures.io import read_structures, write_structures
 
 MODULE = '''
 import jax
@@ -182,3 +186,41 @@ def test_start_geometries_stay_as_they_are_whatever_is_done_with_them(with_modul
     mine = UserExploration(function="my_shakes:shake", candidates=1)
     (one,) = found_by(mine, given, StateReading(), frozenset(), 1)
     assert given.starts[0] == molecule("H2O") and one != given.starts[0]
+
+
+# ----------------------------------------------------------------------------------------------------------- as a stage
+
+
+class Counting:
+    """A potential in its round, whose scores are the numbers of the structures."""
+
+    potential = beginning().potential
+    monitor = "force_std_mean"
+
+    def evaluate(self, name: str, structures: Sequence[Atoms], advance: object) -> object:
+        assert name == "candidates"
+        spread = [np.zeros(len(frame)) for frame in structures]
+        scores = {self.monitor: np.arange(len(structures), dtype=float)}
+        return SimpleNamespace(scores=scores, atom_scores={"force_std": spread})
+
+
+@pytest.mark.usefixtures("installed")
+def test_a_stage_uses_nothing_but_what_it_is_given(tmp_path: Path) -> None:
+    """A round with a dataset on disk, and a potential that scores: no campaign, label source, learner or explorer."""
+    here = Round(RunDirectory(tmp_path).create(), 1, "by hand", 7, SilentProgress())
+    start, *dataset = [molecule("H2O") for _ in range(4)]
+    for n, frame in enumerate(dataset):
+        frame.rattle(0.05, seed=n)
+        frame.calc = SinglePointCalculator(frame, energy=0.0, forces=np.zeros((3, 3)))
+    write_structures(here.folder.create().dataset, dataset)
+    trained: Any = Counting()
+    inputs: Any = SimpleNamespace(geometries=[start], system=StateReading(), pool_split=SimpleNamespace(rest=()))
+    nothing: Any = None
+    given = ExplorationInputs(here, trained, inputs, frozenset(), explorers=nothing, budget=nothing)
+    exploration = ExplorationChoice.parse({"kind": "shaken", "count": 5})
+    assert exploration.stage(given) == {"candidates": 5, "sigma_pool": 2.0}
+    found = read_structures(here.folder.pool)
+    assert [frame.info["force_std_mean"] for frame in found] == [0, 1, 2, 3, 4]
+    withheld = frozenset(geometry_key(frame) for frame in found[:2])
+    assert exploration.stage(replace(given, withheld=withheld))["candidates"] == 3
+    assert len(read_structures(here.folder.pool)) == 3
