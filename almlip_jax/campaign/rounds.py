@@ -220,7 +220,7 @@ class Rounds:
             return Potential.load(folder.potential)
 
     def _train(self, index: int, *, final: bool = False) -> Potential:
-        """With a warm start, the final training goes on from that of its round, others from that of the round before."""
+        """Where starts are warm, the final training goes on from its round's potential, others from that before."""
         before, earlier = index if final else index - 1, None
         if self._config.training.warm_start and before >= 0:
             elements = SpeciesTable.of(self._round(before).dataset()).numbers
