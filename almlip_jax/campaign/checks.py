@@ -76,8 +76,9 @@ def _check_target(config: ExperimentConfig, inputs: Inputs) -> None:
     if target is None or target.of_all:
         return
     for group in test.groups if target.group is None else (target.group,):
-        files = [file.path for file in test.files if file.group == group]
-        given = [_marked(frame, group) for path in files for frame in labelled_frames(path, config.system)]
+        files = [file for file in test.files if file.group == group]
+        read = [frame for file in files for frame in labelled_frames(file.path, config.system, file)]
+        given = [_marked(frame, group) for frame in read]
         to_label = [*inputs.geometries] if any(run.group == group for run in test.md) else []
         to_label += inputs.pool if group == "pool" else []
         if not any(has_target(frame, target.of) for frame in to_label):  # of others, their labels will say

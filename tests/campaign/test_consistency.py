@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import ase.io
 import numpy as np
 import pytest
 from ase.build import bulk, molecule
@@ -13,6 +14,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from pydantic import ValidationError
 
 from almlip_jax.campaign import resume_campaign, run_campaign
+from almlip_jax.campaign.checks import check_campaign
 from almlip_jax.campaign.config import ExperimentConfig
 from almlip_jax.campaign.consistency import check_columns
 from almlip_jax.campaign.preparation import check_target_labels
@@ -193,6 +195,22 @@ def test_a_target_for_stresses_needs_periodic_structures_that_have_them():
             InputError, match=r"'stress_rmse' needs the stress .* three directions, and test group 'gas' has"
         ):
             check_target_labels(target, [cluster, crystal])
+
+
+def test_a_target_for_stresses_finds_them_under_the_keys_of_the_test_file(tmp_path: Path) -> None:
+    crystal = bulk("Si")
+    write_structures(tmp_path / "start.xyz", [crystal])
+    crystal.info |= {"my_energy": 0.0, "my_stress": np.zeros((3, 3))}
+    crystal.arrays["my_forces"] = np.zeros((2, 3))
+    ase.io.write(tmp_path / "test.xyz", crystal)
+    keys = {name: f"my_{name}" for name in ("energy", "forces", "stress")}
+    given = config(
+        system={"structures": tmp_path / "start.xyz"},
+        test={"files": [{"path": tmp_path / "test.xyz", "keys": keys}]},
+        stopping={"target_error": {"metric": "stress_rmse", "value": 0.01}},
+        selection={"selector": RandomSettings()},
+    )
+    check_campaign(given)
 
 
 def test_a_target_for_dipoles_needs_molecules_that_have_them_and_a_model_that_gives_them():
