@@ -147,7 +147,7 @@ def test_a_kill_changes_nothing(
     run, again = RunDirectory(tmp_path / "run"), Watching()
     with monkeypatch.context() as patch, pytest.raises(Killed):
         if stage == "evaluate":
-            patch.setattr("almlip_jax.campaign.stages.evaluate_final", _killed)
+            patch.setattr("almlip_jax.campaign.rounds.Rounds.evaluate_final", _killed)
         run_or_resume(reference, run.path, Watching((1, 550) if stage == "train" else None), **SECTIONS)
     state = read_state(run)
     assert state.finished and (state.final is None) == (stage == "train")
