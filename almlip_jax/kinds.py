@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from functools import cache, lru_cache, reduce
@@ -128,13 +129,26 @@ def _union(kinds: tuple[Any, ...]) -> TypeAdapter[Any]:
     return TypeAdapter(several if len(kinds) > 1 else kinds[0])
 
 
-@cache
 def load_plugins() -> None:
     """Imports the modules through which other packages add kinds, once.
+
+    Not while modules of our own are being loaded, whose defaults are validated then: packages import these in turn.
 
     Raises:
         InputError: one cannot be imported; the package is named.
     """
+    if not imported_plugins.cache_info().currsize and not _loading_ourselves():
+        imported_plugins()
+
+
+def _loading_ourselves() -> bool:
+    ours = [module for name, module in sys.modules.items() if name.partition(".")[0] == __package__]
+    return any(getattr(getattr(module, "__spec__", None), "_initializing", False) for module in ours)
+
+
+@cache
+def imported_plugins() -> None:
+    """What `load_plugins` does once."""
     for entry in entry_points(group=PLUGINS):
         try:
             entry.load()

@@ -35,7 +35,7 @@ class Settings(BaseModel):
     def _check_keys(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
-        known = cls.known_fields()
+        known = cls.model_fields if data.keys() <= cls.model_fields.keys() else cls.known_fields()
         for key in data:
             if key not in known:
                 raise ValueError(f"unknown key '{key}'; {cls._hint(str(key))}")

@@ -44,8 +44,8 @@ class ByTarget(Settings):
     @model_validator(mode="before")
     @classmethod
     def _check_further(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
-            return data
+        if not isinstance(data, dict) or data.keys() <= cls.model_fields.keys():
+            return data  # defaults are made while modules are loaded, before there are packages to ask
         fields = _further(cls).model_fields
         found = _further(cls).model_validate({name: value for name, value in data.items() if name in fields})
         said = {name: value for name, value in found if value != fields[name].default}

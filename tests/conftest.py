@@ -164,14 +164,14 @@ def with_kinds(
     def install(code: str) -> None:
         with_package(code)
         with_module("other_kinds", code)
-        kinds.load_plugins.cache_clear()
+        kinds.imported_plugins.cache_clear()
 
     yield install
     for family in _below(kinds.Spec):
         for name in [name for name, kind in family._below.items() if kind.__module__ == "other_kinds"]:
             del family._below[name]
     kinds._union.cache_clear()
-    kinds.load_plugins.cache_clear()
+    kinds.imported_plugins.cache_clear()
 
 
 def _below(kind: type[kinds.Spec]) -> Iterator[type[kinds.Spec]]:

@@ -102,6 +102,7 @@ def test_names_that_are_declared_pass_and_others_are_hinted_at():
 
 PLUGIN = '''
 from typing import Literal
+from almlip_jax.campaign.choice import ExplorationChoice
 from almlip_jax.features import FeatureMap
 from almlip_jax.selection import Selector, WeighedSelector, top_k
 
@@ -121,6 +122,7 @@ class LowestSettings(WeighedSelector):
         return select
 '''
 USE = """
+import almlip_jax.dynamics  # which is imported by what the package imports
 import jax, numpy as np
 from almlip_jax.campaign.settings import SelectionSettings
 from almlip_jax.selection import Candidates, select
@@ -145,6 +147,10 @@ def test_another_package_adds_a_kind(with_package):
 
 
 def test_a_package_that_fails_is_named(with_package):
+    """Once its kinds are asked for: loading our modules asks nothing of packages, which import them in turn."""
     environment = with_package("raise RuntimeError('no licence')")
-    done = subprocess.run([sys.executable, "-c", USE], capture_output=True, text=True, env=environment)
+    modules = "cli", "campaign", "campaign.report", "sweep", "simulation", "steps", "learner", "figures.command"
+    code = "".join(f"import almlip_jax.{name}\n" for name in modules) + "print('loaded')\n" + USE
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.stdout.startswith("loaded")
     assert "the kinds of package 'other-kinds' cannot be loaded (RuntimeError: no licence)" in done.stderr
