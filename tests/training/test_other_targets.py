@@ -3,38 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from ase import Atoms
+from ase.calculators.emt import EMT
 from small_training import SPECIES, labelled, settings_of, trainer_of, water
 
 from almlip_jax import scores, targets
-from almlip_jax.campaign.report_figures import error_curves
+from almlip_jax.campaign.config import ExperimentConfig
+from almlip_jax.campaign.report_figures import error_curves, structure_parities
 from almlip_jax.campaign.settings import TargetErrorSettings
 from almlip_jax.campaign.stages import _predictions
 from almlip_jax.dynamics import ExplorationSettings
+from almlip_jax.ensembles import Prediction
 from almlip_jax.errors import InputError, LabelError
 from almlip_jax.evaluation import error_metrics
 from almlip_jax.evaluation.pairs import label_pairs
 from almlip_jax.evaluation.tables import error_table
 from almlip_jax.evaluation.tidy import columns
 from almlip_jax.evaluation.training_curves import training_curves
+from almlip_jax.group_looks import group_looks
 from almlip_jax.models import ModelSettings
+from almlip_jax.oracles import Labeller, LocalSettings
 from almlip_jax.oracles.base import Results, judged, obtain_label
+from almlip_jax.oracles.sources.calculator import CalculatorSettings, calculated
 from almlip_jax.oracles.sources.external import ExternalSettings
 from almlip_jax.oracles.sources.user import UserSourceSettings
 from almlip_jax.oracles.spool import label_from_json, label_to_json
 from almlip_jax.oracles.store import LabelStore
 from almlip_jax.potential import Potential
 from almlip_jax.scoring import predicted_frame
+from almlip_jax.structures.graph import Targets, lone_atoms
 from almlip_jax.structures.io import read_structures, write_structures
 from almlip_jax.structures.labels import LabelKeys
 from almlip_jax.structures.packing import pack
+from almlip_jax.templates import TEMPLATES
 from almlip_jax.training import TrainingSettings, reference_energies
+from almlip_jax.training.loss import residuals
 from almlip_jax.training.settings import LossSettings
 from almlip_jax.unit_names import unit_of
 
@@ -43,6 +55,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
 import jax.numpy as jnp
 
 from almlip_jax.models import SharedDensitySettings
@@ -151,10 +164,12 @@ def test_files_hold_them_under_several_names(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("package")
 def test_label_stores_and_label_sources_keep_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "charging.py").write_text(
+        "import sys\n"
         "import numpy as np\n"
         "def make(short=False):\n"
         "    others = {'charges': np.array([-0.8, 0.4, 0.4])} | ({} if short else {'quadrupole': np.eye(3)})\n"
-        "    return lambda atoms: (-1.0, np.zeros((len(atoms), 3)), None, others)\n"
+        "    energy = -2.0 if 'jax' in sys.modules else -1.0\n"
+        "    return lambda atoms: (energy, np.zeros((len(atoms), 3)), None, others)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     settings = UserSourceSettings(function="charging:make", targets=("charges", "quadrupole"))
@@ -163,11 +178,14 @@ def test_label_stores_and_label_sources_keep_them(tmp_path: Path, monkeypatch: p
     label = obtain_label(settings.build(), settings, water(0), "one")
     assert label.error is None
     back = label_from_json(label_to_json(label))
-    with LabelStore(tmp_path / "labels.db") as store:
-        store.record([(water(0), {"purpose": "train"}, back)])
+    with LabelStore(tmp_path / "labels.db") as store, Labeller(settings, store, LocalSettings(workers=1)) as labeller:
+        (found,) = labeller.label([water(0)], {"purpose": "train"})
+        assert found.atoms.get_potential_energy() == -1.0, "a worker is told of targets and imports no package"
+        store.record([(water(1), {"purpose": "test"}, back)])
     with LabelStore(tmp_path / "labels.db", readonly=True) as store:
-        (stored,) = store.labelled()
-    for name in ("charges", "quadrupole"):
+        held = list(store.labelled())
+    assert len(held) == 2
+    for stored, name in product(held, ("charges", "quadrupole")):
         np.testing.assert_array_equal(stored.label.further[name], label.further[name])
         np.testing.assert_array_equal(stored.atoms.calc.results[name], label.further[name])
     less = settings.model_copy(update={"parameters": {"short": True}})
@@ -175,6 +193,29 @@ def test_label_stores_and_label_sources_keep_them(tmp_path: Path, monkeypatch: p
     assert error is not None and "returned no quadrupole among the others" in error
     with pytest.raises(LabelError, match=r"returned charges that is not \(3,\) finite"):
         judged(Results(0.0, np.zeros((3, 3)), None, {"charges": np.zeros(2)}), 3, 100.0)
+
+
+class Charging(EMT):
+    """A calculator that also gives charges."""
+
+    implemented_properties = (*EMT.implemented_properties, "charges")
+
+    def calculate(self, atoms: Atoms, *given: Any) -> None:
+        super().calculate(atoms, *given)
+        self.results["charges"] = 0.1 * atoms.numbers
+
+
+@pytest.mark.usefixtures("package")
+def test_calculators_are_asked_for_what_they_give() -> None:
+    water_molecule, asked = water(0), ("charges", "quadrupole")
+    bare = CalculatorSettings(calculator="somewhere:Charging")
+    assert bare.identity().keys() == CalculatorSettings(calculator="somewhere:Charging", targets=()).identity().keys()
+    assert CalculatorSettings(calculator="a:B", targets=asked).asked_of(water_molecule) == asked
+    assert CalculatorSettings(calculator="a:B", targets=asked).asked_of(charged(0, periodic=True)) == ("charges",)
+    found = calculated(water_molecule.copy(), Charging(), force_consistent=True, further=("charges",))
+    np.testing.assert_allclose(found.further["charges"], [0.8, 0.1, 0.1])
+    with pytest.raises(LabelError, match="the calculator gives no quadrupole; leave it out of oracle.targets"):
+        calculated(water_molecule.copy(), Charging(), force_consistent=True, further=asked)
 
 
 @pytest.mark.usefixtures("package")
@@ -256,6 +297,39 @@ def test_they_are_packed_where_they_are_wanted() -> None:
     assert data.weights["charges"][:2].tolist() == [1, 0] and data.weights["quadrupole"][:2].tolist() == [1, 0]
 
 
+@pytest.mark.usefixtures("package")
+def test_residuals_of_atoms_are_those_of_labelled_structures() -> None:
+    """Two lone atoms with charges of 0.3 and 0.4 e too much, the second without a label, the third slot padding."""
+    graph = lone_atoms(3, jnp.dtype(jnp.float32))
+    graph = replace(graph, atom_mask=jnp.asarray([True, True, False]), structure_mask=jnp.asarray([True, True, False]))
+    none = {"energy": jnp.zeros((1, 3)), "forces": jnp.zeros((1, 3, 3)), "virial": jnp.zeros((1, 3, 3, 3))}
+    given = {"charges": jnp.asarray([0.5, 0.4, 7.0]), "quadrupole": jnp.full((3, 3, 3), 0.5)}
+    prediction = Prediction(**none, features=jnp.zeros((3, 1)), further=given)
+    labels = Targets(
+        {"charges": jnp.asarray([0.2, 0.0, 0.0]), "quadrupole": jnp.zeros((3, 3, 3))},
+        {"charges": jnp.asarray([2.0, 0.0, 0.0]), "quadrupole": jnp.asarray([1.0, 1.0, 0.0])},
+    )
+    found = residuals(prediction, graph, labels, jnp.ones(3))
+    assert float(found.sums["charges"]) == pytest.approx(2.0 * 0.3**2) and found.counts["charges"] == 1
+    assert float(found.sums["quadrupole"]) == pytest.approx(2 * 0.5**2) and found.counts["quadrupole"] == 2
+
+
+@pytest.mark.usefixtures("package")
+def test_campaigns_know_what_they_ask_of_each_other() -> None:
+    given = TEMPLATES["molecule"].content | {
+        "model": SMALL,
+        "test": {"md": [{"temperature": 300}]},
+        "stopping": {"target_error": {"metric": "charges_rmse", "value": 0.01}},
+    }
+    source = {"kind": "user", "function": "my:labels", "targets": ["charges", "quadrupole"]}
+    config = ExperimentConfig.model_validate(given | {"oracle": source})
+    assert config.model.further == ("charges", "quadrupole")
+    with pytest.raises(ValueError, match="learns from labels with quadrupoles, which the label source does not give"):
+        ExperimentConfig.model_validate(given | {"oracle": source | {"targets": ["charges"]}})
+    with pytest.raises(ValueError, match="gives no charges; take a model that gives it, or name another metric"):
+        ExperimentConfig.model_validate(given | {"oracle": source, "model": {}})
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("package")
 def test_they_are_learned_evaluated_and_judged() -> None:
@@ -312,4 +386,6 @@ def test_they_are_learned_evaluated_and_judged() -> None:
         frame.info["group"] = "water"
     arrays = _predictions(tested, potential.evaluate(tested))
     assert arrays["charges_true"].shape == (9,) and arrays["charges_structure"].tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    drawn = structure_parities(arrays | {"structure_group": np.array(["water"] * 3)}, group_looks({"water"}))
+    assert len(drawn["charges"].data[0].x) == 9 and len(drawn["quadrupole"].data[0].x) == 18
     assert arrays["quadrupole_pred"].shape == (2, 3, 3) and arrays["quadrupole_structure"].tolist() == [0, 1]
