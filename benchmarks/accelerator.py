@@ -236,7 +236,8 @@ def child(options: argparse.Namespace, share: tuple[int, int], variables: dict[s
 def compile_first(options: argparse.Namespace) -> None:
     """Has processes side by side fill the cache of compiled programs; the largest systems are left out."""
     number = options.compile_first
-    options = argparse.Namespace(**(vars(options) | {"only": f"^(?!largest).*(?:{options.only})"}))
+    changed = {"only": f"^(?!largest).*(?:{options.only})", "limit": float("inf")}
+    options = argparse.Namespace(**(vars(options) | changed))
     part = {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / number:.3f}"}
     for process in [child(options, (n, number), part) for n in range(number)]:
         found, _ = process.communicate()
