@@ -93,8 +93,8 @@ def dynamics(model: str, name: str, walkers: int, members: int, steps: int, roun
 
 
 def seconds_a_step(ensemble: Ensemble, params: Any, start: Atoms, walkers: int, steps: int, rounds: int) -> float:
-    """Of a run that records nothing; walkers hardly move."""
-    group = WalkerGroup(temperature=10.0, count=walkers)
+    """Of a run that records nothing; walkers hardly move, as no forces hold their atoms together."""
+    group = WalkerGroup(temperature=0.1, count=walkers)
     settings = ExplorationSettings(walkers=(group,), steps=steps, chunk=steps, trajectory_every=steps, buffer=1)
     explorer = Explorer(ensemble.predict, ensemble.species, ensemble.cutoff, settings)
     session = explorer.begin(params, [start] * walkers, (np.inf, np.inf), jax.random.key(0))

@@ -48,6 +48,15 @@ def pytest_sessionstart() -> None:
                 entry.unlink()
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of the list belong to the slow set, whether they are marked themselves or not."""
+    listed = json.loads((Path(__file__).parent / "slow_seconds.json").read_text())
+    for item in items:
+        if item.nodeid in listed:
+            item.add_marker(pytest.mark.slow)
+
+
 @contextmanager
 def _counting() -> Iterator[list[str]]:
     compiled: list[str] = []

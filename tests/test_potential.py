@@ -206,18 +206,31 @@ def test_remembered_structures_are_saved_with_it(potential, structures, tmp_path
 
 
 def test_isolated_atoms_have_their_reference_energies(potential, structures):
-    """Exactly, for the elements they are known of; of others nothing changes, nor do any forces."""
+    """Exactly, for the elements they are known of; of others nothing changes, and forces only by what binds."""
     free = replace(potential, params=jax.tree.map(lambda x: x + np.float32(0.1), potential.params), fitted={})
-    anchored = replace(free, isolated=frozenset({1, 8}))
-    alone = [Atoms(symbol) for symbol in "HCO"]
-    found = anchored.evaluate(alone)
-    np.testing.assert_allclose(found.energy[[0, 2]], [-13.6, -2040.0], rtol=1e-7)
-    assert found.scores["energy_std"][0] < 1e-6 and abs(found.energy[1] + 1030) > 1e-3
-    said, bound = free.evaluate([*alone, structures[0]]), anchored.evaluate([*alone, structures[0]])
+
+    def anchored(*binding: float) -> Potential:
+        members = len(jax.tree.leaves(free.params)[0])
+        constants = free.params["constants"] | {"binding": jnp.tile(jnp.asarray(binding, jnp.float32), (members, 1))}
+        return replace(free, isolated=frozenset({1, 8}), params=free.params | {"constants": constants})
+
+    frames = [*(Atoms(symbol) for symbol in "HCO"), structures[0]]
+    said, bound, deeper = (one.evaluate(frames) for one in (free, anchored(0, 0, 0), anchored(-2, 0, -3)))
+    for found in (bound, deeper):
+        np.testing.assert_allclose(found.energy[[0, 2]], [-13.6, -2040.0], rtol=1e-7)
+        assert found.scores["energy_std"][0] < 1e-6 and abs(found.energy[1] + 1030) > 1e-3
     own = said.energy[:3] - [-13.6, -1030.0, -2040.0]
     assert abs(own).min() > 1e-2
     assert bound.energy[3] == pytest.approx(said.energy[3] - 6 * own[0] - own[2], abs=1e-3)
     np.testing.assert_allclose(bound.forces[3], said.forces[3], atol=1e-5)
+    assert deeper.energy[3] - bound.energy[3] == pytest.approx(6 * -2 - 3, rel=1e-4)
+    np.testing.assert_allclose(deeper.forces[3], bound.forces[3], atol=1e-3)
+    # half bound, near the cutoff, where the share that is bound changes fast
+    h, distance = 1e-2, 0.85 * free.cutoff
+    pairs = [Atoms("OH", [[0, 0, 0], [0, 0, distance + n * h]]) for n in (-1, 0, 1)]
+    torn = anchored(-2, 0, -3).evaluate(pairs)
+    assert abs(torn.forces[1][1, 2]) > 1
+    assert torn.forces[1][1, 2] == pytest.approx(-(torn.energy[2] - torn.energy[0]) / (2 * h), rel=1e-2)
 
 
 def test_calibration_turns_the_spread_into_the_expected_error(potential, structures):

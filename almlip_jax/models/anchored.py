@@ -4,23 +4,42 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 
 from almlip_jax.models.around import Around
 from almlip_jax.models.base import AtomicOutput, Geometry, Params
+from almlip_jax.models.constants import CONSTANTS
+from almlip_jax.models.radial import polynomial_cutoff
 from almlip_jax.models.species_code import exact_code
 from almlip_jax.structures.graph import Graph, lone_atoms
+from almlip_jax.structures.species import SpeciesTable
+
+_BINDING = "binding"
+_SHARPNESS = 6.0  # an atom with one neighbour well within the cutoff is bound but for a share of exp(-6)
+
+
+@struct.dataclass
+class AnchoredGeometry:
+    """Geometry of the model underneath, and how far each atom is bound, [A]: 0 for an isolated one, 1 in a molecule."""
+
+    inner: Geometry
+    bound: jax.Array
 
 
 @dataclass(frozen=True)
 class Anchored(Around):
     """A model minus its own value for the isolated atom of some elements.
 
-    Their reference energies then are those of isolated atoms, and what is left to the model is what binds them.
-    Features are shifted alike, so that the last layer stays linear in them.  Of a model that sees charge and spin, that
-    is its value for the neutral atom with the spin of the structure: neutral isolated atoms have their energies
-    whatever their spin, and what a charge costs is left to the model.
+    Their reference energies then are those of isolated atoms.  What binds an atom on the average, an energy of each
+    element that is fitted to the training set and held among the constants, comes in with its first neighbours, by the
+    factor ``1 - exp(-6 n)``, n the sum of the cutoff function over them: what is left to the model is no larger than
+    with fitted reference energies.  Features are relative to those of isolated atoms too, so that the last layer stays
+    linear in them.  Of a model that sees charge and spin, its own value is that for the neutral atom with the spin of
+    the structure: neutral isolated atoms have their energies whatever their spin, and what a charge costs is left to
+    the model.
 
     Attributes:
         isolated: atomic numbers of these elements, in increasing order.
@@ -28,9 +47,33 @@ class Anchored(Around):
 
     isolated: tuple[int, ...]
 
-    def apply(self, params: Params, geometry: Geometry, graph: Graph) -> AtomicOutput:
-        """Energies and features of the model underneath, minus those of the isolated atoms."""
-        output = self.inner.apply(params, geometry, graph)
+    def geometry(self, graph: Graph) -> AnchoredGeometry:
+        """That of the model underneath, and how far each atom is bound."""
+        far = jnp.asarray([0.0, 0.0, self.cutoff], graph.vectors.dtype)
+        vectors = jnp.where(graph.edge_mask[..., None], graph.vectors, far)
+        distance = jnp.sqrt(jnp.sum(vectors**2, axis=-1))
+        count = jnp.sum(jnp.where(graph.edge_mask, polynomial_cutoff(distance, self.cutoff), 0), axis=1)
+        return AnchoredGeometry(self.inner.geometry(graph), -jnp.expm1(-_SHARPNESS * count))
+
+    def init(self, key: jax.Array) -> Params:
+        """Fresh parameters of the model underneath, and no binding energies."""
+        params = self.inner.init(key)
+        return params | {CONSTANTS: params.get(CONSTANTS, {}) | {_BINDING: jnp.zeros((self.num_species,))}}
+
+    def with_species(self, params: Params, fresh: Params, wanted: SpeciesTable) -> Params:
+        """See `Model.with_species`; binding energies of new elements are those of ``fresh``."""
+        grown = self.inner.with_species(params, fresh, wanted)
+        places = wanted.index(np.asarray(self.species.numbers))
+        binding = fresh[CONSTANTS][_BINDING].at[places].set(params[CONSTANTS][_BINDING])
+        return grown | {CONSTANTS: grown[CONSTANTS] | {_BINDING: binding}}
+
+    def apply(self, params: Params, geometry: AnchoredGeometry, graph: Graph) -> AtomicOutput:
+        """Energies and features of the model underneath, minus those of isolated atoms, and what binds on average."""
+        output = self._relative(params, self.inner.apply(params, geometry.inner, graph), graph)
+        binding = jax.lax.stop_gradient(params[CONSTANTS][_BINDING])[graph.species]
+        return replace(output, energy=output.energy + binding * geometry.bound)
+
+    def _relative(self, params: Params, output: AtomicOutput, graph: Graph) -> AtomicOutput:
         if self.sees_state:
             return self._less_its_own(params, output, graph)
         lone = lone_atoms(self.num_species, output.energy.dtype)
@@ -41,7 +84,7 @@ class Anchored(Around):
         return replace(output, energy=energy, features=features)
 
     def _less_its_own(self, params: Params, output: AtomicOutput, graph: Graph) -> AtomicOutput:
-        """As `apply`, where isolated atoms of each species differ from structure to structure by their spin."""
+        """As `_relative`, where isolated atoms of each species differ from structure to structure by their spin."""
         count, number = self.num_species, graph.num_structures
         lone = lone_atoms(count, output.energy.dtype, jnp.asarray(graph.spin, output.energy.dtype))
         alone = self.inner.apply(params, self.inner.geometry(lone), lone)
@@ -50,3 +93,15 @@ class Anchored(Around):
         assert alone.energy.shape == (number * count,)
         features = output.features - known[:, None] * alone.features[chosen]
         return replace(output, energy=output.energy - known * alone.energy[chosen], features=features)
+
+
+def with_binding(params: Params, energies: np.ndarray) -> Params:
+    """Parameters of models or ensembles with the binding energies of each species [S], eV, where they hold any."""
+
+    def changed(path: tuple[object, ...], leaf: jax.Array) -> jax.Array:
+        names = [getattr(key, "key", None) for key in path[-2:]]
+        return (
+            jnp.broadcast_to(jnp.asarray(energies, leaf.dtype), leaf.shape) if names == [CONSTANTS, _BINDING] else leaf
+        )
+
+    return jax.tree_util.tree_map_with_path(changed, params)

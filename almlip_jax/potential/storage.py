@@ -41,7 +41,7 @@ _OWN = re.compile(
 )
 """Names of what `Potential.save` makes next to the description, finished or not."""
 
-_FORMAT = 3
+_FORMAT = 4
 """Of the description; 1 had a calibration in the place of what is fitted."""
 
 

@@ -28,6 +28,7 @@ from almlip_jax.structures.packing import (
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.structures.weights import loss_weights
 from almlip_jax.targets import Target, has_target, targets, with_further
+from almlip_jax.training.reference import robust_energies
 from almlip_jax.training.settings import TrainingSettings
 
 _LEAST_ENERGY = 0.05  # eV, scale of the energies of atoms that hardly move
@@ -148,11 +149,37 @@ class TrainingSet:
         """The plan of some batches, as long as the capacity."""
         return lay_out(self.packed, batches, self.capacity.batch, self.capacity.steps)[0]
 
-    def energy_scale(self) -> float:
+    def binding_energies(self, number: int, of: Sequence[int]) -> np.ndarray:
+        """What binds an atom of each species on the average over the training structures, [number] eV.
+
+        Args:
+            number: length of the species table.
+            of: species that count; 0 for the others.
+        """
+        energies, shares = self._energies_and_shares(number)
+        found = np.zeros(number)
+        if shares[:, list(of)].any():
+            found[list(of)] = robust_energies(energies, shares[:, list(of)])
+        return found
+
+    def _energies_and_shares(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """Energies per atom [n] of training structures that have any, eV, and shares of the species [n, number]."""
+        data, counts = self.packed.data, self.packed.counts
+        chosen = self.training[np.asarray(data.weights["energy"])[self.training] > 0]
+        energies = np.asarray(data.labels["energy"])[chosen].astype(np.float64) / counts[chosen]
+        species = np.asarray(data.species)
+        places = [(self.packed.offsets[n], counts[n]) for n in chosen]
+        held = [np.bincount(species[first : first + count], minlength=number) / count for first, count in places]
+        return energies, np.array(held).reshape(-1, number)
+
+    def energy_scale(self, binding: np.ndarray | None = None) -> float:
         """By how much the energy of an atom varies over the training structures, eV.
 
         Root mean square force component times 1 Angstrom.  Perfect crystals have none: no less than half the range of
         the middle two thirds of the energies per atom, and than a value that disorder exceeds.
+
+        Args:
+            binding: [S] eV, energies of the species that count as known.
         """
         data, counts = self.packed.data, self.packed.counts
         labelled = self.training[np.asarray(data.weights["forces"])[self.training] > 0]
@@ -160,6 +187,8 @@ class TrainingSet:
         forces = np.asarray(data.labels["forces"])[np.concatenate(rows)] if rows else np.zeros((1, 3))
         with_energy = self.training[np.asarray(data.weights["energy"])[self.training] > 0]
         energies = np.asarray(data.labels["energy"])[with_energy].astype(np.float64) / counts[with_energy]
+        if binding is not None:
+            energies = energies - self._energies_and_shares(len(binding))[1] @ binding
         spread = 0.5 * float(np.diff(np.quantile(energies, (0.16, 0.84)))[0]) if len(energies) else 0.0
         return max(float(np.sqrt(np.mean(forces.astype(np.float64) ** 2))), spread, _LEAST_ENERGY)
 

@@ -182,17 +182,25 @@ def _fitted(
     fixed = np.array([z in known for z in species.numbers])
     values = np.array([known.get(z, 0.0) for z in species.numbers])
     left, unknown = energies - shares @ values, shares[:, ~fixed]
-    share = unknown.sum(axis=1)
-    common = float(np.median(left[share > 0] / share[share > 0])) if (share > 0).any() else _common(left, values, fixed)
-    values[~fixed] = common
-    if (share > 0).any():
-        values[~fixed] += _robust_fit(unknown, left - common * share)
+    values[~fixed] = robust_energies(left, unknown) if unknown.any() else _common(left, values, fixed)
     residual = energies - shares @ values
     residual -= np.median(residual)  # with isolated atoms it holds what binds them
     spreads, least = _DOUBTFUL
     doubtful = np.abs(residual) > max(spreads * _spread(residual), least)
     found = {z: float(e) for z, e in zip(species.numbers, values, strict=True)}
     return found, [places[n] for n in np.flatnonzero(doubtful)]
+
+
+def robust_energies(energies: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """Energies of species [S] such that ``shares @ found`` comes close to energies per atom, see `reference_energies`.
+
+    Args:
+        energies: [n] eV/atom.
+        shares: [n, S] of each species among the atoms; some are not 0.
+    """
+    share = shares.sum(axis=1)
+    common = float(np.median(energies[share > 0] / share[share > 0]))
+    return common + _robust_fit(shares, energies - common * share)
 
 
 def _common(left: np.ndarray, values: np.ndarray, fixed: np.ndarray) -> float:

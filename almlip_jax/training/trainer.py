@@ -22,6 +22,7 @@ from almlip_jax.ensembles import Ensemble, EnsembleSettings, beside_members, spr
 from almlip_jax.errors import InputError
 from almlip_jax.keys import named_stream
 from almlip_jax.models import Params
+from almlip_jax.models.anchored import with_binding
 from almlip_jax.models.electronic import knows_states, taught_states
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.targets import further_targets
@@ -323,14 +324,23 @@ class Trainer:
         if given < self.ensemble.size or untold:
             plan, steps = data.training_plan()
             whole = jax.tree.map(jnp.asarray, plan)
-            steps_of_plan, scale = jnp.asarray(steps, jnp.int32), data.energy_scale()
+            steps_of_plan, binding = jnp.asarray(steps, jnp.int32), self._binding(data)
+            scale = data.energy_scale(binding)
             fresh = self._compiled.fresh(key, data.packed.data, whole, steps_of_plan, scale)
+            fresh = fresh if binding is None else with_binding(fresh, binding)
             if params is not None:
                 params = taught_states(params, fresh) if untold else params
                 fresh = jax.tree.map(lambda own, new: np.concatenate([own, new[given:]]), params, fresh)
             params = fresh
         own = spread_members(jax.tree.map(lambda x: jnp.asarray(x, self.dtype), params))
         return _spread(self._compiled.initial(own))
+
+    def _binding(self, data: TrainingSet) -> np.ndarray | None:
+        """What binds atoms whose energies are counted from isolated ones, [S] eV; None where none are."""
+        isolated: tuple[int, ...] = getattr(self.ensemble.model, "isolated", ())
+        if not isolated:
+            return None
+        return data.binding_energies(len(self.species), self.species.index(np.asarray(isolated)).tolist())
 
     def total_steps(self, dataset: Sequence[Atoms], *, warm: bool, all_train: bool = False) -> int:
         """Length of a training on a number of structures, in optimiser steps, if nothing ends it earlier.
