@@ -8,6 +8,7 @@ numbers, D and T are the isotopes of hydrogen, and fixed coordinates become as f
 from __future__ import annotations
 
 import io
+import math
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -18,7 +19,6 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import all_properties
-from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms, FixCartesian
 from ase.data import atomic_masses, atomic_numbers
 from ase.io.extxyz import per_config_properties
@@ -27,6 +27,8 @@ from ase.stress import full_3x3_to_voigt_6_stress
 
 from almlip_jax.errors import InputError
 from almlip_jax.structures.extxyz_header import parse_header, to_flag, to_float
+from almlip_jax.structures.validation import holding
+from almlip_jax.targets import further_targets
 
 _PLAIN = "species:S:1:pos:R:3"  # what a frame without Properties holds
 _COLUMNS = {"pos": "positions", "species": "symbols", "z": "numbers", "charge": "charges"}
@@ -47,8 +49,8 @@ class _Column(NamedTuple):
 def read_extxyz(path: Path) -> Iterator[Atoms]:
     """Frames of an (extended) XYZ file, also a compressed one (.gz, .bz2, .xz).
 
-    Results of calculators are in a `SinglePointCalculator`, ``move_mask`` is a constraint, everything else stays in
-    `info` and arrays under its name.
+    Results of calculators, and declared `targets`, are in a `SinglePointCalculator`, ``move_mask`` is a constraint,
+    everything else stays in `info` and arrays under its name.
 
     Raises:
         InputError: the file or a frame cannot be read.
@@ -234,14 +236,19 @@ def _constraints(mobile: np.ndarray) -> list[FixAtoms | FixCartesian]:
 
 def _set_results_and_arrays(atoms: Atoms, arrays: dict[str, np.ndarray]) -> None:
     results: dict[str, Any] = {}
+    declared = {one.label: one for one in further_targets()}
     for name, array in arrays.items():
-        if name in all_properties:
+        if name in all_properties or (name in declared and declared[name].per == "atom"):
             results[name] = array
         else:
             atoms.set_array(name, array)
-    for key in [key for key in atoms.info if key in per_config_properties]:
-        results[key] = atoms.info.pop(key)
+    for key in list(atoms.info):
+        if key in per_config_properties or (key in declared and declared[key].per == "structure"):
+            results[key] = atoms.info.pop(key)
+    for name in results.keys() & declared.keys():  # matrices stand in one line
+        values, shape = np.asarray(results[name]), declared[name].shape_of(len(atoms))
+        results[name] = values.reshape(shape) if values.size == math.prod(shape) else values
     if np.shape(results.get("stress", ())) == (3, 3):
         results["stress"] = full_3x3_to_voigt_6_stress(results["stress"])
     if results:
-        atoms.calc = SinglePointCalculator(atoms, **results)
+        atoms.calc = holding(atoms, results)

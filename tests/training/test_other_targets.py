@@ -40,10 +40,12 @@ from almlip_jax.oracles.spool import label_from_json, label_to_json
 from almlip_jax.oracles.store import LabelStore
 from almlip_jax.potential import Potential
 from almlip_jax.scoring import predicted_frame
+from almlip_jax.structures.extxyz_reading import read_extxyz
 from almlip_jax.structures.graph import Targets, lone_atoms
 from almlip_jax.structures.io import read_structures, write_structures
 from almlip_jax.structures.labels import LabelKeys
 from almlip_jax.structures.packing import pack
+from almlip_jax.structures.remembered import as_text, remember
 from almlip_jax.templates import TEMPLATES
 from almlip_jax.training import TrainingSettings, reference_energies
 from almlip_jax.training.loss import residuals
@@ -141,6 +143,10 @@ def test_files_hold_them_under_several_names(tmp_path: Path) -> None:
     assert not {"quadrupole", "charges"} & {*read.info, *read.arrays}
     for name in ("charges", "quadrupole"):
         np.testing.assert_array_equal(read.calc.results[name], atoms.calc.results[name])
+    path.write_text(as_text(remember([atoms], 1, np.random.default_rng(0))))  # as a potential keeps it
+    (kept,) = read_extxyz(path)
+    for name in ("charges", "quadrupole", "forces"):
+        np.testing.assert_array_equal(kept.calc.results[name], atoms.calc.results[name])
     write_structures(path, read_structures(path))
     np.testing.assert_array_equal(read_structures(path)[0].calc.results["quadrupole"], quadrupole)
 
