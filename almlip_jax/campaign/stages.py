@@ -256,9 +256,7 @@ def label(labeller: Labeller, selector: str, monitor: str, here: Round) -> Resul
     of_drawn = [{"purpose": "calibration", "selector": "random"}] * len(drawn)
     results = _label_frames(labeller, [*batch, *drawn], [*of_batch, *of_drawn], here)
     _keep_calibration(folder, results[len(batch) :], say)
-    results = results[: len(batch)]
-    labelled = [_with_label_id(result) for result in results if result.atoms is not None]
-    failed = [result.error for result in results if result.atoms is None]
+    labelled, failed = _parted(results[: len(batch)])
     if failed and not labelled:
         raise LabelError(
             f"none of the {len(batch)} structures of round {here.index} could be labelled, the first because: "
@@ -294,18 +292,21 @@ def _label_frames(
 def _keep_calibration(folder: RoundDirectory, results: Sequence[LabelResult], say: Callable[[str], None]) -> None:
     """Writes the labelled frames that were drawn at random; those without a label are reported."""
     folder.calibration.unlink(missing_ok=True)
-    labelled = [_with_label_id(result) for result in results if result.atoms is not None]
-    failed = [result.error for result in results if result.atoms is None]
+    labelled, failed = _parted(results)
     if failed:
         say(f"{len(failed)} of {len(results)} labels for thresholds failed, first: {failed[0]}")
     if labelled:
         write_structures(folder.calibration, labelled)
 
 
-def _with_label_id(result: LabelResult) -> Atoms:
-    assert result.atoms is not None
-    result.atoms.info["label_id"] = result.identity
-    return result.atoms
+def _parted(results: Sequence[LabelResult]) -> tuple[list[Atoms], list[str | None]]:
+    """Labelled structures, ``info["label_id"]`` with them, and the errors of those that got no label."""
+    labelled = []
+    for result in results:
+        if result.atoms is not None:
+            result.atoms.info["label_id"] = result.identity
+            labelled.append(result.atoms)
+    return labelled, [result.error for result in results if result.atoms is None]
 
 
 def _training_frame(labelled: Atoms, round_index: int) -> Atoms:
