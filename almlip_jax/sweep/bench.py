@@ -23,6 +23,7 @@ from almlip_jax.features import FeatureRequest
 from almlip_jax.files import plain
 from almlip_jax.keys import named_key
 from almlip_jax.potential import Potential
+from almlip_jax.potential.states import states_note
 from almlip_jax.selection import Selector
 from almlip_jax.structures.packing import BatchShape
 from almlip_jax.sweep.points import Group, Point
@@ -120,6 +121,8 @@ class SystemBench:
         readings = settings.readings
         if readings:
             content["keys and types of its files"] = readings
+        if self.pool.atoms_in_tests:
+            content["isolated atoms left out of its tests"] = self.pool.atoms_in_tests
         if isinstance(member, Point):
             content["selector"] = self.config.selectors[member.selector].model_dump(mode="json")
             content["warm_start"] = self.config.warm_start
@@ -279,7 +282,14 @@ class Bench:
         return self.system(group.members[0].system)
 
     def keep(
-        self, group: Group, lane: int, number: int, result: TrainingResult, references: dict[int, float], seconds: float
+        self,
+        group: Group,
+        lane: int,
+        number: int,
+        result: TrainingResult,
+        references: dict[int, float],
+        seconds: float,
+        dataset: Sequence[Atoms],
     ) -> Potential:
         """Saves the potential of a round.
 
@@ -290,8 +300,10 @@ class Bench:
             result: of the training.
             references: eV by atomic number.
             seconds: its share of the wall time.
+            dataset: what it was given.
         """
         tools, member = self.of(group), group.members[lane]
+        sees_state = tools.trainer(member.ensemble_size).ensemble.sees_state
         potential = Potential(
             settings=tools.settings.model,
             members=result.members(members_of(tools.settings, member.ensemble_size)),
@@ -305,7 +317,8 @@ class Bench:
                 "identity": _digest(tools.identity(group, lane)),
                 "seconds_train": seconds,
             }
-            | validation_note(result),
+            | validation_note(result)
+            | (states_note(dataset) if sees_state else {}),
         )
         potential.save(self.folder.potential(member, number))
         return potential

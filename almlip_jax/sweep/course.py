@@ -248,11 +248,16 @@ def _trained(
             began = time.monotonic()
             train = _alone if group.width == 1 else _side_by_side
             results = train(bench, group, same, number, on_epoch, progress.message)
-            seconds = (time.monotonic() - began) / len(same)
+            seconds = _share(time.monotonic() - began, [results[one.lane][0] for one in same])
         for one in same:
-            found[one.lane] = bench.keep(group, one.lane, number, *results[one.lane], seconds)
+            found[one.lane] = bench.keep(group, one.lane, number, *results[one.lane], seconds, one.dataset)
             checkpoint.discard(bench.folder.unfinished_training(one.member))
     return found
+
+
+def _share(seconds: float, results: Sequence[TrainingResult]) -> float:
+    """Wall time of each of some trainings, which took so long in this process; what came before a kill counts too."""
+    return max(seconds, *(result.history[-1].seconds for result in results)) / len(results)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,15 +11,25 @@ from pathlib import Path
 import numpy as np
 from ase import Atoms
 
-from almlip_jax.campaign.preparation import frames_and_atoms, geometry_key
+from almlip_jax.campaign.preparation import check_states, frames_and_atoms, geometry_key
 from almlip_jax.campaign.settings import SystemSettings
+from almlip_jax.ensembles import build_ensemble
 from almlip_jax.errors import InputError
 from almlip_jax.keys import numpy_generator
 from almlip_jax.structures.io import read_structures
 from almlip_jax.structures.labels import hint_of_keys, label_difference
 from almlip_jax.structures.species import SpeciesTable
-from almlip_jax.sweep.settings import SweepConfig, SweepSystem
-from almlip_jax.training import Capacity, TrainingSettings, given_references, longest_epoch, plan_capacity
+from almlip_jax.sweep.settings import SweepConfig, SweepSystem, members_of
+from almlip_jax.training import (
+    Capacity,
+    TrainingSettings,
+    doubts,
+    find_references,
+    given_references,
+    longest_epoch,
+    plan_capacity,
+    without_isolated_atoms,
+)
 
 
 @dataclass(frozen=True)
@@ -47,7 +57,8 @@ class LabelledPool:
         given: the initial set where it is a file.
         files: hash of the content of every file.
         isolated: energies of isolated atoms, eV by atomic number, as settings or files give them.
-        notes: what the user should know of labels that contradict each other.
+        notes: what the user should know of labels that contradict each other or are doubtful.
+        atoms_in_tests: isolated atoms that were left out of the test sets.
     """
 
     name: str
@@ -58,6 +69,7 @@ class LabelledPool:
     files: tuple[str, ...]
     isolated: dict[int, float]
     notes: tuple[str, ...] = ()
+    atoms_in_tests: int = 0
 
     @cached_property
     def species(self) -> SpeciesTable:
@@ -89,36 +101,63 @@ def read_pool(config: SweepConfig, name: str) -> LabelledPool:
     settings = config.systems[name]
     files = [config.file(path) for path in settings.pool_files]
     frames, isolated = frames_and_atoms(files, SystemSettings(), settings)
-    tests: list[Atoms] = []
-    for group, test in settings.tests.items():
-        chosen = read_structures(config.file(test.file), **test.otherwise(settings).arguments)[:: test.every]
-        for frame in chosen:
-            frame.info["group"] = group
-        if not any(frame.calc is not None for frame in chosen):
-            raise InputError(
-                f"{config.file(test.file)} has no labels, and cannot test anything; {hint_of_keys(chosen[0])}."
-            )
-        tests += chosen
+    tests, atoms_in_tests = _tests(config, settings)
     files += [config.file(test.file) for test in settings.tests.values()]
     given: list[Atoms] = []
     if isinstance(settings.initial, Path):
         files.append(config.file(settings.initial))
         given, atoms = frames_and_atoms(files[-1], SystemSettings(), settings)
         isolated |= atoms
-    known = {_geometry(frame): frame for frame in [*tests, *given]}
     isolated |= given_references(settings.training)
-    usable, notes = _fresh(frames, known)
+    species = SpeciesTable.of([*frames, *given])
+    sees_state = build_ensemble(settings.model, members_of(settings, config.ensemble_sizes[0]), species).sees_state
+    if sees_state:
+        check_states(tests, f"the test sets of {name}", [*frames, *given], sees_state=True)
+    usable, notes = _fresh(frames, [*tests, *given], geometry_key if sees_state else _geometry)
+    if (doubt := _doubt(frames, isolated)) is not None:
+        notes = (*notes, doubt)
+    if atoms_in_tests:
+        notes = (*notes, f"{atoms_in_tests} isolated atoms are left out of the test sets, as they are in training.")
     hashes = tuple(_hash(path) for path in files)
-    pool = LabelledPool(name, frames, usable, tests, given, hashes, isolated, notes)
+    pool = LabelledPool(name, frames, usable, tests, given, hashes, isolated, notes, atoms_in_tests)
     _check_size(pool, config)
     return pool
 
 
-def _fresh(frames: Sequence[Atoms], known: Mapping[bytes, Atoms]) -> tuple[tuple[int, ...], tuple[str, ...]]:
+def _tests(config: SweepConfig, settings: SweepSystem) -> tuple[list[Atoms], int]:
+    """The test sets one after the other, and how many isolated atoms were left out of them.
+
+    Raises:
+        InputError: a file cannot be read, or has no labels.
+    """
+    tests: list[Atoms] = []
+    left_out = 0
+    for group, test in settings.tests.items():
+        file = config.file(test.file)
+        read = read_structures(file, **test.otherwise(settings).arguments)[:: test.every]
+        chosen = without_isolated_atoms(read)
+        left_out += len(read) - len(chosen)
+        for frame in chosen:
+            frame.info["group"] = group
+        if not any(frame.calc is not None for frame in chosen):
+            raise InputError(f"{file} has no labels, and cannot test anything; {hint_of_keys((chosen or read)[0])}.")
+        tests += chosen
+    return tests, left_out
+
+
+def _doubt(frames: Sequence[Atoms], isolated: Mapping[int, float]) -> str | None:
+    """A sentence on structures of a pool whose energies are far from what the others suggest."""
+    doubt = doubts(frames, find_references(frames, SpeciesTable.of(frames), isolated=isolated))
+    return None if doubt is None else f"in the pool, {doubt}"
+
+
+def _fresh(
+    frames: Sequence[Atoms], known: Sequence[Atoms], key: Callable[[Atoms], bytes]
+) -> tuple[tuple[int, ...], tuple[str, ...]]:
     """Places of structures that are not known, each structure once, and what is left out with another label."""
-    seen, places, notes = dict(known), [], []
+    seen, places, notes = {key(frame): frame for frame in known}, [], []
     for place, frame in enumerate(frames):
-        same = seen.setdefault(_geometry(frame), frame)
+        same = seen.setdefault(key(frame), frame)
         if same is frame:
             places.append(place)
         elif (apart := label_difference(same, frame)) is not None:
@@ -128,8 +167,8 @@ def _fresh(frames: Sequence[Atoms], known: Mapping[bytes, Atoms]) -> tuple[tuple
 
 
 def _geometry(frame: Atoms) -> bytes:
-    bare = Atoms(numbers=frame.numbers, positions=frame.positions, cell=frame.cell, pbc=frame.pbc)
-    return geometry_key(bare)
+    """What identifies a structure to a potential that is not told charge and spin."""
+    return geometry_key(Atoms(numbers=frame.numbers, positions=frame.positions, cell=frame.cell, pbc=frame.pbc))
 
 
 def _hash(path: Path) -> str:

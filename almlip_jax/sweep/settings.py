@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from almlip_jax.campaign.consistency import check_adaptive, check_selector
 from almlip_jax.cluster import SweepExecutorSettings
-from almlip_jax.ensembles import EnsembleSettings
+from almlip_jax.ensembles import EnsembleSettings, require_target
 from almlip_jax.errors import InputError
 from almlip_jax.models import ModelSettings, SharedDensitySettings
 from almlip_jax.scores import ScoreName
@@ -174,6 +174,9 @@ class SweepConfig(Settings):
             raise ValueError(f"side_by_side trains one architecture; systems.{name}.ensemble has variants.")
         if size < len(system.ensemble.variants):
             raise ValueError(f"ensemble_sizes has {size}, fewer than the variants of systems.{name}.ensemble.")
+        if system.ensemble.size not in (EnsembleSettings().size, *self.ensemble_sizes):
+            raise ValueError(f"systems.{name}.ensemble.size is not used here; set ensemble_sizes of the whole sweep.")
+        require_target(self.monitor, further_of(system.model), f"monitor on systems.{name}")
         for selector, settings in self.selectors.items():
             check_adaptive(settings, system.training, f"selectors.{selector} on systems.{name}")
             where = f"selectors.{selector} with ensemble_sizes {size}"
