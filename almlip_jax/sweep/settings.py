@@ -176,7 +176,7 @@ class SweepConfig(Settings):
             raise ValueError(f"ensemble_sizes has {size}, fewer than the variants of systems.{name}.ensemble.")
         if system.ensemble.size not in (EnsembleSettings().size, *self.ensemble_sizes):
             raise ValueError(f"systems.{name}.ensemble.size is not used here; set ensemble_sizes of the whole sweep.")
-        require_target(self.monitor, further_of(system.model), f"monitor on systems.{name}")
+        require_target(self.monitor, system.model.further, f"monitor on systems.{name}")
         for selector, settings in self.selectors.items():
             check_adaptive(settings, system.training, f"selectors.{selector} on systems.{name}")
             where = f"selectors.{selector} with ensemble_sizes {size}"
