@@ -77,6 +77,7 @@ def run_sweep(
     Raises:
         InputError: a file or setting cannot be used, or the folder holds points that were made otherwise.
     """
+    check_user_code(config)
     folder = SweepDirectory(out)
     wanted = [point for point in all_points(config) if is_wanted(point, only or {})]
     bench = Bench(config, folder)
@@ -86,7 +87,6 @@ def run_sweep(
         ).pool.notes  # whatever is wrong with its files is said before anything runs or is written
         for note in notes:
             (progress or SilentProgress()).message(f"{name}: {note}")
-    check_user_code(config)
     for name, settings in config.selectors.items():
         check_columns(settings, max(config.batch_sizes), f"selectors.{name}")
     with (
