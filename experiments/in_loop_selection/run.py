@@ -1,4 +1,4 @@
-"""Does selection inside the loop keep what offline selection would?  ``python experiments/in_loop_selection/run.py RUN``.
+"""Does selection in the loop keep what offline selection would?  ``python experiments/in_loop_selection/run.py RUN``.
 
 Takes the potentials of a finished campaign (``start.py run`` makes one of the Zundel cation), explores with each at 300
 and 600 K with every tenth step offered to the buffer (`admission: {kind: log_det}` with its defaults), and compares the
