@@ -30,12 +30,16 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 import jax
 import numpy as np
 import pytest
+from hypothesis import settings
 from jax.experimental.compilation_cache import compilation_cache
 
 from almlip_jax import kinds, scores, targets
 from almlip_jax.dynamics import programs
 from almlip_jax.dynamics.loop import Loop
 from almlip_jax.precision import full_precision
+
+settings.register_profile("without_deadline", deadline=None)  # how long a case takes is the machine's affair
+settings.load_profile("without_deadline")
 
 _OLDEST = 14 * 24 * 3600  # seconds after which a program is compiled again, so that the folder does not grow for ever
 
