@@ -367,6 +367,7 @@ def test_rows_of_the_last_layer_are_gradients_of_energies(ensemble, params):
     graph, model = packed_graph([ethanol(), crystal()]), Anchored(ensemble.model, (1, 8))
     rng = np.random.default_rng(0)
     weights, one = rng.normal(size=SHAPE.atoms), jax.tree.map(lambda x: x[0], params)
+    one = one | {"constants": one["constants"] | {"binding": jnp.asarray([-2.0, -7.0, -3.0])}}
 
     @jax.jit
     def both(one: Params) -> tuple[jax.Array, jax.Array]:

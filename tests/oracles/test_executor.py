@@ -151,15 +151,6 @@ def test_parallel_labels_have_the_bits_of_serial_ones(zundel: Atoms, tmp_path: P
         assert_same_labels(one.atoms, two.atoms)
 
 
-def test_many_cheap_labels_cost_little_more_than_themselves(zundel: Atoms, store: LabelStore) -> None:
-    frames = rattle(zundel, 200, np.random.default_rng(0), stdev=0.05)
-    with Labeller(TBLiteSettings(), store, TWO) as labeller:
-        labeller.label(frames[:2], TRAIN)  # starts the workers
-        start = time.perf_counter()
-        labeller.label(frames, TRAIN)
-    assert time.perf_counter() - start < 0.02 * len(frames)
-
-
 def test_label_source_that_cannot_be_used_is_one_sentence(
     waters: Waters, springs: CalculatorSettings, store: LabelStore
 ) -> None:
