@@ -198,6 +198,7 @@ class _Arrays:
         self.buffers["spin"][:] = 1
 
     def put_geometry(self, n: int, start: int, structure: Atoms, species: SpeciesTable, edges: Edges) -> None:
+        """Species, places, edges, cell and electronic state of structure n, whose atoms begin at a row."""
         places = edges.places(self.neighbors)
         positions, shifts = wrapped(structure, edges)
         rows = slice(start, start + len(structure))
@@ -215,6 +216,7 @@ class _Arrays:
             self.buffers["volume"][n] = structure.cell.volume
 
     def put_labels(self, n: int, start: int, structure: Atoms, references: Mapping[int, float]) -> None:
+        """Labels of structure n and their weights, energies relative to the references."""
         results = structure.calc.results if structure.calc is not None else {}
         weights = loss_weights(structure, f"structure {n}")
         for target in self.targets:

@@ -156,21 +156,25 @@ class TrainingSet:
             number: length of the species table.
             of: species that count; 0 for the others.
         """
-        energies, shares = self._energies_and_shares(number)
+        chosen, energies = self._energies()
+        shares = self._shares(chosen, number)
         found = np.zeros(number)
         if shares[:, list(of)].any():
             found[list(of)] = robust_energies(energies, shares[:, list(of)])
         return found
 
-    def _energies_and_shares(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Energies per atom [n] of training structures that have any, eV, and shares of the species [n, number]."""
+    def _energies(self) -> tuple[np.ndarray, np.ndarray]:
+        """Training structures that have an energy [n], and their energies per atom [n], eV."""
         data, counts = self.packed.data, self.packed.counts
         chosen = self.training[np.asarray(data.weights["energy"])[self.training] > 0]
-        energies = np.asarray(data.labels["energy"])[chosen].astype(np.float64) / counts[chosen]
-        species = np.asarray(data.species)
-        places = [(self.packed.offsets[n], counts[n]) for n in chosen]
+        return chosen, np.asarray(data.labels["energy"])[chosen].astype(np.float64) / counts[chosen]
+
+    def _shares(self, chosen: np.ndarray, number: int) -> np.ndarray:
+        """Shares of the species among the atoms of some structures, [n, number]."""
+        species = np.asarray(self.packed.data.species)
+        places = [(self.packed.offsets[n], self.packed.counts[n]) for n in chosen]
         held = [np.bincount(species[first : first + count], minlength=number) / count for first, count in places]
-        return energies, np.array(held).reshape(-1, number)
+        return np.array(held).reshape(-1, number)
 
     def energy_scale(self, binding: np.ndarray | None = None) -> float:
         """By how much the energy of an atom varies over the training structures, eV.
@@ -185,10 +189,9 @@ class TrainingSet:
         labelled = self.training[np.asarray(data.weights["forces"])[self.training] > 0]
         rows = [np.arange(self.packed.offsets[n], self.packed.offsets[n] + counts[n]) for n in labelled]
         forces = np.asarray(data.labels["forces"])[np.concatenate(rows)] if rows else np.zeros((1, 3))
-        with_energy = self.training[np.asarray(data.weights["energy"])[self.training] > 0]
-        energies = np.asarray(data.labels["energy"])[with_energy].astype(np.float64) / counts[with_energy]
+        with_energy, energies = self._energies()
         if binding is not None:
-            energies = energies - self._energies_and_shares(len(binding))[1] @ binding
+            energies = energies - self._shares(with_energy, len(binding)) @ binding
         spread = 0.5 * float(np.diff(np.quantile(energies, (0.16, 0.84)))[0]) if len(energies) else 0.0
         return max(float(np.sqrt(np.mean(forces.astype(np.float64) ** 2))), spread, _LEAST_ENERGY)
 
