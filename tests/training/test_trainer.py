@@ -232,6 +232,24 @@ def test_scales_do_not_depend_on_the_order_of_the_file():
     assert alone[1] < 4 * last[1] and 0.05 <= of_alone < of_last
 
 
+def test_what_binds_atoms_is_fitted_and_does_not_count_in_the_scale():
+    """Energies of -3 and -7 eV an atom below those of isolated ones; the mixed element counts where it is asked for."""
+    table = SpeciesTable((1, 8))
+    frames = [labelled(Atoms("H" * n + "O", positions=[[1.1 * k, 0, 0] for k in range(n + 1)])) for n in (1, 2, 3)]
+    for frame in frames:
+        frame.calc.results["energy"] = -3.0 * (len(frame) - 1) - 7.0
+        frame.calc.results["forces"] = np.zeros((len(frame), 3))
+    settings = settings_of(validation_fraction=0.0)
+    ensemble = Ensemble(build_model(MODEL, table, isolated=(1, 8)), 2)
+    trainer = Trainer(ensemble, table, plan_capacity(frames, MODEL.cutoff, settings, 6), settings)
+    data = trainer.training_set(frames, {1: 0.0, 8: 0.0})
+    np.testing.assert_allclose(data.binding_energies(2, [0, 1]), [-3, -7], rtol=1e-4)
+    assert data.binding_energies(2, [1])[0] == 0
+    params = trainer.start(data, None, jax.random.key(0)).params
+    np.testing.assert_allclose(params["constants"]["binding"], [[-3, -7]] * 2, rtol=1e-4)
+    assert float(params["constants"]["energy_scale"][0]) < 0.3 * data.energy_scale()
+
+
 def test_loss_is_its_formula():
     """Structures of different size, one without energy, one periodic with stress, and padding."""
     solid = labelled(bulk("Cu", cubic=True) * (1, 1, 1))
