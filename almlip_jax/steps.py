@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from ase import Atoms
 
-from almlip_jax.campaign.batch import candidates, choose, selection_scalars
+from almlip_jax.campaign.batch import AtomRoom, candidates, choose, features_of, selection_scalars
 from almlip_jax.campaign.consistency import check_selector
 from almlip_jax.campaign.cost import expected_costs, paid_labels
 from almlip_jax.dynamics import Exploration, ExplorationSettings, Explorer, Knowledge, know
@@ -25,7 +25,6 @@ from almlip_jax.dynamics.knowledge import errors_and_scores, structure_scores
 from almlip_jax.dynamics.thresholds import Resolved, ThresholdSettings
 from almlip_jax.ensembles import AnyEnsemble
 from almlip_jax.errors import InputError, LabelError
-from almlip_jax.features import FeatureRequest
 from almlip_jax.keys import named_key
 from almlip_jax.oracles import ExecutorSettings, LabelStore, LocalSettings, SourceSettings, label_structures
 from almlip_jax.potential import Potential
@@ -253,14 +252,16 @@ def select(
         check_selector(settings, potential.member_settings, "the selector", potential.ensemble.targets)
     except ValueError as error:
         raise InputError(str(error)) from error
-    request = FeatureRequest.of(settings.feature_names, seed)
+    request = features_of(settings, seed)
     shape = potential.batch_shape([*pool, *labelled])
     context = labelled or pool[:1]  # where nothing is labelled, one row that counts for nothing keeps the shapes
     of_pool, of_context = (potential.evaluate(part, features=request, shape=shape) for part in (pool, context))
-    around = candidates(context, of_context, _rows(len(context)), scalars=selection_scalars(settings, errors))
+    scalars, rows = selection_scalars(settings, errors), room or _rows(len(pool))
+    around = candidates(context, of_context, _rows(len(context)), scalars=scalars, room=_atoms(context))
     if not labelled:
         around = replace(around, valid=jnp.zeros_like(around.valid))
-    among = candidates(pool, of_pool, room or _rows(len(pool)), cost=_costs(settings, pool, store))
+    atoms = AtomRoom.of([len(frame) for frame in pool], room, each_once=False) if room else _atoms(pool)
+    among = candidates(pool, of_pool, rows, cost=_costs(settings, pool, store), room=atoms)
     chosen = choose(settings.build(k), named_key(seed, "select", step), among, around)
     batch = []
     for index, gain in chosen:
@@ -278,6 +279,12 @@ def _costs(selector: SelectorSettings, pool: Sequence[Atoms], store: Path | str 
         return expected_costs(pool, (), selector.cost_exponent)
     with LabelStore(Path(store), readonly=True) as opened:
         return expected_costs(pool, paid_labels(opened), selector.cost_exponent)
+
+
+def _atoms(structures: Sequence[Atoms]) -> AtomRoom:
+    """Rows for the atoms of structures, likewise."""
+    largest = max(len(structure) for structure in structures)
+    return AtomRoom(_LEAST_ROWS * largest, largest).holding(structures)
 
 
 def _rows(number: int) -> int:

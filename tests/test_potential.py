@@ -22,8 +22,8 @@ from almlip_jax.dynamics import ExplorationSettings, know
 from almlip_jax.dynamics.knowledge import structure_scores
 from almlip_jax.ensembles import Ensemble
 from almlip_jax.errors import InputError
-from almlip_jax.feature_names import feature_names
-from almlip_jax.features import FeatureRequest
+from almlip_jax.feature_names import atom_feature_names, feature_names
+from almlip_jax.features import FeatureRequest, described, unlearned_names
 from almlip_jax.models import SharedDensitySettings, build_model
 from almlip_jax.models.constants import with_constants
 from almlip_jax.potential import Calibration, Potential, novelty_names
@@ -33,7 +33,7 @@ from almlip_jax.structures.species import SpeciesTable
 
 SETTINGS = SharedDensitySettings(cutoff=3.5, radial=4, l_max=1, channels=4, hidden=(8,))
 SPECIES = SpeciesTable((1, 6, 8))
-EVERY = FeatureRequest(tuple(feature_names()), columns=64)
+EVERY = FeatureRequest(tuple(feature_names()), columns=64, atoms=tuple(atom_feature_names()))
 
 
 @pytest.fixture(scope="module")
@@ -341,6 +341,31 @@ def test_a_stream_gives_the_numbers_of_the_list(potential, structures, monkeypat
     assert start == len(frames) and (len(streamed) == 6) == (chunk == 7)
     np.testing.assert_allclose(together.energy, whole.energy[order], rtol=1e-6)
     np.testing.assert_allclose(together.scores["force_std_max"], whole.scores["force_std_max"][order], rtol=1e-3)
+
+
+def test_rows_of_atoms_average_to_those_of_structures(potential, structures):
+    assert set(atom_feature_names()) == {"latent", "last_layer_gradient", "power_spectrum"}
+    found = potential.evaluate(structures, features=EVERY)
+    for name, rows in found.atom_features.items():
+        assert [len(one) for one in rows] == [len(frame) for frame in structures]
+        means = np.stack([np.mean(one, axis=0) for one in rows])
+        np.testing.assert_allclose(means, found.features[name], rtol=1e-4, atol=1e-5 * np.abs(means).max())
+    shuffled = structures[0][[3, 1, 2, 0, *range(4, len(structures[0]))]]
+    again = potential.evaluate([shuffled], features=EVERY).atom_features["power_spectrum"][0]
+    scale = np.abs(again).max()
+    np.testing.assert_allclose(again[0], found.atom_features["power_spectrum"][0][3], atol=1e-4 * scale)
+
+
+def test_some_features_need_no_potential(potential, structures):
+    assert unlearned_names() == ("composition", "power_spectrum")
+    request = FeatureRequest(unlearned_names(), columns=64, atoms=("power_spectrum",))
+    found, wanted = described(structures, request, 3.5, SPECIES), potential.evaluate(structures, features=EVERY)
+    for name, rows in found.features.items():
+        np.testing.assert_allclose(rows, wanted.features[name], rtol=1e-5, atol=1e-5 * np.abs(rows).max())
+    for ours, theirs in zip(found.atom_features["power_spectrum"], wanted.atom_features["power_spectrum"], strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5 * np.abs(theirs).max())
+    with pytest.raises(ValueError, match="'latent' need a potential"):
+        described(structures, FeatureRequest(("latent",)), 3.5, SPECIES)
 
 
 def test_an_evaluation_searches_each_structure_once(potential, structures, monkeypatch):

@@ -122,6 +122,17 @@ def test_selectors_follow_errors_and_times_where_they_are_given(rounds, tmp_path
     assert gains(by_cost) != gains(by_cost, store=tmp_path / "labels.db")
 
 
+def test_selectors_of_environments_compile_nothing_as_data_grow(rounds, count_compilations):
+    found, _, data = rounds
+    potential, pool = found[0][0], al.rattle(molecule("H2O"), 12, np.random.default_rng(5), stdev=0.1)
+    chain = {"kind": "chain", "filters": [{"kind": "new_environments"}], "selector": {"kind": "cover"}}
+    for selector in (chain, {"kind": "environment_entropy", "features": "latent"}):
+        first = al.select(selector, potential, pool, data[:20], 3)
+        with count_compilations() as compiled:
+            second = al.select(selector, potential, pool[1:], data[:26], 3)
+        assert not compiled and len(first) and len(second) and second[0].info["gain"] > 0
+
+
 def test_a_spread_that_is_not_there_is_refused(rounds):
     first = rounds[0][0][0]
     params = jax.tree.map(lambda leaf: leaf[:1], first.params)

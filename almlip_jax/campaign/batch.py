@@ -12,16 +12,68 @@ import jax.numpy as jnp
 import numpy as np
 from ase import Atoms
 
+from almlip_jax.features import Described, FeatureRequest
 from almlip_jax.potential import Evaluated
-from almlip_jax.selection import WEIGHT, AdaptiveSettings, Candidates, Selector, SelectorSettings, adapt, select
+from almlip_jax.selection import (
+    WEIGHT,
+    AdaptiveSettings,
+    Candidates,
+    Environments,
+    Selector,
+    SelectorSettings,
+    adapt,
+    select,
+)
 from almlip_jax.training import VALIDATION_ERROR
+
+
+def features_of(settings: SelectorSettings, seed: int) -> FeatureRequest:
+    """The features that a selector looks at."""
+    return FeatureRequest.of(settings.feature_names, seed, atoms=settings.atom_feature_names)
+
+
+@dataclass(frozen=True)
+class AtomRoom:
+    """Rows for the atoms of structures, where selectors look at these.
+
+    Attributes:
+        atoms: of all structures together.
+        largest: of one.
+    """
+
+    atoms: int
+    largest: int
+
+    @classmethod
+    def of(cls, sizes: Sequence[int], structures: int, *, each_once: bool) -> AtomRoom:
+        """Room for some structures.
+
+        Args:
+            sizes: atoms of structures that there may be.
+            structures: how many there may be at a time.
+            each_once: whether a structure may be there once only; else all may be as large as the largest.
+        """
+        largest = max(sizes, default=1)
+        once = sorted(sizes, reverse=True)[:structures] if each_once else []
+        return cls(max(sum(once) if each_once else structures * largest, 1), largest)
+
+    def holding(self, frames: Sequence[Atoms]) -> AtomRoom:
+        """The same; where some frames do not fit, powers of two that hold them."""
+        total, most = sum(len(frame) for frame in frames), max((len(frame) for frame in frames), default=1)
+        return AtomRoom(
+            *(
+                room if needed <= room else 1 << (needed - 1).bit_length()
+                for room, needed in ((self.atoms, total), (self.largest, most))
+            )
+        )
 
 
 def candidates(
     frames: Sequence[Atoms],
-    evaluated: Evaluated,
+    evaluated: Evaluated | Described,
     capacity: int | None = None,
     *,
+    room: AtomRoom | None = None,
     cost: np.ndarray | None = None,
     scalars: Mapping[str, float] | None = None,
 ) -> Candidates:
@@ -29,8 +81,9 @@ def candidates(
 
     Args:
         frames: structures.
-        evaluated: what the potential gives for them, features included.
+        evaluated: what the potential gives for them, features included; before there is one, these alone.
         capacity: rows to pad to, so that shapes stay the same from round to round; just enough by default.
+        room: rows of atoms to pad to, likewise, where there are features of atoms.
         cost: [n] expected price of each label; the number of atoms by default.
         scalars: what goes with the structures as a whole.
     """
@@ -48,7 +101,16 @@ def candidates(
         valid=padded(np.ones(len(frames), bool)),
         id=jnp.arange(rows, dtype=jnp.int32),
         scalars={name: jnp.asarray(value) for name, value in (scalars or {}).items()},
+        environments=_environments(frames, evaluated, rows, room) if evaluated.atom_features else None,
     )
+
+
+def _environments(
+    frames: Sequence[Atoms], evaluated: Evaluated | Described, rows: int, room: AtomRoom | None
+) -> Environments:
+    held = AtomRoom(0, 0) if room is None else room.holding(frames)
+    numbers = [frame.numbers for frame in frames]
+    return Environments.of(evaluated.atom_features, numbers, structures=rows, atoms=held.atoms, largest=held.largest)
 
 
 def adaptive_part(settings: SelectorSettings) -> AdaptiveSettings | None:
@@ -98,12 +160,16 @@ class Chooser:
         batch: structures in a batch.
         candidates: rows for the structures to choose from.
         labelled: rows for those that are labelled.
+        atoms_of_candidates: rows for their atoms.
+        atoms_of_labelled: likewise.
     """
 
     settings: SelectorSettings
     batch: int
     candidates: int
     labelled: int
+    atoms_of_candidates: AtomRoom
+    atoms_of_labelled: AtomRoom
 
     @cached_property
     def selector(self) -> Selector:

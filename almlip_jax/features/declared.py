@@ -53,6 +53,8 @@ class FeatureMap:
         factors: draws these for an ensemble, parameters, a key and the columns of a sketch; None where there are none.
         of_members: whether it is made of differences between members, and 0 where there is one.
         one_by_one: whether it looks at `Evaluation.one_by_one`.
+        atoms: the rows [A, d] of the atoms of an evaluation, likewise; None where it has none.
+        learned: whether it looks at a potential, rather than at structures, cutoff and species alone.
     """
 
     name: str
@@ -61,9 +63,11 @@ class FeatureMap:
     factors: Callable[[AnyEnsemble, Params, jax.Array, int], Any] | None = None
     of_members: bool = False
     one_by_one: bool = False
+    atoms: Callable[[Evaluation, Any], jax.Array] | None = None
+    learned: bool = True
 
     def __post_init__(self) -> None:
-        declare(self.name, self.meaning)
+        declare(self.name, self.meaning, of_atoms=self.atoms is not None)
         _MAPS[self.name] = self
 
 
@@ -80,3 +84,8 @@ def declared(name: str) -> FeatureMap:
     if name not in known:
         raise InputError(f"'{name}' is not a feature map{nearest(name, known)}")
     return _MAPS[name]
+
+
+def unlearned_names() -> tuple[str, ...]:
+    """Feature maps that need no potential, in the order of the alphabet."""
+    return tuple(name for name in feature_names() if not declared(name).learned)

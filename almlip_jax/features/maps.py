@@ -1,4 +1,4 @@
-"""Per-structure feature maps of what a prediction holds: what in it tells structures apart for selection."""
+"""Feature maps of what a prediction holds: what in it tells structures, and surroundings of atoms, apart."""
 
 from __future__ import annotations
 
@@ -75,12 +75,16 @@ def composition(graph: Graph, num_species: int) -> jax.Array:
 
 
 FeatureMap(
-    "latent", "mean over atoms of what enters the last layer", lambda seen, _: latent(seen.prediction, seen.graph)
+    "latent",
+    "mean over atoms of what enters the last layer",
+    lambda seen, _: latent(seen.prediction, seen.graph),
+    atoms=lambda seen, _: ensemble_sum(seen.prediction.features),
 )
 FeatureMap(
     "last_layer_gradient",
     "gradient of the energy per atom by the last layer",
     lambda seen, _: last_layer_gradient(seen.prediction, seen.graph, seen.num_species),
+    atoms=lambda seen, _: ensemble_sum(seen.prediction.linear_rows(seen.graph, seen.num_species)),
 )
 FeatureMap(
     "committee_energy",
@@ -89,5 +93,8 @@ FeatureMap(
     of_members=True,
 )
 FeatureMap(
-    "composition", "share of each species in the atoms", lambda seen, _: composition(seen.graph, seen.num_species)
+    "composition",
+    "share of each species in the atoms",
+    lambda seen, _: composition(seen.graph, seen.num_species),
+    learned=False,
 )

@@ -20,6 +20,9 @@ RADIAL = 6
 L_MAX = 4
 """Highest degree of its spherical harmonics."""
 
+ATOM_COLUMNS = 256
+"""Columns of the sketch of an atom's spectrum, at most: there are many atoms."""
+
 SpectrumFactors: TypeAlias = tuple[Factors, jax.Array]
 """Random factors of the two densities, [l, p, F] for all degrees, and signs of the central species, [p, species]."""
 
@@ -49,9 +52,7 @@ def spectrum_factors(
 def power_spectrum(density: SharedDensity, graph: Graph, factors: SpectrumFactors) -> jax.Array:
     """Mean over the atoms of the power spectrum of their surroundings, central species apart, sketched.
 
-    The density of atom i is expanded in A_nlm(i), n over radial functions and neighbour species; its power spectrum is
-    ``p_nn'l = sum_m A_nlm A_n'lm / sqrt(2l + 1)`` (Bartok, Kondor and Csanyi, Phys. Rev. B 87, 184115 (2013)).  The
-    scalar product of two structures is on average that of their mean spectra, summed over the central species.
+    The scalar product of two structures is on average that of their mean spectra, summed over the central species.
 
     Args:
         density: what `density_of` gives.
@@ -61,14 +62,32 @@ def power_spectrum(density: SharedDensity, graph: Graph, factors: SpectrumFactor
     Returns:
         [S, p].
     """
+    return sum_over_atoms(_spectra(density, graph, factors), graph) / atom_counts(graph)[:, None]
+
+
+def atom_spectra(density: SharedDensity, graph: Graph, factors: SpectrumFactors) -> jax.Array:
+    """Power spectrum of the surroundings of each atom, sketched to `ATOM_COLUMNS`; arguments as `power_spectrum`.
+
+    Returns:
+        [A, p]; of equal length and direction for atoms of one element in equal surroundings.
+    """
+    (left, right), signs = factors
+    return _spectra(density, graph, ((left[:, :ATOM_COLUMNS], right[:, :ATOM_COLUMNS]), signs[:ATOM_COLUMNS]))
+
+
+def _spectra(density: SharedDensity, graph: Graph, factors: SpectrumFactors) -> jax.Array:
+    """Sketched power spectrum of each atom, [A, p].
+
+    The density of atom i is expanded in A_nlm(i), n over radial functions and neighbour species; its power spectrum is
+    ``p_nn'l = sum_m A_nlm A_n'lm / sqrt(2l + 1)`` (Bartok, Kondor and Csanyi, Phys. Rev. B 87, 184115 (2013)).
+    """
     (left, right), signs = factors
     values = density.geometry(graph).values  # [(l_max + 1)^2, A, F]
     found = jnp.zeros((values.shape[1], signs.shape[0]), values.dtype)
     for l in range(L_MAX + 1):
         block = values[l * l : (l + 1) ** 2]
         found = found + jnp.sum((block @ left[l].T) * (block @ right[l].T), axis=0) / (2 * l + 1) ** 0.5
-    found = found * signs.T[graph.species] / signs.shape[0] ** 0.5
-    return sum_over_atoms(found, graph) / atom_counts(graph)[:, None]
+    return found * signs.T[graph.species] / signs.shape[0] ** 0.5
 
 
 def _factors(ensemble: AnyEnsemble, params: Params, key: jax.Array, columns: int) -> SpectrumFactors:
@@ -80,4 +99,15 @@ def _rows(seen: Evaluation, factors: SpectrumFactors) -> jax.Array:
     return power_spectrum(density_of(seen.ensemble.cutoff, seen.ensemble.species), seen.graph, factors)
 
 
-FeatureMap("power_spectrum", "power spectrum of the atoms' surroundings, sketched", _rows, _factors)
+def _atom_rows(seen: Evaluation, factors: SpectrumFactors) -> jax.Array:
+    return atom_spectra(density_of(seen.ensemble.cutoff, seen.ensemble.species), seen.graph, factors)
+
+
+FeatureMap(
+    "power_spectrum",
+    "power spectrum of the atoms' surroundings, sketched",
+    _rows,
+    _factors,
+    atoms=_atom_rows,
+    learned=False,
+)

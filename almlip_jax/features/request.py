@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -10,7 +10,8 @@ import jax
 
 from almlip_jax.ensembles.mixed import AnyEnsemble
 from almlip_jax.ensembles.prediction import Prediction
-from almlip_jax.feature_names import FeatureName
+from almlip_jax.errors import InputError
+from almlip_jax.feature_names import AtomFeatureName, FeatureName, atom_feature_names
 from almlip_jax.features.declared import Evaluation, declared
 from almlip_jax.features.sketch import COLUMNS
 from almlip_jax.keys import named_key
@@ -23,19 +24,23 @@ class FeatureRequest:
     """Which feature maps, and the random numbers of their sketches.
 
     Attributes:
-        names: of the maps; none by default.
+        names: of the maps of structures; none by default.
         seed: of the sketches: structures that are to be compared need the same.
         columns: of a sketch; the other maps keep theirs.
+        atoms: names of the maps of atoms.
     """
 
     names: tuple[FeatureName, ...] = ()
     seed: int = 0
     columns: int = COLUMNS
+    atoms: tuple[AtomFeatureName, ...] = ()
 
     @classmethod
-    def of(cls, names: Iterable[FeatureName], seed: int = 0) -> FeatureRequest:
+    def of(
+        cls, names: Iterable[FeatureName], seed: int = 0, *, atoms: Iterable[AtomFeatureName] = ()
+    ) -> FeatureRequest:
         """Each of the names once, in the order of the alphabet: equal sets are equal requests."""
-        return cls(tuple(sorted(set(names))), seed)
+        return cls(tuple(sorted(set(names))), seed, atoms=tuple(sorted(set(atoms))))
 
     @property
     def structure_by_structure(self) -> bool:
@@ -50,7 +55,7 @@ FeatureFactors: TypeAlias = Mapping[str, Any]
 def feature_factors(request: FeatureRequest, ensemble: AnyEnsemble, params: Params) -> FeatureFactors:
     """The random numbers of a request, drawn once for any number of structures."""
     found = {}
-    for name in request.names:
+    for name in dict.fromkeys((*request.names, *request.atoms)):
         draw = declared(name).factors
         if draw is not None:
             found[name] = draw(ensemble, params, named_key(request.seed, "features", name), request.columns)
@@ -65,8 +70,8 @@ def feature_maps(
     graph: Graph,
     one_by_one: Graph | None,
     factors: FeatureFactors,
-) -> dict[str, jax.Array]:
-    """What a request asks for, name -> [S, d].
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    """What a request asks for: of structures, name -> [S, d], and of atoms, name -> [A, d].
 
     Args:
         request: the names.
@@ -79,4 +84,13 @@ def feature_maps(
         factors: what `feature_factors` gives for the request.
     """
     seen = Evaluation(ensemble, params, prediction, graph, one_by_one, request.columns)
-    return {name: declared(name).rows(seen, factors.get(name)) for name in request.names}
+    rows = {name: declared(name).rows(seen, factors.get(name)) for name in request.names}
+    return rows, {name: _atom_rows(name)(seen, factors.get(name)) for name in request.atoms}
+
+
+def _atom_rows(name: AtomFeatureName) -> Callable[[Evaluation, Any], jax.Array]:
+    rows = declared(name).atoms
+    if rows is None:
+        known = ", ".join(atom_feature_names())
+        raise InputError(f"feature map '{name}' has no rows of atoms; those that have: {known}.")
+    return rows

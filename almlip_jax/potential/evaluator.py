@@ -61,6 +61,7 @@ class Evaluated:
         scores: name -> [n]; every declared score (`scores`), those of novelty where they are fitted.
         atom_scores: name -> for each structure [N]; the scores of its atoms.
         features: name -> [n, d], where asked for.
+        atom_features: name -> for each structure [N, d], likewise.
         further: name -> [n, ...], or for each structure [N, ...] where it is one of atoms, what the models give besides
             the energy (`targets`), committee mean; the ``dipole`` [n, 3] in e*Angstrom, of ions about their centre of
             mass.  NaN where a structure has none.
@@ -72,6 +73,7 @@ class Evaluated:
     scores: dict[str, np.ndarray]
     atom_scores: dict[str, list[np.ndarray]]
     features: dict[str, np.ndarray] = field(default_factory=dict)
+    atom_features: dict[str, list[np.ndarray]] = field(default_factory=dict)
     further: dict[str, np.ndarray | list[np.ndarray]] = field(default_factory=dict)
 
 
@@ -244,7 +246,7 @@ def _evaluate_on_device(
     novelty: dict[str, Novelty],
     declared: tuple[Score, ...],
 ) -> _OnDevice:
-    """Committee statistics, volumes [S], features and novelty of the atoms of the only batch of a plan."""
+    """Committee statistics, volumes [S], features of structures and of atoms, novelty of atoms; of a plan's batch."""
     graph, _ = take_batch(data, plan, 0)
     prediction = ensemble.predict(params, graph)
     alone = None
@@ -255,7 +257,8 @@ def _evaluate_on_device(
     return committee_statistics(prediction, graph), graph.volume, found, of_atoms
 
 
-_OnDevice: TypeAlias = tuple[Committee, jax.Array, dict[str, jax.Array], dict[str, jax.Array]]
+_Arrays: TypeAlias = dict[str, jax.Array]
+_OnDevice: TypeAlias = tuple[Committee, jax.Array, tuple[_Arrays, _Arrays], _Arrays]
 
 
 # The ensemble is compared by value: potentials of one architecture share what was compiled.
@@ -326,7 +329,7 @@ def _batches(frames: Sequence[_Frame], shape: BatchShape) -> Iterator[list[_Fram
 
 
 def _evaluated(result: Any, references: np.ndarray, batch: Sequence[Atoms]) -> Evaluated:
-    committee, volume, features, of_atoms = result  # as numpy arrays
+    committee, volume, (features, rows_of_atoms), of_atoms = result  # as numpy arrays
     number = len(batch)
     ends = np.cumsum([len(a) for a in batch])[:-1]
     total = sum(len(a) for a in batch)
@@ -348,6 +351,7 @@ def _evaluated(result: Any, references: np.ndarray, batch: Sequence[Atoms]) -> E
         scores={one.name: of_all[one.name] for one in scores() if one.name in of_all},
         atom_scores={one.name: split[one.name] for one in atom_scores() if one.name in split},
         features={name: values[:number] for name, values in features.items()},
+        atom_features={name: np.split(values[:total], ends) for name, values in rows_of_atoms.items()},
         further={
             one.name: _where_there(one.name, values[:number] if one.per == "structure" else parts, batch)
             for one in targets(committee.further)
@@ -379,6 +383,7 @@ def joined(parts: Sequence[Evaluated]) -> Evaluated:
         stress=np.concatenate([p.stress for p in parts]),
         scores={name: np.concatenate([p.scores[name] for p in parts]) for name in parts[0].scores},
         features={name: np.concatenate([p.features[name] for p in parts]) for name in parts[0].features},
+        atom_features={name: [x for p in parts for x in p.atom_features[name]] for name in parts[0].atom_features},
         further={name: _end_to_end([p.further[name] for p in parts]) for name in parts[0].further},
         atom_scores={name: [one for p in parts for one in p.atom_scores[name]] for name in parts[0].atom_scores},
     )

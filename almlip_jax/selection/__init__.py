@@ -2,6 +2,7 @@
 
 from almlip_jax.selection.base import (
     Candidates,
+    Environments,
     Filter,
     FilterSettings,
     LeafSelector,
@@ -14,6 +15,7 @@ from almlip_jax.selection.base import (
 )
 from almlip_jax.selection.clusters import KmeansFpsSettings, kmeans_fps
 from almlip_jax.selection.compose import ChainSettings, chain, select
+from almlip_jax.selection.cover import CoverSettings, NewEnvironmentsSettings, cover, new_environments
 from almlip_jax.selection.design import (
     BaitSettings,
     DppSettings,
@@ -25,6 +27,12 @@ from almlip_jax.selection.design import (
     max_det,
 )
 from almlip_jax.selection.diversity import KmeansPpSettings, LcmdSettings, MaxDistSettings, kmeans_pp, lcmd, max_dist
+from almlip_jax.selection.environment_entropy import (
+    EnvironmentEntropySettings,
+    SurprisingSettings,
+    environment_entropy,
+    surprising,
+)
 from almlip_jax.selection.greedy import Backward, CostAwareSettings, Greedy, Ranking, Rule, cost_aware
 from almlip_jax.selection.hybrid import WEIGHT, AdaptiveSettings, HybridSettings, adapt, adaptive, hybrid
 from almlip_jax.selection.maxvol import ActiveSet, MaxvolSettings, active_set, extrapolation_grade, maxvol
@@ -38,6 +46,7 @@ from almlip_jax.selection.scores import (
     threshold,
     top_fraction,
 )
+from almlip_jax.selection.sites import Sites
 
 __all__ = [
     "WEIGHT",
@@ -48,8 +57,11 @@ __all__ = [
     "Candidates",
     "ChainSettings",
     "CostAwareSettings",
+    "CoverSettings",
     "DppSettings",
     "EntropySettings",
+    "EnvironmentEntropySettings",
+    "Environments",
     "Filter",
     "FilterSettings",
     "FrankWolfeSettings",
@@ -62,6 +74,7 @@ __all__ = [
     "MaxDetSettings",
     "MaxDistSettings",
     "MaxvolSettings",
+    "NewEnvironmentsSettings",
     "RandomSettings",
     "Ranking",
     "Rows",
@@ -69,6 +82,8 @@ __all__ = [
     "Selection",
     "Selector",
     "SelectorSettings",
+    "Sites",
+    "SurprisingSettings",
     "ThresholdSettings",
     "TopFractionSettings",
     "TopKSettings",
@@ -81,8 +96,10 @@ __all__ = [
     "bait",
     "chain",
     "cost_aware",
+    "cover",
     "dpp",
     "entropy",
+    "environment_entropy",
     "extrapolation_grade",
     "frank_wolfe",
     "hybrid",
@@ -92,8 +109,10 @@ __all__ = [
     "max_det",
     "max_dist",
     "maxvol",
+    "new_environments",
     "random",
     "select",
+    "surprising",
     "threshold",
     "top_fraction",
     "top_k",

@@ -8,18 +8,20 @@ choices (how many, by which score, on which features), in the manner of optax; `
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field
 from functools import lru_cache
 from typing import ClassVar, Literal, ParamSpec, Protocol, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from numpy.typing import ArrayLike
 from pydantic import Field
 
-from almlip_jax.feature_names import FeatureName
+from almlip_jax.errors import InputError
+from almlip_jax.feature_names import AtomFeatureName, FeatureName
 from almlip_jax.kinds import Spec, UserCode
 from almlip_jax.scores import ScoreName
 from almlip_jax.settings import Settings
@@ -27,6 +29,61 @@ from almlip_jax.settings import Settings
 P = ParamSpec("P")
 R = TypeVar("R")
 _REMEMBERED = 256  # selectors that are kept to be given again; more than a study compares
+
+
+@struct.dataclass
+class Environments:
+    """Rows of the atoms of structures, for what looks at surroundings of atoms rather than at structures as a whole.
+
+    Attributes:
+        rows: name -> [A, d] feature matrix, one row an atom; rows of no structure hold anything.
+        species: [A] int, atomic numbers: surroundings of unlike elements are never alike.
+        members: [n, N] int, rows of the atoms of each structure; -1 where it has fewer.
+    """
+
+    rows: Mapping[str, jax.Array]
+    species: jax.Array
+    members: jax.Array
+
+    @classmethod
+    def of(
+        cls,
+        rows: Mapping[str, Sequence[ArrayLike]],
+        species: Sequence[Sequence[int] | np.ndarray],
+        *,
+        structures: int = 0,
+        atoms: int = 0,
+        largest: int = 0,
+    ) -> Environments:
+        """Environments of some structures, in arrays that have room for more.
+
+        Args:
+            rows: name -> for each structure [N, d].
+            species: for each structure [N], atomic numbers.
+            structures: structures that there is room for; just enough by default.
+            atoms: atoms of all of them, likewise.
+            largest: atoms of one of them, likewise.
+
+        Raises:
+            InputError: there are more atoms than room.
+
+        >>> Environments.of({"latent": [[[0.0], [1.0]], [[2.0]]]}, [[8, 1], [8]]).members.tolist()
+        [[0, 1], [2, -1]]
+        """
+        sizes = np.array([len(one) for one in species], np.int64)
+        total, most = int(sizes.sum()), int(sizes.max(initial=0))
+        number, atoms, largest = max(structures, len(sizes)), atoms or max(total, 1), largest or max(most, 1)
+        if total > atoms or most > largest:
+            raise InputError(f"{total} atoms, {most} of one structure, do not fit into {atoms} and {largest} rows.")
+        columns = np.arange(largest)
+        members = np.full((number, largest), -1, np.int32)
+        members[: len(sizes)] = np.where(columns < sizes[:, None], (np.cumsum(sizes) - sizes)[:, None] + columns, -1)
+
+        def padded(values: Sequence[ArrayLike]) -> jax.Array:
+            joined = np.concatenate([np.asarray(one) for one in values]) if len(values) else np.zeros(0)
+            return jnp.asarray(np.pad(joined, [(0, atoms - total)] + [(0, 0)] * (joined.ndim - 1)))
+
+        return cls({name: padded(values) for name, values in rows.items()}, padded(species), jnp.asarray(members))
 
 
 @struct.dataclass
@@ -40,6 +97,7 @@ class Candidates:
         valid: [n] bool, false for padding and for what a filter has put aside.
         id: [n] int, a stable identity; breaks ties (the smallest wins), so that pool order does not matter.
         scalars: name -> [] quantities of the campaign so far that belong to no candidate, such as a weight.
+        environments: rows of the atoms, where a selector looks at these.
     """
 
     features: Mapping[str, jax.Array]
@@ -48,16 +106,21 @@ class Candidates:
     valid: jax.Array
     id: jax.Array
     scalars: Mapping[str, jax.Array] = field(default_factory=dict)
+    environments: Environments | None = None
 
     @classmethod
     def of(
-        cls, features: Mapping[str, ArrayLike] | None = None, scores: Mapping[str, ArrayLike] | None = None
+        cls,
+        features: Mapping[str, ArrayLike] | None = None,
+        scores: Mapping[str, ArrayLike] | None = None,
+        environments: Environments | None = None,
     ) -> Candidates:
         """Candidates of equal cost, all of them valid; their ids are their rows.
 
         Args:
             features: name -> [n, d].
             scores: name -> [n].
+            environments: of their atoms.
 
         >>> pool = Candidates.of({"latent": [[0.0, 1.0], [2.0, 0.0]]}, {"force_std_max": [0.1, 0.3]})
         >>> pool.valid.tolist(), pool.id.tolist()
@@ -65,8 +128,10 @@ class Candidates:
         """
         columns = {name: jnp.asarray(values) for name, values in (features or {}).items()}
         ranks = {name: jnp.asarray(values) for name, values in (scores or {}).items()}
-        number = next((len(values) for values in [*columns.values(), *ranks.values()]), 0)
-        return cls(columns, ranks, jnp.ones(number), jnp.ones(number, bool), jnp.arange(number))
+        held = [*columns.values(), *ranks.values(), *([] if environments is None else [environments.members])]
+        number = next((len(values) for values in held), 0)
+        made = cls(columns, ranks, jnp.ones(number), jnp.ones(number, bool), jnp.arange(number))
+        return made.replace(environments=environments)  # type: ignore[attr-defined, no-any-return]
 
 
 @struct.dataclass
@@ -116,6 +181,11 @@ class Stage(Settings):
     @property
     def feature_names(self) -> tuple[FeatureName, ...]:
         """Feature maps that it looks at."""
+        return ()
+
+    @property
+    def atom_feature_names(self) -> tuple[AtomFeatureName, ...]:
+        """Feature maps whose rows of atoms it looks at."""
         return ()
 
 
@@ -195,6 +265,18 @@ class ByFeatures(Stage):
         return (self.features,)
 
 
+class ByEnvironments(Stage):
+    """Looks at the surroundings of atoms."""
+
+    features: AtomFeatureName = "power_spectrum"
+    """Which feature map stands for the surroundings of an atom."""
+
+    @property
+    def atom_feature_names(self) -> tuple[AtomFeatureName, ...]:
+        """The one."""
+        return (self.features,)
+
+
 class ByDesign(ByFeatures):
     """Looks at features through a linear model with noise."""
 
@@ -205,11 +287,18 @@ class ByDesign(ByFeatures):
 class _UserStage(UserCode, Stage):
     features: tuple[FeatureName, ...] = ("latent", "last_layer_gradient")
     """Feature maps that it looks at."""
+    atom_features: tuple[AtomFeatureName, ...] = ()
+    """Feature maps whose rows of atoms it looks at, in ``environments`` of the candidates."""
 
     @property
     def feature_names(self) -> tuple[FeatureName, ...]:
         """Those named."""
         return self.features
+
+    @property
+    def atom_feature_names(self) -> tuple[AtomFeatureName, ...]:
+        """Those named."""
+        return self.atom_features
 
 
 class UserSelector(_UserStage, LeafSelector):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from pydantic import Field
 
-from almlip_jax.feature_names import FeatureName
+from almlip_jax.feature_names import AtomFeatureName, FeatureName
 from almlip_jax.precision import full_precision
 from almlip_jax.scores import ScoreName
 from almlip_jax.selection.base import (
@@ -51,7 +51,8 @@ def select(
 ) -> Selection:
     """Runs a selector compiled and in float64, whatever the precision of the features.
 
-    Log-determinants of nearly equal candidates need it.  A selector is compiled once for each set of shapes.
+    Log-determinants of nearly equal candidates need it.  Rows of atoms keep their precision: there are many, and only
+    distances between them are looked at.  A selector is compiled once for each set of shapes.
 
     Args:
         selector: pure and jittable.
@@ -96,7 +97,9 @@ def _doubled(candidates: Candidates) -> Candidates:
         real = jnp.issubdtype(values.dtype, jnp.floating)
         return jnp.asarray(values, jnp.float64 if real else values.dtype)
 
-    return jax.tree.map(leaf, candidates)
+    # rows of atoms are many, and only distances between them are looked at
+    doubled = jax.tree.map(leaf, replace(candidates, environments=None))
+    return cast(Candidates, replace(doubled, environments=candidates.environments))
 
 
 class ChainSettings(SelectorSettings):
@@ -122,6 +125,11 @@ class ChainSettings(SelectorSettings):
     def feature_names(self) -> tuple[FeatureName, ...]:
         """Those of filters and selector."""
         return tuple(dict.fromkeys(name for one in self._stages for name in one.feature_names))
+
+    @property
+    def atom_feature_names(self) -> tuple[AtomFeatureName, ...]:
+        """Those of filters and selector."""
+        return tuple(dict.fromkeys(name for one in self._stages for name in one.atom_feature_names))
 
     @property
     def draws_at_random(self) -> bool:

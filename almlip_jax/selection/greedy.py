@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from pydantic import Field
 
 from almlip_jax.errors import InputError
-from almlip_jax.feature_names import FeatureName
+from almlip_jax.feature_names import AtomFeatureName, FeatureName
 from almlip_jax.scores import ScoreName
 from almlip_jax.selection.base import (
     Candidates,
@@ -29,6 +29,7 @@ from almlip_jax.selection.base import (
 )
 from almlip_jax.selection.rows import Rows, arrange, drawn, first_best
 from almlip_jax.selection.scores import best
+from almlip_jax.selection.sites import Sites, arrange_sites
 
 
 class Backward(NamedTuple):
@@ -51,22 +52,25 @@ class Rule(NamedTuple):
     """A greedy criterion.
 
     Attributes:
-        start: ``(key, rows, scalars) -> (fixed, state)``: what stays as it is while choosing, and what changes.
+        start: ``(key, rows, scalars) -> (fixed, state)``: what stays as it is while choosing, and what changes.  Rows
+            are `Rows`, or `Sites` where the rule looks at atoms.
         gains: ``(fixed, state, free [n]) -> [n]``, what each candidate adds; -inf for one that may not be chosen now.
         update: ``(fixed, state, row) -> state``, after a row was chosen.
         features: features it looks at.
         score: score it looks at, if any.
         draws: choose with probability proportional to the gain, not the largest.
         backward: how choices beyond k are given back; None where there are no such.
+        atoms: whether it looks at the rows of atoms, and not at those of structures.
     """
 
-    start: Callable[[jax.Array, Rows, Any], tuple[Any, Any]]
+    start: Callable[[jax.Array, Any, Any], tuple[Any, Any]]
     gains: Callable[[Any, Any, jax.Array], jax.Array]
     update: Callable[[Any, Any, jax.Array], Any]
     features: str
     score: str | None = None
     draws: bool = False
     backward: Backward | None = None
+    atoms: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,11 @@ class Greedy:
         """The choice; ``gain`` is that of each when it was made."""
         rule = self.rule
         pool = _payable(pool) if self.per_cost else pool
-        order, rows = arrange(pool, labelled, rule.features, rule.score)
+        rows: Rows | Sites
+        if rule.atoms:
+            order, rows = arrange_sites(pool, labelled, rule.features)
+        else:
+            order, rows = arrange(pool, labelled, rule.features, rule.score)
         begin, draw = jax.random.split(key)
         fixed, state = rule.start(begin, rows, {**pool.scalars, **labelled.scalars})
 
@@ -197,6 +205,11 @@ class CostAwareSettings(LeafSelector):
     def feature_names(self) -> tuple[FeatureName, ...]:
         """Those of the selector inside."""
         return self.selector.feature_names
+
+    @property
+    def atom_feature_names(self) -> tuple[AtomFeatureName, ...]:
+        """Those of the selector inside."""
+        return self.selector.atom_feature_names
 
     @property
     def cost_exponent(self) -> float | None:

@@ -13,13 +13,12 @@ from typing import Any, cast
 import numpy as np
 from ase import Atoms
 
-from almlip_jax.campaign.batch import candidates, choose, selection_scalars
+from almlip_jax.campaign.batch import AtomRoom, candidates, choose, features_of, selection_scalars
 from almlip_jax.campaign.cost import expected_costs
 from almlip_jax.ensembles import build_ensemble
 from almlip_jax.errors import InputError
 from almlip_jax.evaluation import error_metrics
 from almlip_jax.evaluation.tidy import CALIBRATION, error_columns
-from almlip_jax.features import FeatureRequest
 from almlip_jax.files import plain
 from almlip_jax.keys import named_key
 from almlip_jax.potential import Potential
@@ -225,7 +224,7 @@ class SystemBench:
         places = [place for place in split.pool if place not in gone]
         shape = self._shape(potential)
         frames = [self.pool.frames[place] for place in places]
-        features = FeatureRequest.of(self.config.selectors[point.selector].feature_names, point.seed)
+        features = features_of(self.config.selectors[point.selector], point.seed)
         evaluated = potential.evaluate(frames, features=features, shape=shape)
         dataset = self.dataset(point.seed, picked)
         context = potential.evaluate(dataset, features=features, shape=shape)
@@ -235,8 +234,8 @@ class SystemBench:
         rows = choose(
             self._selector(point),
             self.key(point.seed, "select", number),
-            candidates(frames, evaluated, len(split.pool), cost=cost),
-            candidates(dataset, context, self.largest_dataset, scalars=scalars),
+            candidates(frames, evaluated, len(split.pool), cost=cost, room=self._atoms(split.pool)),
+            candidates(dataset, context, self.largest_dataset, scalars=scalars, room=self._labelled_atoms),
         )
         chosen = [row for row, _ in rows]
         scores = evaluated.scores[self.config.monitor]
@@ -246,6 +245,16 @@ class SystemBench:
             sigma_batch=_mean(scores[chosen]),
             sigma_pool=_mean(np.delete(scores, chosen)),
         )
+
+    def _atoms(self, places: Sequence[int]) -> AtomRoom:
+        """Rows for the atoms of the candidates of a seed."""
+        sizes = [len(self.pool.frames[place]) for place in places]
+        return AtomRoom(sum(sizes), max(len(frame) for frame in self.pool.frames))
+
+    @cached_property
+    def _labelled_atoms(self) -> AtomRoom:
+        sizes = [len(frame) for frame in [*self.pool.given, *self.pool.frames]]
+        return AtomRoom.of(sizes, self.largest_dataset, each_once=True)
 
     def _selector(self, point: Point) -> Selector:
         name = (point.selector, point.batch_size)

@@ -11,12 +11,14 @@ import pytest
 from ase import Atoms
 
 from almlip_jax.campaign.batch import (
+    AtomRoom,
     candidates,
     uncertainty_weight,
     undecided,
     validation_error,
 )
 from almlip_jax.campaign.cost import PaidLabel, expected_costs, paid_labels
+from almlip_jax.features import Described
 from almlip_jax.oracles import LabelStore
 from almlip_jax.oracles.base import Label
 from almlip_jax.selection import ChainSettings, CostAwareSettings, TopFractionSettings, TopKSettings
@@ -25,11 +27,23 @@ from almlip_jax.training import VALIDATION_ERROR, validation_note
 
 def test_candidates_are_padded_and_carry_their_price():
     frames = [Atoms("H3"), Atoms("H5")]
-    found = SimpleNamespace(features={"latent": np.zeros((2, 2))}, scores={"s": np.ones(2)})
+    found = Described({"latent": np.zeros((2, 2))}, {}, {"s": np.ones(2)})
     made = candidates(frames, found, 4, scalars={"weight": 0.4})
     assert list(made.cost) == [3, 5, 0, 0] and list(made.valid) == [True] * 2 + [False] * 2
     assert made.scalars["weight"] == pytest.approx(0.4)
     assert list(candidates(frames, found, cost=np.array([2.0, 0.5])).cost) == [2.0, 0.5]
+
+
+def test_atoms_find_room_that_lasts_as_long_as_they_fit():
+    frames = [Atoms("H3"), Atoms("OH4")]
+    found = Described({}, {"x": [np.full((3, 2), 1.0), np.full((5, 2), 2.0)]})
+    once, often = (AtomRoom.of([3, 5, 4], 2, each_once=one) for one in (True, False))
+    assert (once, often) == (AtomRoom(9, 5), AtomRoom(10, 5))
+    made = candidates(frames, found, 4, room=AtomRoom(9, 6)).environments
+    assert made.members.tolist() == [[0, 1, 2, -1, -1, -1], [3, 4, 5, 6, 7, -1], [-1] * 6, [-1] * 6]
+    assert made.species.tolist() == [1, 1, 1, 8, 1, 1, 1, 1, 0] and made.rows["x"].shape == (9, 2)
+    assert candidates(frames, found).environments.rows["x"].shape == (8, 2)
+    assert AtomRoom(7, 4).holding(frames) == AtomRoom(8, 8) and AtomRoom(9, 5).holding(frames) == AtomRoom(9, 5)
 
 
 def test_a_choice_among_equals_is_told():
