@@ -457,11 +457,10 @@ def select(
 
     settings = load_config(config, overrides or [])
     model = _load(potential)
-    from almlip_jax.campaign.batch import candidates, choose, undecided
+    from almlip_jax.campaign.batch import candidates, choose, features_of, undecided
     from almlip_jax.campaign.consistency import check_columns, check_selector
     from almlip_jax.campaign.cost import expected_costs
     from almlip_jax.campaign.preparation import in_their_states
-    from almlip_jax.features import FeatureRequest
     from almlip_jax.keys import named_key
     from almlip_jax.structures.io import write_structures
 
@@ -471,7 +470,7 @@ def select(
     except ValueError as error:
         raise InputError(f"{potential}: {error}") from error
     check_columns(selector, k, "selection.selector")
-    features, exponent = FeatureRequest.of(selector.feature_names, settings.seed), selector.cost_exponent
+    features, exponent = features_of(selector, settings.seed), selector.cost_exponent
     reading = _ReadingOptions(types=types).reading(settings.system)
     frames, labelled = (
         in_their_states(_read([file], reading, ignore_labels=True), settings.system) for file in (pool, train_file)
@@ -523,6 +522,28 @@ def figure(
 
 
 # --------------------------------------------------------------------------------------------------------------- labels
+
+
+@app.command()
+def generate(config: ConfigFile, out: OutFile, overrides: SetOption = None, json_file: JsonFile = None) -> None:
+    """Write the structures that initial.generated of a config makes, without labels, as a campaign would label them."""
+    from almlip_jax.campaign.config import load_config
+    from almlip_jax.campaign.inputs import Inputs
+    from almlip_jax.structures.io import write_structures
+
+    settings = load_config(config, overrides or [])
+    if not settings.initial.generated:
+        raise InputError(f"{config} says nothing in initial.generated; name what is to be made there.")
+    made = Inputs(settings).generated_to_label
+    frames = []
+    for kind, some in made.items():
+        for frame in some:
+            frame.info["generator"] = kind
+            frames.append(frame)
+    write_structures(out, frames)
+    counts = {kind: len(some) for kind, some in made.items()}
+    _print_pairs("Generated structures", {kind: str(count) for kind, count in counts.items()} | {"written": str(out)})
+    _write_json(json_file, {"num_structures": len(frames), "by_kind": counts, "out": str(out)})
 
 
 @app.command()

@@ -36,7 +36,6 @@ PACKAGES: tuple[str, ...] = (
     "pydantic",
     "tblite",
     "pyscf",
-    "nequix",
     "parsl",
 )
 """Distributions whose versions are written into a run."""

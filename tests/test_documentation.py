@@ -38,7 +38,8 @@ from almlip_jax.yaml_text import parse_yaml, yaml_text
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BASES = {"campaign": TEMPLATES["molecule"], **{name: TEMPLATES[name] for name in ("explore", "md", "sweep")}}
-READS = {"run": "campaign", "resume": "campaign", "train": "campaign", "label": "campaign", "select": "campaign"}
+CONFIGURED = ("run", "resume", "train", "label", "select", "generate")
+READS = dict.fromkeys(CONFIGURED, "campaign")
 SECTIONS = {"biases": "exploration"}
 """Sections that a page shows alone, and where they belong."""
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ase import Atoms
+from ase.data import chemical_symbols
 
 from almlip_jax.campaign.choice import ExplorationChoice
 from almlip_jax.campaign.config import ExperimentConfig
 from almlip_jax.campaign.consistency import check_columns
 from almlip_jax.campaign.inputs import Inputs
+from almlip_jax.campaign.making import check_starts
 from almlip_jax.campaign.preparation import check_target_labels, labelled_frames, planned_calls
+from almlip_jax.campaign.settings import GeneratedExploration
 from almlip_jax.ensembles import build_ensemble
 from almlip_jax.errors import InputError, LabelError
 from almlip_jax.kinds import check_user_code
@@ -33,12 +36,15 @@ def check_campaign(config: ExperimentConfig) -> None:
     check_user_code(config)
     check_columns(config.selection.selector, config.selection.batch, "selection.selector")
     _check_labels(config.oracle, starts)
-    explores = not inputs.listed and not config.exploration.pool_files
+    explores = not inputs.listed and not config.exploration.pool_files and config.exploration.needs_starts
     dynamics = bool(initial.md or config.test.md or explores)
     if geometries == 0 and (initial.rattle is not None or dynamics):
         raise InputError("system.structures names no start geometry, which rattling and molecular dynamics need.")
     if (initial.from_pool or config.test.from_pool) and not config.exploration.pool_files:
-        raise InputError("from_pool draws from a fixed pool, which only exploration.kind 'pool' has.")
+        raise InputError("from_pool takes structures of a fixed pool, which only exploration.kind 'pool' has.")
+    if not isinstance(initial.from_pool, int):
+        check_columns(initial.from_pool.selector, initial.from_pool.count, "initial.from_pool.selector", scored=False)
+    _check_generated(config, inputs)
     _check_relaxed(config.exploration, starts)
     _check_cutoff(config.model.cutoff, starts)
     if starts:
@@ -68,6 +74,26 @@ def _check_labels(oracle: SourceSettings, geometries: Sequence[Atoms]) -> None:
             oracle.check(start)
         except LabelError as error:
             raise InputError(f"start geometry {number} of system.structures cannot be labelled: {error}.") from error
+
+
+def _check_generated(config: ExperimentConfig, inputs: Inputs) -> None:
+    """Refuses generators that can make nothing of the start geometries, and what the label source would get wrong."""
+    for number, made in enumerate(inputs.generated):
+        try:
+            config.oracle.check(made.frame)
+        except LabelError as error:
+            raise InputError(
+                f"generated structure {number} of the initial set ('{made.kind}') cannot be labelled: {error}."
+            ) from error
+    if not isinstance(config.exploration, GeneratedExploration):
+        return
+    for one in config.exploration.of:
+        check_starts(one, inputs.geometries)
+        if strange := sorted(one.elements - set(inputs.species.numbers)):
+            raise InputError(
+                f"exploration '{one.kind}' makes structures with {chemical_symbols[strange[0]]}, which nothing in the "
+                "initial set holds; put some into initial.generated, or leave it out."
+            )
 
 
 def _check_target(config: ExperimentConfig, inputs: Inputs) -> None:

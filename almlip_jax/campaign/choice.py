@@ -73,8 +73,6 @@ class ExplorationChoice(Spec):
 
     bound: ClassVar[str] = "its most_candidates"
     """What bounds the number of structures that it may find."""
-    counts_frames: ClassVar[bool] = False
-    """Whether its rounds have ``frames_planned`` and ``frames_below`` (`RoundRecord`), which `share_below` judges."""
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
@@ -99,6 +97,11 @@ class ExplorationChoice(Spec):
         Whatever is drawn at random follows from ``given.key``, so that a round done again gives the same.
         """
         raise TypeError(f"exploration of kind '{self.kind}' has a stage() of its own instead.")
+
+    @property
+    def needs_starts(self) -> bool:
+        """Whether it begins at start geometries."""
+        return True
 
     @property
     def pool_files(self) -> tuple[Path, ...]:

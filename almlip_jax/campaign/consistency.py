@@ -12,7 +12,6 @@ from almlip_jax.campaign.batch import adaptive_part
 from almlip_jax.campaign.choice import ExplorationChoice
 from almlip_jax.campaign.settings import (
     SelectionSettings,
-    ShareBelowSettings,
     StoppingSettings,
     TestSettings,
 )
@@ -20,9 +19,9 @@ from almlip_jax.ensembles import EnsembleSettings, require_score, require_spread
 from almlip_jax.errors import InputError
 from almlip_jax.features import declared
 from almlip_jax.models import how_given
-from almlip_jax.oracles import ExecutorSettings, LocalSettings, SourceSettings
+from almlip_jax.oracles.base import SourceSettings
 from almlip_jax.scores import names, scores
-from almlip_jax.selection import Candidates, SelectorSettings
+from almlip_jax.selection import Candidates, Environments, SelectorSettings
 from almlip_jax.targets import targets
 from almlip_jax.training import TrainingSettings
 
@@ -60,14 +59,6 @@ def check_labels(further: Collection[str], oracle: SourceSettings) -> None:
             )
 
 
-def check_executor(oracle: SourceSettings, executor: ExecutorSettings) -> None:
-    """Refuses a cluster for labels that are not calculated here; raises ValueError."""
-    if type(oracle).delivery is not SourceSettings.delivery and not isinstance(executor, LocalSettings):
-        raise ValueError(
-            f"executor calculates labels, but those of oracle.kind '{oracle.kind}' are made elsewhere; leave it out."
-        )
-
-
 def check_selector(
     selector: SelectorSettings, members: EnsembleSettings, where: str, further: Collection[str] = ()
 ) -> None:
@@ -82,12 +73,12 @@ def check_selector(
     for score in selector.score_names:
         require_target(score, further, where)
         require_score(score, members, where)
-    for name in selector.feature_names:
+    for name in (*selector.feature_names, *selector.atom_feature_names):
         if declared(name).of_members:
             require_spread(members, f"{where}, features '{name}',")
 
 
-def check_columns(selector: SelectorSettings, k: int, where: str) -> None:
+def check_columns(selector: SelectorSettings, k: int, where: str, *, scored: bool = True) -> None:
     """Builds a selector and traces it on empty candidates, so that what it lacks is known before any label is paid for.
 
     A user's own function may ask for anything.
@@ -96,6 +87,7 @@ def check_columns(selector: SelectorSettings, k: int, where: str) -> None:
         selector: its settings.
         k: size of the batch.
         where: the key that holds them.
+        scored: whether candidates have scores; before the first label they have none.
 
     Raises:
         InputError: a user's function cannot be imported or built, or asks for a score or feature that does not exist.
@@ -106,12 +98,21 @@ def check_columns(selector: SelectorSettings, k: int, where: str) -> None:
     def column(*shape: int, dtype: Any = jnp.float32) -> Any:
         return jax.ShapeDtypeStruct((rows, *shape), dtype)
 
+    def atoms(*shape: int, dtype: Any = jnp.float32) -> Any:
+        return jax.ShapeDtypeStruct((2 * rows, *shape), dtype)
+
+    environments = Environments(
+        rows={name: atoms(64) for name in selector.atom_feature_names},
+        species=atoms(dtype=jnp.int32),
+        members=column(2, dtype=jnp.int32),
+    )
     blank = Candidates(
         features={name: column(64) for name in selector.feature_names},
-        scores={name: column() for name in names(scores(fitted=False))},
+        scores={name: column() for name in names(scores(fitted=False))} if scored else {},
         cost=column(),
         valid=column(dtype=bool),
         id=column(dtype=jnp.int32),
+        environments=environments if selector.atom_feature_names else None,
     )
     try:
         jax.eval_shape(built, jax.random.key(0), blank, blank)
@@ -138,15 +139,6 @@ def check_plateau(stopping: StoppingSettings, selection: SelectionSettings) -> N
         raise ValueError(
             "stopping.plateau compares the batch with its pool, from which a batch drawn at random does not differ; "
             "choose another selector, or leave plateau out."
-        )
-
-
-def check_share(stopping: StoppingSettings, exploration: ExplorationChoice) -> None:
-    """Refuses to judge the frames of walkers where there are none; raises ValueError."""
-    if stopping.share_below not in (None, ShareBelowSettings()) and not exploration.counts_frames:
-        raise ValueError(
-            f"stopping.share_below judges frames along walkers, of which exploration of kind '{exploration.kind}' has "
-            "none; leave it out."
         )
 
 

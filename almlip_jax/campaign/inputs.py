@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 
 from ase import Atoms
 
 from almlip_jax.campaign.config import ExperimentConfig
+from almlip_jax.campaign.making import Made, make
 from almlip_jax.campaign.preparation import (
     PoolSplit,
     frames_and_atoms,
@@ -19,8 +20,12 @@ from almlip_jax.campaign.preparation import (
     start_geometries,
     start_list,
 )
+from almlip_jax.campaign.rundir import RunDirectory
 from almlip_jax.campaign.settings import SystemSettings
+from almlip_jax.campaign.sparse import SparseSettings, sparse
 from almlip_jax.ensembles.build import build_ensemble
+from almlip_jax.files import read_json, understood
+from almlip_jax.keys import named_key, numpy_generator
 from almlip_jax.structures.labels import FileReading
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.training import given_references
@@ -31,10 +36,12 @@ class Inputs:
 
     Args:
         config: of the campaign.
+        run: its directory, where it has begun.
     """
 
-    def __init__(self, config: ExperimentConfig) -> None:
+    def __init__(self, config: ExperimentConfig, run: RunDirectory | None = None) -> None:
         self._config = config
+        self._run = run
 
     @property
     def system(self) -> SystemSettings:
@@ -60,11 +67,48 @@ class Inputs:
     def pool_split(self) -> PoolSplit:
         """Who gets which structures of a fixed pool."""
         config = self._config
-        return split_pool(len(self.pool), config.initial.from_pool, config.test.from_pool, config.seed)
+        split = split_pool(len(self.pool), config.initial.pool_count, config.test.from_pool, config.seed)
+        asked = config.initial.from_pool
+        if isinstance(asked, int):
+            return split
+        if self._run is not None and self._run.initial_pool.exists():  # whatever the selector would say now
+            with understood(self._run.initial_pool):
+                return split.with_initial([int(place) for place in read_json(self._run.initial_pool)["places"]])
+        free = split.outside_test
+        return split.with_initial([free[row] for row in self._sparse(self.of_pool(free), asked, "pool")])
+
+    def _sparse(self, frames: Sequence[Atoms], asked: SparseSettings, name: str) -> list[int]:
+        """Places of structures that a selector chooses for the initial set, next to a dataset that is given."""
+        config, given = self._config, self._config.initial.dataset
+        known = [] if given is None else labelled_frames(given, config.system, config.initial)
+        cutoff = build_ensemble(config.model, config.ensemble, SpeciesTable.of([*frames, *known])).cutoff
+        key = named_key(config.seed, "initial", name)
+        return sparse(frames, asked, key, cutoff=cutoff, seed=config.seed, known=known)
 
     def of_pool(self, indices: Iterable[int]) -> list[Atoms]:
         """Some structures of a fixed pool."""
         return [self.pool[index] for index in indices]
+
+    @cached_property
+    def generated(self) -> list[Made]:
+        """All structures that are made for the initial set, whether they are to be labelled or not."""
+        config, found = self._config, []
+        for number, one in enumerate(config.initial.generated):
+            drawn = numpy_generator(config.seed, "generated", number, one.kind)
+            found += [Made(one.kind, frame) for frame in make(one, self.geometries, config.system, drawn)]
+        return found
+
+    @property
+    def generated_to_label(self) -> dict[str, list[Atoms]]:
+        """Those that are to be labelled, by the kind of their generator."""
+        asked, chosen = self._config.initial.from_generated, self.generated
+        if asked is not None and chosen:
+            rows = self._sparse([made.frame for made in chosen], asked, "generated")
+            chosen = [chosen[row] for row in sorted(rows)]
+        found: dict[str, list[Atoms]] = {}
+        for made in chosen:
+            found.setdefault(made.kind, []).append(made.frame)
+        return found
 
     @cached_property
     def listed(self) -> list[Atoms]:
@@ -85,7 +129,8 @@ class Inputs:
         given: list[tuple[Path, FileReading]] = [(file.path, file) for file in self._config.test.files]
         given += [(initial.dataset, initial)] if initial.dataset is not None else []
         frames = [frame for path, reading in given for frame in labelled_frames(path, system, reading)]
-        return SpeciesTable.of([*self.geometries, *self.pool, *frames])
+        made = [one.frame for one in self.generated]
+        return SpeciesTable.of([*self.geometries, *self.pool, *made, *frames])
 
     @cached_property
     def isolated(self) -> dict[int, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -29,7 +29,12 @@ def find(settings: ExplorationChoice, given: ExplorationInputs) -> Mapping[str, 
     beginning = Beginning(trained.potential, inputs.geometries, here.dataset(), here.key("explore"), here.index)
     with here.progress.stage("explore"):
         frames = found_by(settings, beginning, inputs.system, given.withheld, most)
-    evaluated = _offer(here, frames, trained)
+    return offer(here, frames, trained)
+
+
+def offer(here: Round, frames: Sequence[Atoms], trained: Trained) -> Mapping[str, Any]:
+    """Scores and writes the candidates of a round; fields of its record."""
+    evaluated = _scored(here, frames, trained)
     if evaluated is None:
         return {"candidates": 0}
     monitored = evaluated.scores[trained.monitor]
@@ -52,17 +57,38 @@ def found_by(
         InputError: there are more; or something is not a structure, has positions that are not finite, or elements or
             an electronic state that the potential does not know.
     """
+    starts = [start.copy() for start in given.starts]  # those of later rounds too, whatever is done with them
+    found = settings.explore(replace(given, starts=starts))
+    return fresh(found, given, system, test, f"exploration '{settings.kind}'", (most, settings.bound))
+
+
+def fresh(
+    found: Iterable[Any],
+    given: Beginning,
+    system: StateReading,
+    test: Collection[bytes],
+    where: str,
+    most: tuple[int, str],
+) -> list[Atoms]:
+    """Structures with charge and spin, without those that are known already, each once; see `found_by`.
+
+    Args:
+        found: the structures.
+        given: what is known.
+        system: charge and spin of structures that do not say.
+        test: what identifies the structures of the test set.
+        where: what found them, for messages.
+        most: structures that there may be, and what bounds them.
+    """
     known = [*given.starts, *given.labelled]
     seen = {*test, *(geometry_key(frame) for frame in given.labelled)}
-    where = f"exploration '{settings.kind}'"
     frames: list[Atoms] = []
-    starts = [start.copy() for start in given.starts]  # those of later rounds too, whatever is done with them
-    for number, found in enumerate(settings.explore(replace(given, starts=starts))):
-        frame = _structure(found, f"{where}, structure {number}", system)
+    for number, one in enumerate(found):
+        frame = _structure(one, f"{where}, structure {number}", system)
         if is_isolated_atom(frame) or geometry_key(frame) in seen:
             continue
-        if len(frames) == most:
-            raise InputError(f"{where} finds more structures than the {most} of {settings.bound}.")
+        if len(frames) == most[0]:
+            raise InputError(f"{where} finds more structures than the {most[0]} of {most[1]}.")
         seen.add(geometry_key(frame))
         frames.append(frame)
     given.potential.check_elements(frames, where)
@@ -84,11 +110,11 @@ def score_pool(given: ExplorationInputs) -> Mapping[str, Any]:
     """Scores what is left of a fixed pool."""
     left = _left_in_pool(given.here, given.inputs, given.withheld)
     frames = [frame.copy() for frame in given.inputs.of_pool(left)]
-    _offer(given.here, frames, given.trained)
+    _scored(given.here, frames, given.trained)
     return {"candidates": len(frames)}
 
 
-def _offer(here: Round, frames: Sequence[Atoms], trained: Trained) -> Evaluated | None:
+def _scored(here: Round, frames: Sequence[Atoms], trained: Trained) -> Evaluated | None:
     """Writes the candidates of a round with their scores; None without any."""
     pool = here.folder.pool
     pool.unlink(missing_ok=True)

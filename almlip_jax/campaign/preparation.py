@@ -240,6 +240,16 @@ class PoolSplit:
     initial: tuple[int, ...]
     rest: tuple[int, ...]
 
+    @property
+    def outside_test(self) -> tuple[int, ...]:
+        """All indices but those of the test set, in their order."""
+        return tuple(sorted((*self.initial, *self.rest)))
+
+    def with_initial(self, chosen: Sequence[int]) -> PoolSplit:
+        """The same with other structures in the initial set, in the order given."""
+        taken = set(chosen)
+        return PoolSplit(self.test, tuple(chosen), tuple(one for one in self.outside_test if one not in taken))
+
 
 def split_pool(size: int, initial: int, test: int, seed: int) -> PoolSplit:
     """Shares out a pool: test structures first, so that they stay the same when the initial set changes.
@@ -260,9 +270,11 @@ def split_pool(size: int, initial: int, test: int, seed: int) -> PoolSplit:
 
 def planned_calls(settings: InitialSettings | TestSettings, geometries: int) -> int:
     """Label-source calls that a labelled set needs."""
-    rattled = settings.rattle.count if isinstance(settings, InitialSettings) and settings.rattle is not None else 0
-    dynamics = sum(geometries * run.calls for run in settings.md)
-    return settings.from_pool + rattled + dynamics + (geometries if settings.md else 0)
+    dynamics = sum(geometries * run.calls for run in settings.md) + (geometries if settings.md else 0)
+    if isinstance(settings, TestSettings):
+        return settings.from_pool + dynamics
+    rattled = 0 if settings.rattle is None else settings.rattle.count
+    return settings.pool_count + rattled + settings.generated_count + dynamics
 
 
 @dataclass(frozen=True)
@@ -325,13 +337,19 @@ class Source:
         return kept
 
 
-def initial_set(settings: InitialSettings, source: Source, pool: Sequence[Atoms]) -> list[Atoms]:
+def initial_set(
+    settings: InitialSettings,
+    source: Source,
+    pool: Sequence[Atoms],
+    generated: Mapping[str, Sequence[Atoms]] | None = None,
+) -> list[Atoms]:
     """The first labelled structures; ``info["round"]`` is 0.
 
     Args:
         settings: what it is made of.
         source: start geometries and label source.
         pool: the structures that a fixed pool gives to it.
+        generated: structures that are made for it, by the kind of their generator.
 
     Raises:
         LabelError: nothing could be labelled.
@@ -343,6 +361,8 @@ def initial_set(settings: InitialSettings, source: Source, pool: Sequence[Atoms]
     frames += source.label(pool, "pool", "initial")
     if settings.rattle is not None:
         frames += source.label(_rattled(settings, source), "rattle", "initial")
+    for kind, made in (generated or {}).items():
+        frames += source.label(made, kind, "initial")
     for _, kept in source.dynamics(settings.md, "initial"):
         frames += kept
     frames = without_repeats(frames, geometry_key, "the initial set", source.say)

@@ -15,7 +15,7 @@ from typing import Any
 from ase import Atoms
 
 from almlip_jax.campaign import stages
-from almlip_jax.campaign.batch import Chooser
+from almlip_jax.campaign.batch import AtomRoom, Chooser, features_of
 from almlip_jax.campaign.choice import ExplorationInputs
 from almlip_jax.campaign.config import ExperimentConfig
 from almlip_jax.campaign.explorers import Explorers
@@ -25,8 +25,7 @@ from almlip_jax.campaign.round import Budget, Round, Trained
 from almlip_jax.campaign.rundir import RunDirectory
 from almlip_jax.campaign.stages import Results
 from almlip_jax.errors import InputError
-from almlip_jax.features import FeatureRequest
-from almlip_jax.files import understood
+from almlip_jax.files import understood, write_json
 from almlip_jax.learner import Earlier, Learner
 from almlip_jax.oracles import Labeller
 from almlip_jax.potential import Potential
@@ -61,7 +60,7 @@ class Rounds:
         self._labeller = labeller
         self._known = measured
         self._progress = progress
-        self._inputs = Inputs(config)
+        self._inputs = Inputs(config, run)
         self._potentials: dict[int, Potential] = {}
         self._trained: tuple[int, Trained] | None = None
 
@@ -69,8 +68,12 @@ class Rounds:
 
     def make_initial_set(self, index: int) -> Results:
         """See `stages.make_initial_set`."""
-        pool = self._inputs.of_pool(self._inputs.pool_split.initial)
-        return stages.make_initial_set(self._config.initial, self._source, pool, self._round(index))
+        split = self._inputs.pool_split
+        if not isinstance(self._config.initial.from_pool, int):
+            write_json(self._run.initial_pool, {"places": list(split.initial)})
+        pool = self._inputs.of_pool(split.initial)
+        made = self._inputs.generated_to_label
+        return stages.make_initial_set(self._config.initial, self._source, pool, made, self._round(index))
 
     def make_test_set(self, index: int) -> Results:
         """See `stages.make_test_set`."""
@@ -179,8 +182,17 @@ class Rounds:
 
     @cached_property
     def _chooser(self) -> Chooser:
-        most = self._config.exploration.most_candidates(len(self._inputs.pool_split.rest))
-        return Chooser(self._config.selection.selector, self._config.selection.batch, most, self._largest)
+        selection, inputs, rest = self._config.selection, self._inputs, self._inputs.pool_split.rest
+        most = self._config.exploration.most_candidates(len(rest))
+        fixed, first = [len(inputs.pool[index]) for index in rest], self._round(0).dataset()
+        given = [len(frame) for frame in [*first, *inputs.geometries, *inputs.listed]]
+        if fixed:
+            more = AtomRoom.of(fixed, self._largest - len(first), each_once=True)
+            total = more.atoms + sum(len(frame) for frame in first)
+            among, around = AtomRoom.of(fixed, most, each_once=True), AtomRoom(total, max(*given, more.largest))
+        else:
+            among, around = (AtomRoom.of(given, number, each_once=False) for number in (most, self._largest))
+        return Chooser(selection.selector, selection.batch, most, self._largest, among, around)
 
     @property
     def measured(self) -> dict[str, Any]:
@@ -195,7 +207,7 @@ class Rounds:
     def _judge(self, index: int) -> Trained:
         """The potential of a round with the evaluations of its stages, until another round has one."""
         if self._trained is None or self._trained[0] != index:
-            features = FeatureRequest.of(self._config.selection.selector.feature_names, self._config.seed)
+            features = features_of(self._config.selection.selector, self._config.seed)
             self._trained = index, Trained(self._potential(index), features, self._config.stopping.monitor)
         return self._trained[1]
 

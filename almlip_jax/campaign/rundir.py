@@ -6,9 +6,9 @@ Layout (rounds are numbered from 0, folders have at least three digits)::
       config.yaml            resolved config
       versions.json          package versions, git commit, devices
       state.json             round, stage, finished, reason, converged, labels, ...
+      initial_pool.json      places in the pool of the initial set, where a selector chose them
       labels.db              label store (ASE SQLite database)
       measured.json          shapes and capacities chosen by measurement
-      stage_seconds.json     the stage under way and the seconds it has taken so far; gone between stages
       test.extxyz            labelled test frames, info["group"]
       metrics.csv            one row a round
       metrics_units.csv      the unit of each column of metrics.csv
@@ -176,14 +176,14 @@ class RunDirectory(WorkDirectory):
         return self.path / "labels.db"
 
     @property
+    def initial_pool(self) -> Path:
+        """Places in the pool of the structures of the initial set, where a selector chose them (JSON)."""
+        return self.path / "initial_pool.json"
+
+    @property
     def measured(self) -> Path:
         """Shapes and capacities chosen by measurement (JSON)."""
         return self.path / "measured.json"
-
-    @property
-    def stage_seconds(self) -> Path:
-        """The stage under way and the seconds it has taken so far (JSON)."""
-        return self.path / "stage_seconds.json"
 
     @property
     def test(self) -> Path:

@@ -10,12 +10,14 @@ from ase import Atoms
 from pydantic import Field, model_validator
 
 from almlip_jax.campaign.choice import Beginning, ExplorationChoice, ExplorationInputs
+from almlip_jax.campaign.sparse import SparseSettings
 from almlip_jax.campaign.starts import LabelledStarts, StartSettings
 from almlip_jax.dynamics import ExplorationSettings, RelaxationSettings
 from almlip_jax.dynamics.judging import check_exploration
 from almlip_jax.dynamics.thresholds import RelativeThresholds, ThresholdSettings
 from almlip_jax.ensembles import EnsembleSettings
 from almlip_jax.errors import InputError
+from almlip_jax.generation import GeneratorSettings
 from almlip_jax.kinds import UserCode
 from almlip_jax.names import Known
 from almlip_jax.scores import ScoreName as Score
@@ -88,25 +90,42 @@ class InitialSettings(FileReading):
 
     dataset: Path | None = None
     """An existing labelled file, taken whole; its labels cost nothing."""
-    from_pool: int = Field(default=0, ge=0, le=10**8)
-    """Structures drawn at random from the pool (with ``exploration.kind: pool``) and labelled."""
+    from_pool: Annotated[int, Field(ge=0, le=10**8)] | SparseSettings = 0
+    """Structures of the pool (with ``exploration.kind: pool``) that are labelled: a number is drawn at random; a
+    section says how they are chosen."""
     rattle: RattleSettings | None = None
     """Displaced start geometries, labelled."""
+    generated: tuple[GeneratorSettings, ...] = ()
+    """Structures made from the start geometries without dynamics, labelled."""
+    from_generated: SparseSettings | None = None
+    """Of all generated structures, those that are labelled; all of them where not given."""
     md: tuple[LabelMdSettings, ...] = ()
     """Trajectories with the label source; each of their steps counts as a label."""
 
     @model_validator(mode="after")
     def _not_empty(self) -> Self:
-        if self.dataset is None and not self.from_pool and self.rattle is None and not self.md:
-            raise ValueError("the initial set is empty; give at least one of dataset, from_pool, rattle, md.")
+        if self.dataset is None and not (self.from_pool or self.rattle or self.generated or self.md):
+            raise ValueError(
+                "the initial set is empty; give at least one of dataset, from_pool, rattle, generated, md."
+            )
+        if self.from_generated is not None and self.from_generated.count > sum(one.count for one in self.generated):
+            raise ValueError(
+                f"from_generated takes {self.from_generated.count} structures of fewer that are generated; raise their "
+                "count, or leave it out."
+            )
         return self
 
-    @model_validator(mode="after")
-    def _reads_a_file(self) -> Self:
-        if self.dataset is None and (self.keys is not None or self.types is not None):
-            name = "types" if self.keys is None else "keys"
-            raise ValueError(f"{name} says how dataset is read, and none is given; leave it out.")
-        return self
+    @property
+    def generated_count(self) -> int:
+        """Generated structures that are labelled."""
+        if self.from_generated is not None:
+            return self.from_generated.count
+        return sum(one.count for one in self.generated)
+
+    @property
+    def pool_count(self) -> int:
+        """Structures that a pool gives."""
+        return self.from_pool if isinstance(self.from_pool, int) else self.from_pool.count
 
 
 class TestFileSettings(FileReading):
@@ -157,7 +176,6 @@ class TestSettings(Settings):
 class MdExploration(ExplorationSettings, ExplorationChoice):
     """Candidates from gated molecular dynamics with the ensemble."""
 
-    counts_frames: ClassVar[bool] = True
     thresholds: ThresholdSettings = RelativeThresholds()
     """What the gate compares its score with."""
     continue_walkers: bool = False
@@ -240,6 +258,29 @@ class PoolExploration(ExplorationChoice):
     def most_candidates(self, pool: int) -> int:
         """The pool."""
         return pool
+
+
+class GeneratedExploration(ExplorationChoice):
+    """Candidates that are made without dynamics, new ones in each round; random crystals relaxed with the ensemble."""
+
+    kind: Literal["generated"] = "generated"
+    of: tuple[GeneratorSettings, ...] = Field(min_length=1)
+    """What makes them."""
+
+    def stage(self, given: ExplorationInputs) -> Mapping[str, Any]:
+        """Generates, relaxes and scores."""
+        from almlip_jax.campaign.generated import explore
+
+        return explore(self, given)
+
+    @property
+    def needs_starts(self) -> bool:
+        """Where a generator does."""
+        return any(one.needs_starts for one in self.of)
+
+    def most_candidates(self, pool: int) -> int:
+        """All that are made."""
+        return sum(one.count for one in self.of)
 
 
 class UserExploration(UserCode, ExplorationChoice):
@@ -361,7 +402,7 @@ class StoppingSettings(Settings):
     """Label-source calls at most, failed ones and every step of the initial MD included, those of the test set not;
     the last batch is cut to fit."""
     share_below: ShareBelowSettings | None = ShareBelowSettings()
-    """Share of frames of walkers below the record threshold; null switches the rule off."""
+    """Share of frames below the record threshold; null switches the rule off."""
     plateau: PlateauSettings | None = None
     """Uncertainty of batch and pool that has flattened, the one near the other; needs a selector that is not random."""
     target_error: TargetErrorSettings | None = None

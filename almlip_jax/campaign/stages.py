@@ -50,12 +50,26 @@ Results = Mapping[str, Any]
 # -------------------------------------------------------------------------------------------------------- preparation
 
 
-def make_initial_set(settings: InitialSettings, source: Source, pool: Sequence[Atoms], here: Round) -> Results:
-    """Labels the initial set, for which a fixed pool gives some structures, and writes it as the dataset of a round."""
+def make_initial_set(
+    settings: InitialSettings,
+    source: Source,
+    pool: Sequence[Atoms],
+    generated: Mapping[str, Sequence[Atoms]],
+    here: Round,
+) -> Results:
+    """Labels the initial set and writes it as the dataset of a round.
+
+    Args:
+        settings: what it is made of.
+        source: start geometries and label source.
+        pool: structures that a fixed pool gives.
+        generated: structures that are made for it, by the kind of their generator.
+        here: the round.
+    """
     source.labeller.prepare()
     calls = planned_calls(settings, len(source.geometries))
     with here.progress.stage("initial set", calls, unit="labels") as advance:
-        frames = initial_set(settings, replace(source, advance=advance), pool)
+        frames = initial_set(settings, replace(source, advance=advance), pool, generated)
     write_structures(here.folder.create().dataset, frames)
     return {}
 
@@ -192,8 +206,8 @@ def select(
         chosen = choose(
             chooser.selector,
             here.key("select"),
-            candidates(frames, evaluated, chooser.candidates, cost=costs),
-            candidates(dataset, context, chooser.labelled, scalars=scalars),
+            candidates(frames, evaluated, chooser.candidates, cost=costs, room=chooser.atoms_of_candidates),
+            candidates(dataset, context, chooser.labelled, scalars=scalars, room=chooser.atoms_of_labelled),
         )[: budget.selected]
     if (remark := undecided([gain for _, gain in chosen], len(frames))) is not None:
         here.progress.message(remark)

@@ -17,7 +17,6 @@ from almlip_jax.oracles.sources.calculator import CalculatorSettings
 from almlip_jax.oracles.sources.dft import PySCFSettings
 from almlip_jax.oracles.sources.external import ExternalSettings
 from almlip_jax.oracles.sources.labelled_file import FileSettings
-from almlip_jax.oracles.sources.nequix import NequixSettings
 from almlip_jax.oracles.sources.user import UserSourceSettings
 from almlip_jax.oracles.sources.xtb import TBLiteSettings
 from almlip_jax.oracles.store import LabelStore, StorageError, StoredLabel
@@ -34,7 +33,6 @@ __all__ = [
     "Labeller",
     "LocalSettings",
     "MDRun",
-    "NequixSettings",
     "PendingLabels",
     "PySCFSettings",
     "Results",

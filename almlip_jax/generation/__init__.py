@@ -1,0 +1,17 @@
+"""Structures that are made rather than found by dynamics: deformed, cut, with vacancies, or drawn at random."""
+
+from almlip_jax.generation.base import GenerationInputs, GeneratorSettings, UserGenerator
+from almlip_jax.generation.cut import SurfacesSettings, VacanciesSettings
+from almlip_jax.generation.deformed import RattledSettings, StrainedSettings
+from almlip_jax.generation.random_search import RandomSearchSettings
+
+__all__ = [
+    "GenerationInputs",
+    "GeneratorSettings",
+    "RandomSearchSettings",
+    "RattledSettings",
+    "StrainedSettings",
+    "SurfacesSettings",
+    "UserGenerator",
+    "VacanciesSettings",
+]

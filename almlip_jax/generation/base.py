@@ -1,0 +1,193 @@
+"""The family of generators: structures made from start geometries without any dynamics.
+
+Packages whose kinds are below it import this module while ours are still being imported, so it imports none of them.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import numpy as np
+from ase import Atoms
+from ase.data import atomic_numbers, covalent_radii
+from ase.geometry import get_distances
+from pydantic import Field
+
+from almlip_jax.errors import InputError
+from almlip_jax.kinds import Spec, UserCode
+from almlip_jax.structures.carried import carried
+from almlip_jax.structures.electronic_state import electronic_state
+
+if TYPE_CHECKING:
+    from almlip_jax.dynamics import RelaxationSettings
+
+DRAWS = 200
+"""Draws of one structure, before what is asked for is declared impossible."""
+
+
+@dataclass(frozen=True)
+class GenerationInputs:
+    """What a generator is given.
+
+    Attributes:
+        starts: start geometries, with charge and spin.
+        generator: source of all that is drawn at random.
+    """
+
+    starts: Sequence[Atoms]
+    generator: np.random.Generator
+
+
+class GeneratorSettings(Spec):
+    """Structures that are made, rather than found by dynamics."""
+
+    needs_starts: ClassVar[bool] = True
+    """Whether it changes start geometries."""
+
+    count: int = Field(default=20, ge=1, le=10**6)
+    """Number of structures; of kinds that change start geometries, these take turns."""
+    closest: float = Field(default=0.6, ge=0, le=2)
+    """Least distance of two atoms, over the sum of their covalent radii; what is closer is drawn again."""
+
+    @property
+    def elements(self) -> frozenset[int]:
+        """Atomic numbers that it brings in, whatever the start geometries hold."""
+        return frozenset()
+
+    @property
+    def relaxation(self) -> RelaxationSettings | None:
+        """How structures are relaxed with the ensemble, once there is one; None where they are not."""
+        return None
+
+    def check(self, starts: Sequence[Atoms]) -> None:
+        """Refuses start geometries that nothing can be made of.
+
+        Raises:
+            InputError: says which, and why.
+        """
+
+    @abstractmethod
+    def generate(self, given: GenerationInputs) -> Iterable[Atoms]:
+        """The structures, as many as asked for.
+
+        Raises:
+            InputError: there are no such structures.
+        """
+
+    def changed(
+        self, given: GenerationInputs, change: Callable[[Atoms, np.random.Generator, int], Atoms]
+    ) -> list[Atoms]:
+        """Start geometries in turn, each changed at random until its atoms are apart as they should be.
+
+        Args:
+            given: start geometries and random numbers.
+            change: gives another structure for a copy of a start geometry, the random numbers, and how often that
+                start geometry had its turn before.
+
+        Raises:
+            InputError: atoms come too close in nearly all draws.
+        """
+        found: list[Atoms] = []
+        for number in range(self.count):
+            start = given.starts[number % len(given.starts)]
+            for _ in range(DRAWS):
+                frame = change(carried(start), given.generator, number // len(given.starts))
+                if apart(frame, self.closest):
+                    found.append(frame)
+                    break
+            else:
+                raise InputError(
+                    f"'{self.kind}' nearly always brings atoms of start geometry {number % len(given.starts)} closer "
+                    f"than {self.closest:g} of their covalent distance; change less, or lower closest."
+                )
+        return found
+
+
+class UserGenerator(UserCode, GeneratorSettings):
+    """A user's own factory ``(**parameters)`` of a function of `GenerationInputs`, which gives structures.
+
+    What it draws at random follows from ``given.generator``.
+    """
+
+    needs_starts: ClassVar[bool] = False
+
+    kind: Literal["user"] = "user"
+
+    def check_code(self) -> None:
+        """Makes the function."""
+        self.call_for_function("given")
+
+    def generate(self, given: GenerationInputs) -> Iterable[Atoms]:
+        """What the function gives; ``count`` bounds it."""
+        found: Iterable[Atoms] = self.call_for_function("given")(given)
+        if not isinstance(found, Iterable) or isinstance(found, Atoms):
+            raise InputError(f"'{self.function}' must give a list of structures, but gives a {type(found).__name__}.")
+        frames = list(found)
+        if len(frames) > self.count:
+            raise InputError(f"'{self.function}' gives {len(frames)} structures, more than its count {self.count}.")
+        for number, frame in enumerate(frames):
+            if not isinstance(frame, Atoms):
+                raise InputError(f"structure {number} of '{self.function}' is no ase.Atoms.")
+            if not apart(frame, self.closest):
+                raise InputError(
+                    f"structure {number} of '{self.function}' has atoms closer than {self.closest:g} of their covalent "
+                    "distance; leave it out, or lower closest."
+                )
+        return frames
+
+
+def apart(frame: Atoms, closest: float) -> bool:
+    """Whether no two atoms, images of one included, are closer than a share of the sum of their covalent radii."""
+    if not closest or not len(frame):
+        return True
+    radii = covalent_radii[frame.numbers]
+    least = closest * (radii[:, None] + radii[None])
+    _, distances = get_distances(frame.positions, cell=frame.cell, pbc=frame.pbc)
+    np.fill_diagonal(distances, np.inf)
+    if np.any(distances < least):
+        return False
+    shortest = _shortest_translation(frame)
+    return bool(np.all(shortest >= closest * 2 * radii))
+
+
+def _shortest_translation(frame: Atoms) -> float:
+    """Distance of an atom to its nearest image, Angstrom; infinite without any."""
+    ranges = [range(-1, 2) if periodic else range(1) for periodic in frame.pbc]
+    steps = np.array(np.meshgrid(*ranges)).reshape(3, -1).T
+    lengths = np.linalg.norm(steps @ frame.cell.array, axis=1)[np.any(steps != 0, axis=1)]
+    return float(lengths.min(initial=np.inf))
+
+
+def numbers_of(symbols: Sequence[str], where: str) -> list[int]:
+    """Atomic numbers of elements.
+
+    Raises:
+        ValueError: one is none.
+    """
+    unknown = [one for one in symbols if one not in atomic_numbers or one == "X"]
+    if unknown:
+        raise ValueError(f"{where}: '{unknown[0]}' is no element.")
+    return [atomic_numbers[one] for one in symbols]
+
+
+def refuse_charged(starts: Sequence[Atoms], kind: str) -> None:
+    """Refuses start geometries with a charge, of which it is not known where it would go.
+
+    Raises:
+        InputError: names the first.
+    """
+    for number, start in enumerate(starts):
+        if charge := electronic_state(start)[0]:
+            raise InputError(f"'{kind}' makes pieces of crystals, but start geometry {number} has charge {charge:+d}.")
+
+
+def with_possible_spin(frame: Atoms) -> Atoms:
+    """The structure, its multiplicity raised or lowered by one where its number of electrons does not allow it."""
+    electrons = int(frame.numbers.sum()) - int(frame.info.get("charge", 0))
+    spin = frame.info.get("spin")
+    if spin is not None and (electrons + int(spin)) % 2 == 0:
+        frame.info["spin"] = 2 if spin == 1 else int(spin) - 1
+    return frame
