@@ -33,6 +33,8 @@ from almlip_jax.training import (
     given_references,
     plan_capacity,
     reference_energies,
+    refuse_idle_members,
+    refuse_idle_warmth,
     training_part,
     validation_part,
     without_isolated_atoms,
@@ -83,6 +85,9 @@ def fit_potential(
     """
     if start is not None:
         check_start(start, model, ensemble)
+    else:
+        refuse_idle_members(ensemble)
+        refuse_idle_warmth(training, switch="a potential to begin from (--from), or with warm_start of a campaign,")
     bonded, held_out = without_isolated_atoms(structures), without_isolated_atoms(validation)
     if not bonded:
         raise InputError("there is nothing to train on besides isolated atoms; give labelled structures.")

@@ -40,6 +40,8 @@ from almlip_jax.training import (
     isolated_atom_energies,
     params_for,
     plan_capacity,
+    refuse_idle_members,
+    refuse_idle_warmth,
     training_part,
     validation_note,
     validation_part,
@@ -80,6 +82,9 @@ class Learner:
         capacity: sizes of arrays that an earlier learner came to, so that this one computes the same bits.
         say: is told about doubtful labels, models that diverged, and arrays that grow.
 
+    Raises:
+        InputError: nothing would look at a key of the settings.
+
     >>> from almlip_jax import Learner
     >>> learner = Learner(100, model={"size": "tiny"}, ensemble={"size": 4}, training={"max_steps": 500})
     """
@@ -104,6 +109,8 @@ class Learner:
         self.model = ModelSettings.parse({} if model is None else model)
         self.settings = EnsembleSettings.model_validate({} if ensemble is None else ensemble)
         self.training = TrainingSettings.model_validate({} if training is None else training)
+        refuse_idle_members(self.settings)
+        refuse_idle_warmth(self.training)
         self.seed = seed
         self.dtype = np.dtype(precision)
         self.say = say
@@ -175,8 +182,11 @@ class Learner:
 
         Raises:
             InputError: nothing is labelled, there are more structures than the budget, an element is not among those
-                of the typical structures, or the loss is not finite.
+                of the typical structures, the loss is not finite, or settings of model, ensemble and training do not go
+                together.
         """
+        if self.training.final_steps is not None:
+            raise InputError("training.final_steps is of campaigns, whose end a learner does not know; leave it out.")
         bonded = without_isolated_atoms(data)
         if not bonded:
             raise InputError("there is nothing to train on besides isolated atoms; give labelled structures.")

@@ -10,7 +10,7 @@ from almlip_jax.errors import InputError
 from almlip_jax.yaml_text import Location, parse_yaml
 
 _PATH_KEYS = frozenset(
-    {"structures", "dataset", "path", "files", "folder", "potential", "reference_energies"}
+    {"structures", "dataset", "path", "files", "folder", "potential", "model", "reference_energies"}
     | {"training_set", "calibration_set", "out"}
 )
 """Names of the settings that hold paths."""

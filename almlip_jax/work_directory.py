@@ -36,6 +36,7 @@ PACKAGES: tuple[str, ...] = (
     "pydantic",
     "tblite",
     "pyscf",
+    "nequix",
     "parsl",
 )
 """Distributions whose versions are written into a run."""

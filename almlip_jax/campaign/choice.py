@@ -73,6 +73,8 @@ class ExplorationChoice(Spec):
 
     bound: ClassVar[str] = "its most_candidates"
     """What bounds the number of structures that it may find."""
+    counts_frames: ClassVar[bool] = False
+    """Whether its rounds have ``frames_planned`` and ``frames_below`` (`RoundRecord`), which `share_below` judges."""
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:

@@ -9,7 +9,15 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from almlip_jax.campaign.choice import ExplorationChoice
-from almlip_jax.campaign.consistency import check_adaptive, check_judges, check_labels, check_plateau, check_target
+from almlip_jax.campaign.consistency import (
+    check_adaptive,
+    check_executor,
+    check_judges,
+    check_labels,
+    check_plateau,
+    check_share,
+    check_target,
+)
 from almlip_jax.campaign.continuity import with_earlier_defaults
 from almlip_jax.campaign.settings import (
     InitialSettings,
@@ -24,7 +32,13 @@ from almlip_jax.config import load_settings
 from almlip_jax.models import ModelSettings, SharedDensitySettings
 from almlip_jax.oracles import ExecutorSettings, LocalSettings, SourceSettings
 from almlip_jax.settings import Settings
-from almlip_jax.training import EnsembleSettings, TrainingSettings, check_training
+from almlip_jax.training import (
+    EnsembleSettings,
+    TrainingSettings,
+    check_training,
+    refuse_idle_members,
+    refuse_idle_warmth,
+)
 
 
 class PotentialConfig(Settings):
@@ -48,6 +62,7 @@ class PotentialConfig(Settings):
 
     @model_validator(mode="after")
     def _members_can_be_trained(self) -> Self:
+        refuse_idle_members(self.ensemble)
         check_training(self.model, self.ensemble, self.training)
         return self
 
@@ -78,9 +93,12 @@ class ExperimentConfig(PotentialConfig):
     def _sections_serve_each_other(self) -> Self:
         check_judges(self.exploration, self.selection, self.stopping, self.ensemble, self.model.further)
         check_labels(self.model.further, self.oracle)
+        check_executor(self.oracle, self.executor)
         check_adaptive(self.selection.selector, self.training, "selection.selector")
         check_plateau(self.stopping, self.selection)
         check_target(self.stopping, self.test, self.model.further)
+        check_share(self.stopping, self.exploration)
+        refuse_idle_warmth(self.training)
         return self
 
 

@@ -12,6 +12,7 @@ from almlip_jax.campaign.batch import adaptive_part
 from almlip_jax.campaign.choice import ExplorationChoice
 from almlip_jax.campaign.settings import (
     SelectionSettings,
+    ShareBelowSettings,
     StoppingSettings,
     TestSettings,
 )
@@ -19,7 +20,7 @@ from almlip_jax.ensembles import EnsembleSettings, require_score, require_spread
 from almlip_jax.errors import InputError
 from almlip_jax.features import declared
 from almlip_jax.models import how_given
-from almlip_jax.oracles.base import SourceSettings
+from almlip_jax.oracles import ExecutorSettings, LocalSettings, SourceSettings
 from almlip_jax.scores import names, scores
 from almlip_jax.selection import Candidates, Environments, SelectorSettings
 from almlip_jax.targets import targets
@@ -57,6 +58,14 @@ def check_labels(further: Collection[str], oracle: SourceSettings) -> None:
                 f"{''.join(f'take oracle.kind {kind} with {target.name}: true, or ' for kind in flagged)}let "
                 f"oracle.targets name it (kinds ase and user), take kind file or external, or take a model without."
             )
+
+
+def check_executor(oracle: SourceSettings, executor: ExecutorSettings) -> None:
+    """Refuses a cluster for labels that are not calculated here; raises ValueError."""
+    if type(oracle).delivery is not SourceSettings.delivery and not isinstance(executor, LocalSettings):
+        raise ValueError(
+            f"executor calculates labels, but those of oracle.kind '{oracle.kind}' are made elsewhere; leave it out."
+        )
 
 
 def check_selector(
@@ -139,6 +148,15 @@ def check_plateau(stopping: StoppingSettings, selection: SelectionSettings) -> N
         raise ValueError(
             "stopping.plateau compares the batch with its pool, from which a batch drawn at random does not differ; "
             "choose another selector, or leave plateau out."
+        )
+
+
+def check_share(stopping: StoppingSettings, exploration: ExplorationChoice) -> None:
+    """Refuses to judge the frames of walkers where there are none; raises ValueError."""
+    if stopping.share_below not in (None, ShareBelowSettings()) and not exploration.counts_frames:
+        raise ValueError(
+            f"stopping.share_below judges frames along walkers, of which exploration of kind '{exploration.kind}' has "
+            "none; leave it out."
         )
 
 

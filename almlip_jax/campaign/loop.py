@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +25,7 @@ from almlip_jax.campaign.report import write_report
 from almlip_jax.campaign.round import Budget
 from almlip_jax.campaign.rounds import Rounds
 from almlip_jax.campaign.rundir import RunDirectory
+from almlip_jax.campaign.stage_clock import StageClock, TickingProgress
 from almlip_jax.campaign.stages import Results
 from almlip_jax.campaign.state import CampaignState, FinalRecord, Stage, read_state, write_state
 from almlip_jax.errors import CapacityError, InputError, LabelError
@@ -82,7 +82,8 @@ class Campaign:
     def __init__(self, config: ExperimentConfig, run: RunDirectory, progress: Progress) -> None:
         self.config = config
         self.run = run
-        self.progress = progress
+        self.clock = StageClock(run.stage_seconds)
+        self.progress: Progress = TickingProgress(progress, self.clock)
         self.state = read_state(run)
         self.store = LabelStore(run.labels)
         try:
@@ -90,7 +91,7 @@ class Campaign:
         except BaseException:  # for example, the label source is not installed: whoever tries again needs the store
             self.store.close()
             raise
-        self.rounds = Rounds(config, run, self.labeller, self.state.measured, progress)
+        self.rounds = Rounds(config, run, self.labeller, self.state.measured, self.progress)
 
     def close(self) -> None:
         """Ends the workers of the label source and closes the store."""
@@ -154,10 +155,11 @@ class Campaign:
         """Does a stage if it is next, and then moves the state on: first the files, then the state."""
         if self.state.stage is not stage:
             return
-        results, seconds = self.results_of(work)
+        results, seconds = self.results_of(work, stage)
         files = continuity.digests_after(stage, self.state.round, self.run, self.state.files)
         following = self.state.after(results, seconds=seconds, measured=self.rounds.measured)
         self.save(following.model_copy(update={"files": files, **self.calls()}))
+        self.clock.forget()
         if stage is Stage.TRAIN:
             self.point_to_potential()
 
@@ -165,12 +167,12 @@ class Campaign:
         """Trains and evaluates the final potential where the config asks for one that is not there yet."""
         if self.lacks_final("train"):
             self.progress.round(self.state.round, self.state.round + 1)  # no other round comes
-            _, seconds = self.results_of(self.rounds.train_final)
             steps = self.config.training.final_steps or 0
+            _, seconds = self.results_of(self.rounds.train_final, f"train the final potential for {steps} steps")
             self.save_final(FinalRecord(round=self.state.round, steps=steps, seconds={"train": seconds}))
             self.point_to_potential()
         if self.lacks_final("evaluate"):
-            results, seconds = self.results_of(self.rounds.evaluate_final)
+            results, seconds = self.results_of(self.rounds.evaluate_final, "evaluate the final potential")
             assert self.state.final is not None
             times = {**self.state.final.seconds, "evaluate": seconds}
             self.save_final(self.state.final.model_copy(update={**results, "seconds": times}))
@@ -185,17 +187,17 @@ class Campaign:
     def save_final(self, final: FinalRecord) -> None:
         """Makes durable how far the final potential has come."""
         self.save(self.state.model_copy(update={"final": final, "measured": plain(self.rounds.measured)}))
+        self.clock.forget()
 
-    def results_of(self, work: Work) -> tuple[Mapping[str, Any], float]:
-        """What a stage found out, and the seconds it took; an error is kept for the status."""
-        began = time.monotonic()
+    def results_of(self, work: Work, stage: str) -> tuple[Mapping[str, Any], float]:
+        """What a stage found out, and the seconds it took in all sessions; an error is kept for the status."""
         try:
-            with _disk_errors():
+            with _disk_errors(), self.clock.stage(f"round {self.state.round}, {stage}"):
                 results = work(self.state.round)
+                return results, self.clock.seconds
         except (InputError, LabelError, CapacityError) as error:
             self.note_error(error)
             raise
-        return results, time.monotonic() - began
 
     def begin_round(self) -> None:
         """Tells the user."""

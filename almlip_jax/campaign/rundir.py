@@ -9,6 +9,7 @@ Layout (rounds are numbered from 0, folders have at least three digits)::
       initial_pool.json      places in the pool of the initial set, where a selector chose them
       labels.db              label store (ASE SQLite database)
       measured.json          shapes and capacities chosen by measurement
+      stage_seconds.json     the stage under way and the seconds it has taken so far; gone between stages
       test.extxyz            labelled test frames, info["group"]
       metrics.csv            one row a round
       metrics_units.csv      the unit of each column of metrics.csv
@@ -184,6 +185,11 @@ class RunDirectory(WorkDirectory):
     def measured(self) -> Path:
         """Shapes and capacities chosen by measurement (JSON)."""
         return self.path / "measured.json"
+
+    @property
+    def stage_seconds(self) -> Path:
+        """The stage under way and the seconds it has taken so far (JSON)."""
+        return self.path / "stage_seconds.json"
 
     @property
     def test(self) -> Path:

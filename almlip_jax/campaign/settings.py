@@ -115,6 +115,13 @@ class InitialSettings(FileReading):
             )
         return self
 
+    @model_validator(mode="after")
+    def _reads_a_file(self) -> Self:
+        if self.dataset is None and (self.keys is not None or self.types is not None):
+            name = "types" if self.keys is None else "keys"
+            raise ValueError(f"{name} says how dataset is read, and none is given; leave it out.")
+        return self
+
     @property
     def generated_count(self) -> int:
         """Generated structures that are labelled."""
@@ -176,6 +183,7 @@ class TestSettings(Settings):
 class MdExploration(ExplorationSettings, ExplorationChoice):
     """Candidates from gated molecular dynamics with the ensemble."""
 
+    counts_frames: ClassVar[bool] = True
     thresholds: ThresholdSettings = RelativeThresholds()
     """What the gate compares its score with."""
     continue_walkers: bool = False
@@ -402,7 +410,7 @@ class StoppingSettings(Settings):
     """Label-source calls at most, failed ones and every step of the initial MD included, those of the test set not;
     the last batch is cut to fit."""
     share_below: ShareBelowSettings | None = ShareBelowSettings()
-    """Share of frames below the record threshold; null switches the rule off."""
+    """Share of frames of walkers below the record threshold; null switches the rule off."""
     plateau: PlateauSettings | None = None
     """Uncertainty of batch and pool that has flattened, the one near the other; needs a selector that is not random."""
     target_error: TargetErrorSettings | None = None

@@ -86,6 +86,7 @@ class Explorer:
         self.dtype = np.dtype(dtype)
         self._evaluate = traced_once(evaluate)
         self._loops: dict[tuple[bool, bool, bool], Loop] = {}
+        self._predicted: tuple[Any, Prediction] | None = None
 
     def run(
         self,
@@ -172,19 +173,27 @@ class Explorer:
 
     def _check_members(self, params: Params, state: State, setup: Setup) -> None:
         """Refuses a gate, a bias or an ascent that would see no uncertainty anywhere."""
-
-        def evaluated(params: Params, state: State, setup: Setup) -> Prediction:
-            return self._evaluate(
-                params, state.neighbors.graph(state.motion.position, setup.species, setup.charge, setup.spin)
-            )
-
-        prediction = jax.eval_shape(evaluated, params, state, setup)
-        gated = any(np.isfinite(jax.device_get(limit)).any() for limit in jax.tree.leaves(setup.thresholds))
+        prediction = self._shapes(params, state, setup)
         if prediction.energy.shape[0] == 1:
+            gated = any(np.isfinite(jax.device_get(limit)).any() for limit in jax.tree.leaves(setup.thresholds))
             try:
                 check_exploration(self.settings, speaks_as(prediction), gated=gated, further=tuple(prediction.further))
             except ValueError as error:
                 raise InputError(f"{error} Infinite thresholds judge nothing." if gated else str(error)) from error
+
+    def _shapes(self, params: Params, state: State, setup: Setup) -> Prediction:
+        """What an evaluation gives, as shapes: the same from run to run, so that it is traced once."""
+        leaves, tree = jax.tree.flatten((params, state, setup))
+        of = tree, [jnp.shape(leaf) for leaf in leaves]
+        if self._predicted is None or self._predicted[0] != of:
+
+            def evaluated(params: Params, state: State, setup: Setup) -> Prediction:
+                return self._evaluate(
+                    params, state.neighbors.graph(state.motion.position, setup.species, setup.charge, setup.spin)
+                )
+
+            self._predicted = of, jax.eval_shape(evaluated, params, state, setup)
+        return self._predicted[1]
 
     def _known(self, knowledge: Knowledge | None) -> Knowledge:
         known = knowledge or Knowledge()

@@ -20,6 +20,7 @@ _CHARGES = ("charge", "total_charge", "net_charge")
 _MULTIPLICITIES = ("spin", "multiplicity", "spin_multiplicity")
 _UNPAIRED = ("uhf", "unpaired_electrons")
 _AMBIGUOUS = "total_spin"
+_NAMES = frozenset((*_CHARGES, *_MULTIPLICITIES, *_UNPAIRED, _AMBIGUOUS))
 _WHOLE_CHARGE = "the total charge must be a whole number"
 _ROUNDING = 0.01  # what sums of charges and moments may differ from whole numbers by
 
@@ -42,7 +43,7 @@ def normalise_state(atoms: Atoms, where: str) -> None:
     for name, statements in (("charge", charges), ("spin", spins)):
         _refuse_contradictions(name, statements, where)
     _check_total_spin(atoms, spins, where)
-    for key in [key for key in atoms.info if _plain(key) in (*_CHARGES, *_MULTIPLICITIES, *_UNPAIRED, _AMBIGUOUS)]:
+    for key in [key for key in atoms.info if _plain(key) in _NAMES]:
         del atoms.info[key]
     for name, statements in (("charge", charges), ("spin", spins)):
         if statements:
@@ -91,8 +92,12 @@ def stated_state(atoms: Atoms) -> dict[str, int]:
     Raises:
         InputError: as `normalise_state`.
     """
-    if not _says_something(atoms):  # most say nothing, and a formula takes longer to write than to look
-        return {}
+    keys = [key for key in atoms.info if _plain(key) in _NAMES]
+    of_atoms = "initial_charges" in atoms.arrays or (atoms.calc is not None and "charges" in atoms.calc.results)
+    if {*keys} <= {"charge", "spin"} and not of_atoms:  # looking takes less time than writing a formula for errors
+        found = {name: atoms.info[name] for name in ("charge", "spin") if name in keys}
+        if all(type(number) is int for number in found.values()) and found.get("spin", 1) > 0:
+            return found
     where = atoms.get_chemical_formula()
     charges = list(_given(atoms, _CHARGES, where, _WHOLE_CHARGE, None))
     charges = charges or _charges_of_atoms(atoms, where, stated=False)
@@ -122,12 +127,6 @@ def total_moment(atoms: Atoms) -> float:
     """Length of the sum of the initial magnetic moments, in Bohr magnetons: the number of unpaired electrons."""
     moments = initial_moments(atoms)
     return 0.0 if moments is None else float(np.linalg.norm(np.atleast_1d(moments.sum(axis=0))))
-
-
-def _says_something(atoms: Atoms) -> bool:
-    of_atoms = "initial_charges" in atoms.arrays or (atoms.calc is not None and "charges" in atoms.calc.results)
-    known = (*_CHARGES, *_MULTIPLICITIES, *_UNPAIRED, _AMBIGUOUS)
-    return of_atoms or any(_plain(key) in known for key in atoms.info)
 
 
 def _stated_spins(atoms: Atoms, where: str) -> list[tuple[str, int]]:

@@ -18,7 +18,7 @@ from almlip_jax.scores import ScoreName
 from almlip_jax.selection import SelectorSettings
 from almlip_jax.settings import Settings, unit
 from almlip_jax.structures.labels import FileReading
-from almlip_jax.training import TrainingSettings, check_training
+from almlip_jax.training import TrainingSettings, check_training, refuse_idle_members, refuse_idle_warmth
 
 DATA_VARIABLE = "ALMLIP_DATA_DIR"
 """Environment variable that names the folder of data sets."""
@@ -165,6 +165,8 @@ class SweepConfig(Settings):
         for name, system in self.systems.items():
             if self.warm_start and system.training.warm_steps is None:
                 raise ValueError(f"warm_start needs systems.{name}.training.warm_steps, fewer than max_steps.")
+            if not self.warm_start:
+                refuse_idle_warmth(system.training, f"systems.{name}.training.", "warm_start: true of the whole sweep")
             for size in self.ensemble_sizes:
                 self._check_members(name, system, size)
         return self
@@ -182,6 +184,7 @@ class SweepConfig(Settings):
             where = f"selectors.{selector} with ensemble_sizes {size}"
             check_selector(settings, members_of(system, size), where, system.model.further)
         try:
+            refuse_idle_members(system.ensemble)
             check_training(system.model, members_of(system, size), system.training)
         except InputError as error:
             raise ValueError(f"systems.{name}: {error}") from error

@@ -3,6 +3,7 @@
 from almlip_jax.ensembles.settings import EnsembleSettings
 from almlip_jax.training.committee import AnyTrainer, CommitteeTrainer, build_trainer, check_training, params_for
 from almlip_jax.training.dataset import Capacity, longest_epoch, plan_capacity, training_part, validation_part
+from almlip_jax.training.idle import refuse_idle_members, refuse_idle_warmth
 from almlip_jax.training.reference import (
     References,
     doubts,
@@ -43,6 +44,8 @@ __all__ = [
     "params_for",
     "plan_capacity",
     "reference_energies",
+    "refuse_idle_members",
+    "refuse_idle_warmth",
     "training_part",
     "validation_note",
     "validation_part",

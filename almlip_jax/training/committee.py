@@ -17,6 +17,7 @@ from almlip_jax.models import ModelSettings, Params
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.targets import targets
 from almlip_jax.training.dataset import Capacity
+from almlip_jax.training.idle import refuse_idle
 from almlip_jax.training.settings import TrainingSettings, check_losses, check_targets
 from almlip_jax.training.trainer import (
     EpochReport,
@@ -180,8 +181,9 @@ def build_trainer(
         isolated: elements whose reference energies are those of isolated atoms, which the potential gives exactly.
 
     Raises:
-        InputError: a variant is not valid, or the loss does not go with the members.
+        InputError: as for `check_training`.
     """
+    check_training(model, ensemble, training)
     members = build_ensemble(model, ensemble, species, isolated)
     groups = members.groups if isinstance(members, MixedEnsemble) else (members,)
     trainers, first = [], 0
@@ -198,13 +200,14 @@ def check_training(model: ModelSettings, ensemble: EnsembleSettings, training: T
     """Whether some settings go together, before anything is built.
 
     Raises:
-        InputError: a variant is not valid, or the loss does not go with the members.
+        InputError: a variant is not valid, the loss does not go with the members, or nothing would look at a key.
     """
     models = member_models(model, ensemble)
-    for n, (one, variant, _) in enumerate(models):
-        changed = _changed(training, variant.training, n)
+    trainings = [_changed(training, variant.training, n) for n, (_, variant, _) in enumerate(models)]
+    for (one, _, _), changed in zip(models, trainings, strict=True):
         check_losses(changed, ensemble.heads, ensemble.likelihood)
         check_targets(changed, one.further, ensemble.heads)
+    refuse_idle(trainings, ensemble.likelihood)
     for target in targets({name for one, _, _ in models for name in one.further}):
         if not all(target.name in one.further for one, _, _ in models):
             raise InputError(
@@ -212,11 +215,15 @@ def check_training(model: ModelSettings, ensemble: EnsembleSettings, training: T
             )
 
 
+_SHARED = frozenset({"reference_energies", "validation_fraction", "warm_start", "final_steps", "replay", "batch_size"})
+"""Keys of a training that no member has for itself."""
+
+
 def _changed(training: TrainingSettings, changes: dict, position: int) -> TrainingSettings:
     """A training with other values; nested settings are changed key by key."""
     if not changes:
         return training
-    shared = sorted({"reference_energies", "validation_fraction", "warm_start", "final_steps"} & set(changes))
+    shared = sorted(_SHARED & set(changes))
     if shared:
         raise InputError(
             f"ensemble.variants, entry {position}, training.{shared[0]}: all members share it; set it in training "
@@ -226,8 +233,15 @@ def _changed(training: TrainingSettings, changes: dict, position: int) -> Traini
     for key, value in changes.items():
         given[key] = {**given[key], **value} if isinstance(value, dict) and isinstance(given.get(key), dict) else value
     try:
-        return TrainingSettings.model_validate(given)
+        changed = TrainingSettings.model_validate(given)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise InputError(f"ensemble.variants, entry {position}, training.{where}: {first['msg']}.") from error
+    if changed.validate_every > training.validate_every:
+        raise InputError(
+            f"ensemble.variants, entry {position}, training.validate_every: {changed.validate_every} steps are more "
+            f"than the {training.validate_every} that plans of batches are made for; give the most in "
+            "training.validate_every, and fewer in variants."
+        )
+    return changed

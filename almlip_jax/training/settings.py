@@ -178,9 +178,11 @@ class TrainingSettings(Settings):
     validate_every: int = Field(default=50, ge=1, le=10**6)
     """Optimiser steps between validations, rounded up to whole epochs."""
     warm_start: bool = False
-    """Begin each round from the parameters of the round before instead of from fresh ones."""
+    """Begin each round of a campaign, or each `fit` of a `Learner`, from the parameters of the one before instead of
+    from fresh ones."""
     warm_steps: int | None = Field(default=None, ge=1, le=10**9)
-    """`max_steps` of a training that starts warm; the same where not given."""
+    """`max_steps` of a training that starts warm, with `warm_start` (of a sweep, its own) or from a given potential
+    (`almlip train --from`); the same where not given."""
     final_steps: int | None = Field(default=None, ge=1, le=10**9)
     """Once a campaign has ended, one more training on its last dataset, of this length in place of `max_steps` and
     `max_epochs`, gives its final potential; none where not given."""

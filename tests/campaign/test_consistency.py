@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,16 @@ from almlip_jax.dynamics import ExplorationSettings
 from almlip_jax.dynamics.judging import check_exploration
 from almlip_jax.ensembles import EnsembleSettings, gives_score
 from almlip_jax.errors import InputError
+from almlip_jax.fitting import fit_potential
 from almlip_jax.kinds import UserCode, user_code
+from almlip_jax.learner import Learner
+from almlip_jax.models import ModelSettings
 from almlip_jax.oracles import UserSourceSettings
 from almlip_jax.scores import names, scores
 from almlip_jax.selection import RandomSettings, UserSelector
 from almlip_jax.structures.io import write_structures
 from almlip_jax.sweep.settings import SweepConfig
+from almlip_jax.training import TrainingSettings
 
 ONE = {"size": 1}
 NLL = {"loss": {"kind": "nll"}}
@@ -179,6 +184,92 @@ def test_a_selector_that_follows_validation_needs_structures_for_it():
     with pytest.raises(ValidationError, match=r"selection.selector 'adaptive' follows the error on structures kept"):
         config(**given)
     config(**given | {"training": {}})
+
+
+IDLE = {
+    "warm_steps counts with warm_start: true only": {"training": {"warm_steps": 50}},
+    "weight_decay counts with optimiser 'adamw' only": {"training": {"weight_decay": 0.1}},
+    "plateau_factor counts with schedule 'plateau' only": {"training": {"plateau_factor": 0.1}},
+    "plateau_patience counts with schedule 'plateau' only": {"training": {"plateau_patience": 3}},
+    "final_learning_rate counts with a schedule that falls only": {
+        "training": {"schedule": "constant", "final_learning_rate": 0.1}
+    },
+    "loss.forces_delta counts with a loss of kind 'huber' only": {"training": {"loss": {"forces_delta": 0.3}}},
+    "loss.energy_floor counts with a loss of kind 'nll' or 'crps' only": {"training": {"loss": {"energy_floor": 0.3}}},
+    "loss.evidence_penalty counts with a loss of kind 'nll' and ensemble.likelihood 'evidential' only": {
+        "training": {"loss": {"kind": "nll", "evidence_penalty": 0.3}},
+        "ensemble": {"likelihood": "mean_variance"},
+    },
+    "ensemble.bootstrap_variance counts with bootstrap 'gamma' only": {
+        "ensemble": {"bootstrap": "poisson", "bootstrap_variance": 0.5}
+    },
+    "entry 1, training.batch_size: all members share it": {
+        "ensemble": {"variants": [{}, {"training": {"batch_size": 3}}]}
+    },
+    "entry 1, training.replay: all members share it": {"ensemble": {"variants": [{}, {"training": {"replay": 0}}]}},
+    "entry 1, training.validate_every: 60 steps are more than the 50": {
+        "ensemble": {"variants": [{}, {"training": {"validate_every": 60}}]}
+    },
+    "share_below judges frames along walkers, of which exploration of kind 'pool' has none": {
+        "exploration": POOL,
+        "stopping": {"share_below": {"share": 0.9}},
+    },
+    "executor calculates labels, but those of oracle.kind 'external' are made elsewhere": {
+        "oracle": {"kind": "external", "method": "m", "folder": "f"},
+        "executor": {"kind": "slurm", "walltime": "01:00:00"},
+    },
+    "keys says how dataset is read, and none is given": {
+        "initial": {"keys": {"energy": "dft"}, "rattle": {"count": 4}},
+    },
+}
+
+
+@pytest.mark.parametrize("sentence", IDLE)
+def test_what_nothing_would_look_at_is_refused(sentence):
+    with pytest.raises(ValidationError, match=re.escape(sentence)):
+        config(**IDLE[sentence])
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"training": {"warm_start": True, "warm_steps": 50}},
+        {"training": {"optimiser": "adamw", "weight_decay": 0.1, "schedule": "plateau", "plateau_factor": 0.1}},
+        {"training": {"loss": {"forces_delta": 0.3}, "second_stage": {"kind": "huber"}}},
+        {"training": {"weight_decay": 0.1}, "ensemble": {"variants": [{}, {"training": {"optimiser": "adamw"}}]}},
+        {
+            "ensemble": {
+                "variants": [{}, {"training": {"optimiser": "adamw", "weight_decay": 0.1, "validate_every": 9}}]
+            }
+        },
+        {
+            "training": {"loss": {"kind": "nll", "evidence_penalty": 0.3, "energy_floor": 0.1}},
+            "ensemble": {"likelihood": "evidential"},
+        },
+        {"exploration": POOL, "stopping": {"share_below": None}},
+        {"exploration": {"kind": "md"}, "stopping": {"share_below": {"share": 0.9}}},
+    ],
+)
+def test_what_some_member_or_stage_looks_at_is_taken(given):
+    known = config(**given)
+    assert config(**known.model_dump(mode="json")) == known  # as a run directory holds it, with every key
+
+
+def test_scripts_are_told_of_what_nothing_would_look_at(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="warm_steps counts with warm_start: true only"):
+        Learner(9, training={"warm_steps": 5})
+    with pytest.raises(InputError, match="bootstrap_variance counts with"):
+        Learner(9, ensemble={"bootstrap": "none", "bootstrap_variance": 0.5})
+    water = molecule("H2O")
+    water.calc = SinglePointCalculator(water, energy=0.0, forces=np.zeros((3, 3)))
+    with pytest.raises(InputError, match="final_steps is of campaigns"):
+        Learner(9, training={"final_steps": 5}).fit([water])
+    for training, sentence in (
+        ({"warm_steps": 5}, "warm_steps counts with a potential"),
+        ({"weight_decay": 1}, "adamw"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            fit_potential([water], ModelSettings.parse({}), EnsembleSettings(), TrainingSettings(**training), 0)
 
 
 def test_a_target_for_stresses_needs_periodic_structures_that_have_them():

@@ -17,9 +17,10 @@ from tiny_campaign import SECTIONS, Killed, KillingProgress, result_of, run_or_r
 import almlip_jax
 from almlip_jax.campaign import resume_campaign
 from almlip_jax.campaign.rundir import RunDirectory
+from almlip_jax.campaign.stage_clock import StageClock, TickingProgress
 from almlip_jax.campaign.state import Stage, read_state
 from almlip_jax.errors import InputError
-from almlip_jax.files import read_json
+from almlip_jax.files import read_json, write_json
 from almlip_jax.progress import SilentProgress
 
 pytestmark = pytest.mark.usefixtures("compile_once")
@@ -74,10 +75,38 @@ def test_a_campaign_that_was_broken_off_ends_the_same(
 ) -> None:
     with pytest.raises(Killed):
         run_or_resume(reference, tmp_path / "run", KillingProgress(round_index, stage, within=within))
-    state = read_state(RunDirectory(tmp_path / "run"))
+    run = RunDirectory(tmp_path / "run")
+    state = read_state(run)
     assert (state.round, state.stage) == (round_index, stage) and not state.finished
+    kept = read_json(run.stage_seconds)
+    assert kept["stage"] == f"round {round_index}, {stage}" and kept["seconds"] > 0
+    write_json(run.stage_seconds, kept | {"seconds": 1000.0})
     assert run_or_resume(reference, tmp_path / "run").finished
     assert result_of(tmp_path / "run") == result_of(reference / "run")
+    seconds = [record.seconds for record in read_state(run).history]
+    assert seconds[round_index].pop(stage) > 1000, "what went before the interruption counts"
+    assert max(max(one.values()) for one in seconds) < 1000 and not run.stage_seconds.exists()
+
+
+def test_the_seconds_of_a_stage_outlast_a_kill(tmp_path: Path) -> None:
+    """They are kept while work is reported, not in each report; another stage begins at zero."""
+    now, file = [100.0], tmp_path / "seconds.json"
+    killed = StageClock(file, lambda: now[0])
+    under_way = killed.stage("round 0, train")
+    under_way.__enter__()
+    with TickingProgress(SilentProgress(), killed).stage("train", 9) as advance:
+        for moment in (101.0, 130.0, 132.0):
+            now[0] = moment
+            advance()
+    assert read_json(file) == {"stage": "round 0, train", "seconds": 30.0}
+    for name, began, expected in (("round 0, train", 500.0, 37.0), ("round 1, train", 600.0, 7.0)):
+        now[0], clock = began, StageClock(file, lambda: now[0])
+        with clock.stage(name):
+            now[0] += 7
+            assert clock.seconds == expected
+    file.write_text("{")
+    with clock.stage("round 1, train"):
+        assert clock.seconds == 0
 
 
 def test_a_killed_process_ends_the_same(reference: Path, tmp_path: Path, cache: Path) -> None:

@@ -24,6 +24,8 @@ class Springs(Calculator):
     def __init__(self, log: str, delay: float = 0.0, patience: int = 3) -> None:
         super().__init__()
         self._log, self._delay, self._patience = Path(log), delay, patience
+        with self._log.with_name("made.log").open("a") as file:
+            file.write(f"{os.getpid()}\n")
 
     def calculate(self, atoms: Atoms | None = None, properties: Any = None, system_changes: Any = all_changes) -> None:
         super().calculate(atoms, properties, system_changes)
@@ -72,6 +74,11 @@ def calls(tmp_path: Path) -> list[float]:
     """The first x coordinate of every structure the label source was called for."""
     log = tmp_path / "calls.log"
     return [float(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+
+def made(tmp_path: Path) -> list[int]:
+    """The process of every calculator that was made."""
+    return [int(pid) for pid in (tmp_path / "made.log").read_text().split()]
 
 
 def assert_same_labels(left: Atoms, right: Atoms) -> None:

@@ -12,7 +12,7 @@ import label_calculators as trouble
 import numpy as np
 import pytest
 from ase import Atoms
-from label_calculators import assert_same_labels, calls
+from label_calculators import assert_same_labels, calls, made
 
 from almlip_jax.errors import InputError
 from almlip_jax.oracles import (
@@ -158,6 +158,18 @@ def test_label_source_that_cannot_be_used_is_one_sentence(
     with Labeller(oracle, store, TWO) as labeller, pytest.raises(InputError, match="'no_such_module:Springs' cannot"):
         labeller.label(waters(2), TRAIN)
     assert store.summary()["train"]["pending"] == 2  # nothing was paid, so nothing has failed
+
+
+@pytest.mark.parametrize("reuse", [True, False])
+def test_a_calculator_that_is_reused_is_made_once_in_each_worker(
+    reuse: bool, waters: Waters, springs: CalculatorSettings, store: LabelStore, tmp_path: Path
+) -> None:
+    oracle = springs.model_copy(update={"reuse": reuse, "parameters": {**springs.parameters, "delay": 0.05}})
+    results = label_structures(waters(8), oracle, store, executor=TWO, provenance=TRAIN)
+    assert [result.error for result in results] == [None] * 8
+    processes = made(tmp_path)
+    assert len(set(processes)) == 2
+    assert len(processes) == (2 if reuse else 8)
 
 
 def test_calculator_that_cannot_be_made_fails_its_labels(waters: Waters, store: LabelStore) -> None:

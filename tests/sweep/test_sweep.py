@@ -243,6 +243,7 @@ def test_a_process_that_dies_before_it_gets_work_is_named(tmp_path):
         ("selectors.random.kind=randon", "'randon' is not a valid kind; did you mean 'random'?"),
         ("rounds=9", "has 20 structures that are in no other set, fewer than the 31"),
         ("warm_start=true", "warm_start needs systems.springs.training.warm_steps"),
+        ("systems.springs.training.warm_steps=9", "warm_steps counts with warm_start: true of the whole sweep only"),
         ("systems.springs.training.final_steps=9", "training.final_steps is not used here"),
         ("systems.springs.training.replay=9", "training.replay is not used here"),
         ("systems.springs.model={kind: user, function: 'nowhere:f'}", "springs.model: 'nowhere:f' cannot be imported"),
