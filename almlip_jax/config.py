@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from almlip_jax.config_errors import sentences
 from almlip_jax.errors import InputError
-from almlip_jax.overrides import apply_override, make_absolute
+from almlip_jax.overrides import apply_override
 from almlip_jax.settings import Settings
 from almlip_jax.yaml_text import read_yaml, yaml_text
 
@@ -43,13 +43,12 @@ def load_settings(
     if not isinstance(data, dict):
         raise InputError(f"{source} is not a config; it must hold keys and values.")
     data = prepare(data)
-    make_absolute(data, source.resolve().parent)
     lines = document.lines
     for override in overrides:
         changed = apply_override(data, override)
         lines = {at: line for at, line in lines.items() if at[: len(changed)] != changed}
     try:
-        return kind.model_validate(data)
+        return kind.model_validate(data, context={"folder": source.resolve().parent})
     except ValidationError as error:
         raise InputError(f"{source}: " + "\n".join(sentences(kind, error, lines))) from error
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import takewhile
@@ -12,7 +11,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from almlip_jax.errors import nearest
+from almlip_jax.errors import meant, nearest
 from almlip_jax.settings import Settings, settings_in
 from almlip_jax.yaml_text import Location, yaml_text
 
@@ -158,10 +157,8 @@ def _elsewhere(kind: type[Settings], location: Location) -> str | None:
     if siblings:
         return f"unknown key '{key}' of this kind; kinds that have it: {', '.join(siblings)}"
     _, models = _fields(kind, location[:-1])
-    slips = difflib.get_close_matches(
-        key, {name for model in models for name in model.known_fields()}, n=1, cutoff=0.75
-    )
-    if slips or not homes:
+    is_slip = meant(key, {name for model in models for name in model.known_fields()}, cutoff=0.75)
+    if is_slip or not homes:
         return None
     place, name = max(homes, key=lambda home: (_common(home[0], section), -len(home[0])))
     return f"unknown key '{key}'; did you mean {'.'.join((*place, key))}{f' (of kind {name})' if name else ''}?"

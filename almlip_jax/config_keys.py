@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import textwrap
 from collections.abc import Iterator, Mapping
@@ -14,7 +13,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from almlip_jax.errors import InputError
+from almlip_jax.errors import InputError, meant
 from almlip_jax.settings import Settings, settings_in
 from almlip_jax.yaml_text import yaml_text
 
@@ -168,9 +167,8 @@ def _comment(text: str) -> list[str]:
 
 def _nowhere(above: list[str], name: str, here: list[Section]) -> str:
     names = sorted({key for section in here for key in section.model.known_fields()} | {s.kind for s in here if s.kind})
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     where = f"'{'.'.join(above)}'" if above else "the config"
-    return f"{where} has no key '{name}'; " + (f"did you mean '{near[0]}'?" if near else f"it has {', '.join(names)}.")
+    return f"{where} has no key '{name}'; " + (meant(name, names) or f"it has {', '.join(names)}.")
 
 
 def _default(field: FieldInfo) -> str:

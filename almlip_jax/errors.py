@@ -18,8 +18,13 @@ class CapacityError(RuntimeError):
     """A static capacity (atoms, neighbours, steps) was too small; the message names it and the size needed."""
 
 
+def meant(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:
+    """A question for the known name that is likest to a wrong one; empty where none is like it enough (0 to 1)."""
+    near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=cutoff)
+    return f"did you mean '{near[0]}'?" if near else ""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """The end of a sentence that refuses a name: the nearest of the known ones, or all of them."""
     known = sorted(set(known))
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-    return f"; did you mean '{near[0]}'?" if near else f"; valid are {', '.join(known)}."
+    return "; " + (meant(name, known) or f"valid are {', '.join(known)}.")

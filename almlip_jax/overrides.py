@@ -1,37 +1,15 @@
-"""Changes to a config before it is checked: relative paths made absolute, and keys set on the command line."""
+"""Keys of a config that are set on the command line, before it is checked."""
 
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 from almlip_jax.errors import InputError
+from almlip_jax.settings import FromHere
 from almlip_jax.yaml_text import Location, parse_yaml
 
-_PATH_KEYS = frozenset(
-    {"structures", "dataset", "path", "files", "folder", "potential", "model", "reference_energies"}
-    | {"training_set", "calibration_set", "out"}
-)
-"""Names of the settings that hold paths."""
-
 _PART = re.compile(r"""\s*(?:"([^"]*)"|'([^']*)'|([^."']*?))\s*(\.|$)""")
-
-
-def make_absolute(data: Any, folder: Path) -> None:
-    """Makes relative paths in a config absolute, as meant from a folder."""
-    if isinstance(data, list):
-        for item in data:
-            make_absolute(item, folder)
-    if not isinstance(data, dict):
-        return
-    for key, value in data.items():
-        if key in _PATH_KEYS and isinstance(value, str):
-            data[key] = _from(folder, value)
-        elif key in _PATH_KEYS and isinstance(value, list) and all(isinstance(item, str) for item in value):
-            data[key] = [_from(folder, item) for item in value]
-        elif key != "parameters":  # those belong to the user's own function
-            make_absolute(value, folder)
 
 
 def apply_override(data: dict[str, Any], override: str) -> Location:
@@ -52,9 +30,9 @@ def apply_override(data: dict[str, Any], override: str) -> Location:
     parts = _parts(key)
     if not equals or not parts:
         raise InputError(f"--set {override}: this is not of the form key=value.")
-    value = {parts[-1]: parse_yaml(text, f"the value of --set {override}").value}
+    value = parse_yaml(text, f"the value of --set {override}").value
     if "parameters" not in parts:
-        make_absolute(value, Path.cwd())
+        value = _typed_here(value)
     place: Any = data
     location: Location = ()
     for depth, part in enumerate(parts[:-1]):
@@ -63,17 +41,19 @@ def apply_override(data: dict[str, Any], override: str) -> Location:
     _inside(place, parts[-1], ".".join(parts[:-1]), override, make=False)
     if isinstance(place, list):
         index = int(parts[-1])
-        place[index : index + 1] = [value[parts[-1]]]
+        place[index : index + 1] = [value]
         return (*location, index)
-    place[parts[-1]] = value[parts[-1]]
+    place[parts[-1]] = value
     return (*location, parts[-1])
 
 
-def _from(folder: Path, path: str) -> str:
-    try:
-        return str(folder / Path(path).expanduser())
-    except RuntimeError:  # ~ of an unknown user
-        return str(folder / path)
+def _typed_here(value: Any) -> Any:
+    """A value with its texts as `FromHere`, but for those that belong to the user's own function."""
+    if isinstance(value, dict):
+        return {key: one if key == "parameters" else _typed_here(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_typed_here(one) for one in value]
+    return FromHere(value) if isinstance(value, str) else value
 
 
 def _parts(key: str) -> list[str]:

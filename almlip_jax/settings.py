@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping
-from typing import Any, get_args
+from itertools import chain, repeat
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationInfo, model_validator
 from pydantic.fields import FieldInfo
+
+from almlip_jax.errors import meant
+
+AnySettings = TypeVar("AnySettings", bound="Settings")
 
 
 def unit(name: str) -> dict[str, Any]:
@@ -15,13 +21,21 @@ def unit(name: str) -> dict[str, Any]:
     return {"unit": name}
 
 
+class FromHere(str):
+    """Text that was typed where the program runs: a relative path in it is meant from the working directory."""
+
+
 class Settings(BaseModel):
     """A frozen pydantic model that refuses unknown keys and says which one was probably meant.
 
     Each room keeps its own settings next to what they configure; `campaign.config` composes them.  Numbers must be
     finite, ``true`` is not a number, and a section that may be of several kinds is of the default one unless it says
-    so.
+    so.  Validated with the context ``{"folder": ...}``, fields that hold paths (`Path`, tuples and dicts of them,
+    unions) take relative ones as meant from that folder, and ``~`` as the home of a user.
     """
+
+    keeps_relative_paths: ClassVar[bool] = False
+    """Whether relative paths stay as they are, for what reads the files to say where they lie."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
@@ -32,7 +46,7 @@ class Settings(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _check_keys(cls, data: Any) -> Any:
+    def _check_keys(cls, data: Any, info: ValidationInfo) -> Any:
         if not isinstance(data, dict):
             return data
         known = cls.model_fields if data.keys() <= cls.model_fields.keys() else cls.known_fields()
@@ -41,7 +55,11 @@ class Settings(BaseModel):
                 raise ValueError(f"unknown key '{key}'; {cls._hint(str(key))}")
             if isinstance(data[key], bool) and _is_number(known[key].annotation):
                 raise ValueError(f"{key} should be a number, not {str(data[key]).lower()}.")
-        return {key: _of_kind(value, known[key]) for key, value in data.items()}
+        given = {key: _of_kind(value, known[key]) for key, value in data.items()}
+        folder = None if cls.keeps_relative_paths else (info.context or {}).get("folder")
+        if folder is None:
+            return given
+        return {key: _located(value, known[key].annotation, folder) for key, value in given.items()}
 
     @classmethod
     def known_fields(cls) -> Mapping[str, FieldInfo]:
@@ -56,9 +74,13 @@ class Settings(BaseModel):
     @classmethod
     def _hint(cls, key: str) -> str:
         known = sorted(cls.known_fields())
-        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
         kind = cls.model_fields["kind"].default if "kind" in cls.model_fields else None
-        return f"did you mean '{near[0]}'?" if near else f"{valid_keys(kind)}: {', '.join(known)}."
+        return meant(key, known) or f"{valid_keys(kind)}: {', '.join(known)}."
+
+
+def from_here(settings: AnySettings) -> AnySettings:
+    """The same settings, which hold wherever they are read: relative paths are those from the working directory."""
+    return type(settings).model_validate(settings.model_dump(mode="json"), context={"folder": Path.cwd()})
 
 
 def _hashable(value: Any) -> Any:
@@ -90,6 +112,29 @@ def _of_kind(value: Any, field: FieldInfo) -> Any:
     if kind is None or not isinstance(value, Mapping) or "kind" in value:
         return value
     return {"kind": kind} | dict(value)
+
+
+def _located(value: Any, kind: Any, folder: Path) -> Any:
+    """A value of a type with its relative paths meant from a folder, or from the working directory (`FromHere`)."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if kind is Path and isinstance(value, str | Path):
+        path = Path(value)
+        try:
+            path = path.expanduser()
+        except RuntimeError:  # ~ of an unknown user
+            pass
+        return (Path.cwd() if isinstance(value, FromHere) else folder) / path
+    if origin in (Union, UnionType) and not any(get_origin(one) is Literal and value in get_args(one) for one in parts):
+        for one in parts:
+            value = _located(value, one, folder)
+    elif origin is Annotated:
+        return _located(value, parts[0], folder)
+    elif isinstance(value, list | tuple | set) and parts:
+        kinds = chain(parts, repeat(None)) if origin is tuple and ... not in parts else repeat(parts[0])
+        return [_located(item, one, folder) for item, one in zip(value, kinds, strict=False)]
+    elif isinstance(value, Mapping) and len(parts) == 2:
+        return {key: _located(item, parts[1], folder) for key, item in value.items()}
+    return value
 
 
 def _is_number(annotation: Any) -> bool:

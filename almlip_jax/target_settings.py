@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
-from pydantic import ConfigDict, GetJsonSchemaHandler, create_model, model_validator
+from pydantic import ConfigDict, GetJsonSchemaHandler, ValidationInfo, create_model, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import core_schema
 
@@ -43,11 +43,12 @@ class ByTarget(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _check_further(cls, data: Any) -> Any:
+    def _check_further(cls, data: Any, info: ValidationInfo) -> Any:
         if not isinstance(data, dict) or data.keys() <= cls.model_fields.keys():
             return data  # defaults are made while modules are loaded, before there are packages to ask
         fields = _further(cls).model_fields
-        found = _further(cls).model_validate({name: value for name, value in data.items() if name in fields})
+        given = {name: value for name, value in data.items() if name in fields}
+        found = _further(cls).model_validate(given, context=info.context)
         said = {name: value for name, value in found if value != fields[name].default}
         return {name: value for name, value in data.items() if name not in fields} | said
 

@@ -49,6 +49,8 @@ class _Dumper(yaml.SafeDumper):
     yaml_implicit_resolvers: dict[str, Any] = {}
 
 
+_Dumper.add_multi_representer(str, lambda dumper, text: dumper.represent_str(str(text)))
+
 for _tag, _pattern, _first in _PATTERNS:
     for _one in (_Loader, _Dumper):
         _one.add_implicit_resolver(_PREFIX + _tag, re.compile(rf"(?:{_pattern})\Z"), list(_first))

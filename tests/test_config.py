@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 
 from almlip_jax.campaign.config import ExperimentConfig, TrainConfig, load_config
 from almlip_jax.config import config_text, load_settings
 from almlip_jax.errors import InputError
+from almlip_jax.kinds import Spec
+from almlip_jax.settings import Settings
 from almlip_jax.templates import KINDS, TEMPLATES, render
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -51,6 +54,70 @@ def test_paths_are_meant_from_the_config_and_overrides_from_here(tmp_path, monke
     assert other.training.max_steps == 7 and other.seed == 3
     user = PLAIN + "selection: {selector: {kind: user, function: 'a:b', parameters: {path: x.txt}}}\n"
     assert load_config(written(tmp_path, user)).selection.selector.parameters == {"path": "x.txt"}
+
+
+class Spectrum(Spec):
+    """A family of kinds, as packages and users have them."""
+
+
+class FromFiles(Spectrum):
+    kind: Literal["files"] = "files"
+    table: Path
+    parts: tuple[Path, ...] = ()
+    by_name: dict[str, Path] = {}
+    scale: float | Path = 1.0
+    origin: Literal["none"] | Path = "none"
+    pair: tuple[str, Path] | None = None
+    note: str = ""
+    parameters: dict[str, Any] = {}
+
+
+class Study(Settings):
+    spectrum: Spectrum
+
+
+FILES = """\
+spectrum:
+  kind: files
+  table: t.dat
+  parts: [a.dat, /b.dat, ~/c.dat, ~nobody_at_all/d.dat]
+  by_name: {e: e.dat}
+  scale: s.dat
+  origin: none
+  pair: [p, p.dat]
+  note: n.dat
+  parameters: {path: q.dat}
+"""
+
+
+def test_what_is_a_path_is_said_by_its_type_whatever_its_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/one")
+    found = load_settings(Study, written(tmp_path, FILES)).spectrum
+    assert found == FromFiles(
+        table=tmp_path / "t.dat",
+        parts=(tmp_path / "a.dat", "/b.dat", "/home/one/c.dat", tmp_path / "~nobody_at_all/d.dat"),
+        by_name={"e": tmp_path / "e.dat"},
+        scale=tmp_path / "s.dat",
+        pair=("p", tmp_path / "p.dat"),
+        note="n.dat",
+        parameters={"path": "q.dat"},
+    )
+    assert FromFiles(table="t.dat").table == Path("t.dat")  # in Python, where there is no folder of a config
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_paths_of_any_name_are_meant_from_here_in_overrides(tmp_path, monkeypatch, whole):
+    here = tmp_path / "elsewhere"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    given = ["spectrum.table=t.dat", "spectrum.parts.1=b.dat", "spectrum.parameters.path=q.dat", "spectrum.note=m"]
+    if whole:
+        given = ["spectrum={table: t.dat, kind: files, note: m, parts: [a.dat, b.dat], parameters: {path: q.dat}}"]
+    found = load_settings(Study, written(tmp_path, FILES), given).spectrum
+    first = here if whole else tmp_path
+    assert found.table == here / "t.dat" and found.parts[:2] == (first / "a.dat", here / "b.dat")
+    assert found.parameters == {"path": "q.dat"} and found.note == "m" and type(found.note) is str
+    assert load_settings(Study, written(tmp_path, config_text(Study(spectrum=found)))).spectrum == found
 
 
 @pytest.mark.parametrize(

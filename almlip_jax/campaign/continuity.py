@@ -108,7 +108,7 @@ def _written(run: RunDirectory) -> dict[str, Any]:
 def _as_read_now(config: ExperimentConfig, name: str, section: Any) -> Any:
     """A remembered section as this version reads it, which may know more keys; as it is where it cannot be read."""
     try:
-        return plain(_section(config, name).dump_python(_section(config, name).validate_python(section), mode="json"))
+        return plain(_section(config, name).dump_python(_read(config, name, section), mode="json"))
     except ValidationError:
         return section
 
@@ -116,9 +116,14 @@ def _as_read_now(config: ExperimentConfig, name: str, section: Any) -> Any:
 def _identity_of(config: ExperimentConfig, section: Any) -> dict[str, Any]:
     """The settings of a remembered label source that decide what its labels are."""
     try:
-        return dict(plain(_section(config, "oracle").validate_python(section).identity()))
+        return dict(plain(_read(config, "oracle", section).identity()))
     except ValidationError:
         return section if isinstance(section, dict) else {}
+
+
+def _read(config: ExperimentConfig, name: str, section: Any) -> Any:
+    """A remembered section; earlier versions remembered paths as they were given, from the working directory."""
+    return _section(config, name).validate_python(section, context={"folder": Path.cwd()})
 
 
 def _section(config: ExperimentConfig, name: str) -> TypeAdapter[Any]:

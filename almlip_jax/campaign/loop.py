@@ -28,15 +28,16 @@ from almlip_jax.campaign.rundir import RunDirectory
 from almlip_jax.campaign.stage_clock import StageClock, TickingProgress
 from almlip_jax.campaign.stages import Results
 from almlip_jax.campaign.state import CampaignState, FinalRecord, Stage, read_state, write_state
+from almlip_jax.config import config_text
 from almlip_jax.errors import CapacityError, InputError, LabelError
 from almlip_jax.files import plain, write_text
 from almlip_jax.kinds import check_user_code
 from almlip_jax.oracles import Labeller, LabelStore, PendingLabels
 from almlip_jax.progress import Progress, SilentProgress
 from almlip_jax.run_log import LoggedProgress, logged
+from almlip_jax.settings import from_here
 from almlip_jax.structures.io import read_structures
 from almlip_jax.work_directory import write_versions
-from almlip_jax.yaml_text import yaml_text
 
 Work = Callable[[int], Results]
 """A stage: does its work for a round, writes its files, and returns fields of the round's record."""
@@ -299,8 +300,9 @@ def run_campaign(config: ExperimentConfig, run_dir: Path, *, progress: Progress 
         if run.state.exists():
             raise InputError(f"{run.path} holds a campaign already; resume it, or choose another run directory.")
         with logged(progress or SilentProgress(), run.log) as told:
+            config = from_here(config)
             check_campaign(config)
-            write_text(run.config, yaml_text(config.model_dump(mode="json")))
+            write_text(run.config, config_text(config))
             return _carry_on(config, run, told)
 
 
@@ -322,9 +324,10 @@ def resume_campaign(
         LabelError: no structure of a batch could be labelled.
     """
     run = RunDirectory(run_dir).require()
+    config = from_here(config)
     with run.lock(), logged(progress or SilentProgress(), run.log) as tell:
         _check_change(config, run, tell, accept=accept_changes)
-        write_text(run.config, yaml_text(config.model_dump(mode="json")))
+        write_text(run.config, config_text(config))
         return _carry_on(config, run, tell)
 
 

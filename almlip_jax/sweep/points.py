@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
-from almlip_jax.errors import InputError
+from almlip_jax.errors import InputError, meant
 from almlip_jax.sweep.settings import SweepConfig
 
 
@@ -97,8 +96,7 @@ def parse_only(texts: Sequence[str], config: SweepConfig) -> Only:
             raise InputError(f"'{part}' does not name points; give {', '.join(names)} as name=value.")
         known = sorted({str(getattr(point, name)) for point in points})
         if value not in known:
-            near = difflib.get_close_matches(value, known, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"it has {', '.join(known)}."
+            hint = meant(value, known) or f"it has {', '.join(known)}."
             raise InputError(f"the sweep has no {name} '{value}'; {hint}")
         only.setdefault(name, set()).add(value)
     return only

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -29,6 +29,8 @@ _NAME = re.compile(r"[A-Za-z0-9_+.][A-Za-z0-9_+.-]*")
 class TestFile(FileReading):
     """A test set of a system; ``keys`` and ``types`` where they are others than those of the system."""
 
+    keeps_relative_paths: ClassVar[bool] = True  # meant from the folder of the sweep
+
     file: Path
     """Labelled structures."""
     every: int = Field(default=1, ge=1, le=10**9)
@@ -37,6 +39,8 @@ class TestFile(FileReading):
 
 class SweepSystem(FileReading):
     """A labelled pool, its test sets, how their files are read, and the model that is trained on it."""
+
+    keeps_relative_paths: ClassVar[bool] = True  # meant from the folder of the sweep
 
     pool: Path | tuple[Path, ...]
     """File or files with labelled structures to select from.  Those that are also in a test set, or come twice, are

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from almlip_jax.campaign import resume_campaign, run_campaign
 from almlip_jax.campaign.checks import check_campaign
-from almlip_jax.campaign.config import ExperimentConfig
+from almlip_jax.campaign.config import ExperimentConfig, load_run_config
 from almlip_jax.campaign.consistency import check_columns
 from almlip_jax.campaign.preparation import check_target_labels
 from almlip_jax.campaign.rundir import RunDirectory
@@ -424,15 +424,17 @@ def test_every_kind_of_user_code_is_tried():
     assert met == set(below(UserCode)) - {UserSourceSettings}
 
 
-def test_a_label_source_that_is_not_there_is_missed_before_the_first_training(mine, tmp_path):
+def test_a_label_source_that_is_not_there_is_missed_before_the_first_training(mine, tmp_path, monkeypatch):
     frame = molecule("H2O")
     frame.calc = SinglePointCalculator(frame, energy=0.0, forces=np.zeros((3, 3)))
     write_structures(tmp_path / "given.xyz", [frame])
-    given = config(**mine, oracle=MINE, initial={"dataset": tmp_path / "given.xyz"})
+    monkeypatch.chdir(tmp_path)
+    given = config(**mine, oracle=MINE, initial={"dataset": "given.xyz"})
     with pytest.raises(InputError, match="module 'mine_of_campaigns' has no function 'missing'"):
         run_campaign(given, tmp_path / "run")
     state = read_state(RunDirectory(tmp_path / "run"))
     assert state.stage is Stage.INITIAL and state.labels == 0 and "no function 'missing'" in (state.reason or "")
+    assert load_run_config(tmp_path / "run").initial.dataset == tmp_path / "given.xyz"  # holds from anywhere
     other = given.model_copy(update={"stopping": config(**USER_CODE["stopping.user"]).stopping})
     with pytest.raises(InputError, match=r"stopping.user: module 'mine_of_campaigns' has no function"):
         resume_campaign(other, tmp_path / "run")
