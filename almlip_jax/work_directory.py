@@ -44,6 +44,16 @@ PACKAGES: tuple[str, ...] = (
 _GUARD = ".lock.guard"
 
 
+class Inside:
+    """What lies under a name in the folder of an object, its ``path``: ``config = Inside("config.yaml")``."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, place: Any, kind: type) -> Path:
+        return place.path / self.name
+
+
 class WorkDirectory:
     """A folder in which one process at a time works, with what every run leaves: its config and versions.
 
@@ -53,28 +63,17 @@ class WorkDirectory:
 
     path: Path
 
+    config = Inside("config.yaml")
+    """The resolved config (YAML)."""
+    versions = Inside("versions.json")
+    """Package versions, git commit and devices (JSON); written by `write_versions`."""
+    lock_file = Inside("lock")
+    """Names the process that works here, while it does (JSON)."""
+    log = Inside("run.log")
+    """What progress reported, session after session (text); written by `run_log.logged`."""
+
     def __init__(self, path: str | os.PathLike[str]) -> None:
         object.__setattr__(self, "path", Path(path))
-
-    @property
-    def config(self) -> Path:
-        """The resolved config (YAML)."""
-        return self.path / "config.yaml"
-
-    @property
-    def versions(self) -> Path:
-        """Package versions, git commit and devices (JSON); written by `write_versions`."""
-        return self.path / "versions.json"
-
-    @property
-    def lock_file(self) -> Path:
-        """Names the process that works here, while it does (JSON)."""
-        return self.path / "lock"
-
-    @property
-    def log(self) -> Path:
-        """What progress reported, session after session (text); written by `run_log.logged`."""
-        return self.path / "run.log"
 
     def is_empty(self) -> bool:
         """Whether nothing lies here, or only what a process leaves that could not begin, or was killed as it did."""

@@ -52,7 +52,7 @@ from typing import Self
 
 from almlip_jax.errors import InputError
 from almlip_jax.files import make_folder
-from almlip_jax.work_directory import WorkDirectory
+from almlip_jax.work_directory import Inside, WorkDirectory
 
 
 @dataclass(frozen=True)
@@ -65,30 +65,16 @@ class PotentialDirectory:
 
     path: Path
 
-    @property
-    def training(self) -> Path:
-        """One row an epoch: losses and errors (CSV)."""
-        return self.path / "training.csv"
-
-    @property
-    def unfinished_training(self) -> Path:
-        """State of a training that is under way; gone when its potential is there."""
-        return self.path / "unfinished_training"
-
-    @property
-    def potential(self) -> Path:
-        """The saved `Potential` (a folder)."""
-        return self.path / "potential"
-
-    @property
-    def evaluation(self) -> Path:
-        """Errors and calibration on the test set (JSON)."""
-        return self.path / "evaluation.json"
-
-    @property
-    def test_predictions(self) -> Path:
-        """Predicted and true energies and forces on the test set (npz; keys in the module's docstring)."""
-        return self.path / "test_predictions.npz"
+    training = Inside("training.csv")
+    """One row an epoch: losses and errors (CSV)."""
+    unfinished_training = Inside("unfinished_training")
+    """State of a training that is under way; gone when its potential is there."""
+    potential = Inside("potential")
+    """The saved `Potential` (a folder)."""
+    evaluation = Inside("evaluation.json")
+    """Errors and calibration on the test set (JSON)."""
+    test_predictions = Inside("test_predictions.npz")
+    """Predicted and true energies and forces on the test set (npz; keys in the module's docstring)."""
 
     def create(self) -> Self:
         """Makes the folder where it does not exist yet."""
@@ -107,119 +93,59 @@ class RoundDirectory(PotentialDirectory):
 
     index: int
 
-    @property
-    def dataset(self) -> Path:
-        """Labelled structures used for training in this round, in order (extxyz)."""
-        return self.path / "dataset.extxyz"
-
-    @property
-    def starts(self) -> Path:
-        """Start structure of each walker, and what became of its relaxation (extxyz)."""
-        return self.path / "starts.extxyz"
-
-    @property
-    def walkers(self) -> Path:
-        """Committee scores and temperature along every walker (npz)."""
-        return self.path / "walkers.npz"
-
-    @property
-    def trajectories(self) -> Path:
-        """The folder of the walkers' trajectories."""
-        return self.path / "walkers"
+    dataset = Inside("dataset.extxyz")
+    """Labelled structures used for training in this round, in order (extxyz)."""
+    starts = Inside("starts.extxyz")
+    """Start structure of each walker, and what became of its relaxation (extxyz)."""
+    walkers = Inside("walkers.npz")
+    """Committee scores and temperature along every walker (npz)."""
+    trajectories = Inside("walkers")
+    """The folder of the walkers' trajectories."""
 
     def trajectory(self, walker: int) -> Path:
         """The thinned trajectory of a walker (extxyz)."""
         return self.trajectories / f"{walker:03d}.extxyz"
 
-    @property
-    def last_frames(self) -> Path:
-        """Last good frame of each walker, and how it ended (extxyz)."""
-        return self.path / "final.extxyz"
-
-    @property
-    def drawn(self) -> Path:
-        """Frames drawn at random from the trajectories, to be labelled for the gate's thresholds (extxyz)."""
-        return self.path / "drawn.extxyz"
-
-    @property
-    def calibration(self) -> Path:
-        """Those of them that got a label (extxyz)."""
-        return self.path / "calibration.extxyz"
-
-    @property
-    def pool(self) -> Path:
-        """Recorded candidates with their scores (extxyz)."""
-        return self.path / "pool.extxyz"
-
-    @property
-    def batch(self) -> Path:
-        """Selected candidates, best first (extxyz)."""
-        return self.path / "batch.extxyz"
-
-    @property
-    def labelled(self) -> Path:
-        """Selected candidates that got labels (extxyz)."""
-        return self.path / "labelled.extxyz"
+    last_frames = Inside("final.extxyz")
+    """Last good frame of each walker, and how it ended (extxyz)."""
+    drawn = Inside("drawn.extxyz")
+    """Frames drawn at random from the trajectories, to be labelled for the gate's thresholds (extxyz)."""
+    calibration = Inside("calibration.extxyz")
+    """Those of them that got a label (extxyz)."""
+    pool = Inside("pool.extxyz")
+    """Recorded candidates with their scores (extxyz)."""
+    batch = Inside("batch.extxyz")
+    """Selected candidates, best first (extxyz)."""
+    labelled = Inside("labelled.extxyz")
+    """Selected candidates that got labels (extxyz)."""
 
 
 @dataclass(frozen=True, init=False)
 class RunDirectory(WorkDirectory):
     """The files of a campaign; see the module's docstring for the layout."""
 
-    @property
-    def state(self) -> Path:
-        """Where the campaign stands (JSON)."""
-        return self.path / "state.json"
-
-    @property
-    def labels(self) -> Path:
-        """The label store (ASE SQLite database)."""
-        return self.path / "labels.db"
-
-    @property
-    def initial_pool(self) -> Path:
-        """Places in the pool of the structures of the initial set, where a selector chose them (JSON)."""
-        return self.path / "initial_pool.json"
-
-    @property
-    def measured(self) -> Path:
-        """Shapes and capacities chosen by measurement (JSON)."""
-        return self.path / "measured.json"
-
-    @property
-    def stage_seconds(self) -> Path:
-        """The stage under way and the seconds it has taken so far (JSON)."""
-        return self.path / "stage_seconds.json"
-
-    @property
-    def test(self) -> Path:
-        """Labelled test frames (extxyz)."""
-        return self.path / "test.extxyz"
-
-    @property
-    def metrics(self) -> Path:
-        """One row a round (CSV)."""
-        return self.path / "metrics.csv"
-
-    @property
-    def metrics_units(self) -> Path:
-        """Unit of each column of the metrics (CSV)."""
-        return self.path / "metrics_units.csv"
-
-    @property
-    def report(self) -> Path:
-        """The report (HTML)."""
-        return self.path / "report.html"
-
-    @property
-    def latest_potential(self) -> Path:
-        """Link to the newest potential."""
-        return self.path / "potential"
-
-    @property
-    def rounds_folder(self) -> Path:
-        """The folder of the rounds."""
-        return self.path / "rounds"
+    state = Inside("state.json")
+    """Where the campaign stands (JSON)."""
+    labels = Inside("labels.db")
+    """The label store (ASE SQLite database)."""
+    initial_pool = Inside("initial_pool.json")
+    """Places in the pool of the structures of the initial set, where a selector chose them (JSON)."""
+    measured = Inside("measured.json")
+    """Shapes and capacities chosen by measurement (JSON)."""
+    stage_seconds = Inside("stage_seconds.json")
+    """The stage under way and the seconds it has taken so far (JSON)."""
+    test = Inside("test.extxyz")
+    """Labelled test frames (extxyz)."""
+    metrics = Inside("metrics.csv")
+    """One row a round (CSV)."""
+    metrics_units = Inside("metrics_units.csv")
+    """Unit of each column of the metrics (CSV)."""
+    report = Inside("report.html")
+    """The report (HTML)."""
+    latest_potential = Inside("potential")
+    """Link to the newest potential."""
+    rounds_folder = Inside("rounds")
+    """The folder of the rounds."""
 
     @property
     def final(self) -> PotentialDirectory:

@@ -28,7 +28,7 @@ from typing import Any
 from almlip_jax.errors import InputError
 from almlip_jax.files import damaged, read_json, write_json, write_text
 from almlip_jax.simulation.settings import SimulationConfig
-from almlip_jax.work_directory import WorkDirectory
+from almlip_jax.work_directory import Inside, WorkDirectory
 from almlip_jax.yaml_text import read_yaml, yaml_text
 
 _FREE = ("out", "checkpoint_every", "exploration.steps")  # keys that may differ between the parts of one run
@@ -38,64 +38,33 @@ _INPUTS = ("potential", "structures", "training_set", "calibration_set")
 class SimulationDirectory(WorkDirectory):
     """The files of a run; see the module's docstring."""
 
-    @property
-    def inputs(self) -> Path:
-        """Digests of the input files (JSON)."""
-        return self.path / "inputs.json"
-
-    @property
-    def thresholds(self) -> Path:
-        """Record and stop threshold (JSON)."""
-        return self.path / "thresholds.json"
-
-    @property
-    def state(self) -> Path:
-        """State of the walkers, and how far the outputs were written (npz)."""
-        return self.path / "state.npz"
-
-    @property
-    def trajectories(self) -> Path:
-        """Folder of the trajectories as extended XYZ."""
-        return self.path / "trajectories"
-
-    @property
-    def h5md(self) -> Path:
-        """Trajectories of all walkers (H5MD)."""
-        return self.path / "trajectory.h5"
-
-    @property
-    def thermo(self) -> Path:
-        """Energies and the like (CSV)."""
-        return self.path / "thermo.csv"
+    inputs = Inside("inputs.json")
+    """Digests of the input files (JSON)."""
+    thresholds = Inside("thresholds.json")
+    """Record and stop threshold (JSON)."""
+    state = Inside("state.npz")
+    """State of the walkers, and how far the outputs were written (npz)."""
+    trajectories = Inside("trajectories")
+    """Folder of the trajectories as extended XYZ."""
+    h5md = Inside("trajectory.h5")
+    """Trajectories of all walkers (H5MD)."""
+    thermo = Inside("thermo.csv")
+    """Energies and the like (CSV)."""
 
     def hills(self, bias: int) -> Path:
         """Hills of a metadynamics by its position among the biases (npz)."""
         return self.path / f"hills_{bias}.npz"
 
-    @property
-    def traces(self) -> Path:
-        """Traces of an unfinished exploration (raw numbers)."""
-        return self.path / "traces.unfinished"
-
-    @property
-    def candidates(self) -> Path:
-        """Recorded frames with their scores (extxyz)."""
-        return self.path / "candidates.extxyz"
-
-    @property
-    def final(self) -> Path:
-        """Last good frame of each walker (extxyz)."""
-        return self.path / "final.extxyz"
-
-    @property
-    def exploration(self) -> Path:
-        """Traces of an exploration (npz)."""
-        return self.path / "exploration.npz"
-
-    @property
-    def summary(self) -> Path:
-        """How the run ended (JSON)."""
-        return self.path / "summary.json"
+    traces = Inside("traces.unfinished")
+    """Traces of an unfinished exploration (raw numbers)."""
+    candidates = Inside("candidates.extxyz")
+    """Recorded frames with their scores (extxyz)."""
+    final = Inside("final.extxyz")
+    """Last good frame of each walker (extxyz)."""
+    exploration = Inside("exploration.npz")
+    """Traces of an exploration (npz)."""
+    summary = Inside("summary.json")
+    """How the run ended (JSON)."""
 
     def refuse_others(self) -> None:
         """Refuses a folder with files that are not those of a run of this kind, such as a campaign.

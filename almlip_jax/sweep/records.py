@@ -32,7 +32,7 @@ from almlip_jax.settings import Findings
 from almlip_jax.sweep.points import First, Point
 from almlip_jax.sweep.pools import Split
 from almlip_jax.sweep.settings import SweepConfig
-from almlip_jax.work_directory import WorkDirectory
+from almlip_jax.work_directory import Inside, WorkDirectory
 
 Scores = dict[str, float | None]
 """Errors and calibration on one test set, by column."""
@@ -103,10 +103,8 @@ Record = TypeVar("Record", FirstRecord, PointState)
 class SweepDirectory(WorkDirectory):
     """The files of a sweep; see the module's docstring."""
 
-    @property
-    def results(self) -> Path:
-        """The table (CSV)."""
-        return self.path / "results.csv"
+    results = Inside("results.csv")
+    """The table (CSV)."""
 
     def of(self, member: First | Point) -> Path:
         """The folder of a point, or of what points begin with."""
