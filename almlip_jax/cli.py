@@ -856,22 +856,11 @@ def _number(value: float) -> str:
     return "-" if isinstance(value, float) and math.isnan(value) else f"{value:.4g}"
 
 
-def _write_json(path: Path | None, content: Any) -> None:
-    if path is None:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(_finite(content), indent=2) + "\n")
+def _write_json(path: Path | None, content: Mapping[str, Any]) -> None:
+    from almlip_jax.files import write_json
 
-
-def _finite(content: Any) -> Any:
-    """The content with null in place of numbers that are not finite, which JSON cannot hold."""
-    if isinstance(content, Mapping):
-        return {str(key): _finite(value) for key, value in content.items()}
-    if isinstance(content, str):
-        return content
-    if isinstance(content, Sequence):
-        return [_finite(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content
+    if path is not None:
+        write_json(path, content)
 
 
 def _complain(sentence: str) -> None:

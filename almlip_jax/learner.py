@@ -306,15 +306,9 @@ class Learner:
 
 def _larger(a: Capacity, b: Capacity) -> Capacity:
     """Holds whatever either of two capacities holds."""
-    batch = BatchShape(
-        atoms=max(a.batch.atoms, b.batch.atoms),
-        neighbors=max(a.batch.neighbors, b.batch.neighbors),
-        structures=max(a.batch.structures, b.batch.structures),
-    )
-    return replace(
-        a,
-        batch=batch,
-        atoms=max(a.atoms, b.atoms),
-        structures=max(a.structures, b.structures),
-        steps=max(a.steps, b.steps),
-    )
+
+    def largest(one: Any, other: Any, *names: str) -> dict[str, int]:
+        return {name: max(getattr(one, name), getattr(other, name)) for name in names}
+
+    batch = BatchShape(**largest(a.batch, b.batch, "atoms", "neighbors", "structures"))
+    return replace(a, batch=batch, **largest(a, b, "atoms", "structures", "steps"))

@@ -53,7 +53,7 @@ def explore(settings: MdExploration, given: ExplorationInputs) -> Mapping[str, A
     return {
         "frames_planned": exploration.frames_planned,
         "frames_below": exploration.frames_below,
-        "picoseconds": float(np.sum(_steps_run(exploration))) * exploration.timestep / 1000,
+        "picoseconds": exploration.picoseconds,
         "walkers": dict(Counter(status.name.lower() for status in exploration.status)),
         # frames that were drawn as well count: without them it would seem that nothing was recorded
         "candidates": None if fresh and not candidates else len(candidates),
@@ -108,10 +108,6 @@ def _draw(here: Round, exploration: Exploration, count: int, known: set[bytes]) 
     return drawn
 
 
-def _steps_run(exploration: Exploration) -> np.ndarray:
-    return np.where(exploration.end_step < 0, exploration.steps, exploration.end_step)
-
-
 def _finite_mean(values: np.ndarray) -> float | None:
     finite = values[np.isfinite(values)]
     return float(np.mean(finite, dtype=np.float64)) if finite.size else None
@@ -127,35 +123,21 @@ def _write(
     for old in folder.trajectories.glob("*.extxyz"):
         old.unlink()
     folder.pool.unlink(missing_ok=True)
-    status = [one.name.lower() for one in exploration.status]
     filled = np.array([frame.pbc.all() for frame in exploration.final])  # others have neither pressure nor volume
     arrays = {
-        "step": exploration.step,
-        "time_fs": exploration.time_fs,
+        **exploration.arrays,
         **exploration.scores,
         "temperature": exploration.temperature,
         "energy": exploration.energy,
         "bias": exploration.bias,
         "pressure": np.where(filled, exploration.pressure, np.nan),
         "volume": np.where(filled, exploration.volume, np.nan),
-        "walker_temperature": exploration.walker_temperature,
         "walker_final_temperature": np.array([g.temperatures[1] for g in settings.walkers for _ in range(g.count)]),
-        "status": np.array(status),
-        "cause": np.array([cause.name.lower() for cause in exploration.cause]),
-        "stop_step": exploration.end_step,
-        "stop_atom": exploration.end_atom,
-        "restarts": exploration.restarts,
-        "departed_step": exploration.departed_step,
-        "departed_atom": exploration.departed_atom,
-        "departure": exploration.departure,
-        "stop_member": exploration.end_member,
         "gate_score": np.array(settings.gate.score),
         "gate_record": np.array(thresholds.record),
         "gate_elements": np.array(list(thresholds.relative or {}), np.str_),
         "gate_relative": np.array(list((thresholds.relative or {}).values()), np.float64),
         "gate_stop": np.array(thresholds.stop),
-        "recorded_walker": np.array([frame.info["walker"] for frame in exploration.recorded], np.int64),
-        "recorded_step": np.array([frame.info["step"] for frame in exploration.recorded], np.int64),
     }
     write_npz(folder.walkers, arrays)
     folder.trajectories.mkdir(exist_ok=True)
@@ -163,7 +145,7 @@ def _write(
         if frames:
             write_structures(folder.trajectory(walker), frames)
     for walker, frame in enumerate(exploration.final):
-        frame.info.update(walker=walker, status=status[walker])
+        frame.info.update(walker=walker, status=exploration.status[walker].name.lower())
     write_structures(folder.last_frames, exploration.final)
     if candidates:
         write_structures(folder.pool, candidates)

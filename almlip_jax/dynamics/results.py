@@ -88,6 +88,31 @@ class Exploration:
         """Share of the planned frames below the record threshold; what a walker missed as it ended early is above."""
         return self.frames_below / max(self.frames_planned, 1)
 
+    @property
+    def picoseconds(self) -> float:
+        """Simulated time of all walkers together."""
+        return float(np.sum(np.where(self.end_step < 0, self.steps, self.end_step))) * self.timestep / 1000
+
+    @property
+    def arrays(self) -> dict[str, ArrayLike]:
+        """Times of the traces, how walkers fared, and which frames were recorded, by their names in files."""
+        return {
+            "step": self.step,
+            "time_fs": self.time_fs,
+            "walker_temperature": self.walker_temperature,
+            "status": np.array([status.name.lower() for status in self.status]),
+            "cause": np.array([cause.name.lower() for cause in self.cause]),
+            "stop_step": self.end_step,
+            "stop_atom": self.end_atom,
+            "stop_member": self.end_member,
+            "restarts": self.restarts,
+            "departed_step": self.departed_step,
+            "departed_atom": self.departed_atom,
+            "departure": self.departure,
+            "recorded_walker": np.array([frame.info["walker"] for frame in self.recorded], np.int64),
+            "recorded_step": np.array([frame.info["step"] for frame in self.recorded], np.int64),
+        }
+
     def ended_because(self, walker: int) -> str | None:
         """What made a walker's last frame unphysical, for people; None where nothing did."""
         cause, member = self.cause[walker], int(self.end_member[walker])

@@ -68,8 +68,3 @@ class EnsembleSettings(Settings):
         kept = [n for model, n in enumerate(places) if model not in models]
         variants = self.variants if count == 1 else tuple(self.variants[n] for n in kept)
         return self.model_copy(update={"size": len(kept), "variants": variants})
-
-    @property
-    def says_its_errors(self) -> bool:
-        """Whether a model alone has an uncertainty, which a likelihood can train."""
-        return self.heads > 1 or self.likelihood != "none"

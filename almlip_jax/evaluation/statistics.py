@@ -186,42 +186,6 @@ def t_interval(values: ArrayLike, level: float = LEVEL, *, log: bool = True) -> 
     return Interval(center, low, high, count)
 
 
-def bootstrap_interval(
-    values: ArrayLike, level: float = LEVEL, *, log: bool = True, resamples: int = 2000, seed: int = 0
-) -> Interval:
-    """Percentile interval of the mean over resampled seeds; too narrow for few seeds, free of a normal distribution.
-
-    Args:
-        values: [seeds, ...]; a place where a seed has no value has no interval.
-        level: confidence level.
-        log: whether it is the geometric mean of positive values.
-        resamples: how many.
-        seed: of the resampling.
-
-    Returns:
-        center, ends and counts, [...] each.
-    """
-    x = _logarithms(values) if log else np.asarray(values, dtype=np.float64)
-    plain = t_interval(values, level, log=log)
-    if len(x) < 2:
-        return plain
-    with warnings.catch_warnings(), np.errstate(invalid="ignore"):
-        warnings.simplefilter("ignore")  # missing values come out as NaN, which is what is promised
-        found = stats.bootstrap(
-            (x,),
-            np.mean,
-            n_resamples=resamples,
-            confidence_level=level,
-            method="percentile",
-            vectorized=True,
-            axis=0,
-            rng=np.random.default_rng(seed),
-        ).confidence_interval
-    whole = np.isfinite(x).all(axis=0)
-    low, high = (np.where(whole, np.exp(end) if log else end, np.nan) for end in (found.low, found.high))
-    return Interval(plain.center, low, high, plain.count)
-
-
 def _logarithms(values: ArrayLike) -> Floats:
     x = np.asarray(values, dtype=np.float64)
     if np.any(x <= 0):

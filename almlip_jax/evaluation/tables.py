@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -28,9 +28,9 @@ def error_table(metrics: Mapping[str, Any], title: str) -> Table:
         if any(math.isfinite(values.get(f"{target.label}_rmse", math.nan)) for values in rows.values()):
             columns += [f"{target.label} {kind}\n{target.shown}" for kind in ("MAE", "RMSE")]
             names += [f"{target.label}_{kind}" for kind in ("mae", "rmse")]
-    table = _table(title, "group", ["n", *columns])
+    table = aligned(title, ["group", "n", *columns], ["group"])
     for name, values in rows.items():
-        table.add_row(name, str(values["num_structures"]), *(_number(1e3 * values[one]) for one in names))
+        table.add_row(name, str(values["num_structures"]), *(number(1e3 * values[one]) for one in names))
     return table
 
 
@@ -48,10 +48,10 @@ def uncertainty_table(metrics: Mapping[str, Any]) -> Table | None:
     rows = {"all": metrics, **metrics["by_group"]}
     parts = [(name, values, values["calibration"]["forces"]) for name, values in rows.items() if values["num_atoms"]]
     parts += [(f"element {symbol}", one, one["calibration"]) for symbol, one in metrics["by_species"].items()]
-    columns = ["atoms", "F MAE\nmeV/A", "F RMSE\nmeV/A", "force_total\nmeV/A", "slope", "Spearman", "ENCE"]
-    table = _table("uncertainty of forces", "of", columns)
+    columns = ["of", "atoms", "F MAE\nmeV/A", "F RMSE\nmeV/A", "force_total\nmeV/A", "slope", "Spearman", "ENCE"]
+    table = aligned("uncertainty of forces", columns, ["of"])
     for name, values, calibration in parts:
-        numbers = [_number(1e3 * values[one]) for one in ("forces_mae", "forces_rmse", "force_total_mean")]
+        numbers = [number(1e3 * values[one]) for one in ("forces_mae", "forces_rmse", "force_total_mean")]
         numbers += [f"{calibration[one]:.3g}" if math.isfinite(calibration[one]) else "-" for one in _CALIBRATION]
         table.add_row(name, str(values["num_atoms"]), *numbers)
     return table
@@ -60,13 +60,14 @@ def uncertainty_table(metrics: Mapping[str, Any]) -> Table | None:
 _CALIBRATION = ("slope", "spearman", "ence")
 
 
-def _table(title: str, first: str, others: list[str]) -> Table:
+def aligned(title: str, columns: Sequence[str], left: Collection[str]) -> Table:
+    """A table without rows, whose columns are aligned to the right but for some."""
     table = Table(title=title)
-    table.add_column(first)
-    for column in others:
-        table.add_column(column, justify="right")
+    for column in columns:
+        table.add_column(column, justify="left" if column in left else "right")
     return table
 
 
-def _number(value: float) -> str:
-    return f"{value:.4g}" if math.isfinite(value) else "-"
+def number(value: float | None) -> str:
+    """A number with four digits; a dash for None, and what is not finite."""
+    return "-" if value is None or not math.isfinite(value) else f"{value:.4g}"

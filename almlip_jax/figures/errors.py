@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from almlip_jax.evaluation.pairs import Pairs
-from almlip_jax.figures.style import MUTED, legend_below, panel_grid, plain_log_ticks, style
+from almlip_jax.figures.style import GROUP_DASHES, MUTED, legend_below, panel_grid, plain_log_ticks, style
 from almlip_jax.group_looks import Look, group_looks
 from almlip_jax.targets import target_named
 from almlip_jax.uncertainty import reliability
@@ -20,7 +20,6 @@ from almlip_jax.unit_names import spelt
 _MOST_POINTS: Final = 20_000  # of a group in a panel
 _BINS: Final = 12
 _LEAST_IN_BIN: Final = 15  # atoms: a root mean square of fewer says little
-_DASHES: Final[dict[str, Any]] = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}
 _MARKERS: Final = {"circle": "o", "square": "s", "diamond": "D", "triangle-up": "^"}
 
 _PARITY: Final[dict[str, tuple[str, float, str]]] = {
@@ -118,7 +117,7 @@ def _with_spread(pairs: Pairs) -> Pairs:
 def _draw_reliability(axes: Axes, own: Pairs, look: Look) -> None:
     errors = own.predicted - own.label
     expected, observed = reliability(errors.ravel(), np.repeat(own.sigma, 3) / np.sqrt(3.0))
-    axes.plot(expected, observed, color=look.color, linestyle=_DASHES[look.dash])
+    axes.plot(expected, observed, color=look.color, linestyle=GROUP_DASHES[look.dash])
 
 
 def _draw_bins(axes: Axes, own: Pairs, look: Look) -> None:
@@ -128,7 +127,7 @@ def _draw_bins(axes: Axes, own: Pairs, look: Look) -> None:
     told, found = (
         np.array([1e3 * np.sqrt(np.mean(values[part] ** 2)) for part in parts]) for values in (own.sigma, lengths)
     )
-    axes.plot(told, found, _MARKERS[look.marker], color=look.color, linestyle=_DASHES[look.dash], ms=3.6)
+    axes.plot(told, found, _MARKERS[look.marker], color=look.color, linestyle=GROUP_DASHES[look.dash], ms=3.6)
 
 
 def _draw_energies(axes: Axes, own: Pairs, look: Look) -> None:
@@ -179,7 +178,7 @@ def _legend(figure: Figure, looks: Mapping[str, Look], *, lines: bool) -> None:
                     [],
                     [],
                     color=look.color,
-                    linestyle=_DASHES[look.dash] if lines else "none",
+                    linestyle=GROUP_DASHES[look.dash] if lines else "none",
                     marker=_MARKERS[look.marker],
                     markersize=4,
                     label=name,

@@ -76,6 +76,9 @@ SELECTOR_MARKERS: Final[dict[str, str]] = {
 _OTHERS: Final = ("#1e4b2d", "#5ab4e1", "#a53c5a", "#96693c", "#5a1e4b", "#0f8f83", "#e06aa3", "#8a8f12")
 _DASHES: Final = ("-", (0, (5, 1.6)), (0, (2, 1.2)), (0, (6, 1.4, 1.2, 1.4)), (0, (1, 1)))
 
+GROUP_DASHES: Final[dict[str, Any]] = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}
+"""Dashes of `group_looks`, which are named as in plotly."""
+
 _RC: Final[dict[Any, Any]] = {
     "font.family": "sans-serif",
     "font.size": 9.0,

@@ -7,10 +7,8 @@ from collections.abc import Mapping, Sequence
 from matplotlib.figure import Figure
 
 from almlip_jax.evaluation.training_curves import TrainingCurves
-from almlip_jax.figures.style import legend_below, panel_grid, plain_log_ticks, style
+from almlip_jax.figures.style import GROUP_DASHES, legend_below, panel_grid, plain_log_ticks, style
 from almlip_jax.group_looks import group_looks
-
-_DASHES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}
 
 
 def training(trainings: Mapping[str, Sequence[TrainingCurves]]) -> Figure:
@@ -38,7 +36,7 @@ def training(trainings: Mapping[str, Sequence[TrainingCurves]]) -> Figure:
                     steps,
                     values,
                     color=looks[model].color,
-                    linestyle=_DASHES[looks[model].dash],
+                    linestyle=GROUP_DASHES[looks[model].dash],
                     linewidth=1.0,
                     marker="o" if len(steps) < 30 else "",
                     markersize=2.0,

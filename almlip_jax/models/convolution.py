@@ -15,7 +15,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import flax.linen as nn
 import jax
@@ -258,6 +258,10 @@ class ConvolutionalModel(LinearLast):
 
     settings: ConvolutionalSettings
     species: SpeciesTable
+    targets: ClassVar[tuple[str, ...]] = ()
+    small_members: ClassVar[bool] = False  # the weights of messages are arrays of edges, paths and channels
+    long_range: ClassVar[bool] = False
+    local: ClassVar[bool] = False  # atoms hear of their neighbours
 
     @property
     def cutoff(self) -> float:
@@ -268,26 +272,6 @@ class ConvolutionalModel(LinearLast):
     def num_species(self) -> int:
         """Length of the species table."""
         return len(self.species)
-
-    @property
-    def targets(self) -> tuple[str, ...]:
-        """None."""
-        return ()
-
-    @property
-    def small_members(self) -> bool:
-        """False: the weights of messages are arrays of edges, paths and channels."""
-        return False
-
-    @property
-    def long_range(self) -> bool:
-        """False."""
-        return False
-
-    @property
-    def local(self) -> bool:
-        """False: atoms hear of their neighbours."""
-        return False
 
     @property
     def sees_state(self) -> bool:

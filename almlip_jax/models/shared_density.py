@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import flax.linen as nn
 import jax
@@ -165,6 +165,8 @@ class SharedDensity(LinearLast):
 
     settings: SharedDensitySettings
     species: SpeciesTable
+    small_members: ClassVar[bool] = True  # with message passing, the arrays of edges are still few
+    long_range: ClassVar[bool] = False
 
     @property
     def cutoff(self) -> float:
@@ -180,16 +182,6 @@ class SharedDensity(LinearLast):
     def targets(self) -> tuple[str, ...]:
         """As its settings say."""
         return self.settings.further
-
-    @property
-    def small_members(self) -> bool:
-        """True: with message passing, the arrays of edges are still few."""
-        return True
-
-    @property
-    def long_range(self) -> bool:
-        """False."""
-        return False
 
     @property
     def local(self) -> bool:

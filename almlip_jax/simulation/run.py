@@ -330,24 +330,11 @@ class _Exploration(_Run):
 
     def write_more(self, exploration: Exploration) -> None:
         arrays: dict[str, ArrayLike] = {
-            "step": exploration.step,
-            "time_fs": exploration.time_fs,
+            **exploration.arrays,
             **self.traces.read(),
-            "walker_temperature": exploration.walker_temperature,
-            "status": np.array([status.name.lower() for status in exploration.status]),
-            "cause": np.array([cause.name.lower() for cause in exploration.cause]),
-            "stop_step": exploration.end_step,
-            "stop_atom": exploration.end_atom,
-            "stop_member": exploration.end_member,
-            "restarts": exploration.restarts,
-            "departed_step": exploration.departed_step,
-            "departed_atom": exploration.departed_atom,
-            "departure": exploration.departure,
             "gate_score": np.array(self.settings.gate.score),
             "gate_record": exploration.thresholds.record,
             "gate_stop": exploration.thresholds.stop,
-            "recorded_walker": np.array([frame.info["walker"] for frame in exploration.recorded], np.int64),
-            "recorded_step": np.array([frame.info["step"] for frame in exploration.recorded], np.int64),
         }
         write_npz(self.place.exploration, arrays)
 

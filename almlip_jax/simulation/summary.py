@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Group
 from rich.table import Table
 
 from almlip_jax.dynamics import Exploration, ExplorationSettings, Status
 from almlip_jax.dynamics.settings import WalkerGroup
+from almlip_jax.evaluation.tables import aligned, number
 from almlip_jax.files import read_json, understood
 from almlip_jax.simulation.averages import Averages
 from almlip_jax.unit_names import with_unit
@@ -72,12 +72,11 @@ def summarise(
         if averages:
             walker["averages"] = averages[w]
         walkers.append(walker)
-    done = np.where(exploration.end_step < 0, exploration.steps, exploration.end_step)
     summary: dict[str, Any] = {
         "command": command,
         "out": str(folder),
         "steps": exploration.steps,
-        "picoseconds": float(np.sum(done)) * exploration.timestep / 1000,
+        "picoseconds": exploration.picoseconds,
         "walkers": walkers,
     }
     if gated:
@@ -136,13 +135,12 @@ def render_summary(summary: Mapping[str, Any]) -> Group:
 
 def _averages(walkers: Sequence[Mapping[str, Any]]) -> Table:
     more = f" (first {_SHOWN} of {len(walkers)} walkers; all in summary.json)" if len(walkers) > _SHOWN else ""
-    table = Table(title=f"Averages over the whole run{more}")
-    for column in ("walker", "quantity", "mean", "fluctuation", "drift per ps", "unit"):
-        table.add_column(column, justify="left" if column in ("quantity", "unit") else "right")
+    columns = ("walker", "quantity", "mean", "fluctuation", "drift per ps", "unit")
+    table = aligned(f"Averages over the whole run{more}", columns, ("quantity", "unit"))
     for walker in walkers[:_SHOWN]:
         for name, found in walker.get("averages", {}).items():
             mean = "-" if found["mean"] is None else f"{found['mean']:.8g}"
-            row = (mean, _number(found["fluctuation"]), _number(found["drift"]), found["unit"])
+            row = (mean, number(found["fluctuation"]), number(found["drift"]), found["unit"])
             table.add_row(str(walker["walker"]), name, *row)
     return table
 
@@ -172,27 +170,20 @@ def _fates(summary: Mapping[str, Any]) -> Table:
     title = f"{summary['picoseconds']:.4g} ps in {summary['out']}"
     if gated:
         score = summary["score"]
-        bounds = ", ".join(f"{name} {with_unit(_number(summary[name]), score)}" for name in ("record", "stop"))
+        bounds = ", ".join(f"{name} {with_unit(number(summary[name]), score)}" for name in ("record", "stop"))
         title += f"; {summary['score']}: {bounds}; {100 * summary['share_below']:.3g} % below"
     departs = any("departure" in walker for walker in summary["walkers"])
     columns = ["walker", "T (K)", "status", "cause", "end step", "restarts"]
     columns += ["recorded"] * gated + ["first departure", "farthest (99 % quantiles)"] * departs
-    table = Table(title=title)
-    for column in columns:
-        table.add_column(column, justify="left" if column in ("status", "cause", "first departure") else "right")
+    table = aligned(title, columns, ("status", "cause", "first departure"))
     for walker in summary["walkers"]:
         row = [str(walker["walker"]), _bath(walker), walker["status"], walker["cause"] or "-"]
-        row += [_number(walker["end_step"]), str(walker["restarts"])]
+        row += [number(walker["end_step"]), str(walker["restarts"])]
         if gated:
             row.append(str(walker["recorded"]))
         if departs:
             left = walker["departed_step"] is not None
             row.append(f"atom {walker['departed_atom']}, step {walker['departed_step']}" if left else "-")
-            row.append(_number(walker["departure"]))
+            row.append(number(walker["departure"]))
         table.add_row(*row)
     return table
-
-
-def _number(value: float | None) -> str:
-    """None stands for nothing, or for what JSON cannot hold."""
-    return "-" if value is None else f"{value:.4g}"

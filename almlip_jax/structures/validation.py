@@ -14,7 +14,7 @@ from ase.data import chemical_symbols
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from almlip_jax.errors import InputError
-from almlip_jax.structures.neighbors import edge_vectors, neighborhood, periodic_cell, shortest_edge
+from almlip_jax.structures.neighbors import edge_vectors, neighborhood, shortest_edge
 from almlip_jax.targets import label_names, target_named
 
 _TENSORS = ("stress", "virial")
@@ -40,10 +40,6 @@ def check_structure(atoms: Atoms, where: str) -> None:
         atom = int(np.argmax(unknown))
         raise InputError(f"{where}: atom {atom} is of no known element (number {atoms.numbers[atom]}); correct it.")
     _check_finite(atoms.positions, "position", where)
-    try:
-        periodic_cell(atoms.cell.array, atoms.pbc)
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from error
     try:
         shortest = shortest_edge(atoms, _SEARCH)
     except InputError as error:

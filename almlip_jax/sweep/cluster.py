@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 from almlip_jax.cluster import ClusterSettings, Jobs, WorkerGone, outcome
@@ -73,9 +72,7 @@ class ClusterCrew:
     def __enter__(self) -> ClusterCrew:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._jobs.close()
 
     def work(self, groups: Sequence[Group], on_rounds: Callable[[int], None]) -> None:

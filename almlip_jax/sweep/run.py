@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import jax
-import numpy as np
+import pandas as pd
 from rich.table import Table
 
 from almlip_jax.campaign.consistency import check_columns
 from almlip_jax.cluster import ClusterSettings
+from almlip_jax.config import config_text
+from almlip_jax.evaluation.tables import aligned, number
 from almlip_jax.files import Cell, write_text
 from almlip_jax.kinds import check_user_code
 from almlip_jax.progress import Progress, SilentProgress
@@ -27,7 +28,6 @@ from almlip_jax.sweep.records import SweepDirectory, write_table
 from almlip_jax.sweep.settings import ProcessesSettings, SweepConfig
 from almlip_jax.targets import further_targets
 from almlip_jax.work_directory import write_versions
-from almlip_jax.yaml_text import yaml_text
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def run_sweep(
     ):
         groups = [*first_groups(config, wanted), *point_groups(config, wanted)]
         session = _Session(bench, groups, shown)
-        write_text(folder.config, yaml_text(config.model_dump(mode="json")))
+        write_text(folder.config, config_text(config))
         if said := write_versions(folder):
             shown.message(said)
         session.work()
@@ -178,22 +178,17 @@ def _result(bench: Bench) -> SweepResult:
 
 def _ends(rows: Sequence[Mapping[str, Cell]]) -> list[dict[str, Any]]:
     """Where the learning curves end: mean errors over the seeds at the most labels that any of them has."""
-    curves: dict[tuple[Cell, ...], dict[int, list[Mapping[str, Cell]]]] = {}
-    for row in rows:
-        if isinstance(row["labels"], int) and any(isinstance(row[name], float) for name in _errors()):
-            curves.setdefault(tuple(row[name] for name in _CURVE), {}).setdefault(row["labels"], []).append(row)
+    if not rows:
+        return []
+    table, errors = pd.DataFrame(rows), list(_errors())
+    known = table[table["labels"].notna() & table[errors].notna().any(axis=1)]
     ends = []
-    for key, curve in curves.items():
-        last = curve[max(curve)]
-        end = dict(zip(_CURVE, key, strict=True)) | {"seeds": len(last), "labels": max(curve)}
-        ends.append(end | {name: _mean(row[name] for row in last) for name in _errors()})
+    for key, curve in known.groupby(list(_CURVE), sort=False):
+        last = curve[curve["labels"] == curve["labels"].max()]
+        means = {name: float(found.mean()) if len(found := last[name].dropna()) else None for name in errors}
+        labels = int(curve["labels"].max())
+        ends.append(dict(zip(_CURVE, key, strict=True)) | {"seeds": len(last), "labels": labels} | means)
     return ends
-
-
-def _mean(cells: Iterable[Cell]) -> float | None:
-    """Of those that are numbers; None where there is none."""
-    known = [cell for cell in cells if isinstance(cell, float) and math.isfinite(cell)]
-    return float(np.mean(known)) if known else None
 
 
 def render_result(result: SweepResult) -> Table:
@@ -201,15 +196,12 @@ def render_result(result: SweepResult) -> Table:
     title = f"{result.complete} of {result.points} points complete"
     if result.cut:
         title += f", {result.cut} ended early (empty rows)"
-    table = Table(title=f"{title}; {result.out / 'results.csv'}")
     ends = _ends(result.rows)
     shown = [name for name in _errors() if name == "forces_rmse" or any(end[name] is not None for end in ends)]
     titles = ("system", "selector", "members", "batch", "test", "seeds", "labels", *(_errors()[name] for name in shown))
-    for column in titles:
-        table.add_column(column, justify="left" if column in ("system", "selector", "test") else "right")
+    table = aligned(f"{title}; {result.out / 'results.csv'}", titles, ("system", "selector", "test"))
     for end in ends:
-        errors = [end[name] for name in shown]
-        numbers = ["-" if error is None else f"{1e3 * error:.4g}" for error in errors]
+        numbers = [number(None if end[name] is None else 1e3 * end[name]) for name in shown]
         table.add_row(*(str(end[name]) for name in (*_CURVE, "seeds", "labels")), *numbers)
     return table
 

@@ -496,18 +496,9 @@ def again_key(key: jax.Array) -> jax.Array:
 def report_of(raw: dict[str, jax.Array], epoch: int, steps: int, seconds: float) -> EpochReport:
     """What the program returned for a segment, as a report."""
     values = jax.device_get(raw)
-    return EpochReport(
-        epoch=epoch,
-        step=int(values["step"]),
-        steps=steps,
-        train_loss=values["train_loss"],
-        validation_loss=values["validation_loss"],
-        validation_energy_rmse=values["validation_energy_rmse"],
-        validation_forces_rmse=values["validation_forces_rmse"],
-        stopped=values["stopped"],
-        seconds=seconds,
-        further=_further(values),
-    )
+    own = {name: values[name] for name in (*_OF_MODELS, "stopped")}
+    step, further = int(values["step"]), _further(values)
+    return EpochReport(epoch=epoch, step=step, steps=steps, seconds=seconds, further=further, **own)
 
 
 def _restored(report: dict[str, Any]) -> EpochReport:

@@ -8,10 +8,7 @@ each of its three components then has the standard deviation s_i / sqrt(3), whic
 from __future__ import annotations
 
 import numpy as np
-from scipy.special import erf, erfinv
-from scipy.stats import rankdata, spearmanr
-
-_SQRT2 = np.sqrt(2.0)
+from scipy.stats import mannwhitneyu, norm, spearmanr
 
 
 def nll_scale(errors: np.ndarray, sigma: np.ndarray) -> float:
@@ -30,9 +27,8 @@ def reliability(errors: np.ndarray, sigma: np.ndarray, points: int = 100) -> tup
     ``p_obs(p) = mean[|z| <= Phi^-1(1/2 + p/2)]`` with z = error / sigma.
     """
     expected = np.linspace(0, 1, points)
-    limits = np.concatenate([_SQRT2 * erfinv(expected[:-1]), [np.inf]])
     z = np.sort(np.abs(errors / sigma))
-    return expected, np.searchsorted(z, limits, side="right") / len(z)
+    return expected, np.searchsorted(z, norm.ppf(0.5 + 0.5 * expected), side="right") / len(z)
 
 
 def miscalibration_area(errors: np.ndarray, sigma: np.ndarray) -> float:
@@ -55,7 +51,7 @@ def ence(errors: np.ndarray, sigma: np.ndarray, bins: int = 15) -> float:
 
 def nll(errors: np.ndarray, sigma: np.ndarray) -> float:
     """Mean Gaussian negative log-likelihood, in nats."""
-    return float(np.mean(0.5 * np.log(2 * np.pi * sigma**2) + 0.5 * (errors / sigma) ** 2))
+    return float(-np.mean(norm.logpdf(errors, scale=sigma)))
 
 
 def crps(errors: np.ndarray, sigma: np.ndarray) -> float:
@@ -64,18 +60,16 @@ def crps(errors: np.ndarray, sigma: np.ndarray) -> float:
     ``sigma [z (2 Phi(z) - 1) + 2 phi(z) - 1/sqrt(pi)]``.  Source: Gneiting and Raftery, JASA 102, 359 (2007).
     """
     z = errors / sigma
-    density = np.exp(-0.5 * z**2) / np.sqrt(2 * np.pi)
-    return float(np.mean(sigma * (z * erf(z / _SQRT2) + 2 * density - 1 / np.sqrt(np.pi))))
+    return float(np.mean(sigma * (z * (2 * norm.cdf(z) - 1) + 2 * norm.pdf(z) - 1 / np.sqrt(np.pi))))
 
 
 def auroc(errors: np.ndarray, sigma: np.ndarray, bound: float) -> float:
     """Probability that an error beyond a bound has the larger sigma than one within; NaN where all are on one side."""
     large = np.abs(errors) > bound
-    positives, negatives = int(large.sum()), int((~large).sum())
-    if not positives or not negatives:
+    if large.all() or not large.any():
         return float("nan")
-    ranks = rankdata(sigma)
-    return float((ranks[large].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+    above, below = sigma[large], sigma[~large]
+    return float(mannwhitneyu(above, below).statistic / (len(above) * len(below)))
 
 
 def ause(errors: np.ndarray, sigma: np.ndarray) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal, Protocol, cast
+from typing import Annotated, Any, ClassVar, Literal, Protocol, cast
 
 import jax
 import jax.numpy as jnp
@@ -204,13 +204,13 @@ PositivePerWalker = Positive | Annotated[tuple[Positive, ...], Field(min_length=
 class BiasSettings(Spec):
     """Settings of any bias."""
 
+    needs_spread: ClassVar[bool] = False
+    """Whether it does nothing where members cannot disagree."""
+    leaves_hills: ClassVar[bool] = False
+    """Whether its state holds hills from which a free energy follows; see `Bias.hills`."""
+
     ramp: tuple[Bounded, Bounded] | None = None
     """Factors on the bias at the start and at the end of a run, linear in between; none leaves it at 1."""
-
-    @property
-    def needs_spread(self) -> bool:
-        """Whether it does nothing where members cannot disagree."""
-        return False
 
     @property
     def follows_progress(self) -> str | None:
@@ -221,11 +221,6 @@ class BiasSettings(Spec):
     def paces(self) -> Mapping[str, int]:
         """Keys that say after how many steps it does something for the first time."""
         return {}
-
-    @property
-    def leaves_hills(self) -> bool:
-        """Whether its state holds hills from which a free energy follows; see `Bias.hills`."""
-        return False
 
     @abstractmethod
     def plain(self) -> Bias:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import jax
 import jax.numpy as jnp
@@ -238,6 +238,7 @@ class MetadynamicsSettings(BiasSettings):
     """Well-tempered metadynamics on one to three collective variables."""
 
     kind: Literal["metadynamics"] = "metadynamics"
+    leaves_hills: ClassVar[bool] = True
     variables: tuple[VariableSettings, ...] = Field(min_length=1, max_length=3)
     """Variables along which hills are left."""
     widths: tuple[Positive, ...]
@@ -266,11 +267,6 @@ class MetadynamicsSettings(BiasSettings):
     def paces(self) -> Mapping[str, int]:
         """That of the hills."""
         return {"pace": self.pace}
-
-    @property
-    def leaves_hills(self) -> bool:
-        """It does."""
-        return True
 
     def plain(self) -> Bias:
         """See `Metadynamics`."""

@@ -8,7 +8,7 @@ step has computed anyway, give bias force and bias virial exactly and for almost
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -170,17 +170,13 @@ class UncertaintySettings(BiasSettings):
     """Towards structures on which the committee disagrees: ``E_b = -tau sigma_E``."""
 
     kind: Literal["uncertainty"] = "uncertainty"
+    needs_spread: ClassVar[bool] = True
     tau: float | None = Field(default=None, ge=0, le=1e6)
     """Fixed factor; without, it follows the forces."""
     relative: float = Field(default=0.2, ge=0, le=100.0)
     """Mean bias force over mean force that an automatic tau aims at."""
     window: float = Field(default=100.0, ge=1, le=1e9)
     """Steps over which the running means of an automatic tau extend."""
-
-    @property
-    def needs_spread(self) -> bool:
-        """It does."""
-        return True
 
     def plain(self) -> Bias:
         """See `UncertaintyBias`."""
@@ -191,15 +187,11 @@ class BoundedUncertaintySettings(BiasSettings):
     """The same without running away: ``E_b = H (exp(-sigma_E^2 / (N w^2)) - 1)``, N atoms."""
 
     kind: Literal["bounded_uncertainty"] = "bounded_uncertainty"
+    needs_spread: ClassVar[bool] = True
     height: float = Field(gt=0, le=1000.0, json_schema_extra=unit("eV"))
     """Height H, eV: the bias energy lies between -H and 0."""
     width: float = Field(gt=0, le=1000.0, json_schema_extra=unit("eV"))
     """Width w, eV: the spread of one atom at which the bias sets in."""
-
-    @property
-    def needs_spread(self) -> bool:
-        """It does."""
-        return True
 
     def plain(self) -> Bias:
         """See `BoundedUncertaintyBias`."""

@@ -53,13 +53,9 @@ class Distance:
 
     first: Atoms
     second: Atoms
+    period: ClassVar[None] = None
     name: ClassVar[str] = "distance"
     unit: ClassVar[str] = "Angstrom"
-
-    @property
-    def period(self) -> None:
-        """It does not repeat."""
-        return None
 
     @property
     def last_atom(self) -> int:
@@ -77,13 +73,9 @@ class DistanceDifference:
 
     first: tuple[Atoms, Atoms]
     second: tuple[Atoms, Atoms]
+    period: ClassVar[None] = None
     name: ClassVar[str] = "distance_difference"
     unit: ClassVar[str] = "Angstrom"
-
-    @property
-    def period(self) -> None:
-        """It does not repeat."""
-        return None
 
     @property
     def last_atom(self) -> int:
@@ -101,13 +93,9 @@ class Angle:
     """Angle at the second of three points, radians from 0 to pi; where they lie on a line its gradient counts as 0."""
 
     points: tuple[Atoms, Atoms, Atoms]
+    period: ClassVar[None] = None
     name: ClassVar[str] = "angle"
     unit: ClassVar[str] = "rad"
-
-    @property
-    def period(self) -> None:
-        """It does not repeat."""
-        return None
 
     @property
     def last_atom(self) -> int:
@@ -130,13 +118,9 @@ class Dihedral:
     """
 
     points: tuple[Atoms, Atoms, Atoms, Atoms]
+    period: ClassVar[float] = 2 * math.pi
     name: ClassVar[str] = "dihedral"
     unit: ClassVar[str] = "rad"
-
-    @property
-    def period(self) -> float:
-        """A full turn."""
-        return 2 * math.pi
 
     @property
     def last_atom(self) -> int:
@@ -168,13 +152,9 @@ class Coordination:
     r0: float
     n: int = 6
     m: int = 12
+    period: ClassVar[None] = None
     name: ClassVar[str] = "coordination"
     unit: ClassVar[str] = ""
-
-    @property
-    def period(self) -> None:
-        """It does not repeat."""
-        return None
 
     @property
     def last_atom(self) -> int:

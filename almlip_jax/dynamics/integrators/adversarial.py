@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -76,15 +76,11 @@ class AdversarialSettings(IntegratorSettings):
     """Ascent on the energy variance at bounded energy (Schwalbe-Koda, Tan and Gomez-Bombarelli, 2021)."""
 
     kind: Literal["adversarial"] = "adversarial"
+    needs_spread: ClassVar[bool] = True
     rate: float = Field(default=0.005, gt=0, le=1.0, json_schema_extra=unit("Angstrom"))
     """Step of Adam, Angstrom; the walkers' temperature says what energies are bearable."""
     displacement: float = Field(default=0.02, ge=0, le=1.0, json_schema_extra=unit("Angstrom"))
     """Standard deviation of the first displacement of each coordinate, Angstrom."""
-
-    @property
-    def needs_spread(self) -> bool:
-        """It does."""
-        return True
 
     @property
     def first_displacement(self) -> float:

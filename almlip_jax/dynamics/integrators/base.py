@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -104,6 +104,9 @@ def normals(keys: jax.Array, like: jax.Array) -> jax.Array:
 class IntegratorSettings(Spec):
     """Settings of anything that moves walkers."""
 
+    needs_spread: ClassVar[bool] = False
+    """Whether it goes nowhere where members cannot disagree."""
+
     @property
     def thermal(self) -> bool:
         """Whether walkers have momenta whose temperature means something."""
@@ -118,11 +121,6 @@ class IntegratorSettings(Spec):
     def periods(self) -> Mapping[str, float]:
         """Keys of times, fs, into each of which at least two steps have to fit."""
         return {}
-
-    @property
-    def needs_spread(self) -> bool:
-        """Whether it goes nowhere where members cannot disagree."""
-        return False
 
     @property
     def first_displacement(self) -> float:
