@@ -80,7 +80,18 @@ class Settings(BaseModel):
 
 def from_here(settings: AnySettings) -> AnySettings:
     """The same settings, which hold wherever they are read: relative paths are those from the working directory."""
-    return type(settings).model_validate(settings.model_dump(mode="json"), context={"folder": Path.cwd()})
+    if settings.keeps_relative_paths:
+        return settings
+    changed = {name: found for name, value in settings if (found := _made_absolute(value)) != value}
+    return settings.model_copy(update=changed) if changed else settings
+
+
+def _made_absolute(value: Any) -> Any:
+    if isinstance(value, Settings):
+        return from_here(value)
+    if isinstance(value, tuple):
+        return tuple(_made_absolute(one) for one in value)
+    return _located(value, Path, Path.cwd()) if isinstance(value, Path) else value
 
 
 def _hashable(value: Any) -> Any:
