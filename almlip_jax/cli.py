@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from almlip_jax.campaign.config import ExperimentConfig, TrainConfig
     from almlip_jax.campaign.loop import Outcome
+    from almlip_jax.distillation import Distilled
     from almlip_jax.potential import Potential
     from almlip_jax.progress import Progress
     from almlip_jax.simulation.settings import SimulationConfig
@@ -91,6 +92,11 @@ DbFile = Annotated[
 ]
 TypesOption = Annotated[
     str | None, typer.Option("--types", help="Element of each type of .cfg files, from type 0 on, as Si,O.")
+]
+
+CommandOption = Annotated[
+    Literal["campaign", "explore", "md", "sweep", "distil"],
+    typer.Option("--of", help="The command that the config is for."),
 ]
 
 
@@ -741,6 +747,61 @@ def sweep(
     _write_json(json_file, result.summary())
 
 
+# -------------------------------------------------------------------------------------------------------- distillation
+
+
+@app.command()
+def distil(
+    config: ConfigFile,
+    out: Annotated[Path, typer.Option("--out", callback=folder_to_write, help="Folder of student and results.")],
+    overrides: SetOption = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Train a student on what a teacher says, and compare both; the same command goes on after an interruption."""
+    from almlip_jax.compilation import prepare_jax
+    from almlip_jax.config import load_settings
+    from almlip_jax.distillation import DistilConfig, run_distillation
+    from almlip_jax.oracles import PendingLabels
+    from almlip_jax.progress import open_progress
+
+    settings = load_settings(DistilConfig, config, overrides or [])
+    prepare_jax(settings.precision)
+    try:
+        with open_progress() as progress:
+            result = run_distillation(settings, out, progress=progress)
+    except PendingLabels as pending:
+        _complain(str(pending))
+        raise typer.Exit(3) from None
+    except KeyboardInterrupt as stop:
+        _complain("interrupted; nothing is lost, the same command goes on.")
+        raise typer.Exit(exit_status(stop)) from None
+    _show_distilled(result)
+    _write_json(json_file, result.summary())
+    if not result.finished:
+        raise typer.Exit(3)
+
+
+def _show_distilled(result: Distilled) -> None:
+    from almlip_jax.evaluation.tables import rows_of_errors
+
+    rows = {"folder": str(result.out), "calls of the teacher": str(result.calls)}
+    if not result.finished:
+        _print_pairs("Distillation", rows | {"waits": result.reason})
+        return
+    named = {
+        f"{group}: {which.replace('_', ' ')}": values
+        for group, several in result.errors.items()
+        for which, values in several.items()
+    }
+    _show(rows_of_errors(named, "Student and teacher", "group: compared"))
+    if result.times is not None:
+        took = result.times
+        rows["teacher"] = f"{_number(took.teacher)} s a structure, threads {took.teacher_cores}"
+        rows["student"] = f"{_number(took.student)} s a structure, cores {took.student_cores}"
+        rows["student is faster"] = f"{_number(took.times_faster)} times, each on one core"
+    _print_pairs("Distillation", {"potential": str(result.out / "potential"), **rows})
+
+
 # --------------------------------------------------------------------------------------------------------------- config
 
 
@@ -772,9 +833,7 @@ def init(
 
 @app.command()
 def schema(
-    of: Annotated[
-        Literal["campaign", "explore", "md", "sweep"], typer.Option("--of", help="The command that the config is for.")
-    ] = "campaign",
+    of: CommandOption = "campaign",
     json_file: JsonFile = None,
 ) -> None:
     """Print the JSON schema of configs, for editors."""
@@ -789,9 +848,7 @@ def schema(
 @app.command()
 def explain(
     path: Annotated[str, typer.Argument(help="Dotted keys, as exploration.gate or selection.selector.bait.")] = "",
-    of: Annotated[
-        Literal["campaign", "explore", "md", "sweep"], typer.Option("--of", help="The command that the config is for.")
-    ] = "campaign",
+    of: CommandOption = "campaign",
 ) -> None:
     """Explain the keys of a config section: what they may hold, their defaults, units and meaning."""
     from almlip_jax.config_keys import explain as explained

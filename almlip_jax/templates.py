@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from almlip_jax.campaign.config import ExperimentConfig
+from almlip_jax.distillation import DistilConfig
 from almlip_jax.errors import InputError
 from almlip_jax.settings import Settings
 from almlip_jax.simulation.settings import ExploreConfig, MdConfig
@@ -20,6 +21,7 @@ KINDS: dict[str, type[Settings]] = {
     "explore": ExploreConfig,
     "md": MdConfig,
     "sweep": SweepConfig,
+    "distil": DistilConfig,
 }
 """Models of configs by the command that reads them (``campaign``: all the others)."""
 
@@ -170,6 +172,26 @@ TEMPLATES: dict[str, Template] = {
             "out": "runs/sweep",
         },
         "sweep",
+    ),
+    "distil": Template(
+        "a student that learns what a foundation model says: `almlip distil`",
+        {
+            "name": "student",
+            "system": {"structures": "start.xyz"},
+            "teacher": {"kind": "nequix", "model": "nequix-omat-1.nqx"},
+            "initial": {
+                "rattle": {"count": 100, "stdev": 0.1},
+                "md": [{"temperature": 900, "steps": 200, "every": 10, "timestep": 2.0}],
+            },
+            "held_out": 0.1,
+            "rounds": 2,
+            "exploration": _EXPLORATION,
+            "selection": {"batch": 20, "selector": {"kind": "bait"}},
+            "test": [{"path": "dft.extxyz", "group": "dft"}],
+            "model": {"kind": "shared_density", "cutoff": 5.0},
+            "training": {"max_steps": 10000},
+        },
+        "distil",
     ),
 }
 """Templates by name."""

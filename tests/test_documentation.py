@@ -37,7 +37,7 @@ from almlip_jax.yaml_text import parse_yaml, yaml_text
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-BASES = {"campaign": TEMPLATES["molecule"], **{name: TEMPLATES[name] for name in ("explore", "md", "sweep")}}
+BASES = {"campaign": TEMPLATES["molecule"], **{name: TEMPLATES[name] for name in ("explore", "md", "sweep", "distil")}}
 CONFIGURED = ("run", "resume", "train", "label", "select", "generate")
 READS = dict.fromkeys(CONFIGURED, "campaign")
 SECTIONS = {"biases": "exploration"}

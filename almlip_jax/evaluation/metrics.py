@@ -73,6 +73,15 @@ def error_metrics(reference: Sequence[Atoms], predicted: Predictions, *, group_k
     Raises:
         InputError: there are no structures, or none has a label.
     """
+    rows = _rows(reference, predicted)
+    groups: dict[str, list[_Row]] = {}
+    for row, atoms in zip(rows, reference, strict=True):
+        if group_key in atoms.info:
+            groups.setdefault(str(atoms.info[group_key]), []).append(row)
+    return _metrics(rows) | {"by_group": {name: _metrics(members) for name, members in groups.items()}}
+
+
+def _rows(reference: Sequence[Atoms], predicted: Predictions) -> list[_Row]:
     if not reference:
         raise InputError("there is no structure to compare with.")
     rows = [_Row(atoms, predicted, n) for n, atoms in enumerate(reference)]
@@ -80,11 +89,35 @@ def error_metrics(reference: Sequence[Atoms], predicted: Predictions, *, group_k
         raise InputError(
             "no structure has an energy, forces or, where it is periodic in three directions, a stress to compare with."
         )
-    groups: dict[str, list[_Row]] = {}
-    for row, atoms in zip(rows, reference, strict=True):
-        if group_key in atoms.info:
-            groups.setdefault(str(atoms.info[group_key]), []).append(row)
-    return _metrics(rows) | {"by_group": {name: _metrics(members) for name, members in groups.items()}}
+    return rows
+
+
+def plain_errors(reference: Sequence[Atoms], predicted: Predictions) -> dict[str, float]:
+    """The errors of `error_metrics` of all structures together, without calibration; arguments and errors as there."""
+    return _errors(_rows(reference, predicted))
+
+
+class Labels:
+    """Labels of one method as predictions, to be held against those of another; they say no uncertainty.
+
+    A stress that a structure lacks is NaN; what else not all of them have is left out.
+
+    Args:
+        frames: structures with energies and forces.
+    """
+
+    def __init__(self, frames: Sequence[Atoms]) -> None:
+        labels = [labels_of(frame) for frame in frames]
+        self.energy = np.array([known["energy"] for known in labels], np.float64)
+        self.forces = [np.asarray(known["forces"], np.float64) for known in labels]
+        self.stress = np.array([known.get("stress", np.full(6, np.nan)) for known in labels])
+        self.further: dict[str, np.ndarray | list[np.ndarray]] = {
+            target.name: [known[target.label] for known in labels]
+            for target in further_targets()
+            if all(target.label in known for known in labels)
+        }
+        self.scores: dict[str, np.ndarray] = {"energy_total": np.zeros(len(frames))}
+        self.atom_scores = {"force_total": [np.zeros(len(frame)) for frame in frames]}
 
 
 class _Row:
@@ -128,15 +161,34 @@ def labels_of(atoms: Atoms) -> dict[str, Any]:
 
 
 def _metrics(rows: Sequence[_Row]) -> dict[str, Any]:
+    with_forces = [row for row in rows if row.force_errors is not None]
+    forces = _joined([row.force_errors for row in with_forces if row.force_errors is not None], (0, 3))
+    numbers = _joined([row.numbers for row in with_forces], (0,))
+    force_sigma = _joined([row.force_sigma for row in with_forces], (0,))
+    with_energy = [row for row in rows if row.energy_error is not None]
+    energy = np.array([row.energy_error for row in with_energy], np.float64)
+    energy_sigma = np.array([row.energy_sigma for row in with_energy])
+    return {
+        **_errors(rows),
+        "num_atoms": len(forces),
+        "force_total_mean": float(np.mean(force_sigma)) if len(force_sigma) else float("nan"),
+        "by_species": {
+            chemical_symbols[z]: _of_species(forces[numbers == z], force_sigma[numbers == z])
+            for z in sorted({int(z) for z in numbers})
+        },
+        "calibration": {
+            "forces": force_calibration(forces, force_sigma),
+            "energy": calibration_metrics(energy, energy_sigma),
+        },
+    }
+
+
+def _errors(rows: Sequence[_Row]) -> dict[str, float]:
     with_energy = [row for row in rows if row.energy_error is not None]
     energy = np.array([row.energy_error for row in with_energy], np.float64)
     per_atom = energy / np.array([len(row.numbers) for row in with_energy])
-    with_forces = [row for row in rows if row.force_errors is not None]
-    forces = _joined([row.force_errors for row in with_forces if row.force_errors is not None], (0, 3))
+    forces = _joined([row.force_errors for row in rows if row.force_errors is not None], (0, 3))
     stress = _joined([np.atleast_2d(row.stress_errors) for row in rows if row.stress_errors is not None], (0, 6))
-    numbers = _joined([row.numbers for row in with_forces], (0,))
-    force_sigma = _joined([row.force_sigma for row in with_forces], (0,))
-    energy_sigma = np.array([row.energy_sigma for row in with_energy])
     return {
         "num_structures": len(rows),
         "energy_mae": _mae(per_atom),
@@ -149,16 +201,6 @@ def _metrics(rows: Sequence[_Row]) -> dict[str, Any]:
         "stress_mae": _mae(stress),
         "stress_rmse": _rmse(stress),
         **_further_errors(rows),
-        "num_atoms": len(forces),
-        "force_total_mean": float(np.mean(force_sigma)) if len(force_sigma) else float("nan"),
-        "by_species": {
-            chemical_symbols[z]: _of_species(forces[numbers == z], force_sigma[numbers == z])
-            for z in sorted({int(z) for z in numbers})
-        },
-        "calibration": {
-            "forces": force_calibration(forces, force_sigma),
-            "energy": calibration_metrics(energy, energy_sigma),
-        },
     }
 
 

@@ -18,7 +18,17 @@ def error_table(metrics: Mapping[str, Any], title: str) -> Table:
         metrics: of `error_metrics`.
         title: above the table.
     """
-    rows = {"all": metrics, **metrics["by_group"]}
+    return rows_of_errors({"all": metrics, **metrics["by_group"]}, title, "group")
+
+
+def rows_of_errors(rows: Mapping[str, Mapping[str, Any]], title: str, first: str) -> Table:
+    """Errors by name, a row each.
+
+    Args:
+        rows: of `error_metrics` or `plain_errors`.
+        title: above the table.
+        first: heads the column of the names.
+    """
     with_stress = any(math.isfinite(values["stress_rmse"]) for values in rows.values())
     columns = ["E RMSE\nmeV/atom", "no offset\nmeV/atom", "F MAE\nmeV/A", "F RMSE\nmeV/A"]
     columns += ["S MAE\nmeV/A^3", "S RMSE\nmeV/A^3"] * with_stress
@@ -28,9 +38,9 @@ def error_table(metrics: Mapping[str, Any], title: str) -> Table:
         if any(math.isfinite(values.get(f"{target.label}_rmse", math.nan)) for values in rows.values()):
             columns += [f"{target.label} {kind}\n{target.shown}" for kind in ("MAE", "RMSE")]
             names += [f"{target.label}_{kind}" for kind in ("mae", "rmse")]
-    table = aligned(title, ["group", "n", *columns], ["group"])
+    table = aligned(title, [first, "n", *columns], [first])
     for name, values in rows.items():
-        table.add_row(name, str(values["num_structures"]), *(number(1e3 * values[one]) for one in names))
+        table.add_row(name, str(values["num_structures"]), *(number(1e3 * values.get(one, math.nan)) for one in names))
     return table
 
 

@@ -1,0 +1,93 @@
+"""The folder of a distillation.
+
+Layout::
+
+    out/
+      config.yaml         resolved config
+      versions.json       package versions, git commit, devices
+      run.log             what progress reported, with times, and errors
+      labels.db           what the teacher said about structures made here and about those of the tests
+      train.extxyz        structures that the student begins with, with the teacher's labels
+      held_out.extxyz     those that it is not trained on
+      taught.json         what they were made with
+      campaign/           the trainings and rounds of the student: a run directory, as `almlip run` makes it
+      taught_tests.extxyz structures of the tests, with the teacher's labels
+      potential/          the student
+      training.csv        its last training
+      errors.json         errors of student and teacher, times and calls
+      errors.csv          the errors as a table
+      lock                the process that works here, while it does
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from almlip_jax.campaign.rundir import RunDirectory
+from almlip_jax.errors import InputError
+from almlip_jax.work_directory import WorkDirectory
+
+
+class DistilDirectory(WorkDirectory):
+    """The files of a distillation; see the module's docstring."""
+
+    @property
+    def labels(self) -> Path:
+        """What the teacher said, the rounds of the student aside (ASE SQLite database)."""
+        return self.path / "labels.db"
+
+    @property
+    def train(self) -> Path:
+        """Structures to begin with (extxyz)."""
+        return self.path / "train.extxyz"
+
+    @property
+    def held_out(self) -> Path:
+        """Structures that are not trained on (extxyz)."""
+        return self.path / "held_out.extxyz"
+
+    @property
+    def taught(self) -> Path:
+        """What both were made with (JSON); there when they are."""
+        return self.path / "taught.json"
+
+    @property
+    def taught_tests(self) -> Path:
+        """Structures of the tests with the teacher's labels (extxyz)."""
+        return self.path / "taught_tests.extxyz"
+
+    @property
+    def campaign(self) -> RunDirectory:
+        """Trainings and rounds."""
+        return RunDirectory(self.path / "campaign")
+
+    @property
+    def potential(self) -> Path:
+        """The student."""
+        return self.path / "potential"
+
+    @property
+    def training(self) -> Path:
+        """Its last training (CSV)."""
+        return self.path / "training.csv"
+
+    @property
+    def errors(self) -> Path:
+        """Errors, times and calls (JSON)."""
+        return self.path / "errors.json"
+
+    @property
+    def table(self) -> Path:
+        """Errors (CSV)."""
+        return self.path / "errors.csv"
+
+    def refuse_others(self) -> None:
+        """Refuses a folder with files that are not those of a distillation.
+
+        Raises:
+            InputError: as said.
+        """
+        if not self.is_empty() and not self.labels.exists():
+            raise InputError(
+                f"{self.path} holds something other than a distillation; choose another folder with --out."
+            )
