@@ -22,6 +22,8 @@ from almlip_jax.campaign.settings import (
     TestFileSettings,
     TestSettings,
 )
+from almlip_jax.campaign.sparse import SparseSettings
+from almlip_jax.generation import GeneratorSettings
 from almlip_jax.oracles import ExecutorSettings, LocalSettings, SourceSettings
 from almlip_jax.selection import RandomSettings
 from almlip_jax.settings import Settings
@@ -38,13 +40,17 @@ class TaughtSettings(Settings):
     """Files of structures that are labelled as they are; labels in them are not looked at."""
     rattle: RattleSettings | None = None
     """Displaced start geometries."""
+    generated: tuple[GeneratorSettings, ...] = ()
+    """Structures made from the start geometries without dynamics."""
+    from_generated: SparseSettings | None = None
+    """Of all generated structures, those that are labelled; all of them where not given."""
     md: tuple[LabelMdSettings, ...] = ()
     """Trajectories with the teacher; each of their steps is a call."""
 
     @model_validator(mode="after")
     def _not_empty(self) -> Self:
-        if not self.files and self.rattle is None and not self.md:
-            raise ValueError("there is nothing to learn from; give at least one of structures, rattle, md.")
+        if not self.files and self.made is None:
+            raise ValueError("there is nothing to learn from; give at least one of structures, rattle, generated, md.")
         return self
 
     @property
@@ -55,7 +61,11 @@ class TaughtSettings(Settings):
     @property
     def made(self) -> InitialSettings | None:
         """What is made of the start geometries, if anything."""
-        return InitialSettings(rattle=self.rattle, md=self.md) if self.rattle is not None or self.md else None
+        if self.rattle is None and not (self.generated or self.from_generated or self.md):
+            return None
+        return InitialSettings(
+            **{name: getattr(self, name) for name in type(self).model_fields if name != "structures"}
+        )
 
 
 class DistilConfig(PotentialConfig):

@@ -8,6 +8,7 @@ from typing import Any
 from ase import Atoms
 
 from almlip_jax.campaign.checks import check_campaign
+from almlip_jax.campaign.inputs import Inputs
 from almlip_jax.campaign.preparation import (
     Source,
     bare_frames,
@@ -87,7 +88,9 @@ def teach(
         about = {"campaign": config.name}
         source = Source(starts, config.system, labeller, config.seed, about, progress.message, advance)
         frames = source.label(given, "structures", "initial")
-        frames += [] if made is None else initial_set(made, source, [])
+        frames += (
+            [] if made is None else initial_set(made, source, [], Inputs(config.before_teaching()).generated_to_label)
+        )
     if not frames:
         raise LabelError("the teacher could not label a single structure. Correct the cause and run the command again.")
     frames = without_repeats(frames, geometry_key, "the structures of the teacher", progress.message)

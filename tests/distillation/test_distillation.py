@@ -185,7 +185,10 @@ def test_a_student_goes_on_where_its_members_disagree(tmp_path: Path, monkeypatc
     """From structures of a file, through the program, killed after the teacher's first labels and taken up again."""
     given = {
         "system": {},
-        "initial": {"structures": str(tmp_path / "cells.extxyz")},
+        "initial": {
+            "structures": str(tmp_path / "cells.extxyz"),
+            "generated": [{"kind": "rattled", "count": 4, "stdev": 0.05}],
+        },
         "ensemble": {"size": 2},
         "exploration": WALKING,
         "selection": {"batch": 3},
@@ -205,9 +208,9 @@ def test_a_student_goes_on_where_its_members_disagree(tmp_path: Path, monkeypatc
     done = CliRunner().invoke(cli.app, command)
     assert done.exit_code == 0, done.output
     said = json.loads((tmp_path / "said.json").read_text())
-    assert said["calls"] == 8 + 3 + 8  # structures, a batch, tests: none of them twice
+    assert said["calls"] == 8 + 4 + 3 + 8  # structures, generated ones, a batch, tests: none of them twice
     grown = read_structures(out / "campaign" / "rounds" / "001" / "dataset.extxyz")
-    assert len(grown) == 6 + 3
+    assert len(grown) == 9 + 3
     label = TBLiteSettings().build()
     np.testing.assert_allclose(grown[-1].get_forces(), label(grown[-1]).forces, atol=1e-5)
     more = CliRunner().invoke(cli.app, [*command, "--set", "rounds=2"])

@@ -11,6 +11,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 
 from almlip_jax.errors import InputError
 from almlip_jax.evaluation import error_metrics
+from almlip_jax.evaluation.metrics import Labels, plain_errors
 
 
 def labelled(symbols: str, group: str, seed: int, **results) -> Atoms:
@@ -131,3 +132,28 @@ def test_nothing_to_compare_with():
         error_metrics([Atoms("H")], nothing)
     with pytest.raises(InputError, match="no structure to compare"):
         error_metrics([], nothing)
+
+
+def test_labels_of_one_method_are_held_against_those_of_another():
+    rng = np.random.default_rng(3)
+
+    def labelled(stress):
+        frames = [Atoms("Si2", rng.normal(size=(2, 3)), cell=[4, 4, 4], pbc=True) for _ in range(3)]
+        for frame in frames:
+            results = {"energy": rng.normal(), "forces": rng.normal(size=(2, 3))}
+            frame.calc = SinglePointCalculator(frame, **results, **({"stress": rng.normal(size=6)} if stress else {}))
+        return frames
+
+    target, teacher, bare = labelled(True), labelled(True), labelled(False)
+    errors = plain_errors(target, Labels(teacher))
+    difference = [b.get_forces() - a.get_forces() for a, b in zip(target, teacher, strict=True)]
+    assert errors["forces_mae"] == pytest.approx(np.mean(np.abs(difference)))
+    energies = np.array(
+        [b.get_potential_energy() - a.get_potential_energy() for a, b in zip(target, teacher, strict=True)]
+    )
+    assert errors["energy_rmse"] == pytest.approx(np.sqrt(np.mean(energies**2)) / 2)
+    assert errors["energy_offset_free_rmse"] == pytest.approx(np.std(energies) / 2)
+    stresses = [b.get_stress() - a.get_stress() for a, b in zip(target, teacher, strict=True)]
+    assert errors["stress_rmse"] == pytest.approx(np.sqrt(np.mean(np.square(stresses))))
+    assert np.isnan(plain_errors(target, Labels(bare))["stress_rmse"])
+    assert plain_errors(target, Labels(target))["forces_rmse"] == 0
