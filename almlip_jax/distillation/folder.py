@@ -21,65 +21,38 @@ Layout::
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from almlip_jax.campaign.rundir import RunDirectory
 from almlip_jax.errors import InputError
-from almlip_jax.work_directory import WorkDirectory
+from almlip_jax.work_directory import Inside, WorkDirectory
 
 
 class DistilDirectory(WorkDirectory):
     """The files of a distillation; see the module's docstring."""
 
-    @property
-    def labels(self) -> Path:
-        """What the teacher said, the rounds of the student aside (ASE SQLite database)."""
-        return self.path / "labels.db"
-
-    @property
-    def train(self) -> Path:
-        """Structures to begin with (extxyz)."""
-        return self.path / "train.extxyz"
-
-    @property
-    def held_out(self) -> Path:
-        """Structures that are not trained on (extxyz)."""
-        return self.path / "held_out.extxyz"
-
-    @property
-    def taught(self) -> Path:
-        """What both were made with (JSON); there when they are."""
-        return self.path / "taught.json"
-
-    @property
-    def taught_tests(self) -> Path:
-        """Structures of the tests with the teacher's labels (extxyz)."""
-        return self.path / "taught_tests.extxyz"
+    labels = Inside("labels.db")
+    """What the teacher said, the rounds of the student aside (ASE SQLite database)."""
+    train = Inside("train.extxyz")
+    """Structures to begin with (extxyz)."""
+    held_out = Inside("held_out.extxyz")
+    """Structures that are not trained on (extxyz)."""
+    taught = Inside("taught.json")
+    """What both were made with (JSON); there when they are."""
+    taught_tests = Inside("taught_tests.extxyz")
+    """Structures of the tests with the teacher's labels (extxyz)."""
 
     @property
     def campaign(self) -> RunDirectory:
         """Trainings and rounds."""
         return RunDirectory(self.path / "campaign")
 
-    @property
-    def potential(self) -> Path:
-        """The student."""
-        return self.path / "potential"
-
-    @property
-    def training(self) -> Path:
-        """Its last training (CSV)."""
-        return self.path / "training.csv"
-
-    @property
-    def errors(self) -> Path:
-        """Errors, times and calls (JSON)."""
-        return self.path / "errors.json"
-
-    @property
-    def table(self) -> Path:
-        """Errors (CSV)."""
-        return self.path / "errors.csv"
+    potential = Inside("potential")
+    """The student."""
+    training = Inside("training.csv")
+    """Its last training (CSV)."""
+    errors = Inside("errors.json")
+    """Errors, times and calls (JSON)."""
+    table = Inside("errors.csv")
+    """Errors (CSV)."""
 
     def refuse_others(self) -> None:
         """Refuses a folder with files that are not those of a distillation.

@@ -25,6 +25,7 @@ from almlip_jax.oracles import LabelStore
 from almlip_jax.potential import Potential
 from almlip_jax.progress import Progress, SilentProgress
 from almlip_jax.run_log import logged
+from almlip_jax.settings import from_here
 from almlip_jax.structures.io import read_structures, write_structures
 from almlip_jax.structures.labels import LabelKeys
 from almlip_jax.work_directory import write_versions
@@ -79,7 +80,7 @@ def run_distillation(config: DistilConfig, out: Path, *, progress: Progress | No
         LabelError: the teacher labelled nothing.
         PendingLabels: the teacher is an external label source that has not delivered.
     """
-    place = DistilDirectory(out)
+    config, place = from_here(config), DistilDirectory(out)
     place.refuse_others()
     check_user_code(config)
     with (
