@@ -103,7 +103,8 @@ def config_page() -> str:
         "# Config keys",
         "Made from the models that validate configs.  `almlip explain SECTION` prints a part of it in a terminal, "
         "`almlip schema` all of it as a JSON schema for editors.  A section stands at the first place where it may "
-        "occur: those of campaigns first, then what `almlip explore`, `almlip md` and `almlip sweep` add.",
+        "occur: those of campaigns first, then what `almlip explore`, `almlip md`, `almlip sweep` and `almlip distil` "
+        "add.",
     ]
     for model, section in every.items():
         text += [f"## {titles[model]} {{#{_anchor(model)}}}", section.meaning]

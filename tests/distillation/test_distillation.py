@@ -22,7 +22,7 @@ from almlip_jax.distillation.teaching import parted
 from almlip_jax.errors import InputError
 from almlip_jax.evaluation import error_metrics
 from almlip_jax.files import read_csv
-from almlip_jax.oracles import TBLiteSettings, rattle
+from almlip_jax.oracles import PendingLabels, TBLiteSettings, rattle
 from almlip_jax.oracles.base import obtain_label
 from almlip_jax.potential import Potential
 from almlip_jax.structures.io import read_structures, write_structures
@@ -116,6 +116,15 @@ def test_what_the_teacher_cannot_label_is_refused_before_it_labels(tmp_path: Pat
     with pytest.raises(InputError, match=r"slab\.extxyz, frame 0 cannot be labelled: tblite labels"):
         run_distillation(given, tmp_path / "out")
     assert not (tmp_path / "out" / "labels.db").exists()
+
+
+def test_a_teacher_that_answers_elsewhere_is_waited_for(tmp_path: Path) -> None:
+    teacher = {"kind": "external", "folder": str(tmp_path / "elsewhere"), "method": "dft"}
+    given = config(tmp_path, teacher=teacher, initial={"structures": str(tmp_path / "cells.extxyz")})
+    for _ in range(2):
+        with pytest.raises(PendingLabels, match="8 structure"):
+            run_distillation(given, tmp_path / "out")
+    assert not (tmp_path / "out" / "taught.json").exists()
 
 
 @pytest.mark.slow
