@@ -274,6 +274,21 @@ def test_configs_of_runs_say_how_files_are_read(folder: Path) -> None:
     assert_labels(read_structures(config.calibration_set, require_labels=True, **config.arguments), stress=False)
 
 
+def test_generated_structures_are_written_as_a_campaign_would_label_them(folder: Path) -> None:
+    made = [{"kind": "strained", "count": 4}, {"kind": "vacancies", "count": 2, "repeat": [2, 1, 1]}]
+    content = CONFIG | {"initial": {"generated": made, "from_generated": {"count": 5}}}
+    (folder / "made.yaml").write_text(yaml.safe_dump(content))
+    done = CliRunner().invoke(cli.app, ["generate", "made.yaml", "--out", "made.extxyz", "--json", "made.json"])
+    assert done.exit_code == 0, done.exception
+    found = read_structures(folder / "made.extxyz")
+    told = json.loads((folder / "made.json").read_text())
+    assert told["num_structures"] == len(found) == 5 == sum(told["by_kind"].values())
+    assert [frame.info["generator"] for frame in found] == [k for k, n in told["by_kind"].items() for _ in range(n)]
+    (folder / "none.yaml").write_text(yaml.safe_dump(CONFIG))
+    done = CliRunner().invoke(cli.app, ["generate", "none.yaml", "--out", "none.extxyz"])
+    assert done.exit_code == 1 and "says nothing in initial.generated" in " ".join(done.output.split())
+
+
 # ---------------------------------------------------------------------------------------------------------- conversions
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, cast
 
@@ -62,13 +62,14 @@ def described(structures: Sequence[Atoms], request: FeatureRequest, cutoff: floa
         raise ValueError(f"features '{learned[0]}' need a potential.")
     around = _Surroundings(cutoff, species)
     factors = feature_factors(request, cast(Any, around), {"none": np.zeros((), np.float32)})
+    same = replace(request, seed=0)  # random numbers are data: seeds share a program
     edges = [find_edges(atoms, cutoff) for atoms in structures]
     most, largest = max(own.largest_count for own in edges), max(len(atoms) for atoms in structures)
     shape = BatchShape(bucket(max(_ATOMS, largest), 64), bucket(max(most, 1), 8), _STRUCTURES)
     rows: dict[str, list[np.ndarray]] = {name: [] for name in request.names}
     of_atoms: dict[str, list[np.ndarray]] = {name: [] for name in request.atoms}
     for batch in _batches(structures, shape):
-        found = _rows(around, request, *_packed(structures, edges, batch, around, shape), factors)
+        found = _rows(around, same, *_packed(structures, edges, batch, around, shape), factors)
         ends = np.cumsum([len(structures[n]) for n in batch])
         for name, values in found[0].items():
             rows[name].append(np.asarray(values)[: len(batch)])

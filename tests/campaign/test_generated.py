@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from ase.build import bulk, molecule
+from ase.calculators.singlepoint import SinglePointCalculator
 from pydantic import ValidationError
 from tiny_campaign import Killed, KillingProgress, result_of, run_or_resume, tiny_config
 
@@ -18,7 +19,7 @@ from almlip_jax.campaign.rundir import RunDirectory
 from almlip_jax.campaign.settings import InitialSettings
 from almlip_jax.campaign.sparse import SparseSettings
 from almlip_jax.errors import InputError
-from almlip_jax.files import write_json
+from almlip_jax.files import read_json, write_json
 from almlip_jax.structures.io import read_structures, write_structures
 
 STRETCHED = (4, 11, 17)
@@ -186,3 +187,30 @@ def test_a_campaign_generates_relaxes_and_selects(tmp_path: Path) -> None:
         run_or_resume(tmp_path, tmp_path / "killed", KillingProgress(1, "relax", within=True), **sections)
     run_or_resume(tmp_path, tmp_path / "killed", **sections)
     assert result_of(tmp_path / "killed") == result_of(tmp_path / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("compile_once")
+def test_a_campaign_begins_with_what_a_selector_chose(pool: Path, tmp_path: Path) -> None:
+    """Killed while it labels the first set or after it, it ends as one that was not, by what it noted."""
+    frames = read_structures(pool)
+    for frame in frames:
+        bonds = frame.positions[1:] - frame.positions[0]
+        pull = 30 * (1 - 0.97 / np.linalg.norm(bonds, axis=1))[:, None] * bonds
+        energy = 15 * float(np.sum((np.linalg.norm(bonds, axis=1) - 0.97) ** 2))
+        frame.calc = SinglePointCalculator(frame, energy=energy, forces=np.vstack([pull.sum(axis=0), -pull]))
+    write_structures(tmp_path / "labelled.extxyz", frames)
+    oracle = {"kind": "file", "path": str(tmp_path / "labelled.extxyz")}
+    selection = {"batch": 3, "selector": {"kind": "environment_entropy", "features": "latent"}}
+    sections = of_pool(pool, {"count": 8}, oracle=oracle, selection=selection)
+    run_or_resume(tmp_path, tmp_path / "run", **sections)
+    run = RunDirectory(tmp_path / "run")
+    places = read_json(run.initial_pool)["places"]
+    first = [frame.positions.tobytes() for frame in read_structures(run.round(0).dataset)]
+    assert first == [frames[place].positions.tobytes() for place in places] and len(places) == 8
+    for place in ((None, "initial set"), (1, "select")):
+        folder = tmp_path / f"killed-{place[0]}"
+        with pytest.raises(Killed):
+            run_or_resume(tmp_path, folder, KillingProgress(*place, within=place[0] is None), **sections)
+        run_or_resume(tmp_path, folder, **sections)
+        assert result_of(folder) == result_of(tmp_path / "run")
