@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from almlip_jax.evaluation.metrics import error_metrics
     from almlip_jax.learner import Learner
     from almlip_jax.oracles import LabelStore, rattle
+    from almlip_jax.origins import Taught
     from almlip_jax.potential import Potential
     from almlip_jax.steps import label, select, thresholds
     from almlip_jax.structures.io import read_structures, write_structures
@@ -69,6 +70,7 @@ _PUBLIC = {
     "LabelStore": "oracles",
     "Learner": "learner",
     "Potential": "potential",
+    "Taught": "origins",
     "TrainingSettings": "training",
     "error_metrics": "evaluation.metrics",
     "know": "dynamics",
@@ -102,6 +104,7 @@ __all__ = [
     "LabelStore",
     "Learner",
     "Potential",
+    "Taught",
     "TrainingSettings",
     "__version__",
     "error_metrics",

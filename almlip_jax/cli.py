@@ -233,6 +233,10 @@ def _show_outcome(outcome: Outcome, json_file: Path | None) -> None:
         "potential": str(outcome.potential) if outcome.potential else "-",
         "report": str(outcome.run_dir / "report.html"),
     }
+    if outcome.costs:
+        from almlip_jax.campaign.status import told_costs
+
+        rows["cost"] = told_costs(outcome.costs)
     rows |= {name: with_unit(f"{value:.4g}", name) for name, value in outcome.errors.items() if "_rmse_" in name}
     _print_pairs("Campaign", rows)
     fields = {name: getattr(outcome, name) for name in outcome.__dataclass_fields__}
@@ -291,9 +295,10 @@ def train(
 
     settings = load_settings(TrainConfig, config, overrides or [])
     reading = files.reading(settings.system)
-    start = None if begin is None else _load(begin)
-    if start is not None:
-        settings = _as_of(start, settings)
+    start = None
+    if begin is not None:
+        start = _load(begin)
+        settings = _as_of(start, begin, settings)
     prepare_jax(settings.precision)
     check_place(out)
     structures = in_their_states(_read(data, reading, require_labels=True), settings.system)
@@ -308,12 +313,13 @@ def train(
     _show_training(result, len(structures), out, curve, json_file)
 
 
-def _as_of(start: Potential, settings: TrainConfig) -> TrainConfig:
+def _as_of(start: Potential, folder: Path, settings: TrainConfig) -> TrainConfig:
     """The settings, with model, ensemble and precision of a potential to begin with where they are not given."""
+    from almlip_jax.campaign.beginning import as_of
     from almlip_jax.fitting import check_start
+    from almlip_jax.saved_potential import SavedPotential
 
-    its = {"model": start.settings, "ensemble": start.member_settings, "precision": start.precision}
-    settings = settings.model_copy(update={k: v for k, v in its.items() if k not in settings.model_fields_set})
+    settings = as_of(SavedPotential.read(folder), settings)
     check_start(start, settings.model, settings.ensemble)
     return settings
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -171,7 +171,7 @@ def _train(
 def _calibrated(task: _Task, prepared: _Prepared, result: TrainingResult, dataset_size: int) -> Potential:
     """The potential that a training gave, calibrated where it was validated, with a sample of what it learned from."""
     parts, replayed = prepared.parts, len(prepared.parts.again)
-    states = states_note(parts.dataset, _states_before(task.start)) if prepared.sees_state else {}
+    states = states_note(parts.dataset, states_before(task.start)) if prepared.sees_state else {}
     stream = numpy_generator(task.seed, "replay")
     potential = Potential(
         settings=task.model,
@@ -186,7 +186,7 @@ def _calibrated(task: _Task, prepared: _Prepared, result: TrainingResult, datase
     return potential.calibrated(parts.judging)
 
 
-def _states_before(start: Potential | None) -> Collection[tuple[int, int]]:
+def states_before(start: Potential | None) -> Collection[tuple[int, int]]:
     """Electronic states that a potential to begin with has learned of; neutral singlets where it does not say."""
     if start is None:
         return ()
@@ -225,7 +225,9 @@ def _parts(
     """What is trained on and what validates; remembered structures are only trained on, and change no other's part."""
     share = 0.0 if held_out else training.validation_fraction
     learned, judging = training_part(new, share), held_out or validation_part(new, share)
-    found = Replay((), 0, None) if start is None else _replay(start, training, learned, judging, sees_state)
+    found = Replay((), 0, None)
+    if start is not None:
+        found = replayed(start, bool(training.replay), learned, judging, sees_state)
     if say is not None and found.remark is not None:
         say(found.remark)
     again = found.structures
@@ -235,11 +237,11 @@ def _parts(
     return _Parts([*learned, *again * found.copies], judging, no_share, learned, judging, again)
 
 
-def _replay(
-    start: Potential, training: TrainingSettings, learned: Sequence[Atoms], judging: Sequence[Atoms], sees_state: bool
+def replayed(
+    start: Potential, replays: bool, learned: Sequence[Atoms], judging: Sequence[Atoms], sees_state: bool
 ) -> Replay:
-    """What is trained on again of what the potential to begin with remembers."""
-    if training.replay:
+    """What is trained on again of what the potential to begin with remembers; none unless ``replays``."""
+    if replays:
         return replay(start.remembered, learned, judging, sees_state=sees_state)
     return Replay((), 0, f"training.replay is 0, so that {FORGETS}.")
 
@@ -288,12 +290,9 @@ def _beginning(
         return find_references(structures, species, isolated=given), None
     references = find_references(structures, species, isolated=given, kept=start.reference_energies)
     isolated = start.isolated | references.isolated
-    params = _with_species(start, species, isolated, named_key(seed, "species"))
-    begun = Potential(
-        start.settings, species, params, references.energies, members=start.member_settings, isolated=isolated
-    )
+    begun = with_elements(start, species, references.energies, isolated, named_key(seed, "species"))
     energies = kept_references(begun, structures, {*start.reference_energies, *isolated})
-    return replace(references, energies=energies, isolated=isolated), params
+    return replace(references, energies=energies, isolated=isolated), begun.params
 
 
 def kept_references(begun: Potential, structures: Sequence[Atoms], met: Collection[int]) -> dict[int, float]:
@@ -322,14 +321,24 @@ def kept_references(begun: Potential, structures: Sequence[Atoms], met: Collecti
     return {**begun.reference_energies, **{z: found[z] for z in fitted}}
 
 
-def _with_species(
+def with_elements(
     start: Potential,
     species: SpeciesTable,
-    isolated: Collection[int],
+    energies: Mapping[int, float],
+    isolated: frozenset[int],
     key: jax.Array,
-) -> Params:
-    """Parameters of a potential for a species table that holds its own."""
-    if start.species == species:
-        return start.params
-    wanted = build_ensemble(start.settings, start.member_settings, species, isolated)
-    return start.ensemble.with_species(start.params, wanted.init(key), species)
+) -> Potential:
+    """A potential for a species table that holds its own; for the elements that it knows it predicts the same.
+
+    Args:
+        start: the potential.
+        species: the table.
+        energies: reference energies of all of its elements, eV by atomic number.
+        isolated: elements whose reference energies are those of isolated atoms.
+        key: draws the parameters of new elements.
+    """
+    params = start.params
+    if start.species != species:
+        wanted = build_ensemble(start.settings, start.member_settings, species, isolated)
+        params = start.ensemble.with_species(params, wanted.init(key), species)
+    return Potential(start.settings, species, params, energies, members=start.member_settings, isolated=isolated)

@@ -18,13 +18,15 @@ from ase import Atoms
 
 from almlip_jax.ensembles import AnyEnsemble, build_ensemble
 from almlip_jax.errors import CapacityError, InputError
-from almlip_jax.fitting import kept_references
+from almlip_jax.fitting import check_start, kept_references, states_before
 from almlip_jax.keys import named_key, numpy_generator
 from almlip_jax.models import ModelSettings, Params
+from almlip_jax.origins import NOTHING, Known, Origin
 from almlip_jax.potential import Potential
 from almlip_jax.potential.states import states_note
 from almlip_jax.structures.packing import BatchShape
 from almlip_jax.structures.remembered import remember
+from almlip_jax.structures.replay import Replay
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.training import (
     AnyTrainer,
@@ -57,7 +59,7 @@ class Earlier:
 
     Attributes:
         potential: whose parameters it begins with.
-        elements: atomic numbers in the structures that this was trained on.
+        elements: atomic numbers in the structures that this, and what it went on from, was trained on.
     """
 
     potential: Potential
@@ -80,10 +82,14 @@ class Learner:
         species: elements that the potential is to know; those of the typical structures where not given.
         precision: ``float32`` or ``float64``.
         capacity: sizes of arrays that an earlier learner came to, so that this one computes the same bits.
+        start: a potential that trainings begin with, each of them unless it goes on from the one before; what a teacher
+            taught as an `origins.Taught`.  Model and ensemble are its own where not given.  Its reference energies
+            stay, elements are added, and what it remembers is trained on again as ``training.replay`` says.
         say: is told about doubtful labels, models that diverged, and arrays that grow.
 
     Raises:
-        InputError: nothing would look at a key of the settings.
+        InputError: nothing would look at a key of the settings, or the potential to start from is of another
+            architecture.
 
     >>> from almlip_jax import Learner
     >>> learner = Learner(100, model={"size": "tiny"}, ensemble={"size": 4}, training={"max_steps": 500})
@@ -102,15 +108,24 @@ class Learner:
         species: SpeciesTable | None = None,
         precision: str = "float32",
         capacity: Capacity | None = None,
+        start: Potential | Origin | None = None,
         say: Callable[[str], None] | None = None,
     ) -> None:
         self.budget = budget
         self.typical = typical
+        self.training = TrainingSettings.model_validate({} if training is None else training)
+        self.start = Known(start, bool(self.training.replay)) if isinstance(start, Potential) else start
+        if self.start is not None:
+            begun = self.start.potential
+            model = begun.settings if model is None else model
+            ensemble = begun.member_settings if ensemble is None else ensemble
         self.model = ModelSettings.parse({} if model is None else model)
         self.settings = EnsembleSettings.model_validate({} if ensemble is None else ensemble)
-        self.training = TrainingSettings.model_validate({} if training is None else training)
-        refuse_idle_members(self.settings)
-        refuse_idle_warmth(self.training)
+        if self.start is None:
+            refuse_idle_members(self.settings)
+            refuse_idle_warmth(self.training)
+        else:
+            check_start(self.start.potential, self.model, self.settings)
         self.seed = seed
         self.dtype = np.dtype(precision)
         self.say = say
@@ -119,13 +134,17 @@ class Learner:
         self._species = species
         self._known = capacity
         self._last: Earlier | None = None
+        self._said: set[str] = set()
 
     # -- what stays ---------------------------------------------------------------------------------------------------
 
     @cached_property
     def species(self) -> SpeciesTable:
         """Every element that can occur."""
-        return self._species or SpeciesTable.of(without_isolated_atoms(self.typical))
+        own = self._species or SpeciesTable.of(without_isolated_atoms(self.typical))
+        if self.start is None:
+            return own
+        return SpeciesTable(tuple(sorted({*own.numbers, *self.start.potential.species.numbers})))
 
     @cached_property
     def isolated(self) -> dict[int, float]:
@@ -133,6 +152,8 @@ class Learner:
         energies = self._isolated
         if energies is None:
             energies = isolated_atom_energies(self.typical) | given_references(self.training)
+        if self.start is not None:
+            energies = self.start.isolated(energies)
         return {z: energies[z] for z in self.species.numbers if z in energies}
 
     @cached_property
@@ -144,7 +165,7 @@ class Learner:
     def trainer(self) -> AnyTrainer:
         """The trainer, sized for the budget."""
         known = self._known
-        if known is None or known.structures <= self.budget:
+        if known is None or known.structures <= self._most:
             planned = self._planned(without_isolated_atoms(self.typical))
             known = planned if known is None else _larger(planned, known)
         return self._built(known)
@@ -155,13 +176,31 @@ class Learner:
         built: AnyTrainer | None = self.__dict__.get("trainer")
         return self._known if built is None else built.capacity
 
+    @property
+    def _again(self) -> Sequence[Atoms]:
+        """Structures that may be trained on besides the data."""
+        return () if self.start is None else self.start.typical
+
+    @property
+    def _most(self) -> int:
+        """Structures in a pass over the data at most."""
+        return self.budget + (0 if self.start is None else self.start.room(self.budget))
+
+    @cached_property
+    def _grown(self) -> Potential | None:
+        """What trainings begin with, knowing all elements."""
+        if self.start is None:
+            return None
+        return self.start.grown(self.species, self.isolated, named_key(self.seed, "species"))
+
     def _planned(self, structures: Sequence[Atoms]) -> Capacity:
-        return plan_capacity(structures, self.ensemble.cutoff, self.training, self.budget)
+        return plan_capacity([*structures, *self._again], self.ensemble.cutoff, self.training, self._most)
 
     def _built(self, capacity: Capacity) -> AnyTrainer:
-        return build_trainer(
-            self.model, self.settings, self.species, capacity, self.training, self.dtype, self.isolated
-        )
+        training = self.training
+        if self._again:  # what validates is then named
+            training = training.model_copy(update={"validation_fraction": 0.0})
+        return build_trainer(self.model, self.settings, self.species, capacity, training, self.dtype, self.isolated)
 
     # -- training -----------------------------------------------------------------------------------------------------
 
@@ -201,7 +240,7 @@ class Learner:
         result = self.train(bonded, params, key, references, on_epoch, checkpoint)
         stream = numpy_generator(self.seed, "replay", "train", self.trainings)
         potential = self.potential(result, bonded, references, stream, {"dataset_size": len(bonded), "seed": self.seed})
-        self._last = Earlier(potential, frozenset(SpeciesTable.of(bonded).numbers))
+        self._last = self.earlier(potential, bonded)
         self.trainings += 1
         return potential
 
@@ -212,13 +251,22 @@ class Learner:
 
         Args:
             data: labelled structures to train on.
-            earlier: what it goes on from; None where it begins anew.
+            earlier: what it goes on from; None where it begins anew, or with the potential that trainings begin with.
         """
+        if earlier is None and self._grown is not None:
+            assert self.start is not None
+            params, references = self.start.begin(self._grown, data)
+            return params_for(self.settings, self._grown.member_settings, params), references
         if earlier is None:
             return None, self.references(data)
         previous = earlier.potential
         begun = params_for(self.settings, previous.member_settings, previous.params)
         return begun, kept_references(previous, data, earlier.elements | previous.isolated)
+
+    def earlier(self, potential: Potential, data: Sequence[Atoms]) -> Earlier:
+        """What a training goes on from that was given some structures."""
+        before = frozenset[int]() if self.start is None else self.start.met
+        return Earlier(potential, before | frozenset(SpeciesTable.of(data).numbers))
 
     def references(self, data: Sequence[Atoms]) -> dict[int, float]:
         """Reference energies of a training that begins anew, eV by atomic number."""
@@ -252,15 +300,17 @@ class Learner:
         Raises:
             InputError: nothing is labelled, or the loss is not finite.
         """
+        parts = self._parts(data, params, references)
         for grown in (False, True):
             try:
                 return self.trainer.train(
-                    data,
+                    parts.dataset,
                     params,
                     key,
                     reference_energies=dict(references),
                     on_epoch=on_epoch,
                     steps=steps,
+                    validation=parts.held_out,
                     say=self.say,
                     weights_key=named_key(self.seed, "bootstrap"),
                     checkpoint=checkpoint,
@@ -272,6 +322,26 @@ class Learner:
                     self.say(f"capacities of the training grow, since {error}")
                 self.trainer = self._built(_larger(self._planned(data), self.trainer.capacity))
         raise AssertionError("unreachable")
+
+    def _parts(self, data: Sequence[Atoms], params: Params | None, references: Mapping[int, float]) -> _Parts:
+        """What the trainer is given; with structures that are trained on again, what validates is named."""
+        if self.start is None:
+            return _Parts(data)
+        learned, judging = self._split(data)
+        again = NOTHING
+        if params is not None:
+            again = self.start.again(learned, judging, params, references, sees_state=self.ensemble.sees_state)
+        self._tell(again)
+        return _Parts([*learned, *again.structures * again.copies], judging) if self._again else _Parts(data)
+
+    def _split(self, data: Sequence[Atoms]) -> tuple[list[Atoms], list[Atoms]]:
+        share = self.training.validation_fraction
+        return training_part(data, share), validation_part(data, share)
+
+    def _tell(self, again: Replay) -> None:
+        if self.say is not None and again.remark is not None and again.remark not in self._said:
+            self._said.add(again.remark)
+            self.say(again.remark)
 
     def potential(
         self,
@@ -290,7 +360,11 @@ class Learner:
             stream: draws the sample of structures that the potential remembers.
             metadata: goes with it, and with its error on the structures that validated.
         """
-        share = self.training.validation_fraction
+        learned, judging = self._split(data)
+        old: tuple[Atoms, ...] = ()
+        if self.start is not None:
+            old = self.start.kept(learned, judging, sees_state=self.ensemble.sees_state)
+        states = states_note(data, () if self.start is None else states_before(self.start.potential))
         potential = Potential(
             settings=self.model,
             members=result.members(self.settings),
@@ -298,10 +372,18 @@ class Learner:
             params=result.params,
             reference_energies=references,
             isolated=frozenset(self.isolated),
-            metadata={**metadata, **validation_note(result), **(states_note(data) if self.ensemble.sees_state else {})},
-            remembered=remember(training_part(data, share), self.training.replay, stream),
+            metadata={**metadata, **validation_note(result), **(states if self.ensemble.sees_state else {})},
+            remembered=remember(learned, self.training.replay, stream, old),
         )
-        return potential.calibrated(validation_part(data, share), shape=potential.batch_shape(data))
+        return potential.calibrated(judging, shape=potential.batch_shape(data))
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What a trainer is given: a dataset, and structures besides it that validate; none where a share of it does."""
+
+    dataset: Sequence[Atoms]
+    held_out: Sequence[Atoms] = ()
 
 
 def _larger(a: Capacity, b: Capacity) -> Capacity:

@@ -84,6 +84,26 @@ TEMPLATES: dict[str, Template] = {
             "test": {"md": [{"temperature": 300, "steps": 100, "every": 10, "equilibration": 50}]},
         },
     ),
+    "teacher": Template(
+        "a molecule with PBE/def2-SVP by PySCF that learns from GFN2-xTB first",
+        {
+            **_ZUNDEL,
+            "name": "molecule-taught",
+            "system": {"structures": "molecule.xyz", "charge": 0, "spin": 1},
+            "oracle": {"kind": "pyscf", "xc": "pbe", "basis": "def2-svp"},
+            "teacher": {
+                "source": {"kind": "tblite", "method": "GFN2-xTB"},
+                "temperatures": [300, 600, 900],
+                "frames": 2400,
+                "every": 20,
+                "training": {"max_steps": 12000},
+                "tuning": {"max_steps": 2000, "learning_rate": 2e-3},
+                "replay": 0,
+            },
+            "initial": {"from_teacher": {"count": 20, "selector": {"kind": "bait"}}},
+            "test": {"md": [{"temperature": 300, "steps": 100, "every": 10, "equilibration": 50}]},
+        },
+    ),
     "dataset": Template(
         "go on from structures that are labelled already",
         {

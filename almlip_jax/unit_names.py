@@ -19,8 +19,10 @@ UNITS: Final[dict[str, str]] = {
     "stress_mae": "eV/A^3",
     "stress_rmse": "eV/A^3",
     "force_error": "eV/A",
+    "label_seconds": "s",
     "picoseconds": "ps",
     "seconds": "s",
+    "teacher_seconds": "s",
     "temperature": "K",
     "time_fs": "fs",
 }

@@ -75,6 +75,7 @@ def candidates(
     *,
     room: AtomRoom | None = None,
     cost: np.ndarray | None = None,
+    scores: Mapping[str, np.ndarray] | None = None,
     scalars: Mapping[str, float] | None = None,
 ) -> Candidates:
     """The pytree that selectors see.
@@ -85,6 +86,7 @@ def candidates(
         capacity: rows to pad to, so that shapes stay the same from round to round; just enough by default.
         room: rows of atoms to pad to, likewise, where there are features of atoms.
         cost: [n] expected price of each label; the number of atoms by default.
+        scores: name -> [n] of further scores.
         scalars: what goes with the structures as a whole.
     """
     rows = max(capacity or 0, len(frames))
@@ -96,7 +98,7 @@ def candidates(
 
     return Candidates(
         features={name: padded(values) for name, values in evaluated.features.items()},
-        scores={name: padded(values) for name, values in evaluated.scores.items()},
+        scores={name: padded(values) for name, values in {**evaluated.scores, **(scores or {})}.items()},
         cost=padded(price.astype(np.float32)),
         valid=padded(np.ones(len(frames), bool)),
         id=jnp.arange(rows, dtype=jnp.int32),

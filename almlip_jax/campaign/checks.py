@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from ase import Atoms
 from ase.data import chemical_symbols
 
+from almlip_jax.campaign.beginning import check_beginning
 from almlip_jax.campaign.choice import ExplorationChoice
 from almlip_jax.campaign.config import ExperimentConfig
 from almlip_jax.campaign.consistency import check_columns
@@ -33,9 +34,11 @@ def check_campaign(config: ExperimentConfig) -> None:
     starts = inputs.geometries
     geometries = len(starts)
     initial, budget = config.initial, config.stopping.max_labels
+    check_beginning(config, inputs.start)
     check_user_code(config)
     check_columns(config.selection.selector, config.selection.batch, "selection.selector")
     _check_labels(config.oracle, starts)
+    _check_teacher(config, starts)
     explores = not inputs.listed and not config.exploration.pool_files and config.exploration.needs_starts
     dynamics = bool(initial.md or config.test.md or explores)
     if geometries == 0 and (initial.rattle is not None or dynamics):
@@ -67,13 +70,29 @@ def _check_cutoff(cutoff: float, geometries: Sequence[Atoms]) -> None:
         )
 
 
-def _check_labels(oracle: SourceSettings, geometries: Sequence[Atoms]) -> None:
-    """Refuses start geometries that the label source would get wrong, their charge for instance."""
+def _check_labels(source: SourceSettings, geometries: Sequence[Atoms], by: str = "") -> None:
+    """Refuses start geometries that a label source would get wrong, their charge for instance."""
     for number, start in enumerate(geometries):
         try:
-            oracle.check(start)
+            source.check(start)
         except LabelError as error:
-            raise InputError(f"start geometry {number} of system.structures cannot be labelled: {error}.") from error
+            raise InputError(
+                f"start geometry {number} of system.structures cannot be labelled{by}: {error}."
+            ) from error
+
+
+def _check_teacher(config: ExperimentConfig, geometries: Sequence[Atoms]) -> None:
+    """Refuses a teacher that has nothing to begin at, or would get a start geometry wrong."""
+    teacher, chosen = config.teacher, config.initial.from_teacher
+    if teacher is None:
+        return
+    if not geometries:
+        raise InputError("system.structures names no start geometry, which the dynamics of a teacher need.")
+    _check_labels(teacher.source, geometries, " by the teacher")
+    if chosen is not None:
+        if chosen.count > teacher.frames:
+            raise InputError(f"initial.from_teacher.count {chosen.count} is more than teacher.frames {teacher.frames}.")
+        check_columns(chosen.selector, chosen.count, "initial.from_teacher.selector")
 
 
 def _check_generated(config: ExperimentConfig, inputs: Inputs) -> None:

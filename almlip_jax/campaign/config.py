@@ -15,6 +15,7 @@ from almlip_jax.campaign.consistency import (
     check_judges,
     check_labels,
     check_plateau,
+    check_selector,
     check_share,
     check_target,
 )
@@ -28,6 +29,7 @@ from almlip_jax.campaign.settings import (
     SystemSettings,
     TestSettings,
 )
+from almlip_jax.campaign.teacher import TeacherSettings
 from almlip_jax.config import load_settings
 from almlip_jax.models import ModelSettings, SharedDensitySettings
 from almlip_jax.oracles import ExecutorSettings, LocalSettings, SourceSettings
@@ -78,6 +80,8 @@ class ExperimentConfig(PotentialConfig):
     """Where labels come from."""
     executor: ExecutorSettings = LocalSettings()
     """Where label calculations run."""
+    teacher: TeacherSettings | None = None
+    """A cheap label source to learn from before any label is paid for; none by default."""
     initial: InitialSettings
     """The first labelled set."""
     test: TestSettings = TestSettings()
@@ -91,15 +95,47 @@ class ExperimentConfig(PotentialConfig):
 
     @model_validator(mode="after")
     def _sections_serve_each_other(self) -> Self:
-        check_judges(self.exploration, self.selection, self.stopping, self.ensemble, self.model.further)
-        check_labels(self.model.further, self.oracle)
-        check_executor(self.oracle, self.executor)
-        check_adaptive(self.selection.selector, self.training, "selection.selector")
-        check_plateau(self.stopping, self.selection)
-        check_target(self.stopping, self.test, self.model.further)
-        check_share(self.stopping, self.exploration)
-        refuse_idle_warmth(self.training)
+        check_sections(self)
         return self
+
+
+def check_sections(config: ExperimentConfig) -> None:
+    """Refuses sections that do not serve each other; raises ValueError."""
+    further, teacher = config.model.further, config.teacher is not None
+    check_judges(config.exploration, config.selection, config.stopping, config.ensemble, further, teacher=teacher)
+    check_labels(config.model.further, config.oracle)
+    check_executor(config.oracle, config.executor)
+    check_adaptive(config.selection.selector, config.training, "selection.selector")
+    check_plateau(config.stopping, config.selection)
+    check_target(config.stopping, config.test, config.model.further)
+    check_share(config.stopping, config.exploration)
+    check_teacher(config)
+    if config.initial.potential is None:  # with one, all trainings start warm
+        refuse_idle_warmth(config.training)
+
+
+def check_teacher(config: ExperimentConfig) -> None:
+    """Refuses a teacher that could not serve, and what asks for one that is not there; raises ValueError."""
+    teacher, chosen = config.teacher, config.initial.from_teacher
+    if chosen is not None:
+        if teacher is None:
+            raise ValueError("initial.from_teacher takes frames of a teacher; give section teacher, or leave it out.")
+        check_selector(chosen.selector, config.ensemble, "initial.from_teacher.selector", config.model.further)
+    if teacher is None:
+        return
+    if not teacher.source.drives_dynamics:
+        raise ValueError(
+            f"teacher.source of kind '{teacher.source.kind}' cannot drive dynamics; take one that labels any structure."
+        )
+    asked, known = (one.model_dump(exclude=set(SourceSettings.model_fields)) for one in (config.oracle, teacher.source))
+    if asked == known:
+        raise ValueError("teacher.source is the oracle itself, whose labels are paid for; take a cheaper source.")
+    if config.initial.potential is not None:
+        raise ValueError("trainings begin with initial.potential or with what a teacher taught; leave one of them out.")
+    if config.training.warm_steps is not None:
+        raise ValueError("with a teacher the length of trainings is teacher.tuning.max_steps; leave warm_steps out.")
+    check_labels(config.model.further, teacher.source, "teacher.source")
+    check_executor(teacher.source, teacher.executor)
 
 
 _OF_CAMPAIGNS = frozenset(SystemSettings.model_fields) - frozenset(StateReading.model_fields)

@@ -22,7 +22,7 @@ from almlip_jax.features import declared
 from almlip_jax.models import how_given
 from almlip_jax.oracles import ExecutorSettings, LocalSettings, SourceSettings
 from almlip_jax.scores import names, scores
-from almlip_jax.selection import Candidates, Environments, SelectorSettings
+from almlip_jax.selection import TEACHER_SCORES, Candidates, Environments, SelectorSettings
 from almlip_jax.targets import targets
 from almlip_jax.training import TrainingSettings
 
@@ -33,30 +33,32 @@ def check_judges(
     stopping: StoppingSettings,
     members: EnsembleSettings,
     further: Collection[str] = (),
+    *,
+    teacher: bool = False,
 ) -> None:
-    """Refuses what would judge by an uncertainty that the ensemble does not have.
+    """Refuses what would judge by an uncertainty that the ensemble does not have, or by a teacher that is not there.
 
-    ``further`` is what the model gives besides the energy.
+    ``further`` is what the model gives besides the energy, ``teacher`` whether there is one.
 
     Raises:
         ValueError: names the key, and says what to do.
     """
     exploration.check(members, further)
-    check_selector(selection.selector, members, "selection.selector", further)
+    check_selector(selection.selector, members, "selection.selector", further, teacher=teacher)
     require_target(stopping.monitor, further, "stopping.monitor")
     if stopping.plateau is not None:
         require_score(stopping.monitor, members, "stopping.plateau")
 
 
-def check_labels(further: Collection[str], oracle: SourceSettings) -> None:
-    """Refuses a model that is to give what its label source does not label; raises ValueError."""
+def check_labels(further: Collection[str], oracle: SourceSettings, where: str = "oracle") -> None:
+    """Refuses a model that is to give what its label source, under some key, does not label; raises ValueError."""
     for target in targets(further):
         if not oracle.gives(target.name):
             flagged = [kind for kind, one in SourceSettings.kinds().items() if target.name in one.model_fields]
             raise ValueError(
                 f"model.{target.name} learns from labels with {target.many}, which the label source does not give; "
-                f"{''.join(f'take oracle.kind {kind} with {target.name}: true, or ' for kind in flagged)}let "
-                f"oracle.targets name it (kinds ase and user), take kind file or external, or take a model without."
+                f"{''.join(f'take {where}.kind {kind} with {target.name}: true, or ' for kind in flagged)}let "
+                f"{where}.targets name it (kinds ase and user), take kind file or external, or take a model without."
             )
 
 
@@ -69,16 +71,27 @@ def check_executor(oracle: SourceSettings, executor: ExecutorSettings) -> None:
 
 
 def check_selector(
-    selector: SelectorSettings, members: EnsembleSettings, where: str, further: Collection[str] = ()
+    selector: SelectorSettings,
+    members: EnsembleSettings,
+    where: str,
+    further: Collection[str] = (),
+    *,
+    teacher: bool = False,
 ) -> None:
-    """Refuses a selector that looks at scores or features that are 0 everywhere; raises ValueError.
+    """Refuses a selector that looks at scores or features that are 0 everywhere, or for a teacher; raises ValueError.
 
     Args:
         selector: its settings.
         members: settings of the ensemble.
         where: the key that holds them.
         further: what the model gives besides the energy.
+        teacher: whether there is one, whom filters may ask.
     """
+    if selector.asks_teacher and not teacher:
+        raise ValueError(
+            f"{where} compares candidates with a teacher (filter agreement), and there is none here; give section "
+            "teacher of a campaign, or leave the filter out."
+        )
     for score in selector.score_names:
         require_target(score, further, where)
         require_score(score, members, where)
@@ -115,9 +128,10 @@ def check_columns(selector: SelectorSettings, k: int, where: str, *, scored: boo
         species=atoms(dtype=jnp.int32),
         members=column(2, dtype=jnp.int32),
     )
+    scored_by = (*names(scores(fitted=False)), *(TEACHER_SCORES if selector.asks_teacher else ())) if scored else ()
     blank = Candidates(
         features={name: column(64) for name in selector.feature_names},
-        scores={name: column() for name in names(scores(fitted=False))} if scored else {},
+        scores={name: column() for name in scored_by},
         cost=column(),
         valid=column(dtype=bool),
         id=column(dtype=jnp.int32),

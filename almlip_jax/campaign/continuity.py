@@ -18,6 +18,7 @@ from almlip_jax.campaign.state import CampaignState, Stage
 from almlip_jax.errors import InputError
 from almlip_jax.files import plain
 from almlip_jax.oracles import SourceSettings
+from almlip_jax.saved_potential import SavedPotential
 from almlip_jax.yaml_text import read_yaml
 
 if TYPE_CHECKING:
@@ -48,7 +49,26 @@ def settled(config: ExperimentConfig) -> dict[str, Any]:
     """What a campaign remembers of its config: the sections that last, the label source and its version."""
     data = config.model_dump(mode="json")
     kept = {name: data[name] for name in (*_LASTING, "oracle")}
-    return dict(plain({**kept, "oracle_version": config.oracle.version()}))
+    return dict(plain({**kept, "oracle_version": config.oracle.version(), **_begun_with(config), **_taught_by(config)}))
+
+
+def _begun_with(config: ExperimentConfig) -> dict[str, str]:
+    """Digest of the potential that trainings begin with, if there is one."""
+    folder = config.initial.potential
+    return {} if folder is None else {"initial_potential": SavedPotential.read(folder).digest(training=True)}
+
+
+_CHANGEABLE = {"source", "executor", "tuning", "replay"}
+"""Keys of a teacher that a campaign may change; of its source, what changes no label."""
+
+
+def _taught_by(config: ExperimentConfig) -> dict[str, Any]:
+    """What a campaign remembers of its teacher, if there is one: what its labels and frames depend on."""
+    if config.teacher is None:
+        return {}
+    source = config.teacher.source
+    kept = config.teacher.model_dump(mode="json", exclude=_CHANGEABLE)
+    return {"teacher": plain({**kept, "source": source.identity(), "version": source.bound_to()})}
 
 
 def check_settings(config: ExperimentConfig, run: RunDirectory, state: CampaignState, *, accept: bool) -> str | None:
@@ -74,11 +94,22 @@ def check_settings(config: ExperimentConfig, run: RunDirectory, state: CampaignS
             raise InputError(
                 f"'{name}' differs from {where}, on which the rounds so far depend; begin a new run for it."
             )
+    was_begun, begun = remembered.get("initial_potential"), _begun_with(config).get("initial_potential")
+    if was_begun is not None and begun != was_begun:
+        raise InputError(
+            f"the potential {config.initial.potential} (initial.potential) is not the one that the campaign began "
+            "with; restore it from a copy, or begin a new run."
+        )
+    was_taught, taught = state.settled.get("teacher", {}), _taught_by(config).get("teacher", {})
+    if was_taught != taught:
+        raise InputError(
+            f"the teacher differs from {where} ({_differing('teacher', was_taught, taught)}), on which the rounds so "
+            "far depend; begin a new run for it."
+        )
     was, now = _identity_of(config, remembered.get("oracle")), plain(config.oracle.identity())
     if was != now and not accept:
-        keys = sorted(key for key in {*was, *now} if was.get(key) != now.get(key))
         raise InputError(
-            f"the label source differs from {where} ({', '.join(f'oracle.{key}' for key in keys)}), and its labels "
+            f"the label source differs from {where} ({_differing('oracle', was, now)}), and its labels "
             f"would not match those that are there; {_ACCEPT}."
         )
     was_version, version = remembered.get("oracle_version"), config.oracle.version()
@@ -93,6 +124,11 @@ def check_settings(config: ExperimentConfig, run: RunDirectory, state: CampaignS
         f"the label source is now {_short(version)}, earlier labels are of {_short(str(was_version))}; make sure that "
         "they agree."
     )
+
+
+def _differing(section: str, was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Keys of a section that are not the same."""
+    return ", ".join(f"{section}.{key}" for key in sorted({*was, *now}) if was.get(key) != now.get(key))
 
 
 def _written(run: RunDirectory) -> dict[str, Any]:
@@ -156,6 +192,7 @@ def digests_after(stage: Stage, round_index: int, run: RunDirectory, known: Mapp
     """
     here, following = run.round(round_index), run.round(round_index + 1)
     made = {
+        Stage.TEACHER: [run.teacher.frames],
         Stage.INITIAL: [here.dataset],
         Stage.TEST: [run.test],
         Stage.EXPLORE: [here.pool, here.drawn],

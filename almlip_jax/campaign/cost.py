@@ -34,6 +34,12 @@ def paid_labels(store: LabelStore) -> list[PaidLabel]:
     return [PaidLabel(row.atoms.get_chemical_formula(), len(row.atoms), row.label.seconds) for row in rows]
 
 
+def paid_by_teacher(store: LabelStore) -> list[PaidLabel]:
+    """What a call of a teacher has cost, of each row of its store; those of dynamics count several calls."""
+    rows = (row for row in store.labelled() if row.label.seconds > 0 and row.label.calls > 0)
+    return [PaidLabel(r.atoms.get_chemical_formula(), len(r.atoms), r.label.seconds / r.label.calls) for r in rows]
+
+
 def expected_costs(frames: Sequence[Atoms], paid: Iterable[PaidLabel], exponent: float) -> np.ndarray:
     """Expected cost of the labels of some structures, [n], in one unit: seconds, where any are known.
 

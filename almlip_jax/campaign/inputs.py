@@ -26,6 +26,7 @@ from almlip_jax.campaign.sparse import SparseSettings, sparse
 from almlip_jax.ensembles.build import build_ensemble
 from almlip_jax.files import read_json, understood
 from almlip_jax.keys import named_key, numpy_generator
+from almlip_jax.potential import Potential
 from almlip_jax.structures.labels import FileReading
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.training import given_references
@@ -124,13 +125,22 @@ class Inputs:
 
     @cached_property
     def species(self) -> SpeciesTable:
-        """Every element in any input of the campaign."""
+        """Every element in any input of the campaign, the potential that trainings begin with among them."""
         system, initial = self._config.system, self._config.initial
         given: list[tuple[Path, FileReading]] = [(file.path, file) for file in self._config.test.files]
         given += [(initial.dataset, initial)] if initial.dataset is not None else []
         frames = [frame for path, reading in given for frame in labelled_frames(path, system, reading)]
         made = [one.frame for one in self.generated]
-        return SpeciesTable.of([*self.geometries, *self.pool, *made, *frames])
+        occurring = SpeciesTable.of([*self.geometries, *self.pool, *made, *frames])
+        if self.start is None:
+            return occurring
+        return SpeciesTable(tuple(sorted({*occurring.numbers, *self.start.species.numbers})))
+
+    @cached_property
+    def start(self) -> Potential | None:
+        """The potential that trainings begin with, where the config names one."""
+        folder = self._config.initial.potential
+        return None if folder is None else Potential.load(folder)
 
     @cached_property
     def isolated(self) -> dict[int, float]:

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 
 from almlip_jax.campaign import bookkeeping, continuity, stopping
+from almlip_jax.campaign.beginning import with_beginning
 from almlip_jax.campaign.checks import check_campaign
 from almlip_jax.campaign.config import ExperimentConfig
 from almlip_jax.campaign.consistency import check_columns
@@ -28,6 +29,7 @@ from almlip_jax.campaign.rundir import RunDirectory
 from almlip_jax.campaign.stage_clock import StageClock, TickingProgress
 from almlip_jax.campaign.stages import Results
 from almlip_jax.campaign.state import CampaignState, FinalRecord, Stage, read_state, write_state
+from almlip_jax.campaign.teaching import Teacher
 from almlip_jax.config import config_text
 from almlip_jax.errors import CapacityError, InputError, LabelError
 from almlip_jax.files import plain, write_text
@@ -58,6 +60,7 @@ class Outcome:
         potential: folder of the final potential, or of the last that was trained, or None.
         errors: test errors of the final potential, or of the last round that was evaluated, ``<metric>_<group>``;
             empty without a test set.
+        costs: of a campaign with a teacher, ``label_seconds``, ``teacher_calls`` and ``teacher_seconds``.
     """
 
     run_dir: Path
@@ -69,6 +72,7 @@ class Outcome:
     labels: int
     potential: Path | None
     errors: Mapping[str, float] = field(default_factory=dict)
+    costs: Mapping[str, float] = field(default_factory=dict)
 
 
 class Campaign:
@@ -85,19 +89,24 @@ class Campaign:
         self.run = run
         self.clock = StageClock(run.stage_seconds)
         self.progress: Progress = TickingProgress(progress, self.clock)
-        self.state = read_state(run)
+        self.state = read_state(run) if run.state.exists() else _first_state(config)
+        self.teacher: Teacher | None = None
         self.store = LabelStore(run.labels)
         try:
             self.labeller = Labeller(config.oracle, self.store, config.executor)
+            if config.teacher is not None:
+                self.teacher = Teacher.open(config.teacher, run)
         except BaseException:  # for example, the label source is not installed: whoever tries again needs the store
             self.store.close()
             raise
-        self.rounds = Rounds(config, run, self.labeller, self.state.measured, self.progress)
+        self.rounds = Rounds(config, run, self.labeller, self.state.measured, self.progress, self.teacher)
 
     def close(self) -> None:
-        """Ends the workers of the label source and closes the store."""
+        """Ends the workers of the label sources and closes the stores."""
         self.labeller.close()
         self.store.close()
+        if self.teacher is not None:
+            self.teacher.close()
 
     def take_stock(self) -> None:
         """Remembers what has to stay, and holds the label store against the calls that were counted."""
@@ -109,6 +118,8 @@ class Campaign:
             self.progress.message(said)
         self.save(self.state.model_copy(update=self.calls()))
         self.store.watch(self.note_calls)  # not before: rows that are restored pay for no call that is lost
+        if self.teacher is not None:
+            self.teacher.labeller.store.watch(self.note_calls)
         self.point_to_potential()
 
     def point_to_potential(self) -> None:
@@ -135,6 +146,8 @@ class Campaign:
     def go_round(self) -> None:
         """Goes round from where the state stands until a stopping rule holds."""
         rounds = self.rounds
+        self.do(Stage.TEACHER, rounds.make_teacher_frames)
+        self.do(Stage.PRETRAIN, rounds.pretrain)
         self.do(Stage.INITIAL, rounds.make_initial_set)
         self.do(Stage.TEST, rounds.make_test_set)
         while True:
@@ -220,6 +233,8 @@ class Campaign:
         """
         if self.state.retry:
             self.store.reopen_failed()
+            if self.teacher is not None:
+                self.teacher.labeller.store.reopen_failed()
             self.save(self.state.model_copy(update={"retry": False, "reason": None}))
         if self.state.finished and not self.ends():
             unfinished = {"finished": False, "converged": False, "rule": None, "reason": None, "final": None}
@@ -233,17 +248,28 @@ class Campaign:
             update = {"reason": str(error), "retry": retry, **self.calls()}
             self.save(self.state.model_copy(update=update))
 
-    def calls(self) -> dict[str, int]:
-        """Fields of the state and of rounds that count the calls of the label source, those for the test set apart."""
-        return {
+    def calls(self) -> dict[str, int | float]:
+        """Fields of the state and of rounds that count the calls of the label source, those for the test set apart.
+
+        Where there is a teacher, also its calls, and what both have cost.
+        """
+        counted: dict[str, int | float] = {
             "labels": self.store.count_calls() + self.state.lost_calls,
             "test_calls": self.store.count_test_calls() + self.state.lost_test_calls,
+        }
+        if self.teacher is None:
+            return counted
+        spent = sum(entry["seconds"] for purpose, entry in self.store.summary().items() if purpose != "test")
+        return counted | {
+            "label_seconds": max(spent, self.state.label_seconds or 0.0),
+            "teacher_calls": max(self.teacher.calls, self.state.teacher_calls or 0),
+            "teacher_seconds": max(self.teacher.seconds, self.state.teacher_seconds or 0.0),
         }
 
     def budget(self) -> Budget:
         """What may be labelled in this round."""
         most = self.config.stopping.max_labels
-        return Budget(self.config.selection.batch, None if most is None else most - self.calls()["labels"])
+        return Budget(self.config.selection.batch, None if most is None else most - int(self.calls()["labels"]))
 
     def note_calls(self) -> None:
         """Makes durable, outside the store, how many calls were made: should the store be removed, they still count."""
@@ -279,7 +305,13 @@ class Campaign:
             labels=self.state.labels,
             potential=trained[-1] if trained else None,
             errors=dict(errors[-1]) if errors else {},
+            costs=self.state.costs,
         )
+
+
+def _first_state(config: ExperimentConfig) -> CampaignState:
+    """Where a campaign begins."""
+    return CampaignState() if config.teacher is None else CampaignState(stage=Stage.TEACHER)
 
 
 def run_campaign(config: ExperimentConfig, run_dir: Path, *, progress: Progress | None = None) -> Outcome:
@@ -300,7 +332,7 @@ def run_campaign(config: ExperimentConfig, run_dir: Path, *, progress: Progress 
         if run.state.exists():
             raise InputError(f"{run.path} holds a campaign already; resume it, or choose another run directory.")
         with logged(progress or SilentProgress(), run.log) as told:
-            config = from_here(config)
+            config = with_beginning(from_here(config))
             check_campaign(config)
             write_text(run.config, config_text(config))
             return _carry_on(config, run, told)
@@ -326,6 +358,7 @@ def resume_campaign(
     run = RunDirectory(run_dir).require()
     config = from_here(config)
     with run.lock(), logged(progress or SilentProgress(), run.log) as tell:
+        config = with_beginning(config)
         _check_change(config, run, tell, accept=accept_changes)
         write_text(run.config, config_text(config))
         return _carry_on(config, run, tell)

@@ -274,7 +274,8 @@ def planned_calls(settings: InitialSettings | TestSettings, geometries: int) -> 
     if isinstance(settings, TestSettings):
         return settings.from_pool + dynamics
     rattled = 0 if settings.rattle is None else settings.rattle.count
-    return settings.pool_count + rattled + settings.generated_count + dynamics
+    taught = 0 if settings.from_teacher is None else settings.from_teacher.count
+    return settings.pool_count + rattled + settings.generated_count + dynamics + taught
 
 
 @dataclass(frozen=True)
@@ -342,6 +343,7 @@ def initial_set(
     source: Source,
     pool: Sequence[Atoms],
     generated: Mapping[str, Sequence[Atoms]] | None = None,
+    chosen: Sequence[Atoms] = (),
 ) -> list[Atoms]:
     """The first labelled structures; ``info["round"]`` is 0.
 
@@ -350,6 +352,7 @@ def initial_set(
         source: start geometries and label source.
         pool: the structures that a fixed pool gives to it.
         generated: structures that are made for it, by the kind of their generator.
+        chosen: those that were chosen from a teacher's frames.
 
     Raises:
         LabelError: nothing could be labelled.
@@ -365,6 +368,7 @@ def initial_set(
         frames += source.label(made, kind, "initial")
     for _, kept in source.dynamics(settings.md, "initial"):
         frames += kept
+    frames += source.label(chosen, "teacher", "initial")
     frames = without_repeats(frames, geometry_key, "the initial set", source.say)
     if not frames:
         raise LabelError(

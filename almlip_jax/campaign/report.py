@@ -25,7 +25,7 @@ from almlip_jax.campaign.report_figures import (
     structure_parities,
     training_figures,
 )
-from almlip_jax.campaign.rundir import RoundDirectory, RunDirectory
+from almlip_jax.campaign.rundir import PotentialDirectory, RoundDirectory, RunDirectory
 from almlip_jax.campaign.state import CampaignState, metric_units, read_state
 from almlip_jax.campaign.status import calls_by_purpose, campaign_status
 from almlip_jax.campaign.walkers import bath
@@ -93,6 +93,12 @@ def _json(figure: go.Figure | None) -> str:
 def _headline(state: CampaignState, test_calls: int) -> list[tuple[str, str]]:
     rows = [("labels", str(state.labels))]
     rows += [("calls for the test set", str(test_calls))] if test_calls else []
+    if state.costs:
+        rows += [("calls of the teacher", str(state.teacher_calls))]
+        rows += [
+            ("time of labels", f"{state.label_seconds:.4g} s"),
+            ("time of the teacher", f"{state.teacher_seconds:.4g} s"),
+        ]
     rows += [("rounds", str(state.round))]
     evaluated = [record for record in state.history if record.errors]
     rows += _told(evaluated[-1].errors, "") if evaluated else []
@@ -157,7 +163,8 @@ def _most_uncertain(run: RunDirectory, explored: Sequence[RoundDirectory]) -> st
 
 def _trainings(run: RunDirectory) -> dict[str, str]:
     """Name of each training, and of what else it shows -> the figure of its course, the newest first."""
-    folders = {"final": run.final} | {f"round {one.index}": one for one in reversed(run.rounds())}
+    folders: dict[str, PotentialDirectory] = {"final": run.final}
+    folders |= {f"round {one.index}": one for one in reversed(run.rounds())} | {"teacher": run.teacher}
     figures = {}
     for name, folder in folders.items():
         if folder.training.exists():
@@ -192,10 +199,23 @@ def _test_figures(
 
 
 def _label_table(run: RunDirectory) -> list[dict[str, Any]]:
-    if not run.labels.exists():
-        return []
+    """Labels by what they are for, those of a teacher last."""
+    rows = [{"purpose": purpose, **counts} for purpose, counts in _summary(run.labels).items()]
+    taught = _summary(run.teacher_labels).items()
+    return rows + [
+        {"purpose": _PURPOSES.get(purpose, f"{purpose}, by the teacher"), **counts} for purpose, counts in taught
+    ]
+
+
+_PURPOSES = {"teacher": "dynamics with the teacher"}
+
+
+def _summary(store: Path) -> dict[str, dict[str, float]]:
+    """That of a label store; empty where there is none, or it cannot be read."""
+    if not store.exists():
+        return {}
     try:
-        with LabelStore(run.labels, readonly=True) as store:
-            return [{"purpose": purpose, **counts} for purpose, counts in store.summary().items()]
+        with LabelStore(store, readonly=True) as opened:
+            return opened.summary()
     except InputError:
-        return []
+        return {}

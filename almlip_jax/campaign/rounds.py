@@ -7,32 +7,35 @@ resumed run computes with the same shapes, and therefore the same bits, as one t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from functools import cached_property, partial
 from typing import Any
 
+import numpy as np
 from ase import Atoms
 
-from almlip_jax.campaign import stages
+from almlip_jax.campaign import stages, teaching
 from almlip_jax.campaign.batch import AtomRoom, Chooser, features_of
 from almlip_jax.campaign.choice import ExplorationInputs
 from almlip_jax.campaign.config import ExperimentConfig
+from almlip_jax.campaign.cost import PaidLabel, paid_by_teacher, paid_labels
 from almlip_jax.campaign.explorers import Explorers
 from almlip_jax.campaign.inputs import Inputs
 from almlip_jax.campaign.preparation import Source, geometry_key
 from almlip_jax.campaign.round import Budget, Round, Trained
 from almlip_jax.campaign.rundir import RunDirectory
 from almlip_jax.campaign.stages import Results
+from almlip_jax.campaign.teaching import Teacher
 from almlip_jax.errors import InputError
 from almlip_jax.files import understood, write_json
-from almlip_jax.learner import Earlier, Learner
+from almlip_jax.learner import Learner
 from almlip_jax.oracles import Labeller
-from almlip_jax.potential import Potential
+from almlip_jax.origins import Origin, Taught
+from almlip_jax.potential import Evaluated, Potential
 from almlip_jax.progress import Progress
 from almlip_jax.structures.io import read_structures
 from almlip_jax.structures.packing import BatchShape
-from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.training import Capacity
 
 
@@ -45,6 +48,7 @@ class Rounds:
         labeller: its label source with the store.
         measured: sizes that arrays came to in earlier sessions.
         progress: tells the user.
+        teacher: where there is one.
     """
 
     def __init__(
@@ -54,7 +58,9 @@ class Rounds:
         labeller: Labeller,
         measured: Mapping[str, Any],
         progress: Progress,
+        teacher: Teacher | None = None,
     ) -> None:
+        self._teacher = teacher
         self._config = config
         self._run = run
         self._labeller = labeller
@@ -66,14 +72,30 @@ class Rounds:
 
     # -- stages -------------------------------------------------------------------------------------------------------
 
+    def make_teacher_frames(self, index: int) -> Results:
+        """See `teaching.make_frames`."""
+        assert self._teacher is not None
+        source = replace(self._source, labeller=self._teacher.labeller)
+        return teaching.make_frames(self._teacher.settings, source, self._run, self._progress)
+
+    def pretrain(self, index: int) -> Results:
+        """See `teaching.pretrain`."""
+        self._pretrained = self._pretrain()
+        return {}
+
     def make_initial_set(self, index: int) -> Results:
         """See `stages.make_initial_set`."""
-        split = self._inputs.pool_split
-        if not isinstance(self._config.initial.from_pool, int):
+        split, initial = self._inputs.pool_split, self._config.initial
+        if not isinstance(initial.from_pool, int):
             write_json(self._run.initial_pool, {"places": list(split.initial)})
         pool = self._inputs.of_pool(split.initial)
         made = self._inputs.generated_to_label
-        return stages.make_initial_set(self._config.initial, self._source, pool, made, self._round(index))
+        chosen: list[Atoms] = []
+        if (asked := initial.from_teacher) is not None:
+            assert self._teacher is not None
+            frames, seed = self._teacher_frames, self._config.seed
+            chosen = teaching.first_choice(asked, self._teacher, self._pretrained, frames, seed, self._progress)
+        return stages.make_initial_set(initial, self._source, pool, made, self._round(index), chosen)
 
     def make_test_set(self, index: int) -> Results:
         """See `stages.make_test_set`."""
@@ -114,8 +136,24 @@ class Rounds:
     def select(self, index: int, budget: Budget) -> Results:
         """See `stages.select`."""
         fixed = bool(self._config.exploration.pool_files)
-        trained, store = partial(self._judge, index), self._labeller.store
-        return stages.select(self._chooser, self._round(index), trained, store, budget, fixed=fixed)
+        trained, here, compare = partial(self._judge, index), self._round(index), None
+        if self._config.selection.selector.asks_teacher:
+            compare = partial(self._compared, here)
+        return stages.select(self._chooser, here, trained, self._paid, budget, fixed=fixed, compare=compare)
+
+    def _compared(
+        self, here: Round, frames: Sequence[Atoms], evaluated: Evaluated, potential: Potential
+    ) -> Mapping[str, np.ndarray]:
+        """See `teaching.compared`."""
+        assert self._teacher is not None and isinstance(self._learner.start, Taught)
+        return teaching.compared(self._teacher, self._learner.start, frames, evaluated, potential, here)
+
+    def _paid(self) -> list[PaidLabel]:
+        """Labels whose times say what others cost; those of a teacher tell how costs grow where none was paid."""
+        paid = paid_labels(self._labeller.store)
+        if not paid and self._teacher is not None:
+            return paid_by_teacher(self._teacher.labeller.store)
+        return paid
 
     def label(self, index: int) -> Results:
         """See `stages.label`."""
@@ -157,24 +195,60 @@ class Rounds:
             more = min(more, stopping.max_labels)
         return len(self._round(0).dataset()) + more
 
+    @property
+    def _asked(self) -> dict[str, Any]:
+        """What all trainings have in common, as `Learner` takes it."""
+        config = self._config
+        return {
+            "model": config.model,
+            "ensemble": config.ensemble,
+            "seed": config.seed,
+            "species": self._inputs.species,
+            "precision": config.precision,
+            "say": self._progress.message,
+        }
+
     @cached_property
     def _learner(self) -> Learner:
         config, inputs = self._config, self._inputs
+        start: Potential | Origin | None = inputs.start
+        training = config.training
+        if config.teacher is not None:
+            start = teaching.taught(self._pretrained, self._teacher_frames, config.teacher, config.seed)
+            training = config.teacher.tuning.of(training)
         with understood(self._run.state):
             known = _capacity_from(self._known.get("training"))
         return Learner(
             self._largest,
             typical=[*self._round(0).dataset(), *inputs.geometries, *inputs.pool, *inputs.listed],
-            model=config.model,
-            ensemble=config.ensemble,
-            training=config.training,
-            seed=config.seed,
+            training=training,
             isolated=inputs.isolated,
-            species=inputs.species,
-            precision=config.precision,
             capacity=known,
-            say=self._progress.message,
+            start=start,
+            **self._asked,
         )
+
+    @cached_property
+    def _teacher_frames(self) -> list[Atoms]:
+        """Structures with the teacher's labels."""
+        return read_structures(self._run.teacher.frames, require_labels=True)
+
+    @cached_property
+    def _pretrained(self) -> Potential:
+        """What learned from the teacher; where its checkpoint is damaged it is trained again."""
+        try:
+            return Potential.load(self._run.teacher.potential)
+        except InputError as error:
+            self._progress.message(f"{error} The ensemble learns from the teacher's frames again.")
+            return self._pretrain()
+
+    def _pretrain(self) -> Potential:
+        config = self._config
+        assert config.teacher is not None
+        training = config.teacher.training.of(config.training)
+        isolated = self._inputs.isolated
+        learner = teaching.learner_of_teacher(self._teacher_frames, isolated, training=training, **self._asked)
+        return teaching.pretrain(learner, self._run, config.name, self._progress)
 
     @cached_property
     def _explorers(self) -> Explorers:
@@ -235,8 +309,7 @@ class Rounds:
         """Where starts are warm, the final training goes on from its round's potential, others from that before."""
         before, earlier = index if final else index - 1, None
         if self._config.training.warm_start and before >= 0:
-            elements = SpeciesTable.of(self._round(before).dataset()).numbers
-            earlier = Earlier(self._potential(before), frozenset(elements))
+            earlier = self._learner.earlier(self._potential(before), self._round(before).dataset())
         know = self._config.know_training_set
         return stages.train(self._learner, self._round(index), earlier, know=know, final=final)
 

@@ -8,6 +8,8 @@ Layout (rounds are numbered from 0, folders have at least three digits)::
       state.json             round, stage, finished, reason, converged, labels, ...
       initial_pool.json      places in the pool of the initial set, where a selector chose them
       labels.db              label store (ASE SQLite database)
+      teacher.db             that of the teacher, where there is one
+      teacher/               its labelled frames (frames.extxyz), training.csv and the potential/ that learned from them
       measured.json          shapes and capacities chosen by measurement
       stage_seconds.json     the stage under way and the seconds it has taken so far; gone between stages
       test.extxyz            labelled test frames, info["group"]
@@ -83,6 +85,18 @@ class PotentialDirectory:
 
 
 @dataclass(frozen=True)
+class TeacherDirectory(PotentialDirectory):
+    """The files of a teacher and of what it taught.
+
+    Attributes:
+        path: their folder.
+    """
+
+    frames = Inside("frames.extxyz")
+    """Structures with the teacher's labels (extxyz)."""
+
+
+@dataclass(frozen=True)
 class RoundDirectory(PotentialDirectory):
     """The files of one round.
 
@@ -130,6 +144,8 @@ class RunDirectory(WorkDirectory):
     """The label store (ASE SQLite database)."""
     initial_pool = Inside("initial_pool.json")
     """Places in the pool of the structures of the initial set, where a selector chose them (JSON)."""
+    teacher_labels = Inside("teacher.db")
+    """The label store of the teacher, whether there is one or not."""
     measured = Inside("measured.json")
     """Shapes and capacities chosen by measurement (JSON)."""
     stage_seconds = Inside("stage_seconds.json")
@@ -146,6 +162,11 @@ class RunDirectory(WorkDirectory):
     """Link to the newest potential."""
     rounds_folder = Inside("rounds")
     """The folder of the rounds."""
+
+    @property
+    def teacher(self) -> TeacherDirectory:
+        """The files of the teacher, whether there is one or not."""
+        return TeacherDirectory(self.path / "teacher")
 
     @property
     def final(self) -> PotentialDirectory:

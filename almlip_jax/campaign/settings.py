@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from almlip_jax.campaign.choice import Beginning, ExplorationChoice, ExplorationInputs
 from almlip_jax.campaign.sparse import SparseSettings
 from almlip_jax.campaign.starts import LabelledStarts, StartSettings
+from almlip_jax.campaign.teacher import FromTeacherSettings
 from almlip_jax.dynamics import ExplorationSettings, RelaxationSettings
 from almlip_jax.dynamics.judging import check_exploration
 from almlip_jax.dynamics.thresholds import RelativeThresholds, ThresholdSettings
@@ -101,12 +102,21 @@ class InitialSettings(FileReading):
     """Of all generated structures, those that are labelled; all of them where not given."""
     md: tuple[LabelMdSettings, ...] = ()
     """Trajectories with the label source; each of their steps counts as a label."""
+    potential: Path | None = None
+    """Folder of a potential of the same label source that trainings begin with, as with `almlip train --from`: elements
+    are added, its reference energies stay, and what it remembers is trained on again (`training.replay`).  Later rounds
+    begin with it again, or with `training.warm_start` with the potential of the round before.  Sections `model` and
+    `ensemble` that are not given are its own."""
+    from_teacher: FromTeacherSettings | None = None
+    """Frames of the teacher (section `teacher`), chosen by a selector and labelled."""
 
     @model_validator(mode="after")
     def _not_empty(self) -> Self:
-        if self.dataset is None and not (self.from_pool or self.rattle or self.generated or self.md):
+        labelled = (self.dataset, self.rattle, self.from_teacher)
+        if labelled == (None, None, None) and not (self.from_pool or self.generated or self.md):
             raise ValueError(
-                "the initial set is empty; give at least one of dataset, from_pool, rattle, generated, md."
+                "the initial set is empty; give at least one of dataset, from_pool, rattle, generated, md, "
+                "from_teacher."
             )
         if self.from_generated is not None and self.from_generated.count > sum(one.count for one in self.generated):
             raise ValueError(

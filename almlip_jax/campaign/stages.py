@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import jax
 import numpy as np
 from ase import Atoms
 
@@ -24,7 +25,7 @@ from almlip_jax.campaign.batch import (
     undecided,
     validation_error,
 )
-from almlip_jax.campaign.cost import expected_costs, paid_labels
+from almlip_jax.campaign.cost import PaidLabel, expected_costs
 from almlip_jax.campaign.preparation import Source, check_target_labels, held_out_set, initial_set, planned_calls
 from almlip_jax.campaign.round import Budget, Round, Trained
 from almlip_jax.campaign.rundir import PotentialDirectory, RoundDirectory
@@ -34,7 +35,8 @@ from almlip_jax.evaluation import error_metrics
 from almlip_jax.evaluation.metrics import labels_of
 from almlip_jax.files import read_json, understood, write_csv, write_json, write_npz
 from almlip_jax.learner import Earlier, Learner
-from almlip_jax.oracles import Labeller, LabelResult, LabelStore
+from almlip_jax.models import Params
+from almlip_jax.oracles import Labeller, LabelResult
 from almlip_jax.potential import Evaluated, Potential
 from almlip_jax.progress import Progress, reaching
 from almlip_jax.selection import SelectorSettings
@@ -56,6 +58,7 @@ def make_initial_set(
     pool: Sequence[Atoms],
     generated: Mapping[str, Sequence[Atoms]],
     here: Round,
+    chosen: Sequence[Atoms] = (),
 ) -> Results:
     """Labels the initial set and writes it as the dataset of a round.
 
@@ -65,11 +68,12 @@ def make_initial_set(
         pool: structures that a fixed pool gives.
         generated: structures that are made for it, by the kind of their generator.
         here: the round.
+        chosen: frames of a teacher.
     """
     source.labeller.prepare()
     calls = planned_calls(settings, len(source.geometries))
     with here.progress.stage("initial set", calls, unit="labels") as advance:
-        frames = initial_set(settings, replace(source, advance=advance), pool, generated)
+        frames = initial_set(settings, replace(source, advance=advance), pool, generated, chosen)
     write_structures(here.folder.create().dataset, frames)
     return {}
 
@@ -98,26 +102,67 @@ def train(
     Args:
         learner: trains, with arrays that keep their shapes.
         here: the round.
-        earlier: what the training goes on from; None where it begins anew.
+        earlier: what the training goes on from; None where it begins anew, or with what the learner begins with.
         know: whether the potential keeps what comparisons with its training set need.
         final: whether it is the final potential, with a length of its own; other random numbers, another folder.
     """
     name = "final" if final else "train"
     folder: PotentialDirectory = here.run.final.create() if final else here.folder
-    steps = learner.training.final_steps if final else None
     dataset = here.dataset()
-    params, references = learner.beginning(dataset, earlier)
-    most = steps or _most_steps(learner.training, len(dataset), earlier is not None)
-    with here.progress.stage("train", most, unit="steps") as advance:
+    return trained(
+        learner,
+        dataset,
+        learner.beginning(dataset, earlier),
+        here.key(name),
+        here.generator("replay", name),
+        folder,
+        here.progress,
+        metadata=here.provenance,
+        know=know,
+        steps=learner.training.final_steps if final else None,
+    )
+
+
+def trained(
+    learner: Learner,
+    dataset: Sequence[Atoms],
+    beginning: tuple[Params | None, dict[int, float]],
+    key: jax.Array,
+    stream: np.random.Generator,
+    folder: PotentialDirectory,
+    progress: Progress,
+    *,
+    metadata: Mapping[str, Any],
+    name: str = "train",
+    know: bool = False,
+    steps: int | None = None,
+) -> Potential:
+    """Trains the ensemble on a dataset and saves the potential.
+
+    Args:
+        learner: trains.
+        dataset: labelled.
+        beginning: first parameters and reference energies.
+        key: of the random numbers of the training.
+        stream: draws what the potential remembers.
+        folder: of the potential.
+        progress: tells the user.
+        metadata: goes with the potential.
+        name: of the stage, as the user is told.
+        know: whether the potential keeps what comparisons with its training set need.
+        steps: length of the training, in place of what the settings say.
+    """
+    params, references = beginning
+    most = steps or _most_steps(learner.training, len(dataset), params is not None)
+    with progress.stage(name, most, unit="steps") as advance:
         reached = reaching(advance)
 
         def on_epoch(report: EpochReport) -> None:
             reached(report.step, epoch=report.epoch, **report.errors)
 
-        result = learner.train(dataset, params, here.key(name), references, on_epoch, folder.unfinished_training, steps)
+        result = learner.train(dataset, params, key, references, on_epoch, folder.unfinished_training, steps)
     write_csv(folder.training, result.rows())
-    metadata = {**here.provenance, "dataset_size": len(dataset)}
-    potential = learner.potential(result, dataset, references, here.generator("replay", name), metadata)
+    potential = learner.potential(result, dataset, references, stream, {**metadata, "dataset_size": len(dataset)})
     if know:
         potential = potential.knowing(dataset, shape=potential.batch_shape(dataset))
     potential.save(folder.potential)
@@ -180,8 +225,19 @@ def _predictions(structures: Sequence[Atoms], evaluated: Evaluated) -> dict[str,
 # ------------------------------------------------------------------------------------------------------------- select
 
 
+Compare = Callable[[Sequence[Atoms], Evaluated, Potential], Mapping[str, np.ndarray]]
+"""Further scores of candidates, from what the potential of a round says of them."""
+
+
 def select(
-    chooser: Chooser, here: Round, trained: Callable[[], Trained], store: LabelStore, budget: Budget, *, fixed: bool
+    chooser: Chooser,
+    here: Round,
+    trained: Callable[[], Trained],
+    paid: Callable[[], list[PaidLabel]],
+    budget: Budget,
+    *,
+    fixed: bool,
+    compare: Compare | None = None,
 ) -> Results:
     """Chooses the batch from the candidates, cut to what is left of the label budget.
 
@@ -189,9 +245,10 @@ def select(
         chooser: the selector.
         here: the round.
         trained: its potential, asked for where there are candidates.
-        store: whose times say what labels cost.
+        paid: labels whose times say what others cost.
         budget: of the round.
         fixed: whether candidates are those of a fixed pool: what is left of it is looked at, too.
+        compare: compares candidates with a teacher, where the selector asks for it.
     """
     folder = here.folder
     folder.batch.unlink(missing_ok=True)
@@ -202,13 +259,23 @@ def select(
         evaluated = judge.evaluate("candidates", frames)
         dataset = here.dataset()
         context = judge.evaluate("dataset", dataset)
-        costs, scalars = _costs(chooser.settings, frames, store), _selection_scalars(chooser.settings, here)
+        costs, scalars = _costs(chooser.settings, frames, paid), _selection_scalars(chooser.settings, here)
+        further = {} if compare is None else compare(frames, evaluated, judge.potential)
         chosen = choose(
             chooser.selector,
             here.key("select"),
-            candidates(frames, evaluated, chooser.candidates, cost=costs, room=chooser.atoms_of_candidates),
+            candidates(
+                frames,
+                evaluated,
+                chooser.candidates,
+                cost=costs,
+                scores=further,
+                room=chooser.atoms_of_candidates,
+            ),
             candidates(dataset, context, chooser.labelled, scalars=scalars, room=chooser.atoms_of_labelled),
         )[: budget.selected]
+    if not chosen and compare is not None:
+        here.progress.message(f"none of {len(frames)} candidates is bought: the filters leave none of them.")
     if (remark := undecided([gain for _, gain in chosen], len(frames))) is not None:
         here.progress.message(remark)
     batch = []
@@ -237,10 +304,12 @@ def _selection_scalars(settings: SelectorSettings, here: Round) -> dict[str, flo
     return selection_scalars(settings, errors)
 
 
-def _costs(settings: SelectorSettings, frames: Sequence[Atoms], store: LabelStore) -> np.ndarray | None:
+def _costs(
+    settings: SelectorSettings, frames: Sequence[Atoms], paid: Callable[[], list[PaidLabel]]
+) -> np.ndarray | None:
     """Expected cost of each label, where the selector asks for it."""
     exponent = settings.cost_exponent
-    return None if exponent is None else expected_costs(frames, paid_labels(store), exponent)
+    return None if exponent is None else expected_costs(frames, paid(), exponent)
 
 
 def _mean(values: np.ndarray) -> float | None:

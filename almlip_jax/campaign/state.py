@@ -20,8 +20,10 @@ from almlip_jax.yaml_text import read_yaml
 
 
 class Stage(StrEnum):
-    """What a campaign does next; the first two once, the others in each round."""
+    """What a campaign does next; the first four once (two of them with a teacher alone), the others in each round."""
 
+    TEACHER = "teacher"
+    PRETRAIN = "pretrain"
     INITIAL = "initial"
     TEST = "test"
     TRAIN = "train"
@@ -34,6 +36,10 @@ class Stage(StrEnum):
 _ROUND = (Stage.TRAIN, Stage.EVALUATE, Stage.EXPLORE, Stage.SELECT, Stage.LABEL)
 
 
+COSTS = ("label_seconds", "teacher_calls", "teacher_seconds")
+"""Fields of the state, and of the records of rounds, that compare what the label source and a teacher cost."""
+
+
 class RoundRecord(Findings):
     """What one round came to; fields of stages that have not run yet hold their defaults."""
 
@@ -43,6 +49,12 @@ class RoundRecord(Findings):
     """Label-source calls so far when the round began, without those of the test set, failed ones included."""
     test_calls: int = 0
     """Label-source calls for the test set, every step of its MD included."""
+    label_seconds: float | None = None
+    """Seconds of the label source so far, without those of the test set; known where there is a teacher."""
+    teacher_calls: int | None = None
+    """Calls of the teacher so far, where there is one."""
+    teacher_seconds: float | None = None
+    """Their seconds."""
     dataset_size: int = 0
     """Labelled structures trained on."""
     errors: dict[str, float] = {}
@@ -73,12 +85,18 @@ class RoundRecord(Findings):
         """Share of the planned frames below the record threshold."""
         return self.frames_below / self.frames_planned if self.frames_planned else None
 
+    @property
+    def costs(self) -> dict[str, float]:
+        """What is known of `COSTS`."""
+        return _costs(self)
+
     def row(self) -> dict[str, Cell]:
         """The line of ``metrics.csv``."""
         return {
             "round": self.round,
             "labels": self.labels,
             "test_calls": self.test_calls,
+            **self.costs,
             "dataset_size": self.dataset_size,
             **self.errors,
             "sigma_pool": self.sigma_pool,
@@ -130,6 +148,12 @@ class CampaignState(Findings):
     """Label-source calls for the test set so far."""
     lost_test_calls: int = 0
     """How many of them the label store no longer knows."""
+    label_seconds: float | None = None
+    """As in the records of the rounds, like the next two; they only grow, whatever becomes of the stores."""
+    teacher_calls: int | None = None
+    """Calls of the teacher."""
+    teacher_seconds: float | None = None
+    """Their seconds."""
     settled: dict[str, Any] = {}
     """Settings that the campaign keeps, as it began with them, and the version of its label source."""
     files: dict[str, str] = {}
@@ -140,6 +164,11 @@ class CampaignState(Findings):
     """One record a round."""
     final: FinalRecord | None = None
     """The final potential, where there is one."""
+
+    @property
+    def costs(self) -> dict[str, float]:
+        """What is known of `COSTS`."""
+        return _costs(self)
 
     @property
     def record(self) -> RoundRecord:
@@ -178,6 +207,10 @@ class CampaignState(Findings):
             earlier = tuple(old for old in self.history if old.round < self.round)
             update["history"] = (*earlier, record)
         return self.model_copy(update=update)
+
+
+def _costs(record: RoundRecord | CampaignState) -> dict[str, float]:
+    return {name: value for name in COSTS if (value := getattr(record, name)) is not None}
 
 
 def _next(stage: Stage, round_index: int) -> tuple[Stage, int]:

@@ -34,6 +34,7 @@ def campaign_status(run_dir: Path | str) -> dict[str, Any]:
 
     Returns:
         ``round``, ``stage``, ``labels`` (label-source calls but the test set's), ``calls`` (all of them, by purpose),
+        ``costs`` (with a teacher: ``label_seconds``, ``teacher_calls``, ``teacher_seconds``),
         ``finished``, ``converged``, ``rule``, ``reason``, ``running``; ``errors`` of
         the last evaluated round; ``final``, None or ``potential``, ``steps`` and ``errors`` of the final potential;
         ``units`` of errors and sigmas; ``diagnosis`` with ``trend`` (of each error and of the pool's sigma: converging,
@@ -62,6 +63,7 @@ def campaign_status(run_dir: Path | str) -> dict[str, Any]:
         "stage": str(state.stage),
         "labels": state.labels,
         "calls": calls_by_purpose(run),
+        "costs": state.costs,
         "finished": state.finished,
         "converged": state.converged,
         "rule": state.rule,
@@ -94,6 +96,8 @@ def render_status(status: Mapping[str, Any]) -> RenderableType:
     if status["calls"]:
         parts_of_it = ", ".join(f"{calls} {purpose}" for purpose, calls in status["calls"].items())
         head.add_row("label-source calls", f"{sum(status['calls'].values())} ({parts_of_it})")
+    if status["costs"]:
+        head.add_row("cost", told_costs(status["costs"]))
     head.add_row("converged", "yes" if status["converged"] else "no")
     if status["reason"]:
         head.add_row("reason", status["reason"])
@@ -273,6 +277,14 @@ def _uncertain_atoms(explored: tuple[RoundDirectory, dict[str, Any]]) -> list[di
         {"atom": atom, "symbol": symbol, "share": count / len(frames)}
         for (atom, symbol), count in counts.most_common(5)
     ]
+
+
+def told_costs(costs: Mapping[str, float]) -> str:
+    """What labels and a teacher have cost, in words."""
+    return (
+        f"{costs['label_seconds']:.4g} s of the label source, {costs['teacher_seconds']:.4g} s of the teacher "
+        f"({costs['teacher_calls']} calls)"
+    )
 
 
 def calls_by_purpose(run: RunDirectory) -> dict[str, int]:

@@ -95,13 +95,30 @@ class Anchored(Around):
         return replace(output, energy=output.energy - known * alone.energy[chosen], features=features)
 
 
-def with_binding(params: Params, energies: np.ndarray) -> Params:
-    """Parameters of models or ensembles with the binding energies of each species [S], eV, where they hold any."""
+def with_binding(params: Params, energies: np.ndarray, *, added: bool = False) -> Params:
+    """Parameters of models or ensembles with the binding energies of each species [S], eV, where they hold any.
+
+    Args:
+        params: of the models.
+        energies: in place of those that are there.
+        added: to those that are there, instead.
+    """
 
     def changed(path: tuple[object, ...], leaf: jax.Array) -> jax.Array:
-        names = [getattr(key, "key", None) for key in path[-2:]]
-        return (
-            jnp.broadcast_to(jnp.asarray(energies, leaf.dtype), leaf.shape) if names == [CONSTANTS, _BINDING] else leaf
-        )
+        if not _is_binding(path):
+            return leaf
+        given = jnp.broadcast_to(jnp.asarray(energies, leaf.dtype), leaf.shape)
+        return leaf + given if added else given
 
     return jax.tree_util.tree_map_with_path(changed, params)
+
+
+def binding_of(params: Params, number: int) -> np.ndarray:
+    """Binding energies of each species [number], eV, mean over the models; 0 where they hold none."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    held = [np.asarray(leaf, np.float64).reshape(-1, number) for path, leaf in leaves if _is_binding(path)]
+    return np.concatenate(held).mean(axis=0) if held else np.zeros(number)
+
+
+def _is_binding(path: tuple[object, ...]) -> bool:
+    return [getattr(key, "key", None) for key in path[-2:]] == [CONSTANTS, _BINDING]

@@ -18,6 +18,7 @@ from almlip_jax.oracles.sources.dft import PySCFSettings
 from almlip_jax.oracles.sources.external import ExternalSettings
 from almlip_jax.oracles.sources.labelled_file import FileSettings
 from almlip_jax.oracles.sources.nequix import NequixSettings
+from almlip_jax.oracles.sources.potential import PotentialSourceSettings
 from almlip_jax.oracles.sources.user import UserSourceSettings
 from almlip_jax.oracles.sources.xtb import TBLiteSettings
 from almlip_jax.oracles.store import LabelStore, StorageError, StoredLabel
@@ -36,6 +37,7 @@ __all__ = [
     "MDRun",
     "NequixSettings",
     "PendingLabels",
+    "PotentialSourceSettings",
     "PySCFSettings",
     "Results",
     "SourceSettings",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
@@ -77,6 +78,8 @@ class DynamicsTask:
             those before it that were not kept have cost.
         known: labels that are paid for already.
         stream: file for the labels of an unfinished run; where it is out of reach, none are kept.
+        seconds: of the label source that may be spent on labels that are not known; the dynamics end with the call that
+            reaches them, which is kept.
     """
 
     start: Atoms
@@ -86,6 +89,7 @@ class DynamicsTask:
     keep: Steps
     known: Mapping[str, Label]
     stream: Path
+    seconds: float = math.inf
 
     def run(self, context: Context) -> list[Call] | NoSpace:
         """The calls that are kept, in order; where the last one failed, the dynamics ended there."""
@@ -93,16 +97,19 @@ class DynamicsTask:
         try:
             with Stream.appending(self.stream, context.beat) as stream:
                 known |= {call.label.identity: call.label for call in stream.earlier if call.label is not None}
-                return thinned(self._integrate(context, known, stream), self.keep, self.known)
+                made = self._integrate(context, known, stream)
+                end = made[-1].step if is_spent(self._spent(made), self.seconds) else None
+                return thinned(made, lambda step: self.keep(step) or step == end, self.known)
         except OSError as error:
             return NoSpace(error)
 
     def _integrate(self, context: Context, known: Mapping[str, Label], stream: Stream) -> list[Call]:
         identity = identifier(context.settings)
         made: list[Call] = []
-        step = 0
+        step, spent = 0, 0.0
 
         def label_of(atoms: Atoms) -> Label:
+            nonlocal spent
             structure = bare(self.start)
             structure.positions = atoms.positions
             name = identity(structure)
@@ -114,6 +121,7 @@ class DynamicsTask:
                     label = context.label(structure, name)
                 stream.append(Call(step, structure, label))
             made.append(Call(step, structure, label))
+            spent += 0.0 if name in self.known else label.seconds  # of an interrupted run as it was written down
             return label
 
         atoms = self.start.copy()
@@ -121,6 +129,8 @@ class DynamicsTask:
         try:
             integrator = _integrator(atoms, self.dynamics, self.generator)
             for step in range(self.steps + 1):
+                if is_spent(spent, self.seconds):
+                    break
                 if step == 0:
                     atoms.get_forces(md=True)
                 else:
@@ -128,6 +138,16 @@ class DynamicsTask:
         except _Stopped:
             pass
         return made
+
+    def _spent(self, made: Sequence[Call]) -> float:
+        """Seconds of the labels that were not known."""
+        labels = [call.label for call in made if call.label is not None]
+        return sum(label.seconds for label in labels if label.identity not in self.known)
+
+
+def is_spent(seconds: float, budget: float) -> bool:
+    """Whether a budget of seconds is spent, in whatever order they were added up."""
+    return seconds >= budget * (1 - 1e-9)
 
 
 @dataclass(frozen=True)

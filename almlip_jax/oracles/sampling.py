@@ -1,14 +1,15 @@
 """Structures to begin with: thermal rattling, and molecular dynamics with the label source itself.
 
-Every label that dynamics pay for ends in the store, with two exceptions that are stated: of a test set only the frames
-that are kept do (their rows count the calls of the steps before them), and nothing of dynamics that are still running
-does (it waits in the spool meanwhile).
+Every label that dynamics pay for ends in the store, with two exceptions that are stated: of test sets and of teachers
+only the frames that are kept do (their rows count the calls of the steps before them), and nothing of dynamics that are
+still running does (it waits in the spool meanwhile).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -27,6 +28,7 @@ from almlip_jax.oracles.md import (
     Steps,
     create_stream,
     is_free,
+    is_spent,
     put_aside_if_damaged,
     read_stream,
     thinned,
@@ -36,6 +38,7 @@ from almlip_jax.oracles.worker import Failure, NoSpace
 from almlip_jax.structures.carried import carried
 from almlip_jax.units import KB
 
+_THINNED = ("test", "teacher")  # purposes of which only frames that are kept are stored
 _MAX_DRAWS = 1000  # of one rattled structure, before the displacements are declared too large
 
 
@@ -51,6 +54,8 @@ class MDRun:
         every: n-th step is kept as a frame.
         equilibration: steps before those.
         name: makes the random numbers of this run its own; by default its temperature.
+        seconds: of the label source after which it ends, wherever it is; a run that was cut off counts those that were
+            written down.
     """
 
     temperature: float
@@ -60,6 +65,7 @@ class MDRun:
     every: int = 1
     equilibration: int = 0
     name: str = ""
+    seconds: float = math.inf
 
     def __post_init__(self) -> None:
         if self.temperature < 0 or self.friction < 0 or self.timestep <= 0:
@@ -132,8 +138,8 @@ def run_label_md(
     """Runs molecular dynamics with the label source, several at a time in its workers.
 
     The start is labelled once.  A run that was cut off goes on from the labels it paid for and ends with the same bits
-    as one that was not; a run that is in the store is not repeated.  For the purpose ``test`` only the start and the
-    frames that are kept are stored; each of their rows counts the calls that led to it.
+    as one that was not; a run that is in the store is not repeated.  For the purposes ``test`` and ``teacher`` only the
+    start and the frames that are kept are stored; each of their rows counts the calls that led to it.
 
     Args:
         start: structure at step 0; its masses and constraints hold.
@@ -185,7 +191,9 @@ class _Plan:
             parts["masses"] = start.get_masses().tolist()
         if start.constraints:
             parts["constraints"] = repr([constraint.todict() for constraint in start.constraints])
-        if given["purpose"] != "test":
+        if math.isinf(run.seconds):
+            del parts["seconds"]
+        if given["purpose"] not in _THINNED:
             for thinning in ("steps", "every", "equilibration"):
                 del parts[thinning]
         digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -208,6 +216,8 @@ class _Plan:
     def is_complete(self, store: LabelStore) -> bool:
         """Whether the store holds all there will be of this run."""
         rows = self.rows(store)
+        if is_spent(sum(row.label.seconds for row in rows.values()), self.run.seconds):
+            return True
         wanted = [step for step in range(1, self.run.total_steps + 1) if self.stored_steps(step)]
         failed = [step for step, row in rows.items() if row.label.error is not None]
         return all(step in rows or any(step > end for end in failed) for step in wanted)
@@ -239,6 +249,7 @@ class _Plan:
             keep=self.stored_steps,
             known={label.identity: label for label in known},
             stream=stream,
+            seconds=run.seconds,
         )
 
     def trajectory(self, store: LabelStore, start: Atoms, error: str | None) -> Trajectory:
@@ -323,7 +334,7 @@ def _take_in_abandoned(store: LabelStore, plans: Sequence[_Plan]) -> None:
         header, calls, _ = read_stream(path)
         given = header.get("provenance", {})
         paid = [call for call in calls if call.label is not None]
-        if given.get("purpose") == "test" and paid:
+        if given.get("purpose") in _THINNED and paid:
             paid = thinned(paid, paid[-1].step.__eq__)
         store.record(
             [(call.atoms, {**given, "step": call.step}, call.label) for call in paid if call.label is not None]

@@ -23,6 +23,7 @@ from almlip_jax.errors import InputError
 from almlip_jax.files import PARTIAL, cannot_write, flush_to_disk, make_folder, plain, read_npz, write_npz, write_text
 from almlip_jax.models import ModelSettings, Params
 from almlip_jax.potential.fitted import Fitted, params_digest
+from almlip_jax.saved_potential import DESCRIPTION, PARAMS, REMEMBERED
 from almlip_jax.structures.extxyz_reading import read_extxyz
 from almlip_jax.structures.remembered import as_text
 from almlip_jax.structures.species import SpeciesTable
@@ -30,14 +31,11 @@ from almlip_jax.structures.species import SpeciesTable
 if TYPE_CHECKING:
     from almlip_jax.potential.potential import Potential
 
-_DESCRIPTION = "potential.json"
-_PARAMS = "params"  # of the folder that holds them; a hash of the parameters follows
-_REMEMBERED = "remembered"  # of the file that holds remembered structures; a hash of them follows
 _FITTED = "fitted"  # of files that hold the arrays of what was fitted; its name and a hash of the arrays follow
 _PACKAGE = "model_package"  # key of the package that adds the kind of its model
 _OWN = re.compile(
-    rf"{_PARAMS}(-[0-9a-f]{{16}})?|{_REMEMBERED}-[0-9a-f]{{16}}\.extxyz|{_FITTED}-\w+-[0-9a-f]{{16}}\.npz"
-    rf"|\.({_PARAMS}|{_REMEMBERED}|{_FITTED}-\w+)-[0-9a-f]{{16}}\.\d+{re.escape(PARTIAL)}.*"
+    rf"{PARAMS}(-[0-9a-f]{{16}})?|{REMEMBERED}-[0-9a-f]{{16}}\.extxyz|{_FITTED}-\w+-[0-9a-f]{{16}}\.npz"
+    rf"|\.({PARAMS}|{REMEMBERED}|{_FITTED}-\w+)-[0-9a-f]{{16}}\.\d+{re.escape(PARTIAL)}.*"
 )
 """Names of what `Potential.save` makes next to the description, finished or not."""
 
@@ -50,7 +48,7 @@ def save(potential: Potential, directory: Path | str) -> None:
     target = Path(directory).resolve()
     check_place(target)
     arrays = jax.tree.map(np.asarray, potential.params)
-    place = target / f"{_PARAMS}-{params_digest(arrays)}"
+    place = target / f"{PARAMS}-{params_digest(arrays)}"
     make_folder(target)
     try:
         if not _holds(place, arrays):
@@ -63,13 +61,13 @@ def save(potential: Potential, directory: Path | str) -> None:
             flush_to_disk(target)
     except OSError as error:
         raise cannot_write(target, error) from error
-    names = {_PARAMS: place.name}
+    names = {PARAMS: place.name}
     if potential.remembered:
         text = as_text(potential.remembered)
-        names[_REMEMBERED] = f"{_REMEMBERED}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.extxyz"
-        write_text(target / names[_REMEMBERED], text)
+        names[REMEMBERED] = f"{REMEMBERED}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.extxyz"
+        write_text(target / names[REMEMBERED], text)
     fitted = {name: _save_fitted(target, name, one) for name, one in potential.fitted.items()}
-    write_text(target / _DESCRIPTION, json.dumps(_description(potential, names, fitted), indent=2) + "\n")
+    write_text(target / DESCRIPTION, json.dumps(_description(potential, names, fitted), indent=2) + "\n")
     used = {*names.values(), *(one["file"] for one in fitted.values() if "file" in one)}
     for other in target.iterdir():  # what an older potential, or a kill, has left here
         if other.name not in used and _OWN.fullmatch(other.name):
@@ -117,7 +115,7 @@ def load(kind: type[Potential], directory: Path | str) -> Potential:
 
 def _read(kind: type[Potential], source: Path) -> Potential:
     try:
-        text = json.loads((source / _DESCRIPTION).read_text())
+        text = json.loads((source / DESCRIPTION).read_text())
         _require_format(int(text["format"]))
         folder = source / Path(text["params"]).name
         settings = _model(text)
@@ -126,7 +124,7 @@ def _read(kind: type[Potential], source: Path) -> Potential:
         isolated = frozenset(atomic_numbers[s] for s in text["isolated_atoms"])
         metadata = dict(text["metadata"])
         described = {str(name): dict(one) for name, one in text["fitted"].items()}
-        sample = source / Path(text[_REMEMBERED]).name if _REMEMBERED in text else None
+        sample = source / Path(text[REMEMBERED]).name if REMEMBERED in text else None
         members = EnsembleSettings.model_validate(text["ensemble"])
         ensemble = build_ensemble(settings, members, species, isolated)
         shapes = jax.eval_shape(ensemble.init, jax.random.key(0))
@@ -207,7 +205,7 @@ def check_place(directory: Path | str) -> None:
     target = Path(directory).resolve()
     if target.exists() and not target.is_dir():
         raise InputError(f"{target} is a file; choose another name for the folder of the potential.")
-    if target.exists() and not (target / _DESCRIPTION).exists():
+    if target.exists() and not (target / DESCRIPTION).exists():
         strange = [path.name for path in target.iterdir() if not _OWN.fullmatch(path.name)]
         if strange:
             raise InputError(

@@ -1,6 +1,9 @@
 """Selection: pure functions from candidates to the batch worth labelling."""
 
 from almlip_jax.selection.base import (
+    TEACHER_ENERGY,
+    TEACHER_FORCES,
+    TEACHER_SCORES,
     Candidates,
     Environments,
     Filter,
@@ -39,9 +42,11 @@ from almlip_jax.selection.maxvol import ActiveSet, MaxvolSettings, active_set, e
 from almlip_jax.selection.rankings import EntropySettings, TopKSettings, entropy, top_k
 from almlip_jax.selection.rows import Rows
 from almlip_jax.selection.scores import (
+    AgreementSettings,
     RandomSettings,
     ThresholdSettings,
     TopFractionSettings,
+    agreement,
     random,
     threshold,
     top_fraction,
@@ -49,9 +54,13 @@ from almlip_jax.selection.scores import (
 from almlip_jax.selection.sites import Sites
 
 __all__ = [
+    "TEACHER_ENERGY",
+    "TEACHER_FORCES",
+    "TEACHER_SCORES",
     "WEIGHT",
     "ActiveSet",
     "AdaptiveSettings",
+    "AgreementSettings",
     "Backward",
     "BaitSettings",
     "Candidates",
@@ -93,6 +102,7 @@ __all__ = [
     "active_set",
     "adapt",
     "adaptive",
+    "agreement",
     "bait",
     "chain",
     "cost_aware",

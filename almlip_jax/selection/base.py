@@ -28,6 +28,11 @@ from almlip_jax.settings import Settings
 
 P = ParamSpec("P")
 R = TypeVar("R")
+TEACHER_FORCES, TEACHER_ENERGY = "teacher_forces", "teacher_energy"
+TEACHER_SCORES = (TEACHER_FORCES, TEACHER_ENERGY)
+"""Names among `Candidates.scores` of how far the ensemble is from a teacher, where one was asked: root mean square
+difference of the force components, eV/Angstrom; difference of the energies per atom, both relative to the reference
+energies of their sources, eV/atom.  Not a number where the teacher had no label."""
 _REMEMBERED = 256  # selectors that are kept to be given again; more than a study compares
 
 
@@ -187,6 +192,11 @@ class Stage(Settings):
     def atom_feature_names(self) -> tuple[AtomFeatureName, ...]:
         """Feature maps whose rows of atoms it looks at."""
         return ()
+
+    @property
+    def asks_teacher(self) -> bool:
+        """Whether it looks at what a teacher says of the candidates (`TEACHER_SCORES`)."""
+        return False
 
 
 class FilterSettings(Stage, Spec):

@@ -132,6 +132,11 @@ class ChainSettings(SelectorSettings):
         return tuple(dict.fromkeys(name for one in self._stages for name in one.atom_feature_names))
 
     @property
+    def asks_teacher(self) -> bool:
+        """Where one of them does."""
+        return any(one.asks_teacher for one in self._stages)
+
+    @property
     def draws_at_random(self) -> bool:
         """Where the selector does, and no filter prefers uncertain candidates."""
         return self.selector.draws_at_random and not any(one.prefers for one in self.filters)

@@ -13,6 +13,8 @@ from pydantic import Field, model_validator
 from almlip_jax.errors import InputError
 from almlip_jax.scores import ScoreName
 from almlip_jax.selection.base import (
+    TEACHER_ENERGY,
+    TEACHER_FORCES,
     ByScore,
     Candidates,
     Filter,
@@ -22,6 +24,7 @@ from almlip_jax.selection.base import (
     Selector,
     memoised,
 )
+from almlip_jax.settings import unit
 
 _ROUNDING = 1e-6  # 0.07 of 100 candidates are 7, though the product of floats is a little more
 
@@ -87,6 +90,30 @@ def top_fraction(score: str, fraction: float) -> Filter:
         order = ranked(column(pool.scores, score, "score"), pool)
         rank = jnp.zeros_like(order).at[order].set(jnp.arange(order.shape[0], dtype=order.dtype))
         return replace(pool, valid=pool.valid & (rank < wanted))
+
+    return narrow
+
+
+@memoised
+def agreement(forces: float, energy: float | None = None) -> Filter:
+    """Keeps candidates on which ensemble and teacher differ: there, a label tells something that neither is sure of.
+
+    Args:
+        forces: root mean square difference of the force components up to which they agree, eV/Angstrom.
+        energy: difference of the energies up to which they agree, eV/atom; not looked at where not given.
+
+    >>> import jax
+    >>> from almlip_jax.selection import Candidates, agreement
+    >>> pool = Candidates.of(scores={"teacher_forces": [0.02, 0.3, float("nan")]})
+    >>> agreement(0.1)(jax.random.key(0), pool, pool).valid.tolist()
+    [False, True, True]
+    """
+
+    def narrow(key: jax.Array, pool: Candidates, labelled: Candidates) -> Candidates:
+        agree = column(pool.scores, TEACHER_FORCES, "score") <= forces  # not where the teacher had no label
+        if energy is not None:
+            agree = agree & (column(pool.scores, TEACHER_ENERGY, "score") <= energy)
+        return replace(pool, valid=pool.valid & ~agree)
 
     return narrow
 
@@ -183,3 +210,25 @@ class TopFractionSettings(ByScore, FilterSettings):
     def build(self) -> Filter:
         """See `top_fraction`."""
         return top_fraction(self.score, self.fraction)
+
+
+class AgreementSettings(FilterSettings):
+    """Keeps candidates on which the ensemble and the campaign's teacher differ.
+
+    The teacher labels all candidates first; energies are compared relative to the reference energies of either source.
+    """
+
+    kind: Literal["agreement"] = "agreement"
+    forces: float = Field(default=0.1, gt=0, le=1e3, json_schema_extra=unit("eV/Angstrom"))
+    """Root mean square difference of the force components up to which they agree, eV/Angstrom."""
+    energy: float | None = Field(default=None, gt=0, le=1e3, json_schema_extra=unit("eV/atom"))
+    """Difference of the energies up to which they agree, eV/atom; not looked at where not given."""
+
+    @property
+    def asks_teacher(self) -> bool:
+        """It does."""
+        return True
+
+    def build(self) -> Filter:
+        """See `agreement`."""
+        return agreement(self.forces, self.energy)

@@ -5,6 +5,7 @@ Without them a network forgets: nothing keeps parameters that describe new struc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -98,6 +99,11 @@ def replay(
     but = f", without {' and '.join(reasons)} than in the data" if reasons else ""
     remark = f"{len(again)} structures that the potential remembers are trained on again{often}{but}."
     return Replay(tuple(again), copies, remark)
+
+
+def most_replayed(remembered: int, new: int) -> int:
+    """Structures that `replay` may have a pass hold besides up to some number of new ones, copies included."""
+    return 0 if remembered == 0 else max(remembered, math.ceil(_LEAST_RATIO * new + remembered / 2))
 
 
 def _levels_apart(remembered: Sequence[Atoms], data: Sequence[Atoms], sees_state: bool) -> str | None:

@@ -25,10 +25,11 @@ from almlip_jax.oracles import (
     rattle,
     run_label_md,
 )
-from almlip_jax.oracles.base import Label
-from almlip_jax.oracles.md import Call, Steps, thinned
+from almlip_jax.oracles.base import Label, bare
+from almlip_jax.oracles.md import Call, Dynamics, DynamicsTask, Steps, create_stream, thinned
 from almlip_jax.oracles.sources.calculator import CalculatorSettings
 from almlip_jax.oracles.sources.labelled_file import FileSettings
+from almlip_jax.oracles.worker import Context
 
 Waters = Callable[..., list[Atoms]]
 
@@ -108,6 +109,50 @@ def test_test_dynamics_that_are_cut_off_count_what_they_paid_for(waters: Waters,
     assert [(call.step, call.label.calls, call.label.seconds) for call in kept] == [(3, 3, 1.5), (5, 2, 1.0)]
     failed = [*made[:5], Call(5, start, Label("5", error="no convergence", calls=2))]
     assert [(call.step, call.label.calls) for call in thinned(failed, Steps(1, 2))] == [(3, 4), (5, 3)]
+
+
+def spending(task: DynamicsTask, seconds: float) -> list[Call]:
+    """The calls of dynamics whose every label takes that long."""
+
+    class Timed(Context):
+        def label(self, atoms: Atoms, identity: str) -> Label:
+            return Label(identity, 0.0, -atoms.positions, seconds=seconds)
+
+    made = task.run(Timed(TBLiteSettings(), TBLiteSettings().build(), None))
+    assert isinstance(made, list)
+    return made
+
+
+def test_dynamics_end_when_their_seconds_are_spent(waters: Waters, tmp_path: Path) -> None:
+    """Seconds of a run that was cut off count as they were written down, however long labels take now."""
+    (start,) = waters(1)
+
+    def task() -> DynamicsTask:
+        create_stream(tmp_path / "stream.jsonl", bare(start), {"provenance": {}})
+        generator = np.random.default_rng(0)
+        kept = Steps(0, 3)
+        stream = tmp_path / "stream.jsonl"
+        return DynamicsTask(start, Dynamics(300, 0.5, 0.01), 100, generator, kept, {}, stream, seconds=1.0)
+
+    whole = spending(task(), 0.3)  # the start and three steps, the last of which reaches them
+    assert [call.step for call in whole] == [3] and whole[0].label is not None
+    assert (whole[0].label.calls, whole[0].label.seconds) == (4, pytest.approx(1.2))
+    lines = (tmp_path / "stream.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "stream.jsonl").write_text("".join(lines[:5]))  # two labels of 0.3 s
+    again = spending(task(), 0.1)
+    assert [call.step for call in again] == [3, 5]
+    assert sum(call.label.seconds for call in again if call.label is not None) == pytest.approx(1.0)
+
+
+def test_dynamics_that_have_spent_their_seconds_are_not_repeated(
+    waters: Waters, springs: CalculatorSettings, store: LabelStore, tmp_path: Path
+) -> None:
+    slow = springs.model_copy(update={"parameters": {**springs.parameters, "delay": 0.02}})
+    with Labeller(slow, store, LocalSettings(workers=1)) as labeller:
+        run = MDRun(300, 1000, every=2, seconds=0.1)
+        found = [run_label_md(waters(1)[0], labeller, [run], seed=0, purpose="teacher")[0] for _ in range(2)]
+    assert 1 <= len(calls(tmp_path)) <= 1 + 5 and found[0].error is None
+    assert len(found[0].frames) == len(found[1].frames) == (len(calls(tmp_path)) - 1) // 2
 
 
 def test_a_longer_run_pays_only_for_its_end(

@@ -16,6 +16,7 @@ from almlip_jax.errors import InputError
 from almlip_jax.feature_names import feature_names
 from almlip_jax.selection import (
     BaitSettings,
+    Candidates,
     ChainSettings,
     CostAwareSettings,
     DppSettings,
@@ -315,10 +316,21 @@ def test_settings_of_selectors_without_a_gain_build_them():
         assert found and (settings.kind != "chain" or max(found) < 7)
 
 
-@pytest.mark.parametrize("kind", ["agreement", "recalibrated"])
+@pytest.mark.parametrize("kind", ["recalibrated"])
 def test_what_could_not_mean_its_name_is_gone(kind):
     with pytest.raises(ValueError, match=kind):
         SelectorSettings.parse({"kind": kind})
+
+
+def test_agreement_leaves_out_what_the_teacher_agrees_on():
+    """In forces and, where asked, energies; where the teacher had no label nothing is known of it."""
+    forces, energy = [0.01, 0.2, 0.01, np.nan], [0.1, 0.001, 0.001, np.nan]
+    pool = Candidates.of(scores={"teacher_forces": forces, "teacher_energy": energy, "force_std_mean": [4, 3, 2, 1]})
+    for settings, wanted in (({}, [1, 3]), ({"energy": 0.01}, [0, 1, 3]), ({"forces": 1.0, "energy": 1.0}, [3])):
+        chain = {"kind": "chain", "filters": [{"kind": "agreement", **settings}], "selector": {"kind": "top_k"}}
+        parsed = SelectorSettings.parse(chain)
+        assert parsed.asks_teacher and chosen(select(parsed.build(4), KEY, pool, pool)) == wanted
+    assert not SelectorSettings.parse({"kind": "top_k"}).asks_teacher
 
 
 @pytest.mark.parametrize(

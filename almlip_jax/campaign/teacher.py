@@ -1,0 +1,109 @@
+"""Settings of a teacher: a cheap label source whose dynamics and labels a campaign begins with."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated
+
+from pydantic import Field
+
+from almlip_jax.cluster import ExecutorSettings
+from almlip_jax.oracles import LocalSettings, MDRun, SourceSettings
+from almlip_jax.selection import BaitSettings, SelectorSettings
+from almlip_jax.settings import Settings, unit
+from almlip_jax.training import TrainingSettings
+
+
+class _Changes(Settings):
+    """What a training has otherwise than section ``training`` says."""
+
+    max_steps: int = Field(ge=1, le=10**9)
+    learning_rate: float | None = Field(gt=0, le=1.0)
+    batch_size: int | None = Field(default=None, ge=1, le=10_000_000)
+    """Structures in a batch; as in ``training`` where not given."""
+
+    def of(self, training: TrainingSettings) -> TrainingSettings:
+        """A training with these changes, the same whatever it begins with."""
+        given = {"learning_rate": self.learning_rate, "batch_size": self.batch_size}
+        changed = {name: value for name, value in given.items() if value is not None}
+        return training.model_copy(update={"max_steps": self.max_steps, "warm_steps": None, **changed})
+
+
+class PretrainingSettings(_Changes):
+    """The training on the teacher's labels; what is not given is as in section ``training``."""
+
+    max_steps: int = Field(default=12_000, ge=1, le=10**9)
+    """Optimiser steps at most; `training.max_epochs` holds too."""
+    learning_rate: float | None = Field(default=None, gt=0, le=1.0)
+    """Highest learning rate; as in ``training`` where not given."""
+
+
+class TuningSettings(_Changes):
+    """Trainings of the rounds, which begin with what the teacher taught; what is not given is as in ``training``."""
+
+    max_steps: int = Field(default=2_000, ge=1, le=10**9)
+    """Optimiser steps at most; `training.max_epochs` holds too."""
+    learning_rate: float | None = Field(default=2e-3, gt=0, le=1.0)
+    """Highest learning rate; as in ``training`` where it is null."""
+
+
+class TeacherSettings(Settings):
+    """A cheap label source that a campaign learns from before it pays for a label.
+
+    Langevin dynamics with it, from each start geometry at each temperature, give frames with its labels.  The ensemble
+    is trained on these, and the rounds tune what came out on the labels of the oracle.
+    """
+
+    source: SourceSettings
+    """Any label source that can drive dynamics: semi-empirical, a force field or a foundation model through ASE, a
+    function of your own, a saved potential."""
+    executor: ExecutorSettings = LocalSettings()
+    """Where its labels are calculated."""
+    temperatures: tuple[Annotated[float, Field(gt=0, le=1e5)], ...] = Field(
+        default=(300.0, 600.0, 900.0), min_length=1, json_schema_extra=unit("K")
+    )
+    """Temperatures of the dynamics, K."""
+    frames: int = Field(default=2400, ge=1, le=10**8)
+    """Labelled frames in all, shared out evenly among start geometries and temperatures (rounded up)."""
+    every: int = Field(default=20, ge=1, le=10**9)
+    """Steps from one frame to the next."""
+    equilibration: int = Field(default=200, ge=0, le=10**9)
+    """Steps before the first."""
+    timestep: float = Field(default=0.5, gt=0, le=20.0, json_schema_extra=unit("fs"))
+    """Time step, fs."""
+    friction: float = Field(default=0.01, gt=0, le=10.0, json_schema_extra=unit("1/fs"))
+    """Langevin friction, 1/fs."""
+    seconds: float | None = Field(default=None, gt=0, le=1e9, json_schema_extra=unit("s"))
+    """Seconds of the source that dynamics may take, shared out evenly; each ends when its share is spent."""
+    training: PretrainingSettings = PretrainingSettings()
+    """The training on its labels."""
+    tuning: TuningSettings = TuningSettings()
+    """The trainings of the rounds."""
+    replay: float = Field(default=0.0, ge=0, le=1e6)
+    """Weight in the loss of the teacher's frames that each tuning is trained on as well, as many as there are labels of
+    the oracle (of weight 1), with energies moved to the references of these; 0 trains on the oracle's labels alone."""
+
+    def runs(self, geometries: int) -> list[MDRun]:
+        """The dynamics from each of some start geometries."""
+        trajectories = len(self.temperatures) * geometries
+        return [
+            MDRun(
+                temperature=temperature,
+                steps=math.ceil(self.frames / trajectories) * self.every,
+                timestep=self.timestep,
+                friction=self.friction,
+                every=self.every,
+                equilibration=self.equilibration,
+                seconds=math.inf if self.seconds is None else self.seconds / trajectories,
+            )
+            for temperature in self.temperatures
+        ]
+
+
+class FromTeacherSettings(Settings):
+    """First labels of the oracle on frames of the teacher."""
+
+    count: int = Field(default=20, ge=1, le=1_000_000)
+    """How many; fewer where there are fewer frames."""
+    selector: SelectorSettings = BaitSettings()
+    """How they are chosen, by what the ensemble sees in them that has learned from the teacher."""

@@ -1,0 +1,219 @@
+"""What a teacher teaches, as stages: its own dynamics, a training on its labels, and the first frames to label."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from ase import Atoms
+
+from almlip_jax.campaign.batch import candidates, choose, features_of
+from almlip_jax.campaign.cost import expected_costs, paid_by_teacher
+from almlip_jax.campaign.preparation import Source
+from almlip_jax.campaign.round import Round
+from almlip_jax.campaign.rundir import RunDirectory
+from almlip_jax.campaign.stages import Results, trained
+from almlip_jax.campaign.teacher import FromTeacherSettings, TeacherSettings
+from almlip_jax.errors import LabelError
+from almlip_jax.keys import named_key, numpy_generator
+from almlip_jax.learner import Learner
+from almlip_jax.oracles import Labeller, LabelStore, run_label_md
+from almlip_jax.oracles.sampling import MDRun
+from almlip_jax.origins import Taught
+from almlip_jax.potential import Evaluated, Potential
+from almlip_jax.progress import Progress
+from almlip_jax.selection import TEACHER_ENERGY, TEACHER_FORCES, TEACHER_SCORES
+from almlip_jax.structures.carried import carried
+from almlip_jax.structures.io import read_structures, write_structures
+from almlip_jax.training import reference_energies
+
+PURPOSE = "teacher"
+"""Of labels of dynamics with a teacher."""
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A teacher at work: its labels, kept apart from those of the oracle.
+
+    Attributes:
+        settings: of the section ``teacher``.
+        labeller: its label source with its store.
+    """
+
+    settings: TeacherSettings
+    labeller: Labeller
+
+    @classmethod
+    def open(cls, settings: TeacherSettings, run: RunDirectory) -> Teacher:
+        """The teacher of a run directory, whose store this process writes to."""
+        store = LabelStore(run.teacher_labels)
+        try:
+            return cls(settings, Labeller(settings.source, store, settings.executor))
+        except BaseException:
+            store.close()
+            raise
+
+    def close(self) -> None:
+        """Ends its workers and closes its store."""
+        self.labeller.close()
+        self.labeller.store.close()
+
+    @property
+    def calls(self) -> int:
+        """Calls that its store knows."""
+        return self.labeller.store.count_calls(None)
+
+    @property
+    def seconds(self) -> float:
+        """Their seconds."""
+        return sum(entry["seconds"] for entry in self.labeller.store.summary().values())
+
+
+def make_frames(settings: TeacherSettings, source: Source, run: RunDirectory, progress: Progress) -> Results:
+    """Dynamics with the teacher at each temperature, whose labelled frames are written.
+
+    Args:
+        settings: of the teacher.
+        source: start geometries, and the teacher in the place of the label source.
+        run: the run directory.
+        progress: tells the user.
+
+    Raises:
+        LabelError: there is no labelled frame.
+    """
+    source.labeller.prepare()
+    plans = [settings.runs(len(source.geometries)) for _ in source.geometries]
+    calls = sum(plan.total_steps for runs in plans for plan in runs) + len(plans)
+    frames: list[Atoms] = []
+    with progress.stage("teacher", calls, unit="labels") as advance:
+        told = replace(source, advance=advance)
+        for number, (start, runs) in enumerate(zip(source.geometries, plans, strict=True)):
+            frames += _trajectories(told, start, [replace(run, name=f"{n}-{number}") for n, run in enumerate(runs)])
+    if not frames:
+        raise LabelError(
+            "dynamics with the teacher gave no labelled frame. Correct the cause (see the messages above; "
+            "teacher.seconds may be too few) and resume: failed labels are tried again."
+        )
+    write_structures(run.teacher.create().frames, frames)
+    return {}
+
+
+def _trajectories(source: Source, start: Atoms, runs: Sequence[MDRun]) -> list[Atoms]:
+    found = run_label_md(
+        start,
+        source.labeller,
+        runs,
+        seed=source.seed,
+        purpose=PURPOSE,
+        provenance=source.provenance,
+        on_run=lambda run: source.advance(run.total_steps),
+    )
+    frames = []
+    for run, trajectory in zip(runs, found, strict=True):
+        if trajectory.error is not None:
+            source.say(f"dynamics with the teacher at {run.temperature:g} K ended early: {trajectory.error}")
+        for frame in trajectory.frames:
+            frame.info.update(origin=f"teacher-{run.temperature:g}K")
+            frames.append(frame)
+    return frames
+
+
+def learner_of_teacher(frames: Sequence[Atoms], isolated: Mapping[int, float], **asked: Any) -> Learner:
+    """What learns from a teacher's frames.
+
+    Args:
+        frames: with its labels.
+        isolated: energies of isolated atoms of the oracle: models count energies from isolated atoms of these elements
+            here too, from what a fit gives for the teacher.
+        asked: model, ensemble, training and the like, as `Learner` takes them.
+    """
+    species = asked["species"]
+    fitted = reference_energies(frames, species) if isolated else {}
+    return Learner(len(frames), typical=frames, isolated={z: fitted[z] for z in isolated}, **asked)
+
+
+def pretrain(learner: Learner, run: RunDirectory, campaign: str, progress: Progress) -> Potential:
+    """Trains the ensemble on the teacher's frames and saves the potential."""
+    folder, seed = run.teacher, learner.seed
+    frames = read_structures(folder.frames, require_labels=True)
+    return trained(
+        learner,
+        frames,
+        learner.beginning(frames, None),
+        named_key(seed, "teacher", "train"),
+        numpy_generator(seed, "teacher", "replay"),
+        folder,
+        progress,
+        name="pretrain",
+        metadata={"campaign": campaign, "teacher": True},
+    )
+
+
+def taught(potential: Potential, frames: Sequence[Atoms], settings: TeacherSettings, seed: int) -> Taught:
+    """What trainings of the rounds begin with; frames are taken in an order that is drawn once."""
+    order = numpy_generator(seed, "teacher", "order").permutation(len(frames)) if settings.replay else ()
+    return Taught(potential, tuple(frames[n] for n in order), settings.replay)
+
+
+def compared(
+    teacher: Teacher, known: Taught, frames: Sequence[Atoms], evaluated: Evaluated, potential: Potential, here: Round
+) -> dict[str, np.ndarray]:
+    """How far the ensemble is from the teacher, which labels all the frames: `TEACHER_SCORES`, [n] each.
+
+    Args:
+        teacher: whose labels are kept in its store, so that none is calculated twice.
+        known: what it taught.
+        frames: candidates.
+        evaluated: what the potential of the round says of them.
+        potential: of the round.
+        here: the round.
+    """
+    with here.progress.stage("teacher", len(frames), unit="labels") as advance:
+        provenance = {**here.provenance, "purpose": "agreement"}
+        results = teacher.labeller.label(frames, provenance, on_label=lambda _: advance(1))
+    found = {name: np.full(len(frames), np.nan) for name in TEACHER_SCORES}
+    there = [n for n, result in enumerate(results) if result.atoms is not None]
+    labelled = [result.atoms for result in results if result.atoms is not None]
+    aligned = known.aligned(labelled, potential.params, potential.reference_energies)
+    for n, frame in zip(there, aligned, strict=True):
+        apart = evaluated.forces[n] - frame.get_forces(apply_constraint=False)
+        found[TEACHER_FORCES][n] = np.sqrt(np.mean(np.square(apart, dtype=np.float64)))
+        found[TEACHER_ENERGY][n] = abs(evaluated.energy[n] - frame.get_potential_energy()) / len(frame)
+    if len(there) < len(frames):
+        first = next(result.error for result in results if result.atoms is None)
+        here.progress.message(f"the teacher labels {len(there)} of {len(frames)} candidates, first failure: {first}")
+    return found
+
+
+def first_choice(
+    settings: FromTeacherSettings,
+    teacher: Teacher,
+    potential: Potential,
+    frames: Sequence[Atoms],
+    seed: int,
+    progress: Progress,
+) -> list[Atoms]:
+    """The frames of a teacher that are labelled first, best first, without its labels.
+
+    Args:
+        settings: how many, and how they are chosen.
+        teacher: whose times say what labels cost, where the selector weighs by it.
+        potential: that learned from the teacher.
+        frames: to choose from.
+        seed: of the campaign.
+        progress: tells the user.
+    """
+    count, exponent = min(settings.count, len(frames)), settings.selector.cost_exponent
+    paid = paid_by_teacher(teacher.labeller.store)
+    cost = None if exponent is None else expected_costs(frames, paid, exponent)
+    features, shape = features_of(settings.selector, seed), potential.batch_shape(frames)
+    with progress.stage("select", len(frames), unit="structures") as advance:
+        evaluated = potential.evaluate(frames, features=features, shape=shape, on_batch=advance)
+        first = potential.evaluate(frames[:1], features=features, shape=shape)  # one row that counts for nothing
+        around, among = candidates(frames[:1], first), candidates(frames, evaluated, cost=cost)
+        around = replace(around, valid=jnp.zeros_like(around.valid))
+        chosen = choose(settings.selector.build(count), named_key(seed, "teacher", "select"), among, around)
+    return [carried(frames[index]) for index, _ in chosen]

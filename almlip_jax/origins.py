@@ -1,0 +1,224 @@
+"""What trainings on growing data begin with again and again: a potential of their label source, or one that a teacher
+taught, whose energies lie at another level.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import jax
+import numpy as np
+from ase import Atoms
+
+from almlip_jax.fitting import kept_references, replayed, with_elements
+from almlip_jax.models import Params
+from almlip_jax.models.anchored import binding_of, with_binding
+from almlip_jax.potential import Potential
+from almlip_jax.potential.evaluator import reference_energy
+from almlip_jax.structures.replay import Replay, most_replayed
+from almlip_jax.structures.species import SpeciesTable
+from almlip_jax.structures.validation import holding
+from almlip_jax.targets import label_names
+
+NOTHING = Replay((), 0, None)
+"""No structure is trained on again."""
+
+
+class Origin(ABC):
+    """A potential that trainings begin with."""
+
+    potential: Potential
+
+    def grown(self, species: SpeciesTable, isolated: Mapping[int, float], key: jax.Array) -> Potential:
+        """The potential with all elements of a species table that holds its own; ``key`` draws what is new."""
+        known = self.potential.reference_energies
+        common = float(np.mean(list(known.values())))
+        energies = {z: isolated.get(z, known.get(z, common)) for z in species.numbers}
+        return with_elements(self.potential, species, energies, frozenset(isolated), key)
+
+    @abstractmethod
+    def isolated(self, energies: Mapping[int, float]) -> dict[int, float]:
+        """Energies of isolated atoms, eV by atomic number, that trainings go by, of those of the data's source."""
+
+    @abstractmethod
+    def begin(self, grown: Potential, data: Sequence[Atoms]) -> tuple[Params, dict[int, float]]:
+        """First parameters and reference energies (eV by atomic number) of a training on labelled structures."""
+
+    @property
+    @abstractmethod
+    def met(self) -> frozenset[int]:
+        """Elements whose reference energies stay in trainings that go on from those which begin with it."""
+
+    @property
+    @abstractmethod
+    def typical(self) -> Sequence[Atoms]:
+        """Structures that trainings may see besides their data."""
+
+    @abstractmethod
+    def room(self, budget: int) -> int:
+        """How many there may be of them in a pass, copies included, where the data are up to some number."""
+
+    @abstractmethod
+    def again(
+        self,
+        learned: Sequence[Atoms],
+        judging: Sequence[Atoms],
+        params: Params,
+        references: Mapping[int, float],
+        *,
+        sees_state: bool,
+    ) -> Replay:
+        """What is trained on besides the data, in the energies of the training.
+
+        Args:
+            learned: data that are trained on.
+            judging: data that validate.
+            params: first parameters.
+            references: of the training, eV by atomic number.
+            sees_state: whether the potential tells structures apart that differ in charge and spin alone.
+        """
+
+    @abstractmethod
+    def kept(self, learned: Sequence[Atoms], judging: Sequence[Atoms], *, sees_state: bool) -> tuple[Atoms, ...]:
+        """Structures besides the data that the new potential may remember."""
+
+
+@dataclass(frozen=True)
+class Known(Origin):
+    """A potential of the label source of the data: its reference energies stay, and what it remembers is seen again.
+
+    Attributes:
+        potential: the one.
+        replays: whether what it remembers is trained on again.
+    """
+
+    potential: Potential
+    replays: bool = True
+
+    def isolated(self, energies: Mapping[int, float]) -> dict[int, float]:
+        """Its own, and those of elements that it does not know."""
+        known = self.potential.reference_energies
+        new = {z: energy for z, energy in energies.items() if z not in known}
+        return new | {z: known[z] for z in self.potential.isolated}
+
+    def begin(self, grown: Potential, data: Sequence[Atoms]) -> tuple[Params, dict[int, float]]:
+        """Its parameters; energies of new elements are fitted to what its predictions leave of the data's."""
+        return grown.params, kept_references(grown, data, {*self.potential.reference_energies, *grown.isolated})
+
+    @property
+    def met(self) -> frozenset[int]:
+        """Those that it knows."""
+        return frozenset(self.potential.species.numbers)
+
+    @property
+    def typical(self) -> Sequence[Atoms]:
+        """What it remembers."""
+        return self.potential.remembered if self.replays else ()
+
+    def room(self, budget: int) -> int:
+        """See `most_replayed`."""
+        return most_replayed(len(self.typical), budget)
+
+    def again(
+        self,
+        learned: Sequence[Atoms],
+        judging: Sequence[Atoms],
+        params: Params,
+        references: Mapping[int, float],
+        *,
+        sees_state: bool,
+    ) -> Replay:
+        """What it remembers, unless the data contradict it."""
+        return replayed(self.potential, self.replays, learned, judging, sees_state)
+
+    def kept(self, learned: Sequence[Atoms], judging: Sequence[Atoms], *, sees_state: bool) -> tuple[Atoms, ...]:
+        """The same, each once."""
+        return replayed(self.potential, self.replays, learned, judging, sees_state).structures
+
+
+@dataclass(frozen=True)
+class Taught(Origin):
+    """A potential that learned from a teacher, whose energies have references of their own.
+
+    A training on labels of another source takes the network as it is: what this does not give of the energies goes into
+    reference energies of the data's own, by a robust fit, so that no difference of composition between the sources has
+    to be learned.  Where those are energies of isolated atoms, it goes into what binds an atom on the average.
+
+    Attributes:
+        potential: that learned from the teacher.
+        frames: labelled by the teacher, in the order in which they are taken.
+        weight: of each of them in the loss, where a structure of the data has 1; 0 trains on none of them.
+    """
+
+    potential: Potential
+    frames: tuple[Atoms, ...] = ()
+    weight: float = 0.0
+
+    def isolated(self, energies: Mapping[int, float]) -> dict[int, float]:
+        """Those of the data's source."""
+        return dict(energies)
+
+    def begin(self, grown: Potential, data: Sequence[Atoms]) -> tuple[Params, dict[int, float]]:
+        """Its parameters, and reference energies fitted to what the network leaves of the data's energies."""
+        network = replace(grown, reference_energies=dict.fromkeys(grown.species.numbers, 0.0))
+        fitted = kept_references(network, data, ())
+        held = {z: grown.reference_energies[z] for z in grown.isolated}
+        if not held:
+            return grown.params, fitted
+        shift = np.array([fitted[z] - held[z] if z in held else 0.0 for z in grown.species.numbers])
+        return with_binding(grown.params, shift, added=True), fitted | held
+
+    @property
+    def met(self) -> frozenset[int]:
+        """None: its energies are those of another source."""
+        return frozenset()
+
+    @property
+    def typical(self) -> Sequence[Atoms]:
+        """The teacher's frames."""
+        return self.frames if self.weight else ()
+
+    def room(self, budget: int) -> int:
+        """As many as there are data."""
+        return min(len(self.typical), budget)
+
+    def again(
+        self,
+        learned: Sequence[Atoms],
+        judging: Sequence[Atoms],
+        params: Params,
+        references: Mapping[int, float],
+        *,
+        sees_state: bool,
+    ) -> Replay:
+        """As many of the teacher's frames as there are data, with energies moved to the references of these."""
+        frames = self.aligned(self.typical[: len(learned)], params, references)
+        for frame in frames:
+            frame.info["weight"] = self.weight
+        return Replay(tuple(frames), 1, None)
+
+    def aligned(self, frames: Sequence[Atoms], params: Params, references: Mapping[int, float]) -> list[Atoms]:
+        """Copies of structures with the teacher's labels, their energies at the level of another source.
+
+        Args:
+            frames: labelled by the teacher.
+            params: of a potential of the other source that goes on from this one.
+            references: its reference energies, eV by atomic number.
+        """
+        numbers = self.potential.species.numbers
+        before, now = binding_of(self.potential.params, len(numbers)), binding_of(params, len(numbers))
+        moved = {z: references[z] + now[n] - before[n] for n, z in enumerate(numbers)}
+        found = []
+        for frame in frames:
+            other = frame.copy()
+            energy = frame.calc.results["energy"] - self.potential.reference_energy(frame)
+            results = {name: frame.calc.results[name] for name in label_names() if name in frame.calc.results}
+            other.calc = holding(other, results | {"energy": energy + reference_energy(moved, frame)})
+            found.append(other)
+        return found
+
+    def kept(self, learned: Sequence[Atoms], judging: Sequence[Atoms], *, sees_state: bool) -> tuple[Atoms, ...]:
+        """None: its labels are of another source."""
+        return ()

@@ -1,0 +1,206 @@
+"""Campaigns with a teacher: what it teaches is worth labels, costs none, and survives kills; what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_campaign import SECTIONS, Killed, KillingProgress, result_of, run_or_resume, tiny_config
+
+from almlip_jax.campaign.report import write_report
+from almlip_jax.campaign.rundir import RunDirectory
+from almlip_jax.campaign.state import Stage, read_state
+from almlip_jax.campaign.status import campaign_status
+from almlip_jax.errors import InputError
+from almlip_jax.files import read_csv
+from almlip_jax.oracles import LabelStore
+from almlip_jax.structures.io import read_structures
+
+TEACHER: dict[str, Any] = {
+    "source": {"kind": "tblite", "method": "GFN1-xTB"},
+    "executor": {"kind": "local", "workers": 1},
+    "temperatures": [300, 600],
+    "frames": 40,
+    "every": 4,
+    "equilibration": 8,
+    "training": {"max_steps": 1000},
+    "tuning": {"max_steps": 100},
+}
+COUNT = 4
+SECTIONS_WITH: dict[str, Any] = {
+    "teacher": TEACHER,
+    "initial": {"rattle": None, "md": (), "from_teacher": {"count": COUNT}},
+    "stopping": {"max_rounds": 1},
+}
+FILTERED = {
+    "batch": 3,
+    "selector": {
+        "kind": "chain",
+        "filters": [{"kind": "agreement", "forces": 1e-6}],
+        "selector": {"kind": "max_det"},
+    },
+}
+
+
+def taught(folder: Path, run_dir: Path, progress: Any = None, **changes: Any) -> Any:
+    return run_or_resume(folder, run_dir, progress, **{**SECTIONS_WITH, **changes})
+
+
+def results(run_dir: Path) -> dict[str, Any]:
+    """What must not depend on interruptions; seconds do."""
+    found = result_of(run_dir)
+    for row in found["metrics"]:
+        del row["label_seconds"], row["teacher_seconds"]
+    frames = read_structures(RunDirectory(run_dir).teacher.frames)
+    return found | {"teacher": [(a.positions.tobytes(), a.get_potential_energy()) for a in frames]}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_once(cache: Path, compiled_in: Any) -> Iterator[None]:
+    """Programs come from the cache of the session, and reports are left out."""
+    with compiled_in(cache), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("almlip_jax.campaign.loop.write_report", lambda run_dir: run_dir)
+        yield
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory, compile_once: None) -> Path:
+    """A folder with a campaign that has a teacher, ``taught``, whose batch is what it differs from the teacher in."""
+    folder = tmp_path_factory.mktemp("taught")
+    taught(folder, folder / "taught", selection=FILTERED)
+    return folder
+
+
+def test_a_teacher_is_worth_labels(study: Path) -> None:
+    """Four labels and a hundred steps against as many labels and the three hundred steps of the tiny campaign.
+
+    The two methods differ by 20 eV for a molecule, which no network has to learn.
+    """
+    alone = {"initial": {"rattle": {"count": COUNT, "stdev": 0.05}, "md": ()}, "stopping": {"max_rounds": 0}}
+    run_or_resume(study, study / "alone", **alone)
+    first = [read_csv(study / name / "metrics.csv")[0] for name in ("taught", "alone")]
+    for group in ("300K", "600K"):
+        assert first[0][f"forces_rmse_{group}"] < 0.5 * first[1][f"forces_rmse_{group}"]
+        assert first[0][f"energy_rmse_{group}"] < 0.05  # eV/atom
+    frames = read_structures(RunDirectory(study / "taught").teacher.frames)
+    test = read_structures(RunDirectory(study / "taught").test)
+    apart = np.mean([a.get_potential_energy() for a in frames]) - np.mean([a.get_potential_energy() for a in test])
+    assert abs(apart) > 10
+
+
+def test_labels_of_the_teacher_count_as_none(study: Path) -> None:
+    run = RunDirectory(study / "taught")
+    with LabelStore(run.labels, readonly=True) as store:
+        calls = {name: entry["calls"] for name, entry in store.summary().items()}
+    assert calls == {"initial": COUNT, "train": 3, "test": 1 + 2 * (5 + 20)}
+    with LabelStore(run.teacher_labels, readonly=True) as store:
+        of_teacher = {name: entry["calls"] for name, entry in store.summary().items()}
+    assert of_teacher["teacher"] == 1 + 2 * (8 + 20 * 4) and of_teacher["agreement"] > 0
+    assert len(read_structures(run.teacher.frames)) == 40
+    last = read_csv(run.metrics)[-1]
+    assert last["labels"] == COUNT + 3 and last["teacher_calls"] == sum(of_teacher.values())
+    assert last["teacher_seconds"] > 0 and last["label_seconds"] > 0
+    costs = campaign_status(run.path)["costs"]
+    assert costs["teacher_calls"] == last["teacher_calls"] and set(costs) == {
+        "label_seconds",
+        "teacher_calls",
+        "teacher_seconds",
+    }
+    page = write_report(run.path).read_text()
+    assert "dynamics with the teacher" in page and "agreement, by the teacher" in page
+
+
+def test_first_labels_are_frames_of_the_teacher(study: Path) -> None:
+    run = RunDirectory(study / "taught")
+    frames = {atoms.positions.tobytes() for atoms in read_structures(run.teacher.frames)}
+    first = read_structures(run.round(0).dataset)
+    assert len(first) == COUNT and {atoms.positions.tobytes() for atoms in first} <= frames
+    assert {atoms.info["origin"] for atoms in first} == {"teacher"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage, within", [("teacher", True), ("pretrain", True), ("initial set", False)])
+def test_a_kill_changes_nothing(study: Path, tmp_path: Path, stage: str, within: bool) -> None:
+    with pytest.raises(Killed):
+        taught(study, tmp_path / "run", KillingProgress(None, stage, within=within), selection=FILTERED)
+    reached = {"teacher": Stage.TEACHER, "pretrain": Stage.PRETRAIN, "initial set": Stage.INITIAL}
+    assert read_state(RunDirectory(tmp_path / "run")).stage is reached[stage]
+    taught(study, tmp_path / "run", selection=FILTERED)
+    assert results(tmp_path / "run") == results(study / "taught")
+
+
+@pytest.mark.slow
+def test_a_kill_while_candidates_are_compared_changes_nothing(study: Path, tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        taught(study, tmp_path / "run", KillingProgress(0, "teacher", within=True), selection=FILTERED)
+    assert read_state(RunDirectory(tmp_path / "run")).stage is Stage.SELECT
+    taught(study, tmp_path / "run", selection=FILTERED)
+    assert results(tmp_path / "run") == results(study / "taught")
+
+
+@pytest.mark.slow
+def test_frames_of_the_teacher_may_be_seen_again(study: Path, tmp_path: Path) -> None:
+    """They are at the oracle's level of energy: even a large weight does not spoil energies by electron-volts."""
+    taught(study, tmp_path / "run", teacher={**TEACHER, "replay": 1.0}, stopping={"max_rounds": 0})
+    row = read_csv(tmp_path / "run" / "metrics.csv")[0]
+    assert row["energy_rmse_300K"] < 0.1
+    with pytest.raises(Killed):
+        killing = KillingProgress(0, "train", within=True)
+        taught(study, tmp_path / "killed", killing, teacher={**TEACHER, "replay": 1.0}, stopping={"max_rounds": 0})
+    taught(study, tmp_path / "killed", teacher={**TEACHER, "replay": 1.0}, stopping={"max_rounds": 0})
+    assert results(tmp_path / "killed") == results(tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_nothing_is_bought_that_the_teacher_agrees_on(study: Path, tmp_path: Path) -> None:
+    filters = [{"kind": "agreement", "forces": 100.0, "energy": 100.0}]
+    chain = {"kind": "chain", "filters": filters, "selector": {"kind": "max_det"}}
+    outcome = taught(study, tmp_path / "run", selection={"selector": chain})
+    assert outcome.labels == COUNT and read_csv(tmp_path / "run" / "metrics.csv")[0]["selected"] == 0
+
+
+def test_what_could_not_serve_is_refused(tmp_path: Path) -> None:
+    saved = {"kind": "potential", "path": str(tmp_path / "nowhere")}
+    for changes, why in (
+        ({"teacher": None}, r"from_teacher takes frames of a teacher"),
+        ({"teacher": {**TEACHER, "source": {"kind": "tblite"}}}, r"teacher\.source is the oracle itself"),
+        ({"teacher": {**TEACHER, "source": {"kind": "file", "path": "labels.xyz"}}}, r"cannot drive dynamics"),
+        ({"training": {"warm_steps": 10, "warm_start": True}}, r"leave warm_steps out"),
+        ({"initial": {"potential": str(tmp_path)}}, r"leave one of them out"),
+        (
+            {"teacher": None, "initial": SECTIONS["initial"], "selection": FILTERED},
+            r"compares candidates with a teacher",
+        ),
+        ({"initial": {"from_teacher": {"selector": FILTERED["selector"]}}}, r"compares candidates with a teacher"),
+        ({"initial": {"from_teacher": {"count": 41}}}, r"count 41 is more than teacher\.frames 40"),
+        ({"system": {"structures": ()}}, r"names no start geometry"),
+        ({"teacher": {**TEACHER, "source": saved}}, r"nowhere is not a potential"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            taught(tmp_path, tmp_path / "run", **changes)
+        assert not (tmp_path / "run" / "labels.db").exists()
+
+
+def test_another_teacher_is_refused(study: Path) -> None:
+    run = RunDirectory(study / "taught")
+    for changes, key in (
+        ({"source": {"kind": "tblite", "method": "IPEA1-xTB"}}, r"teacher\.source"),
+        ({"frames": 41}, r"teacher\.frames"),
+    ):
+        with pytest.raises(InputError, match=f"the teacher differs from .*{key}"):
+            taught(study, run.path, teacher={**TEACHER, **changes}, selection=FILTERED)
+    with pytest.raises(InputError, match="the teacher differs"):
+        config = tiny_config(study, **{**SECTIONS_WITH, "initial": SECTIONS["initial"], "teacher": None})
+        from almlip_jax.campaign.continuity import check_settings
+
+        check_settings(
+            config.model_copy(update={"initial": tiny_config(study, **SECTIONS_WITH).initial}),
+            run,
+            read_state(run),
+            accept=False,
+        )
+    changed = {**TEACHER, "tuning": {"max_steps": 50}, "executor": {"kind": "local", "workers": 2}}
+    assert taught(study, run.path, teacher=changed, selection=FILTERED).finished

@@ -1,0 +1,118 @@
+"""What trainings begin with: energies of two sources meet at once, whatever their compositions and references."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import molecule
+from ase.calculators.singlepoint import SinglePointCalculator
+from small_training import MODEL
+
+from almlip_jax.ensembles import EnsembleSettings, build_ensemble
+from almlip_jax.learner import Learner
+from almlip_jax.models.anchored import with_binding
+from almlip_jax.origins import Known, Taught
+from almlip_jax.potential import Potential
+from almlip_jax.structures.replay import most_replayed, replay
+from almlip_jax.structures.species import SpeciesTable
+
+SPECIES, MEMBERS = SpeciesTable((1, 8)), EnsembleSettings(size=2)
+TEACHER, APART, ALONE = {1: -10.0, 8: -100.0}, {1: -3.5, 8: -1900.0}, {1: -13.0, 8: -2001.0}
+
+
+def frames(count: int = 9) -> list[Atoms]:
+    found = [molecule(name) for name in ("H2O", "H2O2", "OH")[:count] * 3]
+    for seed, atoms in enumerate(found):
+        atoms.rattle(0.05, seed=seed)
+    return found
+
+
+def labelled(structures: list[Atoms], energies: np.ndarray, forces: list[np.ndarray]) -> list[Atoms]:
+    made = []
+    for atoms, energy, force in zip(structures, energies, forces, strict=True):
+        other = atoms.copy()
+        other.calc = SinglePointCalculator(other, energy=float(energy), forces=np.asarray(force, np.float64))
+        made.append(other)
+    return made
+
+
+def by_element(structures: list[Atoms], energies: dict[int, float]) -> np.ndarray:
+    return np.array([sum(energies[z] for z in atoms.numbers.tolist()) for atoms in structures])
+
+
+def pretrained(isolated: bool) -> Potential:
+    """A potential with random parameters in the place of one that learned from a teacher."""
+    alone = frozenset(SPECIES.numbers) if isolated else frozenset()
+    params = build_ensemble(MODEL, MEMBERS, SPECIES, alone).init(jax.random.key(3))
+    if isolated:
+        params = with_binding(params, np.array([-0.3, 0.2]))
+    return Potential(MODEL, SPECIES, jax.device_get(params), TEACHER, members=MEMBERS, isolated=alone)
+
+
+@pytest.mark.parametrize("isolated", [False, True], ids=["fitted", "isolated"])
+def test_the_network_is_kept_and_energies_of_the_other_source_are_met(isolated: bool) -> None:
+    """Labels of the oracle are those of the network, with other energies of each atom: nothing is left to learn."""
+    teacher = pretrained(isolated)
+    told = teacher.evaluate(frames())
+    data = labelled(frames(), told.energy + by_element(frames(), APART), told.forces)
+    start = Taught(teacher, tuple(labelled(frames(), told.energy, told.forces)), 0.5)
+    alone = ALONE if isolated else {}
+    learner = Learner(20, typical=data, start=start, isolated=alone, training={"validation_fraction": 0.0})
+    params, references = learner.beginning(data, None)
+    begun = Potential(MODEL, SPECIES, params, references, members=MEMBERS, isolated=frozenset(alone))
+    found = begun.evaluate(data)
+    np.testing.assert_allclose(found.energy, [a.get_potential_energy() for a in data], atol=0.02)
+    for forces, atoms in zip(found.forces, data, strict=True):
+        np.testing.assert_allclose(forces, atoms.get_forces(), atol=0.02)
+    if isolated:
+        np.testing.assert_allclose(begun.evaluate([Atoms("H"), Atoms("O")]).energy, list(ALONE.values()), atol=1e-4)
+    again = start.again(data, [], params, references, sees_state=False)
+    assert len(again.structures) == len(data) and again.structures[0].info["weight"] == 0.5
+    moved = [a.get_potential_energy() for a in again.structures]
+    np.testing.assert_allclose(moved, [a.get_potential_energy() for a in data], atol=0.02)
+    assert start.kept(data, [], sees_state=False) == ()
+
+
+def test_one_composition_and_a_wrong_label_do_no_harm() -> None:
+    teacher = pretrained(False)
+    water = frames(1)
+    told = teacher.evaluate(water)
+    energies = told.energy + by_element(water, APART)
+    energies[1] += 40.0  # a label that is wrong
+    learner = Learner(20, typical=water, start=Taught(teacher))
+    _, references = learner.beginning(labelled(water, energies, told.forces), None)
+    begun = Potential(MODEL, SPECIES, teacher.params, references, members=MEMBERS)
+    left = np.delete(begun.evaluate(water).energy - energies, 1)
+    assert np.abs(left).max() < 0.05
+
+
+def test_references_of_the_same_source_stay() -> None:
+    teacher = pretrained(False)
+    told = teacher.evaluate(frames())
+    data = labelled(frames(), told.energy + by_element(frames(), APART), told.forces)
+    learner = Learner(20, typical=data, start=teacher)
+    assert isinstance(learner.start, Known)
+    params, references = learner.beginning(data, None)
+    assert references == TEACHER
+    np.testing.assert_array_equal(jax.tree.leaves(params)[0], jax.tree.leaves(teacher.params)[0])
+    assert learner.earlier(teacher, [molecule("H2")]).elements == {1, 8}
+    assert Learner(20, typical=data, start=Taught(teacher)).earlier(teacher, [molecule("H2")]).elements == {1}
+
+
+@pytest.mark.parametrize("remembered, new", [(1, 1), (2, 50), (13, 14), (64, 200), (5, 33)])
+def test_there_is_room_for_all_that_is_seen_again(remembered: int, new: int) -> None:
+    def some(count: int, first: int) -> list[Atoms]:
+        found = []
+        for seed in range(first, first + count):
+            atoms = molecule("H2O")
+            atoms.rattle(0.05, seed=seed)
+            atoms.calc = SinglePointCalculator(atoms, energy=-10.0, forces=np.zeros((3, 3)))
+            found.append(atoms)
+        return found
+
+    for number in (1, new // 2 + 1, new):
+        found = replay(some(remembered, 1000), some(number, 0))
+        assert len(found.structures) * found.copies <= most_replayed(remembered, new)
+    assert most_replayed(0, new) == 0
