@@ -393,4 +393,4 @@ def _larger(a: Capacity, b: Capacity) -> Capacity:
         return {name: max(getattr(one, name), getattr(other, name)) for name in names}
 
     batch = BatchShape(**largest(a.batch, b.batch, "atoms", "neighbors", "structures"))
-    return replace(a, batch=batch, **largest(a, b, "atoms", "structures", "steps"))
+    return replace(a, batch=batch, **largest(a, b, "atoms", "structures", "steps", "largest"))

@@ -181,6 +181,7 @@ def cases(quick: bool, rounds: int = 5) -> list[tuple[str, Callable[[], dict[str
         return [
             ("dynamics small, 8 x molecule, 1 members", partial(dynamics, "small", "molecule", 8, 1, 20, 1)),
             ("training small, 4 members", partial(training, "small", 4, 6, 4, 2)),
+            ("training small, 1 members", partial(training, "small", 1, 6, 4, 2)),
             ("evaluation small, 1 members", partial(evaluation, "small", 1, 12, 1)),
             ("largest small, 1 members", partial(largest, "small", 1, (2, 4), 10)),
         ]
@@ -189,10 +190,10 @@ def cases(quick: bool, rounds: int = 5) -> list[tuple[str, Callable[[], dict[str
         for model in MODELS:
             work = partial(dynamics, model, name, walkers, members, 200, rounds)
             found.append((f"dynamics {model}, {walkers} x {name}, {members} members", work))
-    for batch in (5, 64):
+    for members, batch in ((4, 5), (4, 64), (1, 64)):
         for model in MODELS:
-            work = partial(training, model, 4, 320, 200, batch)
-            found.append((f"training {model}, 4 members, batches of {batch}", work))
+            work = partial(training, model, members, 320, 200, batch)
+            found.append((f"training {model}, {members} members, batches of {batch}", work))
     for members in (1, 4):
         for model in MODELS:
             work = partial(evaluation, model, members, 4096, min(rounds, 3))

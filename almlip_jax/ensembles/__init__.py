@@ -10,10 +10,11 @@ from almlip_jax.ensembles.prediction import Committee, Prediction, Seen, committ
 from almlip_jax.ensembles.settings import EnsembleSettings, VariantSettings
 from almlip_jax.ensembles.sharding import (
     batches_at_a_time,
-    beside_members,
     gathered,
+    laid_over,
     side_by_side,
     spread_members,
+    training_devices,
 )
 
 __all__ = [
@@ -29,17 +30,18 @@ __all__ = [
     "Seen",
     "VariantSettings",
     "batches_at_a_time",
-    "beside_members",
     "blocked",
     "build_ensemble",
     "committee_statistics",
     "gathered",
     "gives_score",
     "has_spread",
+    "laid_over",
     "member_models",
     "require_score",
     "require_spread",
     "require_target",
     "side_by_side",
     "spread_members",
+    "training_devices",
 ]

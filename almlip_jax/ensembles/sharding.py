@@ -18,6 +18,9 @@ from almlip_jax.structures.graph import Graph
 
 _Evaluate: TypeAlias = Callable[[Params, Graph], Prediction]
 
+MEMBERS, PARTS = "members", "parts"
+"""Axes of devices: over the members; and over walkers, or over the structures of a batch, in so many parts."""
+
 
 def spread_members(members: Any, devices: Sequence[jax.Device] | None = None, *, walkers: int = 1) -> Any:
     """Arrays with their member axis laid over as many devices as possible, each with the same number of members.
@@ -42,21 +45,46 @@ def spread_members(members: Any, devices: Sequence[jax.Device] | None = None, *,
     (4, 3)
     """
     mesh = _mesh(members, jax.devices() if devices is None else devices, walkers)
-    return members if mesh.size == 1 else jax.device_put(members, NamedSharding(mesh, PartitionSpec("members")))
+    return laid_over(members, mesh, of_members=True)
 
 
-def beside_members(tree: Any, members: int) -> Any:
-    """Arrays without a member axis, one copy on every device that holds some of that many members.
+def training_devices(members: int, structures: int) -> Mesh:
+    """The devices that train some members, and share out the structures of their batches where members do not fill all.
+
+    They are chosen as for walkers: those that finish first, and of several ways as fast the one with the fewest.
+
+    Args:
+        members: models that are trained.
+        structures: in a batch; 1 where each device takes whole batches.
+
+    Returns:
+        with axes ``members`` and ``parts``, the latter of length 1 where each takes whole batches.
+
+    >>> from almlip_jax.ensembles import training_devices
+    >>> training_devices(members=4, structures=1).shape["parts"]
+    1
+    """
+    return _mesh(np.zeros(members), jax.devices(), structures)
+
+
+def laid_over(tree: Any, devices: Mesh, *, of_members: bool) -> Any:
+    """Arrays on all of some devices, each with its part of the member axis, or with a copy where there is none.
 
     A program of spread members that is given arrays of one device copies them to the others in every call.
 
+    Args:
+        tree: pytree; the same arrays come back where one device does everything.
+        devices: see `training_devices`.
+        of_members: whether the first axis is that over members.
+
     >>> import jax.numpy as jnp
-    >>> from almlip_jax.ensembles import beside_members
-    >>> beside_members({"positions": jnp.zeros((5, 3))}, 4)["positions"].shape
+    >>> from almlip_jax.ensembles import laid_over, training_devices
+    >>> laid_over({"positions": jnp.zeros((5, 3))}, training_devices(4, 1), of_members=False)["positions"].shape
     (5, 3)
     """
-    mesh = _mesh(np.zeros(members), jax.devices(), 1)
-    return tree if mesh.size == 1 else jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    # as programs say it of what they return: an axis over one device is none
+    spec = PartitionSpec(MEMBERS) if of_members and devices.shape[MEMBERS] > 1 else PartitionSpec()
+    return tree if devices.size == 1 else jax.device_put(tree, NamedSharding(devices, spec))
 
 
 def gathered(evaluate: _Evaluate) -> _Evaluate:
@@ -91,7 +119,7 @@ def gathered(evaluate: _Evaluate) -> _Evaluate:
         members, parts = mesh.devices.shape
         if mesh.size == 1 or (isinstance(params, tuple) and members > 1):
             return evaluate(params, graph)
-        own, some, same = PartitionSpec("members"), PartitionSpec("walkers"), PartitionSpec()
+        own, some, same = PartitionSpec(MEMBERS), PartitionSpec(PARTS), PartitionSpec()
         each = -(-graph.num_structures // parts)
         # that all devices end with the same arrays is not seen through the packing
         shared = jax.shard_map(
@@ -164,7 +192,7 @@ def _exchanged(evaluate: _Evaluate, mesh: Mesh) -> Callable[[Params, Graph], Pre
 
     def everywhere(own: Params, graph: Graph) -> Prediction:
         said, structure = jax.tree.flatten(evaluate(own, jax.tree.map(lambda x: x[0], graph)))
-        of_each = jax.lax.all_gather(jnp.concatenate([array.ravel() for array in said]), ("members", "walkers"))
+        of_each = jax.lax.all_gather(jnp.concatenate([array.ravel() for array in said]), (MEMBERS, PARTS))
         pieces = jnp.split(of_each, np.cumsum([array.size for array in said])[:-1], axis=1)
 
         def joined(piece: jax.Array, like: jax.Array) -> jax.Array:
@@ -178,7 +206,7 @@ def _exchanged(evaluate: _Evaluate, mesh: Mesh) -> Callable[[Params, Graph], Pre
 
 
 def _mesh(members: Any, devices: Sequence[jax.Device], walkers: int) -> Mesh:
-    """The devices that finish first: axes ``members``, with the same number on each, and ``walkers``.
+    """The devices that finish first: axes ``members``, with the same number on each, and ``parts`` of the walkers.
 
     Of several ways that are as fast that with the fewest devices, and of these that which shares out more members.
     Groups of a mixed ensemble share out members or walkers, not both.
@@ -198,4 +226,4 @@ def _mesh(members: Any, devices: Sequence[jax.Device], walkers: int) -> Mesh:
         if not (mixed and m > 1 and w > 1)
     ]
     best = min(ways, key=cost)
-    return Mesh(np.array(devices[: best[0] * best[1]]).reshape(best), ("members", "walkers"))
+    return Mesh(np.array(devices[: best[0] * best[1]]).reshape(best), (MEMBERS, PARTS))

@@ -10,6 +10,7 @@ the slot of the opposite edge (uint8).  Vectors are made when a batch is taken, 
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -314,11 +315,57 @@ def lay_out(
     ids = np.full((capacity, shape.structures), padding_structure, np.int32)
     for step, members in enumerate(batches):
         sizes = packed.counts[list(members)]
-        flat = np.concatenate([np.arange(packed.offsets[i], packed.offsets[i] + packed.counts[i]) for i in members])
+        places = [np.arange(packed.offsets[i], packed.offsets[i] + packed.counts[i]) for i in members]
+        flat = np.concatenate([np.zeros(0, np.int64), *places])
         atoms[step, : len(flat)] = flat
         structure[step, : len(flat)] = np.repeat(np.arange(len(members)), sizes)
         ids[step, : len(members)] = members
     return BatchPlan(atoms=atoms, structure=structure, ids=ids), len(batches)
+
+
+def share_out(sizes: Sequence[int], parts: int, slots: int) -> list[list[int]]:
+    """The structures of a batch shared out among devices: positions, in their order, of those that each takes.
+
+    The largest first, each goes to the part with the fewest atoms so far that has a slot left.
+
+    Args:
+        sizes: atoms of each structure.
+        parts: number of devices; some take nothing where there are fewer structures.
+        slots: structures that one takes at most.
+
+    >>> from almlip_jax.structures.packing import share_out
+    >>> share_out([3, 9, 4, 3], parts=2, slots=3)
+    [[1], [0, 2, 3]]
+    """
+    taken: list[list[int]] = [[] for _ in range(parts)]
+    filled = [(0, part) for part in range(parts)]
+    for place in sorted(range(len(sizes)), key=lambda n: (-sizes[n], n)):
+        atoms, part = heapq.heappop(filled)
+        taken[part].append(place)
+        if len(taken[part]) < slots:
+            heapq.heappush(filled, (atoms + sizes[place], part))
+    return [sorted(places) for places in taken]
+
+
+def shape_of_part(batch: BatchShape, largest: int, parts: int) -> BatchShape:
+    """The shape that holds whatever `share_out` gives one of several devices of a batch with a shape.
+
+    Args:
+        batch: shape of the whole batch: S structures with A atoms.
+        largest: atoms of the largest structure.
+        parts: number of devices P.
+
+    Returns:
+        ``ceil(S / P)`` structures, and as many atoms as the largest ones have; or, where sizes differ so much that
+        this is less, S structures, and the atoms that a device can come to: before its last structure it had no more
+        than any other, and P structures were at least as large as that one.
+    """
+    each = -(-batch.structures // parts)
+    last = min(largest, batch.atoms // (parts + 1))
+    by_size = max(largest, (batch.atoms - last) // parts + last)
+    if each * largest <= by_size:
+        return BatchShape(each * largest, batch.neighbors, each)
+    return BatchShape(by_size, batch.neighbors, batch.structures)
 
 
 def take_batch(data: PackedDataset, plan: BatchPlan, step: jax.Array | int) -> tuple[Graph, Targets]:

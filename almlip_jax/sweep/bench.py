@@ -113,7 +113,7 @@ class SystemBench:
             "ensemble": settings.ensemble.model_dump(mode="json", exclude={"size"}),
             "training": settings.training.model_dump(mode="json", exclude={"final_steps", "replay"}),
             "precision": self.config.precision,
-            "capacity (rounds, batch_sizes)": asdict(self.capacity),
+            "capacity (rounds, batch_sizes)": {k: v for k, v in asdict(self.capacity).items() if k != "largest"},
             "place side by side": [lane, group.width],
             "energies of isolated atoms": {str(z): energy for z, energy in self.isolated.items()},
         }

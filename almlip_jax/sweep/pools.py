@@ -197,9 +197,9 @@ def plan_for_budget(pool: LabelledPool, cutoff: float, training: TrainingSetting
         largest_dataset: structures at the end, those of the initial set among them.
     """
     structures = [*pool.given, *pool.frames]
-    batch = plan_capacity(structures, cutoff, training).batch
+    planned = plan_capacity(structures, cutoff, training)
     atoms = int(np.sort([len(frame) for frame in structures])[-largest_dataset:].sum())
     slots = min(training.batch_size, largest_dataset)
-    batch = replace(batch, atoms=min(batch.atoms, atoms), structures=slots)
+    batch = replace(planned.batch, atoms=min(planned.batch.atoms, atoms), structures=slots)
     steps = longest_epoch(largest_dataset, atoms, batch, uniform=pool.uniform) + training.validate_every
-    return Capacity(batch=batch, atoms=atoms + 1, structures=largest_dataset + 1, steps=steps)
+    return replace(planned, batch=batch, atoms=atoms + 1, structures=largest_dataset + 1, steps=steps)

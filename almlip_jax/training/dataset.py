@@ -24,6 +24,8 @@ from almlip_jax.structures.packing import (
     lay_out,
     pack,
     plan_batches,
+    shape_of_part,
+    share_out,
 )
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.structures.weights import loss_weights
@@ -43,12 +45,19 @@ class Capacity:
         atoms: atoms of the whole dataset, the padding slot included.
         structures: structures of the whole dataset, the padding slot included.
         steps: batches in a plan, the longest run between two validations.
+        largest: atoms of the largest structure, from which follows how much room a part of a batch takes; 0 where it
+            is not known, and may be as large as the batch.
     """
 
     batch: BatchShape
     atoms: int
     structures: int
     steps: int
+    largest: int = 0
+
+    def part(self, parts: int) -> BatchShape:
+        """Shape of a part of a batch that several devices share out."""
+        return shape_of_part(self.batch, self.largest or self.batch.atoms, parts)
 
 
 def plan_capacity(
@@ -82,7 +91,7 @@ def plan_capacity(
     batch = BatchShape(atoms=max(room, int(sizes.max())), neighbors=max(neighbors, 1), structures=batch_size)
     atoms = int(number * (sizes.max() if uniform else 1.1 * sizes.mean())) + int(sizes.max()) + 1
     steps = longest_epoch(number, atoms, batch, uniform=bool(uniform)) + settings.validate_every
-    return Capacity(batch=batch, atoms=atoms, structures=number + 1, steps=steps)
+    return Capacity(batch=batch, atoms=atoms, structures=number + 1, steps=steps, largest=int(sizes.max()))
 
 
 def longest_epoch(structures: int, atoms: int, batch: BatchShape, *, uniform: bool) -> int:
@@ -109,19 +118,22 @@ class TrainingSet:
         training: indices of the structures that are trained on.
         validation: indices of the others.
         capacity: static sizes.
+        parts: number of devices that share out each batch.
     """
 
     packed: Packed
     training: np.ndarray
     validation: np.ndarray
     capacity: Capacity
+    parts: int = 1
 
     def validation_plan(self) -> tuple[BatchPlan, int]:
-        """All validation structures once, and the number of batches that hold any."""
-        return plan_batches(self.packed, self.validation, self.capacity.batch, self.capacity.steps)
+        """All validation structures once, and the number of batches that hold any; see `laid_out`."""
+        batches = fill_batches(self.packed, self.validation, self.capacity.batch)
+        return self.laid_out(batches), len(batches)
 
     def training_plan(self) -> tuple[BatchPlan, int]:
-        """All training structures once, and the number of batches that hold any."""
+        """All training structures once, and the number of batches that hold any, which nobody shares out."""
         return plan_batches(self.packed, self.training, self.capacity.batch, self.capacity.steps)
 
     def epochs(self, generator: np.random.Generator, at_least: int) -> tuple[list[list[int]], int]:
@@ -146,8 +158,20 @@ class TrainingSet:
         return batches, epochs
 
     def laid_out(self, batches: Sequence[Sequence[int]]) -> BatchPlan:
-        """The plan of some batches, as long as the capacity."""
-        return lay_out(self.packed, batches, self.capacity.batch, self.capacity.steps)[0]
+        """The plan of some batches, as long as the capacity.
+
+        Where several devices share out each batch, there is a further axis over them: [steps, parts, A] and
+        [steps, parts, S], with the shape of a part.
+        """
+        if self.parts == 1:
+            return lay_out(self.packed, batches, self.capacity.batch, self.capacity.steps)[0]
+        shape = self.capacity.part(self.parts)
+        shared: list[list[int]] = []
+        for batch in batches:
+            places = share_out(self.packed.counts[list(batch)].tolist(), self.parts, shape.structures)
+            shared += [[batch[place] for place in part] for part in places]
+        plan, _ = lay_out(self.packed, shared, shape, self.capacity.steps * self.parts)
+        return jax.tree.map(lambda x: x.reshape(self.capacity.steps, self.parts, *x.shape[1:]), plan)
 
     def binding_energies(self, number: int, of: Sequence[int]) -> np.ndarray:
         """What binds an atom of each species on the average over the training structures, [number] eV.
@@ -259,12 +283,13 @@ def training_set(
     validation: Sequence[Atoms] = (),
     further: Collection[str] = (),
     sees_state: bool = False,
+    parts: int = 1,
 ) -> TrainingSet:
     """Packs labelled structures within a capacity and decides which of them validate.
 
     Where ``validation`` structures are given, these do, and the others are all trained on.  Labels are taken of the
     targets that every model gives, and of ``further`` ones.  Only an ensemble that ``sees_state`` tells structures
-    apart that differ in charge and spin alone.
+    apart that differ in charge and spin alone.  Each batch is for as many devices as there are ``parts``.
 
     Raises:
         CapacityError: they do not fit.
@@ -283,6 +308,9 @@ def training_set(
         raise CapacityError(
             f"{len(structures)} structures do not fit; training was sized for {capacity.structures - 1}."
         )
+    largest, room = max(len(atoms) for atoms in structures), capacity.largest or capacity.batch.atoms
+    if parts > 1 and largest > room:
+        raise CapacityError(f"a structure of {largest} atoms does not fit; training was sized for {room}.")
     packed = pack(
         structures,
         species,
@@ -298,7 +326,7 @@ def training_set(
         training, held_out = np.arange(number), np.arange(number, len(structures))
     else:
         training, held_out = split(number, validation_fraction)
-    return TrainingSet(_with_relative_weights(packed, training), training, held_out, capacity)
+    return TrainingSet(_with_relative_weights(packed, training), training, held_out, capacity, parts)
 
 
 def _with_relative_weights(packed: Packed, training: np.ndarray) -> Packed:

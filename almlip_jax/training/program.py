@@ -12,8 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import struct
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from almlip_jax.ensembles import Ensemble, Prediction
+from almlip_jax.ensembles.sharding import MEMBERS, PARTS
 from almlip_jax.models import Params, Survey
 from almlip_jax.models.constants import is_learned
 from almlip_jax.precision import full_precision
@@ -92,12 +94,15 @@ class Program:
         dtype: of parameters and data.
         own_order: each model sees batches of its own, and plans have a leading axis over models; geometry is then
             computed for each of them.
+        devices: those that share out the structures of each batch (`ensembles.training_devices`), each the part that
+            plans have for it on a further axis; None where each takes whole batches.
     """
 
     ensemble: Ensemble
     settings: TrainingSettings
     dtype: np.dtype
     own_order: bool = False
+    devices: Mesh | AbstractMesh | None = None
 
     @property
     def _optimiser(self) -> optax.GradientTransformation:
@@ -148,12 +153,8 @@ class Program:
         def body(step: jax.Array, carry: tuple[State, jax.Array]) -> tuple[State, jax.Array]:
             current, total = carry
             late = in_second_stage(self.settings, current.step, run.total_steps)
-            if self.own_order:
-                gradient, loss = self._own_gradients(current.params, run, plan, step, late)
-            else:
-                graph, targets = take_batch(run.data, plan, step)
-                weights = run.weights[:, plan.ids[step]]
-                gradient, loss = self._loss_gradient(current.params, graph, targets, weights, late)
+            of_models = current.params, run.weights
+            gradient, loss = self._shared_out(Program._gradient, of_models, plan, run.data, step, late)
             return self._update(current, gradient, run.total_steps), total + loss
 
         zero = jnp.zeros((self.ensemble.size,), self.dtype)
@@ -178,32 +179,88 @@ class Program:
         }
         return state, report | _errors(squares)
 
+    def _shared_out(self, function: Callable[..., Any], of_models: Any, plan: BatchPlan, *others: Any) -> Any:
+        """Sums over structures, of which each device takes its part, for its models.
+
+        Args:
+            function: of a program for the models at hand, and of the other arguments; gives sums over the structures of
+                its part, with a leading axis over models.
+            of_models: pytree with a leading axis over models.
+            plan: with an axis over parts where devices share batches out.
+            others: the same for all.
+        """
+        if self.devices is None:
+            return function(self, of_models, plan, *others)
+        here = self._of_some(self.ensemble.size // self.devices.shape[MEMBERS])
+
+        def on_one(of_models: Any, plan: BatchPlan, *others: Any) -> Any:
+            part = jax.tree.map(lambda x: x[..., 0, :], plan)
+            return jax.lax.psum(function(here, of_models, part, *others), PARTS)
+
+        models, same = PartitionSpec(MEMBERS), PartitionSpec()
+        parts = PartitionSpec(*(MEMBERS,) * (plan.ids.ndim - 3), None, PARTS)
+        # that all parts end with the same sums is not seen through loops
+        shared = jax.shard_map(
+            on_one,
+            mesh=self.devices,
+            in_specs=(models, parts, *(same,) * len(others)),
+            out_specs=models,
+            check_vma=False,
+        )
+        return shared(of_models, plan, *others)
+
+    def _of_some(self, models: int) -> Program:
+        """The same program for that many models."""
+        return replace(self, ensemble=replace(self.ensemble, size=models))
+
+    def _gradient(
+        self,
+        of_models: tuple[Params, jax.Array],
+        plan: BatchPlan,
+        data: PackedDataset,
+        step: jax.Array,
+        late: jax.Array,
+    ) -> tuple[Params, jax.Array]:
+        """What a batch, or the part of it at hand, adds to gradients and losses; ``of_models`` with weights [L, n]."""
+        params, weights = of_models
+        if self.own_order:
+            return self._own_gradients(params, weights, plan, data, step, late)
+        graph, targets = take_batch(data, plan, step)
+        return self._loss_gradient(params, graph, targets, weights[:, plan.ids[step]], late)
+
     def _own_gradients(
-        self, params: Params, run: Run, plan: BatchPlan, step: jax.Array, late: jax.Array
+        self,
+        params: Params,
+        weights: jax.Array,
+        plan: BatchPlan,
+        data: PackedDataset,
+        step: jax.Array,
+        late: jax.Array,
     ) -> tuple[Params, jax.Array]:
         """As `_loss_gradient`, each model on its own batch."""
-        alone = replace(self, ensemble=replace(self.ensemble, size=1))
+        alone = self._of_some(1)
 
         def one(own: tuple[Params, jax.Array, BatchPlan]) -> tuple[Params, jax.Array]:
             model, weights, its = own
-            graph, targets = take_batch(run.data, its, step)
+            graph, targets = take_batch(data, its, step)
             stacked = jax.tree.map(lambda x: x[None], model)
             found = alone._loss_gradient(stacked, graph, targets, weights[its.ids[step]][None], late)
             return jax.tree.map(lambda x: x[0], found)  # type: ignore[no-any-return]
 
         over_models = jax.lax.map if self.ensemble.one_by_one else _side_by_side
-        return over_models(one, (params, run.weights, plan))  # type: ignore[no-any-return]
+        return over_models(one, (params, weights, plan))  # type: ignore[no-any-return]
 
     def _loss_gradient(
         self, params: Params, graph: Graph, targets: Targets, weights: jax.Array, late: jax.Array
     ) -> tuple[Params, jax.Array]:
         """Gradient of each model's loss with respect to its own parameters, and the losses [L].
 
-        ``weights`` [L, S] are those of the structures, ``late`` tells the stage.
+        Of a part of a batch, what it adds to those.  ``weights`` [L, S] are those of the structures, ``late`` tells the
+        stage.
         """
         if self.ensemble.one_by_one and self.ensemble.size > 1:
             # the whole gradient of one after the other: what the reverse pass needs is kept for one model at a time
-            alone = replace(self, ensemble=replace(self.ensemble, size=1))
+            alone = self._of_some(1)
 
             def one(own: tuple[Params, jax.Array]) -> tuple[Params, jax.Array]:
                 stacked, weight = jax.tree.map(lambda x: x[None], own)
@@ -214,10 +271,14 @@ class Program:
         def summed(stacked: Params) -> tuple[jax.Array, jax.Array]:
             prediction = self._by_model(self._whole.predict(stacked, graph))
             sums = [self._residuals(prediction, graph, targets, weights, loss) for loss in self.settings.losses]
-            losses = self._by_stage(sums, late)
+            losses = self._by_stage([self._per_label_of_batch(one) for one in sums], late)
             return jnp.sum(losses), losses
 
         return jax.grad(summed, has_aux=True)(params)
+
+    def _per_label_of_batch(self, sums: Residuals) -> Residuals:
+        """The sums of a part of a batch, to be divided by the labels of all parts: a loss is linear in its sums."""
+        return sums if self.devices is None else replace(sums, counts=jax.lax.psum(sums.counts, PARTS))
 
     def _by_model(self, prediction: Prediction) -> Prediction:
         """Members [L * H] as models [L] and their heads [H]."""
@@ -274,10 +335,19 @@ class Program:
 
     def validate(self, params: Params, run: Run) -> tuple[Residuals, ...]:
         """Sums over the validation structures for every model: of squares, and for the loss of each stage."""
+        found: tuple[Residuals, ...] = self._shared_out(
+            Program._validation_sums, params, run.validation, run.data, run.validation_steps
+        )
+        return found
+
+    def _validation_sums(
+        self, params: Params, plan: BatchPlan, data: PackedDataset, steps: jax.Array
+    ) -> tuple[Residuals, ...]:
+        """Those of the batches of a plan, or of the parts at hand."""
         kinds = self.settings.losses
 
         def body(step: jax.Array, sums: tuple[Residuals, ...]) -> tuple[Residuals, ...]:
-            graph, targets = take_batch(run.data, run.validation, step)
+            graph, targets = take_batch(data, plan, step)
             ones = jnp.ones((self.ensemble.size, graph.num_structures), self.dtype)
             prediction = self._by_model(self._whole.predict(params, graph))
             mean = jax.vmap(mean_of_heads)(prediction)
@@ -287,8 +357,8 @@ class Program:
             )
             return jax.tree.map(jnp.add, sums, found)
 
-        none = {name: jnp.zeros((self.ensemble.size,), self.dtype) for name in run.data.labels}
-        return jax.lax.fori_loop(0, run.validation_steps, body, (Residuals(none, none),) * (1 + len(kinds)))
+        none = {name: jnp.zeros((self.ensemble.size,), self.dtype) for name in data.labels}
+        return jax.lax.fori_loop(0, steps, body, (Residuals(none, none),) * (1 + len(kinds)))
 
     def _keep_best(self, state: State, loss: jax.Array) -> State:
         better = (loss < state.best_loss) & ~state.stopped

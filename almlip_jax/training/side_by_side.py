@@ -77,9 +77,9 @@ class SideBySideTrainer:
     """
 
     def __init__(self, trainer: Trainer, *, fixed: bool = False) -> None:
-        self.trainer = trainer
+        self.trainer = trainer.with_whole_batches()
         self.fixed = fixed
-        segment = trainer.program.segment
+        segment = self.trainer.program.segment
         self._even = jax.jit(full_precision(jax.vmap(segment, in_axes=(0, 0, 0, None))), donate_argnums=(0,))
         # where plans differ in length, a training that is ahead waits in each step, which costs a copy of its state
         self._uneven = jax.jit(full_precision(jax.vmap(segment, in_axes=(0, 0, 0, 0))), donate_argnums=(0,))

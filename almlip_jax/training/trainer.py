@@ -17,8 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ase import Atoms
+from jax.sharding import Mesh
 
-from almlip_jax.ensembles import Ensemble, EnsembleSettings, beside_members, spread_members
+from almlip_jax.ensembles import Ensemble, EnsembleSettings, laid_over, training_devices
+from almlip_jax.ensembles.sharding import PARTS
 from almlip_jax.errors import InputError
 from almlip_jax.keys import named_stream
 from almlip_jax.models import Params
@@ -124,6 +126,8 @@ class Trainer:
         members: what makes the members differ.
         dtype: float32 or float64 (the latter needs ``jax_enable_x64``).
         first: position of the first of these models among all that ``members`` speaks of.
+        whole_batches: whether each device takes whole batches.  Otherwise devices share them out where members do not
+            fill all (`ensembles.training_devices`); what comes out is the same up to rounding.
 
     Raises:
         InputError: the loss needs members that say how sure they are, and these do not, or the other way round.
@@ -138,6 +142,8 @@ class Trainer:
         members: EnsembleSettings | None = None,
         dtype: np.dtype | type = np.float32,
         first: int = 0,
+        *,
+        whole_batches: bool = False,
     ) -> None:
         heads = ensemble.heads
         check_losses(settings, heads.count, heads.likelihood)
@@ -148,8 +154,15 @@ class Trainer:
         self.members = members or EnsembleSettings(size=ensemble.size)
         self.dtype = dtype
         self.first = first
-        self.program = Program(ensemble, settings, np.dtype(dtype), own_order=self.members.order == "own")
+        self._devices = training_devices(ensemble.size, 1 if whole_batches else capacity.batch.structures)
+        shared = self._devices if self._devices.shape[PARTS] > 1 else None
+        self.program = Program(ensemble, settings, np.dtype(dtype), self.members.order == "own", shared)
         self._compiled = compiled(self.program)
+
+    def with_whole_batches(self) -> Trainer:
+        """The same for trainings that share devices with others: each device takes whole batches."""
+        own = self.ensemble, self.species, self.capacity, self.settings, self.members, self.dtype, self.first
+        return self if self.program.devices is None else Trainer(*own, whole_batches=True)
 
     def train(
         self,
@@ -299,6 +312,7 @@ class Trainer:
             validation=validation,
             further=self.ensemble.targets,
             sees_state=self.ensemble.sees_state,
+            parts=self._devices.shape[PARTS],
         )
 
     def prepare(self, data: TrainingSet, total_steps: int, weights_key: jax.Array) -> Run:
@@ -312,7 +326,7 @@ class Trainer:
             validation_steps=jnp.asarray(steps, jnp.int32),
             total_steps=jnp.asarray(total_steps, jnp.int32),
         )
-        return beside_members(run, self.ensemble.size)  # type: ignore[no-any-return]
+        return laid_over(run, self._devices, of_members=False)  # type: ignore[no-any-return]
 
     def start(self, data: TrainingSet, params: Params | None, key: jax.Array) -> State:
         """The state before the first step, from given parameters, fresh ones where there are none.
@@ -332,8 +346,8 @@ class Trainer:
                 params = taught_states(params, fresh) if untold else params
                 fresh = jax.tree.map(lambda own, new: np.concatenate([own, new[given:]]), params, fresh)
             params = fresh
-        own = spread_members(jax.tree.map(lambda x: jnp.asarray(x, self.dtype), params))
-        return _spread(self._compiled.initial(own))
+        own = jax.tree.map(lambda x: jnp.asarray(x, self.dtype), params)
+        return _spread(self._compiled.initial(laid_over(own, self._devices, of_members=True)), self._devices)
 
     def _binding(self, data: TrainingSet) -> np.ndarray | None:
         """What binds atoms whose energies are counted from isolated ones, [S] eV; None where none are."""
@@ -514,7 +528,7 @@ def _further(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: values[name] for name in names if name in values}
 
 
-def _spread(state: State) -> State:
+def _spread(state: State, devices: Mesh) -> State:
     """The state with all that carries the member axis laid over the devices, as the program's results are.
 
     With part of it elsewhere the program would be compiled once for the beginning and once more for its own results.
@@ -522,5 +536,9 @@ def _spread(state: State) -> State:
     shared = ("step", "plateau")
     return replace(
         state,
-        **{one.name: spread_members(getattr(state, one.name)) for one in fields(state) if one.name not in shared},
+        **{
+            one.name: laid_over(getattr(state, one.name), devices, of_members=True)
+            for one in fields(state)
+            if one.name not in shared
+        },
     )
