@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,18 @@ from ase import Atoms
 from ase.build import bulk, molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 from jax import export
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 from almlip_jax.dynamics import ExplorationSettings, Explorer
 from almlip_jax.dynamics.knowledge import Knowledge
 from almlip_jax.dynamics.programs import programs
 from almlip_jax.ensembles import Ensemble, Heads
+from almlip_jax.ensembles.sharding import MEMBERS, PARTS
 from almlip_jax.feature_names import feature_names
 from almlip_jax.features import FeatureRequest, last_layer_gradient
 from almlip_jax.models import MaceSettings, SharedDensitySettings, build_model
 from almlip_jax.potential import evaluator
+from almlip_jax.precision import full_precision
 from almlip_jax.structures import walkers
 from almlip_jax.structures.graph import lone_atom
 from almlip_jax.structures.species import SpeciesTable
@@ -139,6 +143,26 @@ def test_training(settings: Any, backend: str) -> None:
     lowered(trainer._compiled.fresh, KEY, packed.packed.data, plan, jnp.int32(steps), 1.0)
     state = jax.eval_shape(trainer.program.initial, jax.eval_shape(ensemble.init, KEY))
     lowered(trainer._compiled.segment, state, trainer.prepare(packed, 10, KEY), plan, jnp.int32(steps))
+
+
+def test_training_on_shared_batches(backend: str) -> None:
+    """One model on four devices that this machine does not have, which add up what they find in a batch."""
+    data = [crystal(seed) for seed in range(8)]
+    training = TrainingSettings(validation_fraction=0.5, batch_size=4)
+    ensemble = Ensemble(build_model(MODEL, SPECIES), 1)
+    whole = Trainer(ensemble, SPECIES, plan_capacity(data, 3.0, training), training, whole_batches=True)
+    packed = replace(whole.training_set(data, {1: 0.0, 8: 0.0}), parts=4)
+    devices = AbstractMesh((1, 4), (MEMBERS, PARTS))
+    program = replace(whole.program, devices=devices)
+    state = jax.eval_shape(program.initial, jax.eval_shape(ensemble.init, KEY))
+    run = whole.prepare(packed, 10, KEY)
+    plan = packed.laid_out([[0, 1, 2, 3]])
+    everywhere = NamedSharding(devices, PartitionSpec())
+    given = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), (state, run, plan, jnp.int32(1))
+    )
+    text = lowered(jax.jit(full_precision(program.segment)), *given)
+    assert "all_reduce" in text
 
 
 def test_evaluation(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,10 +6,12 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from ase import Atoms
@@ -24,6 +26,7 @@ from almlip_jax.errors import CapacityError
 from almlip_jax.models import MaceSettings, ModelSettings
 from almlip_jax.structures.packing import BatchShape, shape_of_part, share_out
 from almlip_jax.training import Trainer, TrainingResult, TrainingSettings, build_trainer, plan_capacity
+from almlip_jax.training.program import Program
 
 SHARED = pytest.mark.skipif(len(jax.devices()) < 2, reason="the tests' settings of XLA were replaced")
 
@@ -81,9 +84,8 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], ModelSettings]] = {
 
 
 @SHARED
-@pytest.mark.parametrize(
-    "name", [name if name == "stages" else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
 def test_two_devices_give_what_one_gives(name: str) -> None:
     training, ensemble, model = CASES[name]
     settings = settings_of(**{"batch_size": 5, "max_steps": 24, "validate_every": 6, "ema": 0.9} | training)
@@ -96,6 +98,28 @@ def test_two_devices_give_what_one_gives(name: str) -> None:
     for a, b in zip(jax.tree.leaves(one.params), jax.tree.leaves(both.params), strict=True):
         np.testing.assert_allclose(b, a, rtol=1e-6, atol=1e-9)
     assert sharing._compiled.segment._cache_size() == 1  # for the first segment, and for those after it
+
+
+@SHARED
+def test_two_parts_of_a_batch_have_its_gradient_and_loss() -> None:
+    """Labels of the whole batch count, not those of a part; bootstrap weights and those of structures too."""
+    settings, data, members = settings_of(batch_size=9), unlike(), EnsembleSettings(size=3)
+    sharing = build_trainer(MODEL, members, SPECIES, plan_capacity(data, 4.0, settings), settings)
+    assert isinstance(sharing, Trainer)
+    alone = sharing.with_whole_batches()
+    found = []
+    for trainer in (sharing, alone):
+        packed = trainer.training_set(data, {1: -1.0, 8: -3.0})
+        run = trainer.prepare(packed, 10, jax.random.key(1))
+        plan = packed.laid_out([list(range(1, 10))])
+        step, late = jnp.int32(0), jnp.asarray(False)
+        params = jax.jit(trainer.ensemble.init)(jax.random.key(0))
+        gradient = jax.jit(partial(trainer.program._shared_out, Program._gradient))
+        found.append(jax.device_get(gradient((params, run.weights), plan, run.data, step, late)))
+    (both, losses), (one, expected) = found
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    for a, b in zip(jax.tree.leaves(both), jax.tree.leaves(one), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(b).max())
 
 
 @SHARED
