@@ -16,6 +16,7 @@ Precision = Literal["float32", "float64"]
 _KEPT = 1 << 30  # bytes
 _DEVICE_FLAG = "xla_force_host_platform_device_count"
 _MOST_DEVICES = 16  # committees of more members are rare
+_cores_are_devices = False
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # parameters of mallopt, from glibc's malloc.h
 
 
@@ -58,11 +59,18 @@ def use_cores() -> None:
     One device divides every operation among all cores, which for small structures costs more than it gains; devices of
     one core each divide the members, and meet once in a step.
     """
+    global _cores_are_devices
     chosen = jax.config.values.get("jax_num_cpu_devices", -1) >= 0 or _DEVICE_FLAG in os.environ.get("XLA_FLAGS", "")
     if chosen:
         return
     with suppress(RuntimeError):  # jax has begun to work, with the devices that it has
         jax.config.update("jax_num_cpu_devices", min(_cores(), _MOST_DEVICES))
+        _cores_are_devices = True
+
+
+def cores_are_devices() -> bool:
+    """Whether devices are cores that `use_cores` made to such, which other programs may be using too."""
+    return _cores_are_devices and jax.default_backend() == "cpu"
 
 
 def _cores() -> int:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from almlip_jax.compilation import cores_are_devices
 from almlip_jax.ensembles.blocks import split
 from almlip_jax.ensembles.prediction import Prediction
 from almlip_jax.models.base import Params
@@ -51,7 +52,8 @@ def spread_members(members: Any, devices: Sequence[jax.Device] | None = None, *,
 def training_devices(members: int, structures: int) -> Mesh:
     """The devices that train some members, and share out the structures of their batches where members do not fill all.
 
-    They are chosen as for walkers: those that finish first, and of several ways as fast the one with the fewest.
+    They are chosen as for walkers: those that finish first, and of several ways as fast the one with the fewest.  Cores
+    that nobody asked to be devices take whole batches: in each step all would wait for one that another program uses.
 
     Args:
         members: models that are trained.
@@ -64,7 +66,7 @@ def training_devices(members: int, structures: int) -> Mesh:
     >>> training_devices(members=4, structures=1).shape["parts"]
     1
     """
-    return _mesh(np.zeros(members), jax.devices(), structures)
+    return _mesh(np.zeros(members), jax.devices(), 1 if cores_are_devices() else structures)
 
 
 def laid_over(tree: Any, devices: Mesh, *, of_members: bool) -> Any:

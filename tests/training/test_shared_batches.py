@@ -20,7 +20,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_training import MODEL, SPECIES, labelled, settings_of, water
 
-from almlip_jax.ensembles import EnsembleSettings
+from almlip_jax import compilation
+from almlip_jax.ensembles import EnsembleSettings, training_devices
 from almlip_jax.ensembles.sharding import PARTS
 from almlip_jax.errors import CapacityError
 from almlip_jax.models import MaceSettings, ModelSettings
@@ -45,6 +46,13 @@ def test_parts_have_room_for_whatever_a_batch_holds(sizes: list[int], parts: int
 
 def test_equal_structures_leave_no_room_over():
     assert shape_of_part(BatchShape(100 * 9, 8, 100), 9, 8) == BatchShape(13 * 9, 8, 13)
+
+
+@SHARED
+def test_cores_that_nobody_asked_to_be_devices_take_whole_batches(monkeypatch):
+    assert training_devices(1, 8).shape[PARTS] == len(jax.devices())
+    monkeypatch.setattr(compilation, "_cores_are_devices", True)
+    assert training_devices(1, 8).shape[PARTS] == 1 and training_devices(2, 8).shape["members"] == 2
 
 
 def unlike() -> list[Atoms]:
