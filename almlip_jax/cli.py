@@ -469,7 +469,7 @@ def select(
 
     settings = load_config(config, overrides or [])
     model = _load(potential)
-    from almlip_jax.campaign.batch import candidates, choose, features_of, undecided
+    from almlip_jax.campaign.batch import candidates, choose, features_of, taken, undecided
     from almlip_jax.campaign.consistency import check_columns, check_selector
     from almlip_jax.campaign.cost import expected_costs
     from almlip_jax.campaign.preparation import in_their_states
@@ -496,11 +496,7 @@ def select(
         candidates(frames, model.evaluate(frames, features=features), cost=cost),
         candidates(labelled, model.evaluate(labelled, features=features)),
     )
-    batch = []
-    for index, gain in chosen:
-        frame = frames[index].copy()
-        frame.info.update(pool_index=index, gain=gain)
-        batch.append(frame)
+    batch = taken(frames, chosen, "pool_index")
     write_structures(out, batch)
     table = Table("pool index", "gain", title=f"{len(batch)} of {len(frames)} by {selector.kind}")
     for index, gain in chosen[:20]:

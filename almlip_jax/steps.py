@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from ase import Atoms
 
-from almlip_jax.campaign.batch import AtomRoom, candidates, choose, features_of, selection_scalars
+from almlip_jax.campaign.batch import AtomRoom, candidates, choose, features_of, selection_scalars, taken
 from almlip_jax.campaign.consistency import check_selector
 from almlip_jax.campaign.cost import expected_costs, paid_labels
 from almlip_jax.dynamics import Exploration, ExplorationSettings, Explorer, Knowledge, know
@@ -263,12 +263,7 @@ def select(
     atoms = AtomRoom.of([len(frame) for frame in pool], room, each_once=False) if room else _atoms(pool)
     among = candidates(pool, of_pool, rows, cost=_costs(settings, pool, store), room=atoms)
     chosen = choose(settings.build(k), named_key(seed, "select", step), among, around)
-    batch = []
-    for index, gain in chosen:
-        frame = pool[index].copy()
-        frame.info["gain"] = gain
-        batch.append(frame)
-    return batch
+    return taken(pool, chosen)
 
 
 def _costs(selector: SelectorSettings, pool: Sequence[Atoms], store: Path | str | None) -> np.ndarray | None:

@@ -184,3 +184,13 @@ def choose(selector: Selector, key: jax.Array, pool: Candidates, labelled: Candi
     chosen = select(selector, key, pool, labelled)
     rows = zip(chosen.indices, chosen.valid, chosen.gain, strict=True)
     return [(int(index), float(gain)) for index, valid, gain in rows if valid]
+
+
+def taken(frames: Sequence[Atoms], chosen: Sequence[tuple[int, float]], place: str = "") -> list[Atoms]:
+    """Copies of the frames that were chosen (`choose`), with ``info["gain"]`` and, under a name, their place."""
+    batch = []
+    for index, gain in chosen:
+        frame = frames[index].copy()
+        frame.info |= ({place: index} if place else {}) | {"gain": gain}
+        batch.append(frame)
+    return batch

@@ -22,6 +22,7 @@ from almlip_jax.campaign.batch import (
     candidates,
     choose,
     selection_scalars,
+    taken,
     undecided,
     validation_error,
 )
@@ -278,11 +279,7 @@ def select(
         here.progress.message(f"none of {len(frames)} candidates is bought: the filters leave none of them.")
     if (remark := undecided([gain for _, gain in chosen], len(frames))) is not None:
         here.progress.message(remark)
-    batch = []
-    for index, gain in chosen:
-        frame = frames[index].copy()
-        frame.info["gain"] = gain
-        batch.append(frame)
+    batch = taken(frames, chosen)
     if batch:
         write_structures(folder.batch, batch)
     scores = evaluated.scores[judge.monitor]

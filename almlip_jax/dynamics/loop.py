@@ -20,12 +20,21 @@ from almlip_jax.dynamics.biases import Bias, BiasForce
 from almlip_jax.dynamics.endings import Endings, first_broken
 from almlip_jax.dynamics.gates import Decision, Gate
 from almlip_jax.dynamics.integrators import Integrator
-from almlip_jax.dynamics.motion import Evaluation, Moment, Motion, heated, kinetic_temperature, supply, without_drift
+from almlip_jax.dynamics.motion import (
+    Evaluation,
+    Moment,
+    Motion,
+    chosen,
+    heated,
+    kinetic_temperature,
+    supply,
+    without_drift,
+)
 from almlip_jax.dynamics.recorder import Frames, Recorder, written
 from almlip_jax.dynamics.rewinding import begun_again, with_safe
 from almlip_jax.dynamics.sanity import closest_contact, parts_of_tree, spanning_tree, spanning_tree_of_edges
 from almlip_jax.dynamics.seen import Observables, Seen, scaled_by_species
-from almlip_jax.dynamics.state import Setup, Snapshots, State, Status, Traces, chosen
+from almlip_jax.dynamics.state import Setup, Snapshots, State, Status, Traces
 from almlip_jax.dynamics.traces import Shown, Tracing
 from almlip_jax.dynamics.verdicts import Judged, judge
 from almlip_jax.ensembles import Committee, Prediction, committee_statistics

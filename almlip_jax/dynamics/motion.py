@@ -176,3 +176,12 @@ def without_drift(momentum: jax.Array, mass: jax.Array, mobile: jax.Array) -> ja
     velocity = jnp.sum(jnp.where(mobile[..., None], momentum, 0), axis=1, keepdims=True) / total
     several = jnp.sum(mobile, axis=1)[:, None, None] > 1
     return jnp.where(several & mobile[..., None], momentum - moving * velocity, momentum)
+
+
+def chosen(mask: jax.Array, new: Any, old: Any) -> Any:
+    """Leaves of ``new`` for the walkers of a mask [W], those of ``old`` for the others; scalars are taken as new."""
+
+    def leaf(a: jax.Array, b: jax.Array) -> jax.Array:
+        return a if a.ndim == 0 else jnp.where(mask.reshape((-1,) + (1,) * (a.ndim - 1)), a, b)
+
+    return jax.tree.map(leaf, new, old)

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from almlip_jax.dynamics.integrators import Integrator
-from almlip_jax.dynamics.motion import Moment, Motion, maxwell_boltzmann, without_drift
-from almlip_jax.dynamics.state import Snapshots, chosen
+from almlip_jax.dynamics.motion import Moment, Motion, chosen, maxwell_boltzmann, without_drift
+from almlip_jax.dynamics.state import Snapshots
 from almlip_jax.keys import named_stream
 
 

@@ -7,7 +7,6 @@ from enum import IntEnum
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import struct
 
 from almlip_jax.dynamics.admission import Context
@@ -200,12 +199,3 @@ class Traces:
     forces: jax.Array
     frame_energy: jax.Array
     frame_temperature: jax.Array
-
-
-def chosen(mask: jax.Array, new: Any, old: Any) -> Any:
-    """Leaves of ``new`` for the walkers of a mask [W], those of ``old`` for the others; scalars are taken as new."""
-
-    def leaf(a: jax.Array, b: jax.Array) -> jax.Array:
-        return a if a.ndim == 0 else jnp.where(mask.reshape((-1,) + (1,) * (a.ndim - 1)), a, b)
-
-    return jax.tree.map(leaf, new, old)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from ase import Atoms
+from ase.geometry import wrap_positions
 
 from almlip_jax.structures.electronic_state import agrees_in_state
 
@@ -78,13 +79,11 @@ def correspondence(atoms: Atoms, frame: Atoms) -> tuple[np.ndarray, float]:
         [N] indices into the frame, and Angstrom.
     """
     order, largest = np.zeros(len(atoms), int), 0.0
-    cell, pbc = np.asarray(atoms.cell.complete()), np.asarray(atoms.pbc)
     for number in np.unique(atoms.numbers):
         ours, theirs = (np.flatnonzero(one.numbers == number) for one in (atoms, frame))
         apart = atoms.positions[ours, None] - frame.positions[None, theirs]
-        if pbc.any():
-            turns = apart @ np.linalg.inv(cell)
-            apart = (turns - np.where(pbc, np.round(turns), 0.0)) @ cell
+        if atoms.pbc.any():
+            apart = wrap_positions(apart.reshape(-1, 3), atoms.cell, atoms.pbc, (0, 0, 0)).reshape(apart.shape)
         distance = np.max(np.abs(apart), axis=2)
         nearest = np.argmin(distance, axis=1)
         order[ours] = theirs[nearest]

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from ase import Atoms
+from ase.geometry import wrap_positions
 
 from almlip_jax.structures.electronic_state import electronic_state
 from almlip_jax.structures.labels import label_difference
@@ -167,7 +168,5 @@ def _distance(positions: np.ndarray, atoms: Atoms, some: slice) -> np.ndarray:
     """Largest difference of a coordinate, up to lattice vectors, [n], between positions [n, N, 3] and some atoms."""
     apart = positions - atoms.positions[some]
     if atoms.pbc.any():
-        cell = np.asarray(atoms.cell.complete())
-        turns = apart @ np.linalg.inv(cell)
-        apart = (turns - np.where(atoms.pbc, np.round(turns), 0.0)) @ cell
+        apart = wrap_positions(apart.reshape(-1, 3), atoms.cell, atoms.pbc, (0, 0, 0)).reshape(apart.shape)
     return np.asarray(np.abs(apart).max(axis=(1, 2), initial=0.0))

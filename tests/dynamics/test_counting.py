@@ -22,8 +22,8 @@ from almlip_jax.campaign.stopping import decide
 from almlip_jax.dynamics import ExplorationSettings, Explorer, SanitySettings, Status
 from almlip_jax.dynamics.biases import MetadynamicsSettings, SteeredSettings, UncertaintySettings, build_bias
 from almlip_jax.dynamics.gates import AbsoluteGate, AdaptiveGate, BandGate, DecayingGate, Decision
+from almlip_jax.dynamics.motion import chosen
 from almlip_jax.dynamics.sanity import Cause, SanityLimits
-from almlip_jax.dynamics.state import chosen
 from almlip_jax.dynamics.verdicts import judge
 from almlip_jax.structures.species import SpeciesTable
 

@@ -11,7 +11,7 @@ import optax
 from pydantic import Field
 
 from almlip_jax.dynamics.integrators.base import Integrator, IntegratorSettings, take_up
-from almlip_jax.dynamics.motion import Evaluation, Moment, Motion
+from almlip_jax.dynamics.motion import Evaluation, Moment, Motion, chosen
 from almlip_jax.settings import unit
 
 _LEAST_STD = 1e-6  # eV; members that agree to rounding show no direction
@@ -39,12 +39,8 @@ class Adversarial(Integrator):
 
     def restart(self, motion: Motion, again: jax.Array, at: Moment) -> Motion:
         """Fresh moments."""
-        fresh = self.init(motion, at)
-
-        def leaf(new: jax.Array, old: jax.Array) -> jax.Array:
-            return jnp.where(again.reshape((-1,) + (1,) * (old.ndim - 1)), new, old)
-
-        return motion.set(extra=jax.tree.map(leaf, fresh, motion.extra), momentum=jnp.zeros_like(motion.momentum))
+        extra = chosen(again, self.init(motion, at), motion.extra)
+        return motion.set(extra=extra, momentum=jnp.zeros_like(motion.momentum))
 
     def from_start(self, motion: Motion, evaluation: Evaluation, at: Moment) -> Motion:
         """The first direction."""

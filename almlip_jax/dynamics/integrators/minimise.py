@@ -12,7 +12,7 @@ from pydantic import Field
 
 from almlip_jax.dynamics.integrators.barostat import strained
 from almlip_jax.dynamics.integrators.base import Integrator, IntegratorSettings, take_up
-from almlip_jax.dynamics.motion import Evaluation, Moment, Motion
+from almlip_jax.dynamics.motion import Evaluation, Moment, Motion, chosen
 from almlip_jax.settings import unit
 from almlip_jax.units import GPA
 
@@ -74,12 +74,8 @@ class Fire(Integrator):
 
     def restart(self, motion: Motion, again: jax.Array, at: Moment) -> Motion:
         """At rest again."""
-        fresh = self.init(motion, at)
-
-        def leaf(new: jax.Array, old: jax.Array) -> jax.Array:
-            return jnp.where(again.reshape((-1,) + (1,) * (old.ndim - 1)), new, old)
-
-        return motion.set(extra=jax.tree.map(leaf, fresh, motion.extra), momentum=jnp.zeros_like(motion.momentum))
+        extra = chosen(again, self.init(motion, at), motion.extra)
+        return motion.set(extra=extra, momentum=jnp.zeros_like(motion.momentum))
 
     def to_force(self, motion: Motion, at: Moment, step: jax.Array) -> Motion:
         """A step along the velocities, no longer than allowed."""
