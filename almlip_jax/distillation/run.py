@@ -15,6 +15,7 @@ import jax
 from almlip_jax.campaign import resume_campaign, run_campaign
 from almlip_jax.campaign.loop import Outcome
 from almlip_jax.campaign.settings import InitialSettings
+from almlip_jax.config import config_text
 from almlip_jax.distillation.comparison import Errors, Times, compared, table_rows, taught_tests, times
 from almlip_jax.distillation.folder import DistilDirectory
 from almlip_jax.distillation.settings import HELD_OUT, DistilConfig, own_labels
@@ -29,7 +30,6 @@ from almlip_jax.settings import from_here
 from almlip_jax.structures.io import read_structures, write_structures
 from almlip_jax.structures.labels import LabelKeys
 from almlip_jax.work_directory import write_versions
-from almlip_jax.yaml_text import yaml_text
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def run_distillation(config: DistilConfig, out: Path, *, progress: Progress | No
         given = check_distillation(config)
         with LabelStore(place.labels) as store:
             teach(config, given, place, store, told)
-            write_text(place.config, yaml_text(config.model_dump(mode="json")))
+            write_text(place.config, config_text(config))
             if said := write_versions(place):
                 told.message(said)
             outcome = _train(config, place, told)
