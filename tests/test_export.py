@@ -27,7 +27,7 @@ from almlip_jax.dynamics.knowledge import Knowledge
 from almlip_jax.dynamics.programs import programs
 from almlip_jax.ensembles import Ensemble, Heads
 from almlip_jax.ensembles.sharding import MEMBERS, PARTS
-from almlip_jax.feature_names import feature_names
+from almlip_jax.feature_names import atom_feature_names, feature_names
 from almlip_jax.features import FeatureRequest, last_layer_gradient
 from almlip_jax.models import MaceSettings, SharedDensitySettings, build_model
 from almlip_jax.potential import evaluator
@@ -39,6 +39,7 @@ from almlip_jax.training import EnsembleSettings, Trainer, TrainingSettings, pla
 
 sys.path.insert(0, str(Path(__file__).parent / "selection"))
 
+import small_environments
 from small_pools import SELECTORS, candidates, sample
 
 SPECIES = SpeciesTable((1, 8))
@@ -181,7 +182,8 @@ def test_evaluation(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluator, "_evaluate", caught)
     one = evaluator.Evaluator(ensemble, params, {1: 0.0, 8: 0.0})
     with pytest.raises(Caught):
-        list(one.stream([crystal(), water()], FeatureRequest(tuple(feature_names())), "structures", None))
+        every = FeatureRequest(tuple(feature_names()), atoms=tuple(atom_feature_names()))
+        list(one.stream([crystal(), water()], every, "structures", None))
     lowered(program, *given)
 
 
@@ -193,3 +195,12 @@ def test_selectors(name: str) -> None:
     with jax.enable_x64(True):
         pool, labelled = (jax.tree.map(jnp.asarray, candidates(rows)) for rows in (x, known))
         lowered(SELECTORS[name], KEY, pool, labelled)
+
+
+@pytest.mark.parametrize("name", small_environments.SELECTORS)
+def test_selectors_of_environments(name: str) -> None:
+    """Likewise."""
+    with jax.enable_x64(True):
+        given = (small_environments.candidates(small_environments.structures(seed)) for seed in (1, 2))
+        pool, labelled = (jax.tree.map(jnp.asarray, one) for one in given)
+        lowered(small_environments.SELECTORS[name], KEY, pool, labelled)

@@ -123,7 +123,7 @@ class SystemBench:
         if self.pool.atoms_in_tests:
             content["isolated atoms left out of its tests"] = self.pool.atoms_in_tests
         if isinstance(member, Point):
-            content["selector"] = self.config.selectors[member.selector].model_dump(mode="json")
+            content["selector"] = _without_atoms(self.config.selectors[member.selector].model_dump(mode="json"))
             content["warm_start"] = self.config.warm_start
             content["monitor"] = self.config.monitor
         return cast(dict[str, Any], _of_effect(plain(content), settings.model.further))
@@ -342,6 +342,14 @@ class Bench:
         if potential is None or potential.metadata.get("identity") != _digest(self.of(group).identity(group, lane)):
             return None
         return potential
+
+
+def _without_atoms(settings: Any) -> Any:
+    """Settings of a selector without empty ``atom_features``, which earlier versions did not know."""
+    if isinstance(settings, dict):
+        kept = {key: value for key, value in settings.items() if value or key != "atom_features"}
+        return {key: _without_atoms(value) for key, value in kept.items()}
+    return [_without_atoms(one) for one in settings] if isinstance(settings, list) else settings
 
 
 def _of_effect(identity: dict[str, Any], further: Collection[str]) -> dict[str, Any]:
