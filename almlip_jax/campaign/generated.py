@@ -20,6 +20,7 @@ from almlip_jax.dynamics import (
     relaxation_summary,
     relaxing,
 )
+from almlip_jax.generation import GeneratorSettings
 from almlip_jax.generation.base import apart
 
 _TOGETHER = 8  # structures that are relaxed side by side
@@ -32,13 +33,27 @@ def explore(settings: GeneratedExploration, given: ExplorationInputs) -> Mapping
     for number, one in enumerate(settings.of):
         made = make(one, inputs.geometries, inputs.system, here.generator("generated", str(number), one.kind))
         if one.relaxation is not None:
-            made = [frame for frame in _relaxed(number, one.relaxation, made, given) if apart(frame, one.closest)]
+            relaxed = _relaxed(number, one.relaxation, made, given)
+            drawn, made = made, [after for before, after in zip(made, relaxed, strict=True) if sane(before, after, one)]
+            if len(made) < len(drawn):
+                here.progress.message(
+                    f"{len(drawn) - len(made)} of {len(drawn)} relaxed structures are left out: their atoms came too "
+                    "close, or their volume left half to twice what it was."
+                )
         frames += made
     beginning = Beginning(trained.potential, inputs.geometries, here.dataset(), here.key("explore"), here.index)
     most = settings.most_candidates(0), "its counts"
     return offer(
         here, fresh(frames, beginning, inputs.system, given.withheld, "exploration 'generated'", most), trained
     )
+
+
+def sane(before: Atoms, after: Atoms, settings: GeneratorSettings) -> bool:
+    """Whether a relaxation left atoms apart as they should be, and the volume of a crystal between half and twice
+    what it was.
+    """
+    filled = before.pbc.all()
+    return apart(after, settings.closest) and (not filled or 0.5 <= after.get_volume() / before.get_volume() <= 2)
 
 
 def _relaxed(

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from tiny_campaign import Killed, KillingProgress, result_of, run_or_resume, tiny_config
 
 from almlip_jax.campaign.checks import check_campaign
+from almlip_jax.campaign.generated import sane
 from almlip_jax.campaign.inputs import Inputs
 from almlip_jax.campaign.preparation import planned_calls
 from almlip_jax.campaign.rundir import RunDirectory
@@ -20,6 +21,7 @@ from almlip_jax.campaign.settings import InitialSettings
 from almlip_jax.campaign.sparse import SparseSettings
 from almlip_jax.errors import InputError
 from almlip_jax.files import read_json, write_json
+from almlip_jax.generation import RandomSearchSettings
 from almlip_jax.structures.io import read_structures, write_structures
 
 STRETCHED = (4, 11, 17)
@@ -150,6 +152,16 @@ class TestGenerated:
                 exploration={"kind": "generated", "of": [one]},
             )
             check_campaign(strained.model_copy(update={"system": config.system}))
+
+    def test_relaxations_that_explode_or_collapse_are_left_out(self) -> None:
+        one, before = RandomSearchSettings(closest=0.5), bulk("NaCl", "rocksalt", a=5.64)
+        for factor, kept in ((1.0, True), (1.25, True), (1.27, False), (0.8, True), (0.78, False)):
+            after = before.copy()
+            after.set_cell(before.cell * factor, scale_atoms=True)
+            assert sane(before, after, one) == kept
+        near = before.copy()
+        near.positions[1] = near.positions[0] + [0, 0, 1.0]
+        assert not sane(before, near, one)
 
     def test_more_than_are_made_cannot_be_kept(self) -> None:
         with pytest.raises(ValidationError, match="from_generated takes 30 structures of fewer"):

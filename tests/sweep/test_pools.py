@@ -15,9 +15,10 @@ from pydantic import ValidationError
 from tiny_sweep import LEAKED, POOL, REPEATED, SECTIONS, config_of, springs, write_sets
 
 from almlip_jax.errors import InputError
+from almlip_jax.selection import SelectorSettings
 from almlip_jax.structures.io import read_structures, write_structures
 from almlip_jax.sweep import SweepConfig
-from almlip_jax.sweep.bench import Bench
+from almlip_jax.sweep.bench import Bench, _without_atoms
 from almlip_jax.sweep.course import _share
 from almlip_jax.sweep.points import all_points, first_groups
 from almlip_jax.sweep.pools import LabelledPool, read_pool
@@ -133,3 +134,12 @@ def test_time_before_a_kill_counts() -> None:
     results: Any = [SimpleNamespace(history=[SimpleNamespace(seconds=seconds)]) for seconds in (5.0, 6.0)]
     assert _share(2.0, results[:1]) == 5.0 and _share(7.0, results[:1]) == 7.0
     assert _share(8.0, results) == 4.0
+
+
+def test_keys_that_earlier_versions_did_not_know_change_no_point():
+    mine = {"kind": "user", "function": "a:b"}
+    settings = SelectorSettings.parse({"kind": "chain", "filters": [mine], "selector": mine})
+    kept = _without_atoms(settings.model_dump(mode="json"))
+    assert "atom_features" not in kept["selector"] and "atom_features" not in kept["filters"][0]
+    asking = SelectorSettings.parse(mine | {"atom_features": ["latent"]})
+    assert _without_atoms(asking.model_dump(mode="json"))["atom_features"] == ["latent"]
