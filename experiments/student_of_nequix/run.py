@@ -1,0 +1,148 @@
+"""A student of a foundation model: ``python experiments/student_of_nequix/run.py --data DIR --weights FILE.nqx``.
+
+Nequix labels the silicon cells of the mlearn set (Zuo et al., J. Phys. Chem. A 124, 731, 2020), whose own labels are
+not looked at, and displaced copies of them; a small potential is trained on that; both are held against the PBE labels
+of the test set.  ``results.csv`` gets a row a student.  The same command goes on after an interruption; labels are
+kept in the folder ``--out``, and a student that is in the table is not trained again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+
+from almlip_jax.compilation import prepare_jax
+from almlip_jax.distillation import DistilConfig, Distilled, run_distillation
+from almlip_jax.oracles.base import bare
+from almlip_jax.potential import Potential
+from almlip_jax.progress import open_progress
+from almlip_jax.structures.io import read_structures, write_structures
+
+HERE = Path(__file__).resolve().parent
+SHARE, ALLOWED, FASTER = 0.1, 0.020, 500.0
+"""Wanted: errors against the teacher of at most this share of its own and these eV/A, and this much faster."""
+
+
+def cells(path: Path, every: int, folder: Path) -> Path:
+    """A file with every n-th cell of another, without labels."""
+    chosen = folder.resolve() / f"cells_{every}.extxyz"
+    if not chosen.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_structures(chosen, read_structures(path, ignore_labels=True)[::every])
+    return chosen
+
+
+def config(options: argparse.Namespace) -> DistilConfig:
+    """The distillation that the options describe."""
+    silicon = Path(options.data).resolve() / "mlearn"
+    structures = str(cells(silicon / "Si_train.extxyz", options.every, options.out))
+    return DistilConfig.model_validate(
+        {
+            "name": "student-of-nequix",
+            "seed": options.seed,
+            "system": {"structures": structures},
+            "teacher": {"kind": "nequix", "model": str(options.weights.resolve()), "timeout": 3600},
+            "executor": {"kind": "local", "workers": options.workers},
+            "initial": {
+                "structures": structures,
+                **({"rattle": {"count": options.rattled, "stdev": options.stdev}} if options.rattled else {}),
+            },
+            "held_out": 0.1,
+            "test": [{"path": str(silicon / "Si_test.extxyz"), "group": "PBE"}],
+            "model": {"kind": "shared_density", "size": options.size, "cutoff": options.cutoff},
+            "ensemble": {"size": options.members},
+            "training": {"max_steps": options.steps, "max_epochs": 10**6, "batch_size": options.batch},
+        }
+    )
+
+
+def cpu_seconds(work: Callable[[], object], repeats: int) -> float:
+    """Time of processors that some work takes, once it is compiled: other work on the machine does not count."""
+    work()
+    began = time.process_time()
+    for _ in range(repeats):
+        work()
+    return (time.process_time() - began) / repeats
+
+
+def speeds(options: argparse.Namespace, found: Distilled) -> dict[str, float]:
+    """Seconds of a processor that teacher and student take for a cell of 64 atoms, and their ratio."""
+    frames = [frame for frame in read_structures(found.out / "taught_tests.extxyz") if len(frame) == 64]
+    student, label = Potential.load(found.out / "potential"), config(options).teacher.build()
+    teacher = cpu_seconds(lambda: label(bare(frames[0])), 3)
+    taught = cpu_seconds(lambda: student.evaluate(frames), 20) / len(frames)
+    return {
+        "teacher_seconds": round(teacher, 3),
+        "student_seconds": round(taught, 6),
+        "times_faster": round(teacher / taught, 1),
+    }
+
+
+def row(options: argparse.Namespace, found: Distilled) -> dict[str, str | float]:
+    """What came out, in meV/Angstrom (mean absolute errors of forces) and seconds."""
+    faster = speeds(options, found)
+    test, held_out = found.errors["PBE"], found.errors["held_out"]["student_against_teacher"]
+    errors = {name.replace("_against_", "_vs_"): values["forces_mae"] for name, values in test.items()}
+    wanted = SHARE * test["teacher_against_labels"]["forces_mae"] + ALLOWED
+    return {
+        "teacher": options.weights.stem,
+        "size": options.size,
+        "members": options.members,
+        "every": options.every,
+        "rattled": options.rattled,
+        "steps": options.steps,
+        "seed": options.seed,
+        "labels": found.calls,
+        **{name: round(1e3 * value, 2) for name, value in errors.items()},
+        "held_out": round(1e3 * held_out["forces_mae"], 2),
+        "wanted": round(1e3 * wanted, 2),
+        **faster,
+        "met": test["student_against_teacher"]["forces_mae"] <= wanted and faster["times_faster"] >= FASTER,
+    }
+
+
+def parsed() -> argparse.Namespace:
+    """The options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=os.environ.get("ALMLIP_DATA_DIR"), help="reference data")
+    parser.add_argument("--weights", type=Path, required=True, help="weights of the teacher (.nqx)")
+    parser.add_argument("--out", type=Path, default=Path("runs/student_of_nequix"), help="folder of the distillations")
+    parser.add_argument("--table", type=Path, default=HERE / "results.csv")
+    parser.add_argument("--every", type=int, default=1, help="only every n-th cell is taken")
+    parser.add_argument("--rattled", type=int, default=2000, help="displaced copies of the cells")
+    parser.add_argument("--stdev", type=float, default=0.1, help="of the displacements, Angstrom")
+    parser.add_argument("--size", default="small")
+    parser.add_argument("--cutoff", type=float, default=5.0)
+    parser.add_argument("--members", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=20000)
+    parser.add_argument("--batch", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=None, help="processes of the teacher; one a core by default")
+    options = parser.parse_args()
+    if options.data is None:
+        parser.error("give the folder of the reference data with --data or ALMLIP_DATA_DIR.")
+    return options
+
+
+def main() -> None:
+    """Distils what the options describe, unless it is in the table."""
+    options = parsed()
+    prepare_jax()
+    rows = pd.read_csv(options.table).to_dict("records") if options.table.exists() else []
+    keys = ("size", "members", "every", "rattled", "steps", "seed")
+    name = "-".join([options.weights.stem, *(str(getattr(options, key)) for key in keys)])
+    if name not in {"-".join(str(one[key]) for key in ("teacher", *keys)) for one in rows}:
+        with open_progress() as progress:
+            found = run_distillation(config(options), options.out / name, progress=progress)
+        rows.append(row(options, found))
+        pd.DataFrame(rows).to_csv(options.table, index=False)
+    print(pd.DataFrame(rows).to_string(index=False))
+
+
+if __name__ == "__main__":
+    main()
