@@ -8,7 +8,6 @@ from typing import Any
 from ase import Atoms
 
 from almlip_jax.campaign.choice import Beginning, ExplorationInputs
-from almlip_jax.campaign.making import make
 from almlip_jax.campaign.offers import fresh, offer
 from almlip_jax.campaign.settings import GeneratedExploration
 from almlip_jax.dynamics import (
@@ -31,7 +30,7 @@ def explore(settings: GeneratedExploration, given: ExplorationInputs) -> Mapping
     here, inputs, trained = given.here, given.inputs, given.trained
     frames: list[Atoms] = []
     for number, one in enumerate(settings.of):
-        made = make(one, inputs.geometries, inputs.system, here.generator("generated", str(number), one.kind))
+        made = inputs.made(one, here.generator("generated", str(number), one.kind))
         if one.relaxation is not None:
             relaxed = _relaxed(number, one.relaxation, made, given)
             drawn, made = made, [after for before, after in zip(made, relaxed, strict=True) if sane(before, after, one)]

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 from ase import Atoms
 
 from almlip_jax.campaign.config import ExperimentConfig
@@ -25,6 +26,7 @@ from almlip_jax.campaign.settings import SystemSettings
 from almlip_jax.campaign.sparse import SparseSettings, sparse
 from almlip_jax.ensembles.build import build_ensemble
 from almlip_jax.files import read_json, understood
+from almlip_jax.generation import GeneratorSettings
 from almlip_jax.keys import named_key, numpy_generator
 from almlip_jax.potential import Potential
 from almlip_jax.structures.labels import FileReading
@@ -96,8 +98,12 @@ class Inputs:
         config, found = self._config, []
         for number, one in enumerate(config.initial.generated):
             drawn = numpy_generator(config.seed, "generated", number, one.kind)
-            found += [Made(one.kind, frame) for frame in make(one, self.geometries, config.system, drawn)]
+            found += [Made(one.kind, frame) for frame in self.made(one, drawn)]
         return found
+
+    def made(self, settings: GeneratorSettings, drawn: np.random.Generator) -> list[Atoms]:
+        """What a generator makes of the start geometries, with random numbers; see `make`."""
+        return make(settings, self.geometries, self._config.system, self._config.oracle, drawn)
 
     @property
     def generated_to_label(self) -> dict[str, list[Atoms]]:

@@ -182,12 +182,3 @@ def refuse_charged(starts: Sequence[Atoms], kind: str) -> None:
     for number, start in enumerate(starts):
         if charge := electronic_state(start)[0]:
             raise InputError(f"'{kind}' makes pieces of crystals, but start geometry {number} has charge {charge:+d}.")
-
-
-def with_possible_spin(frame: Atoms) -> Atoms:
-    """The structure, its multiplicity raised or lowered by one where its number of electrons does not allow it."""
-    electrons = int(frame.numbers.sum()) - int(frame.info.get("charge", 0))
-    spin = frame.info.get("spin")
-    if spin is not None and (electrons + int(spin)) % 2 == 0:
-        frame.info["spin"] = 2 if spin == 1 else int(spin) - 1
-    return frame

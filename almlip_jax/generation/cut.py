@@ -16,7 +16,6 @@ from almlip_jax.generation.base import (
     GeneratorSettings,
     numbers_of,
     refuse_charged,
-    with_possible_spin,
 )
 from almlip_jax.generation.deformed import displaced
 from almlip_jax.settings import unit
@@ -66,7 +65,7 @@ class VacanciesSettings(GeneratorSettings):
             self._removable(larger), size=int(generator.integers(1, self.missing + 1)), replace=False
         )
         del larger[sorted(removed.tolist())]
-        return with_possible_spin(displaced(larger, self.stdev, generator) if self.stdev else larger)
+        return displaced(larger, self.stdev, generator) if self.stdev else larger
 
     def _removable(self, frame: Atoms) -> np.ndarray:
         if not self.species:
@@ -126,7 +125,7 @@ class SurfacesSettings(GeneratorSettings):
         frame.set_scaled_positions(frame.get_scaled_positions() + generator.uniform(size=3))
         frame.wrap()
         slab = self._slab(frame, self.indices[turn % len(self.indices)])
-        return with_possible_spin(displaced(slab, self.stdev, generator) if self.stdev else slab)
+        return displaced(slab, self.stdev, generator) if self.stdev else slab
 
     def _slab(self, crystal: Atoms, indices: tuple[int, int, int]) -> Atoms:
         slab = surface(crystal, indices, self.layers, vacuum=self.vacuum, periodic=self.periodic_normal)

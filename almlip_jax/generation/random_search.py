@@ -20,7 +20,6 @@ from almlip_jax.generation.base import (
     apart,
     numbers_of,
     refuse_charged,
-    with_possible_spin,
 )
 from almlip_jax.settings import unit
 
@@ -124,7 +123,7 @@ class RandomSearchSettings(GeneratorSettings):
             if frame is not None:
                 if self.composition is None:
                     frame.info = dict(start.info)
-                return with_possible_spin(frame)
+                return frame
         raise InputError(
             f"'random_search' finds no places for {len(formula)} atoms or more in {low:.3g} to {high:.3g} Angstrom^3 "
             f"each that are {self.closest:g} of their covalent distance apart; give a larger volume, or lower closest."

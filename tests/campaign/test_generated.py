@@ -153,6 +153,24 @@ class TestGenerated:
             )
             check_campaign(strained.model_copy(update={"system": config.system}))
 
+    @pytest.mark.parametrize(
+        ("oracle", "odd"), [({"kind": "tblite"}, 2), ({"kind": "ase", "calculator": "ase.calculators.emt:EMT"}, 1)]
+    )
+    def test_a_multiplicity_is_changed_where_the_label_source_asks_for_it(
+        self, tmp_path: Path, oracle: dict[str, Any], odd: int
+    ) -> None:
+        made = [{"kind": "vacancies", "count": 6, "repeat": [2, 1, 1], "missing": 2, "species": ["Na"]}]
+        config = self.made(
+            tmp_path,
+            oracle=oracle,
+            initial={"rattle": None, "md": (), "generated": made},
+            exploration={"kind": "generated", "of": made},
+        )
+        frames = [made.frame for made in Inputs(config).generated]
+        assert {len(frame) for frame in frames} == {2, 3}
+        spins = {len(frame): frame.info["spin"] for frame in frames}
+        assert spins == {3: odd, 2: 1}, "a sodium atom has an odd number of electrons"
+
     def test_relaxations_that_explode_or_collapse_are_left_out(self) -> None:
         one, before = RandomSearchSettings(closest=0.5), bulk("NaCl", "rocksalt", a=5.64)
         for factor, kept in ((1.0, True), (1.25, True), (1.27, False), (0.8, True), (0.78, False)):

@@ -52,14 +52,11 @@ def test_strained_carries_atoms_along(shape):
 
 def test_vacancies_take_atoms_out():
     start = SALT.copy()
-    start.info.update(charge=0, spin=1)
     frames = made([start], kind="vacancies", count=40, repeat=[2, 1, 1], missing=3, species=["Na"])
     missing = [16 - len(frame) for frame in frames]
     assert set(missing) == {1, 2, 3}
-    for frame, gone in zip(frames, missing, strict=True):
+    for frame in frames:
         assert np.sum(frame.numbers == 17) == 8 and np.allclose(frame.cell.lengths(), [11.28, 5.64, 5.64])
-        electrons = int(frame.numbers.sum())
-        assert frame.info["spin"] == (2 if electrons % 2 else 1), f"{gone} atoms of 11 electrons gone"
     sites = start.repeat((2, 1, 1)).positions
     assert all(np.min(np.linalg.norm(sites - at, axis=1)) < 1e-9 for at in frames[0].positions)
 
