@@ -12,13 +12,18 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import lru_cache, partial
 from pathlib import Path
 
+from almlip_jax.compiler_flags import OLDER_EMITTER, with_flag
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # most of the time of a test is compiling, and small shapes gain nothing from the last optimisations; two devices, as
 # users have, whatever this machine is and whoever comes first
 os.environ.setdefault(
     "XLA_FLAGS",
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    " --xla_force_host_platform_device_count=2",
+    with_flag(
+        "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+        " --xla_force_host_platform_device_count=2",
+        OLDER_EMITTER,
+    ),
 )
 
 # workers, child processes and later runs share what is compiled; compilations are counted all the same
