@@ -82,16 +82,23 @@ def from_here(settings: AnySettings) -> AnySettings:
     """The same settings, which hold wherever they are read: relative paths are those from the working directory."""
     if settings.keeps_relative_paths:
         return settings
-    changed = {name: found for name, value in settings if (found := _made_absolute(value)) != value}
+    kinds = {name: field.annotation for name, field in type(settings).known_fields().items()}
+    changed = {name: found for name, value in settings if (found := _made_absolute(value, kinds.get(name))) != value}
     return settings.model_copy(update=changed) if changed else settings
 
 
-def _made_absolute(value: Any) -> Any:
+def _made_absolute(value: Any, kind: Any = Path) -> Any:
     if isinstance(value, Settings):
         return from_here(value)
     if isinstance(value, tuple):
         return tuple(_made_absolute(one) for one in value)
+    if isinstance(value, Mapping) and _speaks_of_paths(kind):  # what is anything, such as parameters, stays as it is
+        return {key: _made_absolute(one) for key, one in value.items()}
     return _located(value, Path, Path.cwd()) if isinstance(value, Path) else value
+
+
+def _speaks_of_paths(kind: Any) -> bool:
+    return kind is Path or any(_speaks_of_paths(one) for one in get_args(kind))
 
 
 def _hashable(value: Any) -> Any:

@@ -72,7 +72,7 @@ def restore_rows(store: LabelStore, run: RunDirectory, campaign: str) -> int:
         if not identity or "energy" not in results or "forces" not in results or identity in store:
             continue
         given: dict[str, Any] = {"purpose": purpose, "campaign": campaign, "restored": True}
-        known = ("round", "origin", "walker", "step", "pool_index")
+        known = ("round", "origin", "system", "walker", "step", "pool_index")
         given |= {key: frame.info[key] for key in known if key in frame.info}
         further = {one.label: results[one.label] for one in further_targets() if one.label in results}
         label = Label(identity, float(results["energy"]), results["forces"], results.get("stress"), further=further)

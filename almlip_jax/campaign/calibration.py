@@ -17,7 +17,7 @@ from almlip_jax.campaign.rundir import RunDirectory
 from almlip_jax.structures.carried import carried
 from almlip_jax.structures.io import read_structures
 
-_KEPT = ("charge", "spin", "walker", "step", "time_fs", "temperature")
+_KEPT = ("charge", "spin", "system", "walker", "step", "time_fs", "temperature")
 
 
 def draw_frames(

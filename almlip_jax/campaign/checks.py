@@ -13,7 +13,7 @@ from almlip_jax.campaign.config import ExperimentConfig
 from almlip_jax.campaign.consistency import check_columns
 from almlip_jax.campaign.inputs import Inputs
 from almlip_jax.campaign.making import check_starts
-from almlip_jax.campaign.preparation import check_target_labels, labelled_frames, planned_calls
+from almlip_jax.campaign.preparation import check_target_labels, grouped, planned_calls, test_file
 from almlip_jax.campaign.settings import GeneratedExploration
 from almlip_jax.ensembles import build_ensemble
 from almlip_jax.errors import InputError, LabelError
@@ -117,17 +117,28 @@ def _check_generated(config: ExperimentConfig, inputs: Inputs) -> None:
 
 def _check_target(config: ExperimentConfig, inputs: Inputs) -> None:
     """Refuses a wanted error of stresses, dipoles and the like where structures of the test set will not have any."""
-    target, test = config.stopping.target_error, config.test
+    target = config.stopping.target_error
     if target is None or target.of_all:
         return
-    for group in test.groups if target.group is None else (target.group,):
-        files = [file for file in test.files if file.group == group]
-        read = [frame for file in files for frame in labelled_frames(file.path, config.system, file)]
-        given = [_marked(frame, group) for frame in read]
-        to_label = [*inputs.geometries] if any(run.group == group for run in test.md) else []
-        to_label += inputs.pool if group == "pool" else []
-        if not any(has_target(frame, target.of) for frame in to_label):  # of others, their labels will say
-            check_target_labels(target, given or [_marked(Atoms(), group)])
+    given, to_label = _test_groups(config, inputs)
+    for group in [*given, *to_label] if target.group is None else (target.group,):
+        if not any(has_target(frame, target.of) for frame in to_label.get(group, [])):  # their labels will say
+            check_target_labels(target, given.get(group) or [_marked(Atoms(), group)])
+
+
+def _test_groups(config: ExperimentConfig, inputs: Inputs) -> tuple[dict[str, list[Atoms]], dict[str, list[Atoms]]]:
+    """Structures of the groups of the test set: those with labels, and those whose like will be labelled."""
+    systems = tuple(config.system.named)
+    given: dict[str, list[Atoms]] = {}
+    to_label: dict[str, list[Atoms]] = {}
+    for file in config.test.files:
+        for group, frames in grouped(file.group, test_file(file, config.system, inputs.geometries), systems):
+            given.setdefault(group, []).extend(_marked(frame, group) for frame in frames)
+    for run in config.test.md:
+        to_label.update(grouped(run.group, inputs.geometries, systems))
+    if config.test.from_pool:
+        to_label.update(grouped("pool", inputs.pool, systems))
+    return given, to_label
 
 
 def _marked(frame: Atoms, group: str) -> Atoms:

@@ -107,7 +107,7 @@ def check_sections(config: ExperimentConfig) -> None:
     check_executor(config.oracle, config.executor)
     check_adaptive(config.selection.selector, config.training, "selection.selector")
     check_plateau(config.stopping, config.selection)
-    check_target(config.stopping, config.test, config.model.further)
+    check_target(config.stopping, config.test, config.model.further, tuple(config.system.named))
     check_share(config.stopping, config.exploration)
     check_teacher(config)
     if config.initial.potential is None:  # with one, all trainings start warm

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax
@@ -174,14 +174,17 @@ def check_share(stopping: StoppingSettings, exploration: ExplorationChoice) -> N
         )
 
 
-def check_target(stopping: StoppingSettings, test: TestSettings, further: Collection[str] = ()) -> None:
+def check_target(
+    stopping: StoppingSettings, test: TestSettings, further: Collection[str] = (), systems: Sequence[str] = ()
+) -> None:
     """Refuses a target on a test set, or on a group of one, that will not be there, or of what the model does not give.
 
-    ``further`` is what the model gives besides the energy.
+    ``further`` is what the model gives besides the energy, ``systems`` are the names of the systems, if they have any.
 
     Raises:
         ValueError: names the key.
     """
+    groups = test.groups(systems)
     target = stopping.target_error
     if target is None:
         return
@@ -190,10 +193,10 @@ def check_target(stopping: StoppingSettings, test: TestSettings, further: Collec
             f"stopping.target_error.metric is {target.metric}, but the model gives no {target.of.name}; "
             f"{how_given(target.of.name)}, or name another metric."
         )
-    if not test.groups:
+    if not groups:
         raise ValueError("stopping.target_error needs a test set; give test.md, test.files or test.from_pool.")
-    if target.group is not None and target.group not in test.groups:
+    if target.group is not None and target.group not in groups:
         raise ValueError(
             f"stopping.target_error.group '{target.group}' is not a group of the test set, which has: "
-            f"{', '.join(test.groups)}."
+            f"{', '.join(groups)}."
         )

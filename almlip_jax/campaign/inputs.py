@@ -24,6 +24,7 @@ from almlip_jax.campaign.preparation import (
 from almlip_jax.campaign.rundir import RunDirectory
 from almlip_jax.campaign.settings import SystemSettings
 from almlip_jax.campaign.sparse import SparseSettings, sparse
+from almlip_jax.campaign.systems import name_systems
 from almlip_jax.ensembles.build import build_ensemble
 from almlip_jax.files import read_json, understood
 from almlip_jax.generation import GeneratorSettings
@@ -59,7 +60,7 @@ class Inputs:
     @cached_property
     def pool(self) -> list[Atoms]:
         """The candidates of a fixed pool; none where they are found otherwise."""
-        return pool_frames(self._config.exploration, self._config.system)
+        return pool_frames(self._config.exploration, self._config.system, self.geometries)
 
     @cached_property
     def pool_keys(self) -> list[bytes]:
@@ -127,7 +128,8 @@ class Inputs:
         known = [*self.geometries]
         known += [] if given is None else labelled_frames(given, config.system, config.initial)
         sees_state = build_ensemble(config.model, config.ensemble, SpeciesTable.of(known)).sees_state
-        return start_list(path, config.system, known, sees_state=sees_state)
+        listed = start_list(path, config.system, known, sees_state=sees_state)
+        return name_systems(listed, self.geometries, str(path))
 
     @cached_property
     def species(self) -> SpeciesTable:

@@ -10,6 +10,7 @@ from ase import Atoms
 
 from almlip_jax.campaign.preparation import state_of
 from almlip_jax.campaign.settings import StateReading
+from almlip_jax.campaign.systems import name_systems
 from almlip_jax.errors import InputError, LabelError
 from almlip_jax.generation import GenerationInputs, GeneratorSettings
 from almlip_jax.oracles import SourceSettings
@@ -55,7 +56,7 @@ def make(
         frame = carried(made)
         frame.info |= state_of(frame, system)
         frames.append(_with_possible_spin(frame, oracle))
-    return frames
+    return name_systems(frames, starts, f"what '{settings.kind}' makes")
 
 
 def _with_possible_spin(frame: Atoms, oracle: SourceSettings) -> Atoms:

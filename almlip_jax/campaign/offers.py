@@ -14,6 +14,7 @@ from almlip_jax.campaign.inputs import Inputs
 from almlip_jax.campaign.preparation import check_states, geometry_key, state_of
 from almlip_jax.campaign.round import Round, Trained
 from almlip_jax.campaign.settings import StateReading
+from almlip_jax.campaign.systems import name_systems
 from almlip_jax.errors import InputError
 from almlip_jax.potential import Evaluated
 from almlip_jax.scores import names, scores
@@ -84,7 +85,7 @@ def fresh(
     seen = {*test, *(geometry_key(frame) for frame in given.labelled)}
     frames: list[Atoms] = []
     for number, one in enumerate(found):
-        frame = _structure(one, f"{where}, structure {number}", system)
+        (frame,) = name_systems([_structure(one, f"{where}, structure {number}", system)], given.starts, where)
         if is_isolated_atom(frame) or geometry_key(frame) in seen:
             continue
         if len(frames) == most[0]:

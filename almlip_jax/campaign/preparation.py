@@ -24,13 +24,15 @@ from almlip_jax.campaign.settings import (
     StateReading,
     SystemSettings,
     TargetErrorSettings,
+    TestFileSettings,
     TestSettings,
 )
+from almlip_jax.campaign.systems import by_system, group_of, name_systems, names_of
 from almlip_jax.errors import InputError, LabelError
 from almlip_jax.evaluation.metrics import labels_of
 from almlip_jax.keys import numpy_generator
 from almlip_jax.oracles import Labeller, MDRun, rattle, run_label_md
-from almlip_jax.structures.carried import carried
+from almlip_jax.structures.carried import SYSTEM, carried, named
 from almlip_jax.structures.electronic_state import electronic_state
 from almlip_jax.structures.io import LABEL_ERROR, read_structures
 from almlip_jax.structures.labels import FileReading, label_difference
@@ -44,15 +46,23 @@ Say = Callable[[str], None]
 
 
 def start_geometries(system: SystemSettings) -> list[Atoms]:
-    """The start geometries without labels, each with charge and spin; none where the config names no file.
+    """The start geometries without labels, each with charge, spin and the system's name; none without a file.
 
     Raises:
         InputError: a file cannot be used, or a geometry has constraints that walkers do not know.
     """
-    return [frame for path in paths(system.structures) for frame in _movable(path, bare_frames(path, system))]
+    geometries = []
+    for name, path in system.files:
+        found = _movable(path, bare_frames(path, system))
+        for frame in found:
+            frame.info = {**frame.info, **({} if name is None else {SYSTEM: name})}
+        geometries += found
+        if name is not None and not found:
+            raise InputError(f"{path} of system '{name}' holds no structure; give a file with start geometries.")
+    return geometries
 
 
-def pool_frames(exploration: ExplorationChoice, system: SystemSettings) -> list[Atoms]:
+def pool_frames(exploration: ExplorationChoice, system: SystemSettings, geometries: Sequence[Atoms]) -> list[Atoms]:
     """The candidates of a fixed pool without labels, if there is one; ``info["pool_index"]`` is their place in it."""
     if not exploration.pool_files:
         return []
@@ -62,7 +72,7 @@ def pool_frames(exploration: ExplorationChoice, system: SystemSettings) -> list[
     for index, frame in enumerate(frames):
         frame.set_constraint()  # nothing of a fixed pool ever moves
         frame.info["pool_index"] = index
-    return frames
+    return name_systems(frames, geometries, "the pool")
 
 
 def bare_frames(path: Path, system: SystemSettings) -> list[Atoms]:
@@ -198,7 +208,7 @@ def paths(given: Path | Sequence[Path]) -> tuple[Path, ...]:
 
 def _bare(frame: Atoms, system: SystemSettings) -> Atoms:
     clean = carried(frame)
-    clean.info = state_of(frame, system)
+    clean.info = state_of(frame, system) | (named(frame) if system.named else {})
     return clean
 
 
@@ -305,7 +315,9 @@ class Source:
         if not frames:
             return []
         provenance = {**self.provenance, "purpose": purpose, "origin": origin}
-        results = self.labeller.label(frames, provenance, on_label=lambda _: self.advance(1))
+        results = self.labeller.label(
+            frames, [provenance | named(frame) for frame in frames], on_label=lambda _: self.advance(1)
+        )
         failed = [result.error for result in results if result.atoms is None]
         if failed:
             self.say(f"{len(failed)} of {len(frames)} labels ({origin}) failed, the first because: {failed[0]}")
@@ -326,7 +338,7 @@ class Source:
                 plans,
                 seed=self.seed,
                 purpose=purpose,
-                provenance=self.provenance,
+                provenance={**self.provenance, **named(start)},
                 on_run=lambda plan: self.advance(plan.total_steps),
             )
             for (run, frames), trajectory in zip(kept, trajectories, strict=True):
@@ -360,6 +372,7 @@ def initial_set(
     frames: list[Atoms] = []
     if settings.dataset is not None:
         given = labelled_frames(settings.dataset, source.system, settings)
+        given = name_systems(given, source.geometries, str(settings.dataset))
         frames += [_marked(frame, origin="dataset") for frame in given]
     frames += source.label(pool, "pool", "initial")
     if settings.rattle is not None:
@@ -395,13 +408,15 @@ def held_out_set(
         InputError: every structure of a group is trained on.
     """
     parts: list[tuple[str, list[Atoms]]] = []
-    for run, frames in source.dynamics(settings.md, "test"):
-        parts.append((f"{run.temperature:g}K", frames))
+    systems = names_of(source.geometries)
+    for run, (_, frames) in zip(settings.md, source.dynamics(settings.md, "test"), strict=True):
+        of_each = by_system(frames, systems)
+        parts += [(group_of(system, run.group), of_each.get(system, [])) for system in systems or (None,)]
     for file in settings.files:
-        given = labelled_frames(file.path, source.system, file)
-        parts.append((file.group, [_marked(frame, origin="file") for frame in given]))
+        given = [_marked(frame, origin="file") for frame in test_file(file, source.system, source.geometries)]
+        parts += grouped(file.group, given, systems)
     if settings.from_pool:
-        parts.append(("pool", source.label(pool, "pool", "test")))
+        parts += grouped("pool", source.label(pool, "pool", "test"), systems)
     trained = {geometry_key(atoms): atoms for atoms in training}
     held_out: list[Atoms] = []
     for group, frames in parts:
@@ -423,6 +438,17 @@ def held_out_set(
             )
         held_out += [_marked(frame, group=group) for frame in fresh]
     return held_out
+
+
+def test_file(file: TestFileSettings, system: SystemSettings, geometries: Sequence[Atoms]) -> list[Atoms]:
+    """The structures of a file of the test set, each with the name of its system, if it has one."""
+    return name_systems(labelled_frames(file.path, system, file), geometries, str(file.path))
+
+
+def grouped(group: str, frames: Sequence[Atoms], systems: Sequence[str]) -> list[tuple[str, list[Atoms]]]:
+    """The groups of the test set that structures make up, with these: one for each system; at least one."""
+    found = by_system(frames, systems) or {None: []}
+    return [(group_of(system, group), some) for system, some in found.items()]
 
 
 def check_target_labels(target: TargetErrorSettings | None, test: Sequence[Atoms]) -> None:

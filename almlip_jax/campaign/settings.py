@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from almlip_jax.campaign.choice import Beginning, ExplorationChoice, ExplorationInputs
 from almlip_jax.campaign.sparse import SparseSettings
 from almlip_jax.campaign.starts import LabelledStarts, StartSettings
+from almlip_jax.campaign.systems import check_name, group_of
 from almlip_jax.campaign.teacher import FromTeacherSettings
 from almlip_jax.dynamics import ExplorationSettings, RelaxationSettings
 from almlip_jax.dynamics.judging import check_exploration
@@ -40,8 +41,33 @@ class StateReading(FileReading):
 class SystemSettings(StateReading):
     """What the potential is for, and how the files of the campaign are read."""
 
-    structures: Path | tuple[Path, ...] = ()
-    """File or files with the start geometries; every frame is one of them.  A fixed pool needs none."""
+    structures: Path | tuple[Path, ...] | dict[str, Path | tuple[Path, ...]] = ()
+    """File or files with the start geometries; every frame is one of them.  A fixed pool needs none.  With names for
+    the files, ``{water: water.xyz, slab: [slab.xyz, step.xyz]}``, there are several systems: all errors and labels are
+    told of each."""
+
+    @model_validator(mode="after")
+    def _systems_have_names_and_files(self) -> Self:
+        for name, given in self.named.items():
+            check_name(name)
+            if not given:
+                raise ValueError(f"system '{name}' of structures names no file; give one, or leave the system out.")
+        return self
+
+    @property
+    def named(self) -> dict[str, tuple[Path, ...]]:
+        """The files of each system, where systems have names."""
+        if not isinstance(self.structures, dict):
+            return {}
+        return {name: (given,) if isinstance(given, Path) else given for name, given in self.structures.items()}
+
+    @property
+    def files(self) -> tuple[tuple[str | None, Path], ...]:
+        """Every file with the name of its system, if it has one."""
+        if isinstance(self.structures, dict):
+            return tuple((name, path) for name, given in self.named.items() for path in given)
+        given = (self.structures,) if isinstance(self.structures, Path) else self.structures
+        return tuple((None, path) for path in given)
 
 
 class RattleSettings(Settings):
@@ -183,11 +209,18 @@ class TestSettings(Settings):
     from_pool: int = Field(default=0, ge=0, le=10**8)
     """Structures drawn at random from the pool, taken out of it and labelled; group ``pool``."""
 
-    @property
-    def groups(self) -> tuple[str, ...]:
-        """Names of the groups, each once."""
-        names = [*(run.group for run in self.md), *(file.group for file in self.files)]
-        return tuple(dict.fromkeys([*names, *(["pool"] if self.from_pool else [])]))
+    def groups(self, systems: Sequence[str] = ()) -> tuple[str, ...]:
+        """Names that groups may have, each once.
+
+        Of files and a pool there may be groups of every system, and one of what belongs to none.
+
+        Args:
+            systems: names of the systems, where they have any.
+        """
+        given = [*(file.group for file in self.files), *(["pool"] if self.from_pool else [])]
+        found = [group_of(system, run.group) for run in self.md for system in systems or (None,)]
+        found += [group_of(system, group) for group in given for system in (None, *systems)]
+        return tuple(dict.fromkeys(found))
 
 
 class MdExploration(ExplorationSettings, ExplorationChoice):

@@ -359,7 +359,7 @@ def _label_frames(
     if not frames:
         return []
     known = sum(labeller.identity(frame) in labeller.store for frame in frames)
-    carried_along = ("walker", "step", "pool_index", "gain")
+    carried_along = ("system", "walker", "step", "pool_index", "gain")
     provenance = [
         {**here.provenance, **{key: frame.info[key] for key in carried_along if key in frame.info}, **note}
         for frame, note in zip(frames, notes, strict=True)
@@ -392,7 +392,7 @@ def _parted(results: Sequence[LabelResult]) -> tuple[list[Atoms], list[str | Non
 def _training_frame(labelled: Atoms, round_index: int) -> Atoms:
     """A labelled structure without what was noted during its exploration."""
     frame = carried(labelled)
-    kept = ("charge", "spin", "label_id", "walker", "step", "pool_index")
+    kept = ("charge", "spin", "system", "label_id", "walker", "step", "pool_index")
     frame.info = {key: labelled.info[key] for key in kept if key in labelled.info}
     frame.info.update(origin="pool" if "pool_index" in labelled.info else "exploration", round=round_index)
     frame.calc = labelled.calc

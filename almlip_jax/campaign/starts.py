@@ -19,7 +19,7 @@ from almlip_jax.keys import numpy_generator
 from almlip_jax.kinds import Spec
 from almlip_jax.models import Params
 from almlip_jax.progress import Progress, reaching
-from almlip_jax.structures.carried import carried, carrying
+from almlip_jax.structures.carried import carried, carrying, system_of
 from almlip_jax.structures.electronic_state import electronic_state
 from almlip_jax.structures.io import read_structures, write_structures
 from almlip_jax.units import KB
@@ -222,7 +222,7 @@ def _reasonable(dataset: Sequence[Atoms], geometry: Atoms, temperature: float, m
 
 
 def _kind(atoms: Atoms) -> tuple[Any, ...]:
-    return (tuple(atoms.numbers), tuple(atoms.pbc), *electronic_state(atoms))
+    return (tuple(atoms.numbers), tuple(atoms.pbc), *electronic_state(atoms), system_of(atoms))
 
 
 def _completed(folder: RoundDirectory) -> dict[int, Atoms]:

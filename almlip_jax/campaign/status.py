@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,11 @@ from almlip_jax.campaign.walkers import bath, ended_by, of_walker
 from almlip_jax.errors import InputError
 from almlip_jax.files import read_npz, understood
 from almlip_jax.oracles import LabelStore
+from almlip_jax.structures.carried import system_of
 from almlip_jax.structures.io import read_structures
+from almlip_jax.targets import target_errors
 from almlip_jax.units import GPA
+from almlip_jax.yaml_text import read_yaml
 
 _WINDOW = 4  # rounds over which a trend is judged
 _FALLING, _RISING = -0.03, 0.03  # change of log(error) a round that counts as a trend
@@ -34,6 +37,8 @@ def campaign_status(run_dir: Path | str) -> dict[str, Any]:
 
     Returns:
         ``round``, ``stage``, ``labels`` (label-source calls but the test set's), ``calls`` (all of them, by purpose),
+        ``systems`` (of each named system the ``calls`` by purpose, the number of ``structures`` that are trained on,
+        and the ``errors`` of its groups of the test set),
         ``costs`` (with a teacher: ``label_seconds``, ``teacher_calls``, ``teacher_seconds``),
         ``finished``, ``converged``, ``rule``, ``reason``, ``running``; ``errors`` of
         the last evaluated round; ``final``, None or ``potential``, ``steps`` and ``errors`` of the final potential;
@@ -63,6 +68,7 @@ def campaign_status(run_dir: Path | str) -> dict[str, Any]:
         "stage": str(state.stage),
         "labels": state.labels,
         "calls": calls_by_purpose(run),
+        "systems": _systems(run, state),
         "costs": state.costs,
         "finished": state.finished,
         "converged": state.converged,
@@ -103,6 +109,11 @@ def render_status(status: Mapping[str, Any]) -> RenderableType:
         head.add_row("reason", status["reason"])
     parts: list[RenderableType] = [Panel(head, title=status["run_dir"])]
     diagnosis = status["diagnosis"]
+    if status["systems"]:
+        table = Table("system", "structures trained on", "label-source calls", title="systems")
+        for name, one in status["systems"].items():
+            table.add_row(name, str(one["structures"]), told_calls(one["calls"]))
+        parts.append(table)
     if status["errors"]:
         parts.append(_error_table(status))
     if diagnosis["walkers"]:
@@ -279,6 +290,40 @@ def _uncertain_atoms(explored: tuple[RoundDirectory, dict[str, Any]]) -> list[di
     ]
 
 
+def _systems(run: RunDirectory, state: CampaignState) -> dict[str, dict[str, Any]]:
+    """What is known of each named system; nothing where systems have no names."""
+    names = read_names(run)
+    if not names:
+        return {}
+    datasets = [folder.dataset for folder in run.rounds() if folder.dataset.exists()]
+    counts = Counter(system_of(frame) for frame in (read_structures(datasets[-1]) if datasets else []))
+    calls = _read_store(run, LabelStore.calls_by_system)
+    evaluated = [record.errors for record in state.history if record.errors]
+    errors, known = evaluated[-1] if evaluated else {}, target_errors()
+    return {
+        name: {
+            "calls": dict(sorted(calls.get(name, {}).items())),
+            "structures": counts[name],
+            "errors": {key: errors[key] for key in errors if key.startswith(tuple(f"{one}_{name} " for one in known))},
+        }
+        for name in names
+    }
+
+
+def read_names(run: RunDirectory) -> tuple[str, ...]:
+    """Names of the systems of a campaign, as its config has them; none where systems have no names."""
+    try:
+        given = read_yaml(run.config).value["system"]["structures"]
+    except (InputError, KeyError, TypeError):
+        return ()
+    return tuple(map(str, given)) if isinstance(given, dict) else ()
+
+
+def told_calls(calls: Mapping[str, int]) -> str:
+    """Calls by purpose, in words."""
+    return ", ".join(f"{number} {purpose}" for purpose, number in calls.items()) or "0"
+
+
 def told_costs(costs: Mapping[str, float]) -> str:
     """What labels and a teacher have cost, in words."""
     return (
@@ -289,11 +334,16 @@ def told_costs(costs: Mapping[str, float]) -> str:
 
 def calls_by_purpose(run: RunDirectory) -> dict[str, int]:
     """Label-source calls that have been paid, by what they were for; those of dynamics once they have ended."""
+    return {purpose: int(entry["calls"]) for purpose, entry in sorted(_read_store(run, LabelStore.summary).items())}
+
+
+def _read_store(run: RunDirectory, ask: Callable[[LabelStore], Mapping[str, Any]]) -> dict[str, Any]:
+    """What the label store says; nothing where there is none, or it cannot be read."""
     if not run.labels.exists():
         return {}
     try:
         with LabelStore(run.labels, readonly=True) as store:
-            return {purpose: int(entry["calls"]) for purpose, entry in sorted(store.summary().items())}
+            return dict(ask(store))
     except InputError:
         return {}
 

@@ -26,7 +26,7 @@ from almlip_jax.origins import Taught
 from almlip_jax.potential import Evaluated, Potential
 from almlip_jax.progress import Progress
 from almlip_jax.selection import TEACHER_ENERGY, TEACHER_FORCES, TEACHER_SCORES
-from almlip_jax.structures.carried import carried
+from almlip_jax.structures.carried import carried, named
 from almlip_jax.structures.io import read_structures, write_structures
 from almlip_jax.training import reference_energies
 
@@ -108,7 +108,7 @@ def _trajectories(source: Source, start: Atoms, runs: Sequence[MDRun]) -> list[A
         runs,
         seed=source.seed,
         purpose=PURPOSE,
-        provenance=source.provenance,
+        provenance={**source.provenance, **named(start)},
         on_run=lambda run: source.advance(run.total_steps),
     )
     frames = []

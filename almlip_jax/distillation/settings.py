@@ -95,6 +95,8 @@ class DistilConfig(PotentialConfig):
 
     @model_validator(mode="after")
     def _is_a_campaign(self) -> Self:
+        if self.system.named:
+            raise ValueError("system.structures with names is for campaigns; give a file, or a list of files.")
         if any(file.group == HELD_OUT for file in self.test):
             raise ValueError(f"the group '{HELD_OUT}' is that of the teacher's own labels; name the test otherwise.")
         self.before_teaching()
@@ -121,7 +123,7 @@ class DistilConfig(PotentialConfig):
         shared = {name: getattr(self, name) for name in (*PotentialConfig.model_fields, "name", "executor")}
         exploration, selection = self.exploration, self.selection
         if not self.rounds:  # nothing is explored, so that a single member, which has no spread, will do
-            exploration = PoolExploration(files=self.starts.structures)
+            exploration = PoolExploration(files=tuple(path for _, path in self.starts.files))
             selection = SelectionSettings(selector=RandomSettings())
         return ExperimentConfig(
             system=self.starts,

@@ -69,6 +69,7 @@ class _Row:
     calls: int
     seconds: float
     cut_off: int = 0
+    system: str = ""
 
 
 class LabelStore:
@@ -191,6 +192,15 @@ class LabelStore:
             entry["seconds"] += row.seconds
         return table
 
+    def calls_by_system(self) -> dict[str, dict[str, int]]:
+        """Calls by the system that was noted with labels, then by purpose; those without one are left out."""
+        table: dict[str, dict[str, int]] = {}
+        for row in self._rows.values():
+            if row.system:
+                calls = table.setdefault(row.system, {})
+                calls[row.purpose] = calls.get(row.purpose, 0) + row.calls
+        return table
+
     def intend(self, requests: Sequence[tuple[str, Atoms, Mapping[str, Any]]]) -> None:
         """Writes rows for labels that are about to be made, all or none; what has a row already is left as it is.
 
@@ -249,7 +259,9 @@ class LabelStore:
         written: dict[str, _Row] = {}
         with self._sentences(), self._transaction() as database:
             for row, identity, atoms, provenance, label in rows:
-                earlier = row or _Row(0, "pending", str(provenance["purpose"]), 0, 0.0)
+                earlier = row or _Row(
+                    0, "pending", str(provenance["purpose"]), 0, 0.0, 0, str(provenance.get("system", ""))
+                )
                 status: Status = "pending" if label is None else "done" if label.error is None else "failed"
                 current = _Row(
                     earlier.id,
@@ -258,6 +270,7 @@ class LabelStore:
                     earlier.calls + (0 if label is None else label.calls),
                     earlier.seconds + (0.0 if label is None else label.seconds),
                     earlier.cut_off,
+                    earlier.system,
                 )
                 entry = AtomsRow(atoms if label is None or label.error is not None else label.attach(atoms))
                 entry["unique_id"], entry["ctime"], entry["user"] = identity, now(), None
@@ -413,6 +426,8 @@ def _keys(row: _Row, provenance: Mapping[str, Any]) -> dict[str, Any]:
         keys["cut_off"] = row.cut_off
     if isinstance(provenance.get("round"), int):
         keys["round"] = provenance["round"]
+    if row.system:
+        keys["system"] = row.system
     if "trajectory" in provenance:
         keys["trajectory"] = provenance["trajectory"]
     return keys
@@ -433,7 +448,7 @@ def _row(id: int, pairs: Mapping[str, Any]) -> _Row:
     if status not in get_args(Status):
         raise ValueError(f"status '{status}'")
     numbers = int(pairs["calls"]), float(pairs["seconds"]), int(pairs.get("cut_off", 0))
-    return _Row(id, status, str(pairs["purpose"]), *numbers)
+    return _Row(id, status, str(pairs["purpose"]), *numbers, str(pairs.get("system", "")))
 
 
 def _request(row: AtomsRow) -> tuple[Atoms, dict[str, Any]]:

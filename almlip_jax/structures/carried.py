@@ -1,7 +1,8 @@
 """What a structure carries besides its geometry, through every border: masses, moments, constraints, charge and spin.
 
-These change what dynamics do with a structure, or what a label of it is.  Remarks (other entries of `info`, tags,
-further arrays) and labels are not part of it.
+These change what dynamics do with a structure, or what a label of it is.  The name of the system that it belongs to
+goes with them (``info["system"]``), to whatever is made of it.  Remarks (other entries of `info`, tags, further arrays)
+and labels are not part of it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from ase import Atoms
 from almlip_jax.errors import InputError
 from almlip_jax.structures.electronic_state import stated_state
 
+SYSTEM = "system"
+"""Key of `info` that names the system that a structure belongs to."""
+
 _ARRAYS = ("masses", "initial_magmoms")
 
 
@@ -24,8 +28,20 @@ def carried(atoms: Atoms) -> Atoms:
         if name in atoms.arrays:
             clean.set_array(name, atoms.arrays[name])
     clean.set_constraint(deepcopy(atoms.constraints))
-    clean.info = dict(stated_state(atoms))
+    clean.info = dict(stated_state(atoms)) | named(atoms)
     return clean
+
+
+def system_of(atoms: Atoms) -> str | None:
+    """The name of the system that a structure belongs to; None where it says none."""
+    stated = atoms.info.get(SYSTEM)
+    return None if stated is None else str(stated)
+
+
+def named(atoms: Atoms) -> dict[str, str]:
+    """What says so: ``system``, and nothing where it says none."""
+    name = system_of(atoms)
+    return {} if name is None else {SYSTEM: name}
 
 
 def carrying(frame: Atoms, other: Atoms) -> Atoms:
