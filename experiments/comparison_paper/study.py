@@ -180,14 +180,18 @@ def _selector(kind: str) -> Selector:
     raise InputError(f"there is no strategy '{kind}'.")
 
 
-def answers(runs: list[Run], steps: int) -> Iterator[tuple[Run, np.ndarray]]:
-    """Trains the committees of runs: each with what its members say, [M, A]."""
-    for start in range(0, len(runs), SIDE_BY_SIDE):
-        part = runs[start : start + SIDE_BY_SIDE]
-        arrays = [run.arrays() for run in part]
-        arrays += arrays[-1:] * (SIDE_BY_SIDE - len(part))
-        stacked = jax.tree.map(lambda *leaves: jax.numpy.stack(leaves), *arrays)
-        yield from zip(part, np.asarray(predictions(stacked, steps)), strict=False)
+def answers(runs: list[Run], steps: int) -> list[np.ndarray]:
+    """Trains the committees of runs: what the members of each say, [M, A].  Equal ones (all begin alike) train once."""
+    names = [(run.seed, *run.chosen) for run in runs]
+    distinct = dict(zip(names, runs, strict=True))
+    said: list[np.ndarray] = []
+    for start in range(0, len(distinct), SIDE_BY_SIDE):
+        arrays = [run.arrays() for run in list(distinct.values())[start : start + SIDE_BY_SIDE]]
+        filled = arrays + arrays[-1:] * (SIDE_BY_SIDE - len(arrays))
+        stacked = jax.tree.map(lambda *leaves: jax.numpy.stack(leaves), *filled)
+        said += list(np.asarray(predictions(stacked, steps))[: len(arrays)])
+    found = dict(zip(distinct, said, strict=True))
+    return [found[name] for name in names]
 
 
 def run_cell(
@@ -199,7 +203,7 @@ def run_cell(
     more = True
     while more:
         more = any(len(run.chosen) < BUDGET for run in runs)
-        for run, said in answers(runs, steps):
+        for run, said in zip(runs, answers(runs, steps), strict=True):
             yield names | {"strategy": run.strategy, "seed": run.seed} | run.scored(said)
             if more:
                 run.ask(said)

