@@ -87,7 +87,6 @@ TEMPLATES: dict[str, Template] = {
     "teacher": Template(
         "a molecule with PBE/def2-SVP by PySCF that learns from GFN2-xTB first",
         {
-            **_ZUNDEL,
             "name": "molecule-taught",
             "system": {"structures": "molecule.xyz", "charge": 0, "spin": 1},
             "oracle": {"kind": "pyscf", "xc": "pbe", "basis": "def2-svp"},
@@ -102,6 +101,7 @@ TEMPLATES: dict[str, Template] = {
             },
             "initial": {"from_teacher": {"count": 20, "selector": {"kind": "bait"}}},
             "test": {"md": [{"temperature": 300, "steps": 100, "every": 10, "equilibration": 50}]},
+            **{name: _ZUNDEL[name] for name in ("model", "training", "exploration", "selection", "stopping")},
         },
     ),
     "dataset": Template(

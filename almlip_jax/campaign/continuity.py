@@ -49,7 +49,7 @@ def settled(config: ExperimentConfig) -> dict[str, Any]:
     """What a campaign remembers of its config: the sections that last, the label source and its version."""
     data = config.model_dump(mode="json")
     kept = {name: data[name] for name in (*_LASTING, "oracle")}
-    return dict(plain({**kept, "oracle_version": config.oracle.version(), **_begun_with(config), **_taught_by(config)}))
+    return dict(plain({**kept, "oracle_version": config.oracle.version(), **_begun_with(config), **taught_by(config)}))
 
 
 def _begun_with(config: ExperimentConfig) -> dict[str, str]:
@@ -62,7 +62,7 @@ _CHANGEABLE = {"source", "executor", "tuning", "replay"}
 """Keys of a teacher that a campaign may change; of its source, what changes no label."""
 
 
-def _taught_by(config: ExperimentConfig) -> dict[str, Any]:
+def taught_by(config: ExperimentConfig) -> dict[str, Any]:
     """What a campaign remembers of its teacher, if there is one: what its labels and frames depend on."""
     if config.teacher is None:
         return {}
@@ -100,8 +100,9 @@ def check_settings(config: ExperimentConfig, run: RunDirectory, state: CampaignS
             f"the potential {config.initial.potential} (initial.potential) is not the one that the campaign began "
             "with; restore it from a copy, or begin a new run."
         )
-    was_taught, taught = state.settled.get("teacher", {}), _taught_by(config).get("teacher", {})
-    if was_taught != taught:
+    was_taught, taught = state.settled.get("teacher", {}), taught_by(config).get("teacher", {})
+    replaced = bool(was_taught and taught) and state.stage is Stage.TEACHER  # nothing has been learned from it yet
+    if was_taught != taught and not replaced:
         raise InputError(
             f"the teacher differs from {where} ({_differing('teacher', was_taught, taught)}), on which the rounds so "
             "far depend; begin a new run for it."

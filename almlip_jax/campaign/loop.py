@@ -400,6 +400,8 @@ def _check_change(config: ExperimentConfig, run: RunDirectory, progress: Progres
         continuity.check_files(run, state)
         if continuity.config_edited(run, state):
             progress.message(f"{run.config} is not what the campaign last ran with; its settings hold from now on.")
+    if state.stage is Stage.TEACHER:  # which may still be another one
+        state = state.model_copy(update={"settled": {**state.settled, **continuity.taught_by(config)}})
     if note is not None:
         progress.message(note)
         state = state.model_copy(update={"settled": continuity.settled(config)})

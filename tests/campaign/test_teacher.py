@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from tiny_campaign import SECTIONS, Killed, KillingProgress, result_of, run_or_resume, tiny_config
 
+from almlip_jax.campaign.continuity import check_settings
 from almlip_jax.campaign.report import write_report
 from almlip_jax.campaign.rundir import RunDirectory
 from almlip_jax.campaign.state import Stage, read_state
@@ -194,13 +195,14 @@ def test_another_teacher_is_refused(study: Path) -> None:
             taught(study, run.path, teacher={**TEACHER, **changes}, selection=FILTERED)
     with pytest.raises(InputError, match="the teacher differs"):
         config = tiny_config(study, **{**SECTIONS_WITH, "initial": SECTIONS["initial"], "teacher": None})
-        from almlip_jax.campaign.continuity import check_settings
-
         check_settings(
             config.model_copy(update={"initial": tiny_config(study, **SECTIONS_WITH).initial}),
             run,
             read_state(run),
             accept=False,
         )
+    begun = read_state(run).model_copy(update={"stage": Stage.TEACHER})  # with more frames, nothing is learned yet
+    larger = tiny_config(study, **{**SECTIONS_WITH, "teacher": {**TEACHER, "frames": 41}, "selection": FILTERED})
+    assert check_settings(larger, run, begun, accept=False) is None
     changed = {**TEACHER, "tuning": {"max_steps": 50}, "executor": {"kind": "local", "workers": 2}}
     assert taught(study, run.path, teacher=changed, selection=FILTERED).finished
