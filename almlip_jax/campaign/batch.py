@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from ase import Atoms
 
+from almlip_jax.campaign.systems import deal
 from almlip_jax.features import Described, FeatureRequest
 from almlip_jax.potential import Evaluated
 from almlip_jax.selection import (
@@ -177,6 +178,34 @@ class Chooser:
     def selector(self) -> Selector:
         """Chooses a batch."""
         return self.settings.build(self.batch)
+
+
+def choose_for_systems(
+    choose_from: Callable[[str | None, np.ndarray], list[tuple[int, float]]],
+    owners: Sequence[str | None],
+    shares: Mapping[str, float],
+    most: int,
+) -> list[tuple[int, float]]:
+    """Rows of the pool that go into a batch that systems share, each with its gain, in the order of their turns.
+
+    Each system gets the first of those that the selector chooses among its candidates; what it cannot use goes to the
+    others, and in the end to candidates of no system.
+
+    Args:
+        choose_from: what a selector chooses, best first, where only some rows [n] may be chosen; of which system.
+        owners: the systems of the candidates.
+        shares: of the systems.
+        most: structures in the batch.
+    """
+    ranked: dict[str | None, list[tuple[int, float]]] = {}
+    for name in (*shares, None):
+        mine = np.array([owner == name for owner in owners], bool)
+        ranked[name] = choose_from(name, mine) if mine.any() else []
+    room = {name: len(ranked[name]) for name in shares}
+    turns: list[str | None] = [*deal(shares, most, room)]
+    turns += [None] * min(most - len(turns), len(ranked[None]))
+    left = {name: iter(rows) for name, rows in ranked.items()}
+    return [next(left[name]) for name in turns]
 
 
 def choose(selector: Selector, key: jax.Array, pool: Candidates, labelled: Candidates) -> list[tuple[int, float]]:

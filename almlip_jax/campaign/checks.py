@@ -19,6 +19,7 @@ from almlip_jax.ensembles import build_ensemble
 from almlip_jax.errors import InputError, LabelError
 from almlip_jax.kinds import check_user_code
 from almlip_jax.oracles import SourceSettings
+from almlip_jax.structures.carried import system_of
 from almlip_jax.structures.neighbors import largest_neighbor_count
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.targets import has_target
@@ -47,6 +48,7 @@ def check_campaign(config: ExperimentConfig) -> None:
         raise InputError("from_pool takes structures of a fixed pool, which only exploration.kind 'pool' has.")
     if not isinstance(initial.from_pool, int):
         check_columns(initial.from_pool.selector, initial.from_pool.count, "initial.from_pool.selector", scored=False)
+    _check_listed(config, inputs)
     _check_generated(config, inputs)
     _check_relaxed(config.exploration, starts)
     _check_cutoff(config.model.cutoff, starts)
@@ -93,6 +95,22 @@ def _check_teacher(config: ExperimentConfig, geometries: Sequence[Atoms]) -> Non
         if chosen.count > teacher.frames:
             raise InputError(f"initial.from_teacher.count {chosen.count} is more than teacher.frames {teacher.frames}.")
         check_columns(chosen.selector, chosen.count, "initial.from_teacher.selector")
+
+
+def _check_listed(config: ExperimentConfig, inputs: Inputs) -> None:
+    """Refuses a file of starts that has none for a named system, or some of no system."""
+    if not (config.system.named and inputs.listed):
+        return
+    found = [system_of(frame) for frame in inputs.listed]
+    path = config.exploration.starts_file
+    if None in found:
+        raise InputError(
+            f"{path}, frame {found.index(None)} belongs to none of the systems; name one in its info (system=...), "
+            "or leave it out."
+        )
+    for name in config.system.named:
+        if name not in found:
+            raise InputError(f"{path} holds no structure of system '{name}', whose walkers start there; add some.")
 
 
 def _check_generated(config: ExperimentConfig, inputs: Inputs) -> None:

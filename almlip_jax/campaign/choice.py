@@ -116,6 +116,16 @@ class ExplorationChoice(Spec):
         return None
 
     @property
+    def walkers_to_deal(self) -> int | None:
+        """Walkers that named systems share; None where there are none."""
+        return None
+
+    @property
+    def couples_walkers(self) -> bool:
+        """Whether what one walker does acts on the others."""
+        return False
+
+    @property
     def relaxation(self) -> RelaxationSettings | None:
         """How starts are relaxed before walkers leave them; None where they are not."""
         return None

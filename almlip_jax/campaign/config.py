@@ -18,6 +18,7 @@ from almlip_jax.campaign.consistency import (
     check_selector,
     check_share,
     check_target,
+    check_walkers,
 )
 from almlip_jax.campaign.continuity import with_earlier_defaults
 from almlip_jax.campaign.settings import (
@@ -109,6 +110,7 @@ def check_sections(config: ExperimentConfig) -> None:
     check_plateau(config.stopping, config.selection)
     check_target(config.stopping, config.test, config.model.further, tuple(config.system.named))
     check_share(config.stopping, config.exploration)
+    check_walkers(config.exploration, config.system.parts)
     check_teacher(config)
     if config.initial.potential is None:  # with one, all trainings start warm
         refuse_idle_warmth(config.training)

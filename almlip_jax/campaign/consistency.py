@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ from almlip_jax.campaign.settings import (
     StoppingSettings,
     TestSettings,
 )
+from almlip_jax.campaign.systems import systems_of_walkers
 from almlip_jax.ensembles import EnsembleSettings, require_score, require_spread, require_target
 from almlip_jax.errors import InputError
 from almlip_jax.features import declared
@@ -172,6 +173,24 @@ def check_share(stopping: StoppingSettings, exploration: ExplorationChoice) -> N
             f"stopping.share_below judges frames along walkers, of which exploration of kind '{exploration.kind}' has "
             "none; leave it out."
         )
+
+
+def check_walkers(exploration: ExplorationChoice, shares: Mapping[str, float]) -> None:
+    """Refuses named systems, of some shares, that would get no walker; raises ValueError."""
+    walkers = exploration.walkers_to_deal
+    if walkers is None or not shares:
+        return
+    if len(shares) > 1 and exploration.couples_walkers:
+        raise ValueError(
+            "exploration.biases let all walkers fill one landscape, which unlike systems do not have; leave shared out."
+        )
+    dealt = systems_of_walkers(shares, walkers)
+    for name in shares:
+        if name not in dealt:
+            raise ValueError(
+                f"system '{name}' would get none of the {walkers} walkers; raise counts of exploration.walkers, or its "
+                "share."
+            )
 
 
 def check_target(

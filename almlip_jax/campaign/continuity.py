@@ -90,7 +90,8 @@ def check_settings(config: ExperimentConfig, run: RunDirectory, state: CampaignS
     new = plain(config.model_dump(mode="json"))
     where = "what the campaign began with" if state.settled else f"that of {run.config}"
     for name in _LASTING:
-        if _as_read_now(config, name, remembered.get(name, new[name])) != new[name]:
+        was = _as_read_now(config, name, remembered.get(name, new[name]))
+        if _without_shares(name, was) != _without_shares(name, new[name]):
             raise InputError(
                 f"'{name}' differs from {where}, on which the rounds so far depend; begin a new run for it."
             )
@@ -107,10 +108,10 @@ def check_settings(config: ExperimentConfig, run: RunDirectory, state: CampaignS
             f"the teacher differs from {where} ({_differing('teacher', was_taught, taught)}), on which the rounds so "
             "far depend; begin a new run for it."
         )
-    was, now = _identity_of(config, remembered.get("oracle")), plain(config.oracle.identity())
-    if was != now and not accept:
+    source, now = _identity_of(config, remembered.get("oracle")), plain(config.oracle.identity())
+    if source != now and not accept:
         raise InputError(
-            f"the label source differs from {where} ({_differing('oracle', was, now)}), and its labels "
+            f"the label source differs from {where} ({_differing('oracle', source, now)}), and its labels "
             f"would not match those that are there; {_ACCEPT}."
         )
     was_version, version = remembered.get("oracle_version"), config.oracle.version()
@@ -125,6 +126,13 @@ def check_settings(config: ExperimentConfig, run: RunDirectory, state: CampaignS
         f"the label source is now {_short(version)}, earlier labels are of {_short(str(was_version))}; make sure that "
         "they agree."
     )
+
+
+def _without_shares(name: str, section: Any) -> Any:
+    """A section without what may change in it: what systems get of walkers and batches to come."""
+    if name != "system" or not isinstance(section, dict):
+        return section
+    return {key: value for key, value in section.items() if key != "shares"}
 
 
 def _differing(section: str, was: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -10,46 +10,40 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 
-from almlip_jax.campaign.calibration import calibration_set, draw_frames, drawn_keys
+from almlip_jax.campaign.buckets import Bucket, buckets
+from almlip_jax.campaign.calibration import draw_frames, drawn_keys
 from almlip_jax.campaign.choice import ExplorationInputs
+from almlip_jax.campaign.gate_levels import Levels, gate_levels
 from almlip_jax.campaign.preparation import geometry_key
-from almlip_jax.campaign.round import Round, Trained
+from almlip_jax.campaign.round import Round
 from almlip_jax.campaign.rundir import RoundDirectory
 from almlip_jax.campaign.settings import MdExploration
 from almlip_jax.campaign.starts import Beginnings, going_on, relaxed_starts, walker_starts, write_starts
+from almlip_jax.campaign.systems import systems_of_walkers
 from almlip_jax.dynamics import Exploration, Knowledge, relaxing
-from almlip_jax.dynamics.knowledge import errors_and_scores, structure_scores
-from almlip_jax.dynamics.thresholds import AtomErrors, Resolved
+from almlip_jax.dynamics.side_by_side import side_by_side
 from almlip_jax.files import write_npz
 from almlip_jax.progress import reaching
-from almlip_jax.scores import needs_no_fit
 from almlip_jax.structures.io import write_structures
 
 
 def explore(settings: MdExploration, given: ExplorationInputs) -> Mapping[str, Any]:
     """Runs the walkers of a round, writes what they found, and returns the numbers of the round's record."""
-    here, trained, explorers = given.here, given.trained, given.explorers
+    here, trained, inputs = given.here, given.trained, given.inputs
     dataset, potential = here.dataset(), trained.potential
-    knowledge = explorers.knowledge(settings, potential, dataset, here.seed)
-    thresholds = gate_thresholds(settings, here, dataset, trained, knowledge)
-    knowledge = replace(knowledge, relative=thresholds.relative)
-    starts = _starts(settings, given, dataset, thresholds.stop, knowledge)
-    with here.progress.stage("explore", settings.steps, unit="steps") as advance:
-        reached = reaching(advance)
-
-        def on_chunk(step: int, running: int) -> None:
-            reached(step, running=running)
-
-        exploration = explorers.get("explorer", settings, potential).run(
-            potential.params, starts, thresholds.levels, here.key("explore"), on_chunk, knowledge
-        )
+    knowledge = given.explorers.knowledge(settings, potential, dataset, here.seed)
+    systems = systems_of_walkers(inputs.system.parts, len(settings.temperatures))
+    levels = gate_levels(settings, here, dataset, trained, knowledge, systems)
+    programs = buckets(systems, inputs.geometries, inputs.listed, potential.cutoff + settings.skin)
+    starts = _starts(settings, given, dataset, levels, programs, knowledge)
+    exploration = _run(settings, given, starts, levels, programs, knowledge)
     known = {*given.withheld, *(geometry_key(frame) for frame in dataset), *drawn_keys(here.run, here.index)}
     drawn = _draw(here, exploration, given.budget.drawn(settings.thresholds.frames_drawn), known)
     fresh = [frame for frame in exploration.recorded if geometry_key(frame) not in known]
     withheld = {geometry_key(frame) for frame in drawn}
     candidates = [frame for frame in fresh if geometry_key(frame) not in withheld]
     write_starts(here.folder, starts)
-    _write(here.folder, exploration, candidates, settings, thresholds)
+    _write(here.folder, exploration, candidates, settings, levels)
     return {
         "frames_planned": exploration.frames_planned,
         "frames_below": exploration.frames_below,
@@ -61,41 +55,73 @@ def explore(settings: MdExploration, given: ExplorationInputs) -> Mapping[str, A
     }
 
 
-def gate_thresholds(
-    settings: MdExploration, here: Round, dataset: Sequence[Atoms], trained: Trained, knowledge: Knowledge
-) -> Resolved:
-    """The thresholds of a round, in the unit of the gate's score.
-
-    Calibrated and conformal thresholds take the frames that were drawn at random in the rounds before, which no
-    potential is trained on, as this one sees them; before there are enough, scores are taken at their face value.
-    """
-    rule, score, potential = settings.thresholds, settings.gate.score, trained.potential
-
-    def scores() -> np.ndarray:
-        evaluated = trained.evaluate("dataset", dataset) if needs_no_fit(score) else None
-        return structure_scores(score, potential, dataset, knowledge, evaluated)
-
-    def errors(atoms: int) -> AtomErrors | None:
-        labelled = calibration_set(here.run, here.index)
-        enough = sum(len(frame) for frame in labelled) >= atoms
-        return errors_and_scores(score, potential, labelled, knowledge) if enough else None
-
-    return rule.resolve(scores, errors)
-
-
 def _starts(
-    settings: MdExploration, given: ExplorationInputs, dataset: Sequence[Atoms], stop: float, knowledge: Knowledge
+    settings: MdExploration,
+    given: ExplorationInputs,
+    dataset: Sequence[Atoms],
+    levels: Levels,
+    programs: Sequence[Bucket],
+    knowledge: Knowledge,
 ) -> list[Atoms]:
     """A start for each walker, relaxed up to the stop threshold where the settings say so."""
     here, potential, inputs = given.here, given.trained.potential, given.inputs
     final = going_on(here.run, here.index) if settings.continue_walkers else {}
-    given_to = Beginnings(inputs.geometries, inputs.listed, dataset, settings.temperatures, here.seed, here.index)
+    given_to = Beginnings(
+        inputs.geometries,
+        inputs.listed,
+        dataset,
+        settings.temperatures,
+        here.seed,
+        here.index,
+        levels.systems if inputs.system.named else (),
+    )
     starts = walker_starts(settings.starts, given_to, final)
     if settings.relaxation is None:
         return starts
-    relaxer = given.explorers.get("relaxer", relaxing(settings, settings.relaxation), potential)
-    stops = np.array([-np.inf if walker in final else stop for walker in range(len(starts))])
-    return relaxed_starts(relaxer, potential.params, starts, stops, knowledge, here.progress)
+    stops = np.array([-np.inf if start is final.get(n) else levels.stop[n] for n, start in enumerate(starts)])
+    for bucket in programs:
+        some = [*bucket.walkers]
+        relaxing_these = relaxing(bucket.of(settings), settings.relaxation)
+        relaxer = given.explorers.get(bucket.called("relaxer"), relaxing_these, potential, bucket.atoms)
+        relaxed = relaxed_starts(
+            relaxer, potential.params, [starts[n] for n in some], stops[some], knowledge, here.progress
+        )
+        for n, start in zip(some, relaxed, strict=True):
+            starts[n] = start
+    return starts
+
+
+def _run(
+    settings: MdExploration,
+    given: ExplorationInputs,
+    starts: Sequence[Atoms],
+    levels: Levels,
+    programs: Sequence[Bucket],
+    knowledge: Knowledge,
+) -> Exploration:
+    """Runs the walkers, those of one program after those of the other."""
+    here, potential = given.here, given.trained.potential
+    parts = []
+    with here.progress.stage("explore", settings.steps * len(programs), unit="steps") as advance:
+        reached = reaching(advance)
+        for number, bucket in enumerate(programs):
+            done = number * settings.steps
+
+            def on_chunk(step: int, running: int, done: int = done) -> None:
+                reached(done + step, running=running)
+
+            explorer = given.explorers.get(bucket.called("explorer"), bucket.of(settings), potential, bucket.atoms)
+            found = explorer.run(
+                potential.params,
+                [starts[walker] for walker in bucket.walkers],
+                levels.thresholds(bucket.walkers),
+                here.key("explore"),
+                on_chunk,
+                replace(knowledge, relative=levels.relative(bucket.walkers)),
+                bucket.walkers if bucket.systems else None,
+            )
+            parts.append((bucket.walkers, found))
+    return side_by_side(parts)
 
 
 def _draw(here: Round, exploration: Exploration, count: int, known: set[bytes]) -> list[Atoms]:
@@ -118,7 +144,7 @@ def _write(
     exploration: Exploration,
     candidates: list[Atoms],
     settings: MdExploration,
-    thresholds: Resolved,
+    levels: Levels,
 ) -> None:
     for old in folder.trajectories.glob("*.extxyz"):
         old.unlink()
@@ -134,10 +160,7 @@ def _write(
         "volume": np.where(filled, exploration.volume, np.nan),
         "walker_final_temperature": np.array([g.temperatures[1] for g in settings.walkers for _ in range(g.count)]),
         "gate_score": np.array(settings.gate.score),
-        "gate_record": np.array(thresholds.record),
-        "gate_elements": np.array(list(thresholds.relative or {}), np.str_),
-        "gate_relative": np.array(list((thresholds.relative or {}).values()), np.float64),
-        "gate_stop": np.array(thresholds.stop),
+        **levels.arrays,
     }
     write_npz(folder.walkers, arrays)
     folder.trajectories.mkdir(exist_ok=True)

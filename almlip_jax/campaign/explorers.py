@@ -38,7 +38,7 @@ class Explorers:
         used = {name: explorer.room for name, (_, explorer) in self._held.items()}
         return self._known | {name: room.as_dict() for name, room in used.items() if room is not None}
 
-    def get(self, name: str, settings: ExplorationSettings, potential: Potential) -> Explorer:
+    def get(self, name: str, settings: ExplorationSettings, potential: Potential, atoms: int | None = None) -> Explorer:
         """The explorer of a name.
 
         It is kept as long as potentials have the same members; a committee may have lost one in a training.
@@ -47,22 +47,29 @@ class Explorers:
             name: of the explorer.
             settings: the same in every round.
             potential: that is explored with.
+            atoms: least room for those of a walker; by default for the structures that walkers may start at.
         """
         members, held = self._held.get(name, (None, None))
         if held is None or members != potential.member_settings:
             self._known = self.measured
-            held = self._new(settings, potential, self._known.get(name))
+            held = self._new(settings, potential, self._known.get(name), atoms)
             self._held[name] = potential.member_settings, held
         return held
 
-    def _new(self, settings: ExplorationSettings, potential: Potential, known: Mapping[str, Any] | None) -> Explorer:
+    def _new(
+        self,
+        settings: ExplorationSettings,
+        potential: Potential,
+        known: Mapping[str, Any] | None,
+        atoms: int | None,
+    ) -> Explorer:
         return Explorer(
             potential.ensemble.predict,
             self._inputs.species,
             potential.cutoff,
             settings,
             room=None if known is None else Room.of(known),
-            atoms=max((len(frame) for frame in self._inputs.listed), default=0),
+            atoms=max((len(frame) for frame in self._inputs.listed), default=0) if atoms is None else atoms,
             dtype=self._dtype,
         )
 

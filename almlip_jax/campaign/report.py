@@ -28,7 +28,7 @@ from almlip_jax.campaign.report_figures import (
 from almlip_jax.campaign.rundir import PotentialDirectory, RoundDirectory, RunDirectory
 from almlip_jax.campaign.state import CampaignState, metric_units, read_state
 from almlip_jax.campaign.status import calls_by_purpose, campaign_status, told_calls
-from almlip_jax.campaign.walkers import bath
+from almlip_jax.campaign.walkers import bath, called
 from almlip_jax.errors import InputError
 from almlip_jax.files import read_csv, read_json, read_npz, understood, write_text
 from almlip_jax.group_looks import Look, group_looks
@@ -62,6 +62,7 @@ def write_report(run_dir: Path | str) -> Path:
     page = template.render(
         title=run.path.name,
         bath=bath,
+        called=called,
         told_calls=told_calls,
         status=status,
         headline=_headline(state, max(state.test_calls, calls_by_purpose(run).get("test", 0))),

@@ -20,7 +20,7 @@ from ase.neighborlist import natural_cutoffs, neighbor_list
 
 from almlip_jax.campaign.rundir import RoundDirectory
 from almlip_jax.campaign.state import CampaignState
-from almlip_jax.campaign.walkers import bath, of_walker
+from almlip_jax.campaign.walkers import bath, called, of_walker
 from almlip_jax.errors import InputError
 from almlip_jax.evaluation.training_curves import TrainingCurves, training_curves
 from almlip_jax.files import Cell, read_npz
@@ -118,9 +118,9 @@ def score_traces(folder: RoundDirectory) -> go.Figure | None:
     figure = _traces(arrays, arrays[score])
     _mark_recorded(figure, folder, score)
     for name, dash in (("gate_record", "dash"), ("gate_stop", "solid")):
-        level = float(arrays.get(name, np.array(np.nan)))
-        if math.isfinite(level) and level > 0:
-            figure.add_hline(y=level, line_dash=dash, line_color="#555555", line_width=1)
+        for level in np.unique(arrays.get(name, np.array(np.nan))).tolist():  # of systems: each has its own
+            if math.isfinite(level) and level > 0:
+                figure.add_hline(y=level, line_dash=dash, line_color="#555555", line_width=1)
     unit = spelt(unit_of(score))
     title = f"{score} ({unit})" if unit else score
     return _styled(figure, "time (fs)", title, len(arrays["status"]) + 2, yaxis_type="log")
@@ -148,12 +148,12 @@ def _traces(arrays: Mapping[str, Any], values: np.ndarray) -> go.Figure:
     figure = go.Figure()
     looks = list(group_looks(str(walker) for walker in range(len(arrays["status"]))).values())
     for walker in range(len(arrays["walker_temperature"])):
-        kept = np.isfinite(values[:, walker])
+        kept, one = np.isfinite(values[:, walker]), of_walker(arrays, walker)
         figure.add_scatter(
             x=arrays["time_fs"][kept].tolist(),
             y=_rounded(values[kept, walker]),
             mode="lines",
-            name=f"{walker}: {bath(of_walker(arrays, walker))} K, {arrays['status'][walker]}",
+            name=f"{called(one)}: {bath(one)} K, {arrays['status'][walker]}",
             line={"color": looks[walker].color, "dash": looks[walker].dash, "width": 1},
         )
     return figure

@@ -139,7 +139,10 @@ class Rounds:
         trained, here, compare = partial(self._judge, index), self._round(index), None
         if self._config.selection.selector.asks_teacher:
             compare = partial(self._compared, here)
-        return stages.select(self._chooser, here, trained, self._paid, budget, fixed=fixed, compare=compare)
+        shares = self._config.system.parts
+        return stages.select(
+            self._chooser, here, trained, self._paid, budget, fixed=fixed, shares=shares, compare=compare
+        )
 
     def _compared(
         self, here: Round, frames: Sequence[Atoms], evaluated: Evaluated, potential: Potential

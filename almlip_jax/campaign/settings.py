@@ -45,6 +45,21 @@ class SystemSettings(StateReading):
     """File or files with the start geometries; every frame is one of them.  A fixed pool needs none.  With names for
     the files, ``{water: water.xyz, slab: [slab.xyz, step.xyz]}``, there are several systems: all errors and labels are
     told of each."""
+    shares: dict[str, Annotated[float, Field(gt=0, le=1e6)]] = {}
+    """What each named system gets of the walkers and of every batch, relative to the others, as ``{water: 1, slab:
+    2}``; the same for all by default.  What a system cannot use of a batch goes to the others."""
+
+    @model_validator(mode="after")
+    def _shares_are_those_of_systems(self) -> Self:
+        if not self.shares:
+            return self
+        if not self.named:
+            raise ValueError("shares are of systems with names; give structures as {name: file}, or leave shares out.")
+        if strange := sorted(set(self.shares) - set(self.named)):
+            raise ValueError(f"shares name '{strange[0]}'; the systems are: {', '.join(self.named)}.")
+        if left := sorted(set(self.named) - set(self.shares)):
+            raise ValueError(f"shares leave '{left[0]}' out; give each system one, or leave it out of structures.")
+        return self
 
     @model_validator(mode="after")
     def _systems_have_names_and_files(self) -> Self:
@@ -60,6 +75,11 @@ class SystemSettings(StateReading):
         if not isinstance(self.structures, dict):
             return {}
         return {name: (given,) if isinstance(given, Path) else given for name, given in self.structures.items()}
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """The share of each named system."""
+        return {name: self.shares.get(name, 1.0) for name in self.named}
 
     @property
     def files(self) -> tuple[tuple[str | None, Path], ...]:
@@ -273,6 +293,16 @@ class MdExploration(ExplorationSettings, ExplorationChoice):
     def starts_file(self) -> Path | None:
         """As `starts` say."""
         return self.starts.file
+
+    @property
+    def walkers_to_deal(self) -> int:
+        """All."""
+        return len(self.temperatures)
+
+    @property
+    def couples_walkers(self) -> bool:
+        """Where they share hills of metadynamics."""
+        return any(bias.couples_walkers for bias in self.biases)
 
     @property
     def relaxation(self) -> RelaxationSettings | None:

@@ -8,6 +8,7 @@ therefore gives the same result.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -21,6 +22,7 @@ from almlip_jax.campaign.batch import (
     adaptive_part,
     candidates,
     choose,
+    choose_for_systems,
     selection_scalars,
     taken,
     undecided,
@@ -40,8 +42,8 @@ from almlip_jax.models import Params
 from almlip_jax.oracles import Labeller, LabelResult
 from almlip_jax.potential import Evaluated, Potential
 from almlip_jax.progress import Progress, reaching
-from almlip_jax.selection import SelectorSettings
-from almlip_jax.structures.carried import carried
+from almlip_jax.selection import Candidates, SelectorSettings
+from almlip_jax.structures.carried import carried, system_of
 from almlip_jax.structures.io import read_structures, write_structures
 from almlip_jax.targets import target_errors, targets
 from almlip_jax.training import EpochReport, TrainingSettings, checkpoint
@@ -238,6 +240,7 @@ def select(
     budget: Budget,
     *,
     fixed: bool,
+    shares: Mapping[str, float],
     compare: Compare | None = None,
 ) -> Results:
     """Chooses the batch from the candidates, cut to what is left of the label budget.
@@ -249,6 +252,7 @@ def select(
         paid: labels whose times say what others cost.
         budget: of the round.
         fixed: whether candidates are those of a fixed pool: what is left of it is looked at, too.
+        shares: of named systems in the batch.
         compare: compares candidates with a teacher, where the selector asks for it.
     """
     folder = here.folder
@@ -262,19 +266,11 @@ def select(
         context = judge.evaluate("dataset", dataset)
         costs, scalars = _costs(chooser.settings, frames, paid), _selection_scalars(chooser.settings, here)
         further = {} if compare is None else compare(frames, evaluated, judge.potential)
-        chosen = choose(
-            chooser.selector,
-            here.key("select"),
-            candidates(
-                frames,
-                evaluated,
-                chooser.candidates,
-                cost=costs,
-                scores=further,
-                room=chooser.atoms_of_candidates,
-            ),
-            candidates(dataset, context, chooser.labelled, scalars=scalars, room=chooser.atoms_of_labelled),
-        )[: budget.selected]
+        among = candidates(
+            frames, evaluated, chooser.candidates, cost=costs, scores=further, room=chooser.atoms_of_candidates
+        )
+        around = candidates(dataset, context, chooser.labelled, scalars=scalars, room=chooser.atoms_of_labelled)
+        chosen = _chosen(chooser, here, frames, (among, around), shares, budget.selected)
     if not chosen and compare is not None:
         here.progress.message(f"none of {len(frames)} candidates is bought: the filters leave none of them.")
     if (remark := undecided([gain for _, gain in chosen], len(frames))) is not None:
@@ -285,9 +281,34 @@ def select(
     scores = evaluated.scores[judge.monitor]
     indices = [index for index, _ in chosen]
     results: dict[str, Any] = {"selected": len(batch), "sigma_batch": _mean(scores[indices])}
+    if shares:
+        for what, some in (("candidates", frames), ("selected", batch)):
+            counts = Counter(system_of(frame) for frame in some)
+            results[f"systems_{what}"] = {name: counts[name] for name in shares}
     if fixed:
         results["sigma_pool"] = _mean(np.delete(scores, indices))
     return results
+
+
+def _chosen(
+    chooser: Chooser,
+    here: Round,
+    frames: Sequence[Atoms],
+    shown: tuple[Candidates, Candidates],
+    shares: Mapping[str, float],
+    most: int,
+) -> list[tuple[int, float]]:
+    """Rows of a batch, each with its gain, from what the selector is shown: candidates, and the labelled structures."""
+    among, around = shown
+    if not shares:
+        return choose(chooser.selector, here.key("select"), among, around)[:most]
+
+    def choose_from(system: str | None, mine: np.ndarray) -> list[tuple[int, float]]:
+        theirs = among.valid & np.pad(mine, (0, len(among.valid) - len(mine)))
+        key = here.key("select", "" if system is None else system)
+        return choose(chooser.selector, key, replace(among, valid=theirs), around)
+
+    return choose_for_systems(choose_from, [system_of(frame) for frame in frames], shares, most)
 
 
 def _selection_scalars(settings: SelectorSettings, here: Round) -> dict[str, float]:

@@ -38,6 +38,7 @@ class Beginnings:
         temperatures: of the baths of the walkers, K.
         seed: of the campaign.
         round_index: the round, from 0.
+        systems: of the walkers, where systems have names.
     """
 
     geometries: Sequence[Atoms]
@@ -46,6 +47,15 @@ class Beginnings:
     temperatures: Sequence[float]
     seed: int
     round_index: int
+    systems: Sequence[str | None] = ()
+
+    def among(self, frames: Sequence[Atoms], walker: int) -> tuple[list[Atoms], int, int]:
+        """Structures of the system of a walker, which of its walkers it is, and how many it has."""
+        if not self.systems:
+            return [*frames], walker, len(self.temperatures)
+        mine = self.systems[walker]
+        number, walkers = self.systems[:walker].count(mine), self.systems.count(mine)
+        return [frame for frame in frames if system_of(frame) == mine], number, walkers
 
 
 class StartSettings(Spec):
@@ -116,9 +126,11 @@ class FileStarts(StartSettings):
 
     def begin(self, given: Beginnings) -> list[Atoms]:
         """The next ones of the file."""
-        walkers = len(given.temperatures)
-        first = given.round_index * walkers
-        return [given.listed[(first + walker) % len(given.listed)] for walker in range(walkers)]
+        starts = []
+        for walker in range(len(given.temperatures)):
+            listed, number, walkers = given.among(given.listed, walker)
+            starts.append(listed[(given.round_index * walkers + number) % len(listed)])
+        return starts
 
 
 def walker_starts(starts: StartSettings, given: Beginnings, final: Mapping[int, Atoms]) -> list[Atoms]:
@@ -127,9 +139,11 @@ def walker_starts(starts: StartSettings, given: Beginnings, final: Mapping[int, 
     Args:
         starts: where walkers begin anew.
         given: what they may begin at.
-        final: last frames of the walkers that go on, see `going_on`.
+        final: last frames of the walkers that go on, see `going_on`; one of another system begins anew.
     """
-    return [final.get(walker, start) for walker, start in enumerate(starts.begin(given))]
+    begun = starts.begin(given)
+    same = {n for n, frame in final.items() if n < len(begun) and system_of(frame) == system_of(begun[n])}
+    return [final[walker] if walker in same else start for walker, start in enumerate(begun)]
 
 
 def relaxed_starts(
@@ -197,7 +211,8 @@ def _labelled(given: Beginnings, most: float) -> list[Atoms]:
         raise InputError("system.structures names no start geometry, which exploration by molecular dynamics needs.")
     starts = []
     for walker, temperature in enumerate(given.temperatures):
-        geometry = given.geometries[walker % len(given.geometries)]
+        geometries, number, _ = given.among(given.geometries, walker)
+        geometry = geometries[number % len(geometries)]
         eligible = _reasonable(given.dataset, geometry, temperature, most)
         generator = numpy_generator(given.seed, "start", given.round_index, walker)
         chosen = eligible[int(generator.integers(len(eligible)))] if eligible else geometry

@@ -75,6 +75,10 @@ class RoundRecord(Findings):
     """Mean monitored score of the selected batch."""
     selected: int | None = None
     """Frames selected."""
+    systems_candidates: dict[str, int] = {}
+    """Candidates of each named system."""
+    systems_selected: dict[str, int] = {}
+    """Frames selected of each named system."""
     failed: int = 0
     """Selected frames that got no label."""
     seconds: dict[str, float] = {}
@@ -105,6 +109,8 @@ class RoundRecord(Findings):
             "picoseconds": self.picoseconds,
             "candidates": self.candidates,
             "selected": self.selected,
+            **{f"candidates_{name}": number for name, number in self.systems_candidates.items()},
+            **{f"selected_{name}": number for name, number in self.systems_selected.items()},
             "failed": self.failed,
             **{f"seconds_{stage}": self.seconds.get(stage) for stage in _ROUND},
         }

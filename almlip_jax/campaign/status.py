@@ -18,7 +18,7 @@ from rich.table import Table
 
 from almlip_jax.campaign.rundir import RoundDirectory, RunDirectory
 from almlip_jax.campaign.state import CampaignState, RoundRecord, metric_units, read_state
-from almlip_jax.campaign.walkers import bath, ended_by, of_walker
+from almlip_jax.campaign.walkers import bath, called, ended_by, of_walker
 from almlip_jax.errors import InputError
 from almlip_jax.files import read_npz, understood
 from almlip_jax.oracles import LabelStore
@@ -38,7 +38,8 @@ def campaign_status(run_dir: Path | str) -> dict[str, Any]:
     Returns:
         ``round``, ``stage``, ``labels`` (label-source calls but the test set's), ``calls`` (all of them, by purpose),
         ``systems`` (of each named system the ``calls`` by purpose, the number of ``structures`` that are trained on,
-        and the ``errors`` of its groups of the test set),
+        the ``errors`` of its groups of the test set, and ``record`` and ``stop`` thresholds of its walkers in the last
+        exploration, None before),
         ``costs`` (with a teacher: ``label_seconds``, ``teacher_calls``, ``teacher_seconds``),
         ``finished``, ``converged``, ``rule``, ``reason``, ``running``; ``errors`` of
         the last evaluated round; ``final``, None or ``potential``, ``steps`` and ``errors`` of the final potential;
@@ -68,7 +69,7 @@ def campaign_status(run_dir: Path | str) -> dict[str, Any]:
         "stage": str(state.stage),
         "labels": state.labels,
         "calls": calls_by_purpose(run),
-        "systems": _systems(run, state),
+        "systems": _systems(run, state, explored),
         "costs": state.costs,
         "finished": state.finished,
         "converged": state.converged,
@@ -110,9 +111,10 @@ def render_status(status: Mapping[str, Any]) -> RenderableType:
     parts: list[RenderableType] = [Panel(head, title=status["run_dir"])]
     diagnosis = status["diagnosis"]
     if status["systems"]:
-        table = Table("system", "structures trained on", "label-source calls", title="systems")
+        table = Table("system", "structures trained on", "record threshold", "label-source calls", title="systems")
         for name, one in status["systems"].items():
-            table.add_row(name, str(one["structures"]), told_calls(one["calls"]))
+            record = "-" if one["record"] is None else f"{one['record']:.4g}"
+            table.add_row(name, str(one["structures"]), record, told_calls(one["calls"]))
         parts.append(table)
     if status["errors"]:
         parts.append(_error_table(status))
@@ -120,14 +122,14 @@ def render_status(status: Mapping[str, Any]) -> RenderableType:
         table = Table("walker", "T (K)", "ended at step", "because of", "atom", title="walkers that ended early")
         for walker in diagnosis["walkers"]:
             step, atom = str(walker["step"]), str(walker["atom"])
-            table.add_row(str(walker["walker"]), bath(walker), step, ended_by(walker), atom)
+            table.add_row(called(walker), bath(walker), step, ended_by(walker), atom)
         parts.append(table)
     if diagnosis["departures"]:
         parts.append(_departure_table(diagnosis["departures"]))
     if diagnosis["pressures"]:
         table = Table("walker", "T (K)", "mean (GPa)", "std (GPa)", title="internal pressure")
         for one in diagnosis["pressures"]:
-            table.add_row(str(one["walker"]), bath(one), f"{one['mean']:.4g}", f"{one['std']:.4g}")
+            table.add_row(called(one), bath(one), f"{one['mean']:.4g}", f"{one['std']:.4g}")
         parts.append(table)
     parts.extend(f"- {sentence}" for sentence in diagnosis["advice"])
     return Group(*parts)
@@ -143,7 +145,7 @@ def _departure_table(departures: Sequence[Mapping[str, Any]]) -> Table:
         title="atoms beyond the training distribution",
     )
     for one in departures:
-        row = [str(one["walker"]), bath(one), str(one["atom"]), str(one["step"])]
+        row = [called(one), bath(one), str(one["atom"]), str(one["step"])]
         table.add_row(*row, f"{one['distance']:.4g}")
     return table
 
@@ -290,9 +292,11 @@ def _uncertain_atoms(explored: tuple[RoundDirectory, dict[str, Any]]) -> list[di
     ]
 
 
-def _systems(run: RunDirectory, state: CampaignState) -> dict[str, dict[str, Any]]:
+def _systems(
+    run: RunDirectory, state: CampaignState, explored: tuple[RoundDirectory, dict[str, Any]] | None
+) -> dict[str, dict[str, Any]]:
     """What is known of each named system; nothing where systems have no names."""
-    names = read_names(run)
+    names = _names(run)
     if not names:
         return {}
     datasets = [folder.dataset for folder in run.rounds() if folder.dataset.exists()]
@@ -305,12 +309,21 @@ def _systems(run: RunDirectory, state: CampaignState) -> dict[str, dict[str, Any
             "calls": dict(sorted(calls.get(name, {}).items())),
             "structures": counts[name],
             "errors": {key: errors[key] for key in errors if key.startswith(tuple(f"{one}_{name} " for one in known))},
+            **_thresholds(name, {} if explored is None else explored[1]),
         }
         for name in names
     }
 
 
-def read_names(run: RunDirectory) -> tuple[str, ...]:
+def _thresholds(name: str, arrays: Mapping[str, Any]) -> dict[str, float | None]:
+    """Record and stop threshold of the walkers of a system."""
+    mine = np.asarray(arrays.get("walker_system", [])) == name
+    if not mine.any():
+        return {"record": None, "stop": None}
+    return {level: float(arrays[f"gate_{level}"][mine][0]) for level in ("record", "stop")}
+
+
+def _names(run: RunDirectory) -> tuple[str, ...]:
     """Names of the systems of a campaign, as its config has them; none where systems have no names."""
     try:
         given = read_yaml(run.config).value["system"]["structures"]

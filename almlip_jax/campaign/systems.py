@@ -48,8 +48,9 @@ def name_systems(frames: Sequence[Atoms], geometries: Sequence[Atoms], where: st
     known, alike = names_of(geometries), _systems_alike(geometries)
     for number, frame in enumerate(frames):
         stated = system_of(frame)
-        if stated is None or not known:
+        if not known:
             frame.info.pop(SYSTEM, None)
+        elif stated is None:
             if len(names := alike.get(_composition(frame), ())) == 1:
                 frame.info[SYSTEM] = names[0]
         elif stated not in known:
@@ -89,6 +90,11 @@ def group_of(system: str | None, group: str) -> str:
     ('water 300K', '300K')
     """
     return group if system is None else f"{system} {group}"
+
+
+def systems_of_walkers(shares: Mapping[str, float], walkers: int) -> list[str | None]:
+    """The system of each walker, by the shares of named systems; none where there are no names."""
+    return [*deal(shares, walkers)] if shares else [None] * walkers
 
 
 def deal(shares: Mapping[str, float], total: int, room: Mapping[str, int] | None = None) -> list[str]:

@@ -9,13 +9,19 @@ import numpy as np
 
 
 def of_walker(arrays: Mapping[str, np.ndarray], walker: int) -> dict[str, Any]:
-    """``walker``, ``temperature`` of its bath (K), and ``final_temperature`` where that is a ramp.
+    """``walker``, its ``system`` where it has a name, ``temperature`` of its bath (K), ``final_temperature`` of a ramp.
 
     Explorations of earlier versions know the first temperature only.
     """
     first = float(arrays["walker_temperature"][walker])
     last = float(arrays.get("walker_final_temperature", arrays["walker_temperature"])[walker])
-    return {"walker": walker, "temperature": first, **({"final_temperature": last} if last != first else {})}
+    system = {"system": str(arrays["walker_system"][walker])} if "walker_system" in arrays else {}
+    return {"walker": walker, **system, "temperature": first, **({"final_temperature": last} if last != first else {})}
+
+
+def called(walker: Mapping[str, Any]) -> str:
+    """The number of a walker, and its system: ``3``, or ``3 (slab)``."""
+    return f"{walker['walker']} ({walker['system']})" if "system" in walker else str(walker["walker"])
 
 
 def bath(walker: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ one run of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -96,6 +96,7 @@ class Explorer:
         key: jax.Array,
         on_chunk: Callable[[int, int], None] | None = None,
         knowledge: Knowledge | None = None,
+        numbers: Sequence[int] | None = None,
     ) -> Exploration:
         """Runs every walker until it ends or its steps are done.
 
@@ -107,12 +108,14 @@ class Explorer:
             key: random key of the run.
             on_chunk: called after each chunk with steps done and number of walkers that still run.
             knowledge: of the training set, where settings ask for novelty scores or an admission by features.
+            numbers: of the walkers among those of several runs side by side, so that each has the random numbers it
+                would have if all ran in one; from 0 by default.
 
         Raises:
             InputError: not one start structure for each walker, an element that the ensemble does not know, a structure
                 that does not suit the integrator, knowledge that is missing, or one member whose spread is judged.
         """
-        session = self.begin(params, starts, thresholds, key, knowledge)
+        session = self.begin(params, starts, thresholds, key, knowledge, numbers)
         traces = []
         for part in session.chunks():
             traces.append(part)
@@ -127,12 +130,13 @@ class Explorer:
         thresholds: Thresholds | tuple[float, float],
         key: jax.Array,
         knowledge: Knowledge | None = None,
+        numbers: Sequence[int] | None = None,
     ) -> Session:
         """A run that has not done a step yet; arguments and errors as for `run`."""
         self._check(starts)
         params = spread_members(params, walkers=len(starts))
         limits = self._thresholds(thresholds)
-        state, setup, loop = self._prepare(starts, limits, key, self._known(knowledge))
+        state, setup, loop = self._prepare(starts, limits, key, self._known(knowledge), numbers)
         self._check_members(params, state, setup)
         begin, run_chunk = programs(loop)
         return Session(self, params, starts, limits, setup, run_chunk, begin(params, state, setup))
@@ -219,7 +223,12 @@ class Explorer:
         return jnp.asarray(np.asarray(values, self.dtype))
 
     def _prepare(
-        self, starts: Sequence[Atoms], thresholds: Thresholds, key: jax.Array, known: Knowledge
+        self,
+        starts: Sequence[Atoms],
+        thresholds: Thresholds,
+        key: jax.Array,
+        known: Knowledge,
+        numbers: Sequence[int] | None = None,
     ) -> tuple[State, Setup, Loop]:
         s = self.settings
         layout = _Layout.of(starts, self.species, self.atoms)
@@ -228,7 +237,7 @@ class Explorer:
         among_edges = find and searches_bins(atoms) and self._longest_bond <= self.cutoff
         loop = self.loop(find, by_species=known.relative is not None, among_edges=among_edges)
         drive = self._drive(starts, layout, loop)
-        motion = self._first_motion(layout, drive, loop, key)
+        motion = self._first_motion(layout, drive, loop, key, range(len(starts)) if numbers is None else numbers)
         setup = self._setup(layout, drive, motion, thresholds, known, key)
         neighbors = self._neighbors(motion.position, layout)
         tree = jnp.zeros((walkers, 0, 2), jnp.int32)
@@ -321,15 +330,17 @@ class Explorer:
             numbers={name: self._real(value) for name, value in s.numbers().items()},
         )
 
-    def _first_motion(self, layout: _Layout, drive: Drive, loop: Loop, key: jax.Array) -> Motion:
+    def _first_motion(
+        self, layout: _Layout, drive: Drive, loop: Loop, key: jax.Array, numbers: Sequence[int]
+    ) -> Motion:
         s = self.settings
         walkers = len(layout.mask)
         momentum = _first_momenta(
-            _streams(key, "momenta", walkers), self._real(layout.masses), drive.mobile, drive.kt[:, 0]
+            _streams(key, "momenta", numbers), self._real(layout.masses), drive.mobile, drive.kt[:, 0]
         )
         position = self._real(layout.positions)
         if s.integrator.first_displacement > 0:
-            drawn = _displacements(_streams(key, "displacements", walkers), drive.mobile, position)
+            drawn = _displacements(_streams(key, "displacements", numbers), drive.mobile, position)
             position = position + drawn * s.integrator.first_displacement
         if s.momenta == "start":
             momentum = jnp.where(drive.mobile[..., None], self._real(layout.momenta), 0)
@@ -340,7 +351,7 @@ class Explorer:
             momentum=momentum,
             force=jnp.zeros_like(position),
             mass=self._real(layout.masses)[..., None],
-            rng=_streams(key, "motion", walkers),
+            rng=_streams(key, "motion", numbers),
             cell=self._real(layout.cells),
             virial=self._real(np.zeros_like(layout.cells)),
         )
@@ -366,10 +377,13 @@ class Explorer:
     ) -> Setup:
         s = self.settings
         walkers, atoms = layout.mask.shape
-        relative = np.ones(len(self.species))
-        for by_element in (s.gate.species, known.relative or {}):
-            for symbol, factor in by_element.items():
-                relative[self.species.index(np.array([_number(symbol)]))] /= factor
+        given = known.relative or {}
+        of_walkers = [given] * walkers if isinstance(given, Mapping) else given
+        relative = np.ones((walkers, len(self.species)))
+        for w, own in enumerate(of_walkers):
+            for by_element in (s.gate.species, own):
+                for symbol, factor in by_element.items():
+                    relative[w, self.species.index(np.array([_number(symbol)]))] /= factor
         strength = [group.bias for group in s.walkers for _ in range(group.count)]
         rewind = s.rewind
         assert known.context is not None
@@ -385,7 +399,7 @@ class Explorer:
             first_fragments=jnp.asarray(np.full(walkers, atoms, np.int32)),
             thresholds=thresholds,
             strength=self._real(strength),
-            gate_factors=self._real(relative[layout.species]),
+            gate_factors=self._real(np.take_along_axis(relative, layout.species, axis=1)),
             novelty=known.novelty,
             departure=self._real(_DEPARTURE),
             context=known.context,
@@ -499,9 +513,9 @@ def _concrete(tree: Any) -> Any:
     return jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), tree)
 
 
-def _streams(key: jax.Array, name: str, walkers: int) -> jax.Array:
-    """A random stream of a name for each walker, [W]."""
-    return jax.random.split(named_stream(key, name), walkers)
+def _streams(key: jax.Array, name: str, numbers: Sequence[int]) -> jax.Array:
+    """A random stream of a name for each walker, by its number, [W]."""
+    return jax.random.split(named_stream(key, name), max(numbers) + 1)[np.asarray(numbers)]
 
 
 @jax.jit

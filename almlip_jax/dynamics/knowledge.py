@@ -31,13 +31,14 @@ class Knowledge:
         novelty: fitted novelty scores by name.
         context: the training set as the admission to the buffer sees it.
         relative: thresholds of elements relative to those of the run, by symbol, on top of those of the gate's
-            settings; None where none will come in any run, so that the program need not tell elements apart.
+            settings, the same for all walkers or for each; None where none will come in any run, so that the program
+            need not tell elements apart.
         scores: name -> [n] scores of the training structures that the potential kept, where these are not there.
     """
 
     novelty: Mapping[str, Novelty] = field(default_factory=dict)
     context: Context | None = None
-    relative: Mapping[str, float] | None = None
+    relative: Mapping[str, float] | Sequence[Mapping[str, float]] | None = None
     scores: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 

@@ -16,7 +16,7 @@ from ase.constraints import FixAtoms
 
 from almlip_jax.campaign import starts as beginnings
 from almlip_jax.campaign.calibration import draw_frames
-from almlip_jax.campaign.exploration import gate_thresholds
+from almlip_jax.campaign.gate_levels import gate_thresholds
 from almlip_jax.campaign.preparation import geometry_key, start_list
 from almlip_jax.campaign.round import Budget, Round
 from almlip_jax.campaign.rundir import RunDirectory

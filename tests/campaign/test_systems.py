@@ -2,21 +2,40 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
+from ase import Atoms
 from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
-from tiny_campaign import tiny_config
+from tiny_campaign import Killed, KillingProgress, result_of, run_or_resume, tiny_config
 
+from almlip_jax.campaign import preparation
+from almlip_jax.campaign.batch import choose_for_systems
+from almlip_jax.campaign.buckets import Size, buckets, shared_programs
 from almlip_jax.campaign.preparation import Source, held_out_set, start_geometries
-from almlip_jax.campaign.settings import SystemSettings, TestFileSettings, TestSettings
-from almlip_jax.campaign.systems import name_systems
+from almlip_jax.campaign.rundir import RunDirectory
+from almlip_jax.campaign.settings import SystemSettings
+from almlip_jax.campaign.starts import Beginnings, FileStarts, LabelledStarts, walker_starts
+from almlip_jax.campaign.status import campaign_status
+from almlip_jax.campaign.systems import name_systems, systems_of_walkers
+from almlip_jax.dynamics import ExplorationSettings, Explorer
+from almlip_jax.dynamics.seen import Thresholds
+from almlip_jax.dynamics.side_by_side import side_by_side
+from almlip_jax.ensembles import EnsembleSettings, build_ensemble
 from almlip_jax.errors import InputError
+from almlip_jax.files import read_csv, read_npz
+from almlip_jax.models import SharedDensitySettings
 from almlip_jax.oracles import CalculatorSettings, Labeller, LabelStore
+from almlip_jax.potential import Potential
+from almlip_jax.progress import SilentProgress
 from almlip_jax.settings import from_here
 from almlip_jax.structures.io import read_structures, write_structures
+from almlip_jax.structures.species import SpeciesTable
 
 
 @pytest.fixture
@@ -91,9 +110,9 @@ def test_groups_of_the_test_set_and_labels_are_told_of_each_system(files, tmp_pa
     system = SystemSettings(structures=files)
     further = tmp_path / "test.extxyz"
     write_structures(further, [labelled(bulk("Cu", a=3.7, cubic=True)), labelled(molecule("O2"))])
-    settings = TestSettings(
+    settings = preparation.TestSettings(
         md=[{"temperature": 300, "steps": 2, "every": 1, "equilibration": 0}],
-        files=[TestFileSettings(path=further, group="far")],
+        files=[preparation.TestFileSettings(path=further, group="far")],
     )
     oracle = CalculatorSettings(calculator="ase.calculators.emt:EMT")
     with LabelStore(tmp_path / "labels.db") as store, Labeller(oracle, store) as labeller:
@@ -119,3 +138,183 @@ def test_a_target_names_a_group_of_one_system(tmp_path, files):
         tiny_config(tmp_path, system=system, stopping={"target_error": {"value": 0.1, "group": group}})
     with pytest.raises(ValueError, match="'300K' is not a group of the test set, which has: pair 300K, metal 300K"):
         tiny_config(tmp_path, system=system, stopping={"target_error": {"value": 0.1, "group": "300K"}})
+
+
+@pytest.mark.parametrize(
+    ("section", "reason"),
+    [
+        ({"shares": {"pair": 1, "slab": 2}}, "shares name 'slab'; the systems are: pair, metal"),
+        ({"shares": {"pair": 1}}, "shares leave 'metal' out"),
+        ({"shares": {"pair": 1, "metal": 0}}, "greater than 0"),
+        ({"shares": {"pair": 1, "metal": 9}}, "system 'pair' would get none of the 2 walkers"),
+        ({"structures": "pair.extxyz", "shares": {"pair": 1}}, "shares are of systems with names"),
+    ],
+)
+def test_shares_that_cannot_be_given_are_refused(tmp_path, files, section, reason):
+    with pytest.raises(ValueError, match=reason):
+        tiny_config(tmp_path, system={"structures": files, **section})
+
+
+def test_shared_hills_are_refused_for_unlike_systems(tmp_path, files):
+    hills = {"kind": "metadynamics", "variables": [{"kind": "distance", "points": [0, 1]}], "widths": [0.1]}
+    biases = [{**hills, "height": 0.01, "pace": 10, "shared": True}]
+    with pytest.raises(ValueError, match="fill one landscape"):
+        tiny_config(tmp_path, system={"structures": files}, exploration={"biases": biases})
+
+
+def test_walkers_begin_at_structures_of_their_system(files):
+    geometries = start_geometries(SystemSettings(structures=files))
+    systems = systems_of_walkers({"pair": 1, "metal": 2}, 6)
+    assert systems == ["metal", "pair", "metal", "metal", "pair", "metal"]
+    pairs = [labelled(molecule("N2"), system="pair", tag=n) for n in range(2)]
+    foreign = labelled(bulk("Cu", cubic=True), tag=9)
+    given = Beginnings(geometries, [], [*pairs, foreign], [300.0] * 6, 0, 0, systems)
+    starts = walker_starts(LabelledStarts(), given, {0: geometries[0], 2: geometries[1]})
+    assert [start.info["system"] for start in starts] == systems, "a walker of another system does not go on"
+    assert all(start.info.get("tag") != 9 for start in starts), "what belongs to no system is no start"
+    listed = [frame.copy() for frame in (geometries[0], geometries[1], geometries[1], geometries[1])]
+    for number, frame in enumerate(listed):
+        frame.info["tag"] = number
+    settings = FileStarts(path=Path("listed.extxyz"))
+    for round_index, tags in ((0, [1, 0, 2, 3, 0, 1]), (1, [2, 0, 3, 1, 0, 2])):
+        given = Beginnings(geometries, listed, [], [300.0] * 6, 0, round_index, systems)
+        assert [start.info["tag"] for start in walker_starts(settings, given, {})] == tags
+
+
+def test_systems_share_a_batch():
+    owners = ["a", "b", "b", None, "a", "b", None, "b"]
+
+    def choose_from(system, mine):
+        return [(row, float(row)) for row in range(8) if mine[row]]
+
+    shares = {"a": 1.0, "b": 1.0}
+    assert [row for row, _ in choose_for_systems(choose_from, owners, shares, 4)] == [0, 1, 4, 2]
+    assert [row for row, _ in choose_for_systems(choose_from, owners, shares, 7)] == [0, 1, 4, 2, 5, 7, 3]
+    assert [row for row, _ in choose_for_systems(choose_from, owners, {"a": 1.0, "b": 3.0}, 4)] == [1, 0, 2, 5]
+    assert len(choose_for_systems(choose_from, owners, shares, 20)) == 8
+
+
+def test_unlike_systems_share_few_programs():
+    """Six of them at most four, those of like sizes first; a molecule never pays for a slab next to it."""
+    sizes = {
+        "water": Size(4, 3, 2),
+        "ethanol": Size(4, 9, 8),
+        "cluster": Size(4, 55, 40),
+        "crystal": Size(4, 64, 60),
+        "slab": Size(4, 144, 50),
+        "liquid": Size(4, 192, 60),
+    }
+    shared = shared_programs(sizes)
+    assert len(shared) <= 4 and sorted(name for group in shared for name in group) == sorted(sizes)
+    of = {name: group for group in shared for name in group}
+    assert of["water"] != of["slab"] and of["cluster"] == of["crystal"]
+    assert len(shared_programs(sizes, most=2)) == 2
+    assert shared_programs({"a": Size(3, 10, 10), "b": Size(1, 10, 10)}) == [("a", "b")]
+
+
+def test_programs_hold_every_walker_once(files):
+    geometries = start_geometries(SystemSettings(structures=files))
+    systems = ["metal", "pair", "metal", "metal"]
+    found = buckets(systems, geometries, [], 5.0)
+    assert [(one.systems, one.walkers, one.atoms) for one in found] == [
+        (("metal",), (0, 2, 3), 4),
+        (("pair",), (1,), 2),
+    ]
+    settings = ExplorationSettings.model_validate({"walkers": [{"temperature": 300, "count": 3}, {"temperature": 600}]})
+    assert [one.of(settings).temperatures for one in found] == [(300.0, 300.0, 600.0), (300.0,)]
+    assert buckets([None] * 4, geometries, [], 5.0)[0].of(settings) is settings
+
+
+@pytest.mark.slow
+def test_walkers_in_several_programs_do_as_in_one(files):
+    """The same random numbers, baths, thresholds and numbering, whatever runs beside them."""
+    starts = start_geometries(SystemSettings(structures=files))
+    starts = [starts[1], starts[0], starts[1]]
+    model, species = SharedDensitySettings(size="tiny"), SpeciesTable((7, 29))
+    params = build_ensemble(model, EnsembleSettings(size=2), species).init(jax.random.key(0))
+    potential = Potential(model, species, params, {7: 0.0, 29: 0.0}, members=EnsembleSettings(size=2))
+    walkers = [{"temperature": 300, "count": 2}, {"temperature": 600}]
+    given = {"walkers": walkers, "steps": 20, "chunk": 10, "trajectory_every": 5, "trace_every": 5, "record_every": 5}
+    settings = ExplorationSettings.model_validate(given)
+
+    def run(chosen, some, numbers):
+        explorer = Explorer(potential.ensemble.predict, species, potential.cutoff, chosen, dtype=np.float64)
+        levels = Thresholds(record=np.full(len(some), 1e-9), stop=np.full(len(some), np.inf))
+        return explorer.run(potential.params, [starts[n] for n in some], levels, jax.random.key(3), None, None, numbers)
+
+    with jax.enable_x64(True):
+        whole = run(settings, [0, 1, 2], None)
+        programs = buckets(["metal", "pair", "metal"], starts[:2], [], potential.cutoff)
+        parts = [(one.walkers, run(one.of(settings), one.walkers, one.walkers)) for one in programs]
+    assert len(parts) == 2
+    joined = side_by_side(parts)
+    assert joined.status == whole.status and joined.frames_planned == whole.frames_planned
+    assert np.allclose(joined.temperature, whole.temperature, rtol=1e-8)
+    assert np.array_equal(joined.walker_temperature, whole.walker_temperature)
+    places = [(frame.info["walker"], frame.info["step"], frame.info["system"]) for frame in joined.recorded]
+    assert places == [(frame.info["walker"], frame.info["step"], frame.info["system"]) for frame in whole.recorded]
+    for one, other in zip(joined.final, whole.final, strict=True):
+        assert np.allclose(one.positions, other.positions, rtol=0, atol=1e-8)
+
+
+TETRAHEDRON = 0.85 * np.array([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]])
+"""Positions of four copper atoms, Angstrom."""
+
+SECTIONS = {
+    "oracle": {"kind": "ase", "calculator": "ase.calculators.emt:EMT"},
+    "initial": {"rattle": {"count": 12, "stdev": 0.05}, "md": []},
+    "test": {"md": [{"temperature": 300, "steps": 8, "every": 4, "equilibration": 0}]},
+    "training": {"max_steps": 200},
+    "exploration": {
+        "walkers": [{"temperature": 300, "count": 2}, {"temperature": 600, "count": 1}],
+        "thresholds": {"kind": "relative", "floor": 1e-6, "record_factor": 0.2, "stop_factor": 1e4},
+    },
+}
+
+
+class Counting(SilentProgress):
+    """Notes how many programs had been compiled when each stage began."""
+
+    def __init__(self, compiled):
+        super().__init__()
+        self.compiled, self.seen = compiled, []
+
+    def stage(self, name, total=None, *, unit=""):
+        self.seen.append((self.forecast.index, name, len(self.compiled)))
+        return super().stage(name, total, unit=unit)
+
+
+@pytest.mark.slow
+def test_a_campaign_of_two_systems(tmp_path, count_compilations):
+    """Both get their shares and thresholds of their own, and a killed campaign ends as one that was not."""
+    write_structures(tmp_path / "cluster.extxyz", [Atoms("Cu4", positions=TETRAHEDRON)])
+    write_structures(tmp_path / "metal.extxyz", [bulk("Cu", cubic=True)])
+    files = {name: str(tmp_path / f"{name}.extxyz") for name in ("cluster", "metal")}
+    sections = {**SECTIONS, "system": {"structures": files, "shares": {"cluster": 1, "metal": 2}}}
+    with count_compilations() as compiled:
+        progress = Counting(compiled)
+        run_or_resume(tmp_path, tmp_path / "run", progress, **sections)
+    run = RunDirectory(tmp_path / "run")
+    at = {(index, name): count for index, name, count in reversed(progress.seen)}
+    assert at[1, "train"] == at[2, "train"], "nothing is compiled in the second round"
+    for folder in run.rounds()[:2]:
+        assert [frame.info["system"] for frame in read_structures(folder.starts)] == ["metal", "cluster", "metal"]
+        assert Counter(frame.info["system"] for frame in read_structures(folder.batch)) == {"metal": 2, "cluster": 1}
+        arrays = read_npz(folder.walkers)
+        of_system = dict(zip(arrays["walker_system"].tolist(), arrays["gate_record"].tolist(), strict=True))
+        assert of_system["metal"] != of_system["cluster"]
+    assert {frame.info["system"] for frame in read_structures(run.rounds()[-1].dataset)} == {"cluster", "metal"}
+    row = read_csv(run.metrics)[0]
+    assert {"forces_rmse_cluster 300K", "forces_rmse_metal 300K", "selected_cluster", "candidates_metal"} <= set(row)
+    systems = campaign_status(run.path)["systems"]
+    assert systems["metal"]["calls"] == {"initial": 6, "test": 9, "train": 4}
+    assert systems["metal"]["structures"] == 10 and "forces_rmse_metal 300K" in systems["metal"]["errors"]
+    assert systems["metal"]["record"] != systems["cluster"]["record"]
+    page = run.report.read_text()
+    assert 'id="systems"' in page and "metal 300K" in page and "(metal): 300 K" in page
+    with pytest.raises(Killed):
+        run_or_resume(tmp_path, tmp_path / "killed", KillingProgress(1, "explore", within=True), **sections)
+    run_or_resume(tmp_path, tmp_path / "killed", **sections)
+    assert result_of(tmp_path / "killed") == result_of(run.path)
+    other = {**sections["system"], "shares": {"cluster": 1, "metal": 1}}
+    assert run_or_resume(tmp_path, run.path, **{**sections, "system": other}).finished, "shares may change"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import numpy as np
@@ -157,7 +158,7 @@ def test_what_calibrates_nothing_is_refused():
 def test_what_is_found_of_elements_is_carried_into_the_gate():
     """As thresholds of elements in the settings of the gate are, and on top of them."""
 
-    def factors(gate: AbsoluteGate, relative: dict[str, float] | None) -> tuple[bool, np.ndarray]:
+    def factors(gate: AbsoluteGate, relative: Any) -> tuple[bool, np.ndarray]:
         runner = explorer(gate=gate)
         known = runner._known(Knowledge(relative=relative))
         _, setup, loop = runner._prepare([dimer()] * 3, runner._thresholds((1.0, 2.0)), jax.random.key(0), known)
@@ -172,3 +173,5 @@ def test_what_is_found_of_elements_is_carried_into_the_gate():
     ):
         told_apart, found = factors(gate, relative)
         assert told_apart and np.allclose(found, [expected] * 3)
+    of_each = {"H": 0.5}, {}, {"O": 2.0}
+    assert np.allclose(factors(AbsoluteGate(), of_each)[1], [[1, 2], [1, 1], [0.5, 1]]), "walkers may have their own"

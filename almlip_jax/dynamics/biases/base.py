@@ -218,6 +218,11 @@ class BiasSettings(Spec):
         return None if self.ramp is None else f"the ramp of the bias '{self.kind}'"
 
     @property
+    def couples_walkers(self) -> bool:
+        """Whether what one walker does acts on the others."""
+        return False
+
+    @property
     def paces(self) -> Mapping[str, int]:
         """Keys that say after how many steps it does something for the first time."""
         return {}

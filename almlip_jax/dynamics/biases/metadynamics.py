@@ -255,6 +255,11 @@ class MetadynamicsSettings(BiasSettings):
     shared: bool = False
     """Whether all walkers fill one landscape (they should have one temperature), or each its own."""
 
+    @property
+    def couples_walkers(self) -> bool:
+        """Where they share hills."""
+        return self.shared
+
     @model_validator(mode="after")
     def _one_width_each(self) -> Self:
         if len(self.widths) != len(self.variables):
