@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from tiny_campaign import SECTIONS, Killed, KillingProgress, result_of, run_or_resume, tiny_config
@@ -18,6 +19,7 @@ from almlip_jax.campaign.status import campaign_status
 from almlip_jax.errors import InputError
 from almlip_jax.files import read_csv
 from almlip_jax.oracles import LabelStore
+from almlip_jax.potential import Potential
 from almlip_jax.structures.io import read_structures
 
 TEACHER: dict[str, Any] = {
@@ -206,3 +208,21 @@ def test_another_teacher_is_refused(study: Path) -> None:
     assert check_settings(larger, run, begun, accept=False) is None
     changed = {**TEACHER, "tuning": {"max_steps": 50}, "executor": {"kind": "local", "workers": 2}}
     assert taught(study, run.path, teacher=changed, selection=FILTERED).finished
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("warm", [False, True])
+def test_rounds_begin_with_what_was_taught_or_the_round_before(study: Path, tmp_path: Path, warm: bool) -> None:
+    """References are fitted anew to the labels, or kept; one step hardly changes the parameters it begins with."""
+    tuning = {"max_steps": 1, "learning_rate": 1e-6}
+    training = {"warm_start": warm, "final_steps": 1}
+    taught(study, tmp_path / "run", teacher={**TEACHER, "tuning": tuning}, training=training)
+    run = RunDirectory(tmp_path / "run")
+    pretrained, first, second, final = (
+        Potential.load(folder.potential) for folder in (run.teacher, run.round(0), run.round(1), run.final)
+    )
+    assert (first.reference_energies == second.reference_energies) is warm
+    assert (second.reference_energies == final.reference_energies) is True
+    for one in (first, second, final):
+        for begun, made in zip(jax.tree.leaves(pretrained.params), jax.tree.leaves(one.params), strict=True):
+            np.testing.assert_allclose(made, begun, atol=1e-4)
