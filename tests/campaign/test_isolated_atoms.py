@@ -26,5 +26,5 @@ def test_their_energies_are_kept_apart(tmp_path: Path) -> None:
     kept, energies = frames_and_atoms(tmp_path / "labelled.extxyz", ion)
     assert [len(atoms) for atoms in kept] == [3, 3] and energies == {1: -5.0, 8: -25.0}
     assert [atoms.info["charge"] for atoms in labelled_frames(tmp_path / "labelled.extxyz", ion)] == [1, 1]
-    pool = pool_frames(PoolExploration(files=tmp_path / "labelled.extxyz"), ion)
+    pool = pool_frames(PoolExploration(files=tmp_path / "labelled.extxyz"), ion, [])
     assert [len(atoms) for atoms in pool] == [3, 3] and [atoms.info["pool_index"] for atoms in pool] == [0, 1]
