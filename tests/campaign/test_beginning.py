@@ -118,5 +118,6 @@ def test_elements_are_added_and_what_was_known_stays(saved: Path, tmp_path: Path
     water = read_structures(saved / next(saved.glob("remembered-*")).name)
     np.testing.assert_allclose(potential.evaluate(water).energy, start.evaluate(water).energy, atol=1e-4)
     left = [a.get_potential_energy() for a in methane] - potential.evaluate(methane).energy
-    assert np.abs(np.median(left)) < 1.0  # of 113 eV: the energy of carbon takes up what the others leave
+    # of 113 eV: the energy of carbon takes up what the others leave, but for what an untrained network scatters by
+    assert np.abs(np.mean(left)) < 0.2 * np.std(left) < 2.0
     assert jax.tree.leaves(params)[0].shape[0] == 2
