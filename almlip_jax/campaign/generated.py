@@ -51,8 +51,8 @@ def sane(before: Atoms, after: Atoms, settings: GeneratorSettings) -> bool:
     """Whether a relaxation left atoms apart as they should be, and the volume of a crystal between half and twice
     what it was.
     """
-    filled = before.pbc.all()
-    return apart(after, settings.closest) and (not filled or 0.5 <= after.get_volume() / before.get_volume() <= 2)
+    is_crystal = before.pbc.all()
+    return apart(after, settings.closest) and (not is_crystal or 0.5 <= after.get_volume() / before.get_volume() <= 2)
 
 
 def _relaxed(

@@ -351,6 +351,7 @@ class Loop:
         full = wanted & ~stop & self.admission.full(state.admission)
 
         def take() -> tuple[Recorder, Any, jax.Array]:
+            """Offers the frames to the admission, and puts down what it takes."""
             offer = Offer(
                 wanted=wanted,
                 score=frames.scores[self.gate_score],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from operator import attrgetter
 from typing import Any, TypeVar
 
@@ -58,8 +57,11 @@ def side_by_side(parts: Sequence[tuple[Sequence[int], Exploration]]) -> Explorat
     traces: dict[str, Any] = {name: traced(attrgetter(name)) for name in _TRACES}
     of_walkers: dict[str, Any] = {name: np.array(each(attrgetter(name))) for name in _OF_WALKERS}
     levels: dict[str, Any] = {name: np.array(each(attrgetter(f"thresholds.{name}"))) for name in ("record", "stop")}
-    return replace(
-        longest,
+    return Exploration(  # whole, so that something new in it is not taken from one program alone
+        step=longest.step,
+        time_fs=longest.time_fs,
+        steps=longest.steps,
+        timestep=longest.timestep,
         scores={name: traced(_score(name)) for name in longest.scores},
         **traces,
         **of_walkers,

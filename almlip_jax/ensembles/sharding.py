@@ -193,6 +193,7 @@ def _exchanged(evaluate: _Evaluate, mesh: Mesh) -> Callable[[Params, Graph], Pre
     members, parts = mesh.devices.shape
 
     def everywhere(own: Params, graph: Graph) -> Prediction:
+        """What all devices find, on each of them."""
         said, structure = jax.tree.flatten(evaluate(own, jax.tree.map(lambda x: x[0], graph)))
         of_each = jax.lax.all_gather(jnp.concatenate([array.ravel() for array in said]), (MEMBERS, PARTS))
         pieces = jnp.split(of_each, np.cumsum([array.size for array in said])[:-1], axis=1)

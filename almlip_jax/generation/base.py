@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 from ase import Atoms
 from ase.data import atomic_numbers, covalent_radii
-from ase.geometry import get_distances
+from ase.geometry import get_distances, minkowski_reduce
 from pydantic import Field
 
 from almlip_jax.errors import InputError
@@ -155,10 +155,8 @@ def apart(frame: Atoms, closest: float) -> bool:
 
 def _shortest_translation(frame: Atoms) -> float:
     """Distance of an atom to its nearest image, Angstrom; infinite without any."""
-    ranges = [range(-1, 2) if periodic else range(1) for periodic in frame.pbc]
-    steps = np.array(np.meshgrid(*ranges)).reshape(3, -1).T
-    lengths = np.linalg.norm(steps @ frame.cell.array, axis=1)[np.any(steps != 0, axis=1)]
-    return float(lengths.min(initial=np.inf))
+    reduced, _ = minkowski_reduce(frame.cell, frame.pbc)  # whose shortest vector is the shortest of the lattice
+    return float(np.linalg.norm(reduced, axis=1)[frame.pbc].min(initial=np.inf))
 
 
 def numbers_of(symbols: Sequence[str], where: str) -> list[int]:

@@ -97,18 +97,20 @@ class DynamicsTask:
         try:
             with Stream.appending(self.stream, context.beat) as stream:
                 known |= {call.label.identity: call.label for call in stream.earlier if call.label is not None}
-                made = self._integrate(context, known, stream)
-                end = made[-1].step if is_spent(self._spent(made), self.seconds) else None
+                made, spent = self._integrate(context, known, stream)
+                end = made[-1].step if is_spent(spent, self.seconds) else None
                 return thinned(made, lambda step: self.keep(step) or step == end, self.known)
         except OSError as error:
             return NoSpace(error)
 
-    def _integrate(self, context: Context, known: Mapping[str, Label], stream: Stream) -> list[Call]:
+    def _integrate(self, context: Context, known: Mapping[str, Label], stream: Stream) -> tuple[list[Call], float]:
+        """The calls of all steps, and the seconds of the labels that were not known before."""
         identity = identifier(context.settings)
         made: list[Call] = []
         step, spent = 0, 0.0
 
         def label_of(atoms: Atoms) -> Label:
+            """The label at the step that the dynamics stand at, paid for where nobody has."""
             nonlocal spent
             structure = bare(self.start)
             structure.positions = atoms.positions
@@ -137,12 +139,7 @@ class DynamicsTask:
                     integrator.step()
         except _Stopped:
             pass
-        return made
-
-    def _spent(self, made: Sequence[Call]) -> float:
-        """Seconds of the labels that were not known."""
-        labels = [call.label for call in made if call.label is not None]
-        return sum(label.seconds for label in labels if label.identity not in self.known)
+        return made, spent
 
 
 def is_spent(seconds: float, budget: float) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -20,7 +19,7 @@ from almlip_jax.selection.base import (
     memoised,
 )
 from almlip_jax.selection.greedy import Greedy, Rule
-from almlip_jax.selection.sites import Sites, arrange_sites, nearest, scale_of, within
+from almlip_jax.selection.sites import Sites, arrange_sites, keep, nearest, scale_of, within
 
 QUANTILE = 0.9
 """Quantile of distances in the labelled set that a radius follows from."""
@@ -101,7 +100,7 @@ def new_environments(
         order, sites = arrange_sites(pool, labelled, features)
         reach = scale_of(sites, radius, quantile, 0)[sites.points.species]
         new = sites.over_members((jnp.sqrt(nearest(sites.points, sites.known)) > reach).astype(jnp.int32))
-        return replace(pool, valid=pool.valid & jnp.zeros_like(pool.valid).at[order].set(new >= least))
+        return keep(pool, order, new >= least)
 
     return narrow
 

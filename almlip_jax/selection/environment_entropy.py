@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -26,6 +25,7 @@ from almlip_jax.selection.sites import (
     arrange_sites,
     counts_of,
     folded,
+    keep,
     scale_of,
     sums_of,
     within,
@@ -97,6 +97,7 @@ def environment_entropy(
     """
 
     def start(key: jax.Array, sites: Sites, scalars: Any) -> tuple[_Fixed, _Set]:
+        """Bandwidths and sums over own structures, and densities of the labelled set."""
         points, known = sites.points, sites.known
         width = scale_of(sites, bandwidth, quantile, k)
         own, there = width[points.species], width[known.species]
@@ -113,6 +114,7 @@ def environment_entropy(
         return fixed, _Set(density, usual, of_known, jnp.zeros(points.there.shape, bool))
 
     def gains(fixed: _Fixed, state: _Set, free: jax.Array) -> jax.Array:
+        """What each structure would change of the entropies, [n]."""
         points, known = fixed.sites.points, fixed.sites.known
         taken = points._replace(there=points.there & state.chosen)
         number = counts_of(known) + counts_of(taken)
@@ -160,8 +162,7 @@ def surprising(
         points = sites.points
         width = scale_of(sites, bandwidth, quantile, 0)[points.species]
         surprise = -_log(_density(points, sites.known, width))
-        new = sites.over_members((surprise > minimum).astype(jnp.int32)) > 0
-        return replace(pool, valid=pool.valid & jnp.zeros_like(pool.valid).at[order].set(new))
+        return keep(pool, order, sites.over_members((surprise > minimum).astype(jnp.int32)) > 0)
 
     return narrow
 

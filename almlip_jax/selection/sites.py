@@ -7,6 +7,7 @@ Atoms of unlike elements are never compared.  Memory is in proportion to the ato
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -98,6 +99,11 @@ def arrange_sites(pool: Candidates, labelled: Candidates, features: str) -> tupl
     known = known._replace(owner=-2 - known.owner)  # never one of the candidates
     sites = Sites(_centred(points, mean), members, usable[order], pool.cost[order], _centred(known, mean))
     return order, sites
+
+
+def keep(pool: Candidates, order: jax.Array, which: jax.Array) -> Candidates:
+    """The pool with those of its candidates alone that are wanted; ``which`` [n] bool is in the order of the sites."""
+    return replace(pool, valid=pool.valid & jnp.zeros_like(pool.valid).at[order].set(which))
 
 
 def counts_of(points: Points) -> jax.Array:

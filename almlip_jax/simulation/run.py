@@ -329,6 +329,7 @@ class _Exploration(_Run):
         return [self.trajectories, self.traces]
 
     def write_more(self, exploration: Exploration) -> None:
+        """Writes the traces, and where the gate stood."""
         arrays: dict[str, ArrayLike] = {
             **exploration.arrays,
             **self.traces.read(),
@@ -339,6 +340,7 @@ class _Exploration(_Run):
         write_npz(self.place.exploration, arrays)
 
     def averages(self) -> list[Averages]:
+        """Of the traces of each walker, as far as it has any."""
         traces = self.traces.read()
         times = self.settings.timestep / 1000 * self.settings.trace_every * np.arange(1, 1 + len(traces["energy"]))
         units = {name: unit for name, unit in self.units.items() if np.isfinite(traces[name]).any()}
@@ -369,6 +371,7 @@ class _Md(_Run):
 
     @cached_property
     def trajectory(self) -> ExtxyzTrajectories | H5mdTrajectory:
+        """The file of the trajectory, in the format that was asked for."""
         wanted = self.config.trajectory
         choice = {"forces": wanted.forces, "momenta": wanted.momenta}
         if wanted.format == "extxyz":

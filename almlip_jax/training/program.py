@@ -347,6 +347,7 @@ class Program:
         kinds = self.settings.losses
 
         def body(step: jax.Array, sums: tuple[Residuals, ...]) -> tuple[Residuals, ...]:
+            """The sums so far with those of the batch of a step."""
             graph, targets = take_batch(data, plan, step)
             ones = jnp.ones((self.ensemble.size, graph.num_structures), self.dtype)
             prediction = self._by_model(self._whole.predict(params, graph))

@@ -106,6 +106,8 @@ def test_atoms_and_their_images_are_told_apart():
     assert not apart(thin, 0.6) and apart(Atoms("C", cell=thin.cell, pbc=[True, True, False]), 0.6)
     across = Atoms("C2", positions=[[0, 0, 0.1], [0, 0, 8.9]], cell=[9, 9, 9], pbc=True)
     assert not apart(across, 0.6)
+    skewed = Atoms("C", cell=[[3, 0, 0], [6.5, 0.6, 0], [0, 0, 9]], pbc=True)  # second less twice the first: 0.78
+    assert not apart(skewed, 0.6) and apart(skewed, 0.5)
 
 
 @pytest.mark.parametrize(

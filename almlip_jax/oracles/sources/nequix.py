@@ -144,6 +144,7 @@ def _predictor(path: Path) -> Callable[[Atoms], Results]:
         return equinox.combine(arrays, static)(graph)
 
     def predict(atoms: Atoms) -> Results:
+        """Energy, forces and, where there is one, stress of a structure, padded to a size."""
         parts = preprocess_graph(atoms, species, cutoff, False)
         # Nequix's own calculator takes a cell only where all directions are periodic, and else loses the images.
         cell = np.asarray(complete_cell(atoms.cell), np.float32)
