@@ -21,6 +21,7 @@ import numpy as np
 from ase.io import read
 
 from almlip_jax.dynamics import ExplorationSettings, Explorer, WalkerGroup
+from almlip_jax.dynamics.sanity import SanitySettings
 from almlip_jax.ensembles import Ensemble
 from almlip_jax.keys import numpy_generator
 from almlip_jax.models import SharedDensitySettings, build_model
@@ -32,6 +33,8 @@ from almlip_jax.training import EnsembleSettings, Trainer, TrainingSettings, pla
 HERE = Path(__file__).resolve().parent
 MODEL = SharedDensitySettings(cutoff=6.0, channels=16)
 STEPS = 1000
+NO_LIMITS = SanitySettings(closest_contact=0, max_temperature=1e15, max_force=1e6, bond_factor=20, dissociation=False)
+"""The potential has learned little: walkers go on whatever they run into."""
 
 
 def labelled_set(count: int) -> list:
@@ -44,16 +47,25 @@ def labelled_set(count: int) -> list:
 
 
 def walker_steps(ensemble: Ensemble, params, start, walkers: int, repeats: int) -> float:
-    """Median walker-steps per second, compilation apart."""
+    """Median walker-steps per second, compilation apart.
+
+    Raises:
+        SystemExit: a walker ended before its last step, so that fewer steps were taken than are counted.
+    """
     group = WalkerGroup(temperature=300.0, count=walkers)
     explorer = Explorer(
-        ensemble.predict, SpeciesTable((1, 8)), MODEL.cutoff, ExplorationSettings(walkers=(group,), steps=STEPS)
+        ensemble.predict,
+        SpeciesTable((1, 8)),
+        MODEL.cutoff,
+        ExplorationSettings(walkers=(group,), steps=STEPS, sanity=NO_LIMITS),
     )
     seconds = []
     for n in range(repeats + 1):
         began = time.perf_counter()
-        explorer.run(params, [start] * walkers, (np.inf, np.inf), jax.random.key(n))
+        found = explorer.run(params, [start] * walkers, (np.inf, np.inf), jax.random.key(n))
         seconds.append(time.perf_counter() - began)
+        if np.any(found.end_step >= 0):
+            raise SystemExit(f"a walker ended at step {found.end_step.max()}; nothing is counted.")
     return walkers * STEPS / statistics.median(seconds[1:])
 
 

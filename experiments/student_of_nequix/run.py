@@ -24,8 +24,9 @@ from almlip_jax.progress import open_progress
 from almlip_jax.structures.io import read_structures, write_structures
 
 HERE = Path(__file__).resolve().parent
-SHARE, ALLOWED, FASTER = 0.1, 0.020, 500.0
-"""Wanted: errors against the teacher of at most this share of its own and these eV/A, and this much faster."""
+SHARE, ALLOWED, FASTER, STEPS = 0.1, 0.020, 500.0, 1000
+"""Wanted: errors against the teacher of at most this share of its own and these eV/A, and this much faster a step of
+dynamics, which is timed over so many."""
 
 
 def cells(path: Path, every: int, folder: Path) -> Path:
@@ -71,15 +72,23 @@ def cpu_seconds(work: Callable[[], object], repeats: int) -> float:
 
 
 def speeds(options: argparse.Namespace, found: Distilled) -> dict[str, float]:
-    """Seconds of a processor that teacher and student take for a cell of 64 atoms, and their ratio."""
+    """Seconds of a processor that a cell of 64 atoms takes, and ratios.
+
+    The teacher's are those of a label, which is what a step of dynamics with it through ASE takes at least.  The
+    student's are those of a structure of a set, lists of neighbours on the host included, and of a step of dynamics.
+    """
     frames = [frame for frame in read_structures(found.out / "taught_tests.extxyz") if len(frame) == 64]
     student, label = Potential.load(found.out / "potential"), config(options).teacher.build()
     teacher = cpu_seconds(lambda: label(bare(frames[0])), 3)
     taught = cpu_seconds(lambda: student.evaluate(frames), 20) / len(frames)
+    dynamics = student.explorer({"walkers": [{"temperature": 300}], "steps": STEPS})
+    step = cpu_seconds(lambda: dynamics.run(frames[:1]), 5) / STEPS
     return {
         "teacher_seconds": round(teacher, 3),
         "student_seconds": round(taught, 6),
+        "student_step_seconds": round(step, 6),
         "times_faster": round(teacher / taught, 1),
+        "times_faster_step": round(teacher / step, 1),
     }
 
 
@@ -102,7 +111,7 @@ def row(options: argparse.Namespace, found: Distilled) -> dict[str, str | float]
         "held_out": round(1e3 * held_out["forces_mae"], 2),
         "wanted": round(1e3 * wanted, 2),
         **faster,
-        "met": test["student_against_teacher"]["forces_mae"] <= wanted and faster["times_faster"] >= FASTER,
+        "met": test["student_against_teacher"]["forces_mae"] <= wanted and faster["times_faster_step"] >= FASTER,
     }
 
 
