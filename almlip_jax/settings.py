@@ -59,7 +59,7 @@ class Settings(BaseModel):
         folder = None if cls.keeps_relative_paths else (info.context or {}).get("folder")
         if folder is None:
             return given
-        return {key: _located(value, known[key].annotation, folder) for key, value in given.items()}
+        return {key: located(value, known[key].annotation, folder) for key, value in given.items()}
 
     @classmethod
     def known_fields(cls) -> Mapping[str, FieldInfo]:
@@ -94,7 +94,7 @@ def _made_absolute(value: Any, kind: Any = Path) -> Any:
         return tuple(_made_absolute(one) for one in value)
     if isinstance(value, Mapping) and _speaks_of_paths(kind):  # what is anything, such as parameters, stays as it is
         return {key: _made_absolute(one) for key, one in value.items()}
-    return _located(value, Path, Path.cwd()) if isinstance(value, Path) else value
+    return located(value, Path, Path.cwd()) if isinstance(value, Path) else value
 
 
 def _speaks_of_paths(kind: Any) -> bool:
@@ -132,7 +132,7 @@ def _of_kind(value: Any, field: FieldInfo) -> Any:
     return {"kind": kind} | dict(value)
 
 
-def _located(value: Any, kind: Any, folder: Path) -> Any:
+def located(value: Any, kind: Any, folder: Path) -> Any:
     """A value of a type with its relative paths meant from a folder, or from the working directory (`FromHere`)."""
     origin, parts = get_origin(kind), get_args(kind)
     if kind is Path and isinstance(value, str | Path):
@@ -144,14 +144,14 @@ def _located(value: Any, kind: Any, folder: Path) -> Any:
         return (Path.cwd() if isinstance(value, FromHere) else folder) / path
     if origin in (Union, UnionType) and not any(get_origin(one) is Literal and value in get_args(one) for one in parts):
         for one in parts:
-            value = _located(value, one, folder)
+            value = located(value, one, folder)
     elif origin is Annotated:
-        return _located(value, parts[0], folder)
+        return located(value, parts[0], folder)
     elif isinstance(value, list | tuple | set) and parts:
         kinds = chain(parts, repeat(None)) if origin is tuple and ... not in parts else repeat(parts[0])
-        return [_located(item, one, folder) for item, one in zip(value, kinds, strict=False)]
+        return [located(item, one, folder) for item, one in zip(value, kinds, strict=False)]
     elif isinstance(value, Mapping) and len(parts) == 2:
-        return {key: _located(item, parts[1], folder) for key, item in value.items()}
+        return {key: located(item, parts[1], folder) for key, item in value.items()}
     return value
 
 

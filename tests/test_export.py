@@ -29,7 +29,7 @@ from almlip_jax.ensembles import Ensemble, Heads
 from almlip_jax.ensembles.sharding import MEMBERS, PARTS
 from almlip_jax.feature_names import atom_feature_names, feature_names
 from almlip_jax.features import FeatureRequest, last_layer_gradient
-from almlip_jax.models import MaceSettings, SharedDensitySettings, build_model
+from almlip_jax.models import MaceSettings, MtpSettings, SharedDensitySettings, build_model
 from almlip_jax.potential import evaluator
 from almlip_jax.precision import full_precision
 from almlip_jax.structures import walkers
@@ -45,6 +45,7 @@ from small_pools import SELECTORS, candidates, sample
 SPECIES = SpeciesTable((1, 8))
 MODEL = SharedDensitySettings(cutoff=3.0, radial=3, l_max=1, channels=2, hidden=(4,))
 MACE = MaceSettings(cutoff=3.0)
+MTP = MtpSettings(cutoff=3.0, level=6, radial_basis_size=3)
 KEY = jax.random.key(0)
 ACCELERATORS = ("cuda", "tpu")
 
@@ -133,7 +134,7 @@ def test_loops(name: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> None
     lowered(compiled.run_chunk, params, jax.eval_shape(loop.begin, params, state, setup), setup)
 
 
-@pytest.mark.parametrize("settings", [MODEL, pytest.param(MACE, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("settings", [MODEL, MTP, pytest.param(MACE, marks=pytest.mark.slow)])
 def test_training(settings: Any, backend: str) -> None:
     data = [crystal(seed) for seed in range(5)]
     training = TrainingSettings(validation_fraction=0.4, batch_size=1, second_stage={})

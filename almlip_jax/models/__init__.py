@@ -7,6 +7,7 @@ from collections.abc import Collection
 from almlip_jax.models.anchored import Anchored
 from almlip_jax.models.base import AtomicOutput, Geometry, LinearLast, Model, ModelSettings, Params, Survey, how_given
 from almlip_jax.models.mace import Mace, MaceSettings
+from almlip_jax.models.mtp import Mtp, MtpSettings
 from almlip_jax.models.nequip import Nequip, NequipSettings
 from almlip_jax.models.repulsion import WithRepulsion, zbl_pair_energy
 from almlip_jax.models.shared_density import SharedDensity, SharedDensitySettings
@@ -40,6 +41,8 @@ __all__ = [
     "MaceSettings",
     "Model",
     "ModelSettings",
+    "Mtp",
+    "MtpSettings",
     "Nequip",
     "NequipSettings",
     "Params",

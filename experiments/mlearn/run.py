@@ -2,9 +2,9 @@
 
 Trains ensembles of four on energies, forces and stresses of the mlearn sets (Zuo et al., J. Phys. Chem. A 124, 731,
 2020) and, where ``--motep-python`` names the interpreter of an environment with motep, moment tensor potentials of
-``--motep-levels`` beside them, whose bases `mtp_basis` makes.  One row a material, model, group and committee or member
-goes into ``results.csv``, errors by group with a column a model into ``table.md``; what is in the output folder already
-is not trained again.
+``--motep-levels`` beside them, with bases of ours.  One row a material, model, group and committee or member goes into
+``results.csv``, errors by group with a column a model into ``table.md``; what is in the output folder already is not
+trained again.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from typing import Any
 import jax
 import numpy as np
 from ase import Atoms
-from mtp_basis import template
 from pydantic import TypeAdapter
 
 from almlip_jax.compilation import prepare_jax
 from almlip_jax.fitting import fit_potential
 from almlip_jax.models import ModelSettings
+from almlip_jax.models.mtp.text import template
 from almlip_jax.potential import Potential
 from almlip_jax.structures.io import read_structures
 from almlip_jax.training import EnsembleSettings, TrainingSettings, checkpoint

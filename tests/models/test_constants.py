@@ -10,7 +10,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from almlip_jax.ensembles import Ensemble, Heads
-from almlip_jax.models import MaceSettings, NequipSettings, SharedDensitySettings, build_model
+from almlip_jax.models import MaceSettings, MtpSettings, NequipSettings, SharedDensitySettings, build_model
 from almlip_jax.models.constants import is_learned, learned_leaves
 from almlip_jax.structures.graph import lone_atoms
 from almlip_jax.structures.species import SpeciesTable
@@ -21,6 +21,13 @@ MODELS = {
     "shared_density": SharedDensitySettings(cutoff=3.0, radial=3, l_max=1, channels=2, hidden=(4,)),
     "mace": MaceSettings(cutoff=3.0, radial=3, channels=2, read_out=(4,)),
     "nequip": NequipSettings(cutoff=3.0, radial=3, channels=2, layers=1, read_out=(4,), radial_hidden=(4,)),
+    "mtp": MtpSettings(cutoff=3.0, level=4, radial_basis_size=3),
+}
+CONSTANT = {
+    "shared_density": {"density_scale", "energy_scale"},
+    "mace": {"message_scale", "energy_scale"},
+    "nequip": {"message_scale", "energy_scale"},
+    "mtp": {"scaling", "moment_scale", "last_scale"},
 }
 
 
@@ -29,9 +36,8 @@ def test_scales_are_constants_and_nothing_else_is(settings):
     ensemble = Ensemble(build_model(settings, SpeciesTable((1, 8))), 2, heads=Heads(2, "evidential"))
     params = jax.eval_shape(ensemble.init, jax.random.key(0))
     constant = {path for path, learned in flatten_dict(is_learned(params), sep="/").items() if not learned}
-    sum_of = "density_scale" if settings.kind == "shared_density" else "message_scale"
-    assert constant == {f"model/constants/{sum_of}", "model/constants/energy_scale", "heads/constants/scale"}
-    assert len(learned_leaves(params)) == len(jax.tree.leaves(params)) - 3
+    assert constant == {f"model/constants/{name}" for name in CONSTANT[settings.kind]} | {"heads/constants/scale"}
+    assert len(learned_leaves(params)) == len(jax.tree.leaves(params)) - len(constant)
 
 
 @pytest.mark.parametrize("settings", MODELS.values(), ids=MODELS)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "experiments" / "mlearn"))
-from mtp_basis import Basis, basis, scalars, template
+from almlip_jax.models.mtp.basis import Basis, basis, scalars
+from almlip_jax.models.mtp.text import template
 
 COUNTS = {2: 1, 4: 2, 6: 5, 8: 9, 10: 16, 12: 29, 14: 52, 16: 92}  # of scalars, in published templates
 SIZES = {8: (11, 18, 14), 10: (25, 41, 42), 12: (46, 84, 117)}  # basic moments, all moments, products: likewise

@@ -1,8 +1,8 @@
-"""The basis of moment tensor potentials of any level; ``python mtp_basis.py LEVEL OUT`` writes an untrained template.
+"""The basis of moment tensor potentials of any level.
 
-Moments M[mu, nu] = sum over neighbours of f_mu(|r|) r x ... x r (nu factors) have level 2 + 4 mu + nu.  The basis
-functions are the scalars that come of products of moments by contracting every index with one of another moment, up to
-a sum of levels (Shapeev, Multiscale Model. Simul. 14, 1153, 2016; Novikov et al., Mach. Learn.: Sci. Technol. 2,
+Moments M[mu, nu] = sum over neighbours of f_mu(|r|) u x ... x u (nu factors u = r / |r|) have level 2 + 4 mu + nu.  The
+basis functions are the scalars that come of products of moments by contracting every index with one of another moment,
+up to a sum of levels (Shapeev, Multiscale Model. Simul. 14, 1153, 2016; Novikov et al., Mach. Learn.: Sci. Technol. 2,
 025002, 2021) and of at most four moments, as in published templates.
 
 A contraction is a graph: moments are vertices and pairs of contracted indices edges; equal graphs are equal scalars.
@@ -13,18 +13,17 @@ of components of two parts; the cheapest way to part it is taken, and what sever
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from itertools import combinations, combinations_with_replacement, permutations, product
 from math import comb, factorial, prod
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 Along = tuple[int, int, int]  # how many indices point along x, y and z
 Part = tuple[int, ...]  # some of the moments
 FACTORS = 4  # moments in a product: functions of at most five atoms
+LARGEST_MU, LARGEST_NU = 5, 10  # in published tables
 
 
 class Component(NamedTuple):
@@ -36,11 +35,32 @@ class Component(NamedTuple):
 
 
 class Basis(NamedTuple):
-    """Moments (mu, x, y, z), products (i1, i2, factor, i3), which add up in order, and which of all are the scalars."""
+    """A basis as files hold it, in numbers alone.
 
-    moments: list[tuple[int, int, int, int]]
-    products: list[tuple[int, int, int, int]]
-    scalars: list[int]
+    Attributes:
+        moments: (mu, a, b, c) of each basic moment, the sum over neighbours of f_mu(r) ux^a uy^b uz^c.
+        products: (i, j, factor, k) in order: ``m[k] += factor * m[i] * m[j]``, basic moments coming first in m.
+        scalars: places in m of the basis functions.
+    """
+
+    moments: tuple[tuple[int, int, int, int], ...]
+    products: tuple[tuple[int, int, int, int], ...]
+    scalars: tuple[int, ...]
+
+    @property
+    def radial_functions(self) -> int:
+        """Number of radial functions f_mu."""
+        return 1 + max(mu for mu, *_ in self.moments)
+
+    @property
+    def highest_rank(self) -> int:
+        """Largest number nu of indices of a moment."""
+        return max(sum(along) for _, *along in self.moments)
+
+    @property
+    def size(self) -> int:
+        """Number of all moments, basic ones and products."""
+        return 1 + max([len(self.moments) - 1, *(k for *_, k in self.products)])
 
 
 Sums = dict[Component, Counter[tuple[Component, Component]]]
@@ -65,8 +85,13 @@ def shape(component: Component) -> Component:
     return canonical(component._replace(open=tuple((sum(along), 0, 0) for along in component.open)))
 
 
-def scalars(level: int) -> list[Component]:
-    """The different full contractions of at most four moments, the lowest levels first."""
+def scalars(level: int, published: bool = True) -> list[Component]:
+    """The different full contractions of at most four moments, the lowest levels first.
+
+    Args:
+        level: highest level.
+        published: leave out moments with mu > 5 or nu > 10, as published tables do, which have a level from 26 on.
+    """
     found: set[Component] = set()
     for n in range(1, min(FACTORS, level // 2) + 1):
         pairs = list(combinations(range(n), 2))
@@ -75,7 +100,8 @@ def scalars(level: int) -> list[Component]:
             for edges in distributed(left, len(pairs)):
                 between = dict(zip(pairs, edges, strict=True))
                 matrix = tuple(tuple(between.get((min(i, j), max(i, j)), 0) for j in range(n)) for i in range(n))
-                found.add(canonical(Component(mus, ((0, 0, 0),) * n, matrix)))
+                if not published or (max(mus) <= LARGEST_MU and max(map(sum, matrix)) <= LARGEST_NU):
+                    found.add(canonical(Component(mus, ((0, 0, 0),) * n, matrix)))
     return sorted(found, key=lambda one: (sum(2 + 4 * mu for mu in one.mus) + sum(map(sum, one.edges)), one))
 
 
@@ -143,11 +169,20 @@ def expand(component: Component, sums: Sums, known: dict[Component, int]) -> Non
     sums[component] = total
 
 
-def basis(level: int) -> Basis:
-    """Moments, products and scalars of a level."""
+@cache
+def basis(level: int, published: bool = True) -> Basis:
+    """Moments, products and scalars of a level.
+
+    Args:
+        level: highest level of a basis function, at least 2; levels are even.
+        published: as for `scalars`.
+
+    Raises:
+        ValueError: there is no basis of that level.
+    """
     if level < 2:
         raise ValueError(f"the lowest level is 2, not {level}.")
-    chosen = scalars(level)
+    chosen = scalars(level, published)
     sums: Sums = {}
     known: dict[Component, int] = {}
     for scalar in chosen:
@@ -158,38 +193,4 @@ def basis(level: int) -> Basis:
     moments = [Component((mu,), (along,), ((0,),)) for mu, along in single]
     place = {one: i for i, one in enumerate([*moments, *sums])}
     products = [(place[a], place[b], factor, place[one]) for one in sums for (a, b), factor in sums[one].items()]
-    return Basis([(mu, *along) for mu, along in single], products, [place[one] for one in chosen])
-
-
-def template(level: int, radial_size: int = 8, distances: tuple[float, float] = (2.0, 5.0)) -> str:
-    """An untrained potential of one species in format 1.1.0, with radial functions of so many Chebyshev polynomials."""
-    found = basis(level)
-    entries = {
-        "version": "1.1.0",
-        "potential_name": f"MTP_L{level}",
-        "scaling": "1.0e-02",
-        "species_count": 1,
-        "potential_tag": "",
-        "radial_basis_type": "RBChebyshev",
-        "\tmin_dist": f"{distances[0]:.15e}",
-        "\tmax_dist": f"{distances[1]:.15e}",
-        "\tradial_basis_size": radial_size,
-        "\tradial_funcs_count": 1 + max(mu for mu, *_ in found.moments),
-        "alpha_moments_count": len(found.moments) + len({i3 for *_, i3 in found.products}),
-        "alpha_index_basic_count": len(found.moments),
-        "alpha_index_basic": listed(found.moments),
-        "alpha_index_times_count": len(found.products),
-        "alpha_index_times": listed(found.products),
-        "alpha_scalar_moments": len(found.scalars),
-        "alpha_moment_mapping": listed(found.scalars),
-    }
-    return "\n".join(["MTP", *(f"{name} = {value}" for name, value in entries.items())]) + "\n"
-
-
-def listed(values: Any) -> str:
-    """Integers or rows of them in braces."""
-    return str(values).translate(str.maketrans("[]()", "{}{}"))
-
-
-if __name__ == "__main__":
-    Path(sys.argv[2]).write_text(template(int(sys.argv[1])))
+    return Basis(tuple((mu, *along) for mu, along in single), tuple(products), tuple(place[one] for one in chosen))

@@ -1,0 +1,122 @@
+"""From basic moments to the basis functions: the tree of contractions, a layer of products after the other."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from functools import lru_cache
+
+import jax
+import jax.numpy as jnp
+
+from almlip_jax.errors import InputError
+from almlip_jax.models.layout import join
+from almlip_jax.models.mtp.basis import Basis
+from almlip_jax.models.mtp.tables import Table, Term, by_terms, chosen_rows, quadratic_rows
+
+
+@dataclass(frozen=True, eq=False)
+class Tree:
+    """The products of a basis in layers: those of a layer take factors of the layers before.
+
+    Attributes:
+        basic: number of basic moments.
+        layers: each maps all moments known before to further ones.
+        scalars: places of the basis functions among the basic moments and those of all layers, in this order.
+    """
+
+    basic: int
+    layers: tuple[Table, ...]
+    scalars: tuple[int, ...]
+
+
+@lru_cache(maxsize=32)
+def tree(basis: Basis) -> Tree:
+    """The layers of a basis; products that no basis function needs are left out.
+
+    Raises:
+        InputError: a product takes what is not known before it, or a basis function comes twice.
+    """
+    terms = _terms(basis)
+    depth: dict[int, int] = dict.fromkeys(range(len(basis.moments)), 0)
+    for moment, products in terms.items():  # in the order of the basis: factors come before
+        depth[moment] = 1 + max(depth[factor] for i, j in products for factor in (i, j))
+    needed = _needed(basis, terms)
+    place = {moment: moment for moment in range(len(basis.moments))}
+    layers = []
+    for layer in range(1, 1 + max(depth.values())):
+        chosen = [moment for moment in terms if depth[moment] == layer and moment in needed]
+        rows: list[tuple[Term, ...]] = [
+            tuple((place[i], place[j], float(factor)) for (i, j), factor in terms[moment].items()) for moment in chosen
+        ]
+        order, known = by_terms(rows), len(place)
+        layers.append(Table(tuple(rows[n] for n in order), known, known))
+        place |= {chosen[n]: known + at for at, n in enumerate(order)}
+    return Tree(len(basis.moments), tuple(layers), tuple(place[moment] for moment in basis.scalars))
+
+
+def _terms(basis: Basis) -> dict[int, Counter[tuple[int, int]]]:
+    """Products of each moment that is not basic, with equal ones together, in an order in which factors come before."""
+    basic, terms = len(basis.moments), dict[int, Counter[tuple[int, int]]]()
+    used: set[int] = set()
+    for i, j, factor, k in basis.products:
+        unknown = [one for one in (i, j) if not 0 <= one < basic and one not in terms]
+        if unknown or k < basic or k in used or k in (i, j):
+            raise InputError(
+                f"the product ({i}, {j}, {factor}, {k}) takes a moment that is not complete before it, or adds to one "
+                "that was taken; correct alpha_index_times."
+            )
+        used.update((i, j))
+        terms.setdefault(k, Counter())[min(i, j), max(i, j)] += factor
+    absent = [one for one in basis.scalars if not 0 <= one < basic and one not in terms]
+    if absent or len(set(basis.scalars)) < len(basis.scalars):
+        wrong = absent[0] if absent else Counter(basis.scalars).most_common(1)[0][0]
+        raise InputError(f"basis function {wrong} is no moment, or comes twice; correct alpha_moment_mapping.")
+    return terms
+
+
+def _needed(basis: Basis, terms: dict[int, Counter[tuple[int, int]]]) -> set[int]:
+    needed = set(basis.scalars)
+    for moment in reversed(terms):
+        if moment in needed:
+            needed.update(factor for pair in terms[moment] for factor in pair)
+    return needed
+
+
+@lru_cache(maxsize=32)
+def factors_of(basis: Basis) -> tuple[tuple[tuple[int, int], ...], ...]:
+    """Of each basis function the moments (mu, nu) that it multiplies.
+
+    Raises:
+        InputError: as `tree`, or a sum is over products of different moments.
+    """
+    found: dict[int, tuple[tuple[int, int], ...]] = {}
+    found |= {n: ((mu, sum(along)),) for n, (mu, *along) in enumerate(basis.moments)}
+    for moment, products in _terms(basis).items():
+        several = {tuple(sorted(found[i] + found[j])) for i, j in products}
+        if len(several) > 1:
+            raise InputError(f"moment {moment} sums products of different moments; correct alpha_index_times.")
+        found[moment] = several.pop()
+    return tuple(found[moment] for moment in basis.scalars)
+
+
+def contract(basis: Basis, moments: jax.Array) -> jax.Array:
+    """The basis functions of some atoms.
+
+    Args:
+        basis: with n basic moments and S basis functions.
+        moments: [n, A] basic moments in the order of the basis.
+
+    Returns:
+        [S, A]; differentiable in the moments any number of times.
+    """
+    found, known = tree(basis), moments
+    for layer in found.layers:
+        further = quadratic_rows(layer, known)
+        known = join((known, further), (known.shape[0], further.shape[0]), 0)
+    return chosen_rows(found.scalars, known.shape[0], known)
+
+
+def contract_atoms(basis: Basis, moments: jax.Array) -> jax.Array:
+    """The basis functions [A, S] of basic moments [A, n], see `contract`."""
+    return jnp.swapaxes(contract(basis, jnp.swapaxes(moments, 0, 1)), 0, 1)
