@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -52,15 +53,24 @@ _check_jax()
 _quieten_compiler()
 
 
-def load(path: Path | str) -> Potential:
-    """The potential saved in a folder.
+def load(path: Path | str, types: Sequence[str] | None = None) -> Potential:
+    """The potential saved in a folder, or of a file of MLIP-2 (``.mtp``).
+
+    Args:
+        path: of the folder or file.
+        types: element of each type of a file, from type 0 on.
 
     Raises:
-        InputError: the folder is missing, incomplete or damaged.
+        InputError: the folder is missing, incomplete or damaged; or the file is, or its types are not known.
     """
     from almlip_jax.potential import Potential  # jax is slow to import, and only potentials need it
 
-    return Potential.load(path)
+    if not Path(path).is_file():
+        return Potential.load(path)
+    from almlip_jax.potential.mtp_files import load_mtp
+    from almlip_jax.structures.labels import required_types
+
+    return load_mtp(path, required_types(path, types))
 
 
 _PUBLIC = {

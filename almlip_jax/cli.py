@@ -69,10 +69,10 @@ if not console.is_terminal:
 
 def _structures_to_write(path: Path | None) -> Path | None:
     """A file that structures can be written to, or none."""
-    from almlip_jax.structures.io import require_extxyz
+    from almlip_jax.structures.io import require_format
 
     if path is not None:
-        require_extxyz(path)
+        require_format(path)
     return file_to_write(path)
 
 
@@ -80,7 +80,9 @@ AnySimulation = TypeVar("AnySimulation", bound="SimulationConfig")
 JsonFile = Annotated[Path | None, typer.Option("--json", callback=file_to_write, help="Also write the result as JSON.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override a key, as dotted.key=value; repeatable.")]
 ConfigFile = Annotated[Path, typer.Argument(help="YAML config.")]
-OutFile = Annotated[Path, typer.Option("--out", callback=_structures_to_write, help="File to write (extxyz).")]
+OutFile = Annotated[
+    Path, typer.Option("--out", callback=_structures_to_write, help="File to write: .extxyz or .xyz, or MLIP-2's .cfg.")
+]
 RunFolder = Annotated[Path, typer.Argument(help="Run directory.")]
 PotentialFolder = Annotated[Path, typer.Argument(help="Folder of a saved potential.")]
 RunOption = Annotated[
@@ -374,7 +376,8 @@ def evaluate(
     data: Annotated[Path, typer.Argument(help="Labelled structures.")],
     group_key: Annotated[str, typer.Option(help="Key of a frame's info that names its group.")] = "group",
     predictions: Annotated[
-        Path | None, typer.Option(help="Also write the frames with labels, predictions and uncertainties (extxyz).")
+        Path | None,
+        typer.Option(help="Also write the frames with labels, predictions and uncertainties (extxyz or cfg)."),
     ] = None,
     figures: Annotated[
         Path | None, typer.Option(help="Also draw parity and calibration, as PDF and PNG, into this folder.")
@@ -385,9 +388,9 @@ def evaluate(
 ) -> None:
     """Compare a potential with labels: errors and calibration, of all structures, of each group and each element."""
     if predictions is not None:
-        from almlip_jax.structures.io import require_extxyz
+        from almlip_jax.structures.io import require_format
 
-        require_extxyz(predictions)
+        require_format(predictions)
     reading = files.reading()
     model = _load(potential)
     from almlip_jax.evaluation import error_metrics
@@ -408,7 +411,7 @@ def evaluate(
     if predictions is not None:
         from almlip_jax.scoring import write_predictions
 
-        write_predictions(model, frames, evaluated, predictions)
+        _say_left_out(write_predictions(model, frames, evaluated, predictions, reading.arguments["type_numbers"]))
         written.append(predictions)
     if figures is not None:
         from almlip_jax.figures.command import draw_errors
@@ -440,6 +443,7 @@ def score(
     total = count_structures(pool)
     with open_progress() as progress, progress.stage("score", total, unit="frames") as advance:
         summary = score_pool(model, pool, out, advance, type_numbers=numbers)
+    _say_left_out(summary.left_out)
     _print_pairs(
         f"Mean scores of {summary.number} structures",
         {
@@ -497,7 +501,7 @@ def select(
         candidates(labelled, model.evaluate(labelled, features=features)),
     )
     batch = taken(frames, chosen, "pool_index")
-    write_structures(out, batch)
+    _say_left_out(write_structures(out, batch, type_numbers=reading.arguments["type_numbers"] or model.species.numbers))
     table = Table("pool index", "gain", title=f"{len(batch)} of {len(frames)} by {selector.kind}")
     for index, gain in chosen[:20]:
         table.add_row(str(index), _number(gain))
@@ -548,7 +552,7 @@ def generate(config: ConfigFile, out: OutFile, overrides: SetOption = None, json
         for frame in some:
             frame.info["generator"] = kind
             frames.append(frame)
-    write_structures(out, frames)
+    _say_left_out(write_structures(out, frames, type_numbers=settings.system.arguments["type_numbers"]))
     counts = {kind: len(some) for kind, some in made.items()}
     _print_pairs("Generated structures", {kind: str(count) for kind, count in counts.items()} | {"written": str(out)})
     _write_json(json_file, {"num_structures": len(frames), "by_kind": counts, "out": str(out)})
@@ -590,7 +594,8 @@ def label(
     for number, error in failed:
         frames[number].info[LABEL_ERROR] = error
     pairs = zip(results, frames, strict=True)
-    write_structures(out, [frame if result.atoms is None else result.atoms for result, frame in pairs])
+    written = [frame if result.atoms is None else result.atoms for result, frame in pairs]
+    _say_left_out(write_structures(out, written, type_numbers=settings.system.arguments["type_numbers"]))
     rows = {
         "labelled": len(frames) - len(failed),
         "failed": len(failed),
@@ -605,13 +610,19 @@ def label(
 @app.command()
 @_with_reading_options
 def convert(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="Structures in any format that is read.")],
-    target: Annotated[Path, typer.Argument(metavar="OUT", help="File to write: .extxyz, .xyz, .cfg or .db.")],
+    source: Annotated[Path, typer.Argument(metavar="IN", help="Structures in any format that is read; a potential.")],
+    target: Annotated[
+        Path,
+        typer.Argument(metavar="OUT", help="File to write: .extxyz, .xyz, .cfg or .db; a potential: .mtp, or folder."),
+    ],
     *,
     files: _ReadingOptions,
     json_file: JsonFile = None,
 ) -> None:
-    """Write structures with their labels in another format: extended XYZ, MLIP-2 cfg or an ASE database."""
+    """Write structures in another format (extended XYZ, MLIP-2 cfg, ASE database), or a potential from or to .mtp."""
+    if source.is_dir() or target.suffix == ".mtp" or _is_mtp(source):
+        _convert_potential(source, target, files.reading().types, json_file)
+        return
     from almlip_jax.structures import convert as conversion
 
     reading = files.reading()
@@ -622,6 +633,46 @@ def convert(
     _print_pairs("Conversion", rows)
     summary = {"structures": converted.number, "types": list(converted.types), "left_out": list(converted.left_out)}
     _write_json(json_file, {**summary, "out": str(target)})
+
+
+def _is_mtp(path: Path) -> bool:
+    from almlip_jax.models.mtp.text import is_mtp
+
+    return path.is_file() and is_mtp(path)
+
+
+def _convert_potential(source: Path, target: Path, types: tuple[str, ...] | None, json_file: Path | None) -> None:
+    from almlip_jax.structures.labels import required_types, type_numbers
+
+    if source.is_dir():
+        potential = _load(source)
+        from almlip_jax.potential.mtp_files import save_mtp
+
+        if target.suffix != ".mtp":
+            raise InputError(f"{target} should end in .mtp, the format that a potential is converted to.")
+        written = save_mtp(potential, target, None if types is None else type_numbers(types))
+        symbols = potential.species.symbols if types is None else types
+    elif not _is_mtp(source):
+        raise InputError(f"{source} is no potential: neither a folder of one nor an .mtp file.")
+    elif target.suffix == ".mtp":
+        from almlip_jax.models.mtp.text import read_mtp
+
+        read_mtp(source).write(target)
+        written, symbols = [target], ()
+    else:
+        from almlip_jax.compilation import prepare_jax
+        from almlip_jax.potential import check_place
+
+        numbers = required_types(source, types)
+        check_place(target)
+        prepare_jax("float64")
+        from almlip_jax.potential.mtp_files import load_mtp
+
+        load_mtp(source, numbers).save(target)
+        written, symbols = [target], types or ()
+    rows = {"written": ", ".join(map(str, written))} | ({"types from 0 on": ", ".join(symbols)} if symbols else {})
+    _print_pairs("Conversion", rows)
+    _write_json(json_file, {"types": list(symbols), "out": [str(path) for path in written]})
 
 
 # ---------------------------------------------------------------------------------------------------------- simulation
@@ -920,6 +971,12 @@ def _write_json(path: Path | None, content: Mapping[str, Any]) -> None:
 
     if path is not None:
         write_json(path, content)
+
+
+def _say_left_out(names: Sequence[str]) -> None:
+    """Names what the format of a file that was written has no place for."""
+    if names:
+        _complain(f"left out, as the format has no place for it: {', '.join(names)}")
 
 
 def _complain(sentence: str) -> None:

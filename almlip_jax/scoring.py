@@ -29,11 +29,13 @@ class PoolSummary:
         number: frames so far.
         most_uncertain: the first frame of the largest ``force_std_max``; one that is not a number counts as larger.
         sums: name -> sum of a score.
+        left_out: names of what frames have and the format of the file written has no place for.
     """
 
     number: int = 0
     most_uncertain: int = 0
     sums: dict[str, float] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
     _largest: float = -math.inf
 
     @property
@@ -65,9 +67,10 @@ def score_pool(
     Args:
         potential: whose they are.
         pool: what `iterate_structures` reads; labels are neither needed nor looked at, and kept as they are.
-        out: extended XYZ, which appears complete or not at all.
+        out: extended XYZ or MLIP-2's ``.cfg``, which appears complete or not at all.
         advance: told the number of frames of each batch.
-        type_numbers: atomic number of each type of a ``cfg`` file, from type 0 on.
+        type_numbers: atomic number of each type of ``cfg`` files, from type 0 on; for writing the elements of the
+            potential where not given.
 
     Raises:
         InputError: a frame cannot be read or holds an element the potential does not know, or `out` cannot be written.
@@ -81,20 +84,32 @@ def score_pool(
     batches = potential.evaluate_stream(
         iterate_structures(pool, keep_labels=True, type_numbers=type_numbers), source=str(pool)
     )
-    write_structures(out, _scored(potential, batches, summary, advance))
+    types = potential.species.numbers if type_numbers is None else type_numbers
+    summary.left_out = write_structures(out, _scored(potential, batches, summary, advance), type_numbers=types)
     return summary
 
 
-def write_predictions(potential: Potential, frames: Sequence[Atoms], evaluated: Evaluated, out: Path) -> None:
+def write_predictions(
+    potential: Potential,
+    frames: Sequence[Atoms],
+    evaluated: Evaluated,
+    out: Path,
+    type_numbers: Sequence[int] | None = None,
+) -> tuple[str, ...]:
     """Writes structures with their labels, predictions and uncertainties, as `predicted_frame` gives them.
 
     Args:
         potential: whose predictions they are.
         frames: the structures.
         evaluated: what it predicts for them, in the same order.
-        out: extended XYZ, which appears complete or not at all.
+        out: extended XYZ or MLIP-2's ``.cfg``, which appears complete or not at all.
+        type_numbers: as for `score_pool`.
+
+    Returns:
+        names of what has no place in the format.
     """
-    write_structures(out, (predicted_frame(potential, frame, evaluated, n) for n, frame in enumerate(frames)))
+    told = (predicted_frame(potential, frame, evaluated, n) for n, frame in enumerate(frames))
+    return write_structures(out, told, type_numbers=potential.species.numbers if type_numbers is None else type_numbers)
 
 
 def predicted_frame(potential: Potential, frame: Atoms, evaluated: Evaluated, n: int) -> Atoms:

@@ -27,8 +27,9 @@ from almlip_jax.config import load_settings
 from almlip_jax.dynamics import ExplorationSettings
 from almlip_jax.ensembles import EnsembleSettings, build_ensemble
 from almlip_jax.kinds import PLUGINS
-from almlip_jax.models import ModelSettings, SharedDensitySettings
+from almlip_jax.models import ModelSettings, MtpSettings, SharedDensitySettings
 from almlip_jax.potential import Potential
+from almlip_jax.potential.mtp_files import save_mtp
 from almlip_jax.structures.graph import lone_atoms
 from almlip_jax.structures.io import write_structures
 from almlip_jax.structures.species import SpeciesTable
@@ -143,6 +144,10 @@ def known(tmp_path_factory) -> dict[str, Any]:
     potential = Potential(model, species, params, {1: 0.0, 8: 0.0}, members=members)
     potential.save(folder / "runs" / "my" / "rounds" / "010" / "potential")
     (folder / "runs" / "my" / "potential").symlink_to("rounds/010/potential")
+    linear = MtpSettings(level=4, radial_basis_size=3)
+    moments = build_ensemble(linear, EnsembleSettings(size=1), species).init(jax.random.key(0))
+    for name in ("pot.mtp", "a.mtp", "b.mtp"):
+        save_mtp(Potential(linear, species, moments, {1: 0.0, 8: 0.0}), folder / name, [8, 1])
     frames = [molecule("H2O") for _ in range(3)]
     for number, frame in enumerate(frames):
         frame.rattle(0.02, seed=number)

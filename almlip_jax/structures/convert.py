@@ -17,7 +17,6 @@ from almlip_jax.errors import InputError
 from almlip_jax.files import replacing
 from almlip_jax.structures.io import read_structures, write_cfg, write_structures
 from almlip_jax.structures.labels import FileReading
-from almlip_jax.structures.mlip_cfg import without_place
 
 _ARRAYS_OF_DATABASES = ("numbers", "positions", "tags", "momenta", "masses", "initial_magmoms", "initial_charges")
 
@@ -58,8 +57,7 @@ def convert(source: Path, target: Path, reading: FileReading | None = None) -> C
     if target.suffix == ".cfg":
         occurring = sorted({int(number) for atoms in frames for number in atoms.numbers})
         types = how.types or tuple(chemical_symbols[number] for number in occurring)
-        write_cfg(target, frames, [atomic_numbers[symbol] for symbol in types])
-        left_out.update(name for atoms in frames for name in without_place(atoms))
+        left_out.update(write_cfg(target, frames, [atomic_numbers[symbol] for symbol in types]))
     elif target.suffix == ".db":
         _write_database(target, frames)
         left_out.update(name for atoms in frames for name in atoms.arrays if name not in _ARRAYS_OF_DATABASES)

@@ -20,7 +20,7 @@ from almlip_jax.structures.electronic_state import normalise_state
 from almlip_jax.structures.extxyz import write_extxyz
 from almlip_jax.structures.extxyz_reading import count_extxyz, read_extxyz
 from almlip_jax.structures.label_census import LabelCensus
-from almlip_jax.structures.labels import LabelKeys, drop_labels, likely_keys, take_labels
+from almlip_jax.structures.labels import LabelKeys, drop_labels, likely_keys, required_types, take_labels
 from almlip_jax.structures.mlip_cfg import count_cfg, is_cfg, iterate_cfg, read_cfg, write_cfg
 from almlip_jax.structures.validation import attach_labels, check_structure
 from almlip_jax.structures.weights import normalise_weights
@@ -33,7 +33,7 @@ __all__ = [
     "iterate_structures",
     "read_cfg",
     "read_structures",
-    "require_extxyz",
+    "require_format",
     "write_cfg",
     "write_structures",
 ]
@@ -42,6 +42,7 @@ LABEL_ERROR = "label_error"
 """Key of `info` that says why a frame of a labelled file has no labels."""
 
 _XYZ = (".xyz", ".extxyz")
+_CFG = ".cfg"
 _DATABASES = ("db", "json")  # of ASE, also the names of their formats
 _COMPRESSED = (".gz", ".bz2", ".xz")
 
@@ -213,29 +214,46 @@ def _checked(path: Path, format: str | None, type_numbers: Sequence[int] | None)
         raise InputError(f"{path} holds no structures.")
 
 
-def write_structures(path: str | Path, structures: Iterable[Atoms]) -> None:
-    """Writes structures as extended XYZ with every digit, each as it comes; the file appears complete or not at all.
+def write_structures(
+    path: str | Path, structures: Iterable[Atoms], *, type_numbers: Sequence[int] | None = None
+) -> tuple[str, ...]:
+    """Writes structures with every digit, each as it comes; the file appears complete or not at all.
 
-    Cell, pbc, `info`, per-atom arrays and calculator results read back as they were (lists of numbers as arrays);
-    so do fixed atoms and coordinates.
+    In extended XYZ, cell, pbc, `info`, per-atom arrays and calculator results read back as they were (lists of numbers
+    as arrays); so do fixed atoms and coordinates.  MLIP-2's format keeps what `write_cfg` says.
+
+    Args:
+        path: ``.extxyz`` or ``.xyz``; or ``.cfg`` (MLIP-2).
+        structures: what to write.
+        type_numbers: atomic number of each type of a ``.cfg`` file, from type 0 on; the elements that occur, by atomic
+            number, where not given.
+
+    Returns:
+        names of what structures have and the format has no place for.
 
     Raises:
-        InputError: the name does not end in .xyz or .extxyz, something in `info` or the arrays has no place in the
-            format, or the file cannot be written.
+        InputError: the name has another ending, something in `info` or the arrays has no place in extended XYZ, an
+            element has no type, or the file cannot be written.
     """
     path = Path(path)
-    require_extxyz(path)
-    write_extxyz(path, structures)
+    require_format(path)
+    if path.suffix != _CFG:
+        write_extxyz(path, structures)
+        return ()
+    if type_numbers is None:
+        structures = list(structures)
+        type_numbers = sorted({int(number) for atoms in structures for number in atoms.numbers})
+    return write_cfg(path, structures, type_numbers)
 
 
-def require_extxyz(path: Path) -> None:
+def require_format(path: Path) -> None:
     """Refuses a name that `write_structures` would not write to; for callers that compute before they write.
 
     Raises:
-        InputError: the name does not end in .xyz or .extxyz.
+        InputError: the name does not say one of its formats.
     """
-    if path.suffix not in _XYZ:
-        raise InputError(f"{path} should end in .extxyz or .xyz, the format structures are written in.")
+    if path.suffix not in (*_XYZ, _CFG):
+        raise InputError(f"{path} should end in .extxyz or .xyz, or in .cfg (MLIP-2), which says its format.")
 
 
 def _frames(path: Path, format: str | None, type_numbers: Sequence[int] | None) -> Iterator[Atoms]:
@@ -245,12 +263,7 @@ def _frames(path: Path, format: str | None, type_numbers: Sequence[int] | None) 
     if kind in _DATABASES:
         return _read_database(path, kind)
     if kind == "cfg":
-        if type_numbers is None:
-            raise InputError(
-                f"{path} is an MLIP-2 file; say which element each of its types is, from type 0 on (--types Si,O, or "
-                "types in a config)."
-            )
-        return iterate_cfg(path, type_numbers)
+        return iterate_cfg(path, required_types(path, None) if type_numbers is None else type_numbers)
     return _read_by_ase(path, format)
 
 

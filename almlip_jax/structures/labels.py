@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
@@ -139,6 +140,20 @@ def parse_types(text: str) -> tuple[str, ...]:
 def type_numbers(types: Sequence[str]) -> list[int]:
     """Atomic numbers of the element symbols of types; 0 for X."""
     return [atomic_numbers[symbol] for symbol in types]
+
+
+def required_types(path: Path | str, types: Sequence[str] | None) -> list[int]:
+    """Atomic numbers of the types of a file of MLIP-2.
+
+    Raises:
+        InputError: they are not given, or one is not an element.
+    """
+    if types is None:
+        raise InputError(
+            f"{path} is an MLIP-2 file; say which element each of its types is, from type 0 on (--types Si,O, or "
+            "types in a config)."
+        )
+    return type_numbers(parse_types(",".join(types)))
 
 
 @dataclass(frozen=True)

@@ -93,8 +93,8 @@ def is_cfg(path: Path) -> bool:
         return file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"BEGIN_CFG")
 
 
-def write_cfg(path: str | Path, structures: Sequence[Atoms], numbers: Sequence[int]) -> None:
-    """Writes structures with their labels; the file appears complete or not at all.
+def write_cfg(path: str | Path, structures: Iterable[Atoms], numbers: Sequence[int]) -> tuple[str, ...]:
+    """Writes structures with their labels, each as it comes; the file appears complete or not at all.
 
     Numbers and one-line texts of `info` become features (charge and spin where they are not 0 and 1); other entries of
     `info`, per-atom arrays, and cell vectors of directions that are not periodic have no place in the format.
@@ -104,10 +104,13 @@ def write_cfg(path: str | Path, structures: Sequence[Atoms], numbers: Sequence[i
         structures: what to write, in order.
         numbers: atomic number of each type, from type 0 on.
 
+    Returns:
+        names of what some structures have and the format has no place for.
+
     Raises:
         InputError: an element is not in the table, or the file cannot be written.
     """
-    path = Path(path)
+    path, left_out = Path(path), set[str]()
     types = {number: kind for kind, number in enumerate(numbers)}
     with replacing(path) as building, building.open("w", encoding="utf-8", newline="\n") as file:
         for number, atoms in enumerate(structures):
@@ -115,10 +118,12 @@ def write_cfg(path: str | Path, structures: Sequence[Atoms], numbers: Sequence[i
             if missing:
                 raise InputError(f"{path}, frame {number}: no type is given for atomic number {missing[0]}; add it.")
             _write_block(file, atoms, np.array([types[z] for z in atoms.numbers.tolist()], int))
+            left_out.update(_without_place(atoms))
+    return tuple(sorted(left_out))
 
 
-def without_place(atoms: Atoms) -> list[str]:
-    """Names of arrays and entries of `info` that `write_cfg` leaves out."""
+def _without_place(atoms: Atoms) -> list[str]:
+    """Names of arrays and entries of `info` that have no place in the format."""
     written = {key for key, _ in _features(atoms.info)} | set(_DEFAULT_STATE)
     arrays = [name for name in atoms.arrays if name not in ("numbers", "positions")]
     return [*arrays, *(str(key) for key in atoms.info if key not in written)]

@@ -1,0 +1,183 @@
+"""Moment tensor potentials of files (``.mtp``) as potentials, and members of potentials as such files.
+
+A file knows types, of which a table of elements says what they are; a potential sorts its elements.  Energies of a file
+are whole: the reference energies of a potential are part of its ``species_coeffs``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ase.data import chemical_symbols
+
+from almlip_jax.ensembles import Ensemble, EnsembleSettings
+from almlip_jax.errors import InputError
+from almlip_jax.models import Anchored, Mtp, MtpSettings
+from almlip_jax.models.anchored import binding_of
+from almlip_jax.models.constants import CONSTANTS
+from almlip_jax.models.mtp.model import described
+from almlip_jax.models.mtp.moments import RadialBasis
+from almlip_jax.models.mtp.recognised import recognised
+from almlip_jax.models.mtp.text import MtpText, Trained, read_mtp
+from almlip_jax.potential.potential import Potential
+from almlip_jax.structures.species import SpeciesTable
+
+
+def settings_of(text: MtpText) -> MtpSettings:
+    """Settings of the model that a file describes, but for the scaling, which is among the constants of each member.
+
+    Raises:
+        InputError: a number of the file is beyond what the model takes.
+    """
+    try:
+        return MtpSettings(**{key: value for key, value in described(text).items() if key != "scaling"})
+    except ValueError as error:
+        raise InputError(f"the moment tensor potential is not one of those that are known ({error}).") from error
+
+
+def load_mtp(paths: Path | str | Sequence[Path | str], numbers: Sequence[int]) -> Potential:
+    """The potential of a file, or the committee of several; in float64.
+
+    Args:
+        paths: the files, each a member.
+        numbers: atomic number of each type, from type 0 on.
+
+    Raises:
+        InputError: a file cannot be read, is a template, or has another number of types; or files differ in more than
+            their coefficients.
+    """
+    files = [paths] if isinstance(paths, str | Path) else list(paths)
+    return joined_potential([read_mtp(path) for path in files], numbers, [str(path) for path in files])
+
+
+def joined_potential(texts: Sequence[MtpText], numbers: Sequence[int], names: Sequence[str]) -> Potential:
+    """As `load_mtp`, of what files hold; their names are for messages."""
+    repeated = sorted({chemical_symbols[z] for z in numbers if list(numbers).count(z) > 1})
+    if repeated:
+        raise InputError(f"{repeated[0]} is given for two types; a potential tells its types apart by their element.")
+    table = SpeciesTable(tuple(sorted(numbers)))
+    settings, members = settings_of(texts[0]), []
+    for text, name in zip(texts, names, strict=True):
+        if text.trained is None:
+            raise InputError(f"{name} is a template without coefficients; train with model.template: {name} instead.")
+        if text.types != len(numbers):
+            raise InputError(f"{name} has {text.types} types, but {len(numbers)} elements are given for them.")
+        if settings_of(text) != settings:
+            raise InputError(f"{name} differs from {names[0]} in more than coefficients; members do not.")
+        members.append(_params(text, text.trained, [list(numbers).index(z) for z in table.numbers]))
+    params = _stacked(members)
+    references = dict.fromkeys(table.numbers, 0.0)
+    origin = {"files": [Path(name).name for name in names]}
+    return Potential(settings, table, params, references, metadata=origin, members=EnsembleSettings(size=len(members)))
+
+
+def _params(text: MtpText, trained: Trained, types: list[int]) -> dict[str, Any]:
+    """Parameters of one member, whose species are these types."""
+    known = recognised(text.basis)
+    moment = trained.moment if known is None else trained.moment[list(known.places)]
+    scaling = 1.0 if text.scaling is None else text.scaling
+    constants = {"scaling": np.array(scaling), "moment_scale": np.ones(len(moment)), "last_scale": np.array(1.0)}
+    radial = trained.radial[np.ix_(types, types)]
+    return {"radial": radial, "moment": moment, "species": trained.species[types], CONSTANTS: constants}
+
+
+def _stacked(members: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        key: _stacked([one[key] for one in members]) if key == CONSTANTS else np.stack([one[key] for one in members])
+        for key in members[0]
+    }
+
+
+def texts_of(potential: Potential, numbers: Sequence[int] | None = None) -> list[MtpText]:
+    """The members of a potential as files have them, reference energies within.
+
+    Args:
+        potential: of moment tensor potentials.
+        numbers: atomic number of each type, from type 0 on; the elements by atomic number where not given.
+
+    Raises:
+        InputError: a member is more than a moment tensor potential, or the elements are not those of the potential.
+    """
+    model, ensemble = _bare_model(potential), potential.ensemble
+    table = potential.species
+    wanted = list(table.numbers if numbers is None else numbers)
+    if sorted(wanted) != list(table.numbers):
+        raise InputError(f"the types should be the elements {', '.join(table.symbols)} of the potential, each once.")
+    places = table.index(np.array(wanted))
+    references = np.array([potential.reference_energies[z] for z in wanted])
+    assert isinstance(ensemble, Ensemble)
+    radial = RadialBasis(*model.radial_basis)
+    found = []
+    for n in range(ensemble.size):
+        one = jax.tree.map(lambda x, n=n: np.asarray(x, np.float64)[n], potential.params)
+        for moment, species in _linear(model, one, ensemble.heads.count):
+            energies = np.where(np.isin(wanted, list(potential.isolated)), 0.0, species[places]) + references
+            inner = one if ensemble.heads.plain else one["model"]
+            trained = Trained(inner["radial"][np.ix_(places, places)], energies, moment)
+            scaling = float(inner[CONSTANTS]["scaling"])
+            name = f"MTP_L{model.settings.level}"
+            found.append(MtpText(model.basis, radial, len(wanted), scaling, trained, name))
+    return found
+
+
+def _bare_model(potential: Potential) -> Mtp:
+    """The moment tensor potential that members are, with nothing added to it."""
+    ensemble = potential.ensemble
+    model = ensemble.model if isinstance(ensemble, Ensemble) else None
+    inner = model.inner if isinstance(model, Anchored) else model
+    if not isinstance(inner, Mtp):
+        what = "a repulsion of nuclei is added to it" if potential.settings.repulsion else "it is of another kind"
+        raise InputError(f"the potential has no place in an .mtp file, since {what}.")
+    if np.any(binding_of(potential.params, len(potential.species))):
+        raise InputError(
+            "the potential has no place in an .mtp file, since its atoms are bound by a function of their own to meet "
+            "the energies of isolated atoms; train without these."
+        )
+    assert isinstance(ensemble, Ensemble)
+    if ensemble.heads.count > 1 and len(potential.species) > 1:
+        raise InputError(
+            "the potential has no place in .mtp files, since the coefficients of its heads depend on the species; "
+            "train an ensemble of models."
+        )
+    return inner
+
+
+def _linear(model: Mtp, one: dict[str, Any], heads: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Moment and species coefficients of each head of a model."""
+    inner = one.get("model", one)
+    exact = model.coefficients(inner)
+    moment, species = np.asarray(exact.moment, np.float64), np.asarray(exact.species, np.float64)
+    if heads == 1:
+        return [(moment, species)]
+    last = one["heads"]["last"][:, 0] * one["heads"][CONSTANTS]["scale"] / one["heads"]["last"].shape[-1] ** 0.5
+    scale = inner[CONSTANTS]["moment_scale"]
+    return [(moment + more[: len(moment)] * scale, species + more[len(moment) :]) for more in last]
+
+
+def save_mtp(potential: Potential, path: Path, numbers: Sequence[int] | None = None) -> list[Path]:
+    """Writes the members of a potential as files; those of a committee get a number before the suffix.
+
+    Args:
+        potential: as for `texts_of`.
+        path: ``pot.mtp``, or ``pot_0.mtp``, ``pot_1.mtp``, ... of a committee.
+        numbers: as for `texts_of`.
+
+    Returns:
+        the files.
+
+    Raises:
+        InputError: as `texts_of`, or a file cannot be written.
+    """
+    texts = texts_of(potential, numbers)
+    several = len(texts) > 1
+    paths = [path.with_stem(f"{path.stem}_{n}") if several else path for n in range(len(texts))]
+    for text, one in zip(texts, paths, strict=True):
+        text.write(one)
+    return paths
+
+
+__all__ = ["joined_potential", "load_mtp", "save_mtp", "settings_of", "texts_of"]
