@@ -134,6 +134,10 @@ def check_teacher(config: ExperimentConfig) -> None:
         raise ValueError("teacher.source is the oracle itself, whose labels are paid for; take a cheaper source.")
     if config.initial.potential is not None:
         raise ValueError("trainings begin with initial.potential or with what a teacher taught; leave one of them out.")
+    if config.training.projection is not None:
+        raise ValueError(
+            "with a teacher trainings are by gradients, as long as teacher says; leave training.projection out."
+        )
     if config.training.warm_steps is not None:
         raise ValueError("with a teacher the length of trainings is teacher.tuning.max_steps; leave warm_steps out.")
     check_labels(config.model.further, teacher.source, "teacher.source")

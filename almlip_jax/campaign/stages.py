@@ -46,7 +46,7 @@ from almlip_jax.selection import Candidates, SelectorSettings
 from almlip_jax.structures.carried import carried, system_of
 from almlip_jax.structures.io import read_structures, write_structures
 from almlip_jax.targets import target_errors, targets
-from almlip_jax.training import EpochReport, TrainingSettings, checkpoint
+from almlip_jax.training import EpochReport, checkpoint
 
 Results = Mapping[str, Any]
 """Fields of the round's record that a stage found out."""
@@ -156,7 +156,7 @@ def trained(
         steps: length of the training, in place of what the settings say.
     """
     params, references = beginning
-    most = steps or _most_steps(learner.training, len(dataset), params is not None)
+    most = steps or learner.training.most_steps(len(dataset), warm=params is not None)
     with progress.stage(name, most, unit="steps") as advance:
         reached = reaching(advance)
 
@@ -171,11 +171,6 @@ def trained(
     potential.save(folder.potential)
     checkpoint.discard(folder.unfinished_training)
     return potential
-
-
-def _most_steps(settings: TrainingSettings, structures: int, warm: bool) -> int:
-    most = (settings.warm_steps if warm else None) or settings.max_steps
-    return min(most, settings.max_epochs * math.ceil(structures / settings.batch_size))
 
 
 def evaluate(

@@ -231,6 +231,8 @@ class ModelSettings(Spec):
     """Settings of any model; the shared-density model where they name no kind."""
 
     default_kind: ClassVar[str | None] = "shared_density"
+    separable: ClassVar[bool] = False
+    """Whether the model is linear in most parameters and says so (`separable.Separable`)."""
 
     cutoff: float = Field(default=5.0, ge=1.0, le=20.0, json_schema_extra=unit("Angstrom"))
     """Radius of an atom's surroundings, Angstrom."""

@@ -355,6 +355,8 @@ def _without_atoms(settings: Any) -> Any:
 def _of_effect(identity: dict[str, Any], further: Collection[str]) -> dict[str, Any]:
     """An identity without keys of targets that the model does not give: they change no result."""
     training, model = identity["training"], identity["model"]
+    if training.get("projection") is None:  # earlier versions did not know it
+        training.pop("projection", None)
     if not model.get("targets", True):  # of a user's own
         model.pop("targets")
     for target in further_targets():

@@ -18,7 +18,8 @@ from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.targets import targets
 from almlip_jax.training.dataset import Capacity
 from almlip_jax.training.idle import refuse_idle
-from almlip_jax.training.settings import TrainingSettings, check_losses, check_targets
+from almlip_jax.training.projection.trainer import ProjectionTrainer
+from almlip_jax.training.settings import TrainingSettings, check_losses, check_projection, check_targets
 from almlip_jax.training.trainer import (
     EpochReport,
     Trainer,
@@ -189,7 +190,8 @@ def build_trainer(
     trainers, first = [], 0
     for n, (group, (_, variant, _)) in enumerate(zip(groups, member_models(model, ensemble), strict=True)):
         settings = _changed(training, variant.training, n)
-        trainers.append(Trainer(group, species, capacity, settings, ensemble, dtype, first))
+        kind = Trainer if settings.projection is None else ProjectionTrainer
+        trainers.append(kind(group, species, capacity, settings, ensemble, dtype, first))
         first += group.size
     if isinstance(members, Ensemble):
         return trainers[0]
@@ -207,6 +209,7 @@ def check_training(model: ModelSettings, ensemble: EnsembleSettings, training: T
     for (one, _, _), changed in zip(models, trainings, strict=True):
         check_losses(changed, ensemble.heads, ensemble.likelihood)
         check_targets(changed, one.further, ensemble.heads)
+        check_projection(changed, one, ensemble)
     refuse_idle(trainings, ensemble.likelihood)
     for target in targets({name for one, _, _ in models for name in one.further}):
         if not all(target.name in one.further for one, _, _ in models):

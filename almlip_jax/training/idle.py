@@ -52,9 +52,26 @@ def refuse_idle_warmth(training: TrainingSettings, where: str = "training.", swi
         raise InputError(f"{where}warm_steps counts with {switch} only; leave it out, or give that.")
 
 
+_OF_GRADIENTS = (
+    *("batch_size", "max_epochs", "max_steps", "learning_rate", "optimiser", "weight_decay", "schedule", "warm_up"),
+    *(
+        "final_learning_rate",
+        "plateau_factor",
+        "plateau_patience",
+        "ema",
+        "clip_norm",
+        "second_stage",
+        "validate_every",
+    ),
+)
+"""Keys that a training by projection does not look at."""
+
+
 def _idle(training: TrainingSettings, likelihood: str) -> Iterator[tuple[str, str]]:
     """Such keys of one training, and what would look at them."""
     kinds = {loss.kind for loss in training.losses}
+    if training.projection is not None:
+        yield from ((name, "a training by gradients") for name in _OF_GRADIENTS if _given(training, name))
     needs = {
         "weight_decay": (training.optimiser == "adamw", "optimiser 'adamw'"),
         "plateau_factor": (training.schedule == "plateau", "schedule 'plateau'"),

@@ -9,7 +9,10 @@ A penalty turns each residual r into what is averaged:
   ``(ln sigma^2 + r^2 / sigma^2) / 2`` for a normal one (mean and variance of the heads, plus the variance of a noise
   that is learned); the Student distribution of an evidential model (Amini et al., NeurIPS 2020, eqs. 8 and 9);
 - ``crps``: the continuous ranked probability score of that normal distribution (Gneiting and Raftery, JASA 102, 359,
-  2007).
+  2007);
+- ``mlip``: the square of the residual of the whole structure, and components are summed instead of averaged (six of a
+  virial): the loss of MLIP-2, divided by the number of structures, ``mean of w_e dE^2 + w_f sum |dF|^2 + w_s sum dW^2``
+  with the virial W (Novikov et al., Mach. Learn.: Sci. Technol. 2, 025002, 2021).
 
 Models with several heads are penalised head by head under the first two.
 """
@@ -41,7 +44,8 @@ class Residuals:
     Attributes:
         sums: over structures or atoms of weight * mean over components of penalty(residual), where the residual of
             energies, virials and the like is divided by the number of atoms; squares of units for squares.
-        counts: number of structures that have the label, or of their atoms where it is one of atoms (not weighted).
+        counts: number of structures that have the label, or of their atoms where it is one of atoms (not weighted);
+            with ``mlip`` that of all structures.
     """
 
     sums: Mapping[str, jax.Array]
@@ -85,18 +89,50 @@ def residuals(
     for target in declared(targets.values):
         axes = len(target.shape)
         error = _by_heads(prediction, target) - targets.values[target.name]
-        if target.by_atoms:
+        if target.by_atoms and not loss.summed:
             error = error / counts.reshape(-1, *axes * (1,))
         belief = _belief(prediction, target, counts)
         penalty = _penalty(error, belief, loss, loss.delta_of(target), loss.floor_of(target))
         if axes:
-            penalty = jnp.mean(penalty, axis=tuple(range(-1, -1 - axes, -1)))
+            penalty = _over_components(penalty, target, loss)
         if target.per == "atom":
             penalty = sum_over_atoms(penalty, graph)  # not those of padding
         has_label = (targets.weights[target.name] > 0).astype(counts.dtype)
         sums[target.name] = jnp.sum(weights * targets.weights[target.name] * penalty)
-        numbers[target.name] = jnp.sum(has_label * counts if target.per == "atom" else has_label)
+        if loss.summed:
+            numbers[target.name] = jnp.sum(graph.structure_mask.astype(counts.dtype))
+        else:
+            numbers[target.name] = jnp.sum(has_label * counts if target.per == "atom" else has_label)
     return Residuals(sums, numbers)
+
+
+def penalty_scales(
+    loss: LossSettings, graph: Graph, targets: Targets, weights: jax.Array, counts: Mapping[str, jax.Array]
+) -> dict[str, jax.Array]:
+    """What the square of one residual component of each structure is multiplied by in a loss of squares, [S].
+
+    Args:
+        loss: ``mse`` or ``mlip``.
+        graph: the batch.
+        targets: its labels.
+        weights: [S] further weight of each structure.
+        counts: what the sums of penalties are divided by, as in `Residuals`.
+    """
+    atoms, found = atom_counts(graph), {}
+    for target in declared(targets.values):
+        scale = loss.weight_of(target) * targets.weights[target.name] * weights / counts[target.name]
+        if not loss.summed:
+            scale = scale / np.prod(target.shape, dtype=int) / (atoms**2 if target.by_atoms else 1)
+        found[target.name] = scale
+    return found
+
+
+def _over_components(penalty: jax.Array, target: Target, loss: LossSettings) -> jax.Array:
+    """The mean over a target's components, or their sum; of a symmetric tensor, each counts once in a sum."""
+    axes = tuple(range(-1, -1 - len(target.shape), -1))
+    if not loss.summed:
+        return jnp.mean(penalty, axis=axes)
+    return jnp.sum(jnp.triu(penalty) if target.symmetry == "tensor" else penalty, axis=axes)
 
 
 def _by_heads(prediction: Prediction, target: Target) -> jax.Array:
@@ -128,7 +164,7 @@ def weighted(loss: LossSettings, sums: Residuals) -> jax.Array:
 
 def _penalty(residual: jax.Array, belief: Belief | None, loss: LossSettings, delta: float, floor: float) -> jax.Array:
     """Penalties without the axis of heads, from residuals [H, ...] and what the model says about them [...]."""
-    if loss.kind == "mse":
+    if loss.kind in ("mse", "mlip"):
         return jnp.mean(residual**2, axis=0)
     if loss.kind == "huber":
         size = jnp.abs(residual)

@@ -177,7 +177,7 @@ class Program:
             "validation_loss": loss + nothing,
             "stopped": state.stopped,
         }
-        return state, report | _errors(squares)
+        return state, report | root_mean_squares(squares)
 
     def _shared_out(self, function: Callable[..., Any], of_models: Any, plan: BatchPlan, *others: Any) -> Any:
         """Sums over structures, of which each device takes its part, for its models.
@@ -377,7 +377,7 @@ class Program:
         )
 
 
-def _errors(squares: Residuals) -> dict[str, jax.Array]:
+def root_mean_squares(squares: Residuals) -> dict[str, jax.Array]:
     """Root mean square errors [L] of what reports name, from sums of squares; NaN where nothing is labelled."""
     found = {}
     for target in declared(squares.sums):

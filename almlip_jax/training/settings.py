@@ -10,13 +10,15 @@ from typing import Annotated, Any, Literal, Self
 from ase.data import atomic_numbers
 from pydantic import Field, field_validator, model_validator
 
+from almlip_jax.ensembles.settings import EnsembleSettings
 from almlip_jax.errors import InputError
-from almlip_jax.models import how_given
+from almlip_jax.models import ModelSettings, how_given
 from almlip_jax.settings import Settings, unit
 from almlip_jax.target_settings import ByTarget
 from almlip_jax.targets import Target, further_targets, targets
+from almlip_jax.training.projection.settings import ProjectionSettings
 
-LossKind = Literal["mse", "huber", "nll", "crps"]
+LossKind = Literal["mse", "huber", "nll", "crps", "mlip"]
 """How residuals are penalised."""
 
 _WEIGHTS = {
@@ -24,21 +26,24 @@ _WEIGHTS = {
     "huber": {"energy": 10.0, "forces": 1.0, "virial": 1.0},
     "nll": {"energy": 0.1, "forces": 1.0, "virial": 0.1},
     "crps": {"energy": 10.0, "forces": 1.0, "virial": 1.0},
+    "mlip": {"energy": 1.0, "forces": 0.01, "virial": 0.001},
 }
 
 
 class LossSettings(ByTarget):
     """How residuals are penalised, and the weights of their means: eV/atom, eV/Angstrom and, for virials, eV/atom.
 
-    Weights that are not given follow from the kind: 10, 1 and 1, or 0.1, 1 and 0.1 with ``nll``, which has no unit.
+    Weights that are not given follow from the kind: 10, 1 and 1; 0.1, 1 and 0.1 with ``nll``, which has no unit; 1,
+    0.01 and 0.001 with ``mlip``, of eV, eV/Angstrom and eV.
     What else models give (dipoles) has a weight and a delta under its name.
     """
 
     kind: LossKind = "mse"
     """Squares; squares up to a delta and linear beyond it, so that a few bad labels or atoms pull less; the negative
     log-likelihood of the labels; or the continuous ranked probability score, which judges the predicted distribution
-    too but is more lenient with outliers.  The last two need members that say how sure they are: `ensemble.heads` or
-    `ensemble.likelihood`."""
+    too but is more lenient with outliers.  These two need members that say how sure they are: `ensemble.heads` or
+    `ensemble.likelihood`.  ``mlip`` is the loss of MLIP-2: squares of the energy of a structure, the three components
+    of each force and the six of the virial, summed and not averaged."""
     energy: float = Field(default=10.0, ge=0, le=1e6)
     """Weight of the mean penalty of the energy residual per atom."""
     forces: float = Field(default=1.0, ge=0, le=1e6)
@@ -93,6 +98,11 @@ class LossSettings(ByTarget):
     def judges_uncertainty(self) -> bool:
         """Whether it needs members that say how sure they are."""
         return self.kind in ("nll", "crps")
+
+    @property
+    def summed(self) -> bool:
+        """Whether residuals are of whole structures and summed over components and atoms."""
+        return self.kind == "mlip"
 
     def weight_of(self, target: Target) -> float:
         """Weight of the mean penalty of a target."""
@@ -171,6 +181,9 @@ class TrainingSettings(Settings):
     """Penalty, and weights of energies, forces and virials."""
     second_stage: SecondStageSettings | None = None
     """Other weights and another learning rate towards the end of the training; none by default."""
+    projection: ProjectionSettings | None = None
+    """Instead of by gradients, train by variable projection: for models that are linear in most parameters, such as
+    moment tensor potentials.  Batches, optimiser and learning rate then have no meaning."""
     validation_fraction: float = Field(default=0.1, ge=0, lt=1)
     """Share of the structures kept for early stopping; 0 trains on all and keeps the last parameters."""
     patience: int = Field(default=50, ge=1, le=10**9)
@@ -181,11 +194,11 @@ class TrainingSettings(Settings):
     """Begin each round of a campaign, or each `fit` of a `Learner`, from the parameters of the one before instead of
     from fresh ones."""
     warm_steps: int | None = Field(default=None, ge=1, le=10**9)
-    """`max_steps` of a training that starts warm, with `warm_start` (of a sweep, its own) or from a given potential
-    (`almlip train --from`); the same where not given."""
+    """`max_steps`, or `projection.iterations`, of a training that starts warm, with `warm_start` (of a sweep, its own)
+    or from a given potential (`almlip train --from`); the same where not given."""
     final_steps: int | None = Field(default=None, ge=1, le=10**9)
     """Once a campaign has ended, one more training on its last dataset, of this length in place of `max_steps` and
-    `max_epochs`, gives its final potential; none where not given."""
+    `max_epochs` (or of `projection.iterations`), gives its final potential; none where not given."""
 
     replay: int = Field(default=64, ge=0, le=1_000_000)
     """Structures, labels included, that a potential remembers of its training, drawn from all compositions and config
@@ -207,6 +220,13 @@ class TrainingSettings(Settings):
                 raise ValueError(f"the energy of {symbol} is not finite.")
         return given
 
+    def most_steps(self, structures: int, *, warm: bool) -> int:
+        """Length in steps of a training on some structures, if nothing ends it earlier; ``warm`` as in `warm_steps`."""
+        given = self.warm_steps if warm else None
+        if self.projection is not None:
+            return given or self.projection.iterations
+        return min(given or self.max_steps, self.max_epochs * math.ceil(structures / self.batch_size))
+
     @property
     def losses(self) -> tuple[LossSettings, ...]:
         """The loss of each stage."""
@@ -224,6 +244,12 @@ class TrainingSettings(Settings):
         for name, loss in zip(("loss", "second_stage"), self.losses, strict=False):
             if loss.energy == loss.forces == loss.virial == 0:
                 raise ValueError(f"{name} has only weights of 0; give energy, forces or virial a weight.")
+        return self
+
+    @model_validator(mode="after")
+    def _projects_squares(self) -> Self:
+        if self.projection is not None and self.loss.kind not in ("mse", "mlip"):
+            raise ValueError(f"projection minimises squares, not a loss of kind '{self.loss.kind}'; take mse or mlip.")
         return self
 
     @model_validator(mode="after")
@@ -258,6 +284,35 @@ def check_targets(training: TrainingSettings, further: Collection[str], heads: i
                     f"the loss weighs {target.many} by {loss.weight_of(target):g}, but the model gives none; "
                     f"{how_given(name)}, or leave the weight out."
                 )
+
+
+def check_projection(training: TrainingSettings, model: ModelSettings, ensemble: EnsembleSettings) -> None:
+    """Whether models can be trained by projection, where that is asked for.
+
+    Raises:
+        InputError: the model is not linear in most parameters, or the members are of a kind that gradients train.
+    """
+    projection = training.projection
+    if projection is None:
+        return
+    if not model.separable:
+        raise InputError(
+            f"training.projection needs a model that is linear in most of its parameters, as kind 'mtp' is; kind "
+            f"'{model.kind}' is not: leave projection out."
+        )
+    if ensemble.heads > 1 or ensemble.likelihood != "none":
+        raise InputError("training.projection finds one energy by squares; leave ensemble.heads and likelihood out.")
+    if ensemble.order == "own":
+        raise InputError(
+            "training.projection has no batches, so that ensemble.order 'own' has no meaning; leave it out."
+        )
+    if projection.members == "own" and projection.starts != ProjectionSettings().starts:
+        raise InputError("training.projection.starts has no meaning with members 'own', which begin with one each.")
+    if projection.members == "shared" and ensemble.bootstrap == "none" and ensemble.size > 1:
+        raise InputError(
+            "with training.projection.members 'shared', models differ by ensemble.bootstrap alone; take 'gamma' or "
+            "'poisson', or members 'own'."
+        )
 
 
 def check_losses(training: TrainingSettings, heads: int, likelihood: str) -> None:

@@ -66,6 +66,8 @@ class _Course:
 class SideBySideTrainer:
     """Runs trainings of equal shape side by side, each as `Trainer.train` would run it alone, up to rounding.
 
+    Those that a trainer does not stack (`Trainer.stacks`) run one after the other.
+
     On one device this saves the overhead of small operations; on several, the trainings are spread
     over them.
 
@@ -109,6 +111,8 @@ class SideBySideTrainer:
         if len(counts) != 1:
             raise InputError(f"trainings side by side need datasets of one size, not of {sorted(counts)} structures.")
         total = steps or self.trainer.total_steps(jobs[0].dataset, warm=jobs[0].params is not None)
+        if not self.trainer.stacks:
+            return self._in_turn(jobs, total, on_epoch, say)
         everyone = [np.ones(self.trainer.ensemble.size, bool) for _ in jobs]
         firsts = self._attempt(jobs, total, everyone, on_epoch)
         lost = [diverged(first.history) for first in firsts]
@@ -130,6 +134,35 @@ class SideBySideTrainer:
             self.trainer.settled(first, second, say) if models.any() else first
             for first, second, models in zip(firsts, seconds, lost, strict=True)
         ]
+
+    def _in_turn(
+        self,
+        jobs: Sequence[Job],
+        total: int,
+        on_epoch: Callable[[int, EpochReport], None] | None,
+        say: Callable[[str], None] | None,
+    ) -> list[TrainingResult]:
+        """One training after the other, each of a job that comes several times once."""
+        done: dict[int, TrainingResult] = {}
+        for n, job in enumerate(jobs):
+            if id(job) in done:
+                continue
+
+            def tell(report: EpochReport, n: int = n) -> None:
+                if on_epoch is not None:
+                    on_epoch(n, report)
+
+            done[id(job)] = self.trainer.train(
+                job.dataset,
+                job.params,
+                job.key,
+                reference_energies=job.reference_energies,
+                on_epoch=tell,
+                steps=total,
+                weights_key=job.weights_key,
+                say=say,
+            )
+        return [done[id(job)] for job in jobs]
 
     def _attempt(
         self,

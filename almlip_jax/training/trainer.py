@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, ClassVar, Final, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -77,6 +77,19 @@ class EpochReport:
         return replace(self, further={name: values[name] for name in self.further}, **own, **others)
 
     @property
+    def plain(self) -> dict[str, Any]:
+        """All numbers by name, as `of` takes them."""
+        alone = ("epoch", "step", "steps", "stopped", "seconds")
+        return {name: getattr(self, name) for name in alone} | self.models
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> EpochReport:
+        """A report from its numbers by name, which may be arrays."""
+        own = {one.name: plain[one.name] for one in fields(cls) if one.name != "further"}
+        numbers = {name: int(plain[name]) for name in ("epoch", "step", "steps")}
+        return cls(**{**own, **numbers, "seconds": float(plain["seconds"]), "further": _further(plain)})
+
+    @property
     def errors(self) -> dict[str, float]:
         """``forces_rmse``, ``dipole_rmse``: each validation error but the energies', NaN where there is none.
 
@@ -118,6 +131,9 @@ class TrainingResult:
 class Trainer:
     """Trains ensembles of one architecture on datasets within one capacity.
 
+    Attributes:
+        stacks: whether several trainings can run side by side in one program.
+
     Args:
         ensemble: model and number of members.
         species: the species table.
@@ -132,6 +148,8 @@ class Trainer:
     Raises:
         InputError: the loss needs members that say how sure they are, and these do not, or the other way round.
     """
+
+    stacks: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -239,7 +257,7 @@ class Trainer:
         params: Params | None,
         key: jax.Array,
         total: int,
-        keeper: _Keeper | None,
+        keeper: Keeper | None,
         wanted: np.ndarray,
         on_epoch: OnEpoch | None,
     ) -> TrainingResult:
@@ -365,9 +383,7 @@ class Trainer:
         return self._total_steps(len(split(len(dataset), share)[0]), warm=warm)
 
     def _total_steps(self, structures: int, *, warm: bool) -> int:
-        per_epoch = int(np.ceil(structures / self.settings.batch_size))
-        most = (self.settings.warm_steps if warm else None) or self.settings.max_steps
-        return min(most, self.settings.max_epochs * per_epoch)
+        return self.settings.most_steps(structures, warm=warm)
 
     def _keeper(
         self,
@@ -377,7 +393,7 @@ class Trainer:
         params: Params | None,
         keys: tuple[jax.Array, ...],
         total: int,
-    ) -> _Keeper:
+    ) -> Keeper:
         words = (
             repr(self.ensemble),
             self.settings.model_dump_json(exclude={"final_steps"}),  # the length is in the total
@@ -390,11 +406,11 @@ class Trainer:
         packed = data.packed
         streams = [jax.random.key_data(key) for key in keys]
         arrays = (packed.data, packed.counts, data.training, streams, [] if params is None else params)
-        return _Keeper(folder, checkpoints.identity(arrays, *words), every)
+        return Keeper(folder, checkpoints.identity(arrays, *words), every)
 
 
 @dataclass(frozen=True)
-class _Keeper:
+class Keeper:
     """Keeps the state of one training in a folder."""
 
     folder: Path
@@ -411,15 +427,14 @@ class _Keeper:
         places = [leaf.sharding if leaf.committed else None for leaf in begun]
         leaves = [jax.device_put(leaf, place) for leaf, place in zip(saved.leaves, places, strict=True)]
         order.restore(saved.order)
-        return jax.tree.unflatten(structure, leaves), [_restored(report) for report in saved.history]
+        return jax.tree.unflatten(structure, leaves), [EpochReport.of(report) for report in saved.history]
 
     def keep(self, state: State, order: Order, history: Sequence[EpochReport], *, last: bool) -> None:
         """Writes the state where it is time to, and where the training has ended."""
         if not last and len(history) % self.every:
             return
         leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(jax.device_get(state))]
-        alone = ("epoch", "step", "steps", "stopped", "seconds")
-        reports = [{name: getattr(report, name) for name in alone} | report.models for report in history]
+        reports = [report.plain for report in history]
         checkpoints.save(self.folder, self.whose, checkpoints.Saved(leaves, order.state, reports))
 
 
@@ -513,13 +528,6 @@ def report_of(raw: dict[str, jax.Array], epoch: int, steps: int, seconds: float)
     own = {name: values[name] for name in (*_OF_MODELS, "stopped")}
     step, further = int(values["step"]), _further(values)
     return EpochReport(epoch=epoch, step=step, steps=steps, seconds=seconds, further=further, **own)
-
-
-def _restored(report: dict[str, Any]) -> EpochReport:
-    """A report from its arrays."""
-    own = {one.name: report[one.name] for one in fields(EpochReport) if one.name != "further"}
-    numbers = {name: int(report[name]) for name in ("epoch", "step", "steps")}
-    return EpochReport(**{**own, **numbers, "seconds": float(report["seconds"]), "further": _further(report)})
 
 
 def _further(values: Mapping[str, Any]) -> dict[str, Any]:

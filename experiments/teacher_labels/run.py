@@ -1,215 +1,275 @@
-"""How many labels does a teacher save?  ``python experiments/teacher_labels/run.py --data DIR --work DIR``.
+"""How many labels does a teacher save?  ``python experiments/teacher_labels/run.py --system acac --data DIR``.
 
-Acetylacetone with PBE labels (pool: dynamics at 600 K, tests at 300 K and 600 K).  An ensemble is pretrained on
-GFN2-xTB labels of dynamics with that method at 300, 600 and 900 K, and tuned on 10 to 160 labels of the pool, drawn at
-random or chosen by a selector in the features of the pretrained ensemble; the same labels also train one from scratch.
-Same frames, seeds and first parameters in all.  One row a training and test set in ``results.csv``; what is in the
-table already is not trained again, and pretrained potentials are kept in the work folder.
+An ensemble is pretrained on the cheap labels of a teacher and tuned on few labels of a pool, drawn at random or chosen
+by a selector in the features of the pretrained ensemble; the same labels also train one from scratch.  Systems:
+acetylacetone (PBE; teacher GFN2-xTB), the Zundel cation (FHI-aims; GFN2-xTB) and silicon (PBE; Nequix).  Same frames,
+seeds and first parameters in all; the seeds of a command train side by side in one program.
+
+One row a training and test set goes into ``--out``; what is in that table already is not trained again, and teacher's
+frames and pretrained potentials are kept.  Commands may run next to each other with tables of their own:
+``--report TABLE ...`` then puts these together into ``results.csv`` and prints what they say.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from ase import Atoms
-from scipy import stats
+from factors import errors, merged, wanted
+from systems import SYSTEMS, System
 
-from almlip_jax import Learner, load, select
+from almlip_jax import Learner, Potential, load, select
 from almlip_jax.campaign.teacher import PretrainingSettings, TuningSettings
 from almlip_jax.compilation import prepare_jax
 from almlip_jax.evaluation import error_metrics
 from almlip_jax.keys import named_key, numpy_generator
-from almlip_jax.oracles import Labeller, LabelStore, MDRun, TBLiteSettings, run_label_md
 from almlip_jax.origins import Taught
-from almlip_jax.potential import Potential
-from almlip_jax.structures.io import read_structures, write_structures
-from almlip_jax.training import TrainingSettings
+from almlip_jax.training import Job, SideBySideTrainer, TrainingSettings
 
 HERE = Path(__file__).resolve().parent
-TESTS = {"300K": "test_MD_300K.xyz", "600K": "test_MD_600K.xyz"}
-ERRORS = ("forces_rmse", "energy_rmse", "energy_offset_free_rmse")
-TEMPERATURES, EVERY = (300.0, 600.0, 900.0), 20
-MODEL, MEMBERS = {"size": "small"}, {"size": 4}
+ERRORS = ("forces_rmse", "forces_mae", "energy_rmse", "energy_offset_free_rmse", "stress_rmse")
+MEMBERS = {"size": 4}
+SCRATCH = "scratch"
+NESTED = {"random", "max_dist"}  # of which a smaller choice is the beginning of a larger one
 
 
-@dataclass(frozen=True)
+@dataclass
 class Study:
-    """What all trainings share: pool, tests and the teacher's frames; the options of the command."""
+    """What all trainings share, and the trainers of each way, which compile once.
 
-    pool: list[Atoms]
-    tests: dict[str, list[Atoms]]
-    frames: list[Atoms]
+    Attributes:
+        system: pool, tests and the teacher's frames.
+        options: of the command.
+    """
+
+    system: System
     options: argparse.Namespace
+    trainers: dict[str, SideBySideTrainer] = field(default_factory=dict)
+
+    @property
+    def seeds(self) -> range:
+        """Those of this command."""
+        return range(self.options.first_seed, self.options.first_seed + self.options.seeds)
 
     @property
     def scratch(self) -> TrainingSettings:
         """Of a training from fresh parameters."""
         return TrainingSettings(max_steps=self.options.steps, max_epochs=10**6)
 
-    def learner(self, seed: int, training: TrainingSettings, frames: list[Atoms], **more: Any) -> Learner:
-        """One for some structures, whose programs are shared."""
-        asked = {"model": MODEL, "ensemble": MEMBERS, "training": training, "seed": seed, "isolated": {}}
-        return Learner(len(frames), typical=frames, **asked, **more)
+    @property
+    def teacher(self) -> str:
+        """Which frames taught, where there is a choice."""
+        return f"teacher ({self.options.cells})" if self.options.system == "silicon" else "teacher"
+
+    def learner(self, seed: int, training: TrainingSettings, typical: list[Atoms], **more: Any) -> Learner:
+        """One for datasets of up to so many structures."""
+        asked = {"model": self.system.model, "ensemble": MEMBERS, "training": training, "isolated": {}}
+        return Learner(len(typical), typical=typical, seed=seed, **asked, **more)
 
 
-def teacher_frames(folder: Path, start: Atoms, count: int) -> list[Atoms]:
-    """Frames of dynamics with GFN2-xTB, made once."""
-    file = folder / f"teacher_{count}.extxyz"
-    if not file.exists():
-        runs = [MDRun(t, -(-count // len(TEMPERATURES)) * EVERY, every=EVERY, equilibration=200) for t in TEMPERATURES]
-        folder.mkdir(parents=True, exist_ok=True)
-        with LabelStore(folder / "teacher.db") as store, Labeller(TBLiteSettings(), store) as labeller:
-            found = run_label_md(start, labeller, runs, seed=0, purpose="teacher")
-        write_structures(file, [frame for trajectory in found for frame in trajectory.frames])
-    return read_structures(file, require_labels=True)
+@dataclass(frozen=True)
+class Task:
+    """One training: its seed, how labels were chosen, and which they are."""
+
+    seed: int
+    selector: str
+    data: list[Atoms]
+    learner: Learner
 
 
-def trained(learner: Learner, data: list[Atoms], *names: Any) -> Potential:
-    """A training whose random numbers follow from seed and names alone, whatever was trained before."""
-    key = named_key(learner.seed, "teacher_labels", *map(str, names))
-    params, references = learner.beginning(data, None)
-    result = learner.train(data, params, key, references)
-    return learner.potential(result, data, references, numpy_generator(learner.seed, "replay"), {})
+def trained(study: Study, way: str, tasks: Sequence[Task]) -> list[Potential]:
+    """Trainings of equal size, whose random numbers follow from seed, size and selector alone, side by side."""
+    begun = [one.learner.beginning(one.data, None) for one in tasks]
+    keys = [named_key(one.seed, "teacher_labels", str(len(one.data)), one.selector) for one in tasks]
+    if any(one.learner.start is not None and one.learner.start.typical for one in tasks):
+        results = [  # the teacher's frames are trained on too, which is done one after another
+            one.learner.train(one.data, params, key, references)
+            for one, (params, references), key in zip(tasks, begun, keys, strict=True)
+        ]
+    else:
+        trainer = study.trainers.setdefault(way, SideBySideTrainer(tasks[0].learner.trainer))
+        jobs = [
+            Job(one.data, key, references, params, named_key(one.seed, "bootstrap"))
+            for one, (params, references), key in zip(tasks, begun, keys, strict=True)
+        ]
+        results = trainer.train(jobs, say=print)
+    return [
+        Potential(
+            settings=one.learner.model,
+            members=result.members(one.learner.settings),
+            species=one.learner.species,
+            params=result.params,
+            reference_energies=references,
+            isolated=frozenset(one.learner.isolated),
+            metadata={},
+        )
+        for one, result, (_, references) in zip(tasks, results, begun, strict=True)
+    ]
 
 
-def pretrained(study: Study, seed: int) -> Potential:
-    """What learned from the teacher under a seed, made once."""
-    options = study.options
-    place = options.work / f"pretrained_{len(study.frames)}_{options.pretraining_steps}_{seed}"
-    if not (place / "potential.json").exists():
+def pretrained(study: Study) -> dict[int, Potential]:
+    """What learned from the teacher under each seed, made once."""
+    options, frames = study.options, study.system.frames
+    name = f"pretrained_{options.system}_{study.teacher}_{len(frames)}_{options.pretraining_steps}".replace(" ", "_")
+    places = {seed: options.work / f"{name}_{seed}" for seed in study.seeds}
+    missing = [seed for seed, place in places.items() if not (place / "potential.json").exists()]
+    if missing:
         training = PretrainingSettings(max_steps=options.pretraining_steps).of(study.scratch)
-        trained(study.learner(seed, training, study.frames), study.frames, "pretrain").save(place)
-    return load(place)
+        tasks = [Task(seed, "pretrain", frames, study.learner(seed, training, frames)) for seed in missing]
+        for seed, potential in zip(missing, trained(study, "pretrain", tasks), strict=True):
+            potential.save(places[seed])
+        del study.trainers["pretrain"]
+    return {seed: load(place) for seed, place in places.items()}
 
 
-def choices(study: Study, seed: int, potential: Potential) -> Iterator[tuple[str, int, list[Atoms]]]:
-    """Labels of each size: their selector, their number, and they themselves."""
-    drawn = np.random.default_rng(seed).permutation(len(study.pool))
-    for size in study.options.sizes:
-        for kind in study.options.selectors:
-            if kind == "random":
-                yield kind, size, [study.pool[n] for n in drawn[:size]]
-            else:
-                yield kind, size, select({"kind": kind}, potential, study.pool, [], size, seed=seed)
+def choices(study: Study, seed: int, potential: Potential, kind: str) -> dict[int, list[Atoms]]:
+    """Labels of each size that are chosen in one way."""
+    pool, sizes = study.system.pool, study.options.sizes
+    if kind == "random":
+        drawn = np.random.default_rng(seed).permutation(len(pool))
+        return {size: [pool[n] for n in drawn[:size]] for size in sizes}
+    places = {frame.positions.tobytes(): frame for frame in pool}
+
+    def best(size: int) -> list[Atoms]:
+        """Structures of the pool as they are in it: what selects gives copies without labels."""
+        chosen = select({"kind": kind}, potential, pool, [], size, seed=seed)
+        return [places[frame.positions.tobytes()] for frame in chosen]
+
+    partial = [size for size in sizes if size < len(pool)]  # a whole pool is not chosen
+    if kind in NESTED:
+        ranked = best(max(partial))
+        return {size: ranked[:size] for size in partial}
+    return {size: best(size) for size in partial}
 
 
-def labelled(study: Study, chosen: list[Atoms]) -> list[Atoms]:
-    """Structures of the pool as they are in it: what selects gives copies without labels."""
-    places = {frame.positions.tobytes(): frame for frame in study.pool}
-    return [places[frame.positions.tobytes()] for frame in chosen]
-
-
-def ways(study: Study, seed: int, potential: Potential) -> dict[str, Learner]:
-    """How the labels are trained on: from scratch, and tuned with each weight of the teacher's frames."""
-    largest = [study.pool[n] for n in range(max(study.options.sizes))]
+def ways(study: Study, potentials: dict[int, Potential]) -> dict[str, dict[int, Learner]]:
+    """How labels are trained on, by seed: from scratch, and tuned with each weight of the teacher's frames."""
+    pool, frames = study.system.pool, study.system.frames
+    largest = pool[: max(study.options.sizes)]
     tuning = TuningSettings(max_steps=study.options.tuning_steps).of(study.scratch)
-    order = numpy_generator(seed, "teacher", "order").permutation(len(study.frames))
-    shuffled = tuple(study.frames[n] for n in order)
-    found = {"scratch": study.learner(seed, study.scratch, largest)}
-    for weight in study.options.replay:
-        start = Taught(potential, shuffled, weight)
-        found[f"teacher, replay {weight:g}"] = study.learner(seed, tuning, largest, start=start)
+    found: dict[str, dict[int, Learner]] = {}
+    if SCRATCH in study.options.ways:
+        found[SCRATCH] = {seed: study.learner(seed, study.scratch, largest) for seed in study.seeds}
+    for weight in study.options.replay if "teacher" in study.options.ways else ():
+        name = f"{study.teacher}, replay {weight:g}" if weight else study.teacher
+        found[name] = {}
+        for seed, potential in potentials.items():
+            order = numpy_generator(seed, "teacher", "order").permutation(len(frames))
+            start = Taught(potential, tuple(frames[n] for n in order), weight)
+            found[name][seed] = study.learner(seed, tuning, largest, start=start)
     return found
 
 
 def rows_of(study: Study, potential: Potential, about: dict[str, Any]) -> list[dict[str, Any]]:
-    """Errors on each test set, meV."""
+    """Errors on each test set and group of it: meV/Angstrom, meV/atom and, of stresses, meV/Angstrom^3."""
     found = []
-    for name, test in study.tests.items():
-        errors = error_metrics(test, potential.evaluate(test))
-        found.append(about | {"test": name} | {key: round(1e3 * float(errors[key]), 3) for key in ERRORS})
+    for name, test in study.system.tests.items():
+        whole = error_metrics(test, potential.evaluate(test))
+        groups = {name: whole} | {f"{name}, {group}": own for group, own in whole["by_group"].items()}
+        for group, own in groups.items():
+            found.append(about | {"test": group} | {key: round(1e3 * float(own[key]), 3) for key in ERRORS})
     return found
 
 
-def factor(scratch: pd.Series, labels: int, error: float) -> tuple[float, bool]:
-    """How many times as many labels a training from scratch needs for an error, and whether it needs more than known.
-
-    Its errors, by the number of labels, are interpolated in logarithms.
-    """
-    x, y = np.log(scratch.index.to_numpy(float)), np.minimum.accumulate(np.log(scratch.to_numpy(float)))
-    if np.log(error) < y[-1]:
-        return float(np.exp(x[-1])) / labels, True
-    return float(np.exp(np.interp(-np.log(error), -y, x))) / labels, False
-
-
-def summary(table: pd.DataFrame) -> str:
-    """Mean errors, and label factors against random labels from scratch with 95 % intervals (paired seeds)."""
-    head = ("test", "labels", "chosen by", "trained", "forces RMSE, meV/A", "seeds", "label factor")
-    lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
-    for test, own in table.groupby("test", sort=False):
-        random = own[(own.way == "scratch") & (own.selector == "random")]
-        curves = {seed: one.set_index("labels").forces_rmse.sort_index() for seed, one in random.groupby("seed")}
-        for (size, kind, way), cell in own.groupby(["labels", "selector", "way"], sort=True):
-            pairs = [factor(curves[r.seed], size, r.forces_rmse) for r in cell.itertuples() if r.seed in curves]
-            cells = [test, str(size), kind, way, f"{cell.forces_rmse.mean():.1f}", str(len(cell))]
-            lines.append(f"| {' | '.join([*cells, told(pairs)])} |")
-    return "\n".join(lines)
+def asked(study: Study) -> Iterator[tuple[int, str, str]]:
+    """Size, way and selector of the trainings, in the order in which they are done."""
+    options = study.options
+    names = [f"{study.teacher}, replay {weight:g}" if weight else study.teacher for weight in options.replay]
+    for size in options.sizes:
+        for way in options.ways:
+            for name in [SCRATCH] if way == SCRATCH else names:
+                for kind in options.scratch_selectors if way == SCRATCH else options.selectors:
+                    if kind == "random" or size < len(study.system.pool):
+                        yield size, name, kind
 
 
-def told(pairs: list[tuple[float, bool]]) -> str:
-    """Geometric mean and interval of factors; a lower bound where some are."""
-    if not pairs:
-        return "-"
-    logs = np.log([value for value, _ in pairs])
-    text = f"{'at least ' if any(beyond for _, beyond in pairs) else ''}{np.exp(logs.mean()):.2f}"
-    if len(logs) < 2:
-        return text
-    width = stats.t.ppf(0.975, len(logs) - 1) * logs.std(ddof=1) / np.sqrt(len(logs))
-    return f"{text} ({np.exp(logs.mean() - width):.2f} to {np.exp(logs.mean() + width):.2f})"
+def run(study: Study) -> None:
+    """Trains what is not in the table yet."""
+    out: Path = study.options.out
+    rows = pd.read_csv(out).to_dict("records") if out.exists() else []
+    done = {(row["seed"], row["labels"], row["selector"], row["way"]) for row in rows}
+
+    def keep(seed: int, size: int, kind: str, way: str, potential: Potential) -> None:
+        about = {"system": study.options.system, "seed": seed, "labels": size, "selector": kind, "way": way}
+        rows.extend(rows_of(study, potential, about))
+        out.parent.mkdir(parents=True, exist_ok=True)
+        pd.DataFrame(rows).to_csv(out, index=False)
+
+    began = time.monotonic()
+    potentials = pretrained(study)
+    print(f"pretrained, {time.monotonic() - began:.0f} s", flush=True)
+    for seed, potential in potentials.items() if "teacher" in study.options.ways else ():
+        if (seed, 0, "none", study.teacher) not in done:
+            keep(seed, 0, "none", study.teacher, potential)
+    learners = ways(study, potentials)
+    chosen: dict[tuple[int, str], dict[int, list[Atoms]]] = {}
+    for size, way, kind in asked(study):
+        missing = [seed for seed in study.seeds if (seed, size, kind, way) not in done]
+        for seed in missing:
+            if (seed, kind) not in chosen:
+                chosen[seed, kind] = choices(study, seed, potentials[seed], kind)
+        tasks = [Task(seed, kind, chosen[seed, kind][size], learners[way][seed]) for seed in missing]
+        for one, potential in zip(tasks, trained(study, way, tasks) if tasks else (), strict=True):
+            keep(one.seed, size, kind, way, potential)
+        print(f"{size} labels, {kind}, {way}: {time.monotonic() - began:.0f} s", flush=True)
 
 
 def options_given() -> argparse.Namespace:
     """Of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--system", choices=SYSTEMS, default="acac")
     parser.add_argument("--data", type=Path, default=os.environ.get("ALMLIP_DATA_DIR"), help="reference data")
+    parser.add_argument("--work", type=Path, default=Path("runs/teacher_labels"), help="pretrained potentials")
     parser.add_argument(
-        "--work", type=Path, default=Path("runs/teacher_labels"), help="frames and pretrained potentials"
+        "--teacher-frames", type=Path, help="folder of the teacher's frames; the work folder by default"
     )
-    parser.add_argument("--out", type=Path, default=HERE / "results.csv")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[10, 20, 40, 80, 160])
-    parser.add_argument("--selectors", nargs="+", default=["random", "bait"])
+    parser.add_argument("--frames-only", action="store_true", help="make the teacher's frames, and nothing else")
+    parser.add_argument("--cells", choices=["made", "pool"], default="made", help="silicon: what Nequix labels")
+    parser.add_argument("--out", type=Path, help="table; in the work folder, named after system and cells, by default")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[10, 20, 40, 80, 160], help="in the order of the runs")
+    parser.add_argument("--ways", nargs="+", choices=[SCRATCH, "teacher"], default=[SCRATCH, "teacher"])
+    parser.add_argument("--selectors", nargs="+", default=["random", "bait", "max_dist"], help="with a teacher")
+    parser.add_argument("--scratch-selectors", nargs="+", default=["random"], help="from scratch")
     parser.add_argument("--replay", type=float, nargs="+", default=[0.0], help="weights of the teacher's frames")
-    parser.add_argument("--seeds", type=int, default=6)
+    parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--frames", type=int, default=2400, help="of the teacher")
+    parser.add_argument("--frames", type=int, default=2400, help="of the teacher's dynamics")
     parser.add_argument("--pretraining-steps", type=int, default=12_000)
     parser.add_argument("--tuning-steps", type=int, default=2_000)
-    parser.add_argument("--steps", type=int, default=4_000, help="from scratch")
+    parser.add_argument("--steps", type=int, default=6_000, help="from scratch")
+    parser.add_argument("--report", type=Path, nargs="+", help="tables to be put together and told of; nothing is run")
     found = parser.parse_args()
-    if found.data is None:
+    if found.report is None and found.data is None:
         parser.error("give the folder of the reference data with --data or ALMLIP_DATA_DIR.")
+    found.teacher_frames = found.teacher_frames or found.work
+    found.out = found.out or found.work / f"{found.system}{'_' + found.cells if found.system == 'silicon' else ''}.csv"
     return found
 
 
 def main() -> None:
-    """Trains what is not in the table yet, and prints the summary."""
+    """Runs the study, or tells of what was run."""
     options = options_given()
+    if options.report is not None:
+        table = merged(options.report)
+        table.to_csv(HERE / "results.csv", index=False)
+        print(errors(table), wanted(table), sep="\n\n")
+        return
     prepare_jax()
-    folder = Path(options.data) / "acac"
-    pool = read_structures(folder / "train_600K.xyz", require_labels=True)
-    tests = {name: read_structures(folder / file, require_labels=True) for name, file in TESTS.items()}
-    study = Study(pool, tests, teacher_frames(options.work, pool[0], options.frames), options)
-    rows = pd.read_csv(options.out).to_dict("records") if options.out.exists() else []
-    done = {(r["seed"], r["labels"], r["selector"], r["way"]) for r in rows}
-    for seed in range(options.first_seed, options.first_seed + options.seeds):
-        potential = pretrained(study, seed)
-        learners = ways(study, seed, potential)
-        for kind, size, chosen in choices(study, seed, potential):
-            for way, learner in learners.items():
-                if (seed, size, kind, way) in done:
-                    continue
-                tuned = trained(learner, labelled(study, chosen), size, kind)
-                rows += rows_of(study, tuned, {"seed": seed, "labels": size, "selector": kind, "way": way})
-                print(*rows[-len(TESTS) :], sep="\n", flush=True)
-                pd.DataFrame(rows).to_csv(options.out, index=False)
-    print(summary(pd.DataFrame(rows)))
+    system = SYSTEMS[options.system](options)
+    if options.frames_only:
+        print(f"{len(system.frames)} frames of the teacher in {options.teacher_frames}")
+        return
+    run(Study(system, options))
+    table = merged([options.out])
+    print(errors(table), wanted(table), sep="\n\n")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from almlip_jax.ensembles import Prediction
 from almlip_jax.structures.graph import Graph, Targets
 from almlip_jax.structures.packing import pack, plan_batches, take_batch
 from almlip_jax.training import LossSettings, plan_capacity, reference_energies
-from almlip_jax.training.loss import means, residuals
+from almlip_jax.training.loss import means, residuals, weighted
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +59,23 @@ def test_huber_is_its_formula(batch):
     np.testing.assert_allclose(
         found["virial"], np.sum(both * np.mean(2 * huber(0.2, virial / 3), axis=(-1, -2))) / 2, rtol=1e-4
     )
+
+
+def test_the_loss_of_mlip_is_its_formula(batch):
+    """Squares of whole energies, of all force components and of six of the virial, over the number of structures."""
+    graph, targets = batch
+    targets = targets.replace(weights={**targets.weights, "virial": targets.weights["energy"]})
+    generator = np.random.default_rng(1)
+    energy, forces, virial = np.array([0.3, -6.0]), generator.normal(size=(2, 3, 3)), generator.normal(size=(2, 3, 3))
+    virial = virial + np.swapaxes(virial, 1, 2)
+    loss = LossSettings(kind="mlip")
+    sums = residuals(
+        wrong_by(targets, graph, energy, forces, virial), graph, targets, jnp.asarray([0.5, 3.0, 7.0]), loss
+    )
+    both = np.array([2.0 * 0.5, 1.0 * 3.0])
+    six = virial[:, *np.triu_indices(3)]
+    each = energy**2 + 0.01 * np.sum(forces**2, axis=(1, 2)) + 0.001 * np.sum(six**2, axis=1)
+    np.testing.assert_allclose(weighted(loss, sums), np.sum(both * each) / 2, rtol=1e-4)
 
 
 def test_a_wrong_force_pulls_no_harder_than_delta(batch):

@@ -33,9 +33,11 @@ from almlip_jax.models.constants import CONSTANTS, with_constants
 from almlip_jax.models.edges import Vectors, edge_vectors
 from almlip_jax.models.mtp.basis import Basis, basis, directions
 from almlip_jax.models.mtp.contractions import contract, factors_of, tree
+from almlip_jax.models.mtp.derivatives import derivatives
 from almlip_jax.models.mtp.moments import RadialBasis, basic_moments, edge_functions, shape_of
 from almlip_jax.models.mtp.recognised import level_of, recognised
 from almlip_jax.models.mtp.text import MtpText, read_mtp
+from almlip_jax.models.separable import Derivatives
 from almlip_jax.models.species_code import exact_code
 from almlip_jax.settings import Settings, located, unit
 from almlip_jax.structures.graph import Graph
@@ -73,6 +75,8 @@ class BasisSettings(Settings):
 
 class MtpSettings(ModelSettings):
     """Shape of the moment tensor potential; `cutoff` is its maximal distance."""
+
+    separable: ClassVar[bool] = True
 
     kind: Literal["mtp"] = "mtp"
     level: int = Field(default=16, ge=2, le=_LEVELS, multiple_of=2)
@@ -294,6 +298,19 @@ class Mtp(LinearLast):
         """Of moment and species coefficients alike."""
         scale: jax.Array = params[CONSTANTS]["last_scale"]
         return scale
+
+    def separate(self, params: Params) -> tuple[jax.Array, jax.Array]:
+        """Moment and species coefficients [S + Z], and radial ones [P]; see `separable.Separable`."""
+        return jnp.concatenate([params["moment"], params["species"]]), params["radial"].reshape(-1)
+
+    def put_together(self, params: Params, linear: jax.Array, others: jax.Array) -> Params:
+        """See `separable.Separable`."""
+        moment, species = linear[: -self.num_species], linear[-self.num_species :]
+        return params | {"moment": moment, "species": species, "radial": others.reshape(params["radial"].shape)}
+
+    def derivatives(self, params: Params, graph: Graph) -> Derivatives:
+        """See `separable.Separable` and `mtp.derivatives`."""
+        return derivatives(self, params, graph)
 
     def coefficients(self, params: Params) -> Coefficients:
         """What the parameters and constants of one model say together."""

@@ -61,6 +61,11 @@ class Shape:
         """Exponents (a, b, c) of the components of u, rank by rank."""
         return tuple(along for nu in range(max(self.ranks) + 1) for along, _ in directions(nu))
 
+    @property
+    def mus(self) -> range:
+        """Numbers of the radial functions."""
+        return range(len(self.ranks))
+
     def number(self, mu: int) -> int:
         """Powers that a mu takes part with: the first so many."""
         return (self.ranks[mu] + 1) * (self.ranks[mu] + 2) * (self.ranks[mu] + 3) // 6

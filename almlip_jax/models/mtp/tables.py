@@ -125,11 +125,11 @@ def bilinear_rows(table: Table, x: jax.Array, y: jax.Array) -> jax.Array:
     Returns:
         [n, A].
     """
-    return _sums(table, x, y)
+    return sums_of_rows(table, x, y)
 
 
 bilinear_rows.defvjp(
-    lambda table, x, y: (_sums(table, x, y), (x, y)),
+    lambda table, x, y: (sums_of_rows(table, x, y), (x, y)),
     lambda table, kept, cotangent: (
         bilinear_rows(table.by_left, cotangent, kept[1]),
         bilinear_rows(table.by_right, cotangent, kept[0]),
@@ -140,11 +140,11 @@ bilinear_rows.defvjp(
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def quadratic_rows(table: Table, x: jax.Array) -> jax.Array:
     """`bilinear_rows` with the same array on both sides."""
-    return _sums(table, x, x)
+    return sums_of_rows(table, x, x)
 
 
 quadratic_rows.defvjp(
-    lambda table, x: (_sums(table, x, x), x),
+    lambda table, x: (sums_of_rows(table, x, x), x),
     lambda table, x, cotangent: (bilinear_rows(table.by_both, cotangent, x),),
 )
 
@@ -172,7 +172,8 @@ def _chosen_backward(rows: tuple[int, ...], number: int, _: None, cotangent: jax
 chosen_rows.defvjp(lambda rows, number, x: (chosen_rows(rows, number, x), None), _chosen_backward)
 
 
-def _sums(table: Table, x: jax.Array, y: jax.Array) -> jax.Array:
+def sums_of_rows(table: Table, x: jax.Array, y: jax.Array) -> jax.Array:
+    """`bilinear_rows` that differentiation goes through as it is, also of arrays [rows, ..., A] that broadcast."""
     parts = []
     for group in table.groups:
         terms = [
@@ -186,7 +187,9 @@ def _sums(table: Table, x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def _column(values: np.ndarray, like: jax.Array) -> np.ndarray | float:
-    return 1.0 if np.all(values == 1) else np.asarray(values[..., None], like.dtype)
+    return (
+        1.0 if np.all(values == 1) else np.asarray(values.reshape(*values.shape, *(1,) * (like.ndim - 1)), like.dtype)
+    )
 
 
 def _rows(x: jax.Array, index: np.ndarray) -> jax.Array:

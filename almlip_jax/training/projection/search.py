@@ -1,0 +1,109 @@
+"""Searches side by side for the parameters that are not linear, as data: where each stands, and its next step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from almlip_jax.training.projection.algebra import Solved, Step, damped_step, solve
+
+_FIRST_DAMPING = 1e-2
+_LEAST_DAMPING, _MOST_DAMPING = 1e-12, 1e8
+_PATIENCE = 3  # steps of little gain in a row after which a search ends
+
+
+@dataclass(frozen=True)
+class Search:
+    """One search of Levenberg and Marquardt, its linear parameters always the best ones.
+
+    Attributes:
+        others: [P] parameters where it stands.
+        factor: [M, M] what the data have come to there.
+        point: what follows from it.
+        scale: [P] largest curvature of each parameter so far.
+        damping: of the next step.
+        growth: what the damping is multiplied by if the step fails.
+        waited: steps of little gain in a row.
+        active: whether it goes on.
+    """
+
+    others: np.ndarray
+    factor: np.ndarray
+    point: Solved
+    scale: np.ndarray
+    damping: float = _FIRST_DAMPING
+    growth: float = 2.0
+    waited: int = 0
+    active: bool = True
+
+    def step(self) -> Step:
+        """The next step to try."""
+        least = 1e-12 * max(float(self.scale.max(initial=0.0)), np.finfo(float).tiny)
+        return damped_step(self.point, np.maximum(self.scale, least), self.damping)
+
+    def after(self, step: Step, factor: np.ndarray, point: Solved, tolerance: float) -> Search:
+        """Where it stands once the end of a step has been looked at (damping by Nielsen, report IMM-REP-1999-05)."""
+        gain = self.point.objective - point.objective
+        if not point.finite or gain < 0:
+            damping = self.damping * self.growth
+            small = step.gain < tolerance * self.point.objective
+            waited = self.waited + 1 if small else self.waited
+            active = damping < _MOST_DAMPING and waited < _PATIENCE
+            return replace(self, damping=damping, growth=2 * self.growth, waited=waited, active=active)
+        ratio = gain / step.gain if step.gain > 0 else 0.0
+        damping = max(self.damping * max(0.2, 1 - (2 * ratio - 1) ** 3), _LEAST_DAMPING)
+        waited = self.waited + 1 if gain < tolerance * self.point.objective else 0
+        return Search(
+            self.others + step.others,
+            factor,
+            point,
+            np.maximum(self.scale, np.diag(point.curvature)),
+            damping,
+            2.0,
+            waited,
+            waited < _PATIENCE,
+        )
+
+
+Look = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+"""Others [C, P], linear ones [C, N] that derivatives by them are for, active [C] -> factors [C, M, M]."""
+
+
+def begun(look: Look, others: np.ndarray, linear: int, active: np.ndarray, ridge: float) -> list[Search]:
+    """Searches before their first step, from parameters [C, P], in two passes over the data.
+
+    Linear parameters are found first, since derivatives by the others depend on them.
+    """
+    nothing = np.zeros((len(others), linear))
+    first = [solve(factor, linear, ridge) for factor in look(others, nothing, active)]
+    found = np.stack([one.linear if on else zero for one, on, zero in zip(first, active, nothing, strict=True)])
+    factors = look(others, found, active)
+    points = [solve(factor, linear, ridge) for factor in factors]
+    return [
+        Search(one, factor, point, np.diag(point.curvature), active=bool(on and point.finite))
+        for one, factor, point, on in zip(others, factors, points, active, strict=True)
+    ]
+
+
+def advanced(look: Look, searches: Sequence[Search], ridge: float, tolerance: float) -> list[Search]:
+    """Searches after one more pass over the data, in which each that is active tries a step."""
+    active = np.array([one.active for one in searches])
+    if not active.any():
+        return list(searches)
+    steps = [one.step() if one.active else None for one in searches]
+    others = np.stack(
+        [one.others if s is None else one.others + s.others for one, s in zip(searches, steps, strict=True)]
+    )
+    linear = np.stack([one.point.linear if s is None else s.linear for one, s in zip(searches, steps, strict=True)])
+    factors = look(others, np.nan_to_num(linear), active)
+    return [
+        one if step is None else one.after(step, factor, solve(factor, linear.shape[1], ridge), tolerance)
+        for one, step, factor in zip(searches, steps, factors, strict=True)
+    ]
+
+
+def best(searches: Sequence[Search]) -> int:
+    """Place of the search with the lowest objective; the first where none is a number."""
+    return int(np.argmin([one.point.objective if one.point.finite else np.inf for one in searches]))

@@ -1,0 +1,41 @@
+"""Settings of trainings by variable projection."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from almlip_jax.settings import Settings
+
+
+class ProjectionSettings(Settings):
+    """How models are trained whose energy is linear in most of their parameters (``kind: mtp``).
+
+    Linear parameters are the best ones, by least squares, wherever the others stand; these are improved by the method
+    of Levenberg and Marquardt, a pass over all structures each time.  Where it ends depends on where it began, so that
+    several starts are tried.
+    """
+
+    iterations: int = Field(default=200, ge=1, le=10**6)
+    """Passes over the data at most; of trainings that start warm, `warm_steps` where that is given."""
+    starts: int = Field(default=4, ge=1, le=256)
+    """Random starts, of which the best goes on after `trial_iterations`."""
+    trial_iterations: int = Field(default=15, ge=1, le=10**6)
+    """Passes over the data after which one start is left."""
+    tolerance: float = Field(default=1e-4, gt=0, lt=1)
+    """A search ends where three steps in a row have lowered the loss by less than this share each."""
+    members: Literal["shared", "own"] = "shared"
+    """``shared``: one search on all structures alike; then every model goes on from there with its own weights of the
+    structures (`ensemble.bootstrap`).  ``own``: every model is searched for from a start of its own and with its own
+    weights, which takes as many times as long."""
+    member_iterations: int = Field(default=2, ge=0, le=10**6)
+    """With ``shared``: passes over the data in which models differ in all parameters; with 0 in linear ones alone."""
+    ridge: float = Field(default=1e-10, gt=0, lt=1)
+    """Penalty on linear parameters, relative to what they multiply: enough to decide what data leave open."""
+
+    @model_validator(mode="after")
+    def _leaves_a_search(self) -> Self:
+        if self.members == "shared" and self.iterations < self.member_iterations + 2:
+            raise ValueError("iterations must be at least member_iterations + 2: one for the search, one for weights.")
+        return self

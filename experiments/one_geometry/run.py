@@ -1,0 +1,306 @@
+"""From one geometry: how many labels do a teacher and selection in the loop save?
+
+``python experiments/one_geometry/run.py --data DIR --out runs/one_geometry`` runs campaigns that know one geometry of a
+system and a label source:
+
+- ``plain``: from scratch; dynamics at 600 K (silicon: 1000 and 3000 K), frames drawn at random, whatever the spread;
+- ``taught``: pretrained on a teacher's dynamics, tuned on frames that a gate and ``log_det`` admission keep in the
+  loop, and `max_det` selects.
+
+What labels here is a stand-in for density functional theory, which would take weeks for so many campaigns: the Eigen
+cation has GFN2-xTB (its teacher is GFN1-xTB), acetylacetone a potential trained on PBE labels (teacher GFN2-xTB),
+silicon one trained on PBE labels (teacher: a potential that learned from Nequix, ``--silicon-teacher``).
+
+Seeds are paired, tests shared.  What is finished is not run again, the rest goes on.  One row a campaign, round and
+test in ``results.csv`` of the output folder; ``--report`` prints what that says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from ase import Atoms
+from ase.build import bulk
+from scipy import stats
+
+from almlip_jax.campaign import resume_campaign, run_campaign
+from almlip_jax.campaign.config import ExperimentConfig
+from almlip_jax.compilation import prepare_jax
+from almlip_jax.ensembles import EnsembleSettings
+from almlip_jax.fitting import fit_potential
+from almlip_jax.models import SharedDensitySettings
+from almlip_jax.oracles import Labeller, LabelStore, SourceSettings
+from almlip_jax.oracles.sampling import label_md
+from almlip_jax.progress import open_progress
+from almlip_jax.structures.io import read_structures, write_structures
+from almlip_jax.training import TrainingSettings
+
+HERE = Path(__file__).resolve().parent
+STARTS = HERE.parent / "exploration_strategies"
+BATCH = {"plain": 12, "taught": 5}
+ROUNDS = {"plain": 12, "taught": 7}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A system.
+
+    Attributes:
+        start: its geometry.
+        truth: source of the labels that are counted.
+        teacher: source of those that are not.
+        temperatures: K, of the teacher's dynamics.
+        walkers: of the exploration.
+        tests: name -> geometry, temperature (K) and settings of the dynamics of a test; the hottest last.
+        timestep: fs.
+        model: settings of the architecture.
+    """
+
+    start: Atoms
+    truth: dict[str, Any]
+    teacher: dict[str, Any]
+    temperatures: list[float]
+    walkers: list[dict[str, Any]]
+    tests: dict[str, tuple[Atoms, float, dict[str, int]]]
+    timestep: float
+    model: dict[str, Any]
+
+
+def eigen(options: argparse.Namespace) -> Case:
+    """H9O4+ with GFN2-xTB; teacher GFN1-xTB."""
+    start = read_structures(STARTS / "eigen.xyz")[0]
+    start.info |= {"charge": 1, "spin": 1}
+    return molecule(start, {"kind": "tblite", "method": "GFN2-xTB"}, {"kind": "tblite", "method": "GFN1-xTB"})
+
+
+def acetylacetone(options: argparse.Namespace) -> Case:
+    """C5H8O2 with a potential trained on 1,000 PBE labels; teacher GFN2-xTB."""
+    folder = Path(options.data) / "acac"
+    files = [folder / f"train_{kelvin}K.xyz" for kelvin in (300, 600)]
+    known = trained(options, "acetylacetone", read_structures(files, require_labels=True), {"size": "small"})
+    start = read_structures(STARTS / "acetylacetone.xyz")[0]
+    return molecule(start, known, {"kind": "tblite", "method": "GFN2-xTB"})
+
+
+def molecule(start: Atoms, truth: dict[str, Any], teacher: dict[str, Any]) -> Case:
+    """With tests at 300 and 600 K."""
+    tests = {"300K": (start, 300.0, {"steps": 2000, "equilibration": 500})}
+    tests["600K"] = (start, 600.0, {"steps": 4000, "equilibration": 1000})
+    walkers = [{"temperature": 600, "count": 8}]
+    return Case(start, truth, teacher, [300.0, 600.0, 900.0], walkers, tests, 0.5, {"size": "tiny"})
+
+
+def silicon(options: argparse.Namespace) -> Case:
+    """A crystal of 32 atoms with a potential trained on 239 PBE labels; teacher a student of Nequix."""
+    if options.silicon_teacher is None:
+        raise SystemExit("silicon needs --silicon-teacher, a folder of a potential.")
+    model = {"size": "tiny", "cutoff": 5.0}
+    files = [Path(options.data) / "mlearn" / f"Si_{part}.extxyz" for part in ("train", "test")]
+    known = trained(options, "silicon", read_structures(files, require_labels=True), model)
+    start = bulk("Si", a=5.469, cubic=True).repeat((2, 2, 1))
+    strained = start.copy()
+    strained.set_cell(start.cell.array @ np.diag([1.05, 1.0, 0.97]), scale_atoms=True)
+    length = {"steps": 1000, "equilibration": 300}
+    tests = {"solid": (start, 600.0, length), "strained": (strained, 600.0, length)}
+    tests["liquid"] = (start, 3000.0, {"steps": 1000, "equilibration": 1000})
+    walkers = [{"temperature": 1000, "count": 4}, {"temperature": 3000, "count": 4}]
+    teacher = {"kind": "potential", "path": str(options.silicon_teacher.resolve())}
+    return Case(start, known, teacher, [600.0, 1500.0, 3000.0], walkers, tests, 1.0, model)
+
+
+CASES: dict[str, Callable[[argparse.Namespace], Case]] = {
+    "eigen": eigen,
+    "acetylacetone": acetylacetone,
+    "silicon": silicon,
+}
+
+
+def trained(options: argparse.Namespace, name: str, frames: list[Atoms], model: dict[str, Any]) -> dict[str, Any]:
+    """A potential that stands in for the method of some labels, made once, as a label source."""
+    place = options.out / "truth" / name
+    if not (place / "potential.json").exists():
+        settings = TrainingSettings(max_steps=options.truth_steps, max_epochs=10**6)
+        potential, _ = fit_potential(frames, SharedDensitySettings(**model), EnsembleSettings(size=2), settings, 0)
+        potential.save(place)
+    return {"kind": "potential", "path": str(place.resolve())}
+
+
+def tested(options: argparse.Namespace, name: str, case: Case) -> list[dict[str, str]]:
+    """Files of dynamics with the truth, made once for all campaigns of a system."""
+    folder = (options.out / "tests").resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    for test, (start, kelvin, length) in case.tests.items():
+        path = folder / f"{name}-{test}.extxyz"
+        files.append({"path": str(path), "group": test})
+        if path.exists():
+            continue
+        source = SourceSettings.parse(case.truth)
+        with LabelStore(folder / f"{name}.db") as store, Labeller(source, store) as labeller:
+            frames = label_md(
+                start, labeller, temperature=kelvin, timestep=1.0, every=20, **length, seed=0, purpose="test"
+            )
+        write_structures(path, frames)
+    return files
+
+
+def config(options: argparse.Namespace, name: str, case: Case, strategy: str, seed: int) -> ExperimentConfig:
+    """A campaign."""
+    start = (options.out / f"{name}.extxyz").resolve()
+    if not start.exists():
+        write_structures(start, [case.start])
+    exploration = {
+        "kind": "md",
+        "walkers": case.walkers,
+        "steps": 1500,
+        "timestep": case.timestep,
+        "record_every": 10,
+        "buffer": 16,
+        "when_full": "go_on",
+    }
+    content: dict[str, Any] = {
+        "name": f"one-geometry-{strategy}",
+        "seed": seed,
+        "system": {"structures": str(start)},
+        "oracle": case.truth,
+        "test": {"files": tested(options, name, case)},
+        "model": case.model,
+        "ensemble": {"size": 4},
+        "training": {"max_steps": 1500, "max_epochs": 10**6},
+        "stopping": {"max_rounds": ROUNDS[strategy], "share_below": None},
+    }
+    if strategy == "plain":
+        content |= {
+            "initial": {
+                "rattle": {"count": 10, "stdev": 0.06},
+                "md": [{"temperature": 300, "steps": 10, "every": 1, "timestep": 1.0}],
+            },
+            "exploration": exploration
+            | {"thresholds": {"kind": "fixed", "record": 1e-9, "stop": 1e3}, "admission": {"kind": "reservoir"}},
+            "selection": {"batch": BATCH[strategy], "selector": {"kind": "random"}},
+        }
+    else:
+        content |= {
+            "teacher": {
+                "source": case.teacher,
+                "temperatures": case.temperatures,
+                "frames": 1200,
+                "every": 10,
+                "timestep": case.timestep,
+                "training": {"max_steps": 6000},
+                "tuning": {"max_steps": 1000},
+            },
+            "initial": {"from_teacher": {"count": 5, "selector": {"kind": "bait"}}},
+            "exploration": exploration
+            | {"thresholds": {"kind": "fixed", "record": 0.05, "stop": 1.0}, "admission": {"kind": "log_det"}},
+            "selection": {"batch": BATCH[strategy], "selector": {"kind": "max_det"}},
+        }
+    return ExperimentConfig.model_validate(content)
+
+
+def finished(folder: Path, campaign: ExperimentConfig) -> list[dict[str, Any]]:
+    """The rounds of a campaign, which is run unless it is finished."""
+    state = folder / "state.json"
+    if not (state.exists() and json.loads(state.read_text())["finished"]):
+        with open_progress() as progress:
+            (resume_campaign if state.exists() else run_campaign)(campaign, folder, progress=progress)
+    found: list[dict[str, Any]] = json.loads(state.read_text())["history"]
+    return found
+
+
+def rows(history: list[dict[str, Any]], about: dict[str, Any], tests: list[str]) -> list[dict[str, Any]]:
+    """Errors of each round, meV/Angstrom and meV/atom."""
+    names = ("forces_rmse", "energy_rmse")
+    return [
+        about
+        | {"round": record["round"], "labels": record["labels"], "test": test}
+        | {name: round(1e3 * record["errors"][f"{name}_{test}"], 3) for name in names}
+        for record in history
+        for test in tests
+        if f"forces_rmse_{test}" in record["errors"]
+    ]
+
+
+def reached(errors: pd.Series, wanted: float) -> tuple[float, bool]:
+    """Labels with which an error is reached, interpolated in logarithms, and whether they are more than there were."""
+    x, y = np.log(errors.index.to_numpy(float)), np.minimum.accumulate(np.log(errors.to_numpy(float)))
+    if np.log(wanted) < y[-1]:
+        return float(np.exp(x[-1])), True
+    return float(np.exp(np.interp(-np.log(wanted), -y, x))), False
+
+
+def report(table: pd.DataFrame) -> str:
+    """Labels of plain dynamics over those of the other, for the final error of plain dynamics; seeds paired."""
+    head = ("system", "test", "plain, final", "labels", "taught, final", "labels", "label factor", "seeds")
+    lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
+    for (system, test), own in table.groupby(["system", "test"], sort=False):
+        curves = {
+            (strategy, seed): one.set_index("labels").forces_rmse.sort_index()
+            for (strategy, seed), one in own.groupby(["strategy", "seed"])
+        }
+        seeds = [seed for strategy, seed in curves if strategy == "plain" and ("taught", seed) in curves]
+        if not seeds:
+            continue
+        plain, taught = ([curves[strategy, seed] for seed in seeds] for strategy in ("plain", "taught"))
+        found = [reached(new, old.iloc[-1]) for old, new in zip(plain, taught, strict=True)]
+        logs = np.log([old.index[-1] / labels for old, (labels, _) in zip(plain, found, strict=True)])
+        text = f"{np.exp(logs.mean()):.1f}"
+        if len(logs) > 1:
+            width = stats.t.ppf(0.975, len(logs) - 1) * logs.std(ddof=1) / np.sqrt(len(logs))
+            text += f" ({np.exp(logs.mean() - width):.1f} to {np.exp(logs.mean() + width):.1f})"
+        missed = sum(beyond for _, beyond in found)
+        at_once = sum(labels == new.index[0] for (labels, _), new in zip(found, taught, strict=True))
+        text += f"; not reached in {missed}" * bool(missed) + f"; with the first labels in {at_once}" * bool(at_once)
+        ends = [f"{np.mean([one.iloc[-1] for one in some]):.1f} | {some[0].index[-1]}" for some in (plain, taught)]
+        lines.append(f"| {system} | {test} | {ends[0]} | {ends[1]} | {text} | {len(seeds)} |")
+    return "\n".join(lines)
+
+
+def options_given() -> argparse.Namespace:
+    """Of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=os.environ.get("ALMLIP_DATA_DIR"), help="reference data")
+    parser.add_argument("--out", type=Path, default=Path("runs/one_geometry"))
+    parser.add_argument("--systems", nargs="+", default=list(CASES), choices=CASES)
+    parser.add_argument("--seeds", type=int, default=8)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--truth-steps", type=int, default=6000, help="of the potentials that stand in for PBE")
+    parser.add_argument("--silicon-teacher", type=Path, help="folder of a potential that learned from Nequix")
+    parser.add_argument("--report", action="store_true", help="tell of what was run, and run nothing")
+    found = parser.parse_args()
+    if found.data is None and not found.report:
+        parser.error("give the folder of the reference data with --data or ALMLIP_DATA_DIR.")
+    return found
+
+
+def main() -> None:
+    """Runs what is not finished, and writes the table."""
+    options = options_given()
+    out = options.out / "results.csv"
+    if not options.report:
+        prepare_jax()
+        options.out.mkdir(parents=True, exist_ok=True)
+        cases = {name: CASES[name](options) for name in options.systems}
+        for seed in range(options.first_seed, options.first_seed + options.seeds):
+            for name, case in cases.items():
+                for strategy in BATCH:
+                    campaign = config(options, name, case, strategy, seed)
+                    history = finished(options.out / f"{name}-{strategy}-{seed}", campaign)
+                    about = {"system": name, "strategy": strategy, "seed": seed}
+                    table = pd.DataFrame(rows(history, about, list(case.tests)))
+                    before = [pd.read_csv(out)] if out.exists() else []
+                    keys = ["system", "strategy", "seed", "round", "test"]
+                    pd.concat([*before, table]).drop_duplicates(keys, keep="last").to_csv(out, index=False)
+    print(report(pd.read_csv(out)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""What the study is made on: a pool with dear labels, tests, and a teacher's frames; one function a system."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import silicon
+from ase import Atoms
+
+from almlip_jax.oracles import Labeller, LabelStore, MDRun, TBLiteSettings, run_label_md
+from almlip_jax.structures.io import read_structures, write_structures
+
+TEMPERATURES, EVERY = (300.0, 600.0, 900.0), 20
+BLOCK = 40  # frames of the Zundel file; every fifth such block is the test
+
+
+@dataclass(frozen=True)
+class System:
+    """Where labels are to be saved.
+
+    Attributes:
+        pool: structures with the labels that are dear.
+        tests: sets that nothing is chosen from, by name.
+        frames: with the labels of the teacher.
+        model: settings of the architecture.
+    """
+
+    pool: list[Atoms]
+    tests: dict[str, list[Atoms]]
+    frames: list[Atoms]
+    model: dict[str, Any] = field(default_factory=lambda: {"size": "small"})
+
+
+def acac(options: Namespace) -> System:
+    """Acetylacetone with PBE labels, pool of dynamics at 600 K; teacher GFN2-xTB."""
+    folder = Path(options.data) / "acac"
+    pool = read_structures(folder / "train_600K.xyz", require_labels=True)
+    files = {"300K": "test_MD_300K.xyz", "600K": "test_MD_600K.xyz"}
+    tests = {name: read_structures(folder / file, require_labels=True) for name, file in files.items()}
+    return System(pool, tests, tight_binding(options, pool[0]))
+
+
+def zundel(options: Namespace) -> System:
+    """The Zundel cation with labels of FHI-aims; every fifth block of the frames is the test; teacher GFN2-xTB."""
+    frames = read_structures(Path(options.data) / "protonated_water" / "zundel.extxyz", require_labels=True)
+    for frame in frames:
+        frame.info["charge"] = 1
+    parts: dict[bool, list[Atoms]] = {True: [], False: []}
+    for number, frame in enumerate(frames):
+        parts[number // BLOCK % 5 == 4].append(frame)
+    return System(parts[False], {"held out": parts[True]}, tight_binding(options, frames[0]))
+
+
+def tight_binding(options: Namespace, start: Atoms) -> list[Atoms]:
+    """Frames of dynamics with GFN2-xTB, made once."""
+    file = options.teacher_frames / f"{options.system}_{options.frames}.extxyz"
+    if not file.exists():
+        runs = [
+            MDRun(t, -(-options.frames // len(TEMPERATURES)) * EVERY, every=EVERY, equilibration=200)
+            for t in TEMPERATURES
+        ]
+        file.parent.mkdir(parents=True, exist_ok=True)
+        store = file.with_suffix(".db")
+        with LabelStore(store) as opened, Labeller(TBLiteSettings(), opened) as labeller:
+            found = run_label_md(start, labeller, runs, seed=0, purpose="teacher")
+        write_structures(file, [frame for trajectory in found for frame in trajectory.frames])
+    return read_structures(file, require_labels=True)
+
+
+def mlearn_silicon(options: Namespace) -> System:
+    """Silicon of the mlearn set (PBE); teacher Nequix, on cells of our own or on those of the pool too."""
+    folder = Path(options.data) / "mlearn"
+    pool, test = (read_structures(folder / f"Si_{part}.extxyz", require_labels=True) for part in ("train", "test"))
+    file = options.teacher_frames / f"silicon_{options.cells}.extxyz"
+    if not file.exists():
+        bare = options.teacher_frames / "unlabelled" / file.name
+        bare.parent.mkdir(parents=True, exist_ok=True)
+        write_structures(bare, silicon.made() + (silicon.around(pool) if options.cells == "pool" else []))
+        command = f"python experiments/nequix_labels/run.py {bare} --weights FILE.nqx --out {file.parent}"
+        raise SystemExit(f"{file} is not there; {command} makes it.")
+    return System(pool, {"test": test}, read_structures(file, require_labels=True), {"size": "small", "cutoff": 5.0})
+
+
+SYSTEMS: dict[str, Callable[[Namespace], System]] = {"acac": acac, "zundel": zundel, "silicon": mlearn_silicon}

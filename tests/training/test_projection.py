@@ -1,0 +1,255 @@
+"""Trainings by variable projection, on labels that a moment tensor potential gave."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+from pydantic import ValidationError
+from small_training import same_bits
+
+from almlip_jax.ensembles import Ensemble
+from almlip_jax.errors import InputError
+from almlip_jax.models import ModelSettings
+from almlip_jax.models.mtp import MtpSettings
+from almlip_jax.potential import Potential
+from almlip_jax.structures.packing import BatchShape, pack, plan_batches, take_batch
+from almlip_jax.structures.species import SpeciesTable
+from almlip_jax.training import (
+    EnsembleSettings,
+    EpochReport,
+    LossSettings,
+    TrainingResult,
+    TrainingSettings,
+    check_training,
+    plan_capacity,
+)
+from almlip_jax.training.loss import residuals, weighted
+from almlip_jax.training.projection.algebra import Solved, solve
+from almlip_jax.training.projection.data import observer
+from almlip_jax.training.projection.trainer import ProjectionTrainer
+
+MODEL = MtpSettings(level=6, cutoff=4.0, min_dist=1.5, radial_basis_size=4)
+SPECIES = SpeciesTable((3, 9))
+NONE = {3: 0.0, 9: 0.0}
+
+
+def truth() -> Any:
+    """Parameters [1, ...] of the potential that labels."""
+    with jax.enable_x64(True):
+        params = jax.tree.map(np.asarray, Ensemble(MODEL.build(SPECIES), 1).init(jax.random.key(5)))
+    generator = np.random.default_rng(0)
+    return params | {
+        "moment": 0.3 * generator.normal(size=params["moment"].shape) / (1 + np.arange(params["moment"].shape[1])),
+        "species": np.array([[-1.0, 2.0]]),
+        "constants": params["constants"] | {"scaling": np.full(1, 0.05)},
+    }
+
+
+def structure(seed: int) -> Atoms:
+    """Four or five atoms in a crystal of no symmetry."""
+    generator = np.random.default_rng(seed)
+    numbers = [3, 9, 3, 9, 9][: 4 + seed % 2]
+    sites = np.array([[0, 0, 0], [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5], [0.5, 0.5, 0.5]])[: len(numbers)]
+    return Atoms(
+        numbers, cell=[4.2, 4.4, 4.6], scaled_positions=sites + 0.06 * generator.normal(size=sites.shape), pbc=True
+    )
+
+
+@pytest.fixture(scope="module")
+def crystals() -> list[Atoms]:
+    """Structures with labels of the potential, in float64."""
+    with jax.enable_x64(True):
+        structures = [structure(seed) for seed in range(14)]
+        evaluated = Potential(MODEL, SPECIES, truth(), NONE, members=EnsembleSettings(size=1)).evaluate(structures)
+    for n, atoms in enumerate(structures):
+        results = {"energy": evaluated.energy[n], "forces": evaluated.forces[n], "stress": evaluated.stress[n]}
+        atoms.calc = SinglePointCalculator(atoms, **results)
+    return structures
+
+
+def settings_of(**projection: Any) -> TrainingSettings:
+    """A short training by projection."""
+    given = {"starts": 2, "iterations": 12, "trial_iterations": 4, "member_iterations": 1, **projection}
+    return TrainingSettings(loss={"kind": "mlip"}, projection=given, validation_fraction=0.2)
+
+
+def trainer_of(
+    dataset: list[Atoms], settings: TrainingSettings, members: int = 2, **of_members: Any
+) -> ProjectionTrainer:
+    """A trainer of the small model."""
+    capacity = plan_capacity(dataset, MODEL.cutoff, settings)
+    ensemble = Ensemble(MODEL.build(SPECIES), members)
+    return ProjectionTrainer(
+        ensemble, SPECIES, capacity, settings, EnsembleSettings(size=members, **of_members), np.float64
+    )
+
+
+def trained(trainer: ProjectionTrainer, dataset: list[Atoms], params: Any = None, **options: Any) -> TrainingResult:
+    """A training with no reference energies."""
+    return trainer.train(dataset, params, jax.random.key(0), reference_energies=NONE, **options)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a search is told of a dataset, all of which trains."""
+
+    look: Callable[..., np.ndarray]
+
+    def at(self, others: np.ndarray) -> Solved:
+        """The point at some parameters, with derivatives for the best linear ones."""
+        twice, active = np.stack([others] * 2), np.array([True, False])
+        with jax.enable_x64(True):
+            first = solve(self.look(twice, np.zeros((2, 7)), active)[0], 7, 1e-10)
+            return solve(self.look(twice, np.stack([first.linear] * 2), active)[0], 7, 1e-10)
+
+
+def seen(dataset: list[Atoms], loss: str = "mlip") -> Seen:
+    """What searches are told of a dataset."""
+    trainer = trainer_of(
+        dataset, settings_of().model_copy(update={"loss": LossSettings(kind=loss), "validation_fraction": 0.0})
+    )
+    with jax.enable_x64(True):
+        data = trainer.training_set(dataset, NONE)
+        first = jax.tree.map(lambda x: np.repeat(x, 2, 0), truth())
+        found = observer(trainer._reduce, trainer.inner, first, data, trainer._all, summed=trainer.settings.loss.summed)
+    return Seen(found.look(np.ones((2, trainer.capacity.structures)), np.arange(2)))
+
+
+def others_near(size: float = 0.0) -> np.ndarray:
+    """The true parameters that are not linear, or some near them."""
+    radial = truth()["radial"].reshape(-1)
+    return radial + size * np.random.default_rng(3).normal(size=radial.shape)
+
+
+def test_linear_parameters_are_recovered(crystals):
+    """Where radial functions are the true ones, one pass gives the potential itself."""
+    found = seen(crystals).at(others_near())
+    true = np.concatenate([truth()["moment"][0], truth()["species"][0]])
+    np.testing.assert_allclose(found.linear, true, rtol=1e-8, atol=1e-8)
+    assert found.loss < 1e-18
+
+
+@pytest.mark.parametrize("loss", ["mlip", pytest.param("mse", marks=pytest.mark.slow)])
+def test_the_loss_is_the_one_that_gradients_see(crystals, loss):
+    """At a point of a search it is that of all structures at once, with missing labels and weights of structures."""
+    dataset = [atoms.copy() for atoms in crystals]
+    for n, (atoms, full) in enumerate(zip(dataset, crystals, strict=True)):
+        known = {name: value for name, value in full.calc.results.items() if (name, n) not in MISSING}
+        atoms.calc = SinglePointCalculator(atoms, **known)
+        atoms.info["weight"] = 1.0 + n
+    point = seen(dataset, loss).at(others_near(0.3))
+    with jax.enable_x64(True):
+        model, batch = MODEL.build(SPECIES), BatchShape(70, 60, 14)
+        packed = pack(dataset, SPECIES, MODEL.cutoff, neighbors=60, dtype=np.float64)
+        graph, targets = take_batch(packed.data, plan_batches(packed, np.arange(14), batch)[0], 0)
+        relative = {name: weights / 7.5 for name, weights in targets.weights.items()}  # to their mean
+        first = jax.tree.map(lambda x: jnp.asarray(x[0]), truth())
+        params = model.put_together(first, jnp.asarray(point.linear), jnp.asarray(others_near(0.3)))
+        prediction = jax.jit(Ensemble(model, 1).predict)(jax.tree.map(lambda x: x[None], params), graph)
+        settings = LossSettings(kind=loss)
+        sums = residuals(prediction, graph, targets.replace(weights=relative), jnp.ones(14), settings)
+        assert point.loss == pytest.approx(float(weighted(settings, sums)), rel=1e-9)
+
+
+MISSING = {("forces", 1), ("stress", 1), ("stress", 2), ("energy", 3)}
+
+
+def test_the_gradient_is_that_of_the_projected_loss(crystals):
+    told, others, step = seen(crystals), others_near(0.3), 1e-5
+    gradient = told.at(others).gradient
+    for direction in np.random.default_rng(4).normal(size=(2, len(others))):
+        slope = (told.at(others + step * direction).loss - told.at(others - step * direction).loss) / (2 * step)
+        assert -2 * gradient @ direction == pytest.approx(slope, rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def trainer(crystals) -> ProjectionTrainer:
+    """For two members."""
+    return trainer_of(crystals, settings_of(tolerance=1e-12))
+
+
+@pytest.fixture(scope="module")
+def whole(trainer, crystals) -> TrainingResult:
+    """A training from random starts."""
+    return trained(trainer, crystals)
+
+
+def test_it_finds_what_gave_the_labels(trainer, crystals):
+    """From radial functions near the true ones, the search ends with the potential itself."""
+    begin = truth() | {"radial": others_near(0.05).reshape(truth()["radial"].shape)}
+    last = trained(trainer, crystals, jax.tree.map(lambda x: np.repeat(x, 2, 0), begin), steps=20).history[-1]
+    assert (last.train_loss < 1e-12).all()
+    assert (last.validation_energy_rmse < 1e-5).all()
+    assert (last.validation_forces_rmse < 1e-5).all()
+
+
+def test_the_loss_falls_and_members_differ(whole):
+    losses = np.array([report.train_loss for report in whole.history])
+    shared = losses[:-2]
+    assert (np.diff(shared[4:], axis=0) <= 0).all()
+    assert (shared[:, 0] == shared[:, 1]).all()
+    assert losses[-1][0] != losses[-1][1]
+    assert not np.allclose(whole.params["moment"][0], whole.params["moment"][1], rtol=1e-3)
+    assert whole.history[-1].step == whole.history[-1].steps or whole.history[-1].stopped.all()
+
+
+@pytest.mark.parametrize("after", [2, 10])
+def test_an_interrupted_training_goes_on_bit_for_bit(trainer, crystals, whole, tmp_path: Path, after):
+    """In the trial of several starts, and among the members."""
+
+    def stop(report: EpochReport) -> None:
+        if report.step == after:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(trainer, crystals, on_epoch=stop, checkpoint=tmp_path, checkpoint_every=1)
+    heard: list[int] = []
+    again = trained(trainer, crystals, on_epoch=lambda report: heard.append(report.step), checkpoint=tmp_path)
+    assert heard[0] == after + 1
+    assert same_bits(again.params, whole.params)
+    assert same_bits([r.models for r in again.history], [r.models for r in whole.history])
+
+
+def test_structures_without_weight_and_energies_alone(trainer, crystals, whole):
+    """What weighs nothing changes nothing; energies alone are learned from."""
+    with_more = [atoms.copy() for atoms in crystals]
+    for atoms, full in zip(with_more, crystals, strict=True):
+        atoms.calc = SinglePointCalculator(atoms, energy=full.calc.results["energy"])
+    result = trained(trainer, with_more, steps=4)
+    assert np.isfinite(result.history[-1].train_loss).all()
+    assert np.isnan(result.history[-1].validation_forces_rmse).all()
+
+
+@pytest.mark.parametrize(
+    ("model", "members", "training", "message"),
+    [
+        ({"kind": "mace"}, {}, {}, "kind 'mace' is not"),
+        ({"kind": "mtp"}, {"heads": 2}, {"loss": {"kind": "mlip"}}, "heads"),
+        ({"kind": "mtp"}, {"order": "own"}, {}, "no batches"),
+        ({"kind": "mtp"}, {"bootstrap": "none"}, {}, "differ by ensemble.bootstrap alone"),
+        ({"kind": "mtp"}, {}, {"learning_rate": 0.1}, "learning_rate counts with a training by gradients"),
+        ({"kind": "mtp"}, {}, {"second_stage": {"energy": 1.0}}, "second_stage"),
+        ({"kind": "mtp"}, {}, {"projection": {"members": "own", "starts": 8}}, "begin with one each"),
+    ],
+)
+def test_what_it_cannot_do_is_refused(model, members, training, message):
+    with pytest.raises(InputError, match=message):
+        check_training(
+            ModelSettings.parse(model),
+            EnsembleSettings(**members),
+            TrainingSettings.model_validate({"projection": {}, **training}),
+        )
+
+
+def test_losses_that_are_no_squares_are_refused():
+    with pytest.raises(ValidationError, match="minimises squares"):
+        TrainingSettings.model_validate({"projection": {}, "loss": {"kind": "huber"}})
