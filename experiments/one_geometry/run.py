@@ -12,7 +12,8 @@ cation has GFN2-xTB (its teacher is GFN1-xTB), acetylacetone a potential trained
 silicon one trained on PBE labels (teacher: a potential that learned from Nequix, ``--silicon-teacher``).
 
 Seeds are paired, tests shared.  What is finished is not run again, the rest goes on.  One row a campaign, round and
-test in ``results.csv`` of the output folder; ``--report`` prints what that says.
+test goes into ``--table``.  Processes for some seeds each may run next to each other with tables of their own, once
+``--prepare`` has made what they share; ``--report TABLE ...`` puts these together and prints what they say.
 """
 
 from __future__ import annotations
@@ -171,6 +172,7 @@ def config(options: argparse.Namespace, name: str, case: Case, strategy: str, se
         "seed": seed,
         "system": {"structures": str(start)},
         "oracle": case.truth,
+        "executor": {"kind": "local", "workers": 1},
         "test": {"files": tested(options, name, case)},
         "model": case.model,
         "ensemble": {"size": 4},
@@ -191,6 +193,7 @@ def config(options: argparse.Namespace, name: str, case: Case, strategy: str, se
         content |= {
             "teacher": {
                 "source": case.teacher,
+                "executor": {"kind": "local", "workers": options.workers},
                 "temperatures": case.temperatures,
                 "frames": 1200,
                 "every": 10,
@@ -274,32 +277,45 @@ def options_given() -> argparse.Namespace:
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--truth-steps", type=int, default=6000, help="of the potentials that stand in for PBE")
     parser.add_argument("--silicon-teacher", type=Path, help="folder of a potential that learned from Nequix")
-    parser.add_argument("--report", action="store_true", help="tell of what was run, and run nothing")
+    parser.add_argument("--workers", type=int, default=1, help="processes of a teacher")
+    parser.add_argument("--prepare", action="store_true", help="make tests and what labels, and run nothing")
+    parser.add_argument("--table", type=Path, help="results.csv of the output folder by default")
+    parser.add_argument("--report", type=Path, nargs="+", help="tables to be put together and told of; nothing is run")
     found = parser.parse_args()
     if found.data is None and not found.report:
         parser.error("give the folder of the reference data with --data or ALMLIP_DATA_DIR.")
+    found.table = found.table or found.out / "results.csv"
     return found
+
+
+KEYS = ["system", "strategy", "seed", "round", "test"]
 
 
 def main() -> None:
     """Runs what is not finished, and writes the table."""
     options = options_given()
-    out = options.out / "results.csv"
-    if not options.report:
-        prepare_jax()
-        options.out.mkdir(parents=True, exist_ok=True)
-        cases = {name: CASES[name](options) for name in options.systems}
-        for seed in range(options.first_seed, options.first_seed + options.seeds):
-            for name, case in cases.items():
-                for strategy in BATCH:
-                    campaign = config(options, name, case, strategy, seed)
-                    history = finished(options.out / f"{name}-{strategy}-{seed}", campaign)
-                    about = {"system": name, "strategy": strategy, "seed": seed}
-                    table = pd.DataFrame(rows(history, about, list(case.tests)))
-                    before = [pd.read_csv(out)] if out.exists() else []
-                    keys = ["system", "strategy", "seed", "round", "test"]
-                    pd.concat([*before, table]).drop_duplicates(keys, keep="last").to_csv(out, index=False)
-    print(report(pd.read_csv(out)))
+    if options.report:
+        table = pd.concat([pd.read_csv(file) for file in options.report]).drop_duplicates(KEYS, keep="last")
+        table.sort_values(KEYS).to_csv(HERE / "results.csv", index=False)
+        print(report(table.sort_values(KEYS[:4], kind="stable")))
+        return
+    prepare_jax()
+    options.out.mkdir(parents=True, exist_ok=True)
+    cases = {name: CASES[name](options) for name in options.systems}
+    if options.prepare:
+        for name, case in cases.items():
+            config(options, name, case, "plain", 0)
+        return
+    for seed in range(options.first_seed, options.first_seed + options.seeds):
+        for name, case in cases.items():
+            for strategy in BATCH:
+                history = finished(
+                    options.out / f"{name}-{strategy}-{seed}", config(options, name, case, strategy, seed)
+                )
+                found = rows(history, {"system": name, "strategy": strategy, "seed": seed}, list(case.tests))
+                before = [pd.read_csv(options.table)] if options.table.exists() else []
+                table = pd.concat([*before, pd.DataFrame(found)]).drop_duplicates(KEYS, keep="last")
+                table.to_csv(options.table, index=False)
 
 
 if __name__ == "__main__":
