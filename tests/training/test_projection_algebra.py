@@ -7,6 +7,7 @@ import pytest
 from scipy.optimize import lsq_linear
 
 from almlip_jax.training.projection.algebra import damped_step, solve
+from almlip_jax.training.projection.search import advanced, begun, best
 
 
 class Problem:
@@ -82,3 +83,17 @@ def test_what_data_leave_open_is_shared_or_nothing():
 
 def test_numbers_that_are_none_are_seen():
     assert not solve(np.full((5, 5), np.nan), 2, 1e-10).finite
+
+
+def test_a_search_that_has_looked_at_no_data_is_never_the_best():
+    """As of a training that goes on from fewer models than there is room for."""
+    rng = np.random.default_rng(4)
+    factor = np.linalg.qr(rng.normal(size=(40, 6)), mode="r")
+
+    def look(others: np.ndarray, linear: np.ndarray, active: np.ndarray) -> np.ndarray:
+        return np.where(active[:, None, None], factor, 0.0)
+
+    tried = np.array([False, True, False])
+    searches = begun(look, rng.normal(size=(3, 2)), 3, tried, 1e-10)
+    assert best(searches) == 1 and np.any(searches[1].point.linear)
+    assert best(advanced(look, searches, 1e-10, 1e-4)) == 1

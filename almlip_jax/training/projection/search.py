@@ -105,5 +105,9 @@ def advanced(look: Look, searches: Sequence[Search], ridge: float, tolerance: fl
 
 
 def best(searches: Sequence[Search]) -> int:
-    """Place of the search with the lowest objective; the first where none is a number."""
-    return int(np.argmin([one.point.objective if one.point.finite else np.inf for one in searches]))
+    """Place of the search with the lowest objective; the first where none is a number.
+
+    Searches for which there was nothing to begin with have looked at no data, and do not count.
+    """
+    known = (one.point.finite and one.factor.any() for one in searches)
+    return int(np.argmin([one.point.objective if k else np.inf for k, one in zip(known, searches, strict=True)]))
