@@ -238,16 +238,19 @@ class Ensemble:
     @full_precision
     def energies(self, params: Params, graph: Graph) -> jax.Array:
         """Energy of every member and structure, [M, S] eV, without forces; differentiable in the graph's places."""
+        return jax.vmap(lambda of_atoms: sum_over_atoms(of_atoms, graph))(self.atom_energies(params, graph))
+
+    @full_precision
+    def atom_energies(self, params: Params, graph: Graph) -> jax.Array:
+        """What every member says that each atom adds to the energy of its structure, [M, A] eV; `energies` of atoms."""
         geometry_of, here = self._geometry_of(graph)
         geometry = geometry_of(here)
 
         def one_model(one: Params) -> jax.Array:
             output = self.model.apply(self._model_part(one), geometry, graph)
-            own = sum_over_atoms(output.energy, graph)
             if self.heads.count == 1:
-                return own[None]
-            more = jnp.sum(self.heads.weights(one["heads"], graph) * output.features, axis=-1)
-            return own + jax.vmap(lambda of_atoms: sum_over_atoms(of_atoms, graph))(more)
+                return output.energy[None]
+            return output.energy + jnp.sum(self.heads.weights(one["heads"], graph) * output.features, axis=-1)
 
         return _flatten(self._over_models(one_model, params))
 

@@ -99,6 +99,12 @@ class MixedEnsemble:
         """Energy of every member and structure, [M, S] eV; see `Ensemble.energies`."""
         return jnp.concatenate([group.energies(one, graph) for group, one in zip(self.groups, params, strict=True)])
 
+    @full_precision
+    def atom_energies(self, params: Params, graph: Graph) -> jax.Array:
+        """What every member says that each atom adds to the energy, [M, A] eV; see `Ensemble.atom_energies`."""
+        parts = zip(self.groups, params, strict=True)
+        return jnp.concatenate([group.atom_energies(one, graph) for group, one in parts])
+
     def committee(self, params: Params, graph: Graph) -> Committee:
         """Mean and spread of the members, from one evaluation of each."""
         return committee_statistics(self.predict(params, graph), graph)

@@ -31,6 +31,7 @@ from almlip_jax.structures.walkers import WalkerNeighbors, walker_neighbors
 from almlip_jax.uncertainty import force_calibration
 
 if TYPE_CHECKING:
+    from almlip_jax.compilation import Precision
     from almlip_jax.dynamics import ExplorationSettings
     from almlip_jax.steps import PotentialExplorer
 
@@ -308,9 +309,18 @@ class Potential:
 
         return explorer_of(self, settings)
 
-    def calculator(self) -> PotentialCalculator:
-        """An ASE calculator: energy, forces, stress, and the committee's spread as further results."""
-        return PotentialCalculator(self)
+    def calculator(self, *, skin: float = 0.5, precision: Precision | None = None) -> PotentialCalculator:
+        """An ASE calculator: energy, forces, stress, and the committee's spread as further results.
+
+        Args:
+            skin: Angstrom, by which lists of neighbours reach beyond the cutoff; it changes no result.
+            precision: ``float32`` or ``float64``, whatever the process computes in otherwise; that of the potential
+                where not given.
+
+        Raises:
+            InputError: the skin is negative or no number.
+        """
+        return PotentialCalculator(self, skin=skin, precision=precision)
 
     def energy_fn(
         self, atoms: Atoms, *, skin: float = 0.5

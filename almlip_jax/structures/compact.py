@@ -30,16 +30,28 @@ def wrapped(atoms: Atoms, edges: Edges) -> tuple[np.ndarray, np.ndarray]:
     """
     positions, shifts = np.array(atoms.positions, np.float64), edges.shifts
     if atoms.pbc.any():
-        cell = np.asarray(atoms.cell.array, np.float64)
-        fractions = positions @ periodic_inverse(cell, atoms.pbc)
-        cells = np.where(atoms.pbc, np.floor(fractions), 0.0).astype(np.int64)
+        cell, cells = np.asarray(atoms.cell.array, np.float64), home_cells(atoms)
         positions -= cells[:, 0:1] * cell[0] + cells[:, 1:2] * cell[1] + cells[:, 2:3] * cell[2]
         if cells.any():
             shifts = shifts + (cells.take(edges.neighbors, axis=0) - cells.take(edges.centers, axis=0))
-    if len(atoms):
-        middle = 0.5 * (positions.min(axis=0) + positions.max(axis=0))
-        positions -= np.round(middle / _GRID) * _GRID  # on the grid, so that nothing is rounded
+    positions -= middle_on_grid(positions)
     return positions, shifts
+
+
+def home_cells(atoms: Atoms) -> np.ndarray:
+    """How many cells each atom lies outside of its own, [N, 3] int64; 0 in directions that are not periodic."""
+    if not atoms.pbc.any():
+        return np.zeros((len(atoms), 3), np.int64)
+    fractions = atoms.positions @ periodic_inverse(np.asarray(atoms.cell.array, np.float64), atoms.pbc)
+    return np.where(atoms.pbc, np.floor(fractions), 0.0).astype(np.int64)
+
+
+def middle_on_grid(positions: np.ndarray) -> np.ndarray:
+    """The middle [3] of positions [N, 3], on the grid, so that counting from there rounds nothing; 0 of none."""
+    if not len(positions):
+        return np.zeros(3)
+    middle: np.ndarray = np.round(0.5 * (positions.min(axis=0) + positions.max(axis=0)) / _GRID) * _GRID
+    return middle
 
 
 def edge_vectors(positions: jax.Array, cells: jax.Array, neighbors: jax.Array, shifts: jax.Array) -> jax.Array:

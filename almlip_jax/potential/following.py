@@ -1,0 +1,237 @@
+"""One structure after the other through an ensemble, as engines ask for them: only what is asked for, and soon.
+
+Engines (ASE, LAMMPS) call once a step with a structure that moved a little.  Its list of neighbours is kept
+(`structures.followed`), sizes come in buckets, so that structures of similar size share a program, and a program gives
+no more than a call needs: the energy alone takes no reverse pass, forces no score.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Set
+from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+
+import jax
+import numpy as np
+from ase import Atoms
+from ase.stress import full_3x3_to_voigt_6_stress
+
+from almlip_jax.ensembles import AnyEnsemble, committee_statistics
+from almlip_jax.errors import InputError
+from almlip_jax.models import Params
+from almlip_jax.potential.novelty import Novelty
+from almlip_jax.precision import full_precision
+from almlip_jax.scores import Score, atom_scores, names, score_of, scores
+from almlip_jax.structures.electronic_state import electronic_state
+from almlip_jax.structures.followed import Follower, Listed, Place, followed_graph
+from almlip_jax.structures.graph import Graph
+from almlip_jax.targets import has_target, targets
+
+if TYPE_CHECKING:
+    from almlip_jax.compilation import Precision
+    from almlip_jax.potential.potential import Potential
+
+Part: TypeAlias = Literal["energies", "forces", "scores"]
+"""What a program gives: ``energies`` those of atoms and members, from a forward pass alone; ``forces`` the means of all
+that the models predict; ``scores`` the same, what each member says, and every score."""
+
+_ENERGIES = ("energies", "energies_std", "member_energies", "member_energy", "energy", "free_energy")
+_FORCES = ("energy", "free_energy", "forces", "stress")
+_MEMBERS = ("member_energy", "member_forces", "member_stress")
+_PROGRAMS = 64  # kinds of programs that are remembered; each holds one for every bucket of sizes
+
+
+def of_atoms(name: str) -> str:
+    """What results call a score of atoms, which structures may have under the same name."""
+    return f"atom_{name}" if score_of(name) is not None else name
+
+
+def parts_of(ensemble: AnyEnsemble) -> dict[str, tuple[Part, ...]]:
+    """Name of every result -> the parts that give it, the least work first."""
+    given = tuple(one.label for one in targets(ensemble.targets))
+    scored = (*names(scores()), *map(of_atoms, names(atom_scores())), "force_error")
+    by_part: dict[Part, tuple[str, ...]] = {
+        "energies": _ENERGIES,
+        "forces": (*_FORCES, *given),
+        "scores": (*_FORCES, *given, *_MEMBERS, *scored),
+    }
+    every = dict.fromkeys(name for part in get_args(Part) for name in by_part[part])
+    return {name: tuple(part for part in get_args(Part) if name in by_part[part]) for name in every}
+
+
+class Following:
+    """A potential that follows structures.
+
+    Args:
+        potential: with what was fitted to it.
+        skin: Angstrom, by which lists of neighbours reach beyond the cutoff.
+        precision: of the evaluation, that of the potential where not given.
+
+    Raises:
+        InputError: the skin is negative or no number.
+    """
+
+    def __init__(self, potential: Potential, skin: float, precision: Precision | None = None) -> None:
+        if not (np.isfinite(skin) and skin >= 0):
+            raise InputError(f"the skin of a list of neighbours must not be negative, and is {skin} Angstrom.")
+        self.potential = potential
+        self.precision = precision or potential.precision
+        self.known = parts_of(potential.ensemble)
+        dtype = np.dtype(self.precision)
+        self.follower = Follower(potential.species, potential.cutoff, skin, dtype)
+        self._declared: tuple[Score, ...] = ()
+        self._programs: dict[Part, Callable[..., dict[str, Any]]] = {}
+        self._last: tuple[np.ndarray, tuple[int, int]] | None = None
+        with self._in_precision():
+            arrays, novelty = jax.tree.map(lambda x: _as(x, dtype), (potential.params, potential.novelty))
+            self._params, self._novelty = jax.device_put((arrays, novelty))
+
+    def __call__(self, atoms: Atoms, part: Part) -> dict[str, Any]:
+        """Results of a structure by the names that ASE gives them, float64; see `PotentialCalculator`.
+
+        Raises:
+            InputError: an element, charge or spin is not known or no number, or neighbours cannot be looked for.
+        """
+        if len(atoms) == 0:
+            raise InputError("there is no atom to evaluate.")
+        state = electronic_state(atoms)
+        self._look_at_state(atoms, state)
+        with self._in_precision():
+            listed, place = self.follower.look(atoms, state)
+            novelty = self._novelty if part == "scores" else {}
+            found = jax.tree.map(np.asarray, self._program(part)(self._params, novelty, listed, place))
+        results = self._energies(atoms, found) if part == "energies" else self._with_forces(atoms, found, part)
+        return {name: value for name, value in results.items() if name in self.known}
+
+    def parts(self, wanted: Set[str]) -> list[Part]:
+        """The parts that give some results, as little work as does; of names that are not known, nothing."""
+        chosen: list[Part] = []
+        for name in sorted(wanted & self.known.keys(), key=lambda name: len(self.known[name])):
+            if not {*chosen} & {*self.known[name]}:
+                chosen.append(self.known[name][0])
+        return chosen
+
+    def _program(self, part: Part) -> Callable[..., dict[str, Any]]:
+        """The program of a part; asking for it by value would take longer than the rest of a call."""
+        declared = (*scores(fitted=False), *atom_scores(fitted=False))
+        if declared != self._declared:
+            self._declared, self._programs = declared, {}
+        if part not in self._programs:
+            self._programs[part] = _program(self.potential.ensemble, part, declared)
+        return self._programs[part]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without programs, which cannot be copied."""
+        return self.__dict__ | {"_programs": {}, "_declared": ()}
+
+    def _in_precision(self) -> AbstractContextManager[Any]:
+        return jax.enable_x64(True) if self.precision == "float64" else nullcontext()
+
+    def _look_at_state(self, atoms: Atoms, state: tuple[int, int]) -> None:
+        """Warns where nothing was learned of a state; once for each structure that is followed."""
+        last, self._last = self._last, (atoms.numbers.copy(), state)
+        if last is not None and last[1] == state and np.array_equal(last[0], atoms.numbers):
+            return
+        strange = self.potential.strange_state(atoms)
+        if strange is not None:
+            warnings.warn(strange, stacklevel=3)
+
+    def _references(self, atoms: Atoms) -> np.ndarray:
+        """Reference energies of the atoms [N], eV."""
+        table = self.potential.reference_energies
+        return np.array([table[number] for number in atoms.numbers.tolist()], np.float64)
+
+    def _energies(self, atoms: Atoms, found: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        own = found["atom_energies"][:, : len(atoms)].astype(np.float64) + self._references(atoms)  # [M, N]
+        total = float(own.mean(axis=0).sum())
+        return {
+            "energy": total,
+            "free_energy": total,
+            "energies": own.mean(axis=0),
+            "energies_std": own.std(axis=0),
+            "member_energies": own,
+            "member_energy": own.sum(axis=1),
+        }
+
+    def _with_forces(self, atoms: Atoms, found: Mapping[str, Any], part: Part) -> dict[str, Any]:
+        number, references = len(atoms), float(self._references(atoms).sum())
+        energy = float(found["energy"][0]) + references
+        results: dict[str, Any] = {
+            "energy": energy,
+            "free_energy": energy,
+            "forces": found["forces"][:number].astype(np.float64),
+        }
+        volume = atoms.cell.volume if atoms.cell.rank == 3 else None  # of slabs and wires too, as ASE has it
+        if volume is not None:
+            results["stress"] = full_3x3_to_voigt_6_stress(-found["virial"][0].astype(np.float64) / volume)
+        for target in targets(found["further"]):
+            if has_target(atoms, target):
+                value = found["further"][target.name]
+                results[target.label] = (value[0] if target.per == "structure" else value[:number]).astype(np.float64)
+        if part == "scores":
+            results |= self._scores(atoms, found)
+            results["member_energy"] = found["member_energy"][:, 0].astype(np.float64) + references
+            results["member_forces"] = found["member_forces"][:, :number].astype(np.float64)
+            if volume is not None:
+                stress = -found["member_virial"][:, 0].astype(np.float64) / volume
+                results["member_stress"] = np.stack([full_3x3_to_voigt_6_stress(one) for one in stress])
+        return results
+
+    def _scores(self, atoms: Atoms, found: Mapping[str, Any]) -> dict[str, Any]:
+        """Scores of the structure and of its atoms, not a number where they are of a target that it does not have."""
+        number, without = len(atoms), {t.name for t in targets() if not has_target(atoms, t)}
+        each = {name: values[:number].astype(np.float64) for name, values in found["atom_scores"].items()}
+        whole = {name: float(values[0]) for name, values in found["scores"].items()}
+        whole |= {name: float(np.max(each[name])) for name in self._novelty}
+        for score in scores():
+            if score.target in without and score.name in whole:
+                whole[score.name] = float("nan")
+        for score in atom_scores():
+            if score.target in without and score.name in each:
+                each[score.name] = np.full(number, np.nan)
+        results = {**whole, **{of_atoms(name): values for name, values in each.items()}}
+        error = self.potential.force_error(each["force_total"])
+        return results if error is None else results | {"force_error": error}
+
+
+def _as(values: Any, dtype: np.dtype) -> Any:
+    """Numbers in a type; whole ones as they are."""
+    array = np.asarray(values)
+    return array.astype(dtype) if np.issubdtype(array.dtype, np.floating) else array
+
+
+@lru_cache(maxsize=_PROGRAMS)
+def _program(ensemble: AnyEnsemble, part: Part, declared: tuple[Score, ...]) -> Callable[..., dict[str, Any]]:
+    """What gives a part of the results of a structure, on the device.
+
+    Potentials of one architecture share it; and scores that are declared later have one of their own.
+    """
+
+    def of_structure(params: Params, novelty: Mapping[str, Novelty], listed: Listed, place: Place) -> dict[str, Any]:
+        graph = followed_graph(listed, place, ensemble.cutoff)
+        if part == "energies":
+            return {"atom_energies": ensemble.atom_energies(params, graph)}
+        return _forces(ensemble, params, graph) if part == "forces" else _scores(ensemble, params, novelty, graph)
+
+    return jax.jit(full_precision(of_structure))
+
+
+def _forces(ensemble: AnyEnsemble, params: Params, graph: Graph) -> dict[str, Any]:
+    """Means over the members; what else a committee knows the compiler leaves out."""
+    committee = committee_statistics(ensemble.predict(params, graph), graph)
+    return {name: getattr(committee, name) for name in ("energy", "forces", "virial", "further")}
+
+
+def _scores(ensemble: AnyEnsemble, params: Params, novelty: Mapping[str, Novelty], graph: Graph) -> dict[str, Any]:
+    prediction = ensemble.predict(params, graph)
+    committee = committee_statistics(prediction, graph)
+    far = {name: one.of_atoms(prediction, graph) for name, one in novelty.items()}
+    return {
+        **{name: getattr(committee, name) for name in ("energy", "forces", "virial", "further", "scores")},
+        "atom_scores": {**committee.atom_scores, **far},
+        "member_energy": prediction.energy,
+        "member_forces": prediction.forces,
+        "member_virial": prediction.virial,
+    }

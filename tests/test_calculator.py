@@ -1,0 +1,359 @@
+"""The ASE calculator: what `evaluate` says, derivatives, only the work that is asked for, scripts of ASE."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk, fcc111, molecule
+from ase.calculators.calculator import PropertyNotImplementedError
+from ase.calculators.fd import calculate_numerical_forces
+from ase.filters import FrechetCellFilter
+from ase.mep import NEB
+from ase.optimize import BFGS, FIRE
+from ase.vibrations import Vibrations
+
+from almlip_jax.ensembles import Ensemble, EnsembleSettings
+from almlip_jax.errors import InputError
+from almlip_jax.models import SharedDensitySettings, build_model
+from almlip_jax.models.constants import with_constants
+from almlip_jax.potential import Calibration, Potential, PotentialCalculator
+from almlip_jax.potential.following import Following, of_atoms
+from almlip_jax.structures.species import SpeciesTable
+
+SETTINGS = SharedDensitySettings(cutoff=3.5, radial=4, l_max=1, channels=4, hidden=(8,))
+SPECIES = SpeciesTable((1, 6, 8, 13))
+REFERENCES = {1: -13.6, 6: -1030.0, 8: -2040.0, 13: -500.0}
+
+
+@pytest.fixture(scope="module")
+def plain() -> Potential:
+    ensemble = Ensemble(build_model(SETTINGS, SPECIES), 3)
+    params = with_constants(jax.jit(ensemble.init)(jax.random.key(0)), density_scale=0.2)
+    return Potential(SETTINGS, SPECIES, jax.tree.map(np.asarray, params), REFERENCES)
+
+
+@pytest.fixture(scope="module")
+def potential(plain, structures) -> Potential:
+    """It knows a training set, and has a calibration."""
+    known = [atoms.copy() for atoms in structures.values() for _ in range(9)]
+    for number, atoms in enumerate(known):
+        atoms.rattle(0.1, seed=number)
+    return plain.knowing(known).with_fitted(calibration=Calibration({"slope": 1.5}))
+
+
+def wire() -> Atoms:
+    return Atoms("AlH2", [[0, 0, 0], [1.6, 0.3, 0.8], [-1.0, 1.2, 0.9]], cell=[9, 9, 2.4], pbc=(False, False, True))
+
+
+@pytest.fixture(scope="module")
+def structures() -> dict[str, Atoms]:
+    found = {
+        "molecule": molecule("CH3CH2OH"),
+        "small cell": bulk("C", "diamond", a=3.6),
+        "slab": fcc111("Al", (1, 2, 2), vacuum=4.0),
+        "wire": wire(),
+    }
+    for number, atoms in enumerate(found.values()):
+        atoms.rattle(0.05, seed=number)
+    return found
+
+
+@contextmanager
+def counting_parts(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """The parts of results that are computed meanwhile."""
+    parts: list[str] = []
+    call = Following.__call__
+
+    def noted(self: Following, atoms: Atoms, part: str) -> dict:
+        parts.append(part)
+        return call(self, atoms, part)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Following, "__call__", noted)
+        yield parts
+
+
+def test_it_says_what_evaluate_says(potential, structures):
+    """Every result, of every kind of structure, one calculator after the other and the same one for all."""
+    evaluated = potential.evaluate(list(structures.values()))
+    calculator = potential.calculator()
+    for n, atoms in enumerate(structures.values()):
+        for calc in (calculator, potential.calculator()):
+            atoms.calc = calc
+            assert atoms.get_potential_energy() == pytest.approx(evaluated.energy[n], abs=1e-5 * len(atoms), rel=1e-7)
+            np.testing.assert_allclose(atoms.get_forces(), evaluated.forces[n], atol=1e-5)
+            if atoms.pbc.all():
+                np.testing.assert_allclose(atoms.get_stress(), evaluated.stress[n], atol=1e-5)
+            for name, values in evaluated.scores.items():
+                np.testing.assert_allclose(calc.results[name], values[n], atol=1e-5, rtol=1e-4)
+            for name, values in evaluated.atom_scores.items():
+                np.testing.assert_allclose(calc.results[of_atoms(name)], values[n], atol=1e-5, rtol=1e-4)
+            error = 1.5 * evaluated.atom_scores["force_total"][n]
+            np.testing.assert_allclose(calc.get_property("force_error", atoms), error, atol=1e-5)
+        atoms.calc = None
+    assert {"latent_distance", "atom_extrapolation_grade"} <= set(calculator.implemented_properties)
+
+
+@pytest.fixture(scope="module")
+def double(plain) -> Potential:
+    """The same numbers in float64."""
+    return Potential(SETTINGS, SPECIES, jax.tree.map(lambda x: x.astype(np.float64), plain.params), REFERENCES)
+
+
+@pytest.mark.slow
+def test_double_precision_on_demand(plain, double, structures):
+    """In a process that computes in float32 otherwise; equal to what one in float64 says."""
+    with jax.enable_x64(True):
+        evaluated = double.evaluate(list(structures.values()))
+    for n, atoms in enumerate(structures.values()):
+        calc = plain.calculator(precision="float64") if n % 2 else double.calculator()
+        found = atoms.copy()
+        found.calc = calc
+        assert found.get_potential_energy() == pytest.approx(evaluated.energy[n], rel=1e-13, abs=1e-10)
+        np.testing.assert_allclose(found.get_forces(), evaluated.forces[n], atol=1e-10)
+        np.testing.assert_allclose(calc.results["force_std"], evaluated.atom_scores["force_std"][n], atol=1e-10)
+    assert np.asarray(jax.numpy.zeros(1)).dtype == np.float32
+
+
+def test_forces_and_stresses_are_derivatives(double, structures):
+    """Stresses of slabs and wires too, by the volume of their cell; energies of atoms add up."""
+    for name, atoms in structures.items():
+        atoms = atoms.copy()
+        atoms.calc = double.calculator()
+        energies = atoms.get_potential_energies()
+        assert energies.shape == (len(atoms),)
+        assert energies.sum() == pytest.approx(atoms.get_potential_energy(), abs=1e-9)
+        np.testing.assert_allclose(atoms.get_forces(), calculate_numerical_forces(atoms, eps=1e-4), atol=2e-6)
+        if name == "molecule":
+            with pytest.raises(PropertyNotImplementedError):
+                atoms.get_stress()
+            continue
+        stress, h = atoms.get_stress(voigt=False), 1e-4
+        for i, j in ((0, 0), (2, 2), (1, 2)):
+            energies = []
+            for sign in (1, -1):
+                strain = np.eye(3)
+                strain[i, j] += sign * h / 2
+                strain[j, i] += sign * h / 2
+                moved = atoms.copy()
+                moved.set_cell(atoms.cell.array @ strain, scale_atoms=True)
+                moved.calc = atoms.calc
+                energies.append(moved.get_potential_energy())
+            numeric = (energies[0] - energies[1]) / (2 * h) / atoms.cell.volume
+            assert stress[i, j] == pytest.approx(numeric, rel=1e-5, abs=1e-8), (name, i, j)
+
+
+def test_members_say_what_they_say_alone(plain, structures):
+    atoms = structures["small cell"].copy()
+    atoms.calc = plain.calculator()
+    atoms.get_forces()
+    results = atoms.calc.results
+    for member in range(3):
+        params = jax.tree.map(lambda x, m=member: x[m : m + 1], plain.params)
+        alone = Potential(SETTINGS, SPECIES, params, REFERENCES).evaluate([atoms])
+        assert results["member_energy"][member] == pytest.approx(alone.energy[0], rel=1e-7)
+        assert results["member_energies"][member].sum() == pytest.approx(alone.energy[0], rel=1e-7)
+        np.testing.assert_allclose(results["member_forces"][member], alone.forces[0], atol=1e-5)
+        np.testing.assert_allclose(results["member_stress"][member], alone.stress[0], atol=1e-5)
+    np.testing.assert_allclose(results["energies_std"], np.std(results["member_energies"], axis=0), atol=1e-9)
+
+
+def test_no_more_is_computed_than_is_asked_for(potential, structures, monkeypatch):
+    atoms = structures["molecule"].copy()
+    calc = atoms.calc = potential.calculator()
+    with counting_parts(monkeypatch) as parts:
+
+        def done(move: bool = True) -> list[str]:
+            found = parts.copy()
+            parts.clear()
+            atoms.positions[0, 0] += 0.01 * move
+            return found
+
+        energy = atoms.get_potential_energy()
+        assert set(calc.results) == {"energy", "free_energy"} | {
+            name for name in calc.implemented_properties if name.startswith(("energies", "member_energ"))
+        }
+        assert done(move=False) == ["energies"]
+        atoms.get_forces()
+        assert atoms.get_potential_energy() == energy and done() == ["forces"]
+        atoms.get_potential_energy(), atoms.get_forces()
+        assert done() == ["forces"]  # both of the structure before, so both at once
+        atoms.get_potential_energy()
+        assert done() == ["forces"]
+        atoms.get_potential_energy()
+        assert done() == ["energies"]  # not asked for again
+        for _ in range(3):
+            atoms.get_forces()
+            assert "force_std" not in calc.results or parts == ["scores"]
+            assert calc.results["force_std"].shape == (len(atoms),)
+            assert done() in (["forces", "scores"], ["scores"])
+        assert "nonsense" not in calc.results and calc.results.get("nonsense") is None
+        with pytest.raises(KeyError):
+            calc.results["nonsense"]
+
+
+def test_sizes_share_programs(plain, count_compilations):
+    """Sixty to sixty-two atoms, more neighbours than before within their room, and another potential of the kind."""
+    atoms = bulk("C", "diamond", a=3.7, cubic=True) * (2, 2, 2)
+    calc = plain.calculator()
+
+    def found(structure: Atoms, calculator: PotentialCalculator) -> np.ndarray:
+        structure = structure.copy()
+        structure.calc = calculator
+        return structure.get_forces()
+
+    found(atoms[:62], calc)
+    with count_compilations() as compiled:
+        for number in (60, 61, 62, 64):
+            found(atoms[:number], calc)
+        other = Potential(SETTINGS, SPECIES, jax.tree.map(lambda x: 1.1 * x, plain.params), REFERENCES)
+        found(atoms[:60], other.calculator())
+    assert not compiled
+    squeezed = atoms[:60]
+    squeezed.set_cell(squeezed.cell.array * 0.8, scale_atoms=True)
+    np.testing.assert_allclose(found(squeezed, calc), plain.evaluate([squeezed]).forces[0], rtol=1e-4, atol=2e-5)
+
+
+def test_charge_and_spin_are_looked_at(plain):
+    atoms = molecule("H2O")
+    atoms.calc = plain.calculator()
+    atoms.get_potential_energy()
+    assert not atoms.calc.calculation_required(atoms, ["energy"])
+    atoms.info["total_charge"] = 1
+    assert atoms.calc.calculation_required(atoms, ["energy"])
+    atoms.info["charge"] = 2
+    with pytest.raises(InputError, match="contradict each other"):
+        atoms.get_potential_energy()
+    for wrong in (-0.1, np.nan):
+        with pytest.raises(InputError, match="skin"):
+            plain.calculator(skin=wrong)
+    with pytest.raises(InputError, match="atom 0 is Au"):
+        Atoms("Au", calculator=plain.calculator()).get_potential_energy()
+    with pytest.raises(InputError, match="no atom"):
+        Atoms(calculator=plain.calculator()).get_potential_energy()
+
+
+def test_strange_states_are_told_once_for_a_structure():
+    settings = SharedDensitySettings(cutoff=3.5, radial=4, l_max=1, channels=4, hidden=(8,), electronic_state=True)
+    ensemble = Ensemble(build_model(settings, SPECIES), 2)
+    params = jax.jit(ensemble.init)(jax.random.key(0))
+    knows = Potential(settings, SPECIES, params, REFERENCES, metadata={"states": [[0, 1]]})
+    atoms = molecule("H2O")
+    atoms.calc = knows.calculator()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        neutral = atoms.get_potential_energy()
+    atoms.info["charge"] = 1
+    with pytest.warns(UserWarning, match="charge 1 and spin 1, but the potential has learned of charge 0"):
+        assert abs(atoms.get_potential_energy() - neutral) > 1e-6
+    atoms.positions += 0.01
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        atoms.get_potential_energy()
+
+
+def test_copies_work_on_their_own(plain, structures):
+    atoms = structures["molecule"].copy()
+    atoms.calc = plain.calculator()
+    forces = atoms.get_forces()
+    for other in (copy.deepcopy(atoms.calc), pickle.loads(pickle.dumps(atoms.calc))):
+        assert other.results["force_std_max"] > 0
+        other.reset()
+        again = structures["molecule"].copy()
+        again.calc = other
+        np.testing.assert_array_equal(again.get_forces(), forces)
+
+
+# ----------------------------------------------------------------------------------------------------- scripts of ASE
+
+
+@pytest.fixture(scope="module")
+def binding() -> Potential:
+    """A potential under which atoms neither fall into each other nor fly apart."""
+    settings = SETTINGS.model_copy(update={"repulsion": True})
+    ensemble = Ensemble(build_model(settings, SPECIES), 2)
+    params = with_constants(jax.jit(ensemble.init)(jax.random.key(4)), density_scale=0.2)
+    params = jax.tree.map(np.asarray, params | {"last": 100 * params["last"]})  # bonds of some eV
+    return Potential(settings, SPECIES, params, REFERENCES, members=EnsembleSettings(size=2))
+
+
+@pytest.mark.slow
+def test_relaxation_of_atoms_and_cell(binding):
+    atoms = molecule("CH4")
+    atoms.rattle(0.1, seed=2)
+    atoms.calc = binding.calculator(precision="float64")
+    assert BFGS(atoms, logfile=None, maxstep=0.05).run(fmax=1e-2, steps=100)
+    crystal = bulk("C", "diamond", a=3.7)
+    crystal.rattle(0.05, seed=2)
+    weak = replace(
+        binding, params=binding.params | {"last": binding.params["last"] / 100}
+    )  # repulsion is the most of it
+    crystal.calc = weak.calculator(precision="float64")
+    before, stress = crystal.get_potential_energy(), np.abs(crystal.get_stress()).max()
+    FIRE(FrechetCellFilter(crystal), logfile=None).run(steps=40)
+    assert crystal.get_potential_energy() < before and np.abs(crystal.get_stress()).max() < stress / 2
+    assert crystal.calc.following.follower.builds < 30
+
+
+@pytest.mark.slow
+def test_bands_have_one_calculator_or_several(binding):
+    """Ends stay where they are, and images with calculators of their own do as those that share one."""
+    first = molecule("H2O")
+    last = first.copy()
+    last.positions[1] += [0.4, 0.1, -0.3]
+    shared = binding.calculator()
+    bands = []
+    for share in (True, False):
+        images = [first.copy() for _ in range(4)] + [last.copy()]
+        band = NEB(images, allow_shared_calculator=share, method="improvedtangent")
+        band.interpolate()
+        for image in images:
+            image.calc = shared if share else binding.calculator()
+        FIRE(band, logfile=None).run(steps=5)
+        bands.append(np.concatenate([image.positions for image in images]))
+    np.testing.assert_allclose(*bands, atol=1e-5)
+    np.testing.assert_array_equal(bands[0][:3], first.positions)
+    assert np.abs(bands[0][3:6] - first.positions - 0.25 * (last.positions - first.positions)).max() > 0.01
+
+
+@pytest.mark.slow
+def test_vibrations_of_a_relaxed_molecule(binding, tmp_path):
+    """As from the derivatives of energies; six modes are none."""
+    atoms = molecule("H2O")
+    atoms.calc = binding.calculator(precision="float64")
+    BFGS(atoms, logfile=None, maxstep=0.05).run(fmax=1e-5, steps=300)
+    vibrations = Vibrations(atoms, name=str(tmp_path / "vib"), delta=0.002)
+    vibrations.run()
+    frequencies = np.sort(np.abs(vibrations.get_frequencies()))
+    assert frequencies[:6].max() < 20 < frequencies[6] / 5
+
+
+@pytest.mark.slow
+def test_phonons_of_a_crystal(binding):
+    phonopy = pytest.importorskip("phonopy", reason="phonopy is not installed")
+    from phonopy.structure.atoms import PhonopyAtoms
+
+    crystal = bulk("C", "diamond", a=3.6)
+    crystal.calc = binding.calculator(precision="float64")
+    FIRE(FrechetCellFilter(crystal, hydrostatic_strain=True), logfile=None).run(fmax=1e-3, steps=100)
+    unit = PhonopyAtoms(crystal.symbols, positions=crystal.positions, cell=crystal.cell.array)
+    phonons = phonopy.Phonopy(unit, np.diag([2, 2, 2]))
+    phonons.generate_displacements(distance=0.01)
+    forces = []
+    for cell in phonons.supercells_with_displacements:
+        moved = Atoms(cell.symbols, cell.positions, cell=cell.cell, pbc=True, calculator=crystal.calc)
+        forces.append(moved.get_forces())
+    phonons.forces = forces
+    phonons.produce_force_constants()
+    phonons.run_mesh([1, 1, 1], is_gamma_center=True)
+    frequencies = phonons.get_mesh_dict()["frequencies"][0]
+    assert np.abs(frequencies[:3]).max() < 0.1 and frequencies[3] > 1
