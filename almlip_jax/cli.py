@@ -694,6 +694,59 @@ def md(config: ConfigFile, out: RunOption = None, overrides: SetOption = None, j
     _simulate(MdConfig, run_md, "md", config, out, overrides, json_file)
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def lammps(
+    context: typer.Context,
+    potential: PotentialFolder,
+    script: Annotated[Path, typer.Argument(help="Input script of LAMMPS.")],
+    elements: Annotated[
+        str | None, typer.Option("--elements", help="Element of each type of atoms, from type 1 on, as Si,O.")
+    ] = None,
+    record: Annotated[
+        Path | None, typer.Option("--record", callback=_structures_to_write, help="File for uncertain frames (extxyz).")
+    ] = None,
+    above: Annotated[float | None, typer.Option("--above", help="Threshold of the score, in its unit.")] = None,
+    score: Annotated[str, typer.Option("--score", help="Score that decides what is recorded.")] = "force_std_max",
+    every: Annotated[int, typer.Option("--every", min=1, help="Least steps between recorded frames.")] = 1,
+    per_atom: Annotated[
+        str, typer.Option("--per-atom", help="Results that become properties of atoms, as force_std,energies.")
+    ] = "force_std",
+    charge: Annotated[int, typer.Option("--charge", help="Charge of what the potential sees, e.")] = 0,
+    spin: Annotated[int, typer.Option("--spin", min=1, help="Its multiplicity 2S+1.")] = 1,
+    skin: Annotated[float, typer.Option("--skin", min=0, help="Skin of the neighbour list, Angstrom.")] = 0.5,
+    json_file: JsonFile = None,
+) -> None:
+    """Run an input script of LAMMPS with the potential behind its line `fix ID GROUP external pf/callback 1 1`.
+
+    Further arguments are those of the program lmp, such as -log none or -var T 300.
+    """
+    from almlip_jax.scores import names, scores
+
+    if (record is None) != (above is None):
+        raise InputError("--record says where frames are written and --above which; give both or none.")
+    if score not in names(scores()):
+        raise InputError(f"--score {score} is no score of structures; give one of {', '.join(names(scores()))}.")
+    model = _load(potential)
+    from almlip_jax.interfaces.lammps import Coupling
+    from almlip_jax.interfaces.lammps_script import Recording, run_script
+
+    coupling = Coupling(
+        elements=None if elements is None else elements.split(","),
+        per_atom=tuple(name for name in per_atom.split(",") if name),
+        charge=charge,
+        spin=spin,
+        skin=skin,
+    )
+    recording = None if record is None or above is None else Recording(record, score, above, every)
+    outcome = run_script(model, script, coupling=coupling, recording=recording, arguments=context.args)
+    rows = {"evaluations": str(outcome.evaluations), "neighbour lists": str(outcome.lists)}
+    rows |= {} if record is None else {"frames recorded": f"{outcome.recorded} in {record}"}
+    rows |= {f"last {score}": with_unit(_number(outcome.last[score]), score)} if score in outcome.last else {}
+    _print_pairs("LAMMPS with the potential", rows)
+    told = {"evaluations": outcome.evaluations, "lists": outcome.lists, "recorded": outcome.recorded}
+    _write_json(json_file, {**told, "last": dict(outcome.last)})
+
+
 @app.command(name="free-energy")
 def free_energy(
     run: Annotated[Path, typer.Argument(help="Folder of a run with the bias `metadynamics`, running or finished.")],

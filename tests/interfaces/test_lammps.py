@@ -1,0 +1,316 @@
+"""LAMMPS with a potential: the numbers of `evaluate`, whatever LAMMPS does with its atoms, and scripts that stop."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from ase import Atoms, units
+from ase.md.verlet import VelocityVerlet
+
+from almlip_jax.ensembles import Ensemble
+from almlip_jax.errors import InputError
+from almlip_jax.interfaces.lammps import AttachedPotential, Coupling, attach
+from almlip_jax.interfaces.lammps_script import Recording, pieces_of, run_script, started
+from almlip_jax.models import SharedDensitySettings, build_model
+from almlip_jax.models.constants import with_constants
+from almlip_jax.potential import Potential
+from almlip_jax.structures.io import read_structures
+from almlip_jax.structures.species import SpeciesTable
+
+QUIET = ("-screen", "none", "-log", "none")
+SPECIES = SpeciesTable((8, 14))
+SETTINGS = SharedDensitySettings(cutoff=3.5, radial=4, l_max=1, channels=4, hidden=(8,), repulsion=True)
+BAR = 1e5 * units.Pascal
+
+
+@pytest.fixture(scope="module")
+def potential() -> Potential:
+    ensemble = Ensemble(build_model(SETTINGS, SPECIES), 3)
+    params = with_constants(jax.jit(ensemble.init)(jax.random.key(3)), density_scale=0.2)
+    return Potential(SETTINGS, SPECIES, jax.tree.map(np.asarray, params), {8: -2040.0, 14: -7900.0})
+
+
+@pytest.fixture(scope="module")
+def lammps() -> Callable[..., Any]:
+    try:
+        started(QUIET).close()
+    except InputError as error:
+        pytest.skip(f"LAMMPS cannot be started here: {error}")
+    return started
+
+
+@pytest.fixture
+def lmp(lammps) -> Iterator[Any]:
+    running = lammps(QUIET)
+    yield running
+    running.close()
+
+
+def crystal() -> Atoms:
+    """A triclinic cell of two elements as LAMMPS has it, atoms well apart and some of them outside."""
+    cell = np.array([[5.4, 0, 0], [1.1, 5.6, 0], [-0.9, 1.3, 5.2]])
+    grid = np.stack(np.meshgrid(*[[0.0, 0.5]] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
+    atoms = Atoms(numbers=[14, 8, 8, 14, 8, 14, 14, 8], scaled_positions=grid, cell=cell, pbc=True)
+    atoms.rattle(0.15, seed=1)
+    atoms.positions += [0.2, -0.4, 7.0]
+    return atoms
+
+
+def setup(atoms: Atoms, *, style: str = "pair_style none", of_units: str = "metal") -> list[str]:
+    """Commands that make the atoms; types are 1 for silicon and 2 for oxygen."""
+    a, b, c = atoms.cell.array
+    box = f"prism 0 {a[0]} 0 {b[1]} 0 {c[2]} {b[0]} {c[0]} {c[1]}"
+    lines = [f"units {of_units}", "atom_style atomic", "atom_modify map array sort 5 2.0", "boundary p p p"]
+    lines += ["box tilt large", f"region box {box} units box", "create_box 2 box"]
+    for number, (x, y, z) in zip(atoms.numbers, atoms.positions.tolist(), strict=True):
+        lines.append(f"create_atoms {1 if number == 14 else 2} single {x!r} {y!r} {z!r} units box")
+    return [*lines, "mass 1 28.085", "mass 2 15.999", style, "thermo_modify norm no", "timestep 0.0005"]
+
+
+def wrapped(atoms: Atoms) -> Atoms:
+    """As `create_atoms` takes them: inside the cell."""
+    inside = atoms.copy()
+    inside.wrap()
+    return inside
+
+
+def attached_to(lmp: Any, potential: Potential, lines: list[str], **coupling: Any) -> AttachedPotential:
+    lmp.commands_list(lines)
+    return attach(lmp, potential, Coupling(**coupling))
+
+
+def of_atoms(lmp: Any, name: str) -> np.ndarray:
+    """A property of the atoms in the order of their IDs, without images."""
+    count = lmp.extract_setting("nlocal")
+    order = np.argsort(lmp.numpy.extract_atom("id")[:count])
+    return np.array(lmp.numpy.extract_atom(name)[:count])[order]
+
+
+def pressure_of(lmp: Any) -> np.ndarray:
+    """ASE's stress, eV/Angstrom^3, from the pressure tensor in bar."""
+    return -BAR * np.array([lmp.get_thermo(name) for name in ("pxx", "pyy", "pzz", "pyz", "pxz", "pxy")])
+
+
+def test_energies_forces_and_pressures_are_those_of_evaluate(lmp, potential):
+    atoms = wrapped(crystal())
+    found = potential.evaluate([atoms])
+    ours = attached_to(lmp, potential, setup(atoms), per_atom=("force_std", "energies"))
+    lmp.command("compute each all pe/atom")
+    lmp.command("compute total all reduce sum c_each")
+    lmp.command("compute spread all property/atom d_almlip_force_std")
+    lmp.command("compute largest all reduce max c_spread")
+    lmp.command("thermo_style custom step pe press c_total c_largest v_almlip_force_std_max")
+    ours.command("run 0")
+    assert lmp.get_thermo("pe") == pytest.approx(found.energy[0], abs=1e-5, rel=1e-9)
+    np.testing.assert_allclose(of_atoms(lmp, "f"), found.forces[0], atol=1e-5)
+    np.testing.assert_allclose(pressure_of(lmp), found.stress[0], atol=1e-6)
+    spread = of_atoms(lmp, "d_almlip_force_std")
+    np.testing.assert_allclose(spread, found.atom_scores["force_std"][0], atol=1e-5)
+    assert lmp.extract_compute("total", 0, 0) == pytest.approx(found.energy[0], rel=1e-7)
+    assert lmp.extract_compute("largest", 0, 0) == pytest.approx(found.scores["force_std_max"][0], rel=1e-4)
+    for name, values in found.scores.items():
+        assert lmp.extract_variable(f"almlip_{name}") == pytest.approx(values[0], rel=1e-3, abs=1e-6)
+    members = [lmp.extract_variable(f"almlip_energy_{member}") for member in (1, 2, 3)]
+    assert np.std(members) == pytest.approx(found.scores["energy_std"][0], rel=1e-3)
+    assert ours.evaluations == 1
+
+
+def test_units_real_are_converted(lmp, potential):
+    atoms = wrapped(crystal())
+    found = potential.evaluate([atoms])
+    lines = [line for line in setup(atoms, of_units="real") if not line.startswith("timestep")]
+    attached_to(lmp, potential, lines).command("run 0")
+    unit = units.kcal / units.mol
+    assert unit * lmp.get_thermo("pe") == pytest.approx(found.energy[0], rel=1e-6)
+    np.testing.assert_allclose(unit * of_atoms(lmp, "f"), found.forces[0], rtol=1e-5, atol=1e-5)
+    pressure = -1.01325 * BAR * lmp.get_thermo("pxy")
+    assert pressure == pytest.approx(found.stress[0][5], rel=1e-4)
+
+
+def test_dynamics_are_those_of_ase(lmp, potential):
+    """While LAMMPS sorts atoms and brings them back into the cell; without a list for each of that."""
+    atoms = wrapped(crystal())
+    ours = attached_to(lmp, potential, setup(atoms))
+    lmp.command("velocity all create 900 7 mom yes")
+    velocities = of_atoms(lmp, "v") / (1000 * units.fs)  # Angstrom/ps
+    lmp.commands_list(["fix move all nve", "neigh_modify every 1 delay 0 check no", "neighbor 0.5 bin"])
+    ours.command("run 60")
+    lmp.command("reset_timestep 60")
+    atoms.set_velocities(velocities)
+    atoms.calc = potential.calculator()
+    VelocityVerlet(atoms, 0.5 * units.fs).run(60)
+    places = of_atoms(lmp, "x")
+    off = np.linalg.solve(atoms.cell.array.T, (places - atoms.positions).T)
+    np.testing.assert_allclose(off - np.round(off), 0, atol=2e-5)
+    np.testing.assert_allclose(of_atoms(lmp, "f"), atoms.get_forces(), atol=2e-3)
+    assert ours.following.follower.builds < 15 and ours.evaluations == 61
+
+
+def test_a_restart_goes_on_as_if_nothing_had_been(lammps, potential, tmp_path):
+    atoms = wrapped(crystal())
+    ends = []
+    for parts in ((40,), (20, 20)):
+        running = lammps(QUIET)
+        ours = attached_to(running, potential, setup(atoms))
+        running.commands_list(["velocity all create 600 7", "fix move all nve", f"run {parts[0]}"])
+        if len(parts) == 2:
+            running.command(f"write_restart {tmp_path / 'half'}")
+            running.command("clear")
+            lines = [f"read_restart {tmp_path / 'half'}", "pair_style none", "timestep 0.0005", "fix move all nve"]
+            ours = attached_to(running, potential, lines)
+            ours.command(f"run {parts[1]}")
+        ends.append(of_atoms(running, "v"))
+        running.close()
+    np.testing.assert_allclose(*ends, atol=1e-3)
+
+
+def test_a_group_is_all_that_it_sees(lmp, potential):
+    """The pair style acts on all atoms, the potential on its group, as if nothing else were there."""
+    atoms = wrapped(crystal())
+    lj = ["pair_style lj/cut 4.0", "pair_coeff * * 0.01 2.0"]
+    lmp.commands_list([*setup(atoms, style=lj[0]), lj[1], "run 0"])
+    alone = of_atoms(lmp, "f")
+    lmp.command("group silicon type 1")
+    attach(lmp, potential, Coupling(fix="ml", group="silicon")).command("run 0")
+    silicon = atoms[atoms.numbers == 14]
+    expected = alone.copy()
+    expected[atoms.numbers == 14] += potential.evaluate([silicon]).forces[0]
+    np.testing.assert_allclose(of_atoms(lmp, "f"), expected, atol=1e-5)
+    spread = of_atoms(lmp, "d_ml_force_std")
+    assert (spread[atoms.numbers == 14] > 0).all() and not spread[atoms.numbers == 8].any()
+
+
+def test_what_goes_wrong_in_a_step_ends_the_run(lmp, potential):
+    ours = attached_to(lmp, potential, setup(wrapped(crystal())))
+    lmp.command("fix move all nve")
+    ours.command("run 1")
+    calls = []
+
+    def fail(*_: object) -> None:
+        calls.append(1)
+        raise InputError("no more of this.")
+
+    ours.observe = fail
+    with pytest.raises(InputError, match="no more of this"):
+        ours.command("run 1000")
+    assert calls == [1] and int(lmp.extract_global("ntimestep")) < 10
+
+
+def test_what_cannot_be_served_is_refused(lammps, potential):
+    atoms = wrapped(crystal())
+
+    def refused(lines: list[str], match: str, **coupling: Any) -> None:
+        running = lammps(QUIET)
+        with pytest.raises(InputError, match=match):
+            attached_to(running, potential, lines, **coupling).command("run 0")
+        running.close()
+
+    plain = setup(atoms)
+    refused(["units lj", *plain[1:-1]], "units 'lj'; a potential works in metal or real")
+    refused([*plain, "mass 2 2.014"], "type 2 have a mass of 2.014 amu, which is not that of one of O, Si")
+    refused(plain, "2 types of atoms; give one for each", elements=["Si"])
+    refused(plain, "which is not among the species O, Si", elements=["Si", "C"])
+    refused(plain, "'Qq' is no element", elements=["Si", "Qq"])
+    refused(plain, "'force' is no number of each atom", per_atom=("force",))
+    refused([*plain, "group none empty"], "holds no atom", group="none")
+
+
+def test_type_labels_say_elements(lmp, potential):
+    atoms = wrapped(crystal())
+    lines = [*setup(atoms), "labelmap atom 1 O 2 Si"]
+    attached_to(lmp, potential, lines).command("run 0")
+    other = atoms.copy()
+    other.numbers = 22 - atoms.numbers
+    np.testing.assert_allclose(of_atoms(lmp, "f"), potential.evaluate([other]).forces[0], atol=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------------------ scripts
+
+
+def script(folder: Path, *lines: str) -> Path:
+    path = folder / "in.test"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.mark.slow
+def test_a_script_that_uncertainty_stopped_feeds_labels(lammps, potential, tmp_path):
+    """From the command line: NPT, a halt on the spread, the frame it stopped at, and labels of it."""
+    atoms = wrapped(crystal())
+    level = 1.05 * potential.evaluate([atoms]).scores["force_std_max"][0]
+    path = script(
+        tmp_path,
+        *setup(atoms),
+        "fix ml all external pf/callback 1 1  # here",
+        "velocity all create 3000 7",
+        "fix move all npt temp 3000 3000 0.05 tri 0 0 0.5",
+        f"fix stop all halt 1 v_ml_force_std_max > {level} error continue",
+        f"dump frames all custom 10 {tmp_path}/frames.dump id type x y z d_ml_force_std",
+        "variable left loop 2",
+        "label again",
+        "run 200",
+        "next left",
+        "jump SELF again",
+        f"print $(step) file {tmp_path}/steps",
+    )
+    potential.save(tmp_path / "potential")
+    uncertain = tmp_path / "uncertain.extxyz"
+    command = [sys.executable, "-m", "almlip_jax.cli", "lammps", str(tmp_path / "potential"), str(path), *QUIET]
+    options = ["--record", str(uncertain), "--above", str(level), "--every", "1000", "--json", str(tmp_path / "j")]
+    done = subprocess.run([*command, *options], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    told = json.loads((tmp_path / "j").read_text())
+    (frame,) = read_structures(uncertain)
+    assert told["recorded"] == 1 and frame.calc is None and frame.info["force_std_max"] > level
+    assert sorted(frame.numbers) == sorted(atoms.numbers) and frame.pbc.all()
+    found = potential.evaluate([frame])
+    assert found.scores["force_std_max"][0] == pytest.approx(frame.info["force_std_max"], rel=1e-3)
+    assert int((tmp_path / "steps").read_text()) < 400 and (tmp_path / "frames.dump").stat().st_size > 0
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        f"name: labels\nsystem: {{structures: {uncertain}}}\ninitial: {{rattle: {{count: 1, stdev: 0.01}}}}\n"
+        f"oracle: {{kind: potential, path: {tmp_path}/potential, any_state: true}}\n"
+    )
+    label = [sys.executable, "-m", "almlip_jax.cli", "label", str(config), str(uncertain)]
+    done = subprocess.run([*label, "--out", str(tmp_path / "labelled.extxyz")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (labelled,) = read_structures(tmp_path / "labelled.extxyz", require_labels=True)
+    np.testing.assert_allclose(labelled.get_forces(), found.forces[0], atol=1e-4)
+
+
+def test_a_script_may_be_in_error(lammps, potential, tmp_path):
+    fix = "fix almlip all external pf/callback 1 1"
+    path = script(tmp_path, *setup(wrapped(crystal())), fix, "fix move all nonsense", "run 1")
+    with pytest.raises(InputError, match="in.test: LAMMPS stopped with.*nonsense"):
+        run_script(potential, path, arguments=QUIET)
+    lines = [line for line in setup(wrapped(crystal())) if not line.startswith("mass 2")]
+    path = script(tmp_path, *lines, "mass 2 1.0", fix, "run 1")
+    with pytest.raises(InputError, match="type 2 have a mass of 1 amu"):
+        run_script(potential, path, arguments=QUIET, recording=Recording(tmp_path / "none.extxyz"))
+
+
+def test_scripts_are_cut_where_the_potential_comes_in(tmp_path):
+    """No LAMMPS is needed for that."""
+    one = script(tmp_path, "units metal", "fix a &", "  mine external pf/callback 1 1", "run 1", "# end")
+    assert pieces_of(one) == [
+        ("units metal\nfix a &\n  mine external pf/callback 1 1", ("a", "mine")),
+        ("run 1\n# end", None),
+    ]
+    with pytest.raises(InputError, match="has no line 'fix almlip all external"):
+        pieces_of(script(tmp_path, "run 1", "# fix a all external pf/callback 1 1"))
+    with pytest.raises(InputError, match="line 1: forces are needed at every step.*1 1'"):
+        pieces_of(script(tmp_path, "fix a all external pf/callback 5 1"))
+    with pytest.raises(InputError, match="without variables"):
+        pieces_of(script(tmp_path, "fix ${name} all external pf/callback 1 1"))
+    with pytest.raises(InputError, match="jumps back to the label 'again'"):
+        pieces_of(script(tmp_path, "label again", "fix a all external pf/callback 1 1", "run 1", "jump SELF again"))
+    with pytest.raises(InputError, match="cannot be read"):
+        pieces_of(tmp_path / "nothing")
