@@ -99,7 +99,7 @@ class AttachedPotential:
         """What went wrong in a step; LAMMPS then stops at the next one."""
         self._numbers: np.ndarray | None = None  # by type, from 1 on
         self._atoms = Atoms()
-        self._tags = np.zeros(0, np.int64)
+        self._fix = coupling.fix.encode()
         self._seen = self._order = np.zeros(0, np.int64)
         self._check_per_atom()
         if coupling.elements is not None:
@@ -204,7 +204,7 @@ class AttachedPotential:
         lmp.fix_external_set_virial_global(own, virial[list(_VOIGT)].tolist())
         self.last = _column_values(results, self.columns)
         for number, value in enumerate(self.last.values(), 1):
-            lmp.fix_external_set_vector(own, number, value)
+            lmp.lib.lammps_fix_external_set_vector(lmp.lmp, self._fix, number, value)  # without its slower wrapper
         for name in self.coupling.per_atom:
             lmp.numpy.extract_atom(f"d_{own}_{name}")[order] = results[name]
         if "energies" in self.coupling.per_atom:

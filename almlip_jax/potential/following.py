@@ -7,16 +7,18 @@ no more than a call needs: the energy alone takes no reverse pass, forces no sco
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Hashable, Mapping, Set
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ase import Atoms
-from ase.stress import full_3x3_to_voigt_6_stress
+from ase.data import chemical_symbols
 
 from almlip_jax.ensembles import AnyEnsemble, committee_statistics
 from almlip_jax.errors import InputError
@@ -80,9 +82,12 @@ class Following:
         self.precision = precision or potential.precision
         self.known = parts_of(potential.ensemble)
         dtype = np.dtype(self.precision)
+        self._references = np.full(len(chemical_symbols), np.nan)  # eV by atomic number
+        for number, energy in potential.reference_energies.items():
+            self._references[number] = energy
         self.follower = Follower(potential.species, potential.cutoff, skin, dtype)
         self._declared: tuple[Score, ...] = ()
-        self._programs: dict[Part, Callable[..., dict[str, Any]]] = {}
+        self._programs: dict[Part, _Program] = {}
         self._last: tuple[np.ndarray, tuple[int, int]] | None = None
         with self._in_precision():
             arrays, novelty = jax.tree.map(lambda x: _as(x, dtype), (potential.params, potential.novelty))
@@ -101,7 +106,7 @@ class Following:
         with self._in_precision():
             listed, place = self.follower.look(atoms, state)
             novelty = self._novelty if part == "scores" else {}
-            found = jax.tree.map(np.asarray, self._program(part)(self._params, novelty, listed, place))
+            found = self._program(part)(self._params, novelty, listed, place)
         results = self._energies(atoms, found) if part == "energies" else self._with_forces(atoms, found, part)
         return {name: value for name, value in results.items() if name in self.known}
 
@@ -113,7 +118,7 @@ class Following:
                 chosen.append(self.known[name][0])
         return chosen
 
-    def _program(self, part: Part) -> Callable[..., dict[str, Any]]:
+    def _program(self, part: Part) -> _Program:
         """The program of a part; asking for it by value would take longer than the rest of a call."""
         declared = (*scores(fitted=False), *atom_scores(fitted=False))
         if declared != self._declared:
@@ -138,13 +143,8 @@ class Following:
         if strange is not None:
             warnings.warn(strange, stacklevel=3)
 
-    def _references(self, atoms: Atoms) -> np.ndarray:
-        """Reference energies of the atoms [N], eV."""
-        table = self.potential.reference_energies
-        return np.array([table[number] for number in atoms.numbers.tolist()], np.float64)
-
     def _energies(self, atoms: Atoms, found: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        own = found["atom_energies"][:, : len(atoms)].astype(np.float64) + self._references(atoms)  # [M, N]
+        own = found["atom_energies"][:, : len(atoms)] + self._references[atoms.numbers]  # [M, N]
         total = float(own.mean(axis=0).sum())
         return {
             "energy": total,
@@ -156,33 +156,32 @@ class Following:
         }
 
     def _with_forces(self, atoms: Atoms, found: Mapping[str, Any], part: Part) -> dict[str, Any]:
-        number, references = len(atoms), float(self._references(atoms).sum())
+        number, references = len(atoms), float(self._references[atoms.numbers].sum())
         energy = float(found["energy"][0]) + references
         results: dict[str, Any] = {
             "energy": energy,
             "free_energy": energy,
-            "forces": found["forces"][:number].astype(np.float64),
+            "forces": found["forces"][:number],
         }
         volume = atoms.cell.volume if atoms.cell.rank == 3 else None  # of slabs and wires too, as ASE has it
         if volume is not None:
-            results["stress"] = full_3x3_to_voigt_6_stress(-found["virial"][0].astype(np.float64) / volume)
+            results["stress"] = -_voigt(found["virial"][0]) / volume
         for target in targets(found["further"]):
             if has_target(atoms, target):
                 value = found["further"][target.name]
-                results[target.label] = (value[0] if target.per == "structure" else value[:number]).astype(np.float64)
+                results[target.label] = value[0] if target.per == "structure" else value[:number]
         if part == "scores":
             results |= self._scores(atoms, found)
-            results["member_energy"] = found["member_energy"][:, 0].astype(np.float64) + references
-            results["member_forces"] = found["member_forces"][:, :number].astype(np.float64)
+            results["member_energy"] = found["member_energy"][:, 0] + references
+            results["member_forces"] = found["member_forces"][:, :number]
             if volume is not None:
-                stress = -found["member_virial"][:, 0].astype(np.float64) / volume
-                results["member_stress"] = np.stack([full_3x3_to_voigt_6_stress(one) for one in stress])
+                results["member_stress"] = -_voigt(found["member_virial"][:, 0]) / volume
         return results
 
     def _scores(self, atoms: Atoms, found: Mapping[str, Any]) -> dict[str, Any]:
         """Scores of the structure and of its atoms, not a number where they are of a target that it does not have."""
         number, without = len(atoms), {t.name for t in targets() if not has_target(atoms, t)}
-        each = {name: values[:number].astype(np.float64) for name, values in found["atom_scores"].items()}
+        each = {name: values[:number] for name, values in found["atom_scores"].items()}
         whole = {name: float(values[0]) for name, values in found["scores"].items()}
         whole |= {name: float(np.max(each[name])) for name in self._novelty}
         for score in scores():
@@ -196,15 +195,55 @@ class Following:
         return results if error is None else results | {"force_error": error}
 
 
+def _voigt(tensors: np.ndarray) -> np.ndarray:
+    """Symmetric tensors [..., 3, 3] in Voigt's order, [..., 6]."""
+    return tensors[..., (0, 1, 2, 1, 0, 0), (0, 1, 2, 2, 2, 1)]
+
+
 def _as(values: Any, dtype: np.dtype) -> Any:
     """Numbers in a type; whole ones as they are."""
     array = np.asarray(values)
     return array.astype(dtype) if np.issubdtype(array.dtype, np.floating) else array
 
 
+class _Program:
+    """A compiled function whose results come in one array: each array costs some microseconds, of which a call has few.
+
+    Args:
+        function: of parameters, novelty scores, list and place; gives a tree of floating-point arrays.
+    """
+
+    def __init__(self, function: Callable[..., dict[str, Any]]) -> None:
+        self._layouts: dict[Hashable, tuple[Any, list[tuple[int, ...]]]] = {}  # noted where a shape is traced
+
+        def packed(params: Params, novelty: Mapping[str, Novelty], listed: Listed, place: Place) -> jax.Array:
+            leaves, tree = jax.tree.flatten(function(params, novelty, listed, place))
+            self._layouts[_key(novelty, listed, place)] = tree, [leaf.shape for leaf in leaves]
+            return jnp.concatenate([leaf.ravel() for leaf in leaves])
+
+        self._run = jax.jit(full_precision(packed))
+
+    def __call__(self, params: Params, novelty: Mapping[str, Novelty], listed: Listed, place: Place) -> dict[str, Any]:
+        """The results on the host, float64."""
+        packed = np.asarray(self._run(params, novelty, listed, place)).astype(np.float64)
+        tree, shapes = self._layouts[_key(novelty, listed, place)]
+        leaves, begin = [], 0
+        for shape in shapes:
+            end = begin + math.prod(shape)
+            leaves.append(packed[begin:end].reshape(shape))
+            begin = end
+        found: dict[str, Any] = jax.tree.unflatten(tree, leaves)
+        return found
+
+
+def _key(novelty: Mapping[str, Novelty], listed: Listed, place: Place) -> Hashable:
+    """What the layout of results depends on, besides the function."""
+    return tuple(novelty), listed.neighbors.shape, np.dtype(place.positions.dtype)
+
+
 @lru_cache(maxsize=_PROGRAMS)
-def _program(ensemble: AnyEnsemble, part: Part, declared: tuple[Score, ...]) -> Callable[..., dict[str, Any]]:
-    """What gives a part of the results of a structure, on the device.
+def _program(ensemble: AnyEnsemble, part: Part, declared: tuple[Score, ...]) -> _Program:
+    """What gives a part of the results of a structure.
 
     Potentials of one architecture share it; and scores that are declared later have one of their own.
     """
@@ -215,7 +254,7 @@ def _program(ensemble: AnyEnsemble, part: Part, declared: tuple[Score, ...]) -> 
             return {"atom_energies": ensemble.atom_energies(params, graph)}
         return _forces(ensemble, params, graph) if part == "forces" else _scores(ensemble, params, novelty, graph)
 
-    return jax.jit(full_precision(of_structure))
+    return _Program(of_structure)
 
 
 def _forces(ensemble: AnyEnsemble, params: Params, graph: Graph) -> dict[str, Any]:
