@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache, partial
+from itertools import accumulate
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 from almlip_jax.errors import InputError
 from almlip_jax.models.layout import join
 from almlip_jax.models.mtp.basis import Basis
-from almlip_jax.models.mtp.tables import Table, Term, by_terms, chosen_rows, quadratic_rows
+from almlip_jax.models.mtp.tables import Table, Term, bilinear_rows, chosen_rows, quadratic_rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +29,38 @@ class Tree:
     basic: int
     layers: tuple[Table, ...]
     scalars: tuple[int, ...]
+
+    @cached_property
+    def parts(self) -> tuple[range, ...]:
+        """Places of the basic moments, and of those of each layer."""
+        ends = list(accumulate([self.basic, *(len(layer.terms) for layer in self.layers)]))
+        return tuple(range(start, end) for start, end in zip([0, *ends], ends, strict=False))
+
+    @cached_property
+    def products(self) -> dict[int, tuple[Term, ...]]:
+        """Terms of each moment that is not basic."""
+        found = zip(self.parts[1:], self.layers, strict=True)
+        return {place: terms for part, layer in found for place, terms in zip(part, layer.terms, strict=True)}
+
+    @cached_property
+    def back(self) -> tuple[tuple[Table, tuple[int, ...]], ...]:
+        """From cotangents of the basis functions to those of all moments, the last layer first.
+
+        For each layer the table that maps cotangents found before and all moments, and which basis function each of its
+        moments is (-1: none).
+        """
+        uses: dict[int, list[tuple[int, int, float]]] = {}
+        for moment, terms in self.products.items():
+            for i, j, factor in terms:
+                uses.setdefault(i, []).append((moment, j, factor))
+                uses.setdefault(j, []).append((moment, i, factor))
+        place: dict[int, int] = {}
+        found, function = [], {moment: n for n, moment in enumerate(self.scalars)}
+        for part in reversed(self.parts):
+            rows = tuple(tuple((place[k], other, x) for k, other, x in uses.get(moment, ())) for moment in part)
+            found.append((Table(rows, len(place), self.parts[-1].stop), tuple(function.get(m, -1) for m in part)))
+            place |= {moment: len(place) + n for n, moment in enumerate(part)}
+        return tuple(found)
 
 
 @lru_cache(maxsize=32)
@@ -46,12 +79,10 @@ def tree(basis: Basis) -> Tree:
     layers = []
     for layer in range(1, 1 + max(depth.values())):
         chosen = [moment for moment in terms if depth[moment] == layer and moment in needed]
-        rows: list[tuple[Term, ...]] = [
-            tuple((place[i], place[j], float(factor)) for (i, j), factor in terms[moment].items()) for moment in chosen
-        ]
-        order, known = by_terms(rows), len(place)
-        layers.append(Table(tuple(rows[n] for n in order), known, known))
-        place |= {chosen[n]: known + at for at, n in enumerate(order)}
+        known = len(place)
+        rows = (tuple((place[i], place[j], float(x)) for (i, j), x in terms[moment].items()) for moment in chosen)
+        layers.append(Table(tuple(rows), known, known))
+        place |= {moment: known + n for n, moment in enumerate(chosen)}
     return Tree(len(basis.moments), tuple(layers), tuple(place[moment] for moment in basis.scalars))
 
 
@@ -110,11 +141,37 @@ def contract(basis: Basis, moments: jax.Array) -> jax.Array:
     Returns:
         [S, A]; differentiable in the moments any number of times.
     """
-    found, known = tree(basis), moments
+    return _contract(tree(basis), moments)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _contract(found: Tree, moments: jax.Array) -> jax.Array:
+    return _forward(found, moments)[0]
+
+
+def _forward(found: Tree, moments: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The basis functions, and all moments."""
+    known = moments
     for layer in found.layers:
         further = quadratic_rows(layer, known)
-        known = join((known, further), (known.shape[0], further.shape[0]), 0)
-    return chosen_rows(found.scalars, known.shape[0], known)
+        known = jax.lax.optimization_barrier(join((known, further), (known.shape[0], further.shape[0]), 0))
+    return chosen_rows(found.scalars, known.shape[0], known), known
+
+
+def _backward(found: Tree, known: jax.Array, cotangent: jax.Array) -> tuple[jax.Array]:
+    """Of each moment once, layer by layer from the last one, over all products that take it."""
+    later, own = None, cotangent
+    for table, seeds in found.back:
+        own = chosen_rows(seeds, cotangent.shape[0], cotangent)
+        if later is None:
+            later = own
+            continue
+        own = own + bilinear_rows(table, later, known)
+        later = jax.lax.optimization_barrier(join((later, own), (later.shape[0], own.shape[0]), 0))
+    return (own,)
+
+
+_contract.defvjp(_forward, _backward)
 
 
 def contract_atoms(basis: Basis, moments: jax.Array) -> jax.Array:

@@ -62,35 +62,13 @@ class Passes:
 @lru_cache(maxsize=32)
 def passes(basis: Basis) -> Passes:
     """Those of a basis."""
-    found = tree(basis)
-    ends = np.cumsum([found.basic, *(len(layer.terms) for layer in found.layers)]).tolist()
-    layers = [range(start, end) for start, end in zip([0, *ends], ends, strict=False)]
-    products = {ends[n] + row: terms for n, layer in enumerate(found.layers) for row, terms in enumerate(layer.terms)}
-    back, seeds = _back(layers, products, found.scalars)
-    pairs, places = _pairs(layers, products, found.scalars)
-    return Passes(found.layers, back, seeds, pairs, places, len(found.scalars))
+    found, functions = tree(basis), len(tree(basis).scalars)
+    seeds = tuple(np.array([functions if of < 0 else of for of in chosen]) for _, chosen in found.back)
+    pairs, places = _pairs(found.parts, found.products, found.scalars)
+    return Passes(found.layers, tuple(table for table, _ in found.back), seeds, pairs, places, functions)
 
 
 _Products = dict[int, tuple[Term, ...]]
-
-
-def _back(
-    layers: Sequence[range], products: _Products, scalars: Sequence[int]
-) -> tuple[tuple[Table, ...], tuple[np.ndarray, ...]]:
-    """`Passes.back` and `Passes.seeds`."""
-    uses: dict[int, list[tuple[int, int, float]]] = {}
-    for moment, terms in products.items():
-        for i, j, factor in terms:
-            uses.setdefault(i, []).append((moment, j, factor))
-            uses.setdefault(j, []).append((moment, i, factor))
-    place: dict[int, int] = {}
-    tables, seeds, of = [], [], {moment: n for n, moment in enumerate(scalars)}
-    for layer in reversed(layers):
-        rows = tuple(tuple((place[k], other, x) for k, other, x in uses.get(moment, ())) for moment in layer)
-        tables.append(Table(rows, len(place), layers[-1].stop))
-        seeds.append(np.array([of.get(moment, len(scalars)) for moment in layer]))
-        place |= {moment: len(place) + n for n, moment in enumerate(layer)}
-    return tuple(tables), tuple(seeds)
 
 
 def _pairs(

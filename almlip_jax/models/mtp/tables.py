@@ -2,8 +2,8 @@
 
 Arrays are component-major, [rows, atoms].  A bilinear map sums ``factor * x[i] * y[j]`` for each row of its result; its
 derivatives by either argument are bilinear maps with other tables, so that forces and the gradients of forces that
-training needs cost no scatter.  Rows of about equally many terms are computed together, term by term, in operations
-that a compiler fuses into one and vectorises over the atoms.
+training needs cost no scatter.  Rows are summed in pieces of four terms, and these again, each step of all rows in one
+operation: what a compiler writes out of it is as long for a hundred products as for ten thousand.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import TypeAlias
+from itertools import pairwise
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -20,17 +21,23 @@ import numpy as np
 Term: TypeAlias = tuple[int, int, float]
 """Row of the left argument, row of the right one, factor."""
 
-_SHORT = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)  # terms that are written out
-_LONG = _SHORT[-1]  # rows with more are summed in pieces of this length
+_TOGETHER = 4  # terms, and then partial sums, that are added in one operation: fewer fill up less, more read more
 
 
-@dataclass(frozen=True, eq=False)
-class Group:
-    """Rows with equally many terms, in q pieces of T: left and right rows and factors, each [n, q, T]."""
+class Pieces(NamedTuple):
+    """How a table is computed: rows in pieces of a few terms, then pieces of pieces until each row is one.
+
+    Attributes:
+        left: rows of the left argument, [p, T].
+        right: rows of the right argument, [p, T].
+        factors: [p, T]; 0 for terms that fill up a piece.
+        sums: for each further step the pieces of the step before to be added, [p', T]; their number for none.
+    """
 
     left: np.ndarray
     right: np.ndarray
     factors: np.ndarray
+    sums: tuple[np.ndarray, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,42 +82,28 @@ class Table:
         return self._turned[name]
 
     @cached_property
-    def groups(self) -> tuple[Group, ...]:
-        """How it is computed: the rows of the groups, one after the other, are those of the result in `order`."""
-        found: dict[tuple[int, int], list[int]] = {}
-        for row in self.order:
-            found.setdefault(_shape(len(self.terms[row])), []).append(row)
-        return tuple(self._group(rows, pieces, length) for (pieces, length), rows in found.items())
-
-    def _group(self, rows: Sequence[int], pieces: int, length: int) -> Group:
-        nothing: Term = (0, 0, 0.0)
-        filled = [(*self.terms[row], *(nothing,) * (pieces * length - len(self.terms[row]))) for row in rows]
-        left, right, factors = np.moveaxis(np.array(filled, np.float64).reshape(len(rows), pieces, length, 3), -1, 0)
-        return Group(left.astype(np.int32), right.astype(np.int32), factors)
-
-    @cached_property
-    def order(self) -> np.ndarray:
-        """Rows of the result by their number of terms, [n]."""
-        return np.array(sorted(range(len(self.terms)), key=lambda row: _shape(len(self.terms[row]))), np.int32)
-
-    @cached_property
-    def places(self) -> np.ndarray | None:
-        """Where each row of the result is in `order`, [n]; None where the rows are in this order."""
-        return None if np.array_equal(self.order, np.arange(len(self.order))) else np.argsort(self.order)
+    def pieces(self) -> Pieces:
+        """How it is computed."""
+        first, starts = _cut(self.terms, (0, 0, 0.0))
+        left, right, factors = np.moveaxis(np.array(first, np.float64).reshape(-1, _TOGETHER, 3), -1, 0)
+        sums = []
+        while len(starts) - 1 < starts[-1]:
+            number = starts[-1]
+            further, starts = _cut([list(range(a, b)) for a, b in pairwise(starts)], number)
+            sums.append(np.array(further, np.int32))
+        return Pieces(left.astype(np.int32), right.astype(np.int32), factors, tuple(sums))
 
 
-def _shape(terms: int) -> tuple[int, int]:
-    """Pieces and length of each in which so many terms are summed."""
-    if terms <= _LONG:
-        return 1, min(length for length in _SHORT if length >= terms)
-    pieces = -(-terms // _LONG)
-    step = 1 << max(pieces.bit_length() - 3, 0)  # a few sizes, at most a quarter too large
-    return -(-pieces // step) * step, _LONG
-
-
-def by_terms(terms: Sequence[tuple[Term, ...]]) -> list[int]:
-    """An order of rows in which those of equally many terms, as `Table` counts them, are together."""
-    return sorted(range(len(terms)), key=lambda row: _shape(len(terms[row])))
+def _cut(rows: Sequence[Sequence[Any]], nothing: Any) -> tuple[list[list[Any]], list[int]]:
+    """Rows in pieces of equal length, filled up with nothing, and where the pieces of each row begin."""
+    pieces: list[list[Any]] = []
+    starts = [0]
+    for row in rows:
+        for at in range(0, max(len(row), 1), _TOGETHER):
+            piece = list(row[at : at + _TOGETHER])
+            pieces.append(piece + [nothing] * (_TOGETHER - len(piece)))
+        starts.append(len(pieces))
+    return pieces, starts
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -174,22 +167,23 @@ chosen_rows.defvjp(lambda rows, number, x: (chosen_rows(rows, number, x), None),
 
 def sums_of_rows(table: Table, x: jax.Array, y: jax.Array) -> jax.Array:
     """`bilinear_rows` that differentiation goes through as it is, also of arrays [rows, ..., A] that broadcast."""
-    parts = []
-    for group in table.groups:
-        terms = [
-            _rows(x, group.left[..., t]) * _rows(y, group.right[..., t]) * _column(group.factors[..., t], x)
-            for t in range(group.left.shape[-1])
-        ]
-        total = sum(terms[1:], terms[0])
-        parts.append(jnp.sum(total, axis=1) if group.left.shape[1] > 1 else total[:, 0])
-    found = jnp.concatenate(parts) if len(parts) > 1 else parts[0]
-    return found if table.places is None else _rows(found, table.places)
+    pieces = table.pieces
+    terms = [
+        _rows(x, pieces.left[:, t]) * _rows(y, pieces.right[:, t]) * _column(pieces.factors[:, t], x)
+        for t in range(_TOGETHER)
+    ]
+    found = jax.lax.optimization_barrier(sum(terms[1:], terms[0]))  # each step is one operation for the compiler
+    for step in pieces.sums:
+        known = jax.lax.optimization_barrier(jnp.concatenate([found, jnp.zeros_like(found[:1])]))
+        partial_sums = [_rows(known, step[:, t]) for t in range(_TOGETHER)]
+        found = jax.lax.optimization_barrier(sum(partial_sums[1:], partial_sums[0]))
+    return found
 
 
 def _column(values: np.ndarray, like: jax.Array) -> np.ndarray | float:
-    return (
-        1.0 if np.all(values == 1) else np.asarray(values.reshape(*values.shape, *(1,) * (like.ndim - 1)), like.dtype)
-    )
+    if np.all(values == 1):
+        return 1.0
+    return np.asarray(values.reshape(-1, *(1,) * (like.ndim - 1)), like.dtype)
 
 
 def _rows(x: jax.Array, index: np.ndarray) -> jax.Array:
