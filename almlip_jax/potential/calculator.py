@@ -52,6 +52,7 @@ class PotentialCalculator(Calculator):
         self.implemented_properties = list(self.following.known)
         self._asked: set[str] = set()
         self._done: set[Part] = set()
+        self._spare: dict[str, Any] = {}
 
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
         """What of a structure is not that of the last calculation, to the last digit; ``info`` of charge and spin."""
@@ -74,7 +75,7 @@ class PotentialCalculator(Calculator):
         wanted = set(properties)
         if system_changes:
             wanted |= self._asked
-            self.results, self._asked, self._done = _Results(self._look_up), set(), set()
+            self.results, self._asked, self._done, self._spare = _Results(self._look_up), set(), set(), {}
         self._asked.update(properties)
         self._complete(wanted)
 
@@ -86,12 +87,20 @@ class PotentialCalculator(Calculator):
                 self._complete({name})
 
     def _complete(self, wanted: set[str]) -> None:
-        """Computes what is missing of some results; what is there stays as it is."""
+        """Computes what is missing of some results; what is there stays as it is.
+
+        What a forward pass tells of the atoms stays aside until it is asked for: files of structures would hold it.
+        """
         for part in self.following.parts(wanted):
             if part not in self._done:
                 self._done.add(part)
-                for name, value in self.following(self.atoms, part).items():
+                found = self.following(self.atoms, part)
+                spare = {name for name in found if part == "energies" and self.following.known[name] == (part,)}
+                self._spare |= {name: found.pop(name) for name in spare}
+                for name, value in found.items():
                     self.results.setdefault(name, value)
+        for name in wanted & self._spare.keys():
+            self.results[name] = self._spare.pop(name)
 
 
 def _same(old: np.ndarray | None, new: np.ndarray | None) -> bool:

@@ -112,11 +112,11 @@ class Following:
 
     def parts(self, wanted: Set[str]) -> list[Part]:
         """The parts that give some results, as little work as does; of names that are not known, nothing."""
-        chosen: list[Part] = []
-        for name in sorted(wanted & self.known.keys(), key=lambda name: len(self.known[name])):
-            if not {*chosen} & {*self.known[name]}:
-                chosen.append(self.known[name][0])
-        return chosen
+        chosen: set[Part] = set()
+        for name in sorted(wanted & self.known.keys(), key=lambda name: (len(self.known[name]), name)):
+            if not chosen & {*self.known[name]}:
+                chosen.add(self.known[name][0])
+        return [part for part in get_args(Part) if part in chosen]
 
     def _program(self, part: Part) -> _Program:
         """The program of a part; asking for it by value would take longer than the rest of a call."""
