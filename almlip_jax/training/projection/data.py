@@ -18,6 +18,7 @@ from almlip_jax.targets import targets
 from almlip_jax.training.dataset import Capacity, TrainingSet, longest_epoch
 
 _BLOCK: Final = 64  # atoms that are looked at together: larger arrays leave the caches of a CPU
+_FACTORS: Final = (1.0, 4 / 3, 2.0)  # larger blocks that are tried, for structures that fill these better
 
 
 @dataclass(frozen=True)
@@ -85,9 +86,11 @@ def _counts(data: TrainingSet, *, summed: bool) -> dict[str, float]:
 
 def _blocks(data: TrainingSet, devices: int) -> tuple[Any, jax.Array]:
     """The training structures in blocks, shared out among devices: plans [devices, steps, ...] and their lengths."""
-    shape = _shape(data.capacity)
     order = data.training[np.argsort(data.packed.counts[data.training], kind="stable")]
-    batches = fill_batches(data.packed, order, shape)
+    shapes = [_shape(data.capacity, factor) for factor in _FACTORS]
+    filled = [fill_batches(data.packed, order, shape) for shape in shapes]
+    best = int(np.argmin([len(batches) * shape.atoms for batches, shape in zip(filled, shapes, strict=True)]))
+    shape, batches = shapes[best], filled[best]
     room = longest_epoch(data.capacity.structures, data.capacity.atoms, shape, uniform=False)
     each = -(-max(room, len(batches)) // devices)
     plans = [lay_out(data.packed, batches[n::devices], shape, each) for n in range(devices)]
@@ -95,9 +98,10 @@ def _blocks(data: TrainingSet, devices: int) -> tuple[Any, jax.Array]:
     return stacked, jnp.asarray([steps for _, steps in plans], jnp.int32)
 
 
-def _shape(capacity: Capacity) -> BatchShape:
-    """Of a block: the largest structure, or some atoms of smaller ones."""
-    atoms = max(_BLOCK, capacity.largest or capacity.batch.atoms)
+def _shape(capacity: Capacity, factor: float) -> BatchShape:
+    """Of a block: so many times the largest structure, or some atoms of smaller ones."""
+    largest = capacity.largest or capacity.batch.atoms
+    atoms = int(np.ceil(factor * max(largest, min(_BLOCK, capacity.atoms - 1))))
     mean = capacity.atoms / capacity.structures
     return BatchShape(atoms, capacity.batch.neighbors, min(atoms, int(np.ceil(1.5 * atoms / mean))))
 

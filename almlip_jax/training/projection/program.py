@@ -22,6 +22,7 @@ from almlip_jax.structures.packing import BatchPlan, PackedDataset, take_batch
 from almlip_jax.training.loss import penalty_scales
 from almlip_jax.training.settings import LossSettings
 
+_LEAST_ROWS = 4096  # that are decomposed together: fewer keep threads waiting for each other
 _VOIGT = np.array([0, 1, 2, 1, 0, 0]), np.array([0, 1, 2, 2, 2, 1])
 
 
@@ -100,27 +101,37 @@ class Reduction:
         plan: BatchPlan,
         steps: jax.Array,
     ) -> jax.Array:
-        """Those of the batches at hand."""
+        """Those of the batches at hand, one search after the other."""
+        size = self._size(params)
+        rows = 3 * plan.atoms.shape[-1] + 7 * plan.ids.shape[-1]
+        room = min(max(1, _LEAST_ROWS // rows, 4 * size // rows), plan.atoms.shape[0])
 
-        def body(step: jax.Array, factors: jax.Array) -> jax.Array:
-            graph, targets = take_batch(data, plan, step)
+        def one(given: tuple[Params, jax.Array, jax.Array]) -> jax.Array:
+            own, weight, wanted = given
 
-            def one(given: tuple[Params, jax.Array, jax.Array, jax.Array]) -> jax.Array:
-                own, weight, wanted, factor = given
+            def of(step: jax.Array) -> jax.Array:
+                graph, targets = take_batch(data, plan, step)
+                return self._rows(own, graph, targets, weight[plan.ids[step]], counts)
 
-                def grown() -> jax.Array:
-                    rows = self._rows(own, graph, targets, weight[plan.ids[step]], counts)
-                    return jnp.linalg.qr(jnp.concatenate([factor, rows]), mode="r")
+            def some(group: jax.Array, factor: jax.Array) -> jax.Array:
+                def fill(place: jax.Array, filled: jax.Array) -> jax.Array:
+                    return jax.lax.dynamic_update_index_in_dim(filled, of(group * room + place), place, 0)
 
-                return jax.lax.cond(wanted, grown, lambda: factor)
+                blank = jnp.zeros((room, rows, size), weights.dtype)
+                filled = jax.lax.fori_loop(0, jnp.minimum(room, steps - group * room), fill, blank)
+                return jnp.linalg.qr(jnp.concatenate([factor, filled.reshape(-1, size)]), mode="r")
 
-            found: jax.Array = jax.lax.map(one, (params, weights, active, factors))
-            return found
+            def whole() -> jax.Array:
+                return jax.lax.fori_loop(0, (steps + room - 1) // room, some, jnp.zeros((size, size), weights.dtype))
 
-        first = jax.tree.map(lambda x: x[0], params)
-        linear, rest = jax.eval_shape(self.inner.separate, first)
-        size = linear.shape[0] + rest.shape[0] + 1
-        return jax.lax.fori_loop(0, steps, body, jnp.zeros((len(active), size, size), weights.dtype))
+            return jax.lax.cond(wanted, whole, lambda: jnp.zeros((size, size), weights.dtype))
+
+        return jax.lax.map(one, (params, weights, active))
+
+    def _size(self, params: Params) -> int:
+        """Number M of columns, for parameters with a leading axis."""
+        linear, others = jax.eval_shape(self.inner.separate, jax.tree.map(lambda x: x[0], params))
+        return int(linear.shape[0] + others.shape[0] + 1)
 
     def _rows(
         self,
