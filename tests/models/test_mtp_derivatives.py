@@ -12,7 +12,7 @@ from almlip_jax.structures.species import SpeciesTable
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("level", "numbers"), [(6, (3, 9)), (12, (3,))])
+@pytest.mark.parametrize(("level", "numbers"), [(2, (3,)), (6, (3, 9)), (12, (3,))])
 def test_derivatives_are_those_of_the_energy(level, numbers):
     generator, table = np.random.default_rng(0), SpeciesTable(numbers)
     atoms = Atoms(

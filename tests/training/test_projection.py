@@ -18,6 +18,8 @@ from small_training import same_bits
 
 from almlip_jax.ensembles import Ensemble
 from almlip_jax.errors import InputError
+from almlip_jax.fitting import fit_potential
+from almlip_jax.learner import Learner
 from almlip_jax.models import ModelSettings
 from almlip_jax.models.mtp import MtpSettings
 from almlip_jax.potential import Potential
@@ -26,7 +28,9 @@ from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.training import (
     EnsembleSettings,
     EpochReport,
+    Job,
     LossSettings,
+    SideBySideTrainer,
     TrainingResult,
     TrainingSettings,
     check_training,
@@ -133,7 +137,7 @@ def others_near(size: float = 0.0) -> np.ndarray:
 def test_linear_parameters_are_recovered(crystals):
     """Where radial functions are the true ones, one pass gives the potential itself."""
     found = seen(crystals).at(others_near())
-    true = np.concatenate([truth()["moment"][0], truth()["species"][0]])
+    true = MODEL.build(SPECIES).separate(jax.tree.map(lambda x: x[0], truth()))[0]
     np.testing.assert_allclose(found.linear, true, rtol=1e-8, atol=1e-8)
     assert found.loss < 1e-18
 
@@ -253,3 +257,62 @@ def test_what_it_cannot_do_is_refused(model, members, training, message):
 def test_losses_that_are_no_squares_are_refused():
     with pytest.raises(ValidationError, match="minimises squares"):
         TrainingSettings.model_validate({"projection": {}, "loss": {"kind": "huber"}})
+
+
+@pytest.mark.slow
+def test_isolated_atoms_are_exact_and_the_repulsion_stays(crystals):
+    """What stands around the model is taken from the labels: the fit reaches them, atoms in open space too."""
+    model = MODEL.model_copy(update={"repulsion": True})
+    training = TrainingSettings.model_validate(
+        {
+            "loss": {"kind": "mlip"},
+            "projection": {"starts": 2, "iterations": 40, "trial_iterations": 5, "tolerance": 1e-6},
+            "reference_energies": {"Li": -0.7, "F": 1.5},
+            "validation_fraction": 0.0,
+        }
+    )
+    potential, result = fit_potential(crystals, model, EnsembleSettings(size=1), training, 0)
+    alone = potential.evaluate([Atoms("Li"), Atoms("F")])
+    np.testing.assert_allclose(alone.energy, [-0.7, 1.5], atol=1e-6)
+    evaluated = potential.evaluate(crystals)
+    wrong = evaluated.energy - [atoms.calc.results["energy"] for atoms in crystals]
+    forces = np.concatenate(evaluated.forces) - np.concatenate([atoms.calc.results["forces"] for atoms in crystals])
+    stress = evaluated.stress - [atoms.calc.results["stress"] for atoms in crystals]
+    virial = stress * np.array([[atoms.cell.volume] for atoms in crystals])
+    loss = np.mean(wrong**2) + (0.01 * np.sum(forces**2) + 0.001 * np.sum(virial**2)) / len(crystals)
+    assert loss == pytest.approx(float(result.history[-1].train_loss[0]), rel=1e-3)
+    assert result.history[-1].train_loss[0] < 0.2 * result.history[0].train_loss[0]
+
+
+@pytest.mark.slow
+def test_a_learner_goes_on_from_the_radial_functions_before(crystals):
+    training = {
+        "loss": {"kind": "mlip"},
+        "projection": {"starts": 3, "iterations": 12, "trial_iterations": 4, "member_iterations": 1},
+        "warm_start": True,
+    }
+    learner = Learner(20, model=MODEL, ensemble={"size": 2}, training=training, typical=crystals)
+    learner.fit(crystals[:10])
+    heard: list[EpochReport] = []
+    learner.fit(crystals, on_epoch=heard.append)
+    fresh: list[EpochReport] = []
+    again = Learner(20, model=MODEL, ensemble={"size": 2}, training=training | {"warm_start": False}, typical=crystals)
+    again.fit(crystals, on_epoch=fresh.append)
+    assert heard[0].train_loss[0] < fresh[0].train_loss[0]
+
+
+@pytest.mark.slow
+def test_members_may_have_searches_of_their_own(crystals):
+    trainer = trainer_of(crystals, settings_of(starts=4, members="own"), bootstrap="none")
+    result = trained(trainer, crystals, steps=5)
+    assert result.history[0].train_loss[0] != result.history[0].train_loss[1]
+    assert not np.allclose(result.params["radial"][0], result.params["radial"][1], rtol=0.1)
+
+
+@pytest.mark.slow
+def test_jobs_of_a_sweep_are_trained_in_turn(trainer, crystals, whole):
+    """One that comes twice is trained once, and gives what it gives alone."""
+    job = Job(crystals, jax.random.key(0), NONE)
+    first, second = SideBySideTrainer(trainer).train([job, job])
+    assert first is second
+    assert same_bits(first.params, whole.params)

@@ -17,7 +17,7 @@ from almlip_jax.models.around import Around
 from almlip_jax.models.separable import Derivatives, Separable
 from almlip_jax.models.species_code import exact_code
 from almlip_jax.precision import full_precision
-from almlip_jax.structures.graph import Graph, Targets, lone_atoms, opposite_edges, sum_over_atoms
+from almlip_jax.structures.graph import Graph, Targets, lone_atoms, sum_over_atoms
 from almlip_jax.structures.packing import BatchPlan, PackedDataset, take_batch
 from almlip_jax.training.loss import penalty_scales
 from almlip_jax.training.settings import LossSettings
@@ -143,14 +143,12 @@ class Reduction:
     ) -> jax.Array:
         """Rows [n, M] of energies, force components and virials, whose sum of squares is their part of the loss."""
         found = self._relative(params, self.inner.derivatives(params, graph), graph)
-        by_edge = jnp.where(graph.edge_mask[..., None, None], found.edges, 0)
-        opposite = opposite_edges(by_edge.reshape(*by_edge.shape[:2], -1), graph.neighbors, graph.reverse)
-        opposite = jnp.where(graph.edge_mask[..., None, None], opposite.reshape(by_edge.shape), 0)
-        virial = sum_over_atoms(-jnp.einsum("aki,akjm->aijm", graph.vectors, by_edge), graph)
+        opposite = found.edges[graph.neighbors, graph.reverse]  # those of padding slots are their own, and 0
+        virial = sum_over_atoms(-jnp.einsum("aki,akjm->aijm", graph.vectors, found.edges), graph)
         virial = 0.5 * (virial + jnp.swapaxes(virial, 1, 2))
         predicted = {
             "energy": sum_over_atoms(found.energy, graph),
-            "forces": jnp.sum(by_edge - opposite, axis=1),
+            "forces": jnp.sum(found.edges - opposite, axis=1),
             "virial": virial[:, *_VOIGT],
         }
         left = self._left(params, graph, targets)
