@@ -108,7 +108,7 @@ def _pairs(
         last = [pair for pair in terms if pair[1] in layer]
         rows = tuple(tuple((place[above], other, x) for above, other, x in terms[pair]) for pair in last)
         tables.append(Table(rows, len(place), one + 1))
-        place |= _places(last, len(place))
+        place |= {pair: len(place) + n for n, pair in enumerate(last)}
     return tuple(tables), _columns(last)
 
 

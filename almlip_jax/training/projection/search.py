@@ -11,6 +11,7 @@ from almlip_jax.training.projection.algebra import Solved, Step, damped_step, so
 
 _FIRST_DAMPING = 1e-2
 _LEAST_DAMPING, _MOST_DAMPING = 1e-12, 1e8
+_TRUSTED = (0.3, 2.0)  # gains relative to what was promised, beyond which linear parameters are not as expected
 _PATIENCE = 3  # steps of little gain in a row after which a search ends
 
 
@@ -26,6 +27,8 @@ class Search:
         damping: of the next step.
         growth: what the damping is multiplied by if the step fails.
         waited: steps of little gain in a row.
+        exact: whether derivatives were taken at the best linear parameters, not at what was expected of them.
+        stale: whether they have to be taken again before another step.
         active: whether it goes on.
     """
 
@@ -36,35 +39,47 @@ class Search:
     damping: float = _FIRST_DAMPING
     growth: float = 2.0
     waited: int = 0
+    exact: bool = True
+    stale: bool = False
     active: bool = True
 
     def step(self) -> Step:
-        """The next step to try."""
+        """The next step to try; none where derivatives have to be taken again."""
+        if self.stale:
+            return Step(np.zeros_like(self.others), self.point.linear, 0.0)
         least = 1e-12 * max(float(self.scale.max(initial=0.0)), np.finfo(float).tiny)
         return damped_step(self.point, np.maximum(self.scale, least), self.damping)
 
     def after(self, step: Step, factor: np.ndarray, point: Solved, tolerance: float) -> Search:
         """Where it stands once the end of a step has been looked at (damping by Nielsen, report IMM-REP-1999-05)."""
         gain = self.point.objective - point.objective
+        if self.stale:
+            scale = np.maximum(self.scale, np.diag(point.curvature))
+            return replace(self, factor=factor, point=point, scale=scale, exact=True, stale=False)
         if not point.finite or gain < 0:
-            damping = self.damping * self.growth
-            small = step.gain < tolerance * self.point.objective
-            waited = self.waited + 1 if small else self.waited
-            active = damping < _MOST_DAMPING and waited < _PATIENCE
-            return replace(self, damping=damping, growth=2 * self.growth, waited=waited, active=active)
+            return self._refused(step, tolerance)
         ratio = gain / step.gain if step.gain > 0 else 0.0
-        damping = max(self.damping * max(0.2, 1 - (2 * ratio - 1) ** 3), _LEAST_DAMPING)
         waited = self.waited + 1 if gain < tolerance * self.point.objective else 0
         return Search(
-            self.others + step.others,
-            factor,
-            point,
-            np.maximum(self.scale, np.diag(point.curvature)),
-            damping,
-            2.0,
-            waited,
-            waited < _PATIENCE,
+            others=self.others + step.others,
+            factor=factor,
+            point=point,
+            scale=np.maximum(self.scale, np.diag(point.curvature)),
+            damping=max(self.damping * max(0.2, 1 - (2 * ratio - 1) ** 3), _LEAST_DAMPING),
+            waited=waited,
+            exact=False,
+            stale=not _TRUSTED[0] < ratio < _TRUSTED[1],
+            active=waited < _PATIENCE,
         )
+
+    def _refused(self, step: Step, tolerance: float) -> Search:
+        """Where it stands after a step that did not lower the objective."""
+        if not self.exact:  # which may be why
+            return replace(self, stale=True)
+        damping = self.damping * self.growth
+        waited = self.waited + 1 if step.gain < tolerance * self.point.objective else self.waited
+        active = damping < _MOST_DAMPING and waited < _PATIENCE
+        return replace(self, damping=damping, growth=2 * self.growth, waited=waited, active=active)
 
 
 Look = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]

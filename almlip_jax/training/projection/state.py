@@ -47,7 +47,7 @@ class State:
         return len(self.searches[0].point.linear)
 
 
-_OF_SEARCH: Final = ("others", "factor", "scale", "damping", "growth", "waited", "active")
+_OF_SEARCH: Final = ("others", "factor", "scale", "damping", "growth", "waited", "exact", "stale", "active")
 _OF_STATE: Final = tuple(one.name for one in fields(State) if one.name != "searches")
 
 
