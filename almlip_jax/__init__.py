@@ -89,6 +89,7 @@ _PUBLIC = {
     "rattle": "oracles",
     "read_structures": "structures.io",
     "select": "steps",
+    "select_add": "steps",
     "thresholds": "steps",
     "write_structures": "structures.io",
 }
@@ -125,6 +126,7 @@ __all__ = [
     "rattle",
     "read_structures",
     "select",
+    "select_add",
     "thresholds",
     "write_structures",
 ]

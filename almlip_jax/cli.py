@@ -355,6 +355,7 @@ def _fit(
             progress.message,
             held_out,
             settings.know_training_set,
+            settings.active_set,
         )
 
 
@@ -449,10 +450,12 @@ def score(
         {
             **{name: with_unit(_number(value), name) for name, value in summary.mean.items()},
             "most uncertain frame": str(summary.most_uncertain),
+            **{f"largest {n}": f"{_number(value)} (frame {frame})" for n, (value, frame) in summary.largest.items()},
             "written": str(out),
         },
     )
     scored = {"num_structures": summary.number, "mean": summary.mean, "most_uncertain": summary.most_uncertain}
+    scored["largest"] = {name: {"value": value, "frame": frame} for name, (value, frame) in summary.largest.items()}
     _write_json(json_file, {**scored, "out": str(out)})
 
 
@@ -509,6 +512,53 @@ def select(
     if (remark := undecided([gain for _, gain in chosen], len(frames))) is not None:
         console.print(remark, markup=False, highlight=False)
     _write_json(json_file, {"indices": [i for i, _ in chosen], "gain": [g for _, g in chosen], "out": str(out)})
+
+
+@app.command(name="select-add")
+def select_add(
+    potential: PotentialFolder,
+    pool: Annotated[Path, typer.Argument(help="Candidates; labels are not needed.")],
+    out: OutFile,
+    train_file: Annotated[
+        Path | None,
+        typer.Option("--train", help="Build the active set from these structures, in place of that of the potential."),
+    ] = None,
+    save: Annotated[
+        Path | None,
+        typer.Option("--save", callback=folder_to_write, help="Also save the potential with the set that grew."),
+    ] = None,
+    types: TypesOption = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Offer structures to the active set of a potential, and write those that enter it: select-add of MLIP-2."""
+    model = _load(potential)
+    from almlip_jax.potential import check_place
+    from almlip_jax.scoring import MV_GRADE
+    from almlip_jax.steps import select_add as offered
+    from almlip_jax.structures.io import write_structures
+
+    if save is not None:
+        check_place(save)
+    if model.active_set is None and train_file is None:
+        raise InputError(
+            f"{potential} has no active set; name the structures that it was trained on with --train, or train it "
+            "with active_set in its config."
+        )
+    reading = _ReadingOptions(types=types).reading()
+    frames = _read([pool], reading, ignore_labels=True)
+    labelled = [] if train_file is None else _read([train_file], reading, ignore_labels=True)
+    model.check_elements(frames, str(pool))
+    model.check_elements(labelled, str(train_file))
+    batch, grown = offered(model, frames, labelled)
+    write_structures(out, batch, type_numbers=reading.arguments["type_numbers"] or model.species.numbers)
+    if save is not None:
+        grown.save(save)
+    table = Table("pool index", MV_GRADE, title=f"{len(batch)} of {len(frames)} enter the active set")
+    for frame in batch[:20]:
+        table.add_row(str(frame.info["pool_index"]), _number(frame.info[MV_GRADE]))
+    _show(table)
+    found = {"indices": [frame.info["pool_index"] for frame in batch], "grades": [f.info[MV_GRADE] for f in batch]}
+    _write_json(json_file, {**found, "out": str(out), "potential": None if save is None else str(save)})
 
 
 # -------------------------------------------------------------------------------------------------------------- studies

@@ -15,7 +15,7 @@ from almlip_jax.ensembles import Ensemble, EnsembleSettings, build_ensemble
 from almlip_jax.errors import InputError
 from almlip_jax.keys import named_key, numpy_generator
 from almlip_jax.models import ModelSettings, Params
-from almlip_jax.potential import Potential
+from almlip_jax.potential import ActiveSetSettings, Potential
 from almlip_jax.potential.states import states_note
 from almlip_jax.structures.electronic_state import electronic_state
 from almlip_jax.structures.remembered import remember
@@ -55,6 +55,7 @@ def fit_potential(
     say: Say | None = None,
     validation: Sequence[Atoms] = (),
     know_training_set: bool = False,
+    spanned: ActiveSetSettings | None = None,
 ) -> tuple[Potential, TrainingResult]:
     """Trains an ensemble on labelled structures; its species are those that occur in them.
 
@@ -75,6 +76,8 @@ def fit_potential(
         validation: labelled structures to validate on, in place of a share of ``structures``.
         know_training_set: whether the potential keeps what comparisons with the new structures need
             (`Potential.knowing`).
+        spanned: the active set that the potential is to have.  The one that ``start`` has is renewed
+            (`Potential.spanning`), with its settings where none are given.
 
     Returns:
         the potential, in float64 where jax is set to it, calibrated on its validation structures, and remembering a
@@ -95,6 +98,9 @@ def fit_potential(
     prepared = _prepare(task, structures, bonded, held_out, say)
     result = _train(task, prepared, on_epoch, checkpoint, say)
     potential = _calibrated(task, prepared, result, len(bonded))
+    standing = None if start is None else start.active_set
+    if spanned is not None or standing is not None:
+        potential = potential.spanning(bonded, spanned, earlier=standing)
     return potential.knowing(bonded) if know_training_set else potential, result
 
 

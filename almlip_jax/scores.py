@@ -23,7 +23,7 @@ Needs: TypeAlias = Literal["spread", "epistemic", "total", "features", "training
 
 ``spread``: two members.  ``epistemic``, ``total``: these, or members that say something about the error of their
 prediction, or of any error of their own.  ``features``: the features of one member.  ``training_set``: to be fitted to
-a training set (`potential.novelty`)."""
+a training set (`potential.novelty`, `potential.active_set`)."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def _check(score: Score) -> None:
     reduced = score.largest_of or score.mean_of
     if reduced is not None and reduced not in _ATOMS:
         raise ValueError(f"score '{score.name}' needs the score '{reduced}' of atoms, which is not declared.")
-    ways = [score.of is not None, reduced is not None, score.fitted and score.per == "atom"]
+    ways = [score.of is not None, reduced is not None, score.fitted and reduced is None]
     if sum(ways) != 1 or (score.largest_of and score.mean_of) or (score.per == "atom" and reduced):
         raise ValueError(f"score '{score.name}' needs one of: of, largest_of, mean_of.")
 
@@ -211,7 +211,7 @@ declare(
     Score(
         "extrapolation_grade",
         "",
-        "grade over the active set of the training set's features",
+        "grade of the atom's surroundings over the active set of the potential",
         per="atom",
         needs="training_set",
     ),
@@ -250,4 +250,5 @@ declare(
     *spreads(DIPOLE),
     Score("latent_distance", "", "largest of an atom", largest_of="latent_distance", needs="training_set"),
     Score("extrapolation_grade", "", "largest of an atom", largest_of="extrapolation_grade", needs="training_set"),
+    Score("configuration_grade", "", "grade of the structure over the active set", needs="training_set"),
 )

@@ -14,11 +14,14 @@ import numpy as np
 from ase import Atoms
 
 from almlip_jax.errors import InputError
-from almlip_jax.potential import Evaluated, Potential
+from almlip_jax.potential import GRADES, Evaluated, Potential
 from almlip_jax.scores import atom_scores, names
 from almlip_jax.scores import scores as declared
 from almlip_jax.structures.io import iterate_elements, iterate_structures, write_structures
 from almlip_jax.targets import has_target, targets
+
+MV_GRADE = "MV_grade"
+"""What MLIP-2 calls the grade of a structure in its files."""
 
 
 @dataclass
@@ -30,12 +33,14 @@ class PoolSummary:
         most_uncertain: the first frame of the largest ``force_std_max``; one that is not a number counts as larger.
         sums: name -> sum of a score.
         left_out: names of what frames have and the format of the file written has no place for.
+        largest: name -> largest value of a grade, or another score fitted to a training set, and the first frame of it.
     """
 
     number: int = 0
     most_uncertain: int = 0
     sums: dict[str, float] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
+    largest: dict[str, tuple[float, int]] = field(default_factory=dict)
     _largest: float = -math.inf
 
     @property
@@ -51,6 +56,11 @@ class PoolSummary:
             self.most_uncertain, self._largest = self.number + index, value
         for name in names(score for score in declared(fitted=False) if score.name in scores):
             self.sums[name] = self.sums.get(name, 0.0) + float(np.sum(scores[name], dtype=np.float64))
+        for name in names(score for score in declared(fitted=True) if score.name in scores):
+            place = int(np.argmax(scores[name]))
+            found = float(scores[name][place])
+            if name not in self.largest or not found <= self.largest[name][0]:
+                self.largest[name] = found, self.number + place
         self.number += len(scores["force_std_max"])
 
 
@@ -67,7 +77,7 @@ def score_pool(
     Args:
         potential: whose they are.
         pool: what `iterate_structures` reads; labels are neither needed nor looked at, and kept as they are.
-        out: extended XYZ or MLIP-2's ``.cfg``, which appears complete or not at all.
+        out: extended XYZ or MLIP-2's ``.cfg``, where grades are ``MV_grade``; it appears complete or not at all.
         advance: told the number of frames of each batch.
         type_numbers: atomic number of each type of ``cfg`` files, from type 0 on; for writing the elements of the
             potential where not given.
@@ -85,8 +95,18 @@ def score_pool(
         iterate_structures(pool, keep_labels=True, type_numbers=type_numbers), source=str(pool)
     )
     types = potential.species.numbers if type_numbers is None else type_numbers
-    summary.left_out = write_structures(out, _scored(potential, batches, summary, advance), type_numbers=types)
+    frames = _scored(potential, batches, summary, advance)
+    written = map(_as_mlip_says, frames) if out.suffix == ".cfg" else frames
+    summary.left_out = write_structures(out, written, type_numbers=types)
     return summary
+
+
+def _as_mlip_says(frame: Atoms) -> Atoms:
+    """The frame, with the grade under its name in the files of MLIP-2."""
+    for name in GRADES.values():
+        if name in frame.info:
+            frame.info[MV_GRADE] = frame.info.pop(name)
+    return frame
 
 
 def write_predictions(

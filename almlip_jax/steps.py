@@ -28,6 +28,7 @@ from almlip_jax.errors import InputError, LabelError
 from almlip_jax.keys import named_key
 from almlip_jax.oracles import ExecutorSettings, LabelStore, LocalSettings, SourceSettings, label_structures
 from almlip_jax.potential import Potential
+from almlip_jax.scoring import MV_GRADE
 from almlip_jax.selection import SelectorSettings
 from almlip_jax.structures.species import SpeciesTable
 
@@ -264,6 +265,42 @@ def select(
     among = candidates(pool, of_pool, rows, cost=_costs(settings, pool, store), room=atoms)
     chosen = choose(settings.build(k), named_key(seed, "select", step), among, around)
     return taken(pool, chosen)
+
+
+def select_add(
+    potential: Potential, pool: Sequence[Atoms], labelled: Sequence[Atoms] = ()
+) -> tuple[list[Atoms], Potential]:
+    """The structures of a pool that enter the active set of a potential: ``select-add`` of MLIP-2.
+
+    The pool is offered to the set swap by swap, and what stands in it at the end is to be labelled and trained on.
+
+    Args:
+        potential: with an active set (`Potential.spanning`), unless labelled structures are given.
+        pool: structures to choose from; labels are not looked at.
+        labelled: structures that the set is built from anew, with the settings of the potential's where it has one.
+
+    Returns:
+        copies of those that entered, the largest grade first, with ``info["MV_grade"]`` (over the set before; so named
+        in files of MLIP-2) and ``info["pool_index"]``; and the potential with the set that they entered.
+
+    Raises:
+        InputError: there is neither an active set nor a labelled structure, or an element is not known.
+
+    >>> from almlip_jax import select_add
+    >>> batch, potential = select_add(potential, pool)  # doctest: +SKIP
+    """
+    if not pool:
+        return [], potential
+    if labelled:
+        active = potential.active_set
+        potential = potential.spanning(labelled, None if active is None else active.settings)
+    offer = potential.offer(pool)
+    batch = []
+    for index in offer.entered:
+        frame = pool[index].copy()
+        frame.info |= {MV_GRADE: float(offer.grades[index]), "pool_index": index}
+        batch.append(frame)
+    return batch, potential.with_fitted(active_set=offer.active)
 
 
 def _costs(selector: SelectorSettings, pool: Sequence[Atoms], store: Path | str | None) -> np.ndarray | None:

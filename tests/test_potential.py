@@ -106,24 +106,28 @@ def test_a_potential_knows_its_training_set(knowing, structures, tmp_path):
     rows = FeatureRequest(("last_layer_gradient",))
     knowing.save(tmp_path / "p")
     back = Potential.load(tmp_path / "p")
-    assert back.knows_training_set and set(back.fitted) == {*novelty_names(), "calibration", "training_set"}
+    kept = {*novelty_names(), "active_set", "calibration", "training_set"}
+    assert back.knows_training_set and set(back.fitted) == kept
     text = json.loads((tmp_path / "p" / "potential.json").read_text())
     assert text["fitted"]["calibration"]["numbers"] == {"scale": 1.5}
     atoms, inside = structures[8].copy(), back.evaluate(structures[:8], features=rows)
     found = back.evaluate([atoms])
     features, species = back.atom_features(structures[:8])
     ours, which = back.atom_features([atoms])
-    entries = []
-    for z, (model, inverse) in itertools.product(range(3), enumerate(back.novelty["extrapolation_grade"].whiten)):
-        training = features[model, species == z]
-        size = np.sqrt(np.mean(training.astype(np.float64) ** 2))
-        for row in np.linalg.inv(inverse[z].astype(np.float64)) / size:  # an atom, or what stands for no atom
-            assert np.min(np.abs(training / size - row).max(axis=1)) < 1e-3 or np.linalg.norm(row) < 2e-3
-        entries.append(np.where(which == z, np.abs(ours[model] @ inverse[z]).max(axis=1), 0))
+    entries, active = [], back.active_set
+    for z, model in itertools.product(range(3), range(3)):
+        training = features[model, species == z].astype(np.float64)
+        least = np.sqrt(np.mean(training**2, axis=0)) * 1000 * np.finfo(np.float32).eps  # what rounding leaves
+        for row in active.matrix[model, z]:  # an atom, or what stands for no atom
+            (places,) = np.nonzero(row)
+            stands = len(places) == 1 and row[places[0]] == max(1e-5, least[places[0]])
+            assert stands or np.min(np.abs(training - row).max(axis=1)) == 0
+        inverse = np.linalg.inv(active.matrix[model, z])
+        entries.append(np.where(which == z, np.abs(ours[model] @ inverse).max(axis=1), 0))
     grade = np.sqrt(np.mean(np.sum(np.reshape(entries, (3, 3, -1)), axis=0) ** 2, axis=0))
     np.testing.assert_allclose(found.atom_scores["extrapolation_grade"][0], grade, rtol=1e-3)
     assert 0.9 < max(inside.scores["extrapolation_grade"]) <= 1.002
-    for name in novelty_names():
+    for name in (*novelty_names(), "extrapolation_grade"):
         np.testing.assert_array_equal(inside.scores[name], [max(of_atoms) for of_atoms in inside.atom_scores[name]])
         np.testing.assert_array_equal(back.training_set.scores[name], inside.scores[name])
     np.testing.assert_array_equal(back.training_set.rows, inside.features["last_layer_gradient"])
@@ -134,7 +138,11 @@ def test_a_potential_knows_its_training_set(knowing, structures, tmp_path):
 
 def test_explorations_can_do_without_the_training_set(knowing, structures):
     """Where the potential knows it: the same novelty scores, rows for the admission, and scores for thresholds."""
-    asking = {"monitor": novelty_names(), "admission": {"kind": "farthest"}, "walkers": [{"temperature": 300}]}
+    asking = {
+        "monitor": (*novelty_names(), "extrapolation_grade"),
+        "admission": {"kind": "farthest"},
+        "walkers": [{"temperature": 300}],
+    }
     settings = ExplorationSettings.model_validate(asking)
     with_it, without = (know(settings, knowing, given, 3, 10) for given in (structures[:8], None))
     jax.tree.map(np.testing.assert_array_equal, with_it.novelty, without.novelty)
@@ -149,23 +157,21 @@ def test_explorations_can_do_without_the_training_set(knowing, structures):
 def test_what_was_fitted_to_other_parameters_is_not_carried(knowing, tmp_path):
     """Neither in memory nor by a folder whose files were mixed; files that are taken out are done without."""
     params = jax.tree.map(lambda x: x + 1, knowing.params)
-    with pytest.warns(UserWarning, match=r"fitted to other parameters .*: calibration, extrapolation_grade, latent"):
+    with pytest.warns(UserWarning, match=r"fitted to other parameters .*: active_set, calibration, latent"):
         other = replace(knowing, params=params)
     assert not other.fitted and other.force_error(np.ones(2)) is None
     knowing.save(tmp_path / "one")
     other.save(tmp_path / "two")
     assert not list((tmp_path / "two").glob("fitted-*"))
     text, mixed = (json.loads((tmp_path / name / "potential.json").read_text()) for name in ("one", "two"))
-    file = next((tmp_path / "one").glob("fitted-extrapolation_grade-*"))
-    mixed["fitted"] = {"extrapolation_grade": text["fitted"]["extrapolation_grade"]}
+    file = next((tmp_path / "one").glob("fitted-active_set-*"))
+    mixed["fitted"] = {"active_set": text["fitted"]["active_set"]}
     (tmp_path / "two" / "potential.json").write_text(json.dumps(mixed))
     shutil.copy(file, tmp_path / "two")
-    with pytest.raises(
-        InputError, match=r"what was fitted as extrapolation_grade cannot be used \(it was fitted to other"
-    ):
+    with pytest.raises(InputError, match=r"what was fitted as active_set cannot be used \(it was fitted to other"):
         Potential.load(tmp_path / "two")
     file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(InputError, match="not a readable npz file.*can do without fitted-extrapolation_grade"):
+    with pytest.raises(InputError, match="not a readable npz file.*can do without fitted-active_set"):
         Potential.load(tmp_path / "one")
     file.unlink()
     assert set(Potential.load(tmp_path / "one").novelty) == {"latent_distance"}

@@ -126,6 +126,11 @@ class ExplorationChoice(Spec):
         return False
 
     @property
+    def novelty(self) -> tuple[str, ...]:
+        """Scores that it looks at, or monitors, of those that are fitted to a training set."""
+        return ()
+
+    @property
     def relaxation(self) -> RelaxationSettings | None:
         """How starts are relaxed before walkers leave them; None where they are not."""
         return None

@@ -34,6 +34,7 @@ from almlip_jax.campaign.teacher import TeacherSettings
 from almlip_jax.config import load_settings
 from almlip_jax.models import ModelSettings, SharedDensitySettings
 from almlip_jax.oracles import ExecutorSettings, LocalSettings, SourceSettings
+from almlip_jax.potential.active_set import GRADES, ActiveSetSettings
 from almlip_jax.settings import Settings
 from almlip_jax.training import (
     EnsembleSettings,
@@ -62,6 +63,9 @@ class PotentialConfig(Settings):
     """Whether potentials keep what comparisons with their training set need: novelty scores (among them the
     extrapolation grade) fitted to it, its scores and last-layer features.  Their evaluations then hold
     novelty scores, and simulations need no `training_set`."""
+    active_set: ActiveSetSettings | None = None
+    """The active set that potentials keep, over which grades of extrapolation are measured; null: none, except where
+    exploration looks at a grade, or with `know_training_set`, which make one of the mode that is needed."""
 
     @model_validator(mode="after")
     def _members_can_be_trained(self) -> Self:
@@ -99,6 +103,33 @@ class ExperimentConfig(PotentialConfig):
         check_sections(self)
         return self
 
+    @property
+    def spanned(self) -> ActiveSetSettings | None:
+        """The active set that the potentials of rounds have; None where nothing asks for one."""
+        if self.active_set is not None:
+            return self.active_set
+        asked = [mode for mode, name in GRADES.items() if name in self.exploration.novelty]
+        return ActiveSetSettings.model_validate({"mode": asked[0]}) if asked else None
+
+
+def check_active_set(config: ExperimentConfig) -> None:
+    """Refuses an exploration by grades that the active set does not give; raises ValueError."""
+    given = config.active_set
+    asked = [name for name in GRADES.values() if name in config.exploration.novelty]
+    if given is None or not asked:
+        return
+    if given.score not in asked:
+        mode = next(mode for mode, name in GRADES.items() if name == asked[0])
+        raise ValueError(
+            f"exploration looks at {asked[0]}, which the active set of active_set.mode '{given.mode}' does not give; "
+            f"set active_set.mode: {mode}, or look at {given.score}."
+        )
+    if given.parameters == "all":
+        raise ValueError(
+            f"exploration looks at {given.score}, which dynamics know over the linear parameters alone; set "
+            "active_set.parameters: linear."
+        )
+
 
 def check_sections(config: ExperimentConfig) -> None:
     """Refuses sections that do not serve each other; raises ValueError."""
@@ -111,6 +142,7 @@ def check_sections(config: ExperimentConfig) -> None:
     check_target(config.stopping, config.test, config.model.further, tuple(config.system.named))
     check_share(config.stopping, config.exploration)
     check_walkers(config.exploration, config.system.parts)
+    check_active_set(config)
     check_teacher(config)
     if config.initial.potential is None:  # with one, all trainings start warm
         refuse_idle_warmth(config.training)

@@ -32,7 +32,7 @@ from almlip_jax.files import understood, write_json
 from almlip_jax.learner import Learner
 from almlip_jax.oracles import Labeller
 from almlip_jax.origins import Origin, Taught
-from almlip_jax.potential import Evaluated, Potential
+from almlip_jax.potential import ActiveStructures, Evaluated, Potential
 from almlip_jax.progress import Progress
 from almlip_jax.structures.io import read_structures
 from almlip_jax.structures.packing import BatchShape
@@ -313,8 +313,21 @@ class Rounds:
         before, earlier = index if final else index - 1, None
         if self._config.training.warm_start and before >= 0:
             earlier = self._learner.earlier(self._potential(before), self._round(before).dataset())
-        know = self._config.know_training_set
-        return stages.train(self._learner, self._round(index), earlier, know=know, final=final)
+        spanned = self._config.spanned
+        return stages.train(
+            self._learner,
+            self._round(index),
+            earlier,
+            know=self._config.know_training_set,
+            final=final,
+            spanned=spanned,
+            standing=None if spanned is None else self._standing(before),
+        )
+
+    def _standing(self, index: int) -> ActiveStructures | None:
+        """The active set of a round; before the first, of the potential that the campaign begins with."""
+        before = self._potential(index) if index >= 0 else self._inputs.start
+        return None if before is None else before.active_set
 
     def _keep(self, index: int, potential: Potential) -> Potential:
         """Remembers a potential, and forgets those that are no longer needed."""

@@ -40,7 +40,7 @@ from almlip_jax.files import read_json, understood, write_csv, write_json, write
 from almlip_jax.learner import Earlier, Learner
 from almlip_jax.models import Params
 from almlip_jax.oracles import Labeller, LabelResult
-from almlip_jax.potential import Evaluated, Potential
+from almlip_jax.potential import ActiveSetSettings, ActiveStructures, Evaluated, Potential
 from almlip_jax.progress import Progress, reaching
 from almlip_jax.selection import Candidates, SelectorSettings
 from almlip_jax.structures.carried import carried, system_of
@@ -98,7 +98,14 @@ def make_test_set(
 
 
 def train(
-    learner: Learner, here: Round, earlier: Earlier | None, *, know: bool = False, final: bool = False
+    learner: Learner,
+    here: Round,
+    earlier: Earlier | None,
+    *,
+    know: bool = False,
+    final: bool = False,
+    spanned: ActiveSetSettings | None = None,
+    standing: ActiveStructures | None = None,
 ) -> Potential:
     """Trains the ensemble on the dataset of a round and saves the potential.
 
@@ -108,6 +115,8 @@ def train(
         earlier: what the training goes on from; None where it begins anew, or with what the learner begins with.
         know: whether the potential keeps what comparisons with its training set need.
         final: whether it is the final potential, with a length of its own; other random numbers, another folder.
+        spanned: the active set that the potential is to have; None for none.
+        standing: that of the potential before, which is renewed.
     """
     name = "final" if final else "train"
     folder: PotentialDirectory = here.run.final.create() if final else here.folder
@@ -123,6 +132,8 @@ def train(
         metadata=here.provenance,
         know=know,
         steps=learner.training.final_steps if final else None,
+        spanned=spanned,
+        standing=standing,
     )
 
 
@@ -139,6 +150,8 @@ def trained(
     name: str = "train",
     know: bool = False,
     steps: int | None = None,
+    spanned: ActiveSetSettings | None = None,
+    standing: ActiveStructures | None = None,
 ) -> Potential:
     """Trains the ensemble on a dataset and saves the potential.
 
@@ -154,6 +167,8 @@ def trained(
         name: of the stage, as the user is told.
         know: whether the potential keeps what comparisons with its training set need.
         steps: length of the training, in place of what the settings say.
+        spanned: the active set that the potential is to have; None for none.
+        standing: that of the potential before, which is renewed.
     """
     params, references = beginning
     most = steps or learner.training.most_steps(len(dataset), warm=params is not None)
@@ -166,6 +181,8 @@ def trained(
         result = learner.train(dataset, params, key, references, on_epoch, folder.unfinished_training, steps)
     write_csv(folder.training, result.rows())
     potential = learner.potential(result, dataset, references, stream, {**metadata, "dataset_size": len(dataset)})
+    if spanned is not None:
+        potential = potential.spanning(dataset, spanned, earlier=standing)
     if know:
         potential = potential.knowing(dataset, shape=potential.batch_shape(dataset))
     potential.save(folder.potential)

@@ -43,7 +43,7 @@ from almlip_jax.ensembles import Prediction, spread_members
 from almlip_jax.errors import CapacityError, InputError
 from almlip_jax.keys import named_stream
 from almlip_jax.models import Params
-from almlip_jax.potential.novelty import Novelty
+from almlip_jax.potential import FittedScore
 from almlip_jax.precision import full_precision
 from almlip_jax.scores import score_of
 from almlip_jax.structures.electronic_state import electronic_state
@@ -206,7 +206,7 @@ class Explorer:
                 raise InputError(f"the score {name} needs the training set that it is measured from.")
         if self.settings.admission.looks_at_features and known.context is None:
             raise InputError(f"admission '{self.settings.admission.kind}' needs the training set it compares with.")
-        novelty: dict[str, Novelty] = {name: self._cast(known.novelty[name]) for name in self.settings.novelty}
+        novelty: dict[str, FittedScore] = {name: self._cast(known.novelty[name]) for name in self.settings.novelty}
         context = known.context or self.settings.admission.context(None, 0)
         return Knowledge(novelty, self._cast(context), known.relative)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import jax.numpy as jnp
 import numpy as np
 from ase import Atoms
 
@@ -17,9 +16,9 @@ from almlip_jax.dynamics.settings import ExplorationSettings
 from almlip_jax.dynamics.thresholds import AtomErrors
 from almlip_jax.errors import InputError
 from almlip_jax.features import FeatureRequest
-from almlip_jax.potential import Evaluated, Potential
+from almlip_jax.potential import GRADES, ActiveSetSettings, Evaluated, FittedScore, Potential
 from almlip_jax.potential.fitted import TRAINING_ROWS
-from almlip_jax.potential.novelty import Novelty, fit_novelty
+from almlip_jax.potential.novelty import fit_novelty
 from almlip_jax.scores import largest_of, needs_no_fit
 
 
@@ -28,7 +27,7 @@ class Knowledge:
     """The training set as the present ensemble sees it; made by `know`.
 
     Attributes:
-        novelty: fitted novelty scores by name.
+        novelty: fitted scores by name.
         context: the training set as the admission to the buffer sees it.
         relative: thresholds of elements relative to those of the run, by symbol, on top of those of the gate's
             settings, the same for all walkers or for each; None where none will come in any run, so that the program
@@ -36,7 +35,7 @@ class Knowledge:
         scores: name -> [n] scores of the training structures that the potential kept, where these are not there.
     """
 
-    novelty: Mapping[str, Novelty] = field(default_factory=dict)
+    novelty: Mapping[str, FittedScore] = field(default_factory=dict)
     context: Context | None = None
     relative: Mapping[str, float] | Sequence[Mapping[str, float]] | None = None
     scores: Mapping[str, np.ndarray] = field(default_factory=dict)
@@ -79,22 +78,42 @@ def know(
     ['latent_distance']
     """
     by_features = settings.admission.looks_at_features
+    novelty = _grades(settings.novelty, potential, training_set)
     if training_set is None:
-        kept = potential.training_set
-        if kept is None or not set(settings.novelty) <= set(potential.novelty):
+        kept, fitted = potential.training_set, potential.novelty
+        if not set(settings.novelty) <= {*novelty, *fitted} or (kept is None and (by_features or not novelty)):
             raise InputError("the potential does not know its training set; give the structures.")
-        fitted: dict[str, Novelty] = {name: potential.novelty[name] for name in settings.novelty}
-        context = settings.admission.context(kept.rows, seed, room) if by_features else None
-        return Knowledge(fitted, context, scores=kept.scores)
-    novelty: dict[str, Novelty] = {}
-    if settings.novelty:
-        novelty = fit_novelty(settings.novelty, *potential.atom_features(training_set), len(potential.species))
+        novelty |= {name: fitted[name] for name in settings.novelty if name not in novelty}
+        context = settings.admission.context(kept.rows, seed, room) if by_features and kept is not None else None
+        return Knowledge(novelty, context, scores={} if kept is None else kept.scores)
+    others = [name for name in settings.novelty if name not in novelty]
+    if others:
+        novelty |= fit_novelty(others, *potential.atom_features(training_set), len(potential.species))
     context = None
     if by_features:
         request = FeatureRequest((TRAINING_ROWS,))
         rows = potential.evaluate(training_set, features=request).features[TRAINING_ROWS]
         context = settings.admission.context(rows, seed, room)
     return Knowledge(novelty, context)
+
+
+def _grades(asked: Sequence[str], potential: Potential, training_set: Sequence[Atoms] | None) -> dict[str, FittedScore]:
+    """Grades that are asked for: over the active set of the potential; of a mode that it lacks, of the training set."""
+    active, found = potential.active_set, dict[str, FittedScore]()
+    for mode, name in GRADES.items():
+        if name not in asked:
+            continue
+        if active is not None and active.settings.score == name:
+            if active.settings.parameters == "all":
+                raise InputError(
+                    f"the active set of the potential is over all parameters, whose derivatives dynamics do not know: "
+                    f"{name} cannot be looked at in a run; make the set with parameters: linear."
+                )
+            found[name] = potential.novelty[name]
+        elif training_set is not None:
+            asked_for = ActiveSetSettings.model_validate({"mode": mode})
+            found[name] = potential.spanning(training_set, asked_for).novelty[name]
+    return found
 
 
 def structure_scores(
@@ -115,8 +134,7 @@ def structure_scores(
     """
     if needs_no_fit(score):
         return np.asarray((evaluated or potential.evaluate(structures)).scores[score], np.float64)
-    parts = _by_structure(_novelty(score, potential, structures, knowledge), structures)
-    return np.array([part.max() for part in parts])
+    return np.asarray(potential.scored(structures, {score: knowledge.novelty[score]}).scores[score], np.float64)
 
 
 def errors_and_scores(score: str, potential: Potential, labelled: Sequence[Atoms], knowledge: Knowledge) -> AtomErrors:
@@ -132,19 +150,9 @@ def errors_and_scores(score: str, potential: Potential, labelled: Sequence[Atoms
     truth = np.concatenate([frame.get_forces(apply_constraint=False) for frame in labelled])
     errors = np.linalg.norm(np.concatenate(found.forces).astype(np.float64) - truth, axis=1)
     of_atoms = largest_of(score)
-    if needs_no_fit(score) and of_atoms is not None:
-        sigma = np.concatenate(found.atom_scores[of_atoms])
-    else:
-        sigma = _novelty(score, potential, labelled, knowledge)
+    assert of_atoms is not None  # rules that look at errors ask for a score of atoms
+    if not needs_no_fit(score):
+        found = potential.scored(labelled, {score: knowledge.novelty[score]})
+    sigma = np.concatenate(found.atom_scores[of_atoms])
     numbers = np.concatenate([frame.numbers for frame in labelled])
     return AtomErrors(errors, sigma.astype(np.float64), numbers)
-
-
-def _novelty(score: str, potential: Potential, structures: Sequence[Atoms], knowledge: Knowledge) -> np.ndarray:
-    """A novelty score of all atoms, [A]."""
-    features, species = potential.atom_features(structures)
-    return np.asarray(knowledge.novelty[score].of_features(jnp.asarray(features), jnp.asarray(species)))
-
-
-def _by_structure(values: np.ndarray, structures: Sequence[Atoms]) -> list[np.ndarray]:
-    return np.split(values, np.cumsum([len(frame) for frame in structures])[:-1])

@@ -41,6 +41,7 @@ from almlip_jax.ensembles import Committee, Prediction, committee_statistics
 from almlip_jax.errors import InputError
 from almlip_jax.features import last_layer_gradient
 from almlip_jax.models import Params
+from almlip_jax.scores import largest_of
 from almlip_jax.structures.graph import Graph
 from almlip_jax.structures.walkers import WalkerNeighbors
 from almlip_jax.units import KB
@@ -290,9 +291,11 @@ class Loop:
         walkers, atoms, _ = positions.shape
         largest = jnp.max(jnp.sum(committee.forces**2, axis=-1).reshape(walkers, atoms), axis=1)
         of_atoms = dict(committee.atom_scores)
-        of_atoms |= {name: setup.novelty[name].of_atoms(done.prediction, graph) for name in self.novelty}
+        fitted = {name: setup.novelty[name].of(done.prediction, graph) for name in self.novelty}
+        of_atoms |= {name: values for name, values in fitted.items() if largest_of(name) is not None}
         atom_scores = {name: values.reshape(walkers, atoms) for name, values in of_atoms.items()}
-        scores = dict(committee.scores) | {name: jnp.max(atom_scores[name], axis=1) for name in self.novelty}
+        scores = dict(committee.scores) | fitted
+        scores |= {name: jnp.max(atom_scores[name], axis=1) for name in fitted if name in atom_scores}
         missing = [name for name in self.scores if name not in scores]
         if missing:
             raise InputError(f"the exploration looks at {missing[0]}, which the model does not give.")

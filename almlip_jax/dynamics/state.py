@@ -14,7 +14,7 @@ from almlip_jax.dynamics.motion import Drive, Motion
 from almlip_jax.dynamics.recorder import Recorder
 from almlip_jax.dynamics.sanity import SanityLimits
 from almlip_jax.dynamics.seen import Thresholds
-from almlip_jax.potential.novelty import Novelty
+from almlip_jax.potential import FittedScore
 from almlip_jax.structures.walkers import WalkerNeighbors
 
 
@@ -48,7 +48,7 @@ class Setup:
         thresholds: of the run, which frames are counted against whatever the gate makes of them.
         strength: [W] factor of each walker on every bias.
         gate_factors: [W, N], 1 over the relative threshold of each atom's species.
-        novelty: name -> fitted novelty score.
+        novelty: name -> fitted score.
         departure: scalar, latent distance beyond which an atom has left the training distribution.
         context: the training set as the admission to the buffer sees it.
         key: of the admission.
@@ -70,7 +70,7 @@ class Setup:
     thresholds: Thresholds
     strength: jax.Array
     gate_factors: jax.Array
-    novelty: Mapping[str, Novelty]
+    novelty: Mapping[str, FittedScore]
     departure: jax.Array
     context: Context
     key: jax.Array

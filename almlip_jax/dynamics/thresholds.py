@@ -22,6 +22,8 @@ from almlip_jax.scores import largest_of, with_atoms
 from almlip_jax.settings import unit
 from almlip_jax.uncertainty.calibration import slope
 
+_GRADES = ("extrapolation_grade", "configuration_grade")
+
 FRAMES = 5
 """Frames that a campaign draws in a round for thresholds from true errors, where its config does not say."""
 
@@ -120,6 +122,36 @@ class FixedThresholds(ThresholdSettings):
     def resolve(self, scores: Scores, errors: Errors) -> Resolved:
         """These."""
         return Resolved(self.record, self.stop)
+
+
+class GradeThresholds(ThresholdSettings):
+    """Extrapolation grades above which frames are recorded, and walkers stopped: those of MLIP-2, by its names."""
+
+    kind: Literal["grade"] = "grade"
+    gamma_select: float = Field(default=2.0, gt=0, le=1e9)
+    """Frames of a larger grade are recorded as candidates; up to 1 the potential interpolates."""
+    gamma_break: float = Field(default=10.0, gt=0, le=1e9)
+    """A walker that comes to a larger grade is stopped."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.gamma_break < self.gamma_select:
+            raise ValueError(
+                f"gamma_break {self.gamma_break:g} is below gamma_select {self.gamma_select:g}; raise gamma_break."
+            )
+        return self
+
+    def check(self, score: str) -> None:
+        """The score must be a grade."""
+        if score not in _GRADES:
+            raise ValueError(
+                f"grade thresholds compare extrapolation grades, and the gate looks at {score}; set the score of the "
+                f"gate to {' or '.join(_GRADES)}."
+            )
+
+    def resolve(self, scores: Scores, errors: Errors) -> Resolved:
+        """These."""
+        return Resolved(self.gamma_select, self.gamma_break)
 
 
 class RelativeThresholds(ThresholdSettings):

@@ -1,7 +1,13 @@
 """Features: maps from structures to the vectors in which selectors measure difference, and changes of their kernel."""
 
 from almlip_jax.features.declared import Evaluation, FeatureMap, declared, unlearned_names
-from almlip_jax.features.gradients import force_gradient, full_gradient, full_gradients, gradient_factors
+from almlip_jax.features.gradients import (
+    force_gradient,
+    full_gradient,
+    full_gradients,
+    gradient_factors,
+    parameter_rows,
+)
 from almlip_jax.features.maps import committee_energy, composition, last_layer_gradient, latent
 from almlip_jax.features.power_spectrum import atom_spectra, density_of, power_spectrum, spectrum_factors
 from almlip_jax.features.request import FeatureRequest, feature_factors, feature_maps
@@ -29,6 +35,7 @@ __all__ = [
     "gradient_factors",
     "last_layer_gradient",
     "latent",
+    "parameter_rows",
     "posterior",
     "posterior_map",
     "power_spectrum",

@@ -96,6 +96,36 @@ def full_gradients(
     return jax.lax.map(gradient, graphs, batch_size=None if together == 1 else together)
 
 
+@partial(jax.jit, static_argnames=("ensemble", "of_atoms"))
+@full_precision
+def parameter_rows(ensemble: Ensemble, params: Params, graph: Graph, *, of_atoms: bool) -> jax.Array:
+    """Gradients of the energy of a structure, or of each of its atoms, by all parameters that are learned.
+
+    Args:
+        ensemble: models and members, with one head each.
+        params: of the ensemble.
+        graph: of one structure.
+        of_atoms: whether each atom has a row.
+
+    Returns:
+        [L, 1, P], or [L, A, P] with padding atoms among them; parameters in the order of ``jax.tree.leaves``.
+    """
+    shown = graph.atom_mask.astype(graph.vectors.dtype)
+
+    def energies(params: Params) -> jax.Array:
+        return ensemble.atomic_energies(params, graph) * shown
+
+    found, pull_back = jax.vjp(energies, params)
+    wanted = jnp.eye(len(shown), dtype=found.dtype) if of_atoms else shown[None].astype(found.dtype)
+
+    def row(weights: jax.Array) -> jax.Array:
+        (gradient,) = pull_back(jnp.broadcast_to(weights, found.shape))  # models share no parameter
+        leaves = [leaf.reshape(ensemble.size, -1) for leaf in learned_leaves(gradient)]
+        return jnp.concatenate(leaves, axis=1)
+
+    return jnp.swapaxes(jax.lax.map(row, wanted), 0, 1)
+
+
 def force_gradient(
     ensemble: AnyEnsemble, params: Params, graph: Graph, prediction: Prediction, num_species: int
 ) -> jax.Array:

@@ -26,10 +26,12 @@ from almlip_jax.errors import InputError
 from almlip_jax.features import FeatureRequest, feature_factors, feature_maps
 from almlip_jax.features.request import FeatureFactors
 from almlip_jax.models import Params
+from almlip_jax.potential.active_set import Grades
 from almlip_jax.potential.novelty import Novelty
 from almlip_jax.potential.states import strange_state
 from almlip_jax.precision import full_precision
-from almlip_jax.scores import Score, atom_scores, scores
+from almlip_jax.scores import Score, atom_scores, largest_of, scores
+from almlip_jax.structures.graph import Graph
 from almlip_jax.structures.neighbors import Edges, find_edges, largest_neighbor_count
 from almlip_jax.structures.packing import (
     BatchPlan,
@@ -48,6 +50,10 @@ _ACCELERATED = 8  # times as many of both keep an accelerator busy
 _ALL_PAIRS = 32  # atoms of molecules that get a slot for every other atom, near or not
 _CHUNK_FRAMES = 1024  # frames whose common shape is looked for before their batches are evaluated
 _CHUNK_ATOMS = 2**17  # or atoms, where frames are large
+
+
+FittedScore: TypeAlias = Novelty | Grades
+"""What gives a score that was fitted to a training set, from predictions."""
 
 
 @dataclass(frozen=True)
@@ -85,14 +91,14 @@ class Evaluator:
         ensemble: models and members.
         params: parameters with leading member axis.
         references: reference energies in eV by atomic number.
-        novelty: fitted novelty scores by name.
+        novelty: fitted scores by name.
         states: electronic states that they have learned of, where these count and are known.
     """
 
     ensemble: AnyEnsemble
     params: Params
     references: Mapping[int, float]
-    novelty: Mapping[str, Novelty] = field(default_factory=dict)
+    novelty: Mapping[str, FittedScore] = field(default_factory=dict)
     states: frozenset[tuple[int, int]] = frozenset()
 
     def stream(
@@ -155,17 +161,27 @@ class Evaluator:
         parts = batches_at_a_time(self.params, sum(1 for _ in _batches(frames, whole)))
         return replace(whole, parts=max(parts, 1 if before is None else before.parts))
 
-    def atom_features(self, structures: Sequence[Atoms]) -> tuple[np.ndarray, np.ndarray]:
-        """Features [L, A, F] of the L models and species [A] of all atoms; see `Potential.atom_features`."""
+    def atom_rows(self, structures: Sequence[Atoms]) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+        """Features [L, A, F], codes [L, A, Q] and species [A] of all atoms; see `Potential.atom_rows`."""
         params, shape, parts = spread_members(self.params), None, []
         for chunk in _chunks(self.known(structures, "structures")):
             frames, shape = self._searched(chunk, shape)
             for batch in _batches(frames, shape):
                 data, plan, _ = self._packed(batch, shape)
-                features = _atom_features(self.ensemble, params, data, plan)
-                parts.append(np.asarray(features)[:, : sum(len(frame.atoms) for frame in batch)])
+                found = _atom_features(self.ensemble, params, data, plan)
+                total = sum(len(frame.atoms) for frame in batch)
+                parts.append(jax.tree.map(lambda x, total=total: np.asarray(x)[:, :total], found))
         species = self.ensemble.species.index(np.concatenate([a.numbers for a in structures]))
-        return np.concatenate(parts, axis=1), species
+        features, code = jax.tree.map(lambda *x: np.concatenate(x, axis=1), *parts)
+        return features, code, species
+
+    def graphs(self, structures: Sequence[Atoms]) -> Iterator[Graph]:
+        """A graph of each structure alone, in as few shapes as there may be."""
+        for chunk in _chunks(self.known(structures, "structures")):
+            frames, shape = self._searched(chunk, None)
+            for batch in _batches(frames, shape):
+                data, _, alone = self._packed(batch, shape)
+                yield from (take_batch(data, alone, n)[0] for n in range(len(batch)))
 
     def _packed(self, batch: list[_Frame], shape: BatchShape) -> tuple[PackedDataset, BatchPlan, BatchPlan]:
         """A batch in the shape of an evaluation, the plan that takes it whole, and one that takes each structure."""
@@ -243,18 +259,18 @@ def _evaluate_on_device(
     one_by_one: BatchPlan,
     features: FeatureRequest,
     factors: FeatureFactors,
-    novelty: dict[str, Novelty],
+    novelty: dict[str, FittedScore],
     declared: tuple[Score, ...],
 ) -> _OnDevice:
-    """Committee statistics, volumes [S], features of structures and of atoms, novelty of atoms; of a plan's batch."""
+    """Committee statistics, volumes [S], features of structures and atoms, fitted scores; of the batch of a plan."""
     graph, _ = take_batch(data, plan, 0)
     prediction = ensemble.predict(params, graph)
     alone = None
     if features.structure_by_structure:
         alone = jax.vmap(lambda step: take_batch(data, one_by_one, step)[0])(jnp.arange(graph.num_structures))
     found = feature_maps(features, ensemble, params, prediction, graph, alone, factors)
-    of_atoms = {name: one.of_atoms(prediction, graph) for name, one in novelty.items()}
-    return committee_statistics(prediction, graph), graph.volume, found, of_atoms
+    fitted = {name: one.of(prediction, graph) for name, one in novelty.items()}
+    return committee_statistics(prediction, graph), graph.volume, found, fitted
 
 
 _Arrays: TypeAlias = dict[str, jax.Array]
@@ -273,12 +289,12 @@ def _evaluate_side_by_side(
     packed: tuple[PackedDataset, BatchPlan, BatchPlan],
     features: FeatureRequest,
     factors: FeatureFactors,
-    novelty: dict[str, Novelty],
+    novelty: dict[str, FittedScore],
     declared: tuple[Score, ...],
 ) -> _OnDevice:
     """The same of as many batches as there are devices, with a leading axis over these."""
 
-    def on_one(common: tuple[Params, FeatureFactors, dict[str, Novelty]], own: Any) -> _OnDevice:
+    def on_one(common: tuple[Params, FeatureFactors, dict[str, FittedScore]], own: Any) -> _OnDevice:
         data, whole, one_by_one = own
         both = features, common[1], common[2], declared
         return _evaluate_on_device(ensemble, common[0], data, whole, one_by_one, *both)
@@ -286,10 +302,13 @@ def _evaluate_side_by_side(
     return side_by_side(on_one, (params, factors, novelty), packed)  # type: ignore[no-any-return]
 
 
-def _atom_features_on_device(ensemble: AnyEnsemble, params: Params, data: PackedDataset, plan: BatchPlan) -> jax.Array:
-    """Features [L, A, F] of the only batch of a plan."""
+def _atom_features_on_device(
+    ensemble: AnyEnsemble, params: Params, data: PackedDataset, plan: BatchPlan
+) -> tuple[jax.Array, jax.Array | None]:
+    """Features [L, A, F] and codes [L, A, Q] of the only batch of a plan."""
     graph, _ = take_batch(data, plan, 0)
-    return ensemble.predict(params, graph).features
+    found = ensemble.predict(params, graph)
+    return found.features, found.code
 
 
 _atom_features = jax.jit(full_precision(_atom_features_on_device), static_argnums=0)
@@ -329,13 +348,14 @@ def _batches(frames: Sequence[_Frame], shape: BatchShape) -> Iterator[list[_Fram
 
 
 def _evaluated(result: Any, references: np.ndarray, batch: Sequence[Atoms]) -> Evaluated:
-    committee, volume, (features, rows_of_atoms), of_atoms = result  # as numpy arrays
+    committee, volume, (features, rows_of_atoms), fitted = result  # as numpy arrays
     number = len(batch)
     ends = np.cumsum([len(a) for a in batch])[:-1]
     total = sum(len(a) for a in batch)
-    novelty = {name: np.split(values[:total], ends) for name, values in of_atoms.items()}
+    alone = {name: values[:number] for name, values in fitted.items() if largest_of(name) is None}
+    novelty = {name: np.split(values[:total], ends) for name, values in fitted.items() if name not in alone}
     split = {name: np.split(values[:total], ends) for name, values in committee.atom_scores.items()} | novelty
-    of_all = {name: values[:number] for name, values in committee.scores.items()}
+    of_all = {name: values[:number] for name, values in committee.scores.items()} | alone
     for told, declared in ((of_all, scores()), (split, atom_scores())):
         for score in declared:
             if score.target is not None and score.name in told:

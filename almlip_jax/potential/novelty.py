@@ -1,13 +1,13 @@
 """Novelty in latent space: which atom has left the training distribution, and how far; one small product a step.
 
-Both scores judge an atom by the features of the last hidden layer, against the atoms of its species in the training
-set.  They are fitted on the host, and are arrays in the compiled loop.
+A score judges an atom by the features of the last hidden layer, against the atoms of its species in the training set.
+It is fitted on the host, and arrays in the compiled loop.  Grades of extrapolation have a place of their own
+(`active_set`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from functools import partial
 from typing import Any, ClassVar, Self, TypeAlias, cast
 
 import jax
@@ -18,15 +18,12 @@ from flax import struct
 from almlip_jax.ensembles import Prediction
 from almlip_jax.errors import InputError
 from almlip_jax.potential.fitted import fitted_kind
-from almlip_jax.precision import full_precision
 from almlip_jax.scores import names as names_of
 from almlip_jax.scores import scores
-from almlip_jax.selection import active_set
 from almlip_jax.structures.graph import Graph
 
 _RIDGE = 1e-4  # of the mean variance; directions in which training atoms never differ count for little
 _FEWEST = 1e-12
-_UNSPANNED = 1e-3  # of the features' root mean square: rows that stand for what the training atoms do not span
 
 
 @fitted_kind
@@ -38,35 +35,35 @@ class Novelty:
         centre: [L, Z, F].
         whiten: [L, Z, F, F], applied to the difference from the centre on the right.
         unit: [Z], the value that counts as 1.
-        largest: whether the largest component of the whitened vector counts, or its length (static).
     """
 
     kind: ClassVar[str] = "novelty"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     centre: jax.Array
     whiten: jax.Array
     unit: jax.Array
-    largest: bool = struct.field(pytree_node=False)
 
     def arrays(self) -> Mapping[str, np.ndarray]:
         """What is saved as arrays."""
         return {name: np.asarray(getattr(self, name)) for name in ("centre", "whiten", "unit")}
 
     def numbers(self) -> Mapping[str, Any]:
-        """What is saved next to them."""
-        return {"largest": self.largest}
+        """None."""
+        return {}
 
     @classmethod
     def restored(cls, arrays: Mapping[str, np.ndarray], numbers: Mapping[str, Any]) -> Self:
         """From what was saved."""
+        if numbers.get("largest"):
+            raise ValueError("grades of an earlier version have no active set; fit again")
         # left on the host, where float64 stays what it is
         centre, whiten, unit = (cast(jax.Array, arrays[name]) for name in ("centre", "whiten", "unit"))
         if whiten.shape != (*centre.shape, centre.shape[-1]) or unit.shape != centre.shape[1:2]:
             raise ValueError("centre, whiten and unit do not fit each other")
-        return cls(centre, whiten, unit, bool(numbers["largest"]))
+        return cls(centre, whiten, unit)
 
-    def of_atoms(self, prediction: Prediction, graph: Graph) -> jax.Array:
+    def of(self, prediction: Prediction, graph: Graph) -> jax.Array:
         """The score of each atom, [A]; 0 for padding atoms, not a number where features are none."""
         return jnp.where(graph.atom_mask, self.of_features(prediction.features, graph.species), 0)
 
@@ -78,8 +75,7 @@ class Novelty:
             squared = jnp.zeros(features.shape[0], features.dtype)
             for z in range(whiten.shape[0]):
                 vector = (features - centre[z]) @ whiten[z]
-                found = jnp.max(vector**2, axis=1) if self.largest else jnp.mean(vector**2, axis=1)
-                squared = jnp.where(species == z, found, squared)
+                squared = jnp.where(species == z, jnp.mean(vector**2, axis=1), squared)
             return squared
 
         over_models = jax.vmap(one_model)(features, self.centre, self.whiten)
@@ -149,49 +145,11 @@ def fit_latent_distance(features: np.ndarray, species: np.ndarray, num_species: 
             whiten[m, z] = vectors / np.sqrt(values)
         distance = np.sqrt(np.mean(np.mean((moved @ whiten[:, z]) ** 2, axis=2), axis=0))
         unit[z] = max(np.quantile(distance, quantile), _FEWEST)
-    return _as_arrays(centre, whiten, unit, features.dtype, largest=False)
+    return _as_arrays(centre, whiten, unit, features.dtype)
 
 
-@fits("extrapolation_grade")
-def fit_extrapolation_grade(features: np.ndarray, species: np.ndarray, num_species: int) -> Novelty:
-    """Grade of the features of an atom over the active set of its species: up to 1 where it interpolates.
-
-    The features are the gradient of an atom's energy with respect to the last, linear layer: D-optimality in the
-    neighbourhood mode, over the training atoms of one species; models are averaged in the mean square.
-
-    Args:
-        features: [L, A, F] of the atoms of the training set.
-        species: [A] int.
-        num_species: Z.
-
-    Returns:
-        `Novelty` in the precision of the features.  Source: Podryabinkin and Shapeev, Comput. Mater. Sci. 140, 171
-        (2017), with `selection.active_set`.
-    """
-    models, _, width = features.shape
-    whiten = np.zeros((models, num_species, width, width))
-    with jax.enable_x64(True):
-        for z in range(num_species):
-            mine = features[:, species == z].astype(np.float64)
-            rows = np.zeros((models, _bucket(mine.shape[1]), width))  # rows of zeros never enter
-            rows[:, : mine.shape[1]] = mine
-            for m in range(models):
-                size = max(np.sqrt(np.mean(mine[m] ** 2)) if mine.size else 1.0, _FEWEST)
-                whiten[m, z] = size**-1 * np.asarray(_active_set(jnp.asarray(rows[m] / size)).inverse)
-    centre = np.zeros((models, num_species, width))
-    return _as_arrays(centre, whiten, np.ones(num_species), features.dtype, largest=True)
-
-
-_active_set = jax.jit(full_precision(partial(active_set, epsilon=_UNSPANNED, threshold=1.001)))
-
-
-def _bucket(count: int) -> int:
-    """Room for a growing number of rows, so that few shapes occur."""
-    return int(2 ** np.ceil(np.log2(max(count, 64))))
-
-
-def _as_arrays(centre: np.ndarray, whiten: np.ndarray, unit: np.ndarray, dtype: np.dtype, *, largest: bool) -> Novelty:
+def _as_arrays(centre: np.ndarray, whiten: np.ndarray, unit: np.ndarray, dtype: np.dtype) -> Novelty:
     def array(x: np.ndarray) -> jax.Array:
         return jnp.asarray(x.astype(dtype))
 
-    return Novelty(array(centre), array(whiten), array(unit), largest)
+    return Novelty(array(centre), array(whiten), array(unit))

@@ -18,13 +18,16 @@ from almlip_jax.ensembles import AnyEnsemble, EnsembleSettings, build_ensemble
 from almlip_jax.errors import InputError
 from almlip_jax.features import FeatureRequest
 from almlip_jax.models import ModelSettings, Params
-from almlip_jax.potential import storage
+from almlip_jax.potential import spanning, storage
+from almlip_jax.potential.active_set import ActiveSetSettings, ActiveStructures
 from almlip_jax.potential.calculator import PotentialCalculator
-from almlip_jax.potential.evaluator import Evaluated, Evaluator, joined, reference_energy
+from almlip_jax.potential.evaluator import Evaluated, Evaluator, FittedScore, joined, reference_energy
 from almlip_jax.potential.fitted import TRAINING_ROWS, Calibration, Fitted, FittedKind, TrainingSet, params_digest
 from almlip_jax.potential.novelty import Novelty, fit_novelty, novelty_names
+from almlip_jax.potential.spanning import Offer
 from almlip_jax.potential.states import noted_states, strange_state
 from almlip_jax.structures.electronic_state import electronic_state
+from almlip_jax.structures.graph import Graph
 from almlip_jax.structures.packing import BatchShape
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.structures.walkers import WalkerNeighbors, walker_neighbors
@@ -48,8 +51,9 @@ class Potential:
         species: the elements it knows.
         params: parameters with leading member axis.
         reference_energies: eV by atomic number, added to what the ensemble predicts.
-        fitted: name -> what was fitted to these parameters after the training: ``calibration`` (`calibrated`), novelty
-            scores and ``training_set`` (`knowing`).  What was fitted to others is left out, with a warning.
+        fitted: name -> what was fitted to these parameters after the training: ``calibration`` (`calibrated`),
+            ``active_set`` (`spanning`), novelty scores and ``training_set`` (`knowing`).  What was fitted to others is
+            left out, with a warning.
         metadata: whatever the maker wants to keep (versions, dataset size, origin); JSON.
         members: settings of the ensemble; by default as many equal models as the parameters hold.
         isolated: elements whose reference energy is that of the isolated atom, which the potential then gives exactly.
@@ -132,9 +136,54 @@ class Potential:
         return self.fitted["calibration"].value.numbers() if "calibration" in self.fitted else {}
 
     @property
-    def novelty(self) -> dict[str, Novelty]:
-        """Fitted novelty scores by name."""
-        return {name: one.value for name, one in self.fitted.items() if isinstance(one.value, Novelty)}
+    def novelty(self) -> dict[str, FittedScore]:
+        """Fitted scores by name; grades are among them where predictions give them, over the linear parameters."""
+        found: dict[str, FittedScore] = {
+            name: one.value for name, one in self.fitted.items() if isinstance(one.value, Novelty)
+        }
+        active = self.active_set
+        if active is not None and active.settings.parameters == "linear":
+            found[active.settings.score] = active.grades_on_device(self.precision)
+        return found
+
+    @property
+    def active_set(self) -> ActiveStructures | None:
+        """The active set that grades are measured over; None where there is none (`spanning`)."""
+        value = self.fitted["active_set"].value if "active_set" in self.fitted else None
+        return value if isinstance(value, ActiveStructures) else None
+
+    def spanning(
+        self,
+        training_set: Sequence[Atoms],
+        settings: ActiveSetSettings | Mapping[str, Any] | None = None,
+        *,
+        earlier: ActiveStructures | None = None,
+    ) -> Potential:
+        """The same potential, with the active set of structures.
+
+        Args:
+            training_set: what it was trained on; labels are not looked at.
+            settings: of the set; those of the earlier one, or defaults.
+            earlier: set of the potential that this one was trained after: it is renewed with the present parameters,
+                and the structures are offered to it (`spanning.renewed`).
+
+        Raises:
+            InputError: an element is not known, or there are more parameters than an active set is made for.
+        """
+        asked = None if settings is None else ActiveSetSettings.model_validate(settings)
+        if earlier is not None and asked in (None, earlier.settings):
+            return self.with_fitted(active_set=spanning.renewed(self, earlier, training_set))
+        return self.with_fitted(active_set=spanning.built_from(self, training_set, asked or ActiveSetSettings()))
+
+    def offer(self, structures: Sequence[Atoms]) -> Offer:
+        """Offers structures to the active set; ``with_fitted(active_set=offer.active)`` keeps what comes of it.
+
+        Raises:
+            InputError: there is no active set, or an element is not known.
+        """
+        if self.active_set is None:
+            raise InputError("the potential has no active set; make one of its training set (`spanning`).")
+        return spanning.offered(self, self.active_set, structures)
 
     @property
     def training_set(self) -> TrainingSet | None:
@@ -145,10 +194,11 @@ class Potential:
     @property
     def knows_training_set(self) -> bool:
         """Whether comparisons with the training set can do without its structures."""
-        return self.training_set is not None and set(novelty_names()) <= set(self.novelty)
+        fitted = self.active_set is not None and set(novelty_names()) <= set(self.novelty)
+        return self.training_set is not None and fitted
 
     def knowing(self, training_set: Sequence[Atoms], *, shape: BatchShape | None = None) -> Potential:
-        """The same potential, with all that comparisons with its training set need.
+        """The same potential, with all that comparisons with its training set need; an active set that it has stays.
 
         Its evaluations then hold novelty scores, and simulations need no training set for novelty scores,
         relative thresholds and admissions by features.
@@ -163,7 +213,8 @@ class Potential:
         if not training_set:
             raise InputError("there is no structure in the training set.")
         novelty = fit_novelty(novelty_names(), *self.atom_features(training_set), len(self.species))
-        knowing, rows = self.with_fitted(**novelty), FeatureRequest((TRAINING_ROWS,))
+        spanned = self if self.active_set is not None else self.spanning(training_set)
+        knowing, rows = spanned.with_fitted(**novelty), FeatureRequest((TRAINING_ROWS,))
         evaluated = knowing.evaluate(training_set, features=rows, shape=shape)
         return knowing.with_fitted(training_set=TrainingSet(evaluated.scores, evaluated.features[TRAINING_ROWS]))
 
@@ -249,7 +300,24 @@ class Potential:
         Raises:
             InputError: a frame holds an element that the potential does not know.
         """
-        return self._evaluator.stream(frames, features, source, shape)
+        found = self._evaluator.stream(frames, features, source, shape)
+        active = self.active_set
+        if active is None or active.settings.parameters == "linear":
+            return found
+        return ((batch, self._graded(active, batch, evaluated)) for batch, evaluated in found)
+
+    def _graded(self, active: ActiveStructures, batch: Sequence[Atoms], evaluated: Evaluated) -> Evaluated:
+        """An evaluation with grades over all parameters, which take derivatives of their own."""
+        of_structures, of_atoms = spanning.grades_of(self, active, batch)
+        name = active.settings.score
+        atoms = {name: of_atoms} if of_atoms else {}
+        scores = {**evaluated.scores, name: of_structures}
+        return replace(evaluated, scores=scores, atom_scores={**evaluated.atom_scores, **atoms})
+
+    def scored(self, structures: Sequence[Atoms], novelty: Mapping[str, FittedScore]) -> Evaluated:
+        """What `evaluate` gives, with fitted scores that need not be those of the potential."""
+        evaluator = replace(self._evaluator, novelty=novelty)
+        return joined([one for _, one in evaluator.stream(structures, NO_FEATURES, "structures", None)])
 
     def check_elements(self, frames: Iterable[Atoms], source: str = "structures") -> None:
         """Whether all elements of some frames are known.
@@ -281,7 +349,21 @@ class Potential:
         Raises:
             InputError: a structure holds an element that the potential does not know.
         """
-        return self._evaluator.atom_features(structures)
+        features, _, species = self._evaluator.atom_rows(structures)
+        return features, species
+
+    def atom_rows(self, structures: Sequence[Atoms]) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+        """What the last, linear layer sees of every atom, see `models.base.linear_rows`.
+
+        Returns:
+            features [L, A, F], codes [L, A, Q] of the species (None where they are told apart one by one) and species
+            [A] int; errors as for `atom_features`.
+        """
+        return self._evaluator.atom_rows(structures)
+
+    def graphs(self, structures: Sequence[Atoms]) -> Iterator[Graph]:
+        """A graph of each structure alone, padded; errors as for `atom_features`."""
+        return self._evaluator.graphs(structures)
 
     @property
     def says_errors(self) -> bool:

@@ -8,16 +8,21 @@ Comput. Mater. Sci. 140, 171 (2017).
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple, Self, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from flax import struct
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from almlip_jax.errors import InputError
+from almlip_jax.feature_names import AtomFeatureName, FeatureName, atom_feature_names
 from almlip_jax.kernels import unit_diagonal, wide
 from almlip_jax.selection.base import ByFeatures, Candidates, LeafSelector, Selection, Selector, memoised
 from almlip_jax.selection.rows import arrange, first_best, ties
+from almlip_jax.selection.scores import column
+
+Mode: TypeAlias = Literal["configuration", "neighborhood"]
 
 _TRAINED = 1 + 1e-7  # threshold on the training set
 
@@ -45,8 +50,8 @@ def active_set(
     rows: jax.Array,
     start: ActiveSet | None = None,
     *,
-    threshold: float = _TRAINED,
-    epsilon: float = 1e-5,
+    threshold: float | jax.Array = _TRAINED,
+    epsilon: float | jax.Array = 1e-5,
     max_swaps: int | None = None,
 ) -> ActiveSet:
     """Puts rows into an active set, the largest entry of ``rows A^-1`` first, until none exceeds a threshold.
@@ -59,7 +64,8 @@ def active_set(
         rows: [n, m]; rows of zeros or of values that are not finite never enter.
         start: the active set to offer them to; epsilon times the identity by default.
         threshold: above 1; 1 + 1e-7 to build a set from training rows, 1.001 to 1.1 to offer it new ones.
-        epsilon: size of the rows that stand in for what the rows offered do not span, in the unit of the rows.
+        epsilon: size of the rows that stand in for what the rows offered do not span, in the unit of the rows; [m] for
+            each column its own.  At 1 these are the rows of the identity, which smaller rows do not replace.
         max_swaps: the most swaps; 100 m by default.
 
     Returns:
@@ -117,7 +123,13 @@ def extrapolation_grade(active: ActiveSet, rows: jax.Array) -> jax.Array:
 
 
 @memoised
-def maxvol(k: int, features: str = "last_layer_gradient", threshold: float = 1.001, epsilon: float = 1e-5) -> Selector:
+def maxvol(
+    k: int,
+    features: str = "last_layer_gradient",
+    threshold: float = 1.001,
+    epsilon: float = 1e-5,
+    mode: Mode = "configuration",
+) -> Selector:
     """The candidates that enter the active set of the labelled structures.
 
     The active set is built from the labelled rows, then the pool is offered to it.  What has entered and is still
@@ -128,7 +140,9 @@ def maxvol(k: int, features: str = "last_layer_gradient", threshold: float = 1.0
         k: largest number of choices.
         features: rows b; scaled to a mean square norm of 1 over the labelled set (over the pool, without one).
         threshold: a candidate enters where an entry exceeds it.
-        epsilon: size of the rows that stand in for directions nothing spans.
+        epsilon: size of the rows that stand in for directions nothing spans; 1 takes the rows of the identity.
+        mode: whether rows are those of structures (``configuration``), or of their atoms (``neighborhood``): a
+            structure is then chosen where one of its atoms is in the set, and its grade is the largest of an atom.
 
     >>> import jax
     >>> from almlip_jax.selection import Candidates, maxvol, select
@@ -137,22 +151,61 @@ def maxvol(k: int, features: str = "last_layer_gradient", threshold: float = 1.0
     >>> select(maxvol(2, features="latent"), jax.random.key(0), pool, labelled).indices.tolist()
     [3, 2]
     """
+    shown = _structures if mode == "configuration" else _atoms
 
     def select(key: jax.Array, pool: Candidates, labelled: Candidates) -> Selection:
-        order, rows = arrange(pool, labelled, features)
-        scale = unit_diagonal(rows.x, rows.known, rows.counts, rows.usable)
-        offered = (scale * rows.x).astype(wide())
-        trained = active_set((scale * rows.known).astype(wide()), epsilon=epsilon)
-        active = active_set(offered, trained, threshold=threshold)
-        n = offered.shape[0]
-        entered = jnp.zeros((n + 1,), bool).at[jnp.where(active.rows < 0, n, active.rows)].set(True)[:n]
-        grade = jnp.where(entered & rows.usable, extrapolation_grade(trained, offered), -jnp.inf)
-        best = jnp.argsort(-grade, stable=True)  # rows are in order of id
+        order, offered, known = shown(pool, labelled, features)
+        scale = unit_diagonal(offered.x, known.x, known.there, offered.there)
+        rows = (scale * offered.x).astype(wide())
+        trained = active_set((scale * known.x).astype(wide()), epsilon=epsilon)
+        active = active_set(rows, trained, threshold=threshold)
+        n = order.shape[0]
+        owner = jnp.where(offered.there, offered.owner, n)
+        stands = jnp.where(active.rows < 0, n, owner[active.rows])
+        entered = jnp.zeros((n + 1,), bool).at[stands].set(True)[:n]
+        grade = jnp.zeros((n + 1,), rows.dtype).at[owner].max(extrapolation_grade(trained, rows))[:n]
+        grade = jnp.where(entered, grade, -jnp.inf)
+        best = jnp.argsort(-grade, stable=True)  # structures are in order of id
         best = jnp.pad(best, (0, max(k - n, 0)))[:k]
         there = (jnp.arange(k) < n) & jnp.isfinite(grade[best])
         return Selection(indices=order[best], valid=there, gain=jnp.where(there, grade[best], jnp.nan))
 
     return select
+
+
+class _Offered(NamedTuple):
+    """Rows [r, d], whose they are [r] (a structure, in some order), and which of them count [r]."""
+
+    x: jax.Array
+    owner: jax.Array
+    there: jax.Array
+
+
+def _structures(pool: Candidates, labelled: Candidates, features: str) -> tuple[jax.Array, _Offered, _Offered]:
+    """Rows of structures: the order [n] that candidates are taken in, their rows, and those of the labelled set."""
+    order, rows = arrange(pool, labelled, features)
+    of_pool = _Offered(rows.x, jnp.arange(len(rows.x)), rows.usable)
+    return order, of_pool, _Offered(rows.known, jnp.arange(len(rows.known)), rows.counts)
+
+
+def _atoms(pool: Candidates, labelled: Candidates, features: str) -> tuple[jax.Array, _Offered, _Offered]:
+    """The same of their atoms; where a row of one is not finite, its structure is no candidate."""
+    order, of_pool = _atoms_of(pool, features)
+    return order, of_pool, _atoms_of(labelled, features)[1]
+
+
+def _atoms_of(some: Candidates, features: str) -> tuple[jax.Array, _Offered]:
+    environments = some.environments
+    if environments is None:
+        raise InputError(f"candidates have no rows of atoms '{features}': they were made without environments.")
+    rows, members = column(environments.rows, features, "rows of atoms"), environments.members
+    finite = jnp.all(jnp.isfinite(rows), axis=1)
+    usable = some.valid & jnp.all(jnp.where(members >= 0, finite[members], True), axis=1)
+    order = jnp.lexsort((some.id, ~usable)).astype(jnp.int32)
+    there = (members[order] >= 0) & usable[order][:, None]
+    x = jnp.where(there[..., None], rows[members[order]], 0)
+    owner = jnp.broadcast_to(jnp.arange(len(order))[:, None], there.shape)
+    return order, _Offered(x.reshape(-1, x.shape[-1]), owner.reshape(-1), there.reshape(-1))
 
 
 def _sizes(entries: jax.Array) -> jax.Array:
@@ -168,14 +221,36 @@ def _place(entries: jax.Array, sizes: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 class MaxvolSettings(ByFeatures, LeafSelector):
-    """What enters the active set of largest volume of everything labelled."""
+    """What enters the active set of largest volume of everything labelled: ``select-add`` of MLIP-2."""
 
     kind: Literal["maxvol"] = "maxvol"
+    mode: Mode = "configuration"
+    """Whether structures have a row each, or their atoms: of the features of atoms, then."""
     threshold: float = Field(default=1.001, gt=1, le=1e6)
     """Grade above which a candidate enters."""
+    start: Literal["epsilon", "identity"] = "epsilon"
+    """What stands in the set for directions that nothing spans: epsilon times the identity, or the identity."""
     epsilon: float = Field(default=1e-5, ge=1e-12, le=1.0)
-    """Size of the rows for directions that nothing spans, relative to features of mean square norm 1."""
+    """Size of these rows, relative to features of mean square norm 1."""
+
+    @model_validator(mode="after")
+    def _rows_of_atoms(self) -> Self:
+        if self.mode == "neighborhood" and self.features not in atom_feature_names():
+            known = ", ".join(atom_feature_names())
+            raise ValueError(f"mode neighborhood needs features of atoms ({known}), not {self.features}.")
+        return self
+
+    @property
+    def feature_names(self) -> tuple[FeatureName, ...]:
+        """Those of structures, if it looks at these."""
+        return (self.features,) if self.mode == "configuration" else ()
+
+    @property
+    def atom_feature_names(self) -> tuple[AtomFeatureName, ...]:
+        """Those of atoms, likewise."""
+        return (self.features,) if self.mode == "neighborhood" else ()
 
     def build(self, k: int) -> Selector:
         """See `maxvol`."""
-        return maxvol(k, self.features, self.threshold, self.epsilon)
+        epsilon = 1.0 if self.start == "identity" else self.epsilon
+        return maxvol(k, self.features, self.threshold, epsilon, self.mode)

@@ -27,7 +27,8 @@ class SimulationConfig(FileReading, ABC):
     """File with the start structures; they are dealt out to the walkers in turn."""
     training_set: Path | None = None
     """Structures that the potential was trained on; relative thresholds, novelty scores and admissions by features
-    compare with them.  Not needed where the potential knows them (`know_training_set` of its config)."""
+    compare with them.  Not needed where the potential knows them (`know_training_set` of its config); grades are
+    measured over the active set of the potential, where it has one."""
     calibration_set: Path | None = None
     """Labelled structures that it was not trained on, for calibrated and conformal thresholds."""
     exploration: ExplorationSettings
@@ -50,12 +51,15 @@ class SimulationConfig(FileReading, ABC):
         return self.exploration
 
     @property
-    def asks_for_training_set(self) -> tuple[str, ...]:
-        """What is compared with the training set, in words."""
-        novelty, admission = self.exploration.novelty, self.exploration.admission
-        rule = self.rule
+    def asks_for_training_set(self) -> bool:
+        """Whether anything is compared with the training set."""
+        return bool(self.compared or self.exploration.novelty)
+
+    @property
+    def compared(self) -> tuple[str, ...]:
+        """What is compared with the training set besides scores that were fitted to it, in words."""
+        admission, rule = self.exploration.admission, self.rule
         asking = [f"{rule.kind} thresholds"] if rule is not None and rule.looks_at_training_set else []
-        asking += [f"the novelty score {name}" for name in novelty]
         asking += [f"admission '{admission.kind}'"] if admission.looks_at_features else []
         return tuple(asking)
 

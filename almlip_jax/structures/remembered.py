@@ -63,13 +63,22 @@ def _labels(atoms: Atoms) -> dict[str, Any]:
     return {name: results[name] for name in label_names() if results.get(name) is not None}
 
 
-def _plain(atoms: Atoms) -> Atoms:
-    """What a training looks at."""
+def bare(atoms: Atoms) -> Atoms:
+    """What a potential looks at: elements, positions, cell, periodic directions, and charge and spin in ``info``."""
     plain = Atoms(numbers=atoms.numbers, positions=atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
-    plain.info = {name: atoms.info[name] for name in ("config_type", *weight_names()) if name in atoms.info}
-    plain.info |= stated_state(atoms)
+    plain.info = dict(stated_state(atoms))
     if "spin" not in plain.info and multiplicity(atoms) != 1:  # initial moments say it, which are not kept
         plain.info["spin"] = multiplicity(atoms)
+    return plain
+
+
+def _plain(atoms: Atoms) -> Atoms:
+    """What a training looks at."""
+    plain = bare(atoms)
+    plain.info = {
+        **{name: atoms.info[name] for name in ("config_type", *weight_names()) if name in atoms.info},
+        **plain.info,
+    }
     if "config_type" in plain.info:
         plain.info["config_type"] = str(plain.info["config_type"])
     plain.calc = holding(plain, _labels(atoms))

@@ -12,8 +12,6 @@ import csv
 import os
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from ase import Atoms
 from scipy.stats import rankdata
@@ -22,7 +20,6 @@ from almlip_jax.compilation import prepare_jax
 from almlip_jax.fitting import fit_potential
 from almlip_jax.models import SharedDensitySettings
 from almlip_jax.potential import Potential
-from almlip_jax.potential.novelty import Novelty, fit_extrapolation_grade, fit_latent_distance
 from almlip_jax.structures.io import read_structures
 from almlip_jax.training import EnsembleSettings, TrainingSettings
 
@@ -41,17 +38,10 @@ def trained(frames: list[Atoms], folder: Path, seed: int, steps: int) -> Potenti
     return potential
 
 
-def novelty_of_frames(potential: Potential, fitted: Novelty, frames: list[Atoms]) -> dict[str, np.ndarray]:
+def novelty_of_frames(potential: Potential, name: str, frames: list[Atoms]) -> dict[str, np.ndarray]:
     """Largest and mean value of the atoms of each frame."""
-    features, species = potential.atom_features(frames)
-    values = np.asarray(_of_atoms(fitted, jnp.asarray(features), jnp.asarray(species)))
-    parts = np.split(values, np.cumsum([len(a) for a in frames])[:-1])
+    parts = potential.evaluate(frames).atom_scores[name]
     return {"max": np.array([p.max() for p in parts]), "mean": np.array([p.mean() for p in parts])}
-
-
-@jax.jit
-def _of_atoms(fitted: Novelty, features: jax.Array, species: jax.Array) -> jax.Array:
-    return fitted.of_features(features, species)
 
 
 def area(low: np.ndarray, high: np.ndarray) -> float:
@@ -83,10 +73,9 @@ def main() -> None:
     for seed in range(options.seeds):
         potential = trained(train, options.out / f"potential-{seed}", seed, options.steps)
         found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-        known = potential.atom_features(train)
-        for name, fit in (("latent_distance", fit_latent_distance), ("extrapolation_grade", fit_extrapolation_grade)):
-            fitted = fit(*known, len(potential.species))
-            both = [novelty_of_frames(potential, fitted, frames) for frames in (cold, hot)]
+        knowing = potential.knowing(train)
+        for name in ("latent_distance", "extrapolation_grade"):
+            both = [novelty_of_frames(knowing, name, frames) for frames in (cold, hot)]
             found |= {f"{name}_{kind}": (both[0][kind], both[1][kind]) for kind in ("max", "mean")}
         scores = [potential.evaluate(frames).scores for frames in (cold, hot)]
         for name in ("force_std_max", "force_std_mean", "energy_std"):

@@ -32,7 +32,7 @@ from almlip_jax.dynamics.settings import RewindSettings
 from almlip_jax.ensembles import Prediction
 from almlip_jax.ensembles.heads import Belief, Noise
 from almlip_jax.errors import InputError
-from almlip_jax.potential.novelty import fit_extrapolation_grade, fit_latent_distance
+from almlip_jax.potential.novelty import fit_latent_distance
 from almlip_jax.structures.graph import Graph
 
 SCORE = "force_std_max"
@@ -211,19 +211,3 @@ def test_departure_names_atom_walker_and_step():
     assert (found.departed_step > 0).any()
     with pytest.raises(ValueError, match="training set"):
         runner.run(PARAMS, [dimer()] * 3, QUIET, jax.random.key(2))
-
-
-def test_the_grade_is_at_most_one_on_the_training_atoms_and_grows_linearly():
-    """The grade is |b inv(A)|, with A rows of the training set: homogeneous in b, and of each model by itself."""
-    rng = np.random.default_rng(0)
-    features = rng.normal(size=(2, 50, 4))
-    species = np.repeat([0, 1], [30, 20])
-    fitted = fit_extrapolation_grade(features, species, 3)
-    grades = np.asarray(fitted.of_features(jnp.asarray(features), jnp.asarray(species)))
-    assert grades.max() < 1.002 and grades.max() > 0.9
-    for m in range(2):
-        active = np.linalg.inv(np.asarray(fitted.whiten[m, 0], np.float64))
-        rows = features[m, :30]
-        assert max(np.abs(rows - row).max(axis=1).min() for row in active) < 1e-4
-    far = 5 * features[:, :1]
-    assert float(fitted.of_features(jnp.asarray(far), jnp.asarray([0]))[0]) == pytest.approx(5 * grades[0], rel=1e-4)

@@ -1,0 +1,249 @@
+"""Active sets of potentials: against explicit inverses, derivatives and sums; saved, offered to and renewed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk, molecule
+from pydantic import ValidationError
+from typer.testing import CliRunner
+
+from almlip_jax import cli, select_add
+from almlip_jax.dynamics import ExplorationSettings, know
+from almlip_jax.dynamics.thresholds import GradeThresholds
+from almlip_jax.ensembles import Ensemble
+from almlip_jax.errors import InputError
+from almlip_jax.models import SharedDensitySettings, build_model
+from almlip_jax.models.constants import learned_leaves, with_constants
+from almlip_jax.potential import ActiveSetSettings, ActiveStructures, Potential
+from almlip_jax.potential.active_set import Rows, built, empty_set, rows_from
+from almlip_jax.potential.spanning import rows_of
+from almlip_jax.structures.io import read_cfg, write_structures
+from almlip_jax.structures.species import SpeciesTable
+
+MODEL = SharedDensitySettings(cutoff=3.5, radial=4, l_max=1, channels=4, hidden=(8,))
+SPECIES = SpeciesTable((1, 6, 8))
+
+
+def numbered(count: int) -> list[Atoms]:
+    """Structures that tell which they are by a position."""
+    return [Atoms("H", positions=[[float(n), 0.0, 0.0]]) for n in range(count)]
+
+
+def rows(values: np.ndarray, block: np.ndarray | None = None, blocks: int = 1) -> Rows:
+    """One structure for each row."""
+    n = values.shape[1]
+    where = np.zeros(n, np.int64) if block is None else block
+    return Rows(values, where, blocks, np.arange(n), np.zeros(n, np.int64))
+
+
+def by_hand(values: np.ndarray, matrix: np.ndarray, threshold: float) -> tuple[np.ndarray, list[int]]:
+    """Swaps with a fresh inverse each; -1 for rows that stay."""
+    matrix, places = matrix.copy(), [-1] * len(matrix)
+    while True:
+        entries = np.abs(values @ np.linalg.inv(matrix))
+        i, j = np.unravel_index(np.argmax(entries), entries.shape)
+        if entries[i, j] <= threshold:
+            return matrix, places
+        matrix[j], places[j] = values[i], int(i)
+
+
+def test_the_set_is_that_of_explicit_swaps_and_keeps_its_structures():
+    """Built from some, offered others: rows, structures and grades are those of swaps with a fresh inverse each."""
+    rng = np.random.default_rng(0)
+    first, more = rng.normal(size=(1, 30, 4)), 2 * rng.normal(size=(1, 12, 4))
+    active = built(rows(first), numbered(30), ActiveSetSettings(), "float64")
+    matrix, places = by_hand(first[0], 1e-5 * np.eye(4), 1 + 1e-7)
+    np.testing.assert_allclose(active.matrix[0, 0], matrix)
+    assert [active.structures[n].positions[0, 0] for n in active.owner[0, 0, :, 0]] == places
+    grades = np.abs(first[0] @ np.linalg.inv(matrix)).max(axis=1)
+    np.testing.assert_allclose(active.grades(rows(first)), grades)
+    assert grades.max() <= 1 + 1e-7 and active.offered == 30 and active.filled == 4
+
+    others = [Atoms("O", positions=[[float(n), 0, 0]]) for n in range(12)]
+    after, entered = active.offered_rows(rows(more), others)
+    matrix, swapped = by_hand(more[0], matrix, 1.001)
+    np.testing.assert_allclose(after.matrix[0, 0], matrix)
+    assert entered == sorted({n for n in swapped if n >= 0}) and len(entered) > 0
+    for old, new, (structure, atom) in zip(places, swapped, after.owner[0, 0], strict=True):
+        stands = after.structures[structure]
+        assert (stands.symbols[0], stands.positions[0, 0], atom) == (("H", old, 0) if new < 0 else ("O", new, 0))
+    again, entered = after.offered_rows(rows(more), others)  # what has entered, or was refused, is refused again
+    assert entered == [] and np.array_equal(again.matrix, after.matrix)
+
+
+def test_fewer_structures_than_parameters_leave_rows_of_the_start():
+    """K < m: rows of epsilon or of the identity stand for what nothing spans, and measure the grade of it."""
+    values = np.array([[[2.0, 0, 0, 0], [0, 3.0, 0, 0]]])
+    outside = rows(np.array([[[0.0, 0, 0.5, 0]]]))
+    for start, size in (("epsilon", 1e-5), ("identity", 1.0)):
+        settings = ActiveSetSettings(start=start)
+        active = built(rows(values), numbered(2), settings, "float64")
+        np.testing.assert_array_equal(active.matrix[0, 0], np.diag([2.0, 3.0, size, size]))
+        np.testing.assert_array_equal(active.owner[0, 0], [[0, 0], [1, 0], [-1, -1], [-1, -1]])
+        assert active.grades(outside)[0] == pytest.approx(0.5 / size)
+    small = built(rows(0.1 * values), numbered(2), ActiveSetSettings(start="identity"), "float64")
+    assert small.filled == 0  # rows below those of the identity do not replace them
+
+
+def test_in_float32_what_rounding_leaves_spans_nothing():
+    rng = np.random.default_rng(1)
+    values = rng.normal(size=(1, 40, 3))
+    values[..., 2] = values[..., 0] * (1 + 1e-7 * rng.normal(size=40))  # the same column but for rounding
+    assert built(rows(values), numbered(40), ActiveSetSettings(epsilon=1e-9), "float64").filled == 3
+    assert built(rows(values), numbered(40), ActiveSetSettings(epsilon=1e-9), "float32").filled == 2
+
+
+def test_one_rule_gives_a_set_for_each_species_or_one_for_all():
+    """Rows in blocks are as good as whole rows, most of them zero; where species share weights there is one block."""
+    rng = np.random.default_rng(2)
+    features, species = rng.normal(size=(1, 24, 3)), np.arange(24) % 2
+    apart = rows_from(features, None, species, [1] * 24, 2, ActiveSetSettings())
+    whole = np.eye(2)[species][:, :, None] * features[0][:, None, :]
+    together = by_hand(whole.reshape(24, 6), 1e-5 * np.eye(6), 1 + 1e-7)[0]
+    grade = np.abs(whole.reshape(24, 6) @ np.linalg.inv(together)).max(axis=1)
+    active = built(apart, numbered(24), ActiveSetSettings(), "float64")
+    assert active.matrix.shape == (1, 2, 3, 3)
+    np.testing.assert_allclose(active.grades(apart), grade)
+    shared = rows_from(features, np.ones((1, 24, 1)), species, [1] * 24, 2, ActiveSetSettings())
+    assert shared.blocks == 1
+    np.testing.assert_array_equal(shared.values, features)
+    coded = rng.normal(size=(1, 24, 2))
+    summed = rows_from(features, coded, species, [12, 12], 2, ActiveSetSettings(mode="configuration", per_atom=False))
+    expected = np.einsum("aq,af->qf", coded[0, 12:], features[0, 12:]).ravel()
+    np.testing.assert_allclose(summed.values[0, 1], expected)
+    halved = rows_from(features, coded, species, [12, 12], 2, ActiveSetSettings(mode="configuration"))
+    np.testing.assert_allclose(halved.values, summed.values / 12)
+
+
+# ------------------------------------------------------------------------------------------------------ of a potential
+
+
+@pytest.fixture(scope="module")
+def potential() -> Potential:
+    ensemble = Ensemble(build_model(MODEL, SPECIES), 2)
+    params = with_constants(jax.jit(ensemble.init)(jax.random.key(0)), density_scale=0.2)
+    return Potential(MODEL, SPECIES, jax.tree.map(np.asarray, params), {1: 0.0, 6: 0.0, 8: 0.0})
+
+
+@pytest.fixture(scope="module")
+def structures() -> list[Atoms]:
+    frames = [molecule("CH3CH2OH"), molecule("H2O"), bulk("C", "diamond", a=3.6), molecule("CO2")] * 5
+    for n, frame in enumerate(frames):
+        frame.rattle(0.05, seed=n)
+    frames[3].info["charge"] = 1
+    return frames
+
+
+@pytest.fixture(scope="module")
+def spanned(potential, structures) -> Potential:
+    return potential.spanning(structures[:12])
+
+
+def test_grades_of_predictions_are_those_of_rows(potential, spanned, structures, tmp_path):
+    """In float32 on the device and from rows on the host; saved and loaded; of atoms, and of structures."""
+    of_structures = potential.spanning(structures[:12], {"mode": "configuration"})
+    for graded, settings in (
+        (spanned, spanned.active_set.settings),
+        (of_structures, of_structures.active_set.settings),
+    ):
+        graded.save(tmp_path / settings.mode)
+        back = Potential.load(tmp_path / settings.mode)
+        for name, values in graded.active_set.arrays().items():
+            np.testing.assert_array_equal(back.active_set.arrays()[name], values)
+        assert back.active_set.structures == graded.active_set.structures and back.active_set.settings == settings
+        found, own = back.evaluate(structures), rows_of(graded, structures, settings)
+        grades = graded.active_set.grades(own)
+        largest = np.zeros(len(structures))
+        np.maximum.at(largest, own.structure, grades)
+        near = largest < 100
+        assert near[:12].all() and largest[:12].max() <= 1 + 2e-7 and largest[12:].max() > 1
+        np.testing.assert_allclose(found.scores[settings.score][near], largest[near], rtol=0.01, atol=0.01)
+    with pytest.raises(KeyError):
+        found.atom_scores["configuration_grade"]
+
+
+def test_rows_by_all_parameters_are_gradients(potential, structures):
+    """Of atoms they add up to those of their structure, and move the energy as parameters move."""
+    some = structures[:3]
+    settings = [ActiveSetSettings(mode=m, parameters="all", per_atom=False) for m in ("neighborhood", "configuration")]
+    of_atoms, of_all = (rows_of(potential, some, one) for one in settings)
+    for n in range(3):
+        added = of_atoms.values[:, of_atoms.structure == n].sum(axis=1)
+        np.testing.assert_allclose(added, of_all.values[:, n], rtol=1e-3, atol=1e-4)
+    (graph, *_) = potential.graphs(some)
+    exact = jax.grad(lambda params: jnp.sum(potential.ensemble.energies(params, graph)))(potential.params)
+    joined = np.concatenate([np.reshape(leaf, (2, -1)) for leaf in learned_leaves(exact)], axis=1)
+    np.testing.assert_allclose(of_all.values[:, 0], joined, rtol=1e-3, atol=1e-4)
+    graded = potential.spanning(some, settings[1])
+    assert graded.evaluate(some).scores["configuration_grade"].max() <= 1.01
+    watched = ExplorationSettings.model_validate(
+        {"walkers": [{"temperature": 300}], "monitor": ["configuration_grade"]}
+    )
+    with pytest.raises(InputError, match="over all parameters, whose derivatives dynamics do not know"):
+        know(watched, graded, some, 0)
+
+
+def test_an_earlier_set_is_renewed_and_not_built_anew(spanned, structures):
+    """Other parameters: the rows of what stood in it are computed again, and give way only where the volume grows."""
+    moved = replace(spanned, params=jax.tree.map(lambda x: x * 1.05, spanned.params), fitted={})
+    renewed = moved.spanning(structures, earlier=spanned.active_set)
+    assert renewed.active_set.offered == len(spanned.active_set.structures) + len(structures)
+    inside = renewed.active_set.grades(rows_of(renewed, structures, renewed.active_set.settings))
+    assert inside.max() <= 1.001 + 1e-9
+    placed = [rows_of(moved, [atoms], ActiveSetSettings()) for atoms in renewed.active_set.structures]
+    for (model, block, place), structure in np.ndenumerate(renewed.active_set.owner[..., 0]):
+        if structure >= 0:
+            own, atom = placed[structure], renewed.active_set.owner[model, block, place, 1]
+            found = renewed.active_set.matrix[model, block, place]
+            np.testing.assert_allclose(found, own.values[model, atom], rtol=1e-4, atol=1e-5)
+    twice = moved.spanning(structures, earlier=spanned.active_set)
+    np.testing.assert_array_equal(twice.active_set.matrix, renewed.active_set.matrix)
+
+
+def test_select_add_gives_what_enters(spanned, structures, tmp_path):
+    """From Python and from the command line, which writes for MLIP-2 too: grades become features of the file."""
+    far = [molecule("CH3OH"), structures[0], molecule("H2O")]
+    far[0].positions[0] += 0.3
+    batch, grown = select_add(spanned, far)
+    assert batch[0].info["pool_index"] == 0 and batch[0].info["MV_grade"] > 2
+    assert 1 not in [frame.info["pool_index"] for frame in batch]  # it stands in the set, or was refused
+    grades = [frame.info["MV_grade"] for frame in batch]
+    assert grades == sorted(grades, reverse=True)
+    assert grown.evaluate(far).scores["extrapolation_grade"].max() < 1.05
+    assert select_add(grown, far)[0] == []
+    spanned.save(tmp_path / "p")
+    write_structures(tmp_path / "pool.xyz", far)
+    asked = ["select-add", str(tmp_path / "p"), str(tmp_path / "pool.xyz"), "--out", str(tmp_path / "add.cfg")]
+    result = CliRunner().invoke(cli.app, [*asked, "--save", str(tmp_path / "q"), "--json", str(tmp_path / "a.json")])
+    assert result.exit_code == 0, result.output
+    written = read_cfg(tmp_path / "add.cfg", [1, 6, 8])
+    assert [frame.info["MV_grade"] for frame in written] == pytest.approx(grades)
+    assert json.loads((tmp_path / "a.json").read_text())["indices"] == [f.info["pool_index"] for f in batch]
+    np.testing.assert_array_equal(Potential.load(tmp_path / "q").active_set.matrix, grown.active_set.matrix)
+    with pytest.raises(InputError, match="has no active set"):
+        replace(spanned, fitted={}).offer(far)
+
+
+def test_thresholds_of_grades_ask_for_a_grade():
+    rule = GradeThresholds(gamma_select=2, gamma_break=10)
+    rule.check("extrapolation_grade")
+    assert rule.resolve(lambda: np.zeros(0), lambda _: None).levels == (2, 10)
+    with pytest.raises(ValueError, match="set the score of the gate to extrapolation_grade or configuration_grade"):
+        rule.check("force_std_max")
+    with pytest.raises(ValidationError, match="gamma_break 1 is below gamma_select 2"):
+        GradeThresholds(gamma_select=2, gamma_break=1)
+
+
+def test_damaged_sets_are_one_sentence(spanned):
+    arrays, numbers = dict(spanned.active_set.arrays()), spanned.active_set.numbers()
+    for name, wrong in (("owner", arrays["owner"] + 10**6), ("matrix", arrays["matrix"][..., :-1])):
+        with pytest.raises(ValueError, match="not there|do not fit"):
+            ActiveStructures.restored({**arrays, name: wrong}, numbers)
+    assert empty_set(rows(np.ones((1, 1, 2))), ActiveSetSettings(), "float64").filled == 0
