@@ -112,8 +112,8 @@ def table(found: dict[str, Any]) -> str:
     lines = [
         "# Extrapolation grades in a step of exploration",
         "",
-        f"{found['device']}, {found['cpus']} cpus, jax {found['jax']}, float32, load {found['load']:.1f} at the "
-        "start.  CPU time of a step, medians of rounds in turn; the ratio is that of the gate with the grade to the same",
+        f"{found['device']}, {found['cpus']} cpus, jax {found['jax']}, float32, load {found['load']:.1f} at the start.",
+        "CPU time of a step, medians of rounds in turn; the ratio is that of the gate with the grade to the same",
         "exploration without.",
         "",
         "| system | model | columns | with the grade, us | without, us | bare step, us | ratio of medians | of minima "

@@ -134,7 +134,8 @@ def potential() -> Potential:
 
 @pytest.fixture(scope="module")
 def structures() -> list[Atoms]:
-    frames = [molecule("CH3CH2OH"), molecule("H2O"), bulk("C", "diamond", a=3.6), molecule("CO2")] * 5
+    kinds = [molecule("CH3CH2OH"), molecule("H2O"), bulk("C", "diamond", a=3.6), molecule("CO2")]
+    frames = [kinds[n % 4].copy() for n in range(20)]
     for n, frame in enumerate(frames):
         frame.rattle(0.05, seed=n)
     frames[3].info["charge"] = 1
@@ -169,6 +170,7 @@ def test_grades_of_predictions_are_those_of_rows(potential, spanned, structures,
         found.atom_scores["configuration_grade"]
 
 
+@pytest.mark.slow
 def test_rows_by_all_parameters_are_gradients(potential, structures):
     """Of atoms they add up to those of their structure, and move the energy as parameters move."""
     some = structures[:3]
@@ -213,7 +215,8 @@ def test_select_add_gives_what_enters(spanned, structures, tmp_path):
     far[0].positions[0] += 0.3
     batch, grown = select_add(spanned, far)
     assert batch[0].info["pool_index"] == 0 and batch[0].info["MV_grade"] > 2
-    assert 1 not in [frame.info["pool_index"] for frame in batch]  # it stands in the set, or was refused
+    for frame in batch:  # grades are over the set before, in which that structure lay inside
+        assert frame.info["MV_grade"] <= 1.001 or frame.info["pool_index"] != 1
     grades = [frame.info["MV_grade"] for frame in batch]
     assert grades == sorted(grades, reverse=True)
     assert grown.evaluate(far).scores["extrapolation_grade"].max() < 1.05

@@ -4,8 +4,8 @@ A row b is the gradient of an energy by parameters: of a structure's energy (con
 atom in its surroundings (neighborhood mode); by the linear parameters, which `Model.linear` speaks of, or by all.
 Where the last layer of a model has weights of its own for each species, rows of atoms of unlike species share no
 column, and the active set falls apart into one for each species; where species share the weights, as in a moment tensor
-potential, there is one for all.  Sources: Podryabinkin and Shapeev, Comput. Mater. Sci. 140, 171 (2017); Novikov et al.,
-Mach. Learn.: Sci. Technol. 2, 025002 (2021).
+potential, there is one for all.  Sources: Podryabinkin and Shapeev, Comput. Mater. Sci. 140, 171 (2017); Novikov et
+al., Mach. Learn.: Sci. Technol. 2, 025002 (2021).
 """
 
 from __future__ import annotations
