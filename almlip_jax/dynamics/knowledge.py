@@ -146,13 +146,12 @@ def errors_and_scores(score: str, potential: Potential, labelled: Sequence[Atoms
         labelled: structures with forces.
         knowledge: with the novelty score, where it is one.
     """
-    found = potential.evaluate(labelled)
+    of_atoms, fitted = largest_of(score), not needs_no_fit(score)
+    assert of_atoms is not None  # rules that look at errors ask for a score of atoms
+    given = {score: knowledge.novelty[score]} if fitted else {}
+    found = potential.scored(labelled, given) if fitted else potential.evaluate(labelled)
     truth = np.concatenate([frame.get_forces(apply_constraint=False) for frame in labelled])
     errors = np.linalg.norm(np.concatenate(found.forces).astype(np.float64) - truth, axis=1)
-    of_atoms = largest_of(score)
-    assert of_atoms is not None  # rules that look at errors ask for a score of atoms
-    if not needs_no_fit(score):
-        found = potential.scored(labelled, {score: knowledge.novelty[score]})
     sigma = np.concatenate(found.atom_scores[of_atoms])
     numbers = np.concatenate([frame.numbers for frame in labelled])
     return AtomErrors(errors, sigma.astype(np.float64), numbers)

@@ -124,10 +124,14 @@ def test_novelty_has_scores_of_structures_and_of_atoms():
     truth = [rng.normal(size=(len(frame), 3)) for frame in frames]
     for frame, forces in zip(frames, truth, strict=True):
         frame.calc = SinglePointCalculator(frame, forces=forces)
-    potential = SimpleNamespace(
-        atom_features=lambda _: (seen, np.zeros(5, int)),
-        evaluate=lambda _: SimpleNamespace(forces=[np.zeros_like(forces) for forces in truth]),
-    )
+
+    def scored(_, novelty):
+        of_atoms = {name: np.split(one.of_features(seen, np.zeros(5, int)), [2]) for name, one in novelty.items()}
+        of_all = {name: [part.max() for part in parts] for name, parts in of_atoms.items()}
+        zeros = [np.zeros_like(forces) for forces in truth]
+        return SimpleNamespace(forces=zeros, scores=of_all, atom_scores=of_atoms)
+
+    potential = SimpleNamespace(scored=scored)
 
     def distance(atoms: np.ndarray) -> np.ndarray:
         moved = atoms - known[0].mean(axis=0)
