@@ -166,7 +166,7 @@ class PotentialExplorer:
             raise InputError("there is no structure to start from.")
         potential, settings = self.potential, self.settings
         knowledge = None
-        if labelled or potential.training_set is not None:
+        if labelled or potential.training_set is not None or potential.active_set is not None:
             knowledge = know(settings, potential, labelled or None, seed, _rows(len(labelled)))
         if isinstance(gate, tuple):
             levels = gate

@@ -33,7 +33,7 @@ from almlip_jax.potential import Potential
 from almlip_jax.structures.species import SpeciesTable
 
 HERE = Path(__file__).resolve().parent
-STEPS = {"Si64": 300, "ethanol": 1500}
+STEPS = {"Si64": 100, "ethanol": 500}
 MODELS: dict[str, tuple[dict[str, Any], int]] = {
     "mtp, level 8": ({"kind": "mtp", "level": 8}, 1),
     "mtp, level 16": ({"kind": "mtp", "level": 16}, 1),
@@ -152,9 +152,9 @@ def main() -> None:
             row |= measured(potential, start, STEPS[system_name], options.rounds)
             found["rows"].append(row)
             print({key: round(v, 3) if isinstance(v, float) else v for key, v in row.items()}, flush=True)
-    path = HERE / "results" / f"{options.label}.json"
-    path.write_text(json.dumps(found, indent=1) + "\n")
-    path.with_suffix(".md").write_text(table(found))
+            path = HERE / "results" / f"{options.label}.json"
+            path.write_text(json.dumps(found, indent=1) + "\n")
+            path.with_suffix(".md").write_text(table(found))
 
 
 if __name__ == "__main__":

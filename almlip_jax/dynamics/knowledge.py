@@ -81,7 +81,7 @@ def know(
     novelty = _grades(settings.novelty, potential, training_set)
     if training_set is None:
         kept, fitted = potential.training_set, potential.novelty
-        if not set(settings.novelty) <= {*novelty, *fitted} or (kept is None and (by_features or not novelty)):
+        if not set(settings.novelty) <= {*novelty, *fitted} or (kept is None and by_features):
             raise InputError("the potential does not know its training set; give the structures.")
         novelty |= {name: fitted[name] for name in settings.novelty if name not in novelty}
         context = settings.admission.context(kept.rows, seed, room) if by_features and kept is not None else None

@@ -9,9 +9,19 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from small_pools import KEY, candidates, chosen, sample
 
-from almlip_jax.selection import ActiveSet, active_set, extrapolation_grade, maxvol, select
+from almlip_jax.selection import (
+    ActiveSet,
+    Candidates,
+    Environments,
+    MaxvolSettings,
+    active_set,
+    extrapolation_grade,
+    maxvol,
+    select,
+)
 
 M = 4
 BUILD = jax.jit(active_set)
@@ -77,6 +87,32 @@ def test_rows_that_are_no_numbers_never_enter():
     broken = np.concatenate([np.full((1, M), np.nan), rows, np.zeros((1, M))])
     found, clean = built(broken), built(np.concatenate([rows, np.zeros((2, M))]))
     np.testing.assert_array_equal(found.rows - 1, clean.rows)
+
+
+@pytest.mark.parametrize("start", ["epsilon", "identity"])
+def test_maxvol_by_atoms_chooses_structures_of_which_an_atom_extrapolates(start):
+    """The set is that of the atoms of what is labelled; of a candidate the atom with the largest grade counts."""
+    rng = np.random.default_rng(6)
+    known = [rng.normal(size=(n, M)) for n in (3, 4, 2, 3)]
+    pool = [rng.normal(size=(n, M)) * size for n, size in ((2, 0.1), (1, 3.0), (2, 0.1), (1, 3.0), (2, 3.0))]
+    pool[0][0] = np.nan  # cannot be judged, and is no candidate
+    of_atoms = [Environments.of({"latent": rows}, [[8] * len(one) for one in rows]) for rows in (pool, known)]
+    shown = [Candidates.of(environments=one) for one in of_atoms]
+    settings = MaxvolSettings(mode="neighborhood", features="latent", start=start)
+    assert settings.atom_feature_names == ("latent",) and settings.feature_names == ()
+    found = select(settings.build(3), KEY, *shown)
+    together = np.concatenate(known)
+    factor = 1 / np.sqrt(np.mean(np.sum(together**2, axis=1)))
+    first = (1.0 if start == "identity" else 1e-5) * np.eye(M)
+    trained, _ = by_hand(factor * together, first, 1 + 1e-7)
+    rows, owner = factor * np.concatenate(pool[1:]), np.repeat([1, 2, 3, 4], [1, 2, 1, 2])
+    _, places = by_hand(rows, trained, 1.001)
+    of_rows = np.abs(rows @ np.linalg.inv(trained)).max(axis=1)
+    grades = {n: of_rows[owner == n].max() for n in {owner[i] for i in places if i >= 0}}
+    assert chosen(found) == sorted(grades, key=lambda n: -grades[n])[:3] and len(grades) > 1
+    np.testing.assert_allclose(found.gain[: len(grades)], sorted(grades.values(), reverse=True), rtol=1e-6)
+    with pytest.raises(ValidationError, match="mode neighborhood needs features of atoms"):
+        MaxvolSettings(mode="neighborhood", features="composition")
 
 
 def test_maxvol_chooses_what_extrapolates():
