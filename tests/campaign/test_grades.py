@@ -21,6 +21,7 @@ GRADED: dict[str, Any] = {
         "thresholds": {"kind": "grade", "gamma_select": 1.2, "gamma_break": 1e4},
     },
     "selection": {"selector": {"kind": "maxvol", "mode": "neighborhood"}},
+    "training": {"max_steps": 60, "validate_every": 30},
 }
 
 
@@ -40,7 +41,7 @@ def test_the_active_set_has_to_give_the_grade_that_is_looked_at(tmp_path: Path) 
 def test_rounds_renew_the_set_and_a_kill_changes_nothing(tmp_path: Path) -> None:
     """Structures stay in it over trainings, everything labelled lies inside, and a round done again gives its bits."""
     assert run_or_resume(tmp_path, tmp_path / "whole", **GRADED).finished
-    for stage, within in (("train", True), ("explore", False), ("select", False)):
+    for stage, within in (("train", True), ("explore", False)):
         with pytest.raises(Killed):
             progress = KillingProgress(1, stage, within=within)
             run_or_resume(tmp_path, tmp_path / stage, progress, **GRADED)
@@ -51,7 +52,7 @@ def test_rounds_renew_the_set_and_a_kill_changes_nothing(tmp_path: Path) -> None
         potential = Potential.load(folder.potential)
         active = potential.active_set
         assert active is not None
-        for stage in ("train", "explore", "select"):
+        for stage in ("train", "explore"):
             other = RunDirectory(tmp_path / stage).round(folder.index)
             again = Potential.load(other.potential).active_set
             assert again is not None
