@@ -254,15 +254,6 @@ class Ensemble:
 
         return _flatten(self._over_models(one_model, params))
 
-    def atomic_energies(self, params: Params, graph: Graph) -> jax.Array:
-        """Energy of each atom by each model, [L, A] eV; of ensembles whose models have one head."""
-        geometry_of, here = self._geometry_of(graph)
-        geometry = geometry_of(here)
-        found: jax.Array = self._over_models(
-            lambda one: self.model.apply(self._model_part(one), geometry, graph).energy, params
-        )
-        return found
-
     def linear(self, params: Params, graph: Graph) -> jax.Array:
         """Gradient of each atom's energy with respect to the last layer of each model, [L, A, d] eV.
 

@@ -113,7 +113,7 @@ def parameter_rows(ensemble: Ensemble, params: Params, graph: Graph, *, of_atoms
     shown = graph.atom_mask.astype(graph.vectors.dtype)
 
     def energies(params: Params) -> jax.Array:
-        return ensemble.atomic_energies(params, graph) * shown
+        return ensemble.atom_energies(params, graph) * shown
 
     found, pull_back = jax.vjp(energies, params)
     wanted = jnp.eye(len(shown), dtype=found.dtype) if of_atoms else shown[None].astype(found.dtype)

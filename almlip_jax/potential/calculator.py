@@ -28,7 +28,8 @@ class PotentialCalculator(Calculator):
 
     - every score of the structure and of its atoms [N] (`scores`), ``force_std_max`` and ``force_std`` for instance; of
       a potential that knows its training set (`Potential.knowing`), ``latent_distance`` and ``extrapolation_grade`` of
-      the structure, ``atom_latent_distance`` and ``atom_extrapolation_grade`` [N] of its atoms;
+      the structure, ``atom_latent_distance`` and ``atom_extrapolation_grade`` [N] of its atoms; of one with an active
+      set (`Potential.spanning`) these grades, or ``configuration_grade``;
     - of a calibrated potential, ``force_error`` [N], the length of the error vector to be expected of each atom:
       ``force_total`` times the calibration's ``slope``;
     - what the M members say: ``member_energy`` [M], ``member_forces`` [M, N, 3], ``member_stress`` [M, 6];

@@ -23,9 +23,10 @@ from ase.data import chemical_symbols
 from almlip_jax.ensembles import AnyEnsemble, committee_statistics
 from almlip_jax.errors import InputError
 from almlip_jax.models import Params
-from almlip_jax.potential.novelty import Novelty
+from almlip_jax.potential import spanning
+from almlip_jax.potential.evaluator import FittedScore
 from almlip_jax.precision import full_precision
-from almlip_jax.scores import Score, atom_scores, names, score_of, scores
+from almlip_jax.scores import Score, atom_scores, largest_of, names, score_of, scores
 from almlip_jax.structures.electronic_state import electronic_state
 from almlip_jax.structures.followed import Follower, Listed, Place, followed_graph
 from almlip_jax.structures.graph import Graph
@@ -183,7 +184,13 @@ class Following:
         number, without = len(atoms), {t.name for t in targets() if not has_target(atoms, t)}
         each = {name: values[:number] for name, values in found["atom_scores"].items()}
         whole = {name: float(values[0]) for name, values in found["scores"].items()}
-        whole |= {name: float(np.max(each[name])) for name in self._novelty}
+        whole |= {name: float(np.max(each[name])) for name in self._novelty if name in each}
+        active = self.potential.active_set
+        if active is not None and active.settings.parameters == "all":  # takes derivatives of its own
+            of_structures, atom_grades = spanning.grades_of(self.potential, active, [atoms])
+            whole[active.settings.score] = float(of_structures[0])
+            if atom_grades:
+                each[active.settings.score] = atom_grades[0]
         for score in scores():
             if score.target in without and score.name in whole:
                 whole[score.name] = float("nan")
@@ -248,7 +255,9 @@ def _program(ensemble: AnyEnsemble, part: Part, declared: tuple[Score, ...]) -> 
     Potentials of one architecture share it; and scores that are declared later have one of their own.
     """
 
-    def of_structure(params: Params, novelty: Mapping[str, Novelty], listed: Listed, place: Place) -> dict[str, Any]:
+    def of_structure(
+        params: Params, novelty: Mapping[str, FittedScore], listed: Listed, place: Place
+    ) -> dict[str, Any]:
         graph = followed_graph(listed, place, ensemble.cutoff)
         if part == "energies":
             return {"atom_energies": ensemble.atom_energies(params, graph)}
@@ -263,12 +272,15 @@ def _forces(ensemble: AnyEnsemble, params: Params, graph: Graph) -> dict[str, An
     return {name: getattr(committee, name) for name in ("energy", "forces", "virial", "further")}
 
 
-def _scores(ensemble: AnyEnsemble, params: Params, novelty: Mapping[str, Novelty], graph: Graph) -> dict[str, Any]:
+def _scores(ensemble: AnyEnsemble, params: Params, novelty: Mapping[str, FittedScore], graph: Graph) -> dict[str, Any]:
     prediction = ensemble.predict(params, graph)
     committee = committee_statistics(prediction, graph)
-    far = {name: one.of_atoms(prediction, graph) for name, one in novelty.items()}
+    fitted = {name: one.of(prediction, graph) for name, one in novelty.items()}
+    far = {name: values for name, values in fitted.items() if largest_of(name) is not None}
+    alone = {name: values for name, values in fitted.items() if name not in far}
     return {
-        **{name: getattr(committee, name) for name in ("energy", "forces", "virial", "further", "scores")},
+        **{name: getattr(committee, name) for name in ("energy", "forces", "virial", "further")},
+        "scores": {**committee.scores, **alone},
         "atom_scores": {**committee.atom_scores, **far},
         "member_energy": prediction.energy,
         "member_forces": prediction.forces,
