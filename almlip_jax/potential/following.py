@@ -223,14 +223,16 @@ class _Program:
     def __init__(self, function: Callable[..., dict[str, Any]]) -> None:
         self._layouts: dict[Hashable, tuple[Any, list[tuple[int, ...]]]] = {}  # noted where a shape is traced
 
-        def packed(params: Params, novelty: Mapping[str, Novelty], listed: Listed, place: Place) -> jax.Array:
+        def packed(params: Params, novelty: Mapping[str, FittedScore], listed: Listed, place: Place) -> jax.Array:
             leaves, tree = jax.tree.flatten(function(params, novelty, listed, place))
             self._layouts[_key(novelty, listed, place)] = tree, [leaf.shape for leaf in leaves]
             return jnp.concatenate([leaf.ravel() for leaf in leaves])
 
         self._run = jax.jit(full_precision(packed))
 
-    def __call__(self, params: Params, novelty: Mapping[str, Novelty], listed: Listed, place: Place) -> dict[str, Any]:
+    def __call__(
+        self, params: Params, novelty: Mapping[str, FittedScore], listed: Listed, place: Place
+    ) -> dict[str, Any]:
         """The results on the host, float64."""
         packed = np.asarray(self._run(params, novelty, listed, place)).astype(np.float64)
         tree, shapes = self._layouts[_key(novelty, listed, place)]
@@ -243,7 +245,7 @@ class _Program:
         return found
 
 
-def _key(novelty: Mapping[str, Novelty], listed: Listed, place: Place) -> Hashable:
+def _key(novelty: Mapping[str, FittedScore], listed: Listed, place: Place) -> Hashable:
     """What the layout of results depends on, besides the function."""
     return tuple(novelty), listed.neighbors.shape, np.dtype(place.positions.dtype)
 
