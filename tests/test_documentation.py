@@ -72,7 +72,7 @@ def of(language: str) -> list[Snippet]:
 
 
 def test_every_block_says_what_it_is():
-    assert {one.language for one in snippets()} == {"sh", "yaml", "python", "toml", "lammps"}
+    assert {one.language for one in snippets()} == {"sh", "yaml", "python", "toml", "lammps", "xml"}
 
 
 def over(base: Any, changes: Any) -> Any:

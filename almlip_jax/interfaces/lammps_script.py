@@ -173,14 +173,17 @@ def _asked_for(command: str, where: str) -> tuple[str, str] | None:
 
 def _check_jumps(texts: Sequence[str], script: Path) -> None:
     """Refuses loops over lines that ask for the potential."""
-    for before, after in zip(texts, texts[1:], strict=False):
-        earlier = {found[1] for line in before.splitlines() if (found := _LABEL.match(line))}
-        jumps = {found[1] for line in after.splitlines() if (found := _JUMP.search(line))}
-        if earlier & jumps:
+    earlier: set[str] = set()
+    for text in texts:
+        lines = text.splitlines()
+        own = {found[1] for line in lines if (found := _LABEL.match(line))}
+        back = {found[1] for line in lines if (found := _JUMP.search(line))} & (earlier - own)
+        if back:
             raise InputError(
-                f"{script} jumps back to the label '{min(earlier & jumps)}' over a line 'fix ... external'; put that "
-                "line before the loop."
+                f"{script} jumps back to the label '{min(back)}' over a line 'fix ... external'; put that line before "
+                "the loop."
             )
+        earlier |= own
 
 
 def _read(lmp: Any, text: str, script: Path) -> None:

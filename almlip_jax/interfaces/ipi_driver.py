@@ -1,0 +1,95 @@
+"""i-PI with a potential: a driver for ``ffdirect`` (``<pes>custom</pes>``) and for the socket (``i-pi-py_driver``).
+
+i-PI works in atomic units and hands over a cell with its vectors in columns.  It is given energy, forces and virial of
+the committee's mean, and what the members say as extras in the format of its ``ffcommittee``, so that its own
+reweighting and its thresholds work; scores are extras too, in eV and Angstrom.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+
+from almlip_jax.compilation import prepare_jax
+from almlip_jax.errors import InputError
+from almlip_jax.potential import Potential
+from almlip_jax.potential.following import Following
+from almlip_jax.scores import scores
+from almlip_jax.structures.io import read_structures
+from almlip_jax.units import BOHR, HARTREE
+
+__DRIVER_NAME__ = "almlip"
+__DRIVER_CLASS__ = "PotentialDriver"
+
+_BEADS = 64  # that have lists of their own
+_MATRIX = (0, 5, 4, 5, 1, 3, 4, 3, 2)  # of six components in Voigt's order
+
+
+class PotentialDriver:
+    """What i-PI calls for each bead.
+
+    Args:
+        potential: folder of a saved potential.
+        template: file whose first structure says the elements, in i-PI's order, which directions are periodic, and
+            charge and spin.
+        skin: Angstrom, by which lists of neighbours reach beyond the cutoff.
+        i_pi: what i-PI adds of its own, such as ``verbose``; nothing depends on it.
+
+    Raises:
+        InputError: a file cannot be read, or holds elements that the potential does not know.
+    """
+
+    def __init__(self, potential: str, template: str, skin: float | str = 0.5, **i_pi: object) -> None:
+        prepare_jax()
+        self.skin = float(skin)
+        self.potential = Potential.load(potential)
+        self.template = read_structures(Path(template), ignore_labels=True)[0]
+        self.potential.check_elements([self.template], template)
+        self._following: list[tuple[np.ndarray, Following]] = []  # and where each was last
+
+    def __call__(self, cell: Any, positions: Any) -> Any:
+        """Energy, forces, virial and extras of a structure, or a list of these for lists of structures."""
+        if isinstance(cell, list):
+            return [self._of_structure(one, where) for one, where in zip(cell, positions, strict=True)]
+        return self._of_structure(cell, positions)
+
+    def _of_structure(self, cell: np.ndarray, positions: np.ndarray) -> tuple[float, np.ndarray, np.ndarray, str]:
+        """Of cell [3, 3] with vectors in columns and positions [N, 3], atomic units."""
+        atoms = self.template.copy()
+        places = np.asarray(positions, np.float64).reshape(-1, 3) * BOHR
+        if places.shape != atoms.positions.shape:
+            raise InputError(f"i-PI has {len(places)} atoms and the template {len(atoms)}; give the same structure.")
+        atoms.positions = places
+        atoms.set_cell(np.asarray(cell, np.float64).T * BOHR)
+        results = self._nearest(places)(atoms, "scores")
+        force = HARTREE / BOHR
+        virial, members = _virials(results["stress"], atoms), _virials(results["member_stress"], atoms)
+        extras = {
+            "committee_pot": (results["member_energy"] / HARTREE).tolist(),
+            "committee_force": (results["member_forces"].reshape(len(members), -1) / force).tolist(),
+            "committee_virial": members.reshape(-1, 9).tolist(),
+            "force_std": results["force_std"].tolist(),
+            **{one.name: results[one.name] for one in scores() if np.isfinite(results.get(one.name, np.nan))},
+        }
+        return results["energy"] / HARTREE, results["forces"] / force, virial, json.dumps(extras)
+
+    def _nearest(self, places: np.ndarray) -> Following:
+        """What followed the bead that is nearest to positions [N, 3]: i-PI does not say which bead it asks for."""
+        off = [float(np.abs(places - last).max()) for last, _ in self._following]
+        number = int(np.argmin(off)) if off else 0
+        if not off or (off[number] > self.skin / 2 and len(off) < _BEADS):
+            number = len(off)
+            self._following.append((places, Following(self.potential, self.skin)))
+        following = self._following[number][1]
+        self._following[number] = places, following
+        return following
+
+
+def _virials(stress: np.ndarray, atoms: Atoms) -> np.ndarray:
+    """Virials [..., 3, 3] in hartree of stresses [..., 6] in eV/Angstrom^3."""
+    virial = -stress[..., _MATRIX] * atoms.cell.volume / HARTREE
+    return virial.reshape(*stress.shape[:-1], 3, 3)
