@@ -48,6 +48,40 @@ _ZUNDEL = {
 }
 
 
+_MTP = {
+    "name": "mtp",
+    "system": {"structures": "start.cfg", "types": ["Li"]},
+    "oracle": {
+        "kind": "ase",
+        "calculator": "ase.calculators.vasp:Vasp",
+        "parameters": {"xc": "pbe", "encut": 400, "kpts": [4, 4, 4], "ismear": 1, "sigma": 0.1, "ediff": 1e-6},
+    },
+    "initial": {"rattle": {"count": 4, "stdev": 0.05}},
+    "test": {"files": [{"path": "test.cfg", "group": "test"}]},
+    "model": {"kind": "mtp", "level": 16, "radial_basis_size": 8, "min_dist": 2.0, "cutoff": 5.0},
+    "ensemble": {"size": 1},
+    "training": {
+        "projection": {"iterations": 200, "starts": 4},
+        "loss": {"kind": "mlip", "energy": 1.0, "forces": 0.01, "virial": 0.001},
+        "warm_start": True,
+        "validation_fraction": 0.0,
+    },
+    "active_set": {"mode": "neighborhood"},
+    "exploration": {
+        "kind": "md",
+        "walkers": [{"temperature": 300, "count": 4}],
+        "steps": 10000,
+        "timestep": 1.0,
+        "gate": {"kind": "absolute", "score": "extrapolation_grade"},
+        "thresholds": {"kind": "grade", "gamma_select": 2.0, "gamma_break": 10.0},
+        "record_every": 1,
+        "buffer": 256,
+    },
+    "selection": {"batch": 20, "selector": {"kind": "maxvol", "mode": "neighborhood"}},
+    "stopping": {"max_rounds": 30, "share_below": {"share": 1.0, "rounds": 1}},
+}
+
+
 @dataclass(frozen=True)
 class Template:
     """A config to begin with.
@@ -104,6 +138,7 @@ TEMPLATES: dict[str, Template] = {
             **{name: _ZUNDEL[name] for name in ("model", "training", "exploration", "selection", "stopping")},
         },
     ),
+    "mtp": Template("a moment tensor potential learned in the manner of MLIP-2", _MTP),
     "dataset": Template(
         "go on from structures that are labelled already",
         {
@@ -241,7 +276,7 @@ def _commented(content: dict[str, Any], model: BaseModel, depth: int) -> list[st
             text = " ".join(description.split())
             lines += [f"{indent}# {line}" for line in textwrap.wrap(text, 118 - len(indent))]
         inner = getattr(model, key)
-        if isinstance(value, dict) and isinstance(inner, BaseModel):
+        if value and isinstance(value, dict) and isinstance(inner, BaseModel):
             lines += [f"{indent}{key}:", *_commented(value, inner, depth + 1)]
         else:
             lines.append(f"{indent}{key}: {yaml_text(value, flow=True)}")
