@@ -1,10 +1,10 @@
 """Silicon and lithium, errors by group: ``python experiments/mlearn/run.py --data DIR --out runs/mlearn``.
 
-Trains ensembles of four on energies, forces and stresses of the mlearn sets (Zuo et al., J. Phys. Chem. A 124, 731,
-2020) and, where ``--motep-python`` names the interpreter of an environment with motep, moment tensor potentials of
-``--motep-levels`` beside them, with bases of ours.  One row a material, model, group and committee or member goes into
-``results.csv``, errors by group with a column a model into ``table.md``; what is in the output folder already is not
-trained again.
+Trains ensembles of four, and moment tensor potentials by variable projection, on energies, forces and stresses of the
+mlearn sets (Zuo et al., J. Phys. Chem. A 124, 731, 2020) and, where ``--motep-python`` names the interpreter of an
+environment with motep, moment tensor potentials of ``--motep-levels`` by motep, with bases of ours.  One row a
+material, model, group and committee or member goes into ``results.csv``, errors by group with a column a model into
+``table.md``; what is in the output folder already is not trained again, and a training that was interrupted goes on.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 from ase import Atoms
-from pydantic import TypeAdapter
+from ase.neighborlist import neighbor_list
 
 from almlip_jax.compilation import prepare_jax
 from almlip_jax.fitting import fit_potential
@@ -32,7 +32,14 @@ from almlip_jax.structures.io import read_structures
 from almlip_jax.training import EnsembleSettings, TrainingSettings, checkpoint
 
 HERE = Path(__file__).resolve().parent
-MODELS: dict[str, dict[str, Any]] = {"small": {"size": "small"}, "medium": {}, "medium_layers_1": {"layers": 1}}
+MODELS: dict[str, dict[str, Any]] = {
+    **{size: {"size": size} for size in ("tiny", "small", "medium", "large")},
+    "medium_layers_1": {"layers": 1},
+    "mace": {"kind": "mace"},
+    **{f"mtp_{level}": {"kind": "mtp", "level": level} for level in range(8, 22, 2)},
+}
+PROJECTION = {"projection": {"iterations": 200, "starts": 4}, "loss": {"kind": "mlip"}, "validation_fraction": 0.0}
+"""How moment tensor potentials are trained: by least squares and one model, where others are committees of four."""
 GPA = 160.21766208  # of 1 eV/Angstrom^3
 GROUPS = {"AIMD-NVT": "dynamics", "Elastic": "strained", "Surface": "surfaces", "Vacancy": "vacancies"}
 QUANTITIES = {"energy": ("energy, meV/atom", 1), "forces": ("forces, meV/Angstrom", 0), "stress": ("stress, GPa", 2)}
@@ -43,11 +50,16 @@ def train(frames: list[Atoms], name: str, steps: int, folder: Path) -> tuple[Pot
     if (folder / "potential.json").exists():
         found = Potential.load(folder)
         return found, float(found.metadata.get("seconds", float("nan")))
+    given: dict[str, Any] = {"cutoff": 5.0, **MODELS[name]}
     settings = TrainingSettings(max_steps=steps, max_epochs=10**6, patience=10**6, validate_every=200)
-    model = TypeAdapter(ModelSettings).validate_python({"cutoff": 5.0, **MODELS[name]})
+    alone = given.get("kind") == "mtp"
+    if alone:
+        given["min_dist"] = 0.95 * min(float(np.min(neighbor_list("d", atoms, 4.0))) for atoms in frames)
+        settings = TrainingSettings.model_validate(PROJECTION)
+    model, members = ModelSettings.parse(given), EnsembleSettings(size=1 if alone else 4)
     began = time.monotonic()
     unfinished = folder.with_name(f"{folder.name}.training")
-    potential, _ = fit_potential(frames, model, EnsembleSettings(size=4), settings, 0, checkpoint=unfinished)
+    potential, _ = fit_potential(frames, model, members, settings, 0, checkpoint=unfinished)
     seconds = time.monotonic() - began
     found = replace(potential, metadata={**potential.metadata, "seconds": seconds})
     found.save(folder)
@@ -137,8 +149,11 @@ def main() -> None:
         frames, test = (read_structures(data / f"{material}_{part}.extxyz") for part in ("train", "test"))
         for name in options.models:
             potential, seconds = train(frames, name, options.steps, options.out / f"{material}_{name}")
-            one_by_one = {f"member {m}": member(potential, m) for m in range(4)}
-            for who, one in {"committee": potential, **one_by_one}.items():
+            several = potential.member_settings.size > 1
+            one_by_one = (
+                {f"member {m}": member(potential, m) for m in range(potential.member_settings.size)} if several else {}
+            )
+            for who, one in {"committee" if several else "alone": potential, **one_by_one}.items():
                 labels = {"material": material, "model": name, "steps": options.steps, "seconds": round(seconds)}
                 table = rows(test, predictions(one, test))
                 found += [labels | {"who": who} | row for row in table]
