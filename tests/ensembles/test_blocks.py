@@ -12,7 +12,7 @@ from ase import Atoms
 from ase.build import bulk, molecule
 
 from almlip_jax.ensembles import Ensemble, Heads, Prediction, atom_blocks, blocked, gathered, spread_members
-from almlip_jax.models import SharedDensitySettings, build_model
+from almlip_jax.models import MtpSettings, SharedDensitySettings, build_model
 from almlip_jax.structures.graph import Graph, Places, forces_and_virial, sum_over_atoms
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.structures.walkers import walker_neighbors
@@ -75,12 +75,20 @@ def test_blocks_say_what_all_walkers_at_once_say(graph, params, flat, atoms):
     same(jax.jit(blocked(ENSEMBLE.predict, atoms))(params, graph), flat)
 
 
-def test_blocks_of_atoms_say_what_all_atoms_at_once_say(graph, params, flat, monkeypatch):
+@pytest.mark.parametrize("mtp", [False, True])
+def test_blocks_of_atoms_say_what_all_atoms_at_once_say(graph, params, flat, monkeypatch, mtp):
     """Structures are cut anywhere; edges lead from block to block, and the last block is not full."""
+    ensemble = ENSEMBLE
+    if mtp:
+        model = build_model(MtpSettings(cutoff=3.5, level=6, radial_basis_size=3, repulsion=True), SPECIES)
+        ensemble = replace(ENSEMBLE, model=model)
+        params = jax.tree.map(lambda x: x.astype(jnp.float64), jax.jit(ensemble.init)(jax.random.key(0)))
+        flat = jax.jit(ensemble.predict)(params, graph)
+        assert np.abs(np.diff(flat.forces, axis=0)).max() > 1e-4
     monkeypatch.setattr(atom_blocks, "_ATOMS", 7)
     monkeypatch.setattr(atom_blocks, "_MANY", 7)
-    assert atom_blocks.number_of_blocks(graph, ENSEMBLE.model.local) == 5
-    same(jax.jit(lambda *given: ENSEMBLE.predict(*given))(params, graph), flat)
+    assert atom_blocks.number_of_blocks(graph, ensemble.model.local) == 5
+    same(jax.jit(lambda *given: ensemble.predict(*given))(params, graph), flat)
     assert (
         atom_blocks.number_of_blocks(graph, build_model(SHAPE.model_copy(update={"layers": 1}), SPECIES).local) == 1
     ), "neighbours hear of each other"
