@@ -284,6 +284,10 @@ def test_generated_structures_are_written_as_a_campaign_would_label_them(folder:
     told = json.loads((folder / "made.json").read_text())
     assert told["num_structures"] == len(found) == 5 == sum(told["by_kind"].values())
     assert [frame.info["generator"] for frame in found] == [k for k, n in told["by_kind"].items() for _ in range(n)]
+    assert CliRunner().invoke(cli.app, ["generate", "made.yaml", "--out", "made.cfg"]).exit_code == 0
+    again = read_structures(folder / "made.cfg", type_numbers=[8, 12])  # types of the config
+    assert [str(frame.symbols) for frame in again] == [str(frame.symbols) for frame in found]
+    assert [frame.info["generator"] for frame in again] == [frame.info["generator"] for frame in found]
     (folder / "none.yaml").write_text(yaml.safe_dump(CONFIG))
     done = CliRunner().invoke(cli.app, ["generate", "none.yaml", "--out", "none.extxyz"])
     assert done.exit_code == 1 and "says nothing in initial.generated" in " ".join(done.output.split())
