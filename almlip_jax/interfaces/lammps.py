@@ -216,7 +216,8 @@ class AttachedPotential:
 def _given(declared: Iterable[Score], potential: Potential) -> list[str]:
     """Names of the scores that a potential gives."""
     known = [one for one in declared if one.target is None or one.target in potential.ensemble.targets]
-    return [one.name for one in known if not one.fitted or one.name in potential.novelty]
+    fitted = set(potential.novelty) | ({active.settings.score} if (active := potential.active_set) else set())
+    return [one.name for one in known if not one.fitted or one.name in fitted]
 
 
 def _columns(potential: Potential) -> list[str]:

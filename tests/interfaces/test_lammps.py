@@ -188,6 +188,19 @@ def test_a_group_is_all_that_it_sees(lmp, potential):
     assert (spread[atoms.numbers == 14] > 0).all() and not spread[atoms.numbers == 8].any()
 
 
+def test_a_molecule_is_relaxed_within_walls_that_shrink(lmp, potential):
+    """Open boundaries, and energies that a minimiser believes."""
+    lines = ["units metal", "boundary s s s", "region box block -9 9 -9 9 -9 9", "create_box 2 box"]
+    lines += ["create_atoms 1 single 0 0 0", "create_atoms 2 single 1.1 0.2 0", "create_atoms 2 single -0.4 1.2 0.1"]
+    ours = attached_to(lmp, potential, [*lines, "mass 1 28.085", "mass 2 15.999", "pair_style none"])
+    ours.command("run 0")
+    start, before = lmp.get_thermo("pe"), np.abs(of_atoms(lmp, "f")).max()
+    ours.command("minimize 0 1e-3 100 1000")
+    atoms = Atoms("SiO2", of_atoms(lmp, "x"))
+    assert lmp.get_thermo("pe") == pytest.approx(potential.evaluate([atoms]).energy[0], abs=1e-4)
+    assert lmp.get_thermo("pe") < start and np.abs(of_atoms(lmp, "f")).max() < before / 10
+
+
 def test_what_goes_wrong_in_a_step_ends_the_run(lmp, potential):
     ours = attached_to(lmp, potential, setup(wrapped(crystal())))
     lmp.command("fix move all nve")
@@ -221,6 +234,24 @@ def test_what_cannot_be_served_is_refused(lammps, potential):
     refused(plain, "'Qq' is no element", elements=["Si", "Qq"])
     refused(plain, "'force' is no number of each atom", per_atom=("force",))
     refused([*plain, "group none empty"], "holds no atom", group="none")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parameters", ["linear", "all"])
+def test_grades_over_an_active_set_are_variables(lmp, potential, parameters):
+    atoms = wrapped(crystal())
+    known = [atoms.copy() for _ in range(4)]
+    for number, one in enumerate(known):
+        one.rattle(0.1, seed=number)
+    grades = potential.spanning(known, {"parameters": parameters})
+    ours = attached_to(lmp, grades, setup(atoms), per_atom=("force_std", "atom_extrapolation_grade"))
+    ours.command("run 0")
+    found = grades.evaluate([atoms])
+    assert lmp.extract_variable("almlip_extrapolation_grade") == pytest.approx(
+        found.scores["extrapolation_grade"][0], rel=1e-2
+    )
+    each = of_atoms(lmp, "d_almlip_atom_extrapolation_grade")
+    np.testing.assert_allclose(each, found.atom_scores["extrapolation_grade"][0], rtol=1e-2, atol=1e-3)
 
 
 def test_type_labels_say_elements(lmp, potential):
