@@ -65,7 +65,7 @@ class Search:
             factor=factor,
             point=point,
             scale=np.maximum(self.scale, np.diag(point.curvature)),
-            damping=max(self.damping * max(0.2, 1 - (2 * ratio - 1) ** 3), _LEAST_DAMPING),
+            damping=max(self.damping * max(1 / 3, 1 - (2 * ratio - 1) ** 3), _LEAST_DAMPING),
             waited=waited,
             exact=False,
             stale=not _TRUSTED[0] < ratio < _TRUSTED[1],
@@ -73,13 +73,17 @@ class Search:
         )
 
     def _refused(self, step: Step, tolerance: float) -> Search:
-        """Where it stands after a step that did not lower the objective."""
-        if not self.exact:  # which may be why
-            return replace(self, stale=True)
+        """Where it stands after a step that did not lower the objective; a second one blames the derivatives too."""
         damping = self.damping * self.growth
         waited = self.waited + 1 if step.gain < tolerance * self.point.objective else self.waited
-        active = damping < _MOST_DAMPING and waited < _PATIENCE
-        return replace(self, damping=damping, growth=2 * self.growth, waited=waited, active=active)
+        return replace(
+            self,
+            damping=damping,
+            growth=2 * self.growth,
+            waited=waited,
+            stale=not self.exact and self.growth > 2,
+            active=damping < _MOST_DAMPING and waited < _PATIENCE,
+        )
 
 
 Look = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]

@@ -154,7 +154,8 @@ class ProjectionTrainer(Trainer):
             params = (
                 fresh if params is None else jax.tree.map(lambda x, y: np.concatenate([x, y[given:]]), params, fresh)
             )
-        return jax.tree.map(lambda x: x[:count], params), np.ones(count, bool)
+        tried = count if self.own else self.projection.starts
+        return jax.tree.map(lambda x: x[:count], params), np.arange(count) < tried
 
     def _different(self, params: Params) -> np.ndarray:
         """Places of models that differ in what is not linear."""
