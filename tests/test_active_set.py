@@ -296,10 +296,9 @@ def test_rows_of_a_moment_tensor_potential_are_its_basis_functions():
     assert atoms.calc.results["extrapolation_grade"] == pytest.approx(grades[:8].max(), rel=1e-3)
 
 
-@pytest.mark.parametrize("mode", ["neighborhood", pytest.param("configuration", marks=pytest.mark.slow)])
-def test_walkers_stop_where_the_grade_breaks(mode):
+def test_walkers_stop_where_the_grade_breaks():
     """In the loop the grade is that of the frames, one member is enough, and thresholds are those of MLIP-2."""
-    potential = moment_tensors(4, np.float32).spanning(silicon(12, 0.05), {"mode": mode})
+    potential = moment_tensors(4, np.float32).spanning(silicon(12, 0.05))
     score = potential.active_set.settings.score
     asked = {
         "walkers": [{"temperature": 3000, "count": 2}],
