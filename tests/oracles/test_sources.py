@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
+from ase.calculators.espresso import Espresso, EspressoProfile
+from ase.calculators.vasp import Vasp
 
 from almlip_jax.errors import InputError, LabelError
 from almlip_jax.oracles import TBLiteSettings, rattle, structure_identity
 from almlip_jax.oracles.base import Label, LabelSource, Results, bare, judged, obtain_label
-from almlip_jax.oracles.sources.calculator import CalculatorSettings
+from almlip_jax.oracles.sources.calculator import CalculatorSettings, in_folder
 from almlip_jax.oracles.sources.dft import PySCFSettings
 from almlip_jax.oracles.sources.electrons import known_keys, state_parameters
 from almlip_jax.oracles.sources.labelled_file import FileSettings
@@ -321,3 +324,16 @@ def test_file_minds_the_charge_where_it_states_one(waters: Callable[..., list[At
 def test_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"none\.extxyz"):
         FileSettings(path=tmp_path / "none.extxyz").version()
+
+
+def test_programs_behind_files_write_into_the_folder_of_the_worker(tmp_path):
+    """Of ASE's calculators some take their folder as a text, others (Quantum ESPRESSO among them) as a path."""
+    profile = EspressoProfile(command="true", pseudo_dir=tmp_path)
+    cell = Atoms("Li", cell=[3, 3, 3], pbc=True)
+    by_path, by_text = Espresso(profile=profile, pseudopotentials={"Li": "Li.UPF"}), Vasp()
+    folder = tempfile.TemporaryDirectory(dir=tmp_path)
+    in_folder(by_path, folder)
+    by_path.write_inputfiles(cell, ["energy"])
+    assert "Li.UPF" in (Path(folder.name) / "espresso.pwi").read_text()
+    in_folder(by_text, folder)
+    assert by_text.directory == folder.name

@@ -6,6 +6,7 @@ import importlib
 import importlib.metadata
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -126,8 +127,9 @@ class CalculatorSettings(SourceOfTargets):
 
 def in_folder(calculator: Any, folder: tempfile.TemporaryDirectory[str]) -> None:
     """Lets a calculator that writes files do so in a folder, which lives as long as what holds it."""
-    if hasattr(calculator, "directory"):
-        calculator.directory = folder.name
+    if hasattr(calculator, "directory"):  # of some classes of ASE it is a text, of others a path, and stays one
+        own = isinstance(calculator.directory, Path)
+        calculator.directory = Path(folder.name) if own else folder.name
 
 
 def calculated(atoms: Atoms, calculator: Any, *, force_consistent: bool, further: Sequence[str] = ()) -> Results:
