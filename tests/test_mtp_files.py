@@ -256,6 +256,7 @@ def test_what_is_more_than_the_format_holds_is_refused():
 
 def test_potentials_are_converted_in_a_circle(silicon, monkeypatch):
     monkeypatch.chdir(silicon.parent)
+    monkeypatch.setattr("almlip_jax.compilation.prepare_jax", lambda _: None)  # this process is not the command's
 
     def convert(*arguments: str) -> dict:
         done = CliRunner().invoke(cli.app, ["convert", *arguments, "--json", "told.json"])

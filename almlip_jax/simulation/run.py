@@ -109,8 +109,8 @@ class _Run(ABC):
             )
         except ValueError as error:
             raise InputError(f"{config.potential}: {error}") from error
-        asking = [] if potential.training_set is not None else [*config.compared]
-        asking += [f"the novelty score {name}" for name in self.settings.novelty if name not in potential.novelty]
+        asking = [f"the novelty score {name}" for name in self.settings.novelty if name not in potential.novelty]
+        asking += [] if potential.training_set is not None else [*config.compared]
         if asking and config.training_set is None:
             raise InputError(
                 f"training_set is missing, which is needed for {asking[0]}; {config.potential} does not know its own "

@@ -89,6 +89,8 @@ def committee() -> Any:
     """As much of a potential as a run with fixed thresholds looks at."""
     return SimpleNamespace(
         ensemble=SimpleNamespace(predict=morse, targets=()),
+        training_set=None,
+        novelty={},
         params=PARAMS,
         member_settings=EnsembleSettings(size=len(PARAMS)),
         species=SPECIES,

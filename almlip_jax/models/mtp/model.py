@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import jax
 import jax.numpy as jnp
@@ -46,16 +46,19 @@ from almlip_jax.structures.species import SpeciesTable
 _LEAST_ORDER = 0.1  # least mean square of a rank, as a share of that of neighbours at random: symmetry may leave none
 _LEVELS = 28  # the highest level whose basis is made
 _LAST = 0.1  # spread of the linear coefficients at the start: first forces are small and the first steps stable
+_Order = Annotated[int, Field(ge=0, le=1000)]
+_Place = Annotated[int, Field(ge=0, le=10**7)]
+_Factor = Annotated[int, Field(ge=-(10**9), le=10**9)]
 
 
 class BasisSettings(Settings):
     """A basis of a file that is none of ours; see `Basis`."""
 
-    moments: tuple[tuple[int, int, int, int], ...]
+    moments: tuple[tuple[_Order, _Order, _Order, _Order], ...]
     """Numbers mu, a, b, c of each basic moment."""
-    products: tuple[tuple[int, int, int, int], ...]
+    products: tuple[tuple[_Place, _Place, _Factor, _Place], ...]
     """Rows i, j, factor, k: the moment k gains factor times those of i and j."""
-    scalars: tuple[int, ...]
+    scalars: tuple[_Place, ...]
     """Which moments are basis functions."""
 
     @model_validator(mode="after")
