@@ -24,7 +24,7 @@ from almlip_jax.training import (
     reference_energies,
 )
 from almlip_jax.training.loss import Residuals
-from almlip_jax.training.program import _errors
+from almlip_jax.training.program import root_mean_squares
 from almlip_jax.training.trainer import mended_report
 
 DIPOLE = "validation_dipole_rmse"
@@ -33,7 +33,9 @@ DIPOLE = "validation_dipole_rmse"
 def test_errors_are_roots_of_means_and_none_where_nothing_is_labelled():
     sums = {"energy": 4.0, "forces": 0.0, "virial": 3.0, "dipole": 18.0}
     counts = {"energy": 4.0, "forces": 0.0, "virial": 1.0, "dipole": 2.0}
-    found = _errors(Residuals(*({name: jnp.full(2, one) for name, one in part.items()} for part in (sums, counts))))
+    found = root_mean_squares(
+        Residuals(*({name: jnp.full(2, one) for name, one in part.items()} for part in (sums, counts)))
+    )
     assert list(found) == ["validation_energy_rmse", "validation_forces_rmse", DIPOLE]
     assert [values.tolist()[0] for values in found.values()] == pytest.approx([1.0, np.nan, 3.0], nan_ok=True)
 
