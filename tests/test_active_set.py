@@ -321,6 +321,25 @@ def test_walkers_stop_where_the_grade_breaks():
         assert (seen[:-1] <= 4.0).all() and (seen[-1] > 4.0) == (status.name == "STOPPED")
 
 
+@pytest.mark.slow
+def test_structures_have_grades_in_the_loop_too():
+    potential = moment_tensors(4, np.float32).spanning(silicon(12, 0.05), {"mode": "configuration"})
+    asked = {
+        "walkers": [{"temperature": 300, "count": 2}],
+        "steps": 200,
+        "chunk": 100,
+        "timestep": 2.0,
+        "trace_every": 1,
+        "record_every": 1,
+        "gate": {"score": "configuration_grade"},
+    }
+    rule = {"kind": "grade", "gamma_select": 1.0, "gamma_break": 50.0}
+    found = potential.explorer(asked).run(silicon(2, 0.02), rule)
+    again = potential.evaluate(found.recorded).scores["configuration_grade"]
+    assert len(again) > 2 and again.min() > 0.999
+    np.testing.assert_allclose([frame.info["configuration_grade"] for frame in found.recorded], again, rtol=1e-4)
+
+
 def test_thresholds_of_grades_ask_for_a_grade():
     rule = GradeThresholds(gamma_select=2, gamma_break=10)
     rule.check("extrapolation_grade")
