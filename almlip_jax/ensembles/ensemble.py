@@ -183,6 +183,7 @@ class Ensemble:
         """`predict` of a local model, one block of atoms after the other."""
 
         def of_block(params: Params, block: Graph) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
+            """Energies, gradients by edges, features and codes of the atoms of a block."""
             geometry, pull_back = jax.vjp(*self._geometry_of(block))
 
             def by_edge(gradient: Geometry) -> tuple[jax.Array, jax.Array]:
@@ -284,6 +285,7 @@ class Ensemble:
         """
 
         def one_model(given: tuple[Params, jax.Array]) -> jax.Array:
+            """Directional derivative [A, F] of one of the models."""
             one, move = given
             along = displacement(graph, move, self.model.long_range)
             geometry_of, here = self._geometry_of(graph)

@@ -154,6 +154,7 @@ def maxvol(
     shown = _structures if mode == "configuration" else _atoms
 
     def select(key: jax.Array, pool: Candidates, labelled: Candidates) -> Selection:
+        """The candidates that enter and stay, the largest grade first."""
         order, offered, known = shown(pool, labelled, features)
         scale = unit_diagonal(offered.x, known.x, known.there, offered.there)
         rows = (scale * offered.x).astype(wide())

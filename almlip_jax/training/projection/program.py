@@ -107,6 +107,7 @@ class Reduction:
         room = min(max(1, _LEAST_ROWS // rows, 4 * size // rows), plan.atoms.shape[0])
 
         def one(given: tuple[Params, jax.Array, jax.Array]) -> jax.Array:
+            """The triangle of one search, or zeros where it is not wanted."""
             own, weight, wanted = given
 
             def of(step: jax.Array) -> jax.Array:
