@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 
 from almlip_jax.interrupts import exit_status, listening
@@ -15,6 +16,10 @@ def main() -> None:
         except KeyboardInterrupt as stop:
             print("almlip: interrupted", file=sys.stderr)
             sys.exit(exit_status(stop))
+        # what is imported stays, and tracing makes objects by the million: as often as usual, collecting garbage would
+        # be an eighth of the time that programs take to trace and compile
+        gc.freeze()
+        gc.set_threshold(50_000, 10, 10)
         cli.main()
 
 
