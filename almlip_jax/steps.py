@@ -20,7 +20,7 @@ from ase import Atoms
 from almlip_jax.campaign.batch import AtomRoom, candidates, choose, features_of, selection_scalars, taken
 from almlip_jax.campaign.consistency import check_selector
 from almlip_jax.campaign.cost import expected_costs, paid_labels
-from almlip_jax.dynamics import Exploration, ExplorationSettings, Explorer, Knowledge, know
+from almlip_jax.dynamics import Exploration, ExplorationSettings, Explorer, Knowledge, dealt_further, know
 from almlip_jax.dynamics.knowledge import errors_and_scores, structure_scores
 from almlip_jax.dynamics.thresholds import Resolved, ThresholdSettings
 from almlip_jax.ensembles import AnyEnsemble
@@ -148,7 +148,8 @@ class PotentialExplorer:
         """Runs every walker until it ends or its steps are done.
 
         Args:
-            starts: start structures, dealt out to the walkers in turn.
+            starts: start structures, dealt out to the walkers in turn; with ``rewind: {to: starts}`` a walker begins
+                again at others of the same atoms.
             gate: thresholds of the gate: record and stop, or how they follow from labelled structures (`thresholds`);
                 infinite ones, the default, neither record nor stop.
             labelled: the training set, where thresholds, novelty scores or the admission to the buffer look at it; what
@@ -192,7 +193,9 @@ class PotentialExplorer:
             max(len(start) for start in dealt),
             potential.precision,
         )
-        return made.run(potential.params, dealt, levels, named_key(seed, "explore", step), on_chunk, knowledge)
+        further = dealt_further(starts, len(dealt), settings.further_starts)
+        key = named_key(seed, "explore", step)
+        return made.run(potential.params, dealt, levels, key, on_chunk, knowledge, further=further)
 
 
 def explorer_of(potential: Potential, settings: ExplorationSettings | Mapping[str, Any]) -> PotentialExplorer:

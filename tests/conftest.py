@@ -47,7 +47,7 @@ from almlip_jax.dynamics import programs
 from almlip_jax.dynamics.loop import Loop
 from almlip_jax.precision import full_precision
 
-gc.set_threshold(50_000, 10, 10)  # tracing makes objects by the million: collecting as often as usual is an eighth of the time
+gc.set_threshold(50_000, 10, 10)  # tracing makes objects by the million, and collecting was an eighth of the time
 jax.config.update("jax_traceback_in_locations_limit", 0)  # which line made which operation is asked by nobody here
 
 settings.register_profile("without_deadline", deadline=None)  # how long a case takes is the machine's affair

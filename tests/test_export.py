@@ -110,7 +110,7 @@ LOOPS = {
     "cells": (crystal, {"integrator": {"kind": "npt"}, "admission": {"kind": "reservoir"}}),
     "swaps": (crystal, {"integrator": {"kind": "nose_hoover"}, "swaps": {"every": 5}, "admission": {"kind": "top_k"}}),
     "relaxation": (water, {"integrator": {"kind": "fire"}, "admission": {"kind": "farthest"}}),
-    "ascent": (crystal, {"integrator": {"kind": "adversarial"}}),
+    "ascent": (crystal, {"integrator": {"kind": "adversarial"}, "rewind": {"to": "starts", "keep": 2}}),
 }
 
 
@@ -127,7 +127,8 @@ def test_loops(name: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> None
     knowledge = Knowledge(context=settings.admission.context(features, 0))
     explorer = Explorer(ensemble.predict, SPECIES, MODEL.cutoff, settings)
     limits = explorer._thresholds((1e3, 1e4))
-    state, setup, loop = explorer._prepare([start()] * 2, limits, KEY, explorer._known(knowledge))
+    further = [[start()] * settings.further_starts] * 2 if settings.further_starts else ()
+    state, setup, loop = explorer._prepare([start()] * 2, limits, KEY, explorer._known(knowledge), further=further)
     assert (state.neighbors.bins is not None) == (name == "cells")
     compiled = programs(loop)
     lowered(compiled.begin, params, state, setup)

@@ -18,7 +18,14 @@ from almlip_jax.campaign.preparation import geometry_key
 from almlip_jax.campaign.round import Round
 from almlip_jax.campaign.rundir import RoundDirectory
 from almlip_jax.campaign.settings import MdExploration
-from almlip_jax.campaign.starts import Beginnings, going_on, relaxed_starts, walker_starts, write_starts
+from almlip_jax.campaign.starts import (
+    Beginnings,
+    further_starts,
+    going_on,
+    relaxed_starts,
+    walker_starts,
+    write_starts,
+)
 from almlip_jax.campaign.systems import systems_of_walkers
 from almlip_jax.dynamics import Exploration, Knowledge, relaxing
 from almlip_jax.dynamics.side_by_side import side_by_side
@@ -35,14 +42,14 @@ def explore(settings: MdExploration, given: ExplorationInputs) -> Mapping[str, A
     systems = systems_of_walkers(inputs.system.parts, len(settings.temperatures))
     levels = gate_levels(settings, here, dataset, trained, knowledge, systems)
     programs = buckets(systems, inputs.geometries, inputs.listed, potential.cutoff + settings.skin)
-    starts = _starts(settings, given, dataset, levels, programs, knowledge)
-    exploration = _run(settings, given, starts, levels, programs, knowledge)
+    starts, further = _starts(settings, given, dataset, levels, programs, knowledge)
+    exploration = _run(settings, given, (starts, further), levels, programs, knowledge)
     known = {*given.withheld, *(geometry_key(frame) for frame in dataset), *drawn_keys(here.run, here.index)}
     drawn = _draw(here, exploration, given.budget.drawn(settings.thresholds.frames_drawn), known)
     fresh = [frame for frame in exploration.recorded if geometry_key(frame) not in known]
     withheld = {geometry_key(frame) for frame in drawn}
     candidates = [frame for frame in fresh if geometry_key(frame) not in withheld]
-    write_starts(here.folder, starts)
+    write_starts(here.folder, starts, further)
     _write(here.folder, exploration, candidates, settings, levels)
     return {
         "frames_planned": exploration.frames_planned,
@@ -62,9 +69,9 @@ def _starts(
     levels: Levels,
     programs: Sequence[Bucket],
     knowledge: Knowledge,
-) -> list[Atoms]:
-    """A start for each walker, relaxed up to the stop threshold where the settings say so."""
-    here, potential, inputs = given.here, given.trained.potential, given.inputs
+) -> tuple[list[Atoms], list[list[Atoms]]]:
+    """A start for each walker and where it may begin again, relaxed up to the stop threshold where settings say so."""
+    here, inputs = given.here, given.inputs
     final = going_on(here.run, here.index) if settings.continue_walkers else {}
     given_to = Beginnings(
         inputs.geometries,
@@ -76,31 +83,49 @@ def _starts(
         levels.systems if inputs.system.named else (),
     )
     starts = walker_starts(settings.starts, given_to, final)
+    further = further_starts(settings.starts, given_to, settings.further_starts, starts)
     if settings.relaxation is None:
-        return starts
+        return starts, further
     stops = np.array([-np.inf if start is final.get(n) else levels.stop[n] for n, start in enumerate(starts)])
+    draws = [list(draw) for draw in zip(*further, strict=True)]  # of all walkers at once, as the starts
+    starts = _relaxed(settings, given, starts, stops, programs, knowledge)
+    draws = [_relaxed(settings, given, draw, np.asarray(levels.stop), programs, knowledge) for draw in draws]
+    return starts, [list(own) for own in zip(*draws, strict=True)]
+
+
+def _relaxed(
+    settings: MdExploration,
+    given: ExplorationInputs,
+    starts: Sequence[Atoms],
+    stops: np.ndarray,
+    programs: Sequence[Bucket],
+    knowledge: Knowledge,
+) -> list[Atoms]:
+    """Structures of all walkers, relaxed with the potential of the round up to a threshold [W]."""
+    assert settings.relaxation is not None
+    potential, structures = given.trained.potential, list(starts)
     for bucket in programs:
         some = [*bucket.walkers]
         relaxing_these = relaxing(bucket.of(settings), settings.relaxation)
         relaxer = given.explorers.get(bucket.called("relaxer"), relaxing_these, potential, bucket.atoms)
         relaxed = relaxed_starts(
-            relaxer, potential.params, [starts[n] for n in some], stops[some], knowledge, here.progress
+            relaxer, potential.params, [starts[n] for n in some], stops[some], knowledge, given.here.progress
         )
-        for n, start in zip(some, relaxed, strict=True):
-            starts[n] = start
-    return starts
+        for n, structure in zip(some, relaxed, strict=True):
+            structures[n] = structure
+    return structures
 
 
 def _run(
     settings: MdExploration,
     given: ExplorationInputs,
-    starts: Sequence[Atoms],
+    beginnings: tuple[Sequence[Atoms], Sequence[Sequence[Atoms]]],
     levels: Levels,
     programs: Sequence[Bucket],
     knowledge: Knowledge,
 ) -> Exploration:
-    """Runs the walkers, those of one program after those of the other."""
-    here, potential = given.here, given.trained.potential
+    """Runs the walkers from their starts, those of one program after those of the other."""
+    here, potential, (starts, further) = given.here, given.trained.potential, beginnings
     parts = []
     with here.progress.stage("explore", settings.steps * len(programs), unit="steps") as advance:
         reached = reaching(advance)
@@ -119,6 +144,7 @@ def _run(
                 on_chunk,
                 replace(knowledge, relative=levels.relative(bucket.walkers)),
                 bucket.walkers if bucket.systems else None,
+                [further[walker] for walker in bucket.walkers] if further else (),
             )
             parts.append((bucket.walkers, found))
     return side_by_side(parts)

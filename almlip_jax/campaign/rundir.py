@@ -30,6 +30,7 @@ Layout (rounds are numbered from 0, folders have at least three digits)::
                              stress_pred [p, 6] and which structures they are of, stress_structure [p]; likewise
                              dipole_true [d, 3] of models that give dipoles
           starts.extxyz      start structure of each walker
+          further_starts.extxyz  those that it may begin again at, with ``rewind: {to: starts}``
           walkers.npz        scores, temperature, energy, bias, pressure and volume along each walker, how it ended,
                              where it left the training distribution, thresholds of the gate, recorded frames
           walkers/000.extxyz thinned trajectory of each walker
@@ -110,6 +111,7 @@ class RoundDirectory(PotentialDirectory):
     dataset = Inside("dataset.extxyz")
     """Labelled structures used for training in this round, in order (extxyz)."""
     starts = Inside("starts.extxyz")
+    further_starts = Inside("further_starts.extxyz")
     """Start structure of each walker, and what became of its relaxation (extxyz)."""
     walkers = Inside("walkers.npz")
     """Committee scores and temperature along every walker (npz)."""

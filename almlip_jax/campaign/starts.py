@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from ase import Atoms
 from pydantic import Field
 
 from almlip_jax.campaign.rundir import RoundDirectory, RunDirectory
-from almlip_jax.dynamics import Explorer, Knowledge, RelaxationSettings, Status, relax, relaxation_summary
+from almlip_jax.dynamics import Explorer, Knowledge, RelaxationSettings, Status, begins_alike, relax, relaxation_summary
 from almlip_jax.errors import InputError
 from almlip_jax.keys import numpy_generator
 from almlip_jax.kinds import Spec
@@ -39,6 +39,7 @@ class Beginnings:
         seed: of the campaign.
         round_index: the round, from 0.
         systems: of the walkers, where systems have names.
+        draw: 0 for where walkers begin, then 1, 2, ... for where they may begin again in the same round.
     """
 
     geometries: Sequence[Atoms]
@@ -48,6 +49,7 @@ class Beginnings:
     seed: int
     round_index: int
     systems: Sequence[str | None] = ()
+    draw: int = 0
 
     def among(self, frames: Sequence[Atoms], walker: int) -> tuple[list[Atoms], int, int]:
         """Structures of the system of a walker, which of its walkers it is, and how many it has."""
@@ -113,7 +115,10 @@ class RelaxedStarts(RelaxationSettings, StartSettings):
 
 
 class FileStarts(StartSettings):
-    """The structures of a file, dealt out to the walkers in turn; each round goes on where the one before ended."""
+    """The structures of a file, dealt out to the walkers in turn; each round goes on where the one before ended.
+
+    Where a walker begins again is what the next rounds would begin at.
+    """
 
     kind: Literal["file"] = "file"
     path: Path
@@ -129,7 +134,7 @@ class FileStarts(StartSettings):
         starts = []
         for walker in range(len(given.temperatures)):
             listed, number, walkers = given.among(given.listed, walker)
-            starts.append(listed[(given.round_index * walkers + number) % len(listed)])
+            starts.append(listed[((given.round_index + given.draw) * walkers + number) % len(listed)])
         return starts
 
 
@@ -144,6 +149,27 @@ def walker_starts(starts: StartSettings, given: Beginnings, final: Mapping[int, 
     begun = starts.begin(given)
     same = {n for n, frame in final.items() if n < len(begun) and system_of(frame) == system_of(begun[n])}
     return [final[walker] if walker in same else start for walker, start in enumerate(begun)]
+
+
+def further_starts(starts: StartSettings, given: Beginnings, count: int, first: Sequence[Atoms]) -> list[list[Atoms]]:
+    """Structures that each walker may begin again at, not relaxed; without those whose atoms are not the walker's.
+
+    A walker that finds none of its own atoms begins again where it began.
+
+    Args:
+        starts: where walkers begin anew.
+        given: what they may begin at.
+        count: how many each gets.
+        first: where each begins.
+    """
+    if not count:
+        return []
+    draws = [starts.begin(replace(given, draw=draw)) for draw in range(1, count + 1)]
+    further = []
+    for walker, own in enumerate(first):
+        alike = [draw[walker] for draw in draws if begins_alike(own, draw[walker])] or [own]
+        further.append([alike[number % len(alike)] for number in range(count)])
+    return further
 
 
 def relaxed_starts(
@@ -189,15 +215,27 @@ def going_on(run: RunDirectory, round_index: int) -> dict[int, Atoms]:
     return {} if round_index == 0 else _completed(run.round(round_index - 1))
 
 
-def write_starts(folder: RoundDirectory, starts: Sequence[Atoms]) -> None:
-    """Writes the start structures of a round; ``info["walker"]`` numbers them."""
-    frames = []
-    for walker, start in enumerate(starts):
-        frame = carried(start)
-        kept = ("relaxation",) if "relaxation" in start.info else ()
-        frame.info = {"walker": walker, **frame.info, **{name: start.info[name] for name in kept}}
-        frames.append(frame)
-    write_structures(folder.starts, frames)
+def write_starts(folder: RoundDirectory, starts: Sequence[Atoms], further: Sequence[Sequence[Atoms]] = ()) -> None:
+    """Writes the start structures of a round, and those that walkers may begin again at into a file of their own.
+
+    ``info["walker"]`` numbers them, and ``info["turn"]`` the further ones of a walker.
+    """
+    write_structures(folder.starts, [_numbered(start, walker=walker) for walker, start in enumerate(starts)])
+    again = [
+        _numbered(start, walker=walker, turn=turn)
+        for walker, own in enumerate(further)
+        for turn, start in enumerate(own, start=1)
+    ]
+    folder.further_starts.unlink(missing_ok=True)
+    if again:
+        write_structures(folder.further_starts, again)
+
+
+def _numbered(start: Atoms, **numbers: int) -> Atoms:
+    frame = carried(start)
+    kept = ("relaxation",) if "relaxation" in start.info else ()
+    frame.info = {**numbers, **frame.info, **{name: start.info[name] for name in kept}}
+    return frame
 
 
 def _labelled(given: Beginnings, most: float) -> list[Atoms]:
@@ -214,7 +252,8 @@ def _labelled(given: Beginnings, most: float) -> list[Atoms]:
         geometries, number, _ = given.among(given.geometries, walker)
         geometry = geometries[number % len(geometries)]
         eligible = _reasonable(given.dataset, geometry, temperature, most)
-        generator = numpy_generator(given.seed, "start", given.round_index, walker)
+        again = () if given.draw == 0 else (given.draw,)
+        generator = numpy_generator(given.seed, "start", given.round_index, walker, *again)
         chosen = eligible[int(generator.integers(len(eligible)))] if eligible else geometry
         starts.append(carrying(chosen, geometry))
     return starts

@@ -1,6 +1,7 @@
 """Dynamics: exploration inside one compiled program, with gates on the committee of every step."""
 
 from almlip_jax.dynamics.explore import Explorer
+from almlip_jax.dynamics.further import begins_alike, dealt_further
 from almlip_jax.dynamics.gates import Decision, Gate, GateSettings
 from almlip_jax.dynamics.knowledge import Knowledge, know
 from almlip_jax.dynamics.relaxation import RelaxationSettings, Relaxed, relax, relaxation_summary, relaxing
@@ -30,6 +31,8 @@ __all__ = [
     "Status",
     "Thresholds",
     "WalkerGroup",
+    "begins_alike",
+    "dealt_further",
     "know",
     "relax",
     "relaxation_summary",

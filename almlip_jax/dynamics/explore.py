@@ -7,6 +7,7 @@ one run of it.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,6 +20,7 @@ from ase.constraints import FixAtoms
 from numpy.typing import ArrayLike
 
 from almlip_jax.dynamics.biases import build_bias
+from almlip_jax.dynamics.further import check_further
 from almlip_jax.dynamics.gates import Decision
 from almlip_jax.dynamics.judging import check_exploration, speaks_as
 from almlip_jax.dynamics.knowledge import Knowledge
@@ -97,6 +99,7 @@ class Explorer:
         on_chunk: Callable[[int, int], None] | None = None,
         knowledge: Knowledge | None = None,
         numbers: Sequence[int] | None = None,
+        further: Sequence[Sequence[Atoms]] = (),
     ) -> Exploration:
         """Runs every walker until it ends or its steps are done.
 
@@ -110,12 +113,15 @@ class Explorer:
             knowledge: of the training set, where settings ask for novelty scores or an admission by features.
             numbers: of the walkers among those of several runs side by side, so that each has the random numbers it
                 would have if all ran in one; from 0 by default.
+            further: ``rewind.keep`` further starts of each walker where ``rewind.to`` is ``starts``, of the atoms of
+                its first one.
 
         Raises:
-            InputError: not one start structure for each walker, an element that the ensemble does not know, a structure
-                that does not suit the integrator, knowledge that is missing, or one member whose spread is judged.
+            InputError: not one start structure for each walker, or not as many further ones as settings say, or of
+                other atoms; an element that the ensemble does not know, a structure that does not suit the integrator,
+                knowledge that is missing, or one member whose spread is judged.
         """
-        session = self.begin(params, starts, thresholds, key, knowledge, numbers)
+        session = self.begin(params, starts, thresholds, key, knowledge, numbers, further)
         traces = []
         for part in session.chunks():
             traces.append(part)
@@ -131,12 +137,14 @@ class Explorer:
         key: jax.Array,
         knowledge: Knowledge | None = None,
         numbers: Sequence[int] | None = None,
+        further: Sequence[Sequence[Atoms]] = (),
     ) -> Session:
         """A run that has not done a step yet; arguments and errors as for `run`."""
         self._check(starts)
+        check_further(self.settings.further_starts, starts, further)
         params = spread_members(params, walkers=len(starts))
         limits = self._thresholds(thresholds)
-        state, setup, loop = self._prepare(starts, limits, key, self._known(knowledge), numbers)
+        state, setup, loop = self._prepare(starts, limits, key, self._known(knowledge), numbers, further)
         self._check_members(params, state, setup)
         begin, run_chunk = programs(loop)
         return Session(self, params, starts, limits, setup, run_chunk, begin(params, state, setup))
@@ -229,6 +237,7 @@ class Explorer:
         key: jax.Array,
         known: Knowledge,
         numbers: Sequence[int] | None = None,
+        further: Sequence[Sequence[Atoms]] = (),
     ) -> tuple[State, Setup, Loop]:
         s = self.settings
         layout = _Layout.of(starts, self.species, self.atoms)
@@ -237,22 +246,22 @@ class Explorer:
         among_edges = find and searches_bins(atoms) and self._longest_bond <= self.cutoff
         loop = self.loop(find, by_species=known.relative is not None, among_edges=among_edges)
         drive = self._drive(starts, layout, loop)
-        motion = self._first_motion(layout, drive, loop, key, range(len(starts)) if numbers is None else numbers)
+        numbers = range(len(starts)) if numbers is None else numbers
+        motion = self._first_motion(layout, drive, loop, key, numbers)
         setup = self._setup(layout, drive, motion, thresholds, known, key)
-        neighbors = self._neighbors(motion.position, layout)
-        tree = jnp.zeros((walkers, 0, 2), jnp.int32)
+        snapshots = self._snapshots(motion, drive, key, numbers, further)
+        places = [(motion.position, layout.cells)]
+        if snapshots is not None and further:
+            cells = np.asarray(snapshots.cell)
+            places += [(snapshots.position[:, n], cells[:, n]) for n in range(1, cells.shape[1])]
+        tree, parts = jnp.zeros((walkers, 0, 2), jnp.int32), []
+        for positions, cells in reversed(places):  # a list that is made has room for all that were made before
+            neighbors = self._neighbors(positions, cells, layout)
+            if find:
+                tree, counted = _first_tree(positions, setup, neighbors if among_edges else None)
+                parts.append(counted)
         if find:
-            tree, setup = _first_tree(motion.position, setup, neighbors if among_edges else None)
-        snapshots = None
-        if s.rewind is not None:
-            room = 1 + s.rewind.keep
-            snapshots = Snapshots(
-                position=self._real(np.zeros((walkers, room, atoms, 3))),
-                cell=self._real(np.zeros((walkers, room, 3, 3))),
-                force=self._real(np.zeros((walkers, room, atoms, 3))),
-                virial=self._real(np.zeros((walkers, room, 3, 3))),
-                count=jnp.asarray(np.zeros(walkers, np.int32)),
-            )
+            setup = replace(setup, first_fragments=functools.reduce(jnp.maximum, parts))
         room = s.buffer * walkers
         context = RunContext(walkers, atoms, self.dtype, thresholds, room, setup.context.map.shape[1])
         state = State(
@@ -308,6 +317,7 @@ class Explorer:
             remove_drift=s.remove_drift,
             virial=s.pressure or s.integrator.moves_cell,
             rewinds=rewinds,
+            to_starts=s.further_starts > 0,
             when_full=s.when_full,
         )
 
@@ -410,10 +420,35 @@ class Explorer:
             restarts=jnp.asarray(np.int32(0 if rewind is None else rewind.limit)),
         )
 
-    def _neighbors(self, positions: jax.Array, layout: _Layout) -> WalkerNeighbors:
+    def _snapshots(
+        self, motion: Motion, drive: Drive, key: jax.Array, numbers: Sequence[int], further: Sequence[Sequence[Atoms]]
+    ) -> Snapshots | None:
+        """Where walkers can begin again: room for safe frames, or further starts, whose forces are not known yet."""
+        rewind = self.settings.rewind
+        if rewind is None:
+            return None
+        walkers, atoms, _ = motion.position.shape
+        positions, cells = np.zeros((walkers, 1 + rewind.keep, atoms, 3)), np.zeros((walkers, 1 + rewind.keep, 3, 3))
+        for w, own in enumerate(further):
+            for n, start in enumerate(own, start=1):
+                positions[w, n, : len(start)], cells[w, n] = start.positions, start.cell.array
+        position = self._real(positions)
+        if further and self.settings.integrator.first_displacement > 0:
+            for n in range(1, 1 + rewind.keep):
+                drawn = _displacements(_streams(key, f"displacements/{n}", numbers), drive.mobile, motion.position)
+                position = position.at[:, n].add(drawn * self.settings.integrator.first_displacement)
+        return Snapshots(
+            position=position,
+            cell=self._real(cells),
+            force=self._real(np.zeros_like(positions)),
+            virial=self._real(np.zeros_like(cells)),
+            count=jnp.asarray(np.full(walkers, 1 + rewind.further, np.int32)),
+        )
+
+    def _neighbors(self, positions: jax.Array, cells: np.ndarray, layout: _Layout) -> WalkerNeighbors:
         found = walker_neighbors(
             positions,
-            layout.cells,
+            cells,
             layout.pbc,
             layout.mask,
             self.cutoff,
@@ -527,8 +562,8 @@ def _first_momenta(keys: jax.Array, masses: jax.Array, mobile: jax.Array, kt: ja
 
 @jax.jit
 @full_precision
-def _first_tree(positions: jax.Array, setup: Setup, neighbors: WalkerNeighbors | None) -> tuple[jax.Array, Setup]:
-    """The spanning tree of each start structure, and the setup with the number of its parts.
+def _first_tree(positions: jax.Array, setup: Setup, neighbors: WalkerNeighbors | None) -> tuple[jax.Array, jax.Array]:
+    """The spanning tree of each start structure, and the number of its parts, or as many as there can be, [W].
 
     It is made of the edges of a list where one is given.
     """
@@ -540,7 +575,7 @@ def _first_tree(positions: jax.Array, setup: Setup, neighbors: WalkerNeighbors |
     bonds = setup.species, setup.atom_mask, setup.radii, setup.limits.bond_factor
     parts = parts_of_tree(tree, positions, *bonds)
     open_ones = ~jnp.any(setup.pbc, axis=1)
-    return tree, replace(setup, first_fragments=jnp.where(open_ones, parts, setup.first_fragments))
+    return tree, jnp.where(open_ones, parts, setup.first_fragments)
 
 
 @jax.jit

@@ -31,7 +31,7 @@ from almlip_jax.dynamics.motion import (
     without_drift,
 )
 from almlip_jax.dynamics.recorder import Frames, Recorder, written
-from almlip_jax.dynamics.rewinding import begun_again, with_safe
+from almlip_jax.dynamics.rewinding import begun_again, with_safe, with_start
 from almlip_jax.dynamics.sanity import closest_contact, parts_of_tree, spanning_tree, spanning_tree_of_edges
 from almlip_jax.dynamics.seen import Observables, Seen, scaled_by_species
 from almlip_jax.dynamics.state import Setup, Snapshots, State, Status, Traces
@@ -95,6 +95,7 @@ class Loop:
         remove_drift: whether the centre of mass is brought to rest at each step.
         virial: whether virial and pressure are computed.
         rewinds: endings that are undone, as `Decision`.
+        to_starts: whether walkers then begin again at further starts, instead of safe frames.
         when_full: ``end_walker``, ``end_all`` or ``go_on``.
     """
 
@@ -115,6 +116,7 @@ class Loop:
     remove_drift: bool
     virial: bool
     rewinds: tuple[Decision, ...]
+    to_starts: bool
     when_full: str
 
     @property
@@ -131,17 +133,44 @@ class Loop:
 
     def begin(self, params: Params, state: State, setup: Setup) -> State:
         """Forces at the start, so that the first step can begin; and a member that gives none, if others do."""
-        motion = state.motion
-        at = setup.drive.at(jnp.zeros((), motion.position.dtype))
-        neighbors = self._listed(state.neighbors, motion)
-        prediction = self.evaluate(params, _graph(neighbors, motion, setup))
-        bias, _ = self.bias.apply(state.bias, _look(state, motion, prediction, setup, at, state.step))
-        motion = self.integrator.from_start(motion, _evaluation(prediction, bias, at, self.virial), at)
+        at = setup.drive.at(jnp.zeros((), state.motion.position.dtype))
+        if self.to_starts:
+            state = self._with_further_starts(params, state, setup, at)
+        neighbors, prediction, motion = self._at_start(params, state, setup, at)
         snapshots = state.snapshots
         if snapshots is not None:
-            snapshots = with_safe(snapshots, motion, jnp.ones_like(state.running))
+            snapshots = with_start(snapshots, motion)
         ends = replace(state.ends, member=first_broken(prediction))
         return replace(state, motion=motion, neighbors=neighbors, ends=ends, snapshots=snapshots)
+
+    def _at_start(
+        self, params: Params, state: State, setup: Setup, at: Moment
+    ) -> tuple[WalkerNeighbors, Prediction, Motion]:
+        """The list and the prediction where the walkers are before the first step, and their state with its forces."""
+        neighbors = self._listed(state.neighbors, state.motion)
+        prediction = self.evaluate(params, _graph(neighbors, state.motion, setup))
+        bias, _ = self.bias.apply(state.bias, _look(state, state.motion, prediction, setup, at, state.step))
+        evaluation = _evaluation(prediction, bias, at, self.virial)
+        return neighbors, prediction, self.integrator.from_start(state.motion, evaluation, at)
+
+    def _with_further_starts(self, params: Params, state: State, setup: Setup, at: Moment) -> State:
+        """The state, in which the forces at every further start are known."""
+        held = state.snapshots
+        assert held is not None
+
+        def one(neighbors: WalkerNeighbors, place: tuple[jax.Array, jax.Array]) -> tuple[Any, tuple[Any, Any]]:
+            motion = state.motion.set(position=place[0], cell=place[1])
+            neighbors, _, motion = self._at_start(params, replace(state, motion=motion, neighbors=neighbors), setup, at)
+            return neighbors, (motion.force, motion.virial)
+
+        places = jnp.moveaxis(held.position[:, 1:], 1, 0), jnp.moveaxis(held.cell[:, 1:], 1, 0)
+        neighbors, (force, virial) = jax.lax.scan(one, state.neighbors, places)
+        found = replace(
+            held,
+            force=held.force.at[:, 1:].set(jnp.moveaxis(force, 0, 1)),
+            virial=held.virial.at[:, 1:].set(jnp.moveaxis(virial, 0, 1)),
+        )
+        return replace(state, neighbors=neighbors, snapshots=found)
 
     def run_chunk(self, params: Params, state: State, setup: Setup) -> tuple[State, Traces]:
         """Up to ``chunk`` steps; ends early where no walker runs, the list overflows or all steps are done."""
@@ -280,7 +309,8 @@ class Loop:
         return jax.lax.cond(trial, energy, lambda: jnp.zeros_like(held[0]))
 
     def _listed(self, neighbors: WalkerNeighbors, motion: Motion) -> WalkerNeighbors:
-        return neighbors.update(motion.position, motion.cell if self.integrator.changes_cell else None)
+        changes = self.integrator.changes_cell or self.to_starts
+        return neighbors.update(motion.position, motion.cell if changes else None)
 
     # -- what the gate sees and says ----------------------------------------------------------------------------------
 
@@ -384,10 +414,18 @@ class Loop:
     def _rewound(
         self, state: State, setup: Setup, motion: Motion, judged: Judged, again: jax.Array, at: Moment
     ) -> tuple[Motion, Snapshots | None]:
-        """Walkers that begin again from a safe frame of their own; and the safe frames, with those of this step."""
+        """Walkers that begin again; and where they can, with the safe frames of this step if it is at these."""
         if state.snapshots is None:
             return motion, None
         before = state.snapshots
+        if self.to_starts:
+            turn = (state.ends.restarts + 1) % before.count
+            moved = jax.lax.cond(
+                jnp.any(again),
+                lambda: begun_again(self.integrator, motion, before, again, at, turn),
+                lambda: motion,
+            )
+            return moved, before
         due = (state.step + 1 - state.ends.origin) % setup.snapshot_every == 0
         safe = judged.safe & due
         snapshots = jax.lax.cond(jnp.any(safe), lambda: with_safe(before, motion, safe), lambda: before)

@@ -46,16 +46,30 @@ class WalkerGroup(Settings):
 
 
 class RewindSettings(Settings):
-    """A walker in trouble begins again from an earlier frame of its own that was safe, with fresh momenta."""
+    """A walker in trouble begins again, at an earlier frame of its own or at another start, with fresh momenta."""
 
     on: tuple[Literal["stop", "leave", "unphysical"], ...] = ("stop", "leave", "unphysical")
     """Which endings are undone."""
+    to: Literal["safe", "starts"] = "safe"
+    """Where it begins again: at one of its last ``safe`` frames or its start, drawn at random; or at the next of
+    further ``starts``, which were drawn as its first one was, in turn and round again."""
     every: int = Field(default=100, ge=1, le=MOST_STEPS)
-    """Steps between two frames that are kept to begin again from."""
+    """Steps between two frames that are kept to begin again from; has no meaning with further starts."""
     keep: int = Field(default=4, ge=1, le=10_000)
-    """How many of them, not counting the start."""
+    """How many of them, or of the further starts; the first start does not count."""
     limit: int = Field(default=20, ge=1, le=10**6)
     """Times that a walker begins again; after that it ends."""
+
+    @property
+    def further(self) -> int:
+        """Further starts for each walker."""
+        return self.keep if self.to == "starts" else 0
+
+    @model_validator(mode="after")
+    def _nothing_without_a_meaning(self) -> Self:
+        if self.to == "starts" and self.every != type(self).model_fields["every"].default:
+            raise ValueError("walkers that begin again at further starts keep no frames: leave rewind.every out.")
+        return self
 
 
 class ExplorationSettings(Settings):
@@ -177,6 +191,11 @@ class ExplorationSettings(Settings):
     def thermal(self) -> bool:
         """Whether walkers have momenta whose temperature means something."""
         return self.integrator.thermal
+
+    @property
+    def further_starts(self) -> int:
+        """How many further starts each walker has, to begin again at."""
+        return 0 if self.rewind is None else self.rewind.further
 
     def moves(self) -> Integrator:
         """What moves walkers, with Monte Carlo swaps in between where asked for."""

@@ -43,8 +43,8 @@ class Setup:
         radii: [number of species] covalent radii, Angstrom.
         drive: temperatures, pressures, timestep, numbers of the integrator.
         limits: of sanity.
-        first_fragments: [W] int, parts of each structure at the start; of periodic ones, which are not looked at, as
-            many as there can be.
+        first_fragments: [W] int, parts of each structure at the start, or at that of its starts that has most; of
+            periodic ones, which are not looked at, as many as there can be.
         thresholds: of the run, which frames are counted against whatever the gate makes of them.
         strength: [W] factor of each walker on every bias.
         gate_factors: [W, N], 1 over the relative threshold of each atom's species.
@@ -116,7 +116,10 @@ class Ends:
 
 @struct.dataclass
 class Snapshots:
-    """Safe frames of each walker, the start first: [W, S, ...], ``count`` [W] of them taken in all."""
+    """Where each walker can begin again, its start first, then safe frames or further starts: [W, S, ...].
+
+    ``count`` [W] of them were put down in all.
+    """
 
     position: jax.Array
     cell: jax.Array

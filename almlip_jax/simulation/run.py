@@ -27,6 +27,7 @@ from almlip_jax.dynamics import (
     Explorer,
     Knowledge,
     Session,
+    dealt_further,
     know,
     relax,
     relaxation_summary,
@@ -148,8 +149,8 @@ class _Run(ABC):
     # -- before -------------------------------------------------------------------------------------------------------
 
     @cached_property
-    def starts(self) -> list[Atoms]:
-        """Start structure of each walker: the frames of the file in turn."""
+    def frames(self) -> list[Atoms]:
+        """The structures of the file that walkers begin at."""
         path = self.config.structures
         frames = self.bare_structures(path)
         for number, frame in enumerate(frames):
@@ -159,7 +160,17 @@ class _Run(ABC):
                 raise InputError(f"{path}, frame {number}: {error}") from error
             if (strange := self.potential.strange_state(frame)) is not None:
                 raise InputError(f"{path}, frame {number}: {strange}")
-        return [frames[w % len(frames)] for w in range(len(self.settings.temperatures))]
+        return frames
+
+    @cached_property
+    def starts(self) -> list[Atoms]:
+        """Start structure of each walker: the frames of the file in turn."""
+        return [self.frames[w % len(self.frames)] for w in range(len(self.settings.temperatures))]
+
+    @cached_property
+    def further(self) -> list[list[Atoms]]:
+        """Structures that each walker may begin again at: other frames of the file."""
+        return dealt_further(self.frames, len(self.starts), self.settings.further_starts)
 
     @cached_property
     def references(self) -> list[float]:
@@ -183,12 +194,12 @@ class _Run(ABC):
         resolved = self.thresholds(known, begun)
         known, thresholds = replace(known, relative=resolved.relative), resolved.levels
         key = named_key(self.config.seed, "explore")
-        starts = self.first_structures(thresholds, known)
-        return self.explorer.begin(self.potential.params, starts, thresholds, key, known)
+        starts, further = self.beginnings(thresholds, known)
+        return self.explorer.begin(self.potential.params, starts, thresholds, key, known, further=further)
 
-    def first_structures(self, thresholds: tuple[float, float], known: Knowledge) -> list[Atoms]:
-        """Where walkers begin: at their start structures, or at something made of them."""
-        return self.starts
+    def beginnings(self, thresholds: tuple[float, float], known: Knowledge) -> tuple[list[Atoms], list[list[Atoms]]]:
+        """Where walkers begin, and begin again: at their start structures, or at something made of them."""
+        return self.starts, self.further
 
     def thresholds(self, known: Knowledge, begun: bool) -> Resolved:
         """Those of the gate; an interrupted run has them already."""
@@ -299,22 +310,27 @@ class _Exploration(_Run):
     config: ExploreConfig
     stage = "explore"
 
-    def first_structures(self, thresholds: tuple[float, float], known: Knowledge) -> list[Atoms]:
+    def beginnings(self, thresholds: tuple[float, float], known: Knowledge) -> tuple[list[Atoms], list[list[Atoms]]]:
         """The start structures, relaxed where asked for; an interrupted run relaxes them again, to the same bits."""
         if self.config.relax is None:
-            return self.starts
+            return self.starts, self.further
         settings = relaxing(self.settings, self.config.relax)
         potential = self.potential
         relaxer = Explorer(potential.ensemble.predict, potential.species, potential.cutoff, settings, dtype=self.dtype)
-        with self.progress.stage("relax", settings.steps, unit="steps") as advance:
-            reached = reaching(advance)
 
-            def on_chunk(step: int, running: int) -> None:
-                reached(step, running=running)
+        def relaxed(structures: Sequence[Atoms]) -> list[Atoms]:
+            with self.progress.stage("relax", settings.steps, unit="steps") as advance:
+                reached = reaching(advance)
 
-            relaxed = relax(relaxer, potential.params, self.starts, thresholds[1], known, on_chunk)
-        self.progress.message(relaxation_summary(relaxed.status) or "all start structures are relaxed.")
-        return relaxed.structures
+                def on_chunk(step: int, running: int) -> None:
+                    reached(step, running=running)
+
+                found = relax(relaxer, potential.params, structures, thresholds[1], known, on_chunk)
+            self.progress.message(relaxation_summary(found.status) or "all start structures are relaxed.")
+            return found.structures
+
+        draws = [relaxed(draw) for draw in zip(*self.further, strict=True)]
+        return relaxed(self.starts), [list(own) for own in zip(*draws, strict=True)]
 
     @cached_property
     def trajectories(self) -> ExtxyzTrajectories:

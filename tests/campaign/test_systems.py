@@ -20,10 +20,10 @@ from almlip_jax.campaign.buckets import Size, buckets, shared_programs
 from almlip_jax.campaign.preparation import Source, held_out_set, start_geometries
 from almlip_jax.campaign.rundir import RunDirectory
 from almlip_jax.campaign.settings import SystemSettings
-from almlip_jax.campaign.starts import Beginnings, FileStarts, LabelledStarts, walker_starts
+from almlip_jax.campaign.starts import Beginnings, FileStarts, LabelledStarts, further_starts, walker_starts
 from almlip_jax.campaign.status import campaign_status
 from almlip_jax.campaign.systems import name_systems, systems_of_walkers
-from almlip_jax.dynamics import ExplorationSettings, Explorer
+from almlip_jax.dynamics import ExplorationSettings, Explorer, dealt_further
 from almlip_jax.dynamics.seen import Thresholds
 from almlip_jax.dynamics.side_by_side import side_by_side
 from almlip_jax.ensembles import EnsembleSettings, build_ensemble
@@ -178,7 +178,30 @@ def test_walkers_begin_at_structures_of_their_system(files):
     settings = FileStarts(path=Path("listed.extxyz"))
     for round_index, tags in ((0, [1, 0, 2, 3, 0, 1]), (1, [2, 0, 3, 1, 0, 2])):
         given = Beginnings(geometries, listed, [], [300.0] * 6, 0, round_index, systems)
-        assert [start.info["tag"] for start in walker_starts(settings, given, {})] == tags
+        first = walker_starts(settings, given, {})
+        assert [start.info["tag"] for start in first] == tags
+        others = [[start.info["tag"] for start in own] for own in further_starts(settings, given, 2, first)]
+        turned = {1: [2, 3], 2: [3, 1], 3: [1, 2]}  # of the metal's, in the order of the file; the pair has one
+        assert others == [turned.get(tag, [0, 0]) for tag in tags]
+
+
+def test_walkers_begin_again_at_others_of_their_atoms(files):
+    geometries = start_geometries(SystemSettings(structures=files))
+    systems = ["metal", "pair"]
+    pairs = [labelled(molecule("N2"), system="pair", tag=n) for n in range(40)]
+    given = Beginnings(geometries, [], pairs, [300.0] * 2, 0, 0, systems)
+    first = walker_starts(LabelledStarts(), given, {})
+    metal, pair = further_starts(LabelledStarts(), given, 6, first)
+    assert all(start.info["system"] == "metal" for start in metal), "it has no others"
+    tags = [start.info["tag"] for start in (first[1], *pair)]
+    assert len(set(tags)) > 4, "drawn anew each time"
+    assert tags[0] == walker_starts(LabelledStarts(), given, {})[1].info["tag"]
+    assert further_starts(LabelledStarts(), given, 0, first) == []
+    frames = [molecule("N2"), molecule("CO"), molecule("N2"), molecule("N2")]
+    for number, frame in enumerate(frames):
+        frame.info["tag"] = number
+    one, two = dealt_further(frames, 2, 3)
+    assert [frame.info["tag"] for frame in one] == [2, 3, 2] and [frame.info["tag"] for frame in two] == [1, 1, 1]
 
 
 def test_systems_share_a_batch():
@@ -267,7 +290,8 @@ SECTIONS = {
     "training": {"max_steps": 200},
     "exploration": {
         "walkers": [{"temperature": 300, "count": 2}, {"temperature": 600, "count": 1}],
-        "thresholds": {"kind": "relative", "floor": 1e-6, "record_factor": 0.2, "stop_factor": 1e4},
+        "thresholds": {"kind": "relative", "floor": 1e-6, "record_factor": 0.2, "stop_factor": 8.0},
+        "rewind": {"to": "starts", "keep": 2, "limit": 1000},
     },
 }
 
@@ -299,8 +323,11 @@ def test_a_campaign_of_two_systems(tmp_path, count_compilations):
     assert at[1, "train"] == at[2, "train"], "nothing is compiled in the second round"
     for folder in run.rounds()[:2]:
         assert [frame.info["system"] for frame in read_structures(folder.starts)] == ["metal", "cluster", "metal"]
+        again = [(frame.info["walker"], frame.info["turn"]) for frame in read_structures(folder.further_starts)]
+        assert again == [(walker, turn) for walker in range(3) for turn in (1, 2)]
         assert Counter(frame.info["system"] for frame in read_structures(folder.batch)) == {"metal": 2, "cluster": 1}
         arrays = read_npz(folder.walkers)
+        assert arrays["restarts"].sum() > 0
         of_system = dict(zip(arrays["walker_system"].tolist(), arrays["gate_record"].tolist(), strict=True))
         assert of_system["metal"] != of_system["cluster"]
     assert {frame.info["system"] for frame in read_structures(run.rounds()[-1].dataset)} == {"cluster", "metal"}

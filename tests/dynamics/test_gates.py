@@ -138,6 +138,43 @@ def test_a_walker_in_trouble_begins_again_from_a_frame_of_its_own():
     np.testing.assert_array_equal(again.scores[SCORE], found.scores[SCORE])
 
 
+def test_a_walker_that_the_gate_ends_is_replaced_by_its_next_start():
+    """In the order of the further starts and round again, with fresh momenta and the forces of where it is."""
+    free = explorer().run(PARAMS, [dimer()] * 3, QUIET, jax.random.key(7))
+    stop = float(0.6 * free.scores[SCORE].max(axis=0).min())
+    with pytest.raises(ValidationError, match=r"leave rewind\.every out"):
+        RewindSettings(to="starts", every=10)
+    rewind = RewindSettings(on=("stop",), to="starts", keep=2, limit=4)
+    runner = explorer(rewind=rewind, trajectory_every=1, buffer=300)
+    lengths = [[1.0 + 0.01 * w + 0.03 * n for n in range(3)] for w in range(3)]
+    starts, further = [dimer(own[0]) for own in lengths], [[dimer(length) for length in own[1:]] for own in lengths]
+    session = runner.begin(PARAMS, starts, (0.5 * stop, stop), jax.random.key(7), further=further)
+    for n, length in enumerate(lengths[1]):
+        other = runner.begin(PARAMS, [dimer(length)] * 3, QUIET, jax.random.key(0), further=further)
+        known = session.state.snapshots.force[1, n]
+        np.testing.assert_allclose(known, other.state.motion.force[1], rtol=1e-5, atol=1e-6)
+        assert float(np.abs(known).max()) > 0.01 or length == 1.0
+    traces = [*session.chunks()]
+    found = session.result(traces)
+    assert found.restarts.max() == 4 and found.restarts.min() > 0
+    for w in range(3):
+        hits = 1 + np.flatnonzero(found.scores[SCORE][:, w] > stop)
+        assert len(hits) == found.restarts[w] + (found.status[w] is Status.STOPPED)
+        frames = found.trajectories[w]
+        for number, hit in enumerate(hits[: found.restarts[w]], start=1):
+            length = np.linalg.norm(np.subtract(*frames[hit].positions))
+            assert abs(length - lengths[w][number % 3]) < 0.03
+            again = np.linalg.norm(frames[hit].get_momenta()) > 0
+            assert again and np.abs(frames[hit].positions - dimer(lengths[w][number % 3]).positions).max() < 0.05
+    with pytest.raises(InputError, match="asks for 2 further starts .* each of 3 walkers; given are 1 to 2"):
+        runner.begin(PARAMS, starts, QUIET, jax.random.key(0), further=[*further[:2], further[2][:1]])
+    with pytest.raises(InputError, match="further start 1 of walker 2 has other atoms"):
+        strange = Atoms("OH2", [[0, 0, 0], [0.95, 0, 0], [0, 0.95, 0]])
+        runner.begin(PARAMS, starts, QUIET, jax.random.key(0), further=[*further[:2], [further[2][0], strange]])
+    with pytest.raises(InputError, match=r"rewind\.to is 'starts' only"):
+        explorer().begin(PARAMS, starts, QUIET, jax.random.key(0), further=further)
+
+
 def test_one_member_has_no_spread_to_judge():
     """Its score is 0 everywhere, so that a gate would find the ensemble sure of everything."""
     one = PARAMS[:1]
