@@ -29,6 +29,7 @@ from almlip_jax.structures.remembered import remember
 from almlip_jax.structures.replay import Replay
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.training import (
+    Again,
     AnyTrainer,
     Capacity,
     EnsembleSettings,
@@ -200,7 +201,10 @@ class Learner:
         training = self.training
         if self._again:  # what validates is then named
             training = training.model_copy(update={"validation_fraction": 0.0})
-        return build_trainer(self.model, self.settings, self.species, capacity, training, self.dtype, self.isolated)
+        share = None if self.start is None else self.start.second
+        return build_trainer(
+            self.model, self.settings, self.species, capacity, training, self.dtype, self.isolated, share
+        )
 
     # -- training -----------------------------------------------------------------------------------------------------
 
@@ -314,6 +318,7 @@ class Learner:
                     say=self.say,
                     weights_key=named_key(self.seed, "bootstrap"),
                     checkpoint=checkpoint,
+                    again=parts.again,
                 )
             except CapacityError as error:
                 if grown:
@@ -332,6 +337,10 @@ class Learner:
         if params is not None:
             again = self.start.again(learned, judging, params, references, sees_state=self.ensemble.sees_state)
         self._tell(again)
+        if self.start.second is not None:
+            assert self._grown is not None
+            before = params_for(self.settings, self._grown.member_settings, self._grown.params)
+            return _Parts(learned, judging, Again(again.structures, before))
         return _Parts([*learned, *again.structures * again.copies], judging) if self._again else _Parts(data)
 
     def _split(self, data: Sequence[Atoms]) -> tuple[list[Atoms], list[Atoms]]:
@@ -380,10 +389,14 @@ class Learner:
 
 @dataclass(frozen=True)
 class _Parts:
-    """What a trainer is given: a dataset, and structures besides it that validate; none where a share of it does."""
+    """What a trainer is given: a dataset, and structures besides it that validate; none where a share of it does.
+
+    ``again`` are those of another source.
+    """
 
     dataset: Sequence[Atoms]
     held_out: Sequence[Atoms] = ()
+    again: Again | None = None
 
 
 def _larger(a: Capacity, b: Capacity) -> Capacity:

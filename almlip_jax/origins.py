@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from ase import Atoms
 
+from almlip_jax.errors import InputError
 from almlip_jax.fitting import kept_references, replayed, with_elements
 from almlip_jax.models import Params
 from almlip_jax.models.anchored import binding_of, with_binding
@@ -20,7 +21,7 @@ from almlip_jax.potential.evaluator import reference_energy
 from almlip_jax.structures.replay import Replay, most_replayed
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.structures.validation import holding
-from almlip_jax.targets import label_names
+from almlip_jax.targets import further_targets, label_names
 
 NOTHING = Replay((), 0, None)
 """No structure is trained on again."""
@@ -58,7 +59,15 @@ class Origin(ABC):
 
     @abstractmethod
     def room(self, budget: int) -> int:
-        """How many there may be of them in a pass, copies included, where the data are up to some number."""
+        """How many there may be of them, copies included, where the data are up to some number."""
+
+    @property
+    @abstractmethod
+    def second(self) -> float | None:
+        """Share of a pass over the data that is of them, where their labels are of a source other than the data's.
+
+        They then have a last layer of their own.  None where all labels are of one source.
+        """
 
     @abstractmethod
     def again(
@@ -121,6 +130,11 @@ class Known(Origin):
         """See `most_replayed`."""
         return most_replayed(len(self.typical), budget)
 
+    @property
+    def second(self) -> None:
+        """There is one source."""
+        return None
+
     def again(
         self,
         learned: Sequence[Atoms],
@@ -150,11 +164,21 @@ class Taught(Origin):
         potential: that learned from the teacher.
         frames: labelled by the teacher, in the order in which they are taken.
         weight: of each of them in the loss, where a structure of the data has 1; 0 trains on none of them.
+        share: of them among the structures of each pass over the data, which draws them at random.  They have a last
+            layer of their own: they hold the features to what was learned from them, and leave the last layer of the
+            potential to the data.
     """
 
     potential: Potential
     frames: tuple[Atoms, ...] = ()
     weight: float = 0.0
+    share: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share < 1:
+            raise InputError(
+                f"a share of {self.share:g} of a teacher's frames leaves no room; give one between 0 and 1."
+            )
 
     def isolated(self, energies: Mapping[int, float]) -> dict[int, float]:
         """Those of the data's source."""
@@ -181,8 +205,13 @@ class Taught(Origin):
         return self.frames if self.weight else ()
 
     def room(self, budget: int) -> int:
-        """As many as there are data."""
-        return min(len(self.typical), budget)
+        """All of them."""
+        return len(self.typical)
+
+    @property
+    def second(self) -> float | None:
+        """The share, where any are trained on."""
+        return self.share if self.typical else None
 
     def again(
         self,
@@ -193,10 +222,13 @@ class Taught(Origin):
         *,
         sees_state: bool,
     ) -> Replay:
-        """As many of the teacher's frames as there are data, with energies moved to the references of these."""
-        frames = self.aligned(self.typical[: len(learned)], params, references)
+        """The teacher's frames with energies, forces and stresses, energies moved to the references of the data."""
+        frames = self.aligned(self.typical, params, references)
+        other = {target.label for target in further_targets()}
         for frame in frames:
             frame.info["weight"] = self.weight
+            for label in other & set(frame.calc.results):  # the last layer of energies is told apart, and no other
+                del frame.calc.results[label]
         return Replay(tuple(frames), 1, None)
 
     def aligned(self, frames: Sequence[Atoms], params: Params, references: Mapping[int, float]) -> list[Atoms]:

@@ -15,7 +15,7 @@ from almlip_jax.campaign.inputs import Inputs
 from almlip_jax.campaign.making import check_starts
 from almlip_jax.campaign.preparation import check_target_labels, grouped, planned_calls, test_file
 from almlip_jax.campaign.settings import GeneratedExploration
-from almlip_jax.ensembles import build_ensemble
+from almlip_jax.ensembles import MixedEnsemble, build_ensemble
 from almlip_jax.errors import InputError, LabelError
 from almlip_jax.kinds import check_user_code
 from almlip_jax.oracles import SourceSettings
@@ -23,6 +23,7 @@ from almlip_jax.structures.carried import system_of
 from almlip_jax.structures.neighbors import largest_neighbor_count
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.targets import has_target
+from almlip_jax.training import check_two_sources
 
 
 def check_campaign(config: ExperimentConfig) -> None:
@@ -91,6 +92,10 @@ def _check_teacher(config: ExperimentConfig, geometries: Sequence[Atoms]) -> Non
     if not geometries:
         raise InputError("system.structures names no start geometry, which the dynamics of a teacher need.")
     _check_labels(teacher.source, geometries, " by the teacher")
+    if teacher.replay:
+        members = build_ensemble(config.model, config.ensemble, SpeciesTable.of(geometries))
+        for group in members.groups if isinstance(members, MixedEnsemble) else (members,):
+            check_two_sources(group)
     if chosen is not None:
         if chosen.count > teacher.frames:
             raise InputError(f"initial.from_teacher.count {chosen.count} is more than teacher.frames {teacher.frames}.")

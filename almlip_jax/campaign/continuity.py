@@ -58,7 +58,7 @@ def _begun_with(config: ExperimentConfig) -> dict[str, str]:
     return {} if folder is None else {"initial_potential": SavedPotential.read(folder).digest(training=True)}
 
 
-_CHANGEABLE = {"source", "executor", "tuning", "replay"}
+_CHANGEABLE = {"source", "executor", "tuning", "replay", "replay_share"}
 """Keys of a teacher that a campaign may change; of its source, what changes no label."""
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from almlip_jax.cluster import ExecutorSettings
 from almlip_jax.oracles import LocalSettings, MDRun, SourceSettings
@@ -80,8 +80,19 @@ class TeacherSettings(Settings):
     tuning: TuningSettings = TuningSettings()
     """The trainings of the rounds."""
     replay: float = Field(default=0.0, ge=0, le=1e6)
-    """Weight in the loss of the teacher's frames that each tuning is trained on as well, as many as there are labels of
-    the oracle (of weight 1), with energies moved to the references of these; 0 trains on the oracle's labels alone."""
+    """Weight in the loss of the teacher's frames that each tuning is trained on as well (labels of the oracle have 1),
+    under a last layer of their own; 0 trains on the oracle's labels alone."""
+    replay_share: float = Field(default=0.5, gt=0, lt=1)
+    """With ``replay``: share of the teacher's frames among the structures of each pass over the data, which draws them
+    at random."""
+
+    @model_validator(mode="after")
+    def _replays(self) -> Self:
+        if self.replay == 0 and self.replay_share != type(self).model_fields["replay_share"].default:
+            raise ValueError(
+                "replay_share is of frames that are trained on again; give replay a weight, or leave it out."
+            )
+        return self
 
     def runs(self, geometries: int) -> list[MDRun]:
         """The dynamics from each of some start geometries."""

@@ -155,7 +155,7 @@ def pretrain(learner: Learner, run: RunDirectory, campaign: str, progress: Progr
 def taught(potential: Potential, frames: Sequence[Atoms], settings: TeacherSettings, seed: int) -> Taught:
     """What trainings of the rounds begin with; frames are taken in an order that is drawn once."""
     order = numpy_generator(seed, "teacher", "order").permutation(len(frames)) if settings.replay else ()
-    return Taught(potential, tuple(frames[n] for n in order), settings.replay)
+    return Taught(potential, tuple(frames[n] for n in order), settings.replay, settings.replay_share)
 
 
 def compared(

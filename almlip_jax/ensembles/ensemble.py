@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from almlip_jax.ensembles.atom_blocks import number_of_blocks, over_blocks
 from almlip_jax.ensembles.heads import Heads
 from almlip_jax.ensembles.prediction import Committee, Prediction, committee_statistics
+from almlip_jax.ensembles.second_source import SecondSource, energies_by_source
 from almlip_jax.keys import named_stream
-from almlip_jax.models.base import AtomicOutput, Geometry, Model, Params, Survey, linear_rows
+from almlip_jax.models.base import AtomicOutput, Geometry, LastLayer, Model, Params, Survey, linear_rows
 from almlip_jax.precision import full_precision
 from almlip_jax.structures.graph import (
     Graph,
@@ -134,12 +135,14 @@ class Ensemble:
         return {"model": models, "heads": heads(params["heads"], fresh["heads"])}
 
     @full_precision
-    def predict(self, params: Params, graph: Graph) -> Prediction:
+    def predict(self, params: Params, graph: Graph, second: SecondSource | None = None) -> Prediction:
         """Energy, forces, virial and features of every member, from one forward and one reverse pass of each.
 
         Args:
             params: pytree with a leading axis over the models.
             graph: the structures.
+            second: last layers of a second label source, and which structures are of it; of models without further
+                heads, not in blocks of atoms.
 
         Returns:
             `Prediction` with a leading member axis, the heads of a model side by side.
@@ -152,6 +155,15 @@ class Ensemble:
 
         def derivatives(gradient: Geometry) -> tuple[jax.Array, jax.Array]:
             return forces_and_virial(pull_back(gradient)[0], graph)
+
+        if second is not None:
+            structures = second.structures
+
+            def of_two_sources(given: tuple[Params, LastLayer]) -> Prediction:
+                one, last = given
+                return self._with_one_head(one, geometry, derivatives, graph, (last, structures))
+
+            return self._over_models(of_two_sources, (params, second.last))  # type: ignore[no-any-return]
 
         def one_model(one: Params) -> Prediction:
             if self.heads.count == 1:
@@ -202,10 +214,23 @@ class Ensemble:
         energy = jax.vmap(lambda one: sum_over_atoms(one, graph))(energy)
         return Prediction(energy, forces, virial, features, noise, code)
 
-    def _with_one_head(self, one: Params, geometry: Geometry, derivatives: _Derivatives, graph: Graph) -> Prediction:
+    def _with_one_head(
+        self,
+        one: Params,
+        geometry: Geometry,
+        derivatives: _Derivatives,
+        graph: Graph,
+        second: tuple[LastLayer, jax.Array] | None = None,
+    ) -> Prediction:
+        """A forward and a reverse pass; ``second`` is the last layer of another source, and which structures [S]."""
+
         def total(shared: Geometry) -> tuple[jax.Array, tuple[jax.Array, AtomicOutput]]:
+            """The energy of all structures, that of each, and what the model gives."""
             output = self.model.apply(self._model_part(one), shared, graph)
-            energy = sum_over_atoms(output.energy, graph)
+            of_atoms = output.energy
+            if second is not None:
+                of_atoms = energies_by_source(self.model, self._model_part(one), output, graph, *second)
+            energy = sum_over_atoms(of_atoms, graph)
             return jnp.sum(energy), (energy, output)
 
         gradient, (energy, output) = jax.grad(total, has_aux=True)(geometry)

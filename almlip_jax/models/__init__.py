@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from almlip_jax.models.anchored import Anchored
-from almlip_jax.models.base import AtomicOutput, Geometry, LinearLast, Model, ModelSettings, Params, Survey, how_given
+from almlip_jax.models.base import (
+    AtomicOutput,
+    Geometry,
+    LastLayer,
+    LinearLast,
+    Model,
+    ModelSettings,
+    Params,
+    Survey,
+    how_given,
+)
 from almlip_jax.models.mace import Mace, MaceSettings
 from almlip_jax.models.mtp import Mtp, MtpSettings
 from almlip_jax.models.nequip import Nequip, NequipSettings
@@ -36,6 +46,7 @@ __all__ = [
     "Anchored",
     "AtomicOutput",
     "Geometry",
+    "LastLayer",
     "LinearLast",
     "Mace",
     "MaceSettings",

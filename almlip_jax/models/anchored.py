@@ -10,7 +10,7 @@ import numpy as np
 from flax import struct
 
 from almlip_jax.models.around import Around
-from almlip_jax.models.base import AtomicOutput, Geometry, Params
+from almlip_jax.models.base import AtomicOutput, Geometry, LastLayer, Params
 from almlip_jax.models.constants import CONSTANTS
 from almlip_jax.models.radial import polynomial_cutoff
 from almlip_jax.models.species_code import exact_code
@@ -72,6 +72,12 @@ class Anchored(Around):
         output = self._relative(params, self.inner.apply(params, geometry.inner, graph), graph)
         binding = jax.lax.stop_gradient(params[CONSTANTS][_BINDING])[graph.species]
         return replace(output, energy=output.energy + binding * geometry.bound)
+
+    def last(self, params: Params) -> LastLayer:
+        """That of the model underneath, whose levels cancel for the elements that are counted from isolated atoms."""
+        inner = super().last(params)
+        known = jnp.asarray(np.isin(self.species.numbers, self.isolated))
+        return inner._replace(levels=jnp.where(known, 0, inner.levels))
 
     def _relative(self, params: Params, output: AtomicOutput, graph: Graph) -> AtomicOutput:
         if self.sees_state:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import jax
 
-from almlip_jax.models.base import Geometry, LinearLast, Model, Params, Survey
+from almlip_jax.models.base import Geometry, LastLayer, LinearLast, Model, Params, Survey, silent_last
 from almlip_jax.structures.graph import Graph
 from almlip_jax.structures.species import SpeciesTable
 
@@ -82,6 +82,12 @@ class Around(LinearLast):
     def last_scale(self, params: Params) -> jax.Array:
         """That of the model underneath."""
         return self.inner.last_scale(params)
+
+    def last(self, params: Params) -> LastLayer:
+        """That of the model underneath."""
+        if not isinstance(self.inner, LinearLast):  # of a user's own, which need not say
+            raise silent_last(self.inner)
+        return self.inner.last(params)
 
     def with_species(self, params: Params, fresh: Params, wanted: SpeciesTable) -> Params:
         """That of the model underneath."""

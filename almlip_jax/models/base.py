@@ -5,13 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import field
-from typing import Annotated, Any, ClassVar, Protocol, TypeAlias
+from typing import Annotated, Any, ClassVar, NamedTuple, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 from pydantic import Field
 
+from almlip_jax.errors import InputError
 from almlip_jax.kinds import Spec
 from almlip_jax.settings import unit
 from almlip_jax.structures.graph import Graph
@@ -199,6 +200,26 @@ class Model(Protocol):
         ...
 
 
+class LastLayer(NamedTuple):
+    """The last, linear layer of a model, with a leading axis of an ensemble.
+
+    Attributes:
+        weights: [d], in the order of `linear_rows`.
+        levels: [S] eV, what it adds to the energy of an atom of each species whatever its features.
+    """
+
+    weights: jax.Array
+    levels: jax.Array
+
+
+def silent_last(model: Any) -> InputError:
+    """The error of a model that does not say what its last layer has learned."""
+    return InputError(
+        f"the model {type(model).__name__} does not say what its last layer has learned (method `last`, see "
+        "`models.LinearLast`), which a teacher's frames need that are seen again: add it, or leave teacher.replay at 0."
+    )
+
+
 class LinearLast(ABC):
     """A model whose last layer is linear in its features, with weights for what tells central species apart."""
 
@@ -214,6 +235,16 @@ class LinearLast(ABC):
     @abstractmethod
     def last_scale(self, params: Params) -> jax.Array:
         """See `Model.last_scale`."""
+
+    def last(self, params: Params) -> LastLayer:
+        """What is learned of the last layer: its energies are `last_scale` times weights times rows, plus levels.
+
+        Trainings in which a second label source has a last layer of its own look at it, and nothing else does.
+
+        Raises:
+            InputError: the model does not say.
+        """
+        raise silent_last(self)
 
     def linear(self, params: Params, geometry: Any, graph: Graph) -> jax.Array:
         """Gradient of each atom's energy with respect to the weights of the last layer, [A, d]; see `Model.linear`."""

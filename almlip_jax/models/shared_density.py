@@ -37,6 +37,7 @@ from pydantic import Field, model_validator
 from almlip_jax.models.base import (
     LEAST_SQUARE,
     AtomicOutput,
+    LastLayer,
     LinearLast,
     ModelSettings,
     Params,
@@ -249,6 +250,11 @@ class SharedDensity(LinearLast):
     def last_scale(self, params: Params) -> jax.Array:
         """The energy scale over the root of the number of features."""
         return params[CONSTANTS]["energy_scale"] / params["last"].shape[-1] ** 0.5
+
+    def last(self, params: Params) -> LastLayer:
+        """One weight for each feature and column of the species code, and a bias for each species."""
+        scale = jax.lax.stop_gradient(params[CONSTANTS]["energy_scale"])
+        return LastLayer(params["last"].reshape(-1), scale * params["species_bias"])
 
 
 class _ReadOut(nn.Module):

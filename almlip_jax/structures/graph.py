@@ -85,10 +85,12 @@ class Targets:
         values: name -> [S, ...] of structures or [A, ...] of atoms: energies relative to the reference energies, the
             virial ``-dE/d(strain)`` = -volume * stress.
         weights: name -> [S], 0 where a structure does not have that label (or is padding).
+        second: [S] 1 for structures whose labels are of a second source; None where there is only one.
     """
 
     values: Mapping[str, jax.Array]
     weights: Mapping[str, jax.Array]
+    second: jax.Array | None = None
 
 
 def lone_atom() -> Graph:

@@ -80,6 +80,7 @@ class PackedDataset:
         labels: name of a target -> [n, ...], or [T, ...] where it is one of atoms; energies relative to the reference
             energies.
         weights: name -> [n], 0 where there is no label.
+        second: [n] 1 for structures whose labels are of a second source; None where there is only one.
     """
 
     species: jax.Array
@@ -93,6 +94,7 @@ class PackedDataset:
     spin: jax.Array
     labels: Mapping[str, jax.Array]
     weights: Mapping[str, jax.Array]
+    second: jax.Array | None = None
 
 
 @struct.dataclass
@@ -400,4 +402,5 @@ def take_batch(data: PackedDataset, plan: BatchPlan, step: jax.Array | int) -> t
     )
     rows = {"structure": ids, "atom": atoms}
     labels = {one.name: data.labels[one.name][rows[one.per]] for one in targets(data.labels)}
-    return graph, Targets(labels, {name: weights[ids] for name, weights in data.weights.items()})
+    second = None if data.second is None else data.second[ids]
+    return graph, Targets(labels, {name: weights[ids] for name, weights in data.weights.items()}, second)

@@ -16,10 +16,19 @@ from almlip_jax.training.reference import (
 )
 from almlip_jax.training.settings import LossSettings, SecondStageSettings, TrainingSettings
 from almlip_jax.training.side_by_side import Job, SideBySideTrainer
-from almlip_jax.training.trainer import VALIDATION_ERROR, EpochReport, Trainer, TrainingResult, validation_note
+from almlip_jax.training.trainer import (
+    VALIDATION_ERROR,
+    Again,
+    EpochReport,
+    Trainer,
+    TrainingResult,
+    check_two_sources,
+    validation_note,
+)
 
 __all__ = [
     "VALIDATION_ERROR",
+    "Again",
     "AnyTrainer",
     "Capacity",
     "CommitteeTrainer",
@@ -35,6 +44,7 @@ __all__ = [
     "TrainingSettings",
     "build_trainer",
     "check_training",
+    "check_two_sources",
     "doubts",
     "find_references",
     "given_references",

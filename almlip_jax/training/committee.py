@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -19,8 +20,9 @@ from almlip_jax.targets import targets
 from almlip_jax.training.dataset import Capacity
 from almlip_jax.training.idle import refuse_idle
 from almlip_jax.training.projection.trainer import ProjectionTrainer
-from almlip_jax.training.settings import TrainingSettings, check_losses, check_projection, check_targets
+from almlip_jax.training.settings import TrainingSettings, check_losses, check_plain, check_projection, check_targets
 from almlip_jax.training.trainer import (
+    Again,
     EpochReport,
     Trainer,
     TrainingResult,
@@ -58,6 +60,7 @@ class CommitteeTrainer:
         say: Callable[[str], None] | None = None,
         checkpoint: Path | None = None,
         checkpoint_every: int = 10,
+        again: Again | None = None,
     ) -> TrainingResult:
         """Trains all members; see `Trainer.train`.  Reports speak of all models, NaN for those that wait.
 
@@ -70,8 +73,9 @@ class CommitteeTrainer:
         results: list[TrainingResult] = []
         history: list[EpochReport] = []
         begun = (None,) * len(self.trainers) if params is None else params
+        second = 0 if again is None else len(again.structures)
         totals = [
-            steps or trainer.total_steps(dataset, warm=one is not None, all_train=bool(validation))
+            steps or trainer.total_steps(dataset, warm=one is not None, all_train=bool(validation), second=second)
             for trainer, one in zip(self.trainers, begun, strict=True)
         ]
         for n, (trainer, one_key) in enumerate(zip(self.trainers, jax.random.split(key, len(totals)), strict=True)):
@@ -94,6 +98,7 @@ class CommitteeTrainer:
                     weights_key=weights_key_of(key) if weights_key is None else weights_key,
                     checkpoint=None if checkpoint is None else checkpoint / f"group_{n}",
                     checkpoint_every=checkpoint_every,
+                    again=_of_group(again, n),
                 )
             )
         return self._joined(results, history)
@@ -126,6 +131,13 @@ class CommitteeTrainer:
             steps=sum(totals),
             stopped=wide(own.stopped, None if before is None else before.stopped),
         )
+
+
+def _of_group(again: Again | None, n: int) -> Again | None:
+    """What the models of one architecture begin with."""
+    if again is None or again.params is None:
+        return again
+    return replace(again, params=again.params[n])
 
 
 def _one_by_one(params: Params) -> list[Params]:
@@ -169,6 +181,7 @@ def build_trainer(
     training: TrainingSettings,
     dtype: np.dtype | type = np.float32,
     isolated: Collection[int] = (),
+    share: float | None = None,
 ) -> AnyTrainer:
     """The trainer that some settings describe.
 
@@ -180,18 +193,30 @@ def build_trainer(
         training: of the training, which the variants change too.
         dtype: float32 or float64.
         isolated: elements whose reference energies are those of isolated atoms, which the potential gives exactly.
+        share: of structures of a second label source, as `Trainer` takes it.
 
     Raises:
-        InputError: as for `check_training`.
+        InputError: as for `check_training` and `Trainer`.
     """
     check_training(model, ensemble, training)
+    if share is not None:
+        check_plain(ensemble.heads, ensemble.likelihood)
     members = build_ensemble(model, ensemble, species, isolated)
     groups = members.groups if isinstance(members, MixedEnsemble) else (members,)
-    trainers, first = [], 0
+    trainers: list[Trainer] = []
+    first = 0
     for n, (group, (_, variant, _)) in enumerate(zip(groups, member_models(model, ensemble), strict=True)):
         settings = _changed(training, variant.training, n)
-        kind = Trainer if settings.projection is None else ProjectionTrainer
-        trainers.append(kind(group, species, capacity, settings, ensemble, dtype, first))
+        if settings.projection is None:
+            own = Trainer(group, species, capacity, settings, ensemble, dtype, first, share=share)
+        elif share is None:
+            own = ProjectionTrainer(group, species, capacity, settings, ensemble, dtype, first)
+        else:
+            raise InputError(
+                "training.projection finds one set of linear parameters, but a teacher's frames need a last layer of "
+                "their own; leave projection out, or replay at 0."
+            )
+        trainers.append(own)
         first += group.size
     if isinstance(members, Ensemble):
         return trainers[0]

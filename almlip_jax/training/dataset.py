@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -119,6 +120,8 @@ class TrainingSet:
         validation: indices of the others.
         capacity: static sizes.
         parts: number of devices that share out each batch.
+        second: indices of structures with labels of a second source, of which each epoch draws some.
+        drawn: how many.
     """
 
     packed: Packed
@@ -126,6 +129,13 @@ class TrainingSet:
     validation: np.ndarray
     capacity: Capacity
     parts: int = 1
+    second: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    drawn: int = 0
+
+    @property
+    def epoch(self) -> int:
+        """Structures in a pass over the data."""
+        return len(self.training) + self.drawn
 
     def validation_plan(self) -> tuple[BatchPlan, int]:
         """All validation structures once, and the number of batches that hold any; see `laid_out`."""
@@ -147,7 +157,7 @@ class TrainingSet:
         while not epochs or len(batches) < at_least:
             # each epoch is filled up to whole batches on its own, so that a structure appears once in it
             before = generator.bit_generator.state
-            epoch = fill_batches(self.packed, generator.permutation(self.training), self.capacity.batch)
+            epoch = fill_batches(self.packed, self._shuffled(generator), self.capacity.batch)
             if len(batches) + len(epoch) > self.capacity.steps:
                 if not epochs:
                     raise CapacityError(f"{len(epoch)} batches do not fit into a plan of {self.capacity.steps}.")
@@ -156,6 +166,13 @@ class TrainingSet:
             batches += epoch
             epochs += 1
         return batches, epochs
+
+    def _shuffled(self, generator: np.random.Generator) -> np.ndarray:
+        """The structures of an epoch, in random order."""
+        if not self.drawn:
+            return generator.permutation(self.training)
+        others = generator.choice(self.second, self.drawn, replace=False)
+        return generator.permutation(np.concatenate([self.training, others]))
 
     def laid_out(self, batches: Sequence[Sequence[int]]) -> BatchPlan:
         """The plan of some batches, as long as the capacity.
@@ -284,12 +301,15 @@ def training_set(
     further: Collection[str] = (),
     sees_state: bool = False,
     parts: int = 1,
+    second: Sequence[Atoms] = (),
+    share: float | None = None,
 ) -> TrainingSet:
     """Packs labelled structures within a capacity and decides which of them validate.
 
     Where ``validation`` structures are given, these do, and the others are all trained on.  Labels are taken of the
     targets that every model gives, and of ``further`` ones.  Only an ensemble that ``sees_state`` tells structures
-    apart that differ in charge and spin alone.  Each batch is for as many devices as there are ``parts``.
+    apart that differ in charge and spin alone.  Each batch is for as many devices as there are ``parts``.  Structures
+    with labels of a ``second`` source make up a ``share`` of each epoch, which draws them; None without such a source.
 
     Raises:
         CapacityError: they do not fit.
@@ -298,7 +318,8 @@ def training_set(
     """
     if not structures:
         raise InputError("there is nothing to train on; give at least one labelled structure.")
-    number, structures = len(structures), [*structures, *validation]
+    number, others = len(structures), slice(len(structures), len(structures) + len(second))
+    structures = [*structures, *second, *validation]
     if not sees_state:
         _refuse_mixed_states(structures)
     _refuse_weightless(structures, further)
@@ -323,10 +344,22 @@ def training_set(
         further=further,
     )
     if validation:
-        training, held_out = np.arange(number), np.arange(number, len(structures))
+        training, held_out = np.arange(number), np.arange(others.stop, len(structures))
     else:
         training, held_out = split(number, validation_fraction)
-    return TrainingSet(_with_relative_weights(packed, training), training, held_out, capacity, parts)
+    packed = _with_relative_weights(packed, training)
+    if share is None:
+        return TrainingSet(packed, training, held_out, capacity, parts)
+    told = np.zeros(capacity.structures, dtype)
+    told[others] = 1
+    packed = replace(packed, data=replace(packed.data, second=jnp.asarray(told)))
+    number = drawn(len(training), len(second), share)
+    return TrainingSet(packed, training, held_out, capacity, parts, np.arange(others.start, others.stop), number)
+
+
+def drawn(training: int, second: int, share: float | None) -> int:
+    """How many of some structures of a second source an epoch draws, to be a share of it beside those of the first."""
+    return 0 if share is None else min(second, math.ceil(share / (1 - share) * training))
 
 
 def _with_relative_weights(packed: Packed, training: np.ndarray) -> Packed:

@@ -15,8 +15,9 @@ from flax import struct
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from almlip_jax.ensembles import Ensemble, Prediction
+from almlip_jax.ensembles.second_source import SecondSource
 from almlip_jax.ensembles.sharding import MEMBERS, PARTS
-from almlip_jax.models import Params, Survey
+from almlip_jax.models import LastLayer, Params, Survey
 from almlip_jax.models.constants import is_learned
 from almlip_jax.precision import full_precision
 from almlip_jax.structures.graph import Graph, Targets
@@ -34,7 +35,7 @@ class State:
     """Device state of a training; leaves carry the member axis.
 
     Attributes:
-        params: what the optimiser moves.
+        params: what the optimiser moves: the models, or `TwoHeaded` ones.
         average: their moving average, which is validated.
         best: of each member the average that validated best.
         optimiser: state of the optimiser.
@@ -54,6 +55,19 @@ class State:
     stopped: jax.Array
     step: jax.Array
     plateau: Plateau
+
+
+@struct.dataclass
+class TwoHeaded:
+    """Models that learn from two label sources.
+
+    Attributes:
+        models: their parameters; their own last layer is of the first source.
+        second: last layer of the other one, which no potential keeps.
+    """
+
+    models: Params
+    second: LastLayer
 
 
 @struct.dataclass
@@ -94,6 +108,7 @@ class Program:
         dtype: of parameters and data.
         own_order: each model sees batches of its own, and plans have a leading axis over models; geometry is then
             computed for each of them.
+        two_sources: whether structures may have labels of a second source, which has a last layer of its own.
         devices: those that share out the structures of each batch (`ensembles.training_devices`), each the part that
             plans have for it on a further axis; None where each takes whole batches.
     """
@@ -102,6 +117,7 @@ class Program:
     settings: TrainingSettings
     dtype: np.dtype
     own_order: bool = False
+    two_sources: bool = False
     devices: Mesh | AbstractMesh | None = None
 
     @property
@@ -269,12 +285,23 @@ class Program:
             return jax.lax.map(one, (params, weights))
 
         def summed(stacked: Params) -> tuple[jax.Array, jax.Array]:
-            prediction = self._by_model(self._whole.predict(stacked, graph))
+            prediction = self._by_model(self._predict(stacked, graph, targets))
             sums = [self._residuals(prediction, graph, targets, weights, loss) for loss in self.settings.losses]
             losses = self._by_stage([self._per_label_of_batch(one) for one in sums], late)
             return jnp.sum(losses), losses
 
         return jax.grad(summed, has_aux=True)(params)
+
+    def _predict(self, params: Params, graph: Graph, targets: Targets) -> Prediction:
+        """Of every member, under the last layer of the label source of each structure."""
+        if not self.two_sources:
+            return self._whole.predict(params, graph)
+        assert targets.second is not None
+        return self._whole.predict(params.models, graph, SecondSource(params.second, targets.second))
+
+    def models_of(self, params: Params) -> Params:
+        """Parameters of the models, out of what the optimiser moves."""
+        return params.models if self.two_sources else params
 
     def _per_label_of_batch(self, sums: Residuals) -> Residuals:
         """The sums of a part of a batch, to be divided by the labels of all parts: a loss is linear in its sums."""
@@ -336,7 +363,7 @@ class Program:
     def validate(self, params: Params, run: Run) -> tuple[Residuals, ...]:
         """Sums over the validation structures for every model: of squares, and for the loss of each stage."""
         found: tuple[Residuals, ...] = self._shared_out(
-            Program._validation_sums, params, run.validation, run.data, run.validation_steps
+            Program._validation_sums, self.models_of(params), run.validation, run.data, run.validation_steps
         )
         return found
 

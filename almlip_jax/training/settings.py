@@ -315,6 +315,19 @@ def check_projection(training: TrainingSettings, model: ModelSettings, ensemble:
         )
 
 
+def check_plain(heads: int, likelihood: str) -> None:
+    """Whether members can have a last layer for each of two label sources.
+
+    Raises:
+        InputError: they have several heads already, or say how sure they are of the labels of one source.
+    """
+    if heads > 1 or likelihood != "none":
+        raise InputError(
+            "a teacher's frames are trained on again under a last layer of their own, which members with "
+            "ensemble.heads or ensemble.likelihood cannot have; leave these out, or teacher.replay at 0."
+        )
+
+
 def check_losses(training: TrainingSettings, heads: int, likelihood: str) -> None:
     """Whether the members can be trained with these losses.
 

@@ -76,9 +76,14 @@ class SideBySideTrainer:
         fixed: take the program for plans that differ in length also where they do not.  The faster one for those may
             round otherwise; with this one alone, what a training gives does not depend on what runs next to it, only on
             how many there are and on its place among them.
+
+    Raises:
+        InputError: the trainer is for labels of two sources.
     """
 
     def __init__(self, trainer: Trainer, *, fixed: bool = False) -> None:
+        if trainer.share is not None:
+            raise InputError("trainings side by side see no teacher's frames again; train one after the other.")
         self.trainer = trainer.with_whole_batches()
         self.fixed = fixed
         segment = self.trainer.program.segment

@@ -20,6 +20,7 @@ from ase import Atoms
 from jax.sharding import Mesh
 
 from almlip_jax.ensembles import Ensemble, EnsembleSettings, laid_over, training_devices
+from almlip_jax.ensembles.second_source import last_layer
 from almlip_jax.ensembles.sharding import PARTS
 from almlip_jax.errors import InputError
 from almlip_jax.keys import named_stream
@@ -29,9 +30,9 @@ from almlip_jax.models.electronic import knows_states, taught_states
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.targets import further_targets
 from almlip_jax.training import checkpoint as checkpoints
-from almlip_jax.training.dataset import Capacity, Order, TrainingSet, bootstrap_weights, split, training_set
-from almlip_jax.training.program import Program, Run, State, compiled
-from almlip_jax.training.settings import TrainingSettings, check_losses
+from almlip_jax.training.dataset import Capacity, Order, TrainingSet, bootstrap_weights, drawn, split, training_set
+from almlip_jax.training.program import Program, Run, State, TwoHeaded, compiled
+from almlip_jax.training.settings import TrainingSettings, check_losses, check_plain
 
 OnEpoch: TypeAlias = "Callable[[EpochReport], None]"
 """Told of each validation."""
@@ -128,6 +129,20 @@ class TrainingResult:
         return settings.without(self.left_out)
 
 
+@dataclass(frozen=True)
+class Again:
+    """Structures of a second label source that are trained on again, under a last layer of their own.
+
+    Attributes:
+        structures: with its labels, of which each epoch draws a share.
+        params: of the potential that learned from them, as those that a training starts from: its last layer is what
+            theirs begins with.  None for that of the model.
+    """
+
+    structures: Sequence[Atoms]
+    params: Params | None
+
+
 class Trainer:
     """Trains ensembles of one architecture on datasets within one capacity.
 
@@ -142,11 +157,14 @@ class Trainer:
         members: what makes the members differ.
         dtype: float32 or float64 (the latter needs ``jax_enable_x64``).
         first: position of the first of these models among all that ``members`` speaks of.
+        share: of structures of a second label source in each epoch, which have a last layer of their own; None for data
+            of one source.
         whole_batches: whether each device takes whole batches.  Otherwise devices share them out where members do not
             fill all (`ensembles.training_devices`); what comes out is the same up to rounding.
 
     Raises:
-        InputError: the loss needs members that say how sure they are, and these do not, or the other way round.
+        InputError: the loss needs members that say how sure they are, and these do not, or the other way round; or the
+            models cannot have a last layer for each of two sources.
     """
 
     stacks: ClassVar[bool] = True
@@ -161,6 +179,7 @@ class Trainer:
         dtype: np.dtype | type = np.float32,
         first: int = 0,
         *,
+        share: float | None = None,
         whole_batches: bool = False,
     ) -> None:
         heads = ensemble.heads
@@ -172,15 +191,19 @@ class Trainer:
         self.members = members or EnsembleSettings(size=ensemble.size)
         self.dtype = dtype
         self.first = first
+        self.share = share
+        if share is not None:
+            check_two_sources(ensemble)
         self._devices = training_devices(ensemble.size, 1 if whole_batches else capacity.batch.structures)
         shared = self._devices if self._devices.shape[PARTS] > 1 else None
-        self.program = Program(ensemble, settings, np.dtype(dtype), self.members.order == "own", shared)
+        own_order = self.members.order == "own"
+        self.program = Program(ensemble, settings, np.dtype(dtype), own_order, share is not None, shared)
         self._compiled = compiled(self.program)
 
     def with_whole_batches(self) -> Trainer:
         """The same for trainings that share devices with others: each device takes whole batches."""
         own = self.ensemble, self.species, self.capacity, self.settings, self.members, self.dtype, self.first
-        return self if self.program.devices is None else Trainer(*own, whole_batches=True)
+        return self if self.program.devices is None else Trainer(*own, share=self.share, whole_batches=True)
 
     def train(
         self,
@@ -196,6 +219,7 @@ class Trainer:
         say: Callable[[str], None] | None = None,
         checkpoint: Path | None = None,
         checkpoint_every: int = 10,
+        again: Again | None = None,
     ) -> TrainingResult:
         """Trains all members on a dataset.
 
@@ -215,6 +239,7 @@ class Trainer:
                 settings, first parameters, key) the training goes on there, and ends as if it had never stopped;
                 `on_epoch` hears of what is new.  Whoever keeps the result may then `checkpoint.discard` it.
             checkpoint_every: validations between two writings of the checkpoint.
+            again: structures of a second label source, for a trainer that has a ``share`` for them.
 
         Returns:
             `TrainingResult`; the same inputs give the same result bit for bit on the same hardware, but for the
@@ -225,16 +250,17 @@ class Trainer:
             CapacityError: the dataset does not fit.
             InputError: nothing is labelled, or so many models diverged twice that fewer than two are left.
         """
-        data = self.training_set(dataset, reference_energies, validation)
-        total = steps or self._total_steps(len(data.training), warm=params is not None)
+        data = self.training_set(dataset, reference_energies, validation, () if again is None else again.structures)
+        total = steps or self._total_steps(data.epoch, warm=params is not None)
+        taught = None if again is None else again.params
         stream = weights_key_of(key) if weights_key is None else weights_key
         run = self.prepare(data, total, stream)
 
         def attempt(key: jax.Array, place: Path | None, wanted: np.ndarray, tell: OnEpoch | None) -> TrainingResult:
             keeper = None
             if place is not None:
-                keeper = self._keeper(place, checkpoint_every, data, params, (key, stream), total)
-            return self._attempt(data, run, params, key, total, keeper, wanted, tell)
+                keeper = self._keeper(place, checkpoint_every, data, (params, taught), (key, stream), total)
+            return self._attempt(data, run, params, key, total, keeper, wanted, tell, taught)
 
         first = attempt(key, checkpoint, np.ones(self.ensemble.size, bool), on_epoch)
         lost = diverged(first.history)
@@ -260,10 +286,11 @@ class Trainer:
         keeper: Keeper | None,
         wanted: np.ndarray,
         on_epoch: OnEpoch | None,
+        taught: Params | None = None,
     ) -> TrainingResult:
         """One course from the first step to the last, or until all wanted models [L] have ended."""
         init_key, order_key = jax.random.split(key)
-        state = self.start(data, params, init_key)
+        state = self.start(data, params, init_key, taught)
         order = self.order(order_key)
         history: list[EpochReport] = []
         if keeper is not None:
@@ -281,7 +308,7 @@ class Trainer:
                 keeper.keep(state, order, history, last=is_over(history, wanted))
             if on_epoch is not None:
                 on_epoch(history[-1])
-        return TrainingResult(params=jax.device_get(state.best), history=tuple(history))
+        return TrainingResult(params=jax.device_get(self.program.models_of(state.best)), history=tuple(history))
 
     def order(self, key: jax.Array) -> Order:
         """In which order the structures come."""
@@ -316,7 +343,11 @@ class Trainer:
         return named(models, self.first)
 
     def training_set(
-        self, dataset: Sequence[Atoms], reference_energies: dict[int, float], validation: Sequence[Atoms] = ()
+        self,
+        dataset: Sequence[Atoms],
+        reference_energies: dict[int, float],
+        validation: Sequence[Atoms] = (),
+        second: Sequence[Atoms] = (),
     ) -> TrainingSet:
         """Structures on the device, split into those that train and those that validate; raises as `train` does."""
         return training_set(
@@ -331,6 +362,8 @@ class Trainer:
             further=self.ensemble.targets,
             sees_state=self.ensemble.sees_state,
             parts=self._devices.shape[PARTS],
+            second=second,
+            share=self.share,
         )
 
     def prepare(self, data: TrainingSet, total_steps: int, weights_key: jax.Array) -> Run:
@@ -346,10 +379,11 @@ class Trainer:
         )
         return laid_over(run, self._devices, of_members=False)  # type: ignore[no-any-return]
 
-    def start(self, data: TrainingSet, params: Params | None, key: jax.Array) -> State:
+    def start(self, data: TrainingSet, params: Params | None, key: jax.Array, taught: Params | None = None) -> State:
         """The state before the first step, from given parameters, fresh ones where there are none.
 
-        Parameters of an ensemble that did not see charge and spin get those that it lacks.
+        Parameters of an ensemble that did not see charge and spin get those that it lacks.  The last layer of a second
+        source begins as that of ``taught`` parameters, or as that of the model.
         """
         given = 0 if params is None else jax.tree.leaves(params)[0].shape[0]
         untold = params is not None and self.ensemble.sees_state and not knows_states(params)
@@ -365,7 +399,18 @@ class Trainer:
                 fresh = jax.tree.map(lambda own, new: np.concatenate([own, new[given:]]), params, fresh)
             params = fresh
         own = jax.tree.map(lambda x: jnp.asarray(x, self.dtype), params)
+        if self.share is not None:
+            own = self._two_headed(own, taught)
         return _spread(self._compiled.initial(laid_over(own, self._devices, of_members=True)), self._devices)
+
+    def _two_headed(self, own: Params, taught: Params | None) -> TwoHeaded:
+        """Models with a last layer for each of two sources, which is their own where none was taught."""
+        layers = jax.vmap(lambda one: last_layer(self.ensemble.model, one))
+        second = layers(own)
+        if taught is not None:
+            known = layers(jax.tree.map(lambda x: jnp.asarray(x, self.dtype), taught))
+            second = jax.tree.map(lambda old, new: jnp.concatenate([old, new[len(old) :]]), known, second)
+        return TwoHeaded(own, second)
 
     def _binding(self, data: TrainingSet) -> np.ndarray | None:
         """What binds atoms whose energies are counted from isolated ones, [S] eV; None where none are."""
@@ -374,13 +419,15 @@ class Trainer:
             return None
         return data.binding_energies(len(self.species), self.species.index(np.asarray(isolated)).tolist())
 
-    def total_steps(self, dataset: Sequence[Atoms], *, warm: bool, all_train: bool = False) -> int:
+    def total_steps(self, dataset: Sequence[Atoms], *, warm: bool, all_train: bool = False, second: int = 0) -> int:
         """Length of a training on a number of structures, in optimiser steps, if nothing ends it earlier.
 
-        Of the dataset a share validates, unless other structures do and ``all_train``.
+        Of the dataset a share validates, unless other structures do and ``all_train``.  There are ``second`` structures
+        of a second source, of which each epoch draws a share.
         """
         share = 0.0 if all_train else self.settings.validation_fraction
-        return self._total_steps(len(split(len(dataset), share)[0]), warm=warm)
+        training = len(split(len(dataset), share)[0])
+        return self._total_steps(training + drawn(training, second, self.share), warm=warm)
 
     def _total_steps(self, structures: int, *, warm: bool) -> int:
         return self.settings.most_steps(structures, warm=warm)
@@ -390,22 +437,25 @@ class Trainer:
         folder: Path,
         every: int,
         data: TrainingSet,
-        params: Params | None,
+        params: tuple[Params | None, Params | None],
         keys: tuple[jax.Array, ...],
         total: int,
     ) -> Keeper:
+        """Of a training that begins with some parameters, with those of a second source's last layer beside them."""
+        own, taught = params
         words = (
             repr(self.ensemble),
             self.settings.model_dump_json(exclude={"final_steps"}),  # the length is in the total
             self.members.model_dump_json(),
             str(self.first),
             repr(self.capacity),
-            "fresh" if params is None else str(jax.tree.structure(params)),
+            "fresh" if own is None else str(jax.tree.structure(own)),
             str(total),
+            *([] if self.share is None else [str(self.share)]),
         )
         packed = data.packed
         streams = [jax.random.key_data(key) for key in keys]
-        arrays = (packed.data, packed.counts, data.training, streams, [] if params is None else params)
+        arrays = (packed.data, packed.counts, data.training, streams, [] if own is None else own, taught)
         return Keeper(folder, checkpoints.identity(arrays, *words), every)
 
 
@@ -436,6 +486,17 @@ class Keeper:
         leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(jax.device_get(state))]
         reports = [report.plain for report in history]
         checkpoints.save(self.folder, self.whose, checkpoints.Saved(leaves, order.state, reports))
+
+
+def check_two_sources(ensemble: Ensemble) -> None:
+    """Whether the models of an ensemble can have a last layer for each of two label sources.
+
+    Raises:
+        InputError: a model does not say what its last layer has learned, or has further heads.
+    """
+    check_plain(ensemble.heads.count, ensemble.heads.likelihood)
+    model = ensemble.model
+    jax.eval_shape(lambda key: last_layer(model, model.init(key)), jax.random.key(0))
 
 
 VALIDATION_ERROR = "validation_forces_rmse"

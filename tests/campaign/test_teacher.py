@@ -146,14 +146,15 @@ def test_a_kill_while_candidates_are_compared_changes_nothing(study: Path, tmp_p
 
 @pytest.mark.slow
 def test_frames_of_the_teacher_may_be_seen_again(study: Path, tmp_path: Path) -> None:
-    """They are at the oracle's level of energy: even a large weight does not spoil energies by electron-volts."""
-    taught(study, tmp_path / "run", teacher={**TEACHER, "replay": 1.0}, stopping={"max_rounds": 0})
-    row = read_csv(tmp_path / "run" / "metrics.csv")[0]
+    """Under a last layer of their own, at the oracle's level of energy: a large weight does not spoil the others."""
+    changes = {"teacher": {**TEACHER, "replay": 3.0, "replay_share": 0.8}, "stopping": {"max_rounds": 0}}
+    taught(study, tmp_path / "run", **changes)
+    row, without = (read_csv(folder / "metrics.csv")[0] for folder in (tmp_path / "run", study / "taught"))
     assert row["energy_rmse_300K"] < 0.1
+    assert row["forces_rmse_300K"] < 1.5 * without["forces_rmse_300K"]
     with pytest.raises(Killed):
-        killing = KillingProgress(0, "train", within=True)
-        taught(study, tmp_path / "killed", killing, teacher={**TEACHER, "replay": 1.0}, stopping={"max_rounds": 0})
-    taught(study, tmp_path / "killed", teacher={**TEACHER, "replay": 1.0}, stopping={"max_rounds": 0})
+        taught(study, tmp_path / "killed", KillingProgress(0, "train", within=True), **changes)
+    taught(study, tmp_path / "killed", **changes)
     assert results(tmp_path / "killed") == results(tmp_path / "run")
 
 
@@ -173,6 +174,8 @@ def test_what_could_not_serve_is_refused(tmp_path: Path) -> None:
         ({"teacher": {**TEACHER, "source": {"kind": "file", "path": "labels.xyz"}}}, r"cannot drive dynamics"),
         ({"training": {"warm_steps": 10, "warm_start": True}}, r"leave warm_steps out"),
         ({"initial": {"potential": str(tmp_path)}}, r"leave one of them out"),
+        ({"teacher": {**TEACHER, "replay_share": 0.7}}, r"give replay a weight"),
+        ({"teacher": {**TEACHER, "replay": 0.5}, "ensemble": {"size": 2, "heads": 2}}, r"leave these out, or"),
         (
             {"teacher": None, "initial": SECTIONS["initial"], "selection": FILTERED},
             r"compares candidates with a teacher",

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import molecule
 from ase.calculators.singlepoint import SinglePointCalculator
-from small_training import MODEL
+from small_training import MODEL, same_bits, settings_of
 
-from almlip_jax.ensembles import EnsembleSettings, build_ensemble
+from almlip_jax.ensembles import Ensemble, EnsembleSettings, build_ensemble
+from almlip_jax.errors import InputError
 from almlip_jax.learner import Learner
+from almlip_jax.models import build_model
 from almlip_jax.models.anchored import with_binding
 from almlip_jax.origins import Known, Taught
 from almlip_jax.potential import Potential
 from almlip_jax.structures.replay import most_replayed, replay
 from almlip_jax.structures.species import SpeciesTable
+from almlip_jax.training import EpochReport, Trainer, plan_capacity
 
 SPECIES, MEMBERS = SpeciesTable((1, 8)), EnsembleSettings(size=2)
 TEACHER, APART, ALONE = {1: -10.0, 8: -100.0}, {1: -3.5, 8: -1900.0}, {1: -13.0, 8: -2001.0}
@@ -69,7 +75,7 @@ def test_the_network_is_kept_and_energies_of_the_other_source_are_met(isolated: 
     if isolated:
         np.testing.assert_allclose(begun.evaluate([Atoms("H"), Atoms("O")]).energy, list(ALONE.values()), atol=1e-4)
     again = start.again(data, [], params, references, sees_state=False)
-    assert len(again.structures) == len(data) and again.structures[0].info["weight"] == 0.5
+    assert len(again.structures) == len(data) and again.structures[0].info["weight"] == 0.5 and start.second == 0.5
     moved = [a.get_potential_energy() for a in again.structures]
     np.testing.assert_allclose(moved, [a.get_potential_energy() for a in data], atol=0.02)
     assert start.kept(data, [], sees_state=False) == ()
@@ -116,3 +122,72 @@ def test_there_is_room_for_all_that_is_seen_again(remembered: int, new: int) -> 
         found = replay(some(remembered, 1000), some(number, 0))
         assert len(found.structures) * found.copies <= most_replayed(remembered, new)
     assert most_replayed(0, new) == 0
+
+
+def scaled_last(potential: Potential, factor: float) -> Potential:
+    return replace(potential, params=potential.params | {"last": factor * potential.params["last"]})
+
+
+def test_a_teacher_holds_the_features_and_leaves_the_last_layer_to_the_labels(tmp_path: Path) -> None:
+    """Labels are three times what the teacher taught: its frames, of ten times the weight, pull at nothing else.
+
+    One last layer for both would stay near the teacher's.  A training that was killed ends with the same bits.
+    """
+    teacher = pretrained(False)
+    told = scaled_last(teacher, 3.0).evaluate(frames())
+    data = labelled(frames(), told.energy + by_element(frames(), APART), told.forces)
+    known = teacher.evaluate(frames())
+    taught = Taught(teacher, tuple(labelled(frames(), known.energy, known.forces)), 10.0, 0.7)
+    training = {"max_steps": 120, "learning_rate": 0.02, "batch_size": 4, "validate_every": 40, "ema": 0.9}
+
+    def error(potential: Potential) -> float:
+        found = potential.evaluate(data).forces
+        return float(np.sqrt(np.mean(np.square(np.concatenate(found) - np.concatenate(told.forces)))))
+
+    def learner() -> Learner:
+        return Learner(9, typical=data, start=taught, isolated={}, training=training)
+
+    tuned = learner().fit(data)
+    assert error(tuned) < 0.3 * error(teacher)
+    assert set(tuned.params) == set(teacher.params)
+
+    def kill(report: EpochReport) -> None:
+        if report.step > 40:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        learner().fit(data, on_epoch=kill, checkpoint=tmp_path)
+    assert same_bits(learner().fit(data, checkpoint=tmp_path).params, tuned.params)
+
+
+def test_each_pass_draws_a_share_of_the_teachers_frames() -> None:
+    told = pretrained(False).evaluate(frames())
+    data = labelled(frames(), told.energy, told.forces)
+    settings = settings_of(batch_size=4, validation_fraction=0.0)
+    capacity = plan_capacity(data * 2, MODEL.cutoff, settings)
+    trainer = Trainer(Ensemble(build_model(MODEL, SPECIES), 2), SPECIES, capacity, settings, share=0.6)
+    packed = trainer.training_set(data[:4], TEACHER, data[4:5], data)
+    np.testing.assert_array_equal(np.asarray(packed.packed.data.second)[:15], [0] * 4 + [1] * 9 + [0, 0])
+    assert packed.epoch == 10 and packed.validation.tolist() == [13]
+    batches, epochs = packed.epochs(np.random.default_rng(0), 9)
+    passes = np.array([n for batch in batches for n in batch]).reshape(epochs, -1)
+    assert passes.shape[1] == packed.epoch and len({tuple(sorted(one)) for one in passes.tolist()}) > 1
+    for one in passes.tolist():
+        assert len(set(one)) == 10 and set(range(4)) < set(one) < set(range(13))
+    whole = trainer.training_set(data, TEACHER, (), data[:3])
+    assert whole.epoch == 12  # there are no more
+
+
+def test_a_last_layer_for_each_source_needs_plain_members() -> None:
+    taught = Taught(pretrained(False), tuple(frames()), 1.0)
+    learner = Learner(9, typical=frames(), start=replace(taught, potential=several_heads()), isolated={})
+    with pytest.raises(InputError, match="leave these out, or teacher.replay at 0"):
+        learner.trainer  # noqa: B018
+    with pytest.raises(InputError, match="give one between 0 and 1"):
+        Taught(pretrained(False), (), 1.0, 1.0)
+
+
+def several_heads() -> Potential:
+    members = EnsembleSettings(size=2, heads=2)
+    params = build_ensemble(MODEL, members, SPECIES).init(jax.random.key(3))
+    return Potential(MODEL, SPECIES, jax.device_get(params), TEACHER, members=members)

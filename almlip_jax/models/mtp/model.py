@@ -28,7 +28,15 @@ from flax import struct
 from pydantic import Field, ValidationInfo, model_validator
 
 from almlip_jax.errors import InputError
-from almlip_jax.models.base import LEAST_SQUARE, AtomicOutput, LinearLast, ModelSettings, Params, Survey
+from almlip_jax.models.base import (
+    LEAST_SQUARE,
+    AtomicOutput,
+    LastLayer,
+    LinearLast,
+    ModelSettings,
+    Params,
+    Survey,
+)
 from almlip_jax.models.constants import CONSTANTS, with_constants
 from almlip_jax.models.edges import Vectors, edge_vectors
 from almlip_jax.models.mtp.basis import Basis, basis, directions
@@ -301,6 +309,11 @@ class Mtp(LinearLast):
         """Of moment and species coefficients alike."""
         scale: jax.Array = params[CONSTANTS]["last_scale"]
         return scale
+
+    def last(self, params: Params) -> LastLayer:
+        """Moment coefficients and those of species, which are among the features."""
+        weights = jnp.concatenate([params["moment"], params["species"]])
+        return LastLayer(weights, jnp.zeros_like(params["species"]))
 
     def separate(self, params: Params) -> tuple[jax.Array, jax.Array]:
         """Moment coefficients in the order of `Tiers` and those of species [S + Z], and radial ones [P].

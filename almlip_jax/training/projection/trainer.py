@@ -111,6 +111,7 @@ class ProjectionTrainer(Trainer):
         keeper: Keeper | None,
         wanted: np.ndarray,
         on_epoch: OnEpoch | None,
+        taught: Params | None = None,
     ) -> TrainingResult:
         """See `Trainer._attempt`."""
         first, tried = self._first(data, params, key)
