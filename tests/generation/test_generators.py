@@ -89,6 +89,87 @@ def test_random_search_draws_cells_of_the_volume_asked_for():
     assert min(volumes) >= 0.8 and max(volumes) <= 1.3
 
 
+def test_clusters_touch_and_hold_one_ion_at_most():
+    metal = made([], kind="clusters", count=30, composition={"Cu": 9, "Au": 4}, contact=[0.9, 1.0])
+    water, ion = molecule("H2O"), Atoms("OH3", [[0, 0, 0], [0.9, 0, 0.3], [-0.5, 0.8, 0.3], [-0.5, -0.8, 0.3]])
+    ion.info.update(charge=1, spin=1)
+    wet = made([water, ion], kind="clusters", count=40, pieces=[1, 4])
+    for frame in metal:
+        assert frame.get_chemical_formula() == "Au4Cu9" and not frame.pbc.any() and frame.info == {}
+        assert _nearest(frame)[1:].max() <= 1.0 + 1e-9 and _nearest(frame).min() >= 0.9 - 1e-9
+        np.testing.assert_allclose(frame.positions.mean(axis=0), 0, atol=1e-9)
+    spread = np.mean([np.linalg.norm(frame.positions, axis=1).max() for frame in metal])
+    assert spread < 5.5, "compact rather than branched"
+    ions = [frame.info["charge"] for frame in wet]
+    assert set(ions) == {0, 1}
+    for frame in wet:
+        assert np.sum(frame.numbers == 8) in (1, 2, 3, 4) and frame.info["spin"] == 1
+        assert np.sum(frame.numbers == 1) == 2 * np.sum(frame.numbers == 8) + frame.info["charge"]
+    lone = {np.sum(frame.numbers == 8): frame for frame in wet}[2]
+    first, second = lone[: len(lone) - 3], lone[len(lone) - 3 :]
+    reach = covalent_radii[first.numbers][:, None] + covalent_radii[second.numbers]
+    between = np.linalg.norm(first.positions[:, None] - second.positions, axis=-1) / reach
+    assert 1.6 - 1e-9 <= between.min() <= 2.4
+    np.testing.assert_allclose(second.get_all_distances(), water.get_all_distances(), atol=1e-9)
+
+
+def _nearest(frame: Atoms) -> np.ndarray:
+    """Distance of each atom to the nearest other over the sum of their covalent radii."""
+    radii = covalent_radii[frame.numbers]
+    share = frame.get_all_distances() / (radii[:, None] + radii)
+    np.fill_diagonal(share, np.inf)
+    return share.min(axis=0)
+
+
+def test_conformers_differ_and_keep_their_bonds():
+    pytest.importorskip("rdkit")
+    start = molecule("CH3CH2OH")
+    start.info.update(charge=0, spin=1)
+    frames = made_of([start, molecule("C6H6")], kind="conformers", count=20)
+    ethanol = [frame for frame in frames if len(frame) == 9]
+    assert len(frames) - len(ethanol) == 1, "benzene has one"
+    assert 2 <= len(ethanol) <= 3, "anti, gauche and its mirror image"
+    carbon, oxygen = np.flatnonzero(start.numbers == 6), int(np.flatnonzero(start.numbers == 8)[0])
+    (hydroxyl,) = [n for n in np.flatnonzero(start.numbers == 1) if start.get_distance(n, oxygen) < 1.1]
+    near = min(carbon, key=lambda n: start.get_distance(n, oxygen))
+    far = next(n for n in carbon if n != near)
+    turned = sorted(min(a, 360 - a) for a in (f.get_dihedral(far, near, oxygen, hydroxyl) for f in ethanol))
+    assert turned[0] == pytest.approx(60, abs=10) and turned[-1] == pytest.approx(180, abs=10)
+    for frame in ethanol:
+        assert list(frame.numbers) == list(start.numbers) and frame.info == {"charge": 0, "spin": 1}
+        assert frame.get_distance(near, oxygen) == pytest.approx(start.get_distance(near, oxygen), abs=0.05)
+    named = made_of([], kind="conformers", count=12, smiles=["NCC(=O)O", "C[NH3+]"], least_rmsd=0.5)
+    assert {frame.info["charge"] for frame in named} == {0, 1}
+    assert GeneratorSettings.parse({"kind": "conformers", "smiles": ["CCO"]}).elements == {1, 6, 8}
+
+
+def made_of(starts: list[Atoms], **settings: Any) -> list[Atoms]:
+    """As `made`, of a kind that gives fewer structures where there are not as many."""
+    one = GeneratorSettings.parse(settings)
+    one.check(starts)
+    frames = list(one.generate(GenerationInputs(starts, np.random.default_rng(0))))
+    assert 0 < len(frames) <= one.count and all(apart(frame, one.closest) for frame in frames)
+    return frames
+
+
+@pytest.mark.parametrize(
+    ("starts", "settings", "message"),
+    [
+        ([], {}, "give these, or smiles"),
+        ([], {"smiles": ["foo"]}, "no SMILES"),
+        ([], {"smiles": ["[CH3]"]}, "is a radical"),
+        ([], {"smiles": ["[Fe]"]}, "no parameters for Fe"),
+        ([SALT], {}, "periodic"),
+        ([molecule("CH3")], {}, "multiplicity 2"),
+        ([Atoms("OH2OH2", [[0, 0, 0], [0, 0, 1], [0, 1, 0], [3, 0, 0], [3, 0, 1], [3, 1, 0]])], {}, "several parts"),
+    ],
+)
+def test_what_has_no_conformers_is_refused(starts, settings, message):
+    pytest.importorskip("rdkit")
+    with pytest.raises(InputError, match=message):
+        GeneratorSettings.parse({"kind": "conformers", **settings}).check(starts)
+
+
 def test_the_same_random_numbers_give_the_same_structures():
     for kind in ("strained", "surfaces", "random_search"):
         one, same, other = (made([SALT], seed, kind=kind, count=2) for seed in (1, 1, 2))
@@ -124,6 +205,14 @@ def test_atoms_and_their_images_are_told_apart():
             {"kind": "rattled", "stdev": 2.0},
             "nearly always brings atoms of start geometry 0 closer than 0.6",
         ),
+        ([], {"kind": "clusters"}, "give these, or a composition"),
+        ([SALT], {"kind": "clusters"}, "start geometry 0 is periodic"),
+        ([molecule("CH3")], {"kind": "clusters"}, "multiplicity 2"),
+        (
+            [Atoms("OH", [[0, 0, 0], [0, 0, 1]], info={"charge": -1})],
+            {"kind": "clusters"},
+            "no start geometry is neutral",
+        ),
         ([], {"kind": "random_search", "composition": {"C": 9}, "volume": [1, 1.2]}, "which is too little for C9"),
         ([], {"kind": "random_search", "composition": {"C": 9}, "volume": [2, 2.2]}, "finds no places for 9 atoms"),
     ],
@@ -147,6 +236,9 @@ def test_charged_crystals_are_not_cut():
         ({"kind": "vacancies", "species": ["Xx"]}, "'Xx' is no element"),
         ({"kind": "surfaces", "indices": [[0, 0, 0]]}, "those of no surface"),
         ({"kind": "random_search", "units": [3, 1]}, "the smaller one comes first"),
+        ({"kind": "clusters", "composition": {"Cu": 3}, "pieces": [2, 3]}, "leave them out"),
+        ({"kind": "clusters", "relax": {"cell": "full"}}, "no cell that could be relaxed"),
+        ({"kind": "clusters", "contact": [0.5, 0.8]}, "less than closest"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(settings, message):
