@@ -778,7 +778,8 @@ def lammps(
         raise InputError(f"--score {score} is no score of structures; give one of {', '.join(names(scores()))}.")
     model = _load(potential)
     from almlip_jax.interfaces.lammps import Coupling
-    from almlip_jax.interfaces.lammps_script import Recording, run_script
+    from almlip_jax.interfaces.lammps_script import run_script
+    from almlip_jax.interfaces.recording import Recording
 
     coupling = Coupling(
         elements=None if elements is None else elements.split(","),

@@ -28,3 +28,6 @@ GPA: Final[float] = float(_ase.GPa)
 
 KCAL_PER_MOL: Final[float] = float(_ase.kcal / _ase.mol)
 """One kilocalorie per mole in eV."""
+
+KJ_PER_MOL: Final[float] = float(_ase.kJ / _ase.mol)
+"""One kilojoule per mole in eV."""

