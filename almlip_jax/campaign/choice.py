@@ -35,6 +35,7 @@ class Beginning:
         labelled: the structures that it was trained on.
         key: random stream of the round.
         round: its number, from 0.
+        under_way: structures whose labels are being made (`campaign.overlap`).
     """
 
     potential: Potential
@@ -42,6 +43,7 @@ class Beginning:
     labelled: Sequence[Atoms]
     key: jax.Array
     round: int
+    under_way: Sequence[Atoms] = ()
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,11 @@ class ExplorationInputs:
         here: the round: its files, random streams and progress.
         trained: its potential, and evaluations that it shares with the selection.
         inputs: start geometries, structures that walkers start at, and the fixed pool.
-        withheld: what identifies the structures of the test set, which must not become candidates (`geometry_key`).
+        withheld: what identifies structures that must not become candidates (`geometry_key`): those of the test set,
+            and those whose labels are under way.
         explorers: keep what was compiled, and how large its arrays have become.
         budget: labels that the round may ask for.
+        under_way: structures whose labels are being made.
     """
 
     here: Round
@@ -63,6 +67,7 @@ class ExplorationInputs:
     withheld: frozenset[bytes]
     explorers: Explorers
     budget: Budget
+    under_way: Sequence[Atoms] = ()
 
 
 class ExplorationChoice(Spec):

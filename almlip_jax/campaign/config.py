@@ -22,6 +22,7 @@ from almlip_jax.campaign.consistency import (
 )
 from almlip_jax.campaign.continuity import with_earlier_defaults
 from almlip_jax.campaign.settings import (
+    CampaignSettings,
     InitialSettings,
     MdExploration,
     SelectionSettings,
@@ -97,6 +98,8 @@ class ExperimentConfig(PotentialConfig):
     """Which candidates are labelled."""
     stopping: StoppingSettings = StoppingSettings()
     """When the campaign ends."""
+    campaign: CampaignSettings = CampaignSettings()
+    """How its stages follow each other."""
 
     @model_validator(mode="after")
     def _sections_serve_each_other(self) -> Self:

@@ -209,6 +209,9 @@ def digests_after(stage: Stage, round_index: int, run: RunDirectory, known: Mapp
         Stage.LABEL: [following.dataset, here.calibration],
     }.get(stage, [])
     found = dict(known)
+    if stage is Stage.LABEL:  # of the round before too, where its labels were under way
+        calibrations = [run.round(index).calibration for index in range(round_index)]
+        made += [path for path in calibrations if _place(run, path) not in known]
     if stage is Stage.LABEL:
         found.pop(_place(run, here.pool), None)  # nobody reads it again
     for path in made:
@@ -216,6 +219,11 @@ def digests_after(stage: Stage, round_index: int, run: RunDirectory, known: Mapp
         if path.exists():
             found[_place(run, path)] = digest(path)
     return found
+
+
+def without_batch(run: RunDirectory, round_index: int, known: Mapping[str, str]) -> dict[str, str]:
+    """Digests without that of the batch of a round, which will not be labelled."""
+    return {place: one for place, one in known.items() if place != _place(run, run.round(round_index).batch)}
 
 
 def check_files(run: RunDirectory, state: CampaignState) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,9 +28,15 @@ class PaidLabel:
     seconds: float
 
 
-def paid_labels(store: LabelStore) -> list[PaidLabel]:
-    """The labels of a store whose time was measured; those of test sets stand for dynamics, and do not count."""
-    rows = (row for row in store.labelled() if row.provenance.get("purpose") != "test" and row.label.seconds > 0)
+def paid_labels(store: LabelStore, without: Collection[str] = ()) -> list[PaidLabel]:
+    """The labels of a store whose time was measured; those of test sets stand for dynamics, and do not count.
+
+    Args:
+        store: whose labels.
+        without: identities of labels that do not count either.
+    """
+    measured = (row for row in store.labelled() if row.label.seconds > 0 and row.label.identity not in without)
+    rows = (row for row in measured if row.provenance.get("purpose") != "test")
     return [PaidLabel(row.atoms.get_chemical_formula(), len(row.atoms), row.label.seconds) for row in rows]
 
 

@@ -38,7 +38,7 @@ def explore(settings: MdExploration, given: ExplorationInputs) -> Mapping[str, A
     """Runs the walkers of a round, writes what they found, and returns the numbers of the round's record."""
     here, trained, inputs = given.here, given.trained, given.inputs
     dataset, potential = here.dataset(), trained.potential
-    knowledge = given.explorers.knowledge(settings, potential, dataset, here.seed)
+    knowledge = given.explorers.knowledge(settings, potential, dataset, here.seed, given.under_way)
     systems = systems_of_walkers(inputs.system.parts, len(settings.temperatures))
     levels = gate_levels(settings, here, dataset, trained, knowledge, systems)
     programs = buckets(systems, inputs.geometries, inputs.listed, potential.cutoff + settings.skin)

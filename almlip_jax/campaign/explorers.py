@@ -74,7 +74,12 @@ class Explorers:
         )
 
     def knowledge(
-        self, settings: ExplorationSettings, potential: Potential, dataset: Sequence[Atoms], seed: int
+        self,
+        settings: ExplorationSettings,
+        potential: Potential,
+        dataset: Sequence[Atoms],
+        seed: int,
+        chosen: Sequence[Atoms] = (),
     ) -> Knowledge:
         """What an exploration needs to know of the training set (see `know`), in arrays that keep their shapes."""
-        return know(settings, potential, dataset, seed, self._budget)
+        return know(settings, potential, dataset, seed, self._budget, chosen)

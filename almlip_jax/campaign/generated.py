@@ -40,7 +40,9 @@ def explore(settings: GeneratedExploration, given: ExplorationInputs) -> Mapping
                     "close, or their volume left half to twice what it was."
                 )
         frames += made
-    beginning = Beginning(trained.potential, inputs.geometries, here.dataset(), here.key("explore"), here.index)
+    beginning = Beginning(
+        trained.potential, inputs.geometries, here.dataset(), here.key("explore"), here.index, given.under_way
+    )
     most = settings.most_candidates(0), "its counts"
     return offer(
         here, fresh(frames, beginning, inputs.system, given.withheld, "exploration 'generated'", most), trained

@@ -146,23 +146,26 @@ class Campaign:
     def go_round(self) -> None:
         """Goes round from where the state stands until a stopping rule holds."""
         rounds = self.rounds
+        if self.state.under_way is not None:
+            with self.noting_errors():
+                rounds.begin_labels(self.state.under_way)
         self.do(Stage.TEACHER, rounds.make_teacher_frames)
         self.do(Stage.PRETRAIN, rounds.pretrain)
         self.do(Stage.INITIAL, rounds.make_initial_set)
         self.do(Stage.TEST, rounds.make_test_set)
         while True:
             self.begin_round()
-            self.do(Stage.TRAIN, lambda index: {**rounds.train(index), **self.calls()})
+            self.do(Stage.TRAIN, lambda index: {**rounds.train(index), **self.calls(trained_on=True)})
             self.do(Stage.EVALUATE, rounds.evaluate)
             if self.ends():
                 break
-            self.do(Stage.EXPLORE, lambda index: rounds.explore(index, self.budget()))
+            self.do(Stage.EXPLORE, lambda index: rounds.explore(index, self.budget(), self.state.under_way))
             if self.ends():
                 break
-            self.do(Stage.SELECT, lambda index: rounds.select(index, self.budget()))
+            self.do(Stage.SELECT, lambda index: rounds.select(index, self.budget(), self.state.under_way))
             if self.ends():
                 break
-            self.do(Stage.LABEL, rounds.label)
+            self.label()
             self.report()
 
     def do(self, stage: Stage, work: Work) -> None:
@@ -170,12 +173,45 @@ class Campaign:
         if self.state.stage is not stage:
             return
         results, seconds = self.results_of(work, stage)
-        files = continuity.digests_after(stage, self.state.round, self.run, self.state.files)
-        following = self.state.after(results, seconds=seconds, measured=self.rounds.measured)
-        self.save(following.model_copy(update={"files": files, **self.calls()}))
-        self.clock.forget()
+        self.move_on(self.state.after(results, seconds=seconds, measured=self.rounds.measured))
         if stage is Stage.TRAIN:
             self.point_to_potential()
+
+    def label(self) -> None:
+        """Labels the batch, if that is next, or begins to; what is under way from the round before is waited for."""
+        if self.state.stage is not Stage.LABEL:
+            return
+        index, before, asks = self.state.round, self.state.under_way, not self.state.closing
+        if not asks:
+            self.run.round(index).batch.unlink(missing_ok=True)
+        ahead = asks and self.goes_ahead()
+        due = [*([] if before is None else [before]), *([index] if asks and not ahead else [])]
+        failed: dict[int, int] = {}
+
+        def work(index: int) -> Results:
+            failed.update(self.rounds.label(index, due))
+            if ahead:
+                self.rounds.begin_labels(index)
+            return {}
+
+        _, seconds = self.results_of(work, Stage.LABEL)
+        following = self.state.after({}, seconds=seconds, measured=self.rounds.measured)
+        self.move_on(following.labelled(failed, index if ahead and self.rounds.identities(index) else None))
+
+    def goes_ahead(self) -> bool:
+        """Whether the next round need not wait for the labels of this one: it is to, and will choose structures too."""
+        if not self.config.campaign.overlap or self.state.round + 1 >= self.config.stopping.max_rounds:
+            return False
+        left = self.labels_left(self.state.under_way, self.state.round)
+        return left is None or left > 0
+
+    def move_on(self, following: CampaignState) -> None:
+        """Makes durable that a stage is done, whose files are there."""
+        files = continuity.digests_after(self.state.stage, self.state.round, self.run, self.state.files)
+        self.save(following.model_copy(update={"files": files, **self.calls()}))
+        self.clock.forget()
+        with self.noting_errors():
+            self.labeller.land()
 
     def finish(self) -> None:
         """Trains and evaluates the final potential where the config asks for one that is not there yet."""
@@ -205,10 +241,16 @@ class Campaign:
 
     def results_of(self, work: Work, stage: str) -> tuple[Mapping[str, Any], float]:
         """What a stage found out, and the seconds it took in all sessions; an error is kept for the status."""
+        with self.noting_errors(), self.clock.stage(f"round {self.state.round}, {stage}"):
+            results = work(self.state.round)
+            return results, self.clock.seconds
+
+    @contextlib.contextmanager
+    def noting_errors(self) -> Iterator[None]:
+        """Within the block errors are kept for the status."""
         try:
-            with _disk_errors(), self.clock.stage(f"round {self.state.round}, {stage}"):
-                results = work(self.state.round)
-                return results, self.clock.seconds
+            with _disk_errors():
+                yield
         except (InputError, LabelError, CapacityError) as error:
             self.note_error(error)
             raise
@@ -218,9 +260,17 @@ class Campaign:
         self.progress.round(self.state.round, self.config.stopping.max_rounds + 1)
 
     def ends(self) -> bool:
-        """Whether a stopping rule holds; if so, it goes into the state."""
-        verdict = stopping.decide(self.config.stopping, self.state.history)
+        """Whether a stopping rule holds; if so, it goes into the state.
+
+        Labels that are under way come first: they are waited for and trained on, and then the rules are asked again.
+        """
+        verdict = None if self.state.closing else stopping.decide(self.config.stopping, self.state.history)
         if verdict is None:
+            return False
+        if self.state.under_way is not None:
+            self.progress.message(f"{verdict.reason} Labels that are under way are trained on first.")
+            files = continuity.without_batch(self.run, self.state.round, self.state.files)
+            self.save(self.state.wound_up().model_copy(update={"files": files}))
             return False
         ending = {"rule": verdict.rule, "converged": verdict.converged, "reason": verdict.reason}
         self.save(self.state.model_copy(update={"finished": True, **ending}))
@@ -248,28 +298,44 @@ class Campaign:
             update = {"reason": str(error), "retry": retry, **self.calls()}
             self.save(self.state.model_copy(update=update))
 
-    def calls(self) -> dict[str, int | float]:
+    def calls(self, *, trained_on: bool = False) -> dict[str, int | float]:
         """Fields of the state and of rounds that count the calls of the label source, those for the test set apart.
 
         Where there is a teacher, also its calls, and what both have cost.
+
+        Args:
+            trained_on: leaves out the calls for labels that are under way, whether they have arrived or not.
         """
+        without = self.rounds.identities(self.state.under_way) if trained_on else frozenset[str]()
         counted: dict[str, int | float] = {
-            "labels": self.store.count_calls() + self.state.lost_calls,
+            "labels": self.store.count_calls(without=without) + self.state.lost_calls,
             "test_calls": self.store.count_test_calls() + self.state.lost_test_calls,
         }
         if self.teacher is None:
             return counted
-        spent = sum(entry["seconds"] for purpose, entry in self.store.summary().items() if purpose != "test")
+        spent = self.store.count_seconds(without=without)
+        known = self.state.history[-1] if without else self.state
         return counted | {
-            "label_seconds": max(spent, self.state.label_seconds or 0.0),
+            "label_seconds": max(spent, known.label_seconds or 0.0),
             "teacher_calls": max(self.teacher.calls, self.state.teacher_calls or 0),
             "teacher_seconds": max(self.teacher.seconds, self.state.teacher_seconds or 0.0),
         }
 
     def budget(self) -> Budget:
         """What may be labelled in this round."""
+        return Budget(self.config.selection.batch, self.labels_left(self.state.under_way))
+
+    def labels_left(self, *asking: int | None) -> int | None:
+        """What is left of the label budget; None where there is no limit.
+
+        Args:
+            asking: rounds whose labels may be under way, each of which counts as one call, whatever has arrived.
+        """
         most = self.config.stopping.max_labels
-        return Budget(self.config.selection.batch, None if most is None else most - int(self.calls()["labels"]))
+        if most is None:
+            return None
+        asked = frozenset[str]().union(*map(self.rounds.identities, asking))
+        return most - self.store.count_calls(without=asked) - self.state.lost_calls - len(asked)
 
     def note_calls(self) -> None:
         """Makes durable, outside the store, how many calls were made: should the store be removed, they still count."""

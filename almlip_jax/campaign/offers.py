@@ -27,7 +27,9 @@ def find(settings: ExplorationChoice, given: ExplorationInputs) -> Mapping[str, 
     """Lets a kind find structures, which are scored and written; errors as for `found_by`."""
     here, trained, inputs = given.here, given.trained, given.inputs
     most = settings.most_candidates(len(inputs.pool_split.rest))
-    beginning = Beginning(trained.potential, inputs.geometries, here.dataset(), here.key("explore"), here.index)
+    beginning = Beginning(
+        trained.potential, inputs.geometries, here.dataset(), here.key("explore"), here.index, given.under_way
+    )
     with here.progress.stage("explore"):
         frames = found_by(settings, beginning, inputs.system, given.withheld, most)
     return offer(here, frames, trained)
@@ -43,7 +45,7 @@ def offer(here: Round, frames: Sequence[Atoms], trained: Trained) -> Mapping[str
 
 
 def found_by(
-    settings: ExplorationChoice, given: Beginning, system: StateReading, test: Collection[bytes], most: int
+    settings: ExplorationChoice, given: Beginning, system: StateReading, withheld: Collection[bytes], most: int
 ) -> list[Atoms]:
     """The structures that a kind finds, with charge and spin, without those that are known already, each once.
 
@@ -51,7 +53,7 @@ def found_by(
         settings: of the kind.
         given: what it begins with.
         system: charge and spin of structures that do not say.
-        test: what identifies the structures of the test set.
+        withheld: what identifies structures that must not become candidates.
         most: structures that there may be.
 
     Raises:
@@ -60,14 +62,14 @@ def found_by(
     """
     starts = [start.copy() for start in given.starts]  # those of later rounds too, whatever is done with them
     found = settings.explore(replace(given, starts=starts))
-    return fresh(found, given, system, test, f"exploration '{settings.kind}'", (most, settings.bound))
+    return fresh(found, given, system, withheld, f"exploration '{settings.kind}'", (most, settings.bound))
 
 
 def fresh(
     found: Iterable[Any],
     given: Beginning,
     system: StateReading,
-    test: Collection[bytes],
+    withheld: Collection[bytes],
     where: str,
     most: tuple[int, str],
 ) -> list[Atoms]:
@@ -77,12 +79,12 @@ def fresh(
         found: the structures.
         given: what is known.
         system: charge and spin of structures that do not say.
-        test: what identifies the structures of the test set.
+        withheld: what identifies structures that must not become candidates.
         where: what found them, for messages.
         most: structures that there may be, and what bounds them.
     """
     known = [*given.starts, *given.labelled]
-    seen = {*test, *(geometry_key(frame) for frame in given.labelled)}
+    seen = {*withheld, *(geometry_key(frame) for frame in given.labelled)}
     frames: list[Atoms] = []
     for number, one in enumerate(found):
         (frame,) = name_systems([_structure(one, f"{where}, structure {number}", system)], given.starts, where)

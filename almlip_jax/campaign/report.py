@@ -27,7 +27,7 @@ from almlip_jax.campaign.report_figures import (
 )
 from almlip_jax.campaign.rundir import PotentialDirectory, RoundDirectory, RunDirectory
 from almlip_jax.campaign.state import CampaignState, metric_units, read_state
-from almlip_jax.campaign.status import calls_by_purpose, campaign_status, told_calls
+from almlip_jax.campaign.status import calls_by_purpose, campaign_status, told_calls, told_under_way
 from almlip_jax.campaign.walkers import bath, called
 from almlip_jax.errors import InputError
 from almlip_jax.files import read_csv, read_json, read_npz, understood, write_text
@@ -65,7 +65,7 @@ def write_report(run_dir: Path | str) -> Path:
         called=called,
         told_calls=told_calls,
         status=status,
-        headline=_headline(state, max(state.test_calls, calls_by_purpose(run).get("test", 0))),
+        headline=_headline(state, max(state.test_calls, calls_by_purpose(run).get("test", 0)), status["under_way"]),
         errors=_error_rows(status, looks),
         error_columns={metric: spelt(unit_of(metric)) for metric in _shown_errors(status)},
         plotly=get_plotlyjs(),
@@ -92,8 +92,9 @@ def _json(figure: go.Figure | None) -> str:
     return text.replace("</", "<\\/")
 
 
-def _headline(state: CampaignState, test_calls: int) -> list[tuple[str, str]]:
+def _headline(state: CampaignState, test_calls: int, waiting: Mapping[str, int] | None = None) -> list[tuple[str, str]]:
     rows = [("labels", str(state.labels))]
+    rows += [] if waiting is None else [("under way", told_under_way(waiting))]
     rows += [("calls for the test set", str(test_calls))] if test_calls else []
     if state.costs:
         rows += [("calls of the teacher", str(state.teacher_calls))]

@@ -7,7 +7,7 @@ resumed run computes with the same shapes, and therefore the same bits, as one t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property, partial
 from typing import Any
@@ -121,27 +121,36 @@ class Rounds:
         """Likewise of the final potential."""
         return stages.evaluate(self._test, partial(self._final, index), self._run.final, self._progress)
 
-    def explore(self, index: int, budget: Budget) -> Results:
-        """Finds candidates, as the kind of exploration does."""
+    def explore(self, index: int, budget: Budget, under_way: int | None) -> Results:
+        """Finds candidates, as the kind of exploration does; ``under_way`` is a round that waits for its labels."""
+        waiting = self._asked_by(under_way)
         given = ExplorationInputs(
             here=self._round(index),
             trained=self._judge(index),
             inputs=self._inputs,
-            withheld=self._withheld,
+            withheld=self._withheld.union(geometry_key(frame) for frame in waiting),
             explorers=self._explorers,
             budget=budget,
+            under_way=waiting,
         )
         return self._config.exploration.stage(given)
 
-    def select(self, index: int, budget: Budget) -> Results:
-        """See `stages.select`."""
+    def select(self, index: int, budget: Budget, under_way: int | None) -> Results:
+        """See `stages.select`; ``under_way`` is a round that waits for its labels."""
         fixed = bool(self._config.exploration.pool_files)
         trained, here, compare = partial(self._judge, index), self._round(index), None
         if self._config.selection.selector.asks_teacher:
             compare = partial(self._compared, here)
-        shares = self._config.system.parts
         return stages.select(
-            self._chooser, here, trained, self._paid, budget, fixed=fixed, shares=shares, compare=compare
+            self._chooser,
+            here,
+            trained,
+            partial(self._paid, self.identities(under_way)),
+            budget,
+            fixed=fixed,
+            shares=self._config.system.parts,
+            compare=compare,
+            under_way=self._asked_by(under_way),
         )
 
     def _compared(
@@ -151,17 +160,33 @@ class Rounds:
         assert self._teacher is not None and isinstance(self._learner.start, Taught)
         return teaching.compared(self._teacher, self._learner.start, frames, evaluated, potential, here)
 
-    def _paid(self) -> list[PaidLabel]:
+    def _paid(self, without: Collection[str]) -> list[PaidLabel]:
         """Labels whose times say what others cost; those of a teacher tell how costs grow where none was paid."""
-        paid = paid_labels(self._labeller.store)
+        paid = paid_labels(self._labeller.store, without)
         if not paid and self._teacher is not None:
             return paid_by_teacher(self._teacher.labeller.store)
         return paid
 
-    def label(self, index: int) -> Results:
-        """See `stages.label`."""
+    def label(self, index: int, due: Sequence[int]) -> dict[int, int]:
+        """See `stages.label`; ``due`` are the rounds whose labels are waited for."""
+        return stages.label(self._labeller, self._round(index), [self._asking(one) for one in due])
+
+    def begin_labels(self, index: int) -> None:
+        """Has what a round asked for labelled while the campaign goes on."""
+        asked = self._asking(index)
+        if (told := self._labeller.begin(asked.frames, asked.notes)) is not None:
+            self._progress.message(told)
+
+    def identities(self, index: int | None) -> frozenset[str]:
+        """Identities of the labels that a round asked for; none where there is no round."""
+        return frozenset(self._labeller.identity(frame) for frame in self._asked_by(index))
+
+    def _asked_by(self, index: int | None) -> list[Atoms]:
+        return [] if index is None else self._asking(index).frames
+
+    def _asking(self, index: int) -> stages.Asked:
         selector, monitor = self._config.selection.selector.kind, self._config.stopping.monitor
-        return stages.label(self._labeller, selector, monitor, self._round(index))
+        return stages.asked(selector, monitor, self._round(index))
 
     # -- what they are given ------------------------------------------------------------------------------------------
 
@@ -199,7 +224,7 @@ class Rounds:
         return len(self._round(0).dataset()) + more
 
     @property
-    def _asked(self) -> dict[str, Any]:
+    def _of_trainings(self) -> dict[str, Any]:
         """What all trainings have in common, as `Learner` takes it."""
         config = self._config
         return {
@@ -228,7 +253,7 @@ class Rounds:
             isolated=inputs.isolated,
             capacity=known,
             start=start,
-            **self._asked,
+            **self._of_trainings,
         )
 
     @cached_property
@@ -250,7 +275,7 @@ class Rounds:
         assert config.teacher is not None
         training = config.teacher.training.of(config.training)
         isolated = self._inputs.isolated
-        learner = teaching.learner_of_teacher(self._teacher_frames, isolated, training=training, **self._asked)
+        learner = teaching.learner_of_teacher(self._teacher_frames, isolated, training=training, **self._of_trainings)
         return teaching.pretrain(learner, self._run, config.name, self._progress)
 
     @cached_property

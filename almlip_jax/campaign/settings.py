@@ -474,6 +474,14 @@ class UserRuleSettings(UserCode):
         self.call_for_function("history")
 
 
+class CampaignSettings(Settings):
+    """How the stages of a campaign follow each other."""
+
+    overlap: bool = False
+    """Whether the campaign goes on while a batch is labelled: the next round trains, explores and selects without these
+    labels, and the round after trains on them.  The last batch is waited for."""
+
+
 class StoppingSettings(Settings):
     """When a campaign ends; the first rule that holds decides."""
 

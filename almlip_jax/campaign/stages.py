@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -41,6 +41,7 @@ from almlip_jax.learner import Earlier, Learner
 from almlip_jax.models import Params
 from almlip_jax.oracles import Labeller, LabelResult
 from almlip_jax.potential import ActiveSetSettings, ActiveStructures, Evaluated, Potential
+from almlip_jax.potential.evaluator import joined
 from almlip_jax.progress import Progress, reaching
 from almlip_jax.selection import Candidates, SelectorSettings
 from almlip_jax.structures.carried import carried, system_of
@@ -254,6 +255,7 @@ def select(
     fixed: bool,
     shares: Mapping[str, float],
     compare: Compare | None = None,
+    under_way: Sequence[Atoms] = (),
 ) -> Results:
     """Chooses the batch from the candidates, cut to what is left of the label budget.
 
@@ -266,6 +268,7 @@ def select(
         fixed: whether candidates are those of a fixed pool: what is left of it is looked at, too.
         shares: of named systems in the batch.
         compare: compares candidates with a teacher, where the selector asks for it.
+        under_way: structures whose labels are being made, which count as chosen.
     """
     folder = here.folder
     folder.batch.unlink(missing_ok=True)
@@ -276,6 +279,8 @@ def select(
         evaluated = judge.evaluate("candidates", frames)
         dataset = here.dataset()
         context = judge.evaluate("dataset", dataset)
+        if under_way:
+            dataset, context = [*dataset, *under_way], joined([context, judge.evaluate("under way", under_way)])
         costs, scalars = _costs(chooser.settings, frames, paid), _selection_scalars(chooser.settings, here)
         further = {} if compare is None else compare(frames, evaluated, judge.potential)
         among = candidates(
@@ -349,30 +354,81 @@ def _mean(values: np.ndarray) -> float | None:
 # -------------------------------------------------------------------------------------------------------------- label
 
 
-def label(labeller: Labeller, selector: str, monitor: str, here: Round) -> Results:
-    """Labels the batch and writes the dataset of the next round: the present one, and what got a label.
+@dataclass(frozen=True)
+class Asked:
+    """What a round wants labels for.
+
+    Attributes:
+        here: the round.
+        batch: selected frames.
+        drawn: frames drawn at random, whose labels thresholds come from.
+        notes: of each frame, those of the batch first: what the label store keeps about it.
+    """
+
+    here: Round
+    batch: list[Atoms]
+    drawn: list[Atoms]
+    notes: Sequence[Mapping[str, Any]]
+
+    @property
+    def frames(self) -> list[Atoms]:
+        """All of them."""
+        return [*self.batch, *self.drawn]
+
+
+def asked(selector: str, monitor: str, here: Round) -> Asked:
+    """What a round wants labels for.
 
     Args:
-        labeller: the label source.
         selector: kind of the selector, which is noted with the labels,
         monitor: as is this score of the structures.
         here: the round.
-
-    Raises:
-        LabelError: nothing of the batch could be labelled.
     """
-    folder, following, say = here.folder, here.run.round(here.index + 1).create(), here.progress.message
+    folder, carried_along = here.folder, ("system", "walker", "step", "pool_index", "gain")
     batch = read_structures(folder.batch) if folder.batch.exists() else []
     drawn = read_structures(folder.drawn) if folder.drawn.exists() else []
-    folder.labelled.unlink(missing_ok=True)
     of_batch = [{"purpose": "train", "selector": selector, "score": frame.info.get(monitor)} for frame in batch]
     of_drawn = [{"purpose": "calibration", "selector": "random"}] * len(drawn)
-    results = _label_frames(labeller, [*batch, *drawn], [*of_batch, *of_drawn], here)
+    notes = [
+        {**here.provenance, **{key: frame.info[key] for key in carried_along if key in frame.info}, **note}
+        for frame, note in zip([*batch, *drawn], [*of_batch, *of_drawn], strict=True)
+    ]
+    return Asked(here, batch, drawn, notes)
+
+
+def label(labeller: Labeller, here: Round, due: Sequence[Asked]) -> dict[int, int]:
+    """Labels what rounds asked for and writes the dataset of the next one: the present one, and what got a label.
+
+    Args:
+        labeller: the label source.
+        here: the round.
+        due: what it asked for, or the rounds before.
+
+    Returns:
+        how many frames of the batches of these rounds got no label.
+
+    Raises:
+        LabelError: nothing of a batch could be labelled.
+    """
+    following = here.run.round(here.index + 1).create()
+    grown, failures = here.dataset(), dict[int, int]()
+    for one in due:
+        labelled, failures[one.here.index] = _labelled(labeller, one)
+        grown += [_training_frame(frame, here.index + 1) for frame in labelled]
+    write_structures(following.dataset, grown)
+    return failures
+
+
+def _labelled(labeller: Labeller, asked: Asked) -> tuple[list[Atoms], int]:
+    """What of a round's batch got a label, also written to its folder, and how many frames did not."""
+    folder, say, batch = asked.here.folder, asked.here.progress.message, asked.batch
+    folder.labelled.unlink(missing_ok=True)
+    results = _label_frames(labeller, asked)
     _keep_calibration(folder, results[len(batch) :], say)
     labelled, failed = _parted(results[: len(batch)])
     if failed and not labelled:
         raise LabelError(
-            f"none of the {len(batch)} structures of round {here.index} could be labelled, the first because: "
+            f"none of the {len(batch)} structures of round {asked.here.index} could be labelled, the first because: "
             f"{failed[0]}. Correct the cause and resume: they are tried again."
         )
     if failed:
@@ -380,26 +436,18 @@ def label(labeller: Labeller, selector: str, monitor: str, here: Round) -> Resul
     if labelled:
         write_structures(folder.labelled, labelled)
         labelled = read_structures(folder.labelled, require_labels=True)
-    grown = [*here.dataset(), *(_training_frame(frame, here.index + 1) for frame in labelled)]
-    write_structures(following.dataset, grown)
-    return {"failed": len(failed)}
+    return labelled, len(failed)
 
 
-def _label_frames(
-    labeller: Labeller, frames: Sequence[Atoms], notes: Sequence[Mapping[str, Any]], here: Round
-) -> list[LabelResult]:
-    """Labels of some frames, with what is noted of each and what it carries."""
+def _label_frames(labeller: Labeller, asked: Asked) -> list[LabelResult]:
+    """Labels of what a round asked for, the batch first."""
+    frames = asked.frames
     if not frames:
         return []
     known = sum(labeller.identity(frame) in labeller.store for frame in frames)
-    carried_along = ("system", "walker", "step", "pool_index", "gain")
-    provenance = [
-        {**here.provenance, **{key: frame.info[key] for key in carried_along if key in frame.info}, **note}
-        for frame, note in zip(frames, notes, strict=True)
-    ]
-    with here.progress.stage("label", len(frames), unit="labels") as advance:
+    with asked.here.progress.stage("label", len(frames), unit="labels") as advance:
         advance(known)
-        return labeller.label(frames, provenance, on_label=lambda _: advance(1))
+        return labeller.label(frames, asked.notes, on_label=lambda _: advance(1))
 
 
 def _keep_calibration(folder: RoundDirectory, results: Sequence[LabelResult], say: Callable[[str], None]) -> None:

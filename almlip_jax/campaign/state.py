@@ -166,6 +166,10 @@ class CampaignState(Findings):
     """SHA-256 of each file that later stages read, by its place in the run directory, and of the config."""
     measured: dict[str, Any] = {}
     """Shapes and capacities chosen by measurement; ``measured.json`` is a copy of it."""
+    under_way: int | None = None
+    """Round whose batch is being labelled while the campaign goes on; what it asked for counts as chosen."""
+    closing: bool = False
+    """Whether a stopping rule held while labels were under way: this round asks for none, and waits for those."""
     history: tuple[RoundRecord, ...] = ()
     """One record a round."""
     final: FinalRecord | None = None
@@ -212,6 +216,26 @@ class CampaignState(Findings):
             record = RoundRecord.model_validate({**self.record.model_dump(), **plain(results), "seconds": times})
             earlier = tuple(old for old in self.history if old.round < self.round)
             update["history"] = (*earlier, record)
+        return self.model_copy(update=update)
+
+    def labelled(self, failed: Mapping[int, int], under_way: int | None) -> CampaignState:
+        """The state once the labels of some rounds are there.
+
+        Args:
+            failed: how many frames of each of these rounds got no label.
+            under_way: round whose labels are being made from now on.
+        """
+        history = tuple(
+            old.model_copy(update={"failed": failed[old.round]}) if old.round in failed else old for old in self.history
+        )
+        return self.model_copy(update={"history": history, "under_way": under_way, "closing": False})
+
+    def wound_up(self) -> CampaignState:
+        """The state where this round asks for no labels, and waits for those that are under way."""
+        update: dict[str, Any] = {"stage": Stage.LABEL, "closing": True}
+        if self.record.selected:
+            none = self.record.model_copy(update={"selected": 0, "systems_selected": {}})
+            update["history"] = (*self.history[:-1], none)
         return self.model_copy(update=update)
 
 

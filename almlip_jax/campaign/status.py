@@ -40,6 +40,8 @@ def campaign_status(run_dir: Path | str) -> dict[str, Any]:
         ``systems`` (of each named system the ``calls`` by purpose, the number of ``structures`` that are trained on,
         the ``errors`` of its groups of the test set, and ``record`` and ``stop`` thresholds of its walkers in the last
         exploration, None before),
+        ``under_way`` (with `campaign.overlap`: the ``round`` whose labels are being made while the campaign goes on,
+        how many it ``asked`` for, and how many have ``arrived``; else None),
         ``costs`` (with a teacher: ``label_seconds``, ``teacher_calls``, ``teacher_seconds``),
         ``finished``, ``converged``, ``rule``, ``reason``, ``running``; ``errors`` of
         the last evaluated round; ``final``, None or ``potential``, ``steps`` and ``errors`` of the final potential;
@@ -70,6 +72,7 @@ def campaign_status(run_dir: Path | str) -> dict[str, Any]:
         "labels": state.labels,
         "calls": calls_by_purpose(run),
         "systems": _systems(run, state, explored),
+        "under_way": under_way(run, state),
         "costs": state.costs,
         "finished": state.finished,
         "converged": state.converged,
@@ -103,6 +106,8 @@ def render_status(status: Mapping[str, Any]) -> RenderableType:
     if status["calls"]:
         parts_of_it = ", ".join(f"{calls} {purpose}" for purpose, calls in status["calls"].items())
         head.add_row("label-source calls", f"{sum(status['calls'].values())} ({parts_of_it})")
+    if waiting := status["under_way"]:
+        head.add_row("under way", told_under_way(waiting))
     if status["costs"]:
         head.add_row("cost", told_costs(status["costs"]))
     head.add_row("converged", "yes" if status["converged"] else "no")
@@ -359,6 +364,30 @@ def _read_store(run: RunDirectory, ask: Callable[[LabelStore], Mapping[str, Any]
             return dict(ask(store))
     except InputError:
         return {}
+
+
+def under_way(run: RunDirectory, state: CampaignState) -> dict[str, int] | None:
+    """The labels that are being made while the campaign goes on: of which round, how many, and how many are there.
+
+    Those in the spool count, which the campaign takes over between two stages.
+    """
+    if state.under_way is None:
+        return None
+    index, folder = state.under_way, run.round(state.under_way)
+    try:
+        files = [file for file in (folder.batch, folder.drawn) if file.exists()]
+        asked = sum(len(read_structures(file)) for file in files)
+        with LabelStore(run.labels, readonly=True) as store:
+            rows = [row for row in store.select(round=index) if row.provenance["purpose"] in ("train", "calibration")]
+            arrived = len(rows) + len(list(store.spool.glob("*.json")))
+    except InputError:
+        return None
+    return {"round": index, "asked": asked, "arrived": min(arrived, asked)}
+
+
+def told_under_way(waiting: Mapping[str, int]) -> str:
+    """The same in words."""
+    return f"labels of round {waiting['round']}: {waiting['arrived']} of {waiting['asked']} are there"
 
 
 def _failed_labels(run: RunDirectory) -> dict[str, int]:

@@ -47,6 +47,7 @@ def know(
     training_set: Sequence[Atoms] | None,
     seed: int,
     room: int = 0,
+    chosen: Sequence[Atoms] = (),
 ) -> Knowledge:
     """What an exploration with some settings needs to know; nothing is evaluated that it does not ask for.
 
@@ -56,6 +57,8 @@ def know(
         training_set: structures; labels are not looked at.  None: what the potential knows of it (`Potential.knowing`).
         seed: decides sketches.
         room: training structures there can be at most, so that a growing set keeps its shape.
+        chosen: structures whose labels are under way: the potential has learned nothing from them, but the admission
+            need not keep their like.
 
     Raises:
         InputError: a structure holds an element that the potential does not know, or there are none and the potential
@@ -92,7 +95,7 @@ def know(
     context = None
     if by_features:
         request = FeatureRequest((TRAINING_ROWS,))
-        rows = potential.evaluate(training_set, features=request).features[TRAINING_ROWS]
+        rows = potential.evaluate([*training_set, *chosen], features=request).features[TRAINING_ROWS]
         context = settings.admission.context(rows, seed, room)
     return Knowledge(novelty, context)
 

@@ -21,13 +21,14 @@ from pydantic import Field
 
 from almlip_jax.cluster import ClusterSettings, ExecutorSettings
 from almlip_jax.errors import InputError
-from almlip_jax.oracles.base import Delivery, Label, SourceSettings, bare
+from almlip_jax.oracles.base import Delivery, Label, PendingLabels, SourceSettings, bare
 from almlip_jax.oracles.cluster import ClusterBackend
 from almlip_jax.oracles.identity import identifier
 from almlip_jax.oracles.processes import WorkerProcess, as_finished, ask_patiently, end_leftovers
 from almlip_jax.oracles.spool import at_work_elsewhere
-from almlip_jax.oracles.store import LabelStore, storage_error
-from almlip_jax.oracles.worker import Context, Failure, LabelTask, NoSpace, Task
+from almlip_jax.oracles.store import LabelStore
+from almlip_jax.oracles.underway import Underway, label_of
+from almlip_jax.oracles.worker import Context, LabelTask, Task
 
 _LOOK_SECONDS = 0.1  # between looks at labels that others calculate
 _FLUSH_SECONDS = 0.5  # finished labels wait at most this long (in the spool) for their transaction
@@ -172,6 +173,7 @@ class Labeller:
         self.identity = identifier(oracle)
         self._executor = executor or LocalSettings()
         self._backend: Backend | None = None
+        self._underway: Underway | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -180,7 +182,8 @@ class Labeller:
         self.close()
 
     def close(self) -> None:
-        """Ends all workers."""
+        """Ends all workers; labels that were begun and are not there yet are given up."""
+        self._underway = None
         if self._backend is not None:
             self._backend.close()
             self._backend = None
@@ -200,6 +203,52 @@ class Labeller:
         """
         if self.oracle.delivery() is None:
             self.backend.prepare()
+
+    def begin(self, structures: Sequence[Atoms], provenance: Provenance | Sequence[Provenance]) -> str | None:
+        """Has structures labelled while the caller does something else; `label` of the same ones waits for them.
+
+        Returns:
+            what is to be done elsewhere, where labels are made there; None where they are calculated.
+
+        Raises:
+            InputError: what was made elsewhere cannot be read.
+            StorageError: what was asked for cannot be stored.
+        """
+        for _ in self._awaited():  # those that were begun before come first
+            pass
+        _, wanted = self._asked(structures, provenance)
+        if not wanted:
+            return None
+        delivery = self.oracle.delivery()
+        if delivery is not None:
+            try:
+                for _ in self._fetch(delivery, wanted):
+                    pass
+            except PendingLabels as pending:
+                return str(pending)
+            return None
+        elsewhere, wanted = self._left(wanted)
+        tasks = [LabelTask(bare(atoms), identity) for identity, atoms in wanted.items() if identity not in elsewhere]
+        if tasks:
+            self._underway = Underway(self.backend.run(tasks), tasks, self.store.path, self.store.spool)
+        return None
+
+    def land(self) -> None:
+        """Stores what has arrived of the labels that were begun, without waiting for more.
+
+        Raises:
+            InputError: the label source cannot be used.
+            StorageError: labels cannot be stored.
+        """
+        if self._underway is None:
+            return
+        self.store.land(self._underway.arrived())
+        try:
+            if self._underway.ended():
+                self._underway = None
+        except BaseException:
+            self._underway = None
+            raise
 
     def label(
         self,
@@ -222,12 +271,7 @@ class Labeller:
             StorageError: labels cannot be stored.
             PendingLabels: an external label source has not delivered; what it has delivered is stored.
         """
-        given = [provenance] * len(structures) if isinstance(provenance, Mapping) else list(provenance)
-        if len(given) != len(structures):
-            raise InputError(f"{len(structures)} structures came with the provenance of {len(given)}; give one each.")
-        identities = [self.identity(atoms) for atoms in structures]
-        wanted = {i: a for i, a in zip(identities, structures, strict=True) if i not in self.store}
-        self.store.intend(list(zip(identities, structures, given, strict=True)))
+        identities, wanted = self._asked(structures, provenance)
         fresh = set(wanted)
 
         def result(identity: str, atoms: Atoms, label: Label) -> LabelResult:
@@ -241,12 +285,32 @@ class Labeller:
         labels = {identity: self.store.stored(identity).label for identity in dict.fromkeys(identities)}
         return [result(i, atoms, labels[i]) for i, atoms in zip(identities, structures, strict=True)]
 
+    def _asked(
+        self, structures: Sequence[Atoms], provenance: Provenance | Sequence[Provenance]
+    ) -> tuple[list[str], dict[str, Atoms]]:
+        """Identities of all structures, and the structures that have no label yet; rows for these are written."""
+        given = [provenance] * len(structures) if isinstance(provenance, Mapping) else list(provenance)
+        if len(given) != len(structures):
+            raise InputError(f"{len(structures)} structures came with the provenance of {len(given)}; give one each.")
+        identities = [self.identity(atoms) for atoms in structures]
+        wanted = {i: a for i, a in zip(identities, structures, strict=True) if i not in self.store}
+        self.store.intend(list(zip(identities, structures, given, strict=True)))
+        return identities, wanted
+
     def _obtain(self, wanted: Mapping[str, Atoms]) -> Generator[Label, None, None]:
+        yield from (label for label in self._awaited() if label.identity in wanted)
+        wanted = {identity: atoms for identity, atoms in wanted.items() if identity not in self.store}
         delivery = self.oracle.delivery() if wanted else None
         if delivery is not None:
             yield from self._fetch(delivery, wanted)
         elif wanted:
             yield from self._calculate(wanted)
+
+    def _awaited(self) -> Iterator[Label]:
+        """The labels that were begun, as they arrive."""
+        underway, self._underway = self._underway, None
+        if underway is not None:
+            yield from self._landing(iter(underway))
 
     def _fetch(self, delivery: Delivery, wanted: Mapping[str, Atoms]) -> Iterator[Label]:
         found = [delivery.label(identity, atoms) for identity, atoms in wanted.items()]
@@ -258,17 +322,20 @@ class Labeller:
             known = (row.atoms for failed in (False, True) for row in self.store.labelled(failed=failed))
             raise delivery.request(missing, known)
 
-    def _calculate(self, wanted: Mapping[str, Atoms]) -> Iterator[Label]:
-        """The labels wanted, as they arrive; what workers of a killed program are still at is waited for."""
+    def _left(self, wanted: Mapping[str, Atoms]) -> tuple[dict[str, int], dict[str, Atoms]]:
+        """What workers of a killed program are still at, and what of the labels wanted is in no spool and no store."""
         elsewhere = at_work_elsewhere(self.store.spool)
         for identity in wanted:
-            # One of them may have finished since the store was opened.
-            label = None if identity in elsewhere else self.store.take_in(identity)
-            if label is not None:
-                yield label
-        wanted = {identity: atoms for identity, atoms in wanted.items() if identity not in self.store}
-        left_at = {identity: atoms for identity, atoms in wanted.items() if identity in elsewhere}
-        yield from self._run({i: a for i, a in wanted.items() if i not in left_at})
+            if identity not in elsewhere:  # one of them may have finished since the store was opened
+                self.store.take_in(identity)
+        return elsewhere, {identity: atoms for identity, atoms in wanted.items() if identity not in self.store}
+
+    def _calculate(self, wanted: Mapping[str, Atoms]) -> Iterator[Label]:
+        """The labels wanted, as they arrive; what workers of a killed program are still at is waited for."""
+        elsewhere, left = self._left(wanted)
+        yield from (self.store.stored(identity).label for identity in wanted if identity not in left)
+        left_at = {identity: atoms for identity, atoms in left.items() if identity in elsewhere}
+        yield from self._run({i: a for i, a in left.items() if i not in left_at})
         for identity in left_at:
             label = self._await(identity)
             if label is not None:
@@ -285,19 +352,20 @@ class Labeller:
         if not wanted:
             return
         tasks = [LabelTask(bare(atoms), identity) for identity, atoms in wanted.items()]
+        outcomes = self.backend.run(tasks)
+        yield from self._landing(label_of(outcome, tasks[n], self.store.path) for n, outcome in outcomes)
+
+    def _landing(self, labels: Iterator[Label]) -> Iterator[Label]:
+        """The same labels, which go into the store as they arrive."""
         arrived: list[Label] = []
         flushed = time.monotonic()
         try:
-            for n, outcome in self.backend.run(tasks):
-                if isinstance(outcome, NoSpace):
-                    raise storage_error(self.store.path, outcome.error)
-                if isinstance(outcome, Failure):
-                    outcome = Label(tasks[n].identity, error=outcome.reason, calls=outcome.calls)
-                arrived.append(outcome)
+            for label in labels:
+                arrived.append(label)
                 if time.monotonic() - flushed > _FLUSH_SECONDS:
                     self.store.land(arrived)
                     arrived, flushed = [], time.monotonic()
-                yield outcome
+                yield label
         finally:
             self.store.land(arrived)
 

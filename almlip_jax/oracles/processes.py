@@ -10,13 +10,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import queue
 import signal
 import subprocess
 import sys
 import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import Future
 from dataclasses import replace
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -167,12 +168,13 @@ class WorkerProcess:
 
 
 def as_finished(futures: Mapping[Future[Any], int]) -> Iterator[tuple[int, Future[Any]]]:
-    """Futures with their numbers, as they finish."""
-    waiting = set(futures)
-    while waiting:
-        finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-        for future in sorted(finished, key=futures.__getitem__):
-            yield futures[future], future
+    """Futures with their numbers, as they finish or are cancelled."""
+    ended: queue.SimpleQueue[Future[Any]] = queue.SimpleQueue()
+    for future in futures:
+        future.add_done_callback(ended.put)
+    for _ in futures:
+        future = ended.get()
+        yield futures[future], future
 
 
 def ask_patiently(worker: WorkerProcess, task: Task, attempts: int) -> Any:

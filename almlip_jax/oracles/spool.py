@@ -108,6 +108,11 @@ class Reservation:
         self._part.unlink(missing_ok=True)
 
 
+def in_spool(spool: Path, identity: str) -> bool:
+    """Whether a label lies in the spool."""
+    return (spool / f"{identity}.json").exists()
+
+
 def waiting_labels(
     spool: Path, fits: Callable[[Label], bool | None], pattern: str = "*.json"
 ) -> Iterator[tuple[Path, Label]]:

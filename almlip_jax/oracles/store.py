@@ -13,7 +13,7 @@ import errno
 import fcntl
 import json
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, get_args
@@ -28,7 +28,7 @@ from ase.db.row import AtomsRow
 from almlip_jax.errors import InputError
 from almlip_jax.oracles.base import Label, bare
 from almlip_jax.oracles.database import is_unfinished, make_database
-from almlip_jax.oracles.spool import clear_reservations, waiting_labels
+from almlip_jax.oracles.spool import clear_reservations, in_spool, waiting_labels
 from almlip_jax.targets import further_targets
 
 Status = Literal["pending", "done", "failed"]
@@ -166,13 +166,20 @@ class LabelStore:
         with self._readable("a row"):
             return [_stored(row) for row in rows if row.status != "pending"]
 
-    def count_calls(self, exclude_purpose: str | None = "test") -> int:
+    def count_calls(self, exclude_purpose: str | None = "test", *, without: Collection[str] = ()) -> int:
         """Calls of the label source that have been paid, those of failed labels and of retries included.
 
         Args:
             exclude_purpose: labels for this purpose do not count; None counts all.
+            without: identities of labels that do not count either.
         """
-        return sum(row.calls for row in self._rows.values() if row.purpose != exclude_purpose)
+        return sum(
+            row.calls for name, row in self._rows.items() if row.purpose != exclude_purpose and name not in without
+        )
+
+    def count_seconds(self, *, without: Collection[str] = ()) -> float:
+        """Seconds that labels have taken, without those of test sets and of some identities."""
+        return sum(row.seconds for name, row in self._rows.items() if row.purpose != "test" and name not in without)
 
     def count_test_calls(self) -> int:
         """Calls that have been paid for test sets."""
@@ -350,7 +357,7 @@ class LabelStore:
 
     def take_in(self, identity: str) -> Label | None:
         """The label that another process has left in the spool for a pending row, now stored; None without one."""
-        if not (self.spool / f"{identity}.json").exists():
+        if not in_spool(self.spool, identity):
             return None
         for _, label in waiting_labels(self.spool, self._fits, f"{identity}.json"):
             self.land([label])

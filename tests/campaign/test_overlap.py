@@ -1,0 +1,153 @@
+"""Labels that are made while the campaign goes on: the same campaign whatever time they take, and none bought twice."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import sleepy_labels
+from ase import Atoms
+from tiny_campaign import Killed, KillingProgress, result_of, run_or_resume, tiny_config
+
+from almlip_jax.campaign.preparation import geometry_key
+from almlip_jax.campaign.rundir import RunDirectory
+from almlip_jax.campaign.state import CampaignState, Stage, read_state
+from almlip_jax.files import read_csv
+from almlip_jax.keys import numpy_generator
+from almlip_jax.oracles import Label, rattle
+from almlip_jax.structures.io import read_structures, write_structures
+
+pytestmark = pytest.mark.usefixtures("compile_once")
+
+PAIRS = 12
+
+
+@pytest.fixture(scope="module")
+def sections(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A campaign on a pool of twins, structures that hardly differ, whose labels are springs."""
+    folder = tmp_path_factory.mktemp("twins")
+    start = tiny_config(folder).system.structures
+    assert isinstance(start, Path)
+    frames = rattle(read_structures(start)[0], 16 + PAIRS, numpy_generator(3, "twins"), stdev=0.08)
+    write_structures(folder / "initial.extxyz", [_labelled(frame) for frame in frames[:8]])
+    write_structures(folder / "test.extxyz", [_labelled(frame) for frame in frames[8:16]])
+    twins = [frame.copy() for frame in frames[16:]]
+    for twin in twins:
+        twin.positions += 1e-5 * np.arange(9).reshape(3, 3)
+    write_structures(folder / "pool.extxyz", [*frames[16:], *twins])
+    return {
+        "campaign": {"overlap": True},
+        "oracle": {"kind": "user", "function": "sleepy_labels:make", "code_version": "1"},
+        "executor": {"kind": "local", "workers": 2},
+        "initial": {"rattle": None, "md": (), "dataset": str(folder / "initial.extxyz")},
+        "test": {"md": (), "files": [{"path": str(folder / "test.extxyz")}]},
+        "training": {"max_steps": 60, "validate_every": 20},
+        "exploration": {"kind": "pool", "files": str(folder / "pool.extxyz")},
+        "selection": {"batch": 3, "selector": {"kind": "max_det"}},
+        "stopping": {"max_rounds": 3},
+    }
+
+
+def _labelled(atoms: Atoms) -> Atoms:
+    return Label("", *sleepy_labels.energy_and_forces(atoms)).attach(atoms)
+
+
+@pytest.fixture(scope="module")
+def overlapped(
+    sections: dict[str, Any], reference: Path, cache: Path, compiled_in: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The run directory of a campaign whose labels take no time."""
+    folder = tmp_path_factory.mktemp("overlapped")
+    with compiled_in(cache), pytest.MonkeyPatch.context() as patch:
+        patch.setenv(sleepy_labels.CALLS, str(folder / "calls"))
+        outcome = run_or_resume(folder, folder / "run", **sections)
+    assert (outcome.rule, outcome.round, outcome.labels) == ("max_rounds", 3, 9)
+    return folder / "run"
+
+
+def keys(path: Path) -> list[bytes]:
+    return [geometry_key(atoms) for atoms in read_structures(path)]
+
+
+def test_a_training_sees_the_labels_of_all_rounds_but_the_one_before(overlapped: Path) -> None:
+    """And that of the end sees all of them."""
+    run = RunDirectory(overlapped)
+    first, *batches = [keys(path) for path in (run.round(0).dataset, *(run.round(n).labelled for n in range(3)))]
+    assert [len(batch) for batch in batches] == [3, 3, 3]
+    assert [keys(run.round(n).dataset) for n in range(4)] == [
+        first,
+        first,
+        first + batches[0],
+        first + batches[0] + batches[1] + batches[2],
+    ]
+    rows = read_csv(run.metrics)
+    assert [row["labels"] for row in rows] == [0, 0, 3, 9], "what the training of a round has cost"
+    assert [row["failed"] for row in rows] == [0, 0, 0, 0]
+    state = read_state(run)
+    assert state.finished and state.under_way is None and not state.closing
+    assert set(Counter((overlapped.parent / "calls").read_text().split()).values()) == {1}
+
+
+def test_nothing_is_bought_whose_twin_is_under_way(overlapped: Path) -> None:
+    """The potential of the second round knows nothing of the first batch, and would choose the like of it again."""
+    batches = [read_structures(RunDirectory(overlapped).round(n).batch) for n in range(3)]
+    bought = [int(frame.info["pool_index"]) for batch in batches for frame in batch]
+    assert len(set(bought)) == 9
+    assert len({index % PAIRS for index in bought[:6]}) == 6
+
+
+def test_a_campaign_is_the_same_whatever_time_its_labels_take(
+    overlapped: Path, sections: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And wherever it is broken off."""
+    monkeypatch.setenv(sleepy_labels.SLEEP, "0.8")
+    monkeypatch.setenv(sleepy_labels.CALLS, str(tmp_path / "calls"))
+    run = RunDirectory(tmp_path / "run")
+    for round_index, stage in [(1, "select"), (2, "label")]:
+        with pytest.raises(Killed):
+            run_or_resume(overlapped.parent, run.path, KillingProgress(round_index, stage), **sections)
+        assert read_state(run).under_way == round_index - 1
+    assert run_or_resume(overlapped.parent, run.path, **sections).finished
+    assert result_of(run.path) == result_of(overlapped)
+
+
+def test_a_rule_that_holds_lets_what_is_paid_be_trained_on(
+    overlapped: Path, sections: dict[str, Any], tmp_path: Path
+) -> None:
+    rule = {"max_rounds": 3, "user": {"function": "sleepy_labels:make_rule"}}
+    outcome = run_or_resume(overlapped.parent, tmp_path / "run", **{**sections, "stopping": rule})
+    assert (outcome.rule, outcome.round, outcome.labels, outcome.converged) == ("user", 2, 3, True)
+    run = RunDirectory(tmp_path / "run")
+    assert keys(run.round(2).dataset) == keys(run.round(0).dataset) + keys(run.round(0).labelled)
+    assert not run.round(1).pool.exists(), "nothing more was looked for"
+    # a larger limit goes on from there
+    outcome = run_or_resume(overlapped.parent, tmp_path / "run", **{**sections, "stopping": {"max_rounds": 3, "max_labels": 4}})
+    assert (outcome.rule, outcome.round, outcome.labels) == ("max_labels", 3, 4)
+
+
+@pytest.mark.slow
+def test_what_is_under_way_counts_for_the_budget(
+    overlapped: Path, sections: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(sleepy_labels.SLEEP, "1")
+    outcome = run_or_resume(overlapped.parent, tmp_path / "run", **{**sections, "stopping": {"max_rounds": 3, "max_labels": 5}})
+    assert (outcome.rule, outcome.round, outcome.labels) == ("max_labels", 2, 5)
+    run = RunDirectory(tmp_path / "run")
+    assert keys(run.round(1).batch) == keys(RunDirectory(overlapped).round(1).batch)[:2]
+    assert len(keys(run.round(2).dataset)) == 8 + 5
+
+
+def test_a_batch_that_was_selected_before_a_rule_held_is_not_bought() -> None:
+    """Winding up drops it from the record, and asks for nothing in this round."""
+    state = CampaignState(stage=Stage.TRAIN, under_way=0, round=1)
+    for results in ({"labels": 3}, {}, {"candidates": 4}, {"selected": 2, "systems_selected": {"a": 2}}):
+        state = state.after(results, seconds=1.0)
+    assert state.stage is Stage.LABEL
+    state = state.wound_up()
+    assert (state.stage, state.closing, state.record.selected) == (Stage.LABEL, True, 0)
+    assert state.record.systems_selected == {} and state.record.candidates == 4
+    state = state.after({}, seconds=1.0).labelled({0: 1}, None)
+    assert (state.round, state.stage, state.closing, state.under_way) == (2, Stage.TRAIN, False, None)
