@@ -1,0 +1,148 @@
+"""What a campaign gains from labels that are made while it goes on: ``python benchmarks/overlap.py``.
+
+Ethanol, GFN2-xTB, walkers at 300 and 600 K.  A first campaign, whose labels take no time, compiles everything and says
+what the rest of a round takes.  Then each label sleeps for that long divided by the batch, on one worker, and the
+campaign runs with `campaign.overlap` and without, for the same number of labels, in turn; each in a process of its own.
+Wall seconds of whole campaigns, their ratio, and the errors on one test set go to ``benchmarks/results/overlap.json``
+and ``.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase.build import molecule
+
+from almlip_jax.campaign.config import ExperimentConfig
+from almlip_jax.campaign.rundir import RunDirectory
+from almlip_jax.campaign.state import read_state
+from almlip_jax.oracles import Labeller, LabelStore, MDRun, TBLiteSettings, run_label_md
+from almlip_jax.structures.io import write_structures
+
+HERE = Path(__file__).resolve().parent
+BATCH = 8
+STAGES = ("train", "evaluate", "explore", "select")
+
+
+def sections(folder: Path, rounds: int, seconds: float, *, overlap: bool, seed: int) -> dict[str, Any]:
+    """A campaign of so many batches whose labels take some seconds each."""
+    walkers = [{"temperature": 300, "count": 4}, {"temperature": 600, "count": 4}]
+    return {
+        "seed": seed,
+        "system": {"structures": str(folder / "start.extxyz")},
+        "oracle": {"kind": "user", "function": "overlap_labels:make", "parameters": {"seconds": seconds}},
+        "executor": {"kind": "local", "workers": 1},
+        "initial": {"rattle": {"count": BATCH, "stdev": 0.05}},
+        "test": {"files": [{"path": str(folder / f"{t}K.extxyz"), "group": f"{t}K"} for t in (300, 600)]},
+        "model": {"kind": "shared_density", "size": "tiny"},
+        "training": {"max_steps": 2000},
+        "exploration": {
+            "kind": "md",
+            "walkers": walkers,
+            "steps": 2000,
+            "thresholds": {"kind": "relative"},
+        },
+        "selection": {"batch": BATCH, "selector": {"kind": "max_det"}},
+        "stopping": {"max_rounds": rounds, "share_below": None},
+        "campaign": {"overlap": overlap},
+    }
+
+
+def prepare(folder: Path) -> None:
+    """Writes the start geometry and the test sets."""
+    start = molecule("CH3CH2OH")
+    write_structures(folder / "start.extxyz", [start])
+    with LabelStore(folder / "tests.db") as store, Labeller(TBLiteSettings(), store) as labeller:
+        for temperature in (300, 600):
+            runs = [MDRun(temperature, 400, every=10, equilibration=100)]
+            (found,) = run_label_md(start, labeller, runs, seed=temperature, purpose="test")
+            write_structures(folder / f"{temperature}K.extxyz", found.frames)
+
+
+def campaign(folder: Path, name: str, *arguments: Any, **keywords: Any) -> dict[str, Any]:
+    """Runs a campaign in a process of its own: its wall seconds, errors, labels, and the seconds of its stages."""
+    config = ExperimentConfig.model_validate(sections(folder, *arguments, **keywords))
+    (folder / f"{name}.json").write_text(config.model_dump_json())
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])}
+    environment |= {"ALMLIP_CACHE_DIR": str(folder / "compiled")}
+    command = [sys.executable, "-m", "almlip_jax.cli", "run", str(folder / f"{name}.json")]
+    begun = time.monotonic()
+    with (folder / f"{name}.log").open("w") as log:
+        subprocess.run([*command, "--run-dir", str(folder / name)], env=environment, check=True, stdout=log, stderr=log)
+    wall = time.monotonic() - begun
+    state = read_state(RunDirectory(folder / name))
+    rest = [sum(one.seconds.get(stage, 0.0) for stage in STAGES) for one in state.history[:-1]]
+    return {
+        "wall": wall,
+        "labels": state.labels,
+        "rounds": len(state.history) - 1,
+        "rest": statistics.median(rest),
+        "waited": sum(one.seconds.get("label", 0.0) for one in state.history),
+        "errors": {name: value for name, value in state.history[-1].errors.items() if name.startswith("forces_rmse")},
+    }
+
+
+def main() -> None:
+    """Measures and writes."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "overlap.json")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        prepare(folder)
+        campaign(folder, "compiling", 2, 0.0, overlap=True, seed=0)
+        first = campaign(folder, "first", 4, 0.0, overlap=False, seed=0)
+        seconds = first["rest"] / BATCH
+        print(f"the rest of a round takes {first['rest']:.1f} s, a label {seconds:.2f} s", flush=True)
+        rows = []
+        for repeat in range(given.repeats):
+            row: dict[str, Any] = {"seed": repeat}
+            for name, overlap in (("without", False), ("with", True)):
+                row[name] = campaign(folder, f"{name} {repeat}", given.rounds, seconds, overlap=overlap, seed=repeat)
+                print(name, json.dumps(row[name]), flush=True)
+            row["ratio"] = row["with"]["wall"] / row["without"]["wall"]
+            rows.append(row)
+    write(given.out, {"batch": BATCH, "label_seconds": seconds, "rest": first["rest"], "rows": rows})
+
+
+def write(path: Path, found: dict[str, Any]) -> None:
+    """The figures, and the table that people read."""
+    path.write_text(json.dumps(found, indent=1) + "\n")
+    groups = [*found["rows"][0]["with"]["errors"]]
+    ratio = float(np.mean([row["ratio"] for row in found["rows"]]))
+    head = ["seed", "overlap", "wall (s)", "ratio", "labels", "waited for labels (s)", *groups]
+    lines = [
+        "# Labels while the campaign goes on",
+        "",
+        "Written by `benchmarks/overlap.py`, whose text says what is measured.  A label takes "
+        f"{found['label_seconds']:.2f} s, {found['batch']} of them as long as the rest of a round "
+        f"({found['rest']:.1f} s) when it was measured before; {found['rows'][0]['with']['rounds']} batches.  "
+        f"Force errors in eV/Angstrom.  Mean ratio {ratio:.3f}.",
+        "",
+        f"| {' | '.join(head)} |",
+        f"|{' --- |' * len(head)}",
+    ]
+    for row in found["rows"]:
+        for name in ("without", "with"):
+            one = row[name]
+            ratio_told = f"{row['ratio']:.3f}" if name == "with" else ""
+            cells = [str(row["seed"]), "yes" if name == "with" else "no", f"{one['wall']:.1f}", ratio_told]
+            cells += [str(one["labels"]), f"{one['waited']:.1f}", *(f"{one['errors'][group]:.4f}" for group in groups)]
+            lines.append(f"| {' | '.join(cells)} |")
+    path.with_suffix(".md").write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
