@@ -124,7 +124,8 @@ def test_a_rule_that_holds_lets_what_is_paid_be_trained_on(
     assert keys(run.round(2).dataset) == keys(run.round(0).dataset) + keys(run.round(0).labelled)
     assert not run.round(1).pool.exists(), "nothing more was looked for"
     # a larger limit goes on from there
-    outcome = run_or_resume(overlapped.parent, tmp_path / "run", **{**sections, "stopping": {"max_rounds": 3, "max_labels": 4}})
+    larger = {"max_rounds": 3, "max_labels": 4}
+    outcome = run_or_resume(overlapped.parent, tmp_path / "run", **{**sections, "stopping": larger})
     assert (outcome.rule, outcome.round, outcome.labels) == ("max_labels", 3, 4)
 
 
@@ -133,7 +134,8 @@ def test_what_is_under_way_counts_for_the_budget(
     overlapped: Path, sections: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(sleepy_labels.SLEEP, "1")
-    outcome = run_or_resume(overlapped.parent, tmp_path / "run", **{**sections, "stopping": {"max_rounds": 3, "max_labels": 5}})
+    budget = {"max_rounds": 3, "max_labels": 5}
+    outcome = run_or_resume(overlapped.parent, tmp_path / "run", **{**sections, "stopping": budget})
     assert (outcome.rule, outcome.round, outcome.labels) == ("max_labels", 2, 5)
     run = RunDirectory(tmp_path / "run")
     assert keys(run.round(1).batch) == keys(RunDirectory(overlapped).round(1).batch)[:2]
