@@ -6,6 +6,7 @@ store.  What a source returns is judged here, so that garbage never becomes a la
 
 from __future__ import annotations
 
+import json
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -108,6 +109,21 @@ class SourceSettings(Spec):
     def bound_to(self) -> str | None:
         """The `version` that labels are bound to; None where a change is only reported."""
         return self.version() if self.version_binds else None
+
+    def files_below(self) -> Path | None:
+        """The folder in which workers have theirs, for the files of programs; None for that of temporary files."""
+        return None
+
+    def preview(self, atoms: Atoms) -> str:
+        """What would be calculated for a structure, for a reader; nothing is calculated.
+
+        Raises:
+            LabelError: the structure would be refused.
+        """
+        self.check(atoms)
+        settings = json.dumps({"kind": self.kind, **self.identity(), **self.particulars(atoms)}, indent=2)
+        state = f"charge {total_charge(atoms)}, multiplicity {multiplicity(atoms)}"
+        return f"{atoms.get_chemical_formula()}, {state}, by {self.version() or self.kind}:\n{settings}"
 
     def delivery(self) -> Delivery | None:
         """What has arrived, of a source whose labels are made elsewhere; None where they are calculated here.

@@ -25,6 +25,7 @@ from almlip_jax.oracles.base import Delivery, Label, PendingLabels, SourceSettin
 from almlip_jax.oracles.cluster import ClusterBackend
 from almlip_jax.oracles.identity import identifier
 from almlip_jax.oracles.processes import WorkerProcess, as_finished, ask_patiently, end_leftovers
+from almlip_jax.oracles.scratch import remove_left_behind
 from almlip_jax.oracles.spool import at_work_elsewhere
 from almlip_jax.oracles.store import LabelStore
 from almlip_jax.oracles.underway import Underway, label_of
@@ -104,6 +105,7 @@ class ProcessBackend:
 
     def __init__(self, oracle: SourceSettings, spool: Path, workers: int, threads: int) -> None:
         end_leftovers(spool)
+        remove_left_behind(oracle.files_below())
         self._attempts = oracle.attempts
         self._workers = [WorkerProcess(oracle, spool, threads, oracle.bound_to()) for _ in range(workers)]
         self._idle: queue.LifoQueue[WorkerProcess] = queue.LifoQueue()

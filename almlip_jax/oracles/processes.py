@@ -26,7 +26,8 @@ from typing import IO, Any
 
 from almlip_jax.errors import InputError
 from almlip_jax.oracles.base import Label, SourceSettings
-from almlip_jax.oracles.worker import FAMILY, SPOOL, Failure, Task
+from almlip_jax.oracles.scratch import FAMILY, FOLDER, folder_of, remove
+from almlip_jax.oracles.worker import SPOOL, Failure, Task
 from almlip_jax.process_table import birth, command_of, descendants, kill_all, marked, variable_of
 from almlip_jax.targets import targets
 
@@ -60,6 +61,7 @@ class WorkerProcess:
         self._threads = threads
         self._stopped = False
         self._family = ""
+        self._folder: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
         self._output: IO[bytes] | None = None
@@ -101,11 +103,13 @@ class WorkerProcess:
             self._kill(process)
 
     def close(self) -> None:
-        """Ends the worker and all its children, and frees what it took."""
+        """Ends the worker and all its children, and frees what it took, the folder of its files too."""
         process, self._process = self._process, None
         if process is not None:
             self._kill(process)
             process.wait()
+        if self._folder is not None:
+            remove(self._folder)
         if self._connection is not None:
             self._connection.close()
             self._connection = None
@@ -126,8 +130,9 @@ class WorkerProcess:
         # What the label source prints goes to a file that lives as long as the worker, for the reason of a crash.
         self._output = tempfile.TemporaryFile(prefix="almlip-label-")
         self._family = uuid.uuid4().hex
+        self._folder = folder_of(self._family, self._settings.files_below())
         environment = dict(os.environ) | dict.fromkeys(_THREAD_VARIABLES, str(self._threads))
-        environment |= {FAMILY: self._family, SPOOL: str(self._spool or "")}
+        environment |= {FAMILY: self._family, FOLDER: str(self._folder), SPOOL: str(self._spool or "")}
         starter = os.getpid()
         path = json.dumps([*(entry or os.getcwd() for entry in sys.path), os.getcwd()])
         with theirs:

@@ -21,12 +21,10 @@ from ase import Atoms
 
 from almlip_jax.errors import InputError
 from almlip_jax.oracles.base import Label, LabelSource, SourceSettings, obtain_label
+from almlip_jax.oracles.scratch import FAMILY, FOLDER, remove
 from almlip_jax.oracles.spool import reserved
 from almlip_jax.process_table import descendants, is_alive, kill_all, marked
 from almlip_jax.targets import adopt
-
-FAMILY = "ALMLIP_LABEL_FAMILY"
-"""Variable of the environment that a worker and all it starts have in common."""
 
 SPOOL = "ALMLIP_LABEL_SPOOL"
 """Variable with the spool folder that they work for."""
@@ -213,8 +211,10 @@ def _end_by_signal(number: int, _: object) -> None:
 
 
 def end_family() -> None:
-    """Kills everything that this process started, whatever sessions it has made."""
+    """Kills everything that this process started, whatever sessions it has made, and removes its folder."""
     family = os.environ.get(FAMILY)
     if family:
         below = descendants(os.getpid())
         kill_all(lambda: marked(FAMILY, family) | below)
+    if folder := os.environ.get(FOLDER):
+        remove(Path(folder))

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 from ase import Atoms
-from pydantic import Field
+from ase.data import chemical_symbols
+from pydantic import AfterValidator, Field, model_validator
 
 from almlip_jax.errors import InputError, LabelError
+from almlip_jax.names import Known
 from almlip_jax.oracles.base import LONGEST_LABEL, LabelSource, Results, SourceOfTargets
+from almlip_jax.oracles.codes.base import codes
+from almlip_jax.oracles.scratch import Scratch
+from almlip_jax.oracles.sources.code import build_code, check_settings, check_structure, preview_of_code
 from almlip_jax.oracles.sources.electrons import (
     StateKeys,
     check_state,
@@ -25,14 +29,26 @@ from almlip_jax.oracles.sources.electrons import (
 from almlip_jax.settings import unit
 from almlip_jax.structures.electronic_state import multiplicity, total_charge
 
+CodeName = Annotated[str, Known("code of electronic structure", lambda: codes())]
+Count = Annotated[int, Field(ge=1, le=1000)]
+
+
+def _is_element(symbol: str) -> str:
+    if symbol not in chemical_symbols[1:]:
+        raise ValueError(f"'{symbol}' is not the symbol of an element")
+    return symbol
+
+
+ElementName = Annotated[str, AfterValidator(_is_element)]
+
 
 class CalculatorSettings(SourceOfTargets):
-    """Any ASE calculator: a class, or a function that returns a calculator.
+    """A code of electronic structure by name, or any ASE calculator: a class, or a function that returns one.
 
-    The structure reaches the calculator with its initial magnetic moments, and with charge and spin in ``info`` and
-    where the calculator takes them (`charge_key`, `spin_key`); a charge or spin that it would not take is refused.
-    Each worker process has a folder of its own for calculators that write files, unless the parameters name a
-    ``directory``.  What `targets` ask for is a property of the calculator, under the name that it has in files.
+    A `code` is told charge, multiplicity, magnetic moments and k-points in its own words, and what did not converge is
+    no label.  A `calculator` is given the structure with its initial magnetic moments, and charge and spin in ``info``
+    and where it takes them (`charge_key`, `spin_key`); a charge or spin that it would not take is refused.  What
+    `targets` ask for is a property of the calculator, under the name that it has in files.
     """
 
     kind: Literal["ase"] = "ase"
@@ -42,16 +58,43 @@ class CalculatorSettings(SourceOfTargets):
     timeout: float = Field(default=3600.0, gt=0, le=LONGEST_LABEL, json_schema_extra=unit("s"))
     """Longest time one label may take, in seconds; then its process is ended and the label has failed."""
 
-    calculator: str = Field(pattern=r"^[\w.]+:[\w.]+$")
+    code: CodeName | None = None
+    """The code, by name: what it is told of a label is known.  This, or `calculator`."""
+
+    calculator: Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")] | None = None
     """The class or function as ``module:name``, found on the Python path or in the working directory."""
 
     parameters: dict[str, Any] = {}
-    """Keyword arguments of the class or function."""
+    """Settings of the code, as its own manual names them; keyword arguments of the class or function."""
+
+    command: str | None = None
+    """What starts the code, as ``mpirun -n 16 pw.x``; by default that of ASE's configuration, or the code's own
+    name."""
+
+    pseudopotentials: dict[ElementName, str] = {}
+    """The pseudopotential of each element, by the code's name for it: a file, a setup, a potential."""
+
+    data_dir: Path | None = None
+    """The folder with the code's pseudopotentials, basis sets or species; by default where the code or ASE looks."""
+
+    kpts: tuple[Count, Count, Count] | None = None
+    """The number of k-points along each reciprocal vector of periodic structures; 1 along directions without period."""
+
+    kspacing: float | None = Field(default=None, gt=0, le=10, json_schema_extra=unit("1/Angstrom"))
+    """The largest distance between k-points, in 1/Angstrom with the factor of 2 pi: a grid for each cell, in place of
+    `kpts`."""
+
+    gamma_centred: bool = True
+    """Whether grids of k-points contain Gamma; otherwise those of an even number lie half a step off it (Monkhorst and
+    Pack's)."""
+
+    magnetic_moments: dict[ElementName, float] = {}
+    """Magnetic moments that the atoms of each element begin with, in Bohr magnetons, in structures that have none."""
 
     charge_key: str | None = None
     """The parameter that takes the total charge of a structure, in e (dotted where it lies within another); ``info`` or
     ``initial_charges`` for calculators that find it there.  By default as is known of the calculator's class; a charge
-    that then has no place is refused."""
+    that then has no place is refused.  A `code` needs none."""
 
     spin_key: str | None = None
     """The parameter that takes the spin multiplicity 2S+1, likewise; ``info`` or ``initial_magmoms`` for calculators
@@ -62,32 +105,73 @@ class CalculatorSettings(SourceOfTargets):
     otherwise its energies (in DFT with smearing, those extrapolated to no smearing)."""
 
     reuse: bool = False
-    """Whether one calculator serves all labels of a worker; faster to set up, but a label may then depend on the labels
-    before it (wavefunctions kept between calls), and a resumed run differ from an uninterrupted one."""
+    """Whether one calculator serves all labels of a worker, and a code begins with the density of the label before
+    where atoms and cell are alike; faster, but a label may then depend on the labels before it, and a resumed run
+    differ from an uninterrupted one."""
+
+    scratch: Path | None = None
+    """The folder in which workers have theirs for the files of programs, removed with them; by default that of
+    temporary files."""
+
+    keep_files: Literal["none", "failed", "all"] = "none"
+    """Whose files a code leaves in `scratch`, in a folder for each label, named by its identity."""
 
     code_version: str = ""
     """Version of your calculator's code; change it to have structures labelled anew after changing the code."""
 
+    @model_validator(mode="after")
+    def _check_combinations(self) -> Self:
+        if (self.code is None) == (self.calculator is None):
+            raise ValueError("give either code (the name of a code) or calculator (module:Class).")
+        if self.keep_files != "none" and self.scratch is None:
+            raise ValueError("keep_files needs scratch, the folder that they are kept in.")
+        if self.code is not None:
+            check_settings(codes()[self.code], self)
+            return self
+        given = [name for name in _OF_CODES if getattr(self, name) != type(self).model_fields[name].default]
+        if given:
+            raise ValueError(
+                f"{given[0]} belongs to a code; a calculator takes it among its parameters, or from structures."
+            )
+        return self
+
     def version(self) -> str:
         """The version of the installed package the calculator comes from, if it comes from one."""
-        package = self.calculator.split(":")[0].split(".")[0]
+        if self.code is not None:
+            known = codes()[self.code]
+            return f"{known.package} {_installed(known.package)}".strip() if known.package else ""
+        package = self._named.split(":")[0].split(".")[0]
         distributions = sorted(set(importlib.metadata.packages_distributions().get(package, ())))
         return " ".join(f"{name} {importlib.metadata.version(name)}" for name in distributions)
 
     @property
     def state_keys(self) -> StateKeys:
         """Where the calculator takes charge and spin."""
-        known = known_keys(self.calculator)
+        known = known_keys(self._named)
         return StateKeys(self.charge_key or known.charge, self.spin_key or known.spin)
 
+    @property
+    def _named(self) -> str:
+        assert self.calculator is not None
+        return self.calculator
+
+    def files_below(self) -> Path | None:
+        """The folder that workers have theirs in."""
+        return self.scratch
+
     def identity(self) -> dict[str, Any]:
-        """The settings that decide what a label is."""
-        # Energies were what the calculator calls so before there was a choice; their labels keep their identity.
+        """The settings that decide what a label is; not where and how fast it is calculated."""
         settings = super().identity()
+        # What labels of earlier versions had no choice of adds nothing, so that they keep their identity.
+        defaults = {name: type(self).model_fields[name].get_default() for name in _OF_LATER}
+        dropped = {name for name, default in defaults.items() if getattr(self, name) == default} | _NO_MATTER
+        settings = {name: value for name, value in settings.items() if name not in dropped}
         return {name: value for name, value in settings.items() if (name, value) != ("force_consistent", False)}
 
     def particulars(self, atoms: Atoms) -> dict[str, Any]:
         """Where the charge or spin of a structure that has them reaches the calculator, if no setting says so."""
+        if self.code is not None:
+            return {}
         keys = self.state_keys
         told = {}
         if self.charge_key is None and total_charge(atoms) != 0:
@@ -97,13 +181,23 @@ class CalculatorSettings(SourceOfTargets):
         return told
 
     def check(self, atoms: Atoms) -> None:
-        """Refuses a charge or spin that would not reach the calculator."""
-        check_state(atoms, self.state_keys, self.parameters, self.calculator)
+        """Refuses a charge or spin that would not reach the calculator, and what a code would get wrong."""
+        if self.code is not None:
+            check_structure(codes()[self.code], self, atoms)
+            return
+        check_state(atoms, self.state_keys, self.parameters, self._named)
+
+    def preview(self, atoms: Atoms) -> str:
+        """The input of a code, and what would be run."""
+        self.check(atoms)
+        return super().preview(atoms) if self.code is None else preview_of_code(codes()[self.code], self, atoms)
 
     def build(self) -> LabelSource:
         """A function that labels with the calculator."""
-        factory = _load(self.calculator)
-        folder = tempfile.TemporaryDirectory(prefix="almlip-label-")
+        if self.code is not None:
+            return build_code(codes()[self.code], self)
+        factory = _load(self._named)
+        scratch = Scratch(self.scratch)
         kept: dict[tuple[int, int], Any] = {}
         keys, named = self.state_keys, self.charge_key is not None or self.spin_key is not None
 
@@ -111,7 +205,7 @@ class CalculatorSettings(SourceOfTargets):
             parameters = state_parameters(atoms, keys, self.parameters, always=named)
             calculator = factory(**parameters)
             if "directory" not in parameters:
-                in_folder(calculator, folder)
+                in_folder(calculator, scratch)
             return calculator
 
         def label(atoms: Atoms) -> Results:
@@ -125,11 +219,30 @@ class CalculatorSettings(SourceOfTargets):
         return label
 
 
-def in_folder(calculator: Any, folder: tempfile.TemporaryDirectory[str]) -> None:
+_OF_CODES = (
+    "command", "pseudopotentials", "data_dir", "kpts", "kspacing", "gamma_centred", "magnetic_moments", "keep_files"
+)  # fmt: skip
+"""Keys that a calculator has no use for."""
+
+_OF_LATER = ("code", "calculator", *_OF_CODES, "scratch")
+"""Keys that came after labels were stored first, and the one that they may stand in place of."""
+
+_NO_MATTER = {"command", "data_dir", "scratch", "keep_files"}
+"""Keys that say where and how fast labels are calculated."""
+
+
+def _installed(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def in_folder(calculator: Any, scratch: Scratch) -> None:
     """Lets a calculator that writes files do so in a folder, which lives as long as what holds it."""
     if hasattr(calculator, "directory"):  # of some classes of ASE it is a text, of others a path, and stays one
         own = isinstance(calculator.directory, Path)
-        calculator.directory = Path(folder.name) if own else folder.name
+        calculator.directory = scratch.folder if own else str(scratch.folder)
 
 
 def calculated(atoms: Atoms, calculator: Any, *, force_consistent: bool, further: Sequence[str] = ()) -> Results:

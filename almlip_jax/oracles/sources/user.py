@@ -7,7 +7,6 @@ import hashlib
 import importlib
 import importlib.util
 import os
-import tempfile
 from collections.abc import Callable
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
@@ -19,6 +18,7 @@ from pydantic import Field
 from almlip_jax.errors import InputError, LabelError
 from almlip_jax.kinds import UserCode
 from almlip_jax.oracles.base import LONGEST_LABEL, LabelSource, Results, SourceOfTargets
+from almlip_jax.oracles.scratch import Scratch
 from almlip_jax.oracles.sources.calculator import calculated, in_folder
 from almlip_jax.settings import unit
 from almlip_jax.structures.electronic_state import initial_moments, multiplicity, total_charge
@@ -107,13 +107,13 @@ class UserSourceSettings(UserCode, SourceOfTargets):
         return label
 
     def _calculator(self, first: Any) -> LabelSource:
-        folder = tempfile.TemporaryDirectory(prefix="almlip-label-")
+        scratch = Scratch()
         ready = [first]
 
         def label(atoms: Atoms) -> Results:
             calculator = ready[0] if self.reuse else (ready.pop() if ready else self.call())
             if "directory" not in self.parameters:
-                in_folder(calculator, folder)
+                in_folder(calculator, scratch)
             return calculated(atoms.copy(), calculator, force_consistent=True, further=self.asked_of(atoms))
 
         return label

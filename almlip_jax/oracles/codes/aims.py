@@ -1,0 +1,61 @@
+"""FHI-aims: keywords of control.in are the parameters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ase.calculators.aims import Aims, AimsProfile
+
+from almlip_jax.errors import InputError
+from almlip_jax.oracles.codes.base import Code, Job, configured, declare
+
+_TASKS = ("relax_geometry", "relax_unit_cell", "MD_run", "MD_MB_init", "use_pimd_wrapper")
+
+
+def _make(job: Job) -> Aims:
+    told: dict[str, Any] = dict(job.parameters)
+    if "xc" not in told:
+        raise InputError("oracle.parameters.xc names the functional of FHI-aims, as 'pbe'.")
+    told.setdefault("compute_forces", True)
+    if job.stress:
+        told.setdefault("compute_analytical_stress", True)
+    if job.charge:
+        told["charge"] = job.charge
+    if job.polarised:
+        told["spin"] = "collinear"
+    if job.unpaired is not None and job.polarised:
+        told["fixed_spin_moment"] = job.unpaired
+    if job.grid is not None:
+        told["k_grid"] = job.grid.size
+        if any(job.grid.shift):
+            told["k_offset"] = tuple(0.5 * s / n for s, n in zip(job.grid.shift, job.grid.size, strict=True))
+    folder = str(job.data) if job.data is not None else configured("aims", "default_species_directory")
+    command = job.command or configured("aims", "command") or "aims.x"
+    profile = AimsProfile(command, default_species_directory=folder)
+    return Aims(profile=profile, directory=job.folder, **told)
+
+
+AIMS = declare(
+    Code(
+        name="aims",
+        title="FHI-aims",
+        make=_make,
+        set_elsewhere={
+            **{task: "a label is one calculation of the structure as it is" for task in _TASKS},
+            "charge": "system.charge, or the charge of the structure",
+            "fixed_spin_moment": "system.spin, or the multiplicity of the structure",
+            "spin": "follows from multiplicity and magnetic moments (oracle.magnetic_moments)",
+            "k_grid": "oracle.kpts",
+            "kpts": "oracle.kpts",
+            "k_grid_density": "oracle.kspacing",
+            "k_offset": "oracle.gamma_centred",
+            "species_dir": "oracle.data_dir",
+            "restart": "FHI-aims is not restarted here",
+        },
+        command="aims.x",
+        takes_data=True,
+        output=("aims.out", "aims.err"),
+        unconverged=("self-consistency cycle did not converge",),
+        finished="have a nice day.",
+    )
+)

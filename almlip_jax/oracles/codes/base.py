@@ -1,0 +1,233 @@
+"""What a code of electronic structure is to a label: a description, and the job that one label is."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pkgutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from ase import Atoms
+from ase.calculators.calculator import all_changes
+from ase.config import cfg
+
+from almlip_jax.errors import LabelError
+from almlip_jax.kinds import load_plugins
+
+
+@dataclass(frozen=True)
+class Grid:
+    """K-points of a structure: so many along each reciprocal vector.
+
+    Attributes:
+        size: [3].
+        shift: [3], 1 where the grid is moved off Gamma by half a step, else 0.
+    """
+
+    size: tuple[int, int, int]
+    shift: tuple[int, int, int] = (0, 0, 0)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One label as a code is asked for it.
+
+    Attributes:
+        atoms: the structure, with the magnetic moments to begin with, if any.
+        parameters: settings as the code's manual names them; its own to change.
+        folder: where it runs; empty but for what it restarts from.
+        charge: total charge, e.
+        unpaired: number of unpaired electrons, which is kept; None where the moments may find their own.
+        polarised: whether spins differ.
+        grid: of k-points; None where the structure or the code has none, or the parameters say.
+        pseudopotentials: by element.
+        data: folder of pseudopotentials, basis sets or species; None for the code's own.
+        command: that starts the code; None for that of ASE's configuration, or the code's own name.
+        restart: whether the folder, or `earlier`, holds a density to begin with.
+        stress: whether the structure has one.
+        earlier: the calculator of the label before it, where it is to be used again.
+    """
+
+    atoms: Atoms
+    parameters: dict[str, Any]
+    folder: Path
+    charge: int = 0
+    unpaired: int | None = 0
+    polarised: bool = False
+    grid: Grid | None = None
+    pseudopotentials: Mapping[str, str] | None = None
+    data: Path | None = None
+    command: str | None = None
+    restart: bool = False
+    stress: bool = False
+    earlier: Any = None
+
+    @property
+    def properties(self) -> list[str]:
+        """What is to be calculated, by ASE's names."""
+        return ["energy", "forces", *(["stress"] if self.stress else [])]
+
+    @property
+    def elements(self) -> tuple[str, ...]:
+        """Symbols of the elements, each once, in the order of the structure."""
+        return tuple(dict.fromkeys(self.atoms.get_chemical_symbols()))
+
+
+@dataclass(frozen=True)
+class Code:
+    """A code: what it takes, and how it is told.
+
+    Attributes:
+        name: in configs.
+        title: in texts.
+        make: the calculator of a job.
+        write: writes the input of a job into its folder, without running anything; by default as ASE does.
+        prepare: the job as the calculator takes it, for what ASE says in other units or words than the code.
+        set_elsewhere: parameters that have keys of their own, with the text that says where; dotted within sections.
+        command: that starts it, where nothing else says so; None for a package of Python.
+        package: the package of Python that it is.
+        crystals: whether it takes periodic structures.
+        cell: whether every structure needs a cell, as for plane waves.
+        kpoints: whether periodic structures need k-points.
+        own_grid: whether parameters say which k-points there are.
+        pseudopotentials: whether it takes any by element; ``required`` where it does not run without.
+        data: the variable of the environment with its data folder, or None where that goes another way.
+        takes_data: whether it takes a data folder at all.
+        smeared: whether it gives the energy extrapolated to no smearing beside the free energy.
+        output: names of files that say how it went, as patterns.
+        unconverged: texts in these, in lower case, where it did not converge.
+        finished: text in one of these where it came to its end, in lower case; None where its calculator knows.
+        density: files and folders that the next label begins with, with the names that it finds them under; empty where
+            it cannot.
+        keeps_calculator: whether the next label begins with the calculator of the one before instead.
+    """
+
+    name: str
+    title: str
+    make: Callable[[Job], Any]
+    set_elsewhere: Mapping[str, str]
+    write: Callable[[Job], None] | None = None
+    prepare: Callable[[Job], Job] = lambda job: job
+    command: str | None = None
+    package: str | None = None
+    crystals: bool = True
+    cell: bool = False
+    kpoints: bool = True
+    own_grid: Callable[[Mapping[str, Any]], bool] = lambda parameters: False
+    pseudopotentials: str | None = None
+    data: str | None = None
+    takes_data: bool = False
+    smeared: bool = False
+    output: tuple[str, ...] = ()
+    unconverged: tuple[str, ...] = ()
+    finished: str | None = None
+    density: Mapping[str, str] = field(default_factory=dict)
+    keeps_calculator: bool = False
+
+    @property
+    def restarts(self) -> bool:
+        """Whether a label can begin with the density of the one before."""
+        return bool(self.density) or self.keeps_calculator
+
+    def write_input(self, job: Job) -> None:
+        """Writes the input of a prepared job into its folder, without running anything."""
+        if self.write is not None:
+            self.write(job)
+            return
+        calculator = self.make(job)
+        if hasattr(calculator, "write_inputfiles"):
+            calculator.write_inputfiles(job.atoms, job.properties)
+        else:
+            calculator.write_input(job.atoms, job.properties, list(all_changes))
+
+    @contextlib.contextmanager
+    def environment(self, job: Job) -> Iterator[None]:
+        """The environment that the code finds its data in."""
+        if self.data is None or job.data is None:
+            yield
+            return
+        before = os.environ.get(self.data)
+        os.environ[self.data] = str(job.data)
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ[self.data]
+            else:
+                os.environ[self.data] = before
+
+    def check_outcome(self, folder: Path) -> None:
+        """Refuses what did not converge or did not end.
+
+        Raises:
+            LabelError: says which.
+        """
+        said = "\n".join(path.read_text(errors="replace") for path in self.outputs(folder)).lower()
+        if any(text in said for text in self.unconverged):
+            raise LabelError(f"{self.title} did not converge its SCF")
+        if self.finished is not None and self.finished not in said:
+            raise LabelError(f"{self.title} did not come to its end{self.last_words(folder)}")
+
+    def outputs(self, folder: Path) -> list[Path]:
+        """Files that say how it went."""
+        return [path for pattern in self.output for path in sorted(folder.glob(pattern)) if path.is_file()]
+
+    def last_words(self, folder: Path) -> str:
+        """The end of the output, for a message; empty where there is none."""
+        for path in self.outputs(folder):
+            lines = [line.strip() for line in path.read_text(errors="replace").splitlines()]
+            lines = [line for line in lines if any(letter.isalnum() for letter in line)]
+            if lines:
+                return f"; {path.name} ends with: {' / '.join(lines[-3:])[-300:]}"
+        return ""
+
+
+_KNOWN: dict[str, Code] = {}
+
+
+def declare(code: Code) -> Code:
+    """Makes a code known; gives it back.
+
+    Raises:
+        TypeError: another has its name.
+    """
+    held = _KNOWN.get(code.name)
+    if held is not None and held.make.__module__ != code.make.__module__:
+        raise TypeError(f"code '{code.name}' is declared by {held.make.__module__} and by {code.make.__module__}.")
+    _KNOWN[code.name] = code
+    return code
+
+
+def codes() -> Mapping[str, Code]:
+    """Codes by name: those of this folder, and of other packages."""
+    _ours()
+    load_plugins()
+    return dict(sorted(_KNOWN.items()))
+
+
+@cache
+def _ours() -> None:
+    package = import_module("almlip_jax.oracles.codes")
+    for module in pkgutil.iter_modules(package.__path__):
+        if module.name != "base":
+            import_module(f"{package.__name__}.{module.name}")
+
+
+def configured(section: str, key: str) -> str | None:
+    """What ASE's configuration says of a code."""
+    return cfg.parser.get(section, key, fallback=None)
+
+
+def said(parameters: Mapping[str, Any], dotted: str) -> Any:
+    """What parameters say under a dotted key, whatever the case of its letters; None where nothing."""
+    place: Any = parameters
+    for part in dotted.split("."):
+        if not isinstance(place, Mapping):
+            return None
+        place = next((value for key, value in place.items() if str(key).lower() == part.lower()), None)
+    return place

@@ -1,0 +1,84 @@
+"""VASP: tags of INCAR are the parameters, and ASE's recipes of functionals (``xc: pbe``)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ase.calculators.vasp import Vasp
+from ase.config import cfg
+
+from almlip_jax.errors import InputError
+from almlip_jax.oracles.codes.base import Code, Job, declare
+
+
+def _setup(symbol: str, name: str) -> str:
+    """ASE's suffix of a potential that VASP calls by its whole name, as ``Li_sv``."""
+    if name.startswith("_"):
+        return name
+    if not name.startswith(symbol) or name[len(symbol) : len(symbol) + 1].isalpha():
+        raise InputError(
+            f"oracle.pseudopotentials: '{name}' is no potential of {symbol}; give its folder, as {symbol}_sv."
+        )
+    return name.removeprefix(symbol)
+
+
+def _make(job: Job) -> Vasp:
+    told: dict[str, Any] = {str(key).lower(): value for key, value in job.parameters.items()}
+    if job.charge:
+        told["charge"] = job.charge
+    if job.polarised:
+        told["ispin"] = 2
+    if job.unpaired is not None and job.polarised:
+        told["nupdown"] = job.unpaired
+    if job.grid is not None:
+        told["kpts"], told["gamma"] = job.grid.size, not any(job.grid.shift)
+    elif not job.atoms.pbc.any():
+        told["kpts"], told["gamma"] = (1, 1, 1), True
+    if job.pseudopotentials:
+        told["setups"] = {one: _setup(one, name) for one, name in job.pseudopotentials.items()}
+    command = job.command or next((cfg[name] for name in Vasp.env_commands[:2] if name in cfg), None) or "vasp_std"
+    return Vasp(directory=str(job.folder), command=command, **told)
+
+
+def _own_grid(parameters: Any) -> bool:
+    return any(str(key).lower() == "kspacing" for key in parameters)
+
+
+VASP = declare(
+    Code(
+        name="vasp",
+        title="VASP",
+        make=_make,
+        set_elsewhere={
+            "nsw": "a label is one calculation of the structure as it is",
+            "ibrion": "a label is one calculation of the structure as it is",
+            "nelect": "system.charge, or the charge of the structure",
+            "charge": "system.charge, or the charge of the structure",
+            "net_charge": "system.charge, or the charge of the structure",
+            "nupdown": "system.spin, or the multiplicity of the structure",
+            "ispin": "follows from multiplicity and magnetic moments (oracle.magnetic_moments)",
+            "magmom": "oracle.magnetic_moments, or the moments of the structure",
+            "istart": "oracle.reuse",
+            "icharg": "oracle.reuse",
+            "kpts": "oracle.kpts",
+            "gamma": "oracle.gamma_centred",
+            "reciprocal": "oracle.kpts",
+            "setups": "oracle.pseudopotentials",
+            "directory": "oracle.scratch",
+            "command": "oracle.command",
+            "txt": "each label has a folder of its own (oracle.scratch)",
+            "label": "each label has a folder of its own (oracle.scratch)",
+        },
+        command="vasp_std",
+        cell=True,
+        own_grid=_own_grid,
+        pseudopotentials="optional",
+        data="VASP_PP_PATH",
+        takes_data=True,
+        smeared=True,
+        output=("OUTCAR", "vasp.out"),
+        unconverged=("ediff was not reached",),
+        finished="general timing and accounting",
+        density={"WAVECAR": "WAVECAR"},
+    )
+)
