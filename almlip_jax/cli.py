@@ -15,7 +15,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
@@ -82,6 +82,10 @@ SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override a k
 ConfigFile = Annotated[Path, typer.Argument(help="YAML config.")]
 OutFile = Annotated[
     Path, typer.Option("--out", callback=_structures_to_write, help="File to write: .extxyz or .xyz, or MLIP-2's .cfg.")
+]
+OptionalOutFile = Annotated[
+    Path | None,
+    typer.Option("--out", callback=_structures_to_write, help="File to write: .extxyz or .xyz, or MLIP-2's .cfg."),
 ]
 RunFolder = Annotated[Path, typer.Argument(help="Run directory.")]
 PotentialFolder = Annotated[Path, typer.Argument(help="Folder of a saved potential.")]
@@ -612,8 +616,14 @@ def generate(config: ConfigFile, out: OutFile, overrides: SetOption = None, json
 def label(
     config: ConfigFile,
     structures: Annotated[Path, typer.Argument(help="Structures to label.")],
-    out: OutFile,
+    out: OptionalOutFile = None,
     db: DbFile = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the input of the first structure and what would run; run nothing.")
+    ] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Label the first structure, and hold its forces against finite differences.")
+    ] = False,
     overrides: SetOption = None,
     json_file: JsonFile = None,
 ) -> None:
@@ -630,6 +640,13 @@ def label(
 
     settings = load_config(config, overrides or [])
     frames = requested_frames(structures, settings.system)
+    if dry_run and check:
+        raise InputError("--dry-run runs nothing, and --check labels; give one of them.")
+    if dry_run or check:
+        _show_first_label(settings, frames, dry_run, json_file)
+        return
+    if out is None:
+        raise InputError("name the file to write: --out labelled.extxyz.")
     check_writable(frames, str(structures))
     store_path = db or out.with_suffix(".db")
     provenance = {"purpose": "label", "campaign": settings.name}
@@ -655,6 +672,34 @@ def label(
     _write_json(json_file, {**rows, "failures": failed, "out": str(out), "store": str(store_path)})
     if failed:
         raise LabelError(f"{len(failed)} of {len(frames)} labels failed; frame {failed[0][0]}: {failed[0][1]}")
+
+
+def _show_first_label(settings: ExperimentConfig, frames: list[Atoms], dry_run: bool, json_file: Path | None) -> None:
+    """What the first structure's label would take, or whether its forces are derivatives of its energy."""
+    from almlip_jax.oracles.base import bare
+    from almlip_jax.oracles.finite_differences import check_forces
+
+    if dry_run:
+        text = settings.oracle.preview(bare(frames[0]))
+        sys.stdout.write(text + "\n")
+        _write_json(json_file, {"preview": text})
+        return
+    found = check_forces(frames[0], settings.oracle, settings.executor)
+    rows = {
+        f"atom {one.atom} ({frames[0].symbols[one.atom]}), {'xyz'[one.axis]}": (
+            f"force {one.force:.4f}, by differences {one.difference:.4f} eV/A"
+        )
+        for one in found.compared
+    }
+    energy = found.label.get_potential_energy()
+    _print_pairs("Forces", {"energy": f"{energy:.6f} eV", **rows, "seconds": _number(found.seconds)})
+    compared = [asdict(one) for one in found.compared]
+    _write_json(json_file, {"energy": energy, "compared": compared, "agrees": found.agrees, "seconds": found.seconds})
+    if not found.agrees:
+        raise LabelError(
+            "the forces are not the derivatives of the energy; converge the SCF more tightly, and use the free energy "
+            "where electrons are smeared"
+        )
 
 
 @app.command()

@@ -57,6 +57,19 @@ class Springs(Calculator):
         self.results = {"energy": float(np.sum(self.atoms.positions**2) / 2), "forces": forces}
 
 
+class Writer(Calculator):
+    """Writes a file into its folder; a structure of charge `KILLED` is the end of its process."""
+
+    implemented_properties = ["energy", "forces"]
+
+    def calculate(self, atoms: Atoms | None = None, properties: Any = None, system_changes: Any = all_changes) -> None:
+        super().calculate(atoms, properties, system_changes)
+        (Path(self.directory) / "written").write_text("x")
+        if self.atoms.info["charge"] == KILLED:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.results = {"energy": 0.0, "forces": np.zeros((len(self.atoms), 3))}
+
+
 class Unimportable:
     """A calculator whose package is broken."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import label_calculators as trouble
 import numpy as np
 import pytest
 from ase import Atoms
-from label_calculators import assert_same_labels, calls, made
+from label_calculators import KILLED, assert_same_labels, calls, made
 
 from almlip_jax.errors import InputError
 from almlip_jax.oracles import (
@@ -25,8 +26,11 @@ from almlip_jax.oracles import (
     label_structures,
     rattle,
 )
+from almlip_jax.oracles.processes import WorkerProcess
+from almlip_jax.oracles.scratch import remove_left_behind
 from almlip_jax.oracles.sources.calculator import CalculatorSettings
 from almlip_jax.oracles.sources.labelled_file import FileSettings
+from almlip_jax.oracles.worker import LabelTask
 from almlip_jax.process_table import is_alive
 from almlip_jax.structures.io import write_structures
 
@@ -237,3 +241,29 @@ def _labels(frames: list[Atoms]) -> list:
     from almlip_jax.oracles import Label
 
     return [Label("", float(n), np.full((len(frame), 3), n / 7)) for n, frame in enumerate(frames)]
+
+
+@pytest.mark.parametrize("lost", ["worker", "both"])
+def test_what_a_killed_worker_wrote_is_removed(lost: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    settings = CalculatorSettings(calculator="label_calculators:Writer", charge_key="info", timeout=20)
+    worker = WorkerProcess(settings, None, 1, None)
+    fine, killed = Atoms("H", info={"charge": 0}), Atoms("H", info={"charge": KILLED})
+    assert worker.start() and not list(tmp_path.glob("almlip-label-*"))  # nothing before there is something to write
+    assert worker.ask(LabelTask(fine, "fine")).error is None
+    (folder,) = tmp_path.glob("almlip-label-*")
+    assert (folder / "written").exists()
+    if lost == "worker":
+        assert worker.ask(LabelTask(killed, "killed")).killed
+    else:  # the folder of a worker whose starter was killed with it: the next that starts clears after them
+        remove_left_behind()
+        assert folder.exists()  # it is at work
+        process = worker._process
+        assert process is not None
+        process.kill()
+        process.wait()
+        assert folder.exists()
+        remove_left_behind()
+    assert not list(tmp_path.glob("almlip-label-*"))
+    worker.close()

@@ -6,7 +6,6 @@ import hashlib
 import importlib.metadata
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from ase.calculators.vasp import Vasp
 from almlip_jax.errors import InputError, LabelError
 from almlip_jax.oracles import TBLiteSettings, rattle, structure_identity
 from almlip_jax.oracles.base import Label, LabelSource, Results, bare, judged, obtain_label
+from almlip_jax.oracles.scratch import Scratch
 from almlip_jax.oracles.sources.calculator import CalculatorSettings, in_folder
 from almlip_jax.oracles.sources.dft import PySCFSettings
 from almlip_jax.oracles.sources.electrons import known_keys, state_parameters
@@ -331,9 +331,12 @@ def test_programs_behind_files_write_into_the_folder_of_the_worker(tmp_path):
     profile = EspressoProfile(command="true", pseudo_dir=tmp_path)
     cell = Atoms("Li", cell=[3, 3, 3], pbc=True)
     by_path, by_text = Espresso(profile=profile, pseudopotentials={"Li": "Li.UPF"}), Vasp()
-    folder = tempfile.TemporaryDirectory(dir=tmp_path)
-    in_folder(by_path, folder)
+    scratch = Scratch(tmp_path)
+    in_folder(by_path, scratch)
     by_path.write_inputfiles(cell, ["energy"])
-    assert "Li.UPF" in (Path(folder.name) / "espresso.pwi").read_text()
-    in_folder(by_text, folder)
-    assert by_text.directory == folder.name
+    assert "Li.UPF" in (scratch.folder / "espresso.pwi").read_text()
+    in_folder(by_text, scratch)
+    assert by_text.directory == str(scratch.folder)
+    folder = scratch.folder
+    del scratch
+    assert not folder.exists()

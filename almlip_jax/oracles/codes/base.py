@@ -161,17 +161,26 @@ class Code:
             else:
                 os.environ[self.data] = before
 
-    def check_outcome(self, folder: Path) -> None:
-        """Refuses what did not converge or did not end.
+    def check_converged(self, folder: Path) -> None:
+        """Refuses what says that it did not converge.
 
         Raises:
-            LabelError: says which.
+            LabelError: it does.
         """
-        said = "\n".join(path.read_text(errors="replace") for path in self.outputs(folder)).lower()
-        if any(text in said for text in self.unconverged):
+        if any(text in self._said(folder) for text in self.unconverged):
             raise LabelError(f"{self.title} did not converge its SCF")
-        if self.finished is not None and self.finished not in said:
+
+    def check_finished(self, folder: Path) -> None:
+        """Refuses what does not say that it came to its end.
+
+        Raises:
+            LabelError: it does not.
+        """
+        if self.finished is not None and self.finished not in self._said(folder):
             raise LabelError(f"{self.title} did not come to its end{self.last_words(folder)}")
+
+    def _said(self, folder: Path) -> str:
+        return "\n".join(path.read_text(errors="replace") for path in self.outputs(folder)).lower()
 
     def outputs(self, folder: Path) -> list[Path]:
         """Files that say how it went."""

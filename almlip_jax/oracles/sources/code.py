@@ -223,10 +223,11 @@ class _Runner:
             raise
         except Exception as error:  # codes and ASE's readers of them fail in many ways
             self._close(calculator)
-            self.code.check_outcome(job.folder)
+            self.code.check_converged(job.folder)
             raise LabelError(_reason(self.code, job, error)) from error
         self._close(calculator)
-        self.code.check_outcome(job.folder)
+        self.code.check_converged(job.folder)
+        self.code.check_finished(job.folder)
         from almlip_jax.oracles.sources.calculator import has_converged
 
         if not has_converged(calculator):
@@ -280,10 +281,13 @@ def _alike(earlier: Job, job: Job) -> bool:
 
 
 def _reason(code: Code, job: Job, error: Exception) -> str:
-    if isinstance(error, FileNotFoundError) and not code.outputs(job.folder):
+    if isinstance(error, FileNotFoundError) and str(error.filename) in (job.command or code.command or "").split():
         return f"{code.title} could not be started ({error}); name its command in oracle.command"
-    how = f"exit status {error.returncode}" if isinstance(error, subprocess.CalledProcessError) else ""
-    how = how or f"{type(error).__name__}: {error}"
+    how = f"{type(error).__name__}: {error}"
+    if isinstance(error, subprocess.CalledProcessError):
+        how = f"exit status {error.returncode}"
+    elif isinstance(error, AssertionError) and not str(error):
+        how = "its program ended unexpectedly"
     return f"{code.title} failed ({how}){code.last_words(job.folder)}"
 
 
