@@ -219,7 +219,7 @@ def test_aims(data: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(results.forces, [[-0.1, 0.2, -0.3], [0.1, -0.2, 0.3]])
     np.testing.assert_allclose(results.stress, [0.01, 0.02, 0.03, 0.006, 0.005, 0.004])
     bad = AIMS.format(verdict="* WARNING! SELF-CONSISTENCY CYCLE DID NOT CONVERGE", end=end)
-    for said, why in ((bad, "did not converge"), (AIMS.format(verdict="", end=""), "did not come to its end")):
+    for said, why in ((bad, "did not converge"), (AIMS.format(verdict="", end=""), "did not complete")):
         with pytest.raises(LabelError, match=why):
             _settings("aims", _program(tmp_path, said), **more).build()(bare(crystal))
 
