@@ -13,6 +13,7 @@ from ase import Atoms
 from almlip_jax.campaign.buckets import Bucket, buckets
 from almlip_jax.campaign.calibration import draw_frames, drawn_keys
 from almlip_jax.campaign.choice import ExplorationInputs
+from almlip_jax.campaign.correction import corrections, going_on_after
 from almlip_jax.campaign.gate_levels import Levels, gate_levels
 from almlip_jax.campaign.preparation import geometry_key
 from almlip_jax.campaign.round import Round
@@ -49,6 +50,10 @@ def explore(settings: MdExploration, given: ExplorationInputs) -> Mapping[str, A
     fresh = [frame for frame in exploration.recorded if geometry_key(frame) not in known]
     withheld = {geometry_key(frame) for frame in drawn}
     candidates = [frame for frame in fresh if geometry_key(frame) not in withheld]
+    if settings.correct is not None:
+        taken = known | withheld | {geometry_key(frame) for frame in candidates}
+        potential, drawn_at = trained.potential, here.generator("correction")
+        candidates = [*corrections(settings.correct, exploration, potential, drawn_at, taken), *candidates]
     write_starts(here.folder, starts, further)
     _write(here.folder, exploration, candidates, settings, levels)
     return {
@@ -73,6 +78,8 @@ def _starts(
     """A start for each walker and where it may begin again, relaxed up to the stop threshold where settings say so."""
     here, inputs = given.here, given.inputs
     final = going_on(here.run, here.index) if settings.continue_walkers else {}
+    if settings.correct is not None and settings.correct.go_on:
+        final |= going_on_after(here.run, here.index, dataset)
     given_to = Beginnings(
         inputs.geometries,
         inputs.listed,

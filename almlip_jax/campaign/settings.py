@@ -17,7 +17,7 @@ from almlip_jax.campaign.teacher import FromTeacherSettings
 from almlip_jax.dynamics import ExplorationSettings, RelaxationSettings
 from almlip_jax.dynamics.judging import check_exploration
 from almlip_jax.dynamics.thresholds import RelativeThresholds, ThresholdSettings
-from almlip_jax.ensembles import EnsembleSettings
+from almlip_jax.ensembles import EnsembleSettings, require_spread
 from almlip_jax.errors import InputError
 from almlip_jax.generation import GeneratorSettings
 from almlip_jax.kinds import UserCode
@@ -243,6 +243,24 @@ class TestSettings(Settings):
         return tuple(dict.fromkeys(found))
 
 
+class CorrectionSettings(Settings):
+    """Structures around the places where walkers left what the ensemble knows are labelled first."""
+
+    on: tuple[Literal["stop", "leave", "departure"], ...] = Field(default=("stop", "leave"), min_length=1)
+    """Which places: where the gate stopped a walker, where it left the band of trust, or where an atom first left the
+    training distribution (``latent_distance``, which has to be monitored)."""
+    around: int = Field(default=20, ge=0, le=10_000)
+    """Displaced copies of each place that are looked at, beside the place itself; they cost no label."""
+    stdev: float = Field(default=0.05, gt=0, le=2.0, json_schema_extra=unit("Angstrom"))
+    """Standard deviation of each Cartesian displacement, Angstrom."""
+    count: int = Field(default=2, ge=1, le=10**6)
+    """Most structures of a batch that are chosen so, those with the largest spread of each place in turn; the selector
+    chooses the rest."""
+    go_on: bool = True
+    """Whether a walker that the gate ended goes on from there in the next round, where labels around that place came
+    in; else it begins anew."""
+
+
 class MdExploration(ExplorationSettings, ExplorationChoice):
     """Candidates from gated molecular dynamics with the ensemble."""
 
@@ -254,6 +272,9 @@ class MdExploration(ExplorationSettings, ExplorationChoice):
     begin anew."""
     starts: StartSettings = LabelledStarts()
     """Where walkers begin anew."""
+    correct: CorrectionSettings | None = None
+    """Whether structures around the places where walkers left what the ensemble knows are labelled first, and these
+    walkers go on; null leaves the whole batch to the selector."""
 
     @model_validator(mode="before")
     @classmethod
@@ -309,13 +330,21 @@ class MdExploration(ExplorationSettings, ExplorationChoice):
         """As `starts` say."""
         return self.starts.relaxation
 
+    @model_validator(mode="after")
+    def _departures_are_looked_for(self) -> Self:
+        if self.correct is not None and "departure" in self.correct.on and "latent_distance" not in self.novelty:
+            raise ValueError("correct.on 'departure' needs 'latent_distance' in monitor, or as the gate's score.")
+        return self
+
     def check(self, members: EnsembleSettings, further: Collection[str] = ()) -> None:
-        """See `check_exploration`."""
+        """See `check_exploration`; corrections rank by the spread of the members."""
         check_exploration(self, members, further=further)
+        if self.correct is not None:
+            require_spread(members, "exploration.correct")
 
     def most_candidates(self, pool: int) -> int:
-        """What the buffers of all walkers hold."""
-        return len(self.temperatures) * self.buffer
+        """What the buffers of all walkers hold, and corrections."""
+        return len(self.temperatures) * self.buffer + (0 if self.correct is None else self.correct.count)
 
 
 class PoolExploration(ExplorationChoice):

@@ -28,6 +28,7 @@ from almlip_jax.campaign.batch import (
     undecided,
     validation_error,
 )
+from almlip_jax.campaign.correction import SPREAD, marked
 from almlip_jax.campaign.cost import PaidLabel, expected_costs
 from almlip_jax.campaign.preparation import Source, check_target_labels, held_out_set, initial_set, planned_calls
 from almlip_jax.campaign.round import Budget, Round, Trained
@@ -287,10 +288,14 @@ def select(
             frames, evaluated, chooser.candidates, cost=costs, scores=further, room=chooser.atoms_of_candidates
         )
         around = candidates(dataset, context, chooser.labelled, scalars=scalars, room=chooser.atoms_of_labelled)
-        chosen = _chosen(chooser, here, frames, (among, around), shares, budget.selected)
+        first = [(row, _spread(frames[row])) for row in marked(frames)[: budget.selected]]
+        if first:
+            among = replace(among, valid=among.valid.at[np.array(marked(frames))].set(False))
+        left = budget.selected - len(first)
+        chosen = first + (_chosen(chooser, here, frames, (among, around), shares, left) if left else [])
     if not chosen and compare is not None:
         here.progress.message(f"none of {len(frames)} candidates is bought: the filters leave none of them.")
-    if (remark := undecided([gain for _, gain in chosen], len(frames))) is not None:
+    if (remark := undecided([gain for _, gain in chosen[len(first) :]], len(frames) - len(first))) is not None:
         here.progress.message(remark)
     batch = taken(frames, chosen)
     if batch:
@@ -305,6 +310,11 @@ def select(
     if fixed:
         results["sigma_pool"] = _mean(np.delete(scores, indices))
     return results
+
+
+def _spread(frame: Atoms) -> float:
+    """What a correction was chosen by, which stands in the place of a gain."""
+    return float(frame.info[SPREAD])
 
 
 def _chosen(
@@ -387,7 +397,11 @@ def asked(selector: str, monitor: str, here: Round) -> Asked:
     folder, carried_along = here.folder, ("system", "walker", "step", "pool_index", "gain")
     batch = read_structures(folder.batch) if folder.batch.exists() else []
     drawn = read_structures(folder.drawn) if folder.drawn.exists() else []
-    of_batch = [{"purpose": "train", "selector": selector, "score": frame.info.get(monitor)} for frame in batch]
+    chosen_by = {row: "correction" for row in marked(batch)}
+    of_batch = [
+        {"purpose": "train", "selector": chosen_by.get(row, selector), "score": frame.info.get(monitor)}
+        for row, frame in enumerate(batch)
+    ]
     of_drawn = [{"purpose": "calibration", "selector": "random"}] * len(drawn)
     notes = [
         {**here.provenance, **{key: frame.info[key] for key in carried_along if key in frame.info}, **note}
