@@ -100,6 +100,10 @@ class CommitteeReporter:
         self._table = csv.writer(self._file)
         self._headed = append and self._file.tell() > 0
 
+    def __del__(self) -> None:
+        if "_file" in self.__dict__:
+            self._file.close()
+
     def describeNextReport(self, simulation: Any) -> dict[str, Any]:
         """When the next report is due, and what it needs; OpenMM asks before each of its runs."""
         self._found(simulation)

@@ -7,6 +7,7 @@ import csv
 import importlib
 import sys
 import tomllib
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -265,18 +266,22 @@ def test_what_cannot_be_driven_is_refused(potential):
 
 
 @needs_openmm
-def test_the_only_state_that_was_learned_is_taken(potential):
+def test_the_only_state_that_was_learned_is_taken_and_others_are_refused(potential):
     topology = topology_of(crystal())
     learned = Potential(
         SETTINGS, SPECIES, potential.params, potential.reference_energies, metadata={"states": [[1, 2]]}
     )
 
-    def state(**given: int) -> Any:
-        (found,) = driven_in(system_of(crystal(), potential_force(learned, topology, **given)))
+    def state(of: Potential = learned, **given: int) -> Any:
+        (found,) = driven_in(system_of(crystal(), potential_force(of, topology, **given)))
         return found.computation.template.info
 
     assert state() == state(charge=1) == {"charge": 1, "spin": 2}
     assert state(charge=0) == {"charge": 0}
+    sees = replace(learned, settings=SETTINGS.model_copy(update={"electronic_state": True}))
+    assert state(sees) == {"charge": 1, "spin": 2}
+    with pytest.raises(InputError, match="charge 0 and spin 1, but the potential has learned of charge 1, spin 2 only"):
+        state(sees, charge=0, spin=1)
 
 
 def test_without_openmm_a_sentence_says_so(potential, monkeypatch):
