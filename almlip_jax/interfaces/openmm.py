@@ -211,8 +211,8 @@ def _template(potential: Potential, topology: Any, atoms: Sequence[int] | None, 
                 "knows nothing else; leave out virtual sites and the like."
             )
     template = Atoms(numbers=[cast(int, every[index].element.atomic_number) for index in chosen], info=state)
-    potential.check_elements([template], "the topology")
     strange = potential.strange_state(template)
     if strange is not None:
         raise InputError(strange)
+    potential.check_elements([template], "the topology")
     return template
