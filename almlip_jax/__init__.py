@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from almlip_jax.compilation import prepare_jax
+    from almlip_jax.delta_learning import Corrected
     from almlip_jax.dynamics import Exploration, ExplorationSettings, know
     from almlip_jax.ensembles import EnsembleSettings
     from almlip_jax.evaluation.metrics import error_metrics
@@ -74,6 +75,7 @@ def load(path: Path | str, types: Sequence[str] | None = None) -> Potential:
 
 
 _PUBLIC = {
+    "Corrected": "delta_learning",
     "EnsembleSettings": "ensembles",
     "Exploration": "dynamics",
     "ExplorationSettings": "dynamics",
@@ -109,6 +111,7 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
+    "Corrected",
     "EnsembleSettings",
     "Exploration",
     "ExplorationSettings",

@@ -33,7 +33,7 @@ from almlip_jax.campaign.settings import (
 )
 from almlip_jax.campaign.teacher import TeacherSettings
 from almlip_jax.config import load_settings
-from almlip_jax.models import ModelSettings, SharedDensitySettings
+from almlip_jax.models import DeltaSettings, ModelSettings, SharedDensitySettings
 from almlip_jax.oracles import ExecutorSettings, LocalSettings, SourceSettings
 from almlip_jax.potential.active_set import GRADES, ActiveSetSettings
 from almlip_jax.settings import Settings
@@ -149,6 +149,11 @@ def check_sections(config: ExperimentConfig) -> None:
     check_teacher(config)
     if config.initial.potential is None:  # with one, all trainings start warm
         refuse_idle_warmth(config.training)
+        if isinstance(config.model, DeltaSettings):
+            raise ValueError(
+                "a model of kind 'delta' corrects a trained potential: begin with one (initial.potential), or let "
+                "teacher.correction make it."
+            )
 
 
 def check_teacher(config: ExperimentConfig) -> None:
@@ -160,6 +165,13 @@ def check_teacher(config: ExperimentConfig) -> None:
         check_selector(chosen.selector, config.ensemble, "initial.from_teacher.selector", config.model.further)
     if teacher is None:
         return
+    if teacher.correction is not None and (config.ensemble.heads > 1 or config.ensemble.likelihood != "none"):
+        raise ValueError("teacher.correction needs plain members; leave ensemble.heads and ensemble.likelihood out.")
+    if teacher.correction is not None and (config.ensemble.variants or config.model.further):
+        raise ValueError(
+            "teacher.correction corrects energies of members of one architecture; leave ensemble.variants and what "
+            "models give besides the energy out."
+        )
     if not teacher.source.drives_dynamics:
         raise ValueError(
             f"teacher.source of kind '{teacher.source.kind}' cannot drive dynamics; take one that labels any structure."

@@ -240,10 +240,12 @@ class Rounds:
     def _learner(self) -> Learner:
         config, inputs = self._config, self._inputs
         start: Potential | Origin | None = inputs.start
-        training = config.training
+        training, asked = config.training, self._of_trainings
         if config.teacher is not None:
             start = teaching.taught(self._pretrained, self._teacher_frames, config.teacher, config.seed)
             training = config.teacher.tuning.of(training)
+            if config.teacher.correction is not None:  # model and members are those of the potential that is corrected
+                asked |= {"model": None, "ensemble": None}
         with understood(self._run.state):
             known = _capacity_from(self._known.get("training"))
         return Learner(
@@ -253,7 +255,7 @@ class Rounds:
             isolated=inputs.isolated,
             capacity=known,
             start=start,
-            **self._of_trainings,
+            **asked,
         )
 
     @cached_property

@@ -8,6 +8,7 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from almlip_jax.cluster import ExecutorSettings
+from almlip_jax.models import ModelSettings
 from almlip_jax.oracles import LocalSettings, MDRun, SourceSettings
 from almlip_jax.selection import BaitSettings, SelectorSettings
 from almlip_jax.settings import Settings, unit
@@ -78,13 +79,16 @@ class TeacherSettings(Settings):
     training: PretrainingSettings = PretrainingSettings()
     """The training on its labels."""
     tuning: TuningSettings = TuningSettings()
-    """The trainings of the rounds."""
+    """The trainings of the rounds, of the correction where there is one."""
     replay: float = Field(default=0.0, ge=0, le=1e6)
     """Weight in the loss of the teacher's frames that each tuning is trained on as well (labels of the oracle have 1),
     under a last layer of their own; 0 trains on the oracle's labels alone."""
     replay_share: float = Field(default=0.5, gt=0, lt=1)
     """With ``replay``: share of the teacher's frames among the structures of each pass over the data, which draws them
     at random."""
+    correction: ModelSettings | None = None
+    """Model of a correction: the rounds keep what the teacher taught as it is, and learn what labels of the oracle
+    differ by (delta learning); null: they tune it."""
 
     @model_validator(mode="after")
     def _replays(self) -> Self:
@@ -92,6 +96,8 @@ class TeacherSettings(Settings):
             raise ValueError(
                 "replay_share is of frames that are trained on again; give replay a weight, or leave it out."
             )
+        if self.replay and self.correction is not None:
+            raise ValueError("a correction leaves what the teacher taught as it is; leave replay out, or correction.")
         return self
 
     def runs(self, geometries: int) -> list[MDRun]:

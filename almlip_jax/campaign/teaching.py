@@ -17,6 +17,7 @@ from almlip_jax.campaign.round import Round
 from almlip_jax.campaign.rundir import RunDirectory
 from almlip_jax.campaign.stages import Results, trained
 from almlip_jax.campaign.teacher import FromTeacherSettings, TeacherSettings
+from almlip_jax.delta_learning import Corrected
 from almlip_jax.errors import LabelError
 from almlip_jax.keys import named_key, numpy_generator
 from almlip_jax.learner import Learner
@@ -154,6 +155,8 @@ def pretrain(learner: Learner, run: RunDirectory, campaign: str, progress: Progr
 
 def taught(potential: Potential, frames: Sequence[Atoms], settings: TeacherSettings, seed: int) -> Taught:
     """What trainings of the rounds begin with; frames are taken in an order that is drawn once."""
+    if settings.correction is not None:
+        return Corrected.of(potential, frames, settings.correction, seed)
     order = numpy_generator(seed, "teacher", "order").permutation(len(frames)) if settings.replay else ()
     return Taught(potential, tuple(frames[n] for n in order), settings.replay, settings.replay_share)
 

@@ -127,4 +127,5 @@ def binding_of(params: Params, number: int) -> np.ndarray:
 
 
 def _is_binding(path: tuple[object, ...]) -> bool:
-    return [getattr(key, "key", None) for key in path[-2:]] == [CONSTANTS, _BINDING]
+    names = [getattr(key, "key", None) for key in path]
+    return names[-2:] == [CONSTANTS, _BINDING] and names.count(CONSTANTS) == 1  # not of a base that is corrected

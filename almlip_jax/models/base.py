@@ -224,6 +224,11 @@ class LinearLast(ABC):
     """A model whose last layer is linear in its features, with weights for what tells central species apart."""
 
     @property
+    def last_names(self) -> tuple[str, ...]:
+        """Parameters without which the energy is 0; none where the model does not say."""
+        return ()
+
+    @property
     @abstractmethod
     def num_species(self) -> int:
         """Length of the species table."""

@@ -335,6 +335,11 @@ class ConvolutionalModel(LinearLast):
         energy, features = cast(Any, self.module.apply(as_variables(params), geometry, graph))
         return AtomicOutput(energy=energy, features=features)
 
+    @property
+    def last_names(self) -> tuple[str, ...]:
+        """See `LinearLast.last_names`."""
+        return "last", "species_bias"
+
     def last_scale(self, params: Params) -> jax.Array:
         """The energy scale over the root of the number of features."""
         return params[CONSTANTS]["energy_scale"] / params["last"].shape[-1] ** 0.5

@@ -106,6 +106,11 @@ class Mace(ConvolutionalModel):
         return _Layers(self.settings, self.species, self.paths)
 
     @property
+    def last_names(self) -> tuple[str, ...]:
+        """Those of the read-outs of earlier layers too; see `LinearLast.last_names`."""
+        return *super().last_names, *(f"read_{layer}" for layer in range(self.settings.layers - 1))
+
+    @property
     def _by_species(self) -> dict[str, int]:
         few = len(self.species) <= self.settings.species_channels
         return super()._by_species | ({"weights_.*": 1, "first_.*": 1} if few else {})

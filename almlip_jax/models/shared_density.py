@@ -247,6 +247,11 @@ class SharedDensity(LinearLast):
         output: AtomicOutput = self._module.apply(as_variables(params), geometry, graph)  # type: ignore[assignment]
         return output
 
+    @property
+    def last_names(self) -> tuple[str, ...]:
+        """See `LinearLast.last_names`."""
+        return "last", "species_bias"
+
     def last_scale(self, params: Params) -> jax.Array:
         """The energy scale over the root of the number of features."""
         return params[CONSTANTS]["energy_scale"] / params["last"].shape[-1] ** 0.5

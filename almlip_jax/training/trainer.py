@@ -26,6 +26,7 @@ from almlip_jax.errors import InputError
 from almlip_jax.keys import named_stream
 from almlip_jax.models import Params
 from almlip_jax.models.anchored import with_binding
+from almlip_jax.models.delta import corrects
 from almlip_jax.models.electronic import knows_states, taught_states
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.targets import further_targets
@@ -387,6 +388,11 @@ class Trainer:
         """
         given = 0 if params is None else jax.tree.leaves(params)[0].shape[0]
         untold = params is not None and self.ensemble.sees_state and not knows_states(params)
+        if given < self.ensemble.size and corrects(self.ensemble.model):
+            raise InputError(
+                "a model of kind 'delta' corrects a trained potential, and none is given for all of its members: begin "
+                "with one (`Corrected.of`, teacher.correction, or --from with a potential that has a correction)."
+            )
         if given < self.ensemble.size or untold:
             plan, steps = data.training_plan()
             whole = jax.tree.map(jnp.asarray, plan)

@@ -33,6 +33,7 @@ TEACHER: dict[str, Any] = {
     "tuning": {"max_steps": 100},
 }
 COUNT = 4
+DELTA = {"kind": "delta", "base": {"size": "tiny"}, "correction": {"size": "tiny"}}
 SECTIONS_WITH: dict[str, Any] = {
     "teacher": TEACHER,
     "initial": {"rattle": None, "md": (), "from_teacher": {"count": COUNT}},
@@ -144,18 +145,33 @@ def test_a_kill_while_candidates_are_compared_changes_nothing(study: Path, tmp_p
     assert results(tmp_path / "run") == results(study / "taught")
 
 
+CORRECTION = {"cutoff": 3.0, "radial": 4, "l_max": 1, "channels": 4, "hidden": [8]}
+
+
 @pytest.mark.slow
-def test_frames_of_the_teacher_may_be_seen_again(study: Path, tmp_path: Path) -> None:
-    """Under a last layer of their own, at the oracle's level of energy: a large weight does not spoil the others."""
-    changes = {"teacher": {**TEACHER, "replay": 3.0, "replay_share": 0.8}, "stopping": {"max_rounds": 0}}
-    taught(study, tmp_path / "run", **changes)
+@pytest.mark.parametrize(
+    "changes", [{"replay": 3.0, "replay_share": 0.8}, {"correction": CORRECTION}], ids=["replay", "correction"]
+)
+def test_other_ways_to_learn_from_both_sources(study: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    """The teacher's frames again, under a last layer of their own: a large weight does not spoil what labels say.
+
+    Or a correction of what it taught, which stays as it was.  A campaign that was killed ends as one that was not.
+    """
+    asked = {"teacher": {**TEACHER, **changes}, "stopping": {"max_rounds": 0}}
+    taught(study, tmp_path / "run", **asked)
     row, without = (read_csv(folder / "metrics.csv")[0] for folder in (tmp_path / "run", study / "taught"))
     assert row["energy_rmse_300K"] < 0.1
     assert row["forces_rmse_300K"] < 1.5 * without["forces_rmse_300K"]
     with pytest.raises(Killed):
-        taught(study, tmp_path / "killed", KillingProgress(0, "train", within=True), **changes)
-    taught(study, tmp_path / "killed", **changes)
+        taught(study, tmp_path / "killed", KillingProgress(0, "train", within=True), **asked)
+    taught(study, tmp_path / "killed", **asked)
     assert results(tmp_path / "killed") == results(tmp_path / "run")
+    run = RunDirectory(tmp_path / "run")
+    first, last = Potential.load(run.teacher.potential), Potential.load(run.round(0).potential)
+    assert (last.settings.kind == "delta") is ("correction" in changes)
+    if "correction" in changes:
+        held = zip(jax.tree.leaves(last.params["constants"]["base"]), jax.tree.leaves(first.params), strict=True)
+        assert all(np.array_equal(now, before) for now, before in held)
 
 
 @pytest.mark.slow
@@ -175,6 +191,13 @@ def test_what_could_not_serve_is_refused(tmp_path: Path) -> None:
         ({"training": {"warm_steps": 10, "warm_start": True}}, r"leave warm_steps out"),
         ({"initial": {"potential": str(tmp_path)}}, r"leave one of them out"),
         ({"teacher": {**TEACHER, "replay_share": 0.7}}, r"give replay a weight"),
+        ({"teacher": {**TEACHER, "replay": 0.7, "correction": {}}}, r"leave replay out, or correction"),
+        ({"teacher": {**TEACHER, "correction": {}}, "ensemble": {"size": 2, "heads": 2}}, r"needs plain members"),
+        (
+            {"teacher": {**TEACHER, "correction": {}}, "ensemble": {"size": 2, "variants": [{}, {}]}},
+            r"one architecture",
+        ),
+        ({"teacher": None, "initial": SECTIONS["initial"], "model": DELTA}, r"corrects a trained potential"),
         ({"teacher": {**TEACHER, "replay": 0.5}, "ensemble": {"size": 2, "heads": 2}}, r"leave these out, or"),
         (
             {"teacher": None, "initial": SECTIONS["initial"], "selection": FILTERED},

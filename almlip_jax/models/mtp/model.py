@@ -305,6 +305,11 @@ class Mtp(LinearLast):
         """The species of neighbours, one-hot, [A, Z, K]."""
         return jax.nn.one_hot(graph.species[graph.neighbors], self.num_species, axis=1, dtype=dtype)
 
+    @property
+    def last_names(self) -> tuple[str, ...]:
+        """See `LinearLast.last_names`."""
+        return "moment", "species"
+
     def last_scale(self, params: Params) -> jax.Array:
         """Of moment and species coefficients alike."""
         scale: jax.Array = params[CONSTANTS]["last_scale"]

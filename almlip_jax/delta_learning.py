@@ -1,0 +1,137 @@
+"""Corrections of trained potentials: what labels of another method add to one that stays as it is (delta learning)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ase import Atoms
+
+from almlip_jax.ensembles import Ensemble, EnsembleSettings, build_ensemble
+from almlip_jax.errors import InputError
+from almlip_jax.keys import named_key
+from almlip_jax.models import Delta, DeltaSettings, LinearLast, Model, ModelSettings, Params
+from almlip_jax.models.around import Around
+from almlip_jax.models.constants import CONSTANTS, with_constants
+from almlip_jax.models.delta import BASE, CORRECTION
+from almlip_jax.origins import Taught
+from almlip_jax.potential import Potential
+
+_SURVEYED = 64  # structures from which the scale of densities is taken
+_LEAST = 0.05  # eV, scale of the energies of a correction
+
+
+@dataclass(frozen=True)
+class Corrected(Taught):
+    """A trained potential that trainings leave as it is: they learn what labels of another source differ by.
+
+    ``potential`` is that with a correction that is zero so far (`Corrected.of`).
+    """
+
+    @classmethod
+    def of(
+        cls,
+        base: Potential,
+        structures: Sequence[Atoms],
+        model: ModelSettings | Mapping[str, Any] | None = None,
+        seed: int = 0,
+    ) -> Corrected:
+        """What trainings of corrections begin with, one for each member.
+
+        Args:
+            base: the potential that stays.
+            structures: typical ones; labels are not looked at.
+            model: of the correction; that of the base where not given.
+            seed: draws its parameters.
+
+        Raises:
+            InputError: the base is no compiled potential, or of a kind that cannot be corrected.
+        """
+        return cls(corrected(base, structures, model, seed))
+
+    def begin(self, grown: Potential, data: Sequence[Atoms]) -> tuple[Params, dict[int, float]]:
+        """As `Taught.begin`, in the scale of what the forces of the base lack."""
+        params, references = super().begin(grown, data)
+        labelled = [atoms for atoms in data if atoms.calc is not None and "forces" in atoms.calc.results]
+        if not labelled:
+            return params, references
+        known = grown.evaluate(labelled).forces
+        apart = [atoms.calc.results["forces"] - forces for atoms, forces in zip(labelled, known, strict=True)]
+        scale = max(float(np.sqrt(np.mean(np.square(np.concatenate(apart), dtype=np.float64)))), _LEAST)
+        correction = params[CORRECTION]
+        name = "last_scale" if "last_scale" in correction[CONSTANTS] else "energy_scale"
+        return params | {CORRECTION: with_constants(correction, **{name: scale})}, references
+
+
+def corrected(
+    base: Potential,
+    structures: Sequence[Atoms],
+    model: ModelSettings | Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> Potential:
+    """A potential with a correction that is zero: it predicts what it did.
+
+    Arguments and errors are those of `Corrected.of`.
+    """
+    correction = _checked(base, model)
+    settings = DeltaSettings(base=base.settings, base_isolated=tuple(sorted(base.isolated)), correction=correction)
+    members = EnsembleSettings(**base.member_settings.model_dump())
+    ensemble = build_ensemble(settings, members, base.species, base.isolated)
+    assert isinstance(ensemble, Ensemble)
+    params = ensemble.init(named_key(seed, "correction"))
+    params = params | {CONSTANTS: params[CONSTANTS] | {BASE: base.params}}
+    bare = Potential(settings, base.species, params, base.reference_energies, members=members, isolated=base.isolated)
+    survey = jax.jit(ensemble.survey)
+    surveys = [survey(graph) for graph in bare.graphs(list(structures[:_SURVEYED]))]
+    whole = jax.tree.map(lambda *x: jnp.sum(jnp.stack(x), axis=0), *surveys)
+    params = ensemble.standardise(params, whole, 1.0)
+    learned = params[CORRECTION]
+    silent = {name: jax.tree.map(jnp.zeros_like, learned[name]) for name in _delta(ensemble.model).last_names}
+    params = params | {CORRECTION: learned | silent}
+    dtype = np.dtype(base.precision)
+    return Potential(
+        settings,
+        base.species,
+        jax.tree.map(lambda x: np.asarray(x, dtype), jax.device_get(params)),
+        base.reference_energies,
+        metadata=dict(base.metadata),
+        members=members,
+        isolated=base.isolated,
+    )
+
+
+def _checked(base: Potential, model: ModelSettings | Mapping[str, Any] | None) -> ModelSettings:
+    """Settings of the correction."""
+    if not isinstance(base, Potential):
+        raise InputError(
+            f"{type(base).__name__} is no potential: a correction and its base are one compiled program. "
+            "Distil the method into a potential first (`almlip distil`, or section teacher of a campaign), and "
+            "correct that."
+        )
+    ensemble = base.ensemble
+    if not isinstance(ensemble, Ensemble):
+        raise InputError("a committee of architectures cannot be corrected member by member; take one architecture.")
+    if not ensemble.heads.plain:
+        raise InputError(
+            "the base of a correction has ensemble.heads or ensemble.likelihood, which are of its own labels; take one "
+            "without."
+        )
+    correction = base.settings if model is None else ModelSettings.parse(model)
+    if isinstance(correction, DeltaSettings):
+        correction = correction.correction
+    model_of = correction.build(base.species)
+    if not isinstance(model_of, LinearLast) or not model_of.last_names:
+        raise InputError(f"a correction of kind '{correction.kind}' has no last layer that could begin at zero.")
+    return correction
+
+
+def _delta(model: Model) -> LinearLast:
+    """The correction in a model."""
+    while isinstance(model, Around):
+        model = model.inner
+    assert isinstance(model, Delta) and isinstance(model.correction, LinearLast)
+    return model.correction

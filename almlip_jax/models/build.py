@@ -1,0 +1,27 @@
+"""The model that some settings describe, with all that is added to it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from almlip_jax.models.anchored import Anchored
+from almlip_jax.models.base import Model, ModelSettings
+from almlip_jax.models.repulsion import WithRepulsion
+from almlip_jax.structures.species import SpeciesTable
+
+
+def build_model(settings: ModelSettings, species: SpeciesTable, isolated: Collection[int] = ()) -> Model:
+    """The model that some settings describe, for a species table, with its repulsion and its isolated atoms.
+
+    Args:
+        settings: of the model.
+        species: the species table.
+        isolated: atomic numbers of the elements whose isolated atoms have exactly their reference energies.
+
+    Raises:
+        InputError: as `ModelSettings.build`.
+    """
+    model = settings.build(species)
+    if settings.repulsion:
+        model = WithRepulsion(model)
+    return Anchored(model, tuple(sorted(isolated))) if isolated else model
