@@ -5,7 +5,9 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +20,22 @@ _DEVICE_FLAG = "xla_force_host_platform_device_count"
 _MOST_DEVICES = 16  # committees of more members are rare
 _cores_are_devices = False
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # parameters of mallopt, from glibc's malloc.h
+_written_for: ContextVar[str | None] = ContextVar("written_for", default=None)
+
+
+def backend() -> str:
+    """What programs are written for, ``cpu``, ``gpu`` or ``tpu``: what they will run on, or what `written_for` says."""
+    return _written_for.get() or jax.default_backend()
+
+
+@contextmanager
+def written_for(kind: str) -> Iterator[None]:
+    """Programs that are traced inside are written for another kind of device: ``cpu``, ``gpu`` or ``tpu``."""
+    token = _written_for.set(kind)
+    try:
+        yield
+    finally:
+        _written_for.reset(token)
 
 
 def cache_directory() -> Path:

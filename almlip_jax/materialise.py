@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from almlip_jax.compilation import backend
+
 
 def materialised(function: Callable[..., Any], condition: jax.Array, *operands: Any) -> Any:
     """What a function gives for some operands, as arrays of their own where the backend is a CPU.
@@ -21,7 +23,7 @@ def materialised(function: Callable[..., Any], condition: jax.Array, *operands: 
         condition: bool scalar that the compiler cannot know.  Where it is false the result is zero.
         operands: pytrees of arrays.
     """
-    if jax.default_backend() != "cpu":  # elsewhere a condition waits for the host, and operations are merged well
+    if backend() != "cpu":  # elsewhere a condition waits for the host, and operations are merged well
         return function(*operands)
     shapes = jax.eval_shape(function, *operands)
 

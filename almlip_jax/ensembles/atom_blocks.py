@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from almlip_jax.compilation import backend
 from almlip_jax.materialise import materialised
 from almlip_jax.structures.graph import Graph
 
@@ -23,7 +24,7 @@ _MANY = 2 * _ATOMS  # atoms from which on there are blocks
 def number_of_blocks(graph: Graph, local: bool) -> int:
     """Into how many blocks the atoms of a graph are cut: one where a model is not local, and on accelerators."""
     atoms = graph.atom_mask.shape[0]
-    return -(-atoms // _ATOMS) if local and atoms > _MANY and jax.default_backend() == "cpu" else 1
+    return -(-atoms // _ATOMS) if local and atoms > _MANY and backend() == "cpu" else 1
 
 
 def over_blocks(function: Callable[[Any, Graph], Any], params: Any, graph: Graph, blocks: int, kinds: int) -> Any:

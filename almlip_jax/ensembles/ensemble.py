@@ -10,6 +10,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from almlip_jax.compilation import backend
 from almlip_jax.ensembles.atom_blocks import number_of_blocks, over_blocks
 from almlip_jax.ensembles.heads import Heads
 from almlip_jax.ensembles.prediction import Committee, Prediction, committee_statistics
@@ -83,7 +84,7 @@ class Ensemble:
     def one_by_one(self) -> bool:
         """Whether models are evaluated one after the other."""
         if self.mapping == "auto":
-            return jax.default_backend() == "cpu" and not self.model.small_members
+            return backend() == "cpu" and not self.model.small_members
         return self.mapping == "map"
 
     def _over_models(self, function: Callable[[Any], Any], params: Any) -> Any:

@@ -91,7 +91,7 @@ class Following:
         self._programs: dict[Part, _Program] = {}
         self._last: tuple[np.ndarray, tuple[int, int]] | None = None
         with self._in_precision():
-            arrays, novelty = jax.tree.map(lambda x: _as(x, dtype), (potential.params, potential.novelty))
+            arrays, novelty = jax.tree.map(lambda x: in_type(x, dtype), (potential.params, potential.novelty))
             self._params, self._novelty = jax.device_put((arrays, novelty))
 
     def __call__(self, atoms: Atoms, part: Part) -> dict[str, Any]:
@@ -207,7 +207,7 @@ def _voigt(tensors: np.ndarray) -> np.ndarray:
     return tensors[..., (0, 1, 2, 1, 0, 0), (0, 1, 2, 2, 2, 1)]
 
 
-def _as(values: Any, dtype: np.dtype) -> Any:
+def in_type(values: Any, dtype: np.dtype) -> Any:
     """Numbers in a type; whole ones as they are."""
     array = np.asarray(values)
     return array.astype(dtype) if np.issubdtype(array.dtype, np.floating) else array
@@ -263,7 +263,9 @@ def _program(ensemble: AnyEnsemble, part: Part, declared: tuple[Score, ...]) -> 
         graph = followed_graph(listed, place, ensemble.cutoff)
         if part == "energies":
             return {"atom_energies": ensemble.atom_energies(params, graph)}
-        return _forces(ensemble, params, graph) if part == "forces" else _scores(ensemble, params, novelty, graph)
+        if part == "forces":
+            return _forces(ensemble, params, graph)
+        return members_and_scores(ensemble, params, novelty, graph)
 
     return _Program(of_structure)
 
@@ -274,7 +276,10 @@ def _forces(ensemble: AnyEnsemble, params: Params, graph: Graph) -> dict[str, An
     return {name: getattr(committee, name) for name in ("energy", "forces", "virial", "further")}
 
 
-def _scores(ensemble: AnyEnsemble, params: Params, novelty: Mapping[str, FittedScore], graph: Graph) -> dict[str, Any]:
+def members_and_scores(
+    ensemble: AnyEnsemble, params: Params, novelty: Mapping[str, FittedScore], graph: Graph
+) -> dict[str, Any]:
+    """What an ensemble says of a graph: means, every score of structures and of atoms, and each member."""
     prediction = ensemble.predict(params, graph)
     committee = committee_statistics(prediction, graph)
     fitted = {name: one.of(prediction, graph) for name, one in novelty.items()}

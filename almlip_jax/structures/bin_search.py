@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from almlip_jax.compilation import backend
 from almlip_jax.materialise import materialised
 from almlip_jax.precision import full_precision
 from almlip_jax.structures.slots import Layout, Slots, periodic_and_dual
@@ -300,7 +301,7 @@ def _close(layout: Layout, filled: _Filled, radius: float, bins: Bins) -> jax.Ar
         packed = packed & ~jnp.where(jnp.arange(len(steps) * words) == itself[:, None], own_bit[own][:, None], 0)
         return jnp.where(filled.present[own][:, None], packed, 0)
 
-    block = min(total, max(1, _BLOCK[jax.default_backend() == "cpu"] // (len(steps) * bins.room)))
+    block = min(total, max(1, _BLOCK[backend() == "cpu"] // (len(steps) * bins.room)))
     rows = jnp.minimum(jnp.arange(-(-total // block) * block, dtype=jnp.int32), total - 1).reshape(-1, block)
     return jax.lax.map(of_atoms, rows).reshape(-1, len(steps) * words)[:total]
 

@@ -249,6 +249,32 @@ def walker_neighbors(
     return _with_capacity(empty, positions, capacity)
 
 
+def neighbors_anew(layout: Layout, cutoff: float, room: Room) -> WalkerNeighbors:
+    """The list of walkers wherever they are, in compiled code that knows nothing of them before.
+
+    Args:
+        layout: of the atoms.
+        cutoff: Angstrom; there is no skin.
+        room: what the list holds; `WalkerNeighbors.overflow` says where that is not enough.
+    """
+    empty = WalkerNeighbors(
+        slots=empty_slots(layout.atom_mask, room.capacity),
+        built_at=layout.positions,
+        cells=layout.cells,
+        built_cells=layout.cells,
+        pbc=layout.pbc,
+        atom_mask=layout.atom_mask,
+        largest_count=jnp.zeros((), jnp.int32),
+        unsearched=jnp.zeros((), bool),
+        cutoff=cutoff,
+        skin=0.0,
+        images=room.images,
+        bins=room.bins,
+        all_pairs=False,
+    )
+    return _rebuilt_in_new_cells(empty, layout.positions)
+
+
 @jax.jit
 @full_precision
 def _with_all_pairs(empty: WalkerNeighbors) -> WalkerNeighbors:

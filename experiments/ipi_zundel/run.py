@@ -1,0 +1,217 @@
+"""Path integrals of the Zundel cation with a committee in i-PI: ``python experiments/ipi_zundel/run.py --data DIR``.
+
+A small committee is trained on frames of DFT dynamics and moves the cation in i-PI at 300 K, classically (one bead) and
+as a ring polymer.  The distance of the oxygens and the place of the proton between them are averaged over frames and
+beads; their error bars come from blocks of the run, and, by ``i-pi-committee-reweight``, from the members: what each of
+them would have given.  A potential or run that is there already is used as it is.  Rows in ``results.csv``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from ase import Atoms
+from ase.io import iread
+from ase.units import Hartree, kB
+
+from almlip_jax.compilation import prepare_jax
+from almlip_jax.ensembles import EnsembleSettings
+from almlip_jax.evaluation import error_metrics
+from almlip_jax.fitting import fit_potential
+from almlip_jax.interfaces import ipi_driver
+from almlip_jax.models import SharedDensitySettings
+from almlip_jax.potential import Potential
+from almlip_jax.structures.io import read_structures, write_structures
+from almlip_jax.training import TrainingSettings
+
+HERE = Path(__file__).resolve().parent
+TEMPERATURE = 300.0  # K
+EVERY = 10  # steps between two frames
+BLOCKS = 10
+TRAINED, TESTED = 300, 100
+OBSERVABLES = ("oxygen_distance", "proton_off_middle")
+INPUT = """
+<simulation verbosity='low'>
+  <output prefix='run'>
+    <properties filename='out' stride='{every}'>
+      [step, time{{picosecond}}, conserved{{electronvolt}}, temperature{{kelvin}}, potential{{electronvolt}}]
+    </properties>
+    <trajectory filename='pos' stride='{every}' format='xyz'> positions{{angstrom}} </trajectory>
+    <trajectory filename='committee_pot' stride='{every}' extra_type='committee_pot'> extras </trajectory>
+  </output>
+  <total_steps>{steps}</total_steps>
+  <prng><seed>{seed}</seed></prng>
+  <ffcommittee name='almlip'>
+    <parse_json>True</parse_json>
+    <ffdirect name='members'>
+      <pes>custom</pes>
+      <pes_path>{driver}</pes_path>
+      <parameters>{{potential: {potential}, template: {template}}}</parameters>
+    </ffdirect>
+  </ffcommittee>
+  <system>
+    <initialize nbeads='{beads}'>
+      <file mode='xyz'>start.xyz</file>
+      <velocities mode='thermal' units='kelvin'>{temperature}</velocities>
+    </initialize>
+    <forces><force forcefield='almlip'/></forces>
+    <motion mode='dynamics'>
+      <dynamics mode='nvt'>
+        <timestep units='femtosecond'>{timestep}</timestep>
+        <thermostat mode='pile_l'><tau units='femtosecond'>100</tau></thermostat>
+      </dynamics>
+    </motion>
+    <ensemble><temperature units='kelvin'>{temperature}</temperature></ensemble>
+  </system>
+</simulation>
+"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of i-PI.
+
+    Attributes:
+        beads: of the ring polymer; 1 is classical.
+        steps: of the run.
+        timestep: fs.
+        seed: of i-PI's random numbers.
+    """
+
+    beads: int
+    steps: int
+    timestep: float = 0.5
+    seed: int = 1
+
+
+def trained(frames: list[Atoms], folder: Path) -> Potential:
+    """A committee of the first of some frames, with its errors on the last."""
+    if not folder.exists():
+        training = TrainingSettings(max_steps=3000)
+        model, members = SharedDensitySettings(size="tiny"), EnsembleSettings(size=4)
+        potential, _ = fit_potential(frames[:TRAINED], model, members, training, 0)
+        potential.save(folder)
+    potential = Potential.load(folder)
+    errors = error_metrics(frames[-TESTED:], potential.evaluate(frames[-TESTED:]))
+    print(f"forces_rmse {1e3 * errors['forces_rmse']:.1f} meV/A, energy {1e3 * errors['energy_rmse']:.2f} meV/atom")
+    return potential
+
+
+def run(one: Run, potential: Path, start: Atoms, folder: Path) -> None:
+    """Has i-PI do a run in a folder, unless it is there."""
+    if (folder / "done").exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("run.*"):
+        old.unlink()
+    write_structures(folder / "start.extxyz", [start])
+    comment = "# CELL(abcABC): 30 30 30 90 90 90 positions{angstrom} cell{angstrom}"
+    lines = [str(len(start)), comment, *(f"{atom.symbol} {atom.x} {atom.y} {atom.z}" for atom in start)]
+    (folder / "start.xyz").write_text("\n".join(lines) + "\n")
+    text = INPUT.format(
+        every=EVERY,
+        steps=one.steps,
+        seed=one.seed,
+        driver=ipi_driver.__file__,
+        potential=potential.resolve(),
+        template=(folder / "start.extxyz").resolve(),
+        beads=one.beads,
+        temperature=TEMPERATURE,
+        timestep=one.timestep,
+    )
+    (folder / "input.xml").write_text(text)
+    subprocess.run([str(Path(sys.executable).parent / "i-pi"), "input.xml"], cwd=folder, check=True)
+    (folder / "done").touch()
+
+
+def observables(frames: list[Atoms]) -> np.ndarray:
+    """Distance of the oxygens and, of the hydrogen that is nearest to their middle, by how much it is nearer to one of
+    them than to the other, [frames, 2] in Angstrom."""
+    oxygen, hydrogen = (np.flatnonzero(frames[0].numbers == number) for number in (8, 1))
+    rows = []
+    for frame in frames:
+        one, other = frame.positions[oxygen]
+        off = np.linalg.norm(frame.positions[hydrogen] - 0.5 * (one + other), axis=1)
+        proton = frame.positions[hydrogen[np.argmin(off)]]
+        near = [float(np.linalg.norm(proton - end)) for end in (one, other)]
+        rows.append([float(np.linalg.norm(one - other)), abs(near[0] - near[1])])
+    return np.array(rows)
+
+
+def sampled(folder: Path, skipped: float) -> tuple[np.ndarray, np.ndarray]:
+    """Observables [frames, 2] and committee energies [frames, M] in hartree, both means over the beads."""
+    positions, energies = sorted(folder.glob("run.pos_*.xyz")), sorted(folder.glob("run.committee_pot_*"))
+    seen = np.mean([observables(list(iread(file, ":", format="xyz"))) for file in positions], axis=0)
+    members = np.mean([_numbers(file) for file in energies], axis=0)
+    first = int(skipped * len(seen))
+    return seen[first:], members[first:]
+
+
+def _numbers(file: Path) -> np.ndarray:
+    rows = [line for line in file.read_text().splitlines() if line.strip() and "#" not in line]
+    return np.array([[float(word.strip("[],")) for word in row.split()] for row in rows])
+
+
+def reweighted(folder: Path, seen: np.ndarray, members: np.ndarray) -> np.ndarray:
+    """What ``i-pi-committee-reweight`` says of each observable: mean, error of the committee, mean of each member."""
+    np.savetxt(folder / "members.dat", members)
+    np.savetxt(folder / "observables.dat", seen)
+    program, kt = str(Path(sys.executable).parent / "i-pi-committee-reweight"), kB * TEMPERATURE / Hartree
+    command = [program, "members.dat", "observables.dat", "--kt", str(kt)]
+    found = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout
+    return np.array([[float(word) for word in row.split()] for row in found.splitlines() if not row.startswith("#")])
+
+
+def rows_of(one: Run, folder: Path, skipped: float) -> list[dict[str, object]]:
+    """Averages of a run."""
+    seen, members = sampled(folder, skipped)
+    blocks = np.array([block.mean(axis=0) for block in np.array_split(seen, BLOCKS)])
+    statistical = blocks.std(axis=0, ddof=1) / np.sqrt(BLOCKS)
+    said = reweighted(folder, seen, members)
+    drift = np.loadtxt(folder / "run.out")[:, 2]
+    rows: list[dict[str, object]] = []
+    for name, plain, block, (mean, committee, *_) in zip(OBSERVABLES, seen.mean(axis=0), statistical, said, strict=True):
+        values = {"mean": plain, "statistical": block, "reweighted": mean, "committee": committee}
+        numbers = {key: f"{value:.5f}" for key, value in values.items()}
+        lengths = {"ps": one.steps * one.timestep / 1000, "conserved_range_ev": f"{np.ptp(drift):.4f}"}
+        rows.append({"beads": one.beads, "observable": name, **numbers, **lengths})
+    return rows
+
+
+def main() -> None:
+    """Trains, runs, and writes the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, default=os.environ.get("ALMLIP_DATA_DIR"), help="reference data")
+    parser.add_argument("--out", type=Path, default=Path("runs/ipi_zundel"))
+    parser.add_argument("--beads", type=int, nargs="+", default=[1, 32])
+    parser.add_argument("--steps", type=int, nargs="+", default=[60_000, 10_000], help="of each number of beads")
+    parser.add_argument("--skip", type=float, default=0.1, help="share of a run that is left out at its beginning")
+    options = parser.parse_args()
+    if options.data is None:
+        parser.error("give the folder of the reference data with --data or ALMLIP_DATA_DIR.")
+    prepare_jax()
+    options.out.mkdir(parents=True, exist_ok=True)
+    frames = read_structures(options.data / "protonated_water" / "zundel.extxyz")
+    shuffled = [frames[i] for i in np.random.default_rng(0).permutation(len(frames))]
+    trained(shuffled, options.out / "potential")
+    rows: list[dict[str, object]] = []
+    for beads, steps in zip(options.beads, options.steps, strict=True):
+        one, folder = Run(beads, steps), options.out / f"beads-{beads}"
+        run(one, options.out / "potential", Atoms(frames[0].numbers, frames[0].positions), folder)
+        rows += rows_of(one, folder, options.skip)
+        print(*rows[-len(OBSERVABLES) :], sep="\n", flush=True)
+    with (HERE / "results.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()
