@@ -843,6 +843,101 @@ def lammps(
     _write_json(json_file, {**told, "last": dict(outcome.last)})
 
 
+@app.command()
+def export(
+    potential: PotentialFolder,
+    out: Annotated[Path, typer.Argument(metavar="OUT", callback=file_to_write, help="File to write.")],
+    like: Annotated[
+        Path, typer.Option("--like", help="Structures like those to come; they say how much room there has to be.")
+    ],
+    stablehlo: Annotated[
+        bool, typer.Option("--stablehlo", help="StableHLO programs that need jax and nothing of this package.")
+    ] = False,
+    lammps_jax: Annotated[
+        bool, typer.Option("--lammps-jax", help="A bundle for pair_style jax/kk of lammps-jax.")
+    ] = False,
+    atoms: Annotated[int | None, typer.Option("--atoms", min=1, help="Most atoms; of a process, with LAMMPS.")] = None,
+    neighbors: Annotated[
+        int | None, typer.Option("--neighbors", min=1, help="Most neighbours of an atom, with --stablehlo.")
+    ] = None,
+    precision: Annotated[
+        Literal["float32", "float64"] | None, typer.Option("--precision", help="That of the potential by default.")
+    ] = None,
+    platforms: Annotated[
+        str | None,
+        typer.Option("--platforms", help="Of cpu,gpu,tpu: all by default; with --lammps-jax gpu (default) or cpu."),
+    ] = None,
+    elements: Annotated[
+        str | None, typer.Option("--elements", help="Element of each type of LAMMPS, from type 1 on, as Si,O.")
+    ] = None,
+    units: Annotated[
+        Literal["metal", "real"] | None, typer.Option("--units", help="Of LAMMPS, metal by default.")
+    ] = None,
+    skin: Annotated[
+        float | None, typer.Option("--skin", min=0, help="Of the list of LAMMPS, 2 Angstrom by default.")
+    ] = None,
+    without_references: Annotated[
+        bool, typer.Option("--without-references", help="Leave out reference energies, with --lammps-jax.")
+    ] = False,
+    json_file: JsonFile = None,
+) -> None:
+    """Write a potential as programs for other software: energy, forces, virial and spread in room that is fixed."""
+    if stablehlo == lammps_jax:
+        raise InputError("say what is to be written: --stablehlo or --lammps-jax, one of them.")
+    of_lammps: dict[str, Any] = {"elements": elements, "units": units, "skin": skin}
+    of_lammps |= {"without-references": without_references or None}
+    wrong = [name for name, value in of_lammps.items() if stablehlo and value is not None]
+    wrong += ["neighbors"] if lammps_jax and neighbors is not None else []
+    if wrong:
+        raise InputError(f"--{wrong[0]} belongs to {'--lammps-jax' if stablehlo else '--stablehlo'}; leave it out.")
+    names = None if platforms is None else platforms.split(",")
+    model = _load(potential)
+    from almlip_jax.structures.io import read_structures
+
+    structures = read_structures(like, ignore_labels=True)
+    if stablehlo:
+        from almlip_jax.interfaces.stablehlo import PLATFORMS, export_stablehlo, left_out
+
+        room = {"atoms": atoms, "neighbors": neighbors}
+        about = export_stablehlo(model, out, structures, **room, precision=precision, platforms=names or PLATFORMS)
+        told = {key: about[key] for key in ("format", "precision", "atoms", "neighbors", "edges")}
+        told["programs"] = ", ".join(about["programs"])
+        _say_left_out(left_out(model))
+    else:
+        told = _bundle(model, out, structures, of_lammps, names, atoms=atoms, precision=precision)
+    _print_pairs("Exported", {"written": str(out), **{key: str(value) for key, value in told.items()}})
+    _write_json(json_file, {"out": str(out), **told})
+
+
+def _bundle(
+    potential: Potential,
+    out: Path,
+    structures: Sequence[Atoms],
+    options: Mapping[str, Any],
+    platforms: Sequence[str] | None,
+    **further: Any,
+) -> dict[str, Any]:
+    """Writes a bundle for lammps-jax; the room that it has."""
+    from almlip_jax.interfaces.lammps_jax import export_lammps_jax
+
+    if options["elements"] is None:
+        raise InputError("--lammps-jax needs --elements, the element of each type of atoms, as Si,O.")
+    if platforms not in (None, ["gpu"], ["cpu"]):
+        raise InputError(f"a bundle is for gpu or for cpu, not for {','.join(platforms or ())}.")
+    room = export_lammps_jax(
+        potential,
+        out,
+        structures,
+        options["elements"].split(","),
+        skin=2.0 if options["skin"] is None else options["skin"],
+        units=options["units"] or "metal",
+        platform="cpu" if platforms == ["cpu"] else "cuda",
+        references=not options["without-references"],
+        **further,
+    )
+    return asdict(room)
+
+
 @app.command(name="free-energy")
 def free_energy(
     run: Annotated[Path, typer.Argument(help="Folder of a run with the bias `metadynamics`, running or finished.")],

@@ -154,6 +154,25 @@ def test_forces_and_stresses_are_derivatives(double, structures):
             assert stress[i, j] == pytest.approx(numeric, rel=1e-5, abs=1e-8), (name, i, j)
 
 
+def test_stresses_of_atoms_are_of_their_surroundings(double, structures):
+    """Two molecules that do not see each other have each its own; and nothing of them is told unasked."""
+    one = structures["molecule"].copy()
+    one.set_cell([30.0, 20.0, 20.0])
+    two = one.copy()
+    two.positions[:, 0] += 15.0
+    two.rattle(0.1, seed=3)
+    both = one + two
+    found = {}
+    for name, atoms in (("one", one), ("two", two), ("both", both)):
+        atoms.calc = double.calculator()
+        found[name] = atoms.get_stresses()
+        np.testing.assert_allclose(found[name].sum(axis=0), atoms.get_stress(), atol=1e-12)
+        assert "energies" not in dict(atoms.calc.results)
+        np.testing.assert_allclose(atoms.get_potential_energies().sum(), atoms.get_potential_energy(), atol=1e-10)
+    np.testing.assert_allclose(found["both"], np.concatenate([found["one"], found["two"]]), atol=1e-12)
+    assert np.abs(found["both"].sum(axis=0) - found["one"].sum(axis=0)).max() > 1e-6
+
+
 def test_members_say_what_they_say_alone(plain, structures):
     atoms = structures["small cell"].copy()
     atoms.calc = plain.calculator()

@@ -487,10 +487,13 @@ def test_energy_fn_agrees_with_the_calculator(potential, make):
     atoms = make()
     atoms.rattle(0.05, seed=5)
     neighbors, energy = potential.energy_fn(atoms)
+    _, absolute = potential.energy_fn(atoms, reference_energies=True)
     positions = jnp.asarray(atoms.positions, jnp.float32)
-    value, gradient = jax.jit(jax.value_and_grad(energy))(positions, neighbors.update(positions[None]))
+    of_both = jax.jit(lambda x, near: (*jax.value_and_grad(energy)(x, near), absolute(x, near)))
+    value, gradient, total = of_both(positions, neighbors.update(positions[None]))
     found = potential.evaluate([atoms])
     assert float(value) + potential.reference_energy(atoms) == pytest.approx(found.energy[0], abs=1e-3)
+    assert float(total) == pytest.approx(found.energy[0], abs=1e-3)
     np.testing.assert_allclose(-gradient, found.forces[0], rtol=1e-3, atol=1e-3)
 
 

@@ -27,6 +27,53 @@ def number_of_blocks(graph: Graph, local: bool) -> int:
     return -(-atoms // _ATOMS) if local and atoms > _MANY and backend() == "cpu" else 1
 
 
+def apart(
+    species: jax.Array,
+    at_ends: jax.Array,
+    vectors: jax.Array,
+    edge_mask: jax.Array,
+    atom_mask: jax.Array,
+    states: tuple[jax.Array, jax.Array],
+    kinds: int,
+) -> Graph:
+    """A graph in which each of some atoms is a structure: of its neighbours nothing but the species is there.
+
+    Args:
+        species: [A] int.
+        at_ends: [A, K] int, species of the neighbours.
+        vectors: [A, K, 3] Angstrom.
+        edge_mask: [A, K] bool.
+        atom_mask: [A] bool.
+        states: charge and multiplicity of the structure of each atom, [A] both.
+        kinds: number of species.
+
+    Returns:
+        A graph of A + kinds atoms, of which the last stand for all neighbours of their species.
+    """
+    atoms, slots = at_ends.shape
+
+    def with_ends(values: jax.Array) -> jax.Array:
+        return jnp.pad(values, ((0, kinds),) + ((0, 0),) * (values.ndim - 1))
+
+    own = jnp.arange(atoms + kinds, dtype=jnp.int32)
+    charge, spin = states
+    return Graph(
+        species=jnp.concatenate([species, jnp.arange(kinds, dtype=species.dtype)]),
+        vectors=with_ends(vectors),
+        neighbors=with_ends(atoms + at_ends),
+        edge_mask=with_ends(edge_mask),
+        reverse=jnp.zeros((atoms + kinds, slots), jnp.int32),
+        atom_mask=with_ends(atom_mask),
+        structure=own,
+        structure_mask=with_ends(atom_mask),
+        volume=jnp.ones(atoms + kinds, vectors.dtype),
+        positions=jnp.zeros((atoms + kinds, 3), vectors.dtype),
+        cell=jnp.zeros((atoms + kinds, 3, 3), vectors.dtype),
+        charge=with_ends(charge),
+        spin=with_ends(spin),
+    )
+
+
 def over_blocks(function: Callable[[Any, Graph], Any], params: Any, graph: Graph, blocks: int, kinds: int) -> Any:
     """A function of all atoms, from blocks of them one after the other.
 
@@ -41,7 +88,7 @@ def over_blocks(function: Callable[[Any, Graph], Any], params: Any, graph: Graph
     Returns:
         what the function would give for the whole graph.
     """
-    atoms, slots = graph.neighbors.shape
+    atoms = len(graph.species)
     each = -(-atoms // blocks)
 
     def cut(values: jax.Array) -> jax.Array:
@@ -50,28 +97,8 @@ def over_blocks(function: Callable[[Any, Graph], Any], params: Any, graph: Graph
 
     def of_block(block: tuple[jax.Array, ...]) -> Any:
         species, at_ends, vectors, edge_mask, atom_mask, charge, spin = block
-
-        def with_ends(values: jax.Array) -> jax.Array:
-            return jnp.pad(values, ((0, kinds),) + ((0, 0),) * (values.ndim - 1))
-
-        # one atom of each species stands for all neighbours of it; of these nothing but the species is read
-        own = jnp.arange(each + kinds, dtype=jnp.int32)
-        some = Graph(
-            species=jnp.concatenate([species, jnp.arange(kinds, dtype=species.dtype)]),
-            vectors=with_ends(vectors),
-            neighbors=with_ends(each + at_ends),
-            edge_mask=with_ends(edge_mask),
-            reverse=jnp.zeros((each + kinds, slots), graph.reverse.dtype),
-            atom_mask=with_ends(atom_mask),
-            structure=own,
-            structure_mask=with_ends(atom_mask),
-            volume=jnp.ones(each + kinds, vectors.dtype),
-            positions=jnp.zeros((each + kinds, 3), vectors.dtype),
-            cell=jnp.zeros((each + kinds, 3, 3), vectors.dtype),
-            charge=with_ends(charge),
-            spin=with_ends(spin),
-        )
-        found = materialised(function, each + at_ends[0, 0] > 0, params, some)
+        some = apart(species, at_ends, vectors, edge_mask, atom_mask, (charge, spin), kinds)
+        found = materialised(function, some.neighbors[0, 0] > 0, params, some)
         return jax.tree.map(lambda x: x[:, :each], found)
 
     arrays = (

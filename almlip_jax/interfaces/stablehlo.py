@@ -47,8 +47,10 @@ FORMAT = 1
 _SQUEEZED = 1.1  # by which cutoffs are longer when it is looked how far images and bins must reach
 _HEADROOM = 1.3  # of neighbours, over the most that an atom has
 _PROGRAMS = {"cpu": ("cpu",), "gpu": ("cuda",), "tpu": ("tpu",)}  # kind of backend -> platforms that are lowered for
+PLATFORMS = tuple(_PROGRAMS)
+"""Kinds of devices that there are programs for, as `jax.default_backend` names them."""
 _INPUTS = {
-    "numbers": "atomic numbers, 0 in places without an atom, which come last",
+    "numbers": "atomic numbers, 0 in places without an atom",
     "positions": "Angstrom, in any image of the cell",
     "cell": "Angstrom, rows are the cell vectors; anything in directions that are not periodic",
     "pbc": "which cell vectors are periodic",
@@ -136,7 +138,7 @@ def export_stablehlo(
     atoms: int | None = None,
     neighbors: int | None = None,
     precision: Precision | None = None,
-    platforms: Sequence[str] = tuple(_PROGRAMS),
+    platforms: Sequence[str] = PLATFORMS,
 ) -> dict[str, Any]:
     """Writes a potential as programs for several devices, which any program with jax can run.
 

@@ -34,7 +34,7 @@ class PotentialCalculator(Calculator):
       ``force_total`` times the calibration's ``slope``;
     - what the M members say: ``member_energy`` [M], ``member_forces`` [M, N, 3], ``member_stress`` [M, 6];
     - the share of each atom in the energy: ``energies`` [N], their spread ``energies_std`` [N], and
-      ``member_energies`` [M, N].
+      ``member_energies`` [M, N]; and in the stress, by its own edges: ``stresses`` [N, 6], whose sum is the stress.
 
     What was looked up of one structure is computed along with the forces of the next, so that reading scores at each
     step costs no second evaluation.
@@ -90,13 +90,13 @@ class PotentialCalculator(Calculator):
     def _complete(self, wanted: set[str]) -> None:
         """Computes what is missing of some results; what is there stays as it is.
 
-        What a forward pass tells of the atoms stays aside until it is asked for: files of structures would hold it.
+        Energies and stresses of atoms stay aside until they are asked for: files of structures would hold them.
         """
         for part in self.following.parts(wanted):
             if part not in self._done:
                 self._done.add(part)
                 found = self.following(self.atoms, part)
-                spare = {name for name in found if part == "energies" and self.following.known[name] == (part,)}
+                spare = {name for name in found if set(self.following.known[name]) <= {"energies", "atoms"}}
                 self._spare |= {name: found.pop(name) for name in spare}
                 for name, value in found.items():
                     self.results.setdefault(name, value)

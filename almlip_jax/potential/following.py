@@ -20,7 +20,7 @@ import numpy as np
 from ase import Atoms
 from ase.data import chemical_symbols
 
-from almlip_jax.ensembles import AnyEnsemble, committee_statistics
+from almlip_jax.ensembles import AnyEnsemble, MixedEnsemble, committee_statistics
 from almlip_jax.errors import InputError
 from almlip_jax.models import Params
 from almlip_jax.potential import spanning
@@ -29,16 +29,17 @@ from almlip_jax.precision import full_precision
 from almlip_jax.scores import Score, atom_scores, largest_of, names, score_of, scores
 from almlip_jax.structures.electronic_state import electronic_state
 from almlip_jax.structures.followed import Follower, Listed, Place, followed_graph
-from almlip_jax.structures.graph import Graph
+from almlip_jax.structures.graph import Graph, Places, atom_virials, forces_and_virial
 from almlip_jax.targets import has_target, targets
 
 if TYPE_CHECKING:
     from almlip_jax.compilation import Precision
     from almlip_jax.potential.potential import Potential
 
-Part: TypeAlias = Literal["energies", "forces", "scores"]
+Part: TypeAlias = Literal["energies", "forces", "scores", "atoms"]
 """What a program gives: ``energies`` those of atoms and members, from a forward pass alone; ``forces`` the means of all
-that the models predict; ``scores`` the same, what each member says, and every score."""
+that the models predict; ``scores`` the same, what each member says, and every score; ``atoms`` energies and stresses of
+atoms, and forces."""
 
 _ENERGIES = ("energies", "energies_std", "member_energies", "member_energy", "energy", "free_energy")
 _FORCES = ("energy", "free_energy", "forces", "stress")
@@ -51,14 +52,22 @@ def of_atoms(name: str) -> str:
     return f"atom_{name}" if score_of(name) is not None else name
 
 
+def reads_positions(ensemble: AnyEnsemble) -> bool:
+    """Whether energies depend on more than edges, so that a virial cannot be told apart by atoms."""
+    groups = ensemble.groups if isinstance(ensemble, MixedEnsemble) else (ensemble,)
+    return any(one.model.long_range for one in groups)
+
+
 def parts_of(ensemble: AnyEnsemble) -> dict[str, tuple[Part, ...]]:
     """Name of every result -> the parts that give it, the least work first."""
     given = tuple(one.label for one in targets(ensemble.targets))
     scored = (*names(scores()), *map(of_atoms, names(atom_scores())), "force_error")
+    stresses = () if reads_positions(ensemble) else ("stresses",)
     by_part: dict[Part, tuple[str, ...]] = {
         "energies": _ENERGIES,
         "forces": (*_FORCES, *given),
         "scores": (*_FORCES, *given, *_MEMBERS, *scored),
+        "atoms": (*_ENERGIES, *_FORCES, *stresses) if stresses else (),
     }
     every = dict.fromkeys(name for part in get_args(Part) for name in by_part[part])
     return {name: tuple(part for part in get_args(Part) if name in by_part[part]) for name in every}
@@ -108,7 +117,9 @@ class Following:
             listed, place = self.follower.look(atoms, state)
             novelty = self._novelty if part == "scores" else {}
             found = self._program(part)(self._params, novelty, listed, place)
-        results = self._energies(atoms, found) if part == "energies" else self._with_forces(atoms, found, part)
+        results = {} if part == "energies" else self._with_forces(atoms, found, part)
+        if part in ("energies", "atoms"):
+            results |= self._energies(atoms, found)
         return {name: value for name, value in results.items() if name in self.known}
 
     def parts(self, wanted: Set[str]) -> list[Part]:
@@ -171,6 +182,8 @@ class Following:
             if has_target(atoms, target):
                 value = found["further"][target.name]
                 results[target.label] = value[0] if target.per == "structure" else value[:number]
+        if part == "atoms" and volume is not None:
+            results["stresses"] = -_voigt(found["atom_virial"][:number]) / volume
         if part == "scores":
             results |= self._scores(atoms, found)
             results["member_energy"] = found["member_energy"][:, 0] + references
@@ -263,11 +276,35 @@ def _program(ensemble: AnyEnsemble, part: Part, declared: tuple[Score, ...]) -> 
         graph = followed_graph(listed, place, ensemble.cutoff)
         if part == "energies":
             return {"atom_energies": ensemble.atom_energies(params, graph)}
+        if part == "atoms":
+            return _atoms(ensemble, params, graph)
         if part == "forces":
             return _forces(ensemble, params, graph)
         return members_and_scores(ensemble, params, novelty, graph)
 
     return _Program(of_structure)
+
+
+def _atoms(ensemble: AnyEnsemble, params: Params, graph: Graph) -> dict[str, Any]:
+    """Energies of atoms and members; and, by a reverse pass of their mean, forces and the virials of atoms."""
+
+    def total(vectors: jax.Array) -> tuple[jax.Array, jax.Array]:
+        moved = graph.replace(vectors=vectors)  # type: ignore[attr-defined]
+        of_atoms = ensemble.atom_energies(params, moved)
+        return jnp.sum(jnp.where(graph.atom_mask, jnp.mean(of_atoms, axis=0), 0)), of_atoms
+
+    (energy, of_atoms), gradient = jax.value_and_grad(total, has_aux=True)(graph.vectors)
+    by_edge = jnp.where(graph.edge_mask[..., None], gradient, 0)
+    forces, virial = forces_and_virial(Places(by_edge), graph)
+    each = atom_virials(by_edge, graph)
+    return {
+        "energy": energy[None],
+        "forces": forces,
+        "virial": virial,
+        "further": {},
+        "atom_energies": of_atoms,
+        "atom_virial": 0.5 * (each + jnp.swapaxes(each, -1, -2)),
+    }
 
 
 def _forces(ensemble: AnyEnsemble, params: Params, graph: Graph) -> dict[str, Any]:

@@ -405,18 +405,20 @@ class Potential:
         return PotentialCalculator(self, skin=skin, precision=precision)
 
     def energy_fn(
-        self, atoms: Atoms, *, skin: float = 0.5
+        self, atoms: Atoms, *, skin: float = 0.5, reference_energies: bool = False
     ) -> tuple[WalkerNeighbors, Callable[[jax.Array, WalkerNeighbors], jax.Array]]:
         """Energy as a JAX function of positions, for jax-md.
 
         Args:
             atoms: fixes species, charge, spin, cell, periodic directions and the first neighbour list.
             skin: Angstrom, by which the list reaches beyond the cutoff.
+            reference_energies: whether they are added, as the calculator does.  They are a constant, beside which the
+                digits of float32 may not suffice for what changes.
 
         Returns:
             neighbours for the given positions, to be kept up to date through
             ``neighbors.update(positions[None])``, and ``energy(positions [N, 3], neighbors) -> eV`` (committee mean,
-            relative to the reference energies, differentiable; ``jax.grad`` of it is minus the forces).
+            differentiable; ``jax.grad`` of it is minus the forces).
         """
         dtype = jax.tree.leaves(self.params)[0].dtype
         neighbors = walker_neighbors(
@@ -430,9 +432,11 @@ class Potential:
         species = jnp.asarray(self.species.index(atoms.numbers))[None]
         charge, spin = jnp.asarray(np.array(electronic_state(atoms), dtype)[:, None])
         ensemble, params = self.ensemble, self.params
+        constant = np.asarray(self.reference_energy(atoms) if reference_energies else 0.0, dtype)
 
         def energy(positions: jax.Array, neighbors: WalkerNeighbors) -> jax.Array:
-            return jnp.mean(ensemble.energies(params, neighbors.graph(positions[None], species, charge, spin)))
+            graph = neighbors.graph(positions[None], species, charge, spin)
+            return jnp.mean(ensemble.energies(params, graph)) + constant
 
         return neighbors, energy
 

@@ -184,6 +184,16 @@ def displacement(graph: Graph, moves: jax.Array, long_range: bool) -> Places:
     return Places(vectors, moves, jnp.zeros_like(graph.cell)) if long_range else Places(vectors)
 
 
+def atom_virials(by_edge: jax.Array, graph: Graph) -> jax.Array:
+    """What the edges of each atom add to the virial, [A, 3, 3] eV: ``-sum_k v_ik (x) g_ik``, not symmetrised.
+
+    Args:
+        by_edge: [A, K, 3] eV/Angstrom, gradient of the energy with respect to the vectors; 0 in padding slots.
+        graph: whose edges they are.
+    """
+    return -jnp.einsum("aki,akj->aij", graph.vectors, by_edge)
+
+
 def forces_and_virial(gradient: Places, graph: Graph) -> tuple[jax.Array, jax.Array]:
     """Forces and virial from the gradient of the total energy with respect to the places.
 
@@ -202,7 +212,7 @@ def forces_and_virial(gradient: Places, graph: Graph) -> tuple[jax.Array, jax.Ar
     """
     by_edge = jnp.where(graph.edge_mask[..., None], gradient.vectors, 0)
     forces = jnp.sum(by_edge - opposite_edges(by_edge, graph.neighbors, graph.reverse), axis=1)
-    per_atom = -jnp.einsum("aki,akj->aij", graph.vectors, by_edge)
+    per_atom = atom_virials(by_edge, graph)
     if gradient.positions is not None:
         by_position = jnp.where(graph.atom_mask[:, None], gradient.positions, 0)
         forces = forces - by_position

@@ -132,8 +132,10 @@ def run(one: Run, potential: Path, start: Atoms, folder: Path) -> None:
 
 
 def observables(frames: list[Atoms]) -> np.ndarray:
-    """Distance of the oxygens and, of the hydrogen that is nearest to their middle, by how much it is nearer to one of
-    them than to the other, [frames, 2] in Angstrom."""
+    """Two lengths of each frame, [frames, 2] in Angstrom.
+
+    The distance of the oxygens; and by how much the hydrogen that is nearest to their middle is nearer to one of them.
+    """
     oxygen, hydrogen = (np.flatnonzero(frames[0].numbers == number) for number in (8, 1))
     rows = []
     for frame in frames:
@@ -177,8 +179,10 @@ def rows_of(one: Run, folder: Path, skipped: float) -> list[dict[str, object]]:
     said = reweighted(folder, seen, members)
     drift = np.loadtxt(folder / "run.out")[:, 2]
     rows: list[dict[str, object]] = []
-    for name, plain, block, (mean, committee, *_) in zip(OBSERVABLES, seen.mean(axis=0), statistical, said, strict=True):
-        values = {"mean": plain, "statistical": block, "reweighted": mean, "committee": committee}
+    for number, name in enumerate(OBSERVABLES):
+        mean, committee = said[number, :2]
+        values = {"mean": seen[:, number].mean(), "statistical": statistical[number]}
+        values |= {"reweighted": mean, "committee": committee}
         numbers = {key: f"{value:.5f}" for key, value in values.items()}
         lengths = {"ps": one.steps * one.timestep / 1000, "conserved_range_ev": f"{np.ptp(drift):.4f}"}
         rows.append({"beads": one.beads, "observable": name, **numbers, **lengths})
