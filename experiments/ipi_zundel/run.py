@@ -150,10 +150,11 @@ def observables(frames: list[Atoms]) -> np.ndarray:
 def sampled(folder: Path, skipped: float) -> tuple[np.ndarray, np.ndarray]:
     """Observables [frames, 2] and committee energies [frames, M] in hartree, both means over the beads."""
     positions, energies = sorted(folder.glob("run.pos_*.xyz")), sorted(folder.glob("run.committee_pot_*"))
-    seen = np.mean([observables(list(iread(file, ":", format="xyz"))) for file in positions], axis=0)
-    members = np.mean([_numbers(file) for file in energies], axis=0)
-    first = int(skipped * len(seen))
-    return seen[first:], members[first:]
+    seen = [observables(list(iread(file, ":", format="xyz"))) for file in positions]
+    members = [_numbers(file) for file in energies]
+    last = min(map(len, (*seen, *members)))  # a run that was stopped may lack the last beads
+    first = int(skipped * last)
+    return np.mean([one[first:last] for one in seen], axis=0), np.mean([one[first:last] for one in members], axis=0)
 
 
 def _numbers(file: Path) -> np.ndarray:
@@ -177,14 +178,15 @@ def rows_of(one: Run, folder: Path, skipped: float) -> list[dict[str, object]]:
     blocks = np.array([block.mean(axis=0) for block in np.array_split(seen, BLOCKS)])
     statistical = blocks.std(axis=0, ddof=1) / np.sqrt(BLOCKS)
     said = reweighted(folder, seen, members)
-    drift = np.loadtxt(folder / "run.out")[:, 2]
+    times, conserved = np.loadtxt(folder / "run.out")[:, 1:3].T
+    left = int(skipped * len(times))
     rows: list[dict[str, object]] = []
     for number, name in enumerate(OBSERVABLES):
         mean, committee = said[number, :2]
         values = {"mean": seen[:, number].mean(), "statistical": statistical[number]}
         values |= {"reweighted": mean, "committee": committee}
         numbers = {key: f"{value:.5f}" for key, value in values.items()}
-        lengths = {"ps": one.steps * one.timestep / 1000, "conserved_range_ev": f"{np.ptp(drift):.4f}"}
+        lengths = {"ps": f"{times[-1]:.2f}", "conserved_drift_ev": f"{conserved[-1] - conserved[left]:.4f}"}
         rows.append({"beads": one.beads, "observable": name, **numbers, **lengths})
     return rows
 
