@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 from ase.build import bulk
+from ase.units import kB
 
 from almlip_jax.ensembles import Ensemble
 from almlip_jax.errors import InputError
@@ -130,6 +131,27 @@ def run(folder: Path, forcefield: str, *client: str) -> np.ndarray:
     return np.loadtxt(folder / "run.out")
 
 
+def committee(file: Path) -> np.ndarray:
+    """Energies of the members in the frames of a bead, hartree."""
+    rows = [line.split() for line in file.read_text().splitlines() if "#" not in line]
+    return np.array([[float(word.strip("[],")) for word in row] for row in rows])
+
+
+def check_reweighting(folder: Path, members: np.ndarray, seen: np.ndarray) -> None:
+    """i-PI's own program takes what it was told of the members: averages shift by covariances with their energies."""
+    np.savetxt(folder / "members.dat", members)
+    np.savetxt(folder / "seen.dat", seen)
+    kt = 600 * kB / HARTREE
+    program = str(Path(sys.executable).parent / "i-pi-committee-reweight")
+    command = [program, "members.dat", "seen.dat", "--kt", str(kt)]
+    told = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
+    mean, error, *each = (float(word) for word in told.split())
+    off = members - members.mean(axis=1, keepdims=True)
+    wanted = seen.mean() - ((seen - seen.mean())[:, None] * off).mean(axis=0) / kt
+    np.testing.assert_allclose(each, wanted, rtol=1e-7)
+    assert mean == pytest.approx(seen.mean(), rel=1e-7) and error == pytest.approx(np.std(wanted), rel=1e-3)
+
+
 @needs_ipi
 @pytest.mark.slow
 def test_path_integrals_by_both_ways_in(folder):
@@ -137,11 +159,11 @@ def test_path_integrals_by_both_ways_in(folder):
     file, pars = ipi_driver.__file__, PARAMETERS.format(folder=folder)
     pes = f"<pes>custom</pes><pes_path>{file}</pes_path><parameters>{{{pars}}}</parameters>"
     direct = f"<ffdirect name='inner'>{pes}</ffdirect>"
-    committee = f"<ffcommittee name='almlip'><parse_json>True</parse_json>{direct}</ffcommittee>"
-    first = run(folder, committee)
+    first = run(folder, f"<ffcommittee name='almlip'><parse_json>True</parse_json>{direct}</ffcommittee>")
     assert np.ptp(first[:, 1]) < 0.01 * np.ptp(first[:, 2]) and np.ptp(first[:, 2]) > 1e-4
-    numbers = [line.split() for line in (folder / "run.pot_0").read_text().splitlines() if "#" not in line]
-    members = HARTREE * np.array([float(word.strip("[],")) for word in numbers[0]])
+    beads = [committee(folder / f"run.pot_{bead}") for bead in (0, 1)]
+    members = HARTREE * beads[0][0]
+    check_reweighting(folder, np.mean(beads, axis=0), first[:, 2])
     atoms = PotentialDriver(str(folder / "potential"), str(folder / "start.extxyz")).template
     found = Potential.load(folder / "potential").evaluate([atoms])
     assert members.mean() == pytest.approx(found.energy[0], abs=1e-3) and len(members) == 3
