@@ -26,7 +26,7 @@ from ase import Atoms
 from factors import errors, merged, wanted
 from systems import SYSTEMS, System
 
-from almlip_jax import Learner, Potential, load, select
+from almlip_jax import Corrected, Learner, Potential, load, select
 from almlip_jax.campaign.teacher import PretrainingSettings, TuningSettings
 from almlip_jax.compilation import prepare_jax
 from almlip_jax.evaluation import error_metrics
@@ -70,9 +70,18 @@ class Study:
         return f"teacher ({self.options.cells})" if self.options.system == "silicon" else "teacher"
 
     def learner(self, seed: int, training: TrainingSettings, typical: list[Atoms], **more: Any) -> Learner:
-        """One for datasets of up to so many structures."""
-        asked = {"model": self.system.model, "ensemble": MEMBERS, "training": training, "isolated": {}}
+        """One for datasets of up to so many structures; model and members are those of what it starts from."""
+        own = {"model": self.system.model, "ensemble": MEMBERS} if "start" not in more else {}
+        asked = {**own, "training": training, "isolated": {}}
         return Learner(len(typical), typical=typical, seed=seed, **asked, **more)
+
+    @property
+    def named_ways(self) -> dict[str, list[str]]:
+        """Names of what is compared, in the table, by what the command calls them."""
+        options = self.options
+        replayed = [f"{self.teacher}, replay {weight:g}" if weight else self.teacher for weight in options.replay]
+        corrected = [f"{self.teacher}, correction {size}" for size in options.correction]
+        return {SCRATCH: [SCRATCH], "teacher": replayed, "correction": corrected}
 
 
 @dataclass(frozen=True)
@@ -151,20 +160,27 @@ def choices(study: Study, seed: int, potential: Potential, kind: str) -> dict[in
 
 
 def ways(study: Study, potentials: dict[int, Potential]) -> dict[str, dict[int, Learner]]:
-    """How labels are trained on, by seed: from scratch, and tuned with each weight of the teacher's frames."""
-    pool, frames = study.system.pool, study.system.frames
-    largest = pool[: max(study.options.sizes)]
-    tuning = TuningSettings(max_steps=study.options.tuning_steps).of(study.scratch)
+    """How labels are trained on, by seed.
+
+    From scratch; tuned, with each weight of the teacher's frames, which have a last layer of their own; and as a
+    correction of what the teacher taught, of each size.
+    """
+    options, pool, frames, names = study.options, study.system.pool, study.system.frames, study.named_ways
+    largest = pool[: max(options.sizes)]
+    tuning = TuningSettings(max_steps=options.tuning_steps).of(study.scratch)
     found: dict[str, dict[int, Learner]] = {}
-    if SCRATCH in study.options.ways:
+    if SCRATCH in options.ways:
         found[SCRATCH] = {seed: study.learner(seed, study.scratch, largest) for seed in study.seeds}
-    for weight in study.options.replay if "teacher" in study.options.ways else ():
-        name = f"{study.teacher}, replay {weight:g}" if weight else study.teacher
+    for name, weight in zip(names["teacher"], options.replay, strict=True) if "teacher" in options.ways else ():
         found[name] = {}
         for seed, potential in potentials.items():
             order = numpy_generator(seed, "teacher", "order").permutation(len(frames))
-            start = Taught(potential, tuple(frames[n] for n in order), weight)
+            start = Taught(potential, tuple(frames[n] for n in order), weight, options.replay_share)
             found[name][seed] = study.learner(seed, tuning, largest, start=start)
+    for name, size in zip(names["correction"], options.correction, strict=True) if "correction" in options.ways else ():
+        model = study.system.model | {"size": size}
+        starts = {seed: Corrected.of(potential, frames, model, seed) for seed, potential in potentials.items()}
+        found[name] = {seed: study.learner(seed, tuning, largest, start=start) for seed, start in starts.items()}
     return found
 
 
@@ -181,11 +197,10 @@ def rows_of(study: Study, potential: Potential, about: dict[str, Any]) -> list[d
 
 def asked(study: Study) -> Iterator[tuple[int, str, str]]:
     """Size, way and selector of the trainings, in the order in which they are done."""
-    options = study.options
-    names = [f"{study.teacher}, replay {weight:g}" if weight else study.teacher for weight in options.replay]
+    options, names = study.options, study.named_ways
     for size in options.sizes:
         for way in options.ways:
-            for name in [SCRATCH] if way == SCRATCH else names:
+            for name in names[way]:
                 for kind in options.scratch_selectors if way == SCRATCH else options.selectors:
                     if kind == "random" or size < len(study.system.pool):
                         yield size, name, kind
@@ -235,10 +250,14 @@ def options_given() -> argparse.Namespace:
     parser.add_argument("--cells", choices=["made", "pool"], default="made", help="silicon: what Nequix labels")
     parser.add_argument("--out", type=Path, help="table; in the work folder, named after system and cells, by default")
     parser.add_argument("--sizes", type=int, nargs="+", default=[10, 20, 40, 80, 160], help="in the order of the runs")
-    parser.add_argument("--ways", nargs="+", choices=[SCRATCH, "teacher"], default=[SCRATCH, "teacher"])
+    parser.add_argument("--ways", nargs="+", choices=[SCRATCH, "teacher", "correction"], default=[SCRATCH, "teacher"])
     parser.add_argument("--selectors", nargs="+", default=["random", "bait", "max_dist"], help="with a teacher")
     parser.add_argument("--scratch-selectors", nargs="+", default=["random"], help="from scratch")
     parser.add_argument("--replay", type=float, nargs="+", default=[0.0], help="weights of the teacher's frames")
+    parser.add_argument("--replay-share", type=float, default=0.5, help="of the teacher's frames in each pass")
+    parser.add_argument(
+        "--correction", nargs="+", default=["tiny"], help="sizes of corrections, with --ways correction"
+    )
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--frames", type=int, default=2400, help="of the teacher's dynamics")
