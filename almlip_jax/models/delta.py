@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import jax
 from flax import struct
@@ -42,7 +42,7 @@ class DeltaSettings(ModelSettings):
     kind: Literal["delta"] = "delta"
     base: ModelSettings
     """Model of the trained potential."""
-    base_isolated: tuple[int, ...] = ()
+    base_isolated: tuple[Annotated[int, Field(ge=1, le=118)], ...] = ()
     """Atomic numbers of the elements whose isolated atoms this one gives exactly."""
     correction: ModelSettings
     """Model of what is learned on top."""
