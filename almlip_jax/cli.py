@@ -1105,6 +1105,9 @@ def _show_distilled(result: Distilled) -> None:
 @app.command()
 def init(
     template: Annotated[str, typer.Argument(help="Name of a template; `list` shows them.")] = "list",
+    code: Annotated[
+        str | None, typer.Option("--code", help="Code that labels, as espresso, gpaw, cp2k, vasp, aims, orca.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", callback=file_to_write, help="File to write; standard output by default.")
     ] = None,
@@ -1117,7 +1120,7 @@ def init(
         _print_pairs("Templates", {name: one.title for name, one in TEMPLATES.items()})
         _write_json(json_file, {name: one.title for name, one in TEMPLATES.items()})
         return
-    text = render(template)
+    text = render(template, code)
     if out is None:
         sys.stdout.write(text)
     elif out.exists():
@@ -1125,7 +1128,7 @@ def init(
     else:
         out.write_text(text)
         _print_pairs("Template", {"written": str(out)})
-    _write_json(json_file, {"template": template, "out": str(out) if out else None})
+    _write_json(json_file, {"template": template, "code": code, "out": str(out) if out else None})
 
 
 @app.command()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import BaseModel
@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from almlip_jax.campaign.config import ExperimentConfig
 from almlip_jax.distillation import DistilConfig
 from almlip_jax.errors import InputError
+from almlip_jax.oracles.codes.base import codes
 from almlip_jax.settings import Settings
 from almlip_jax.simulation.settings import ExploreConfig, MdConfig
 from almlip_jax.sweep.settings import SweepConfig
@@ -48,14 +49,40 @@ _ZUNDEL = {
 }
 
 
+def _labels_of(code: str, elements: tuple[str, ...], *, periodic: bool) -> dict[str, Any]:
+    """The section of a label source that is a code."""
+    grid = {"kspacing": 0.25} if periodic else {}
+    return {"kind": "ase", "code": code, **codes()[code].example(elements), **grid}
+
+
+_CRYSTAL = {
+    "name": "crystal",
+    "system": {"structures": "crystal.extxyz"},
+    "oracle": _labels_of("espresso", ("Si",), periodic=True),
+    "initial": {"generated": [{"kind": "strained", "count": 20, "strain": 0.05, "stdev": 0.05}]},
+    "test": {"md": [{"temperature": 300, "steps": 100, "every": 10, "equilibration": 50}]},
+    "model": {"kind": "shared_density", "cutoff": 5.0},
+    "training": {"max_steps": 4000},
+    "exploration": {
+        "kind": "md",
+        "walkers": [
+            {"temperature": 300, "pressure": 0.0, "count": 2},
+            {"temperature": 900, "pressure": 0.0, "count": 2},
+        ],
+        "integrator": {"kind": "npt", "cell": "isotropic"},
+        "timestep": 2.0,
+        "steps": 4000,
+        "thresholds": {"kind": "fixed", "record": 0.05, "stop": 1.0},
+    },
+    "selection": {"batch": 10, "selector": {"kind": "bait"}},
+    "stopping": {"max_rounds": 15, "max_labels": 200},
+}
+
+
 _MTP = {
     "name": "mtp",
     "system": {"structures": "start.cfg", "types": ["Li"]},
-    "oracle": {
-        "kind": "ase",
-        "calculator": "ase.calculators.vasp:Vasp",
-        "parameters": {"xc": "pbe", "encut": 400, "kpts": [4, 4, 4], "ismear": 1, "sigma": 0.1, "ediff": 1e-6},
-    },
+    "oracle": _labels_of("vasp", ("Li",), periodic=True),
     "initial": {"rattle": {"count": 4, "stdev": 0.05}},
     "test": {"files": [{"path": "test.cfg", "group": "test"}]},
     "model": {"kind": "mtp", "level": 16, "radial_basis_size": 8, "min_dist": 2.0, "cutoff": 5.0},
@@ -90,11 +117,15 @@ class Template:
         title: what it is for.
         content: keys and values.
         kind: of `KINDS`.
+        elements: of the structures that are meant, where the label source may be any code; empty where it is given.
+        periodic: whether they are.
     """
 
     title: str
     content: dict[str, Any]
     kind: str = "campaign"
+    elements: tuple[str, ...] = ()
+    periodic: bool = False
 
 
 TEMPLATES: dict[str, Template] = {
@@ -107,6 +138,39 @@ TEMPLATES: dict[str, Template] = {
             "system": {"structures": "molecule.xyz", "charge": 0, "spin": 1},
             "exploration": {**_EXPLORATION, "admission": {"kind": "log_det"}},
         },
+        elements=("C", "H", "O"),
+    ),
+    "crystal": Template("a crystal, with its volume", _CRYSTAL, elements=("Si",), periodic=True),
+    "slab": Template(
+        "a surface: a slab with vacuum, periodic in two directions",
+        {
+            **_CRYSTAL,
+            "name": "slab",
+            "system": {"structures": "slab.extxyz"},
+            "oracle": _labels_of("espresso", ("Cu",), periodic=True),
+            "initial": {"rattle": {"count": 20, "stdev": 0.05}},
+            "exploration": {
+                "kind": "md",
+                "walkers": [{"temperature": 300, "count": 2}, {"temperature": 600, "count": 2}],
+                "timestep": 2.0,
+                "steps": 4000,
+                "thresholds": {"kind": "fixed", "record": 0.05, "stop": 1.0},
+            },
+        },
+        elements=("Cu",),
+        periodic=True,
+    ),
+    "alloy": Template(
+        "an alloy, with its volume and with swaps of unlike atoms",
+        {
+            **_CRYSTAL,
+            "name": "alloy",
+            "system": {"structures": "alloy.extxyz"},
+            "oracle": _labels_of("espresso", ("Cu", "Au"), periodic=True),
+            "exploration": {**_CRYSTAL["exploration"], "swaps": {"every": 20, "elements": ["Cu", "Au"]}},  # type: ignore[dict-item]
+        },
+        elements=("Cu", "Au"),
+        periodic=True,
     ),
     "pyscf": Template(
         "a molecule with PBE/def2-SVP by PySCF",
@@ -138,7 +202,7 @@ TEMPLATES: dict[str, Template] = {
             **{name: _ZUNDEL[name] for name in ("model", "training", "exploration", "selection", "stopping")},
         },
     ),
-    "mtp": Template("a moment tensor potential learned in the manner of MLIP-2", _MTP),
+    "mtp": Template("a moment tensor potential learned in the manner of MLIP-2", _MTP, elements=("Li",), periodic=True),
     "dataset": Template(
         "go on from structures that are labelled already",
         {
@@ -252,15 +316,37 @@ TEMPLATES: dict[str, Template] = {
 """Templates by name."""
 
 
-def render(name: str) -> str:
-    """A template as YAML, with the meaning of each key above it.
+def labelled_by(name: str, code: str) -> Template:
+    """A template whose label source is a code.
 
     Raises:
-        InputError: there is no template of that name.
+        InputError: the template has another label source for a reason, or the code does not label what it is for.
+    """
+    template = TEMPLATES[name]
+    if code not in codes():
+        raise InputError(f"there is no code '{code}'; there are {', '.join(codes())}.")
+    if not template.elements:
+        suited = ", ".join(one for one, other in TEMPLATES.items() if other.elements)
+        raise InputError(f"template '{name}' has its own label source; --code goes with {suited}.")
+    if template.periodic and not codes()[code].crystals:
+        raise InputError(f"code '{code}' labels molecules; template '{name}' is for periodic structures.")
+    oracle = _labels_of(code, template.elements, periodic=template.periodic)
+    return replace(template, content={**template.content, "oracle": oracle})
+
+
+def render(name: str, code: str | None = None) -> str:
+    """A template as YAML, with the meaning of each key above it.
+
+    Args:
+        name: of the template.
+        code: that labels, in place of the template's label source.
+
+    Raises:
+        InputError: there is no template of that name, or the code does not label what it is for.
     """
     if name not in TEMPLATES:
         raise InputError(f"there is no template '{name}'; there are {', '.join(TEMPLATES)}.")
-    template = TEMPLATES[name]
+    template = TEMPLATES[name] if code is None else labelled_by(name, code)
     config = KINDS[template.kind].model_validate(template.content)
     schema = "almlip schema" if template.kind == "campaign" else f"almlip schema --of {template.kind}"
     lines = [f"# {template.title[0].upper() + template.title[1:]}.", f"# `{schema}` lists every key.", ""]

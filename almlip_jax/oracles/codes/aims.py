@@ -35,6 +35,14 @@ def _make(job: Job) -> Aims:
     return Aims(profile=profile, directory=job.folder, **told)
 
 
+def _example(_: tuple[str, ...]) -> dict[str, Any]:
+    return {
+        "parameters": {"xc": "pbe", "relativistic": "atomic_zora scalar", "occupation_type": "gaussian 0.1"},
+        "command": "mpirun -n 16 aims.x",
+        "data_dir": "/opt/aims/species_defaults/defaults_2020/light",
+    }
+
+
 AIMS = declare(
     Code(
         name="aims",
@@ -57,5 +65,6 @@ AIMS = declare(
         output=("aims.out", "aims.err"),
         unconverged=("self-consistency cycle did not converge",),
         finished="have a nice day.",
+        example=_example,
     )
 )

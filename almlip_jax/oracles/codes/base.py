@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pkgutil
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -105,6 +106,7 @@ class Code:
         density: files and folders that the next label begins with, with the names that it finds them under; empty where
             it cannot.
         keeps_calculator: whether the next label begins with the calculator of the one before instead.
+        example: keys of a label source for some elements, to begin with.
     """
 
     name: str
@@ -128,6 +130,7 @@ class Code:
     finished: str | None = None
     density: Mapping[str, str] = field(default_factory=dict)
     keeps_calculator: bool = False
+    example: Callable[[tuple[str, ...]], dict[str, Any]] = lambda elements: {}
 
     @property
     def restarts(self) -> bool:
@@ -187,12 +190,14 @@ class Code:
         return [path for pattern in self.output for path in sorted(folder.glob(pattern)) if path.is_file()]
 
     def last_words(self, folder: Path) -> str:
-        """The end of the output, for a message; empty where there is none."""
+        """What the output says of an error, or its end, for a message; empty where there is none."""
         for path in self.outputs(folder):
-            lines = [line.strip() for line in path.read_text(errors="replace").splitlines()]
-            lines = [line for line in lines if any(letter.isalnum() for letter in line)]
+            lines = [line.strip(" \t*|/\\_%") for line in path.read_text(errors="replace").splitlines()]
+            lines = [line for line in lines if any(letter.isalnum() for letter in line)][-40:]
             if lines:
-                return f"; {path.name} ends with: {' / '.join(lines[-3:])[-300:]}"
+                bad = [n for n, line in enumerate(lines) if re.search("error|abort", line, re.IGNORECASE)]
+                some = lines[bad[-1] : bad[-1] + 3] if bad else lines[-3:]
+                return f"; {path.name} {'says' if bad else 'ends with'}: {' / '.join(some)[:300]}"
         return ""
 
 

@@ -173,6 +173,18 @@ def _write(job: Job) -> None:
     (job.folder / f"{_NAME}.inp").write_text(input_text(job))
 
 
+def _example(elements: tuple[str, ...]) -> dict[str, Any]:
+    dft = {
+        "BASIS_SET_FILE_NAME": "BASIS_MOLOPT",
+        "POTENTIAL_FILE_NAME": "GTH_POTENTIALS",
+        "MGRID": {"CUTOFF": 500, "REL_CUTOFF": 60},
+        "SCF": {"EPS_SCF": 1e-7, "MAX_SCF": 100},
+        "XC": {"XC_FUNCTIONAL": {"_": "PBE"}},
+    }
+    kinds = {one: {"BASIS_SET": "DZVP-MOLOPT-SR-GTH", "POTENTIAL": "GTH-PBE"} for one in elements}
+    return {"parameters": {"FORCE_EVAL": {"DFT": dft, "SUBSYS": {"KIND": kinds}}}, "command": "cp2k.psmp"}
+
+
 CP2K = declare(
     Code(
         name="cp2k",
@@ -203,5 +215,6 @@ CP2K = declare(
         output=(f"{_NAME}.out",),
         unconverged=("scf run not converged",),
         density={name: name for name in (f"{_NAME}-RESTART.wfn", f"{_NAME}-RESTART.kp")},
+        example=_example,
     )
 )

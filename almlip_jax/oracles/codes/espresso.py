@@ -104,6 +104,18 @@ def _valence(path: Path) -> float:
     return float(found[1].upper().replace("D", "E"))
 
 
+def _example(elements: tuple[str, ...]) -> dict[str, Any]:
+    return {
+        "parameters": {
+            "system": {"ecutwfc": 50, "ecutrho": 400, "occupations": "smearing", "smearing": "mv", "degauss": 0.01},
+            "electrons": {"conv_thr": 1e-8},
+        },
+        "command": "pw.x",
+        "pseudopotentials": {one: f"{one}.UPF" for one in elements},
+        "data_dir": "/usr/share/espresso/pseudo",
+    }
+
+
 ESPRESSO = declare(
     Code(
         name="espresso",
@@ -123,5 +135,6 @@ ESPRESSO = declare(
         unconverged=("convergence not achieved",),
         finished="job done.",
         density={"pwscf.save": "pwscf.save"},
+        example=_example,
     )
 )

@@ -64,6 +64,17 @@ def _write(job: Job) -> None:
     (job.folder / "gpaw.py").write_text("\n".join(lines) + "\n")
 
 
+def _example(_: tuple[str, ...]) -> dict[str, Any]:
+    return {
+        "parameters": {
+            "mode": {"name": "pw", "ecut": 500},
+            "xc": "PBE",
+            "occupations": {"name": "fermi-dirac", "width": 0.1},
+            "convergence": {"density": 1e-5},
+        }
+    }
+
+
 GPAW = declare(
     Code(
         name="gpaw",
@@ -88,5 +99,6 @@ GPAW = declare(
         smeared=True,
         output=(_TXT,),
         keeps_calculator=True,
+        example=_example,
     )
 )

@@ -36,6 +36,13 @@ def _make(job: Job) -> Calculator:
     return Calculator(directory=str(job.folder), label="nwchem", command=command, **told)
 
 
+def _example(_: tuple[str, ...]) -> dict[str, Any]:
+    return {
+        "parameters": {"theory": "dft", "basis": "def2-svp", "dft": {"xc": "xpbe96 cpbe96", "iterations": 200}},
+        "command": "nwchem",
+    }
+
+
 NWCHEM = declare(
     Code(
         name="nwchem",
@@ -62,5 +69,6 @@ NWCHEM = declare(
         output=("nwchem.nwo",),
         unconverged=("calculation failed to converge", "scf failed to converge", "scf calculations failed to converge"),
         finished="total times  cpu:",
+        example=_example,
     )
 )

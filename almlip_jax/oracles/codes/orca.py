@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from ase.calculators.orca import ORCA as Calculator
 from ase.calculators.orca import OrcaProfile
@@ -42,6 +43,13 @@ def _make(job: Job) -> Calculator:
     )
 
 
+def _example(_: tuple[str, ...]) -> dict[str, Any]:
+    return {
+        "parameters": {"orcasimpleinput": "PBE def2-SVP TightSCF", "orcablocks": "%scf MaxIter 300 end"},
+        "command": "/opt/orca/orca",
+    }
+
+
 ORCA = declare(
     Code(
         name="orca",
@@ -58,5 +66,6 @@ ORCA = declare(
         unconverged=("not fully converged", "scf not converged", "wavefunction is not converged"),
         finished="orca terminated normally",
         density={"orca.gbw": _DENSITY},
+        example=_example,
     )
 )

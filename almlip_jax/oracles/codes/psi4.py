@@ -63,6 +63,10 @@ def _write(job: Job) -> None:
     (job.folder / "psi4.txt").write_text("\n".join(lines) + "\n")
 
 
+def _example(_: tuple[str, ...]) -> dict[str, Any]:
+    return {"parameters": {"method": "pbe", "basis": "def2-svp", "scf_type": "df", "e_convergence": 1e-8}}
+
+
 PSI4 = declare(
     Code(
         name="psi4",
@@ -84,5 +88,6 @@ PSI4 = declare(
         kpoints=False,
         output=("psi4.dat",),
         unconverged=("could not converge scf",),
+        example=_example,
     )
 )

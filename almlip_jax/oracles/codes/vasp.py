@@ -44,6 +44,13 @@ def _own_grid(parameters: Any) -> bool:
     return any(str(key).lower() == "kspacing" for key in parameters)
 
 
+def _example(_: tuple[str, ...]) -> dict[str, Any]:
+    return {
+        "parameters": {"xc": "pbe", "encut": 500, "ediff": 1e-6, "ismear": 1, "sigma": 0.1, "lreal": False},
+        "command": "mpirun -n 16 vasp_std",
+    }
+
+
 VASP = declare(
     Code(
         name="vasp",
@@ -80,5 +87,6 @@ VASP = declare(
         unconverged=("ediff was not reached",),
         finished="general timing and accounting",
         density={"WAVECAR": "WAVECAR"},
+        example=_example,
     )
 )
