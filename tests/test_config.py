@@ -11,6 +11,7 @@ from almlip_jax.campaign.config import ExperimentConfig, TrainConfig, load_confi
 from almlip_jax.config import config_text, load_settings
 from almlip_jax.errors import InputError
 from almlip_jax.kinds import Spec
+from almlip_jax.oracles.codes.base import codes
 from almlip_jax.settings import Settings
 from almlip_jax.templates import KINDS, TEMPLATES, render
 
@@ -43,6 +44,20 @@ def test_templates_are_valid_and_explain_every_key(name, tmp_path):
     keys = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith(("#", "-"))]
     comments = [line for line in text.splitlines() if line.lstrip().startswith("#")]
     assert len(comments) >= len(keys) / 2
+
+
+def test_templates_may_be_labelled_by_any_code(tmp_path):
+    for code, known in codes().items():
+        for name, template in TEMPLATES.items():
+            if not template.elements or (template.periodic and not known.crystals):
+                with pytest.raises(InputError, match="own label source|labels molecules"):
+                    render(name, code)
+                continue
+            config = load_config(written(tmp_path, render(name, code)))
+            assert config.oracle.code == code and (config.oracle.kspacing is not None) == template.periodic
+            assert load_config(written(tmp_path, config_text(config))) == config
+    with pytest.raises(InputError, match="no code 'pwscf'"):
+        render("crystal", "pwscf")
 
 
 def test_paths_are_meant_from_the_config_and_overrides_from_here(tmp_path, monkeypatch):
