@@ -164,13 +164,14 @@ class Code:
             else:
                 os.environ[self.data] = before
 
-    def check_converged(self, folder: Path) -> None:
-        """Refuses what says that it did not converge.
+    def check_converged(self, folder: Path, error: Exception | None = None) -> None:
+        """Refuses what says that it did not converge, in its files or in what it raised.
 
         Raises:
             LabelError: it does.
         """
-        if any(text in self._said(folder) for text in self.unconverged):
+        said = self._said(folder) + ("" if error is None else f"{type(error).__name__}: {error}".lower())
+        if any(text in said for text in self.unconverged):
             raise LabelError(f"{self.title} did not converge its SCF")
 
     def check_finished(self, folder: Path) -> None:

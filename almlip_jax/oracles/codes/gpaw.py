@@ -98,6 +98,7 @@ GPAW = declare(
         takes_data=True,
         smeared=True,
         output=(_TXT,),
+        unconverged=("kohnshamconvergenceerror", "did not converge!"),
         keeps_calculator=True,
         example=_example,
     )

@@ -223,7 +223,7 @@ class _Runner:
             raise
         except Exception as error:  # codes and ASE's readers of them fail in many ways
             self._close(calculator)
-            self.code.check_converged(job.folder)
+            self.code.check_converged(job.folder, error)
             raise LabelError(_reason(self.code, job, error)) from error
         self._close(calculator)
         self.code.check_converged(job.folder)
