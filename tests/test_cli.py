@@ -228,6 +228,22 @@ def test_label(folder):
     assert found(folder, "label.json")["taken from the store"] == 1
 
 
+def test_label_looks_before_it_pays(folder):
+    shown = almlip(folder, "label", "config.yaml", "water.extxyz", "--dry-run").stdout
+    assert "H2O, charge 0, multiplicity 1" in shown and "ase.calculators.emt:EMT" in shown
+    checked = ["label", "config.yaml", "water.extxyz", "--check", "--json", "check.json"]
+    almlip(folder, *checked)
+    result = found(folder, "check.json")
+    assert result["agrees"] and [len(result["compared"]), *result["compared"][0]] == [
+        3, "atom", "axis", "force", "difference"
+    ]  # fmt: skip
+    code = '{kind: ase, code: orca, parameters: {orcasimpleinput: "PBE def2-SVP"}, command: /opt/orca}'
+    shown = almlip(folder, "label", "config.yaml", "water.extxyz", "--dry-run", "--set", f"oracle={code}").stdout
+    assert "Command: /opt/orca" in shown and "! PBE def2-SVP EnGrad" in shown and "*xyz 0 1" in shown
+    assert "--out labelled.extxyz" in almlip(folder, "label", "config.yaml", "water.extxyz", code=1).stderr
+    assert "give one of them" in almlip(folder, *checked, "--dry-run", code=1).stderr
+
+
 def test_labelled_files_have_every_frame_with_all_it_had(folder):
     """Also those whose labels fail, as that of uranium, which the calculator here does not know."""
     water = molecule("H2O")

@@ -93,7 +93,7 @@ def check_forces(
     ):
         first = _sound(labeller.label([atoms], {"purpose": "check"}))[0]
         assert first.atoms is not None
-        forces = first.atoms.get_forces()
+        forces = first.atoms.get_forces(apply_constraint=False)
         chosen = _largest(forces, components)
         moved = [_moved(atoms, atom, axis, sign * step) for atom, axis in chosen for sign in (1, -1)]
         results = _sound(labeller.label(moved, {"purpose": "check"}))

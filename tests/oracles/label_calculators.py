@@ -57,6 +57,14 @@ class Springs(Calculator):
         self.results = {"energy": float(np.sum(self.atoms.positions**2) / 2), "forces": forces}
 
 
+class Doubled(Springs):
+    """Springs whose forces are twice the derivatives of their energy."""
+
+    def calculate(self, atoms: Atoms | None = None, properties: Any = None, system_changes: Any = all_changes) -> None:
+        super().calculate(atoms, properties, system_changes)
+        self.results["forces"] = 2 * self.results["forces"]
+
+
 class Writer(Calculator):
     """Writes a file into its folder; a structure of charge `KILLED` is the end of its process."""
 

@@ -13,6 +13,7 @@ import label_calculators as trouble
 import numpy as np
 import pytest
 from ase import Atoms
+from ase.constraints import FixAtoms
 from label_calculators import KILLED, assert_same_labels, calls, made
 
 from almlip_jax.errors import InputError
@@ -26,6 +27,7 @@ from almlip_jax.oracles import (
     label_structures,
     rattle,
 )
+from almlip_jax.oracles.finite_differences import check_forces
 from almlip_jax.oracles.processes import WorkerProcess
 from almlip_jax.oracles.scratch import remove_left_behind
 from almlip_jax.oracles.sources.calculator import CalculatorSettings
@@ -267,3 +269,18 @@ def test_what_a_killed_worker_wrote_is_removed(lost: str, tmp_path: Path, monkey
         remove_left_behind()
     assert not list(tmp_path.glob("almlip-label-*"))
     worker.close()
+
+
+def test_forces_are_held_against_differences_of_the_energy(waters: Waters, springs: CalculatorSettings) -> None:
+    (water,) = waters(1)
+    water.set_constraint(FixAtoms([0, 1, 2]))  # of dynamics, not of labels
+    found = check_forces(water, springs, LocalSettings(workers=1))
+    assert found.agrees and len(found.compared) == 3
+    forces = -water.positions
+    for one in found.compared:
+        assert one.force == pytest.approx(forces[one.atom, one.axis]) == pytest.approx(one.difference, abs=1e-9)
+        assert abs(one.force) == np.max(np.abs(forces[one.atom]))
+    doubled = springs.model_copy(update={"calculator": "label_calculators:Doubled"})
+    assert not check_forces(water, doubled, LocalSettings(workers=1)).agrees
+    with pytest.raises(InputError, match="nothing to compare"):
+        check_forces(water, FileSettings(path=Path("labels.extxyz")))
