@@ -14,8 +14,9 @@ import tempfile
 import weakref
 from hashlib import sha256
 from pathlib import Path
+from uuid import uuid4
 
-from almlip_jax.process_table import marked
+from almlip_jax.process_table import birth, is_alive, marked
 
 FAMILY = "ALMLIP_LABEL_FAMILY"
 """Variable of the environment that a worker and all it starts have in common."""
@@ -32,11 +33,11 @@ def folder_of(family: str, below: Path | None = None) -> Path:
 
 
 def remove_left_behind(below: Path | None = None) -> None:
-    """Removes the folders that workers of this machine left behind when they and their starters were killed."""
+    """Removes the folders that workers and scripts of this machine left behind when they were killed."""
     if not (here := _here()):
         return
     for folder in (below or Path(tempfile.gettempdir())).glob(f"{_PREFIX}{here}-*"):
-        if not marked(FAMILY, folder.name.rpartition("-")[2]):
+        if not _is_at_work(folder.name.rpartition("-")[2]):
             remove(folder)
 
 
@@ -66,11 +67,18 @@ class Scratch:
         return self._folder
 
     def _own(self) -> Path:
-        if self._below is not None:
-            self._below.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=self._below))
+        folder = folder_of(f"{os.getpid()}.{birth(os.getpid()) or ''}.{uuid4().hex[:8]}", self._below)
         weakref.finalize(self, remove, folder)
         return folder
+
+
+def _is_at_work(owner: str) -> bool:
+    """Whether a folder's owner lives: the family of a worker, or number and start time of a process."""
+    pid, _, born = owner.partition(".")
+    if not born:
+        return bool(marked(FAMILY, owner))
+    born = born.partition(".")[0]
+    return is_alive(int(pid), int(born) if born else None)
 
 
 def _here() -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -29,7 +31,7 @@ from almlip_jax.oracles import (
 )
 from almlip_jax.oracles.finite_differences import check_forces
 from almlip_jax.oracles.processes import WorkerProcess
-from almlip_jax.oracles.scratch import remove_left_behind
+from almlip_jax.oracles.scratch import Scratch, remove_left_behind
 from almlip_jax.oracles.sources.calculator import CalculatorSettings
 from almlip_jax.oracles.sources.labelled_file import FileSettings
 from almlip_jax.oracles.worker import LabelTask
@@ -269,6 +271,22 @@ def test_what_a_killed_worker_wrote_is_removed(lost: str, tmp_path: Path, monkey
         remove_left_behind()
     assert not list(tmp_path.glob("almlip-label-*"))
     worker.close()
+
+
+def test_what_a_killed_script_wrote_is_removed(tmp_path: Path) -> None:
+    """One that calls a label source itself, without a worker."""
+    code = (
+        "import os, signal, sys; from pathlib import Path; from almlip_jax.oracles.scratch import Scratch;"
+        "scratch = Scratch(Path(sys.argv[1])); scratch.folder; os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    mine = Scratch(tmp_path)
+    assert mine.folder.exists()
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], env={"PYTHONPATH": ":".join(sys.path)})
+    assert len(list(tmp_path.glob("almlip-label-*"))) == 2
+    remove_left_behind(tmp_path)
+    assert list(tmp_path.glob("almlip-label-*")) == [mine.folder]
+    del mine
+    assert not list(tmp_path.glob("almlip-label-*"))
 
 
 def test_forces_are_held_against_differences_of_the_energy(waters: Waters, springs: CalculatorSettings) -> None:
