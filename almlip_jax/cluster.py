@@ -249,7 +249,7 @@ class Jobs:
         folder: for Parsl's own files, with the scripts of the jobs and what they print.
         workers_per_node: where the settings do not say; by default as many as the cores of a node allow.
         share_cores: whether each worker keeps to its share of the cores.
-        retries: how often a call that did not come back, or raised, is repeated.
+        retries: how often a call is repeated whose worker or job did not survive; what raises is not repeated.
 
     Raises:
         InputError: as `ClusterSettings.provider`.
@@ -288,6 +288,7 @@ class Jobs:
             executors=[workers],
             strategy="htex_auto_scale",  # ends jobs that have nothing to do while others work
             retries=retries,
+            retry_handler=_cost_of_retry,
             run_dir=str(folder),
             initialize_logging=False,
             usage_tracking=0,
@@ -303,6 +304,13 @@ class Jobs:
     def close(self) -> None:
         """Ends the jobs."""
         self._kernel.cleanup()
+
+
+def _cost_of_retry(error: Exception, _: Any) -> float:
+    """What a failed call takes of its retries: one where its worker is gone, all of them where it raised."""
+    from parsl.executors.high_throughput.errors import ManagerLost, WorkerLost
+
+    return 1.0 if isinstance(error, (ManagerLost, WorkerLost)) else float("inf")
 
 
 def outcome(call: Future[Any]) -> Any:

@@ -113,6 +113,13 @@ def in_spool(spool: Path, identity: str) -> bool:
     return (spool / f"{identity}.json").exists()
 
 
+def label_in_spool(spool: Path | None, identity: str) -> Label | None:
+    """The label that lies in the spool; None without one, or without a spool within reach."""
+    if spool is None or not in_spool(spool, identity):
+        return None
+    return next((label for _, label in waiting_labels(spool, lambda _: True, f"{identity}.json")), None)
+
+
 def waiting_labels(
     spool: Path, fits: Callable[[Label], bool | None], pattern: str = "*.json"
 ) -> Iterator[tuple[Path, Label]]:

@@ -22,7 +22,7 @@ from ase import Atoms
 from almlip_jax.errors import InputError
 from almlip_jax.oracles.base import Label, LabelSource, SourceSettings, obtain_label
 from almlip_jax.oracles.scratch import FAMILY, FOLDER, remove
-from almlip_jax.oracles.spool import reserved
+from almlip_jax.oracles.spool import label_in_spool, reserved
 from almlip_jax.process_table import descendants, is_alive, kill_all, marked
 from almlip_jax.targets import adopt
 
@@ -111,7 +111,12 @@ class LabelTask:
     identity: str
 
     def run(self, context: Context) -> Label | NoSpace:
-        """The label; it lies in the spool, too, if that is within reach."""
+        """The label; it lies in the spool, too, if that is within reach.
+
+        One that lies there already was paid for in a job that ended before it could tell.
+        """
+        if (paid := label_in_spool(context.spool, self.identity)) is not None:
+            return paid
         try:
             with reserved(context.spool, self.identity, len(self.atoms)) as reservation:
                 label = context.label(self.atoms, self.identity)

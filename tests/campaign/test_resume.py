@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import os
 import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
-from typing import Any
 
 import pytest
-from tiny_campaign import SECTIONS, Killed, KillingProgress, result_of, run_or_resume, tiny_config
+from tiny_campaign import (
+    SECTIONS,
+    Killed,
+    KillingProgress,
+    kill_in,
+    result_of,
+    run_or_resume,
+    start_process,
+    tiny_config,
+)
 
-import almlip_jax
 from almlip_jax.campaign import resume_campaign
 from almlip_jax.campaign.rundir import RunDirectory
 from almlip_jax.campaign.stage_clock import StageClock, TickingProgress
@@ -25,7 +28,6 @@ from almlip_jax.progress import SilentProgress
 
 pytestmark = pytest.mark.usefixtures("compile_once")
 
-PACKAGE = Path(almlip_jax.__file__).parents[1]
 STAGES = ["train", "evaluate", "explore", "select", "label"]
 
 
@@ -38,35 +40,6 @@ class Notes(SilentProgress):
 
     def message(self, text: str) -> None:
         self.said.append(text)
-
-
-def start_process(folder: Path, run_dir: Path, cache: Path, **sections: Any) -> subprocess.Popen[bytes]:
-    program = Path(__file__).with_name("tiny_campaign.py")
-    environment = {
-        **os.environ,
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-        "TF_CPP_MIN_LOG_LEVEL": "3",
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(PACKAGE), os.environ.get("PYTHONPATH")])),
-    }
-    command = [sys.executable, str(program), str(folder), str(run_dir), json.dumps(sections)]
-    return subprocess.Popen(command, env=environment, start_new_session=True)
-
-
-def kill_in(process: subprocess.Popen[bytes], run_dir: Path, round_index: int, stage: str, delay: float) -> None:
-    """Kills a process with SIGKILL a while after its state names a stage."""
-    state = RunDirectory(run_dir).state
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        if state.exists():
-            now = read_json(state)
-            if (now["round"], now["stage"]) == (round_index, stage):
-                time.sleep(delay)
-                break
-        time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
 
 
 @pytest.mark.parametrize("round_index, stage, within", [(0, "select", False), (1, "label", True)])

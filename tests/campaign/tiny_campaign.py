@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -11,6 +15,7 @@ from typing import Any
 
 from ase.build import molecule
 
+import almlip_jax
 from almlip_jax.campaign import Outcome, resume_campaign, run_campaign
 from almlip_jax.campaign.config import ExperimentConfig
 from almlip_jax.campaign.rundir import RunDirectory
@@ -18,6 +23,8 @@ from almlip_jax.files import read_csv, read_json
 from almlip_jax.oracles import LabelStore
 from almlip_jax.progress import Advance, SilentProgress
 from almlip_jax.structures.io import read_structures, write_structures
+
+PACKAGE = Path(almlip_jax.__file__).parents[1]
 
 SECTIONS: dict[str, Any] = {
     "name": "tiny",
@@ -107,6 +114,35 @@ def _killing(stage: AbstractContextManager[Advance], here: bool) -> Iterator[Cal
                 raise Killed
 
         yield killing
+
+
+def start_process(folder: Path, run_dir: Path, cache: Path, **sections: Any) -> subprocess.Popen[bytes]:
+    """Starts a process that runs the tiny campaign, or goes on with it."""
+    environment = {
+        **os.environ,
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(PACKAGE), os.environ.get("PYTHONPATH")])),
+    }
+    command = [sys.executable, __file__, str(folder), str(run_dir), json.dumps(sections)]
+    return subprocess.Popen(command, env=environment, start_new_session=True)
+
+
+def kill_in(process: subprocess.Popen[bytes], run_dir: Path, round_index: int, stage: str, delay: float) -> None:
+    """Kills a process with SIGKILL a while after its state names a stage."""
+    state = RunDirectory(run_dir).state
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if state.exists():
+            now = read_json(state)
+            if (now["round"], now["stage"]) == (round_index, stage):
+                time.sleep(delay)
+                break
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
 
 
 def result_of(run_dir: Path) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from almlip_jax.oracles import Label, Labeller, LabelResult, LabelStore, LocalSe
 from almlip_jax.oracles.sources.calculator import CalculatorSettings
 from almlip_jax.oracles.sources.external import ExternalSettings
 from almlip_jax.oracles.sources.labelled_file import FileSettings
+from almlip_jax.oracles.worker import Context, LabelTask
 from almlip_jax.structures.io import read_structures, write_structures
 
 Waters = Callable[..., list[Atoms]]
@@ -94,6 +95,14 @@ with LabelStore(folder / "labels.db") as store, Labeller(springs, store, LocalSe
     (folder / "begun").touch()
     time.sleep(600)
 """
+
+
+def test_what_lies_in_the_spool_is_not_paid_again(waters: Waters, springs: CalculatorSettings, tmp_path: Path) -> None:
+    """As when a job ends after it has left a label there, and before it could say so."""
+    context = Context(springs, springs.build(), tmp_path)
+    first, again = (LabelTask(waters(1)[0], "a").run(context) for _ in range(2))
+    assert isinstance(first, Label) and isinstance(again, Label) and first.energy == again.energy
+    assert len(calls(tmp_path)) == 1
 
 
 @pytest.mark.slow
