@@ -205,7 +205,8 @@ def energies_of(
             (0 * ones, ones),
             kinds,
         )
-        said = jnp.mean(potential.ensemble.atom_energies(params, some), axis=0)[: room.owned]
+        inside = jax.tree.map(jnp.asarray, params)  # arrays of the host cannot be asked by traced indices
+        said = jnp.mean(potential.ensemble.atom_energies(inside, some), axis=0)[: room.owned]
         said = said + jnp.asarray(own, dtype)[jnp.clip(types[: room.owned], 0, len(numbers) - 1)]
         said = said / unit * jnp.where(full, jnp.nan, 1.0)  # a factor, so that forces are no numbers either
         return jnp.pad(said.astype(dtype), (0, room.atoms - room.owned))

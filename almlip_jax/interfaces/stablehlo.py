@@ -218,7 +218,9 @@ def program_of(potential: Potential, capacity: Capacity, precision: str) -> Call
         graph = neighbors.graph(positions[None], jnp.maximum(species, 0)[None], *state)
         with jax.enable_x64(precision == "float64"):  # where x64 is on, numbers without a type would be float64
             own = jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, graph)
-            found = members_and_scores(potential.ensemble, params, novelty, own)
+            # arrays of the host cannot be asked by traced indices
+            constants, fitted = jax.tree.map(jnp.asarray, (params, novelty))
+            found = members_and_scores(potential.ensemble, constants, fitted, own)
         energy = jnp.sum(jnp.where(real, jnp.asarray(references)[place], 0))
         checks = _checks(neighbors, capacity.room, known, positions, cell, pbc)
         return _told(potential, found, energy, graph, jnp.any(pbc), checks)

@@ -1,16 +1,17 @@
-"""Path integrals of the Zundel cation with a committee in i-PI: ``python experiments/ipi_zundel/run.py --data DIR``.
+"""Path integrals of the Zundel cation with a committee in i-PI: ``python experiments/ipi_zundel/run.py``.
 
-A small committee is trained on frames of DFT dynamics and moves the cation in i-PI at 300 K, classically (one bead) and
-as a ring polymer.  The distance of the oxygens and the place of the proton between them are averaged over frames and
-beads; their error bars come from blocks of the run, and, by ``i-pi-committee-reweight``, from the members: what each of
-them would have given.  A potential or run that is there already is used as it is.  Rows in ``results.csv``.
+A small committee is trained on GFN2-xTB labels of frames of classical dynamics whose atoms were moved as far as
+zero-point motion moves them.  It drives the cation in i-PI at 300 K, classically (one bead) and as a ring polymer.  The
+distance of the oxygens and the place of the proton between them are averaged over frames and beads; error bars come
+from blocks of the run, and, by ``i-pi-committee-reweight``, from the members: what each of them would have given.  A
+potential or run that is there already is used as it is; a file ``EXIT`` in the folder of a run ends it early.  Rows in
+``results.csv``.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -18,8 +19,11 @@ from pathlib import Path
 
 import numpy as np
 from ase import Atoms
+from ase.calculators.calculator import Calculator, all_changes
 from ase.io import iread
-from ase.units import Hartree, kB
+from ase.md.langevin import Langevin
+from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
+from ase.units import Hartree, fs, kB
 
 from almlip_jax.compilation import prepare_jax
 from almlip_jax.ensembles import EnsembleSettings
@@ -27,15 +31,20 @@ from almlip_jax.evaluation import error_metrics
 from almlip_jax.fitting import fit_potential
 from almlip_jax.interfaces import ipi_driver
 from almlip_jax.models import SharedDensitySettings
+from almlip_jax.oracles.base import obtain_label
+from almlip_jax.oracles.sources.xtb import TBLiteSettings
 from almlip_jax.potential import Potential
 from almlip_jax.structures.io import read_structures, write_structures
 from almlip_jax.training import TrainingSettings
 
 HERE = Path(__file__).resolve().parent
+START = HERE.parents[1] / "configs" / "zundel.xyz"
+SOURCE = TBLiteSettings()
+WIDTHS = {1: 0.1, 8: 0.03}  # Angstrom, of the zero-point motion of hydrogen and oxygen along each axis
 TEMPERATURE = 300.0  # K
 EVERY = 10  # steps between two frames
 BLOCKS = 10
-TRAINED, TESTED = 300, 100
+FRAMES, TESTED = 700, 100
 OBSERVABLES = ("oxygen_distance", "proton_off_middle")
 INPUT = """
 <simulation verbosity='low'>
@@ -91,17 +100,49 @@ class Run:
     seed: int = 1
 
 
-def trained(frames: list[Atoms], folder: Path) -> Potential:
-    """A committee of the first of some frames, with its errors on the last."""
+class _Source(Calculator):
+    """The label source as what drives dynamics."""
+
+    implemented_properties = ("energy", "forces")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.source = SOURCE.build()
+
+    def calculate(self, atoms=None, properties=(), system_changes=tuple(all_changes)) -> None:
+        """Energy and forces."""
+        super().calculate(atoms, properties, system_changes)
+        found = self.source(self.atoms)
+        self.results = {"energy": found.energy, "forces": found.forces}
+
+
+def labelled(file: Path) -> list[Atoms]:
+    """Frames of classical dynamics at 400 K, every other one widened as beads of a ring polymer are spread."""
+    if not file.exists():
+        atoms, rng = read_structures(START)[0], np.random.default_rng(0)
+        atoms.calc, label = _Source(), SOURCE.build()
+        MaxwellBoltzmannDistribution(atoms, temperature_K=400, rng=rng)
+        dynamics = Langevin(atoms, 0.5 * fs, temperature_K=400, friction=0.02 / fs, rng=rng)
+        widths = np.array([WIDTHS[number] for number in atoms.numbers])[:, None]
+        frames = []
+        for number in range(FRAMES):
+            dynamics.run(8)
+            frame = Atoms(atoms.numbers, atoms.positions, info=dict(atoms.info))
+            frame.positions += (number % 4 > 0) * widths * rng.normal(size=frame.positions.shape)
+            frames.append(obtain_label(label, SOURCE, frame, "").attach(frame))
+        write_structures(file, frames)
+    return read_structures(file)
+
+
+def trained(frames: list[Atoms], folder: Path) -> None:
+    """A committee, with its errors on frames that it was not trained on."""
     if not folder.exists():
-        training = TrainingSettings(max_steps=3000)
+        training = TrainingSettings(max_steps=4000)
         model, members = SharedDensitySettings(size="tiny"), EnsembleSettings(size=4)
-        potential, _ = fit_potential(frames[:TRAINED], model, members, training, 0)
+        potential, _ = fit_potential(frames[:-TESTED], model, members, training, 0)
         potential.save(folder)
-    potential = Potential.load(folder)
-    errors = error_metrics(frames[-TESTED:], potential.evaluate(frames[-TESTED:]))
+    errors = error_metrics(frames[-TESTED:], Potential.load(folder).evaluate(frames[-TESTED:]))
     print(f"forces_rmse {1e3 * errors['forces_rmse']:.1f} meV/A, energy {1e3 * errors['energy_rmse']:.2f} meV/atom")
-    return potential
 
 
 def run(one: Run, potential: Path, start: Atoms, folder: Path) -> None:
@@ -194,23 +235,20 @@ def rows_of(one: Run, folder: Path, skipped: float) -> list[dict[str, object]]:
 def main() -> None:
     """Trains, runs, and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, default=os.environ.get("ALMLIP_DATA_DIR"), help="reference data")
     parser.add_argument("--out", type=Path, default=Path("runs/ipi_zundel"))
     parser.add_argument("--beads", type=int, nargs="+", default=[1, 32])
-    parser.add_argument("--steps", type=int, nargs="+", default=[60_000, 10_000], help="of each number of beads")
+    parser.add_argument("--steps", type=int, nargs="+", default=[60_000, 20_000], help="of each number of beads")
     parser.add_argument("--skip", type=float, default=0.1, help="share of a run that is left out at its beginning")
     options = parser.parse_args()
-    if options.data is None:
-        parser.error("give the folder of the reference data with --data or ALMLIP_DATA_DIR.")
     prepare_jax()
     options.out.mkdir(parents=True, exist_ok=True)
-    frames = read_structures(options.data / "protonated_water" / "zundel.extxyz")
-    shuffled = [frames[i] for i in np.random.default_rng(0).permutation(len(frames))]
-    trained(shuffled, options.out / "potential")
+    frames = labelled(options.out / "frames.extxyz")
+    trained(frames, options.out / "potential")
+    start = read_structures(START)[0]
     rows: list[dict[str, object]] = []
     for beads, steps in zip(options.beads, options.steps, strict=True):
         one, folder = Run(beads, steps), options.out / f"beads-{beads}"
-        run(one, options.out / "potential", Atoms(frames[0].numbers, frames[0].positions), folder)
+        run(one, options.out / "potential", start, folder)
         rows += rows_of(one, folder, options.skip)
         print(*rows[-len(OBSERVABLES) :], sep="\n", flush=True)
     with (HERE / "results.csv").open("w", newline="") as file:
