@@ -19,6 +19,7 @@ from almlip_jax.structures.carried import carried
 from almlip_jax.structures.electronic_state import electronic_state
 
 Count = Annotated[int, Field(ge=1, le=1000)]
+Share = Annotated[float, Field(ge=0, le=10)]
 _PIECES = (2, 6)
 _OF_ATOMS, _OF_MOLECULES = (0.9, 1.1), (1.6, 2.4)
 
@@ -39,7 +40,7 @@ class ClustersSettings(GeneratorSettings):
     pieces: tuple[Count, Count] | None = None
     """Fewest and most molecules in a cluster, each number as likely; 2 to 6 where none is given.  The first is any of
     the start geometries, the others are neutral ones, so that there is one ion at most."""
-    contact: tuple[float, float] | None = None
+    contact: tuple[Share, Share] | None = None
     """Least and most distance at which pieces touch, over the sum of two covalent radii, drawn for each piece; 0.9 to
     1.1 of atoms, 1.6 to 2.4 of molecules, where none is given."""
     relax: RelaxationSettings | None = RelaxationSettings(steps=300)
