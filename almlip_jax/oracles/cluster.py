@@ -17,6 +17,7 @@ from almlip_jax.cluster import ClusterSettings, Jobs, outcome
 from almlip_jax.errors import InputError
 from almlip_jax.oracles.base import SourceSettings
 from almlip_jax.oracles.processes import WorkerProcess, as_finished, ask_patiently
+from almlip_jax.oracles.scratch import remove_left_behind
 from almlip_jax.oracles.worker import Failure, Task
 from almlip_jax.targets import adopt, targets
 
@@ -64,6 +65,7 @@ class ClusterBackend:
 def _worker(source: bytes, spool: str, threads: int) -> tuple[WorkerProcess, int]:
     known, oracle, bound_to = pickle.loads(source)
     adopt(known)
+    remove_left_behind(oracle.files_below())
     return WorkerProcess(oracle, Path(spool), threads, bound_to), oracle.attempts
 
 

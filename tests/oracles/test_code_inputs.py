@@ -253,3 +253,8 @@ def test_identity_holds_what_decides_a_label_and_no_more(data: Path) -> None:
 
 def test_a_molecule_needs_no_cell_where_its_code_does_not(data: Path) -> None:
     assert "O " in _settings("orca", data).preview(bare(molecule("OH")))
+
+
+def test_what_else_a_label_holds_is_asked_for(data: Path) -> None:
+    settings = _settings("aims", data, targets=["dipole"])
+    assert re.search(r"output\s+dipole", settings.preview(bare(_radical())))

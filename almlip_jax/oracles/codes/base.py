@@ -52,6 +52,7 @@ class Job:
         restart: whether the folder, or `earlier`, holds a density to begin with.
         stress: whether the structure has one.
         earlier: the calculator of the label before it, where it is to be used again.
+        further: properties that are wanted besides, by ASE's names.
     """
 
     atoms: Atoms
@@ -67,11 +68,12 @@ class Job:
     restart: bool = False
     stress: bool = False
     earlier: Any = None
+    further: tuple[str, ...] = ()
 
     @property
     def properties(self) -> list[str]:
         """What is to be calculated, by ASE's names."""
-        return ["energy", "forces", *(["stress"] if self.stress else [])]
+        return ["energy", "forces", *(["stress"] if self.stress else []), *self.further]
 
     @property
     def elements(self) -> tuple[str, ...]:

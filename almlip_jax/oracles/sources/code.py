@@ -143,6 +143,7 @@ def job_of(code: Code, settings: CalculatorSettings, atoms: Atoms, folder: Path)
         data=settings.data_dir,
         command=settings.command,
         stress=bool(atoms.pbc.all()),
+        further=settings.asked_of(atoms),
     )
 
 
