@@ -32,9 +32,11 @@ from almlip_jax.training import (
     find_references,
     given_references,
     plan_capacity,
+    proportions_left_open,
     reference_energies,
     refuse_idle_members,
     refuse_idle_warmth,
+    robust_fit,
     training_part,
     validation_part,
     without_isolated_atoms,
@@ -304,19 +306,21 @@ def _beginning(
 def kept_references(begun: Potential, structures: Sequence[Atoms], met: Collection[int]) -> dict[int, float]:
     """Reference energies of a training that goes on from a potential.
 
-    Those of the elements that it has met stay; those of the others are fitted to what its predictions leave of the
-    energies.
+    Those of the elements that it has met stay, as far as the compositions that it remembers tell these elements apart;
+    those of the others, and what is left open (see `_for_new_proportions`), are fitted to what its predictions leave of
+    the energies.
 
     Args:
         begun: the potential, which knows all elements.
         structures: labelled.
         met: elements that it has learned of.
     """
+    begun = _for_new_proportions(begun, structures, met)
     fitted = [z for z in begun.species.numbers if z not in met]
     occurring = {int(z) for atoms in structures for z in atoms.numbers}
     if not occurring.intersection(fitted):
         return dict(begun.reference_energies)
-    labelled = [a for a in without_isolated_atoms(structures) if a.calc is not None and "energy" in a.calc.results]
+    labelled = _with_energies(structures)
     bare = replace(begun, reference_energies={**begun.reference_energies, **dict.fromkeys(fitted, 0.0)})
     rest = []
     for atoms, energy in zip(labelled, bare.evaluate(labelled).energy, strict=True):
@@ -325,6 +329,43 @@ def kept_references(begun: Potential, structures: Sequence[Atoms], met: Collecti
         rest.append(left)
     found = reference_energies(rest, begun.species, {z: 0.0 for z in begun.species.numbers if z in met})
     return {**begun.reference_energies, **{z: found[z] for z in fitted}}
+
+
+def _for_new_proportions(begun: Potential, structures: Sequence[Atoms], met: Collection[int]) -> Potential:
+    """The potential with reference energies that suit structures whose proportions of elements it has not met.
+
+    From H5O2+ alone nobody learns how its energy is shared between H and O, and any share serves; H9O4+ has other
+    proportions, and tells.  The reference energies change so that no energy of a composition that is remembered does,
+    and that energies of the new ones are met on the average.  Without that the network would have to learn the
+    difference, tens of electron-volts.  Energies of isolated atoms stay.
+
+    Args:
+        begun: the potential.
+        structures: labelled.
+        met: elements that it has learned of.
+    """
+    free = [z for z in begun.species.numbers if z in met and z not in begun.isolated]
+    if not free or not begun.remembered:
+        return begun
+    left_open = proportions_left_open(free, begun.remembered)
+    found = [atoms for atoms in _with_energies(structures) if set(atoms.numbers.tolist()) <= {*met, *begun.isolated}]
+    shares = np.array([[np.mean(atoms.numbers == z) for z in free] for atoms in found]).reshape(-1, len(free))
+    new = np.flatnonzero(np.max(np.abs(shares @ left_open), axis=1, initial=0.0) > 1e-8)
+    if not len(new):
+        return begun
+    telling = [found[n] for n in new]
+    rest = [
+        (atoms.calc.results["energy"] - energy) / len(atoms)
+        for atoms, energy in zip(telling, begun.evaluate(telling).energy, strict=True)
+    ]
+    change = left_open @ robust_fit(shares[new] @ left_open, np.array(rest))
+    moved = {z: begun.reference_energies[z] + float(by) for z, by in zip(free, change, strict=True)}
+    return replace(begun, reference_energies={**begun.reference_energies, **moved})
+
+
+def _with_energies(structures: Sequence[Atoms]) -> list[Atoms]:
+    """Those that have an energy, without isolated atoms."""
+    return [a for a in without_isolated_atoms(structures) if a.calc is not None and "energy" in a.calc.results]
 
 
 def with_elements(
@@ -347,4 +388,12 @@ def with_elements(
     if start.species != species:
         wanted = build_ensemble(start.settings, start.member_settings, species, isolated)
         params = start.ensemble.with_species(params, wanted.init(key), species)
-    return Potential(start.settings, species, params, energies, members=start.member_settings, isolated=isolated)
+    return Potential(
+        start.settings,
+        species,
+        params,
+        energies,
+        members=start.member_settings,
+        isolated=isolated,
+        remembered=start.remembered,
+    )

@@ -11,7 +11,9 @@ from almlip_jax.training.reference import (
     given_references,
     is_isolated_atom,
     isolated_atom_energies,
+    proportions_left_open,
     reference_energies,
+    robust_fit,
     without_isolated_atoms,
 )
 from almlip_jax.training.settings import LossSettings, SecondStageSettings, TrainingSettings
@@ -53,9 +55,11 @@ __all__ = [
     "longest_epoch",
     "params_for",
     "plan_capacity",
+    "proportions_left_open",
     "reference_energies",
     "refuse_idle_members",
     "refuse_idle_warmth",
+    "robust_fit",
     "training_part",
     "validation_note",
     "validation_part",

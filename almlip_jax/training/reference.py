@@ -200,7 +200,7 @@ def robust_energies(energies: np.ndarray, shares: np.ndarray) -> np.ndarray:
     """
     share = shares.sum(axis=1)
     common = float(np.median(energies[share > 0] / share[share > 0]))
-    return common + _robust_fit(shares, energies - common * share)
+    return common + robust_fit(shares, energies - common * share)
 
 
 def _common(left: np.ndarray, values: np.ndarray, fixed: np.ndarray) -> float:
@@ -208,8 +208,30 @@ def _common(left: np.ndarray, values: np.ndarray, fixed: np.ndarray) -> float:
     return float(values[fixed].mean()) if fixed.any() else float(np.median(left))
 
 
-def _robust_fit(shares: np.ndarray, energies: np.ndarray) -> np.ndarray:
-    """Coefficients of smallest norm by Huber's loss: least absolute deviations first, whose spread sets its width."""
+def proportions_left_open(numbers: Sequence[int], learned: Iterable[Atoms]) -> np.ndarray:
+    """Changes of the energies of some elements [S, d] that change no energy of structures that were learned from.
+
+    Of one composition the energies of its elements can be shifted against each other.
+
+    Args:
+        numbers: atomic numbers of the elements.
+        learned: structures that were learned from.
+    """
+    counts = {tuple(int(np.sum(atoms.numbers == z)) for z in numbers) for atoms in learned}
+    _, sizes, directions = np.linalg.svd(np.array(sorted(counts), dtype=np.float64).reshape(-1, len(numbers)))
+    return np.asarray(directions[np.sum(sizes > 1e-8 * max(sizes, default=0.0)) :].T)
+
+
+def robust_fit(shares: np.ndarray, energies: np.ndarray) -> np.ndarray:
+    """Coefficients of smallest norm by Huber's loss: least absolute deviations first, whose spread sets its width.
+
+    Args:
+        shares: [n, S] of each species, or of other columns.
+        energies: [n] eV/atom.
+
+    Returns:
+        [S] eV.
+    """
 
     def solved(weights: np.ndarray) -> np.ndarray:
         root = np.sqrt(weights)

@@ -14,9 +14,10 @@ from ase.build import molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 from small_training import MODEL, labelled, same_bits, settings_of, trainer_of, water
 
-from almlip_jax.ensembles import EnsembleSettings
+from almlip_jax.ensembles import EnsembleSettings, build_ensemble
 from almlip_jax.errors import InputError
-from almlip_jax.fitting import fit_potential
+from almlip_jax.fitting import fit_potential, kept_references
+from almlip_jax.learner import Learner
 from almlip_jax.potential import Potential
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.training import EpochReport, Trainer, training_part, validation_part
@@ -169,3 +170,52 @@ def test_an_interrupted_fine_tuning_goes_on(base, tuned, waters, tmp_path: Path)
     heard.clear()
     fitted(replace(base, remembered=base.remembered[1:]), heard.append)
     assert heard[0].step < 20
+
+
+def with_energy(name: str, energy: float) -> Atoms:
+    atoms = molecule(name)
+    atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=np.zeros((len(atoms), 3)))
+    return atoms
+
+
+@pytest.fixture(scope="module")
+def of_water() -> Potential:
+    """Not trained; of water alone, whose energy the elements share evenly, as a fit of one composition has it."""
+    species = SpeciesTable((1, 8))
+    params = build_ensemble(MODEL, MEMBERS, species).init(jax.random.key(0))
+    known = (with_energy("H2O", -138.0),)
+    return Potential(MODEL, species, params, {1: -46.0, 8: -46.0}, members=MEMBERS, remembered=known)
+
+
+def test_proportions_that_were_never_met_say_how_elements_share_an_energy(of_water):
+    """Energies of -46 eV for each serve water alone, and are far off for another molecule of the same elements."""
+    data = [with_energy("H2O", -123.9), with_energy("H2O2", -226.4)]
+    moved = kept_references(of_water, data, {1, 8})
+    before, after = (
+        replace(of_water, reference_energies=one).evaluate(data).energy for one in ({1: -46, 8: -46}, moved)
+    )
+    assert after[0] == pytest.approx(before[0], abs=1e-6)  # what was known stays
+    assert after[1] == pytest.approx(-226.4, abs=1e-4) and abs(before[1] + 226.4) > 20
+    assert 2 * moved[1] + moved[8] == pytest.approx(-138.0, abs=1e-9) and moved[8] < -60
+
+
+def test_references_stay_where_nothing_is_left_open(of_water):
+    """Water again; both molecules remembered; energies of isolated atoms; nothing remembered."""
+    more = [with_energy("H2O2", -226.4)]
+    given = dict(of_water.reference_energies)
+    assert kept_references(of_water, [with_energy("H2O", -120.0)], {1, 8}) == given
+    both = replace(of_water, remembered=(*of_water.remembered, *more))
+    assert kept_references(both, more, {1, 8}) == given
+    assert kept_references(replace(of_water, remembered=()), more, {1, 8}) == given
+    alone = replace(of_water, isolated=frozenset({8}))  # then the energy of H is known, too
+    assert kept_references(alone, more, {1, 8}) == given
+
+
+def test_a_training_begins_with_what_new_proportions_say(of_water):
+    """A learner, whose campaign does the same, and a fit."""
+    data = [with_energy("H2O", -138.0), *(with_energy("H2O2", -226.4) for _ in range(3))]
+    learner = Learner(4, typical=data, start=of_water, training=SHORT)
+    _, begun = learner.beginning(data, None)
+    assert begun == kept_references(of_water, data, {1, 8}) != dict(of_water.reference_energies)
+    _, later = learner.beginning(data, learner.earlier(of_water, data[:1]))  # of a round that knew water alone
+    assert later == begun
