@@ -5,6 +5,9 @@ everything and says what the rest of a round takes (median over rounds).  Then e
 by the batch, on one worker, and the campaign runs with `campaign.overlap` and without, for the same number of labels,
 in turn; each in a process of its own.  Wall seconds of whole campaigns, their ratio, and the errors on one test set go
 to ``benchmarks/results/overlap.json`` and ``.md``.
+
+On a machine that others use, too, ``--asleep 12`` has the exploration sleep for so many seconds and the two campaigns
+run side by side, with little training, so that both meet the same crowd; labels of a batch take ``--labels`` seconds.
 """
 
 from __future__ import annotations
@@ -17,11 +20,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ase.build import molecule
+from overlap_labels import CANDIDATES
 
 from almlip_jax.campaign.config import ExperimentConfig
 from almlip_jax.campaign.rundir import RunDirectory
@@ -57,6 +62,25 @@ def sections(folder: Path, rounds: int, seconds: float, *, overlap: bool, seed: 
     }
 
 
+def drowsy(asked: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """The same campaign with an exploration that sleeps, two members and little training."""
+    exploration = {"kind": "user", "function": "overlap_labels:wander", "candidates": CANDIDATES}
+    changed = {"training": {"max_steps": 300}, "ensemble": {"size": 2}}
+    return asked | changed | {"exploration": exploration | {"parameters": {"seconds": seconds}}}
+
+
+def side_by_side(folder: Path, rounds: int, seed: int, asleep: float, labels: float) -> dict[str, Any]:
+    """Campaigns with overlap and without at the same time, whose rounds sleep."""
+    with ThreadPoolExecutor(2) as threads:
+        begun = {
+            name: threads.submit(
+                campaign, folder, f"{name} {seed}", rounds, labels / BATCH, overlap=overlap, seed=seed, asleep=asleep
+            )
+            for name, overlap in (("without", False), ("with", True))
+        }
+        return {"seed": seed, "rest": labels, **{name: one.result() for name, one in begun.items()}}
+
+
 def prepare(folder: Path) -> None:
     """Writes the start geometry and the test sets."""
     start = molecule("CH3CH2OH")
@@ -68,9 +92,10 @@ def prepare(folder: Path) -> None:
             write_structures(folder / f"{temperature}K.extxyz", found.frames)
 
 
-def campaign(folder: Path, name: str, *arguments: Any, **keywords: Any) -> dict[str, Any]:
-    """Runs a campaign in a process of its own: its wall seconds, errors, labels, and the seconds of its stages."""
-    config = ExperimentConfig.model_validate(sections(folder, *arguments, **keywords))
+def campaign(folder: Path, name: str, *arguments: Any, asleep: float | None = None, **keywords: Any) -> dict[str, Any]:
+    """Runs a campaign in a process of its own: its wall seconds, errors, labels, and the seconds of its rounds."""
+    asked = sections(folder, *arguments, **keywords)
+    config = ExperimentConfig.model_validate(asked if asleep is None else drowsy(asked, asleep))
     (folder / f"{name}.json").write_text(config.model_dump_json())
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])}
     environment |= {"ALMLIP_CACHE_DIR": str(folder / "compiled")}
@@ -82,6 +107,7 @@ def campaign(folder: Path, name: str, *arguments: Any, **keywords: Any) -> dict[
     state = read_state(RunDirectory(folder / name))
     return {
         "wall": wall,
+        "rounds_wall": from_first_batch(folder / name),
         "labels": state.labels,
         "rounds": len(state.history) - 1,
         "round": round_seconds(folder / name),
@@ -96,36 +122,58 @@ def round_seconds(run: Path) -> float:
     return statistics.median(after - before for before, after in zip(ends[:-1], ends[1:], strict=True))
 
 
+def from_first_batch(run: Path) -> float:
+    """Wall seconds from the selection of the first batch, before which all is the same, to the last evaluation."""
+    folders = RunDirectory(run).rounds()
+    return folders[-1].evaluation.stat().st_mtime - folders[0].batch.stat().st_mtime
+
+
 def main() -> None:
     """Measures and writes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--out", type=Path, default=HERE / "results" / "overlap.json")
+    parser.add_argument("--asleep", type=float)
+    parser.add_argument("--labels", type=float, default=14.0)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         prepare(folder)
-        rows = []
+        rows: list[dict[str, Any]] = []
         for seed in range(given.repeats):
+            if given.asleep is not None:
+                rows.append(side_by_side(folder, given.rounds, seed, given.asleep, given.labels))
+                continue
             first = campaign(folder, f"first {seed}", given.rounds, 0.0, overlap=True, seed=seed)
             seconds = first["round"] / BATCH
-            row: dict[str, Any] = {"seed": seed, "rest": first["round"]}
+            row = {"seed": seed, "rest": first["round"]}
             print(f"the rest of a round takes {first['round']:.1f} s, a label {seconds:.2f} s", flush=True)
             for name, overlap in (("without", False), ("with", True)):
                 row[name] = campaign(folder, f"{name} {seed}", given.rounds, seconds, overlap=overlap, seed=seed)
                 print(name, json.dumps(row[name]), flush=True)
-            row["ratio"] = row["with"]["wall"] / row["without"]["wall"]
             rows.append(row)
     write(given.out, {"batch": BATCH, "rows": rows})
 
 
 def write(path: Path, found: dict[str, Any]) -> None:
     """The figures, and the table that people read."""
+    for row in found["rows"]:
+        row["ratio"] = row["with"]["rounds_wall"] / row["without"]["rounds_wall"]
     path.write_text(json.dumps(found, indent=1) + "\n")
     groups = [*found["rows"][0]["with"]["errors"]]
     ratio = float(np.mean([row["ratio"] for row in found["rows"]]))
-    head = ["seed", "labels of a batch (s)", "overlap", "wall (s)", "ratio", "labels", "waited for labels (s)", *groups]
+    head = [
+        "seed",
+        "labels of a batch (s)",
+        "overlap",
+        "whole campaign (s)",
+        "from the first batch on (s)",
+        "ratio",
+        "labels",
+        "waited for labels (s)",
+        *groups,
+    ]
     lines = [
         "# Labels while the campaign goes on",
         "",
@@ -145,6 +193,7 @@ def write(path: Path, found: dict[str, Any]) -> None:
                 f"{row['rest']:.1f}",
                 "yes" if name == "with" else "no",
                 f"{one['wall']:.1f}",
+                f"{one['rounds_wall']:.1f}",
                 ratio_told,
             ]
             cells += [str(one["labels"]), f"{one['waited']:.1f}", *(f"{one['errors'][group]:.4f}" for group in groups)]
