@@ -90,8 +90,8 @@ def test_models_that_diverge_are_trained_once_more(trainer, dataset, references,
     """From another stream, with a word; the others stay as they are, and an interruption in between changes nothing."""
     start, began = trainer.start, jax.random.key_data(jax.random.split(jax.random.key(0))[0])
 
-    def poisoned(data, params, key):
-        state = start(data, params, key)
+    def poisoned(data, params, key, taught):
+        state = start(data, params, key, taught)
         if not np.array_equal(jax.random.key_data(key), began):
             return state
         return replace(state, params=jax.tree.map(lambda x: x.at[1].set(jnp.nan), state.params))
