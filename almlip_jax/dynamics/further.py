@@ -52,6 +52,12 @@ def dealt_further(frames: Sequence[Atoms], walkers: int, count: int) -> list[lis
         frames: walker w begins at the one of number w, modulo how many there are.
         walkers: how many there are.
         count: further starts of each; one that finds no others of its atoms begins again where it began.
+
+    >>> from ase.build import molecule
+    >>> from almlip_jax.dynamics import dealt_further
+    >>> frames = [molecule(name) for name in ("N2", "CO", "N2", "N2")]
+    >>> [[frame.get_chemical_formula() for frame in own] for own in dealt_further(frames, 2, 2)]
+    [['N2', 'N2'], ['CO', 'CO']]
     """
     if not count:
         return []
@@ -66,7 +72,13 @@ def dealt_further(frames: Sequence[Atoms], walkers: int, count: int) -> list[lis
 
 
 def begins_alike(first: Atoms, other: Atoms) -> bool:
-    """Whether a walker that began at one structure can go on at another: they differ in positions and cell only."""
+    """Whether a walker that began at one structure can go on at another: they differ in positions and cell only.
+
+    >>> from ase.build import molecule
+    >>> from almlip_jax.dynamics import begins_alike
+    >>> begins_alike(molecule("CH3CHO"), molecule("CH3CHO")), begins_alike(molecule("N2"), molecule("CO"))
+    (True, False)
+    """
     if list(first.numbers) != list(other.numbers) or list(first.pbc) != list(other.pbc):
         return False
     if electronic_state(first) != electronic_state(other):
