@@ -36,7 +36,7 @@ def follow(name: str) -> dict[str, Any]:
 
 
 def test_every_tutorial_is_followed():
-    assert {page.stem for page in TUTORIALS.glob("*.md")} == {"molecule", "crystal", "pool", "script"}
+    assert {page.stem for page in TUTORIALS.glob("*.md")} == {"molecule", "crystal", "pool", "eigen", "script"}
 
 
 @pytest.mark.slow
@@ -68,6 +68,14 @@ def test_a_labelled_pool_and_its_figures(tmp_path, monkeypatch):
     drawn = {path.stem for path in Path("figures").glob("*.pdf")}
     assert any(name.startswith("learning_curves") for name in drawn)
     assert any(name.startswith("paired_ratio") for name in drawn)
+
+
+@pytest.mark.slow
+def test_a_larger_ion_from_a_smaller_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rounds = follow("eigen")["rounds"]
+    assert [labels for labels, _ in rounds][:2] == [0, 8]
+    assert rounds[-1][1] < 0.5 * rounds[0][1]
 
 
 @pytest.mark.slow
