@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar, Literal
+from contextlib import AbstractContextManager
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 from ase import Atoms
@@ -109,18 +110,25 @@ def _rdkit() -> Any:
         InputError: RDKit is not installed.
     """
     try:
-        from rdkit import Chem, RDLogger
+        from rdkit import Chem
     except ImportError as error:
         raise InputError("'conformers' needs RDKit: pip install 'almlip-jax[rdkit]'.") from error
-    RDLogger.DisableLog("rdApp.*")
     return Chem
+
+
+def _in_silence() -> AbstractContextManager[Any]:
+    """Within, RDKit writes nothing: what it complains of becomes a sentence."""
+    from rdkit.rdBase import BlockLogs
+
+    return cast(AbstractContextManager[Any], BlockLogs())
 
 
 @functools.cache
 def _of_smiles(text: str) -> Any:
     """The molecule of a SMILES, hydrogens added."""
     chem = _rdkit()
-    molecule = chem.MolFromSmiles(text)
+    with _in_silence():
+        molecule = chem.MolFromSmiles(text)
     if molecule is None or not molecule.GetNumAtoms():
         raise InputError(f"'conformers': '{text}' is no SMILES of a molecule.")
     if any(atom.GetNumRadicalElectrons() for atom in molecule.GetAtoms()):
@@ -141,8 +149,9 @@ def _of_geometry(start: Atoms, where: str) -> Any:
     rows = (f"{s} {x:.8f} {y:.8f} {z:.8f}" for s, (x, y, z) in zip(start.symbols, start.positions, strict=True))
     molecule = chem.MolFromXYZBlock("\n".join([str(len(start)), "", *rows, ""]))
     try:
-        DetermineBonds(molecule, charge=charge)
-        chem.SanitizeMol(molecule)
+        with _in_silence():
+            DetermineBonds(molecule, charge=charge)
+            chem.SanitizeMol(molecule)
     except (ValueError, RuntimeError) as error:
         raise InputError(
             f"'conformers' cannot make out the bonds of {where} ({start.get_chemical_formula()}, charge {charge}); "
@@ -177,7 +186,7 @@ def _embedded(molecule: Any, force_field: str, seed: int) -> Any | None:
     from rdkit.Chem import rdForceFieldHelpers as fields
     from rdkit.Chem.rdDistGeom import EmbedMolecule, ETKDGv3
 
-    copy, parameters = _copied(molecule), ETKDGv3()
+    copy, parameters = _copied(molecule), cast(Any, ETKDGv3())
     parameters.randomSeed = seed
     if EmbedMolecule(copy, parameters) < 0:
         return None
