@@ -136,7 +136,9 @@ def test_what_a_training_is_given(waters, monkeypatch, given):
     monkeypatch.setattr(Trainer, "train", train)
     known = tuple(methane(seed) for seed in range(3))
     references = {1: 0.0, 6: 0.0, 8: 0.0}
-    start = Potential(MODEL, SpeciesTable((1, 6, 8)), {}, references, members=MEMBERS, remembered=known)
+    species = SpeciesTable((1, 6, 8))
+    params = build_ensemble(MODEL, MEMBERS, species).init(jax.random.key(0))
+    start = Potential(MODEL, species, params, references, members=MEMBERS, remembered=known)
     new = {"a share": waters, "files": waters[:8], "one structure": waters[:1]}[given]
     files = waters[8:] if given == "files" else []
     with pytest.raises(Captured):
