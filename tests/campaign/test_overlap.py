@@ -6,12 +6,14 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 import sleepy_labels
 from ase import Atoms
-from tiny_campaign import Killed, KillingProgress, result_of, run_or_resume, tiny_config
+from tiny_campaign import Killed, KillingProgress, kill_in, result_of, run_or_resume, start_process, tiny_config
 
+import almlip_jax
 from almlip_jax.campaign.preparation import geometry_key
 from almlip_jax.campaign.rundir import RunDirectory
 from almlip_jax.campaign.state import CampaignState, Stage, read_state
@@ -66,6 +68,28 @@ def overlapped(
         outcome = run_or_resume(folder, folder / "run", **sections)
     assert (outcome.rule, outcome.round, outcome.labels) == ("max_rounds", 3, 9)
     return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def moving(
+    reference: Path, cache: Path, compiled_in: Any, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Any]]:
+    """The run directory of a campaign with walkers that nobody interrupts, and its sections."""
+    folder = tmp_path_factory.mktemp("moving")
+    rule = {"kind": "conformal", "tolerance": 0.02, "alpha": 0.25, "frames": 2, "stop_factor": 50.0}
+    sections = {
+        "campaign": {"overlap": True},
+        "oracle": {"kind": "user", "function": "sleepy_labels:make", "code_version": "1"},
+        "executor": {"kind": "local", "workers": 2},
+        "initial": {"md": ()},
+        "test": {"md": [{"temperature": 300, "steps": 20, "every": 5, "equilibration": 5}]},
+        "exploration": {"thresholds": rule},
+        "stopping": {"max_rounds": 3},
+    }
+    with compiled_in(cache):
+        outcome = run_or_resume(folder, folder / "run", **sections)
+    assert (outcome.rule, outcome.round) == ("max_rounds", 3)
+    return folder / "run", sections
 
 
 def keys(path: Path) -> list[bytes]:
@@ -127,6 +151,31 @@ def test_a_rule_that_holds_lets_what_is_paid_be_trained_on(
     larger = {"max_rounds": 3, "max_labels": 4}
     outcome = run_or_resume(overlapped.parent, tmp_path / "run", **{**sections, "stopping": larger})
     assert (outcome.rule, outcome.round, outcome.labels) == ("max_labels", 3, 4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("round_index", "stage", "delay"), [(1, "train", 0.3), (1, "select", 0.0), (1, "label", 0.5), (2, "explore", 0.1)]
+)
+def test_killed_anywhere(
+    round_index: int,
+    stage: str,
+    delay: float,
+    moving: tuple[Path, dict[str, Any]],
+    tmp_path: Path,
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With walkers, thresholds from frames drawn at random, and labels that take random times."""
+    whole, sections = moving
+    monkeypatch.setenv(sleepy_labels.SLEEP, "2")
+    folder, run = whole.parent, RunDirectory(tmp_path / "run")
+    kill_in(start_process(folder, run.path, cache, **sections), run.path, round_index, stage, delay)
+    assert not read_state(run).finished
+    assert start_process(folder, run.path, cache, **sections).wait(300) == 0
+    assert result_of(run.path) == result_of(whole)
+    found, expected = (almlip_jax.load(RunDirectory(path).round(3).potential).params for path in (run.path, whole))
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 @pytest.mark.slow
