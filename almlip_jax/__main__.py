@@ -16,8 +16,8 @@ def main() -> None:
         except KeyboardInterrupt as stop:
             print("almlip: interrupted", file=sys.stderr)
             sys.exit(exit_status(stop))
-        # what is imported stays, and tracing makes objects by the million: as often as usual, collecting garbage would
-        # be an eighth of the time that programs take to trace and compile
+        # what is imported stays, and tracing makes objects by the million: to collect garbage as often as usual took an
+        # eighth of the time of tests that trace and compile
         gc.freeze()
         gc.set_threshold(50_000, 10, 10)
         cli.main()
