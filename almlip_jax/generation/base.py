@@ -171,6 +171,17 @@ def numbers_of(symbols: Sequence[str], where: str) -> list[int]:
     return [atomic_numbers[one] for one in symbols]
 
 
+def refuse_disorder(**bounds: tuple[float, float] | None) -> None:
+    """Refuses pairs of bounds whose smaller one does not come first.
+
+    Raises:
+        ValueError: names the first.
+    """
+    for name, pair in bounds.items():
+        if pair is not None and pair[0] > pair[1]:
+            raise ValueError(f"{name} {list(pair)} are no bounds; the smaller one comes first.")
+
+
 def refuse_charged(starts: Sequence[Atoms], kind: str) -> None:
     """Refuses start geometries with a charge, of which it is not known where it would go.
 

@@ -14,7 +14,7 @@ from scipy.spatial.transform import Rotation
 
 from almlip_jax.dynamics import RelaxationSettings
 from almlip_jax.errors import InputError
-from almlip_jax.generation.base import GenerationInputs, GeneratorSettings, numbers_of
+from almlip_jax.generation.base import GenerationInputs, GeneratorSettings, numbers_of, refuse_disorder
 from almlip_jax.structures.carried import carried
 from almlip_jax.structures.electronic_state import electronic_state
 
@@ -54,9 +54,7 @@ class ClustersSettings(GeneratorSettings):
                 raise ValueError("pieces are start geometries; leave them out where a composition is given.")
         if self.relax is not None and self.relax.cell != "fixed":
             raise ValueError("clusters have no cell that could be relaxed: leave relax.cell out.")
-        for name, bounds in (("pieces", self.pieces), ("contact", self.contact)):
-            if bounds is not None and bounds[0] > bounds[1]:
-                raise ValueError(f"{name} {list(bounds)} are no bounds; the smaller one comes first.")
+        refuse_disorder(pieces=self.pieces, contact=self.contact)
         if self.contact is not None and self.contact[0] < self.closest:
             raise ValueError(f"contact {self.contact[0]:g} is less than closest {self.closest:g}: raise it.")
         return self

@@ -20,6 +20,7 @@ from almlip_jax.generation.base import (
     apart,
     numbers_of,
     refuse_charged,
+    refuse_disorder,
 )
 from almlip_jax.settings import unit
 
@@ -57,9 +58,7 @@ class RandomSearchSettings(GeneratorSettings):
     def _can_be_drawn(self) -> Self:
         if self.composition is not None:
             numbers_of(tuple(self.composition), "composition")
-        for name, bounds in (("units", self.units), ("volume", self.volume)):
-            if bounds is not None and bounds[0] > bounds[1]:
-                raise ValueError(f"{name} {list(bounds)} are no bounds; the smaller one comes first.")
+        refuse_disorder(units=self.units, volume=self.volume)
         return self
 
     @property

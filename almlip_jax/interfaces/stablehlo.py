@@ -205,6 +205,7 @@ def program_of(potential: Potential, capacity: Capacity, precision: str) -> Call
         charge: jax.Array,
         spin: jax.Array,
     ) -> dict[str, jax.Array]:
+        """What the potential says about one structure, and whether it fits."""
         real, listed = numbers != 0, (numbers >= 0) & (numbers < len(indices))
         place = jnp.where(listed, numbers, 0)
         species, known = jnp.asarray(indices)[place], jnp.all(listed & (jnp.asarray(indices)[place] >= 0) | ~real)

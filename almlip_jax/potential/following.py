@@ -273,6 +273,7 @@ def _program(ensemble: AnyEnsemble, part: Part, declared: tuple[Score, ...]) -> 
     def of_structure(
         params: Params, novelty: Mapping[str, FittedScore], listed: Listed, place: Place
     ) -> dict[str, Any]:
+        """What is asked for, of the structure as it is now."""
         graph = followed_graph(listed, place, ensemble.cutoff)
         if part == "energies":
             return {"atom_energies": ensemble.atom_energies(params, graph)}

@@ -319,6 +319,7 @@ class _Exploration(_Run):
         relaxer = Explorer(potential.ensemble.predict, potential.species, potential.cutoff, settings, dtype=self.dtype)
 
         def relaxed(structures: Sequence[Atoms]) -> list[Atoms]:
+            """One structure of each walker, relaxed side by side."""
             with self.progress.stage("relax", settings.steps, unit="steps") as advance:
                 reached = reaching(advance)
 

@@ -292,6 +292,7 @@ def _close(layout: Layout, filled: _Filled, radius: float, bins: Bins) -> jax.Ar
         return bin, translation - filled.wrapped[own][:, None]
 
     def of_atoms(own: jax.Array) -> jax.Array:
+        """Bits that say which places of the bins around some atoms hold neighbours of theirs."""
         bin, way = materialised(ways, own[0] < total, own)
         near = materialised(lambda bin: boxes[bin], own[0] < total, bin)
         within = jnp.sum((near + way[..., None]) ** 2, axis=2) < radius**2  # [B, S, room]

@@ -187,6 +187,7 @@ class _Runner:
     before: tuple[Job, Any] | None = field(default=None)
 
     def label(self, atoms: Atoms) -> Results:
+        """Runs the code in a folder of its own, and reads what it says."""
         self.count += 1
         folder = self.scratch.folder / f"{self.count:06d}"
         folder.mkdir()

@@ -92,6 +92,7 @@ class UserSourceSettings(UserCode, SourceOfTargets):
 
     def _function(self, function: Callable[[Atoms], Any]) -> LabelSource:
         def label(atoms: Atoms) -> Results:
+            """What the function gives, checked."""
             given = function(atoms.copy())
             if not isinstance(given, tuple | list) or len(given) not in (2, 3, 4):
                 raise LabelError(
