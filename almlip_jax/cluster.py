@@ -71,7 +71,11 @@ class ClusterSettings(ExecutorSettings, SweepExecutorSettings):
             InputError: Parsl (or the Kubernetes client) is missing, or no Kubernetes cluster is configured.
         """
         package_version("parsl", "parsl")
-        return self.make_provider({"init_blocks": 1, "max_blocks": self.max_blocks, "worker_init": self.worker_init})
+        return self.make_provider({"init_blocks": 1, "max_blocks": self.max_blocks, "worker_init": self.preparation()})
+
+    def preparation(self) -> str:
+        """The shell commands that each job begins with."""
+        return self.worker_init
 
     @abstractmethod
     def make_provider(self, blocks: dict[str, Any]) -> Any:
@@ -96,6 +100,10 @@ class _BatchSettings(ClusterSettings):
 
     scheduler_options: str = ""
     """Further lines for the head of the job script."""
+
+    def preparation(self) -> str:
+        """Programs of the environment of this process come first, unless `worker_init` puts others before them."""
+        return "\n".join(filter(None, [f"export PATH={shlex.quote(_programs())}:$PATH", self.worker_init]))
 
 
 class SlurmSettings(_BatchSettings):
@@ -226,15 +234,24 @@ class ParslLocalSettings(ClusterSettings):
     """Address at which the workers reach this process."""
 
     def make_provider(self, blocks: dict[str, Any]) -> Any:
-        """That of this machine; its shell need not find the environment of this process by itself."""
+        """That of this machine."""
         from parsl.providers import LocalProvider
 
+        return LocalProvider(**blocks)
+
+    def preparation(self) -> str:
+        """The shell of a job need not find the environment of this process by itself."""
         places = {
-            "PATH": [str(Path(sys.executable).parent), os.environ.get("PATH", "")],
+            "PATH": [_programs(), os.environ.get("PATH", "")],
             "PYTHONPATH": [entry or os.getcwd() for entry in sys.path],
         }
         exports = [f"export {name}={shlex.quote(os.pathsep.join(path))}" for name, path in places.items()]
-        return LocalProvider(**blocks | {"worker_init": "\n".join([*exports, blocks["worker_init"]])})
+        return "\n".join([*exports, self.worker_init])
+
+
+def _programs() -> str:
+    """The folder with the programs of this process's environment, those of Parsl's workers among them."""
+    return str(Path(sys.executable).parent)
 
 
 class WorkerGone(RuntimeError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ def test_slurm_provider_says_what_the_config_says() -> None:
     provider = settings.provider()
     assert (provider.partition, provider.account, provider.qos) == ("short", "chem", "low")
     assert (provider.nodes_per_block, provider.max_blocks, provider.walltime) == (3, 4, "00:30:00")
+    assert provider.worker_init.split("\n")[0] == f"export PATH={Path(sys.executable).parent}:$PATH"
     assert type(provider.launcher).__name__ == "SrunLauncher"
 
 
@@ -48,7 +50,8 @@ def test_pbs_provider_says_what_the_config_says() -> None:
     )
     provider = settings.provider()
     assert (provider.queue, provider.cpus_per_node, provider.nodes_per_block) == ("small", 16, 1)
-    assert provider.worker_init == "module load xtb" and provider.scheduler_options == "#PBS -m n"
+    assert provider.worker_init.split("\n") == [f"export PATH={Path(sys.executable).parent}:$PATH", "module load xtb"]
+    assert provider.scheduler_options == "#PBS -m n"
     assert type(provider.launcher).__name__ == "SingleNodeLauncher"
 
 

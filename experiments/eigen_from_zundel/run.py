@@ -69,13 +69,6 @@ def whole(atoms: Atoms) -> bool:
     return bool(connected_components(atoms.get_all_distances() < TOGETHER, directed=False)[0] == 1)
 
 
-def isolated(options: argparse.Namespace, folder: Path) -> dict[str, float]:
-    """Energies of the isolated atoms, eV: the offset between the ions is then no matter of composition."""
-    atoms = [Atoms(symbol, info={"charge": 0, "spin": spin}) for symbol, spin in (("H", 2), ("O", 3))]
-    found = al.label(ORACLES[options.oracle], atoms, store=folder / "labels.db", executor=executor(options))
-    return {one.symbols[0]: float(one.get_potential_energy()) for one in found}
-
-
 def executor(options: argparse.Namespace) -> dict[str, Any]:
     """Where labels are made."""
     return {"kind": "local", "workers": options.workers}
@@ -119,7 +112,7 @@ def split(options: argparse.Namespace, folder: Path, seed: int) -> tuple[Path, P
 # ---------------------------------------------------------------------------------------------------------- campaigns
 
 
-def common(options: argparse.Namespace, seed: int, name: str, atoms: dict[str, float]) -> dict[str, Any]:
+def common(options: argparse.Namespace, seed: int, name: str) -> dict[str, Any]:
     """What all campaigns share."""
     return {
         "name": f"eigen-{name}",
@@ -134,15 +127,14 @@ def common(options: argparse.Namespace, seed: int, name: str, atoms: dict[str, f
             "warm_start": True,
             "max_epochs": 10**6,
             "validation_fraction": 0.05,
-            "reference_energies": atoms,
         },
     }
 
 
-def zundel(options: argparse.Namespace, seed: int, atoms: dict[str, float]) -> ExperimentConfig:
+def zundel(options: argparse.Namespace, seed: int) -> ExperimentConfig:
     """The committee that knows the Zundel cation."""
     return ExperimentConfig.model_validate(
-        common(options, seed, "zundel", atoms)
+        common(options, seed, "zundel")
         | {
             "system": {"charge": 1},
             "initial": {"from_pool": ZUNDEL},
@@ -153,15 +145,13 @@ def zundel(options: argparse.Namespace, seed: int, atoms: dict[str, float]) -> E
     )
 
 
-def eigen(
-    options: argparse.Namespace, seed: int, arm: str, folder: Path, atoms: dict[str, float], wanted: float
-) -> ExperimentConfig:
+def eigen(options: argparse.Namespace, seed: int, arm: str, folder: Path, wanted: float) -> ExperimentConfig:
     """A campaign for the Eigen cation, which ends at a wanted error."""
     pool, held_out = split(options, folder, seed)
     known = folder / f"{seed}" / "zundel" / "rounds" / "000"
     tests = [{"path": str(held_out), "group": "pool"}, {"path": str(dynamics(options, folder)), "group": "300K"}]
     stopping = {"metric": "forces_rmse", "value": wanted, "group": "300K" if arm == "explore" else "pool"}
-    content = common(options, seed, arm, atoms) | {
+    content = common(options, seed, arm) | {
         "system": {"charge": 1},
         "test": {"files": tests},
         "initial": {"potential": str(known / "potential"), "dataset": str(known / "dataset.extxyz")},
@@ -203,12 +193,12 @@ def finished(folder: Path, campaign: ExperimentConfig) -> list[dict[str, Any]]:
 
 def run_seed(options: argparse.Namespace, folder: Path, seed: int) -> None:
     """All campaigns of a seed, whose rows are added to the table."""
-    atoms, about = isolated(options, folder), {"oracle": options.oracle, "seed": seed}
-    history = finished(folder / f"{seed}" / "zundel", zundel(options, seed, atoms))
+    about = {"oracle": options.oracle, "seed": seed}
+    history = finished(folder / f"{seed}" / "zundel", zundel(options, seed))
     add(options.table, rows(history, about | {"arm": "zundel"}))
     wanted = history[-1]["errors"]["forces_rmse_pool"]
     for arm in options.arms:
-        campaign = eigen(options, seed, arm, folder, atoms, wanted)
+        campaign = eigen(options, seed, arm, folder, wanted)
         add(options.table, rows(finished(folder / f"{seed}" / arm, campaign), about | {"arm": arm}))
 
 
