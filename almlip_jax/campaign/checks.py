@@ -92,6 +92,8 @@ def _check_teacher(config: ExperimentConfig, geometries: Sequence[Atoms]) -> Non
     if not geometries:
         raise InputError("system.structures names no start geometry, which the dynamics of a teacher need.")
     _check_labels(teacher.source, geometries, " by the teacher")
+    if teacher.driver is not None:
+        _check_labels(teacher.driver, geometries, " by teacher.driver")
     if teacher.replay:
         members = build_ensemble(config.model, config.ensemble, SpeciesTable.of(geometries))
         for group in members.groups if isinstance(members, MixedEnsemble) else (members,):

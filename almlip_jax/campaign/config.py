@@ -172,13 +172,15 @@ def check_teacher(config: ExperimentConfig) -> None:
             "teacher.correction corrects energies of members of one architecture; leave ensemble.variants and what "
             "models give besides the energy out."
         )
-    if not teacher.source.drives_dynamics:
-        raise ValueError(
-            f"teacher.source of kind '{teacher.source.kind}' cannot drive dynamics; take one that labels any structure."
-        )
-    asked, known = (one.model_dump(exclude=set(SourceSettings.model_fields)) for one in (config.oracle, teacher.source))
-    if asked == known:
-        raise ValueError("teacher.source is the oracle itself, whose labels are paid for; take a cheaper source.")
+    asked = config.oracle.model_dump(exclude=set(SourceSettings.model_fields))
+    for key, source in (("source", teacher.source), ("driver", teacher.driver or teacher.source)):
+        if not source.drives_dynamics:
+            raise ValueError(
+                f"teacher.{key} of kind '{source.kind}' cannot drive dynamics; take one that labels any structure."
+            )
+        if source.model_dump(exclude=set(SourceSettings.model_fields)) == asked:
+            raise ValueError(f"teacher.{key} is the oracle itself, whose labels are paid for; take a cheaper source.")
+        check_executor(source, teacher.executor)
     if config.initial.potential is not None:
         raise ValueError("trainings begin with initial.potential or with what a teacher taught; leave one of them out.")
     if config.training.projection is not None:
@@ -188,7 +190,6 @@ def check_teacher(config: ExperimentConfig) -> None:
     if config.training.warm_steps is not None:
         raise ValueError("with a teacher the length of trainings is teacher.tuning.max_steps; leave warm_steps out.")
     check_labels(config.model.further, teacher.source, "teacher.source")
-    check_executor(teacher.source, teacher.executor)
 
 
 _OF_CAMPAIGNS = frozenset(SystemSettings.model_fields) - frozenset(StateReading.model_fields)

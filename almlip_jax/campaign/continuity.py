@@ -58,8 +58,8 @@ def _begun_with(config: ExperimentConfig) -> dict[str, str]:
     return {} if folder is None else {"initial_potential": SavedPotential.read(folder).digest(training=True)}
 
 
-_CHANGEABLE = {"source", "executor", "tuning", "replay", "replay_share"}
-"""Keys of a teacher that a campaign may change; of its source, what changes no label."""
+_CHANGEABLE = {"source", "driver", "executor", "tuning", "replay", "replay_share"}
+"""Keys of a teacher that a campaign may change; of its sources, what changes no label."""
 
 
 def taught_by(config: ExperimentConfig) -> dict[str, Any]:
@@ -68,7 +68,8 @@ def taught_by(config: ExperimentConfig) -> dict[str, Any]:
         return {}
     source = config.teacher.source
     kept = config.teacher.model_dump(mode="json", exclude=_CHANGEABLE)
-    return {"teacher": plain({**kept, "source": source.identity(), "version": source.bound_to()})}
+    drives = {} if (driver := config.teacher.driver) is None else {"driver": [driver.identity(), driver.bound_to()]}
+    return {"teacher": plain({**kept, **drives, "source": source.identity(), "version": source.bound_to()})}
 
 
 def check_settings(config: ExperimentConfig, run: RunDirectory, state: CampaignState, *, accept: bool) -> str | None:

@@ -204,13 +204,13 @@ def _test_figures(
 def _label_table(run: RunDirectory) -> list[dict[str, Any]]:
     """Labels by what they are for, those of a teacher last."""
     rows = [{"purpose": purpose, **counts} for purpose, counts in _summary(run.labels).items()]
-    taught = _summary(run.teacher_labels).items()
+    taught = [*_summary(run.driver_labels).items(), *_summary(run.teacher_labels).items()]
     return rows + [
         {"purpose": _PURPOSES.get(purpose, f"{purpose}, by the teacher"), **counts} for purpose, counts in taught
     ]
 
 
-_PURPOSES = {"teacher": "dynamics with the teacher"}
+_PURPOSES = {"teacher": "dynamics for the teacher"}
 
 
 def _summary(store: Path) -> dict[str, dict[str, float]]:

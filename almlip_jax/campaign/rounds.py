@@ -75,8 +75,8 @@ class Rounds:
     def make_teacher_frames(self, index: int) -> Results:
         """See `teaching.make_frames`."""
         assert self._teacher is not None
-        source = replace(self._source, labeller=self._teacher.labeller)
-        return teaching.make_frames(self._teacher.settings, source, self._run, self._progress)
+        source = replace(self._source, labeller=self._teacher.driver)
+        return teaching.make_frames(self._teacher, source, self._run, self._progress)
 
     def pretrain(self, index: int) -> Results:
         """See `teaching.pretrain`."""

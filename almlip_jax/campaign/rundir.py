@@ -9,6 +9,7 @@ Layout (rounds are numbered from 0, folders have at least three digits)::
       initial_pool.json      places in the pool of the initial set, where a selector chose them
       labels.db              label store (ASE SQLite database)
       teacher.db             that of the teacher, where there is one
+      driver.db              that of what drives its dynamics, where this is another source
       teacher/               its labelled frames (frames.extxyz), training.csv and the potential/ that learned from them
       measured.json          shapes and capacities chosen by measurement
       stage_seconds.json     the stage under way and the seconds it has taken so far; gone between stages
@@ -148,6 +149,8 @@ class RunDirectory(WorkDirectory):
     """Places in the pool of the structures of the initial set, where a selector chose them (JSON)."""
     teacher_labels = Inside("teacher.db")
     """The label store of the teacher, whether there is one or not."""
+    driver_labels = Inside("driver.db")
+    """The label store of what drives its dynamics, where that is another source."""
     measured = Inside("measured.json")
     """Shapes and capacities chosen by measurement (JSON)."""
     stage_seconds = Inside("stage_seconds.json")

@@ -58,8 +58,11 @@ class TeacherSettings(Settings):
     source: SourceSettings
     """Any label source that can drive dynamics: semi-empirical, a force field or a foundation model through ASE, a
     function of your own, a saved potential."""
+    driver: SourceSettings | None = None
+    """A label source that is cheaper still and drives the dynamics, of which ``source`` labels the frames alone;
+    ``source`` does both where not given."""
     executor: ExecutorSettings = LocalSettings()
-    """Where its labels are calculated."""
+    """Where labels of both are calculated."""
     temperatures: tuple[Annotated[float, Field(gt=0, le=1e5)], ...] = Field(
         default=(300.0, 600.0, 900.0), min_length=1, json_schema_extra=unit("K")
     )
@@ -75,7 +78,7 @@ class TeacherSettings(Settings):
     friction: float = Field(default=0.01, gt=0, le=10.0, json_schema_extra=unit("1/fs"))
     """Langevin friction, 1/fs."""
     seconds: float | None = Field(default=None, gt=0, le=1e9, json_schema_extra=unit("s"))
-    """Seconds of the source that dynamics may take, shared out evenly; each ends when its share is spent."""
+    """Seconds that dynamics may take of what drives them, shared out evenly; each ends when its share is spent."""
     training: PretrainingSettings = PretrainingSettings()
     """The training on its labels."""
     tuning: TuningSettings = TuningSettings()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -21,7 +23,7 @@ from almlip_jax.delta_learning import Corrected
 from almlip_jax.errors import LabelError
 from almlip_jax.keys import named_key, numpy_generator
 from almlip_jax.learner import Learner
-from almlip_jax.oracles import Labeller, LabelStore, run_label_md
+from almlip_jax.oracles import Labeller, LabelStore, SourceSettings, run_label_md
 from almlip_jax.oracles.sampling import MDRun
 from almlip_jax.origins import Taught
 from almlip_jax.potential import Evaluated, Potential
@@ -32,7 +34,9 @@ from almlip_jax.structures.io import read_structures, write_structures
 from almlip_jax.training import reference_energies
 
 PURPOSE = "teacher"
-"""Of labels of dynamics with a teacher."""
+"""Of labels of dynamics with a teacher, or with what drives them."""
+FRAMES = "frames"
+"""Of labels of frames that another source's dynamics gave."""
 
 
 @dataclass(frozen=True)
@@ -42,43 +46,55 @@ class Teacher:
     Attributes:
         settings: of the section ``teacher``.
         labeller: its label source with its store.
+        driver: what drives its dynamics, with a store of its own; the same where there is no other source.
     """
 
     settings: TeacherSettings
     labeller: Labeller
+    driver: Labeller
 
     @classmethod
     def open(cls, settings: TeacherSettings, run: RunDirectory) -> Teacher:
-        """The teacher of a run directory, whose store this process writes to."""
-        store = LabelStore(run.teacher_labels)
-        try:
-            return cls(settings, Labeller(settings.source, store, settings.executor))
-        except BaseException:
-            store.close()
-            raise
+        """The teacher of a run directory, whose stores this process writes to."""
+        with ExitStack() as opened:
+
+            def labels(source: SourceSettings, path: Path) -> Labeller:
+                store = opened.enter_context(LabelStore(path))
+                return opened.enter_context(Labeller(source, store, settings.executor))
+
+            labeller = labels(settings.source, run.teacher_labels)
+            driver = labeller if settings.driver is None else labels(settings.driver, run.driver_labels)
+            opened.pop_all()
+        return cls(settings, labeller, driver)
 
     def close(self) -> None:
-        """Ends its workers and closes its store."""
-        self.labeller.close()
-        self.labeller.store.close()
+        """Ends the workers and closes the stores."""
+        for labeller in self._labellers:
+            labeller.close()
+            labeller.store.close()
+
+    @property
+    def _labellers(self) -> list[Labeller]:
+        """Each once."""
+        return [self.labeller] if self.driver is self.labeller else [self.labeller, self.driver]
 
     @property
     def calls(self) -> int:
-        """Calls that its store knows."""
-        return self.labeller.store.count_calls(None)
+        """Calls that the stores know."""
+        return sum(labeller.store.count_calls(None) for labeller in self._labellers)
 
     @property
     def seconds(self) -> float:
         """Their seconds."""
-        return sum(entry["seconds"] for entry in self.labeller.store.summary().values())
+        return sum(entry["seconds"] for one in self._labellers for entry in one.store.summary().values())
 
 
-def make_frames(settings: TeacherSettings, source: Source, run: RunDirectory, progress: Progress) -> Results:
-    """Dynamics with the teacher at each temperature, whose labelled frames are written.
+def make_frames(teacher: Teacher, source: Source, run: RunDirectory, progress: Progress) -> Results:
+    """Dynamics for the teacher at each temperature, whose frames are written with its labels.
 
     Args:
-        settings: of the teacher.
-        source: start geometries, and the teacher in the place of the label source.
+        teacher: with what drives the dynamics.
+        source: start geometries, and the driver in the place of the label source.
         run: the run directory.
         progress: tells the user.
 
@@ -86,13 +102,15 @@ def make_frames(settings: TeacherSettings, source: Source, run: RunDirectory, pr
         LabelError: there is no labelled frame.
     """
     source.labeller.prepare()
-    plans = [settings.runs(len(source.geometries)) for _ in source.geometries]
+    plans = [teacher.settings.runs(len(source.geometries)) for _ in source.geometries]
     calls = sum(plan.total_steps for runs in plans for plan in runs) + len(plans)
     frames: list[Atoms] = []
     with progress.stage("teacher", calls, unit="labels") as advance:
         told = replace(source, advance=advance)
         for number, (start, runs) in enumerate(zip(source.geometries, plans, strict=True)):
             frames += _trajectories(told, start, [replace(run, name=f"{n}-{number}") for n, run in enumerate(runs)])
+    if teacher.driver is not teacher.labeller:
+        frames = _labelled(teacher.labeller, frames, source, progress)
     if not frames:
         raise LabelError(
             "dynamics with the teacher gave no labelled frame. Correct the cause (see the messages above; "
@@ -120,6 +138,22 @@ def _trajectories(source: Source, start: Atoms, runs: Sequence[MDRun]) -> list[A
             frame.info.update(origin=f"teacher-{run.temperature:g}K")
             frames.append(frame)
     return frames
+
+
+def _labelled(labeller: Labeller, frames: Sequence[Atoms], source: Source, progress: Progress) -> list[Atoms]:
+    """Frames of another source's dynamics with labels of the teacher, without those that it fails at."""
+    given = {**source.provenance, "purpose": FRAMES}
+    with progress.stage("frames", len(frames), unit="labels") as advance:
+        results = labeller.label([carried(frame) for frame in frames], given, on_label=lambda _: advance(1))
+    found = []
+    for frame, result in zip(frames, results, strict=True):
+        if result.atoms is not None:
+            result.atoms.info.update(origin=frame.info["origin"])
+            found.append(result.atoms)
+    if len(found) < len(frames):
+        first = next(result.error for result in results if result.atoms is None)
+        source.say(f"the teacher labels {len(found)} of {len(frames)} frames, first failure: {first}")
+    return found
 
 
 def learner_of_teacher(frames: Sequence[Atoms], isolated: Mapping[int, float], **asked: Any) -> Learner:

@@ -1,8 +1,9 @@
-"""Labels of Nequix for files of crystals, many at a time: for the studies of silicon, where an accelerator is at hand.
+"""Labels of Nequix for files of crystals or molecules, many at a time.
 
 ``python experiments/nequix_labels/run.py FILE ... --weights nequix-omat-1.nqx --out DIR`` writes files of the same
-names with energies, forces and stresses.  Structures share batches of one size and so one program; the label source
-``kind: nequix`` labels one after the other.  Labels that files have are not looked at; files that are there stay.
+names with energies and forces, and stresses of crystals.  Structures share batches of one size and so one program; the
+label source ``kind: nequix`` labels one after the other.  Labels that files have are not looked at; files that are
+there stay.  The model knows no charge: an ion is labelled as its atoms alone say.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from almlip_jax.structures.neighbors import find_edges
 
 
 def graph_of(atoms: Atoms, species: dict[int, int], cutoff: float) -> jraph.GraphsTuple:
-    """A crystal as the model takes it."""
+    """A structure as the model takes it, which wants a cell of molecules too."""
+    cell = atoms.cell.array if atoms.pbc.all() else np.eye(3)
     edges = find_edges(atoms, cutoff)
     return jraph.GraphsTuple(
         n_node=np.array([len(atoms)], np.int32),
@@ -42,7 +44,7 @@ def graph_of(atoms: Atoms, species: dict[int, int], cutoff: float) -> jraph.Grap
         edges={"shifts": edges.shifts.astype(np.float32)},
         senders=edges.neighbors,
         receivers=edges.centers.astype(np.int32),
-        globals={"cell": atoms.cell.array.astype(np.float32)[None]},
+        globals={"cell": cell.astype(np.float32)[None]},
     )
 
 
@@ -59,7 +61,7 @@ def batches(graphs: Sequence[jraph.GraphsTuple], room: tuple[int, int, int]) -> 
 
 
 def labelled(frames: Sequence[Atoms], model: Callable[[Any], Any], graphs: Sequence[Any], room: Any) -> list[Atoms]:
-    """Copies of crystals with energy (eV), forces (eV/Angstrom) and stress (eV/Angstrom^3)."""
+    """Copies of structures with energy (eV) and forces (eV/Angstrom), and of crystals stress (eV/Angstrom^3)."""
     found: list[Atoms] = []
     began = time.monotonic()
     for first, end in batches(graphs, room):
@@ -69,11 +71,12 @@ def labelled(frames: Sequence[Atoms], model: Callable[[Any], Any], graphs: Seque
         offset = 0
         for n, frame in enumerate(frames[first:end]):
             copy = carried(frame)
+            stress = full_3x3_to_voigt_6_stress(np.asarray(stresses[n], np.float64))
             copy.calc = SinglePointCalculator(
                 copy,
                 energy=float(energies[n]),
                 forces=np.asarray(forces[offset : offset + len(frame)], np.float64),
-                stress=full_3x3_to_voigt_6_stress(np.asarray(stresses[n], np.float64)),
+                **({"stress": stress} if frame.pbc.all() else {}),
             )
             offset += len(frame)
             found.append(copy)
@@ -104,8 +107,8 @@ def main() -> None:
         if (options.out / file.name).exists():
             continue
         frames = read_structures(file, ignore_labels=True)
-        if not all(frame.pbc.all() for frame in frames):
-            raise SystemExit(f"{file}: every structure must be periodic in three directions.")
+        if any(frame.pbc.any() and not frame.pbc.all() for frame in frames):
+            raise SystemExit(f"{file}: every structure must be periodic in three directions or in none.")
         graphs = [graph_of(frame, species, float(config["cutoff"])) for frame in frames]
         largest = max(int(graph.n_node[0]) + 1 for graph in graphs), max(int(graph.n_edge[0]) for graph in graphs)
         room = max(options.room[0], largest[0]), max(options.room[1], largest[1]), options.room[2]

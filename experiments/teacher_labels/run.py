@@ -2,8 +2,8 @@
 
 An ensemble is pretrained on the cheap labels of a teacher and tuned on few labels of a pool, drawn at random or chosen
 by a selector in the features of the pretrained ensemble; the same labels also train one from scratch.  Systems:
-acetylacetone (PBE; teacher GFN2-xTB), the Zundel cation (FHI-aims; GFN2-xTB) and silicon (PBE; Nequix).  Same frames,
-seeds and first parameters in all; the seeds of a command train side by side in one program.
+acetylacetone (PBE; teacher GFN2-xTB or Nequix), the Zundel cation (FHI-aims; the same) and silicon (PBE; Nequix).
+Same frames, seeds and first parameters in all; the seeds of a command train side by side in one program.
 
 One row a training and test set goes into ``--out``; what is in that table already is not trained again, and teacher's
 frames and pretrained potentials are kept.  Commands may run next to each other with tables of their own:
@@ -67,7 +67,8 @@ class Study:
     @property
     def teacher(self) -> str:
         """Which frames taught, where there is a choice."""
-        return f"teacher ({self.options.cells})" if self.options.system == "silicon" else "teacher"
+        told = {"silicon": self.options.cells}.get(self.options.system, self.options.teacher)
+        return "teacher" if told == "xtb" else f"teacher ({told})"
 
     def learner(self, seed: int, training: TrainingSettings, typical: list[Atoms], **more: Any) -> Learner:
         """One for datasets of up to so many structures; model and members are those of what it starts from."""
@@ -247,6 +248,9 @@ def options_given() -> argparse.Namespace:
         "--teacher-frames", type=Path, help="folder of the teacher's frames; the work folder by default"
     )
     parser.add_argument("--frames-only", action="store_true", help="make the teacher's frames, and nothing else")
+    parser.add_argument(
+        "--teacher", choices=["xtb", "nequix"], default="xtb", help="of the molecules: what labels frames of GFN2-xTB"
+    )
     parser.add_argument("--cells", choices=["made", "pool"], default="made", help="silicon: what Nequix labels")
     parser.add_argument("--out", type=Path, help="table; in the work folder, named after system and cells, by default")
     parser.add_argument("--sizes", type=int, nargs="+", default=[10, 20, 40, 80, 160], help="in the order of the runs")

@@ -36,28 +36,53 @@ class System:
 
 
 def acac(options: Namespace) -> System:
-    """Acetylacetone with PBE labels, pool of dynamics at 600 K; teacher GFN2-xTB."""
+    """Acetylacetone with PBE labels, pool of dynamics at 600 K; teacher GFN2-xTB, or Nequix omat-1 on its frames."""
     folder = Path(options.data) / "acac"
     pool = read_structures(folder / "train_600K.xyz", require_labels=True)
     files = {"300K": "test_MD_300K.xyz", "600K": "test_MD_600K.xyz"}
     tests = {name: read_structures(folder / file, require_labels=True) for name, file in files.items()}
-    return System(pool, tests, tight_binding(options, pool[0]))
+    return System(pool, tests, teachers(options, pool[0], "nequix-omat-1.nqx"))
 
 
 def zundel(options: Namespace) -> System:
-    """The Zundel cation with labels of FHI-aims; every fifth block of the frames is the test; teacher GFN2-xTB."""
+    """The Zundel cation with labels of FHI-aims; every fifth block of the frames is the test.
+
+    The teacher is GFN2-xTB, or Nequix mp-1, which knows no charge, on its frames.
+    """
     frames = read_structures(Path(options.data) / "protonated_water" / "zundel.extxyz", require_labels=True)
     for frame in frames:
         frame.info["charge"] = 1
     parts: dict[bool, list[Atoms]] = {True: [], False: []}
     for number, frame in enumerate(frames):
         parts[number // BLOCK % 5 == 4].append(frame)
-    return System(parts[False], {"held out": parts[True]}, tight_binding(options, frames[0]))
+    return System(parts[False], {"held out": parts[True]}, teachers(options, frames[0], "nequix-mp-1.nqx"))
+
+
+def teachers(options: Namespace, start: Atoms, weights: str) -> list[Atoms]:
+    """Frames of dynamics with GFN2-xTB, with its labels or those of a foundation model."""
+    frames = tight_binding(options, start)
+    if options.teacher == "xtb":
+        return frames
+    file = frames_of(options)
+    better = file.parent / "nequix" / file.name
+    if not better.exists():
+        raise SystemExit(f"{better} is not there; {labelling(file, better.parent, weights)} makes it.")
+    return read_structures(better, require_labels=True)
+
+
+def labelling(file: Path, folder: Path, weights: str = "FILE.nqx") -> str:
+    """The command by which Nequix labels a file."""
+    return f"python experiments/nequix_labels/run.py {file} --weights {weights} --out {folder}"
+
+
+def frames_of(options: Namespace) -> Path:
+    """The file of GFN2-xTB's frames."""
+    return Path(options.teacher_frames / f"{options.system}_{options.frames}.extxyz")
 
 
 def tight_binding(options: Namespace, start: Atoms) -> list[Atoms]:
     """Frames of dynamics with GFN2-xTB, made once."""
-    file = options.teacher_frames / f"{options.system}_{options.frames}.extxyz"
+    file = frames_of(options)
     if not file.exists():
         runs = [
             MDRun(t, -(-options.frames // len(TEMPERATURES)) * EVERY, every=EVERY, equilibration=200)
@@ -80,8 +105,7 @@ def mlearn_silicon(options: Namespace) -> System:
         bare = options.teacher_frames / "unlabelled" / file.name
         bare.parent.mkdir(parents=True, exist_ok=True)
         write_structures(bare, silicon.made() + (silicon.around(pool) if options.cells == "pool" else []))
-        command = f"python experiments/nequix_labels/run.py {bare} --weights FILE.nqx --out {file.parent}"
-        raise SystemExit(f"{file} is not there; {command} makes it.")
+        raise SystemExit(f"{file} is not there; {labelling(bare, file.parent)} makes it.")
     return System(pool, {"test": test}, read_structures(file, require_labels=True), {"size": "small", "cutoff": 5.0})
 
 

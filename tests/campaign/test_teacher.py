@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from tiny_campaign import SECTIONS, Killed, KillingProgress, result_of, run_or_resume, tiny_config
 
+from almlip_jax import label
 from almlip_jax.campaign.continuity import check_settings
 from almlip_jax.campaign.report import write_report
 from almlip_jax.campaign.rundir import RunDirectory
@@ -21,6 +22,7 @@ from almlip_jax.files import read_csv
 from almlip_jax.oracles import LabelStore
 from almlip_jax.potential import Potential
 from almlip_jax.structures.io import read_structures
+from almlip_jax.structures.remembered import bare
 
 TEACHER: dict[str, Any] = {
     "source": {"kind": "tblite", "method": "GFN1-xTB"},
@@ -114,7 +116,7 @@ def test_labels_of_the_teacher_count_as_none(study: Path) -> None:
         "teacher_seconds",
     }
     page = write_report(run.path).read_text()
-    assert "dynamics with the teacher" in page and "agreement, by the teacher" in page
+    assert "dynamics for the teacher" in page and "agreement, by the teacher" in page
 
 
 def test_first_labels_are_frames_of_the_teacher(study: Path) -> None:
@@ -175,6 +177,34 @@ def test_other_ways_to_learn_from_both_sources(study: Path, tmp_path: Path, chan
 
 
 @pytest.mark.slow
+def test_a_driver_gives_frames_and_the_teacher_their_labels(study: Path, tmp_path: Path) -> None:
+    """The teacher is called for the frames alone; dynamics, labels and what follows are the same after kills."""
+    driven = {**TEACHER, "driver": {"kind": "tblite", "method": "IPEA1-xTB"}}
+    taught(study, tmp_path / "driven", teacher=driven)
+    run = RunDirectory(tmp_path / "driven")
+    calls = {}
+    for path in (run.teacher_labels, run.driver_labels):
+        with LabelStore(path, readonly=True) as store:
+            calls[path.name] = {name: entry["calls"] for name, entry in store.summary().items()}
+    assert calls == {"teacher.db": {"frames": 40}, "driver.db": {"teacher": 1 + 2 * (8 + 20 * 4)}}
+    last = read_csv(run.metrics)[-1]
+    assert last["teacher_calls"] == 40 + 1 + 2 * (8 + 20 * 4)
+    frames = read_structures(run.teacher.frames)
+    assert {atoms.info["origin"] for atoms in frames} == {"teacher-300K", "teacher-600K"}
+    again = label(TEACHER["source"], [bare(atoms) for atoms in frames])
+    for atoms, known in zip(frames, again, strict=True):
+        np.testing.assert_allclose(atoms.get_forces(), known.get_forces(), atol=1e-6)
+    page = write_report(run.path).read_text()
+    assert "dynamics for the teacher" in page and "frames, by the teacher" in page
+    for stage in ("teacher", "frames"):
+        killed = tmp_path / f"killed-{stage}"
+        with pytest.raises(Killed):
+            taught(study, killed, KillingProgress(None, stage, within=True), teacher=driven)
+        taught(study, killed, teacher=driven)
+        assert results(killed) == results(run.path)
+
+
+@pytest.mark.slow
 def test_nothing_is_bought_that_the_teacher_agrees_on(study: Path, tmp_path: Path) -> None:
     filters = [{"kind": "agreement", "forces": 100.0, "energy": 100.0}]
     chain = {"kind": "chain", "filters": filters, "selector": {"kind": "max_det"}}
@@ -187,6 +217,8 @@ def test_what_could_not_serve_is_refused(tmp_path: Path) -> None:
     for changes, why in (
         ({"teacher": None}, r"from_teacher takes frames of a teacher"),
         ({"teacher": {**TEACHER, "source": {"kind": "tblite"}}}, r"teacher\.source is the oracle itself"),
+        ({"teacher": {**TEACHER, "driver": {"kind": "tblite"}}}, r"teacher\.driver is the oracle itself"),
+        ({"teacher": {**TEACHER, "driver": {"kind": "file", "path": "labels.xyz"}}}, r"teacher\.driver of kind 'file'"),
         ({"teacher": {**TEACHER, "source": {"kind": "file", "path": "labels.xyz"}}}, r"cannot drive dynamics"),
         ({"training": {"warm_steps": 10, "warm_start": True}}, r"leave warm_steps out"),
         ({"initial": {"potential": str(tmp_path)}}, r"leave one of them out"),
@@ -207,6 +239,7 @@ def test_what_could_not_serve_is_refused(tmp_path: Path) -> None:
         ({"initial": {"from_teacher": {"count": 41}}}, r"count 41 is more than teacher\.frames 40"),
         ({"system": {"structures": ()}}, r"names no start geometry"),
         ({"teacher": {**TEACHER, "source": saved}}, r"nowhere is not a potential"),
+        ({"teacher": {**TEACHER, "driver": saved}}, r"nowhere is not a potential"),
     ):
         with pytest.raises(ValueError, match=why):
             taught(tmp_path, tmp_path / "run", **changes)
@@ -218,6 +251,7 @@ def test_another_teacher_is_refused(study: Path) -> None:
     for changes, key in (
         ({"source": {"kind": "tblite", "method": "IPEA1-xTB"}}, r"teacher\.source"),
         ({"frames": 41}, r"teacher\.frames"),
+        ({"driver": {"kind": "tblite", "method": "IPEA1-xTB"}}, r"teacher\.driver"),
     ):
         with pytest.raises(InputError, match=f"the teacher differs from .*{key}"):
             taught(study, run.path, teacher={**TEACHER, **changes}, selection=FILTERED)

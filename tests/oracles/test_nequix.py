@@ -98,6 +98,17 @@ def test_what_would_not_reach_it_is_refused(header: NequixSettings) -> None:
             header.check(atoms)
 
 
+def test_ions_are_labelled_where_their_charge_is_ignored(
+    header: NequixSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ion = Atoms("OH", [[0, 0, 0], [0, 0, 1]], info={"charge": -1, "spin": 2})
+    ignoring = header.model_copy(update={"ignore_charge": True})
+    ignoring.check(ion)
+    monkeypatch.setattr(importlib.metadata, "version", {"nequix": "1.0"}.__getitem__)
+    assert "ignore_charge" not in header.identity()  # labels of before are found again
+    assert structure_identity(silicon(), header) != structure_identity(silicon(), ignoring)
+
+
 def test_labels_belong_to_the_weights_wherever_they_lie(
     header: NequixSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -38,10 +38,14 @@ class NequixSettings(SourceSettings):
 
     model: Path
     """The file of the weights (``.nqx``); labels belong to its content, wherever it lies."""
+    ignore_charge: bool = False
+    """Labels ions and radicals too, as if they were neutral singlets: the model is told neither charge nor spin.  For a
+    teacher, whose errors are made good; refused otherwise."""
 
     def identity(self) -> dict[str, Any]:
         """The settings that decide what a label is; the path is not among them, the weights are (see `version`)."""
-        return {name: value for name, value in super().identity().items() if name != "model"}
+        found = super().identity()
+        return {name: value for name, value in found.items() if name != "model" and (name != "ignore_charge" or value)}
 
     def version(self) -> str:
         """The version of the package, and a digest of the weights."""
@@ -54,10 +58,10 @@ class NequixSettings(SourceSettings):
             symbols = ", ".join(chemical_symbols[number] for number in unknown)
             raise LabelError(f"{self.model} does not know {symbols}; it was trained on other elements")
         charge, spin = total_charge(atoms), multiplicity(atoms)
-        if charge != 0 or spin != 1:
+        if (charge != 0 or spin != 1) and not self.ignore_charge:
             raise LabelError(
                 f"the structure has charge {charge} and multiplicity {spin}, which would not reach Nequix: it labels "
-                "neutral structures and knows no spin; take another label source"
+                "neutral structures and knows no spin; take another label source, or ignore_charge: true for a teacher"
             )
         if initial_moments(atoms) is not None:
             raise LabelError(
