@@ -15,8 +15,10 @@ from tiny_campaign import Killed, KillingProgress, kill_in, result_of, run_or_re
 
 import almlip_jax
 from almlip_jax.campaign.preparation import geometry_key
+from almlip_jax.campaign.report import write_report
 from almlip_jax.campaign.rundir import RunDirectory
 from almlip_jax.campaign.state import CampaignState, Stage, read_state
+from almlip_jax.campaign.status import campaign_status
 from almlip_jax.files import read_csv
 from almlip_jax.keys import numpy_generator
 from almlip_jax.oracles import Label, rattle
@@ -134,8 +136,13 @@ def test_a_campaign_is_the_same_whatever_time_its_labels_take(
         with pytest.raises(Killed):
             run_or_resume(overlapped.parent, run.path, KillingProgress(round_index, stage), **sections)
         assert read_state(run).under_way == round_index - 1
+        waiting = campaign_status(run.path)["under_way"]
+        assert (waiting["round"], waiting["asked"]) == (round_index - 1, 3) and 0 <= waiting["arrived"] <= 3
+        told = f"labels of round {round_index - 1}: {waiting['arrived']} of 3 are there"
+        assert told in " ".join(write_report(run.path).read_text().split())
     assert run_or_resume(overlapped.parent, run.path, **sections).finished
     assert result_of(run.path) == result_of(overlapped)
+    assert campaign_status(run.path)["under_way"] is None
 
 
 def test_a_rule_that_holds_lets_what_is_paid_be_trained_on(
