@@ -194,7 +194,7 @@ TEMPLATES: dict[str, Template] = {
                 "frames": 2400,
                 "every": 20,
                 "training": {"max_steps": 12000},
-                "tuning": {"max_steps": 2000, "learning_rate": 2e-3},
+                "tuning": {"max_steps": 8000, "learning_rate": 2e-3},
                 "replay": 0,
             },
             "initial": {"from_teacher": {"count": 20, "selector": {"kind": "bait"}}},

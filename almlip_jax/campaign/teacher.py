@@ -42,7 +42,7 @@ class PretrainingSettings(_Changes):
 class TuningSettings(_Changes):
     """Trainings of the rounds, which begin with what the teacher taught; what is not given is as in ``training``."""
 
-    max_steps: int = Field(default=2_000, ge=1, le=10**9)
+    max_steps: int = Field(default=8_000, ge=1, le=10**9)
     """Optimiser steps at most; `training.max_epochs` holds too."""
     learning_rate: float | None = Field(default=2e-3, gt=0, le=1.0)
     """Highest learning rate; as in ``training`` where it is null."""

@@ -34,12 +34,19 @@ from scipy import stats
 
 from almlip_jax.campaign import resume_campaign, run_campaign
 from almlip_jax.campaign.config import ExperimentConfig
+from almlip_jax.campaign.rundir import RunDirectory
+from almlip_jax.campaign.state import read_state
+from almlip_jax.campaign.teacher import PretrainingSettings, TuningSettings
 from almlip_jax.compilation import prepare_jax
 from almlip_jax.ensembles import EnsembleSettings
+from almlip_jax.evaluation import error_metrics
 from almlip_jax.fitting import fit_potential
+from almlip_jax.learner import Learner
 from almlip_jax.models import SharedDensitySettings
 from almlip_jax.oracles import Labeller, LabelStore, SourceSettings
 from almlip_jax.oracles.sampling import label_md
+from almlip_jax.origins import Taught
+from almlip_jax.potential import Potential
 from almlip_jax.progress import open_progress
 from almlip_jax.structures.io import read_structures, write_structures
 from almlip_jax.training import TrainingSettings
@@ -232,6 +239,39 @@ def rows(history: list[dict[str, Any]], about: dict[str, Any], tests: list[str])
     ]
 
 
+def at_length(folder: Path, campaign: ExperimentConfig, about: dict[str, Any]) -> list[dict[str, Any]]:
+    """Errors of what a campaign had labelled in its rounds, by trainings as long as they are by default.
+
+    From fresh parameters on the last labels; with a teacher of those of each round, from a pretraining on its frames.
+    """
+    run, seed = RunDirectory(folder), about["seed"]
+    rounds = [record.round for record in read_state(run).history]
+    data = {n: read_structures(run.round(n).dataset, require_labels=True) for n in rounds}
+    whole = campaign.training.model_copy(update={"max_steps": TrainingSettings().max_steps})
+    if campaign.teacher is None:
+        found = {rounds[-1]: fit_potential(data[rounds[-1]], campaign.model, campaign.ensemble, whole, seed)[0]}
+    else:
+        frames = read_structures(run.teacher.frames, require_labels=True)
+        pretraining, tuning = PretrainingSettings().of(whole), TuningSettings().of(whole)
+        taught, _ = fit_potential(frames, campaign.model, campaign.ensemble, pretraining, seed)
+        learner = Learner(len(data[rounds[-1]]), start=Taught(taught), training=tuning, seed=seed, isolated={})
+        found = {n: learner.fit(data[n]) for n in rounds}
+    return [row for n, potential in found.items() for row in tested_with(potential, campaign, about, n, len(data[n]))]
+
+
+def tested_with(
+    potential: Potential, campaign: ExperimentConfig, about: dict[str, Any], index: int, labels: int
+) -> list[dict[str, Any]]:
+    """Errors of a potential on each test."""
+    found = []
+    for file in campaign.test.files:
+        test = read_structures(Path(file.path), require_labels=True)
+        errors = error_metrics(test, potential.evaluate(test))
+        told = {name: round(1e3 * float(errors[name]), 3) for name in ("forces_rmse", "energy_rmse")}
+        found.append(about | {"round": index, "labels": labels, "test": file.group} | told)
+    return found
+
+
 def reached(errors: pd.Series, wanted: float) -> tuple[float, bool]:
     """Labels with which an error is reached, interpolated in logarithms, and whether they are more than there were."""
     x, y = np.log(errors.index.to_numpy(float)), np.minimum.accumulate(np.log(errors.to_numpy(float)))
@@ -241,7 +281,10 @@ def reached(errors: pd.Series, wanted: float) -> tuple[float, bool]:
 
 
 def report(table: pd.DataFrame) -> str:
-    """Labels of plain dynamics over those of the other, for the final error of plain dynamics; seeds paired."""
+    """Labels of plain dynamics over those of the other, for the final error of plain dynamics; seeds paired.
+
+    Of trainings `at_length`, where there are some.
+    """
     head = ("system", "test", "plain, final", "labels", "taught, final", "labels", "label factor", "seeds")
     lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
     for (system, test), own in table.groupby(["system", "test"], sort=False):
@@ -253,6 +296,8 @@ def report(table: pd.DataFrame) -> str:
         if not seeds:
             continue
         plain, taught = ([curves[strategy, seed] for seed in seeds] for strategy in ("plain", "taught"))
+        if all((strategy + LONGER, seed) in curves for strategy in BATCH for seed in seeds):
+            plain, taught = ([curves[strategy + LONGER, seed] for seed in seeds] for strategy in BATCH)
         found = [reached(new, old.iloc[-1]) for old, new in zip(plain, taught, strict=True)]
         logs = np.log([old.index[-1] / labels for old, (labels, _) in zip(plain, found, strict=True)])
         text = f"{np.exp(logs.mean()):.1f}"
@@ -288,6 +333,7 @@ def options_given() -> argparse.Namespace:
     return found
 
 
+LONGER = ", at length"
 KEYS = ["system", "strategy", "seed", "round", "test"]
 
 
@@ -312,8 +358,16 @@ def main() -> None:
                 history = finished(
                     options.out / f"{name}-{strategy}-{seed}", config(options, name, case, strategy, seed)
                 )
-                found = rows(history, {"system": name, "strategy": strategy, "seed": seed}, list(case.tests))
+                about = {"system": name, "strategy": strategy, "seed": seed}
+                found = rows(history, about, list(case.tests))
                 before = [pd.read_csv(options.table)] if options.table.exists() else []
+                if not any(
+                    (one.strategy.eq(strategy + LONGER) & one.seed.eq(seed) & one.system.eq(name)).any()
+                    for one in before
+                ):
+                    campaign = config(options, name, case, strategy, seed)
+                    folder = options.out / f"{name}-{strategy}-{seed}"
+                    found += at_length(folder, campaign, about | {"strategy": strategy + LONGER})
                 table = pd.concat([*before, pd.DataFrame(found)]).drop_duplicates(KEYS, keep="last")
                 table.to_csv(options.table, index=False)
 

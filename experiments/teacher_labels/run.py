@@ -38,6 +38,7 @@ HERE = Path(__file__).resolve().parent
 ERRORS = ("forces_rmse", "forces_mae", "energy_rmse", "energy_offset_free_rmse", "stress_rmse")
 MEMBERS = {"size": 4}
 SCRATCH = "scratch"
+TUNING_STEPS = 2_000
 NESTED = {"random", "max_dist"}  # of which a smaller choice is the beginning of a larger one
 
 
@@ -66,9 +67,10 @@ class Study:
 
     @property
     def teacher(self) -> str:
-        """Which frames taught, where there is a choice."""
+        """Which frames taught, where there is a choice, and how long tunings are, where it is not `TUNING_STEPS`."""
         told = {"silicon": self.options.cells}.get(self.options.system, self.options.teacher)
-        return "teacher" if told == "xtb" else f"teacher ({told})"
+        name, steps = "teacher" if told == "xtb" else f"teacher ({told})", self.options.tuning_steps
+        return name if steps == TUNING_STEPS else f"{name}, {steps} steps"
 
     def learner(self, seed: int, training: TrainingSettings, typical: list[Atoms], **more: Any) -> Learner:
         """One for datasets of up to so many structures; model and members are those of what it starts from."""
@@ -128,7 +130,8 @@ def trained(study: Study, way: str, tasks: Sequence[Task]) -> list[Potential]:
 def pretrained(study: Study) -> dict[int, Potential]:
     """What learned from the teacher under each seed, made once."""
     options, frames = study.options, study.system.frames
-    name = f"pretrained_{options.system}_{study.teacher}_{len(frames)}_{options.pretraining_steps}".replace(" ", "_")
+    taught = study.teacher.partition(",")[0]
+    name = f"pretrained_{options.system}_{taught}_{len(frames)}_{options.pretraining_steps}".replace(" ", "_")
     places = {seed: options.work / f"{name}_{seed}" for seed in study.seeds}
     missing = [seed for seed, place in places.items() if not (place / "potential.json").exists()]
     if missing:
@@ -266,7 +269,7 @@ def options_given() -> argparse.Namespace:
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--frames", type=int, default=2400, help="of the teacher's dynamics")
     parser.add_argument("--pretraining-steps", type=int, default=12_000)
-    parser.add_argument("--tuning-steps", type=int, default=2_000)
+    parser.add_argument("--tuning-steps", type=int, default=TUNING_STEPS)
     parser.add_argument("--steps", type=int, default=6_000, help="from scratch")
     parser.add_argument("--report", type=Path, nargs="+", help="tables to be put together and told of; nothing is run")
     found = parser.parse_args()
