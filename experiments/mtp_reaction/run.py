@@ -127,9 +127,9 @@ def parameters(potential: al.Potential) -> int:
 
 
 def of_level(table: list[dict[str, Any]], level: int, key: str) -> tuple[float, float, float]:
-    """Mean over the seeds of a level, and the ends of its 95 % interval (the mean itself with one seed)."""
+    """Geometric mean over the seeds of a level, and the ends of its 95 % interval (the mean itself with one seed)."""
     values = np.array([float(row[key]) for row in table if int(row["level"]) == level])
-    found = t_interval(values, log=False)
+    found = t_interval(values, log=True)
     mean, low, high = (float(x) for x in (found.center, found.low, found.high))
     return (mean, low, high) if len(values) > 1 else (mean, mean, mean)
 
