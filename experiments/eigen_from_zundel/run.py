@@ -49,7 +49,7 @@ ORACLES: dict[str, dict[str, Any]] = {
 }
 ARMS = ("qbc", "random", "scratch", "explore")
 ZUNDEL, HELD_OUT, BATCH, ROUNDS = 170, 50, 25, 4
-STEPS, WARM_STEPS = 2000, 500
+STEPS, WARM_STEPS = 2000, 3000
 TOGETHER = 2.5  # Angstrom; the longest gap of an ion that has not fallen apart, that of a hydrogen bond
 KEYS = ["oracle", "seed", "arm", "round", "test"]
 
@@ -182,9 +182,11 @@ def eigen(options: argparse.Namespace, seed: int, arm: str, folder: Path, wanted
 
 
 def finished(folder: Path, campaign: ExperimentConfig) -> list[dict[str, Any]]:
-    """The rounds of a campaign, which is run unless it is finished."""
+    """The rounds of a campaign, which is run unless it is finished; a larger limit of rounds goes on from a smaller."""
     state = folder / "state.json"
-    if not (state.exists() and json.loads(state.read_text())["finished"]):
+    there = json.loads(state.read_text()) if state.exists() else {"finished": False}
+    larger = there.get("rule") == "max_rounds" and (campaign.stopping.max_rounds or 0) > there["round"]
+    if larger or not there["finished"]:
         with open_progress() as progress:
             (resume_campaign if state.exists() else run_campaign)(campaign, folder, progress=progress)
     found: list[dict[str, Any]] = json.loads(state.read_text())["history"]

@@ -31,7 +31,7 @@ from almlip_jax.progress import open_progress
 from almlip_jax.structures.io import read_structures, write_structures
 
 HERE = Path(__file__).resolve().parent
-TOGETHER = "together"
+TOGETHER, TOLD = "together", "together, told of charge"
 FIRST, BATCH, ROUNDS = 10, 10, 5  # labels of a system by itself
 STEPS = {"alone": 3000, TOGETHER: 6000}
 """Of a training; that of all systems is a third of the six others."""
@@ -74,8 +74,8 @@ def tests(folder: Path) -> Path:
     return path
 
 
-def config(out: Path, names: list[str], seed: int) -> ExperimentConfig:
-    """A campaign with some of the systems."""
+def config(out: Path, names: list[str], seed: int, *, told: bool = False) -> ExperimentConfig:
+    """A campaign with some of the systems, whose model may be told of charge and spin."""
     starts, files = geometries(), {}
     for name in names:
         files[name] = str((out / f"{name}.extxyz").resolve())
@@ -94,7 +94,7 @@ def config(out: Path, names: list[str], seed: int) -> ExperimentConfig:
             "oracle": {"kind": "tblite", "method": "GFN2-xTB"},
             "initial": {"rattle": {"count": FIRST * len(names), "stdev": 0.06}},
             "test": {"files": [{"path": str(of_one), "group": "600K"}]},
-            "model": {"size": "tiny"},
+            "model": {"size": "tiny", "electronic_state": told},
             "ensemble": {"size": 4},
             "training": {"max_steps": STEPS[TOGETHER if together else "alone"], "max_epochs": 10**6},
             "exploration": {
@@ -128,20 +128,27 @@ def finished(folder: Path, campaign: ExperimentConfig) -> list[dict[str, Any]]:
 
 def report(table: pd.DataFrame) -> str:
     """Labels of the common campaign, over those of six, with which errors are what those of the six are in the end."""
-    lines = ["| seed | system | alone | together, most labels | label share |", "|" + " --- |" * 5]
+    lines = ["| seed | campaign | system | alone | together, most labels | label share |", "|" + " --- |" * 6]
     for seed, own in table.groupby("seed"):
-        alone = own[own.campaign != TOGETHER]
+        alone = own[~own.campaign.isin([TOGETHER, TOLD])]
         ends = alone[alone["round"] == ROUNDS].set_index("system").forces_rmse
-        joint = own[own.campaign == TOGETHER].pivot(index="labels", columns="system", values="forces_rmse")
-        if len(ends) < 6 or joint.empty:
-            continue
-        ratios = joint[ends.index] / ends
-        for name in ends.index:
-            lines.append(f"| {seed} | {name} | {ends[name]:.1f} | {joint[name].iloc[-1]:.1f} | {share(ratios[name])} |")
-        mean = np.exp(np.log(ratios).mean(axis=1))
-        lines.append(f"| {seed} | geometric mean | 1 | {mean.iloc[-1]:.2f} | {share(mean)} |")
-        lines.append(f"| {seed} | every one | 1 | {ratios.max(axis=1).iloc[-1]:.2f} | {share(ratios.max(axis=1))} |")
+        for way in (TOGETHER, TOLD):
+            joint = own[own.campaign == way].pivot(index="labels", columns="system", values="forces_rmse")
+            if len(ends) == 6 and not joint.empty:
+                lines += of_seed(seed, way, ends, joint)
     return "\n".join(lines)
+
+
+def of_seed(seed: int, way: str, ends: pd.Series, joint: pd.DataFrame) -> list[str]:
+    """Lines of one seed and common campaign."""
+    ratios = joint[ends.index] / ends
+    lines = [
+        f"| {seed} | {way} | {name} | {ends[name]:.1f} | {joint[name].iloc[-1]:.1f} | {share(ratios[name])} |"
+        for name in ends.index
+    ]
+    mean, worst = np.exp(np.log(ratios).mean(axis=1)), ratios.max(axis=1)
+    lines.append(f"| {seed} | {way} | geometric mean | 1 | {mean.iloc[-1]:.2f} | {share(mean)} |")
+    return [*lines, f"| {seed} | {way} | every one | 1 | {worst.iloc[-1]:.2f} | {share(worst)} |"]
 
 
 def share(ratios: pd.Series) -> str:
@@ -159,6 +166,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/six_systems"))
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--campaigns", nargs="+", default=[TOGETHER, TOLD], choices=[TOGETHER, TOLD])
     parser.add_argument("--report", action="store_true", help="tell of what was run, and run nothing")
     options = parser.parse_args()
     out, table = options.out, options.out / "results.csv"
@@ -166,11 +174,12 @@ def main() -> None:
         prepare_jax()
         names = list(geometries())
         for seed in range(options.first_seed, options.first_seed + options.seeds):
-            for some in ([name] for name in [TOGETHER, *names]):
-                chosen = names if some == [TOGETHER] else some
-                history = finished(out / f"{some[0]}-{seed}", config(out, chosen, seed))
+            for campaign in (*options.campaigns, *names):
+                chosen = [campaign] if campaign in names else names
+                folder = out / f"{campaign.split(',')[0]}{'-told' * (campaign == TOLD)}-{seed}"
+                history = finished(folder, config(out, chosen, seed, told=campaign == TOLD))
                 rows = [
-                    {"seed": seed, "campaign": some[0], "system": name}
+                    {"seed": seed, "campaign": campaign, "system": name}
                     | {"round": one["round"], "labels": one["labels"]}
                     | {"forces_rmse": round(1e3 * one["errors"][f"forces_rmse_{name} 600K"], 3)}
                     for one in history
