@@ -38,6 +38,7 @@ from almlip_jax.training import (
     refuse_idle_warmth,
     robust_fit,
     training_part,
+    untold_charges,
     validation_part,
     without_isolated_atoms,
 )
@@ -148,9 +149,9 @@ def _prepare(
     parts = _parts(bonded, held_out, task.training, task.start, say, built.sees_state)
     dtype = np.float64 if jax.dtypes.canonicalize_dtype(np.float64) == np.float64 else np.float32
     references, params = _beginning(structures, task.training, species, task.seed, task.start)
-    doubt = doubts(structures, references)
-    if say is not None and doubt is not None:
-        say(doubt)
+    for doubt in (doubts(structures, references), None if built.sees_state else untold_charges(structures)):
+        if say is not None and doubt is not None:
+            say(doubt)
     capacity = plan_capacity([*parts.dataset, *parts.held_out], built.cutoff, parts.settings)
     trainer = build_trainer(task.model, task.ensemble, species, capacity, parts.settings, dtype, references.isolated)
     return _Prepared(species, built.sees_state, parts, references, params, trainer)

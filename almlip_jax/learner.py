@@ -46,6 +46,7 @@ from almlip_jax.training import (
     refuse_idle_members,
     refuse_idle_warmth,
     training_part,
+    untold_charges,
     validation_note,
     validation_part,
     without_isolated_atoms,
@@ -275,9 +276,9 @@ class Learner:
     def references(self, data: Sequence[Atoms]) -> dict[int, float]:
         """Reference energies of a training that begins anew, eV by atomic number."""
         references = find_references(data, self.species, isolated=self.isolated)
-        doubt = doubts(data, references)
-        if doubt is not None and self.say is not None:
-            self.say(doubt)
+        for doubt in (doubts(data, references), None if self.ensemble.sees_state else untold_charges(data)):
+            if doubt is not None and self.say is not None:
+                self.say(doubt)
         return references.energies
 
     def train(

@@ -14,6 +14,7 @@ from almlip_jax.training.reference import (
     proportions_left_open,
     reference_energies,
     robust_fit,
+    untold_charges,
     without_isolated_atoms,
 )
 from almlip_jax.training.settings import LossSettings, SecondStageSettings, TrainingSettings
@@ -61,6 +62,7 @@ __all__ = [
     "refuse_idle_warmth",
     "robust_fit",
     "training_part",
+    "untold_charges",
     "validation_note",
     "validation_part",
     "without_isolated_atoms",

@@ -19,6 +19,7 @@ from almlip_jax.training.settings import TrainingSettings
 _SPREADS = 6.0  # robust standard deviations up to which a residual counts by its square
 _LEAST_SPREAD = 1e-3  # eV/atom
 _DOUBTFUL = (50.0, 5.0)  # robust standard deviations, and eV/atom, beyond which an energy is reported as doubtful
+_CHARGED, _TOLD = 0.03, 0.7  # eV/atom that charges have to explain, and what share of the rest they may leave
 _SAME = 1e-3  # eV, by which two energies of one isolated atom may differ
 
 
@@ -47,6 +48,38 @@ def doubts(structures: Sequence[Atoms], references: References) -> str | None:
     return (
         f"the energy of structure{plural} {', '.join(named)}{more} is far from what the others suggest; check "
         "the label, unit and settings, or leave it out."
+    )
+
+
+def untold_charges(structures: Sequence[Atoms]) -> str | None:
+    """A sentence on charges that show in the energies, for a model that is not told of them; None where none do.
+
+    Reference energies of the elements cannot give what an electron costs where there are several compositions.  The
+    network then has to, from what atoms see, and its forces suffer.
+
+    Args:
+        structures: labelled; isolated atoms and structures without an energy do not count.
+    """
+    known = [atoms for atoms in without_isolated_atoms(structures) if _has_energy(atoms)]
+    charges = np.array([total_charge(atoms) for atoms in known], dtype=np.float64)
+    if len(known) == 0 or np.ptp(charges) == 0:
+        return None
+    sizes = np.array([len(atoms) for atoms in known], dtype=np.float64)
+    shares = np.stack([[np.sum(atoms.numbers == z) for atoms in known] for z in SpeciesTable.of(known).numbers], axis=1)
+    energies = np.array([atoms.calc.results["energy"] for atoms in known], dtype=np.float64) / sizes
+
+    def left(columns: np.ndarray) -> float:
+        """Root mean square of the energies per atom that these columns do not give."""
+        per_atom = columns / sizes[:, None]
+        return float(np.sqrt(np.mean((energies - per_atom @ robust_fit(per_atom, energies)) ** 2)))
+
+    without, told = left(shares), left(np.column_stack([shares, charges]))
+    if told > _TOLD * without or without - told < _CHARGED:
+        return None
+    return (
+        f"structures have charges from {charges.min():+g} to {charges.max():+g}, which this model is not told: it has to "
+        f"learn {without:.2g} eV/atom of their energies, of which charges explain all but {told:.2g}, and forces "
+        "suffer; set model.electronic_state: true."
     )
 
 

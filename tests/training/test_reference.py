@@ -17,6 +17,7 @@ from almlip_jax.training import (
     given_references,
     is_isolated_atom,
     reference_energies,
+    untold_charges,
     without_isolated_atoms,
 )
 
@@ -55,6 +56,19 @@ def test_one_wrong_energy_moves_nothing_and_is_named(mixed):
         assert spoilt.energies[z] == pytest.approx(energy, abs=0.05)
     assert spoilt.doubtful == (17,)
     assert f"structure 17 ({mixed[17].get_chemical_formula()})" in doubts(mixed, spoilt)
+
+
+def test_charges_that_energies_show_are_named(mixed):
+    """Unless elements alone give the energies as well: of neutral molecules, or of as many compositions as elements."""
+    assert untold_charges(mixed) is None
+    for atoms in mixed[::4]:
+        atoms.info["charge"] = 1
+    assert untold_charges(mixed) is None, "energies do not show it"
+    for atoms in mixed[::4]:
+        atoms.calc.results["energy"] += 12.0
+    assert "charges from +0 to +1" in untold_charges(mixed) and "electronic_state" in untold_charges(mixed)
+    few = [labelled("H2O", -2067.0), labelled("H3O", -2068.0, charge=1), labelled("O", -2040.0, charge=1)]
+    assert untold_charges(few) is None
 
 
 def test_one_composition_with_a_wrong_energy():
