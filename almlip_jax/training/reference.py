@@ -77,8 +77,8 @@ def untold_charges(structures: Sequence[Atoms]) -> str | None:
     if told > _TOLD * without or without - told < _CHARGED:
         return None
     return (
-        f"structures have charges from {charges.min():+g} to {charges.max():+g}, which this model is not told: it has to "
-        f"learn {without:.2g} eV/atom of their energies, of which charges explain all but {told:.2g}, and forces "
+        f"structures have charges from {charges.min():+g} to {charges.max():+g}, which this model is not told: it has "
+        f"to learn {without:.2g} eV/atom of their energies, of which charges explain all but {told:.2g}, and forces "
         "suffer; set model.electronic_state: true."
     )
 
