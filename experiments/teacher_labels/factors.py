@@ -91,12 +91,12 @@ def wanted(table: pd.DataFrame, quantity: str = "forces_rmse") -> str:
                 continue
             few_over = [mine[n][few] / scratch[n][most] for n in paired]
             reached = [labels_for(mine[n], scratch[n][most]) for n in paired]
-            bound = "at most " if any(beyond for _, beyond in reached) else ""
             least = min(mine[paired[0]].index)
-            bound += "at least " if any(labels <= 1.001 * least for labels, _ in reached) else ""
-            factors = [most / labels for labels, _ in reached]
+            above, below = any(beyond for _, beyond in reached), any(labels <= 1.001 * least for labels, _ in reached)
+            bound = "at most " if above else "at least " if below else ""
+            factors = "-" if above and below else bound + interval([most / labels for labels, _ in reached], 1)
             whole = [mine[n][most] / scratch[n][most] for n in paired if most in mine[n].index]
-            cells = (f"{few} / {most}: {interval(few_over)}", bound + interval(factors, 1))
+            cells = (f"{few} / {most}: {interval(few_over)}", factors)
             lines.append(_line(system, test, kind, way, *cells, interval(whole) if whole else "-", len(paired)))
     return "\n".join(lines)
 

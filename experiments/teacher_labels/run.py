@@ -226,8 +226,9 @@ def run(study: Study) -> None:
     potentials = pretrained(study)
     print(f"pretrained, {time.monotonic() - began:.0f} s", flush=True)
     for seed, potential in potentials.items() if "teacher" in study.options.ways else ():
-        if (seed, 0, "none", study.teacher) not in done:
-            keep(seed, 0, "none", study.teacher, potential)
+        untuned = study.teacher.partition(",")[0]
+        if (seed, 0, "none", untuned) not in done:
+            keep(seed, 0, "none", untuned, potential)
     learners = ways(study, potentials)
     chosen: dict[tuple[int, str], dict[int, list[Atoms]]] = {}
     for size, way, kind in asked(study):
