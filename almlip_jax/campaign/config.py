@@ -173,7 +173,9 @@ def check_teacher(config: ExperimentConfig) -> None:
             "models give besides the energy out."
         )
     asked = config.oracle.model_dump(exclude=set(SourceSettings.model_fields))
-    for key, source in (("source", teacher.source), ("driver", teacher.driver or teacher.source)):
+    for key, source in {"source": teacher.source, "driver": teacher.driver}.items():
+        if source is None:
+            continue
         if not source.drives_dynamics:
             raise ValueError(
                 f"teacher.{key} of kind '{source.kind}' cannot drive dynamics; take one that labels any structure."

@@ -113,7 +113,7 @@ def make_frames(teacher: Teacher, source: Source, run: RunDirectory, progress: P
         frames = _labelled(teacher.labeller, frames, source, progress)
     if not frames:
         raise LabelError(
-            "dynamics with the teacher gave no labelled frame. Correct the cause (see the messages above; "
+            "dynamics for the teacher gave no labelled frame. Correct the cause (see the messages above; "
             "teacher.seconds may be too few) and resume: failed labels are tried again."
         )
     write_structures(run.teacher.create().frames, frames)
@@ -133,7 +133,7 @@ def _trajectories(source: Source, start: Atoms, runs: Sequence[MDRun]) -> list[A
     frames = []
     for run, trajectory in zip(runs, found, strict=True):
         if trajectory.error is not None:
-            source.say(f"dynamics with the teacher at {run.temperature:g} K ended early: {trajectory.error}")
+            source.say(f"dynamics for the teacher at {run.temperature:g} K ended early: {trajectory.error}")
         for frame in trajectory.frames:
             frame.info.update(origin=f"teacher-{run.temperature:g}K")
             frames.append(frame)

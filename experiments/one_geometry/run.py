@@ -355,20 +355,15 @@ def main() -> None:
     for seed in range(options.first_seed, options.first_seed + options.seeds):
         for name, case in cases.items():
             for strategy in BATCH:
-                history = finished(
-                    options.out / f"{name}-{strategy}-{seed}", config(options, name, case, strategy, seed)
-                )
+                folder = options.out / f"{name}-{strategy}-{seed}"
+                campaign = config(options, name, case, strategy, seed)
                 about = {"system": name, "strategy": strategy, "seed": seed}
-                found = rows(history, about, list(case.tests))
-                before = [pd.read_csv(options.table)] if options.table.exists() else []
-                if not any(
-                    (one.strategy.eq(strategy + LONGER) & one.seed.eq(seed) & one.system.eq(name)).any()
-                    for one in before
-                ):
-                    campaign = config(options, name, case, strategy, seed)
-                    folder = options.out / f"{name}-{strategy}-{seed}"
-                    found += at_length(folder, campaign, about | {"strategy": strategy + LONGER})
-                table = pd.concat([*before, pd.DataFrame(found)]).drop_duplicates(KEYS, keep="last")
+                longer = about | {"strategy": strategy + LONGER}
+                found = rows(finished(folder, campaign), about, list(case.tests))
+                before = pd.read_csv(options.table) if options.table.exists() else pd.DataFrame(columns=KEYS)
+                if not (before[list(longer)] == pd.Series(longer)).all(axis=1).any():
+                    found += at_length(folder, campaign, longer)
+                table = pd.concat([before, pd.DataFrame(found)]).drop_duplicates(KEYS, keep="last")
                 table.to_csv(options.table, index=False)
 
 
