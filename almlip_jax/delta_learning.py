@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -14,10 +14,9 @@ from ase import Atoms
 from almlip_jax.ensembles import Ensemble, EnsembleSettings, build_ensemble
 from almlip_jax.errors import InputError
 from almlip_jax.keys import named_key
-from almlip_jax.models import Delta, DeltaSettings, LinearLast, Model, ModelSettings, Params
+from almlip_jax.models import Delta, DeltaSettings, LinearLast, Model, ModelSettings
 from almlip_jax.models.around import Around
-from almlip_jax.models.constants import CONSTANTS, with_constants
-from almlip_jax.models.delta import BASE, CORRECTION
+from almlip_jax.models.constants import BASE, CONSTANTS, CORRECTION, with_constants
 from almlip_jax.origins import Taught
 from almlip_jax.potential import Potential
 
@@ -53,18 +52,18 @@ class Corrected(Taught):
         """
         return cls(corrected(base, structures, model, seed))
 
-    def begin(self, grown: Potential, data: Sequence[Atoms]) -> tuple[Params, dict[int, float]]:
+    def begin(self, grown: Potential, data: Sequence[Atoms]) -> Potential:
         """As `Taught.begin`, in the scale of what the forces of the base lack."""
-        params, references = super().begin(grown, data)
+        begun = super().begin(grown, data)
         labelled = [atoms for atoms in data if atoms.calc is not None and "forces" in atoms.calc.results]
         if not labelled:
-            return params, references
+            return begun
         known = grown.evaluate(labelled).forces
         apart = [atoms.calc.results["forces"] - forces for atoms, forces in zip(labelled, known, strict=True)]
         scale = max(float(np.sqrt(np.mean(np.square(np.concatenate(apart), dtype=np.float64)))), _LEAST)
-        correction = params[CORRECTION]
+        correction = begun.params[CORRECTION]
         name = "last_scale" if "last_scale" in correction[CONSTANTS] else "energy_scale"
-        return params | {CORRECTION: with_constants(correction, **{name: scale})}, references
+        return replace(begun, params=begun.params | {CORRECTION: with_constants(correction, **{name: scale})})
 
 
 def corrected(

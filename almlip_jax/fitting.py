@@ -15,9 +15,10 @@ from almlip_jax.ensembles import Ensemble, EnsembleSettings, build_ensemble
 from almlip_jax.errors import InputError
 from almlip_jax.keys import named_key, numpy_generator
 from almlip_jax.models import ModelSettings, Params
+from almlip_jax.models.charge_energy import with_charge_energy
 from almlip_jax.potential import ActiveSetSettings, Potential
 from almlip_jax.potential.states import states_note
-from almlip_jax.structures.electronic_state import electronic_state
+from almlip_jax.structures.electronic_state import electronic_state, total_charge
 from almlip_jax.structures.remembered import remember
 from almlip_jax.structures.replay import FORGETS, Replay, replay
 from almlip_jax.structures.species import SpeciesTable
@@ -28,12 +29,13 @@ from almlip_jax.training import (
     TrainingResult,
     TrainingSettings,
     build_trainer,
+    charge_columns,
     doubts,
     find_references,
+    fitted_references,
     given_references,
     plan_capacity,
     proportions_left_open,
-    reference_energies,
     refuse_idle_members,
     refuse_idle_warmth,
     robust_fit,
@@ -148,7 +150,7 @@ def _prepare(
     built = build_ensemble(task.model, task.ensemble, species)
     parts = _parts(bonded, held_out, task.training, task.start, say, built.sees_state)
     dtype = np.float64 if jax.dtypes.canonicalize_dtype(np.float64) == np.float64 else np.float32
-    references, params = _beginning(structures, task.training, species, task.seed, task.start)
+    references, params = _beginning(structures, task, species, built.sees_state)
     for doubt in (doubts(structures, references), None if built.sees_state else untold_charges(structures)):
         if say is not None and doubt is not None:
             say(doubt)
@@ -287,29 +289,26 @@ _ASIDE = ("bootstrap", "bootstrap_variance", "order")
 
 
 def _beginning(
-    structures: Sequence[Atoms],
-    training: TrainingSettings,
-    species: SpeciesTable,
-    seed: int,
-    start: Potential | None,
+    structures: Sequence[Atoms], task: _Task, species: SpeciesTable, sees_state: bool
 ) -> tuple[References, Params | None]:
     """Reference energies and first parameters."""
-    given = given_references(training)
+    given, start = given_references(task.training), task.start
     if start is None:
-        return find_references(structures, species, isolated=given), None
-    references = find_references(structures, species, isolated=given, kept=start.reference_energies)
+        return find_references(structures, species, isolated=given, charges=sees_state), None
+    kept = start.reference_energies
+    references = find_references(structures, species, isolated=given, kept=kept, charges=sees_state)
     isolated = start.isolated | references.isolated
-    begun = with_elements(start, species, references.energies, isolated, named_key(seed, "species"))
-    energies = kept_references(begun, structures, {*start.reference_energies, *isolated})
-    return replace(references, energies=energies, isolated=isolated), begun.params
+    grown = with_elements(start, species, references.energies, isolated, named_key(task.seed, "species"))
+    begun = with_kept_references(grown, structures, {*start.reference_energies, *isolated})
+    return replace(references, energies=dict(begun.reference_energies), isolated=isolated), begun.params
 
 
-def kept_references(begun: Potential, structures: Sequence[Atoms], met: Collection[int]) -> dict[int, float]:
-    """Reference energies of a training that goes on from a potential.
+def with_kept_references(begun: Potential, structures: Sequence[Atoms], met: Collection[int]) -> Potential:
+    """The potential that a training goes on from, with reference energies that suit the structures.
 
-    Those of the elements that it has met stay, as far as the compositions that it remembers tell these elements apart;
-    those of the others, and what is left open (see `_for_new_proportions`), are fitted to what its predictions leave of
-    the energies.
+    Those of the elements that it has met stay, and what charges cost, as far as the compositions that it remembers tell
+    these apart; those of the others, and what is left open (see `_for_new_proportions`), are fitted to what its
+    predictions leave of the energies.
 
     Args:
         begun: the potential, which knows all elements.
@@ -320,25 +319,40 @@ def kept_references(begun: Potential, structures: Sequence[Atoms], met: Collecti
     fitted = [z for z in begun.species.numbers if z not in met]
     occurring = {int(z) for atoms in structures for z in atoms.numbers}
     if not occurring.intersection(fitted):
-        return dict(begun.reference_energies)
-    labelled = _with_energies(structures)
+        return begun
     bare = replace(begun, reference_energies={**begun.reference_energies, **dict.fromkeys(fitted, 0.0)})
-    rest = []
-    for atoms, energy in zip(labelled, bare.evaluate(labelled).energy, strict=True):
+    found = references_of_the_rest(bare, structures, {z: 0.0 for z in begun.species.numbers if z in met})
+    energies = {**begun.reference_energies, **{z: found.energies[z] for z in fitted}}
+    return replace(begun, reference_energies=energies)
+
+
+def references_of_the_rest(
+    potential: Potential, structures: Sequence[Atoms], known: Mapping[int, float], *, charges: bool = False
+) -> References:
+    """Reference energies fitted to what a potential leaves of the energies of structures.
+
+    Args:
+        potential: the one.
+        structures: labelled.
+        known: energies that stay as they are, eV by atomic number.
+        charges: whether the costs of charges are sought too.
+    """
+    labelled, rest = _with_energies(structures), []
+    for atoms, energy in zip(labelled, potential.evaluate(labelled).energy, strict=True):
         left = atoms.copy()
         left.calc = SinglePointCalculator(left, energy=atoms.calc.results["energy"] - energy)
         rest.append(left)
-    found = reference_energies(rest, begun.species, {z: 0.0 for z in begun.species.numbers if z in met})
-    return {**begun.reference_energies, **{z: found[z] for z in fitted}}
+    return fitted_references(rest, potential.species, known, charges=charges)
 
 
 def _for_new_proportions(begun: Potential, structures: Sequence[Atoms], met: Collection[int]) -> Potential:
     """The potential with reference energies that suit structures whose proportions of elements it has not met.
 
-    From H5O2+ alone nobody learns how its energy is shared between H and O, and any share serves; H9O4+ has other
-    proportions, and tells.  The reference energies change so that no energy of a composition that is remembered does,
-    and that energies of the new ones are met on the average.  Without that the network would have to learn the
-    difference, tens of electron-volts.  Energies of isolated atoms stay.
+    From H5O2+ alone nobody learns how its energy is shared between H, O and the charge, and any share serves; H9O4+ has
+    other proportions, and tells, and so does a neutral molecule to a model that sees charge.  The reference energies
+    change so that no energy of a composition that is remembered does, and that energies of the new ones are met on the
+    average.  Without that the network would have to learn the difference, tens of electron-volts.  Energies of isolated
+    atoms stay.
 
     Args:
         begun: the potential.
@@ -346,11 +360,12 @@ def _for_new_proportions(begun: Potential, structures: Sequence[Atoms], met: Col
         met: elements that it has learned of.
     """
     free = [z for z in begun.species.numbers if z in met and z not in begun.isolated]
-    if not free or not begun.remembered:
+    if not begun.remembered:
         return begun
-    left_open = proportions_left_open(free, begun.remembered)
     found = [atoms for atoms in _with_energies(structures) if set(atoms.numbers.tolist()) <= {*met, *begun.isolated}]
-    shares = np.array([[np.mean(atoms.numbers == z) for z in free] for atoms in found]).reshape(-1, len(free))
+    remembered, counts = _counted([*begun.remembered, *found], free, len(begun.remembered), begun.ensemble.sees_state)
+    left_open = proportions_left_open(remembered)
+    shares = counts / np.array([len(atoms) for atoms in found])[:, None]
     new = np.flatnonzero(np.max(np.abs(shares @ left_open), axis=1, initial=0.0) > 1e-8)
     if not len(new):
         return begun
@@ -360,8 +375,25 @@ def _for_new_proportions(begun: Potential, structures: Sequence[Atoms], met: Col
         for atoms, energy in zip(telling, begun.evaluate(telling).energy, strict=True)
     ]
     change = left_open @ robust_fit(shares[new] @ left_open, np.array(rest))
-    moved = {z: begun.reference_energies[z] + float(by) for z, by in zip(free, change, strict=True)}
-    return replace(begun, reference_energies={**begun.reference_energies, **moved})
+    moved = {z: begun.reference_energies[z] + float(by) for z, by in zip(free, change[: len(free)], strict=True)}
+    return replace(
+        begun,
+        reference_energies={**begun.reference_energies, **moved},
+        params=with_charge_energy(begun.params, change[len(free) :], added=True),
+    )
+
+
+def _counted(
+    structures: Sequence[Atoms], free: Sequence[int], first: int, charges: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Atoms of some elements and amounts of charge, [n, S + 2], of the first structures and of the others.
+
+    Charges are 0 where a potential does not see them, or where all structures have the same.
+    """
+    atoms = np.array([[np.sum(one.numbers == z) for z in free] for one in structures], np.float64)
+    charged = charge_columns([total_charge(one) if charges else 0 for one in structures])
+    counts = np.hstack([atoms.reshape(len(structures), len(free)), charged])
+    return counts[:first], counts[first:]
 
 
 def _with_energies(structures: Sequence[Atoms]) -> list[Atoms]:

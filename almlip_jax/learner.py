@@ -18,7 +18,7 @@ from ase import Atoms
 
 from almlip_jax.ensembles import AnyEnsemble, build_ensemble
 from almlip_jax.errors import CapacityError, InputError
-from almlip_jax.fitting import check_start, kept_references, states_before
+from almlip_jax.fitting import check_start, states_before, with_kept_references
 from almlip_jax.keys import named_key, numpy_generator
 from almlip_jax.models import ModelSettings, Params
 from almlip_jax.origins import NOTHING, Known, Origin
@@ -260,13 +260,17 @@ class Learner:
         """
         if earlier is None and self._grown is not None:
             assert self.start is not None
-            params, references = self.start.begin(self._grown, data)
-            return params_for(self.settings, self._grown.member_settings, params), references
+            begun = self.start.begin(self._grown, data)
+            return self._first(begun), dict(begun.reference_energies)
         if earlier is None:
             return None, self.references(data)
         previous = earlier.potential
-        begun = params_for(self.settings, previous.member_settings, previous.params)
-        return begun, kept_references(previous, data, earlier.elements | previous.isolated)
+        begun = with_kept_references(previous, data, earlier.elements | previous.isolated)
+        return self._first(begun), dict(begun.reference_energies)
+
+    def _first(self, begun: Potential) -> Params:
+        """First parameters of the members, where trainings begin with a potential."""
+        return params_for(self.settings, begun.member_settings, begun.params)
 
     def earlier(self, potential: Potential, data: Sequence[Atoms]) -> Earlier:
         """What a training goes on from that was given some structures."""
@@ -275,7 +279,7 @@ class Learner:
 
     def references(self, data: Sequence[Atoms]) -> dict[int, float]:
         """Reference energies of a training that begins anew, eV by atomic number."""
-        references = find_references(data, self.species, isolated=self.isolated)
+        references = find_references(data, self.species, isolated=self.isolated, charges=self.ensemble.sees_state)
         for doubt in (doubts(data, references), None if self.ensemble.sees_state else untold_charges(data)):
             if doubt is not None and self.say is not None:
                 self.say(doubt)

@@ -13,11 +13,13 @@ import numpy as np
 from ase import Atoms
 
 from almlip_jax.errors import InputError
-from almlip_jax.fitting import kept_references, replayed, with_elements
+from almlip_jax.fitting import references_of_the_rest, replayed, with_elements, with_kept_references
 from almlip_jax.models import Params
 from almlip_jax.models.anchored import binding_of, with_binding
+from almlip_jax.models.charge_energy import charge_energy_of, with_charge_energy
 from almlip_jax.potential import Potential
 from almlip_jax.potential.evaluator import reference_energy
+from almlip_jax.structures.electronic_state import total_charge
 from almlip_jax.structures.replay import Replay, most_replayed
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.structures.validation import holding
@@ -44,8 +46,8 @@ class Origin(ABC):
         """Energies of isolated atoms, eV by atomic number, that trainings go by, of those of the data's source."""
 
     @abstractmethod
-    def begin(self, grown: Potential, data: Sequence[Atoms]) -> tuple[Params, dict[int, float]]:
-        """First parameters and reference energies (eV by atomic number) of a training on labelled structures."""
+    def begin(self, grown: Potential, data: Sequence[Atoms]) -> Potential:
+        """The potential whose parameters and reference energies a training on labelled structures begins with."""
 
     @property
     @abstractmethod
@@ -112,9 +114,9 @@ class Known(Origin):
         new = {z: energy for z, energy in energies.items() if z not in known}
         return new | {z: known[z] for z in self.potential.isolated}
 
-    def begin(self, grown: Potential, data: Sequence[Atoms]) -> tuple[Params, dict[int, float]]:
+    def begin(self, grown: Potential, data: Sequence[Atoms]) -> Potential:
         """Its parameters; energies of new elements are fitted to what its predictions leave of the data's."""
-        return grown.params, kept_references(grown, data, {*self.potential.reference_energies, *grown.isolated})
+        return with_kept_references(grown, data, {*self.potential.reference_energies, *grown.isolated})
 
     @property
     def met(self) -> frozenset[int]:
@@ -157,8 +159,9 @@ class Taught(Origin):
     """A potential that learned from a teacher, whose energies have references of their own.
 
     A training on labels of another source takes the network as it is: what this does not give of the energies goes into
-    reference energies of the data's own, by a robust fit, so that no difference of composition between the sources has
-    to be learned.  Where those are energies of isolated atoms, it goes into what binds an atom on the average.
+    reference energies of the data's own, by a robust fit, so that no difference of composition or charge between the
+    sources has to be learned.  Where those are energies of isolated atoms, it goes into what binds an atom on the
+    average.
 
     Attributes:
         potential: that learned from the teacher.
@@ -184,15 +187,15 @@ class Taught(Origin):
         """Those of the data's source."""
         return dict(energies)
 
-    def begin(self, grown: Potential, data: Sequence[Atoms]) -> tuple[Params, dict[int, float]]:
+    def begin(self, grown: Potential, data: Sequence[Atoms]) -> Potential:
         """Its parameters, and reference energies fitted to what the network leaves of the data's energies."""
         network = replace(grown, reference_energies=dict.fromkeys(grown.species.numbers, 0.0))
-        fitted = kept_references(network, data, ())
+        found = references_of_the_rest(network, data, {}, charges=grown.ensemble.sees_state)
+        params = with_charge_energy(grown.params, np.array(found.costs), added=True)
         held = {z: grown.reference_energies[z] for z in grown.isolated}
-        if not held:
-            return grown.params, fitted
-        shift = np.array([fitted[z] - held[z] if z in held else 0.0 for z in grown.species.numbers])
-        return with_binding(grown.params, shift, added=True), fitted | held
+        shift = np.array([found.energies[z] - held[z] if z in held else 0.0 for z in grown.species.numbers])
+        params = with_binding(params, shift, added=True) if held else params
+        return replace(grown, params=params, reference_energies=found.energies | held)
 
     @property
     def met(self) -> frozenset[int]:
@@ -242,12 +245,15 @@ class Taught(Origin):
         numbers = self.potential.species.numbers
         before, now = binding_of(self.potential.params, len(numbers)), binding_of(params, len(numbers))
         moved = {z: references[z] + now[n] - before[n] for n, z in enumerate(numbers)}
+        costs = charge_energy_of(params) - charge_energy_of(self.potential.params)
         found = []
         for frame in frames:
             other = frame.copy()
             energy = frame.calc.results["energy"] - self.potential.reference_energy(frame)
             results = {name: frame.calc.results[name] for name in label_names() if name in frame.calc.results}
-            other.calc = holding(other, results | {"energy": energy + reference_energy(moved, frame)})
+            charge = total_charge(frame)
+            energy += reference_energy(moved, frame) + costs @ [max(charge, 0), max(-charge, 0)]
+            other.calc = holding(other, results | {"energy": float(energy)})
             found.append(other)
         return found
 

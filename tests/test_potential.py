@@ -10,6 +10,7 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
@@ -25,6 +26,7 @@ from almlip_jax.errors import InputError
 from almlip_jax.feature_names import atom_feature_names, feature_names
 from almlip_jax.features import FeatureRequest, described, unlearned_names
 from almlip_jax.models import SharedDensitySettings, build_model
+from almlip_jax.models.charge_energy import charge_energy_of, with_charge_energy, without_charge_energy
 from almlip_jax.models.constants import with_constants
 from almlip_jax.potential import Calibration, Potential, novelty_names
 from almlip_jax.structures import neighbors
@@ -64,6 +66,27 @@ def test_save_and_load(potential, structures, tmp_path):
     np.testing.assert_array_equal(np.concatenate(a.forces), np.concatenate(b.forces))
     potential.save(tmp_path / "p")  # the same once more
     assert repr(back) == "Potential(shared_density, HCO, cutoff 3.5 A, 3 members)"
+
+
+def test_a_potential_from_before_charges_had_a_price_still_loads(potential, structures, tmp_path):
+    """As it was, with what was fitted to it; saved again it has a place for the price."""
+    settings = SETTINGS.model_copy(update={"electronic_state": True})
+    params = jax.device_get(Ensemble(build_model(settings, SPECIES), 3).init(jax.random.key(0)))
+    told = Potential(settings, SPECIES, params, potential.reference_energies)
+    told.with_fitted(calibration=Calibration({"scale": 1.5})).save(tmp_path / "p")
+    text = json.loads((tmp_path / "p" / "potential.json").read_text())
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "p" / text["params"], without_charge_energy(params), force=True)
+    del text["charge_energy"]
+    (tmp_path / "p" / "potential.json").write_text(json.dumps(text))
+    back = Potential.load(tmp_path / "p")
+    assert back.calibration == {"scale": 1.5} and not charge_energy_of(back.params).any()
+    np.testing.assert_array_equal(back.evaluate(structures[:3]).energy, told.evaluate(structures[:3]).energy)
+    costly = replace(back, params=with_charge_energy(back.params, np.array([9.0, 1.0])), fitted={})
+    for one in (back, costly):
+        one.save(tmp_path / "p")
+        again = Potential.load(tmp_path / "p")
+        np.testing.assert_array_equal(charge_energy_of(again.params), charge_energy_of(one.params))
 
 
 def test_a_potential_takes_the_place_of_another_whole(potential, tmp_path, monkeypatch):

@@ -6,12 +6,15 @@ from collections.abc import Collection
 
 from almlip_jax.models.anchored import Anchored
 from almlip_jax.models.base import Model, ModelSettings
+from almlip_jax.models.charge_energy import WithChargeEnergy
 from almlip_jax.models.repulsion import WithRepulsion
 from almlip_jax.structures.species import SpeciesTable
 
 
 def build_model(settings: ModelSettings, species: SpeciesTable, isolated: Collection[int] = ()) -> Model:
-    """The model that some settings describe, for a species table, with its repulsion and its isolated atoms.
+    """The model that some settings describe, for a species table, with all that is added to it.
+
+    That is its repulsion, what charges cost where it sees them, and the energies of isolated atoms.
 
     Args:
         settings: of the model.
@@ -24,4 +27,6 @@ def build_model(settings: ModelSettings, species: SpeciesTable, isolated: Collec
     model = settings.build(species)
     if settings.repulsion:
         model = WithRepulsion(model)
+    if getattr(model, "sees_state", False):  # models of users need not say so
+        model = WithChargeEnergy(model)
     return Anchored(model, tuple(sorted(isolated))) if isolated else model

@@ -17,6 +17,9 @@ from almlip_jax.models.base import Params
 CONSTANTS = "constants"
 """Name of the part of the parameters that holds them."""
 
+BASE, CORRECTION = "base", "correction"
+"""Names of the parameters of a model that is corrected, which lie among the constants, and of what corrects it."""
+
 
 def constant(module: nn.Module, name: str, shape: tuple[int, ...] = ()) -> jax.Array:
     """A constant of a module, 1 until it is set."""

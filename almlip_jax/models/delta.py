@@ -27,13 +27,10 @@ from almlip_jax.models.base import (
     silent_last,
 )
 from almlip_jax.models.build import build_model
-from almlip_jax.models.constants import CONSTANTS
+from almlip_jax.models.constants import BASE, CONSTANTS, CORRECTION
 from almlip_jax.settings import unit
 from almlip_jax.structures.graph import Graph
 from almlip_jax.structures.species import SpeciesTable
-
-BASE, CORRECTION = "base", "correction"
-"""Names of the two parts of the parameters; that of the base lies among the constants."""
 
 
 class DeltaSettings(ModelSettings):

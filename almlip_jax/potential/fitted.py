@@ -18,6 +18,7 @@ import numpy as np
 from almlip_jax.errors import InputError
 from almlip_jax.feature_names import FeatureName
 from almlip_jax.models import Params
+from almlip_jax.models.charge_energy import CHARGE_ENERGY
 
 
 @runtime_checkable
@@ -96,10 +97,15 @@ class Fitted:
 
 
 def params_digest(params: Params) -> str:
-    """A hash of parameters: 16 hexadecimal digits that tell those of one ensemble from those of another."""
+    """A hash of parameters: 16 hexadecimal digits that tell those of one ensemble from those of another.
+
+    Charges that cost nothing do not count, for which potentials of earlier versions had no place.
+    """
     found = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         array = np.asarray(leaf)
+        if getattr(path[-1], "key", None) == CHARGE_ENERGY and not array.any():
+            continue
         found.update(f"{jax.tree_util.keystr(path)}{array.dtype}{array.shape}".encode())
         found.update(np.ascontiguousarray(array).tobytes())
     return found.hexdigest()[:16]

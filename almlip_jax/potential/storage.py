@@ -22,6 +22,7 @@ from almlip_jax.ensembles import EnsembleSettings, build_ensemble
 from almlip_jax.errors import InputError
 from almlip_jax.files import PARTIAL, cannot_write, flush_to_disk, make_folder, plain, read_npz, write_npz, write_text
 from almlip_jax.models import ModelSettings, Params
+from almlip_jax.models.charge_energy import CHARGE_ENERGY, with_charges_for_nothing, without_charge_energy
 from almlip_jax.potential.fitted import Fitted, params_digest
 from almlip_jax.saved_potential import DESCRIPTION, PARAMS, REMEMBERED
 from almlip_jax.structures.extxyz_reading import read_extxyz
@@ -96,6 +97,7 @@ def _description(potential: Potential, names: Mapping[str, str], fitted: Mapping
         "species": list(potential.species.symbols),
         "ensemble": potential.member_settings.model_dump(mode="json"),
         "dtype": str(jax.tree.leaves(potential.params)[0].dtype),
+        **({CHARGE_ENERGY: True} if potential.ensemble.sees_state else {}),
         "reference_energies": {chemical_symbols[z]: e for z, e in potential.reference_energies.items()},
         "isolated_atoms": [chemical_symbols[z] for z in sorted(potential.isolated)],
         "fitted": plain(fitted),
@@ -129,6 +131,7 @@ def _read(kind: type[Potential], source: Path) -> Potential:
         ensemble = build_ensemble(settings, members, species, isolated)
         shapes = jax.eval_shape(ensemble.init, jax.random.key(0))
         wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(str(text["dtype"]))), shapes)
+        held = wanted if CHARGE_ENERGY in text else without_charge_energy(wanted)
     except FileNotFoundError as error:
         raise InputError(f"{source} is not a potential: it has no potential.json.") from error
     except InputError as error:
@@ -138,10 +141,10 @@ def _read(kind: type[Potential], source: Path) -> Potential:
         raise InputError(f"{source}/potential.json is damaged ({why}); restore a copy or train again.") from error
     try:
         with ocp.StandardCheckpointer() as checkpointer:
-            params = checkpointer.restore(folder, wanted)
+            params = checkpointer.restore(folder, held)
     except Exception as error:  # orbax raises many kinds for a damaged checkpoint
         raise InputError(f"{folder} cannot be read ({type(error).__name__}); restore a copy or train again.") from error
-    arrays = jax.tree.map(np.asarray, params)
+    arrays = with_charges_for_nothing(jax.tree.map(np.asarray, params), wanted)
     try:
         remembered = tuple(read_extxyz(sample)) if sample is not None and sample.exists() else ()
     except InputError as error:

@@ -15,7 +15,7 @@ from ase import Atoms
 
 from almlip_jax.campaign.batch import undecided
 from almlip_jax.errors import InputError
-from almlip_jax.fitting import kept_references
+from almlip_jax.fitting import with_kept_references
 from almlip_jax.potential import Potential
 from almlip_jax.progress import Progress, reaching
 from almlip_jax.structures.species import SpeciesTable
@@ -285,11 +285,11 @@ def _alone(
     """The only training of a group, which goes on where it was interrupted."""
     (one,) = trainings
     tools = bench.of(group)
-    references = _references(tools, one)
+    begun, references = _beginning(tools, one)
     params = None
-    if one.start is not None:
+    if begun is not None:
         wanted = members_of(tools.settings, one.member.ensemble_size)
-        params = params_for(wanted, one.start.member_settings, one.start.params)
+        params = params_for(wanted, begun.member_settings, begun.params)
     result = tools.trainer(one.member.ensemble_size).train(
         one.dataset,
         params,
@@ -312,13 +312,15 @@ def _side_by_side(
     say: Callable[[str], None],
 ) -> _Trained:
     tools = bench.of(group)
-    references = {one.lane: _references(tools, one) for one in trainings}
+    begun, references = {}, {}
+    for one in trainings:
+        begun[one.lane], references[one.lane] = _beginning(tools, one)
     jobs = {
         one.lane: Job(
             one.dataset,
             tools.key(one.member.seed, "train", number),
             references[one.lane],
-            None if one.start is None else one.start.params,
+            None if (first := begun[one.lane]) is None else first.params,
             tools.weights_key(one.member.seed),
         )
         for one in trainings
@@ -327,7 +329,10 @@ def _side_by_side(
     return {lane: (result, references[lane]) for lane, result in results.items()}
 
 
-def _references(tools: SystemBench, one: _Training) -> dict[int, float]:
+def _beginning(tools: SystemBench, one: _Training) -> tuple[Potential | None, dict[int, float]]:
+    """What a training begins with, None where parameters are fresh, and its reference energies."""
     if one.start is not None:
-        return kept_references(one.start, one.dataset, one.met)
-    return find_references(one.dataset, tools.pool.species, isolated=tools.isolated).energies
+        begun = with_kept_references(one.start, one.dataset, one.met)
+        return begun, dict(begun.reference_energies)
+    told = tools.trainer(one.member.ensemble_size).ensemble.sees_state
+    return None, find_references(one.dataset, tools.pool.species, isolated=tools.isolated, charges=told).energies

@@ -31,7 +31,8 @@ from almlip_jax.structures.packing import (
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.structures.weights import loss_weights
 from almlip_jax.targets import Target, has_target, targets, with_further
-from almlip_jax.training.reference import robust_energies
+from almlip_jax.training.levels import Levels
+from almlip_jax.training.reference import charge_columns, robust_energies
 from almlip_jax.training.settings import TrainingSettings
 
 _LEAST_ENERGY = 0.05  # eV, scale of the energies of atoms that hardly move
@@ -190,19 +191,21 @@ class TrainingSet:
         plan, _ = lay_out(self.packed, shared, shape, self.capacity.steps * self.parts)
         return jax.tree.map(lambda x: x.reshape(self.capacity.steps, self.parts, *x.shape[1:]), plan)
 
-    def binding_energies(self, number: int, of: Sequence[int]) -> np.ndarray:
-        """What binds an atom of each species on the average over the training structures, [number] eV.
+    def levels(self, number: int, of: Sequence[int], *, charges: bool) -> Levels:
+        """What energies per atom are about, on the average over the training structures.
 
         Args:
             number: length of the species table.
-            of: species that count; 0 for the others.
+            of: species whose atoms bind energies that the reference energies do not hold; 0 for the others.
+            charges: whether the cost of charges is sought too, where structures differ in charge.
         """
         chosen, energies = self._energies()
-        shares = self._shares(chosen, number)
-        found = np.zeros(number)
-        if shares[:, list(of)].any():
-            found[list(of)] = robust_energies(energies, shares[:, list(of)])
-        return found
+        binding, costs = np.zeros(number), np.zeros(2)
+        shares, charged = self._shares(chosen, number)[:, list(of)], self._charges(chosen)
+        charged = charged if charges else np.zeros_like(charged)
+        if shares.any() or charged.any():
+            binding[list(of)], costs = robust_energies(energies, shares, charged)
+        return Levels(binding, costs)
 
     def _energies(self) -> tuple[np.ndarray, np.ndarray]:
         """Training structures that have an energy [n], and their energies per atom [n], eV."""
@@ -217,22 +220,28 @@ class TrainingSet:
         held = [np.bincount(species[first : first + count], minlength=number) / count for first, count in places]
         return np.array(held).reshape(-1, number)
 
-    def energy_scale(self, binding: np.ndarray | None = None) -> float:
+    def _charges(self, chosen: np.ndarray) -> np.ndarray:
+        """Positive and negative charge per atom of some structures, as `charge_columns`, [n, 2]."""
+        held = np.asarray(self.packed.data.charge, np.float64)[chosen]
+        return charge_columns(held) / self.packed.counts[chosen][:, None]
+
+    def energy_scale(self, levels: Levels | None = None) -> float:
         """By how much the energy of an atom varies over the training structures, eV.
 
         Root mean square force component times 1 Angstrom.  Perfect crystals have none: no less than half the range of
         the middle two thirds of the energies per atom, and than a value that disorder exceeds.
 
         Args:
-            binding: [S] eV, energies of the species that count as known.
+            levels: of energies, that count as known.
         """
         data, counts = self.packed.data, self.packed.counts
         labelled = self.training[np.asarray(data.weights["forces"])[self.training] > 0]
         rows = [np.arange(self.packed.offsets[n], self.packed.offsets[n] + counts[n]) for n in labelled]
         forces = np.asarray(data.labels["forces"])[np.concatenate(rows)] if rows else np.zeros((1, 3))
         with_energy, energies = self._energies()
-        if binding is not None:
-            energies = energies - self._shares(with_energy, len(binding)) @ binding
+        if levels is not None:
+            energies = energies - self._shares(with_energy, len(levels.binding)) @ levels.binding
+            energies = energies - self._charges(with_energy) @ levels.costs
         spread = 0.5 * float(np.diff(np.quantile(energies, (0.16, 0.84)))[0]) if len(energies) else 0.0
         return max(float(np.sqrt(np.mean(forces.astype(np.float64) ** 2))), spread, _LEAST_ENERGY)
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 from ase import Atoms
 from ase.data import atomic_numbers, chemical_symbols
 
@@ -29,11 +30,14 @@ class References:
 
     Attributes:
         energies: eV by atomic number, for every species.
+        costs: eV of a positive and of a negative elementary charge, which the model is to hold; 0 where they were not
+            sought.
         isolated: elements whose energy is that of the isolated atom, which a potential then gives exactly.
         doubtful: places of structures whose energy is far from what all the others suggest.
     """
 
     energies: dict[int, float]
+    costs: tuple[float, float] = (0.0, 0.0)
     isolated: frozenset[int] = frozenset()
     doubtful: tuple[int, ...] = ()
 
@@ -151,6 +155,7 @@ def find_references(
     *,
     isolated: Mapping[int, float] | None = None,
     kept: Mapping[int, float] | None = None,
+    charges: bool = False,
 ) -> References:
     """Reference energies for a training.
 
@@ -159,6 +164,7 @@ def find_references(
         species: the species table.
         isolated: further energies of isolated atoms, which come before those of the structures.
         kept: those of a potential that the training begins with; they come before everything else.
+        charges: whether the model is told of charge, so that the cost of one is fitted beside the elements.
 
     Raises:
         InputError: isolated atoms contradict each other, or nothing says anything of energies.
@@ -169,9 +175,9 @@ def find_references(
     known = {**alone, **kept}
     bonded = [n for n, atoms in enumerate(structures) if not is_isolated_atom(atoms)]
     if not bonded and len(known) == len(species):
-        return References(known, frozenset(alone))
-    energies, doubtful = _fitted([structures[n] for n in bonded], species, known)
-    return References(energies, frozenset(alone), tuple(bonded[n] for n in doubtful))
+        return References(known, isolated=frozenset(alone))
+    found = fitted_references([structures[n] for n in bonded], species, known, charges=charges)
+    return replace(found, isolated=frozenset(alone), doubtful=tuple(bonded[n] for n in found.doubtful))
 
 
 def reference_energies(
@@ -195,13 +201,16 @@ def reference_energies(
     Raises:
         InputError: no structure has an energy.
     """
-    return _fitted(structures, species, known or {})[0]
+    return fitted_references(structures, species, known or {}).energies
 
 
-def _fitted(
-    structures: Sequence[Atoms], species: SpeciesTable, known: Mapping[int, float]
-) -> tuple[dict[int, float], list[int]]:
-    """The energies of all species, and places of structures with doubtful energies."""
+def fitted_references(
+    structures: Sequence[Atoms], species: SpeciesTable, known: Mapping[int, float], *, charges: bool = False
+) -> References:
+    """The energies of all species, the costs of charges, and places of structures with doubtful energies.
+
+    Arguments and errors are those of `reference_energies`; ``charges`` says whether costs of charges are sought.
+    """
     known_energy = [n for n, a in enumerate(structures) if _has_energy(a)]
     # where no energy counts in the training, as with forces alone, they still tell where energies lie
     weighted = [n for n in known_energy if loss_weights(structures[n], f"structure {n}")["energy"] > 0]
@@ -215,25 +224,55 @@ def _fitted(
     fixed = np.array([z in known for z in species.numbers])
     values = np.array([known.get(z, 0.0) for z in species.numbers])
     left, unknown = energies - shares @ values, shares[:, ~fixed]
-    values[~fixed] = robust_energies(left, unknown) if unknown.any() else _common(left, values, fixed)
-    residual = energies - shares @ values
+    charged = np.zeros((len(labelled), 2))
+    if charges:
+        charged = charge_columns([total_charge(atoms) for atoms in labelled]) / sizes[:, None]
+    costs = np.zeros(2)
+    if unknown.any() or charged.any():
+        values[~fixed], costs = robust_energies(left, unknown, charged)
+    if not unknown.any():
+        values[~fixed] = _common(left, values, fixed)
+    residual = energies - shares @ values - charged @ costs
     residual -= np.median(residual)  # with isolated atoms it holds what binds them
     spreads, least = _DOUBTFUL
     doubtful = np.abs(residual) > max(spreads * _spread(residual), least)
-    found = {z: float(e) for z, e in zip(species.numbers, values, strict=True)}
-    return found, [places[n] for n in np.flatnonzero(doubtful)]
+    return References(
+        {z: float(e) for z, e in zip(species.numbers, values, strict=True)},
+        (float(costs[0]), float(costs[1])),
+        doubtful=tuple(places[n] for n in np.flatnonzero(doubtful)),
+    )
 
 
-def robust_energies(energies: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """Energies of species [S] such that ``shares @ found`` comes close to energies per atom, see `reference_energies`.
+def charge_columns(charges: npt.ArrayLike) -> np.ndarray:
+    """Amounts of positive and of negative charge [n, 2] of structures with total charges [n] e.
+
+    All 0 where an amount is the same for all structures: their energies then do not say what it costs.
+    """
+    charge = np.asarray(charges, np.float64)
+    columns = np.stack([np.maximum(charge, 0), np.maximum(-charge, 0)], axis=1)
+    return np.where(np.ptp(columns, axis=0) > 0, columns, 0) if len(columns) else columns
+
+
+def robust_energies(
+    energies: np.ndarray, shares: np.ndarray, charges: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Energies that come close to energies per atom by ``shares @ of_species + charges @ of_charges``.
 
     Args:
         energies: [n] eV/atom.
-        shares: [n, S] of each species among the atoms; some are not 0.
+        shares: [n, S] of each species among the atoms.
+        charges: [n, 2] positive and negative charge per atom, e; as `charge_columns`.
+
+    Returns:
+        of_species [S] eV, see `reference_energies`; of_charges [2] eV, 0 where there are no charges.
     """
-    share = shares.sum(axis=1)
-    common = float(np.median(energies[share > 0] / share[share > 0]))
-    return common + robust_fit(shares, energies - common * share)
+    share, number = shares.sum(axis=1), shares.shape[1]
+    common = float(np.median(energies[share > 0] / share[share > 0])) if share.any() else 0.0
+    present = charges.any(axis=0)
+    found = robust_fit(np.hstack([shares, charges[:, present]]), energies - common * share)
+    costs = np.zeros(charges.shape[1])
+    costs[present] = found[number:]
+    return common + found[:number], costs
 
 
 def _common(left: np.ndarray, values: np.ndarray, fixed: np.ndarray) -> float:
@@ -241,17 +280,15 @@ def _common(left: np.ndarray, values: np.ndarray, fixed: np.ndarray) -> float:
     return float(values[fixed].mean()) if fixed.any() else float(np.median(left))
 
 
-def proportions_left_open(numbers: Sequence[int], learned: Iterable[Atoms]) -> np.ndarray:
-    """Changes of the energies of some elements [S, d] that change no energy of structures that were learned from.
+def proportions_left_open(counts: np.ndarray) -> np.ndarray:
+    """Changes of reference energies [S, d] that change no energy of structures that were learned from.
 
     Of one composition the energies of its elements can be shifted against each other.
 
     Args:
-        numbers: atomic numbers of the elements.
-        learned: structures that were learned from.
+        counts: [n, S] of each element, or of other things that have reference energies, in these structures.
     """
-    counts = {tuple(int(np.sum(atoms.numbers == z)) for z in numbers) for atoms in learned}
-    _, sizes, directions = np.linalg.svd(np.array(sorted(counts), dtype=np.float64).reshape(-1, len(numbers)))
+    _, sizes, directions = np.linalg.svd(np.unique(counts, axis=0))
     return np.asarray(directions[np.sum(sizes > 1e-8 * max(sizes, default=0.0)) :].T)
 
 

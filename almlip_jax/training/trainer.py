@@ -25,13 +25,13 @@ from almlip_jax.ensembles.sharding import PARTS
 from almlip_jax.errors import InputError
 from almlip_jax.keys import named_stream
 from almlip_jax.models import Params
-from almlip_jax.models.anchored import with_binding
 from almlip_jax.models.delta import corrects
 from almlip_jax.models.electronic import knows_states, taught_states
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.targets import further_targets
 from almlip_jax.training import checkpoint as checkpoints
 from almlip_jax.training.dataset import Capacity, Order, TrainingSet, bootstrap_weights, drawn, split, training_set
+from almlip_jax.training.levels import Levels, with_levels
 from almlip_jax.training.program import Program, Run, State, TwoHeaded, compiled
 from almlip_jax.training.settings import TrainingSettings, check_losses, check_plain
 
@@ -396,10 +396,9 @@ class Trainer:
         if given < self.ensemble.size or untold:
             plan, steps = data.training_plan()
             whole = jax.tree.map(jnp.asarray, plan)
-            steps_of_plan, binding = jnp.asarray(steps, jnp.int32), self._binding(data)
-            scale = data.energy_scale(binding)
-            fresh = self._compiled.fresh(key, data.packed.data, whole, steps_of_plan, scale)
-            fresh = fresh if binding is None else with_binding(fresh, binding)
+            steps_of_plan, levels = jnp.asarray(steps, jnp.int32), self._levels(data)
+            scale = data.energy_scale(levels)
+            fresh = with_levels(self._compiled.fresh(key, data.packed.data, whole, steps_of_plan, scale), levels)
             if params is not None:
                 params = taught_states(params, fresh) if untold else params
                 fresh = jax.tree.map(lambda own, new: np.concatenate([own, new[given:]]), params, fresh)
@@ -418,12 +417,13 @@ class Trainer:
             second = jax.tree.map(lambda old, new: jnp.concatenate([old, new[len(old) :]]), known, second)
         return TwoHeaded(own, second)
 
-    def _binding(self, data: TrainingSet) -> np.ndarray | None:
-        """What binds atoms whose energies are counted from isolated ones, [S] eV; None where none are."""
+    def _levels(self, data: TrainingSet) -> Levels | None:
+        """What binds atoms that are counted from isolated ones, and what charges cost; None where neither is asked."""
         isolated: tuple[int, ...] = getattr(self.ensemble.model, "isolated", ())
-        if not isolated:
+        if not isolated and not self.ensemble.sees_state:
             return None
-        return data.binding_energies(len(self.species), self.species.index(np.asarray(isolated)).tolist())
+        counted = self.species.index(np.asarray(isolated, np.int64)).tolist()
+        return data.levels(len(self.species), counted, charges=self.ensemble.sees_state)
 
     def total_steps(self, dataset: Sequence[Atoms], *, warm: bool, all_train: bool = False, second: int = 0) -> int:
         """Length of a training on a number of structures, in optimiser steps, if nothing ends it earlier.

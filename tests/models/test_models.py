@@ -22,9 +22,10 @@ from almlip_jax.models import (
     NequipSettings,
     Params,
     SharedDensitySettings,
-    WithRepulsion,
     build_model,
 )
+from almlip_jax.models.around import Around
+from almlip_jax.models.charge_energy import charge_energy_of, with_charge_energy
 from almlip_jax.models.constants import as_variables
 from almlip_jax.models.electronic import scaled_states, state_features, survey_states
 from almlip_jax.models.radial import polynomial_cutoff
@@ -243,7 +244,9 @@ def test_more_species_change_nothing_for_the_old_ones(ensemble, params):
 
 def settings_of(ensemble: Ensemble):
     model = ensemble.model
-    return (model.inner if isinstance(model, WithRepulsion) else model).settings
+    while isinstance(model, Around):
+        model = model.inner
+    return model.settings
 
 
 def test_species_told_apart_one_by_one_do_not_grow_into_an_embedding():
@@ -285,6 +288,23 @@ def test_charge_and_spin_are_seen_and_neutral_singlets_are_as_without(ensemble, 
     energies = np.abs(np.diff(told.energy[:, [0, 1, 2, 0]], axis=1)).min()
     forces = np.abs(told.forces[:, 9:18] - told.forces[:, :9]).max()
     assert ensemble.sees_state == bool(energies > 1e-4) == bool(forces > 1e-4)
+
+
+def test_what_a_charge_costs_is_a_constant_of_its_sign(ensemble, params):
+    """Also of two charges at once; no force, no virial and no energy of a neutral structure changes by a bit."""
+    states = [(0, 2), (1, 2), (2, 1), (-1, 2)]
+    graph = packed_graph([ethanol(*state) for state in states[:3]])
+    negative = packed_graph([ethanol(*states[3]), crystal()])
+    costly = with_charge_energy(params, np.array([9.5, -1.25]))
+    before, after = (_predict(ensemble, one, graph) for one in (params, costly))
+    of_anion = _predict(ensemble, costly, negative).energy - _predict(ensemble, params, negative).energy
+    seen = float(ensemble.sees_state)
+    np.testing.assert_allclose((after.energy - before.energy)[:, :3], [[0, 9.5 * seen, 19 * seen]] * 2, atol=1e-12)
+    np.testing.assert_allclose(of_anion[:, :2], [[-1.25 * seen, 0]] * 2, atol=1e-12)
+    np.testing.assert_array_equal(after.energy[:, 0], before.energy[:, 0])
+    np.testing.assert_array_equal(after.forces, before.forces)
+    np.testing.assert_array_equal(after.virial, before.virial)
+    np.testing.assert_array_equal(charge_energy_of(costly), [9.5 * seen, -1.25 * seen])
 
 
 def test_what_an_atom_is_told_is_its_share():

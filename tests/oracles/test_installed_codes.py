@@ -84,3 +84,21 @@ def test_labels_of_the_code_itself(code: str) -> None:
     assert label(atoms).energy == pytest.approx(first.energy, abs=1e-6)  # nothing is remembered
     with pytest.raises(LabelError, match="did not converge|not converge"):
         settings.model_copy(update={"parameters": bad}).build()(atoms)
+
+
+def test_nwchem_begins_with_the_orbitals_of_the_label_before(tmp_path: Path) -> None:
+    """To the same energy, for density functionals and for Hartree and Fock, of a radical."""
+    for theory, block in (("dft", {"xc": "xpbe96 cpbe96", "iterations": 100}), ("scf", {"maxiter": 50})):
+        parameters = {"theory": theory, "basis": "3-21g", theory: block}
+        settings, _, atoms = _settings("nwchem")
+        settings = settings.model_copy(
+            update={"parameters": parameters, "reuse": True, "scratch": tmp_path / theory, "keep_files": "all"}
+        )
+        label, moved = settings.build(), atoms.copy()
+        moved.positions[1, 2] += 0.01
+        first, second = label(atoms), label(moved)
+        alone = settings.model_copy(update={"reuse": False}).build()(moved)
+        assert second.energy == pytest.approx(alone.energy, abs=1e-4) and second.energy != first.energy
+        np.testing.assert_allclose(second.forces, alone.forces, atol=5e-3)
+        outputs = [path.read_text() for path in (tmp_path / theory).glob("*/nwchem.nwo")]
+        assert len(outputs) == 3 and sum("Loading old vectors" in output for output in outputs) == 1

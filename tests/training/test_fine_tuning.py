@@ -16,8 +16,9 @@ from small_training import MODEL, labelled, same_bits, settings_of, trainer_of, 
 
 from almlip_jax.ensembles import EnsembleSettings, build_ensemble
 from almlip_jax.errors import InputError
-from almlip_jax.fitting import fit_potential, kept_references
+from almlip_jax.fitting import fit_potential, with_kept_references
 from almlip_jax.learner import Learner
+from almlip_jax.models.charge_energy import charge_energy_of
 from almlip_jax.potential import Potential
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.training import EpochReport, Trainer, training_part, validation_part
@@ -73,6 +74,8 @@ def test_parameters_that_were_not_told_begin_as_they_are_with_those_that_tell(wa
     state = trainer.start(trainer.training_set(data, {1: 0.0, 8: 0.0}), old, jax.random.key(6))
     learned, constants = dict(state.params), dict(state.params["constants"])
     np.testing.assert_allclose(constants.pop("state_scale"), [[3, 1, 3]] * 2, rtol=1e-6)
+    energies = [atoms.get_potential_energy() for atoms in map(cation, waters)]  # with references of 0 eV, all a cost
+    np.testing.assert_allclose(constants.pop("charge_energy"), [[np.mean(energies), 0]] * 2, atol=0.3)
     assert {"state_weights", "state_vectors"} == {name for name in state.params if name not in old}
     assert same_bits({name: learned[name] for name in old} | {"constants": constants}, old)
 
@@ -189,10 +192,15 @@ def of_water() -> Potential:
     return Potential(MODEL, species, params, {1: -46.0, 8: -46.0}, members=MEMBERS, remembered=known)
 
 
+def kept(potential: Potential, data: list[Atoms]) -> dict[int, float]:
+    """Reference energies, eV by atomic number, of a training on some data that goes on from a potential."""
+    return dict(with_kept_references(potential, data, {1, 8}).reference_energies)
+
+
 def test_proportions_that_were_never_met_say_how_elements_share_an_energy(of_water):
     """Energies of -46 eV for each serve water alone, and are far off for another molecule of the same elements."""
     data = [with_energy("H2O", -123.9), with_energy("H2O2", -226.4)]
-    moved = kept_references(of_water, data, {1, 8})
+    moved = kept(of_water, data)
     before, after = (
         replace(of_water, reference_energies=one).evaluate(data).energy for one in ({1: -46, 8: -46}, moved)
     )
@@ -205,12 +213,28 @@ def test_references_stay_where_nothing_is_left_open(of_water):
     """Water again; both molecules remembered; energies of isolated atoms; nothing remembered."""
     more = [with_energy("H2O2", -226.4)]
     given = dict(of_water.reference_energies)
-    assert kept_references(of_water, [with_energy("H2O", -120.0)], {1, 8}) == given
+    assert kept(of_water, [with_energy("H2O", -120.0)]) == given
     both = replace(of_water, remembered=(*of_water.remembered, *more))
-    assert kept_references(both, more, {1, 8}) == given
-    assert kept_references(replace(of_water, remembered=()), more, {1, 8}) == given
+    assert kept(both, more) == given
+    assert kept(replace(of_water, remembered=()), more) == given
     alone = replace(of_water, isolated=frozenset({8}))  # then the energy of H is known, too
-    assert kept_references(alone, more, {1, 8}) == given
+    assert kept(alone, more) == given
+
+
+def test_a_charge_that_was_never_met_says_what_it_costs(of_water):
+    """Also where the potential knows nothing but ions: neutral molecules then tell."""
+    told = MODEL.model_copy(update={"electronic_state": True})
+    params = build_ensemble(told, MEMBERS, of_water.species).init(jax.random.key(0))
+    neutral = replace(of_water, settings=told, params=params)
+    ion = with_energy("H2O2", -210.0)
+    ion.info["charge"] = 1
+    of_ions = replace(neutral, remembered=(ion,))
+    for known, new in ((neutral, ion), (of_ions, with_energy("H2O", -161.0))):
+        before, begun = known.evaluate([known.remembered[0]]), with_kept_references(known, [new], {1, 8})
+        after = begun.evaluate([known.remembered[0], new]).energy
+        assert after[0] == pytest.approx(before.energy[0], abs=1e-4)
+        assert after[1] == pytest.approx(new.get_potential_energy(), abs=1e-3)
+    assert np.abs(charge_energy_of(begun.params)[0]) > 1 and not charge_energy_of(neutral.params).any()
 
 
 def test_a_training_begins_with_what_new_proportions_say(of_water):
@@ -218,6 +242,6 @@ def test_a_training_begins_with_what_new_proportions_say(of_water):
     data = [with_energy("H2O", -138.0), *(with_energy("H2O2", -226.4) for _ in range(3))]
     learner = Learner(4, typical=data, start=of_water, training=SHORT)
     _, begun = learner.beginning(data, None)
-    assert begun == kept_references(of_water, data, {1, 8}) != dict(of_water.reference_energies)
+    assert begun == kept(of_water, data) != dict(of_water.reference_energies)
     _, later = learner.beginning(data, learner.earlier(of_water, data[:1]))  # of a round that knew water alone
     assert later == begun

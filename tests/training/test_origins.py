@@ -18,6 +18,7 @@ from almlip_jax.errors import InputError
 from almlip_jax.learner import Learner
 from almlip_jax.models import build_model
 from almlip_jax.models.anchored import with_binding
+from almlip_jax.models.charge_energy import charge_energy_of, with_charge_energy
 from almlip_jax.origins import Known, Taught
 from almlip_jax.potential import Potential
 from almlip_jax.structures.replay import most_replayed, replay
@@ -79,6 +80,31 @@ def test_the_network_is_kept_and_energies_of_the_other_source_are_met(isolated: 
     moved = [a.get_potential_energy() for a in again.structures]
     np.testing.assert_allclose(moved, [a.get_potential_energy() for a in data], atol=0.02)
     assert start.kept(data, [], sees_state=False) == ()
+
+
+@pytest.mark.parametrize("isolated", [False, True], ids=["fitted", "isolated"])
+def test_a_charge_costs_what_it_does_in_the_source_of_the_data(isolated: bool) -> None:
+    """The teacher's charges cost 5 eV, those of the data 12 and -1: nothing is left to learn of that either."""
+    model, alone = MODEL.model_copy(update={"electronic_state": True}), ALONE if isolated else {}
+    params = build_ensemble(model, MEMBERS, SPECIES, frozenset(alone)).init(jax.random.key(3))
+    params = with_charge_energy(jax.device_get(params), np.array([5.0, 5.0]))
+    teacher = Potential(model, SPECIES, params, TEACHER, members=MEMBERS, isolated=frozenset(alone))
+    structures = frames()
+    charges = np.array([0, 1, -1, 1, 0, 0, -1, 1, 0])
+    for atoms, charge in zip(structures, charges.tolist(), strict=True):
+        atoms.info["charge"] = charge
+    told = teacher.evaluate(structures)
+    further = by_element(structures, APART) + 7.0 * (charges > 0) - 6.0 * (charges < 0)
+    data = labelled(structures, told.energy + further, told.forces)
+    start = Taught(teacher, tuple(labelled(structures, told.energy, told.forces)), 0.5)
+    learner = Learner(20, model=model, typical=data, start=start, isolated=alone, training={"validation_fraction": 0.0})
+    params, references = learner.beginning(data, None)
+    np.testing.assert_allclose(charge_energy_of(params), [12, -1], atol=0.05)
+    begun = Potential(model, SPECIES, params, references, members=MEMBERS, isolated=frozenset(alone))
+    energies = [atoms.get_potential_energy() for atoms in data]
+    np.testing.assert_allclose(begun.evaluate(data).energy, energies, atol=0.05)
+    moved = start.again(data, [], params, references, sees_state=True).structures
+    np.testing.assert_allclose([atoms.get_potential_energy() for atoms in moved], energies, atol=0.05)
 
 
 def test_one_composition_and_a_wrong_label_do_no_harm() -> None:

@@ -58,6 +58,27 @@ def test_one_wrong_energy_moves_nothing_and_is_named(mixed):
     assert f"structure 17 ({mixed[17].get_chemical_formula()})" in doubts(mixed, spoilt)
 
 
+def test_what_charges_cost_is_fitted_beside_the_elements(mixed):
+    """Thirteen electron-volts for a cation and three less for an anion; one wrong label moves nothing."""
+    for n, atoms in enumerate(mixed):
+        charge = (0, 1, 0, -1, 2)[n % 5]
+        atoms.info["charge"] = charge
+        atoms.calc.results["energy"] += 13.0 * max(charge, 0) - 3.0 * max(-charge, 0)
+    mixed[8].calc.results["energy"] -= 1e4
+    found = find_references(mixed, SPECIES, charges=True)
+    for z, energy in TRUE.items():
+        assert found.energies[z] == pytest.approx(energy, abs=0.3)
+    assert found.costs == pytest.approx((13.0, -3.0), abs=1.0) and found.doubtful == (8,)
+    assert find_references(mixed, SPECIES).costs == (0, 0)
+
+
+def test_a_charge_that_all_have_costs_nothing(mixed):
+    """Elements then hold it, as for a model that is not told."""
+    for atoms in mixed:
+        atoms.info["charge"] = 1
+    assert find_references(mixed, SPECIES, charges=True) == find_references(mixed, SPECIES)
+
+
 def test_charges_that_energies_show_are_named(mixed):
     """Unless elements alone give the energies as well: of neutral molecules, or of as many compositions as elements."""
     assert untold_charges(mixed) is None

@@ -14,6 +14,9 @@ from almlip_jax.oracles.codes.base import Code, Job, configured, declare
 _OPEN = ("nopen", "singlet", "doublet", "triplet", "quartet", "quintet", "sextet", "septet", "octet")
 _OF_SPIN = "system.spin, or the multiplicity of the structure"
 _PLANE_WAVES = ("pspw", "band", "paw")
+_OF_DENSITY = ("dft", "sodft", "tddft")
+"""Theories that begin with the orbitals of the block ``dft``; the others begin with those of ``scf``."""
+_ORBITALS = "earlier.movecs"
 
 
 def _prepare(job: Job) -> Job:
@@ -32,6 +35,10 @@ def _make(job: Job) -> Calculator:
         raise InputError("oracle.parameters.basis names the basis of NWChem, as 'def2-svp'.")
     if job.charge:
         told["charge"] = job.charge
+    if job.restart:
+        block = "dft" if theory in _OF_DENSITY else "scf"
+        own = dict(told.get(block) or {})
+        told[block] = {"vectors": {"input": str(job.folder.resolve() / _ORBITALS)}} | own  # whose vectors come first
     command = f"{job.command or configured('nwchem', 'command') or 'nwchem'} PREFIX.nwi > PREFIX.nwo"
     return Calculator(directory=str(job.folder), label="nwchem", command=command, **told)
 
@@ -69,6 +76,7 @@ NWCHEM = declare(
         output=("nwchem.nwo",),
         unconverged=("calculation failed to converge", "scf failed to converge", "scf calculations failed to converge"),
         finished="total times  cpu:",
+        density={"nwchem/nwchem.movecs": _ORBITALS},
         example=_example,
     )
 )

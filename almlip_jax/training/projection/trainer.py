@@ -14,11 +14,11 @@ from jax.sharding import Mesh
 from almlip_jax.ensembles import Ensemble, EnsembleSettings, training_devices
 from almlip_jax.errors import InputError
 from almlip_jax.models import Params
-from almlip_jax.models.anchored import with_binding
 from almlip_jax.precision import full_precision
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.training import checkpoint as checkpoints
 from almlip_jax.training.dataset import Capacity, TrainingSet
+from almlip_jax.training.levels import with_levels
 from almlip_jax.training.loss import weighted
 from almlip_jax.training.program import Run, compiled, root_mean_squares
 from almlip_jax.training.projection.data import Observer, observer
@@ -167,10 +167,10 @@ class ProjectionTrainer(Trainer):
         """Fresh parameters for a number of searches."""
         several = compiled(replace(self.program, ensemble=replace(self.ensemble, size=count)))
         plan, steps = data.training_plan()
-        binding = self._binding(data)
-        whole, scale = jax.tree.map(jnp.asarray, plan), data.energy_scale(binding)
+        levels = self._levels(data)
+        whole, scale = jax.tree.map(jnp.asarray, plan), data.energy_scale(levels)
         fresh = several.fresh(key, data.packed.data, whole, jnp.asarray(steps, jnp.int32), scale)
-        return jax.tree.map(np.asarray, fresh if binding is None else with_binding(fresh, binding))
+        return jax.tree.map(np.asarray, with_levels(fresh, levels))
 
     def _begun(self, task: _Task) -> State:
         """The state before the first step."""
