@@ -8,12 +8,14 @@ import json
 import mmap
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import lru_cache, partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # most of the time of a test is compiling, and small shapes gain nothing from the last optimisations; two devices, as
@@ -23,12 +25,14 @@ if "XLA_FLAGS" not in os.environ:
         "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
         " --xla_force_host_platform_device_count=2"
     )
-    # XLA's older emitter of loops takes six tenths of the time; at flags that it does not know it ends the process
+    # XLA's older emitter of loops takes six tenths of the time, and programs in one part, not in 32 for cores that are
+    # busy with other tests, take eight tenths; at flags that it does not know it ends the process
+    wanted = {"xla_cpu_use_fusion_emitters": "false", "xla_cpu_parallel_codegen_split_count": "1"}
+    known = set()
     for library in Path(find_spec("jaxlib").origin).parent.glob("*.so"):
         with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            if content.find(b"xla_cpu_use_fusion_emitters") >= 0:
-                os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
-                break
+            known |= {flag for flag in wanted.keys() - known if content.find(flag.encode()) >= 0}
+    os.environ["XLA_FLAGS"] += "".join(f" --{flag}={value}" for flag, value in wanted.items() if flag in known)
 
 # workers, child processes and later runs share what is compiled; compilations are counted all the same
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -40,6 +44,7 @@ import jax
 import numpy as np
 import pytest
 from hypothesis import settings
+from jax._src.interpreters import mlir
 from jax.experimental.compilation_cache import compilation_cache
 
 from almlip_jax import kinds, scores, targets
@@ -49,6 +54,24 @@ from almlip_jax.precision import full_precision
 
 gc.set_threshold(50_000, 10, 10)  # tracing makes objects by the million, and collecting was an eighth of the time
 jax.config.update("jax_traceback_in_locations_limit", 0)  # which line made which operation is asked by nobody here
+
+
+def _lasting(make: Callable[[], Any]) -> Callable[[], Any]:
+    """Contexts that serve many programs in turn: making one takes longer than lowering a small program in it."""
+    held = threading.local()
+
+    def context() -> Any:
+        left = getattr(held, "left", 0) or 100  # a new one now and then, for a context keeps what it was told
+        if left == 100:
+            held.context = make()
+        held.left = left - 1
+        return held.context
+
+    return context
+
+
+if hasattr(mlir, "make_ir_context"):
+    mlir.make_ir_context = _lasting(mlir.make_ir_context)
 
 settings.register_profile("without_deadline", deadline=None)  # how long a case takes is the machine's affair
 settings.load_profile("without_deadline")

@@ -7,8 +7,6 @@ import os
 import sqlite3
 from pathlib import Path
 
-from ase.db import connect
-
 from almlip_jax.files import flush_to_disk
 
 _TABLES = {"systems", "species", "keys", "text_key_values", "number_key_values", "information"}
@@ -22,6 +20,8 @@ def make_database(path: Path) -> None:
     """
     if not is_unfinished(path):
         return
+    from ase.db import connect  # brings half a second of SciPy, for which a label worker need not wait
+
     new = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
         new.unlink(missing_ok=True)

@@ -21,10 +21,6 @@ from typing import IO, Any
 import numpy as np
 from ase import Atoms, units
 from ase.calculators.calculator import Calculator, all_changes
-from ase.constraints import FixCom
-from ase.md.langevin import Langevin
-from ase.md.velocitydistribution import Stationary, ZeroRotation, thermalize_momenta
-from ase.md.verlet import VelocityVerlet
 
 from almlip_jax.oracles.base import Label, bare
 from almlip_jax.oracles.identity import identifier
@@ -209,6 +205,12 @@ def _integrator(atoms: Atoms, dynamics: Dynamics, generator: np.random.Generator
 
     The centre of mass rests, and a molecule does not turn at first, unless constraints hold something of it.
     """
+    # these bring half a second of SciPy, for which other labels need not wait
+    from ase.constraints import FixCom
+    from ase.md.langevin import Langevin
+    from ase.md.velocitydistribution import Stationary, ZeroRotation, thermalize_momenta
+    from ase.md.verlet import VelocityVerlet
+
     thermalize_momenta(atoms, dynamics.temperature, rng=generator)
     if not atoms.constraints:
         Stationary(atoms)

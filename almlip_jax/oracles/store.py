@@ -16,20 +16,20 @@ import sqlite3
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, get_args
 
 import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import all_properties
-from ase.db import connect
-from ase.db.core import now
-from ase.db.row import AtomsRow
 
 from almlip_jax.errors import InputError
 from almlip_jax.oracles.base import Label, bare
 from almlip_jax.oracles.database import is_unfinished, make_database
 from almlip_jax.oracles.spool import clear_reservations, in_spool, waiting_labels
 from almlip_jax.targets import further_targets
+
+if TYPE_CHECKING:
+    from ase.db.row import AtomsRow  # imported where it is used: a label worker, which opens no store, starts sooner
 
 Status = Literal["pending", "done", "failed"]
 
@@ -87,6 +87,8 @@ class LabelStore:
     """
 
     def __init__(self, path: Path | str, *, readonly: bool = False) -> None:
+        from ase.db import connect
+
         self.path = Path(path)
         self.spool = self.path.with_name(self.path.name + ".spool")
         self.readonly = readonly
@@ -262,6 +264,9 @@ class LabelStore:
             return
         if self._lock is None:
             raise StorageError(f"the label store {self.path} is open for reading only.")
+        from ase.db.core import now
+        from ase.db.row import AtomsRow
+
         self._require_there()
         written: dict[str, _Row] = {}
         with self._sentences(), self._transaction() as database:
