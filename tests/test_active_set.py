@@ -247,7 +247,7 @@ def test_select_add_gives_what_enters(spanned, structures, tmp_path):
 def moment_tensors(level: int, dtype: type) -> Potential:
     """For silicon, with parameters that are the same but for rounding whatever their precision."""
     settings = MtpSettings(level=level, cutoff=5.0, min_dist=1.8, scaling=0.01)
-    drawn = jax.device_get(build_model(settings, SpeciesTable((14,))).init(jax.random.key(1)))
+    drawn = jax.device_get(jax.jit(build_model(settings, SpeciesTable((14,))).init)(jax.random.key(1)))
     rng = np.random.default_rng(0)
     for name in ("radial", "moment", "species"):  # jax draws other numbers in another precision
         drawn[name] = rng.normal(size=drawn[name].shape).astype(np.float32)

@@ -157,12 +157,12 @@ def known(tmp_path_factory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("pages")
     species, members = SpeciesTable((1, 8)), EnsembleSettings(size=2)
     model = SharedDensitySettings(cutoff=3.0, radial=4, l_max=0, channels=4, hidden=(8,))
-    params = build_ensemble(model, members, species).init(jax.random.key(0))
+    params = jax.jit(build_ensemble(model, members, species).init)(jax.random.key(0))
     potential = Potential(model, species, params, {1: 0.0, 8: 0.0}, members=members)
     potential.save(folder / "runs" / "my" / "rounds" / "010" / "potential")
     (folder / "runs" / "my" / "potential").symlink_to("rounds/010/potential")
     linear = MtpSettings(level=4, radial_basis_size=3)
-    moments = build_ensemble(linear, EnsembleSettings(size=1), species).init(jax.random.key(0))
+    moments = jax.jit(build_ensemble(linear, EnsembleSettings(size=1), species).init)(jax.random.key(0))
     for name in ("pot.mtp", "a.mtp", "b.mtp"):
         save_mtp(Potential(linear, species, moments, {1: 0.0, 8: 0.0}), folder / name, [8, 1])
     frames = [molecule("H2O") for _ in range(3)]
@@ -245,7 +245,7 @@ def test_python_runs(snippet, known, monkeypatch):
     if "ChargedSettings" in made:
         model = ModelSettings.parse({"kind": "charged", "cutoff": 3.0, "size": "tiny", "hidden": (8,)})
         ensemble = build_ensemble(model, EnsembleSettings(size=2), SpeciesTable((1, 8)))
-        params, graph = ensemble.init(jax.random.key(0)), lone_atoms(2, jnp.dtype(jnp.float32))
+        params, graph = jax.jit(ensemble.init)(jax.random.key(0)), lone_atoms(2, jnp.dtype(jnp.float32))
         committee = ensemble.committee(params, replace(graph, charge=jnp.asarray([1.0, -1.0])))
         np.testing.assert_allclose(committee.further["charges"], [1.0, -1.0], atol=1e-5)
         assert {"charges_std_max", "charges_std_mean"} <= set(committee.scores)

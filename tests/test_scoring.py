@@ -30,7 +30,7 @@ SPECIES = SpeciesTable((1, 8))
 
 @pytest.fixture(scope="module")
 def potential() -> Potential:
-    params = Ensemble(build_model(SETTINGS, SPECIES), 2).init(jax.random.key(0))
+    params = jax.jit(Ensemble(build_model(SETTINGS, SPECIES), 2).init)(jax.random.key(0))
     return Potential(SETTINGS, SPECIES, jax.tree.map(np.asarray, params), {1: -13.6, 8: -2040.0})
 
 

@@ -32,9 +32,9 @@ def two_molecules() -> Graph:
 def test_energy_and_forces_are_those_of_the_last_layer_of_the_source() -> None:
     """The second molecule is of the second source; the model's own last layer neither tells nor learns of it."""
     graph, ensemble = two_molecules(), Ensemble(build_model(DENSITY, SPECIES), 2)
-    params, fresh = ensemble.init(jax.random.key(0)), ensemble.init(jax.random.key(1))
+    params, fresh = map(jax.jit(ensemble.init), (jax.random.key(0), jax.random.key(1)))
     other = params | {"last": fresh["last"], "species_bias": fresh["species_bias"] + 0.3}
-    layers = jax.vmap(lambda one: last_layer(ensemble.model, one))(other)
+    layers = jax.jit(jax.vmap(lambda one: last_layer(ensemble.model, one)))(other)
 
     @jax.jit
     def found(given: dict) -> tuple:
@@ -67,7 +67,7 @@ def test_energy_and_forces_are_those_of_the_last_layer_of_the_source() -> None:
 )
 def test_models_say_what_their_last_layer_is(settings: object, isolated: tuple[int, ...], names: tuple) -> None:
     graph, model = two_molecules(), build_model(settings, SPECIES, isolated)  # type: ignore[arg-type]
-    params, fresh = model.init(jax.random.key(0)), model.init(jax.random.key(1))
+    params, fresh = map(jax.jit(model.init), (jax.random.key(0), jax.random.key(1)))
     other = params | {name: fresh[name] + 0.1 for name in names}
 
     @jax.jit

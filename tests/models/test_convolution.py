@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import e3nn_jax as e3nn
 import jax
@@ -52,17 +53,22 @@ def test_messages_are_sums_of_tensor_products():
     atoms, slots = graph.edge_mask.shape
     features = tuple(rng.normal(size=(2 * l + 1, atoms, channels)) for l in range(3))
     weights = rng.normal(size=(atoms, slots, len(paths), channels)) * np.asarray(graph.edge_mask)[..., None, None]
-    found = convolve(features, jnp.asarray(weights), edges, paths, range(len(paths)), graph)
+    found = jax.jit(lambda *given: convolve(*given, edges, paths, range(len(paths)), graph))(features, weights)
     wanted = [np.zeros(block.shape) for block in found]
+    parity = {0: "e", 1: "o"}
+
+    @partial(jax.jit, static_argnums=0)
+    def message(path, vector, values):
+        harmonics = e3nn.spherical_harmonics(path.edge, e3nn.IrrepsArray("1o", vector), True, "component")
+        own = e3nn.IrrepsArray(f"{path.neighbor}{parity[path.neighbor % 2]}", values)
+        return e3nn.tensor_product(harmonics, own, filter_ir_out=[f"{path.out}{parity[path.out % 2]}"]).array
+
     for i, k in np.argwhere(np.asarray(graph.edge_mask)):
         j, vector = int(graph.neighbors[i, k]), np.asarray(graph.vectors[i, k])
         for n, path in enumerate(paths):
-            parity = {0: "e", 1: "o"}
-            harmonics = e3nn.spherical_harmonics(path.edge, e3nn.IrrepsArray("1o", vector), True, "component")
             for c in range(channels):
-                own = e3nn.IrrepsArray(f"{path.neighbor}{parity[path.neighbor % 2]}", features[path.neighbor][:, j, c])
-                out = e3nn.tensor_product(harmonics, own, filter_ir_out=[f"{path.out}{parity[path.out % 2]}"])
-                wanted[n][:, i, c] += weights[i, k, n, c] * np.asarray(out.array)
+                out = message(path, vector, features[path.neighbor][:, j, c])
+                wanted[n][:, i, c] += weights[i, k, n, c] * np.asarray(out)
     for one, other in zip(found, wanted, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-11)
 

@@ -36,7 +36,7 @@ def remembering(*frames: Atoms, seed: int = 0) -> Potential:
     for atoms in frames:
         atoms.calc = SinglePointCalculator(atoms, energy=-5.0, forces=np.zeros((len(atoms), 3)))
     species = SpeciesTable((1, 8))
-    params = build_ensemble(MODEL, MEMBERS, species).init(jax.random.key(seed))
+    params = jax.jit(build_ensemble(MODEL, MEMBERS, species).init)(jax.random.key(seed))
     return Potential(MODEL, species, params, {1: -1.0, 8: -3.0}, members=MEMBERS, remembered=frames)
 
 

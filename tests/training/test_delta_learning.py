@@ -31,7 +31,7 @@ def base_of(numbers: tuple[int, ...], isolated: bool = False, **members: int) ->
     """A potential with random parameters in the place of a trained one."""
     species, settings = SpeciesTable(numbers), EnsembleSettings(**{"size": 2, **members})
     alone = frozenset(numbers) if isolated else frozenset()
-    params = build_ensemble(MODEL, settings, species, alone).init(jax.random.key(3))
+    params = jax.jit(build_ensemble(MODEL, settings, species, alone).init)(jax.random.key(3))
     params = with_binding(params, np.linspace(-0.3, 0.2, len(numbers))) if isolated else params
     references = {z: REFERENCES[z] for z in numbers}
     return Potential(MODEL, species, jax.device_get(params), references, members=settings, isolated=alone)
@@ -49,7 +49,7 @@ def test_base_and_correction_add_up(tmp_path: Path) -> None:
     np.testing.assert_allclose(same.energy, known.energy, atol=1e-5)
     np.testing.assert_allclose(same.stress, known.stress, atol=1e-7)
     wanted = build_ensemble(SHORT, EnsembleSettings(size=2), base.species)
-    own = wanted.init(jax.random.key(7))
+    own = jax.jit(wanted.init)(jax.random.key(7))
     told = replace(silent, params=silent.params | {CORRECTION: jax.device_get(own)})
     alone = Potential(SHORT, base.species, jax.device_get(own), {14: 0.0}, members=EnsembleSettings(size=2))
     told.save(tmp_path / "saved")

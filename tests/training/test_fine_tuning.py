@@ -140,7 +140,7 @@ def test_what_a_training_is_given(waters, monkeypatch, given):
     known = tuple(methane(seed) for seed in range(3))
     references = {1: 0.0, 6: 0.0, 8: 0.0}
     species = SpeciesTable((1, 6, 8))
-    params = build_ensemble(MODEL, MEMBERS, species).init(jax.random.key(0))
+    params = jax.jit(build_ensemble(MODEL, MEMBERS, species).init)(jax.random.key(0))
     start = Potential(MODEL, species, params, references, members=MEMBERS, remembered=known)
     new = {"a share": waters, "files": waters[:8], "one structure": waters[:1]}[given]
     files = waters[8:] if given == "files" else []
@@ -187,7 +187,7 @@ def with_energy(name: str, energy: float) -> Atoms:
 def of_water() -> Potential:
     """Not trained; of water alone, whose energy the elements share evenly, as a fit of one composition has it."""
     species = SpeciesTable((1, 8))
-    params = build_ensemble(MODEL, MEMBERS, species).init(jax.random.key(0))
+    params = jax.jit(build_ensemble(MODEL, MEMBERS, species).init)(jax.random.key(0))
     known = (with_energy("H2O", -138.0),)
     return Potential(MODEL, species, params, {1: -46.0, 8: -46.0}, members=MEMBERS, remembered=known)
 

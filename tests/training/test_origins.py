@@ -52,7 +52,7 @@ def by_element(structures: list[Atoms], energies: dict[int, float]) -> np.ndarra
 def pretrained(isolated: bool) -> Potential:
     """A potential with random parameters in the place of one that learned from a teacher."""
     alone = frozenset(SPECIES.numbers) if isolated else frozenset()
-    params = build_ensemble(MODEL, MEMBERS, SPECIES, alone).init(jax.random.key(3))
+    params = jax.jit(build_ensemble(MODEL, MEMBERS, SPECIES, alone).init)(jax.random.key(3))
     if isolated:
         params = with_binding(params, np.array([-0.3, 0.2]))
     return Potential(MODEL, SPECIES, jax.device_get(params), TEACHER, members=MEMBERS, isolated=alone)
@@ -215,5 +215,5 @@ def test_a_last_layer_for_each_source_needs_plain_members() -> None:
 
 def several_heads() -> Potential:
     members = EnsembleSettings(size=2, heads=2)
-    params = build_ensemble(MODEL, members, SPECIES).init(jax.random.key(3))
+    params = jax.jit(build_ensemble(MODEL, members, SPECIES).init)(jax.random.key(3))
     return Potential(MODEL, SPECIES, jax.device_get(params), TEACHER, members=members)

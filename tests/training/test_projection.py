@@ -49,7 +49,7 @@ NONE = {3: 0.0, 9: 0.0}
 def truth() -> Any:
     """Parameters [1, ...] of the potential that labels."""
     with jax.enable_x64(True):
-        params = jax.tree.map(np.asarray, Ensemble(MODEL.build(SPECIES), 1).init(jax.random.key(5)))
+        params = jax.tree.map(np.asarray, jax.jit(Ensemble(MODEL.build(SPECIES), 1).init)(jax.random.key(5)))
     generator = np.random.default_rng(0)
     return params | {
         "moment": 0.3 * generator.normal(size=params["moment"].shape) / (1 + np.arange(params["moment"].shape[1])),
@@ -157,11 +157,12 @@ def test_the_loss_is_the_one_that_gradients_see(crystals, loss):
         graph, targets = take_batch(packed.data, plan_batches(packed, np.arange(14), batch)[0], 0)
         relative = {name: weights / 7.5 for name, weights in targets.weights.items()}  # to their mean
         first = jax.tree.map(lambda x: jnp.asarray(x[0]), truth())
-        params = model.put_together(first, jnp.asarray(point.linear), jnp.asarray(others_near(0.3)))
+        params = jax.jit(model.put_together)(first, jnp.asarray(point.linear), jnp.asarray(others_near(0.3)))
         prediction = jax.jit(Ensemble(model, 1).predict)(jax.tree.map(lambda x: x[None], params), graph)
         settings = LossSettings(kind=loss)
-        sums = residuals(prediction, graph, targets.replace(weights=relative), jnp.ones(14), settings)
-        assert point.loss == pytest.approx(float(weighted(settings, sums)), rel=1e-9)
+        summed = jax.jit(lambda *given: weighted(settings, residuals(*given, settings)))
+        mean = float(summed(prediction, graph, targets.replace(weights=relative), jnp.ones(14)))
+        assert point.loss == pytest.approx(mean, rel=1e-9)
 
 
 MISSING = {("forces", 1), ("stress", 1), ("stress", 2), ("energy", 3)}
