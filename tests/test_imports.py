@@ -39,7 +39,9 @@ def test_whole_packages_are_what_they_always_are(program):
 
 def test_slow_parts_stay_outside():
     loaded = run(
-        "import sys, almlip_jax.dynamics, almlip_jax.potential, almlip_jax.fitting\n"
+        "import sys, almlip_jax.oracles.worker\n"
+        "print(*[name for name in ('jax', 'scipy', 'ase.db') if name in sys.modules])\n"
+        "import almlip_jax.dynamics, almlip_jax.potential, almlip_jax.fitting\n"
         "print(*[name for name in ('sympy', 'jax_md', 'e3nn_jax', 'matplotlib', 'pyscf') if name in sys.modules])"
     )
     assert loaded.split() == []
