@@ -809,6 +809,7 @@ def lammps(
     charge: Annotated[int, typer.Option("--charge", help="Charge of what the potential sees, e.")] = 0,
     spin: Annotated[int, typer.Option("--spin", min=1, help="Its multiplicity 2S+1.")] = 1,
     skin: Annotated[float, typer.Option("--skin", min=0, help="Skin of the neighbour list, Angstrom.")] = 0.5,
+    share: Annotated[bool, typer.Option("--share", help="Share out the members among cores that are idle.")] = False,
     json_file: JsonFile = None,
 ) -> None:
     """Run an input script of LAMMPS with the potential behind its line `fix ID GROUP external pf/callback 1 1`.
@@ -832,6 +833,7 @@ def lammps(
         charge=charge,
         spin=spin,
         skin=skin,
+        share=share,
     )
     recording = None if record is None or above is None else Recording(record, score, above, every)
     outcome = run_script(model, script, coupling=coupling, recording=recording, arguments=context.args)

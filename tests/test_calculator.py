@@ -105,6 +105,20 @@ def test_it_says_what_evaluate_says(potential, structures):
     assert {"latent_distance", "atom_extrapolation_grade"} <= set(calculator.implemented_properties)
 
 
+def test_cores_may_share_out_the_members(plain, structures):
+    """The numbers of one core, with novelty scores."""
+    two = Potential(SETTINGS, SPECIES, jax.tree.map(lambda x: x[:2], plain.params), REFERENCES)
+    two = two.knowing(list(structures.values()))
+    alone, shared = Following(two, 0.5), Following(two, 0.5, share=True)
+    assert len(jax.tree.leaves(shared._params)[0].devices()) == min(len(jax.devices()), 2)
+    for atoms in structures.values():
+        for part in ("scores", "energies"):
+            one, other = alone(atoms, part), shared(atoms, part)
+            assert one.keys() == other.keys()
+            for name, values in one.items():
+                np.testing.assert_allclose(other[name], values, atol=1e-5, rtol=1e-5, err_msg=name)
+
+
 @pytest.fixture(scope="module")
 def double(plain) -> Potential:
     """The same numbers in float64."""

@@ -69,6 +69,17 @@ def training_devices(members: int, structures: int) -> Mesh:
     return _mesh(np.zeros(members), jax.devices(), 1 if cores_are_devices() else structures)
 
 
+def member_devices(members: Any) -> Mesh:
+    """The devices that `spread_members` lays members over, for `laid_over` of what they are to share.
+
+    >>> import jax.numpy as jnp
+    >>> from almlip_jax.ensembles import member_devices
+    >>> member_devices({"weights": jnp.ones((1, 3))}).size  # one member
+    1
+    """
+    return _mesh(members, jax.devices(), 1)
+
+
 def laid_over(tree: Any, devices: Mesh, *, of_members: bool) -> Any:
     """Arrays on all of some devices, each with its part of the member axis, or with a copy where there is none.
 

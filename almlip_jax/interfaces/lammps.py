@@ -17,15 +17,17 @@ from ase.data import atomic_masses, atomic_numbers, chemical_symbols
 
 from almlip_jax.errors import InputError
 from almlip_jax.interfaces.columns import column_values, columns, given_scores
+from almlip_jax.interfaces.lammps_memory import LammpsMemory
 from almlip_jax.potential import Potential
 from almlip_jax.potential.following import Following, of_atoms, reads_positions
 from almlip_jax.scores import atom_scores
+from almlip_jax.structures.followed import cell_volume
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.units import KCAL_PER_MOL
 
 _ENERGY_UNITS = {"metal": 1.0, "real": KCAL_PER_MOL}  # eV; both have Angstrom
 _SAME_MASS = 0.1  # amu, of an element and a type of atoms
-_VOIGT = (0, 1, 2, 5, 4, 3)  # xx yy zz yz xz xy of ASE, as xx yy zz xy xz yz
+_VOIGT = np.array([0, 1, 2, 5, 4, 3])  # xx yy zz yz xz xy of ASE, as xx yy zz xy xz yz
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Coupling:
         charge: e, of all that the potential sees.
         spin: its multiplicity 2S+1.
         skin: Angstrom, by which lists of neighbours reach beyond the cutoff.
+        share: whether the cores of a CPU share out the members (`Following`).
     """
 
     fix: str = "almlip"
@@ -52,6 +55,7 @@ class Coupling:
     charge: int = 0
     spin: int = 1
     skin: float = 0.5
+    share: bool = False
 
 
 Observer = Callable[[int, Atoms, Mapping[str, Any]], None]
@@ -92,7 +96,7 @@ class AttachedPotential:
     def __init__(self, lmp: Any, potential: Potential, coupling: Coupling, observe: Observer | None) -> None:
         self.lmp, self.potential, self.coupling, self.observe = lmp, potential, coupling, observe
         self.energy_unit = _energy_unit(lmp)
-        self.following = Following(potential, coupling.skin)
+        self.following = Following(potential, coupling.skin, share=coupling.share)
         self.columns = columns(potential)
         self.evaluations = 0
         self.last: dict[str, float] = {}
@@ -102,10 +106,15 @@ class AttachedPotential:
         self._numbers: np.ndarray | None = None  # by type, from 1 on
         self._atoms = Atoms()
         self._fix = coupling.fix.encode()
-        self._seen = self._order = np.zeros(0, np.int64)
+        self._memory = LammpsMemory(lmp)
+        self._seen, self._order = np.zeros(0, np.int64), np.zeros(0, np.int64)
+        self._places: slice | np.ndarray = self._order
         self._check_per_atom()
-        self._properties = [name for name in coupling.per_atom if name != "stresses"]
-        self._apart = {*coupling.per_atom} & {"energies", "energies_std", "stresses"}  # what scores come without
+        self._properties = {
+            name: f"d_{coupling.fix}_{name}".encode() for name in coupling.per_atom if name != "stresses"
+        }
+        # what scores come without
+        self._parts = self.following.parts({*coupling.per_atom} & {"energies", "energies_std", "stresses"})
         if coupling.elements is not None:
             self._numbers = _given_elements(lmp, coupling.elements, potential.species)
         self._define()
@@ -135,64 +144,68 @@ class AttachedPotential:
             lmp.command(f"fix {own} {self.coupling.group} external pf/callback 1 1")
         lmp.command(f"fix_modify {own} energy yes virial yes")
         if self._properties:
-            properties = " ".join(f"d_{own}_{name}" for name in self._properties)
+            properties = " ".join(name.decode() for name in self._properties.values())
             lmp.command(f"fix {own}_per_atom all property/atom {properties}")
         lmp.fix_external_set_vector_length(own, len(self.columns))
         for number, name in enumerate(self.columns, 1):
             lmp.command(f"variable {own}_{name} equal f_{own}[{number}]")
         if self.coupling.group != "all":
             lmp.command(f"variable {own}_group atom gmask({self.coupling.group})")
-        lmp.set_fix_external_callback(own, self._called, self)
+        called = lmp.FIX_EXTERNAL_CALLBACK_FUNC(self._called)
+        lmp.callback[own] = {"function": called, "caller": self}  # as its own wrapper does, which makes arrays anew
+        lmp.lib.lammps_set_fix_external_callback(lmp.lmp, self._fix, called, self)
 
-    def _called(self, _: Any, step: int, count: int, tags: np.ndarray, positions: np.ndarray, forces: Any) -> None:
-        """What LAMMPS calls; nothing may be raised here."""
-        forces[:] = 0.0
+    def _called(self, _: Any, step: int, count: int, tags: Any, positions: Any, forces: Any) -> None:
+        """What LAMMPS calls, with pointers; nothing may be raised here."""
+        given = self._memory.vectors(forces, count)
+        given[:] = 0.0
         if self.problem is not None:
             self.lmp.force_timeout()
             return
         try:
-            self._step(int(step), np.asarray(tags).reshape(-1)[:count], positions, forces)
+            self._step(step, self._memory.tags(tags, count), self._memory.vectors(positions, count), given)
         except BaseException as error:  # it would be lost in the library
             self.problem = error
-            forces[:] = 0.0
+            given[:] = 0.0
             self.lmp.force_timeout()
 
     def _step(self, step: int, tags: np.ndarray, positions: np.ndarray, forces: np.ndarray) -> None:
-        order = self._in_order(tags)
-        if not len(order):
+        places = self._in_order(tags)
+        if not len(self._order):
             raise InputError(f"the group '{self.coupling.group}' of fix {self.coupling.fix} holds no atom.")
-        atoms = self._moved(order, positions)
+        atoms = self._moved(places, positions)
         results = self.following(atoms, "scores")
-        for part in self.following.parts(self._apart):
+        for part in self._parts:
             results = self.following(atoms, part) | results
         self.evaluations += 1
-        forces[order] = results["forces"] / self.energy_unit
-        self._hand_over(results, order, len(tags))
+        forces[places] = results["forces"] / self.energy_unit
+        self._hand_over(results, places, len(tags))
         if self.observe is not None:
             self.observe(step, atoms, results)
 
-    def _in_order(self, tags: np.ndarray) -> np.ndarray:
+    def _in_order(self, tags: np.ndarray) -> slice | np.ndarray:
         """Places of the atoms that the potential sees, in order of their IDs, so that sorting changes no list."""
-        if len(tags) != len(self._seen) or not np.array_equal(tags, self._seen):
+        if len(tags) != len(self._seen) or not (tags == self._seen).all():
             mine = np.arange(len(tags))
             if self.coupling.group != "all":
                 mask = np.asarray(self.lmp.extract_variable(f"{self.coupling.fix}_group", "all", 1))
                 mine = np.flatnonzero(mask[: len(tags)])
             self._seen, self._order = tags.copy(), mine[np.argsort(tags[mine])]
-        return self._order
+            as_they_are = np.array_equal(self._order, np.arange(len(tags)))
+            self._places = slice(0, len(tags)) if as_they_are else self._order
+        return self._places
 
-    def _moved(self, order: np.ndarray, positions: np.ndarray) -> Atoms:
+    def _moved(self, places: slice | np.ndarray, positions: np.ndarray) -> Atoms:
         """The atoms where they are now."""
-        types = self.lmp.numpy.extract_atom("type")[order]
-        low, high, xy, yz, xz, periodic, _ = self.lmp.extract_box()
-        x, y, z = np.subtract(high, low)
+        types = self._memory.of_atoms(b"type", len(positions))[places]
+        low, cell, periodic = self._memory.box()
         numbers = self._by_type()[types]
-        if len(numbers) != len(self._atoms) or not np.array_equal(numbers, self._atoms.numbers):
+        if len(numbers) != len(self._atoms) or not (numbers == self._atoms.numbers).all():
             info = {"charge": self.coupling.charge, "spin": self.coupling.spin}
             self._atoms = Atoms(numbers=numbers, info=info)
-        self._atoms.positions = positions[order] - low
-        self._atoms.cell.array[:] = [[x, 0, 0], [xy, y, 0], [xz, yz, z]]
-        self._atoms.pbc[:] = np.asarray(periodic, bool)
+        np.subtract(positions[places], low, out=self._atoms.positions)
+        self._atoms.cell.array[:] = cell
+        self._atoms.pbc[:] = periodic
         return self._atoms
 
     def _by_type(self) -> np.ndarray:
@@ -200,24 +213,22 @@ class AttachedPotential:
             self._numbers = _found_elements(self.lmp, self.potential.species)
         return self._numbers
 
-    def _hand_over(self, results: Mapping[str, Any], order: np.ndarray, count: int) -> None:
+    def _hand_over(self, results: Mapping[str, Any], places: slice | np.ndarray, count: int) -> None:
         """Energy, virial, vector and per-atom properties, in the units of the simulation."""
         lmp, own, unit = self.lmp, self.coupling.fix, self.energy_unit
-        virial = -results["stress"] * self._atoms.cell.volume / unit
-        lmp.fix_external_set_energy_global(own, results["energy"] / unit)
-        lmp.fix_external_set_virial_global(own, virial[list(_VOIGT)].tolist())
+        volume = cell_volume(self._atoms.cell.array)
+        virial = results["stress"][_VOIGT] * (-volume / unit)
         self.last = column_values(results, self.columns)
-        for number, value in enumerate(self.last.values(), 1):
-            lmp.lib.lammps_fix_external_set_vector(lmp.lmp, self._fix, number, value)  # without its slower wrapper
-        for name in self._properties:
-            lmp.numpy.extract_atom(f"d_{own}_{name}")[order] = results[name]
+        self._memory.set_fix(self._fix, results["energy"] / unit, virial, list(self.last.values()))
+        for name, known in self._properties.items():
+            self._memory.of_atoms(known, count)[places] = results[name]
         if "energies" in self.coupling.per_atom:
             of_atoms = np.zeros(count)
-            of_atoms[order] = results["energies"] / unit
+            of_atoms[places] = results["energies"] / unit
             lmp.fix_external_set_energy_peratom(own, of_atoms.tolist())
         if "stresses" in self.coupling.per_atom:
             virials = np.zeros((count, 6))
-            virials[order] = -results["stresses"][:, _VOIGT] * self._atoms.cell.volume / unit
+            virials[places] = -results["stresses"][:, _VOIGT] * volume / unit
             lmp.fix_external_set_virial_peratom(own, virials.tolist())
 
 

@@ -19,8 +19,18 @@ import jax.numpy as jnp
 import numpy as np
 from ase import Atoms
 from ase.data import chemical_symbols
+from jax.sharding import Mesh
 
-from almlip_jax.ensembles import AnyEnsemble, MixedEnsemble, committee_statistics
+from almlip_jax.ensembles import (
+    AnyEnsemble,
+    MixedEnsemble,
+    Prediction,
+    committee_statistics,
+    gathered,
+    laid_over,
+    member_devices,
+    spread_members,
+)
 from almlip_jax.errors import InputError
 from almlip_jax.models import Params
 from almlip_jax.potential import spanning
@@ -28,7 +38,7 @@ from almlip_jax.potential.evaluator import FittedScore
 from almlip_jax.precision import full_precision
 from almlip_jax.scores import Score, atom_scores, largest_of, names, score_of, scores
 from almlip_jax.structures.electronic_state import electronic_state
-from almlip_jax.structures.followed import Follower, Listed, Place, followed_graph
+from almlip_jax.structures.followed import Follower, Listed, Place, cell_volume, followed_graph
 from almlip_jax.structures.graph import Graph, Places, atom_virials, forces_and_virial
 from almlip_jax.targets import has_target, targets
 
@@ -80,12 +90,16 @@ class Following:
         potential: with what was fitted to it.
         skin: Angstrom, by which lists of neighbours reach beyond the cutoff.
         precision: of the evaluation, that of the potential where not given.
+        share: whether the cores of a CPU share out the members of a committee of one architecture, as in our own
+            dynamics; worth it where members take long and other programs leave the cores alone.
 
     Raises:
         InputError: the skin is negative or no number.
     """
 
-    def __init__(self, potential: Potential, skin: float, precision: Precision | None = None) -> None:
+    def __init__(
+        self, potential: Potential, skin: float, precision: Precision | None = None, *, share: bool = False
+    ) -> None:
         if not (np.isfinite(skin) and skin >= 0):
             raise InputError(f"the skin of a list of neighbours must not be negative, and is {skin} Angstrom.")
         self.potential = potential
@@ -101,7 +115,10 @@ class Following:
         self._last: tuple[np.ndarray, tuple[int, int]] | None = None
         with self._in_precision():
             arrays, novelty = jax.tree.map(lambda x: in_type(x, dtype), (potential.params, potential.novelty))
-            self._params, self._novelty = jax.device_put((arrays, novelty))
+            self._devices = _sharing(arrays) if share else None
+            self._params = jax.device_put(arrays) if self._devices is None else spread_members(arrays)
+            self._novelty = self._on_devices(jax.device_put(novelty))
+        self._listed: tuple[Listed, Listed] | None = None
 
     def __call__(self, atoms: Atoms, part: Part) -> dict[str, Any]:
         """Results of a structure by the names that ASE gives them, float64; see `PotentialCalculator`.
@@ -115,8 +132,10 @@ class Following:
         self._look_at_state(atoms, state)
         with self._in_precision():
             listed, place = self.follower.look(atoms, state)
+            if self._listed is None or self._listed[0] is not listed:
+                self._listed = listed, self._on_devices(listed)
             novelty = self._novelty if part == "scores" else {}
-            found = self._program(part)(self._params, novelty, listed, place)
+            found = self._program(part)(self._params, novelty, self._listed[1], place)
         results = {} if part == "energies" else self._with_forces(atoms, found, part)
         if part in ("energies", "atoms"):
             results |= self._energies(atoms, found)
@@ -136,8 +155,12 @@ class Following:
         if declared != self._declared:
             self._declared, self._programs = declared, {}
         if part not in self._programs:
-            self._programs[part] = _program(self.potential.ensemble, part, declared)
+            self._programs[part] = _program(self.potential.ensemble, part, declared, self._devices is not None)
         return self._programs[part]
+
+    def _on_devices(self, tree: Any) -> Any:
+        """Arrays where members are; a program would copy them there in every call."""
+        return tree if self._devices is None else laid_over(tree, self._devices, of_members=False)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without programs, which cannot be copied."""
@@ -175,7 +198,8 @@ class Following:
             "free_energy": energy,
             "forces": found["forces"][:number],
         }
-        volume = atoms.cell.volume if atoms.cell.rank == 3 else None  # of slabs and wires too, as ASE has it
+        cell = atoms.cell.array
+        volume = cell_volume(cell) if cell.any(axis=1).all() else None  # of slabs and wires too, as ASE has it
         if volume is not None:
             results["stress"] = -_voigt(found["virial"][0]) / volume
         for target in targets(found["further"]):
@@ -194,7 +218,7 @@ class Following:
 
     def _scores(self, atoms: Atoms, found: Mapping[str, Any]) -> dict[str, Any]:
         """Scores of the structure and of its atoms, not a number where they are of a target that it does not have."""
-        number, without = len(atoms), {t.name for t in targets() if not has_target(atoms, t)}
+        number = len(atoms)
         each = {name: values[:number] for name, values in found["atom_scores"].items()}
         whole = {name: float(values[0]) for name, values in found["scores"].items()}
         whole |= {name: float(np.max(each[name])) for name in self._novelty if name in each}
@@ -205,14 +229,27 @@ class Following:
             if atom_grades:
                 each[active.settings.score] = atom_grades[0]
         for score in scores():
-            if score.target in without and score.name in whole:
+            if score.target is not None and score.name in whole and not _is_of(score, atoms):
                 whole[score.name] = float("nan")
         for score in atom_scores():
-            if score.target in without and score.name in each:
+            if score.target is not None and score.name in each and not _is_of(score, atoms):
                 each[score.name] = np.full(number, np.nan)
         results = {**whole, **{of_atoms(name): values for name, values in each.items()}}
         error = self.potential.force_error(each["force_total"])
         return results if error is None else results | {"force_error": error}
+
+
+def _sharing(params: Params) -> Mesh | None:
+    """The cores of a CPU that members are laid over; None where that is one, or they are of several architectures."""
+    if isinstance(params, tuple) or jax.default_backend() != "cpu":
+        return None
+    devices = member_devices(params)
+    return devices if devices.size > 1 else None
+
+
+def _is_of(score: Score, atoms: Atoms) -> bool:
+    """Whether a structure has the target that a score is about."""
+    return all(has_target(atoms, target) for target in targets() if target.name == score.target)
 
 
 def _voigt(tensors: np.ndarray) -> np.ndarray:
@@ -264,11 +301,12 @@ def _key(novelty: Mapping[str, FittedScore], listed: Listed, place: Place) -> Ha
 
 
 @lru_cache(maxsize=_PROGRAMS)
-def _program(ensemble: AnyEnsemble, part: Part, declared: tuple[Score, ...]) -> _Program:
-    """What gives a part of the results of a structure.
+def _program(ensemble: AnyEnsemble, part: Part, declared: tuple[Score, ...], shared: bool) -> _Program:
+    """What gives a part of the results of a structure, of members that are laid over devices where they are shared.
 
     Potentials of one architecture share it; and scores that are declared later have one of their own.
     """
+    predict = gathered(ensemble.predict) if shared else ensemble.predict
 
     def of_structure(
         params: Params, novelty: Mapping[str, FittedScore], listed: Listed, place: Place
@@ -280,8 +318,8 @@ def _program(ensemble: AnyEnsemble, part: Part, declared: tuple[Score, ...]) -> 
         if part == "atoms":
             return _atoms(ensemble, params, graph)
         if part == "forces":
-            return _forces(ensemble, params, graph)
-        return members_and_scores(ensemble, params, novelty, graph)
+            return _forces(predict(params, graph), graph)
+        return _members_and_scores(predict(params, graph), novelty, graph)
 
     return _Program(of_structure)
 
@@ -308,9 +346,9 @@ def _atoms(ensemble: AnyEnsemble, params: Params, graph: Graph) -> dict[str, Any
     }
 
 
-def _forces(ensemble: AnyEnsemble, params: Params, graph: Graph) -> dict[str, Any]:
+def _forces(prediction: Prediction, graph: Graph) -> dict[str, Any]:
     """Means over the members; what else a committee knows the compiler leaves out."""
-    committee = committee_statistics(ensemble.predict(params, graph), graph)
+    committee = committee_statistics(prediction, graph)
     return {name: getattr(committee, name) for name in ("energy", "forces", "virial", "further")}
 
 
@@ -318,7 +356,13 @@ def members_and_scores(
     ensemble: AnyEnsemble, params: Params, novelty: Mapping[str, FittedScore], graph: Graph
 ) -> dict[str, Any]:
     """What an ensemble says of a graph: means, every score of structures and of atoms, and each member."""
-    prediction = ensemble.predict(params, graph)
+    return _members_and_scores(ensemble.predict(params, graph), novelty, graph)
+
+
+def _members_and_scores(
+    prediction: Prediction, novelty: Mapping[str, FittedScore], graph: Graph
+) -> dict[str, Any]:
+    """The same of what the members said."""
     committee = committee_statistics(prediction, graph)
     fitted = {name: one.of(prediction, graph) for name, one in novelty.items()}
     far = {name: values for name, values in fitted.items() if largest_of(name) is not None}

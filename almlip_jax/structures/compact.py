@@ -19,8 +19,11 @@ _GRID = 2.0**-10  # Angstrom
 
 def in_two_parts(values: np.ndarray, dtype: np.dtype | type) -> np.ndarray:
     """Lengths [..., 3] in Angstrom, float64, as coarse and fine part [..., 2, 3] of another type."""
-    coarse = np.round(values / _GRID) * _GRID
-    return np.stack([coarse, values - coarse], axis=-2).astype(dtype)
+    parts = np.empty((*values.shape[:-1], 2, values.shape[-1]), dtype)
+    coarse = np.rint(values / _GRID) * _GRID
+    parts[..., 0, :] = coarse
+    parts[..., 1, :] = values - coarse
+    return parts
 
 
 def wrapped(atoms: Atoms, edges: Edges) -> tuple[np.ndarray, np.ndarray]:

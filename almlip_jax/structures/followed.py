@@ -7,7 +7,9 @@ cell, travels in two parts (`compact`), so that edge vectors are as accurate as 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -22,6 +24,8 @@ from almlip_jax.structures.neighbors import Edges, find_edges, periodic_cell, pe
 from almlip_jax.structures.species import SpeciesTable
 
 _LEAST = 4  # atoms or neighbours of the smallest bucket
+_OF_CELL = 19  # numbers of a place that are not positions
+_UNIT = np.eye(3)
 _FARTHEST = 1000.0  # Angstrom that a structure drifts as a whole before its list counts positions from elsewhere
 
 
@@ -66,14 +70,25 @@ class Place:
     """What of a structure moves.
 
     Attributes:
-        positions: [A, 2, 3] Angstrom, coarse and fine part, counted from the middle.
-        cell: [3, 2, 3] Angstrom, coarse and fine part of each cell vector; 0 in directions that are not periodic.
-        volume: [1] Angstrom^3; 1 where a structure is not periodic in three directions.
+        numbers: [6 A + 19], what the properties are parts of: a program takes one array sooner than three.
     """
 
-    positions: jax.Array
-    cell: jax.Array
-    volume: jax.Array
+    numbers: Any
+
+    @property
+    def positions(self) -> Any:
+        """[A, 2, 3] Angstrom, coarse and fine part, counted from the middle."""
+        return self.numbers[:-_OF_CELL].reshape(-1, 2, 3)
+
+    @property
+    def cell(self) -> Any:
+        """[3, 2, 3] Angstrom, coarse and fine part of each cell vector; 0 in directions that are not periodic."""
+        return self.numbers[-_OF_CELL:-1].reshape(3, 2, 3)
+
+    @property
+    def volume(self) -> Any:
+        """[1] Angstrom^3; 1 where a structure is not periodic in three directions."""
+        return self.numbers[-1:]
 
 
 def followed_graph(listed: Listed, place: Place, cutoff: float) -> Graph:
@@ -121,6 +136,24 @@ class _Built:
     origin: np.ndarray
     listed: Listed
 
+    @cached_property
+    def away(self) -> bool:
+        """Whether any atom was brought back."""
+        return bool(self.home.any())
+
+
+def cell_volume(cell: np.ndarray) -> float:
+    """Volume of a cell [3, 3] in Angstrom^3, as `ase.cell.Cell.volume` but sooner."""
+    (a, b, c), (d, e, f), (g, h, i) = cell.tolist()
+    return float(abs(a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)))
+
+
+def _farthest(moved: np.ndarray) -> float:
+    """How far [N, 3] the farthest is from the middle of all."""
+    middle = 0.5 * (np.minimum.reduce(moved) + np.maximum.reduce(moved))
+    off = moved - middle
+    return math.sqrt(np.einsum("ij,ij->i", off, off).max())
+
 
 class Follower:
     """Follows one structure, or one after the other, and looks for neighbours again only where it has to.
@@ -145,53 +178,64 @@ class Follower:
         Raises:
             InputError: an element is not known, or neighbours cannot be looked for (`find_edges`).
         """
-        home = self._home(atoms, state)
-        if self._built is None or home is None:
-            self._built = built = self._build(atoms, state)
-            home = built.home
-        return self._built.listed, self._place(atoms, home, self._built)
+        built = self._built
+        if built is not None:
+            built = self._holding(atoms, state, built)
+        if built is None:
+            built = self._build(atoms, state)
+        self._built = built
+        return built.listed, self._place(atoms, built)
 
-    def _home(self, atoms: Atoms, state: tuple[int, int]) -> np.ndarray | None:
-        """By which cells [N, 3] atoms are brought to where the list knows them; None where it does not hold.
+    def _holding(self, atoms: Atoms, state: tuple[int, int], built: _Built) -> _Built | None:
+        """Where the list was found, its atoms in the images in which they are now; None where it does not hold.
 
         With ``F = inv(h0) h`` the deformation of the cell since the list was made, an edge that was longer than cutoff
         plus skin is now longer than ``(cutoff + skin) s - 2 d``: s the least singular value of F (no less than
         1 - |F - 1|), d the farthest that an atom has moved beyond the deformation.
         """
-        built = self._built
-        if built is None or state != built.state or len(atoms) != len(built.atoms):
+        was, pbc = built.atoms, atoms.pbc
+        if state != built.state or len(atoms) != len(was):
             return None
-        was = built.atoms
-        if not (np.array_equal(atoms.numbers, was.numbers) and np.array_equal(atoms.pbc, was.pbc)):
+        if not ((atoms.numbers == was.numbers).all() and (pbc == was.pbc).all()):
             return None
-        cell, old, pbc = atoms.cell.array, was.cell.array, atoms.pbc
-        affine, least = was.positions, 1.0
-        if pbc.any() and not np.array_equal(cell, old):
-            deformation = periodic_inverse(old, pbc) @ periodic_cell(cell, pbc)
-            affine, least = affine @ deformation, 1.0 - float(np.linalg.norm(deformation - np.eye(3)))
-        drift = atoms.positions[0] - affine[0]
-        moved = atoms.positions - affine - drift
-        home = built.home
-        if pbc.any():  # an engine may bring atoms back into the cell
-            jumps = np.where(pbc, np.rint(moved @ periodic_inverse(cell, pbc)), 0.0)
-            if jumps.any():
-                moved -= jumps @ np.where(pbc[:, None], cell, 0.0)
-                home = home + jumps
-        middle = 0.5 * (moved.min(axis=0) + moved.max(axis=0))
-        farthest = float(np.sqrt(np.max(np.sum((moved - middle) ** 2, axis=1))))
-        holds = (self.cutoff + self.skin) * least - 2 * farthest >= self.cutoff
-        return home if holds and np.abs(drift).max() < _FARTHEST else None  # nor where something is not a number
+        positions, cell, old = atoms.positions, atoms.cell.array, was.cell.array
+        affine, least, periodic = was.positions, 1.0, bool(pbc.any())
+        if periodic and not (cell == old).all():
+            deformation = periodic_inverse(old, pbc) @ (cell if pbc.all() else periodic_cell(cell, pbc))
+            strain = (deformation - _UNIT).ravel()
+            affine, least = affine @ deformation, 1.0 - math.sqrt(strain @ strain)
+        drift = positions[0] - affine[0]
+        if not np.abs(drift).max() < _FARTHEST:  # nor where something is not a number
+            return None
+        moved = positions - (affine + drift)
+        room = (self.cutoff + self.skin) * least - self.cutoff  # an edge may become so much shorter
+        if 2 * _farthest(moved) <= room:
+            return built
+        if not periodic:
+            return None
+        # an engine may have brought atoms back into the cell
+        jumps = np.where(pbc, np.rint(moved @ periodic_inverse(cell, pbc)), 0.0)
+        moved -= jumps @ np.where(pbc[:, None], cell, 0.0)
+        if not (jumps.any() and 2 * _farthest(moved) <= room):
+            return None
+        there = was.copy()
+        there.positions += jumps @ np.where(pbc[:, None], old, 0.0)
+        return replace(built, atoms=there, home=built.home + jumps)
 
-    def _place(self, atoms: Atoms, home: np.ndarray, built: _Built) -> Place:
-        """Positions and cell of a structure whose atoms are so many cells from where the list knows them."""
+    def _place(self, atoms: Atoms, built: _Built) -> Place:
+        """Positions and cell of a structure, its atoms brought back to where the list knows them."""
         pbc, cell = atoms.pbc, atoms.cell.array
-        periodic = np.where(pbc[:, None], cell, 0.0)
-        positions = np.zeros((len(built.listed.species), 2, 3), self.dtype)
-        points = atoms.positions - built.origin - (home @ periodic if pbc.any() else 0.0)
-        positions[: len(atoms)] = in_two_parts(points, self.dtype)
-        volume = np.full(1, atoms.cell.volume if pbc.all() else 1.0, self.dtype)
-        parts: dict[str, Any] = {"positions": positions, "cell": in_two_parts(periodic, self.dtype), "volume": volume}
-        return Place(**parts)  # programs take arrays of the host as they are
+        whole = bool(pbc.all())
+        periodic = cell if whole else np.where(pbc[:, None], cell, 0.0)
+        rows = len(built.listed.atom_mask)
+        place = Place(np.zeros(6 * rows + _OF_CELL, self.dtype))  # programs take arrays of the host as they are
+        points = atoms.positions - built.origin
+        if built.away:
+            points -= built.home @ periodic
+        place.positions[: len(atoms)] = in_two_parts(points, self.dtype)
+        place.cell[:] = in_two_parts(periodic, self.dtype)
+        place.volume[0] = cell_volume(cell) if whole else 1.0
+        return place
 
     def _build(self, atoms: Atoms, state: tuple[int, int]) -> _Built:
         """The list of a structure, in a bucket of slots."""
