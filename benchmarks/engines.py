@@ -2,7 +2,9 @@
 
 Silicon with 64 atoms at 30 K, steps of 1 fs, four members (not trained: atoms hardly move), with the
 committee's scores at every step on either side.  Both in one process and in turn, each as often as the other; the
-fastest of the runs of each counts, since others may work on the machine.  The table goes to ``benchmarks/results``.
+fastest of the runs of each counts, since others may work on the machine.  LAMMPS is measured with one core and with the
+members shared out among all, as our own dynamics do; and what a step takes is told apart on one core, the fastest of
+many calls of each part.  The tables go to ``benchmarks/results``.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import ctypes
 import json
 import os
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +26,7 @@ from ase.build import bulk
 from almlip_jax.compilation import prepare_jax
 from almlip_jax.dynamics import ExplorationSettings, Explorer
 from almlip_jax.ensembles import Ensemble
-from almlip_jax.interfaces.lammps import AttachedPotential, attach
+from almlip_jax.interfaces.lammps import AttachedPotential, Coupling, attach
 from almlip_jax.interfaces.lammps_script import started
 from almlip_jax.models import SharedDensitySettings, build_model
 from almlip_jax.potential import Potential
@@ -31,6 +34,7 @@ from almlip_jax.structures.species import SpeciesTable
 
 HERE = Path(__file__).resolve().parent
 MEMBERS, STEPS = 4, 300
+HOW = ("nve", "npt temp 30 30 0.1 iso 0 0 1")
 SPECIES = SpeciesTable((14,))
 SETUP = """
 units metal
@@ -56,11 +60,16 @@ def potential_of(size: str) -> Potential:
     return Potential(settings, SPECIES, params, {14: 0.0})
 
 
-def attached_to_silicon(potential: Potential, how: str) -> AttachedPotential:
-    """LAMMPS ready to run."""
+def lammps_with_silicon() -> object:
+    """LAMMPS with its atoms."""
     lmp = started(("-screen", "none", "-log", "none"))
     lmp.commands_string(SETUP)
-    attached = attach(lmp, potential)
+    return lmp
+
+
+def attached_to_silicon(potential: Potential, how: str, *, share: bool = False) -> AttachedPotential:
+    """LAMMPS ready to run."""
+    attached = attach(lammps_with_silicon(), potential, Coupling(share=share))
     attached.command(f"fix move all {how}")
     return attached
 
@@ -103,8 +112,10 @@ def measured(size: str, repeats: int) -> dict[str, object]:
     engines = {
         "own": lambda: run_whole(explorer, potential, start),
     }
-    for how in ("nve", "npt temp 30 30 0.1 iso 0 0 1"):
-        engines[how.split()[0]] = partial(run_anew, attached_to_silicon(potential, how), start)
+    for how in HOW:
+        for share in (False, True):
+            name = how.split()[0] + "_shared" * share
+            engines[name] = partial(run_anew, attached_to_silicon(potential, how, share=share), start)
     best = {name: np.inf for name in engines}
     for turn in range(repeats + 1):
         for name, call in engines.items():
@@ -113,7 +124,48 @@ def measured(size: str, repeats: int) -> dict[str, object]:
                 best[name] = min(best[name], spent)
     rates = {f"{name}_steps_per_s": STEPS / spent for name, spent in best.items()}
     ratios = {f"{name}_of_own": best["own"] / best[name] for name in engines if name != "own"}
-    return {"size": size, **rates, **ratios}
+    return {"size": size, **rates, **ratios, "microseconds": parts_of_a_step(potential)}
+
+
+def parts_of_a_step(potential: Potential) -> dict[str, float]:
+    """What a step of LAMMPS takes, in microseconds."""
+    found = {}
+    for how in HOW:
+        lmp = lammps_with_silicon()
+        lmp.commands_list([f"fix move all {how}", "run 10"])
+        run = partial(lmp.command, "run 100 pre no post no")
+        found[f"LAMMPS itself, {how.split()[0].upper()}"] = shortest(run) / 100
+        lmp.close()
+    attached = attached_to_silicon(potential, "nve")
+    noted = []
+    step = attached._step
+    attached._step = lambda *given: (noted.append(given), step(*given))
+    attached.command("run 0")
+    attached._step = step
+    _, tags, positions, _ = given = noted[-1]
+    following, atoms, places = attached.following, attached._atoms, attached._in_order(tags)
+    listed, place = following.follower.look(atoms, (0, 1))
+    program = following._program("scores")
+    results, packed = following(atoms, "scores"), program._run(following._params, {}, listed, place)
+    found["atoms from LAMMPS"] = shortest(lambda: attached._moved(attached._in_order(tags), positions))
+    found["list of neighbours looked at"] = shortest(lambda: following.follower.look(atoms, (0, 1)))
+    call = jax.jit(lambda numbers: numbers + 1)
+    found["a call of any program"] = shortest(lambda: np.asarray(call(place.numbers)))
+    found["the program of the committee"] = shortest(
+        lambda: np.asarray(program._run(following._params, {}, listed, place))
+    )
+    run, program._run = program._run, lambda *_: packed
+    whole = shortest(lambda: following(atoms, "scores"))
+    found["results taken apart"] = whole - found["list of neighbours looked at"]
+    program._run = run
+    found["handed to LAMMPS"] = shortest(lambda: attached._hand_over(results, places, len(tags)))
+    found["the whole step"] = shortest(lambda: step(*given))
+    return found
+
+
+def shortest(call: Callable[[], object], calls: int = 500) -> float:
+    """The fastest of many calls in microseconds."""
+    return 1e6 * min(seconds(call) for _ in range(calls))
 
 
 def main() -> None:
@@ -125,23 +177,31 @@ def main() -> None:
     prepare_jax()
     rows = [measured(size, options.repeats) for size in options.sizes.split(",")]
     devices = f"{len(jax.devices())} x {jax.devices()[0].device_kind}"
-    result = {"cpus": os.cpu_count(), "jax": jax.__version__, "devices": devices, "members": MEMBERS, "rows": rows}
+    result = {"cpus": os.cpu_count(), "jax": jax.__version__, "devices": devices, "members": MEMBERS}
+    result |= {"load": os.getloadavg()[1], "rows": rows}
     results = HERE / "results"
     (results / "engines.json").write_text(json.dumps(result, indent=2) + "\n")
     lines = [
         "# LAMMPS with a potential",
         "",
         f"Silicon, 64 atoms, 30 K, {MEMBERS} members, scores at every step; {os.cpu_count()} cores, {devices}.",
-        "Steps a second, the fastest of the runs of each; `python benchmarks/engines.py`.",
+        "Steps a second, the fastest of the runs of each; `python benchmarks/engines.py`.  Programs that waited for these",
+        f"cores, this one included, as a mean of five minutes: {result['load']:.1f}; ratios are meant for a quiet machine.",
         "",
-        "| model | own dynamics | LAMMPS, NVE | LAMMPS, NPT | NVE, of own | NPT, of own |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| model | cores for members | own dynamics | LAMMPS, NVE | LAMMPS, NPT | NVE, of own | NPT, of own |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:
-        numbers = [row[f"{name}_steps_per_s"] for name in ("own", "nve", "npt")]
-        shares = [row[f"{name}_of_own"] for name in ("nve", "npt")]
-        cells = [row["size"], *(f"{x:.0f}" for x in numbers), *(f"{x:.2f}" for x in shares)]
-        lines.append(f"| {' | '.join(cells)} |")
+        for cores, ending in (("one", ""), ("all", "_shared")):
+            numbers = [row["own_steps_per_s"], *(row[f"{how}{ending}_steps_per_s"] for how in ("nve", "npt"))]
+            shares = [row[f"{how}{ending}_of_own"] for how in ("nve", "npt")]
+            cells = [row["size"], cores, *(f"{x:.0f}" for x in numbers), *(f"{x:.2f}" for x in shares)]
+            lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "Microseconds of a step on one core:", ""]
+    lines += [f"| | {' | '.join(row['size'] for row in rows)} |", "| --- |" + " --- |" * len(rows)]
+    for part in rows[0]["microseconds"]:
+        times = [row["microseconds"][part] for row in rows]
+        lines.append(f"| {part} | {' | '.join(f'{x:.0f}' for x in times)} |")
     (results / "engines.md").write_text("\n".join(lines) + "\n")
     print((results / "engines.md").read_text())
 
