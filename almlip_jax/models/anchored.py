@@ -11,7 +11,7 @@ from flax import struct
 
 from almlip_jax.models.around import Around
 from almlip_jax.models.base import AtomicOutput, Geometry, LastLayer, Params
-from almlip_jax.models.constants import CONSTANTS
+from almlip_jax.models.constants import CONSTANTS, mean_level, with_levels_of
 from almlip_jax.models.radial import polynomial_cutoff
 from almlip_jax.models.species_code import exact_code
 from almlip_jax.structures.graph import Graph, lone_atoms
@@ -109,23 +109,9 @@ def with_binding(params: Params, energies: np.ndarray, *, added: bool = False) -
         energies: in place of those that are there.
         added: to those that are there, instead.
     """
-
-    def changed(path: tuple[object, ...], leaf: jax.Array) -> jax.Array:
-        if not _is_binding(path):
-            return leaf
-        given = jnp.broadcast_to(jnp.asarray(energies, leaf.dtype), leaf.shape)
-        return leaf + given if added else given
-
-    return jax.tree_util.tree_map_with_path(changed, params)
+    return with_levels_of(params, _BINDING, energies, added=added)
 
 
 def binding_of(params: Params, number: int) -> np.ndarray:
     """Binding energies of each species [number], eV, mean over the models; 0 where they hold none."""
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    held = [np.asarray(leaf, np.float64).reshape(-1, number) for path, leaf in leaves if _is_binding(path)]
-    return np.concatenate(held).mean(axis=0) if held else np.zeros(number)
-
-
-def _is_binding(path: tuple[object, ...]) -> bool:
-    names = [getattr(key, "key", None) for key in path]
-    return names[-2:] == [CONSTANTS, _BINDING] and names.count(CONSTANTS) == 1  # not of a base that is corrected
+    return mean_level(params, _BINDING, number)

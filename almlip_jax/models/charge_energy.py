@@ -12,7 +12,7 @@ import numpy as np
 
 from almlip_jax.models.around import Around
 from almlip_jax.models.base import AtomicOutput, Geometry, Params
-from almlip_jax.models.constants import CONSTANTS, CORRECTION
+from almlip_jax.models.constants import CONSTANTS, mean_level, with_levels_of
 from almlip_jax.models.electronic import amounts
 from almlip_jax.structures.graph import Graph, atom_counts
 from almlip_jax.structures.species import SpeciesTable
@@ -61,14 +61,7 @@ def with_charge_energy(params: Params, energies: np.ndarray, *, added: bool = Fa
         energies: [2], in place of those that are there.
         added: to those that are there, instead.
     """
-
-    def changed(path: tuple[object, ...], leaf: jax.Array) -> jax.Array:
-        if not _is_cost(path):
-            return leaf
-        given = jnp.broadcast_to(jnp.asarray(energies, leaf.dtype), leaf.shape)
-        return leaf + given if added else given
-
-    return jax.tree_util.tree_map_with_path(changed, params)
+    return with_levels_of(params, CHARGE_ENERGY, energies, added=added)
 
 
 def without_charge_energy(params: Params) -> Any:
@@ -92,12 +85,4 @@ def with_charges_for_nothing(params: Params, shapes: Params) -> Any:
 
 def charge_energy_of(params: Params) -> np.ndarray:
     """Energies of a positive and a negative charge [2], eV, mean over the models; 0 where they hold none."""
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    held = [np.asarray(leaf, np.float64).reshape(-1, 2) for path, leaf in leaves if _is_cost(path)]
-    return np.concatenate(held).mean(axis=0) if held else np.zeros(2)
-
-
-def _is_cost(path: tuple[object, ...]) -> bool:
-    names = [getattr(key, "key", None) for key in path]
-    whole = names.count(CONSTANTS) == 1 and CORRECTION not in names  # not of the parts of a corrected model
-    return whole and names[-2:] == [CONSTANTS, CHARGE_ENERGY]
+    return mean_level(params, CHARGE_ENERGY, 2)

@@ -11,6 +11,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
 
 from almlip_jax.models.base import Params
 
@@ -35,6 +37,39 @@ def with_constants(params: Params, **values: jax.Array | float) -> Params:
         name: jnp.broadcast_to(jnp.asarray(value, held[name].dtype), held[name].shape) for name, value in values.items()
     }
     return params | {CONSTANTS: held | changed}
+
+
+def with_levels_of(params: Params, name: str, energies: npt.ArrayLike, *, added: bool) -> Params:
+    """Parameters of models or ensembles with the energies that a wrapper holds under a name, where there are any.
+
+    Those of a base that is corrected, and of its correction, are left alone.
+
+    Args:
+        params: of the models.
+        name: of the constant.
+        energies: in place of those that are there.
+        added: to those that are there, instead.
+    """
+
+    def changed(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+        if not _holds(path, name):
+            return leaf
+        given = jnp.broadcast_to(jnp.asarray(energies, leaf.dtype), leaf.shape)
+        return leaf + given if added else given
+
+    return jax.tree_util.tree_map_with_path(changed, params)
+
+
+def mean_level(params: Params, name: str, width: int) -> np.ndarray:
+    """Energies [width] that wrappers hold under a name, mean over the models; 0 where there are none."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    held = [np.asarray(leaf, np.float64).reshape(-1, width) for path, leaf in leaves if _holds(path, name)]
+    return np.concatenate(held).mean(axis=0) if held else np.zeros(width)
+
+
+def _holds(path: tuple[Any, ...], name: str) -> bool:
+    names = [getattr(key, "key", None) for key in path]
+    return names[-2:] == [CONSTANTS, name] and names.count(CONSTANTS) == 1 and CORRECTION not in names
 
 
 def as_variables(params: Params) -> dict[str, Any]:
