@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from dataclasses import replace
 from importlib.util import find_spec
 from itertools import product
 from typing import NamedTuple
@@ -14,11 +15,12 @@ import pytest
 from ase import Atoms
 from ase.build import bulk
 
-from almlip_jax.ensembles import Ensemble
+from almlip_jax.delta_learning import corrected
+from almlip_jax.ensembles import Ensemble, EnsembleSettings, build_ensemble
 from almlip_jax.errors import InputError
 from almlip_jax.interfaces.lammps_jax import LammpsRoom, energies_of, export_lammps_jax, room_for
 from almlip_jax.models import SharedDensitySettings, build_model
-from almlip_jax.models.constants import with_constants
+from almlip_jax.models.constants import CORRECTION, with_constants
 from almlip_jax.potential import Potential
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.units import KCAL_PER_MOL
@@ -96,8 +98,14 @@ def compare(atoms: Atoms, handed: Handed, energy: float, forces: np.ndarray, pot
     assert (forces[held:] == 0).all()
 
 
-def test_own_atoms_and_ghosts_make_the_whole(potential):
+@pytest.mark.parametrize("correcting", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["whole", "correction"])
+def test_own_atoms_and_ghosts_make_the_whole(potential, correcting):
     atoms = crystal()
+    if correcting:  # of a shorter cutoff
+        shorter = SETTINGS.model_copy(update={"cutoff": 3.0, "channels": 3, "repulsion": False})
+        own = jax.jit(build_ensemble(shorter, EnsembleSettings(size=3), SPECIES).init)(jax.random.key(7))
+        silent = corrected(potential, [atoms], shorter)
+        potential = replace(silent, params=silent.params | {CORRECTION: jax.device_get(own)})
     room = room_for([atoms], potential.cutoff, SKIN)
     assert room.neighbors < room.listed and room.owned < room.atoms
     handed = handed_over(atoms, room, potential.cutoff + SKIN, {14: 0, 8: 1})
