@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from itertools import chain, repeat
 from pathlib import Path
@@ -12,6 +13,9 @@ from pydantic import BaseModel, ConfigDict, ValidationInfo, model_validator
 from pydantic.fields import FieldInfo
 
 from almlip_jax.errors import meant
+
+LEAN = "almlip_lean"
+"""Option -X of interpreters that show nobody a schema, and are handed settings that were validated elsewhere."""
 
 AnySettings = TypeVar("AnySettings", bound="Settings")
 
@@ -38,7 +42,12 @@ class Settings(BaseModel):
     """Whether relative paths stay as they are, for what reads the files to say where they lie."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=LEAN not in sys._xoptions,  # that reads and parses the source of every model
+        validate_default=True,
+        allow_inf_nan=False,
+        defer_build=LEAN in sys._xoptions,
     )
 
     def __hash__(self) -> int:

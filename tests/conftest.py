@@ -40,6 +40,9 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
+# child processes start by the hundred, and each would compile the whole package's source anew
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 import jax
 import numpy as np
 import pytest

@@ -29,6 +29,7 @@ from almlip_jax.oracles.base import Label, SourceSettings
 from almlip_jax.oracles.scratch import FAMILY, FOLDER, folder_of, remove
 from almlip_jax.oracles.worker import SPOOL, Failure, Task
 from almlip_jax.process_table import birth, command_of, descendants, kill_all, marked, variable_of
+from almlip_jax.settings import LEAN
 from almlip_jax.targets import targets
 
 _START_SECONDS = 300.0  # a label source may import slowly from a network file system
@@ -134,10 +135,11 @@ class WorkerProcess:
         environment = dict(os.environ) | dict.fromkeys(_THREAD_VARIABLES, str(self._threads))
         environment |= {FAMILY: self._family, FOLDER: str(self._folder), SPOOL: str(self._spool or "")}
         starter = os.getpid()
+        born = str(birth(starter) or 0)
         path = json.dumps([*(entry or os.getcwd() for entry in sys.path), os.getcwd()])
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _BOOT, path, str(theirs.fileno()), str(starter), str(birth(starter) or 0)],
+                [sys.executable, "-X", LEAN, "-c", _BOOT, path, str(theirs.fileno()), str(starter), born],
                 stdin=subprocess.DEVNULL,
                 stdout=self._output,
                 stderr=subprocess.STDOUT,
