@@ -311,6 +311,16 @@ def test_members_may_have_searches_of_their_own(crystals):
 
 
 @pytest.mark.slow
+def test_the_ridge_is_the_rounding_of_what_the_potential_is_used_in(crystals):
+    def ridge(dtype: type, **given: float) -> float:
+        settings = settings_of(**given)
+        capacity, ensemble = plan_capacity(crystals, MODEL.cutoff, settings), Ensemble(MODEL.build(SPECIES), 1)
+        return ProjectionTrainer(ensemble, SPECIES, capacity, settings, EnsembleSettings(size=1), dtype).ridge
+
+    assert ridge(np.float32) == np.finfo(np.float32).eps and ridge(np.float64) == 1e-10
+    assert ridge(np.float32, ridge=1e-5) == 1e-5
+
+
 def test_jobs_of_a_sweep_are_trained_in_turn(trainer, crystals, whole):
     """One that comes twice is trained once, and gives what it gives alone."""
     job = Job(crystals, jax.random.key(0), NONE)

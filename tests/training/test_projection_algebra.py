@@ -81,6 +81,22 @@ def test_what_data_leave_open_is_shared_or_nothing():
     assert found.loss == pytest.approx(plain.loss, rel=1e-10)
 
 
+def test_a_ridge_of_rounding_leaves_nothing_to_cancel():
+    """Of columns that nearly depend on each other, large coefficients fit best until the columns are rounded."""
+    generator, eps = np.random.default_rng(2), float(np.finfo(np.float32).eps)
+    few, near = generator.normal(size=(200, 6)), 1e-9 * generator.normal(size=(200, 6))
+    phi = np.column_stack([few, few + near])
+    labels = few.sum(axis=1) + 1e-4 * generator.normal(size=200)
+    rounded = phi * (1 + eps * generator.uniform(-0.5, 0.5, size=phi.shape))
+    factor = np.linalg.qr(np.column_stack([phi, labels]), mode="r")
+
+    def loss(ridge: float, columns: np.ndarray) -> float:
+        return float(np.sum((columns @ solve(factor, 12, ridge).linear - labels) ** 2))
+
+    assert loss(1e-10, rounded) > 5 * loss(1e-10, phi)
+    assert loss(eps, rounded) < 1.05 * loss(1e-10, phi)
+
+
 def test_numbers_that_are_none_are_seen():
     assert not solve(np.full((5, 5), np.nan), 2, 1e-10).finite
 

@@ -31,8 +31,10 @@ class ProjectionSettings(Settings):
     weights, which takes as many times as long."""
     member_iterations: int = Field(default=2, ge=0, le=10**6)
     """With ``shared``: passes over the data in which models differ in all parameters; with 0 in linear ones alone."""
-    ridge: float = Field(default=1e-10, gt=0, lt=1)
-    """Penalty on linear parameters, relative to what they multiply: enough to decide what data leave open."""
+    ridge: float | None = Field(default=None, gt=0, lt=1)
+    """Penalty on linear parameters, relative to what they multiply.  By default the error that rounding makes in the
+    numbers that the potential is used in, 1.2e-7 in float32, so that large coefficients do not cancel to digits that
+    are not there; 1e-10 in float64, enough to decide what data leave open."""
 
     @model_validator(mode="after")
     def _leaves_a_search(self) -> Self:

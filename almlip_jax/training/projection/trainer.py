@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,9 @@ from almlip_jax.training.projection.settings import ProjectionSettings
 from almlip_jax.training.projection.state import ALONE, MEMBERS, TRIAL, State, leaves, restored
 from almlip_jax.training.settings import TrainingSettings
 from almlip_jax.training.trainer import EpochReport, Keeper, OnEpoch, Trainer, TrainingResult, is_over, report_of
+
+
+_LEAST_RIDGE: Final = 1e-10  # decides what data leave open
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,11 @@ class ProjectionTrainer(Trainer):
         return self.settings.projection
 
     @property
+    def ridge(self) -> float:
+        """Penalty on linear parameters; see `ProjectionSettings.ridge`."""
+        return self.projection.ridge or max(float(np.finfo(self.given).eps), _LEAST_RIDGE)
+
+    @property
     def own(self) -> bool:
         """Whether each model is searched for by itself."""
         return self.projection.members == "own"
@@ -123,7 +131,7 @@ class ProjectionTrainer(Trainer):
         if saved is None:
             state = self._begun(task)
         else:
-            state = restored(saved.leaves, linear, self.projection.ridge)
+            state = restored(saved.leaves, linear, self.ridge)
             history = [EpochReport.of(report) for report in saved.history]
         began = time.monotonic() - (history[-1].seconds if history else 0.0)
         while not is_over(history, wanted):
@@ -178,7 +186,7 @@ class ProjectionTrainer(Trainer):
         origins = np.arange(count)
         look = task.observer.look(self._weights(task, MEMBERS if self.own else TRIAL), origins)
         others = np.asarray(jax.vmap(self.inner.separate)(task.observer.first)[1])
-        searches = begun(look, others, task.linear, task.tried, self.projection.ridge)
+        searches = begun(look, others, task.linear, task.tried, self.ridge)
         return State(
             searches=tuple(searches),
             origins=origins,
@@ -204,7 +212,7 @@ class ProjectionTrainer(Trainer):
         if state.part != MEMBERS and self._members_next(task, state):
             return self._with_members(task, state)
         look = task.observer.look(self._weights(task, state.part), state.origins)
-        searches = advanced(look, state.searches, settings.ridge, settings.tolerance)
+        searches = advanced(look, state.searches, self.ridge, self.projection.tolerance)
         state = replace(state, searches=tuple(searches), step=state.step + 1)
         if state.part == TRIAL and state.step >= settings.trial_iterations:
             chosen = best(searches)
@@ -228,7 +236,7 @@ class ProjectionTrainer(Trainer):
         place = np.minimum(np.arange(count), models - 1)
         others, origins = state.best[place, task.linear :], state.best_origins[place]
         look = task.observer.look(self._weights(task, MEMBERS), origins)
-        searches = begun(look, others, task.linear, active, self.projection.ridge)
+        searches = begun(look, others, task.linear, active, self.ridge)
         if not self.projection.member_iterations:
             searches = [replace(one, active=False) for one in searches]
         blank = replace(state, best_loss=np.full(models, np.inf), waited=np.full(models, -1))
