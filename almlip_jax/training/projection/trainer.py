@@ -29,7 +29,6 @@ from almlip_jax.training.projection.state import ALONE, MEMBERS, TRIAL, State, l
 from almlip_jax.training.settings import TrainingSettings
 from almlip_jax.training.trainer import EpochReport, Keeper, OnEpoch, Trainer, TrainingResult, is_over, report_of
 
-
 _LEAST_RIDGE: Final = 1e-10  # decides what data leave open
 
 
