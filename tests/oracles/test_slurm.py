@@ -1,7 +1,10 @@
-"""Labels through a SLURM that runs on this machine, whose jobs are killed, whose nodes go away, which starts again."""
+"""Labels through a SLURM on this machine whose jobs, nodes and controller end early, as may the program itself."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -18,6 +21,7 @@ from almlip_jax import cluster as parsl_jobs
 from almlip_jax.cluster import SlurmSettings
 from almlip_jax.oracles import Labeller, LabelResult, LabelStore
 from almlip_jax.oracles.sources.calculator import CalculatorSettings
+from almlip_jax.structures.io import write_structures
 
 pytestmark = [
     pytest.mark.slow,
@@ -33,6 +37,21 @@ SETTINGS = SlurmSettings(
     address="127.0.0.1",
     worker_init=f"export PYTHONPATH={Path(__file__).parent}:$PYTHONPATH",
 )
+
+
+_LABELLING = """
+import sys
+from pathlib import Path
+from almlip_jax import cluster
+from almlip_jax.oracles import Labeller, LabelStore, SourceSettings
+from almlip_jax.structures.io import read_structures
+cluster.HEARTBEAT_SECONDS = 2
+folder = Path(sys.argv[1])
+settings = cluster.SlurmSettings.model_validate_json(sys.argv[3])
+with LabelStore(folder / "labels.db") as store:
+    with Labeller(SourceSettings.parse(sys.argv[2]), store, settings) as labeller:
+        labeller.label(read_structures(folder / "frames.extxyz"), {"purpose": "train"})
+"""
 
 
 @pytest.fixture
@@ -140,3 +159,22 @@ def test_a_controller_that_starts_again(
 
     labelled(slow_springs, tmp_path, waters(LABELS), restart)
     assert made_again(tmp_path) == 0
+
+
+def test_a_program_that_is_killed(
+    slurm: Cluster, waters: Waters, slow_springs: CalculatorSettings, tmp_path: Path
+) -> None:
+    """Its jobs end by themselves, and the next run pays for what was not finished, and for what was being worked on."""
+    frames = waters(LABELS)
+    write_structures(tmp_path / "frames.extxyz", frames)
+    given = [str(tmp_path), slow_springs.model_dump_json(), SETTINGS.model_dump_json()]
+    path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+    program = subprocess.Popen([sys.executable, "-c", _LABELLING, *given], env=os.environ | {"PYTHONPATH": path})
+    until(lambda: len(calls(tmp_path)) >= 4, 120)
+    orphans = slurm.jobs()
+    program.kill()
+    program.wait()
+    labelled(slow_springs, tmp_path, frames, lambda: None)
+    assert made_again(tmp_path) <= 2
+    assert len(orphans) == 1
+    until(lambda: not slurm.jobs(), 60)
