@@ -17,6 +17,7 @@ from almlip_jax.keys import named_key, numpy_generator
 from almlip_jax.models import ModelSettings, Params
 from almlip_jax.models.charge_energy import with_charge_energy
 from almlip_jax.potential import ActiveSetSettings, Potential
+from almlip_jax.potential.compositions import compositions_note
 from almlip_jax.potential.states import states_note
 from almlip_jax.structures.electronic_state import electronic_state, total_charge
 from almlip_jax.structures.remembered import remember
@@ -183,13 +184,14 @@ def _calibrated(task: _Task, prepared: _Prepared, result: TrainingResult, datase
     """The potential that a training gave, calibrated where it was validated, with a sample of what it learned from."""
     parts, replayed = prepared.parts, len(prepared.parts.again)
     states = states_note(parts.dataset, states_before(task.start)) if prepared.sees_state else {}
+    compositions = compositions_note(parts.dataset, () if task.start is None else task.start.compositions)
     stream = numpy_generator(task.seed, "replay")
     potential = Potential(
         settings=task.model,
         species=prepared.species,
         params=result.params,
         reference_energies=prepared.references.energies,
-        metadata={"dataset_size": dataset_size, "replayed": replayed, "seed": task.seed} | states,
+        metadata={"dataset_size": dataset_size, "replayed": replayed, "seed": task.seed} | states | compositions,
         members=result.members(task.ensemble),
         isolated=prepared.references.isolated,
         remembered=remember(parts.learned, task.training.replay, stream, parts.again),
@@ -306,7 +308,7 @@ def _beginning(
 def with_kept_references(begun: Potential, structures: Sequence[Atoms], met: Collection[int]) -> Potential:
     """The potential that a training goes on from, with reference energies that suit the structures.
 
-    Those of the elements that it has met stay, and what charges cost, as far as the compositions that it remembers tell
+    Those of the elements that it has met stay, and what charges cost, as far as the compositions that it has met tell
     these apart; those of the others, and what is left open (see `_for_new_proportions`), are fitted to what its
     predictions leave of the energies.
 
@@ -350,7 +352,7 @@ def _for_new_proportions(begun: Potential, structures: Sequence[Atoms], met: Col
 
     From H5O2+ alone nobody learns how its energy is shared between H, O and the charge, and any share serves; H9O4+ has
     other proportions, and tells, and so does a neutral molecule to a model that sees charge.  The reference energies
-    change so that no energy of a composition that is remembered does, and that energies of the new ones are met on the
+    change so that no energy of a composition that was met does, and that energies of the new ones are met on the
     average.  Without that the network would have to learn the difference, tens of electron-volts.  Energies of isolated
     atoms stay.
 
@@ -360,11 +362,12 @@ def _for_new_proportions(begun: Potential, structures: Sequence[Atoms], met: Col
         met: elements that it has learned of.
     """
     free = [z for z in begun.species.numbers if z in met and z not in begun.isolated]
-    if not begun.remembered:
+    known = [*begun.remembered, *begun.compositions]
+    if not known:
         return begun
     found = [atoms for atoms in _with_energies(structures) if set(atoms.numbers.tolist()) <= {*met, *begun.isolated}]
-    remembered, counts = _counted([*begun.remembered, *found], free, len(begun.remembered), begun.ensemble.sees_state)
-    left_open = proportions_left_open(remembered)
+    before, counts = _counted([*known, *found], free, len(known), begun.ensemble.sees_state)
+    left_open = proportions_left_open(before)
     shares = counts / np.array([len(atoms) for atoms in found])[:, None]
     new = np.flatnonzero(np.max(np.abs(shares @ left_open), axis=1, initial=0.0) > 1e-8)
     if not len(new):

@@ -23,6 +23,7 @@ from almlip_jax.keys import named_key, numpy_generator
 from almlip_jax.models import ModelSettings, Params
 from almlip_jax.origins import NOTHING, Known, Origin
 from almlip_jax.potential import Potential
+from almlip_jax.potential.compositions import compositions_note
 from almlip_jax.potential.states import states_note
 from almlip_jax.structures.packing import BatchShape
 from almlip_jax.structures.remembered import remember
@@ -378,7 +379,9 @@ class Learner:
         old: tuple[Atoms, ...] = ()
         if self.start is not None:
             old = self.start.kept(learned, judging, sees_state=self.ensemble.sees_state)
-        states = states_note(data, () if self.start is None else states_before(self.start.potential))
+        notes = compositions_note(data, self.start.potential.compositions if self.start and self.start.met else ())
+        if self.ensemble.sees_state:
+            notes |= states_note(data, () if self.start is None else states_before(self.start.potential))
         potential = Potential(
             settings=self.model,
             members=result.members(self.settings),
@@ -386,7 +389,7 @@ class Learner:
             params=result.params,
             reference_energies=references,
             isolated=frozenset(self.isolated),
-            metadata={**metadata, **validation_note(result), **(states if self.ensemble.sees_state else {})},
+            metadata={**metadata, **validation_note(result), **notes},
             remembered=remember(learned, self.training.replay, stream, old),
         )
         return potential.calibrated(judging, shape=potential.batch_shape(data))

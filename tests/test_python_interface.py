@@ -79,7 +79,9 @@ def test_a_potential_of_the_loop_is_one_like_any_other(rounds, tmp_path):
     found, _, data = rounds
     potential = found[-1][0]
     potential.save(tmp_path / "water")
-    again = al.load(tmp_path / "water").evaluate(data[:3])
+    loaded = al.load(tmp_path / "water")
+    assert [one.get_chemical_formula() for one in loaded.compositions] == ["H2O"]
+    again = loaded.evaluate(data[:3])
     np.testing.assert_array_equal(again.energy, potential.evaluate(data[:3]).energy)
 
 

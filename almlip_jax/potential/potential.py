@@ -21,6 +21,7 @@ from almlip_jax.models import ModelSettings, Params
 from almlip_jax.potential import spanning, storage
 from almlip_jax.potential.active_set import ActiveSetSettings, ActiveStructures
 from almlip_jax.potential.calculator import PotentialCalculator
+from almlip_jax.potential.compositions import noted_compositions
 from almlip_jax.potential.evaluator import Evaluated, Evaluator, FittedScore, joined, reference_energy
 from almlip_jax.potential.fitted import TRAINING_ROWS, Calibration, Fitted, FittedKind, TrainingSet, params_digest
 from almlip_jax.potential.novelty import Novelty, fit_novelty, novelty_names
@@ -101,6 +102,14 @@ class Potential:
     def states(self) -> frozenset[tuple[int, int]]:
         """Charges and multiplicities that it has learned of; none where it does not see them, or nothing is known."""
         return noted_states(self.metadata) if self.ensemble.sees_state else frozenset()
+
+    @property
+    def compositions(self) -> list[Atoms]:
+        """Compositions and charges that it has learned of, as structures without places; none where nothing is known.
+
+        They are independent of each other, and no more than are needed to tell of all.
+        """
+        return noted_compositions(self.metadata)
 
     def strange_state(self, atoms: Atoms) -> str | None:
         """A sentence that nothing was learned of the charge and spin of a structure; None where it was."""

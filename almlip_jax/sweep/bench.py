@@ -22,6 +22,7 @@ from almlip_jax.evaluation.tidy import CALIBRATION, error_columns
 from almlip_jax.files import plain
 from almlip_jax.keys import named_key
 from almlip_jax.potential import Potential
+from almlip_jax.potential.compositions import compositions_note
 from almlip_jax.potential.states import states_note
 from almlip_jax.selection import Selector
 from almlip_jax.structures.packing import BatchShape
@@ -327,6 +328,7 @@ class Bench:
                 "seconds_train": seconds,
             }
             | validation_note(result)
+            | compositions_note(dataset)
             | (states_note(dataset) if sees_state else {}),
         )
         potential.save(self.folder.potential(member, number))

@@ -73,6 +73,19 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
                 Al={"BASIS_SET": "SZV-MOLOPT-SR-GTH", "POTENTIAL": "GTH-PADE-q3"},
             )
         },
+        "iron": {
+            "parameters": _cp2k(
+                "PADE",
+                400,
+                {
+                    "EPS_SCF": 5e-6,  # densities of neighbouring steps differ by as much for ever
+                    "ADDED_MOS": "10 10",
+                    "SMEAR": {"_": "ON", "METHOD": "FERMI_DIRAC", "ELECTRONIC_TEMPERATURE": "[K] 3000"},
+                    "MIXING": {"METHOD": "BROYDEN_MIXING", "ALPHA": 0.3, "BETA": 3},
+                },
+                Fe={"BASIS_SET": "SZV-MOLOPT-SR-GTH", "POTENTIAL": "GTH-PADE-q16"},
+            )
+        },
         "oxygen": {
             "parameters": _cp2k("PADE", 200, {}, O={"BASIS_SET": "SZV-MOLOPT-SR-GTH", "POTENTIAL": "GTH-PADE-q6"})
         },

@@ -110,6 +110,7 @@ def test_the_table_says_what_the_last_potential_says(study):
     assert row["forces_rmse"] == pytest.approx(math.sqrt(np.mean(errors**2)), rel=1e-5)
     validated = [one["validation"] for one in read_json(folder_of(study, "max_det", 1) / "state.json")["rounds"]]
     assert validated[2] == potential.metadata["validation_forces_rmse"] and min(validated) > 0
+    assert [set(one.symbols) for one in potential.compositions] == [{"H"}]  # H3 and H4 say the same
     alike = read_json(folder_of(study, "random", 1) / "state.json")["rounds"]
     assert alike[0]["validation"] == validated[0] and alike[2]["validation"] != validated[2]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from almlip_jax.fitting import fit_potential, with_kept_references
 from almlip_jax.learner import Learner
 from almlip_jax.models.charge_energy import charge_energy_of
 from almlip_jax.potential import Potential
+from almlip_jax.potential.compositions import compositions_note, noted_compositions
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.training import EpochReport, Trainer, training_part, validation_part
 
@@ -118,6 +120,7 @@ def test_memories_train_and_never_validate(base, tuned, waters):
     """Those of the base are its training structures; the new ones join them, validation structures do not."""
     assert len(base.remembered) == 16 and tuned.metadata["replayed"] == 16 and tuned.metadata["dataset_size"] == 16
     validating = {atoms.positions.tobytes() for atoms in validation_part(waters, SHORT.validation_fraction)}
+    assert {one.get_chemical_formula() for one in tuned.compositions} == {"CH4", "H2O"}
     held = [atoms.positions.tobytes() for atoms in tuned.remembered]
     assert len(set(held)) == len(held) == 16 + 16 - len(validating) and not validating.intersection(held)
 
@@ -219,6 +222,18 @@ def test_references_stay_where_nothing_is_left_open(of_water):
     assert kept(replace(of_water, remembered=()), more) == given
     alone = replace(of_water, isolated=frozenset({8}))  # then the energy of H is known, too
     assert kept(alone, more) == given
+
+
+def test_compositions_are_known_where_no_structure_is_remembered(of_water):
+    """What `training.replay: 0` and rounds of a sweep leave: as many compositions as tell of all others."""
+    more = [with_energy("H2O2", -226.4)]
+    noted = replace(of_water, remembered=(), metadata=compositions_note([molecule("H2O")] * 3))
+    assert kept(noted, more) == kept(of_water, more)
+    water, peroxide, ion = molecule("H2O"), molecule("H2O2"), molecule("H2O")
+    ion.info["charge"] = 1
+    note = compositions_note([peroxide, water, ion, Atoms("H4O2"), Atoms("H6O5")], noted.compositions)
+    found = noted_compositions(json.loads(json.dumps(note)))
+    assert [(str(one.symbols), one.info["charge"]) for one in found] == [("H2O", 0), ("H2O", 1), ("H2O2", 0)]
 
 
 def test_a_charge_that_was_never_met_says_what_it_costs(of_water):
