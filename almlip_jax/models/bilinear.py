@@ -47,7 +47,13 @@ def bilinear(table: Table, left: Sequence[jax.Array], right: Sequence[jax.Array]
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _bilinear(table: Table, shapes: tuple, left: Irreps, right: Irreps) -> Irreps:
-    return tuple(jnp.stack([_sum(terms, left, right) for terms in block]) for block in table)
+    return _sums(table, left, right)
+
+
+@partial(jax.jit, static_argnums=0)  # traced once, where a program has the same map of the same shapes many times
+def _sums(table: Table, left: Irreps, right: Irreps) -> Irreps:
+    ours, others = (tuple(tuple(jnp.unstack(block)) for block in factor) for factor in (left, right))
+    return tuple(jnp.stack([_sum(terms, ours, others) for terms in block]) for block in table)
 
 
 def _forward(table: Table, shapes: tuple, left: Irreps, right: Irreps) -> tuple[Irreps, tuple[Irreps, Irreps]]:
@@ -76,7 +82,7 @@ def _like(found: jax.Array, wanted: jax.Array) -> jax.Array:
 def _sum(terms: tuple[Term, ...], left: Sequence[Any], right: Sequence[Any]) -> jax.Array:
     """One component; terms that share the left factor are summed before they are multiplied by it."""
     if not terms:
-        return jnp.zeros(jnp.broadcast_shapes(left[0].shape[1:], right[0].shape[1:]), left[0].dtype)
+        return jnp.zeros(jnp.broadcast_shapes(left[0][0].shape, right[0][0].shape), left[0][0].dtype)
     by_left: dict[tuple[int, int], list[jax.Array]] = {}
     for a, i, b, j, c in terms:
         factor = right[b][j]

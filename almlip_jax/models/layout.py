@@ -17,7 +17,7 @@ import numpy as np
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 def unstack(values: jax.Array, axis: int) -> tuple[jax.Array, ...]:
     """The slices of an array along an axis, without that axis."""
-    return tuple(jax.lax.index_in_dim(values, n, axis, keepdims=False) for n in range(values.shape[axis]))
+    return tuple(jnp.unstack(values, axis=axis))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
