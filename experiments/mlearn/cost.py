@@ -117,7 +117,7 @@ def by_motep(options: argparse.Namespace, material: str, test: list[Atoms]) -> l
         subprocess.run([str(part) for part in command], check=True, env=os.environ | one_thread)
         given = np.load(out)
         same = crystal(material)
-        same.calc = potential.calculator(precision="float64")  # as motep has it: float32 may be 0.5 meV/atom off
+        same.calc = potential.calculator(precision="float64")  # as motep has it
         own = same.get_potential_energy()
         if abs(float(given["energy"]) - own) > 1e-4 * len(crystal(material)):
             raise RuntimeError(f"motep gives {given['energy']} eV and we give {own} eV for the crystal with {file}.")
