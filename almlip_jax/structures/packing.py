@@ -370,6 +370,7 @@ def shape_of_part(batch: BatchShape, largest: int, parts: int) -> BatchShape:
     return BatchShape(by_size, batch.neighbors, batch.structures)
 
 
+@jax.jit  # one program where it is called on its own, and traced once for each shape
 def take_batch(data: PackedDataset, plan: BatchPlan, step: jax.Array | int) -> tuple[Graph, Targets]:
     """Gathers one batch on the device.
 
