@@ -95,7 +95,7 @@ def candidates(
     price = np.array([len(frame) for frame in frames]) if cost is None else cost
 
     def padded(values: np.ndarray) -> jax.Array:
-        return jnp.asarray(np.pad(values, [(0, missing)] + [(0, 0)] * (values.ndim - 1)))
+        return jax.device_put(np.pad(values, [(0, missing)] + [(0, 0)] * (values.ndim - 1)))
 
     return Candidates(
         features={name: padded(values) for name, values in evaluated.features.items()},

@@ -219,7 +219,7 @@ class Explorer:
         return Knowledge(novelty, self._cast(context), known.relative)
 
     def _cast(self, tree: Any) -> Any:
-        return jax.tree.map(lambda x: jnp.asarray(np.asarray(x, self.dtype)), tree)
+        return jax.tree.map(lambda x: jax.device_put(np.asarray(x, self.dtype)), tree)
 
     def _thresholds(self, given: Thresholds | tuple[float, float]) -> Thresholds:
         if isinstance(given, Thresholds):
@@ -228,7 +228,7 @@ class Explorer:
         return Thresholds(record=record, stop=stop)
 
     def _real(self, values: ArrayLike) -> jax.Array:
-        return jnp.asarray(np.asarray(values, self.dtype))
+        return jax.device_put(np.asarray(values, self.dtype))
 
     def _prepare(
         self,
@@ -274,7 +274,7 @@ class Explorer:
             ends=_nobody_ended(walkers, self.dtype),
             tree=tree,
             snapshots=snapshots,
-            step=jnp.asarray(np.int32(0)),
+            step=jax.device_put(np.int32(0)),
         )
         return state, setup, loop
 
@@ -335,7 +335,7 @@ class Explorer:
             kt=self._real(KB * np.array([group.temperatures for group in groups])),
             pressure=self._real(GPA * np.array([group.pressures for group in groups])),
             timestep=self._real(s.timestep * FEMTOSECOND),
-            mobile=jnp.asarray(mobile),
+            mobile=jax.device_put(mobile),
             freedom=self._real(np.maximum(3 * moving - 3 * rests, 1)),
             numbers={name: self._real(value) for name, value in s.numbers().items()},
         )
@@ -373,8 +373,8 @@ class Explorer:
         chosen = drive.mobile
         if s.swaps.elements:
             named = np.isin(layout.numbers, [_number(symbol) for symbol in s.swaps.elements])
-            chosen = chosen & jnp.asarray(named)
-        return motion.set(extra=motion.extra.replace(species=jnp.asarray(layout.species), swappable=chosen))
+            chosen = chosen & jax.device_put(named)
+        return motion.set(extra=motion.extra.replace(species=jax.device_put(layout.species), swappable=chosen))
 
     def _setup(
         self,
@@ -398,15 +398,15 @@ class Explorer:
         rewind = s.rewind
         assert known.context is not None
         return Setup(
-            species=jnp.asarray(layout.species),
-            atom_mask=jnp.asarray(layout.mask),
-            pbc=jnp.asarray(layout.pbc),
+            species=jax.device_put(layout.species),
+            atom_mask=jax.device_put(layout.mask),
+            pbc=jax.device_put(layout.pbc),
             charge=self._real(layout.charges),
             spin=self._real(layout.spins),
             radii=self._real(species_radii(self.species.numbers)),
             drive=drive,
             limits=SanityLimits.of(s.sanity),
-            first_fragments=jnp.asarray(np.full(walkers, atoms, np.int32)),
+            first_fragments=jax.device_put(np.full(walkers, atoms, np.int32)),
             thresholds=thresholds,
             strength=self._real(strength),
             gate_factors=self._real(np.take_along_axis(relative, layout.species, axis=1)),
@@ -414,10 +414,10 @@ class Explorer:
             departure=self._real(_DEPARTURE),
             context=known.context,
             key=named_stream(key, "admission"),
-            steps=jnp.asarray(np.int32(s.steps)),
-            record_every=jnp.asarray(np.int32(s.record_every)),
-            snapshot_every=jnp.asarray(np.int32(1 if rewind is None else rewind.every)),
-            restarts=jnp.asarray(np.int32(0 if rewind is None else rewind.limit)),
+            steps=jax.device_put(np.int32(s.steps)),
+            record_every=jax.device_put(np.int32(s.record_every)),
+            snapshot_every=jax.device_put(np.int32(1 if rewind is None else rewind.every)),
+            restarts=jax.device_put(np.int32(0 if rewind is None else rewind.limit)),
         )
 
     def _snapshots(
@@ -442,7 +442,7 @@ class Explorer:
             cell=self._real(cells),
             force=self._real(np.zeros_like(positions)),
             virial=self._real(np.zeros_like(cells)),
-            count=jnp.asarray(np.full(walkers, 1 + rewind.further, np.int32)),
+            count=jax.device_put(np.full(walkers, 1 + rewind.further, np.int32)),
         )
 
     def _neighbors(self, positions: jax.Array, cells: np.ndarray, layout: _Layout) -> WalkerNeighbors:
@@ -517,7 +517,7 @@ class _Layout:
 
 def _nobody_ended(walkers: int, dtype: np.dtype) -> Ends:
     def count(value: int) -> jax.Array:
-        return jnp.asarray(np.full(walkers, value, np.int32))
+        return jax.device_put(np.full(walkers, value, np.int32))
 
     return Ends(
         status=count(0),
@@ -531,7 +531,7 @@ def _nobody_ended(walkers: int, dtype: np.dtype) -> Ends:
         origin=count(0),
         departed_step=count(-1),
         departed_atom=count(-1),
-        departure=jnp.asarray(np.zeros(walkers, dtype)),
+        departure=jax.device_put(np.zeros(walkers, dtype)),
     )
 
 
@@ -545,7 +545,7 @@ def _number(symbol: str) -> int:
 
 def _concrete(tree: Any) -> Any:
     """Arrays in place of Python numbers and weak types, so that a state has one type before and after a step."""
-    return jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), tree)
+    return jax.tree.map(lambda x: jax.device_put(np.asarray(x)), tree)
 
 
 def _streams(key: jax.Array, name: str, numbers: Sequence[int]) -> jax.Array:

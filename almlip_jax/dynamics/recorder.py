@@ -60,7 +60,7 @@ def empty_recorder(walkers: int, room: int, atoms: int, scores: tuple[str, ...],
 
     # made on the host: one program for each shape would take longer
     def zeros(*shape: int) -> jax.Array:
-        return jnp.asarray(np.zeros(shape, dtype))
+        return jax.device_put(np.zeros(shape, dtype))
 
     return Recorder(
         frames=Frames(
@@ -71,10 +71,10 @@ def empty_recorder(walkers: int, room: int, atoms: int, scores: tuple[str, ...],
             energy=zeros(room),
             temperature=zeros(room),
         ),
-        walker=jnp.asarray(np.full((room,), -1, np.int32)),
-        step=jnp.asarray(np.zeros((room,), np.int32)),
-        last=jnp.asarray(np.full((walkers,), -(2**30), np.int32)),
-        offered=jnp.asarray(np.zeros((walkers,), np.int32)),
+        walker=jax.device_put(np.full((room,), -1, np.int32)),
+        step=jax.device_put(np.zeros((room,), np.int32)),
+        last=jax.device_put(np.full((walkers,), -(2**30), np.int32)),
+        offered=jax.device_put(np.zeros((walkers,), np.int32)),
     )
 
 

@@ -68,10 +68,10 @@ class SanityLimits:
     def of(cls, settings: SanitySettings) -> SanityLimits:
         """The limits that some settings give."""
         return cls(
-            closest_contact=jnp.asarray(np.float32(settings.closest_contact)),
-            max_temperature=jnp.asarray(np.float32(settings.max_temperature)),
-            max_force=jnp.asarray(np.float32(settings.max_force)),
-            bond_factor=jnp.asarray(np.float32(settings.bond_factor)),
+            closest_contact=jax.device_put(np.float32(settings.closest_contact)),
+            max_temperature=jax.device_put(np.float32(settings.max_temperature)),
+            max_force=jax.device_put(np.float32(settings.max_force)),
+            bond_factor=jax.device_put(np.float32(settings.bond_factor)),
         )
 
 

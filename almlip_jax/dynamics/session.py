@@ -138,7 +138,7 @@ class Session:
         plain, structure = jax.tree.flatten(_with_plain_keys(state))
         if [(x.shape, x.dtype) for x in plain] != [(x.shape, x.dtype) for x in leaves]:
             raise InputError(f"{path} belongs to a run with other settings; begin this run again.")
-        found = jax.tree.unflatten(structure, [jnp.asarray(x) for x in leaves])
+        found = jax.tree.unflatten(structure, [jax.device_put(x) for x in leaves])
         keys = jax.random.wrap_key_data(found.motion.rng)
         self.state = self._reopened(replace(found, motion=found.motion.set(rng=keys)))
         return notes

@@ -326,7 +326,7 @@ def _swapped(rows: np.ndarray, matrix: np.ndarray, threshold: float) -> ActiveSe
     padded = np.zeros((room, matrix.shape[0]))  # rows of zeros never enter
     padded[: len(rows)] = rows
     with jax.enable_x64(True):
-        found = _swap(jnp.asarray(padded), jnp.asarray(matrix), jnp.asarray(threshold))
+        found = _swap(jax.device_put(padded), jax.device_put(matrix), jnp.asarray(threshold))
         return jax.device_get(found)  # type: ignore[no-any-return]
 
 

@@ -86,9 +86,9 @@ class Environments:
 
         def padded(values: Sequence[ArrayLike]) -> jax.Array:
             joined = np.concatenate([np.asarray(one) for one in values]) if len(values) else np.zeros(0)
-            return jnp.asarray(np.pad(joined, [(0, atoms - total)] + [(0, 0)] * (joined.ndim - 1)))
+            return jax.device_put(np.pad(joined, [(0, atoms - total)] + [(0, 0)] * (joined.ndim - 1)))
 
-        return cls({name: padded(values) for name, values in rows.items()}, padded(species), jnp.asarray(members))
+        return cls({name: padded(values) for name, values in rows.items()}, padded(species), jax.device_put(members))
 
 
 @struct.dataclass

@@ -219,16 +219,16 @@ def walker_neighbors(
     _check_shapes(positions, np.asarray(cells), np.asarray(pbc), np.asarray(atom_mask))
     if not (np.isfinite(cutoff) and cutoff > 0 and np.isfinite(skin) and skin >= 0):
         raise InputError(f"the cutoff must be positive and the skin not negative, not {cutoff} and {skin} Angstrom.")
-    atom_mask = jnp.asarray(np.asarray(atom_mask, bool))
+    mask: jax.Array = jax.device_put(np.asarray(atom_mask, bool))
     empty = WalkerNeighbors(
-        slots=empty_slots(atom_mask, 0),
+        slots=empty_slots(mask, 0),
         built_at=positions,
-        cells=jnp.asarray(np.asarray(cells, positions.dtype)),
-        built_cells=jnp.asarray(np.asarray(cells, positions.dtype)),
-        pbc=jnp.asarray(np.asarray(pbc, bool)),
-        atom_mask=atom_mask,
-        largest_count=jnp.asarray(np.zeros((), np.int32)),
-        unsearched=jnp.asarray(np.zeros((), bool)),
+        cells=jax.device_put(np.asarray(cells, positions.dtype)),
+        built_cells=jax.device_put(np.asarray(cells, positions.dtype)),
+        pbc=jax.device_put(np.asarray(pbc, bool)),
+        atom_mask=mask,
+        largest_count=jax.device_put(np.zeros((), np.int32)),
+        unsearched=jax.device_put(np.zeros((), bool)),
         cutoff=float(cutoff),
         skin=float(skin),
         images=(0, 0, 0) if room is None else room.images,
@@ -320,7 +320,7 @@ def searches_bins(atoms: int) -> bool:
 
 def _searching_enough(neighbors: WalkerNeighbors, positions: jax.Array) -> WalkerNeighbors:
     """A list whose next build looks as far as some positions [W, N, 3] and the cells need, and no less than before."""
-    radius, nothing = neighbors.cutoff + neighbors.skin, jnp.asarray(np.zeros((), bool))
+    radius, nothing = neighbors.cutoff + neighbors.skin, jax.device_put(np.zeros((), bool))
     cells, pbc = np.asarray(neighbors.cells, np.float64), np.asarray(neighbors.pbc)
     images = _images_needed(cells, pbc, radius)  # it refuses degenerate cells
     if searches_bins(positions.shape[1]):

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ase import Atoms
 
@@ -361,7 +360,7 @@ def training_set(
         return TrainingSet(packed, training, held_out, capacity, parts)
     told = np.zeros(capacity.structures, dtype)
     told[others] = 1
-    packed = replace(packed, data=replace(packed.data, second=jnp.asarray(told)))
+    packed = replace(packed, data=replace(packed.data, second=jax.device_put(told)))
     number = drawn(len(training), len(second), share)
     return TrainingSet(packed, training, held_out, capacity, parts, np.arange(others.start, others.stop), number)
 
@@ -413,7 +412,7 @@ def bootstrap_weights(settings: EnsembleSettings, structures: int, dtype: np.dty
     """
     shape = (settings.size, structures)
     if settings.bootstrap == "none" or settings.size == 1:
-        return jnp.ones(shape, dtype)
+        return jax.device_put(np.ones(shape, dtype))
     # one generator for each structure: gamma draws by rejection, and a longer table must begin with the shorter one
     stream = np.asarray(jax.random.key_data(key)).tolist()
     draws = (np.random.default_rng([*stream, index]) for index in range(structures))
@@ -422,7 +421,7 @@ def bootstrap_weights(settings: EnsembleSettings, structures: int, dtype: np.dty
     else:
         variance = settings.bootstrap_variance
         columns = [draw.gamma(1 / variance, variance, size=settings.size) for draw in draws]
-    return jnp.asarray(np.stack(columns, axis=1), dtype)
+    return jax.device_put(np.stack(columns, axis=1).astype(dtype))
 
 
 def _refuse_weightless(dataset: Sequence[Atoms], further: Collection[str]) -> None:

@@ -374,7 +374,7 @@ class Trainer:
         run = Run(
             data=data.packed.data,
             weights=bootstrap_weights(self.members, self.capacity.structures, self.dtype, weights_key)[mine],
-            validation=jax.tree.map(jnp.asarray, plan),
+            validation=jax.device_put(plan),
             validation_steps=jnp.asarray(steps, jnp.int32),
             total_steps=jnp.asarray(total_steps, jnp.int32),
         )
@@ -395,7 +395,7 @@ class Trainer:
             )
         if given < self.ensemble.size or untold:
             plan, steps = data.training_plan()
-            whole = jax.tree.map(jnp.asarray, plan)
+            whole = jax.device_put(plan)
             steps_of_plan, levels = jnp.asarray(steps, jnp.int32), self._levels(data)
             scale = data.energy_scale(levels)
             fresh = with_levels(self._compiled.fresh(key, data.packed.data, whole, steps_of_plan, scale), levels)

@@ -94,7 +94,7 @@ def _blocks(data: TrainingSet, devices: int) -> tuple[Any, jax.Array]:
     room = longest_epoch(data.capacity.structures, data.capacity.atoms, shape, uniform=False)
     each = -(-max(room, len(batches)) // devices)
     plans = [lay_out(data.packed, batches[n::devices], shape, each) for n in range(devices)]
-    stacked = jax.tree.map(lambda *x: jnp.asarray(np.stack(x)), *[plan for plan, _ in plans])
+    stacked = jax.tree.map(lambda *x: jax.device_put(np.stack(x)), *[plan for plan, _ in plans])
     return stacked, jnp.asarray([steps for _, steps in plans], jnp.int32)
 
 

@@ -175,7 +175,7 @@ class ProjectionTrainer(Trainer):
         several = compiled(replace(self.program, ensemble=replace(self.ensemble, size=count)))
         plan, steps = data.training_plan()
         levels = self._levels(data)
-        whole, scale = jax.tree.map(jnp.asarray, plan), data.energy_scale(levels)
+        whole, scale = jax.device_put(plan), data.energy_scale(levels)
         fresh = several.fresh(key, data.packed.data, whole, jnp.asarray(steps, jnp.int32), scale)
         return jax.tree.map(np.asarray, with_levels(fresh, levels))
 
