@@ -219,7 +219,7 @@ class Explorer:
         return Knowledge(novelty, self._cast(context), known.relative)
 
     def _cast(self, tree: Any) -> Any:
-        return jax.tree.map(lambda x: jax.device_put(np.asarray(x, self.dtype)), tree)
+        return jax.tree.map(lambda x: jax.device_put(np.array(x, self.dtype)), tree)
 
     def _thresholds(self, given: Thresholds | tuple[float, float]) -> Thresholds:
         if isinstance(given, Thresholds):
@@ -228,7 +228,7 @@ class Explorer:
         return Thresholds(record=record, stop=stop)
 
     def _real(self, values: ArrayLike) -> jax.Array:
-        return jax.device_put(np.asarray(values, self.dtype))
+        return jax.device_put(np.array(values, self.dtype))  # a copy, whose memory nobody writes into later
 
     def _prepare(
         self,
@@ -545,7 +545,7 @@ def _number(symbol: str) -> int:
 
 def _concrete(tree: Any) -> Any:
     """Arrays in place of Python numbers and weak types, so that a state has one type before and after a step."""
-    return jax.tree.map(lambda x: jax.device_put(np.asarray(x)), tree)
+    return jax.tree.map(lambda x: jax.device_put(np.array(x)), tree)
 
 
 def _streams(key: jax.Array, name: str, numbers: Sequence[int]) -> jax.Array:

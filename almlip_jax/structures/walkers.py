@@ -219,13 +219,13 @@ def walker_neighbors(
     _check_shapes(positions, np.asarray(cells), np.asarray(pbc), np.asarray(atom_mask))
     if not (np.isfinite(cutoff) and cutoff > 0 and np.isfinite(skin) and skin >= 0):
         raise InputError(f"the cutoff must be positive and the skin not negative, not {cutoff} and {skin} Angstrom.")
-    mask: jax.Array = jax.device_put(np.asarray(atom_mask, bool))
+    mask: jax.Array = jax.device_put(np.array(atom_mask, bool))  # copies: what is put there may share its memory
     empty = WalkerNeighbors(
         slots=empty_slots(mask, 0),
         built_at=positions,
-        cells=jax.device_put(np.asarray(cells, positions.dtype)),
-        built_cells=jax.device_put(np.asarray(cells, positions.dtype)),
-        pbc=jax.device_put(np.asarray(pbc, bool)),
+        cells=jax.device_put(np.array(cells, positions.dtype)),
+        built_cells=jax.device_put(np.array(cells, positions.dtype)),
+        pbc=jax.device_put(np.array(pbc, bool)),
         atom_mask=mask,
         largest_count=jax.device_put(np.zeros((), np.int32)),
         unsearched=jax.device_put(np.zeros((), bool)),
