@@ -61,7 +61,7 @@ def graph() -> Graph:
 
 @pytest.fixture(scope="module")
 def params():
-    return jax.tree.map(lambda x: x.astype(jnp.float64), jax.jit(ENSEMBLE.init)(jax.random.key(0)))
+    return jax.tree.map(lambda x: np.asarray(x, np.float64), jax.jit(ENSEMBLE.init)(jax.random.key(0)))
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_blocks_of_atoms_say_what_all_atoms_at_once_say(graph, params, flat, mon
     if mtp:
         model = build_model(MtpSettings(cutoff=3.5, level=6, radial_basis_size=3, repulsion=True), SPECIES)
         ensemble = replace(ENSEMBLE, model=model)
-        params = jax.tree.map(lambda x: x.astype(jnp.float64), jax.jit(ensemble.init)(jax.random.key(0)))
+        params = jax.tree.map(lambda x: np.asarray(x, np.float64), jax.jit(ensemble.init)(jax.random.key(0)))
         flat = jax.jit(ensemble.predict)(params, graph)
         assert np.abs(np.diff(flat.forces, axis=0)).max() > 1e-4
     monkeypatch.setattr(atom_blocks, "_ATOMS", 7)

@@ -103,7 +103,7 @@ def graph_of(found: list[Atoms]) -> Graph:
 
 
 def params():
-    return jax.tree.map(lambda x: x.astype(jnp.float64), jax.jit(ENSEMBLE.init)(jax.random.key(0)))
+    return jax.tree.map(lambda x: np.asarray(x, np.float64), jax.jit(ENSEMBLE.init)(jax.random.key(0)))
 
 
 def strained(atoms: Atoms, strain: np.ndarray) -> Atoms:

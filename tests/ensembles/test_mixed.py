@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from ase import Atoms
@@ -50,7 +49,7 @@ def test_each_member_is_what_it_is_alone():
     with jax.enable_x64(True):
         ensemble = build_ensemble(MODEL, MEMBERS, SPECIES)
         assert isinstance(ensemble, MixedEnsemble) and ensemble.members == 5 and ensemble.cutoff == 4.0
-        params = jax.tree.map(lambda x: x.astype(jnp.float64), jax.jit(ensemble.init)(jax.random.key(0)))
+        params = jax.tree.map(lambda x: np.asarray(x, np.float64), jax.jit(ensemble.init)(jax.random.key(0)))
         atoms = molecule("H2O") + molecule("H2O")
         atoms.positions[3:] += [0.3, 0.2, 2.6]
         atoms.rattle(0.1, seed=0)

@@ -13,8 +13,8 @@ import pytest
 from ase import Atoms
 from ase.build import bulk
 
-from almlip_jax.ensembles import Ensemble
-from almlip_jax.models import MaceSettings, SharedDensitySettings, build_model, zbl_pair_energy
+from almlip_jax.ensembles import Ensemble, Prediction
+from almlip_jax.models import MaceSettings, Model, SharedDensitySettings, build_model, zbl_pair_energy
 from almlip_jax.models.convolution import convolve, edge_functions, paths_between
 from almlip_jax.models.radial import polynomial_cutoff
 from almlip_jax.structures.graph import Graph
@@ -36,7 +36,7 @@ def graph_of(atoms: Atoms, cutoff: float = CUTOFF) -> Graph:
     neighbors = largest_neighbor_count([atoms], cutoff) + 2
     packed = pack([atoms], SPECIES, cutoff, neighbors=neighbors, dtype=np.float64)
     plan, _ = plan_batches(packed, np.arange(1), BatchShape(len(atoms) + 1, neighbors, 2))
-    return take_batch(packed.data, plan, 0)[0]
+    return jax.device_get(take_batch(packed.data, plan, 0)[0])
 
 
 def carbide() -> Atoms:
@@ -49,7 +49,8 @@ def test_messages_are_sums_of_tensor_products():
     near = 2.4  # the four nearest neighbours: an edge at a time is slow
     graph, channels, rng = graph_of(carbide(), near), 2, np.random.default_rng(0)
     paths = paths_between(2, 2, 2)
-    edges = edge_functions(graph, paths, cutoff=near, cutoff_power=4, basis="bessel", count=3)
+    functions = partial(edge_functions, paths=paths, cutoff=near, cutoff_power=4, basis="bessel", count=3)
+    edges = jax.jit(functions)(graph)
     atoms, slots = graph.edge_mask.shape
     features = tuple(rng.normal(size=(2 * l + 1, atoms, channels)) for l in range(3))
     weights = rng.normal(size=(atoms, slots, len(paths), channels)) * np.asarray(graph.edge_mask)[..., None, None]
@@ -75,7 +76,8 @@ def test_messages_are_sums_of_tensor_products():
 
 def test_radial_functions_of_edges():
     graph = graph_of(carbide())
-    edges = edge_functions(graph, paths_between(0, 0, 0), cutoff=CUTOFF, cutoff_power=4, basis="gaussian", count=5)
+    shape = {"cutoff": CUTOFF, "cutoff_power": 4, "basis": "gaussian", "count": 5}
+    edges = jax.jit(partial(edge_functions, paths=paths_between(0, 0, 0), **shape))(graph)
     distance = np.linalg.norm(graph.vectors, axis=-1)
     center = np.linspace(0, CUTOFF, 5)
     wanted = np.exp(-0.5 * ((distance[..., None] - center) / center[1]) ** 2)
@@ -89,14 +91,17 @@ def test_zbl_of_two_nuclei():
     x = r / (0.46850 / (z1**0.23 + z2**0.23))
     phi = 0.18175 * np.exp(-3.19980 * x) + 0.50986 * np.exp(-0.94229 * x)
     phi += 0.28022 * np.exp(-0.40290 * x) + 0.02817 * np.exp(-0.20162 * x)
-    np.testing.assert_allclose(zbl_pair_energy(jnp.asarray(r), z1, z2), 14.399645 * z1 * z2 / r * phi, rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(zbl_pair_energy)(r, z1, z2), 14.399645 * z1 * z2 / r * phi, rtol=1e-6)
 
 
 def test_repulsion_adds_its_energy_and_forces_and_ends_at_the_covalent_distance():
     plain = SharedDensitySettings(cutoff=CUTOFF, radial=3, l_max=1, channels=2, hidden=(4,))
     bare, shielded = (build_model(plain.model_copy(update={"repulsion": on}), SPECIES) for on in (False, True))
-    params = jax.tree.map(lambda x: x.astype(jnp.float64), jax.jit(Ensemble(bare, 2).init)(jax.random.key(0)))
-    predict = jax.jit(lambda model, graph: Ensemble(model, 2).predict(params, graph), static_argnums=0)
+    params = jax.tree.map(lambda x: np.asarray(x, np.float64), jax.jit(Ensemble(bare, 2).init)(jax.random.key(0)))
+    compiled = jax.jit(lambda model, graph: Ensemble(model, 2).predict(params, graph), static_argnums=0)
+
+    def predict(model: Model, graph: Graph) -> Prediction:
+        return jax.device_get(compiled(model, graph))
 
     def difference(distance: float) -> tuple[float, float]:
         graph = graph_of(Atoms("SiC", [[0, 0, 0], [0, 0, distance]]))
@@ -107,7 +112,7 @@ def test_repulsion_adds_its_energy_and_forces_and_ends_at_the_covalent_distance(
     reach = 1.11 + 0.76  # covalent radii of Si and C
     cut = float(polynomial_cutoff(jnp.asarray(0.6 / reach), 1.0, 6))
     energy, force = difference(0.6)
-    np.testing.assert_allclose(energy, cut * float(zbl_pair_energy(jnp.asarray(0.6), 14.0, 6.0)), rtol=1e-10)
+    np.testing.assert_allclose(energy, cut * float(jax.jit(zbl_pair_energy)(0.6, 14.0, 6.0)), rtol=1e-10)
     h = 1e-5
     np.testing.assert_allclose(force, -(difference(0.6 + h)[0] - difference(0.6 - h)[0]) / (2 * h), rtol=1e-7)
     assert difference(reach + 0.01) == (0.0, 0.0) and difference(reach - 0.05)[0] > 0
@@ -116,7 +121,7 @@ def test_repulsion_adds_its_energy_and_forces_and_ends_at_the_covalent_distance(
 def test_members_one_by_one_or_side_by_side_are_the_same():
     shape = MaceSettings(cutoff=CUTOFF, radial=3, channels=2, l_max=1, correlation=2, read_out=(4,))
     model = build_model(shape, SPECIES)
-    params = jax.tree.map(lambda x: x.astype(jnp.float64), jax.jit(Ensemble(model, 3).init)(jax.random.key(0)))
+    params = jax.tree.map(lambda x: np.asarray(x, np.float64), jax.jit(Ensemble(model, 3).init)(jax.random.key(0)))
     graph = graph_of(carbide())
     predict = jax.jit(lambda ensemble, params, graph: ensemble.predict(params, graph), static_argnums=0)
     together, in_turn = (predict(Ensemble(model, 3, mapping), params, graph) for mapping in ("vmap", "map"))
@@ -133,7 +138,7 @@ def test_every_shape_of_mace_is_invariant(correlation, hidden_l_max):
         cutoff=CUTOFF, radial=3, channels=2, l_max=2, hidden_l_max=hidden_l_max, correlation=correlation, read_out=(4,)
     )
     model = build_model(settings, SPECIES)
-    params = jax.tree.map(lambda x: x.astype(jnp.float64), jax.jit(model.init)(jax.random.key(2)))
+    params = jax.tree.map(lambda x: np.asarray(x, np.float64), jax.jit(model.init)(jax.random.key(2)))
     energy = jax.jit(lambda graph: model.apply(params, model.geometry(graph), graph).energy)
     graph = graph_of(carbide())
     turn = np.linalg.qr(np.random.default_rng(1).normal(size=(3, 3)))[0]

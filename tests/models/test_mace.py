@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import e3nn_jax as e3nn
 import jax
@@ -62,7 +63,7 @@ def graph_of(atoms: Atoms) -> Graph:
 
 def prepared(settings: MaceSettings) -> tuple[Ensemble, dict]:
     ensemble = Ensemble(build_model(settings, SPECIES), 1)
-    fresh = jax.tree.map(lambda x: x.astype(jnp.float64), jax.jit(ensemble.init)(jax.random.key(0)))
+    fresh = jax.tree.map(lambda x: np.asarray(x, np.float64), jax.jit(ensemble.init)(jax.random.key(0)))
     return ensemble, jax.jit(ensemble.standardise)(fresh, jax.jit(ensemble.survey)(graph_of(peroxide())), 1.0)
 
 
@@ -113,23 +114,29 @@ def test_sums_first_or_edges_first_is_the_same(monkeypatch):
 def test_messages_of_sums_are_sums_of_tensor_products():
     """Edge by edge, with the tensor products of e3nn."""
     graph, channels, count, rng = graph_of(peroxide()), 2, 2, np.random.default_rng(0)
-    edges = edge_functions(graph, paths_between(2, 0, 2), cutoff=CUTOFF, cutoff_power=4, basis="bessel", count=count)
-    basis = edge_basis(jnp.concatenate(edges.coupled, axis=1), edges.radial.swapaxes(1, 2))
+    shape = {"cutoff": CUTOFF, "cutoff_power": 4, "basis": "bessel", "count": count}
+    edges = jax.device_get(jax.jit(partial(edge_functions, paths=paths_between(2, 0, 2), **shape))(graph))
+    basis = edge_basis(np.concatenate(edges.coupled, axis=1), edges.radial.swapaxes(1, 2))
     features = tuple(rng.normal(size=(2 * degree + 1, 5, channels)) for degree in range(3))
     paths = paths_between(2, 2, 2)
     weights = rng.normal(size=(len(paths), count, channels))
     found = jax.jit(messages_of_sums)(features, weights, basis, graph)
     wanted = [np.zeros(block.shape) for block in found]
-    parity = ("e", "o", "e")
-    for i, k in np.argwhere(np.asarray(graph.edge_mask)):
-        j, vector = int(graph.neighbors[i, k]), np.asarray(graph.vectors[i, k])
+    parity, graph = ("e", "o", "e"), jax.device_get(graph)
+
+    @partial(jax.jit, static_argnums=0)
+    def message(path, vector, values):
+        harmonics = e3nn.spherical_harmonics(path.edge, e3nn.IrrepsArray("1o", vector), True, "component")
+        own = e3nn.IrrepsArray(f"{path.neighbor}{parity[path.neighbor]}", values)
+        return e3nn.tensor_product(harmonics, own, filter_ir_out=[f"{path.out}{parity[path.out]}"]).array
+
+    for i, k in np.argwhere(graph.edge_mask):
+        j, vector = int(graph.neighbors[i, k]), graph.vectors[i, k]
         of_edge = np.einsum("b,pbc->pc", edges.radial[i, k], weights)
         for n, path in enumerate(paths):
-            harmonics = e3nn.spherical_harmonics(path.edge, e3nn.IrrepsArray("1o", vector), True, "component")
             for c in range(channels):
-                own = e3nn.IrrepsArray(f"{path.neighbor}{parity[path.neighbor]}", features[path.neighbor][:, j, c])
-                out = e3nn.tensor_product(harmonics, own, filter_ir_out=[f"{path.out}{parity[path.out]}"])
-                wanted[n][:, i, c] += of_edge[n, c] * np.asarray(out.array)
+                out = message(path, vector, features[path.neighbor][:, j, c])
+                wanted[n][:, i, c] += of_edge[n, c] * np.asarray(out)
     for one, other in zip(found, wanted, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-11)
 

@@ -18,6 +18,7 @@ from almlip_jax.features import last_layer_gradient
 from almlip_jax.models import (
     Anchored,
     MaceSettings,
+    Model,
     MtpSettings,
     NequipSettings,
     Params,
@@ -80,8 +81,21 @@ def ensemble(request) -> Ensemble:
 
 @pytest.fixture(scope="module")
 def params(ensemble: Ensemble):
-    fresh = jax.tree.map(lambda x: x.astype(jnp.float64), jax.jit(ensemble.init)(jax.random.key(1)))
-    return jax.jit(ensemble.standardise)(fresh, jax.jit(ensemble.survey)(packed_graph([ethanol(), crystal()])), 1.0)
+    fresh = in_float64(jax.jit(ensemble.init)(jax.random.key(1)))
+    survey = jax.jit(ensemble.survey)(packed_graph([ethanol(), crystal()]))
+    return jax.device_get(jax.jit(ensemble.standardise)(fresh, survey, 1.0))
+
+
+@pytest.fixture(scope="module")
+def anchored() -> tuple[Model, Params]:
+    """A model with every option, and fresh parameters of it."""
+    model = build_model(EVERYTHING, SPECIES, isolated=(6, 8))
+    return model, jax.device_get(jax.jit(model.init)(jax.random.key(0)))
+
+
+def in_float64(params: Params) -> Params:
+    """On the host, where this compiles nothing."""
+    return jax.tree.map(lambda x: np.asarray(x, np.float64), params)
 
 
 def ethanol(charge: int = 1, spin: int = 2) -> Atoms:
@@ -110,7 +124,12 @@ def test_surveys_add_up(ensemble):
 
 
 # one compiled function for all tests, told apart by shapes
-_predict = jax.jit(lambda ensemble, params, graph: ensemble.predict(params, graph), static_argnums=0)
+_predict_on_device = jax.jit(lambda ensemble, params, graph: ensemble.predict(params, graph), static_argnums=0)
+
+
+def _predict(ensemble: Ensemble, params: Params, graph: Graph) -> Prediction:
+    """On the host, where taking a part of an array compiles nothing."""
+    return jax.device_get(_predict_on_device(ensemble, params, graph))
 
 
 def derivative(energies: list[np.ndarray], h: float) -> np.ndarray:
@@ -226,7 +245,7 @@ def test_more_species_change_nothing_for_the_old_ones(ensemble, params):
     """Elements before, between and after the old ones; what a new one does is open, but it does something."""
     table = SpeciesTable((1, 3, 6, 7, 8, 9))
     larger = Ensemble(build_model(settings_of(ensemble), table), 2)
-    fresh = jax.tree.map(lambda x: x.astype(jnp.float64), jax.jit(larger.init)(jax.random.key(9)))
+    fresh = in_float64(jax.jit(larger.init)(jax.random.key(9)))
     grown = jax.jit(jax.vmap(lambda old, new: ensemble.model.with_species(old, new, table)))(params, fresh)
     for structure in (ethanol(), crystal()):
         before = _predict(ensemble, params, packed_graph([structure]))
@@ -307,16 +326,14 @@ def test_what_a_charge_costs_is_a_constant_of_its_sign(ensemble, params):
     np.testing.assert_array_equal(charge_energy_of(costly), [9.5 * seen, -1.25 * seen])
 
 
-def test_what_an_atom_is_told_is_its_share():
+def test_what_an_atom_is_told_is_its_share(anchored):
     """Inversely proportional to the size of the structure, and learned for each species."""
-    s = EVERYTHING
-    model = build_model(s, SPECIES)
-    params = jax.jit(model.init)(jax.random.key(0))
+    s, params = EVERYTHING, dict(anchored[1])
     small, large = molecule("H2O"), molecule("H2O") + molecule("CH4")
     for atoms in (small, large):
         atoms.info["charge"] = -2
     graph = packed_graph([small, large])
-    params["state_weights"] = jnp.zeros_like(params["state_weights"])
+    params["state_weights"] = np.zeros_like(params["state_weights"])
     vectors = params["state_vectors"].reshape(3, 3, -1)[:, 1]  # of negative charge
 
     class Told(nn.Module):
@@ -326,16 +343,16 @@ def test_what_an_atom_is_told_is_its_share():
 
     own = {name: params[name] for name in ("state_weights", "state_vectors")}
     own |= {"constants": {"state_scale": params["constants"]["state_scale"]}}
-    told = Told().apply(as_variables(own), graph)
+    told = jax.jit(Told().apply)(as_variables(own), graph)
     wanted = np.asarray(vectors)[np.asarray(graph.species[:11])] * np.where(np.arange(11) < 3, 2 / 3, 2 / 8)[:, None]
     np.testing.assert_allclose(told[:11], wanted, rtol=1e-6)
-    scaled = scaled_states(own, survey_states(graph))["constants"]["state_scale"]
+    found = jax.jit(lambda own, graph: scaled_states(own, survey_states(graph)))(own, graph)
+    scaled = found["constants"]["state_scale"]
     np.testing.assert_allclose(scaled, [1, 1 / np.sqrt((3 * (2 / 3) ** 2 + 8 * (2 / 8) ** 2) / 11), 1], rtol=1e-6)
 
 
-def test_neutral_isolated_atoms_have_their_energies_whatever_their_spin():
-    model = build_model(EVERYTHING, SPECIES, isolated=(6, 8))
-    params = jax.tree.map(lambda x: x.astype(jnp.float64), jax.jit(model.init)(jax.random.key(0)))
+def test_neutral_isolated_atoms_have_their_energies_whatever_their_spin(anchored):
+    model, params = anchored[0], in_float64(anchored[1])
     states = {"O": [(0, 3), (0, 1), (1, 4)], "H": [(0, 2)]}
     atoms = [Atoms(symbol, info={"charge": q, "spin": s}) for symbol, all_of in states.items() for q, s in all_of]
     graph = packed_graph(atoms, BatchShape(4, 1, 4))
@@ -410,10 +427,11 @@ def test_rows_of_the_last_layer_are_gradients_of_energies(ensemble, params):
     change = {name: rng.normal(size=params[name].shape) for name in names}
     before = _predict(ensemble, params, graph)
     after = _predict(ensemble, params | {name: params[name] + change[name] for name in names}, graph)
-    rows = last_layer_gradient(before, graph, 3, per_atom=False).reshape(SHAPE.structures, 2, -1) * np.sqrt(2)
-    scale = jax.vmap(ensemble.model.last_scale)(params)
-    moved = jnp.concatenate([change[name].reshape(2, -1) for name in names], axis=1)
-    found = scale[:, None] * jnp.einsum("sld,ld->ls", rows, moved)
+    gradients = jax.jit(lambda found: last_layer_gradient(found, graph, 3, per_atom=False))(before)
+    rows = np.asarray(gradients).reshape(SHAPE.structures, 2, -1) * np.sqrt(2)
+    scale = np.asarray(jax.jit(jax.vmap(ensemble.model.last_scale))(params))
+    moved = np.concatenate([change[name].reshape(2, -1) for name in names], axis=1)
+    found = scale[:, None] * np.einsum("sld,ld->ls", rows, moved)
     np.testing.assert_allclose(found, after.energy - before.energy, rtol=1e-9, atol=1e-11)
 
 
@@ -436,6 +454,6 @@ def test_only_coupled_channels_take_part_in_products():
 
 
 def test_cutoff_function():
-    cut = jax.vmap(jax.grad(jax.grad(lambda x: polynomial_cutoff(x, 4.0, 3))))(jnp.asarray([3.9999999]))
-    assert abs(cut[0]) < 1e-6
+    cut = jax.jit(jax.grad(jax.grad(lambda x: polynomial_cutoff(x, 4.0, 3))))(3.9999999)
+    assert abs(cut) < 1e-6
     assert float(polynomial_cutoff(jnp.asarray(0.0), 4.0)) == 1.0

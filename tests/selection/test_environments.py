@@ -166,10 +166,12 @@ def test_filters_drop_what_brings_nothing_new():
     known = [(np.zeros((3, 3)), np.full(3, 6)), (np.full((2, 3), 0.1), carbon)]
     old, new, doped = (near, carbon), (np.full((2, 3), 4.0), carbon), (near, np.array([6, 1]))
     pool, labelled = candidates([old, new, doped]), candidates(known)
-    for one in (new_environments("x", radius=0.5), surprising("x", bandwidth=0.5), new_environments("x")):
+    by_radius, by_bandwidth = jax.jit(new_environments("x", radius=0.5)), jax.jit(surprising("x", bandwidth=0.5))
+    for one in (by_radius, by_bandwidth, jax.jit(new_environments("x"))):
         assert one(KEY, pool, labelled).valid[:4].tolist() == [False, True, True, False]
-    assert new_environments("x", radius=0.5, least=2)(KEY, pool, labelled).valid[:3].tolist() == [False, True, False]
-    for one in (new_environments("x", radius=0.5), surprising("x", bandwidth=0.5)):
+    two = jax.jit(new_environments("x", radius=0.5, least=2))
+    assert two(KEY, pool, labelled).valid[:3].tolist() == [False, True, False]
+    for one in (by_radius, by_bandwidth):
         assert one(KEY, pool, candidates([])).valid[:4].tolist() == [True, True, True, False]
     both = select(chain(new_environments("x", radius=0.5), selector=random(3)), KEY, pool, labelled)
     assert sorted(chosen(both)) == [1, 2]
