@@ -12,6 +12,7 @@ from ase import Atoms
 from almlip_jax.structures.electronic_state import total_charge
 
 _COMPOSITIONS = "compositions"
+_NEW = 1e-6  # of a composition as a vector of length one: what is left of it beside those that are known
 
 
 def compositions_note(structures: Iterable[Atoms], before: Sequence[Atoms] = ()) -> dict[str, Any]:
@@ -23,18 +24,24 @@ def compositions_note(structures: Iterable[Atoms], before: Sequence[Atoms] = ())
         structures: trained on.
         before: what it had learned of already, as `noted_compositions` gives it.
     """
-    told = {(tuple(Counter(sorted(atoms.symbols)).items()), total_charge(atoms)) for atoms in structures}
-    earlier = [(tuple(Counter(sorted(atoms.symbols)).items()), total_charge(atoms)) for atoms in before]
-    elements = sorted({symbol for counts, _ in [*earlier, *told] for symbol, _ in counts})
-    rows, kept = np.zeros((0, len(elements) + 2)), []
-    for counts, charge in [*earlier, *sorted(told)]:
+    told = [*map(_composition, before), *sorted(set(map(_composition, structures)))]
+    elements = sorted({symbol for counts, _ in told for symbol, _ in counts})
+    known, kept = np.zeros((0, len(elements) + 2)), []
+    for counts, charge in told:
         found = dict(counts)
-        row = np.array([*(found.get(symbol, 0) for symbol in elements), max(charge, 0), max(-charge, 0)])
-        more = np.vstack([rows, row / np.linalg.norm(row)])
-        if np.linalg.matrix_rank(more, tol=1e-8) > len(rows):
-            rows = more
+        row = np.array([*(found.get(symbol, 0) for symbol in elements), max(charge, 0), max(-charge, 0)], float)
+        row /= np.linalg.norm(row)
+        for _ in range(2):  # once leaves what rounding left
+            row -= (known @ row) @ known
+        if (left := np.linalg.norm(row)) > _NEW:
+            known = np.vstack([known, row / left])
             kept.append({"elements": found, "charge": charge})
     return {_COMPOSITIONS: kept}
+
+
+def _composition(atoms: Atoms) -> tuple[tuple[tuple[str, int], ...], int]:
+    """Numbers of atoms by element, and the charge."""
+    return tuple(sorted(Counter(atoms.symbols).items())), total_charge(atoms)
 
 
 def noted_compositions(metadata: Mapping[str, Any]) -> list[Atoms]:
