@@ -120,6 +120,7 @@ def spanning_tree(positions: jax.Array, species: jax.Array, atom_mask: jax.Array
     """
 
     def of_one(position: jax.Array, own: jax.Array, mask: jax.Array) -> jax.Array:
+        """The tree [N, 2] of one structure."""
         atoms = jnp.arange(len(mask))
 
         def ratios(atom: jax.Array) -> jax.Array:  # squares of distances over sums of radii
@@ -168,6 +169,7 @@ def spanning_tree_of_edges(graph: Graph, walkers: int, radii: jax.Array) -> jax.
         return jax.ops.segment_min(jnp.min(jnp.where(which, values, nothing), axis=1), part, atoms)
 
     def joined(carry: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Parts and tree once every part has taken its shortest edge, and whether any has."""
         part, tree, _ = carry
         # of equally long edges the one between the first atoms: two parts never choose two edges between them
         which = graph.edge_mask & (part[graph.neighbors] != part[:, None])

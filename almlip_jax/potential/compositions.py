@@ -21,10 +21,11 @@ def compositions_note(structures: Iterable[Atoms], before: Sequence[Atoms] = ())
     It holds as many as are independent of each other: reference energies that suit these suit all others.
 
     Args:
-        structures: trained on.
+        structures: trained on; those without an energy tell nothing of it.
         before: what it had learned of already, as `noted_compositions` gives it.
     """
-    told = [*map(_composition, before), *sorted(set(map(_composition, structures)))]
+    telling = (one for one in structures if one.calc is not None and "energy" in one.calc.results)
+    told = [*map(_composition, before), *sorted(set(map(_composition, telling)))]
     elements = sorted({symbol for counts, _ in told for symbol, _ in counts})
     known, kept = np.zeros((0, len(elements) + 2)), []
     for counts, charge in told:

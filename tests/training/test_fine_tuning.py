@@ -227,11 +227,12 @@ def test_references_stay_where_nothing_is_left_open(of_water):
 def test_compositions_are_known_where_no_structure_is_remembered(of_water):
     """What `training.replay: 0` and rounds of a sweep leave: as many compositions as tell of all others."""
     more = [with_energy("H2O2", -226.4)]
-    noted = replace(of_water, remembered=(), metadata=compositions_note([molecule("H2O")] * 3))
+    noted = replace(of_water, remembered=(), metadata=compositions_note([with_energy("H2O", -138.0)] * 3))
     assert kept(noted, more) == kept(of_water, more)
-    water, peroxide, ion = molecule("H2O"), molecule("H2O2"), molecule("H2O")
-    ion.info["charge"] = 1
-    note = compositions_note([peroxide, water, ion, Atoms("H4O2"), Atoms("H6O5")], noted.compositions)
+    given = [with_energy(name, -1.0) for name in ("H2O2", "H2O", "H2O")]
+    given[2].info["charge"] = 1
+    unlabelled = [molecule("CH4")]  # forces may be trained on; nothing is learned of its energy
+    note = compositions_note([*given, *unlabelled], noted.compositions)
     found = noted_compositions(json.loads(json.dumps(note)))
     assert [(str(one.symbols), one.info["charge"]) for one in found] == [("H2O", 0), ("H2O", 1), ("H2O2", 0)]
 

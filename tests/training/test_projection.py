@@ -310,7 +310,6 @@ def test_members_may_have_searches_of_their_own(crystals):
     assert not np.allclose(result.params["radial"][0], result.params["radial"][1], rtol=0.1)
 
 
-@pytest.mark.slow
 def test_the_ridge_is_the_rounding_of_what_the_potential_is_used_in(crystals):
     def ridge(dtype: type, **given: float) -> float:
         settings = settings_of(**given)
@@ -321,6 +320,7 @@ def test_the_ridge_is_the_rounding_of_what_the_potential_is_used_in(crystals):
     assert ridge(np.float32, ridge=1e-5) == 1e-5
 
 
+@pytest.mark.slow
 def test_jobs_of_a_sweep_are_trained_in_turn(trainer, crystals, whole):
     """One that comes twice is trained once, and gives what it gives alone."""
     job = Job(crystals, jax.random.key(0), NONE)
