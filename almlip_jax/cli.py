@@ -480,7 +480,7 @@ def select(
 
     settings = load_config(config, overrides or [])
     model = _load(potential)
-    from almlip_jax.campaign.batch import candidates, choose, features_of, taken, undecided
+    from almlip_jax.campaign.batch import candidates, choose, features_of, stratified, taken, undecided
     from almlip_jax.campaign.consistency import check_columns, check_selector
     from almlip_jax.campaign.cost import expected_costs
     from almlip_jax.campaign.preparation import in_their_states
@@ -501,12 +501,10 @@ def select(
     model.check_elements(frames, str(pool))
     model.check_elements(labelled, str(train_file))
     cost = None if exponent is None else expected_costs(frames, (), exponent)
-    chosen = choose(
-        selector.build(min(k, len(frames))),
-        named_key(settings.seed, "select"),
-        candidates(frames, model.evaluate(frames, features=features), cost=cost),
-        candidates(labelled, model.evaluate(labelled, features=features)),
-    )
+    among = candidates(frames, model.evaluate(frames, features=features), cost=cost)
+    around = candidates(labelled, model.evaluate(labelled, features=features))
+    among, around = stratified(selector, (frames, among), (labelled, around))
+    chosen = choose(selector.build(min(k, len(frames))), named_key(settings.seed, "select"), among, around)
     batch = taken(frames, chosen, "pool_index")
     _say_left_out(write_structures(out, batch, type_numbers=reading.arguments["type_numbers"] or model.species.numbers))
     table = Table("pool index", "gain", title=f"{len(batch)} of {len(frames)} by {selector.kind}")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from functools import cache, lru_cache, reduce
 from importlib import import_module
@@ -23,7 +23,7 @@ from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler, TypeAdap
 from pydantic_core import core_schema
 
 from almlip_jax.errors import InputError
-from almlip_jax.settings import Settings
+from almlip_jax.settings import Settings, sections
 
 _DESCRIBING: ContextVar[tuple[type, ...]] = ContextVar("families whose JSON schema is being made", default=())
 
@@ -247,20 +247,9 @@ def check_user_code(settings: Settings) -> None:
             raise InputError(f"{where}: {error}") from error
 
 
-def user_code(value: Any, where: str = "") -> Iterator[tuple[str, UserCode]]:
+def user_code(settings: Any) -> Iterator[tuple[str, UserCode]]:
     """All user code in some settings, wherever it stands, with the dotted keys that lead there."""
-    if isinstance(value, UserCode):
-        yield where, value
-    if isinstance(value, Settings):
-        parts: Iterable[tuple[Any, Any]] = ((name, getattr(value, name)) for name in type(value).model_fields)
-    elif isinstance(value, Mapping):
-        parts = value.items()
-    elif isinstance(value, tuple | list):
-        parts = enumerate(value)
-    else:
-        return
-    for name, part in parts:
-        yield from user_code(part, f"{where}.{name}" if where else str(name))
+    return sections(settings, UserCode)
 
 
 def import_function(path: str) -> Callable[..., Any]:

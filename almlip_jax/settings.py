@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain, repeat
 from pathlib import Path
 from types import UnionType
@@ -18,6 +18,7 @@ LEAN = "almlip_lean"
 """Option -X of interpreters that show nobody a schema, and are handed settings that were validated elsewhere."""
 
 AnySettings = TypeVar("AnySettings", bound="Settings")
+T = TypeVar("T")
 
 
 def unit(name: str) -> dict[str, Any]:
@@ -131,6 +132,22 @@ def settings_in(annotation: Any) -> Iterator[type[Settings]]:
         yield from annotation.alternatives()
     for part in get_args(annotation):
         yield from settings_in(part)
+
+
+def sections(value: Any, wanted: type[T], where: str = "") -> Iterator[tuple[str, T]]:
+    """All sections of some settings that are of a class, wherever they stand, with the dotted keys that lead there."""
+    if isinstance(value, wanted):
+        yield where, value
+    if isinstance(value, Settings):
+        parts: Iterable[tuple[Any, Any]] = ((name, getattr(value, name)) for name in type(value).model_fields)
+    elif isinstance(value, Mapping):
+        parts = value.items()
+    elif isinstance(value, tuple | list):
+        parts = enumerate(value)
+    else:
+        return
+    for name, part in parts:
+        yield from sections(part, wanted, f"{where}.{name}" if where else str(name))
 
 
 def _of_kind(value: Any, field: FieldInfo) -> Any:

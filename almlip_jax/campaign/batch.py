@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -22,9 +22,11 @@ from almlip_jax.selection import (
     Environments,
     Selector,
     SelectorSettings,
+    Stratification,
     adapt,
     select,
 )
+from almlip_jax.settings import Settings, sections
 from almlip_jax.training import VALIDATION_ERROR
 
 
@@ -69,6 +71,11 @@ class AtomRoom:
         )
 
 
+def remarks_of(settings: Settings) -> tuple[str, ...]:
+    """Keys of structures' `info` that selectors look at, wherever they stand in some settings."""
+    return tuple(dict.fromkeys(one.by for _, one in sections(settings, Stratification)))
+
+
 def candidates(
     frames: Sequence[Atoms],
     evaluated: Evaluated | Described,
@@ -106,6 +113,29 @@ def candidates(
         scalars={name: jnp.asarray(value) for name, value in (scalars or {}).items()},
         environments=_environments(frames, evaluated, rows, room) if evaluated.atom_features else None,
     )
+
+
+def stratified(
+    settings: SelectorSettings,
+    among: tuple[Sequence[Atoms], Candidates],
+    around: tuple[Sequence[Atoms], Candidates],
+) -> tuple[Candidates, Candidates]:
+    """Candidates and labelled structures with their strata, where the selector gives shares to some.
+
+    Args:
+        settings: of the selector.
+        among: structures to choose from, and what the selector sees of them.
+        around: those that are labelled, likewise.
+
+    Raises:
+        InputError: no candidate has a stratum, none has one that gets a share, or there are too many.
+    """
+    strata = settings.stratification
+    if strata is None:
+        return among[1], around[1]
+    values = [[frame.info.get(strata.by) for frame in frames] for frames, _ in (among, around)]
+    of_pool, of_labelled = strata.strata(values[0], values[1], (len(among[1].valid), len(around[1].valid)))
+    return replace(among[1], strata=of_pool), replace(around[1], strata=of_labelled)
 
 
 def _environments(

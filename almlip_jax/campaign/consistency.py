@@ -23,7 +23,7 @@ from almlip_jax.features import declared
 from almlip_jax.models import how_given
 from almlip_jax.oracles import ExecutorSettings, LocalSettings, SourceSettings
 from almlip_jax.scores import names, scores
-from almlip_jax.selection import TEACHER_SCORES, Candidates, Environments, SelectorSettings
+from almlip_jax.selection import TEACHER_SCORES, Candidates, Environments, SelectorSettings, Strata
 from almlip_jax.targets import targets
 from almlip_jax.training import TrainingSettings
 
@@ -124,6 +124,7 @@ def check_columns(selector: SelectorSettings, k: int, where: str, *, scored: boo
     def atoms(*shape: int, dtype: Any = jnp.float32) -> Any:
         return jax.ShapeDtypeStruct((2 * rows, *shape), dtype)
 
+    shares: Any = jax.ShapeDtypeStruct((4,), jnp.float32)
     environments = Environments(
         rows={name: atoms(64) for name in selector.atom_feature_names},
         species=atoms(dtype=jnp.int32),
@@ -137,6 +138,7 @@ def check_columns(selector: SelectorSettings, k: int, where: str, *, scored: boo
         valid=column(dtype=bool),
         id=column(dtype=jnp.int32),
         environments=environments if selector.atom_feature_names else None,
+        strata=Strata(column(dtype=jnp.int32), shares),
     )
     try:
         jax.eval_shape(built, jax.random.key(0), blank, blank)

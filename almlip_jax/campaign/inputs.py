@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from ase import Atoms
 
+from almlip_jax.campaign.batch import remarks_of
 from almlip_jax.campaign.config import ExperimentConfig
 from almlip_jax.campaign.making import Made, make
 from almlip_jax.campaign.preparation import (
@@ -60,7 +61,12 @@ class Inputs:
     @cached_property
     def pool(self) -> list[Atoms]:
         """The candidates of a fixed pool; none where they are found otherwise."""
-        return pool_frames(self._config.exploration, self._config.system, self.geometries)
+        return pool_frames(self._config.exploration, self._config.system, self.geometries, self.remarks)
+
+    @cached_property
+    def remarks(self) -> tuple[str, ...]:
+        """Keys of `info` that selectors look at, which datasets and pools therefore keep."""
+        return remarks_of(self._config)
 
     @cached_property
     def pool_keys(self) -> list[bytes]:
@@ -84,7 +90,7 @@ class Inputs:
     def _sparse(self, frames: Sequence[Atoms], asked: SparseSettings, name: str) -> list[int]:
         """Places of structures that a selector chooses for the initial set, next to a dataset that is given."""
         config, given = self._config, self._config.initial.dataset
-        known = [] if given is None else labelled_frames(given, config.system, config.initial)
+        known = [] if given is None else labelled_frames(given, config.system, config.initial, self.remarks)
         cutoff = build_ensemble(config.model, config.ensemble, SpeciesTable.of([*frames, *known])).cutoff
         key = named_key(config.seed, "initial", name)
         return sparse(frames, asked, key, cutoff=cutoff, seed=config.seed, known=known)

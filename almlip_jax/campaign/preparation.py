@@ -62,13 +62,18 @@ def start_geometries(system: SystemSettings) -> list[Atoms]:
     return geometries
 
 
-def pool_frames(exploration: ExplorationChoice, system: SystemSettings, geometries: Sequence[Atoms]) -> list[Atoms]:
-    """The candidates of a fixed pool without labels, if there is one; ``info["pool_index"]`` is their place in it."""
+def pool_frames(
+    exploration: ExplorationChoice, system: SystemSettings, geometries: Sequence[Atoms], remarks: Sequence[str] = ()
+) -> list[Atoms]:
+    """The candidates of a fixed pool without labels, if there is one; ``info["pool_index"]`` is their place in it.
+
+    Of what else their `info` holds they keep the keys that are asked for.
+    """
     if not exploration.pool_files:
         return []
     types = system.arguments["type_numbers"]
     read = read_structures(exploration.pool_files, ignore_labels=True, type_numbers=types)
-    frames = [_bare(frame, system) for frame in read if not is_isolated_atom(frame)]
+    frames = [_bare(frame, system, remarks) for frame in read if not is_isolated_atom(frame)]
     for index, frame in enumerate(frames):
         frame.set_constraint()  # nothing of a fixed pool ever moves
         frame.info["pool_index"] = index
@@ -166,14 +171,20 @@ def _movable(path: Path, frames: list[Atoms]) -> list[Atoms]:
 
 
 def labelled_frames(
-    path: Path | Sequence[Path], system: SystemSettings, reading: FileReading | None = None
+    path: Path | Sequence[Path],
+    system: SystemSettings,
+    reading: FileReading | None = None,
+    remarks: Sequence[str] = (),
 ) -> list[Atoms]:
     """The structures of a file, or of several that make up one set; arguments and errors as for `frames_and_atoms`."""
-    return frames_and_atoms(path, system, reading)[0]
+    return frames_and_atoms(path, system, reading, remarks)[0]
 
 
 def frames_and_atoms(
-    path: Path | Sequence[Path], system: SystemSettings, reading: FileReading | None = None
+    path: Path | Sequence[Path],
+    system: SystemSettings,
+    reading: FileReading | None = None,
+    remarks: Sequence[str] = (),
 ) -> tuple[list[Atoms], dict[int, float]]:
     """What a file, or several that make up one set, hold.
 
@@ -181,6 +192,7 @@ def frames_and_atoms(
         path: the file, or files.
         system: charge and spin of structures that do not say, and how files are read.
         reading: how these files are read, where that is another way.
+        remarks: keys of `info` that structures keep.
 
     Returns:
         the structures with charge, spin, labels and weights, without isolated atoms; and the energies of these, eV by
@@ -193,7 +205,7 @@ def frames_and_atoms(
     how = system if reading is None else reading.otherwise(system)
     read = read_structures(path, require_labels=True, **how.arguments)
     for frame in without_isolated_atoms(read):
-        clean = _bare(frame, system)
+        clean = _bare(frame, system, remarks)
         clean.set_constraint()  # walkers hold what their start geometry holds
         clean.calc = frame.calc
         clean.info |= {name: frame.info[name] for name in weight_names() if name in frame.info}
@@ -206,9 +218,10 @@ def paths(given: Path | Sequence[Path]) -> tuple[Path, ...]:
     return (given,) if isinstance(given, Path) else tuple(given)
 
 
-def _bare(frame: Atoms, system: SystemSettings) -> Atoms:
+def _bare(frame: Atoms, system: SystemSettings, remarks: Sequence[str] = ()) -> Atoms:
     clean = carried(frame)
-    clean.info = state_of(frame, system) | (named(frame) if system.named else {})
+    kept = {key: frame.info[key] for key in remarks if key in frame.info}
+    clean.info = kept | state_of(frame, system) | (named(frame) if system.named else {})
     return clean
 
 
@@ -300,6 +313,7 @@ class Source:
         provenance: what is stored with every label.
         say: tells the user.
         advance: is told how many label-source calls were made.
+        remarks: keys of `info` that structures of datasets keep.
     """
 
     geometries: Sequence[Atoms]
@@ -309,6 +323,7 @@ class Source:
     provenance: Mapping[str, Any]
     say: Say
     advance: Callable[[int], None] = lambda calls: None
+    remarks: Sequence[str] = ()
 
     def label(self, frames: Sequence[Atoms], origin: str, purpose: str) -> list[Atoms]:
         """Labelled copies with ``info["origin"]`` and ``info["label_id"]``; failed labels are left out and reported."""
@@ -371,7 +386,7 @@ def initial_set(
     """
     frames: list[Atoms] = []
     if settings.dataset is not None:
-        given = labelled_frames(settings.dataset, source.system, settings)
+        given = labelled_frames(settings.dataset, source.system, settings, source.remarks)
         given = name_systems(given, source.geometries, str(settings.dataset))
         frames += [_marked(frame, origin="dataset") for frame in given]
     frames += source.label(pool, "pool", "initial")

@@ -169,7 +169,8 @@ class Rounds:
 
     def label(self, index: int, due: Sequence[int]) -> dict[int, int]:
         """See `stages.label`; ``due`` are the rounds whose labels are waited for."""
-        return stages.label(self._labeller, self._round(index), [self._asking(one) for one in due])
+        asked = [self._asking(one) for one in due]
+        return stages.label(self._labeller, self._round(index), asked, self._inputs.remarks)
 
     def begin_labels(self, index: int) -> None:
         """Has what a round asked for labelled while the campaign goes on."""
@@ -202,6 +203,7 @@ class Rounds:
             seed=self._config.seed,
             provenance={"campaign": self._config.name},
             say=self._progress.message,
+            remarks=self._inputs.remarks,
         )
 
     @cached_property

@@ -24,6 +24,7 @@ from almlip_jax.campaign.batch import (
     choose,
     choose_for_systems,
     selection_scalars,
+    stratified,
     taken,
     undecided,
     validation_error,
@@ -288,6 +289,7 @@ def select(
             frames, evaluated, chooser.candidates, cost=costs, scores=further, room=chooser.atoms_of_candidates
         )
         around = candidates(dataset, context, chooser.labelled, scalars=scalars, room=chooser.atoms_of_labelled)
+        among, around = stratified(chooser.settings, (frames, among), (dataset, around))
         first = [(row, _spread(frames[row])) for row in marked(frames)[: budget.selected]]
         if first:
             among = replace(among, valid=among.valid.at[np.array(marked(frames))].set(False))
@@ -410,13 +412,14 @@ def asked(selector: str, monitor: str, here: Round) -> Asked:
     return Asked(here, batch, drawn, notes)
 
 
-def label(labeller: Labeller, here: Round, due: Sequence[Asked]) -> dict[int, int]:
+def label(labeller: Labeller, here: Round, due: Sequence[Asked], remarks: Sequence[str] = ()) -> dict[int, int]:
     """Labels what rounds asked for and writes the dataset of the next one: the present one, and what got a label.
 
     Args:
         labeller: the label source.
         here: the round.
         due: what it asked for, or the rounds before.
+        remarks: keys of `info` that the dataset keeps, besides those that say where structures are from.
 
     Returns:
         how many frames of the batches of these rounds got no label.
@@ -428,7 +431,7 @@ def label(labeller: Labeller, here: Round, due: Sequence[Asked]) -> dict[int, in
     grown, failures = here.dataset(), dict[int, int]()
     for one in due:
         labelled, failures[one.here.index] = _labelled(labeller, one)
-        grown += [_training_frame(frame, here.index + 1) for frame in labelled]
+        grown += [_training_frame(frame, here.index + 1, remarks) for frame in labelled]
     write_structures(following.dataset, grown)
     return failures
 
@@ -484,10 +487,10 @@ def _parted(results: Sequence[LabelResult]) -> tuple[list[Atoms], list[str | Non
     return labelled, [result.error for result in results if result.atoms is None]
 
 
-def _training_frame(labelled: Atoms, round_index: int) -> Atoms:
-    """A labelled structure without what was noted during its exploration."""
+def _training_frame(labelled: Atoms, round_index: int, remarks: Sequence[str]) -> Atoms:
+    """A labelled structure without what was noted during its exploration, but for some remarks."""
     frame = carried(labelled)
-    kept = ("charge", "spin", "system", "label_id", "walker", "step", "pool_index")
+    kept = ("charge", "spin", "system", "label_id", "walker", "step", "bath_temperature", "pool_index", *remarks)
     frame.info = {key: labelled.info[key] for key in kept if key in labelled.info}
     frame.info.update(origin="pool" if "pool_index" in labelled.info else "exploration", round=round_index)
     frame.calc = labelled.calc

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from ase import Atoms
 
-from almlip_jax.campaign.batch import candidates, choose, features_of
+from almlip_jax.campaign.batch import candidates, choose, features_of, stratified
 from almlip_jax.campaign.cost import expected_costs, paid_by_teacher
 from almlip_jax.campaign.preparation import Source
 from almlip_jax.campaign.round import Round
@@ -29,7 +29,7 @@ from almlip_jax.origins import Taught
 from almlip_jax.potential import Evaluated, Potential
 from almlip_jax.progress import Progress
 from almlip_jax.selection import TEACHER_ENERGY, TEACHER_FORCES, TEACHER_SCORES
-from almlip_jax.structures.carried import carried, named
+from almlip_jax.structures.carried import BATH_TEMPERATURE, carried, named
 from almlip_jax.structures.io import read_structures, write_structures
 from almlip_jax.training import reference_energies
 
@@ -148,7 +148,7 @@ def _labelled(labeller: Labeller, frames: Sequence[Atoms], source: Source, progr
     found = []
     for frame, result in zip(frames, results, strict=True):
         if result.atoms is not None:
-            result.atoms.info.update(origin=frame.info["origin"])
+            result.atoms.info |= {key: frame.info[key] for key in ("origin", BATH_TEMPERATURE)}
             found.append(result.atoms)
     if len(found) < len(frames):
         first = next(result.error for result in results if result.atoms is None)
@@ -252,5 +252,10 @@ def first_choice(
         first = potential.evaluate(frames[:1], features=features, shape=shape)  # one row that counts for nothing
         around, among = candidates(frames[:1], first), candidates(frames, evaluated, cost=cost)
         around = replace(around, valid=jnp.zeros_like(around.valid))
+        among, around = stratified(settings.selector, (frames, among), ((), around))
         chosen = choose(settings.selector.build(count), named_key(seed, "teacher", "select"), among, around)
-    return [carried(frames[index]) for index, _ in chosen]
+    batch = [carried(frames[index]) for index, _ in chosen]
+    for frame, (index, _) in zip(batch, chosen, strict=True):
+        told = frames[index].info
+        frame.info |= {BATH_TEMPERATURE: told[BATH_TEMPERATURE]} if BATH_TEMPERATURE in told else {}
+    return batch

@@ -14,7 +14,7 @@ from almlip_jax.dynamics.sanity import Cause
 from almlip_jax.dynamics.seen import Thresholds
 from almlip_jax.dynamics.settings import ExplorationSettings
 from almlip_jax.dynamics.state import State, Status, Traces
-from almlip_jax.structures.carried import carried
+from almlip_jax.structures.carried import BATH_TEMPERATURE, carried
 
 
 @dataclass(frozen=True)
@@ -252,7 +252,7 @@ def _frame(
     frame.info.update(walker=w, step=step, time_fs=step * settings.timestep)
     if settings.thermal:
         frame.info["temperature"] = float(np.asarray(temperature))
-        frame.info["bath_temperature"] = settings.bath_temperature(w, step)
+        frame.info[BATH_TEMPERATURE] = settings.bath_temperature(w, step)
     return frame
 
 

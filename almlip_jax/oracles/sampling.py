@@ -35,7 +35,7 @@ from almlip_jax.oracles.md import (
 )
 from almlip_jax.oracles.store import LabelStore, StoredLabel, storage_error
 from almlip_jax.oracles.worker import Failure, NoSpace
-from almlip_jax.structures.carried import carried
+from almlip_jax.structures.carried import BATH_TEMPERATURE, carried
 from almlip_jax.units import KB
 
 _THINNED = ("test", "teacher")  # purposes of which only frames that are kept are stored
@@ -265,7 +265,7 @@ class _Plan:
             if self.kept_steps(step):
                 atoms = start.copy()
                 atoms.positions = stored.atoms.positions
-                atoms.info["step"] = step
+                atoms.info |= {"step": step, BATH_TEMPERATURE: self.run.temperature}
                 frames.append(stored.label.attach(atoms))
         return Trajectory(frames, error, sum(stored.label.calls for _, stored in rows))
 

@@ -12,6 +12,7 @@ from almlip_jax.selection.base import (
     Selection,
     Selector,
     SelectorSettings,
+    SteppingSelector,
     UserFilter,
     UserSelector,
     WeighedSelector,
@@ -36,22 +37,30 @@ from almlip_jax.selection.environment_entropy import (
     environment_entropy,
     surprising,
 )
-from almlip_jax.selection.greedy import Backward, CostAwareSettings, Greedy, Ranking, Rule, cost_aware
+from almlip_jax.selection.greedy import (
+    Backward,
+    CostAwareSettings,
+    Greedy,
+    Ranking,
+    Rule,
+    StratifiedSettings,
+    cost_aware,
+    stratified,
+)
 from almlip_jax.selection.hybrid import WEIGHT, AdaptiveSettings, HybridSettings, adapt, adaptive, hybrid
 from almlip_jax.selection.maxvol import ActiveSet, MaxvolSettings, active_set, extrapolation_grade, maxvol
-from almlip_jax.selection.rankings import EntropySettings, TopKSettings, entropy, top_k
+from almlip_jax.selection.rankings import EntropySettings, RandomSettings, TopKSettings, entropy, random, top_k
 from almlip_jax.selection.rows import Rows
 from almlip_jax.selection.scores import (
     AgreementSettings,
-    RandomSettings,
     ThresholdSettings,
     TopFractionSettings,
     agreement,
-    random,
     threshold,
     top_fraction,
 )
 from almlip_jax.selection.sites import Sites
+from almlip_jax.selection.strata import Strata, Stratification
 
 __all__ = [
     "TEACHER_ENERGY",
@@ -92,6 +101,10 @@ __all__ = [
     "Selector",
     "SelectorSettings",
     "Sites",
+    "SteppingSelector",
+    "Strata",
+    "Stratification",
+    "StratifiedSettings",
     "SurprisingSettings",
     "ThresholdSettings",
     "TopFractionSettings",
@@ -122,6 +135,7 @@ __all__ = [
     "new_environments",
     "random",
     "select",
+    "stratified",
     "surprising",
     "threshold",
     "top_fraction",

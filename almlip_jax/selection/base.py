@@ -11,7 +11,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field
 from functools import lru_cache
-from typing import ClassVar, Literal, ParamSpec, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, ClassVar, Literal, ParamSpec, Protocol, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from almlip_jax.errors import InputError
 from almlip_jax.feature_names import AtomFeatureName, FeatureName
 from almlip_jax.kinds import Spec, UserCode
 from almlip_jax.scores import ScoreName
+from almlip_jax.selection.strata import Strata, Stratification
 from almlip_jax.settings import Settings
 
 P = ParamSpec("P")
@@ -103,6 +104,7 @@ class Candidates:
         id: [n] int, a stable identity; breaks ties (the smallest wins), so that pool order does not matter.
         scalars: name -> [] quantities of the campaign so far that belong to no candidate, such as a weight.
         environments: rows of the atoms, where a selector looks at these.
+        strata: groups that have shares, where a selector looks at these.
     """
 
     features: Mapping[str, jax.Array]
@@ -112,6 +114,7 @@ class Candidates:
     id: jax.Array
     scalars: Mapping[str, jax.Array] = field(default_factory=dict)
     environments: Environments | None = None
+    strata: Strata | None = None
 
     @classmethod
     def of(
@@ -119,6 +122,7 @@ class Candidates:
         features: Mapping[str, ArrayLike] | None = None,
         scores: Mapping[str, ArrayLike] | None = None,
         environments: Environments | None = None,
+        strata: Strata | None = None,
     ) -> Candidates:
         """Candidates of equal cost, all of them valid; their ids are their rows.
 
@@ -126,6 +130,7 @@ class Candidates:
             features: name -> [n, d].
             scores: name -> [n].
             environments: of their atoms.
+            strata: that they belong to.
 
         >>> pool = Candidates.of({"latent": [[0.0, 1.0], [2.0, 0.0]]}, {"force_std_max": [0.1, 0.3]})
         >>> pool.valid.tolist(), pool.id.tolist()
@@ -134,9 +139,10 @@ class Candidates:
         columns = {name: jnp.asarray(values) for name, values in (features or {}).items()}
         ranks = {name: jnp.asarray(values) for name, values in (scores or {}).items()}
         held = [*columns.values(), *ranks.values(), *([] if environments is None else [environments.members])]
+        held += [] if strata is None else [strata.number]
         number = next((len(values) for values in held), 0)
         made = cls(columns, ranks, jnp.ones(number), jnp.ones(number, bool), jnp.arange(number))
-        return made.replace(environments=environments)  # type: ignore[attr-defined, no-any-return]
+        return made.replace(environments=environments, strata=strata)  # type: ignore[attr-defined, no-any-return]
 
 
 @struct.dataclass
@@ -234,6 +240,11 @@ class SelectorSettings(Stage, Spec):
         """Power of the number of atoms where costs are not known, of one that weighs by cost; None of others."""
         return None
 
+    @property
+    def stratification(self) -> Stratification | None:
+        """What has shares of the batch, of one that gives some; None of others."""
+        return None
+
     @abstractmethod
     def build(self, k: int) -> Selector:
         """The selector, for batches of k.
@@ -247,8 +258,54 @@ class LeafSelector(SelectorSettings):
     """Selectors that may stand at the end of a chain."""
 
 
-class WeighedSelector(LeafSelector):
+class SteppingSelector(LeafSelector):
+    """Selectors that choose one candidate after the other, so that strata can take turns."""
+
+
+class WeighedSelector(SteppingSelector):
     """Selectors whose gains a cost can weigh."""
+
+
+class Enclosing(Stage):
+    """Looks at what the selector inside it looks at."""
+
+    if TYPE_CHECKING:
+        selector: SelectorSettings
+
+    @property
+    def innermost(self) -> SelectorSettings:
+        """That of the selector inside."""
+        return self.selector.innermost
+
+    @property
+    def score_names(self) -> tuple[ScoreName, ...]:
+        """Those of the selector inside."""
+        return self.selector.score_names
+
+    @property
+    def feature_names(self) -> tuple[FeatureName, ...]:
+        """Those of the selector inside."""
+        return self.selector.feature_names
+
+    @property
+    def atom_feature_names(self) -> tuple[AtomFeatureName, ...]:
+        """Those of the selector inside."""
+        return self.selector.atom_feature_names
+
+    @property
+    def draws_at_random(self) -> bool:
+        """Where the selector inside does."""
+        return self.selector.draws_at_random
+
+    @property
+    def cost_exponent(self) -> float | None:
+        """That of the selector inside."""
+        return self.selector.cost_exponent
+
+    @property
+    def stratification(self) -> Stratification | None:
+        """That of the selector inside."""
+        return self.selector.stratification
 
 
 class ByScore(Stage):

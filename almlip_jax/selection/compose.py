@@ -16,6 +16,7 @@ from almlip_jax.precision import full_precision
 from almlip_jax.scores import ScoreName
 from almlip_jax.selection.base import (
     Candidates,
+    Enclosing,
     Filter,
     FilterSettings,
     LeafSelector,
@@ -102,7 +103,7 @@ def _doubled(candidates: Candidates) -> Candidates:
     return cast(Candidates, replace(doubled, environments=candidates.environments))
 
 
-class ChainSettings(SelectorSettings):
+class ChainSettings(Enclosing, SelectorSettings):
     """Filters one after the other, then a selector on what they leave."""
 
     kind: Literal["chain"] = "chain"
@@ -110,11 +111,6 @@ class ChainSettings(SelectorSettings):
     """Filters, in the order in which they are applied."""
     selector: LeafSelector
     """Chooses from what is left."""
-
-    @property
-    def innermost(self) -> SelectorSettings:
-        """That of the selector inside."""
-        return self.selector.innermost
 
     @property
     def score_names(self) -> tuple[ScoreName, ...]:
@@ -140,11 +136,6 @@ class ChainSettings(SelectorSettings):
     def draws_at_random(self) -> bool:
         """Where the selector does, and no filter prefers uncertain candidates."""
         return self.selector.draws_at_random and not any(one.prefers for one in self.filters)
-
-    @property
-    def cost_exponent(self) -> float | None:
-        """That of the selector."""
-        return self.selector.cost_exponent
 
     def build(self, k: int) -> Selector:
         """See `chain`."""

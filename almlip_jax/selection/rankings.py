@@ -1,4 +1,4 @@
-"""Rankings by one value of each candidate: a score, or its entropy."""
+"""Rankings by one value of each candidate: a score, its entropy, or a number at random."""
 
 from __future__ import annotations
 
@@ -7,9 +7,30 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from almlip_jax.selection.base import ByScore, Candidates, Selector, WeighedSelector, memoised
+from almlip_jax.selection.base import ByScore, Candidates, Selector, SteppingSelector, WeighedSelector, memoised
 from almlip_jax.selection.greedy import Ranking
 from almlip_jax.selection.scores import column
+
+
+@memoised
+def random(k: int) -> Ranking:
+    """Chooses k candidates uniformly at random.
+
+    Each candidate's draw depends on the key and its id alone: the order of the pool and its padding change nothing.
+    ``gain`` is the draw.
+
+    >>> import jax
+    >>> from almlip_jax.selection import Candidates, random, select
+    >>> pool = Candidates.of(scores={"force_std_max": [0.1, 0.4, 0.2, 2.5]})
+    >>> select(random(2), jax.random.key(0), pool, pool).valid.tolist()
+    [True, True]
+    """
+
+    def values(key: jax.Array, pool: Candidates, labelled: Candidates) -> tuple[jax.Array, jax.Array]:
+        draws = jax.vmap(lambda one: jax.random.uniform(jax.random.fold_in(key, one)))(pool.id)
+        return draws, draws
+
+    return Ranking(k, values, weighable=False)
 
 
 @memoised
@@ -23,7 +44,7 @@ def top_k(k: int, score: str) -> Ranking:
     [3, 1]
     """
 
-    def values(pool: Candidates, labelled: Candidates) -> tuple[jax.Array, jax.Array]:
+    def values(key: jax.Array, pool: Candidates, labelled: Candidates) -> tuple[jax.Array, jax.Array]:
         found = column(pool.scores, score, "score")
         return found, found
 
@@ -44,12 +65,27 @@ def entropy(k: int, score: str) -> Ranking:
     array([2.34, 0.5 ])
     """
 
-    def values(pool: Candidates, labelled: Candidates) -> tuple[jax.Array, jax.Array]:
+    def values(key: jax.Array, pool: Candidates, labelled: Candidates) -> tuple[jax.Array, jax.Array]:
         sigma = column(pool.scores, score, "score")
         nats = 0.5 * jnp.log(2 * jnp.pi * jnp.e * sigma**2)
         return nats, sigma
 
     return Ranking(k, values)
+
+
+class RandomSettings(SteppingSelector):
+    """Uniformly at random."""
+
+    kind: Literal["random"] = "random"
+
+    @property
+    def draws_at_random(self) -> bool:
+        """It does."""
+        return True
+
+    def build(self, k: int) -> Selector:
+        """See `random`."""
+        return random(k)
 
 
 class TopKSettings(ByScore, WeighedSelector):

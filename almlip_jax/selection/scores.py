@@ -1,8 +1,8 @@
-"""What needs scores alone: random choice, the order of values, and filters by threshold and share."""
+"""What needs scores alone: the order of values, and filters by threshold and share."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Literal, Self
 
@@ -19,35 +19,12 @@ from almlip_jax.selection.base import (
     Candidates,
     Filter,
     FilterSettings,
-    LeafSelector,
     Selection,
-    Selector,
     memoised,
 )
 from almlip_jax.settings import unit
 
 _ROUNDING = 1e-6  # 0.07 of 100 candidates are 7, though the product of floats is a little more
-
-
-@memoised
-def random(k: int) -> Selector:
-    """Chooses k candidates uniformly at random.
-
-    Each candidate's draw depends on the key and its id alone: the order of the pool and its padding change nothing.
-    ``gain`` is the draw.
-
-    >>> import jax
-    >>> from almlip_jax.selection import Candidates, random, select
-    >>> pool = Candidates.of(scores={"force_std_max": [0.1, 0.4, 0.2, 2.5]})
-    >>> select(random(2), jax.random.key(0), pool, pool).valid.tolist()
-    [True, True]
-    """
-
-    def select(key: jax.Array, pool: Candidates, labelled: Candidates) -> Selection:
-        draws = jax.vmap(lambda one: jax.random.uniform(jax.random.fold_in(key, one)))(pool.id)
-        return best(draws, pool, k)
-
-    return select
 
 
 @memoised
@@ -140,28 +117,28 @@ def ranked(values: jax.Array, pool: Candidates, second: jax.Array | None = None)
     return jnp.lexsort((pool.id, *usable, ~pool.valid))
 
 
-def best(values: jax.Array, pool: Candidates, k: int, second: jax.Array | None = None) -> Selection:
-    """The k valid candidates with the highest values; one whose value is not a number is never among them."""
+def best(
+    values: jax.Array,
+    pool: Candidates,
+    k: int,
+    second: jax.Array | None = None,
+    turns: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+) -> Selection:
+    """The k valid candidates with the highest values; one whose value is not a number is never among them.
+
+    Args:
+        values: [n].
+        pool: the candidates.
+        k: how many.
+        second: [n], decides among equal values.
+        turns: ``(order [n], valid [n]) -> order``, where strata take turns.
+    """
     pool = replace(pool, valid=pool.valid & ~jnp.isnan(values))
     order = ranked(values, pool, second)
+    order = order if turns is None else turns(order, pool.valid)
     rows = jnp.concatenate([order, jnp.zeros((max(k - order.shape[0], 0),), order.dtype)])[:k]
     there = jnp.arange(k) < jnp.sum(pool.valid)
     return Selection(indices=rows, valid=there, gain=jnp.where(there, values[rows], jnp.nan))
-
-
-class RandomSettings(LeafSelector):
-    """Uniformly at random."""
-
-    kind: Literal["random"] = "random"
-
-    @property
-    def draws_at_random(self) -> bool:
-        """It does."""
-        return True
-
-    def build(self, k: int) -> Selector:
-        """See `random`."""
-        return random(k)
 
 
 class ThresholdSettings(ByScore, FilterSettings):

@@ -18,6 +18,9 @@ from almlip_jax.structures.electronic_state import stated_state
 SYSTEM = "system"
 """Key of `info` that names the system that a structure belongs to."""
 
+BATH_TEMPERATURE = "bath_temperature"
+"""Key of `info` that holds the temperature of the bath that a structure of dynamics was in, K."""
+
 _ARRAYS = ("masses", "initial_magmoms")
 
 

@@ -13,7 +13,7 @@ from typing import Any, cast
 import numpy as np
 from ase import Atoms
 
-from almlip_jax.campaign.batch import AtomRoom, candidates, choose, features_of, selection_scalars
+from almlip_jax.campaign.batch import AtomRoom, candidates, choose, features_of, selection_scalars, stratified
 from almlip_jax.campaign.cost import expected_costs
 from almlip_jax.ensembles import build_ensemble
 from almlip_jax.errors import InputError
@@ -221,23 +221,22 @@ class SystemBench:
             picked: places in the pool of earlier batches.
             errors: force errors on the structures kept for validation, of the rounds so far, this one included.
         """
+        settings = self.config.selectors[point.selector]
         split, gone = self.split(point.seed), set(picked)
         places = [place for place in split.pool if place not in gone]
         shape = self._shape(potential)
         frames = [self.pool.frames[place] for place in places]
-        features = features_of(self.config.selectors[point.selector], point.seed)
+        features = features_of(settings, point.seed)
         evaluated = potential.evaluate(frames, features=features, shape=shape)
         dataset = self.dataset(point.seed, picked)
         context = potential.evaluate(dataset, features=features, shape=shape)
-        exponent = self.config.selectors[point.selector].cost_exponent
+        exponent = settings.cost_exponent
         cost = None if exponent is None else expected_costs(frames, (), exponent)  # labels of files take no time
-        scalars = selection_scalars(self.config.selectors[point.selector], errors)
-        rows = choose(
-            self._selector(point),
-            self.key(point.seed, "select", number),
-            candidates(frames, evaluated, len(split.pool), cost=cost, room=self._atoms(split.pool)),
-            candidates(dataset, context, self.largest_dataset, scalars=scalars, room=self._labelled_atoms),
-        )
+        scalars = selection_scalars(settings, errors)
+        among = candidates(frames, evaluated, len(split.pool), cost=cost, room=self._atoms(split.pool))
+        around = candidates(dataset, context, self.largest_dataset, scalars=scalars, room=self._labelled_atoms)
+        among, around = stratified(settings, (frames, among), (dataset, around))
+        rows = choose(self._selector(point), self.key(point.seed, "select", number), among, around)
         chosen = [row for row, _ in rows]
         scores = evaluated.scores[self.config.monitor]
         return Choice(

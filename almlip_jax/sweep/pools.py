@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from ase import Atoms
 
+from almlip_jax.campaign.batch import remarks_of
 from almlip_jax.campaign.preparation import check_states, frames_and_atoms, geometry_key
 from almlip_jax.campaign.settings import SystemSettings
 from almlip_jax.ensembles import build_ensemble
@@ -98,15 +99,15 @@ def read_pool(config: SweepConfig, name: str) -> LabelledPool:
     Raises:
         InputError: a file cannot be read or lacks labels, or the pool is too small for the sweep.
     """
-    settings = config.systems[name]
+    settings, remarks = config.systems[name], remarks_of(config)
     files = [config.file(path) for path in settings.pool_files]
-    frames, isolated = frames_and_atoms(files, SystemSettings(), settings)
+    frames, isolated = frames_and_atoms(files, SystemSettings(), settings, remarks)
     tests, atoms_in_tests = _tests(config, settings)
     files += [config.file(test.file) for test in settings.tests.values()]
     given: list[Atoms] = []
     if isinstance(settings.initial, Path):
         files.append(config.file(settings.initial))
-        given, atoms = frames_and_atoms(files[-1], SystemSettings(), settings)
+        given, atoms = frames_and_atoms(files[-1], SystemSettings(), settings, remarks)
         isolated |= atoms
     isolated |= given_references(settings.training)
     species = SpeciesTable.of([*frames, *given])

@@ -325,6 +325,23 @@ class TestPool:
         assert keys(one.test) == keys(two.test) and keys(one.round(0).dataset) == keys(two.round(0).dataset)
         assert keys(one.round(0).batch) != keys(two.round(0).batch)
 
+    def test_strata_hold_their_shares_of_the_dataset(self, labelled_pool: Path, tmp_path: Path) -> None:
+        frames = read_structures(labelled_pool)
+        for place, frame in enumerate(frames):
+            frame.info["source"] = "scan" if place % 4 == 0 else "dynamics"
+        write_structures(tmp_path / "told.extxyz", frames)
+        selector = {"kind": "stratified", "by": "source", "selector": {"kind": "top_k"}, "shares": {"scan": 2}}
+        told = pool_sections(tmp_path / "told.extxyz", selection={"batch": 3, "selector": selector})
+        run_or_resume(tmp_path, tmp_path / "run", **told)
+        run = RunDirectory(tmp_path / "run")
+        for index in (0, 1):
+            left, batch = (read_structures(path) for path in (run.round(index).pool, run.round(index).batch))
+            scans = sum(frame.info["source"] == "scan" for frame in left)
+            assert sum(frame.info["source"] == "scan" for frame in batch) == min(3, scans)
+        dataset = read_structures(run.round(2).dataset)
+        assert {frame.info.get("source") for frame in dataset} == {"scan", "dynamics"}, "initial set and batches say it"
+        assert all("source" in frame.info for frame in dataset)
+
     def test_ends_when_it_is_used_up(self, labelled_pool: Path, tmp_path: Path) -> None:
         sections = pool_sections(labelled_pool, test={"md": (), "from_pool": 19})
         outcome = run_or_resume(tmp_path, tmp_path / "run", **sections)

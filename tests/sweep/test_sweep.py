@@ -22,7 +22,7 @@ from almlip_jax.evaluation.tidy import columns
 from almlip_jax.figures.command import make
 from almlip_jax.files import read_csv, read_json
 from almlip_jax.potential import Potential
-from almlip_jax.structures.io import read_structures
+from almlip_jax.structures.io import read_structures, write_structures
 from almlip_jax.structures.packing import pack, plan_batches
 from almlip_jax.sweep import SweepConfig, parse_only
 from almlip_jax.sweep.crew import Crew, shares
@@ -143,6 +143,19 @@ def test_a_point_alone_gives_its_row_of_the_whole(study, tmp_path):
     result = sweep(study.folder, tmp_path, only=only)
     whole = [row for row in timeless(study.out) if row["selector"] == "max_det" and row["seed"] == 1]
     assert timeless(tmp_path) == whole and (result.complete, result.points) == (1, 4)
+
+
+def test_strata_take_turns_in_a_sweep_too(study, tmp_path):
+    folder = shutil.copytree(study.folder, tmp_path / "told", ignore=shutil.ignore_patterns("*out*"))
+    frames = read_structures(folder / "pool.extxyz", require_labels=True)
+    for frame in frames:
+        frame.info["kind"] = f"of {len(frame)}"
+    write_structures(folder / "pool.extxyz", frames)
+    selector = {"kind": "stratified", "by": "kind", "of": "batch", "selector": {"kind": "max_det"}}
+    sweep(folder, tmp_path / "out", selectors={"told": selector}, seeds=1, side_by_side=1)
+    rounds = read_json(next((tmp_path / "out").glob("points/*/*/*/picks.json")))["rounds"]
+    sizes = [[len(frames[place]) for place in one["indices"]] for one in rounds]
+    assert [sorted({tuple(some).count(3), tuple(some).count(4)}) for some in sizes] == [[1, 2], [1, 2], [0]]
 
 
 def test_a_point_that_takes_too_long_ends_says_so_and_may_go_on(study, tmp_path):
