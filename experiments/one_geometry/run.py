@@ -5,7 +5,8 @@ system and a label source:
 
 - ``plain``: from scratch; dynamics at 600 K (silicon: 1000 and 3000 K), frames drawn at random, whatever the spread;
 - ``taught``: pretrained on a teacher's dynamics, tuned on frames that a gate and ``log_det`` admission keep in the
-  loop, and `max_det` selects.
+  loop, and `max_det` selects;
+- ``stratified``: the same, where the temperatures of the walkers have equal shares of the labels (``--strategies``).
 
 What labels here is a stand-in for density functional theory, which would take weeks for so many campaigns: the Eigen
 cation has GFN2-xTB (its teacher is GFN1-xTB), acetylacetone a potential trained on PBE labels (teacher GFN2-xTB),
@@ -23,6 +24,7 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +55,8 @@ from almlip_jax.training import TrainingSettings
 
 HERE = Path(__file__).resolve().parent
 STARTS = HERE.parent / "exploration_strategies"
-BATCH = {"plain": 12, "taught": 5}
-ROUNDS = {"plain": 12, "taught": 7}
+BATCH = {"plain": 12, "taught": 5, "stratified": 5}
+ROUNDS = {"plain": 12, "taught": 7, "stratified": 7}
 
 
 @dataclass(frozen=True)
@@ -197,6 +199,9 @@ def config(options: argparse.Namespace, name: str, case: Case, strategy: str, se
             "selection": {"batch": BATCH[strategy], "selector": {"kind": "random"}},
         }
     else:
+        chooses: dict[str, Any] = {"kind": "max_det"}
+        if strategy == "stratified":
+            chooses = {"kind": "stratified", "by": "bath_temperature", "selector": chooses}
         content |= {
             "teacher": {
                 "source": case.teacher,
@@ -211,7 +216,7 @@ def config(options: argparse.Namespace, name: str, case: Case, strategy: str, se
             "initial": {"from_teacher": {"count": 5, "selector": {"kind": "bait"}}},
             "exploration": exploration
             | {"thresholds": {"kind": "fixed", "record": 0.05, "stop": 1.0}, "admission": {"kind": "log_det"}},
-            "selection": {"batch": BATCH[strategy], "selector": {"kind": "max_det"}},
+            "selection": {"batch": BATCH[strategy], "selector": chooses},
         }
     return ExperimentConfig.model_validate(content)
 
@@ -281,23 +286,24 @@ def reached(errors: pd.Series, wanted: float) -> tuple[float, bool]:
 
 
 def report(table: pd.DataFrame) -> str:
-    """Labels of plain dynamics over those of the other, for the final error of plain dynamics; seeds paired.
+    """Labels of plain dynamics over those of the others, for the final error of plain dynamics; seeds paired.
 
     Of trainings `at_length`, where there are some.
     """
-    head = ("system", "test", "plain, final", "labels", "taught, final", "labels", "label factor", "seeds")
+    head = ("system", "test", "plain, final", "labels", "against", "final", "labels", "label factor", "seeds")
     lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
-    for (system, test), own in table.groupby(["system", "test"], sort=False):
+    cases = product(table.groupby(["system", "test"], sort=False), ("taught", "stratified"))
+    for ((system, test), own), other in cases:
         curves = {
             (strategy, seed): one.set_index("labels").forces_rmse.sort_index()
             for (strategy, seed), one in own.groupby(["strategy", "seed"])
         }
-        seeds = [seed for strategy, seed in curves if strategy == "plain" and ("taught", seed) in curves]
+        seeds = [seed for strategy, seed in curves if strategy == "plain" and (other, seed) in curves]
         if not seeds:
             continue
-        plain, taught = ([curves[strategy, seed] for seed in seeds] for strategy in ("plain", "taught"))
-        if all((strategy + LONGER, seed) in curves for strategy in BATCH for seed in seeds):
-            plain, taught = ([curves[strategy + LONGER, seed] for seed in seeds] for strategy in BATCH)
+        plain, taught = ([curves[strategy, seed] for seed in seeds] for strategy in ("plain", other))
+        if all((strategy + LONGER, seed) in curves for strategy in ("plain", other) for seed in seeds):
+            plain, taught = ([curves[strategy + LONGER, seed] for seed in seeds] for strategy in ("plain", other))
         found = [reached(new, old.iloc[-1]) for old, new in zip(plain, taught, strict=True)]
         logs = np.log([old.index[-1] / labels for old, (labels, _) in zip(plain, found, strict=True)])
         text = f"{np.exp(logs.mean()):.1f}"
@@ -308,7 +314,7 @@ def report(table: pd.DataFrame) -> str:
         at_once = sum(labels == new.index[0] for (labels, _), new in zip(found, taught, strict=True))
         text += f"; not reached in {missed}" * bool(missed) + f"; with the first labels in {at_once}" * bool(at_once)
         ends = [f"{np.mean([one.iloc[-1] for one in some]):.1f} | {some[0].index[-1]}" for some in (plain, taught)]
-        lines.append(f"| {system} | {test} | {ends[0]} | {ends[1]} | {text} | {len(seeds)} |")
+        lines.append(f"| {system} | {test} | {ends[0]} | {other} | {ends[1]} | {text} | {len(seeds)} |")
     return "\n".join(lines)
 
 
@@ -318,6 +324,7 @@ def options_given() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=os.environ.get("ALMLIP_DATA_DIR"), help="reference data")
     parser.add_argument("--out", type=Path, default=Path("runs/one_geometry"))
     parser.add_argument("--systems", nargs="+", default=list(CASES), choices=CASES)
+    parser.add_argument("--strategies", nargs="+", default=["plain", "taught"], choices=BATCH)
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--truth-steps", type=int, default=6000, help="of the potentials that stand in for PBE")
@@ -354,7 +361,7 @@ def main() -> None:
         return
     for seed in range(options.first_seed, options.first_seed + options.seeds):
         for name, case in cases.items():
-            for strategy in BATCH:
+            for strategy in options.strategies:
                 folder = options.out / f"{name}-{strategy}-{seed}"
                 campaign = config(options, name, case, strategy, seed)
                 about = {"system": name, "strategy": strategy, "seed": seed}
