@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from almlip_jax.campaign.loop import Outcome, resume_campaign, run_campaign
+    from almlip_jax.campaign.loop import Outcome, finish_campaign, resume_campaign, run_campaign
 
-__all__ = ["Outcome", "resume_campaign", "run_campaign"]
+__all__ = ["Outcome", "finish_campaign", "resume_campaign", "run_campaign"]
 
 
 def __getattr__(name: str) -> Any:

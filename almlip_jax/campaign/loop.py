@@ -430,6 +430,35 @@ def resume_campaign(
         return _carry_on(config, run, tell)
 
 
+def finish_campaign(config: ExperimentConfig, run_dir: Path, *, progress: Progress | None = None) -> CampaignState:
+    """What a campaign came to: runs it, goes on with one that was interrupted, or leaves a finished one as it is.
+
+    For scripts that compare campaigns, and may be interrupted and called again.  One that ended at fewer rounds or
+    labels than the config now allows goes on.
+
+    Args:
+        config: as for `run_campaign`; other than at the time of a finished campaign, it changes limits at most.
+        run_dir: the directory of the campaign.
+        progress: tells the user; nothing is told by default.
+
+    Returns:
+        its state; `CampaignState.history` has the rounds.
+
+    Raises:
+        InputError: as for `run_campaign` and `resume_campaign`.
+        LabelError: no structure of a batch could be labelled.
+    """
+    run = RunDirectory(run_dir)
+    state = read_state(run) if run.state.exists() else None
+    limits = {"max_rounds": ("round", config.stopping.max_rounds), "max_labels": ("labels", config.stopping.max_labels)}
+    if state is not None and state.finished:
+        reached, allowed = limits.get(state.rule or "", ("round", None))
+        if allowed is None or allowed <= getattr(state, reached):
+            return state
+    (run_campaign if state is None else resume_campaign)(config, run_dir, progress=progress)
+    return read_state(run)
+
+
 def _carry_on(config: ExperimentConfig, run: RunDirectory, progress: LoggedProgress) -> Outcome:
     with jax.enable_x64(config.precision == "float64"):
         if said := write_versions(run):

@@ -20,7 +20,6 @@ All campaigns of a seed share their tests: frames of the pool that nobody may se
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ from scipy import stats
 from scipy.sparse.csgraph import connected_components
 
 import almlip_jax as al
-from almlip_jax.campaign import resume_campaign, run_campaign
+from almlip_jax.campaign import finish_campaign
 from almlip_jax.campaign.config import ExperimentConfig
 from almlip_jax.compilation import prepare_jax
 from almlip_jax.keys import numpy_generator
@@ -182,15 +181,9 @@ def eigen(options: argparse.Namespace, seed: int, arm: str, folder: Path, wanted
 
 
 def finished(folder: Path, campaign: ExperimentConfig) -> list[dict[str, Any]]:
-    """The rounds of a campaign, which is run unless it is finished; a larger limit of rounds goes on from a smaller."""
-    state = folder / "state.json"
-    there = json.loads(state.read_text()) if state.exists() else {"finished": False}
-    larger = there.get("rule") == "max_rounds" and (campaign.stopping.max_rounds or 0) > there["round"]
-    if larger or not there["finished"]:
-        with open_progress() as progress:
-            (resume_campaign if state.exists() else run_campaign)(campaign, folder, progress=progress)
-    found: list[dict[str, Any]] = json.loads(state.read_text())["history"]
-    return found
+    """The rounds of a campaign, which is run or gone on with unless it is finished."""
+    with open_progress() as progress:
+        return [record.model_dump() for record in finish_campaign(campaign, folder, progress=progress).history]
 
 
 def run_seed(options: argparse.Namespace, folder: Path, seed: int) -> None:

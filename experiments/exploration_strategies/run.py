@@ -1,4 +1,4 @@
-"""Does it find more?  Force errors at 600 K against labels, for five ways of exploring, with paired seeds.
+"""Does it find more?  Force errors at 600 K against labels, for seven ways of exploring, with paired seeds.
 
 Two systems with GFN2-xTB labels, from one geometry each: the Eigen cation H9O4+ and acetylacetone.  The first set is
 rattled geometries and a few steps at 300 K; eight walkers explore at 600 K; each round labels ten frames.  Strategies
@@ -9,7 +9,10 @@ random:
 - ``gate``: dynamics at 600 K, frames above a threshold of the largest force spread, a walker stops far above it;
 - ``bias``: the same with an uncertainty bias of automatic strength;
 - ``in_loop``: the same gate, but the buffer keeps what adds most to the log-determinant over all that is known;
-- ``adversarial``: ascent on the energy variance at bounded energy, from labelled frames.
+- ``adversarial``: ascent on the energy variance at bounded energy, from labelled frames;
+- ``stop``: as ``in_loop`` with its defaults, but thresholds follow the training set, and a walker stops at twice the
+  largest spread in it;
+- ``correct``: the same, and a batch begins with the most uncertain of 20 displaced copies of where walkers stopped.
 
 Strategies of one seed share their first set, all share the tests.  What is finished is not run again.  The table is
 ``results.csv`` of the output folder.
@@ -20,10 +23,9 @@ Strategies of one seed share their first set, all share the tests.  What is fini
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
-from almlip_jax.campaign import resume_campaign, run_campaign
+from almlip_jax.campaign import finish_campaign
 from almlip_jax.campaign.config import load_config
 from almlip_jax.compilation import prepare_jax
 from almlip_jax.evaluation.tidy import columns, error_columns
@@ -38,6 +40,10 @@ from almlip_jax.structures.io import read_structures, write_structures
 HERE = Path(__file__).resolve().parent
 CHARGES = {"eigen": 1, "acetylacetone": 0}
 TESTS = {300: {"steps": 2000, "equilibration": 500}, 600: {"steps": 4000, "equilibration": 1000}}  # K: of the label MD
+FOLLOWING = [
+    "exploration.thresholds={kind: relative, record_factor: 1.0, stop_factor: 2.0}",
+    "exploration.admission={kind: log_det}",
+]
 STRATEGIES = {
     "plain": [
         "exploration.thresholds={kind: fixed, record: 1.0e-9, stop: 1.0e3}",
@@ -47,6 +53,8 @@ STRATEGIES = {
     "gate": [],
     "bias": ["exploration.biases=[{kind: uncertainty, relative: 0.25}]"],
     "in_loop": ["exploration.admission={kind: log_det, sigma: 0.01, least_gain: 0.7}"],
+    "stop": FOLLOWING,
+    "correct": [*FOLLOWING, "exploration.correct={around: 20, stdev: 0.05, count: 3}"],
     "adversarial": ["exploration.integrator={kind: adversarial}", "exploration.steps=300"],
 }
 
@@ -77,12 +85,10 @@ def finished(folder: Path, tests: list[Path], system: str, strategy: str, seed: 
     config = load_config(
         HERE / "base.yaml", [f"seed={seed}", where, f"test={{files: [{files}]}}", *STRATEGIES[strategy]]
     )
-    state = folder / "state.json"
-    if not (state.exists() and json.loads(state.read_text())["finished"]):
-        with open_progress() as progress:
-            (resume_campaign if state.exists() else run_campaign)(config, folder, progress=progress)
+    with open_progress() as progress:
+        history = [record.model_dump() for record in finish_campaign(config, folder, progress=progress).history]
     rows = []
-    for number, record in enumerate(json.loads(state.read_text())["history"]):
+    for number, record in enumerate(history):
         for kelvin in TESTS:
             key = (system, strategy, seed, config.ensemble.size, config.selection.batch, number, record["labels"])
             row = dict.fromkeys(columns()) | dict(zip(columns(), (*key, f"{kelvin}K"), strict=False))

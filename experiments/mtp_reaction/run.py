@@ -10,7 +10,6 @@ figure is drawn; a campaign that is finished is not run again.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from ase import Atoms
 from path import GRID, andersen_frames, difference, relaxed_path
 
 import almlip_jax as al
-from almlip_jax.campaign import resume_campaign, run_campaign
+from almlip_jax.campaign import finish_campaign
 from almlip_jax.campaign.config import ExperimentConfig
 from almlip_jax.evaluation.statistics import t_interval
 from almlip_jax.files import write_csv
@@ -89,12 +88,9 @@ def prepared(folder: Path) -> dict[str, Path]:
 
 
 def finished(folder: Path, settings: ExperimentConfig) -> dict[str, Any]:
-    """The state of a campaign, run unless it is finished."""
-    state = folder / "state.json"
-    if not (state.exists() and json.loads(state.read_text())["finished"]):
-        with open_progress() as progress:
-            (resume_campaign if state.exists() else run_campaign)(settings, folder, progress=progress)
-    return json.loads(state.read_text())  # type: ignore[no-any-return]
+    """The state of a campaign, which is run or gone on with unless it is finished."""
+    with open_progress() as progress:
+        return finish_campaign(settings, folder, progress=progress).model_dump()
 
 
 def row_of(level: int, seed: int, state: dict[str, Any], potential: al.Potential, test: list[Atoms]) -> dict[str, Any]:

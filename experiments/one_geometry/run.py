@@ -20,7 +20,6 @@ test goes into ``--table``.  Processes for some seeds each may run next to each 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,7 +33,7 @@ from ase import Atoms
 from ase.build import bulk
 from scipy import stats
 
-from almlip_jax.campaign import resume_campaign, run_campaign
+from almlip_jax.campaign import finish_campaign
 from almlip_jax.campaign.config import ExperimentConfig
 from almlip_jax.campaign.rundir import RunDirectory
 from almlip_jax.campaign.state import read_state
@@ -222,13 +221,9 @@ def config(options: argparse.Namespace, name: str, case: Case, strategy: str, se
 
 
 def finished(folder: Path, campaign: ExperimentConfig) -> list[dict[str, Any]]:
-    """The rounds of a campaign, which is run unless it is finished."""
-    state = folder / "state.json"
-    if not (state.exists() and json.loads(state.read_text())["finished"]):
-        with open_progress() as progress:
-            (resume_campaign if state.exists() else run_campaign)(campaign, folder, progress=progress)
-    found: list[dict[str, Any]] = json.loads(state.read_text())["history"]
-    return found
+    """The rounds of a campaign, which is run or gone on with unless it is finished."""
+    with open_progress() as progress:
+        return [record.model_dump() for record in finish_campaign(campaign, folder, progress=progress).history]
 
 
 def rows(history: list[dict[str, Any]], about: dict[str, Any], tests: list[str]) -> list[dict[str, Any]]:

@@ -12,7 +12,6 @@ output folder; ``--report`` prints what that says.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from ase import Atoms
 from ase.build import molecule
 from ase.data.s22 import create_s22_system
 
-from almlip_jax.campaign import resume_campaign, run_campaign
+from almlip_jax.campaign import finish_campaign
 from almlip_jax.campaign.config import ExperimentConfig
 from almlip_jax.compilation import prepare_jax
 from almlip_jax.oracles import Labeller, LabelStore, TBLiteSettings
@@ -117,13 +116,9 @@ def config(out: Path, names: list[str], seed: int, *, told: bool = False) -> Exp
 
 
 def finished(folder: Path, campaign: ExperimentConfig) -> list[dict[str, Any]]:
-    """The rounds of a campaign, which is run unless it is finished."""
-    state = folder / "state.json"
-    if not (state.exists() and json.loads(state.read_text())["finished"]):
-        with open_progress() as progress:
-            (resume_campaign if state.exists() else run_campaign)(campaign, folder, progress=progress)
-    found: list[dict[str, Any]] = json.loads(state.read_text())["history"]
-    return found
+    """The rounds of a campaign, which is run or gone on with unless it is finished."""
+    with open_progress() as progress:
+        return [record.model_dump() for record in finish_campaign(campaign, folder, progress=progress).history]
 
 
 def report(table: pd.DataFrame) -> str:

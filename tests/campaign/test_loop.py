@@ -17,7 +17,7 @@ from ase import Atoms
 from tiny_campaign import SECTIONS, Killed, KillingProgress, result_of, run_or_resume, tiny_config
 
 import almlip_jax
-from almlip_jax.campaign import run_campaign
+from almlip_jax.campaign import finish_campaign, run_campaign
 from almlip_jax.campaign.preparation import Source, geometry_key, initial_set, split_pool, start_geometries
 from almlip_jax.campaign.rundir import RunDirectory
 from almlip_jax.campaign.settings import MdExploration
@@ -346,6 +346,18 @@ class TestPool:
         sections = pool_sections(labelled_pool, test={"md": (), "from_pool": 19})
         outcome = run_or_resume(tmp_path, tmp_path / "run", **sections)
         assert outcome.rule == "pool_exhausted" and not outcome.converged and outcome.round == 1
+
+    def test_scripts_finish_what_they_find(self, labelled_pool: Path, tmp_path: Path) -> None:
+        config = tiny_config(tmp_path, **pool_sections(labelled_pool, stopping={"max_rounds": 1}))
+        with pytest.raises(Killed):
+            finish_campaign(config, tmp_path / "run", progress=KillingProgress(0, "label"))
+        state = finish_campaign(config, tmp_path / "run")
+        assert state.finished and state.rule == "max_rounds" and len(state.history) == 2
+        log = (tmp_path / "run" / "run.log").read_bytes()
+        assert finish_campaign(config, tmp_path / "run") == state
+        assert (tmp_path / "run" / "run.log").read_bytes() == log, "nothing was done"
+        larger = tiny_config(tmp_path, **pool_sections(labelled_pool, stopping={"max_rounds": 2}))
+        assert len(finish_campaign(larger, tmp_path / "run").history) == 3
 
     def test_shares_are_drawn_by_name(self) -> None:
         split = split_pool(50, 5, 7, seed=1)
