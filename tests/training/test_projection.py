@@ -311,13 +311,19 @@ def test_members_may_have_searches_of_their_own(crystals):
 
 
 def test_the_ridge_is_the_rounding_of_what_the_potential_is_used_in(crystals):
-    def ridge(dtype: type, **given: float) -> float:
+    def trainer_of(dtype: type, **given: float) -> ProjectionTrainer:
         settings = settings_of(**given)
         capacity, ensemble = plan_capacity(crystals, MODEL.cutoff, settings), Ensemble(MODEL.build(SPECIES), 1)
-        return ProjectionTrainer(ensemble, SPECIES, capacity, settings, EnsembleSettings(size=1), dtype).ridge
+        return ProjectionTrainer(ensemble, SPECIES, capacity, settings, EnsembleSettings(size=1), dtype)
 
-    assert ridge(np.float32) == np.finfo(np.float32).eps and ridge(np.float64) == 1e-10
-    assert ridge(np.float32, ridge=1e-5) == 1e-5
+    usual, coarse, lower = (trainer_of(np.float32, **given) for given in ({}, {"ridge": 1e-5}, {"ridge": 1e-9}))
+    assert usual.ridge == np.finfo(np.float32).eps and trainer_of(np.float64).ridge == 1e-10
+    assert coarse.ridge == 1e-5 and lower.ridge == 1e-9
+    assert usual.remark is None and coarse.remark is None and trainer_of(np.float64).remark is None
+    said: list[str] = []
+    with pytest.raises(InputError, match="nothing to train on"):
+        lower.train([], None, jax.random.key(0), reference_energies={}, say=said.append)
+    assert said == [lower.remark] and "ridge is 1e-09, below 1.2e-07, the rounding of float32" in said[0]
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Final
 
@@ -100,8 +101,23 @@ class ProjectionTrainer(Trainer):
         """Number C of searches that there is room for."""
         return self.ensemble.size if self.own else max(self.projection.starts, self.ensemble.size)
 
-    def train(self, *args: Any, **options: Any) -> TrainingResult:
+    @property
+    def remark(self) -> str | None:
+        """What the user should know of a ridge below what rounding adds; None where it is not."""
+        rounding = max(float(np.finfo(self.given).eps), _LEAST_RIDGE)
+        if self.ridge >= rounding:
+            return None
+        return (
+            f"training.projection.ridge is {self.ridge:g}, below {rounding:.2g}, the rounding of {self.given}: "
+            "coefficients may cancel to digits that the potential does not have; leave it out, or compare errors of "
+            "precision float32 and float64."
+        )
+
+    def train(self, *args: Any, say: Callable[[str], None] | None = None, **options: Any) -> TrainingResult:
         """See `Trainer.train`."""
+        if say is not None and self.remark is not None:
+            say(self.remark)
+        options["say"] = say
         with jax.enable_x64(True):
             result = super().train(*args, **options)
         return replace(result, params=jax.tree.map(lambda x: np.asarray(x, self.given), result.params))
