@@ -134,7 +134,8 @@ def by_motep(options: argparse.Namespace, frames: list[Atoms], begun: Potential)
     out, model = options.out, begun.settings
     assert isinstance(model, MtpSettings)
     found = out / "motep.npz"
-    if not found.exists():
+    there = dict(np.load(found)) if found.exists() else {"seconds": 0.0, "converged": False}
+    if there["seconds"] < options.motep_seconds and not there["converged"]:
         (out / "level.mtp").write_text(template(model.level, RADIAL, (model.min_dist, CUTOFF)))
         radial = begun.params["radial"][0]
         np.savez(out / "start.npz", radial=radial, scaling=SCALING, min_dist=model.min_dist)
