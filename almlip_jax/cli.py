@@ -807,7 +807,10 @@ def lammps(
     charge: Annotated[int, typer.Option("--charge", help="Charge of what the potential sees, e.")] = 0,
     spin: Annotated[int, typer.Option("--spin", min=1, help="Its multiplicity 2S+1.")] = 1,
     skin: Annotated[float, typer.Option("--skin", min=0, help="Skin of the neighbour list, Angstrom.")] = 0.5,
-    share: Annotated[bool, typer.Option("--share", help="Share out the members among cores that are idle.")] = False,
+    share: Annotated[
+        bool | None,
+        typer.Option("--share/--one-core", help="Share out the members among the cores, or do not; by their work."),
+    ] = None,
     json_file: JsonFile = None,
 ) -> None:
     """Run an input script of LAMMPS with the potential behind its line `fix ID GROUP external pf/callback 1 1`.

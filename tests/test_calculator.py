@@ -25,7 +25,7 @@ from almlip_jax.ensembles import Ensemble, EnsembleSettings
 from almlip_jax.errors import InputError
 from almlip_jax.models import SharedDensitySettings, build_model
 from almlip_jax.models.constants import with_constants
-from almlip_jax.potential import Calibration, Potential, PotentialCalculator
+from almlip_jax.potential import Calibration, Potential, PotentialCalculator, following
 from almlip_jax.potential.following import Following, of_atoms
 from almlip_jax.structures.species import SpeciesTable
 
@@ -117,6 +117,23 @@ def test_cores_may_share_out_the_members(plain, structures):
             assert one.keys() == other.keys()
             for name, values in one.items():
                 np.testing.assert_allclose(other[name], values, atol=1e-5, rtol=1e-5, err_msg=name)
+
+
+def test_members_are_shared_out_by_default_where_there_is_work(plain, structures, monkeypatch):
+    two = Potential(SETTINGS, SPECIES, jax.tree.map(lambda x: x[:2], plain.params), REFERENCES)
+    atoms = next(iter(structures.values()))
+
+    def cores(asked: Following) -> int:
+        asked(atoms, "forces")
+        return len(jax.tree.leaves(asked._params)[0].devices())
+
+    assert cores(Following(two, 0.5, share=None)) == 1, "a small structure"
+    work = Following(two, 0.5)
+    listed, place = work.follower.look(atoms, (0, 1))
+    assert 0 < work._program("forces").operations(work._params, {}, listed, place) < following._WORTH_SHARING
+    monkeypatch.setattr(following, "_WORTH_SHARING", 0.0)
+    assert cores(Following(two, 0.5, share=None)) == min(len(jax.devices()), 2)
+    assert cores(Following(two, 0.5)) == 1
 
 
 @pytest.fixture(scope="module")

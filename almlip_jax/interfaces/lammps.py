@@ -45,7 +45,8 @@ class Coupling:
         charge: e, of all that the potential sees.
         spin: its multiplicity 2S+1.
         skin: Angstrom, by which lists of neighbours reach beyond the cutoff.
-        share: whether the cores of a CPU share out the members (`Following`).
+        share: whether the cores of a CPU share out the members (`Following`); where not given, if they have work
+            enough: four `medium` ones for 64 atoms, but not `tiny` ones.
     """
 
     fix: str = "almlip"
@@ -55,7 +56,7 @@ class Coupling:
     charge: int = 0
     spin: int = 1
     skin: float = 0.5
-    share: bool = False
+    share: bool | None = None
 
 
 Observer = Callable[[int, Atoms, Mapping[str, Any]], None]

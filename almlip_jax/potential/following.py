@@ -54,6 +54,7 @@ atoms, and forces."""
 _ENERGIES = ("energies", "energies_std", "member_energies", "member_energy", "energy", "free_energy")
 _FORCES = ("energy", "free_energy", "forces", "stress")
 _MEMBERS = ("member_energy", "member_forces", "member_stress")
+_WORTH_SHARING = 3.5e7  # operations of a call, some two milliseconds of a core: cores that meet take half of one
 _PROGRAMS = 64  # kinds of programs that are remembered; each holds one for every bucket of sizes
 
 
@@ -91,14 +92,15 @@ class Following:
         skin: Angstrom, by which lists of neighbours reach beyond the cutoff.
         precision: of the evaluation, that of the potential where not given.
         share: whether the cores of a CPU share out the members of a committee of one architecture, as in our own
-            dynamics; worth it where members take long and other programs leave the cores alone.
+            dynamics; worth it where members take long and other programs leave the cores alone.  None: where a call
+            has work enough.
 
     Raises:
         InputError: the skin is negative or no number.
     """
 
     def __init__(
-        self, potential: Potential, skin: float, precision: Precision | None = None, *, share: bool = False
+        self, potential: Potential, skin: float, precision: Precision | None = None, *, share: bool | None = False
     ) -> None:
         if not (np.isfinite(skin) and skin >= 0):
             raise InputError(f"the skin of a list of neighbours must not be negative, and is {skin} Angstrom.")
@@ -115,10 +117,11 @@ class Following:
         self._last: tuple[np.ndarray, tuple[int, int]] | None = None
         with self._in_precision():
             arrays, novelty = jax.tree.map(lambda x: in_type(x, dtype), (potential.params, potential.novelty))
-            self._devices = _sharing(arrays) if share else None
-            self._params = jax.device_put(arrays) if self._devices is None else spread_members(arrays)
-            self._novelty = self._on_devices(jax.device_put(novelty))
+        self._arrays: tuple[Params, Mapping[str, FittedScore]] = arrays, novelty
         self._listed: tuple[Listed, Listed] | None = None
+        self._devices: Mesh | None = None
+        self._lay(_sharing(arrays) if share else None)
+        self._undecided = share is None and _sharing(arrays) is not None
 
     def __call__(self, atoms: Atoms, part: Part) -> dict[str, Any]:
         """Results of a structure by the names that ASE gives them, float64; see `PotentialCalculator`.
@@ -132,6 +135,8 @@ class Following:
         self._look_at_state(atoms, state)
         with self._in_precision():
             listed, place = self.follower.look(atoms, state)
+            if self._undecided:
+                self._decide(part, listed, place)
             if self._listed is None or self._listed[0] is not listed:
                 self._listed = listed, self._on_devices(listed)
             novelty = self._novelty if part == "scores" else {}
@@ -157,6 +162,21 @@ class Following:
         if part not in self._programs:
             self._programs[part] = _program(self.potential.ensemble, part, declared, self._devices is not None)
         return self._programs[part]
+
+    def _lay(self, devices: Mesh | None) -> None:
+        """Puts members on one device, or over several."""
+        params, novelty = self._arrays
+        self._devices, self._programs, self._listed = devices, {}, None
+        with self._in_precision():
+            self._params = jax.device_put(params) if devices is None else spread_members(params)
+            self._novelty = self._on_devices(jax.device_put(novelty))
+
+    def _decide(self, part: Part, listed: Listed, place: Place) -> None:
+        """Shares members out where a call has work enough: a rule, not a measurement, so that runs can be repeated."""
+        self._undecided = False
+        novelty = self._novelty if part == "scores" else {}
+        if self._program(part).operations(self._params, novelty, listed, place) > _WORTH_SHARING:
+            self._lay(_sharing(self._params))
 
     def _on_devices(self, tree: Any) -> Any:
         """Arrays where members are; a program would copy them there in every call."""
@@ -279,6 +299,13 @@ class _Program:
             return jnp.concatenate([leaf.ravel() for leaf in leaves])
 
         self._run = jax.jit(full_precision(packed))
+
+    def operations(
+        self, params: Params, novelty: Mapping[str, FittedScore], listed: Listed, place: Place
+    ) -> float:
+        """Floating-point operations of a call, by XLA's count; 0 where it does not say."""
+        found = self._run.lower(params, novelty, listed, place).cost_analysis()
+        return float((found or {}).get("flops", 0.0))
 
     def __call__(
         self, params: Params, novelty: Mapping[str, FittedScore], listed: Listed, place: Place
