@@ -6,7 +6,8 @@ system and a label source:
 - ``plain``: from scratch; dynamics at 600 K (silicon: 1000 and 3000 K), frames drawn at random, whatever the spread;
 - ``taught``: pretrained on a teacher's dynamics, tuned on frames that a gate and ``log_det`` admission keep in the
   loop, and `max_det` selects;
-- ``stratified``: the same, where the temperatures of the walkers have equal shares of the labels (``--strategies``).
+- ``stratified``: the same, where the temperatures of the walkers have equal shares of the labels (``--strategies``);
+  frames are recorded from ``--record`` on.
 
 What labels here is a stand-in for density functional theory, which would take weeks for so many campaigns: the Eigen
 cation has GFN2-xTB (its teacher is GFN1-xTB), acetylacetone a potential trained on PBE labels (teacher GFN2-xTB),
@@ -199,8 +200,9 @@ def config(options: argparse.Namespace, name: str, case: Case, strategy: str, se
         }
     else:
         chooses: dict[str, Any] = {"kind": "max_det"}
+        record = 0.05
         if strategy == "stratified":
-            chooses = {"kind": "stratified", "by": "bath_temperature", "selector": chooses}
+            chooses, record = {"kind": "stratified", "by": "bath_temperature", "selector": chooses}, options.record
         content |= {
             "teacher": {
                 "source": case.teacher,
@@ -214,7 +216,7 @@ def config(options: argparse.Namespace, name: str, case: Case, strategy: str, se
             },
             "initial": {"from_teacher": {"count": 5, "selector": {"kind": "bait"}}},
             "exploration": exploration
-            | {"thresholds": {"kind": "fixed", "record": 0.05, "stop": 1.0}, "admission": {"kind": "log_det"}},
+            | {"thresholds": {"kind": "fixed", "record": record, "stop": 1.0}, "admission": {"kind": "log_det"}},
             "selection": {"batch": BATCH[strategy], "selector": chooses},
         }
     return ExperimentConfig.model_validate(content)
@@ -320,6 +322,7 @@ def options_given() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("runs/one_geometry"))
     parser.add_argument("--systems", nargs="+", default=list(CASES), choices=CASES)
     parser.add_argument("--strategies", nargs="+", default=["plain", "taught"], choices=BATCH)
+    parser.add_argument("--record", type=float, default=0.05, help="spread from which stratified records, eV/Angstrom")
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--truth-steps", type=int, default=6000, help="of the potentials that stand in for PBE")
