@@ -13,7 +13,6 @@ from ase.calculators.calculator import Calculator
 from ase.constraints import FixAtoms
 from ase.md.verlet import VelocityVerlet as AseVerlet
 from ase.neighborlist import neighbor_list
-from jax_md import simulate
 
 from almlip_jax.dynamics import Explorer, Status, WalkerGroup
 from almlip_jax.dynamics.integrators import (
@@ -33,6 +32,7 @@ from almlip_jax.dynamics.integrators.adversarial import ascent_direction
 from almlip_jax.dynamics.integrators.barostat import strained
 from almlip_jax.dynamics.motion import Evaluation, Moment, Motion, kinetic_energy
 from almlip_jax.ensembles import Prediction
+from almlip_jax.partial_import import import_part
 from almlip_jax.structures.graph import Graph, Places, forces_and_virial, sum_over_atoms
 from almlip_jax.units import GPA, KB
 
@@ -78,6 +78,7 @@ def test_the_trajectory_is_that_of_ase():
 
 def test_the_chain_is_that_of_jax_md(monkeypatch):
     """With its Suzuki-Yoshida weights; those here are of fourth order."""
+    (simulate,) = import_part("jax_md", "simulate")
     monkeypatch.setattr(thermostats, "_SUZUKI_YOSHIDA", np.array(simulate.SUZUKI_YOSHIDA_WEIGHTS[3]))
     with jax.enable_x64(True):
         momentum = jnp.asarray(np.random.default_rng(0).normal(size=(1, 6, 3)))

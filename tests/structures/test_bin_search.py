@@ -9,9 +9,9 @@ import pytest
 from ase import Atoms
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax_md import partition, space
 from walker_edges import assert_reverse, assert_same_as_host, canonical, graph_edges, make, make_graph, padded
 
+from almlip_jax.partial_import import import_part
 from almlip_jax.structures import walkers
 from almlip_jax.structures.bin_search import Bins, binned_slots, bins_for
 from almlip_jax.structures.slots import Layout
@@ -133,6 +133,7 @@ def test_full_bins_and_thin_cells_are_flagged_and_cured() -> None:
 @pytest.mark.slow
 def test_edges_are_those_of_jax_mds_cell_list() -> None:
     """In a cube with periods, which that list serves."""
+    partition, space = import_part("jax_md", "partition", "space")
     side, number = 13.0, 200
     positions = np.random.default_rng(5).random((number, 3)) * side
     displacement, _ = space.periodic(side)

@@ -10,8 +10,6 @@ from ase import Atoms
 from ase.build import bulk, molecule
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax_md.custom_partition import neighbor_list_multi_image
-from jax_md.partition import NeighborListFormat
 from walker_edges import (
     assert_reverse,
     assert_same_as_host,
@@ -24,6 +22,7 @@ from walker_edges import (
 )
 
 from almlip_jax.errors import InputError
+from almlip_jax.partial_import import import_part
 from almlip_jax.structures import pair_search, walkers
 from almlip_jax.structures.graph import Graph, Places, forces_and_virial
 from almlip_jax.structures.walkers import Room, WalkerNeighbors, walker_neighbors
@@ -145,14 +144,15 @@ def test_atoms_half_a_cell_apart_have_both_images() -> None:
 
 def test_lists_agree_with_jax_md() -> None:
     """Same edges, as (i, j, vector), as jax-md's dense list with images, for wrapped atoms in one skewed cell."""
+    custom, partition = import_part("jax_md", "custom_partition", "partition")
     rng = np.random.default_rng(3)
     cell = 2.4 * np.array([[1.0, 0, 0], [0.3, 1.1, 0], [-0.2, 0.4, 0.9]])
     positions = (rng.random((6, 3)) @ cell).astype(np.float32)
     atoms = Atoms("H6", positions=positions, cell=cell, pbc=True)
     neighbors = make([atoms], 2.5, 0.0)
     graph = make_graph(neighbors, neighbors.built_at, jnp.zeros((1, 6), jnp.int32))
-    reference = neighbor_list_multi_image(
-        None, jnp.asarray(cell.T), 2.5, fractional_coordinates=False, format=NeighborListFormat.Dense
+    reference = custom.neighbor_list_multi_image(
+        None, jnp.asarray(cell.T), 2.5, fractional_coordinates=False, format=partition.NeighborListFormat.Dense
     ).allocate(jnp.asarray(positions))
     index = np.asarray(reference.idx)
     real = index < 6
