@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import lru_cache, partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # most of the time of a test is compiling, and small shapes gain nothing from the last optimisations; two devices, as
@@ -43,20 +43,14 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 # child processes start by the hundred, and each would compile the whole package's source anew
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
-import jax
-import numpy as np
 import pytest
-from hypothesis import settings
-from jax._src.interpreters import mlir
-from jax.experimental.compilation_cache import compilation_cache
 
-from almlip_jax import kinds, scores, targets
-from almlip_jax.dynamics import programs
-from almlip_jax.dynamics.loop import Loop
-from almlip_jax.precision import full_precision
+if TYPE_CHECKING:
+    from almlip_jax import kinds
+    from almlip_jax.dynamics.loop import Loop
 
-gc.set_threshold(50_000, 10, 10)  # tracing makes objects by the million, and collecting was an eighth of the time
-jax.config.update("jax_traceback_in_locations_limit", 0)  # which line made which operation is asked by nobody here
+# Packages that take seconds to import are imported where they are needed: the process that hands out tests to others,
+# which wait for it, needs none of them.
 
 
 def _lasting(make: Callable[[], Any]) -> Callable[[], Any]:
@@ -73,17 +67,27 @@ def _lasting(make: Callable[[], Any]) -> Callable[[], Any]:
     return context
 
 
-if hasattr(mlir, "make_ir_context"):
-    mlir.make_ir_context = _lasting(mlir.make_ir_context)
+def _set_up() -> None:
+    """How fast jax traces, and that properties have no deadline."""
+    import jax
+    from hypothesis import settings
+    from jax._src.interpreters import mlir
 
-settings.register_profile("without_deadline", deadline=None)  # how long a case takes is the machine's affair
-settings.load_profile("without_deadline")
+    gc.set_threshold(50_000, 10, 10)  # tracing makes objects by the million, and collecting was an eighth of the time
+    jax.config.update("jax_traceback_in_locations_limit", 0)  # which line made which operation is asked by nobody here
+    if hasattr(mlir, "make_ir_context"):
+        mlir.make_ir_context = _lasting(mlir.make_ir_context)
+    settings.register_profile("without_deadline", deadline=None)  # how long a case takes is the machine's affair
+    settings.load_profile("without_deadline")
+
 
 _OLDEST = 14 * 24 * 3600  # seconds after which a program is compiled again, so that the folder does not grow for ever
 
 
-def pytest_sessionstart() -> None:
-    """Forgets programs that were compiled long ago."""
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Sets up the processes that run tests, and forgets programs that were compiled long ago."""
+    if session.config.getoption("dist", "no") == "no":  # not the one that hands them out
+        _set_up()
     for entry in Path(os.environ["JAX_COMPILATION_CACHE_DIR"]).glob("*"):
         with suppress(FileNotFoundError):  # the workers of a run do this side by side
             if entry.stat().st_mtime < time.time() - _OLDEST:
@@ -101,6 +105,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @contextmanager
 def _counting() -> Iterator[list[str]]:
+    import jax
+
     compiled: list[str] = []
 
     def listen(event: str, _seconds: float, **_: object) -> None:
@@ -122,6 +128,9 @@ def count_compilations() -> Callable[[], AbstractContextManager[list[str]]]:
 
 @contextmanager
 def _cache_at(folder: Path) -> Iterator[None]:
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
     wanted = {
         "jax_compilation_cache_dir": str(folder),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
@@ -148,6 +157,11 @@ def compiled_in() -> Callable[[Path], AbstractContextManager[None]]:
 @pytest.fixture(scope="module")
 def optimised() -> Iterator[None]:
     """Programs of dynamics as users have them, for modules whose steps take longer than compiling."""
+    import jax
+
+    from almlip_jax.dynamics import programs
+    from almlip_jax.precision import full_precision
+
     wanted = {"xla_backend_optimization_level": 2, "xla_llvm_disable_expensive_passes": False}
     compiled = partial(jax.jit, compiler_options=wanted)
 
@@ -162,6 +176,8 @@ def optimised() -> Iterator[None]:
 
 def _damages(path: Path, *, parts: bool = True) -> dict[str, bytes]:
     """What may stand in the place of a file, by a word for it; ``parts``: also wrong in one key or array only."""
+    import numpy as np
+
     whole, foreign = path.read_bytes(), io.BytesIO()
     np.savez(foreign, a=np.zeros(3))
     found = {"nothing": b"", "bytes": bytes(range(256)) * 40, "half": whole[: len(whole) // 2]}
@@ -209,6 +225,8 @@ def with_kinds(
     with_package: Callable[[str], object], with_module: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[[str], None]]:
     """Installs ``other_kinds`` as far as this process is concerned: what it adds is there until the test ends."""
+    from almlip_jax import kinds, scores, targets
+
     for module, name in ((targets, "_TARGETS"), (scores, "_STRUCTURES"), (scores, "_ATOMS")):
         monkeypatch.setattr(module, name, dict(getattr(module, name)))
 
