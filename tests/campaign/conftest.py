@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -19,16 +20,24 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of the compilation cache that the campaigns of a test session share."""
-    return tmp_path_factory.mktemp("compiled")
+def cache() -> Path:
+    """Folder of the compilation cache of all tests, whichever worker runs them."""
+    return Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
+
+
+@pytest.fixture(scope="session")
+def own_cache(cache: Path, reference: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of it for processes that are killed, maybe in the middle of an entry."""
+    folder = tmp_path_factory.mktemp("compiled")
+    shutil.copytree(cache, folder, dirs_exist_ok=True)
+    return folder
 
 
 @pytest.fixture
 def compile_once(
     cache: Path, compiled_in: CompiledIn, reference: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[None]:
-    """Lets this test take compiled programs from the cache of the session, and leaves out the reports."""
+    """Lets this test keep every compiled program, and leaves out the reports."""
     monkeypatch.setattr("almlip_jax.campaign.loop.write_report", lambda run_dir: run_dir)
     with compiled_in(cache):
         yield

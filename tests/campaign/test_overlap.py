@@ -170,16 +170,16 @@ def test_killed_anywhere(
     delay: float,
     moving: tuple[Path, dict[str, Any]],
     tmp_path: Path,
-    cache: Path,
+    own_cache: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """With walkers, thresholds from frames drawn at random, and labels that take random times."""
     whole, sections = moving
     monkeypatch.setenv(sleepy_labels.SLEEP, "2")
     folder, run = whole.parent, RunDirectory(tmp_path / "run")
-    kill_in(start_process(folder, run.path, cache, **sections), run.path, round_index, stage, delay)
+    kill_in(start_process(folder, run.path, own_cache, **sections), run.path, round_index, stage, delay)
     assert not read_state(run).finished
-    assert start_process(folder, run.path, cache, **sections).wait(300) == 0
+    assert start_process(folder, run.path, own_cache, **sections).wait(300) == 0
     assert result_of(run.path) == result_of(whole)
     found, expected = (almlip_jax.load(RunDirectory(path).round(3).potential).params for path in (run.path, whole))
     jax.tree.map(np.testing.assert_array_equal, found, expected)

@@ -82,8 +82,8 @@ def test_the_seconds_of_a_stage_outlast_a_kill(tmp_path: Path) -> None:
         assert clock.seconds == 0
 
 
-def test_a_killed_process_ends_the_same(reference: Path, tmp_path: Path, cache: Path) -> None:
-    process = start_process(reference, tmp_path / "run", cache)
+def test_a_killed_process_ends_the_same(reference: Path, tmp_path: Path, own_cache: Path) -> None:
+    process = start_process(reference, tmp_path / "run", own_cache)
     kill_in(process, tmp_path / "run", 0, "explore", delay=0.3)
     assert process.returncode == -signal.SIGKILL and not read_state(RunDirectory(tmp_path / "run")).finished
     assert run_or_resume(reference, tmp_path / "run").finished
@@ -95,25 +95,25 @@ def test_a_killed_process_ends_the_same(reference: Path, tmp_path: Path, cache: 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("delay", [0.0, 0.02, 0.5])
 def test_killed_anywhere(
-    reference: Path, tmp_path: Path, cache: Path, round_index: int, stage: str, delay: float
+    reference: Path, tmp_path: Path, own_cache: Path, round_index: int, stage: str, delay: float
 ) -> None:
-    kill_in(start_process(reference, tmp_path / "run", cache), tmp_path / "run", round_index, stage, delay)
-    assert start_process(reference, tmp_path / "run", cache).wait(120) == 0
+    kill_in(start_process(reference, tmp_path / "run", own_cache), tmp_path / "run", round_index, stage, delay)
+    assert start_process(reference, tmp_path / "run", own_cache).wait(120) == 0
     assert result_of(tmp_path / "run") == result_of(reference / "run")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["initial", "test"])
-def test_killed_in_the_preparation(reference: Path, tmp_path: Path, cache: Path, stage: str) -> None:
-    kill_in(start_process(reference, tmp_path / "run", cache), tmp_path / "run", 0, stage, delay=0.1)
-    assert start_process(reference, tmp_path / "run", cache).wait(120) == 0
+def test_killed_in_the_preparation(reference: Path, tmp_path: Path, own_cache: Path, stage: str) -> None:
+    kill_in(start_process(reference, tmp_path / "run", own_cache), tmp_path / "run", 0, stage, delay=0.1)
+    assert start_process(reference, tmp_path / "run", own_cache).wait(120) == 0
     assert result_of(tmp_path / "run") == result_of(reference / "run")
 
 
 @pytest.mark.slow
-def test_killed_again_and_again(reference: Path, tmp_path: Path, cache: Path) -> None:
+def test_killed_again_and_again(reference: Path, tmp_path: Path, own_cache: Path) -> None:
     for number in range(60):
-        process = start_process(reference, tmp_path / "run", cache)
+        process = start_process(reference, tmp_path / "run", own_cache)
         try:
             assert process.wait(timeout=3 + 0.37 * number) == 0
             break

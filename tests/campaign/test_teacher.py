@@ -66,7 +66,7 @@ def results(run_dir: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module", autouse=True)
 def compile_once(cache: Path, compiled_in: Any) -> Iterator[None]:
-    """Programs come from the cache of the session, and reports are left out."""
+    """Every compiled program is kept, and reports are left out."""
     with compiled_in(cache), pytest.MonkeyPatch.context() as patch:
         patch.setattr("almlip_jax.campaign.loop.write_report", lambda run_dir: run_dir)
         yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -16,10 +17,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 @pytest.fixture(scope="module")
 def compiled_once(
-    compiled_in: Callable[[Path], AbstractContextManager[None]], tmp_path_factory: pytest.TempPathFactory
+    compiled_in: Callable[[Path], AbstractContextManager[None]],
 ) -> Iterator[None]:
-    """Sweeps of a module take compiled programs from a cache of their own."""
-    with compiled_in(tmp_path_factory.mktemp("compiled")):
+    """Sweeps keep every compiled program where all tests keep theirs."""
+    with compiled_in(Path(os.environ["JAX_COMPILATION_CACHE_DIR"])):
         yield
 
 
