@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from ase.data import atomic_numbers, chemical_symbols
 
-from almlip_jax.ensembles import EnsembleSettings, build_ensemble
+from almlip_jax.ensembles import AnyEnsemble, EnsembleSettings, build_ensemble
 from almlip_jax.errors import InputError
 from almlip_jax.files import PARTIAL, cannot_write, flush_to_disk, make_folder, plain, read_npz, write_npz, write_text
 from almlip_jax.models import ModelSettings, Params
@@ -129,8 +130,8 @@ def _read(kind: type[Potential], source: Path) -> Potential:
         sample = source / Path(text[REMEMBERED]).name if REMEMBERED in text else None
         members = EnsembleSettings.model_validate(text["ensemble"])
         ensemble = build_ensemble(settings, members, species, isolated)
-        shapes = jax.eval_shape(ensemble.init, jax.random.key(0))
-        wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(str(text["dtype"]))), shapes)
+        dtype = jnp.dtype(str(text["dtype"]))
+        wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), _shapes(ensemble))
         held = wanted if CHARGE_ENERGY in text else without_charge_energy(wanted)
     except FileNotFoundError as error:
         raise InputError(f"{source} is not a potential: it has no potential.json.") from error
@@ -151,6 +152,12 @@ def _read(kind: type[Potential], source: Path) -> Potential:
         raise InputError(f"{error} The potential can do without that file: delete it.") from error
     fitted = _read_fitted(source, described, params_digest(arrays))
     return kind(settings, species, arrays, references, fitted, metadata, members, isolated, remembered)
+
+
+@lru_cache(maxsize=32)
+def _shapes(ensemble: AnyEnsemble) -> Params:
+    """Of the parameters: potentials of one architecture are read many times, and tracing takes longer than reading."""
+    return jax.eval_shape(ensemble.init, jax.random.key(0))
 
 
 def _require_format(number: int) -> None:
