@@ -71,7 +71,7 @@ def test_save_and_load(potential, structures, tmp_path):
 def test_a_potential_from_before_charges_had_a_price_still_loads(potential, structures, tmp_path):
     """As it was, with what was fitted to it; saved again it has a place for the price."""
     settings = SETTINGS.model_copy(update={"electronic_state": True})
-    params = jax.device_get(Ensemble(build_model(settings, SPECIES), 3).init(jax.random.key(0)))
+    params = jax.device_get(jax.jit(Ensemble(build_model(settings, SPECIES), 3).init)(jax.random.key(0)))
     told = Potential(settings, SPECIES, params, potential.reference_energies)
     told.with_fitted(calibration=Calibration({"scale": 1.5})).save(tmp_path / "p")
     text = json.loads((tmp_path / "p" / "potential.json").read_text())

@@ -254,7 +254,7 @@ def test_walkers_in_several_programs_do_as_in_one(files):
     starts = start_geometries(SystemSettings(structures=files))
     starts = [starts[1], starts[0], starts[1]]
     model, species = SharedDensitySettings(size="tiny"), SpeciesTable((7, 29))
-    params = build_ensemble(model, EnsembleSettings(size=2), species).init(jax.random.key(0))
+    params = jax.jit(build_ensemble(model, EnsembleSettings(size=2), species).init)(jax.random.key(0))
     potential = Potential(model, species, params, {7: 0.0, 29: 0.0}, members=EnsembleSettings(size=2))
     walkers = [{"temperature": 300, "count": 2}, {"temperature": 600}]
     given = {"walkers": walkers, "steps": 20, "chunk": 10, "trajectory_every": 5, "trace_every": 5, "record_every": 5}

@@ -23,7 +23,7 @@ def test_derivatives_are_those_of_the_energy(level, numbers):
         packed = pack([atoms], table, 4.0, neighbors=40, dtype=np.float64)
         plan, _ = plan_batches(packed, np.arange(1), BatchShape(5, 40, 1))
         graph, _ = take_batch(packed.data, plan, 0)
-        params = model.init(jax.random.key(0))
+        params = jax.jit(model.init)(jax.random.key(0))
         scales = jnp.asarray(generator.uniform(0.5, 2.0, len(model.basis.scalars)))
         params["constants"] |= {"scaling": jnp.asarray(0.7), "moment_scale": scales, "last_scale": jnp.asarray(1.3)}
         linear, others = model.separate(params)

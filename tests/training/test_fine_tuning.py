@@ -240,7 +240,7 @@ def test_compositions_are_known_where_no_structure_is_remembered(of_water):
 def test_a_charge_that_was_never_met_says_what_it_costs(of_water):
     """Also where the potential knows nothing but ions: neutral molecules then tell."""
     told = MODEL.model_copy(update={"electronic_state": True})
-    params = build_ensemble(told, MEMBERS, of_water.species).init(jax.random.key(0))
+    params = jax.jit(build_ensemble(told, MEMBERS, of_water.species).init)(jax.random.key(0))
     neutral = replace(of_water, settings=told, params=params)
     ion = with_energy("H2O2", -210.0)
     ion.info["charge"] = 1

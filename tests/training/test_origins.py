@@ -86,7 +86,7 @@ def test_the_network_is_kept_and_energies_of_the_other_source_are_met(isolated: 
 def test_a_charge_costs_what_it_does_in_the_source_of_the_data(isolated: bool) -> None:
     """The teacher's charges cost 5 eV, those of the data 12 and -1: nothing is left to learn of that either."""
     model, alone = MODEL.model_copy(update={"electronic_state": True}), ALONE if isolated else {}
-    params = build_ensemble(model, MEMBERS, SPECIES, frozenset(alone)).init(jax.random.key(3))
+    params = jax.jit(build_ensemble(model, MEMBERS, SPECIES, frozenset(alone)).init)(jax.random.key(3))
     params = with_charge_energy(jax.device_get(params), np.array([5.0, 5.0]))
     teacher = Potential(model, SPECIES, params, TEACHER, members=MEMBERS, isolated=frozenset(alone))
     structures = frames()
