@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 from ase import Atoms
-from small_training import MODEL, SPECIES, same_bits, settings_of, trainer_of, water
+from small_training import PLAIN, SPECIES, same_bits, settings_of, trainer_of, water
 
 from almlip_jax.errors import InputError
 from almlip_jax.fitting import fit_potential
@@ -34,7 +34,7 @@ class Interruption(Exception):
 
 @pytest.fixture(scope="module")
 def trainer(waters) -> Trainer:
-    return trainer_of([*waters, water(50)], SETTINGS)
+    return trainer_of([*waters, water(50)], SETTINGS, model=PLAIN)
 
 
 def trained(trainer: Trainer, dataset: list[Atoms], key: int = 0, **options: Any) -> TrainingResult:
@@ -85,7 +85,8 @@ def test_a_new_process_goes_on_as_well(trainer, waters, whole, tmp_path):
     """A trainer made anew shares nothing with the first one but the file."""
     interrupted(trainer, waters, tmp_path, after=2)
     heard: list[EpochReport] = []
-    again = trained(trainer_of([*waters, water(50)], SETTINGS), waters, on_epoch=heard.append, checkpoint=tmp_path)
+    anew = trainer_of([*waters, water(50)], SETTINGS, model=PLAIN)
+    again = trained(anew, waters, on_epoch=heard.append, checkpoint=tmp_path)
     assert_same(again, whole)
     assert len(heard) == 4
 
@@ -175,7 +176,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
 def test_fitting_goes_on_after_an_interruption(waters, tmp_path):
     def fitted(on_epoch: Any = None, checkpoint: Path | None = None) -> Any:
         settings = settings_of(max_steps=160, validate_every=10)
-        return fit_potential(waters, MODEL, EnsembleSettings(size=2), settings, 7, on_epoch, checkpoint)
+        return fit_potential(waters, PLAIN, EnsembleSettings(size=2), settings, 7, on_epoch, checkpoint)
 
     def stop(report: EpochReport) -> None:
         if report.step > 140:

@@ -8,7 +8,8 @@ import jax
 import numpy as np
 import pytest
 from ase.build import molecule
-from small_training import MODEL, SPECIES, labelled, same_bits, settings_of, water
+from small_training import PLAIN as MODEL
+from small_training import SPECIES, labelled, same_bits, settings_of, water
 
 from almlip_jax.ensembles import Ensemble, EnsembleSettings
 from almlip_jax.errors import InputError

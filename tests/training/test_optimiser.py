@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from ase.calculators.singlepoint import SinglePointCalculator
 from pydantic import ValidationError
-from small_training import SPECIES, settings_of, trainer_of, water
+from small_training import PLAIN, SPECIES, settings_of, trainer_of, water
 
 from almlip_jax.training import TrainingSettings, reference_energies
 from almlip_jax.training.loss import means
@@ -55,7 +55,8 @@ class TestSchedules:
 
     def test_the_rate_falls_after_enough_validations_without_a_better_mean(self, waters):
         """The mean over the members decides, those that diverged aside; a fall restarts the count."""
-        trainer = trainer_of(waters, settings_of(schedule="plateau", plateau_factor=0.5, plateau_patience=2))
+        settings = settings_of(schedule="plateau", plateau_factor=0.5, plateau_patience=2)
+        trainer = trainer_of(waters, settings, model=PLAIN)
         seen = trainer.program.initial(jax.jit(trainer.ensemble.init)(jax.random.key(0))).plateau
         factors = []
         for loss in ([4, 2], [3, 1], [1, 3.5], [2, 2], [2, 2], [2, 1.9], [2, 2], [np.nan, 1], [1, 1], [1, 1], [1, 1]):
@@ -70,7 +71,8 @@ class TestSchedules:
             max_steps=200,
         )  # fmt: skip
         references = reference_energies(waters, SPECIES)
-        result = trainer_of(waters, settings).train(waters, None, jax.random.key(0), reference_energies=references)
+        trainer = trainer_of(waters, settings, model=PLAIN)
+        result = trainer.train(waters, None, jax.random.key(0), reference_energies=references)
         losses = np.array([report.validation_loss for report in result.history])
         mean = losses.mean(axis=1)
         fell = int(np.argmax(mean >= np.minimum.accumulate(np.r_[np.inf, mean[:-1]])))
@@ -126,7 +128,7 @@ class TestSecondStage:
     @pytest.fixture(scope="class")
     def staged(self, waters):
         settings = settings_of(**STAGED)
-        trainer = trainer_of([*waters, *waters], settings)
+        trainer = trainer_of([*waters, *waters], settings, model=PLAIN)
         references = reference_energies(waters, SPECIES)
         return trainer, trainer.train(waters, None, jax.random.key(0), reference_energies=references), references
 
@@ -172,7 +174,7 @@ class TestSecondStage:
         errors = []
         for second in (None, {"start": 0.5, "energy": 100.0, "forces": 0.0}):
             settings = settings_of(max_steps=400, loss={"energy": 0.1, "forces": 1.0}, second_stage=second)
-            trainer = trainer_of(torn, settings, members=6)
+            trainer = trainer_of(torn, settings, members=6, model=PLAIN)
             result = trainer.train(torn, None, jax.random.key(0), reference_energies=references)
             last = result.history[-1]
             errors.append((last.validation_energy_rmse.mean(), last.validation_forces_rmse.mean()))

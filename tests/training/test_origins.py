@@ -11,7 +11,8 @@ import pytest
 from ase import Atoms
 from ase.build import molecule
 from ase.calculators.singlepoint import SinglePointCalculator
-from small_training import MODEL, same_bits, settings_of
+from small_training import PLAIN as MODEL
+from small_training import same_bits, settings_of
 
 from almlip_jax.ensembles import Ensemble, EnsembleSettings, build_ensemble
 from almlip_jax.errors import InputError
