@@ -347,6 +347,7 @@ def main() -> None:
     options = options_given()
     if options.report:
         table = pd.concat([pd.read_csv(file) for file in options.report]).drop_duplicates(KEYS, keep="last")
+        table["labels"] = table["labels"].astype(int)
         table.sort_values(KEYS).to_csv(HERE / "results.csv", index=False)
         print(report(table.sort_values(KEYS[:4], kind="stable")))
         return
