@@ -480,7 +480,7 @@ def select(
 
     settings = load_config(config, overrides or [])
     model = _load(potential)
-    from almlip_jax.campaign.batch import candidates, choose, features_of, stratified, taken, undecided
+    from almlip_jax.campaign.batch import candidates, choose, features_of, taken, undecided, with_strata
     from almlip_jax.campaign.consistency import check_columns, check_selector
     from almlip_jax.campaign.cost import expected_costs
     from almlip_jax.campaign.preparation import in_their_states
@@ -503,7 +503,7 @@ def select(
     cost = None if exponent is None else expected_costs(frames, (), exponent)
     among = candidates(frames, model.evaluate(frames, features=features), cost=cost)
     around = candidates(labelled, model.evaluate(labelled, features=features))
-    among, around = stratified(selector, (frames, among), (labelled, around))
+    among, around = with_strata(selector, (frames, among), (labelled, around))
     chosen = choose(selector.build(min(k, len(frames))), named_key(settings.seed, "select"), among, around)
     batch = taken(frames, chosen, "pool_index")
     _say_left_out(write_structures(out, batch, type_numbers=reading.arguments["type_numbers"] or model.species.numbers))

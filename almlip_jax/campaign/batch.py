@@ -115,7 +115,7 @@ def candidates(
     )
 
 
-def stratified(
+def with_strata(
     settings: SelectorSettings,
     among: tuple[Sequence[Atoms], Candidates],
     around: tuple[Sequence[Atoms], Candidates],

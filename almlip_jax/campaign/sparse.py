@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from ase import Atoms
 from pydantic import Field, model_validator
 
-from almlip_jax.campaign.batch import candidates, choose, features_of, stratified
+from almlip_jax.campaign.batch import candidates, choose, features_of, with_strata
 from almlip_jax.campaign.cost import expected_costs
 from almlip_jax.features import described, unlearned_names
 from almlip_jax.selection import MaxDistSettings, SelectorSettings
@@ -72,5 +72,5 @@ def sparse(
     if not known:
         around = replace(around, valid=jnp.zeros_like(around.valid))
     among = candidates(frames, described(frames, request, cutoff, species), cost=cost)
-    among, around = stratified(selector, (frames, among), (known, around))
+    among, around = with_strata(selector, (frames, among), (known, around))
     return [row for row, _ in choose(selector.build(min(settings.count, len(frames))), key, among, around)]

@@ -24,10 +24,10 @@ from almlip_jax.campaign.batch import (
     choose,
     choose_for_systems,
     selection_scalars,
-    stratified,
     taken,
     undecided,
     validation_error,
+    with_strata,
 )
 from almlip_jax.campaign.correction import SPREAD, marked
 from almlip_jax.campaign.cost import PaidLabel, expected_costs
@@ -289,7 +289,7 @@ def select(
             frames, evaluated, chooser.candidates, cost=costs, scores=further, room=chooser.atoms_of_candidates
         )
         around = candidates(dataset, context, chooser.labelled, scalars=scalars, room=chooser.atoms_of_labelled)
-        among, around = stratified(chooser.settings, (frames, among), (dataset, around))
+        among, around = with_strata(chooser.settings, (frames, among), (dataset, around))
         first = [(row, _spread(frames[row])) for row in marked(frames)[: budget.selected]]
         if first:
             among = replace(among, valid=among.valid.at[np.array(marked(frames))].set(False))

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from ase import Atoms
 
-from almlip_jax.campaign.batch import candidates, choose, features_of, stratified
+from almlip_jax.campaign.batch import candidates, choose, features_of, with_strata
 from almlip_jax.campaign.cost import expected_costs, paid_by_teacher
 from almlip_jax.campaign.preparation import Source
 from almlip_jax.campaign.round import Round
@@ -252,7 +252,7 @@ def first_choice(
         first = potential.evaluate(frames[:1], features=features, shape=shape)  # one row that counts for nothing
         around, among = candidates(frames[:1], first), candidates(frames, evaluated, cost=cost)
         around = replace(around, valid=jnp.zeros_like(around.valid))
-        among, around = stratified(settings.selector, (frames, among), ((), around))
+        among, around = with_strata(settings.selector, (frames, among), ((), around))
         chosen = choose(settings.selector.build(count), named_key(seed, "teacher", "select"), among, around)
     batch = [carried(frames[index]) for index, _ in chosen]
     for frame, (index, _) in zip(batch, chosen, strict=True):

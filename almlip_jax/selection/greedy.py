@@ -104,6 +104,7 @@ class Greedy:
         turns, counts = _turns(pool, labelled, order) if self.in_turns else (None, None)
 
         def step(carry: tuple[Any, ...], n: jax.Array) -> tuple[tuple[Any, ...], tuple[jax.Array, ...]]:
+            """Chooses one, from the stratum whose turn it is where these take turns."""
             state, free, counts = carry
             due = free if turns is None else turns.due(counts, free)
             gains = rule.gains(fixed, state, due)

@@ -13,7 +13,7 @@ from typing import Any, cast
 import numpy as np
 from ase import Atoms
 
-from almlip_jax.campaign.batch import AtomRoom, candidates, choose, features_of, selection_scalars, stratified
+from almlip_jax.campaign.batch import AtomRoom, candidates, choose, features_of, selection_scalars, with_strata
 from almlip_jax.campaign.cost import expected_costs
 from almlip_jax.ensembles import build_ensemble
 from almlip_jax.errors import InputError
@@ -235,7 +235,7 @@ class SystemBench:
         scalars = selection_scalars(settings, errors)
         among = candidates(frames, evaluated, len(split.pool), cost=cost, room=self._atoms(split.pool))
         around = candidates(dataset, context, self.largest_dataset, scalars=scalars, room=self._labelled_atoms)
-        among, around = stratified(settings, (frames, among), (dataset, around))
+        among, around = with_strata(settings, (frames, among), (dataset, around))
         rows = choose(self._selector(point), self.key(point.seed, "select", number), among, around)
         chosen = [row for row, _ in rows]
         scores = evaluated.scores[self.config.monitor]

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from small_pools import KEY, SELECTORS, K, candidates, chosen, sample, scaled
 
-from almlip_jax.campaign.batch import remarks_of
-from almlip_jax.campaign.batch import stratified as with_strata
+from almlip_jax.campaign.batch import remarks_of, with_strata
 from almlip_jax.campaign.settings import SelectionSettings
 from almlip_jax.campaign.systems import deal
 from almlip_jax.errors import InputError

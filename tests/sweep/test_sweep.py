@@ -151,11 +151,11 @@ def test_strata_take_turns_in_a_sweep_too(study, tmp_path):
     for frame in frames:
         frame.info["kind"] = f"of {len(frame)}"
     write_structures(folder / "pool.extxyz", frames)
-    selector = {"kind": "stratified", "by": "kind", "of": "batch", "selector": {"kind": "max_det"}}
+    selector = {"kind": "stratified", "by": "kind", "shares": {"of 4": 1}, "selector": {"kind": "max_det"}}
     sweep(folder, tmp_path / "out", selectors={"told": selector}, seeds=1, side_by_side=1)
     rounds = read_json(next((tmp_path / "out").glob("points/*/*/*/picks.json")))["rounds"]
     sizes = [[len(frames[place]) for place in one["indices"]] for one in rounds]
-    assert [sorted({tuple(some).count(3), tuple(some).count(4)}) for some in sizes] == [[1, 2], [1, 2], [0]]
+    assert sizes == [[4] * 3, [4] * 3, []]
 
 
 def test_a_point_that_takes_too_long_ends_says_so_and_may_go_on(study, tmp_path):

@@ -89,7 +89,12 @@ class ProjectionTrainer(Trainer):
     @property
     def ridge(self) -> float:
         """Penalty on linear parameters; see `ProjectionSettings.ridge`."""
-        return self.projection.ridge or max(float(np.finfo(self.given).eps), _LEAST_RIDGE)
+        return self.projection.ridge or self._rounding
+
+    @property
+    def _rounding(self) -> float:
+        """What rounding adds in the numbers that the potential is used in, or what decides where data leave it open."""
+        return max(float(np.finfo(self.given).eps), _LEAST_RIDGE)
 
     @property
     def own(self) -> bool:
@@ -104,11 +109,10 @@ class ProjectionTrainer(Trainer):
     @property
     def remark(self) -> str | None:
         """What the user should know of a ridge below what rounding adds; None where it is not."""
-        rounding = max(float(np.finfo(self.given).eps), _LEAST_RIDGE)
-        if self.ridge >= rounding:
+        if self.ridge >= self._rounding:
             return None
         return (
-            f"training.projection.ridge is {self.ridge:g}, below {rounding:.2g}, the rounding of {self.given}: "
+            f"training.projection.ridge is {self.ridge:g}, below {self._rounding:.2g}, the rounding of {self.given}: "
             "coefficients may cancel to digits that the potential does not have; leave it out, or compare errors of "
             "precision float32 and float64."
         )
