@@ -29,6 +29,7 @@ from almlip_jax.models import SharedDensitySettings, build_model
 from almlip_jax.models.charge_energy import charge_energy_of, with_charge_energy, without_charge_energy
 from almlip_jax.models.constants import with_constants
 from almlip_jax.potential import Calibration, Potential, novelty_names
+from almlip_jax.potential.evaluator import joined, rows_of
 from almlip_jax.structures import neighbors
 from almlip_jax.structures.remembered import as_text, remember
 from almlip_jax.structures.species import SpeciesTable
@@ -340,6 +341,17 @@ def test_batches_and_order_change_nothing(potential, structures):
     for n, frame in enumerate(structures):
         assert together.forces[n].shape == (len(frame), 3)
         assert np.isnan(together.stress[n]).all() == (not frame.pbc.all())
+
+
+def test_evaluations_part_and_join(potential, structures):
+    whole = potential.evaluate(structures, features=EVERY)
+    last = len(structures) - 1
+    joined_again = joined([rows_of(whole, [last, 1]), rows_of(whole, [0])])
+    for part, row in enumerate((last, 1, 0)):
+        one, other = vars(rows_of(joined_again, [part])), vars(rows_of(whole, [row]))
+        assert jax.tree.structure(one) == jax.tree.structure(other)
+        jax.tree.map(np.testing.assert_array_equal, one, other)
+    assert len(joined_again.energy) == len(joined_again.forces) == 3
 
 
 @pytest.mark.parametrize("chunk", [1024, 7])

@@ -119,6 +119,7 @@ def with_strata(
     settings: SelectorSettings,
     among: tuple[Sequence[Atoms], Candidates],
     around: tuple[Sequence[Atoms], Candidates],
+    chosen: int = 0,
 ) -> tuple[Candidates, Candidates]:
     """Candidates and labelled structures with their strata, where the selector gives shares to some.
 
@@ -126,6 +127,7 @@ def with_strata(
         settings: of the selector.
         among: structures to choose from, and what the selector sees of them.
         around: those that are labelled, likewise.
+        chosen: how many of these, the last ones, stand in the batch already.
 
     Raises:
         InputError: no candidate has a stratum, none has one that gets a share, or there are too many.
@@ -134,7 +136,8 @@ def with_strata(
     if strata is None:
         return among[1], around[1]
     values = [[frame.info.get(strata.by) for frame in frames] for frames, _ in (among, around)]
-    of_pool, of_labelled = strata.strata(values[0], values[1], (len(among[1].valid), len(around[1].valid)))
+    rows = len(among[1].valid), len(around[1].valid)
+    of_pool, of_labelled = strata.strata(values[0], values[1], rows, chosen)
     return replace(among[1], strata=of_pool), replace(around[1], strata=of_labelled)
 
 

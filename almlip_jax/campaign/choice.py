@@ -125,6 +125,9 @@ class ExplorationChoice(Spec):
         """Walkers that named systems share; None where there are none."""
         return None
 
+    def check_systems(self, names: Collection[str]) -> None:
+        """Refuses what looks at systems that there are not; raises ValueError."""
+
     @property
     def couples_walkers(self) -> bool:
         """Whether what one walker does acts on the others."""

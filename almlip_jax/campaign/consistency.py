@@ -178,7 +178,8 @@ def check_share(stopping: StoppingSettings, exploration: ExplorationChoice) -> N
 
 
 def check_walkers(exploration: ExplorationChoice, shares: Mapping[str, float]) -> None:
-    """Refuses named systems, of some shares, that would get no walker; raises ValueError."""
+    """Refuses named systems, of some shares, that would get no walker, or that there are not; raises ValueError."""
+    exploration.check_systems(shares)
     walkers = exploration.walkers_to_deal
     if walkers is None or not shares:
         return

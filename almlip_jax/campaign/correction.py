@@ -19,7 +19,7 @@ from almlip_jax.generation.base import apart
 from almlip_jax.generation.deformed import displaced
 from almlip_jax.potential import Potential
 from almlip_jax.scores import names, scores
-from almlip_jax.structures.carried import carried
+from almlip_jax.structures.carried import BATH_TEMPERATURE, carried
 from almlip_jax.structures.io import read_structures
 
 SPREAD = "force_std_max"
@@ -95,8 +95,10 @@ def _first_from(exploration: Exploration, walker: int, step: int) -> Atoms:
 
 
 def _around(settings: CorrectionSettings, place: Atoms, generator: np.random.Generator) -> list[Atoms]:
-    copies = [displaced(carried(place), settings.stdev, generator) for _ in range(settings.around)]
-    return [frame for frame in (carried(place), *copies) if apart(frame, _CLOSEST)]
+    itself = carried(place)
+    itself.info |= {key: place.info[key] for key in (BATH_TEMPERATURE,) if key in place.info}
+    copies = [displaced(itself.copy(), settings.stdev, generator) for _ in range(settings.around)]
+    return [frame for frame in (itself, *copies) if apart(frame, _CLOSEST)]
 
 
 def marked(frames: Sequence[Atoms]) -> list[int]:

@@ -25,6 +25,7 @@ from almlip_jax.names import Known
 from almlip_jax.scores import ScoreName as Score
 from almlip_jax.selection import BaitSettings, SelectorSettings
 from almlip_jax.settings import Settings, unit
+from almlip_jax.structures.carried import SYSTEM
 from almlip_jax.structures.labels import FileReading
 from almlip_jax.targets import Target, target_errors
 
@@ -319,6 +320,10 @@ class MdExploration(ExplorationSettings, ExplorationChoice):
     def walkers_to_deal(self) -> int:
         """All."""
         return len(self.temperatures)
+
+    def check_systems(self, names: Collection[str]) -> None:
+        """Shares of the buffer."""
+        self.admission.check_strata({SYSTEM: names})
 
     @property
     def couples_walkers(self) -> bool:

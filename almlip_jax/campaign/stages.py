@@ -43,7 +43,7 @@ from almlip_jax.learner import Earlier, Learner
 from almlip_jax.models import Params
 from almlip_jax.oracles import Labeller, LabelResult
 from almlip_jax.potential import ActiveSetSettings, ActiveStructures, Evaluated, Potential
-from almlip_jax.potential.evaluator import joined
+from almlip_jax.potential.evaluator import joined, rows_of
 from almlip_jax.progress import Progress, reaching
 from almlip_jax.selection import Candidates, SelectorSettings
 from almlip_jax.structures.carried import carried, system_of
@@ -279,18 +279,21 @@ def select(
     frames, judge = read_structures(folder.pool), trained()
     with here.progress.stage("select"):
         evaluated = judge.evaluate("candidates", frames)
-        dataset = here.dataset()
-        context = judge.evaluate("dataset", dataset)
-        if under_way:
-            dataset, context = [*dataset, *under_way], joined([context, judge.evaluate("under way", under_way)])
+        rows = marked(frames)[: budget.selected]
+        first = [(row, _spread(frames[row])) for row in rows]
+        known, contexts = here.dataset(), list[Evaluated]()
+        for name, some in (("dataset", known), ("under way", under_way)):
+            contexts += [judge.evaluate(name, some)] if some else []
         costs, scalars = _costs(chooser.settings, frames, paid), _selection_scalars(chooser.settings, here)
         further = {} if compare is None else compare(frames, evaluated, judge.potential)
         among = candidates(
             frames, evaluated, chooser.candidates, cost=costs, scores=further, room=chooser.atoms_of_candidates
         )
-        around = candidates(dataset, context, chooser.labelled, scalars=scalars, room=chooser.atoms_of_labelled)
-        among, around = with_strata(chooser.settings, (frames, among), (dataset, around))
-        first = [(row, _spread(frames[row])) for row in marked(frames)[: budget.selected]]
+        # corrections stand in the batch already: for the selector they are known
+        known = [*known, *under_way, *(frames[row] for row in rows)]
+        context = joined([*contexts, rows_of(evaluated, rows)])
+        around = candidates(known, context, chooser.labelled, scalars=scalars, room=chooser.atoms_of_labelled)
+        among, around = with_strata(chooser.settings, (frames, among), (known, around), chosen=len(rows))
         if first:
             among = replace(among, valid=among.valid.at[np.array(marked(frames))].set(False))
         left = budget.selected - len(first)

@@ -48,6 +48,7 @@ from almlip_jax.models import Params
 from almlip_jax.potential import FittedScore
 from almlip_jax.precision import full_precision
 from almlip_jax.scores import score_of
+from almlip_jax.structures.carried import BATH_TEMPERATURE, named
 from almlip_jax.structures.electronic_state import electronic_state
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.structures.walkers import Room, WalkerNeighbors, searches_bins, walker_neighbors
@@ -263,7 +264,8 @@ class Explorer:
         if find:
             setup = replace(setup, first_fragments=functools.reduce(jnp.maximum, parts))
         room = s.buffer * walkers
-        context = RunContext(walkers, atoms, self.dtype, thresholds, room, setup.context.map.shape[1])
+        regions = s.admission.regions(self._carried(starts, numbers), room)
+        context = RunContext(walkers, atoms, self.dtype, thresholds, room, setup.context.map.shape[1], regions)
         state = State(
             motion=motion,
             neighbors=neighbors,
@@ -277,6 +279,12 @@ class Explorer:
             step=jax.device_put(np.int32(0)),
         )
         return state, setup, loop
+
+    def _carried(self, starts: Sequence[Atoms], numbers: Sequence[int]) -> list[dict[str, Any]]:
+        """What the frames of each walker say of it from its first step on."""
+        s = self.settings
+        bath = [{BATH_TEMPERATURE: s.bath_temperature(w, 0)} if s.thermal else {} for w in range(len(starts))]
+        return [{"walker": n, **named(start), **at} for n, start, at in zip(numbers, starts, bath, strict=True)]
 
     @property
     def _longest_bond(self) -> float:

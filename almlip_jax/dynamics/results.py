@@ -44,7 +44,7 @@ class Exploration:
         recorded: candidate frames by walker and step; ``info``: walker, step, time_fs, temperature (kinetic, K),
             bath_temperature and every score; ``arrays["force_std"]``.
         trajectories: thinned trajectory of each walker, with momenta, and the same ``info`` but for the scores.
-        final: last good frame of each walker, with momenta, without labels.
+        final: last good frame of each walker, with momenta and ``bath_temperature``, without labels.
         frames_planned: frames that all walkers would have come to had none ended early; those after a walker converged
             and Monte Carlo trials that were refused do not count.
         frames_below: physical frames among them whose score lay below the record threshold of the run, whatever the
@@ -158,7 +158,7 @@ def collect(
         departure=np.asarray(ends.departure),
         recorded=_recorded(settings, starts, state),
         trajectories=[trajectory(settings, w, start, traces) for w, start in enumerate(starts)],
-        final=final_frames(starts, state),
+        final=_final_frames(settings, starts, state),
         frames_planned=_frames_planned(settings, state),
         frames_below=int(np.sum(ends.below)),
         thresholds=thresholds,
@@ -214,11 +214,14 @@ def _add_evaluation(frame: Atoms, part: Traces, row: int, w: int, reference_ener
         frame.calc = SinglePointCalculator(frame, energy=energy, forces=forces)
 
 
-def final_frames(starts: Sequence[Atoms], state: State) -> list[Atoms]:
-    """Last good frame of each walker, with its momenta."""
+def _final_frames(settings: ExplorationSettings, starts: Sequence[Atoms], state: State) -> list[Atoms]:
+    """Last good frame of each walker, with its momenta, and the temperature of the bath where it ended."""
     frames = []
     for w, start in enumerate(starts):
         frame = _moved(start, state.motion.position[w])
+        if settings.thermal:
+            end = int(state.ends.step[w])
+            frame.info[BATH_TEMPERATURE] = settings.bath_temperature(w, int(state.step) if end < 0 else end)
         _place_in_cell(frame, state.motion.cell[w], state.motion.momentum[w])
         frames.append(frame)
     return frames

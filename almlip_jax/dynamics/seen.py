@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jax.typing import DTypeLike
 
@@ -49,6 +50,7 @@ class RunContext:
         thresholds: of the run.
         room: slots of the buffer.
         width: features of a frame that the admission compares; 0 where it does not look at them.
+        regions: [W, 2] int, the same as ``slots``; None where each walker may take all.
     """
 
     walkers: int
@@ -57,6 +59,13 @@ class RunContext:
     thresholds: Thresholds
     room: int = 0
     width: int = 0
+    regions: np.ndarray | None = None
+
+    @property
+    def slots(self) -> jax.Array:
+        """Slots that frames of each walker may take, [W, 2] int: the first, and the one after the last."""
+        everywhere = np.tile(np.array([0, self.room], np.int32), (self.walkers, 1))
+        return jax.device_put(everywhere if self.regions is None else self.regions)
 
 
 @struct.dataclass

@@ -14,6 +14,7 @@ from almlip_jax.dynamics.sanity import SanitySettings
 from almlip_jax.dynamics.seen import MOST_STEPS
 from almlip_jax.scores import AskedScoreName, names, scores
 from almlip_jax.settings import Settings, unit
+from almlip_jax.structures.carried import BATH_TEMPERATURE
 
 Kelvin = Annotated[float, Field(gt=0, le=1e5)]
 """A temperature, K."""
@@ -144,6 +145,13 @@ class ExplorationSettings(Settings):
         given = any(group.pressures != (0.0, 0.0) for group in self.walkers)
         if given and not self.integrator.moves_cell:
             raise ValueError(f"integrator '{self.integrator.kind}' keeps the cell: leave the pressure out.")
+        return self
+
+    @model_validator(mode="after")
+    def _buffer_is_shared_by_walkers_there_are(self) -> Self:
+        steady = self.thermal and all(len(set(group.temperatures)) == 1 for group in self.walkers)
+        known = {"walker": range(len(self.temperatures)), BATH_TEMPERATURE: self.temperatures if steady else ()}
+        self.admission.check_strata(known)
         return self
 
     @model_validator(mode="after")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
@@ -393,6 +393,17 @@ def _where_there(name: str, values: Any, batch: Sequence[Atoms]) -> Any:
 def _end_to_end(parts: Sequence[Any]) -> Any:
     """Values of structures [n, ...], or lists of those of their atoms, one after the other."""
     return [one for part in parts for one in part] if isinstance(parts[0], list) else np.concatenate(parts)
+
+
+def rows_of(evaluated: Evaluated, rows: Sequence[int]) -> Evaluated:
+    """What is known of some of the structures."""
+
+    def some(values: Any) -> Any:
+        if isinstance(values, dict):
+            return {name: some(value) for name, value in values.items()}
+        return [values[row] for row in rows] if isinstance(values, list) else values[list(rows)]
+
+    return Evaluated(**{one.name: some(getattr(evaluated, one.name)) for one in fields(evaluated)})
 
 
 def joined(parts: Sequence[Evaluated]) -> Evaluated:

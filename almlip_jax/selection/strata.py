@@ -19,6 +19,7 @@ from pydantic import Field, field_validator, model_validator
 
 from almlip_jax.errors import InputError
 from almlip_jax.settings import Settings
+from almlip_jax.structures.strata import by_size, stratum
 
 MOST_STRATA = 64
 _LEAST_ROOM = 4  # strata that there is always room for: a new temperature compiles nothing anew
@@ -106,7 +107,7 @@ class Stratification(Settings):
     @field_validator("shares", mode="before")
     @classmethod
     def _names_are_text(cls, given: Any) -> Any:
-        return {_name(value): share for value, share in given.items()} if isinstance(given, dict) else given
+        return {stratum(value): share for value, share in given.items()} if isinstance(given, dict) else given
 
     @model_validator(mode="after")
     def _strata_are_those_of_the_edges(self) -> Self:
@@ -135,7 +136,7 @@ class Stratification(Settings):
         if value is None:
             return None
         try:
-            name = _name(value)
+            name = stratum(value)
             if not self.edges:
                 return name
             number = float(name)
@@ -144,13 +145,16 @@ class Stratification(Settings):
             raise InputError(f"'{self.by}' of a structure holds {value!r}, which is not {wanted}.") from error
         return None if math.isnan(number) else self._between[int(np.searchsorted(self.edges, number, side="right"))]
 
-    def strata(self, pool: Sequence[Any], labelled: Sequence[Any], rows: tuple[int, int]) -> tuple[Strata, Strata]:
+    def strata(
+        self, pool: Sequence[Any], labelled: Sequence[Any], rows: tuple[int, int], chosen: int = 0
+    ) -> tuple[Strata, Strata]:
         """Strata of candidates and of labelled structures.
 
         Args:
             pool: what `by` holds for each candidate; None where there is no such key.
             labelled: likewise.
             rows: how many rows there are of each.
+            chosen: how many of the labelled ones, the last, count for the shares of a batch.
 
         Raises:
             InputError: no candidate has a stratum, no structure has one that `shares` name, or there are more than 64.
@@ -170,6 +174,7 @@ class Stratification(Settings):
                 f"shares name {', '.join(shares)}, but candidates have '{self.by}' of {', '.join(sorted(counts))}."
             )
         numbers = {name: number for number, name in enumerate(shares)}
+        earlier = 0 if self.of == "dataset" else len(of_labelled) - chosen
         room = max(_LEAST_ROOM, 1 << (len(shares) - 1).bit_length())
         weights = np.pad(np.array(list(shares.values()), np.float32), (0, room - len(shares)))
 
@@ -180,7 +185,7 @@ class Stratification(Settings):
 
         return (
             numbered(of_pool, rows[0]),
-            numbered(of_labelled if self.of == "dataset" else [None] * len(of_labelled), rows[1]),
+            numbered([None] * earlier + of_labelled[earlier:], rows[1]),
         )
 
     def _shares(self, counts: Counter[str]) -> dict[str, float]:
@@ -190,26 +195,5 @@ class Stratification(Settings):
             shares = self.shares
         else:
             shares = {name: float(number) if self.shares == "pool" else 1.0 for name, number in counts.items()}
-        order = self._between if self.edges else sorted(shares, key=_size)
+        order = self._between if self.edges else sorted(shares, key=by_size)
         return {name: shares[name] for name in order if name in shares}
-
-
-def _name(value: Any) -> str:
-    """Text as it is, numbers in their shortest form: 300, 300.0 and '300' are one stratum."""
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, str):
-        try:
-            return f"{float(value):g}"
-        except ValueError:
-            return value
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f"{float(value):g}"
-
-
-def _size(name: str) -> tuple[bool, float, str]:
-    try:
-        return False, float(name), name
-    except ValueError:
-        return True, 0.0, name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -71,8 +72,11 @@ def test_places_take_turns_and_the_largest_spread_comes_first():
     others = corrections(settings, explored(), Stretching(), np.random.default_rng(0), known)
     assert not known & {geometry_key(frame) for frame in others}
     alone = CorrectionSettings(around=0, count=5)
-    itself = corrections(alone, explored(), Stretching(), np.random.default_rng(0), set())
+    warm = explored()
+    warm.final[1].info["bath_temperature"] = 600.0
+    itself = corrections(alone, warm, Stretching(), np.random.default_rng(0), set())
     assert [frame.get_distance(0, 1) for frame in itself] == [1.8, 1.5]
+    assert [frame.info.get("bath_temperature") for frame in itself] == [None, 600.0]
     quiet = SimpleNamespace(**{**vars(explored()), "status": (Status.COMPLETED,) * 4})
     assert corrections(settings, quiet, Stretching(), np.random.default_rng(0), set()) == []
 
@@ -91,10 +95,11 @@ def test_what_cannot_be_corrected_is_refused(tmp_path):
 def test_a_campaign_corrects_and_goes_on(tmp_path: Path) -> None:
     """Corrections stand first in the batch, are labelled, and their walkers begin the next round where they ended."""
     walkers = {"thresholds": {"kind": "fixed", "record": 0.05, "stop": 0.3}, "correct": {"around": 8, "count": 2}}
+    shares = {"kind": "stratified", "by": "bath_temperature", "of": "batch", "selector": {"kind": "max_det"}}
     sections: dict[str, Any] = {
         "exploration": {**SECTIONS["exploration"], **walkers},
         "training": {"max_steps": 60, "validate_every": 30},
-        "selection": {"batch": 4},
+        "selection": {"batch": 4, "selector": shares},
     }
     assert run_or_resume(tmp_path, tmp_path / "whole", **sections).finished
     with pytest.raises(Killed):
@@ -110,9 +115,10 @@ def test_a_campaign_corrects_and_goes_on(tmp_path: Path) -> None:
     corrected = [frame.info["correction"] for frame in batch if "correction" in frame.info]
     assert len(batch) == 4 and set(corrected) == stopped and 1 <= len(corrected) <= 2
     assert all("correction" in frame.info for frame in batch[: len(corrected)])
+    assert Counter(frame.info["bath_temperature"] for frame in batch) == {300: 2, 600: 2}
     starts = read_structures(second.starts)
     for walker in stopped:
         np.testing.assert_allclose(starts[walker].positions, ended[walker].positions, atol=1e-8)
     with LabelStore(run.labels, readonly=True) as store:
         bought = [row.provenance["selector"] for row in store.labelled() if row.provenance.get("round") == 0]
-    assert bought.count("correction") == len(corrected) and bought.count("max_det") == 4 - len(corrected)
+    assert bought.count("correction") == len(corrected) and bought.count("stratified") == 4 - len(corrected)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import re
+from collections import Counter
 from functools import cache
 
 import jax
@@ -11,9 +13,10 @@ import numpy as np
 import pytest
 from analytic import PARAMS, SPECIES, dimer, morse, settings
 from analytic import context as run_context
+from pydantic import ValidationError
 from scipy import stats
 
-from almlip_jax.dynamics import Explorer, Knowledge, SanitySettings, WalkerGroup
+from almlip_jax.dynamics import ExplorationSettings, Explorer, Knowledge, SanitySettings, WalkerGroup
 from almlip_jax.dynamics.admission import (
     Context,
     FarthestAdmission,
@@ -23,6 +26,7 @@ from almlip_jax.dynamics.admission import (
     TopAdmission,
 )
 from almlip_jax.dynamics.recorder import Frames
+from almlip_jax.errors import InputError
 
 WALKERS, ROOM, WIDTH = 3, 8, 5
 
@@ -33,10 +37,12 @@ def placing(rule):
     return jax.jit(rule.apply)
 
 
-def stream(rule, context: Context, features: np.ndarray, scores: np.ndarray, seed: int = 0) -> list[int]:
+def stream(
+    rule, context: Context, features: np.ndarray, scores: np.ndarray, seed: int = 0, regions: np.ndarray | None = None
+) -> list[int]:
     """Rows that a buffer holds at the end, of frames [n, D] offered three at a time."""
     ones, width = np.ones(WALKERS), context.map.shape[1]
-    begun = run_context(ones, ones, dtype=context.map.dtype, room=ROOM, width=width)
+    begun = run_context(ones, ones, dtype=context.map.dtype, room=ROOM, width=width, regions=regions)
     state, place = rule.init(begun), placing(rule)
     nothing = jnp.zeros(WALKERS)
     frames = Frames(nothing, nothing, nothing, {}, nothing, nothing)
@@ -156,6 +162,128 @@ def test_gains_and_exchanges_are_those_of_the_determinant(clouds):
     assert sorted(held) == sorted(kept)
 
 
+STRATA = [{"bath_temperature": kelvin, "walker": w} for w, kelvin in enumerate((300.0, 600.0, 600.0))]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"by": "bath_temperature"}, [(0, 4), (4, 8), (4, 8)]),
+        ({"by": "bath_temperature", "shares": {600: 3, 300: 1}}, [(0, 2), (2, 8), (2, 8)]),
+        ({"by": "bath_temperature", "shares": {300: 1, 600: 1e6}}, [(0, 1), (1, 8), (1, 8)]),
+        ({"by": "walker"}, [(0, 3), (3, 5), (5, 8)]),
+        ({"by": "walker", "shares": {0: 1, 1: 1e-3, 2: 1}}, [(0, 4), (4, 5), (5, 8)]),
+    ],
+)
+def test_strata_have_regions_of_the_buffer(options, expected):
+    for settings_of in (LogDetAdmission, FarthestAdmission, TopAdmission, ReservoirAdmission):
+        regions = settings_of.model_validate(options).regions(STRATA, ROOM)
+        assert [tuple(row) for row in regions] == expected
+    assert TopAdmission().regions(STRATA, ROOM) is None
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_exchanges_within_regions_are_those_of_the_determinant(seed):
+    """A frame takes a slot of its own stratum, and what it adds is counted with all that is kept."""
+    rng = np.random.default_rng(seed)
+    trained = rng.normal(size=(60, 16))
+    walk = rng.normal(size=(90, 16)) * np.tile([1.0, 2.0, 2.0], 30)[:, None]  # the first walker goes less far
+    options = LogDetAdmission(sigma=0.1, least_gain=0.1, by="bath_temperature")
+    regions = options.regions(STRATA, ROOM)
+    with jax.enable_x64(True):
+        context = options.context(trained, 0)
+        held = stream(options.build(), context, walk, np.ones(90), regions=regions)
+        mapped = walk @ np.asarray(context.map)
+    slots: list[int | None] = [None] * ROOM
+
+    def value(rows: list[int | None]) -> float:
+        kept = mapped[[row for row in rows if row is not None]]
+        return float(np.linalg.slogdet(np.eye(len(kept)) + kept @ kept.T)[1])
+
+    def with_frame(j: int, n: int) -> list[int | None]:
+        return [*slots[:j], n, *slots[j + 1 :]]
+
+    for n in range(90):
+        own = range(*regions[n % WALKERS])
+        free = [j for j in own if slots[j] is None]
+        gains = {j: value(with_frame(j, n)) - value(slots) for j in free[:1] or own}
+        best = max(gains, key=gains.__getitem__)
+        if gains[best] > (0.1 if free else np.log(1.001)):
+            slots[best] = n
+    assert held == slots and all((row % WALKERS == 0) == (j < 4) for j, row in enumerate(held))
+    unshared = stream(options.build(), context, walk, np.ones(90))
+    assert sum(row % WALKERS == 0 for row in unshared) <= 1  # what shares are for
+
+
+def test_the_best_of_each_stratum_are_kept():
+    """The highest scores, frames far from all, and uniform samples, of each walker among its own."""
+    rng = np.random.default_rng(2)
+    scores = (rng.permutation(60) + 100 * (np.arange(60) % WALKERS)).astype(np.float32)
+    top = TopAdmission(by="walker")
+    regions = top.regions(STRATA, ROOM)
+    held = stream(top.build(), top.context(None, 0), np.zeros((60, 0), np.float32), scores, regions=regions)
+    for w, (first, last) in enumerate(regions):
+        own = np.arange(w, 60, WALKERS)
+        assert sorted(held[first:last]) == sorted(own[np.argsort(-scores[own])[: last - first]])
+    trained = rng.normal(size=(20, WIDTH))
+    features = rng.normal(size=(60, WIDTH)) * np.tile([0.2, 1.0, 3.0], 20)[:, None]
+    for options in (FarthestAdmission(by="walker"), ReservoirAdmission(by="walker")):
+        context = options.context(trained, 0)
+        width = context.map.shape[1]
+        held = stream(options.build(), context, features[:, : len(context.map)], scores, regions=regions)
+        assert [row % WALKERS for row in held] == [0] * 3 + [1] * 2 + [2] * 3, (options.kind, width)
+
+
+def test_a_lonely_frame_keeps_to_its_region():
+    """With nothing known and one frame kept, whose nearest neighbour is infinitely far, no other slot is taken."""
+    options = FarthestAdmission(by="walker", least_distance=0.0)
+    context = Context(jnp.eye(WIDTH), jnp.zeros((0, WIDTH)))
+    regions = np.array([[7, 8], [0, 4], [4, 7]], np.int32)
+    begun = run_context(np.ones(WALKERS), np.ones(WALKERS), room=ROOM, width=WIDTH, regions=regions)
+    rule = options.build()
+    state = rule.init(begun)
+    nothing = jnp.zeros(WALKERS)
+    frames = Frames(nothing, nothing, nothing, {}, nothing, nothing)
+    for n in range(3):
+        offer = Offer(
+            wanted=jnp.array([True, False, False]),
+            score=nothing,
+            features=jnp.full((WALKERS, WIDTH), float(n)),
+            known=context.known,
+            frames=frames,
+            key=jax.random.key(n),
+            offered=jnp.zeros(WALKERS, int),
+        )
+        slots, state = placing(rule)(state, offer)
+        assert int(slots[0]) in (7, ROOM)
+    assert list(np.flatnonzero(state.kept)) == [7]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"shares": {300: 1}}, "say by what"),
+        ({"by": "bath_temperature", "shares": {300: 1, 450: 1}}, "'450'; walkers have bath_temperature of 300, 600"),
+        ({"by": "bath_temperature", "shares": {300: 1}}, "leave bath_temperature '600' out"),
+        ({"by": "walker", "shares": {0: 1, 1: 1, 2: 1, 3: 1}}, "'3'; walkers have walker of 0, 1, 2"),
+    ],
+)
+def test_shares_of_walkers_that_there_are_not(changes, said):
+    walkers = [{"temperature": 300, "count": 1}, {"temperature": 600, "count": 2}]
+    given = {"walkers": walkers, "admission": {"kind": "top_k", **changes}}
+    with pytest.raises(ValidationError, match=re.escape(said)):
+        ExplorationSettings.model_validate(given)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"walkers": [{"temperature": [300, 600]}]}, {"integrator": {"kind": "fire"}}], ids=str
+)
+def test_strata_by_a_temperature_that_does_not_last(changes):
+    given = {"admission": {"kind": "top_k", "by": "bath_temperature"}, **changes}
+    with pytest.raises(ValidationError, match="not every walker has one that lasts"):
+        ExplorationSettings.model_validate(given)
+
+
 def test_farthest_frames_are_far_from_all(clouds):
     trained, walk = clouds
     options = FarthestAdmission(least_distance=0.3)
@@ -194,6 +322,26 @@ def test_the_highest_scores_are_kept_and_a_reservoir_is_uniform(clouds):
     thirds = counts.reshape(3, 20).sum(axis=1)
     assert counts.sum() == 60 * ROOM
     assert stats.chisquare(thirds).pvalue > 1e-3
+
+
+def test_walkers_of_each_temperature_keep_frames_of_their_own(count_compilations):
+    """In the loop: the hottest take all slots where they compete for them; other shares compile nothing anew."""
+    groups = tuple(WalkerGroup(temperature=kelvin, count=2) for kelvin in (50.0, 3000.0))
+
+    def kept(**more) -> Counter:
+        admission = TopAdmission.model_validate(more)
+        runner = Explorer(morse, SPECIES, 6.0, settings(walkers=groups, record_every=1, buffer=4, admission=admission))
+        found = runner.run(PARAMS, [dimer(1.3)] * 4, (0.0, 1e4), jax.random.key(0))
+        return Counter(frame.info["bath_temperature"] for frame in found.recorded)
+
+    assert kept() == {3000.0: 16}
+    with count_compilations() as compiled:
+        assert kept(by="bath_temperature") == {50.0: 8, 3000.0: 8}
+        assert kept(by="bath_temperature", shares={50: 3, 3000: 1}) == {50.0: 12, 3000.0: 4}
+        assert set(kept(by="walker").values()) == {8}
+    assert not any("run_chunk" in name for name in compiled)
+    with pytest.raises(InputError, match="walker 0 has no 'system'"):
+        kept(by="system")
 
 
 @pytest.mark.parametrize("options", [LogDetAdmission(), FarthestAdmission()], ids=lambda o: o.kind)

@@ -199,6 +199,13 @@ class TestStratification:
         of_pool, of_labelled = asked.strata([1, 1, 1, 2], [2, 2, 2], (4, 3))
         assert of_pool.shares.tolist() == [3, 1, 0, 0] and of_labelled.number.tolist() == [-1, -1, -1]
 
+    def test_what_stands_in_a_batch_already_counts_for_its_shares(self) -> None:
+        asked = settings(of="batch").stratification
+        _, of_labelled = asked.strata([1, 1, 2], [2, 2, 2, 1], (3, 5), chosen=2)
+        assert of_labelled.number.tolist() == [-1, -1, 1, 0, -1]
+        _, of_dataset = settings().stratification.strata([1, 1, 2], [2, 2, 2, 1], (3, 5), chosen=2)
+        assert of_dataset.number.tolist() == [1, 1, 1, 0, -1]
+
     def test_a_stratum_that_is_used_up_is_no_mistake(self) -> None:
         of_pool, _ = settings(shares={300: 1}).stratification.strata([600, 900], [300], (2, 1))
         assert of_pool.number.tolist() == [-1, -1]

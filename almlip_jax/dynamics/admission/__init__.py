@@ -5,7 +5,15 @@ at features know the training set and every frame that any walker has recorded, 
 one frame.  Walkers of one step are taken one after the other.
 """
 
-from almlip_jax.dynamics.admission.base import Admission, AdmissionSettings, Context, Offer, Shared, UserAdmission
+from almlip_jax.dynamics.admission.base import (
+    Admission,
+    AdmissionSettings,
+    Context,
+    Offer,
+    Shared,
+    SharedAdmission,
+    UserAdmission,
+)
 from almlip_jax.dynamics.admission.features import Farthest, FarthestAdmission, LogDet, LogDetAdmission
 from almlip_jax.dynamics.admission.scores import (
     First,
@@ -30,6 +38,7 @@ __all__ = [
     "Reservoir",
     "ReservoirAdmission",
     "Shared",
+    "SharedAdmission",
     "TopAdmission",
     "TopK",
     "UserAdmission",

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, Literal, Protocol, cast
+from collections.abc import Collection, Mapping, Sequence
+from typing import Annotated, Any, Literal, Protocol, Self, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from almlip_jax.dynamics.recorder import Frames
 from almlip_jax.dynamics.seen import RunContext
+from almlip_jax.errors import InputError
 from almlip_jax.kinds import Spec, UserCode
+from almlip_jax.structures.strata import by_size, stratum
 
 
 @struct.dataclass
@@ -80,7 +83,10 @@ class Admission(Protocol):
 
 
 class Shared(Admission, ABC):
-    """Rules for a buffer that all walkers share: one walker after the other, and never full."""
+    """Rules for a buffer whose slots walkers share: one walker after the other, and never full.
+
+    Their states have ``slots``, those of `RunContext`: a frame may take one of its walker's, and is compared with all.
+    """
 
     def apply(self, state: Any, seen: Offer) -> tuple[jax.Array, Any]:
         """Slots, walker by walker; a later one may take the slot of an earlier one."""
@@ -97,7 +103,12 @@ class Shared(Admission, ABC):
 
     def full(self, state: Any) -> jax.Array:
         """Never."""
-        return jnp.zeros(state.walkers.shape, bool)
+        return jnp.zeros(state.slots.shape[:1], bool)
+
+    def _open(self, state: Any, w: jax.Array) -> jax.Array:
+        """The slots [B] bool that a frame of walker w may take."""
+        slot = jnp.arange(self._room(state))
+        return (state.slots[w, 0] <= slot) & (slot < state.slots[w, 1])
 
     @abstractmethod
     def _room(self, state: Any) -> int: ...
@@ -139,6 +150,91 @@ class AdmissionSettings(Spec):
             `Context` in the precision of the features.
         """
         return Context(jnp.zeros((0, 0)), jnp.zeros((0, 0)))
+
+    def check_strata(self, known: Mapping[str, Collection[Any]]) -> None:
+        """Refuses shares among walkers that there are not.
+
+        Args:
+            known: what walkers have, by what tells them apart; nothing where some have none that lasts.
+
+        Raises:
+            ValueError: says what to change.
+        """
+
+    def regions(self, walkers: Sequence[Mapping[str, Any]], room: int) -> np.ndarray | None:
+        """`RunContext.regions`; None: all walkers share all slots, or the rule sees to it.
+
+        Args:
+            walkers: what the frames of each walker carry from its first step on.
+            room: slots.
+        """
+        return None
+
+
+class SharedAdmission(AdmissionSettings):
+    """Rules by which walkers compete for slots, all of them or those of one stratum."""
+
+    by: Literal["bath_temperature", "system", "walker"] | None = None
+    """What tells strata of walkers apart, each of which has a share of the buffer for itself: temperatures, named
+    systems, or each walker alone.  Without, all walkers compete for all slots, and the hottest may take them."""
+    shares: Literal["equal"] | dict[str, Annotated[float, Field(gt=0, le=1e6)]] = "equal"
+    """Share of each stratum: the same for all, or numbers by its name, such as `{300: 2, 600: 1}`."""
+
+    @field_validator("shares", mode="before")
+    @classmethod
+    def _names_are_text(cls, given: Any) -> Any:
+        return {stratum(value): share for value, share in given.items()} if isinstance(given, dict) else given
+
+    @model_validator(mode="after")
+    def _shares_are_of_strata(self) -> Self:
+        if self.by is None and self.shares != "equal":
+            raise ValueError("shares are of strata: say by what these are told apart.")
+        return self
+
+    def check_strata(self, known: Mapping[str, Collection[Any]]) -> None:
+        """See `AdmissionSettings.check_strata`."""
+        if self.by is None or self.by not in known:
+            return
+        there = {stratum(value) for value in known[self.by]}
+        if not there:
+            raise ValueError(f"admission.by is {self.by}, but not every walker has one that lasts; name another.")
+        if self.shares == "equal":
+            return
+        if strange := sorted(self.shares.keys() - there, key=by_size):
+            names = ", ".join(sorted(there, key=by_size))
+            raise ValueError(f"admission.shares name '{strange[0]}'; walkers have {self.by} of {names}.")
+        if left := sorted(there - self.shares.keys(), key=by_size):
+            raise ValueError(f"admission.shares leave {self.by} '{left[0]}' out; give it one.")
+
+    def regions(self, walkers: Sequence[Mapping[str, Any]], room: int) -> np.ndarray | None:
+        """One region of slots for each stratum, in the order of their names.
+
+        Args:
+            walkers: what the frames of each walker carry from its first step on.
+            room: slots.
+
+        Raises:
+            InputError: a walker is in no stratum, or its stratum has no share.
+        """
+        if self.by is None:
+            return None
+        for w, known in enumerate(walkers):
+            if known.get(self.by) is None:
+                raise InputError(f"walker {w} has no '{self.by}', by which the buffer is shared; give all of them one.")
+        names = [stratum(known[self.by]) for known in walkers]
+        there = sorted(set(names), key=by_size)
+        shares = dict.fromkeys(there, 1.0) if self.shares == "equal" else self.shares
+        missing = [name for name in there if name not in shares]
+        if missing:
+            raise InputError(
+                f"shares of the buffer by '{self.by}' are of {', '.join(shares)}; the walkers of {missing[0]} need one."
+            )
+        parts = np.cumsum([shares[name] for name in there])
+        bounds, end = dict[str, tuple[int, int]](), 0
+        for n, (name, part) in enumerate(zip(there, room * parts / parts[-1], strict=True), start=1):
+            begin, end = end, min(max(round(part), end + 1), room - len(there) + n)  # one slot at least for each
+            bounds[name] = begin, end
+        return np.array([bounds[name] for name in names], np.int32)
 
 
 class ByFeatures(AdmissionSettings):

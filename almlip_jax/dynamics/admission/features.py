@@ -11,7 +11,7 @@ import numpy as np
 from flax import struct
 from pydantic import Field
 
-from almlip_jax.dynamics.admission.base import Admission, ByFeatures, Context, Offer, Shared
+from almlip_jax.dynamics.admission.base import Admission, ByFeatures, Context, Offer, Shared, SharedAdmission
 from almlip_jax.dynamics.seen import RunContext
 from almlip_jax.settings import unit
 
@@ -30,14 +30,14 @@ class Spread:
         kept: [B] bool, whether there is one.
         nearest: [B] distance to the nearest neighbour, or to what is known.
         least_distance: scalar.
-        walkers: [W], their number as the length of an array.
+        slots: [W, 2] int, `RunContext.slots`.
     """
 
     features: jax.Array
     kept: jax.Array
     nearest: jax.Array
     least_distance: jax.Array
-    walkers: jax.Array
+    slots: jax.Array
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Farthest(Shared):
             kept=jnp.zeros((room,), bool),
             nearest=jnp.zeros((room,), dtype),
             least_distance=jnp.asarray(self.least_distance, dtype),
-            walkers=jnp.zeros((context.walkers,)),
+            slots=context.slots,
         )
 
     def _room(self, state: Spread) -> int:
@@ -69,7 +69,9 @@ class Farthest(Shared):
         x, room = seen.features[w], self._room(state)
         to_kept = jnp.where(state.kept, _distances(state.features, x), jnp.inf)
         to_known = jnp.min(_distances(seen.known, x), initial=jnp.inf)
-        crowded = jnp.argmin(jnp.where(state.kept, state.nearest, -1))  # a free slot where there is one
+        # a free slot goes before all that are kept; what is alone may have its nearest neighbour infinitely far away
+        crowding = jnp.where(state.kept, jnp.minimum(state.nearest, jnp.finfo(x.dtype).max), -1)
+        crowded = jnp.argmin(jnp.where(self._open(state, w), crowding, jnp.inf))
         without = to_kept.at[crowded].set(jnp.inf)
         own = jnp.minimum(to_known, jnp.min(without))
         free = ~state.kept[crowded]
@@ -98,7 +100,7 @@ class Design:
         kept: [B] bool, slots that are taken.
         least_gain: scalar, nats.
         least_gain_of_copies: scalar, nats.
-        walkers: [W], their number as the length of an array.
+        slots: [W, 2] int, `RunContext.slots`.
     """
 
     features: jax.Array
@@ -106,7 +108,7 @@ class Design:
     kept: jax.Array
     least_gain: jax.Array
     least_gain_of_copies: jax.Array
-    walkers: jax.Array
+    slots: jax.Array
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ class LogDet(Shared):
             kept=jnp.zeros((room,), bool),
             least_gain=jnp.asarray(self.least_gain, dtype),
             least_gain_of_copies=jnp.asarray(max(self.least_gain, _COPY_GAIN), dtype),
-            walkers=jnp.zeros((context.walkers,)),
+            slots=context.slots,
         )
 
     def _room(self, state: Design) -> int:
@@ -149,9 +151,10 @@ class LogDet(Shared):
         left = size - products @ solved
         # what is left of a copy is rounding; it must not pass for novelty
         left = jnp.where(left > jnp.maximum(1, _ROUNDING * jnp.finfo(x.dtype).eps * size), left, 1)
-        ratio = jnp.diag(state.inverse) * left + solved**2
-        free = jnp.argmin(state.kept)  # the first free slot
-        any_free = ~state.kept[free]
+        mine = self._open(state, w)
+        ratio = jnp.where(mine, jnp.diag(state.inverse) * left + solved**2, 0)
+        free = jnp.argmax(mine & ~state.kept)  # the first free slot
+        any_free = (mine & ~state.kept)[free]
         exchange = jnp.argmax(ratio)
         slot = jnp.where(any_free, free, exchange)
         # what a frame adds to all that is kept decides on its novelty, and the exchange on its worth
@@ -183,7 +186,7 @@ def _distances(rows: jax.Array, x: jax.Array) -> jax.Array:
     return jnp.sqrt(jnp.sum((rows - x) ** 2, axis=1))
 
 
-class FarthestAdmission(ByFeatures):
+class FarthestAdmission(ByFeatures, SharedAdmission):
     """Frames far from the training set and from one another in sketched features; the most crowded one gives way."""
 
     kind: Literal["farthest"] = "farthest"
@@ -195,7 +198,7 @@ class FarthestAdmission(ByFeatures):
         return Farthest(self.least_distance)
 
 
-class LogDetAdmission(ByFeatures):
+class LogDetAdmission(ByFeatures, SharedAdmission):
     """Frames that add most to ``log det`` of the information matrix; exchanges as long as one raises it.
 
     Of a stream that is seen once, the buffer holds 0.95 to 1.0 of what greedy selection from all its frames would add

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from almlip_jax.dynamics.admission.base import Admission, AdmissionSettings, Offer, Shared
+from almlip_jax.dynamics.admission.base import Admission, AdmissionSettings, Offer, Shared, SharedAdmission
 from almlip_jax.dynamics.seen import RunContext
 
 
@@ -44,10 +44,10 @@ class First(Admission):
 
 @struct.dataclass
 class Scored:
-    """A score for each slot [B], -inf where it is empty; and the number of walkers, as the length of an array."""
+    """A score for each slot [B], -inf where it is empty; and `RunContext.slots`, [W, 2] int."""
 
     score: jax.Array
-    walkers: jax.Array
+    slots: jax.Array
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class TopK(Shared):
 
     def init(self, context: RunContext) -> Scored:
         """Nothing kept."""
-        return Scored(jnp.full((context.room,), -jnp.inf), jnp.zeros((context.walkers,)))
+        return Scored(jnp.full((context.room,), -jnp.inf), context.slots)
 
     def _room(self, state: Scored) -> int:
         return state.score.shape[0]
@@ -65,11 +65,11 @@ class TopK(Shared):
         return seen.score[w]
 
     def _slot(self, state: Scored, seen: Offer, w: jax.Array) -> jax.Array:
-        lowest = jnp.argmin(state.score)
+        lowest = jnp.argmin(jnp.where(self._open(state, w), state.score, jnp.inf))
         return jnp.where(self._score(seen, w) > state.score[lowest], lowest, self._room(state)).astype(jnp.int32)
 
     def _after(self, state: Scored, seen: Offer, w: jax.Array, slot: jax.Array) -> Scored:
-        return Scored(state.score.at[slot].set(self._score(seen, w).astype(state.score.dtype)), state.walkers)
+        return Scored(state.score.at[slot].set(self._score(seen, w).astype(state.score.dtype)), state.slots)
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class FirstAdmission(AdmissionSettings):
         return First()
 
 
-class ReservoirAdmission(AdmissionSettings):
+class ReservoirAdmission(SharedAdmission):
     """A uniform sample of all frames offered (Vitter, 1985, algorithm R)."""
 
     kind: Literal["reservoir"] = "reservoir"
@@ -102,7 +102,7 @@ class ReservoirAdmission(AdmissionSettings):
         return Reservoir()
 
 
-class TopAdmission(AdmissionSettings):
+class TopAdmission(SharedAdmission):
     """The frames with the highest score of the gate."""
 
     kind: Literal["top_k"] = "top_k"
