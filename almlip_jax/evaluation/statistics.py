@@ -160,6 +160,15 @@ class Interval:
     high: Floats
     count: NDArray[np.int_]
 
+    def __format__(self, spec: str) -> str:
+        """The mean with its interval in brackets, by a format of numbers; alone where there is no interval.
+
+        >>> f"{t_interval([1.0, 4.0]):.3g}, {t_interval([2.0]):.1f}"
+        '2 (0.0003 to 1.34e+04), 2.0'
+        """
+        center, low, high = (format(float(end), spec) for end in (self.center, self.low, self.high))
+        return f"{center} ({low} to {high})" if self.count > 1 else center
+
 
 def t_interval(values: ArrayLike, level: float = LEVEL, *, log: bool = True) -> Interval:
     """Student's interval of the mean over seeds: of the logarithms, and taken back (``log``), or of the values.
@@ -206,6 +215,16 @@ class Bounds:
 
     low: Floats
     high: Floats
+
+    @property
+    def finite(self) -> Floats:
+        """The number, or the bound that there is."""
+        return np.where(np.isfinite(self.high), self.high, self.low)
+
+    @property
+    def beyond(self) -> NDArray[np.bool_]:
+        """Whether it is bounded from below alone."""
+        return np.isinf(self.high)
 
     def over(self, other: Bounds) -> Bounds:
         """Bounds of the ratio of two positive numbers."""

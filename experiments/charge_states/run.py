@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 from ase import Atoms
 from ase.build import molecule
-from scipy import stats
 
 from almlip_jax.compilation import prepare_jax
 from almlip_jax.ensembles import EnsembleSettings
 from almlip_jax.evaluation import error_metrics
+from almlip_jax.evaluation.statistics import t_interval
 from almlip_jax.fitting import fit_potential
 from almlip_jax.keys import numpy_generator
 from almlip_jax.models import SharedDensitySettings
@@ -110,12 +110,10 @@ def summary(rows: list[dict[str, str]]) -> list[str]:
             for key in ("forces_rmse", "energy_rmse"):
                 own = np.array([float(found[arm, name, seed][key]) for seed in seeds])
                 alone = np.array([float(found[f"{name} alone", name, seed][key]) for seed in seeds])
-                values[key] = own, np.log(own / alone)
+                values[key] = own, own / alone
             cells += [f"{1000 * own.mean():.1f}" for own, _ in values.values()]
             for _, ratios in values.values():
-                width = stats.t.ppf(0.975, len(seeds) - 1) * ratios.std(ddof=1) / np.sqrt(len(seeds))
-                low, middle, high = np.exp([ratios.mean() - width, ratios.mean(), ratios.mean() + width])
-                cells.append("1" if arm.endswith("alone") else f"{middle:.2f} ({low:.2f} to {high:.2f})")
+                cells.append("1" if arm.endswith("alone") else f"{t_interval(ratios):.2f}")
             lines.append("| " + " | ".join(cells) + " |")
     return lines
 

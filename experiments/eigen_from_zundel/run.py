@@ -27,13 +27,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from ase import Atoms
-from scipy import stats
 from scipy.sparse.csgraph import connected_components
 
 import almlip_jax as al
 from almlip_jax.campaign import finish_campaign
 from almlip_jax.campaign.config import ExperimentConfig
 from almlip_jax.compilation import prepare_jax
+from almlip_jax.evaluation.statistics import labels_to_target, t_interval
 from almlip_jax.keys import numpy_generator
 from almlip_jax.oracles import Labeller, LabelStore, SourceSettings
 from almlip_jax.oracles.sampling import label_md
@@ -221,24 +221,6 @@ def add(path: Path, found: list[dict[str, Any]]) -> None:
     table.to_csv(path, index=False)
 
 
-def reached(errors: pd.Series, wanted: float) -> tuple[float, bool]:
-    """Labels for an error, interpolated in its logarithm, and whether they are more than there were."""
-    labels, least = errors.index.to_numpy(float), np.minimum.accumulate(np.log(errors.to_numpy(float)))
-    if np.log(wanted) < least[-1]:
-        return float(labels[-1]), True
-    return float(np.interp(-np.log(wanted), -least, labels)), False
-
-
-def interval(values: list[float]) -> str:
-    """Geometric mean of positive numbers with the 95 % interval of Student's t."""
-    logs = np.log(values)
-    if len(logs) < 2:
-        return f"{np.exp(logs.mean()):.3g}"
-    width = stats.t.ppf(0.975, len(logs) - 1) * logs.std(ddof=1) / np.sqrt(len(logs))
-    low, high = np.exp(logs.mean() - width), np.exp(logs.mean() + width)
-    return f"{np.exp(logs.mean()):.3g} [{low:.3g}, {high:.3g}]"
-
-
 def courses(table: pd.DataFrame, test: str) -> dict[tuple[str, int], pd.Series]:
     """Force error against labels of each campaign."""
     own = table[table.test == test]
@@ -254,7 +236,8 @@ def report(table: pd.DataFrame) -> str:
     for oracle, own in table.groupby("oracle"):
         wanted = courses(own, "pool")
         zundel_errors = {seed: errors.iloc[-1] for (arm, seed), errors in wanted.items() if arm == "zundel"}
-        lines += [f"{oracle}: Zundel {interval(list(zundel_errors.values()))} meV/A, {len(zundel_errors)} seeds", ""]
+        told = t_interval(list(zundel_errors.values()))
+        lines += [f"{oracle}: Zundel {told:.3g} meV/A, {len(zundel_errors)} seeds", ""]
         head = ("test", "arm", "seeds", "labels: force RMSE, meV/A", "labels for the error of Zundel", "over `qbc`")
         lines += [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
         for test in ("pool", "300K"):
@@ -280,10 +263,10 @@ def row(
         f"{n}: {np.exp(np.mean(np.log(some))):.3g}" + f" ({len(some)})" * (len(some) < len(mine))
         for n, some in by_count.items()
     )
-    ends = [reached(errors, wanted[seed]) for seed, errors in mine.items()]
-    labels = ", ".join(f"{'>' if beyond else ''}{count:.0f}" for count, beyond in ends)
+    ends = [labels_to_target(errors.index, errors, wanted[seed]) for seed, errors in mine.items()]
+    labels = ", ".join(f"{'>' if end.beyond else ''}{float(end.finite):.0f}" for end in ends)
     ratios = [over(errors, found["qbc", seed]) for seed, errors in mine.items() if ("qbc", seed) in found]
-    paired = interval([one for one in ratios if one]) if arm != "qbc" and any(ratios) else "-"
+    paired = f"{t_interval([one for one in ratios if one]):.3g}" if arm != "qbc" and any(ratios) else "-"
     return f"| {test} | `{arm}` | {len(mine)} | {told} | {labels} | {paired} |"
 
 

@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from ase import Atoms
-from scipy import stats
 
 from almlip_jax.compilation import prepare_jax
 from almlip_jax.ensembles import EnsembleSettings
 from almlip_jax.evaluation import error_metrics
+from almlip_jax.evaluation.statistics import t_interval
 from almlip_jax.fitting import fit_potential
 from almlip_jax.models import SharedDensitySettings
 from almlip_jax.structures.io import read_structures
@@ -74,12 +74,7 @@ def summary(table: pd.DataFrame) -> str:
 
 
 def _ratio(errors: pd.Series, reference: pd.Series) -> str:
-    logs = np.log(errors / reference)
-    if not logs.any():
-        return "1"
-    width = stats.t.ppf(0.975, len(logs) - 1) * logs.std(ddof=1) / np.sqrt(len(logs))
-    low, middle, high = np.exp([logs.mean() - width, logs.mean(), logs.mean() + width])
-    return f"{middle:.2f} ({low:.2f} to {high:.2f})"
+    return "1" if (errors == reference).all() else f"{t_interval(errors / reference):.2f}"
 
 
 def main() -> None:

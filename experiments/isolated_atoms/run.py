@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from ase import Atoms
-from scipy import stats
 
 from almlip_jax.compilation import prepare_jax
 from almlip_jax.ensembles import EnsembleSettings
 from almlip_jax.evaluation import error_metrics
+from almlip_jax.evaluation.statistics import t_interval
 from almlip_jax.fitting import fit_potential
 from almlip_jax.models import SharedDensitySettings
 from almlip_jax.structures.io import read_structures
@@ -57,11 +57,8 @@ def summary(table: pd.DataFrame) -> str:
             if errors.empty:  # no such labels
                 cells += ["-"] * 3
                 continue
-            logs = np.log(errors[True] / errors[False])
-            width = stats.t.ppf(0.975, len(logs) - 1) * logs.std(ddof=1) / np.sqrt(len(logs))
-            low, middle, high = np.exp([logs.mean() - width, logs.mean(), logs.mean() + width])
             cells += [f"{errors[kind].mean():.2f}" for kind in (False, True)]
-            cells.append(f"{middle:.2f} ({low:.2f} to {high:.2f})")
+            cells.append(f"{t_interval(errors[True] / errors[False]):.2f}")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -33,7 +33,6 @@ import numpy as np
 import pandas as pd
 from ase import Atoms
 from ase.build import bulk
-from scipy import stats
 
 from almlip_jax.campaign import finish_campaign
 from almlip_jax.campaign.config import ExperimentConfig
@@ -43,6 +42,7 @@ from almlip_jax.campaign.teacher import PretrainingSettings, TuningSettings
 from almlip_jax.compilation import prepare_jax
 from almlip_jax.ensembles import EnsembleSettings
 from almlip_jax.evaluation import error_metrics
+from almlip_jax.evaluation.statistics import labels_to_target, t_interval
 from almlip_jax.fitting import fit_potential
 from almlip_jax.learner import Learner
 from almlip_jax.models import SharedDensitySettings
@@ -277,14 +277,6 @@ def tested_with(
     return found
 
 
-def reached(errors: pd.Series, wanted: float) -> tuple[float, bool]:
-    """Labels with which an error is reached, interpolated in logarithms, and whether they are more than there were."""
-    x, y = np.log(errors.index.to_numpy(float)), np.minimum.accumulate(np.log(errors.to_numpy(float)))
-    if np.log(wanted) < y[-1]:
-        return float(np.exp(x[-1])), True
-    return float(np.exp(np.interp(-np.log(wanted), -y, x))), False
-
-
 def report(table: pd.DataFrame) -> str:
     """Labels of plain dynamics over those of the others, for the final error of plain dynamics; seeds paired.
 
@@ -304,14 +296,11 @@ def report(table: pd.DataFrame) -> str:
         plain, taught = ([curves[strategy, seed] for seed in seeds] for strategy in ("plain", other))
         if all((strategy + LONGER, seed) in curves for strategy in ("plain", other) for seed in seeds):
             plain, taught = ([curves[strategy + LONGER, seed] for seed in seeds] for strategy in ("plain", other))
-        found = [reached(new, old.iloc[-1]) for old, new in zip(plain, taught, strict=True)]
-        logs = np.log([old.index[-1] / labels for old, (labels, _) in zip(plain, found, strict=True)])
-        text = f"{np.exp(logs.mean()):.1f}"
-        if len(logs) > 1:
-            width = stats.t.ppf(0.975, len(logs) - 1) * logs.std(ddof=1) / np.sqrt(len(logs))
-            text += f" ({np.exp(logs.mean() - width):.1f} to {np.exp(logs.mean() + width):.1f})"
-        missed = sum(beyond for _, beyond in found)
-        at_once = sum(labels == new.index[0] for (labels, _), new in zip(found, taught, strict=True))
+        found = [labels_to_target(new.index, new, old.iloc[-1]) for old, new in zip(plain, taught, strict=True)]
+        factors = [old.index[-1] / labels.finite for old, labels in zip(plain, found, strict=True)]
+        text = f"{t_interval(factors):.1f}"
+        missed = sum(bool(labels.beyond) for labels in found)
+        at_once = sum(bool(labels.low == 0) for labels in found)
         text += f"; not reached in {missed}" * bool(missed) + f"; with the first labels in {at_once}" * bool(at_once)
         ends = [f"{np.mean([one.iloc[-1] for one in some]):.1f} | {some[0].index[-1]}" for some in (plain, taught)]
         lines.append(f"| {system} | {test} | {ends[0]} | {other} | {ends[1]} | {text} | {len(seeds)} |")

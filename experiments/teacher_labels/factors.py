@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
-from scipy import stats
+
+from almlip_jax.evaluation.statistics import labels_to_target, t_interval
 
 WANTED = {"acac": (160, 20), "zundel": (170, 30), "silicon": (214, 24)}
 """Labels of a training from scratch, and those with which a teacher and a selector should do as well."""
@@ -22,19 +22,8 @@ def merged(files: Sequence[Path]) -> pd.DataFrame:
 
 def factor(scratch: pd.Series, labels: float, error: float) -> tuple[float, bool]:
     """How many times as many labels a training from scratch needs for an error, and whether that is a lower bound."""
-    needed, beyond = labels_for(scratch, error)
-    return needed / labels, beyond
-
-
-def labels_for(errors: pd.Series, wanted: float) -> tuple[float, bool]:
-    """Labels with which an error is reached, and whether that is more than any known.
-
-    Errors, by the number of labels, are interpolated in logarithms; fewer labels than the fewest are not inferred.
-    """
-    x, y = np.log(errors.index.to_numpy(float)), np.minimum.accumulate(np.log(errors.to_numpy(float)))
-    if np.log(wanted) < y[-1]:
-        return float(np.exp(x[-1])), True
-    return float(np.exp(np.interp(-np.log(wanted), -y, x))), False
+    needed = labels_to_target(scratch.index, scratch, error)
+    return float(needed.finite) / labels, bool(needed.beyond)
 
 
 def curves(cells: pd.DataFrame, quantity: str) -> dict[int, pd.Series]:
@@ -43,21 +32,11 @@ def curves(cells: pd.DataFrame, quantity: str) -> dict[int, pd.Series]:
     return {seed: own.set_index("labels")[quantity].sort_index() for seed, own in trained.groupby("seed")}
 
 
-def interval(values: Sequence[float], digits: int = 2) -> str:
-    """Geometric mean, and the interval of 95 % (Student's t of the logarithms)."""
-    logs = np.log(values)
-    mean = f"{np.exp(logs.mean()):.{digits}f}"
-    if len(logs) < 2:
-        return mean
-    width = stats.t.ppf(0.975, len(logs) - 1) * logs.std(ddof=1) / np.sqrt(len(logs))
-    return f"{mean} ({np.exp(logs.mean() - width):.{digits}f} to {np.exp(logs.mean() + width):.{digits}f})"
-
-
 def told(pairs: Sequence[tuple[float, bool]]) -> str:
     """Mean and interval of factors; a lower bound where some are."""
     if not pairs:
         return "-"
-    return f"{'at least ' if any(beyond for _, beyond in pairs) else ''}{interval([value for value, _ in pairs])}"
+    return f"{'at least ' if any(beyond for _, beyond in pairs) else ''}{t_interval([value for value, _ in pairs]):.2f}"
 
 
 def errors(table: pd.DataFrame, quantity: str = "forces_rmse") -> str:
@@ -90,14 +69,15 @@ def wanted(table: pd.DataFrame, quantity: str = "forces_rmse") -> str:
             if not paired:
                 continue
             few_over = [mine[n][few] / scratch[n][most] for n in paired]
-            reached = [labels_for(mine[n], scratch[n][most]) for n in paired]
-            least = min(mine[paired[0]].index)
-            above, below = any(beyond for _, beyond in reached), any(labels <= 1.001 * least for labels, _ in reached)
+            reached = [labels_to_target(mine[n].index, mine[n], scratch[n][most]) for n in paired]
+            above, below = any(labels.beyond for labels in reached), any(labels.low == 0 for labels in reached)
             bound = "at most " if above else "at least " if below else ""
-            factors = "-" if above and below else bound + interval([most / labels for labels, _ in reached], 1)
+            found = t_interval([most / labels.finite for labels in reached])
+            factors = "-" if above and below else f"{bound}{found:.1f}"
             whole = [mine[n][most] / scratch[n][most] for n in paired if most in mine[n].index]
-            cells = (f"{few} / {most}: {interval(few_over)}", factors)
-            lines.append(_line(system, test, kind, way, *cells, interval(whole) if whole else "-", len(paired)))
+            told_whole = f"{t_interval(whole):.2f}" if whole else "-"
+            cells = (f"{few} / {most}: {t_interval(few_over):.2f}", factors, told_whole)
+            lines.append(_line(system, test, kind, way, *cells, len(paired)))
     return "\n".join(lines)
 
 

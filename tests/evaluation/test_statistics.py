@@ -82,6 +82,13 @@ def test_t_interval_is_that_of_scipy():
     assert np.isnan(t_interval(values[:1]).low).all()
 
 
+def test_an_interval_as_text():
+    """Of the logarithms 0 and 0.2: mean 0.1, half width 12.706 times the standard error 0.1."""
+    low, high = np.exp(0.1 - 1.27062), np.exp(0.1 + 1.27062)
+    assert f"{t_interval([1.0, np.exp(0.2)]):.3f}" == f"1.105 ({low:.3f} to {high:.3f})"
+    assert f"{t_interval([2.5]):.2f}" == "2.50"
+
+
 def test_intervals_cover_the_truth_as_often_as_they_say():
     values = np.exp(np.log(0.04) + 0.2 * np.random.default_rng(0).normal(size=(8, 4000)))  # 8 seeds
     found = t_interval(values)
@@ -99,6 +106,14 @@ def test_labels_to_target_of_a_power_law_in_closed_form():
     assert (float(never.low), float(never.high)) == (160.0, np.inf)
     at_once = labels_to_target(LABELS, power_law(), 1.0)
     assert (float(at_once.low), float(at_once.high)) == (0.0, 20.0)
+
+
+def test_bounds_of_labels():
+    """A curve that comes to its target, one that never does, one that is there with its first labels."""
+    found = labels_to_target([10, 40], [[2.0, 1.0], [2.0, 1.5], [1.0, 0.5]], 1.0)
+    np.testing.assert_allclose(found.finite, [40, 40, 10])
+    np.testing.assert_allclose(found.low, [40, 40, 0])
+    assert found.beyond.tolist() == [False, True, False]
 
 
 @given(

@@ -30,16 +30,10 @@ def test_a_quarter_of_the_error_is_a_sixteenth_of_the_labels() -> None:
     scratch = factors.curves(table()[table().way == "scratch"], "forces_rmse")[0]
     assert factors.factor(scratch, 10, 250 / np.sqrt(10)) == pytest.approx((16.0, False))
     assert factors.factor(scratch, 20, 250 / np.sqrt(20)) == pytest.approx((8.0, True))  # more labels than are known
-    assert factors.labels_for(scratch, 1000 / np.sqrt(30)) == pytest.approx((30.0, False))
+    assert factors.factor(scratch, 1, 1000 / np.sqrt(30)) == pytest.approx((30.0, False))
     said = factors.wanted(table())
     assert "| acac | 600K | random | teacher | 20 / 160: 0.71 (0.71 to 0.71) | at least 16.0" in said
     assert "| 0.25 (0.25 to 0.25) | 4 |" in said
-
-
-def test_interval_is_that_of_students_t() -> None:
-    """Of the logarithms 0 and 0.2: mean 0.1, half width 12.706 times the standard error 0.1."""
-    low, high = np.exp(0.1 - 1.27062), np.exp(0.1 + 1.27062)
-    assert factors.interval([1.0, np.exp(0.2)], 3) == f"1.105 ({low:.3f} to {high:.3f})"
 
 
 def test_tables_are_put_together_without_repeats(tmp_path: Path) -> None:
