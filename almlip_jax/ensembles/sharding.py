@@ -212,7 +212,7 @@ def _exchanged(evaluate: _Evaluate, mesh: Mesh) -> Callable[[Params, Graph], Pre
         def joined(piece: jax.Array, like: jax.Array) -> jax.Array:
             # arrays differ in their first axis: features are of models, energies and forces of all their heads
             apart = jnp.swapaxes(piece.reshape(members, parts, *like.shape), 1, 2)
-            return apart.reshape(members * like.shape[0], parts * like.shape[1], *like.shape[2:])
+            return apart.reshape(members * like.shape[0], parts * like.shape[1], *like.shape[2:]).astype(like.dtype)
 
         return jax.tree.unflatten(structure, list(map(joined, pieces, said)))
 

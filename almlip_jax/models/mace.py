@@ -23,6 +23,7 @@ shared-density model, and holds no parameter at all.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal, TypeAlias
@@ -195,7 +196,7 @@ class _Layers(nn.Module):
         for n, width in enumerate(s.read_out):
             x = nn.silu(nn.Dense(width, name=f"read_out_{n}")(x))
         last = self.param("last", nn.initializers.normal(0.1), (len(self.species), x.shape[-1]))
-        energy = energy + jnp.sum(x * (exact @ last), axis=-1) / np.sqrt(x.shape[-1])
+        energy = energy + jnp.sum(x * (exact @ last), axis=-1) / math.sqrt(x.shape[-1])
         return constant(self, "energy_scale") * energy, x
 
     def _first(self, scale: jax.Array, density: jax.Array) -> Irreps:

@@ -9,13 +9,13 @@ Features are true tensors (parity (-1)^l) of degrees 0 to ``hidden_l_max``.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from pydantic import Field
 
 from almlip_jax.models.bilinear import Irreps
@@ -90,7 +90,7 @@ class _Layers(nn.Module):
             x = nn.silu(nn.Dense(width, name=f"read_out_{n}")(x))
         read = self.param("last", nn.initializers.normal(0.1), (len(self.species), x.shape[-1]))
         bias = self.param("species_bias", nn.initializers.zeros, (len(self.species),))
-        energy = jnp.sum(x * (exact @ read), axis=-1) / np.sqrt(x.shape[-1]) + exact @ bias
+        energy = jnp.sum(x * (exact @ read), axis=-1) / math.sqrt(x.shape[-1]) + exact @ bias
         return constant(self, "energy_scale") * energy, x
 
     def _layer(

@@ -23,6 +23,7 @@ of contiguous arrays (`models.bilinear`), and every map with parameters is a pla
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
@@ -289,7 +290,7 @@ class _ReadOut(nn.Module):
         bias = self.param("species_bias", nn.initializers.zeros, (len(self.species),))
         last = self.param("last", nn.initializers.normal(_LAST), (code.shape[-1], x.shape[-1]))
         scale = constant(self, "energy_scale")
-        energy = jnp.sum(x @ last.T / np.sqrt(x.shape[-1]) * code, axis=-1) + exact @ bias
+        energy = jnp.sum(x @ last.T / math.sqrt(x.shape[-1]) * code, axis=-1) + exact @ bias
         told = None if code is exact else code
         if not s.dipole:
             return AtomicOutput(scale * energy, x, told)
@@ -302,7 +303,7 @@ class _ReadOut(nn.Module):
         """Charges of the atoms, [A] e, from their features and species."""
         bias = self.param("charge_bias", nn.initializers.zeros, (len(self.species),))
         last = self.param("charge_last", nn.initializers.normal(_LAST), (code.shape[-1], x.shape[-1]))
-        found: jax.Array = jnp.sum(x @ last.T / np.sqrt(x.shape[-1]) * code, axis=-1) + exact @ bias
+        found: jax.Array = jnp.sum(x @ last.T / math.sqrt(x.shape[-1]) * code, axis=-1) + exact @ bias
         return found
 
     def _dipoles(self, x: jax.Array, vectors: jax.Array) -> jax.Array:
@@ -310,7 +311,7 @@ class _ReadOut(nn.Module):
         channels = vectors.shape[-1]
         last = self.param("dipole_last", nn.initializers.normal(_LAST), (x.shape[-1], channels))
         bias = self.param("dipole_bias", nn.initializers.zeros, (channels,))
-        weights = x @ last / np.sqrt(x.shape[-1]) + bias
+        weights = x @ last / math.sqrt(x.shape[-1]) + bias
         found: jax.Array = jnp.sum(vectors * weights, axis=-1).T / np.sqrt(channels)
         return found
 

@@ -6,6 +6,7 @@ a model can be given more species without losing what it has learned of the old 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -34,7 +35,8 @@ def central_code(module: nn.Module, exact: jax.Array, width: int) -> jax.Array:
     """What tells central species apart, [A, Q]: one by one up to ``width`` of them, else a learned embedding."""
     if exact.shape[-1] <= width:
         return exact
-    return exact @ module.param("species_code", nn.initializers.normal(1.0), (exact.shape[-1], width)) / np.sqrt(width)
+    code = module.param("species_code", nn.initializers.normal(1.0), (exact.shape[-1], width))
+    return exact @ code / math.sqrt(width)
 
 
 def neighbor_code(graph: Graph, species: SpeciesTable, width: int, dtype: Any) -> jax.Array:

@@ -216,6 +216,16 @@ def test_virial_is_minus_the_strain_derivative(ensemble, params):
         np.testing.assert_allclose(virial[:, 0, i, j], -derivative(energies, h), rtol=1e-6, atol=1e-6)
 
 
+def test_single_precision_stays_where_double_is_allowed(ensemble, params):
+    """Parameters and positions decide on the type of all that is predicted, not the mode of jax."""
+
+    def single(tree):
+        return jax.tree.map(lambda x: x.astype(np.float32) if x.dtype == np.float64 else x, tree)
+
+    found = jax.eval_shape(ensemble.predict, single(params), single(packed_graph([ethanol()])))
+    assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {np.dtype(np.float32)}
+
+
 def test_batching_and_padding_change_nothing(ensemble, params):
     structures = [ethanol(), crystal(), molecule("H2O"), ethanol()]
     alone = [predict(ensemble, params, [a]) for a in structures]
