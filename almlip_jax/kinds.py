@@ -50,6 +50,9 @@ class Spec(Settings):
         name = cls.model_fields["kind"].default if "kind" in cls.model_fields else None
         cls._below = {}
         if isinstance(name, str):
+            if inspect.isabstract(cls):
+                missing = ", ".join(f"{method}()" for method in sorted(cls.__abstractmethods__))
+                raise TypeError(f"{cls.__name__}, kind '{name}', does not define {missing}")
             for above in cls.__mro__[1:]:
                 if issubclass(above, Spec) and above is not Spec:
                     _add(above, name, cls)

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import Field, TypeAdapter, ValidationError
 
+from almlip_jax.dynamics.gates import GateSettings
 from almlip_jax.features import FeatureMap
 from almlip_jax.kinds import Spec
 from almlip_jax.names import Known
@@ -74,6 +75,16 @@ def test_problems_are_found_where_they_are(given, location, problem):
 def test_two_kinds_of_one_name_are_refused():
     with pytest.raises(TypeError, match="'square' of Shape is defined by"):
         type("Other", (Shape,), {"__annotations__": {"kind": Literal["square"]}, "kind": "square"})
+
+
+def test_a_kind_that_leaves_something_undefined_is_refused():
+    """Where it is defined, so that a package that adds it is named, and not where its settings are read."""
+    with pytest.raises(TypeError, match=r"Every, kind 'every', does not define plain\(\)"):
+
+        class Every(GateSettings):
+            kind: Literal["every"] = "every"
+
+    assert "every" not in GateSettings.kinds()
 
 
 def test_a_kind_that_is_defined_anew_takes_the_place_of_the_old_one():

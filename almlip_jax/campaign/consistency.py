@@ -57,9 +57,10 @@ def check_labels(further: Collection[str], oracle: SourceSettings, where: str = 
         if not oracle.gives(target.name):
             flagged = [kind for kind, one in SourceSettings.kinds().items() if target.name in one.model_fields]
             raise ValueError(
-                f"model.{target.name} learns from labels with {target.many}, which the label source does not give; "
+                f"the model learns {target.many} ('{target.name}') from labels, which the label source does not give; "
                 f"{''.join(f'take {where}.kind {kind} with {target.name}: true, or ' for kind in flagged)}let "
-                f"{where}.targets name it (kinds ase and user), take kind file or external, or take a model without."
+                f"{where}.targets name it (kinds ase and user), take kind file or external or one whose gives() says "
+                "so, or take a model without."
             )
 
 
@@ -172,8 +173,8 @@ def check_share(stopping: StoppingSettings, exploration: ExplorationChoice) -> N
     """Refuses to judge the frames of walkers where there are none; raises ValueError."""
     if stopping.share_below not in (None, ShareBelowSettings()) and not exploration.counts_frames:
         raise ValueError(
-            f"stopping.share_below judges frames along walkers, of which exploration of kind '{exploration.kind}' has "
-            "none; leave it out."
+            f"stopping.share_below judges the frames of walkers, and exploration of kind '{exploration.kind}' has no "
+            "walkers; leave it out."
         )
 
 

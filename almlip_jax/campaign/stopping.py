@@ -198,7 +198,8 @@ def max_rounds(settings: StoppingSettings, history: Sequence[RoundRecord]) -> Ve
     """As many batches as allowed have been labelled and trained on."""
     if not history or history[-1].round < settings.max_rounds:
         return None
-    return Verdict("max_rounds", False, f"{_rounds(settings.max_rounds)} of labelling are done, as many as allowed.")
+    done = f"{_rounds(settings.max_rounds)} of labelling {'is' if settings.max_rounds == 1 else 'are'} done"
+    return Verdict("max_rounds", False, f"{done}, which is all that stopping.max_rounds allows.")
 
 
 def _rounds(number: int) -> str:

@@ -164,7 +164,7 @@ class Explorer:
                 raise InputError(f"the start structure of walker {w} is periodic, and has no {of_molecules[0]}.")
             if moves_cell and not start.pbc.all():
                 raise InputError(
-                    f"walker {w} is not periodic in three directions: its cell cannot move; "
+                    f"walker {w} is not periodic in all three directions, so its cell cannot move; "
                     "take an integrator that keeps the cell."
                 )
             if moves_cell and start.constraints:

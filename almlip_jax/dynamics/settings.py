@@ -149,6 +149,8 @@ class ExplorationSettings(Settings):
 
     @model_validator(mode="after")
     def _buffer_is_shared_by_walkers_there_are(self) -> Self:
+        if not self.admission.tells_apart:
+            return self
         steady = self.thermal and all(len(set(group.temperatures)) == 1 for group in self.walkers)
         known = {"walker": range(len(self.temperatures)), BATH_TEMPERATURE: self.temperatures if steady else ()}
         self.admission.check_strata(known)

@@ -140,7 +140,7 @@ class CommitteeReporter:
                 found = driven_in(simulation.system)
             if len(found) != 1:
                 raise InputError(
-                    f"the simulation has {len(found)} forces of a potential, and the reporter tells of one; say which "
+                    f"the simulation has {len(found)} forces of a potential, of which one is reported; say which "
                     "(force), or add one (potential_force)."
                 )
             self._check_score(found[0].computation.potential)

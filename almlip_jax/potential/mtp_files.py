@@ -131,10 +131,10 @@ def _bare_model(potential: Potential) -> Mtp:
     inner = model.inner if isinstance(model, Anchored) else model
     if not isinstance(inner, Mtp):
         what = "a repulsion of nuclei is added to it" if potential.settings.repulsion else "it is of another kind"
-        raise InputError(f"the potential has no place in an .mtp file, since {what}.")
+        raise InputError(f"the potential cannot be written as an .mtp file, since {what}.")
     if np.any(binding_of(potential.params, len(potential.species))):
         raise InputError(
-            "the potential has no place in an .mtp file, since its atoms are bound by a function of their own to meet "
+            "the potential cannot be written as an .mtp file, since a function of its own binds its atoms to meet "
             "the energies of isolated atoms; train without these."
         )
     assert isinstance(ensemble, Ensemble)

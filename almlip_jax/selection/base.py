@@ -356,6 +356,13 @@ class _UserStage(UserCode, Stage):
     """Feature maps that it looks at."""
     atom_features: tuple[AtomFeatureName, ...] = ()
     """Feature maps whose rows of atoms it looks at, in ``environments`` of the candidates."""
+    scores: tuple[ScoreName, ...] = ()
+    """Scores that it looks at: a potential that does not give one, or gives 0 everywhere, is then refused."""
+
+    @property
+    def score_names(self) -> tuple[ScoreName, ...]:
+        """Those named."""
+        return self.scores
 
     @property
     def feature_names(self) -> tuple[FeatureName, ...]:

@@ -12,6 +12,7 @@ from ase import Atoms
 from almlip_jax.dynamics import ExplorationSettings
 from almlip_jax.dynamics.biases import build_bias
 from almlip_jax.dynamics.state import Traces
+from almlip_jax.scores import score_of
 from almlip_jax.units import GPA
 
 
@@ -41,14 +42,15 @@ class Quantities:
             found |= {"kinetic_energy": "eV", "total_energy": "eV"}
         if self.settings.counts_supplied:
             found["conserved_energy"] = "eV"
-        found |= {
-            "temperature": "K",
-            "pressure": "GPa",
-            "volume": "Angstrom+3",
-            "force_std_max": "eV Angstrom-1",
-            "bias": "eV",
-        }
-        return found | build_bias(self.settings.biases).quantities
+        found |= {"temperature": "K", "pressure": "GPa", "volume": "Angstrom+3"}
+        found |= {name: _spelt(unit) for name, unit in self._scores.items()}
+        return found | {"bias": "eV"} | build_bias(self.settings.biases).quantities
+
+    @property
+    def _scores(self) -> dict[str, str]:
+        """Name -> unit of the scores that a run looks at: the largest spread, the gate's score, what is monitored."""
+        asked = dict.fromkeys(("force_std_max", self.settings.gate.score, *self.settings.monitor))
+        return {name: declared.unit for name in asked if (declared := score_of(name)) is not None}
 
     def values(self, part: Traces) -> dict[str, np.ndarray]:
         """The quantities from the traces of a chunk, name -> [T, W] float64.
@@ -70,8 +72,16 @@ class Quantities:
             "temperature": np.asarray(part.temperature, np.float64),
             "pressure": np.where(cells, np.asarray(part.pressure, np.float64) / GPA, np.nan),
             "volume": np.where(cells, np.asarray(part.volume, np.float64), np.nan),
-            "force_std_max": np.asarray(part.scores["force_std_max"], np.float64),
+            **{name: np.asarray(part.scores[name], np.float64) for name in self._scores},
             "bias": bias,
             **{name: np.asarray(values, np.float64) for name, values in part.watched.items()},
         }
         return {name: found[name] for name in self.units}
+
+
+def _spelt(unit: str) -> str:
+    """The unit of a score in the spelling of H5MD: ``eV/A`` is ``eV Angstrom-1``."""
+    above, *below = unit.split("/")
+    names = {"A": "Angstrom"}
+    factors = [names.get(one, one) for one in above.split("*")] + [f"{names.get(one, one)}-1" for one in below]
+    return " ".join(factors)

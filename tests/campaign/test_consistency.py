@@ -210,7 +210,7 @@ IDLE = {
     "entry 1, training.validate_every: 60 steps are more than the 50": {
         "ensemble": {"variants": [{}, {"training": {"validate_every": 60}}]}
     },
-    "share_below judges frames along walkers, of which exploration of kind 'pool' has none": {
+    "share_below judges the frames of walkers, and exploration of kind 'pool' has no walkers": {
         "exploration": POOL,
         "stopping": {"share_below": {"share": 0.9}},
     },

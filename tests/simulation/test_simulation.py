@@ -35,7 +35,7 @@ from typer.testing import CliRunner
 
 from almlip_jax.cli import app
 from almlip_jax.config import load_settings
-from almlip_jax.dynamics import Explorer, Knowledge, Status, relax, relaxing
+from almlip_jax.dynamics import ExplorationSettings, Explorer, Knowledge, Status, relax, relaxing
 from almlip_jax.ensembles import Ensemble, EnsembleSettings, Prediction
 from almlip_jax.errors import InputError
 from almlip_jax.files import read_npz, write_json, write_npz
@@ -45,6 +45,7 @@ from almlip_jax.progress import Advance, SilentProgress
 from almlip_jax.simulation import ExploreConfig, MdConfig, run_exploration, run_md
 from almlip_jax.simulation.folder import SimulationDirectory
 from almlip_jax.simulation.free_energy import run_free_energy
+from almlip_jax.simulation.quantities import Quantities
 from almlip_jax.simulation.summary import failure, render_summary
 from almlip_jax.structures.graph import Graph, Places, forces_and_virial, sum_over_atoms
 from almlip_jax.structures.io import read_structures, write_structures
@@ -414,6 +415,15 @@ def test_structures_are_dealt_out_and_fixed_atoms_stay(runs):
     for frame in read(runs["extxyz"] / "trajectories" / "001.extxyz", ":"):
         np.testing.assert_allclose(frame.positions[1], [0.95, 0, 0], atol=1e-6)
         assert abs(frame.positions[2] - [0, 0.95, 0]).max() > 1e-4 and not frame.get_momenta()[1].any()
+
+
+def test_tables_hold_the_scores_that_a_run_looks_at():
+    gate = {"kind": "absolute", "score": "energy_std_per_atom"}
+    asked = {"walkers": [{"temperature": 300}], "gate": gate, "monitor": ["latent_distance", "dipole_std"]}
+    units = Quantities(ExplorationSettings.model_validate(asked), [], []).units
+    assert [units[name] for name in ("force_std_max", "energy_std_per_atom", "latent_distance", "dipole_std")] == [
+        *("eV Angstrom-1", "eV atom-1", "", "e Angstrom"),
+    ]
 
 
 def test_memory_and_buffers_of_ungated_dynamics_are_small(inputs):

@@ -330,7 +330,7 @@ def test_campaigns_know_what_they_ask_of_each_other() -> None:
     source = {"kind": "user", "function": "my:labels", "targets": ["charges", "quadrupole"]}
     config = ExperimentConfig.model_validate(given | {"oracle": source})
     assert config.model.further == ("charges", "quadrupole")
-    with pytest.raises(ValueError, match="learns from labels with quadrupoles, which the label source does not give"):
+    with pytest.raises(ValueError, match="learns quadrupoles .* from labels, which the label source does not give"):
         ExperimentConfig.model_validate(given | {"oracle": source | {"targets": ["charges"]}})
     with pytest.raises(ValueError, match="gives no charges; take a model that gives it, or name another metric"):
         ExperimentConfig.model_validate(given | {"oracle": source, "model": {}})

@@ -151,6 +151,11 @@ class AdmissionSettings(Spec):
         """
         return Context(jnp.zeros((0, 0)), jnp.zeros((0, 0)))
 
+    @property
+    def tells_apart(self) -> bool:
+        """Whether some walkers have slots that others have not, by what `check_strata` looks at."""
+        return False
+
     def check_strata(self, known: Mapping[str, Collection[Any]]) -> None:
         """Refuses shares among walkers that there are not.
 
@@ -190,6 +195,11 @@ class SharedAdmission(AdmissionSettings):
         if self.by is None and self.shares != "equal":
             raise ValueError("shares are of strata: say by what these are told apart.")
         return self
+
+    @property
+    def tells_apart(self) -> bool:
+        """Where strata have shares."""
+        return self.by is not None
 
     def check_strata(self, known: Mapping[str, Collection[Any]]) -> None:
         """See `AdmissionSettings.check_strata`."""
