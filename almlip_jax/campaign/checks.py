@@ -8,7 +8,6 @@ from ase import Atoms
 from ase.data import chemical_symbols
 
 from almlip_jax.campaign.beginning import check_beginning
-from almlip_jax.campaign.choice import ExplorationChoice
 from almlip_jax.campaign.config import ExperimentConfig
 from almlip_jax.campaign.consistency import check_columns
 from almlip_jax.campaign.inputs import Inputs
@@ -51,7 +50,7 @@ def check_campaign(config: ExperimentConfig) -> None:
         check_columns(initial.from_pool.selector, initial.from_pool.count, "initial.from_pool.selector", scored=False)
     _check_listed(config, inputs)
     _check_generated(config, inputs)
-    _check_relaxed(config.exploration, starts)
+    config.exploration.check_geometries(inputs.listed or starts)
     _check_cutoff(config.model.cutoff, starts)
     if starts:
         build_ensemble(config.model, config.ensemble, SpeciesTable.of(starts))
@@ -169,13 +168,3 @@ def _test_groups(config: ExperimentConfig, inputs: Inputs) -> tuple[dict[str, li
 def _marked(frame: Atoms, group: str) -> Atoms:
     frame.info["group"] = group
     return frame
-
-
-def _check_relaxed(exploration: ExplorationChoice, geometries: Sequence[Atoms]) -> None:
-    """Refuses to relax the cells of structures that have none."""
-    cell = "fixed" if exploration.relaxation is None else exploration.relaxation.cell
-    if cell != "fixed" and not all(start.pbc.all() for start in geometries):
-        raise InputError(
-            f"exploration.starts.cell '{cell}' relaxes cells, but a structure of system.structures is not periodic in "
-            "three directions; keep the cell fixed."
-        )

@@ -125,6 +125,9 @@ class ExplorationChoice(Spec):
         """Walkers that named systems share; None where there are none."""
         return None
 
+    def check_geometries(self, geometries: Sequence[Atoms]) -> None:
+        """Refuses start geometries that it can do nothing with; raises InputError."""
+
     def check_systems(self, names: Collection[str]) -> None:
         """Refuses what looks at systems that there are not; raises ValueError."""
 

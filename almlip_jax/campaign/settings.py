@@ -14,8 +14,8 @@ from almlip_jax.campaign.sparse import SparseSettings
 from almlip_jax.campaign.starts import LabelledStarts, StartSettings
 from almlip_jax.campaign.systems import check_name, group_of
 from almlip_jax.campaign.teacher import FromTeacherSettings
-from almlip_jax.dynamics import ExplorationSettings, RelaxationSettings
-from almlip_jax.dynamics.judging import check_exploration
+from almlip_jax.dynamics import ExplorationSettings, RelaxationSettings, relaxing
+from almlip_jax.dynamics.judging import check_cells, check_exploration
 from almlip_jax.dynamics.thresholds import RelativeThresholds, ThresholdSettings
 from almlip_jax.ensembles import EnsembleSettings, require_spread
 from almlip_jax.errors import InputError
@@ -320,6 +320,12 @@ class MdExploration(ExplorationSettings, ExplorationChoice):
     def walkers_to_deal(self) -> int:
         """All."""
         return len(self.temperatures)
+
+    def check_geometries(self, geometries: Sequence[Atoms]) -> None:
+        """Where cells relax or move, one has to have a cell."""
+        check_cells(self.integrator, geometries)
+        if self.relaxation is not None:
+            check_cells(relaxing(self, self.relaxation).integrator, geometries, "exploration.starts.cell")
 
     def check_systems(self, names: Collection[str]) -> None:
         """Shares of the buffer."""

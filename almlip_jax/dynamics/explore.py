@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike
 from almlip_jax.dynamics.biases import build_bias
 from almlip_jax.dynamics.further import check_further
 from almlip_jax.dynamics.gates import Decision
-from almlip_jax.dynamics.judging import check_exploration, speaks_as
+from almlip_jax.dynamics.judging import check_cells, check_exploration, speaks_as
 from almlip_jax.dynamics.knowledge import Knowledge
 from almlip_jax.dynamics.loop import Evaluate, Loop
 from almlip_jax.dynamics.motion import Drive, Motion, maxwell_boltzmann, without_drift
@@ -113,7 +113,8 @@ class Explorer:
             on_chunk: called after each chunk with steps done and number of walkers that still run.
             knowledge: of the training set, where settings ask for novelty scores or an admission by features.
             numbers: of the walkers among those of several runs side by side, so that each has the random numbers it
-                would have if all ran in one; from 0 by default.
+                would have if all ran in one; from 0 by default.  Where they are given, it may be that cells move in
+                other runs alone.
             further: ``rewind.keep`` further starts of each walker where ``rewind.to`` is ``starts``, of the atoms of
                 its first one.
 
@@ -142,6 +143,8 @@ class Explorer:
     ) -> Session:
         """A run that has not done a step yet; arguments and errors as for `run`."""
         self._check(starts)
+        if numbers is None:
+            check_cells(self.settings.integrator, starts)
         check_further(self.settings.further_starts, starts, further)
         params = spread_members(params, walkers=len(starts))
         limits = self._thresholds(thresholds)
@@ -156,18 +159,12 @@ class Explorer:
         s = self.settings
         if len(starts) != len(s.temperatures):
             raise InputError(f"{len(s.temperatures)} walkers need as many start structures, not {len(starts)}.")
-        moves_cell = s.integrator.moves_cell
         about = {score: score_of(score) for score in s.scores}
         of_molecules = [name for name, one in about.items() if one is not None and one.target is not None]
         for w, start in enumerate(starts):
             if of_molecules and start.pbc.any():
                 raise InputError(f"the start structure of walker {w} is periodic, and has no {of_molecules[0]}.")
-            if moves_cell and not start.pbc.all():
-                raise InputError(
-                    f"walker {w} is not periodic in all three directions, so its cell cannot move; "
-                    "take an integrator that keeps the cell."
-                )
-            if moves_cell and start.constraints:
+            if start.constraints and start.pbc.all() and s.integrator.moves_cell:
                 raise InputError(
                     f"walker {w} holds atoms fixed, which a moving cell does not allow; release them, or take an "
                     "integrator that keeps the cell."
@@ -345,6 +342,7 @@ class Explorer:
             timestep=self._real(s.timestep * FEMTOSECOND),
             mobile=jax.device_put(mobile),
             freedom=self._real(np.maximum(3 * moving - 3 * rests, 1)),
+            elastic=jax.device_put(layout.pbc.all(axis=1)),
             numbers={name: self._real(value) for name, value in s.numbers().items()},
         )
 

@@ -1,11 +1,15 @@
-"""Whether an ensemble can do what an exploration asks of it: one member has no spread to judge or to follow."""
+"""Whether an exploration can be: one member has no spread to judge or to follow, a molecule no cell that moves."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
+from ase import Atoms
+
+from almlip_jax.dynamics.integrators import IntegratorSettings
 from almlip_jax.dynamics.settings import ExplorationSettings
 from almlip_jax.ensembles import EnsembleSettings, Prediction, require_score, require_spread, require_target
+from almlip_jax.errors import InputError
 
 
 def check_exploration(
@@ -44,3 +48,21 @@ def speaks_as(prediction: Prediction) -> EnsembleSettings:
     evidence = prediction.noise.forces.evidence
     likelihood = "mean_variance" if evidence is None else "evidential"
     return EnsembleSettings(size=prediction.energy.shape[0], likelihood=likelihood)
+
+
+def check_cells(integrator: IntegratorSettings, starts: Sequence[Atoms], moved_by: str = "") -> None:
+    """Refuses to move cells where no structure has one; of several kinds the others keep theirs.
+
+    Args:
+        integrator: that may move cells.
+        starts: start structures.
+        moved_by: what moves them, for the message; the integrator by default.
+
+    Raises:
+        InputError: none is periodic in three directions.
+    """
+    if integrator.moves_cell and not any(start.pbc.all() for start in starts):
+        what = moved_by or f"integrator '{integrator.kind}'"
+        raise InputError(
+            f"{what} moves cells, but no start structure is periodic in all three directions; keep the cell."
+        )

@@ -53,6 +53,7 @@ class Drive:
         timestep: scalar, Angstrom sqrt(amu / eV).
         mobile: [W, N] bool, true for real atoms that are not held fixed.
         freedom: [W] degrees of freedom that the kinetic temperature is taken over.
+        elastic: [W] bool, periodic in three directions: whose cells move, if any do.
         numbers: parameters of the integrator by name, scalars.
     """
 
@@ -61,6 +62,7 @@ class Drive:
     timestep: jax.Array
     mobile: jax.Array
     freedom: jax.Array
+    elastic: jax.Array
     numbers: dict[str, jax.Array]
 
     def at(self, progress: jax.Array) -> Moment:
@@ -71,6 +73,7 @@ class Drive:
             timestep=self.timestep,
             mobile=self.mobile,
             freedom=self.freedom,
+            elastic=self.elastic,
             numbers=self.numbers,
         )
 
@@ -84,6 +87,7 @@ class Moment:
     timestep: jax.Array
     mobile: jax.Array
     freedom: jax.Array
+    elastic: jax.Array
     numbers: dict[str, jax.Array]
 
 

@@ -124,7 +124,7 @@ def relax(
     thresholds = Thresholds(record=np.full(len(structures), np.inf), stop=stops)  # type: ignore[arg-type]
     # what is known for an admission by features is of no use here
     known = Knowledge(knowledge.novelty)
-    found = relaxer.run(params, structures, thresholds, jax.random.key(0), on_chunk, known)
+    found = relaxer.run(params, structures, thresholds, jax.random.key(0), on_chunk, known, range(len(structures)))
     moves_cell = relaxer.settings.integrator.moves_cell
     relaxed = []
     for structure, final in zip(structures, found.final, strict=True):

@@ -32,6 +32,7 @@ from almlip_jax.dynamics.integrators.adversarial import ascent_direction
 from almlip_jax.dynamics.integrators.barostat import strained
 from almlip_jax.dynamics.motion import Evaluation, Moment, Motion, kinetic_energy
 from almlip_jax.ensembles import Prediction
+from almlip_jax.errors import InputError
 from almlip_jax.partial_import import import_part
 from almlip_jax.structures.graph import Graph, Places, forces_and_virial, sum_over_atoms
 from almlip_jax.units import GPA, KB
@@ -102,6 +103,7 @@ def moment(kt: float, timestep: float, freedom: int, numbers: dict[str, float], 
         timestep=jnp.asarray(timestep),
         mobile=jnp.ones((walkers, atoms), bool),
         freedom=jnp.full(walkers, float(freedom)),
+        elastic=jnp.ones(walkers, bool),
         numbers={name: jnp.asarray(value) for name, value in numbers.items()},
     )
 
@@ -281,6 +283,36 @@ def test_cells_relax_and_fluctuate_around_the_same_volume():
     assert set(cooled.status) == {Status.COMPLETED}
     assert cooled.volume[1000:].mean() == pytest.approx(relaxed.get_volume(), rel=5e-3)
     assert cooled.temperature[1000:].mean() == pytest.approx(20.0, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    "integrator",
+    [
+        NptSettings(friction=0.05, barostat_time=60, compressibility=0.01),
+        FireSettings(cell="isotropic", largest_force=0.02, largest_stress=0.05),
+    ],
+    ids=lambda one: one.kind,
+)
+def test_molecules_beside_crystals_keep_their_cells(integrator):
+    """The cell of the crystal moves; a molecule goes the same way whatever the pressure, and so does a slab."""
+    molecule, crystal = CLUSTER.copy(), bulk("O", "fcc", a=2.0, cubic=True)
+    slab = bulk("O", "fcc", a=1.9, cubic=True)
+    slab.pbc[2] = False
+    ends = []
+    for pressure in (0.0, 20.0):
+        groups = (WalkerGroup(temperature=50.0, count=3, pressure=pressure),)
+        runner = explorer(
+            np.float32, smooth_morse, CRYSTAL_CUTOFF, integrator=integrator, walkers=groups, steps=400, chunk=200
+        )
+        found = runner.run(PARAMS, [molecule, crystal, slab], QUIET, jax.random.key(0))
+        assert set(found.status) <= {Status.COMPLETED, Status.CONVERGED}
+        ends.append(found.final)
+    for one, other, start in zip(*ends, (molecule, crystal, slab), strict=True):
+        moved = start is crystal
+        assert np.allclose(one.cell.array, start.cell.array, atol=1e-6) == (not moved)
+        assert np.array_equal(one.positions, other.positions) == (not moved)
+    with pytest.raises(InputError, match=f"'{integrator.kind}' moves cells, but no start structure is periodic"):
+        runner.run(PARAMS, [molecule, slab, slab], QUIET, jax.random.key(0))
 
 
 def test_a_strain_keeps_fractional_coordinates_and_phase_space():

@@ -59,7 +59,8 @@ class CellRescaling(Langevin):
         strain = (strain + jnp.swapaxes(strain, 1, 2)) / 2
         if self.isotropic:
             strain = jnp.trace(strain, axis1=1, axis2=2)[:, None, None] / 3 * identity
-        return motion, jnp.clip(strain, -_LARGEST_STRAIN, _LARGEST_STRAIN)
+        strain = jnp.clip(strain, -_LARGEST_STRAIN, _LARGEST_STRAIN)
+        return motion, jnp.where(at.elastic[:, None, None], strain, 0)  # without a volume it is not a number
 
 
 def strained(motion: Motion, strain: jax.Array) -> Motion:
@@ -84,7 +85,7 @@ def _exponential(strain: jax.Array) -> jax.Array:
 class NptSettings(IntegratorSettings):
     """Constant pressure and temperature: BAOAB with stochastic cell rescaling (Bernetti and Bussi, 2020).
 
-    For structures that are periodic in three directions; the pressure is that of the walkers.
+    The pressure is that of the walkers; those that are not periodic in three directions keep their cell.
     """
 
     kind: Literal["npt"] = "npt"

@@ -43,10 +43,10 @@ class FireState:
 class Fire(Integrator):
     """Fast inertial relaxation engine; momenta stay zero, its velocities have unit mass.
 
-    With ``cell`` the logarithmic strain relaxes too, against the pressure of the walker: its generalised force is
-    ``virial - P V`` over the number of atoms, so that cells and positions move at one pace.  Source: Bitzek et al.,
-    Phys. Rev. Lett. 97, 170201 (2006).  Parameters: ``largest_force`` (eV/Angstrom) and ``largest_stress``
-    (eV/Angstrom^3) at which a walker has converged, ``largest_step`` (Angstrom).
+    With ``cell`` the logarithmic strain relaxes too, against the pressure of the walker, where this is periodic in
+    three directions: its generalised force is ``virial - P V`` over the number of atoms, so that cells and positions
+    move at one pace.  Source: Bitzek et al., Phys. Rev. Lett. 97, 170201 (2006).  Parameters: ``largest_force``
+    (eV/Angstrom) and ``largest_stress`` (eV/Angstrom^3) at which a walker has converged, ``largest_step`` (Angstrom).
 
     Attributes:
         cell: ``fixed``, ``isotropic`` or ``full``.
@@ -128,7 +128,7 @@ class Fire(Integrator):
         volume = jnp.abs(jnp.linalg.det(motion.cell))
         atoms = jnp.sum(at.mobile, axis=1)
         stress = jnp.max(jnp.abs(self._cell_force(motion, at)), axis=(1, 2)) * atoms / volume
-        return small & (stress < at.numbers["largest_stress"])
+        return small & (~at.elastic | (stress < at.numbers["largest_stress"]))
 
     def _cell_force(self, motion: Motion, at: Moment) -> jax.Array:
         """Generalised force on the strain over the number of atoms, [W, 3, 3] eV; 0 for fixed cells."""
@@ -139,7 +139,7 @@ class Fire(Integrator):
         force = motion.virial - (at.pressure * volume)[:, None, None] * identity
         if self.cell == "isotropic":
             force = jnp.trace(force, axis1=1, axis2=2)[:, None, None] / 3 * identity
-        return force / jnp.sum(at.mobile, axis=1)[:, None, None]
+        return jnp.where(at.elastic[:, None, None], force / jnp.sum(at.mobile, axis=1)[:, None, None], 0)
 
 
 def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
