@@ -480,7 +480,15 @@ def select(
 
     settings = load_config(config, overrides or [])
     model = _load(potential)
-    from almlip_jax.campaign.batch import candidates, choose, features_of, taken, undecided, with_strata
+    from almlip_jax.campaign.batch import (
+        candidates,
+        choose,
+        features_of,
+        of_training_set,
+        taken,
+        undecided,
+        with_strata,
+    )
     from almlip_jax.campaign.consistency import check_columns, check_selector
     from almlip_jax.campaign.cost import expected_costs
     from almlip_jax.campaign.preparation import in_their_states
@@ -501,7 +509,8 @@ def select(
     model.check_elements(frames, str(pool))
     model.check_elements(labelled, str(train_file))
     cost = None if exponent is None else expected_costs(frames, (), exponent)
-    among = candidates(frames, model.evaluate(frames, features=features), cost=cost)
+    fitted = of_training_set(selector, model, frames, labelled)
+    among = candidates(frames, model.evaluate(frames, features=features), cost=cost, scores=fitted)
     around = candidates(labelled, model.evaluate(labelled, features=features))
     among, around = with_strata(selector, (frames, among), (labelled, around))
     chosen = choose(selector.build(min(k, len(frames))), named_key(settings.seed, "select"), among, around)

@@ -17,7 +17,16 @@ import jax.numpy as jnp
 import numpy as np
 from ase import Atoms
 
-from almlip_jax.campaign.batch import AtomRoom, candidates, choose, features_of, selection_scalars, taken, with_strata
+from almlip_jax.campaign.batch import (
+    AtomRoom,
+    candidates,
+    choose,
+    features_of,
+    of_training_set,
+    selection_scalars,
+    taken,
+    with_strata,
+)
 from almlip_jax.campaign.consistency import check_selector
 from almlip_jax.campaign.cost import expected_costs, paid_labels
 from almlip_jax.dynamics import Exploration, ExplorationSettings, Explorer, Knowledge, dealt_further, know
@@ -265,7 +274,8 @@ def select(
     if not labelled:
         around = replace(around, valid=jnp.zeros_like(around.valid))
     atoms = AtomRoom.of([len(frame) for frame in pool], room, each_once=False) if room else _atoms(pool)
-    among = candidates(pool, of_pool, rows, cost=_costs(settings, pool, store), room=atoms)
+    fitted = of_training_set(settings, potential, pool, labelled)
+    among = candidates(pool, of_pool, rows, cost=_costs(settings, pool, store), room=atoms, scores=fitted)
     among, around = with_strata(settings, (pool, among), (context if labelled else (), around))
     chosen = choose(settings.build(k), named_key(seed, "select", step), among, around)
     return taken(pool, chosen)

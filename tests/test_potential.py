@@ -343,6 +343,27 @@ def test_batches_and_order_change_nothing(potential, structures):
         assert np.isnan(together.stress[n]).all() == (not frame.pbc.all())
 
 
+@pytest.mark.parametrize("score", ["latent_distance", "extrapolation_grade"])
+def test_selectors_look_at_what_compares_with_the_training_set(potential, structures, score):
+    labelled = [frame.copy() for frame in structures]
+    pool = [frame.copy() for frame in structures]
+    for n, frame in enumerate(pool):
+        frame.rattle(0.02 + 0.1 * (n % 3), seed=n)
+    settings = ExplorationSettings(monitor=(score,))
+    expected = structure_scores(score, potential, pool, know(settings, potential, labelled, seed=0))
+    found = almlip_jax.select({"kind": "top_k", "score": score}, potential, pool, labelled, 3)
+    best = np.argsort(-expected)[:3]
+    for frame, row in zip(found, best, strict=True):
+        np.testing.assert_array_equal(frame.positions, pool[row].positions)
+        assert frame.info["gain"] == pytest.approx(expected[row], rel=1e-4)
+    beyond = {"kind": "threshold", "score": score, "minimum": float(np.sort(expected)[-2])}
+    chain = {"kind": "chain", "filters": [beyond], "selector": {"kind": "random"}}
+    left = almlip_jax.select(chain, potential, pool, labelled, 3)
+    assert {float(frame.positions.sum()) for frame in left} == {float(pool[row].positions.sum()) for row in best[:2]}
+    with pytest.raises(InputError, match=f"looks at {score}, which compares with what is labelled"):
+        almlip_jax.select({"kind": "top_k", "score": score}, potential, pool, [], 3)
+
+
 def test_evaluations_part_and_join(potential, structures):
     whole = potential.evaluate(structures, features=EVERY)
     last = len(structures) - 1

@@ -13,8 +13,11 @@ import numpy as np
 from ase import Atoms
 
 from almlip_jax.campaign.systems import deal
+from almlip_jax.dynamics.knowledge import fitted_scores
+from almlip_jax.errors import InputError
 from almlip_jax.features import Described, FeatureRequest
-from almlip_jax.potential import Evaluated
+from almlip_jax.potential import Evaluated, Potential
+from almlip_jax.scores import needs_no_fit
 from almlip_jax.selection import (
     WEIGHT,
     AdaptiveSettings,
@@ -113,6 +116,23 @@ def candidates(
         scalars={name: jnp.asarray(value) for name, value in (scalars or {}).items()},
         environments=_environments(frames, evaluated, rows, room) if evaluated.atom_features else None,
     )
+
+
+def of_training_set(
+    settings: SelectorSettings, potential: Potential, frames: Sequence[Atoms], labelled: Sequence[Atoms]
+) -> dict[str, np.ndarray]:
+    """Scores [n] of candidates that a selector looks at and that are fitted to what is labelled, by name.
+
+    Raises:
+        InputError: nothing is labelled.
+    """
+    asked = [name for name in settings.score_names if not needs_no_fit(name)]
+    if not asked:
+        return {}
+    if not labelled:
+        raise InputError(f"the selector looks at {asked[0]}, which compares with what is labelled; give some.")
+    found = potential.scored(frames, fitted_scores(asked, potential, labelled)).scores
+    return {name: np.asarray(found[name]) for name in asked}
 
 
 def with_strata(

@@ -162,7 +162,9 @@ def check_teacher(config: ExperimentConfig) -> None:
     if chosen is not None:
         if teacher is None:
             raise ValueError("initial.from_teacher takes frames of a teacher; give section teacher, or leave it out.")
-        check_selector(chosen.selector, config.ensemble, "initial.from_teacher.selector", config.model.further)
+        check_selector(
+            chosen.selector, config.ensemble, "initial.from_teacher.selector", config.model.further, labelled=False
+        )
     if teacher is None:
         return
     if teacher.correction is not None and (config.ensemble.heads > 1 or config.ensemble.likelihood != "none"):

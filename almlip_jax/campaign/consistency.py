@@ -22,7 +22,7 @@ from almlip_jax.errors import InputError
 from almlip_jax.features import declared
 from almlip_jax.models import how_given
 from almlip_jax.oracles import ExecutorSettings, LocalSettings, SourceSettings
-from almlip_jax.scores import names, scores
+from almlip_jax.scores import names, needs_no_fit, scores
 from almlip_jax.selection import TEACHER_SCORES, Candidates, Environments, SelectorSettings, Strata
 from almlip_jax.targets import targets
 from almlip_jax.training import TrainingSettings
@@ -79,6 +79,7 @@ def check_selector(
     further: Collection[str] = (),
     *,
     teacher: bool = False,
+    labelled: bool = True,
 ) -> None:
     """Refuses a selector that looks at scores or features that are 0 everywhere, or for a teacher; raises ValueError.
 
@@ -88,6 +89,7 @@ def check_selector(
         where: the key that holds them.
         further: what the model gives besides the energy.
         teacher: whether there is one, whom filters may ask.
+        labelled: whether something is labelled when it chooses.
     """
     if selector.asks_teacher and not teacher:
         raise ValueError(
@@ -95,6 +97,8 @@ def check_selector(
             "teacher of a campaign, or leave the filter out."
         )
     for score in selector.score_names:
+        if not labelled and not needs_no_fit(score):
+            raise ValueError(f"{where} looks at {score}, which compares with labelled structures; there are none yet.")
         require_target(score, further, where)
         require_score(score, members, where)
     for name in (*selector.feature_names, *selector.atom_feature_names):
@@ -131,7 +135,8 @@ def check_columns(selector: SelectorSettings, k: int, where: str, *, scored: boo
         species=atoms(dtype=jnp.int32),
         members=column(2, dtype=jnp.int32),
     )
-    scored_by = (*names(scores(fitted=False)), *(TEACHER_SCORES if selector.asks_teacher else ())) if scored else ()
+    asked = (*selector.score_names, *(TEACHER_SCORES if selector.asks_teacher else ()))
+    scored_by = {*names(scores(fitted=False)), *asked} if scored else set[str]()
     blank = Candidates(
         features={name: column(64) for name in selector.feature_names},
         scores={name: column() for name in scored_by},

@@ -23,6 +23,7 @@ from almlip_jax.campaign.batch import (
     candidates,
     choose,
     choose_for_systems,
+    of_training_set,
     selection_scalars,
     taken,
     undecided,
@@ -285,7 +286,8 @@ def select(
         for name, some in (("dataset", known), ("under way", under_way)):
             contexts += [judge.evaluate(name, some)] if some else []
         costs, scalars = _costs(chooser.settings, frames, paid), _selection_scalars(chooser.settings, here)
-        further = {} if compare is None else compare(frames, evaluated, judge.potential)
+        further = {} if compare is None else dict(compare(frames, evaluated, judge.potential))
+        further |= of_training_set(chooser.settings, judge.potential, frames, known)
         among = candidates(
             frames, evaluated, chooser.candidates, cost=costs, scores=further, room=chooser.atoms_of_candidates
         )

@@ -81,23 +81,29 @@ def know(
     ['latent_distance']
     """
     by_features = settings.admission.looks_at_features
-    novelty = _grades(settings.novelty, potential, training_set)
     if training_set is None:
+        novelty = _grades(settings.novelty, potential, None)
         kept, fitted = potential.training_set, potential.novelty
         if not set(settings.novelty) <= {*novelty, *fitted} or (kept is None and by_features):
             raise InputError("the potential does not know its training set; give the structures.")
         novelty |= {name: fitted[name] for name in settings.novelty if name not in novelty}
         context = settings.admission.context(kept.rows, seed, room) if by_features and kept is not None else None
         return Knowledge(novelty, context, scores={} if kept is None else kept.scores)
-    others = [name for name in settings.novelty if name not in novelty]
-    if others:
-        novelty |= fit_novelty(others, *potential.atom_features(training_set), len(potential.species))
     context = None
     if by_features:
         request = FeatureRequest((TRAINING_ROWS,))
         rows = potential.evaluate([*training_set, *chosen], features=request).features[TRAINING_ROWS]
         context = settings.admission.context(rows, seed, room)
-    return Knowledge(novelty, context)
+    return Knowledge(fitted_scores(settings.novelty, potential, training_set), context)
+
+
+def fitted_scores(asked: Sequence[str], potential: Potential, training_set: Sequence[Atoms]) -> dict[str, FittedScore]:
+    """Scores fitted to a training set, by name; grades over the potential's own active set where it has one."""
+    found = _grades(asked, potential, training_set)
+    others = [name for name in asked if name not in found]
+    if others:
+        found |= fit_novelty(others, *potential.atom_features(training_set), len(potential.species))
+    return found
 
 
 def _grades(asked: Sequence[str], potential: Potential, training_set: Sequence[Atoms] | None) -> dict[str, FittedScore]:

@@ -23,7 +23,7 @@ from pydantic import Field
 from almlip_jax.errors import InputError
 from almlip_jax.feature_names import AtomFeatureName, FeatureName
 from almlip_jax.kinds import Spec, UserCode
-from almlip_jax.scores import ScoreName
+from almlip_jax.scores import AnyScoreName
 from almlip_jax.selection.strata import Strata, Stratification
 from almlip_jax.settings import Settings
 
@@ -185,7 +185,7 @@ class Stage(Settings):
     """Settings of a filter or a selector, which say what they look at."""
 
     @property
-    def score_names(self) -> tuple[ScoreName, ...]:
+    def score_names(self) -> tuple[AnyScoreName, ...]:
         """Scores that it looks at, as far as settings show."""
         return ()
 
@@ -278,7 +278,7 @@ class Enclosing(Stage):
         return self.selector.innermost
 
     @property
-    def score_names(self) -> tuple[ScoreName, ...]:
+    def score_names(self) -> tuple[AnyScoreName, ...]:
         """Those of the selector inside."""
         return self.selector.score_names
 
@@ -311,11 +311,11 @@ class Enclosing(Stage):
 class ByScore(Stage):
     """Looks at a score."""
 
-    score: ScoreName = "force_std_mean"
+    score: AnyScoreName = "force_std_mean"
     """Score that it looks at."""
 
     @property
-    def score_names(self) -> tuple[ScoreName, ...]:
+    def score_names(self) -> tuple[AnyScoreName, ...]:
         """The one."""
         return (self.score,)
 
@@ -356,11 +356,11 @@ class _UserStage(UserCode, Stage):
     """Feature maps that it looks at."""
     atom_features: tuple[AtomFeatureName, ...] = ()
     """Feature maps whose rows of atoms it looks at, in ``environments`` of the candidates."""
-    scores: tuple[ScoreName, ...] = ()
+    scores: tuple[AnyScoreName, ...] = ()
     """Scores that it looks at: a potential that does not give one, or gives 0 everywhere, is then refused."""
 
     @property
-    def score_names(self) -> tuple[ScoreName, ...]:
+    def score_names(self) -> tuple[AnyScoreName, ...]:
         """Those named."""
         return self.scores
 

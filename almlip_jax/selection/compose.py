@@ -13,7 +13,7 @@ from pydantic import Field
 
 from almlip_jax.feature_names import AtomFeatureName, FeatureName
 from almlip_jax.precision import full_precision
-from almlip_jax.scores import ScoreName
+from almlip_jax.scores import AnyScoreName
 from almlip_jax.selection.base import (
     Candidates,
     Enclosing,
@@ -113,7 +113,7 @@ class ChainSettings(Enclosing, SelectorSettings):
     """Chooses from what is left."""
 
     @property
-    def score_names(self) -> tuple[ScoreName, ...]:
+    def score_names(self) -> tuple[AnyScoreName, ...]:
         """Those of filters and selector."""
         return tuple(dict.fromkeys(name for one in self._stages for name in one.score_names))
 

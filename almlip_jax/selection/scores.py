@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from pydantic import Field, model_validator
 
 from almlip_jax.errors import InputError
-from almlip_jax.scores import ScoreName
+from almlip_jax.scores import AnyScoreName
 from almlip_jax.selection.base import (
     TEACHER_ENERGY,
     TEACHER_FORCES,
@@ -145,7 +145,7 @@ class ThresholdSettings(ByScore, FilterSettings):
     """Keeps candidates whose score lies between two bounds."""
 
     kind: Literal["threshold"] = "threshold"
-    score: ScoreName = "force_std_max"
+    score: AnyScoreName = "force_std_max"
     """Score that it looks at."""
     minimum: float | None = Field(default=None, ge=-1e9, le=1e9)
     """Lower bound, kept itself."""
@@ -174,7 +174,7 @@ class TopFractionSettings(ByScore, FilterSettings):
     """Keeps the candidates with the highest scores."""
 
     kind: Literal["top_fraction"] = "top_fraction"
-    score: ScoreName = "force_std_max"
+    score: AnyScoreName = "force_std_max"
     """Score that it looks at."""
     fraction: float = Field(gt=0, le=1)
     """Share of the pool that is kept."""

@@ -13,7 +13,15 @@ from typing import Any, cast
 import numpy as np
 from ase import Atoms
 
-from almlip_jax.campaign.batch import AtomRoom, candidates, choose, features_of, selection_scalars, with_strata
+from almlip_jax.campaign.batch import (
+    AtomRoom,
+    candidates,
+    choose,
+    features_of,
+    of_training_set,
+    selection_scalars,
+    with_strata,
+)
 from almlip_jax.campaign.cost import expected_costs
 from almlip_jax.ensembles import build_ensemble
 from almlip_jax.errors import InputError
@@ -233,7 +241,8 @@ class SystemBench:
         exponent = settings.cost_exponent
         cost = None if exponent is None else expected_costs(frames, (), exponent)  # labels of files take no time
         scalars = selection_scalars(settings, errors)
-        among = candidates(frames, evaluated, len(split.pool), cost=cost, room=self._atoms(split.pool))
+        fitted, room = of_training_set(settings, potential, frames, dataset), self._atoms(split.pool)
+        among = candidates(frames, evaluated, len(split.pool), cost=cost, room=room, scores=fitted)
         around = candidates(dataset, context, self.largest_dataset, scalars=scalars, room=self._labelled_atoms)
         among, around = with_strata(settings, (frames, among), (dataset, around))
         rows = choose(self._selector(point), self.key(point.seed, "select", number), among, around)
