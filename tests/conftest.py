@@ -174,6 +174,17 @@ def optimised() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def labels_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Label sources work in this process: for tests that look at labels, not at the processes that make them.
+
+    A process of its own imports for more than a second.
+    """
+    from almlip_jax.oracles.base import SourceSettings
+
+    monkeypatch.setattr(SourceSettings, "in_process", True)
+
+
 def _damages(path: Path, *, parts: bool = True) -> dict[str, bytes]:
     """What may stand in the place of a file, by a word for it; ``parts``: also wrong in one key or array only."""
     import numpy as np

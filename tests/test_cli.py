@@ -58,11 +58,13 @@ class Done:
 
     stdout: str
     stderr: str
+    prepared: tuple[str, ...] = ()
+    """Precisions for which the command would have set up a process of its own, one for each time that it asked."""
 
 
 def almlip(folder: Path, *arguments: str, code: int = 0) -> Done:
-    """Runs the program in this process, as if it had been called in the folder."""
-    out, err, status = io.StringIO(), io.StringIO(), 0
+    """Runs the program in this process, as if it had been called in the folder; the process is set up already."""
+    out, err, status, prepared = io.StringIO(), io.StringIO(), 0, []
     environment = {"ALMLIP_CACHE_DIR": str(folder / "cache"), "COLUMNS": "160"}
     with (
         contextlib.chdir(folder),
@@ -71,12 +73,13 @@ def almlip(folder: Path, *arguments: str, code: int = 0) -> Done:
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
         patch.object(cli, "console", Console(width=160)),
+        patch("almlip_jax.compilation.prepare_jax", prepared.append),
     ):
         try:
             cli.main()
         except SystemExit as end:
             status = int(end.code or 0)
-    done = Done(out.getvalue(), err.getvalue())
+    done = Done(out.getvalue(), err.getvalue(), tuple(prepared))
     assert status == code, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     return done
@@ -102,22 +105,28 @@ def labelled(seed: int) -> Atoms:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """A working folder with a config, data and a trained potential."""
+def study(tmp_path_factory) -> tuple[Path, Done]:
+    """A working folder with a config, data and a potential, and what its training said."""
     path = tmp_path_factory.mktemp("work")
     (path / "config.yaml").write_text(CONFIG)
     write_structures(path / "water.extxyz", [molecule("H2O")])
     write_structures(path / "data.extxyz", [labelled(seed) for seed in range(12)])
     more = ["--data", "data.extxyz", "--out", "potential", "--json", "train.json"]
-    in_a_process_of_its_own(path, "train", "config.yaml", *more)
-    return path
+    return path, almlip(path, "train", "config.yaml", *more)
+
+
+@pytest.fixture(scope="module")
+def folder(study) -> Path:
+    return study[0]
 
 
 def found(folder: Path, name: str) -> dict:
     return json.loads((folder / name).read_text())
 
 
-def test_train(folder):
+def test_train(study):
+    folder, done = study
+    assert done.prepared == ("float32",) and "train: 100 steps in" in done.stderr and "learning curve" in done.stdout
     result = found(folder, "train.json")
     assert result["structures"] == 12 and result["steps"] == 100 and result["validation_forces_rmse"] > 0
     assert (folder / "potential" / "potential.json").exists()
@@ -244,6 +253,7 @@ def test_label_looks_before_it_pays(folder):
     assert "give one of them" in almlip(folder, *checked, "--dry-run", code=1).stderr
 
 
+@pytest.mark.usefixtures("labels_here")
 def test_labelled_files_have_every_frame_with_all_it_had(folder):
     """Also those whose labels fail, as that of uranium, which the calculator here does not know."""
     water = molecule("H2O")
@@ -269,6 +279,7 @@ def test_labelled_files_have_every_frame_with_all_it_had(folder):
         read_structures(folder / "out.extxyz", require_labels=True)
 
 
+@pytest.mark.usefixtures("labels_here")
 def test_a_campaign_from_beginning_to_a_larger_budget(folder):
     almlip(folder, "run", "config.yaml", "--run-dir", "run", "--json", "run.json")
     result = found(folder, "run.json")
@@ -334,6 +345,11 @@ def test_mistakes_are_one_sentence(folder, arguments, message):
     (folder / "garbage.extxyz").write_text("this is\nnot a structure\n")
     done = almlip(folder, *arguments, code=1)
     assert message in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_process_of_its_own_runs_the_module(tmp_path):
+    done = in_a_process_of_its_own(tmp_path, "init", "molecule", "--out", "mine.yaml")
+    assert "mine.yaml" in done.stdout and "Total charge" in (tmp_path / "mine.yaml").read_text()
 
 
 def test_usage_errors_exit_with_2(folder):

@@ -109,6 +109,7 @@ def test_thresholds_from_true_errors_take_frames_that_were_not_trained_on(rounds
     np.testing.assert_allclose(run.thresholds.record, wanted.record, rtol=1e-6)
 
 
+@pytest.mark.usefixtures("labels_here")
 def test_selectors_follow_errors_and_times_where_they_are_given(rounds, tmp_path):
     found, _, data = rounds
     potential, pool, known = found[0][0], data[20:], data[:20]
@@ -154,6 +155,7 @@ def test_labels_are_paid_once(tmp_path):
     assert again[1].get_potential_energy() == first[0].get_potential_energy()
 
 
+@pytest.mark.usefixtures("labels_here")
 def test_a_label_that_fails_is_named_or_left_out():
     water, crashed = molecule("H2O"), molecule("H2O")
     crashed.positions[1] = crashed.positions[0] + 0.05

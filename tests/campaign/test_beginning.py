@@ -25,7 +25,7 @@ from almlip_jax.potential import Potential
 from almlip_jax.saved_potential import SavedPotential
 from almlip_jax.structures.io import read_structures
 
-pytestmark = pytest.mark.usefixtures("compile_once")
+pytestmark = pytest.mark.usefixtures("compile_once", "labels_here")
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from almlip_jax.progress import SilentProgress
 from almlip_jax.structures.io import read_structures
 from almlip_jax.training import training_part
 
-pytestmark = pytest.mark.usefixtures("compile_once")
+pytestmark = pytest.mark.usefixtures("compile_once", "labels_here")
 
 STEPS = 700  # of the final training; the rounds train 300
 SECTIONS: dict[str, Any] = {"training": {"final_steps": STEPS}, "stopping": {"target_error": {"value": 1e3}}}

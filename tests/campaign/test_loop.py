@@ -367,6 +367,7 @@ class TestPool:
             split_pool(10, 5, 7, seed=1)
 
 
+@pytest.mark.usefixtures("labels_here")
 class TestEndings:
     def test_a_potential_that_is_sure_of_everything_has_converged(self, reference: Path, tmp_path: Path) -> None:
         sure = {**SECTIONS["exploration"], "thresholds": {"kind": "fixed", "record": 1e3, "stop": 1e4}}
@@ -500,6 +501,7 @@ class TestRefused:
             run_or_resume(tmp_path, tmp_path / "run", system={"structures": str(tmp_path / "nowhere.xyz")})
 
 
+@pytest.mark.usefixtures("labels_here")
 def test_seeds_decide(reference: Path, tmp_path: Path) -> None:
     run_or_resume(reference, tmp_path / "run", seed=8, stopping=AT_FIRST_ERROR)
     one, two = result_of(reference / "run"), result_of(tmp_path / "run")
@@ -507,6 +509,7 @@ def test_seeds_decide(reference: Path, tmp_path: Path) -> None:
     assert one["sets"]["test"] != two["sets"]["test"]
 
 
+@pytest.mark.usefixtures("labels_here")
 def test_a_campaign_may_begin_with_labels_that_exist(reference: Path, tmp_path: Path) -> None:
     given = reference / "run" / "rounds" / "000" / "dataset.extxyz"
     initial = {"dataset": str(given), "rattle": None, "md": ()}
@@ -516,6 +519,7 @@ def test_a_campaign_may_begin_with_labels_that_exist(reference: Path, tmp_path: 
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("labels_here")
 def test_double_precision(tmp_path: Path) -> None:
     run_or_resume(tmp_path, tmp_path / "run", precision="float64")
     assert read_json(RunDirectory(tmp_path / "run").round(2).potential / "potential.json")["dtype"] == "float64"

@@ -130,6 +130,7 @@ def test_a_finished_campaign_says_so_and_changes_nothing(reference: Path) -> Non
     assert result_of(reference / "run") == before
 
 
+@pytest.mark.usefixtures("labels_here")
 def test_a_larger_budget_goes_on_where_the_smaller_one_ended(reference: Path, tmp_path: Path) -> None:
     first = run_or_resume(reference, tmp_path / "run", stopping={"max_labels": 14})
     assert (first.rule, first.labels, first.round) == ("max_labels", 14, 1)
@@ -138,6 +139,7 @@ def test_a_larger_budget_goes_on_where_the_smaller_one_ended(reference: Path, tm
     assert result_of(tmp_path / "run") == result_of(reference / "run")
 
 
+@pytest.mark.usefixtures("labels_here")
 def test_the_last_batch_is_cut_to_the_budget(reference: Path, tmp_path: Path) -> None:
     outcome = run_or_resume(reference, tmp_path / "run", stopping={"max_labels": 15})
     assert (outcome.rule, outcome.labels, outcome.round) == ("max_labels", 15, 2)
@@ -145,6 +147,7 @@ def test_the_last_batch_is_cut_to_the_budget(reference: Path, tmp_path: Path) ->
     assert found["rounds/001/batch.extxyz"] == whole["rounds/001/batch.extxyz"][:1]
 
 
+@pytest.mark.usefixtures("labels_here")
 def test_a_damaged_checkpoint_is_made_again(reference: Path, tmp_path: Path) -> None:
     with pytest.raises(Killed):
         run_or_resume(reference, tmp_path / "run", KillingProgress(1, "explore"))
@@ -159,6 +162,7 @@ def test_a_damaged_checkpoint_is_made_again(reference: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("labels_here")
 def test_warm_starts_go_on_from_what_was_kept(reference: Path, tmp_path: Path) -> None:
     warm = {"training": {"warm_start": True, "warm_steps": 100}}
     run_or_resume(reference, tmp_path / "whole", **warm)
@@ -171,6 +175,7 @@ def test_warm_starts_go_on_from_what_was_kept(reference: Path, tmp_path: Path) -
     assert result_of(tmp_path / "run")["metrics"][-1] != result_of(reference / "run")["metrics"][-1]
 
 
+@pytest.mark.usefixtures("labels_here")
 def test_a_full_disk_ends_the_run_with_a_sentence(
     reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

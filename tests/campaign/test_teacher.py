@@ -80,6 +80,7 @@ def study(tmp_path_factory: pytest.TempPathFactory, compile_once: None) -> Path:
     return folder
 
 
+@pytest.mark.usefixtures("labels_here")
 def test_a_teacher_is_worth_labels(study: Path) -> None:
     """Four labels and a hundred steps against as many labels and the three hundred steps of the tiny campaign.
 

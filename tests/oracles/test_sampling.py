@@ -46,6 +46,7 @@ def springs_labeller(springs: CalculatorSettings, store: LabelStore) -> Iterator
         yield labeller
 
 
+@pytest.mark.usefixtures("labels_here")
 def test_dynamics_without_friction_conserve_energy(zundel: Atoms, store: LabelStore) -> None:
     with Labeller(TBLiteSettings(accuracy=0.1), store, LocalSettings(workers=1)) as labeller:
         frames = label_md(
@@ -64,6 +65,7 @@ def test_dynamics_without_friction_conserve_energy(zundel: Atoms, store: LabelSt
     np.testing.assert_allclose(centres, np.broadcast_to(centres[0], centres.shape), atol=1e-10)
 
 
+@pytest.mark.usefixtures("labels_here")
 def test_thermostat_reaches_its_temperature(springs_labeller: Labeller) -> None:
     # Ten oxygen atoms on springs; equipartition gives kT/2 to each coordinate but for the resting centre of mass.
     rest = Atoms("O10", np.random.default_rng(0).normal(size=(10, 3)) * 0.1)
@@ -144,6 +146,7 @@ def test_dynamics_end_when_their_seconds_are_spent(waters: Waters, tmp_path: Pat
     assert sum(call.label.seconds for call in again if call.label is not None) == pytest.approx(1.0)
 
 
+@pytest.mark.usefixtures("labels_here")
 def test_dynamics_that_have_spent_their_seconds_are_not_repeated(
     waters: Waters, springs: CalculatorSettings, store: LabelStore, tmp_path: Path
 ) -> None:
@@ -176,6 +179,7 @@ def test_a_longer_run_pays_only_for_its_end(
     assert steps == [(n, 0) for n in range(1, 6)] * 2 + [(6, None), (7, None), (8, None)]
 
 
+@pytest.mark.usefixtures("labels_here")
 def test_seed_temperature_and_purpose_make_other_trajectories(waters: Waters, springs_labeller: Labeller) -> None:
     (start,) = waters(1)
 
@@ -207,6 +211,7 @@ def test_dynamics_end_where_a_label_fails(
     assert store.count_calls() == 1
 
 
+@pytest.mark.usefixtures("labels_here")
 def test_label_that_fails_on_the_way_ends_the_run_and_is_stored(
     waters: Waters, springs: CalculatorSettings, store: LabelStore, tmp_path: Path
 ) -> None:
@@ -234,6 +239,7 @@ def test_a_source_that_only_looks_up_cannot_drive_dynamics(waters: Waters, store
         run_label_md(waters(1)[0], labeller, [MDRun(300, 5)], seed=0, purpose="initial")
 
 
+@pytest.mark.usefixtures("labels_here")
 def test_runs_of_the_same_dynamics_need_names(waters: Waters, springs_labeller: Labeller) -> None:
     (start,) = waters(1)
     with pytest.raises(InputError, match="the same"):
@@ -270,6 +276,7 @@ def test_what_constraints_hold_is_not_rattled(zundel: Atoms) -> None:
         np.testing.assert_array_equal(frame.positions[moved], other.positions[moved])
 
 
+@pytest.mark.usefixtures("labels_here")
 def test_dynamics_hold_fixed_atoms_and_have_the_masses_of_the_start(springs_labeller: Labeller) -> None:
     """An atom on a spring of 1 eV/Angstrom^2 swings with ``sqrt(k / m)``: four times slower at 16 times the mass."""
     start = Atoms("H2", [[0.5, 0.5, 0.5], [0.2, 0, 0]], constraint=FixAtoms([0]))
