@@ -43,11 +43,15 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 # child processes start by the hundred, and each would compile the whole package's source anew
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
+# all tests import `tiny_campaign`, whatever way pytest imports the tests
+sys.path.insert(0, str(Path(__file__).parent / "campaign"))
+
 import pytest
 
 if TYPE_CHECKING:
     from almlip_jax import kinds
     from almlip_jax.dynamics.loop import Loop
+    from almlip_jax.potential import Potential
 
 # Packages that take seconds to import are imported where they are needed: the process that hands out tests to others,
 # which wait for it, needs none of them.
@@ -172,6 +176,26 @@ def optimised() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(programs, "_programs", of)
         yield
+
+
+@pytest.fixture(scope="session")
+def committee() -> Potential:
+    """Three models of H, C and O that were drawn and not trained: modules that share it share what is compiled."""
+    import jax
+    import numpy as np
+
+    from almlip_jax.ensembles import Ensemble
+    from almlip_jax.models import SharedDensitySettings, build_model
+    from almlip_jax.models.constants import with_constants
+    from almlip_jax.potential import Potential
+    from almlip_jax.structures.species import SpeciesTable
+
+    settings = SharedDensitySettings(cutoff=3.5, radial=4, l_max=1, channels=4, hidden=(8,))
+    species = SpeciesTable((1, 6, 8))
+    params = with_constants(
+        jax.jit(Ensemble(build_model(settings, species), 3).init)(jax.random.key(0)), density_scale=0.2
+    )
+    return Potential(settings, species, jax.tree.map(np.asarray, params), {1: -13.6, 6: -1030.0, 8: -2040.0})
 
 
 @pytest.fixture

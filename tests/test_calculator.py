@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 from ase import Atoms
-from ase.build import bulk, fcc111, molecule
+from ase.build import bulk, fcc100, molecule
 from ase.calculators.calculator import PropertyNotImplementedError
 from ase.calculators.fd import calculate_numerical_forces
 from ase.filters import FrechetCellFilter
@@ -30,15 +30,14 @@ from almlip_jax.potential.following import Following, of_atoms
 from almlip_jax.structures.species import SpeciesTable
 
 SETTINGS = SharedDensitySettings(cutoff=3.5, radial=4, l_max=1, channels=4, hidden=(8,))
-SPECIES = SpeciesTable((1, 6, 8, 13))
-REFERENCES = {1: -13.6, 6: -1030.0, 8: -2040.0, 13: -500.0}
+SPECIES = SpeciesTable((1, 6, 8))
+REFERENCES = {1: -13.6, 6: -1030.0, 8: -2040.0}
 
 
 @pytest.fixture(scope="module")
-def plain() -> Potential:
-    ensemble = Ensemble(build_model(SETTINGS, SPECIES), 3)
-    params = with_constants(jax.jit(ensemble.init)(jax.random.key(0)), density_scale=0.2)
-    return Potential(SETTINGS, SPECIES, jax.tree.map(np.asarray, params), REFERENCES)
+def plain(committee) -> Potential:
+    assert (committee.settings, committee.species) == (SETTINGS, SPECIES)
+    return committee
 
 
 @pytest.fixture(scope="module")
@@ -50,17 +49,32 @@ def potential(plain, structures) -> Potential:
     return plain.knowing(known).with_fitted(calibration=Calibration({"slope": 1.5}))
 
 
-def wire() -> Atoms:
-    return Atoms("AlH2", [[0, 0, 0], [1.6, 0.3, 0.8], [-1.0, 1.2, 0.9]], cell=[9, 9, 2.4], pbc=(False, False, True))
+def crystal() -> Atoms:
+    """Eight neighbours for each of its atoms, of which two are its own images."""
+    hexagonal = [[3.0, 0, 0], [-1.5, 1.5 * 3**0.5, 0], [0, 0, 3.2]]
+    return Atoms("C", cell=hexagonal, pbc=True) * (1, 4, 3)
+
+
+def wires() -> Atoms:
+    """Three of them, that do not see each other but themselves."""
+    one = Atoms("CH2", [[0, 0, 0], [1.6, 0.3, 0.8], [-1.0, 1.2, 0.9]], cell=[9, 20, 2.4], pbc=(False, False, True))
+    found = one.copy()
+    for place in (7, 14):
+        other = one.copy()
+        other.translate([0, place, 0])
+        found += other
+    return found
 
 
 @pytest.fixture(scope="module")
 def structures() -> dict[str, Atoms]:
+    """Of every kind; all but the small cell, which is full of neighbours, are of one size for programs."""
     found = {
         "molecule": molecule("CH3CH2OH"),
         "small cell": bulk("C", "diamond", a=3.6),
-        "slab": fcc111("Al", (1, 2, 2), vacuum=4.0),
-        "wire": wire(),
+        "slab": fcc100("C", (1, 6, 2), a=4.3, vacuum=4.0),
+        "wires": wires(),
+        "crystal": crystal(),
     }
     for number, atoms in enumerate(found.values()):
         atoms.rattle(0.05, seed=number)
@@ -205,7 +219,7 @@ def test_stresses_of_atoms_are_of_their_surroundings(double, structures):
 
 
 def test_members_say_what_they_say_alone(plain, structures):
-    atoms = structures["small cell"].copy()
+    atoms = structures["crystal"].copy()
     atoms.calc = plain.calculator()
     atoms.get_forces()
     results = atoms.calc.results
@@ -277,7 +291,7 @@ def test_sizes_share_programs(plain, count_compilations):
 
 
 def test_charge_and_spin_are_looked_at(plain):
-    atoms = molecule("H2O")
+    atoms = molecule("CH3CH2OH")
     atoms.calc = plain.calculator()
     atoms.get_potential_energy()
     assert not atoms.calc.calculation_required(atoms, ["energy"])
@@ -297,7 +311,7 @@ def test_charge_and_spin_are_looked_at(plain):
 
 def test_strange_states_are_told_once_for_a_structure():
     settings = SharedDensitySettings(cutoff=3.5, radial=4, l_max=1, channels=4, hidden=(8,), electronic_state=True)
-    ensemble = Ensemble(build_model(settings, SPECIES), 2)
+    ensemble = Ensemble(build_model(settings, SPECIES), 3)
     params = jax.jit(ensemble.init)(jax.random.key(0))
     knows = Potential(settings, SPECIES, params, REFERENCES, metadata={"states": [[0, 1]]})
     atoms = molecule("H2O")
@@ -332,11 +346,11 @@ def test_copies_work_on_their_own(plain, structures):
 @pytest.fixture(scope="module")
 def binding() -> Potential:
     """A potential under which atoms neither fall into each other nor fly apart."""
-    settings = SETTINGS.model_copy(update={"repulsion": True})
-    ensemble = Ensemble(build_model(settings, SPECIES), 2)
+    settings, species = SETTINGS.model_copy(update={"repulsion": True}), SpeciesTable((1, 6, 8, 13))
+    ensemble = Ensemble(build_model(settings, species), 2)
     params = with_constants(jax.jit(ensemble.init)(jax.random.key(4)), density_scale=0.2)
     params = jax.tree.map(np.asarray, params | {"last": 100 * params["last"]})  # bonds of some eV
-    return Potential(settings, SPECIES, params, REFERENCES, members=EnsembleSettings(size=2))
+    return Potential(settings, species, params, REFERENCES | {13: -500.0}, members=EnsembleSettings(size=2))
 
 
 @pytest.mark.slow

@@ -13,25 +13,18 @@ from ase import Atoms
 from ase.build import molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from almlip_jax.ensembles import Ensemble
 from almlip_jax.evaluation import error_metrics
 from almlip_jax.evaluation.pairs import label_pairs
 from almlip_jax.figures.command import draw_errors
-from almlip_jax.models import SharedDensitySettings, build_model
 from almlip_jax.potential import Calibration, Potential
 from almlip_jax.scores import names, scores
 from almlip_jax.scoring import PoolSummary, score_pool
 from almlip_jax.structures.io import read_structures, write_structures
-from almlip_jax.structures.species import SpeciesTable
-
-SETTINGS = SharedDensitySettings(cutoff=3.5, radial=4, l_max=1, channels=4, hidden=(8,))
-SPECIES = SpeciesTable((1, 8))
 
 
 @pytest.fixture(scope="module")
-def potential() -> Potential:
-    params = jax.jit(Ensemble(build_model(SETTINGS, SPECIES), 2).init)(jax.random.key(0))
-    return Potential(SETTINGS, SPECIES, jax.tree.map(np.asarray, params), {1: -13.6, 8: -2040.0})
+def potential(committee) -> Potential:
+    return committee
 
 
 @pytest.fixture
@@ -75,7 +68,7 @@ def test_a_scored_pool_holds_what_the_potential_says(potential, pool):
     assert summary.most_uncertain == found.scores["force_std_max"].argmax() and summary.left_out == ()
     told = score_pool(potential, pool, pool.with_name("out.cfg"))
     assert {"force_std", "predicted_forces"} <= set(told.left_out)
-    again = read_structures(pool.with_name("out.cfg"), type_numbers=[1, 8])
+    again = read_structures(pool.with_name("out.cfg"), type_numbers=[1, 6, 8])
     assert [frame.info["predicted_energy"] for frame in again] == found.energy.tolist()
     assert again[3].info["name"] == "water 3" and str(again[0].symbols) == str(frames[0].symbols)
 
