@@ -37,14 +37,20 @@ def test_whole_packages_are_what_they_always_are(program):
     )
 
 
-def test_slow_parts_stay_outside():
-    loaded = run(
-        "import sys, almlip_jax.oracles.worker\n"
-        "print(*[name for name in ('jax', 'scipy', 'ase.db') if name in sys.modules])\n"
+def test_names_are_imported_when_they_are_used_and_slow_parts_stay_outside():
+    loaded, missing = run(
+        "import sys, almlip_jax\n"
+        "assert 'jax' not in sys.modules and 'Learner' in dir(almlip_jax)\n"
+        "import almlip_jax.oracles.worker\n"
+        "first = [name for name in ('jax', 'scipy', 'ase.db') if name in sys.modules]\n"
+        "from almlip_jax import Learner, label, select, thresholds, know\n"
         "import almlip_jax.dynamics, almlip_jax.potential, almlip_jax.fitting\n"
-        "print(*[name for name in ('sympy', 'jax_md', 'e3nn_jax', 'matplotlib', 'pyscf') if name in sys.modules])"
-    )
-    assert loaded.split() == []
+        "slow = 'sympy', 'jax_md', 'e3nn_jax', 'matplotlib', 'pyscf'\n"
+        "print(*first, *[name for name in slow if name in sys.modules])\n"
+        "assert all(hasattr(almlip_jax, name) for name in almlip_jax.__all__)\n"
+        "try:\n    almlip_jax.Lerner\nexcept AttributeError as error:\n    print(error)"
+    ).splitlines()
+    assert loaded == "" and "has no attribute 'Lerner'" in missing
 
 
 @pytest.mark.parametrize("first", ["import almlip_jax", "import jax, almlip_jax"], ids=["alone", "after jax"])
