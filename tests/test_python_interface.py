@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import replace
 
 import jax
@@ -12,19 +10,18 @@ import pytest
 from ase import Atoms
 from ase.build import molecule
 from ase.calculators.singlepoint import SinglePointCalculator
+from tiny_campaign import SECTIONS
 
 import almlip_jax as al
 from almlip_jax.errors import InputError, LabelError
 
-WALKERS = {
-    "walkers": [{"temperature": 300, "count": 2}],
-    "steps": 60,
-    "buffer": 8,
-    "record_every": 5,
-    "trace_every": 10,
-    "trajectory_every": 20,
-    "chunk": 60,
+# Of the sizes of the tiny campaign: programs of its trainings and explorations serve here, too.
+WALKERS = {name: value for name, value in SECTIONS["exploration"].items() if name not in ("kind", "thresholds")}
+LEARNER = {name: SECTIONS[name] for name in ("model", "ensemble")} | {
+    "training": SECTIONS["training"] | {"max_steps": 60}
 }
+FIRST, BATCH, MOST = 8, 3, 14
+"""Structures of the first dataset, of a batch, and of the dataset in the end."""
 GATE = {"kind": "fixed", "record": 1e-3, "stop": 1e3}
 
 
@@ -32,15 +29,16 @@ GATE = {"kind": "fixed", "record": 1e-3, "stop": 1e3}
 def rounds(count_compilations):
     """Three rounds on water with a harmonic label source of the test's own: potentials, batches and compilations."""
     start, data, compiled = molecule("H2O"), [], []
-    data = [harmonic(frame) for frame in al.rattle(start, 20, np.random.default_rng(0), stdev=0.05)]
-    learner = al.Learner(40, model={"size": "tiny"}, ensemble={"size": 2}, training={"max_steps": 60})
+    data = [harmonic(frame) for frame in al.rattle(start, FIRST, np.random.default_rng(0), stdev=0.05)]
+    learner = al.Learner(MOST, **LEARNER)
     found = []
     for step in range(3):
         with count_compilations() as events:
             potential = learner.fit(data)
             explorer = potential.explorer(WALKERS)
             explored = explorer.run([start], GATE, labelled=data, step=step)
-            batch = al.select({"kind": "bait"}, potential, explored.recorded, data, 4, step=step, room=explorer.room)
+            pool, options = explored.recorded, {"step": step, "room": explorer.room}
+            batch = al.select({"kind": "bait"}, potential, pool, data, BATCH, **options)
         data = data + [harmonic(frame) for frame in batch]
         found.append((potential, explored, batch))
         compiled.append(len(events))
@@ -67,9 +65,9 @@ def test_later_rounds_compile_nothing(rounds):
 def test_each_round_has_data_and_random_numbers_of_its_own(rounds):
     found, _, data = rounds
     batches = [len(batch) for _, _, batch in found]
-    assert all(1 <= size <= 4 for size in batches) and len(data) == 20 + sum(batches)
+    assert all(1 <= size <= BATCH for size in batches) and len(data) == FIRST + sum(batches)
     sizes = [potential.metadata["dataset_size"] for potential, _, _ in found]
-    assert sizes == [20, 20 + batches[0], 20 + sum(batches[:2])]
+    assert sizes == [FIRST, FIRST + batches[0], FIRST + sum(batches[:2])]
     first, second = (explored.recorded[0].positions for _, explored, _ in found[:2])
     assert not np.allclose(first, second)
     assert all("gain" in frame.info for _, _, batch in found for frame in batch)
@@ -87,14 +85,13 @@ def test_a_potential_of_the_loop_is_one_like_any_other(rounds, tmp_path):
 
 def test_the_same_seed_gives_the_same_potential(rounds):
     found, _, data = rounds
-    learner = al.Learner(40, model={"size": "tiny"}, ensemble={"size": 2}, training={"max_steps": 60})
-    again = learner.fit(data[:20]).evaluate(data)
+    again = al.Learner(MOST, **LEARNER).fit(data[:FIRST]).evaluate(data)
     np.testing.assert_array_equal(again.energy, found[0][0].evaluate(data).energy)
 
 
 def test_more_structures_than_the_budget_are_refused(rounds):
-    with pytest.raises(InputError, match="20 structures are more than the budget of 19"):
-        al.Learner(19).fit(rounds[2][:20])
+    with pytest.raises(InputError, match="8 structures are more than the budget of 7"):
+        al.Learner(FIRST - 1).fit(rounds[2][:FIRST])
 
 
 def test_thresholds_from_true_errors_take_frames_that_were_not_trained_on(rounds):
@@ -103,16 +100,16 @@ def test_thresholds_from_true_errors_take_frames_that_were_not_trained_on(rounds
     explorer, rule = found[0][0].explorer(WALKERS), {"kind": "conformal", "tolerance": 0.5, "alpha": 0.2}
     with pytest.raises(InputError, match="conformal thresholds follow from labelled structures, and there are none"):
         explorer.run(data[:1], rule, labelled=data)
-    held_out = data[20:24]
+    held_out = data[FIRST : FIRST + 4]
     wanted = al.thresholds(rule, found[0][0], held_out)
-    run = explorer.run(data[:1], rule, labelled=data[:20], calibration=held_out)
+    run = explorer.run(data[:1], rule, labelled=data[:FIRST], calibration=held_out)
     np.testing.assert_allclose(run.thresholds.record, wanted.record, rtol=1e-6)
 
 
 @pytest.mark.usefixtures("labels_here")
 def test_selectors_follow_errors_and_times_where_they_are_given(rounds, tmp_path):
     found, _, data = rounds
-    potential, pool, known = found[0][0], data[20:], data[:20]
+    potential, pool, known = found[0][0], data[FIRST:], data[:FIRST]
     assert potential.metadata["validation_forces_rmse"] > 0
 
     def gains(selector, **more):
@@ -126,8 +123,8 @@ def test_selectors_follow_errors_and_times_where_they_are_given(rounds, tmp_path
 
 
 def test_selectors_of_environments_compile_nothing_as_data_grow(rounds, count_compilations):
-    found, _, data = rounds
-    potential, pool = found[0][0], al.rattle(molecule("H2O"), 12, np.random.default_rng(5), stdev=0.1)
+    potential, pool = rounds[0][0][0], al.rattle(molecule("H2O"), 12, np.random.default_rng(5), stdev=0.1)
+    data = [harmonic(frame) for frame in al.rattle(molecule("H2O"), 26, np.random.default_rng(6), stdev=0.05)]
     chain = {"kind": "chain", "filters": [{"kind": "new_environments"}], "selector": {"kind": "cover"}}
     for selector in (chain, {"kind": "environment_entropy", "features": "latent"}):
         first = al.select(selector, potential, pool, data[:20], 3)
@@ -141,7 +138,7 @@ def test_a_spread_that_is_not_there_is_refused(rounds):
     params = jax.tree.map(lambda leaf: leaf[:1], first.params)
     alone = replace(first, params=params, members=al.EnsembleSettings(size=1), fitted={})
     with pytest.raises(InputError, match="one member"):
-        al.select({"kind": "top_k"}, alone, rounds[2][20:], rounds[2][:20], 1)
+        al.select({"kind": "top_k"}, alone, rounds[2][FIRST:], rounds[2][:FIRST], 1)
 
 
 def test_labels_are_paid_once(tmp_path):
@@ -162,15 +159,3 @@ def test_a_label_that_fails_is_named_or_left_out():
     with pytest.raises(LabelError, match="1 of 2 labels failed, first that of structure 1"):
         al.label({"kind": "tblite"}, [water, crashed])
     assert len(al.label({"kind": "tblite"}, [crashed, water], failed="leave_out")) == 1
-
-
-def test_names_are_imported_when_they_are_used():
-    program = (
-        "import sys, almlip_jax\n"
-        "assert 'jax' not in sys.modules and 'Learner' in dir(almlip_jax)\n"
-        "from almlip_jax import Learner, label, select, thresholds, know\n"
-        "assert all(hasattr(almlip_jax, name) for name in almlip_jax.__all__)\n"
-        "try:\n    almlip_jax.Lerner\nexcept AttributeError as error:\n    print(error)"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert "has no attribute 'Lerner'" in done.stdout, done.stderr[-2000:]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
@@ -14,9 +13,6 @@ import pytest
 CompiledIn = Callable[[Path], AbstractContextManager[None]]
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-# Tests and the processes they start import `tiny_campaign`, whatever way pytest imports the tests.
-sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture(scope="session")
