@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import jax
@@ -15,13 +17,14 @@ from ase.calculators.singlepoint import SinglePointCalculator
 
 from almlip_jax.ensembles import EnsembleSettings, build_ensemble
 from almlip_jax.errors import InputError, LabelError
-from almlip_jax.models import SharedDensitySettings
+from almlip_jax.models import Params, SharedDensitySettings
 from almlip_jax.oracles import Labeller, LabelStore, LocalSettings, PotentialSourceSettings, structure_identity
 from almlip_jax.potential import Potential
 from almlip_jax.structures.species import SpeciesTable
 
 MODEL = SharedDensitySettings(cutoff=3.0, radial=4, l_max=0, channels=4, hidden=(8,))
 MEMBERS = EnsembleSettings(size=2)
+SPECIES = SpeciesTable((1, 8))
 
 
 def water(seed: int, charge: int = 0) -> Atoms:
@@ -31,13 +34,17 @@ def water(seed: int, charge: int = 0) -> Atoms:
     return atoms
 
 
+@cache
+def drawing() -> Callable[[jax.Array], Params]:
+    return jax.jit(build_ensemble(MODEL, MEMBERS, SPECIES).init)
+
+
 def remembering(*frames: Atoms, seed: int = 0) -> Potential:
     """A potential with random parameters that remembers some structures."""
     for atoms in frames:
         atoms.calc = SinglePointCalculator(atoms, energy=-5.0, forces=np.zeros((len(atoms), 3)))
-    species = SpeciesTable((1, 8))
-    params = jax.jit(build_ensemble(MODEL, MEMBERS, species).init)(jax.random.key(seed))
-    return Potential(MODEL, species, params, {1: -1.0, 8: -3.0}, members=MEMBERS, remembered=frames)
+    params = drawing()(jax.random.key(seed))
+    return Potential(MODEL, SPECIES, params, {1: -1.0, 8: -3.0}, members=MEMBERS, remembered=frames)
 
 
 @pytest.fixture

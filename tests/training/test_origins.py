@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import jax
@@ -50,6 +51,7 @@ def by_element(structures: list[Atoms], energies: dict[int, float]) -> np.ndarra
     return np.array([sum(energies[z] for z in atoms.numbers.tolist()) for atoms in structures])
 
 
+@cache
 def pretrained(isolated: bool) -> Potential:
     """A potential with random parameters in the place of one that learned from a teacher."""
     alone = frozenset(SPECIES.numbers) if isolated else frozenset()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +47,15 @@ SPECIES = SpeciesTable((3, 9))
 NONE = {3: 0.0, 9: 0.0}
 
 
+@cache
+def drawn() -> Any:
+    with jax.enable_x64(True):
+        return jax.device_get(jax.jit(Ensemble(MODEL.build(SPECIES), 1).init)(jax.random.key(5)))
+
+
 def truth() -> Any:
     """Parameters [1, ...] of the potential that labels."""
-    with jax.enable_x64(True):
-        params = jax.tree.map(np.asarray, jax.jit(Ensemble(MODEL.build(SPECIES), 1).init)(jax.random.key(5)))
+    params = drawn()
     generator = np.random.default_rng(0)
     return params | {
         "moment": 0.3 * generator.normal(size=params["moment"].shape) / (1 + np.arange(params["moment"].shape[1])),
