@@ -9,34 +9,25 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 from ase import Atoms, units
 from ase.md.verlet import VelocityVerlet
 
-from almlip_jax.ensembles import Ensemble
 from almlip_jax.errors import InputError
 from almlip_jax.interfaces.lammps import AttachedPotential, Coupling, attach
 from almlip_jax.interfaces.lammps_script import pieces_of, run_script, started
 from almlip_jax.interfaces.recording import Recording
-from almlip_jax.models import SharedDensitySettings, build_model
-from almlip_jax.models.constants import with_constants
 from almlip_jax.potential import Potential
 from almlip_jax.structures.io import read_structures
-from almlip_jax.structures.species import SpeciesTable
 
 QUIET = ("-screen", "none", "-log", "none")
-SPECIES = SpeciesTable((8, 14))
-SETTINGS = SharedDensitySettings(cutoff=3.5, radial=4, l_max=1, channels=4, hidden=(8,), repulsion=True)
 BAR = 1e5 * units.Pascal
 
 
 @pytest.fixture(scope="module")
-def potential() -> Potential:
-    ensemble = Ensemble(build_model(SETTINGS, SPECIES), 3)
-    params = with_constants(jax.jit(ensemble.init)(jax.random.key(3)), density_scale=0.2)
-    return Potential(SETTINGS, SPECIES, jax.tree.map(np.asarray, params), {8: -2040.0, 14: -7900.0})
+def potential(oxide: Potential) -> Potential:
+    return oxide
 
 
 @pytest.fixture(scope="module")

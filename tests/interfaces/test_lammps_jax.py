@@ -32,10 +32,9 @@ needs_lammps_jax = pytest.mark.skipif(find_spec("lammps_jax") is None, reason="l
 
 
 @pytest.fixture(scope="module")
-def potential() -> Potential:
-    ensemble = Ensemble(build_model(SETTINGS, SPECIES), 3)
-    params = with_constants(jax.jit(ensemble.init)(jax.random.key(3)), density_scale=0.2, energy_scale=0.5)
-    return Potential(SETTINGS, SPECIES, jax.tree.map(np.asarray, params), {8: -20.0, 14: -70.0})
+def potential(oxide: Potential) -> Potential:
+    params = jax.tree.map(np.asarray, with_constants(oxide.params, energy_scale=0.5))
+    return replace(oxide, params=params, reference_energies={8: -20.0, 14: -70.0})
 
 
 def crystal() -> Atoms:

@@ -12,19 +12,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 from ase import Atoms, units
 from ase.data import atomic_masses
 
-from almlip_jax.ensembles import Ensemble
 from almlip_jax.errors import InputError
 from almlip_jax.interfaces.openmm import driven_in, potential_force
 from almlip_jax.interfaces.openmm_plugin import AlmlipFactory
 from almlip_jax.interfaces.openmm_reporter import CommitteeReporter, UncertaintyStop, whole
-from almlip_jax.models import SharedDensitySettings, build_model
-from almlip_jax.models.constants import with_constants
+from almlip_jax.models import SharedDensitySettings
 from almlip_jax.potential import Potential
 from almlip_jax.structures.io import read_structures
 from almlip_jax.structures.species import SpeciesTable
@@ -37,10 +34,8 @@ needs_openmmml = pytest.mark.skipif(find_spec("openmmml") is None, reason="openm
 
 
 @pytest.fixture(scope="module")
-def potential() -> Potential:
-    ensemble = Ensemble(build_model(SETTINGS, SPECIES), 3)
-    params = with_constants(jax.jit(ensemble.init)(jax.random.key(3)), density_scale=0.2)
-    return Potential(SETTINGS, SPECIES, jax.tree.map(np.asarray, params), {8: -2040.0, 14: -7900.0})
+def potential(oxide: Potential) -> Potential:
+    return oxide
 
 
 def crystal() -> Atoms:

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,18 +18,13 @@ from ase.build import bulk
 from typer.testing import CliRunner
 
 from almlip_jax import cli
-from almlip_jax.ensembles import Ensemble
 from almlip_jax.errors import InputError
 from almlip_jax.interfaces.stablehlo import _exported, capacity_for, export_stablehlo, program_of
-from almlip_jax.models import SharedDensitySettings, build_model
 from almlip_jax.models.constants import with_constants
 from almlip_jax.potential import Potential
 from almlip_jax.structures import walkers
-from almlip_jax.structures.species import SpeciesTable
 
 PAGE = Path(__file__).parents[2] / "docs" / "export.md"
-SPECIES = SpeciesTable((8, 14))
-SETTINGS = SharedDensitySettings(cutoff=3.5, radial=4, l_max=1, channels=4, hidden=(8,), repulsion=True)
 SCORES = ("energy_std", "force_std_max", "force_std_rel", "max_disagreement")
 FITTED = ("latent_distance", "extrapolation_grade", "atom_latent_distance", "atom_extrapolation_grade")
 CHECKS = ("neighbors_fit", "search_reaches", "elements_known", "finite")
@@ -36,10 +32,9 @@ needs_flatbuffers = pytest.mark.skipif(find_spec("flatbuffers") is None, reason=
 
 
 @pytest.fixture(scope="module")
-def potential() -> Potential:
-    ensemble = Ensemble(build_model(SETTINGS, SPECIES), 3)
-    params = with_constants(jax.jit(ensemble.init)(jax.random.key(3)), density_scale=0.2, energy_scale=0.5)
-    return Potential(SETTINGS, SPECIES, jax.tree.map(np.asarray, params), {8: -2000.0, 14: -7000.0})
+def potential(oxide: Potential) -> Potential:
+    params = jax.tree.map(np.asarray, with_constants(oxide.params, energy_scale=0.5))
+    return replace(oxide, params=params, reference_energies={8: -2000.0, 14: -7000.0})
 
 
 def crystal() -> Atoms:
