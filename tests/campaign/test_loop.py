@@ -74,7 +74,8 @@ def labelled_pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
     start = tiny_config(folder).system.structures
     assert isinstance(start, Path)
     frames = rattle(read_structures(start)[0], 30, numpy_generator(3, "pool"), stdev=0.06)
-    with LabelStore(folder / "labels.db") as store:
+    with LabelStore(folder / "labels.db") as store, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TBLiteSettings, "in_process", True)
         results = label_structures(frames, TBLiteSettings(), store, provenance={"purpose": "pool"})
     write_structures(folder / "pool.extxyz", [result.atoms for result in results if result.atoms is not None])
     return folder / "pool.extxyz"
@@ -432,7 +433,10 @@ class TestLabelSource:
         assert 0 < len(failed) < 8 and len(frames) == 8 - len(failed)
         assert "not in the mood" in str(failed[0].label.error) and "not in the mood" in said[0]
 
-    def test_labels_made_elsewhere_are_waited_for(self, reference: Path, tmp_path: Path) -> None:
+    def test_labels_made_elsewhere_are_waited_for(
+        self, reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(TBLiteSettings, "in_process", True)  # of those who make them
         elsewhere = tmp_path / "elsewhere"
         sections = {
             "oracle": {"kind": "external", "method": "xtb-by-hand", "folder": str(elsewhere)},
