@@ -30,6 +30,7 @@ from almlip_jax.selection import (
     select,
 )
 from almlip_jax.settings import Settings, sections
+from almlip_jax.structures.carried import system_of
 from almlip_jax.training import VALIDATION_ERROR
 
 
@@ -266,6 +267,35 @@ def choose(selector: Selector, key: jax.Array, pool: Candidates, labelled: Candi
     chosen = select(selector, key, pool, labelled)
     rows = zip(chosen.indices, chosen.valid, chosen.gain, strict=True)
     return [(int(index), float(gain)) for index, valid, gain in rows if valid]
+
+
+def choose_shared(
+    selector: Selector,
+    key_of: Callable[..., jax.Array],
+    frames: Sequence[Atoms],
+    shown: tuple[Candidates, Candidates],
+    shares: Mapping[str, float],
+    most: int,
+) -> list[tuple[int, float]]:
+    """Rows of the structures that a selector chooses, each with its gain; named systems share them.
+
+    Args:
+        selector: chooses.
+        key_of: gives the random key of the choice, and with the name of a system that of the choice of its structures.
+        frames: to choose from.
+        shown: what the selector sees of them, and of those that are labelled.
+        shares: of named systems, see `choose_for_systems`; without any the selector chooses among all.
+        most: structures.
+    """
+    among, around = shown
+    if not shares:
+        return choose(selector, key_of(), among, around)[:most]
+
+    def choose_from(system: str | None, mine: np.ndarray) -> list[tuple[int, float]]:
+        theirs = among.valid & np.pad(mine, (0, len(among.valid) - len(mine)))
+        return choose(selector, key_of(system or ""), replace(among, valid=theirs), around)
+
+    return choose_for_systems(choose_from, [system_of(frame) for frame in frames], shares, most)
 
 
 def taken(frames: Sequence[Atoms], chosen: Sequence[tuple[int, float]], place: str = "") -> list[Atoms]:

@@ -93,7 +93,7 @@ class Inputs:
         known = [] if given is None else labelled_frames(given, config.system, config.initial, self.remarks)
         cutoff = build_ensemble(config.model, config.ensemble, SpeciesTable.of([*frames, *known])).cutoff
         key = named_key(config.seed, "initial", name)
-        return sparse(frames, asked, key, cutoff=cutoff, seed=config.seed, known=known)
+        return sparse(frames, asked, key, cutoff=cutoff, seed=config.seed, known=known, shares=config.system.parts)
 
     def of_pool(self, indices: Iterable[int]) -> list[Atoms]:
         """Some structures of a fixed pool."""

@@ -93,8 +93,8 @@ class Rounds:
         chosen: list[Atoms] = []
         if (asked := initial.from_teacher) is not None:
             assert self._teacher is not None
-            frames, seed = self._teacher_frames, self._config.seed
-            chosen = teaching.first_choice(asked, self._teacher, self._pretrained, frames, seed, self._progress)
+            frames, seed, shares = self._teacher_frames, self._config.seed, self._config.system.parts
+            chosen = teaching.first_choice(asked, self._teacher, self._pretrained, frames, seed, self._progress, shares)
         return stages.make_initial_set(initial, self._source, pool, made, self._round(index), chosen)
 
     def make_test_set(self, index: int) -> Results:

@@ -47,8 +47,9 @@ class SystemSettings(StateReading):
     the files, ``{water: water.xyz, slab: [slab.xyz, step.xyz]}``, there are several systems: all errors and labels are
     told of each."""
     shares: dict[str, Annotated[float, Field(gt=0, le=1e6)]] = {}
-    """What each named system gets of the walkers and of every batch, relative to the others, as ``{water: 1, slab:
-    2}``; the same for all by default.  What a system cannot use of a batch goes to the others."""
+    """What each named system gets of the walkers, of every batch and of the first labels that a selector chooses
+    (``from_pool``, ``from_generated``, ``from_teacher``), relative to the others, as ``{water: 1, slab: 2}``; the same
+    for all by default.  What a system cannot use of a batch goes to the others."""
 
     @model_validator(mode="after")
     def _shares_are_those_of_systems(self) -> Self:

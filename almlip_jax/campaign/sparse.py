@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Self
 
@@ -11,9 +11,10 @@ import jax.numpy as jnp
 from ase import Atoms
 from pydantic import Field, model_validator
 
-from almlip_jax.campaign.batch import candidates, choose, features_of, with_strata
+from almlip_jax.campaign.batch import candidates, choose_shared, features_of, with_strata
 from almlip_jax.campaign.cost import expected_costs
 from almlip_jax.features import described, unlearned_names
+from almlip_jax.keys import named_stream
 from almlip_jax.selection import MaxDistSettings, SelectorSettings
 from almlip_jax.settings import Settings
 from almlip_jax.structures.species import SpeciesTable
@@ -52,8 +53,9 @@ def sparse(
     cutoff: float,
     seed: int,
     known: Sequence[Atoms] = (),
+    shares: Mapping[str, float] | None = None,
 ) -> list[int]:
-    """Places of the structures that are chosen, in the order of their choice.
+    """Places of the structures that are chosen, in the order of their choice; named systems take turns.
 
     Args:
         frames: to choose from, at least one.
@@ -62,6 +64,7 @@ def sparse(
         cutoff: Angstrom, up to which surroundings are looked at.
         seed: of sketches.
         known: what is labelled already.
+        shares: of named systems in what is chosen.
     """
     selector = settings.selector
     request, species = features_of(selector, seed), SpeciesTable.of([*frames, *known])
@@ -73,4 +76,10 @@ def sparse(
         around = replace(around, valid=jnp.zeros_like(around.valid))
     among = candidates(frames, described(frames, request, cutoff, species), cost=cost)
     among, around = with_strata(selector, (frames, among), (known, around))
-    return [row for row, _ in choose(selector.build(min(settings.count, len(frames))), key, among, around)]
+    count = min(settings.count, len(frames))
+
+    def key_of(*system: str) -> jax.Array:
+        return named_stream(key, *system) if system else key
+
+    chosen = choose_shared(selector.build(count), key_of, frames, (among, around), shares or {}, count)
+    return [row for row, _ in chosen]

@@ -11,6 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -21,8 +22,7 @@ from almlip_jax.campaign.batch import (
     Chooser,
     adaptive_part,
     candidates,
-    choose,
-    choose_for_systems,
+    choose_shared,
     of_training_set,
     selection_scalars,
     taken,
@@ -46,7 +46,7 @@ from almlip_jax.oracles import Labeller, LabelResult
 from almlip_jax.potential import ActiveSetSettings, ActiveStructures, Evaluated, Potential
 from almlip_jax.potential.evaluator import joined, rows_of
 from almlip_jax.progress import Progress, reaching
-from almlip_jax.selection import Candidates, SelectorSettings
+from almlip_jax.selection import SelectorSettings
 from almlip_jax.structures.carried import carried, system_of
 from almlip_jax.structures.io import read_structures, write_structures
 from almlip_jax.targets import target_errors, targets
@@ -298,8 +298,10 @@ def select(
         among, around = with_strata(chooser.settings, (frames, among), (known, around), chosen=len(rows))
         if first:
             among = replace(among, valid=among.valid.at[np.array(marked(frames))].set(False))
-        left = budget.selected - len(first)
-        chosen = first + (_chosen(chooser, here, frames, (among, around), shares, left) if left else [])
+        key_of = partial(here.key, "select")
+        chosen = list(first)
+        if left := budget.selected - len(first):
+            chosen += choose_shared(chooser.selector, key_of, frames, (among, around), shares, left)
     if not chosen and compare is not None:
         here.progress.message(f"none of {len(frames)} candidates is bought: the filters leave none of them.")
     if (remark := undecided([gain for _, gain in chosen[len(first) :]], len(frames) - len(first))) is not None:
@@ -322,27 +324,6 @@ def select(
 def _spread(frame: Atoms) -> float:
     """What a correction was chosen by, which stands in the place of a gain."""
     return float(frame.info[SPREAD])
-
-
-def _chosen(
-    chooser: Chooser,
-    here: Round,
-    frames: Sequence[Atoms],
-    shown: tuple[Candidates, Candidates],
-    shares: Mapping[str, float],
-    most: int,
-) -> list[tuple[int, float]]:
-    """Rows of a batch, each with its gain, from what the selector is shown: candidates, and the labelled structures."""
-    among, around = shown
-    if not shares:
-        return choose(chooser.selector, here.key("select"), among, around)[:most]
-
-    def choose_from(system: str | None, mine: np.ndarray) -> list[tuple[int, float]]:
-        theirs = among.valid & np.pad(mine, (0, len(among.valid) - len(mine)))
-        key = here.key("select", "" if system is None else system)
-        return choose(chooser.selector, key, replace(among, valid=theirs), around)
-
-    return choose_for_systems(choose_from, [system_of(frame) for frame in frames], shares, most)
 
 
 def _selection_scalars(settings: SelectorSettings, here: Round) -> dict[str, float]:

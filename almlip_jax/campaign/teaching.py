@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from ase import Atoms
 
-from almlip_jax.campaign.batch import candidates, choose, features_of, with_strata
+from almlip_jax.campaign.batch import candidates, choose_shared, features_of, with_strata
 from almlip_jax.campaign.cost import expected_costs, paid_by_teacher
 from almlip_jax.campaign.preparation import Source
 from almlip_jax.campaign.round import Round
@@ -232,8 +233,9 @@ def first_choice(
     frames: Sequence[Atoms],
     seed: int,
     progress: Progress,
+    shares: Mapping[str, float] | None = None,
 ) -> list[Atoms]:
-    """The frames of a teacher that are labelled first, best first, without its labels.
+    """The frames of a teacher that are labelled first, without its labels: best first, named systems taking turns.
 
     Args:
         settings: how many, and how they are chosen.
@@ -242,6 +244,7 @@ def first_choice(
         frames: to choose from.
         seed: of the campaign.
         progress: tells the user.
+        shares: of named systems among them.
     """
     count, exponent = min(settings.count, len(frames)), settings.selector.cost_exponent
     paid = paid_by_teacher(teacher.labeller.store)
@@ -253,7 +256,8 @@ def first_choice(
         around, among = candidates(frames[:1], first), candidates(frames, evaluated, cost=cost)
         around = replace(around, valid=jnp.zeros_like(around.valid))
         among, around = with_strata(settings.selector, (frames, among), ((), around))
-        chosen = choose(settings.selector.build(count), named_key(seed, "teacher", "select"), among, around)
+        selector, key_of = settings.selector.build(count), partial(named_key, seed, "teacher", "select")
+        chosen = choose_shared(selector, key_of, frames, (among, around), shares or {}, count)
     batch = [carried(frames[index]) for index, _ in chosen]
     for frame, (index, _) in zip(batch, chosen, strict=True):
         told = frames[index].info
