@@ -607,7 +607,10 @@ def generate(config: ConfigFile, out: OutFile, overrides: SetOption = None, json
     settings = load_config(config, overrides or [])
     if not settings.initial.generated:
         raise InputError(f"{config} says nothing in initial.generated; name what is to be made there.")
-    made = Inputs(settings).generated_to_label
+    inputs = Inputs(settings)
+    made = inputs.generated_to_label
+    for left_out in inputs.left_out(settings.initial.generated):
+        console.print(left_out, markup=False, highlight=False)
     frames = []
     for kind, some in made.items():
         for frame in some:

@@ -11,11 +11,12 @@ from almlip_jax.campaign.beginning import check_beginning
 from almlip_jax.campaign.config import ExperimentConfig
 from almlip_jax.campaign.consistency import check_columns
 from almlip_jax.campaign.inputs import Inputs
-from almlip_jax.campaign.making import check_starts
-from almlip_jax.campaign.preparation import check_target_labels, grouped, planned_calls, test_file
+from almlip_jax.campaign.making import starts_for
+from almlip_jax.campaign.preparation import Say, check_target_labels, grouped, planned_calls, test_file
 from almlip_jax.campaign.settings import GeneratedExploration
 from almlip_jax.ensembles import MixedEnsemble, build_ensemble
 from almlip_jax.errors import InputError, LabelError
+from almlip_jax.generation import GeneratorSettings
 from almlip_jax.kinds import check_user_code
 from almlip_jax.oracles import SourceSettings
 from almlip_jax.structures.carried import system_of
@@ -25,8 +26,12 @@ from almlip_jax.targets import has_target
 from almlip_jax.training import check_two_sources
 
 
-def check_campaign(config: ExperimentConfig) -> None:
+def check_campaign(config: ExperimentConfig, say: Say = lambda text: None) -> None:
     """Refuses, before any label is paid, what could not work.
+
+    Args:
+        config: of the campaign.
+        say: is told which start geometries generators leave out.
 
     Raises:
         InputError: names it, and says what to do.
@@ -50,6 +55,8 @@ def check_campaign(config: ExperimentConfig) -> None:
         check_columns(initial.from_pool.selector, initial.from_pool.count, "initial.from_pool.selector", scored=False)
     _check_listed(config, inputs)
     _check_generated(config, inputs)
+    for left_out in inputs.left_out(_generators(config)):
+        say(left_out)
     config.exploration.check_geometries(inputs.listed or starts)
     _check_cutoff(config.model.cutoff, starts)
     if starts:
@@ -131,12 +138,18 @@ def _check_generated(config: ExperimentConfig, inputs: Inputs) -> None:
     if not isinstance(config.exploration, GeneratedExploration):
         return
     for one in config.exploration.of:
-        check_starts(one, inputs.geometries)
+        starts_for(one, inputs.geometries)
         if strange := sorted(one.elements - set(inputs.species.numbers)):
             raise InputError(
                 f"exploration '{one.kind}' makes structures with {chemical_symbols[strange[0]]}, which nothing in the "
                 "initial set holds; put some into initial.generated, or leave it out."
             )
+
+
+def _generators(config: ExperimentConfig) -> tuple[GeneratorSettings, ...]:
+    """The generators of a campaign: of its initial set and of its exploration."""
+    exploration = config.exploration
+    return (*config.initial.generated, *(exploration.of if isinstance(exploration, GeneratedExploration) else ()))
 
 
 def _check_target(config: ExperimentConfig, inputs: Inputs) -> None:

@@ -12,6 +12,7 @@ from almlip_jax.campaign.choice import ExplorationChoice
 from almlip_jax.campaign.consistency import (
     check_adaptive,
     check_executor,
+    check_generators,
     check_judges,
     check_labels,
     check_plateau,
@@ -145,6 +146,7 @@ def check_sections(config: ExperimentConfig) -> None:
     check_target(config.stopping, config.test, config.model.further, tuple(config.system.named))
     check_share(config.stopping, config.exploration)
     check_walkers(config.exploration, config.system.parts)
+    check_generators(config, tuple(config.system.named))
     check_active_set(config)
     check_teacher(config)
     if config.initial.potential is None:  # with one, all trainings start warm

@@ -20,10 +20,12 @@ from almlip_jax.campaign.systems import systems_of_walkers
 from almlip_jax.ensembles import EnsembleSettings, require_score, require_spread, require_target
 from almlip_jax.errors import InputError
 from almlip_jax.features import declared
+from almlip_jax.generation import GeneratorSettings
 from almlip_jax.models import how_given
 from almlip_jax.oracles import ExecutorSettings, LocalSettings, SourceSettings
 from almlip_jax.scores import names, needs_no_fit, scores
 from almlip_jax.selection import TEACHER_SCORES, Candidates, Environments, SelectorSettings, Strata
+from almlip_jax.settings import Settings, sections
 from almlip_jax.targets import targets
 from almlip_jax.training import TrainingSettings
 
@@ -200,6 +202,20 @@ def check_walkers(exploration: ExplorationChoice, shares: Mapping[str, float]) -
                 f"system '{name}' would get none of the {walkers} walkers; raise counts of exploration.walkers, or its "
                 "share."
             )
+
+
+def check_generators(config: Settings, systems: Collection[str]) -> None:
+    """Refuses generators, wherever they stand, of systems that there are not; raises ValueError."""
+    family: type[Any] = GeneratorSettings
+    for where, one in sections(config, family):
+        strange = [name for name in one.systems if name not in systems]
+        if strange and not systems:
+            raise ValueError(
+                f"{where}.systems names '{strange[0]}', but the systems have no names; give system.structures as "
+                "{name: file}, or leave systems out."
+            )
+        if strange:
+            raise ValueError(f"{where}.systems names '{strange[0]}'; the systems are: {', '.join(systems)}.")
 
 
 def check_target(

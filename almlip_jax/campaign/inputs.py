@@ -11,7 +11,7 @@ from ase import Atoms
 
 from almlip_jax.campaign.batch import remarks_of
 from almlip_jax.campaign.config import ExperimentConfig
-from almlip_jax.campaign.making import Made, make
+from almlip_jax.campaign.making import Made, make, starts_for
 from almlip_jax.campaign.preparation import (
     PoolSplit,
     frames_and_atoms,
@@ -111,6 +111,11 @@ class Inputs:
     def made(self, settings: GeneratorSettings, drawn: np.random.Generator) -> list[Atoms]:
         """What a generator makes of the start geometries, with random numbers; see `make`."""
         return make(settings, self.geometries, self._config.system, self._config.oracle, drawn)
+
+    def left_out(self, generators: Iterable[GeneratorSettings]) -> list[str]:
+        """Sentences on start geometries that generators leave out, each once."""
+        said = [starts_for(one, self.geometries).left_out for one in generators]
+        return list(dict.fromkeys(sentence for sentence in said if sentence is not None))
 
     @property
     def generated_to_label(self) -> dict[str, list[Atoms]]:

@@ -399,7 +399,7 @@ def run_campaign(config: ExperimentConfig, run_dir: Path, *, progress: Progress 
             raise InputError(f"{run.path} holds a campaign already; resume it, or choose another run directory.")
         with logged(progress or SilentProgress(), run.log) as told:
             config = with_beginning(from_here(config))
-            check_campaign(config)
+            check_campaign(config, told.message)
             write_text(run.config, config_text(config))
             return _carry_on(config, run, told)
 

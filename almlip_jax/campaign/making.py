@@ -13,8 +13,9 @@ from almlip_jax.campaign.settings import StateReading
 from almlip_jax.campaign.systems import name_systems
 from almlip_jax.errors import InputError, LabelError
 from almlip_jax.generation import GenerationInputs, GeneratorSettings
+from almlip_jax.generation.base import Taken
 from almlip_jax.oracles import SourceSettings
-from almlip_jax.structures.carried import carried
+from almlip_jax.structures.carried import SYSTEM, carried
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,10 @@ def make(
     oracle: SourceSettings,
     generator: np.random.Generator,
 ) -> list[Atoms]:
-    """The structures of a generator, with charge and spin.
+    """The structures of a generator, with charge, spin and the name of their system, if they have one.
+
+    That is the system of the start geometry that a structure is made of.  What is made of none belongs to the one that
+    the generator names, else as `name_systems` says.
 
     Args:
         settings: of the generator.
@@ -50,11 +54,12 @@ def make(
     Raises:
         InputError: nothing can be made of the start geometries, or there are no such structures.
     """
-    check_starts(settings, starts)
+    given = starts_for(settings, starts)
+    owner = {SYSTEM: settings.systems[0]} if len(settings.systems) == 1 else {}
     frames = []
-    for made in settings.generate(GenerationInputs(starts, generator)):
+    for made in settings.generate(GenerationInputs(given.starts, generator, given.numbers)):
         frame = carried(made)
-        frame.info |= state_of(frame, system)
+        frame.info = owner | frame.info | state_of(frame, system)
         frames.append(_with_possible_spin(frame, oracle))
     return name_systems(frames, starts, f"what '{settings.kind}' makes")
 
@@ -76,8 +81,8 @@ def _accepts(oracle: SourceSettings, frame: Atoms) -> bool:
     return True
 
 
-def check_starts(settings: GeneratorSettings, starts: Sequence[Atoms]) -> None:
-    """Refuses start geometries that a generator can make nothing of; raises InputError."""
+def starts_for(settings: GeneratorSettings, starts: Sequence[Atoms]) -> Taken:
+    """The start geometries that a generator takes; raises InputError where it can make nothing of them."""
     if settings.needs_starts and not starts:
         raise InputError(f"'{settings.kind}' changes start geometries, and system.structures names none.")
-    settings.check(starts)
+    return settings.take(starts)

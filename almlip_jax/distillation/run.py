@@ -88,7 +88,7 @@ def run_distillation(config: DistilConfig, out: Path, *, progress: Progress | No
         logged(progress or SilentProgress(), place.log) as told,
         jax.enable_x64(config.precision == "float64"),
     ):
-        given = check_distillation(config)
+        given = check_distillation(config, told.message)
         with LabelStore(place.labels) as store:
             teach(config, given, place, store, told)
             write_text(place.config, config_text(config))

@@ -10,6 +10,7 @@ from ase import Atoms
 from almlip_jax.campaign.checks import check_campaign
 from almlip_jax.campaign.inputs import Inputs
 from almlip_jax.campaign.preparation import (
+    Say,
     Source,
     bare_frames,
     geometry_key,
@@ -33,13 +34,17 @@ _FREE = ("rounds", "executor", "name")
 """Sections that may change when a distillation goes on."""
 
 
-def check_distillation(config: DistilConfig) -> list[Atoms]:
+def check_distillation(config: DistilConfig, say: Say = lambda text: None) -> list[Atoms]:
     """Refuses, before any label is made, what could not work; gives the structures of the files.
+
+    Args:
+        config: what to make.
+        say: is told which start geometries generators leave out.
 
     Raises:
         InputError: names it, and says what to do.
     """
-    check_campaign(config.before_teaching())
+    check_campaign(config.before_teaching(), say)
     for file in config.test:
         labelled_frames(file.path, config.system, file)
     given = []

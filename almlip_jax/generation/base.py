@@ -6,7 +6,7 @@ Packages whose kinds are below it import this module while ours are still being 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -18,12 +18,13 @@ from pydantic import Field
 
 from almlip_jax.errors import InputError
 from almlip_jax.kinds import Spec, UserCode
-from almlip_jax.structures.carried import carried
+from almlip_jax.structures.carried import carried, system_of
 from almlip_jax.structures.electronic_state import electronic_state
 
 if TYPE_CHECKING:
     from almlip_jax.dynamics import RelaxationSettings
 
+_TOLD = 5  # reasons against start geometries
 DRAWS = 200
 """Draws of one structure, before what is asked for is declared impossible."""
 
@@ -35,10 +36,31 @@ class GenerationInputs:
     Attributes:
         starts: start geometries, with charge and spin.
         generator: source of all that is drawn at random.
+        numbers: what messages call the start geometries; counted from 0 where not given.
     """
 
     starts: Sequence[Atoms]
     generator: np.random.Generator
+    numbers: Sequence[int] = ()
+
+    def called(self, place: int) -> str:
+        """What messages call the start geometry at a place."""
+        return called(self.numbers[place] if self.numbers else place, self.starts[place])
+
+
+@dataclass(frozen=True)
+class Taken:
+    """The start geometries that a generator takes.
+
+    Attributes:
+        starts: those.
+        numbers: their places among all that there are.
+        left_out: a sentence on others of its systems, of which it can make nothing; None where there are none.
+    """
+
+    starts: list[Atoms]
+    numbers: list[int]
+    left_out: str | None
 
 
 class GeneratorSettings(Spec):
@@ -51,6 +73,9 @@ class GeneratorSettings(Spec):
     """Number of structures; of kinds that change start geometries, these take turns."""
     closest: float = Field(default=0.6, ge=0, le=2)
     """Least distance of two atoms, over the sum of their covalent radii; what is closer is drawn again."""
+    systems: tuple[str, ...] = ()
+    """Names of the systems (`system.structures`) whose start geometries it takes, and, if it is one, of what is made of
+    none; those of all systems where none is named.  Start geometries of which it can make nothing are left out."""
 
     @property
     def elements(self) -> frozenset[int]:
@@ -62,12 +87,40 @@ class GeneratorSettings(Spec):
         """How structures are relaxed with the ensemble, once there is one; None where they are not."""
         return None
 
+    def unsuited(self, start: Atoms) -> str | None:
+        """Why nothing can be made of a start geometry, as what is to be said of it ("is not periodic"); None where
+        something can.
+        """
+        return None
+
     def check(self, starts: Sequence[Atoms]) -> None:
-        """Refuses start geometries that nothing can be made of.
+        """Refuses start geometries, each of which suits, of which together nothing can be made, or that are missing.
 
         Raises:
-            InputError: says which, and why.
+            InputError: says why.
         """
+
+    def take(self, starts: Sequence[Atoms]) -> Taken:
+        """The start geometries of its systems that suit.
+
+        Raises:
+            InputError: nothing can be made of any, or of any of a system that is named; says why.
+        """
+        asked = {n: start for n, start in enumerate(starts) if not self.systems or system_of(start) in self.systems}
+        reasons = {n: why for n, start in asked.items() if (why := self.unsuited(start)) is not None}
+        for name in self.systems or (None,):
+            own = [n for n, start in asked.items() if name in (None, system_of(start))]
+            if name is not None and not own:
+                raise InputError(f"'{self.kind}' is to take start geometries of system '{name}', which has none.")
+            if own and all(n in reasons for n in own):
+                what = "the start geometries" if name is None else f"system '{name}'"
+                refused = _told({n: reasons[n] for n in own}, asked)
+                raise InputError(f"'{self.kind}' can make nothing of {what}: {refused}.")
+        numbers = [n for n in asked if n not in reasons]
+        taken = [asked[n] for n in numbers]
+        self.check(taken)
+        left_out = f"'{self.kind}' leaves out {len(reasons)} of {len(asked)} start geometries: {_told(reasons, asked)}."
+        return Taken(taken, numbers, left_out if reasons else None)
 
     @abstractmethod
     def generate(self, given: GenerationInputs) -> Iterable[Atoms]:
@@ -100,7 +153,7 @@ class GeneratorSettings(Spec):
                     break
             else:
                 raise InputError(
-                    f"'{self.kind}' nearly always brings atoms of start geometry {number % len(given.starts)} closer "
+                    f"'{self.kind}' nearly always brings atoms of {given.called(number % len(given.starts))} closer "
                     f"than {self.closest:g} of their covalent distance; change less, or lower closest."
                 )
         return found
@@ -182,12 +235,35 @@ def refuse_disorder(**bounds: tuple[float, float] | None) -> None:
             raise ValueError(f"{name} {list(pair)} are no bounds; the smaller one comes first.")
 
 
-def refuse_charged(starts: Sequence[Atoms], kind: str) -> None:
-    """Refuses start geometries with a charge, of which it is not known where it would go.
+def charged(start: Atoms) -> str | None:
+    """What is to be said of a start geometry with a charge; None of one without."""
+    charge = electronic_state(start)[0]
+    return f"has charge {charge:+d}, and it is not known which atoms have it" if charge else None
 
-    Raises:
-        InputError: names the first.
+
+def called(number: int, start: Atoms) -> str:
+    """What messages call a start geometry.
+
+    >>> called(2, Atoms(info={"system": "slab"}))
+    'start geometry 2 (slab)'
     """
-    for number, start in enumerate(starts):
-        if charge := electronic_state(start)[0]:
-            raise InputError(f"'{kind}' makes pieces of crystals, but start geometry {number} has charge {charge:+d}.")
+    return f"start geometry {_number(number, start)}"
+
+
+def _number(number: int, start: Atoms) -> str:
+    name = system_of(start)
+    return f"{number}" if name is None else f"{number} ({name})"
+
+
+def _told(reasons: Mapping[int, str], starts: Mapping[int, Atoms]) -> str:
+    """Reasons against start geometries by number: each with the first of every system, and how many more there are."""
+    told = []
+    for why in dict.fromkeys(reasons.values()):
+        numbers = [number for number, other in reasons.items() if other == why]
+        shown = list({system_of(starts[number]): number for number in reversed(numbers)}.values())[::-1]
+        others = [_number(number, starts[number]) for number in shown[1:]]
+        if more := len(numbers) - len(shown):
+            others.append(f"{more} more")
+        likewise = f", likewise {', '.join(others)}" if others else ""
+        told.append(f"{called(shown[0], starts[shown[0]])} {why}{likewise}")
+    return "; ".join(told[:_TOLD]) + (f"; and {len(told) - _TOLD} more" if len(told) > _TOLD else "")

@@ -15,7 +15,7 @@ from scipy.spatial.transform import Rotation
 from almlip_jax.dynamics import RelaxationSettings
 from almlip_jax.errors import InputError
 from almlip_jax.generation.base import GenerationInputs, GeneratorSettings, numbers_of, refuse_disorder
-from almlip_jax.structures.carried import carried
+from almlip_jax.structures.carried import carried, named
 from almlip_jax.structures.electronic_state import electronic_state
 
 Count = Annotated[int, Field(ge=1, le=1000)]
@@ -39,7 +39,8 @@ class ClustersSettings(GeneratorSettings):
     """Atoms of each element, as ``{Cu: 13}``; where none is given, the start geometries are the pieces."""
     pieces: tuple[Count, Count] | None = None
     """Fewest and most molecules in a cluster, each number as likely; 2 to 6 where none is given.  The first is any of
-    the start geometries, the others are neutral ones, so that there is one ion at most."""
+    the start geometries, whose system the cluster belongs to; the others are neutral ones, so that there is one ion at
+    most."""
     contact: tuple[Share, Share] | None = None
     """Least and most distance at which pieces touch, over the sum of two covalent radii, drawn for each piece; 0.9 to
     1.1 of atoms, 1.6 to 2.4 of molecules, where none is given."""
@@ -69,22 +70,21 @@ class ClustersSettings(GeneratorSettings):
         """As given."""
         return self.relax
 
+    def unsuited(self, start: Atoms) -> str | None:
+        """Without a composition it has to be a free molecule with a closed shell."""
+        if self.composition is not None:
+            return None
+        if start.pbc.any() or start.constraints:
+            return "is periodic or holds atoms fixed"
+        spin = electronic_state(start)[1]
+        return None if spin == 1 else f"has multiplicity {spin}, which is no closed shell"
+
     def check(self, starts: Sequence[Atoms]) -> None:
-        """Without a composition there have to be free molecules with closed shells."""
+        """Without a composition there have to be molecules, one of them neutral."""
         if self.composition is not None:
             return
         if not starts:
             raise InputError("'clusters' brings start geometries together; give these, or a composition.")
-        for number, start in enumerate(starts):
-            if start.pbc.any() or start.constraints:
-                raise InputError(
-                    f"'clusters' brings free molecules together, but start geometry {number} is periodic or holds "
-                    "atoms fixed."
-                )
-            if (spin := electronic_state(start)[1]) != 1:
-                raise InputError(
-                    f"'clusters' brings closed shells together, but start geometry {number} has multiplicity {spin}."
-                )
         if not _neutral(starts):
             raise InputError("'clusters' has one ion in each, but no start geometry is neutral; add one that is.")
 
@@ -102,7 +102,7 @@ class ClustersSettings(GeneratorSettings):
         rows = draw.integers(len(others), size=int(draw.integers(fewest, most + 1)) - 1)
         pieces = [_bare(first), *(_bare(others[row]) for row in rows)]
         cluster = _together(pieces, self.contact or _OF_MOLECULES, draw)
-        cluster.info = {"charge": electronic_state(first)[0], "spin": 1}
+        cluster.info = {"charge": electronic_state(first)[0], "spin": 1, **named(first)}
         return cluster
 
 

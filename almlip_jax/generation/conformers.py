@@ -48,16 +48,28 @@ class ConformersSettings(GeneratorSettings):
         """Those of the SMILES."""
         return frozenset(atom.GetAtomicNum() for text in self.smiles for atom in _of_smiles(text).GetAtoms())
 
+    def unsuited(self, start: Atoms) -> str | None:
+        """Without SMILES it has to be a molecule whose bonds RDKit can make out, and that the force field knows."""
+        if self.smiles:
+            return None
+        _rdkit()
+        try:
+            molecule = _of_geometry(start)
+        except ValueError as error:
+            return str(error)
+        return _unknown(molecule, self.force_field)
+
     def check(self, starts: Sequence[Atoms]) -> None:
-        """There have to be molecules whose bonds RDKit can make out, and that the force field knows."""
+        """There have to be molecules; the force field has to know those of the SMILES."""
         if not starts and not self.smiles:
             raise InputError("'conformers' makes conformers of start geometries; give these, or smiles.")
-        for molecule, _ in self._molecules(starts):
-            _check_force_field(molecule, self.force_field)
+        for text in self.smiles:
+            if why := _unknown(_of_smiles(text), self.force_field):
+                raise InputError(f"'conformers': '{text}' {why}.")
 
     def generate(self, given: GenerationInputs) -> Iterable[Atoms]:
         """Conformers of the molecules in turn."""
-        molecules = self._molecules(given.starts)
+        molecules = self._molecules(given)
         shares = [len(range(n, self.count, len(molecules))) for n in range(len(molecules))]
         made = [
             self._conformers(molecule, start, share, given.generator)
@@ -67,11 +79,17 @@ class ConformersSettings(GeneratorSettings):
         turns = range(max(map(len, made)))
         return [own[turn] for turn in turns for own in made if turn < len(own)]
 
-    def _molecules(self, starts: Sequence[Atoms]) -> list[tuple[Any, Atoms]]:
+    def _molecules(self, given: GenerationInputs) -> list[tuple[Any, Atoms]]:
         """Molecules as RDKit and as ASE have them."""
         if self.smiles:
             return [(molecule, _atoms_of(molecule)) for molecule in map(_of_smiles, self.smiles)]
-        return [(_of_geometry(start, f"start geometry {number}"), start) for number, start in enumerate(starts)]
+        found = []
+        for place, start in enumerate(given.starts):
+            try:
+                found.append((_of_geometry(start), start))
+            except ValueError as error:
+                raise InputError(f"'conformers': {given.called(place)} {error}.") from error
+        return found
 
     def _conformers(self, molecule: Any, start: Atoms, count: int, draw: np.random.Generator) -> list[Atoms]:
         """Different conformers of a molecule, ``count`` at most."""
@@ -136,14 +154,18 @@ def _of_smiles(text: str) -> Any:
     return chem.AddHs(molecule)
 
 
-def _of_geometry(start: Atoms, where: str) -> Any:
-    """The molecule of a geometry, its atoms in the same order."""
+def _of_geometry(start: Atoms) -> Any:
+    """The molecule of a geometry, its atoms in the same order.
+
+    Raises:
+        ValueError: there is none; what is to be said of the geometry.
+    """
     chem = _rdkit()
     charge, spin = electronic_state(start)
     if start.pbc.any() or start.constraints:
-        raise InputError(f"'conformers' moves free molecules, but {where} is periodic or holds atoms fixed.")
+        raise ValueError("is periodic or holds atoms fixed, and free molecules are moved")
     if spin != 1:
-        raise InputError(f"'conformers' knows closed shells, but {where} has multiplicity {spin}.")
+        raise ValueError(f"has multiplicity {spin}, which is no closed shell")
     from rdkit.Chem.rdDetermineBonds import DetermineBonds
 
     rows = (f"{s} {x:.8f} {y:.8f} {z:.8f}" for s, (x, y, z) in zip(start.symbols, start.positions, strict=True))
@@ -153,12 +175,12 @@ def _of_geometry(start: Atoms, where: str) -> Any:
             DetermineBonds(molecule, charge=charge)
             chem.SanitizeMol(molecule)
     except (ValueError, RuntimeError) as error:
-        raise InputError(
-            f"'conformers' cannot make out the bonds of {where} ({start.get_chemical_formula()}, charge {charge}); "
-            "name the molecule as smiles."
+        raise ValueError(
+            f"has bonds that RDKit cannot make out ({start.get_chemical_formula()}, charge {charge}; name the molecule "
+            "as smiles)"
         ) from error
     if len(chem.GetMolFrags(molecule)) > 1:
-        raise InputError(f"'conformers' moves one molecule, but {where} has several parts.")
+        raise ValueError("has several parts, and one molecule is moved")
     chem.AssignStereochemistryFrom3D(molecule)
     return molecule
 
@@ -171,14 +193,15 @@ def _atoms_of(molecule: Any) -> Atoms:
     return Atoms(numbers, positions=np.zeros((len(numbers), 3)), info=state)
 
 
-def _check_force_field(molecule: Any, name: str) -> None:
-    """Refuses a force field that has no parameters for a molecule."""
+def _unknown(molecule: Any, force_field: str) -> str | None:
+    """What is to be said of a molecule for which a force field has no parameters; None where it has."""
     from rdkit.Chem import rdForceFieldHelpers as fields
 
     knows = {"mmff": fields.MMFFHasAllMoleculeParams, "uff": fields.UFFHasAllMoleculeParams}
-    if name in knows and not knows[name](molecule):
-        formula = _atoms_of(molecule).get_chemical_formula()
-        raise InputError(f"'conformers': force_field {name} has no parameters for {formula}; take another, or none.")
+    if force_field not in knows or knows[force_field](molecule):
+        return None
+    formula = _atoms_of(molecule).get_chemical_formula()
+    return f"is unknown to force_field {force_field}, which has no parameters for {formula} (take another, or none)"
 
 
 def _embedded(molecule: Any, force_field: str, seed: int) -> Any | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Annotated, Literal, Self
 
 import numpy as np
@@ -10,13 +10,7 @@ from ase import Atoms
 from ase.build import surface
 from pydantic import Field, model_validator
 
-from almlip_jax.errors import InputError
-from almlip_jax.generation.base import (
-    GenerationInputs,
-    GeneratorSettings,
-    numbers_of,
-    refuse_charged,
-)
+from almlip_jax.generation.base import GenerationInputs, GeneratorSettings, charged, numbers_of
 from almlip_jax.generation.deformed import displaced
 from almlip_jax.settings import unit
 
@@ -42,18 +36,18 @@ class VacanciesSettings(GeneratorSettings):
         numbers_of(self.species, "species")
         return self
 
-    def check(self, starts: Sequence[Atoms]) -> None:
-        """They have to be periodic and neutral, and to keep atoms."""
-        refuse_charged(starts, self.kind)
-        for number, start in enumerate(starts):
-            if not start.pbc.any():
-                raise InputError(f"'vacancies' are those of crystals, but start geometry {number} is not periodic.")
-            there = len(self._removable(start)) * int(np.prod(self.repeat))
-            if there < self.missing or len(start) * int(np.prod(self.repeat)) <= self.missing:
-                raise InputError(
-                    f"'vacancies' takes {self.missing} atoms out of start geometry {number}, which has {there} of them "
-                    "when repeated; lower missing, or raise repeat."
-                )
+    def unsuited(self, start: Atoms) -> str | None:
+        """It has to be periodic and neutral, and to keep atoms."""
+        if not start.pbc.any():
+            return "is not periodic"
+        times = int(np.prod(self.repeat))
+        there = len(self._removable(start)) * times
+        if there < self.missing or len(start) * times <= self.missing:
+            return (
+                f"has, when repeated, {there} atoms that may be missing, too few for missing {self.missing} (lower it, "
+                "or raise repeat)"
+            )
+        return charged(start)
 
     def generate(self, given: GenerationInputs) -> Iterable[Atoms]:
         """Repeated start geometries without some atoms."""
@@ -100,21 +94,18 @@ class SurfacesSettings(GeneratorSettings):
             raise ValueError("indices [0, 0, 0] are those of no surface.")
         return self
 
-    def check(self, starts: Sequence[Atoms]) -> None:
-        """They have to be neutral crystals, and slabs not too large."""
-        refuse_charged(starts, self.kind)
-        for number, start in enumerate(starts):
-            if not start.pbc.all():
-                raise InputError(
-                    f"'surfaces' cuts crystals, but start geometry {number} is not periodic in three directions."
+    def unsuited(self, start: Atoms) -> str | None:
+        """It has to be a neutral crystal, and slabs not too large."""
+        if not start.pbc.all():
+            return "is not periodic in three directions"
+        for one in self.indices:
+            atoms = len(self._slab(start, one))
+            if atoms > self.largest:
+                return (
+                    f"has a slab {list(one)} of {atoms} atoms, more than largest {self.largest} (take fewer layers or "
+                    "repetitions, a primitive cell, or raise largest)"
                 )
-            for one in self.indices:
-                atoms = len(self._slab(start, one))
-                if atoms > self.largest:
-                    raise InputError(
-                        f"the slab {list(one)} of start geometry {number} has {atoms} atoms, more than largest "
-                        f"{self.largest}; take fewer layers or repetitions, a primitive cell, or raise largest."
-                    )
+        return charged(start)
 
     def generate(self, given: GenerationInputs) -> Iterable[Atoms]:
         """Slabs: the first surface of every start geometry, then the second of every one, and so on."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Literal
 
 import numpy as np
 from ase import Atoms
 from pydantic import Field
 
-from almlip_jax.errors import InputError
 from almlip_jax.generation.base import GenerationInputs, GeneratorSettings
 from almlip_jax.settings import unit
 
@@ -43,14 +42,9 @@ class StrainedSettings(GeneratorSettings):
     stdev: float = Field(default=0.0, ge=0, le=2.0, json_schema_extra=unit("Angstrom"))
     """Standard deviation of each Cartesian displacement afterwards, Angstrom."""
 
-    def check(self, starts: Sequence[Atoms]) -> None:
-        """They have to be periodic in three directions."""
-        for number, start in enumerate(starts):
-            if not start.pbc.all():
-                raise InputError(
-                    f"'strained' strains cells, but start geometry {number} is not periodic in three directions; leave "
-                    "it out, or take 'rattled'."
-                )
+    def unsuited(self, start: Atoms) -> str | None:
+        """It has to be periodic in three directions."""
+        return None if start.pbc.all() else "is not periodic in three directions (take 'rattled' for it)"
 
     def generate(self, given: GenerationInputs) -> Iterable[Atoms]:
         """Strained start geometries."""

@@ -18,8 +18,8 @@ from almlip_jax.generation.base import (
     GenerationInputs,
     GeneratorSettings,
     apart,
+    charged,
     numbers_of,
-    refuse_charged,
     refuse_disorder,
 )
 from almlip_jax.settings import unit
@@ -71,34 +71,33 @@ class RandomSearchSettings(GeneratorSettings):
         """As given."""
         return self.relax
 
-    def check(self, starts: Sequence[Atoms]) -> None:
-        """There have to be some where composition or volume follow from them, then neutral crystals."""
+    def unsuited(self, start: Atoms) -> str | None:
+        """It has to be neutral where its composition is taken, a crystal where its volume is, with room for atoms."""
         if self.composition is not None and self.volume is not None:
-            self._check_volume(self._formula(), self.volume[1])
-            return
-        if not starts:
+            return None
+        if self.volume is None and not start.pbc.all():
+            return "is not periodic in three directions, so that it says no volume (give a volume)"
+        numbers = start.numbers.tolist() if self.composition is None else self._formula()
+        return self._crowded(numbers, self._volumes(start)[1]) or (charged(start) if self.composition is None else None)
+
+    def check(self, starts: Sequence[Atoms]) -> None:
+        """There have to be some where composition or volume follow from them; else there has to be room."""
+        if self.composition is not None and self.volume is not None:
+            if crowded := self._crowded(self._formula(), self.volume[1]):
+                raise InputError(f"'random_search' {crowded}.")
+        elif not starts:
             raise InputError("'random_search' takes composition and volume from start geometries; give both, or these.")
-        if self.composition is None:
-            refuse_charged(starts, self.kind)
-        if self.volume is None and not all(start.pbc.all() for start in starts):
-            raise InputError(
-                "'random_search' takes its volume from start geometries, but one is not periodic in three directions; "
-                "give a volume."
-            )
 
-        for start in starts:
-            numbers = start.numbers.tolist() if self.composition is None else self._formula()
-            self._check_volume(numbers, self._volumes(start)[1])
-
-    def _check_volume(self, numbers: Sequence[int], largest: float) -> None:
-        """Refuses a volume for each atom that balls which do not overlap fill more densely than they can be packed."""
+    def _crowded(self, numbers: Sequence[int], largest: float) -> str | None:
+        """What is to be said of a volume for each atom that separate balls cannot be packed into; None of others."""
         needed = float(np.mean((self.closest * covalent_radii[numbers]) ** 3)) * 4 / 3 * math.pi / _DENSEST
-        if needed > largest:
-            raise InputError(
-                f"'random_search' has at most {largest:.3g} Angstrom^3 for each atom, which is too little for "
-                f"{Atoms(numbers).get_chemical_formula()} with atoms {self.closest:g} of their covalent distance "
-                "apart; give a larger volume, or lower closest."
-            )
+        if needed <= largest:
+            return None
+        return (
+            f"has at most {largest:.3g} Angstrom^3 for each atom, which is too little for "
+            f"{Atoms(numbers).get_chemical_formula()} with atoms {self.closest:g} of their covalent distance apart "
+            "(give a larger volume, or lower closest)"
+        )
 
     def _volumes(self, start: Atoms) -> tuple[float, float]:
         """Smallest and largest volume for each atom, Angstrom^3."""

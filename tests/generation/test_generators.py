@@ -21,8 +21,8 @@ SALT = bulk("NaCl", "rocksalt", a=5.64, cubic=True)
 
 def made(starts: list[Atoms], seed: int = 0, **settings: Any) -> list[Atoms]:
     one = GeneratorSettings.parse(settings)
-    one.check(starts)
-    frames = list(one.generate(GenerationInputs(starts, np.random.default_rng(seed))))
+    taken = one.take(starts)
+    frames = list(one.generate(GenerationInputs(taken.starts, np.random.default_rng(seed), taken.numbers)))
     assert len(frames) == one.count and all(apart(frame, one.closest) for frame in frames)
     return frames
 
@@ -146,8 +146,7 @@ def test_conformers_differ_and_keep_their_bonds():
 def made_of(starts: list[Atoms], **settings: Any) -> list[Atoms]:
     """As `made`, of a kind that gives fewer structures where there are not as many."""
     one = GeneratorSettings.parse(settings)
-    one.check(starts)
-    frames = list(one.generate(GenerationInputs(starts, np.random.default_rng(0))))
+    frames = list(one.generate(GenerationInputs(one.take(starts).starts, np.random.default_rng(0))))
     assert 0 < len(frames) <= one.count and all(apart(frame, one.closest) for frame in frames)
     return frames
 
@@ -167,7 +166,7 @@ def made_of(starts: list[Atoms], **settings: Any) -> list[Atoms]:
 def test_what_has_no_conformers_is_refused(starts, settings, message):
     pytest.importorskip("rdkit")
     with pytest.raises(InputError, match=message):
-        GeneratorSettings.parse({"kind": "conformers", **settings}).check(starts)
+        GeneratorSettings.parse({"kind": "conformers", **settings}).take(starts)
 
 
 def test_the_same_random_numbers_give_the_same_structures():
@@ -195,9 +194,9 @@ def test_atoms_and_their_images_are_told_apart():
     ("starts", "settings", "message"),
     [
         ([molecule("H2O")], {"kind": "strained"}, "start geometry 0 is not periodic in three directions"),
-        ([SALT, molecule("H2O")], {"kind": "vacancies"}, "start geometry 1 is not periodic"),
-        ([SALT], {"kind": "vacancies", "missing": 5, "species": ["Na"]}, "which has 4 of them"),
-        ([SALT], {"kind": "surfaces", "layers": 30}, r"the slab \[1, 0, 0\] .* has 240 atoms, more than largest 200"),
+        ([molecule("CO"), molecule("H2O")], {"kind": "vacancies"}, "start geometry 0 is not periodic, likewise 1"),
+        ([SALT], {"kind": "vacancies", "missing": 5, "species": ["Na"]}, "has, when repeated, 4 atoms that may be"),
+        ([SALT], {"kind": "surfaces", "layers": 30}, r"a slab \[1, 0, 0\] of 240 atoms, more than largest 200"),
         ([], {"kind": "random_search", "composition": {"C": 2}}, "give both, or these"),
         ([molecule("H2O")], {"kind": "random_search"}, "give a volume"),
         (
@@ -222,11 +221,76 @@ def test_what_cannot_be_made_is_refused(starts, settings, message):
         made(starts, **settings)
 
 
+WATER = molecule("H2O")
+SLAB = Atoms("Na", cell=[4, 4, 20], pbc=[True, True, False])
+ION = Atoms("OH", [[0, 0, 0], [0, 0, 1]], info={"charge": -1})
+LIKE = {
+    "strained": {"salt"},
+    "surfaces": {"salt"},
+    "vacancies": {"salt"},
+    "random_search": {"salt"},
+    "clusters": {"water", "ion"},
+    "rattled": {"water", "salt", "slab", "ion"},
+}
+
+
+@pytest.mark.parametrize("kind", [*LIKE, "conformers"])
+def test_start_geometries_that_do_not_suit_are_left_out(kind):
+    """What is made of the others is what would be made of them alone, and says where it is from."""
+    if kind == "conformers":
+        pytest.importorskip("rdkit")
+    named = {"water": WATER, "salt": SALT, "slab": SLAB, "ion": ION}
+    starts = [frame.copy() for frame in named.values()]
+    for name, start in zip(named, starts, strict=True):
+        start.info["system"] = name
+    one = GeneratorSettings.parse({"kind": kind, "count": 8})
+    taken = one.take(starts)
+    own = LIKE.get(kind, {"water", "ion"})
+    assert {start.info["system"] for start in taken.starts} == own
+    assert [starts[number] for number in taken.numbers] == taken.starts
+    alone = [start for start in starts if start.info["system"] in own]
+    frames, same = (
+        list(one.generate(GenerationInputs(some, np.random.default_rng(5)))) for some in (taken.starts, alone)
+    )
+    assert all(np.array_equal(a.positions, b.positions) for a, b in zip(frames, same, strict=True))
+    assert {frame.info["system"] for frame in frames} <= own
+    for frame in frames:
+        assert set(frame.symbols) <= set(named[frame.info["system"]].symbols), "an ion among water is the ion's"
+    if kind == "rattled":
+        assert taken.left_out is None
+        assert [frame.info["system"] for frame in frames] == [*named] * 2
+    elif "salt" in own:
+        assert f"'{kind}' leaves out 3 of 4 start geometries: start geometry 0 (water) is not" in taken.left_out
+    else:
+        assert f"'{kind}' leaves out 2 of 4 start geometries: start geometry 1 (salt) is periodic" in taken.left_out
+        assert taken.left_out.endswith(", likewise 2 (slab).")
+
+
+def test_systems_are_asked_for_by_name():
+    starts = [WATER.copy(), SALT.copy(), SALT.copy(), bulk("Si")]
+    for start, name in zip(starts, ("water", "salt", "salt", "silicon"), strict=True):
+        start.info["system"] = name
+    starts[2].pbc = False
+    one = GeneratorSettings.parse({"kind": "strained", "systems": ["salt", "silicon"]})
+    assert one.take(starts).numbers == [1, 3], "and of a system what suits"
+    assert one.take(starts).left_out == (
+        "'strained' leaves out 1 of 3 start geometries: start geometry 2 (salt) is not periodic in three directions "
+        "(take 'rattled' for it)."
+    )
+    for name, why in (("water", r"nothing of system 'water': start geometry 0 \(water\)"), ("gold", "has none")):
+        with pytest.raises(InputError, match=why):
+            GeneratorSettings.parse({"kind": "strained", "systems": ["salt", name]}).take(starts)
+    many = [starts[0], *[starts[1]] * 4, *[starts[3]] * 3]
+    left_out = GeneratorSettings.parse({"kind": "clusters"}).take(many).left_out
+    assert left_out.startswith("'clusters' leaves out 7 of 8 start geometries: start geometry 1 (salt) is periodic")
+    assert left_out.endswith(", likewise 5 (silicon), 5 more."), "one of each system"
+
+
 def test_charged_crystals_are_not_cut():
     charged = SALT.copy()
     charged.info["charge"] = 1
     for kind in ("vacancies", "surfaces", "random_search"):
-        with pytest.raises(InputError, match=f"'{kind}' makes pieces of crystals, .* has charge \\+1"):
+        with pytest.raises(InputError, match=f"'{kind}' can make nothing of .* has charge \\+1"):
             made([charged], kind=kind)
 
 
