@@ -22,7 +22,7 @@ from almlip_jax.saved_potential import SavedPotential
 from almlip_jax.yaml_text import read_yaml
 
 if TYPE_CHECKING:
-    from almlip_jax.campaign.config import ExperimentConfig
+    from almlip_jax.campaign.config import ExperimentConfig, PotentialConfig
 
 _LASTING = ("seed", "precision", "system", "initial", "test", "model", "ensemble")
 """Sections of a config that a campaign keeps."""
@@ -91,7 +91,7 @@ def check_settings(config: ExperimentConfig, run: RunDirectory, state: CampaignS
     new = plain(config.model_dump(mode="json"))
     where = "what the campaign began with" if state.settled else f"that of {run.config}"
     for name in _LASTING:
-        was = _as_read_now(config, name, remembered.get(name, new[name]))
+        was = as_read_now(config, name, remembered.get(name, new[name]))
         if _without_shares(name, was) != _without_shares(name, new[name]):
             raise InputError(
                 f"'{name}' differs from {where}, on which the rounds so far depend; begin a new run for it."
@@ -151,7 +151,7 @@ def _written(run: RunDirectory) -> dict[str, Any]:
     return data
 
 
-def _as_read_now(config: ExperimentConfig, name: str, section: Any) -> Any:
+def as_read_now(config: PotentialConfig, name: str, section: Any) -> Any:
     """A remembered section as this version reads it, which may know more keys; as it is where it cannot be read."""
     try:
         return plain(_section(config, name).dump_python(_read(config, name, section), mode="json"))
@@ -167,12 +167,12 @@ def _identity_of(config: ExperimentConfig, section: Any) -> dict[str, Any]:
         return section if isinstance(section, dict) else {}
 
 
-def _read(config: ExperimentConfig, name: str, section: Any) -> Any:
+def _read(config: PotentialConfig, name: str, section: Any) -> Any:
     """A remembered section; earlier versions remembered paths as they were given, from the working directory."""
     return _section(config, name).validate_python(section, context={"folder": Path.cwd()})
 
 
-def _section(config: ExperimentConfig, name: str) -> TypeAdapter[Any]:
+def _section(config: PotentialConfig, name: str) -> TypeAdapter[Any]:
     field = type(config).model_fields[name]
     kind: Any = Annotated[field.annotation, field]
     return TypeAdapter(kind)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ase import Atoms
 
 from almlip_jax.campaign.checks import check_campaign
+from almlip_jax.campaign.continuity import as_read_now
 from almlip_jax.campaign.inputs import Inputs
 from almlip_jax.campaign.preparation import (
     Say,
@@ -76,7 +77,7 @@ def teach(
     """
     made_with = _made_with(config)
     if place.taught.exists():
-        before = read_json(place.taught).get("made_with", {})
+        before = _as_read_now(config, read_json(place.taught).get("made_with", {}))
         changed = sorted(name for name in {*made_with, *before} if made_with.get(name) != before.get(name))
         if changed:
             raise InputError(
@@ -108,6 +109,12 @@ def teach(
 def _made_with(config: DistilConfig) -> dict[str, Any]:
     content = {name: value for name, value in config.model_dump(mode="json").items() if name not in _FREE}
     return dict(plain({**content, "teacher": [config.teacher.identity(), config.teacher.bound_to()]}))
+
+
+def _as_read_now(config: DistilConfig, made_with: Mapping[str, Any]) -> dict[str, Any]:
+    """What an earlier version may have written, which did not know every key."""
+    read = {*type(config).model_fields} - {"teacher"}
+    return {name: as_read_now(config, name, one) if name in read else one for name, one in made_with.items()}
 
 
 def parted(frames: Sequence[Atoms], share: float, seed: int) -> tuple[list[Atoms], list[Atoms]]:

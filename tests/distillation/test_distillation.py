@@ -11,20 +11,22 @@ from typing import Any
 import numpy as np
 import pytest
 from ase import Atoms
-from ase.build import molecule
+from ase.build import bulk, molecule
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from almlip_jax import cli
 from almlip_jax.distillation import DistilConfig, Distilled, run_distillation
 from almlip_jax.distillation.comparison import Times
-from almlip_jax.distillation.teaching import parted
+from almlip_jax.distillation.folder import DistilDirectory
+from almlip_jax.distillation.teaching import check_distillation, parted, teach
 from almlip_jax.errors import InputError
 from almlip_jax.evaluation import error_metrics
-from almlip_jax.files import read_csv
-from almlip_jax.oracles import PendingLabels, TBLiteSettings, rattle
+from almlip_jax.files import read_csv, read_json, write_json
+from almlip_jax.oracles import LabelStore, PendingLabels, TBLiteSettings, rattle
 from almlip_jax.oracles.base import obtain_label
 from almlip_jax.potential import Potential
+from almlip_jax.progress import SilentProgress
 from almlip_jax.structures.io import read_structures, write_structures
 from almlip_jax.yaml_text import yaml_text
 
@@ -176,6 +178,41 @@ def test_times_and_files_are_there(distilled: Distilled) -> None:
 
 
 @pytest.mark.slow
+def test_generators_take_what_suits_them(tmp_path: Path) -> None:
+    """Of start geometries without names too; and a folder of a version that knew fewer keys goes on."""
+    write_structures(tmp_path / "metal.extxyz", [bulk("Cu", cubic=True)])
+    given = config(
+        tmp_path,
+        system={"structures": [str(tmp_path / "water.extxyz"), str(tmp_path / "metal.extxyz")]},
+        teacher={"kind": "ase", "calculator": "ase.calculators.emt:EMT"},
+        initial={"generated": [{"kind": "strained", "count": 3}, {"kind": "clusters", "count": 3}]},
+        test=(),
+    )
+    said: list[str] = []
+    assert check_distillation(given, said.append) == []
+    assert [text[:41] for text in said] == [
+        "'strained' leaves out 1 of 2 start geomet",
+        "'clusters' leaves out 1 of 2 start geomet",
+    ]
+    place = DistilDirectory(tmp_path / "out")
+    place.path.mkdir()
+    with LabelStore(place.labels) as store:
+        teach(given, [], place, store, SilentProgress())
+        made = [*read_structures(place.train), *read_structures(place.held_out)]
+        assert sorted(int(frame.pbc.all()) for frame in made) == [0, 0, 0, 1, 1, 1]
+        before = read_json(place.taught)
+        for one in before["made_with"]["initial"]["generated"]:
+            del one["systems"]
+        write_json(place.taught, before)
+        teach(given, [], place, store, SilentProgress())
+        before["made_with"]["initial"]["generated"][0]["count"] = 4
+        write_json(place.taught, before)
+        with pytest.raises(InputError, match="holds a distillation with another initial"):
+            teach(given, [], place, store, SilentProgress())
+    with pytest.raises(ValidationError, match=r"generated\.0\.systems names 'water', but the systems have no names"):
+        config(tmp_path, initial={"generated": [{"kind": "rattled", "systems": ["water"]}]})
+
+
 def test_the_same_call_makes_nothing_again_and_another_one_is_refused(distilled: Distilled) -> None:
     folder, trained = distilled.out.parent, distilled.out / "potential" / "potential.json"
     before = trained.read_bytes()
