@@ -68,7 +68,7 @@ class TeacherSettings(Settings):
     )
     """Temperatures of the dynamics, K."""
     frames: int = Field(default=2400, ge=1, le=10**8)
-    """Labelled frames in all, shared out evenly among start geometries and temperatures (rounded up)."""
+    """Labelled frames in all at most, shared out evenly among start geometries and temperatures (rounded up)."""
     every: int = Field(default=20, ge=1, le=10**9)
     """Steps from one frame to the next."""
     equilibration: int = Field(default=200, ge=0, le=10**9)
@@ -78,7 +78,9 @@ class TeacherSettings(Settings):
     friction: float = Field(default=0.01, gt=0, le=10.0, json_schema_extra=unit("1/fs"))
     """Langevin friction, 1/fs."""
     seconds: float | None = Field(default=None, gt=0, le=1e9, json_schema_extra=unit("s"))
-    """Seconds that dynamics may take of what drives them, shared out evenly; each ends when its share is spent."""
+    """Seconds that dynamics and labels of frames may take of ``source`` and ``driver`` together: of each trajectory an
+    even share.  With a ``driver`` dynamics have half of them, and labels what is left of all; frames that are left out
+    are spread evenly over trajectories and time."""
     training: PretrainingSettings = PretrainingSettings()
     """The training on its labels."""
     tuning: TuningSettings = TuningSettings()
@@ -106,6 +108,8 @@ class TeacherSettings(Settings):
     def runs(self, geometries: int) -> list[MDRun]:
         """The dynamics from each of some start geometries."""
         trajectories = len(self.temperatures) * geometries
+        seconds = math.inf if self.seconds is None else self.seconds
+        share = (seconds if self.driver is None else seconds / 2) / trajectories  # the rest is for labels of frames
         return [
             MDRun(
                 temperature=temperature,
@@ -114,7 +118,7 @@ class TeacherSettings(Settings):
                 friction=self.friction,
                 every=self.every,
                 equilibration=self.equilibration,
-                seconds=math.inf if self.seconds is None else self.seconds / trajectories,
+                seconds=share,
             )
             for temperature in self.temperatures
         ]

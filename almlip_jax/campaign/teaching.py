@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,18 @@ from almlip_jax.delta_learning import Corrected
 from almlip_jax.errors import LabelError
 from almlip_jax.keys import named_key, numpy_generator
 from almlip_jax.learner import Learner
-from almlip_jax.oracles import Labeller, LabelStore, SourceSettings, run_label_md
-from almlip_jax.oracles.sampling import MDRun
+from almlip_jax.oracles import (
+    Labeller,
+    LabelResult,
+    LabelStore,
+    MDRun,
+    SourceSettings,
+    Trajectory,
+    evenly,
+    is_spent,
+    label_within,
+    run_label_md,
+)
 from almlip_jax.origins import Taught
 from almlip_jax.potential import Evaluated, Potential
 from almlip_jax.progress import Progress
@@ -103,15 +114,22 @@ def make_frames(teacher: Teacher, source: Source, run: RunDirectory, progress: P
         LabelError: there is no labelled frame.
     """
     source.labeller.prepare()
-    plans = [teacher.settings.runs(len(source.geometries)) for _ in source.geometries]
-    calls = sum(plan.total_steps for runs in plans for plan in runs) + len(plans)
-    frames: list[Atoms] = []
+    runs = teacher.settings.runs(len(source.geometries))
+    calls = (sum(run.total_steps for run in runs) + 1) * len(source.geometries)
+    found: list[Trajectory] = []
     with progress.stage("teacher", calls, unit="labels") as advance:
         told = replace(source, advance=advance)
-        for number, (start, runs) in enumerate(zip(source.geometries, plans, strict=True)):
-            frames += _trajectories(told, start, [replace(run, name=f"{n}-{number}") for n, run in enumerate(runs)])
+        for number, start in enumerate(source.geometries):
+            found += _trajectories(told, start, [replace(run, name=f"{n}-{number}") for n, run in enumerate(runs)])
+    frames = [frame for trajectory in found for frame in trajectory.frames]
+    planned = sum(run.steps // run.every for run in runs) * len(source.geometries)
+    if any(is_spent(trajectory.seconds, runs[0].seconds) for trajectory in found) and len(frames) < planned:
+        progress.message(
+            f"dynamics for the teacher gave {len(frames)} of {planned} frames, as their share of teacher.seconds "
+            f"{teacher.settings.seconds:g} is spent."
+        )
     if teacher.driver is not teacher.labeller:
-        frames = _labelled(teacher.labeller, frames, source, progress)
+        frames = _labelled(teacher, found, source, progress)
     if not frames:
         raise LabelError(
             "dynamics for the teacher gave no labelled frame. Correct the cause (see the messages above; "
@@ -121,7 +139,7 @@ def make_frames(teacher: Teacher, source: Source, run: RunDirectory, progress: P
     return {}
 
 
-def _trajectories(source: Source, start: Atoms, runs: Sequence[MDRun]) -> list[Atoms]:
+def _trajectories(source: Source, start: Atoms, runs: Sequence[MDRun]) -> list[Trajectory]:
     found = run_label_md(
         start,
         source.labeller,
@@ -131,30 +149,58 @@ def _trajectories(source: Source, start: Atoms, runs: Sequence[MDRun]) -> list[A
         provenance={**source.provenance, **named(start)},
         on_run=lambda run: source.advance(run.total_steps),
     )
-    frames = []
     for run, trajectory in zip(runs, found, strict=True):
         if trajectory.error is not None:
             source.say(f"dynamics for the teacher at {run.temperature:g} K ended early: {trajectory.error}")
         for frame in trajectory.frames:
             frame.info.update(origin=f"teacher-{run.temperature:g}K")
-            frames.append(frame)
-    return frames
-
-
-def _labelled(labeller: Labeller, frames: Sequence[Atoms], source: Source, progress: Progress) -> list[Atoms]:
-    """Frames of another source's dynamics with labels of the teacher, without those that it fails at."""
-    given = {**source.provenance, "purpose": FRAMES}
-    with progress.stage("frames", len(frames), unit="labels") as advance:
-        results = labeller.label([carried(frame) for frame in frames], given, on_label=lambda _: advance(1))
-    found = []
-    for frame, result in zip(frames, results, strict=True):
-        if result.atoms is not None:
-            result.atoms.info |= {key: frame.info[key] for key in ("origin", BATH_TEMPERATURE)}
-            found.append(result.atoms)
-    if len(found) < len(frames):
-        first = next(result.error for result in results if result.atoms is None)
-        source.say(f"the teacher labels {len(found)} of {len(frames)} frames, first failure: {first}")
     return found
+
+
+def _labelled(
+    teacher: Teacher, trajectories: Sequence[Trajectory], source: Source, progress: Progress
+) -> list[Atoms]:
+    """Frames of another source's dynamics with labels of the teacher, without those that it fails at.
+
+    With a budget of seconds as many as the dynamics have left of it, spread evenly over trajectories and time.
+    """
+    frames = [frame for trajectory in trajectories for frame in trajectory.frames]
+    given, seconds = {**source.provenance, "purpose": FRAMES}, teacher.settings.seconds
+    order = list(range(len(frames))) if seconds is None else evenly([len(one.frames) for one in trajectories])
+    wanted = [carried(frames[place]) for place in order]
+    with progress.stage("frames", len(frames), unit="labels") as advance:
+
+        def on_label(_: LabelResult) -> None:
+            advance(1)
+
+        if seconds is None:
+            results = teacher.labeller.label(wanted, given, on_label)
+        else:
+            left = seconds - _seconds_of_dynamics(trajectories, source)
+            results = label_within(teacher.labeller, wanted, given, left, on_label)
+    if len(results) < len(frames):
+        progress.message(
+            f"the teacher labels {len(results)} of {len(frames)} frames, spread evenly over its dynamics, as "
+            f"teacher.seconds {seconds:g} are spent."
+        )
+    errors = [result.error for result in results if result.atoms is None]
+    if errors:
+        done = len(results) - len(errors)
+        source.say(f"the teacher labels {done} of {len(results)} frames, first failure: {errors[0]}")
+    found = []
+    for place, result in sorted(zip(order, results, strict=False), key=itemgetter(0)):
+        if result.atoms is not None:
+            result.atoms.info |= {key: frames[place].info[key] for key in ("origin", BATH_TEMPERATURE)}
+            found.append(result.atoms)
+    return found
+
+
+def _seconds_of_dynamics(trajectories: Sequence[Trajectory], source: Source) -> float:
+    """What dynamics and their start geometries have taken of what drives them."""
+    labeller = source.labeller
+    starts = {labeller.identity(start) for start in source.geometries}
+    labels = [labeller.store.get(identity) for identity in starts]
+    return sum(one.seconds for one in trajectories) + sum(label.seconds for label in labels if label is not None)
 
 
 def learner_of_teacher(frames: Sequence[Atoms], isolated: Mapping[int, float], **asked: Any) -> Learner:

@@ -4,6 +4,7 @@ Importing this room imports neither jax nor any label source.
 """
 
 from almlip_jax.cluster import ExecutorSettings
+from almlip_jax.oracles.affordable import evenly, label_within
 from almlip_jax.oracles.base import Delivery, Label, PendingLabels, Results, SourceSettings
 from almlip_jax.oracles.executor import (
     Labeller,
@@ -12,6 +13,7 @@ from almlip_jax.oracles.executor import (
     label_structures,
 )
 from almlip_jax.oracles.identity import structure_identity
+from almlip_jax.oracles.md import is_spent
 from almlip_jax.oracles.sampling import MDRun, Trajectory, label_md, rattle, run_label_md
 from almlip_jax.oracles.sources.calculator import CalculatorSettings
 from almlip_jax.oracles.sources.dft import PySCFSettings
@@ -46,8 +48,11 @@ __all__ = [
     "TBLiteSettings",
     "Trajectory",
     "UserSourceSettings",
+    "evenly",
+    "is_spent",
     "label_md",
     "label_structures",
+    "label_within",
     "rattle",
     "run_label_md",
     "structure_identity",

@@ -91,11 +91,13 @@ class Trajectory:
         frames: every n-th structure with its label; ``info["step"]`` counts from the start, equilibration included.
         error: the reason why a label failed and the dynamics ended early, or None.
         calls: of the label source that were made for it, and not for another.
+        seconds: that these have taken.
     """
 
     frames: list[Atoms]
     error: str | None
     calls: int
+    seconds: float = 0.0
 
 
 def label_md(
@@ -267,7 +269,8 @@ class _Plan:
                 atoms.positions = stored.atoms.positions
                 atoms.info |= {"step": step, BATH_TEMPERATURE: self.run.temperature}
                 frames.append(stored.label.attach(atoms))
-        return Trajectory(frames, error, sum(stored.label.calls for _, stored in rows))
+        labels = [stored.label for _, stored in rows]
+        return Trajectory(frames, error, sum(one.calls for one in labels), sum(one.seconds for one in labels))
 
 
 def _fill_store(

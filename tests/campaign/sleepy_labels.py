@@ -23,11 +23,11 @@ def energy_and_forces(atoms: Atoms) -> tuple[float, np.ndarray]:
     return float(np.sum(stretch**2)), 4 * np.sum((stretch / lengths)[..., None] * vectors, axis=1)
 
 
-def make() -> Callable[[Atoms], tuple[float, np.ndarray]]:
-    """The label source."""
+def make(least: float = 0.0) -> Callable[[Atoms], tuple[float, np.ndarray]]:
+    """The label source; a label takes at least some seconds."""
 
     def label(atoms: Atoms) -> tuple[float, np.ndarray]:
-        time.sleep(float(os.environ.get(SLEEP, "0")) * random.random())
+        time.sleep(least + float(os.environ.get(SLEEP, "0")) * random.random())
         if CALLS in os.environ:
             with Path(os.environ[CALLS]).open("a") as file:
                 file.write(f"{float(atoms.positions.sum())!r}\n")
