@@ -119,7 +119,7 @@ class Campaign:
         self.save(self.state.model_copy(update=self.calls()))
         self.store.watch(self.note_calls)  # not before: rows that are restored pay for no call that is lost
         if self.teacher is not None:
-            self.teacher.labeller.store.watch(self.note_calls)
+            self.teacher.watch(self.note_calls)
         self.point_to_potential()
 
     def point_to_potential(self) -> None:
@@ -284,7 +284,7 @@ class Campaign:
         if self.state.retry:
             self.store.reopen_failed()
             if self.teacher is not None:
-                self.teacher.labeller.store.reopen_failed()
+                self.teacher.reopen_failed()
             self.save(self.state.model_copy(update={"retry": False, "reason": None}))
         if self.state.finished and not self.ends():
             unfinished = {"finished": False, "converged": False, "rule": None, "reason": None, "final": None}

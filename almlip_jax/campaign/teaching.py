@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -84,6 +84,16 @@ class Teacher:
         for labeller in self._labellers:
             labeller.close()
             labeller.store.close()
+
+    def watch(self, tell: Callable[[], object]) -> None:
+        """Calls a function after every transaction of its stores."""
+        for labeller in self._labellers:
+            labeller.store.watch(tell)
+
+    def reopen_failed(self) -> None:
+        """Has failed labels tried again, those of what drives its dynamics too."""
+        for labeller in self._labellers:
+            labeller.store.reopen_failed()
 
     @property
     def _labellers(self) -> list[Labeller]:

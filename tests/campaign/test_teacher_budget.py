@@ -1,4 +1,7 @@
-"""`teacher.seconds` bounds what dynamics and labels of frames cost, driver and teacher together."""
+"""`teacher.seconds` bounds what dynamics and labels of frames cost, driver and teacher together.
+
+And what failed of either source is tried again.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from almlip_jax.campaign.settings import SystemSettings
 from almlip_jax.campaign.teacher import TeacherSettings
 from almlip_jax.campaign.teaching import Teacher, make_frames
 from almlip_jax.errors import LabelError
-from almlip_jax.oracles import LabelStore
+from almlip_jax.oracles import Label, LabelStore
 from almlip_jax.progress import SilentProgress
 from almlip_jax.structures.io import read_structures
 
@@ -147,3 +150,21 @@ def test_dynamics_end_with_their_share(tmp_path: Path) -> None:
         assert store.summary()["frames"]["done"] == len(frames)
     with pytest.raises(LabelError, match=r"teacher\.seconds may be too few"):
         taught(tmp_path / "few", progress, driver=None, seconds=0.01)
+
+
+def test_labels_of_a_driver_that_failed_are_tried_again(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    teacher = Teacher.open(TeacherSettings.model_validate(SETTINGS), RunDirectory(tmp_path / "run"))
+    told: list[int] = []
+    try:
+        teacher.watch(lambda: told.append(teacher.calls))
+        for number, labeller in enumerate((teacher.labeller, teacher.driver)):
+            atoms = molecule("H2O")
+            label = Label(labeller.identity(atoms), error="no convergence")
+            labeller.store.record([(atoms, {"purpose": "teacher"}, label)])
+            assert label.identity in labeller.store and told == list(range(1, number + 2))
+        teacher.reopen_failed()
+        for labeller in (teacher.labeller, teacher.driver):
+            assert labeller.identity(molecule("H2O")) not in labeller.store
+    finally:
+        teacher.close()
