@@ -12,13 +12,15 @@ from almlip_jax.campaign.config import ExperimentConfig
 from almlip_jax.campaign.consistency import check_columns
 from almlip_jax.campaign.inputs import Inputs
 from almlip_jax.campaign.making import starts_for
-from almlip_jax.campaign.preparation import Say, check_target_labels, grouped, planned_calls, test_file
+from almlip_jax.campaign.preparation import Say, check_target_labels, grouped, planned_calls, split_pool, test_file
 from almlip_jax.campaign.settings import GeneratedExploration
+from almlip_jax.campaign.teaching import frame_keys
 from almlip_jax.ensembles import MixedEnsemble, build_ensemble
 from almlip_jax.errors import InputError, LabelError
 from almlip_jax.generation import GeneratorSettings
 from almlip_jax.kinds import check_user_code
 from almlip_jax.oracles import SourceSettings
+from almlip_jax.selection import Stratification
 from almlip_jax.structures.carried import system_of
 from almlip_jax.structures.neighbors import largest_neighbor_count
 from almlip_jax.structures.species import SpeciesTable
@@ -58,6 +60,7 @@ def check_campaign(config: ExperimentConfig, say: Say = lambda text: None) -> No
     for left_out in inputs.left_out(_generators(config)):
         say(left_out)
     config.exploration.check_geometries(inputs.listed or starts)
+    _check_strata(config, inputs)
     _check_cutoff(config.model.cutoff, starts)
     if starts:
         build_ensemble(config.model, config.ensemble, SpeciesTable.of(starts))
@@ -181,3 +184,38 @@ def _test_groups(config: ExperimentConfig, inputs: Inputs) -> tuple[dict[str, li
 def _marked(frame: Atoms, group: str) -> Atoms:
     frame.info["group"] = group
     return frame
+
+
+def _check_strata(config: ExperimentConfig, inputs: Inputs) -> None:
+    """Refuses selectors that give shares to strata which none of their candidates, as far as these are known, has."""
+    initial, test = config.initial, config.test
+    taught, of_pool, made = initial.from_teacher, initial.from_pool, initial.from_generated
+    if taught is not None and config.teacher is not None:
+        strata, carried = taught.selector.stratification, frame_keys(config.teacher, inputs.geometries)
+        if strata is not None and strata.by not in carried:
+            raise InputError(
+                f"initial.from_teacher.selector: no frame of a teacher has '{strata.by}', by which the selector is "
+                f"stratified; frames have {', '.join(carried)}."
+            )
+    if not isinstance(of_pool, int) and of_pool.selector.stratification is not None:
+        split = split_pool(len(inputs.pool), initial.pool_count, test.from_pool, config.seed)
+        candidates = inputs.of_pool(split.outside_test)
+        _check_shares(of_pool.selector.stratification, candidates, inputs.known, "initial.from_pool.selector")
+    if made is not None and made.selector.stratification is not None:
+        candidates = [one.frame for one in inputs.generated]
+        _check_shares(made.selector.stratification, candidates, inputs.known, "initial.from_generated.selector")
+    strata = config.selection.selector.stratification
+    if strata is not None and inputs.pool and all(frame.info.get(strata.by) is None for frame in inputs.pool):
+        raise InputError(
+            f"selection.selector: no structure of the pool has '{strata.by}', by which the selector is stratified; "
+            "name another key."
+        )
+
+
+def _check_shares(strata: Stratification, among: Sequence[Atoms], known: Sequence[Atoms], where: str) -> None:
+    """Refuses candidates of which none has a share, next to known structures."""
+    values, others = ([frame.info.get(strata.by) for frame in frames] for frames in (among, known))
+    try:
+        strata.strata(values, others, (len(values), len(others)))
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error

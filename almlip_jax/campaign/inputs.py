@@ -89,11 +89,16 @@ class Inputs:
 
     def _sparse(self, frames: Sequence[Atoms], asked: SparseSettings, name: str) -> list[int]:
         """Places of structures that a selector chooses for the initial set, next to a dataset that is given."""
-        config, given = self._config, self._config.initial.dataset
-        known = [] if given is None else labelled_frames(given, config.system, config.initial, self.remarks)
+        config, known = self._config, self.known
         cutoff = build_ensemble(config.model, config.ensemble, SpeciesTable.of([*frames, *known])).cutoff
         key = named_key(config.seed, "initial", name)
         return sparse(frames, asked, key, cutoff=cutoff, seed=config.seed, known=known, shares=config.system.parts)
+
+    @cached_property
+    def known(self) -> list[Atoms]:
+        """The structures of the dataset that is given, if there is one."""
+        config, given = self._config, self._config.initial.dataset
+        return [] if given is None else labelled_frames(given, config.system, config.initial, self.remarks)
 
     def of_pool(self, indices: Iterable[int]) -> list[Atoms]:
         """Some structures of a fixed pool."""

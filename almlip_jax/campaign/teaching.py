@@ -149,6 +149,12 @@ def make_frames(teacher: Teacher, source: Source, run: RunDirectory, progress: P
     return {}
 
 
+def frame_keys(settings: TeacherSettings, geometries: Sequence[Atoms]) -> list[str]:
+    """Keys of `info` that some of the teacher's frames will have; not the step, where another source drives."""
+    given = {key for start in geometries for key in carried(start).info}
+    return sorted(given | {"origin", BATH_TEMPERATURE} | ({"step"} if settings.driver is None else set()))
+
+
 def _trajectories(source: Source, start: Atoms, runs: Sequence[MDRun]) -> list[Trajectory]:
     found = run_label_md(
         start,

@@ -88,6 +88,36 @@ class TestFromPool:
         with pytest.raises(ValidationError, match=message):
             InitialSettings.model_validate({"from_pool": {"count": 5, "selector": selector}})
 
+    def test_keys_that_nothing_has_are_refused_before_anything_is_paid(self, pool: Path, tmp_path: Path) -> None:
+        by_kind = {"kind": "stratified", "by": "kind", "selector": {"kind": "max_dist", "features": "power_spectrum"}}
+        frames = read_structures(pool)
+        for number, frame in enumerate(frames):
+            frame.info |= {"kind": "stretched" if number in STRETCHED else "plain", "place": float(number)}
+        write_structures(tmp_path / "named.extxyz", frames)
+        named, asked = tmp_path / "named.extxyz", {"count": 4, "selector": by_kind}
+        taught = {"source": {"kind": "tblite", "method": "GFN1-xTB"}, "frames": 40}
+        first = {"from_teacher": {"count": 4, "selector": {**by_kind, "selector": {"kind": "bait"}}}}
+        strained = {"generated": [{"kind": "rattled", "count": 9}], "from_generated": asked}
+        for sections, why in (
+            (of_pool(pool, asked), r"initial\.from_pool\.selector: no candidate has 'kind'"),
+            (of_pool(pool, asked, teacher=taught), r"initial\.from_pool\.selector: no candidate has 'kind'"),
+            (of_pool(pool, 4, selection={"selector": by_kind}), r"selection\.selector: no structure of the pool has"),
+            (of_pool(named, {**asked, "selector": {**by_kind, "shares": {"odd": 1}}}), r"shares name odd, but"),
+            (of_pool(named, {**asked, "selector": {**by_kind, "edges": [3]}}), r"which is not a number"),
+            (
+                {"teacher": taught, "initial": {"rattle": None, "md": (), **first}},
+                r"no frame of a teacher has 'kind'.*have bath_temperature, charge, origin, spin, step",
+            ),
+            ({"initial": {"rattle": None, "md": (), **strained}}, r"initial\.from_generated\.selector: no candidate"),
+        ):
+            with pytest.raises(InputError, match=why):
+                check_campaign(tiny_config(tmp_path, **sections))
+        for key in ("bath_temperature", "origin"):
+            sections = of_pool(named, asked, teacher=taught, selection={"selector": by_kind})
+            first["from_teacher"]["selector"]["by"] = key
+            sections["initial"] |= first
+            check_campaign(tiny_config(tmp_path, **sections))
+
     def test_its_calls_are_planned_for(self, pool: Path, tmp_path: Path) -> None:
         given = InitialSettings(from_pool=SparseSettings(count=7))
         assert planned_calls(given, 1) == 7 == planned_calls(InitialSettings(from_pool=7), 1)

@@ -17,13 +17,15 @@ from almlip_jax.campaign.preparation import Source
 from almlip_jax.campaign.rundir import RunDirectory
 from almlip_jax.campaign.settings import SystemSettings
 from almlip_jax.campaign.teacher import TeacherSettings
-from almlip_jax.campaign.teaching import Teacher, make_frames
+from almlip_jax.campaign.teaching import Teacher, frame_keys, make_frames
 from almlip_jax.errors import LabelError
 from almlip_jax.oracles import Label, LabelStore
 from almlip_jax.progress import SilentProgress
 from almlip_jax.structures.io import read_structures
 
 LABEL = 0.05
+START = molecule("H2O")
+START.info |= {"charge": 0, "spin": 1}
 
 
 def source(seconds: float) -> dict[str, Any]:
@@ -91,9 +93,7 @@ def taught(folder: Path, progress: Telling, **changes: Any) -> list[Any]:
     settings = TeacherSettings.model_validate({**SETTINGS, **changes})
     teacher = Teacher.open(settings, run)
     try:
-        start = molecule("H2O")
-        start.info |= {"charge": 0, "spin": 1}
-        source = Source([start], SystemSettings(), teacher.driver, 0, {"campaign": "budget"}, progress.message)
+        source = Source([START], SystemSettings(), teacher.driver, 0, {"campaign": "budget"}, progress.message)
         make_frames(teacher, source, run, progress)
         seconds = teacher.seconds
     finally:
@@ -117,6 +117,8 @@ def test_labels_of_a_dear_teacher_end_with_the_budget(driven: tuple[Path, Tellin
     assert set(kept) == {300.0, 600.0} and abs(kept[300.0] - kept[600.0]) <= 1
     with LabelStore(RunDirectory(folder).driver_labels, readonly=True) as store:
         rows = [row for row in store.labelled("teacher") if "step" in row.provenance]
+    asked = TeacherSettings.model_validate(SETTINGS)
+    assert set(frame_keys(asked, [START])) == {"bath_temperature", "charge", "origin", "spin"} <= set(frames[0].info)
     late = {row.atoms.positions.tobytes() for row in rows if row.provenance["step"] > 32}
     assert sum(frame.positions.tobytes() in late for frame in frames) >= count // 2 - 2  # early and late ones
 
@@ -143,6 +145,8 @@ def test_dynamics_end_with_their_share(tmp_path: Path) -> None:
     alone = {"driver": None, "frames": 200, "seconds": 0.6}
     seconds, frames = taught(tmp_path / "alone", progress, **alone)
     assert 0.6 <= seconds < 0.6 + 4 * LABEL
+    asked = TeacherSettings.model_validate({**SETTINGS, **alone})
+    assert set(frame_keys(asked, [START])) <= set(frames[0].info)
     assert any(f"gave {len(frames)} of 200 frames, as their share of teacher.seconds 0.6" in t for t in progress.said)
     seconds, frames = taught(tmp_path / "slow", progress, driver=source(0.04), frames=200)
     assert seconds < 1.0 + 3 * LABEL and 1 <= len(frames) <= 4  # 0.25 s for each trajectory, six steps and the start
