@@ -66,12 +66,7 @@ def load(path: Path | str, types: Sequence[str] | None = None) -> Potential:
     """
     from almlip_jax.potential import Potential  # jax is slow to import, and only potentials need it
 
-    if not Path(path).is_file():
-        return Potential.load(path)
-    from almlip_jax.potential.mtp_files import load_mtp
-    from almlip_jax.structures.labels import required_types
-
-    return load_mtp(path, required_types(path, types))
+    return Potential.load(path, types)
 
 
 _PUBLIC = {

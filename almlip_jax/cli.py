@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from almlip_jax.distillation import Distilled
     from almlip_jax.potential import Potential
     from almlip_jax.progress import Progress
+    from almlip_jax.saved_potential import SavedPotential
     from almlip_jax.simulation.settings import SimulationConfig
     from almlip_jax.structures.labels import FileReading
     from almlip_jax.training import EpochReport, TrainingResult
@@ -89,6 +90,7 @@ OptionalOutFile = Annotated[
 ]
 RunFolder = Annotated[Path, typer.Argument(help="Run directory.")]
 PotentialFolder = Annotated[Path, typer.Argument(help="Folder of a saved potential.")]
+PotentialPlace = Annotated[Path, typer.Argument(help="Folder of a saved potential, or an .mtp file (with --types).")]
 RunOption = Annotated[
     Path | None,
     typer.Option("--out", callback=folder_to_write, help="Folder of the run; that of the config by default."),
@@ -279,7 +281,8 @@ def train(
     data: Annotated[list[Path], typer.Option("--data", help="Labelled structures; repeatable.")],
     out: Annotated[Path, typer.Option("--out", callback=folder_to_write, help="Folder of the potential.")],
     begin: Annotated[
-        Path | None, typer.Option("--from", help="Potential to fine-tune; elements that it lacks are added.")
+        Path | None,
+        typer.Option("--from", help="Potential to fine-tune (folder or .mtp); elements that it lacks are added."),
     ] = None,
     validation: Annotated[
         list[Path] | None,
@@ -297,14 +300,15 @@ def train(
     from almlip_jax.config import load_settings
     from almlip_jax.files import write_csv
     from almlip_jax.potential import check_place
+    from almlip_jax.saved_potential import SavedPotential
     from almlip_jax.training import checkpoint
 
     settings = load_settings(TrainConfig, config, overrides or [])
     reading = files.reading(settings.system)
     start = None
     if begin is not None:
-        start = _load(begin)
-        settings = _as_of(start, begin, settings)
+        start = _load(begin, reading.types)
+        settings = _as_of(start, SavedPotential.read(begin, reading.types), settings)
     prepare_jax(settings.precision)
     check_place(out)
     structures = in_their_states(_read(data, reading, require_labels=True), settings.system)
@@ -319,13 +323,12 @@ def train(
     _show_training(result, len(structures), out, curve, json_file)
 
 
-def _as_of(start: Potential, folder: Path, settings: TrainConfig) -> TrainConfig:
+def _as_of(start: Potential, saved: SavedPotential, settings: TrainConfig) -> TrainConfig:
     """The settings, with model, ensemble and precision of a potential to begin with where they are not given."""
     from almlip_jax.campaign.beginning import as_of
     from almlip_jax.fitting import check_start
-    from almlip_jax.saved_potential import SavedPotential
 
-    settings = as_of(SavedPotential.read(folder), settings)
+    settings = as_of(saved, settings)
     check_start(start, settings.model, settings.ensemble)
     return settings
 
@@ -377,7 +380,7 @@ def _show_training(
 @app.command()
 @_with_reading_options
 def evaluate(
-    potential: PotentialFolder,
+    potential: PotentialPlace,
     data: Annotated[Path, typer.Argument(help="Labelled structures.")],
     group_key: Annotated[str, typer.Option(help="Key of a frame's info that names its group.")] = "group",
     predictions: Annotated[
@@ -397,7 +400,7 @@ def evaluate(
 
         require_format(predictions)
     reading = files.reading()
-    model = _load(potential)
+    model = _load(potential, reading.types)
     from almlip_jax.evaluation import error_metrics
     from almlip_jax.evaluation.tables import error_table, uncertainty_table
     from almlip_jax.structures.labels import hint_of_keys
@@ -432,15 +435,15 @@ def evaluate(
 
 @app.command()
 def score(
-    potential: PotentialFolder,
+    potential: PotentialPlace,
     pool: Annotated[Path, typer.Argument(help="Structures; labels are not needed.")],
     out: OutFile,
     types: TypesOption = None,
     json_file: JsonFile = None,
 ) -> None:
     """Write structures with predictions and the uncertainty of each frame and atom, however many there are."""
-    numbers = _ReadingOptions(types=types).reading().arguments["type_numbers"]
-    model = _load(potential)
+    reading = _ReadingOptions(types=types).reading()
+    numbers, model = reading.arguments["type_numbers"], _load(potential, reading.types)
     from almlip_jax.progress import open_progress
     from almlip_jax.scoring import score_pool
     from almlip_jax.structures.io import count_structures
@@ -466,7 +469,7 @@ def score(
 @app.command()
 def select(
     config: ConfigFile,
-    potential: Annotated[Path, typer.Option("--potential", help="Folder of a saved potential.")],
+    potential: Annotated[Path, typer.Option("--potential", help="Folder of a saved potential, or .mtp file.")],
     pool: Annotated[Path, typer.Option("--pool", help="Candidates.")],
     train_file: Annotated[Path, typer.Option("--train", help="What is labelled already.")],
     k: Annotated[int, typer.Option("-k", min=1, help="Size of the batch.")],
@@ -479,7 +482,8 @@ def select(
     from almlip_jax.campaign.config import load_config
 
     settings = load_config(config, overrides or [])
-    model = _load(potential)
+    reading = _ReadingOptions(types=types).reading(settings.system)
+    model = _load(potential, reading.types)
     from almlip_jax.campaign.batch import (
         candidates,
         choose,
@@ -502,7 +506,6 @@ def select(
         raise InputError(f"{potential}: {error}") from error
     check_columns(selector, k, "selection.selector")
     features, exponent = features_of(selector, settings.seed), selector.cost_exponent
-    reading = _ReadingOptions(types=types).reading(settings.system)
     frames, labelled = (
         in_their_states(_read([file], reading, ignore_labels=True), settings.system) for file in (pool, train_file)
     )
@@ -527,7 +530,7 @@ def select(
 
 @app.command(name="select-add")
 def select_add(
-    potential: PotentialFolder,
+    potential: PotentialPlace,
     pool: Annotated[Path, typer.Argument(help="Candidates; labels are not needed.")],
     out: OutFile,
     train_file: Annotated[
@@ -542,7 +545,8 @@ def select_add(
     json_file: JsonFile = None,
 ) -> None:
     """Offer structures to the active set of a potential, and write those that enter it: select-add of MLIP-2."""
-    model = _load(potential)
+    reading = _ReadingOptions(types=types).reading()
+    model = _load(potential, reading.types)
     from almlip_jax.potential import check_place
     from almlip_jax.scoring import MV_GRADE
     from almlip_jax.steps import select_add as offered
@@ -555,7 +559,6 @@ def select_add(
             f"{potential} has no active set; name the structures that it was trained on with --train, or train it "
             "with active_set in its config."
         )
-    reading = _ReadingOptions(types=types).reading()
     frames = _read([pool], reading, ignore_labels=True)
     labelled = [] if train_file is None else _read([train_file], reading, ignore_labels=True)
     model.check_elements(frames, str(pool))
@@ -750,7 +753,7 @@ def _convert_potential(source: Path, target: Path, types: tuple[str, ...] | None
     from almlip_jax.structures.labels import required_types, type_numbers
 
     if source.is_dir():
-        potential = _load(source)
+        potential = _load_folder(source)
         from almlip_jax.potential.mtp_files import save_mtp
 
         if target.suffix != ".mtp":
@@ -835,7 +838,7 @@ def lammps(
         raise InputError("--record says where frames are written and --above which; give both or none.")
     if score not in names(scores()):
         raise InputError(f"--score {score} is no score of structures; give one of {', '.join(names(scores()))}.")
-    model = _load(potential)
+    model = _load_folder(potential)
     from almlip_jax.interfaces.lammps import Coupling
     from almlip_jax.interfaces.lammps_script import run_script
     from almlip_jax.interfaces.recording import Recording
@@ -906,7 +909,7 @@ def export(
     if wrong:
         raise InputError(f"--{wrong[0]} belongs to {'--lammps-jax' if stablehlo else '--stablehlo'}; leave it out.")
     names = None if platforms is None else platforms.split(",")
-    model = _load(potential)
+    model = _load_folder(potential)
     from almlip_jax.structures.io import read_structures
 
     structures = read_structures(like, ignore_labels=True)
@@ -1007,7 +1010,7 @@ def _simulate(
 
     settings = load_settings(kind, config, overrides or [])
     folder = out or settings.out or Path("runs") / config.stem
-    potential = _load(settings.potential)
+    potential = _load(settings.potential, settings.types)
     try:
         with open_progress() as progress:
             summary = work(settings, folder, potential, progress)
@@ -1184,18 +1187,30 @@ def _read(
     return read_structures(files, require_labels=require_labels, ignore_labels=ignore_labels, **arguments)
 
 
-def _load(path: Path) -> Any:
-    """The potential in a folder, with jax set to its precision."""
+def _load(path: Path, types: Sequence[str] | None = None) -> Any:
+    """The potential in a folder, or of an ``.mtp`` file with types, with jax set to its precision."""
+    from almlip_jax.saved_potential import SavedPotential
+
     try:
-        dtype = json.loads((path / "potential.json").read_text())["dtype"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        dtype = SavedPotential.read(path, types).precision
+    except InputError:
         dtype = "float32"  # loading says what is wrong
     from almlip_jax.compilation import prepare_jax
 
     prepare_jax("float64" if dtype == "float64" else "float32")
     from almlip_jax.potential import Potential
 
-    return Potential.load(path)
+    return Potential.load(path, types)
+
+
+def _load_folder(path: Path) -> Any:
+    """As `_load`, for commands that read no types."""
+    if path.is_file():
+        raise InputError(
+            f"{path} is no folder of a potential; of an .mtp file one is made by: almlip convert {path} FOLDER --types "
+            "Si,O."
+        )
+    return _load(path)
 
 
 def _show(content: RenderableType) -> None:

@@ -1,4 +1,6 @@
-"""What the folder of a potential says without loading it: elements, electronic states, and a digest of what it is.
+"""What a saved potential says without being loaded: elements, electronic states, and a digest of what it is.
+
+It is a folder that `Potential.save` wrote, or a file of MLIP-2 (``.mtp``), whose types are given beside it.
 
 Needs no jax, so that label sources and campaigns can ask before anything is computed.
 """
@@ -7,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -41,17 +44,37 @@ class SavedPotential:
     content: Mapping[str, Any]
 
     @classmethod
-    def read(cls, folder: Path | str) -> SavedPotential:
-        """The description in a folder.
+    def read(cls, folder: Path | str, types: Sequence[str] | None = None) -> SavedPotential:
+        """The description in a folder, or what a file of MLIP-2 says.
+
+        Args:
+            folder: the folder, or the file.
+            types: element of each type of a file, from type 0 on; not looked at for a folder.
 
         Raises:
-            InputError: there is none, or it is damaged.
+            InputError: there is none, or it is damaged; or the types of a file are not known.
         """
         place = Path(folder)
+        if place.is_file():
+            return SavedMtp.of(place, types)
         try:
             return _read(place, (place / DESCRIPTION).stat().st_mtime_ns)
         except OSError as error:
             raise InputError(f"{place} is not a potential: it has no {DESCRIPTION}.") from error
+
+    @property
+    def model(self) -> Mapping[str, Any]:
+        """Settings of its architecture."""
+        return dict(self.content["model"])
+
+    @property
+    def ensemble(self) -> Mapping[str, Any]:
+        """Settings of its members."""
+        return dict(self.content["ensemble"])
+
+    def holds(self, params_digest: str) -> bool:
+        """Whether parameters with this digest are those that belong there."""
+        return str(self.content[PARAMS]).endswith(params_digest)
 
     @property
     def numbers(self) -> frozenset[int]:
@@ -86,6 +109,50 @@ class SavedPotential:
         if training:
             kept = self.remembered
             said |= {REMEMBERED: None if kept is None else kept.name, "states": self.content["metadata"].get("states")}
+        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
+class SavedMtp(SavedPotential):
+    """A file of MLIP-2; what it is follows from its content and from the elements of its types."""
+
+    @classmethod
+    def of(cls, path: Path, types: Sequence[str] | None) -> SavedMtp:
+        """What a file says, as `SavedPotential.read` gives it."""
+        from almlip_jax.structures.labels import required_types  # reads settings, which few others need
+
+        try:
+            text = path.read_bytes()
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error.strerror}.") from error
+        if text.removeprefix(b"\xef\xbb\xbf").split(maxsplit=1)[:1] != [b"MTP"]:
+            raise InputError(f"{path} is no potential: neither a folder of one nor an .mtp file.")
+        numbers = required_types(path, types)
+        count = re.search(rb"^\s*species_count\s*=\s*(\d+)", text, re.MULTILINE)
+        if count is not None and int(count[1]) != len(numbers):
+            raise InputError(f"{path} has {int(count[1])} types, but {len(numbers)} elements are given for them.")
+        said = {PARAMS: hashlib.sha256(text).hexdigest(), "types": list(types or ()), "dtype": "float64"}
+        return cls(path, {**said, "species": sorted(types or (), key=atomic_numbers.__getitem__), "metadata": {}})
+
+    @property
+    def model(self) -> Mapping[str, Any]:
+        """Settings of its architecture; needs jax."""
+        from almlip_jax.models.mtp.text import read_mtp
+        from almlip_jax.potential.mtp_files import settings_of
+
+        return settings_of(read_mtp(self.folder)).model_dump(mode="json")
+
+    @property
+    def ensemble(self) -> Mapping[str, Any]:
+        """It is one member."""
+        return {"size": 1}
+
+    def holds(self, params_digest: str) -> bool:
+        """Whether the file is what it was when it was described: it has no other digest of parameters."""
+        return hashlib.sha256(self.folder.read_bytes()).hexdigest() == self.content[PARAMS]
+
+    def digest(self, *, training: bool = False) -> str:
+        """SHA-256 of the file and of the elements of its types: all that predictions and trainings depend on."""
+        said = {key: self.content[key] for key in (PARAMS, "types")}
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 

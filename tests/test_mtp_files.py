@@ -5,25 +5,35 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
 from ase import Atoms
-from ase.build import molecule
+from ase.build import bulk, molecule
+from ase.calculators.singlepoint import SinglePointCalculator
 from typer.testing import CliRunner
 
 import almlip_jax
 from almlip_jax import cli
+from almlip_jax.campaign.beginning import with_beginning
+from almlip_jax.campaign.checks import check_campaign
+from almlip_jax.campaign.config import ExperimentConfig
+from almlip_jax.campaign.continuity import settled
+from almlip_jax.campaign.inputs import Inputs
 from almlip_jax.ensembles import EnsembleSettings, build_ensemble
-from almlip_jax.errors import InputError
+from almlip_jax.errors import InputError, LabelError
 from almlip_jax.models import MtpSettings
 from almlip_jax.models.mtp.basis import Basis, basis
 from almlip_jax.models.mtp.moments import RadialBasis
 from almlip_jax.models.mtp.recognised import recognised
 from almlip_jax.models.mtp.text import MtpText, Trained, read_mtp, template
+from almlip_jax.oracles import PotentialSourceSettings
 from almlip_jax.potential import Potential
 from almlip_jax.potential.mtp_files import load_mtp, save_mtp, texts_of
+from almlip_jax.saved_potential import SavedPotential
+from almlip_jax.structures.io import read_structures, write_structures
 from almlip_jax.structures.species import SpeciesTable
 
 # a potential with random coefficients, and what motep 0.2.0 gives with it
@@ -287,3 +297,96 @@ def test_motep_gives_the_same(tmp_path):
         for atoms, energy in zip(frames, member, strict=True):
             atoms.calc = calculator.MTP(data)
             assert atoms.get_potential_energy() == pytest.approx(energy, rel=1e-12)
+
+
+def crystal_of(folder: Path) -> Path:
+    """A folder with the file, a crystal that is not quite perfect, and its label."""
+    crystal = bulk("Si", cubic=True)
+    crystal.rattle(0.05, seed=1)
+    (folder / "si.mtp").write_text(SILICON)
+    write_structures(folder / "si.xyz", [crystal])
+    crystal.calc = almlip_jax.load(folder / "si.mtp", ["Si"]).calculator()
+    labelled = SinglePointCalculator(crystal, energy=crystal.get_potential_energy(), forces=crystal.get_forces())
+    crystal.calc = labelled
+    write_structures(folder / "labelled.extxyz", [crystal])
+    return folder / "si.mtp"
+
+
+class TestWhereSettingsNamePotentials:
+    def test_what_a_file_says_without_being_loaded(self, tmp_path: Path) -> None:
+        path = crystal_of(tmp_path)
+        saved = SavedPotential.read(path, ["Si"])
+        assert saved.numbers == {14} and saved.precision == "float64" and saved.states is saved.remembered is None
+        assert saved.model["kind"] == "mtp" and saved.ensemble == {"size": 1}
+        assert saved.digest() == saved.digest(training=True) != SavedPotential.read(path, ["Ge"]).digest()
+        path.write_text(SILICON.replace("-1.228579286373246e+00", "-1.3"))
+        assert SavedPotential.read(path, ["Si"]).digest() != saved.digest() and not saved.holds("")
+        assert Potential.load(path, ["Si"]).species.symbols == ("Si",)
+        for types, why in ((None, "say which element each of its types is"), (["Si", "O"], "has 1 types, but 2")):
+            with pytest.raises(InputError, match=why):
+                SavedPotential.read(path, types)
+        with pytest.raises(InputError, match="neither a folder of one nor an .mtp file"):
+            SavedPotential.read(tmp_path / "si.xyz", ["Si"])
+
+    @pytest.mark.parametrize("where", ["system", "initial"])
+    def test_a_campaign_begins_with_a_file(self, tmp_path: Path, where: str) -> None:
+        path = crystal_of(tmp_path)
+        sections: dict[str, Any] = {
+            "system": {"structures": str(tmp_path / "si.xyz")},
+            "oracle": {"kind": "ase", "calculator": "ase.calculators.lj:LennardJones"},
+            "initial": {"potential": str(path), "rattle": {"count": 4}},
+            "selection": {"selector": {"kind": "max_det"}},
+            "exploration": {
+                "kind": "md",
+                "walkers": [{"temperature": 300}],
+                "gate": {"kind": "absolute", "score": "latent_distance"},
+                "thresholds": {"kind": "fixed", "record": 0.1, "stop": 9.0},
+            },
+            "stopping": {"share_below": None},
+        }
+        with pytest.raises(InputError, match="say which element each of its types is"):
+            with_beginning(ExperimentConfig.model_validate(sections))
+        sections[where]["types"] = ["Si"]
+        config = with_beginning(ExperimentConfig.model_validate(sections))
+        assert config.model.kind == "mtp" and config.ensemble.size == 1 and config.precision == "float64"
+        check_campaign(config)
+        start = Inputs(config).start
+        assert start is not None and start.species.symbols == ("Si",)
+        before = settled(config)["initial_potential"]
+        path.write_text(SILICON.replace("-1.228579286373246e+00", "-1.3"))
+        assert settled(config)["initial_potential"] != before
+
+    def test_a_file_is_a_label_source(self, tmp_path: Path) -> None:
+        source = PotentialSourceSettings(path=crystal_of(tmp_path), types=("Si",))
+        (known,) = read_structures(tmp_path / "labelled.extxyz")
+        found = source.build()(known)
+        assert found.energy == pytest.approx(known.get_potential_energy(), abs=1e-5)
+        np.testing.assert_allclose(found.forces, known.get_forces(), atol=1e-5)
+        assert found.stress is not None and not source.gives("dipole")
+        with pytest.raises(LabelError, match="does not know H"):
+            source.check(molecule("H2O"))
+
+    def test_commands_read_files(self, tmp_path: Path) -> None:
+        crystal_of(tmp_path)
+        run = CliRunner()
+        place, data = str(tmp_path / "si.mtp"), str(tmp_path / "labelled.extxyz")
+        shown = run.invoke(cli.app, ["evaluate", place, data, "--types", "Si", "--json", str(tmp_path / "e.json")])
+        assert shown.exit_code == 0, shown.output
+        refused = run.invoke(cli.app, ["export", place, str(tmp_path / "out"), "--like", data, "--stablehlo"])
+        assert refused.exit_code != 0 and "almlip convert" in " ".join(refused.output.split())
+
+    @pytest.mark.slow
+    def test_a_training_begins_with_a_file(self, tmp_path: Path) -> None:
+        """One step of a small rate hardly changes what it says."""
+        crystal_of(tmp_path)
+        (tmp_path / "train.yaml").write_text(
+            "system: {types: [Si]}\ntraining: {max_steps: 1, learning_rate: 1.0e-9, validation_fraction: 0}\n"
+        )
+        arguments = ["--data", "labelled.extxyz", "--from", "si.mtp", "--out", "tuned"]
+        places = [str(tmp_path / one) if not one.startswith("--") else one for one in arguments]
+        shown = CliRunner().invoke(cli.app, ["train", str(tmp_path / "train.yaml"), *places])
+        assert shown.exit_code == 0, shown.output
+        (known,) = read_structures(tmp_path / "labelled.extxyz")
+        tuned = almlip_jax.load(tmp_path / "tuned")
+        assert tuned.settings.kind == "mtp"
+        np.testing.assert_allclose(tuned.evaluate([known]).forces[0], known.get_forces(), atol=1e-4)

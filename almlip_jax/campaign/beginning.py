@@ -23,8 +23,12 @@ def as_of(saved: SavedPotential, config: Config) -> Config:
     Raises:
         InputError: these do not go with the rest of it.
     """
-    its = {"model": saved.content["model"], "ensemble": saved.content["ensemble"], "precision": saved.precision}
-    taken = {name: value for name, value in its.items() if name not in config.model_fields_set}
+    its: dict[str, Callable[[], Any]] = {
+        "model": lambda: saved.model,
+        "ensemble": lambda: saved.ensemble,
+        "precision": lambda: saved.precision,
+    }
+    taken = {name: value() for name, value in its.items() if name not in config.model_fields_set}
     if not taken:
         return config
     read: dict[str, Callable[[Any], Any]] = {
@@ -46,8 +50,8 @@ def as_of(saved: SavedPotential, config: Config) -> Config:
 
 def with_beginning(config: ExperimentConfig) -> ExperimentConfig:
     """The config of a campaign, with what it takes from ``initial.potential``."""
-    folder = config.initial.potential
-    return config if folder is None else as_of(SavedPotential.read(folder), config)
+    saved = config.beginning
+    return config if saved is None else as_of(saved, config)
 
 
 def check_beginning(config: ExperimentConfig, start: Potential | None) -> None:

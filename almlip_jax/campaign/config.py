@@ -37,6 +37,7 @@ from almlip_jax.config import load_settings
 from almlip_jax.models import DeltaSettings, ModelSettings, SharedDensitySettings
 from almlip_jax.oracles import ExecutorSettings, LocalSettings, SourceSettings
 from almlip_jax.potential.active_set import GRADES, ActiveSetSettings
+from almlip_jax.saved_potential import SavedPotential
 from almlip_jax.settings import Settings
 from almlip_jax.training import (
     EnsembleSettings,
@@ -106,6 +107,18 @@ class ExperimentConfig(PotentialConfig):
     def _sections_serve_each_other(self) -> Self:
         check_sections(self)
         return self
+
+    @property
+    def beginning(self) -> SavedPotential | None:
+        """What the potential says that trainings begin with, where there is one.
+
+        Raises:
+            InputError: there is none where it should be, or it is damaged.
+        """
+        initial = self.initial
+        if initial.potential is None:
+            return None
+        return SavedPotential.read(initial.potential, initial.otherwise(self.system).types)
 
     @property
     def spanned(self) -> ActiveSetSettings | None:

@@ -18,7 +18,6 @@ from almlip_jax.campaign.state import CampaignState, Stage
 from almlip_jax.errors import InputError
 from almlip_jax.files import plain
 from almlip_jax.oracles import SourceSettings
-from almlip_jax.saved_potential import SavedPotential
 from almlip_jax.yaml_text import read_yaml
 
 if TYPE_CHECKING:
@@ -54,8 +53,8 @@ def settled(config: ExperimentConfig) -> dict[str, Any]:
 
 def _begun_with(config: ExperimentConfig) -> dict[str, str]:
     """Digest of the potential that trainings begin with, if there is one."""
-    folder = config.initial.potential
-    return {} if folder is None else {"initial_potential": SavedPotential.read(folder).digest(training=True)}
+    saved = config.beginning
+    return {} if saved is None else {"initial_potential": saved.digest(training=True)}
 
 
 _CHANGEABLE = {"source", "driver", "executor", "tuning", "replay", "replay_share"}

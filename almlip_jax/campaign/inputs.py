@@ -163,8 +163,9 @@ class Inputs:
     @cached_property
     def start(self) -> Potential | None:
         """The potential that trainings begin with, where the config names one."""
-        folder = self._config.initial.potential
-        return None if folder is None else Potential.load(folder)
+        initial = self._config.initial
+        types = initial.otherwise(self._config.system).types
+        return None if initial.potential is None else Potential.load(initial.potential, types)
 
     @cached_property
     def isolated(self) -> dict[int, float]:

@@ -134,7 +134,8 @@ class LabelMdSettings(Settings):
 class InitialSettings(FileReading):
     """The first labelled set; the parts are put together in the order of the fields.
 
-    ``keys`` and ``types`` are for ``dataset``, where they are others than those of the system.
+    ``keys`` and ``types`` are for ``dataset``, where they are others than those of the system; ``types`` are for an
+    ``.mtp`` file in ``potential``, too.
     """
 
     dataset: Path | None = None
@@ -151,10 +152,11 @@ class InitialSettings(FileReading):
     md: tuple[LabelMdSettings, ...] = ()
     """Trajectories with the label source; each of their steps counts as a label."""
     potential: Path | None = None
-    """Folder of a potential of the same label source that trainings begin with, as with `almlip train --from`: elements
-    are added, its reference energies stay, and what it remembers is trained on again (`training.replay`).  Later rounds
-    begin with it again, or with `training.warm_start` with the potential of the round before.  Sections `model` and
-    `ensemble` that are not given are its own."""
+    """Folder of a potential of the same label source, or an ``.mtp`` file of MLIP-2 (with ``types``, or those of the
+    system), that trainings begin with, as with `almlip train --from`: elements are added, its reference energies stay,
+    and what it remembers is trained on again (`training.replay`).  Later rounds begin with it again, or with
+    `training.warm_start` with the potential of the round before.  Sections `model` and `ensemble` that are not given
+    are its own."""
     from_teacher: FromTeacherSettings | None = None
     """Frames of the teacher (section `teacher`), chosen by a selector and labelled."""
 
@@ -175,7 +177,8 @@ class InitialSettings(FileReading):
 
     @model_validator(mode="after")
     def _reads_a_file(self) -> Self:
-        if self.dataset is None and (self.keys is not None or self.types is not None):
+        typed = self.types is not None and (self.potential is None or self.potential.suffix != ".mtp")
+        if self.dataset is None and (self.keys is not None or typed):
             name = "types" if self.keys is None else "keys"
             raise ValueError(f"{name} says how dataset is read, and none is given; leave it out.")
         return self

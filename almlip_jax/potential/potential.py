@@ -461,12 +461,16 @@ class Potential:
         storage.save(self, directory)
 
     @classmethod
-    def load(cls, directory: Path | str) -> Potential:
-        """Reads what `save` wrote; no training config is needed.
+    def load(cls, directory: Path | str, types: Sequence[str] | None = None) -> Potential:
+        """Reads what `save` wrote, or a file of MLIP-2 (``.mtp``); no training config is needed.
 
         Files of remembered structures and of what was fitted may have been taken out.
 
+        Args:
+            directory: the folder, or the file.
+            types: element of each type of a file, from type 0 on; not looked at for a folder.
+
         Raises:
-            InputError: the folder is missing, incomplete or damaged.
+            InputError: the folder is missing, incomplete or damaged; or the file is, or its types are not known.
         """
-        return storage.load(cls, directory)
+        return storage.load(cls, directory, types)

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -27,6 +27,7 @@ from almlip_jax.models.charge_energy import CHARGE_ENERGY, with_charges_for_noth
 from almlip_jax.potential.fitted import Fitted, params_digest
 from almlip_jax.saved_potential import DESCRIPTION, PARAMS, REMEMBERED
 from almlip_jax.structures.extxyz_reading import read_extxyz
+from almlip_jax.structures.labels import required_types
 from almlip_jax.structures.remembered import as_text
 from almlip_jax.structures.species import SpeciesTable
 
@@ -107,9 +108,13 @@ def _description(potential: Potential, names: Mapping[str, str], fitted: Mapping
     }
 
 
-def load(kind: type[Potential], directory: Path | str) -> Potential:
-    """Reads a potential from a folder; see `Potential.load`."""
+def load(kind: type[Potential], directory: Path | str, types: Sequence[str] | None = None) -> Potential:
+    """Reads a potential from a folder, or from a file of MLIP-2; see `Potential.load`."""
     source = Path(directory).resolve()
+    if source.is_file():
+        from almlip_jax.potential.mtp_files import load_mtp  # makes potentials, and so imports what imports this
+
+        return load_mtp(source, required_types(source, types))
     try:
         return _read(kind, source)
     except InputError:  # one that is replaced between two looks takes its parameters with it

@@ -19,10 +19,10 @@ _LONGEST_STRIDE = 20_000  # steps; a chunk is at least as long, and nothing is w
 
 
 class SimulationConfig(FileReading, ABC):
-    """What both commands take; `keys` are for the calibration set, `types` for all files of structures."""
+    """What both commands take; `keys` are for the calibration set, `types` for all files of structures and ``.mtp``."""
 
     potential: Path
-    """Folder of a saved potential."""
+    """Folder of a saved potential, or an ``.mtp`` file of MLIP-2 (with ``types``)."""
     structures: Path
     """File with the start structures; they are dealt out to the walkers in turn."""
     training_set: Path | None = None

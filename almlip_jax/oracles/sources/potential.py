@@ -16,8 +16,9 @@ from ase.data import chemical_symbols
 
 from almlip_jax.errors import InputError, LabelError
 from almlip_jax.oracles.base import LabelSource, Results, SourceSettings
-from almlip_jax.saved_potential import PARAMS, SavedPotential
+from almlip_jax.saved_potential import SavedPotential
 from almlip_jax.structures.electronic_state import electronic_state
+from almlip_jax.structures.labels import ElementTypes
 from almlip_jax.targets import has_target, targets
 
 _DEVICES_FLAG = "--xla_force_host_platform_device_count"
@@ -36,7 +37,10 @@ class PotentialSourceSettings(SourceSettings):
     version_binds: ClassVar[bool] = True
 
     path: Path
-    """Folder of the potential."""
+    """Folder of the potential, or an ``.mtp`` file of MLIP-2."""
+
+    types: ElementTypes | None = None
+    """Element of each type of an ``.mtp`` file, from type 0 on, as ``[Si, O]``."""
 
     any_state: bool = False
     """Whether structures of any charge and multiplicity are labelled, all alike, by a potential that tells none apart
@@ -46,7 +50,7 @@ class PotentialSourceSettings(SourceSettings):
         """What its model gives."""
         from almlip_jax.models import ModelSettings  # jax, which workers of other sources do without
 
-        return target in ModelSettings.parse(dict(self._saved.content["model"])).further
+        return target in ModelSettings.parse(dict(self._saved.model)).further
 
     def identity(self) -> dict[str, Any]:
         """The kind alone: what the potential is stands in its `version`, and where it is changes no label."""
@@ -58,7 +62,7 @@ class PotentialSourceSettings(SourceSettings):
 
     @property
     def _saved(self) -> SavedPotential:
-        return SavedPotential.read(self.path)
+        return SavedPotential.read(self.path, self.types)
 
     def check(self, atoms: Atoms) -> None:
         """Refuses elements, charges and multiplicities that the potential has not learned of."""
@@ -98,8 +102,8 @@ class PotentialSourceSettings(SourceSettings):
         from almlip_jax.potential.fitted import params_digest
 
         with jax.enable_x64(double):
-            potential = Potential.load(self.path)
-        if not str(saved.content[PARAMS]).endswith(params_digest(potential.params)):
+            potential = Potential.load(self.path, self.types)
+        if not saved.holds(params_digest(potential.params)):
             raise InputError(f"the parameters in {self.path} are not those that belong there; restore a copy of it.")
         given = targets(potential.ensemble.targets)
 
