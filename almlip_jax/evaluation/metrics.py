@@ -11,6 +11,7 @@ from ase.data import chemical_symbols
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from almlip_jax.errors import InputError
+from almlip_jax.given import given_structures
 from almlip_jax.targets import further_targets, has_target, targets
 from almlip_jax.uncertainty import calibration_metrics, force_calibration
 
@@ -49,7 +50,9 @@ class Predictions(Protocol):
         ...
 
 
-def error_metrics(reference: Sequence[Atoms], predicted: Predictions, *, group_key: str = "group") -> dict[str, Any]:
+def error_metrics(
+    reference: Sequence[Atoms] | Atoms, predicted: Predictions, *, group_key: str = "group"
+) -> dict[str, Any]:
     """Errors of energies, forces and stresses, and the calibration of their uncertainties.
 
     A structure that lacks a label does not take part in that metric; a metric without structures is NaN.
@@ -71,8 +74,9 @@ def error_metrics(reference: Sequence[Atoms], predicted: Predictions, *, group_k
         without ``by_group``).
 
     Raises:
-        InputError: there are no structures, or none has a label.
+        InputError: there are no structures, none has a label, or the predictions are those of others.
     """
+    reference = given_structures(reference, "reference")
     rows = _rows(reference, predicted)
     groups: dict[str, list[_Row]] = {}
     for row, atoms in zip(rows, reference, strict=True):
@@ -84,12 +88,30 @@ def error_metrics(reference: Sequence[Atoms], predicted: Predictions, *, group_k
 def _rows(reference: Sequence[Atoms], predicted: Predictions) -> list[_Row]:
     if not reference:
         raise InputError("there is no structure to compare with.")
+    check_paired(reference, predicted)
     rows = [_Row(atoms, predicted, n) for n, atoms in enumerate(reference)]
     if not any(row.is_labelled for row in rows):
         raise InputError(
             "no structure has an energy, forces or, where it is periodic in three directions, a stress to compare with."
         )
     return rows
+
+
+def check_paired(reference: Sequence[Atoms], predicted: Predictions) -> None:
+    """Refuses predictions that are not those of some structures, as far as numbers show.
+
+    Raises:
+        InputError: names the numbers of structures, or of atoms.
+    """
+    told = len(predicted.energy)
+    if len(reference) != told:
+        raise InputError(f"there are {len(reference)} structures, but predictions for {told}; evaluate the same ones.")
+    for n, (atoms, forces) in enumerate(zip(reference, predicted.forces, strict=True)):
+        if len(atoms) != len(forces):
+            raise InputError(
+                f"structure {n} has {len(atoms)} atoms, but the forces predicted for it are of {len(forces)}; evaluate "
+                "the same structures in the same order."
+            )
 
 
 def plain_errors(reference: Sequence[Atoms], predicted: Predictions) -> dict[str, float]:

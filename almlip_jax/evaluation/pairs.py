@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from ase import Atoms
 
-from almlip_jax.evaluation.metrics import Predictions, labels_of
+from almlip_jax.evaluation.metrics import Predictions, check_paired, labels_of
 from almlip_jax.targets import targets
 
 NO_GROUP = "no group"
@@ -48,7 +48,11 @@ def label_pairs(reference: Sequence[Atoms], predicted: Predictions, *, group_key
     Returns:
         those of ``energy`` [n, 1] (eV/atom), ``forces`` [n, 3] (eV/Angstrom), ``stress`` [n, 6] (eV/Angstrom^3) and
         what else the potential gives (``dipole`` [n, 3], e*Angstrom) that some structure has a label for.
+
+    Raises:
+        InputError: the predictions are those of others.
     """
+    check_paired(reference, predicted)
     found: dict[str, list[Pairs]] = {"energy": [], "forces": [], "stress": []}
     for n, atoms in enumerate(reference):
         labels, size = labels_of(atoms), len(atoms)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from almlip_jax.errors import InputError
 from almlip_jax.evaluation import error_metrics
 from almlip_jax.evaluation.metrics import Labels, plain_errors
+from almlip_jax.evaluation.pairs import label_pairs
 
 
 def labelled(symbols: str, group: str, seed: int, **results) -> Atoms:
@@ -116,7 +118,25 @@ def test_a_stress_alone_can_be_compared_also_as_a_matrix():
     found = error_metrics([crystal, film], predicted)
     assert found["stress_mae"] == pytest.approx(0.1) and np.isnan(found["forces_rmse"])
     with pytest.raises(InputError, match="periodic in three directions"):
-        error_metrics([film], predicted)
+        error_metrics([film, film], predicted)
+
+
+def test_predictions_for_others_are_refused():
+    """Position tells which prediction belongs to which structure, so that numbers have to agree at least."""
+    frames = [labelled("OH", "a", 1, **zeros(2)), labelled("HHO", "a", 2, **zeros(3))]
+    predicted = Labels(frames)
+    for reference, refusal in (
+        (frames[:1], "there are 1 structures, but predictions for 2"),
+        ([*frames, frames[0]], "there are 3 structures, but predictions for 2"),
+        (frames[::-1], "structure 0 has 3 atoms, but the forces predicted for it are of 2"),
+    ):
+        for compare in (error_metrics, plain_errors, label_pairs):
+            with pytest.raises(InputError, match=refusal):
+                compare(reference, predicted)
+
+
+def zeros(atoms: int) -> dict[str, Any]:
+    return {"energy": 0.0, "forces": np.zeros((atoms, 3))}
 
 
 def test_nothing_to_compare_with():
