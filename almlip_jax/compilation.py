@@ -9,9 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
+import numpy as np
+
+from almlip_jax.errors import InputError
 
 Precision = Literal["float32", "float64"]
 
@@ -54,7 +57,11 @@ def prepare_jax(precision: Precision = "float32") -> None:
     A CPU runs programs of one device in the thread that calls them, if this comes before the first of them: only there
     are blocks of any size reused.  A cache folder that cannot be written does not stop the run: programs are then
     compiled anew by each process.
+
+    Raises:
+        InputError: the precision is not one of the two.
     """
+    _check_name(precision)
     jax.config.update("jax_enable_x64", precision == "float64")
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     use_cores()
@@ -69,6 +76,22 @@ def prepare_jax(precision: Precision = "float32") -> None:
     jax.config.update("jax_compilation_cache_dir", str(folder))
     # the many small programs of a start take longer to compile than to read
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def check_precision(precision: str) -> None:
+    """Refuses a precision in which this process does not compute.
+
+    Raises:
+        InputError: says what to call first, or that there is none of that name.
+    """
+    _check_name(precision)
+    if precision == "float64" and jax.dtypes.canonicalize_dtype(np.float64) != np.float64:
+        raise InputError('precision is float64, but jax computes in float32 here; call prepare_jax("float64") first.')
+
+
+def _check_name(precision: str) -> None:
+    if precision not in get_args(Precision):
+        raise InputError(f"precision is 'float32' or 'float64', not {precision!r}.")
 
 
 def use_cores() -> None:

@@ -13,6 +13,7 @@ from ase import Atoms
 
 from almlip_jax.ensembles import Ensemble, EnsembleSettings, build_ensemble
 from almlip_jax.errors import InputError
+from almlip_jax.given import given_settings
 from almlip_jax.keys import named_key
 from almlip_jax.models import Delta, DeltaSettings, LinearLast, Model, ModelSettings
 from almlip_jax.models.around import Around
@@ -119,7 +120,7 @@ def _checked(base: Potential, model: ModelSettings | Mapping[str, Any] | None) -
             "the base of a correction has ensemble.heads or ensemble.likelihood, which are of its own labels; take one "
             "without."
         )
-    correction = base.settings if model is None else ModelSettings.parse(model)
+    correction = base.settings if model is None else given_settings(ModelSettings, model, "model")
     if isinstance(correction, DeltaSettings):
         correction = correction.correction
     model_of = correction.build(base.species)

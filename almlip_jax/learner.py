@@ -16,9 +16,11 @@ import jax
 import numpy as np
 from ase import Atoms
 
+from almlip_jax.compilation import check_precision
 from almlip_jax.ensembles import AnyEnsemble, build_ensemble
 from almlip_jax.errors import CapacityError, InputError
 from almlip_jax.fitting import check_start, states_before, with_kept_references
+from almlip_jax.given import given_number, given_settings, given_structures
 from almlip_jax.keys import named_key, numpy_generator
 from almlip_jax.models import ModelSettings, Params
 from almlip_jax.origins import NOTHING, Known, Origin
@@ -76,14 +78,14 @@ class Learner:
         budget: structures that a dataset can have at most.
         typical: structures like those to come, from which elements and sizes of arrays follow; the first dataset, where
             none are given.
-        model: settings of the architecture, or a dict of them.
+        model: settings of the architecture, a dict of them, or the name of a kind.
         ensemble: of the members, likewise.
         training: of the training, likewise.  With ``warm_start`` each training goes on from the potential before.
         seed: all random numbers follow from it, and from how many trainings came before.
         isolated: energies of isolated atoms, eV by atomic number, which the potential then gives exactly; those among
             the structures, or in the settings of the training, where not given.
         species: elements that the potential is to know; those of the typical structures where not given.
-        precision: ``float32`` or ``float64``.
+        precision: ``float32``, or ``float64`` after ``prepare_jax("float64")``.
         capacity: sizes of arrays that an earlier learner came to, so that this one computes the same bits.
         start: a potential that trainings begin with, each of them unless it goes on from the one before; what a teacher
             taught as an `origins.Taught`.  Model and ensemble are its own where not given.  Its reference energies
@@ -91,8 +93,8 @@ class Learner:
         say: is told about doubtful labels, models that diverged, and arrays that grow.
 
     Raises:
-        InputError: nothing would look at a key of the settings, or the potential to start from is of another
-            architecture.
+        InputError: the settings are not valid, nothing would look at a key of them, jax does not compute in that
+            precision here, or the potential to start from is of another architecture.
 
     >>> from almlip_jax import Learner
     >>> learner = Learner(100, model={"size": "tiny"}, ensemble={"size": 4}, training={"max_steps": 500})
@@ -102,8 +104,8 @@ class Learner:
         self,
         budget: int,
         *,
-        typical: Sequence[Atoms] = (),
-        model: ModelSettings | Mapping[str, Any] | None = None,
+        typical: Sequence[Atoms] | Atoms = (),
+        model: ModelSettings | Mapping[str, Any] | str | None = None,
         ensemble: EnsembleSettings | Mapping[str, Any] | None = None,
         training: TrainingSettings | Mapping[str, Any] | None = None,
         seed: int = 0,
@@ -114,16 +116,17 @@ class Learner:
         start: Potential | Origin | None = None,
         say: Callable[[str], None] | None = None,
     ) -> None:
-        self.budget = budget
-        self.typical = typical
-        self.training = TrainingSettings.model_validate({} if training is None else training)
+        check_precision(precision)
+        self.budget = given_number(budget, "budget", 1)
+        self.typical = given_structures(typical, "typical")
+        self.training = given_settings(TrainingSettings, {} if training is None else training, "training")
         self.start = Known(start, bool(self.training.replay)) if isinstance(start, Potential) else start
         if self.start is not None:
             begun = self.start.potential
             model = begun.settings if model is None else model
             ensemble = begun.member_settings if ensemble is None else ensemble
-        self.model = ModelSettings.parse({} if model is None else model)
-        self.settings = EnsembleSettings.model_validate({} if ensemble is None else ensemble)
+        self.model = given_settings(ModelSettings, {} if model is None else model, "model")
+        self.settings = given_settings(EnsembleSettings, {} if ensemble is None else ensemble, "ensemble")
         if self.start is None:
             refuse_idle_members(self.settings)
             refuse_idle_warmth(self.training)
@@ -211,7 +214,7 @@ class Learner:
     # -- training -----------------------------------------------------------------------------------------------------
 
     def fit(
-        self, data: Sequence[Atoms], *, on_epoch: OnEpoch | None = None, checkpoint: Path | None = None
+        self, data: Sequence[Atoms] | Atoms, *, on_epoch: OnEpoch | None = None, checkpoint: Path | None = None
     ) -> Potential:
         """A potential trained on labelled structures.
 
@@ -232,6 +235,7 @@ class Learner:
         """
         if self.training.final_steps is not None:
             raise InputError("training.final_steps is of campaigns, whose end a learner does not know; leave it out.")
+        data = given_structures(data, "data")
         bonded = without_isolated_atoms(data)
         if not bonded:
             raise InputError("there is nothing to train on besides isolated atoms; give labelled structures.")

@@ -6,6 +6,7 @@ the second round of a loop compiles nothing.
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,11 +33,13 @@ from almlip_jax.campaign.cost import expected_costs, paid_labels
 from almlip_jax.dynamics import Exploration, ExplorationSettings, Explorer, Knowledge, dealt_further, know
 from almlip_jax.dynamics.knowledge import errors_and_scores, structure_scores
 from almlip_jax.dynamics.thresholds import Resolved, ThresholdSettings
-from almlip_jax.ensembles import AnyEnsemble
-from almlip_jax.errors import InputError, LabelError
+from almlip_jax.ensembles import AnyEnsemble, require_score, require_target
+from almlip_jax.errors import InputError, LabelError, nearest
+from almlip_jax.given import given_number, given_settings, given_structures, refusals
 from almlip_jax.keys import named_key
 from almlip_jax.oracles import ExecutorSettings, LabelStore, LocalSettings, SourceSettings, label_structures
 from almlip_jax.potential import Potential
+from almlip_jax.scores import names, needs_no_fit, scores
 from almlip_jax.scoring import MV_GRADE
 from almlip_jax.selection import SelectorSettings
 from almlip_jax.structures.species import SpeciesTable
@@ -46,18 +49,19 @@ _LEAST_ROWS = 64  # of a pool, so that small pools share a program
 
 
 def label(
-    source: SourceSettings | Mapping[str, Any],
-    structures: Sequence[Atoms],
+    source: SourceSettings | Mapping[str, Any] | str,
+    structures: Sequence[Atoms] | Atoms,
     *,
     store: Path | str | None = None,
-    executor: ExecutorSettings | Mapping[str, Any] | None = None,
+    executor: ExecutorSettings | Mapping[str, Any] | str | None = None,
     failed: str = "raise",
 ) -> list[Atoms]:
     """Structures with energies and forces from a label source.
 
     Args:
-        source: settings of the label source, or a dict of them such as ``{"kind": "tblite"}``.
-        structures: in any number; charge and spin are those of their ``info``.
+        source: settings of the label source, a dict of them such as ``{"kind": "tblite"}``, or the name of a kind.
+        structures: in any number; charge and spin are those of their ``info``.  One alone stands for a list of one,
+            here as in all other functions.
         store: file of the label store.  Labels that it holds are not calculated again, and what is calculated is kept
             there; without, labels are kept for this call only.
         executor: where calculations run; by default in a process for each core.
@@ -68,18 +72,19 @@ def label(
 
     Raises:
         LabelError: a label failed; the frame and the reason are named, and the others are in the store.
-        InputError: the label source or the store cannot be used.
+        InputError: the settings are not valid, or the label source or the store cannot be used.
 
     >>> from ase.build import molecule
     >>> from almlip_jax import label
-    >>> water, = label({"kind": "tblite"}, [molecule("H2O")])
+    >>> water, = label("tblite", [molecule("H2O")])
     >>> bool(abs(water.get_potential_energy() + 138.0) < 0.1)
     True
     """
     if failed not in ("raise", "leave_out"):
         raise InputError(f"failed is 'raise' or 'leave_out', not '{failed}'.")
-    settings = SourceSettings.parse(source)
-    where = ExecutorSettings.parse(executor or LocalSettings())
+    structures = given_structures(structures, "structures")
+    settings = given_settings(SourceSettings, source, "source")
+    where = given_settings(ExecutorSettings, executor or LocalSettings(), "executor")
     with tempfile.TemporaryDirectory(prefix="almlip-labels-") as folder:
         with LabelStore(Path(store or Path(folder) / "labels.db")) as opened:
             results = label_structures(structures, settings, opened, executor=where, provenance={"purpose": "script"})
@@ -91,18 +96,19 @@ def label(
 
 
 def thresholds(
-    rule: ThresholdSettings | Mapping[str, Any],
+    rule: ThresholdSettings | Mapping[str, Any] | str,
     potential: Potential,
-    labelled: Sequence[Atoms],
+    labelled: Sequence[Atoms] | Atoms,
     *,
     score: str = "force_std_max",
     knowledge: Knowledge | None = None,
-    calibration: Sequence[Atoms] | None = None,
+    calibration: Sequence[Atoms] | Atoms | None = None,
 ) -> Resolved:
     """Thresholds of a gate.
 
     Args:
-        rule: settings of the thresholds, or a dict of them such as ``{"kind": "relative", "floor": 0.05}``.
+        rule: settings of the thresholds, a dict of them such as ``{"kind": "relative", "floor": 0.05}``, or the name of
+            a kind.
         potential: whose scores count.
         labelled: the training set, for relative thresholds; structures with forces that were drawn at random from an
             exploration and not trained on, for calibrated and conformal ones.
@@ -112,18 +118,39 @@ def thresholds(
             at both.
 
     Raises:
-        InputError: the structures are too few, or say nothing.
+        InputError: the settings are not valid, the score is not known, does not suit the rule or is not there, or the
+            structures are too few, or say nothing.
     """
-    settings = ThresholdSettings.parse(rule)
-    settings.check(score)
-    drawn = labelled if calibration is None else calibration
+    settings = given_settings(ThresholdSettings, rule, "rule")
+    labelled = given_structures(labelled, "labelled")
+    drawn = labelled if calibration is None else given_structures(calibration, "calibration")
     if (settings.looks_at_training_set and not labelled) or (settings.frames_drawn and not drawn):
         raise InputError(f"{settings.kind} thresholds follow from labelled structures, and there are none; give some.")
     known = knowledge or Knowledge()
+    _check_score(score, settings, potential, known)
     return settings.resolve(
         lambda: structure_scores(score, potential, labelled, known),
         lambda _: errors_and_scores(score, potential, drawn, known),
     )
+
+
+def _check_score(score: str, rule: ThresholdSettings, potential: Potential, knowledge: Knowledge) -> None:
+    """Refuses a score that thresholds cannot follow from."""
+    declared = names(scores())
+    if score not in declared:
+        raise InputError(f"score: '{score}' is not a known score{nearest(score, declared)}")
+    with refusals():
+        rule.check(score)
+    if not (rule.looks_at_training_set or rule.frames_drawn):
+        return
+    with refusals():
+        require_target(score, potential.ensemble.targets, "score")
+        require_score(score, potential.member_settings, "score")
+    if not needs_no_fit(score) and score not in knowledge.novelty:
+        raise InputError(
+            f"score: {score} is fitted to a training set; give knowledge, what know() gives for one and an exploration "
+            f"that looks at {score}."
+        )
 
 
 @dataclass(frozen=True)
@@ -145,11 +172,11 @@ class PotentialExplorer:
 
     def run(
         self,
-        starts: Sequence[Atoms],
-        gate: ThresholdSettings | Mapping[str, Any] | tuple[float, float] = (float("inf"), float("inf")),
+        starts: Sequence[Atoms] | Atoms,
+        gate: ThresholdSettings | Mapping[str, Any] | Resolved | Sequence[float] | str = (math.inf, math.inf),
         *,
-        labelled: Sequence[Atoms] = (),
-        calibration: Sequence[Atoms] = (),
+        labelled: Sequence[Atoms] | Atoms = (),
+        calibration: Sequence[Atoms] | Atoms = (),
         seed: int = 0,
         step: int = 0,
         on_chunk: Callable[[int, int], None] | None = None,
@@ -159,8 +186,8 @@ class PotentialExplorer:
         Args:
             starts: start structures, dealt out to the walkers in turn; with ``rewind: {to: starts}`` a walker begins
                 again at others of the same atoms.
-            gate: thresholds of the gate: record and stop, or how they follow from labelled structures (`thresholds`);
-                infinite ones, the default, neither record nor stop.
+            gate: thresholds of the gate: record and stop, what `thresholds` gave, or how they follow from labelled
+                structures, as there; infinite ones, the default, neither record nor stop.
             labelled: the training set, where thresholds, novelty scores or the admission to the buffer look at it; what
                 the potential knows of it (`Potential.knowing`) serves where none is given.
             calibration: labelled structures that were drawn at random and not trained on, for thresholds that follow
@@ -170,29 +197,23 @@ class PotentialExplorer:
             on_chunk: called after each chunk with steps done and number of walkers that still run.
 
         Raises:
-            InputError: as for `dynamics.Explorer.run`, or labelled structures are missing.
+            InputError: as for `dynamics.Explorer.run`, thresholds are not valid or not in order, or labelled structures
+                are missing.
         """
+        starts, labelled = given_structures(starts, "starts"), given_structures(labelled, "labelled")
         if not starts:
             raise InputError("there is no structure to start from.")
         potential, settings = self.potential, self.settings
         knowledge = None
         if labelled or potential.training_set is not None or potential.active_set is not None:
             knowledge = know(settings, potential, labelled or None, seed, _rows(len(labelled)))
-        if isinstance(gate, tuple):
-            levels = gate
-        else:
-            rule = ThresholdSettings.parse(gate)
-            resolved = thresholds(
-                rule,
-                potential,
-                labelled,
-                score=settings.gate.score,
-                knowledge=knowledge,
-                calibration=calibration,
-            )
-            levels = resolved.levels
-            if resolved.relative is not None:
-                knowledge = replace(knowledge or Knowledge(), relative=resolved.relative)
+        resolved = _levels(gate)
+        if resolved is None:
+            rule = given_settings(ThresholdSettings, gate, "gate")
+            score = settings.gate.score
+            resolved = thresholds(rule, potential, labelled, score=score, knowledge=knowledge, calibration=calibration)
+        if resolved.relative is not None:
+            knowledge = replace(knowledge or Knowledge(), relative=resolved.relative)
         dealt = [starts[n % len(starts)] for n in range(len(settings.temperatures))]
         made = _explorer(
             potential.ensemble,
@@ -204,12 +225,27 @@ class PotentialExplorer:
         )
         further = dealt_further(starts, len(dealt), settings.further_starts)
         key = named_key(seed, "explore", step)
-        return made.run(potential.params, dealt, levels, key, on_chunk, knowledge, further=further)
+        return made.run(potential.params, dealt, resolved.levels, key, on_chunk, knowledge, further=further)
 
 
 def explorer_of(potential: Potential, settings: ExplorationSettings | Mapping[str, Any]) -> PotentialExplorer:
     """Exploration with a potential; settings, or a dict of them, as in the section ``exploration`` of a config."""
-    return PotentialExplorer(potential, ExplorationSettings.model_validate(settings))
+    return PotentialExplorer(potential, given_settings(ExplorationSettings, settings, "exploration"))
+
+
+def _levels(gate: Any) -> Resolved | None:
+    """The thresholds themselves, where a script gave these; None where it gave a rule, or something else."""
+    if isinstance(gate, Resolved):
+        return gate
+    if isinstance(gate, str | Mapping) or not isinstance(gate, Sequence | np.ndarray):
+        return None
+    try:
+        record, stop = (float(one) for one in gate)
+    except (TypeError, ValueError):
+        raise InputError(f"gate: two numbers are needed, record and stop threshold, not {gate}.") from None
+    if not record <= stop:  # not a number is never in order
+        raise InputError(f"gate: the stop threshold {stop:g} is below the record threshold {record:g}; raise stop.")
+    return Resolved(record, stop)
 
 
 @lru_cache(maxsize=_EXPLORERS)
@@ -222,10 +258,10 @@ def _explorer(
 
 
 def select(
-    selector: SelectorSettings | Mapping[str, Any],
+    selector: SelectorSettings | Mapping[str, Any] | str,
     potential: Potential,
-    pool: Sequence[Atoms],
-    labelled: Sequence[Atoms],
+    pool: Sequence[Atoms] | Atoms,
+    labelled: Sequence[Atoms] | Atoms,
     k: int,
     *,
     seed: int = 0,
@@ -237,7 +273,7 @@ def select(
     """The structures of a pool that are most worth a label.
 
     Args:
-        selector: settings of the selector, or a dict of them such as ``{"kind": "bait"}``.
+        selector: settings of the selector, a dict of them such as ``{"kind": "bait"}``, or the name of a kind.
         potential: whose scores and features count.
         pool: structures to choose from.
         labelled: what is labelled already.
@@ -255,16 +291,16 @@ def select(
         up to k of them, copies, best first, with ``info["gain"]``.
 
     Raises:
-        InputError: the selector looks for scores or features that do not exist, or that are 0 everywhere (the
-            spread of one member).
+        InputError: the settings are not valid, or the selector looks for scores or features that do not exist, or that
+            are 0 everywhere (the spread of one member).
     """
+    settings = given_settings(SelectorSettings, selector, "selector")
+    pool, labelled = given_structures(pool, "pool"), given_structures(labelled, "labelled")
+    k = given_number(k, "k", 1)
     if not pool:
         return []
-    settings = SelectorSettings.parse(selector)
-    try:
+    with refusals():
         check_selector(settings, potential.member_settings, "the selector", potential.ensemble.targets)
-    except ValueError as error:
-        raise InputError(str(error)) from error
     request = features_of(settings, seed)
     shape = potential.batch_shape([*pool, *labelled])
     context = labelled or pool[:1]  # where nothing is labelled, one row that counts for nothing keeps the shapes
@@ -282,7 +318,7 @@ def select(
 
 
 def select_add(
-    potential: Potential, pool: Sequence[Atoms], labelled: Sequence[Atoms] = ()
+    potential: Potential, pool: Sequence[Atoms] | Atoms, labelled: Sequence[Atoms] | Atoms = ()
 ) -> tuple[list[Atoms], Potential]:
     """The structures of a pool that enter the active set of a potential: ``select-add`` of MLIP-2.
 
@@ -303,6 +339,7 @@ def select_add(
     >>> from almlip_jax import select_add
     >>> batch, potential = select_add(potential, pool)  # doctest: +SKIP
     """
+    pool, labelled = given_structures(pool, "pool"), given_structures(labelled, "labelled")
     if not pool:
         return [], potential
     if labelled:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import traceback
 from dataclasses import replace
 
 import jax
@@ -139,6 +142,108 @@ def test_a_spread_that_is_not_there_is_refused(rounds):
     alone = replace(first, params=params, members=al.EnsembleSettings(size=1), fitted={})
     with pytest.raises(InputError, match="one member"):
         al.select({"kind": "top_k"}, alone, rounds[2][FIRST:], rounds[2][:FIRST], 1)
+
+
+LIKE_A_CONFIG = [
+    (lambda _, pool: al.label({"kind": "tblit"}, pool), "source: 'tblit' is not a valid kind; did you mean 'tblite'?"),
+    (lambda _, pool: al.label("tblit", pool), "source: 'tblit' is not a valid kind; did you mean 'tblite'?"),
+    (lambda _, pool: al.label("tblite", pool, executor="slurn"), "executor: 'slurn' is not a valid kind; did you mean"),
+    (
+        lambda one, pool: al.select({"kind": "bait", "sgma": 1}, one, pool, pool, 2),
+        "selector.sgma: unknown key 'sgma'",
+    ),
+    (
+        lambda one, pool: al.select(al.TrainingSettings(), one, pool, pool, 2),
+        "selector: a TrainingSettings is no ",
+    ),
+    (lambda one, pool: al.select(None, one, pool, pool, 2), "selector: it should be keys and values, not null"),
+    (lambda one, pool: al.select("bait", one, pool, pool, 0), "k: it should be a whole number of at least 1, not 0"),
+    (lambda one, pool: al.select("bait", one, pool, pool, -1), "k: it should be a whole number of at least 1, not -1"),
+    (
+        lambda one, pool: al.select("bait", one, pool, pool, 2.0),
+        "k: it should be a whole .* not 2.0",
+    ),
+    (lambda one, pool: al.thresholds("relativ", one, pool), "rule: 'relativ' is not a valid kind; did you mean"),
+    (lambda one, pool: al.thresholds(len, one, pool), "rule: the function len .* code of your own .* kind 'user'"),
+    (lambda one, pool: al.thresholds("relative", one, pool, score="forse"), "score: 'forse' is not a known score; "),
+    (lambda one, pool: al.thresholds("relative", one, pool, score="force_std_mx"), "did you mean 'force_std_max'?"),
+    (lambda one, pool: al.thresholds("relative", one, pool, score="dipole_std"), "the model gives no dipole"),
+    (lambda one, pool: al.thresholds("relative", one, pool, score="latent_distance"), "fitted to a training set; give"),
+    (
+        lambda one, pool: al.thresholds({"kind": "conformal", "tolerance": 1}, one, pool, score="dipole_std"),
+        "conformal thresholds need a gate score of atoms",
+    ),
+    (lambda one, pool: al.know({"wlkers": []}, one, pool, 0), "settings.wlkers: unknown key 'wlkers'; did you mean"),
+    (lambda one, _: one.explorer({"stps": 3}), "exploration.stps: unknown key 'stps'; did you mean 'steps'?"),
+    (lambda one, _: one.explorer("md"), "exploration: it should be keys and values, not md"),
+    (lambda one, pool: one.explorer(WALKERS).run(pool, (1.0, 0.1)), "the stop threshold 0.1 is below the record thr"),
+    (lambda one, pool: one.explorer(WALKERS).run(pool, (float("nan"), 1.0)), "the stop threshold 1 is below"),
+    (lambda one, pool: one.explorer(WALKERS).run(pool, [1.0, 2.0, 3.0]), "gate: two numbers are needed, record and"),
+    (lambda one, pool: one.explorer(WALKERS).run(pool, "conformal"), "gate.tolerance: the key is missing"),
+    (lambda one, _: one.evaluate("pool.xyz"), "read_structures reads the file 'pool.xyz'"),
+    (lambda one, _: one.evaluate(3), r"structures \(ase.Atoms\) are needed, not an int"),
+    (lambda one, pool: one.evaluate([pool[0], pool[0][0]]), "structures: item 1 is an Atom, not a structure"),
+    (lambda *_: al.Learner(20, model={"sise": "tiny"}), "model.sise: unknown key 'sise'; did you mean 'size'?"),
+    (lambda *_: al.Learner(20, ensemble={"size": 0}), "ensemble.size: 0 is out of bounds; it should be at least 1"),
+    (lambda *_: al.Learner(20, training={"max_stps": 9}), "training.max_stps: unknown key 'max_stps'; did you mean"),
+    (lambda *_: al.Learner(0), "budget: it should be a whole number of at least 1, not 0"),
+    (lambda *_: al.Learner(-3), "budget: it should be a whole number of at least 1, not -3"),
+    (lambda *_: al.Learner("20"), "budget: it should be a whole number of at least 1, not '20'"),
+    (lambda *_: al.Learner(20, precision="float16"), "precision is 'float32' or 'float64', not 'float16'"),
+    (lambda *_: al.Learner(20, precision="float64"), r'call prepare_jax\("float64"\) first'),
+    (lambda *_: al.prepare_jax("float16"), "precision is 'float32' or 'float64', not 'float16'"),
+    (lambda _, pool: al.rattle(pool[0], -3, np.random.default_rng(0), stdev=0.1), "count: it should be .* not -3"),
+    (lambda _, pool: al.rattle(pool, 3, np.random.default_rng(0), stdev=0.1), "rattling displaces one structure"),
+    (lambda _, pool: al.rattle(pool[0], 3, 0, stdev=0.1), "rattling draws from a generator such as"),
+    (lambda _, pool: al.rattle(pool[0], 3, np.random.default_rng(0), stdev=-0.1), "rattling needs stdev >= 0"),
+]
+
+
+@pytest.mark.parametrize(("call", "refusal"), LIKE_A_CONFIG)
+def test_what_is_given_is_refused_as_in_a_config(rounds, call, refusal):
+    """One sentence with the argument and a hint, and nothing of pydantic."""
+    found, _, data = rounds
+    with pytest.raises(InputError, match=refusal) as refused:
+        call(found[0][0], data[:4])
+    assert "\n" not in str(refused.value)
+    assert "pydantic" not in "".join(traceback.format_exception(refused.value))
+
+
+def test_the_name_of_a_kind_and_one_structure_will_do(rounds):
+    found, _, data = rounds
+    potential, pool, known = found[0][0], data[20:], data[:20]
+
+    def chosen(selector):
+        return [frame.info["gain"] for frame in al.select(selector, potential, pool, known, 2)]
+
+    assert chosen("lcmd") == chosen({"kind": "lcmd"})
+    assert al.thresholds("relative", potential, data) == al.thresholds({"kind": "relative"}, potential, data)
+    assert len(al.select("top_k", potential, pool[0], known[0], 3)) == 1
+    assert potential.evaluate(data[0]).energy.shape == (1,)
+    np.testing.assert_array_equal(potential.evaluate(data[0]).energy, potential.evaluate(data[:1]).energy)
+    assert al.error_metrics(data[0], potential.evaluate(data[0]))["num_structures"] == 1
+
+
+def test_a_gate_may_be_any_two_numbers_or_what_thresholds_gave(rounds):
+    found, _, data = rounds
+    explorer = found[0][0].explorer(WALKERS)
+    wanted = al.thresholds(GATE, found[0][0], data)
+    gates = [GATE, (1e-3, 1e3), [1e-3, 1e3], np.array([1e-3, 1e3]), wanted]
+    runs = [explorer.run(data[0], gate) for gate in gates]
+    for run in runs:
+        assert float(np.max(run.thresholds.record)) == pytest.approx(1e-3)
+        assert len(run.recorded) == len(runs[0].recorded)
+
+
+def test_know_takes_a_dict_of_settings(rounds):
+    found, _, data = rounds
+    watched = WALKERS | {"monitor": ["latent_distance"]}
+    known = al.know(watched, found[0][0], data, 0)
+    same = al.know(al.ExplorationSettings.model_validate(watched), found[0][0], data, 0)
+    levels = [
+        al.thresholds("relative", found[0][0], data, score="latent_distance", knowledge=one) for one in (known, same)
+    ]
+    assert levels[0] == levels[1] and levels[0].record > 0
 
 
 def test_labels_are_paid_once(tmp_path):

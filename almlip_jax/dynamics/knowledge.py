@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from ase import Atoms
@@ -16,6 +17,7 @@ from almlip_jax.dynamics.settings import ExplorationSettings
 from almlip_jax.dynamics.thresholds import AtomErrors
 from almlip_jax.errors import InputError
 from almlip_jax.features import FeatureRequest
+from almlip_jax.given import given_settings, given_structures
 from almlip_jax.potential import GRADES, ActiveSetSettings, Evaluated, FittedScore, Potential
 from almlip_jax.potential.fitted import TRAINING_ROWS
 from almlip_jax.potential.novelty import fit_novelty
@@ -42,17 +44,17 @@ class Knowledge:
 
 
 def know(
-    settings: ExplorationSettings,
+    settings: ExplorationSettings | Mapping[str, Any],
     potential: Potential,
-    training_set: Sequence[Atoms] | None,
+    training_set: Sequence[Atoms] | Atoms | None,
     seed: int,
     room: int = 0,
-    chosen: Sequence[Atoms] = (),
+    chosen: Sequence[Atoms] | Atoms = (),
 ) -> Knowledge:
     """What an exploration with some settings needs to know; nothing is evaluated that it does not ask for.
 
     Args:
-        settings: of the exploration.
+        settings: of the exploration, or a dict of them.
         potential: whose features count.
         training_set: structures; labels are not looked at.  None: what the potential knows of it (`Potential.knowing`).
         seed: decides sketches.
@@ -61,12 +63,12 @@ def know(
             need not keep their like.
 
     Raises:
-        InputError: a structure holds an element that the potential does not know, or there are none and the potential
-            does not know its training set.
+        InputError: the settings are not valid, a structure holds an element that the potential does not know, or there
+            are none and the potential does not know its training set.
 
     >>> import jax
     >>> from ase.build import molecule
-    >>> from almlip_jax.dynamics import ExplorationSettings, know
+    >>> from almlip_jax.dynamics import know
     >>> from almlip_jax.ensembles import EnsembleSettings, build_ensemble
     >>> from almlip_jax.models import SharedDensitySettings
     >>> from almlip_jax.potential import Potential
@@ -74,12 +76,14 @@ def know(
     >>> model, members, species = SharedDensitySettings(size="tiny"), EnsembleSettings(size=2), SpeciesTable((1, 8))
     >>> params = build_ensemble(model, members, species).init(jax.random.key(0))
     >>> potential = Potential(model, species, params, {1: 0.0, 8: 0.0}, members=members)
-    >>> watched = {"walkers": [{"temperature": 300}], "monitor": ["latent_distance"]}
-    >>> settings = ExplorationSettings.model_validate(watched)
+    >>> settings = {"walkers": [{"temperature": 300}], "monitor": ["latent_distance"]}
     >>> training_set = [molecule("H2O"), molecule("H2O2")]
     >>> list(know(settings, potential, training_set, seed=0).novelty)
     ['latent_distance']
     """
+    settings, chosen = given_settings(ExplorationSettings, settings, "settings"), given_structures(chosen, "chosen")
+    if training_set is not None:
+        training_set = given_structures(training_set, "training_set")
     by_features = settings.admission.looks_at_features
     if training_set is None:
         novelty = _grades(settings.novelty, potential, None)

@@ -19,6 +19,7 @@ from ase import Atoms
 from ase.data import covalent_radii
 
 from almlip_jax.errors import InputError, LabelError
+from almlip_jax.given import given_number
 from almlip_jax.oracles.base import Label, bare
 from almlip_jax.oracles.executor import Labeller
 from almlip_jax.oracles.md import (
@@ -368,11 +369,20 @@ def rattle(
             would are drawn again.
 
     Raises:
-        InputError: neither or both of `stdev` and `temperature` are given, or the displacements are so large that
-            atoms nearly always come too close.
+        InputError: neither or both of `stdev` and `temperature` are given, a number is less than 0, what is given is no
+            structure or no generator, or the displacements are so large that atoms nearly always come too close.
     """
+    if not isinstance(start, Atoms):
+        raise InputError(f"rattling displaces one structure (ase.Atoms), not a {type(start).__name__}.")
+    if not isinstance(generator, np.random.Generator):
+        raise InputError(
+            f"rattling draws from a generator such as numpy.random.default_rng(0), not a {type(generator).__name__}."
+        )
+    count = given_number(count, "count", 0)
     if (stdev is None) == (temperature is None):
         raise InputError("rattling needs either stdev or temperature, not both.")
+    if not (stdev or 0) >= 0 or not (temperature or 0) >= 0 or not stiffness > 0:
+        raise InputError("rattling needs stdev >= 0, temperature >= 0 and stiffness > 0.")
     scale = stdev if stdev is not None else float(np.sqrt(KB * (temperature or 0.0) / stiffness))
     radii = covalent_radii[start.numbers]
     pairs = np.triu_indices(len(start), 1)

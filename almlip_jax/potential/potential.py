@@ -17,6 +17,7 @@ from ase import Atoms
 from almlip_jax.ensembles import AnyEnsemble, EnsembleSettings, build_ensemble
 from almlip_jax.errors import InputError
 from almlip_jax.features import FeatureRequest
+from almlip_jax.given import given_settings, given_structures
 from almlip_jax.models import ModelSettings, Params
 from almlip_jax.potential import spanning, storage
 from almlip_jax.potential.active_set import ActiveSetSettings, ActiveStructures
@@ -163,7 +164,7 @@ class Potential:
 
     def spanning(
         self,
-        training_set: Sequence[Atoms],
+        training_set: Sequence[Atoms] | Atoms,
         settings: ActiveSetSettings | Mapping[str, Any] | None = None,
         *,
         earlier: ActiveStructures | None = None,
@@ -179,17 +180,19 @@ class Potential:
         Raises:
             InputError: an element is not known, or there are more parameters than an active set is made for.
         """
-        asked = None if settings is None else ActiveSetSettings.model_validate(settings)
+        training_set = given_structures(training_set, "training_set")
+        asked = None if settings is None else given_settings(ActiveSetSettings, settings, "settings")
         if earlier is not None and asked in (None, earlier.settings):
             return self.with_fitted(active_set=spanning.renewed(self, earlier, training_set))
         return self.with_fitted(active_set=spanning.built_from(self, training_set, asked or ActiveSetSettings()))
 
-    def offer(self, structures: Sequence[Atoms]) -> Offer:
+    def offer(self, structures: Sequence[Atoms] | Atoms) -> Offer:
         """Offers structures to the active set; ``with_fitted(active_set=offer.active)`` keeps what comes of it.
 
         Raises:
             InputError: there is no active set, or an element is not known.
         """
+        structures = given_structures(structures, "structures")
         if self.active_set is None:
             raise InputError("the potential has no active set; make one of its training set (`spanning`).")
         return spanning.offered(self, self.active_set, structures)
@@ -206,7 +209,7 @@ class Potential:
         fitted = self.active_set is not None and set(novelty_names()) <= set(self.novelty)
         return self.training_set is not None and fitted
 
-    def knowing(self, training_set: Sequence[Atoms], *, shape: BatchShape | None = None) -> Potential:
+    def knowing(self, training_set: Sequence[Atoms] | Atoms, *, shape: BatchShape | None = None) -> Potential:
         """The same potential, with all that comparisons with its training set need; an active set that it has stays.
 
         Its evaluations then hold novelty scores, and simulations need no training set for novelty scores,
@@ -219,6 +222,7 @@ class Potential:
         Raises:
             InputError: there is no structure, or one holds an element that the potential does not know.
         """
+        training_set = given_structures(training_set, "training_set")
         if not training_set:
             raise InputError("there is no structure in the training set.")
         novelty = fit_novelty(novelty_names(), *self.atom_features(training_set), len(self.species))
@@ -227,7 +231,7 @@ class Potential:
         evaluated = knowing.evaluate(training_set, features=rows, shape=shape)
         return knowing.with_fitted(training_set=TrainingSet(evaluated.scores, evaluated.features[TRAINING_ROWS]))
 
-    def calibrated(self, held_out: Sequence[Atoms], *, shape: BatchShape | None = None) -> Potential:
+    def calibrated(self, held_out: Sequence[Atoms] | Atoms, *, shape: BatchShape | None = None) -> Potential:
         """The same potential, with a calibration of its force uncertainty.
 
         Args:
@@ -239,6 +243,7 @@ class Potential:
             with ``calibration`` the numbers of `uncertainty.force_calibration` of ``force_total``, and the number of
             ``structures``; without one where fewer than two structures are given, or nothing varies over them.
         """
+        held_out = given_structures(held_out, "held_out")
         frames = [atoms for atoms in held_out if atoms.calc is not None and "forces" in atoms.calc.results]
         if len(frames) < 2:
             return self._without_calibration()
@@ -257,7 +262,7 @@ class Potential:
 
     def evaluate(
         self,
-        structures: Sequence[Atoms],
+        structures: Sequence[Atoms] | Atoms,
         *,
         features: FeatureRequest = NO_FEATURES,
         on_batch: Callable[[int], None] | None = None,
@@ -274,6 +279,7 @@ class Potential:
         Raises:
             InputError: a structure holds an element that the potential does not know.
         """
+        structures = given_structures(structures, "structures")
         if not structures:
             raise InputError("there is no structure to evaluate.")
         self.check_elements(structures)
