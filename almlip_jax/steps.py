@@ -14,9 +14,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from ase import Atoms
+from ase.calculators.calculator import BaseCalculator
 
 from almlip_jax.campaign.batch import (
     AtomRoom,
@@ -37,11 +39,20 @@ from almlip_jax.ensembles import AnyEnsemble, require_score, require_target
 from almlip_jax.errors import InputError, LabelError, nearest
 from almlip_jax.given import given_number, given_settings, given_structures, refusals
 from almlip_jax.keys import named_key
-from almlip_jax.oracles import ExecutorSettings, LabelStore, LocalSettings, SourceSettings, label_structures
+from almlip_jax.kinds import refusal
+from almlip_jax.oracles import (
+    ExecutorSettings,
+    LabelStore,
+    LocalSettings,
+    OwnSource,
+    SourceSettings,
+    is_own_source,
+    label_structures,
+)
 from almlip_jax.potential import Potential
 from almlip_jax.scores import names, needs_no_fit, scores
 from almlip_jax.scoring import MV_GRADE
-from almlip_jax.selection import SelectorSettings
+from almlip_jax.selection import Candidates, Selector, SelectorSettings, UserSelector
 from almlip_jax.structures.species import SpeciesTable
 
 _EXPLORERS = 8  # kinds of exploration whose programs are kept
@@ -49,30 +60,43 @@ _LEAST_ROWS = 64  # of a pool, so that small pools share a program
 
 
 def label(
-    source: SourceSettings | Mapping[str, Any] | str,
+    source: SourceSettings | Mapping[str, Any] | str | BaseCalculator | Callable[[Atoms], Any],
     structures: Sequence[Atoms] | Atoms,
     *,
     store: Path | str | None = None,
     executor: ExecutorSettings | Mapping[str, Any] | str | None = None,
     failed: str = "raise",
+    identity: str = "",
+    charge_and_spin: bool = False,
 ) -> list[Atoms]:
     """Structures with energies and forces from a label source.
 
     Args:
-        source: settings of the label source, a dict of them such as ``{"kind": "tblite"}``, or the name of a kind.
+        source: settings of the label source, a dict of them such as ``{"kind": "tblite"}``, or the name of a kind.  Or
+            an object of your own: an ASE calculator, or a function of a structure that gives the structure with a
+            calculator, a calculator, ``(energy, forces)`` or what else functions of kind ``user`` give.  It is asked in
+            this process, one structure after the other, without a time limit, and sees of a structure what labels
+            depend on: species, positions, cell, pbc, charge, spin and initial magnetic moments.  Its labels are judged
+            like others: finite, converged as far as a calculator says, no force component above 100 eV/Angstrom.
         structures: in any number; charge and spin are those of their ``info``.  One alone stands for a list of one,
             here as in all other functions.
         store: file of the label store.  Labels that it holds are not calculated again, and what is calculated is kept
             there; without, labels are kept for this call only.
-        executor: where calculations run; by default in a process for each core.
+        executor: where calculations run, of a source with settings; by default in a process for each core.
         failed: ``raise``, or ``leave_out``: what becomes of structures that the source cannot label.
+        identity: what labels of an object of your own are taken for in a store: its method, settings and version, which
+            nothing else can tell.  Labels of one identity are never calculated twice, so give another one whenever the
+            object would label differently.
+        charge_and_spin: whether an object of your own takes charge and spin of structures into account; those that have
+            some are refused otherwise.
 
     Returns:
         copies with their labels, in order.
 
     Raises:
         LabelError: a label failed; the frame and the reason are named, and the others are in the store.
-        InputError: the settings are not valid, or the label source or the store cannot be used.
+        InputError: the settings are not valid, the label source or the store cannot be used, or an object of your own
+            comes with a store and without an identity.
 
     >>> from ase.build import molecule
     >>> from almlip_jax import label
@@ -83,7 +107,7 @@ def label(
     if failed not in ("raise", "leave_out"):
         raise InputError(f"failed is 'raise' or 'leave_out', not '{failed}'.")
     structures = given_structures(structures, "structures")
-    settings = given_settings(SourceSettings, source, "source")
+    settings = _source(source, store, executor, identity, charge_and_spin)
     where = given_settings(ExecutorSettings, executor or LocalSettings(), "executor")
     with tempfile.TemporaryDirectory(prefix="almlip-labels-") as folder:
         with LabelStore(Path(store or Path(folder) / "labels.db")) as opened:
@@ -93,6 +117,25 @@ def label(
         number, reason = wrong[0]
         raise LabelError(f"{len(wrong)} of {len(results)} labels failed, first that of structure {number}: {reason}")
     return [result.atoms for result in results if result.atoms is not None]
+
+
+def _source(source: Any, store: Any, executor: Any, identity: str, charge_and_spin: bool) -> SourceSettings:
+    """Settings of a label source, which may be an object of a script's own."""
+    if not is_own_source(source):
+        if identity or charge_and_spin:
+            raise InputError("identity and charge_and_spin are of objects of your own; settings of sources say theirs.")
+        return given_settings(SourceSettings, source, "source")
+    if executor is not None:
+        raise InputError("executor: an object of your own labels in this process; leave it out, or take kind 'user'.")
+    if store is not None and not identity:
+        raise InputError(
+            "store: nothing tells what an object of your own calculates; say it in identity, its method, settings and "
+            "version, or leave store out."
+        )
+    why = None if hasattr(source, "get_potential_energy") else refusal(source, "atoms")
+    if why is not None:
+        raise InputError(f"source: a function that labels takes a structure, and this one does not ({why}).")
+    return OwnSource(kind="own", own=source, known_as=identity, charge_and_spin=charge_and_spin)
 
 
 def thresholds(
@@ -258,26 +301,30 @@ def _explorer(
 
 
 def select(
-    selector: SelectorSettings | Mapping[str, Any] | str,
+    selector: SelectorSettings | Mapping[str, Any] | str | Selector,
     potential: Potential,
     pool: Sequence[Atoms] | Atoms,
     labelled: Sequence[Atoms] | Atoms,
-    k: int,
+    k: int | None = None,
     *,
     seed: int = 0,
     step: int = 0,
     room: int = 0,
     errors: Sequence[float] = (),
     store: Path | str | None = None,
+    features: Sequence[str] | None = None,
+    atom_features: Sequence[str] = (),
 ) -> list[Atoms]:
     """The structures of a pool that are most worth a label.
 
     Args:
-        selector: settings of the selector, a dict of them such as ``{"kind": "bait"}``, or the name of a kind.
+        selector: settings of the selector, a dict of them such as ``{"kind": "bait"}``, or the name of a kind.  Or a
+            selector itself: what a factory of `almlip_jax.selection` made, as ``max_det(10)``, or a pure function of
+            your own ``(key, pool, labelled) -> Selection`` that jax can compile (`selection.Selector`).
         potential: whose scores and features count.
         pool: structures to choose from.
         labelled: what is labelled already.
-        k: how many.
+        k: how many; None for a selector itself, which has its number.
         seed: all random numbers follow from it and from ``step``.
         step: which round it is.
         room: structures that a pool can have at most (`PotentialExplorer.room`), so that pools of any size share a
@@ -286,17 +333,23 @@ def select(
             them (``adaptive``).
         store: file of the label store, whose times say what labels cost, where the selector weighs by it
             (``cost_aware``); without, costs follow from the number of atoms.
+        features: names of the feature maps that candidates have for a selector itself; ``latent`` and
+            ``last_layer_gradient`` where not given.  Settings say what theirs look at.
+        atom_features: of those whose rows of atoms they have, in ``environments``; likewise.
 
     Returns:
         up to k of them, copies, best first, with ``info["gain"]``.
 
     Raises:
         InputError: the settings are not valid, or the selector looks for scores or features that do not exist, or that
-            are 0 everywhere (the spread of one member).
+            are 0 everywhere (the spread of one member), or is no function that jax can compile.
+
+    >>> from almlip_jax import select
+    >>> from almlip_jax.selection import max_det
+    >>> batch = select(max_det(10), potential, pool, labelled)  # doctest: +SKIP
     """
-    settings = given_settings(SelectorSettings, selector, "selector")
+    settings, build = _selector(selector, k, features, atom_features)
     pool, labelled = given_structures(pool, "pool"), given_structures(labelled, "labelled")
-    k = given_number(k, "k", 1)
     if not pool:
         return []
     with refusals():
@@ -313,8 +366,50 @@ def select(
     fitted = of_training_set(settings, potential, pool, labelled)
     among = candidates(pool, of_pool, rows, cost=_costs(settings, pool, store), room=atoms, scores=fitted)
     among, around = with_strata(settings, (pool, among), (context if labelled else (), around))
-    chosen = choose(settings.build(k), named_key(seed, "select", step), among, around)
-    return taken(pool, chosen)
+    return taken(pool, build(named_key(seed, "select", step), among, around))
+
+
+Chosen = list[tuple[int, float]]
+
+
+def _selector(
+    selector: Any, k: int | None, features: Sequence[str] | None, atom_features: Sequence[str]
+) -> tuple[SelectorSettings, Callable[[jax.Array, Candidates, Candidates], Chosen]]:
+    """What a selector looks at, and what chooses by it; a selector itself looks at what is named, as kind ``user``."""
+    if isinstance(selector, type | SelectorSettings) or not callable(selector):
+        settings, number = given_settings(SelectorSettings, selector, "selector"), given_number(k, "k", 1)
+        if features is not None or atom_features:
+            raise InputError("features and atom_features are for selectors themselves; settings say what theirs see.")
+        return settings, lambda *given: choose(settings.build(number), *given)
+    if k is not None:
+        raise InputError("k: a selector itself has the number of structures that it chooses; leave k out.")
+    why = refusal(selector, "key", "pool", "labelled")
+    if why is not None:
+        raise InputError(f"selector: it has to be a function of key, pool and labelled, and this one is not ({why}).")
+    named = {} if features is None else {"features": features}
+    looks_at = {"function": "script:selector", "atom_features": atom_features, **named}
+    return given_settings(UserSelector, looks_at, "selector"), lambda *given: _chosen_by(selector, *given)
+
+
+def _chosen_by(selector: Selector, key: jax.Array, pool: Candidates, labelled: Candidates) -> Chosen:
+    """What a selector of a script's own chooses.
+
+    Raises:
+        InputError: it looks for what candidates do not have, cannot be compiled, or chooses what is not there.
+    """
+    try:
+        chosen = choose(selector, key, pool, labelled)
+    except KeyError as error:
+        raise InputError(f"the selector looks for {error}, which candidates do not have; see features.") from error
+    except TypeError as error:  # those of jax are some, too
+        reason = str(error).partition("\n")[0]
+        raise InputError(
+            f"the selector has to be a function of key, pool and labelled that jax can compile: {reason}"
+        ) from error
+    wrong = [row for row, _ in chosen if not (0 <= row < len(pool.valid) and pool.valid[row])]
+    if wrong:
+        raise InputError(f"the selector chose row {wrong[0]}, which is no candidate; let it look at pool.valid.")
+    return chosen
 
 
 def select_add(

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import traceback
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import molecule
+from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.constraints import FixAtoms
 from tiny_campaign import SECTIONS
 
 import almlip_jax as al
 from almlip_jax.errors import InputError, LabelError
+from almlip_jax.selection import Selection, chain, max_det, threshold
 
 # Of the sizes of the tiny campaign: programs of its trainings and explorations serve here, too.
 WALKERS = {name: value for name, value in SECTIONS["exploration"].items() if name not in ("kind", "thresholds")}
@@ -183,6 +185,37 @@ LIKE_A_CONFIG = [
     (lambda one, _: one.evaluate("pool.xyz"), "read_structures reads the file 'pool.xyz'"),
     (lambda one, _: one.evaluate(3), r"structures \(ase.Atoms\) are needed, not an int"),
     (lambda one, pool: one.evaluate([pool[0], pool[0][0]]), "structures: item 1 is an Atom, not a structure"),
+    (lambda _, pool: al.label(EMT, pool), "source: the class EMT is no SourceSettings; give .* or an object of it"),
+    (lambda _, pool: al.label(lambda: EMT(), pool), "source: a function that labels takes a structure, and this one d"),
+    (lambda _, pool: al.label(EMT(), pool, store="labels.db"), "store: nothing tells what an object of your own calc"),
+    (lambda _, pool: al.label(EMT(), pool, executor="local"), "executor: an object of your own labels in this process"),
+    (lambda _, pool: al.label("tblite", pool, identity="mine"), "identity and charge_and_spin are of objects of your"),
+    (lambda one, pool: al.select(max_det(2), one, pool, pool, 2), "k: a selector itself has the number of structures"),
+    (
+        lambda one, pool: al.select("bait", one, pool, pool, 2, features=["latent"]),
+        "features and atom_features are for",
+    ),
+    (lambda one, pool: al.select(max_det(2), one, pool, pool, features=["latnt"]), "'latnt' is not a .*; did you mean"),
+    (lambda one, pool: al.select(lambda pool: pool, one, pool, pool), "selector: it has to be a function of key, pool"),
+    (lambda one, pool: al.select(lambda key, *_: key, one, pool, pool), r"a selector gives a Selection \(indices, val"),
+    (
+        lambda one, pool: al.select(max_det, one, pool, pool),
+        "the selector has to be a function of key, pool and labell",
+    ),
+    (
+        lambda one, pool: al.select(lambda _, some, __: float(some.cost[0]), one, pool, pool),
+        "the selector has to be a function of key, pool and labelled that jax can compile: ",
+    ),
+    (
+        lambda one, pool: al.select(lambda _, some, __: some.features["full_gradient"], one, pool, pool),
+        "the selector looks for 'full_gradient', which candidates do not have; see features",
+    ),
+    (
+        lambda one, pool: al.select(
+            lambda *_: Selection(jnp.array([40]), jnp.array([True]), jnp.zeros(1)), one, pool, pool
+        ),
+        "the selector chose row 40, which is no candidate",
+    ),
     (lambda *_: al.Learner(20, model={"sise": "tiny"}), "model.sise: unknown key 'sise'; did you mean 'size'?"),
     (lambda *_: al.Learner(20, ensemble={"size": 0}), "ensemble.size: 0 is out of bounds; it should be at least 1"),
     (lambda *_: al.Learner(20, training={"max_stps": 9}), "training.max_stps: unknown key 'max_stps'; did you mean"),
@@ -244,6 +277,110 @@ def test_know_takes_a_dict_of_settings(rounds):
         al.thresholds("relative", found[0][0], data, score="latent_distance", knowledge=one) for one in (known, same)
     ]
     assert levels[0] == levels[1] and levels[0].record > 0
+
+
+def test_selectors_themselves_choose_like_their_settings(rounds):
+    found, _, data = rounds
+    potential, pool, known = found[0][0], data[20:], data[:20]
+
+    def chosen(selector, *k, **more):
+        batch = al.select(selector, potential, pool, known, *k, **more)
+        return [(frame.info["gain"], tuple(frame.positions.ravel())) for frame in batch]
+
+    same = chosen(max_det(2), features=["last_layer_gradient"])  # other features as well would round these otherwise
+    assert same == chosen({"kind": "max_det"}, 2)
+    assert [place for _, place in chosen(max_det(2))] == [place for _, place in same]
+    filtered = chain(threshold("force_std_max", 0.0), selector=max_det(2, features="latent"))
+    assert chosen(filtered, features=["latent"]) == chosen(max_det(2, features="latent"), features=["latent"])
+
+
+def test_a_function_of_ones_own_selects(rounds, count_compilations):
+    found, _, data = rounds
+    potential, pool = found[0][0], data[20:]
+
+    def widest_spread(key, pool, labelled):
+        worth = jnp.where(pool.valid, pool.scores["energy_std"], -jnp.inf)
+        gain, indices = jax.lax.top_k(worth, 3)
+        return Selection(indices, pool.valid[indices], gain)
+
+    batch = al.select(widest_spread, potential, pool, data[:20])
+    wanted = np.sort(potential.evaluate(pool).scores["energy_std"])[::-1][:3]
+    np.testing.assert_allclose([frame.info["gain"] for frame in batch], wanted, rtol=1e-6)
+    with count_compilations() as compiled:
+        assert len(al.select(widest_spread, potential, pool[1:], data[:20])) == 3
+    assert not compiled
+
+
+N2 = [Atoms("N2", [[0.0, 0.0, 0.0], [0.0, 0.0, length]]) for length in (1.0, 1.1, 1.2)]
+
+
+def by_emt(frame: Atoms) -> Atoms:
+    frame.calc = EMT()
+    frame.set_constraint(FixAtoms([0]))  # the forces of a label are those of all atoms
+    return frame
+
+
+@pytest.mark.parametrize(
+    "source",
+    [EMT(), by_emt, lambda _: EMT(), lambda atoms: (by_emt(atoms).get_potential_energy(), EMT().get_forces(atoms))],
+    ids=["calculator", "structure", "makes calculators", "numbers"],
+)
+def test_objects_of_ones_own_label(source):
+    labelled = al.label(source, N2)
+    for frame, given in zip(labelled, N2, strict=True):
+        assert given.calc is None and isinstance(frame.calc, SinglePointCalculator)
+        expected = given.copy()
+        expected.calc = EMT()
+        assert frame.get_potential_energy() == pytest.approx(expected.get_potential_energy(), abs=1e-9)
+        np.testing.assert_allclose(frame.get_forces(), expected.get_forces(), atol=1e-9)
+
+
+def test_labels_of_ones_own_are_kept_under_the_name_that_they_are_given(tmp_path):
+    asked = []
+
+    def counted(frame):
+        asked.append(len(frame))
+        return by_emt(frame)
+
+    for identity, calls in (("EMT of ASE", 3), ("EMT of ASE", 3), ("EMT, second version", 6)):
+        labelled = al.label(counted, N2, store=tmp_path / "labels.db", identity=identity)
+        assert len(labelled) == 3 and len(asked) == calls
+    with al.LabelStore(tmp_path / "labels.db") as store:
+        assert store.count_calls() == 6
+
+
+def unconverged() -> EMT:
+    calculator = EMT()
+    calculator.converged = False
+    return calculator
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        (lambda atoms: unconverged(), "has not converged"),
+        (lambda atoms: (float("nan"), np.zeros((2, 3))), "the energy nan"),
+        (lambda atoms: (0.0, np.full((2, 3), 200.0)), "exceeds max_force"),
+        (lambda atoms: (0.0, np.zeros((3, 3))), r"forces of shape \(3, 3\) for 2 atoms"),
+        (lambda atoms: 1 / 0, "ZeroDivisionError"),
+        (lambda atoms: None, "the function gave NoneType, not a structure with a calculator"),
+        (lambda atoms: atoms, "without a calculator"),
+        (lambda atoms: by_emt(Atoms("N2", [[0, 0, 0], [0, 0, 1.15]])), "the function gave another structure"),
+    ],
+)
+def test_what_is_no_label_of_ones_own_is_refused(source, reason):
+    with pytest.raises(LabelError, match=f"1 of 1 labels failed, first that of structure 0: .*{reason}"):
+        al.label(source, N2[0])
+    assert al.label(source, N2[0], failed="leave_out") == []
+
+
+def test_charges_reach_objects_of_ones_own_only_where_they_say_so():
+    ion = N2[0].copy()
+    ion.info["charge"] = 2
+    with pytest.raises(LabelError, match="has charge 2 and multiplicity 1; give charge_and_spin=True"):
+        al.label(EMT(), ion)
+    (labelled,) = al.label(lambda atoms: (atoms.info["charge"], np.zeros((2, 3))), ion, charge_and_spin=True)
+    assert labelled.get_potential_energy() == 2
 
 
 def test_labels_are_paid_once(tmp_path):

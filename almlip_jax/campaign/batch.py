@@ -23,6 +23,7 @@ from almlip_jax.selection import (
     AdaptiveSettings,
     Candidates,
     Environments,
+    Selection,
     Selector,
     SelectorSettings,
     Stratification,
@@ -263,8 +264,14 @@ def choose_for_systems(
 
 
 def choose(selector: Selector, key: jax.Array, pool: Candidates, labelled: Candidates) -> list[tuple[int, float]]:
-    """Rows of the pool that a selector chose, best first, each with its gain."""
+    """Rows of the pool that a selector chose, best first, each with its gain.
+
+    Raises:
+        InputError: it is a user's own and gives something else than a `Selection`.
+    """
     chosen = select(selector, key, pool, labelled)
+    if not isinstance(chosen, Selection):
+        raise InputError(f"a selector gives a Selection (indices, valid, gain), not a {type(chosen).__name__}.")
     rows = zip(chosen.indices, chosen.valid, chosen.gain, strict=True)
     return [(int(index), float(gain)) for index, valid, gain in rows if valid]
 

@@ -20,6 +20,7 @@ from almlip_jax.oracles.sources.dft import PySCFSettings
 from almlip_jax.oracles.sources.external import ExternalSettings
 from almlip_jax.oracles.sources.labelled_file import FileSettings
 from almlip_jax.oracles.sources.nequix import NequixSettings
+from almlip_jax.oracles.sources.own import OwnSource, is_own_source
 from almlip_jax.oracles.sources.potential import PotentialSourceSettings
 from almlip_jax.oracles.sources.user import UserSourceSettings
 from almlip_jax.oracles.sources.xtb import TBLiteSettings
@@ -38,6 +39,7 @@ __all__ = [
     "LocalSettings",
     "MDRun",
     "NequixSettings",
+    "OwnSource",
     "PendingLabels",
     "PotentialSourceSettings",
     "PySCFSettings",
@@ -49,6 +51,7 @@ __all__ = [
     "Trajectory",
     "UserSourceSettings",
     "evenly",
+    "is_own_source",
     "is_spent",
     "label_md",
     "label_structures",

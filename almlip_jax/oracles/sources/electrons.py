@@ -58,6 +58,17 @@ def known_keys(calculator: str) -> StateKeys:
     return _KNOWN.get(calculator.rpartition(":")[2].rpartition(".")[2], StateKeys())
 
 
+def check_untold(atoms: Atoms, remedy: str) -> None:
+    """Refuses a charge or spin where nothing tells the label source of them.
+
+    Raises:
+        LabelError: says which, and the remedy.
+    """
+    charge, spin = total_charge(atoms), multiplicity(atoms)
+    if charge != 0 or (spin != 1 and initial_moments(atoms) is None):
+        raise LabelError(f"the structure has charge {charge} and multiplicity {spin}; {remedy}")
+
+
 def check_state(atoms: Atoms, keys: StateKeys, parameters: Mapping[str, Any], calculator: str) -> None:
     """Refuses charge and spin that would not reach a calculator, instead of labelling the neutral singlet.
 

@@ -20,8 +20,8 @@ from almlip_jax.kinds import UserCode
 from almlip_jax.oracles.base import LONGEST_LABEL, LabelSource, Results, SourceOfTargets
 from almlip_jax.oracles.scratch import Scratch
 from almlip_jax.oracles.sources.calculator import calculated, in_folder
+from almlip_jax.oracles.sources.electrons import check_untold
 from almlip_jax.settings import unit
-from almlip_jax.structures.electronic_state import initial_moments, multiplicity, total_charge
 
 
 class UserSourceSettings(UserCode, SourceOfTargets):
@@ -61,14 +61,9 @@ class UserSourceSettings(UserCode, SourceOfTargets):
 
     def check(self, atoms: Atoms) -> None:
         """Refuses a charge or spin that would not be looked at."""
-        if self.charge_and_spin:
-            return
-        charge, spin = total_charge(atoms), multiplicity(atoms)
-        if charge != 0 or (spin != 1 and initial_moments(atoms) is None):
-            raise LabelError(
-                f"the structure has charge {charge} and multiplicity {spin}; set oracle.charge_and_spin to true if "
-                f"{self.function} takes them from info['charge'] and info['spin']"
-            )
+        if not self.charge_and_spin:
+            taken = f"{self.function} takes them from info['charge'] and info['spin']"
+            check_untold(atoms, f"set oracle.charge_and_spin to true if {taken}")
 
     def check_code(self) -> None:
         """Nothing here: what may not be installed where campaigns run is imported by workers (`Labeller.prepare`)."""
