@@ -82,7 +82,7 @@ class SurfacesSettings(GeneratorSettings):
     vacuum: float = Field(default=8.0, ge=1, le=100, json_schema_extra=unit("Angstrom"))
     """Empty space on each side of the slab, Angstrom."""
     largest: int = Field(default=200, ge=1, le=10**5)
-    """Most atoms of a slab; larger ones are refused before anything is paid."""
+    """Most atoms of a slab; start geometries with larger ones are left out, and refused where no others are there."""
     periodic_normal: bool = False
     """Whether the direction of the normal is periodic too, as label sources ask that know crystals only."""
     stdev: float = Field(default=0.0, ge=0, le=2.0, json_schema_extra=unit("Angstrom"))
