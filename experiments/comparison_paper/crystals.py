@@ -5,15 +5,13 @@ No descriptor is made of a label.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
 from ase import Atoms
-from ase.data import chemical_symbols, covalent_radii
+from ase.data import covalent_radii
 from ase.geometry import cell_to_cellpar
 from ase.units import _amu as KG_PER_AMU
-from pymatgen.core.periodic_table import Element
 from vesin import ase_neighbor_list
 
 COMPOSITION = (
@@ -47,11 +45,27 @@ DESCRIPTORS = {"paper": COMPOSITION + PROPERTIES, "structural": COMPOSITION + PR
 _BOND = 1.15  # atoms nearer than this many sums of covalent radii are counted as bonded
 
 
+# fmt: off
+ELECTRONEGATIVITY = np.array([
+    0.00, 2.20, 0.00, 0.98, 1.57, 2.04, 2.55, 3.04, 3.44, 3.98,  # X to F
+    0.00, 0.93, 1.31, 1.61, 1.90, 2.19, 2.58, 3.16, 0.00, 0.82,  # Ne to K
+    1.00, 1.36, 1.54, 1.63, 1.66, 1.55, 1.83, 1.88, 1.91, 1.90,  # Ca to Cu
+    1.65, 1.81, 2.01, 2.18, 2.55, 2.96, 3.00, 0.82, 0.95, 1.22,  # Zn to Y
+    1.33, 1.60, 2.16, 1.90, 2.20, 2.28, 2.20, 1.93, 1.69, 1.78,  # Zr to In
+    1.96, 2.05, 2.10, 2.66, 2.60, 0.79, 0.89, 1.10, 1.12, 1.13,  # Sn to Pr
+    1.14, 1.13, 1.17, 1.20, 1.20, 1.10, 1.22, 1.23, 1.24, 1.25,  # Nd to Tm
+    1.10, 1.27, 1.30, 1.50, 2.36, 1.90, 2.20, 2.20, 2.28, 2.54,  # Yb to Au
+    2.00, 1.62, 2.33, 2.02, 2.00, 2.20, 2.20, 0.70, 0.90, 1.10,  # Hg to Ac
+    1.30, 1.50, 1.38, 1.36, 1.28, 1.30, 1.30, 1.30, 1.30, 1.30,  # Th to Es
+    1.30, 1.30, 1.30, 1.30,  # Fm to Lr
+])
+# fmt: on
+"""Pauling's, by atomic number; 0 for elements that have none."""
+
+
 def electronegativity(number: int) -> float:
     """Pauling's; 0 for elements that have none."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of noble gases
-        return float(np.nan_to_num(Element(chemical_symbols[number]).X))
+    return float(ELECTRONEGATIVITY[number]) if number < len(ELECTRONEGATIVITY) else 0.0
 
 
 def composition(atoms: Atoms) -> list[float]:

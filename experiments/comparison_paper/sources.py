@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +14,6 @@ from typing import Any
 import ase.io
 import numpy as np
 from ase import Atoms
-from pymatgen.core import Structure
 
 from almlip_jax.errors import InputError
 
@@ -68,8 +68,14 @@ class Labelled:
 
 
 def read_source(name: str, data: Path, seed: int = 0) -> Labelled:
-    """At most `LARGEST_SET` crystals of a set, drawn once for all seeds, of 2 to `MOST_ATOMS` atoms."""
+    """At most `LARGEST_SET` crystals of a set, drawn once for all seeds, of 2 to `MOST_ATOMS` atoms.
+
+    Raises:
+        InputError: the folder of the reference data has no such file.
+    """
     source = SOURCES[name]
+    if not (data / source.file).is_file():
+        raise InputError(f"{data} has no {source.file}, of which {name} is a part; give the folder of the data.")
     blocks = [block for block in _blocks(data / source.file) if _belongs(block, source)]
     drawn = np.sort(np.random.default_rng(seed).permutation(len(blocks))[:LARGEST_SET])
     frames = ase.io.read(io.StringIO("".join(blocks[n] for n in drawn)), index=":", format="extxyz")
@@ -122,6 +128,11 @@ def read_export(name: str, path: Path, label: str | None = None, seed: int = 0) 
     return Labelled(name, [pairs[n][0] for n in drawn], np.array([pairs[n][1] for n in drawn]), label or "eV/atom")
 
 
+def content_of(path: Path, label: str | None) -> str:
+    """What an export holds, in twelve digits: a hash of the file and of the column that is learned."""
+    return hashlib.sha256(path.read_bytes() + f"\n{label or ''}".encode()).hexdigest()[:12]
+
+
 def _json_records(path: Path) -> list[dict[str, Any]]:
     found = json.loads(path.read_text(encoding="utf-8"))
     return found["data"] if isinstance(found, dict) else found
@@ -158,7 +169,7 @@ def _structure(record: Mapping[str, Any], place: str) -> Atoms:
     try:
         if record.get("structure"):
             held = record["structure"]
-            return Structure.from_dict(json.loads(held) if isinstance(held, str) else held).to_ase_atoms()
+            return _of_pymatgen(json.loads(held) if isinstance(held, str) else held)
         if record.get("cif"):
             return ase.io.read(io.StringIO(record["cif"]), format="cif")
         cell, sites = (json.loads(v) if isinstance(v, str) else v for v in (record["unit_cell"], record["sites"]))
@@ -166,3 +177,15 @@ def _structure(record: Mapping[str, Any], place: str) -> Atoms:
         return Atoms(symbols, scaled_positions=[[float(x) for x in one.split()] for one in places], cell=cell, pbc=True)
     except (KeyError, ValueError, TypeError) as error:
         raise InputError(f"{place} has no structure that can be read ({error}): see the README for columns.") from None
+
+
+def _of_pymatgen(held: Mapping[str, Any]) -> Atoms:
+    """A structure as pymatgen writes it: ``lattice`` with its ``matrix``, ``sites`` with ``species`` and ``abc``."""
+    symbols = []
+    for site in held["sites"]:
+        species = site["species"]
+        if len(species) != 1 or float(species[0]["occu"]) != 1:
+            raise ValueError("a site is shared by several elements, or empty in part")
+        symbols.append(species[0]["element"])
+    places = [site["abc"] for site in held["sites"]]
+    return Atoms(symbols, scaled_positions=places, cell=held["lattice"]["matrix"], pbc=True)
