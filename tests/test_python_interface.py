@@ -132,7 +132,7 @@ def test_selectors_of_environments_compile_nothing_as_data_grow(rounds, count_co
     data = [harmonic(frame) for frame in al.rattle(molecule("H2O"), 26, np.random.default_rng(6), stdev=0.05)]
     chain = {"kind": "chain", "filters": [{"kind": "new_environments"}], "selector": {"kind": "cover"}}
     for selector in (chain, {"kind": "environment_entropy", "features": "latent"}):
-        first = al.select(selector, potential, pool, data[:20], 3)
+        first = al.select(selector, potential, pool, data[:FIRST], 3)
         with count_compilations() as compiled:
             second = al.select(selector, potential, pool[1:], data[:26], 3)
         assert not compiled and len(first) and len(second) and second[0].info["gain"] > 0
@@ -244,7 +244,7 @@ def test_what_is_given_is_refused_as_in_a_config(rounds, call, refusal):
 
 def test_the_name_of_a_kind_and_one_structure_will_do(rounds):
     found, _, data = rounds
-    potential, pool, known = found[0][0], data[20:], data[:20]
+    potential, pool, known = found[0][0], data[FIRST:], data[:FIRST]
 
     def chosen(selector):
         return [frame.info["gain"] for frame in al.select(selector, potential, pool, known, 2)]
@@ -281,7 +281,7 @@ def test_know_takes_a_dict_of_settings(rounds):
 
 def test_selectors_themselves_choose_like_their_settings(rounds):
     found, _, data = rounds
-    potential, pool, known = found[0][0], data[20:], data[:20]
+    potential, pool, known = found[0][0], data[FIRST:], data[:FIRST]
 
     def chosen(selector, *k, **more):
         batch = al.select(selector, potential, pool, known, *k, **more)
@@ -296,18 +296,18 @@ def test_selectors_themselves_choose_like_their_settings(rounds):
 
 def test_a_function_of_ones_own_selects(rounds, count_compilations):
     found, _, data = rounds
-    potential, pool = found[0][0], data[20:]
+    potential, pool = found[0][0], data[FIRST:]
 
     def widest_spread(key, pool, labelled):
         worth = jnp.where(pool.valid, pool.scores["energy_std"], -jnp.inf)
         gain, indices = jax.lax.top_k(worth, 3)
         return Selection(indices, pool.valid[indices], gain)
 
-    batch = al.select(widest_spread, potential, pool, data[:20])
+    batch = al.select(widest_spread, potential, pool, data[:FIRST])
     wanted = np.sort(potential.evaluate(pool).scores["energy_std"])[::-1][:3]
     np.testing.assert_allclose([frame.info["gain"] for frame in batch], wanted, rtol=1e-6)
     with count_compilations() as compiled:
-        assert len(al.select(widest_spread, potential, pool[1:], data[:20])) == 3
+        assert len(al.select(widest_spread, potential, pool[1:], data[:FIRST])) == 3
     assert not compiled
 
 
