@@ -77,6 +77,15 @@ def _structures_to_write(path: Path | None) -> Path | None:
     return file_to_write(path)
 
 
+def _frames_to_add_to(path: Path | None) -> Path | None:
+    """A file that frames can be added to one by one, or none."""
+    from almlip_jax.structures.io import require_xyz
+
+    if path is not None:
+        require_xyz(path)
+    return file_to_write(path)
+
+
 AnySimulation = TypeVar("AnySimulation", bound="SimulationConfig")
 JsonFile = Annotated[Path | None, typer.Option("--json", callback=file_to_write, help="Also write the result as JSON.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override a key, as dotted.key=value; repeatable.")]
@@ -811,11 +820,12 @@ def lammps(
         str | None, typer.Option("--elements", help="Element of each type of atoms, from type 1 on, as Si,O.")
     ] = None,
     record: Annotated[
-        Path | None, typer.Option("--record", callback=_structures_to_write, help="File for uncertain frames (extxyz).")
+        Path | None, typer.Option("--record", callback=_frames_to_add_to, help="File for uncertain frames (extxyz).")
     ] = None,
     above: Annotated[float | None, typer.Option("--above", help="Threshold of the score, in its unit.")] = None,
     score: Annotated[str, typer.Option("--score", help="Score that decides what is recorded.")] = "force_std_max",
     every: Annotated[int, typer.Option("--every", min=1, help="Least steps between recorded frames.")] = 1,
+    append: Annotated[bool, typer.Option("--append", help="Go on in the file of --record, if it is there.")] = False,
     per_atom: Annotated[
         str, typer.Option("--per-atom", help="Results that become properties of atoms, as force_std,energies.")
     ] = "force_std",
@@ -836,6 +846,8 @@ def lammps(
 
     if (record is None) != (above is None):
         raise InputError("--record says where frames are written and --above which; give both or none.")
+    if append and record is None:
+        raise InputError("--append belongs to --record; leave it out.")
     if score not in names(scores()):
         raise InputError(f"--score {score} is no score of structures; give one of {', '.join(names(scores()))}.")
     model = _load_folder(potential)
@@ -851,7 +863,7 @@ def lammps(
         skin=skin,
         share=share,
     )
-    recording = None if record is None or above is None else Recording(record, score, above, every)
+    recording = None if record is None or above is None else Recording(record, score, above, every, append)
     outcome = run_script(model, script, coupling=coupling, recording=recording, arguments=context.args)
     rows = {"evaluations": str(outcome.evaluations), "neighbour lists": str(outcome.lists)}
     rows |= {} if record is None else {"frames recorded": f"{outcome.recorded} in {record}"}

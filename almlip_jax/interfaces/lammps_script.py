@@ -63,11 +63,12 @@ def run_script(
         arguments: of the program ``lmp``, such as ``-log none`` or ``-var T 300``.
 
     Raises:
-        InputError: LAMMPS is not installed, the script has no such line or refuses it, or LAMMPS stopped with an error.
+        InputError: LAMMPS is not installed, the script has no such line or refuses it, frames would be lost, or LAMMPS
+            stopped with an error.
     """
     pieces = pieces_of(script)
-    lmp = started(arguments)
     recorded = None if recording is None else _Recorded(recording, potential)
+    lmp = started(arguments)
     attached: list[AttachedPotential] = []
     try:
         for text, found in pieces:

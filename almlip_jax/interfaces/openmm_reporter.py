@@ -19,7 +19,7 @@ from almlip_jax.errors import InputError
 from almlip_jax.files import cannot_write
 from almlip_jax.interfaces.columns import column_values, columns
 from almlip_jax.interfaces.openmm import Driven, driven, driven_in
-from almlip_jax.interfaces.recording import Recorder, Recording
+from almlip_jax.interfaces.recording import Recorder, Recording, check_kept
 from almlip_jax.potential import Potential
 from almlip_jax.scores import names, scores
 from almlip_jax.unit_names import with_unit
@@ -56,12 +56,12 @@ class CommitteeReporter:
         record: extended XYZ for frames with large scores, for ``almlip label``.
         record_above: what is large; ``stop_above`` where not given.
         record_every: least number of steps between two frames; the frame of a stop is written in any case.
-        append: whether the table goes on in the file that is there, without a further heading.
+        append: whether table and frames go on in the files that are there; others than empty ones are refused if not.
         force: the ``PythonForce`` of the potential; the only one in the system where not given.
 
     Raises:
-        InputError: a file cannot be written, the score is not one that the potential gives, or the simulation has no
-            potential, or several.
+        InputError: a file cannot be written or would be lost, the score is not one that the potential gives, or the
+            simulation has no potential, or several.
     """
 
     def __init__(
@@ -87,9 +87,10 @@ class CommitteeReporter:
             raise InputError("record_above says which frames are written; say where too, by record.")
         if record is not None and above is None:
             raise InputError("record says where frames are written; say which too, by record_above or stop_above.")
+        check_kept(Path(file), append=append)
         self.recorder: Recorder | None = None
         if record is not None and above is not None:
-            self.recorder = Recorder(Recording(Path(record), score, above, record_every))
+            self.recorder = Recorder(Recording(Path(record), score, above, record_every, append))
         self.last: dict[str, float] = {}
         """Values of the last report, by the names of the columns."""
         self._atoms: Driven | None = None

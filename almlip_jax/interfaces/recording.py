@@ -9,9 +9,11 @@ from typing import Any
 
 from ase import Atoms
 
+from almlip_jax.errors import InputError
 from almlip_jax.files import cannot_write
 from almlip_jax.scores import scores
 from almlip_jax.structures.extxyz import write_frame
+from almlip_jax.structures.io import require_xyz
 
 
 @dataclass(frozen=True)
@@ -23,19 +25,22 @@ class Recording:
         score: of structures (`scores`).
         above: threshold of the score, in its unit.
         every: least number of steps between two frames.
+        append: whether frames are added to those that the file holds; one that holds any is refused otherwise.
     """
 
     file: Path
     score: str = "force_std_max"
     above: float = 0.0
     every: int = 1
+    append: bool = False
 
 
 class Recorder:
-    """Adds frames to a file that it begins anew, and counts them.
+    """Adds frames to a file, and counts them.
 
     Raises:
-        InputError: the file cannot be written.
+        InputError: the file has another ending than those of extended XYZ, cannot be written, or holds something that
+            would be lost.
     """
 
     def __init__(self, recording: Recording) -> None:
@@ -43,8 +48,10 @@ class Recorder:
         self.number = 0
         """Frames written."""
         self._last: int | None = None  # the step of the last of them
+        require_xyz(recording.file)
+        check_kept(recording.file, append=recording.append)
         try:
-            recording.file.write_text("")
+            recording.file.open("a").close()
         except OSError as error:
             raise cannot_write(recording.file, error) from error
 
@@ -64,3 +71,20 @@ class Recorder:
         frame.arrays["force_std"] = results["force_std"]
         with self.recording.file.open("a", encoding="utf-8", newline="\n") as file:
             write_frame(file, frame, f"step {step}")
+
+
+def check_kept(file: Path, *, append: bool) -> None:
+    """Refuses a file whose content would be lost, since a run that is started again is not to cost what it found.
+
+    Args:
+        file: that is written to.
+        append: whether what is written is added to what it holds.
+
+    Raises:
+        InputError: it holds something, and nothing says to go on in it.
+    """
+    if not append and file.is_file() and file.stat().st_size > 0:
+        raise InputError(
+            f"{file} is there already, and would be lost; go on in it (--append, in Python append=True), or name "
+            "another file."
+        )

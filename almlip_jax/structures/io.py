@@ -256,6 +256,16 @@ def require_format(path: Path) -> None:
         raise InputError(f"{path} should end in .extxyz or .xyz, or in .cfg (MLIP-2), which says its format.")
 
 
+def require_xyz(path: Path) -> None:
+    """Refuses a name that does not say extended XYZ; for files that frames are added to one by one.
+
+    Raises:
+        InputError: it has another ending.
+    """
+    if path.suffix not in _XYZ:
+        raise InputError(f"{path} should end in .extxyz or .xyz, since frames are added to it in extended XYZ.")
+
+
 def _frames(path: Path, format: str | None, type_numbers: Sequence[int] | None) -> Iterator[Atoms]:
     kind = _kind(path, format)
     if kind == "extxyz":

@@ -107,6 +107,12 @@ def mixed(box: Box, potential: al.Potential) -> Any:
     return made.createMixedSystem(box.topology, box.field, box.molecule, forceGroup=1, returnEnergyType="energy")
 
 
+def _remove(*files: Path) -> None:
+    """Removes what an earlier run wrote: a reporter refuses to write over it."""
+    for file in files:
+        file.unlink(missing_ok=True)
+
+
 def explore(box: Box, potential: al.Potential, out: Path, walkers: int, steps: int, seed: int) -> dict[str, Any]:
     """Runs from the equilibrated box, each until the spread stops it; the frames that were kept, and what was seen."""
     system, kept, spreads, stops, done = mixed(box, potential), [], [], 0, 0
@@ -116,6 +122,7 @@ def explore(box: Box, potential: al.Potential, out: Path, walkers: int, steps: i
         moving.context.setStepCount(0)
         moving.context.setTime(0)
         table, frames = out / f"spread_{walker}.csv", out / f"uncertain_{walker}.extxyz"
+        _remove(table, frames)
         moving.reporters.append(
             CommitteeReporter(table, EVERY, stop_above=STOP, record=frames, record_above=RECORD, record_every=2 * EVERY)
         )
@@ -151,8 +158,9 @@ def production(box: Box, potential: al.Potential, steps: int, out: Path) -> tupl
     """Frames of the molecule in an undisturbed run, its last state, and milliseconds a step."""
     moving = simulation(box.topology, mixed(box, potential), thermostat(99), box.state)
     moving.context.setVelocitiesToTemperature(TEMPERATURE, 99)
-    frames_file = out / "production.extxyz"
-    moving.reporters.append(CommitteeReporter(out / "production.csv", 50, record=frames_file, record_above=0.0))
+    frames_file, table = out / "production.extxyz", out / "production.csv"
+    _remove(table, frames_file)
+    moving.reporters.append(CommitteeReporter(table, 50, record=frames_file, record_above=0.0))
     moving.step(10)
     begin = time.perf_counter()
     moving.step(steps)

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -322,6 +323,21 @@ def test_a_script_may_be_in_error(lammps, potential, tmp_path):
     path = script(tmp_path, *lines, "mass 2 1.0", fix, "run 1")
     with pytest.raises(InputError, match="type 2 have a mass of 1 amu"):
         run_script(potential, path, arguments=QUIET, recording=Recording(tmp_path / "none.extxyz"))
+
+
+def test_a_run_that_is_started_again_loses_no_frame(lammps, potential, tmp_path):
+    path = script(tmp_path, *setup(wrapped(crystal())), "fix almlip all external pf/callback 1 1", "run 2")
+    frames = Recording(tmp_path / "frames.extxyz", above=1e-9)
+    assert run_script(potential, path, arguments=QUIET, recording=frames).recorded == 3
+    written = frames.file.read_bytes()
+    with pytest.raises(InputError, match=r"frames.extxyz is there already.*--append"):
+        run_script(potential, path, arguments=QUIET, recording=replace(frames, above=1e9))
+    assert frames.file.read_bytes() == written
+    assert run_script(potential, path, arguments=QUIET, recording=replace(frames, append=True)).recorded == 3
+    assert frames.file.read_bytes() == 2 * written
+    with pytest.raises(InputError, match="frames.cfg should end in .extxyz or .xyz"):
+        run_script(potential, path, arguments=QUIET, recording=Recording(tmp_path / "frames.cfg"))
+    assert not (tmp_path / "frames.cfg").exists()
 
 
 def test_scripts_are_cut_where_the_potential_comes_in(tmp_path):

@@ -209,15 +209,42 @@ def test_what_a_reporter_cannot_do_is_refused(potential, tmp_path):
         CommitteeReporter(tmp_path / "a", 0)
     with pytest.raises(InputError, match="cannot write .*none/a"):
         CommitteeReporter(tmp_path / "none" / "a", 1)
+    with pytest.raises(InputError, match="b.cfg should end in .extxyz or .xyz"):
+        CommitteeReporter(tmp_path / "a", 1, record=tmp_path / "b.cfg", record_above=1.0)
     forces = [potential_force(potential, topology_of(atoms), [2 * n, 2 * n + 1]) for n in (0, 1)]
     simulation = simulation_of(atoms, system_of(atoms, *(copy.deepcopy(force) for force in forces)))
     simulation.reporters = [CommitteeReporter(tmp_path / "a", 1)]
     with pytest.raises(InputError, match="has 2 forces of a potential.*say which"):
         simulation.step(1)
     assert simulation.currentStep == 0
-    simulation.reporters = [CommitteeReporter(tmp_path / "a", 1, force=forces[1], score="dipole_std")]
+    simulation.reporters = [CommitteeReporter(tmp_path / "c", 1, force=forces[1], score="dipole_std")]
     with pytest.raises(InputError, match="this potential gives no 'dipole_std'"):
         simulation.step(1)
+
+
+@needs_openmm
+def test_what_reporters_wrote_is_not_lost(potential, tmp_path):
+    atoms = crystal()
+    table, frames = tmp_path / "spread.csv", tmp_path / "frames.extxyz"
+
+    def reporter(**more: Any) -> CommitteeReporter:
+        return CommitteeReporter(table, 1, record=frames, record_above=1e-9, **more)
+
+    simulation = simulation_of(atoms, system_of(atoms, potential_force(potential, topology_of(atoms))))
+    simulation.reporters = [reporter()]
+    simulation.step(2)
+    written = table.read_text()
+    with pytest.raises(InputError, match=r"spread.csv is there already.*append=True"):
+        reporter()
+    table.rename(tmp_path / "moved.csv")
+    with pytest.raises(InputError, match=r"frames.extxyz is there already"):
+        reporter()
+    assert not table.exists() and len(read_structures(frames)) == 2
+    (tmp_path / "moved.csv").rename(table)
+    simulation.reporters = [reporter(append=True)]
+    simulation.step(1)
+    assert [frame.info["step"] for frame in read_structures(frames)] == [1, 2, 3]
+    assert table.read_text().startswith(written) and len(table.read_text().splitlines()) == 4
 
 
 def test_atoms_across_faces_are_brought_together():
