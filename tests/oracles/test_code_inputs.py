@@ -144,6 +144,29 @@ def test_a_radical_reaches_the_input(code: str, data: Path) -> None:
     assert re.search(r"NELECT = 17|-1\b", shown), shown
 
 
+def test_an_input_is_shown_where_potentials_are_not_there_yet(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of VASP and FHI-aims, whose inputs hold them: all the rest, where they would be read, and the key that says so."""
+    for variable in ("VASP_PP_PATH", "AIMS_SPECIES_DIR"):
+        monkeypatch.delenv(variable, raising=False)
+    more = {"kpts": [4, 3, 2], "data_dir": "/none/here"}
+    shown = _settings("vasp", data, **more, pseudopotentials={}).preview(bare(_crystal()))
+    assert "Not there: /none/here/potpaw_PBE/Fe/POTCAR. oracle.data_dir names the folder" in shown
+    assert "oracle.pseudopotentials" in shown and "NELECT follows from them and the charge" in shown
+    for wanted in ("ENCUT = 400", "ISPIN = 2", "MAGMOM = 1*2.0000 1*-1.0000", "Gamma\n4 3 2", "--- POSCAR\nFe"):
+        assert wanted in shown, shown
+    shown = _settings("vasp", data, pseudopotentials={"O": "O_s", "H": "H_pv"}).preview(bare(_radical()))
+    assert f"Not there: {data}/potpaw_PBE/O_s/POTCAR. " in shown and "NELECT" not in shown and "GGA = PE" in shown
+    shown = _settings("aims", data, **more, parameters={"xc": "pbe", "tier": 1}).preview(bare(_crystal()))
+    assert "Not there: /none/here/26_Fe_default. oracle.data_dir names the folder of the species" in shown
+    assert re.search(r"k_grid\s+4 3 2", shown) and "lattice_vector" in shown and "initial_moment" in shown
+    (data / "01_H_default").unlink()
+    shown = _settings("aims", data).preview(bare(_radical()))
+    assert f"Not there: {data}/01_H_default. " in shown and re.search(r"species\s+O\n", shown)
+    assert "Not there: 26_Fe_default" in _settings("aims", data, **{**more, "data_dir": None}).preview(bare(_crystal()))
+    with pytest.raises(InputError, match="input of VASP cannot be made .*; correct oracle.parameters"):
+        _settings("vasp", data, parameters={"xc": "no functional"}).preview(bare(_radical()))
+
+
 def test_all_codes_are_looked_at() -> None:
     assert set(codes()) == set(PARAMETERS) == set(OF_MOLECULES)
     assert {name for name, code in codes().items() if code.crystals} == set(OF_CRYSTALS)

@@ -2,14 +2,42 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from ase.calculators.aims import Aims, AimsProfile
+from ase.data import atomic_numbers
 
 from almlip_jax.errors import InputError
 from almlip_jax.oracles.codes.base import Code, Job, configured, declare
 
 _TASKS = ("relax_geometry", "relax_unit_cell", "MD_run", "MD_MB_init", "use_pimd_wrapper")
+
+
+def _data(job: Job) -> Path | None:
+    """The folder of species, where one is named."""
+    named = configured("aims", "default_species_directory") or os.environ.get("AIMS_SPECIES_DIR")
+    return job.data or (None if named is None else Path(named))
+
+
+def _draft(job: Job, folder: Path) -> tuple[Job, str | None]:
+    """The job with a line in place of the basis functions of each element whose file is not there."""
+    data, missing = _data(job), []
+    for symbol in job.elements:
+        name = f"{atomic_numbers[symbol]:02d}_{symbol}_default"
+        path = Path(name) if data is None else data / name
+        if data is not None and path.is_file():
+            (folder / name).write_text(path.read_text(errors="replace"))
+        else:
+            missing.append(str(path))
+            (folder / name).write_text(f"# species {symbol}: {path}\n")
+    if not missing:
+        return job, None
+    note = f"Not there: {', '.join(missing)}. oracle.data_dir names the folder of the species."
+    parameters = {key: value for key, value in job.parameters.items() if key != "tier"}  # it chooses among functions
+    return replace(job, data=folder, parameters=parameters), note
 
 
 def _make(job: Job) -> Aims:
@@ -29,9 +57,8 @@ def _make(job: Job) -> Aims:
         told["k_grid"] = job.grid.size
         if any(job.grid.shift):
             told["k_offset"] = tuple(0.5 * s / n for s, n in zip(job.grid.shift, job.grid.size, strict=True))
-    folder = str(job.data) if job.data is not None else configured("aims", "default_species_directory")
     command = job.command or configured("aims", "command") or "aims.x"
-    profile = AimsProfile(command, default_species_directory=folder)
+    profile = AimsProfile(command, default_species_directory=None if (data := _data(job)) is None else str(data))
     return Aims(profile=profile, directory=job.folder, **told)
 
 
@@ -48,6 +75,7 @@ AIMS = declare(
         name="aims",
         title="FHI-aims",
         make=_make,
+        draft=_draft,
         set_elsewhere={
             **{task: "a label is one calculation of the structure as it is" for task in _TASKS},
             "charge": "system.charge, or the charge of the structure",

@@ -90,6 +90,8 @@ class Code:
         title: in texts.
         make: the calculator of a job.
         write: writes the input of a job into its folder, without running anything; by default as ASE does.
+        draft: the job as its input can be made without data files that are not there, with others in a folder in their
+            place, and a sentence on what is missing; for codes whose input holds such files.
         prepare: the job as the calculator takes it, for what ASE says in other units or words than the code.
         set_elsewhere: parameters that have keys of their own, with the text that says where; dotted within sections.
         command: that starts it, where nothing else says so; None for a package of Python.
@@ -116,6 +118,7 @@ class Code:
     make: Callable[[Job], Any]
     set_elsewhere: Mapping[str, str]
     write: Callable[[Job], None] | None = None
+    draft: Callable[[Job, Path], tuple[Job, str | None]] = lambda job, folder: (job, None)
     prepare: Callable[[Job], Job] = lambda job: job
     command: str | None = None
     package: str | None = None

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from ase.calculators.vasp import Vasp
+from ase.calculators.vasp.create_input import get_pp_setup
+from ase.calculators.vasp.setups import get_default_setups
 from ase.config import cfg
 
 from almlip_jax.errors import InputError
@@ -40,14 +44,48 @@ def _make(job: Job) -> Vasp:
     return Vasp(directory=str(job.folder), command=command, **told)
 
 
+def _potcars(job: Job) -> list[Path]:
+    """The POTCAR that ASE reads for each element, below the folder of potentials."""
+    calculator = _make(job)
+    calculator.check_xc()  # which chooses the set, where nothing else does
+    given = calculator.input_params
+    version = given["pp_version"] or cfg.get(Vasp.VASP_PP_VERSION, "")
+    sets = {"lda": f"potpaw_LDA.{version}", "pbe": f"potpaw_PBE.{version}"}
+    sets = sets if version else {"lda": "potpaw", "pbe": "potpaw_PBE"}
+    chosen = sets.get(given["pp"].lower(), given["pp"])
+    suffixes, _ = get_pp_setup(given["setups"])
+    return [Path(chosen, f"{one}{suffixes.get(one) or ''}", "POTCAR") for one in job.elements]
+
+
+def _draft(job: Job, folder: Path) -> tuple[Job, str | None]:
+    """The job with names in place of potentials where one is not there; without NELECT, which they would say."""
+    data = job.data or Path(cfg.get(Vasp.VASP_PP_PATH, ""))
+    potcars = _potcars(job)
+    missing = [path for path in potcars if not any((data / f"{path}{end}").is_file() for end in ("", ".Z"))]
+    if not missing:
+        return job, None
+    for path in potcars:
+        (folder / path).parent.mkdir(parents=True)
+        (folder / path).write_text(f"{data / path}\n")
+    electrons = " NELECT follows from them and the charge." if job.charge else ""
+    note = (
+        f"Not there: {', '.join(str(data / path) for path in missing)}. oracle.data_dir names the folder that holds "
+        f"{missing[0].parts[0]}, oracle.pseudopotentials the potential of each element.{electrons}"
+    )
+    return replace(job, data=folder, charge=0), note
+
+
 def _own_grid(parameters: Any) -> bool:
     return any(str(key).lower() == "kspacing" for key in parameters)
 
 
-def _example(_: tuple[str, ...]) -> dict[str, Any]:
+def _example(elements: tuple[str, ...]) -> dict[str, Any]:
+    recommended = get_default_setups()["recommended"]
     return {
         "parameters": {"xc": "pbe", "encut": 500, "ediff": 1e-6, "ismear": 1, "sigma": 0.1, "lreal": False},
         "command": "mpirun -n 16 vasp_std",
+        "pseudopotentials": {one: f"{one}{recommended.get(one) or ''}" for one in elements},
+        "data_dir": "/opt/vasp/potentials",
     }
 
 
@@ -56,6 +94,7 @@ VASP = declare(
         name="vasp",
         title="VASP",
         make=_make,
+        draft=_draft,
         set_elsewhere={
             "nsw": "a label is one calculation of the structure as it is",
             "ibrion": "a label is one calculation of the structure as it is",

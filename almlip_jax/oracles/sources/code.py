@@ -107,12 +107,27 @@ def build_code(code: Code, settings: CalculatorSettings) -> LabelSource:
 
 
 def preview_of_code(code: Code, settings: CalculatorSettings, atoms: Atoms) -> str:
-    """The files that a code would be given for a structure, and the command that would run."""
-    with tempfile.TemporaryDirectory(prefix="almlip-input-") as place:
+    """The files that a code would be given for a structure, and the command that would run.
+
+    Nothing need be installed: where data files are not there that go into the input, it says which.
+
+    Raises:
+        InputError: the input cannot be made.
+        LabelError: likewise.
+    """
+    prefix = "almlip-input-"
+    with tempfile.TemporaryDirectory(prefix=prefix) as place, tempfile.TemporaryDirectory(prefix=prefix) as others:
         folder = Path(place)
         job = code.prepare(job_of(code, settings, atoms, folder))
-        with code.environment(job):
-            code.write_input(job)
+        try:
+            drafted, missing = code.draft(job, Path(others))
+            with code.environment(drafted):
+                code.write_input(drafted)
+        except (InputError, LabelError):
+            raise
+        except Exception as error:  # ASE's writers fail in many ways
+            how = " ".join(f"{type(error).__name__}: {error}".split())
+            raise InputError(f"the input of {code.title} cannot be made ({how}); correct oracle.parameters.") from error
         files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
         shown = "\n\n".join(f"--- {path.relative_to(folder)}\n{_shown(path)}" for path in files)
     if code.package is not None:
@@ -121,7 +136,8 @@ def preview_of_code(code: Code, settings: CalculatorSettings, atoms: Atoms) -> s
         command = settings.command or f"of ASE's configuration, or {code.command}"
         run = f"Command: {command}"
     state = f"charge {job.charge}, multiplicity {multiplicity(atoms)}"
-    return f"{code.title}: {atoms.get_chemical_formula()}, {state}\n{run}\n\n{shown}"
+    note = "" if missing is None else f"{missing}\n"
+    return f"{code.title}: {atoms.get_chemical_formula()}, {state}\n{run}\n{note}\n{shown}"
 
 
 def job_of(code: Code, settings: CalculatorSettings, atoms: Atoms, folder: Path) -> Job:
