@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -58,6 +59,15 @@ def test_templates_may_be_labelled_by_any_code(tmp_path):
             assert load_config(written(tmp_path, config_text(config))) == config
     with pytest.raises(InputError, match="no code 'pwscf'"):
         render("crystal", "pwscf")
+
+
+def test_templates_of_metals_smear():
+    """With every code of crystals; in CP2K those without a gap alone, which it then takes with odd electrons."""
+    for code in (code for code, known in codes().items() if known.crystals):
+        for name in ("slab", "alloy", "mtp"):
+            assert re.search("smear|occupation|ismear", render(name, code).lower()), (name, code)
+    assert "ADDED_MOS" in render("slab", "cp2k") and "SMEAR" not in render("crystal", "cp2k")
+    assert "SMEAR" not in render("molecule", "cp2k")
 
 
 def test_paths_are_meant_from_the_config_and_overrides_from_here(tmp_path, monkeypatch):

@@ -145,7 +145,7 @@ def test_a_radical_reaches_the_input(code: str, data: Path) -> None:
 
 
 def test_an_input_is_shown_where_potentials_are_not_there_yet(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of VASP and FHI-aims, whose inputs hold them: all the rest, where they would be read, and the key that says so."""
+    """Of VASP and FHI-aims, whose inputs hold them: the rest, where they would be read, and the key that says so."""
     for variable in ("VASP_PP_PATH", "AIMS_SPECIES_DIR"):
         monkeypatch.delenv(variable, raising=False)
     more = {"kpts": [4, 3, 2], "data_dir": "/none/here"}
@@ -165,6 +165,20 @@ def test_an_input_is_shown_where_potentials_are_not_there_yet(data: Path, monkey
     assert "Not there: 26_Fe_default" in _settings("aims", data, **{**more, "data_dir": None}).preview(bare(_crystal()))
     with pytest.raises(InputError, match="input of VASP cannot be made .*; correct oracle.parameters"):
         _settings("vasp", data, parameters={"xc": "no functional"}).preview(bare(_radical()))
+
+
+def test_cp2k_takes_an_odd_number_of_electrons_where_it_can(data: Path) -> None:
+    """A metal that smears does, and finds its moment; the multiplicity that it begins with is one that there may be."""
+    copper = Atoms("Cu3", [[0, 0, 0], [0, 0, 2.1], [0, 0, 4.2]], cell=[2.6, 2.6, 16], pbc=[True, True, False])
+    shown = _settings("cp2k", data, kpts=[1, 1, 1]).preview(bare(copper))
+    assert "SMEAR" in shown and "UKS" not in shown and "MULTIPLICITY" not in shown
+    moments = _settings("cp2k", data, kpts=[1, 1, 1], magnetic_moments={"Cu": 0.7}).preview(bare(copper))
+    assert re.search(r"UKS \.TRUE\.\s+MULTIPLICITY 4\b", moments) and "FIXED_MAGNETIC_MOMENT" not in moments
+    copper.info["spin"] = 2
+    fixed = _settings("cp2k", data, kpts=[1, 1, 1]).preview(bare(copper))
+    assert re.search(r"UKS \.TRUE\.\s+MULTIPLICITY 2\b", fixed) and "FIXED_MAGNETIC_MOMENT 1.0" in fixed
+    with pytest.raises(LabelError, match="Cu3 with charge 0 has an odd number of electrons; give CP2K a SMEAR section"):
+        _settings("cp2k", data, kpts=[1, 1, 1], parameters={}).preview(bare(Atoms(copper, info={})))
 
 
 def test_all_codes_are_looked_at() -> None:

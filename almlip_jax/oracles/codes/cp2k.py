@@ -19,6 +19,8 @@ from almlip_jax.oracles.codes.base import Code, Grid, Job, configured, declare, 
 _NAME = "cp2k"
 _PARAMETER = "_"
 _NAMED = ("KIND",)
+_NO_METALS = {"H", "B", "C", "N", "O", "F", "Si", "P", "S", "Cl", "Ge", "As", "Se", "Br", "I"}
+"""Elements whose molecules and crystals have a gap, mostly; the example of others is one of a metal."""
 _Section = dict[str, Any]
 
 
@@ -77,7 +79,7 @@ def input_text(job: Job) -> str:
     """The whole input of a job.
 
     Raises:
-        LabelError: the magnetic moments would not be what they are meant to be.
+        LabelError: the magnetic moments would not be what they are meant to be, or electrons are left over.
     """
     root = _in_capitals(job.parameters)
     _set(root, "GLOBAL/PROJECT", _NAME)
@@ -90,6 +92,11 @@ def input_text(job: Job) -> str:
         _set(root, "FORCE_EVAL/DFT/CHARGE", job.charge)
     if job.polarised:
         _set_spins(root, job)
+    elif _odd(job) and said(root, "FORCE_EVAL.DFT.SCF.SMEAR") is None:
+        raise LabelError(
+            f"{job.atoms.get_chemical_formula()} with charge {job.charge} has an odd number of electrons; give CP2K a "
+            "SMEAR section where it is a metal, or else a multiplicity (system.spin)"
+        )
     if job.grid is not None and job.grid.size != (1, 1, 1):
         _set(root, "FORCE_EVAL/DFT/KPOINTS", {"SCHEME": _scheme(job.grid)})
     if job.restart:
@@ -110,6 +117,11 @@ def _scheme(grid: Grid) -> str:
     return f"MACDONALD {size} {' '.join(f'{move:.10g}' for move in moves)}"
 
 
+def _odd(job: Job) -> bool:
+    """Whether the number of electrons is odd; pseudopotentials take them away in pairs."""
+    return bool((int(job.atoms.numbers.sum()) - job.charge) % 2)
+
+
 def _set_spins(root: _Section, job: Job) -> None:
     total = float(job.atoms.get_initial_magnetic_moments().sum())
     smear = said(root, "FORCE_EVAL.DFT.SCF.SMEAR")
@@ -121,6 +133,8 @@ def _set_spins(root: _Section, job: Job) -> None:
                 f"moments add up to {total:g}, so give a multiplicity (system.spin), or SMEAR"
             )
         unpaired = abs(round(total))
+        if unpaired % 2 != _odd(job) and smear is not None:
+            unpaired += 1  # where the smearing begins; it finds the moment
     elif smear is not None:
         smear["FIXED_MAGNETIC_MOMENT"] = float(unpaired)
     _set(root, "FORCE_EVAL/DFT/UKS", True)
@@ -174,15 +188,24 @@ def _write(job: Job) -> None:
 
 
 def _example(elements: tuple[str, ...]) -> dict[str, Any]:
+    scf: dict[str, Any] = {"EPS_SCF": 1e-7, "MAX_SCF": 100}
+    if not {*elements} <= _NO_METALS:
+        scf |= {
+            "MAX_SCF": 200,
+            "ADDED_MOS": "-1 -1",  # all that there are, of both spins: a number would belong to a size
+            "SMEAR": {"_": True, "METHOD": "FERMI_DIRAC", "ELECTRONIC_TEMPERATURE": "[K] 1000"},
+            "MIXING": {"METHOD": "BROYDEN_MIXING", "ALPHA": 0.2, "NBROYDEN": 8},
+        }
     dft = {
         "BASIS_SET_FILE_NAME": "BASIS_MOLOPT",
         "POTENTIAL_FILE_NAME": "GTH_POTENTIALS",
         "MGRID": {"CUTOFF": 500, "REL_CUTOFF": 60},
-        "SCF": {"EPS_SCF": 1e-7, "MAX_SCF": 100},
+        "SCF": scf,
         "XC": {"XC_FUNCTIONAL": {"_": "PBE"}},
     }
     kinds = {one: {"BASIS_SET": "DZVP-MOLOPT-SR-GTH", "POTENTIAL": "GTH-PBE"} for one in elements}
-    return {"parameters": {"FORCE_EVAL": {"DFT": dft, "SUBSYS": {"KIND": kinds}}}, "command": "cp2k.psmp"}
+    parameters = {"FORCE_EVAL": {"DFT": dft, "SUBSYS": {"KIND": kinds}}}
+    return {"parameters": parameters, "command": "cp2k.psmp", "data_dir": "/usr/share/cp2k"}
 
 
 CP2K = declare(
