@@ -573,7 +573,7 @@ def select_add(
     model.check_elements(frames, str(pool))
     model.check_elements(labelled, str(train_file))
     batch, grown = offered(model, frames, labelled)
-    write_structures(out, batch, type_numbers=reading.arguments["type_numbers"] or model.species.numbers)
+    _say_left_out(write_structures(out, batch, type_numbers=reading.arguments["type_numbers"] or model.species.numbers))
     if save is not None:
         grown.save(save)
     table = Table("pool index", MV_GRADE, title=f"{len(batch)} of {len(frames)} enter the active set")

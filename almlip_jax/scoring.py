@@ -22,6 +22,8 @@ from almlip_jax.targets import has_target, targets
 
 MV_GRADE = "MV_grade"
 """What MLIP-2 calls the grade of a structure in its files."""
+NBH_GRADES = "nbh_grades"
+"""What it calls those of atoms there."""
 
 
 @dataclass
@@ -77,7 +79,8 @@ def score_pool(
     Args:
         potential: whose they are.
         pool: what `iterate_structures` reads; labels are neither needed nor looked at, and kept as they are.
-        out: extended XYZ or MLIP-2's ``.cfg``, where grades are ``MV_grade``; it appears complete or not at all.
+        out: extended XYZ or MLIP-2's ``.cfg``, where grades are ``MV_grade`` and ``nbh_grades``; it appears complete or
+            not at all.
         advance: told the number of frames of each batch.
         type_numbers: atomic number of each type of ``cfg`` files, from type 0 on; for writing the elements of the
             potential where not given.
@@ -102,10 +105,12 @@ def score_pool(
 
 
 def _as_mlip_says(frame: Atoms) -> Atoms:
-    """The frame, with the grade under its name in the files of MLIP-2."""
+    """The frame, with grades under their names in the files of MLIP-2."""
     for name in GRADES.values():
         if name in frame.info:
             frame.info[MV_GRADE] = frame.info.pop(name)
+        if name in frame.arrays:
+            frame.arrays[NBH_GRADES] = frame.arrays.pop(name)
     return frame
 
 
@@ -152,9 +157,9 @@ def predicted_frame(potential: Potential, frame: Atoms, evaluated: Evaluated, n:
     told.calc = frame.calc
     for target in targets():
         (told.info if target.per == "structure" else told.arrays).pop(f"predicted_{target.label}", None)  # of another
-    for name in names(declared()):
+    for name in (*names(declared()), MV_GRADE):
         told.info.pop(name, None)
-    for name in ("predicted_forces", *names(atom_scores()), "force_error"):
+    for name in ("predicted_forces", *names(atom_scores()), "force_error", NBH_GRADES):
         told.arrays.pop(name, None)
     told.info["predicted_energy"] = float(evaluated.energy[n])
     if frame.pbc.all():

@@ -233,8 +233,11 @@ def test_select_add_gives_what_enters(spanned, structures, tmp_path):
     result = CliRunner().invoke(cli.app, asked)
     assert result.exit_code == 0 and "largest extrapolation_grade" in result.output, result.output
     scored = spanned.evaluate(far).scores["extrapolation_grade"]
-    told = [frame.info["MV_grade"] for frame in read_cfg(tmp_path / "graded.cfg", [1, 6, 8])]
-    np.testing.assert_allclose(told, scored, rtol=1e-5)
+    graded = read_cfg(tmp_path / "graded.cfg", [1, 6, 8])
+    np.testing.assert_allclose([frame.info["MV_grade"] for frame in graded], scored, rtol=1e-5)
+    of_atoms = [frame.arrays["nbh_grades"] for frame in graded]
+    np.testing.assert_allclose([grades.max() for grades in of_atoms], scored, rtol=1e-5)
+    np.testing.assert_array_equal(of_atoms[0], spanned.evaluate(far).atom_scores["extrapolation_grade"][0])
     with pytest.raises(InputError, match="has no active set"):
         replace(spanned, fitted={}).offer(far)
 

@@ -4,6 +4,9 @@ A file is a sequence of ``BEGIN_CFG`` ... ``END_CFG`` blocks with the sections S
 direction that is not periodic), AtomData (named columns), Energy (eV), PlusStress (-volume * stress in eV: xx yy zz yz
 xz xy) and Feature lines (a key, and the rest of the line).  Atom types count from 0; a table of atomic numbers says
 what they are.
+
+AtomData may have any further columns of numbers: per-atom arrays, by their names.  Feature lines with one key are the
+lines of one text.  PlusStress without a volume is the virial that it is (``info["virial"]``).
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from typing import Any, TextIO
 
 import numpy as np
 from ase import Atoms
+from ase.stress import full_3x3_to_voigt_6_stress
 
 from almlip_jax.errors import InputError
 from almlip_jax.files import replacing
@@ -30,6 +34,8 @@ _DIRECT = tuple(f"direct_{axis}" for axis in _AXES)
 _FORCES = tuple(f"f{axis}" for axis in _AXES)
 _VOIGT = ("xx", "yy", "zz", "yz", "xz", "xy")
 _DEFAULT_STATE = {"charge": 0, "spin": 1}
+_VIRIAL = "virial"  # key of `info`, as in all formats, where there is no volume to make a stress of it
+_RESERVED = ("id", "type", *_CARTESIAN, *_DIRECT, *_FORCES)
 
 
 @dataclass
@@ -41,14 +47,15 @@ class _Block:
     columns: dict[str, np.ndarray] = field(default_factory=dict)
     energy: float | None = None
     plus_stress: np.ndarray | None = None
-    features: dict[str, str] = field(default_factory=dict)
+    features: dict[str, list[str]] = field(default_factory=dict)
 
 
 def read_cfg(path: str | Path, numbers: Sequence[int]) -> list[Atoms]:
     """Reads the configurations of a file, with labels in a `SinglePointCalculator`.
 
-    Features become entries of `info` (numbers where the text is just that of a number), further AtomData columns
-    per-atom arrays. PlusStress is a stress only with three periodic directions and is left out otherwise.
+    Features become entries of `info` (numbers where the text is just that of a number; lines of one key a text of so
+    many lines), further AtomData columns per-atom arrays (of whole numbers where all are).  PlusStress is a stress with
+    three periodic directions, and ``virial`` in `info` otherwise (eV, Voigt order), if it is finite.
 
     Args:
         path: the file.
@@ -96,8 +103,10 @@ def is_cfg(path: Path) -> bool:
 def write_cfg(path: str | Path, structures: Iterable[Atoms], numbers: Sequence[int]) -> tuple[str, ...]:
     """Writes structures with their labels, each as it comes; the file appears complete or not at all.
 
-    Numbers and one-line texts of `info` become features (charge and spin where they are not 0 and 1); other entries of
-    `info`, per-atom arrays, and cell vectors of directions that are not periodic have no place in the format.
+    Numbers and texts of `info` become features (charge and spin where they are not 0 and 1), with a line for each line
+    of a text; per-atom arrays of one number become columns; the stress, or a ``virial`` in `info` where there is none,
+    becomes PlusStress.  Other entries of `info`, arrays and results, constraints, and cell vectors of directions that
+    are not periodic have no place in the format.
 
     Args:
         path: the file.
@@ -123,10 +132,17 @@ def write_cfg(path: str | Path, structures: Iterable[Atoms], numbers: Sequence[i
 
 
 def _without_place(atoms: Atoms) -> list[str]:
-    """Names of arrays and entries of `info` that have no place in the format."""
+    """Names of arrays, entries of `info` and results that have no place in the format."""
+    results, labels = {} if atoms.calc is None else atoms.calc.results, _labels(atoms)
     written = {key for key, _ in _features(atoms.info)} | set(_DEFAULT_STATE)
-    arrays = [name for name in atoms.arrays if name not in ("numbers", "positions")]
-    return [*arrays, *(str(key) for key in atoms.info if key not in written)]
+    if "stress" not in labels and _plus_stress(atoms) is not None:
+        written.add(_VIRIAL)
+    columns = {"numbers", "positions", *_columns(atoms)}
+    found = [name for name in atoms.arrays if name not in columns]
+    found += [str(key) for key in atoms.info if key not in written]
+    same = {"free_energy"} if results.get("free_energy") == labels.get("energy") else set()
+    found += [name for name, value in results.items() if value is not None and name not in {*labels, *same}]
+    return [*found, *(["constraints"] if atoms.constraints else [])]
 
 
 def _lines(path: Path) -> Iterator[str]:
@@ -172,8 +188,12 @@ def _parsed(lines: list[str]) -> _Block:
         elif section == "AtomData:":
             if block.size < 0:
                 raise ValueError("AtomData without Size before it")
-            rows = np.array([_floats(next(rest, ""), len(words)) for _ in range(block.size)])
+            lines_of_atoms = [next(rest, "") for _ in range(block.size)]
+            rows = np.array([_floats(row, len(words)) for row in lines_of_atoms])
             block.columns = dict(zip(words, rows.reshape(block.size, len(words)).T, strict=True))
+            for place, name in enumerate(words):
+                if name not in _RESERVED and all(_is_whole(row.split()[place]) for row in lines_of_atoms):
+                    block.columns[name] = np.array([int(row.split()[place]) for row in lines_of_atoms], int)
         elif section == "Energy":
             block.energy = float(_floats(next(rest, ""), 1)[0])
         elif section == "PlusStress:":
@@ -183,7 +203,7 @@ def _parsed(lines: list[str]) -> _Block:
             block.plus_stress = np.array([values[name] for name in _VOIGT])
         elif section == "Feature":
             _, key, *text = line.split(None, 2)
-            block.features[key] = "".join(text).strip()
+            block.features.setdefault(key, []).append("".join(text).strip())
         else:
             raise ValueError(f"unknown section {section!r}")
     return block
@@ -214,6 +234,10 @@ def _begins_with_number(line: str) -> bool:
     return True
 
 
+def _is_whole(word: str) -> bool:
+    return word.removeprefix("-").isdecimal() and len(word) < 19  # what an array of integers holds
+
+
 def _floats(line: str, count: int) -> list[float]:
     values = [float(word) for word in line.split()]
     if len(values) != count:
@@ -238,8 +262,12 @@ def _atoms(block: _Block, numbers: Sequence[int], where: str) -> Atoms:
         labels["stress"] = -block.plus_stress / atoms.get_volume()
     columns.pop("id", None)
     for name, values in columns.items():
+        if name in atoms.arrays:
+            raise ValueError(f"AtomData has a column {name!r}, a name that an array of every structure has")
         atoms.new_array(name, values)
-    atoms.info = {key: _typed(text) for key, text in block.features.items()}
+    atoms.info = {key: _typed("\n".join(lines)) for key, lines in block.features.items()}
+    if block.plus_stress is not None and not atoms.pbc.all() and np.isfinite(block.plus_stress).all():
+        atoms.info.setdefault(_VIRIAL, block.plus_stress)
     check_structure(atoms, where)
     normalise_state(atoms, where)
     attach_labels(atoms, labels, where)
@@ -286,22 +314,62 @@ def _typed(text: str) -> int | float | str:
 
 
 def _write_block(file: TextIO, atoms: Atoms, types: np.ndarray) -> None:
-    results = {} if atoms.calc is None else atoms.calc.results
+    labels, further, plus_stress = _labels(atoms), _columns(atoms), _plus_stress(atoms)
     lines = ["BEGIN_CFG", " Size", f"    {len(atoms)}"]
     if atoms.pbc.any():
         cell = np.where(atoms.pbc[:, None], atoms.cell.array, 0.0)
         lines += [" Supercell", *("    " + _row(vector) for vector in cell)]
-    columns = [*_CARTESIAN, *(_FORCES if "forces" in results else ())]
-    values = np.hstack([atoms.positions, *([results["forces"]] if "forces" in results else [])])
+    columns = [*_CARTESIAN, *(_FORCES if "forces" in labels else ()), *further]
+    values = np.hstack([atoms.positions, *([labels["forces"]] if "forces" in labels else [])])
+    texts = [_row(row) for row in values]
+    for column in further.values():
+        texts = [f"{text} {value!r}" for text, value in zip(texts, column.tolist(), strict=True)]
     lines.append(f" AtomData:  id type {' '.join(columns)}")
-    lines += [f"    {atom + 1} {types[atom]} {_row(row)}" for atom, row in enumerate(values)]
-    if "energy" in results:
-        lines += [" Energy", f"    {float(results['energy'])!r}"]
-    if "stress" in results and atoms.pbc.all():
-        plus_stress = -atoms.get_volume() * np.asarray(results["stress"])
+    lines += [f"    {atom + 1} {types[atom]} {text}" for atom, text in enumerate(texts)]
+    if "energy" in labels:
+        lines += [" Energy", f"    {float(labels['energy'])!r}"]
+    if plus_stress is not None:
         lines += [f" PlusStress:  {' '.join(_VOIGT)}", "    " + _row(plus_stress)]
-    lines += [f" Feature {key} {text}" for key, text in _features(atoms.info)]
+    lines += [f" Feature {key} {line}".rstrip() for key, text in _features(atoms.info) for line in text.split("\n")]
     file.write("\n".join([*lines, "END_CFG", "", ""]))
+
+
+def _labels(atoms: Atoms) -> dict[str, Any]:
+    """Results that have a place in the format; a free energy is the energy where there is no other."""
+    results = {} if atoms.calc is None else atoms.calc.results
+    names = ("energy", "forces", *(["stress"] if atoms.pbc.all() else []))
+    labels = {name: results[name] for name in names if results.get(name) is not None}
+    free = results.get("free_energy")
+    return labels if free is None else {"energy": free} | labels
+
+
+def _plus_stress(atoms: Atoms) -> np.ndarray | None:
+    """Virial [6], eV, of the stress of a structure, or else the one that it has in `info`; None where there is none."""
+    labels = _labels(atoms)
+    if "stress" in labels:
+        return -atoms.get_volume() * _voigt(labels["stress"])
+    try:
+        return _voigt(atoms.info[_VIRIAL])
+    except (KeyError, TypeError, ValueError):  # not there, or something else of this name
+        return None
+
+
+def _voigt(tensor: Any) -> np.ndarray:
+    values = np.asarray(tensor, np.float64)
+    return values if values.shape == (6,) else full_3x3_to_voigt_6_stress(values.reshape(3, 3))
+
+
+def _columns(atoms: Atoms) -> dict[str, np.ndarray]:
+    """Per-atom arrays [N] that become columns: numbers, under names that say nothing else in AtomData."""
+    return {
+        name: array.reshape(len(atoms))
+        for name, array in atoms.arrays.items()
+        if name != "numbers"
+        and name not in _RESERVED
+        and len(name.split()) == 1
+        and array.shape in ((len(atoms),), (len(atoms), 1))
+        and array.dtype.kind in "fiu"
+    }
 
 
 def _row(values: np.ndarray) -> str:
@@ -314,5 +382,5 @@ def _features(info: dict[str, Any]) -> Iterator[tuple[str, str]]:
             continue
         if isinstance(value, number_types.Real) and not isinstance(value, bool):
             yield key, repr(int(value) if isinstance(value, number_types.Integral) else float(value))
-        elif isinstance(value, str) and value.strip() and value.isprintable():
-            yield key, value.strip()
+        elif isinstance(value, str) and value.replace("\n", "").replace("\t", "").isprintable():
+            yield key, "\n".join(line.strip() for line in value.split("\n"))

@@ -425,7 +425,7 @@ def test_cfg_round_trip(tmp_path: Path) -> None:
 def test_structures_are_written_as_the_name_says(tmp_path: Path) -> None:
     """MLIP-2's format with types that are given, or those that occur; what it has no place for is named."""
     frames = [Atoms("OH", [[0, 0, 0], [0, 0, 1]], info={"grade": 1.5, "tensor": np.eye(2)}), Atoms("O", [[0, 0, 0]])]
-    frames[0].set_array("site", np.arange(2))
+    frames[0].set_array("site", np.eye(2))
     assert write_structures(tmp_path / "a.extxyz", frames) == ()
     assert write_structures(tmp_path / "a.cfg", iter(frames)) == ("site", "tensor")
     assert write_structures(tmp_path / "b.cfg", iter(frames), type_numbers=[8, 6, 1]) == ("site", "tensor")
