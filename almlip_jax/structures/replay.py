@@ -29,8 +29,8 @@ meV/Angstrom where each comes once (0.06), 1.4 to 3.5 and 53 to 87 with 6, 8 and
 new ones 2.6, and 1.6 to 4.0 meV/atom (single runs)."""
 
 FORGETS = (
-    "nothing holds the potential to what it knew; add earlier structures to the data, or lower training.learning_rate "
-    "and training.max_steps"
+    "nothing holds the potential to what it knew; add earlier structures to the data, or train less: with a lower "
+    "training.learning_rate and training.max_steps, or by projection with fewer training.projection.iterations"
 )
 """What follows where nothing is seen again, and what to do."""
 

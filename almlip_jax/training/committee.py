@@ -231,10 +231,10 @@ def check_training(model: ModelSettings, ensemble: EnsembleSettings, training: T
     """
     models = member_models(model, ensemble)
     trainings = [_changed(training, variant.training, n) for n, (_, variant, _) in enumerate(models)]
-    for (one, _, _), changed in zip(models, trainings, strict=True):
+    for (one, _, count), changed in zip(models, trainings, strict=True):
         check_losses(changed, ensemble.heads, ensemble.likelihood)
         check_targets(changed, one.further, ensemble.heads)
-        check_projection(changed, one, ensemble)
+        check_projection(changed, one, ensemble, count)
     refuse_idle(trainings, ensemble.likelihood)
     for target in targets({name for one, _, _ in models for name in one.further}):
         if not all(target.name in one.further for one, _, _ in models):

@@ -286,11 +286,20 @@ def check_targets(training: TrainingSettings, further: Collection[str], heads: i
                 )
 
 
-def check_projection(training: TrainingSettings, model: ModelSettings, ensemble: EnsembleSettings) -> None:
+def check_projection(
+    training: TrainingSettings, model: ModelSettings, ensemble: EnsembleSettings, models: int | None = None
+) -> None:
     """Whether models can be trained by projection, where that is asked for.
 
+    Args:
+        training: of the models.
+        model: their architecture.
+        ensemble: that they belong to.
+        models: how many of it they are; all where not given.
+
     Raises:
-        InputError: the model is not linear in most parameters, or the members are of a kind that gradients train.
+        InputError: the model is not linear in most parameters, the members are of a kind that gradients train, or a
+            training is too short for as many.
     """
     projection = training.projection
     if projection is None:
@@ -313,6 +322,30 @@ def check_projection(training: TrainingSettings, model: ModelSettings, ensemble:
             "with training.projection.members 'shared', models differ by ensemble.bootstrap alone; take 'gamma' or "
             "'poisson', or members 'own'."
         )
+    _check_passes(training, projection, ensemble.size if models is None else models)
+
+
+def _check_passes(training: TrainingSettings, projection: ProjectionSettings, models: int) -> None:
+    """Whether passes over the data are left for the search that several models share.
+
+    Raises:
+        InputError: a training is too short.
+    """
+    if models == 1 or projection.members != "shared":
+        return
+    least = projection.member_iterations + 2
+    lengths = {
+        "projection.iterations": projection.iterations,
+        "warm_steps": training.warm_steps,
+        "final_steps": training.final_steps,
+    }
+    for name, length in lengths.items():
+        if length is not None and length < least:
+            raise InputError(
+                f"training.{name} is {length}, but {models} models take at least {least} passes over the data: one for "
+                "the search that they share, one for their weights, and projection.member_iterations "
+                f"({projection.member_iterations}); raise {name}, or lower member_iterations."
+            )
 
 
 def check_plain(heads: int, likelihood: str) -> None:

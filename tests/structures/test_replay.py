@@ -140,6 +140,7 @@ def test_nothing_of_another_label_source_is_trained_on(data, sentence):
 def test_a_potential_that_remembers_nothing_is_told():
     found = replay([], [labelled("H2O", 0)])
     assert found.structures == () and "remembers no structures" in found.remark and "lower" in found.remark
+    assert "or by projection with fewer training.projection.iterations" in found.remark
 
 
 def test_many_new_structures_do_not_outweigh_the_remembered_ones():

@@ -250,6 +250,9 @@ def test_structures_without_weight_and_energies_alone(trainer, crystals, whole):
         ({"kind": "mtp"}, {}, {"learning_rate": 0.1}, "learning_rate counts with a training by gradients"),
         ({"kind": "mtp"}, {}, {"second_stage": {"energy": 1.0}}, "second_stage"),
         ({"kind": "mtp"}, {}, {"projection": {"members": "own", "starts": 8}}, "begin with one each"),
+        ({"kind": "mtp"}, {}, {"projection": {"iterations": 3}}, "projection.iterations is 3, but 4 models .* least 4"),
+        ({"kind": "mtp"}, {}, {"warm_start": True, "warm_steps": 3}, "warm_steps is 3, but 4 models"),
+        ({"kind": "mtp"}, {}, {"projection": {"member_iterations": 3}, "final_steps": 4}, "final_steps is 4.*least 5"),
     ],
 )
 def test_what_it_cannot_do_is_refused(model, members, training, message):
@@ -259,6 +262,18 @@ def test_what_it_cannot_do_is_refused(model, members, training, message):
             EnsembleSettings(**members),
             TrainingSettings.model_validate({"projection": {}, **training}),
         )
+
+
+def test_passes_of_members_count_where_there_are_several(crystals):
+    """A single model, or one of each kind, has no weights of its own to go on with."""
+    short, model = TrainingSettings(projection={"iterations": 1, "starts": 1}), ModelSettings.parse({"kind": "mtp"})
+    check_training(model, EnsembleSettings(size=1), short)
+    check_training(model, EnsembleSettings(size=2, variants=[{}, {"model": {"level": 8}}]), short)
+    own = TrainingSettings(projection={"iterations": 1, "members": "own"})
+    check_training(model, EnsembleSettings(size=4, bootstrap="none"), own)
+    trainer = trainer_of(crystals, settings_of(iterations=1, starts=1, member_iterations=9), members=1)
+    result = trained(trainer, crystals)
+    assert len(result.history) == 1 and np.isfinite(result.history[0].train_loss).all()
 
 
 def test_losses_that_are_no_squares_are_refused():

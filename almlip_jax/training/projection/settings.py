@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from almlip_jax.settings import Settings
 
@@ -30,14 +30,9 @@ class ProjectionSettings(Settings):
     structures (`ensemble.bootstrap`).  ``own``: every model is searched for from a start of its own and with its own
     weights, which takes as many times as long."""
     member_iterations: int = Field(default=2, ge=0, le=10**6)
-    """With ``shared``: passes over the data in which models differ in all parameters; with 0 in linear ones alone."""
+    """With ``shared`` and several models: passes over the data in which these differ in all parameters; with 0 in
+    linear ones alone.  They are the last of all passes, after one for the weights, and at least one of the search."""
     ridge: float | None = Field(default=None, gt=0, lt=1)
     """Penalty on linear parameters, relative to what they multiply.  By default the error that rounding makes in the
     numbers that the potential is used in, 1.2e-7 in float32, so that large coefficients do not cancel to digits that
     are not there; 1e-10 in float64, enough to decide what data leave open."""
-
-    @model_validator(mode="after")
-    def _leaves_a_search(self) -> Self:
-        if self.members == "shared" and self.iterations < self.member_iterations + 2:
-            raise ValueError("iterations must be at least member_iterations + 2: one for the search, one for weights.")
-        return self
