@@ -86,12 +86,29 @@ def _frames_to_add_to(path: Path | None) -> Path | None:
     return file_to_write(path)
 
 
+def _database_to_write(path: Path | None) -> Path | None:
+    """The same, which may be an ASE database."""
+    from almlip_jax.structures.io import require_format
+
+    if path is not None:
+        require_format(path, databases=True)
+    return file_to_write(path)
+
+
 AnySimulation = TypeVar("AnySimulation", bound="SimulationConfig")
 JsonFile = Annotated[Path | None, typer.Option("--json", callback=file_to_write, help="Also write the result as JSON.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override a key, as dotted.key=value; repeatable.")]
 ConfigFile = Annotated[Path, typer.Argument(help="YAML config.")]
 OutFile = Annotated[
     Path, typer.Option("--out", callback=_structures_to_write, help="File to write: .extxyz or .xyz, or MLIP-2's .cfg.")
+]
+ScoredFile = Annotated[
+    Path,
+    typer.Option(
+        "--out",
+        callback=_database_to_write,
+        help="File to write: .extxyz or .xyz, MLIP-2's .cfg, or an ASE database, .db.",
+    ),
 ]
 OptionalOutFile = Annotated[
     Path | None,
@@ -416,7 +433,10 @@ def evaluate(
 
     frames = _read([data], reading)
     if not any(frame.calc is not None for frame in frames):
-        raise InputError(f"{data} has no labels to compare with; label it, or {hint_of_keys(frames[0])}.")
+        raise InputError(
+            f"{data} has no labels to compare with; label it, {hint_of_keys(frames[0])}, or write what the potential "
+            "predicts with `almlip score --labels predicted`."
+        )
     model.check_elements(frames, str(data))
     evaluated = model.evaluate(frames)
     metrics = error_metrics(frames, evaluated, group_key=group_key)
@@ -446,7 +466,15 @@ def evaluate(
 def score(
     potential: PotentialPlace,
     pool: Annotated[Path, typer.Argument(help="Structures; labels are not needed.")],
-    out: OutFile,
+    out: ScoredFile,
+    labels: Annotated[
+        Literal["kept", "predicted"],
+        typer.Option(
+            "--labels",
+            help="Energy, forces and stress of the file: those that came with the structures, if any (predictions are "
+            "under names of their own then), or those of the potential.",
+        ),
+    ] = "kept",
     types: TypesOption = None,
     json_file: JsonFile = None,
 ) -> None:
@@ -459,7 +487,7 @@ def score(
 
     total = count_structures(pool)
     with open_progress() as progress, progress.stage("score", total, unit="frames") as advance:
-        summary = score_pool(model, pool, out, advance, type_numbers=numbers)
+        summary = score_pool(model, pool, out, advance, type_numbers=numbers, labels=labels)
     _say_left_out(summary.left_out)
     _print_pairs(
         f"Mean scores of {summary.number} structures",

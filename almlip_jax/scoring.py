@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 import numpy as np
 from ase import Atoms
@@ -17,13 +18,19 @@ from almlip_jax.errors import InputError
 from almlip_jax.potential import GRADES, Evaluated, Potential
 from almlip_jax.scores import atom_scores, names
 from almlip_jax.scores import scores as declared
-from almlip_jax.structures.io import iterate_elements, iterate_structures, write_structures
+from almlip_jax.structures.io import LABEL_ERROR, iterate_elements, iterate_structures, write_structures
+from almlip_jax.structures.labels import drop_labels
+from almlip_jax.structures.validation import holding
 from almlip_jax.targets import has_target, targets
 
 MV_GRADE = "MV_grade"
 """What MLIP-2 calls the grade of a structure in its files."""
 NBH_GRADES = "nbh_grades"
 """What it calls those of atoms there."""
+_SOURCE = "EFS_by"  # what says in them where labels are from
+
+Labels: TypeAlias = Literal["kept", "predicted"]
+"""What the labels of scored structures are: those that they came with, or predictions."""
 
 
 @dataclass
@@ -73,17 +80,20 @@ def score_pool(
     advance: Callable[[int], object] | None = None,
     *,
     type_numbers: Sequence[int] | None = None,
+    labels: Labels = "kept",
 ) -> PoolSummary:
     """Writes the structures of a file with predictions and uncertainties, in memory that does not grow.
 
     Args:
         potential: whose they are.
-        pool: what `iterate_structures` reads; labels are neither needed nor looked at, and kept as they are.
-        out: extended XYZ or MLIP-2's ``.cfg``, where grades are ``MV_grade`` and ``nbh_grades``; it appears complete or
-            not at all.
+        pool: what `iterate_structures` reads; labels are neither needed nor looked at.
+        out: extended XYZ, an ASE database, or MLIP-2's ``.cfg``, where grades are ``MV_grade`` and ``nbh_grades``; it
+            appears complete or not at all.
         advance: told the number of frames of each batch.
         type_numbers: atomic number of each type of ``cfg`` files, from type 0 on; for writing the elements of the
             potential where not given.
+        labels: ``kept`` as they were read, with predictions under names of their own (`predicted_frame`); or
+            ``predicted``, what the potential says in their place (`labelled_frame`).
 
     Raises:
         InputError: a frame cannot be read or holds an element the potential does not know, or `out` cannot be written.
@@ -98,7 +108,7 @@ def score_pool(
         iterate_structures(pool, keep_labels=True, type_numbers=type_numbers), source=str(pool)
     )
     types = potential.species.numbers if type_numbers is None else type_numbers
-    frames = _scored(potential, batches, summary, advance)
+    frames = _scored(potential, batches, summary, advance, predicted_frame if labels == "kept" else labelled_frame)
     written = map(_as_mlip_says, frames) if out.suffix == ".cfg" else frames
     summary.left_out = write_structures(out, written, type_numbers=types)
     return summary
@@ -182,15 +192,44 @@ def predicted_frame(potential: Potential, frame: Atoms, evaluated: Evaluated, n:
     return told
 
 
+def labelled_frame(potential: Potential, frame: Atoms, evaluated: Evaluated, n: int) -> Atoms:
+    """A structure with the predictions of a potential as its labels, and with scores as `predicted_frame` has them.
+
+    Labels that it came with are dropped, also under other known names, and with them why there are none
+    (``label_error``) and where they are from (``EFS_by`` of MLIP-2's files).
+
+    Args:
+        potential: whose predictions they are.
+        frame: the structure; it is left as it is.
+        evaluated: what the potential predicts for some structures.
+        n: which of them it is.
+    """
+    told = predicted_frame(potential, frame, evaluated, n)
+    drop_labels(told)
+    for key in (LABEL_ERROR, _SOURCE):
+        told.info.pop(key, None)
+    results = {"energy": told.info.pop("predicted_energy"), "forces": told.arrays.pop("predicted_forces")}
+    if "predicted_stress" in told.info:
+        results["stress"] = told.info.pop("predicted_stress")
+    for target in targets(evaluated.further):
+        place = told.info if target.per == "structure" else told.arrays
+        if f"predicted_{target.label}" in place:
+            value = place.pop(f"predicted_{target.label}")
+            results[target.label] = np.reshape(value, target.shape_of(len(frame)))
+    told.calc = holding(told, results)
+    return told
+
+
 def _scored(
     potential: Potential,
     batches: Iterable[tuple[list[Atoms], Evaluated]],
     summary: PoolSummary,
     advance: Callable[[int], object] | None,
+    told: Callable[[Potential, Atoms, Evaluated, int], Atoms],
 ) -> Iterator[Atoms]:
     for frames, evaluated in batches:
         for n, frame in enumerate(frames):
-            yield predicted_frame(potential, frame, evaluated, n)
+            yield told(potential, frame, evaluated, n)
         summary.add(evaluated.scores)
         if advance is not None:
             advance(len(frames))

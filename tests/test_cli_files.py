@@ -170,7 +170,8 @@ def test_candidates_need_types_but_no_labels(reads: Any, folder: Path) -> None:
     pick += ["--set", "system.types=null", "--train", "plain.cfg", "--pool", "plain.cfg", "--types", "O,Mg"]
     frames = reads(*pick)
     assert [atoms.get_chemical_formula() for atoms in frames] == ["MgO"] * 3 and frames[0].calc is None
-    assert_labels(reads("score", "potential", "plain.cfg", "--out", "s.xyz", "--types", "O,Mg"))
+    for name in ("s.xyz", "s.cfg", "s.db"):
+        assert_labels(reads("score", "potential", "plain.cfg", "--out", name, "--types", "O,Mg"))
     assert "plain.cfg is an MLIP-2 file" in refused("score", "potential", "plain.cfg", "--out", "s.xyz")
     text = (folder / "plain.extxyz").read_text().replace("energy=", "energy=nan old=")
     (folder / "bad.extxyz").write_text(text)

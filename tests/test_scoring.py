@@ -121,6 +121,28 @@ def test_labels_stay_labels_and_predictions_are_none(potential, tmp_path):
         assert not {"force_total", "force_epistemic"} & written[0].arrays.keys(), "they are force_std here"
 
 
+@pytest.mark.parametrize("name", ["out.extxyz", "out.cfg", "out.db"])
+def test_predictions_may_be_the_labels(potential, tmp_path, name):
+    """Of structures with other labels, with labels that failed, and with none; the file tells of no other ones."""
+    frames = odd_frames()
+    frames[1].info.update(REF_energy=-3.25, label_error="no luck", EFS_by="another")
+    frames[1].arrays["REF_forces"] = np.ones((len(frames[1]), 3))
+    frames[2].info["virial"] = np.eye(3)
+    write_structures(tmp_path / "pool.extxyz", frames)
+    score_pool(potential, tmp_path / "pool.extxyz", tmp_path / name, labels="predicted")
+    written = read_structures(tmp_path / name, type_numbers=[1, 8], require_labels=True)
+    found = potential.evaluate(frames)
+    for n, (frame, scored) in enumerate(zip(frames, written, strict=True)):
+        assert scored.get_potential_energy() == pytest.approx(found.energy[n], rel=1e-14)
+        np.testing.assert_array_equal(scored.get_forces(), found.forces[n])
+        assert ("stress" in scored.calc.results) == bool(frame.pbc.all())
+        if frame.pbc.all():
+            np.testing.assert_allclose(scored.get_stress(), found.stress[n], rtol=1e-12, atol=1e-14)
+        assert scored.info["force_std_max"] == pytest.approx(found.scores["force_std_max"][n])
+        left = {"REF_energy", "label_error", "EFS_by", "virial", "predicted_energy", "predicted_stress"}
+        assert not left & scored.info.keys() and "predicted_forces" not in scored.arrays
+
+
 def test_labels_under_other_names_are_kept_unseen(potential, tmp_path):
     frame = molecule("H2O")
     frame.info.update(REF_energy=-3.25, DFT_energy="lost", virial=np.eye(3))

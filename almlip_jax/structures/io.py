@@ -16,6 +16,7 @@ from ase import Atoms
 
 from almlip_jax.errors import InputError
 from almlip_jax.structures.carried import normalise_masses
+from almlip_jax.structures.database import write_database
 from almlip_jax.structures.electronic_state import normalise_state
 from almlip_jax.structures.extxyz import write_extxyz
 from almlip_jax.structures.extxyz_reading import count_extxyz, read_extxyz
@@ -43,6 +44,7 @@ LABEL_ERROR = "label_error"
 
 _XYZ = (".xyz", ".extxyz")
 _CFG = ".cfg"
+_DATABASE = ".db"
 _DATABASES = ("db", "json")  # of ASE, also the names of their formats
 _COMPRESSED = (".gz", ".bz2", ".xz")
 
@@ -220,10 +222,11 @@ def write_structures(
     """Writes structures with every digit, each as it comes; the file appears complete or not at all.
 
     In extended XYZ, cell, pbc, `info`, per-atom arrays and calculator results read back as they were (lists of numbers
-    as arrays); so do fixed atoms and coordinates.  MLIP-2's format keeps what `write_cfg` says.
+    as arrays); so do fixed atoms and coordinates.  MLIP-2's format keeps what `write_cfg` says, a database what
+    `write_database` says.
 
     Args:
-        path: ``.extxyz`` or ``.xyz``; or ``.cfg`` (MLIP-2).
+        path: ``.extxyz`` or ``.xyz``; ``.cfg`` (MLIP-2); or ``.db`` (ASE).
         structures: what to write.
         type_numbers: atomic number of each type of a ``.cfg`` file, from type 0 on; the elements that occur, by atomic
             number, where not given.
@@ -236,7 +239,9 @@ def write_structures(
             element has no type, or the file cannot be written.
     """
     path = Path(path)
-    require_format(path)
+    require_format(path, databases=True)
+    if path.suffix == _DATABASE:
+        return write_database(path, structures)
     if path.suffix != _CFG:
         write_extxyz(path, structures)
         return ()
@@ -246,14 +251,19 @@ def write_structures(
     return write_cfg(path, structures, type_numbers)
 
 
-def require_format(path: Path) -> None:
+def require_format(path: Path, *, databases: bool = False) -> None:
     """Refuses a name that `write_structures` would not write to; for callers that compute before they write.
+
+    Args:
+        path: the name.
+        databases: whether a database may be written too.
 
     Raises:
         InputError: the name does not say one of its formats.
     """
-    if path.suffix not in (*_XYZ, _CFG):
-        raise InputError(f"{path} should end in .extxyz or .xyz, or in .cfg (MLIP-2), which says its format.")
+    if path.suffix not in (*_XYZ, _CFG, *([_DATABASE] if databases else [])):
+        further = ", in .cfg (MLIP-2) or .db (ASE)" if databases else ", or in .cfg (MLIP-2)"
+        raise InputError(f"{path} should end in .extxyz or .xyz{further}, which says its format.")
 
 
 def require_xyz(path: Path) -> None:

@@ -39,7 +39,7 @@ from almlip_jax.oracles.sources.user import UserSourceSettings
 from almlip_jax.oracles.spool import label_from_json, label_to_json
 from almlip_jax.oracles.store import LabelStore
 from almlip_jax.potential import Potential
-from almlip_jax.scoring import predicted_frame
+from almlip_jax.scoring import labelled_frame, predicted_frame
 from almlip_jax.structures.extxyz_reading import read_extxyz
 from almlip_jax.structures.graph import Targets, lone_atoms
 from almlip_jax.structures.io import read_structures, write_structures
@@ -383,6 +383,9 @@ def test_they_are_learned_evaluated_and_judged() -> None:
     told = predicted_frame(potential, frames[0], found, 0)
     np.testing.assert_allclose(told.arrays["predicted_charges"][:, 0], found.further["charges"][0])
     assert told.info["predicted_quadrupole"].shape == (9,) and "charges_std" in told.arrays
+    told = labelled_frame(potential, frames[0], found, 0)
+    np.testing.assert_allclose(told.calc.results["charges"], found.further["charges"][0])
+    assert told.calc.results["quadrupole"].shape == (3, 3) and "predicted_charges" not in told.arrays
     atoms = frames[0].copy()
     atoms.calc = potential.calculator()
     np.testing.assert_allclose(atoms.get_charges(), found.further["charges"][0], atol=1e-6)
