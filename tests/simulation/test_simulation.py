@@ -822,7 +822,7 @@ def test_an_interruption_says_how_to_go_on_as_a_shell_takes_it(folder, tmp_path,
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("almlip_jax.cli._load", lambda _: None)
+    monkeypatch.setattr("almlip_jax.cli._load", lambda _, types=None: None)
     monkeypatch.setattr("almlip_jax.simulation.run_md", interrupted)
     arguments = ["md", str(folder / "md.yaml"), "--out", str(tmp_path / "my run"), "--set", "structures='a b.extxyz'"]
     with pytest.raises(SystemExit) as end:
