@@ -110,7 +110,7 @@ def reads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         return seen.pop()
 
     seen: list[list[Atoms]] = []
-    monkeypatch.setattr(cli, "_load", lambda _: Potential())
+    monkeypatch.setattr(cli, "_load", lambda _, types=None: Potential())
     monkeypatch.setattr("almlip_jax.compilation.prepare_jax", lambda _: None)
     monkeypatch.setattr("almlip_jax.fitting.fit_potential", fit)
     yield run
