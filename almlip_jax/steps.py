@@ -169,6 +169,9 @@ def thresholds(
     drawn = labelled if calibration is None else given_structures(calibration, "calibration")
     if (settings.looks_at_training_set and not labelled) or (settings.frames_drawn and not drawn):
         raise InputError(f"{settings.kind} thresholds follow from labelled structures, and there are none; give some.")
+    bare = [number for number, frame in enumerate(drawn) if frame.calc is None]
+    if settings.frames_drawn and bare:
+        raise InputError(f"{settings.kind} thresholds follow from true errors, and structure {bare[0]} has no forces.")
     known = knowledge or Knowledge()
     _check_score(score, settings, potential, known)
     return settings.resolve(

@@ -175,6 +175,10 @@ LIKE_A_CONFIG = [
         lambda one, pool: al.thresholds({"kind": "conformal", "tolerance": 1}, one, pool, score="dipole_std"),
         "conformal thresholds need a gate score of atoms",
     ),
+    (
+        lambda one, pool: al.thresholds({"kind": "conformal", "tolerance": 1}, one, [*pool, molecule("H2O")]),
+        "conformal thresholds follow from true errors, and structure 4 has no forces",
+    ),
     (lambda one, pool: al.know({"wlkers": []}, one, pool, 0), "settings.wlkers: unknown key 'wlkers'; did you mean"),
     (lambda one, _: one.explorer({"stps": 3}), "exploration.stps: unknown key 'stps'; did you mean 'steps'?"),
     (lambda one, _: one.explorer("md"), "exploration: it should be keys and values, not md"),
@@ -309,6 +313,11 @@ def test_a_function_of_ones_own_selects(rounds, count_compilations):
     with count_compilations() as compiled:
         assert len(al.select(widest_spread, potential, pool[1:], data[:FIRST])) == 3
     assert not compiled
+
+
+def test_double_precision_is_there_where_jax_has_it():
+    with jax.enable_x64(True):
+        assert al.Learner(np.int64(20), precision="float64").dtype == np.float64
 
 
 N2 = [Atoms("N2", [[0.0, 0.0, 0.0], [0.0, 0.0, length]]) for length in (1.0, 1.1, 1.2)]
