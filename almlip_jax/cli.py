@@ -342,6 +342,8 @@ def train(
     place = out.resolve()
     unfinished = place.with_name(f"{place.name}.training")  # next to it: a potential appears whole or not at all
     potential, result = _fit(settings, structures, held_out, start, unfinished)
+    if reading.types is not None:
+        potential = potential.with_types(reading.arguments["type_numbers"])
     potential.save(out)
     curve = place.with_name(f"{place.name}.training.csv")
     write_csv(curve, result.rows())
@@ -555,7 +557,7 @@ def select(
     among, around = with_strata(selector, (frames, among), (labelled, around))
     chosen = choose(selector.build(min(k, len(frames))), named_key(settings.seed, "select"), among, around)
     batch = taken(frames, chosen, "pool_index")
-    _say_left_out(write_structures(out, batch, type_numbers=reading.arguments["type_numbers"] or model.species.numbers))
+    _say_left_out(write_structures(out, batch, type_numbers=reading.arguments["type_numbers"] or model.type_numbers))
     table = Table("pool index", "gain", title=f"{len(batch)} of {len(frames)} by {selector.kind}")
     for index, gain in chosen[:20]:
         table.add_row(str(index), _number(gain))
@@ -601,7 +603,7 @@ def select_add(
     model.check_elements(frames, str(pool))
     model.check_elements(labelled, str(train_file))
     batch, grown = offered(model, frames, labelled)
-    _say_left_out(write_structures(out, batch, type_numbers=reading.arguments["type_numbers"] or model.species.numbers))
+    _say_left_out(write_structures(out, batch, type_numbers=reading.arguments["type_numbers"] or model.type_numbers))
     if save is not None:
         grown.save(save)
     table = Table("pool index", MV_GRADE, title=f"{len(batch)} of {len(frames)} enter the active set")
@@ -791,12 +793,15 @@ def _convert_potential(source: Path, target: Path, types: tuple[str, ...] | None
 
     if source.is_dir():
         potential = _load_folder(source)
+        from ase.data import chemical_symbols
+
         from almlip_jax.potential.mtp_files import save_mtp
 
         if target.suffix != ".mtp":
             raise InputError(f"{target} should end in .mtp, the format that a potential is converted to.")
         written = save_mtp(potential, target, None if types is None else type_numbers(types))
-        symbols = potential.species.symbols if types is None else types
+        known = [z for z in potential.type_numbers if z in potential.species.numbers]
+        symbols = tuple(chemical_symbols[z] for z in known) if types is None else types
     elif not _is_mtp(source):
         raise InputError(f"{source} is no potential: neither a folder of one nor an .mtp file.")
     elif target.suffix == ".mtp":

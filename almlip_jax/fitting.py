@@ -18,6 +18,7 @@ from almlip_jax.models import ModelSettings, Params
 from almlip_jax.models.charge_energy import with_charge_energy
 from almlip_jax.potential import ActiveSetSettings, Potential
 from almlip_jax.potential.compositions import compositions_note
+from almlip_jax.potential.file_types import noted_file_types
 from almlip_jax.potential.states import states_note
 from almlip_jax.structures.electronic_state import electronic_state, total_charge
 from almlip_jax.structures.remembered import remember
@@ -185,13 +186,15 @@ def _calibrated(task: _Task, prepared: _Prepared, result: TrainingResult, datase
     parts, replayed = prepared.parts, len(prepared.parts.again)
     states = states_note(parts.dataset, states_before(task.start)) if prepared.sees_state else {}
     compositions = compositions_note(parts.dataset, () if task.start is None else task.start.compositions)
+    files = {} if task.start is None else noted_file_types(task.start.metadata).note()
     stream = numpy_generator(task.seed, "replay")
+    noted = {"dataset_size": dataset_size, "replayed": replayed, "seed": task.seed}
     potential = Potential(
         settings=task.model,
         species=prepared.species,
         params=result.params,
         reference_energies=prepared.references.energies,
-        metadata={"dataset_size": dataset_size, "replayed": replayed, "seed": task.seed} | states | compositions,
+        metadata=noted | states | compositions | files,
         members=result.members(task.ensemble),
         isolated=prepared.references.isolated,
         remembered=remember(parts.learned, task.training.replay, stream, parts.again),
@@ -286,7 +289,7 @@ def check_start(start: Potential, model: ModelSettings, ensemble: EnsembleSettin
     )
 
 
-_ASIDE = ("bootstrap", "bootstrap_variance", "order")
+_ASIDE = ("bootstrap", "bootstrap_variance", "order", "potential_name", "potential_tag")
 """Settings that change nothing of an architecture."""
 
 

@@ -26,6 +26,7 @@ from almlip_jax.models import ModelSettings, Params
 from almlip_jax.origins import NOTHING, Known, Origin
 from almlip_jax.potential import Potential
 from almlip_jax.potential.compositions import compositions_note
+from almlip_jax.potential.file_types import noted_file_types
 from almlip_jax.potential.states import states_note
 from almlip_jax.structures.packing import BatchShape
 from almlip_jax.structures.remembered import remember
@@ -386,6 +387,8 @@ class Learner:
         notes = compositions_note(data, self.start.potential.compositions if self.start and self.start.met else ())
         if self.ensemble.sees_state:
             notes |= states_note(data, () if self.start is None else states_before(self.start.potential))
+        if self.start is not None:
+            notes = noted_file_types(self.start.potential.metadata).note() | notes
         potential = Potential(
             settings=self.model,
             members=result.members(self.settings),

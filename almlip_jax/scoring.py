@@ -28,6 +28,7 @@ MV_GRADE = "MV_grade"
 NBH_GRADES = "nbh_grades"
 """What it calls those of atoms there."""
 _SOURCE = "EFS_by"  # what says in them where labels are from
+_SITE_ENERGIES = "site_en"
 
 Labels: TypeAlias = Literal["kept", "predicted"]
 """What the labels of scored structures are: those that they came with, or predictions."""
@@ -90,8 +91,8 @@ def score_pool(
         out: extended XYZ, an ASE database, or MLIP-2's ``.cfg``, where grades are ``MV_grade`` and ``nbh_grades``; it
             appears complete or not at all.
         advance: told the number of frames of each batch.
-        type_numbers: atomic number of each type of ``cfg`` files, from type 0 on; for writing the elements of the
-            potential where not given.
+        type_numbers: atomic number of each type of ``cfg`` files, from type 0 on; for writing those that
+            the potential remembers (`Potential.type_numbers`) where not given.
         labels: ``kept`` as they were read, with predictions under names of their own (`predicted_frame`); or
             ``predicted``, what the potential says in their place (`labelled_frame`).
 
@@ -107,7 +108,7 @@ def score_pool(
     batches = potential.evaluate_stream(
         iterate_structures(pool, keep_labels=True, type_numbers=type_numbers), source=str(pool)
     )
-    types = potential.species.numbers if type_numbers is None else type_numbers
+    types = potential.type_numbers if type_numbers is None else type_numbers
     frames = _scored(potential, batches, summary, advance, predicted_frame if labels == "kept" else labelled_frame)
     written = map(_as_mlip_says, frames) if out.suffix == ".cfg" else frames
     summary.left_out = write_structures(out, written, type_numbers=types)
@@ -144,7 +145,7 @@ def write_predictions(
         names of what has no place in the format.
     """
     told = (predicted_frame(potential, frame, evaluated, n) for n, frame in enumerate(frames))
-    return write_structures(out, told, type_numbers=potential.species.numbers if type_numbers is None else type_numbers)
+    return write_structures(out, told, type_numbers=potential.type_numbers if type_numbers is None else type_numbers)
 
 
 def predicted_frame(potential: Potential, frame: Atoms, evaluated: Evaluated, n: int) -> Atoms:
@@ -195,8 +196,8 @@ def predicted_frame(potential: Potential, frame: Atoms, evaluated: Evaluated, n:
 def labelled_frame(potential: Potential, frame: Atoms, evaluated: Evaluated, n: int) -> Atoms:
     """A structure with the predictions of a potential as its labels, and with scores as `predicted_frame` has them.
 
-    Labels that it came with are dropped, also under other known names, and with them why there are none
-    (``label_error``) and where they are from (``EFS_by`` of MLIP-2's files).
+    Labels that it came with are dropped, also under other known names, and with them what tells of them: why there are
+    none (``label_error``), where they are from and shares of atoms in the energy (``EFS_by``, ``site_en`` of MLIP-2).
 
     Args:
         potential: whose predictions they are.
@@ -208,6 +209,7 @@ def labelled_frame(potential: Potential, frame: Atoms, evaluated: Evaluated, n: 
     drop_labels(told)
     for key in (LABEL_ERROR, _SOURCE):
         told.info.pop(key, None)
+    told.arrays.pop(_SITE_ENERGIES, None)
     results = {"energy": told.info.pop("predicted_energy"), "forces": told.arrays.pop("predicted_forces")}
     if "predicted_stress" in told.info:
         results["stress"] = told.info.pop("predicted_stress")

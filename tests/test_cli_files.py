@@ -88,6 +88,7 @@ def reads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     class Potential:
         member_settings = EnsembleSettings()
         species = SpeciesTable((8, 12))
+        type_numbers = (8, 12)
 
         def check_elements(self, *_: Any) -> None:
             """It knows all."""

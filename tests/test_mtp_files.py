@@ -24,6 +24,7 @@ from almlip_jax.campaign.continuity import settled
 from almlip_jax.campaign.inputs import Inputs
 from almlip_jax.ensembles import EnsembleSettings, build_ensemble
 from almlip_jax.errors import InputError, LabelError
+from almlip_jax.fitting import check_start, fit_potential
 from almlip_jax.models import MtpSettings
 from almlip_jax.models.mtp.basis import Basis, basis
 from almlip_jax.models.mtp.moments import RadialBasis
@@ -35,6 +36,7 @@ from almlip_jax.potential.mtp_files import load_mtp, save_mtp, texts_of
 from almlip_jax.saved_potential import SavedPotential
 from almlip_jax.structures.io import read_structures, write_structures
 from almlip_jax.structures.species import SpeciesTable
+from almlip_jax.training import TrainingSettings
 
 # a potential with random coefficients, and what motep 0.2.0 gives with it
 SILICON = """\
@@ -201,7 +203,8 @@ def test_templates_say_what_is_to_be_trained(tmp_path):
         load_mtp(tmp_path / "untrained.mtp", [14])
     told = {"kind": "mtp", "template": "untrained.mtp", "cutoff": 4.0}
     settings = MtpSettings.model_validate(told, context={"folder": tmp_path})
-    assert settings == MtpSettings(level=6, radial_basis_size=5, min_dist=1.5, cutoff=4.0)
+    known = MtpSettings(level=6, radial_basis_size=5, min_dist=1.5, cutoff=4.0)
+    assert settings == known.model_copy(update={"potential_name": "MTP_L6"})
     with pytest.raises(ValueError, match="there.mtp cannot be read"):
         MtpSettings(template=tmp_path / "there.mtp")
 
@@ -283,6 +286,38 @@ def test_potentials_are_converted_in_a_circle(silicon, monkeypatch):
     for wrong, message in ((("silicon.mtp", "p"), "--types Si,O"), (("told.json", "a.mtp"), "no potential")):
         done = CliRunner().invoke(cli.app, ["convert", *wrong])
         assert done.exit_code == 1 and message in " ".join(done.output.split())
+
+
+def test_order_of_types_name_and_tag_go_round(tmp_path):
+    """Through folders, and through trainings that begin with the potential or its file as a template."""
+    settings = MtpSettings(level=4, radial_basis_size=3, cutoff=3.5)
+    first = texts_of(random_potential(settings, EnsembleSettings(size=1)), [8, 1])[0]
+    replace(first, name="water one", tag="PBE, 3").write(tmp_path / "water.mtp")
+    known, plain = read_mtp(tmp_path / "water.mtp"), (1, 8)
+    potential = load_mtp(tmp_path / "water.mtp", [8, 1])
+    assert potential.type_numbers == [8, 1] and potential.species.numbers == plain
+    potential.save(tmp_path / "p")
+    again = Potential.load(tmp_path / "p")
+    assert str(texts_of(again)[0]) == str(known) and str(texts_of(again, [8, 1])[0]) == str(known)
+    assert texts_of(again, [1, 8])[0].name == "water one" and again.with_types(plain).type_numbers == [8, 1]
+    np.testing.assert_array_equal(texts_of(again, [1, 8])[0].trained.species, known.trained.species[::-1])
+    frames = [molecule("H2O"), molecule("H2O2"), molecule("CH4"), molecule("CH3OH")]
+    for atoms in frames:
+        atoms.calc = SinglePointCalculator(atoms, energy=-1.0 * len(atoms), forces=np.zeros((len(atoms), 3)))
+    training = TrainingSettings(projection={"iterations": 1, "starts": 1}, validation_fraction=0.0)
+    one = EnsembleSettings(size=1)
+    further, _ = fit_potential(frames, again.settings, one, training, 0, start=again)
+    assert further.type_numbers == [8, 1, 6] and texts_of(further)[0].types == 3
+    assert (texts_of(further)[0].name, texts_of(further)[0].tag) == ("water one", "PBE, 3")
+    from_template = MtpSettings(template=tmp_path / "water.mtp")
+    fresh, _ = fit_potential(frames[:2], from_template, one, training, 0)
+    assert fresh.type_numbers == [1, 8] and fresh.with_types((0, 8, 1)).type_numbers == [0, 8, 1]
+    text = texts_of(fresh.with_types((0, 8, 1)))[0]
+    assert (text.name, text.tag, text.types) == ("water one", "PBE, 3", 2)
+    assert text.trained.species[0] == texts_of(fresh)[0].trained.species[1]
+    check_start(again, from_template.model_copy(update={"scaling": None}), one)  # names are no part of the architecture
+    later = replace(fresh, metadata={"mlip_files": {"version": 2}})
+    assert later.type_numbers == [1, 8]
 
 
 def test_motep_gives_the_same(tmp_path):

@@ -28,6 +28,7 @@ class Round:
         campaign: name of the campaign.
         seed: of the campaign.
         progress: tells the user.
+        types: element of each type of files of MLIP-2, from type 0 on; None where the config does not say.
     """
 
     run: RunDirectory
@@ -35,6 +36,7 @@ class Round:
     campaign: str
     seed: int
     progress: Progress
+    types: tuple[str, ...] | None = None
 
     @property
     def folder(self) -> RoundDirectory:

@@ -192,7 +192,8 @@ class Rounds:
     # -- what they are given ------------------------------------------------------------------------------------------
 
     def _round(self, index: int) -> Round:
-        return Round(self._run, index, self._config.name, self._config.seed, self._progress)
+        types = self._config.system.types
+        return Round(self._run, index, self._config.name, self._config.seed, self._progress, types)
 
     @cached_property
     def _source(self) -> Source:

@@ -45,10 +45,12 @@ from almlip_jax.models import Params
 from almlip_jax.oracles import Labeller, LabelResult
 from almlip_jax.potential import ActiveSetSettings, ActiveStructures, Evaluated, Potential
 from almlip_jax.potential.evaluator import joined, rows_of
+from almlip_jax.potential.file_types import FileTypes
 from almlip_jax.progress import Progress, reaching
 from almlip_jax.selection import SelectorSettings
 from almlip_jax.structures.carried import carried, system_of
 from almlip_jax.structures.io import read_structures, write_structures
+from almlip_jax.structures.labels import type_numbers
 from almlip_jax.targets import target_errors, targets
 from almlip_jax.training import EpochReport, checkpoint
 
@@ -133,7 +135,7 @@ def train(
         here.generator("replay", name),
         folder,
         here.progress,
-        metadata=here.provenance,
+        metadata=here.provenance | FileTypes(tuple(type_numbers(here.types or ()))).note(),
         know=know,
         steps=learner.training.final_steps if final else None,
         spanned=spanned,

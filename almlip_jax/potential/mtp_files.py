@@ -23,18 +23,21 @@ from almlip_jax.models.mtp.model import described
 from almlip_jax.models.mtp.moments import RadialBasis
 from almlip_jax.models.mtp.recognised import recognised
 from almlip_jax.models.mtp.text import MtpText, Trained, read_mtp
+from almlip_jax.potential.file_types import FileTypes, noted_file_types
 from almlip_jax.potential.potential import Potential
 from almlip_jax.structures.species import SpeciesTable
 
+_OF_MEMBERS = ("scaling", "potential_name", "potential_tag")
+
 
 def settings_of(text: MtpText) -> MtpSettings:
-    """Settings of the model that a file describes, but for the scaling, which is among the constants of each member.
+    """Settings of the model that a file describes, but for what each member has for itself: scaling, name and tag.
 
     Raises:
         InputError: a number of the file is beyond what the model takes.
     """
     try:
-        return MtpSettings(**{key: value for key, value in described(text).items() if key != "scaling"})
+        return MtpSettings(**{key: value for key, value in described(text).items() if key not in _OF_MEMBERS})
     except ValueError as error:
         raise InputError(f"the moment tensor potential is not one of those that are known ({error}).") from error
 
@@ -71,7 +74,8 @@ def joined_potential(texts: Sequence[MtpText], numbers: Sequence[int], names: Se
         members.append(_params(text, text.trained, [list(numbers).index(z) for z in table.numbers]))
     params = _stacked(members)
     references = dict.fromkeys(table.numbers, 0.0)
-    origin = {"files": [Path(name).name for name in names]}
+    types = FileTypes(tuple(numbers), tuple(text.name for text in texts), tuple(text.tag for text in texts))
+    origin = {"files": [Path(name).name for name in names], **types.note()}
     return Potential(settings, table, params, references, metadata=origin, members=EnsembleSettings(size=len(members)))
 
 
@@ -97,21 +101,24 @@ def texts_of(potential: Potential, numbers: Sequence[int] | None = None) -> list
 
     Args:
         potential: of moment tensor potentials.
-        numbers: atomic number of each type, from type 0 on; the elements by atomic number where not given.
+        numbers: atomic number of each type, from type 0 on; in the order of `Potential.type_numbers` where not given.
 
     Raises:
         InputError: a member is more than a moment tensor potential, or the elements are not those of the potential.
     """
     model, ensemble = _bare_model(potential), potential.ensemble
     table = potential.species
-    wanted = list(table.numbers if numbers is None else numbers)
+    wanted = [z for z in potential.type_numbers if z in table.numbers] if numbers is None else list(numbers)
     if sorted(wanted) != list(table.numbers):
         raise InputError(f"the types should be the elements {', '.join(table.symbols)} of the potential, each once.")
     places = table.index(np.array(wanted))
     references = np.array([potential.reference_energies[z] for z in wanted])
     assert isinstance(ensemble, Ensemble)
+    names, own_name, own_tag = noted_file_types(potential.metadata), f"MTP_L{model.settings.level}", ""
+    if isinstance(potential.settings, MtpSettings):
+        own_name, own_tag = potential.settings.potential_name or own_name, potential.settings.potential_tag
     radial = RadialBasis(*model.radial_basis)
-    found = []
+    found: list[MtpText] = []
     for n in range(ensemble.size):
         one = jax.tree.map(lambda x, n=n: np.asarray(x, np.float64)[n], potential.params)
         for moment, species in _linear(model, one, ensemble.heads.count):
@@ -119,8 +126,8 @@ def texts_of(potential: Potential, numbers: Sequence[int] | None = None) -> list
             inner = one if ensemble.heads.plain else one["model"]
             trained = Trained(inner["radial"][np.ix_(places, places)], energies, moment)
             scaling = float(inner[CONSTANTS]["scaling"])
-            name = f"MTP_L{model.settings.level}"
-            found.append(MtpText(model.basis, radial, len(wanted), scaling, trained, name))
+            name, tag = names.name(len(found), own_name), names.tag(len(found), own_tag)
+            found.append(MtpText(model.basis, radial, len(wanted), scaling, trained, name, tag))
     return found
 
 

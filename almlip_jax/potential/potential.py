@@ -24,6 +24,7 @@ from almlip_jax.potential.active_set import ActiveSetSettings, ActiveStructures
 from almlip_jax.potential.calculator import PotentialCalculator
 from almlip_jax.potential.compositions import noted_compositions
 from almlip_jax.potential.evaluator import Evaluated, Evaluator, FittedScore, joined, reference_energy
+from almlip_jax.potential.file_types import FileTypes, noted_file_types
 from almlip_jax.potential.fitted import TRAINING_ROWS, Calibration, Fitted, FittedKind, TrainingSet, params_digest
 from almlip_jax.potential.novelty import Novelty, fit_novelty, novelty_names
 from almlip_jax.potential.spanning import Offer
@@ -111,6 +112,25 @@ class Potential:
         They are independent of each other, and no more than are needed to tell of all.
         """
         return noted_compositions(self.metadata)
+
+    @property
+    def type_numbers(self) -> list[int]:
+        """Atomic number of each type of files of MLIP-2 that go with it, from type 0 on.
+
+        In the order of the file that it comes from, or that was given with the data it was trained on; elements that
+        these do not name follow by atomic number.
+        """
+        return noted_file_types(self.metadata).order(self.species.numbers)
+
+    def with_types(self, numbers: Sequence[int]) -> Potential:
+        """The same potential, which remembers the order of types of files that it was trained on, if it has none yet.
+
+        Args:
+            numbers: atomic number of each type, from type 0 on; 0 for a type that no atom has.
+        """
+        if noted_file_types(self.metadata).numbers:
+            return self
+        return replace(self, metadata={**self.metadata, **FileTypes(tuple(numbers)).note()})
 
     def strange_state(self, atoms: Atoms) -> str | None:
         """A sentence that nothing was learned of the charge and spin of a structure; None where it was."""

@@ -53,6 +53,7 @@ from almlip_jax.structures.species import SpeciesTable
 
 _LEAST_ORDER = 0.1  # least mean square of a rank, as a share of that of neighbours at random: symmetry may leave none
 _LEVELS = 28  # the highest level whose basis is made
+_ONE_LINE = r"^[^\r\n]*$"
 _LAST = 0.1  # spread of the linear coefficients at the start: first forces are small and the first steps stable
 _Order = Annotated[int, Field(ge=0, le=1000)]
 _Place = Annotated[int, Field(ge=0, le=10**7)]
@@ -103,9 +104,13 @@ class MtpSettings(ModelSettings):
     """Whether moments with mu > 5 or nu > 10 are left out as in published tables; matters from level 26 on."""
     basis: BasisSettings | None = None
     """A basis other than that of the level, as files may have; not meant to be written by hand."""
+    potential_name: str | None = Field(default=None, pattern=_ONE_LINE)
+    """Name in the ``.mtp`` files of the potential; MTP_L and the level where not given."""
+    potential_tag: str = Field(default="", pattern=_ONE_LINE)
+    """Free text in these files."""
     template: Path | None = None
-    """A file of MLIP-2 (``.mtp``), trained or not: basis, number of polynomials, distances and, where it has one,
-    scaling are read from it where they are not given here."""
+    """A file of MLIP-2 (``.mtp``), trained or not: basis, number of polynomials, distances, name and tag and, where it
+    has one, scaling are read from it where they are not given here."""
 
     @model_validator(mode="before")
     @classmethod
@@ -127,7 +132,7 @@ class MtpSettings(ModelSettings):
 
     def build(self, species: SpeciesTable) -> Mtp:
         """See `Mtp`."""
-        return Mtp(self, species)
+        return Mtp(self.model_copy(update={"potential_name": None, "potential_tag": ""}), species)  # no part of it
 
 
 def described(text: MtpText) -> dict[str, Any]:
@@ -141,6 +146,8 @@ def described(text: MtpText) -> dict[str, Any]:
     }
     if text.scaling is not None:
         given["scaling"] = text.scaling
+    given |= {"potential_name": text.name} if text.name else {}
+    given |= {"potential_tag": text.tag} if text.tag else {}
     if known is None:
         return given | {"basis": BasisSettings(**text.basis._asdict())}
     return given | {"published": known.published}
