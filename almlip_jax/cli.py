@@ -640,13 +640,19 @@ def figure(
 
 
 @app.command()
-def generate(config: ConfigFile, out: OutFile, overrides: SetOption = None, json_file: JsonFile = None) -> None:
+def generate(
+    config: ConfigFile,
+    out: OutFile,
+    types: TypesOption = None,
+    overrides: SetOption = None,
+    json_file: JsonFile = None,
+) -> None:
     """Write the structures that initial.generated of a config makes, without labels, as a campaign would label them."""
     from almlip_jax.campaign.config import load_config
     from almlip_jax.campaign.inputs import Inputs
     from almlip_jax.structures.io import write_structures
 
-    settings = load_config(config, overrides or [])
+    settings = _typed(load_config(config, overrides or []), types)
     if not settings.initial.generated:
         raise InputError(f"{config} says nothing in initial.generated; name what is to be made there.")
     inputs = Inputs(settings)
@@ -664,6 +670,15 @@ def generate(config: ConfigFile, out: OutFile, overrides: SetOption = None, json
     _write_json(json_file, {"num_structures": len(frames), "by_kind": counts, "out": str(out)})
 
 
+def _typed(settings: ExperimentConfig, types: str | None) -> ExperimentConfig:
+    """The settings with the types of an option, where it was given."""
+    from almlip_jax.structures.labels import parse_types
+
+    if types is None:
+        return settings
+    return settings.model_copy(update={"system": settings.system.model_copy(update={"types": parse_types(types)})})
+
+
 @app.command()
 def label(
     config: ConfigFile,
@@ -676,6 +691,7 @@ def label(
     check: Annotated[
         bool, typer.Option("--check", help="Label the first structure, and hold its forces against finite differences.")
     ] = False,
+    types: TypesOption = None,
     overrides: SetOption = None,
     json_file: JsonFile = None,
 ) -> None:
@@ -687,10 +703,9 @@ def label(
     from almlip_jax.campaign.preparation import requested_frames
     from almlip_jax.oracles import Labeller, LabelStore, PendingLabels
     from almlip_jax.progress import open_progress
-    from almlip_jax.structures.extxyz import check_writable
-    from almlip_jax.structures.io import LABEL_ERROR, write_structures
+    from almlip_jax.structures.io import LABEL_ERROR, require_place, write_structures
 
-    settings = load_config(config, overrides or [])
+    settings = _typed(load_config(config, overrides or []), types)
     frames = requested_frames(structures, settings.system)
     if dry_run and check:
         raise InputError("--dry-run runs nothing, and --check labels; give one of them.")
@@ -699,7 +714,7 @@ def label(
         return
     if out is None:
         raise InputError("name the file to write: --out labelled.extxyz.")
-    check_writable(frames, str(structures))
+    require_place(out, frames, str(structures), type_numbers=settings.system.arguments["type_numbers"])
     store_path = db or out.with_suffix(".db")
     provenance = {"purpose": "label", "campaign": settings.name}
     with LabelStore(store_path) as store, Labeller(settings.oracle, store, settings.executor) as labeller:
@@ -942,6 +957,7 @@ def export(
     without_references: Annotated[
         bool, typer.Option("--without-references", help="Leave out reference energies, with --lammps-jax.")
     ] = False,
+    types: TypesOption = None,
     json_file: JsonFile = None,
 ) -> None:
     """Write a potential as programs for other software: energy, forces, virial and spread in room that is fixed."""
@@ -954,10 +970,11 @@ def export(
     if wrong:
         raise InputError(f"--{wrong[0]} belongs to {'--lammps-jax' if stablehlo else '--stablehlo'}; leave it out.")
     names = None if platforms is None else platforms.split(",")
+    numbers = _ReadingOptions(types=types).reading().arguments["type_numbers"]
     model = _load_folder(potential)
     from almlip_jax.structures.io import read_structures
 
-    structures = read_structures(like, ignore_labels=True)
+    structures = read_structures(like, ignore_labels=True, type_numbers=numbers)
     if stablehlo:
         from almlip_jax.interfaces.stablehlo import PLATFORMS, export_stablehlo, left_out
 

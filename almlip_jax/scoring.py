@@ -20,6 +20,7 @@ from almlip_jax.scores import atom_scores, names
 from almlip_jax.scores import scores as declared
 from almlip_jax.structures.io import LABEL_ERROR, iterate_elements, iterate_structures, write_structures
 from almlip_jax.structures.labels import drop_labels
+from almlip_jax.structures.mlip_cfg import require_typed
 from almlip_jax.structures.validation import holding
 from almlip_jax.targets import has_target, targets
 
@@ -99,16 +100,18 @@ def score_pool(
     Raises:
         InputError: a frame cannot be read or holds an element the potential does not know, or `out` cannot be written.
     """
+    types = potential.type_numbers if type_numbers is None else type_numbers
     for number, elements in enumerate(iterate_elements(pool, type_numbers=type_numbers)):  # before hours of evaluation
         try:
             potential.species.index(elements)
         except InputError as error:
             raise InputError(f"{pool}, frame {number}: {error}") from error
+        if out.suffix == ".cfg":
+            require_typed(elements, types, f"{pool}, frame {number}")
     summary = PoolSummary()
     batches = potential.evaluate_stream(
         iterate_structures(pool, keep_labels=True, type_numbers=type_numbers), source=str(pool)
     )
-    types = potential.type_numbers if type_numbers is None else type_numbers
     frames = _scored(potential, batches, summary, advance, predicted_frame if labels == "kept" else labelled_frame)
     written = map(_as_mlip_says, frames) if out.suffix == ".cfg" else frames
     summary.left_out = write_structures(out, written, type_numbers=types)

@@ -114,6 +114,7 @@ def reads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setattr(cli, "_load", lambda _, types=None: Potential())
     monkeypatch.setattr("almlip_jax.compilation.prepare_jax", lambda _: None)
     monkeypatch.setattr("almlip_jax.fitting.fit_potential", fit)
+    run.seen = seen  # type: ignore[attr-defined]
     yield run
 
 
@@ -293,6 +294,33 @@ def test_generated_structures_are_written_as_a_campaign_would_label_them(folder:
     (folder / "none.yaml").write_text(yaml.safe_dump(CONFIG))
     done = CliRunner().invoke(cli.app, ["generate", "none.yaml", "--out", "none.extxyz"])
     assert done.exit_code == 1 and "says nothing in initial.generated" in " ".join(done.output.split())
+
+
+def test_types_are_said_to_commands_of_configs_too(folder: Path, reads: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def export(_: Any, __: Path, structures: list[Atoms], **___: Any) -> None:
+        reads.seen.append(structures)
+        raise Seen
+
+    def run(*arguments: str) -> None:
+        done = CliRunner().invoke(cli.app, [*arguments, "--set", "system.types=null"])
+        assert done.exit_code == 0, (done.output, done.exception)
+
+    monkeypatch.setattr("almlip_jax.interfaces.stablehlo.export_stablehlo", export)
+    asked = ["export", "potential", "out.zip", "--stablehlo", "--like"]
+    assert [str(atoms.symbols) for atoms in reads(*asked, "start.cfg", "--types", "O,Mg")] == ["MgO"] * 3
+    assert "start.cfg is an MLIP-2 file; say which element" in refused(*asked, "start.cfg")
+    content = CONFIG | {"initial": {"generated": [{"kind": "strained", "count": 3}], "from_generated": {"count": 2}}}
+    (folder / "made.yaml").write_text(yaml.safe_dump(content))
+    run("generate", "made.yaml", "--out", "made.cfg", "--types", "O,Mg")
+    assert [str(atoms.symbols) for atoms in read_structures(folder / "made.cfg", type_numbers=[8, 12])] == ["MgO"] * 2
+    run("label", "config.yaml", "start.cfg", "--out", "labelled.cfg", "--types", "O,Mg")
+    assert_labels(read_structures(folder / "labelled.cfg", type_numbers=[8, 12]), stress=False)
+
+
+def test_types_that_a_file_lacks_are_missed_before_a_label_is_paid(folder: Path) -> None:
+    said = refused("label", "config.yaml", "plain.extxyz", "--out", "labelled.cfg", "--types", "X,O")
+    assert said.startswith("plain.extxyz, frame 0: no type is given for atomic number 12; add it.")
+    assert not (folder / "labelled.db").exists()
 
 
 # ---------------------------------------------------------------------------------------------------------- conversions

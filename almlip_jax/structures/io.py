@@ -18,11 +18,11 @@ from almlip_jax.errors import InputError
 from almlip_jax.structures.carried import normalise_masses
 from almlip_jax.structures.database import write_database
 from almlip_jax.structures.electronic_state import normalise_state
-from almlip_jax.structures.extxyz import write_extxyz
+from almlip_jax.structures.extxyz import check_writable, write_extxyz
 from almlip_jax.structures.extxyz_reading import count_extxyz, read_extxyz
 from almlip_jax.structures.label_census import LabelCensus
 from almlip_jax.structures.labels import LabelKeys, drop_labels, likely_keys, required_types, take_labels
-from almlip_jax.structures.mlip_cfg import count_cfg, is_cfg, iterate_cfg, read_cfg, write_cfg
+from almlip_jax.structures.mlip_cfg import count_cfg, is_cfg, iterate_cfg, read_cfg, require_typed, write_cfg
 from almlip_jax.structures.validation import attach_labels, check_structure
 from almlip_jax.structures.weights import normalise_weights
 from almlip_jax.targets import label_names
@@ -35,6 +35,7 @@ __all__ = [
     "read_cfg",
     "read_structures",
     "require_format",
+    "require_place",
     "write_cfg",
     "write_structures",
 ]
@@ -249,6 +250,27 @@ def write_structures(
         structures = list(structures)
         type_numbers = sorted({int(number) for atoms in structures for number in atoms.numbers})
     return write_cfg(path, structures, type_numbers)
+
+
+def require_place(
+    path: Path, structures: Iterable[Atoms], source: str, *, type_numbers: Sequence[int] | None = None
+) -> None:
+    """Refuses structures that `write_structures` would refuse, before anything is paid for them.
+
+    Args:
+        path: the file to be written.
+        structures: in order.
+        source: what to call the file that they are from.
+        type_numbers: as for `write_structures`.
+
+    Raises:
+        InputError: something of a structure has no place in extended XYZ, or an element has no type in a ``.cfg`` file.
+    """
+    if path.suffix != _CFG:
+        check_writable(structures, source)
+    elif type_numbers is not None:
+        for number, atoms in enumerate(structures):
+            require_typed(atoms.numbers, type_numbers, f"{source}, frame {number}")
 
 
 def require_format(path: Path, *, databases: bool = False) -> None:

@@ -123,12 +123,26 @@ def write_cfg(path: str | Path, structures: Iterable[Atoms], numbers: Sequence[i
     types = {number: kind for kind, number in enumerate(numbers)}
     with replacing(path) as building, building.open("w", encoding="utf-8", newline="\n") as file:
         for number, atoms in enumerate(structures):
-            missing = sorted(set(atoms.numbers.tolist()) - set(types))
-            if missing:
-                raise InputError(f"{path}, frame {number}: no type is given for atomic number {missing[0]}; add it.")
+            require_typed(atoms.numbers, numbers, f"{path}, frame {number}")
             _write_block(file, atoms, np.array([types[z] for z in atoms.numbers.tolist()], int))
             left_out.update(_without_place(atoms))
     return tuple(sorted(left_out))
+
+
+def require_typed(elements: np.ndarray, numbers: Sequence[int], where: str) -> None:
+    """Refuses a structure that has an atom without a type.
+
+    Args:
+        elements: atomic numbers [N] of its atoms.
+        numbers: atomic number of each type, from type 0 on.
+        where: what to call it in the message.
+
+    Raises:
+        InputError: an element is not in the table.
+    """
+    missing = sorted(set(elements.tolist()) - set(numbers))
+    if missing:
+        raise InputError(f"{where}: no type is given for atomic number {missing[0]}; add it.")
 
 
 def _without_place(atoms: Atoms) -> list[str]:
