@@ -224,7 +224,7 @@ def test_select_add_gives_what_enters(spanned, structures, tmp_path):
     write_structures(tmp_path / "pool.xyz", far)
     asked = ["select-add", str(tmp_path / "p"), str(tmp_path / "pool.xyz"), "--out", str(tmp_path / "add.cfg")]
     result = CliRunner().invoke(cli.app, [*asked, "--save", str(tmp_path / "q"), "--json", str(tmp_path / "a.json")])
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == 0, (result.output, result.exception)
     written = read_cfg(tmp_path / "add.cfg", [1, 6, 8])
     assert [frame.info["MV_grade"] for frame in written] == pytest.approx(grades)
     assert json.loads((tmp_path / "a.json").read_text())["indices"] == [f.info["pool_index"] for f in batch]

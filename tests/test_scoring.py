@@ -130,7 +130,7 @@ def test_predictions_may_be_the_labels(potential, tmp_path, name):
     frames[2].info["virial"] = np.eye(3)
     write_structures(tmp_path / "pool.extxyz", frames)
     score_pool(potential, tmp_path / "pool.extxyz", tmp_path / name, labels="predicted")
-    written = read_structures(tmp_path / name, type_numbers=[1, 8], require_labels=True)
+    written = read_structures(tmp_path / name, type_numbers=[1, 6, 8], require_labels=True)
     found = potential.evaluate(frames)
     for n, (frame, scored) in enumerate(zip(frames, written, strict=True)):
         assert scored.get_potential_energy() == pytest.approx(found.energy[n], rel=1e-14)
