@@ -220,7 +220,7 @@ def numbers_of(symbols: Sequence[str], where: str) -> list[int]:
     """
     unknown = [one for one in symbols if one not in atomic_numbers or one == "X"]
     if unknown:
-        raise ValueError(f"{where}: '{unknown[0]}' is no element.")
+        raise ValueError(f"{where}: '{unknown[0]}' is not a chemical element.")
     return [atomic_numbers[one] for one in symbols]
 
 

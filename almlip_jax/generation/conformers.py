@@ -148,7 +148,7 @@ def _of_smiles(text: str) -> Any:
     with _in_silence():
         molecule = chem.MolFromSmiles(text)
     if molecule is None or not molecule.GetNumAtoms():
-        raise InputError(f"'conformers': '{text}' is no SMILES of a molecule.")
+        raise InputError(f"'conformers': '{text}' is not the SMILES of a molecule.")
     if any(atom.GetNumRadicalElectrons() for atom in molecule.GetAtoms()):
         raise InputError(f"'conformers' knows closed shells, but '{text}' is a radical.")
     return chem.AddHs(molecule)

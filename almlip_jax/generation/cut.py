@@ -91,7 +91,7 @@ class SurfacesSettings(GeneratorSettings):
     @model_validator(mode="after")
     def _planes_exist(self) -> Self:
         if any(not any(one) for one in self.indices):
-            raise ValueError("indices [0, 0, 0] are those of no surface.")
+            raise ValueError("indices [0, 0, 0] describe no surface; give at least one that is not 0.")
         return self
 
     def unsuited(self, start: Atoms) -> str | None:

@@ -263,7 +263,7 @@ def _given_elements(lmp: Any, symbols: Sequence[str], known: SpeciesTable) -> np
         raise InputError(f"{len(symbols)} elements are given for {types} types of atoms; give one for each type.")
     for symbol in symbols:
         if symbol not in atomic_numbers or symbol == "X":
-            raise InputError(f"'{symbol}' is no element; give the symbol of one for each type of atoms.")
+            raise InputError(f"'{symbol}' is not a chemical element; give the symbol of one for each atom type.")
     numbers = np.array([0, *(atomic_numbers[symbol] for symbol in symbols)])
     known.index(numbers[1:])
     return numbers

@@ -297,8 +297,8 @@ def test_charged_crystals_are_not_cut():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"kind": "vacancies", "species": ["Xx"]}, "'Xx' is no element"),
-        ({"kind": "surfaces", "indices": [[0, 0, 0]]}, "those of no surface"),
+        ({"kind": "vacancies", "species": ["Xx"]}, "'Xx' is not a chemical element"),
+        ({"kind": "surfaces", "indices": [[0, 0, 0]]}, "describe no surface"),
         ({"kind": "random_search", "units": [3, 1]}, "the smaller one comes first"),
         ({"kind": "clusters", "composition": {"Cu": 3}, "pieces": [2, 3]}, "leave them out"),
         ({"kind": "clusters", "relax": {"cell": "full"}}, "no cell that could be relaxed"),

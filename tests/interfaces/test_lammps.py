@@ -228,7 +228,7 @@ def test_what_cannot_be_served_is_refused(lammps, potential):
     refused([*plain, "mass 2 2.014"], "type 2 have a mass of 2.014 amu, which is not that of one of O, Si")
     refused(plain, "2 types of atoms; give one for each", elements=["Si"])
     refused(plain, "which is not among the species O, Si", elements=["Si", "C"])
-    refused(plain, "'Qq' is no element", elements=["Si", "Qq"])
+    refused(plain, "'Qq' is not a chemical element", elements=["Si", "Qq"])
     refused(plain, "'force' is no number of each atom", per_atom=("force",))
     refused([*plain, "group none empty"], "holds no atom", group="none")
 
