@@ -235,7 +235,7 @@ class Learner:
                 together.
         """
         if self.training.final_steps is not None:
-            raise InputError("training.final_steps is for campaigns, which have a last training; a learner has none: leave it out.")
+            raise InputError("training.final_steps is for campaigns, whose last training is known; leave it out.")
         data = given_structures(data, "data")
         bonded = without_isolated_atoms(data)
         if not bonded:

@@ -262,7 +262,7 @@ def test_scripts_are_told_of_what_nothing_would_look_at(tmp_path: Path) -> None:
         Learner(9, ensemble={"bootstrap": "none", "bootstrap_variance": 0.5})
     water = molecule("H2O")
     water.calc = SinglePointCalculator(water, energy=0.0, forces=np.zeros((3, 3)))
-    with pytest.raises(InputError, match="final_steps is of campaigns"):
+    with pytest.raises(InputError, match="final_steps is for campaigns"):
         Learner(9, training={"final_steps": 5}).fit([water])
     for training, sentence in (
         ({"warm_steps": 5}, "warm_steps counts with a potential"),

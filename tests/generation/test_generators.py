@@ -155,7 +155,7 @@ def made_of(starts: list[Atoms], **settings: Any) -> list[Atoms]:
     ("starts", "settings", "message"),
     [
         ([], {}, "give these, or smiles"),
-        ([], {"smiles": ["foo"]}, "no SMILES"),
+        ([], {"smiles": ["foo"]}, "is not the SMILES"),
         ([], {"smiles": ["[CH3]"]}, "is a radical"),
         ([], {"smiles": ["[Fe]"]}, "no parameters for Fe"),
         ([SALT], {}, "periodic"),
