@@ -877,8 +877,11 @@ def lammps(
     per_atom: Annotated[
         str, typer.Option("--per-atom", help="Results that become properties of atoms, as force_std,energies.")
     ] = "force_std",
-    charge: Annotated[int, typer.Option("--charge", help="Charge of what the potential sees, e.")] = 0,
-    spin: Annotated[int, typer.Option("--spin", min=1, help="Its multiplicity 2S+1.")] = 1,
+    charge: Annotated[
+        int | None,
+        typer.Option("--charge", help="Charge of what the potential sees, e; that of its training data by default."),
+    ] = None,
+    spin: Annotated[int | None, typer.Option("--spin", min=1, help="Its multiplicity 2S+1, likewise.")] = None,
     skin: Annotated[float, typer.Option("--skin", min=0, help="Skin of the neighbour list, Angstrom.")] = 0.5,
     share: Annotated[
         bool | None,

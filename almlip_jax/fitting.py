@@ -184,7 +184,8 @@ def _train(
 def _calibrated(task: _Task, prepared: _Prepared, result: TrainingResult, dataset_size: int) -> Potential:
     """The potential that a training gave, calibrated where it was validated, with a sample of what it learned from."""
     parts, replayed = prepared.parts, len(prepared.parts.again)
-    states = states_note(parts.dataset, states_before(task.start)) if prepared.sees_state else {}
+    sees_state = prepared.sees_state
+    states = states_note(parts.dataset, states_before(task.start, sees_state=sees_state), sees_state=sees_state)
     compositions = compositions_note(parts.dataset, () if task.start is None else task.start.compositions)
     files = {} if task.start is None else noted_file_types(task.start.metadata).note()
     stream = numpy_generator(task.seed, "replay")
@@ -202,11 +203,17 @@ def _calibrated(task: _Task, prepared: _Prepared, result: TrainingResult, datase
     return potential.calibrated(parts.judging)
 
 
-def states_before(start: Potential | None) -> Collection[tuple[int, int]]:
-    """Electronic states that a potential to begin with has learned of; neutral singlets where it does not say."""
+def states_before(start: Potential | None, *, sees_state: bool) -> Collection[tuple[int, int]] | None:
+    """Electronic states that a potential to begin with has learned of.
+
+    Where it does not say, a potential that tells them apart goes by what it remembers, or by neutral singlets; for one
+    that does not, they are not known (None).
+    """
     if start is None:
         return ()
-    return start.states or {electronic_state(atoms) for atoms in start.remembered} or {(0, 1)}
+    if not sees_state:
+        return start.states_met or None
+    return start.states_met or {electronic_state(atoms) for atoms in start.remembered} or {(0, 1)}
 
 
 @dataclass(frozen=True)

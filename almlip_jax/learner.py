@@ -385,8 +385,9 @@ class Learner:
         if self.start is not None:
             old = self.start.kept(learned, judging, sees_state=self.ensemble.sees_state)
         notes = compositions_note(data, self.start.potential.compositions if self.start and self.start.met else ())
-        if self.ensemble.sees_state:
-            notes |= states_note(data, () if self.start is None else states_before(self.start.potential))
+        sees_state = self.ensemble.sees_state
+        before = states_before(None if self.start is None else self.start.potential, sees_state=sees_state)
+        notes |= states_note(data, before, sees_state=sees_state)
         if self.start is not None:
             notes = noted_file_types(self.start.potential.metadata).note() | notes
         potential = Potential(

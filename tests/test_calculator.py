@@ -27,6 +27,7 @@ from almlip_jax.models import SharedDensitySettings, build_model
 from almlip_jax.models.constants import with_constants
 from almlip_jax.potential import Calibration, Potential, PotentialCalculator, following
 from almlip_jax.potential.following import Following, of_atoms
+from almlip_jax.potential.states import noted_states, states_note
 from almlip_jax.structures.species import SpeciesTable
 
 SETTINGS = SharedDensitySettings(cutoff=3.5, radial=4, l_max=1, channels=4, hidden=(8,))
@@ -326,6 +327,37 @@ def test_strange_states_are_told_once_for_a_structure():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         atoms.get_potential_energy()
+
+
+def test_states_that_a_potential_cannot_tell_apart_are_told_of_once(plain, structures):
+    """Not that which it was trained on, nor a structure that says nothing; a potential of old cannot know."""
+    cations = replace(plain, metadata={"states_met": [[1, 1]]})
+    quiet, strange = [{}, {"charge": 1}, {"charge": 1, "spin": 1}], [{"charge": 2}, {"charge": 0}, {"spin": 3}]
+    for info in quiet + strange:
+        atoms = structures["small cell"].copy()
+        atoms.info.update(info)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            atoms.calc = cations.calculator()
+            energy = atoms.get_potential_energy()
+            atoms.positions += 0.01
+            atoms.get_forces()
+            of_calculator = len(told)
+            cations.evaluate([atoms, atoms])
+        assert (of_calculator, len(told)) == ((1, 2) if info in strange else (0, 0)), (info, told)
+        assert all("learned of charge 1, spin 1 only and tells none apart" in str(one.message) for one in told)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            atoms.positions -= 0.01
+            atoms.calc = plain.calculator()
+            assert atoms.get_potential_energy() == pytest.approx(energy)
+
+
+def test_notes_of_states_are_as_long_as_what_is_known():
+    atoms = [Atoms("H", info={"charge": 1}), Atoms("H", info={"spin": 2}), Atoms("H", info={"spin": 2})]
+    assert states_note(atoms, sees_state=False) == {"states_met": [(0, 2), (1, 1)]}
+    assert states_note(atoms[:1], [(0, 1)], sees_state=True) == {"states": [(0, 1), (1, 1)]}
+    assert states_note(atoms, None, sees_state=False) == {} and noted_states({}) == frozenset()
 
 
 def test_copies_work_on_their_own(plain, structures):

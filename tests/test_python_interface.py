@@ -19,6 +19,7 @@ from tiny_campaign import SECTIONS
 import almlip_jax as al
 from almlip_jax.errors import InputError, LabelError
 from almlip_jax.selection import Selection, chain, max_det, threshold
+from almlip_jax.structures.electronic_state import electronic_state
 
 # Of the sizes of the tiny campaign: programs of its trainings and explorations serve here, too.
 WALKERS = {name: value for name, value in SECTIONS["exploration"].items() if name not in ("kind", "thresholds")}
@@ -92,6 +93,15 @@ def test_the_same_seed_gives_the_same_potential(rounds):
     found, _, data = rounds
     again = al.Learner(MOST, **LEARNER).fit(data[:FIRST]).evaluate(data)
     np.testing.assert_array_equal(again.energy, found[0][0].evaluate(data).energy)
+
+
+def test_a_potential_notes_the_states_of_its_data(rounds):
+    found, _, data = rounds
+    assert found[0][0].states_met == {electronic_state(atoms) for atoms in data[:20]} and not found[0][0].states
+    ion = data[0].copy()
+    ion.info.update(charge=5)
+    with pytest.warns(UserWarning, match="has charge 5 and spin 1, but the .* has learned of .* tells none apart"):
+        found[0][0].evaluate([ion])
 
 
 def test_more_structures_than_the_budget_are_refused(rounds):

@@ -20,6 +20,7 @@ from almlip_jax.interfaces.columns import column_values, columns, given_scores
 from almlip_jax.interfaces.lammps_memory import LammpsMemory
 from almlip_jax.potential import Potential
 from almlip_jax.potential.following import Following, of_atoms, reads_positions
+from almlip_jax.potential.states import completed_state
 from almlip_jax.scores import atom_scores
 from almlip_jax.structures.followed import cell_volume
 from almlip_jax.structures.species import SpeciesTable
@@ -43,7 +44,8 @@ class Coupling:
             are handed to ``compute pe/atom`` too, and cost a second forward pass; ``stresses`` are handed to
             ``compute stress/atom`` alone, and cost a second evaluation.
         charge: e, of all that the potential sees.
-        spin: its multiplicity 2S+1.
+        spin: its multiplicity 2S+1.  Where charge and spin are not given, they are the ones that the potential has
+            learned of, if these are the same for all it was trained on, and else those of a neutral singlet.
         skin: Angstrom, by which lists of neighbours reach beyond the cutoff.
         share: whether the cores of a CPU share out the members (`Following`); where not given, if they have work
             enough: four `medium` ones for 64 atoms, but not `tiny` ones.
@@ -53,8 +55,8 @@ class Coupling:
     group: str = "all"
     elements: Sequence[str] | None = None
     per_atom: Sequence[str] = ("force_std",)
-    charge: int = 0
-    spin: int = 1
+    charge: int | None = None
+    spin: int | None = None
     skin: float = 0.5
     share: bool | None = None
 
@@ -81,8 +83,8 @@ def attach(
         what is attached; keep it as long as LAMMPS runs.
 
     Raises:
-        InputError: units, dimension or number of processes that cannot be served, an element that is not known, or
-            a result of atoms that there is none of.
+        InputError: units, dimension or number of processes that cannot be served, an element that is not known, a
+            charge or spin that the potential has learned nothing of, or a result of atoms that there is none of.
     """
     return AttachedPotential(lmp, potential, coupling or Coupling(), observe)
 
@@ -106,6 +108,7 @@ class AttachedPotential:
         """What went wrong in a step; LAMMPS then stops at the next one."""
         self._numbers: np.ndarray | None = None  # by type, from 1 on
         self._atoms = Atoms()
+        self._state = _state(potential, coupling)
         self._fix = coupling.fix.encode()
         self._memory = LammpsMemory(lmp)
         self._seen, self._order = np.zeros(0, np.int64), np.zeros(0, np.int64)
@@ -202,8 +205,7 @@ class AttachedPotential:
         low, cell, periodic = self._memory.box()
         numbers = self._by_type()[types]
         if len(numbers) != len(self._atoms) or not (numbers == self._atoms.numbers).all():
-            info = {"charge": self.coupling.charge, "spin": self.coupling.spin}
-            self._atoms = Atoms(numbers=numbers, info=info)
+            self._atoms = Atoms(numbers=numbers, info=self._state)
         np.subtract(positions[places], low, out=self._atoms.positions)
         self._atoms.cell.array[:] = cell
         self._atoms.pbc[:] = periodic
@@ -231,6 +233,20 @@ class AttachedPotential:
             virials = np.zeros((count, 6))
             virials[places] = -results["stresses"][:, _VOIGT] * volume / unit
             lmp.fix_external_set_virial_peratom(own, virials.tolist())
+
+
+def _state(potential: Potential, coupling: Coupling) -> dict[str, int]:
+    """Charge and spin as far as they are known; where the potential tells them apart, in any case.
+
+    Raises:
+        InputError: some are given of which it has learned nothing.
+    """
+    state = completed_state(potential.states_met, coupling.charge, coupling.spin)
+    if coupling.charge is not None or coupling.spin is not None:
+        strange = potential.strange_state(Atoms(info=state))
+        if strange is not None:
+            raise InputError(strange)
+    return {"charge": 0, "spin": 1} | state if potential.ensemble.sees_state else state
 
 
 def _of_atoms(potential: Potential) -> list[str]:

@@ -67,7 +67,7 @@ def run_script(
             stopped with an error.
     """
     pieces = pieces_of(script)
-    recorded = None if recording is None else _Recorded(recording, potential)
+    recorded = None if recording is None else _Recorded(recording)
     lmp = started(arguments)
     attached: list[AttachedPotential] = []
     try:
@@ -184,15 +184,12 @@ def _in_one_line(error: Exception) -> str:
 
 
 class _Recorded:
-    """Writes the frames that are to be labelled, with charge and spin where the potential sees them."""
+    """Writes the frames that are to be labelled, with charge and spin where they are known."""
 
-    def __init__(self, recording: Recording, potential: Potential) -> None:
-        self.recorder, self.sees_state = Recorder(recording), potential.ensemble.sees_state
+    def __init__(self, recording: Recording) -> None:
+        self.recorder = Recorder(recording)
 
     def __call__(self, step: int, atoms: Atoms, results: Mapping[str, Any]) -> None:
         """Writes the frame if it is one to be labelled."""
         if self.recorder.wants(step, results):
-            frame = atoms.copy()
-            if not self.sees_state:
-                frame.info.clear()
-            self.recorder.write(step, frame, results)
+            self.recorder.write(step, atoms, results)

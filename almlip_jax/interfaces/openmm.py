@@ -18,7 +18,7 @@ from ase import Atoms
 from almlip_jax.errors import InputError
 from almlip_jax.potential import Potential
 from almlip_jax.potential.following import Following
-from almlip_jax.potential.states import noted_states
+from almlip_jax.potential.states import completed_state
 from almlip_jax.units import KJ_PER_MOL
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def potential_force(
             wrong, or the potential has learned of other states only.
     """
     openmm = _openmm()
-    template = _template(potential, topology, atoms, _state(potential, charge, spin))
+    template = _template(potential, topology, atoms, completed_state(potential.states_met, charge, spin))
     template.pbc[:] = topology.getPeriodicBoxVectors() is not None if periodic is None else periodic
     force = openmm.PythonForce(Computation(potential, template, precision, interaction, skin))
     if atoms is not None:
@@ -180,17 +180,6 @@ def _openmm() -> Any:
             f"OpenMM {openmm.__version__} has no forces in Python for part of the atoms; take 8.6 or newer."
         )
     return openmm
-
-
-def _state(potential: Potential, charge: int | None, spin: int | None) -> dict[str, int]:
-    """Charge and spin as far as they are known."""
-    given = {name: value for name, value in (("charge", charge), ("spin", spin)) if value is not None}
-    learned = noted_states(potential.metadata)
-    if len(learned) == 1:
-        only = dict(zip(("charge", "spin"), *learned, strict=True))
-        if given.items() <= only.items():
-            return only
-    return given
 
 
 def _template(potential: Potential, topology: Any, atoms: Sequence[int] | None, state: dict[str, int]) -> Atoms:

@@ -31,6 +31,7 @@ from almlip_jax.potential.novelty import Novelty
 from almlip_jax.potential.states import strange_state
 from almlip_jax.precision import full_precision
 from almlip_jax.scores import Score, atom_scores, largest_of, scores
+from almlip_jax.structures.electronic_state import electronic_state
 from almlip_jax.structures.graph import Graph
 from almlip_jax.structures.neighbors import Edges, find_edges, largest_neighbor_count
 from almlip_jax.structures.packing import (
@@ -92,7 +93,7 @@ class Evaluator:
         params: parameters with leading member axis.
         references: reference energies in eV by atomic number.
         novelty: fitted scores by name.
-        states: electronic states that they have learned of, where these count and are known.
+        states: electronic states that they have learned of, where these are known.
     """
 
     ensemble: AnyEnsemble
@@ -120,7 +121,22 @@ class Evaluator:
             yield from self._ended(under_way)
 
     def known(self, frames: Iterable[Atoms], source: str) -> Iterator[Atoms]:
-        """The frames; with a warning where one is in an electronic state that nothing was learned of.
+        """The frames; with a warning of each electronic state that nothing was learned of.
+
+        Raises:
+            InputError: an element is unknown; source, frame and atom are named.
+        """
+        told: set[tuple[int, int]] = set()
+        for frame in self.of_known_elements(frames, source):
+            if self.states and (state := electronic_state(frame)) not in self.states | told:
+                strange = strange_state(frame, self.states, sees_state=self.ensemble.sees_state)
+                if strange is not None:
+                    warnings.warn(strange, stacklevel=2)  # a selection may be after such structures
+                    told.add(state)
+            yield frame
+
+    def of_known_elements(self, frames: Iterable[Atoms], source: str) -> Iterator[Atoms]:
+        """The frames.
 
         Raises:
             InputError: an element is unknown; source, frame and atom are named.
@@ -130,8 +146,6 @@ class Evaluator:
                 self.ensemble.species.index(frame.numbers)
             except InputError as error:
                 raise InputError(f"{source}, frame {number}: {error}") from error
-            if self.states and (strange := strange_state(frame, self.states)) is not None:
-                warnings.warn(strange, stacklevel=2)  # a selection may be after such structures
             yield frame
 
     def batch_shape(self, structures: Sequence[Atoms], before: BatchShape | None = None) -> BatchShape:

@@ -98,7 +98,7 @@ class Potential:
 
     @cached_property
     def _evaluator(self) -> Evaluator:
-        return Evaluator(self.ensemble, self.params, self.reference_energies, self.novelty, self.states)
+        return Evaluator(self.ensemble, self.params, self.reference_energies, self.novelty, self.states_met)
 
     @property
     def states(self) -> frozenset[tuple[int, int]]:
@@ -132,9 +132,14 @@ class Potential:
             return self
         return replace(self, metadata={**self.metadata, **FileTypes(tuple(numbers)).note()})
 
+    @property
+    def states_met(self) -> frozenset[tuple[int, int]]:
+        """Charges and multiplicities that it was trained on, told apart or not; none where nothing is known."""
+        return noted_states(self.metadata)
+
     def strange_state(self, atoms: Atoms) -> str | None:
         """A sentence that nothing was learned of the charge and spin of a structure; None where it was."""
-        return strange_state(atoms, self.states)
+        return strange_state(atoms, self.states_met, sees_state=self.ensemble.sees_state)
 
     @property
     def precision(self) -> str:
@@ -360,7 +365,7 @@ class Potential:
         Raises:
             InputError: one is not; source, frame and atom are named.
         """
-        for _ in self._evaluator.known(frames, source):
+        for _ in self._evaluator.of_known_elements(frames, source):
             pass
 
     def batch_shape(self, structures: Sequence[Atoms], before: BatchShape | None = None) -> BatchShape:

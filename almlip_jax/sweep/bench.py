@@ -337,7 +337,7 @@ class Bench:
             }
             | validation_note(result)
             | compositions_note(dataset)
-            | (states_note(dataset) if sees_state else {}),
+            | states_note(dataset, sees_state=sees_state),
         )
         potential.save(self.folder.potential(member, number))
         return potential

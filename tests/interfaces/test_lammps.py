@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -338,6 +339,26 @@ def test_a_run_that_is_started_again_loses_no_frame(lammps, potential, tmp_path)
     with pytest.raises(InputError, match="frames.cfg should end in .extxyz or .xyz"):
         run_script(potential, path, arguments=QUIET, recording=Recording(tmp_path / "frames.cfg"))
     assert not (tmp_path / "frames.cfg").exists()
+
+
+def test_charge_and_spin_are_those_that_were_learned(lammps, potential, tmp_path):
+    """Recorded frames say them; others are refused before anything runs."""
+    learned = replace(potential, metadata={"states_met": [[1, 2]]})
+    path = script(tmp_path, *setup(wrapped(crystal())), "fix almlip all external pf/callback 1 1", "run 0")
+
+    def frame(of: Potential, **given: int) -> Atoms:
+        recording = Recording(tmp_path / f"{len(list(tmp_path.iterdir()))}.extxyz", above=1e-9)
+        run_script(of, path, coupling=Coupling(**given), arguments=QUIET, recording=recording)
+        (found,) = read_structures(recording.file)
+        return found
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        of_learned = frame(learned)
+    assert (of_learned.info["charge"], of_learned.info["spin"]) == (1, 2)
+    assert frame(potential, charge=2).info["charge"] == 2 and "charge" not in frame(potential).info
+    with pytest.raises(InputError, match="charge 0 and spin 1, but the potential has learned of charge 1, spin 2 only"):
+        frame(learned, charge=0)
 
 
 def test_scripts_are_cut_where_the_potential_comes_in(tmp_path):

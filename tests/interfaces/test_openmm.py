@@ -291,7 +291,7 @@ def test_what_cannot_be_driven_is_refused(potential):
 def test_the_only_state_that_was_learned_is_taken_and_others_are_refused(potential):
     topology = topology_of(crystal())
     learned = Potential(
-        SETTINGS, SPECIES, potential.params, potential.reference_energies, metadata={"states": [[1, 2]]}
+        SETTINGS, SPECIES, potential.params, potential.reference_energies, metadata={"states_met": [[1, 2]]}
     )
 
     def state(of: Potential = learned, **given: int) -> Any:
@@ -299,7 +299,9 @@ def test_the_only_state_that_was_learned_is_taken_and_others_are_refused(potenti
         return found.computation.template.info
 
     assert state() == state(charge=1) == {"charge": 1, "spin": 2}
-    assert state(charge=0) == {"charge": 0}
+    with pytest.raises(InputError, match="has charge 0 and spin 1, but .* charge 1, spin 2 only and tells none apart"):
+        state(charge=0)
+    assert state(potential, charge=0) == {"charge": 0} and state(potential) == {}  # nothing is known
     sees = replace(learned, settings=SETTINGS.model_copy(update={"electronic_state": True}))
     assert state(sees) == {"charge": 1, "spin": 2}
     with pytest.raises(InputError, match="charge 0 and spin 1, but the potential has learned of charge 1, spin 2 only"):

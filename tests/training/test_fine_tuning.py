@@ -92,7 +92,7 @@ def test_a_potential_that_was_not_told_learns_of_charges(waters, tmp_path: Path)
         fit_potential(data, MODEL, MEMBERS, SHORT, 1, start=start)
     fit_potential(data, told, MEMBERS, SHORT.model_copy(update={"max_steps": 1500}), 1, start=start)[0].save(tmp_path)
     potential = Potential.load(tmp_path)
-    assert potential.states == {(0, 1), (1, 2)} and start.states == frozenset()
+    assert potential.states == {(0, 1), (1, 2)} and start.states == frozenset() and start.states_met == {(0, 1)}
     test = [water(70 + seed) for seed in range(6)]
     energies = potential.evaluate([*test, *map(cation, test)]).energy
     np.testing.assert_allclose(energies[6:] - energies[:6], 9.0, atol=0.3)
