@@ -120,6 +120,22 @@ def test_it_says_what_evaluate_says(potential, structures):
     assert {"latent_distance", "atom_extrapolation_grade"} <= set(calculator.implemented_properties)
 
 
+@pytest.mark.parametrize("mode", [None, "neighborhood", "configuration"])
+def test_what_is_said_to_be_implemented_is(plain, structures, mode):
+    """Of a potential without a training set, or with an active set: every result that is named, and no other score."""
+    atoms = structures["small cell"].copy()
+    known = plain if mode is None else plain.spanning([atoms, structures["slab"]], {"mode": mode})
+    atoms.calc = known.calculator()
+    for name in atoms.calc.implemented_properties:
+        assert atoms.calc.get_property(name, atoms) is not None, name
+    of_atoms_too = {"extrapolation_grade", "atom_extrapolation_grade"}
+    fitted = {"latent_distance", "atom_latent_distance", "configuration_grade", "dipole_std", "force_error"}
+    given = (fitted | of_atoms_too) & {*atoms.calc.implemented_properties}
+    assert given == {"neighborhood": of_atoms_too, "configuration": {"configuration_grade"}}.get(mode, set())
+    with pytest.raises(PropertyNotImplementedError):
+        atoms.calc.get_property("latent_distance", atoms)
+
+
 def test_cores_may_share_out_the_members(plain, structures):
     """The numbers of one core, with novelty scores."""
     two = Potential(SETTINGS, SPECIES, jax.tree.map(lambda x: x[:2], plain.params), REFERENCES)

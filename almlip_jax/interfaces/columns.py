@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from almlip_jax.potential import Potential
-from almlip_jax.scores import Score, scores
-
-
-def given_scores(declared: Iterable[Score], potential: Potential) -> list[str]:
-    """Names of the scores that a potential gives."""
-    known = [one for one in declared if one.target is None or one.target in potential.ensemble.targets]
-    fitted = set(potential.novelty) | ({active.settings.score} if (active := potential.active_set) else set())
-    return [one.name for one in known if not one.fitted or one.name in fitted]
+from almlip_jax.potential.following import given_scores
+from almlip_jax.scores import scores
 
 
 def columns(potential: Potential) -> list[str]:

@@ -16,10 +16,10 @@ from ase import Atoms
 from ase.data import atomic_masses, atomic_numbers, chemical_symbols
 
 from almlip_jax.errors import InputError
-from almlip_jax.interfaces.columns import column_values, columns, given_scores
+from almlip_jax.interfaces.columns import column_values, columns
 from almlip_jax.interfaces.lammps_memory import LammpsMemory
 from almlip_jax.potential import Potential
-from almlip_jax.potential.following import Following, of_atoms, reads_positions
+from almlip_jax.potential.following import Following, given_scores, of_atoms, reads_positions
 from almlip_jax.potential.states import completed_state
 from almlip_jax.scores import atom_scores
 from almlip_jax.structures.followed import cell_volume

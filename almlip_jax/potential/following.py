@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Hashable, Mapping, Set
+from collections.abc import Callable, Hashable, Iterable, Mapping, Set
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
@@ -36,7 +36,7 @@ from almlip_jax.models import Params
 from almlip_jax.potential import spanning
 from almlip_jax.potential.evaluator import FittedScore
 from almlip_jax.precision import full_precision
-from almlip_jax.scores import Score, atom_scores, largest_of, names, score_of, scores
+from almlip_jax.scores import Score, atom_scores, largest_of, score_of, scores
 from almlip_jax.structures.electronic_state import electronic_state
 from almlip_jax.structures.followed import Follower, Listed, Place, cell_volume, followed_graph
 from almlip_jax.structures.graph import Graph, Places, atom_virials, forces_and_virial
@@ -69,10 +69,19 @@ def reads_positions(ensemble: AnyEnsemble) -> bool:
     return any(one.model.long_range for one in groups)
 
 
-def parts_of(ensemble: AnyEnsemble) -> dict[str, tuple[Part, ...]]:
-    """Name of every result -> the parts that give it, the least work first."""
+def given_scores(declared: Iterable[Score], potential: Potential) -> list[str]:
+    """Names of the scores that a potential gives."""
+    known = [one for one in declared if one.target is None or one.target in potential.ensemble.targets]
+    fitted = set(potential.novelty) | ({active.settings.score} if (active := potential.active_set) else set())
+    return [one.name for one in known if not one.fitted or one.name in fitted]
+
+
+def parts_of(potential: Potential) -> dict[str, tuple[Part, ...]]:
+    """Name of every result that a potential gives -> the parts that give it, the least work first."""
+    ensemble = potential.ensemble
     given = tuple(one.label for one in targets(ensemble.targets))
-    scored = (*names(scores()), *map(of_atoms, names(atom_scores())), "force_error")
+    error = ("force_error",) if potential.force_error(np.ones(1)) is not None else ()
+    scored = (*given_scores(scores(), potential), *map(of_atoms, given_scores(atom_scores(), potential)), *error)
     stresses = () if reads_positions(ensemble) else ("stresses",)
     by_part: dict[Part, tuple[str, ...]] = {
         "energies": _ENERGIES,
@@ -106,7 +115,7 @@ class Following:
             raise InputError(f"the skin of a list of neighbours must not be negative, and is {skin} Angstrom.")
         self.potential = potential
         self.precision = precision or potential.precision
-        self.known = parts_of(potential.ensemble)
+        self.known = parts_of(potential)
         dtype = np.dtype(self.precision)
         self._references = np.full(len(chemical_symbols), np.nan)  # eV by atomic number
         for number, energy in potential.reference_energies.items():
