@@ -32,6 +32,7 @@ from almlip_jax.training import (
     TrainingSettings,
     build_trainer,
     charge_columns,
+    check_training,
     doubts,
     find_references,
     fitted_references,
@@ -96,6 +97,7 @@ def fit_potential(
     if start is not None:
         check_start(start, model, ensemble)
     else:
+        check_training(model, ensemble, training)
         refuse_idle_members(ensemble)
         refuse_idle_warmth(training, switch="a potential to begin from (--from), or with warm_start of a campaign,")
     bonded, held_out = without_isolated_atoms(structures), without_isolated_atoms(validation)

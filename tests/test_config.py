@@ -11,6 +11,7 @@ import pytest
 from almlip_jax.campaign.config import ExperimentConfig, TrainConfig, load_config
 from almlip_jax.config import config_text, load_settings
 from almlip_jax.errors import InputError
+from almlip_jax.fitting import fit_potential
 from almlip_jax.kinds import Spec
 from almlip_jax.oracles.codes.base import codes
 from almlip_jax.settings import Settings
@@ -251,3 +252,19 @@ def test_a_training_needs_no_campaign(tmp_path):
     assert config.training.max_steps == 7 and not hasattr(config, "oracle")
     with pytest.raises(InputError, match="did you mean 'training'"):
         load_settings(TrainConfig, written(tmp_path, "trainig: {max_steps: 7}\n"))
+
+
+def test_a_training_may_suit_the_potential_that_it_begins_with(tmp_path):
+    """Model and ensemble that are not given are those of the potential, and not yet known."""
+    text = "training: {projection: {iterations: 1}}\n"
+    config = load_settings(TrainConfig, written(tmp_path, text))
+    with pytest.raises(InputError, match="needs a model that is linear in most"):
+        fit_potential([], config.model, config.ensemble, config.training, 0)
+    given = text + "ensemble: {size: 1}\nmodel: {kind: "
+    assert load_settings(TrainConfig, written(tmp_path, given + "mtp}\n")).ensemble.size == 1
+    with pytest.raises(InputError, match="kind 'mace' is not"):
+        load_settings(TrainConfig, written(tmp_path, given + "mace}\n"))
+    with pytest.raises(InputError, match="needs a model that is linear in most"):
+        load_settings(ExperimentConfig, written(tmp_path, PLAIN), ["training.projection.iterations=1"])
+    begins = ["training.projection.iterations=1", "initial.potential=earlier"]
+    assert load_settings(ExperimentConfig, written(tmp_path, PLAIN), begins).training.projection.iterations == 1

@@ -73,8 +73,15 @@ class PotentialConfig(Settings):
     @model_validator(mode="after")
     def _members_can_be_trained(self) -> Self:
         refuse_idle_members(self.ensemble)
-        check_training(self.model, self.ensemble, self.training)
+        given = {"model", "ensemble"} <= self.model_fields_set
+        if given or not self._may_begin:  # or else `as_of` checks, with what it takes
+            check_training(self.model, self.ensemble, self.training)
         return self
+
+    @property
+    def _may_begin(self) -> bool:
+        """Whether model and ensemble may be those of a potential to begin with, where they are not given."""
+        return False
 
 
 class ExperimentConfig(PotentialConfig):
@@ -119,6 +126,10 @@ class ExperimentConfig(PotentialConfig):
         if initial.potential is None:
             return None
         return SavedPotential.read(initial.potential, initial.otherwise(self.system).types)
+
+    @property
+    def _may_begin(self) -> bool:
+        return self.initial.potential is not None
 
     @property
     def spanned(self) -> ActiveSetSettings | None:
@@ -231,6 +242,10 @@ class TrainConfig(PotentialConfig):
         if isinstance(left.get("system"), dict):
             left["system"] = {k: v for k, v in left["system"].items() if k not in _OF_CAMPAIGNS}
         return left
+
+    @property
+    def _may_begin(self) -> bool:
+        return True  # with --from
 
 
 def load_config(path: Path | str, overrides: Sequence[str] = ()) -> ExperimentConfig:
