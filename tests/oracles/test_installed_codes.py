@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 from pathlib import Path
@@ -10,10 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 from ase import Atoms
-from ase.build import bulk, molecule
+from ase.build import bulk, fcc111, molecule
 
 from almlip_jax.errors import LabelError
 from almlip_jax.oracles import CalculatorSettings
+from almlip_jax.templates import labelled_by
 
 pytestmark = pytest.mark.slow
 
@@ -84,6 +86,24 @@ def test_labels_of_the_code_itself(code: str) -> None:
     assert label(atoms).energy == pytest.approx(first.energy, abs=1e-6)  # nothing is remembered
     with pytest.raises(LabelError, match="did not converge|not converge"):
         settings.model_copy(update={"parameters": bad}).build()(atoms)
+
+
+def test_cp2k_labels_a_slab_of_a_metal_as_its_template_says() -> None:
+    """With less room than there, and an odd number of electrons."""
+    given = copy.deepcopy(labelled_by("slab", "cp2k").content["oracle"])
+    given |= {
+        "kspacing": None,
+        "kpts": [1, 1, 1],
+        **_installed("cp2k.psmp", "CP2K_DATA_DIR", "/usr/share/cp2k", "BASIS_MOLOPT"),
+    }
+    force = given["parameters"]["FORCE_EVAL"]
+    force["DFT"]["MGRID"] = {"CUTOFF": 100, "REL_CUTOFF": 30}
+    force["DFT"]["SCF"]["EPS_SCF"] = 1e-5
+    force["SUBSYS"]["KIND"]["Cu"]["BASIS_SET"] = "SZV-MOLOPT-SR-GTH"
+    slab = fcc111("Cu", (1, 1, 3), vacuum=5.0)
+    slab.rattle(0.05, seed=1)
+    found = CalculatorSettings.model_validate(given).build()(slab)
+    assert slab.numbers.sum() % 2 == 1 and np.isfinite(found.energy) and found.forces.any() and found.stress is None
 
 
 def test_nwchem_begins_with_the_orbitals_of_the_label_before(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import math
 import shutil
 import subprocess
 import tempfile
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -121,7 +122,8 @@ def preview_of_code(code: Code, settings: CalculatorSettings, atoms: Atoms) -> s
         job = code.prepare(job_of(code, settings, atoms, folder))
         try:
             drafted, missing = code.draft(job, Path(others))
-            with code.environment(drafted):
+            with code.environment(drafted), warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # of ASE, which moves its writers
                 code.write_input(drafted)
         except (InputError, LabelError):
             raise
