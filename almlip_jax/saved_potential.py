@@ -99,6 +99,11 @@ class SavedPotential:
         noted = self.content["metadata"].get("states")
         return None if noted is None else frozenset((int(charge), int(spin)) for charge, spin in noted)
 
+    @property
+    def states_met(self) -> frozenset[tuple[int, int]]:
+        """Charges and multiplicities that one which tells none apart was trained on; none where nothing is known."""
+        return frozenset((int(charge), int(spin)) for charge, spin in self.content["metadata"].get("states_met", ()))
+
     def digest(self, *, training: bool = False) -> str:
         """SHA-256 of all that its predictions depend on.
 

@@ -98,6 +98,10 @@ def test_what_it_has_not_learned_of_is_refused(folder: Path, tmp_path: Path) -> 
     with pytest.raises(LabelError, match="learned of charge 0"):
         PotentialSourceSettings(path=tmp_path / "forgetful").check(water(2, charge=1))
     PotentialSourceSettings(path=tmp_path / "forgetful", any_state=True).check(water(2, charge=1))
+    replace(remembering(), metadata={"states_met": [[1, 1]]}).save(tmp_path / "of cations")
+    PotentialSourceSettings(path=tmp_path / "of cations").check(water(2, charge=1))
+    with pytest.raises(LabelError, match="learned of charge 1"):
+        PotentialSourceSettings(path=tmp_path / "of cations").check(water(2))
 
 
 def test_a_folder_that_holds_none_is_refused(folder: Path, tmp_path: Path) -> None:

@@ -89,7 +89,8 @@ class PotentialSourceSettings(SourceSettings):
             return frozenset()
         kept = saved.remembered
         held = {} if kept is None else _remembered_states(kept)
-        return held.get(atoms.get_chemical_formula()) or frozenset().union(*held.values()) or frozenset({_NEUTRAL})
+        remembered = held.get(atoms.get_chemical_formula()) or frozenset().union(*held.values())
+        return remembered or saved.states_met or frozenset({_NEUTRAL})
 
     def build(self) -> LabelSource:
         """A function that labels with the potential, each structure alone."""
