@@ -198,6 +198,14 @@ def committee() -> Potential:
     return Potential(settings, species, jax.tree.map(np.asarray, params), {1: -13.6, 6: -1030.0, 8: -2040.0})
 
 
+@pytest.fixture(autouse=True)
+def single_precision() -> Iterator[None]:
+    """A command that runs in this process sets its precision for good; the next test begins with that of the first."""
+    yield
+    if (jax := sys.modules.get("jax")) is not None and jax.config.values["jax_enable_x64"]:
+        jax.config.update("jax_enable_x64", False)
+
+
 @pytest.fixture
 def labels_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Label sources work in this process: for tests that look at labels, not at the processes that make them.

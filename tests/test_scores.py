@@ -98,8 +98,9 @@ def test_no_other_name_passes():
     for name, meant in (("force_range_max", "force_"), ("latent_distanc", "latent_distance")):
         with pytest.raises(ValidationError, match=f"'{name}' is not a known score; did you mean '{meant}"):
             gate(name)
-    with pytest.raises(ValidationError, match="not a known score"):  # candidates were not held against a training set
-        TopKSettings(score="latent_distance")
+    with pytest.raises(ValidationError, match="not a known score; did you mean 'latent_distance'"):
+        TopKSettings(score="latent_distanc")
+    assert TopKSettings(score="latent_distance").score_names == ("latent_distance",)
     with pytest.raises(ValidationError, match="not a known score"):
         ExplorationSettings(monitor=("force_std_max",))
 

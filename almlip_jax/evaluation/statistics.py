@@ -163,8 +163,8 @@ class Interval:
     def __format__(self, spec: str) -> str:
         """The mean with its interval in brackets, by a format of numbers; alone where there is no interval.
 
-        >>> f"{t_interval([1.0, 4.0]):.3g}, {t_interval([2.0]):.1f}"
-        '2 (0.0003 to 1.34e+04), 2.0'
+        >>> f"{t_interval([1.0, 1.1]):.2f}, {t_interval([2.0]):.1f}"
+        '1.05 (0.57 to 1.92), 2.0'
         """
         center, low, high = (format(float(end), spec) for end in (self.center, self.low, self.high))
         return f"{center} ({low} to {high})" if self.count > 1 else center

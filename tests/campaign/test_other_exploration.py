@@ -78,12 +78,21 @@ def installed(with_kinds: Callable[[str], None], with_module: Callable[[str, str
 
 
 def test_a_kind_that_cannot_explore_is_refused_when_it_is_defined() -> None:
-    with pytest.raises(TypeError, match="Idle has neither explore"):
+    with pytest.raises(TypeError, match=r"Idle, kind 'idle', does not define most_candidates\(\)"):
 
         class Idle(ExplorationChoice):
             kind: Literal["idle"] = "idle"
 
-    ExplorationChoice._below.pop("idle", None)
+    with pytest.raises(TypeError, match="Counting has neither explore"):
+
+        class Counting(ExplorationChoice):
+            kind: Literal["counting"] = "counting"
+
+            def most_candidates(self, pool: int) -> int:
+                return pool
+
+    ExplorationChoice._below.pop("counting", None)
+    assert "idle" not in ExplorationChoice.kinds()
 
 
 @pytest.mark.slow
