@@ -193,6 +193,7 @@ def test_exchanges_within_regions_are_those_of_the_determinant(seed):
     with jax.enable_x64(True):
         context = options.context(trained, 0)
         held = stream(options.build(), context, walk, np.ones(90), regions=regions)
+        unshared = stream(options.build(), context, walk, np.ones(90))
         mapped = walk @ np.asarray(context.map)
     slots: list[int | None] = [None] * ROOM
 
@@ -211,7 +212,6 @@ def test_exchanges_within_regions_are_those_of_the_determinant(seed):
         if gains[best] > (0.1 if free else np.log(1.001)):
             slots[best] = n
     assert held == slots and all((row % WALKERS == 0) == (j < 4) for j, row in enumerate(held))
-    unshared = stream(options.build(), context, walk, np.ones(90))
     assert sum(row % WALKERS == 0 for row in unshared) <= 1  # what shares are for
 
 
