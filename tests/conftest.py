@@ -119,6 +119,9 @@ def _counting() -> Iterator[list[str]]:
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
+        jax.jit(lambda x: x + 1)(1.0)  # a function that was not there before
+        assert compiled, "it does count"
+        compiled.clear()
         yield compiled
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)

@@ -65,7 +65,7 @@ def harmonic(frame: Atoms) -> Atoms:
 
 def test_later_rounds_compile_nothing(rounds):
     _, compiled, _ = rounds
-    assert compiled[0] > 0 and compiled[1:] == [0, 0]
+    assert compiled[1:] == [0, 0]
 
 
 def test_each_round_has_data_and_random_numbers_of_its_own(rounds):
