@@ -47,7 +47,7 @@ from almlip_jax.potential import ActiveSetSettings, ActiveStructures, Evaluated,
 from almlip_jax.potential.evaluator import joined, rows_of
 from almlip_jax.potential.file_types import FileTypes
 from almlip_jax.progress import Progress, reaching
-from almlip_jax.selection import SelectorSettings
+from almlip_jax.selection import Candidates, SelectorSettings
 from almlip_jax.structures.carried import carried, system_of
 from almlip_jax.structures.io import read_structures, write_structures
 from almlip_jax.structures.labels import type_numbers
@@ -281,29 +281,18 @@ def select(
         return {"selected": 0}
     frames, judge = read_structures(folder.pool), trained()
     with here.progress.stage("select"):
-        evaluated = judge.evaluate("candidates", frames)
-        rows = marked(frames)[: budget.selected]
-        first = [(row, _spread(frames[row])) for row in rows]
-        known, contexts = here.dataset(), list[Evaluated]()
-        for name, some in (("dataset", known), ("under way", under_way)):
-            contexts += [judge.evaluate(name, some)] if some else []
-        costs, scalars = _costs(chooser.settings, frames, paid), _selection_scalars(chooser.settings, here)
+        evaluated, dataset = judge.evaluate("candidates", frames), here.dataset()
+        costs = _costs(chooser.settings, frames, paid)
         further = {} if compare is None else dict(compare(frames, evaluated, judge.potential))
-        further |= of_training_set(chooser.settings, judge.potential, frames, known)
+        further |= of_training_set(chooser.settings, judge.potential, frames, dataset)
         among = candidates(
             frames, evaluated, chooser.candidates, cost=costs, scores=further, room=chooser.atoms_of_candidates
         )
-        # corrections stand in the batch already: for the selector they are known
-        known = [*known, *under_way, *(frames[row] for row in rows)]
-        context = joined([*contexts, rows_of(evaluated, rows)])
-        around = candidates(known, context, chooser.labelled, scalars=scalars, room=chooser.atoms_of_labelled)
-        among, around = with_strata(chooser.settings, (frames, among), (known, around), chosen=len(rows))
-        if first:
-            among = replace(among, valid=among.valid.at[np.array(marked(frames))].set(False))
-        key_of = partial(here.key, "select")
-        chosen = list(first)
+        first = marked(frames)[: budget.selected]
+        shown = _with_known(chooser, here, judge, (frames, evaluated, among), (dataset, under_way), first)
+        chosen = [(row, _spread(frames[row])) for row in first]
         if left := budget.selected - len(first):
-            chosen += choose_shared(chooser.selector, key_of, frames, (among, around), shares, left)
+            chosen += choose_shared(chooser.selector, partial(here.key, "select"), frames, shown, shares, left)
     if not chosen and compare is not None:
         here.progress.message(f"none of {len(frames)} candidates is bought: the filters leave none of them.")
     if (remark := undecided([gain for _, gain in chosen[len(first) :]], len(frames) - len(first))) is not None:
@@ -311,16 +300,49 @@ def select(
     batch = taken(frames, chosen)
     if batch:
         write_structures(folder.batch, batch)
-    scores = evaluated.scores[judge.monitor]
-    indices = [index for index, _ in chosen]
+    scores, indices = evaluated.scores[judge.monitor], [index for index, _ in chosen]
     results: dict[str, Any] = {"selected": len(batch), "sigma_batch": _mean(scores[indices])}
     if shares:
-        for what, some in (("candidates", frames), ("selected", batch)):
-            counts = Counter(system_of(frame) for frame in some)
-            results[f"systems_{what}"] = {name: counts[name] for name in shares}
+        results |= {
+            f"systems_{what}": {name: counts[name] for name in shares}
+            for what, some in (("candidates", frames), ("selected", batch))
+            for counts in (Counter(map(system_of, some)),)
+        }
     if fixed:
         results["sigma_pool"] = _mean(np.delete(scores, indices))
     return results
+
+
+def _with_known(
+    chooser: Chooser,
+    here: Round,
+    judge: Trained,
+    of_pool: tuple[Sequence[Atoms], Evaluated, Candidates],
+    labelled: tuple[Sequence[Atoms], Sequence[Atoms]],
+    first: Sequence[int],
+) -> tuple[Candidates, Candidates]:
+    """What the selector is shown: candidates, and what is known besides, each with strata where these have shares.
+
+    Args:
+        chooser: the selector.
+        here: the round.
+        judge: its potential.
+        of_pool: the candidates.
+        labelled: the dataset, and structures whose labels are being made.
+        first: rows of the corrections that stand in the batch already; other corrections are no candidates.
+    """
+    (frames, evaluated, among), (dataset, under_way) = of_pool, labelled
+    known = [*dataset, *under_way, *(frames[row] for row in first)]
+    contexts = [judge.evaluate("dataset", dataset)]
+    if under_way:
+        contexts.append(judge.evaluate("under way", under_way))
+    if first:
+        contexts.append(rows_of(evaluated, first))
+        among = replace(among, valid=among.valid.at[np.array(marked(frames))].set(False))
+    context = contexts[0] if len(contexts) == 1 else joined(contexts)
+    scalars = _selection_scalars(chooser.settings, here)
+    around = candidates(known, context, chooser.labelled, scalars=scalars, room=chooser.atoms_of_labelled)
+    return with_strata(chooser.settings, (frames, among), (known, around), chosen=len(first))
 
 
 def _spread(frame: Atoms) -> float:

@@ -124,6 +124,7 @@ def relax(
     thresholds = Thresholds(record=np.full(len(structures), np.inf), stop=stops)  # type: ignore[arg-type]
     # what is known for an admission by features is of no use here
     known = Knowledge(knowledge.novelty)
+    # numbers of walkers say that these may be some of many: where no cell of them relaxes, others' may
     found = relaxer.run(params, structures, thresholds, jax.random.key(0), on_chunk, known, range(len(structures)))
     moves_cell = relaxer.settings.integrator.moves_cell
     relaxed = []

@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from almlip_jax.errors import InputError
 from almlip_jax.settings import Settings
-from almlip_jax.structures.strata import by_size, stratum
+from almlip_jax.structures.strata import by_size, named_strata, stratum
 
 MOST_STRATA = 64
 _LEAST_ROOM = 4  # strata that there is always room for: a new temperature compiles nothing anew
@@ -98,16 +98,13 @@ class Stratification(Settings):
     edges: tuple[Annotated[float, Field(ge=-1e12, le=1e12)], ...] = ()
     """Where the key holds numbers that differ everywhere: bounds between strata, which are then called `below 450`,
     `450 to 750`, `750 and above`."""
-    shares: Literal["equal", "pool"] | dict[str, Annotated[float, Field(gt=0, le=1e6)]] = "equal"
+    shares: Annotated[
+        Literal["equal", "pool"] | dict[str, Annotated[float, Field(gt=0, le=1e6)]], BeforeValidator(named_strata)
+    ] = "equal"
     """Share of each stratum: the same for all, as among the candidates, or numbers by its name; those that are not
     named get what the others leave."""
     of: Literal["dataset", "batch"] = "dataset"
     """What the shares are of: everything labelled together with the batch, or each batch by itself."""
-
-    @field_validator("shares", mode="before")
-    @classmethod
-    def _names_are_text(cls, given: Any) -> Any:
-        return {stratum(value): share for value, share in given.items()} if isinstance(given, dict) else given
 
     @model_validator(mode="after")
     def _strata_are_those_of_the_edges(self) -> Self:

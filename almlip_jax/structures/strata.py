@@ -27,6 +27,11 @@ def stratum(value: Any) -> str:
     return f"{float(value):g}"
 
 
+def named_strata(shares: Any) -> Any:
+    """Shares by the names of their strata, before they are validated: YAML has 300 for a number."""
+    return {stratum(value): share for value, share in shares.items()} if isinstance(shares, dict) else shares
+
+
 def by_size(name: str) -> tuple[bool, float, str]:
     """What names of strata are sorted by: numbers by size, then text."""
     try:

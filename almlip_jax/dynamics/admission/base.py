@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from almlip_jax.dynamics.recorder import Frames
 from almlip_jax.dynamics.seen import RunContext
 from almlip_jax.errors import InputError
 from almlip_jax.kinds import Spec, UserCode
-from almlip_jax.structures.strata import by_size, stratum
+from almlip_jax.structures.strata import by_size, named_strata, stratum
 
 
 @struct.dataclass
@@ -182,13 +182,10 @@ class SharedAdmission(AdmissionSettings):
     by: Literal["bath_temperature", "system", "walker"] | None = None
     """What tells strata of walkers apart, each of which has a share of the buffer for itself: temperatures, named
     systems, or each walker alone.  Without, all walkers compete for all slots, and the hottest may take them."""
-    shares: Literal["equal"] | dict[str, Annotated[float, Field(gt=0, le=1e6)]] = "equal"
+    shares: Annotated[
+        Literal["equal"] | dict[str, Annotated[float, Field(gt=0, le=1e6)]], BeforeValidator(named_strata)
+    ] = "equal"
     """Share of each stratum: the same for all, or numbers by its name, such as `{300: 2, 600: 1}`."""
-
-    @field_validator("shares", mode="before")
-    @classmethod
-    def _names_are_text(cls, given: Any) -> Any:
-        return {stratum(value): share for value, share in given.items()} if isinstance(given, dict) else given
 
     @model_validator(mode="after")
     def _shares_are_of_strata(self) -> Self:
