@@ -117,7 +117,7 @@ def check_settings(config: ExperimentConfig, run: RunDirectory, state: CampaignS
     was_version, version = remembered.get("oracle_version"), config.oracle.version()
     if was_version in (None, version):
         return None
-    if config.oracle.version_binds and not accept:
+    if config.oracle.bound_to() is not None and not accept:
         raise InputError(
             f"the label source is now version {_short(version)}, but the labels so far are of version "
             f"{_short(str(was_version))}; {_ACCEPT}."

@@ -19,6 +19,7 @@ from almlip_jax.oracles.sources.calculator import CalculatorSettings
 from almlip_jax.oracles.sources.dft import PySCFSettings
 from almlip_jax.oracles.sources.external import ExternalSettings
 from almlip_jax.oracles.sources.labelled_file import FileSettings
+from almlip_jax.oracles.sources.mean import MeanSettings
 from almlip_jax.oracles.sources.nequix import NequixSettings
 from almlip_jax.oracles.sources.own import OwnSource, is_own_source
 from almlip_jax.oracles.sources.potential import PotentialSourceSettings
@@ -38,6 +39,7 @@ __all__ = [
     "Labeller",
     "LocalSettings",
     "MDRun",
+    "MeanSettings",
     "NequixSettings",
     "OwnSource",
     "PendingLabels",

@@ -308,10 +308,14 @@ def obtain_label(source: LabelSource, settings: SourceSettings, atoms: Atoms, id
             raise LabelError("the structure has positions that are not finite")
         results = judged(source(atoms), len(atoms), settings.max_force)
     except Exception as error:  # a label source may raise anything; the reason is kept in the store
-        reason = str(error) if isinstance(error, LabelError | InputError) else f"{type(error).__name__}: {error}"
-        return Label(identity, error=_one_line(reason), seconds=time.perf_counter() - start)
+        return Label(identity, error=_one_line(reason_of(error)), seconds=time.perf_counter() - start)
     seconds = time.perf_counter() - start
     return Label(identity, results.energy, results.forces, results.stress, seconds=seconds, further=results.further)
+
+
+def reason_of(error: Exception) -> str:
+    """Why a label failed, as its row of the store says it: what is no sentence of ours says what it is."""
+    return str(error) if isinstance(error, LabelError | InputError) else f"{type(error).__name__}: {error}"
 
 
 def judged(results: Results, num_atoms: int, max_force: float) -> Results:

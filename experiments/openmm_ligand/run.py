@@ -52,6 +52,7 @@ class Box:
         molecule: indices of its atoms.
         numbers: their elements.
         frames: the molecule in the last part of the equilibration.
+        platform: of OpenMM, on which everything is moved.
     """
 
     topology: Any
@@ -60,12 +61,15 @@ class Box:
     molecule: list[int]
     numbers: list[int]
     frames: list[Atoms]
+    platform: str
 
 
-def simulation(topology: Any, system: Any, integrator: Any, state: Any = None) -> Any:
-    """On the CPU, from a state, with fresh velocities if it thermostats."""
-    platform = openmm.Platform.getPlatformByName("CPU")
-    made = app.Simulation(topology, system, integrator, platform, {"Threads": str(len(os.sched_getaffinity(0)))})
+def simulation(
+    platform: str, topology: Any, system: Any, integrator: Any, state: Any = None, precision: str = "mixed"
+) -> Any:
+    """On a platform, from a state; platforms other than the CPU are told in which precision."""
+    told = {"Threads": str(len(os.sched_getaffinity(0)))} if platform == "CPU" else {"Precision": precision}
+    made = app.Simulation(topology, system, integrator, openmm.Platform.getPlatformByName(platform), told)
     if state is not None:
         made.context.setState(state)
     return made
@@ -77,7 +81,7 @@ def thermostat(seed: int) -> Any:
     return integrator
 
 
-def solvated(steps: int, frames: int) -> Box:
+def solvated(steps: int, frames: int, platform: str) -> Box:
     """The box after some steps of the force field, whose second half gives the frames."""
     pdb, field = app.PDBFile(str(HERE / "dipeptide.pdb")), app.ForceField("amber14-all.xml", "amber14/tip3p.xml")
     modeller = app.Modeller(pdb.topology, pdb.positions)
@@ -87,7 +91,7 @@ def solvated(steps: int, frames: int) -> Box:
     system = field.createSystem(topology, constraints=None, rigidWater=True, **method)
     atoms = list(next(topology.chains()).atoms())
     molecule, numbers = [one.index for one in atoms], [one.element.atomic_number for one in atoms]
-    moving = simulation(topology, system, thermostat(1))
+    moving = simulation(platform, topology, system, thermostat(1))
     moving.context.setPositions(modeller.positions)
     moving.minimizeEnergy(maxIterations=100)
     moving.context.setVelocitiesToTemperature(TEMPERATURE, 1)
@@ -98,7 +102,7 @@ def solvated(steps: int, frames: int) -> Box:
         places = moving.context.getState(positions=True).getPositions(asNumpy=True).value_in_unit(unit.angstrom)
         kept.append(Atoms(numbers, places[molecule]))
     state = moving.context.getState(positions=True, velocities=True)
-    return Box(topology, system, state, molecule, numbers, kept)
+    return Box(topology, system, state, molecule, numbers, kept, platform)
 
 
 def mixed(box: Box, potential: al.Potential) -> Any:
@@ -117,7 +121,7 @@ def explore(box: Box, potential: al.Potential, out: Path, walkers: int, steps: i
     """Runs from the equilibrated box, each until the spread stops it; the frames that were kept, and what was seen."""
     system, kept, spreads, stops, done = mixed(box, potential), [], [], 0, 0
     for walker in range(walkers):
-        moving = simulation(box.topology, system, thermostat(seed + walker), box.state)
+        moving = simulation(box.platform, box.topology, system, thermostat(seed + walker), box.state)
         moving.context.setVelocitiesToTemperature(TEMPERATURE, seed + walker)
         moving.context.setStepCount(0)
         moving.context.setTime(0)
@@ -156,7 +160,7 @@ def against_labels(potential: al.Potential, labelled: list[Atoms]) -> dict[str, 
 
 def production(box: Box, potential: al.Potential, steps: int, out: Path) -> tuple[list[Atoms], Any, float]:
     """Frames of the molecule in an undisturbed run, its last state, and milliseconds a step."""
-    moving = simulation(box.topology, mixed(box, potential), thermostat(99), box.state)
+    moving = simulation(box.platform, box.topology, mixed(box, potential), thermostat(99), box.state)
     moving.context.setVelocitiesToTemperature(TEMPERATURE, 99)
     frames_file, table = out / "production.extxyz", out / "production.csv"
     _remove(table, frames_file)
@@ -171,7 +175,7 @@ def production(box: Box, potential: al.Potential, steps: int, out: Path) -> tupl
 
 def agreement(box: Box, potential: al.Potential, state: Any) -> float:
     """|energy of the potential's group - our own calculator|, eV, in the mixed system."""
-    moving = simulation(box.topology, mixed(box, potential), openmm.VerletIntegrator(STEP), state)
+    moving = simulation(box.platform, box.topology, mixed(box, potential), openmm.VerletIntegrator(STEP), state)
     found = moving.context.getState(energy=True, positions=True, groups={1})
     energy = KJ_PER_MOL * found.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole)
     places = found.getPositions(asNumpy=True).value_in_unit(unit.angstrom)[box.molecule]
@@ -182,7 +186,7 @@ def drift(box: Box, system: Any, state: Any, steps: int) -> dict[str, float]:
     """Of the total energy at constant energy: its slope for each degree of freedom, and the noise around that."""
     integrator = openmm.VerletIntegrator(STEP / 2)
     integrator.setConstraintTolerance(1e-7)
-    moving = simulation(box.topology, system, integrator, state)
+    moving = simulation(box.platform, box.topology, system, integrator, state, precision="double")
     freedom = 3 * system.getNumParticles() - system.getNumConstraints() - 3
     energies, every = [], 20
     moving.step(every)
@@ -210,10 +214,13 @@ def main(given: argparse.Namespace) -> None:
     out: Path = given.out
     out.mkdir(parents=True, exist_ok=True)
     begin = time.perf_counter()
-    box = solvated(given.equilibration, 40)
+    box = solvated(given.equilibration, 40, given.platform)
     print(f"box of {box.topology.getNumAtoms()} atoms equilibrated in {time.perf_counter() - begin:.0f} s", flush=True)
     data = al.label(SOURCE, box.frames, store=out / "labels.db")
     learner = al.Learner(40 + MOST * given.rounds, model=MODEL, ensemble=MEMBERS, training=TRAINING, seed=0)
+    if given.potential is not None:
+        judge(box, al.load(given.potential), out, given)
+        return
     rows = []
     for number in range(given.rounds + 1):
         clock = [time.perf_counter()]
@@ -258,6 +265,8 @@ def judge(box: Box, potential: al.Potential, out: Path, given: argparse.Namespac
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/openmm_ligand"))
+    parser.add_argument("--platform", default="CPU", help="of OpenMM: CPU, CUDA, OpenCL, HIP")
+    parser.add_argument("--potential", type=Path, help="a saved one: it is judged, and no campaign run")
     parser.add_argument("--rounds", type=int, default=4, help="of dynamics and labels")
     parser.add_argument("--walkers", type=int, default=3, help="runs of each round")
     parser.add_argument("--steps", type=int, default=1000, help="of each of them at most, 1 fs")

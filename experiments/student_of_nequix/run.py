@@ -74,7 +74,13 @@ def config(options: argparse.Namespace) -> DistilConfig:
             "initial": {"structures": structures},
             "held_out": 0.1,
             "test": [{"path": str(Path(options.data).resolve() / "mlearn" / "Si_test.extxyz"), "group": "PBE"}],
-            "model": {"kind": "shared_density", "size": options.size, "cutoff": options.cutoff},
+            "model": {
+                "kind": "shared_density",
+                "size": options.size,
+                "cutoff": options.cutoff,
+                "products": options.products,
+                "layers": options.layers,
+            },
             "ensemble": {"size": options.members},
             "training": {"max_steps": options.steps, "max_epochs": 10**6, "batch_size": options.batch},
         }
@@ -125,6 +131,9 @@ def row(options: argparse.Namespace, found: Distilled) -> dict[str, str | float]
         "folder": found.out.name,
         "teacher": options.weights.stem,
         "size": options.size,
+        "products": options.products,
+        "layers": options.layers,
+        "cutoff": options.cutoff,
         "members": options.members,
         "every": options.every,
         "rattled": options.rattled,
@@ -149,6 +158,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--rattled", type=int, default=2000, help="displaced copies of the cells")
     parser.add_argument("--stdev", type=float, default=0.1, help="of the displacements, Angstrom")
     parser.add_argument("--size", default="small")
+    parser.add_argument("--products", type=int, default=1, help="of the model")
+    parser.add_argument("--layers", type=int, default=0, help="of message passing, of the model")
     parser.add_argument("--cutoff", type=float, default=5.0)
     parser.add_argument("--members", type=int, default=1)
     parser.add_argument("--steps", type=int, default=20000)
@@ -173,7 +184,9 @@ def main() -> None:
     prepare_jax()
     rows = pd.read_csv(options.table).to_dict("records") if options.table.exists() else []
     keys = ("size", "members", "every", "rattled", "steps", "seed")
-    name = "-".join([options.weights.stem, *(str(getattr(options, key)) for key in keys)])
+    further = {"products": 1, "layers": 0, "cutoff": 5.0}  # in the names of folders where they are others
+    others = [f"{key}{getattr(options, key):g}" for key, usual in further.items() if getattr(options, key) != usual]
+    name = "-".join([options.weights.stem, *(str(getattr(options, key)) for key in keys), *others])
     folder = options.time or options.out / name
     if options.time is None and name not in {one["folder"] for one in rows}:
         with open_progress() as progress:

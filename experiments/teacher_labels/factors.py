@@ -61,7 +61,7 @@ def wanted(table: pd.DataFrame, quantity: str = "forces_rmse") -> str:
     head = ("system", "test", "chosen by", "trained", f"{quantity}, few / all from scratch")
     lines = _head(*head, "label factor", "all / all from scratch", "seeds")
     for (system, test), own in table.groupby(["system", "test"], sort=False):
-        most, few = WANTED[str(system)]
+        most, few = WANTED[str(system).partition(",")[0]]
         scratch = curves(own[(own.way == "scratch") & (own.selector == "random")], quantity)
         for (kind, way), cell in own[own.way != "scratch"].groupby(["selector", "way"]):
             mine = curves(cell, quantity)

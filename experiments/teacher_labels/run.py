@@ -39,6 +39,7 @@ ERRORS = ("forces_rmse", "forces_mae", "energy_rmse", "energy_offset_free_rmse",
 MEMBERS = {"size": 4}
 SCRATCH = "scratch"
 TUNING_STEPS = 2_000
+SIZE = "small"
 NESTED = {"random", "max_dist"}  # of which a smaller choice is the beginning of a larger one
 
 
@@ -59,6 +60,11 @@ class Study:
     def seeds(self) -> range:
         """Those of this command."""
         return range(self.options.first_seed, self.options.first_seed + self.options.seeds)
+
+    @property
+    def name(self) -> str:
+        """Of the system, in the table; models of another size than `SIZE` are another study."""
+        return self.options.system + ("" if self.options.size == SIZE else f", {self.options.size}")
 
     @property
     def scratch(self) -> TrainingSettings:
@@ -131,7 +137,7 @@ def pretrained(study: Study) -> dict[int, Potential]:
     """What learned from the teacher under each seed, made once."""
     options, frames = study.options, study.system.frames
     taught = study.teacher.partition(",")[0]
-    name = f"pretrained_{options.system}_{taught}_{len(frames)}_{options.pretraining_steps}".replace(" ", "_")
+    name = f"pretrained_{study.name}_{taught}_{len(frames)}_{options.pretraining_steps}".replace(" ", "_")
     places = {seed: options.work / f"{name}_{seed}" for seed in study.seeds}
     missing = [seed for seed, place in places.items() if not (place / "potential.json").exists()]
     if missing:
@@ -217,7 +223,7 @@ def run(study: Study) -> None:
     done = {(row["seed"], row["labels"], row["selector"], row["way"]) for row in rows}
 
     def keep(seed: int, size: int, kind: str, way: str, potential: Potential) -> None:
-        about = {"system": study.options.system, "seed": seed, "labels": size, "selector": kind, "way": way}
+        about = {"system": study.name, "seed": seed, "labels": size, "selector": kind, "way": way}
         rows.extend(rows_of(study, potential, about))
         out.parent.mkdir(parents=True, exist_ok=True)
         pd.DataFrame(rows).to_csv(out, index=False)
@@ -253,7 +259,7 @@ def options_given() -> argparse.Namespace:
     )
     parser.add_argument("--frames-only", action="store_true", help="make the teacher's frames, and nothing else")
     parser.add_argument(
-        "--teacher", choices=["xtb", "nequix"], default="xtb", help="of the molecules: what labels frames of GFN2-xTB"
+        "--teacher", choices=["xtb", "nequix", "mean"], default="xtb", help="of the molecules: what labels frames"
     )
     parser.add_argument("--cells", choices=["made", "pool"], default="made", help="silicon: what Nequix labels")
     parser.add_argument("--out", type=Path, help="table; in the work folder, named after system and cells, by default")
@@ -266,6 +272,7 @@ def options_given() -> argparse.Namespace:
     parser.add_argument(
         "--correction", nargs="+", default=["tiny"], help="sizes of corrections, with --ways correction"
     )
+    parser.add_argument("--size", default=SIZE, help="of the models, those from scratch too")
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--frames", type=int, default=2400, help="of the teacher's dynamics")

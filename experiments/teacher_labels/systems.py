@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import silicon
 from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
 
 from almlip_jax.oracles import Labeller, LabelStore, MDRun, TBLiteSettings, run_label_md
 from almlip_jax.structures.io import read_structures, write_structures
@@ -26,28 +28,31 @@ class System:
         pool: structures with the labels that are dear.
         tests: sets that nothing is chosen from, by name.
         frames: with the labels of the teacher.
-        model: settings of the architecture.
+        model: settings of the architecture, whose size is `Namespace.size`.
     """
 
     pool: list[Atoms]
     tests: dict[str, list[Atoms]]
     frames: list[Atoms]
-    model: dict[str, Any] = field(default_factory=lambda: {"size": "small"})
+    model: dict[str, Any]
 
 
 def acac(options: Namespace) -> System:
-    """Acetylacetone with PBE labels, pool of dynamics at 600 K; teacher GFN2-xTB, or Nequix omat-1 on its frames."""
+    """Acetylacetone with PBE labels, pool of dynamics at 600 K.
+
+    The teacher is GFN2-xTB, Nequix omat-1 on its frames, or the mean of both.
+    """
     folder = Path(options.data) / "acac"
     pool = read_structures(folder / "train_600K.xyz", require_labels=True)
     files = {"300K": "test_MD_300K.xyz", "600K": "test_MD_600K.xyz"}
     tests = {name: read_structures(folder / file, require_labels=True) for name, file in files.items()}
-    return System(pool, tests, teachers(options, pool[0], "nequix-omat-1.nqx"))
+    return System(pool, tests, teachers(options, pool[0], "nequix-omat-1.nqx"), {"size": options.size})
 
 
 def zundel(options: Namespace) -> System:
     """The Zundel cation with labels of FHI-aims; every fifth block of the frames is the test.
 
-    The teacher is GFN2-xTB, or Nequix mp-1, which knows no charge, on its frames.
+    The teacher is GFN2-xTB, Nequix mp-1, which knows no charge, on its frames, or the mean of both.
     """
     frames = read_structures(Path(options.data) / "protonated_water" / "zundel.extxyz", require_labels=True)
     for frame in frames:
@@ -55,11 +60,12 @@ def zundel(options: Namespace) -> System:
     parts: dict[bool, list[Atoms]] = {True: [], False: []}
     for number, frame in enumerate(frames):
         parts[number // BLOCK % 5 == 4].append(frame)
-    return System(parts[False], {"held out": parts[True]}, teachers(options, frames[0], "nequix-mp-1.nqx"))
+    taught = teachers(options, frames[0], "nequix-mp-1.nqx")
+    return System(parts[False], {"held out": parts[True]}, taught, {"size": options.size})
 
 
 def teachers(options: Namespace, start: Atoms, weights: str) -> list[Atoms]:
-    """Frames of dynamics with GFN2-xTB, with its labels or those of a foundation model."""
+    """Frames of dynamics with GFN2-xTB, with its labels, those of a foundation model, or the mean of both."""
     frames = tight_binding(options, start)
     if options.teacher == "xtb":
         return frames
@@ -67,7 +73,16 @@ def teachers(options: Namespace, start: Atoms, weights: str) -> list[Atoms]:
     better = file.parent / "nequix" / file.name
     if not better.exists():
         raise SystemExit(f"{better} is not there; {labelling(file, better.parent, weights)} makes it.")
-    return read_structures(better, require_labels=True)
+    nearer = read_structures(better, require_labels=True)
+    return nearer if options.teacher == "nequix" else [mean(pair) for pair in zip(frames, nearer, strict=True)]
+
+
+def mean(labels: Sequence[Atoms]) -> Atoms:
+    """A molecule with the mean of some labels of it, as the label source ``kind: mean`` makes them."""
+    energies, forces = [one.get_potential_energy() for one in labels], [one.get_forces() for one in labels]
+    found = labels[0].copy()
+    found.calc = SinglePointCalculator(found, energy=float(np.mean(energies)), forces=np.mean(forces, axis=0))
+    return found
 
 
 def labelling(file: Path, folder: Path, weights: str = "FILE.nqx") -> str:
@@ -106,7 +121,8 @@ def mlearn_silicon(options: Namespace) -> System:
         bare.parent.mkdir(parents=True, exist_ok=True)
         write_structures(bare, silicon.made() + (silicon.around(pool) if options.cells == "pool" else []))
         raise SystemExit(f"{file} is not there; {labelling(bare, file.parent)} makes it.")
-    return System(pool, {"test": test}, read_structures(file, require_labels=True), {"size": "small", "cutoff": 5.0})
+    taught = read_structures(file, require_labels=True)
+    return System(pool, {"test": test}, taught, {"size": options.size, "cutoff": 5.0})
 
 
 SYSTEMS: dict[str, Callable[[Namespace], System]] = {"acac": acac, "zundel": zundel, "silicon": mlearn_silicon}
