@@ -8,8 +8,7 @@ system and a label source:
   loop, and `max_det` selects;
 - ``stratified``: the same, where the temperatures of the walkers have equal shares of the labels (``--strategies``);
   frames are recorded from ``--record`` on;
-- ``apart``: the same as ``stratified``, with equal shares of the buffer, too;
-- ``two``: as ``taught``, by the mean of its teacher and Nequix (acetylacetone, ``--weights``), on the same dynamics.
+- ``apart``: the same as ``stratified``, with equal shares of the buffer, too.
 
 What labels here is a stand-in for density functional theory, which would take weeks for so many campaigns: the Eigen
 cation has GFN2-xTB (its teacher is GFN1-xTB), acetylacetone a potential trained on PBE labels (teacher GFN2-xTB),
@@ -57,8 +56,8 @@ from almlip_jax.training import TrainingSettings
 
 HERE = Path(__file__).resolve().parent
 STARTS = HERE.parent / "exploration_strategies"
-BATCH = {"plain": 12, "taught": 5, "stratified": 5, "apart": 5, "two": 5}
-ROUNDS = {"plain": 12, "taught": 7, "stratified": 7, "apart": 7, "two": 7}
+BATCH = {"plain": 12, "taught": 5, "stratified": 5, "apart": 5}
+ROUNDS = {"plain": 12, "taught": 7, "stratified": 7, "apart": 7}
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,6 @@ class Case:
         tests: name -> geometry, temperature (K) and settings of the dynamics of a test; the hottest last.
         timestep: fs.
         model: settings of the architecture.
-        second: another teacher, where there is one.
     """
 
     start: Atoms
@@ -85,7 +83,6 @@ class Case:
     tests: dict[str, tuple[Atoms, float, dict[str, int]]]
     timestep: float
     model: dict[str, Any]
-    second: dict[str, Any] | None = None
 
 
 def eigen(options: argparse.Namespace) -> Case:
@@ -96,23 +93,20 @@ def eigen(options: argparse.Namespace) -> Case:
 
 
 def acetylacetone(options: argparse.Namespace) -> Case:
-    """C5H8O2 with a potential trained on 1,000 PBE labels; teacher GFN2-xTB, and Nequix where its weights are given."""
+    """C5H8O2 with a potential trained on 1,000 PBE labels; teacher GFN2-xTB."""
     folder = Path(options.data) / "acac"
     files = [folder / f"train_{kelvin}K.xyz" for kelvin in (300, 600)]
     known = trained(options, "acetylacetone", read_structures(files, require_labels=True), {"size": "small"})
     start = read_structures(STARTS / "acetylacetone.xyz")[0]
-    nequix = {"kind": "nequix", "model": str(options.weights.resolve())} if options.weights else None
-    return molecule(start, known, {"kind": "tblite", "method": "GFN2-xTB"}, nequix)
+    return molecule(start, known, {"kind": "tblite", "method": "GFN2-xTB"})
 
 
-def molecule(
-    start: Atoms, truth: dict[str, Any], teacher: dict[str, Any], second: dict[str, Any] | None = None
-) -> Case:
+def molecule(start: Atoms, truth: dict[str, Any], teacher: dict[str, Any]) -> Case:
     """With tests at 300 and 600 K."""
     tests = {"300K": (start, 300.0, {"steps": 2000, "equilibration": 500})}
     tests["600K"] = (start, 600.0, {"steps": 4000, "equilibration": 1000})
     walkers = [{"temperature": 600, "count": 8}]
-    return Case(start, truth, teacher, [300.0, 600.0, 900.0], walkers, tests, 0.5, {"size": "tiny"}, second)
+    return Case(start, truth, teacher, [300.0, 600.0, 900.0], walkers, tests, 0.5, {"size": "tiny"})
 
 
 def silicon(options: argparse.Namespace) -> Case:
@@ -212,14 +206,9 @@ def config(options: argparse.Namespace, name: str, case: Case, strategy: str, se
             chooses, record = {"kind": "stratified", "by": "bath_temperature", "selector": chooses}, options.record
         if strategy == "apart":
             kept |= {"by": "bath_temperature"}
-        source = {"source": case.teacher}
-        if strategy == "two":
-            if case.second is None:
-                raise SystemExit(f"{name} has no second teacher; give the weights of Nequix for acetylacetone.")
-            source = {"source": {"kind": "mean", "of": [case.teacher, case.second]}, "driver": case.teacher}
         content |= {
             "teacher": {
-                **source,
+                "source": case.teacher,
                 "executor": {"kind": "local", "workers": options.workers},
                 "temperatures": case.temperatures,
                 "frames": 1200,
@@ -295,7 +284,7 @@ def report(table: pd.DataFrame) -> str:
     """
     head = ("system", "test", "plain, final", "labels", "against", "final", "labels", "label factor", "seeds")
     lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
-    cases = product(table.groupby(["system", "test"], sort=False), ("taught", "stratified", "apart", "two"))
+    cases = product(table.groupby(["system", "test"], sort=False), ("taught", "stratified", "apart"))
     for ((system, test), own), other in cases:
         curves = {
             (strategy, seed): one.set_index("labels").forces_rmse.sort_index()
@@ -330,7 +319,6 @@ def options_given() -> argparse.Namespace:
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--truth-steps", type=int, default=6000, help="of the potentials that stand in for PBE")
     parser.add_argument("--silicon-teacher", type=Path, help="folder of a potential that learned from Nequix")
-    parser.add_argument("--weights", type=Path, help="of Nequix (.nqx), the second teacher of acetylacetone")
     parser.add_argument("--workers", type=int, default=1, help="processes of a teacher")
     parser.add_argument("--prepare", action="store_true", help="make tests and what labels, and run nothing")
     parser.add_argument("--table", type=Path, help="results.csv of the output folder by default")
