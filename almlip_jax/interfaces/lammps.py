@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
-from ase.data import atomic_masses, atomic_numbers, chemical_symbols
+from ase.data import atomic_masses, atomic_numbers
 
 from almlip_jax.errors import InputError
 from almlip_jax.interfaces.columns import column_values, columns
@@ -39,7 +39,7 @@ class Coupling:
         fix: ID of the ``fix external``; it is defined where there is none.
         group: atoms that the potential sees and acts on; the others belong to the pair style alone.
         elements: element of each type of atoms, from type 1 on; where not given, type labels that are elements say it,
-            or else masses.
+            or else masses.  Types that no atom of the group has may be anything.
         per_atom: results of atoms (`PotentialCalculator`) that become per-atom properties of the fix; ``energies``
             are handed to ``compute pe/atom`` too, and cost a second forward pass; ``stresses`` are handed to
             ``compute stress/atom`` alone, and cost a second evaluation.
@@ -106,12 +106,13 @@ class AttachedPotential:
         """Values of the vector after the last evaluation."""
         self.problem: BaseException | None = None
         """What went wrong in a step; LAMMPS then stops at the next one."""
-        self._numbers: np.ndarray | None = None  # by type, from 1 on
+        self._numbers: np.ndarray | None = None  # by type, from 1 on; 0 where the potential does not know it
         self._atoms = Atoms()
         self._state = _state(potential, coupling)
         self._fix = coupling.fix.encode()
         self._memory = LammpsMemory(lmp)
         self._seen, self._order = np.zeros(0, np.int64), np.zeros(0, np.int64)
+        self._groups = np.zeros(0, np.int32)  # bits of the groups that atoms are in
         self._places: slice | np.ndarray = self._order
         self._check_per_atom()
         self._properties = {
@@ -189,7 +190,12 @@ class AttachedPotential:
 
     def _in_order(self, tags: np.ndarray) -> slice | np.ndarray:
         """Places of the atoms that the potential sees, in order of their IDs, so that sorting changes no list."""
-        if len(tags) != len(self._seen) or not (tags == self._seen).all():
+        same = np.array_equal(tags, self._seen)
+        if self.coupling.group != "all":  # which a script may fill anew between runs
+            groups = self._memory.of_atoms(b"mask", len(tags))
+            same = same and np.array_equal(groups, self._groups)
+            self._groups = groups.copy()
+        if not same:
             mine = np.arange(len(tags))
             if self.coupling.group != "all":
                 mask = np.asarray(self.lmp.extract_variable(f"{self.coupling.fix}_group", "all", 1))
@@ -205,11 +211,26 @@ class AttachedPotential:
         low, cell, periodic = self._memory.box()
         numbers = self._by_type()[types]
         if len(numbers) != len(self._atoms) or not (numbers == self._atoms.numbers).all():
+            if not numbers.all():
+                raise self._unknown(int(types[np.argmin(numbers)]))
             self._atoms = Atoms(numbers=numbers, info=self._state)
         np.subtract(positions[places], low, out=self._atoms.positions)
         self._atoms.cell.array[:] = cell
         self._atoms.pbc[:] = periodic
         return self._atoms
+
+    def _unknown(self, kind: int) -> InputError:
+        """What is said of a type of atoms that the potential sees and does not know."""
+        lmp, known = self.lmp, self.potential.species.symbols
+        if self.coupling.elements is not None:
+            found = f"are {self.coupling.elements[kind - 1]}"
+        elif any(_labelled_type(lmp, symbol) is not None for symbol in known):
+            found = "have a label"
+        else:
+            masses = lmp.numpy.extract_atom("mass")
+            found = f"have a mass of {0.0 if masses is None else float(np.ravel(masses)[kind]):g} amu"
+        remedy = "say which element each type is (elements, or --elements), or leave them out of the group of the fix"
+        return InputError(f"atoms of type {kind} {found}, which is not that of one of {', '.join(known)}; {remedy}.")
 
     def _by_type(self) -> np.ndarray:
         if self._numbers is None:  # masses need not be set before the first run
@@ -224,7 +245,10 @@ class AttachedPotential:
         self.last = column_values(results, self.columns)
         self._memory.set_fix(self._fix, results["energy"] / unit, virial, list(self.last.values()))
         for name, known in self._properties.items():
-            self._memory.of_atoms(known, count)[places] = results[name]
+            held = self._memory.of_atoms(known, count)
+            if self.coupling.group != "all":
+                held[:] = 0.0  # of atoms that have left the group too
+            held[places] = results[name]
         if "energies" in self.coupling.per_atom:
             of_atoms = np.zeros(count)
             of_atoms[places] = results["energies"] / unit
@@ -273,7 +297,7 @@ def _energy_unit(lmp: Any) -> float:
 
 
 def _given_elements(lmp: Any, symbols: Sequence[str], known: SpeciesTable) -> np.ndarray:
-    """Atomic numbers by type, [types + 1] with nothing first, from the symbols of all types."""
+    """Atomic numbers by type, [types + 1] with nothing first, from the symbols of all types; 0 where not known."""
     types = int(lmp.extract_setting("ntypes"))
     if len(symbols) != types:
         raise InputError(f"{len(symbols)} elements are given for {types} types of atoms; give one for each type.")
@@ -281,16 +305,11 @@ def _given_elements(lmp: Any, symbols: Sequence[str], known: SpeciesTable) -> np
         if symbol not in atomic_numbers or symbol == "X":
             raise InputError(f"'{symbol}' is not a chemical element; give the symbol of one for each atom type.")
     numbers = np.array([0, *(atomic_numbers[symbol] for symbol in symbols)])
-    known.index(numbers[1:])
-    return numbers
+    return np.where(np.isin(numbers, known.numbers), numbers, 0)
 
 
 def _found_elements(lmp: Any, known: SpeciesTable) -> np.ndarray:
-    """The same from the type labels of LAMMPS, where they are elements, or else from masses.
-
-    Raises:
-        InputError: neither says which element of the potential a type is.
-    """
+    """The same from the type labels of LAMMPS, where they are elements, or else from masses; 0 where neither does."""
     numbers = np.zeros(int(lmp.extract_setting("ntypes")) + 1, np.int64)
     for number, symbol in zip(known.numbers, known.symbols, strict=True):
         kind = _labelled_type(lmp, symbol)
@@ -302,13 +321,7 @@ def _found_elements(lmp: Any, known: SpeciesTable) -> np.ndarray:
     for kind in range(1, len(numbers)):
         mass = 0.0 if masses is None else float(np.ravel(masses)[kind])
         near = [z for z in known.numbers if abs(atomic_masses[z] - mass) < _SAME_MASS]
-        if len(near) != 1:
-            symbols = ", ".join(chemical_symbols[z] for z in known.numbers)
-            raise InputError(
-                f"atoms of type {kind} have a mass of {mass:g} amu, which is not that of one of {symbols}; say which "
-                "element each type is (elements, or --elements)."
-            )
-        numbers[kind] = near[0]
+        numbers[kind] = near[0] if len(near) == 1 else 0
     return numbers
 
 

@@ -64,7 +64,7 @@ class LammpsMemory:
         return self.array(ctypes.addressof(pointer.contents.contents), count, 3, np.float64)
 
     def of_atoms(self, name: bytes, count: int) -> np.ndarray:
-        """A number [count] of each atom, ``type`` or a property ``d_...``.
+        """A number [count] of each atom: ``type``, ``mask`` of its groups, or a property ``d_...``.
 
         Raises:
             InputError: there is none of that name.
@@ -72,7 +72,7 @@ class LammpsMemory:
         address = self._extract_atom(self._handle, name)
         if not address:
             raise InputError(f"LAMMPS has no '{name.decode()}' of its atoms (any more); keep the fix that holds it.")
-        return self.array(address, count, 1, np.int32 if name == b"type" else np.float64)
+        return self.array(address, count, 1, np.int32 if name in (b"type", b"mask") else np.float64)
 
     def box(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Lower corner [3], cell vectors [3, 3] in Angstrom, and which directions are periodic [3]."""

@@ -18,10 +18,12 @@ from typing import Any
 from ase import Atoms
 
 from almlip_jax.errors import InputError
+from almlip_jax.interfaces.columns import columns
 from almlip_jax.interfaces.lammps import AttachedPotential, Coupling, attach
-from almlip_jax.interfaces.recording import Recorder, Recording
+from almlip_jax.interfaces.recording import Recorder, Recording, alone
 from almlip_jax.packages import package_version
 from almlip_jax.potential import Potential
+from almlip_jax.potential.following import Following
 
 _FIX = re.compile(r"^\s*fix\s+(\S+)\s+(\S+)\s+external\s+pf/callback\b")
 _LABEL, _JUMP = re.compile(r"^\s*label\s+(\S+)"), re.compile(r"\bjump\s+SELF\s+([^\s\"']+)")
@@ -67,7 +69,9 @@ def run_script(
             stopped with an error.
     """
     pieces = pieces_of(script)
-    recorded = None if recording is None else _Recorded(recording)
+    if recording is not None and recording.score not in (known := columns(potential)):
+        raise InputError(f"this potential gives no '{recording.score}'; it gives {', '.join(known)}.")
+    recorded = None if recording is None else Recorder(recording)
     lmp = started(arguments)
     attached: list[AttachedPotential] = []
     try:
@@ -80,14 +84,15 @@ def run_script(
             if found is not None:
                 fix, group = found
                 own = replace(coupling or Coupling(), fix=fix, group=group)
-                attached.append(attach(lmp, potential, own, recorded))
+                observer = None if recorded is None else _Recorded(recorded, potential, own)
+                attached.append(attach(lmp, potential, own, observer))
     finally:
         lmp.close()
     last = attached[-1].last if attached else {}
     return ScriptOutcome(
         evaluations=sum(one.evaluations for one in attached),
         lists=sum(one.following.follower.builds for one in attached),
-        recorded=0 if recorded is None else recorded.recorder.number,
+        recorded=0 if recorded is None else recorded.number,
         last=last,
     )
 
@@ -135,7 +140,10 @@ def pieces_of(script: Path) -> list[tuple[str, tuple[str, str] | None]]:
             piece = []
         command = ""
     if not pieces:
-        raise InputError(f"{script} has no line '{_LINE}' that says where the potential comes in; add it.")
+        raise InputError(
+            f"{script} has no line '{_LINE}' that says where the potential comes in; add it (files that it includes "
+            "are not looked at)."
+        )
     pieces.append(("\n".join(piece), None))
     _check_jumps([text for text, _ in pieces], script)
     return pieces
@@ -184,12 +192,14 @@ def _in_one_line(error: Exception) -> str:
 
 
 class _Recorded:
-    """Writes the frames that are to be labelled, with charge and spin where they are known."""
+    """Writes the frames that are to be labelled, with charge and spin where they are known; of a group without box."""
 
-    def __init__(self, recording: Recording) -> None:
-        self.recorder = Recorder(recording)
+    def __init__(self, recorder: Recorder, potential: Potential, coupling: Coupling) -> None:
+        self.recorder = recorder
+        self._part = None if coupling.group == "all" else Following(potential, coupling.skin)
 
     def __call__(self, step: int, atoms: Atoms, results: Mapping[str, Any]) -> None:
         """Writes the frame if it is one to be labelled."""
         if self.recorder.wants(step, results):
-            self.recorder.write(step, atoms, results)
+            frame = atoms if self._part is None else alone(atoms, results["energy"], self._part)
+            self.recorder.write(step, frame, results)

@@ -11,20 +11,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from ase import Atoms
-from scipy.sparse.csgraph import breadth_first_order, minimum_spanning_tree
 
 from almlip_jax.errors import InputError
 from almlip_jax.files import cannot_write
 from almlip_jax.interfaces.columns import column_values, columns
 from almlip_jax.interfaces.openmm import Driven, driven, driven_in
-from almlip_jax.interfaces.recording import Recorder, Recording, check_kept
+from almlip_jax.interfaces.recording import Recorder, Recording, alone, check_kept
 from almlip_jax.potential import Potential
 from almlip_jax.scores import names, scores
 from almlip_jax.unit_names import with_unit
-
-_SAME_ENERGY = 1e-5  # eV an atom, by which two evaluations of a molecule may differ
 
 
 class UncertaintyStop(RuntimeError):
@@ -162,21 +158,4 @@ def _md_units() -> Any:
 
 def _alone(frame: Atoms, results: Mapping[str, Any], atoms: Driven) -> Atoms:
     """A frame as it is to be labelled: part of a system without the box, unless it sees itself across that."""
-    if atoms.particles is None or not frame.pbc.any():
-        return frame
-    alone = whole(frame)
-    energy = atoms.computation.following(alone, "scores")["energy"]
-    return alone if abs(energy - results["energy"]) < _SAME_ENERGY * len(alone) else frame
-
-
-def whole(atoms: Atoms) -> Atoms:
-    """Atoms of a periodic structure without its cell, each beside its neighbours: along the shortest distances that
-    connect them all.
-    """
-    vectors = atoms.get_all_distances(mic=True, vector=True)  # [N, N, 3], from the first to the second
-    tree = minimum_spanning_tree(np.linalg.norm(vectors, axis=-1))
-    order, before = breadth_first_order(tree, 0, directed=False)
-    positions = atoms.positions.copy()
-    for index in order[1:]:
-        positions[index] = positions[before[index]] + vectors[before[index], index]
-    return Atoms(numbers=atoms.numbers, positions=positions, info=atoms.info)
+    return frame if atoms.particles is None else alone(frame, results["energy"], atoms.computation.following)

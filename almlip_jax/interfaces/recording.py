@@ -5,15 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from ase import Atoms
+from scipy.sparse.csgraph import breadth_first_order, minimum_spanning_tree
 
 from almlip_jax.errors import InputError
 from almlip_jax.files import cannot_write
 from almlip_jax.scores import scores
 from almlip_jax.structures.extxyz import write_frame
 from almlip_jax.structures.io import require_xyz
+
+if TYPE_CHECKING:
+    from almlip_jax.potential.following import Following
+
+_SAME_ENERGY = 1e-5  # eV an atom, by which two evaluations of a molecule may differ
+_LARGEST_ALONE = 1000  # atoms whose distances from each other are looked at
 
 
 @dataclass(frozen=True)
@@ -88,3 +96,30 @@ def check_kept(file: Path, *, append: bool) -> None:
             f"{file} is there already, and would be lost; go on in it (--append, in Python append=True), or name "
             "another file."
         )
+
+
+def alone(frame: Atoms, energy: float, following: Following) -> Atoms:
+    """Part of a system as it is to be labelled: without the box and in one piece, unless it sees itself across that.
+
+    Args:
+        frame: the atoms that a potential sees; with more than a thousand the box stays.
+        energy: eV, in the box.
+        following: says what it is without.
+    """
+    if not frame.pbc.any() or len(frame) > _LARGEST_ALONE:
+        return frame
+    found = whole(frame)
+    return found if abs(following(found, "scores")["energy"] - energy) < _SAME_ENERGY * len(found) else frame
+
+
+def whole(atoms: Atoms) -> Atoms:
+    """Atoms of a periodic structure without its cell, each beside its neighbours: along the shortest distances that
+    connect them all.
+    """
+    vectors = atoms.get_all_distances(mic=True, vector=True)  # [N, N, 3], from the first to the second
+    tree = minimum_spanning_tree(np.linalg.norm(vectors, axis=-1))
+    order, before = breadth_first_order(tree, 0, directed=False)
+    positions = atoms.positions.copy()
+    for index in order[1:]:
+        positions[index] = positions[before[index]] + vectors[before[index], index]
+    return Atoms(numbers=atoms.numbers, positions=positions, info=atoms.info)

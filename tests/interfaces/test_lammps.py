@@ -186,6 +186,36 @@ def test_a_group_is_all_that_it_sees(lmp, potential):
     assert (spread[atoms.numbers == 14] > 0).all() and not spread[atoms.numbers == 8].any()
 
 
+def test_a_group_that_is_filled_anew_is_what_it_sees_then(lmp, potential):
+    """The same atoms in memory, others of them in the group: forces and spreads are those of the new ones alone."""
+    atoms = wrapped(crystal())
+    lmp.commands_list([*setup(atoms, style="pair_style zero 4.0"), "pair_coeff * *", "group ml id 1:3"])
+    ours = attach(lmp, potential, Coupling(fix="ml", group="ml"))
+    for first, last in ((1, 3), (4, 8), (2, 4)):
+        lmp.command("group ml clear")
+        lmp.command(f"group ml id {first}:{last}")
+        ours.command("run 0")
+        inside = slice(first - 1, last)
+        found, expected = potential.evaluate([atoms[inside]]), np.zeros((8, 3))
+        expected[inside] = found.forces[0]
+        np.testing.assert_allclose(of_atoms(lmp, "f"), expected, atol=1e-5)
+        assert lmp.get_thermo("pe") == pytest.approx(found.energy[0], abs=1e-4)
+        assert np.flatnonzero(of_atoms(lmp, "d_ml_force_std")).tolist() == list(range(first - 1, last))
+
+
+@pytest.mark.parametrize("elements", [None, ["Si", "O", "Ar", "Si"]])
+def test_types_of_others_may_be_any_element(lmp, potential, elements):
+    """Argon of the pair style beside a potential that knows none, and a type that no atom has."""
+    atoms = wrapped(crystal())
+    lines = [line.replace("create_box 2", "create_box 4") for line in setup(atoms, style="pair_style lj/cut 4.0")]
+    lines += ["create_atoms 3 single 1.4 1.2 1.3 units box", "mass 3 39.948", "mass 4 1.0"]
+    lmp.commands_list([*lines, "pair_coeff * * 0 2.0", "pair_coeff 3 3 0.01 2.0", "group ml type 1 2"])
+    attach(lmp, potential, Coupling(group="ml", elements=elements)).command("run 0")
+    np.testing.assert_allclose(of_atoms(lmp, "f")[:8], potential.evaluate([atoms]).forces[0], atol=1e-5)
+    with pytest.raises(InputError, match=r"type 3 (are Ar|have a mass of 39.948 amu), which.*leave them out of"):
+        attach(lmp, potential, Coupling(fix="all", elements=elements)).command("run 0")
+
+
 def test_a_molecule_is_relaxed_within_walls_that_shrink(lmp, potential):
     """Open boundaries, and energies that a minimiser believes."""
     lines = ["units metal", "boundary s s s", "region box block -9 9 -9 9 -9 9", "create_box 2 box"]
@@ -228,7 +258,8 @@ def test_what_cannot_be_served_is_refused(lammps, potential):
     refused(["units lj", *plain[1:-1]], "units 'lj'; a potential works in metal or real")
     refused([*plain, "mass 2 2.014"], "type 2 have a mass of 2.014 amu, which is not that of one of O, Si")
     refused(plain, "2 types of atoms; give one for each", elements=["Si"])
-    refused(plain, "which is not among the species O, Si", elements=["Si", "C"])
+    refused(plain, "type 2 are C, which is not that of one of O, Si", elements=["Si", "C"])
+    refused([*plain, "labelmap atom 1 Si 2 glass"], "type 2 have a label, which is not that of one of O, Si")
     refused(plain, "'Qq' is not a chemical element", elements=["Si", "Qq"])
     refused(plain, "'force' is no number of each atom", per_atom=("force",))
     refused([*plain, "group none empty"], "holds no atom", group="none")
@@ -339,6 +370,24 @@ def test_a_run_that_is_started_again_loses_no_frame(lammps, potential, tmp_path)
     with pytest.raises(InputError, match="frames.cfg should end in .extxyz or .xyz"):
         run_script(potential, path, arguments=QUIET, recording=Recording(tmp_path / "frames.cfg"))
     assert not (tmp_path / "frames.cfg").exists()
+
+
+def test_frames_of_a_group_are_recorded_without_the_box(lammps, potential, tmp_path):
+    """A molecule across the faces of its box is written in one piece, for codes that label molecules."""
+    lines = ["units metal", "region box block 0 20 0 20 0 20", "create_box 2 box", "mass 1 28.085", "mass 2 15.999"]
+    lines += ["create_atoms 1 single 0.2 9 9", "create_atoms 2 single 19.1 9.2 9", "create_atoms 2 single 1.2 9.7 9"]
+    lines += ["create_atoms 2 single 10 1 1", "pair_style none", "group ml id 1:3"]
+    path = script(tmp_path, *lines, "fix p ml external pf/callback 1 1", "run 0")
+    recording = Recording(tmp_path / "frames.extxyz")
+    run_script(potential, path, recording=recording, arguments=QUIET)
+    frame = read_structures(tmp_path / "frames.extxyz")[0]
+    assert len(frame) == 3 and not frame.pbc.any()
+    np.testing.assert_allclose(frame.get_distances(0, [1, 2]), [np.hypot(1.1, 0.2), np.hypot(1.0, 0.7)], atol=1e-6)
+    found = potential.evaluate([frame])
+    assert frame.info["predicted_energy"] == pytest.approx(found.energy[0], abs=1e-4)
+    np.testing.assert_allclose(frame.arrays["predicted_forces"], found.forces[0], atol=1e-4)
+    with pytest.raises(InputError, match="this potential gives no 'latent_distance'; it gives energy, "):
+        run_script(potential, path, recording=replace(recording, score="latent_distance"), arguments=QUIET)
 
 
 def test_charge_and_spin_are_those_that_were_learned(lammps, potential, tmp_path):

@@ -20,7 +20,8 @@ from ase.data import atomic_masses
 from almlip_jax.errors import InputError
 from almlip_jax.interfaces.openmm import driven_in, potential_force
 from almlip_jax.interfaces.openmm_plugin import AlmlipFactory
-from almlip_jax.interfaces.openmm_reporter import CommitteeReporter, UncertaintyStop, whole
+from almlip_jax.interfaces.openmm_reporter import CommitteeReporter, UncertaintyStop
+from almlip_jax.interfaces.recording import whole
 from almlip_jax.models import SharedDensitySettings
 from almlip_jax.potential import Potential
 from almlip_jax.structures.io import read_structures
