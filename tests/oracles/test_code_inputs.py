@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
+from ase.constraints import FixAtoms
 
 from almlip_jax.errors import InputError, LabelError
 from almlip_jax.oracles import CalculatorSettings, structure_identity
@@ -224,7 +225,13 @@ def test_parameters_that_would_be_lost_are_refused(data: Path) -> None:
         ("espresso", {"ecutwf": 30}, "no key 'ecutwf'"),
         ("espresso", {"sytem": {"ecutwfc": 30}}, "no key 'sytem'"),
         ("orca", {"method": "PBE"}, "has no 'method'"),
+        ("espresso", {"ecutwfc": 30, "additional_cards": ["K_POINTS gamma"]}, "takes the cards HUBBARD.*'K_POINTS'"),
+        ("espresso", {"additional_cards": "HUBBARD {atomic}\nU O-2p 1\nCELL_PARAMETERS"}, "'CELL_PARAMETERS'"),
         ("orca", {"orcasimpleinput": "PBE Opt"}, "'opt' is no calculation"),
+        ("orca", {"orcasimpleinput": "PBE VeryTightOpt def2-SVP"}, "'verytightopt' is no calculation"),
+        ("orca", {"orcasimpleinput": "! L-Opt XTB2"}, "'l-opt' is no calculation"),
+        ("orca", {"orcasimpleinput": "PBE Zoom-NEB-TS"}, "'zoom-neb-ts' is no calculation"),
+        ("vasp", {"xc": "pbe", "encutt": 500}, "is 'encutt' meant to be VASP's tag 'encut'.*custom"),
         ("psi4", {"basis": "def2-svp"}, "method of Psi4 is missing"),
         ("nwchem", {"basis": "x", "theory": "band"}, "not for plane waves"),
         ("vasp", {"xc": "pbe"}, "no potential of O"),
@@ -232,6 +239,28 @@ def test_parameters_that_would_be_lost_are_refused(data: Path) -> None:
         potentials = {"pseudopotentials": {"O": "Os_pv", "H": "_pv"}} if code == "vasp" else {}
         with pytest.raises(InputError, match=why):
             _settings(code, data, parameters=parameters, **potentials).preview(bare(_radical()))
+
+
+def test_what_looks_like_something_else_is_passed_on(data: Path) -> None:
+    """Basis sets of ORCA that are called after optimisations, tags of VASP that ASE does not know, cards of pw.x."""
+    basis = {"orcasimpleinput": "PBE cc-pVDZ-F12-OptRI NoFreqx"}
+    assert "cc-pVDZ-F12-OptRI" in _settings("orca", data, parameters=basis).preview(bare(_radical()))
+    tags = {"xc": "pbe", "lnewtag": True, "custom": {"encutt": 5}}
+    told = _settings("vasp", data, parameters=tags).preview(bare(_radical()))
+    assert re.search(r"LNEWTAG = \.TRUE\.", told) and re.search(r"ENCUTT = 5", told)
+    cards = {"ecutwfc": 30, "additional_cards": ["HUBBARD {ortho-atomic}", "U O-2p 4.0"]}
+    told = _settings("espresso", data, parameters=cards).preview(bare(_radical()))
+    assert re.search(r"HUBBARD \{ortho-atomic\}\s+U O-2p 4\.0", told)
+
+
+@pytest.mark.parametrize("code", PARAMETERS)
+def test_constraints_are_no_part_of_a_label(code: str, data: Path) -> None:
+    """What a code is told is the same; some would leave out the forces on atoms that are held."""
+    held = _radical()
+    held.set_constraint(FixAtoms([0]))
+    settings = _settings(code, data)
+    told = [re.sub(r"almlip-input-\w+|\d+:\d\d:\d\d", "", settings.preview(bare(one))) for one in (held, _radical())]
+    assert told[0] == told[1]
 
 
 def test_structures_that_a_code_would_get_wrong_are_refused(data: Path) -> None:

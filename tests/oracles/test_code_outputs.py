@@ -260,9 +260,27 @@ def test_espresso(data: Path, tmp_path: Path) -> None:
         label = obtain_label(settings.build(), settings, bare(oxygen), "id")
         with pytest.raises(LabelError, match=why):
             label.attach(oxygen)
+    read = "     PseudoPot. # 1 for O  read from file:\n     {}/O.UPF\n"
+    assert _settings("espresso", _program(tmp_path, read.format(data) + good), **more).build()(bare(oxygen))
+    with pytest.raises(LabelError, match=r"read the pseudopotential /elsewhere/O\.UPF, which is not in .*data_dir"):
+        _settings("espresso", _program(tmp_path, read.format("/elsewhere") + good), **more).build()(bare(oxygen))
+    old = "     Warning: card HUBBARD {ATOMIC} ignored\n" + good
+    plus_u = PARAMETERS["espresso"] | {"additional_cards": ["HUBBARD {atomic}", "U O-2p 4.0"]}
+    with pytest.raises(LabelError, match="has no card HUBBARD"):
+        _settings("espresso", _program(tmp_path, old), **more | {"parameters": plus_u}).build()(bare(oxygen))
     missing = _settings("espresso", "no_such_pw.x", **more)
     with pytest.raises(LabelError, match=r"could not be started.*oracle\.command"):
         missing.build()(bare(oxygen))
+
+
+@pytest.mark.filterwarnings("ignore:CP2K-shell not ready")
+@pytest.mark.parametrize("code", ["cp2k", "nwchem", "vasp"])
+def test_a_program_that_is_not_there_is_named(code: str, data: Path) -> None:
+    """Those that a shell starts, too, which only says that something ended."""
+    water = Atoms(_water(), pbc=False)
+    more = {} if code == "nwchem" else {"data_dir": data}
+    with pytest.raises(LabelError, match=r"could not be started \(there is no 'no_such_program' here\).*oracle\.comm"):
+        _settings(code, "no_such_program -n 4", **more).build()(bare(water))
 
 
 @pytest.mark.parametrize("keep, kept", [("none", 0), ("failed", 1), ("all", 2)])

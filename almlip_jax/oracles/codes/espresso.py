@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from ase.calculators.espresso import Espresso, EspressoProfile
 from ase.io.espresso import Namelist
 
 from almlip_jax.errors import InputError, LabelError
-from almlip_jax.oracles.codes.base import Code, Job, configured, declare
+from almlip_jax.oracles.codes.base import Code, Job, configured, declare, said
 
 _SECTIONS = ("control", "system", "electrons", "ions", "cell", "fcp", "rism")
 _ELSEWHERE = {
@@ -24,18 +25,28 @@ _ELSEWHERE = {
     "nspin": "follows from multiplicity and magnetic moments (oracle.magnetic_moments)",
     "startingpot": "oracle.reuse",
     "startingwfc": "oracle.reuse",
+    "scf_must_converge": "a label that did not converge is a failed one, and pw.x would say that it did",
     "nat": "follows from the structure",
     "ntyp": "follows from the structure",
     "ibrav": "follows from the structure",
 }
 _CARDS = {"kpts": "oracle.kpts", "kspacing": "oracle.kspacing", "koffset": "oracle.gamma_centred"}
+_FURTHER_CARDS = "additional_cards"
+_TAKEN_CARDS = ("HUBBARD", "OCCUPATIONS", "SOLVENTS")
+"""Cards that do not follow from the structure, the k-points or the pseudopotentials."""
+_CARDS_OF_PW = {
+    *_TAKEN_CARDS, "ATOMIC_SPECIES", "ATOMIC_POSITIONS", "K_POINTS", "ADDITIONAL_K_POINTS", "CELL_PARAMETERS",
+    "CONSTRAINTS", "ATOMIC_VELOCITIES", "ATOMIC_FORCES",
+}  # fmt: skip
+_READ_FROM = re.compile(r"PseudoPot\..*read from file:\s*(\S+)")
 
 
 def _namelists(job: Job) -> Namelist:
-    given = Namelist(job.parameters)
+    parameters = {key: value for key, value in job.parameters.items() if key.lower() != _FURTHER_CARDS}
+    given = Namelist(parameters)
     given.to_nested("pw", warn=False)
     known = {key for section in _SECTIONS for key in given.get(section, ())}
-    lost = [key for key in job.parameters if key.lower() not in known.union(_SECTIONS)]
+    lost = [key for key in parameters if key.lower() not in known.union(_SECTIONS)]
     if lost:
         raise InputError(
             f"oracle.parameters: pw.x has no key '{lost[0]}' that ASE knows; put it below its namelist, as "
@@ -64,14 +75,63 @@ def _profile(job: Job) -> EspressoProfile:
     return EspressoProfile(command=command, pseudo_dir=folder)
 
 
+def _further_cards(job: Job) -> list[str]:
+    """Lines of the cards that are parameters."""
+    given = said(job.parameters, _FURTHER_CARDS) or []
+    lines = [line.strip() for one in ([given] if isinstance(given, str) else given) for line in str(one).splitlines()]
+    lines = [line for line in lines if line]
+    if not lines:
+        return []
+    names = [line.split()[0].upper() for line in lines]
+    other = next((one for one in names if one in _CARDS_OF_PW and one not in _TAKEN_CARDS), None)
+    if names[0] not in _TAKEN_CARDS or other is not None:
+        raise InputError(
+            f"oracle.parameters.{_FURTHER_CARDS} takes the cards {', '.join(_TAKEN_CARDS)} of pw.x, and has "
+            f"'{other or lines[0]}'; what follows from structure, k-points and pseudopotentials is not given here."
+        )
+    return lines
+
+
+class _Checked(Espresso):
+    """ASE's calculator, which looks at what pw.x read and what it passed over."""
+
+    def __init__(self, job: Job, folder: str, cards: list[str], **settings: Any) -> None:
+        super().__init__(directory=job.folder, **({"additional_cards": cards} if cards else {}), **settings)
+        self._folder = folder
+        self._cards = {line.split()[0].upper() for line in cards} & {*_TAKEN_CARDS}
+
+    def calculate(self, *arguments: Any, **named: Any) -> None:
+        """Runs pw.x.
+
+        Raises:
+            LabelError: it took a pseudopotential from another folder, as builds of it do where there is none in the
+                one that they are told of; or it passed over a card.
+        """
+        super().calculate(*arguments, **named)
+        output = Path(self.directory) / "espresso.pwo"
+        text = output.read_text(errors="replace") if output.exists() else ""
+        for read in _READ_FROM.findall(text):
+            place = os.path.dirname(os.path.join(self.directory, read))
+            if not place.endswith(".save") and os.path.realpath(place) != os.path.realpath(self._folder):
+                raise LabelError(
+                    f"pw.x read the pseudopotential {read}, which is not in {self._folder} (oracle.data_dir); put the "
+                    "one that you mean there"
+                )
+        for card in self._cards:
+            if re.search(rf"warning: card {card}.* ignored", text, re.IGNORECASE):
+                raise LabelError(f"this version of pw.x has no card {card}, and passed over it; take a newer one")
+
+
 def _make(job: Job) -> Espresso:
     profile = _profile(job)
     kpts: dict[str, Any] = {}
     if job.grid is not None and job.grid.size != (1, 1, 1):
         kpts = {"kpts": job.grid.size, "koffset": job.grid.shift}
-    return Espresso(
+    return _Checked(
+        job,
+        str(profile.pseudo_dir),
+        _further_cards(job),
         profile=profile,
-        directory=job.folder,
         input_data=_namelists(job),
         pseudopotentials=dict(job.pseudopotentials or {}),
         **kpts,

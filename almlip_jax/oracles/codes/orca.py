@@ -12,7 +12,8 @@ from almlip_jax.errors import InputError
 from almlip_jax.oracles.codes.base import Code, Job, configured, declare
 
 _TAKEN = ("orcasimpleinput", "orcablocks")
-_OTHER_TASKS = r"\b(opt|copt|optts|md|freq|numfreq|anfreq|neb\S*|irc|scan\w*)\b"
+_OTHER_TASKS = r"(?<!\S)(\S*opt|\S*opt(ts|h)|md|goat\S*|\S*freq|\S*neb(-\S*)?|irc|scan\w*)(?!\S)"
+"""Optimisations have many names (``TightOpt``, ``L-Opt``, ``MECP-Opt``); ``OptRI`` and the like are basis sets."""
 _DENSITY = "earlier.gbw"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,27 @@ from ase.config import cfg
 
 from almlip_jax.errors import InputError
 from almlip_jax.oracles.codes.base import Code, Job, declare
+
+_ELSEWHERE = {
+    "nsw": "a label is one calculation of the structure as it is",
+    "ibrion": "a label is one calculation of the structure as it is",
+    "nelect": "system.charge, or the charge of the structure",
+    "charge": "system.charge, or the charge of the structure",
+    "net_charge": "system.charge, or the charge of the structure",
+    "nupdown": "system.spin, or the multiplicity of the structure",
+    "ispin": "follows from multiplicity and magnetic moments (oracle.magnetic_moments)",
+    "magmom": "oracle.magnetic_moments, or the moments of the structure",
+    "istart": "oracle.reuse",
+    "icharg": "oracle.reuse",
+    "kpts": "oracle.kpts",
+    "gamma": "oracle.gamma_centred",
+    "reciprocal": "oracle.kpts",
+    "setups": "oracle.pseudopotentials",
+    "directory": "oracle.scratch",
+    "command": "oracle.command",
+    "txt": "each label has a folder of its own (oracle.scratch)",
+    "label": "each label has a folder of its own (oracle.scratch)",
+}
 
 
 def _setup(symbol: str, name: str) -> str:
@@ -26,8 +48,27 @@ def _setup(symbol: str, name: str) -> str:
     return name.removeprefix(symbol)
 
 
+def _check_tags(told: dict[str, Any]) -> None:
+    """Refuses what looks like a tag with an error in it, which VASP would pass over.
+
+    Raises:
+        InputError: says which, and where a tag goes that is meant so.
+    """
+    calculator = Vasp()
+    kinds = ("float", "exp", "string", "int", "bool", "list_bool", "list_int", "list_float", "special", "dict")
+    known = {tag for kind in kinds for tag in getattr(calculator, f"{kind}_params")} | {*calculator.input_params}
+    for tag in told:
+        near = [] if tag in known else get_close_matches(tag, known, 1, 0.8)
+        if near:
+            raise InputError(
+                f"oracle.parameters: is '{tag}' meant to be VASP's tag '{near[0]}'? If it is one of its own, put it "
+                f"below custom, as custom: {{{tag}: ...}}."
+            )
+
+
 def _make(job: Job) -> Vasp:
     told: dict[str, Any] = {str(key).lower(): value for key, value in job.parameters.items()}
+    _check_tags(told)
     if job.charge:
         told["charge"] = job.charge
     if job.polarised:
@@ -95,26 +136,7 @@ VASP = declare(
         title="VASP",
         make=_make,
         draft=_draft,
-        set_elsewhere={
-            "nsw": "a label is one calculation of the structure as it is",
-            "ibrion": "a label is one calculation of the structure as it is",
-            "nelect": "system.charge, or the charge of the structure",
-            "charge": "system.charge, or the charge of the structure",
-            "net_charge": "system.charge, or the charge of the structure",
-            "nupdown": "system.spin, or the multiplicity of the structure",
-            "ispin": "follows from multiplicity and magnetic moments (oracle.magnetic_moments)",
-            "magmom": "oracle.magnetic_moments, or the moments of the structure",
-            "istart": "oracle.reuse",
-            "icharg": "oracle.reuse",
-            "kpts": "oracle.kpts",
-            "gamma": "oracle.gamma_centred",
-            "reciprocal": "oracle.kpts",
-            "setups": "oracle.pseudopotentials",
-            "directory": "oracle.scratch",
-            "command": "oracle.command",
-            "txt": "each label has a folder of its own (oracle.scratch)",
-            "label": "each label has a folder of its own (oracle.scratch)",
-        },
+        set_elsewhere={**_ELSEWHERE, **{f"custom.{tag}": where for tag, where in _ELSEWHERE.items()}},
         command="vasp_std",
         cell=True,
         own_grid=_own_grid,

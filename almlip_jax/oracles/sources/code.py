@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shutil
 import subprocess
 import tempfile
@@ -180,8 +181,11 @@ def _grid(code: Code, settings: CalculatorSettings, atoms: Atoms) -> Grid | None
 
 
 def _with_moments(settings: CalculatorSettings, atoms: Atoms) -> Atoms:
-    """A copy whose atoms begin with the moments of their elements, where the structure has none of its own."""
+    """A copy whose atoms begin with the moments of their elements, where the structure has none of its own; without
+    constraints, which are no part of a label, and which some codes would take forces away for.
+    """
     told = atoms.copy()
+    told.set_constraint()
     if initial_moments(atoms) is None and settings.magnetic_moments:
         told.set_initial_magnetic_moments([settings.magnetic_moments.get(one, 0.0) for one in atoms.symbols])
     return told
@@ -303,12 +307,21 @@ def _alike(earlier: Job, job: Job) -> bool:
 def _reason(code: Code, job: Job, error: Exception) -> str:
     if isinstance(error, FileNotFoundError) and str(error.filename) in (job.command or code.command or "").split():
         return f"{code.title} could not be started ({error}); name its command in oracle.command"
+    program = _program(job.command or "")
+    if program is not None and shutil.which(program) is None:
+        return f"{code.title} could not be started (there is no '{program}' here); name its command in oracle.command"
     how = f"{type(error).__name__}: {error}"
     if isinstance(error, subprocess.CalledProcessError):
         how = f"exit status {error.returncode}"
     elif isinstance(error, AssertionError) and not str(error):
-        how = "its program ended unexpectedly"
+        how = "its program ended unexpectedly, or is not the one that oracle.command names"
     return f"{code.title} failed ({how}){code.last_words(job.folder)}"
+
+
+def _program(command: str) -> str | None:
+    """What a command starts, where that is a plain name or path; None where a shell would make something of it."""
+    first = command.split()[0] if command.split() else ""
+    return first if re.fullmatch(r"[\w./+-]+", first) else None
 
 
 def _shown(path: Path) -> str:
