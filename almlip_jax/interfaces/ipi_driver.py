@@ -37,15 +37,33 @@ class PotentialDriver:
         template: file whose first structure says the elements, in i-PI's order, which directions are periodic, and
             charge and spin.
         skin: Angstrom, by which lists of neighbours reach beyond the cutoff.
-        i_pi: what i-PI adds of its own, such as ``verbose``; nothing depends on it.
+        verbose: i-PI's own; nothing depends on it.
+        others: there are none, and i-PI would say nothing of them.
 
     Raises:
-        InputError: a file cannot be read, or holds elements that the potential does not know.
+        InputError: a parameter is missing, of another kind, or not one of these; a file cannot be read, or holds
+            elements that the potential does not know.
     """
 
-    def __init__(self, potential: str, template: str, skin: float | str = 0.5, **i_pi: object) -> None:
+    def __init__(
+        self,
+        potential: str | None = None,
+        template: str | None = None,
+        skin: float | str = 0.5,
+        verbose: object = False,
+        **others: object,
+    ) -> None:
+        if others:
+            raise InputError(f"the parameter '{min(others)}' is none of potential, template and skin.")
+        if potential is None or template is None:
+            raise InputError(
+                "the parameters potential (folder of a potential) and template (file with a structure) are needed."
+            )
         prepare_jax()
-        self.skin = float(skin)
+        try:
+            self.skin = float(skin)
+        except ValueError as error:
+            raise InputError(f"the parameter skin is '{skin}', and should be a number in Angstrom.") from error
         self.potential = Potential.load(potential)
         self.template = read_structures(Path(template), ignore_labels=True)[0]
         self.potential.check_elements([self.template], template)

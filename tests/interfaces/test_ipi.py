@@ -70,6 +70,18 @@ def test_units_signs_and_members(potential, folder):
         driver(atoms.cell.array.T / BOHR, atoms.positions[:7])
 
 
+def test_parameters_are_those_that_there_are(folder):
+    """i-PI hands over whatever a config says, and would not tell of what is never looked at."""
+    both = {"potential": str(folder / "potential"), "template": str(folder / "start.extxyz")}
+    for parameters, why in (
+        ({**both, "skinn": 2.0}, "'skinn' is none of potential, template and skin"),
+        ({**both, "skin": "wide"}, "skin is 'wide', and should be a number"),
+        ({"potential": both["potential"]}, "potential .* and template .* are needed"),
+    ):
+        with pytest.raises(InputError, match=why):
+            PotentialDriver(**parameters)
+
+
 def test_each_bead_keeps_its_list(folder):
     driver = PotentialDriver(str(folder / "potential"), str(folder / "start.extxyz"))
     rng, atoms = np.random.default_rng(0), driver.template
