@@ -26,6 +26,7 @@ from almlip_jax.potential import Potential
 from almlip_jax.potential.following import Following
 
 _FIX = re.compile(r"^\s*fix\s+(\S+)\s+(\S+)\s+external\s+pf/callback\b")
+_QUIT = re.compile(r"^\s*quit(\s+0)?\s*$")
 _LABEL, _JUMP = re.compile(r"^\s*label\s+(\S+)"), re.compile(r"\bjump\s+SELF\s+([^\s\"']+)")
 _LINE = "fix almlip all external pf/callback 1 1"
 
@@ -79,8 +80,8 @@ def run_script(
             try:
                 _read(lmp, text, script)
             finally:
-                if attached:
-                    attached[-1].check()  # comes before what LAMMPS says to it
+                for one in attached:
+                    one.check()  # comes before what LAMMPS says to it
             if found is not None:
                 fix, group = found
                 own = replace(coupling or Coupling(), fix=fix, group=group)
@@ -118,6 +119,8 @@ def started(arguments: Sequence[str]) -> Any:
 def pieces_of(script: Path) -> list[tuple[str, tuple[str, str] | None]]:
     """The text of a script up to each line that asks for the potential, with fix ID and group; the rest with None.
 
+    The rest ends at a line ``quit`` that no later label can skip: LAMMPS would end this process there.
+
     Raises:
         InputError: it cannot be read, has no such line, or one that cannot be understood.
     """
@@ -134,6 +137,9 @@ def pieces_of(script: Path) -> list[tuple[str, tuple[str, str] | None]]:
         if command.endswith("&"):
             command = command[:-1]
             continue
+        if _QUIT.match(command) and not any(map(_LABEL.match, lines[number:])):
+            piece.pop()
+            break
         found = _asked_for(command, f"{script}, line {number}")
         if found is not None:
             pieces.append(("\n".join(piece), found))

@@ -357,6 +357,14 @@ def test_a_script_may_be_in_error(lammps, potential, tmp_path):
         run_script(potential, path, arguments=QUIET, recording=Recording(tmp_path / "none.extxyz"))
 
 
+def test_each_of_several_fixes_says_what_went_wrong(lammps, potential, tmp_path):
+    """A mass of no element in the first group, nothing wrong in the second."""
+    lines = [*setup(wrapped(crystal())), "group a type 2", "group b type 1", "mass 2 3.0"]
+    lines += ["fix a a external pf/callback 1 1", "fix b b external pf/callback 1 1", "run 0", "quit"]
+    with pytest.raises(InputError, match="type 2 have a mass of 3 amu"):
+        run_script(potential, script(tmp_path, *lines), arguments=QUIET)
+
+
 def test_a_run_that_is_started_again_loses_no_frame(lammps, potential, tmp_path):
     path = script(tmp_path, *setup(wrapped(crystal())), "fix almlip all external pf/callback 1 1", "run 2")
     frames = Recording(tmp_path / "frames.extxyz", above=1e-9)
@@ -417,6 +425,10 @@ def test_scripts_are_cut_where_the_potential_comes_in(tmp_path):
         ("units metal\nfix a &\n  mine external pf/callback 1 1", ("a", "mine")),
         ("run 1\n# end", None),
     ]
+    ended = script(tmp_path, "fix a all external pf/callback 1 1", "run 1", "quit", "nonsense")
+    assert pieces_of(ended)[-1] == ("run 1", None)
+    skipped = script(tmp_path, "fix a all external pf/callback 1 1", "jump SELF on", "quit", "label on", "run 1")
+    assert pieces_of(skipped)[-1] == ("jump SELF on\nquit\nlabel on\nrun 1", None)
     with pytest.raises(InputError, match="has no line 'fix almlip all external"):
         pieces_of(script(tmp_path, "run 1", "# fix a all external pf/callback 1 1"))
     with pytest.raises(InputError, match="line 1: forces are needed at every step.*1 1'"):
