@@ -61,7 +61,7 @@ def prepare_jax(precision: Precision = "float32") -> None:
     Raises:
         InputError: the precision is not one of the two.
     """
-    _check_name(precision)
+    check_name(precision)
     jax.config.update("jax_enable_x64", precision == "float64")
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     use_cores()
@@ -84,12 +84,17 @@ def check_precision(precision: str) -> None:
     Raises:
         InputError: says what to call first, or that there is none of that name.
     """
-    _check_name(precision)
+    check_name(precision)
     if precision == "float64" and jax.dtypes.canonicalize_dtype(np.float64) != np.float64:
         raise InputError('precision is float64, but jax computes in float32 here; call prepare_jax("float64") first.')
 
 
-def _check_name(precision: str) -> None:
+def check_name(precision: str) -> None:
+    """Refuses a precision that there is none of, which would be taken for single precision.
+
+    Raises:
+        InputError: it is another than ``float32`` and ``float64``.
+    """
     if precision not in get_args(Precision):
         raise InputError(f"precision is 'float32' or 'float64', not {precision!r}.")
 

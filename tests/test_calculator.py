@@ -188,6 +188,13 @@ def test_double_precision_on_demand(plain, double, structures):
     assert np.asarray(jax.numpy.zeros(1)).dtype == np.float32
 
 
+def test_there_is_no_precision_by_another_name(plain):
+    """NumPy takes these for double and half precision, and jax would compute in single."""
+    for name in ("double", "float16", "f8"):
+        with pytest.raises(InputError, match=f"'float32' or 'float64', not '{name}'"):
+            plain.calculator(precision=name)
+
+
 def test_forces_and_stresses_are_derivatives(double, structures):
     """Stresses of slabs and wires too, by the volume of their cell; energies of atoms add up."""
     for name, atoms in structures.items():

@@ -20,7 +20,7 @@ import numpy as np
 from ase import Atoms
 from ase.data import atomic_numbers
 
-from almlip_jax.compilation import written_for
+from almlip_jax.compilation import check_name, written_for
 from almlip_jax.ensembles import MixedEnsemble
 from almlip_jax.ensembles.atom_blocks import apart
 from almlip_jax.errors import InputError
@@ -129,6 +129,7 @@ def export_lammps_jax(
     potential.check_elements(structures)
     room = room_for(structures, potential.cutoff, skin, atoms)
     chosen = precision or potential.precision
+    check_name(chosen)
     from lammps_jax.export import export_model
 
     function = energies_of(potential, room, elements, chosen, _UNITS[units], references=references)

@@ -6,6 +6,7 @@ serialises a force by pickling what computes it, and that is also how the potent
 
 from __future__ import annotations
 
+import operator
 import pickle
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -185,7 +186,12 @@ def _openmm() -> Any:
 def _template(potential: Potential, topology: Any, atoms: Sequence[int] | None, state: dict[str, int]) -> Atoms:
     """Elements, charge and spin of the atoms that a force concerns."""
     every = list(topology.atoms())
-    chosen = range(len(every)) if atoms is None else [int(index) for index in atoms]
+    try:
+        chosen = range(len(every)) if atoms is None else [operator.index(index) for index in atoms]
+    except TypeError as error:
+        raise InputError(
+            f"atoms are named by their indices, not so ({error}); give whole numbers, as [0, 1, 2]."
+        ) from error
     if len(chosen) == 0:
         raise InputError("there is no atom that the potential concerns; name some, or give none for all of them.")
     if len({*chosen}) != len(chosen):

@@ -22,7 +22,7 @@ import numpy as np
 from ase import Atoms
 from ase.data import chemical_symbols
 
-from almlip_jax.compilation import written_for
+from almlip_jax.compilation import check_name, written_for
 from almlip_jax.errors import InputError
 from almlip_jax.files import plain, replacing
 from almlip_jax.packages import package_version
@@ -164,6 +164,7 @@ def export_stablehlo(
     potential.check_elements(structures)
     capacity = capacity_for(structures, potential.cutoff, atoms=atoms, neighbors=neighbors)
     chosen = precision or potential.precision
+    check_name(chosen)
     exported = {name: _exported(potential, capacity, chosen, name) for name in dict.fromkeys(platforms)}
     about = _about(potential, capacity, chosen, exported)
     with replacing(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:

@@ -21,6 +21,7 @@ from ase import Atoms
 from ase.data import chemical_symbols
 from jax.sharding import Mesh
 
+from almlip_jax.compilation import check_name
 from almlip_jax.ensembles import (
     AnyEnsemble,
     MixedEnsemble,
@@ -105,12 +106,13 @@ class Following:
             has work enough.
 
     Raises:
-        InputError: the skin is negative or no number.
+        InputError: the skin is negative or no number, or there is no such precision.
     """
 
     def __init__(
         self, potential: Potential, skin: float, precision: Precision | None = None, *, share: bool | None = False
     ) -> None:
+        check_name(precision or potential.precision)
         if not (np.isfinite(skin) and skin >= 0):
             raise InputError(f"the skin of a list of neighbours must not be negative, and is {skin} Angstrom.")
         self.potential = potential

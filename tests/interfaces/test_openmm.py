@@ -274,7 +274,10 @@ def test_what_cannot_be_driven_is_refused(potential):
     refused("named twice", [1, 1])
     refused("no atom 8 among the 8", [0, 8])
     refused("no atom -1 among the 8", [-1])
+    refused("named by their indices.*'float' object", [0.5, 1])
+    refused("named by their indices.*'Atom' object", list(topology.atoms())[:2])
     refused("spin is 0", spin=0)
+    refused("precision is 'float32' or 'float64', not 'double'", precision="double")
     refused("skin of a list", skin=-1.0)
     carbon = atoms.copy()
     carbon.numbers[3] = 6
