@@ -907,7 +907,7 @@ def lammps(
     from almlip_jax.interfaces.recording import Recording
 
     coupling = Coupling(
-        elements=None if elements is None else elements.split(","),
+        elements=None if elements is None else [symbol.strip() for symbol in elements.split(",")],
         per_atom=tuple(name for name in per_atom.split(",") if name),
         charge=charge,
         spin=spin,

@@ -85,7 +85,9 @@ class PotentialDriver:
         atoms.set_cell(np.asarray(cell, np.float64).T * BOHR)
         results = self._nearest(places)(atoms, "scores")
         force = HARTREE / BOHR
-        virial, members = _virials(results["stress"], atoms), _virials(results["member_stress"], atoms)
+        none = np.zeros(6)  # of a structure without a cell
+        virial = _virials(results.get("stress", none), atoms)
+        members = _virials(results.get("member_stress", np.tile(none, (len(results["member_energy"]), 1))), atoms)
         extras = {
             "committee_pot": (results["member_energy"] / HARTREE).tolist(),
             "committee_force": (results["member_forces"].reshape(len(members), -1) / force).tolist(),

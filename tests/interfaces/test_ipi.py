@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ase import Atoms
 from ase.build import bulk
 from ase.units import kB
 
@@ -66,6 +67,13 @@ def test_units_signs_and_members(potential, folder):
     assert HARTREE * np.std(extras["committee_pot"]) == pytest.approx(extras["energy_std"], rel=1e-3)
     (again, *_), _ = driver([atoms.cell.array.T / BOHR] * 2, [atoms.positions / BOHR, atoms.positions / BOHR + 0.1])
     assert again == pytest.approx(energy, rel=1e-12)
+    driver.template.pbc = False
+    alone = driver.template.copy()
+    energy, forces, virial, text = driver(np.zeros((3, 3)), alone.positions / BOHR)  # a molecule without a box
+    found = potential.evaluate([Atoms(alone.numbers, alone.positions)])
+    assert energy * HARTREE == pytest.approx(found.energy[0], rel=1e-7)
+    np.testing.assert_allclose(forces * HARTREE / BOHR, found.forces[0], atol=1e-5)
+    assert not virial.any() and not np.any(json.loads(text)["committee_virial"])
     with pytest.raises(InputError, match="7 atoms and the template 8"):
         driver(atoms.cell.array.T / BOHR, atoms.positions[:7])
 

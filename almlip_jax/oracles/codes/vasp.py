@@ -72,6 +72,12 @@ def _make(job: Job) -> Vasp:
     if job.charge:
         told["charge"] = job.charge
     if job.polarised:
+        turned = next((tag for tag in ("lnoncollinear", "lsorbit") if told.get(tag) in (True, ".TRUE.", "T")), None)
+        if turned is not None:
+            raise InputError(
+                f"oracle.parameters.{turned}: VASP takes three components of each moment then, and moments and "
+                "multiplicities are along one axis here; leave it out, or label without moments."
+            )
         told["ispin"] = 2
     if job.unpaired is not None and job.polarised:
         told["nupdown"] = job.unpaired
