@@ -1011,7 +1011,7 @@ def _bundle(
         potential,
         out,
         structures,
-        options["elements"].split(","),
+        [symbol.strip() for symbol in options["elements"].split(",")],
         skin=2.0 if options["skin"] is None else options["skin"],
         units=options["units"] or "metal",
         platform="cpu" if platforms == ["cpu"] else "cuda",

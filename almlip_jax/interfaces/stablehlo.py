@@ -321,6 +321,7 @@ def _about(potential: Potential, capacity: Capacity, precision: str, exported: M
         "cutoff": potential.cutoff,
         "members": potential.ensemble.members,
         "sees_state": potential.ensemble.sees_state,
+        "states": [list(state) for state in sorted(potential.states_met)],
         "units": {"energy": "eV", "length": "Angstrom"},
         "force_std": _SPREAD,
         "left_out": left_out(potential),

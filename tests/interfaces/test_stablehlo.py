@@ -175,7 +175,9 @@ for number in range({count}):
 @pytest.mark.parametrize(("precision", "relative"), [("float64", 1e-12), ("float32", 1e-6)])
 def test_a_process_without_this_package_says_the_same(potential, tmp_path, precision, relative):
     given = [crystal(), slab(), molecule()]
-    about = export_stablehlo(potential, tmp_path / "water.zip", given, precision=precision, platforms=("cpu",))
+    learned = replace(potential, metadata={"states_met": [[1, 2], [0, 1]]})
+    about = export_stablehlo(learned, tmp_path / "water.zip", given, precision=precision, platforms=("cpu",))
+    assert about["states"] == [[0, 1], [1, 2]] and not about["sees_state"]
     assert about["format"] == 1 and about["species"] == ["O", "Si"] and about["precision"] == precision
     assert {"energy", "forces", "virial", "force_std", "force_std_max", "ok"} <= set(about["outputs"])
     assert "mean over the M members" in about["force_std"]

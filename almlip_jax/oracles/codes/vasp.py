@@ -58,7 +58,7 @@ def _check_tags(told: dict[str, Any]) -> None:
     kinds = ("float", "exp", "string", "int", "bool", "list_bool", "list_int", "list_float", "special", "dict")
     known = {tag for kind in kinds for tag in getattr(calculator, f"{kind}_params")} | {*calculator.input_params}
     for tag in told:
-        near = [] if tag in known else get_close_matches(tag, known, 1, 0.8)
+        near = [] if tag in known else get_close_matches(tag, known, 1, 0.82)
         if near:
             raise InputError(
                 f"oracle.parameters: is '{tag}' meant to be VASP's tag '{near[0]}'? If it is one of its own, put it "
