@@ -8,6 +8,8 @@ reweighting and its thresholds work; scores are extras too, in eV and Angstrom.
 from __future__ import annotations
 
 import json
+import warnings
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from almlip_jax.units import BOHR, HARTREE
 __DRIVER_NAME__ = "almlip"
 __DRIVER_CLASS__ = "PotentialDriver"
 
+_OF_IPI = {"verbose", "verbosity"}
 _BEADS = 64  # that have lists of their own
 _MATRIX = (0, 5, 4, 5, 1, 3, 4, 3, 2)  # of six components in Voigt's order
 
@@ -37,12 +40,11 @@ class PotentialDriver:
         template: file whose first structure says the elements, in i-PI's order, which directions are periodic, and
             charge and spin.
         skin: Angstrom, by which lists of neighbours reach beyond the cutoff.
-        verbose: i-PI's own; nothing depends on it.
-        others: there are none, and i-PI would say nothing of them.
+        others: what i-PI adds of its own (``verbose``, ``verbosity``), on which nothing depends; another is told of.
 
     Raises:
-        InputError: a parameter is missing, of another kind, or not one of these; a file cannot be read, or holds
-            elements that the potential does not know.
+        InputError: a parameter is missing, of another kind, or all but spelt as one of these; a file cannot be read, or
+            holds elements that the potential does not know.
     """
 
     def __init__(
@@ -50,11 +52,12 @@ class PotentialDriver:
         potential: str | None = None,
         template: str | None = None,
         skin: float | str = 0.5,
-        verbose: object = False,
         **others: object,
     ) -> None:
-        if others:
-            raise InputError(f"the parameter '{min(others)}' is none of potential, template and skin.")
+        for name in sorted({*others} - _OF_IPI):
+            if near := get_close_matches(name, ("potential", "template", "skin"), 1):
+                raise InputError(f"there is no parameter '{name}'; did you mean '{near[0]}'?")
+            warnings.warn(f"nothing is made of the parameter '{name}'.", stacklevel=2)
         if potential is None or template is None:
             raise InputError(
                 "the parameters potential (folder of a potential) and template (file with a structure) are needed."

@@ -82,12 +82,14 @@ def test_parameters_are_those_that_there_are(folder):
     """i-PI hands over whatever a config says, and would not tell of what is never looked at."""
     both = {"potential": str(folder / "potential"), "template": str(folder / "start.extxyz")}
     for parameters, why in (
-        ({**both, "skinn": 2.0}, "'skinn' is none of potential, template and skin"),
+        ({**both, "skinn": 2.0, "verbosity": "low"}, "no parameter 'skinn'; did you mean 'skin'"),
         ({**both, "skin": "wide"}, "skin is 'wide', and should be a number"),
         ({"potential": both["potential"]}, "potential .* and template .* are needed"),
     ):
         with pytest.raises(InputError, match=why):
             PotentialDriver(**parameters)
+    with pytest.warns(UserWarning, match="nothing is made of the parameter 'charge'"):
+        PotentialDriver(**both, charge=1)
 
 
 def test_each_bead_keeps_its_list(folder):
