@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from almlip_jax.ensembles import EnsembleSettings
     from almlip_jax.evaluation.metrics import error_metrics
     from almlip_jax.learner import Learner
+    from almlip_jax.model_check import check_model
     from almlip_jax.oracles import LabelStore, rattle
     from almlip_jax.origins import Taught
     from almlip_jax.potential import Potential
-    from almlip_jax.steps import label, select, thresholds
+    from almlip_jax.steps import label, select, select_add, thresholds
     from almlip_jax.structures.io import read_structures, write_structures
     from almlip_jax.training import TrainingSettings
 
@@ -79,6 +80,7 @@ _PUBLIC = {
     "Potential": "potential",
     "Taught": "origins",
     "TrainingSettings": "training",
+    "check_model": "model_check",
     "error_metrics": "evaluation.metrics",
     "know": "dynamics",
     "label": "steps",
@@ -116,6 +118,7 @@ __all__ = [
     "Taught",
     "TrainingSettings",
     "__version__",
+    "check_model",
     "error_metrics",
     "know",
     "label",

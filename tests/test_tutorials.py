@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+import almlip_jax as al
 from almlip_jax import cli
+from almlip_jax.campaign.config import TrainConfig
+from almlip_jax.config import load_settings
 
 TUTORIALS = Path(__file__).parents[1] / "docs" / "tutorials"
 
@@ -29,6 +33,8 @@ def follow(name: str) -> dict[str, Any]:
                 done = CliRunner().invoke(cli.app, words)
                 assert program == "almlip" and done.exit_code == 0, done.output
         elif language == "python":
+            if title.endswith(".py"):
+                Path(title).write_text(block)  # another one may import it
             exec(compile(block, title, "exec"), names)
         else:
             Path(title).write_text(block)
@@ -36,7 +42,7 @@ def follow(name: str) -> dict[str, Any]:
 
 
 def test_every_tutorial_is_followed():
-    assert {page.stem for page in TUTORIALS.glob("*.md")} == {"molecule", "crystal", "pool", "eigen", "script"}
+    assert {page.stem for page in TUTORIALS.glob("*.md")} == {"molecule", "crystal", "pool", "eigen", "script", "model"}
 
 
 @pytest.mark.slow
@@ -87,3 +93,19 @@ def test_a_script_of_ones_own(tmp_path, monkeypatch):
     assert np.sqrt(np.mean(errors**2)) < 0.3
     assert Path("potential/potential.json").exists()
     assert len(names["exploration"].status) == 2
+
+
+def test_a_model(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_models", raising=False)
+    names = follow("model")
+    assert names["remarks"] == []
+    data, potential = names["data"], names["potential"]
+    seen = potential.evaluate(data)
+    truth, found = (np.concatenate([atoms.get_forces() for atoms in data]), np.concatenate(seen.forces))
+    assert np.sqrt(np.mean((found - truth) ** 2)) < 0.5 * np.std(truth)  # a few steps teach something
+    assert max(seen.scores["extrapolation_grade"]) < 1.01  # trained on: inside
+    again = al.load("potential").evaluate(data)
+    np.testing.assert_array_equal(np.concatenate(again.forces), found)
+    assert load_settings(TrainConfig, Path("model.yaml"), []).model == names["learner"].model

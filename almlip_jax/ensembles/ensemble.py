@@ -16,6 +16,7 @@ from almlip_jax.ensembles.heads import Heads
 from almlip_jax.ensembles.prediction import Committee, Prediction, committee_statistics
 from almlip_jax.ensembles.second_source import SecondSource, energies_by_source
 from almlip_jax.keys import named_stream
+from almlip_jax.models import corrects
 from almlip_jax.models.base import AtomicOutput, Geometry, LastLayer, Model, Params, Survey, linear_rows
 from almlip_jax.precision import full_precision
 from almlip_jax.structures.graph import (
@@ -26,6 +27,7 @@ from almlip_jax.structures.graph import (
     lone_atom,
     places,
     sum_over_atoms,
+    without_places,
 )
 from almlip_jax.structures.species import SpeciesTable
 
@@ -71,14 +73,12 @@ class Ensemble:
     @property
     def targets(self) -> tuple[str, ...]:
         """Names of what it gives besides the energy and what is derived from it (`targets`)."""
-        given: tuple[str, ...] = getattr(self.model, "targets", ())  # models of users need not say so
-        return given
+        return self.model.targets
 
     @property
     def sees_state(self) -> bool:
         """Whether it tells structures apart that differ in charge and spin alone."""
-        sees: bool = getattr(self.model, "sees_state", False)  # models of users need not say so
-        return sees
+        return self.model.sees_state
 
     @property
     def one_by_one(self) -> bool:
@@ -192,6 +192,14 @@ class Ensemble:
         """
         return (lambda moved: self.model.geometry(moved.of(graph))), places(graph, self.model.long_range)
 
+    def _told(self, graph: Graph) -> Graph:
+        """What of a graph the parts of the model that hold parameters are shown.
+
+        Not where atoms lie, since forces would not follow what they made of it; further targets, also those of a model
+        that is corrected, may be made of that.
+        """
+        return graph if self.targets or corrects(self.model) else without_places(graph)
+
     def _predict_in_blocks(self, params: Params, graph: Graph, blocks: int) -> Prediction:
         """`predict` of a local model, one block of atoms after the other."""
 
@@ -227,7 +235,7 @@ class Ensemble:
 
         def total(shared: Geometry) -> tuple[jax.Array, tuple[jax.Array, AtomicOutput]]:
             """The energy of all structures, that of each, and what the model gives."""
-            output = self.model.apply(self._model_part(one), shared, graph)
+            output = self.model.apply(self._model_part(one), shared, self._told(graph))
             of_atoms = output.energy
             if second is not None:
                 of_atoms = energies_by_source(self.model, self._model_part(one), output, graph, *second)
@@ -247,7 +255,7 @@ class Ensemble:
         """One forward pass of the model, and a reverse pass for each of its heads: leading axis H."""
 
         def outputs(shared: Geometry) -> tuple[jax.Array, jax.Array]:
-            output = self.model.apply(one["model"], shared, graph)
+            output = self.model.apply(one["model"], shared, self._told(graph))
             return output.energy, output.features
 
         (own, features), pull_back = jax.vjp(outputs, geometry)
@@ -274,7 +282,7 @@ class Ensemble:
         geometry = geometry_of(here)
 
         def one_model(one: Params) -> jax.Array:
-            output = self.model.apply(self._model_part(one), geometry, graph)
+            output = self.model.apply(self._model_part(one), geometry, self._told(graph))
             if self.heads.count == 1:
                 return output.energy[None]
             return output.energy + jnp.sum(self.heads.weights(one["heads"], graph) * output.features, axis=-1)
@@ -291,8 +299,8 @@ class Ensemble:
 
         def one_model(one: Params) -> jax.Array:
             if self.heads.count == 1:
-                return self.model.linear(self._model_part(one), geometry, graph)
-            features = self.model.apply(one["model"], geometry, graph).features
+                return self.model.linear(self._model_part(one), geometry, self._told(graph))
+            features = self.model.apply(one["model"], geometry, self._told(graph)).features
             return self.heads.last_scale(one["heads"]) * linear_rows(features, None, graph, len(self.species))
 
         found: jax.Array = self._over_models(one_model, params)
@@ -317,7 +325,7 @@ class Ensemble:
             geometry_of, here = self._geometry_of(graph)
 
             def features(at: Places) -> jax.Array:
-                return self.model.apply(self._model_part(one), geometry_of(at), graph).features
+                return self.model.apply(self._model_part(one), geometry_of(at), self._told(graph)).features
 
             def slope(cotangent: jax.Array) -> jax.Array:
                 products = jax.tree.map(lambda x, y: jnp.sum(x * y), pull_back(cotangent)[0], along)

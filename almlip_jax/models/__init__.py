@@ -15,12 +15,13 @@ from almlip_jax.models.base import (
     how_given,
 )
 from almlip_jax.models.build import build_model
-from almlip_jax.models.delta import Delta, DeltaSettings
+from almlip_jax.models.delta import Delta, DeltaSettings, corrects
 from almlip_jax.models.mace import Mace, MaceSettings
 from almlip_jax.models.mtp import Mtp, MtpSettings
 from almlip_jax.models.nequip import Nequip, NequipSettings
 from almlip_jax.models.repulsion import WithRepulsion, zbl_pair_energy
 from almlip_jax.models.shared_density import SharedDensity, SharedDensitySettings
+from almlip_jax.models.species_code import with_more_species
 from almlip_jax.models.user import UserModelSettings
 
 __all__ = [
@@ -46,6 +47,8 @@ __all__ = [
     "UserModelSettings",
     "WithRepulsion",
     "build_model",
+    "corrects",
     "how_given",
+    "with_more_species",
     "zbl_pair_energy",
 ]

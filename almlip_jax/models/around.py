@@ -39,8 +39,7 @@ class Around(LinearLast):
     @property
     def targets(self) -> tuple[str, ...]:
         """As for the model underneath."""
-        given: tuple[str, ...] = getattr(self.inner, "targets", ())  # models of users need not say so
-        return given
+        return self.inner.targets
 
     @property
     def small_members(self) -> bool:
@@ -50,8 +49,7 @@ class Around(LinearLast):
     @property
     def sees_state(self) -> bool:
         """As for the model underneath."""
-        sees: bool = getattr(self.inner, "sees_state", False)
-        return sees
+        return self.inner.sees_state
 
     @property
     def long_range(self) -> bool:

@@ -92,6 +92,11 @@ def sums_by_degree(squares: jax.Array, incoherent: jax.Array, graph: Graph, l_ma
     return {"squares": of_degrees(squares), "incoherent": of_degrees(incoherent), "atoms": atoms}
 
 
+METHODS = ("geometry", "init", "survey", "standardise", "with_species", "apply", "last_scale", "linear")
+ATTRIBUTES = ("cutoff", "species", "num_species", "targets", "small_members", "sees_state", "long_range", "local")
+"""What every `Model` has."""
+
+
 class Model(Protocol):
     """A graph goes in, per-atom energies and features come out; pure functions throughout.
 
@@ -184,7 +189,7 @@ class Model(Protocol):
     def apply(self, params: Params, geometry: Geometry, graph: Graph) -> AtomicOutput:
         """Energies and features from the geometry; must not read the places of the graph (vectors, positions, cell).
 
-        What it gives besides (``further``) may read them.
+        They are not shown to a model that gives nothing besides; what it does give (``further``) may read them.
         """
         ...
 
@@ -198,6 +203,30 @@ class Model(Protocol):
         Last-layer features, extrapolation grades and last-layer posteriors are made of these rows.
         """
         ...
+
+
+def check_attributes(model: Any, what: str) -> None:
+    """Refuses a model that lacks what every model has, by which programs are kept and evaluations decide.
+
+    Args:
+        model: of anybody's.
+        what: it is, with which the sentence begins.
+
+    Raises:
+        InputError: names the first thing that is missing.
+    """
+    for name in METHODS:
+        if not callable(getattr(model, name, None)):
+            raise InputError(f"{what} that has no {name}() ({type(model).__name__}).")
+    for name in ATTRIBUTES:
+        if not hasattr(model, name):
+            raise InputError(f"{what} that does not say '{name}' ({type(model).__name__}); see `models.Model`.")
+    try:
+        hash(model)
+    except TypeError as error:
+        raise InputError(
+            f"{what} without a hash, by which programs are kept; freeze its dataclass ({error})."
+        ) from error
 
 
 class LastLayer(NamedTuple):
@@ -221,7 +250,36 @@ def silent_last(model: Any) -> InputError:
 
 
 class LinearLast(ABC):
-    """A model whose last layer is linear in its features, with weights for what tells central species apart."""
+    """A model whose last layer is linear in its features, with weights for what tells central species apart.
+
+    What is said of it by default holds for every model, if not at the best speed: it gives an energy alone, looks at
+    edges alone, and sees neither charge nor spin; nothing is assumed of how far an atom sees, or of its arrays.
+    """
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """See `Model.targets`."""
+        return ()
+
+    @property
+    def small_members(self) -> bool:
+        """See `Model.small_members`: a model that is called large is evaluated member by member on a CPU."""
+        return False
+
+    @property
+    def sees_state(self) -> bool:
+        """See `Model.sees_state`."""
+        return False
+
+    @property
+    def long_range(self) -> bool:
+        """See `Model.long_range`."""
+        return False
+
+    @property
+    def local(self) -> bool:
+        """See `Model.local`: of a model that is called local, many atoms are evaluated in blocks."""
+        return False
 
     @property
     def last_names(self) -> tuple[str, ...]:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, ClassVar, Literal
+
+from pydantic_core import PydanticSerializationError
 
 from almlip_jax.errors import InputError
-from almlip_jax.kinds import UserCode
-from almlip_jax.models.base import Model, ModelSettings
+from almlip_jax.kinds import UserCode, import_function
+from almlip_jax.models.base import METHODS, Model, ModelSettings, check_attributes
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.targets import FurtherName
 
-_METHODS = ("geometry", "init", "survey", "standardise", "with_species", "apply", "last_scale", "linear")
+_MODELS = 64  # that are kept, so that programs of equal settings are shared
 
 
 class UserModelSettings(UserCode, ModelSettings):
     """A user's own factory ``(species, cutoff, **parameters) -> Model``.
 
-    Models of equal arguments should be equal and have equal hashes (frozen dataclasses), by which programs are kept.
+    Models of equal arguments are made once in a process, so that they share programs whatever equality they have.
     """
 
     also_given: ClassVar[tuple[str, ...]] = ("species", "cutoff")
@@ -32,17 +36,36 @@ class UserModelSettings(UserCode, ModelSettings):
         return self.targets
 
     def build(self, species: SpeciesTable) -> Model:
-        """What the factory makes."""
-        model: Model = self.call_for(_METHODS, species=species, cutoff=self.cutoff)
+        """What the factory makes.
+
+        Raises:
+            InputError: as for `kinds.UserCode.call_for`, it has no hash, or is for other elements or another cutoff
+                than it was asked for, or gives other targets than the settings say.
+        """
+        try:
+            text = self.model_dump_json()
+        except PydanticSerializationError:  # a script may hand over whatever its factory takes
+            return self.anew(species)
+        return _kept(import_function(self.function), text, species)
+
+    def anew(self, species: SpeciesTable) -> Model:
+        """As `build`, which makes a model once for equal arguments."""
+        model: Model = self.call_for(METHODS, species=species, cutoff=self.cutoff)
+        check_attributes(model, f"'{self.function}' returns a model")
         if model.cutoff != self.cutoff or model.species != species:
             raise InputError(
                 f"'{self.function}' returns a model with cutoff {model.cutoff:g} Angstrom for {model.species}; it was "
                 f"asked for one with {self.cutoff:g} Angstrom for {species}."
             )
-        given: tuple[str, ...] = getattr(model, "targets", ())
-        if set(given) != set(self.targets):
+        if set(model.targets) != set(self.targets):
             raise InputError(
-                f"'{self.function}' returns a model that gives {', '.join(given) or 'nothing'} besides the energy, and "
-                f"model.targets says {', '.join(self.targets) or 'nothing'}; let them say the same."
+                f"'{self.function}' returns a model that gives {', '.join(model.targets) or 'nothing'} besides the "
+                f"energy, and model.targets says {', '.join(self.targets) or 'nothing'}; let them say the same."
             )
         return model
+
+
+@lru_cache(maxsize=_MODELS)
+def _kept(factory: Callable[..., Any], text: str, species: SpeciesTable) -> Model:
+    """One model for equal settings, whose factory is the same function."""
+    return UserModelSettings.model_validate_json(text).anew(species)

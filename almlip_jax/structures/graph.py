@@ -8,10 +8,13 @@ The slot of the opposite edge is stored, so that the force on an atom is a gathe
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
+
+from almlip_jax.errors import InputError
 
 
 @struct.dataclass
@@ -56,6 +59,39 @@ class Graph:
     def num_structures(self) -> int:
         """Number of structure slots S, padding included (static)."""
         return self.structure_mask.shape[0]
+
+
+@jax.tree_util.register_pytree_node_class
+class Hidden:
+    """Stands for places that must not be read; it holds nothing, and whoever looks at it is told why.
+
+    Energies are differentiated by places through a model's geometry alone: what another part of it made of them would
+    be missing in the forces.
+    """
+
+    def tree_flatten(self) -> tuple[tuple[()], None]:
+        """No arrays."""
+        return (), None
+
+    @classmethod
+    def tree_unflatten(cls, _aux: None, _children: tuple[()]) -> Hidden:
+        """One like any other."""
+        return cls()
+
+    def _refuse(self, *_: Any) -> Any:
+        raise InputError(
+            "a model reads the vectors, positions or cell of its graph in `apply`, which forces would not follow; let "
+            "`geometry` make what it needs of them."
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        """Whatever an array has is refused, also what `jax.numpy` looks for; other protocols of Python are absent."""
+        if name.startswith("__") and name not in ("__jax_array__", "__array__"):
+            raise AttributeError(name)
+        return self._refuse()
+
+    __getitem__ = __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _refuse
+    __pow__ = __neg__ = __matmul__ = __rmatmul__ = __iter__ = __len__ = _refuse
 
 
 @struct.dataclass
@@ -131,7 +167,7 @@ def sum_over_atoms(values: jax.Array, graph: Graph) -> jax.Array:
 
 def atom_counts(graph: Graph) -> jax.Array:
     """Number of real atoms of each structure, [S], at least 1 so that it may divide."""
-    counts = jax.ops.segment_sum(graph.atom_mask.astype(graph.vectors.dtype), graph.structure, graph.num_structures)
+    counts = jax.ops.segment_sum(graph.atom_mask.astype(graph.volume.dtype), graph.structure, graph.num_structures)
     return jnp.maximum(counts, 1)
 
 
@@ -171,6 +207,11 @@ def values_at_neighbors(values: jax.Array, graph: Graph) -> jax.Array:
     mask = graph.edge_mask[..., None]
     spread = jnp.where(mask, values[:, None], 0)
     return jnp.where(mask, opposite_edges(spread, graph.neighbors, graph.reverse), 0)
+
+
+def without_places(graph: Graph) -> Graph:
+    """The graph as the parts of a model that hold parameters see it: where atoms lie is hidden from them."""
+    return graph.replace(vectors=Hidden(), positions=Hidden(), cell=Hidden())  # type: ignore[attr-defined, no-any-return]
 
 
 def places(graph: Graph, long_range: bool) -> Places:
