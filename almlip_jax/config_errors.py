@@ -110,13 +110,16 @@ def _told(kind: type[Settings], location: Location, problem: ErrorDetails) -> st
             return "the key is missing"
         case "union_tag_invalid":
             tag = given.get("kind", context["tag"]) if isinstance(given, Mapping) else context["tag"]
-            return f"'{tag}' is not a valid kind{nearest(str(tag), _kinds(models))}"
+            here = re.findall(r"'([^']*)'", str(context.get("expected_tags", ""))) or _kinds(models)
+            if str(tag) in _kinds(models):  # a kind of the family, in a place that is for some of them
+                return f"kind '{tag}' cannot stand here; kinds that can: {', '.join(sorted(here))}"
+            return f"'{tag}' is not a valid kind{nearest(str(tag), here)}"
         case "union_tag_not_found":
             if isinstance(given, Mapping):
                 return f"the key 'kind' is missing{nearest('', _kinds(models))}"
-            return f"it should be keys and values, not {_shown(given)}"
+            return f"it should be keys and values, not {_shown(given)}{_as_kind(given, models)}"
         case "model_type" | "model_attributes_type" | "dict_type":
-            return f"it should be keys and values, not {_shown(given)}"
+            return f"it should be keys and values, not {_shown(given)}{_as_kind(given, models)}"
         case "finite_number":
             return f"it should be a finite number, not {_shown(given)}"
         case "string_type":
@@ -146,6 +149,11 @@ def _shown(value: Any) -> str:
 
 def _kinds(models: Iterable[type[Settings]]) -> list[str]:
     return [kind for model in models if isinstance(kind := _kind(model), str)]
+
+
+def _as_kind(given: object, models: Iterable[type[Settings]]) -> str:
+    """How a kind is written, where its name stands alone."""
+    return f"; write {{kind: {given}}}" if given in _kinds(models) else ""
 
 
 def _elsewhere(kind: type[Settings], location: Location) -> str | None:

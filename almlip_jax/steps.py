@@ -56,6 +56,13 @@ from almlip_jax.selection import Candidates, Selector, SelectorSettings, UserSel
 from almlip_jax.structures.species import SpeciesTable
 
 _EXPLORERS = 8  # kinds of exploration whose programs are kept
+_OF_CAMPAIGNS = {
+    "thresholds": "they are given to `run`: explorer.run(starts, {'kind': 'relative'}, labelled=data)",
+    "starts": "the structures to start from are given to `run`",
+    "continue_walkers": "the structures to start from are given to `run`, and `exploration.final` has where walkers are",
+    "correct": "displace the frames of `exploration.final`, and put those that you want beside what `select` gives",
+}
+"""Keys of the section of a config that a script has no use for, and what it does instead."""
 _LEAST_ROWS = 64  # of a pool, so that small pools share a program
 
 
@@ -276,6 +283,9 @@ class PotentialExplorer:
 
 def explorer_of(potential: Potential, settings: ExplorationSettings | Mapping[str, Any]) -> PotentialExplorer:
     """Exploration with a potential; settings, or a dict of them, as in the section ``exploration`` of a config."""
+    for name, instead in _OF_CAMPAIGNS.items():
+        if isinstance(settings, Mapping) and name in settings and name not in ExplorationSettings.model_fields:
+            raise InputError(f"exploration.{name}: this is a key of campaigns; in a script {instead}.")
     return PotentialExplorer(potential, given_settings(ExplorationSettings, settings, "exploration"))
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from almlip_jax.dynamics.admission import AdmissionSettings, FirstAdmission
 from almlip_jax.dynamics.biases import BiasSettings
@@ -125,6 +125,16 @@ class ExplorationSettings(Settings):
     """Whether walkers begin with momenta drawn at their temperature, or with those of their start structures."""
     skin: float = Field(default=0.5, ge=0, le=10.0, json_schema_extra=unit("Angstrom"))
     """Distance by which neighbour lists reach beyond the cutoff, Angstrom."""
+
+    @field_validator("pressure", mode="before")
+    @classmethod
+    def _no_pressure_of_walkers(cls, given: Any) -> Any:
+        if isinstance(given, int | float) and not isinstance(given, bool):  # 1 would be taken for true
+            raise ValueError(
+                "this says whether traces hold the internal pressure (true or false); that which walkers are under "
+                f"stands with them, in GPa: walkers: [{{temperature: 300, pressure: {given:g}}}]."
+            )
+        return given
 
     @model_validator(mode="after")
     def _whole_strides(self) -> Self:

@@ -1,0 +1,53 @@
+"""What a user is told who puts a setting where it does not stand, or takes one name for another."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from almlip_jax.dynamics import ExplorationSettings
+from almlip_jax.errors import InputError
+from almlip_jax.given import given_settings
+from almlip_jax.selection import SelectorSettings
+from almlip_jax.steps import explorer_of
+
+STRATIFIED = {"kind": "stratified", "by": "system", "selector": {"kind": "max_det"}}
+
+
+def told(kind: Any, given: Any) -> str:
+    with pytest.raises(InputError) as refused:
+        given_settings(kind, given, "section")
+    return str(refused.value)
+
+
+def test_a_kind_that_is_there_but_not_here():
+    """`stratified` chooses from groups; costs weigh what one selector adds, so that they stand inside it."""
+    said = told(SelectorSettings, {"kind": "cost_aware", "selector": STRATIFIED})
+    assert said.startswith("section.selector: kind 'stratified' cannot stand here; kinds that can: adaptive, bait,")
+    assert "stratified" not in said.partition("kinds that can")[2]
+    inside = STRATIFIED | {"selector": {"kind": "cost_aware", "selector": {"kind": "max_det"}}}
+    assert given_settings(SelectorSettings, inside, "section").selector.kind == "cost_aware"
+
+
+def test_a_hint_names_what_may_stand_there():
+    said = told(SelectorSettings, {"kind": "cost_aware", "selector": {"kind": "stratifid"}})
+    assert "did you mean" not in said and "valid are adaptive" in said
+
+
+def test_the_name_of_a_kind_alone():
+    assert told(ExplorationSettings, {"gate": "adaptive"}).endswith("not adaptive; write {kind: adaptive}.")
+    assert told(ExplorationSettings, {"gate": "adaptiv"}).endswith("not adaptiv.")
+
+
+@pytest.mark.parametrize("given", [1.0, 0.5, 1, 0])
+def test_a_pressure_is_no_answer_to_whether_traces_hold_one(given):
+    said = told(ExplorationSettings, {"integrator": {"kind": "npt"}, "pressure": given})
+    assert f"walkers: [{{temperature: 300, pressure: {given:g}}}]" in said
+    assert given_settings(ExplorationSettings, {"pressure": True}, "section").pressure
+
+
+@pytest.mark.parametrize("key", ["thresholds", "starts", "continue_walkers", "correct"])
+def test_keys_of_campaigns_say_what_a_script_does(key):
+    with pytest.raises(InputError, match=f"exploration.{key}: this is a key of campaigns; in a script .*`"):
+        explorer_of(None, {key: {"kind": "grade"}})
