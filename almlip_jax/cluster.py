@@ -92,7 +92,7 @@ class _BatchSettings(ClusterSettings):
     nodes: int = Field(default=1, ge=1, le=100_000)
     """Nodes of each job."""
 
-    walltime: str = Field(default="01:00:00", pattern=r"^(\d+-)?\d+:\d\d:\d\d$")
+    walltime: str = Field(default="01:00:00", examples=["01:00:00"], pattern=r"^(\d+-)?\d+:\d\d:\d\d$")
     """Time limit of a job, ``HH:MM:SS``."""
 
     account: str | None = None

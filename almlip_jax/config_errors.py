@@ -122,6 +122,9 @@ def _told(kind: type[Settings], location: Location, problem: ErrorDetails) -> st
             return f"it should be keys and values, not {_shown(given)}{_as_kind(given, models)}"
         case "finite_number":
             return f"it should be a finite number, not {_shown(given)}"
+        case "string_pattern_mismatch":
+            shown = [example for field in fields for example in field.examples or ()]
+            return f"{_shown(given)} has not the form of {_shown(shown[0])}" if shown else None
         case "string_type":
             number = isinstance(given, int | float)
             return f"it should be text, not {_shown(given)}{'; put it into quotes' if number else ''}"

@@ -59,7 +59,7 @@ _EXPLORERS = 8  # kinds of exploration whose programs are kept
 _OF_CAMPAIGNS = {
     "thresholds": "they are given to `run`: explorer.run(starts, {'kind': 'relative'}, labelled=data)",
     "starts": "the structures to start from are given to `run`",
-    "continue_walkers": "the structures to start from are given to `run`, and `exploration.final` has where walkers are",
+    "continue_walkers": "`run` is given the structures to start from, such as those of `exploration.final`",
     "correct": "displace the frames of `exploration.final`, and put those that you want beside what `select` gives",
 }
 """Keys of the section of a config that a script has no use for, and what it does instead."""

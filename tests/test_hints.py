@@ -9,6 +9,7 @@ import pytest
 from almlip_jax.dynamics import ExplorationSettings
 from almlip_jax.errors import InputError
 from almlip_jax.given import given_settings
+from almlip_jax.oracles import SourceSettings
 from almlip_jax.selection import SelectorSettings
 from almlip_jax.steps import explorer_of
 
@@ -51,3 +52,9 @@ def test_a_pressure_is_no_answer_to_whether_traces_hold_one(given):
 def test_keys_of_campaigns_say_what_a_script_does(key):
     with pytest.raises(InputError, match=f"exploration.{key}: this is a key of campaigns; in a script .*`"):
         explorer_of(None, {key: {"kind": "grade"}})
+
+
+def test_a_form_is_shown_by_an_example():
+    """`calculator` names a class as everything of a user's own is named, by module and function."""
+    said = told(SourceSettings, {"kind": "ase", "calculator": "ase.calculators.emt.EMT"})
+    assert said == "section.calculator: ase.calculators.emt.EMT has not the form of ase.calculators.emt:EMT."

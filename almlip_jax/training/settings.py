@@ -45,11 +45,12 @@ class LossSettings(ByTarget):
     `ensemble.likelihood`.  ``mlip`` is the loss of MLIP-2: squares of the energy of a structure, the three components
     of each force and the six of the virial, summed and not averaged."""
     energy: float = Field(default=10.0, ge=0, le=1e6)
-    """Weight of the mean penalty of the energy residual per atom."""
+    """Weight of the mean penalty of the energy residual per atom; with ``mlip``, of that of a structure."""
     forces: float = Field(default=1.0, ge=0, le=1e6)
-    """Weight of the mean penalty of the force components."""
+    """Weight of the mean penalty of the force components; with ``mlip``, of the sum of their squares."""
     virial: float = Field(default=1.0, ge=0, le=1e6)
-    """Weight of the mean penalty of the virial components per atom; structures without stress do not count."""
+    """Weight of the mean penalty of the virial components per atom, with ``mlip`` of the sum of their squares in a
+    structure; structures without stress do not count."""
     energy_delta: float = Field(default=0.01, ge=1e-8, le=1000.0, json_schema_extra=unit("eV/atom"))
     """With ``huber``: energy residual beyond which the penalty is linear, eV/atom."""
     forces_delta: float = Field(default=0.1, ge=1e-8, le=1000.0, json_schema_extra=unit("eV/Angstrom"))

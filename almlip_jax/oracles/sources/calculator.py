@@ -61,7 +61,9 @@ class CalculatorSettings(SourceOfTargets):
     code: CodeName | None = None
     """The code, by name: what it is told of a label is known.  This, or `calculator`."""
 
-    calculator: Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")] | None = None
+    calculator: Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")] | None = Field(
+        default=None, examples=["ase.calculators.emt:EMT"]
+    )
     """The class or function as ``module:name``, found on the Python path or in the working directory."""
 
     parameters: dict[str, Any] = {}
