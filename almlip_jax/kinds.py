@@ -11,21 +11,24 @@ from __future__ import annotations
 import inspect
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextvars import ContextVar
 from functools import cache, lru_cache, reduce
 from importlib import import_module
 from importlib.metadata import entry_points, packages_distributions
 from operator import or_
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, TypeVar, cast
 
 from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler, TypeAdapter, ValidationInfo
-from pydantic_core import core_schema
+from pydantic_core import PydanticSerializationError, core_schema
 
 from almlip_jax.errors import InputError
 from almlip_jax.settings import Settings, sections
 
 _DESCRIBING: ContextVar[tuple[type, ...]] = ContextVar("families whose JSON schema is being made", default=())
+
+Made = TypeVar("Made")
 
 _UNIONS = 256  # families and their states that are remembered
 
@@ -163,6 +166,11 @@ def imported_plugins() -> None:
             ) from error
 
 
+_KEPT: OrderedDict[Hashable, Any] = OrderedDict()
+"""What factories of users made, the last used last."""
+_MOST_KEPT = 64
+
+
 class UserCode(Settings):
     """What points to a factory of the user's own."""
 
@@ -195,6 +203,27 @@ class UserCode(Settings):
             return factory(**fixed, **self.parameters)
         except TypeError as error:
             raise InputError(f"'{self.function}' does not take the parameters given ({error}).") from error
+
+    def kept(self, make: Callable[[], Made], *given: Hashable) -> Made:
+        """What ``make`` makes of these settings, made once in a process for equal ones, and so compiled once.
+
+        Programs are kept by what they are made of, and a user's closure or class without an equality of its own equals
+        nothing but itself.
+
+        Args:
+            make: makes it.
+            given: what it is made from besides the settings.
+        """
+        try:
+            key = (type(self), import_function(self.function), self.model_dump_json(), *given)
+        except PydanticSerializationError:  # a script may hand over whatever its factory takes
+            return make()
+        if key not in _KEPT:
+            _KEPT[key] = make()
+            while len(_KEPT) > _MOST_KEPT:
+                _KEPT.popitem(last=False)
+        _KEPT.move_to_end(key)
+        return cast(Made, _KEPT[key])
 
     def call_for(self, methods: tuple[str, ...], attributes: tuple[str, ...] = (), **fixed: Any) -> Any:
         """What the factory makes, which has some methods and attributes.

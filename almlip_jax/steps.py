@@ -39,7 +39,7 @@ from almlip_jax.ensembles import AnyEnsemble, require_score, require_target
 from almlip_jax.errors import InputError, LabelError, nearest
 from almlip_jax.given import given_number, given_settings, given_structures, refusals
 from almlip_jax.keys import named_key
-from almlip_jax.kinds import refusal
+from almlip_jax.kinds import refusal, user_code
 from almlip_jax.oracles import (
     ExecutorSettings,
     LabelStore,
@@ -393,7 +393,8 @@ def _selector(
         settings, number = given_settings(SelectorSettings, selector, "selector"), given_number(k, "k", 1)
         if features is not None or atom_features:
             raise InputError("features and atom_features are for selectors themselves; settings say what theirs see.")
-        return settings, lambda *given: choose(settings.build(number), *given)
+        chosen_by = _chosen_by if any(user_code(settings)) else choose
+        return settings, lambda *given: chosen_by(settings.build(number), *given)
     if k is not None:
         raise InputError("k: a selector itself has the number of structures that it chooses; leave k out.")
     why = refusal(selector, "key", "pool", "labelled")
@@ -411,7 +412,7 @@ def _chosen_by(selector: Selector, key: jax.Array, pool: Candidates, labelled: C
         InputError: it looks for what candidates do not have, cannot be compiled, or chooses what is not there.
     """
     try:
-        chosen = choose(selector, key, pool, labelled)
+        return choose(selector, key, pool, labelled)
     except KeyError as error:
         raise InputError(f"the selector looks for {error}, which candidates do not have; see features.") from error
     except TypeError as error:  # those of jax are some, too
@@ -419,10 +420,6 @@ def _chosen_by(selector: Selector, key: jax.Array, pool: Candidates, labelled: C
         raise InputError(
             f"the selector has to be a function of key, pool and labelled that jax can compile: {reason}"
         ) from error
-    wrong = [row for row, _ in chosen if not (0 <= row < len(pool.valid) and pool.valid[row])]
-    if wrong:
-        raise InputError(f"the selector chose row {wrong[0]}, which is no candidate; let it look at pool.valid.")
-    return chosen
 
 
 def select_add(

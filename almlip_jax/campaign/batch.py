@@ -267,13 +267,25 @@ def choose(selector: Selector, key: jax.Array, pool: Candidates, labelled: Candi
     """Rows of the pool that a selector chose, best first, each with its gain.
 
     Raises:
-        InputError: it is a user's own and gives something else than a `Selection`.
+        InputError: it is a user's own and gives something else than a `Selection`, chooses what is no candidate, or one
+            twice.
     """
     chosen = select(selector, key, pool, labelled)
     if not isinstance(chosen, Selection):
         raise InputError(f"a selector gives a Selection (indices, valid, gain), not a {type(chosen).__name__}.")
-    rows = zip(chosen.indices, chosen.valid, chosen.gain, strict=True)
-    return [(int(index), float(gain)) for index, valid, gain in rows if valid]
+    shapes = [np.shape(part) for part in (chosen.indices, chosen.valid, chosen.gain)]
+    if len(set(shapes)) > 1 or len(shapes[0]) != 1:
+        raise InputError(f"indices, valid and gain of a Selection are of one length [k], not {shapes}.")
+    found = zip(chosen.indices, chosen.valid, chosen.gain, strict=True)
+    rows = [(int(index), float(gain)) for index, valid, gain in found if valid]
+    met: set[int] = set()
+    for row, _ in rows:
+        if not (0 <= row < len(pool.valid) and pool.valid[row]):
+            raise InputError(f"the selector chose row {row}, which is no candidate; let it look at pool.valid.")
+        if row in met:
+            raise InputError(f"the selector chose row {row} twice; let it choose each candidate once.")
+        met.add(row)
+    return rows
 
 
 def choose_shared(

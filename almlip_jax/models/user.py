@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import lru_cache
-from typing import Any, ClassVar, Literal
-
-from pydantic_core import PydanticSerializationError
+from typing import ClassVar, Literal
 
 from almlip_jax.errors import InputError
-from almlip_jax.kinds import UserCode, import_function
+from almlip_jax.kinds import UserCode
 from almlip_jax.models.base import METHODS, Model, ModelSettings, check_attributes
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.targets import FurtherName
-
-_MODELS = 64  # that are kept, so that programs of equal settings are shared
 
 
 class UserModelSettings(UserCode, ModelSettings):
@@ -42,11 +36,7 @@ class UserModelSettings(UserCode, ModelSettings):
             InputError: as for `kinds.UserCode.call_for`, it has no hash, or is for other elements or another cutoff
                 than it was asked for, or gives other targets than the settings say.
         """
-        try:
-            text = self.model_dump_json()
-        except PydanticSerializationError:  # a script may hand over whatever its factory takes
-            return self.anew(species)
-        return _kept(import_function(self.function), text, species)
+        return self.kept(lambda: self.anew(species), species)
 
     def anew(self, species: SpeciesTable) -> Model:
         """As `build`, which makes a model once for equal arguments."""
@@ -63,9 +53,3 @@ class UserModelSettings(UserCode, ModelSettings):
                 f"energy, and model.targets says {', '.join(self.targets) or 'nothing'}; let them say the same."
             )
         return model
-
-
-@lru_cache(maxsize=_MODELS)
-def _kept(factory: Callable[..., Any], text: str, species: SpeciesTable) -> Model:
-    """One model for equal settings, whose factory is the same function."""
-    return UserModelSettings.model_validate_json(text).anew(species)

@@ -384,7 +384,7 @@ class UserSelector(_UserStage, LeafSelector):
 
     def build(self, k: int) -> Selector:
         """What the factory makes."""
-        return cast(Selector, self.call_for_function("key", "pool", "labelled", k=k))
+        return self.kept(lambda: cast(Selector, self.call_for_function("key", "pool", "labelled", k=k)), k)
 
 
 class UserFilter(_UserStage, FilterSettings):
@@ -398,4 +398,4 @@ class UserFilter(_UserStage, FilterSettings):
 
     def build(self) -> Filter:
         """What the factory makes."""
-        return cast(Filter, self.call_for_function("key", "pool", "labelled"))
+        return self.kept(lambda: cast(Filter, self.call_for_function("key", "pool", "labelled")))
