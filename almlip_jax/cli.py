@@ -429,6 +429,7 @@ def evaluate(
         require_format(predictions)
     reading = files.reading()
     model = _load(potential, reading.types)
+    reading = _as_remembered(reading, model, potential)
     from almlip_jax.evaluation import error_metrics
     from almlip_jax.evaluation.tables import error_table, uncertainty_table
     from almlip_jax.structures.labels import hint_of_keys
@@ -482,7 +483,8 @@ def score(
 ) -> None:
     """Write structures with predictions and the uncertainty of each frame and atom, however many there are."""
     reading = _ReadingOptions(types=types).reading()
-    numbers, model = reading.arguments["type_numbers"], _load(potential, reading.types)
+    model = _load(potential, reading.types)
+    numbers = _as_remembered(reading, model, potential).arguments["type_numbers"]
     from almlip_jax.progress import open_progress
     from almlip_jax.scoring import score_pool
     from almlip_jax.structures.io import count_structures
@@ -523,6 +525,7 @@ def select(
     settings = load_config(config, overrides or [])
     reading = _ReadingOptions(types=types).reading(settings.system)
     model = _load(potential, reading.types)
+    reading = _as_remembered(reading, model, potential)
     from almlip_jax.campaign.batch import (
         candidates,
         choose,
@@ -586,6 +589,7 @@ def select_add(
     """Offer structures to the active set of a potential, and write those that enter it: select-add of MLIP-2."""
     reading = _ReadingOptions(types=types).reading()
     model = _load(potential, reading.types)
+    reading = _as_remembered(reading, model, potential)
     from almlip_jax.potential import check_place
     from almlip_jax.scoring import MV_GRADE
     from almlip_jax.steps import select_add as offered
@@ -1266,6 +1270,26 @@ def _load(path: Path, types: Sequence[str] | None = None) -> Any:
     from almlip_jax.potential import Potential
 
     return Potential.load(path, types)
+
+
+def _as_remembered(reading: FileReading, potential: Any, path: Path) -> FileReading:
+    """How files are read that go with a potential: types that are not given are those that it remembers.
+
+    Says so where the order that is given is another one, in which elements would change places without a word.
+    """
+    from almlip_jax.potential.file_types import noted_file_types
+
+    remembered = noted_file_types(potential.metadata).symbols
+    if reading.types is None:
+        return reading.model_copy(update={"types": remembered or None})
+    both = min(len(remembered), len(reading.types))
+    if tuple(reading.types)[:both] != remembered[:both]:
+        console.print(
+            f"types are taken for {', '.join(reading.types)}; those of the files of {path} are {', '.join(remembered)}",
+            markup=False,
+            highlight=False,
+        )
+    return reading
 
 
 def _load_folder(path: Path) -> Any:

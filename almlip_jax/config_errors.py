@@ -171,6 +171,8 @@ def _elsewhere(kind: type[Settings], location: Location) -> str | None:
     is_slip = meant(key, {name for model in models for name in model.known_fields()}, cutoff=0.75)
     if is_slip or not homes:
         return None
+    if all(not place for place, _ in homes):
+        return f"unknown key '{key}' here; it is a section of its own, at the top of the config"
     place, name = max(homes, key=lambda home: (_common(home[0], section), -len(home[0])))
     return f"unknown key '{key}'; did you mean {'.'.join((*place, key))}{f' (of kind {name})' if name else ''}?"
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -27,6 +27,7 @@ from almlip_jax.errors import InputError
 from almlip_jax.files import write_json
 from almlip_jax.oracles.sources.external import ExternalSettings, _read
 from almlip_jax.oracles.sources.labelled_file import FileSettings
+from almlip_jax.potential.file_types import FileTypes
 from almlip_jax.simulation.run import _Run
 from almlip_jax.simulation.settings import ExploreConfig
 from almlip_jax.structures.io import read_structures, write_cfg, write_structures
@@ -89,6 +90,7 @@ def reads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         member_settings = EnsembleSettings()
         species = SpeciesTable((8, 12))
         type_numbers = (8, 12)
+        metadata: ClassVar[dict[str, Any]] = {}
 
         def check_elements(self, *_: Any) -> None:
             """It knows all."""
@@ -114,7 +116,7 @@ def reads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setattr(cli, "_load", lambda _, types=None: Potential())
     monkeypatch.setattr("almlip_jax.compilation.prepare_jax", lambda _: None)
     monkeypatch.setattr("almlip_jax.fitting.fit_potential", fit)
-    run.seen = seen  # type: ignore[attr-defined]
+    run.seen, run.potential = seen, Potential  # type: ignore[attr-defined]
     yield run
 
 
@@ -165,6 +167,27 @@ def test_training_data_are_one_set(reads: Any) -> None:
     assert_labels(reads(*train, "--data", "named.extxyz", "--set", named))
     over = reads(*train, "--data", "named.extxyz", "--set", "system.keys={energy: other, forces: dft_forces}", *KEYS)
     assert_labels(over, stress=False)
+
+
+def test_types_are_those_that_a_potential_remembers(reads: Any, folder: Path) -> None:
+    """In MLIP-2 the types of a file are those of the potential; another order is taken, and said."""
+    evaluate, score = ("evaluate", "potential", "plain.cfg"), ("score", "potential", "plain.cfg", "--out", "out.cfg")
+    reads.potential.metadata = FileTypes((8, 12)).note()
+    assert_labels(reads(*evaluate))
+    assert_labels(reads(*score))
+    picks = ["--train", "plain.cfg", "--pool", "plain.cfg", "--out", "batch.cfg", "-k", "1"]
+    found = reads("select", "config.yaml", "--potential", "potential", *picks, "--set", "system.types=null")
+    assert [frame.symbols.get_chemical_formula() for frame in found] == [str(frame.symbols) for frame in FRAMES]
+
+    for command in (evaluate, score):
+        done = CliRunner().invoke(cli.app, [*command, "--types", "Mg,O"])
+        told = " ".join((done.output + done.stderr).split())
+        assert "types are taken for Mg, O; those of the files of potential are O, Mg" in told
+        swapped = {8: 12, 12: 8}
+        expected = [[swapped[z] for z in frame.numbers] for frame in FRAMES]
+        assert [frame.numbers.tolist() for frame in reads.seen.pop()] == expected
+        done = CliRunner().invoke(cli.app, [*command, "--types", "O,Mg"])
+        assert "are taken for" not in done.output + done.stderr
 
 
 def test_candidates_need_types_but_no_labels(reads: Any, folder: Path) -> None:

@@ -6,12 +6,15 @@ from typing import Any
 
 import pytest
 
+from almlip_jax.config import load_settings
 from almlip_jax.dynamics import ExplorationSettings
 from almlip_jax.errors import InputError
 from almlip_jax.given import given_settings
 from almlip_jax.oracles import SourceSettings
 from almlip_jax.selection import SelectorSettings
 from almlip_jax.steps import explorer_of
+from almlip_jax.templates import KINDS, TEMPLATES
+from almlip_jax.yaml_text import yaml_text
 
 STRATIFIED = {"kind": "stratified", "by": "system", "selector": {"kind": "max_det"}}
 
@@ -58,3 +61,30 @@ def test_a_form_is_shown_by_an_example():
     """`calculator` names a class as everything of a user's own is named, by module and function."""
     said = told(SourceSettings, {"kind": "ase", "calculator": "ase.calculators.emt.EMT"})
     assert said == "section.calculator: ase.calculators.emt.EMT has not the form of ase.calculators.emt:EMT."
+
+
+def test_a_section_of_the_config_in_another_one(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml_text(TEMPLATES["mtp"].content))
+    with pytest.raises(InputError, match="unknown key 'oracle' here; it is a section of its own, at the top"):
+        load_settings(KINDS["campaign"], path, ["teacher={oracle: {kind: tblite}}"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (["active_set={start: identity, epsilon: 0.1}"], "active_set.epsilon counts with start 'epsilon' only"),
+        (["active_set={per_atom: false}"], "active_set.per_atom counts with mode 'configuration' only"),
+        (["exploration.monitor=[configuration_grade]"], "looks at configuration_grade, which the active set"),
+        (["active_set.mode=configuration"], "looks at extrapolation_grade, which the active set"),
+    ],
+)
+def test_keys_of_active_sets_that_nothing_looks_at(tmp_path, changes, told):
+    """An MLIP-2 user who edits what `almlip init mtp` wrote."""
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml_text(TEMPLATES["mtp"].content))
+    with pytest.raises(InputError, match=told):
+        load_settings(KINDS["campaign"], path, changes)
+    rows = ["active_set={mode: configuration, per_atom: false, start: identity}"]
+    rows.append("exploration.gate.score=configuration_grade")
+    assert not load_settings(KINDS["campaign"], path, rows).active_set.per_atom

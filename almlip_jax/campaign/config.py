@@ -144,14 +144,21 @@ def check_active_set(config: ExperimentConfig) -> None:
     """Refuses an exploration by grades that the active set does not give; raises ValueError."""
     given = config.active_set
     asked = [name for name in GRADES.values() if name in config.exploration.novelty]
-    if given is None or not asked:
+    if given is None:
         return
-    if given.score not in asked:
-        mode = next(mode for mode, name in GRADES.items() if name == asked[0])
+    if given.start == "identity" and given.epsilon != ActiveSetSettings().epsilon:
+        raise ValueError("active_set.epsilon counts with start 'epsilon' only; leave it out, or take that.")
+    if given.mode == "neighborhood" and not given.per_atom:
+        raise ValueError("active_set.per_atom counts with mode 'configuration' only; rows of atoms need no such key.")
+    others = [(mode, name) for mode, name in GRADES.items() if name in asked and name != given.score]
+    if others:
+        mode, name = others[0]
         raise ValueError(
-            f"exploration looks at {asked[0]}, which the active set of active_set.mode '{given.mode}' does not give; "
+            f"exploration looks at {name}, which the active set of active_set.mode '{given.mode}' does not give; "
             f"set active_set.mode: {mode}, or look at {given.score}."
         )
+    if not asked:
+        return
     if given.parameters == "all":
         raise ValueError(
             f"exploration looks at {given.score}, which dynamics know over the linear parameters alone; set "

@@ -30,12 +30,16 @@ class FileTypes:
     names: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
 
+    @property
+    def symbols(self) -> tuple[str, ...]:
+        """Element of each type, from type 0 on; X for a type that no atom has."""
+        return tuple(chemical_symbols[z] for z in self.numbers)
+
     def note(self) -> dict[str, Any]:
         """The entry of metadata that says so; none where there is nothing to say."""
         if self == FileTypes():
             return {}
-        symbols = [chemical_symbols[z] for z in self.numbers]
-        return {_FILES: {"version": _VERSION, "types": symbols, "names": [*self.names], "tags": [*self.tags]}}
+        return {_FILES: {"version": _VERSION, "types": [*self.symbols], "names": [*self.names], "tags": [*self.tags]}}
 
     def order(self, known: Sequence[int]) -> list[int]:
         """Atomic number of each type of a file that is to hold some elements: those that are not remembered come last.
