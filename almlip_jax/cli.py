@@ -493,11 +493,12 @@ def score(
     with open_progress() as progress, progress.stage("score", total, unit="frames") as advance:
         summary = score_pool(model, pool, out, advance, type_numbers=numbers, labels=labels)
     _say_left_out(summary.left_out)
+    spread = model.ensemble.members > 1 or model.member_settings.likelihood != "none"
+    told = {name: with_unit(_number(value), name) for name, value in summary.mean.items()}
     _print_pairs(
-        f"Mean scores of {summary.number} structures",
+        f"{'Mean scores' if spread else 'Scores'} of {summary.number} structures",
         {
-            **{name: with_unit(_number(value), name) for name, value in summary.mean.items()},
-            "most uncertain frame": str(summary.most_uncertain),
+            **(told | {"most uncertain frame": str(summary.most_uncertain)} if spread else {}),  # else 0 everywhere
             **{f"largest {n}": f"{_number(value)} (frame {frame})" for n, (value, frame) in summary.largest.items()},
             "written": str(out),
         },

@@ -226,7 +226,7 @@ class _Check:
                 )
 
     def states(self) -> None:
-        if self.model.sees_state:
+        if self.ensemble.sees_state:
             return
         told = self.here.replace(charge=self.here.charge + 1, spin=self.here.spin + 1)  # type: ignore[attr-defined]
         self._same(

@@ -95,7 +95,7 @@ def test_an_attribute_that_is_missing_is_named(with_module):
         settings.build(SpeciesTable((1, 8)))
     with_module("bare_again", body.replace("    def last_scale", "    def linear(self): ...\n\n    def last_scale"))
     settings = ModelSettings.parse({"kind": "user", "function": "bare_again:make"})
-    with pytest.raises(InputError, match="a model that does not say 'targets'"):
+    with pytest.raises(InputError, match="a model that does not say 'long_range'"):
         settings.build(SpeciesTable((1, 8)))
     with_module("loose", CODE.replace("@dataclass(frozen=True)", "@dataclass"))
     with pytest.raises(InputError, match="without a hash, by which programs are kept"):

@@ -73,12 +73,14 @@ class Ensemble:
     @property
     def targets(self) -> tuple[str, ...]:
         """Names of what it gives besides the energy and what is derived from it (`targets`)."""
-        return self.model.targets
+        given: tuple[str, ...] = getattr(self.model, "targets", ())  # models of users need not say so
+        return given
 
     @property
     def sees_state(self) -> bool:
         """Whether it tells structures apart that differ in charge and spin alone."""
-        return self.model.sees_state
+        sees: bool = getattr(self.model, "sees_state", False)  # models of users need not say so
+        return sees
 
     @property
     def one_by_one(self) -> bool:

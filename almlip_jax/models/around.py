@@ -39,7 +39,8 @@ class Around(LinearLast):
     @property
     def targets(self) -> tuple[str, ...]:
         """As for the model underneath."""
-        return self.inner.targets
+        given: tuple[str, ...] = getattr(self.inner, "targets", ())  # models of users need not say so
+        return given
 
     @property
     def small_members(self) -> bool:
@@ -49,7 +50,8 @@ class Around(LinearLast):
     @property
     def sees_state(self) -> bool:
         """As for the model underneath."""
-        return self.inner.sees_state
+        sees: bool = getattr(self.inner, "sees_state", False)
+        return sees
 
     @property
     def long_range(self) -> bool:

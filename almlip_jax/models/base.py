@@ -93,8 +93,8 @@ def sums_by_degree(squares: jax.Array, incoherent: jax.Array, graph: Graph, l_ma
 
 
 METHODS = ("geometry", "init", "survey", "standardise", "with_species", "apply", "last_scale", "linear")
-ATTRIBUTES = ("cutoff", "species", "num_species", "targets", "small_members", "sees_state", "long_range", "local")
-"""What every `Model` has."""
+ATTRIBUTES = ("cutoff", "species", "num_species", "small_members", "long_range", "local")
+"""What every `Model` has; those of users need not say ``targets`` and ``sees_state``, where there is nothing to say."""
 
 
 class Model(Protocol):

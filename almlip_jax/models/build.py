@@ -28,6 +28,6 @@ def build_model(settings: ModelSettings, species: SpeciesTable, isolated: Collec
     check_attributes(model, f"kind '{settings.kind}' builds a model")
     if settings.repulsion:
         model = WithRepulsion(model)
-    if model.sees_state:
+    if getattr(model, "sees_state", False):  # models of users need not say so
         model = WithChargeEnergy(model)
     return Anchored(model, tuple(sorted(isolated))) if isolated else model

@@ -116,7 +116,7 @@ class Delta(LinearLast):
     @property
     def sees_state(self) -> bool:
         """Where either does."""
-        return self.base.sees_state or self.correction.sees_state
+        return any(getattr(part, "sees_state", False) for part in (self.base, self.correction))
 
     @property
     def long_range(self) -> bool:

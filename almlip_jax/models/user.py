@@ -47,9 +47,10 @@ class UserModelSettings(UserCode, ModelSettings):
                 f"'{self.function}' returns a model with cutoff {model.cutoff:g} Angstrom for {model.species}; it was "
                 f"asked for one with {self.cutoff:g} Angstrom for {species}."
             )
-        if set(model.targets) != set(self.targets):
+        gives: tuple[str, ...] = getattr(model, "targets", ())
+        if set(gives) != set(self.targets):
             raise InputError(
-                f"'{self.function}' returns a model that gives {', '.join(model.targets) or 'nothing'} besides the "
-                f"energy, and model.targets says {', '.join(self.targets) or 'nothing'}; let them say the same."
+                f"'{self.function}' returns a model that gives {', '.join(gives) or 'nothing'} besides the energy, and "
+                f"model.targets says {', '.join(self.targets) or 'nothing'}; let them say the same."
             )
         return model
