@@ -39,6 +39,7 @@ from almlip_jax.training import (
     given_references,
     plan_capacity,
     proportions_left_open,
+    refuse_idle_judgement,
     refuse_idle_members,
     refuse_idle_warmth,
     robust_fit,
@@ -101,6 +102,8 @@ def fit_potential(
         refuse_idle_members(ensemble)
         refuse_idle_warmth(training, switch="a potential to begin from (--from), or with warm_start of a campaign,")
     bonded, held_out = without_isolated_atoms(structures), without_isolated_atoms(validation)
+    if not held_out:
+        refuse_idle_judgement(training)
     if not bonded:
         raise InputError("there is nothing to train on besides isolated atoms; give labelled structures.")
     task = _Task(model, ensemble, training, seed, start)

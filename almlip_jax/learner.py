@@ -47,6 +47,7 @@ from almlip_jax.training import (
     isolated_atom_energies,
     params_for,
     plan_capacity,
+    refuse_idle_judgement,
     refuse_idle_members,
     refuse_idle_warmth,
     training_part,
@@ -133,6 +134,7 @@ class Learner:
             refuse_idle_warmth(self.training)
         else:
             check_start(self.start.potential, self.model, self.settings)
+        refuse_idle_judgement(self.training)
         self.seed = seed
         self.dtype = np.dtype(precision)
         self.say = say

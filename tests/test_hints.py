@@ -10,6 +10,7 @@ from almlip_jax.config import load_settings
 from almlip_jax.dynamics import ExplorationSettings
 from almlip_jax.errors import InputError
 from almlip_jax.given import given_settings
+from almlip_jax.learner import Learner
 from almlip_jax.oracles import SourceSettings
 from almlip_jax.selection import SelectorSettings
 from almlip_jax.steps import explorer_of
@@ -88,3 +89,46 @@ def test_keys_of_active_sets_that_nothing_looks_at(tmp_path, changes, told):
     rows = ["active_set={mode: configuration, per_atom: false, start: identity}"]
     rows.append("exploration.gate.score=configuration_grade")
     assert not load_settings(KINDS["campaign"], path, rows).active_set.per_atom
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (["training.schedule=plateau"], "training.schedule plateau follows errors on structures kept for validation"),
+        (["training.patience=3"], "training.patience 3 follows errors"),
+    ],
+)
+def test_nothing_follows_errors_that_nobody_measures(tmp_path, changes, told):
+    """A learning rate that falls where errors stop falling would stay as it is for ever."""
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml_text(TEMPLATES["molecule"].content))
+    load_settings(KINDS["campaign"], path, changes)
+    with pytest.raises(InputError, match=told):
+        load_settings(KINDS["campaign"], path, ["training.validation_fraction=0", *changes])
+    training = dict(one.removeprefix("training.").split("=") for one in changes) | {"validation_fraction": 0}
+    with pytest.raises(InputError, match=told):
+        Learner(10, training=training)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"when_full": "end_all", "admission": {"kind": "log_det"}}, "a buffer of kind 'log_det' is never full"),
+        ({"walkers": [{"temperature": 300, "bias": 0.5}]}, "there are no biases"),
+        ({"gate": {"kind": "band", "above": "go_on", "persistence": 3}}, "persistence counts with above 'end' only"),
+    ],
+)
+def test_what_has_nothing_to_act_on(given, told):
+    with pytest.raises(InputError, match=told):
+        given_settings(ExplorationSettings, given, "section")
+
+
+def test_what_has_something_to_act_on():
+    for given in (
+        {"when_full": "end_all"},
+        {"when_full": "go_on", "admission": {"kind": "log_det"}},
+        {"walkers": [{"temperature": 300, "bias": 0.5}], "biases": [{"kind": "uncertainty", "relative": 0.1}]},
+        {"gate": {"kind": "band", "persistence": 3}},
+        {"gate": {"kind": "band", "above": "go_on"}},
+    ):
+        given_settings(ExplorationSettings, given, "section")

@@ -43,6 +43,7 @@ from almlip_jax.training import (
     EnsembleSettings,
     TrainingSettings,
     check_training,
+    refuse_idle_judgement,
     refuse_idle_members,
     refuse_idle_warmth,
 )
@@ -76,6 +77,18 @@ class PotentialConfig(Settings):
         given = {"model", "ensemble"} <= self.model_fields_set
         if given or not self._may_begin:  # or else `as_of` checks, with what it takes
             check_training(self.model, self.ensemble, self.training)
+        return self
+
+    @model_validator(mode="after")
+    def _rows_are_as_they_are_said_to_be(self) -> Self:
+        given = self.active_set
+        if given is not None and given.start == "identity" and given.epsilon != ActiveSetSettings().epsilon:
+            raise ValueError("active_set.epsilon counts with start 'epsilon' only; leave it out, or take that.")
+        if given is not None and given.mode == "neighborhood" and not given.per_atom:
+            raise ValueError(
+                "active_set.per_atom counts with mode 'configuration' only; rows of atoms need no such key: leave it "
+                "out, or take that."
+            )
         return self
 
     @property
@@ -146,10 +159,6 @@ def check_active_set(config: ExperimentConfig) -> None:
     asked = [name for name in GRADES.values() if name in config.exploration.novelty]
     if given is None:
         return
-    if given.start == "identity" and given.epsilon != ActiveSetSettings().epsilon:
-        raise ValueError("active_set.epsilon counts with start 'epsilon' only; leave it out, or take that.")
-    if given.mode == "neighborhood" and not given.per_atom:
-        raise ValueError("active_set.per_atom counts with mode 'configuration' only; rows of atoms need no such key.")
     others = [(mode, name) for mode, name in GRADES.items() if name in asked and name != given.score]
     if others:
         mode, name = others[0]
@@ -180,6 +189,7 @@ def check_sections(config: ExperimentConfig) -> None:
     check_generators(config, tuple(config.system.named))
     check_active_set(config)
     check_teacher(config)
+    refuse_idle_judgement(config.training)
     if config.initial.potential is None:  # with one, all trainings start warm
         refuse_idle_warmth(config.training)
         if isinstance(config.model, DeltaSettings):

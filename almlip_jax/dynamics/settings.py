@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from almlip_jax.dynamics.admission import AdmissionSettings, FirstAdmission
+from almlip_jax.dynamics.admission import AdmissionSettings, FirstAdmission, SharedAdmission
 from almlip_jax.dynamics.biases import BiasSettings
 from almlip_jax.dynamics.gates import AbsoluteGate, GateSettings
 from almlip_jax.dynamics.integrators import Integrator, IntegratorSettings, LangevinSettings, SwapSettings
@@ -142,6 +142,17 @@ class ExplorationSettings(Settings):
             stride = getattr(self, name)
             if self.chunk % stride:
                 raise ValueError(f"chunk {self.chunk} is not a multiple of {name} {stride}.")
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_said_has_something_to_act_on(self) -> Self:
+        if self.when_full == "end_all" and isinstance(self.admission, SharedAdmission):
+            raise ValueError(
+                f"when_full 'end_all' counts with admission 'first' only: a buffer of kind '{self.admission.kind}' is "
+                "never full; leave when_full out."
+            )
+        if not self.biases and any(group.bias != 1.0 for group in self.walkers):
+            raise ValueError("walkers have a factor 'bias', and there are no biases; leave it out, or give some.")
         return self
 
     @model_validator(mode="after")

@@ -18,7 +18,13 @@ from almlip_jax.scores import ScoreName
 from almlip_jax.selection import SelectorSettings
 from almlip_jax.settings import Settings, unit
 from almlip_jax.structures.labels import FileReading
-from almlip_jax.training import TrainingSettings, check_training, refuse_idle_members, refuse_idle_warmth
+from almlip_jax.training import (
+    TrainingSettings,
+    check_training,
+    refuse_idle_judgement,
+    refuse_idle_members,
+    refuse_idle_warmth,
+)
 
 DATA_VARIABLE = "ALMLIP_DATA_DIR"
 """Environment variable that names the folder of data sets."""
@@ -189,6 +195,7 @@ class SweepConfig(Settings):
             check_selector(settings, members_of(system, size), where, system.model.further)
         try:
             refuse_idle_members(system.ensemble)
+            refuse_idle_judgement(system.training)
             check_training(system.model, members_of(system, size), system.training)
         except InputError as error:
             raise ValueError(f"systems.{name}: {error}") from error

@@ -3,7 +3,7 @@
 from almlip_jax.ensembles.settings import EnsembleSettings
 from almlip_jax.training.committee import AnyTrainer, CommitteeTrainer, build_trainer, check_training, params_for
 from almlip_jax.training.dataset import Capacity, longest_epoch, plan_capacity, training_part, validation_part
-from almlip_jax.training.idle import refuse_idle_members, refuse_idle_warmth
+from almlip_jax.training.idle import refuse_idle_judgement, refuse_idle_members, refuse_idle_warmth
 from almlip_jax.training.reference import (
     References,
     charge_columns,
@@ -62,6 +62,7 @@ __all__ = [
     "plan_capacity",
     "proportions_left_open",
     "reference_energies",
+    "refuse_idle_judgement",
     "refuse_idle_members",
     "refuse_idle_warmth",
     "robust_fit",

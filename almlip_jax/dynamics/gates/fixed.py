@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 import jax
 import jax.numpy as jnp
+from pydantic import model_validator
 
 from almlip_jax.dynamics.gates.base import GateSettings
 from almlip_jax.dynamics.gates.protocol import Decision, Gate, compared
@@ -72,6 +73,12 @@ class BandGate(GateSettings):
     kind: Literal["band"] = "band"
     above: Literal["end", "go_on"] = "end"
     """What a walker does above the band: it ends unrecorded, or goes on unrecorded."""
+
+    @model_validator(mode="after")
+    def _somebody_ends(self) -> Self:
+        if self.above == "go_on" and self.persistence != 1:
+            raise ValueError("persistence counts with above 'end' only: no walker ends above the band; leave it out.")
+        return self
 
     def plain(self) -> Gate:
         """See `TrustBandGate`."""
