@@ -153,9 +153,9 @@ def test_an_ensemble_shows_no_places_to_what_holds_parameters():
         {"size": "tiny", "cutoff": 4.0},
         {"size": "tiny", "layers": 1, "electronic_state": True, "species_channels": 1, "repulsion": True},
         {"size": "tiny", "cutoff": 4.0, "dipole": True},
-        {"kind": "mace", "channels": 4, "cutoff": 4.0, "l_max": 2},
-        {"kind": "nequip", "channels": 4, "cutoff": 4.0},
-        {"kind": "mtp", "level": 8, "cutoff": 4.0, "min_dist": 0.8},
+        {"kind": "mace", "channels": 2, "cutoff": 3.0, "l_max": 1, "correlation": 2},
+        {"kind": "nequip", "channels": 2, "cutoff": 3.0, "layers": 2, "l_max": 1},
+        {"kind": "mtp", "level": 4, "cutoff": 3.0, "min_dist": 0.8},
     ],
     ids=lambda model: "-".join(map(str, model.values())),
 )
