@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, TypeAlias
 
+from pydantic import BeforeValidator
+
 from almlip_jax.kinds import load_plugins
 from almlip_jax.names import Known
 from almlip_jax.targets import DIPOLE, Target
@@ -174,9 +176,16 @@ def _asked() -> tuple[str, ...]:
     return names(one for one in scores() if one.fitted or one.target is not None)
 
 
+def _unless_always(name: str) -> str:
+    found = score_of(name)
+    if found is not None and name not in _asked():
+        raise ValueError(f"'{name}' is always there, without being asked for; leave it out")
+    return name
+
+
 ScoreName: TypeAlias = Annotated[str, Known(_SORT, lambda: names(scores(fitted=False)))]
 """A score that every committee gives each structure."""
-AskedScoreName: TypeAlias = Annotated[str, Known(_SORT, _asked)]
+AskedScoreName: TypeAlias = Annotated[str, BeforeValidator(_unless_always), Known(_SORT, _asked)]
 """A score that dynamics give where they are asked for it: fitted to a training set, or of a further target."""
 AnyScoreName: TypeAlias = Annotated[str, Known(_SORT, lambda: names(scores(fitted=None)))]
 """Any score of structures."""
