@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from almlip_jax.potential import Potential
     from almlip_jax.progress import Progress
     from almlip_jax.saved_potential import SavedPotential
+    from almlip_jax.scoring import PoolSummary
     from almlip_jax.simulation.settings import SimulationConfig
     from almlip_jax.structures.labels import FileReading
     from almlip_jax.training import EpochReport, TrainingResult
@@ -494,12 +495,12 @@ def score(
         summary = score_pool(model, pool, out, advance, type_numbers=numbers, labels=labels)
     _say_left_out(summary.left_out)
     spread = model.ensemble.members > 1 or model.member_settings.likelihood != "none"
-    told = {name: with_unit(_number(value), name) for name, value in summary.mean.items()}
+    shown = {name for name in summary.largest if spread or name not in summary.mean}  # else 0 everywhere
     _print_pairs(
-        f"{'Mean scores' if spread else 'Scores'} of {summary.number} structures",
+        f"{'Mean and largest scores' if spread else 'Scores'} of {summary.number} structures",
         {
-            **(told | {"most uncertain frame": str(summary.most_uncertain)} if spread else {}),  # else 0 everywhere
-            **{f"largest {n}": f"{_number(value)} (frame {frame})" for n, (value, frame) in summary.largest.items()},
+            **{name: _of_pool(name, summary) for name in summary.largest if name in shown},
+            **({"most uncertain frame": str(summary.most_uncertain)} if spread else {}),
             "written": str(out),
         },
     )
@@ -1271,6 +1272,13 @@ def _load(path: Path, types: Sequence[str] | None = None) -> Any:
     from almlip_jax.potential import Potential
 
     return Potential.load(path, types)
+
+
+def _of_pool(name: str, summary: PoolSummary) -> str:
+    """Mean of a score, where it has one, its largest value and the frame of that."""
+    largest, frame = summary.largest[name]
+    most = f"largest {with_unit(_number(largest), name)} (frame {frame})"
+    return f"{with_unit(_number(summary.mean[name]), name)}, {most}" if name in summary.mean else most
 
 
 def _as_remembered(reading: FileReading, potential: Any, path: Path) -> FileReading:

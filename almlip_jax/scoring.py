@@ -41,37 +41,38 @@ class PoolSummary:
 
     Attributes:
         number: frames so far.
-        most_uncertain: the first frame of the largest ``force_std_max``; one that is not a number counts as larger.
-        sums: name -> sum of a score.
+        sums: name -> sum of a score that needs no training set.
         left_out: names of what frames have and the format of the file written has no place for.
-        largest: name -> largest value of a grade, or another score fitted to a training set, and the first frame of it.
+        largest: name -> largest value of a score, and the first frame of it; one that is not a number counts as larger.
     """
 
     number: int = 0
-    most_uncertain: int = 0
     sums: dict[str, float] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
     largest: dict[str, tuple[float, int]] = field(default_factory=dict)
-    _largest: float = -math.inf
 
     @property
     def mean(self) -> dict[str, float]:
         """Name -> mean of a score; those that need no training set."""
         return {name: total / self.number for name, total in self.sums.items()}
 
+    @property
+    def most_uncertain(self) -> int:
+        """The frame of the largest ``force_std_max``."""
+        return self.largest["force_std_max"][1]
+
     def add(self, scores: Mapping[str, np.ndarray]) -> None:
         """Takes the scores [n] of the next frames, by name."""
-        index = int(np.argmax(scores["force_std_max"]))
-        value = float(scores["force_std_max"][index])
-        if not (math.isnan(self._largest) or value <= self._largest):
-            self.most_uncertain, self._largest = self.number + index, value
-        for name in names(score for score in declared(fitted=False) if score.name in scores):
-            self.sums[name] = self.sums.get(name, 0.0) + float(np.sum(scores[name], dtype=np.float64))
-        for name in names(score for score in declared(fitted=True) if score.name in scores):
-            place = int(np.argmax(scores[name]))
-            found = float(scores[name][place])
-            if name not in self.largest or not found <= self.largest[name][0]:
-                self.largest[name] = found, self.number + place
+        for score in declared():
+            if score.name not in scores:
+                continue
+            values = scores[score.name]
+            if not score.fitted:
+                self.sums[score.name] = self.sums.get(score.name, 0.0) + float(np.sum(values, dtype=np.float64))
+            place = int(np.argmax(values))
+            found, (before, _) = float(values[place]), self.largest.get(score.name, (-math.inf, 0))
+            if not (math.isnan(before) or found <= before):
+                self.largest[score.name] = found, self.number + place
         self.number += len(scores["force_std_max"])
 
 

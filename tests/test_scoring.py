@@ -49,6 +49,7 @@ def test_running_statistics_are_those_of_the_whole(missing):
         summary.add({name: values[rows, n] for n, name in enumerate(known)})
     assert summary.number == 20
     assert summary.most_uncertain == np.argmax(values[:, known.index("force_std_max")])
+    assert [frame for _, frame in summary.largest.values()] == np.argmax(values, axis=0).tolist()
     np.testing.assert_allclose(list(summary.mean.values()), values.mean(axis=0), rtol=1e-5, atol=1e-6)
 
 
