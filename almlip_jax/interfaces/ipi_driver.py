@@ -20,7 +20,9 @@ from almlip_jax.compilation import prepare_jax
 from almlip_jax.errors import InputError
 from almlip_jax.potential import Potential
 from almlip_jax.potential.following import Following
+from almlip_jax.potential.states import completed_state
 from almlip_jax.scores import scores
+from almlip_jax.structures.electronic_state import stated_state
 from almlip_jax.structures.io import read_structures
 from almlip_jax.units import BOHR, HARTREE
 
@@ -44,7 +46,7 @@ class PotentialDriver:
 
     Raises:
         InputError: a parameter is missing, of another kind, or all but spelt as one of these; a file cannot be read, or
-            holds elements that the potential does not know.
+            holds elements, or a charge and spin, that the potential does not know.
     """
 
     def __init__(
@@ -70,6 +72,10 @@ class PotentialDriver:
         self.potential = Potential.load(potential)
         self.template = read_structures(Path(template), ignore_labels=True)[0]
         self.potential.check_elements([self.template], template)
+        stated = stated_state(self.template)
+        self.template.info |= completed_state(self.potential.states_met, stated.get("charge"), stated.get("spin"))
+        if (strange := self.potential.strange_state(self.template)) is not None:
+            raise InputError(f"{template}: {strange}")
         self._following: list[tuple[np.ndarray, Following]] = []  # and where each was last
 
     def __call__(self, cell: Any, positions: Any) -> Any:

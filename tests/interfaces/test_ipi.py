@@ -19,6 +19,7 @@ from almlip_jax.errors import InputError
 from almlip_jax.interfaces import ipi_driver
 from almlip_jax.interfaces.ipi_driver import PotentialDriver
 from almlip_jax.potential import Potential
+from almlip_jax.potential.states import states_note
 from almlip_jax.structures.io import write_structures
 from almlip_jax.units import BOHR, HARTREE
 
@@ -90,6 +91,20 @@ def test_parameters_are_those_that_there_are(folder):
             PotentialDriver(**parameters)
     with pytest.warns(UserWarning, match="nothing is made of the parameter 'charge'"):
         PotentialDriver(**both, charge=1)
+
+
+def test_the_state_is_that_of_the_template_or_the_only_one_that_is_known(potential, folder, tmp_path):
+    note = states_note([Atoms("H", info={"charge": 1, "spin": 1})], sees_state=False)
+    replace(potential, metadata={**potential.metadata, **note}).save(tmp_path / "ions")
+    start = bulk("Si", cubic=True)
+    for name, info in (("untold", {}), ("ion", {"charge": 1}), ("anion", {"charge": -1})):
+        start.info = info
+        write_structures(tmp_path / f"{name}.extxyz", [start])
+    for name in ("untold", "ion"):
+        driver = PotentialDriver(str(tmp_path / "ions"), str(tmp_path / f"{name}.extxyz"))
+        assert driver.template.info == {"charge": 1, "spin": 1}
+    with pytest.raises(InputError, match="anion.extxyz: Si8 has charge -1 .* learned of charge 1, spin 1"):
+        PotentialDriver(str(tmp_path / "ions"), str(tmp_path / "anion.extxyz"))
 
 
 def test_each_bead_keeps_its_list(folder):
