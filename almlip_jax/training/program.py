@@ -435,15 +435,27 @@ def _begin_second_stage(state: State, late: jax.Array, first: jax.Array) -> Stat
 
 
 class Compiled(NamedTuple):
-    """`Program.fresh`, `Program.initial` and `Program.segment`, compiled once for each shape of their arrays."""
+    """The functions of `Program` by their names, compiled once for each shape of their arrays.
+
+    Attributes:
+        even: ``segment`` of several trainings side by side, whose steps [B] are as many.
+        uneven: the same where they are not.
+    """
 
     fresh: Callable[..., Params]
     initial: Callable[..., State]
     segment: Callable[..., tuple[State, dict[str, jax.Array]]]
+    validate: Callable[..., tuple[Residuals, ...]]
+    even: Callable[..., tuple[State, dict[str, jax.Array]]]
+    uneven: Callable[..., tuple[State, dict[str, jax.Array]]]
 
 
 def compiled(program: Program) -> Compiled:
-    """The functions of a program, or of an equal one before it, whichever trainer that belonged to."""
+    """The functions of a program, or of an equal one before it, whichever trainer that belonged to.
+
+    Programs are equal that differ in settings of the host alone: how long they run, and on which data.
+    """
+    program = replace(program, settings=program.settings.on_device)
     try:
         return _compiled(program)
     except TypeError:  # settings of a user's own that cannot be compared with others
@@ -452,5 +464,17 @@ def compiled(program: Program) -> Compiled:
 
 @lru_cache(maxsize=_REMEMBERED)
 def _compiled(program: Program) -> Compiled:
-    segment = jax.jit(full_precision(program.segment), donate_argnums=(0,))
-    return Compiled(jax.jit(full_precision(program.fresh)), jax.jit(full_precision(program.initial)), segment)
+    segment = program.segment
+
+    def stepping(function: Callable[..., Any]) -> Callable[..., Any]:
+        return jax.jit(full_precision(function), donate_argnums=(0,))
+
+    return Compiled(
+        fresh=jax.jit(full_precision(program.fresh)),
+        initial=jax.jit(full_precision(program.initial)),
+        segment=stepping(segment),
+        validate=jax.jit(full_precision(program.validate)),
+        even=stepping(jax.vmap(segment, in_axes=(0, 0, 0, None))),
+        # where plans differ in length, a training that is ahead waits in each step, which costs a copy of its state
+        uneven=stepping(jax.vmap(segment, in_axes=(0, 0, 0, 0))),
+    )

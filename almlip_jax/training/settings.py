@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from ase.data import atomic_numbers
 from pydantic import Field, field_validator, model_validator
@@ -229,6 +229,11 @@ class TrainingSettings(Settings):
         return min(given or self.max_steps, self.max_epochs * math.ceil(structures / self.batch_size))
 
     @property
+    def on_device(self) -> TrainingSettings:
+        """What the program of a training depends on: what only the host looks at is as where nothing is given."""
+        return self.model_copy(update={name: type(self).model_fields[name].default for name in OF_THE_HOST})
+
+    @property
     def losses(self) -> tuple[LossSettings, ...]:
         """The loss of each stage."""
         second = self.second_stage
@@ -259,6 +264,21 @@ class TrainingSettings(Settings):
             raise ValueError("schedule 'exponential' never reaches 0; give final_learning_rate, for example 0.01.")
         return self
 
+
+OF_THE_HOST: Final = (
+    "batch_size",
+    "max_epochs",
+    "max_steps",
+    "projection",
+    "validation_fraction",
+    "validate_every",
+    "warm_start",
+    "warm_steps",
+    "final_steps",
+    "replay",
+    "reference_energies",
+)
+"""Training settings that the program on the device does not look at: what it is given depends on them."""
 
 SQUARES = LossSettings()
 """The penalties that mean squared errors are made of."""

@@ -15,10 +15,9 @@ from ase import Atoms
 from almlip_jax.ensembles import spread_members
 from almlip_jax.errors import InputError
 from almlip_jax.models import Params
-from almlip_jax.precision import full_precision
 from almlip_jax.structures.packing import BatchPlan
 from almlip_jax.training.dataset import Order, TrainingSet
-from almlip_jax.training.program import Run, State
+from almlip_jax.training.program import Run, State, compiled
 from almlip_jax.training.trainer import (
     EpochReport,
     Trainer,
@@ -86,10 +85,7 @@ class SideBySideTrainer:
             raise InputError("trainings side by side see no teacher's frames again; train one after the other.")
         self.trainer = trainer.with_whole_batches()
         self.fixed = fixed
-        segment = self.trainer.program.segment
-        self._even = jax.jit(full_precision(jax.vmap(segment, in_axes=(0, 0, 0, None))), donate_argnums=(0,))
-        # where plans differ in length, a training that is ahead waits in each step, which costs a copy of its state
-        self._uneven = jax.jit(full_precision(jax.vmap(segment, in_axes=(0, 0, 0, 0))), donate_argnums=(0,))
+        self._compiled = compiled(self.trainer.program)
 
     def train(
         self,
@@ -225,8 +221,8 @@ class SideBySideTrainer:
         plan = jax.tree.map(lambda *x: np.stack(x), *[plan for plan, _, _ in segments])
         lengths = np.array([length for _, length, _ in segments], np.int32)
         if not self.fixed and np.all(lengths == lengths[0]):
-            return self._even(state, run, plan, jnp.asarray(lengths[0]))
-        return self._uneven(state, run, plan, jnp.asarray(lengths))
+            return self._compiled.even(state, run, plan, jnp.asarray(lengths[0]))
+        return self._compiled.uneven(state, run, plan, jnp.asarray(lengths))
 
 
 def _stacked(trees: Sequence[Any]) -> Any:

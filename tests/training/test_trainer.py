@@ -13,7 +13,7 @@ import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
 from ase.calculators.singlepoint import SinglePointCalculator
-from small_training import MODEL, SPECIES, labelled, settings_of, trainer_of, water
+from small_training import MODEL, PLAIN, SPECIES, labelled, settings_of, trainer_of, water
 
 from almlip_jax.ensembles import Ensemble, Prediction
 from almlip_jax.errors import CapacityError, InputError
@@ -34,6 +34,7 @@ from almlip_jax.training import (
 )
 from almlip_jax.training.dataset import Order, TrainingSet, bootstrap_weights, split
 from almlip_jax.training.loss import means, residuals
+from almlip_jax.training.settings import OF_THE_HOST
 
 SETTINGS = settings_of()
 
@@ -152,14 +153,37 @@ def test_constants_are_what_the_data_made_them(trainer, dataset, references, res
     assert jax.tree.all(jax.tree.map(np.array_equal, result.params["constants"], first))
 
 
-def test_an_equal_trainer_compiles_nothing(trainer, dataset, references, result, count_compilations):
+@pytest.mark.parametrize("changes", [{}, {"warm_steps": 7, "final_steps": 9, "replay": 0, "max_epochs": 999}])
+def test_an_equal_trainer_compiles_nothing(trainer, dataset, references, result, changes, count_compilations):
+    """Equal in what the program depends on."""
     other = Trainer(
-        Ensemble(build_model(MODEL, SPECIES), 2), SPECIES, trainer.capacity, settings_of(), EnsembleSettings(size=2)
+        Ensemble(build_model(MODEL, SPECIES), 2),
+        SPECIES,
+        trainer.capacity,
+        settings_of(**changes),
+        EnsembleSettings(size=2),
     )
     with count_compilations() as compiled:
         again = other.train(dataset, None, jax.random.key(0), reference_energies=references)
     assert compiled == []
     assert jax.tree.all(jax.tree.map(np.array_equal, again.params, result.params))
+
+
+def test_no_program_looks_at_settings_of_the_host(waters):
+    """Without them it is traced all the same, whatever branches other settings open."""
+    settings = settings_of(optimiser="adamw", schedule="plateau", second_stage={"forces": 0.5})
+    trainer = trainer_of(waters, settings, model=PLAIN)
+    bare = settings.model_copy()
+    for name in OF_THE_HOST:
+        del bare.__dict__[name]
+    with pytest.raises(AttributeError):
+        _ = bare.max_steps
+    program = replace(trainer.program, settings=bare)
+    data = trainer.training_set(waters, reference_energies(waters, SPECIES))
+    plan, steps = data.training_plan()
+    params = jax.eval_shape(program.fresh, jax.random.key(0), data.packed.data, plan, steps, 1.0)
+    run = trainer.prepare(data, 60, jax.random.key(0))
+    jax.eval_shape(program.segment, jax.eval_shape(program.initial, params), run, plan, steps)
 
 
 def test_growth_and_warm_start_compile_nothing(trainer, dataset, references, result, count_compilations):

@@ -15,7 +15,6 @@ from jax.sharding import Mesh
 from almlip_jax.ensembles import Ensemble, EnsembleSettings, training_devices
 from almlip_jax.errors import InputError
 from almlip_jax.models import Params
-from almlip_jax.precision import full_precision
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.training import checkpoint as checkpoints
 from almlip_jax.training.dataset import Capacity, TrainingSet
@@ -78,7 +77,6 @@ class ProjectionTrainer(Trainer):
         self._devices = training_devices(1, 1)  # what validates lies on one
         self._all = Mesh(np.array(jax.devices()), ("parts",))
         self._reduce = reduction(Reduction(ensemble.model, settings.loss, self._all))
-        self._validate = jax.jit(full_precision(self.program.validate))
 
     @property
     def projection(self) -> ProjectionSettings:
@@ -269,7 +267,7 @@ class ProjectionTrainer(Trainer):
         linear = np.stack([one.point.linear for one in chosen])
         others = np.stack([one.others for one in chosen])
         params = task.observer.params(linear, others, state.origins[mine])
-        squares, penalties = self._validate(params, task.run)
+        squares, penalties = self._compiled.validate(params, task.run)
         observed = int(task.run.validation_steps) > 0
         validation = np.asarray(weighted(self.settings.loss, penalties))
         judged = validation if observed else np.full(models, -float(state.step))
