@@ -71,13 +71,14 @@ class Section:
         """The keys in the order in which they are defined."""
         schema = self.model.model_json_schema(ref_template="{model}")
         properties, shared = schema["properties"], schema.get("$defs", {})
+        meanings = self.model.meanings()
         return tuple(
             Key(
                 name,
                 _values(properties[name], shared),
                 _default(field),
                 properties[name].get("unit", ""),
-                " ".join((field.description or "").split()),
+                " ".join(meanings.get(name, "").split()),
                 tuple(dict.fromkeys(settings_in(field.annotation))),
             )
             for name, field in self.model.known_fields().items()

@@ -111,7 +111,7 @@ class Spec(Settings):
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler) -> Any:
         if not cls.is_open():
-            return handler(schema)
+            return super().__get_pydantic_json_schema__(schema, handler)
         if cls in _DESCRIBING.get():  # kinds that hold others of their own family
             return {"type": "object", "title": cls.__name__}
         token = _DESCRIBING.set((*_DESCRIBING.get(), cls))

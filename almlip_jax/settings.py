@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import chain, repeat
+from contextlib import suppress
+from functools import cache
+from itertools import chain, repeat, zip_longest
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
+from types import ModuleType, UnionType
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, cast, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationInfo, model_validator
+from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, ValidationInfo, model_validator
 from pydantic.fields import FieldInfo
+from pydantic_core import CoreSchema
 
 from almlip_jax.errors import meant
 
 LEAN = "almlip_lean"
-"""Option -X of interpreters that show nobody a schema, and are handed settings that were validated elsewhere."""
+"""Option -X of interpreters that are handed settings that were validated elsewhere."""
 
 AnySettings = TypeVar("AnySettings", bound="Settings")
 T = TypeVar("T")
@@ -24,6 +29,33 @@ T = TypeVar("T")
 def unit(name: str) -> dict[str, Any]:
     """What says in which unit a field is: ``Field(default=0.5, gt=0, le=20, json_schema_extra=unit("fs"))``."""
     return {"unit": name}
+
+
+@cache
+def _strings_below(module: ModuleType | None) -> dict[str, dict[str, str | None]]:
+    """Class -> its annotated names -> the string below, None where there is none; of all classes of a module."""
+    found: dict[str, dict[str, str | None]] = {}
+
+    def visit(node: ast.AST, within: str) -> None:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            within = f"{within}{node.name}.<locals>."
+        elif isinstance(node, ast.ClassDef):
+            found[within + node.name] = dict(_annotated(node.body))
+            within = f"{within}{node.name}."
+        for inner in ast.iter_child_nodes(node):
+            visit(inner, within)
+
+    with suppress(OSError, TypeError, SyntaxError):  # built in, typed at a prompt, or gone
+        visit(ast.parse(inspect.getsource(cast(ModuleType, module))), "")
+    return found
+
+
+def _annotated(body: list[ast.stmt]) -> Iterator[tuple[str, str | None]]:
+    for statement, following in zip_longest(body, body[1:]):
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+            value = following.value if isinstance(following, ast.Expr) else None
+            text = value.value if isinstance(value, ast.Constant) else None
+            yield statement.target.id, inspect.cleandoc(text) if isinstance(text, str) else None
 
 
 class FromHere(str):
@@ -45,7 +77,6 @@ class Settings(BaseModel):
     model_config = ConfigDict(
         extra="forbid",
         frozen=True,
-        use_attribute_docstrings=LEAN not in sys._xoptions,  # that reads and parses the source of every model
         validate_default=True,
         allow_inf_nan=False,
         defer_build=LEAN in sys._xoptions,
@@ -75,6 +106,34 @@ class Settings(BaseModel):
     def known_fields(cls) -> Mapping[str, FieldInfo]:
         """The fields by key."""
         return cls.model_fields
+
+    @classmethod
+    def meanings(cls) -> dict[str, str]:
+        """What the keys mean, of those that say so: in their `Field`, or in the string below them in the source.
+
+        Nothing that runs needs it, and sources are read for whoever asks, not where models are made.
+        """
+        below = cls._below_keys()
+        told = {name: field.description or below.get(name) for name, field in cls.known_fields().items()}
+        return {name: text for name, text in told.items() if text}
+
+    @classmethod
+    def _below_keys(cls) -> dict[str, str]:
+        """The strings below keys, of each key where it was defined last."""
+        found: dict[str, str | None] = {}
+        for model in reversed(cls.__mro__):
+            if issubclass(model, Settings):
+                found |= _strings_below(sys.modules.get(model.__module__)).get(model.__qualname__, {})
+        return {name: text for name, text in found.items() if text is not None}
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        found = handler(schema)
+        properties = handler.resolve_ref_schema(found).get("properties", {})
+        for name, text in cls.meanings().items():
+            if name in properties:
+                properties[name].setdefault("description", text)
+        return found
 
     @classmethod
     def alternatives(cls) -> Iterator[type[Settings]]:

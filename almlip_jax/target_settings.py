@@ -54,7 +54,7 @@ class ByTarget(Settings):
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler) -> Any:
-        found = handler(schema)
+        found = super().__get_pydantic_json_schema__(schema, handler)
         inner = handler.resolve_ref_schema(found)
         inner["properties"] = inner["properties"] | _further(cls).model_json_schema().get("properties", {})
         inner["additionalProperties"] = False

@@ -6,8 +6,6 @@ import textwrap
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pydantic import BaseModel
-
 from almlip_jax.campaign.config import ExperimentConfig
 from almlip_jax.distillation import DistilConfig
 from almlip_jax.errors import InputError
@@ -353,16 +351,16 @@ def render(name: str, code: str | None = None) -> str:
     return "\n".join(lines + _commented(template.content, config, 0)) + "\n"
 
 
-def _commented(content: dict[str, Any], model: BaseModel, depth: int) -> list[str]:
+def _commented(content: dict[str, Any], model: Settings, depth: int) -> list[str]:
     indent = "  " * depth
     lines = []
+    meanings = type(model).meanings()
     for key, value in content.items():
-        description = type(model).model_fields[key].description
-        if description:
-            text = " ".join(description.split())
+        if key in meanings:
+            text = " ".join(meanings[key].split())
             lines += [f"{indent}# {line}" for line in textwrap.wrap(text, 118 - len(indent))]
         inner = getattr(model, key)
-        if value and isinstance(value, dict) and isinstance(inner, BaseModel):
+        if value and isinstance(value, dict) and isinstance(inner, Settings):
             lines += [f"{indent}{key}:", *_commented(value, inner, depth + 1)]
         else:
             lines.append(f"{indent}{key}: {yaml_text(value, flow=True)}")

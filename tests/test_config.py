@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from pydantic import Field, create_model
 
 from almlip_jax.campaign.config import ExperimentConfig, TrainConfig, load_config
 from almlip_jax.config import config_text, load_settings
@@ -243,6 +244,33 @@ def test_the_schema_describes_every_field():
     for name, model in {"ExperimentConfig": schema, **schema["$defs"]}.items():
         for key, field in model.get("properties", {}).items():
             assert key == "kind" or "description" in field or "$ref" in field, f"{name}.{key}"
+
+
+class Above(Settings):
+    first: int = 1
+    """What it means,
+    in two lines."""
+    second: int = Field(default=2, description="said in its field")
+    """Said below."""
+    third: int = 3
+    """Changes below."""
+
+
+def test_keys_mean_what_the_string_below_them_says():
+    """Where it was defined last, in functions too; nothing where nothing is said, or the source is not there."""
+
+    class Below(Above):
+        third: int = 4
+
+        fourth: int = 5
+        """New."""
+
+    inherited = {"first": "What it means,\nin two lines.", "second": "said in its field"}
+    assert Above.meanings() == inherited | {"third": "Changes below."}
+    assert Below.meanings() == inherited | {"fourth": "New."}
+    shown = Below.model_json_schema()["properties"]
+    assert {name: one["description"] for name, one in shown.items() if "description" in one} == Below.meanings()
+    assert create_model("Made", __base__=Settings, key=(int, 1)).meanings() == {}
 
 
 def test_a_training_needs_no_campaign(tmp_path):
