@@ -34,9 +34,16 @@ if "XLA_FLAGS" not in os.environ:
             known |= {flag for flag in wanted.keys() - known if content.find(flag.encode()) >= 0}
     os.environ["XLA_FLAGS"] += "".join(f" --{flag}={value}" for flag, value in wanted.items() if flag in known)
 
-# workers, child processes and later runs share what is compiled; compilations are counted all the same
+# workers, child processes, later runs and other checkouts share what is compiled; compilations are counted all the same
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).parents[1] / ".pytest_cache" / "compiled")
+    compiled = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "almlip-jax" / "tests"
+    try:
+        compiled.mkdir(parents=True, exist_ok=True)
+        writable = os.access(compiled, os.W_OK)
+    except OSError:
+        writable = False
+    here = Path(__file__).parents[1] / ".pytest_cache" / "compiled"
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(compiled if writable else here)
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
