@@ -35,7 +35,7 @@ from almlip_jax.unit_names import with_unit
 if TYPE_CHECKING:
     from ase import Atoms
 
-    from almlip_jax.campaign.config import ExperimentConfig, TrainConfig
+    from almlip_jax.campaign.config import ExperimentConfig, LabelConfig, TrainConfig
     from almlip_jax.campaign.loop import Outcome
     from almlip_jax.distillation import Distilled
     from almlip_jax.potential import Potential
@@ -97,6 +97,7 @@ def _database_to_write(path: Path | None) -> Path | None:
 
 
 AnySimulation = TypeVar("AnySimulation", bound="SimulationConfig")
+_Typed = TypeVar("_Typed", "ExperimentConfig", "LabelConfig")
 JsonFile = Annotated[Path | None, typer.Option("--json", callback=file_to_write, help="Also write the result as JSON.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override a key, as dotted.key=value; repeatable.")]
 ConfigFile = Annotated[Path, typer.Argument(help="YAML config.")]
@@ -676,7 +677,7 @@ def generate(
     _write_json(json_file, {"num_structures": len(frames), "by_kind": counts, "out": str(out)})
 
 
-def _typed(settings: ExperimentConfig, types: str | None) -> ExperimentConfig:
+def _typed(settings: _Typed, types: str | None) -> _Typed:
     """The settings with the types of an option, where it was given."""
     from almlip_jax.structures.labels import parse_types
 
@@ -705,13 +706,14 @@ def label(
 
     The file written has a frame for each one given, in order, with all it had; one that failed says why in label_error.
     """
-    from almlip_jax.campaign.config import load_config
+    from almlip_jax.campaign.config import LabelConfig
     from almlip_jax.campaign.preparation import requested_frames
+    from almlip_jax.config import load_settings
     from almlip_jax.oracles import Labeller, LabelStore, PendingLabels
     from almlip_jax.progress import open_progress
     from almlip_jax.structures.io import LABEL_ERROR, require_place, write_structures
 
-    settings = _typed(load_config(config, overrides or []), types)
+    settings = _typed(load_settings(LabelConfig, config, overrides or []), types)
     frames = requested_frames(structures, settings.system)
     if dry_run and check:
         raise InputError("--dry-run runs nothing, and --check labels; give one of them.")
@@ -747,7 +749,7 @@ def label(
         raise LabelError(f"{len(failed)} of {len(frames)} labels failed; frame {failed[0][0]}: {failed[0][1]}")
 
 
-def _show_first_label(settings: ExperimentConfig, frames: list[Atoms], dry_run: bool, json_file: Path | None) -> None:
+def _show_first_label(settings: LabelConfig, frames: list[Atoms], dry_run: bool, json_file: Path | None) -> None:
     """What the first structure's label would take, or whether its forces are derivatives of its energy."""
     from almlip_jax.oracles.base import bare
     from almlip_jax.oracles.finite_differences import check_forces

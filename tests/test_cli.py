@@ -31,6 +31,7 @@ from almlip_jax.campaign.loop import Outcome
 from almlip_jax.cli import _show_outcome
 from almlip_jax.errors import InputError
 from almlip_jax.structures.io import read_structures, write_structures
+from almlip_jax.yaml_text import parse_yaml, yaml_text
 
 # Of the sizes of the tiny campaign in every respect: programs of its trainings and explorations serve here, too.
 CONFIG: dict[str, Any] = {
@@ -236,9 +237,11 @@ def test_label(folder):
 
 
 def test_label_looks_before_it_pays(folder):
-    shown = almlip(folder, "label", "config.yaml", "water.extxyz", "--dry-run").stdout
+    oracle = parse_yaml((folder / "config.yaml").read_text(), "config").value["oracle"]
+    (folder / "oracle.yaml").write_text(yaml_text({"oracle": oracle}))
+    shown = almlip(folder, "label", "oracle.yaml", "water.extxyz", "--dry-run").stdout
     assert "H2O, charge 0, multiplicity 1" in shown and "ase.calculators.emt:EMT" in shown
-    checked = ["label", "config.yaml", "water.extxyz", "--check", "--json", "check.json"]
+    checked = ["label", "oracle.yaml", "water.extxyz", "--check", "--json", "check.json"]
     almlip(folder, *checked)
     result = found(folder, "check.json")
     assert result["agrees"] and [len(result["compared"]), *result["compared"][0]] == [

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import pytest
 from pydantic import Field, create_model
 
-from almlip_jax.campaign.config import ExperimentConfig, TrainConfig, load_config
+from almlip_jax.campaign.config import ExperimentConfig, LabelConfig, TrainConfig, load_config
 from almlip_jax.config import config_text, load_settings
 from almlip_jax.errors import InputError
 from almlip_jax.fitting import fit_potential
@@ -280,6 +280,21 @@ def test_a_training_needs_no_campaign(tmp_path):
     assert config.training.max_steps == 7 and not hasattr(config, "oracle")
     with pytest.raises(InputError, match="did you mean 'training'"):
         load_settings(TrainConfig, written(tmp_path, "trainig: {max_steps: 7}\n"))
+
+
+def test_labels_need_an_oracle_alone(tmp_path):
+    """Sections of a campaign are not looked at; what labels are made of is checked as ever."""
+    config = load_settings(LabelConfig, written(tmp_path, "oracle: {kind: tblite}\n"))
+    assert (config.oracle.kind, config.executor.kind, config.system.charge) == ("tblite", "local", 0)
+    whole = load_settings(LabelConfig, written(tmp_path, PLAIN), ["system.charge=1", "initial.rattle.count=0"])
+    assert whole.name == "plain" and whole.system.charge == 1 and not hasattr(whole, "initial")
+    with pytest.raises(InputError, match="config.yaml: oracle: the key is missing"):
+        load_settings(LabelConfig, written(tmp_path, "executor: {kind: local, workers: 2}\n"))
+    with pytest.raises(InputError, match="did you mean 'executor'"):
+        load_settings(LabelConfig, written(tmp_path, "oracle: {kind: tblite}\nexecuter: {kind: local}\n"))
+    elsewhere = "oracle: {kind: external}\nexecutor: {kind: cluster}\n"
+    with pytest.raises(InputError, match="made elsewhere; leave it out"):
+        load_settings(LabelConfig, written(tmp_path, elsewhere))
 
 
 def test_a_training_may_suit_the_potential_that_it_begins_with(tmp_path):

@@ -252,17 +252,46 @@ class TrainConfig(PotentialConfig):
     @model_validator(mode="before")
     @classmethod
     def _leave_what_campaigns_need(cls, given: Any) -> Any:
-        if not isinstance(given, dict):
-            return given
-        others = set(ExperimentConfig.model_fields) - set(cls.model_fields)
-        left = {key: value for key, value in given.items() if key not in others}
-        if isinstance(left.get("system"), dict):
-            left["system"] = {k: v for k, v in left["system"].items() if k not in _OF_CAMPAIGNS}
-        return left
+        return _own_sections(cls, given)
 
     @property
     def _may_begin(self) -> bool:
         return True  # with --from
+
+
+class LabelConfig(Settings):
+    """Config of `almlip label`; the other sections of a campaign may be there too, and are not looked at."""
+
+    name: str = "campaign"
+    """Goes into the provenance of every label."""
+    system: StateReading = StateReading()
+    """How files are read, and charge and spin of structures that do not say; of the section of a campaign nothing else
+    counts."""
+    oracle: SourceSettings
+    """Where labels come from."""
+    executor: ExecutorSettings = LocalSettings()
+    """Where label calculations run."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_what_campaigns_need(cls, given: Any) -> Any:
+        return _own_sections(cls, given)
+
+    @model_validator(mode="after")
+    def _labels_are_calculated_where_they_can_be(self) -> Self:
+        check_executor(self.oracle, self.executor)
+        return self
+
+
+def _own_sections(kind: type[Settings], given: Any) -> Any:
+    """What a config that may be a campaign's holds for a command that needs a part of it."""
+    if not isinstance(given, dict):
+        return given
+    others = set(ExperimentConfig.model_fields) - set(kind.model_fields)
+    left = {key: value for key, value in given.items() if key not in others}
+    if isinstance(left.get("system"), dict):
+        left["system"] = {k: v for k, v in left["system"].items() if k not in _OF_CAMPAIGNS}
+    return left
 
 
 def load_config(path: Path | str, overrides: Sequence[str] = ()) -> ExperimentConfig:

@@ -144,7 +144,7 @@ def check_states(frames: Sequence[Atoms], source: str, known: Sequence[Atoms], *
             )
 
 
-def requested_frames(path: Path, system: SystemSettings) -> list[Atoms]:
+def requested_frames(path: Path, system: StateReading) -> list[Atoms]:
     """The structures of a file as they are, remarks and all, with charge and spin, without labels."""
     frames = read_structures(path, ignore_labels=True, type_numbers=system.arguments["type_numbers"])
     for frame in frames:

@@ -7,13 +7,14 @@ committee's mean; the scores of the committee and what its members say stand in 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from ase import Atoms
-from ase.data import atomic_masses, atomic_numbers
+from ase.data import atomic_masses, atomic_numbers, chemical_symbols
 
 from almlip_jax.errors import InputError
 from almlip_jax.interfaces.columns import column_values, columns
@@ -122,6 +123,7 @@ class AttachedPotential:
         self._parts = self.following.parts({*coupling.per_atom} & {"energies", "energies_std", "stresses"})
         if coupling.elements is not None:
             self._numbers = _given_elements(lmp, coupling.elements, potential.species)
+        self._labelled = _labelled_types(lmp, potential.species)
         self._define()
 
     def check(self) -> None:
@@ -224,7 +226,7 @@ class AttachedPotential:
         lmp, known = self.lmp, self.potential.species.symbols
         if self.coupling.elements is not None:
             found = f"are {self.coupling.elements[kind - 1]}"
-        elif any(_labelled_type(lmp, symbol) is not None for symbol in known):
+        elif self._labelled:
             found = "have a label"
         else:
             masses = lmp.numpy.extract_atom("mass")
@@ -234,7 +236,7 @@ class AttachedPotential:
 
     def _by_type(self) -> np.ndarray:
         if self._numbers is None:  # masses need not be set before the first run
-            self._numbers = _found_elements(self.lmp, self.potential.species)
+            self._numbers = _found_elements(self.lmp, self._labelled, self.potential.species)
         return self._numbers
 
     def _hand_over(self, results: Mapping[str, Any], places: slice | np.ndarray, count: int) -> None:
@@ -308,29 +310,56 @@ def _given_elements(lmp: Any, symbols: Sequence[str], known: SpeciesTable) -> np
     return np.where(np.isin(numbers, known.numbers), numbers, 0)
 
 
-def _found_elements(lmp: Any, known: SpeciesTable) -> np.ndarray:
+def _found_elements(lmp: Any, labelled: Mapping[str, int], known: SpeciesTable) -> np.ndarray:
     """The same from the type labels of LAMMPS, where they are elements, or else from masses; 0 where neither does."""
     numbers = np.zeros(int(lmp.extract_setting("ntypes")) + 1, np.int64)
-    for number, symbol in zip(known.numbers, known.symbols, strict=True):
-        kind = _labelled_type(lmp, symbol)
-        if kind is not None:
-            numbers[kind] = number
-    if numbers.any():
+    found = lmp.numpy.extract_atom("mass")
+    masses = np.zeros(len(numbers)) if found is None else np.ravel(found)
+    for symbol, kind in labelled.items():
+        _check_label(kind, symbol, float(masses[kind]), known)
+        numbers[kind] = atomic_numbers[symbol]
+    if labelled:
         return numbers  # types without such a label belong to others
-    masses = lmp.numpy.extract_atom("mass")
     for kind in range(1, len(numbers)):
-        mass = 0.0 if masses is None else float(np.ravel(masses)[kind])
-        near = [z for z in known.numbers if abs(atomic_masses[z] - mass) < _SAME_MASS]
+        near = [z for z in known.numbers if abs(atomic_masses[z] - masses[kind]) < _SAME_MASS]
         numbers[kind] = near[0] if len(near) == 1 else 0
     return numbers
 
 
-def _labelled_type(lmp: Any, label: str) -> int | None:
-    """The type of atoms with a label; None where no type has it."""
+def _check_label(kind: int, symbol: str, mass: float, known: SpeciesTable) -> None:
+    """Says so where a label and the mass are of two elements; masses of isotopes and coarse ones are of none.
+
+    Raises:
+        InputError: both are elements that the potential knows.
+    """
+    near = [z for z in range(1, len(atomic_masses)) if abs(atomic_masses[z] - mass) < _SAME_MASS]
+    if not near or atomic_numbers[symbol] in near:
+        return
+    told = (
+        f"atoms of type {kind} have the label {symbol}, and a mass of {mass:g} amu, which is that of "
+        f"{chemical_symbols[near[0]]}"
+    )
+    if any(z in known.numbers for z in near):
+        raise InputError(
+            f"{told}; correct one of them, or say which element each type is (elements, or --elements)."
+        )
+    warnings.warn(f"{told}; they are taken for {symbol}.", stacklevel=2)
+
+
+def _labelled_types(lmp: Any, known: SpeciesTable) -> dict[str, int]:
+    """The types of atoms whose label is an element that is known.
+
+    To be asked between runs: where there are no labels at all, LAMMPS says so by an error, and an error makes it
+    take a run for ended (variables with ``elapsed`` or ``ramp`` then fail in it).
+    """
     lmp.set_show_error(0)
     try:
-        return int(lmp.eval(f"label2type(atom,{label})")) if lmp.eval(f"is_typelabel(atom,{label})") else None
-    except Exception:  # which is how LAMMPS says that there are no labels at all
-        return None
+        return {
+            symbol: int(lmp.eval(f"label2type(atom,{symbol})"))
+            for symbol in known.symbols
+            if lmp.eval(f"is_typelabel(atom,{symbol})")
+        }
+    except Exception:  # it has no class of errors of its own
+        return {}
     finally:
         lmp.set_show_error(1)

@@ -28,6 +28,7 @@ from almlip_jax.potential.following import Following
 _FIX = re.compile(r"^\s*fix\s+(\S+)\s+(\S+)\s+external\s+pf/callback\b")
 _QUIT = re.compile(r"^\s*quit(\s+0)?\s*$")
 _LABEL, _JUMP = re.compile(r"^\s*label\s+(\S+)"), re.compile(r"\bjump\s+SELF\s+([^\s\"']+)")
+_LABELMAP = re.compile(r"^\s*labelmap\s+atom\b", re.MULTILINE)
 _LINE = "fix almlip all external pf/callback 1 1"
 
 
@@ -70,23 +71,28 @@ def run_script(
             stopped with an error.
     """
     pieces = pieces_of(script)
+    if coupling is None or coupling.elements is None:
+        _check_labels([text for text, _ in pieces[1:]], script)
     if recording is not None and recording.score not in (known := columns(potential)):
         raise InputError(f"this potential gives no '{recording.score}'; it gives {', '.join(known)}.")
     recorded = None if recording is None else Recorder(recording)
     lmp = started(arguments)
     attached: list[AttachedPotential] = []
+    observers: list[_Recorded] = []
     try:
         for text, found in pieces:
             try:
                 _read(lmp, text, script)
             finally:
+                for observer in observers:
+                    observer.run_has_ended()
                 for one in attached:
                     one.check()  # comes before what LAMMPS says to it
             if found is not None:
                 fix, group = found
                 own = replace(coupling or Coupling(), fix=fix, group=group)
-                observer = None if recorded is None else _Recorded(recorded, potential, own)
-                attached.append(attach(lmp, potential, own, observer))
+                observers += [] if recorded is None else [_Recorded(lmp, recorded, potential, own)]
+                attached.append(attach(lmp, potential, own, None if recorded is None else observers[-1]))
     finally:
         lmp.close()
     last = attached[-1].last if attached else {}
@@ -182,6 +188,15 @@ def _check_jumps(texts: Sequence[str], script: Path) -> None:
         earlier |= own
 
 
+def _check_labels(texts: Sequence[str], script: Path) -> None:
+    """Refuses type labels that come after the potential has looked for them."""
+    if any(map(_LABELMAP.search, texts)):
+        raise InputError(
+            f"{script} gives types their labels after a line 'fix ... external', which looks for elements among them; "
+            "put labelmap before it, or say which element each type is (--elements)."
+        )
+
+
 def _read(lmp: Any, text: str, script: Path) -> None:
     """Has LAMMPS read a piece of a script, as a file of its own: its loops jump to the beginning of a file."""
     with tempfile.TemporaryDirectory() as folder:
@@ -198,14 +213,42 @@ def _in_one_line(error: Exception) -> str:
 
 
 class _Recorded:
-    """Writes the frames that are to be labelled, with charge and spin where they are known; of a group without box."""
+    """Writes the frames that are to be labelled, with charge and spin where they are known; of a group without box.
 
-    def __init__(self, recorder: Recorder, potential: Potential, coupling: Coupling) -> None:
-        self.recorder = recorder
+    A run that ``fix halt`` ends looks from here like any other that ends.  An uncertain frame that follows another too
+    closely is therefore kept until the next step shows that the run has gone on.
+    """
+
+    def __init__(self, lmp: Any, recorder: Recorder, potential: Potential, coupling: Coupling) -> None:
+        self.lmp, self.recorder = lmp, recorder
         self._part = None if coupling.group == "all" else Following(potential, coupling.skin)
+        self._kept: tuple[int, Atoms, Mapping[str, Any]] | None = None
+        self._run = 0  # the step at which the run of the kept frame began
 
     def __call__(self, step: int, atoms: Atoms, results: Mapping[str, Any]) -> None:
-        """Writes the frame if it is one to be labelled."""
-        if self.recorder.wants(step, results):
-            frame = atoms if self._part is None else alone(atoms, results["energy"], self._part)
-            self.recorder.write(step, frame, results)
+        """Writes the frame if it is one to be labelled, and the one before if a run has ended with it."""
+        if self._kept is not None:
+            elapsed = self._elapsed()
+            if elapsed == 0 or step - elapsed != self._run:  # a run begins
+                self.run_has_ended()
+            self._kept = None
+        if not self.recorder.uncertain(results):
+            return
+        if not self.recorder.too_soon(step):
+            self._write(step, atoms, results)
+        elif not self.recorder.wrote(step, atoms, results):
+            self._kept, self._run = (step, atoms.copy(), dict(results)), step - self._elapsed()
+
+    def run_has_ended(self) -> None:
+        """Writes the last frame of a run, if it is uncertain and not written yet."""
+        if self._kept is not None:
+            kept, self._kept = self._kept, None
+            self._write(*kept)
+
+    def _elapsed(self) -> int:
+        """Steps since the run began."""
+        return int(self.lmp.get_thermo("elapsed"))
+
+    def _write(self, step: int, atoms: Atoms, results: Mapping[str, Any]) -> None:
+        frame = atoms if self._part is None else alone(atoms, results["energy"], self._part)
+        self.recorder.write(step, frame, results)

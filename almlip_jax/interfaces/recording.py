@@ -55,7 +55,7 @@ class Recorder:
         self.recording = recording
         self.number = 0
         """Frames written."""
-        self._last: int | None = None  # the step of the last of them
+        self._last: tuple[int, float] | None = None  # step and energy of the last of them
         require_xyz(recording.file)
         check_kept(recording.file, append=recording.append)
         try:
@@ -65,13 +65,25 @@ class Recorder:
 
     def wants(self, step: int, results: Mapping[str, Any]) -> bool:
         """Whether the frame of a step is one to be labelled."""
-        if not results[self.recording.score] > self.recording.above:
+        return self.uncertain(results) and not self.too_soon(step)
+
+    def uncertain(self, results: Mapping[str, Any]) -> bool:
+        """Whether the score lies above the threshold."""
+        return bool(results[self.recording.score] > self.recording.above)
+
+    def too_soon(self, step: int) -> bool:
+        """Whether a frame of a step would follow the last one too closely."""
+        return self._last is not None and abs(step - self._last[0]) < self.recording.every
+
+    def wrote(self, step: int, atoms: Atoms, results: Mapping[str, Any]) -> bool:
+        """Whether the last frame written is this one."""
+        if self._last is None or self._last[0] != step:
             return False
-        return self._last is None or abs(step - self._last) >= self.recording.every
+        return abs(self._last[1] - results["energy"]) < _SAME_ENERGY * len(atoms)
 
     def write(self, step: int, atoms: Atoms, results: Mapping[str, Any]) -> None:
         """Writes a frame with what was predicted, under names that no reader takes for labels."""
-        self._last, self.number = step, self.number + 1
+        self._last, self.number = (step, float(results["energy"])), self.number + 1
         frame = atoms.copy()
         frame.info |= {"step": step, "predicted_energy": results["energy"]}
         frame.info |= {one.name: results[one.name] for one in scores() if one.name in results}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import warnings
@@ -285,11 +286,40 @@ def test_grades_over_an_active_set_are_variables(lmp, potential, parameters):
 
 def test_type_labels_say_elements(lmp, potential):
     atoms = wrapped(crystal())
-    lines = [*setup(atoms), "labelmap atom 1 O 2 Si"]
+    lines = [*setup(atoms), "labelmap atom 1 O 2 Si", "mass 1 15.999", "mass 2 28.085"]
     attached_to(lmp, potential, lines).command("run 0")
     other = atoms.copy()
     other.numbers = 22 - atoms.numbers
     np.testing.assert_allclose(of_atoms(lmp, "f"), potential.evaluate([other]).forces[0], atol=1e-5)
+
+
+def test_labels_and_masses_of_two_elements_are_not_passed_over(lmp, potential):
+    lines = [*setup(wrapped(crystal())), "labelmap atom 1 O 2 Si"]
+    ours = attached_to(lmp, potential, lines)
+    with pytest.raises(InputError, match="type 1 have the label O, and a mass of 28.085 amu, .* that of Si; correct"):
+        ours.command("run 0")
+
+
+@pytest.mark.parametrize(
+    ("masses", "told"), [((28.085, 17.999), None), ((72.63, 3.024), "Si.* 72.63 amu.* of Ge; .*for Si")]
+)
+def test_masses_of_isotopes_are_those_of_no_other_element(lmp, potential, masses, told):
+    """A mass of an element that the potential does not know may be a coarse one; it is told."""
+    lines = [*setup(wrapped(crystal())), "labelmap atom 1 Si 2 O", f"mass 1 {masses[0]}", f"mass 2 {masses[1]}"]
+    ours = attached_to(lmp, potential, lines)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        ours.command("run 0")
+    assert len(caught) == (told is not None)
+    assert told is None or re.search(told, str(caught[0].message))
+
+
+def test_a_run_stays_one_while_labels_are_looked_for(lmp, potential):
+    """LAMMPS takes a run for ended wherever it has found an error, that there are no labels too."""
+    ours = attached_to(lmp, potential, setup(wrapped(crystal())))
+    lmp.commands_list(["variable far equal elapsed", "thermo_style custom step v_far", "fix move all nve"])
+    ours.command("run 2")
+    assert lmp.get_thermo("step") == 2
 
 
 # ------------------------------------------------------------------------------------------------------------ scripts
@@ -336,7 +366,6 @@ def test_a_script_that_uncertainty_stopped_feeds_labels(lammps, potential, tmp_p
     assert int((tmp_path / "steps").read_text()) < 400 and (tmp_path / "frames.dump").stat().st_size > 0
     config = tmp_path / "config.yaml"
     config.write_text(
-        f"name: labels\nsystem: {{structures: {uncertain}}}\ninitial: {{rattle: {{count: 1, stdev: 0.01}}}}\n"
         f"oracle: {{kind: potential, path: {tmp_path}/potential, any_state: true}}\n"
     )
     label = [sys.executable, "-m", "almlip_jax.cli", "label", str(config), str(uncertain)]
@@ -355,6 +384,14 @@ def test_a_script_may_be_in_error(lammps, potential, tmp_path):
     path = script(tmp_path, *lines, "mass 2 1.0", fix, "run 1")
     with pytest.raises(InputError, match="type 2 have a mass of 1 amu"):
         run_script(potential, path, arguments=QUIET, recording=Recording(tmp_path / "none.extxyz"))
+
+
+def test_labels_of_types_come_before_the_potential(lammps, potential, tmp_path):
+    late = ("fix almlip all external pf/callback 1 1", "labelmap atom 1 Si 2 O", "run 0")
+    path = script(tmp_path, *setup(wrapped(crystal())), *late)
+    with pytest.raises(InputError, match="in.test gives types their labels after a line.*put labelmap before it"):
+        run_script(potential, path, arguments=QUIET)
+    assert run_script(potential, path, coupling=Coupling(elements=["Si", "O"]), arguments=QUIET).evaluations == 1
 
 
 def test_each_of_several_fixes_says_what_went_wrong(lammps, potential, tmp_path):
@@ -378,6 +415,35 @@ def test_a_run_that_is_started_again_loses_no_frame(lammps, potential, tmp_path)
     with pytest.raises(InputError, match="frames.cfg should end in .extxyz or .xyz"):
         run_script(potential, path, arguments=QUIET, recording=Recording(tmp_path / "frames.cfg"))
     assert not (tmp_path / "frames.cfg").exists()
+
+
+@pytest.mark.parametrize("after", [("run 0",), ("run 60 every 20 NULL",), ("reset_timestep 0", "run 1"), ()])
+def test_the_frame_of_a_halt_is_recorded_whatever_every_says(lammps, potential, tmp_path, after):
+    """The first uncertain frame is that of the start, the next one that of the halt; what lies between is left out."""
+    atoms = wrapped(crystal())
+    lines = ["fix ml all external pf/callback 1 1", "velocity all create 900 7", "fix move all nve"]
+    halt = "fix stop all halt 1 v_past > 6.5 error continue"
+    lines += ["variable past equal step*(v_ml_force_std_max>0)", halt, "run 50", f"print $(step) file {tmp_path}/at"]
+    path = script(tmp_path, *setup(atoms), *lines, "unfix stop", *after)
+    recording = Recording(tmp_path / "frames.extxyz", every=1000)
+    run_script(potential, path, arguments=QUIET, recording=recording)
+    assert (tmp_path / "at").read_text().split() == ["7"]
+    steps = {"run 0": [0, 7], "run 60 every 20 NULL": [0, 7, 27, 47, 67], "reset_timestep 0": [0, 7, 1]}
+    frames = read_structures(recording.file)
+    assert [frame.info["step"] for frame in frames] == steps.get(after[0] if after else "", [0, 7])
+    found = potential.evaluate([frames[1]])
+    assert frames[1].info["predicted_energy"] == pytest.approx(found.energy[0], abs=1e-4)
+
+
+def test_a_halt_that_is_an_error_leaves_its_frame(lammps, potential, tmp_path):
+    lines = ["fix ml all external pf/callback 1 1", "velocity all create 900 7", "fix move all nve"]
+    lines += ["variable at equal step", "fix stop all halt 2 v_at > 5 error hard", "run 50"]
+    recording = Recording(tmp_path / "frames.extxyz", every=4)
+    with pytest.raises(InputError, match="Fix halt condition for fix-id stop met on step 6"):
+        run_script(
+            potential, script(tmp_path, *setup(wrapped(crystal())), *lines), arguments=QUIET, recording=recording
+        )
+    assert [frame.info["step"] for frame in read_structures(recording.file)] == [0, 4, 6]
 
 
 def test_frames_of_a_group_are_recorded_without_the_box(lammps, potential, tmp_path):
