@@ -529,19 +529,10 @@ def select(
     reading = _ReadingOptions(types=types).reading(settings.system)
     model = _load(potential, reading.types)
     reading = _as_remembered(reading, model, potential)
-    from almlip_jax.campaign.batch import (
-        candidates,
-        choose,
-        features_of,
-        of_training_set,
-        taken,
-        undecided,
-        with_strata,
-    )
+    from almlip_jax.campaign.batch import undecided
     from almlip_jax.campaign.consistency import check_columns, check_selector
-    from almlip_jax.campaign.cost import expected_costs
     from almlip_jax.campaign.preparation import in_their_states
-    from almlip_jax.keys import named_key
+    from almlip_jax.steps import select as chosen
     from almlip_jax.structures.io import write_structures
 
     selector = settings.selection.selector
@@ -550,27 +541,21 @@ def select(
     except ValueError as error:
         raise InputError(f"{potential}: {error}") from error
     check_columns(selector, k, "selection.selector")
-    features, exponent = features_of(selector, settings.seed), selector.cost_exponent
     frames, labelled = (
         in_their_states(_read([file], reading, ignore_labels=True), settings.system) for file in (pool, train_file)
     )
     model.check_elements(frames, str(pool))
     model.check_elements(labelled, str(train_file))
-    cost = None if exponent is None else expected_costs(frames, (), exponent)
-    fitted = of_training_set(selector, model, frames, labelled)
-    among = candidates(frames, model.evaluate(frames, features=features), cost=cost, scores=fitted)
-    around = candidates(labelled, model.evaluate(labelled, features=features))
-    among, around = with_strata(selector, (frames, among), (labelled, around))
-    chosen = choose(selector.build(min(k, len(frames))), named_key(settings.seed, "select"), among, around)
-    batch = taken(frames, chosen, "pool_index")
+    batch = chosen(selector, model, frames, labelled, min(k, len(frames)), seed=settings.seed)
+    found = [(frame.info["pool_index"], frame.info["gain"]) for frame in batch]
     _say_left_out(write_structures(out, batch, type_numbers=reading.arguments["type_numbers"] or model.type_numbers))
     table = Table("pool index", "gain", title=f"{len(batch)} of {len(frames)} by {selector.kind}")
-    for index, gain in chosen[:20]:
+    for index, gain in found[:20]:
         table.add_row(str(index), _number(gain))
     _show(table)
-    if (remark := undecided([gain for _, gain in chosen], len(frames))) is not None:
+    if (remark := undecided([gain for _, gain in found], len(frames))) is not None:
         console.print(remark, markup=False, highlight=False)
-    _write_json(json_file, {"indices": [i for i, _ in chosen], "gain": [g for _, g in chosen], "out": str(out)})
+    _write_json(json_file, {"indices": [i for i, _ in found], "gain": [g for _, g in found], "out": str(out)})
 
 
 @app.command(name="select-add")

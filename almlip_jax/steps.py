@@ -351,7 +351,7 @@ def select(
         atom_features: of those whose rows of atoms they have, in ``environments``; likewise.
 
     Returns:
-        up to k of them, copies, best first, with ``info["gain"]``.
+        up to k of them, copies, best first, with ``info["gain"]`` and their place in the pool, ``info["pool_index"]``.
 
     Raises:
         InputError: the settings are not valid, or the selector looks for scores or features that do not exist, or that
@@ -379,7 +379,7 @@ def select(
     fitted = of_training_set(settings, potential, pool, labelled)
     among = candidates(pool, of_pool, rows, cost=_costs(settings, pool, store), room=atoms, scores=fitted)
     among, around = with_strata(settings, (pool, among), (context if labelled else (), around))
-    return taken(pool, build(named_key(seed, "select", step), among, around))
+    return taken(pool, build(named_key(seed, "select", step), among, around), "pool_index")
 
 
 Chosen = list[tuple[int, float]]
