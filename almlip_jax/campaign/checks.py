@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from ase import Atoms
 from ase.data import chemical_symbols
@@ -21,11 +21,11 @@ from almlip_jax.generation import GeneratorSettings
 from almlip_jax.kinds import check_user_code
 from almlip_jax.oracles import SourceSettings
 from almlip_jax.selection import Stratification
-from almlip_jax.structures.carried import system_of
+from almlip_jax.structures.carried import SYSTEM, system_of
 from almlip_jax.structures.neighbors import largest_neighbor_count
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.targets import has_target
-from almlip_jax.training import check_two_sources
+from almlip_jax.training import TrainingSettings, check_two_sources
 
 
 def check_campaign(config: ExperimentConfig, say: Say = lambda text: None) -> None:
@@ -46,7 +46,7 @@ def check_campaign(config: ExperimentConfig, say: Say = lambda text: None) -> No
     check_user_code(config)
     check_columns(config.selection.selector, config.selection.batch, "selection.selector")
     _check_labels(config.oracle, starts)
-    _check_teacher(config, starts)
+    _check_teacher(config, starts, say)
     explores = not inputs.listed and not config.exploration.pool_files and config.exploration.needs_starts
     dynamics = bool(initial.md or config.test.md or explores)
     if geometries == 0 and (initial.rattle is not None or dynamics):
@@ -93,13 +93,20 @@ def _check_labels(source: SourceSettings, geometries: Sequence[Atoms], by: str =
             ) from error
 
 
-def _check_teacher(config: ExperimentConfig, geometries: Sequence[Atoms]) -> None:
+def _check_teacher(config: ExperimentConfig, geometries: Sequence[Atoms], say: Say) -> None:
     """Refuses a teacher that has nothing to begin at, or would get a start geometry wrong."""
     teacher, chosen = config.teacher, config.initial.from_teacher
     if teacher is None:
         return
     if not geometries:
         raise InputError("system.structures names no start geometry, which the dynamics of a teacher need.")
+    asked = {config.training.max_steps}
+    if asked.isdisjoint({TrainingSettings().max_steps, teacher.training.max_steps, teacher.tuning.max_steps}):
+        say(
+            f"training.max_steps {config.training.max_steps} counts for nothing with a teacher: the first training has "
+            f"teacher.training.max_steps {teacher.training.max_steps}, those of rounds have teacher.tuning.max_steps "
+            f"{teacher.tuning.max_steps}."
+        )
     _check_labels(teacher.source, geometries, " by the teacher")
     if teacher.driver is not None:
         _check_labels(teacher.driver, geometries, " by teacher.driver")
@@ -205,11 +212,25 @@ def _check_strata(config: ExperimentConfig, inputs: Inputs) -> None:
         candidates = [one.frame for one in inputs.generated]
         _check_shares(made.selector.stratification, candidates, inputs.known, "initial.from_generated.selector")
     strata = config.selection.selector.stratification
+    if strata is not None and strata.by == SYSTEM:
+        _check_systems(strata, config.system.named)
     if strata is not None and inputs.pool and all(frame.info.get(strata.by) is None for frame in inputs.pool):
         raise InputError(
             f"selection.selector: no structure of the pool has '{strata.by}', by which the selector is stratified; "
             "name another key."
         )
+
+
+def _check_systems(strata: Stratification, systems: Collection[str]) -> None:
+    """Refuses strata that are systems where these have no names, or others."""
+    if not systems:
+        raise InputError(
+            "selection.selector is stratified by 'system', but the systems have no names; give system.structures as "
+            "{name: file}, or name another key."
+        )
+    strange = sorted(set(strata.shares) - set(systems)) if isinstance(strata.shares, dict) else []
+    if strange:
+        raise InputError(f"selection.selector: shares name '{strange[0]}'; the systems are: {', '.join(systems)}.")
 
 
 def _check_shares(strata: Stratification, among: Sequence[Atoms], known: Sequence[Atoms], where: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -35,7 +35,7 @@ from almlip_jax.campaign.settings import (
 from almlip_jax.campaign.teacher import TeacherSettings
 from almlip_jax.config import load_settings
 from almlip_jax.models import DeltaSettings, ModelSettings, SharedDensitySettings
-from almlip_jax.oracles import ExecutorSettings, LocalSettings, SourceSettings
+from almlip_jax.oracles import ExecutorSettings, LocalSettings, MeanSettings, SourceSettings
 from almlip_jax.potential.active_set import GRADES, ActiveSetSettings
 from almlip_jax.saved_potential import SavedPotential
 from almlip_jax.settings import Settings
@@ -205,6 +205,11 @@ def check_teacher(config: ExperimentConfig) -> None:
     if chosen is not None:
         if teacher is None:
             raise ValueError("initial.from_teacher takes frames of a teacher; give section teacher, or leave it out.")
+        if chosen.selector.asks_teacher:
+            raise ValueError(
+                "initial.from_teacher.selector compares frames of the teacher with the teacher (filter agreement), "
+                "from which the ensemble has just learned; leave the filter out."
+            )
         check_selector(
             chosen.selector, config.ensemble, "initial.from_teacher.selector", config.model.further, labelled=False
         )
@@ -217,7 +222,7 @@ def check_teacher(config: ExperimentConfig) -> None:
             "teacher.correction corrects energies of members of one architecture; leave ensemble.variants and what "
             "models give besides the energy out."
         )
-    asked = config.oracle.model_dump(exclude=set(SourceSettings.model_fields))
+    asked = _settings_of(config.oracle)
     for key, source in {"source": teacher.source, "driver": teacher.driver}.items():
         if source is None:
             continue
@@ -225,9 +230,15 @@ def check_teacher(config: ExperimentConfig) -> None:
             raise ValueError(
                 f"teacher.{key} of kind '{source.kind}' cannot drive dynamics; take one that labels any structure."
             )
-        if source.model_dump(exclude=set(SourceSettings.model_fields)) == asked:
-            raise ValueError(f"teacher.{key} is the oracle itself, whose labels are paid for; take a cheaper source.")
+        for part in _calculating(source):
+            if _settings_of(part) == asked:
+                what = "is the oracle itself" if part is source else "asks the oracle itself for a part of its mean"
+                raise ValueError(f"teacher.{key} {what}, whose labels are paid for; take a cheaper source.")
         check_executor(source, teacher.executor)
+    if teacher.driver is not None and _settings_of(teacher.driver) == _settings_of(teacher.source):
+        raise ValueError(
+            "teacher.driver is teacher.source itself, which would calculate each frame twice; leave driver out."
+        )
     if config.initial.potential is not None:
         raise ValueError("trainings begin with initial.potential or with what a teacher taught; leave one of them out.")
     if config.training.projection is not None:
@@ -237,6 +248,18 @@ def check_teacher(config: ExperimentConfig) -> None:
     if config.training.warm_steps is not None:
         raise ValueError("with a teacher the length of trainings is teacher.tuning.max_steps; leave warm_steps out.")
     check_labels(config.model.further, teacher.source, "teacher.source")
+
+
+def _calculating(source: SourceSettings) -> Iterator[SourceSettings]:
+    """A label source, and those that it asks."""
+    yield source
+    for part in source.of if isinstance(source, MeanSettings) else ():
+        yield from _calculating(part)
+
+
+def _settings_of(source: SourceSettings) -> dict[str, Any]:
+    """What tells a label source from others: not how it is called and watched."""
+    return source.model_dump(exclude=set(SourceSettings.model_fields))
 
 
 _OF_CAMPAIGNS = frozenset(SystemSettings.model_fields) - frozenset(StateReading.model_fields)

@@ -41,7 +41,7 @@ from almlip_jax.origins import Taught
 from almlip_jax.potential import Evaluated, Potential
 from almlip_jax.progress import Progress
 from almlip_jax.selection import TEACHER_ENERGY, TEACHER_FORCES, TEACHER_SCORES
-from almlip_jax.structures.carried import BATH_TEMPERATURE, carried, named
+from almlip_jax.structures.carried import BATH_TEMPERATURE, carried, named, system_of
 from almlip_jax.structures.io import read_structures, write_structures
 from almlip_jax.training import reference_energies
 
@@ -167,7 +167,8 @@ def _trajectories(source: Source, start: Atoms, runs: Sequence[MDRun]) -> list[T
     )
     for run, trajectory in zip(runs, found, strict=True):
         if trajectory.error is not None:
-            source.say(f"dynamics for the teacher at {run.temperature:g} K ended early: {trajectory.error}")
+            of = f" of '{name}'" if (name := system_of(start)) is not None else ""
+            source.say(f"dynamics for the teacher{of} at {run.temperature:g} K ended early: {trajectory.error}")
         for frame in trajectory.frames:
             frame.info.update(origin=f"teacher-{run.temperature:g}K")
     return found

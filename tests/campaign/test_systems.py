@@ -17,6 +17,7 @@ from tiny_campaign import Killed, KillingProgress, result_of, run_or_resume, tin
 from almlip_jax.campaign import preparation
 from almlip_jax.campaign.batch import choose_for_systems
 from almlip_jax.campaign.buckets import Size, buckets, shared_programs
+from almlip_jax.campaign.checks import check_campaign
 from almlip_jax.campaign.preparation import Source, held_out_set, start_geometries
 from almlip_jax.campaign.rundir import RunDirectory
 from almlip_jax.campaign.settings import SystemSettings
@@ -53,6 +54,23 @@ def labelled(atoms, **info):
     atoms.calc = SinglePointCalculator(atoms, **results)
     atoms.info.update(info)
     return atoms
+
+
+def test_strata_of_systems_are_those_that_there_are(files, tmp_path):
+    """What no candidate could have is refused before a label is paid for."""
+    strata = {"kind": "stratified", "by": "system", "selector": {"kind": "max_dist"}}
+    for structures, more, why in (
+        (files["pair"], {}, "stratified by 'system', but the systems have no names"),
+        (files, {"shares": {"pair": 1, "metall": 2}}, "shares name 'metall'; the systems are: pair, metal"),
+    ):
+        config = tiny_config(
+            tmp_path,
+            system={"structures": structures},
+            oracle={"kind": "ase", "calculator": "ase.calculators.emt:EMT"},
+            selection={"selector": strata | more},
+        )
+        with pytest.raises(InputError, match=why):
+            check_campaign(config)
 
 
 def test_start_geometries_carry_the_names_of_their_systems(files):

@@ -12,6 +12,7 @@ import pytest
 from tiny_campaign import SECTIONS, Killed, KillingProgress, result_of, run_or_resume, tiny_config
 
 from almlip_jax import label
+from almlip_jax.campaign.checks import check_campaign
 from almlip_jax.campaign.continuity import check_settings
 from almlip_jax.campaign.report import write_report
 from almlip_jax.campaign.rundir import RunDirectory
@@ -35,6 +36,7 @@ TEACHER: dict[str, Any] = {
     "tuning": {"max_steps": 100},
 }
 COUNT = 4
+MEAN = {"kind": "mean", "of": [{"kind": "tblite", "method": "GFN1-xTB"}, {"kind": "tblite"}]}
 DELTA = {"kind": "delta", "base": {"size": "tiny"}, "correction": {"size": "tiny"}}
 SECTIONS_WITH: dict[str, Any] = {
     "teacher": TEACHER,
@@ -239,7 +241,9 @@ def test_what_could_not_serve_is_refused(tmp_path: Path) -> None:
             {"teacher": None, "initial": SECTIONS["initial"], "selection": FILTERED},
             r"compares candidates with a teacher",
         ),
-        ({"initial": {"from_teacher": {"selector": FILTERED["selector"]}}}, r"compares candidates with a teacher"),
+        ({"initial": {"from_teacher": {"selector": FILTERED["selector"]}}}, r"has just learned; leave the filter out"),
+        ({"teacher": {**TEACHER, "driver": TEACHER["source"]}}, r"teacher\.driver is teacher\.source itself"),
+        ({"teacher": {**TEACHER, "source": MEAN}}, r"teacher\.source asks the oracle itself for a part of its mean"),
         ({"initial": {"from_teacher": {"count": 41}}}, r"count 41 is more than teacher\.frames 40"),
         ({"system": {"structures": ()}}, r"names no start geometry"),
         ({"teacher": {**TEACHER, "source": saved}}, r"nowhere is not a potential"),
@@ -248,6 +252,16 @@ def test_what_could_not_serve_is_refused(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=why):
             taught(tmp_path, tmp_path / "run", **changes)
         assert not (tmp_path / "run" / "labels.db").exists()
+
+
+def test_a_length_that_no_training_has_is_told_of(tmp_path: Path) -> None:
+    """Trainings of a campaign with a teacher have lengths of their own."""
+    told: list[str] = []
+    check_campaign(tiny_config(tmp_path, **{**SECTIONS_WITH, "training": {"max_steps": 77}}), told.append)
+    (sentence,) = told
+    assert sentence.startswith("training.max_steps 77 counts for nothing with a teacher") and " 1000" in sentence
+    check_campaign(tiny_config(tmp_path, **{**SECTIONS_WITH, "training": {"max_steps": 100}}), told.append)
+    assert len(told) == 1
 
 
 def test_another_teacher_is_refused(study: Path) -> None:
