@@ -203,7 +203,10 @@ class Learner:
         return self.start.grown(self.species, self.isolated, named_key(self.seed, "species"))
 
     def _planned(self, structures: Sequence[Atoms]) -> Capacity:
-        return plan_capacity([*structures, *self._again], self.ensemble.cutoff, self.training, self._most)
+        room = self._most - self.budget
+        return plan_capacity(
+            structures, self.ensemble.cutoff, self.training, self.budget, self._again, room
+        )
 
     def _built(self, capacity: Capacity) -> AnyTrainer:
         training = self.training

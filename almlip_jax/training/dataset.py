@@ -62,9 +62,14 @@ class Capacity:
 
 
 def plan_capacity(
-    structures: Sequence[Atoms], cutoff: float, settings: TrainingSettings, largest_dataset: int | None = None
+    structures: Sequence[Atoms],
+    cutoff: float,
+    settings: TrainingSettings,
+    largest_dataset: int | None = None,
+    again: Sequence[Atoms] = (),
+    room_again: int = 0,
 ) -> Capacity:
-    """Sizes for datasets of up to ``largest_dataset`` structures like the given ones.
+    """Sizes for datasets of up to ``largest_dataset`` structures like the given ones, and others beside them.
 
     Args:
         structures: typical structures; a molecule's neighbours are allocated as all of its other atoms, a periodic
@@ -72,25 +77,34 @@ def plan_capacity(
         cutoff: Angstrom.
         settings: of the training.
         largest_dataset: number of structures to allocate for; that of ``structures`` where not given.
+        again: structures that are trained on besides, each as often as the others.
+        room_again: how many of them there may be, copies included.
 
     Raises:
         InputError: the cutoff is so short that no atom of any molecule or solid has a neighbour.
     """
-    sizes = np.array([len(a) for a in structures])
-    number = max(largest_dataset or 0, len(structures))
-    found = largest_neighbor_count(structures, cutoff)
+    together = [*structures, *again]
+    sizes = np.array([len(a) for a in together])
+    own = sizes[: len(structures)] if structures else sizes
+    most = max(largest_dataset or 0, len(structures))
+    number = max(most + room_again, len(together))
+    found = largest_neighbor_count(together, cutoff)
     if found == 0 and sizes.max() > 1:
         raise InputError(
             f"no two atoms of any structure are within the cutoff of {cutoff:g} Angstrom; give a larger model.cutoff."
         )
-    open_only = all(not a.pbc.any() for a in structures)
+    open_only = all(not a.pbc.any() for a in together)
     neighbors = int(sizes.max()) - 1 if open_only and sizes.max() <= 32 else bucket(int(1.25 * found) + 1, 8)
     # Batches of equal structures are exactly full; others get the room of the mean, and of the largest one.
     uniform = sizes.min() == sizes.max()
     batch_size = min(settings.batch_size, number)
-    room = batch_size * (int(sizes.max()) if uniform else int(np.ceil(1.05 * sizes.mean())))
+    # The data may be of other sizes than what comes again, which is known: of one mean for both, rooms would be short.
+    apart = (number - most) * (float(sizes[len(structures) :].mean()) if again else own.mean())
+    mean = (most * own.mean() + apart) / number
+    room = batch_size * (int(sizes.max()) if uniform else int(np.ceil(1.05 * mean)))
     batch = BatchShape(atoms=max(room, int(sizes.max())), neighbors=max(neighbors, 1), structures=batch_size)
-    atoms = int(number * (sizes.max() if uniform else 1.1 * sizes.mean())) + int(sizes.max()) + 1
+    planned = number * sizes.max() if uniform else 1.1 * most * own.mean() + apart
+    atoms = int(planned) + int(sizes.max()) + 1
     steps = longest_epoch(number, atoms, batch, uniform=bool(uniform)) + settings.validate_every
     return Capacity(batch=batch, atoms=atoms, structures=number + 1, steps=steps, largest=int(sizes.max()))
 

@@ -207,6 +207,19 @@ def test_each_pass_draws_a_share_of_the_teachers_frames() -> None:
     assert whole.epoch == 12  # there are no more
 
 
+def test_room_is_for_data_larger_than_what_comes_again() -> None:
+    """A campaign whose batches hold large systems beside many small frames of a teacher compiles one training."""
+    small, large = molecule("H2O"), molecule("H2O2")
+    large = Atoms(np.tile(large.numbers, 4), np.concatenate([large.positions + [6 * n, 0, 0] for n in range(4)]))
+    known = pretrained(False).evaluate([small, large])
+    taught, other = labelled([small, large], known.energy, known.forces)
+    learner = Learner(12, typical=[taught, other], start=Taught(pretrained(False), (taught,) * 30, 1.0), isolated={})
+    capacity = learner.trainer.capacity
+    assert (len(large), capacity.structures, capacity.atoms) == (16, 43, int(1.1 * 12 * 9.5 + 30 * 3) + 16 + 1)
+    made = learner.trainer.training_set([taught] * 6 + [other] * 6, TEACHER, (), [taught] * 30)
+    assert made.packed.data.second.sum() == 30
+
+
 def test_a_last_layer_for_each_source_needs_plain_members() -> None:
     taught = Taught(pretrained(False), tuple(frames()), 1.0)
     learner = Learner(9, typical=frames(), start=replace(taught, potential=several_heads()), isolated={})
