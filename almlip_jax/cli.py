@@ -13,6 +13,7 @@ import math
 import os
 import shlex
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -52,7 +53,7 @@ class _Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Runs the command that was asked for."""
-        with _one_sentence():
+        with _plain_warnings(), _one_sentence():
             return super().invoke(ctx)
 
 
@@ -1361,6 +1362,25 @@ def _one_sentence() -> Iterator[None]:
     except KeyboardInterrupt as stop:
         _complain("almlip: interrupted")
         sys.exit(exit_status(stop))
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """What this package warns of is told as a sentence, without the lines of its source that it comes from."""
+    usual, here = warnings.formatwarning, str(Path(__file__).parent)
+
+    def formatted(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+    ) -> str:
+        if category is UserWarning and filename.startswith(here):
+            return f"almlip: {message}\n"
+        return usual(message, category, filename, lineno, line)
+
+    warnings.formatwarning = formatted
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
 
 
 def _of_system(error: OSError) -> str:

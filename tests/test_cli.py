@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -234,6 +235,14 @@ def test_label(folder):
     again = ["label", "config.yaml", "water.extxyz", "--out", "labelled.extxyz", "--json", "label.json"]
     almlip(folder, *again)
     assert found(folder, "label.json")["taken from the store"] == 1
+
+
+def test_warnings_are_sentences():
+    """Of this package; those of others say where they come from."""
+    usual = warnings.formatwarning
+    with cli._plain_warnings():
+        told = [warnings.formatwarning("It is.", UserWarning, file, 7, "") for file in (cli.__file__, "elsewhere.py")]
+    assert told == ["almlip: It is.\n", "elsewhere.py:7: UserWarning: It is.\n"] and warnings.formatwarning is usual
 
 
 def test_label_looks_before_it_pays(folder):
