@@ -32,7 +32,7 @@ from almlip_jax.errors import InputError, LabelError
 from almlip_jax.evaluation.metrics import labels_of
 from almlip_jax.keys import numpy_generator
 from almlip_jax.oracles import Labeller, MDRun, rattle, run_label_md
-from almlip_jax.structures.carried import SYSTEM, carried, named
+from almlip_jax.structures.carried import SYSTEM, carried, named, system_of
 from almlip_jax.structures.electronic_state import electronic_state
 from almlip_jax.structures.io import LABEL_ERROR, read_structures
 from almlip_jax.structures.labels import FileReading, label_difference
@@ -402,7 +402,19 @@ def initial_set(
         raise LabelError(
             "no structure of the initial set could be labelled. Correct the cause and resume: they are tried again."
         )
+    _say_unknown_systems(frames, source)
     return [_marked(frame, round=0) for frame in frames]
+
+
+def _say_unknown_systems(frames: Iterable[Atoms], source: Source) -> None:
+    """Tells which named systems the first potential will have learned nothing of."""
+    there = {system_of(frame) for frame in frames}
+    if absent := [f"'{name}'" for name in names_of(source.geometries) if name not in there]:
+        source.say(
+            f"the initial set holds no structure of system {' and '.join(absent)}: the first potential has learned "
+            "nothing of it, and its walkers may end before a frame can be labelled; begin anew with some of it "
+            "(initial.rattle, initial.generated or initial.dataset)."
+        )
 
 
 def held_out_set(

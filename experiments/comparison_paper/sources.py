@@ -134,8 +134,14 @@ def content_of(path: Path, label: str | None) -> str:
 
 
 def _json_records(path: Path) -> list[dict[str, Any]]:
-    found = json.loads(path.read_text(encoding="utf-8"))
-    return found["data"] if isinstance(found, dict) else found
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON ({error}).") from error
+    records = found.get("data") if isinstance(found, dict) else found
+    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
+        raise InputError(f"{path} holds no list of records, nor one below 'data': see the README.")
+    return records
 
 
 def _csv_records(path: Path) -> list[dict[str, Any]]:

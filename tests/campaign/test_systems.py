@@ -18,9 +18,9 @@ from almlip_jax.campaign import preparation
 from almlip_jax.campaign.batch import choose_for_systems
 from almlip_jax.campaign.buckets import Size, buckets, shared_programs
 from almlip_jax.campaign.checks import check_campaign
-from almlip_jax.campaign.preparation import Source, held_out_set, start_geometries
+from almlip_jax.campaign.preparation import Source, held_out_set, initial_set, start_geometries
 from almlip_jax.campaign.rundir import RunDirectory
-from almlip_jax.campaign.settings import SystemSettings
+from almlip_jax.campaign.settings import InitialSettings, RattleSettings, SystemSettings
 from almlip_jax.campaign.starts import Beginnings, FileStarts, LabelledStarts, further_starts, walker_starts
 from almlip_jax.campaign.status import campaign_status
 from almlip_jax.campaign.systems import name_systems, systems_of_walkers
@@ -148,6 +148,21 @@ def test_groups_of_the_test_set_and_labels_are_told_of_each_system(files, tmp_pa
         "pair",
         "metal",
     ]
+
+
+def test_a_system_that_nothing_is_known_of_is_told_of(files, tmp_path):
+    """Its walkers would end at once, and no label would ever be bought for it."""
+    write_structures(tmp_path / "metal_only.extxyz", [labelled(bulk("Cu", a=3.7, cubic=True))])
+    system, said = SystemSettings(structures=files), list[str]()
+    settings = InitialSettings(dataset=tmp_path / "metal_only.extxyz", rattle=None, md=())
+    oracle = CalculatorSettings(calculator="ase.calculators.emt:EMT")
+    with LabelStore(tmp_path / "labels.db") as store, Labeller(oracle, store) as labeller:
+        source = Source(start_geometries(system), system, labeller, 0, {"campaign": "two"}, said.append)
+        assert len(initial_set(settings, source, ())) == 1
+        (sentence,) = said
+        assert sentence.startswith("the initial set holds no structure of system 'pair': the first potential")
+        initial_set(settings.model_copy(update={"rattle": RattleSettings(count=2)}), source, ())
+    assert len(said) == 1
 
 
 def test_a_target_names_a_group_of_one_system(tmp_path, files):

@@ -97,6 +97,10 @@ def test_exports_are_read(tmp_path):
     (tmp_path / "b.json").write_text(json.dumps([{"structure": held}]))
     with pytest.raises(InputError, match="record 0 has no number"):
         read_export("salt", tmp_path / "b.json")
+    for text, why in (('{"data": 3}', "holds no list of records"), ("[1]", "holds no list"), ("{", "is not JSON")):
+        (tmp_path / "d.json").write_text(text)
+        with pytest.raises(InputError, match=why):
+            read_export("salt", tmp_path / "d.json")
 
 
 def test_electronegativities_are_those_of_the_periodic_table():
