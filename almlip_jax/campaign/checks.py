@@ -13,7 +13,7 @@ from almlip_jax.campaign.consistency import check_columns
 from almlip_jax.campaign.inputs import Inputs
 from almlip_jax.campaign.making import starts_for
 from almlip_jax.campaign.preparation import Say, check_target_labels, grouped, planned_calls, split_pool, test_file
-from almlip_jax.campaign.settings import GeneratedExploration
+from almlip_jax.campaign.settings import GeneratedExploration, MdExploration
 from almlip_jax.campaign.teaching import frame_keys
 from almlip_jax.ensembles import MixedEnsemble, build_ensemble
 from almlip_jax.errors import InputError, LabelError
@@ -60,6 +60,7 @@ def check_campaign(config: ExperimentConfig, say: Say = lambda text: None) -> No
     for left_out in inputs.left_out(_generators(config)):
         say(left_out)
     config.exploration.check_geometries(inputs.listed or starts)
+    _tell_of_idle_corrections(config, say)
     _check_strata(config, inputs)
     _check_cutoff(config.model.cutoff, starts)
     if starts:
@@ -70,6 +71,20 @@ def check_campaign(config: ExperimentConfig, say: Say = lambda text: None) -> No
         raise InputError(
             f"the initial set needs {calls} label-source calls, more than stopping.max_labels {budget} allows; every "
             "step of the initial MD counts."
+        )
+
+
+def _tell_of_idle_corrections(config: ExperimentConfig, say: Say) -> None:
+    """Says so where walkers begin again wherever a correction would be asked for."""
+    exploration = config.exploration
+    if not isinstance(exploration, MdExploration) or exploration.correct is None or exploration.rewind is None:
+        return
+    idle = [one for one in exploration.correct.on if one in exploration.rewind.on]
+    if idle:
+        say(
+            f"exploration.correct.on '{idle[0]}' is of walkers that end by it, and exploration.rewind lets each begin "
+            f"again {exploration.rewind.limit} times before one does; leave '{idle[0]}' out of rewind.on if places are "
+            "to be corrected."
         )
 
 

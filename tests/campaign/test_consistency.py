@@ -272,6 +272,21 @@ def test_scripts_are_told_of_what_nothing_would_look_at(tmp_path: Path) -> None:
             fit_potential([water], ModelSettings.parse({}), EnsembleSettings(), TrainingSettings(**training), 0)
 
 
+def test_corrections_that_rewinding_walkers_ask_for_seldom_are_told_of(tmp_path: Path):
+    write_structures(tmp_path / "start.xyz", [molecule("H2O")])
+    told: list[str] = []
+
+    def check(rewind: dict[str, Any] | None, **correct: Any) -> list[str]:
+        exploration = {"kind": "md", "correct": correct, "rewind": rewind}
+        told.clear()
+        check_campaign(config(system={"structures": str(tmp_path / "start.xyz")}, exploration=exploration), told.append)
+        return told
+
+    assert check({"on": ["stop"], "limit": 3})[0].startswith("exploration.correct.on 'stop' is of walkers that end by")
+    assert "again 3 times" in told[0] and len(told) == 1
+    assert check({"on": ["unphysical"]}) == [] and check(None) == [] and check({"on": ["leave"]}, on=["stop"]) == []
+
+
 def test_a_target_for_stresses_needs_periodic_structures_that_have_them():
     cluster, crystal = molecule("H2O"), bulk("Si")
     crystal.calc = SinglePointCalculator(crystal, energy=0.0, forces=np.zeros((2, 3)), stress=np.zeros(6))
