@@ -68,6 +68,15 @@ def test_later_rounds_compile_nothing(rounds):
     assert compiled[1:] == [0, 0]
 
 
+def test_other_temperatures_and_lengths_of_later_rounds_compile_nothing(rounds, count_compilations):
+    """Settings make another explorer, and each potential an ensemble of its own, equal to that of the first round."""
+    found, _, data = rounds
+    walkers = WALKERS | {"walkers": [{"temperature": 350}, {"temperature": 700}], "steps": WALKERS["steps"] + 20}
+    with count_compilations() as compiled:
+        explored = found[-1][0].explorer(walkers).run([molecule("H2O")], (1e-2, 1e2), labelled=data, step=3)
+    assert not compiled and list(explored.walker_temperature) == [350, 700]
+
+
 def test_each_round_has_data_and_random_numbers_of_its_own(rounds):
     found, _, data = rounds
     batches = [len(batch) for _, _, batch in found]

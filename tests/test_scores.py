@@ -102,9 +102,9 @@ def test_no_other_name_passes():
         TopKSettings(score="latent_distanc")
     assert TopKSettings(score="latent_distance").score_names == ("latent_distance",)
     with pytest.raises(ValidationError, match="'force_std_max' is always there, without being asked for"):
-        ExplorationSettings(monitor=("force_std_max",))
-    with pytest.raises(ValidationError, match="'force_sd_max' is not a known score"):
-        ExplorationSettings(monitor=("force_sd_max",))
+        ExplorationSettings(monitor=("latent_distance", "force_std_max"))
+    with pytest.raises(ValidationError, match="'latent_distanc' is not a known score; did you mean 'latent_distance'"):
+        ExplorationSettings(monitor=("latent_distanc",))
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from almlip_jax.campaign.choice import ExplorationChoice
 from almlip_jax.campaign.consistency import (
@@ -222,6 +222,11 @@ def check_teacher(config: ExperimentConfig) -> None:
             "teacher.correction corrects energies of members of one architecture; leave ensemble.variants and what "
             "models give besides the energy out."
         )
+    if teacher.correction is not None:
+        try:
+            DeltaSettings(base=config.model, correction=teacher.correction)
+        except ValidationError as error:
+            raise ValueError(f"teacher.correction: {error.errors()[0]['ctx']['error']}") from None
     asked = _settings_of(config.oracle)
     for key, source in {"source": teacher.source, "driver": teacher.driver}.items():
         if source is None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import lru_cache
-from typing import NamedTuple
+from types import MethodType
+from typing import Any, NamedTuple
 
 import jax
 
@@ -24,9 +25,20 @@ class Programs(NamedTuple):
     run_chunk: Callable[..., tuple[State, Traces]]
 
 
-@lru_cache(maxsize=_REMEMBERED)
 def traced_once(evaluate: Evaluate) -> Evaluate:
-    """The ensemble, in blocks and gathered from all devices, traced once for the first evaluation and the loop."""
+    """The ensemble, in blocks and gathered from all devices, traced once for the first evaluation and the loop.
+
+    Methods of equal ensembles are one: each potential makes an ensemble of its own, and methods themselves are equal
+    only where they are of the same object.
+    """
+    if isinstance(evaluate, MethodType) and isinstance(evaluate.__self__, Hashable):
+        return _traced_once(evaluate.__func__, evaluate.__self__)
+    return _traced_once(evaluate)
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _traced_once(function: Callable[..., Any], *owner: Any) -> Evaluate:
+    evaluate = MethodType(function, *owner) if owner else function
     return jax.jit(full_precision(gathered(blocked(evaluate))))
 
 

@@ -322,8 +322,14 @@ def judged(results: Results, num_atoms: int, max_force: float) -> Results:
     """The results as float64, if they can be a label.
 
     Raises:
-        LabelError: a wrong shape, a value that is not finite, or a force beyond `max_force` (eV/Angstrom).
+        LabelError: no `Results`, a wrong shape, a value that is not finite, or a force beyond `max_force`
+            (eV/Angstrom).
     """
+    if not isinstance(results, Results):
+        raise LabelError(
+            f"the label source returned a {type(results).__name__}; what build() gives has to return Results(energy, "
+            "forces, stress), of almlip_jax.oracles"
+        )
     try:
         energy = float(results.energy)
         forces = np.array(results.forces, np.float64)

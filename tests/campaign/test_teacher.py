@@ -232,6 +232,11 @@ def test_what_could_not_serve_is_refused(tmp_path: Path) -> None:
         ({"teacher": {**TEACHER, "replay": 0.7, "correction": {}}}, r"leave replay out, or correction"),
         ({"teacher": {**TEACHER, "correction": {}}, "ensemble": {"size": 2, "heads": 2}}, r"needs plain members"),
         (
+            {"teacher": {**TEACHER, "correction": {"dipole": True}}},
+            r"teacher.correction: a correction is one of energies; take models that do not give dipole",
+        ),
+        ({"teacher": {**TEACHER, "correction": {"repulsion": True}}}, r"teacher.correction: the repulsion of nuclei"),
+        (
             {"teacher": {**TEACHER, "correction": {}}, "ensemble": {"size": 2, "variants": [{}, {}]}},
             r"one architecture",
         ),

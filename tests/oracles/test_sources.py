@@ -188,6 +188,12 @@ def test_garbage_is_no_label(energy: float, forces: np.ndarray, stress: np.ndarr
         judged(Results(energy, forces, stress), num_atoms=2, max_force=100)
 
 
+def test_what_is_no_results_is_said():
+    """As of a package's source whose function returns a tuple, which functions of `kind: user` may."""
+    with pytest.raises(LabelError, match=r"returned a tuple; what build\(\) gives has to return Results"):
+        judged((1.0, np.zeros((2, 3))), num_atoms=2, max_force=100)
+
+
 def test_positions_that_are_not_finite_are_a_failed_label(zundel: Atoms) -> None:
     zundel.positions[0, 0] = np.nan
     label = obtain_label(TBLiteSettings().build(), TBLiteSettings(), zundel, "id")
