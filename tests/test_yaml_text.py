@@ -85,10 +85,10 @@ def test_keys_are_names_and_merge_keys_take_over():
 def test_what_is_no_config_is_one_sentence(tmp_path, content, message):
     path = tmp_path / "config.yaml"
     path.write_bytes(content)
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(InputError, match=message) as caught:
         load_config(path)
-    assert "\n" not in str(caught.value) and time.monotonic() - began < 10
+    assert "\n" not in str(caught.value) and time.process_time() - began < 10
 
 
 @pytest.mark.parametrize("coding", ["utf-8", "utf-8-sig", "utf-16"])
