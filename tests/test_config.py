@@ -292,7 +292,7 @@ def test_labels_need_an_oracle_alone(tmp_path):
         load_settings(LabelConfig, written(tmp_path, "executor: {kind: local, workers: 2}\n"))
     with pytest.raises(InputError, match="did you mean 'executor'"):
         load_settings(LabelConfig, written(tmp_path, "oracle: {kind: tblite}\nexecuter: {kind: local}\n"))
-    elsewhere = "oracle: {kind: external}\nexecutor: {kind: cluster}\n"
+    elsewhere = "oracle: {kind: external, method: pbe, folder: out}\nexecutor: {kind: slurm}\n"
     with pytest.raises(InputError, match="made elsewhere; leave it out"):
         load_settings(LabelConfig, written(tmp_path, elsewhere))
 
