@@ -107,6 +107,10 @@ def reads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         seen.append(frames)
         raise Seen
 
+    def select(_selector: Any, _potential: Any, pool: list[Atoms], *_: Any, **__: Any) -> None:
+        seen.append(pool)
+        raise Seen
+
     def run(*arguments: str) -> list[Atoms]:
         done = CliRunner().invoke(cli.app, list(arguments))
         assert isinstance(done.exception, Seen), done.exception
@@ -116,6 +120,7 @@ def reads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setattr(cli, "_load", lambda _, types=None: Potential())
     monkeypatch.setattr("almlip_jax.compilation.prepare_jax", lambda _: None)
     monkeypatch.setattr("almlip_jax.fitting.fit_potential", fit)
+    monkeypatch.setattr("almlip_jax.steps.select", select)
     run.seen, run.potential = seen, Potential  # type: ignore[attr-defined]
     yield run
 
