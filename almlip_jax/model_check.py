@@ -83,6 +83,7 @@ class _Check:
     seed: int
 
     def all(self) -> list[str]:
+        """Looks at every promise, and gives what is not offered."""
         self.constants()
         self.finite()
         self.symmetries()
@@ -172,6 +173,7 @@ class _Check:
                 raise InputError(f"{what} are not finite; {_EMPTY}")
 
     def symmetries(self) -> None:
+        """Energies and features of structures that are turned, mirrored, moved and reordered are the same."""
         stream = np.random.default_rng(self.seed)
         turn = -Rotation.random(random_state=self.seed).as_matrix()
         turned, orders = [], []
@@ -213,6 +215,7 @@ class _Check:
             )
 
     def cutoff(self) -> None:
+        """Two atoms at the cutoff, of each pair of species, have the energies of lone ones."""
         near = self.model.cutoff - _NEAR
         dimers = [Atoms(numbers=pair, positions=[[0, 0, 0], [0, 0, near]]) for pair in self.pairs]
         lone = self.seen([Atoms([z]) for z in self.species.numbers]).energies
@@ -226,6 +229,7 @@ class _Check:
                 )
 
     def states(self) -> None:
+        """Charge and spin change nothing, unless the model says that it sees them."""
         if self.ensemble.sees_state:
             return
         told = self.here.replace(charge=self.here.charge + 1, spin=self.here.spin + 1)  # type: ignore[attr-defined]
@@ -276,6 +280,7 @@ class _Check:
             )
 
     def more_species(self) -> str | None:
+        """Whether species can be added, by which energies of those that were there stay the same."""
         new = next(z for z in (2, 10, 18, 36, 54) if z not in self.species.numbers)
         wanted = SpeciesTable(tuple(sorted({*self.species.numbers, new})))
         larger = Ensemble(build_model(self.settings, wanted), 1)

@@ -115,8 +115,11 @@ def _check_teacher(config: ExperimentConfig, geometries: Sequence[Atoms], say: S
         return
     if not geometries:
         raise InputError("system.structures names no start geometry, which the dynamics of a teacher need.")
-    asked = {config.training.max_steps}
-    if asked.isdisjoint({TrainingSettings().max_steps, teacher.training.max_steps, teacher.tuning.max_steps}):
+    if config.training.max_steps not in (
+        TrainingSettings().max_steps,
+        teacher.training.max_steps,
+        teacher.tuning.max_steps,
+    ):
         say(
             f"training.max_steps {config.training.max_steps} counts for nothing with a teacher: the first training has "
             f"teacher.training.max_steps {teacher.training.max_steps}, those of rounds have teacher.tuning.max_steps "

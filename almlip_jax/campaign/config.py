@@ -35,7 +35,7 @@ from almlip_jax.campaign.settings import (
 from almlip_jax.campaign.teacher import TeacherSettings
 from almlip_jax.config import load_settings
 from almlip_jax.models import DeltaSettings, ModelSettings, SharedDensitySettings
-from almlip_jax.oracles import ExecutorSettings, LocalSettings, MeanSettings, SourceSettings
+from almlip_jax.oracles import ExecutorSettings, LocalSettings, SourceSettings
 from almlip_jax.potential.active_set import GRADES, ActiveSetSettings
 from almlip_jax.saved_potential import SavedPotential
 from almlip_jax.settings import Settings
@@ -258,7 +258,7 @@ def check_teacher(config: ExperimentConfig) -> None:
 def _calculating(source: SourceSettings) -> Iterator[SourceSettings]:
     """A label source, and those that it asks."""
     yield source
-    for part in source.of if isinstance(source, MeanSettings) else ():
+    for part in source.asks():
         yield from _calculating(part)
 
 

@@ -110,6 +110,10 @@ class SourceSettings(Spec):
         """The `version` that labels are bound to; None where a change is only reported."""
         return self.version() if self.version_binds else None
 
+    def asks(self) -> tuple[SourceSettings, ...]:
+        """The label sources that this one asks in turn; none for those that calculate by themselves."""
+        return ()
+
     def files_below(self) -> Path | None:
         """The folder in which workers have theirs, for the files of programs; None for that of temporary files."""
         return None

@@ -60,6 +60,10 @@ class MeanSettings(SourceSettings):
         weights = self.weights or (1.0,) * len(self.of)
         return tuple(weight / sum(weights) for weight in weights)
 
+    def asks(self) -> tuple[SourceSettings, ...]:
+        """The parts."""
+        return self.of
+
     def gives(self, target: str) -> bool:
         """What all of them give."""
         return all(part.gives(target) for part in self.of)
