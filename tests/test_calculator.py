@@ -26,7 +26,8 @@ from almlip_jax.errors import InputError
 from almlip_jax.models import SharedDensitySettings, build_model
 from almlip_jax.models.constants import with_constants
 from almlip_jax.potential import Calibration, Potential, PotentialCalculator, following
-from almlip_jax.potential.following import Following, of_atoms
+from almlip_jax.potential.answers import of_atoms
+from almlip_jax.potential.following import Following
 from almlip_jax.potential.states import noted_states, states_note
 from almlip_jax.structures.species import SpeciesTable
 

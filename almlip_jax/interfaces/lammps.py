@@ -20,7 +20,8 @@ from almlip_jax.errors import InputError
 from almlip_jax.interfaces.columns import column_values, columns
 from almlip_jax.interfaces.lammps_memory import LammpsMemory
 from almlip_jax.potential import Potential
-from almlip_jax.potential.following import Following, given_scores, of_atoms, reads_positions
+from almlip_jax.potential.answers import of_atoms
+from almlip_jax.potential.following import Following, given_scores, reads_positions
 from almlip_jax.potential.states import completed_state
 from almlip_jax.scores import atom_scores
 from almlip_jax.structures.followed import cell_volume
@@ -63,7 +64,11 @@ class Coupling:
 
 
 Observer = Callable[[int, Atoms, Mapping[str, Any]], None]
-"""Called after each evaluation with the step, the atoms in order of their IDs, and the results."""
+"""Called after each evaluation with the step, the atoms in order of their IDs, and the results.
+
+The next step moves these atoms, and results are taken out as they are asked for: keep a copy (``atoms.copy()``,
+``dict(results)``), not the ones that are given.
+"""
 
 
 def attach(
@@ -181,9 +186,9 @@ class AttachedPotential:
         if not len(self._order):
             raise InputError(f"the group '{self.coupling.group}' of fix {self.coupling.fix} holds no atom.")
         atoms = self._moved(places, positions)
-        results = self.following(atoms, "scores")
+        results: Mapping[str, Any] = self.following(atoms, "scores")
         for part in self._parts:
-            results = self.following(atoms, part) | results
+            results = {**self.following(atoms, part), **results}
         self.evaluations += 1
         forces[places] = results["forces"] / self.energy_unit
         self._hand_over(results, places, len(tags))

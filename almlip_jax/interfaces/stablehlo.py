@@ -27,7 +27,8 @@ from almlip_jax.errors import InputError
 from almlip_jax.files import plain, replacing
 from almlip_jax.packages import package_version
 from almlip_jax.potential import Potential
-from almlip_jax.potential.following import in_type, members_and_scores, of_atoms
+from almlip_jax.potential.answers import of_atoms
+from almlip_jax.potential.following import in_type, members_and_scores
 from almlip_jax.precision import full_precision
 from almlip_jax.scores import atom_scores, scores
 from almlip_jax.structures.followed import size_bucket

@@ -95,7 +95,7 @@ class PotentialCalculator(Calculator):
         for part in self.following.parts(wanted):
             if part not in self._done:
                 self._done.add(part)
-                found = self.following(self.atoms, part)
+                found = self.following(self.atoms, part).results()
                 spare = {name for name in found if set(self.following.known[name]) <= {"energies", "atoms"}}
                 self._spare |= {name: found.pop(name) for name in spare}
                 for name, value in found.items():

@@ -7,7 +7,6 @@ no more than a call needs: the energy alone takes no reverse pass, forces no sco
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Mapping, Set
 from contextlib import AbstractContextManager, nullcontext
@@ -34,14 +33,14 @@ from almlip_jax.ensembles import (
 )
 from almlip_jax.errors import InputError
 from almlip_jax.models import Params
-from almlip_jax.potential import spanning
+from almlip_jax.potential.answers import Answer, Layout, Reader, of_atoms, readers_of
 from almlip_jax.potential.evaluator import FittedScore
 from almlip_jax.precision import full_precision
-from almlip_jax.scores import Score, atom_scores, largest_of, score_of, scores
+from almlip_jax.scores import Score, atom_scores, largest_of, scores
 from almlip_jax.structures.electronic_state import electronic_state
-from almlip_jax.structures.followed import Follower, Listed, Place, cell_volume, followed_graph
+from almlip_jax.structures.followed import Follower, Listed, Place, followed_graph
 from almlip_jax.structures.graph import Graph, Places, atom_virials, forces_and_virial
-from almlip_jax.targets import has_target, targets
+from almlip_jax.targets import targets
 
 if TYPE_CHECKING:
     from almlip_jax.compilation import Precision
@@ -57,11 +56,6 @@ _FORCES = ("energy", "free_energy", "forces", "stress")
 _MEMBERS = ("member_energy", "member_forces", "member_stress")
 _WORTH_SHARING = 3.5e7  # operations of a call, some two milliseconds of a core: cores that meet take half of one
 _PROGRAMS = 64  # kinds of programs that are remembered; each holds one for every bucket of sizes
-
-
-def of_atoms(name: str) -> str:
-    """What results call a score of atoms, which structures may have under the same name."""
-    return f"atom_{name}" if score_of(name) is not None else name
 
 
 def reads_positions(ensemble: AnyEnsemble) -> bool:
@@ -125,6 +119,7 @@ class Following:
         self.follower = Follower(potential.species, potential.cutoff, skin, dtype)
         self._declared: tuple[Score, ...] = ()
         self._programs: dict[Part, _Program] = {}
+        self._taken: dict[Part, tuple[Layout, dict[str, Reader]]] = {}
         self._last: tuple[np.ndarray, tuple[int, int]] | None = None
         with self._in_precision():
             arrays, novelty = jax.tree.map(lambda x: in_type(x, dtype), (potential.params, potential.novelty))
@@ -134,8 +129,8 @@ class Following:
         self._lay(_sharing(arrays) if share else None)
         self._undecided = share is None and _sharing(arrays) is not None
 
-    def __call__(self, atoms: Atoms, part: Part) -> dict[str, Any]:
-        """Results of a structure by the names that ASE gives them, float64; see `PotentialCalculator`.
+    def __call__(self, atoms: Atoms, part: Part) -> Answer:
+        """Results of a structure by the names that ASE gives them, to be read before the structure is changed.
 
         Raises:
             InputError: an element, charge or spin is not known or no number, or neighbours cannot be looked for.
@@ -151,11 +146,8 @@ class Following:
             if self._listed is None or self._listed[0] is not listed:
                 self._listed = listed, self._on_devices(listed)
             novelty = self._novelty if part == "scores" else {}
-            found = self._program(part)(self._params, novelty, self._listed[1], place)
-        results = {} if part == "energies" else self._with_forces(atoms, found, part)
-        if part in ("energies", "atoms"):
-            results |= self._energies(atoms, found)
-        return {name: value for name, value in results.items() if name in self.known}
+            packed, layout = self._program(part)(self._params, novelty, self._listed[1], place)
+        return Answer(atoms, packed, layout, self._readers(part, layout), self._references[atoms.numbers])
 
     def parts(self, wanted: Set[str]) -> list[Part]:
         """The parts that give some results, as little work as does; of names that are not known, nothing."""
@@ -195,7 +187,7 @@ class Following:
 
     def __getstate__(self) -> dict[str, Any]:
         """Without programs, which cannot be copied."""
-        return self.__dict__ | {"_programs": {}, "_declared": ()}
+        return self.__dict__ | {"_programs": {}, "_declared": (), "_taken": {}}
 
     def _in_precision(self) -> AbstractContextManager[Any]:
         return jax.enable_x64(True) if self.precision == "float64" else nullcontext()
@@ -209,65 +201,14 @@ class Following:
         if strange is not None:
             warnings.warn(strange, stacklevel=3)
 
-    def _energies(self, atoms: Atoms, found: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        own = found["atom_energies"][:, : len(atoms)] + self._references[atoms.numbers]  # [M, N]
-        total = float(own.mean(axis=0).sum())
-        return {
-            "energy": total,
-            "free_energy": total,
-            "energies": own.mean(axis=0),
-            "energies_std": own.std(axis=0),
-            "member_energies": own,
-            "member_energy": own.sum(axis=1),
-        }
-
-    def _with_forces(self, atoms: Atoms, found: Mapping[str, Any], part: Part) -> dict[str, Any]:
-        number, references = len(atoms), float(self._references[atoms.numbers].sum())
-        energy = float(found["energy"][0]) + references
-        results: dict[str, Any] = {
-            "energy": energy,
-            "free_energy": energy,
-            "forces": found["forces"][:number],
-        }
-        cell = atoms.cell.array
-        volume = cell_volume(cell) if cell.any(axis=1).all() else None  # of slabs and wires too, as ASE has it
-        if volume is not None:
-            results["stress"] = -_voigt(found["virial"][0]) / volume
-        for target in targets(found["further"]):
-            if has_target(atoms, target):
-                value = found["further"][target.name]
-                results[target.label] = value[0] if target.per == "structure" else value[:number]
-        if part == "atoms" and volume is not None:
-            results["stresses"] = -_voigt(found["atom_virial"][:number]) / volume
-        if part == "scores":
-            results |= self._scores(atoms, found)
-            results["member_energy"] = found["member_energy"][:, 0] + references
-            results["member_forces"] = found["member_forces"][:, :number]
-            if volume is not None:
-                results["member_stress"] = -_voigt(found["member_virial"][:, 0]) / volume
-        return results
-
-    def _scores(self, atoms: Atoms, found: Mapping[str, Any]) -> dict[str, Any]:
-        """Scores of the structure and of its atoms, not a number where they are of a target that it does not have."""
-        number = len(atoms)
-        each = {name: values[:number] for name, values in found["atom_scores"].items()}
-        whole = {name: float(values[0]) for name, values in found["scores"].items()}
-        whole |= {name: float(np.max(each[name])) for name in self._novelty if name in each}
-        active = self.potential.active_set
-        if active is not None and active.settings.parameters == "all":  # takes derivatives of its own
-            of_structures, atom_grades = spanning.grades_of(self.potential, active, [atoms])
-            whole[active.settings.score] = float(of_structures[0])
-            if atom_grades:
-                each[active.settings.score] = atom_grades[0]
-        for score in scores():
-            if score.target is not None and score.name in whole and not _is_of(score, atoms):
-                whole[score.name] = float("nan")
-        for score in atom_scores():
-            if score.target is not None and score.name in each and not _is_of(score, atoms):
-                each[score.name] = np.full(number, np.nan)
-        results = {**whole, **{of_atoms(name): values for name, values in each.items()}}
-        error = self.potential.force_error(each["force_total"])
-        return results if error is None else results | {"force_error": error}
+    def _readers(self, part: Part, layout: Layout) -> dict[str, Reader]:
+        """What takes results out of what a program gives."""
+        held = self._taken.get(part)
+        if held is None or held[0] is not layout:
+            readers = readers_of(part, layout, self.potential)
+            known = {name: read for name, read in readers.items() if name in self.known}
+            held = self._taken[part] = layout, known
+        return held[1]
 
 
 def _sharing(params: Params) -> Mesh | None:
@@ -276,16 +217,6 @@ def _sharing(params: Params) -> Mesh | None:
         return None
     devices = member_devices(params)
     return devices if devices.size > 1 else None
-
-
-def _is_of(score: Score, atoms: Atoms) -> bool:
-    """Whether a structure has the target that a score is about."""
-    return all(has_target(atoms, target) for target in targets() if target.name == score.target)
-
-
-def _voigt(tensors: np.ndarray) -> np.ndarray:
-    """Symmetric tensors [..., 3, 3] in Voigt's order, [..., 6]."""
-    return tensors[..., (0, 1, 2, 1, 0, 0), (0, 1, 2, 2, 2, 1)]
 
 
 def in_type(values: Any, dtype: np.dtype) -> Any:
@@ -302,12 +233,12 @@ class _Program:
     """
 
     def __init__(self, function: Callable[..., dict[str, Any]]) -> None:
-        self._layouts: dict[Hashable, tuple[Any, list[tuple[int, ...]]]] = {}  # noted where a shape is traced
+        self._layouts: dict[Hashable, Layout] = {}  # noted where a shape is traced
 
         def packed(params: Params, novelty: Mapping[str, FittedScore], listed: Listed, place: Place) -> jax.Array:
-            leaves, tree = jax.tree.flatten(function(params, novelty, listed, place))
-            self._layouts[_key(novelty, listed, place)] = tree, [leaf.shape for leaf in leaves]
-            return jnp.concatenate([leaf.ravel() for leaf in leaves])
+            found = function(params, novelty, listed, place)
+            self._layouts[_key(novelty, listed, place)] = Layout.of(found)
+            return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(found)])
 
         self._run = jax.jit(full_precision(packed))
 
@@ -320,17 +251,10 @@ class _Program:
 
     def __call__(
         self, params: Params, novelty: Mapping[str, FittedScore], listed: Listed, place: Place
-    ) -> dict[str, Any]:
-        """The results on the host, float64."""
+    ) -> tuple[np.ndarray, Layout]:
+        """The results on the host, float64, and where in them they lie."""
         packed = np.asarray(self._run(params, novelty, listed, place)).astype(np.float64)
-        tree, shapes = self._layouts[_key(novelty, listed, place)]
-        leaves, begin = [], 0
-        for shape in shapes:
-            end = begin + math.prod(shape)
-            leaves.append(packed[begin:end].reshape(shape))
-            begin = end
-        found: dict[str, Any] = jax.tree.unflatten(tree, leaves)
-        return found
+        return packed, self._layouts[_key(novelty, listed, place)]
 
 
 def _key(novelty: Mapping[str, FittedScore], listed: Listed, place: Place) -> Hashable:
