@@ -201,7 +201,6 @@ def test_settings_that_a_code_has_no_use_for_are_refused(data: Path) -> None:
     for code, more, why in (
         ("gpaw", {"command": "gpaw"}, "called within Python"),
         ("orca", {"kpts": [2, 2, 2]}, "no k-points"),
-        ("aims", {"reuse": True}, "earlier density"),
         ("aims", {"pseudopotentials": {"Fe": "x"}}, "no pseudopotentials"),
         ("espresso", {"force_consistent": False}, "only the free energy"),
         ("espresso", {"kpts": [2, 2, 2], "kspacing": 0.3}, "either kpts or kspacing"),
@@ -236,10 +235,23 @@ def test_parameters_that_would_be_lost_are_refused(data: Path) -> None:
         ("psi4", {"basis": "def2-svp"}, "method of Psi4 is missing"),
         ("nwchem", {"basis": "x", "theory": "band"}, "not for plane waves"),
         ("vasp", {"xc": "pbe"}, "no potential of O"),
+        ("aims", {"xc": "pbe", "symmetry_reduced_k_grid_spg": True}, "differ from structure to structure"),
     ):
-        potentials = {"pseudopotentials": {"O": "Os_pv", "H": "_pv"}} if code == "vasp" else {}
+        more: dict[str, Any] = {"pseudopotentials": {"O": "Os_pv", "H": "_pv"}} if code == "vasp" else {}
+        more |= {"reuse": True} if code == "aims" else {}
         with pytest.raises(InputError, match=why):
-            _settings(code, data, parameters=parameters, **potentials).preview(bare(_radical()))
+            _settings(code, data, parameters=parameters, **more).preview(bare(_radical()))
+
+
+def test_aims_keeps_its_density_where_the_next_label_may_begin_with_it(data: Path) -> None:
+    """With overlaps, unless they are left out for a version that does not know the keyword."""
+    shown = _settings("aims", data, reuse=True).preview(bare(_radical()))
+    assert re.search(r"elsi_restart +read_and_write 1\n", shown)
+    assert re.search(r"elsi_restart_use_overlap +\.true\.", shown)
+    older = PARAMETERS["aims"] | {"elsi_restart_use_overlap": False}
+    shown = _settings("aims", data, reuse=True, parameters=older).preview(bare(_radical()))
+    assert "read_and_write" in shown and "use_overlap" not in shown
+    assert "elsi_restart" not in _settings("aims", data).preview(bare(_radical()))
 
 
 def test_what_looks_like_something_else_is_passed_on(data: Path) -> None:

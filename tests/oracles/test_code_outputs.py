@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -314,3 +315,87 @@ def test_a_density_is_handed_on_where_atoms_and_cell_are_alike(data: Path, tmp_p
         for frame in frames:
             label(bare(frame))
         assert ["WAVECAR" in line for line in (tmp_path / "found").read_text().splitlines()] == begun
+
+
+def test_aims_begins_with_the_density_matrices_of_the_label_before(data: Path, tmp_path: Path) -> None:
+    """Of each k-point and of both spins; the first label, and one of another cell, begin anew."""
+    end = "          Have a nice day.\n" + "-" * 60
+    said = AIMS.format(verdict="Self-consistency cycle converged.", end=end)
+    names = ["D_spin_01_kpt_000001.csc", "D_spin_01_kpt_000002.csc", "S_spin_01_kpt_000001.csc"]
+    command = _program(tmp_path, said, dict.fromkeys(names, "density"))
+    crystal = Atoms("O2", scaled_positions=[[0, 0, 0], [0.25, 0.25, 0.25]], cell=2.1 * (1 - np.eye(3)), pbc=True)
+    moved, strained = crystal.copy(), crystal.copy()
+    moved.positions[0, 0] += 0.05
+    strained.set_cell(1.01 * crystal.cell.array, scale_atoms=True)
+    for reuse, begun in ((False, [0, 0, 0, 0]), (True, [0, 3, 0, 3])):
+        (tmp_path / "found").write_text("")
+        label = _settings("aims", command, data_dir=data, kpts=[2, 2, 2], reuse=reuse).build()
+        for frame in (crystal, moved, strained, strained):
+            label(bare(frame))
+        lines = (tmp_path / "found").read_text().splitlines()
+        assert [sum(name in line for name in names) for line in lines] == begun
+
+
+def _psi4(scratch: Path, told: list[dict[str, Any]]) -> ModuleType:
+    """A package that does with options, files and names of files what Psi4 does, and takes note of each calculation."""
+    psi4, options, state = ModuleType("psi4"), dict[str, Any](), dict[str, Any]()
+
+    class Wavefunction:
+        def __init__(self, orbitals: str) -> None:
+            self.orbitals = orbitals
+
+        @staticmethod
+        def from_file(name: str) -> Wavefunction:
+            return Wavefunction(Path(name).read_text())
+
+        def to_file(self, name: str) -> None:
+            Path(f"{name}.npy").write_text(self.orbitals)
+
+        def get_scratch_filename(self, number: int) -> str:
+            return str(scratch / f"{Path(state['output']).stem}.default.1.{number}")
+
+        def energy(self) -> float:
+            return -75.0
+
+    def gradient(method: str, *, molecule: str, return_wfn: bool) -> tuple[np.ndarray, Wavefunction]:
+        assert return_wfn
+        begun = Path(Wavefunction("").get_scratch_filename(180) + ".npy")
+        read = begun.read_text() if options.get("guess") == "read" and begun.is_file() else None
+        told.append({"method": method, "read": read, **options})
+        found = Wavefunction(f"orbitals of calculation {len(told)}")
+        found.to_file(found.get_scratch_filename(180))
+        return np.zeros((molecule.count("\t") // 3, 3)), found
+
+    psi4.core = SimpleNamespace(  # type: ignore[attr-defined]
+        clean_options=options.clear,
+        set_output_file=lambda name, _: state.update(output=name),
+        Wavefunction=Wavefunction,
+    )
+    psi4.driver = SimpleNamespace(gradient=gradient)  # type: ignore[attr-defined]
+    psi4.set_options = options.update  # type: ignore[attr-defined]
+    psi4.set_num_threads = psi4.set_memory = lambda _: None  # type: ignore[attr-defined]
+    psi4.geometry = str  # type: ignore[attr-defined]
+    return psi4
+
+
+def test_psi4_begins_with_the_orbitals_of_the_label_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the same molecule in the same state; what one label was told is not said of the next, and no file is left."""
+    told: list[dict[str, Any]] = []
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setitem(sys.modules, "psi4", _psi4(scratch, told))
+    moved, ion = _water(), Atoms(_water(), info={"charge": 1, "spin": 2})
+    moved.positions[0, 0] += 0.1
+    settings = {"parameters": {"method": "pbe", "basis": "def2-svp", "basis_guess": True, "guess": "sad"}}
+    for reuse in (False, True):
+        told.clear()
+        made = CalculatorSettings.model_validate({"kind": "ase", "code": "psi4", "reuse": reuse, **settings})
+        label = made.build()
+        for frame in (_water(), moved, ion, ion, _water()):
+            assert label(bare(frame)).energy == pytest.approx(-75.0 * Hartree)
+        begun = [None, "orbitals of calculation 1", None, "orbitals of calculation 3", None]
+        assert [one["read"] for one in told] == (begun if reuse else [None] * 5)
+        assert [one["guess"] for one in told] == [["sad", "read"][reuse and one["read"] is not None] for one in told]
+        assert ["basis_guess" in one for one in told] == [one["read"] is None for one in told]
+        assert [one.get("reference") for one in told] == [None, None, "uhf", "uhf", None]
+        assert not reuse or list(scratch.iterdir()) == []

@@ -13,6 +13,9 @@ from ase.data import atomic_numbers
 from almlip_jax.errors import InputError
 from almlip_jax.oracles.codes.base import Code, Job, configured, declare
 
+_OVERLAP = "elsi_restart_use_overlap"
+_BY_SYMMETRY = ("symmetry_reduced_k_grid_spg", "rlsy_symmetry")
+"""Keywords that make the number of k-points, and so the meaning of a file's number, depend on where atoms are."""
 _TASKS = ("relax_geometry", "relax_unit_cell", "MD_run", "MD_MB_init", "use_pimd_wrapper")
 
 
@@ -57,9 +60,29 @@ def _make(job: Job) -> Aims:
         told["k_grid"] = job.grid.size
         if any(job.grid.shift):
             told["k_offset"] = tuple(0.5 * s / n for s, n in zip(job.grid.shift, job.grid.size, strict=True))
+    if job.leaves:
+        _restart(told)
     command = job.command or configured("aims", "command") or "aims.x"
     profile = AimsProfile(command, default_species_directory=None if (data := _data(job)) is None else str(data))
     return Aims(profile=profile, directory=job.folder, **told)
+
+
+def _restart(told: dict[str, Any]) -> None:
+    """Has FHI-aims keep its density matrices, and begin with those that it finds where it runs, if there are any.
+
+    Overlaps tell it how matrices of atoms that were elsewhere become those of the same number of electrons here.
+
+    Raises:
+        InputError: matrices of one structure could be taken for those of other k-points.
+    """
+    if other := next((key for key in _BY_SYMMETRY if key in told), None):
+        raise InputError(
+            f"oracle.reuse does not go with oracle.parameters.{other}: FHI-aims numbers its density matrices by "
+            "k-points, which then differ from structure to structure; leave one of them out."
+        )
+    told["elsi_restart"] = "read_and_write 1"
+    if not told.setdefault(_OVERLAP, True):
+        del told[_OVERLAP]  # which older versions do not know
 
 
 def _example(_: tuple[str, ...]) -> dict[str, Any]:
@@ -86,13 +109,14 @@ AIMS = declare(
             "k_grid_density": "oracle.kspacing",
             "k_offset": "oracle.gamma_centred",
             "species_dir": "oracle.data_dir",
-            "restart": "FHI-aims is not restarted here",
+            **{key: "oracle.reuse" for key in ("elsi_restart", "restart", "restart_read_only", "restart_write_only")},
         },
         command="aims.x",
         takes_data=True,
         output=("aims.out", "aims.err"),
         unconverged=("self-consistency cycle did not converge",),
         finished="have a nice day.",
+        density={"*.csc": ""},
         example=_example,
     )
 )

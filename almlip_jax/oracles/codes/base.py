@@ -50,6 +50,7 @@ class Job:
         data: folder of pseudopotentials, basis sets or species; None for the code's own.
         command: that starts the code; None for that of ASE's configuration, or the code's own name.
         restart: whether the folder, or `earlier`, holds a density to begin with.
+        leaves: whether the next label may begin with the density of this one.
         stress: whether the structure has one.
         earlier: the calculator of the label before it, where it is to be used again.
         further: properties that are wanted besides, by ASE's names.
@@ -66,6 +67,7 @@ class Job:
     data: Path | None = None
     command: str | None = None
     restart: bool = False
+    leaves: bool = False
     stress: bool = False
     earlier: Any = None
     further: tuple[str, ...] = ()
@@ -107,8 +109,8 @@ class Code:
         output: names of files that say how it went, as patterns.
         unconverged: texts in these, in lower case, where it did not converge.
         finished: text in one of these where it came to its end, in lower case; None where its calculator knows.
-        density: files and folders that the next label begins with, with the names that it finds them under; empty where
-            it cannot.
+        density: files and folders that the next label begins with, with the names that it finds them under; patterns
+            with an empty name, whose files keep theirs; nothing where it cannot.
         keeps_calculator: whether the next label begins with the calculator of the one before instead.
         example: keys of a label source for some elements, to begin with.
     """

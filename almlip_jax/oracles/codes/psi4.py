@@ -2,30 +2,69 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+from ase import Atoms
+from ase.calculators.calculator import Calculator as AnyCalculator
+from ase.calculators.calculator import all_changes
 from ase.calculators.psi4 import Psi4 as Calculator
+from ase.units import Bohr, Hartree
 
 from almlip_jax.errors import InputError
 from almlip_jax.oracles.codes.base import Code, Job, declare
 
 _OF_ASE = ("method", "basis", "memory", "num_threads", "reference")
 """Parameters that ASE's calculator passes on; it drops others."""
+_ORBITALS, _EARLIER = "psi4.orbitals.npy", "earlier.orbitals.npy"
+_FILE = 180  # Psi4's number of the file with orbitals
 
 
 class _WithOptions(Calculator):
-    """ASE's calculator, which sets further options."""
+    """ASE's calculator, which sets further options, those of the label before being forgotten, and keeps orbitals.
 
-    def __init__(self, options: dict[str, Any], **settings: Any) -> None:
-        self._options = options
+    Args:
+        options: of Psi4.
+        earlier: the file with the orbitals to begin with, if any.
+        orbitals: the file that they are left in, if any.
+    """
+
+    def __init__(self, options: dict[str, Any], earlier: Path | None, orbitals: Path | None, **settings: Any) -> None:
+        self._options, self._earlier, self._orbitals = options, earlier, orbitals
         super().__init__(**settings)
 
     def set_psi4(self, atoms: Any = None) -> None:
-        """Sets what ASE does, and the options."""
+        """Sets what ASE does, and the options; Psi4 has them for its whole process."""
+        self.psi4.core.clean_options()
         super().set_psi4(atoms)
         self.psi4.set_options(self._options)
+
+    def calculate(
+        self,
+        atoms: Atoms | None = None,
+        properties: Any = ("energy",),
+        system_changes: Any = all_changes,
+        symmetry: Any = "c1",
+    ) -> None:
+        """Energy and forces; as ASE's (which has no use for ``symmetry`` either), but orbitals come and go."""
+        AnyCalculator.calculate(self, atoms, properties, system_changes)
+        self.set_psi4(atoms=self.atoms)
+        core = self.psi4.core
+        core.set_output_file(f"{self.label}.dat", False)  # says where orbitals are looked for
+        if self._earlier is not None:
+            orbitals = core.Wavefunction.from_file(str(self._earlier))
+            orbitals.to_file(orbitals.get_scratch_filename(_FILE))
+        method = f"{self.parameters['method']}/{self.parameters['basis']}"
+        gradient, found = self.psi4.driver.gradient(method, molecule=self.molecule, return_wfn=True)
+        self.results["energy"] = found.energy() * Hartree
+        self.results["forces"] = -np.array(gradient) * Hartree / Bohr
+        written = Path(f"{found.get_scratch_filename(_FILE)}.npy")
+        if self._orbitals is not None and written.is_file():
+            shutil.move(written, self._orbitals)  # so that no other label finds them
 
 
 def _prepare(job: Job) -> Job:
@@ -44,7 +83,11 @@ def _arguments(job: Job) -> tuple[dict[str, Any], dict[str, Any]]:
     told |= {"charge": job.charge, "multiplicity": 1 + (job.unpaired or 0)}
     if job.unpaired:
         told.setdefault("reference", "uhf")
-    return told, {name: value for name, value in job.parameters.items() if name not in _OF_ASE}
+    options = {name: value for name, value in job.parameters.items() if name not in _OF_ASE}
+    if job.restart:  # a smaller basis to begin with would be refused beside it
+        options = {name: value for name, value in options.items() if name.lower() not in ("guess", "basis_guess")}
+        options["guess"] = "read"
+    return told, options
 
 
 def _make(job: Job) -> _WithOptions:
@@ -53,7 +96,9 @@ def _make(job: Job) -> _WithOptions:
     except ImportError as error:
         raise InputError(f"Psi4 cannot be imported ({error}); install it where labels are made.") from error
     told, options = _arguments(job)
-    return _WithOptions(options, label="psi4", directory=str(job.folder), **told)
+    folder = job.folder.resolve()
+    earlier, orbitals = folder / _EARLIER if job.restart else None, folder / _ORBITALS if job.leaves else None
+    return _WithOptions(options, earlier, orbitals, label="psi4", directory=str(folder), **told)
 
 
 def _write(job: Job) -> None:
@@ -88,6 +133,7 @@ PSI4 = declare(
         kpoints=False,
         output=("psi4.dat",),
         unconverged=("could not converge scf",),
+        density={_ORBITALS: _EARLIER},
         example=_example,
     )
 )

@@ -161,6 +161,7 @@ def job_of(code: Code, settings: CalculatorSettings, atoms: Atoms, folder: Path)
         pseudopotentials={one: name for one, name in settings.pseudopotentials.items() if one in atoms.symbols},
         data=settings.data_dir,
         command=settings.command,
+        leaves=settings.reuse,
         stress=bool(atoms.pbc.all()),
         further=settings.asked_of(atoms),
     )
@@ -231,8 +232,11 @@ class _Runner:
             return job
         if self.code.keeps_calculator:
             return replace(job, earlier=calculator, restart=True)
-        found = [(earlier.folder / name, job.folder / new) for name, new in self.code.density.items()]
-        found = [(source, target) for source, target in found if source.exists()]
+        found = [
+            (source, job.folder / (new or source.name))
+            for name, new in self.code.density.items()
+            for source in sorted(earlier.folder.glob(name))
+        ]
         for source, target in found:
             source.rename(target)
         return replace(job, restart=bool(found))
