@@ -23,6 +23,7 @@ from ase import Atoms
 from ase.data import chemical_symbols
 
 from almlip_jax.compilation import check_name, written_for
+from almlip_jax.ensembles.repulsion import with_repulsion, without_repulsion
 from almlip_jax.errors import InputError
 from almlip_jax.files import plain, replacing
 from almlip_jax.packages import package_version
@@ -197,6 +198,8 @@ def program_of(potential: Potential, capacity: Capacity, precision: str) -> Call
     """What is exported: a function of the inputs, which gives the outputs by name; traced with 64 bits."""
     dtype = np.dtype(precision)
     params, novelty = jax.tree.map(lambda x: in_type(x, dtype), (potential.params, potential.novelty))
+    bare, repelling = without_repulsion(potential.ensemble)
+    repels = any(one is not None for one in repelling)
     indices, references = _by_number(potential.species, potential.reference_energies)
 
     def of_structure(
@@ -223,7 +226,10 @@ def program_of(potential: Potential, capacity: Capacity, precision: str) -> Call
             own = jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, graph)
             # arrays of the host cannot be asked by traced indices
             constants, fitted = jax.tree.map(jnp.asarray, (params, novelty))
-            found = members_and_scores(potential.ensemble, constants, fitted, own)
+            prediction = bare.predict(constants, own)
+            found = {} if repels else members_and_scores(prediction, fitted, own)
+        if repels:  # large energies that all but cancel: from edges as they were found, in float64
+            found = members_and_scores(with_repulsion(prediction, repelling, graph), fitted, graph)
         energy = jnp.sum(jnp.where(real, jnp.asarray(references)[place], 0))
         checks = _checks(neighbors, capacity.room, known, positions, cell, pbc)
         return _told(potential, found, energy, graph, jnp.any(pbc), checks)

@@ -12,24 +12,27 @@ RadialBasis: TypeAlias = Literal["bessel", "gaussian"]
 """Names of the radial bases."""
 
 
-def polynomial_cutoff(distance: jax.Array, cutoff: float, power: int = 6) -> jax.Array:
+def polynomial_cutoff(distance: jax.Array, cutoff: float | jax.Array, power: int = 6) -> jax.Array:
     """Cutoff function that is 1 at 0 and reaches 0 at the cutoff with vanishing first and second derivatives.
 
     With u = distance / cutoff and p = power, ``1 - (p+1)(p+2)/2 u^p + p(p+2) u^(p+1) - p(p+1)/2 u^(p+2)``.
-    Source: Gasteiger et al., arXiv:2003.03123, eq. 8.
+    Source: Gasteiger et al., arXiv:2003.03123, eq. 8.  Its terms cancel all but a few digits near the cutoff; evaluated
+    is ``(1-u)^3 sum_{k<p} (k+1)(k+2)/2 u^k``, which is the same: the first terms of the series of ``(1-u)^-3``.
 
     Args:
         distance: any shape, Angstrom.
-        cutoff: Angstrom.
+        cutoff: Angstrom; broadcasts.
         power: p, at least 2 (a second derivative must exist at 0).
 
     Returns:
         Values in [0, 1], the shape of ``distance``; exactly 0 from the cutoff on.
     """
     u = distance / cutoff
-    p = float(power)
-    tail = (p + 1) * (p + 2) / 2 - p * (p + 2) * u + p * (p + 1) / 2 * u**2
-    return jnp.where(u < 1, 1 - tail * u**power, 0)
+    left = (cutoff - distance) / cutoff  # exact where 1 - u is not: close to the cutoff
+    series = jnp.full_like(u, power * (power + 1) / 2)
+    for k in reversed(range(power - 1)):
+        series = series * u + (k + 1) * (k + 2) / 2
+    return jnp.where(u < 1, left**3 * series, 0)
 
 
 def sine_functions(sine: jax.Array, cosine: jax.Array, cutoff: float, count: int) -> tuple[jax.Array, jax.Array]:

@@ -55,6 +55,10 @@ class WithRepulsion(Around):
 
     def geometry(self, graph: Graph) -> RepulsionGeometry:
         """That of the model underneath, and the repulsion."""
+        return RepulsionGeometry(self.inner.geometry(graph), self.alone(graph))
+
+    def alone(self, graph: Graph) -> jax.Array:
+        """The repulsion energy of each atom, [A] eV, in the precision of the graph's vectors."""
         dtype = graph.vectors.dtype
         charge = jnp.asarray(self.species.numbers, dtype)[graph.species]
         reach = jnp.asarray(covalent_radii[list(self.species.numbers)], dtype)[graph.species]
@@ -63,9 +67,8 @@ class WithRepulsion(Around):
         vectors = jnp.where(graph.edge_mask[..., None], graph.vectors, far)
         distance = jnp.sqrt(jnp.sum(vectors**2, axis=-1))
         pair = zbl_pair_energy(distance, charge[:, None], charge[graph.neighbors])
-        pair = pair * polynomial_cutoff(distance / reach, 1.0, _CUTOFF_POWER)
-        energy = 0.5 * jnp.sum(jnp.where(graph.edge_mask, pair, 0), axis=1)
-        return RepulsionGeometry(self.inner.geometry(graph), energy)
+        pair = pair * polynomial_cutoff(distance, reach, _CUTOFF_POWER)
+        return 0.5 * jnp.sum(jnp.where(graph.edge_mask, pair, 0), axis=1)
 
     def apply(self, params: Params, geometry: RepulsionGeometry, graph: Graph) -> AtomicOutput:
         """The energies of the model underneath plus the repulsion; its features."""

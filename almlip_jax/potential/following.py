@@ -281,7 +281,7 @@ def _program(ensemble: AnyEnsemble, part: Part, declared: tuple[Score, ...], sha
             return _atoms(ensemble, params, graph)
         if part == "forces":
             return _forces(predict(params, graph), graph)
-        return _members_and_scores(predict(params, graph), novelty, graph)
+        return members_and_scores(predict(params, graph), novelty, graph)
 
     return _Program(of_structure)
 
@@ -314,17 +314,8 @@ def _forces(prediction: Prediction, graph: Graph) -> dict[str, Any]:
     return {name: getattr(committee, name) for name in ("energy", "forces", "virial", "further")}
 
 
-def members_and_scores(
-    ensemble: AnyEnsemble, params: Params, novelty: Mapping[str, FittedScore], graph: Graph
-) -> dict[str, Any]:
-    """What an ensemble says of a graph: means, every score of structures and of atoms, and each member."""
-    return _members_and_scores(ensemble.predict(params, graph), novelty, graph)
-
-
-def _members_and_scores(
-    prediction: Prediction, novelty: Mapping[str, FittedScore], graph: Graph
-) -> dict[str, Any]:
-    """The same of what the members said."""
+def members_and_scores(prediction: Prediction, novelty: Mapping[str, FittedScore], graph: Graph) -> dict[str, Any]:
+    """What an ensemble says of a graph, from what its members said: means, every score, and each member."""
     committee = committee_statistics(prediction, graph)
     fitted = {name: one.of(prediction, graph) for name, one in novelty.items()}
     far = {name: values for name, values in fitted.items() if largest_of(name) is not None}

@@ -15,14 +15,18 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk
+from ase.build import molecule as build_molecule
 from typer.testing import CliRunner
 
 from almlip_jax import cli
+from almlip_jax.ensembles import EnsembleSettings, build_ensemble
 from almlip_jax.errors import InputError
 from almlip_jax.interfaces.stablehlo import _exported, capacity_for, export_stablehlo, program_of
+from almlip_jax.models import SharedDensitySettings
 from almlip_jax.models.constants import with_constants
 from almlip_jax.potential import Potential
 from almlip_jax.structures import walkers
+from almlip_jax.structures.species import SpeciesTable
 
 PAGE = Path(__file__).parents[2] / "docs" / "export.md"
 SCORES = ("energy_std", "force_std_max", "force_std_rel", "max_disagreement")
@@ -127,6 +131,33 @@ def test_a_program_serves_what_fits_and_tells_what_does_not(potential):
         strange = list(padded(molecule(), 8))
         strange[0] = strange[0] - 1000 * (strange[0] == 14).astype(np.int32)
         assert not program(*strange)["elements_known"]
+
+
+@pytest.mark.slow
+def test_a_molecule_with_repulsion_has_the_digits_of_its_models():
+    """In float32 too: nuclei of ethanol that come close repel each other by far more than its models differ."""
+    elements = (1, 6, 8)
+    plain = SharedDensitySettings(cutoff=3.5, radial=4, l_max=1, channels=4, hidden=(8,))
+    repelling = plain.model_copy(update={"repulsion": True})
+    species, members = SpeciesTable(elements), EnsembleSettings(size=3)
+    params = jax.jit(build_ensemble(repelling, members, species).init)(jax.random.key(3))
+    params = jax.device_get(with_constants(params, density_scale=0.2, energy_scale=20.0))
+    references = dict(zip(elements, (-13.6, -1030.0, -2040.0), strict=True))
+    potential = Potential(repelling, species, params, references, members=members)
+    ethanol = build_molecule("CH3CH2OH")
+    ethanol.positions *= 0.8
+    ethanol.rattle(0.05, seed=2)
+    exact, rounded = (said(potential, ethanol, name) for name in ("float64", "float32"))
+    bound = exact["energy"] - sum(references[z] for z in ethanol.numbers)
+    alone = said(replace(potential, settings=plain), ethanol, "float64")
+    assert abs(exact["energy"] - alone["energy"]) > 10  # eV of repulsion
+    with jax.enable_x64(True):
+        program = jax.jit(program_of(potential, capacity_for([ethanol], potential.cutoff), "float32"))
+        found = jax.device_get(program(*padded(ethanol, 9)))
+    assert found["ok"]
+    assert abs(found["energy"] - exact["energy"]) < 1e-7 * abs(bound)
+    assert abs(rounded["energy"] - exact["energy"]) < 1e-6 * abs(bound)
+    same(found, exact, 1e-6, exact)  # forces, virial, spreads and members
 
 
 def test_room_that_does_not_hold_what_is_given_is_refused(potential):

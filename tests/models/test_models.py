@@ -467,3 +467,16 @@ def test_cutoff_function():
     cut = jax.jit(jax.grad(jax.grad(lambda x: polynomial_cutoff(x, 4.0, 3))))(3.9999999)
     assert abs(cut) < 1e-6
     assert float(polynomial_cutoff(jnp.asarray(0.0), 4.0)) == 1.0
+
+
+@pytest.mark.parametrize("power", [2, 3, 6, 20])
+def test_the_cutoff_has_all_its_digits_close_to_its_end(power):
+    """What ends at it may be large, as the repulsion of nuclei; terms of the published form cancel all but a few."""
+    exact = np.linspace(0.5, 3.99, 200).astype(np.float32)
+    u = exact.astype(np.float64) / 4
+    published = 1 - u**power * ((power + 1) * (power + 2) / 2 - power * (power + 2) * u + power * (power + 1) / 2 * u**2)
+    found = np.asarray(jax.jit(lambda x: polynomial_cutoff(x, 4.0, power))(exact))
+    np.testing.assert_allclose(found, published, rtol=2e-6)
+    slope = -power * (power + 1) * (power + 2) / 2 * u ** (power - 1) * (1 - u) ** 2 / 4
+    found = np.asarray(jax.jit(jax.vmap(jax.grad(lambda x: polynomial_cutoff(x, 4.0, power))))(exact))
+    np.testing.assert_allclose(found, slope, rtol=2e-5, atol=1e-6)
