@@ -915,7 +915,9 @@ def lammps(
     rows |= {f"last {score}": with_unit(_number(outcome.last[score]), score)} if score in outcome.last else {}
     _print_pairs("LAMMPS with the potential", rows)
     told = {"evaluations": outcome.evaluations, "lists": outcome.lists, "recorded": outcome.recorded}
-    _write_json(json_file, {**told, "last": dict(outcome.last)})
+    _write_json(json_file, {**told, "status": outcome.status, "last": dict(outcome.last)})
+    if outcome.status != 0:
+        raise typer.Exit(outcome.status)  # as lmp ends
 
 
 @app.command()

@@ -21,7 +21,7 @@ from almlip_jax.structures.graph import Graph, Places, forces_and_virial, sum_ov
 
 
 def without_repulsion(ensemble: AnyEnsemble) -> tuple[AnyEnsemble, tuple[WithRepulsion | None, ...]]:
-    """An ensemble without repulsion, which takes the same parameters, and what adds it to each member (or None)."""
+    """An ensemble without repulsion, which takes the same parameters, and what adds it to each member, if anything."""
     if isinstance(ensemble, MixedEnsemble):
         parts = [_without(group) for group in ensemble.groups]
         members = [repelling for group, repelling in parts for _ in range(group.members)]

@@ -10,7 +10,7 @@ import ctypes
 import re
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,11 @@ from almlip_jax.potential.following import Following
 _FIX = re.compile(r"^\s*fix\s+(\S+)\s+(\S+)\s+external\s+pf/callback\b")
 _QUIT = re.compile(r"^\s*quit(\s+0)?\s*$")
 _LABEL, _JUMP = re.compile(r"^\s*label\s+(\S+)"), re.compile(r"\bjump\s+SELF\s+([^\s\"']+)")
+_COMMAND_QUIT = re.compile(r"\s*quit(?:\s+([^\s\"'#]+))?\s*(?:#.*)?")
+_WORDS = re.compile(r'"""[\s\S]*?"""|"[^"]*"|\'[^\']*\'|[^\s"\']+')
+_END, _STATUS = "almlip_end_of_script", "almlip_has_quit"
+"""A label at the end of what LAMMPS reads, and the variable that says that the script has quit, and how."""
+_PERIOD = re.compile(r"^\s*run\s+\S+.*\bevery\s+(\d+)", re.MULTILINE)
 _LABELMAP = re.compile(r"^\s*labelmap\s+atom\b", re.MULTILINE)
 _LINE = "fix almlip all external pf/callback 1 1"
 
@@ -41,12 +46,14 @@ class ScriptOutcome:
         lists: how often neighbours were looked for.
         recorded: frames written.
         last: values of the vector after the last evaluation, by name.
+        status: that the script quit with; 0 where it came to its end.
     """
 
     evaluations: int
     lists: int
     recorded: int
     last: Mapping[str, float]
+    status: int = 0
 
 
 def run_script(
@@ -79,6 +86,8 @@ def run_script(
     lmp = started(arguments)
     attached: list[AttachedPotential] = []
     observers: list[_Recorded] = []
+    periods = frozenset(int(found) for text, _ in pieces for found in _PERIOD.findall(text))
+    status: int | None = None
     try:
         for text, found in pieces:
             try:
@@ -88,10 +97,13 @@ def run_script(
                     observer.run_has_ended()
                 for one in attached:
                     one.check()  # comes before what LAMMPS says to it
+            status = _has_quit(lmp, script)
+            if status is not None:
+                break
             if found is not None:
                 fix, group = found
                 own = replace(coupling or Coupling(), fix=fix, group=group)
-                observers += [] if recorded is None else [_Recorded(lmp, recorded, potential, own)]
+                observers += [] if recorded is None else [_Recorded(lmp, recorded, potential, own, periods)]
                 attached.append(attach(lmp, potential, own, None if recorded is None else observers[-1]))
     finally:
         lmp.close()
@@ -101,6 +113,7 @@ def run_script(
         lists=sum(one.following.follower.builds for one in attached),
         recorded=0 if recorded is None else recorded.number,
         last=last,
+        status=status or 0,
     )
 
 
@@ -201,11 +214,60 @@ def _read(lmp: Any, text: str, script: Path) -> None:
     """Has LAMMPS read a piece of a script, as a file of its own: its loops jump to the beginning of a file."""
     with tempfile.TemporaryDirectory() as folder:
         piece = Path(folder) / script.name
-        piece.write_text(text + "\n")
+        piece.write_text(_without_quit(text) + f"\nlabel {_END}\n")
         try:
             lmp.file(str(piece))
         except Exception as error:
             raise InputError(f"{script}: LAMMPS stopped with {_in_one_line(error)}") from error
+
+
+def _without_quit(text: str) -> str:
+    """Text with a jump to its end in place of each command ``quit``, also within ``if``: it would end this process."""
+    lines: list[str] = []
+    command: list[str] = []
+    for line in text.splitlines():
+        command.append(line)
+        if line.split("#")[0].rstrip().endswith("&"):
+            continue
+        whole, command = "\n".join(command), []
+        if found := _COMMAND_QUIT.fullmatch(whole):
+            lines += _instead(found[1])
+        else:
+            lines.append(_WORDS.sub(_word_without_quit, whole) if re.match(r"\s*if\s", whole) else whole)
+    return "\n".join(lines + command)
+
+
+def _word_without_quit(word: re.Match[str], quote: str = '"') -> str:
+    """A word of an ``if``: what it stands for, where that is to quit, or is another ``if``."""
+    text = word[0]
+    own = next((one for one in ('"""', '"', "'") if text.startswith(one)), "")
+    content = text.removeprefix(own).removesuffix(own)
+    if found := _COMMAND_QUIT.fullmatch(content):
+        return " ".join(f"{own or quote}{one}{own or quote}" for one in _instead(found[1]))
+    if own and re.match(r"\s*if\s", content):
+        other = "'" if own == '"' else '"'
+        return own + _WORDS.sub(lambda one: _word_without_quit(one, other), content) + own
+    return text
+
+
+def _instead(status: str | None) -> list[str]:
+    """Commands in place of one that quits."""
+    return [f"variable {_STATUS} string {status or 0}", f"jump SELF {_END}"]
+
+
+def _has_quit(lmp: Any, script: Path) -> int | None:
+    """The status that a script has quit with; None where it has not.
+
+    Raises:
+        InputError: it is no number.
+    """
+    if not lmp.has_id("variable", _STATUS):
+        return None
+    said = str(lmp.extract_variable(_STATUS))
+    try:
+        return int(said)
+    except ValueError as error:
+        raise InputError(f"{script} quits with '{said}', which is no whole number.") from error
 
 
 def _in_one_line(error: Exception) -> str:
@@ -216,20 +278,31 @@ class _Recorded:
     """Writes the frames that are to be labelled, with charge and spin where they are known; of a group without box.
 
     A run that ``fix halt`` ends looks from here like any other that ends.  An uncertain frame that follows another too
-    closely is therefore kept until the next step shows that the run has gone on.
+    closely is therefore kept until the next step shows that the run has gone on; so it has where a part of ``run ...
+    every`` ends where it was to end.
+
+    Args:
+        lmp: LAMMPS.
+        recorder: what writes frames.
+        potential: that drives the atoms.
+        coupling: how.
+        periods: numbers of steps in the parts of runs.
     """
 
-    def __init__(self, lmp: Any, recorder: Recorder, potential: Potential, coupling: Coupling) -> None:
-        self.lmp, self.recorder = lmp, recorder
+    def __init__(
+        self, lmp: Any, recorder: Recorder, potential: Potential, coupling: Coupling, periods: Set[int] = frozenset()
+    ) -> None:
+        self.lmp, self.recorder, self._periods = lmp, recorder, periods
         self._part = None if coupling.group == "all" else Following(potential, coupling.skin)
         self._kept: tuple[int, Atoms, Mapping[str, Any]] | None = None
         self._run = 0  # the step at which the run of the kept frame began
+        self._series = 0  # and at which the first of its parts did
 
     def __call__(self, step: int, atoms: Atoms, results: Mapping[str, Any]) -> None:
         """Writes the frame if it is one to be labelled, and the one before if a run has ended with it."""
         if self._kept is not None:
             elapsed = self._elapsed()
-            if elapsed == 0 or step - elapsed != self._run:  # a run begins
+            if (elapsed == 0 or step - elapsed != self._run) and not self._goes_on(step):  # a run begins
                 self.run_has_ended()
             self._kept = None
         if not self.recorder.uncertain(results):
@@ -238,12 +311,24 @@ class _Recorded:
             self._write(step, atoms, results)
         elif not self.recorder.wrote(step, atoms, results):
             self._kept, self._run = (step, atoms.copy(), dict(results)), step - self._elapsed()
+            self._series = self._begin(step)
 
     def run_has_ended(self) -> None:
         """Writes the last frame of a run, if it is uncertain and not written yet."""
         if self._kept is not None:
             kept, self._kept = self._kept, None
             self._write(*kept)
+
+    def _goes_on(self, step: int) -> bool:
+        """Whether the kept frame ended a part of a run where it was to end, and the next part begins."""
+        assert self._kept is not None
+        begin = self._begin(step)
+        done = self._kept[0] - begin
+        return begin == self._series and done > 0 and any(done % one == 0 for one in self._periods if one > 0)
+
+    def _begin(self, step: int) -> int:
+        """The step at which the run began, with all of its parts."""
+        return step - int(self.lmp.get_thermo("elaplong"))
 
     def _elapsed(self) -> int:
         """Steps since the run began."""

@@ -16,10 +16,12 @@ import numpy as np
 import pytest
 from ase import Atoms, units
 from ase.md.verlet import VelocityVerlet
+from typer.testing import CliRunner
 
+from almlip_jax import cli
 from almlip_jax.errors import InputError
 from almlip_jax.interfaces.lammps import AttachedPotential, Coupling, attach
-from almlip_jax.interfaces.lammps_script import pieces_of, run_script, started
+from almlip_jax.interfaces.lammps_script import _without_quit, pieces_of, run_script, started
 from almlip_jax.interfaces.recording import Recording
 from almlip_jax.potential import Potential
 from almlip_jax.structures.io import read_structures
@@ -428,11 +430,22 @@ def test_the_frame_of_a_halt_is_recorded_whatever_every_says(lammps, potential, 
     recording = Recording(tmp_path / "frames.extxyz", every=1000)
     run_script(potential, path, arguments=QUIET, recording=recording)
     assert (tmp_path / "at").read_text().split() == ["7"]
-    steps = {"run 0": [0, 7], "run 60 every 20 NULL": [0, 7, 27, 47, 67], "reset_timestep 0": [0, 7, 1]}
+    steps = {"run 0": [0, 7], "run 60 every 20 NULL": [0, 7, 67], "reset_timestep 0": [0, 7, 1]}
     frames = read_structures(recording.file)
     assert [frame.info["step"] for frame in frames] == steps.get(after[0] if after else "", [0, 7])
     found = potential.evaluate([frames[1]])
     assert frames[1].info["predicted_energy"] == pytest.approx(found.energy[0], abs=1e-4)
+
+
+def test_a_halt_within_a_part_of_a_run_is_told_from_the_end_of_a_part(lammps, potential, tmp_path):
+    """Of a run in parts of 5 steps, one of which stops early: the parts that follow are other ones than planned."""
+    lines = ["fix ml all external pf/callback 1 1", "velocity all create 900 7", "fix move all nve"]
+    lines += ["variable past equal step==7", "fix stop all halt 1 v_past > 0.5 error continue", "run 20 every 5 NULL"]
+    path = script(tmp_path, *setup(wrapped(crystal())), *lines)
+    recording = Recording(tmp_path / "frames.extxyz", every=1000)
+    run_script(potential, path, arguments=QUIET, recording=recording)
+    steps = [frame.info["step"] for frame in read_structures(recording.file)]
+    assert steps[:2] == [0, 7] and 5 not in steps
 
 
 def test_a_halt_that_is_an_error_leaves_its_frame(lammps, potential, tmp_path):
@@ -482,6 +495,44 @@ def test_charge_and_spin_are_those_that_were_learned(lammps, potential, tmp_path
     assert frame(potential, charge=2).info["charge"] == 2 and "charge" not in frame(potential).info
     with pytest.raises(InputError, match="charge 0 and spin 1, but the potential has learned of charge 1, spin 2 only"):
         frame(learned, charge=0)
+
+
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [
+        ('if "$(step) > 3" then "print here" quit else "print \'goes on\'"', 0),
+        ('if "$(step) < 3" then "print here" &\n   elif "$(step) > 3" "quit 3" else "print there"', 3),
+        ("if '$(step) > 3' then 'if \"1 == 1\" then quit'", 0),
+        ('variable s equal 5\nif "$(step) > 3" then "quit $(v_s)"', 5),
+        ("quit 2  # at once\nlabel later", 2),
+        ('label again\nrun 1\nif "$(step) > 5" then quit\njump SELF again', 0),
+    ],
+)
+def test_a_script_that_quits_says_what_it_did(lammps, potential, tmp_path, command, status):
+    """It ends where it says so, also within a condition or a loop, and the program goes on with its tables."""
+    lines = ["fix a all external pf/callback 1 1", "run 4", *command.split("\n"), "run 7"]
+    lines += ["group rest empty", "fix b all external pf/callback 1 1", "run 1"]
+    outcome = run_script(potential, script(tmp_path, *setup(wrapped(crystal())), *lines), arguments=QUIET)
+    assert outcome.status == status
+    assert outcome.evaluations == (9 if "again" in command else 5)
+
+
+@pytest.mark.slow
+def test_the_program_ends_with_the_status_of_its_script(lammps, potential, tmp_path, monkeypatch):
+    monkeypatch.setattr("almlip_jax.compilation.prepare_jax", lambda *_: None)
+    potential.save(tmp_path / "potential")
+    end = ["fix a all external pf/callback 1 1", "run 2", 'if "$(step) > 1" then "quit 4"', "run 100"]
+    path = script(tmp_path, *setup(wrapped(crystal())), *end)
+    asked = ["lammps", str(tmp_path / "potential"), str(path), "--json", str(tmp_path / "told.json"), *QUIET]
+    result = CliRunner().invoke(cli.app, asked)
+    assert result.exit_code == 4, result.output
+    assert "evaluations" in result.output and json.loads((tmp_path / "told.json").read_text())["evaluations"] == 3
+
+
+def test_quits_are_told_from_what_only_looks_like_one():
+    """No LAMMPS is needed for that."""
+    kept = ["print quit", 'if "1 > 2" then "print quit" "quitting 1"', "# quit", "variable quit equal 1", "label quit"]
+    assert _without_quit("\n".join(kept)) == "\n".join(kept)
 
 
 def test_scripts_are_cut_where_the_potential_comes_in(tmp_path):

@@ -474,8 +474,8 @@ def test_the_cutoff_has_all_its_digits_close_to_its_end(power):
     """What ends at it may be large, as the repulsion of nuclei; terms of the published form cancel all but a few."""
     exact = np.linspace(0.5, 3.99, 200).astype(np.float32)
     u = exact.astype(np.float64) / 4
-    tail = (power + 1) * (power + 2) / 2 - power * (power + 2) * u + power * (power + 1) / 2 * u**2
-    published = 1 - u**power * tail
+    p = power
+    published = 1 - u**p * ((p + 1) * (p + 2) / 2 - p * (p + 2) * u + p * (p + 1) / 2 * u**2)
     found = np.asarray(jax.jit(lambda x: polynomial_cutoff(x, 4.0, power))(exact))
     np.testing.assert_allclose(found, published, rtol=2e-6)
     slope = -power * (power + 1) * (power + 2) / 2 * u ** (power - 1) * (1 - u) ** 2 / 4
