@@ -279,7 +279,7 @@ class _Recorded:
 
     A run that ``fix halt`` ends looks from here like any other that ends.  An uncertain frame that follows another too
     closely is therefore kept until the next step shows that the run has gone on; so it has where a part of ``run ...
-    every`` ends where it was to end.
+    every`` has all of its steps.
 
     Args:
         lmp: LAMMPS.
@@ -296,13 +296,13 @@ class _Recorded:
         self._part = None if coupling.group == "all" else Following(potential, coupling.skin)
         self._kept: tuple[int, Atoms, Mapping[str, Any]] | None = None
         self._run = 0  # the step at which the run of the kept frame began
-        self._series = 0  # and at which the first of its parts did
+        self._part_ended = False  # with the kept frame, where it was to end
 
     def __call__(self, step: int, atoms: Atoms, results: Mapping[str, Any]) -> None:
         """Writes the frame if it is one to be labelled, and the one before if a run has ended with it."""
         if self._kept is not None:
             elapsed = self._elapsed()
-            if (elapsed == 0 or step - elapsed != self._run) and not self._goes_on(step):  # a run begins
+            if (elapsed == 0 or step - elapsed != self._run) and not self._part_ended:  # a run begins
                 self.run_has_ended()
             self._kept = None
         if not self.recorder.uncertain(results):
@@ -310,25 +310,15 @@ class _Recorded:
         if not self.recorder.too_soon(step):
             self._write(step, atoms, results)
         elif not self.recorder.wrote(step, atoms, results):
-            self._kept, self._run = (step, atoms.copy(), dict(results)), step - self._elapsed()
-            self._series = self._begin(step)
+            elapsed = self._elapsed()
+            self._kept, self._run = (step, atoms.copy(), dict(results)), step - elapsed
+            self._part_ended = elapsed in self._periods and bool(self.lmp.eval("ramp(0,1)") == 1.0)
 
     def run_has_ended(self) -> None:
         """Writes the last frame of a run, if it is uncertain and not written yet."""
         if self._kept is not None:
             kept, self._kept = self._kept, None
             self._write(*kept)
-
-    def _goes_on(self, step: int) -> bool:
-        """Whether the kept frame ended a part of a run where it was to end, and the next part begins."""
-        assert self._kept is not None
-        begin = self._begin(step)
-        done = self._kept[0] - begin
-        return begin == self._series and done > 0 and any(done % one == 0 for one in self._periods if one > 0)
-
-    def _begin(self, step: int) -> int:
-        """The step at which the run began, with all of its parts."""
-        return step - int(self.lmp.get_thermo("elaplong"))
 
     def _elapsed(self) -> int:
         """Steps since the run began."""
