@@ -158,7 +158,10 @@ def test_a_molecule_with_repulsion_has_the_digits_of_its_models():
     for name in ("energy", "member_energy"):
         np.testing.assert_allclose(found[name], exact[name], rtol=0, atol=5e-7 * abs(bound))
         np.testing.assert_allclose(rounded[name], exact[name], rtol=0, atol=2e-6 * abs(bound))
-    same(found, {name: value for name, value in exact.items() if name != "member_energy"}, 1e-6, exact)
+    names = ("forces", "virial", "member_forces", "force_std", "force_std_max")
+    same(found, {name: exact[name] for name in names}, 1e-6, exact)
+    for name in SCORES:
+        np.testing.assert_allclose(found[name], exact[name], rtol=1e-6)
 
 
 def test_room_that_does_not_hold_what_is_given_is_refused(potential):
