@@ -18,8 +18,10 @@ from almlip_jax.keys import named_key
 from almlip_jax.models import Delta, DeltaSettings, LinearLast, Model, ModelSettings
 from almlip_jax.models.around import Around
 from almlip_jax.models.constants import BASE, CONSTANTS, CORRECTION, with_constants
+from almlip_jax.models.user import UserModelSettings
 from almlip_jax.origins import Taught
 from almlip_jax.potential import Potential
+from almlip_jax.structures.species import SpeciesTable
 
 _SURVEYED = 64  # structures from which the scale of densities is taken
 _LEAST = 0.05  # eV, scale of the energies of a correction
@@ -63,8 +65,10 @@ class Corrected(Taught):
         apart = [atoms.calc.results["forces"] - forces for atoms, forces in zip(labelled, known, strict=True)]
         scale = max(float(np.sqrt(np.mean(np.square(np.concatenate(apart), dtype=np.float64)))), _LEAST)
         correction = begun.params[CORRECTION]
-        name = "last_scale" if "last_scale" in correction[CONSTANTS] else "energy_scale"
-        return replace(begun, params=begun.params | {CORRECTION: with_constants(correction, **{name: scale})})
+        held = [name for name in ("last_scale", "energy_scale") if name in correction.get(CONSTANTS, {})]
+        if not held:  # a model of another's, which keeps the scale that it was standardised with
+            return begun
+        return replace(begun, params=begun.params | {CORRECTION: with_constants(correction, **{held[0]: scale})})
 
 
 def corrected(
@@ -123,10 +127,29 @@ def _checked(base: Potential, model: ModelSettings | Mapping[str, Any] | None) -
     correction = base.settings if model is None else given_settings(ModelSettings, model, "model")
     if isinstance(correction, DeltaSettings):
         correction = correction.correction
-    model_of = correction.build(base.species)
-    if not isinstance(model_of, LinearLast) or not model_of.last_names:
-        raise InputError(f"a correction of kind '{correction.kind}' has no last layer that could begin at zero.")
+    check_correction(correction, base.species)
     return correction
+
+
+def check_correction(settings: ModelSettings, species: SpeciesTable) -> None:
+    """Whether a model can be a correction, which begins at zero.
+
+    Raises:
+        InputError: it cannot be built for these species, or does not name the parameters of its last layer.
+    """
+    model = settings.build(species)
+    named = model.last_names if isinstance(model, LinearLast) else ()
+    of = f"'{settings.function}'" if isinstance(settings, UserModelSettings) else f"kind '{settings.kind}'"
+    if not named:
+        raise InputError(
+            f"a correction of {of} has no last layer that could begin at zero: it does not say which parameters those "
+            "are; let `last_names` of the model (below `almlip_jax.models.LinearLast`) name them, or take another."
+        )
+    learned = jax.eval_shape(model.init, jax.random.key(0))
+    if strange := [name for name in named if name not in learned]:
+        raise InputError(
+            f"`last_names` of a correction of {of} names '{strange[0]}', but `init` gives {', '.join(sorted(learned))}."
+        )
 
 
 def _delta(model: Model) -> LinearLast:

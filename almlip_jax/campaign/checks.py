@@ -15,6 +15,7 @@ from almlip_jax.campaign.making import starts_for
 from almlip_jax.campaign.preparation import Say, check_target_labels, grouped, planned_calls, split_pool, test_file
 from almlip_jax.campaign.settings import GeneratedExploration, MdExploration
 from almlip_jax.campaign.teaching import frame_keys
+from almlip_jax.delta_learning import check_correction
 from almlip_jax.ensembles import MixedEnsemble, build_ensemble
 from almlip_jax.errors import InputError, LabelError
 from almlip_jax.generation import GeneratorSettings
@@ -46,7 +47,7 @@ def check_campaign(config: ExperimentConfig, say: Say = lambda text: None) -> No
     check_user_code(config)
     check_columns(config.selection.selector, config.selection.batch, "selection.selector")
     _check_labels(config.oracle, starts)
-    _check_teacher(config, starts, say)
+    _check_teacher(config, inputs, say)
     explores = not inputs.listed and not config.exploration.pool_files and config.exploration.needs_starts
     dynamics = bool(initial.md or config.test.md or explores)
     if geometries == 0 and (initial.rattle is not None or dynamics):
@@ -108,9 +109,9 @@ def _check_labels(source: SourceSettings, geometries: Sequence[Atoms], by: str =
             ) from error
 
 
-def _check_teacher(config: ExperimentConfig, geometries: Sequence[Atoms], say: Say) -> None:
+def _check_teacher(config: ExperimentConfig, inputs: Inputs, say: Say) -> None:
     """Refuses a teacher that has nothing to begin at, or would get a start geometry wrong."""
-    teacher, chosen = config.teacher, config.initial.from_teacher
+    teacher, chosen, geometries = config.teacher, config.initial.from_teacher, inputs.geometries
     if teacher is None:
         return
     if not geometries:
@@ -132,10 +133,20 @@ def _check_teacher(config: ExperimentConfig, geometries: Sequence[Atoms], say: S
         members = build_ensemble(config.model, config.ensemble, SpeciesTable.of(geometries))
         for group in members.groups if isinstance(members, MixedEnsemble) else (members,):
             check_two_sources(group)
+    check_correction_of(config, inputs)
     if chosen is not None:
         if chosen.count > teacher.frames:
             raise InputError(f"initial.from_teacher.count {chosen.count} is more than teacher.frames {teacher.frames}.")
         check_columns(chosen.selector, chosen.count, "initial.from_teacher.selector")
+
+
+def check_correction_of(config: ExperimentConfig, inputs: Inputs) -> None:
+    """Refuses a correction of what a teacher teaches by a model that could not begin at zero; raises InputError."""
+    if config.teacher is not None and config.teacher.correction is not None:
+        try:
+            check_correction(config.teacher.correction, inputs.species)
+        except InputError as error:
+            raise InputError(f"teacher.correction: {error}") from error
 
 
 def _check_listed(config: ExperimentConfig, inputs: Inputs) -> None:

@@ -17,9 +17,10 @@ import jax
 
 from almlip_jax.campaign import bookkeeping, continuity, stopping
 from almlip_jax.campaign.beginning import with_beginning
-from almlip_jax.campaign.checks import check_campaign
+from almlip_jax.campaign.checks import check_campaign, check_correction_of
 from almlip_jax.campaign.config import ExperimentConfig
 from almlip_jax.campaign.consistency import check_columns
+from almlip_jax.campaign.inputs import Inputs
 from almlip_jax.campaign.latest import point_to
 from almlip_jax.campaign.preparation import check_target_labels
 from almlip_jax.campaign.report import write_report
@@ -496,6 +497,7 @@ def _check_change(config: ExperimentConfig, run: RunDirectory, progress: Progres
         if continuity.config_edited(run, state):
             progress.message(f"{run.config} is not what the campaign last ran with; its settings hold from now on.")
     if state.stage is Stage.TEACHER:  # which may still be another one
+        check_correction_of(config, Inputs(config, run))
         state = state.model_copy(update={"settled": {**state.settled, **continuity.taught_by(config)}})
     if note is not None:
         progress.message(note)

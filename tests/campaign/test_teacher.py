@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,12 @@ from almlip_jax.campaign.state import Stage, read_state
 from almlip_jax.campaign.status import campaign_status
 from almlip_jax.errors import InputError
 from almlip_jax.files import read_csv
+from almlip_jax.models import LinearLast
 from almlip_jax.oracles import LabelStore
 from almlip_jax.potential import Potential
 from almlip_jax.structures.io import read_structures
 from almlip_jax.structures.remembered import bare
+from almlip_jax.structures.species import SpeciesTable
 
 TEACHER: dict[str, Any] = {
     "source": {"kind": "tblite", "method": "GFN1-xTB"},
@@ -51,6 +54,21 @@ FILTERED = {
         "selector": {"kind": "max_det"},
     },
 }
+
+
+@dataclass(frozen=True)
+class Nameless(LinearLast):
+    """A model that does not say what its last layer is; nobody evaluates it."""
+
+    species: SpeciesTable
+    cutoff: float
+
+    num_species = 2
+
+    def unused(self, *given: Any) -> Any:
+        raise NotImplementedError
+
+    geometry = init = survey = standardise = with_species = apply = last_scale = unused
 
 
 def taught(folder: Path, run_dir: Path, progress: Any = None, **changes: Any) -> Any:
@@ -234,6 +252,10 @@ def test_what_could_not_serve_is_refused(tmp_path: Path) -> None:
         (
             {"teacher": {**TEACHER, "correction": {"dipole": True}}},
             r"teacher.correction: a correction is one of energies; take models that do not give dipole",
+        ),
+        (
+            {"teacher": {**TEACHER, "correction": {"kind": "user", "function": "test_teacher:Nameless"}}},
+            r"teacher\.correction: .*'test_teacher:Nameless' has no last layer that could begin at zero",
         ),
         ({"teacher": {**TEACHER, "correction": {"repulsion": True}}}, r"teacher.correction: the repulsion of nuclei"),
         (
