@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 
 from ase import Atoms
@@ -12,8 +13,9 @@ from almlip_jax.campaign.config import ExperimentConfig
 from almlip_jax.campaign.consistency import check_columns
 from almlip_jax.campaign.inputs import Inputs
 from almlip_jax.campaign.making import starts_for
-from almlip_jax.campaign.preparation import Say, check_target_labels, grouped, planned_calls, split_pool, test_file
+from almlip_jax.campaign.preparation import Say, check_target_labels, grouped, planned_calls, test_file
 from almlip_jax.campaign.settings import GeneratedExploration, MdExploration
+from almlip_jax.campaign.systems import short_of_shares
 from almlip_jax.campaign.teaching import frame_keys
 from almlip_jax.delta_learning import check_correction
 from almlip_jax.ensembles import MixedEnsemble, build_ensemble
@@ -60,6 +62,7 @@ def check_campaign(config: ExperimentConfig, say: Say = lambda text: None) -> No
     _check_generated(config, inputs)
     for left_out in inputs.left_out(_generators(config)):
         say(left_out)
+    _tell_of_short_shares(config, inputs, say)
     config.exploration.check_geometries(inputs.listed or starts)
     _tell_of_idle_corrections(config, say)
     _check_strata(config, inputs)
@@ -87,6 +90,25 @@ def _tell_of_idle_corrections(config: ExperimentConfig, say: Say) -> None:
             f"again {exploration.rewind.limit} times before one does; leave '{idle[0]}' out of rewind.on if places are "
             "to be corrected."
         )
+
+
+def _tell_of_short_shares(config: ExperimentConfig, inputs: Inputs, say: Say) -> None:
+    """Says of which systems there are fewer structures than they should have of the initial set."""
+    initial, shares, asked = config.initial, config.system.parts, list[tuple[str, str, int, list[Atoms]]]()
+    if not shares:
+        return
+    if initial.pool_count:
+        asked.append(("the pool", "from_pool", initial.pool_count, inputs.of_pool(inputs.free_of_pool)))
+    if initial.from_generated is not None:
+        made = [one.frame for one in inputs.generated]
+        asked.append(("what is generated", "from_generated", initial.from_generated.count, made))
+    for what, key, count, frames in asked:
+        room = Counter(name for frame in frames if (name := system_of(frame)) is not None)
+        for name, (there, owed) in short_of_shares(shares, count, room).items():
+            say(
+                f"{what} has {there} structures of system '{name}', fewer than the {owed} of initial.{key} {count} "
+                "that are its share; others take their places."
+            )
 
 
 def _check_cutoff(cutoff: float, geometries: Sequence[Atoms]) -> None:
@@ -224,7 +246,7 @@ def _marked(frame: Atoms, group: str) -> Atoms:
 
 def _check_strata(config: ExperimentConfig, inputs: Inputs) -> None:
     """Refuses selectors that give shares to strata which none of their candidates, as far as these are known, has."""
-    initial, test = config.initial, config.test
+    initial = config.initial
     taught, of_pool, made = initial.from_teacher, initial.from_pool, initial.from_generated
     if taught is not None and config.teacher is not None:
         strata, carried = taught.selector.stratification, frame_keys(config.teacher, inputs.geometries)
@@ -234,8 +256,7 @@ def _check_strata(config: ExperimentConfig, inputs: Inputs) -> None:
                 f"stratified; frames have {', '.join(carried)}."
             )
     if not isinstance(of_pool, int) and of_pool.selector.stratification is not None:
-        split = split_pool(len(inputs.pool), initial.pool_count, test.from_pool, config.seed)
-        candidates = inputs.of_pool(split.outside_test)
+        candidates = inputs.of_pool(inputs.free_of_pool)
         _check_shares(of_pool.selector.stratification, candidates, inputs.known, "initial.from_pool.selector")
     if made is not None and made.selector.stratification is not None:
         candidates = [one.frame for one in inputs.generated]

@@ -31,6 +31,7 @@ from almlip_jax.files import read_json, understood
 from almlip_jax.generation import GeneratorSettings
 from almlip_jax.keys import named_key, numpy_generator
 from almlip_jax.potential import Potential
+from almlip_jax.structures.carried import system_of
 from almlip_jax.structures.labels import FileReading
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.training import given_references
@@ -76,16 +77,26 @@ class Inputs:
     @cached_property
     def pool_split(self) -> PoolSplit:
         """Who gets which structures of a fixed pool."""
-        config = self._config
-        split = split_pool(len(self.pool), config.initial.pool_count, config.test.from_pool, config.seed)
-        asked = config.initial.from_pool
+        config, run = self._config, self._run
+        asked, shares = config.initial.from_pool, config.system.parts
+        kept = run is not None and run.initial_pool.exists()
+        if run is not None and not kept and run.round(0).dataset.exists():  # an earlier version drew from all systems
+            shares = {}
+        owners, count = [system_of(frame) for frame in self.pool], config.initial.pool_count
+        split = split_pool(len(self.pool), count, config.test.from_pool, config.seed, owners, shares)
+        if run is not None and kept:  # whatever selector and shares would say now
+            with understood(run.initial_pool):
+                return split.with_initial([int(place) for place in read_json(run.initial_pool)["places"]])
         if isinstance(asked, int):
             return split
-        if self._run is not None and self._run.initial_pool.exists():  # whatever the selector would say now
-            with understood(self._run.initial_pool):
-                return split.with_initial([int(place) for place in read_json(self._run.initial_pool)["places"]])
         free = split.outside_test
         return split.with_initial([free[row] for row in self._sparse(self.of_pool(free), asked, "pool")])
+
+    @property
+    def free_of_pool(self) -> tuple[int, ...]:
+        """Indices of the structures of a fixed pool that are not for the test set, in their order."""
+        initial, test = self._config.initial.pool_count, self._config.test.from_pool
+        return split_pool(len(self.pool), initial, test, self._config.seed).outside_test
 
     def _sparse(self, frames: Sequence[Atoms], asked: SparseSettings, name: str) -> list[int]:
         """Places of structures that a selector chooses for the initial set, next to a dataset that is given."""

@@ -16,6 +16,7 @@ from ase import Atoms
 from ase.constraints import FixAtoms
 from ase.data import chemical_symbols
 
+from almlip_jax.campaign.batch import choose_for_systems
 from almlip_jax.campaign.choice import ExplorationChoice
 from almlip_jax.campaign.repeats import without_repeats
 from almlip_jax.campaign.settings import (
@@ -274,8 +275,23 @@ class PoolSplit:
         return PoolSplit(self.test, tuple(chosen), tuple(one for one in self.outside_test if one not in taken))
 
 
-def split_pool(size: int, initial: int, test: int, seed: int) -> PoolSplit:
+def split_pool(
+    size: int,
+    initial: int,
+    test: int,
+    seed: int,
+    owners: Sequence[str | None] = (),
+    shares: Mapping[str, float] | None = None,
+) -> PoolSplit:
     """Shares out a pool: test structures first, so that they stay the same when the initial set changes.
+
+    Args:
+        size: structures in the pool.
+        initial: how many of them are for the initial set; named systems share these, see `choose_for_systems`.
+        test: how many are for the test set.
+        seed: of the campaign.
+        owners: the systems of the structures.
+        shares: of named systems, where there are any.
 
     Raises:
         InputError: the pool is too small.
@@ -285,7 +301,14 @@ def split_pool(size: int, initial: int, test: int, seed: int) -> PoolSplit:
             f"the pool has {size} structures, too few for test.from_pool {test} and initial.from_pool {initial}."
         )
     order = numpy_generator(seed, "pool").permutation(size).tolist()
-    return PoolSplit(tuple(order[:test]), tuple(order[test : test + initial]), tuple(sorted(order[test + initial :])))
+    split = PoolSplit(tuple(order[:test]), tuple(order[test : test + initial]), tuple(sorted(order[test + initial :])))
+    if not shares:
+        return split
+
+    def drawn(_: str | None, mine: np.ndarray) -> list[tuple[int, float]]:
+        return [(place, 0.0) for place in order[test:] if mine[place]]
+
+    return split.with_initial([place for place, _ in choose_for_systems(drawn, owners, shares, initial)])
 
 
 # ------------------------------------------------------------------------------------------------------- labelled sets

@@ -86,7 +86,7 @@ class Rounds:
     def make_initial_set(self, index: int) -> Results:
         """See `stages.make_initial_set`."""
         split, initial = self._inputs.pool_split, self._config.initial
-        if not isinstance(initial.from_pool, int):
+        if not isinstance(initial.from_pool, int) or (initial.from_pool and self._config.system.named):
             write_json(self._run.initial_pool, {"places": list(split.initial)})
         pool = self._inputs.of_pool(split.initial)
         made = self._inputs.generated_to_label

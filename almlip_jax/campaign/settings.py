@@ -47,8 +47,8 @@ class SystemSettings(StateReading):
     the files, ``{water: water.xyz, slab: [slab.xyz, step.xyz]}``, there are several systems: all errors and labels are
     told of each."""
     shares: dict[str, Annotated[float, Field(gt=0, le=1e6)]] = {}
-    """What each named system gets of the walkers, of every batch and of the first labels that a selector chooses
-    (``from_pool``, ``from_generated``, ``from_teacher``), relative to the others, as ``{water: 1, slab: 2}``; the same
+    """What each named system gets of the walkers, of every batch and of the first labels (``from_pool``,
+    ``from_generated``, ``from_teacher``), relative to the others, as ``{water: 1, slab: 2}``; the same
     for all by default.  What a system cannot use of a batch goes to the others."""
 
     @model_validator(mode="after")
@@ -142,7 +142,7 @@ class InitialSettings(FileReading):
     """An existing labelled file, taken whole; its labels cost nothing."""
     from_pool: Annotated[int, Field(ge=0, le=10**8)] | SparseSettings = 0
     """Structures of the pool (with ``exploration.kind: pool``) that are labelled: a number is drawn at random; a
-    section says how they are chosen."""
+    section says how they are chosen.  Named systems share them, as they share batches."""
     rattle: RattleSettings | None = None
     """Displaced start geometries, labelled."""
     generated: tuple[GeneratorSettings, ...] = ()

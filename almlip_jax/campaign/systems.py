@@ -5,6 +5,7 @@ A campaign whose start geometries have no names is one system without a name, an
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -121,3 +122,13 @@ def deal(shares: Mapping[str, float], total: int, room: Mapping[str, int] | None
         order.append(min(open_ones, key=lambda name: (given[name] + 0.5) / shares[name]))
         given[order[-1]] += 1
     return order
+
+
+def short_of_shares(shares: Mapping[str, float], total: int, room: Mapping[str, int]) -> dict[str, tuple[int, int]]:
+    """Systems that cannot use their share of a total: how much of it they can, and how much it is.
+
+    >>> short_of_shares({"water": 1, "slab": 2}, 6, {"water": 9, "slab": 1})
+    {'slab': (1, 4)}
+    """
+    owed = Counter(deal(shares, total))
+    return {name: (room.get(name, 0), owed[name]) for name in shares if room.get(name, 0) < owed[name]}

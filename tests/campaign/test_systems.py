@@ -18,6 +18,7 @@ from almlip_jax.campaign import preparation
 from almlip_jax.campaign.batch import choose_for_systems
 from almlip_jax.campaign.buckets import Size, buckets, shared_programs
 from almlip_jax.campaign.checks import check_campaign
+from almlip_jax.campaign.inputs import Inputs
 from almlip_jax.campaign.preparation import Source, held_out_set, initial_set, start_geometries
 from almlip_jax.campaign.rundir import RunDirectory
 from almlip_jax.campaign.settings import InitialSettings, RattleSettings, SystemSettings
@@ -29,7 +30,7 @@ from almlip_jax.dynamics.seen import Thresholds
 from almlip_jax.dynamics.side_by_side import side_by_side
 from almlip_jax.ensembles import EnsembleSettings, build_ensemble
 from almlip_jax.errors import InputError
-from almlip_jax.files import read_csv, read_npz
+from almlip_jax.files import read_csv, read_npz, write_json
 from almlip_jax.models import SharedDensitySettings
 from almlip_jax.oracles import CalculatorSettings, Labeller, LabelStore
 from almlip_jax.potential import Potential
@@ -279,6 +280,68 @@ def test_programs_hold_every_walker_once(files):
     settings = ExplorationSettings.model_validate({"walkers": [{"temperature": 300, "count": 3}, {"temperature": 600}]})
     assert [one.of(settings).temperatures for one in found] == [(300.0, 300.0, 600.0), (300.0,)]
     assert buckets([None] * 4, geometries, [], 5.0)[0].of(settings) is settings
+
+
+def two_systems(number_of_pairs: int, number_of_metals: int) -> list[Atoms]:
+    """A pool of a molecule and a crystal."""
+    found = []
+    for number in range(number_of_pairs + number_of_metals):
+        frame = molecule("N2") if number < number_of_pairs else bulk("Cu", cubic=True)
+        frame.rattle(0.05, seed=number)
+        found.append(labelled(frame))
+    return found
+
+
+def of_pool(folder, files, shares, count, test=0):
+    """The config of a campaign on a pool of many molecules and three crystals."""
+    if not (folder / "pool.extxyz").exists():
+        write_structures(folder / "pool.extxyz", two_systems(30, 3))
+    return tiny_config(
+        folder,
+        system={"structures": files, **({"shares": shares} if shares else {})},
+        oracle={"kind": "ase", "calculator": "ase.calculators.emt:EMT"},
+        initial={"rattle": None, "md": (), "from_pool": count},
+        test={"md": (), "from_pool": test},
+        exploration={"kind": "pool", "files": str(folder / "pool.extxyz")},
+    )
+
+
+def initial_systems(config, run=None):
+    inputs = Inputs(config, run)
+    return Counter(frame.info["system"] for frame in inputs.of_pool(inputs.pool_split.initial))
+
+
+@pytest.mark.parametrize(
+    ("shares", "count", "found", "told"),
+    [
+        (None, 5, {"pair": 3, "metal": 2}, None),
+        ({"pair": 1, "metal": 3}, 4, {"pair": 1, "metal": 3}, None),
+        ({"pair": 4, "metal": 1}, 10, {"pair": 8, "metal": 2}, None),
+        (None, 8, {"pair": 5, "metal": 3}, "the pool has 3 structures of system 'metal', fewer than the 4 of initial"),
+        (None, 33, {"pair": 30, "metal": 3}, "fewer than the 16 of initial.from_pool 33 that are its share; others"),
+    ],
+)
+def test_a_random_draw_of_the_pool_keeps_to_shares(tmp_path, files, shares, count, found, told):
+    """By the rounding of batches; what a system has too little of, the others give."""
+    config, said = of_pool(tmp_path, files, shares, count), list[str]()
+    assert initial_systems(config) == found
+    check_campaign(config, said.append)
+    assert [told in sentence for sentence in said] == ([] if told is None else [True])
+
+
+def test_a_draw_stays_when_shares_change(tmp_path, files):
+    """And that of an earlier version, which took no note of it."""
+    few, many = (of_pool(tmp_path, files, {"pair": one, "metal": 1}, 4, test=3) for one in (1, 3))
+    before = Inputs(few).pool_split
+    assert Inputs(many).pool_split.test == before.test and initial_systems(many) == {"pair": 3, "metal": 1}
+    run = RunDirectory(tmp_path / "run")
+    run.round(0).create()
+    run.initial_pool.parent.mkdir(exist_ok=True, parents=True)
+    write_json(run.initial_pool, {"places": list(before.initial)})
+    assert Inputs(many, run).pool_split == before
+    run.initial_pool.unlink()
+    write_structures(run.round(0).dataset, two_systems(1, 0))
+    assert Inputs(many, run).pool_split == preparation.split_pool(33, 4, 3, many.seed)
 
 
 @pytest.mark.slow
