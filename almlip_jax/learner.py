@@ -93,6 +93,7 @@ class Learner:
             taught as an `origins.Taught`.  Model and ensemble are its own where not given.  Its reference energies
             stay, elements are added, and what it remembers is trained on again as ``training.replay`` says.
         say: is told about doubtful labels, models that diverged, and arrays that grow.
+        mean_atoms: of a structure of the largest dataset, where that is more than the mean of the typical ones.
 
     Raises:
         InputError: the settings are not valid, nothing would look at a key of them, jax does not compute in that
@@ -117,6 +118,7 @@ class Learner:
         capacity: Capacity | None = None,
         start: Potential | Origin | None = None,
         say: Callable[[str], None] | None = None,
+        mean_atoms: float = 0.0,
     ) -> None:
         check_precision(precision)
         self.budget = given_number(budget, "budget", 1)
@@ -142,6 +144,7 @@ class Learner:
         self._isolated = isolated
         self._species = species
         self._known = capacity
+        self._mean_atoms = mean_atoms
         self._last: Earlier | None = None
         self._said: set[str] = set()
 
@@ -205,7 +208,7 @@ class Learner:
     def _planned(self, structures: Sequence[Atoms]) -> Capacity:
         room = self._most - self.budget
         return plan_capacity(
-            structures, self.ensemble.cutoff, self.training, self.budget, self._again, room
+            structures, self.ensemble.cutoff, self.training, self.budget, self._again, room, self._mean_atoms
         )
 
     def _built(self, capacity: Capacity) -> AnyTrainer:

@@ -26,6 +26,7 @@ from almlip_jax.campaign.preparation import Source, geometry_key
 from almlip_jax.campaign.round import Budget, Round, Trained
 from almlip_jax.campaign.rundir import RunDirectory
 from almlip_jax.campaign.stages import Results
+from almlip_jax.campaign.systems import by_system, dealt_in_batches
 from almlip_jax.campaign.teaching import Teacher
 from almlip_jax.errors import InputError
 from almlip_jax.files import understood, write_json
@@ -258,8 +259,24 @@ class Rounds:
             isolated=inputs.isolated,
             capacity=known,
             start=start,
+            mean_atoms=self._mean_atoms,
             **asked,
         )
+
+    @property
+    def _mean_atoms(self) -> float:
+        """Of a structure of the largest dataset, where named systems share batches; 0 where there are none.
+
+        Those of a fixed pool are all among the typical structures.
+        """
+        shares, inputs = self._config.system.parts, self._inputs
+        if not shares or inputs.pool:
+            return 0.0
+        first = self._round(0).dataset()
+        found = by_system([*first, *inputs.geometries, *inputs.listed], [*shares])
+        dealt = dealt_in_batches(shares, self._config.selection.batch, self._largest - len(first))
+        atoms = sum(number * max(map(len, found[name])) for name, number in dealt.items())
+        return (sum(map(len, first)) + atoms) / self._largest
 
     @cached_property
     def _teacher_frames(self) -> list[Atoms]:

@@ -124,6 +124,17 @@ def deal(shares: Mapping[str, float], total: int, room: Mapping[str, int] | None
     return order
 
 
+def dealt_in_batches(shares: Mapping[str, float], batch: int, total: int) -> Counter[str]:
+    """What systems get of a total that comes in batches, each of which they share anew; see `deal`.
+
+    >>> sorted(dealt_in_batches({"water": 1, "slab": 1}, 3, 10).items())
+    [('slab', 3), ('water', 7)]
+    """
+    batches, rest = divmod(total, batch)
+    found = Counter({name: batches * number for name, number in Counter(deal(shares, batch)).items()})
+    return found + Counter(deal(shares, rest))
+
+
 def short_of_shares(shares: Mapping[str, float], total: int, room: Mapping[str, int]) -> dict[str, tuple[int, int]]:
     """Systems that cannot use their share of a total: how much of it they can, and how much it is.
 

@@ -68,6 +68,7 @@ def plan_capacity(
     largest_dataset: int | None = None,
     again: Sequence[Atoms] = (),
     room_again: int = 0,
+    mean_atoms: float = 0.0,
 ) -> Capacity:
     """Sizes for datasets of up to ``largest_dataset`` structures like the given ones, and others beside them.
 
@@ -79,13 +80,14 @@ def plan_capacity(
         largest_dataset: number of structures to allocate for; that of ``structures`` where not given.
         again: structures that are trained on besides, each as often as the others.
         room_again: how many of them there may be, copies included.
+        mean_atoms: of a structure of the largest dataset, where that is more than the mean of the given ones.
 
     Raises:
         InputError: the cutoff is so short that no atom of any molecule or solid has a neighbour.
     """
     together = [*structures, *again]
     sizes = np.array([len(a) for a in together])
-    own = sizes[: len(structures)] if structures else sizes
+    own = max(float((sizes[: len(structures)] if structures else sizes).mean()), mean_atoms)
     most = max(largest_dataset or 0, len(structures))
     number = max(most + room_again, len(together))
     found = largest_neighbor_count(together, cutoff)
@@ -99,11 +101,11 @@ def plan_capacity(
     uniform = sizes.min() == sizes.max()
     batch_size = min(settings.batch_size, number)
     # The data may be of other sizes than what comes again, which is known: of one mean for both, rooms would be short.
-    apart = (number - most) * (float(sizes[len(structures) :].mean()) if again else own.mean())
-    mean = (most * own.mean() + apart) / number
+    apart = (number - most) * (float(sizes[len(structures) :].mean()) if again else own)
+    mean = (most * own + apart) / number
     room = batch_size * (int(sizes.max()) if uniform else int(np.ceil(1.05 * mean)))
     batch = BatchShape(atoms=max(room, int(sizes.max())), neighbors=max(neighbors, 1), structures=batch_size)
-    planned = number * sizes.max() if uniform else 1.1 * most * own.mean() + apart
+    planned = number * sizes.max() if uniform else 1.1 * most * own + apart
     atoms = int(planned) + int(sizes.max()) + 1
     steps = longest_epoch(number, atoms, batch, uniform=bool(uniform)) + settings.validate_every
     return Capacity(batch=batch, atoms=atoms, structures=number + 1, steps=steps, largest=int(sizes.max()))

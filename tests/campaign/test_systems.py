@@ -441,3 +441,30 @@ def test_a_campaign_of_two_systems(tmp_path, count_compilations):
     assert result_of(tmp_path / "killed") == result_of(run.path)
     other = {**sections["system"], "shares": {"cluster": 1, "metal": 1}}
     assert run_or_resume(tmp_path, run.path, **{**sections, "system": other}).finished, "shares may change"
+
+
+def test_shares_of_large_structures_compile_nothing_later(tmp_path, files, count_compilations):
+    """A first set of many small structures and one large one, and batches of which half are large."""
+    large = bulk("Cu", cubic=True) * (2, 2, 1)
+    write_structures(tmp_path / "large.extxyz", [large])
+    first = two_systems(30, 0)
+    first.append(labelled(large.copy()))
+    write_structures(tmp_path / "first.extxyz", first)
+    sections = {
+        "system": {"structures": {"pair": files["pair"], "metal": str(tmp_path / "large.extxyz")}},
+        "oracle": {"kind": "ase", "calculator": "ase.calculators.emt:EMT"},
+        "initial": {"rattle": None, "md": (), "dataset": str(tmp_path / "first.extxyz")},
+        "test": {"md": ()},
+        "training": {"max_steps": 20, "validate_every": 10, "validation_fraction": 0.0},  # trainings alone compile
+        "exploration": {"kind": "generated", "of": [{"kind": "rattled", "count": 12}]},
+        "selection": {"batch": 6},
+    }
+    with count_compilations() as compiled:
+        progress = Counting(compiled)
+        run_or_resume(tmp_path, tmp_path / "run", progress, **sections)
+    run = RunDirectory(tmp_path / "run")
+    sizes = [sum(map(len, read_structures(folder.dataset))) for folder in run.rounds()]
+    assert sizes == [76, 130, 184], "half of each batch are large"
+    at = {(index, name): count for index, name, count in reversed(progress.seen)}
+    assert at[1, "train"] == at[1, "explore"] and at[2, "train"] == len(compiled)
+    assert "capacities of the training grow" not in run.log.read_text()
