@@ -15,7 +15,7 @@ from almlip_jax.campaign.inputs import Inputs
 from almlip_jax.campaign.making import starts_for
 from almlip_jax.campaign.preparation import Say, check_target_labels, grouped, planned_calls, test_file
 from almlip_jax.campaign.settings import GeneratedExploration, MdExploration
-from almlip_jax.campaign.systems import short_of_shares
+from almlip_jax.campaign.systems import short_of_shares, systems_of_walkers
 from almlip_jax.campaign.teaching import frame_keys
 from almlip_jax.delta_learning import check_correction
 from almlip_jax.ensembles import MixedEnsemble, build_ensemble
@@ -64,6 +64,7 @@ def check_campaign(config: ExperimentConfig, say: Say = lambda text: None) -> No
         say(left_out)
     _tell_of_short_shares(config, inputs, say)
     config.exploration.check_geometries(inputs.listed or starts)
+    _check_pressures(config, inputs)
     _tell_of_idle_corrections(config, say)
     _check_strata(config, inputs)
     _check_cutoff(config.model.cutoff, starts)
@@ -109,6 +110,32 @@ def _tell_of_short_shares(config: ExperimentConfig, inputs: Inputs, say: Say) ->
                 f"{what} has {there} structures of system '{name}', fewer than the {owed} of initial.{key} {count} "
                 "that are its share; others take their places."
             )
+
+
+def _check_pressures(config: ExperimentConfig, inputs: Inputs) -> None:
+    """Refuses a pressure on walkers whose cell it could not act on."""
+    exploration, shares = config.exploration, config.system.parts
+    if not isinstance(exploration, MdExploration):
+        return
+    starts = [*inputs.geometries, *inputs.listed]
+    keep = dict.fromkeys(system_of(start) for start in starts if not start.pbc.all())
+    move = [name for name in shares if name not in keep]
+    owners = systems_of_walkers(shares, exploration.walkers_to_deal)
+    groups = [(number, group) for number, group in enumerate(exploration.walkers) for _ in range(group.count)]
+    for owner, (number, group) in zip(owners, groups, strict=True):
+        if group.pressures == (0.0, 0.0) or owner not in keep:
+            continue
+        if owner is None:
+            raise InputError(
+                f"exploration.walkers.{number} are under a pressure, and not every start structure is periodic in all "
+                "three directions; give the systems names (system.structures: {name: file}) and the pressure to those "
+                "walkers whose systems are (systems: [name]), or leave it out."
+            )
+        others = f"name the systems that are (systems: [{', '.join(move)}])" if move else "leave it out"
+        raise InputError(
+            f"exploration.walkers.{number} are under a pressure, and some are of system '{owner}', which is not "
+            f"periodic in all three directions; {others}, and give '{owner}' walkers without a pressure."
+        )
 
 
 def _check_cutoff(cutoff: float, geometries: Sequence[Atoms]) -> None:

@@ -121,8 +121,8 @@ class ExplorationChoice(Spec):
         return None
 
     @property
-    def walkers_to_deal(self) -> int | None:
-        """Walkers that named systems share; None where there are none."""
+    def walkers_to_deal(self) -> Sequence[Collection[str]] | None:
+        """For each walker, the named systems that it may be of, or none where of any; None where no walkers are."""
         return None
 
     def check_geometries(self, geometries: Sequence[Atoms]) -> None:

@@ -16,7 +16,7 @@ from almlip_jax.campaign.settings import (
     StoppingSettings,
     TestSettings,
 )
-from almlip_jax.campaign.systems import systems_of_walkers
+from almlip_jax.campaign.systems import check_known, systems_of_walkers
 from almlip_jax.ensembles import EnsembleSettings, require_score, require_spread, require_target
 from almlip_jax.errors import InputError
 from almlip_jax.features import declared
@@ -199,8 +199,8 @@ def check_walkers(exploration: ExplorationChoice, shares: Mapping[str, float]) -
     for name in shares:
         if name not in dealt:
             raise ValueError(
-                f"system '{name}' would get none of the {walkers} walkers; raise counts of exploration.walkers, or its "
-                "share."
+                f"system '{name}' would get none of the {len(walkers)} walkers; raise counts of exploration.walkers, "
+                "let some name it (systems), or raise its share."
             )
 
 
@@ -208,14 +208,7 @@ def check_generators(config: Settings, systems: Collection[str]) -> None:
     """Refuses generators, wherever they stand, of systems that there are not; raises ValueError."""
     family: type[Any] = GeneratorSettings
     for where, one in sections(config, family):
-        strange = [name for name in one.systems if name not in systems]
-        if strange and not systems:
-            raise ValueError(
-                f"{where}.systems names '{strange[0]}', but the systems have no names; give system.structures as "
-                "{name: file}, or leave systems out."
-            )
-        if strange:
-            raise ValueError(f"{where}.systems names '{strange[0]}'; the systems are: {', '.join(systems)}.")
+        check_known(one.systems, systems, where)
 
 
 def check_target(

@@ -40,7 +40,7 @@ def explore(settings: MdExploration, given: ExplorationInputs) -> Mapping[str, A
     here, trained, inputs = given.here, given.trained, given.inputs
     dataset, potential = here.dataset(), trained.potential
     knowledge = given.explorers.knowledge(settings, potential, dataset, here.seed, given.under_way)
-    systems = systems_of_walkers(inputs.system.parts, len(settings.temperatures))
+    systems = systems_of_walkers(inputs.system.parts, settings.walkers_to_deal)
     levels = gate_levels(settings, here, dataset, trained, knowledge, systems)
     programs = buckets(systems, inputs.geometries, inputs.listed, potential.cutoff + settings.skin)
     starts, further = _starts(settings, given, dataset, levels, programs, knowledge)

@@ -12,9 +12,9 @@ from pydantic import Field, model_validator
 from almlip_jax.campaign.choice import Beginning, ExplorationChoice, ExplorationInputs
 from almlip_jax.campaign.sparse import SparseSettings
 from almlip_jax.campaign.starts import LabelledStarts, StartSettings
-from almlip_jax.campaign.systems import check_name, group_of
+from almlip_jax.campaign.systems import check_known, check_name, group_of
 from almlip_jax.campaign.teacher import FromTeacherSettings
-from almlip_jax.dynamics import ExplorationSettings, RelaxationSettings, relaxing
+from almlip_jax.dynamics import ExplorationSettings, RelaxationSettings, WalkerGroup, relaxing
 from almlip_jax.dynamics.judging import check_cells, check_exploration
 from almlip_jax.dynamics.thresholds import RelativeThresholds, ThresholdSettings
 from almlip_jax.ensembles import EnsembleSettings, require_spread
@@ -266,10 +266,27 @@ class CorrectionSettings(Settings):
     in; else it begins anew."""
 
 
+class SystemWalkers(WalkerGroup):
+    """Walkers that share temperature and pressure, of all systems or of some."""
+
+    systems: tuple[str, ...] = ()
+    """Names of the systems (`system.structures`) that these walkers are dealt out to, by their shares; to all of them
+    where none is named."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_all(cls, given: Any) -> Any:
+        return given.model_dump() if type(given) is WalkerGroup else given
+
+
 class MdExploration(ExplorationSettings, ExplorationChoice):
     """Candidates from gated molecular dynamics with the ensemble."""
 
     counts_frames: ClassVar[bool] = True
+    walkers: tuple[SystemWalkers, ...] = Field(
+        default=(SystemWalkers(temperature=300.0, count=4), SystemWalkers(temperature=600.0, count=4)), min_length=1
+    )
+    """Groups of walkers."""
     thresholds: ThresholdSettings = RelativeThresholds()
     """What the gate compares its score with."""
     continue_walkers: bool = False
@@ -321,9 +338,9 @@ class MdExploration(ExplorationSettings, ExplorationChoice):
         return self.starts.file
 
     @property
-    def walkers_to_deal(self) -> int:
-        """All."""
-        return len(self.temperatures)
+    def walkers_to_deal(self) -> tuple[tuple[str, ...], ...]:
+        """As their groups say."""
+        return tuple(group.systems for group in self.walkers for _ in range(group.count))
 
     def check_geometries(self, geometries: Sequence[Atoms]) -> None:
         """Where cells relax or move, one has to have a cell."""
@@ -332,7 +349,9 @@ class MdExploration(ExplorationSettings, ExplorationChoice):
             check_cells(relaxing(self, self.relaxation).integrator, geometries, "exploration.starts.cell")
 
     def check_systems(self, names: Collection[str]) -> None:
-        """Shares of the buffer."""
+        """Those of walkers, and shares of the buffer."""
+        for number, group in enumerate(self.walkers):
+            check_known(group.systems, names, f"exploration.walkers.{number}")
         self.admission.check_strata({SYSTEM: names})
 
     @property

@@ -6,7 +6,7 @@ A campaign whose start geometries have no names is one system without a name, an
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from ase import Atoms
@@ -25,6 +25,18 @@ def check_name(name: str) -> str:
     if name.lower() in _NOT_TEXT:
         raise ValueError(f"files would not read '{name}' back as a name; call the system otherwise.")
     return name
+
+
+def check_known(named: Iterable[str], systems: Collection[str], where: str) -> None:
+    """Refuses names of systems, in key ``systems`` of some section, that there are not; raises ValueError."""
+    strange = [name for name in named if name not in systems]
+    if strange and not systems:
+        raise ValueError(
+            f"{where}.systems names '{strange[0]}', but the systems have no names; give system.structures as "
+            "{name: file}, or leave systems out."
+        )
+    if strange:
+        raise ValueError(f"{where}.systems names '{strange[0]}'; the systems are: {', '.join(systems)}.")
 
 
 def names_of(geometries: Iterable[Atoms]) -> tuple[str, ...]:
@@ -93,9 +105,23 @@ def group_of(system: str | None, group: str) -> str:
     return group if system is None else f"{system} {group}"
 
 
-def systems_of_walkers(shares: Mapping[str, float], walkers: int) -> list[str | None]:
-    """The system of each walker, by the shares of named systems; none where there are no names."""
-    return [*deal(shares, walkers)] if shares else [None] * walkers
+def systems_of_walkers(shares: Mapping[str, float], walkers: Sequence[Collection[str]]) -> list[str | None]:
+    """The system of each walker, by the shares of named systems; none where there are no names.
+
+    Walkers that may be of the same systems are dealt out among these, whatever others there are.
+
+    Args:
+        shares: of the systems.
+        walkers: the systems that each may be of; of all where none is named.
+
+    >>> systems_of_walkers({"water": 1, "slab": 1}, [(), (), ["slab"], ["slab"], ()])
+    ['water', 'slab', 'slab', 'slab', 'water']
+    """
+    if not shares:
+        return [None] * len(walkers)
+    allowed = [tuple(name for name in shares if name in (some or shares)) for some in walkers]
+    turns = {some: iter(deal({name: shares[name] for name in some}, allowed.count(some))) for some in set(allowed)}
+    return [next(turns[some]) for some in allowed]
 
 
 def deal(shares: Mapping[str, float], total: int, room: Mapping[str, int] | None = None) -> list[str]:

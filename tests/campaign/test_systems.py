@@ -21,7 +21,7 @@ from almlip_jax.campaign.checks import check_campaign
 from almlip_jax.campaign.inputs import Inputs
 from almlip_jax.campaign.preparation import Source, held_out_set, initial_set, start_geometries
 from almlip_jax.campaign.rundir import RunDirectory
-from almlip_jax.campaign.settings import InitialSettings, RattleSettings, SystemSettings
+from almlip_jax.campaign.settings import InitialSettings, MdExploration, RattleSettings, SystemSettings
 from almlip_jax.campaign.starts import Beginnings, FileStarts, LabelledStarts, further_starts, walker_starts
 from almlip_jax.campaign.status import campaign_status
 from almlip_jax.campaign.systems import name_systems, systems_of_walkers
@@ -198,7 +198,7 @@ def test_shared_hills_are_refused_for_unlike_systems(tmp_path, files):
 
 def test_walkers_begin_at_structures_of_their_system(files):
     geometries = start_geometries(SystemSettings(structures=files))
-    systems = systems_of_walkers({"pair": 1, "metal": 2}, 6)
+    systems = systems_of_walkers({"pair": 1, "metal": 2}, [()] * 6)
     assert systems == ["metal", "pair", "metal", "metal", "pair", "metal"]
     pairs = [labelled(molecule("N2"), system="pair", tag=n) for n in range(2)]
     foreign = labelled(bulk("Cu", cubic=True), tag=9)
@@ -217,6 +217,66 @@ def test_walkers_begin_at_structures_of_their_system(files):
         others = [[start.info["tag"] for start in own] for own in further_starts(settings, given, 2, first)]
         turned = {1: [2, 3], 2: [3, 1], 3: [1, 2]}  # of the metal's, in the order of the file; the pair has one
         assert others == [turned.get(tag, [0, 0]) for tag in tags]
+
+
+def test_walkers_of_groups_are_of_the_systems_that_these_name():
+    """By shares among them, whatever stands before or after; the other groups deal as if they were alone."""
+    shares = {"pair": 1, "metal": 1, "slab": 2}
+    free, some = [()] * 4, [("slab", "pair")] * 3
+    dealt = ["slab", "pair", "metal", "slab"]
+    assert systems_of_walkers(shares, free) == dealt
+    assert systems_of_walkers(shares, [*some, *free]) == ["slab", "pair", "slab", *dealt]
+    assert systems_of_walkers(shares, [*free, ("pair", "slab"), *some]) == [*dealt, "slab", "pair", "slab", "slab"]
+    assert systems_of_walkers({}, [(), ()]) == [None, None]
+
+
+NPT = {"integrator": {"kind": "npt"}}
+
+
+@pytest.mark.parametrize(
+    ("walkers", "why"),
+    [
+        ([{"temperature": 300, "count": 2, "systems": ["slab"]}], r"walkers\.0\.systems names 'slab'; the systems are"),
+        ([{"temperature": 300, "count": 2, "systems": ["metal"]}], "'pair' would get none of the 2 walkers.*name it"),
+        (
+            [{"temperature": 300, "count": 2, "pressure": 5.0}],
+            r"walkers\.0 are under a pressure, and some are of system 'pair', .*that are \(systems: \[met",
+        ),
+        (
+            [{"temperature": 300, "count": 2}, {"temperature": 900, "pressure": [0, 5], "systems": ["pair"]}],
+            r"walkers\.1 are under a pressure.* give 'pair' walkers without",
+        ),
+    ],
+)
+def test_walkers_that_systems_cannot_have_are_refused(tmp_path, files, walkers, why):
+    oracle = {"kind": "ase", "calculator": "ase.calculators.emt:EMT"}
+    with pytest.raises(ValueError, match=why):
+        check_campaign(
+            tiny_config(
+                tmp_path, system={"structures": files}, oracle=oracle, exploration={**NPT, "walkers": walkers}
+            )
+        )
+
+
+def test_pressures_are_of_systems_with_names(tmp_path, files):
+    oracle = {"kind": "ase", "calculator": "ase.calculators.emt:EMT"}
+    walkers = [{"temperature": 300, "count": 2}, {"temperature": 900, "pressure": 5.0, "systems": ["metal"]}]
+    given = {"oracle": oracle, "exploration": {**NPT, "walkers": walkers}}
+    check_campaign(tiny_config(tmp_path, system={"structures": files}, **given))
+    with pytest.raises(ValueError, match="systems names 'metal', but the systems have no names"):
+        tiny_config(tmp_path, system={"structures": [*files.values()]}, **given)
+    del walkers[1]["systems"]
+    with pytest.raises(InputError, match="not every start structure is periodic .* give the systems names"):
+        check_campaign(tiny_config(tmp_path, system={"structures": [*files.values()]}, **given))
+    check_campaign(tiny_config(tmp_path, system={"structures": files["metal"]}, **given))
+
+
+def test_groups_without_systems_are_those_of_any_exploration():
+    plain = ExplorationSettings.model_validate({"walkers": [{"temperature": 300, "count": 3}]})
+    assert MdExploration(walkers=plain.walkers).walkers_to_deal == ((), (), ())
+    assert MdExploration().temperatures == ExplorationSettings().temperatures
+    with pytest.raises(ValueError, match="systems"):
+        ExplorationSettings.model_validate({"walkers": [{"temperature": 300, "systems": ["metal"]}]})
 
 
 def test_walkers_begin_again_at_others_of_their_atoms(files):
@@ -385,7 +445,11 @@ SECTIONS = {
     "test": {"md": [{"temperature": 300, "steps": 8, "every": 4, "equilibration": 0}]},
     "training": {"max_steps": 200},
     "exploration": {
-        "walkers": [{"temperature": 300, "count": 2}, {"temperature": 600, "count": 1}],
+        "walkers": [
+            {"temperature": 300, "count": 2},
+            {"temperature": 600, "pressure": 2.0, "systems": ["metal"]},
+        ],
+        "integrator": {"kind": "npt"},
         "thresholds": {"kind": "relative", "floor": 1e-6, "record_factor": 0.2, "stop_factor": 8.0},
         "rewind": {"to": "starts", "keep": 2, "limit": 1000},
     },
@@ -424,6 +488,9 @@ def test_a_campaign_of_two_systems(tmp_path, count_compilations):
         assert Counter(frame.info["system"] for frame in read_structures(folder.batch)) == {"metal": 2, "cluster": 1}
         arrays = read_npz(folder.walkers)
         assert arrays["restarts"].sum() > 0
+        assert arrays["walker_temperature"].tolist() == [300, 300, 600]
+        volumes = arrays["volume"]  # [T, W]
+        assert np.isnan(volumes[:, 1]).all() and np.nanstd(volumes[:, 0]) > 0, "a cluster has no cell, crystals move"
         of_system = dict(zip(arrays["walker_system"].tolist(), arrays["gate_record"].tolist(), strict=True))
         assert of_system["metal"] != of_system["cluster"]
     assert {frame.info["system"] for frame in read_structures(run.rounds()[-1].dataset)} == {"cluster", "metal"}
@@ -441,6 +508,36 @@ def test_a_campaign_of_two_systems(tmp_path, count_compilations):
     assert result_of(tmp_path / "killed") == result_of(run.path)
     other = {**sections["system"], "shares": {"cluster": 1, "metal": 1}}
     assert run_or_resume(tmp_path, run.path, **{**sections, "system": other}).finished, "shares may change"
+
+
+@pytest.mark.slow
+def test_other_temperatures_and_pressures_of_systems_compile_nothing(files, count_compilations):
+    """They are numbers, like those of all walkers."""
+    starts = start_geometries(SystemSettings(structures=files))
+    model, species = SharedDensitySettings(size="tiny"), SpeciesTable((7, 29))
+    params = jax.jit(build_ensemble(model, EnsembleSettings(size=2), species).init)(jax.random.key(0))
+    potential = Potential(model, species, params, {7: 0.0, 29: 0.0}, members=EnsembleSettings(size=2))
+
+    def run(temperature, pressure):
+        hot = {"temperature": temperature, "pressure": pressure, "count": 2, "systems": ["metal"]}
+        given = {**NPT, "walkers": [{"temperature": 300, "count": 2}, hot], "steps": 20, "chunk": 10}
+        settings = MdExploration.model_validate({**given, "trace_every": 5, "trajectory_every": 5})
+        systems = systems_of_walkers({"pair": 1, "metal": 1}, settings.walkers_to_deal)
+        found = []
+        for bucket in buckets(systems, starts, [], potential.cutoff):
+            explorer = Explorer(potential.ensemble.predict, species, potential.cutoff, bucket.of(settings))
+            begun = [starts[0] if systems[walker] == "pair" else starts[1] for walker in bucket.walkers]
+            levels = Thresholds(*(np.full(len(begun), np.inf) for _ in range(2)))
+            key = jax.random.key(3)
+            found.append(explorer.run(potential.params, begun, levels, key, None, None, bucket.walkers))
+        return found
+
+    before = run(600, 1.0)
+    with count_compilations() as compiled:
+        after = run([900, 1200], 30.0)
+    assert not compiled and [len(one.status) for one in after] == [1, 3]
+    assert np.array_equal(before[0].energy, after[0].energy), "of molecules nothing has changed"
+    assert not np.array_equal(before[1].energy, after[1].energy)
 
 
 def test_shares_of_large_structures_compile_nothing_later(tmp_path, files, count_compilations):
