@@ -13,9 +13,9 @@ from almlip_jax.campaign.config import ExperimentConfig
 from almlip_jax.campaign.consistency import check_columns
 from almlip_jax.campaign.inputs import Inputs
 from almlip_jax.campaign.making import starts_for
-from almlip_jax.campaign.preparation import Say, check_target_labels, grouped, planned_calls, test_file
+from almlip_jax.campaign.preparation import Say, check_target_labels, grouped, planned_calls, test_file, unknown_systems
 from almlip_jax.campaign.settings import GeneratedExploration, MdExploration
-from almlip_jax.campaign.systems import short_of_shares, systems_of_walkers
+from almlip_jax.campaign.systems import deal, name_systems, quoted, short_of_shares, systems_of_walkers
 from almlip_jax.campaign.teaching import frame_keys
 from almlip_jax.delta_learning import check_correction
 from almlip_jax.ensembles import MixedEnsemble, build_ensemble
@@ -63,6 +63,7 @@ def check_campaign(config: ExperimentConfig, say: Say = lambda text: None) -> No
     for left_out in inputs.left_out(_generators(config)):
         say(left_out)
     _tell_of_short_shares(config, inputs, say)
+    _check_first_of_each(config, inputs)
     config.exploration.check_geometries(inputs.listed or starts)
     _check_pressures(config, inputs)
     _tell_of_idle_corrections(config, say)
@@ -110,6 +111,38 @@ def _tell_of_short_shares(config: ExperimentConfig, inputs: Inputs, say: Say) ->
                 f"{what} has {there} structures of system '{name}', fewer than the {owed} of initial.{key} {count} "
                 "that are its share; others take their places."
             )
+
+
+def needs_first_of_each(config: ExperimentConfig) -> bool:
+    """Whether the initial set has to hold structures of each system: walkers of others would be lost at once."""
+    knows = config.teacher is not None or config.initial.potential is not None
+    return config.exploration.walkers_to_deal is not None and not knows
+
+
+def _check_first_of_each(config: ExperimentConfig, inputs: Inputs) -> None:
+    """Refuses an initial set that will hold nothing of a system whose walkers need it."""
+    initial, starts = config.initial, inputs.geometries
+    if not config.system.named or not needs_first_of_each(config):
+        return
+    known = [frame.copy() for frame in inputs.known]
+    planned = name_systems(known, starts, str(initial.dataset))
+    planned += starts if initial.md else starts[: 0 if initial.rattle is None else initial.rattle.count]
+    made = [one.frame for one in inputs.generated]
+    if initial.from_generated is not None:
+        room = Counter(map(system_of, made))
+        taken = deal(config.system.parts, initial.from_generated.count, {n: room[n] for n in config.system.parts})
+        made = [frame for frame in made if system_of(frame) in taken]
+    unknown = unknown_systems([*planned, *made], starts)
+    if not unknown:
+        return
+    short = initial.rattle is not None and initial.rattle.count < len(starts)
+    raised = f"raise initial.rattle.count to at least the {len(starts)} start geometries, " if short else ""
+    raise InputError(
+        f"the initial set would hold no structure of system {quoted(unknown)}, and walkers of what the first potential "
+        f"knows nothing of end before a frame can be labelled; {raised}add {{kind: rattled, count: 5, systems: "
+        f"[{', '.join(unknown)}]}} to initial.generated, or labelled structures to initial.dataset that say their "
+        "system in their info."
+    )
 
 
 def _check_pressures(config: ExperimentConfig, inputs: Inputs) -> None:

@@ -28,7 +28,7 @@ from almlip_jax.campaign.settings import (
     TestFileSettings,
     TestSettings,
 )
-from almlip_jax.campaign.systems import by_system, group_of, name_systems, names_of
+from almlip_jax.campaign.systems import by_system, group_of, name_systems, names_of, quoted
 from almlip_jax.errors import InputError, LabelError
 from almlip_jax.evaluation.metrics import labels_of
 from almlip_jax.keys import numpy_generator
@@ -394,6 +394,8 @@ def initial_set(
     pool: Sequence[Atoms],
     generated: Mapping[str, Sequence[Atoms]] | None = None,
     chosen: Sequence[Atoms] = (),
+    *,
+    of_each: bool = False,
 ) -> list[Atoms]:
     """The first labelled structures; ``info["round"]`` is 0.
 
@@ -403,9 +405,10 @@ def initial_set(
         pool: the structures that a fixed pool gives to it.
         generated: structures that are made for it, by the kind of their generator.
         chosen: those that were chosen from a teacher's frames.
+        of_each: whether there have to be some of each named system; else those without any are told of.
 
     Raises:
-        LabelError: nothing could be labelled.
+        LabelError: nothing could be labelled, or nothing of a system that has to be there.
     """
     frames: list[Atoms] = []
     if settings.dataset is not None:
@@ -425,19 +428,22 @@ def initial_set(
         raise LabelError(
             "no structure of the initial set could be labelled. Correct the cause and resume: they are tried again."
         )
-    _say_unknown_systems(frames, source)
+    unknown = unknown_systems(frames, source.geometries)
+    if unknown and of_each:
+        raise LabelError(
+            f"no structure of system {quoted(unknown)} in the initial set could be labelled, and walkers need some. "
+            "Correct the cause and resume: they are tried again."
+        )
+    if unknown:
+        absent = quoted(unknown)
+        source.say(f"the initial set holds no structure of system {absent}: the first potential sees no label of it.")
     return [_marked(frame, round=0) for frame in frames]
 
 
-def _say_unknown_systems(frames: Iterable[Atoms], source: Source) -> None:
-    """Tells which named systems the first potential will have learned nothing of."""
+def unknown_systems(frames: Iterable[Atoms], geometries: Iterable[Atoms]) -> list[str]:
+    """The named systems of start geometries that none of some structures is of."""
     there = {system_of(frame) for frame in frames}
-    if absent := [f"'{name}'" for name in names_of(source.geometries) if name not in there]:
-        source.say(
-            f"the initial set holds no structure of system {' and '.join(absent)}: the first potential has learned "
-            "nothing of it, and its walkers may end before a frame can be labelled; begin anew with some of it "
-            "(initial.rattle, initial.generated or initial.dataset)."
-        )
+    return [name for name in names_of(geometries) if name not in there]
 
 
 def held_out_set(

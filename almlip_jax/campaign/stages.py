@@ -68,6 +68,8 @@ def make_initial_set(
     generated: Mapping[str, Sequence[Atoms]],
     here: Round,
     chosen: Sequence[Atoms] = (),
+    *,
+    of_each: bool = False,
 ) -> Results:
     """Labels the initial set and writes it as the dataset of a round.
 
@@ -78,11 +80,12 @@ def make_initial_set(
         generated: structures that are made for it, by the kind of their generator.
         here: the round.
         chosen: frames of a teacher.
+        of_each: whether there have to be some of each named system.
     """
     source.labeller.prepare()
     calls = planned_calls(settings, len(source.geometries))
     with here.progress.stage("initial set", calls, unit="labels") as advance:
-        frames = initial_set(settings, replace(source, advance=advance), pool, generated, chosen)
+        frames = initial_set(settings, replace(source, advance=advance), pool, generated, chosen, of_each=of_each)
     write_structures(here.folder.create().dataset, frames)
     return {}
 

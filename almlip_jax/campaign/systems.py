@@ -39,6 +39,15 @@ def check_known(named: Iterable[str], systems: Collection[str], where: str) -> N
         raise ValueError(f"{where}.systems names '{strange[0]}'; the systems are: {', '.join(systems)}.")
 
 
+def quoted(names: Iterable[str]) -> str:
+    """Names of systems for a sentence.
+
+    >>> quoted(["water", "slab"])
+    "'water' and 'slab'"
+    """
+    return " and ".join(f"'{name}'" for name in names)
+
+
 def names_of(geometries: Iterable[Atoms]) -> tuple[str, ...]:
     """Names of the systems that start geometries belong to, in their order; none where they have no names."""
     return tuple(dict.fromkeys(name for frame in geometries if (name := system_of(frame)) is not None))

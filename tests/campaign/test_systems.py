@@ -29,7 +29,7 @@ from almlip_jax.dynamics import ExplorationSettings, Explorer, dealt_further
 from almlip_jax.dynamics.seen import Thresholds
 from almlip_jax.dynamics.side_by_side import side_by_side
 from almlip_jax.ensembles import EnsembleSettings, build_ensemble
-from almlip_jax.errors import InputError
+from almlip_jax.errors import InputError, LabelError
 from almlip_jax.files import read_csv, read_npz, write_json
 from almlip_jax.models import SharedDensitySettings
 from almlip_jax.oracles import CalculatorSettings, Labeller, LabelStore
@@ -151,8 +151,8 @@ def test_groups_of_the_test_set_and_labels_are_told_of_each_system(files, tmp_pa
     ]
 
 
-def test_a_system_that_nothing_is_known_of_is_told_of(files, tmp_path):
-    """Its walkers would end at once, and no label would ever be bought for it."""
+def test_a_system_whose_labels_all_fail_is_told_of(files, tmp_path):
+    """Or the campaign waits for its labels: its walkers would end at once, and none would ever be bought for it."""
     write_structures(tmp_path / "metal_only.extxyz", [labelled(bulk("Cu", a=3.7, cubic=True))])
     system, said = SystemSettings(structures=files), list[str]()
     settings = InitialSettings(dataset=tmp_path / "metal_only.extxyz", rattle=None, md=())
@@ -160,10 +160,48 @@ def test_a_system_that_nothing_is_known_of_is_told_of(files, tmp_path):
     with LabelStore(tmp_path / "labels.db") as store, Labeller(oracle, store) as labeller:
         source = Source(start_geometries(system), system, labeller, 0, {"campaign": "two"}, said.append)
         assert len(initial_set(settings, source, ())) == 1
-        (sentence,) = said
-        assert sentence.startswith("the initial set holds no structure of system 'pair': the first potential")
-        initial_set(settings.model_copy(update={"rattle": RattleSettings(count=2)}), source, ())
+        assert said == ["the initial set holds no structure of system 'pair': the first potential sees no label of it."]
+        with pytest.raises(LabelError, match="no structure of system 'pair' in the initial set could be labelled"):
+            initial_set(settings, source, (), of_each=True)
+        rattled = settings.model_copy(update={"rattle": RattleSettings(count=2)})
+        assert len(initial_set(rattled, source, (), of_each=True)) == 3
     assert len(said) == 1
+
+
+@pytest.mark.parametrize(
+    ("initial", "why"),
+    [
+        ({"rattle": None}, "no structure of system 'pair', and .*count: 5, systems: \\[pair\\]} to initial.generated"),
+        ({"rattle": None, "dataset": None, "generated": [{"kind": "strained"}]}, "no structure of system 'pair'"),
+        ({"dataset": None, "rattle": {"count": 1}}, "of system 'metal', .*rattle.count to at least the 2 start geom"),
+        ({"dataset": None, "rattle": {"count": 2}}, None),
+        ({"rattle": {"count": 1}}, None),
+        ({"rattle": None, "md": [{"temperature": 300}]}, None),
+        ({"rattle": None, "generated": [{"kind": "rattled", "systems": ["pair"]}]}, None),
+        ({"rattle": None, "generated": [{"kind": "rattled"}], "from_generated": {"count": 1}}, None),
+        (
+            {"rattle": None, "dataset": None, "generated": [{"kind": "rattled"}], "from_generated": {"count": 1}},
+            "no structure of system 'metal'",
+        ),
+    ],
+)
+def test_a_system_that_nothing_would_be_known_of_is_refused(files, tmp_path, initial, why):
+    """Before a label is paid, with what to add; a teacher, or candidates without walkers, do as well."""
+    write_structures(tmp_path / "metal_only.extxyz", [labelled(bulk("Cu", a=3.7, cubic=True))])
+    sections = {
+        "system": {"structures": files},
+        "oracle": {"kind": "ase", "calculator": "ase.calculators.emt:EMT"},
+        "initial": {"dataset": str(tmp_path / "metal_only.extxyz"), "md": (), **initial},
+        "test": {"md": ()},
+    }
+    if why is None:
+        return check_campaign(tiny_config(tmp_path, **sections))
+    with pytest.raises(InputError, match=why):
+        check_campaign(tiny_config(tmp_path, **sections))
+    teacher = {"source": {"kind": "ase", "calculator": "ase.calculators.lj:LennardJones"}}
+    made = {"kind": "generated", "of": [{"kind": "rattled"}]}
+    for other in ({"teacher": teacher}, {"exploration": made}):
+        check_campaign(tiny_config(tmp_path, **sections, **other))
 
 
 def test_a_target_names_a_group_of_one_system(tmp_path, files):
