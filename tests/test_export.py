@@ -25,7 +25,7 @@ from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 from almlip_jax.dynamics import ExplorationSettings, Explorer
 from almlip_jax.dynamics.knowledge import Knowledge
 from almlip_jax.dynamics.programs import programs
-from almlip_jax.ensembles import Ensemble, Heads
+from almlip_jax.ensembles import Ensemble, Heads, training_devices
 from almlip_jax.ensembles.sharding import MEMBERS, PARTS
 from almlip_jax.feature_names import atom_feature_names, feature_names
 from almlip_jax.features import FeatureRequest, last_layer_gradient
@@ -153,7 +153,7 @@ def test_training_on_shared_batches(backend: str) -> None:
     data = [crystal(seed) for seed in range(8)]
     training = TrainingSettings(validation_fraction=0.5, batch_size=4)
     ensemble = Ensemble(build_model(MODEL, SPECIES), 1)
-    whole = Trainer(ensemble, SPECIES, plan_capacity(data, 3.0, training), training, whole_batches=True)
+    whole = Trainer(ensemble, SPECIES, plan_capacity(data, 3.0, training), training, devices=training_devices(1, 1))
     packed = replace(whole.training_set(data, {1: 0.0, 8: 0.0}), parts=4)
     devices = AbstractMesh((1, 4), (MEMBERS, PARTS))
     program = replace(whole.program, devices=devices)

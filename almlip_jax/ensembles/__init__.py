@@ -10,6 +10,7 @@ from almlip_jax.ensembles.prediction import Committee, Prediction, Seen, committ
 from almlip_jax.ensembles.settings import EnsembleSettings, VariantSettings
 from almlip_jax.ensembles.sharding import (
     batches_at_a_time,
+    devices_side_by_side,
     gathered,
     laid_over,
     member_devices,
@@ -34,6 +35,7 @@ __all__ = [
     "blocked",
     "build_ensemble",
     "committee_statistics",
+    "devices_side_by_side",
     "gathered",
     "gives_score",
     "has_spread",

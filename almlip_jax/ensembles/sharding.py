@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import gcd
-from typing import Any, TypeAlias
+from itertools import product
+from math import gcd, prod
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +20,9 @@ from almlip_jax.structures.graph import Graph
 
 _Evaluate: TypeAlias = Callable[[Params, Graph], Prediction]
 
-MEMBERS, PARTS = "members", "parts"
-"""Axes of devices: over the members; and over walkers, or over the structures of a batch, in so many parts."""
+TRAININGS, MEMBERS, PARTS = "trainings", "members", "parts"
+"""Axes of devices: over whole trainings; over the members; and over walkers, or over the structures of a batch, in so
+many parts."""
 
 
 def spread_members(members: Any, devices: Sequence[jax.Device] | None = None, *, walkers: int = 1) -> Any:
@@ -69,6 +71,28 @@ def training_devices(members: int, structures: int) -> Mesh:
     return _mesh(np.zeros(members), jax.devices(), 1 if cores_are_devices() else structures)
 
 
+def devices_side_by_side(trainings: int, members: int, structures: int) -> Mesh:
+    """The devices of trainings side by side, which share out these, then their members, then their batches.
+
+    They are chosen as by `training_devices`.  Cores that nobody asked to be devices take whole trainings.
+
+    Args:
+        trainings: that run side by side.
+        members: models of each.
+        structures: in a batch.
+
+    Returns:
+        with axes ``trainings``, ``members`` and ``parts``.
+
+    >>> from almlip_jax.ensembles import devices_side_by_side
+    >>> devices_side_by_side(trainings=1, members=1, structures=1).size  # nothing to share out
+    1
+    """
+    devices, own = jax.devices(), cores_are_devices()
+    best = min(_ways((trainings, 1 if own else members), 1 if own else structures, len(devices)), key=_cost)
+    return _laid_out(devices, best, (TRAININGS, MEMBERS, PARTS))
+
+
 def member_devices(members: Any) -> Mesh:
     """The devices that `spread_members` lays members over, for `laid_over` of what they are to share.
 
@@ -87,17 +111,20 @@ def laid_over(tree: Any, devices: Mesh, *, of_members: bool) -> Any:
 
     Args:
         tree: pytree; the same arrays come back where one device does everything.
-        devices: see `training_devices`.
-        of_members: whether the first axis is that over members.
+        devices: see `training_devices` and `devices_side_by_side`.
+        of_members: whether the first axis is that over members; of trainings side by side the second, after theirs.
 
     >>> import jax.numpy as jnp
     >>> from almlip_jax.ensembles import laid_over, training_devices
     >>> laid_over({"positions": jnp.zeros((5, 3))}, training_devices(4, 1), of_members=False)["positions"].shape
     (5, 3)
     """
-    # as programs say it of what they return: an axis over one device is none
-    spec = PartitionSpec(MEMBERS) if of_members and devices.shape[MEMBERS] > 1 else PartitionSpec()
-    return tree if devices.size == 1 else jax.device_put(tree, NamedSharding(devices, spec))
+    axes = [name for name in (TRAININGS, MEMBERS) if name in devices.shape and (of_members or name != MEMBERS)]
+    # as programs say it of what they return: an axis over one device is none, and nothing is said of the last ones
+    spec = [name if devices.shape[name] > 1 else None for name in axes]
+    while spec and spec[-1] is None:
+        spec.pop()
+    return tree if devices.size == 1 else jax.device_put(tree, NamedSharding(devices, PartitionSpec(*spec)))
 
 
 def gathered(evaluate: _Evaluate) -> _Evaluate:
@@ -226,18 +253,32 @@ def _mesh(members: Any, devices: Sequence[jax.Device], walkers: int) -> Mesh:
     Groups of a mixed ensemble share out members or walkers, not both.
     """
     lengths = [leaf.shape[0] for leaf in jax.tree.leaves(members)]
-    mixed, number = isinstance(members, tuple), gcd(*lengths)
+    ways = _ways((gcd(*lengths),), walkers, len(devices))
+    mixed = isinstance(members, tuple)
+    best = min((way for way in ways if not (mixed and min(way.devices) > 1)), key=_cost)
+    return _laid_out(devices, best, (MEMBERS, PARTS))
 
-    def cost(way: tuple[int, int]) -> tuple[int, int, int]:
-        of_members, of_walkers = way
-        return number // of_members * -(-walkers // of_walkers), of_members * of_walkers, -of_members
 
-    ways = [
-        (m, w)
-        for m in range(1, len(devices) + 1)
-        if number % m == 0
-        for w in range(1, min(len(devices) // m, walkers) + 1)
-        if not (mixed and m > 1 and w > 1)
+class _Way(NamedTuple):
+    """How devices share work out."""
+
+    devices: tuple[int, ...]  # along each axis
+    left: int  # work of the device that has most
+
+
+def _ways(even: Sequence[int], parts: int, devices: int) -> list[_Way]:
+    """All ways of sharing out numbers of which each device gets as many, and parts of which some may get one less."""
+    choices = [[n for n in range(1, devices + 1) if number % n == 0] for number in even]
+    found = product(*choices, range(1, min(devices, parts) + 1))
+    return [
+        _Way(way, prod(even) // prod(way[:-1]) * -(-parts // way[-1])) for way in found if prod(way) <= devices
     ]
-    best = min(ways, key=cost)
-    return Mesh(np.array(devices[: best[0] * best[1]]).reshape(best), (MEMBERS, PARTS))
+
+
+def _cost(way: _Way) -> tuple[int, ...]:
+    """The least of ways is the best: the first to finish, with the fewest devices, more of them along earlier axes."""
+    return way.left, prod(way.devices), *(-n for n in way.devices[:-1])
+
+
+def _laid_out(devices: Sequence[jax.Device], way: _Way, axes: tuple[str, ...]) -> Mesh:
+    return Mesh(np.array(devices[: prod(way.devices)]).reshape(way.devices), axes)

@@ -16,7 +16,7 @@ from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from almlip_jax.ensembles import Ensemble, Prediction
 from almlip_jax.ensembles.second_source import SecondSource
-from almlip_jax.ensembles.sharding import MEMBERS, PARTS
+from almlip_jax.ensembles.sharding import MEMBERS, PARTS, TRAININGS
 from almlip_jax.models import LastLayer, Params, Survey
 from almlip_jax.models.constants import is_learned
 from almlip_jax.precision import full_precision
@@ -110,7 +110,8 @@ class Program:
             computed for each of them.
         two_sources: whether structures may have labels of a second source, which has a last layer of its own.
         devices: those that share out the structures of each batch (`ensembles.training_devices`), each the part that
-            plans have for it on a further axis; None where each takes whole batches.
+            plans have for it on a further axis; None where each takes whole batches.  Those of trainings side by side
+            (`ensembles.devices_side_by_side`) share out these too.
     """
 
     ensemble: Ensemble
@@ -466,15 +467,20 @@ def compiled(program: Program) -> Compiled:
 def _compiled(program: Program) -> Compiled:
     segment = program.segment
 
+    shared = program.devices is not None and TRAININGS in program.devices.shape
+
     def stepping(function: Callable[..., Any]) -> Callable[..., Any]:
         return jax.jit(full_precision(function), donate_argnums=(0,))
+
+    def several(steps: int | None) -> Callable[..., Any]:
+        return jax.vmap(segment, in_axes=(0, 0, 0, steps), spmd_axis_name=TRAININGS if shared else None)
 
     return Compiled(
         fresh=jax.jit(full_precision(program.fresh)),
         initial=jax.jit(full_precision(program.initial)),
         segment=stepping(segment),
         validate=jax.jit(full_precision(program.validate)),
-        even=stepping(jax.vmap(segment, in_axes=(0, 0, 0, None))),
+        even=stepping(several(None)),
         # where plans differ in length, a training that is ahead waits in each step, which costs a copy of its state
-        uneven=stepping(jax.vmap(segment, in_axes=(0, 0, 0, 0))),
+        uneven=stepping(several(0)),
     )

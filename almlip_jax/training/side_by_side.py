@@ -5,14 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ase import Atoms
+from jax.sharding import Mesh
 
-from almlip_jax.ensembles import spread_members
+from almlip_jax.ensembles import devices_side_by_side, laid_over
 from almlip_jax.errors import InputError
 from almlip_jax.models import Params
 from almlip_jax.structures.packing import BatchPlan
@@ -27,6 +28,7 @@ from almlip_jax.training.trainer import (
     is_over,
     mended_report,
     report_of,
+    spread_state,
     weights_key_of,
 )
 
@@ -62,13 +64,20 @@ class _Course:
     params: Params | None = None  # what it has ended with
 
 
+class _Together(NamedTuple):
+    """The trainer of each of so many trainings, and the devices that share them out."""
+
+    trainer: Trainer
+    devices: Mesh
+
+
 class SideBySideTrainer:
     """Runs trainings of equal shape side by side, each as `Trainer.train` would run it alone, up to rounding.
 
     Those that a trainer does not stack (`Trainer.stacks`) run one after the other.
 
-    On one device this saves the overhead of small operations; on several, the trainings are spread
-    over them.
+    On one device this saves the overhead of small operations.  Several share out the trainings, and where these do not
+    fill all of them their members and the structures of their batches too (`ensembles.devices_side_by_side`).
 
     Args:
         trainer: what they have in common: architecture, capacity, settings.
@@ -83,9 +92,9 @@ class SideBySideTrainer:
     def __init__(self, trainer: Trainer, *, fixed: bool = False) -> None:
         if trainer.share is not None:
             raise InputError("trainings side by side see no teacher's frames again; train one after the other.")
-        self.trainer = trainer.with_whole_batches()
+        self.trainer = trainer
         self.fixed = fixed
-        self._compiled = compiled(self.trainer.program)
+        self._programs: dict[int, _Together] = {}
 
     def train(
         self,
@@ -205,24 +214,34 @@ class SideBySideTrainer:
         self, jobs: Sequence[Job], total_steps: int, wanted: Sequence[np.ndarray]
     ) -> tuple[list[_Course], State, Run]:
         """Every training before its first step, states and data stacked along a new first axis."""
+        own, devices = self._together(len(jobs))
         courses, states, runs = [], [], []
         for job, models in zip(jobs, wanted, strict=True):
-            data = self.trainer.training_set(job.dataset, job.reference_energies)
+            data = own.training_set(job.dataset, job.reference_energies)
             init_key, order_key = jax.random.split(job.key)
-            courses.append(_Course(data, self.trainer.order(order_key), models))
-            states.append(self.trainer.start(data, job.params, init_key))
+            courses.append(_Course(data, own.order(order_key), models))
+            states.append(own.start(data, job.params, init_key))
             stream = weights_key_of(job.key) if job.weights_key is None else job.weights_key
-            runs.append(self.trainer.prepare(data, total_steps, stream))
-        return courses, spread_members(_stacked(states)), spread_members(_stacked(runs))
+            runs.append(own.prepare(data, total_steps, stream))
+        return courses, spread_state(_stacked(states), devices), laid_over(_stacked(runs), devices, of_members=False)
+
+    def _together(self, number: int) -> _Together:
+        """What that many trainings run on."""
+        if number not in self._programs:
+            own = self.trainer
+            devices = devices_side_by_side(number, own.ensemble.size, own.capacity.batch.structures)
+            self._programs[number] = _Together(own.on(devices), devices)
+        return self._programs[number]
 
     def _advance(
         self, state: State, run: Run, segments: Sequence[tuple[BatchPlan, int, int]]
     ) -> tuple[State, dict[str, jax.Array]]:
         plan = jax.tree.map(lambda *x: np.stack(x), *[plan for plan, _, _ in segments])
         lengths = np.array([length for _, length, _ in segments], np.int32)
+        programs = compiled(self._together(len(segments)).trainer.program)
         if not self.fixed and np.all(lengths == lengths[0]):
-            return self._compiled.even(state, run, plan, jnp.asarray(lengths[0]))
-        return self._compiled.uneven(state, run, plan, jnp.asarray(lengths))
+            return programs.even(state, run, plan, jnp.asarray(lengths[0]))
+        return programs.uneven(state, run, plan, jnp.asarray(lengths))
 
 
 def _stacked(trees: Sequence[Any]) -> Any:

@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 
 from almlip_jax.ensembles import Ensemble, EnsembleSettings, laid_over, training_devices
 from almlip_jax.ensembles.second_source import last_layer
-from almlip_jax.ensembles.sharding import PARTS
+from almlip_jax.ensembles.sharding import PARTS, TRAININGS
 from almlip_jax.errors import InputError
 from almlip_jax.keys import named_stream
 from almlip_jax.models import Params
@@ -160,8 +160,9 @@ class Trainer:
         first: position of the first of these models among all that ``members`` speaks of.
         share: of structures of a second label source in each epoch, which have a last layer of their own; None for data
             of one source.
-        whole_batches: whether each device takes whole batches.  Otherwise devices share them out where members do not
-            fill all (`ensembles.training_devices`); what comes out is the same up to rounding.
+        devices: those that share the work out, `ensembles.training_devices` where not given, which share batches out
+            where members do not fill all; what comes out is the same up to rounding.  With an axis over trainings for
+            those that run side by side.
 
     Raises:
         InputError: the loss needs members that say how sure they are, and these do not, or the other way round; or the
@@ -181,7 +182,7 @@ class Trainer:
         first: int = 0,
         *,
         share: float | None = None,
-        whole_batches: bool = False,
+        devices: Mesh | None = None,
     ) -> None:
         heads = ensemble.heads
         check_losses(settings, heads.count, heads.likelihood)
@@ -195,16 +196,19 @@ class Trainer:
         self.share = share
         if share is not None:
             check_two_sources(ensemble)
-        self._devices = training_devices(ensemble.size, 1 if whole_batches else capacity.batch.structures)
-        shared = self._devices if self._devices.shape[PARTS] > 1 else None
+        devices = training_devices(ensemble.size, capacity.batch.structures) if devices is None else devices
+        self._parts = devices.shape[PARTS]
+        shared = devices if self._parts > 1 else None
+        # of several trainings each begins on one device; what they are together is then laid over all
+        self._devices = training_devices(1, 1) if TRAININGS in devices.shape else devices
         own_order = self.members.order == "own"
         self.program = Program(ensemble, settings, np.dtype(dtype), own_order, share is not None, shared)
         self._compiled = compiled(self.program)
 
-    def with_whole_batches(self) -> Trainer:
-        """The same for trainings that share devices with others: each device takes whole batches."""
+    def on(self, devices: Mesh) -> Trainer:
+        """The same on some devices, with an axis over trainings for one of several side by side."""
         own = self.ensemble, self.species, self.capacity, self.settings, self.members, self.dtype, self.first
-        return self if self.program.devices is None else Trainer(*own, share=self.share, whole_batches=True)
+        return Trainer(*own, share=self.share, devices=devices)
 
     def train(
         self,
@@ -362,7 +366,7 @@ class Trainer:
             validation=validation,
             further=self.ensemble.targets,
             sees_state=self.ensemble.sees_state,
-            parts=self._devices.shape[PARTS],
+            parts=self._parts,
             second=second,
             share=self.share,
         )
@@ -406,7 +410,7 @@ class Trainer:
         own = jax.tree.map(lambda x: jnp.asarray(x, self.dtype), params)
         if self.share is not None:
             own = self._two_headed(own, taught)
-        return _spread(self._compiled.initial(laid_over(own, self._devices, of_members=True)), self._devices)
+        return spread_state(self._compiled.initial(laid_over(own, self._devices, of_members=True)), self._devices)
 
     def _two_headed(self, own: Params, taught: Params | None) -> TwoHeaded:
         """Models with a last layer for each of two sources, which is their own where none was taught."""
@@ -603,17 +607,13 @@ def _further(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: values[name] for name in names if name in values}
 
 
-def _spread(state: State, devices: Mesh) -> State:
+def spread_state(state: State, devices: Mesh) -> State:
     """The state with all that carries the member axis laid over the devices, as the program's results are.
 
     With part of it elsewhere the program would be compiled once for the beginning and once more for its own results.
     """
     shared = ("step", "plateau")
+    parts = {one.name: getattr(state, one.name) for one in fields(state)}
     return replace(
-        state,
-        **{
-            one.name: laid_over(getattr(state, one.name), devices, of_members=True)
-            for one in fields(state)
-            if one.name not in shared
-        },
+        state, **{name: laid_over(part, devices, of_members=name not in shared) for name, part in parts.items()}
     )

@@ -21,13 +21,21 @@ from hypothesis import strategies as st
 from small_training import MODEL, SPECIES, labelled, settings_of, water
 
 from almlip_jax import compilation
-from almlip_jax.ensembles import EnsembleSettings, training_devices
+from almlip_jax.ensembles import EnsembleSettings, devices_side_by_side, training_devices
 from almlip_jax.ensembles.sharding import PARTS
 from almlip_jax.errors import CapacityError
 from almlip_jax.models import MaceSettings, ModelSettings
 from almlip_jax.structures.packing import BatchShape, shape_of_part, share_out
-from almlip_jax.training import Trainer, TrainingResult, TrainingSettings, build_trainer, plan_capacity
-from almlip_jax.training.program import Program
+from almlip_jax.training import (
+    Job,
+    SideBySideTrainer,
+    Trainer,
+    TrainingResult,
+    TrainingSettings,
+    build_trainer,
+    plan_capacity,
+)
+from almlip_jax.training.program import Program, compiled
 
 SHARED = pytest.mark.skipif(len(jax.devices()) < 2, reason="the tests' settings of XLA were replaced")
 
@@ -76,7 +84,7 @@ def trained(
     with jax.enable_x64(True):
         trainer = build_trainer(model, members, SPECIES, capacity, settings, np.float64)
         assert isinstance(trainer, Trainer)
-        trainer = trainer if shared else trainer.with_whole_batches()
+        trainer = trainer if shared else trainer.on(training_devices(trainer.ensemble.size, 1))
         result = trainer.train(data, None, jax.random.key(2), reference_energies=references)
     return result, trainer
 
@@ -114,7 +122,7 @@ def test_two_parts_of_a_batch_have_its_gradient_and_loss() -> None:
     settings, data, members = settings_of(batch_size=9), unlike(), EnsembleSettings(size=3)
     sharing = build_trainer(MODEL, members, SPECIES, plan_capacity(data, 4.0, settings), settings)
     assert isinstance(sharing, Trainer)
-    alone = sharing.with_whole_batches()
+    alone = sharing.on(training_devices(3, 1))
     found = []
     for trainer in (sharing, alone):
         packed = trainer.training_set(data, {1: -1.0, 8: -3.0})
@@ -128,6 +136,30 @@ def test_two_parts_of_a_batch_have_its_gradient_and_loss() -> None:
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
     for a, b in zip(jax.tree.leaves(both), jax.tree.leaves(one), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(b).max())
+
+
+@SHARED
+def test_trainings_side_by_side_share_their_batches_out_where_they_leave_a_device_idle() -> None:
+    """Three of three members on two devices: each takes a part of every batch of all of them."""
+    settings, members = settings_of(batch_size=5, max_steps=18, validate_every=6), EnsembleSettings(size=3)
+    data, references = unlike(), {1: -1.0, 8: -3.0}
+    assert dict(devices_side_by_side(3, 3, 5).shape) == {"trainings": 1, "members": 1, PARTS: 2}
+    with jax.enable_x64(True):
+        trainer = build_trainer(MODEL, members, SPECIES, plan_capacity(data, 4.0, settings), settings, np.float64)
+        assert isinstance(trainer, Trainer)
+        jobs = [Job(data[n:] + data[:n], jax.random.key(n), references) for n in range(3)]
+        together = SideBySideTrainer(trainer, fixed=True)
+        found = together.train(jobs)
+        own = together._together(3).trainer
+        whole = trainer.on(training_devices(3, 1))
+        alone = [whole.train(job.dataset, None, job.key, reference_energies=references) for job in jobs]
+    assert own.program.devices is not None and compiled(own.program).uneven._cache_size() == 1
+    for one, other in zip(found, alone, strict=True):
+        for a, b in zip(one.history, other.history, strict=True):
+            np.testing.assert_allclose(a.train_loss, b.train_loss, rtol=1e-7)
+            np.testing.assert_allclose(a.validation_forces_rmse, b.validation_forces_rmse, rtol=1e-7)
+        for a, b in zip(jax.tree.leaves(one.params), jax.tree.leaves(other.params), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9)
 
 
 @SHARED

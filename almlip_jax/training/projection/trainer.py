@@ -69,12 +69,12 @@ class ProjectionTrainer(Trainer):
         dtype: np.dtype | type = np.float32,
         first: int = 0,
     ) -> None:
-        super().__init__(ensemble, species, capacity, settings, members, np.float64, first, whole_batches=True)
+        one = training_devices(1, 1)  # on which lies what validates
+        super().__init__(ensemble, species, capacity, settings, members, np.float64, first, devices=one)
         inner = separable_part(ensemble.model)
         if inner is None:
             raise InputError("training.projection needs a model that is linear in most of its parameters, as kind mtp.")
         self.given, self.inner = np.dtype(dtype), inner
-        self._devices = training_devices(1, 1)  # what validates lies on one
         self._all = Mesh(np.array(jax.devices()), ("parts",))
         self._reduce = reduction(Reduction(ensemble.model, settings.loss, self._all))
 
