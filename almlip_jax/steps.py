@@ -10,28 +10,18 @@ import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import BaseCalculator
 
-from almlip_jax.campaign.batch import (
-    AtomRoom,
-    candidates,
-    choose,
-    features_of,
-    of_training_set,
-    selection_scalars,
-    taken,
-    with_strata,
-)
+from almlip_jax.campaign.batch import AtomRoom, Looked, choose, features_of, selection_scalars, shown, taken
 from almlip_jax.campaign.consistency import check_selector
-from almlip_jax.campaign.cost import expected_costs, paid_labels
+from almlip_jax.campaign.cost import PaidLabel, paid_labels
 from almlip_jax.dynamics import Exploration, ExplorationSettings, Explorer, Knowledge, dealt_further, know
 from almlip_jax.dynamics.knowledge import errors_and_scores, structure_scores
 from almlip_jax.dynamics.thresholds import Resolved, ThresholdSettings
@@ -369,16 +359,18 @@ def select(
         check_selector(settings, potential.member_settings, "the selector", potential.ensemble.targets)
     request = features_of(settings, seed)
     shape = potential.batch_shape([*pool, *labelled])
-    context = labelled or pool[:1]  # where nothing is labelled, one row that counts for nothing keeps the shapes
-    of_pool, of_context = (potential.evaluate(part, features=request, shape=shape) for part in (pool, context))
-    scalars, rows = selection_scalars(settings, errors), room or _rows(len(pool))
-    around = candidates(context, of_context, _rows(len(context)), scalars=scalars, room=_atoms(context))
-    if not labelled:
-        around = replace(around, valid=jnp.zeros_like(around.valid))
+    of_pool = potential.evaluate(pool, features=request, shape=shape)
+    # where nothing is labelled, one row that counts for nothing keeps the shapes
+    of_labelled = potential.evaluate(labelled, features=request, shape=shape) if labelled else of_pool
     atoms = AtomRoom.of([len(frame) for frame in pool], room, each_once=False) if room else _atoms(pool)
-    fitted = of_training_set(settings, potential, pool, labelled)
-    among = candidates(pool, of_pool, rows, cost=_costs(settings, pool, store), room=atoms, scores=fitted)
-    among, around = with_strata(settings, (pool, among), (context if labelled else (), around))
+    among, around = shown(
+        settings,
+        Looked(pool, of_pool, room or _rows(len(pool)), atoms),
+        Looked(labelled, of_labelled, _rows(len(labelled)), _atoms(labelled or pool[:1])),
+        fitted_to=(potential, labelled),
+        paid=partial(_paid, store),
+        scalars=selection_scalars(settings, errors),
+    )
     return taken(pool, build(named_key(seed, "select", step), among, around), "pool_index")
 
 
@@ -459,14 +451,12 @@ def select_add(
     return batch, potential.with_fitted(active_set=offer.active)
 
 
-def _costs(selector: SelectorSettings, pool: Sequence[Atoms], store: Path | str | None) -> np.ndarray | None:
-    """Expected cost of each label, where a selector weighs by it."""
-    if selector.cost_exponent is None:
-        return None
+def _paid(store: Path | str | None) -> list[PaidLabel]:
+    """What the labels of a store have cost; of none, nothing is known."""
     if store is None:
-        return expected_costs(pool, (), selector.cost_exponent)
+        return []
     with LabelStore(Path(store), readonly=True) as opened:
-        return expected_costs(pool, paid_labels(opened), selector.cost_exponent)
+        return paid_labels(opened)
 
 
 def _atoms(structures: Sequence[Atoms]) -> AtomRoom:

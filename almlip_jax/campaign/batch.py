@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -12,11 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from ase import Atoms
 
+from almlip_jax.campaign.cost import PaidLabel, expected_costs
 from almlip_jax.campaign.systems import deal
 from almlip_jax.dynamics.knowledge import fitted_scores
 from almlip_jax.errors import InputError
 from almlip_jax.features import Described, FeatureRequest
 from almlip_jax.potential import Evaluated, Potential
+from almlip_jax.potential.evaluator import rows_of
 from almlip_jax.scores import needs_no_fit
 from almlip_jax.selection import (
     WEIGHT,
@@ -161,6 +163,63 @@ def with_strata(
     rows = len(among[1].valid), len(around[1].valid)
     of_pool, of_labelled = strata.strata(values[0], values[1], rows, chosen)
     return replace(among[1], strata=of_pool), replace(around[1], strata=of_labelled)
+
+
+@dataclass(frozen=True)
+class Looked:
+    """Structures of which a selector is shown what is known of them.
+
+    Attributes:
+        frames: the structures.
+        evaluated: what the potential gives for them, features included; before there is one, these alone.
+        rows: to pad to, see `candidates`.
+        room: of their atoms, likewise.
+    """
+
+    frames: Sequence[Atoms]
+    evaluated: Evaluated | Described
+    rows: int | None = None
+    room: AtomRoom | None = None
+
+
+def shown(
+    settings: SelectorSettings,
+    pool: Looked,
+    known: Looked | None,
+    *,
+    fitted_to: tuple[Potential, Sequence[Atoms]] | None = None,
+    paid: Callable[[], Iterable[PaidLabel]] = tuple,
+    scores: Mapping[str, np.ndarray] | None = None,
+    scalars: Mapping[str, float] | None = None,
+    chosen: int = 0,
+) -> tuple[Candidates, Candidates]:
+    """What a selector is shown: candidates with what it asks for, and what is labelled, each with their strata.
+
+    Args:
+        settings: of the selector.
+        pool: structures to choose from, at least one.
+        known: those that are labelled, or count as such; where there are none, one row that counts for nothing.
+        fitted_to: the potential and what is labelled, which scores that are fitted to it compare with.
+        paid: labels whose times say what others cost, where the selector weighs by it.
+        scores: name -> [n] of further scores of candidates.
+        scalars: what goes with the structures as a whole.
+        chosen: how many of ``known``, the last ones, stand in the batch already.
+
+    Raises:
+        InputError: see `of_training_set` and `with_strata`.
+    """
+    frames, exponent = pool.frames, settings.cost_exponent
+    cost = None if exponent is None else expected_costs(frames, paid(), exponent)
+    fitted = {} if fitted_to is None else of_training_set(settings, fitted_to[0], frames, fitted_to[1])
+    among = candidates(
+        frames, pool.evaluated, pool.rows, cost=cost, scores={**(scores or {}), **fitted}, room=pool.room
+    )
+    if known is not None and known.frames:
+        around = candidates(known.frames, known.evaluated, known.rows, scalars=scalars, room=known.room)
+        return with_strata(settings, (frames, among), (known.frames, around), chosen)
+    rows, room = (None, None) if known is None else (known.rows, known.room)
+    first = candidates(frames[:1], rows_of(pool.evaluated, [0]), rows, scalars=scalars, room=room)
+    return with_strata(settings, (frames, among), ((), replace(first, valid=jnp.zeros_like(first.valid))))
 
 
 def _environments(

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Self
 
 import jax
-import jax.numpy as jnp
 from ase import Atoms
 from pydantic import Field, model_validator
 
-from almlip_jax.campaign.batch import candidates, choose_shared, features_of, with_strata
-from almlip_jax.campaign.cost import expected_costs
+from almlip_jax.campaign.batch import Looked, choose_shared, features_of, shown
 from almlip_jax.features import described, unlearned_names
 from almlip_jax.keys import named_stream
 from almlip_jax.selection import MaxDistSettings, SelectorSettings
@@ -68,18 +65,12 @@ def sparse(
     """
     selector = settings.selector
     request, species = features_of(selector, seed), SpeciesTable.of([*frames, *known])
-    context = known or frames[:1]  # where nothing is labelled, one row that counts for nothing
-    exponent = selector.cost_exponent
-    cost = None if exponent is None else expected_costs(frames, (), exponent)
-    around = candidates(context, described(context, request, cutoff, species))
-    if not known:
-        around = replace(around, valid=jnp.zeros_like(around.valid))
-    among = candidates(frames, described(frames, request, cutoff, species), cost=cost)
-    among, around = with_strata(selector, (frames, among), (known, around))
+    around = Looked(known, described(known, request, cutoff, species)) if known else None
+    pair = shown(selector, Looked(frames, described(frames, request, cutoff, species)), around)
     count = min(settings.count, len(frames))
 
     def key_of(*system: str) -> jax.Array:
         return named_stream(key, *system) if system else key
 
-    chosen = choose_shared(selector.build(count), key_of, frames, (among, around), shares or {}, count)
+    chosen = choose_shared(selector.build(count), key_of, frames, pair, shares or {}, count)
     return [row for row, _ in chosen]

@@ -20,18 +20,17 @@ from ase import Atoms
 
 from almlip_jax.campaign.batch import (
     Chooser,
+    Looked,
     adaptive_part,
-    candidates,
     choose_shared,
-    of_training_set,
     selection_scalars,
+    shown,
     taken,
     undecided,
     validation_error,
-    with_strata,
 )
 from almlip_jax.campaign.correction import SPREAD, marked
-from almlip_jax.campaign.cost import PaidLabel, expected_costs
+from almlip_jax.campaign.cost import PaidLabel
 from almlip_jax.campaign.preparation import Source, check_target_labels, held_out_set, initial_set, planned_calls
 from almlip_jax.campaign.round import Budget, Round, Trained
 from almlip_jax.campaign.rundir import PotentialDirectory, RoundDirectory
@@ -47,7 +46,7 @@ from almlip_jax.potential import ActiveSetSettings, ActiveStructures, Evaluated,
 from almlip_jax.potential.evaluator import joined, rows_of
 from almlip_jax.potential.file_types import FileTypes
 from almlip_jax.progress import Progress, reaching
-from almlip_jax.selection import Candidates, SelectorSettings
+from almlip_jax.selection import SelectorSettings
 from almlip_jax.structures.carried import carried, system_of
 from almlip_jax.structures.io import read_structures, write_structures
 from almlip_jax.structures.labels import type_numbers
@@ -285,17 +284,24 @@ def select(
     frames, judge = read_structures(folder.pool), trained()
     with here.progress.stage("select"):
         evaluated, dataset = judge.evaluate("candidates", frames), here.dataset()
-        costs = _costs(chooser.settings, frames, paid)
-        further = {} if compare is None else dict(compare(frames, evaluated, judge.potential))
-        further |= of_training_set(chooser.settings, judge.potential, frames, dataset)
-        among = candidates(
-            frames, evaluated, chooser.candidates, cost=costs, scores=further, room=chooser.atoms_of_candidates
+        corrections = marked(frames)
+        first = corrections[: budget.selected]
+        among, around = shown(
+            chooser.settings,
+            Looked(frames, evaluated, chooser.candidates, chooser.atoms_of_candidates),
+            _known(chooser, judge, (frames, evaluated), (dataset, under_way), first),
+            fitted_to=(judge.potential, dataset),
+            paid=paid,
+            scores=None if compare is None else compare(frames, evaluated, judge.potential),
+            scalars=_selection_scalars(chooser.settings, here),
+            chosen=len(first),
         )
-        first = marked(frames)[: budget.selected]
-        shown = _with_known(chooser, here, judge, (frames, evaluated, among), (dataset, under_way), first)
+        if first:  # nor are corrections for which no place is left candidates
+            among = replace(among, valid=among.valid.at[np.array(corrections)].set(False))
         chosen = [(row, _spread(frames[row])) for row in first]
         if left := budget.selected - len(first):
-            chosen += choose_shared(chooser.selector, partial(here.key, "select"), frames, shown, shares, left)
+            key_of = partial(here.key, "select")
+            chosen += choose_shared(chooser.selector, key_of, frames, (among, around), shares, left)
     if not chosen and compare is not None:
         here.progress.message(f"none of {len(frames)} candidates is bought: the filters leave none of them.")
     if (remark := undecided([gain for _, gain in chosen[len(first) :]], len(frames) - len(first))) is not None:
@@ -316,36 +322,31 @@ def select(
     return results
 
 
-def _with_known(
+def _known(
     chooser: Chooser,
-    here: Round,
     judge: Trained,
-    of_pool: tuple[Sequence[Atoms], Evaluated, Candidates],
+    of_pool: tuple[Sequence[Atoms], Evaluated],
     labelled: tuple[Sequence[Atoms], Sequence[Atoms]],
     first: Sequence[int],
-) -> tuple[Candidates, Candidates]:
-    """What the selector is shown: candidates, and what is known besides, each with strata where these have shares.
+) -> Looked:
+    """What counts as labelled where the batch is chosen.
 
     Args:
         chooser: the selector.
-        here: the round.
-        judge: its potential.
+        judge: the potential of the round.
         of_pool: the candidates.
         labelled: the dataset, and structures whose labels are being made.
-        first: rows of the corrections that stand in the batch already; other corrections are no candidates.
+        first: rows of the corrections that stand in the batch already.
     """
-    (frames, evaluated, among), (dataset, under_way) = of_pool, labelled
+    (frames, evaluated), (dataset, under_way) = of_pool, labelled
     known = [*dataset, *under_way, *(frames[row] for row in first)]
     contexts = [judge.evaluate("dataset", dataset)]
     if under_way:
         contexts.append(judge.evaluate("under way", under_way))
     if first:
         contexts.append(rows_of(evaluated, first))
-        among = replace(among, valid=among.valid.at[np.array(marked(frames))].set(False))
     context = contexts[0] if len(contexts) == 1 else joined(contexts)
-    scalars = _selection_scalars(chooser.settings, here)
-    around = candidates(known, context, chooser.labelled, scalars=scalars, room=chooser.atoms_of_labelled)
-    return with_strata(chooser.settings, (frames, among), (known, around), chosen=len(first))
+    return Looked(known, context, chooser.labelled, chooser.atoms_of_labelled)
 
 
 def _spread(frame: Atoms) -> float:
@@ -362,14 +363,6 @@ def _selection_scalars(settings: SelectorSettings, here: Round) -> dict[str, flo
         with understood(file):
             errors.append(validation_error(read_json(file)["metadata"]))
     return selection_scalars(settings, errors)
-
-
-def _costs(
-    settings: SelectorSettings, frames: Sequence[Atoms], paid: Callable[[], list[PaidLabel]]
-) -> np.ndarray | None:
-    """Expected cost of each label, where the selector asks for it."""
-    exponent = settings.cost_exponent
-    return None if exponent is None else expected_costs(frames, paid(), exponent)
 
 
 def _mean(values: np.ndarray) -> float | None:

@@ -10,12 +10,11 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from ase import Atoms
 
-from almlip_jax.campaign.batch import candidates, choose_shared, features_of, with_strata
-from almlip_jax.campaign.cost import expected_costs, paid_by_teacher
+from almlip_jax.campaign.batch import Looked, choose_shared, features_of, shown
+from almlip_jax.campaign.cost import paid_by_teacher
 from almlip_jax.campaign.preparation import Source
 from almlip_jax.campaign.round import Round
 from almlip_jax.campaign.rundir import RunDirectory
@@ -309,18 +308,13 @@ def first_choice(
         progress: tells the user.
         shares: of named systems among them.
     """
-    count, exponent = min(settings.count, len(frames)), settings.selector.cost_exponent
-    paid = paid_by_teacher(teacher.labeller.store)
-    cost = None if exponent is None else expected_costs(frames, paid, exponent)
+    count, paid = min(settings.count, len(frames)), partial(paid_by_teacher, teacher.labeller.store)
     features, shape = features_of(settings.selector, seed), potential.batch_shape(frames)
     with progress.stage("select", len(frames), unit="structures") as advance:
         evaluated = potential.evaluate(frames, features=features, shape=shape, on_batch=advance)
-        first = potential.evaluate(frames[:1], features=features, shape=shape)  # one row that counts for nothing
-        around, among = candidates(frames[:1], first), candidates(frames, evaluated, cost=cost)
-        around = replace(around, valid=jnp.zeros_like(around.valid))
-        among, around = with_strata(settings.selector, (frames, among), ((), around))
+        pair = shown(settings.selector, Looked(frames, evaluated), None, paid=paid)
         selector, key_of = settings.selector.build(count), partial(named_key, seed, "teacher", "select")
-        chosen = choose_shared(selector, key_of, frames, (among, around), shares or {}, count)
+        chosen = choose_shared(selector, key_of, frames, pair, shares or {}, count)
     batch = [carried(frames[index]) for index, _ in chosen]
     for frame, (index, _) in zip(batch, chosen, strict=True):
         told = frames[index].info

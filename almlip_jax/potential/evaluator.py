@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ from almlip_jax.ensembles import (
     spread_members,
 )
 from almlip_jax.errors import InputError
-from almlip_jax.features import FeatureRequest, feature_factors, feature_maps
+from almlip_jax.features import Described, FeatureRequest, feature_factors, feature_maps
 from almlip_jax.features.request import FeatureFactors
 from almlip_jax.models import Params
 from almlip_jax.potential.active_set import Grades
@@ -409,7 +409,10 @@ def _end_to_end(parts: Sequence[Any]) -> Any:
     return [one for part in parts for one in part] if isinstance(parts[0], list) else np.concatenate(parts)
 
 
-def rows_of(evaluated: Evaluated, rows: Sequence[int]) -> Evaluated:
+_Known = TypeVar("_Known", Evaluated, Described, Evaluated | Described)
+
+
+def rows_of(evaluated: _Known, rows: Sequence[int]) -> _Known:
     """What is known of some of the structures."""
 
     def some(values: Any) -> Any:
@@ -417,7 +420,7 @@ def rows_of(evaluated: Evaluated, rows: Sequence[int]) -> Evaluated:
             return {name: some(value) for name, value in values.items()}
         return [values[row] for row in rows] if isinstance(values, list) else values[list(rows)]
 
-    return Evaluated(**{one.name: some(getattr(evaluated, one.name)) for one in fields(evaluated)})
+    return replace(evaluated, **{one.name: some(getattr(evaluated, one.name)) for one in fields(evaluated)})
 
 
 def joined(parts: Sequence[Evaluated]) -> Evaluated:

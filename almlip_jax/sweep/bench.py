@@ -13,16 +13,7 @@ from typing import Any, cast
 import numpy as np
 from ase import Atoms
 
-from almlip_jax.campaign.batch import (
-    AtomRoom,
-    candidates,
-    choose,
-    features_of,
-    of_training_set,
-    selection_scalars,
-    with_strata,
-)
-from almlip_jax.campaign.cost import expected_costs
+from almlip_jax.campaign.batch import AtomRoom, Looked, choose, features_of, selection_scalars, shown
 from almlip_jax.ensembles import build_ensemble
 from almlip_jax.errors import InputError
 from almlip_jax.evaluation import error_metrics
@@ -232,19 +223,16 @@ class SystemBench:
         settings = self.config.selectors[point.selector]
         split, gone = self.split(point.seed), set(picked)
         places = [place for place in split.pool if place not in gone]
-        shape = self._shape(potential)
-        frames = [self.pool.frames[place] for place in places]
-        features = features_of(settings, point.seed)
-        evaluated = potential.evaluate(frames, features=features, shape=shape)
-        dataset = self.dataset(point.seed, picked)
-        context = potential.evaluate(dataset, features=features, shape=shape)
-        exponent = settings.cost_exponent
-        cost = None if exponent is None else expected_costs(frames, (), exponent)  # labels of files take no time
-        scalars = selection_scalars(settings, errors)
-        fitted, room = of_training_set(settings, potential, frames, dataset), self._atoms(split.pool)
-        among = candidates(frames, evaluated, len(split.pool), cost=cost, room=room, scores=fitted)
-        around = candidates(dataset, context, self.largest_dataset, scalars=scalars, room=self._labelled_atoms)
-        among, around = with_strata(settings, (frames, among), (dataset, around))
+        frames, dataset = [self.pool.frames[place] for place in places], self.dataset(point.seed, picked)
+        features, shape = features_of(settings, point.seed), self._shape(potential)
+        evaluated, context = (potential.evaluate(part, features=features, shape=shape) for part in (frames, dataset))
+        among, around = shown(  # labels of files take no time
+            settings,
+            Looked(frames, evaluated, len(split.pool), self._atoms(split.pool)),
+            Looked(dataset, context, self.largest_dataset, self._labelled_atoms),
+            fitted_to=(potential, dataset),
+            scalars=selection_scalars(settings, errors),
+        )
         rows = choose(self._selector(point), self.key(point.seed, "select", number), among, around)
         chosen = [row for row, _ in rows]
         scores = evaluated.scores[self.config.monitor]
