@@ -66,7 +66,8 @@ def check_campaign(config: ExperimentConfig, say: Say = lambda text: None) -> No
     _check_first_of_each(config, inputs)
     config.exploration.check_geometries(inputs.listed or starts)
     _check_pressures(config, inputs)
-    _tell_of_idle_corrections(config, say)
+    for note in config.exploration.notes:
+        say(note)
     _check_strata(config, inputs)
     _check_cutoff(config.model.cutoff, starts)
     if starts:
@@ -77,20 +78,6 @@ def check_campaign(config: ExperimentConfig, say: Say = lambda text: None) -> No
         raise InputError(
             f"the initial set needs {calls} label-source calls, more than stopping.max_labels {budget} allows; every "
             "step of the initial MD counts."
-        )
-
-
-def _tell_of_idle_corrections(config: ExperimentConfig, say: Say) -> None:
-    """Says so where walkers begin again wherever a correction would be asked for."""
-    exploration = config.exploration
-    if not isinstance(exploration, MdExploration) or exploration.correct is None or exploration.rewind is None:
-        return
-    idle = [one for one in exploration.correct.on if one in exploration.rewind.on]
-    if idle:
-        say(
-            f"exploration.correct.on '{idle[0]}' is of walkers that end by it, and exploration.rewind lets each begin "
-            f"again {exploration.rewind.limit} times before one does; leave '{idle[0]}' out of rewind.on if places are "
-            "to be corrected."
         )
 
 

@@ -125,6 +125,11 @@ class ExplorationChoice(Spec):
         """For each walker, the named systems that it may be of, or none where of any; None where no walkers are."""
         return None
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user is told of its settings before anything begins."""
+        return ()
+
     def check_geometries(self, geometries: Sequence[Atoms]) -> None:
         """Refuses start geometries that it can do nothing with; raises InputError."""
 

@@ -342,6 +342,20 @@ class MdExploration(ExplorationSettings, ExplorationChoice):
         """As their groups say."""
         return tuple(group.systems for group in self.walkers for _ in range(group.count))
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """That walkers begin again wherever a correction would be asked for."""
+        if self.correct is None or self.rewind is None:
+            return ()
+        idle = [one for one in self.correct.on if one in self.rewind.on]
+        if not idle:
+            return ()
+        return (
+            f"exploration.correct.on '{idle[0]}' is of walkers that end by it, and exploration.rewind lets each begin "
+            f"again {self.rewind.limit} times before one does; leave '{idle[0]}' out of rewind.on if places are to be "
+            "corrected.",
+        )
+
     def check_geometries(self, geometries: Sequence[Atoms]) -> None:
         """Where cells relax or move, one has to have a cell."""
         check_cells(self.integrator, geometries)

@@ -20,7 +20,7 @@ All campaigns of a seed share their tests: frames of the pool that nobody may se
 from __future__ import annotations
 
 import argparse
-import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +30,20 @@ from ase import Atoms
 from scipy.sparse.csgraph import connected_components
 
 import almlip_jax as al
-from almlip_jax.campaign import finish_campaign
 from almlip_jax.campaign.config import ExperimentConfig
 from almlip_jax.compilation import prepare_jax
 from almlip_jax.evaluation.statistics import labels_to_target, t_interval
 from almlip_jax.keys import numpy_generator
 from almlip_jax.oracles import Labeller, LabelStore, SourceSettings
 from almlip_jax.oracles.sampling import label_md
-from almlip_jax.progress import open_progress
 from almlip_jax.structures.io import read_structures, write_structures
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from common import add, errors_of, finished, parsed, parser_of, put_together, seeds_of
+
 HERE = Path(__file__).resolve().parent
+
 EIGEN = HERE.parent / "exploration_strategies" / "eigen.xyz"
 ORACLES: dict[str, dict[str, Any]] = {
     "tblite": {"kind": "tblite", "method": "GFN2-xTB"},
@@ -180,45 +183,22 @@ def eigen(options: argparse.Namespace, seed: int, arm: str, folder: Path, wanted
     return ExperimentConfig.model_validate(content)
 
 
-def finished(folder: Path, campaign: ExperimentConfig) -> list[dict[str, Any]]:
-    """The rounds of a campaign, which is run or gone on with unless it is finished."""
-    with open_progress() as progress:
-        return [record.model_dump() for record in finish_campaign(campaign, folder, progress=progress).history]
-
-
 def run_seed(options: argparse.Namespace, folder: Path, seed: int) -> None:
     """All campaigns of a seed, whose rows are added to the table."""
     about = {"oracle": options.oracle, "seed": seed}
     history = finished(folder / f"{seed}" / "zundel", zundel(options, seed))
-    add(options.table, rows(history, about | {"arm": "zundel"}))
+
+    def add_rounds(history: list[dict[str, Any]], arm: str) -> None:
+        add(options.table, errors_of(history, about | {"arm": arm}, ("pool", "300K"), seconds=True), KEYS)
+
+    add_rounds(history, "zundel")
     wanted = history[-1]["errors"]["forces_rmse_pool"]
     for arm in options.arms:
         campaign = eigen(options, seed, arm, folder, wanted)
-        add(options.table, rows(finished(folder / f"{seed}" / arm, campaign), about | {"arm": arm}))
+        add_rounds(finished(folder / f"{seed}" / arm, campaign), arm)
 
 
 # -------------------------------------------------------------------------------------------------------------- table
-
-
-def rows(history: list[dict[str, Any]], about: dict[str, Any]) -> list[dict[str, Any]]:
-    """Errors of each round, meV/Angstrom and meV/atom."""
-    names = ("forces_rmse", "energy_rmse")
-    return [
-        about
-        | {"round": record["round"], "labels": record["labels"], "test": test}
-        | {name: round(1e3 * record["errors"][f"{name}_{test}"], 3) for name in names}
-        | {"seconds": round(sum(record["seconds"].values()), 1)}
-        for record in history
-        for test in ("pool", "300K")
-        if f"forces_rmse_{test}" in record["errors"]
-    ]
-
-
-def add(path: Path, found: list[dict[str, Any]]) -> None:
-    """Puts rows into a table; of two for the same round the new one counts."""
-    before = [pd.read_csv(path)] if path.exists() else []
-    table = pd.concat([*before, pd.DataFrame(found)]).drop_duplicates(KEYS, keep="last")
-    table.to_csv(path, index=False)
 
 
 def courses(table: pd.DataFrame, test: str) -> dict[tuple[str, int], pd.Series]:
@@ -278,33 +258,21 @@ def over(errors: pd.Series, others: pd.Series) -> float | None:
 
 def options_given() -> argparse.Namespace:
     """Of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=os.environ.get("ALMLIP_DATA_DIR"), help="reference data")
-    parser.add_argument("--out", type=Path, default=Path("runs/eigen_from_zundel"))
+    parser = parser_of(__doc__, Path("runs/eigen_from_zundel"), seeds=4)
     parser.add_argument("--oracle", default="tblite", choices=ORACLES)
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
-    parser.add_argument("--seeds", type=int, default=4)
-    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=STEPS, help="of a training with fresh parameters")
     parser.add_argument("--warm-steps", type=int, default=WARM_STEPS, help="of one that goes on from another")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--workers", type=int, default=1, help="processes of the oracle")
-    parser.add_argument("--table", type=Path, help="results.csv of the output folder by default")
-    parser.add_argument("--report", type=Path, nargs="+", help="tables to be told of; nothing is run")
-    found = parser.parse_args()
-    if found.data is None and not found.report:
-        parser.error("give the folder of the reference data with --data or ALMLIP_DATA_DIR.")
-    found.table = found.table or found.out / "results.csv"
-    return found
+    return parsed(parser)
 
 
 def main() -> None:
     """Runs what is not finished, and writes the table."""
     options = options_given()
     if options.report:
-        table = pd.concat([pd.read_csv(file) for file in options.report]).drop_duplicates(KEYS, keep="last")
-        table.sort_values(KEYS).to_csv(HERE / "results.csv", index=False)
-        print(report(table))
+        print(report(put_together(options.report, HERE / "results.csv", KEYS)))
         return
     prepare_jax()
     ions = (options.data / "protonated_water").resolve()
@@ -312,7 +280,7 @@ def main() -> None:
     options.dynamics = {"steps": 1000, "every": 25, "equilibration": 300}
     folder = (options.out / options.oracle).resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    for seed in range(options.first_seed, options.first_seed + options.seeds):
+    for seed in seeds_of(options):
         run_seed(options, folder, seed)
 
 

@@ -22,7 +22,7 @@ test goes into ``--table``.  Processes for some seeds each may run next to each 
 from __future__ import annotations
 
 import argparse
-import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
@@ -34,7 +34,6 @@ import pandas as pd
 from ase import Atoms
 from ase.build import bulk
 
-from almlip_jax.campaign import finish_campaign
 from almlip_jax.campaign.config import ExperimentConfig
 from almlip_jax.campaign.rundir import RunDirectory
 from almlip_jax.campaign.state import read_state
@@ -50,11 +49,15 @@ from almlip_jax.oracles import Labeller, LabelStore, SourceSettings
 from almlip_jax.oracles.sampling import label_md
 from almlip_jax.origins import Taught
 from almlip_jax.potential import Potential
-from almlip_jax.progress import open_progress
 from almlip_jax.structures.io import read_structures, write_structures
 from almlip_jax.training import TrainingSettings
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from common import add, errors_of, finished, parsed, parser_of, put_together, read, seeds_of
+
 HERE = Path(__file__).resolve().parent
+
 STARTS = HERE.parent / "exploration_strategies"
 BATCH = {"plain": 12, "taught": 5, "stratified": 5, "apart": 5}
 ROUNDS = {"plain": 12, "taught": 7, "stratified": 7, "apart": 7}
@@ -225,25 +228,6 @@ def config(options: argparse.Namespace, name: str, case: Case, strategy: str, se
     return ExperimentConfig.model_validate(content)
 
 
-def finished(folder: Path, campaign: ExperimentConfig) -> list[dict[str, Any]]:
-    """The rounds of a campaign, which is run or gone on with unless it is finished."""
-    with open_progress() as progress:
-        return [record.model_dump() for record in finish_campaign(campaign, folder, progress=progress).history]
-
-
-def rows(history: list[dict[str, Any]], about: dict[str, Any], tests: list[str]) -> list[dict[str, Any]]:
-    """Errors of each round, meV/Angstrom and meV/atom."""
-    names = ("forces_rmse", "energy_rmse")
-    return [
-        about
-        | {"round": record["round"], "labels": record["labels"], "test": test}
-        | {name: round(1e3 * record["errors"][f"{name}_{test}"], 3) for name in names}
-        for record in history
-        for test in tests
-        if f"forces_rmse_{test}" in record["errors"]
-    ]
-
-
 def at_length(folder: Path, campaign: ExperimentConfig, about: dict[str, Any]) -> list[dict[str, Any]]:
     """Errors of what a campaign had labelled in its rounds, by trainings as long as they are by default.
 
@@ -309,25 +293,15 @@ def report(table: pd.DataFrame) -> str:
 
 def options_given() -> argparse.Namespace:
     """Of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=os.environ.get("ALMLIP_DATA_DIR"), help="reference data")
-    parser.add_argument("--out", type=Path, default=Path("runs/one_geometry"))
+    parser = parser_of(__doc__, Path("runs/one_geometry"), seeds=8)
     parser.add_argument("--systems", nargs="+", default=list(CASES), choices=CASES)
     parser.add_argument("--strategies", nargs="+", default=["plain", "taught"], choices=BATCH)
     parser.add_argument("--record", type=float, default=0.05, help="spread from which shares record, eV/Angstrom")
-    parser.add_argument("--seeds", type=int, default=8)
-    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--truth-steps", type=int, default=6000, help="of the potentials that stand in for PBE")
     parser.add_argument("--silicon-teacher", type=Path, help="folder of a potential that learned from Nequix")
     parser.add_argument("--workers", type=int, default=1, help="processes of a teacher")
     parser.add_argument("--prepare", action="store_true", help="make tests and what labels, and run nothing")
-    parser.add_argument("--table", type=Path, help="results.csv of the output folder by default")
-    parser.add_argument("--report", type=Path, nargs="+", help="tables to be put together and told of; nothing is run")
-    found = parser.parse_args()
-    if found.data is None and not found.report:
-        parser.error("give the folder of the reference data with --data or ALMLIP_DATA_DIR.")
-    found.table = found.table or found.out / "results.csv"
-    return found
+    return parsed(parser)
 
 
 LONGER = ", at length"
@@ -338,9 +312,7 @@ def main() -> None:
     """Runs what is not finished, and writes the table."""
     options = options_given()
     if options.report:
-        table = pd.concat([pd.read_csv(file) for file in options.report]).drop_duplicates(KEYS, keep="last")
-        table["labels"] = table["labels"].astype(int)
-        table.sort_values(KEYS).to_csv(HERE / "results.csv", index=False)
+        table = put_together(options.report, HERE / "results.csv", KEYS)
         print(report(table.sort_values(KEYS[:4], kind="stable")))
         return
     prepare_jax()
@@ -350,19 +322,18 @@ def main() -> None:
         for name, case in cases.items():
             config(options, name, case, "plain", 0)
         return
-    for seed in range(options.first_seed, options.first_seed + options.seeds):
+    for seed in seeds_of(options):
         for name, case in cases.items():
             for strategy in options.strategies:
                 folder = options.out / f"{name}-{strategy}-{seed}"
                 campaign = config(options, name, case, strategy, seed)
                 about = {"system": name, "strategy": strategy, "seed": seed}
                 longer = about | {"strategy": strategy + LONGER}
-                found = rows(finished(folder, campaign), about, list(case.tests))
-                before = pd.read_csv(options.table) if options.table.exists() else pd.DataFrame(columns=KEYS)
+                found = errors_of(finished(folder, campaign), about, list(case.tests))
+                before = read(options.table, KEYS)
                 if not (before[list(longer)] == pd.Series(longer)).all(axis=1).any():
                     found += at_length(folder, campaign, longer)
-                table = pd.concat([before, pd.DataFrame(found)]).drop_duplicates(KEYS, keep="last")
-                table.to_csv(options.table, index=False)
+                add(options.table, found, KEYS)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ output folder; ``--report`` prints what that says.
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,15 +21,18 @@ from ase import Atoms
 from ase.build import molecule
 from ase.data.s22 import create_s22_system
 
-from almlip_jax.campaign import finish_campaign
 from almlip_jax.campaign.config import ExperimentConfig
 from almlip_jax.compilation import prepare_jax
 from almlip_jax.oracles import Labeller, LabelStore, TBLiteSettings
 from almlip_jax.oracles.sampling import label_md
-from almlip_jax.progress import open_progress
 from almlip_jax.structures.io import read_structures, write_structures
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from common import add, finished, seeds_of
+
 HERE = Path(__file__).resolve().parent
+
 TOGETHER, TOLD = "together", "together, told of charge"
 FIRST, BATCH, ROUNDS = 10, 10, 5  # labels of a system by itself
 STEPS = {"alone": 3000, TOGETHER: 18000}
@@ -115,12 +118,6 @@ def config(out: Path, names: list[str], seed: int, *, told: bool = False) -> Exp
     )
 
 
-def finished(folder: Path, campaign: ExperimentConfig) -> list[dict[str, Any]]:
-    """The rounds of a campaign, which is run or gone on with unless it is finished."""
-    with open_progress() as progress:
-        return [record.model_dump() for record in finish_campaign(campaign, folder, progress=progress).history]
-
-
 def report(table: pd.DataFrame) -> str:
     """Labels of the common campaign, over those of six, with which errors are what those of the six are in the end."""
     lines = ["| seed | campaign | system | alone | together, most labels | label share |", "|" + " --- |" * 6]
@@ -168,7 +165,7 @@ def main() -> None:
     if not options.report:
         prepare_jax()
         names = list(geometries())
-        for seed in range(options.first_seed, options.first_seed + options.seeds):
+        for seed in seeds_of(options):
             for campaign in (*options.campaigns, *names):
                 chosen = [campaign] if campaign in names else names
                 folder = out / f"{campaign.split(',')[0]}{'-told' * (campaign == TOLD)}-{seed}"
@@ -180,9 +177,7 @@ def main() -> None:
                     for one in history
                     for name in chosen
                 ]
-                before = [pd.read_csv(table)] if table.exists() else []
-                keys = ["seed", "campaign", "system", "round"]
-                pd.concat([*before, pd.DataFrame(rows)]).drop_duplicates(keys, keep="last").to_csv(table, index=False)
+                add(table, rows, ["seed", "campaign", "system", "round"])
     print(report(pd.read_csv(table)))
 
 
