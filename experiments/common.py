@@ -9,10 +9,31 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from ase import Atoms
+from ase.calculators.calculator import Calculator, all_changes
 
 from almlip_jax.campaign import finish_campaign
 from almlip_jax.campaign.config import ExperimentConfig
+from almlip_jax.oracles import SourceSettings
 from almlip_jax.progress import open_progress
+
+
+class Driving(Calculator):
+    """A label source as what drives dynamics."""
+
+    implemented_properties = ("energy", "forces")
+
+    def __init__(self, settings: SourceSettings) -> None:
+        super().__init__()
+        self.source = settings.build()
+
+    def calculate(
+        self, atoms: Atoms | None = None, properties: Sequence[str] = (), system_changes: Sequence[str] = all_changes
+    ) -> None:
+        """Energy and forces."""
+        super().calculate(atoms, properties, system_changes)
+        found = self.source(self.atoms)
+        self.results = {"energy": found.energy, "forces": found.forces}
 
 
 def parser_of(text: str | None, out: Path, seeds: int) -> argparse.ArgumentParser:

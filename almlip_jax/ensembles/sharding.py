@@ -74,7 +74,7 @@ def training_devices(members: int, structures: int) -> Mesh:
 def devices_side_by_side(trainings: int, members: int, structures: int) -> Mesh:
     """The devices of trainings side by side, which share out these, then their members, then their batches.
 
-    They are chosen as by `training_devices`.  Cores that nobody asked to be devices take whole trainings.
+    They are chosen as by `training_devices`; cores that nobody asked to be devices take whole batches.
 
     Args:
         trainings: that run side by side.
@@ -88,8 +88,8 @@ def devices_side_by_side(trainings: int, members: int, structures: int) -> Mesh:
     >>> devices_side_by_side(trainings=1, members=1, structures=1).size  # nothing to share out
     1
     """
-    devices, own = jax.devices(), cores_are_devices()
-    best = min(_ways((trainings, 1 if own else members), 1 if own else structures, len(devices)), key=_cost)
+    devices, parts = jax.devices(), 1 if cores_are_devices() else structures
+    best = min(_ways((trainings, members), parts, len(devices)), key=_cost)
     return _laid_out(devices, best, (TRAININGS, MEMBERS, PARTS))
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,6 @@ from pathlib import Path
 import numpy as np
 from ase import Atoms, units
 from ase.build import molecule
-from ase.calculators.calculator import Calculator, all_changes
 from ase.md.langevin import Langevin
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 from scipy.stats import spearmanr
@@ -29,6 +29,10 @@ from almlip_jax.models import SharedDensitySettings
 from almlip_jax.oracles.base import obtain_label
 from almlip_jax.oracles.sources.xtb import TBLiteSettings
 from almlip_jax.training import TrainingSettings
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from common import Driving
 
 HERE = Path(__file__).resolve().parent
 SOURCE = TBLiteSettings(dipole=True)
@@ -47,26 +51,10 @@ COLUMNS = (
 )
 
 
-class _Source(Calculator):
-    """The label source as what drives dynamics."""
-
-    implemented_properties = ("energy", "forces")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.source = SOURCE.build()
-
-    def calculate(self, atoms=None, properties=(), system_changes=tuple(all_changes)) -> None:
-        """Energy and forces."""
-        super().calculate(atoms, properties, system_changes)
-        found = self.source(self.atoms)
-        self.results = {"energy": found.energy, "forces": found.forces}
-
-
 def trajectory(number: int, seed: int = 0) -> Iterator[Atoms]:
     """Labelled frames of ethanol at 400 K."""
     atoms, generator = molecule("CH3CH2OH"), np.random.default_rng(seed)
-    atoms.calc = _Source()
+    atoms.calc = Driving(SOURCE)
     MaxwellBoltzmannDistribution(atoms, temperature_K=400, rng=generator)
     dynamics = Langevin(atoms, 0.5 * units.fs, temperature_K=400, friction=0.01 / units.fs, rng=generator, fixcm=False)
     label = SOURCE.build()

@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 from ase import Atoms
-from ase.calculators.calculator import Calculator, all_changes
 from ase.io import iread
 from ase.md.langevin import Langevin
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
@@ -36,6 +35,10 @@ from almlip_jax.oracles.sources.xtb import TBLiteSettings
 from almlip_jax.potential import Potential
 from almlip_jax.structures.io import read_structures, write_structures
 from almlip_jax.training import TrainingSettings
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from common import Driving
 
 HERE = Path(__file__).resolve().parent
 START = HERE.parents[1] / "configs" / "zundel.xyz"
@@ -100,27 +103,11 @@ class Run:
     seed: int = 1
 
 
-class _Source(Calculator):
-    """The label source as what drives dynamics."""
-
-    implemented_properties = ("energy", "forces")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.source = SOURCE.build()
-
-    def calculate(self, atoms=None, properties=(), system_changes=tuple(all_changes)) -> None:
-        """Energy and forces."""
-        super().calculate(atoms, properties, system_changes)
-        found = self.source(self.atoms)
-        self.results = {"energy": found.energy, "forces": found.forces}
-
-
 def labelled(file: Path) -> list[Atoms]:
     """Frames of classical dynamics at 400 K, every other one widened as beads of a ring polymer are spread."""
     if not file.exists():
         atoms, rng = read_structures(START)[0], np.random.default_rng(0)
-        atoms.calc, label = _Source(), SOURCE.build()
+        atoms.calc, label = Driving(SOURCE), SOURCE.build()
         MaxwellBoltzmannDistribution(atoms, temperature_K=400, rng=rng)
         dynamics = Langevin(atoms, 0.5 * fs, temperature_K=400, friction=0.02 / fs, rng=rng)
         widths = np.array([WIDTHS[number] for number in atoms.numbers])[:, None]
