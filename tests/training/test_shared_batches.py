@@ -139,6 +139,7 @@ def test_two_parts_of_a_batch_have_its_gradient_and_loss() -> None:
 
 
 @SHARED
+@pytest.mark.slow
 def test_trainings_side_by_side_share_their_batches_out_where_they_leave_a_device_idle() -> None:
     """Three of three members on two devices: each takes a part of every batch of all of them."""
     settings, members = settings_of(batch_size=5, max_steps=18, validate_every=6), EnsembleSettings(size=3)
