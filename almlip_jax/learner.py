@@ -359,7 +359,9 @@ class Learner:
         if self.start.second is not None:
             assert self._grown is not None
             before = params_for(self.settings, self._grown.member_settings, self._grown.params)
-            return _Parts(learned, judging, Again(again.structures, before))
+            own = self.start.reminders(learned, judging, sees_state=self.ensemble.sees_state)
+            self._tell(own)
+            return _Parts([*learned, *own.structures * own.copies], judging, Again(again.structures, before))
         return _Parts([*learned, *again.structures * again.copies], judging) if self._again else _Parts(data)
 
     def _split(self, data: Sequence[Atoms]) -> tuple[list[Atoms], list[Atoms]]:
@@ -392,7 +394,7 @@ class Learner:
         old: tuple[Atoms, ...] = ()
         if self.start is not None:
             old = self.start.kept(learned, judging, sees_state=self.ensemble.sees_state)
-        notes = compositions_note(data, self.start.potential.compositions if self.start and self.start.met else ())
+        notes = compositions_note(data, () if self.start is None else self.start.compositions)
         sees_state = self.ensemble.sees_state
         before = states_before(None if self.start is None else self.start.potential, sees_state=sees_state)
         notes |= states_note(data, before, sees_state=sees_state)

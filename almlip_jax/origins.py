@@ -91,6 +91,15 @@ class Origin(ABC):
             sees_state: whether the potential tells structures apart that differ in charge and spin alone.
         """
 
+    def reminders(self, learned: Sequence[Atoms], judging: Sequence[Atoms], *, sees_state: bool) -> Replay:
+        """What of the data's own source is trained on besides, where `again` is of another; nothing by default."""
+        return NOTHING
+
+    @property
+    def compositions(self) -> Sequence[Atoms]:
+        """Structures of the compositions that its reference energies are known to hold for, in those of the data."""
+        return self.potential.compositions if self.met else ()
+
     @abstractmethod
     def kept(self, learned: Sequence[Atoms], judging: Sequence[Atoms], *, sees_state: bool) -> tuple[Atoms, ...]:
         """Structures besides the data that the new potential may remember."""
@@ -205,16 +214,21 @@ class Taught(Origin):
     @property
     def typical(self) -> Sequence[Atoms]:
         """The teacher's frames."""
+        return self.replayed_frames
+
+    @property
+    def replayed_frames(self) -> tuple[Atoms, ...]:
+        """Those of the teacher's frames that are trained on again: all, or none where they have no weight."""
         return self.frames if self.weight else ()
 
     def room(self, budget: int) -> int:
         """All of them."""
-        return len(self.typical)
+        return len(self.replayed_frames)
 
     @property
     def second(self) -> float | None:
         """The share, where any are trained on."""
-        return self.share if self.typical else None
+        return self.share if self.replayed_frames else None
 
     def again(
         self,
@@ -226,7 +240,7 @@ class Taught(Origin):
         sees_state: bool,
     ) -> Replay:
         """The teacher's frames with energies, forces and stresses, energies moved to the references of the data."""
-        frames = self.aligned(self.typical, params, references)
+        frames = self.aligned(self.replayed_frames, params, references)
         other = {target.label for target in further_targets()}
         for frame in frames:
             frame.info["weight"] = self.weight
@@ -260,3 +274,73 @@ class Taught(Origin):
     def kept(self, learned: Sequence[Atoms], judging: Sequence[Atoms], *, sees_state: bool) -> tuple[Atoms, ...]:
         """None: its labels are of another source."""
         return ()
+
+
+@dataclass(frozen=True)
+class TaughtOn(Taught):
+    """A potential of the data's source that went on to learn from a teacher.
+
+    Its network is what the teacher left, as of any `Taught`; what the potential before remembers, labels of the data's
+    own source, is trained on with the data, as where trainings begin with that potential itself (`Known`).
+
+    Attributes:
+        before: the potential before, see `Known`; one of these has to be given.
+    """
+
+    before: Known | None = None
+
+    @property
+    def _before(self) -> Known:
+        if self.before is None:
+            raise InputError("TaughtOn goes on from a potential; give it as before=Known(potential).")
+        return self.before
+
+    def isolated(self, energies: Mapping[int, float]) -> dict[int, float]:
+        """Those of the potential before, and of elements that it does not know."""
+        return self._before.isolated(energies)
+
+    def begin(self, grown: Potential, data: Sequence[Atoms]) -> Potential:
+        """As `Taught.begin`, by the data and what is seen again with them."""
+        again = self.reminders(data, (), sees_state=grown.ensemble.sees_state)
+        return super().begin(grown, [*data, *again.structures])
+
+    @property
+    def met(self) -> frozenset[int]:
+        """Elements of what is seen again."""
+        return frozenset(int(z) for atoms in self._before.typical for z in atoms.numbers)
+
+    @property
+    def compositions(self) -> Sequence[Atoms]:
+        """Those of the potential before."""
+        return self._before.compositions
+
+    @property
+    def typical(self) -> Sequence[Atoms]:
+        """The teacher's frames, and what the potential before remembers."""
+        return [*self.replayed_frames, *self._before.typical]
+
+    def room(self, budget: int) -> int:
+        """That of both."""
+        return super().room(budget) + self._before.room(budget)
+
+    def again(
+        self,
+        learned: Sequence[Atoms],
+        judging: Sequence[Atoms],
+        params: Params,
+        references: Mapping[int, float],
+        *,
+        sees_state: bool,
+    ) -> Replay:
+        """The teacher's frames; where none is trained on, what the potential before remembers."""
+        if self.second is None:
+            return self.reminders(learned, judging, sees_state=sees_state)
+        return super().again(learned, judging, params, references, sees_state=sees_state)
+
+    def reminders(self, learned: Sequence[Atoms], judging: Sequence[Atoms], *, sees_state: bool) -> Replay:
+        """What the potential before remembers, unless the data contradict it."""
+        return replayed(self._before.potential, self._before.replays, learned, judging, sees_state)
+
+    def kept(self, learned: Sequence[Atoms], judging: Sequence[Atoms], *, sees_state: bool) -> tuple[Atoms, ...]:
+        """The same, each once."""
+        return self._before.kept(learned, judging, sees_state=sees_state)

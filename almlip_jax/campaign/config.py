@@ -244,8 +244,11 @@ def check_teacher(config: ExperimentConfig) -> None:
         raise ValueError(
             "teacher.driver is teacher.source itself, which would calculate each frame twice; leave driver out."
         )
-    if config.initial.potential is not None:
-        raise ValueError("trainings begin with initial.potential or with what a teacher taught; leave one of them out.")
+    if config.initial.potential is not None and teacher.correction is not None:
+        raise ValueError(
+            "a correction leaves what the teacher taught as it is, and would have to learn anew from labels alone "
+            "what initial.potential knows of the oracle; leave teacher.correction out, or the potential."
+        )
     if config.training.projection is not None:
         raise ValueError(
             "with a teacher trainings are by gradients, as long as teacher says; leave training.projection out."

@@ -33,7 +33,7 @@ from almlip_jax.errors import InputError
 from almlip_jax.files import understood, write_json
 from almlip_jax.learner import Learner
 from almlip_jax.oracles import Labeller
-from almlip_jax.origins import Origin, Taught
+from almlip_jax.origins import Known, Origin, Taught
 from almlip_jax.potential import ActiveStructures, Evaluated, Potential
 from almlip_jax.progress import Progress
 from almlip_jax.structures.io import read_structures
@@ -95,8 +95,17 @@ class Rounds:
         chosen: list[Atoms] = []
         if (asked := initial.from_teacher) is not None:
             assert self._teacher is not None
-            frames, seed, shares = self._teacher_frames, self._config.seed, self._config.system.parts
-            chosen = teaching.first_choice(asked, self._teacher, self._pretrained, frames, seed, self._progress, shares)
+            known = () if self._before is None else self._before.typical
+            chosen = teaching.first_choice(
+                asked,
+                self._teacher,
+                self._pretrained,
+                self._teacher_frames,
+                self._config.seed,
+                self._progress,
+                self._config.system.parts,
+                known,
+            )
         of_each = needs_first_of_each(self._config)
         return stages.make_initial_set(
             initial, self._source, pool, made, self._round(index), chosen, of_each=of_each
@@ -250,7 +259,8 @@ class Rounds:
         start: Potential | Origin | None = inputs.start
         training, asked = config.training, self._of_trainings
         if config.teacher is not None:
-            start = teaching.taught(self._pretrained, self._teacher_frames, config.teacher, config.seed)
+            frames, before = self._teacher_frames, self._before
+            start = teaching.taught(self._pretrained, frames, config.teacher, config.seed, before)
             training = config.teacher.tuning.of(training)
             if config.teacher.correction is not None:  # model and members are those of the potential that is corrected
                 asked |= {"model": None, "ensemble": None}
@@ -296,12 +306,22 @@ class Rounds:
             self._progress.message(f"{error} The ensemble learns from the teacher's frames again.")
             return self._pretrain()
 
+    @cached_property
+    def _before(self) -> Known | None:
+        """The potential of the oracle that learns from a teacher, where there is one."""
+        start = self._inputs.start
+        return None if start is None else Known(start, bool(self._config.training.replay))
+
     def _pretrain(self) -> Potential:
         config = self._config
         assert config.teacher is not None
         training = config.teacher.training.of(config.training)
-        isolated = self._inputs.isolated
-        learner = teaching.learner_of_teacher(self._teacher_frames, isolated, training=training, **self._of_trainings)
+        isolated, start = self._inputs.isolated, self._inputs.start
+        if self._before is not None:
+            isolated = self._before.isolated(isolated)
+        learner = teaching.learner_of_teacher(
+            self._teacher_frames, isolated, start, training=training, **self._of_trainings
+        )
         return teaching.pretrain(learner, self._run, config.name, self._progress)
 
     @cached_property

@@ -155,8 +155,9 @@ class InitialSettings(FileReading):
     """Folder of a potential of the same label source, or an ``.mtp`` file of MLIP-2 (with ``types``, or those of the
     system), that trainings begin with, as with `almlip train --from`: elements are added, its reference energies stay,
     and what it remembers is trained on again (`training.replay`).  Later rounds begin with it again, or with
-    `training.warm_start` with the potential of the round before.  Sections `model` and `ensemble` that are not given
-    are its own."""
+    `training.warm_start` with the potential of the round before.  With a `teacher` it is what learns from that, and
+    what it remembers is trained on again all the same.  Sections `model` and `ensemble` that are not given are its
+    own."""
     from_teacher: FromTeacherSettings | None = None
     """Frames of the teacher (section `teacher`), chosen by a selector and labelled."""
 

@@ -36,7 +36,7 @@ from almlip_jax.oracles import (
     label_within,
     run_label_md,
 )
-from almlip_jax.origins import Taught
+from almlip_jax.origins import Known, Taught, TaughtOn
 from almlip_jax.potential import Evaluated, Potential
 from almlip_jax.progress import Progress
 from almlip_jax.selection import TEACHER_ENERGY, TEACHER_FORCES, TEACHER_SCORES
@@ -219,18 +219,22 @@ def _seconds_of_dynamics(trajectories: Sequence[Trajectory], source: Source) -> 
     return sum(one.seconds for one in trajectories) + sum(label.seconds for label in labels if label is not None)
 
 
-def learner_of_teacher(frames: Sequence[Atoms], isolated: Mapping[int, float], **asked: Any) -> Learner:
+def learner_of_teacher(
+    frames: Sequence[Atoms], isolated: Mapping[int, float], start: Potential | None = None, **asked: Any
+) -> Learner:
     """What learns from a teacher's frames.
 
     Args:
         frames: with its labels.
         isolated: energies of isolated atoms of the oracle: models count energies from isolated atoms of these elements
             here too, from what a fit gives for the teacher.
+        start: a potential of the oracle that it begins with; its network is taken as it is, its energies are not.
         asked: model, ensemble, training and the like, as `Learner` takes them.
     """
     species = asked["species"]
     fitted = reference_energies(frames, species) if isolated else {}
-    return Learner(len(frames), typical=frames, isolated={z: fitted[z] for z in isolated}, **asked)
+    begun = None if start is None else Taught(start)
+    return Learner(len(frames), typical=frames, isolated={z: fitted[z] for z in isolated}, start=begun, **asked)
 
 
 def pretrain(learner: Learner, run: RunDirectory, campaign: str, progress: Progress) -> Potential:
@@ -250,12 +254,25 @@ def pretrain(learner: Learner, run: RunDirectory, campaign: str, progress: Progr
     )
 
 
-def taught(potential: Potential, frames: Sequence[Atoms], settings: TeacherSettings, seed: int) -> Taught:
-    """What trainings of the rounds begin with; frames are taken in an order that is drawn once."""
+def taught(
+    potential: Potential, frames: Sequence[Atoms], settings: TeacherSettings, seed: int, before: Known | None = None
+) -> Taught:
+    """What trainings of the rounds begin with; frames are taken in an order that is drawn once.
+
+    Args:
+        potential: that learned from the teacher.
+        frames: with the teacher's labels.
+        settings: of the teacher.
+        seed: of the campaign.
+        before: what the potential was before, where it was one of the oracle.
+    """
     if settings.correction is not None:
         return Corrected.of(potential, frames, settings.correction, seed)
     order = numpy_generator(seed, "teacher", "order").permutation(len(frames)) if settings.replay else ()
-    return Taught(potential, tuple(frames[n] for n in order), settings.replay, settings.replay_share)
+    again = tuple(frames[n] for n in order)
+    if before is None:
+        return Taught(potential, again, settings.replay, settings.replay_share)
+    return TaughtOn(potential, again, settings.replay, settings.replay_share, before)
 
 
 def compared(
@@ -296,6 +313,7 @@ def first_choice(
     seed: int,
     progress: Progress,
     shares: Mapping[str, float] | None = None,
+    known: Sequence[Atoms] = (),
 ) -> list[Atoms]:
     """The frames of a teacher that are labelled first, without its labels: best first, named systems taking turns.
 
@@ -307,12 +325,14 @@ def first_choice(
         seed: of the campaign.
         progress: tells the user.
         shares: of named systems among them.
+        known: labelled by the oracle already, which the selector sees as such.
     """
     count, paid = min(settings.count, len(frames)), partial(paid_by_teacher, teacher.labeller.store)
-    features, shape = features_of(settings.selector, seed), potential.batch_shape(frames)
+    features, shape = features_of(settings.selector, seed), potential.batch_shape([*frames, *known])
     with progress.stage("select", len(frames), unit="structures") as advance:
         evaluated = potential.evaluate(frames, features=features, shape=shape, on_batch=advance)
-        pair = shown(settings.selector, Looked(frames, evaluated), None, paid=paid)
+        around = Looked(known, potential.evaluate(known, features=features, shape=shape)) if known else None
+        pair = shown(settings.selector, Looked(frames, evaluated), around, paid=paid)
         selector, key_of = settings.selector.build(count), partial(named_key, seed, "teacher", "select")
         chosen = choose_shared(selector, key_of, frames, pair, shares or {}, count)
     batch = [carried(frames[index]) for index, _ in chosen]

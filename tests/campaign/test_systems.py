@@ -578,6 +578,7 @@ def test_other_temperatures_and_pressures_of_systems_compile_nothing(files, coun
     assert not np.array_equal(before[1].energy, after[1].energy)
 
 
+@pytest.mark.slow
 def test_shares_of_large_structures_compile_nothing_later(tmp_path, files, count_compilations):
     """A first set of many small structures and one large one, and batches of which half are large."""
     large = bulk("Cu", cubic=True) * (2, 2, 1)

@@ -201,6 +201,36 @@ def test_other_ways_to_learn_from_both_sources(study: Path, tmp_path: Path, chan
 
 
 @pytest.mark.slow
+def test_a_potential_of_the_oracle_learns_from_a_teacher(study: Path, reference: Path, tmp_path: Path) -> None:
+    """It goes on from its parameters, and tunings see what it remembers; a campaign that was killed ends the same."""
+    before = Potential.load(RunDirectory(reference / "run").round(2).potential)
+    asked = {
+        "teacher": {**TEACHER, "replay": 0.5, "training": {"max_steps": 1, "learning_rate": 1e-6}},
+        "initial": {**SECTIONS_WITH["initial"], "potential": str(RunDirectory(reference / "run").round(2).potential)},
+        "stopping": {"max_rounds": 0},
+    }
+    taught(study, tmp_path / "run", **asked)
+    run = RunDirectory(tmp_path / "run")
+    pretrained, tuned = Potential.load(run.teacher.potential), Potential.load(run.round(0).potential)
+    for begun, made in zip(jax.tree.leaves(before.params), jax.tree.leaves(pretrained.params), strict=True):
+        np.testing.assert_allclose(made, begun, atol=1e-4)
+    assert len(tuned.remembered) == len(before.remembered) + COUNT - 1, "one of the new ones validates"
+    seen = f"{len(before.remembered)} structures that the potential remembers are trained on again"
+    assert seen in run.log.read_text()
+    row = read_csv(run.metrics)[0]
+    assert row["labels"] == COUNT and row["energy_rmse_300K"] < 0.1, "levels of both are those of the oracle"
+    taught(study, tmp_path / "longer", **{**asked, "teacher": TEACHER})
+    row, without = (read_csv(folder / "metrics.csv")[0] for folder in (tmp_path / "longer", study / "taught"))
+    assert row["forces_rmse_300K"] < 1.2 * without["forces_rmse_300K"], "it learns as much as from nothing"
+    for place in ((None, "pretrain"), (0, "train")):
+        killed = tmp_path / f"killed-{place[1]}"
+        with pytest.raises(Killed):
+            taught(study, killed, KillingProgress(*place, within=True), **asked)
+        taught(study, killed, **asked)
+        assert results(killed) == results(run.path)
+
+
+@pytest.mark.slow
 def test_a_driver_gives_frames_and_the_teacher_their_labels(study: Path, tmp_path: Path) -> None:
     """The teacher is called for the frames alone; dynamics, labels and what follows are the same after kills."""
     driven = {**TEACHER, "driver": {"kind": "tblite", "method": "IPEA1-xTB"}}
@@ -245,7 +275,10 @@ def test_what_could_not_serve_is_refused(tmp_path: Path) -> None:
         ({"teacher": {**TEACHER, "driver": {"kind": "file", "path": "labels.xyz"}}}, r"teacher\.driver of kind 'file'"),
         ({"teacher": {**TEACHER, "source": {"kind": "file", "path": "labels.xyz"}}}, r"cannot drive dynamics"),
         ({"training": {"warm_steps": 10, "warm_start": True}}, r"leave warm_steps out"),
-        ({"initial": {"potential": str(tmp_path)}}, r"leave one of them out"),
+        (
+            {"initial": {"potential": str(tmp_path)}, "teacher": {**TEACHER, "correction": {}}},
+            r"what initial\.potential knows of the oracle; leave teacher\.correction out, or the potential",
+        ),
         ({"teacher": {**TEACHER, "replay_share": 0.7}}, r"give replay a weight"),
         ({"teacher": {**TEACHER, "replay": 0.7, "correction": {}}}, r"leave replay out, or correction"),
         ({"teacher": {**TEACHER, "correction": {}}, "ensemble": {"size": 2, "heads": 2}}, r"needs plain members"),

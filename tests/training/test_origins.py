@@ -21,7 +21,7 @@ from almlip_jax.learner import Learner
 from almlip_jax.models import build_model
 from almlip_jax.models.anchored import with_binding
 from almlip_jax.models.charge_energy import charge_energy_of, with_charge_energy
-from almlip_jax.origins import Known, Taught
+from almlip_jax.origins import Known, Taught, TaughtOn
 from almlip_jax.potential import Potential
 from almlip_jax.structures.replay import most_replayed, replay
 from almlip_jax.structures.species import SpeciesTable
@@ -134,6 +134,32 @@ def test_references_of_the_same_source_stay() -> None:
     np.testing.assert_array_equal(jax.tree.leaves(params)[0], jax.tree.leaves(teacher.params)[0])
     assert learner.earlier(teacher, [molecule("H2")]).elements == {1, 8}
     assert Learner(20, typical=data, start=Taught(teacher)).earlier(teacher, [molecule("H2")]).elements == {1}
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5])
+def test_what_a_potential_of_the_oracle_remembers_goes_with_what_it_was_taught(weight: float) -> None:
+    """Levels of energy follow from both, both are trained on, and the new potential remembers labels of the oracle."""
+    network = pretrained(False)
+    told = network.evaluate(frames())
+    oracle = labelled(frames(), told.energy + by_element(frames(), APART), told.forces)
+    data, remembered = oracle[:2], tuple(oracle[2:])
+    before = replace(network, reference_energies=ALONE, remembered=remembered)
+    start = TaughtOn(network, tuple(labelled(frames(), told.energy, told.forces)), weight, 0.5, Known(before))
+    training = {"max_steps": 2, "validate_every": 1, "batch_size": 4, "learning_rate": 1e-6, "validation_fraction": 0.0}
+    learner = Learner(4, typical=data, start=start, training=training)
+    params, references = learner.beginning(data, None)
+    begun = Potential(MODEL, SPECIES, params, references, members=MEMBERS)
+    np.testing.assert_allclose(begun.evaluate(oracle).energy, [a.get_potential_energy() for a in oracle], atol=0.02)
+    parts = learner._parts(data, params, references)
+    assert len(parts.dataset) == len(oracle) and (parts.again is None) is (weight == 0)
+    assert learner.earlier(network, [molecule("H2")]).elements == {1, 8}
+    tuned = learner.fit(data)
+    assert len(tuned.remembered) == len(oracle)
+    np.testing.assert_allclose(jax.tree.leaves(tuned.params)[-1], jax.tree.leaves(network.params)[-1], atol=1e-3)
+    forgetful = replace(start, before=Known(before, replays=False))
+    assert Learner(4, typical=data, start=forgetful, training=training).fit(data).remembered[0] in tuned.remembered
+    with pytest.raises(InputError, match="give it as before"):
+        TaughtOn(network).typical  # noqa: B018
 
 
 @pytest.mark.parametrize("remembered, new", [(1, 1), (2, 50), (13, 14), (64, 200), (5, 33)])
