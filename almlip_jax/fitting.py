@@ -19,6 +19,7 @@ from almlip_jax.models.charge_energy import with_charge_energy
 from almlip_jax.potential import ActiveSetSettings, Potential
 from almlip_jax.potential.compositions import compositions_note
 from almlip_jax.potential.file_types import noted_file_types
+from almlip_jax.potential.spanning import check_spannable
 from almlip_jax.potential.states import states_note
 from almlip_jax.structures.electronic_state import electronic_state, total_charge
 from almlip_jax.structures.remembered import remember
@@ -106,6 +107,8 @@ def fit_potential(
         refuse_idle_judgement(training)
     if not bonded:
         raise InputError("there is nothing to train on besides isolated atoms; give labelled structures.")
+    if spanned is not None:
+        check_spannable(build_ensemble(model, ensemble, SpeciesTable.of(structures)), spanned)
     task = _Task(model, ensemble, training, seed, start)
     prepared = _prepare(task, structures, bonded, held_out, say)
     result = _train(task, prepared, on_epoch, checkpoint, say)

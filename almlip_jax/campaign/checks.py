@@ -23,12 +23,15 @@ from almlip_jax.errors import InputError, LabelError
 from almlip_jax.generation import GeneratorSettings
 from almlip_jax.kinds import check_user_code
 from almlip_jax.oracles import SourceSettings
+from almlip_jax.potential.spanning import check_spannable
 from almlip_jax.selection import Stratification
 from almlip_jax.structures.carried import SYSTEM, system_of
 from almlip_jax.structures.neighbors import largest_neighbor_count
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.targets import has_target
 from almlip_jax.training import TrainingSettings, check_two_sources
+from almlip_jax.training.dataset import refuse_mixed_states
+from almlip_jax.training.reference import is_isolated_atom
 
 
 def check_campaign(config: ExperimentConfig, say: Say = lambda text: None) -> None:
@@ -69,9 +72,10 @@ def check_campaign(config: ExperimentConfig, say: Say = lambda text: None) -> No
     for note in config.exploration.notes:
         say(note)
     _check_strata(config, inputs)
+    if initial.rattle is not None or dynamics:
+        _check_atoms(starts)
     _check_cutoff(config.model.cutoff, starts)
-    if starts:
-        build_ensemble(config.model, config.ensemble, SpeciesTable.of(starts))
+    _check_learning(config, inputs)
     _check_target(config, inputs)
     calls = planned_calls(initial, geometries)
     if budget is not None and calls > budget:
@@ -158,12 +162,40 @@ def _check_pressures(config: ExperimentConfig, inputs: Inputs) -> None:
         )
 
 
+def _check_atoms(geometries: Sequence[Atoms]) -> None:
+    """Refuses isolated atoms, of whose displacements and dynamics nothing could be learned."""
+    for number, start in enumerate(geometries):
+        if is_isolated_atom(start):
+            raise InputError(
+                f"start geometry {number} of system.structures is an isolated atom ({start.symbols}), of which there "
+                "is nothing to learn but its energy; leave it out, and give that in training.reference_energies or "
+                "with initial.dataset."
+            )
+
+
 def _check_cutoff(cutoff: float, geometries: Sequence[Atoms]) -> None:
     """Refuses a cutoff so short that no atom of any start geometry has a neighbour."""
-    several = [start for start in geometries if len(start) > 1]
-    if several and largest_neighbor_count(several, cutoff) == 0:
+    if geometries and largest_neighbor_count(geometries, cutoff) == 0:
         raise InputError(
             f"no two atoms of any start geometry are within model.cutoff {cutoff:g} Angstrom; give a larger one."
+        )
+
+
+def _check_learning(config: ExperimentConfig, inputs: Inputs) -> None:
+    """Refuses what its trainings, and what follows each of them, would refuse once labels are paid."""
+    structures = [*inputs.geometries, *inputs.known, *inputs.pool, *(made.frame for made in inputs.generated)]
+    if not structures:
+        return
+    ensemble = build_ensemble(config.model, config.ensemble, inputs.species)
+    if not ensemble.sees_state:
+        refuse_mixed_states(structures, " of start geometries, initial.dataset, pool and generated ones, in turn,")
+    if config.spanned is not None:
+        check_spannable(ensemble, config.spanned)
+    gate = config.exploration.gate if isinstance(config.exploration, MdExploration) else None
+    if gate is not None and (strange := sorted(set(gate.species) - set(inputs.species.symbols))):
+        raise InputError(
+            f"exploration.gate.species names {strange[0]}, which is in no structure of the campaign; it holds "
+            f"{', '.join(inputs.species.symbols)}."
         )
 
 

@@ -128,6 +128,17 @@ def check_settings(config: ExperimentConfig, run: RunDirectory, state: CampaignS
     )
 
 
+def exploration_of(config: ExperimentConfig) -> dict[str, Any]:
+    """What the state remembers of the settings of an exploration."""
+    return dict(plain(config.exploration.model_dump(mode="json")))
+
+
+def explores_otherwise(config: ExperimentConfig, state: CampaignState) -> bool:
+    """Whether the config asks for another exploration than the last one; not known of runs of earlier versions."""
+    known = state.explored_with
+    return known is not None and as_read_now(config, "exploration", known) != exploration_of(config)
+
+
 def _without_shares(name: str, section: Any) -> Any:
     """A section without what may change in it: what systems get of walkers and batches to come."""
     if name != "system" or not isinstance(section, dict):

@@ -174,7 +174,12 @@ class Campaign:
         if self.state.stage is not stage:
             return
         results, seconds = self.results_of(work, stage)
-        self.move_on(self.state.after(results, seconds=seconds, measured=self.rounds.measured))
+        update: dict[str, Any] = {}
+        if stage is Stage.EXPLORE:
+            results = {**results, "explored_anew": continuity.explores_otherwise(self.config, self.state)}
+            update = {"explored_with": continuity.exploration_of(self.config)}
+        following = self.state.after(results, seconds=seconds, measured=self.rounds.measured)
+        self.move_on(following.model_copy(update=update))
         if stage is Stage.TRAIN:
             self.point_to_potential()
 
@@ -280,17 +285,26 @@ class Campaign:
     def reopen(self) -> bool:
         """Prepares a campaign that stood still to go on, and says whether anything is left to do.
 
-        One that has finished goes round again only if the stopping rules changed.
+        One that has finished goes round again only if the stopping rules changed, or if a rule that judges an
+        exploration ended it, and another exploration is asked for: its last round then explores once more.
         """
         if self.state.retry:
             self.store.reopen_failed()
             if self.teacher is not None:
                 self.teacher.reopen_failed()
             self.save(self.state.model_copy(update={"retry": False, "reason": None}))
-        if self.state.finished and not self.ends():
+        if not self.state.finished:
+            return True
+        state, goes_on = self.state, not self.ends()
+        if not goes_on and self.state.rule in stopping.OF_EXPLORATION and self.state.stage is Stage.SELECT:
+            goes_on = continuity.explores_otherwise(self.config, self.state)
+            state = self.state.before_exploration() if goes_on else state
+        if goes_on:
             unfinished = {"finished": False, "converged": False, "rule": None, "reason": None, "final": None}
-            self.save(self.state.model_copy(update=unfinished))
-        return not self.state.finished or self.lacks_final("evaluate")
+            self.save(state.model_copy(update=unfinished))
+        elif not self.lacks_final("evaluate"):
+            self.progress.message(f"the campaign had ended, and {self.state.rule} still holds: nothing is left to do.")
+        return goes_on or self.lacks_final("evaluate")
 
     def note_error(self, error: Exception) -> None:
         """Keeps for the status why the campaign stands still; labels that failed are tried again when it goes on."""

@@ -15,7 +15,7 @@ from almlip_jax.campaign.starts import LabelledStarts, StartSettings
 from almlip_jax.campaign.systems import check_known, check_name, group_of
 from almlip_jax.campaign.teacher import FromTeacherSettings
 from almlip_jax.dynamics import ExplorationSettings, RelaxationSettings, WalkerGroup, relaxing
-from almlip_jax.dynamics.judging import check_cells, check_exploration
+from almlip_jax.dynamics.judging import check_cells, check_exploration, check_swaps
 from almlip_jax.dynamics.thresholds import RelativeThresholds, ThresholdSettings
 from almlip_jax.ensembles import EnsembleSettings, require_spread
 from almlip_jax.errors import InputError
@@ -358,8 +358,9 @@ class MdExploration(ExplorationSettings, ExplorationChoice):
         )
 
     def check_geometries(self, geometries: Sequence[Atoms]) -> None:
-        """Where cells relax or move, one has to have a cell."""
+        """Where cells relax or move, one has to have a cell; where atoms are swapped, unlike ones."""
         check_cells(self.integrator, geometries)
+        check_swaps(self, geometries)
         if self.relaxation is not None:
             check_cells(relaxing(self, self.relaxation).integrator, geometries, "exploration.starts.cell")
 

@@ -63,6 +63,8 @@ class RoundRecord(Findings):
     """Frames that all walkers together would have come to had none ended early; 0 with a fixed pool."""
     frames_below: int = 0
     """Physical frames among them whose score lay below the record threshold of the run."""
+    explored_anew: bool = False
+    """Whether it was explored with other settings than the round before."""
     picoseconds: float = 0.0
     """Time that all walkers together ran, ps."""
     walkers: dict[str, int] = {}
@@ -168,6 +170,8 @@ class CampaignState(Findings):
     """Shapes and capacities chosen by measurement; ``measured.json`` is a copy of it."""
     under_way: int | None = None
     """Round whose batch is being labelled while the campaign goes on; what it asked for counts as chosen."""
+    explored_with: dict[str, Any] | None = None
+    """The section ``exploration`` of the last exploration; None in runs of earlier versions."""
     closing: bool = False
     """Whether a stopping rule held while labels were under way: this round asks for none, and waits for those."""
     history: tuple[RoundRecord, ...] = ()
@@ -229,6 +233,13 @@ class CampaignState(Findings):
             old.model_copy(update={"failed": failed[old.round]}) if old.round in failed else old for old in self.history
         )
         return self.model_copy(update={"history": history, "under_way": under_way, "closing": False})
+
+    def before_exploration(self) -> CampaignState:
+        """The state at the exploration of this round, without what another one has found."""
+        times = {name: taken for name, taken in self.record.seconds.items() if name in (Stage.TRAIN, Stage.EVALUATE)}
+        known = ("round", "labels", "test_calls", *COSTS, "dataset_size", "errors")
+        record = RoundRecord(**{name: getattr(self.record, name) for name in known}, seconds=times)
+        return self.model_copy(update={"stage": Stage.EXPLORE, "history": (*self.history[:-1], record)})
 
     def wound_up(self) -> CampaignState:
         """The state where this round asks for no labels, and waits for those that are under way."""

@@ -15,6 +15,9 @@ from almlip_jax.campaign.settings import PlateauSettings, StoppingSettings
 from almlip_jax.campaign.state import RoundRecord
 from almlip_jax.errors import InputError
 
+OF_EXPLORATION = ("share_below", "nothing_recorded")
+"""Rules whose verdict is on an exploration, and says nothing of one with other settings."""
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -66,9 +69,9 @@ def share_below(settings: StoppingSettings, history: Sequence[RoundRecord]) -> V
     """Nearly all frames of the latest exploration lay below the record threshold.
 
     The window is made of whole rounds, latest first: at least ``rounds`` of them, and as many as the asked simulated
-    time needs.  Frames are counted by their scores, whatever the gate made of them, and against the threshold of the
-    run, also where that of a gate follows the scores.  What a walker did not reach because it was ended early counts as
-    above.
+    time needs, all explored with the same settings.  Frames are counted by their scores, whatever the gate made of
+    them, and against the threshold of the run, also where that of a gate follows the scores.  What a walker did not
+    reach because it was ended early counts as above.
     """
     rule = settings.share_below
     if rule is None:
@@ -79,6 +82,8 @@ def share_below(settings: StoppingSettings, history: Sequence[RoundRecord]) -> V
     while explored and (len(window) < rule.rounds or picoseconds < rule.picoseconds):
         window.append(explored.pop())
         picoseconds += window[-1].picoseconds
+        if window[-1].explored_anew:
+            break
     if len(window) < rule.rounds or picoseconds < rule.picoseconds:
         return None
     below, planned = sum(r.frames_below for r in window), sum(r.frames_planned for r in window)

@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike
 from almlip_jax.dynamics.biases import build_bias
 from almlip_jax.dynamics.further import check_further
 from almlip_jax.dynamics.gates import Decision
-from almlip_jax.dynamics.judging import check_cells, check_exploration, speaks_as
+from almlip_jax.dynamics.judging import check_cells, check_exploration, check_swaps, speaks_as
 from almlip_jax.dynamics.knowledge import Knowledge
 from almlip_jax.dynamics.loop import Evaluate, Loop
 from almlip_jax.dynamics.motion import Drive, Motion, maxwell_boltzmann, without_drift
@@ -145,6 +145,7 @@ class Explorer:
         self._check(starts)
         if numbers is None:
             check_cells(self.settings.integrator, starts)
+            check_swaps(self.settings, starts)
         check_further(self.settings.further_starts, starts, further)
         params = spread_members(params, walkers=len(starts))
         limits = self._thresholds(thresholds)

@@ -66,3 +66,25 @@ def check_cells(integrator: IntegratorSettings, starts: Sequence[Atoms], moved_b
         raise InputError(
             f"{what} moves cells, but no start structure is periodic in all three directions; keep the cell."
         )
+
+
+def check_swaps(settings: ExplorationSettings, starts: Sequence[Atoms]) -> None:
+    """Refuses Monte Carlo swaps where no structure holds two unlike atoms that take part.
+
+    Args:
+        settings: of the exploration.
+        starts: start structures.
+
+    Raises:
+        InputError: there would never be a trial.
+    """
+    if settings.swaps is None or not starts:
+        return
+    named = set(settings.swaps.elements)
+    taking_part = [{symbol for symbol in start.symbols if not named or symbol in named} for start in starts]
+    if not any(len(elements) > 1 for elements in taking_part):
+        among = f" among {', '.join(settings.swaps.elements)}" if named else ""
+        raise InputError(
+            f"swaps exchange unlike atoms, and no start structure holds two elements{among}; leave swaps out"
+            f"{', or name others in swaps.elements' if named else ''}."
+        )

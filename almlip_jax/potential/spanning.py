@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import jax
 import numpy as np
 from ase import Atoms
 
-from almlip_jax.ensembles import Ensemble
+from almlip_jax.ensembles import AnyEnsemble, Ensemble
 from almlip_jax.errors import InputError
 from almlip_jax.features.gradients import parameter_rows
+from almlip_jax.models.base import Params
 from almlip_jax.models.constants import learned_leaves
 from almlip_jax.potential.active_set import (
     MOST_COLUMNS,
@@ -103,14 +105,29 @@ def grades_of(
     return of_all, np.split(values, np.cumsum([len(one) for one in structures])[:-1])
 
 
-def _rows_by_all(potential: Potential, structures: Sequence[Atoms], settings: ActiveSetSettings) -> Rows:
-    ensemble, params = potential.ensemble, potential.params
+def check_spannable(ensemble: AnyEnsemble, settings: ActiveSetSettings) -> None:
+    """Refuses, before anything is trained, an active set over all parameters that an ensemble cannot have.
+
+    Raises:
+        InputError: its members are of several architectures or have several heads, or it has too many parameters.
+    """
+    if settings.parameters == "all":
+        _check_all(ensemble, jax.eval_shape(ensemble.init, jax.random.key(0)), settings)
+
+
+def _check_all(ensemble: AnyEnsemble, params: Params, settings: ActiveSetSettings) -> Ensemble:
     if not isinstance(ensemble, Ensemble) or ensemble.heads.count > 1:
         raise InputError(
             "an active set over all parameters needs members of one architecture with one head each; "
             "take parameters: linear."
         )
     _check_columns(sum(leaf.size for leaf in learned_leaves(params)) // ensemble.size, settings)
+    return ensemble
+
+
+def _rows_by_all(potential: Potential, structures: Sequence[Atoms], settings: ActiveSetSettings) -> Rows:
+    params = potential.params
+    ensemble = _check_all(potential.ensemble, params, settings)
     of_atoms = settings.mode == "neighborhood"
     parts = []
     for atoms, graph in zip(structures, potential.graphs(structures), strict=True):

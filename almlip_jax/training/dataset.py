@@ -345,7 +345,7 @@ def training_set(
     number, others = len(structures), slice(len(structures), len(structures) + len(second))
     structures = [*structures, *second, *validation]
     if not sees_state:
-        _refuse_mixed_states(structures)
+        refuse_mixed_states(structures)
     _refuse_weightless(structures, further)
     for target in targets(further):
         _require_target(structures, target)
@@ -465,15 +465,23 @@ def _require_target(dataset: Sequence[Atoms], target: Target) -> None:
         )
 
 
-def _refuse_mixed_states(dataset: Sequence[Atoms]) -> None:
-    """For a model that does not see charge and spin, one composition must come in one electronic state."""
+def refuse_mixed_states(dataset: Sequence[Atoms], among: str = "") -> None:
+    """For a model that does not see charge and spin, one composition must come in one electronic state.
+
+    Args:
+        dataset: structures.
+        among: what they are, for the message.
+
+    Raises:
+        InputError: one comes in several.
+    """
     states: dict[tuple[int, ...], tuple[int, tuple[int, int]]] = {}
     for n, atoms in enumerate(dataset):
         state = electronic_state(atoms)
         first, known = states.setdefault(tuple(sorted(atoms.numbers.tolist())), (n, state))
         if state != known:
             raise InputError(
-                f"structures {first} and {n} ({atoms.get_chemical_formula()}) differ in charge and spin, {known} and "
-                f"{state}, which this model cannot tell apart; set model.electronic_state, or train one potential for "
-                "each."
+                f"structures {first} and {n}{among} ({atoms.get_chemical_formula()}) differ in charge and spin, "
+                f"{known} and {state}, which this model cannot tell apart; set model.electronic_state, or train one "
+                "potential for each."
             )

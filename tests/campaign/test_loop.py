@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 from ase import Atoms
+from ase.build import molecule
 from tiny_campaign import SECTIONS, Killed, KillingProgress, result_of, run_or_resume, tiny_config
 
 import almlip_jax
@@ -378,6 +379,23 @@ class TestEndings:
         state = read_state(RunDirectory(tmp_path / "run"))
         assert state.finished and state.reason == outcome.reason
 
+    def test_another_exploration_goes_on_where_one_found_nothing(self, reference: Path, tmp_path: Path) -> None:
+        """It ended since nothing was recorded, whatever `stopping` says; a lower threshold was passed over."""
+        sure = {**SECTIONS["exploration"], "thresholds": {"kind": "fixed", "record": 1e3, "stop": 1e4}}
+        limits = {"max_rounds": 1}
+        first = run_or_resume(reference, tmp_path / "run", exploration=sure, stopping=limits)
+        assert (first.rule, first.round, first.labels) == ("nothing_recorded", 0, 11)
+        again = run_or_resume(reference, tmp_path / "run", exploration=sure, stopping=limits)
+        assert (again.rule, again.round) == ("nothing_recorded", 0)
+        told = (tmp_path / "run" / "run.log").read_text()
+        assert "nothing_recorded still holds: nothing is left to do" in told
+        whole = run_or_resume(reference, tmp_path / "whole", stopping=limits)
+        found = run_or_resume(reference, tmp_path / "run", stopping=limits)
+        assert (found.rule, found.round) == (whole.rule, whole.round) == ("max_rounds", 1)
+        results = [result_of(tmp_path / name) for name in ("run", "whole")]
+        assert results[0] == results[1]
+        assert read_state(RunDirectory(tmp_path / "run")).history[0].explored_anew
+
     def test_the_target_error_ends_it_before_it_explores(self, reference: Path, tmp_path: Path) -> None:
         outcome = run_or_resume(reference, tmp_path / "run", stopping=AT_FIRST_ERROR)
         assert outcome.rule == "target_error" and outcome.converged and outcome.round == 0
@@ -469,6 +487,30 @@ class TestRefused:
         for starts, refusal in kinds:
             with pytest.raises(InputError, match=refusal):
                 run_or_resume(tmp_path, tmp_path / "run", exploration={**SECTIONS["exploration"], "starts": starts})
+            assert not (tmp_path / "run" / "labels.db").exists()
+
+    def test_what_a_training_would_refuse_before_anything_is_paid(self, tmp_path: Path) -> None:
+        """All of it was told when labels had been paid, the active sets after the first training."""
+        ion = molecule("H2O")
+        ion.info.update(charge=1, spin=2)
+        write_structures(tmp_path / "both.extxyz", [molecule("H2O"), ion])
+        write_structures(tmp_path / "atom.extxyz", [Atoms("O")])
+        write_structures(tmp_path / "sparse.extxyz", [Atoms("O", cell=[20] * 3, pbc=True)])
+        dynamics = SECTIONS["exploration"]
+        gate = {"kind": "absolute", "score": "force_std_max", "species": {"F": 0.5}}
+        heads = {"ensemble": {"size": 1, "heads": 4}, "training": {**SECTIONS["training"], "loss": {"kind": "nll"}}}
+        cases: list[tuple[dict[str, Any], str]] = [
+            ({"system": {"structures": str(tmp_path / "both.extxyz")}}, "structures 0 and 1 .*charge and spin"),
+            ({"system": {"structures": str(tmp_path / "atom.extxyz")}}, r"geometry 0 .* isolated atom \(O\)"),
+            ({"system": {"structures": str(tmp_path / "sparse.extxyz")}}, "no two atoms of any start geometry"),
+            ({"active_set": {"parameters": "all"}, **heads}, "one head each"),
+            ({"active_set": {"parameters": "all"}, "model": {"kind": "shared_density"}}, "columns is too large"),
+            ({"exploration": {**dynamics, "gate": gate}}, r"gate\.species names F"),
+            ({"exploration": {**dynamics, "swaps": {"elements": ["O", "F"]}}}, "no start structure holds two elements"),
+        ]
+        for sections, refusal in cases:
+            with pytest.raises(InputError, match=refusal):
+                run_or_resume(tmp_path, tmp_path / "run", **sections)
             assert not (tmp_path / "run" / "labels.db").exists()
 
     def test_an_initial_set_beyond_the_budget_before_anything_is_paid(self, tmp_path: Path) -> None:

@@ -67,6 +67,13 @@ class TestShareBelow:
         assert decide(rule, [explored(0, 100), explored(1, 100), explored(2, 100)]) is not None
         assert decide(rule, [explored(0, 0), explored(1, 100), explored(2, 100)]) is None
 
+    def test_rounds_of_another_exploration_do_not_count(self) -> None:
+        """What walkers at 300 K stayed below says nothing of those at 600 K."""
+        hotter = explored(2, 92, explored_anew=True)
+        assert decide(self.rule, [explored(0, 100), explored(1, 100), hotter]) is None
+        verdict = decide(self.rule, [explored(1, 100), hotter, explored(3, 100)])
+        assert verdict is not None and "96.0 % of 200 frames" in verdict.reason
+
     def test_a_round_that_has_not_explored_yet_does_not_count(self) -> None:
         history = [explored(0, 100), explored(1, 100), RoundRecord(round=2)]
         verdict = decide(self.rule, history)
