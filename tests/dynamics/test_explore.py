@@ -30,7 +30,7 @@ from scipy import stats
 
 from almlip_jax.dynamics import Cause, ExplorationSettings, Explorer, Knowledge, SanitySettings, Status, WalkerGroup
 from almlip_jax.dynamics.gates import AdaptiveGate, Decision, RunningMeanGate
-from almlip_jax.dynamics.integrators import LangevinSettings, NveSettings
+from almlip_jax.dynamics.integrators import LangevinSettings, NveSettings, SwapSettings
 from almlip_jax.dynamics.sanity import (
     SanityLimits,
     parts_of_tree,
@@ -39,6 +39,7 @@ from almlip_jax.dynamics.sanity import (
     unphysical_cause,
 )
 from almlip_jax.ensembles import Prediction
+from almlip_jax.errors import InputError
 from almlip_jax.structures.graph import Graph
 from almlip_jax.structures.walkers import Room, walker_neighbors
 from almlip_jax.units import KB
@@ -383,3 +384,12 @@ def test_atoms_may_leave_the_cell():
         fractional = one.cell.scaled_positions(one.positions)
         assert np.any(fractional < 0) and here.status[0] is Status.COMPLETED
         np.testing.assert_allclose(other.positions - images, one.positions, atol=1e-8)
+
+
+@pytest.mark.parametrize("elements", [(), ("O", "F")])
+def test_swaps_of_nothing_are_refused(elements):
+    """Every trial would exchange an atom with itself."""
+    runner = Explorer(morse, SPECIES, CUTOFF, settings(swaps=SwapSettings(every=5, elements=elements)))
+    alike = dimer() if elements else Atoms("O2", dimer().positions)
+    with pytest.raises(InputError, match="no start structure holds two elements"):
+        runner.begin(PARAMS, [alike] * 3, (1.0, 2.0), jax.random.key(0))
