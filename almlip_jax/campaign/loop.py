@@ -92,6 +92,7 @@ class Campaign:
         self.progress: Progress = TickingProgress(progress, self.clock)
         self.state = read_state(run) if run.state.exists() else _first_state(config)
         self.teacher: Teacher | None = None
+        self.with_changes = False  # whether the config is another one than in the last session
         self.store = LabelStore(run.labels)
         try:
             self.labeller = Labeller(config.oracle, self.store, config.executor)
@@ -113,7 +114,8 @@ class Campaign:
         """Remembers what has to stay, and holds the label store against the calls that were counted."""
         if not self.state.settled:
             self.state = self.state.model_copy(update={"settled": continuity.settled(self.config)})
-        self.state = continuity.with_config(self.run, self.state)
+        before, self.state = self.state, continuity.with_config(self.run, self.state)
+        self.with_changes = bool(before.files) and before.files != self.state.files
         self.state, said = bookkeeping.take_stock(self.store, self.run, self.config.name, self.state)
         if said:
             self.progress.message(said)
@@ -302,7 +304,7 @@ class Campaign:
         if goes_on:
             unfinished = {"finished": False, "converged": False, "rule": None, "reason": None, "final": None}
             self.save(state.model_copy(update=unfinished))
-        elif not self.lacks_final("evaluate"):
+        elif self.with_changes and not self.lacks_final("evaluate"):
             self.progress.message(f"the campaign had ended, and {self.state.rule} still holds: nothing is left to do.")
         return goes_on or self.lacks_final("evaluate")
 

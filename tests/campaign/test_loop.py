@@ -385,7 +385,8 @@ class TestEndings:
         limits = {"max_rounds": 1}
         first = run_or_resume(reference, tmp_path / "run", exploration=sure, stopping=limits)
         assert (first.rule, first.round, first.labels) == ("nothing_recorded", 0, 11)
-        again = run_or_resume(reference, tmp_path / "run", exploration=sure, stopping=limits)
+        other = {"batch_size": 2}
+        again = run_or_resume(reference, tmp_path / "run", exploration=sure, stopping=limits, training=other)
         assert (again.rule, again.round) == ("nothing_recorded", 0)
         told = (tmp_path / "run" / "run.log").read_text()
         assert "nothing_recorded still holds: nothing is left to do" in told
