@@ -42,8 +42,19 @@ def ensemble(request) -> Ensemble:
 
 @pytest.fixture(scope="module")
 def params(ensemble):
-    fresh = jax.tree.map(lambda x: np.asarray(x, np.float64), jax.jit(ensemble.init)(jax.random.key(1)))
-    return jax.device_get(jax.jit(ensemble.standardise)(fresh, jax.jit(ensemble.survey)(graph_of([water(0)])), 1.3))
+    return jax.device_get(standardised(ensemble, 1.3))
+
+
+# of equal ensembles compiled once; a survey is that of the model, whatever heads there are
+_init = jax.jit(lambda ensemble, key: ensemble.init(key), static_argnums=0)
+_survey = jax.jit(lambda model, graph: Ensemble(model, 1).survey(graph), static_argnums=0)
+_standardise = jax.jit(lambda ensemble, *given: ensemble.standardise(*given), static_argnums=0)
+
+
+def standardised(ensemble: Ensemble, scale: float) -> Params:
+    """Fresh parameters for water and a scale of energies."""
+    fresh = jax.tree.map(lambda x: np.asarray(x, np.float64), _init(ensemble, jax.random.key(1)))
+    return _standardise(ensemble, fresh, _survey(ensemble.model, graph_of([water(0)])), scale)
 
 
 def water(seed: int) -> Atoms:
@@ -118,8 +129,7 @@ def test_variances_add_over_atoms_and_do_not_turn(ensemble, params):
 
 def test_evidential_parameters_are_those_of_a_distribution():
     ensemble = Ensemble(build_model(SETTINGS, SPECIES), 2, heads=KINDS["evidential"])
-    params = jax.tree.map(lambda x: np.asarray(x, np.float64), jax.jit(ensemble.init)(jax.random.key(1)))
-    params = jax.jit(ensemble.standardise)(params, jax.jit(ensemble.survey)(graph_of([water(0)])), 1.0)
+    params = standardised(ensemble, 1.0)
     params["heads"]["noise"] *= 1e3  # far away: as extreme as they come
     noise = _predict(ensemble, params, graph_of([water(0), water(1)])).noise
     for belief in (noise.energy, noise.forces, noise.virial):
