@@ -1,10 +1,10 @@
 """What cores gain as devices that share out members: ``python benchmarks/devices.py --data DIR``.
 
-The same loops of gated steps, with four members of shared-density models, and the same trainings are timed in two
-processes in turn: one has a single device, which divides every operation among the cores, the other a device for each
-core, which takes some of the members (`compilation.use_cores`).  Systems as in ``exploration.py``, and silicon with 512
-atoms; training is on acetylacetone, batches of 5.  Medians over rounds go to ``benchmarks/results/devices.json`` and
-``.md``.
+The same loops of gated steps, with shared-density models, and the same trainings are timed in two processes in turn:
+one has a single device, which divides every operation among the cores, the other a device for each core, which takes
+some of the members, or of many atoms' walkers where there is one member (`compilation.use_cores`).  Systems as in
+``exploration.py``, and silicon with 512 atoms; training is on acetylacetone, batches of 5.  Medians over rounds go to
+``benchmarks/results/devices.json`` and ``.md``.
 """
 
 from __future__ import annotations
@@ -39,12 +39,15 @@ DYNAMICS = (
     ("acac", 1, "tiny", 4, 2000),
     ("acac", 1, "small", 4, 2000),
     ("acac", 1, "medium", 4, 1000),
+    ("acac", 8, "tiny", 1, 1000),
+    ("acac", 8, "medium", 1, 300),
     ("acac", 8, "medium", 4, 200),
     ("acac", 64, "medium", 4, 30),
     ("Si64", 1, "tiny", 4, 1000),
     ("Si64", 1, "small", 4, 500),
     ("Si64", 1, "medium", 4, 300),
     ("Si64", 1, "medium", 1, 500),
+    ("Si64", 8, "medium", 1, 100),
     ("Si64", 8, "medium", 4, 50),
     ("Si512", 1, "medium", 4, 40),
 )

@@ -41,7 +41,7 @@ from almlip_jax.dynamics.seen import RunContext, Thresholds
 from almlip_jax.dynamics.session import Session
 from almlip_jax.dynamics.settings import ExplorationSettings
 from almlip_jax.dynamics.state import Ends, Setup, Snapshots, State
-from almlip_jax.ensembles import Prediction, spread_members
+from almlip_jax.ensembles import Prediction, spread_members, walkers_to_share
 from almlip_jax.errors import CapacityError, InputError
 from almlip_jax.keys import named_stream
 from almlip_jax.models import Params
@@ -147,7 +147,8 @@ class Explorer:
             check_cells(self.settings.integrator, starts)
             check_swaps(self.settings, starts)
         check_further(self.settings.further_starts, starts, further)
-        params = spread_members(params, walkers=len(starts))
+        atoms = len(starts) * max(self.atoms, *map(len, starts))  # as `_Layout` has them
+        params = spread_members(params, walkers=walkers_to_share(len(starts), atoms))
         limits = self._thresholds(thresholds)
         state, setup, loop = self._prepare(starts, limits, key, self._known(knowledge), numbers, further)
         self._check_members(params, state, setup)

@@ -17,6 +17,7 @@ from almlip_jax.ensembles.sharding import (
     side_by_side,
     spread_members,
     training_devices,
+    walkers_to_share,
 )
 
 __all__ = [
@@ -48,4 +49,5 @@ __all__ = [
     "side_by_side",
     "spread_members",
     "training_devices",
+    "walkers_to_share",
 ]

@@ -114,6 +114,7 @@ class AttachedPotential:
         """What went wrong in a step; LAMMPS then stops at the next one."""
         self._numbers: np.ndarray | None = None  # by type, from 1 on; 0 where the potential does not know it
         self._atoms = Atoms()
+        self._types = b"", b""  # of these atoms, and elements by type
         self._state = _state(potential, coupling)
         self._fix = coupling.fix.encode()
         self._memory = LammpsMemory(lmp)
@@ -216,11 +217,13 @@ class AttachedPotential:
         """The atoms where they are now."""
         types = self._memory.of_atoms(b"type", len(positions))[places]
         low, cell, periodic = self._memory.box()
-        numbers = self._by_type()[types]
-        if len(numbers) != len(self._atoms) or not (numbers == self._atoms.numbers).all():
+        elements = self._by_type()
+        key = types.tobytes(), elements.tobytes()
+        if key != self._types:
+            numbers = elements[types]
             if not numbers.all():
                 raise self._unknown(int(types[np.argmin(numbers)]))
-            self._atoms = Atoms(numbers=numbers, info=self._state)
+            self._atoms, self._types = Atoms(numbers=numbers, info=self._state), key
         np.subtract(positions[places], low, out=self._atoms.positions)
         self._atoms.cell.array[:] = cell
         self._atoms.pbc[:] = periodic

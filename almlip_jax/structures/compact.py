@@ -15,15 +15,23 @@ from ase import Atoms
 from almlip_jax.structures.neighbors import Edges, periodic_inverse
 
 _GRID = 2.0**-10  # Angstrom
+_PER_ANGSTROM = 1 / _GRID
 
 
 def in_two_parts(values: np.ndarray, dtype: np.dtype | type) -> np.ndarray:
     """Lengths [..., 3] in Angstrom, float64, as coarse and fine part [..., 2, 3] of another type."""
     parts = np.empty((*values.shape[:-1], 2, values.shape[-1]), dtype)
-    coarse = np.rint(values / _GRID) * _GRID
-    parts[..., 0, :] = coarse
-    parts[..., 1, :] = values - coarse
+    divide(values, parts)
     return parts
+
+
+def divide(values: np.ndarray, parts: np.ndarray) -> None:
+    """Writes lengths [..., 3] in Angstrom as coarse and fine part into [..., 2, 3]."""
+    coarse = values * _PER_ANGSTROM  # exact, as it is a power of two
+    np.rint(coarse, out=coarse)
+    coarse *= _GRID
+    parts[..., 0, :] = coarse
+    np.subtract(values, coarse, out=parts[..., 1, :], casting="same_kind")
 
 
 def wrapped(atoms: Atoms, edges: Edges) -> tuple[np.ndarray, np.ndarray]:

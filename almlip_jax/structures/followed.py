@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ import numpy as np
 from ase import Atoms
 from flax import struct
 
-from almlip_jax.structures.compact import edge_vectors, home_cells, in_two_parts, middle_on_grid
+from almlip_jax.structures.compact import divide, edge_vectors, home_cells, in_two_parts, middle_on_grid
 from almlip_jax.structures.graph import Graph
 from almlip_jax.structures.neighbors import Edges, find_edges, periodic_cell, periodic_inverse
 from almlip_jax.structures.species import SpeciesTable
@@ -137,15 +137,50 @@ class _Built:
     listed: Listed
 
     @cached_property
+    def rows(self) -> int:
+        """Slots of atoms."""
+        return len(self.listed.atom_mask)
+
+    @cached_property
     def away(self) -> bool:
         """Whether any atom was brought back."""
         return bool(self.home.any())
+
+    @cached_property
+    def elements(self) -> bytes:
+        """Atomic numbers; bytes are compared sooner than arrays."""
+        return self.atoms.numbers.tobytes()
+
+    @cached_property
+    def cell(self) -> tuple[bytes, bytes]:
+        """Cell vectors, and along which of them the structure is periodic."""
+        return self.atoms.cell.array.tobytes(), self.atoms.pbc.tobytes()
+
+
+class _Cell(NamedTuple):
+    """What a cell comes to.
+
+    Attributes:
+        key: the cell, and in which directions it is periodic, as bytes.
+        periodic: [3, 3] Angstrom, 0 in other directions.
+        numbers: [19], the end of a `Place`.
+    """
+
+    key: tuple[bytes, bytes]
+    periodic: np.ndarray
+    numbers: np.ndarray
 
 
 def cell_volume(cell: np.ndarray) -> float:
     """Volume of a cell [3, 3] in Angstrom^3, as `ase.cell.Cell.volume` but sooner."""
     (a, b, c), (d, e, f), (g, h, i) = cell.tolist()
     return float(abs(a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)))
+
+
+def _diagonal(moved: np.ndarray) -> float:
+    """Of the box that holds [N, 3] points: no less than twice `_farthest`, and found sooner."""
+    x, y, z = (np.maximum.reduce(moved) - np.minimum.reduce(moved)).tolist()
+    return math.sqrt(x * x + y * y + z * z)
 
 
 def _farthest(moved: np.ndarray) -> float:
@@ -171,6 +206,7 @@ class Follower:
         """How often neighbours were looked for."""
         self._built: _Built | None = None
         self._slots: dict[int, int] = {}  # neighbour slots by atom slots; none is given up
+        self._last: _Cell | None = None
 
     def look(self, atoms: Atoms, state: tuple[int, int]) -> tuple[Listed, Place]:
         """List and place of a structure with some charge and multiplicity.
@@ -194,22 +230,21 @@ class Follower:
         1 - |F - 1|), d the farthest that an atom has moved beyond the deformation.
         """
         was, pbc = built.atoms, atoms.pbc
-        if state != built.state or len(atoms) != len(was):
-            return None
-        if not ((atoms.numbers == was.numbers).all() and (pbc == was.pbc).all()):
+        old_cell, old_pbc = built.cell
+        if state != built.state or atoms.numbers.tobytes() != built.elements or pbc.tobytes() != old_pbc:
             return None
         positions, cell, old = atoms.positions, atoms.cell.array, was.cell.array
-        affine, least, periodic = was.positions, 1.0, bool(pbc.any())
-        if periodic and not (cell == old).all():
+        affine, least, periodic = was.positions, 1.0, True in pbc.tolist()
+        if periodic and cell.tobytes() != old_cell:
             deformation = periodic_inverse(old, pbc) @ (cell if pbc.all() else periodic_cell(cell, pbc))
             strain = (deformation - _UNIT).ravel()
             affine, least = affine @ deformation, 1.0 - math.sqrt(strain @ strain)
         drift = positions[0] - affine[0]
-        if not np.abs(drift).max() < _FARTHEST:  # nor where something is not a number
+        if not all(abs(along) < _FARTHEST for along in drift.tolist()):  # nor where something is not a number
             return None
         moved = positions - (affine + drift)
         room = (self.cutoff + self.skin) * least - self.cutoff  # an edge may become so much shorter
-        if 2 * _farthest(moved) <= room:
+        if _diagonal(moved) <= room or 2 * _farthest(moved) <= room:
             return built
         if not periodic:
             return None
@@ -224,18 +259,25 @@ class Follower:
 
     def _place(self, atoms: Atoms, built: _Built) -> Place:
         """Positions and cell of a structure, its atoms brought back to where the list knows them."""
-        pbc, cell = atoms.pbc, atoms.cell.array
-        whole = bool(pbc.all())
-        periodic = cell if whole else np.where(pbc[:, None], cell, 0.0)
-        rows = len(built.listed.atom_mask)
-        place = Place(np.zeros(6 * rows + _OF_CELL, self.dtype))  # programs take arrays of the host as they are
+        cell = self._cell(atoms)
+        place = Place(np.zeros(6 * built.rows + _OF_CELL, self.dtype))  # programs take arrays of the host as they are
         points = atoms.positions - built.origin
         if built.away:
-            points -= built.home @ periodic
-        place.positions[: len(atoms)] = in_two_parts(points, self.dtype)
-        place.cell[:] = in_two_parts(periodic, self.dtype)
-        place.volume[0] = cell_volume(cell) if whole else 1.0
+            points -= built.home @ cell.periodic
+        divide(points, place.positions[: len(atoms)])
+        place.numbers[-_OF_CELL:] = cell.numbers
         return place
+
+    def _cell(self, atoms: Atoms) -> _Cell:
+        """What the cell comes to; that of the call before, where it is the same."""
+        pbc, cell = atoms.pbc, atoms.cell.array
+        key = cell.tobytes(), pbc.tobytes()
+        if self._last is None or self._last.key != key:
+            whole = bool(pbc.all())
+            periodic = cell.copy() if whole else np.where(pbc[:, None], cell, 0.0)
+            volume = cell_volume(cell) if whole else 1.0
+            self._last = _Cell(key, periodic, np.append(in_two_parts(periodic, self.dtype), self.dtype.type(volume)))
+        return self._last
 
     def _build(self, atoms: Atoms, state: tuple[int, int]) -> _Built:
         """The list of a structure, in a bucket of slots."""

@@ -11,7 +11,7 @@ import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
 
-from almlip_jax.ensembles import Ensemble, Heads, Prediction, atom_blocks, blocked, gathered, spread_members
+from almlip_jax.ensembles import Ensemble, Heads, Prediction, atom_blocks, blocked, gathered, sharding, spread_members
 from almlip_jax.models import MtpSettings, SharedDensitySettings, build_model
 from almlip_jax.structures.graph import Graph, Places, forces_and_virial, sum_over_atoms
 from almlip_jax.structures.species import SpeciesTable
@@ -102,6 +102,35 @@ def test_members_on_two_devices_say_what_they_say_on_one(graph, params, flat):
     program = jax.jit(gathered(blocked(ENSEMBLE.predict, 2 * ATOMS))).lower(apart, graph).compile()
     assert program.as_text().count(" all-gather(") == 1, "one exchange"
     same(program(apart, graph), flat)
+
+
+@needs_two_devices
+def test_walkers_on_two_devices_meet_once_in_a_step(monkeypatch):
+    """What goes on around the evaluation each device does for itself, though it is given walkers of its own."""
+    monkeypatch.setattr(sharding, "_WORTH_SHARING", 0)
+    one = replace(ENSEMBLE, size=1, heads=Heads(1, "none"))
+    own = jax.tree.map(lambda x: np.asarray(x, np.float64), jax.jit(one.init)(jax.random.key(0)))
+    start = np.stack([molecule("H2O").positions + 0.01 * n for n in range(4)])
+    many, species = len(start), np.tile(SPECIES.index([8, 1, 1]).astype(np.int32), (4, 1))
+    box = np.zeros((many, 3, 3)), np.zeros((many, 3), bool)
+    neighbors = walker_neighbors(start, *box, np.ones((many, 3), bool), one.cutoff, 0.0)
+
+    def moved(params, positions, evaluate):
+        def step(_, now):
+            graph = neighbors.graph(now, species, jnp.zeros(many), jnp.ones(many))
+            return now + 1e-3 * evaluate(params, graph).forces[0].reshape(now.shape)
+
+        return jax.lax.fori_loop(0, 5, step, positions)
+
+    apart = spread_members(own, walkers=many)
+    program = jax.jit(lambda params, start: moved(params, start, gathered(blocked(one.predict))))
+    compiled = program.lower(apart, start).compile()
+    text = compiled.as_text()
+    others = ("all-reduce", "all-to-all", "collective-permute")
+    assert [text.count(f" {name}(") for name in ("all-gather", *others)] == [1, 0, 0, 0]
+    assert len({device for x in jax.tree.leaves(apart) for device in x.sharding.device_set}) == 2
+    alone = jax.jit(lambda params, start: moved(params, start, one.predict))(own, start)
+    np.testing.assert_allclose(compiled(apart, start), alone, rtol=1e-12)
 
 
 def same(found: Prediction, flat: Prediction) -> None:
