@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -77,6 +78,9 @@ def _given(atoms: Atoms, where: str) -> dict[str, float]:
 
 def _weight(value: Any, name: str, where: str) -> float:
     value = value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, str):  # as 0.50, which features of MLIP-2 keep as it is written
+        with suppress(ValueError):
+            value = float(value)
     numeric = isinstance(value, int | float) and not isinstance(value, bool)
     if not numeric or not math.isfinite(value) or value < 0:
         raise InputError(f"{where}: {name} is {value!r}, but a weight is a number of at least 0; correct it.")

@@ -49,6 +49,7 @@ def read(path: Path, text: str, types: tuple[int, ...] = (8, 1)) -> Atoms:
         ("Supercell", "SuperCell", "a.cfg"),
         ("xx yy zz yz xz xy\n    1 2 3 4 5 6", "xx xy xz yy yz zz\n    1 6 5 2 4 3", "a.cfg"),
         ("1 0 0 0 0 0.1", "1 0.0 0 0 0 0.1", "a.cfg"),
+        ("weight 0.5", "weight 0.500", "a.cfg"),
     ],
 )
 def test_one_structure_in_many_forms(tmp_path: Path, old: str, new: str, name: str) -> None:
@@ -88,6 +89,7 @@ def test_types_may_begin_at_one(tmp_path: Path) -> None:
         ("xx yy zz yz xz xy", "xx yy zz", "cannot be read .PlusStress should name its components, xx yy zz yz xz xy"),
         ("0.1 0 0", "nan 0 0", "the force of atom 0 is not finite"),
         ("1 2 3 4 5 6", "1 2 3 4 5 nan", "the stress is not finite; remove the stress"),
+        ("weight 0.5", "weight half", "weight is 'half', but a weight is a number of at least 0"),
         ("weight 0.5", "weight -1", "weight is -1, but a weight is a number of at least 0"),
     ],
 )
