@@ -337,6 +337,7 @@ def train(
     start = None
     if begin is not None:
         start = _load(begin, reading.types)
+        reading = _as_remembered(reading, start, begin)
         settings = _as_of(start, SavedPotential.read(begin, reading.types), settings)
     prepare_jax(settings.precision)
     check_place(out)

@@ -399,7 +399,8 @@ class Learner:
         before = states_before(None if self.start is None else self.start.potential, sees_state=sees_state)
         notes |= states_note(data, before, sees_state=sees_state)
         if self.start is not None:
-            notes = noted_file_types(self.start.potential.metadata).note() | notes
+            types = noted_file_types(self.start.potential.metadata)
+            notes = types.extended(noted_file_types(metadata).numbers).note() | notes
         potential = Potential(
             settings=self.model,
             members=result.members(self.settings),

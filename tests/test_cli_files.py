@@ -195,6 +195,20 @@ def test_types_are_those_that_a_potential_remembers(reads: Any, folder: Path) ->
         assert "are taken for" not in done.output + done.stderr
 
 
+def test_a_training_reads_the_types_of_the_potential_that_it_begins_with(
+    reads: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or elements would change places between the files of before and those of now without a word."""
+    monkeypatch.setattr("almlip_jax.saved_potential.SavedPotential.read", lambda *_: None)
+    monkeypatch.setattr(cli, "_as_of", lambda start, saved, settings: settings)
+    train = ["train", "config.yaml", "--out", "potential", "--data", "plain.cfg", "--set", "system.types=null"]
+    reads.potential.metadata = FileTypes((8, 12)).note()
+    assert_labels(reads(*train, "--from", "potential"))
+    done = CliRunner().invoke(cli.app, [*train, "--from", "potential", "--types", "Mg,O"])
+    told = " ".join((done.output + done.stderr).split())
+    assert "types are taken for Mg, O; those of the files of potential are O, Mg" in told
+
+
 def test_candidates_need_types_but_no_labels(reads: Any, folder: Path) -> None:
     pick = ["select", "config.yaml", "--potential", "potential", "-k", "1", "--out", "batch.xyz"]
     pick += ["--set", "system.types=null", "--train", "plain.cfg", "--pool", "plain.cfg", "--types", "O,Mg"]

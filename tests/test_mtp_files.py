@@ -25,6 +25,7 @@ from almlip_jax.campaign.inputs import Inputs
 from almlip_jax.ensembles import EnsembleSettings, build_ensemble
 from almlip_jax.errors import InputError, LabelError
 from almlip_jax.fitting import check_start, fit_potential
+from almlip_jax.learner import Learner
 from almlip_jax.models import MtpSettings
 from almlip_jax.models.mtp.basis import Basis, basis
 from almlip_jax.models.mtp.moments import RadialBasis
@@ -32,6 +33,7 @@ from almlip_jax.models.mtp.recognised import recognised
 from almlip_jax.models.mtp.text import MtpText, Trained, read_mtp, template
 from almlip_jax.oracles import PotentialSourceSettings
 from almlip_jax.potential import Potential
+from almlip_jax.potential.file_types import FileTypes
 from almlip_jax.potential.mtp_files import load_mtp, save_mtp, texts_of
 from almlip_jax.saved_potential import SavedPotential
 from almlip_jax.structures.io import read_structures, write_structures
@@ -306,9 +308,17 @@ def test_order_of_types_name_and_tag_go_round(tmp_path):
         atoms.calc = SinglePointCalculator(atoms, energy=-1.0 * len(atoms), forces=np.zeros((len(atoms), 3)))
     training = TrainingSettings(projection={"iterations": 1, "starts": 1}, validation_fraction=0.0)
     one = EnsembleSettings(size=1)
-    further, _ = fit_potential(frames, again.settings, one, training, 0, start=again)
+    further, further_result = fit_potential(frames, again.settings, one, training, 0, start=again)
     assert further.type_numbers == [8, 1, 6] and texts_of(further)[0].types == 3
     assert (texts_of(further)[0].name, texts_of(further)[0].tag) == ("water one", "PBE, 3")
+    longer = further.with_types((8, 1, 7, 6))  # of the files that it was trained on: nitrogen came with them
+    assert longer.type_numbers == [8, 1, 7, 6] and texts_of(longer)[0].name == "water one"
+    assert further.with_types((8, 6, 1)).type_numbers == [8, 1, 6]
+    learner = Learner(4, training=training, start=again, typical=frames)
+    told = learner.potential(
+        further_result, frames, further.reference_energies, np.random.default_rng(0), FileTypes((8, 1, 7, 6)).note()
+    )
+    assert told.type_numbers == [8, 1, 7, 6] and texts_of(told)[0].tag == "PBE, 3"
     from_template = MtpSettings(template=tmp_path / "water.mtp")
     fresh, _ = fit_potential(frames[:2], from_template, one, training, 0)
     assert fresh.type_numbers == [1, 8] and fresh.with_types((0, 8, 1)).type_numbers == [0, 8, 1]

@@ -7,7 +7,7 @@ file only in the order that they were made for.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ase.data import atomic_numbers, chemical_symbols
@@ -48,6 +48,15 @@ class FileTypes:
             known: atomic numbers, in the order that they have otherwise.
         """
         return [*self.numbers, *(z for z in known if z not in self.numbers)]
+
+    def extended(self, numbers: Sequence[int]) -> FileTypes:
+        """The same with the types of a longer order that begins with this one; of any other order, as it was.
+
+        Args:
+            numbers: atomic number of each type, from type 0 on.
+        """
+        given = tuple(numbers)
+        return replace(self, numbers=given) if given[: len(self.numbers)] == self.numbers else self
 
     def name(self, member: int, default: str) -> str:
         """``potential_name`` of a member; that of the first where there were not as many."""

@@ -24,7 +24,7 @@ from almlip_jax.potential.active_set import ActiveSetSettings, ActiveStructures
 from almlip_jax.potential.calculator import PotentialCalculator
 from almlip_jax.potential.compositions import noted_compositions
 from almlip_jax.potential.evaluator import Evaluated, Evaluator, FittedScore, joined, reference_energy
-from almlip_jax.potential.file_types import FileTypes, noted_file_types
+from almlip_jax.potential.file_types import noted_file_types
 from almlip_jax.potential.fitted import TRAINING_ROWS, Calibration, Fitted, FittedKind, TrainingSet, params_digest
 from almlip_jax.potential.novelty import Novelty, fit_novelty, novelty_names
 from almlip_jax.potential.spanning import Offer
@@ -123,14 +123,15 @@ class Potential:
         return noted_file_types(self.metadata).order(self.species.numbers)
 
     def with_types(self, numbers: Sequence[int]) -> Potential:
-        """The same potential, which remembers the order of types of files that it was trained on, if it has none yet.
+        """The same potential, which remembers the order of types of files that it was trained on.
+
+        An order that it remembers already stays, and goes on as a longer one does that begins with it.
 
         Args:
             numbers: atomic number of each type, from type 0 on; 0 for a type that no atom has.
         """
-        if noted_file_types(self.metadata).numbers:
-            return self
-        return replace(self, metadata={**self.metadata, **FileTypes(tuple(numbers)).note()})
+        known = noted_file_types(self.metadata).extended(numbers)
+        return replace(self, metadata={**self.metadata, **known.note()})
 
     @property
     def states_met(self) -> frozenset[tuple[int, int]]:
