@@ -330,6 +330,25 @@ def test_order_of_types_name_and_tag_go_round(tmp_path):
     assert later.type_numbers == [1, 8]
 
 
+def test_energies_of_atoms_are_references_that_other_data_leave_alone(tmp_path):
+    """Those of elements that do not occur among the data stay through a fit; large ones cost no digits of float32."""
+    settings = MtpSettings(level=4, radial_basis_size=3, cutoff=3.5)
+    files = save_mtp(random_potential(settings), tmp_path / "water.mtp")
+    potential, committee = load_mtp(files[0], [1, 8]), load_mtp(files, [1, 8])
+    assert potential.reference_energies[8] == read_mtp(files[0]).trained.species[1] < -2000
+    np.testing.assert_allclose(energies(committee, [Atoms("O")])[0], energies(potential, [Atoms("O")])[0], rtol=1e-14)
+    assert np.abs(committee.params["species"]).max() < 1
+    frames = [molecule("H2"), molecule("H2")]
+    frames[1].positions *= 1.1
+    for atoms in frames:
+        atoms.calc = SinglePointCalculator(atoms, energy=-27.0, forces=np.zeros((2, 3)))
+    training = TrainingSettings(projection={"iterations": 1, "starts": 1}, validation_fraction=0.0)
+    tuned, _ = fit_potential(frames, settings, EnsembleSettings(size=1), training, 0, start=potential)
+    known = potential.evaluate([Atoms("O")]).energy
+    np.testing.assert_allclose(tuned.evaluate([Atoms("O")]).energy, known, atol=1)
+    np.testing.assert_allclose(tuned.evaluate(frames).energy, -27.0, atol=0.1)
+
+
 def test_motep_gives_the_same(tmp_path):
     calculator = pytest.importorskip("motep.calculator")
     from motep.io.mlip.mtp import read_mtp as read_by_motep

@@ -1,7 +1,8 @@
 """Moment tensor potentials of files (``.mtp``) as potentials, and members of potentials as such files.
 
 A file knows types, of which a table of elements says what they are; a potential sorts its elements.  Energies of a file
-are whole: the reference energies of a potential are part of its ``species_coeffs``.
+are whole: the reference energies of a potential are part of its ``species_coeffs``, and these become reference energies
+again, so that large constants cost no digits, and a training of other elements leaves them alone.
 """
 
 from __future__ import annotations
@@ -73,7 +74,9 @@ def joined_potential(texts: Sequence[MtpText], numbers: Sequence[int], names: Se
             raise InputError(f"{name} differs from {names[0]} in more than coefficients; members do not.")
         members.append(_params(text, text.trained, [list(numbers).index(z) for z in table.numbers]))
     params = _stacked(members)
-    references = dict.fromkeys(table.numbers, 0.0)
+    alone = params["species"].mean(axis=0)
+    params = params | {"species": params["species"] - alone}
+    references = dict(zip(table.numbers, alone.tolist(), strict=True))
     types = FileTypes(tuple(numbers), tuple(text.name for text in texts), tuple(text.tag for text in texts))
     origin = {"files": [Path(name).name for name in names], **types.note()}
     return Potential(settings, table, params, references, metadata=origin, members=EnsembleSettings(size=len(members)))
