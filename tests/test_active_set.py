@@ -24,7 +24,7 @@ from almlip_jax.errors import InputError
 from almlip_jax.models import build_model
 from almlip_jax.models.constants import learned_leaves
 from almlip_jax.models.mtp import MtpSettings
-from almlip_jax.potential import ActiveSetSettings, ActiveStructures, Potential
+from almlip_jax.potential import ActiveSetSettings, ActiveStructures, Potential, spanning
 from almlip_jax.potential.active_set import Rows, built, empty_set, rows_from
 from almlip_jax.potential.spanning import rows_of
 from almlip_jax.structures.io import read_cfg, write_structures
@@ -303,6 +303,58 @@ def test_rows_of_a_moment_tensor_potential_are_its_basis_functions():
     assert atoms.calc.results["extrapolation_grade"] == pytest.approx(grades[:8].max(), rel=1e-3)
 
 
+def test_many_rows_are_looked_at_in_parts(monkeypatch):
+    """Built, renewed and offered to as if all rows were there at once: nothing lies outside, and owners are right."""
+    train, test = silicon(30, 0.15), silicon(20, 0.25, 100)
+    with jax.enable_x64(True):
+        potential = moment_tensors(8, np.float64)
+        whole = potential.spanning(train)
+        looked: list[int] = []
+        monkeypatch.setattr(spanning, "_FEW", 8)
+        monkeypatch.setattr(spanning, "_ENTRIES", 10 * 8 * 7)  # seven structures of eight atoms, ten columns
+        monkeypatch.setattr(
+            spanning, "rows_of", lambda p, some, given: (looked.append(len(some)), rows_of(p, some, given))[1]
+        )
+        found = potential.spanning(train)
+        assert max(looked) == 7 and looked[:6] == [1, 7, 7, 7, 7, 2]
+        offer = found.offer(test)
+        renewed = found.spanning(train, earlier=found.active_set).active_set
+        own = rows_of(potential, train, ActiveSetSettings())
+        for active in (found.active_set, renewed):
+            assert active.filled == 10 and active.grades(own).max() <= 1.001
+            stands = rows_of(potential, active.structures, active.settings)
+            for row, (structure, atom) in zip(active.matrix[0, 0], active.owner[0, 0], strict=True):
+                mine = stands.values[0, stands.structure == structure][atom]
+                np.testing.assert_allclose(row, mine, rtol=1e-9, atol=1e-12)
+        volumes = [np.linalg.slogdet(one.active_set.matrix[0, 0])[1] for one in (found, whole)]
+        assert abs(volumes[0] - volumes[1]) < 1
+        of_test = rows_of(potential, test, ActiveSetSettings())
+        assert offer.active.grades(of_test).max() <= 1.001 + 1e-9 and len(offer.entered) > 2
+        entered = {tuple(test[n].positions[0]) for n in offer.entered}
+        assert entered <= {tuple(one.positions[0]) for one in offer.active.structures}
+        np.testing.assert_allclose(offer.grades[offer.entered[0]], offer.grades.max())
+
+
+def test_what_is_computed_in_float32_spans_no_more_than_that():
+    """Of a potential in float64, as files of MLIP-2 give, where jax computes in float32."""
+    crystals = [bulk("Si", "diamond", a=a, cubic=True) for a in (5.3, 5.4, 5.5)]
+    active = moment_tensors(8, np.float64).spanning(crystals).active_set
+    columns = rows_of(moment_tensors(8, np.float64), crystals, ActiveSetSettings()).values[0]
+    large = (np.sqrt(np.mean(columns**2, axis=0)) > 0.5) & (active.owner[0, 0, :, 0] < 0)
+    assert large.any()
+    size = np.diagonal(active.matrix[0, 0])[large]
+    np.testing.assert_allclose(size, 1.19e-4 * np.sqrt(np.mean(columns**2, axis=0))[large], rtol=0.01)
+
+
+def test_an_element_that_comes_later_is_rounded_too():
+    """Of a set that is renewed, rows of the start of an element that it lacks know the size of their columns."""
+    first, later = rows(np.ones((1, 4, 2)), np.zeros(4, int), 2), rows(7 * np.ones((1, 4, 2)), np.ones(4, int), 2)
+    alone = empty_set([first], ActiveSetSettings(), "float32").matrix
+    both = empty_set([first, later], ActiveSetSettings(), "float32").matrix
+    np.testing.assert_allclose(np.diagonal(alone[0, 1]), 1e-5)
+    np.testing.assert_allclose(np.diagonal(both[0, 1]), 7 * np.diagonal(alone[0, 0]))
+
+
 def test_walkers_stop_where_the_grade_breaks():
     """In the loop the grade is that of the frames, one member is enough, and thresholds are those of MLIP-2."""
     potential = moment_tensors(4, np.float32).spanning(silicon(12, 0.05))
@@ -362,4 +414,4 @@ def test_damaged_sets_are_one_sentence(spanned):
     for name, wrong in (("owner", arrays["owner"] + 10**6), ("matrix", arrays["matrix"][..., :-1])):
         with pytest.raises(ValueError, match="not there|do not fit"):
             ActiveStructures.restored({**arrays, name: wrong}, numbers)
-    assert empty_set(rows(np.ones((1, 1, 2))), ActiveSetSettings(), "float64").filled == 0
+    assert empty_set([rows(np.ones((1, 1, 2)))], ActiveSetSettings(), "float64").filled == 0

@@ -10,7 +10,7 @@ al., Mach. Learn.: Sci. Technol. 2, 025002 (2021).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, Self, cast
 
@@ -35,6 +35,9 @@ MOST_COLUMNS = 4096
 """Parameters that an active set is made for, at most: its matrices are square, and held in float64."""
 
 _ROUNDING = 1000.0  # times the machine precision: how far the columns of rows are from what they should be
+
+_PASSES = 20  # over rows that are offered in parts, at most; few are needed
+_GROWTH = 1e-6  # of the logarithm of the volume, which a pass has to gain for another one to follow
 
 GRADES = {"neighborhood": "extrapolation_grade", "configuration": "configuration_grade"}
 """Name of the score that the active set of a mode gives."""
@@ -230,18 +233,39 @@ class ActiveStructures:
         Returns:
             the set, and which of the structures have rows in it.
         """
+        return self.offered_in_parts(lambda: (rows,), structures, threshold=threshold)
+
+    def offered_in_parts(
+        self, parts: Callable[[], Iterable[Rows]], structures: Sequence[Atoms], *, threshold: float | None = None
+    ) -> tuple[Self, list[int]]:
+        """As `offered_rows`, of rows that are looked at some at a time, so that memory does not grow with their number.
+
+        Where a part has changed the set, rows of the parts before may enter: they come again until the volume stays.
+
+        Args:
+            parts: gives the rows of the structures part after part, each time that it is called; ``structure`` counts
+                through all of them.
+            structures: whose rows these are.
+            threshold: as for `offered_rows`.
+        """
         limit = self.settings.offer_threshold if threshold is None else threshold
         matrix, inverse, owner = self.matrix.copy(), self.inverse.copy(), self.owner.copy()
         first = len(self.structures)
-        for model, b in np.ndindex(*matrix.shape[:2]):
-            mine = np.flatnonzero(rows.block == b)
-            found = _swapped(rows.values[model, mine], matrix[model, b], limit)
-            entered = np.asarray(found.rows) >= 0
-            if not entered.any():
-                continue
-            matrix[model, b], inverse[model, b] = found.matrix, found.inverse
-            which = mine[np.asarray(found.rows)[entered]]
-            owner[model, b, entered] = np.stack([first + rows.structure[which], rows.atom[which]], axis=-1)
+        for _ in range(_PASSES):
+            before, number = _volume(matrix), 0
+            for rows in parts():
+                number += 1
+                for model, b in np.ndindex(*matrix.shape[:2]):
+                    mine = np.flatnonzero(rows.block == b)
+                    found = _swapped(rows.values[model, mine], matrix[model, b], limit)
+                    entered = np.asarray(found.rows) >= 0
+                    if not entered.any():
+                        continue
+                    matrix[model, b], inverse[model, b] = found.matrix, found.inverse
+                    which = mine[np.asarray(found.rows)[entered]]
+                    owner[model, b, entered] = np.stack([first + rows.structure[which], rows.atom[which]], axis=-1)
+            if number <= 1 or _volume(matrix) - before <= _GROWTH:
+                break
         stands = [int(n) - first for n in np.unique(owner[..., 0]) if n >= first]
         count, kept = self.offered + len(structures), _pruned(owner, (*self.structures, *structures))
         return replace(self, matrix=matrix, inverse=inverse, offered=count, **kept), stands
@@ -269,23 +293,32 @@ class ActiveStructures:
         return cls(settings, matrix, inverse, owner, structures, int(numbers["offered"]))
 
 
-def empty_set(rows: Rows, settings: ActiveSetSettings, precision: np.dtype | type | str) -> ActiveStructures:
+def empty_set(
+    parts: Iterable[Rows], settings: ActiveSetSettings, precision: np.dtype | type | str
+) -> ActiveStructures:
     """An active set before anything has entered it.
 
     Args:
-        rows: that will be offered first: they say how many columns there are, and how large these are.
+        parts: rows that will be offered, at least one part of them: they say how many columns there are, and how large
+            these are, in the part where they are largest.
         settings: of the set.
-        precision: of the potential that gives the rows; what rounding leaves of a column does not count as a direction
-            that is spanned.
+        precision: that rows are computed in; what rounding leaves of a column does not count as a direction that is
+            spanned.
     """
-    models, _, columns = rows.values.shape
     least = _ROUNDING * float(np.finfo(np.dtype(precision)).eps)
-    size = np.full((models, rows.blocks, columns), 1.0 if settings.start == "identity" else settings.epsilon)
-    if settings.start == "epsilon":
+    size: np.ndarray | None = None
+    for rows in parts:
+        if size is None:
+            shape = (len(rows.values), rows.blocks, rows.values.shape[-1])
+            size = np.full(shape, 1.0 if settings.start == "identity" else settings.epsilon)
+        if settings.start == "identity":
+            break
         for model, b in np.ndindex(*size.shape[:2]):
             own = rows.values[model, rows.block == b]
             if len(own):
                 size[model, b] = np.maximum(size[model, b], least * np.sqrt(np.mean(own**2, axis=0)))
+    assert size is not None
+    columns = size.shape[-1]
     matrix = size[..., None] * np.eye(columns)
     inverse = np.eye(columns) / size[..., None]
     return ActiveStructures(settings, matrix, inverse, np.full((*size.shape, 2), -1, np.int64))
@@ -295,7 +328,7 @@ def built(
     rows: Rows, structures: Sequence[Atoms], settings: ActiveSetSettings, precision: np.dtype | type | str
 ) -> ActiveStructures:
     """The active set of some structures, from their rows."""
-    return empty_set(rows, settings, precision).offered_rows(rows, structures, threshold=settings.threshold)[0]
+    return empty_set((rows,), settings, precision).offered_rows(rows, structures, threshold=settings.threshold)[0]
 
 
 def standing(rows: Rows, active: ActiveStructures) -> Rows:
@@ -310,6 +343,11 @@ def standing(rows: Rows, active: ActiveStructures) -> Rows:
         structure=rows.structure[kept],
         atom=rows.atom[kept],
     )
+
+
+def _volume(matrix: np.ndarray) -> float:
+    """Logarithm of the volume that all parts of a set span."""
+    return float(np.sum(np.linalg.slogdet(matrix)[1]))
 
 
 @jax.jit

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING
 
 import jax
@@ -20,7 +21,7 @@ from almlip_jax.potential.active_set import (
     ActiveSetSettings,
     ActiveStructures,
     Rows,
-    built,
+    empty_set,
     rows_from,
     rows_of_structures,
     standing,
@@ -28,6 +29,12 @@ from almlip_jax.potential.active_set import (
 
 if TYPE_CHECKING:
     from almlip_jax.potential.potential import Potential
+
+
+_ENTRIES = 2**26
+"""Entries of rows that are looked at together: half a gigabyte in float64, of which there are several copies."""
+_FEW = 2**14
+"""Atoms whose rows are no more than that, of one model, however long they are."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +70,9 @@ def rows_of(potential: Potential, structures: Sequence[Atoms], settings: ActiveS
 
 def built_from(potential: Potential, structures: Sequence[Atoms], settings: ActiveSetSettings) -> ActiveStructures:
     """The active set of structures that a potential was trained on; errors as for `rows_of`."""
-    return built(rows_of(potential, structures, settings), structures, settings, potential.precision)
+    parts = _in_parts(potential, structures, settings)
+    empty = empty_set(parts(), settings, _computed_in(potential))
+    return empty.offered_in_parts(parts, structures, threshold=settings.threshold)[0]
 
 
 def renewed(potential: Potential, before: ActiveStructures, structures: Sequence[Atoms]) -> ActiveStructures:
@@ -80,16 +89,19 @@ def renewed(potential: Potential, before: ActiveStructures, structures: Sequence
     settings, held = before.settings, before.structures
     if not held:
         return built_from(potential, structures, settings)
-    first = built(standing(rows_of(potential, held, settings), before), held, settings, potential.precision)
-    return first.offered_rows(rows_of(potential, structures, settings), structures)[0]
+    found = _together([standing(rows, before) for rows in _in_parts(potential, held, settings)()])
+    parts = _in_parts(potential, structures, settings)
+    empty = empty_set(chain((found,), parts()), settings, _computed_in(potential))
+    return empty.offered_rows(found, held, threshold=settings.threshold)[0].offered_in_parts(parts, structures)[0]
 
 
 def offered(potential: Potential, active: ActiveStructures, structures: Sequence[Atoms]) -> Offer:
     """Offers structures to an active set of the same potential; errors as for `rows_of`."""
-    rows = rows_of(potential, structures, active.settings)
+    parts = _in_parts(potential, structures, active.settings)
     grades = np.zeros(len(structures))
-    np.maximum.at(grades, rows.structure, active.grades(rows))
-    after, entered = active.offered_rows(rows, structures)
+    for rows in parts():
+        np.maximum.at(grades, rows.structure, active.grades(rows))
+    after, entered = active.offered_in_parts(parts, structures)
     return Offer(after, tuple(sorted(entered, key=lambda n: (-grades[n], n))), grades)
 
 
@@ -103,6 +115,44 @@ def grades_of(
     if active.settings.mode == "configuration":
         return of_all, []
     return of_all, np.split(values, np.cumsum([len(one) for one in structures])[:-1])
+
+
+def _in_parts(
+    potential: Potential, structures: Sequence[Atoms], settings: ActiveSetSettings
+) -> Callable[[], Iterable[Rows]]:
+    """The rows of structures as `ActiveStructures.offered_in_parts` takes them: all at once where they are few.
+
+    Parts of many are computed anew each time that they are asked for, and not kept.
+    """
+    ends, cuts = np.cumsum([len(atoms) for atoms in structures]), [0, len(structures)]
+    if len(ends) > 1 and ends[-1] > _FEW:
+        one = rows_of(potential, structures[:1], settings).values
+        part = (ends - 1) // max(_ENTRIES // (one.shape[0] * one.shape[-1]), 1)
+        cuts = [0, *(np.flatnonzero(np.diff(part)) + 1).tolist(), len(structures)]
+    if len(cuts) == 2:
+        whole = (rows_of(potential, structures, settings),)
+        return lambda: whole
+
+    def parts() -> Iterator[Rows]:
+        for start, end in pairwise(cuts):
+            rows = rows_of(potential, structures[start:end], settings)
+            yield replace(rows, structure=rows.structure + start)
+
+    return parts
+
+
+def _together(parts: Sequence[Rows]) -> Rows:
+    """Rows of several parts as those of one."""
+    if len(parts) == 1:
+        return parts[0]
+    names = ("block", "structure", "atom")
+    block, structure, atom = (np.concatenate([getattr(x, name) for x in parts]) for name in names)
+    return Rows(np.concatenate([x.values for x in parts], axis=1), block, parts[0].blocks, structure, atom)
+
+
+def _computed_in(potential: Potential) -> np.dtype:
+    """The precision that rows are computed in: that of the potential, unless jax knows float32 alone here."""
+    return np.dtype(jax.dtypes.canonicalize_dtype(np.dtype(potential.precision)))
 
 
 def check_spannable(ensemble: AnyEnsemble, settings: ActiveSetSettings) -> None:
