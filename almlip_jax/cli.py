@@ -336,9 +336,10 @@ def train(
     reading = files.reading(settings.system)
     start = None
     if begin is not None:
-        start = _load(begin, reading.types)
+        of_begin = _types_of_file(begin, reading.types)
+        start = _load(begin, of_begin)
         reading = _as_remembered(reading, start, begin)
-        settings = _as_of(start, SavedPotential.read(begin, reading.types), settings)
+        settings = _as_of(start, SavedPotential.read(begin, of_begin), settings)
     prepare_jax(settings.precision)
     check_place(out)
     structures = in_their_states(_read(data, reading, require_labels=True), settings.system)
@@ -353,6 +354,15 @@ def train(
     write_csv(curve, result.rows())
     checkpoint.discard(unfinished)
     _show_training(result, len(structures), out, curve, json_file)
+
+
+def _types_of_file(path: Path, types: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    """Of the types of a training's data, those of an ``.mtp`` file that it begins with: the first ones."""
+    if types is None or not _is_mtp(path):
+        return types
+    from almlip_jax.models.mtp.text import read_mtp
+
+    return types[: read_mtp(path).types]
 
 
 def _as_of(start: Potential, saved: SavedPotential, settings: TrainConfig) -> TrainConfig:

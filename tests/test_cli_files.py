@@ -25,6 +25,7 @@ from almlip_jax.campaign.settings import TestFileSettings as FileOfTest
 from almlip_jax.ensembles import EnsembleSettings
 from almlip_jax.errors import InputError
 from almlip_jax.files import write_json
+from almlip_jax.models.mtp.text import template
 from almlip_jax.oracles.sources.external import ExternalSettings, _read
 from almlip_jax.oracles.sources.labelled_file import FileSettings
 from almlip_jax.potential.file_types import FileTypes
@@ -207,6 +208,22 @@ def test_a_training_reads_the_types_of_the_potential_that_it_begins_with(
     done = CliRunner().invoke(cli.app, [*train, "--from", "potential", "--types", "Mg,O"])
     told = " ".join((done.output + done.stderr).split())
     assert "types are taken for Mg, O; those of the files of potential are O, Mg" in told
+
+
+def test_a_file_that_a_training_begins_with_has_the_first_types(
+    reads: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The data may have further elements, which the training adds."""
+    told: list[Any] = []
+    loaded = cli._load
+    monkeypatch.setattr(cli, "_load", lambda path, types=None: (told.append(types), loaded(path, types))[1])
+    monkeypatch.setattr("almlip_jax.saved_potential.SavedPotential.read", lambda _, types: told.append(types))
+    monkeypatch.setattr(cli, "_as_of", lambda start, saved, settings: settings)
+    (folder / "oxygen.mtp").write_text(template(4))
+    train = ["train", "config.yaml", "--out", "potential", "--data", "plain.cfg", "--types", "O,Mg"]
+    assert_labels(reads(*train, "--from", "oxygen.mtp"))
+    assert_labels(reads(*train, "--from", "potential"))
+    assert told == [("O",), ("O",), ("O", "Mg"), ("O", "Mg")]
 
 
 def test_candidates_need_types_but_no_labels(reads: Any, folder: Path) -> None:
