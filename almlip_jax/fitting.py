@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.data import chemical_symbols
 
 from almlip_jax.ensembles import Ensemble, EnsembleSettings, build_ensemble
 from almlip_jax.errors import InputError
@@ -23,6 +24,7 @@ from almlip_jax.potential.spanning import check_spannable
 from almlip_jax.potential.states import states_note
 from almlip_jax.structures.electronic_state import electronic_state, total_charge
 from almlip_jax.structures.remembered import remember
+from almlip_jax.structures.repeats import geometry_key, without_repeats
 from almlip_jax.structures.replay import FORGETS, Replay, replay
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.training import (
@@ -71,7 +73,8 @@ def fit_potential(
 
     Args:
         structures: labelled.  Isolated atoms among them give the reference energies of their elements and are not
-            trained on: the potential meets their energies exactly.
+            trained on: the potential meets their energies exactly.  One that comes again with the same label counts
+            once.
         model: settings of the architecture.
         ensemble: settings of the members.
         training: settings of the training.
@@ -83,7 +86,8 @@ def fit_potential(
             structures are kept.  What it remembers of its own training is trained on too, where `training.replay` is
             not 0 (`structures.replay`).
         say: is told about doubtful labels, what is trained on again, and models that diverged.
-        validation: labelled structures to validate on, in place of a share of ``structures``.
+        validation: labelled structures to validate on, in place of a share of ``structures``.  Those that are trained
+            on are left out.
         know_training_set: whether the potential keeps what comparisons with the new structures need
             (`Potential.knowing`).
         spanned: the active set that the potential is to have.  The one that ``start`` has is renewed
@@ -94,7 +98,8 @@ def fit_potential(
         sample of what it was trained on; and the history of its training.
 
     Raises:
-        InputError: nothing is labelled, the loss is not finite, or ``start`` is of another architecture.
+        InputError: nothing is labelled, the loss is not finite, ``start`` is of another architecture, or structures to
+            validate on are all trained on, or hold an element that those which are trained on do not.
     """
     if start is not None:
         check_start(start, model, ensemble)
@@ -102,7 +107,8 @@ def fit_potential(
         check_training(model, ensemble, training)
         refuse_idle_members(ensemble)
         refuse_idle_warmth(training, switch="a potential to begin from (--from), or with warm_start of a campaign,")
-    bonded, held_out = without_isolated_atoms(structures), without_isolated_atoms(validation)
+    bonded = without_isolated_atoms(each_once(structures, "the data", say))
+    held_out = _held_out(without_isolated_atoms(validation), bonded, say)
     if not held_out:
         refuse_idle_judgement(training)
     if not bonded:
@@ -159,6 +165,7 @@ def _prepare(
     species = SpeciesTable(tuple(sorted({*SpeciesTable.of([*bonded, *held_out]).numbers, *known})))
     built = build_ensemble(task.model, task.ensemble, species)
     parts = _parts(bonded, held_out, task.training, task.start, say, built.sees_state)
+    _check_elements(parts, known, say, given=bool(held_out))
     dtype = np.float64 if jax.dtypes.canonicalize_dtype(np.float64) == np.float64 else np.float32
     references, params = _beginning(structures, task, species, built.sees_state)
     for doubt in (doubts(structures, references), None if built.sees_state else untold_charges(structures)):
@@ -275,6 +282,74 @@ def replayed(
     if replays:
         return replay(start.remembered, learned, judging, sees_state=sees_state)
     return Replay((), 0, f"training.replay is 0, so that {FORGETS}.")
+
+
+def each_once(structures: Sequence[Atoms], what: str, say: Say | None) -> list[Atoms]:
+    """Labelled structures without those that come again with the same label, which could validate what they trained.
+
+    Args:
+        structures: labelled.
+        what: to call them all.
+        say: is told how many were left out, and which structures have labels that contradict each other.
+    """
+    tell = say or (lambda _: None)
+    once = without_repeats(structures, geometry_key, what, tell)
+    if again := len(structures) - len(once):
+        is_one = again == 1
+        tell(
+            f"{what}: {again} structure{' comes' if is_one else 's come'} again with the same label, and "
+            f"{'counts' if is_one else 'count'} once; give a weight to what is to count more."
+        )
+    return once
+
+
+def _held_out(validation: list[Atoms], trained: Sequence[Atoms], say: Say | None) -> list[Atoms]:
+    """Structures to validate on that are not trained on.
+
+    Raises:
+        InputError: all of them are.
+    """
+    if not validation:
+        return []
+    known = {geometry_key(atoms) for atoms in trained}
+    fresh = [atoms for atoms in validation if geometry_key(atoms) not in known]
+    if not fresh:
+        raise InputError("all structures to validate on are trained on too; take them out of one of the two.")
+    if say is not None and len(fresh) < len(validation):
+        say(
+            f"{len(validation) - len(fresh)} of {len(validation)} structures to validate on are trained on, and do not "
+            "validate."
+        )
+    return fresh
+
+
+def _check_elements(parts: _Parts, known: Collection[int], say: Say | None, *, given: bool) -> None:
+    """Looks for elements that validate and are not trained on: a potential would claim to know them.
+
+    Args:
+        parts: of a training.
+        known: elements that the potential to begin with knows.
+        say: is told where a share of the data validates.
+        given: whether structures were given to validate on.
+
+    Raises:
+        InputError: structures that were given to validate on hold one.
+    """
+    learned = {*known, *(int(z) for atoms in (*parts.learned, *parts.again) for z in atoms.numbers)}
+    strange = sorted({int(z) for atoms in parts.judging for z in atoms.numbers} - learned)
+    if not strange:
+        return
+    named = ", ".join(chemical_symbols[z] for z in strange)
+    if given:
+        raise InputError(
+            f"structures to validate on hold {named}, which no structure that is trained on holds; leave those out, or "
+            "add some to the data."
+        )
+    if say is not None:
+        say(
+            f"{named} occurs only in structures that are kept to validate on, so that nothing is learned of it; add "
+            "more of these to the data, or name others with --validation."
+        )
 
 
 def check_start(start: Potential, model: ModelSettings, ensemble: EnsembleSettings) -> None:

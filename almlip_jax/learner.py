@@ -19,7 +19,7 @@ from ase import Atoms
 from almlip_jax.compilation import check_precision
 from almlip_jax.ensembles import AnyEnsemble, build_ensemble
 from almlip_jax.errors import CapacityError, InputError
-from almlip_jax.fitting import check_start, states_before, with_kept_references
+from almlip_jax.fitting import check_start, each_once, states_before, with_kept_references
 from almlip_jax.given import given_number, given_settings, given_structures
 from almlip_jax.keys import named_key, numpy_generator
 from almlip_jax.models import ModelSettings, Params
@@ -30,7 +30,6 @@ from almlip_jax.potential.file_types import noted_file_types
 from almlip_jax.potential.states import states_note
 from almlip_jax.structures.packing import BatchShape
 from almlip_jax.structures.remembered import remember
-from almlip_jax.structures.replay import Replay
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.training import (
     Again,
@@ -229,7 +228,8 @@ class Learner:
 
         Args:
             data: labelled.  Isolated atoms among the first ones, where no others are typical, give the reference
-                energies of their elements; none is trained on.
+                energies of their elements; none is trained on.  A structure that comes again with the same label
+                counts once.
             on_epoch: called after each validation.
             checkpoint: folder that keeps the state of the training; the same training goes on there after an
                 interruption.
@@ -245,7 +245,7 @@ class Learner:
         if self.training.final_steps is not None:
             raise InputError("training.final_steps is for campaigns, whose last training is known; leave it out.")
         data = given_structures(data, "data")
-        bonded = without_isolated_atoms(data)
+        bonded = without_isolated_atoms(each_once(data, "the data", self._tell))
         if not bonded:
             raise InputError("there is nothing to train on besides isolated atoms; give labelled structures.")
         if len(bonded) > self.budget:
@@ -355,12 +355,12 @@ class Learner:
         again = NOTHING
         if params is not None:
             again = self.start.again(learned, judging, params, references, sees_state=self.ensemble.sees_state)
-        self._tell(again)
+        self._tell(again.remark)
         if self.start.second is not None:
             assert self._grown is not None
             before = params_for(self.settings, self._grown.member_settings, self._grown.params)
             own = self.start.reminders(learned, judging, sees_state=self.ensemble.sees_state)
-            self._tell(own)
+            self._tell(own.remark)
             return _Parts([*learned, *own.structures * own.copies], judging, Again(again.structures, before))
         return _Parts([*learned, *again.structures * again.copies], judging) if self._again else _Parts(data)
 
@@ -368,10 +368,11 @@ class Learner:
         share = self.training.validation_fraction
         return training_part(data, share), validation_part(data, share)
 
-    def _tell(self, again: Replay) -> None:
-        if self.say is not None and again.remark is not None and again.remark not in self._said:
-            self._said.add(again.remark)
-            self.say(again.remark)
+    def _tell(self, remark: str | None) -> None:
+        """Says something once."""
+        if self.say is not None and remark is not None and remark not in self._said:
+            self._said.add(remark)
+            self.say(remark)
 
     def potential(
         self,

@@ -143,15 +143,19 @@ def test_train_on_little_more_than_data(folder):
         atoms.calc = SinglePointCalculator(atoms, energy=energy)
         atoms.info["config_type"] = "IsolatedAtom"
     write_structures(folder / "alone.extxyz", alone)
+    frames = read_structures(folder / "data.extxyz")
+    write_structures(folder / "learned.extxyz", frames[:-4])
+    write_structures(folder / "judging.extxyz", frames[-4:])
     short = ["--set", "training.max_steps=7", "--set", "model.size=tiny"]
-    more = ["--data", "alone.extxyz", "--validation", "data.extxyz"]
-    almlip(folder, "train", "empty.yaml", "--data", "data.extxyz", *more, "--out", "bare", *short, "--json", "b.json")
-    assert found(folder, "b.json")["steps"] == 7 and found(folder, "b.json")["structures"] == FRAMES + 2
+    more = ["--data", "alone.extxyz", "--validation", "judging.extxyz"]
+    more += ["--data", "learned.extxyz", "--out", "bare", "--json", "b.json"]
+    almlip(folder, "train", "empty.yaml", *more, *short)
+    assert found(folder, "b.json")["steps"] == 7 and found(folder, "b.json")["structures"] == FRAMES - 2
     import almlip_jax
 
     potential = almlip_jax.load(folder / "bare")
     np.testing.assert_allclose(potential.evaluate(alone).energy, [-13.5, -2040.25], rtol=1e-9)
-    assert potential.calibration["structures"] == FRAMES
+    assert potential.calibration["structures"] == 4
     sulphur = molecule("SH2")
     sulphur.calc = SinglePointCalculator(sulphur, energy=-10000.0, forces=np.zeros((3, 3)))
     write_structures(folder / "sulphur.extxyz", [sulphur])

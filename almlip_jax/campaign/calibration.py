@@ -12,10 +12,10 @@ from collections.abc import Collection, Sequence
 import numpy as np
 from ase import Atoms
 
-from almlip_jax.campaign.preparation import geometry_key
 from almlip_jax.campaign.rundir import RunDirectory
 from almlip_jax.structures.carried import carried
 from almlip_jax.structures.io import read_structures
+from almlip_jax.structures.repeats import geometry_key
 
 _KEPT = ("charge", "spin", "system", "walker", "step", "time_fs", "temperature")
 

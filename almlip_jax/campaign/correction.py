@@ -11,7 +11,6 @@ from collections.abc import Collection, Sequence
 import numpy as np
 from ase import Atoms
 
-from almlip_jax.campaign.preparation import geometry_key
 from almlip_jax.campaign.rundir import RunDirectory
 from almlip_jax.campaign.settings import CorrectionSettings
 from almlip_jax.dynamics import Exploration, Status
@@ -21,6 +20,7 @@ from almlip_jax.potential import Potential
 from almlip_jax.scores import names, scores
 from almlip_jax.structures.carried import BATH_TEMPERATURE, carried
 from almlip_jax.structures.io import read_structures
+from almlip_jax.structures.repeats import geometry_key
 
 SPREAD = "force_std_max"
 """The score that structures around a place are ranked by."""

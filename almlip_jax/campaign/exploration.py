@@ -15,7 +15,6 @@ from almlip_jax.campaign.calibration import draw_frames, drawn_keys
 from almlip_jax.campaign.choice import ExplorationInputs
 from almlip_jax.campaign.correction import corrections, going_on_after
 from almlip_jax.campaign.gate_levels import Levels, gate_levels
-from almlip_jax.campaign.preparation import geometry_key
 from almlip_jax.campaign.round import Round
 from almlip_jax.campaign.rundir import RoundDirectory
 from almlip_jax.campaign.settings import MdExploration
@@ -33,6 +32,7 @@ from almlip_jax.dynamics.side_by_side import side_by_side
 from almlip_jax.files import write_npz
 from almlip_jax.progress import reaching
 from almlip_jax.structures.io import write_structures
+from almlip_jax.structures.repeats import geometry_key
 
 
 def explore(settings: MdExploration, given: ExplorationInputs) -> Mapping[str, Any]:

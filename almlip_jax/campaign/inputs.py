@@ -15,7 +15,6 @@ from almlip_jax.campaign.making import Made, make, starts_for
 from almlip_jax.campaign.preparation import (
     PoolSplit,
     frames_and_atoms,
-    geometry_key,
     labelled_frames,
     pool_frames,
     split_pool,
@@ -33,6 +32,7 @@ from almlip_jax.keys import named_key, numpy_generator
 from almlip_jax.potential import Potential
 from almlip_jax.structures.carried import system_of
 from almlip_jax.structures.labels import FileReading
+from almlip_jax.structures.repeats import geometry_key
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.training import given_references
 

@@ -11,7 +11,7 @@ from ase import Atoms
 
 from almlip_jax.campaign.choice import Beginning, ExplorationChoice, ExplorationInputs
 from almlip_jax.campaign.inputs import Inputs
-from almlip_jax.campaign.preparation import check_states, geometry_key, state_of
+from almlip_jax.campaign.preparation import check_states, state_of
 from almlip_jax.campaign.round import Round, Trained
 from almlip_jax.campaign.settings import StateReading
 from almlip_jax.campaign.systems import name_systems
@@ -20,6 +20,7 @@ from almlip_jax.potential import Evaluated
 from almlip_jax.scores import names, scores
 from almlip_jax.structures.carried import carried
 from almlip_jax.structures.io import read_structures, write_structures
+from almlip_jax.structures.repeats import geometry_key
 from almlip_jax.training import is_isolated_atom
 
 

@@ -18,7 +18,6 @@ from ase.data import chemical_symbols
 
 from almlip_jax.campaign.batch import choose_for_systems
 from almlip_jax.campaign.choice import ExplorationChoice
-from almlip_jax.campaign.repeats import without_repeats
 from almlip_jax.campaign.settings import (
     InitialSettings,
     LabelMdSettings,
@@ -37,6 +36,7 @@ from almlip_jax.structures.carried import SYSTEM, carried, named, system_of
 from almlip_jax.structures.electronic_state import electronic_state
 from almlip_jax.structures.io import LABEL_ERROR, read_structures
 from almlip_jax.structures.labels import FileReading, label_difference
+from almlip_jax.structures.repeats import geometry_key, without_repeats
 from almlip_jax.structures.weights import weight_names
 from almlip_jax.training import is_isolated_atom, isolated_atom_energies, without_isolated_atoms
 
@@ -240,14 +240,6 @@ def in_their_states(frames: Sequence[Atoms], system: StateReading) -> list[Atoms
         if not is_isolated_atom(frame):
             frame.info |= state_of(frame, system)
     return list(frames)
-
-
-def geometry_key(atoms: Atoms) -> bytes:
-    """What makes two structures the same for the separation of training and test: all but 1e-6 Angstrom."""
-    cell = np.where(np.asarray(atoms.pbc)[:, None], atoms.cell.array, 0.0)
-    numbers = np.concatenate([np.ravel(atoms.positions), np.ravel(cell)])
-    state = [*atoms.numbers, *atoms.pbc, *electronic_state(atoms)]
-    return np.round(numbers * 1e6).astype(np.int64).tobytes() + np.asarray(state, np.int64).tobytes()
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from almlip_jax.campaign.config import ExperimentConfig
 from almlip_jax.campaign.cost import PaidLabel, paid_by_teacher, paid_labels
 from almlip_jax.campaign.explorers import Explorers
 from almlip_jax.campaign.inputs import Inputs
-from almlip_jax.campaign.preparation import Source, geometry_key
+from almlip_jax.campaign.preparation import Source
 from almlip_jax.campaign.round import Budget, Round, Trained
 from almlip_jax.campaign.rundir import RunDirectory
 from almlip_jax.campaign.stages import Results
@@ -38,6 +38,7 @@ from almlip_jax.potential import ActiveStructures, Evaluated, Potential
 from almlip_jax.progress import Progress
 from almlip_jax.structures.io import read_structures
 from almlip_jax.structures.packing import BatchShape
+from almlip_jax.structures.repeats import geometry_key
 from almlip_jax.training import Capacity
 
 

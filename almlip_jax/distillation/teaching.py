@@ -14,13 +14,11 @@ from almlip_jax.campaign.preparation import (
     Say,
     Source,
     bare_frames,
-    geometry_key,
     initial_set,
     labelled_frames,
     planned_calls,
     start_geometries,
 )
-from almlip_jax.campaign.repeats import without_repeats
 from almlip_jax.distillation.folder import DistilDirectory
 from almlip_jax.distillation.settings import DistilConfig
 from almlip_jax.errors import InputError, LabelError
@@ -29,6 +27,7 @@ from almlip_jax.keys import numpy_generator
 from almlip_jax.oracles import Labeller, LabelStore
 from almlip_jax.progress import Progress
 from almlip_jax.structures.io import write_structures
+from almlip_jax.structures.repeats import geometry_key, without_repeats
 from almlip_jax.training import is_isolated_atom
 
 _FREE = ("rounds", "executor", "name")

@@ -12,13 +12,14 @@ import numpy as np
 from ase import Atoms
 
 from almlip_jax.campaign.batch import remarks_of
-from almlip_jax.campaign.preparation import check_states, frames_and_atoms, geometry_key
+from almlip_jax.campaign.preparation import check_states, frames_and_atoms
 from almlip_jax.campaign.settings import SystemSettings
 from almlip_jax.ensembles import build_ensemble
 from almlip_jax.errors import InputError
 from almlip_jax.keys import numpy_generator
 from almlip_jax.structures.io import read_structures
 from almlip_jax.structures.labels import hint_of_keys, label_difference
+from almlip_jax.structures.repeats import geometry_key
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.sweep.settings import SweepConfig, SweepSystem, members_of
 from almlip_jax.training import (

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from tiny_campaign import SECTIONS, Killed, KillingProgress, result_of, run_or_resume
 
-from almlip_jax.campaign.preparation import geometry_key
 from almlip_jax.campaign.rundir import RunDirectory
 from almlip_jax.files import read_csv, read_npz
 from almlip_jax.oracles import LabelStore
 from almlip_jax.structures.io import read_structures
+from almlip_jax.structures.repeats import geometry_key
 
 pytestmark = [pytest.mark.usefixtures("compile_once"), pytest.mark.slow]
 

@@ -14,12 +14,12 @@ from pydantic import ValidationError
 from tiny_campaign import SECTIONS, Killed, KillingProgress, result_of, run_or_resume, tiny_config
 
 from almlip_jax.campaign.correction import corrections, places
-from almlip_jax.campaign.preparation import geometry_key
 from almlip_jax.campaign.rundir import RunDirectory
 from almlip_jax.campaign.settings import CorrectionSettings
 from almlip_jax.dynamics import Status
 from almlip_jax.oracles import LabelStore
 from almlip_jax.structures.io import read_structures
+from almlip_jax.structures.repeats import geometry_key
 
 
 def stretched(length: float) -> Atoms:

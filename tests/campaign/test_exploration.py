@@ -17,7 +17,7 @@ from ase.constraints import FixAtoms
 from almlip_jax.campaign import starts as beginnings
 from almlip_jax.campaign.calibration import draw_frames
 from almlip_jax.campaign.gate_levels import gate_thresholds
-from almlip_jax.campaign.preparation import geometry_key, start_list
+from almlip_jax.campaign.preparation import start_list
 from almlip_jax.campaign.round import Budget, Round
 from almlip_jax.campaign.rundir import RunDirectory
 from almlip_jax.campaign.settings import MdExploration, SystemSettings
@@ -28,6 +28,7 @@ from almlip_jax.errors import InputError
 from almlip_jax.keys import numpy_generator
 from almlip_jax.progress import SilentProgress
 from almlip_jax.structures.io import read_structures, write_structures
+from almlip_jax.structures.repeats import geometry_key
 from almlip_jax.units import KB
 
 

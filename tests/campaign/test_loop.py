@@ -19,7 +19,7 @@ from tiny_campaign import SECTIONS, Killed, KillingProgress, result_of, run_or_r
 
 import almlip_jax
 from almlip_jax.campaign import finish_campaign, run_campaign
-from almlip_jax.campaign.preparation import Source, geometry_key, initial_set, split_pool, start_geometries
+from almlip_jax.campaign.preparation import Source, initial_set, split_pool, start_geometries
 from almlip_jax.campaign.rundir import RunDirectory
 from almlip_jax.campaign.settings import MdExploration
 from almlip_jax.campaign.starts import Beginnings, going_on, walker_starts
@@ -30,6 +30,7 @@ from almlip_jax.keys import numpy_generator
 from almlip_jax.oracles import Labeller, LabelStore, TBLiteSettings, label_structures, rattle
 from almlip_jax.progress import SilentProgress
 from almlip_jax.structures.io import read_structures, write_structures
+from almlip_jax.structures.repeats import geometry_key
 
 pytestmark = pytest.mark.usefixtures("compile_once")
 

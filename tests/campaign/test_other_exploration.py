@@ -18,7 +18,6 @@ from tiny_campaign import run_or_resume, tiny_config
 
 from almlip_jax.campaign.choice import Beginning, ExplorationChoice, ExplorationInputs
 from almlip_jax.campaign.offers import found_by
-from almlip_jax.campaign.preparation import geometry_key
 from almlip_jax.campaign.report import write_report
 from almlip_jax.campaign.round import Round
 from almlip_jax.campaign.rundir import RunDirectory
@@ -27,6 +26,7 @@ from almlip_jax.campaign.state import read_state
 from almlip_jax.errors import InputError
 from almlip_jax.progress import SilentProgress
 from almlip_jax.structures.io import read_structures, write_structures
+from almlip_jax.structures.repeats import geometry_key
 
 MODULE = '''
 import jax

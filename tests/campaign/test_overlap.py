@@ -14,7 +14,6 @@ from ase import Atoms
 from tiny_campaign import Killed, KillingProgress, kill_in, result_of, run_or_resume, start_process, tiny_config
 
 import almlip_jax
-from almlip_jax.campaign.preparation import geometry_key
 from almlip_jax.campaign.report import write_report
 from almlip_jax.campaign.rundir import RunDirectory
 from almlip_jax.campaign.state import CampaignState, Stage, read_state
@@ -23,6 +22,7 @@ from almlip_jax.files import read_csv
 from almlip_jax.keys import numpy_generator
 from almlip_jax.oracles import Label, rattle
 from almlip_jax.structures.io import read_structures, write_structures
+from almlip_jax.structures.repeats import geometry_key
 
 pytestmark = pytest.mark.usefixtures("compile_once")
 

@@ -15,7 +15,6 @@ import pytest
 from tiny_sweep import LEAKED, POOL, REPEATED, SECTIONS, Killed, Watching, config_of, springs, sweep, timeless
 from typer.testing import CliRunner
 
-from almlip_jax.campaign.preparation import geometry_key
 from almlip_jax.config import config_text, load_settings
 from almlip_jax.errors import InputError
 from almlip_jax.evaluation.tidy import columns
@@ -24,6 +23,7 @@ from almlip_jax.files import read_csv, read_json
 from almlip_jax.potential import Potential
 from almlip_jax.structures.io import read_structures, write_structures
 from almlip_jax.structures.packing import pack, plan_batches
+from almlip_jax.structures.repeats import geometry_key
 from almlip_jax.sweep import SweepConfig, parse_only
 from almlip_jax.sweep.crew import Crew, shares
 from almlip_jax.sweep.points import Point, all_points, point_groups
