@@ -525,4 +525,5 @@ def with_elements(
         members=start.member_settings,
         isolated=isolated,
         remembered=start.remembered,
+        metadata=compositions_note((), start.compositions),
     )

@@ -229,6 +229,8 @@ def test_compositions_are_known_where_no_structure_is_remembered(of_water):
     more = [with_energy("H2O2", -226.4)]
     noted = replace(of_water, remembered=(), metadata=compositions_note([with_energy("H2O", -138.0)] * 3))
     assert kept(noted, more) == kept(of_water, more)
+    for known in (of_water, noted):  # a training of a learner, or of a fit, begins with a copy
+        assert Learner(4, typical=more, start=known, training=SHORT).beginning(more, None)[1] == kept(of_water, more)
     given = [with_energy(name, -1.0) for name in ("H2O2", "H2O", "H2O")]
     given[2].info["charge"] = 1
     unlabelled = [molecule("CH4")]  # forces may be trained on; nothing is learned of its energy
