@@ -260,9 +260,9 @@ def _frame(
 
 
 def _moved(start: Atoms, positions: ArrayLike) -> Atoms:
-    """The start structure with other positions, and what it carries."""
+    """The start structure with other positions, and what it carries; fixed atoms keep every digit of their places."""
     frame = carried(start)
-    frame.positions = np.asarray(positions, np.float64)[: len(start)]
+    frame.set_positions(np.asarray(positions, np.float64)[: len(start)])  # walkers may hold fewer digits
     return frame
 
 
