@@ -203,7 +203,8 @@ class _LabelCalculator(Calculator):
 def _integrator(atoms: Atoms, dynamics: Dynamics, generator: np.random.Generator) -> Any:
     """An ASE integrator with thermal momenta.
 
-    The centre of mass rests, and a molecule does not turn at first, unless constraints hold something of it.
+    The centre of mass rests, and a molecule does not turn at first, unless constraints hold something of it.  A lone
+    atom is its centre of mass, and flies on.
     """
     # these bring half a second of SciPy, for which other labels need not wait
     from ase.constraints import FixCom
@@ -212,9 +213,9 @@ def _integrator(atoms: Atoms, dynamics: Dynamics, generator: np.random.Generator
     from ase.md.verlet import VelocityVerlet
 
     thermalize_momenta(atoms, dynamics.temperature, rng=generator)
-    if not atoms.constraints:
+    if not atoms.constraints and len(atoms) > 1:
         Stationary(atoms)
-        if not atoms.pbc.any() and len(atoms) > 1:
+        if not atoms.pbc.any():
             ZeroRotation(atoms)
         atoms.set_constraint(FixCom())
     timestep = dynamics.timestep * units.fs

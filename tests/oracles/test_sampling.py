@@ -305,3 +305,13 @@ def test_rattled_atoms_keep_their_distance(zundel: Atoms) -> None:
         rattle(zundel, 1, np.random.default_rng(0), stdev=0.1, min_distance=3)
     with pytest.raises(InputError, match="not both"):
         rattle(zundel, 1, np.random.default_rng(0))
+
+
+@pytest.mark.usefixtures("labels_here")
+@pytest.mark.parametrize("friction", [0.0, 0.02])
+def test_a_lone_atom_flies_on(friction: float, springs: CalculatorSettings, store: LabelStore) -> None:
+    """It is its centre of mass, which must not be brought to rest: a primitive cell may hold one atom."""
+    with Labeller(springs, store, LocalSettings(workers=1)) as labeller:
+        frames = label_md(bulk("Cu"), labeller, temperature=300, steps=3, friction=friction, seed=0, purpose="test")
+    assert len(frames) == 3 and np.isfinite([frame.positions for frame in frames]).all()
+    assert np.linalg.norm(frames[-1].positions) > 1e-4
