@@ -445,8 +445,8 @@ def evaluate(
     model = _load(potential, reading.types)
     reading = _as_remembered(reading, model, potential)
     from almlip_jax.evaluation import error_metrics
-    from almlip_jax.evaluation.tables import error_table, uncertainty_table
-    from almlip_jax.structures.labels import hint_of_keys
+    from almlip_jax.evaluation.tables import error_table, partly_labelled, uncertainty_table
+    from almlip_jax.structures.labels import hint_of_keys, likely_keys
 
     frames = _read([data], reading)
     if not any(frame.calc is not None for frame in frames):
@@ -458,6 +458,10 @@ def evaluate(
     evaluated = model.evaluate(frames)
     metrics = error_metrics(frames, evaluated, group_key=group_key)
     _show(error_table(metrics, f"{data.name}: {len(frames)} structures"))
+    for sentence in partly_labelled(metrics):
+        console.print(sentence, markup=False, highlight=False)
+    if not metrics["num_labelled"]["forces"] and (likely := likely_keys(frames[0], "forces")):
+        console.print(f"perhaps {', '.join(likely)} (--forces-key).", markup=False, highlight=False)
     uncertainties = uncertainty_table(metrics)
     if uncertainties is not None:
         _show(uncertainties)

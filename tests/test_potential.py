@@ -121,6 +121,15 @@ def knowing(potential, structures) -> Potential:
     return potential.knowing(structures[:8])
 
 
+def test_two_atoms_in_one_place_are_told(potential):
+    """Energy and forces are no numbers there; the structures beside it are what they are."""
+    torn = molecule("CH4")
+    torn.positions[2] = torn.positions[1]
+    with pytest.warns(UserWarning, match=r"structures, frame 1 \(CH4\): two atoms are in one place") as told:
+        energies = potential.evaluate([molecule("CH4"), torn, torn]).energy
+    assert np.isfinite(energies).tolist() == [True, False, False] and len(told) == 1
+
+
 def test_a_potential_knows_its_training_set(knowing, structures, tmp_path):
     """Saved and loaded, it grades atoms by an active set of training atoms; scores of structures are the largest."""
     rows = FeatureRequest(("last_layer_gradient",))

@@ -68,6 +68,7 @@ def error_metrics(
         ``forces_mae``, ``forces_rmse`` in eV/Angstrom over components; ``stress_mae``, ``stress_rmse`` in
         eV/Angstrom^3 over the six components of structures that are periodic in three directions; of what else the
         potential gives, errors over components too, ``dipole_mae``, ``dipole_rmse`` in e*Angstrom; ``num_structures``;
+        ``num_labelled``, how many of these have each label (``energy``, ``forces``, ``stress``, ``dipole``);
         ``num_atoms`` that have forces and ``force_total_mean``, the mean of their ``force_total`` in eV/Angstrom;
         ``by_species`` (symbol -> ``num_atoms``, ``forces_mae``, ``forces_rmse``, ``force_total_mean`` and
         ``calibration`` of the forces); ``calibration`` (of ``forces`` and ``energy``); ``by_group`` (name -> the same
@@ -192,6 +193,7 @@ def _metrics(rows: Sequence[_Row]) -> dict[str, Any]:
     energy_sigma = np.array([row.energy_sigma for row in with_energy])
     return {
         **_errors(rows),
+        "num_labelled": _counts(rows),
         "num_atoms": len(forces),
         "force_total_mean": float(np.mean(force_sigma)) if len(force_sigma) else float("nan"),
         "by_species": {
@@ -203,6 +205,15 @@ def _metrics(rows: Sequence[_Row]) -> dict[str, Any]:
             "energy": calibration_metrics(energy, energy_sigma),
         },
     }
+
+
+def _counts(rows: Sequence[_Row]) -> dict[str, int]:
+    """Structures that take part in the errors of each label."""
+    compared: list[dict[str, Any]] = [
+        {"energy": row.energy_error, "forces": row.force_errors, "stress": row.stress_errors, **row.further_errors}
+        for row in rows
+    ]
+    return {name: sum(one[name] is not None for one in compared) for name in compared[0]}
 
 
 def _errors(rows: Sequence[_Row]) -> dict[str, float]:

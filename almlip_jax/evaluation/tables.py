@@ -44,6 +44,22 @@ def rows_of_errors(rows: Mapping[str, Mapping[str, Any]], title: str, first: str
     return table
 
 
+def partly_labelled(metrics: Mapping[str, Any]) -> list[str]:
+    """Sentences on labels that only some of the structures have, whose errors the table shows beside the number of all.
+
+    Args:
+        metrics: of `error_metrics`.
+    """
+    total = metrics["num_structures"]
+    told = []
+    for label, count in metrics["num_labelled"].items():
+        if 0 < count < total:
+            told.append(f"{count} of {total} structures have the label {label}; its errors are of these alone.")
+        elif not count and label in ("energy", "forces"):
+            told.append(f"no structure has the label {label} to compare with.")
+    return told
+
+
 def uncertainty_table(metrics: Mapping[str, Any]) -> Table | None:
     """The uncertainty of forces next to their errors: of all, of each group and of each element.
 

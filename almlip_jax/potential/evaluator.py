@@ -33,7 +33,7 @@ from almlip_jax.precision import full_precision
 from almlip_jax.scores import Score, atom_scores, largest_of, scores
 from almlip_jax.structures.electronic_state import electronic_state
 from almlip_jax.structures.graph import Graph
-from almlip_jax.structures.neighbors import Edges, find_edges, largest_neighbor_count
+from almlip_jax.structures.neighbors import Edges, find_edges, largest_neighbor_count, shortest_edge
 from almlip_jax.structures.packing import (
     BatchPlan,
     BatchShape,
@@ -51,6 +51,8 @@ _ACCELERATED = 8  # times as many of both keep an accelerator busy
 _ALL_PAIRS = 32  # atoms of molecules that get a slot for every other atom, near or not
 _CHUNK_FRAMES = 1024  # frames whose common shape is looked for before their batches are evaluated
 _CHUNK_ATOMS = 2**17  # or atoms, where frames are large
+_CONTACT = 1e-3  # Angstrom; atoms that are nearer are in one place
+_SEARCH = 2.0  # Angstrom; the search for them divides space into boxes of this size, so it should not be tiny
 
 
 FittedScore: TypeAlias = Novelty | Grades
@@ -106,6 +108,15 @@ class Evaluator:
         self, frames: Iterable[Atoms], features: FeatureRequest, source: str, shape: BatchShape | None
     ) -> Iterator[tuple[list[Atoms], Evaluated]]:
         """Frames in order, batch after batch, and their predictions; see `Potential.evaluate_stream`."""
+        number, told = 0, False
+        for batch, evaluated in self._stream(frames, features, source, shape):
+            told = told or _tell_coinciding(batch, evaluated, source, number)
+            number += len(batch)
+            yield batch, evaluated
+
+    def _stream(
+        self, frames: Iterable[Atoms], features: FeatureRequest, source: str, shape: BatchShape | None
+    ) -> Iterator[tuple[list[Atoms], Evaluated]]:
         params = spread_members(self.params)
         factors = feature_factors(features, self.ensemble, self.params)
         for structures in _chunks(self.known(frames, source)):
@@ -258,6 +269,26 @@ class _UnderWay:
     batches: list[list[Atoms]]
     results: _OnDevice | None
     side_by_side: bool = False
+
+
+def _tell_coinciding(batch: Sequence[Atoms], evaluated: Evaluated, source: str, first: int) -> bool:
+    """Warns of a structure that has no energy since two of its atoms are in one place; whether there is one.
+
+    Args:
+        batch: structures.
+        evaluated: what is predicted for them.
+        source: what to call them.
+        first: number of the first of them.
+    """
+    for n in np.flatnonzero(~np.isfinite(evaluated.energy)).tolist():
+        if shortest_edge(batch[n], _SEARCH) < _CONTACT:
+            warnings.warn(
+                f"{source}, frame {first + n} ({batch[n].get_chemical_formula()}): two atoms are in one place, where "
+                "energy and forces are no numbers; correct the positions or the cell.",
+                stacklevel=2,
+            )
+            return True
+    return False
 
 
 def reference_energy(references: Mapping[int, float], atoms: Atoms) -> float:

@@ -7,6 +7,7 @@ are its derivatives.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -30,6 +31,10 @@ StressUnit = Literal["eV/A^3", "GPa", "kbar"]
 
 _UNITS: dict[StressUnit, float] = {"eV/A^3": 1.0, "GPa": GPA, "kbar": 0.1 * GPA}
 _VIRIALS = ("virial", "virials", "REF_virial", "REF_virials")
+_WORDS = {"energy": re.compile("energy|etot|e_tot|toten", re.I), "forces": re.compile("force|grad", re.I)}
+_GRADIENT = re.compile("^(?!.*force).*grad", re.I)
+_NO_FORCES = frozenset(("positions", "momenta", "velocities", "vel", "velo", "initial_magmoms", "predicted_forces"))
+"""Arrays of vectors that are no forces."""
 _SAME_LABEL = 1e-4  # eV, eV/Angstrom
 _SAME_ENERGY = 1e-6  # eV; what rounding in a file leaves between two names of one energy
 
@@ -84,7 +89,12 @@ class LabelKeys(ByTarget):
             raise InputError("; ".join(problems)) from error
 
     @model_validator(mode="after")
-    def _stress_is_no_virial(self) -> Self:
+    def _names_say_what_it_is(self) -> Self:
+        if self.forces is not None and _GRADIENT.search(self.forces):
+            raise ValueError(
+                f"the key of the forces is '{self.forces}', which by its name holds gradients of the energy, minus the "
+                "forces; write these into the file under another name."
+            )
         if self.stress is not None and "virial" in self.stress.lower():
             raise ValueError(
                 f"the key of the stress is '{self.stress}', which by its name is a virial (-volume * stress); "
@@ -215,10 +225,16 @@ def drop_labels(atoms: Atoms) -> None:
 
 
 def likely_keys(atoms: Atoms, name: str) -> list[str]:
-    """Keys of a structure that may hold a label that was not found, by their names."""
-    word = {"energy": "energy", "forces": "force"}[name]
+    """Keys of a structure that may hold a label that was not found, by their names.
+
+    Of forces, where no name tells, every array of vectors that is not known to hold something else.
+    """
     place = atoms.info if name == "energy" else atoms.arrays
-    return [key for key in place if word in str(key).lower()]
+    found = [key for key in place if _WORDS[name].search(str(key))]
+    if name == "forces" and not found:
+        vectors = {key for key, array in place.items() if array.shape == (len(atoms), 3) and array.dtype.kind == "f"}
+        found = [key for key in place if key in vectors - _NO_FORCES]
+    return [f"{key} with its sign turned" if _GRADIENT.search(key) else key for key in map(str, found)]
 
 
 def label_difference(one: Atoms, other: Atoms) -> str | None:

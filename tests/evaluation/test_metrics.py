@@ -14,6 +14,7 @@ from almlip_jax.errors import InputError
 from almlip_jax.evaluation import error_metrics
 from almlip_jax.evaluation.metrics import Labels, plain_errors
 from almlip_jax.evaluation.pairs import label_pairs
+from almlip_jax.evaluation.tables import partly_labelled
 
 
 def labelled(symbols: str, group: str, seed: int, **results) -> Atoms:
@@ -51,6 +52,13 @@ def test_metrics_are_their_definitions():
     assert found["forces_rmse"] == pytest.approx(np.sqrt(np.mean(everything**2)))
     assert found["forces_mae"] == pytest.approx(np.abs(everything).mean())
     assert found["stress_rmse"] == pytest.approx(0.1) and found["num_structures"] == 3
+    assert found["num_labelled"] == {"energy": 2, "forces": 3, "stress": 1}
+    assert found["by_group"]["b"]["num_labelled"] == {"energy": 0, "forces": 1, "stress": 0}
+    assert partly_labelled(found) == [
+        "2 of 3 structures have the label energy; its errors are of these alone.",
+        "1 of 3 structures have the label stress; its errors are of these alone.",
+    ]
+    assert partly_labelled(found["by_group"]["b"]) == ["no structure has the label energy to compare with."]
     numbers = np.concatenate([f.numbers for f in frames])
     assert found["by_species"]["H"]["forces_mae"] == pytest.approx(np.abs(everything[numbers == 1]).mean())
     assert set(found["by_group"]) == {"a", "b"}

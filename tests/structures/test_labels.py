@@ -227,6 +227,20 @@ def test_likely_keys_are_named(tmp_path: Path) -> None:
     assert found[0].get_potential_energy() == -1 and found[0].get_forces()[0, 0] == 0.1
 
 
+@pytest.mark.parametrize(
+    ("column", "told"),
+    [("force", "dft_energy, force"), ("gradient", "gradient with its sign turned"), ("dEdR", "dft_energy, dEdR")],
+)
+def test_columns_that_may_be_forces_are_named(tmp_path: Path, column: str, told: str) -> None:
+    with pytest.raises(InputError, match=rf"perhaps .*{told}\) with --energy-key and --forces-key"):
+        read(tmp_path, frame("dft_energy=-1", column=column))
+
+
+def test_gradients_are_no_forces() -> None:
+    with pytest.raises(InputError, match="'gradient', which by its name holds gradients of the energy"):
+        LabelKeys.named(forces="gradient")
+
+
 def test_labels_that_are_ignored_are_not_looked_at(tmp_path: Path) -> None:
     path = tmp_path / "frames.xyz"
     path.write_text(
