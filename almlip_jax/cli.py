@@ -553,7 +553,7 @@ def select(
 
     selector = settings.selection.selector
     try:
-        check_selector(selector, model.member_settings, "selection.selector")
+        check_selector(selector, model.member_settings, "selection.selector", model.ensemble.targets)
     except ValueError as error:
         raise InputError(f"{potential}: {error}") from error
     check_columns(selector, k, "selection.selector")

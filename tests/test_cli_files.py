@@ -89,6 +89,7 @@ def reads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
     class Potential:
         member_settings = EnsembleSettings()
+        ensemble = SimpleNamespace(targets=())
         species = SpeciesTable((8, 12))
         type_numbers = (8, 12)
         metadata: ClassVar[dict[str, Any]] = {}

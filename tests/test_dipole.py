@@ -15,7 +15,9 @@ from ase.build import molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 from pydantic import TypeAdapter, ValidationError
 from scipy.spatial.transform import Rotation
+from typer.testing import CliRunner
 
+from almlip_jax import cli
 from almlip_jax.campaign.consistency import check_labels
 from almlip_jax.cli import _ReadingOptions
 from almlip_jax.dynamics import ExplorationSettings
@@ -292,3 +294,22 @@ def test_dynamics_look_at_the_spread_of_dipoles_where_asked():
             ValueError, match="exploration looks at dipole_std, but the model gives no dipole; set model"
         ):
             check_exploration(settings, EnsembleSettings(size=2))
+
+
+def test_a_command_selects_by_the_spread_of_dipoles(potential, frames, found, tmp_path: Path):
+    """The potential says that it gives dipoles, whatever the config says of a model."""
+    potential.save(tmp_path / "potential")
+    write_structures(tmp_path / "pool.extxyz", frames[:3])
+    (tmp_path / "config.yaml").write_text(
+        "system: {structures: pool.extxyz}\n"
+        "oracle: {kind: tblite, dipole: true}\n"
+        "initial: {rattle: {count: 2}}\n"
+        "model: {dipole: true}\n"
+        "selection: {selector: {kind: top_k, score: dipole_std}}\n"
+    )
+    files = {"--potential": "potential", "--pool": "pool.extxyz", "--train": "pool.extxyz", "--out": "batch.extxyz"}
+    options = [part for option, name in files.items() for part in (option, str(tmp_path / name))]
+    done = CliRunner().invoke(cli.app, ["select", str(tmp_path / "config.yaml"), "-k", "1", *options])
+    assert done.exit_code == 0, done.output + str(done.exception)
+    (chosen,) = read_structures(tmp_path / "batch.extxyz")
+    assert chosen.info["pool_index"] == int(np.argmax(found.scores["dipole_std"][:3]))

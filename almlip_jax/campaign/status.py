@@ -90,7 +90,7 @@ def campaign_status(run_dir: Path | str) -> dict[str, Any]:
             "atoms": atoms,
             "checks": dict(Counter(walker["check"] for walker in walkers)),
             "failed_labels": failures,
-            "advice": _advice(state, trend, walkers, atoms, failures),
+            "advice": _advice(state, trend, walkers, _number_of_walkers(explored), atoms, failures),
         },
     }
 
@@ -230,6 +230,11 @@ def _of_exploration(explored: tuple[RoundDirectory, dict[str, Any]] | None) -> d
         found["pressures"] = _pressures(explored)
     with understood(folder.pool):
         return {**found, "atoms": _uncertain_atoms(explored)}
+
+
+def _number_of_walkers(explored: tuple[RoundDirectory, dict[str, Any]] | None) -> int:
+    """Walkers of the newest exploration, whose round need not have been recorded yet."""
+    return 0 if explored is None else len(explored[1]["status"])
 
 
 def _ended_walkers(explored: tuple[RoundDirectory, dict[str, Any]]) -> list[dict[str, Any]]:
@@ -404,6 +409,7 @@ def _advice(
     state: CampaignState,
     trends: Mapping[str, str],
     walkers: Sequence[Mapping[str, Any]],
+    total: int,
     atoms: Sequence[Mapping[str, Any]],
     failures: Mapping[str, int],
 ) -> list[str]:
@@ -419,7 +425,6 @@ def _advice(
         elif verdict == "diverging":
             said.append(f"{name} rises: look at training.csv of the last round and at the labels of its batch.")
     by_check = Counter((ended_by(walker), bath(walker)) for walker in walkers)
-    total = sum(_last(record.walkers for record in state.history if record.walkers).values()) if by_check else 0
     for (check, temperature), count in sorted(by_check.items()):
         steps = [walker["step"] for walker in walkers if (ended_by(walker), bath(walker)) == (check, temperature)]
         said.append(

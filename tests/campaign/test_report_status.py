@@ -94,6 +94,12 @@ def test_status_names_what_ended_walkers(run):
         "check": "dissociated",
     }
     assert any("600 K" in sentence and "dissociated" in sentence for sentence in diagnosis["advice"])
+    state = json.loads(run.state.read_text())
+    for record in state["history"]:  # killed before the round knew of its walkers
+        record["walkers"] = {}
+    run.state.write_text(json.dumps(state))
+    advice = campaign_status(run.path)["diagnosis"]["advice"]
+    assert any("1 of 2 walkers ended early at 600 K" in sentence for sentence in advice)
     arrays |= {"walker_final_temperature": np.array([300.0, 900.0]), "stop_member": np.array([-1, 3])}
     write_npz(folder.walkers, arrays | {"cause": np.array(["none", "not_finite"])})
     status = campaign_status(run.path)
