@@ -46,7 +46,8 @@ def check_model(
     structures are turned, mirrored and their atoms reordered; that forces are the derivatives of energies; that an atom
     which reaches the cutoff is felt no more; that charge and spin change nothing unless the model ``sees_state``; that
     in a ``local`` model an atom's energy depends on its own edges; that the rows of ``linear`` are derivatives by
-    parameters; and that more species (``with_species``) change nothing for those that were there.
+    parameters, and those of ``features`` and ``code``; and that more species (``with_species``) change nothing for
+    those that were there.
 
     Args:
         model: settings of it, a dict of them such as ``{"kind": "user", "function": "my_models:make"}``, or the name of
@@ -278,6 +279,21 @@ class _Check:
                 f"column {int(np.argmax(apart))} of `linear` is the derivative of energies by no parameter; features "
                 "have to be what the last layer multiplies by its weights, and `last_scale` all that stands before it."
             )
+        told = self.rows_of_features()
+        if rows.shape != told.shape or np.any(np.abs(rows - told)[real] > 100 * _CLOSE * size):
+            raise InputError(
+                "`linear` gives other rows than `features` and `code` of what `apply` gives, of which grades, active "
+                "sets and last-layer features are made; let `apply` give these, and `linear` be that of `LinearLast`."
+            )
+
+    def rows_of_features(self) -> np.ndarray:
+        """What `linear` is of a model whose last layer is linear in its features, [A, d]."""
+
+        def made(params: Params) -> jax.Array:
+            found = self.ensemble.predict(params, self.here).linear_rows(self.here, self.model.num_species)
+            return jax.vmap(self.model.last_scale)(params)[:, None, None] * found
+
+        return np.asarray(jax.jit(made)(self.params))[0]
 
     def more_species(self) -> str | None:
         """Whether species can be added, by which energies of those that were there stay the same."""

@@ -27,6 +27,11 @@ WATER.rattle(0.1, seed=1)
 CRYSTAL = bulk("Cu", cubic=True)
 CRYSTAL.rattle(0.1, seed=2)
 
+_HALF_THE_ROWS = """    def linear(self, params, geometry, graph):
+        return super().linear(params, geometry, graph)[:, ::2]
+
+"""
+
 
 @pytest.fixture
 def refusal(with_module: Any) -> Any:
@@ -66,6 +71,7 @@ def test_the_page_keeps_all_promises(refusal):
         ('{"mean": mean, "spread"', '{"mean": mean[0], "spread"', "other names or shapes"),
         ('return params["constants"]["scale"]', 'return 2 * params["constants"]["scale"]', "column . of `linear`"),
         ("AtomicOutput(energy, features)", "AtomicOutput(energy, features**2)", "of `linear`"),
+        ("    def last_scale", f"{_HALF_THE_ROWS}    def last_scale", "`linear` gives other rows than `features`"),
         ("AtomicOutput(energy, f", "AtomicOutput(energy + 0 * energy.sum() + geometry.sum(), f", "`local`"),
         ('"bias": 1, "last": 1', '"bias": 1', "`with_species` gives parameters of other names or shapes"),
         ("(params, fresh, self.species", "(fresh, fresh, wanted", "`with_species` changes energies"),
