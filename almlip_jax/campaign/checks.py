@@ -39,7 +39,7 @@ def check_campaign(config: ExperimentConfig, say: Say = lambda text: None) -> No
 
     Args:
         config: of the campaign.
-        say: is told which start geometries generators leave out.
+        say: is told which start geometries generators leave out, and what else would not be as it seems.
 
     Raises:
         InputError: names it, and says what to do.
@@ -66,6 +66,7 @@ def check_campaign(config: ExperimentConfig, say: Say = lambda text: None) -> No
     for left_out in inputs.left_out(_generators(config)):
         say(left_out)
     _tell_of_short_shares(config, inputs, say)
+    _tell_of_other_orders(config, inputs, say)
     _check_first_of_each(config, inputs)
     config.exploration.check_geometries(inputs.listed or starts)
     _check_pressures(config, inputs)
@@ -101,6 +102,23 @@ def _tell_of_short_shares(config: ExperimentConfig, inputs: Inputs, say: Say) ->
             say(
                 f"{what} has {there} structures of system '{name}', fewer than the {owed} of initial.{key} {count} "
                 "that are its share; others take their places."
+            )
+
+
+def _tell_of_other_orders(config: ExperimentConfig, inputs: Inputs, say: Say) -> None:
+    """Says of labelled structures at which no walker starts, since their atoms stand in another order."""
+    exploration = config.exploration
+    if not isinstance(exploration, MdExploration) or exploration.starts_file is not None:
+        return
+    for number, start in enumerate(inputs.geometries):
+        kind = sorted(start.numbers.tolist()), start.pbc.tolist()
+        alike = [one for one in inputs.known if (sorted(one.numbers.tolist()), one.pbc.tolist()) == kind]
+        other = sum(one.numbers.tolist() != start.numbers.tolist() for one in alike)
+        if other:
+            say(
+                f"{other} of {len(alike)} structures of initial.dataset with the composition of start geometry "
+                f"{number} have their atoms in another order, so that no walker starts at them; give both the same "
+                "order."
             )
 
 

@@ -10,7 +10,9 @@ import pytest
 from ase import Atoms
 from ase.build import molecule
 from ase.calculators.singlepoint import SinglePointCalculator
+from tiny_campaign import tiny_config
 
+from almlip_jax.campaign.checks import check_campaign
 from almlip_jax.campaign.preparation import Source, held_out_set, initial_set
 from almlip_jax.campaign.settings import InitialSettings, SystemSettings
 from almlip_jax.campaign.settings import TestSettings as HeldOut
@@ -92,4 +94,17 @@ def test_sweeps_tell_of_them(tmp_path: Path) -> None:
         "structure 2 of the pool is left out: it came before with another label (energy 10 meV/atom and forces up "
         "to 200 meV/Angstrom apart).",
         "2 further structures are left out for the same reason.",
+    )
+
+
+def test_atoms_in_another_order_are_told(tmp_path: Path) -> None:
+    """No walker starts at such a structure; a file from another code is often sorted otherwise."""
+    other = water(0.1)[[1, 0, 2]]
+    other.calc = SinglePointCalculator(other, energy=-14.0, forces=np.zeros((3, 3)))
+    write_structures(tmp_path / "data.extxyz", [water(0.0), other])
+    said: list[str] = []
+    check_campaign(tiny_config(tmp_path, initial={"dataset": str(tmp_path / "data.extxyz")}), said.append)
+    assert any(
+        "1 of 2 structures of initial.dataset with the composition of start geometry 0 have their atoms" in one
+        for one in said
     )
