@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Sequence
 
+import numpy as np
 from ase import Atoms
 from ase.data import chemical_symbols
 
@@ -110,9 +111,11 @@ def _tell_of_other_orders(config: ExperimentConfig, inputs: Inputs, say: Say) ->
     exploration = config.exploration
     if not isinstance(exploration, MdExploration) or exploration.starts_file is not None:
         return
+    by_kind: dict[bytes, list[Atoms]] = {}
+    for one in inputs.known:
+        by_kind.setdefault(_kind_of(one), []).append(one)
     for number, start in enumerate(inputs.geometries):
-        kind = sorted(start.numbers.tolist()), start.pbc.tolist()
-        alike = [one for one in inputs.known if (sorted(one.numbers.tolist()), one.pbc.tolist()) == kind]
+        alike = by_kind.get(_kind_of(start), [])
         other = sum(one.numbers.tolist() != start.numbers.tolist() for one in alike)
         if other:
             say(
@@ -120,6 +123,11 @@ def _tell_of_other_orders(config: ExperimentConfig, inputs: Inputs, say: Say) ->
                 f"{number} have their atoms in another order, so that no walker starts at them; give both the same "
                 "order."
             )
+
+
+def _kind_of(frame: Atoms) -> bytes:
+    """Its composition, and in which directions it repeats."""
+    return np.sort(frame.numbers).tobytes() + frame.pbc.tobytes()
 
 
 def needs_first_of_each(config: ExperimentConfig) -> bool:

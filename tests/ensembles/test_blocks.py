@@ -104,6 +104,13 @@ def test_members_on_two_devices_say_what_they_say_on_one(graph, params, flat):
     same(program(apart, graph), flat)
 
 
+def test_cores_share_walkers_out_where_these_are_large(monkeypatch):
+    """Devices that somebody asked for share out whatever there is."""
+    for own, shared in ((True, [1, 1, 8]), (False, [8, 8, 8])):
+        monkeypatch.setattr(sharding, "cores_are_devices", lambda own=own: own)
+        assert [sharding.walkers_to_share(8, atoms) for atoms in (72, 511, 512)] == shared
+
+
 @needs_two_devices
 def test_walkers_on_two_devices_meet_once_in_a_step(monkeypatch):
     """What goes on around the evaluation each device does for itself, though it is given walkers of its own."""
