@@ -23,7 +23,7 @@ from almlip_jax.campaign.consistency import check_columns
 from almlip_jax.campaign.inputs import Inputs
 from almlip_jax.campaign.latest import point_to
 from almlip_jax.campaign.preparation import check_target_labels
-from almlip_jax.campaign.report import write_report
+from almlip_jax.campaign.report import Drawn, write_report
 from almlip_jax.campaign.round import Budget
 from almlip_jax.campaign.rounds import Rounds
 from almlip_jax.campaign.rundir import RunDirectory
@@ -92,6 +92,7 @@ class Campaign:
         self.progress: Progress = TickingProgress(progress, self.clock)
         self.state = read_state(run) if run.state.exists() else _first_state(config)
         self.teacher: Teacher | None = None
+        self.drawn = Drawn()
         self.with_changes = False  # whether the config is another one than in the last session
         self.store = LabelStore(run.labels)
         try:
@@ -368,7 +369,7 @@ class Campaign:
     def report(self) -> None:
         """Writes the report; one that fails is reported to the user, and costs no labels."""
         try:
-            write_report(self.run.path)
+            write_report(self.run.path, self.drawn)
         except Exception as error:  # a figure must not end a campaign that took days
             self.progress.message(f"the report could not be written ({type(error).__name__}: {error}).")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,52 @@ from almlip_jax.targets import further_targets, target_errors
 from almlip_jax.unit_names import spelt, unit_of
 
 
-def write_report(run_dir: Path | str) -> Path:
+class Drawn:
+    """What was drawn before, for as long as the files that it shows stay as they are.
+
+    A campaign that writes its report after every round draws each of the rounds before once.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[str, Path], tuple[list[tuple[int, int] | None], dict[str, str]]] = {}
+
+    def figures(self, what: str, files: Sequence[Path], draw: Callable[[], dict[str, str]]) -> dict[str, str]:
+        """Names and JSON of figures of some files, which are drawn where one of the files is another than before."""
+        key, now = (what, files[0]), [_written(file) for file in files]
+        before, figures = self._kept.get(key, (None, {}))
+        if now != before:
+            figures = draw()
+            self._kept[key] = now, figures
+        return figures
+
+    def figure(self, draw: Callable[[RoundDirectory], go.Figure | None], folder: RoundDirectory) -> str:
+        """JSON of the figure that a function draws of what an exploration left."""
+
+        def drawn() -> dict[str, str]:
+            with understood(folder.walkers):
+                return {"": _json(draw(folder))}
+
+        return self.figures(draw.__name__, [folder.walkers, folder.pool, folder.batch], drawn)[""]
+
+
+def _written(file: Path) -> tuple[int, int] | None:
+    """When a file was written, and its size; None where there is none."""
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size
+
+
+_NOTHING = "null"  # JSON of a figure that shows nothing
+
+
+def write_report(run_dir: Path | str, drawn: Drawn | None = None) -> Path:
     """Writes ``report.html`` from what the run directory holds so far.
+
+    Args:
+        run_dir: of the campaign.
+        drawn: what the report before drew, which is told of what is new; by default all is drawn.
 
     Returns:
         the page.
@@ -47,7 +92,7 @@ def write_report(run_dir: Path | str) -> Path:
         InputError: there is no campaign in the folder, or it cannot be written to.
     """
     run = RunDirectory(run_dir).require()
-    state = read_state(run)
+    state, drawn = read_state(run), drawn or Drawn()
     environment = Environment(loader=PackageLoader("almlip_jax.campaign", "."), autoescape=select_autoescape(["jinja"]))
     template = environment.get_template("report.html.jinja")
     explored = [folder for folder in run.rounds() if folder.walkers.exists()]
@@ -55,7 +100,7 @@ def write_report(run_dir: Path | str) -> Path:
     predictions = {} if predicted is None else read_npz(predicted)
     with understood(predicted or run.state):
         looks = group_looks(_groups(state, predictions))
-    pressures = {str(folder.index): _traces_of(folder, pressure_traces) for folder in explored}
+    pressures = {str(folder.index): drawn.figure(pressure_traces, folder) for folder in explored}
     status = campaign_status(run.path)
     rounds = state.rows()
     columns = list(dict.fromkeys(name for row in rounds for name in row))
@@ -70,13 +115,13 @@ def write_report(run_dir: Path | str) -> Path:
         error_columns={metric: spelt(unit_of(metric)) for metric in _shown_errors(status)},
         plotly=get_plotlyjs(),
         curves={error_curves()[metric][0]: _json(error_curve(state, looks, metric)) for metric in _curves(state)},
-        walkers={str(folder.index): _traces_of(folder, score_traces) for folder in explored},
+        walkers={str(folder.index): drawn.figure(score_traces, folder) for folder in explored},
         pressures=pressures,
         has_pressures=any(figure != "null" for figure in pressures.values()),
-        trainings=_trainings(run),
+        trainings=_trainings(run, drawn),
         **_test_figures(predicted, predictions, looks),
         labels=_label_table(run),
-        structure=_most_uncertain(run, explored),
+        structure=_most_uncertain(explored, drawn),
         rounds=rounds,
         columns={name: spelt(unit) for name, unit in metric_units(run, columns).items()},
         config=run.config.read_text(errors="replace") if run.config.is_file() else "",
@@ -88,7 +133,7 @@ def write_report(run_dir: Path | str) -> Path:
 
 def _json(figure: go.Figure | None) -> str:
     """A figure as JSON that may stand inside a script element; ``null`` where there is nothing to show."""
-    text = "null" if figure is None else figure.to_json()
+    text = _NOTHING if figure is None else figure.to_json()
     return text.replace("</", "<\\/")
 
 
@@ -154,30 +199,31 @@ def _error_rows(status: Mapping[str, Any], looks: Mapping[str, Look]) -> list[di
     return rows
 
 
-def _traces_of(folder: RoundDirectory, draw: Callable[[RoundDirectory], go.Figure | None]) -> str:
-    with understood(folder.walkers):
-        return _json(draw(folder))
+def _most_uncertain(explored: Sequence[RoundDirectory], drawn: Drawn) -> str:
+    """The figure of the newest exploration that recorded something."""
+    found = (drawn.figure(most_uncertain, folder) for folder in reversed(explored))
+    return next((figure for figure in found if figure != _NOTHING), _NOTHING)
 
 
-def _most_uncertain(run: RunDirectory, explored: Sequence[RoundDirectory]) -> str:
-    with understood(run.rounds_folder):
-        return _json(most_uncertain(explored))
-
-
-def _trainings(run: RunDirectory) -> dict[str, str]:
+def _trainings(run: RunDirectory, drawn: Drawn) -> dict[str, str]:
     """Name of each training, and of what else it shows -> the figure of its course, the newest first."""
     folders: dict[str, PotentialDirectory] = {"final": run.final}
     folders |= {f"round {one.index}": one for one in reversed(run.rounds())} | {"teacher": run.teacher}
-    figures = {}
+    figures: dict[str, str] = {}
     for name, folder in folders.items():
-        if folder.training.exists():
-            with contextlib.suppress(InputError):  # a damaged table has no figure
-                with understood(folder.training):
-                    curves = training_figures(read_csv(folder.training))
-                    first = next(iter(curves), None)
-                    figures[name] = _json(None if first is None else curves.pop(first))
-                    figures |= {f"{name}, {shown}": _json(figure) for shown, figure in curves.items()}
+        courses = drawn.figures("training", [folder.training], partial(_course, folder.training))
+        figures |= {f"{name}, {shown}" if shown else name: figure for shown, figure in courses.items()}
     return figures
+
+
+def _course(training: Path) -> dict[str, str]:
+    """What each figure of a training shows, nothing for the first, and the figure; none of a table that is damaged."""
+    if not training.exists():
+        return {}
+    with contextlib.suppress(InputError), understood(training):
+        curves = [(name, _json(figure)) for name, figure in training_figures(read_csv(training)).items()]
+        return {"": _NOTHING} if not curves else {"": curves[0][1], **dict(curves[1:])}
+    return {}
 
 
 def _predicted(run: RunDirectory, state: CampaignState) -> Path | None:

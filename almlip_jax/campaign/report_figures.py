@@ -242,16 +242,15 @@ def force_reliability(predictions: Mapping[str, np.ndarray], looks: Mapping[str,
 # ----------------------------------------------------------------------------------------------------------- structure
 
 
-def most_uncertain(explored: Sequence[RoundDirectory]) -> go.Figure | None:
-    """The recorded frame with the largest spread of the newest exploration, its atoms coloured by it."""
-    for folder in reversed(explored):
-        frames = read_structures(folder.pool) if folder.pool.exists() else []
-        frames = [frame for frame in frames if "force_std" in frame.arrays]
-        if frames:
-            frame = max(frames, key=lambda one: float(np.max(one.arrays["force_std"])))
-            title = f"round {folder.index}, walker {frame.info.get('walker')}, step {frame.info.get('step')}"
-            return structure_view(frame, title)
-    return None
+def most_uncertain(folder: RoundDirectory) -> go.Figure | None:
+    """The recorded frame with the largest spread of an exploration, its atoms coloured by it."""
+    frames = read_structures(folder.pool) if folder.pool.exists() else []
+    frames = [frame for frame in frames if "force_std" in frame.arrays]
+    if not frames:
+        return None
+    frame = max(frames, key=lambda one: float(np.max(one.arrays["force_std"])))
+    title = f"round {folder.index}, walker {frame.info.get('walker')}, step {frame.info.get('step')}"
+    return structure_view(frame, title)
 
 
 def structure_view(frame: Atoms, title: str) -> go.Figure:

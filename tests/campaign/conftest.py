@@ -35,7 +35,7 @@ def compile_once(
     cache: Path, compiled_in: CompiledIn, reference: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[None]:
     """Lets this test keep every compiled program, and leaves out the reports."""
-    monkeypatch.setattr("almlip_jax.campaign.loop.write_report", lambda run_dir: run_dir)
+    monkeypatch.setattr("almlip_jax.campaign.loop.write_report", lambda run_dir, drawn: run_dir)
     with compiled_in(cache):
         yield
 

@@ -226,7 +226,7 @@ class TestRelaxedStarts:
     ) -> Study:
         run_dir = tmp_path_factory.mktemp("relaxed") / "run"
         with compiled_in(cache), count_compilations() as compiled, pytest.MonkeyPatch.context() as patch:
-            patch.setattr("almlip_jax.campaign.loop.write_report", lambda run_dir: run_dir)
+            patch.setattr("almlip_jax.campaign.loop.write_report", lambda run_dir, drawn: run_dir)
             counter = CompileCounter(compiled)
             run_or_resume(reference, run_dir, counter, stopping={"max_rounds": 3}, **self.sections)
         return Study(reference, RunDirectory(run_dir), counter.of_round)

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from rich.console import Console, RenderableType
 
-from almlip_jax.campaign.report import write_report
+from almlip_jax.campaign import report
+from almlip_jax.campaign.report import Drawn, write_report
 from almlip_jax.campaign.rundir import RunDirectory
 from almlip_jax.campaign.status import campaign_status, render_status, trend
 from almlip_jax.errors import InputError
@@ -135,6 +136,24 @@ def test_damaged_files_are_one_sentence_in_a_report_or_do_no_harm(run, damages, 
             assert "\n" not in str(error) and str(run.path) in str(error), (name, damage)
     path.write_bytes(whole)
     assert write_report(run.path).stat().st_size > 1e6
+
+
+def test_a_campaign_draws_a_round_once_and_again_where_its_files_have_changed(run, monkeypatch):
+    drawn, drawings = Drawn(), []
+    draw = report.score_traces
+    monkeypatch.setattr(report, "score_traces", lambda folder: drawings.append(folder.index) or draw(folder))
+    explored = [one.index for one in run.rounds() if one.walkers.exists()]
+    assert explored
+    page = write_report(run.path, drawn).read_text()
+    assert drawings == explored
+    assert write_report(run.path, drawn).read_text() == page and drawings == explored
+    last = run.round(explored[-1])
+    arrays = read_npz(last.walkers)
+    assert " K, not_finite" not in page
+    write_npz(last.walkers, {**arrays, "status": np.full(len(arrays["status"]), "not_finite")})
+    page = write_report(run.path, drawn).read_text()
+    assert drawings == [*explored, explored[-1]] and " K, not_finite" in page
+    assert write_report(run.path).read_text() == page
 
 
 def test_a_damaged_state_is_one_sentence(run, tmp_path):

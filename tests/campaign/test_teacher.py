@@ -88,7 +88,7 @@ def results(run_dir: Path) -> dict[str, Any]:
 def compile_once(cache: Path, compiled_in: Any) -> Iterator[None]:
     """Every compiled program is kept, and reports are left out."""
     with compiled_in(cache), pytest.MonkeyPatch.context() as patch:
-        patch.setattr("almlip_jax.campaign.loop.write_report", lambda run_dir: run_dir)
+        patch.setattr("almlip_jax.campaign.loop.write_report", lambda run_dir, drawn: run_dir)
         yield
 
 
