@@ -22,6 +22,7 @@ from numpy.typing import ArrayLike
 from almlip_jax.dynamics.biases import build_bias
 from almlip_jax.dynamics.further import check_further
 from almlip_jax.dynamics.gates import Decision
+from almlip_jax.dynamics.integrators.base import normals
 from almlip_jax.dynamics.judging import check_cells, check_exploration, check_swaps, speaks_as
 from almlip_jax.dynamics.knowledge import Knowledge
 from almlip_jax.dynamics.loop import Evaluate, Loop
@@ -590,5 +591,4 @@ def _first_tree(positions: jax.Array, setup: Setup, neighbors: WalkerNeighbors |
 @full_precision
 def _displacements(keys: jax.Array, mobile: jax.Array, like: jax.Array) -> jax.Array:
     """Standard normal displacements of the mobile atoms, [W, N, 3]."""
-    drawn = jax.vmap(lambda key: jax.random.normal(key, like.shape[1:], like.dtype))(keys)
-    return jnp.where(mobile[..., None], drawn, 0)
+    return jnp.where(mobile[..., None], normals(keys, like), 0)

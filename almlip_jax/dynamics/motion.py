@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from almlip_jax.keys import in_a_row
 from almlip_jax.units import KB
 
 
@@ -170,7 +171,7 @@ def maxwell_boltzmann(keys: jax.Array, mass: jax.Array, mobile: jax.Array, kt: j
         noise = jax.random.normal(key, (mobile.shape[0], 3), mass.dtype)
         return jnp.where(mobile[:, None], noise * jnp.sqrt(kt * mass), 0)
 
-    return jax.vmap(one)(keys, mass, mobile, kt)
+    return jax.vmap(one)(in_a_row(keys), mass, mobile, kt)
 
 
 def without_drift(momentum: jax.Array, mass: jax.Array, mobile: jax.Array) -> jax.Array:

@@ -15,7 +15,7 @@ from almlip_jax.ensembles.atom_blocks import number_of_blocks, over_blocks
 from almlip_jax.ensembles.heads import Heads
 from almlip_jax.ensembles.prediction import Committee, Prediction, committee_statistics
 from almlip_jax.ensembles.second_source import SecondSource, energies_by_source
-from almlip_jax.keys import named_stream
+from almlip_jax.keys import in_a_row, named_stream
 from almlip_jax.models import corrects
 from almlip_jax.models.base import AtomicOutput, Geometry, LastLayer, Model, Params, Survey, linear_rows
 from almlip_jax.precision import full_precision
@@ -106,7 +106,7 @@ class Ensemble:
 
     def init(self, key: jax.Array) -> Params:
         """Independent fresh parameters, every leaf with a leading axis L."""
-        keys = jax.random.split(key, self.size)
+        keys = in_a_row(jax.random.split(key, self.size))
         if self.heads.plain:
             return jax.vmap(self.model.init)(keys)
         models = jax.vmap(lambda k: self.model.init(named_stream(k, "model")))(keys)

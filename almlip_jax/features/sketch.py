@@ -12,6 +12,8 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 
+from almlip_jax.keys import in_a_row
+
 Factors: TypeAlias = tuple[jax.Array, jax.Array]
 """Random factors u [..., p, m] and v [..., p, n] of the columns of a sketch."""
 
@@ -32,14 +34,14 @@ def sketch(features: jax.Array, key: jax.Array, size: int = COLUMNS) -> jax.Arra
     """
     if features.shape[-1] <= size:
         return features
-    projection = jax.random.normal(key, (features.shape[-1], size), features.dtype)
+    projection = jax.random.normal(in_a_row(key), (features.shape[-1], size), features.dtype)
     return features @ projection / jnp.sqrt(size)
 
 
 def random_factors(key: jax.Array, shape: tuple[int, ...], size: int, dtype: jnp.dtype | type = jnp.float32) -> Factors:
     """Factors for the sketches of matrices [..., m, n], each with random numbers of its own."""
     *leading, rows, columns = shape
-    left, right = jax.random.split(key)
+    left, right = in_a_row(jax.random.split(key))
     return (
         jax.random.normal(left, (*leading, size, rows), dtype),
         jax.random.normal(right, (*leading, size, columns), dtype),

@@ -18,6 +18,7 @@ from pydantic import Field
 from almlip_jax.dynamics.motion import Evaluation, Moment, Motion
 from almlip_jax.dynamics.operators import simulate, space
 from almlip_jax.errors import InputError
+from almlip_jax.keys import in_a_row
 from almlip_jax.kinds import Spec, UserCode
 
 _shift = space.free()[1]
@@ -98,7 +99,7 @@ def next_keys(motion: Motion) -> tuple[Motion, jax.Array]:
 
 def normals(keys: jax.Array, like: jax.Array) -> jax.Array:
     """Standard normal numbers of the shape of an array [W, ...], each walker from its own key."""
-    return jax.vmap(lambda key: jax.random.normal(key, like.shape[1:], like.dtype))(keys)
+    return jax.vmap(lambda key: jax.random.normal(key, like.shape[1:], like.dtype))(in_a_row(keys))
 
 
 class IntegratorSettings(Spec):
