@@ -29,6 +29,7 @@ from almlip_jax.ensembles import Ensemble, Heads, training_devices
 from almlip_jax.ensembles.sharding import MEMBERS, PARTS
 from almlip_jax.feature_names import atom_feature_names, feature_names
 from almlip_jax.features import FeatureRequest, last_layer_gradient
+from almlip_jax.features.declared import declared
 from almlip_jax.models import MaceSettings, MtpSettings, SharedDensitySettings, build_model
 from almlip_jax.potential import evaluator
 from almlip_jax.precision import full_precision
@@ -168,11 +169,20 @@ def test_training_on_shared_batches(backend: str) -> None:
     assert "all_reduce" in text
 
 
-def test_evaluation(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With every feature map; its program is caught when it is called."""
+PROGRAMS = {
+    "_evaluate": FeatureRequest(tuple(feature_names()), atoms=tuple(atom_feature_names())),
+    "_describe": FeatureRequest(
+        tuple(name for name in feature_names() if not declared(name).derives), atoms=tuple(atom_feature_names())
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_evaluation(backend: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With every feature map of a program, which is caught when it is called."""
     ensemble, shapes = ensemble_of(Heads(2, "evidential"))
     params = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    program, given = evaluator._evaluate, []
+    program, given = getattr(evaluator, name), []
 
     class Caught(Exception):
         """Instead of a result."""
@@ -181,11 +191,10 @@ def test_evaluation(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
         given.extend(arguments)
         raise Caught
 
-    monkeypatch.setattr(evaluator, "_evaluate", caught)
+    monkeypatch.setattr(evaluator, name, caught)
     one = evaluator.Evaluator(ensemble, params, {1: 0.0, 8: 0.0})
     with pytest.raises(Caught):
-        every = FeatureRequest(tuple(feature_names()), atoms=tuple(atom_feature_names()))
-        list(one.stream([crystal(), water()], every, "structures", None))
+        list(one.stream([crystal(), water()], PROGRAMS[name], "structures", None))
     lowered(program, *given)
 
 

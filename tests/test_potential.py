@@ -27,7 +27,7 @@ from almlip_jax.feature_names import atom_feature_names, feature_names
 from almlip_jax.features import FeatureRequest, described, unlearned_names
 from almlip_jax.models import SharedDensitySettings, build_model
 from almlip_jax.models.charge_energy import charge_energy_of, with_charge_energy, without_charge_energy
-from almlip_jax.potential import Calibration, Potential, novelty_names
+from almlip_jax.potential import Calibration, Potential, evaluator, novelty_names
 from almlip_jax.potential.evaluator import joined, rows_of
 from almlip_jax.structures import neighbors
 from almlip_jax.structures.remembered import as_text, remember
@@ -452,6 +452,29 @@ def test_an_evaluation_searches_each_structure_once(potential, structures, monke
         searched.clear()
         potential.evaluate(frames, features=features)
         assert [id(one) for one in searched] == [id(one) for one in frames]
+
+
+def test_features_of_a_prediction_need_no_other_evaluation_and_are_the_same_beside_gradients(
+    potential, structures
+):
+    def evaluations() -> int:
+        return sum(program._cache_size() for program in (evaluator._evaluate, evaluator._evaluate_apart))
+
+    plain = potential.evaluate(structures)
+    compiled = evaluations()
+    asked = FeatureRequest.of(("last_layer_gradient", "latent"), atoms=("latent",))
+    found = potential.evaluate(structures, features=asked)
+    assert evaluations() == compiled > 0
+    np.testing.assert_array_equal(found.energy, plain.energy)
+    together = potential.evaluate(structures, features=EVERY)
+    assert asked.of_prediction and not EVERY.of_prediction
+    for name, rows in found.features.items():
+        np.testing.assert_allclose(rows, together.features[name], rtol=1e-4, atol=1e-6 * np.abs(rows).max())
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+        found.atom_features["latent"],
+        together.atom_features["latent"],
+    )
 
 
 def test_a_stream_looks_no_further_than_a_chunk_and_compiles_once(potential, monkeypatch, count_compilations):

@@ -55,6 +55,7 @@ class FeatureMap:
         one_by_one: whether it looks at `Evaluation.one_by_one`.
         atoms: the rows [A, d] of the atoms of an evaluation, likewise; None where it has none.
         learned: whether it looks at a potential, rather than at structures, cutoff and species alone.
+        derives: whether it differentiates the models once more, which shares work with the prediction.
     """
 
     name: str
@@ -65,6 +66,7 @@ class FeatureMap:
     one_by_one: bool = False
     atoms: Callable[[Evaluation, Any], jax.Array] | None = None
     learned: bool = True
+    derives: bool = False
 
     def __post_init__(self) -> None:
         declare(self.name, self.meaning, of_atoms=self.atoms is not None)

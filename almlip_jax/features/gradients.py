@@ -198,6 +198,7 @@ FeatureMap(
     _full_gradients,
     lambda ensemble, params, key, columns: gradient_factors(params, key, columns),
     one_by_one=True,
+    derives=True,
 )
 FeatureMap(
     "force_gradient",
@@ -205,4 +206,5 @@ FeatureMap(
     _force_gradient,
     lambda ensemble, params, key, columns: key,
     of_members=True,
+    derives=True,
 )

@@ -47,6 +47,11 @@ class FeatureRequest:
         """Whether structures are also looked at one by one."""
         return any(declared(name).one_by_one for name in self.names)
 
+    @property
+    def of_prediction(self) -> bool:
+        """Whether a prediction that is there already is all that the maps ask of the models."""
+        return not any(declared(name).derives for name in (*self.names, *self.atoms))
+
 
 FeatureFactors: TypeAlias = Mapping[str, Any]
 """Random numbers of the sketches that a request needs, by the name of the map."""

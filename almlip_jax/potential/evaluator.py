@@ -17,6 +17,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from almlip_jax.ensembles import (
     AnyEnsemble,
     Committee,
+    Prediction,
     batches_at_a_time,
     committee_statistics,
     side_by_side,
@@ -240,11 +241,20 @@ class Evaluator:
         same, novelty = replace(features, seed=0), dict(self.novelty)  # random numbers are data: seeds share a program
         declared = (*scores(fitted=False), *atom_scores(fitted=False))  # a program gives those that it was made for
         if shape.parts == 1:
-            return _UnderWay(batches, _evaluate(self.ensemble, params, *packed[0], same, factors, novelty, declared))
-        packed += packed[:1] * (shape.parts - len(packed))  # their results are not used
-        stacked = jax.tree.map(lambda *x: np.stack(x), *packed)
-        together = _evaluate_side_by_side(self.ensemble, self.params, stacked, same, factors, novelty, declared)
-        return _UnderWay(batches, together, side_by_side=True)
+            given, programs = packed[0], (_evaluate, _describe)
+        else:
+            packed += packed[:1] * (shape.parts - len(packed))  # their results are not used
+            given, programs = jax.tree.map(lambda *x: np.stack(x), *packed), (_evaluate_apart, _describe_apart)
+            params = self.params
+        evaluate, describe = programs
+        if not same.of_prediction:
+            results, _ = evaluate(self.ensemble, params, given, same, factors, novelty, declared)
+        else:  # evaluations with such maps and without share the larger program
+            results, prediction = evaluate(self.ensemble, params, given, FeatureRequest(), {}, novelty, declared)
+            if same.names or same.atoms:
+                found = describe(self.ensemble, params, given, prediction, same, factors)
+                results = results._replace(features=found)
+        return _UnderWay(batches, results, side_by_side=shape.parts > 1)
 
     def _ended(self, under_way: _UnderWay) -> Iterator[tuple[list[Atoms], Evaluated]]:
         """Batches, and the results of the devices for them."""
@@ -296,55 +306,105 @@ def reference_energy(references: Mapping[int, float], atoms: Atoms) -> float:
     return float(sum(references[z] for z in atoms.numbers.tolist()))
 
 
+_Packed: TypeAlias = tuple[PackedDataset, BatchPlan, BatchPlan]
+_Arrays: TypeAlias = dict[str, jax.Array]
+
+
+class _OnDevice(NamedTuple):
+    """What devices find: statistics, volumes [S], features of structures and atoms, fitted scores."""
+
+    committee: Committee
+    volume: jax.Array
+    features: tuple[_Arrays, _Arrays]
+    fitted: _Arrays
+
+
 def _evaluate_on_device(
     ensemble: AnyEnsemble,
     params: Params,
-    data: PackedDataset,
-    plan: BatchPlan,
-    one_by_one: BatchPlan,
+    packed: _Packed,
     features: FeatureRequest,
     factors: FeatureFactors,
     novelty: dict[str, FittedScore],
     declared: tuple[Score, ...],
-) -> _OnDevice:
-    """Committee statistics, volumes [S], features of structures and atoms, fitted scores; of the batch of a plan."""
-    graph, _ = take_batch(data, plan, 0)
+) -> tuple[_OnDevice, Prediction]:
+    """What is asked for of a batch, and the prediction that it is made of."""
+    graph, _ = take_batch(packed[0], packed[1], 0)
     prediction = ensemble.predict(params, graph)
+    found = _described(ensemble, params, packed, graph, prediction, features, factors)
+    fitted = {name: one.of(prediction, graph) for name, one in novelty.items()}
+    return _OnDevice(committee_statistics(prediction, graph), graph.volume, found, fitted), prediction
+
+
+def _describe_on_device(
+    ensemble: AnyEnsemble,
+    params: Params,
+    packed: _Packed,
+    prediction: Prediction,
+    features: FeatureRequest,
+    factors: FeatureFactors,
+) -> tuple[_Arrays, _Arrays]:
+    """Features of the structures and atoms of a batch, from a prediction for it."""
+    graph, _ = take_batch(packed[0], packed[1], 0)
+    return _described(ensemble, params, packed, graph, prediction, features, factors)
+
+
+def _described(
+    ensemble: AnyEnsemble,
+    params: Params,
+    packed: _Packed,
+    graph: Graph,
+    prediction: Prediction,
+    features: FeatureRequest,
+    factors: FeatureFactors,
+) -> tuple[_Arrays, _Arrays]:
+    data, _, one_by_one = packed
     alone = None
     if features.structure_by_structure:
         alone = jax.vmap(lambda step: take_batch(data, one_by_one, step)[0])(jnp.arange(graph.num_structures))
-    found = feature_maps(features, ensemble, params, prediction, graph, alone, factors)
-    fitted = {name: one.of(prediction, graph) for name, one in novelty.items()}
-    return committee_statistics(prediction, graph), graph.volume, found, fitted
-
-
-_Arrays: TypeAlias = dict[str, jax.Array]
-_OnDevice: TypeAlias = tuple[Committee, jax.Array, tuple[_Arrays, _Arrays], _Arrays]
+    return feature_maps(features, ensemble, params, prediction, graph, alone, factors)
 
 
 # The ensemble is compared by value: potentials of one architecture share what was compiled.
-_evaluate = jax.jit(full_precision(_evaluate_on_device), static_argnums=(0, 5, 8))
+_evaluate = jax.jit(full_precision(_evaluate_on_device), static_argnums=(0, 3, 6))
+_describe = jax.jit(full_precision(_describe_on_device), static_argnums=(0, 4))
 
 
 @partial(jax.jit, static_argnums=(0, 3, 6))
 @full_precision
-def _evaluate_side_by_side(
+def _evaluate_apart(
     ensemble: AnyEnsemble,
     params: Params,
-    packed: tuple[PackedDataset, BatchPlan, BatchPlan],
+    packed: _Packed,
     features: FeatureRequest,
     factors: FeatureFactors,
     novelty: dict[str, FittedScore],
     declared: tuple[Score, ...],
-) -> _OnDevice:
+) -> tuple[_OnDevice, Prediction]:
     """The same of as many batches as there are devices, with a leading axis over these."""
 
-    def on_one(common: tuple[Params, FeatureFactors, dict[str, FittedScore]], own: Any) -> _OnDevice:
-        data, whole, one_by_one = own
-        both = features, common[1], common[2], declared
-        return _evaluate_on_device(ensemble, common[0], data, whole, one_by_one, *both)
+    def on_one(common: tuple[Params, FeatureFactors, dict[str, FittedScore]], own: _Packed) -> Any:
+        return _evaluate_on_device(ensemble, common[0], own, features, *common[1:], declared)
 
     return side_by_side(on_one, (params, factors, novelty), packed)  # type: ignore[no-any-return]
+
+
+@partial(jax.jit, static_argnums=(0, 4))
+@full_precision
+def _describe_apart(
+    ensemble: AnyEnsemble,
+    params: Params,
+    packed: _Packed,
+    prediction: Prediction,
+    features: FeatureRequest,
+    factors: FeatureFactors,
+) -> tuple[_Arrays, _Arrays]:
+    """Likewise."""
+
+    def on_one(common: tuple[Params, FeatureFactors], own: tuple[_Packed, Prediction]) -> Any:
+        return _describe_on_device(ensemble, common[0], *own, features, common[1])
+
+    return side_by_side(on_one, (params, factors), (packed, prediction))  # type: ignore[no-any-return]
 
 
 def _atom_features_on_device(
