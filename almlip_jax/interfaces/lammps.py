@@ -158,7 +158,7 @@ class AttachedPotential:
         lmp.command(f"fix_modify {own} energy yes virial yes")
         if self._properties:
             properties = " ".join(name.decode() for name in self._properties.values())
-            lmp.command(f"fix {own}_per_atom all property/atom {properties}")
+            lmp.command(f"fix {own}_per_atom all property/atom {properties} writedata no")
         lmp.fix_external_set_vector_length(own, len(self.columns))
         for number, name in enumerate(self.columns, 1):
             lmp.command(f"variable {own}_{name} equal f_{own}[{number}]")

@@ -20,21 +20,15 @@ from ase import Atoms
 from almlip_jax.errors import InputError
 from almlip_jax.interfaces.columns import columns
 from almlip_jax.interfaces.lammps import AttachedPotential, Coupling, attach
+from almlip_jax.interfaces.lammps_text import END, STATUS, Copies, pieces_of, with_included, without_quit
 from almlip_jax.interfaces.recording import Recorder, Recording, alone
 from almlip_jax.packages import package_version
 from almlip_jax.potential import Potential
 from almlip_jax.potential.following import Following
 
-_FIX = re.compile(r"^\s*fix\s+(\S+)\s+(\S+)\s+external\s+pf/callback\b")
-_QUIT = re.compile(r"^\s*quit(\s+0)?\s*$")
-_LABEL, _JUMP = re.compile(r"^\s*label\s+(\S+)"), re.compile(r"\bjump\s+SELF\s+([^\s\"']+)")
-_COMMAND_QUIT = re.compile(r"\s*quit(?:\s+([^\s\"'#]+))?\s*(?:#.*)?")
-_WORDS = re.compile(r'"""[\s\S]*?"""|"[^"]*"|\'[^\']*\'|[^\s"\']+')
-_END, _STATUS = "almlip_end_of_script", "almlip_has_quit"
-"""A label at the end of what LAMMPS reads, and the variable that says that the script has quit, and how."""
 _PERIOD = re.compile(r"^\s*run\s+\S+.*\bevery\s+(\d+)", re.MULTILINE)
+_COMPUTE = re.compile(r"^\s*compute\s+(\S+)\s+\S+\s+((?:pe/atom|stress/atom)\b.*)$", re.MULTILINE)
 _LABELMAP = re.compile(r"^\s*labelmap\s+atom\b", re.MULTILINE)
-_LINE = "fix almlip all external pf/callback 1 1"
 
 
 @dataclass(frozen=True)
@@ -80,6 +74,7 @@ def run_script(
     pieces = pieces_of(script)
     if coupling is None or coupling.elements is None:
         _check_labels([text for text, _ in pieces[1:]], script)
+    _check_computes([text for text, _ in pieces], (coupling or Coupling()).per_atom, script)
     if recording is not None and recording.score not in (known := columns(potential)):
         raise InputError(f"this potential gives no '{recording.score}'; it gives {', '.join(known)}.")
     recorded = None if recording is None else Recorder(recording)
@@ -91,7 +86,7 @@ def run_script(
     try:
         for text, found in pieces:
             try:
-                _read(lmp, text, script)
+                _read(lmp, text, script, "\n".join(text for text, _ in pieces))
             finally:
                 for observer in observers:
                     observer.run_has_ended()
@@ -135,72 +130,6 @@ def started(arguments: Sequence[str]) -> Any:
         raise InputError(f"LAMMPS does not start ({_in_one_line(error)}); see docs/lammps.md.") from error
 
 
-def pieces_of(script: Path) -> list[tuple[str, tuple[str, str] | None]]:
-    """The text of a script up to each line that asks for the potential, with fix ID and group; the rest with None.
-
-    The rest ends at a line ``quit`` that no later label can skip: LAMMPS would end this process there.
-
-    Raises:
-        InputError: it cannot be read, has no such line, or one that cannot be understood.
-    """
-    try:
-        lines = script.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{script} cannot be read ({error}); give an input script of LAMMPS.") from error
-    pieces: list[tuple[str, tuple[str, str] | None]] = []
-    piece: list[str] = []
-    command = ""
-    for number, line in enumerate(lines, 1):
-        piece.append(line)
-        command += line.split("#")[0].rstrip()
-        if command.endswith("&"):
-            command = command[:-1]
-            continue
-        if _QUIT.match(command) and not any(map(_LABEL.match, lines[number:])):
-            piece.pop()
-            break
-        found = _asked_for(command, f"{script}, line {number}")
-        if found is not None:
-            pieces.append(("\n".join(piece), found))
-            piece = []
-        command = ""
-    if not pieces:
-        raise InputError(
-            f"{script} has no line '{_LINE}' that says where the potential comes in; add it (files that it includes "
-            "are not looked at)."
-        )
-    pieces.append(("\n".join(piece), None))
-    _check_jumps([text for text, _ in pieces], script)
-    return pieces
-
-
-def _asked_for(command: str, where: str) -> tuple[str, str] | None:
-    """Fix ID and group of a command that asks for the potential."""
-    if _FIX.match(command) is None:
-        return None
-    words = command.split()
-    if "$" in words[1] + words[2]:
-        raise InputError(f"{where}: write the ID and the group of the fix as they are, without variables.")
-    if words[5:] != ["1", "1"]:
-        raise InputError(f"{where}: forces are needed at every step; write '{' '.join(words[:5])} 1 1'.")
-    return words[1], words[2]
-
-
-def _check_jumps(texts: Sequence[str], script: Path) -> None:
-    """Refuses loops over lines that ask for the potential."""
-    earlier: set[str] = set()
-    for text in texts:
-        lines = text.splitlines()
-        own = {found[1] for line in lines if (found := _LABEL.match(line))}
-        back = {found[1] for line in lines if (found := _JUMP.search(line))} & (earlier - own)
-        if back:
-            raise InputError(
-                f"{script} jumps back to the label '{min(back)}' over a line 'fix ... external'; put that line before "
-                "the loop."
-            )
-        earlier |= own
-
-
 def _check_labels(texts: Sequence[str], script: Path) -> None:
     """Refuses type labels that come after the potential has looked for them."""
     if any(map(_LABELMAP.search, texts)):
@@ -210,49 +139,36 @@ def _check_labels(texts: Sequence[str], script: Path) -> None:
         )
 
 
-def _read(lmp: Any, text: str, script: Path) -> None:
+def _check_computes(texts: Sequence[str], per_atom: Sequence[str], script: Path) -> None:
+    """Refuses computes of parts of atoms that would be given none by the potential, in silence.
+
+    Raises:
+        InputError: says which, and how the potential gives them.
+    """
+    for text in with_included(texts):
+        for name, told in _COMPUTE.findall(text):
+            style, *words = told.split("#")[0].split()
+            result = "energies" if style == "pe/atom" else "stresses"
+            parts = words if style == "pe/atom" else words[1:]
+            if result not in per_atom and (not parts or {"fix", "virial"} & {*parts}):
+                raise InputError(
+                    f"{script}: compute {name} ({style}) would lack what the potential gives, which is not handed over "
+                    f"by default: run with --per-atom {','.join((*per_atom, result))}, or name the parts that it shall "
+                    "hold, as pair."
+                )
+
+
+def _read(lmp: Any, text: str, script: Path, whole: str) -> None:
     """Has LAMMPS read a piece of a script, as a file of its own: its loops jump to the beginning of a file."""
     with tempfile.TemporaryDirectory() as folder:
         piece = Path(folder) / script.name
-        piece.write_text(_without_quit(text) + f"\nlabel {_END}\n")
+        included = Path(folder) / "included"
+        included.mkdir()
+        piece.write_text(without_quit(text, Copies(included, whole)) + f"\nlabel {END}\n")
         try:
             lmp.file(str(piece))
         except Exception as error:
             raise InputError(f"{script}: LAMMPS stopped with {_in_one_line(error)}") from error
-
-
-def _without_quit(text: str) -> str:
-    """Text with a jump to its end in place of each command ``quit``, also within ``if``: it would end this process."""
-    lines: list[str] = []
-    command: list[str] = []
-    for line in text.splitlines():
-        command.append(line)
-        if line.split("#")[0].rstrip().endswith("&"):
-            continue
-        whole, command = "\n".join(command), []
-        if found := _COMMAND_QUIT.fullmatch(whole):
-            lines += _instead(found[1])
-        else:
-            lines.append(_WORDS.sub(_word_without_quit, whole) if re.match(r"\s*if\s", whole) else whole)
-    return "\n".join(lines + command)
-
-
-def _word_without_quit(word: re.Match[str], quote: str = '"') -> str:
-    """A word of an ``if``: what it stands for, where that is to quit, or is another ``if``."""
-    text = word[0]
-    own = next((one for one in ('"""', '"', "'") if text.startswith(one)), "")
-    content = text.removeprefix(own).removesuffix(own)
-    if found := _COMMAND_QUIT.fullmatch(content):
-        return " ".join(f"{own or quote}{one}{own or quote}" for one in _instead(found[1]))
-    if own and re.match(r"\s*if\s", content):
-        other = "'" if own == '"' else '"'
-        return own + _WORDS.sub(lambda one: _word_without_quit(one, other), content) + own
-    return text
-
-
-def _instead(status: str | None) -> list[str]:
-    """Commands in place of one that quits."""
-    return [f"variable {_STATUS} string {status or 0}", f"jump SELF {_END}"]
 
 
 def _has_quit(lmp: Any, script: Path) -> int | None:
@@ -261,9 +177,9 @@ def _has_quit(lmp: Any, script: Path) -> int | None:
     Raises:
         InputError: it is no number.
     """
-    if not lmp.has_id("variable", _STATUS):
+    if not lmp.has_id("variable", STATUS):
         return None
-    said = str(lmp.extract_variable(_STATUS))
+    said = str(lmp.extract_variable(STATUS))
     try:
         return int(said)
     except ValueError as error:

@@ -21,7 +21,8 @@ from typer.testing import CliRunner
 from almlip_jax import cli
 from almlip_jax.errors import InputError
 from almlip_jax.interfaces.lammps import AttachedPotential, Coupling, attach
-from almlip_jax.interfaces.lammps_script import _without_quit, pieces_of, run_script, started
+from almlip_jax.interfaces.lammps_script import run_script, started
+from almlip_jax.interfaces.lammps_text import Copies, pieces_of, without_quit
 from almlip_jax.interfaces.recording import Recording
 from almlip_jax.potential import Potential
 from almlip_jax.structures.io import read_structures
@@ -360,8 +361,9 @@ def test_a_script_that_uncertainty_stopped_feeds_labels(lammps, potential, tmp_p
     done = subprocess.run([*command, *options], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     told = json.loads((tmp_path / "j").read_text())
-    (frame,) = read_structures(uncertain)
-    assert told["recorded"] == 1 and frame.calc is None and frame.info["force_std_max"] > level
+    frame, after = read_structures(uncertain)  # the last frames of both runs: the second is halted at its first step
+    assert told["recorded"] == 2 and after.info["step"] == frame.info["step"] + 1
+    assert frame.calc is None and frame.info["force_std_max"] > level
     assert sorted(frame.numbers) == sorted(atoms.numbers) and frame.pbc.all()
     found = potential.evaluate([frame])
     assert found.scores["force_std_max"][0] == pytest.approx(frame.info["force_std_max"], rel=1e-3)
@@ -373,7 +375,7 @@ def test_a_script_that_uncertainty_stopped_feeds_labels(lammps, potential, tmp_p
     label = [sys.executable, "-m", "almlip_jax.cli", "label", str(config), str(uncertain)]
     done = subprocess.run([*label, "--out", str(tmp_path / "labelled.extxyz")], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    (labelled,) = read_structures(tmp_path / "labelled.extxyz", require_labels=True)
+    labelled, _ = read_structures(tmp_path / "labelled.extxyz", require_labels=True)
     np.testing.assert_allclose(labelled.get_forces(), found.forces[0], atol=1e-4)
 
 
@@ -517,6 +519,70 @@ def test_a_script_that_quits_says_what_it_did(lammps, potential, tmp_path, comma
     assert outcome.evaluations == (9 if "again" in command else 5)
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "include {end}",
+        "include '{end}'  # the end",
+        'if "$(step) > 3" then "include {end}" "print there"',
+        'if "$(step) > 3" then "if \'1 == 1\' then \'include {end}\'"',
+        'label again\nrun 0\nif "$(step) > 3" then &\n "include {end}"\njump in.test again',
+    ],
+)
+def test_a_file_that_is_included_may_quit(lammps, potential, tmp_path, monkeypatch, command):
+    """Also one that is included by another, and where there is a loop in it; nothing after it is done."""
+    monkeypatch.chdir(tmp_path)
+    loop = "variable n loop 2\nlabel more\nnext n\njump SELF more\nprint done file end.txt"
+    (tmp_path / "end.in").write_text(f'{loop}\ninclude further.in\nprint "too far" file far.txt\n')
+    (tmp_path / "further.in").write_text('if "$(step) > 3" then "quit 6"\nprint "too far" file far.txt\n')
+    lines = ["fix a all external pf/callback 1 1", "run 4", *command.format(end="end.in").split("\n"), "run 7"]
+    outcome = run_script(potential, script(tmp_path, *setup(wrapped(crystal())), *lines), arguments=QUIET)
+    assert outcome.status == 6 and outcome.evaluations == (6 if "again" in command else 5)
+    assert (tmp_path / "end.txt").exists() and not (tmp_path / "far.txt").exists()
+
+
+def test_files_without_a_quit_or_made_by_the_script_are_read_as_they_are(tmp_path, monkeypatch):
+    """No LAMMPS is needed for that."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "plain.in").write_text("print hello\n")
+    (tmp_path / "made.in").write_text("quit\n")
+    text = "print 'run 1' file made.in\ninclude made.in\ninclude plain.in\ninclude nothing.in"
+    (tmp_path / "copies").mkdir()
+    assert without_quit(text, Copies(tmp_path / "copies", text)) == text
+
+
+def test_the_line_of_the_potential_may_stand_in_a_file_that_is_included(lammps, potential, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "fixes.in").write_text("include deeper.in\nfix move all nve\n")
+    (tmp_path / "deeper.in").write_text("fix ml all external pf/callback 1 1  # here\n")
+    path = script(tmp_path, *setup(wrapped(crystal())), "include fixes.in", "thermo_style custom v_ml_energy", "run 2")
+    assert run_script(potential, path, arguments=QUIET).evaluations == 3
+    (tmp_path / "deeper.in").write_text("label here\nfix ml all external pf/callback 1 1\n")
+    with pytest.raises(InputError, match="deeper.in, line 1: a file that is included and asks.*labels and jumps"):
+        run_script(potential, path, arguments=QUIET)
+
+
+def test_computes_of_parts_of_atoms_are_not_left_without_the_potential(lammps, potential, tmp_path):
+    """They would hold zeros."""
+    start = [*setup(wrapped(crystal())), "fix a all external pf/callback 1 1"]
+    for line, asked in (("compute e all pe/atom", "energies"), ("compute s all stress/atom NULL virial", "stresses")):
+        path = script(tmp_path, *start, line, "run 0")
+        with pytest.raises(InputError, match=f"in.test: compute {line[8]} .*--per-atom force_std,{asked}, or name"):
+            run_script(potential, path, arguments=QUIET)
+        given = Coupling(per_atom=("force_std", asked))
+        assert run_script(potential, path, coupling=given, arguments=QUIET).evaluations == 1
+    path = script(tmp_path, *start, "compute e all pe/atom pair", "compute s all stress/atom NULL ke", "run 0")
+    assert run_script(potential, path, arguments=QUIET).evaluations == 1
+
+
+def test_data_that_is_written_can_be_read_again(lammps, potential, tmp_path):
+    """Without a section of the fix that holds properties of atoms, which read_data would have to be told of."""
+    start = [*setup(wrapped(crystal())), "fix a all external pf/callback 1 1", "run 0", f"write_data {tmp_path}/data"]
+    again = ["clear", "units metal", f"read_data {tmp_path}/data", "pair_style none"]
+    path = script(tmp_path, *start, *again, "fix a all external pf/callback 1 1", "run 0")
+    assert run_script(potential, path, arguments=QUIET).evaluations == 2
+
+
 @pytest.mark.slow
 def test_the_program_ends_with_the_status_of_its_script(lammps, potential, tmp_path, monkeypatch):
     monkeypatch.setattr("almlip_jax.compilation.prepare_jax", lambda *_: None)
@@ -532,7 +598,7 @@ def test_the_program_ends_with_the_status_of_its_script(lammps, potential, tmp_p
 def test_quits_are_told_from_what_only_looks_like_one():
     """No LAMMPS is needed for that."""
     kept = ["print quit", 'if "1 > 2" then "print quit" "quitting 1"', "# quit", "variable quit equal 1", "label quit"]
-    assert _without_quit("\n".join(kept)) == "\n".join(kept)
+    assert without_quit("\n".join(kept)) == "\n".join(kept)
 
 
 def test_scripts_are_cut_where_the_potential_comes_in(tmp_path):
