@@ -699,6 +699,9 @@ def label(
     check: Annotated[
         bool, typer.Option("--check", help="Label the first structure, and hold its forces against finite differences.")
     ] = False,
+    retry: Annotated[
+        bool, typer.Option("--retry", help="Try again what has failed in this store; without, it stays failed.")
+    ] = False,
     types: TypesOption = None,
     overrides: SetOption = None,
     json_file: JsonFile = None,
@@ -729,7 +732,7 @@ def label(
     with LabelStore(store_path) as store, Labeller(settings.oracle, store, settings.executor) as labeller:
         try:
             with open_progress() as progress, progress.stage("label", len(frames), unit="labels") as advance:
-                results = labeller.label(frames, provenance, on_label=lambda _: advance(1))
+                results = labeller.label(frames, provenance, on_label=lambda _: advance(1), retry=retry)
         except PendingLabels as pending:
             _complain(str(pending))
             raise typer.Exit(3) from None
@@ -747,7 +750,10 @@ def label(
     _print_pairs("Labels", {**{name: str(value) for name, value in rows.items()}, "store": str(store_path)})
     _write_json(json_file, {**rows, "failures": failed, "out": str(out), "store": str(store_path)})
     if failed:
-        raise LabelError(f"{len(failed)} of {len(frames)} labels failed; frame {failed[0][0]}: {failed[0][1]}")
+        number, reason = failed[0]
+        earlier = sum(results[n].cached for n, _ in failed)
+        again = f" ({earlier} of them in an earlier call; --retry tries these again)" if earlier else ""
+        raise LabelError(f"{len(failed)} of {len(frames)} labels failed{again}; frame {number}: {reason}")
 
 
 def _show_first_label(settings: LabelConfig, frames: list[Atoms], dry_run: bool, json_file: Path | None) -> None:

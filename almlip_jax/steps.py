@@ -63,6 +63,7 @@ def label(
     store: Path | str | None = None,
     executor: ExecutorSettings | Mapping[str, Any] | str | None = None,
     failed: str = "raise",
+    retry: bool = False,
     identity: str = "",
     charge_and_spin: bool = False,
 ) -> list[Atoms]:
@@ -81,6 +82,7 @@ def label(
             there; without, labels are kept for this call only.
         executor: where calculations run, of a source with settings; by default in a process for each core.
         failed: ``raise``, or ``leave_out``: what becomes of structures that the source cannot label.
+        retry: whether labels that have failed in this store are tried again, as where a program was not there.
         identity: what labels of an object of your own are taken for in a store: its method, settings and version, which
             nothing else can tell.  Labels of one identity are never calculated twice, so give another one whenever the
             object would label differently.
@@ -108,11 +110,15 @@ def label(
     where = given_settings(ExecutorSettings, executor or LocalSettings(), "executor")
     with tempfile.TemporaryDirectory(prefix="almlip-labels-") as folder:
         with LabelStore(Path(store or Path(folder) / "labels.db")) as opened:
-            results = label_structures(structures, settings, opened, executor=where, provenance={"purpose": "script"})
+            told = {"purpose": "script"}
+            results = label_structures(structures, settings, opened, executor=where, provenance=told, retry=retry)
     wrong = [(number, result.error) for number, result in enumerate(results) if result.atoms is None]
     if wrong and failed == "raise":
         number, reason = wrong[0]
-        raise LabelError(f"{len(wrong)} of {len(results)} labels failed, first that of structure {number}: {reason}")
+        earlier = "; it failed in an earlier call, and is tried again with retry=True" if results[number].cached else ""
+        raise LabelError(
+            f"{len(wrong)} of {len(results)} labels failed, first that of structure {number}: {reason}{earlier}"
+        )
     return [result.atoms for result in results if result.atoms is not None]
 
 

@@ -241,6 +241,18 @@ def test_label(folder):
     assert found(folder, "label.json")["taken from the store"] == 1
 
 
+def test_labels_that_failed_are_tried_again_where_asked(folder):
+    """As where the program was not there: its command is no part of a label's identity."""
+    code = '{kind: ase, code: orca, parameters: {orcasimpleinput: "PBE def2-SVP"}, command: /nowhere/orca}'
+    command = ["label", "config.yaml", "water.extxyz", "--out", "orca.extxyz", "--json", "j.json", "--set"]
+    command += [f"oracle={code}"]
+    assert "1 of 1 labels failed; frame 0: ORCA could not be started" in almlip(folder, *command, code=1).stderr
+    said = almlip(folder, *command, code=1).stderr
+    assert "1 of 1 labels failed (1 of them in an earlier call; --retry tries these again); frame 0" in said
+    almlip(folder, *command, "--retry", code=1)
+    assert found(folder, "j.json")["taken from the store"] == 0
+
+
 def test_warnings_are_sentences():
     """Of this package; those of others say where they come from."""
     usual = warnings.formatwarning

@@ -429,3 +429,25 @@ def test_a_label_that_fails_is_named_or_left_out():
     with pytest.raises(LabelError, match="1 of 2 labels failed, first that of structure 1"):
         al.label({"kind": "tblite"}, [water, crashed])
     assert len(al.label({"kind": "tblite"}, [crashed, water], failed="leave_out")) == 1
+
+
+def test_a_label_that_failed_is_tried_again_where_asked(tmp_path) -> None:
+    """Without that it stays failed, and says so; labels that are there are not calculated again."""
+    water, broken = molecule("H2O"), molecule("H2O")
+    broken.positions += 1.0
+    calls = []
+
+    def source(atoms):
+        calls.append(atoms)
+        if len(calls) == 2:
+            raise RuntimeError("no program")
+        return 0.0, np.zeros((3, 3))
+
+    def labelled(**how):
+        return al.label(source, [water, broken], store=tmp_path / "labels.db", identity="mine", **how)
+
+    with pytest.raises(LabelError, match="structure 1: RuntimeError: no program$"):
+        labelled()
+    with pytest.raises(LabelError, match="it failed in an earlier call, and is tried again with retry=True"):
+        labelled()
+    assert len(labelled(retry=True)) == 2 and len(calls) == 3

@@ -257,6 +257,8 @@ class Labeller:
         structures: Sequence[Atoms],
         provenance: Provenance | Sequence[Provenance],
         on_label: Callable[[LabelResult], object] | None = None,
+        *,
+        retry: bool = False,
     ) -> list[LabelResult]:
         """Labels structures; those in the store already, and repeats among them, cost nothing.
 
@@ -264,6 +266,7 @@ class Labeller:
             structures: what to label.
             provenance: of each structure, or one for all; must hold ``purpose``.
             on_label: called for each new label as it arrives, in the order of arrival.
+            retry: whether labels that have failed earlier are asked for again; otherwise they are failed.
 
         Returns:
             one result for each structure, in order; failed labels are results too.
@@ -273,6 +276,8 @@ class Labeller:
             StorageError: labels cannot be stored.
             PendingLabels: an external label source has not delivered; what it has delivered is stored.
         """
+        if retry:
+            self.store.reopen_failed([self.identity(atoms) for atoms in structures])
         identities, wanted = self._asked(structures, provenance)
         fresh = set(wanted)
 
@@ -380,7 +385,8 @@ def label_structures(
     executor: ExecutorSettings | None = None,
     provenance: Provenance | Sequence[Provenance],
     on_label: Callable[[LabelResult], object] | None = None,
+    retry: bool = False,
 ) -> list[LabelResult]:
     """Labels structures once, as `Labeller.label`, with workers that live for this call only."""
     with Labeller(oracle, store, executor) as labeller:
-        return labeller.label(structures, provenance, on_label)
+        return labeller.label(structures, provenance, on_label, retry=retry)

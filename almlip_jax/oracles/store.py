@@ -245,12 +245,16 @@ class LabelStore:
             ]
         )
 
-    def reopen_failed(self) -> int:
+    def reopen_failed(self, among: Collection[str] | None = None) -> int:
         """Makes failed labels pending again, so that asking for them tries once more; returns how many.
 
         Their calls stay counted.
+
+        Args:
+            among: identities that are looked at; all where not given.
         """
-        failed = [(identity, row) for identity, row in self._rows.items() if row.status == "failed"]
+        looked_at = self._rows if among is None else {one: self._rows[one] for one in among if one in self._rows}
+        failed = [(identity, row) for identity, row in looked_at.items() if row.status == "failed"]
         rows = []
         for identity, row in failed:
             atoms, provenance = self._read(row.id, _request)
