@@ -205,6 +205,7 @@ def test_settings_that_a_code_has_no_use_for_are_refused(data: Path) -> None:
         ("espresso", {"force_consistent": False}, "only the free energy"),
         ("espresso", {"kpts": [2, 2, 2], "kspacing": 0.3}, "either kpts or kspacing"),
         ("vasp", {"charge_key": "nelect"}, "own words"),
+        ("vasp", {"parameters": {"LDAUU": [4.0, 0.0]}}, "LDAUU cannot|ldauu cannot.*ldau_luj names elements"),
         ("vasp", {"keep_files": "all"}, "scratch"),
         ("espresso", {"pseudopotentials": {"Xx": "x"}}, "no.*symbol|symbol of an element"),
         ("vaps", {}, "vasp"),
@@ -223,6 +224,11 @@ def test_parameters_that_would_be_lost_are_refused(data: Path) -> None:
     for code, parameters, why in (
         ("espresso", {"ecutwf": 30}, "no key 'ecutwf'"),
         ("espresso", {"sytem": {"ecutwfc": 30}}, "no key 'sytem'"),
+        ("espresso", {"input_data": {"ecutwfc": 30}}, "input_data stands here itself"),
+        ("espresso", {"control": {"tprnfor": False}}, "a label has forces"),
+        ("espresso", {"system": {"Hubbard_U(1)": 4.0}}, r"'hubbard_u\(1\)', follows from.*as hubbard_u\(Fe\)"),
+        ("espresso", {"system": {"starting_magnetization(1)": 0.5}}, "oracle.magnetic_moments"),
+        ("espresso", {"system": {"noncolin": True}}, "keeps no number of unpaired electrons"),
         ("orca", {"method": "PBE"}, "has no 'method'"),
         ("espresso", {"ecutwfc": 30, "additional_cards": ["K_POINTS gamma"]}, "takes the cards HUBBARD.*'K_POINTS'"),
         ("espresso", {"additional_cards": "HUBBARD {atomic}\nU O-2p 1\nCELL_PARAMETERS"}, "'CELL_PARAMETERS'"),
@@ -264,6 +270,33 @@ def test_what_looks_like_something_else_is_passed_on(data: Path) -> None:
     cards = {"ecutwfc": 30, "additional_cards": ["HUBBARD {ortho-atomic}", "U O-2p 4.0"]}
     told = _settings("espresso", data, parameters=cards).preview(bare(_radical()))
     assert re.search(r"HUBBARD \{ortho-atomic\}\s+U O-2p 4\.0", told)
+
+
+def test_what_pw_says_of_species_is_said_of_elements(data: Path) -> None:
+    """Each moment makes a species of its own, and their order is that of the atoms."""
+    crystal = _crystal() + Atoms("O", [[1.0, 0.3, 0.2]])
+    crystal.set_initial_magnetic_moments([2.0, -1.0, 0.0])
+    keys = {"ecutwfc": 30, "system": {"Hubbard_U(Fe)": 4.0, "starting_ns_eigenvalue(1,2,O)": 0.5, "hubbard_u(H)": 9.0}}
+    told = _settings("espresso", data, parameters=keys, kpts=[1, 1, 1]).preview(bare(crystal))
+    for found in (r"hubbard_u\(1\) += 4\.0", r"hubbard_u\(2\) += 4\.0", r"eigenvalue\(1,2,3\) += 0\.5"):
+        assert re.search(found, told)
+    assert "9.0" not in told and "hubbard_u(3)" not in told
+    cards = ["HUBBARD {ortho-atomic}", "U Fe-3d 4.0", "J0 H-1s 1", "U O-2p 3.0"]
+    keys = {"ecutwfc": 30, "additional_cards": cards}
+    told = _settings("espresso", data, parameters=keys, kpts=[1, 1, 1]).preview(bare(crystal))
+    assert re.search(r"HUBBARD \{ortho-atomic\}\s+U Fe-3d 4\.0\s+U Fe1-3d 4\.0\s+U O-2p 3\.0", told)
+    assert "J0" not in told
+    pair = {"ecutwfc": 30, "additional_cards": ["HUBBARD {ortho-atomic}", "V Fe-3d O-2p 1 3 0.5"]}
+    with pytest.raises(InputError, match="pairs of atoms, and moments"):
+        _settings("espresso", data, parameters=pair, kpts=[1, 1, 1]).preview(bare(crystal))
+
+
+def test_numbers_and_logicals_may_be_written_as_in_fortran(data: Path) -> None:
+    keys = {"ecutwfc": 30, "system": {"noncolin": ".true.", "degauss": "2.D-2"}, "electrons": {"conv_thr": "1.0d-9"}}
+    told = _settings("espresso", data, parameters=keys, kpts=[1, 1, 1]).preview(bare(_crystal()))
+    for found in (r"noncolin += \.true\.", r"degauss += 0\.02", r"conv_thr += 1e-09", r"magnetization\(2\) = -0\.125"):
+        assert re.search(found, told)
+    assert "nspin" not in told
 
 
 @pytest.mark.parametrize("code", PARAMETERS)

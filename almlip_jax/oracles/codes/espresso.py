@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ase.calculators.espresso import Espresso, EspressoProfile
+from ase.data import chemical_symbols
 from ase.io.espresso import Namelist
 
 from almlip_jax.errors import InputError, LabelError
@@ -38,12 +40,22 @@ _CARDS_OF_PW = {
     *_TAKEN_CARDS, "ATOMIC_SPECIES", "ATOMIC_POSITIONS", "K_POINTS", "ADDITIONAL_K_POINTS", "CELL_PARAMETERS",
     "CONSTRAINTS", "ATOMIC_VELOCITIES", "ATOMIC_FORCES",
 }  # fmt: skip
+_OF_SPECIES = {
+    "starting_magnetization", "starting_charge", "starting_ns_eigenvalue", "hubbard_u", "hubbard_j0", "hubbard_alpha",
+    "hubbard_beta", "hubbard_j", "angle1", "angle2", "london_c6", "london_rvdw", "solute_lj", "solute_epsilon",
+    "solute_sigma",
+}  # fmt: skip
+"""Keys whose last index is the number of a species."""
+_INDEXED = re.compile(r"(?P<name>\w+)\((?P<before>(?:[^,()]+,)*)(?P<last>[^,()]+)\)")
+_FORTRAN_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[de][+-]?\d+")
 _READ_FROM = re.compile(r"PseudoPot\..*read from file:\s*(\S+)")
 
 
 def _namelists(job: Job) -> Namelist:
     parameters = {key: value for key, value in job.parameters.items() if key.lower() != _FURTHER_CARDS}
-    given = Namelist(parameters)
+    if any(key.lower() == "input_data" for key in parameters):
+        raise InputError("oracle.parameters: what ASE calls input_data stands here itself, as system: {ecutwfc: 40}.")
+    given = Namelist({key: _value(value) for key, value in parameters.items()})
     given.to_nested("pw", warn=False)
     known = {key for section in _SECTIONS for key in given.get(section, ())}
     lost = [key for key in parameters if key.lower() not in known.union(_SECTIONS)]
@@ -55,16 +67,112 @@ def _namelists(job: Job) -> Namelist:
     control, system, electrons = (given[name] for name in ("control", "system", "electrons"))
     control["calculation"] = "scf"
     control.setdefault("tprnfor", True)
+    if not control["tprnfor"]:
+        raise InputError("oracle.parameters.control.tprnfor cannot be false: a label has forces.")
     control.setdefault("tstress", job.stress)
     if job.charge:
         system["tot_charge"] = job.charge
-    if job.polarised:
+    noncollinear = bool(system.get("noncolin"))
+    if job.polarised and not noncollinear:
         system["nspin"] = 2
     if job.unpaired is not None and job.polarised:
+        if noncollinear:
+            raise InputError(
+                "oracle.parameters.system.noncolin: pw.x keeps no number of unpaired electrons then; leave it out, or "
+                "label without a multiplicity."
+            )
         system["tot_magnetization"] = job.unpaired
+    for name in ("system", "rism"):
+        if name in given:
+            _index_species(given[name], _species(job, split=job.polarised or noncollinear))
     if job.restart:
         electrons["startingpot"], electrons["startingwfc"] = "file", "file"
     return given
+
+
+def _value(given: Any) -> Any:
+    """A value of a namelist, where it is text that Fortran reads as a number or a logical, as that."""
+    if isinstance(given, Mapping):
+        return {key: _value(value) for key, value in given.items()}
+    if not isinstance(given, str):
+        return given
+    text = given.strip().lower()
+    if text in (".true.", ".false.", ".t.", ".f."):
+        return text.startswith(".t")
+    return float(text.replace("d", "e")) if _FORTRAN_NUMBER.fullmatch(text) else given
+
+
+def _species(job: Job, *, split: bool) -> list[tuple[str, str]]:
+    """Element and name of each species, in the order in which ASE writes them: one for each moment of an element.
+
+    Args:
+        job: with moments as pw.x takes them.
+        split: whether moments tell species apart.
+    """
+    moments = job.atoms.get_initial_magnetic_moments() if split else [0.0] * len(job.atoms)
+    found: dict[tuple[str, float], str] = {}
+    for symbol, moment in zip(job.atoms.symbols, moments, strict=True):
+        same = sum(symbol == other for other, _ in found)
+        found.setdefault((symbol, float(moment)), f"{symbol}{same or ''}")
+    return [(symbol, name) for (symbol, _), name in found.items()]
+
+
+def _index_species(section: MutableMapping[str, Any], species: Sequence[tuple[str, str]]) -> None:
+    """Replaces elements in keys that have a number of a species, as ``hubbard_u(Fe)``, by the numbers of theirs.
+
+    Raises:
+        InputError: a number is given, which would be that of another element in another structure.
+    """
+    for key in list(section):
+        found = _INDEXED.fullmatch(key)
+        if found is None or found["name"].lower() not in _OF_SPECIES:
+            continue
+        if found["name"].lower() == "starting_magnetization":
+            raise InputError(
+                f"oracle.parameters.system.{key} cannot be given here: oracle.magnetic_moments, or the moments of the "
+                "structure."
+            )
+        element = found["last"].strip().capitalize()
+        if element not in chemical_symbols[1:]:
+            raise InputError(
+                f"oracle.parameters: which species has a number in pw.x, as in '{key}', follows from each structure "
+                f"and its moments; name the element, as {found['name']}({found['before']}Fe)."
+            )
+        value = section.pop(key)
+        for number, (symbol, _) in enumerate(species, 1):
+            if symbol == element:
+                section[f"{found['name']}({found['before']}{number})"] = value
+
+
+def _of_each_species(lines: Sequence[str], species: Sequence[tuple[str, str]]) -> list[str]:
+    """Lines of cards, those of HUBBARD once for each species of an element.
+
+    Raises:
+        InputError: a line has two elements, one of which is of several species.
+    """
+    made, card = [], ""
+    own = {line.split()[1].split("-")[0] for line in lines if len(line.split()) > 1}
+    for line in lines:
+        words = line.split()
+        if words[0].upper() in _TAKEN_CARDS:
+            card = words[0].upper()
+        orbitals = [word for word in words[1:] if re.fullmatch(r"[A-Z][a-z]?-\d[spdf].*", word)]
+        if card != "HUBBARD" or not orbitals:
+            made.append(line)
+            continue
+        names = [
+            [name for symbol, name in species if symbol == one.split("-")[0] and (name == symbol or name not in own)]
+            for one in orbitals
+        ]
+        if len(orbitals) > 1 and max(map(len, names)) > 1:
+            raise InputError(
+                f"oracle.parameters.{_FURTHER_CARDS}: '{line}' is of pairs of atoms, and moments of the structure make "
+                "several species of one of its elements; leave out such lines, or let moments of an element be equal."
+            )
+        ends = orbitals[0].split("-", 1)[1]
+        several = names[0] if len(orbitals) == 1 else names[0][:1]
+        made += [" ".join([words[0], f"{name}-{ends}", *words[2:]]) for name in several] if all(names) else []
+    return made
 
 
 def _profile(job: Job) -> EspressoProfile:
@@ -89,7 +197,7 @@ def _further_cards(job: Job) -> list[str]:
             f"oracle.parameters.{_FURTHER_CARDS} takes the cards {', '.join(_TAKEN_CARDS)} of pw.x, and has "
             f"'{other or lines[0]}'; what follows from structure, k-points and pseudopotentials is not given here."
         )
-    return lines
+    return _of_each_species(lines, _species(job, split=job.polarised))
 
 
 class _Checked(Espresso):

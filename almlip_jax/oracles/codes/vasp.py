@@ -15,7 +15,11 @@ from ase.config import cfg
 from almlip_jax.errors import InputError
 from almlip_jax.oracles.codes.base import Code, Job, declare
 
+_BY_ELEMENT = "ldau_luj names elements, as {Fe: {L: 2, U: 4.0, J: 0.0}}; the order of species is that of each structure"
 _ELSEWHERE = {
+    "ldaul": _BY_ELEMENT,
+    "ldauu": _BY_ELEMENT,
+    "ldauj": _BY_ELEMENT,
     "nsw": "a label is one calculation of the structure as it is",
     "ibrion": "a label is one calculation of the structure as it is",
     "nelect": "system.charge, or the charge of the structure",
