@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ase import Atoms
 
 from almlip_jax.errors import InputError
@@ -19,7 +20,7 @@ from almlip_jax.interfaces.columns import column_values, columns
 from almlip_jax.interfaces.openmm import Driven, driven, driven_in
 from almlip_jax.interfaces.recording import Recorder, Recording, alone, check_kept
 from almlip_jax.potential import Potential
-from almlip_jax.scores import names, scores
+from almlip_jax.scores import names, score_units, scores
 from almlip_jax.unit_names import with_unit
 
 
@@ -77,6 +78,11 @@ class CommitteeReporter:
             raise InputError(f"there are {interval} steps between reports; give 1 or more.")
         if score not in names(scores()):
             raise InputError(f"'{score}' is no score of structures; give one of {', '.join(names(scores()))}.")
+        for name, value in (("stop_above", stop_above), ("record_above", record_above)):
+            if value is not None and not isinstance(value, int | float | np.number):
+                unit = score_units()[score]
+                told = f"{score} in {unit}" if unit else score
+                raise InputError(f"{name} is a number, of {told}, without OpenMM's units.")
         self.interval, self.score, self.stop_above, self.force = interval, score, stop_above, force
         above = stop_above if record_above is None else record_above
         if record is None and record_above is not None:

@@ -284,6 +284,21 @@ def test_a_program_that_is_not_there_is_named(code: str, data: Path) -> None:
         _settings(code, "no_such_program -n 4", **more).build()(bare(water))
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of ASE, which says goodbye
+def test_what_a_program_says_is_not_hidden_by_what_follows_from_it(data: Path, tmp_path: Path) -> None:
+    """CP2K says what is wrong and ends; ASE then finds no number where it reads one."""
+    shell = tmp_path / "cp2k_shell.py"
+    said = "print('* READY'); print('[ABORT] The basis set <X> was not found', flush=True)"
+    shell.write_text(f"import sys\nopen('cp2k.out', 'w').write('[ABORT] The basis set was not found')\n{said}\n")
+    settings = CalculatorSettings.model_validate(
+        {"kind": "ase", "code": "cp2k", "parameters": PARAMETERS["cp2k"], "data_dir": data, "kpts": [1, 1, 1],
+         "command": f"{sys.executable} {shell}"}
+    )  # fmt: skip
+    iron = bare(Atoms("Fe", cell=[2.9, 2.9, 2.9], pbc=True))
+    label = obtain_label(settings.build(), settings, iron, "a")
+    assert label.error == "CP2K failed; cp2k.out says: [ABORT] The basis set was not found"
+
+
 @pytest.mark.parametrize("keep, kept", [("none", 0), ("failed", 1), ("all", 2)])
 def test_files_stay_where_they_are_asked_for(keep: str, kept: int, tmp_path: Path) -> None:
     scratch = tmp_path / "scratch"

@@ -319,7 +319,10 @@ def _reason(code: Code, job: Job, error: Exception) -> str:
         how = f"exit status {error.returncode}"
     elif isinstance(error, AssertionError) and not str(error):
         how = "its program ended unexpectedly, or is not the one that oracle.command names"
-    return f"{code.title} failed ({how}){code.last_words(job.folder)}"
+    words = code.last_words(job.folder)
+    if " says: " in words and not isinstance(error, subprocess.CalledProcessError):
+        return f"{code.title} failed{words}"  # of which the error is a consequence
+    return f"{code.title} failed ({how}){words}"
 
 
 def _program(command: str) -> str | None:
