@@ -297,6 +297,9 @@ def test_numbers_and_logicals_may_be_written_as_in_fortran(data: Path) -> None:
     for found in (r"noncolin += \.true\.", r"degauss += 0\.02", r"conv_thr += 1e-09", r"magnetization\(2\) = -0\.125"):
         assert re.search(found, told)
     assert "nspin" not in told
+    tags = {"xc": "pbe", "LASPH": ".T.", "LWAVE": ".f.", "LREAL": ".FALSE."}
+    told = _settings("vasp", data, parameters=tags).preview(bare(_radical()))
+    assert all(found in told for found in ("LASPH = .TRUE.", "LWAVE = .FALSE.", "LREAL = .FALSE."))
 
 
 @pytest.mark.parametrize("code", PARAMETERS)

@@ -41,6 +41,9 @@ _ELSEWHERE = {
 }
 
 
+_LOGICALS = {".TRUE.", ".FALSE.", ".T.", ".F."}
+
+
 def _setup(symbol: str, name: str) -> str:
     """ASE's suffix of a potential that VASP calls by its whole name, as ``Li_sv``."""
     if name.startswith("_"):
@@ -70,8 +73,13 @@ def _check_tags(told: dict[str, Any]) -> None:
             )
 
 
+def _value(given: Any) -> Any:
+    """A value of a tag; where it is text that VASP reads as a logical, and ASE need not, as that."""
+    return str(given).strip(" .").upper().startswith("T") if str(given).strip().upper() in _LOGICALS else given
+
+
 def _make(job: Job) -> Vasp:
-    told: dict[str, Any] = {str(key).lower(): value for key, value in job.parameters.items()}
+    told: dict[str, Any] = {str(key).lower(): _value(value) for key, value in job.parameters.items()}
     _check_tags(told)
     if job.charge:
         told["charge"] = job.charge
