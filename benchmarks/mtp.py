@@ -3,8 +3,9 @@
 The peer has a virtual environment of its own, made from PyPI where it is missing, and reads the files that we write.
 Energy, forces and stress of 64 atoms of silicon (rattled by 0.1 Angstrom, cutoff 5 Angstrom), one thread, in calls that
 move the atoms a little, so that lists of neighbours stay: ours compiled from positions on, with one and four members;
-the peer's ASE calculator, and what is inside it, its C code with neighbours given.  Times are those of the process, in
-rounds that take turns; of each the least over rounds of the median of its calls.  Results go to
+the peer's ASE calculator, and what is inside it, its C code with neighbours given.  Both processes are held to one core
+(``--core``, the last one by default), on which they take turns: leave it to them, and the machine idle.  Times are of
+the process, in rounds that take turns; of each the least over rounds of the median of its calls.  Results go to
 ``benchmarks/results/mtp.json`` and ``mtp.md``.
 """
 
@@ -50,6 +51,14 @@ def environment(folder: Path) -> Path:
         subprocess.run([sys.executable, "-m", "venv", str(folder / "motep")], check=True)
         subprocess.run([str(python), "-m", "pip", "install", "--quiet", f"motep=={MOTEP}"], check=True)
     return python
+
+
+def held_to(core: int | None) -> str:
+    """Holds this process, and those that it starts, to one core; says what was done, where the system can do it."""
+    if not hasattr(os, "sched_setaffinity"):
+        return "not held to a core, which this system does not do"
+    os.sched_setaffinity(0, [max(os.sched_getaffinity(0)) if core is None else core])
+    return "both processes held to one core, on which they take turns"
 
 
 def silicon() -> Atoms:
@@ -170,6 +179,8 @@ def measured(peer: Peer, folder: Path, level: int, rounds: int, calls: int) -> d
         "compilation, s": seconds,
         "largest relative difference": float(max(apart.values())),
         "motep": answer["version"],
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "cores of motep": answer["cores"],
         "jax": jax.__version__,
     }
 
@@ -181,16 +192,19 @@ def main() -> None:
     parser.add_argument("--levels", type=int, nargs="*", default=[8, 16, 20])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--calls", type=int, default=20)
+    parser.add_argument("--core", type=int, help="number of the core; the last one that there is by default")
     parser.add_argument("--results", type=Path, default=HERE / "results")
     options = parser.parse_args()
+    held = held_to(options.core)  # before jax counts cores
     prepare_jax("float64")
     peer = Peer(environment(options.envs.resolve()))
     with tempfile.TemporaryDirectory() as name:
         rows = [measured(peer, Path(name), level, options.rounds, options.calls) for level in options.levels]
     (options.results / "mtp.json").write_text(json.dumps(rows, indent=2) + "\n")
-    shown = [name for name in rows[0] if name not in ("motep", "jax")]
+    shown = [name for name in rows[0] if name not in ("motep", "jax", "cores", "cores of motep")]
     lines = ["# The moment tensor potential beside motep", ""]
-    lines += [f"motep {rows[0]['motep']}, jax {rows[0]['jax']}.  Microseconds of the process an atom and call.", ""]
+    versions = f"motep {rows[0]['motep']}, jax {rows[0]['jax']}"
+    lines += [f"{versions}; {held}.  Microseconds of the process an atom and call.", ""]
     lines += ["| " + " | ".join(shown) + " |", "| --- " * len(shown) + "|"]
     for row in rows:
         cells = (f"{row[name]:.3g}" if isinstance(row[name], float) else str(row[name]) for name in shown)

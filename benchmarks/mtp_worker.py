@@ -7,6 +7,7 @@ of the process for each call, of the ASE calculator and of its engine alone.  Ne
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from functools import cache
@@ -46,7 +47,8 @@ def answer(file: str, calls: int) -> dict[str, Any]:
         calculator.engine._calculate(atoms)
         inside.append(time.process_time() - began)
     atoms.positions = start
-    return found | {"seconds": seconds, "inside": inside, "version": version("motep")}
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+    return found | {"seconds": seconds, "inside": inside, "version": version("motep"), "cores": cores}
 
 
 for line in sys.stdin:
