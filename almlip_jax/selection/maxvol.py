@@ -25,6 +25,9 @@ from almlip_jax.selection.scores import column
 Mode: TypeAlias = Literal["configuration", "neighborhood"]
 
 _TRAINED = 1 + 1e-7  # threshold on the training set
+_ENTRIES = 2**26  # of rows that are looked at together: half a gigabyte in float64, of which there are several copies
+_PASSES = 20  # over rows in several blocks, at most; few are needed
+_GROWTH = 1e-6  # of the logarithm of the volume, which a pass has to gain for another one to follow
 
 
 @struct.dataclass
@@ -156,15 +159,16 @@ def maxvol(
     def select(key: jax.Array, pool: Candidates, labelled: Candidates) -> Selection:
         """The candidates that enter and stay, the largest grade first."""
         order, offered, known = shown(pool, labelled, features)
-        scale = unit_diagonal(offered.x, known.x, known.there, offered.there)
-        rows = (scale * offered.x).astype(wide())
-        trained = active_set((scale * known.x).astype(wide()), epsilon=epsilon)
-        active = active_set(rows, trained, threshold=threshold)
+        scale = unit_diagonal(offered.norms, known.norms, known.place >= 0, offered.place >= 0)
+        first = epsilon * jnp.eye(known.raw.shape[1], dtype=wide())
+        trained, _ = _offered(known.blocks(scale), first, _TRAINED)
+        blocks = offered.blocks(scale)
+        _, places = _offered(blocks, trained, threshold)
         n = order.shape[0]
-        owner = jnp.where(offered.there, offered.owner, n)
-        stands = jnp.where(active.rows < 0, n, owner[active.rows])
+        owner = jnp.where(offered.place >= 0, offered.owner, n)
+        stands = jnp.where(places < 0, n, owner[places])
         entered = jnp.zeros((n + 1,), bool).at[stands].set(True)[:n]
-        grade = jnp.zeros((n + 1,), rows.dtype).at[owner].max(extrapolation_grade(trained, rows))[:n]
+        grade = jnp.zeros((n + 1,), wide()).at[owner].max(_grades(blocks, trained)[: owner.shape[0]])[:n]
         grade = jnp.where(entered, grade, -jnp.inf)
         best = jnp.argsort(-grade, stable=True)  # structures are in order of id
         best = jnp.pad(best, (0, max(k - n, 0)))[:k]
@@ -174,19 +178,86 @@ def maxvol(
     return select
 
 
-class _Offered(NamedTuple):
-    """Rows [r, d], whose they are [r] (a structure, in some order), and which of them count [r]."""
+class _Blocks(NamedTuple):
+    """Rows as they are looked at, some at a time: the raw ones [t, d], places [blocks, r] in them, and their factor."""
 
-    x: jax.Array
+    raw: jax.Array
+    places: jax.Array
+    scale: jax.Array
+
+    def block(self, number: jax.Array | int) -> jax.Array:
+        """Rows [r, d] of one block, in the widest precision; zeros where there is none."""
+        places = self.places[number]
+        return jnp.where(places[:, None] >= 0, self.scale * self.raw[places].astype(wide()), 0)
+
+
+class _Offered(NamedTuple):
+    """Rows in some order: where in the raw ones [t, d] they stand [r] (-1: none), and whose they are [r].
+
+    Never all of them together in that order: there may be many.
+    """
+
+    raw: jax.Array
+    place: jax.Array
     owner: jax.Array
-    there: jax.Array
+
+    @property
+    def norms(self) -> jax.Array:
+        """Their norms [r, 1]; 0 where there is none."""
+        squares = jnp.sum(self.raw**2, axis=1)[self.place]
+        return jnp.sqrt(jnp.where(self.place >= 0, squares, 0))[:, None]
+
+    def blocks(self, scale: jax.Array) -> _Blocks:
+        """All at once where they are few."""
+        number, columns = self.place.shape[0], self.raw.shape[1]
+        count = -(-number // max(_ENTRIES // columns, 1))
+        room = -(-number // max(count, 1))
+        places = jnp.pad(self.place, (0, count * room - number), constant_values=-1)
+        return _Blocks(self.raw, places.reshape(count, room), scale)
+
+
+def _offered(blocks: _Blocks, matrix: jax.Array, threshold: float) -> tuple[jax.Array, jax.Array]:
+    """The active set [m, m] after rows were offered to one, and which of them stands in each place [m], -1 for none.
+
+    Where a block has changed the set, rows of the blocks before may enter: they come again until the volume stays.
+    """
+    room, blank = blocks.places.shape[1], jnp.zeros((), jnp.int32)
+
+    def of_block(number: jax.Array | int, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        matrix, places = carry
+        start = ActiveSet(matrix, matrix, places, jnp.zeros(()), blank)
+        found = active_set(blocks.block(number), start, threshold=threshold)
+        return found.matrix, jnp.where(found.rows >= 0, found.rows + number * room, places)
+
+    nobody = (matrix, jnp.full(matrix.shape[:1], -1, jnp.int32))
+    if len(blocks.places) == 1:
+        return of_block(0, nobody)
+
+    def once(carry: tuple) -> tuple:
+        found, before, _, passes = carry
+        found = jax.lax.fori_loop(0, len(blocks.places), of_block, found)
+        volume = jnp.linalg.slogdet(found[0])[1]
+        return found, volume, volume - before > _GROWTH, passes + 1
+
+    def unfinished(carry: tuple) -> jax.Array:
+        return carry[2] & (carry[3] < _PASSES)
+
+    volume = jnp.linalg.slogdet(matrix)[1]
+    return jax.lax.while_loop(unfinished, once, (nobody, volume, jnp.asarray(True), blank))[0]  # type: ignore[no-any-return]
+
+
+def _grades(blocks: _Blocks, matrix: jax.Array) -> jax.Array:
+    """Grade of each row over an active set, [blocks * r]."""
+    inverse = jnp.linalg.inv(matrix)
+    return jax.lax.map(lambda number: _sizes(blocks.block(number) @ inverse), jnp.arange(len(blocks.places))).ravel()
 
 
 def _structures(pool: Candidates, labelled: Candidates, features: str) -> tuple[jax.Array, _Offered, _Offered]:
     """Rows of structures: the order [n] that candidates are taken in, their rows, and those of the labelled set."""
     order, rows = arrange(pool, labelled, features)
-    of_pool = _Offered(rows.x, jnp.arange(len(rows.x)), rows.usable)
-    return order, of_pool, _Offered(rows.known, jnp.arange(len(rows.known)), rows.counts)
+    numbers, of_known = jnp.arange(len(rows.x)), jnp.arange(len(rows.known))
+    of_pool = _Offered(rows.x, jnp.where(rows.usable, numbers, -1), numbers)
+    return order, of_pool, _Offered(rows.known, jnp.where(rows.counts, of_known, -1), of_known)
 
 
 def _atoms(pool: Candidates, labelled: Candidates, features: str) -> tuple[jax.Array, _Offered, _Offered]:
@@ -203,10 +274,9 @@ def _atoms_of(some: Candidates, features: str) -> tuple[jax.Array, _Offered]:
     finite = jnp.all(jnp.isfinite(rows), axis=1)
     usable = some.valid & jnp.all(jnp.where(members >= 0, finite[members], True), axis=1)
     order = jnp.lexsort((some.id, ~usable)).astype(jnp.int32)
-    there = (members[order] >= 0) & usable[order][:, None]
-    x = jnp.where(there[..., None], rows[members[order]], 0)
-    owner = jnp.broadcast_to(jnp.arange(len(order))[:, None], there.shape)
-    return order, _Offered(x.reshape(-1, x.shape[-1]), owner.reshape(-1), there.reshape(-1))
+    place = jnp.where(usable[order][:, None], members[order], -1)
+    owner = jnp.broadcast_to(jnp.arange(len(order))[:, None], place.shape)
+    return order, _Offered(rows, place.reshape(-1), owner.reshape(-1))
 
 
 def _sizes(entries: jax.Array) -> jax.Array:

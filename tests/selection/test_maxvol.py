@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -113,6 +115,40 @@ def test_maxvol_by_atoms_chooses_structures_of_which_an_atom_extrapolates(start)
     np.testing.assert_allclose(found.gain[: len(grades)], sorted(grades.values(), reverse=True), rtol=1e-6)
     with pytest.raises(ValidationError, match="mode neighborhood needs features of atoms"):
         MaxvolSettings(mode="neighborhood", features="composition")
+
+
+@pytest.mark.parametrize("mode", ["configuration", "neighborhood"])
+def test_many_rows_are_looked_at_in_blocks(mode, monkeypatch):
+    """Rows that stand out enter whatever they are looked at with: the choice is that of all rows at once."""
+    rng = np.random.default_rng(8)
+
+    def shown(count: int, size: float, far: dict[int, np.ndarray]) -> Candidates:
+        atoms = [size * rng.uniform(-1, 1, size=(3, M)) for _ in range(count)]
+        for n, row in far.items():
+            atoms[n][1] = row
+        if mode == "configuration":
+            return Candidates.of({"latent": [one[1] for one in atoms]})
+        return Candidates.of(environments=Environments.of({"latent": atoms}, [[8] * 3] * count))
+
+    labelled = shown(20, 0.2, dict(zip((0, 7, 11, 19), np.eye(M), strict=True)))
+    far = {3: 2.0 * np.eye(M)[1], 17: 3.0 * np.eye(M)[2], 18: 2.5 * np.eye(M)[2], 29: -4 * np.eye(M)[3]}
+    pool = shown(30, 0.3, far)
+    settings = MaxvolSettings(mode=mode, features="latent")
+    whole = select(settings.build(6), KEY, pool, labelled)
+    assert chosen(whole) == [29, 17, 3]
+    seen: list[tuple[int, ...]] = []
+
+    def watched(rows: jax.Array, *given, **options) -> ActiveSet:
+        seen.append(rows.shape)
+        return active_set(rows, *given, **options)
+
+    module = importlib.import_module("almlip_jax.selection.maxvol")
+    monkeypatch.setattr(module, "_ENTRIES", 7 * M)
+    monkeypatch.setattr(module, "active_set", watched)
+    found = select(settings.build(7), KEY, pool, labelled)  # another number: not the program of before
+    assert seen and max(rows for rows, _ in seen) <= 7
+    assert chosen(found) == chosen(whole)
+    np.testing.assert_allclose(found.gain[:3], whole.gain[:3], rtol=1e-9)
 
 
 def test_maxvol_chooses_what_extrapolates():
