@@ -825,13 +825,15 @@ def _convert_potential(source: Path, target: Path, types: tuple[str, ...] | None
         potential = _load_folder(source)
         from ase.data import chemical_symbols
 
-        from almlip_jax.potential.mtp_files import save_mtp
+        from almlip_jax.potential.mtp_files import file_types, save_mtp
 
         if target.suffix != ".mtp":
             raise InputError(f"{target} should end in .mtp, the format that a potential is converted to.")
         written = save_mtp(potential, target, None if types is None else type_numbers(types))
-        known = [z for z in potential.type_numbers if z in potential.species.numbers]
-        symbols = tuple(chemical_symbols[z] for z in known) if types is None else types
+        symbols = tuple(chemical_symbols[z] for z in file_types(potential)) if types is None else types
+        if empty := [one for one in symbols if one not in potential.species.symbols]:
+            told = f"of {', '.join(empty)} the potential knows nothing: coefficients of these types are 0 in the file."
+            console.print(told, markup=False, highlight=False)
     elif not _is_mtp(source):
         raise InputError(f"{source} is no potential: neither a folder of one nor an .mtp file.")
     elif target.suffix == ".mtp":

@@ -135,8 +135,9 @@ class SavedMtp(SavedPotential):
         count = re.search(rb"^\s*species_count\s*=\s*(\d+)", text, re.MULTILINE)
         if count is not None and int(count[1]) != len(numbers):
             raise InputError(f"{path} has {int(count[1])} types, but {len(numbers)} elements are given for them.")
+        known = sorted((one for one in types or () if atomic_numbers[one]), key=atomic_numbers.__getitem__)
         said = {PARAMS: hashlib.sha256(text).hexdigest(), "types": list(types or ()), "dtype": "float64"}
-        return cls(path, {**said, "species": sorted(types or (), key=atomic_numbers.__getitem__), "metadata": {}})
+        return cls(path, {**said, "species": known, "metadata": {}})
 
     @property
     def model(self) -> Mapping[str, Any]:

@@ -34,7 +34,7 @@ from almlip_jax.models.mtp.text import MtpText, Trained, read_mtp, template
 from almlip_jax.oracles import PotentialSourceSettings
 from almlip_jax.potential import Potential
 from almlip_jax.potential.file_types import FileTypes
-from almlip_jax.potential.mtp_files import load_mtp, save_mtp, texts_of
+from almlip_jax.potential.mtp_files import joined_potential, load_mtp, save_mtp, texts_of
 from almlip_jax.saved_potential import SavedPotential
 from almlip_jax.structures.io import read_structures, write_structures
 from almlip_jax.structures.species import SpeciesTable
@@ -259,14 +259,46 @@ def test_members_are_files_with_reference_energies_within(tmp_path):
 def test_what_is_more_than_the_format_holds_is_refused():
     settings = MtpSettings(level=4, radial_basis_size=3, cutoff=3.5)
     anchored = random_potential(settings, isolated=frozenset({1}))
-    assert texts_of(anchored)[0].trained.species[0] == -13.6  # that of the isolated atom, exactly
-    params = dict(anchored.params, constants=dict(anchored.params["constants"], binding=np.array([[0, -2.0]] * 2)))
-    with pytest.raises(InputError, match="isolated atoms; train without these"):
-        texts_of(replace(anchored, params=params))
+    learned = anchored.params["species"]
+    unbound = replace(anchored, params=anchored.params | {"species": learned * [0, 1]})
+    (first, _), frames = texts_of(unbound), [molecule("H2O"), Atoms("H"), Atoms("O")]
+    assert first.trained.species[0] == -13.6  # that of the isolated atom, exactly
+    written = joined_potential([first], [1, 8], ["first"])
+    np.testing.assert_allclose(written.evaluate(frames).energy, energies(unbound, frames)[0], rtol=1e-13)
+    binding = dict(anchored.params["constants"], binding=np.array([[-2.0, 0]] * 2))
+    for params in (anchored.params, unbound.params | {"constants": binding}):  # learned, or fitted beforehand
+        with pytest.raises(InputError, match="isolated atoms; train without these"):
+            texts_of(replace(anchored, params=params))
     with pytest.raises(InputError, match="a repulsion of nuclei is added"):
         texts_of(random_potential(settings.model_copy(update={"repulsion": True})))
     with pytest.raises(InputError, match="its heads depend on the species"):
         texts_of(random_potential(settings, EnsembleSettings(size=1, heads=2)))
+
+
+def test_types_without_atoms_keep_their_places(tmp_path, monkeypatch):
+    """A dummy comes first, and an element that was never learned in between: numbers of types stay those of before."""
+    settings = MtpSettings(level=4, radial_basis_size=3, cutoff=3.5)
+    water = random_potential(settings, EnsembleSettings(size=1)).with_types((0, 8, 7, 1, 6))
+    (known,), frames = texts_of(water), [molecule("H2O"), molecule("H2O2")]
+    assert known.types == 4 and np.array_equal(known.trained.species != 0, [False, True, False, True])
+    assert not known.trained.radial[[0, 2]].any() and not known.trained.radial[:, [0, 2]].any()
+    known.write(tmp_path / "water.mtp")
+    again = load_mtp(tmp_path / "water.mtp", [0, 8, 7, 1])
+    assert again.species.numbers == (1, 8) and again.type_numbers == [0, 8, 7, 1]
+    assert str(texts_of(again)[0]) == str(known)
+    np.testing.assert_allclose(again.evaluate(frames).energy, water.evaluate(frames).energy, rtol=1e-13)
+    assert texts_of(again, [8, 0, 1])[0].types == 3
+    with pytest.raises(InputError, match="elements H, O of the potential"):
+        texts_of(again, [8, 7, 1])
+    with pytest.raises(InputError, match=r"no type of .*water\.mtp is an element"):
+        load_mtp(tmp_path / "water.mtp", [8, 0, 1, 0])
+    assert SavedPotential.read(tmp_path / "water.mtp", ["X", "O", "N", "H"]).numbers == {1, 7, 8}
+    water.save(tmp_path / "p")
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(cli.app, ["convert", "p", "back.mtp", "--json", "told.json"])
+    assert done.exit_code == 0 and "of X, N the potential knows nothing" in done.output, done.output
+    assert json.loads(Path("told.json").read_text())["types"] == ["X", "O", "N", "H"]
+    assert str(read_mtp("back.mtp")) == str(known)
 
 
 def test_potentials_are_converted_in_a_circle(silicon, monkeypatch):
@@ -323,8 +355,8 @@ def test_order_of_types_name_and_tag_go_round(tmp_path):
     fresh, _ = fit_potential(frames[:2], from_template, one, training, 0)
     assert fresh.type_numbers == [1, 8] and fresh.with_types((0, 8, 1)).type_numbers == [0, 8, 1]
     text = texts_of(fresh.with_types((0, 8, 1)))[0]
-    assert (text.name, text.tag, text.types) == ("water one", "PBE, 3", 2)
-    assert text.trained.species[0] == texts_of(fresh)[0].trained.species[1]
+    assert (text.name, text.tag, text.types) == ("water one", "PBE, 3", 3)
+    assert text.trained.species[0] == 0 and text.trained.species[1] == texts_of(fresh)[0].trained.species[1]
     check_start(again, from_template.model_copy(update={"scaling": None}), one)  # names are no part of the architecture
     later = replace(fresh, metadata={"mlip_files": {"version": 2}})
     assert later.type_numbers == [1, 8]

@@ -48,11 +48,12 @@ def load_mtp(paths: Path | str | Sequence[Path | str], numbers: Sequence[int]) -
 
     Args:
         paths: the files, each a member.
-        numbers: atomic number of each type, from type 0 on.
+        numbers: atomic number of each type, from type 0 on; 0 for one that no atom has.  Such types, and those whose
+            coefficients are all 0 (`texts_of`), are no elements of the potential, which remembers their places.
 
     Raises:
-        InputError: a file cannot be read, is a template, or has another number of types; or files differ in more than
-            their coefficients.
+        InputError: a file cannot be read, is a template, or has another number of types; no type is an element; or
+            files differ in more than their coefficients.
     """
     files = [paths] if isinstance(paths, str | Path) else list(paths)
     return joined_potential([read_mtp(path) for path in files], numbers, [str(path) for path in files])
@@ -60,11 +61,15 @@ def load_mtp(paths: Path | str | Sequence[Path | str], numbers: Sequence[int]) -
 
 def joined_potential(texts: Sequence[MtpText], numbers: Sequence[int], names: Sequence[str]) -> Potential:
     """As `load_mtp`, of what files hold; their names are for messages."""
-    repeated = sorted({chemical_symbols[z] for z in numbers if list(numbers).count(z) > 1})
+    repeated = sorted({chemical_symbols[z] for z in numbers if z and list(numbers).count(z) > 1})
     if repeated:
         raise InputError(f"{repeated[0]} is given for two types; a potential tells its types apart by their element.")
-    table = SpeciesTable(tuple(sorted(numbers)))
     settings, members = settings_of(texts[0]), []
+    trained = [text.trained for text in texts if text.trained is not None and text.types == len(numbers)]
+    known = [z for n, z in enumerate(numbers) if z and (not trained or any(_says(one, n) for one in trained))]
+    if not known:
+        raise InputError(f"no type of {names[0]} is an element that the file says anything of.")
+    table = SpeciesTable(tuple(sorted(known)))
     for text, name in zip(texts, names, strict=True):
         if text.trained is None:
             raise InputError(f"{name} is a template without coefficients; train with model.template: {name} instead.")
@@ -80,6 +85,12 @@ def joined_potential(texts: Sequence[MtpText], numbers: Sequence[int], names: Se
     types = FileTypes(tuple(numbers), tuple(text.name for text in texts), tuple(text.tag for text in texts))
     origin = {"files": [Path(name).name for name in names], **types.note()}
     return Potential(settings, table, params, references, metadata=origin, members=EnsembleSettings(size=len(members)))
+
+
+def _says(trained: Trained, place: int) -> bool:
+    """Whether a type has a coefficient that is not 0."""
+    radial = trained.radial
+    return bool(trained.species[place] or np.any(radial[place]) or np.any(radial[:, place]))
 
 
 def _params(text: MtpText, trained: Trained, types: list[int]) -> dict[str, Any]:
@@ -104,17 +115,20 @@ def texts_of(potential: Potential, numbers: Sequence[int] | None = None) -> list
 
     Args:
         potential: of moment tensor potentials.
-        numbers: atomic number of each type, from type 0 on; in the order of `Potential.type_numbers` where not given.
+        numbers: atomic number of each type, from type 0 on, 0 for one that no atom has; `file_types` where not given.
+            Coefficients of types that are no elements of the potential are 0.
 
     Raises:
         InputError: a member is more than a moment tensor potential, or the elements are not those of the potential.
     """
     model, ensemble = _bare_model(potential), potential.ensemble
     table = potential.species
-    wanted = [z for z in potential.type_numbers if z in table.numbers] if numbers is None else list(numbers)
-    if sorted(wanted) != list(table.numbers):
+    given = file_types(potential) if numbers is None else list(numbers)
+    wanted = [z for z in given if z in table.numbers]
+    if sorted(wanted) != list(table.numbers) or (numbers is not None and any(z and z not in wanted for z in given)):
         raise InputError(f"the types should be the elements {', '.join(table.symbols)} of the potential, each once.")
     places = table.index(np.array(wanted))
+    at = np.flatnonzero(np.isin(given, wanted))
     references = np.array([potential.reference_energies[z] for z in wanted])
     assert isinstance(ensemble, Ensemble)
     names, own_name, own_tag = noted_file_types(potential.metadata), f"MTP_L{model.settings.level}", ""
@@ -125,13 +139,37 @@ def texts_of(potential: Potential, numbers: Sequence[int] | None = None) -> list
     for n in range(ensemble.size):
         one = jax.tree.map(lambda x, n=n: np.asarray(x, np.float64)[n], potential.params)
         for moment, species in _linear(model, one, ensemble.heads.count):
-            energies = np.where(np.isin(wanted, list(potential.isolated)), 0.0, species[places]) + references
+            _refuse_bound(potential, one, species)
             inner = one if ensemble.heads.plain else one["model"]
-            trained = Trained(inner["radial"][np.ix_(places, places)], energies, moment)
+            energies, radial_of = np.zeros(len(given)), np.zeros((len(given), len(given), *inner["radial"].shape[2:]))
+            energies[at] = np.where(np.isin(wanted, list(potential.isolated)), 0.0, species[places]) + references
+            radial_of[np.ix_(at, at)] = inner["radial"][np.ix_(places, places)]
+            trained = Trained(radial_of, energies, moment)
             scaling = float(inner[CONSTANTS]["scaling"])
             name, tag = names.name(len(found), own_name), names.tag(len(found), own_tag)
-            found.append(MtpText(model.basis, radial, len(wanted), scaling, trained, name, tag))
+            found.append(MtpText(model.basis, radial, len(given), scaling, trained, name, tag))
     return found
+
+
+def file_types(potential: Potential) -> list[int]:
+    """Atomic number of each type that its files are written with where no others are asked for.
+
+    The order of `Potential.type_numbers` up to its last element: types of other elements between, and those that no
+    atom has, keep their places, so that ``.cfg`` files of before fit.
+    """
+    numbers = potential.type_numbers
+    known = [n for n, z in enumerate(numbers) if z in potential.species.numbers]
+    return numbers[: known[-1] + 1]
+
+
+def _refuse_bound(potential: Potential, one: dict[str, Any], species: np.ndarray) -> None:
+    """Refuses a member whose atoms are bound, by what was fitted or learned, as they meet others (`Anchored`)."""
+    counted = np.isin(potential.species.numbers, list(potential.isolated))
+    if np.any(counted & (binding_of(one, len(potential.species)) + species != 0)):
+        raise InputError(
+            "the potential cannot be written as an .mtp file, since a function of its own binds its atoms to meet "
+            "the energies of isolated atoms; train without these."
+        )
 
 
 def _bare_model(potential: Potential) -> Mtp:
@@ -142,11 +180,6 @@ def _bare_model(potential: Potential) -> Mtp:
     if not isinstance(inner, Mtp):
         what = "a repulsion of nuclei is added to it" if potential.settings.repulsion else "it is of another kind"
         raise InputError(f"the potential cannot be written as an .mtp file, since {what}.")
-    if np.any(binding_of(potential.params, len(potential.species))):
-        raise InputError(
-            "the potential cannot be written as an .mtp file, since a function of its own binds its atoms to meet "
-            "the energies of isolated atoms; train without these."
-        )
     assert isinstance(ensemble, Ensemble)
     if ensemble.heads.count > 1 and len(potential.species) > 1:
         raise InputError(
@@ -190,4 +223,4 @@ def save_mtp(potential: Potential, path: Path, numbers: Sequence[int] | None = N
     return paths
 
 
-__all__ = ["joined_potential", "load_mtp", "save_mtp", "settings_of", "texts_of"]
+__all__ = ["file_types", "joined_potential", "load_mtp", "save_mtp", "settings_of", "texts_of"]
