@@ -37,9 +37,10 @@ class Anchored(Around):
     element that is fitted to the training set and held among the constants, comes in with its first neighbours, by the
     factor ``1 - exp(-6 n)``, n the sum of the cutoff function over them: what is left to the model is no larger than
     with fitted reference energies.  Features are relative to those of isolated atoms too, so that the last layer stays
-    linear in them.  Of a model that sees charge and spin, its own value is that for the neutral atom with the spin of
-    the structure: neutral isolated atoms have their energies whatever their spin, and what a charge costs is left to
-    the model.
+    linear in them.  What a model gives isolated atoms alone, a constant of each species (`Model.constant_alone`), comes
+    back by the same factor: it is a binding energy, which the last layer learns.  Of a model that sees charge and spin,
+    its own value is that for the neutral atom with the spin of the structure: neutral isolated atoms have their
+    energies whatever their spin, and what a charge costs is left to the model.
 
     Attributes:
         isolated: atomic numbers of these elements, in increasing order.
@@ -69,7 +70,7 @@ class Anchored(Around):
 
     def apply(self, params: Params, geometry: AnchoredGeometry, graph: Graph) -> AtomicOutput:
         """Energies and features of the model underneath, minus those of isolated atoms, and what binds on average."""
-        output = self._relative(params, self.inner.apply(params, geometry.inner, graph), graph)
+        output = self._relative(params, self.inner.apply(params, geometry.inner, graph), geometry.bound, graph)
         binding = jax.lax.stop_gradient(params[CONSTANTS][_BINDING])[graph.species]
         return replace(output, energy=output.energy + binding * geometry.bound)
 
@@ -79,13 +80,28 @@ class Anchored(Around):
         known = jnp.asarray(np.isin(self.species.numbers, self.isolated))
         return inner._replace(levels=jnp.where(known, 0, inner.levels))
 
-    def _relative(self, params: Params, output: AtomicOutput, graph: Graph) -> AtomicOutput:
+    @property
+    def constant_alone(self) -> bool:
+        """No: features of isolated atoms are 0."""
+        return False
+
+    def own_shares(self, graph: Graph, bound: jax.Array) -> jax.Array:
+        """How much of what each isolated atom has is taken off each atom [A, S], of a model that sees no state.
+
+        Args:
+            graph: of the atoms.
+            bound: [A] of `geometry`.
+        """
+        code = exact_code(graph, self.species, bound.dtype)
+        code = code * jnp.asarray(np.isin(self.species.numbers, self.isolated), code.dtype)
+        return code * (1 - bound)[:, None] if super().constant_alone else code
+
+    def _relative(self, params: Params, output: AtomicOutput, bound: jax.Array, graph: Graph) -> AtomicOutput:
         if self.sees_state:
             return self._less_its_own(params, output, graph)
         lone = lone_atoms(self.num_species, output.energy.dtype)
         alone = self.inner.apply(params, self.inner.geometry(lone), lone)
-        code = exact_code(graph, self.species, output.energy.dtype)
-        code = code * jnp.asarray(np.isin(self.species.numbers, self.isolated), code.dtype)
+        code = self.own_shares(graph, bound)
         energy, features = output.energy - code @ alone.energy, output.features - code @ alone.features
         return replace(output, energy=energy, features=features)
 

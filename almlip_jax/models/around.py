@@ -54,6 +54,12 @@ class Around(LinearLast):
         return sees
 
     @property
+    def constant_alone(self) -> bool:
+        """As for the model underneath."""
+        constant: bool = getattr(self.inner, "constant_alone", False)
+        return constant
+
+    @property
     def long_range(self) -> bool:
         """As for the model underneath."""
         return self.inner.long_range

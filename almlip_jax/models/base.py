@@ -94,7 +94,8 @@ def sums_by_degree(squares: jax.Array, incoherent: jax.Array, graph: Graph, l_ma
 
 METHODS = ("geometry", "init", "survey", "standardise", "with_species", "apply", "last_scale", "linear")
 ATTRIBUTES = ("cutoff", "species", "num_species", "small_members", "long_range", "local")
-"""What every `Model` has; those of users need not say ``targets`` and ``sees_state``, where there is nothing to say."""
+"""What every `Model` has; those of users need not say ``targets``, ``sees_state`` and ``constant_alone``, where there is
+nothing to say."""
 
 
 class Model(Protocol):
@@ -132,6 +133,14 @@ class Model(Protocol):
     @property
     def sees_state(self) -> bool:
         """Whether energies depend on ``graph.charge`` and ``graph.spin``."""
+        ...
+
+    @property
+    def constant_alone(self) -> bool:
+        """Whether features of isolated atoms are constants that every atom of their species has, and nothing else.
+
+        The last layer then has an energy for each species.
+        """
         ...
 
     @property
@@ -269,6 +278,11 @@ class LinearLast(ABC):
     @property
     def sees_state(self) -> bool:
         """See `Model.sees_state`."""
+        return False
+
+    @property
+    def constant_alone(self) -> bool:
+        """See `Model.constant_alone`."""
         return False
 
     @property

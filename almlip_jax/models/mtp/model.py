@@ -193,6 +193,7 @@ class Mtp(LinearLast):
     species: SpeciesTable
     targets: ClassVar[tuple[str, ...]] = ()
     small_members: ClassVar[bool] = True
+    constant_alone: ClassVar[bool] = True  # all moments are 0
     long_range: ClassVar[bool] = False
     local: ClassVar[bool] = True
     sees_state: ClassVar[bool] = False

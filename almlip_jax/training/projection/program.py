@@ -169,13 +169,22 @@ class Reduction:
 
     def _relative(self, params: Params, found: Derivatives, graph: Graph) -> Derivatives:
         """Energies counted from those of isolated atoms, of elements for which the model does so."""
-        if not isinstance(self.model, Anchored):
+        model = self.model
+        if not isinstance(model, Anchored):
             return found
-        table = self.model.species
-        lone = lone_atoms(len(table), found.energy.dtype)
+        lone = lone_atoms(model.num_species, found.energy.dtype)
         alone = self.inner.derivatives(params, lone).energy
-        code = exact_code(graph, table, found.energy.dtype) * np.isin(table.numbers, self.model.isolated)
-        return found.replace(energy=found.energy - code @ alone)  # type: ignore[attr-defined,no-any-return]
+
+        def shares(vectors: jax.Array) -> jax.Array:
+            """Of atoms that keep their edges apart, so that the derivative of the sum has that of each."""
+            return model.own_shares(graph, model.geometry(graph.replace(vectors=vectors)).bound)  # type: ignore[attr-defined]
+
+        slopes = jax.grad(lambda vectors: jnp.sum(shares(vectors)))(graph.vectors)  # an atom has one species
+        code = exact_code(graph, model.species, found.energy.dtype)
+        return found.replace(  # type: ignore[attr-defined,no-any-return]
+            energy=found.energy - shares(graph.vectors) @ alone,
+            edges=found.edges - slopes[..., None] * (code @ alone)[:, None, None],
+        )
 
     def _left(self, params: Params, graph: Graph, targets: Targets) -> dict[str, jax.Array]:
         """Labels less what the model gives without its linear parameters: virials by their six components."""
