@@ -88,10 +88,11 @@ def fit_potential(
         say: is told about doubtful labels, what is trained on again, and models that diverged.
         validation: labelled structures to validate on, in place of a share of ``structures``.  Those that are trained
             on are left out.
-        know_training_set: whether the potential keeps what comparisons with the new structures need
+        know_training_set: whether the potential keeps what comparisons with all that it is trained on need
             (`Potential.knowing`).
-        spanned: the active set that the potential is to have.  The one that ``start`` has is renewed
-            (`Potential.spanning`), with its settings where none are given.
+        spanned: the active set that the potential is to have, of the structures and of what it remembers and is
+            trained on again.  The one that ``start`` has is renewed (`Potential.spanning`), with its settings where
+            none are given.
 
     Returns:
         the potential, in float64 where jax is set to it, calibrated on its validation structures, and remembering a
@@ -120,9 +121,10 @@ def fit_potential(
     result = _train(task, prepared, on_epoch, checkpoint, say)
     potential = _calibrated(task, prepared, result, len(bonded))
     standing = None if start is None else start.active_set
+    whole = [*bonded, *prepared.parts.again]
     if spanned is not None or standing is not None:
-        potential = potential.spanning(bonded, spanned, earlier=standing)
-    return potential.knowing(bonded) if know_training_set else potential, result
+        potential = potential.spanning(whole, spanned, earlier=standing)
+    return potential.knowing(whole) if know_training_set else potential, result
 
 
 @dataclass(frozen=True)

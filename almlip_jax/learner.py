@@ -364,6 +364,12 @@ class Learner:
             return _Parts([*learned, *own.structures * own.copies], judging, Again(again.structures, before))
         return _Parts([*learned, *again.structures * again.copies], judging) if self._again else _Parts(data)
 
+    def replayed(self, data: Sequence[Atoms]) -> tuple[Atoms, ...]:
+        """Structures of the data's source that are trained on besides the data, each once."""
+        if self.start is None:
+            return ()
+        return self.start.kept(*self._split(data), sees_state=self.ensemble.sees_state)
+
     def _split(self, data: Sequence[Atoms]) -> tuple[list[Atoms], list[Atoms]]:
         share = self.training.validation_fraction
         return training_part(data, share), validation_part(data, share)
@@ -392,9 +398,7 @@ class Learner:
             metadata: goes with it, and with its error on the structures that validated.
         """
         learned, judging = self._split(data)
-        old: tuple[Atoms, ...] = ()
-        if self.start is not None:
-            old = self.start.kept(learned, judging, sees_state=self.ensemble.sees_state)
+        old = self.replayed(data)
         notes = compositions_note(data, () if self.start is None else self.start.compositions)
         sees_state = self.ensemble.sees_state
         before = states_before(None if self.start is None else self.start.potential, sees_state=sees_state)

@@ -39,9 +39,9 @@ from almlip_jax.oracles import (
     is_own_source,
     label_structures,
 )
-from almlip_jax.potential import Potential
+from almlip_jax.potential import GRADES, Potential
 from almlip_jax.scores import names, needs_no_fit, scores
-from almlip_jax.scoring import MV_GRADE
+from almlip_jax.scoring import MV_GRADE, NBH_GRADES
 from almlip_jax.selection import Candidates, Selector, SelectorSettings, UserSelector
 from almlip_jax.structures.species import SpeciesTable
 
@@ -433,8 +433,9 @@ def select_add(
         labelled: structures that the set is built from anew, with the settings of the potential's where it has one.
 
     Returns:
-        copies of those that entered, the largest grade first, with ``info["MV_grade"]`` (over the set before; so named
-        in files of MLIP-2) and ``info["pool_index"]``; and the potential with the set that they entered.
+        copies of those that entered, the largest grade first, with ``info["MV_grade"]`` and, in neighborhood mode,
+        ``arrays["nbh_grades"]`` of their atoms (over the set before; so named in files of MLIP-2), and
+        ``info["pool_index"]``; and the potential with the set that they entered.
 
     Raises:
         InputError: there is neither an active set nor a labelled structure, or an element is not known.
@@ -450,9 +451,14 @@ def select_add(
         potential = potential.spanning(labelled, None if active is None else active.settings)
     offer = potential.offer(pool)
     batch = []
-    for index in offer.entered:
+    for place, index in enumerate(offer.entered):
         frame = pool[index].copy()
+        for name in (*GRADES.values(), NBH_GRADES):  # those of another set are no longer true
+            frame.info.pop(name, None)
+            frame.arrays.pop(name, None)
         frame.info |= {MV_GRADE: float(offer.grades[index]), "pool_index": index}
+        if offer.atom_grades:
+            frame.arrays[NBH_GRADES] = offer.atom_grades[place]
         batch.append(frame)
     return batch, potential.with_fitted(active_set=offer.active)
 

@@ -13,22 +13,29 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
+from ase.calculators.singlepoint import SinglePointCalculator
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from almlip_jax import cli, select_add
+from almlip_jax.campaign.rundir import PotentialDirectory
+from almlip_jax.campaign.stages import trained
 from almlip_jax.dynamics import ExplorationSettings, know
 from almlip_jax.dynamics.thresholds import GradeThresholds
 from almlip_jax.ensembles import EnsembleSettings
 from almlip_jax.errors import InputError
+from almlip_jax.fitting import fit_potential
+from almlip_jax.learner import Learner
 from almlip_jax.models import build_model
 from almlip_jax.models.constants import learned_leaves
 from almlip_jax.models.mtp import MtpSettings
 from almlip_jax.potential import ActiveSetSettings, ActiveStructures, Potential, spanning
 from almlip_jax.potential.active_set import Rows, built, empty_set, rows_from
 from almlip_jax.potential.spanning import rows_of
+from almlip_jax.progress import SilentProgress
 from almlip_jax.structures.io import read_cfg, write_structures
 from almlip_jax.structures.species import SpeciesTable
+from almlip_jax.training import TrainingSettings
 
 
 def numbered(count: int) -> list[Atoms]:
@@ -211,9 +218,17 @@ def test_an_earlier_set_is_renewed_and_not_built_anew(spanned, structures):
 
 def test_select_add_gives_what_enters(spanned, structures, tmp_path):
     """From Python and from the command line, which writes for MLIP-2 too: grades become features of the file."""
-    far = [molecule("CH3OH"), structures[0], molecule("H2O"), structures[2]]
+    far = [molecule("CH3OH"), structures[0].copy(), molecule("H2O"), structures[2].copy()]
     far[0].positions[0] += 0.3
+    for frame in far:  # graded before, over another set
+        frame.arrays |= {"nbh_grades": np.full(len(frame), 7.0), "extrapolation_grade": np.full(len(frame), 7.0)}
+        frame.info["extrapolation_grade"] = 7.0
     batch, grown = select_add(spanned, far)
+    own = spanned.evaluate(batch).atom_scores["extrapolation_grade"]
+    for frame, of_atoms in zip(batch, own, strict=True):
+        np.testing.assert_allclose(frame.arrays["nbh_grades"], of_atoms, rtol=0.02, atol=0.02)
+        assert frame.arrays["nbh_grades"].max() == frame.info["MV_grade"]
+        assert not {"extrapolation_grade", "configuration_grade"} & {*frame.info, *frame.arrays}
     assert batch[0].info["pool_index"] == 0 and batch[0].info["MV_grade"] > 2
     for frame in batch:  # grades are over the set before, in which those structures lay inside
         assert frame.info["MV_grade"] <= 1.001 or frame.info["pool_index"] not in (1, 3)
@@ -228,6 +243,8 @@ def test_select_add_gives_what_enters(spanned, structures, tmp_path):
     assert result.exit_code == 0, (result.output, result.exception)
     written = read_cfg(tmp_path / "add.cfg", [1, 6, 8])
     assert [frame.info["MV_grade"] for frame in written] == pytest.approx(grades)
+    for frame, known in zip(written, batch, strict=True):
+        np.testing.assert_allclose(frame.arrays["nbh_grades"], known.arrays["nbh_grades"])
     assert json.loads((tmp_path / "a.json").read_text())["indices"] == [f.info["pool_index"] for f in batch]
     np.testing.assert_array_equal(Potential.load(tmp_path / "q").active_set.matrix, grown.active_set.matrix)
     asked = ["score", str(tmp_path / "p"), str(tmp_path / "pool.xyz"), "--out", str(tmp_path / "graded.cfg")]
@@ -301,6 +318,71 @@ def test_rows_of_a_moment_tensor_potential_are_its_basis_functions():
     atoms.get_potential_energy()
     np.testing.assert_allclose(atoms.calc.results["atom_extrapolation_grade"], grades[:8], rtol=1e-3)
     assert atoms.calc.results["extrapolation_grade"] == pytest.approx(grades[:8].max(), rel=1e-3)
+
+
+def labelled(frames: list[Atoms]) -> list[Atoms]:
+    """With some energies and forces."""
+    for frame in frames:
+        frame.calc = SinglePointCalculator(frame, energy=-float(len(frame)), forces=np.zeros((len(frame), 3)))
+    return frames
+
+
+def test_the_first_set_holds_what_is_trained_on_again(tmp_path):
+    """Structures that the potential to begin with remembers are seen again: in `train --from` and in campaigns."""
+    training = TrainingSettings(projection={"iterations": 1, "starts": 1}, validation_fraction=0.0)
+    remembered = labelled(silicon(4, 0.3, 50))
+    start = replace(moment_tensors(4, np.float32), remembered=tuple(remembered))
+    new, size = labelled(silicon(3, 0.02)), EnsembleSettings(size=1)
+    by_command, _ = fit_potential(new, start.settings, size, training, 0, start=start, spanned=ActiveSetSettings())
+    learner = Learner(8, training=training, start=start, typical=new)
+    folder = PotentialDirectory(tmp_path)
+    in_campaign = trained(
+        learner,
+        new,
+        learner.beginning(new, None),
+        jax.random.key(0),
+        np.random.default_rng(0),
+        folder,
+        SilentProgress(),
+        metadata={},
+        spanned=ActiveSetSettings(),
+    )
+    again = {atoms.positions.tobytes() for atoms in remembered}
+    for potential in (by_command, in_campaign):
+        stands = {atoms.positions.tobytes() for atoms in potential.active_set.structures}
+        assert stands & again and potential.active_set.offered == 7
+        assert potential.evaluate(remembered).scores["extrapolation_grade"].max() < 1.01
+
+
+def test_grades_see_a_species_that_no_structure_has():
+    """Also where its isolated atoms have their energies, so that constants of species cancel: as without these.
+
+    Isolated atoms themselves are exact, and lie inside.
+    """
+    settings, species = MtpSettings(level=6, cutoff=5.0, min_dist=1.8, scaling=0.01), SpeciesTable((9, 14))
+    mixed = silicon(2, 0.1)
+    for frame in mixed:
+        frame.numbers[:2] = 9
+    with jax.enable_x64(True):
+        for isolated in (frozenset(), frozenset({9, 14}), frozenset({9})):
+            model = build_model(settings, species, isolated)
+            params = jax.tree.map(lambda x: np.asarray(x)[None], model.init(jax.random.key(0)))
+            bare = Potential(
+                settings,
+                species,
+                params,
+                {9: -2.0, 14: -1.0},
+                members=EnsembleSettings(size=1),
+                isolated=isolated,
+            )
+            potential = bare.spanning(silicon(12, 0.1))
+            for frame, grades in zip(mixed, potential.evaluate(mixed).atom_scores["extrapolation_grade"], strict=True):
+                assert (grades[frame.numbers == 9] > 9e4).all() and (grades[frame.numbers == 14] < 5e4).all()
+            batch, grown = select_add(potential, mixed)
+            assert batch and (grown.evaluate(mixed).scores["extrapolation_grade"] < 1.01).all()
+            lone = potential.evaluate([Atoms("F"), Atoms("Si")]).scores["extrapolation_grade"]
+            known = [z in isolated for z in (9, 14)]
+            np.testing.assert_array_equal(lone < 1e-6, known)
 
 
 def test_many_rows_are_looked_at_in_parts(monkeypatch):

@@ -189,10 +189,11 @@ def trained(
         result = learner.train(dataset, params, key, references, on_epoch, folder.unfinished_training, steps)
     write_csv(folder.training, result.rows())
     potential = learner.potential(result, dataset, references, stream, {**metadata, "dataset_size": len(dataset)})
+    whole = [*dataset, *(() if params is None else learner.replayed(dataset))]
     if spanned is not None:
-        potential = potential.spanning(dataset, spanned, earlier=standing)
+        potential = potential.spanning(whole, spanned, earlier=standing)
     if know:
-        potential = potential.knowing(dataset, shape=potential.batch_shape(dataset))
+        potential = potential.knowing(whole, shape=potential.batch_shape(whole))
     potential.save(folder.potential)
     checkpoint.discard(folder.unfinished_training)
     return potential

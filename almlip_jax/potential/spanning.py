@@ -45,11 +45,14 @@ class Offer:
         active: the set afterwards.
         entered: of the structures, those that have rows in it, the largest grade first.
         grades: [n] of each structure over the set before, the largest of its rows.
+        atom_grades: of those that entered, in this order, the grades [N] of their atoms over the set before; none in
+            configuration mode.
     """
 
     active: ActiveStructures
     entered: tuple[int, ...]
     grades: np.ndarray
+    atom_grades: tuple[np.ndarray, ...] = ()
 
 
 def rows_of(potential: Potential, structures: Sequence[Atoms], settings: ActiveSetSettings) -> Rows:
@@ -98,11 +101,14 @@ def renewed(potential: Potential, before: ActiveStructures, structures: Sequence
 def offered(potential: Potential, active: ActiveStructures, structures: Sequence[Atoms]) -> Offer:
     """Offers structures to an active set of the same potential; errors as for `rows_of`."""
     parts = _in_parts(potential, structures, active.settings)
+    found = [(rows.structure, active.grades(rows)) for rows in parts()]
+    owner, of_rows = (np.concatenate(one) for one in zip(*found, strict=True))
     grades = np.zeros(len(structures))
-    for rows in parts():
-        np.maximum.at(grades, rows.structure, active.grades(rows))
+    np.maximum.at(grades, owner, of_rows)
     after, entered = active.offered_in_parts(parts, structures)
-    return Offer(after, tuple(sorted(entered, key=lambda n: (-grades[n], n))), grades)
+    first = tuple(sorted(entered, key=lambda n: (-grades[n], n)))
+    of_atoms = tuple(of_rows[owner == n] for n in first) if active.settings.mode == "neighborhood" else ()
+    return Offer(after, first, grades, of_atoms)
 
 
 def grades_of(
