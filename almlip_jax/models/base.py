@@ -94,8 +94,8 @@ def sums_by_degree(squares: jax.Array, incoherent: jax.Array, graph: Graph, l_ma
 
 METHODS = ("geometry", "init", "survey", "standardise", "with_species", "apply", "last_scale", "linear")
 ATTRIBUTES = ("cutoff", "species", "num_species", "small_members", "long_range", "local")
-"""What every `Model` has; those of users need not say ``targets``, ``sees_state`` and ``constant_alone``, where there is
-nothing to say."""
+"""What every `Model` has; those of users need not say ``targets``, ``sees_state`` and ``constant_alone``, where there
+is nothing to say."""
 
 
 class Model(Protocol):
