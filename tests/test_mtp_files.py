@@ -267,7 +267,7 @@ def test_what_is_more_than_the_format_holds_is_refused():
     np.testing.assert_allclose(written.evaluate(frames).energy, energies(unbound, frames)[0], rtol=1e-13)
     binding = dict(anchored.params["constants"], binding=np.array([[-2.0, 0]] * 2))
     for params in (anchored.params, unbound.params | {"constants": binding}):  # learned, or fitted beforehand
-        with pytest.raises(InputError, match="isolated atoms; train without these"):
+        with pytest.raises(InputError, match=r"isolated atoms; train without these \(isolated atoms among the data"):
             texts_of(replace(anchored, params=params))
     with pytest.raises(InputError, match="a repulsion of nuclei is added"):
         texts_of(random_potential(settings.model_copy(update={"repulsion": True})))

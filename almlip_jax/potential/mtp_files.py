@@ -168,7 +168,8 @@ def _refuse_bound(potential: Potential, one: dict[str, Any], species: np.ndarray
     if np.any(counted & (binding_of(one, len(potential.species)) + species != 0)):
         raise InputError(
             "the potential cannot be written as an .mtp file, since a function of its own binds its atoms to meet "
-            "the energies of isolated atoms; train without these."
+            "the energies of isolated atoms; train without these (isolated atoms among the data, and "
+            "training.reference_energies)."
         )
 
 
