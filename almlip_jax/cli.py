@@ -496,13 +496,22 @@ def score(
             "under names of their own then), or those of the potential.",
         ),
     ] = "kept",
+    train_file: Annotated[
+        Path | None,
+        typer.Option("--train", help="Grades over the active set of these structures, in place of the potential's."),
+    ] = None,
     types: TypesOption = None,
     json_file: JsonFile = None,
 ) -> None:
     """Write structures with predictions and the uncertainty of each frame and atom, however many there are."""
     reading = _ReadingOptions(types=types).reading()
     model = _load(potential, reading.types)
-    numbers = _as_remembered(reading, model, potential).arguments["type_numbers"]
+    reading = _as_remembered(reading, model, potential)
+    numbers = reading.arguments["type_numbers"]
+    if train_file is not None:
+        labelled = _read([train_file], reading, ignore_labels=True)
+        model.check_elements(labelled, str(train_file))
+        model = model.spanning(labelled, None if model.active_set is None else model.active_set.settings)
     from almlip_jax.progress import open_progress
     from almlip_jax.scoring import score_pool
     from almlip_jax.structures.io import count_structures

@@ -31,6 +31,7 @@ from almlip_jax.models.constants import learned_leaves
 from almlip_jax.models.mtp import MtpSettings
 from almlip_jax.potential import ActiveSetSettings, ActiveStructures, Potential, spanning
 from almlip_jax.potential.active_set import Rows, built, empty_set, rows_from
+from almlip_jax.potential.mtp_files import save_mtp
 from almlip_jax.potential.spanning import rows_of
 from almlip_jax.progress import SilentProgress
 from almlip_jax.structures.io import read_cfg, write_structures
@@ -258,6 +259,26 @@ def test_select_add_gives_what_enters(spanned, structures, tmp_path):
     np.testing.assert_array_equal(of_atoms[0], spanned.evaluate(far).atom_scores["extrapolation_grade"][0])
     with pytest.raises(InputError, match="has no active set"):
         replace(spanned, fitted={}).offer(far)
+
+
+def test_files_from_elsewhere_have_grades_over_a_training_set(tmp_path):
+    """What `calc-grade` does: potential, training set and structures are files of MLIP-2."""
+    train, test = silicon(12, 0.1), silicon(5, 0.25, 100)
+    with jax.enable_x64(True):
+        potential = moment_tensors(6, np.float64)
+        graded = potential.spanning(train)
+        known = graded.evaluate(test).atom_scores["extrapolation_grade"]
+        save_mtp(potential, tmp_path / "si.mtp")
+    for name, frames in (("train.cfg", train), ("test.cfg", test)):
+        write_structures(tmp_path / name, frames, type_numbers=[14])
+    places = [str(tmp_path / name) for name in ("si.mtp", "test.cfg", "train.cfg", "out.cfg")]
+    asked = ["score", *places[:2], "--types", "Si", "--train", places[2], "--out", places[3]]
+    result = CliRunner().invoke(cli.app, asked)
+    assert result.exit_code == 0, (result.output, result.exception)
+    for frame, grades in zip(read_cfg(places[3], [14]), known, strict=True):
+        near = grades < 1e3
+        np.testing.assert_allclose(frame.arrays["nbh_grades"][near], grades[near], rtol=1e-3)
+        assert frame.info["MV_grade"] == pytest.approx(frame.arrays["nbh_grades"].max(), rel=1e-6)
 
 
 # ------------------------------------------------------------------------------------ of moment tensor potentials
