@@ -16,7 +16,7 @@ from almlip_jax.campaign.inputs import Inputs
 from almlip_jax.campaign.making import starts_for
 from almlip_jax.campaign.preparation import Say, check_target_labels, grouped, planned_calls, test_file, unknown_systems
 from almlip_jax.campaign.settings import GeneratedExploration, MdExploration
-from almlip_jax.campaign.systems import deal, name_systems, quoted, short_of_shares, systems_of_walkers
+from almlip_jax.campaign.systems import concerns, deal, name_systems, quoted, short_of_shares, systems_of_walkers
 from almlip_jax.campaign.teaching import frame_keys
 from almlip_jax.delta_learning import check_correction
 from almlip_jax.ensembles import MixedEnsemble, build_ensemble
@@ -66,6 +66,7 @@ def check_campaign(config: ExperimentConfig, say: Say = lambda text: None) -> No
     _check_generated(config, inputs)
     for left_out in inputs.left_out(_generators(config)):
         say(left_out)
+    _tell_of_short_test(config, inputs, say)
     _tell_of_short_shares(config, inputs, say)
     _tell_of_other_orders(config, inputs, say)
     _check_first_of_each(config, inputs)
@@ -79,12 +80,31 @@ def check_campaign(config: ExperimentConfig, say: Say = lambda text: None) -> No
     _check_cutoff(config.model.cutoff, starts)
     _check_learning(config, inputs)
     _check_target(config, inputs)
-    calls = planned_calls(initial, geometries)
+    calls = planned_calls(initial, starts)
     if budget is not None and calls > budget:
         raise InputError(
             f"the initial set needs {calls} label-source calls, more than stopping.max_labels {budget} allows; every "
             "step of the initial MD counts."
         )
+
+
+def _tell_of_short_test(config: ExperimentConfig, inputs: Inputs, say: Say) -> None:
+    """Says of which systems the pool gives the test set nothing, or all that it has."""
+    if not (config.test.from_pool and config.system.named):
+        return
+    of_pool = Counter(map(system_of, inputs.pool))
+    of_test = Counter(map(system_of, inputs.of_pool(inputs.test_of_pool)))
+    for name in filter(of_pool.__getitem__, config.system.named):
+        if not of_test[name] and isinstance(config.test.from_pool, int):
+            say(
+                f"test.from_pool {config.test.from_pool} draws no structure of system '{name}', of which the pool has "
+                f"{of_pool[name]}; counts by system hold some of each ({{{name}: 10, ...}})."
+            )
+        if of_test[name] == of_pool[name]:
+            say(
+                f"test.from_pool takes all {of_pool[name]} structures of system '{name}' that the pool has, and leaves "
+                "none to be chosen."
+            )
 
 
 def _tell_of_short_shares(config: ExperimentConfig, inputs: Inputs, say: Say) -> None:
@@ -130,26 +150,35 @@ def _kind_of(frame: Atoms) -> bytes:
     return np.sort(frame.numbers).tobytes() + frame.pbc.tobytes()
 
 
-def needs_first_of_each(config: ExperimentConfig) -> bool:
-    """Whether the initial set has to hold structures of each system: walkers of others would be lost at once."""
-    knows = config.teacher is not None or config.initial.potential is not None
-    return config.exploration.walkers_to_deal is not None and not knows
+def needed_first(config: ExperimentConfig) -> tuple[str, ...]:
+    """Systems of which the initial set has to hold structures: else their walkers would be lost at once."""
+    if config.exploration.walkers_to_deal is None or config.initial.potential is not None:
+        return ()
+    return tuple(name for name in config.system.named if not _is_taught(config, name))
+
+
+def _is_taught(config: ExperimentConfig, system: str) -> bool:
+    """Whether a teacher has dynamics of a system."""
+    baths = () if config.teacher is None else config.teacher.baths
+    return any(concerns(bath.systems, system) for bath in baths)
 
 
 def _check_first_of_each(config: ExperimentConfig, inputs: Inputs) -> None:
     """Refuses an initial set that will hold nothing of a system whose walkers need it."""
     initial, starts = config.initial, inputs.geometries
-    if not config.system.named or not needs_first_of_each(config):
+    needed = needed_first(config)
+    if not needed:
         return
     known = [frame.copy() for frame in inputs.known]
     planned = name_systems(known, starts, str(initial.dataset))
-    planned += starts if initial.md else starts[: 0 if initial.rattle is None else initial.rattle.count]
+    planned += [one for one in starts if any(concerns(run.systems, system_of(one)) for run in initial.md)]
+    planned += starts[: 0 if initial.rattle is None else initial.rattle.count]
     made = [one.frame for one in inputs.generated]
     if initial.from_generated is not None:
         room = Counter(map(system_of, made))
         taken = deal(config.system.parts, initial.from_generated.count, {n: room[n] for n in config.system.parts})
         made = [frame for frame in made if system_of(frame) in taken]
-    unknown = unknown_systems([*planned, *made], starts)
+    unknown = [name for name in unknown_systems([*planned, *made], starts) if name in needed]
     if not unknown:
         return
     short = initial.rattle is not None and initial.rattle.count < len(starts)
@@ -253,6 +282,8 @@ def _check_teacher(config: ExperimentConfig, inputs: Inputs, say: Say) -> None:
             f"teacher.training.max_steps {teacher.training.max_steps}, those of rounds have teacher.tuning.max_steps "
             f"{teacher.tuning.max_steps}."
         )
+    if untaught := [name for name in config.system.named if not _is_taught(config, name)]:
+        say(f"teacher.temperatures name none for system {quoted(untaught)}, of which the teacher teaches nothing.")
     _check_labels(teacher.source, geometries, " by the teacher")
     if teacher.driver is not None:
         _check_labels(teacher.driver, geometries, " by teacher.driver")
@@ -338,9 +369,10 @@ def _test_groups(config: ExperimentConfig, inputs: Inputs) -> tuple[dict[str, li
         for group, frames in grouped(file.group, test_file(file, config.system, inputs.geometries), systems):
             given.setdefault(group, []).extend(_marked(frame, group) for frame in frames)
     for run in config.test.md:
-        to_label.update(grouped(run.group, inputs.geometries, systems))
+        starts = [one for one in inputs.geometries if concerns(run.systems, system_of(one))]
+        to_label.update(grouped(run.group, starts, systems))
     if config.test.from_pool:
-        to_label.update(grouped("pool", inputs.pool, systems))
+        to_label.update(grouped("pool", inputs.of_pool(inputs.test_of_pool), systems))
     return given, to_label
 
 

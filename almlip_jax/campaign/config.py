@@ -12,9 +12,9 @@ from almlip_jax.campaign.choice import ExplorationChoice
 from almlip_jax.campaign.consistency import (
     check_adaptive,
     check_executor,
-    check_generators,
     check_judges,
     check_labels,
+    check_named,
     check_plateau,
     check_selector,
     check_share,
@@ -186,7 +186,7 @@ def check_sections(config: ExperimentConfig) -> None:
     check_target(config.stopping, config.test, config.model.further, tuple(config.system.named))
     check_share(config.stopping, config.exploration)
     check_walkers(config.exploration, config.system.parts)
-    check_generators(config, tuple(config.system.named))
+    check_named(config, tuple(config.system.named))
     check_active_set(config)
     check_teacher(config)
     refuse_idle_judgement(config.training)

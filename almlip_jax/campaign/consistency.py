@@ -11,12 +11,14 @@ import jax.numpy as jnp
 from almlip_jax.campaign.batch import adaptive_part
 from almlip_jax.campaign.choice import ExplorationChoice
 from almlip_jax.campaign.settings import (
+    LabelMdSettings,
     SelectionSettings,
     ShareBelowSettings,
     StoppingSettings,
     TestSettings,
 )
 from almlip_jax.campaign.systems import check_known, systems_of_walkers
+from almlip_jax.campaign.teacher import TeacherBath
 from almlip_jax.ensembles import EnsembleSettings, require_score, require_spread, require_target
 from almlip_jax.errors import InputError
 from almlip_jax.features import declared
@@ -204,11 +206,19 @@ def check_walkers(exploration: ExplorationChoice, shares: Mapping[str, float]) -
             )
 
 
-def check_generators(config: Settings, systems: Collection[str]) -> None:
-    """Refuses generators, wherever they stand, of systems that there are not; raises ValueError."""
-    family: type[Any] = GeneratorSettings
-    for where, one in sections(config, family):
-        check_known(one.systems, systems, where)
+def check_named(config: Settings, systems: Collection[str]) -> None:
+    """Refuses generators and dynamics with a label source, wherever they stand, of systems that there are not.
+
+    Raises:
+        ValueError: names the key.
+    """
+    families: tuple[type[Any], ...] = (GeneratorSettings, LabelMdSettings, TeacherBath)
+    for family in families:
+        for where, one in sections(config, family):
+            check_known(one.systems, systems, f"{where}.systems")
+    for where, test in sections(config, TestSettings):
+        if isinstance(test.from_pool, Mapping):
+            check_known(test.from_pool, systems, f"{where}.from_pool")
 
 
 def check_target(

@@ -95,8 +95,19 @@ class Inputs:
     @property
     def free_of_pool(self) -> tuple[int, ...]:
         """Indices of the structures of a fixed pool that are not for the test set, in their order."""
+        return self._first_split.outside_test
+
+    @property
+    def test_of_pool(self) -> tuple[int, ...]:
+        """Indices of those that are, as they were drawn."""
+        return self._first_split.test
+
+    @cached_property
+    def _first_split(self) -> PoolSplit:
+        """Who gets what where nobody chooses: the test set is the same whoever does."""
         initial, test = self._config.initial.pool_count, self._config.test.from_pool
-        return split_pool(len(self.pool), initial, test, self._config.seed).outside_test
+        owners = [system_of(frame) for frame in self.pool]
+        return split_pool(len(self.pool), initial, test, self._config.seed, owners)
 
     def _sparse(self, frames: Sequence[Atoms], asked: SparseSettings, name: str) -> list[int]:
         """Places of structures that a selector chooses for the initial set, next to a dataset that is given."""

@@ -6,7 +6,7 @@ select share initial set, test set and pool under the same seed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from almlip_jax.campaign.settings import (
     TestFileSettings,
     TestSettings,
 )
-from almlip_jax.campaign.systems import by_system, group_of, name_systems, names_of, quoted
+from almlip_jax.campaign.systems import by_system, concerns, group_of, name_systems, names_of, quoted
 from almlip_jax.errors import InputError, LabelError
 from almlip_jax.evaluation.metrics import labels_of
 from almlip_jax.keys import numpy_generator
@@ -270,7 +270,7 @@ class PoolSplit:
 def split_pool(
     size: int,
     initial: int,
-    test: int,
+    test: int | Mapping[str, int],
     seed: int,
     owners: Sequence[str | None] = (),
     shares: Mapping[str, float] | None = None,
@@ -280,7 +280,7 @@ def split_pool(
     Args:
         size: structures in the pool.
         initial: how many of them are for the initial set; named systems share these, see `choose_for_systems`.
-        test: how many are for the test set.
+        test: how many are for the test set, of all or of each of some systems.
         seed: of the campaign.
         owners: the systems of the structures.
         shares: of named systems, where there are any.
@@ -288,29 +288,48 @@ def split_pool(
     Raises:
         InputError: the pool is too small.
     """
-    if initial + test > size:
+    count = test if isinstance(test, int) else sum(test.values())
+    if initial + count > size:
         raise InputError(
-            f"the pool has {size} structures, too few for test.from_pool {test} and initial.from_pool {initial}."
+            f"the pool has {size} structures, too few for test.from_pool {count} and initial.from_pool {initial}."
         )
     order = numpy_generator(seed, "pool").permutation(size).tolist()
-    split = PoolSplit(tuple(order[:test]), tuple(order[test : test + initial]), tuple(sorted(order[test + initial :])))
+    held_out = order[:count] if isinstance(test, int) else _drawn_of_each(order, test, owners)
+    taken = set(held_out)
+    left = [place for place in order if place not in taken]
+    split = PoolSplit(tuple(held_out), tuple(left[:initial]), tuple(sorted(left[initial:])))
     if not shares:
         return split
 
     def drawn(_: str | None, mine: np.ndarray) -> list[tuple[int, float]]:
-        return [(place, 0.0) for place in order[test:] if mine[place]]
+        return [(place, 0.0) for place in left if mine[place]]
 
     return split.with_initial([place for place, _ in choose_for_systems(drawn, owners, shares, initial)])
+
+
+def _drawn_of_each(order: Sequence[int], counts: Mapping[str, int], owners: Sequence[str | None]) -> list[int]:
+    """So many structures of each of some systems, the first ones in an order."""
+    found = []
+    for name, count in counts.items():
+        own = [place for place in order if owners[place] == name]
+        if len(own) < count:
+            raise InputError(
+                f"the pool has {len(own)} structures of system '{name}', fewer than test.from_pool.{name} {count}; "
+                "ask for fewer, or add some that say their system in their info."
+            )
+        found += own[:count]
+    return found
 
 
 # ------------------------------------------------------------------------------------------------------- labelled sets
 
 
-def planned_calls(settings: InitialSettings | TestSettings, geometries: int) -> int:
-    """Label-source calls that a labelled set needs."""
-    dynamics = sum(geometries * run.calls for run in settings.md) + (geometries if settings.md else 0)
+def planned_calls(settings: InitialSettings | TestSettings, geometries: Sequence[Atoms]) -> int:
+    """Label-source calls that a labelled set needs, where dynamics begin at some start geometries."""
+    of_each = [[run.calls for run in settings.md if concerns(run.systems, system_of(start))] for start in geometries]
+    dynamics = sum(sum(own) + bool(own) for own in of_each)  # the start is labelled once
     if isinstance(settings, TestSettings):
-        return settings.from_pool + dynamics
+        return settings.pool_count + dynamics
     rattled = 0 if settings.rattle is None else settings.rattle.count
     taught = 0 if settings.from_teacher is None else settings.from_teacher.count
     return settings.pool_count + rattled + settings.generated_count + dynamics + taught
@@ -361,7 +380,10 @@ class Source:
         """The frames that each trajectory keeps, all start geometries together."""
         kept: list[tuple[LabelMdSettings, list[Atoms]]] = [(run, []) for run in runs]
         for number, start in enumerate(self.geometries if runs else ()):
-            plans = [_md_run(run, f"{index}-{number}") for index, run in enumerate(runs)]
+            own = [(n, run) for n, run in enumerate(runs) if concerns(run.systems, system_of(start))]
+            if not own:
+                continue
+            plans = [_md_run(run, f"{n}-{number}") for n, run in own]
             trajectories = run_label_md(
                 start,
                 self.labeller,
@@ -371,12 +393,13 @@ class Source:
                 provenance={**self.provenance, **named(start)},
                 on_run=lambda plan: self.advance(plan.total_steps),
             )
-            for (run, frames), trajectory in zip(kept, trajectories, strict=True):
+            for (n, run), trajectory in zip(own, trajectories, strict=True):
                 if trajectory.error is not None:
-                    self.say(f"label-source MD at {run.temperature:g} K ended early: {trajectory.error}")
+                    of = "" if (system := system_of(start)) is None else f" of '{system}'"
+                    self.say(f"label-source MD{of} at {run.temperature:g} K ended early: {trajectory.error}")
                 for frame in trajectory.frames:
                     name = self.labeller.identity(frame)
-                    frames.append(_marked(frame, origin=f"md-{run.temperature:g}K", label_id=name))
+                    kept[n][1].append(_marked(frame, origin=f"md-{run.temperature:g}K", label_id=name))
         return kept
 
 
@@ -387,7 +410,7 @@ def initial_set(
     generated: Mapping[str, Sequence[Atoms]] | None = None,
     chosen: Sequence[Atoms] = (),
     *,
-    of_each: bool = False,
+    needed: Collection[str] = (),
 ) -> list[Atoms]:
     """The first labelled structures; ``info["round"]`` is 0.
 
@@ -397,7 +420,7 @@ def initial_set(
         pool: the structures that a fixed pool gives to it.
         generated: structures that are made for it, by the kind of their generator.
         chosen: those that were chosen from a teacher's frames.
-        of_each: whether there have to be some of each named system; else those without any are told of.
+        needed: named systems of which there have to be some; of others without any the user is told.
 
     Raises:
         LabelError: nothing could be labelled, or nothing of a system that has to be there.
@@ -421,9 +444,9 @@ def initial_set(
             "no structure of the initial set could be labelled. Correct the cause and resume: they are tried again."
         )
     unknown = unknown_systems(frames, source.geometries)
-    if unknown and of_each:
+    if missing := [name for name in unknown if name in needed]:
         raise LabelError(
-            f"no structure of system {quoted(unknown)} in the initial set could be labelled, and walkers need some. "
+            f"no structure of system {quoted(missing)} in the initial set could be labelled, and walkers need some. "
             "Correct the cause and resume: they are tried again."
         )
     if unknown:
@@ -459,7 +482,9 @@ def held_out_set(
     systems = names_of(source.geometries)
     for run, (_, frames) in zip(settings.md, source.dynamics(settings.md, "test"), strict=True):
         of_each = by_system(frames, systems)
-        parts += [(group_of(system, run.group), of_each.get(system, [])) for system in systems or (None,)]
+        parts += [
+            (group_of(system, run.group), of_each.get(system, [])) for system in run.systems or systems or (None,)
+        ]
     for file in settings.files:
         given = [_marked(frame, origin="file") for frame in test_file(file, source.system, source.geometries)]
         parts += grouped(file.group, given, systems)

@@ -17,7 +17,7 @@ from ase import Atoms
 
 from almlip_jax.campaign import stages, teaching
 from almlip_jax.campaign.batch import AtomRoom, Chooser, features_of
-from almlip_jax.campaign.checks import needs_first_of_each
+from almlip_jax.campaign.checks import needed_first
 from almlip_jax.campaign.choice import ExplorationInputs
 from almlip_jax.campaign.config import ExperimentConfig
 from almlip_jax.campaign.cost import PaidLabel, paid_by_teacher, paid_labels
@@ -107,10 +107,8 @@ class Rounds:
                 self._config.system.parts,
                 known,
             )
-        of_each = needs_first_of_each(self._config)
-        return stages.make_initial_set(
-            initial, self._source, pool, made, self._round(index), chosen, of_each=of_each
-        )
+        needed = needed_first(self._config)
+        return stages.make_initial_set(initial, self._source, pool, made, self._round(index), chosen, needed=needed)
 
     def make_test_set(self, index: int) -> Results:
         """See `stages.make_test_set`."""

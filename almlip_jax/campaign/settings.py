@@ -13,7 +13,7 @@ from almlip_jax.campaign.choice import Beginning, ExplorationChoice, Exploration
 from almlip_jax.campaign.sparse import SparseSettings
 from almlip_jax.campaign.starts import LabelledStarts, StartSettings
 from almlip_jax.campaign.systems import check_known, check_name, group_of
-from almlip_jax.campaign.teacher import FromTeacherSettings
+from almlip_jax.campaign.teacher import FromTeacherSettings, no_walker
 from almlip_jax.dynamics import ExplorationSettings, RelaxationSettings, WalkerGroup, relaxing
 from almlip_jax.dynamics.judging import check_cells, check_exploration, check_swaps
 from almlip_jax.dynamics.thresholds import RelativeThresholds, ThresholdSettings
@@ -116,6 +116,14 @@ class LabelMdSettings(Settings):
     """Time step, fs."""
     friction: float = Field(default=0.01, gt=0, le=10.0, json_schema_extra=unit("1/fs"))
     """Langevin friction, 1/fs."""
+    systems: tuple[str, ...] = ()
+    """Names of the systems (`system.structures`) at whose start geometries it begins; at those of all where none is
+    named."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_no_walker(cls, given: Any) -> Any:
+        return no_walker(given)
 
     @model_validator(mode="after")
     def _keeps_a_frame(self) -> Self:
@@ -232,8 +240,14 @@ class TestSettings(Settings):
     """Trajectories with the label source, with random numbers of their own."""
     files: tuple[TestFileSettings, ...] = ()
     """Labelled files."""
-    from_pool: int = Field(default=0, ge=0, le=10**8)
-    """Structures drawn at random from the pool, taken out of it and labelled; group ``pool``."""
+    from_pool: Annotated[int, Field(ge=0, le=10**8)] | dict[str, Annotated[int, Field(ge=1, le=10**8)]] = 0
+    """Structures drawn at random from the pool, taken out of it and labelled; group ``pool``.  A number is drawn from
+    the whole pool, whatever is in it; ``{water: 20, slab: 30}`` draws so many of each of these systems."""
+
+    @property
+    def pool_count(self) -> int:
+        """Structures that a pool gives."""
+        return self.from_pool if isinstance(self.from_pool, int) else sum(self.from_pool.values())
 
     def groups(self, systems: Sequence[str] = ()) -> tuple[str, ...]:
         """Names that groups may have, each once.
@@ -243,9 +257,11 @@ class TestSettings(Settings):
         Args:
             systems: names of the systems, where they have any.
         """
-        given = [*(file.group for file in self.files), *(["pool"] if self.from_pool else [])]
-        found = [group_of(system, run.group) for run in self.md for system in systems or (None,)]
+        counted = self.from_pool if isinstance(self.from_pool, Mapping) else {}
+        given = [*(file.group for file in self.files), *(["pool"] if self.from_pool and not counted else [])]
+        found = [group_of(system, run.group) for run in self.md for system in run.systems or systems or (None,)]
         found += [group_of(system, group) for group in given for system in (None, *systems)]
+        found += [group_of(system, "pool") for system in counted]
         return tuple(dict.fromkeys(found))
 
 
@@ -367,7 +383,7 @@ class MdExploration(ExplorationSettings, ExplorationChoice):
     def check_systems(self, names: Collection[str]) -> None:
         """Those of walkers, and shares of the buffer."""
         for number, group in enumerate(self.walkers):
-            check_known(group.systems, names, f"exploration.walkers.{number}")
+            check_known(group.systems, names, f"exploration.walkers.{number}.systems")
         self.admission.check_strata({SYSTEM: names})
 
     @property

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -68,7 +68,7 @@ def make_initial_set(
     here: Round,
     chosen: Sequence[Atoms] = (),
     *,
-    of_each: bool = False,
+    needed: Collection[str] = (),
 ) -> Results:
     """Labels the initial set and writes it as the dataset of a round.
 
@@ -79,12 +79,12 @@ def make_initial_set(
         generated: structures that are made for it, by the kind of their generator.
         here: the round.
         chosen: frames of a teacher.
-        of_each: whether there have to be some of each named system.
+        needed: named systems of which there have to be some.
     """
     source.labeller.prepare()
-    calls = planned_calls(settings, len(source.geometries))
+    calls = planned_calls(settings, source.geometries)
     with here.progress.stage("initial set", calls, unit="labels") as advance:
-        frames = initial_set(settings, replace(source, advance=advance), pool, generated, chosen, of_each=of_each)
+        frames = initial_set(settings, replace(source, advance=advance), pool, generated, chosen, needed=needed)
     write_structures(here.folder.create().dataset, frames)
     return {}
 
@@ -93,7 +93,7 @@ def make_test_set(
     settings: TestSettings, source: Source, pool: Sequence[Atoms], target: TargetErrorSettings | None, here: Round
 ) -> Results:
     """Labels the test set, if one is asked for, and writes it; it has to have the labels of the wanted error."""
-    calls = planned_calls(settings, len(source.geometries))
+    calls = planned_calls(settings, source.geometries)
     with here.progress.stage("test set", calls, unit="labels") as advance:
         frames = held_out_set(settings, replace(source, advance=advance), pool, here.dataset())
     if frames:

@@ -28,15 +28,15 @@ def check_name(name: str) -> str:
 
 
 def check_known(named: Iterable[str], systems: Collection[str], where: str) -> None:
-    """Refuses names of systems, in key ``systems`` of some section, that there are not; raises ValueError."""
+    """Refuses names of systems, under some key, that there are not; raises ValueError."""
     strange = [name for name in named if name not in systems]
     if strange and not systems:
         raise ValueError(
-            f"{where}.systems names '{strange[0]}', but the systems have no names; give system.structures as "
-            "{name: file}, or leave systems out."
+            f"{where} names '{strange[0]}', but the systems have no names; give system.structures as {{name: file}}, "
+            "or name none."
         )
     if strange:
-        raise ValueError(f"{where}.systems names '{strange[0]}'; the systems are: {', '.join(systems)}.")
+        raise ValueError(f"{where} names '{strange[0]}'; the systems are: {', '.join(systems)}.")
 
 
 def quoted(names: Iterable[str]) -> str:
@@ -46,6 +46,11 @@ def quoted(names: Iterable[str]) -> str:
     "'water' and 'slab'"
     """
     return " and ".join(f"'{name}'" for name in names)
+
+
+def concerns(systems: Collection[str], system: str | None) -> bool:
+    """Whether what is for some named systems, or for all where none is named, is for one."""
+    return not systems or system in systems
 
 
 def names_of(geometries: Iterable[Atoms]) -> tuple[str, ...]:

@@ -3,16 +3,53 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Self
+from collections.abc import Sequence
+from typing import Annotated, Any, Self
 
+from ase import Atoms
 from pydantic import Field, model_validator
 
+from almlip_jax.campaign.systems import concerns
 from almlip_jax.cluster import ExecutorSettings
 from almlip_jax.models import ModelSettings
 from almlip_jax.oracles import LocalSettings, MDRun, SourceSettings
 from almlip_jax.selection import BaitSettings, SelectorSettings
 from almlip_jax.settings import Settings, unit
+from almlip_jax.structures.carried import system_of
 from almlip_jax.training import TrainingSettings
+
+
+def no_walker(given: Any) -> Any:
+    """What is given for dynamics with a label source, unless it is what only walkers of explorations have.
+
+    Raises:
+        ValueError: names the key.
+    """
+    if not isinstance(given, dict):
+        return given
+    if isinstance(given.get("temperature"), list | tuple):
+        raise ValueError("dynamics with a label source have one temperature each; ramps are for exploration.walkers.")
+    if idle := [key for key in ("pressure", "count", "bias") if key in given]:
+        raise ValueError(
+            f"unknown key '{idle[0]}': dynamics with a label source keep their cell, and there is one for each start "
+            f"geometry; '{idle[0]}' is for exploration.walkers."
+        )
+    return given
+
+
+class TeacherBath(Settings):
+    """A temperature of a teacher's dynamics, of all systems or of some."""
+
+    temperature: Annotated[float, Field(gt=0, le=1e5)] = Field(json_schema_extra=unit("K"))
+    """Temperature, K."""
+    systems: tuple[str, ...] = ()
+    """Names of the systems (`system.structures`) whose start geometries it is for; those of all where none is
+    named."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_no_walker(cls, given: Any) -> Any:
+        return no_walker(given)
 
 
 class _Changes(Settings):
@@ -63,12 +100,13 @@ class TeacherSettings(Settings):
     ``source`` does both where not given."""
     executor: ExecutorSettings = LocalSettings()
     """Where labels of both are calculated."""
-    temperatures: tuple[Annotated[float, Field(gt=0, le=1e5)], ...] = Field(
+    temperatures: tuple[Annotated[float, Field(gt=0, le=1e5)] | TeacherBath, ...] = Field(
         default=(300.0, 600.0, 900.0), min_length=1, json_schema_extra=unit("K")
     )
-    """Temperatures of the dynamics, K."""
+    """Temperatures of the dynamics, K; those of some systems alone as ``{temperature: 1500, systems: [metal]}``."""
     frames: int = Field(default=2400, ge=1, le=10**8)
-    """Labelled frames in all at most, shared out evenly among start geometries and temperatures (rounded up)."""
+    """Labelled frames in all at most, shared out evenly among trajectories, of each start geometry at each of its
+    temperatures (rounded up)."""
     every: int = Field(default=20, ge=1, le=10**9)
     """Steps from one frame to the next."""
     equilibration: int = Field(default=200, ge=0, le=10**9)
@@ -105,23 +143,32 @@ class TeacherSettings(Settings):
             raise ValueError("a correction leaves what the teacher taught as it is; leave replay out, or correction.")
         return self
 
-    def runs(self, geometries: int) -> list[MDRun]:
-        """The dynamics from each of some start geometries."""
-        trajectories = len(self.temperatures) * geometries
+    @property
+    def baths(self) -> tuple[TeacherBath, ...]:
+        """The temperatures, each with the systems that it is for."""
+        return tuple(one if isinstance(one, TeacherBath) else TeacherBath(temperature=one) for one in self.temperatures)
+
+    def runs(self, starts: Sequence[Atoms]) -> list[list[MDRun]]:
+        """The dynamics from each of some start geometries; none from one that no temperature is for."""
+        places = [
+            [n for n, bath in enumerate(self.baths) if concerns(bath.systems, system_of(start))] for start in starts
+        ]
+        trajectories = max(sum(map(len, places)), 1)
         seconds = math.inf if self.seconds is None else self.seconds
         share = (seconds if self.driver is None else seconds / 2) / trajectories  # the rest is for labels of frames
-        return [
-            MDRun(
-                temperature=temperature,
-                steps=math.ceil(self.frames / trajectories) * self.every,
-                timestep=self.timestep,
-                friction=self.friction,
-                every=self.every,
-                equilibration=self.equilibration,
-                seconds=share,
-            )
-            for temperature in self.temperatures
-        ]
+        return [[self._run(n, number, trajectories, share) for n in own] for number, own in enumerate(places)]
+
+    def _run(self, bath: int, start: int, trajectories: int, seconds: float) -> MDRun:
+        return MDRun(
+            temperature=self.baths[bath].temperature,
+            steps=math.ceil(self.frames / trajectories) * self.every,
+            timestep=self.timestep,
+            friction=self.friction,
+            every=self.every,
+            equilibration=self.equilibration,
+            seconds=seconds,
+            name=f"{bath}-{start}",
+        )
 
 
 class FromTeacherSettings(Settings):

@@ -123,16 +123,17 @@ def make_frames(teacher: Teacher, source: Source, run: RunDirectory, progress: P
         LabelError: there is no labelled frame.
     """
     source.labeller.prepare()
-    runs = teacher.settings.runs(len(source.geometries))
-    calls = (sum(run.total_steps for run in runs) + 1) * len(source.geometries)
+    planned_runs = teacher.settings.runs(source.geometries)
+    runs = [run for own in planned_runs for run in own]
+    calls = sum(run.total_steps for run in runs) + sum(map(bool, planned_runs))
     found: list[Trajectory] = []
     with progress.stage("teacher", calls, unit="labels") as advance:
         told = replace(source, advance=advance)
-        for number, start in enumerate(source.geometries):
-            found += _trajectories(told, start, [replace(run, name=f"{n}-{number}") for n, run in enumerate(runs)])
+        for start, own in zip(source.geometries, planned_runs, strict=True):
+            found += _trajectories(told, start, own)
     frames = [frame for trajectory in found for frame in trajectory.frames]
-    planned = sum(run.steps // run.every for run in runs) * len(source.geometries)
-    if any(is_spent(trajectory.seconds, runs[0].seconds) for trajectory in found) and len(frames) < planned:
+    planned = sum(run.steps // run.every for run in runs)
+    if any(is_spent(one.seconds, run.seconds) for run, one in zip(runs, found, strict=True)) and len(frames) < planned:
         progress.message(
             f"dynamics for the teacher gave {len(frames)} of {planned} frames, as their share of teacher.seconds "
             f"{teacher.settings.seconds:g} is spent."
@@ -173,9 +174,7 @@ def _trajectories(source: Source, start: Atoms, runs: Sequence[MDRun]) -> list[T
     return found
 
 
-def _labelled(
-    teacher: Teacher, trajectories: Sequence[Trajectory], source: Source, progress: Progress
-) -> list[Atoms]:
+def _labelled(teacher: Teacher, trajectories: Sequence[Trajectory], source: Source, progress: Progress) -> list[Atoms]:
     """Frames of another source's dynamics with labels of the teacher, without those that it fails at.
 
     With a budget of seconds as many as the dynamics have left of it, spread evenly over trajectories and time.

@@ -85,7 +85,7 @@ def teach(
             )
         return
     starts, made = start_geometries(config.starts), config.initial.made
-    calls = len(given) + (0 if made is None else planned_calls(made, len(starts)))
+    calls = len(given) + (0 if made is None else planned_calls(made, starts))
     with (
         Labeller(config.teacher, store, config.executor) as labeller,
         progress.stage("teach", calls, unit="labels") as advance,

@@ -120,7 +120,7 @@ class TestFromPool:
 
     def test_its_calls_are_planned_for(self, pool: Path, tmp_path: Path) -> None:
         given = InitialSettings(from_pool=SparseSettings(count=7))
-        assert planned_calls(given, 1) == 7 == planned_calls(InitialSettings(from_pool=7), 1)
+        assert planned_calls(given, ()) == 7 == planned_calls(InitialSettings(from_pool=7), ())
         sections = of_pool(pool, {"count": 9}, stopping={"max_labels": 8}, oracle={"kind": "file", "path": str(pool)})
         with pytest.raises(InputError, match="the initial set needs 9 label-source calls"):
             check_campaign(tiny_config(tmp_path, **sections))
@@ -143,7 +143,7 @@ class TestGenerated:
         few = self.made(tmp_path, initial=initial | {"from_generated": {"count": 4}}, exploration=exploration)
         kept = Inputs(few).generated_to_label
         everything = {frame.positions.tobytes() for frames in one.values() for frame in frames}
-        assert sum(len(frames) for frames in kept.values()) == 4 == planned_calls(few.initial, 1)
+        assert sum(len(frames) for frames in kept.values()) == 4 == planned_calls(few.initial, ())
         assert {frame.positions.tobytes() for frames in kept.values() for frame in frames} <= everything
 
     @pytest.mark.parametrize(

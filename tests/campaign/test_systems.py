@@ -162,9 +162,9 @@ def test_a_system_whose_labels_all_fail_is_told_of(files, tmp_path):
         assert len(initial_set(settings, source, ())) == 1
         assert said == ["the initial set holds no structure of system 'pair': the first potential sees no label of it."]
         with pytest.raises(LabelError, match="no structure of system 'pair' in the initial set could be labelled"):
-            initial_set(settings, source, (), of_each=True)
+            initial_set(settings, source, (), needed=("pair",))
         rattled = settings.model_copy(update={"rattle": RattleSettings(count=2)})
-        assert len(initial_set(rattled, source, (), of_each=True)) == 3
+        assert len(initial_set(rattled, source, (), needed=("pair",))) == 3
     assert len(said) == 1
 
 
