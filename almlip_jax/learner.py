@@ -93,6 +93,7 @@ class Learner:
             stay, elements are added, and what it remembers is trained on again as ``training.replay`` says.
         say: is told about doubtful labels, models that diverged, and arrays that grow.
         mean_atoms: of a structure of the largest dataset, where that is more than the mean of the typical ones.
+        most_atoms: of the largest dataset together, whatever it comes to hold.
 
     Raises:
         InputError: the settings are not valid, nothing would look at a key of them, jax does not compute in that
@@ -118,6 +119,7 @@ class Learner:
         start: Potential | Origin | None = None,
         say: Callable[[str], None] | None = None,
         mean_atoms: float = 0.0,
+        most_atoms: int = 0,
     ) -> None:
         check_precision(precision)
         self.budget = given_number(budget, "budget", 1)
@@ -144,6 +146,7 @@ class Learner:
         self._species = species
         self._known = capacity
         self._mean_atoms = mean_atoms
+        self._most_atoms = most_atoms
         self._last: Earlier | None = None
         self._said: set[str] = set()
 
@@ -207,7 +210,14 @@ class Learner:
     def _planned(self, structures: Sequence[Atoms]) -> Capacity:
         room = self._most - self.budget
         return plan_capacity(
-            structures, self.ensemble.cutoff, self.training, self.budget, self._again, room, self._mean_atoms
+            structures,
+            self.ensemble.cutoff,
+            self.training,
+            self.budget,
+            self._again,
+            room,
+            self._mean_atoms,
+            self._most_atoms,
         )
 
     def _built(self, capacity: Capacity) -> AnyTrainer:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, TypeAlias
 
+import numpy as np
 from pydantic import BeforeValidator
 
 from almlip_jax.kinds import load_plugins
@@ -156,6 +157,16 @@ def largest_of(name: str) -> str | None:
     """The score of atoms that a score of structures is the largest of, if it is."""
     found = score_of(name)
     return None if found is None else found.largest_of
+
+
+def mean_score(values: np.ndarray) -> float | None:
+    """Mean of a score over the structures that have it: a dipole's is no number for periodic ones. None without any.
+
+    >>> mean_score(np.array([1.0, np.nan, 3.0]))
+    2.0
+    """
+    finite = values[np.isfinite(values)]
+    return float(np.mean(finite, dtype=np.float64)) if finite.size else None
 
 
 def with_atoms() -> tuple[str, ...]:

@@ -518,3 +518,13 @@ def test_damaged_sets_are_one_sentence(spanned):
         with pytest.raises(ValueError, match="not there|do not fit"):
             ActiveStructures.restored({**arrays, name: wrong}, numbers)
     assert empty_set([rows(np.ones((1, 1, 2)))], ActiveSetSettings(), "float64").filled == 0
+
+
+def test_no_structures_span_nothing_and_change_nothing(spanned):
+    potential = spanned
+    with pytest.raises(InputError, match="there is no structure in the training set"):
+        potential.spanning([])
+    with pytest.raises(InputError, match="there is no structure in the training set"):
+        potential.spanning([], earlier=potential.active_set)
+    offered = potential.offer([])
+    assert offered.active is potential.active_set and offered.entered == () and offered.grades.shape == (0,)

@@ -31,6 +31,7 @@ from almlip_jax.dynamics import Exploration, Knowledge, relaxing
 from almlip_jax.dynamics.side_by_side import side_by_side
 from almlip_jax.files import write_npz
 from almlip_jax.progress import reaching
+from almlip_jax.scores import mean_score
 from almlip_jax.structures.io import write_structures
 from almlip_jax.structures.repeats import geometry_key
 
@@ -63,7 +64,7 @@ def explore(settings: MdExploration, given: ExplorationInputs) -> Mapping[str, A
         "walkers": dict(Counter(status.name.lower() for status in exploration.status)),
         # frames that were drawn as well count: without them it would seem that nothing was recorded
         "candidates": None if fresh and not candidates else len(candidates),
-        "sigma_pool": _finite_mean(exploration.scores[trained.monitor]),
+        "sigma_pool": mean_score(exploration.scores[trained.monitor]),
     }
 
 
@@ -165,11 +166,6 @@ def _draw(here: Round, exploration: Exploration, count: int, known: set[bytes]) 
     if drawn:
         write_structures(file, drawn)
     return drawn
-
-
-def _finite_mean(values: np.ndarray) -> float | None:
-    finite = values[np.isfinite(values)]
-    return float(np.mean(finite, dtype=np.float64)) if finite.size else None
 
 
 def _write(

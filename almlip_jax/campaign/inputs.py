@@ -31,7 +31,9 @@ from almlip_jax.generation import GeneratorSettings
 from almlip_jax.keys import named_key, numpy_generator
 from almlip_jax.potential import Potential
 from almlip_jax.structures.carried import system_of
+from almlip_jax.structures.io import read_structures
 from almlip_jax.structures.labels import FileReading
+from almlip_jax.structures.likeness import Likeness
 from almlip_jax.structures.repeats import geometry_key
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.training import given_references
@@ -73,6 +75,15 @@ class Inputs:
     def pool_keys(self) -> list[bytes]:
         """What identifies the structures of a fixed pool."""
         return [geometry_key(atoms) for atoms in self.pool]
+
+    @cached_property
+    def pool_like_test(self) -> frozenset[int]:
+        """Places in a fixed pool of what is the same as a structure of the test set, however it is written down."""
+        run = self._run
+        if run is None or not run.test.exists() or not self.pool:
+            return frozenset()
+        held_out = Likeness(read_structures(run.test))
+        return frozenset(place for place, frame in enumerate(self.pool) if frame in held_out)
 
     @cached_property
     def pool_split(self) -> PoolSplit:

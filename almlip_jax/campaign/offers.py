@@ -17,7 +17,7 @@ from almlip_jax.campaign.settings import StateReading
 from almlip_jax.campaign.systems import name_systems
 from almlip_jax.errors import InputError
 from almlip_jax.potential import Evaluated
-from almlip_jax.scores import names, scores
+from almlip_jax.scores import mean_score, names, scores
 from almlip_jax.structures.carried import carried
 from almlip_jax.structures.io import read_structures, write_structures
 from almlip_jax.structures.repeats import geometry_key
@@ -41,8 +41,7 @@ def offer(here: Round, frames: Sequence[Atoms], trained: Trained) -> Mapping[str
     evaluated = _scored(here, frames, trained)
     if evaluated is None:
         return {"candidates": 0}
-    monitored = evaluated.scores[trained.monitor]
-    return {"candidates": len(frames), "sigma_pool": float(np.mean(monitored, dtype=np.float64))}
+    return {"candidates": len(frames), "sigma_pool": mean_score(evaluated.scores[trained.monitor])}
 
 
 def found_by(
@@ -135,11 +134,12 @@ def _scored(here: Round, frames: Sequence[Atoms], trained: Trained) -> Evaluated
 
 
 def _left_in_pool(here: Round, inputs: Inputs, withheld: Collection[bytes]) -> list[int]:
-    """Indices of the pool that no batch has taken so far; of structures that occur twice, one at most."""
+    """Indices of the pool that no batch has taken so far and no test structure is like; of those twice in it, one."""
     folders = [here.run.round(earlier) for earlier in range(here.index)]
     batches = [frame for folder in folders if folder.batch.exists() for frame in read_structures(folder.batch)]
     gone = {int(frame.info["pool_index"]) for frame in batches}
     gone.update(inputs.pool_split.initial)
+    gone.update(inputs.pool_like_test)
     seen = {*withheld, *(inputs.pool_keys[index] for index in gone)}
     left = []
     for index in inputs.pool_split.rest:

@@ -36,6 +36,7 @@ from almlip_jax.structures.carried import SYSTEM, carried, named, system_of
 from almlip_jax.structures.electronic_state import electronic_state
 from almlip_jax.structures.io import LABEL_ERROR, read_structures
 from almlip_jax.structures.labels import FileReading, label_difference
+from almlip_jax.structures.likeness import Likeness
 from almlip_jax.structures.repeats import geometry_key, without_repeats
 from almlip_jax.structures.weights import weight_names
 from almlip_jax.training import is_isolated_atom, isolated_atom_energies, without_isolated_atoms
@@ -466,7 +467,8 @@ def held_out_set(
 ) -> list[Atoms]:
     """The test set; ``info["group"]`` names the group of each frame.
 
-    Structures that are also in the training set (such as the start geometry) are left out and reported.
+    Structures that are also in the training set (such as the start geometry), turned or shifted ones too, are left out
+    and reported.
 
     Args:
         settings: what it is made of.
@@ -491,6 +493,7 @@ def held_out_set(
     if settings.from_pool:
         parts += grouped("pool", source.label(pool, "pool", "test"), systems)
     trained = {geometry_key(atoms): atoms for atoms in training}
+    likeness = Likeness(trained.values())
     held_out: list[Atoms] = []
     for group, frames in parts:
         if not frames:
@@ -499,8 +502,8 @@ def held_out_set(
                 "again."
             )
         _tell_contradictions(frames, trained, group, source.say)
-        once = without_repeats(frames, geometry_key, f"test group {group}", source.say)
-        fresh = [frame for frame in once if geometry_key(frame) not in trained]
+        once = without_repeats(frames, geometry_key, f"test group {group}", source.say, untold=trained)
+        fresh = [frame for frame in once if geometry_key(frame) not in trained and frame not in likeness]
         if len(fresh) < len(frames):
             lost = len(frames) - len(fresh)
             source.say(f"{lost} structures of test group {group} are trained on or come twice; they were left out.")

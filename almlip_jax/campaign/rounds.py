@@ -273,6 +273,7 @@ class Rounds:
             capacity=known,
             start=start,
             mean_atoms=self._mean_atoms,
+            most_atoms=self._most_atoms,
             **asked,
         )
 
@@ -290,6 +291,18 @@ class Rounds:
         dealt = dealt_in_batches(shares, self._config.selection.batch, self._largest - len(first))
         atoms = sum(number * max(map(len, found[name])) for name, number in dealt.items())
         return (sum(map(len, first)) + atoms) / self._largest
+
+    @property
+    def _most_atoms(self) -> int:
+        """Of the largest dataset together: where the largest structures that there are take all batches.
+
+        Those of a fixed pool once each; of others one may be chosen as large as a start again and again.
+        """
+        inputs, first = self._inputs, self._round(0).dataset()
+        more, there = self._largest - len(first), sum(map(len, first))
+        if inputs.pool:
+            return there + sum(sorted((len(inputs.pool[n]) for n in inputs.pool_split.rest), reverse=True)[:more])
+        return there + more * max(map(len, [*first, *inputs.geometries, *inputs.listed]), default=0)
 
     @cached_property
     def _teacher_frames(self) -> list[Atoms]:

@@ -46,6 +46,7 @@ from almlip_jax.potential import ActiveSetSettings, ActiveStructures, Evaluated,
 from almlip_jax.potential.evaluator import joined, rows_of
 from almlip_jax.potential.file_types import FileTypes
 from almlip_jax.progress import Progress, reaching
+from almlip_jax.scores import mean_score
 from almlip_jax.selection import SelectorSettings
 from almlip_jax.structures.carried import carried, system_of
 from almlip_jax.structures.io import read_structures, write_structures
@@ -311,7 +312,7 @@ def select(
     if batch:
         write_structures(folder.batch, batch)
     scores, indices = evaluated.scores[judge.monitor], [index for index, _ in chosen]
-    results: dict[str, Any] = {"selected": len(batch), "sigma_batch": _mean(scores[indices])}
+    results: dict[str, Any] = {"selected": len(batch), "sigma_batch": mean_score(scores[indices])}
     if shares:
         results |= {
             f"systems_{what}": {name: counts[name] for name in shares}
@@ -319,7 +320,7 @@ def select(
             for counts in (Counter(map(system_of, some)),)
         }
     if fixed:
-        results["sigma_pool"] = _mean(np.delete(scores, indices))
+        results["sigma_pool"] = mean_score(np.delete(scores, indices))
     return results
 
 
@@ -364,10 +365,6 @@ def _selection_scalars(settings: SelectorSettings, here: Round) -> dict[str, flo
         with understood(file):
             errors.append(validation_error(read_json(file)["metadata"]))
     return selection_scalars(settings, errors)
-
-
-def _mean(values: np.ndarray) -> float | None:
-    return float(np.mean(values, dtype=np.float64)) if len(values) else None
 
 
 # -------------------------------------------------------------------------------------------------------------- label

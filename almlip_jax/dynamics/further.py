@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from ase import Atoms
+from ase.constraints import FixAtoms
 
 from almlip_jax.errors import InputError
 from almlip_jax.structures.electronic_state import electronic_state
@@ -83,8 +84,11 @@ def begins_alike(first: Atoms, other: Atoms) -> bool:
         return False
     if electronic_state(first) != electronic_state(other):
         return False
-    held, others = (
-        sorted({int(n) for constraint in frame.constraints for n in constraint.get_indices()})
-        for frame in (first, other)
-    )
+    held, others = (_held(frame) for frame in (first, other))
     return held == others and np.allclose(first.positions[held], other.positions[held], rtol=0, atol=_SAME_PLACE)
+
+
+def _held(frame: Atoms) -> list[int]:
+    """Atoms that do not move; who runs walkers refuses all other constraints, some of which name no atoms."""
+    fixed = [constraint for constraint in frame.constraints if isinstance(constraint, FixAtoms)]
+    return sorted({int(n) for constraint in fixed for n in constraint.get_indices()})

@@ -120,7 +120,7 @@ def fit_latent_distance(features: np.ndarray, species: np.ndarray, num_species: 
     """Mahalanobis distance from the training atoms of a species, averaged over models; 1 at a quantile of them.
 
     Args:
-        features: [L, A, F] of the atoms of the training set.
+        features: [L, A, F] of the atoms of the training set; those of narrower models are padded with zeros.
         species: [A] int.
         num_species: Z; a species without atoms has no distribution, and its atoms are infinitely far.
         quantile: of the training atoms of each species, that lies at distance 1.
@@ -128,24 +128,32 @@ def fit_latent_distance(features: np.ndarray, species: np.ndarray, num_species: 
     Returns:
         `Novelty` in the precision of the features.  Source: Lee et al., NeurIPS 2018 (Mahalanobis detector).
     """
-    models, _, width = features.shape
-    centre, whiten = np.zeros((models, num_species, width)), np.zeros((models, num_species, width, width))
+    models, _, widest = features.shape
+    centre, whiten = np.zeros((models, num_species, widest)), np.zeros((models, num_species, widest, widest))
+    widths = [_width(features[m]) for m in range(models)]
     unit = np.full(num_species, _FEWEST)
     for z in range(num_species):
         mine = features[:, species == z].astype(np.float64)
         if mine.shape[1] == 0:
-            whiten[:, z] = np.eye(width)
+            whiten[:, z] = np.eye(widest)
             continue
         centre[:, z] = mine.mean(axis=1)
         moved = mine - centre[:, z, None]
-        for m in range(models):
-            covariance = moved[m].T @ moved[m] / moved.shape[1]
+        for m, width in enumerate(widths):
+            own = moved[m, :, :width]
+            covariance = own.T @ own / moved.shape[1]
             ridge = _RIDGE * max(np.trace(covariance) / width, _FEWEST)
             values, vectors = np.linalg.eigh(covariance + ridge * np.eye(width))
-            whiten[m, z] = vectors / np.sqrt(values)
+            # of the mean over all columns, which padding would dilute, to that over the model's own
+            whiten[m, z, :width, :width] = vectors / np.sqrt(values) * np.sqrt(widest / width)
         distance = np.sqrt(np.mean(np.mean((moved @ whiten[:, z]) ** 2, axis=2), axis=0))
         unit[z] = max(np.quantile(distance, quantile), _FEWEST)
     return _as_arrays(centre, whiten, unit, features.dtype)
+
+
+def _width(features: np.ndarray) -> int:
+    """Columns of the features [A, F] of a model without those that pad them to the widest, which are 0 throughout."""
+    return int(np.flatnonzero(features.any(axis=0)).max(initial=0)) + 1
 
 
 def _as_arrays(centre: np.ndarray, whiten: np.ndarray, unit: np.ndarray, dtype: np.dtype) -> Novelty:

@@ -204,9 +204,12 @@ class Potential:
                 and the structures are offered to it (`spanning.renewed`).
 
         Raises:
-            InputError: an element is not known, or there are more parameters than an active set is made for.
+            InputError: there is no structure, an element is not known, or there are more parameters than an active set
+                is made for.
         """
         training_set = given_structures(training_set, "training_set")
+        if not training_set:
+            raise InputError("there is no structure in the training set.")
         asked = None if settings is None else given_settings(ActiveSetSettings, settings, "settings")
         if earlier is not None and asked in (None, earlier.settings):
             return self.with_fitted(active_set=spanning.renewed(self, earlier, training_set))

@@ -99,7 +99,9 @@ def renewed(potential: Potential, before: ActiveStructures, structures: Sequence
 
 
 def offered(potential: Potential, active: ActiveStructures, structures: Sequence[Atoms]) -> Offer:
-    """Offers structures to an active set of the same potential; errors as for `rows_of`."""
+    """Offers structures, or none, to an active set of the same potential; errors as for `rows_of`."""
+    if not structures:
+        return Offer(active, (), np.zeros(0))
     parts = _in_parts(potential, structures, active.settings)
     found = [(rows.structure, active.grades(rows)) for rows in parts()]
     owner, of_rows = (np.concatenate(one) for one in zip(*found, strict=True))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from itertools import islice
 
 import numpy as np
@@ -26,7 +26,11 @@ def geometry_key(atoms: Atoms) -> bytes:
 
 
 def without_repeats(
-    frames: Sequence[Atoms], key: Callable[[Atoms], bytes], what: str, say: Callable[[str], None]
+    frames: Sequence[Atoms],
+    key: Callable[[Atoms], bytes],
+    what: str,
+    say: Callable[[str], None],
+    untold: Container[bytes] = (),
 ) -> list[Atoms]:
     """Labelled structures, each with each of its labels once.
 
@@ -38,17 +42,19 @@ def without_repeats(
         key: what makes two structures the same.
         what: to call them all, such as ``the initial set``.
         say: is told which structures have several labels, and how far apart those are.
+        untold: keys of structures of which it is not, since they are told of otherwise.
     """
     places: dict[bytes, list[int]] = {}
     kept: list[Atoms] = []
     several: list[tuple[int, int, str]] = []
     for number, frame in enumerate(frames):
-        before = places.setdefault(key(frame), [])
+        mine = key(frame)
+        before = places.setdefault(mine, [])
         apart = {one: label_difference(frames[one], frame) for one in islice(before, _COMPARED)}
         same = [frames[one] for one, difference in apart.items() if difference is None]
         if any(_tells_no_more(frame, one) for one in same):
             continue
-        if before and not same:
+        if before and not same and mine not in untold:
             several.append((before[0], number, str(apart[before[0]])))
         before.append(number)
         kept.append(frame)

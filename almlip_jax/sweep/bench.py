@@ -23,6 +23,7 @@ from almlip_jax.keys import named_key
 from almlip_jax.potential import Potential
 from almlip_jax.potential.compositions import compositions_note
 from almlip_jax.potential.states import states_note
+from almlip_jax.scores import mean_score
 from almlip_jax.selection import Selector
 from almlip_jax.structures.packing import BatchShape
 from almlip_jax.sweep.points import Group, Point
@@ -239,8 +240,8 @@ class SystemBench:
         return Choice(
             picks=tuple(places[row] for row in chosen),
             gain=tuple(gain if math.isfinite(gain) else None for _, gain in rows),
-            sigma_batch=_mean(scores[chosen]),
-            sigma_pool=_mean(np.delete(scores, chosen)),
+            sigma_batch=mean_score(scores[chosen]),
+            sigma_pool=mean_score(np.delete(scores, chosen)),
         )
 
     def _atoms(self, places: Sequence[int]) -> AtomRoom:
@@ -376,10 +377,3 @@ def _scores(metrics: Mapping[str, Any]) -> Scores:
     values = {name: metrics.get(name, math.nan) for name in error_columns()}
     values |= {name: metrics["calibration"]["forces"][name] for name in CALIBRATION}
     return {name: float(value) if math.isfinite(value) else None for name, value in values.items()}
-
-
-def _mean(values: np.ndarray) -> float | None:
-    if not len(values):
-        return None
-    mean = float(np.mean(values, dtype=np.float64))
-    return mean if math.isfinite(mean) else None

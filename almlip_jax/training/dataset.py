@@ -34,6 +34,7 @@ from almlip_jax.training.levels import Levels
 from almlip_jax.training.reference import charge_columns, robust_energies
 from almlip_jax.training.settings import TrainingSettings
 
+_MOST_ROOM = 4  # times the atoms that are expected; beyond, to compile again costs less than the memory
 _LEAST_ENERGY = 0.05  # eV, scale of the energies of atoms that hardly move
 
 
@@ -69,6 +70,7 @@ def plan_capacity(
     again: Sequence[Atoms] = (),
     room_again: int = 0,
     mean_atoms: float = 0.0,
+    most_atoms: int = 0,
 ) -> Capacity:
     """Sizes for datasets of up to ``largest_dataset`` structures like the given ones, and others beside them.
 
@@ -81,6 +83,8 @@ def plan_capacity(
         again: structures that are trained on besides, each as often as the others.
         room_again: how many of them there may be, copies included.
         mean_atoms: of a structure of the largest dataset, where that is more than the mean of the given ones.
+        most_atoms: of the largest dataset together, whatever it comes to hold: it gets that room, which takes memory
+            alone, where it is not out of all proportion.
 
     Raises:
         InputError: the cutoff is so short that no atom of any molecule or solid has a neighbour.
@@ -106,6 +110,8 @@ def plan_capacity(
     room = batch_size * (int(sizes.max()) if uniform else int(np.ceil(1.05 * mean)))
     batch = BatchShape(atoms=max(room, int(sizes.max())), neighbors=max(neighbors, 1), structures=batch_size)
     planned = number * sizes.max() if uniform else 1.1 * most * own + apart
+    if not uniform:
+        planned = max(planned, min(most_atoms + apart, _MOST_ROOM * planned))
     atoms = int(planned) + int(sizes.max()) + 1
     steps = longest_epoch(number, atoms, batch, uniform=bool(uniform)) + settings.validate_every
     return Capacity(batch=batch, atoms=atoms, structures=number + 1, steps=steps, largest=int(sizes.max()))

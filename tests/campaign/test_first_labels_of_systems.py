@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,17 +16,21 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from tiny_campaign import tiny_config
 
 from almlip_jax.campaign.checks import check_campaign
+from almlip_jax.campaign.choice import ExplorationInputs
 from almlip_jax.campaign.inputs import Inputs
 from almlip_jax.campaign.preparation import Source, held_out_set, initial_set, planned_calls, start_geometries
+from almlip_jax.campaign.round import Round
 from almlip_jax.campaign.rundir import RunDirectory
 from almlip_jax.campaign.settings import InitialSettings, LabelMdSettings, SystemSettings
 from almlip_jax.campaign.settings import TestSettings as HeldOutSettings
 from almlip_jax.campaign.teacher import TeacherSettings
 from almlip_jax.campaign.teaching import Teacher, make_frames
 from almlip_jax.errors import InputError
+from almlip_jax.files import write_json
 from almlip_jax.oracles import CalculatorSettings, Labeller, LabelStore
 from almlip_jax.progress import SilentProgress
 from almlip_jax.structures.io import read_structures, write_structures
+from almlip_jax.structures.repeats import geometry_key
 
 ORACLE = {"kind": "ase", "calculator": "ase.calculators.emt:EMT"}
 TETRAHEDRON = 0.85 * np.array([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]])
@@ -230,3 +235,47 @@ def test_more_than_a_system_has_is_refused(tmp_path: Path) -> None:
         check_campaign(of_pool(tmp_path, {"crystal": 6}))
     with pytest.raises(InputError, match="too few for test.from_pool 30 and initial.from_pool 9"):
         check_campaign(of_pool(tmp_path, {"pair": 30}, initial=9))
+
+
+def test_what_is_in_the_test_set_is_never_a_candidate(tmp_path: Path) -> None:
+    """Nor copies of it, shifted, turned or with atoms in another order; other structures all are."""
+    config = of_pool(tmp_path, {"crystal": 2, "pair": 6})
+    frames = read_structures(tmp_path / "pool.extxyz")
+    copies = [frame[::-1] for frame in frames]
+    for frame in copies[::2]:
+        frame.positions += [1.0, -2.0, 0.5]
+        frame.rotate(50, (1, 2, 3), rotate_cell=True)
+    write_structures(tmp_path / "pool.extxyz", [*frames, *map(labelled, copies)])
+    run = RunDirectory(tmp_path / "run").create()
+    split = Inputs(config).pool_split
+    run.round(0).create()
+    write_json(run.initial_pool, {"places": list(split.initial)})
+    inputs = Inputs(config, run)
+    held_out = inputs.of_pool(split.test)
+    write_structures(run.test, [labelled(frame.copy()) for frame in held_out])
+    scored: list[int] = []
+
+    def evaluate(name: str, frames: Any, advance: Any) -> Any:
+        scored.extend(frame.info["pool_index"] for frame in frames)
+        return SimpleNamespace(scores={}, atom_scores={"force_std": [np.zeros(len(frame)) for frame in frames]})
+
+    nothing: Any = None
+    trained: Any = SimpleNamespace(evaluate=evaluate)
+    here, withheld = Round(run, 0, "by hand", 7, SilentProgress()), frozenset(map(geometry_key, held_out))
+    config.exploration.stage(ExplorationInputs(here, trained, inputs, withheld, explorers=nothing, budget=nothing))
+    twins = {(place + 38) % 76 for place in split.test}
+    assert set(scored) == set(range(76)) - {*split.test, *twins, *split.initial} and len(twins - {*split.test}) > 4
+
+
+def test_test_structures_that_are_trained_on_in_other_words_are_left_out(tmp_path: Path, files: Any) -> None:
+    system, said = SystemSettings(structures=files), list[str]()
+    test = [Atoms("Cu4", positions=TETRAHEDRON * scale) for scale in (1.0, 1.05, 1.1)]
+    trained = [labelled(frame[[2, 0, 3, 1]]) for frame in test[1:2]]
+    trained[0].rotate(33, (1, 1, 3))
+    write_structures(tmp_path / "test.extxyz", [labelled(frame) for frame in test])
+    settings = HeldOutSettings.model_validate({"files": [{"path": tmp_path / "test.extxyz"}]})
+    nothing: Any = None
+    source = Source(start_geometries(system), system, nothing, 0, {}, said.append)
+    kept = held_out_set(settings, source, [], trained)
+    assert [round(frame.positions[0, 0] / 0.85, 2) for frame in kept] == [1.0, 1.1]
+    assert said == ["1 structures of test group cluster test are trained on or come twice; they were left out."]

@@ -17,7 +17,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from tiny_campaign import run_or_resume, tiny_config
 
 from almlip_jax.campaign.choice import Beginning, ExplorationChoice, ExplorationInputs
-from almlip_jax.campaign.offers import found_by
+from almlip_jax.campaign.offers import found_by, offer
 from almlip_jax.campaign.report import write_report
 from almlip_jax.campaign.round import Round
 from almlip_jax.campaign.rundir import RunDirectory
@@ -25,6 +25,7 @@ from almlip_jax.campaign.settings import StateReading, UserExploration
 from almlip_jax.campaign.state import read_state
 from almlip_jax.errors import InputError
 from almlip_jax.progress import SilentProgress
+from almlip_jax.scores import mean_score
 from almlip_jax.structures.io import read_structures, write_structures
 from almlip_jax.structures.repeats import geometry_key
 
@@ -233,3 +234,23 @@ def test_a_stage_uses_nothing_but_what_it_is_given(tmp_path: Path) -> None:
     withheld = frozenset(geometry_key(frame) for frame in found[:2])
     assert exploration.stage(replace(given, withheld=withheld))["candidates"] == 3
     assert len(read_structures(here.folder.pool)) == 3
+
+
+class Partly(Counting):
+    monitor = "dipole_std"
+
+    def evaluate(self, name: str, structures: Sequence[Atoms], advance: object) -> object:
+        found: Any = super().evaluate(name, structures, advance)
+        found.scores[self.monitor][::2] = np.nan
+        return found
+
+
+def test_the_mean_of_a_pool_is_of_those_that_have_the_score(tmp_path: Path) -> None:
+    """Periodic structures have no dipole, whose spread is no number; a pool of these alone has no mean."""
+    here = Round(RunDirectory(tmp_path).create(), 1, "by hand", 7, SilentProgress())
+    here.folder.create()
+    trained: Any = Partly()
+    frames = [molecule("H2O") for _ in range(5)]
+    assert offer(here, frames, trained) == {"candidates": 5, "sigma_pool": 2.0}, "of 1 and 3"
+    assert offer(here, frames[:1], trained) == {"candidates": 1, "sigma_pool": None}
+    assert mean_score(np.array([np.nan, 2.0, np.inf])) == 2.0 and mean_score(np.zeros(0)) is None

@@ -12,6 +12,7 @@ from ase import Atoms
 from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.constraints import FixAtoms, FixCom, Hookean
 from tiny_campaign import Killed, KillingProgress, result_of, run_or_resume, tiny_config
 
 from almlip_jax.campaign import preparation
@@ -336,6 +337,15 @@ def test_walkers_begin_again_at_others_of_their_atoms(files):
     assert [frame.info["tag"] for frame in one] == [2, 3, 2] and [frame.info["tag"] for frame in two] == [1, 1, 1]
 
 
+@pytest.mark.parametrize("restraint", [Hookean(0, (0.0, 0.0, 0.0), 5.0, 1.0), FixCom()])
+def test_other_constraints_hold_no_atom_that_starts_would_have_to_share(restraint):
+    """Some name no atoms; whoever runs walkers refuses them, with a sentence."""
+    frames = [molecule("N2") for _ in range(3)]
+    for frame, constraint in zip(frames, (FixAtoms([0]), FixAtoms([0]), FixAtoms([1])), strict=True):
+        frame.set_constraint([constraint, restraint])
+    assert dealt_further(frames, 1, 2) == [[frames[1], frames[1]]], "the third holds another atom"
+
+
 def test_systems_share_a_batch():
     owners = ["a", "b", "b", None, "a", "b", None, "b"]
 
@@ -579,8 +589,22 @@ def test_other_temperatures_and_pressures_of_systems_compile_nothing(files, coun
 
 
 @pytest.mark.slow
-def test_shares_of_large_structures_compile_nothing_later(tmp_path, files, count_compilations):
-    """A first set of many small structures and one large one, and batches of which half are large."""
+@pytest.mark.parametrize(
+    ("made", "atoms"),
+    [
+        ([{"kind": "rattled", "count": 12}], [76, 130, 184]),
+        (
+            [{"kind": "rattled", "count": n, "systems": [name]} for n, name in ((1, "pair"), (12, "metal"))],
+            [76, 158, 240],
+        ),
+    ],
+    ids=["half", "nearly all"],
+)
+def test_shares_of_large_structures_compile_nothing_later(tmp_path, files, count_compilations, made, atoms):
+    """A first set of many small structures and one large one, and batches of which half are large.
+
+    Or nearly all, where the small system runs out of candidates.
+    """
     large = bulk("Cu", cubic=True) * (2, 2, 1)
     write_structures(tmp_path / "large.extxyz", [large])
     first = two_systems(30, 0)
@@ -592,7 +616,7 @@ def test_shares_of_large_structures_compile_nothing_later(tmp_path, files, count
         "initial": {"rattle": None, "md": (), "dataset": str(tmp_path / "first.extxyz")},
         "test": {"md": ()},
         "training": {"max_steps": 20, "validate_every": 10, "validation_fraction": 0.0},  # trainings alone compile
-        "exploration": {"kind": "generated", "of": [{"kind": "rattled", "count": 12}]},
+        "exploration": {"kind": "generated", "of": made},
         "selection": {"batch": 6},
     }
     with count_compilations() as compiled:
@@ -600,7 +624,7 @@ def test_shares_of_large_structures_compile_nothing_later(tmp_path, files, count
         run_or_resume(tmp_path, tmp_path / "run", progress, **sections)
     run = RunDirectory(tmp_path / "run")
     sizes = [sum(map(len, read_structures(folder.dataset))) for folder in run.rounds()]
-    assert sizes == [76, 130, 184], "half of each batch are large"
+    assert sizes == atoms
     at = {(index, name): count for index, name, count in reversed(progress.seen)}
     assert at[1, "train"] == at[1, "explore"] and at[2, "train"] == len(compiled)
     assert "capacities of the training grow" not in run.log.read_text()

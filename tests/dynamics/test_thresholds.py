@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from analytic import dimer, explorer
@@ -179,3 +180,26 @@ def test_what_is_found_of_elements_is_carried_into_the_gate():
         assert told_apart and np.allclose(found, [expected] * 3)
     of_each = {"H": 0.5}, {}, {"O": 2.0}
     assert np.allclose(factors(AbsoluteGate(), of_each)[1], [[1, 2], [1, 1], [0.5, 1]]), "walkers may have their own"
+
+
+def test_models_of_unlike_widths_count_alike_in_the_latent_distance():
+    """Padding to the widest model's features dilutes no model's distance, wherever it stands."""
+    rng = np.random.default_rng(5)
+    wide, narrow = rng.normal(size=(1, 400, 12)), rng.normal(size=(1, 400, 3))
+    far = rng.normal(size=(2, 1, 20, 12)) * 4
+    species = np.zeros(400, int)
+
+    def distance(features, atoms):
+        fitted = fit_latent_distance(features, species, 1)
+        found = fitted.of_features(jnp.asarray(atoms), jnp.zeros(atoms.shape[1], int))
+        return np.asarray(found) * float(fitted.unit[0])
+
+    with jax.enable_x64(True):
+        apart = [distance(wide, far[0]), distance(narrow, far[1][..., :3])]
+        padded = np.concatenate([wide, np.pad(narrow, ((0, 0), (0, 0), (0, 9)))])
+        of_both = np.concatenate([far[0], np.pad(far[1][..., :3], ((0, 0), (0, 0), (0, 9)))])
+        both = [distance(padded, of_both), distance(padded[::-1], of_both[::-1])]
+        expected = np.sqrt((apart[0] ** 2 + apart[1] ** 2) / 2)
+        for found in both:
+            np.testing.assert_allclose(found, expected, rtol=1e-9)
+        assert np.allclose(distance(padded[1:], of_both[1:]), apart[1])

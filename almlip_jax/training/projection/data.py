@@ -102,7 +102,8 @@ def _shape(capacity: Capacity, factor: float) -> BatchShape:
     """Of a block: so many times the largest structure, or some atoms of smaller ones."""
     largest = capacity.largest or capacity.batch.atoms
     atoms = int(np.ceil(factor * max(largest, min(_BLOCK, capacity.atoms - 1))))
-    mean = capacity.atoms / capacity.structures
+    of_batch, of_all = capacity.batch.atoms / capacity.batch.structures, capacity.atoms / capacity.structures
+    mean = min(of_batch, of_all)  # either may have room for more than comes
     return BatchShape(atoms, capacity.batch.neighbors, min(atoms, int(np.ceil(1.5 * atoms / mean))))
 
 
