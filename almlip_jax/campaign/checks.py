@@ -254,11 +254,12 @@ def _check_learning(config: ExperimentConfig, inputs: Inputs) -> None:
         )
 
 
-def _check_labels(source: SourceSettings, geometries: Sequence[Atoms], by: str = "") -> None:
-    """Refuses start geometries that a label source would get wrong, their charge for instance."""
+def _check_labels(source: SourceSettings, geometries: Sequence[Atoms | None], by: str = "") -> None:
+    """Refuses start geometries that a label source would get wrong, their charge for instance; None it never meets."""
     for number, start in enumerate(geometries):
         try:
-            source.check(start)
+            if start is not None:
+                source.check(start)
         except LabelError as error:
             raise InputError(
                 f"start geometry {number} of system.structures cannot be labelled{by}: {error}."
@@ -284,9 +285,10 @@ def _check_teacher(config: ExperimentConfig, inputs: Inputs, say: Say) -> None:
         )
     if untaught := [name for name in config.system.named if not _is_taught(config, name)]:
         say(f"teacher.temperatures name none for system {quoted(untaught)}, of which the teacher teaches nothing.")
-    _check_labels(teacher.source, geometries, " by the teacher")
+    taught = [start if runs else None for start, runs in zip(geometries, teacher.runs(geometries), strict=True)]
+    _check_labels(teacher.source, taught, " by the teacher")
     if teacher.driver is not None:
-        _check_labels(teacher.driver, geometries, " by teacher.driver")
+        _check_labels(teacher.driver, taught, " by teacher.driver")
     if teacher.replay:
         members = build_ensemble(config.model, config.ensemble, SpeciesTable.of(geometries))
         for group in members.groups if isinstance(members, MixedEnsemble) else (members,):

@@ -11,14 +11,14 @@ from almlip_jax.structures.electronic_state import electronic_state
 from almlip_jax.structures.neighbors import find_edges
 
 _REACH = 6.0  # Angstrom; what is farther apart counts by its distance from the middle alone, where nothing is periodic
-_APART = 2e-5  # of sums that change by about as much as atoms move, in Angstrom; positions in files have that precision
+_APART = 5e-6  # of sums that change by about as much as atoms move, in Angstrom; files have six decimals and more
 
 
 class Likeness:
     """Some structures, of which it can be asked whether another one is the same as one of them.
 
     Two count as the same where turning, mirroring, shifting and the order of atoms (and lattice vectors) are all that
-    differs: the surroundings of their atoms within 6 Angstrom, species by species, agree to about 1e-5 Angstrom.
+    differs: the surroundings of their atoms within 6 Angstrom, species by species, agree to some 1e-6 Angstrom.
 
     >>> from ase.build import molecule
     >>> from almlip_jax.structures.likeness import Likeness
