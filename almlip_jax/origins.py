@@ -256,9 +256,9 @@ class Taught(Origin):
             params: of a potential of the other source that goes on from this one.
             references: its reference energies, eV by atomic number.
         """
-        numbers = self.potential.species.numbers
-        before, now = binding_of(self.potential.params, len(numbers)), binding_of(params, len(numbers))
-        moved = {z: references[z] + now[n] - before[n] for n, z in enumerate(numbers)}
+        numbers, grown = self.potential.species.numbers, sorted(references)
+        before, now = binding_of(self.potential.params, len(numbers)), binding_of(params, len(grown))
+        moved = {z: references[z] + now[grown.index(z)] - before[n] for n, z in enumerate(numbers)}
         costs = charge_energy_of(params) - charge_energy_of(self.potential.params)
         found = []
         for frame in frames:

@@ -294,6 +294,13 @@ def _check_teacher(config: ExperimentConfig, inputs: Inputs, say: Say) -> None:
         for group in members.groups if isinstance(members, MixedEnsemble) else (members,):
             check_two_sources(group)
     check_correction_of(config, inputs)
+    met = {int(z) for start in taught if start is not None for z in start.numbers}
+    met |= set() if inputs.start is None else {*inputs.start.species.numbers}
+    if teacher.correction is not None and (strange := [z for z in inputs.species.numbers if z not in met]):
+        raise InputError(
+            f"teacher.correction corrects what the teacher taught, which holds no {chemical_symbols[strange[0]]}; give "
+            "it dynamics of a start geometry with this element, or leave the correction out."
+        )
     if chosen is not None:
         if chosen.count > teacher.frames:
             raise InputError(f"initial.from_teacher.count {chosen.count} is more than teacher.frames {teacher.frames}.")

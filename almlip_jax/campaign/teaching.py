@@ -42,6 +42,7 @@ from almlip_jax.progress import Progress
 from almlip_jax.selection import TEACHER_ENERGY, TEACHER_FORCES, TEACHER_SCORES
 from almlip_jax.structures.carried import BATH_TEMPERATURE, carried, named, system_of
 from almlip_jax.structures.io import read_structures, write_structures
+from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.training import reference_energies
 
 PURPOSE = "teacher"
@@ -223,6 +224,9 @@ def learner_of_teacher(
 ) -> Learner:
     """What learns from a teacher's frames.
 
+    It knows the elements in them (and those of ``start``) alone: features of others would be scaled by structures that
+    hold none, and spoil the rounds, which begin with fresh parameters for them.
+
     Args:
         frames: with its labels.
         isolated: energies of isolated atoms of the oracle: models count energies from isolated atoms of these elements
@@ -230,10 +234,12 @@ def learner_of_teacher(
         start: a potential of the oracle that it begins with; its network is taken as it is, its energies are not.
         asked: model, ensemble, training and the like, as `Learner` takes them.
     """
-    species = asked["species"]
+    met = {int(z) for frame in frames for z in frame.numbers} | (set() if start is None else {*start.species.numbers})
+    species = SpeciesTable(tuple(z for z in asked.pop("species").numbers if z in met))
     fitted = reference_energies(frames, species) if isolated else {}
     begun = None if start is None else Taught(start)
-    return Learner(len(frames), typical=frames, isolated={z: fitted[z] for z in isolated}, start=begun, **asked)
+    known = {z: fitted[z] for z in isolated if z in met}
+    return Learner(len(frames), typical=frames, isolated=known, start=begun, species=species, **asked)
 
 
 def pretrain(learner: Learner, run: RunDirectory, campaign: str, progress: Progress) -> Potential:

@@ -279,3 +279,15 @@ def test_test_structures_that_are_trained_on_in_other_words_are_left_out(tmp_pat
     kept = held_out_set(settings, source, [], trained)
     assert [round(frame.positions[0, 0] / 0.85, 2) for frame in kept] == [1.0, 1.1]
     assert said == ["1 structures of test group cluster test are trained on or come twice; they were left out."]
+
+
+def test_a_correction_needs_all_elements_taught(tmp_path: Path) -> None:
+    """Of others there is nothing to correct; a source that cannot label what it never meets may teach the rest."""
+    write_structures(tmp_path / "metal.extxyz", [bulk("Cu", cubic=True)])
+    write_structures(tmp_path / "ion.extxyz", [molecule("OH")])
+    files = {name: str(tmp_path / f"{name}.extxyz") for name in ("metal", "ion")}
+    teacher = {**TEACHER, "temperatures": [{"temperature": 300, "systems": ["metal"]}]}
+    check_campaign(config_with(tmp_path, files, teacher=teacher))
+    correction = {"kind": "shared_density", "size": "tiny"}
+    with pytest.raises(InputError, match="what the teacher taught, which holds no H; give it dynamics"):
+        check_campaign(config_with(tmp_path, files, teacher={**teacher, "correction": correction}))

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from ase import Atoms
+from ase.build import bulk, molecule
+from ase.calculators.emt import EMT
+from ase.calculators.morse import MorsePotential
+from ase.calculators.singlepoint import SinglePointCalculator
 from tiny_campaign import SECTIONS, Killed, KillingProgress, result_of, run_or_resume, tiny_config
 
 from almlip_jax import label
@@ -19,10 +25,14 @@ from almlip_jax.campaign.report import write_report
 from almlip_jax.campaign.rundir import RunDirectory
 from almlip_jax.campaign.state import Stage, read_state
 from almlip_jax.campaign.status import campaign_status
+from almlip_jax.campaign.teaching import learner_of_teacher
 from almlip_jax.errors import InputError
 from almlip_jax.files import read_csv
+from almlip_jax.learner import Learner
 from almlip_jax.models import LinearLast
+from almlip_jax.models.anchored import binding_of
 from almlip_jax.oracles import LabelStore
+from almlip_jax.origins import Taught
 from almlip_jax.potential import Potential
 from almlip_jax.structures.io import read_structures
 from almlip_jax.structures.remembered import bare
@@ -364,3 +374,35 @@ def test_rounds_begin_with_what_was_taught_or_the_round_before(study: Path, tmp_
     for one in (first, second, final):
         for begun, made in zip(jax.tree.leaves(pretrained.params), jax.tree.leaves(one.params), strict=True):
             np.testing.assert_allclose(made, begun, atol=1e-4)
+
+
+def of_emt(atoms: Atoms, seed: int, calculator: Any = EMT) -> Atoms:
+    atoms.rattle(0.05, seed=seed)
+    atoms.calc = calculator()
+    results = {"energy": atoms.get_potential_energy(), "forces": atoms.get_forces()}
+    atoms.calc = SinglePointCalculator(atoms, **results)
+    return atoms
+
+
+@pytest.mark.slow
+def test_elements_that_a_teacher_never_met_are_fresh() -> None:
+    """Its frames say nothing of how features of their atoms are scaled: errors were 20 times what they are now."""
+    morse = partial(MorsePotential, epsilon=0.35, r0=2.8, rho0=4.0)
+    frames = [of_emt(bulk("Cu", cubic=True), n, morse) for n in range(12)]
+    data = [of_emt(molecule("N2"), n) for n in range(8)] + [of_emt(bulk("Cu", cubic=True), 50 + n) for n in range(5)]
+    test, species = [of_emt(molecule("N2"), 100 + n) for n in range(8)], SpeciesTable((7, 29))
+    asked: dict[str, Any] = {"model": SECTIONS["model"], "ensemble": {"size": 2}, "species": species, "seed": 7}
+    asked["training"] = {"batch_size": 4, "max_steps": 200, "validate_every": 50, "validation_fraction": 0.2}
+    isolated = {7: -10.0, 29: -3.0}
+    first = learner_of_teacher(frames, isolated, **asked).fit(frames)
+    assert first.species.numbers == (29,) and first.isolated == {29}
+    known = Taught(first, tuple(frames), weight=0.1)
+    tuned = Learner(len(data), typical=data, start=known, isolated=isolated, **asked).fit(data)
+    apart = np.concatenate(tuned.evaluate(test).forces) - np.concatenate([frame.get_forces() for frame in test])
+    assert tuned.species == species and np.sqrt(np.mean(apart**2)) < 60  # eV/Angstrom; 298 with both from the first
+    params, references = tuned.params, tuned.reference_energies
+    moved = known.aligned(frames, params, references)
+    bound = [binding_of(some, number)[-1] for some, number in ((first.params, 1), (params, 2))]
+    for frame, same in zip(frames, moved, strict=True):
+        shift = 4 * (references[29] + bound[1] - first.reference_energies[29] - bound[0])
+        assert same.get_potential_energy() == pytest.approx(frame.get_potential_energy() + shift)
