@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+
+from almlip_jax.compilation import backend
 
 
 @struct.dataclass
@@ -81,12 +84,26 @@ def empty_recorder(walkers: int, room: int, atoms: int, scores: tuple[str, ...],
 def written(recorder: Recorder, slot: jax.Array, step: jax.Array, frames: Frames) -> Recorder:
     """Puts one frame of each walker into its slot [W]; a slot that does not exist (B) takes nothing."""
     walkers = jnp.arange(slot.shape[0], dtype=jnp.int32)
+    held = recorder.frames, recorder.walker, recorder.step
+    put = _one_by_one if backend() == "cpu" else _at_once
+    kept, walker, steps = put(held, slot, (frames, walkers, jnp.broadcast_to(step, slot.shape)))
+    return recorder.replace(frames=kept, walker=walker, step=steps)  # type: ignore[attr-defined, no-any-return]
 
-    def put(buffer: jax.Array, value: jax.Array) -> jax.Array:
-        return buffer.at[slot].set(value, mode="drop")
 
-    return recorder.replace(  # type: ignore[attr-defined, no-any-return]
-        frames=jax.tree.map(put, recorder.frames, frames),
-        walker=put(recorder.walker, walkers),
-        step=put(recorder.step, jnp.broadcast_to(step, slot.shape)),
-    )
+def _at_once(buffers: Any, slot: jax.Array, values: Any) -> Any:
+    """Buffers [B, ...] with the rows of values [W, ...] in their slots."""
+    return jax.tree.map(lambda buffer, value: buffer.at[slot].set(value, mode="drop"), buffers, values)
+
+
+def _one_by_one(buffers: Any, slot: jax.Array, values: Any) -> Any:
+    """The same in one loop over walkers: on a CPU every scatter is a loop of its own, which takes long to compile."""
+    room = jax.tree.leaves(buffers)[0].shape[0]
+
+    def one(w: jax.Array, buffers: Any) -> Any:
+        def put(buffer: jax.Array, value: jax.Array) -> jax.Array:
+            row = jax.lax.dynamic_index_in_dim(value.astype(buffer.dtype), w)
+            return jax.lax.dynamic_update_index_in_dim(buffer, row, slot[w], 0, allow_negative_indices=False)
+
+        return jax.lax.cond(slot[w] < room, lambda: jax.tree.map(put, buffers, values), lambda: buffers)
+
+    return jax.lax.fori_loop(0, slot.shape[0], one, buffers)
