@@ -74,6 +74,8 @@ def plan_capacity(
 ) -> Capacity:
     """Sizes for datasets of up to ``largest_dataset`` structures like the given ones, and others beside them.
 
+    Where more structures are given than a dataset can have, as those of a pool, any choice of them fits.
+
     Args:
         structures: typical structures; a molecule's neighbours are allocated as all of its other atoms, a periodic
             structure's with a quarter to spare.
@@ -92,8 +94,8 @@ def plan_capacity(
     together = [*structures, *again]
     sizes = np.array([len(a) for a in together])
     own = max(float((sizes[: len(structures)] if structures else sizes).mean()), mean_atoms)
-    most = max(largest_dataset or 0, len(structures))
-    number = max(most + room_again, len(together))
+    most = len(structures) if largest_dataset is None else largest_dataset
+    number = max(most + room_again, min(most, len(structures)) + len(again))
     found = largest_neighbor_count(together, cutoff)
     if found == 0 and sizes.max() > 1:
         raise InputError(
@@ -109,7 +111,8 @@ def plan_capacity(
     mean = (most * own + apart) / number
     room = batch_size * (int(sizes.max()) if uniform else int(np.ceil(1.05 * mean)))
     batch = BatchShape(atoms=max(room, int(sizes.max())), neighbors=max(neighbors, 1), structures=batch_size)
-    planned = number * sizes.max() if uniform else 1.1 * most * own + apart
+    chosen = float(np.sort(sizes[: len(structures)])[::-1][:most].sum()) if most < len(structures) else 0.0
+    planned = number * sizes.max() if uniform else max(1.1 * most * own, chosen) + apart  # the largest may be chosen
     if not uniform:
         planned = max(planned, min(most_atoms + apart, _MOST_ROOM * planned))
     atoms = int(planned) + int(sizes.max()) + 1

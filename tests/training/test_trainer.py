@@ -426,6 +426,25 @@ def test_batches_are_no_larger_than_the_data(waters):
     assert capacity.batch.structures == 16 and capacity.batch.atoms == 48 and capacity.steps < 30
 
 
+def test_a_pool_takes_no_more_room_than_what_is_chosen_from_it():
+    """Ten structures of a thousand, whichever: the largest ones, and epochs in any order."""
+    settings = settings_of(batch_size=4, validation_fraction=0.0)
+    pool = [Atoms(f"H{n}", positions=np.arange(3.0 * n).reshape(n, 3) / 4) for n in (1, 2, 2, 3, 9)] * 200
+    capacity = plan_capacity(pool, 4.0, settings, 10)
+    assert capacity.structures == 11 and 90 < capacity.atoms <= 100
+    for chosen in (pool[4::5][:10], pool[:10], [*pool[:8], *pool[4::5][:2]]):
+        counts = np.array([len(atoms) for atoms in chosen])
+        sizes = SimpleNamespace(species=np.zeros(capacity.atoms), volume=np.zeros(capacity.structures))
+        data = TrainingSet(
+            Packed(sizes, counts, np.cumsum(counts) - counts), np.arange(10), np.arange(0), capacity
+        )
+        assert counts.sum() < capacity.atoms
+        plan, steps, epochs = Order(jax.random.key(0)).segment(data, settings.validate_every)
+        assert np.bincount(plan.ids[:steps][plan.ids[:steps] < 10], minlength=10).tolist() == [epochs] * 10
+    whole = plan_capacity(pool[:10], 4.0, settings)
+    assert plan_capacity(pool[:10], 4.0, settings, 10) == whole and whole.structures == 11
+
+
 def test_early_stopping_keeps_the_best(dataset, references):
     """With a learning rate far too high the best parameters are early ones, and patience ends the training."""
     settings = SETTINGS.model_copy(
