@@ -470,8 +470,10 @@ def finish_campaign(config: ExperimentConfig, run_dir: Path, *, progress: Progre
     state = read_state(run) if run.state.exists() else None
     limits = {"max_rounds": ("round", config.stopping.max_rounds), "max_labels": ("labels", config.stopping.max_labels)}
     if state is not None and state.finished:
-        reached, allowed = limits.get(state.rule or "", ("round", None))
-        if allowed is None or allowed <= getattr(state, reached):
+        if state.rule not in limits:
+            return state
+        reached, allowed = limits[state.rule]
+        if allowed is not None and allowed <= getattr(state, reached):
             return state
     (run_campaign if state is None else resume_campaign)(config, run_dir, progress=progress)
     return read_state(run)

@@ -350,11 +350,12 @@ class TestPool:
         assert outcome.rule == "pool_exhausted" and not outcome.converged and outcome.round == 1
 
     def test_scripts_finish_what_they_find(self, labelled_pool: Path, tmp_path: Path) -> None:
-        config = tiny_config(tmp_path, **pool_sections(labelled_pool, stopping={"max_rounds": 1}))
+        few = {"max_labels": 11}  # of the sizes of the other studies, so that their programs serve again
+        config = tiny_config(tmp_path, **pool_sections(labelled_pool, stopping=few))
         with pytest.raises(Killed):
             finish_campaign(config, tmp_path / "run", progress=KillingProgress(0, "label"))
         state = finish_campaign(config, tmp_path / "run")
-        assert state.finished and state.rule == "max_rounds" and len(state.history) == 2
+        assert state.finished and state.rule == "max_labels" and len(state.history) == 2
         log = (tmp_path / "run" / "run.log").read_bytes()
         assert finish_campaign(config, tmp_path / "run") == state
         assert (tmp_path / "run" / "run.log").read_bytes() == log, "nothing was done"
@@ -383,7 +384,7 @@ class TestEndings:
     def test_another_exploration_goes_on_where_one_found_nothing(self, reference: Path, tmp_path: Path) -> None:
         """It ended since nothing was recorded, whatever `stopping` says; a lower threshold was passed over."""
         sure = {**SECTIONS["exploration"], "thresholds": {"kind": "fixed", "record": 1e3, "stop": 1e4}}
-        limits = {"max_rounds": 1}
+        limits = {"max_labels": 14}  # of the sizes of the tiny campaign, so that its programs serve again
         first = run_or_resume(reference, tmp_path / "run", exploration=sure, stopping=limits)
         assert (first.rule, first.round, first.labels) == ("nothing_recorded", 0, 11)
         other = {"batch_size": 2}
@@ -393,7 +394,7 @@ class TestEndings:
         assert "nothing_recorded still holds: nothing is left to do" in told
         whole = run_or_resume(reference, tmp_path / "whole", stopping=limits)
         found = run_or_resume(reference, tmp_path / "run", stopping=limits)
-        assert (found.rule, found.round) == (whole.rule, whole.round) == ("max_rounds", 1)
+        assert (found.rule, found.round) == (whole.rule, whole.round) == ("max_labels", 1)
         results = [result_of(tmp_path / name) for name in ("run", "whole")]
         assert results[0] == results[1]
         assert read_state(RunDirectory(tmp_path / "run")).history[0].explored_anew
