@@ -412,8 +412,8 @@ def _show_training(
     result: TrainingResult, structures: int, potential: Path, curve: Path, json_file: Path | None
 ) -> None:
     last = result.history[-1]
-    best = {f"validation_{name}": min(report.errors[name] for report in result.history) for name in last.errors}
-    rows = {"structures": structures, "epochs": last.epoch, "steps": last.step, "seconds": last.seconds} | best
+    errors = {f"validation_{name}": error for name, error in result.errors.items()}
+    rows = {"structures": structures, "epochs": last.epoch, "steps": last.step, "seconds": last.seconds} | errors
     shown = {name: with_unit(_number(value), name) for name, value in rows.items()}
     _print_pairs("Training", {**shown, "potential": str(potential), "learning curve": str(curve)})
     _write_json(json_file, {**rows, "potential": str(potential), "training": str(curve)})

@@ -20,6 +20,7 @@ import numpy as np
 from almlip_jax.files import PARTIAL, replacing
 
 _FILE = "training.npz"
+_FORMAT = 2  # of the file; 2: reports say which models they are of the kept parameters of
 AGAIN = "again"
 """Folder next to the file, for models that are trained a second time."""
 
@@ -47,7 +48,7 @@ def identity(arrays: Any, *words: str) -> str:
         words: settings and the like, as text.
     """
     found = hashlib.sha256()
-    for word in words:
+    for word in (f"format {_FORMAT}", *words):
         found.update(f"{len(word)}:{word}".encode())
     for leaf in jax.tree.leaves(arrays):
         array = np.ascontiguousarray(leaf)

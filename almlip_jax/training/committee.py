@@ -130,6 +130,7 @@ class CommitteeTrainer:
             step=sum(totals[:n]) + own.step,
             steps=sum(totals),
             stopped=wide(own.stopped, None if before is None else before.stopped),
+            kept=wide(own.kept, None),
         )
 
 

@@ -183,7 +183,7 @@ class Program:
         observed = run.validation_steps > 0
         if self.settings.second_stage is not None:
             state = _begin_second_stage(state, late, late & ~began_late)
-        state = self._keep_best(state, jnp.where(observed, loss, -state.step.astype(self.dtype)))
+        state, kept = self._keep_best(state, jnp.where(observed, loss, -state.step.astype(self.dtype)))
         if self.settings.schedule == "plateau":
             seen = jnp.where(observed, loss, total / steps)
             state = replace(state, plateau=self.follow_plateau(state.plateau, seen))
@@ -193,6 +193,7 @@ class Program:
             "train_loss": total / steps,
             "validation_loss": loss + nothing,
             "stopped": state.stopped,
+            "kept": kept,
         }
         return state, report | root_mean_squares(squares)
 
@@ -389,20 +390,22 @@ class Program:
         none = {name: jnp.zeros((self.ensemble.size,), self.dtype) for name in data.labels}
         return jax.lax.fori_loop(0, steps, body, (Residuals(none, none),) * (1 + len(kinds)))
 
-    def _keep_best(self, state: State, loss: jax.Array) -> State:
+    def _keep_best(self, state: State, loss: jax.Array) -> tuple[State, jax.Array]:
+        """The state once it has seen the losses [L] of its averages, and which models [L] have their best there."""
         better = (loss < state.best_loss) & ~state.stopped
 
         def choose(new: jax.Array, old: jax.Array) -> jax.Array:
             return jnp.where(better.reshape((-1,) + (1,) * (new.ndim - 1)), new, old)
 
         waited = jnp.where(better, 0, state.waited + 1)
-        return replace(
+        state = replace(
             state,
             best=jax.tree.map(choose, state.average, state.best),
             best_loss=jnp.where(better, loss, state.best_loss),
             waited=waited,
             stopped=state.stopped | (waited >= self.settings.patience),
         )
+        return state, better
 
 
 def root_mean_squares(squares: Residuals) -> dict[str, jax.Array]:

@@ -52,6 +52,8 @@ class EpochReport:
         validation_energy_rmse: [L] eV/atom; NaN where no validation structure has an energy.
         validation_forces_rmse: [L] eV/Angstrom over components; likewise.
         stopped: [L] bool, models that ended early.
+        kept: [L] bool, models whose averaged parameters of this moment are the best so far; the last of these reports
+            speaks of those that the training gives.
         seconds: since the training began.
         further: name -> [L] of the same errors of other `targets` that the model gives besides the energy,
             ``validation_dipole_rmse`` in e*Angstrom over components.
@@ -65,6 +67,7 @@ class EpochReport:
     validation_energy_rmse: np.ndarray
     validation_forces_rmse: np.ndarray
     stopped: np.ndarray
+    kept: np.ndarray
     seconds: float
     further: Mapping[str, np.ndarray] = field(default_factory=dict)
 
@@ -81,7 +84,7 @@ class EpochReport:
     @property
     def plain(self) -> dict[str, Any]:
         """All numbers by name, as `of` takes them."""
-        alone = ("epoch", "step", "steps", "stopped", "seconds")
+        alone = ("epoch", "step", "steps", "stopped", "kept", "seconds")
         return {name: getattr(self, name) for name in alone} | self.models
 
     @classmethod
@@ -124,6 +127,21 @@ class TrainingResult:
                 row.update({f"{name}_{m}": float(value) for m, value in enumerate(values)})
             rows.append(row)
         return rows
+
+    @property
+    def errors(self) -> dict[str, float]:
+        """As `EpochReport.errors`, of ``params``: each model's errors in the validation that its own are of.
+
+        Empty where nothing was reported.
+        """
+        if not self.history:
+            return {}
+        found = {name: np.full(values.shape, np.nan) for name, values in self.history[0].models.items()}
+        for report in self.history:
+            found = {name: np.where(report.kept, values, found[name]) for name, values in report.models.items()}
+        for values in found.values():
+            values[list(self.left_out)] = np.nan
+        return self.history[-1].with_models(found).errors
 
     def members(self, settings: EnsembleSettings) -> EnsembleSettings:
         """Settings of the ensemble that came out, from those it was trained with."""
@@ -525,15 +543,11 @@ def _mean(values: np.ndarray) -> float:
 def validation_note(result: TrainingResult) -> dict[str, float | None]:
     """The entry of a potential's metadata on the validation of its training.
 
-    The lowest root mean square error of force components that a model had in any validation, eV/Angstrom, averaged over
-    the models that are left; None without structures kept for validation.
+    Root mean square error of force components of the parameters that it kept, eV/Angstrom, averaged over the models
+    that are left; None without structures kept for validation.
     """
-    reports = [report.validation_forces_rmse for report in result.history]
-    errors = np.stack(reports).astype(np.float64) if reports else np.full((1, 1), np.nan)  # [reports, L]
-    lowest = np.min(np.where(np.isfinite(errors), errors, np.inf), axis=0)
-    lowest = np.delete(lowest, result.left_out)
-    known = lowest[np.isfinite(lowest)]
-    return {VALIDATION_ERROR: float(np.mean(known)) if known.size else None}
+    error = result.errors.get(VALIDATION_ERROR.removeprefix("validation_"), float("nan"))
+    return {VALIDATION_ERROR: error if np.isfinite(error) else None}
 
 
 def is_over(history: Sequence[EpochReport], wanted: np.ndarray) -> bool:
@@ -571,7 +585,7 @@ def require_enough(gone: np.ndarray, name: str) -> None:
 
 
 def mended_report(first: EpochReport, own: EpochReport, lost: np.ndarray) -> EpochReport:
-    """A report of models that are trained a second time, with the last one of the others."""
+    """A report of models that are trained a second time, with the last one of the others, which keep what they have."""
     before = first.models
     return own.with_models(
         {name: np.where(lost, values, before[name]) for name, values in own.models.items()},
@@ -579,6 +593,7 @@ def mended_report(first: EpochReport, own: EpochReport, lost: np.ndarray) -> Epo
         step=first.step + own.step,
         steps=first.step + own.steps,
         stopped=np.where(lost, own.stopped, first.stopped),
+        kept=lost & own.kept,
         seconds=first.seconds + own.seconds,
     )
 
@@ -596,7 +611,7 @@ def again_key(key: jax.Array) -> jax.Array:
 def report_of(raw: dict[str, jax.Array], epoch: int, steps: int, seconds: float) -> EpochReport:
     """What the program returned for a segment, as a report."""
     values = jax.device_get(raw)
-    own = {name: values[name] for name in (*_OF_MODELS, "stopped")}
+    own = {name: values[name] for name in (*_OF_MODELS, "stopped", "kept")}
     step, further = int(values["step"]), _further(values)
     return EpochReport(epoch=epoch, step=step, steps=steps, seconds=seconds, further=further, **own)
 

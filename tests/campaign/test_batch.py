@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
@@ -22,7 +21,7 @@ from almlip_jax.features import Described
 from almlip_jax.oracles import LabelStore
 from almlip_jax.oracles.base import Label
 from almlip_jax.selection import ChainSettings, CostAwareSettings, TopFractionSettings, TopKSettings
-from almlip_jax.training import VALIDATION_ERROR, validation_note
+from almlip_jax.training import VALIDATION_ERROR, EpochReport, TrainingResult, validation_note
 
 
 def test_candidates_are_padded_and_carry_their_price():
@@ -82,15 +81,20 @@ class TestCost:
         assert by_cost.cost_exponent == 3 == chained.cost_exponent and TopKSettings().cost_exponent is None
 
 
-def test_validation_error_is_the_lowest_of_each_model():
-    rows = [[0.3, 0.5], [0.2, np.nan], [0.4, 0.4]]
-    history = [SimpleNamespace(validation_forces_rmse=np.array(row)) for row in rows]
-    result = SimpleNamespace(history=history, left_out=np.zeros(0, int))
-    assert validation_error(validation_note(result)) == pytest.approx(0.3)
-    blank = [SimpleNamespace(validation_forces_rmse=np.full(2, np.nan))]
-    for history in (blank, []):
-        nothing = SimpleNamespace(history=history, left_out=np.zeros(0, int))
-        assert validation_note(nothing) == {VALIDATION_ERROR: None}
+def test_validation_error_is_that_of_the_parameters_that_were_kept():
+    """Not of lower errors at other moments, and without models that were left out."""
+
+    def report(step: int, errors: list[float], kept: list[int]) -> EpochReport:
+        none, forces = np.zeros(3), np.array(errors)
+        best = np.array(kept, bool)
+        return EpochReport(1, step, 60, none, none, none, forces, np.zeros(3, bool), best, 1.0)
+
+    history = (report(20, [0.3, 0.5, 0.1], [1, 1, 1]), report(40, [0.2, 0.4, 9.0], [0, 1, 0]))
+    result = TrainingResult(None, history, (2,))
+    assert validation_error(validation_note(result)) == pytest.approx(0.35)
+    assert result.errors == {"forces_rmse": pytest.approx(0.35)}
+    for none in ((report(20, [np.nan] * 3, [1, 1, 1]),), ()):
+        assert validation_note(TrainingResult(None, none)) == {VALIDATION_ERROR: None}
     assert np.isnan(validation_error({})) and np.isnan(validation_error({VALIDATION_ERROR: None}))
 
 

@@ -42,7 +42,7 @@ def test_errors_are_roots_of_means_and_none_where_nothing_is_labelled():
 
 def test_tables_and_models_trained_twice_have_them():
     ones, zeros = np.ones(2), np.zeros(2, bool)
-    report = EpochReport(1, 60, 60, ones, ones, ones, 2 * ones, zeros, 1.0, {DIPOLE: np.array([0.5, np.nan])})
+    report = EpochReport(1, 60, 60, ones, ones, ones, 2 * ones, zeros, ~zeros, 1.0, {DIPOLE: np.array([0.5, np.nan])})
     row = TrainingResult(None, (report,)).rows()[0]
     assert list(row)[-4:] == ["validation_forces_rmse_0", "validation_forces_rmse_1", f"{DIPOLE}_0", f"{DIPOLE}_1"]
     assert row[f"{DIPOLE}_0"] == 0.5 and report.errors == {"forces_rmse": 2.0, "dipole_rmse": 0.5}

@@ -10,7 +10,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from pydantic import ValidationError
 from small_training import PLAIN, SPECIES, settings_of, trainer_of, water
 
-from almlip_jax.training import TrainingSettings, reference_energies
+from almlip_jax.training import VALIDATION_ERROR, TrainingSettings, reference_energies, validation_note
 from almlip_jax.training.loss import means
 from almlip_jax.training.optimiser import build_optimiser, in_second_stage, learning_rate
 
@@ -154,6 +154,16 @@ class TestSecondStage:
         found = means(trainer.program.validate(result.params, run)[0])
         late = np.array([report.validation_loss for report in result.history if report.step >= 300])
         np.testing.assert_allclose(300 * found["energy"] + 0.5 * found["forces"], late.min(axis=0), rtol=1e-3)
+
+    def test_errors_are_those_of_what_is_kept(self, staged, waters):
+        """Forces were better in the first stage, whose parameters are gone."""
+        trainer, result, references = staged
+        run = trainer.prepare(trainer.training_set(waters, references), 400, jax.random.key(0))
+        forces = np.sqrt(means(trainer.program.validate(result.params, run)[0])["forces"])
+        assert result.errors["forces_rmse"] == pytest.approx(forces.mean(), rel=1e-4)
+        assert validation_note(result) == {VALIDATION_ERROR: result.errors["forces_rmse"]}
+        lowest = np.min([report.validation_forces_rmse for report in result.history], axis=0).mean()
+        assert lowest < 0.99 * result.errors["forces_rmse"]
 
     def test_patience_waits_for_it(self, staged):
         """With a patience of one validation the first stage would have ended at the first loss that rose."""

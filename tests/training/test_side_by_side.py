@@ -59,7 +59,7 @@ def test_a_job_whose_model_diverged_is_trained_once_more(waters, monkeypatch):
         again, results = len(asked) > 1, []
         for n in range(3):
             loss = np.array([1.0 + again, np.nan if n == 1 and not again else 3.0 + again])
-            report = EpochReport(1, 60, 60, loss, loss, loss, loss, np.zeros(2, bool), 1.0)
+            report = EpochReport(1, 60, 60, loss, loss, loss, loss, np.zeros(2, bool), np.ones(2, bool), 1.0)
             results.append(TrainingResult({"w": loss}, (report,)))
         return results
 

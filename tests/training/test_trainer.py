@@ -127,7 +127,7 @@ def test_models_that_diverge_twice_are_left_out():
 
     def after(loss: list[float]) -> TrainingResult:
         wide = np.array(loss)
-        report = EpochReport(1, 60, 60, wide, wide, wide, wide, np.zeros(3, bool), 1.0)
+        report = EpochReport(1, 60, 60, wide, wide, wide, wide, np.zeros(3, bool), np.ones(3, bool), 1.0)
         return TrainingResult(params, (report,))
 
     said: list[str] = []

@@ -289,5 +289,6 @@ class ProjectionTrainer(Trainer):
             "train_loss": np.array([one.point.loss for one in chosen]),
             "validation_loss": validation if observed else np.full(models, np.nan),
             "stopped": state.stopped,
+            "kept": better,
         }
         return state, raw | root_mean_squares(squares)
