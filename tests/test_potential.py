@@ -434,6 +434,9 @@ def test_some_features_need_no_potential(potential, structures):
         np.testing.assert_allclose(rows, wanted.features[name], rtol=1e-5, atol=1e-5 * np.abs(rows).max())
     for ours, theirs in zip(found.atom_features["power_spectrum"], wanted.atom_features["power_spectrum"], strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5 * np.abs(theirs).max())
+    with jax.enable_x64(True):
+        rows = described(structures, request, 3.5, SPECIES).features["power_spectrum"]
+    assert rows.dtype == np.float64 and not np.array_equal(rows, rows.astype(np.float32))
     with pytest.raises(ValueError, match="'latent' need a potential"):
         described(structures, FeatureRequest(("latent",)), 3.5, SPECIES)
 

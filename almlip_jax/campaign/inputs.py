@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 
+import jax
 import numpy as np
 from ase import Atoms
 
@@ -125,7 +126,8 @@ class Inputs:
         config, known = self._config, self.known
         cutoff = build_ensemble(config.model, config.ensemble, SpeciesTable.of([*frames, *known])).cutoff
         key = named_key(config.seed, "initial", name)
-        return sparse(frames, asked, key, cutoff=cutoff, seed=config.seed, known=known, shares=config.system.parts)
+        with jax.enable_x64(config.precision == "float64"):  # before a campaign begins, jax may be set to the other one
+            return sparse(frames, asked, key, cutoff=cutoff, seed=config.seed, known=known, shares=config.system.parts)
 
     @cached_property
     def known(self) -> list[Atoms]:

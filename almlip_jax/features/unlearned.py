@@ -46,7 +46,7 @@ class _Surroundings:
 
 
 def described(structures: Sequence[Atoms], request: FeatureRequest, cutoff: float, species: SpeciesTable) -> Described:
-    """Features of structures of any number and size, in batches of one static shape.
+    """Features of structures of any number and size, in batches of one static shape; in float64 where jax is set to it.
 
     Args:
         structures: at least one.
@@ -61,7 +61,7 @@ def described(structures: Sequence[Atoms], request: FeatureRequest, cutoff: floa
     if learned:
         raise ValueError(f"features '{learned[0]}' need a potential.")
     around = _Surroundings(cutoff, species)
-    factors = feature_factors(request, cast(Any, around), {"none": np.zeros((), np.float32)})
+    factors = feature_factors(request, cast(Any, around), {"none": np.zeros((), _dtype())})
     same = replace(request, seed=0)  # random numbers are data: seeds share a program
     edges = [find_edges(atoms, cutoff) for atoms in structures]
     most, largest = max(own.largest_count for own in edges), max(len(atoms) for atoms in structures)
@@ -76,6 +76,10 @@ def described(structures: Sequence[Atoms], request: FeatureRequest, cutoff: floa
         for name, values in found[1].items():
             of_atoms[name] += np.split(np.asarray(values)[: ends[-1]], ends[:-1])
     return Described({name: np.concatenate(parts) for name, parts in rows.items()}, of_atoms)
+
+
+def _dtype() -> np.dtype:
+    return jax.dtypes.canonicalize_dtype(np.float64)
 
 
 def _batches(structures: Sequence[Atoms], shape: BatchShape) -> Iterator[list[int]]:
@@ -101,6 +105,7 @@ def _packed(
         neighbors=shape.neighbors,
         atoms=shape.atoms + 1,
         slots=shape.structures + 1,
+        dtype=_dtype(),
         edges=[edges[n] for n in batch],
     )
     return packed.data, plan_batches(packed, np.arange(len(batch)), shape)[0]

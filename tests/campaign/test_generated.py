@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from ase.build import bulk, molecule
@@ -20,6 +21,7 @@ from almlip_jax.campaign.rundir import RunDirectory
 from almlip_jax.campaign.settings import InitialSettings
 from almlip_jax.campaign.sparse import SparseSettings
 from almlip_jax.errors import InputError
+from almlip_jax.features import described
 from almlip_jax.files import read_json, write_json
 from almlip_jax.generation import RandomSearchSettings
 from almlip_jax.structures.io import read_structures, write_structures
@@ -65,6 +67,25 @@ class TestFromPool:
         run.path.mkdir()
         write_json(run.initial_pool, {"places": [chosen.rest[0], chosen.rest[3]]})
         assert Inputs(config, run).pool_split.initial == (chosen.rest[0], chosen.rest[3]), "what was chosen once stays"
+
+    @pytest.mark.parametrize("precision", ["float32", "float64"])
+    def test_features_are_in_the_precision_of_the_campaign(
+        self, pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+    ) -> None:
+        """Whatever jax is set to, as where a campaign is checked before it begins."""
+        seen: list[str] = []
+
+        def noted(*given: Any) -> Any:
+            found = described(*given)
+            seen.extend(str(rows.dtype) for rows in found.features.values())
+            return found
+
+        monkeypatch.setattr("almlip_jax.campaign.sparse.described", noted)
+        for double in (False, True):
+            with jax.enable_x64(double):
+                config = tiny_config(tmp_path, precision=precision, **of_pool(pool, {"count": 4}))
+                assert len(Inputs(config).pool_split.initial) == 4
+        assert seen == [precision, precision]
 
     def test_structures_that_are_labelled_already_count(self, pool: Path, tmp_path: Path) -> None:
         known = read_structures(pool)[STRETCHED[2]]
