@@ -23,7 +23,7 @@ from almlip_jax.fitting import check_start, each_once, states_before, with_kept_
 from almlip_jax.given import given_number, given_settings, given_structures
 from almlip_jax.keys import named_key, numpy_generator
 from almlip_jax.models import ModelSettings, Params
-from almlip_jax.origins import NOTHING, Known, Origin
+from almlip_jax.origins import NOTHING, Known, Origin, Split
 from almlip_jax.potential import Potential
 from almlip_jax.potential.compositions import compositions_note
 from almlip_jax.potential.file_types import noted_file_types
@@ -361,28 +361,25 @@ class Learner:
         """What the trainer is given; with structures that are trained on again, what validates is named."""
         if self.start is None:
             return _Parts(data)
-        learned, judging = self._split(data)
-        again = NOTHING
-        if params is not None:
-            again = self.start.again(learned, judging, params, references, sees_state=self.ensemble.sees_state)
+        own = self._split(data)
+        learned, judging = own.learned, own.judging
+        again = NOTHING if params is None else self.start.again(own, params, references)
         self._tell(again.remark)
         if self.start.second is not None:
             assert self._grown is not None
             before = params_for(self.settings, self._grown.member_settings, self._grown.params)
-            own = self.start.reminders(learned, judging, sees_state=self.ensemble.sees_state)
-            self._tell(own.remark)
-            return _Parts([*learned, *own.structures * own.copies], judging, Again(again.structures, before))
+            old = self.start.reminders(own)
+            self._tell(old.remark)
+            return _Parts([*learned, *old.structures * old.copies], judging, Again(again.structures, before))
         return _Parts([*learned, *again.structures * again.copies], judging) if self._again else _Parts(data)
 
     def replayed(self, data: Sequence[Atoms]) -> tuple[Atoms, ...]:
         """Structures of the data's source that are trained on besides the data, each once."""
-        if self.start is None:
-            return ()
-        return self.start.kept(*self._split(data), sees_state=self.ensemble.sees_state)
+        return () if self.start is None else self.start.kept(self._split(data))
 
-    def _split(self, data: Sequence[Atoms]) -> tuple[list[Atoms], list[Atoms]]:
+    def _split(self, data: Sequence[Atoms]) -> Split:
         share = self.training.validation_fraction
-        return training_part(data, share), validation_part(data, share)
+        return Split(training_part(data, share), validation_part(data, share), self.ensemble.sees_state)
 
     def _tell(self, remark: str | None) -> None:
         """Says something once."""
@@ -407,7 +404,7 @@ class Learner:
             stream: draws the sample of structures that the potential remembers.
             metadata: goes with it, and with its error on the structures that validated.
         """
-        learned, judging = self._split(data)
+        own = self._split(data)
         old = self.replayed(data)
         notes = compositions_note(data, () if self.start is None else self.start.compositions)
         sees_state = self.ensemble.sees_state
@@ -424,9 +421,9 @@ class Learner:
             reference_energies=references,
             isolated=frozenset(self.isolated),
             metadata={**metadata, **validation_note(result), **notes},
-            remembered=remember(learned, self.training.replay, stream, old),
+            remembered=remember(own.learned, self.training.replay, stream, old),
         )
-        return potential.calibrated(judging, shape=potential.batch_shape(data))
+        return potential.calibrated(own.judging, shape=potential.batch_shape(data))
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,21 @@ NOTHING = Replay((), 0, None)
 """No structure is trained on again."""
 
 
+@dataclass(frozen=True)
+class Split:
+    """The data of a training, as what it begins with sees them.
+
+    Attributes:
+        learned: structures that are trained on.
+        judging: structures that validate.
+        sees_state: whether the potential tells structures apart that differ in charge and spin alone.
+    """
+
+    learned: Sequence[Atoms]
+    judging: Sequence[Atoms]
+    sees_state: bool
+
+
 class Origin(ABC):
     """A potential that trainings begin with."""
 
@@ -72,26 +87,16 @@ class Origin(ABC):
         """
 
     @abstractmethod
-    def again(
-        self,
-        learned: Sequence[Atoms],
-        judging: Sequence[Atoms],
-        params: Params,
-        references: Mapping[int, float],
-        *,
-        sees_state: bool,
-    ) -> Replay:
+    def again(self, data: Split, params: Params, references: Mapping[int, float]) -> Replay:
         """What is trained on besides the data, in the energies of the training.
 
         Args:
-            learned: data that are trained on.
-            judging: data that validate.
+            data: what the training has.
             params: first parameters.
             references: of the training, eV by atomic number.
-            sees_state: whether the potential tells structures apart that differ in charge and spin alone.
         """
 
-    def reminders(self, learned: Sequence[Atoms], judging: Sequence[Atoms], *, sees_state: bool) -> Replay:
+    def reminders(self, data: Split) -> Replay:
         """What of the data's own source is trained on besides, where `again` is of another; nothing by default."""
         return NOTHING
 
@@ -101,7 +106,7 @@ class Origin(ABC):
         return self.potential.compositions if self.met else ()
 
     @abstractmethod
-    def kept(self, learned: Sequence[Atoms], judging: Sequence[Atoms], *, sees_state: bool) -> tuple[Atoms, ...]:
+    def kept(self, data: Split) -> tuple[Atoms, ...]:
         """Structures besides the data that the new potential may remember."""
 
 
@@ -146,21 +151,13 @@ class Known(Origin):
         """There is one source."""
         return None
 
-    def again(
-        self,
-        learned: Sequence[Atoms],
-        judging: Sequence[Atoms],
-        params: Params,
-        references: Mapping[int, float],
-        *,
-        sees_state: bool,
-    ) -> Replay:
+    def again(self, data: Split, params: Params, references: Mapping[int, float]) -> Replay:
         """What it remembers, unless the data contradict it."""
-        return replayed(self.potential, self.replays, learned, judging, sees_state)
+        return replayed(self.potential, self.replays, data.learned, data.judging, data.sees_state)
 
-    def kept(self, learned: Sequence[Atoms], judging: Sequence[Atoms], *, sees_state: bool) -> tuple[Atoms, ...]:
+    def kept(self, data: Split) -> tuple[Atoms, ...]:
         """The same, each once."""
-        return replayed(self.potential, self.replays, learned, judging, sees_state).structures
+        return replayed(self.potential, self.replays, data.learned, data.judging, data.sees_state).structures
 
 
 @dataclass(frozen=True)
@@ -230,15 +227,7 @@ class Taught(Origin):
         """The share, where any are trained on."""
         return self.share if self.replayed_frames else None
 
-    def again(
-        self,
-        learned: Sequence[Atoms],
-        judging: Sequence[Atoms],
-        params: Params,
-        references: Mapping[int, float],
-        *,
-        sees_state: bool,
-    ) -> Replay:
+    def again(self, data: Split, params: Params, references: Mapping[int, float]) -> Replay:
         """The teacher's frames with energies, forces and stresses, energies moved to the references of the data."""
         frames = self.aligned(self.replayed_frames, params, references)
         other = {target.label for target in further_targets()}
@@ -271,7 +260,7 @@ class Taught(Origin):
             found.append(other)
         return found
 
-    def kept(self, learned: Sequence[Atoms], judging: Sequence[Atoms], *, sees_state: bool) -> tuple[Atoms, ...]:
+    def kept(self, data: Split) -> tuple[Atoms, ...]:
         """None: its labels are of another source."""
         return ()
 
@@ -301,7 +290,7 @@ class TaughtOn(Taught):
 
     def begin(self, grown: Potential, data: Sequence[Atoms]) -> Potential:
         """As `Taught.begin`, by the data and what is seen again with them."""
-        again = self.reminders(data, (), sees_state=grown.ensemble.sees_state)
+        again = self.reminders(Split(data, (), grown.ensemble.sees_state))
         return super().begin(grown, [*data, *again.structures])
 
     @property
@@ -323,24 +312,17 @@ class TaughtOn(Taught):
         """That of both."""
         return super().room(budget) + self._before.room(budget)
 
-    def again(
-        self,
-        learned: Sequence[Atoms],
-        judging: Sequence[Atoms],
-        params: Params,
-        references: Mapping[int, float],
-        *,
-        sees_state: bool,
-    ) -> Replay:
+    def again(self, data: Split, params: Params, references: Mapping[int, float]) -> Replay:
         """The teacher's frames; where none is trained on, what the potential before remembers."""
         if self.second is None:
-            return self.reminders(learned, judging, sees_state=sees_state)
-        return super().again(learned, judging, params, references, sees_state=sees_state)
+            return self.reminders(data)
+        return super().again(data, params, references)
 
-    def reminders(self, learned: Sequence[Atoms], judging: Sequence[Atoms], *, sees_state: bool) -> Replay:
+    def reminders(self, data: Split) -> Replay:
         """What the potential before remembers, unless the data contradict it."""
-        return replayed(self._before.potential, self._before.replays, learned, judging, sees_state)
+        before = self._before
+        return replayed(before.potential, before.replays, data.learned, data.judging, data.sees_state)
 
-    def kept(self, learned: Sequence[Atoms], judging: Sequence[Atoms], *, sees_state: bool) -> tuple[Atoms, ...]:
+    def kept(self, data: Split) -> tuple[Atoms, ...]:
         """The same, each once."""
-        return self._before.kept(learned, judging, sees_state=sees_state)
+        return self._before.kept(data)

@@ -13,56 +13,12 @@ from almlip_jax.errors import InputError
 from almlip_jax.models import ModelSettings
 from almlip_jax.potential import Potential
 
-PLUGIN = '''
-from dataclasses import dataclass
+PLUGIN = (
+    (Path(__file__).parents[1] / "training" / "pair_model.py").read_text()
+    + '''
 from typing import Literal
 
-import jax
-import jax.numpy as jnp
-from almlip_jax.models import AtomicOutput, LinearLast, ModelSettings
-from almlip_jax.structures.species import SpeciesTable
-
-@dataclass(frozen=True)
-class Pairs(LinearLast):
-    """A sum over Gaussians of distances, linear in them, for each pair of species."""
-
-    cutoff: float
-    species: SpeciesTable
-    width: int
-    small_members = True
-    long_range = False
-    sees_state = False
-    local = True
-
-    @property
-    def num_species(self):
-        return len(self.species)
-
-    def geometry(self, graph):
-        far = jnp.array([0.0, 0.0, self.cutoff], graph.vectors.dtype)
-        r = jnp.sqrt(jnp.sum(jnp.where(graph.edge_mask[..., None], graph.vectors, far) ** 2, axis=-1))
-        fade = jnp.where(graph.edge_mask, (1 - (r / self.cutoff) ** 2) ** 3, 0)
-        basis = jnp.exp(-4 * (r[..., None] - jnp.linspace(0.5, self.cutoff, self.width, dtype=r.dtype)) ** 2)
-        other = jax.nn.one_hot(graph.species[graph.neighbors], self.num_species, dtype=r.dtype)
-        return jnp.einsum("ak,akb,aks->asb", fade, basis, other).reshape(len(r), -1)
-
-    def init(self, key):
-        return {"last": 0.1 * jax.random.normal(key, (self.num_species, self.num_species * self.width))}
-
-    def survey(self, graph):
-        return jnp.zeros(())
-
-    def standardise(self, params, survey, energy_scale):
-        return params
-
-    def with_species(self, params, fresh, wanted):
-        raise NotImplementedError
-
-    def apply(self, params, geometry, graph):
-        return AtomicOutput(jnp.sum(geometry * params["last"][graph.species], axis=-1), geometry)
-
-    def last_scale(self, params):
-        return jnp.ones(())
+from almlip_jax.models import ModelSettings
 
 class PairSettings(ModelSettings):
     """Pairs alone."""
@@ -71,11 +27,9 @@ class PairSettings(ModelSettings):
     width: int = 6
 
     def build(self, species):
-        return Pairs(self.cutoff, species, self.width)
-
-def make(species, cutoff, width=6):
-    return Pairs(cutoff, species, width)
+        return Pairs(species, self.cutoff, self.width)
 '''
+)
 USE = """
 import sys
 import numpy as np
@@ -96,7 +50,7 @@ for seed in range(8):
     atoms.get_forces()
     frames.append(atoms)
 settings = ModelSettings.parse({"kind": "pairs", "cutoff": 4.0, "repulsion": True})
-user = ModelSettings.parse({"kind": "user", "function": "other_kinds:make", "cutoff": 4.0, "repulsion": True})
+user = ModelSettings.parse({"kind": "user", "function": "other_kinds:Pairs", "cutoff": 4.0, "repulsion": True})
 water = SpeciesTable((1, 8))
 assert build_model(settings, water, (1,)) == build_model(user, water, (1,))
 training = TrainingSettings(max_steps=200, batch_size=4, validation_fraction=0.25, learning_rate=0.02)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from ase.build import bulk, molecule
@@ -16,14 +15,7 @@ from almlip_jax.delta_learning import Corrected, check_correction, corrected
 from almlip_jax.ensembles import EnsembleSettings, build_ensemble
 from almlip_jax.errors import InputError
 from almlip_jax.learner import Learner
-from almlip_jax.models import (
-    AtomicOutput,
-    DeltaSettings,
-    LinearLast,
-    MaceSettings,
-    ModelSettings,
-    SharedDensitySettings,
-)
+from almlip_jax.models import DeltaSettings, MaceSettings, ModelSettings, SharedDensitySettings
 from almlip_jax.models.anchored import with_binding
 from almlip_jax.models.constants import CONSTANTS
 from almlip_jax.models.delta import BASE, CORRECTION
@@ -116,59 +108,10 @@ def test_a_mace_correction_begins_at_zero() -> None:
     )
 
 
-@dataclass(frozen=True)
-class Distances(LinearLast):
-    """Sums over Gaussians of distances; of its constants none is called as ours are, and `named` is its last layer."""
-
-    species: SpeciesTable
-    cutoff: float
-    named: tuple[str, ...] = ("last",)
-
-    @property
-    def num_species(self):
-        return len(self.species)
-
-    @property
-    def last_names(self):
-        return self.named
-
-    def geometry(self, graph):
-        far = jnp.array([0.0, 0.0, self.cutoff], graph.vectors.dtype)
-        r = jnp.sqrt(jnp.sum(jnp.where(graph.edge_mask[..., None], graph.vectors, far) ** 2, axis=-1))
-        fade = jnp.where(graph.edge_mask, (1 - (r / self.cutoff) ** 2) ** 3, 0)
-        return jnp.einsum("ak,akb->ab", fade, jnp.exp(-4 * (r[..., None] - jnp.linspace(0.5, 3, 6)) ** 2))
-
-    def init(self, key):
-        return {"last": jax.random.normal(key, (self.num_species, 6)), CONSTANTS: {"unit": jnp.ones(())}}
-
-    def survey(self, graph):
-        return jnp.zeros(())
-
-    def standardise(self, params, survey, energy_scale):
-        return params
-
-    def with_species(self, params, fresh, wanted):
-        raise NotImplementedError
-
-    def apply(self, params, geometry, graph):
-        return AtomicOutput(jnp.sum(geometry * params["last"][graph.species], axis=-1), geometry)
-
-    def last_scale(self, params):
-        return jnp.ones(())
-
-
-def silent_distances(species: SpeciesTable, cutoff: float) -> Distances:
-    return Distances(species, cutoff, ())
-
-
-def misnamed_distances(species: SpeciesTable, cutoff: float) -> Distances:
-    return Distances(species, cutoff, ("first",))
-
-
 def test_a_model_of_ones_own_is_a_correction() -> None:
     """It begins at zero and learns in a unit of its own."""
     frames = [water(seed) for seed in range(6)]
-    given = {"kind": "user", "function": "test_delta_learning:Distances", "cutoff": 3.0}
+    given = {"kind": "user", "function": "pair_model:Pairs", "cutoff": 3.0}
     base = base_of((1, 8))
     start = Corrected.of(base, frames, given)
     assert np.allclose(start.potential.evaluate(frames).energy, base.evaluate(frames).energy, atol=1e-5)
@@ -180,14 +123,14 @@ def test_a_model_of_ones_own_is_a_correction() -> None:
 @pytest.mark.parametrize(
     ("function", "why"),
     [
-        ("silent_distances", "'test_delta_learning:silent_distances' has no last layer that could begin at zero: it"),
-        ("misnamed_distances", "names 'first', but `init` gives constants, last"),
+        ("silent", "'pair_model:silent' has no last layer that could begin at zero: it"),
+        ("misnamed", "names 'first', but `init` gives constants, last"),
     ],
 )
 def test_a_correction_has_to_name_its_last_layer(function: str, why: str) -> None:
     with pytest.raises(InputError, match=why):
         check_correction(
-            ModelSettings.parse({"kind": "user", "function": f"test_delta_learning:{function}"}), SpeciesTable((1, 8))
+            ModelSettings.parse({"kind": "user", "function": f"pair_model:{function}"}), SpeciesTable((1, 8))
         )
 
 

@@ -21,7 +21,7 @@ from almlip_jax.learner import Learner
 from almlip_jax.models import build_model
 from almlip_jax.models.anchored import with_binding
 from almlip_jax.models.charge_energy import charge_energy_of, with_charge_energy
-from almlip_jax.origins import Known, Taught, TaughtOn
+from almlip_jax.origins import Known, Split, Taught, TaughtOn
 from almlip_jax.potential import Potential
 from almlip_jax.structures.replay import most_replayed, replay
 from almlip_jax.structures.species import SpeciesTable
@@ -78,11 +78,11 @@ def test_the_network_is_kept_and_energies_of_the_other_source_are_met(isolated: 
         np.testing.assert_allclose(forces, atoms.get_forces(), atol=0.02)
     if isolated:
         np.testing.assert_allclose(begun.evaluate([Atoms("H"), Atoms("O")]).energy, list(ALONE.values()), atol=1e-4)
-    again = start.again(data, [], params, references, sees_state=False)
+    again = start.again(Split(data, [], False), params, references)
     assert len(again.structures) == len(data) and again.structures[0].info["weight"] == 0.5 and start.second == 0.5
     moved = [a.get_potential_energy() for a in again.structures]
     np.testing.assert_allclose(moved, [a.get_potential_energy() for a in data], atol=0.02)
-    assert start.kept(data, [], sees_state=False) == ()
+    assert start.kept(Split(data, [], False)) == ()
 
 
 @pytest.mark.parametrize("isolated", [False, True], ids=["fitted", "isolated"])
@@ -106,7 +106,7 @@ def test_a_charge_costs_what_it_does_in_the_source_of_the_data(isolated: bool) -
     begun = Potential(model, SPECIES, params, references, members=MEMBERS, isolated=frozenset(alone))
     energies = [atoms.get_potential_energy() for atoms in data]
     np.testing.assert_allclose(begun.evaluate(data).energy, energies, atol=0.05)
-    moved = start.again(data, [], params, references, sees_state=True).structures
+    moved = start.again(Split(data, [], True), params, references).structures
     np.testing.assert_allclose([atoms.get_potential_energy() for atoms in moved], energies, atol=0.05)
 
 
