@@ -410,6 +410,8 @@ class Trainer:
         """
         given = 0 if params is None else jax.tree.leaves(params)[0].shape[0]
         untold = params is not None and self.ensemble.sees_state and not knows_states(params)
+        if untold:  # a model of a user's own sees charge and spin in a way of its own
+            untold = knows_states(jax.eval_shape(self.ensemble.init, key))
         if given < self.ensemble.size and corrects(self.ensemble.model):
             raise InputError(
                 "a model of kind 'delta' corrects a trained potential, and none is given for all of its members: begin "

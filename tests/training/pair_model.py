@@ -74,3 +74,14 @@ def silent(species: SpeciesTable, cutoff: float) -> Pairs:
 def misnamed(species: SpeciesTable, cutoff: float) -> Pairs:
     """One that names a last layer that it has not."""
     return Pairs(species, cutoff, named=("first",))
+
+
+@dataclass(frozen=True)
+class Charged(Pairs):
+    """One that sees the charge, in a way of its own."""
+
+    sees_state = True
+
+    def apply(self, params, geometry, graph):
+        told = (1 + 0.1 * graph.charge)[graph.structure][:, None] * geometry
+        return AtomicOutput(jnp.sum(told * params["last"][graph.species], axis=-1), told)

@@ -17,6 +17,7 @@ from small_training import MODEL, PLAIN, SPECIES, labelled, settings_of, trainer
 
 from almlip_jax.ensembles import Ensemble, Prediction
 from almlip_jax.errors import CapacityError, InputError
+from almlip_jax.learner import Learner
 from almlip_jax.models import build_model
 from almlip_jax.models.charge_energy import charge_energy_of
 from almlip_jax.potential import Potential
@@ -480,6 +481,21 @@ def test_bad_input(trainer, references):
         trainer.train([water(0)] * 41, None, jax.random.key(0), reference_energies=references)
     with pytest.raises(InputError, match="atom 1 is C"):
         trainer.train([labelled(molecule("CO"))], None, jax.random.key(0), reference_energies={6: 0.0, 8: 0.0})
+
+
+def test_a_users_model_that_sees_charge_goes_on_without_compiling(count_compilations):
+    """Its parameters need none of those with which models of ours see it."""
+    data = [water(seed) for seed in range(13)]
+    for n, atoms in enumerate(data):
+        atoms.info["charge"] = n % 2
+    model = {"kind": "user", "function": "pair_model:Charged", "cutoff": 3.0}
+    training = {"max_steps": 4, "warm_start": True, "batch_size": 2, "validation_fraction": 0.2}
+    learner = Learner(20, model=model, ensemble={"size": 2}, training=training)
+    learner.fit(data[:11])
+    with count_compilations() as compiled:
+        potential = learner.fit(data)
+    assert not compiled, compiled
+    assert potential.ensemble.sees_state
 
 
 @pytest.mark.slow
