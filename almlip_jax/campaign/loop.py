@@ -196,9 +196,10 @@ class Campaign:
         ahead = asks and self.goes_ahead()
         due = [*([] if before is None else [before]), *([index] if asks and not ahead else [])]
         failed: dict[int, int] = {}
+        insist = self.state.tried_again != index
 
         def work(index: int) -> Results:
-            failed.update(self.rounds.label(index, due))
+            failed.update(self.rounds.label(index, due, insist=insist))
             if ahead:
                 self.rounds.begin_labels(index)
             return {}
@@ -295,7 +296,8 @@ class Campaign:
             self.store.reopen_failed()
             if self.teacher is not None:
                 self.teacher.reopen_failed()
-            self.save(self.state.model_copy(update={"retry": False, "reason": None}))
+            again = {"tried_again": self.state.round} if self.state.stage is Stage.LABEL else {}
+            self.save(self.state.model_copy(update={"retry": False, "reason": None, **again}))
         if not self.state.finished:
             return True
         state, goes_on = self.state, not self.ends()

@@ -180,10 +180,10 @@ class Rounds:
             return paid_by_teacher(self._teacher.labeller.store)
         return paid
 
-    def label(self, index: int, due: Sequence[int]) -> dict[int, int]:
+    def label(self, index: int, due: Sequence[int], *, insist: bool) -> dict[int, int]:
         """See `stages.label`; ``due`` are the rounds whose labels are waited for."""
         asked = [self._asking(one) for one in due]
-        return stages.label(self._labeller, self._round(index), asked, self._inputs.remarks)
+        return stages.label(self._labeller, self._round(index), asked, self._inputs.remarks, insist=insist)
 
     def begin_labels(self, index: int) -> None:
         """Has what a round asked for labelled while the campaign goes on."""

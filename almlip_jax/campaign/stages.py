@@ -416,7 +416,9 @@ def asked(selector: str, monitor: str, here: Round) -> Asked:
     return Asked(here, batch, drawn, notes)
 
 
-def label(labeller: Labeller, here: Round, due: Sequence[Asked], remarks: Sequence[str] = ()) -> dict[int, int]:
+def label(
+    labeller: Labeller, here: Round, due: Sequence[Asked], remarks: Sequence[str] = (), *, insist: bool = True
+) -> dict[int, int]:
     """Labels what rounds asked for and writes the dataset of the next one: the present one, and what got a label.
 
     Args:
@@ -424,33 +426,34 @@ def label(labeller: Labeller, here: Round, due: Sequence[Asked], remarks: Sequen
         here: the round.
         due: what it asked for, or the rounds before.
         remarks: keys of `info` that the dataset keeps, besides those that say where structures are from.
+        insist: whether a batch without a single label is an error; else the dataset goes on without it.
 
     Returns:
         how many frames of the batches of these rounds got no label.
 
     Raises:
-        LabelError: nothing of a batch could be labelled.
+        LabelError: nothing of a batch could be labelled, and that is insisted on.
     """
     following = here.run.round(here.index + 1).create()
     grown, failures = here.dataset(), dict[int, int]()
     for one in due:
-        labelled, failures[one.here.index] = _labelled(labeller, one)
+        labelled, failures[one.here.index] = _labelled(labeller, one, insist=insist)
         grown += [_training_frame(frame, here.index + 1, remarks) for frame in labelled]
     write_structures(following.dataset, grown)
     return failures
 
 
-def _labelled(labeller: Labeller, asked: Asked) -> tuple[list[Atoms], int]:
+def _labelled(labeller: Labeller, asked: Asked, *, insist: bool) -> tuple[list[Atoms], int]:
     """What of a round's batch got a label, also written to its folder, and how many frames did not."""
     folder, say, batch = asked.here.folder, asked.here.progress.message, asked.batch
     folder.labelled.unlink(missing_ok=True)
     results = _label_frames(labeller, asked)
     _keep_calibration(folder, results[len(batch) :], say)
     labelled, failed = _parted(results[: len(batch)])
-    if failed and not labelled:
+    if failed and not labelled and insist:
         raise LabelError(
             f"none of the {len(batch)} structures of round {asked.here.index} could be labelled, the first because: "
-            f"{failed[0]}. Correct the cause and resume: they are tried again."
+            f"{failed[0]}. Correct the cause and resume: they are tried again, and left out if they fail again."
         )
     if failed:
         say(f"{len(failed)} of {len(batch)} labels failed, the first because: {failed[0]}")

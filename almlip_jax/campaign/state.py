@@ -148,6 +148,8 @@ class CampaignState(Findings):
     """Why the campaign ended, what it waits for, or which error it ran into."""
     retry: bool = False
     """Whether failed labels are tried again when the campaign goes on."""
+    tried_again: int | None = None
+    """The last round in which they were; where they fail again it goes on without them."""
     labels: int = 0
     """Label-source calls so far, without those of the test set."""
     lost_calls: int = 0

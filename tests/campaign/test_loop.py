@@ -438,6 +438,22 @@ class TestLabelSource:
         assert outcome.finished and outcome.labels == 8 + 3 + 3  # calls that failed were paid, too
         assert read_csv(tmp_path / "run" / "metrics.csv")[-1]["dataset_size"] == 11
 
+    def test_a_batch_that_fails_again_is_left_out(self, reference: Path, tmp_path: Path) -> None:
+        """Where it is the structures, and not the source, nothing else could go on."""
+        mood = tmp_path / "mood"
+
+        class SpoilsTheMood(SilentProgress):
+            def round(self, index: int, total: int) -> None:
+                mood.write_text("all") if index == 0 else mood.unlink(missing_ok=True)
+
+        sections = self.sections(mood) | {"stopping": {"max_rounds": 2, "share_below": None}}
+        with pytest.raises(LabelError, match="left out if they fail again"):
+            run_or_resume(reference, tmp_path / "run", SpoilsTheMood(), **sections)
+        outcome = run_or_resume(reference, tmp_path / "run", SpoilsTheMood(), **sections)
+        assert outcome.finished and outcome.rule == "max_rounds" and outcome.labels == 8 + 3 + 3 + 3
+        rows = read_csv(tmp_path / "run" / "metrics.csv")
+        assert [row["dataset_size"] for row in rows] == [8, 8, 11]
+
     def test_single_failures_are_left_out_and_kept_in_the_store(self, tmp_path: Path) -> None:
         mood = tmp_path / "mood"
         mood.write_text("stretched")
