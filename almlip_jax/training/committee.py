@@ -79,6 +79,7 @@ class CommitteeTrainer:
             for trainer, one in zip(self.trainers, begun, strict=True)
         ]
         for n, (trainer, one_key) in enumerate(zip(self.trainers, jax.random.split(key, len(totals)), strict=True)):
+            before = len(history)
 
             def report(own: EpochReport, n: int = n) -> None:
                 history.append(self._widened(own, n, history, totals))
@@ -101,6 +102,9 @@ class CommitteeTrainer:
                     again=_of_group(again, n),
                 )
             )
+            del history[before:]  # what was reported before an interruption belongs to it too
+            for own in results[-1].history:
+                history.append(self._widened(own, n, history, totals))
         return self._joined(results, history)
 
     def _joined(self, results: Sequence[TrainingResult], history: Sequence[EpochReport]) -> TrainingResult:

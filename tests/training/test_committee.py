@@ -19,6 +19,7 @@ from almlip_jax.models import build_model
 from almlip_jax.potential import Potential
 from almlip_jax.structures.graph import lone_atom
 from almlip_jax.training import (
+    EpochReport,
     Trainer,
     TrainingResult,
     build_trainer,
@@ -154,3 +155,24 @@ def test_a_committee_goes_on_without_models_that_diverged_twice(waters, mixed, m
         trained(None, (0, 1), ())
     with pytest.raises(InputError, match="the training loss is not finite"):
         trained(None, (0, 1), (0,))
+
+
+def test_reports_from_before_an_interruption_are_part_of_it(mixed, waters, monkeypatch):
+    """A group that goes on tells what is new alone; the errors of what it keeps may stand in what it told before."""
+    potential, _, _, _ = mixed
+    whole = build_trainer(MODEL, MEMBERS, SPECIES, plan_capacity(waters, 4.0, settings_of()), settings_of())
+    for trainer, own in zip(whole.trainers, potential.params, strict=True):
+        ones = np.ones(trainer.ensemble.size)
+        none, best = ones > 1, (ones > 0, ones > 1)
+        told = tuple(
+            EpochReport(1, step, 40, ones, ones, ones, force * ones, none, kept, 1.0)
+            for step, force, kept in zip((20, 40), (0.5, 0.7), best, strict=True)
+        )
+
+        def resumed(*_, on_epoch, ended=TrainingResult(own, told), **__):
+            on_epoch(ended.history[-1])
+            return ended
+
+        monkeypatch.setattr(trainer, "train", resumed)
+    found = whole.train(waters, None, jax.random.key(0), reference_energies=potential.reference_energies, steps=40)
+    assert len(found.history) == 4 and found.errors["forces_rmse"] == pytest.approx(0.5)
