@@ -161,7 +161,7 @@ def test_reports_from_before_an_interruption_are_part_of_it(mixed, waters, monke
     """A group that goes on tells what is new alone; the errors of what it keeps may stand in what it told before."""
     potential, _, _, _ = mixed
     whole = build_trainer(MODEL, MEMBERS, SPECIES, plan_capacity(waters, 4.0, settings_of()), settings_of())
-    for trainer, own in zip(whole.trainers, potential.params, strict=True):
+    for trainer, params in zip(whole.trainers, potential.params, strict=True):
         ones = np.ones(trainer.ensemble.size)
         none, best = ones > 1, (ones > 0, ones > 1)
         told = tuple(
@@ -169,9 +169,9 @@ def test_reports_from_before_an_interruption_are_part_of_it(mixed, waters, monke
             for step, force, kept in zip((20, 40), (0.5, 0.7), best, strict=True)
         )
 
-        def resumed(*_, on_epoch, ended=TrainingResult(own, told), **__):
-            on_epoch(ended.history[-1])
-            return ended
+        def resumed(*_, on_epoch, ended=(params, told), **__):
+            on_epoch(ended[1][-1])
+            return TrainingResult(*ended)
 
         monkeypatch.setattr(trainer, "train", resumed)
     found = whole.train(waters, None, jax.random.key(0), reference_energies=potential.reference_energies, steps=40)
