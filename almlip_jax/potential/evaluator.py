@@ -331,7 +331,7 @@ def _evaluate_on_device(
     """What is asked for of a batch, and the prediction that it is made of."""
     graph, _ = take_batch(packed[0], packed[1], 0)
     prediction = ensemble.predict(params, graph)
-    found = _described(ensemble, params, packed, graph, prediction, features, factors)
+    found = _describe_on_device(ensemble, params, packed, prediction, features, factors)
     fitted = {name: one.of(prediction, graph) for name, one in novelty.items()}
     return _OnDevice(committee_statistics(prediction, graph), graph.volume, found, fitted), prediction
 
@@ -345,20 +345,8 @@ def _describe_on_device(
     factors: FeatureFactors,
 ) -> tuple[_Arrays, _Arrays]:
     """Features of the structures and atoms of a batch, from a prediction for it."""
-    graph, _ = take_batch(packed[0], packed[1], 0)
-    return _described(ensemble, params, packed, graph, prediction, features, factors)
-
-
-def _described(
-    ensemble: AnyEnsemble,
-    params: Params,
-    packed: _Packed,
-    graph: Graph,
-    prediction: Prediction,
-    features: FeatureRequest,
-    factors: FeatureFactors,
-) -> tuple[_Arrays, _Arrays]:
-    data, _, one_by_one = packed
+    data, whole, one_by_one = packed
+    graph, _ = take_batch(data, whole, 0)
     alone = None
     if features.structure_by_structure:
         alone = jax.vmap(lambda step: take_batch(data, one_by_one, step)[0])(jnp.arange(graph.num_structures))
