@@ -13,7 +13,7 @@ from almlip_jax.campaign.choice import Beginning, ExplorationChoice, Exploration
 from almlip_jax.campaign.sparse import SparseSettings
 from almlip_jax.campaign.starts import LabelledStarts, StartSettings
 from almlip_jax.campaign.systems import check_known, check_name, group_of
-from almlip_jax.campaign.teacher import FromTeacherSettings, no_walker
+from almlip_jax.campaign.teacher import FromTeacherSettings, OfSystems
 from almlip_jax.dynamics import ExplorationSettings, RelaxationSettings, WalkerGroup, relaxing
 from almlip_jax.dynamics.judging import check_cells, check_exploration, check_swaps
 from almlip_jax.dynamics.thresholds import RelativeThresholds, ThresholdSettings
@@ -101,7 +101,7 @@ class RattleSettings(Settings):
     """Standard deviation of each Cartesian displacement, Angstrom."""
 
 
-class LabelMdSettings(Settings):
+class LabelMdSettings(OfSystems):
     """Langevin dynamics with the label source: every step is a label-source call."""
 
     temperature: float = Field(default=300.0, gt=0, le=1e5, json_schema_extra=unit("K"))
@@ -116,14 +116,6 @@ class LabelMdSettings(Settings):
     """Time step, fs."""
     friction: float = Field(default=0.01, gt=0, le=10.0, json_schema_extra=unit("1/fs"))
     """Langevin friction, 1/fs."""
-    systems: tuple[str, ...] = ()
-    """Names of the systems (`system.structures`) at whose start geometries it begins; at those of all where none is
-    named."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _is_no_walker(cls, given: Any) -> Any:
-        return no_walker(given)
 
     @model_validator(mode="after")
     def _keeps_a_frame(self) -> Self:

@@ -19,37 +19,35 @@ from almlip_jax.structures.carried import system_of
 from almlip_jax.training import TrainingSettings
 
 
-def no_walker(given: Any) -> Any:
-    """What is given for dynamics with a label source, unless it is what only walkers of explorations have.
+class OfSystems(Settings):
+    """Dynamics with a label source, of all systems or of some."""
 
-    Raises:
-        ValueError: names the key.
-    """
-    if not isinstance(given, dict):
-        return given
-    if isinstance(given.get("temperature"), list | tuple):
-        raise ValueError("dynamics with a label source have one temperature each; ramps are for exploration.walkers.")
-    if idle := [key for key in ("pressure", "count", "bias") if key in given]:
-        raise ValueError(
-            f"unknown key '{idle[0]}': dynamics with a label source keep their cell, and there is one for each start "
-            f"geometry; '{idle[0]}' is for exploration.walkers."
-        )
-    return given
-
-
-class TeacherBath(Settings):
-    """A temperature of a teacher's dynamics, of all systems or of some."""
-
-    temperature: Annotated[float, Field(gt=0, le=1e5)] = Field(json_schema_extra=unit("K"))
-    """Temperature, K."""
     systems: tuple[str, ...] = ()
-    """Names of the systems (`system.structures`) whose start geometries it is for; those of all where none is
+    """Names of the systems (`system.structures`) at whose start geometries it begins; at those of all where none is
     named."""
 
     @model_validator(mode="before")
     @classmethod
     def _is_no_walker(cls, given: Any) -> Any:
-        return no_walker(given)
+        if not isinstance(given, dict):
+            return given
+        if isinstance(given.get("temperature"), list | tuple):
+            raise ValueError(
+                "dynamics with a label source have one temperature each; ramps are for exploration.walkers."
+            )
+        if idle := [key for key in ("pressure", "count", "bias") if key in given]:
+            raise ValueError(
+                f"unknown key '{idle[0]}': dynamics with a label source keep their cell, and there is one for each "
+                f"start geometry; '{idle[0]}' is for exploration.walkers."
+            )
+        return given
+
+
+class TeacherBath(OfSystems):
+    """A temperature of a teacher's dynamics, of all systems or of some."""
+
+    temperature: Annotated[float, Field(gt=0, le=1e5)] = Field(json_schema_extra=unit("K"))
+    """Temperature, K."""
 
 
 class _Changes(Settings):
