@@ -241,6 +241,7 @@ def test_label(folder):
     assert found(folder, "label.json")["taken from the store"] == 1
 
 
+@pytest.mark.usefixtures("labels_here")
 def test_labels_that_failed_are_tried_again_where_asked(folder):
     """As where the program was not there: its command is no part of a label's identity."""
     code = '{kind: ase, code: orca, parameters: {orcasimpleinput: "PBE def2-SVP"}, command: /nowhere/orca}'

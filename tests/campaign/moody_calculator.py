@@ -14,14 +14,15 @@ class Moody(Calculator):
 
     Args:
         mood: a file; while it holds ``all`` every label fails, while it holds ``stretched`` those of molecules that
-            reach further than their start.
+            reach further than their start.  Without one none fails.
+        length: of the springs at rest, Angstrom; each has 4 eV/Angstrom^2.
     """
 
     implemented_properties = ["energy", "forces"]
 
-    def __init__(self, mood: str) -> None:
+    def __init__(self, mood: str | None = None, length: float = 1.2) -> None:
         super().__init__()
-        self.mood = Path(mood)
+        self.mood, self.length = None if mood is None else Path(mood), length
 
     def calculate(
         self, atoms: Any = None, properties: Any = ("energy",), system_changes: Any = tuple(all_changes)
@@ -29,8 +30,8 @@ class Moody(Calculator):
         super().calculate(atoms, properties, system_changes)
         vectors = self.atoms.positions[None] - self.atoms.positions[:, None]
         lengths = np.linalg.norm(vectors, axis=-1) + np.eye(len(self.atoms))
-        stretch = np.where(np.eye(len(self.atoms)), 0, lengths - 1.2)
-        mood = self.mood.read_text() if self.mood.exists() else ""
+        stretch = np.where(np.eye(len(self.atoms)), 0, lengths - self.length)
+        mood = self.mood.read_text() if self.mood is not None and self.mood.exists() else ""
         if mood == "all" or (mood == "stretched" and lengths.max() > 1.6):
             raise RuntimeError("not in the mood")
         self.results["energy"] = float(np.sum(stretch**2))

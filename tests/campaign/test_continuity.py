@@ -195,6 +195,7 @@ def test_a_kill_while_labels_are_restored_loses_no_call(run: RunDirectory, monke
     assert from_disk(run).labels == calls
 
 
+@pytest.mark.usefixtures("labels_here")
 @pytest.mark.parametrize("name", ["initial set", "test set"])
 def test_a_store_removed_after_a_kill_in_the_first_stages_still_counts(tmp_path: Path, name: str) -> None:
     """Nothing of these stages is in a file yet, nor has the state moved on: the calls were counted as they landed."""

@@ -126,6 +126,7 @@ def test_structures_belong_to_the_system_they_name_or_whose_composition_they_hav
     assert "system" not in name_systems([unsure], [*starts, polymorph], "some file")[0].info, "it may be either"
 
 
+@pytest.mark.usefixtures("labels_here")
 def test_groups_of_the_test_set_and_labels_are_told_of_each_system(files, tmp_path):
     system = SystemSettings(structures=files)
     further = tmp_path / "test.extxyz"
@@ -152,6 +153,7 @@ def test_groups_of_the_test_set_and_labels_are_told_of_each_system(files, tmp_pa
     ]
 
 
+@pytest.mark.usefixtures("labels_here")
 def test_a_system_whose_labels_all_fail_is_told_of(files, tmp_path):
     """Or the campaign waits for its labels: its walkers would end at once, and none would ever be bought for it."""
     write_structures(tmp_path / "metal_only.extxyz", [labelled(bulk("Cu", a=3.7, cubic=True))])

@@ -86,6 +86,7 @@ def test_thermostat_reaches_its_temperature(springs_labeller: Labeller) -> None:
     assert temperature == pytest.approx(400, rel=0.1)
 
 
+@pytest.mark.usefixtures("labels_here")
 def test_frames_are_thinned_and_numbered_and_every_call_is_counted(
     waters: Waters, springs_labeller: Labeller, store: LabelStore, tmp_path: Path
 ) -> None:

@@ -58,7 +58,7 @@ def any_walkers(seed: int) -> list[Atoms]:
 @given(st.integers(0, 2**32 - 1))
 def test_edges_are_the_hosts_in_any_cell(seed: int) -> None:
     structures = any_walkers(seed)
-    neighbors = walker_neighbors(*padded(structures, ATOMS), CUTOFF, SKIN, Room(1000, bins=BINS))
+    neighbors = walker_neighbors(*padded(structures, ATOMS), CUTOFF, SKIN, Room(256, bins=BINS))
     assert neighbors.bins == BINS, "all examples share a program"
     assert not neighbors.overflow
     assert_reverse(assert_same_as_host(neighbors, structures, neighbors.built_at))
