@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ase import Atoms
 
@@ -86,21 +85,20 @@ def corrected(
     members = EnsembleSettings(**base.member_settings.model_dump())
     ensemble = build_ensemble(settings, members, base.species, base.isolated)
     assert isinstance(ensemble, Ensemble)
-    params = ensemble.init(named_key(seed, "correction"))
-    params = params | {CONSTANTS: params[CONSTANTS] | {BASE: base.params}}
+    params = jax.jit(ensemble.init)(named_key(seed, "correction"))
     bare = Potential(settings, base.species, params, base.reference_energies, members=members, isolated=base.isolated)
     survey = jax.jit(ensemble.survey)
-    surveys = [survey(graph) for graph in bare.graphs(list(structures[:_SURVEYED]))]
-    whole = jax.tree.map(lambda *x: jnp.sum(jnp.stack(x), axis=0), *surveys)
-    params = ensemble.standardise(params, whole, 1.0)
+    surveys = [jax.device_get(survey(graph)) for graph in bare.graphs(list(structures[:_SURVEYED]))]
+    whole = jax.tree.map(lambda *x: sum(x), *surveys)
+    params = jax.device_get(jax.jit(ensemble.standardise)(params, whole, 1.0))
     learned = params[CORRECTION]
-    silent = {name: jax.tree.map(jnp.zeros_like, learned[name]) for name in _delta(ensemble.model).last_names}
-    params = params | {CORRECTION: learned | silent}
+    silent = {name: jax.tree.map(np.zeros_like, learned[name]) for name in _delta(ensemble.model).last_names}
+    params = params | {CORRECTION: learned | silent, CONSTANTS: params[CONSTANTS] | {BASE: base.params}}
     dtype = np.dtype(base.precision)
     return Potential(
         settings,
         base.species,
-        jax.tree.map(lambda x: np.asarray(x, dtype), jax.device_get(params)),
+        jax.tree.map(lambda x: np.asarray(x, dtype), params),
         base.reference_energies,
         metadata=dict(base.metadata),
         members=members,

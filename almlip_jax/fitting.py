@@ -518,7 +518,7 @@ def with_elements(
     params = start.params
     if start.species != species:
         wanted = build_ensemble(start.settings, start.member_settings, species, isolated)
-        params = start.ensemble.with_species(params, wanted.init(key), species)
+        params = start.ensemble.with_species(params, jax.jit(wanted.init)(key), species)
     return Potential(
         start.settings,
         species,
