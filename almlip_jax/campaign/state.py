@@ -200,10 +200,6 @@ class CampaignState(Findings):
             rows[-1].update({f"final_{name}": value for name, value in self.final.errors.items()})
         return rows
 
-    def is_past(self, stage: Stage, round_index: int) -> bool:
-        """Whether a stage of a round has been completed."""
-        return _place(self.round, self.stage) > _place(round_index, stage)
-
     def after(
         self, results: Mapping[str, Any], *, seconds: float, measured: Mapping[str, Any] | None = None
     ) -> CampaignState:
@@ -261,10 +257,6 @@ def _next(stage: Stage, round_index: int) -> tuple[Stage, int]:
     if stage is Stage.LABEL:
         return Stage.TRAIN, round_index + 1
     return order[order.index(stage) + 1], round_index
-
-
-def _place(round_index: int, stage: Stage) -> tuple[int, int]:
-    return round_index, list(Stage).index(stage)
 
 
 def metric_units(run: RunDirectory, names: Iterable[str]) -> dict[str, str]:

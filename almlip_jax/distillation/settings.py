@@ -137,6 +137,6 @@ class DistilConfig(PotentialConfig):
         )
 
 
-def own_labels(path: Path, group: str = HELD_OUT) -> TestFileSettings:
-    """A test group from a file of ours, whatever keys other files have."""
-    return TestFileSettings(path=path, group=group, keys=LabelKeys())
+def own_labels(path: Path) -> TestFileSettings:
+    """The test group of held-out structures from a file of ours, whatever keys other files have."""
+    return TestFileSettings(path=path, group=HELD_OUT, keys=LabelKeys())

@@ -232,12 +232,6 @@ class Potential:
         value = self.fitted["training_set"].value if "training_set" in self.fitted else None
         return value if isinstance(value, TrainingSet) else None
 
-    @property
-    def knows_training_set(self) -> bool:
-        """Whether comparisons with the training set can do without its structures."""
-        fitted = self.active_set is not None and set(novelty_names()) <= set(self.novelty)
-        return self.training_set is not None and fitted
-
     def knowing(self, training_set: Sequence[Atoms] | Atoms, *, shape: BatchShape | None = None) -> Potential:
         """The same potential, with all that comparisons with its training set need; an active set that it has stays.
 

@@ -52,12 +52,11 @@ def refuse_idle_warmth(training: TrainingSettings, where: str = "training.", swi
         raise InputError(f"{where}warm_steps counts with {switch} only; leave it out, or give that.")
 
 
-def refuse_idle_judgement(training: TrainingSettings, where: str = "training.") -> None:
+def refuse_idle_judgement(training: TrainingSettings) -> None:
     """Refuses keys that follow errors of validation structures where none are kept.
 
     Args:
         training: whose share of structures that validate is the only source of them.
-        where: what the keys begin with.
 
     Raises:
         InputError: the learning rate would never fall, or nothing would end a training early.
@@ -68,7 +67,7 @@ def refuse_idle_judgement(training: TrainingSettings, where: str = "training.") 
     for name, given in (("schedule", training.schedule == "plateau"), ("patience", short)):
         if given:
             raise InputError(
-                f"{where}{name} {getattr(training, name)} follows errors on structures kept for validation, but "
+                f"training.{name} {getattr(training, name)} follows errors on structures kept for validation, but "
                 f"validation_fraction is 0; raise it, or leave {name} out."
             )
 

@@ -31,12 +31,6 @@ def test_stages_follow_the_protocol() -> None:
     assert walk(CampaignState(), len(wanted)) == wanted
 
 
-def test_is_past_compares_rounds_then_stages() -> None:
-    state = CampaignState(round=1, stage=Stage.EXPLORE)
-    assert state.is_past(Stage.LABEL, 0) and state.is_past(Stage.EVALUATE, 1) and state.is_past(Stage.TEST, 0)
-    assert not state.is_past(Stage.EXPLORE, 1) and not state.is_past(Stage.TRAIN, 2)
-
-
 def test_results_gather_in_the_record_of_their_round() -> None:
     state = CampaignState(stage=Stage.TRAIN)
     state = state.after({"labels": 12, "dataset_size": 10}, seconds=2.0)

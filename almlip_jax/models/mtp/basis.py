@@ -53,11 +53,6 @@ class Basis(NamedTuple):
         return 1 + max(mu for mu, *_ in self.moments)
 
     @property
-    def highest_rank(self) -> int:
-        """Largest number nu of indices of a moment."""
-        return max(sum(along) for _, *along in self.moments)
-
-    @property
     def size(self) -> int:
         """Number of all moments, basic ones and products."""
         return 1 + max([len(self.moments) - 1, *(k for *_, k in self.products)])
