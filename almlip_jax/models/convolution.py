@@ -27,8 +27,6 @@ from pydantic import Field
 from almlip_jax.models.base import (
     LEAST_SQUARE,
     AtomicOutput,
-    LastLayer,
-    LinearLast,
     ModelSettings,
     Params,
     Survey,
@@ -36,12 +34,12 @@ from almlip_jax.models.base import (
     sums_by_degree,
 )
 from almlip_jax.models.bilinear import Irreps, clebsch_gordan
-from almlip_jax.models.constants import CONSTANTS, as_params, as_variables, with_constants
+from almlip_jax.models.constants import as_params, as_variables, with_constants
 from almlip_jax.models.edges import EdgeBasis, edge_vectors, expand_edges
 from almlip_jax.models.electronic import BY_SPECIES, scaled_states, state_features, survey_states
 from almlip_jax.models.layout import side_by_side, stack, unstack
 from almlip_jax.models.radial import RadialBasis
-from almlip_jax.models.species_code import with_more_species
+from almlip_jax.models.species_code import CodedLast, with_more_species
 from almlip_jax.settings import unit
 from almlip_jax.structures.graph import Graph, lone_atom, values_at_neighbors
 from almlip_jax.structures.species import SpeciesTable
@@ -54,6 +52,12 @@ class Path:
     edge: int
     neighbor: int
     out: int
+
+    @property
+    def coefficients(self) -> np.ndarray:
+        """[2 l1 + 1, 2 l2 + 1, 2 l3 + 1], with which normal factors give components of variance 1."""
+        found = clebsch_gordan(self.edge, self.neighbor, self.out)
+        return found * np.sqrt((2 * self.out + 1) / np.sum(found**2))
 
 
 @cache
@@ -107,10 +111,8 @@ def edge_functions(
 
 
 def _coupled(path: Path, harmonics: Sequence[jax.Array]) -> jax.Array:
-    """Z of one path, [A, 2 l3 + 1, (2 l2 + 1) K], scaled so that normal factors give components of variance 1."""
-    coefficients = clebsch_gordan(path.edge, path.neighbor, path.out)
-    coefficients = coefficients * np.sqrt((2 * path.out + 1) / np.sum(coefficients**2))
-    own = harmonics[path.edge**2 : (path.edge + 1) ** 2]
+    """Z of one path, [A, 2 l3 + 1, (2 l2 + 1) K]."""
+    coefficients, own = path.coefficients, harmonics[path.edge**2 : (path.edge + 1) ** 2]
     rows = []
     for m3 in range(2 * path.out + 1):
         for m2 in range(2 * path.neighbor + 1):
@@ -249,7 +251,7 @@ class ConvolutionalSettings(ModelSettings):
 
 
 @dataclass(frozen=True)
-class ConvolutionalModel(LinearLast):
+class ConvolutionalModel(CodedLast):
     """A model whose parameters sit in one Flax module that takes the `Edges` of a graph; see `models.base.Model`.
 
     Attributes:
@@ -334,20 +336,6 @@ class ConvolutionalModel(LinearLast):
         """Energies [A] and features [A, F]."""
         energy, features = cast(Any, self.module.apply(as_variables(params), geometry, graph))
         return AtomicOutput(energy=energy, features=features)
-
-    @property
-    def last_names(self) -> tuple[str, ...]:
-        """See `LinearLast.last_names`."""
-        return "last", "species_bias"
-
-    def last_scale(self, params: Params) -> jax.Array:
-        """The energy scale over the root of the number of features."""
-        return params[CONSTANTS]["energy_scale"] / params["last"].shape[-1] ** 0.5
-
-    def last(self, params: Params) -> LastLayer:
-        """One weight for each feature and column of the species code, and a bias for each species."""
-        scale = jax.lax.stop_gradient(params[CONSTANTS]["energy_scale"])
-        return LastLayer(params["last"].reshape(-1), scale * params["species_bias"])
 
 
 def first_features(module: nn.Module, exact: jax.Array, graph: Graph, settings: ConvolutionalSettings) -> jax.Array:

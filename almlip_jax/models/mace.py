@@ -36,7 +36,7 @@ from flax import struct
 from pydantic import Field
 
 from almlip_jax.models.base import LEAST_SQUARE, Params, Survey, sums_by_degree
-from almlip_jax.models.bilinear import Irreps, Table, bilinear, clebsch_gordan, couplings
+from almlip_jax.models.bilinear import Irreps, Table, bilinear, couplings
 from almlip_jax.models.constants import constant, with_constants
 from almlip_jax.models.convolution import (
     ConvolutionalModel,
@@ -420,8 +420,7 @@ def _coupling(l_max: int, highest: int) -> tuple[np.ndarray, SparseTable]:
     for n, (row, path) in enumerate(zip(rows, paths, strict=True)):
         first, second = path.edge**2, path.neighbor**2
         places[row, first : (path.edge + 1) ** 2, second : (path.neighbor + 1) ** 2, n] = 1
-        coefficients = clebsch_gordan(path.edge, path.neighbor, path.out)
-        coefficients = coefficients * np.sqrt((2 * path.out + 1) / np.sum(coefficients**2))
+        coefficients = path.coefficients
         found = np.argwhere(np.abs(coefficients) > 1e-12).tolist()
         table.append(
             tuple(

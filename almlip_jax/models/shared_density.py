@@ -38,8 +38,6 @@ from pydantic import Field, model_validator
 from almlip_jax.models.base import (
     LEAST_SQUARE,
     AtomicOutput,
-    LastLayer,
-    LinearLast,
     ModelSettings,
     Params,
     Survey,
@@ -47,12 +45,12 @@ from almlip_jax.models.base import (
     sums_by_degree,
 )
 from almlip_jax.models.bilinear import Irreps, bilinear, couplings, inner_products
-from almlip_jax.models.constants import CONSTANTS, as_params, as_variables, constant, with_constants
+from almlip_jax.models.constants import as_params, as_variables, constant, with_constants
 from almlip_jax.models.dipoles import molecular_dipoles
 from almlip_jax.models.edges import EdgeBasis, edge_vectors, expand_edges
 from almlip_jax.models.electronic import BY_SPECIES, scaled_states, state_features, survey_states
 from almlip_jax.models.layout import side_by_side, split, unstack
-from almlip_jax.models.species_code import central_code, exact_code, neighbor_code, with_more_species
+from almlip_jax.models.species_code import CodedLast, central_code, exact_code, neighbor_code, with_more_species
 from almlip_jax.structures.graph import Graph, lone_atom, values_at_neighbors
 from almlip_jax.structures.species import SpeciesTable
 
@@ -155,7 +153,7 @@ class Density:
 
 
 @dataclass(frozen=True)
-class SharedDensity(LinearLast):
+class SharedDensity(CodedLast):
     """The model as pure functions; see the module's text.
 
     Two instances with equal fields are equal, so that what was compiled for one serves the other.
@@ -247,20 +245,6 @@ class SharedDensity(LinearLast):
         """Energies [A] and features [A, F] from the density."""
         output: AtomicOutput = self._module.apply(as_variables(params), geometry, graph)  # type: ignore[assignment]
         return output
-
-    @property
-    def last_names(self) -> tuple[str, ...]:
-        """See `LinearLast.last_names`."""
-        return "last", "species_bias"
-
-    def last_scale(self, params: Params) -> jax.Array:
-        """The energy scale over the root of the number of features."""
-        return params[CONSTANTS]["energy_scale"] / params["last"].shape[-1] ** 0.5
-
-    def last(self, params: Params) -> LastLayer:
-        """One weight for each feature and column of the species code, and a bias for each species."""
-        scale = jax.lax.stop_gradient(params[CONSTANTS]["energy_scale"])
-        return LastLayer(params["last"].reshape(-1), scale * params["species_bias"])
 
 
 class _ReadOut(nn.Module):

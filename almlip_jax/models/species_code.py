@@ -19,11 +19,30 @@ from ase.data import chemical_symbols
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from almlip_jax.errors import InputError
-from almlip_jax.models.base import Params
+from almlip_jax.models.base import LastLayer, LinearLast, Params
+from almlip_jax.models.constants import CONSTANTS
 from almlip_jax.structures.graph import Graph
 from almlip_jax.structures.species import SpeciesTable
 
 _SEED = 7  # of the fixed directions; another value would make another model
+
+
+class CodedLast(LinearLast):
+    """A model whose last layer has a weight for each feature and column of the species code, and biases of species."""
+
+    @property
+    def last_names(self) -> tuple[str, ...]:
+        """See `LinearLast.last_names`."""
+        return "last", "species_bias"
+
+    def last_scale(self, params: Params) -> jax.Array:
+        """The energy scale over the root of the number of features."""
+        return params[CONSTANTS]["energy_scale"] / params["last"].shape[-1] ** 0.5
+
+    def last(self, params: Params) -> LastLayer:
+        """One weight for each feature and column of the species code, and a bias for each species."""
+        scale = jax.lax.stop_gradient(params[CONSTANTS]["energy_scale"])
+        return LastLayer(params["last"].reshape(-1), scale * params["species_bias"])
 
 
 def exact_code(graph: Graph, species: SpeciesTable, dtype: Any) -> jax.Array:
