@@ -9,7 +9,8 @@ import jax
 import numpy as np
 import pytest
 from ase.build import bulk, molecule
-from small_training import MODEL, labelled, water
+from small_training import PLAIN as MODEL
+from small_training import labelled, water
 
 from almlip_jax.delta_learning import Corrected, check_correction, corrected
 from almlip_jax.ensembles import EnsembleSettings, build_ensemble

@@ -18,7 +18,7 @@ from ase import Atoms
 from ase.build import molecule
 from hypothesis import given
 from hypothesis import strategies as st
-from small_training import MODEL, SPECIES, labelled, settings_of, water
+from small_training import MODEL, PLAIN, SPECIES, labelled, settings_of, water
 
 from almlip_jax import compilation
 from almlip_jax.ensembles import EnsembleSettings, devices_side_by_side, training_devices
@@ -120,7 +120,7 @@ def test_two_devices_give_what_one_gives(name: str) -> None:
 def test_two_parts_of_a_batch_have_its_gradient_and_loss() -> None:
     """Labels of the whole batch count, not those of a part; bootstrap weights and those of structures too."""
     settings, data, members = settings_of(batch_size=9), unlike(), EnsembleSettings(size=3)
-    sharing = build_trainer(MODEL, members, SPECIES, plan_capacity(data, 4.0, settings), settings)
+    sharing = build_trainer(PLAIN, members, SPECIES, plan_capacity(data, 4.0, settings), settings)
     assert isinstance(sharing, Trainer)
     alone = sharing.on(training_devices(3, 1))
     found = []

@@ -200,8 +200,8 @@ def test_growth_and_warm_start_compile_nothing(trainer, dataset, references, res
 def test_a_member_trains_as_it_would_alone(dataset, references):
     """Members share batches and geometry and nothing else."""
     settings = SETTINGS.model_copy(update={"max_steps": 20})
-    capacity = plan_capacity(dataset, MODEL.cutoff, settings)
-    model = build_model(MODEL, SPECIES)
+    capacity = plan_capacity(dataset, PLAIN.cutoff, settings)
+    model = build_model(PLAIN, SPECIES)
     pair = Trainer(Ensemble(model, 2), SPECIES, capacity, settings, EnsembleSettings(size=2, bootstrap="none"))
     alone = Trainer(Ensemble(model, 1), SPECIES, capacity, settings, EnsembleSettings(size=1))
     start = jax.jit(Ensemble(model, 2).init)(jax.random.key(5))
@@ -246,8 +246,8 @@ def test_scales_do_not_depend_on_the_order_of_the_file():
         atoms.rattle(0.15, seed=seed)
         labelled(atoms)
     settings = settings_of(validation_fraction=0.0)
-    ensemble = Ensemble(build_model(MODEL, copper), 1)
-    trainer = Trainer(ensemble, copper, plan_capacity(hot, MODEL.cutoff, settings, 12), settings)
+    ensemble = Ensemble(build_model(PLAIN, copper), 1)
+    trainer = Trainer(ensemble, copper, plan_capacity(hot, PLAIN.cutoff, settings, 12), settings)
 
     def scales(structures: list[Atoms]) -> tuple[np.ndarray, float]:
         data = trainer.training_set(structures, reference_energies(structures, copper))
@@ -269,8 +269,8 @@ def test_what_binds_atoms_is_fitted_and_does_not_count_in_the_scale():
         frame.calc.results["energy"] = -3.0 * (len(frame) - 1) - 7.0
         frame.calc.results["forces"] = np.zeros((len(frame), 3))
     settings = settings_of(validation_fraction=0.0)
-    ensemble = Ensemble(build_model(MODEL, table, isolated=(1, 8)), 2)
-    trainer = Trainer(ensemble, table, plan_capacity(frames, MODEL.cutoff, settings, 6), settings)
+    ensemble = Ensemble(build_model(PLAIN, table, isolated=(1, 8)), 2)
+    trainer = Trainer(ensemble, table, plan_capacity(frames, PLAIN.cutoff, settings, 6), settings)
     data = trainer.training_set(frames, {1: 0.0, 8: 0.0})
     np.testing.assert_allclose(data.levels(2, [0, 1], charges=True).binding, [-3, -7], rtol=1e-4)
     assert data.levels(2, [1], charges=False).binding[0] == 0
@@ -291,9 +291,9 @@ def test_a_training_begins_with_what_charges_cost(isolated):
         atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=np.zeros((count, 3)))
         frames.append(atoms)
     settings = settings_of(validation_fraction=0.0)
-    model = MODEL.model_copy(update={"electronic_state": True})
+    model = PLAIN.model_copy(update={"electronic_state": True})
     ensemble = Ensemble(build_model(model, table, isolated=isolated), 2)
-    trainer = Trainer(ensemble, table, plan_capacity(frames, MODEL.cutoff, settings), settings)
+    trainer = Trainer(ensemble, table, plan_capacity(frames, PLAIN.cutoff, settings), settings)
     found = find_references(frames, table, isolated=dict.fromkeys(isolated, 0.0), charges=True)
     data = trainer.training_set(frames, found.energies)
     params = jax.device_get(trainer.start(data, None, jax.random.key(0)).params)
@@ -346,8 +346,8 @@ def test_structures_of_different_size_fill_their_batches(references):
     """An epoch needs more batches than structures / batch size; each structure appears once in each epoch."""
     mixed = [labelled(molecule(name)) for name in ("H2O", "H2", "O2", "H2O2", "H2", "H2O", "H2O2")]
     settings = SETTINGS.model_copy(update={"validation_fraction": 0.0, "validate_every": 9, "max_steps": 9})
-    ensemble = Ensemble(build_model(MODEL, SPECIES), 1)
-    capacity = plan_capacity(mixed, MODEL.cutoff, settings)
+    ensemble = Ensemble(build_model(PLAIN, SPECIES), 1)
+    capacity = plan_capacity(mixed, PLAIN.cutoff, settings)
     trainer = Trainer(ensemble, SPECIES, capacity, settings)
     data = replace(trainer.training_set(mixed, references), training=np.arange(7))
     plan, steps, epochs = Order(jax.random.key(0)).segment(data, settings.validate_every)
