@@ -420,6 +420,7 @@ class TestLabelSource:
         oracle = {"kind": "ase", "calculator": "moody_calculator:Moody", "parameters": {"mood": str(mood)}}
         return {"oracle": oracle, "initial": {"rattle": {"count": 8, "stdev": 0.05}, "md": ()}, "test": {"md": ()}}
 
+    @pytest.mark.usefixtures("labels_here")
     def test_a_batch_that_fails_as_a_whole_ends_the_run_and_is_tried_again(
         self, reference: Path, tmp_path: Path
     ) -> None:
@@ -438,6 +439,7 @@ class TestLabelSource:
         assert outcome.finished and outcome.labels == 8 + 3 + 3  # calls that failed were paid, too
         assert read_csv(tmp_path / "run" / "metrics.csv")[-1]["dataset_size"] == 11
 
+    @pytest.mark.usefixtures("labels_here")
     def test_a_batch_that_fails_again_is_left_out(self, reference: Path, tmp_path: Path) -> None:
         """Where it is the structures, and not the source, nothing else could go on."""
         mood = tmp_path / "mood"
@@ -454,6 +456,7 @@ class TestLabelSource:
         rows = read_csv(tmp_path / "run" / "metrics.csv")
         assert [row["dataset_size"] for row in rows] == [8, 8, 11]
 
+    @pytest.mark.usefixtures("labels_here")
     def test_single_failures_are_left_out_and_kept_in_the_store(self, tmp_path: Path) -> None:
         mood = tmp_path / "mood"
         mood.write_text("stretched")
