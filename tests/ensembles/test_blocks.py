@@ -15,7 +15,7 @@ from almlip_jax.ensembles import Ensemble, Heads, Prediction, atom_blocks, block
 from almlip_jax.models import MtpSettings, SharedDensitySettings, build_model
 from almlip_jax.structures.graph import Graph, Places, forces_and_virial, sum_over_atoms
 from almlip_jax.structures.species import SpeciesTable
-from almlip_jax.structures.walkers import walker_neighbors
+from almlip_jax.structures.walkers import WalkerNeighbors, walker_neighbors
 
 SPECIES = SpeciesTable((1, 8))
 SHAPE = SharedDensitySettings(cutoff=3.5, radial=3, l_max=1, channels=3, hidden=(6,), repulsion=True)
@@ -56,7 +56,7 @@ def graph() -> Graph:
     pbc = np.stack([atoms.pbc for atoms in walkers])
     neighbors = walker_neighbors(positions, cells, pbc, mask, ENSEMBLE.cutoff, 0.3)
     charge, spin = jnp.arange(5.0) - 2, jnp.arange(5.0) + 1
-    return neighbors.graph(jnp.asarray(positions), jnp.asarray(species), charge, spin)
+    return jax.jit(WalkerNeighbors.graph)(neighbors, jnp.asarray(positions), jnp.asarray(species), charge, spin)
 
 
 @pytest.fixture(scope="module")
