@@ -43,7 +43,7 @@ def test_other_generators_stay():
 
 def test_an_ensemble_begins_with_the_parameters_of_its_models():
     species = SpeciesTable((1, 8))
-    model = build_model(SharedDensitySettings(size="tiny"), species)
+    model = build_model(SharedDensitySettings(radial=3, l_max=0, channels=3, hidden=(4,)), species)
     key = jax.random.key(1)
-    of_models = jax.vmap(model.init)(jax.random.split(key, 2))
-    jax.tree.map(np.testing.assert_array_equal, Ensemble(model, 2).init(key), of_models)
+    of_models = jax.jit(jax.vmap(model.init))(jax.random.split(key, 2))
+    jax.tree.map(np.testing.assert_array_equal, jax.jit(Ensemble(model, 2).init)(key), of_models)
