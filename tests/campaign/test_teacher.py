@@ -32,6 +32,7 @@ from almlip_jax.learner import Learner
 from almlip_jax.models import LinearLast
 from almlip_jax.models.anchored import binding_of
 from almlip_jax.oracles import LabelStore
+from almlip_jax.oracles.base import SourceSettings
 from almlip_jax.origins import Taught
 from almlip_jax.potential import Potential
 from almlip_jax.structures.io import read_structures
@@ -106,7 +107,9 @@ def compile_once(cache: Path, compiled_in: Any) -> Iterator[None]:
 def study(tmp_path_factory: pytest.TempPathFactory, compile_once: None) -> Path:
     """A folder with a campaign that has a teacher, ``taught``, whose batch is what it differs from the teacher in."""
     folder = tmp_path_factory.mktemp("taught")
-    taught(folder, folder / "taught", selection=FILTERED)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SourceSettings, "in_process", True)  # as `labels_here` has it for a test
+        taught(folder, folder / "taught", selection=FILTERED)
     return folder
 
 
