@@ -145,6 +145,28 @@ def test_a_radical_reaches_the_input(code: str, data: Path) -> None:
     assert re.search(r"NELECT = 17|-1\b", shown), shown
 
 
+@pytest.mark.parametrize(
+    "parameters, wanted",
+    [
+        ({"Theory": "SCF", "SCF": {"UHF": None}}, r"scf\n  UHF\n  nopen 1\nend"),
+        ({"theory": "ccsd(t)"}, r"scf\n  nopen 1\nend"),
+        ({"theory": "sodft"}, r"dft\n  mult 2\nend"),
+        ({"theory": "tce", "tce": {"dft": None}}, r"dft\n  mult 2\nend[\s\S]*scf\n  nopen 1\nend"),
+    ],
+)
+def test_unpaired_electrons_reach_every_theory_of_nwchem(parameters: dict[str, Any], wanted: str, data: Path) -> None:
+    """ASE says their number to some theories, in small letters."""
+    shown = _settings("nwchem", data, parameters={"basis": "3-21g", **parameters}).preview(bare(_radical()))
+    assert re.search(wanted, shown), shown
+
+
+@pytest.mark.parametrize("code", ["nwchem", "orca"])
+def test_moments_that_a_code_would_not_hear_of_are_refused(code: str, data: Path) -> None:
+    stretched = Atoms("H2", [[2, 2, 2], [2, 2, 4]], magmoms=[1, -1])
+    with pytest.raises(LabelError, match="number of unpaired electrons alone.*have both signs"):
+        _settings(code, data).build()(stretched)
+
+
 def test_an_input_is_shown_where_potentials_are_not_there_yet(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of VASP and FHI-aims, whose inputs hold them: the rest, where they would be read, and the key that says so."""
     for variable in ("VASP_PP_PATH", "AIMS_SPECIES_DIR"):
@@ -240,6 +262,10 @@ def test_parameters_that_would_be_lost_are_refused(data: Path) -> None:
         ("vasp", {"xc": "pbe", "encutt": 500}, "is 'encutt' meant to be VASP's tag 'encut'.*custom"),
         ("psi4", {"basis": "def2-svp"}, "method of Psi4 is missing"),
         ("nwchem", {"basis": "x", "theory": "band"}, "not for plane waves"),
+        ("nwchem", {"basis": "x", "theory": "scf", "xc": "pbe"}, "theory scf has no functional"),
+        ("nwchem", {"basis": "x", "xc": "pbe", "DFT": {"XC": "pbe96"}}, "both name the functional"),
+        ("nwchem", {"basis": "x", "Basis": "y"}, "Basis is there twice"),
+        ("nwchem", {"basis": "x", "dft": "xc pbe96"}, "dft is a section"),
         ("vasp", {"xc": "pbe"}, "no potential of O"),
         ("aims", {"xc": "pbe", "symmetry_reduced_k_grid_spg": True}, "differ from structure to structure"),
     ):

@@ -157,6 +157,38 @@ ESPRESSO = """     Program PWSCF v.7.2 starts on 24Nov2026
 
    JOB DONE.
 """
+NWCHEM = """                      NWChem Numerical Gradients Module
+                      ---------------------------------
+
+                                 NWChem SCF Module
+                                 -----------------
+ Total CCSD energy:            -76.250000000000000
+ Total CCSD(T) energy:         -76.260000000000000
+ Reference energy         -76.26000000
+ Total CCSD energy:            -76.240000000000000
+ step    -1 energy         -76.25100000
+
+                         CCSD(T) ENERGY GRADIENTS
+
+    atom               coordinates                        gradient
+                 x          y          z           x          y          z
+   1 H       0.000000   0.000000   {height}   -0.010000   0.000000  -0.020000
+   2 O       0.000000   0.000000   0.000000    0.010000   0.000000   0.050000
+   3 H       1.738548   0.000000  -0.472432    0.000000   0.000000  -0.030000
+
+ Total times  cpu:        0.1s     wall:        0.1s
+"""
+REFUSED = """ ------------------------------------------------------------------------
+ mp2_grad: unknown SCFTYPE                    0
+ ------------------------------------------------------------------------
+ ------------------------------------------------------------------------
+  current input line :
+    24: task mp2 gradient
+ ------------------------------------------------------------------------
+ There is an error in the input file
+ ------------------------------------------------------------------------
+ For more information see the NWChem manual at https://github.com/nwchemgit/nwchem/wiki
+"""
 
 
 @pytest.fixture
@@ -208,6 +240,22 @@ def test_orca(tmp_path: Path) -> None:
     ):
         with pytest.raises(LabelError, match=why):
             _settings("orca", _program(tmp_path, said, files)).build()(bare(_water()))
+
+
+def test_nwchem(tmp_path: Path) -> None:
+    """A gradient by differences, whose last energy is that of atoms it has moved; and molecules that it has turned."""
+    good, turned = NWCHEM.format(height="1.814137"), NWCHEM.format(height="-1.81414")
+    results = _settings("nwchem", _program(tmp_path, good)).build()(bare(_water()))
+    assert results.energy == pytest.approx(-76.26 * Hartree, abs=1e-9)
+    np.testing.assert_allclose(results.forces[1], np.array([-0.01, 0, -0.05]) * Hartree / Bohr, atol=1e-12)
+    for said, status, why in (
+        (turned, 0, "another geometry than that of the structure"),
+        (REFUSED, 1, "nwchem.nwo says: mp2_grad: unknown SCFTYPE$"),
+        ("calculation failed to converge", 1, "did not converge its SCF"),
+        (good.replace("Reference", "Another"), 0, "which energy its numerical gradient is of"),
+    ):
+        with pytest.raises(LabelError, match=why):
+            _settings("nwchem", _program(tmp_path, said, status=status)).build()(bare(_water()))
 
 
 def test_aims(data: Path, tmp_path: Path) -> None:

@@ -99,6 +99,7 @@ class Code:
         command: that starts it, where nothing else says so; None for a package of Python.
         package: the package of Python that it is.
         crystals: whether it takes periodic structures.
+        moments: whether atoms begin with moments of their own; where not, the code is told their sum alone.
         cell: whether every structure needs a cell, as for plane waves.
         kpoints: whether periodic structures need k-points.
         own_grid: whether parameters say which k-points there are.
@@ -109,6 +110,7 @@ class Code:
         output: names of files that say how it went, as patterns.
         unconverged: texts in these, in lower case, where it did not converge.
         finished: text in one of these where it came to its end, in lower case; None where its calculator knows.
+        blamed: pattern whose first group is what its output says of an error; None where the line that has the word.
         density: files and folders that the next label begins with, with the names that it finds them under; patterns
             with an empty name, whose files keep theirs; nothing where it cannot.
         keeps_calculator: whether the next label begins with the calculator of the one before instead.
@@ -125,6 +127,7 @@ class Code:
     command: str | None = None
     package: str | None = None
     crystals: bool = True
+    moments: bool = True
     cell: bool = False
     kpoints: bool = True
     own_grid: Callable[[Mapping[str, Any]], bool] = lambda parameters: False
@@ -135,6 +138,7 @@ class Code:
     output: tuple[str, ...] = ()
     unconverged: tuple[str, ...] = ()
     finished: str | None = None
+    blamed: str | None = None
     density: Mapping[str, str] = field(default_factory=dict)
     keeps_calculator: bool = False
     example: Callable[[tuple[str, ...]], dict[str, Any]] = lambda elements: {}
@@ -200,6 +204,9 @@ class Code:
     def last_words(self, folder: Path) -> str:
         """What the output says of an error, or its end, for a message; empty where there is none."""
         for path in self.outputs(folder):
+            blamed = re.findall(self.blamed, path.read_text(errors="replace"), re.MULTILINE) if self.blamed else []
+            if blamed:
+                return f"; {path.name} says: {' '.join(blamed[-1].split())[:300]}"
             lines = [line.strip(" \t*|/\\_%") for line in path.read_text(errors="replace").splitlines()]
             lines = [line for line in lines if any(letter.isalnum() for letter in line)][-40:]
             if lines:

@@ -62,6 +62,7 @@ ORCA = declare(
         },
         command="orca",
         crystals=False,
+        moments=False,
         kpoints=False,
         output=("orca.out", "orca.err"),
         unconverged=("not fully converged", "scf not converged", "wavefunction is not converged"),

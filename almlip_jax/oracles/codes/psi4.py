@@ -130,6 +130,7 @@ PSI4 = declare(
         },
         package="psi4",
         crystals=False,
+        moments=False,
         kpoints=False,
         output=("psi4.dat",),
         unconverged=("could not converge scf",),

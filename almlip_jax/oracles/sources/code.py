@@ -91,6 +91,11 @@ def check_structure(code: Code, settings: CalculatorSettings, atoms: Atoms) -> N
     moments = initial_moments(told)
     if moments is not None and moments.ndim == 2:
         raise LabelError(f"code {code.name} takes initial magnetic moments along one axis, not vectors")
+    if moments is not None and not code.moments and min(moments) < 0 < max(moments):
+        raise LabelError(
+            f"{code.title} is told the number of unpaired electrons alone, and the initial magnetic moments have both "
+            "signs; leave them out, and give the multiplicity (system.spin)"
+        )
     if not periodic:
         check_electrons(told)
     elif multiplicity(atoms) != 1:
