@@ -706,7 +706,7 @@ def label(
         bool, typer.Option("--dry-run", help="Show the input of the first structure and what would run; run nothing.")
     ] = False,
     check: Annotated[
-        bool, typer.Option("--check", help="Label the first structure, and hold its forces against finite differences.")
+        bool, typer.Option("--check", help="Label the first structure, and hold forces and stress against its energy.")
     ] = False,
     retry: Annotated[
         bool, typer.Option("--retry", help="Try again what has failed in this store; without, it stays failed.")
@@ -766,30 +766,40 @@ def label(
 
 
 def _show_first_label(settings: LabelConfig, frames: list[Atoms], dry_run: bool, json_file: Path | None) -> None:
-    """What the first structure's label would take, or whether its forces are derivatives of its energy."""
+    """What the first structure's label would take, or whether its forces and stress are derivatives of its energy."""
     from almlip_jax.oracles.base import bare
-    from almlip_jax.oracles.finite_differences import check_forces
+    from almlip_jax.oracles.finite_differences import check_derivatives
 
     if dry_run:
         text = settings.oracle.preview(bare(frames[0]))
         sys.stdout.write(text + "\n")
         _write_json(json_file, {"preview": text})
         return
-    found = check_forces(frames[0], settings.oracle, settings.executor)
+    found = check_derivatives(frames[0], settings.oracle, settings.executor)
     rows = {
         f"atom {one.atom} ({frames[0].symbols[one.atom]}), {'xyz'[one.axis]}": (
             f"force {one.force:.4f}, by differences {one.difference:.4f} eV/A"
         )
         for one in found.compared
     }
+    rows |= {
+        f"stress {one.component}": f"{one.stress:.5f}, by differences {one.difference:.5f} eV/A^3"
+        for one in found.stresses
+    }
     energy = found.label.get_potential_energy()
-    _print_pairs("Forces", {"energy": f"{energy:.6f} eV", **rows, "seconds": _number(found.seconds)})
-    compared = [asdict(one) for one in found.compared]
-    _write_json(json_file, {"energy": energy, "compared": compared, "agrees": found.agrees, "seconds": found.seconds})
-    if not found.agrees:
+    heading = "Forces and stress" if found.stresses else "Forces"
+    _print_pairs(heading, {"energy": f"{energy:.6f} eV", **rows, "seconds": _number(found.seconds)})
+    told = {name: [asdict(one) for one in getattr(found, name)] for name in ("compared", "stresses")}
+    _write_json(json_file, {"energy": energy, **told, "agrees": found.agrees, "seconds": found.seconds})
+    if not all(one.agrees for one in found.compared):
         raise LabelError(
             "the forces are not the derivatives of the energy; converge the SCF more tightly, and use the free energy "
             "where electrons are smeared"
+        )
+    if not found.agrees:
+        raise LabelError(
+            "the forces are the derivatives of the energy, and the stress is not; raise the cutoff (with few plane "
+            "waves their number changes with the cell), or leave stresses out of labels and training"
         )
 
 

@@ -273,6 +273,7 @@ def test_label_looks_before_it_pays(folder):
     assert result["agrees"] and [len(result["compared"]), *result["compared"][0]] == [
         3, "atom", "axis", "force", "difference"
     ]  # fmt: skip
+    assert result["stresses"] == []  # of a molecule
     code = '{kind: ase, code: orca, parameters: {orcasimpleinput: "PBE def2-SVP"}, command: /opt/orca}'
     shown = almlip(folder, "label", "config.yaml", "water.extxyz", "--dry-run", "--set", f"oracle={code}").stdout
     assert "Command: /opt/orca" in shown and "! PBE def2-SVP EnGrad" in shown and "*xyz 0 1" in shown

@@ -110,6 +110,10 @@ class SourceSettings(Spec):
         """The `version` that labels are bound to; None where a change is only reported."""
         return self.version() if self.version_binds else None
 
+    def with_grid_of(self, atoms: Atoms) -> SourceSettings:
+        """These settings with the k-points that they give this structure, for others whose cells differ a little."""
+        return self
+
     def asks(self) -> tuple[SourceSettings, ...]:
         """The label sources that this one asks in turn; none for those that calculate by themselves."""
         return ()

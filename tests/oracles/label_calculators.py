@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
+from ase.calculators.emt import EMT
 
 HANG, ABORT, NAN, RAISE, SHAPE, HUGE, SLOW, SPAWN, KILLED = 2, 3, 4, 5, 6, 7, 8, 9, 10
 
@@ -63,6 +64,14 @@ class Doubled(Springs):
     def calculate(self, atoms: Atoms | None = None, properties: Any = None, system_changes: Any = all_changes) -> None:
         super().calculate(atoms, properties, system_changes)
         self.results["forces"] = 2 * self.results["forces"]
+
+
+class Mistaken(EMT):
+    """EMT whose stress has yz in the place of xy, as of another order than Voigt's."""
+
+    def calculate(self, atoms: Atoms | None = None, properties: Any = None, system_changes: Any = all_changes) -> None:
+        super().calculate(atoms, ["stress"], system_changes)
+        self.results["stress"] = self.results["stress"][[0, 1, 2, 5, 4, 3]]
 
 
 class Writer(Calculator):

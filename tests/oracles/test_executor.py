@@ -15,6 +15,8 @@ import label_calculators as trouble
 import numpy as np
 import pytest
 from ase import Atoms
+from ase.build import bulk
+from ase.calculators.emt import EMT
 from ase.constraints import FixAtoms
 from label_calculators import KILLED, assert_same_labels, calls, made
 
@@ -29,11 +31,12 @@ from almlip_jax.oracles import (
     label_structures,
     rattle,
 )
-from almlip_jax.oracles.finite_differences import check_forces
+from almlip_jax.oracles.finite_differences import check_derivatives
 from almlip_jax.oracles.processes import WorkerProcess
 from almlip_jax.oracles.scratch import Scratch, remove_left_behind
 from almlip_jax.oracles.sources.calculator import CalculatorSettings
 from almlip_jax.oracles.sources.labelled_file import FileSettings
+from almlip_jax.oracles.sources.mean import MeanSettings
 from almlip_jax.oracles.worker import LabelTask
 from almlip_jax.process_table import is_alive
 from almlip_jax.structures.io import write_structures
@@ -292,13 +295,40 @@ def test_what_a_killed_script_wrote_is_removed(tmp_path: Path) -> None:
 def test_forces_are_held_against_differences_of_the_energy(waters: Waters, springs: CalculatorSettings) -> None:
     (water,) = waters(1)
     water.set_constraint(FixAtoms([0, 1, 2]))  # of dynamics, not of labels
-    found = check_forces(water, springs, LocalSettings(workers=1))
+    found = check_derivatives(water, springs, LocalSettings(workers=1))
     assert found.agrees and len(found.compared) == 3
     forces = -water.positions
     for one in found.compared:
         assert one.force == pytest.approx(forces[one.atom, one.axis]) == pytest.approx(one.difference, abs=1e-9)
         assert abs(one.force) == np.max(np.abs(forces[one.atom]))
+    assert found.stresses == ()
     doubled = springs.model_copy(update={"calculator": "label_calculators:Doubled"})
-    assert not check_forces(water, doubled, LocalSettings(workers=1)).agrees
+    assert not check_derivatives(water, doubled, LocalSettings(workers=1)).agrees
     with pytest.raises(InputError, match="nothing to compare"):
-        check_forces(water, FileSettings(path=Path("labels.extxyz")))
+        check_derivatives(water, FileSettings(path=Path("labels.extxyz")))
+
+
+def test_stresses_are_held_against_differences_of_the_energy() -> None:
+    """The largest normal stress and the largest shear, of the cell with its atoms."""
+    copper = bulk("Cu", a=3.5)
+    copper.set_cell(copper.cell.array @ (np.eye(3) + [[0, 0.03, 0], [0, 0, 0.06], [0, 0, 0.02]]), scale_atoms=True)
+    copper.rattle(0.05, seed=1)
+    copper.set_constraint(FixAtoms([0]))
+    settings = CalculatorSettings(calculator="label_calculators:Mistaken")
+    found = check_derivatives(copper, settings, LocalSettings(workers=1), components=1)
+    assert [one.agrees for one in (*found.compared, *found.stresses)] == [True, True, False] and not found.agrees
+    true = dict(zip(("xx", "yy", "zz", "yz", "xz", "xy"), EMT().get_property("stress", copper), strict=True))
+    for one in found.stresses:
+        assert one.difference == pytest.approx(true[one.component], rel=2e-3)
+    assert found.stresses[0].stress == pytest.approx(max(true["xx"], true["yy"], true["zz"], key=abs))
+
+
+def test_strained_cells_keep_their_kpoints() -> None:
+    """Of a spacing that gives the strained cell fewer or more."""
+    settings = CalculatorSettings(
+        code="gpaw", parameters={"mode": "lcao"}, kspacing=2 * np.pi / (3 * 4.0 - 1e-6), gamma_centred=False
+    )
+    crystal = Atoms("He", cell=np.diag([4.0, 4.0, 9.0]), pbc=[True, True, False])
+    assert settings.with_grid_of(crystal).kpts == (3, 3, 1) and settings.with_grid_of(crystal).kspacing is None
+    mean = MeanSettings(of=(settings, settings)).with_grid_of(crystal)
+    assert [getattr(part, "kpts", None) for part in mean.of] == [(3, 3, 1)] * 2

@@ -20,7 +20,7 @@ from almlip_jax.oracles import (
     TBLiteSettings,
     structure_identity,
 )
-from almlip_jax.oracles.finite_differences import check_forces
+from almlip_jax.oracles.finite_differences import check_derivatives
 from almlip_jax.oracles.sources.calculator import CalculatorSettings
 
 GFN1, GFN2 = {"kind": "tblite", "method": "GFN1-xTB"}, {"kind": "tblite", "dipole": True}
@@ -52,7 +52,7 @@ def test_every_quantity_is_the_weighted_mean(weights: Any, first: float, rattled
 
 def test_forces_belong_to_the_energy_in_worker_processes(zundel: Atoms) -> None:
     oracle = mean(GFN1, GFN2 | {"dipole": False})
-    compared = check_forces(zundel, oracle, LocalSettings(workers=1), components=2)
+    compared = check_derivatives(zundel, oracle, LocalSettings(workers=1), components=2)
     assert max(abs(one.force - one.difference) for one in compared.compared) < 1e-3
 
 

@@ -18,7 +18,7 @@ from almlip_jax.names import Known
 from almlip_jax.oracles.base import LONGEST_LABEL, LabelSource, Results, SourceOfTargets
 from almlip_jax.oracles.codes.base import codes
 from almlip_jax.oracles.scratch import Scratch
-from almlip_jax.oracles.sources.code import build_code, check_settings, check_structure, preview_of_code
+from almlip_jax.oracles.sources.code import build_code, check_settings, check_structure, grid_of, preview_of_code
 from almlip_jax.oracles.sources.electrons import (
     StateKeys,
     check_state,
@@ -188,6 +188,11 @@ class CalculatorSettings(SourceOfTargets):
             check_structure(codes()[self.code], self, atoms)
             return
         check_state(atoms, self.state_keys, self.parameters, self._named)
+
+    def with_grid_of(self, atoms: Atoms) -> CalculatorSettings:
+        """With as many k-points as `kspacing` gives this structure."""
+        grid = None if self.code is None or self.kspacing is None else grid_of(codes()[self.code], self, atoms)
+        return self if grid is None else self.model_copy(update={"kspacing": None, "kpts": grid.size})
 
     def preview(self, atoms: Atoms) -> str:
         """The input of a code, and what would be run."""

@@ -162,7 +162,7 @@ def job_of(code: Code, settings: CalculatorSettings, atoms: Atoms, folder: Path)
         charge=total_charge(atoms),
         unpaired=None if free and polarised else spin - 1,
         polarised=polarised,
-        grid=_grid(code, settings, atoms),
+        grid=grid_of(code, settings, atoms),
         pseudopotentials={one: name for one, name in settings.pseudopotentials.items() if one in atoms.symbols},
         data=settings.data_dir,
         command=settings.command,
@@ -172,7 +172,8 @@ def job_of(code: Code, settings: CalculatorSettings, atoms: Atoms, folder: Path)
     )
 
 
-def _grid(code: Code, settings: CalculatorSettings, atoms: Atoms) -> Grid | None:
+def grid_of(code: Code, settings: CalculatorSettings, atoms: Atoms) -> Grid | None:
+    """The k-points that a code is asked for; None where there are none, or its parameters say."""
     if not atoms.pbc.any() or not code.kpoints or (settings.kpts is None and settings.kspacing is None):
         return None
     if settings.kpts is not None:

@@ -95,6 +95,10 @@ class MeanSettings(SourceSettings):
         for part in self.of:
             _told(part, lambda part=part: part.check(atoms))  # type: ignore[misc]
 
+    def with_grid_of(self, atoms: Atoms) -> MeanSettings:
+        """With those of the parts."""
+        return self.model_copy(update={"of": tuple(part.with_grid_of(atoms) for part in self.of)})
+
     def preview(self, atoms: Atoms) -> str:
         """What each of the parts would calculate."""
         counted = zip(self.shares, self.of, strict=True)
