@@ -3,6 +3,7 @@
     python experiments/label_codes/run.py espresso --data-dir /usr/share/espresso/pseudo --out espresso.json
     python experiments/label_codes/run.py cp2k --data-dir /usr/share/cp2k --out cp2k.json
     python experiments/label_codes/run.py gpaw --out gpaw.json
+    python experiments/label_codes/run.py nwchem --out nwchem.json
 
 Each case is a label, the same with the strongest force's atom moved to both sides, and with the cell strained to both
 sides.  Numbers of k-points and cutoffs are far from converged: what is asked is whether energies, forces and stresses
@@ -20,7 +21,7 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
-from ase.build import bulk
+from ase.build import bulk, molecule
 
 from almlip_jax.oracles import CalculatorSettings, Results
 
@@ -53,6 +54,10 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
             "parameters": {"ecutwfc": 40, "conv_thr": 1e-10, **_SMEARED},
         },
         "iron": {
+            "pseudopotentials": {"Fe": "Fe.pz-nd-rrkjus.UPF"},
+            "parameters": {"ecutwfc": 25, "ecutrho": 200, "conv_thr": 1e-9, **_SMEARED},
+        },
+        "iron, up and down": {
             "pseudopotentials": {"Fe": "Fe.pz-nd-rrkjus.UPF"},
             "parameters": {"ecutwfc": 25, "ecutrho": 200, "conv_thr": 1e-9, **_SMEARED},
         },
@@ -90,6 +95,12 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
             "parameters": _cp2k("PADE", 200, {}, O={"BASIS_SET": "SZV-MOLOPT-SR-GTH", "POTENTIAL": "GTH-PADE-q6"})
         },
     },
+    "nwchem": {
+        "water": {"parameters": {"theory": "dft", "basis": "3-21g", "dft": {"xc": "xpbe96 cpbe96", "iterations": 100}}},
+        "water, CCSD(T)": {"parameters": {"theory": "ccsd(t)", "basis": "3-21g"}},
+        "water cation": {"parameters": {"theory": "scf", "basis": "3-21g"}},
+        "oxygen": {"parameters": {"theory": "mp2", "basis": "3-21g", "scf": {"uhf": None}}},
+    },
     "gpaw": {
         "silicon": {"parameters": {"mode": {"name": "pw", "ecut": 250}, "xc": "LDA", "convergence": {"density": 1e-6}}},
         "aluminium": {
@@ -113,14 +124,23 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
 
 
 def structures() -> dict[str, Atoms]:
-    """Two atoms each, none at rest."""
+    """Two or three atoms each, none at rest."""
     silicon, aluminium = bulk("Si", a=5.43), bulk("Al", "bcc", a=3.2, cubic=True)
     iron, oxygen = bulk("Fe", a=2.8, cubic=True), Atoms("O2", [[3, 3, 3], [3, 3, 4.28]], cell=[6, 6, 7.3])
     for atoms in (silicon, aluminium, iron):
         atoms.positions[1] += [0.06, 0.02, -0.03]
+    opposite = iron.copy()
     iron.set_initial_magnetic_moments([2.2, 2.2])
+    opposite.set_initial_magnetic_moments([2.2, -2.2])
     oxygen.info["spin"] = 3
-    return {"silicon": silicon, "aluminium": aluminium, "iron": iron, "oxygen": oxygen}
+    water = molecule("H2O")
+    water.rattle(0.05, seed=1)
+    water.rotate(33, (1, 2, 3))
+    cation = water.copy()
+    cation.info |= {"charge": 1, "spin": 2}
+    irons = {"iron": iron, "iron, up and down": opposite}
+    waters = {"water": water, "water, CCSD(T)": water, "water cation": cation}
+    return {"silicon": silicon, "aluminium": aluminium, "oxygen": oxygen, **irons, **waters}
 
 
 def slope(label: Callable[[Atoms], Results], frames: list[Atoms], width: float) -> float:
