@@ -7,9 +7,12 @@ committee's mean; the scores of the committee and what its members say stand in 
 
 from __future__ import annotations
 
+import re
+import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +22,7 @@ from ase.data import atomic_masses, atomic_numbers, chemical_symbols
 from almlip_jax.errors import InputError
 from almlip_jax.interfaces.columns import column_values, columns
 from almlip_jax.interfaces.lammps_memory import LammpsMemory
+from almlip_jax.interfaces.lammps_text import HANDED, computes_of_atoms
 from almlip_jax.potential import Potential
 from almlip_jax.potential.answers import of_atoms
 from almlip_jax.potential.following import Following, given_scores, reads_positions
@@ -30,6 +34,7 @@ from almlip_jax.units import KCAL_PER_MOL
 
 _ENERGY_UNITS = {"metal": 1.0, "real": KCAL_PER_MOL}  # eV; both have Angstrom
 _SAME_MASS = 0.1  # amu, of an element and a type of atoms
+_COMPUTES = re.compile(r"^Compute\[\s*\d+\]:\s+(\S+),\s+style = ([^\s,]+),", re.MULTILINE)
 _VOIGT = np.array([0, 1, 2, 5, 4, 3])  # xx yy zz yz xz xy of ASE, as xx yy zz xy xz yz
 
 
@@ -91,8 +96,13 @@ def attach(
     Raises:
         InputError: units, dimension or number of processes that cannot be served, an element that is not known, a
             charge or spin that the potential has learned nothing of, or a result of atoms that there is none of.
+
+    Warns:
+        UserWarning: there are computes of energies or stresses of atoms, which would lack those of the potential.
     """
-    return AttachedPotential(lmp, potential, coupling or Coupling(), observe)
+    attached = AttachedPotential(lmp, potential, coupling or Coupling(), observe)
+    attached.look_at_computes()
+    return attached
 
 
 class AttachedPotential:
@@ -114,6 +124,7 @@ class AttachedPotential:
         """What went wrong in a step; LAMMPS then stops at the next one."""
         self._numbers: np.ndarray | None = None  # by type, from 1 on; 0 where the potential does not know it
         self._atoms = Atoms()
+        self._computes: set[str] = set()  # of parts of atoms that have been looked at
         self._types = b"", b""  # of these atoms, and elements by type
         self._state = _state(potential, coupling)
         self._fix = coupling.fix.encode()
@@ -138,9 +149,38 @@ class AttachedPotential:
             raise self.problem
 
     def command(self, text: str) -> None:
-        """Has LAMMPS do a command, and raises what went wrong in one of its steps."""
+        """Has LAMMPS do a command, and raises what went wrong in one of its steps.
+
+        Raises:
+            InputError: it is a compute of energies or stresses of atoms that would lack those of the potential.
+        """
+        for name, style, holds_fixes in computes_of_atoms(text):
+            if holds_fixes and HANDED[style] not in self.coupling.per_atom:
+                raise InputError(self._lacking(name, style))
+            self._computes.add(name)
+        if text.split()[:1] in (["run"], ["minimize"]):
+            self.look_at_computes()
         self.lmp.command(text)
         self.check()
+
+    def look_at_computes(self) -> None:
+        """Warns, once of each, of computes that LAMMPS was given elsewhere: it does not say which parts they hold."""
+        with tempfile.TemporaryDirectory() as folder:
+            told = Path(folder) / "computes"
+            self.lmp.command(f'info out overwrite "{told}" computes')
+            found = _COMPUTES.findall(told.read_text())
+        for name, style in found:
+            if HANDED.get(style, style) not in (style, *self.coupling.per_atom) and name not in self._computes:
+                self._computes.add(name)
+                warnings.warn(self._lacking(name, style), stacklevel=3)
+
+    def _lacking(self, name: str, style: str) -> str:
+        """What is said of a compute."""
+        asked = (*self.coupling.per_atom, HANDED[style])
+        return (
+            f"compute {name} ({style}) lacks what the potential gives, which is not handed over by default: use "
+            f"Coupling(per_atom={asked}), or name the parts that it shall hold, as pair."
+        )
 
     def _check_per_atom(self) -> None:
         known = _of_atoms(self.potential)

@@ -19,15 +19,23 @@ from ase import Atoms
 
 from almlip_jax.errors import InputError
 from almlip_jax.interfaces.columns import columns
-from almlip_jax.interfaces.lammps import AttachedPotential, Coupling, attach
-from almlip_jax.interfaces.lammps_text import END, STATUS, Copies, pieces_of, with_included, without_quit
+from almlip_jax.interfaces.lammps import AttachedPotential, Coupling
+from almlip_jax.interfaces.lammps_text import (
+    END,
+    HANDED,
+    STATUS,
+    Copies,
+    computes_of_atoms,
+    pieces_of,
+    with_included,
+    without_quit,
+)
 from almlip_jax.interfaces.recording import Recorder, Recording, alone
 from almlip_jax.packages import package_version
 from almlip_jax.potential import Potential
 from almlip_jax.potential.following import Following
 
 _PERIOD = re.compile(r"^\s*run\s+\S+.*\bevery\s+(\d+)", re.MULTILINE)
-_COMPUTE = re.compile(r"^\s*compute\s+(\S+)\s+\S+\s+((?:pe/atom|stress/atom)\b.*)$", re.MULTILINE)
 _LABELMAP = re.compile(r"^\s*labelmap\s+atom\b", re.MULTILINE)
 
 
@@ -99,7 +107,8 @@ def run_script(
                 fix, group = found
                 own = replace(coupling or Coupling(), fix=fix, group=group)
                 observers += [] if recorded is None else [_Recorded(lmp, recorded, potential, own, periods)]
-                attached.append(attach(lmp, potential, own, None if recorded is None else observers[-1]))
+                watching = None if recorded is None else observers[-1]
+                attached.append(AttachedPotential(lmp, potential, own, watching))
     finally:
         lmp.close()
     last = attached[-1].last if attached else {}
@@ -146,11 +155,9 @@ def _check_computes(texts: Sequence[str], per_atom: Sequence[str], script: Path)
         InputError: says which, and how the potential gives them.
     """
     for text in with_included(texts):
-        for name, told in _COMPUTE.findall(text):
-            style, *words = told.split("#")[0].split()
-            result = "energies" if style == "pe/atom" else "stresses"
-            parts = words if style == "pe/atom" else words[1:]
-            if result not in per_atom and (not parts or {"fix", "virial"} & {*parts}):
+        for name, style, holds_fixes in computes_of_atoms(text):
+            result = HANDED[style]
+            if result not in per_atom and holds_fixes:
                 raise InputError(
                     f"{script}: compute {name} ({style}) would lack what the potential gives, which is not handed over "
                     f"by default: run with --per-atom {','.join((*per_atom, result))}, or name the parts that it shall "

@@ -20,6 +20,9 @@ _JUMP_TO_FILE = re.compile(r"\b(jump\s+)([^\s\"']+)")
 _COMMAND_QUIT = re.compile(r"\s*quit(?:\s+([^\s\"'#]+))?\s*(?:#.*)?")
 _INCLUDE = re.compile(r"\s*include\s+([\"']?)([^\s\"'#$]+)\1\s*(?:#.*)?")
 _WORDS = re.compile(r'"""[\s\S]*?"""|"[^"]*"|\'[^\']*\'|[^\s"\']+')
+_COMPUTE = re.compile(r"^\s*compute\s+(\S+)\s+\S+\s+((?:pe/atom|stress/atom)\b.*)$", re.MULTILINE)
+HANDED = {"pe/atom": "energies", "stress/atom": "stresses"}
+"""Computes of parts of atoms, and the results of a potential that are handed to them where they are asked for."""
 END, STATUS = "almlip_end_of_script", "almlip_has_quit"
 """A label at the end of what LAMMPS reads, and the variable that says that the script has quit, and how."""
 _LINE = "fix almlip all external pf/callback 1 1"
@@ -161,6 +164,14 @@ class Copies:
         copy = self.folder / f"{len(list(self.folder.iterdir()))}_{Path(name).name}"
         copy.write_text(f"{without}\nlabel {END}\n")
         return copy
+
+
+def computes_of_atoms(text: str) -> Iterator[tuple[str, str, bool]]:
+    """ID and style of each compute of `HANDED` in some commands, and whether it holds what fixes give."""
+    for name, told in _COMPUTE.findall(text):
+        style, *words = told.split("#")[0].split()
+        parts = words if style == "pe/atom" else words[1:]
+        yield name, style, not parts or bool({"fix", "virial"} & {*parts})
 
 
 def with_included(texts: Sequence[str], depth: int = 0) -> Iterator[str]:

@@ -575,6 +575,22 @@ def test_computes_of_parts_of_atoms_are_not_left_without_the_potential(lammps, p
     assert run_script(potential, path, arguments=QUIET).evaluations == 1
 
 
+def test_computes_of_parts_of_atoms_are_told_of_from_python_too(lmp, potential):
+    """Those that it is asked for itself are refused; which parts others hold LAMMPS does not say."""
+    lmp.commands_list([*setup(wrapped(crystal())), "compute e all pe/atom"])
+    with pytest.warns(UserWarning, match=r"compute e \(pe/atom\) lacks .*per_atom=\('force_std', 'energies'\)"):
+        ours = attach(lmp, potential)
+    with pytest.raises(InputError, match=r"compute s \(stress/atom\) lacks .*'stresses'"):
+        ours.command("compute s all stress/atom NULL")
+    assert not lmp.has_id("compute", "s")
+    ours.command("compute k all stress/atom NULL ke")
+    lmp.command("compute t all stress/atom NULL")
+    with pytest.warns(UserWarning, match="compute t"):
+        ours.command("run 0")
+    with warnings.catch_warnings(action="error"):
+        ours.command("run 0")
+
+
 def test_data_that_is_written_can_be_read_again(lammps, potential, tmp_path):
     """Without a section of the fix that holds properties of atoms, which read_data would have to be told of."""
     start = [*setup(wrapped(crystal())), "fix a all external pf/callback 1 1", "run 0", f"write_data {tmp_path}/data"]
