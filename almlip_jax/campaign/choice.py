@@ -6,7 +6,7 @@ Packages whose kinds are below it import this module while ours are still being 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -59,6 +59,7 @@ class ExplorationInputs:
         explorers: keep what was compiled, and how large its arrays have become.
         budget: labels that the round may ask for.
         under_way: structures whose labels are being made.
+        held_out: structures that no candidate may be the same as, however it is written down: those of the test set.
     """
 
     here: Round
@@ -68,6 +69,7 @@ class ExplorationInputs:
     explorers: Explorers
     budget: Budget
     under_way: Sequence[Atoms] = ()
+    held_out: Container[Atoms] = ()
 
 
 class ExplorationChoice(Spec):

@@ -48,7 +48,8 @@ def explore(settings: MdExploration, given: ExplorationInputs) -> Mapping[str, A
     exploration = _run(settings, given, (starts, further), levels, programs, knowledge)
     known = {*given.withheld, *(geometry_key(frame) for frame in dataset), *drawn_keys(here.run, here.index)}
     drawn = _draw(here, exploration, given.budget.drawn(settings.thresholds.frames_drawn), known)
-    fresh = [frame for frame in exploration.recorded if geometry_key(frame) not in known]
+    recorded = [frame for frame in exploration.recorded if geometry_key(frame) not in known]
+    fresh = [frame for frame in recorded if frame not in given.held_out]
     withheld = {geometry_key(frame) for frame in drawn}
     candidates = [frame for frame in fresh if geometry_key(frame) not in withheld]
     if settings.correct is not None:

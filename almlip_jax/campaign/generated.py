@@ -45,7 +45,9 @@ def explore(settings: GeneratedExploration, given: ExplorationInputs) -> Mapping
     )
     most = settings.most_candidates(0), "its counts"
     return offer(
-        here, fresh(frames, beginning, inputs.system, given.withheld, "exploration 'generated'", most), trained
+        here,
+        fresh(frames, beginning, inputs.system, given.withheld, "exploration 'generated'", most, given.held_out),
+        trained,
     )
 
 

@@ -78,13 +78,15 @@ class Inputs:
         return [geometry_key(atoms) for atoms in self.pool]
 
     @cached_property
+    def held_out(self) -> Likeness:
+        """The structures of the test set, however they are written down; for stages that come after it was made."""
+        run = self._run
+        return Likeness(read_structures(run.test) if run is not None and run.test.exists() else ())
+
+    @cached_property
     def pool_like_test(self) -> frozenset[int]:
         """Places in a fixed pool of what is the same as a structure of the test set, however it is written down."""
-        run = self._run
-        if run is None or not run.test.exists() or not self.pool:
-            return frozenset()
-        held_out = Likeness(read_structures(run.test))
-        return frozenset(place for place, frame in enumerate(self.pool) if frame in held_out)
+        return frozenset(place for place, frame in enumerate(self.pool) if frame in self.held_out)
 
     @cached_property
     def pool_split(self) -> PoolSplit:

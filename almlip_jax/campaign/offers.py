@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -32,7 +32,7 @@ def find(settings: ExplorationChoice, given: ExplorationInputs) -> Mapping[str, 
         trained.potential, inputs.geometries, here.dataset(), here.key("explore"), here.index, given.under_way
     )
     with here.progress.stage("explore"):
-        frames = found_by(settings, beginning, inputs.system, given.withheld, most)
+        frames = found_by(settings, beginning, inputs.system, given.withheld, most, given.held_out)
     return offer(here, frames, trained)
 
 
@@ -45,7 +45,12 @@ def offer(here: Round, frames: Sequence[Atoms], trained: Trained) -> Mapping[str
 
 
 def found_by(
-    settings: ExplorationChoice, given: Beginning, system: StateReading, withheld: Collection[bytes], most: int
+    settings: ExplorationChoice,
+    given: Beginning,
+    system: StateReading,
+    withheld: Collection[bytes],
+    most: int,
+    held_out: Container[Atoms] = (),
 ) -> list[Atoms]:
     """The structures that a kind finds, with charge and spin, without those that are known already, each once.
 
@@ -55,6 +60,7 @@ def found_by(
         system: charge and spin of structures that do not say.
         withheld: what identifies structures that must not become candidates.
         most: structures that there may be.
+        held_out: structures that none may be the same as, however it is written down.
 
     Raises:
         InputError: there are more; or something is not a structure, has positions that are not finite, or elements or
@@ -62,7 +68,8 @@ def found_by(
     """
     starts = [start.copy() for start in given.starts]  # those of later rounds too, whatever is done with them
     found = settings.explore(replace(given, starts=starts))
-    return fresh(found, given, system, withheld, f"exploration '{settings.kind}'", (most, settings.bound))
+    where = f"exploration '{settings.kind}'"
+    return fresh(found, given, system, withheld, where, (most, settings.bound), held_out)
 
 
 def fresh(
@@ -72,6 +79,7 @@ def fresh(
     withheld: Collection[bytes],
     where: str,
     most: tuple[int, str],
+    held_out: Container[Atoms] = (),
 ) -> list[Atoms]:
     """Structures with charge and spin, without those that are known already, each once; see `found_by`.
 
@@ -82,13 +90,14 @@ def fresh(
         withheld: what identifies structures that must not become candidates.
         where: what found them, for messages.
         most: structures that there may be, and what bounds them.
+        held_out: structures that none may be the same as, however it is written down.
     """
     known = [*given.starts, *given.labelled]
     seen = {*withheld, *(geometry_key(frame) for frame in given.labelled)}
     frames: list[Atoms] = []
     for number, one in enumerate(found):
         (frame,) = name_systems([_structure(one, f"{where}, structure {number}", system)], given.starts, where)
-        if is_isolated_atom(frame) or geometry_key(frame) in seen:
+        if is_isolated_atom(frame) or geometry_key(frame) in seen or frame in held_out:
             continue
         if len(frames) == most[0]:
             raise InputError(f"{where} finds more structures than the {most[0]} of {most[1]}.")

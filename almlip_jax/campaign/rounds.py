@@ -145,6 +145,7 @@ class Rounds:
             explorers=self._explorers,
             budget=budget,
             under_way=waiting,
+            held_out=self._inputs.held_out,
         )
         return self._config.exploration.stage(given)
 

@@ -175,7 +175,16 @@ def shortest_edge(atoms: Atoms, cutoff: float) -> float:
     Raises:
         InputError: as `neighborhood`.
     """
-    return float(np.sqrt(_pairs(atoms, cutoff).squares.min(initial=np.inf)))
+    return float(lengths_within(atoms, cutoff).min(initial=np.inf))
+
+
+def lengths_within(atoms: Atoms, cutoff: float) -> np.ndarray:
+    """Lengths [P] of the edges below the cutoff, Angstrom, one of each edge and its opposite, in any order.
+
+    Raises:
+        InputError: as `neighborhood`.
+    """
+    return np.sqrt(_pairs(atoms, cutoff).squares)
 
 
 def periodic_cell(cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:

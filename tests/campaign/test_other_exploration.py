@@ -27,6 +27,7 @@ from almlip_jax.errors import InputError
 from almlip_jax.progress import SilentProgress
 from almlip_jax.scores import mean_score
 from almlip_jax.structures.io import read_structures, write_structures
+from almlip_jax.structures.likeness import Likeness
 from almlip_jax.structures.repeats import geometry_key
 
 MODULE = '''
@@ -234,6 +235,10 @@ def test_a_stage_uses_nothing_but_what_it_is_given(tmp_path: Path) -> None:
     withheld = frozenset(geometry_key(frame) for frame in found[:2])
     assert exploration.stage(replace(given, withheld=withheld))["candidates"] == 3
     assert len(read_structures(here.folder.pool)) == 3
+    turned = found[3][[2, 0, 1]]
+    turned.rotate(70, (1, 2, 3))
+    assert exploration.stage(replace(given, held_out=Likeness([turned])))["candidates"] == 4
+    assert found[3] not in read_structures(here.folder.pool)
 
 
 class Partly(Counting):

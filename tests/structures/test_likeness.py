@@ -7,6 +7,7 @@ import pytest
 from ase import Atoms
 from ase.build import bulk, fcc111, molecule
 
+from almlip_jax.structures import likeness
 from almlip_jax.structures.likeness import Likeness
 
 
@@ -48,6 +49,16 @@ def test_what_differs_in_its_description_alone_is_the_same(name: str) -> None:
         assert moved not in known
     assert rattled(atoms, 61) not in known and atoms in known
     assert atoms not in Likeness([]) and Atoms("X2", positions=atoms.positions[:2]) not in known
+
+
+def test_a_glance_rules_out_what_is_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pools are large, and next to nothing in them is a test structure: all numbers are for what nearly is one."""
+    known = {name: Likeness([rattled(atoms, seed) for seed in range(40)]) for name, atoms in STRUCTURES.items()}
+    others = [(name, rattled(atoms, seed)) for name, atoms in STRUCTURES.items() for seed in range(40, 80)]
+    looked, all_numbers = list[Atoms](), likeness._invariants
+    monkeypatch.setattr(likeness, "_invariants", lambda frame: looked.append(frame) or all_numbers(frame))
+    assert not any(frame in known[name] for name, frame in others) and len(looked) < len(others) / 10
+    assert all(rattled(atoms, 7) in known[name] for name, atoms in STRUCTURES.items())
 
 
 def test_other_elements_charges_and_distances_are_not() -> None:
