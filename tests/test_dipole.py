@@ -312,4 +312,6 @@ def test_a_command_selects_by_the_spread_of_dipoles(potential, frames, found, tm
     done = CliRunner().invoke(cli.app, ["select", str(tmp_path / "config.yaml"), "-k", "1", *options])
     assert done.exit_code == 0, done.output + str(done.exception)
     (chosen,) = read_structures(tmp_path / "batch.extxyz")
-    assert chosen.info["pool_index"] == int(np.argmax(found.scores["dipole_std"][:3]))
+    spread = found.scores["dipole_std"][:3]  # two of them are equal to rounding
+    assert spread[chosen.info["pool_index"]] == pytest.approx(spread.max(), rel=1e-5)
+    assert spread.min() < 0.9 * spread.max()
