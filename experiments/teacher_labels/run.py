@@ -39,6 +39,7 @@ ERRORS = ("forces_rmse", "forces_mae", "energy_rmse", "energy_offset_free_rmse",
 MEMBERS = {"size": 4}
 SCRATCH = "scratch"
 TUNING_STEPS = 2_000
+FRAMES, PRETRAINING_STEPS = 2_400, 12_000
 SIZE = "small"
 NESTED = {"random", "max_dist"}  # of which a smaller choice is the beginning of a larger one
 
@@ -74,9 +75,20 @@ class Study:
     @property
     def teacher(self) -> str:
         """Which frames taught, where there is a choice, and how long tunings are, where it is not `TUNING_STEPS`."""
-        told = {"silicon": self.options.cells}.get(self.options.system, self.options.teacher)
-        name, steps = "teacher" if told == "xtb" else f"teacher ({told})", self.options.tuning_steps
-        return name if steps == TUNING_STEPS else f"{name}, {steps} steps"
+        steps = self.options.tuning_steps
+        return self.taught if steps == TUNING_STEPS else f"{self.taught}, {steps} steps"
+
+    @property
+    def taught(self) -> str:
+        """Which frames taught, and how many of them for how long, where that is not the default."""
+        options = self.options
+        told = {"silicon": options.cells}.get(options.system, options.teacher)
+        parts = [] if told == "xtb" else [told]
+        if options.system != "silicon" and options.frames != FRAMES:
+            parts.append(f"{options.frames} frames")
+        if options.pretraining_steps != PRETRAINING_STEPS:
+            parts.append(f"for {options.pretraining_steps} steps")
+        return f"teacher ({' '.join(parts)})" if parts else "teacher"
 
     def learner(self, seed: int, training: TrainingSettings, typical: list[Atoms], **more: Any) -> Learner:
         """One for datasets of up to so many structures; model and members are those of what it starts from."""
@@ -136,8 +148,7 @@ def trained(study: Study, way: str, tasks: Sequence[Task]) -> list[Potential]:
 def pretrained(study: Study) -> dict[int, Potential]:
     """What learned from the teacher under each seed, made once."""
     options, frames = study.options, study.system.frames
-    taught = study.teacher.partition(",")[0]
-    name = f"pretrained_{study.name}_{taught}_{len(frames)}_{options.pretraining_steps}".replace(" ", "_")
+    name = f"pretrained_{study.name}_{study.taught}_{len(frames)}_{options.pretraining_steps}".replace(" ", "_")
     places = {seed: options.work / f"{name}_{seed}" for seed in study.seeds}
     missing = [seed for seed, place in places.items() if not (place / "potential.json").exists()]
     if missing:
@@ -232,9 +243,8 @@ def run(study: Study) -> None:
     potentials = pretrained(study)
     print(f"pretrained, {time.monotonic() - began:.0f} s", flush=True)
     for seed, potential in potentials.items() if "teacher" in study.options.ways else ():
-        untuned = study.teacher.partition(",")[0]
-        if (seed, 0, "none", untuned) not in done:
-            keep(seed, 0, "none", untuned, potential)
+        if (seed, 0, "none", study.taught) not in done:
+            keep(seed, 0, "none", study.taught, potential)
     learners = ways(study, potentials)
     chosen: dict[tuple[int, str], dict[int, list[Atoms]]] = {}
     for size, way, kind in asked(study):
@@ -275,8 +285,8 @@ def options_given() -> argparse.Namespace:
     parser.add_argument("--size", default=SIZE, help="of the models, those from scratch too")
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--frames", type=int, default=2400, help="of the teacher's dynamics")
-    parser.add_argument("--pretraining-steps", type=int, default=12_000)
+    parser.add_argument("--frames", type=int, default=FRAMES, help="of the teacher's dynamics")
+    parser.add_argument("--pretraining-steps", type=int, default=PRETRAINING_STEPS)
     parser.add_argument("--tuning-steps", type=int, default=TUNING_STEPS)
     parser.add_argument("--steps", type=int, default=6_000, help="from scratch")
     parser.add_argument("--report", type=Path, nargs="+", help="tables to be put together and told of; nothing is run")
