@@ -191,7 +191,7 @@ TEMPLATES: dict[str, Template] = {
                 "temperatures": [300, 600, 900],
                 "frames": 2400,
                 "every": 20,
-                "training": {"max_steps": 12000},
+                "training": {"max_steps": 40000},
                 "tuning": {"max_steps": 8000, "learning_rate": 2e-3},
                 "replay": 0,
             },

@@ -68,7 +68,7 @@ class _Changes(Settings):
 class PretrainingSettings(_Changes):
     """The training on the teacher's labels; what is not given is as in section ``training``."""
 
-    max_steps: int = Field(default=12_000, ge=1, le=10**9)
+    max_steps: int = Field(default=40_000, ge=1, le=10**9)
     """Optimiser steps at most; `training.max_epochs` holds too."""
     learning_rate: float | None = Field(default=None, gt=0, le=1.0)
     """Highest learning rate; as in ``training`` where not given."""
