@@ -9,221 +9,293 @@ and of the energy V = sum_s m_s B_s by a radial coefficient c, with Q = dM/dc,
 
     d(dV/dc)/de = sum_b (H Q)_b dM_b/de + sum_b (dV/dM_b) dQ_b/de,    H = d2V/dM dM.
 
-dB_s/dM_b and H are found for the few pairs that are not zero (`passes`).  The first sum of both is a product of
-matrices for each atom, with the derivatives dM/de of its edges: one for moments of low rank, and one for those of high
-rank, which are many and in few basis functions.
+dB_s/dM_b and H are found for the few pairs that are not zero (`passes`).  Directions have length one, z^2 = 1 - x^2 -
+y^2, so that moments are sums of few of them, those of powers with at most one factor of z: 49 instead of 84 up to rank
+6 (`Sphere`).  In these the first sum of both is one product of matrices for each atom.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from functools import lru_cache, partial
+from math import factorial
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from almlip_jax.materialise import materialised
 from almlip_jax.models.base import Params
 from almlip_jax.models.constants import CONSTANTS
+from almlip_jax.models.edges import Vectors
 from almlip_jax.models.mtp.basis import Basis
-from almlip_jax.models.mtp.contractions import factors_of, tree
-from almlip_jax.models.mtp.moments import Edges, RadialBasis, edge_functions, shape_of
+from almlip_jax.models.mtp.contractions import tree
+from almlip_jax.models.mtp.moments import RadialBasis, RadialFunctions, radial_functions, shape_of
 from almlip_jax.models.mtp.passes import all_moments, gradient, hessian, jacobian, passes
+from almlip_jax.models.mtp.tables import Table, Term, sums_of_rows
 from almlip_jax.models.separable import Derivatives
 from almlip_jax.structures.graph import Graph
 
 if TYPE_CHECKING:
     from almlip_jax.models.mtp.model import Mtp
 
+_Power: TypeAlias = tuple[int, int, int]
 
-class Tiers(NamedTuple):
-    """Moments of low and of high rank, and an order of basis functions.
+
+class Sphere(NamedTuple):
+    """Moments of powers with at most one factor of z, rank by rank for each mu, and how all moments follow from them.
 
     Attributes:
-        rows: (mu, a, b, c) of the moments, those of low rank first.
-        low: number of those.
-        powers: of each mu, how many powers of directions have a low rank, and how many it takes part with.
-        order: [S] basis functions, those of moments of low rank alone first.
-        plain: number of those.
+        powers: x^a y^b z^c, c < 2, up to the highest rank.
+        numbers: of each mu, how many of these it has: the first so many.
+        moments: [n, b] by which the basic moments of the basis are sums of these n.
+        pairs: of derivatives of basis functions by these, from `Passes.pairs`' last ones and a row of ones.
+        pair_places: basis function and moment of each, [q] each.
+        bends: of second derivatives by these, from `Passes.curves`' last ones and a row of ones, in two steps.
+        bend_places: two moments of each, [q] each.
     """
 
-    rows: tuple[tuple[int, int, int, int], ...]
-    low: int
-    powers: tuple[tuple[int, int], ...]
-    order: np.ndarray
-    plain: int
+    powers: tuple[_Power, ...]
+    numbers: tuple[int, ...]
+    moments: np.ndarray
+    pairs: Table
+    pair_places: tuple[np.ndarray, np.ndarray]
+    bends: tuple[Table, Table]
+    bend_places: tuple[np.ndarray, np.ndarray]
+
+    @property
+    def blocks(self) -> list[slice]:
+        """Where the moments of each mu are."""
+        ends = np.cumsum([0, *self.numbers]).tolist()
+        return [slice(a, b) for a, b in zip(ends, ends[1:], strict=False)]
 
 
 @lru_cache(maxsize=64)
-def tiers(basis: Basis, radial: RadialBasis) -> Tiers:
-    """The split of a basis that takes the fewest multiplications."""
-    shape = shape_of(basis, radial)
-    highest = np.array([max(nu for _, nu in factors) for factors in factors_of(basis)])
-    found = []
-    for rank in range(max(shape.ranks) + 1):
-        most = (rank + 1) * (rank + 2) * (rank + 3) // 6
-        powers = tuple((min(shape.number(mu), most), shape.number(mu)) for mu in shape.mus)
-        low = sum(few for few, _ in powers)
-        plain = int(np.sum(highest <= rank))
-        cost = low * len(highest) + (len(shape.rows) - low) * (len(highest) - plain)
-        found.append((cost, rank, low, powers, plain))
-    _, rank, low, powers, plain = min(found)
-    first = [(mu, *along) for mu, (few, _) in enumerate(powers) for along in shape.powers[:few]]
-    rest = [(mu, *along) for mu, (few, all_) in enumerate(powers) for along in shape.powers[few:all_]]
-    return Tiers((*first, *rest), low, powers, np.argsort(highest > rank, kind="stable"), plain)
+def sphere(basis: Basis, radial: RadialBasis) -> Sphere:
+    """That of a basis."""
+    shape, ways = shape_of(basis, radial), passes(basis)
+    highest = max(shape.ranks)
+    powers = tuple(
+        one
+        for rank in range(highest + 1)
+        for a in range(rank, -1, -1)
+        for one in ((a, rank - a, 0), (a, rank - a - 1, 1))
+        if min(one) >= 0
+    )
+    numbers = tuple((rank + 1) ** 2 for rank in shape.ranks)
+    row = {
+        (mu, *along): n
+        for n, (mu, along) in enumerate((mu, one) for mu, few in enumerate(numbers) for one in powers[:few])
+    }
+    parts = [{row[(mu, *one)]: x for one, x in _on_sphere(along).items()} for mu, *along in basis.moments]
+    moments = np.zeros((len(row), len(parts)))
+    for b, part in enumerate(parts):
+        moments[list(part), b] = list(part.values())
+    pairs, pair_places = _spread(*ways.places, parts)
+    first, (ends, starts) = _spread(ways.bends[1], ways.bends[0], parts)
+    second, (begins, others) = _spread(starts, ends, parts)
+    return Sphere(powers, numbers, moments, pairs, pair_places, (first, second), (begins, others))
+
+
+def _on_sphere(power: list[int]) -> dict[_Power, float]:
+    """A power of a direction as a sum of those with at most one factor of z."""
+    a, b, c = power
+    half, found = c // 2, dict[_Power, float]()
+    for i in range(half + 1):
+        for j in range(half + 1 - i):
+            ways = factorial(half) // (factorial(i) * factorial(j) * factorial(half - i - j))
+            found[a + 2 * i, b + 2 * j, c % 2] = float((-1) ** (i + j) * ways)
+    return found
+
+
+def _spread(
+    kept: np.ndarray, moments: np.ndarray, parts: list[dict[int, float]]
+) -> tuple[Table, tuple[np.ndarray, np.ndarray]]:
+    """From rows for pairs of something and a basic moment to those for pairs of it and the moments that this sums."""
+    terms: dict[tuple[int, int], list[Term]] = {}
+    for n, (one, moment) in enumerate(zip(kept.tolist(), moments.tolist(), strict=True)):
+        for part, factor in parts[moment].items():
+            terms.setdefault((one, part), []).append((n, 0, factor))
+    both = np.array(sorted(terms), int).reshape(-1, 2)
+    rows = tuple(tuple(terms[one, part]) for one, part in both.tolist())
+    return Table(rows, len(kept), 1), (both[:, 0], both[:, 1])
 
 
 def derivatives(model: Mtp, params: Params, graph: Graph) -> Derivatives:
-    """Derivatives by ``moment`` in the order of `Tiers.order`, ``species`` and ``radial``; see `Separable`."""
-    constants = params[CONSTANTS]
-    shape, ways, split = shape_of(model.basis, model.radial_basis), passes(model.basis), split_of(model)
-    edges = edge_functions(shape, graph.edge_mask, model.geometry(graph).components)
-    told = jax.nn.one_hot(graph.species[graph.neighbors], model.num_species, axis=1, dtype=edges.radial.dtype)
-    radial = jnp.swapaxes(constants["scaling"] * params["radial"], 1, 2)[graph.species]  # [A, mu, Z, R]
-    values, slopes = (jnp.einsum("amzr,azk,ark->amk", radial, told, x) for x in (edges.radial, edges.slopes))
-    sums = [jnp.einsum("ak,ank->an", values[:, mu], edges.powers[:, : shape.number(mu)]) for mu in shape.mus]
-    moments = all_moments(
-        ways, jnp.concatenate(sums, 1).T[np.array([shape.rows.index(x) for x in model.basis.moments])]
-    )
-    of_powers = _of_powers(shape.powers, edges)
-    low, high = _of_moments(split, of_powers, values, slopes)
+    """Derivatives by ``moment``, ``species`` and ``radial``; see `Separable`."""
+    constants, ways, over = params[CONSTANTS], passes(model.basis), sphere(model.basis, model.radial_basis)
+    edges = _edges(model, graph, constants["scaling"])
+    sums = jnp.einsum("apk,adk->apd", edges.powers, edges.radial)  # [A, p, Z * R]
+    coefficients = _coefficients(model, params, graph)
+    few = [jnp.einsum("apd,ad->ap", sums[:, :p], coefficients[:, mu]) for mu, p in enumerate(over.numbers)]
+    moments = all_moments(ways, (jnp.concatenate(few, 1) @ over.moments.astype(sums.dtype)).T)
     scale = constants["last_scale"] * constants["moment_scale"]
-    code = constants["last_scale"] * jax.nn.one_hot(graph.species, model.num_species, dtype=scale.dtype)
-    by_radial = _radial(model, edges, told * constants["scaling"], moments, scale * params["moment"], of_powers)
-    few, many = _cotangents(model, moments, scale[split.order])
-    first = jnp.concatenate([few, by_radial.cotangents[:, : split.low]], 2)
-    second = jnp.concatenate([many, by_radial.cotangents[:, split.low :]], 2)
-    found = jnp.einsum("anik,ans->akis", low, first)
-    found = found.at[..., split.plain :].add(jnp.einsum("anik,ans->akis", high, second))
-    of_radial = _by_species(found[..., len(scale) :] + by_radial.edges, model, graph)
-    of_species = jnp.zeros((*found.shape[:3], model.num_species), found.dtype)
-    edge = jnp.concatenate([found[..., : len(scale)], of_species, of_radial], -1)
-    functions = (scale[:, None] * moments[np.array(tree(model.basis).scalars)])[split.order].T
+    code = jax.nn.one_hot(graph.species, model.num_species, dtype=scale.dtype)
+    slopes = gradient(ways, moments, scale * params["moment"])
+    of_moments = slopes[-len(model.basis.moments) :].T @ over.moments.T.astype(sums.dtype)  # [A, n]
+    by_energy = jnp.stack(
+        [jnp.einsum("ap,apd->ad", of_moments[:, at], sums[:, :p]) for at, p in _by_mu(over)], 1
+    )  # [A, mu, Z * R]
+    bends = _bends(over, hessian(ways, moments, slopes))
+    by_radial = jnp.stack([bends[..., at] @ sums[:, :p] for at, p in _by_mu(over)], 2)  # [A, n, mu, Z * R]
+    of_functions = _of_functions(over, jacobian(ways, moments), len(scale)) * scale
+    none = jnp.zeros((*of_functions.shape[:2], model.num_species), scale.dtype)
+    cotangents = jnp.concatenate([of_functions, none, _by_species(by_radial, code)], 2)
+    some = jnp.any(graph.edge_mask)
+    by_edges = materialised(partial(_of_moments, over), some, edges, coefficients)
+    spread = materialised(partial(_of_radial, over), some, edges, of_moments)
+    found = materialised(_product, some, by_edges, cotangents, spread, code)
+    functions = (scale[:, None] * moments[np.array(tree(model.basis).scalars)]).T
     return Derivatives(
-        energy=jnp.concatenate([functions, code, _by_species(by_radial.energy, model, graph)], 1),
-        edges=jnp.where(graph.edge_mask[..., None, None], edge, 0),
+        energy=jnp.concatenate([functions, constants["last_scale"] * code, _by_species(by_energy, code)], 1),
+        edges=found.reshape(len(found), -1, 3, found.shape[2]),
     )
 
 
-def split_of(model: Mtp) -> Tiers:
-    """The tiers of a model's basis."""
-    return tiers(model.basis, model.radial_basis)
+class _Edges(NamedTuple):
+    """Functions of edges; what is multiplied by them is 0 in padding slots.
 
+    Derivatives of functions ``f(r) u^a`` by edge vectors are ``f / r`` and ``f'`` times ``across`` and ``along``.
 
-class _OfPowers(NamedTuple):
-    """Derivatives of functions ``f(r) u^a`` by edge vectors are ``f / r`` and ``f'`` times these, [A, n, 3, K]."""
+    Attributes:
+        radial: [A, Z * R, K] scaled Chebyshev polynomials times (max - r)^2, for the neighbour's species.
+        slopes: [A, Z * R, K] their derivatives by the distance.
+        powers: [A, p, K] of the directions.
+        across: [A, p, 3, K].
+        along: [A, p, 3, K].
+    """
 
+    radial: jax.Array
+    slopes: jax.Array
+    powers: jax.Array
     across: jax.Array
     along: jax.Array
 
 
-def _of_powers(powers: tuple[tuple[int, int, int], ...], edges: Edges) -> _OfPowers:
-    places, exponents = _lowered(powers)
-    ranks = np.array([sum(along) for along in powers])
-    lowered = edges.powers[:, places] * exponents[..., None].astype(edges.powers.dtype)
-    along = edges.powers[:, :, None] * jnp.stack(edges.direction, 1)[:, None]
-    return _OfPowers((lowered - ranks[:, None, None] * along) * edges.inverse[:, None, None], along)
+def _edges(model: Mtp, graph: Graph, scaling: jax.Array) -> _Edges:
+    over = sphere(model.basis, model.radial_basis)
+
+    def functions(told: jax.Array, mask: jax.Array, vectors: Vectors) -> _Edges:
+        found = radial_functions(model.radial_basis, mask, vectors)
+        radial, slopes = (
+            (told[:, :, None] * one[:, None]).reshape(len(one), -1, one.shape[-1])
+            for one in (found.radial, found.slopes)
+        )
+        powers = _powers(sum(over.powers[-1]), found.direction)
+        return _Edges(radial, slopes, powers, *_of_powers(over.powers, powers, found))
+
+    told = scaling * jax.nn.one_hot(graph.species[graph.neighbors], model.num_species, axis=1, dtype=scaling.dtype)
+    mask = graph.edge_mask
+    found: _Edges = materialised(functions, jnp.any(mask), told, mask, model.geometry(graph).components)
+    return found
 
 
-@lru_cache(maxsize=64)
-def _lowered(powers: tuple[tuple[int, int, int], ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Places [n, 3] of the powers with one factor of x, y or z less, and the exponents [n, 3] of these."""
+def _powers(highest: int, direction: Vectors) -> jax.Array:
+    """Powers [A, p, K] with at most one factor of z: x times those of the rank below, and two without x."""
+    x, y, z = (one[:, None] for one in direction)
+    found = [jnp.ones_like(x)]
+    for rank in range(1, highest + 1):
+        below = found[-1]
+        without = [y * below[:, -2:]] if rank > 1 else [y, z]
+        found.append(jnp.concatenate([x * below, *without], axis=1))
+    return jnp.concatenate(found, axis=1)
+
+
+def _of_powers(powers: tuple[_Power, ...], values: jax.Array, of: RadialFunctions) -> tuple[jax.Array, jax.Array]:
+    """`_Edges.across` and `_Edges.along`."""
     place = {along: n for n, along in enumerate(powers)}
     less = [[(a - 1, b, c), (a, b - 1, c), (a, b, c - 1)] for a, b, c in powers]
-    return np.array([[place.get(one, 0) for one in row] for row in less]), np.array(powers)
+    places = np.array([[place.get(one, 0) for one in row] for row in less])
+    exponents = np.array(powers, values.dtype)
+    lowered = values[:, places] * exponents[..., None]
+    along = values[:, :, None] * jnp.stack(of.direction, 1)[:, None]
+    return (lowered - exponents.sum(axis=1)[:, None, None] * along) * of.inverse[:, None, None], along
 
 
-def _of_moments(split: Tiers, of: _OfPowers, values: jax.Array, slopes: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Derivatives dM/de [A, rows, 3, K] of both tiers, from radial functions and their slopes [A, mu, K]."""
-
-    def some(ends: list[tuple[int, int]]) -> jax.Array:
-        parts = [
-            values[:, mu, None, None] * of.across[:, a:b] + slopes[:, mu, None, None] * of.along[:, a:b]
-            for mu, (a, b) in enumerate(ends)
-        ]
-        return jnp.concatenate(parts, 1)
-
-    return some([(0, few) for few, _ in split.powers]), some(list(split.powers))
+def _coefficients(model: Mtp, params: Params, graph: Graph) -> jax.Array:
+    """Radial coefficients of each atom, [A, mu, Z * R]."""
+    own = jnp.swapaxes(params["radial"], 1, 2)[graph.species]  # [A, mu, Z, R]
+    return own.reshape(*own.shape[:2], -1)
 
 
-def _cotangents(model: Mtp, moments: jax.Array, scale: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """dB_s/dM_b times scales [S] for the moments of both tiers: [A, low, S], and [A, others, S - plain]."""
-    ways, split = passes(model.basis), split_of(model)
-    functions, basic = ways.places
-    rows, columns = _rows_of(model)[basic], np.argsort(split.order)[functions]
-    pairs, atoms, number = jacobian(ways, moments), moments.shape[1], len(split.order)
-    found = []
-    for mine, first, before, width in (
-        (rows < split.low, 0, 0, number),
-        (rows >= split.low, split.low, split.plain, number - split.plain),
-    ):
-        height = split.low if first == 0 else len(split.rows) - split.low
-        places = (rows[mine] - first) * width + columns[mine] - before
-        blank = jnp.zeros((atoms, height * width), pairs.dtype)
-        filled = blank.at[:, places].set(pairs[np.flatnonzero(mine)].T, unique_indices=True)
-        found.append(filled.reshape(atoms, height, width) * scale[before:])
-    return found[0], found[1]
+def _by_mu(over: Sphere) -> list[tuple[slice, int]]:
+    return list(zip(over.blocks, over.numbers, strict=True))
 
 
-def _rows_of(model: Mtp) -> np.ndarray:
-    """The row of each basic moment among those of both tiers, [b]."""
-    place = {row: n for n, row in enumerate(split_of(model).rows)}
-    return np.array([place[moment] for moment in model.basis.moments])
+def _bends(over: Sphere, pairs: jax.Array) -> jax.Array:
+    """Second derivatives by moments, [A, n, n], from those of the pairs of basic ones [h, A]."""
+    for table in over.bends:
+        pairs = sums_of_rows(table, pairs, jnp.ones_like(pairs[:1]))
+    first, second = over.bend_places
+    return _filled(pairs, first, second, (sum(over.numbers), sum(over.numbers)))
 
 
-class _ByRadial(NamedTuple):
-    """Derivatives by the D radial coefficients [Z, mu, R] of an atom's own species.
+def _of_functions(over: Sphere, pairs: jax.Array, functions: int) -> jax.Array:
+    """Derivatives of basis functions by moments, [A, n, S], from those of the pairs with basic ones [q, A]."""
+    pairs = sums_of_rows(over.pairs, pairs, jnp.ones_like(pairs[:1]))
+    function, moment = over.pair_places
+    return _filled(pairs, moment, function, (sum(over.numbers), functions))
+
+
+def _filled(values: jax.Array, rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int]) -> jax.Array:
+    """Matrices [A, *shape] with values [q, A] in some places, and 0 elsewhere."""
+    blank = jnp.zeros((values.shape[1], shape[0] * shape[1]), values.dtype)
+    return blank.at[:, rows * shape[1] + columns].set(values.T, unique_indices=True).reshape(-1, *shape)
+
+
+def _of_moments(over: Sphere, edges: _Edges, coefficients: jax.Array) -> jax.Array:
+    """Derivatives of moments by components of edges, [A, K * 3, n]."""
+    values, slopes = (jnp.einsum("amd,adk->amk", coefficients, x) for x in (edges.radial, edges.slopes))
+    parts = [
+        values[:, mu, None, None] * edges.across[:, :p] + slopes[:, mu, None, None] * edges.along[:, :p]
+        for mu, p in enumerate(over.numbers)
+    ]
+    found = jnp.transpose(jnp.concatenate(parts, 1), (0, 3, 2, 1))
+    return found.reshape(len(found), -1, found.shape[3])
+
+
+class _Spread(NamedTuple):
+    """What the radial functions' own derivatives add is ``across * radial + along * slopes``.
 
     Attributes:
-        energy: [A, D].
-        cotangents: [A, rows, D] of moments, what their derivatives by edges are multiplied by.
-        edges: [A, K, 3, D] what else there is.
+        across: [A, K, 3, mu].
+        along: [A, K, 3, mu].
+        radial: [A, K, Z * R].
+        slopes: [A, K, Z * R].
     """
 
-    energy: jax.Array
-    cotangents: jax.Array
-    edges: jax.Array
+    across: jax.Array
+    along: jax.Array
+    radial: jax.Array
+    slopes: jax.Array
 
 
-def _radial(
-    model: Mtp, edges: Edges, told: jax.Array, moments: jax.Array, weights: jax.Array, of_powers: _OfPowers
-) -> _ByRadial:
-    """From neighbours' species [A, Z, K] times the scaling, all moments [m, A] and weights [S] of basis functions."""
-    ways, split, atoms = passes(model.basis), split_of(model), moments.shape[1]
-    slopes = gradient(ways, moments, weights)
-    bends = hessian(ways, moments, slopes)
-    of_basic = slopes[-len(model.basis.moments) :].T  # [A, b]
-    sums = jnp.einsum("azk,ark,ank->anzr", told, edges.radial, edges.powers)
-    rows = _rows_of(model)
-    first, second = ways.bends
-    energy, cotangents, rest = [], [], []
-    for mu, (_, number) in enumerate(split.powers):
-        mine = np.array([n for n, (of, *_) in enumerate(model.basis.moments) if of == mu])
-        powers = np.array([shape_of(model.basis, model.radial_basis).powers.index(x[1:]) for x in _chosen(model, mu)])
-        chosen = sums[:, powers]  # [A, b of mu, Z, R]
-        energy.append(jnp.einsum("ab,abzr->azr", of_basic[:, mine], chosen))
-        of_mu = np.flatnonzero(np.isin(second, mine))
-        places = rows[first[of_mu]] * len(mine) + np.searchsorted(mine, second[of_mu])
-        blank = jnp.zeros((atoms, len(split.rows) * len(mine)), bends.dtype)
-        dense = blank.at[:, places].set(bends[of_mu].T, unique_indices=True).reshape(atoms, -1, len(mine))
-        cotangents.append(jnp.einsum("anb,abzr->anzr", dense, chosen))
-        spread = jnp.zeros((atoms, number), of_basic.dtype).at[:, powers].set(of_basic[:, mine], unique_indices=True)
-        across = jnp.einsum("an,anik->aik", spread, of_powers.across[:, :number])
-        along = jnp.einsum("an,anik->aik", spread, of_powers.along[:, :number])
-        both = jnp.einsum("aik,ark->akir", across, edges.radial) + jnp.einsum("aik,ark->akir", along, edges.slopes)
-        rest.append(jnp.einsum("azk,akir->akizr", told, both))
-    found = (jnp.stack(one, -2) for one in (energy, cotangents, rest))  # [..., Z, mu, R]
-    return _ByRadial(*(one.reshape(*one.shape[:-3], -1) for one in found))
+def _of_radial(over: Sphere, edges: _Edges, of_moments: jax.Array) -> _Spread:
+    """From derivatives [A, n] by moments."""
+    most = len(over.powers)
+    wide = [jnp.pad(of_moments[:, at], ((0, 0), (0, most - p))) for at, p in _by_mu(over)]
+    weights = jnp.stack(wide, 1)  # [A, mu, p]
+    across, along = (
+        jnp.transpose((weights @ x.reshape(len(x), most, -1)).reshape(len(x), -1, *x.shape[2:]), (0, 3, 2, 1))
+        for x in (edges.across, edges.along)
+    )
+    return _Spread(across, along, jnp.swapaxes(edges.radial, 1, 2), jnp.swapaxes(edges.slopes, 1, 2))
 
 
-def _chosen(model: Mtp, mu: int) -> list[tuple[int, int, int, int]]:
-    return [moment for moment in model.basis.moments if moment[0] == mu]
+def _product(by_edges: jax.Array, cotangents: jax.Array, spread: _Spread, code: jax.Array) -> jax.Array:
+    """Derivatives by components of edges, [A, K * 3, M]."""
+    radial, slopes = (one[:, :, None, None] for one in (spread.radial, spread.slopes))
+    rest = spread.across[..., None] * radial + spread.along[..., None] * slopes
+    rest = _by_species(rest.reshape(len(rest), -1, *rest.shape[3:]), code)
+    found = jnp.einsum("aen,ans->aes", by_edges, cotangents)
+    return found.at[..., found.shape[2] - rest.shape[2] :].add(rest)
 
 
-def _by_species(values: jax.Array, model: Mtp, graph: Graph) -> jax.Array:
-    """[A, ..., D] of an atom's own species as [A, ..., Z * D] of all."""
-    if model.num_species == 1:
-        return values
-    code = jax.nn.one_hot(graph.species, model.num_species, dtype=values.dtype)
-    spread = jnp.einsum("az,a...d->a...zd", code, values)
-    return spread.reshape(*values.shape[:-1], -1)
+def _by_species(values: jax.Array, code: jax.Array) -> jax.Array:
+    """[A, ..., mu, Z * R] of an atom's own species as [A, ..., Z * Z * mu * R] of all, from species [A, Z]."""
+    kinds = code.shape[1]
+    found = jnp.moveaxis(values.reshape(*values.shape[:-1], kinds, -1), -2, -3)  # [A, ..., Z, mu, R]
+    if kinds > 1:
+        found = found[..., None, :, :, :] * code.reshape(-1, *(1,) * (found.ndim - 4), kinds, 1, 1, 1)
+        return found.reshape(*values.shape[:-2], -1)
+    return found.reshape(*values.shape[:-2], -1)

@@ -41,7 +41,7 @@ from almlip_jax.models.constants import CONSTANTS, with_constants
 from almlip_jax.models.edges import Vectors, edge_vectors
 from almlip_jax.models.mtp.basis import Basis, basis, directions
 from almlip_jax.models.mtp.contractions import contract, factors_of, tree
-from almlip_jax.models.mtp.derivatives import derivatives, tiers
+from almlip_jax.models.mtp.derivatives import derivatives
 from almlip_jax.models.mtp.moments import RadialBasis, basic_moments, edge_functions, shape_of
 from almlip_jax.models.mtp.recognised import level_of, recognised
 from almlip_jax.models.mtp.text import MtpText, read_mtp
@@ -329,17 +329,12 @@ class Mtp(LinearLast):
         return LastLayer(weights, jnp.zeros_like(params["species"]))
 
     def separate(self, params: Params) -> tuple[jax.Array, jax.Array]:
-        """Moment coefficients in the order of `Tiers` and those of species [S + Z], and radial ones [P].
-
-        See `separable.Separable`.
-        """
-        order = tiers(self.basis, self.radial_basis).order
-        return jnp.concatenate([params["moment"][order], params["species"]]), params["radial"].reshape(-1)
+        """Moment coefficients and those of species [S + Z], and radial ones [P]; see `separable.Separable`."""
+        return jnp.concatenate([params["moment"], params["species"]]), params["radial"].reshape(-1)
 
     def put_together(self, params: Params, linear: jax.Array, others: jax.Array) -> Params:
         """See `separable.Separable`."""
-        back = np.argsort(tiers(self.basis, self.radial_basis).order)
-        moment, species = linear[: -self.num_species][back], linear[-self.num_species :]
+        moment, species = linear[: -self.num_species], linear[-self.num_species :]
         return params | {"moment": moment, "species": species, "radial": others.reshape(params["radial"].shape)}
 
     def derivatives(self, params: Params, graph: Graph) -> Derivatives:

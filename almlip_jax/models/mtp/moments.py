@@ -124,27 +124,52 @@ def edge_functions(shape: Shape, mask: jax.Array, vectors: Vectors) -> Edges:
         mask: [A, K] bool; the radial functions of other slots are 0.
         vectors: components x, y, z, [A, K] Angstrom, of lengths greater than 0.
     """
-    x, y, z = vectors
-    distance = jnp.sqrt(x**2 + y**2 + z**2)
-    inverse = 1 / distance
-    direction = (x * inverse, y * inverse, z * inverse)
+    distance, inverse, direction = _directions(vectors)
     functions = partial(_functions, shape)
     radial, slopes, powers = materialised(functions, jnp.any(mask), mask, distance, direction)
     return Edges(radial, slopes, powers, direction, inverse)
+
+
+class RadialFunctions(NamedTuple):
+    """Functions of the lengths of edges, and their directions; see `Edges`."""
+
+    radial: jax.Array
+    slopes: jax.Array
+    direction: Vectors
+    inverse: jax.Array
+
+
+def radial_functions(basis: RadialBasis, mask: jax.Array, vectors: Vectors) -> RadialFunctions:
+    """`edge_functions` but for the powers."""
+    distance, inverse, direction = _directions(vectors)
+    return RadialFunctions(*_radial(basis, mask, distance), direction, inverse)
+
+
+def _directions(vectors: Vectors) -> tuple[jax.Array, jax.Array, Vectors]:
+    """Lengths, their inverses and directions."""
+    x, y, z = vectors
+    distance = jnp.sqrt(x**2 + y**2 + z**2)
+    inverse = 1 / distance
+    return distance, inverse, (x * inverse, y * inverse, z * inverse)
 
 
 def _functions(
     shape: Shape, mask: jax.Array, distance: jax.Array, direction: Vectors
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Radial functions and slopes [A, R, K], and powers [A, n, K]."""
-    size, low, high = shape.radial
+    return *_radial(shape.radial, mask, distance), _powers(max(shape.ranks), direction)
+
+
+def _radial(basis: RadialBasis, mask: jax.Array, distance: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Radial functions and slopes, [A, R, K]."""
+    size, low, high = basis
     beyond = jnp.where(mask & (distance < high), high - distance, 0)
     s, slope = (2 * distance - (low + high)) / (high - low), 2 / (high - low)
     first, second = _chebyshev(s, size)
     window = beyond**2
     radial = [window * t for t in first]
     slopes = [window * (n * slope) * u - 2 * beyond * t for n, (t, u) in enumerate(zip(first, second, strict=True))]
-    return jnp.stack(radial, 1), jnp.stack(slopes, 1), _powers(max(shape.ranks), direction)
+    return jnp.stack(radial, 1), jnp.stack(slopes, 1)
 
 
 def _chebyshev(s: jax.Array, size: int) -> tuple[list[jax.Array], list[jax.Array]]:

@@ -144,12 +144,10 @@ class Reduction:
     ) -> jax.Array:
         """Rows [n, M] of energies, force components and virials, whose sum of squares is their part of the loss."""
         found = self._relative(params, self.inner.derivatives(params, graph), graph)
-        opposite = found.edges[graph.neighbors, graph.reverse]  # those of padding slots are their own, and 0
-        virial = sum_over_atoms(-jnp.einsum("aki,akjm->aijm", graph.vectors, found.edges), graph)
-        virial = 0.5 * (virial + jnp.swapaxes(virial, 1, 2))
+        forces, virial = _forces_and_virial(graph, found.edges)
         predicted = {
             "energy": sum_over_atoms(found.energy, graph),
-            "forces": jnp.sum(found.edges - opposite, axis=1),
+            "forces": forces,
             "virial": virial[:, *_VOIGT],
         }
         left = self._left(params, graph, targets)
@@ -197,6 +195,23 @@ class Reduction:
             )
             labels = {name: labels[name] - getattr(fixed, name)[0] for name in ("energy", "forces", "virial")}
         return labels | {"virial": labels["virial"][:, *_VOIGT]}
+
+
+def _forces_and_virial(graph: Graph, edges: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Forces [A, 3, M] and virials [S, 3, 3, M] of derivatives by edges [A, K, 3, M], each of which is read twice."""
+    atoms, slots, *rest = edges.shape
+    flat = edges.reshape(atoms, slots, -1)
+    ways = jnp.concatenate([jnp.ones_like(graph.vectors[..., :1]), -graph.vectors], -1)
+    sums = jnp.einsum("akv,akm->avm", ways, flat).reshape(atoms, 4, *rest)
+    virial = sum_over_atoms(sums[:, 1:], graph)
+    opposite = graph.neighbors * slots + graph.reverse  # those of padding slots are their own, and 0
+    rows = flat.reshape(atoms * slots, -1)
+
+    def less(slot: jax.Array, forces: jax.Array) -> jax.Array:
+        return forces - rows[opposite[:, slot]]
+
+    forces = jax.lax.fori_loop(0, slots, less, sums[:, 0].reshape(atoms, -1))
+    return forces.reshape(atoms, *rest), 0.5 * (virial + jnp.swapaxes(virial, 1, 2))
 
 
 @lru_cache(maxsize=8)
