@@ -20,7 +20,9 @@ import numpy as np
 from almlip_jax.files import PARTIAL, replacing
 
 _FILE = "training.npz"
-_FORMAT = 2  # of the file; 2: reports say which models they are of the kept parameters of
+# of the file; 2: reports say which models they are of the kept parameters of; 3: linear parameters of searches by
+# projection are in the order of the model
+_FORMAT = 3
 AGAIN = "again"
 """Folder next to the file, for models that are trained a second time."""
 
