@@ -548,9 +548,10 @@ def select(
     json_file: JsonFile = None,
 ) -> None:
     """Choose the batch worth labelling from a pool, with the selector of a config."""
-    from almlip_jax.campaign.config import load_config
+    from almlip_jax.campaign.config import SelectConfig
+    from almlip_jax.config import load_settings
 
-    settings = load_config(config, overrides or [])
+    settings = load_settings(SelectConfig, config, overrides or [])
     reading = _ReadingOptions(types=types).reading(settings.system)
     model = _load(potential, reading.types)
     reading = _as_remembered(reading, model, potential)

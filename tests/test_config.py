@@ -9,7 +9,7 @@ from typing import Any, Literal
 import pytest
 from pydantic import Field, create_model
 
-from almlip_jax.campaign.config import ExperimentConfig, LabelConfig, TrainConfig, load_config
+from almlip_jax.campaign.config import ExperimentConfig, LabelConfig, SelectConfig, TrainConfig, load_config
 from almlip_jax.config import config_text, load_settings
 from almlip_jax.errors import InputError
 from almlip_jax.fitting import fit_potential
@@ -280,6 +280,16 @@ def test_a_training_needs_no_campaign(tmp_path):
     assert config.training.max_steps == 7 and not hasattr(config, "oracle")
     with pytest.raises(InputError, match="did you mean 'training'"):
         load_settings(TrainConfig, written(tmp_path, "trainig: {max_steps: 7}\n"))
+
+
+def test_a_selection_needs_no_campaign(tmp_path):
+    """A selector alone will do; what is its own is checked as ever."""
+    config = load_settings(SelectConfig, written(tmp_path, "selection: {selector: {kind: random}}\n"))
+    assert config.selection.selector.kind == "random" and not hasattr(config, "oracle")
+    whole = load_settings(SelectConfig, written(tmp_path, PLAIN), ["seed=3", "system.charge=1"])
+    assert (whole.seed, whole.system.charge) == (3, 1)
+    with pytest.raises(InputError, match="did you mean 'selection'"):
+        load_settings(SelectConfig, written(tmp_path, "selektion: {batch: 3}\n"))
 
 
 def test_labels_need_an_oracle_alone(tmp_path):

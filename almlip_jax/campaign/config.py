@@ -314,6 +314,23 @@ class LabelConfig(Settings):
         return self
 
 
+class SelectConfig(Settings):
+    """Config of `almlip select`; the other sections of a campaign may be there too, and are not looked at."""
+
+    seed: int = Field(default=0, ge=0, le=2**32 - 1)
+    """All random numbers follow from it."""
+    system: StateReading = StateReading()
+    """How files are read, and charge and spin of structures that do not say; of the section of a campaign nothing else
+    counts."""
+    selection: SelectionSettings = SelectionSettings()
+    """How structures are chosen; the command is told how many."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_what_campaigns_need(cls, given: Any) -> Any:
+        return _own_sections(cls, given)
+
+
 def _own_sections(kind: type[Settings], given: Any) -> Any:
     """What a config that may be a campaign's holds for a command that needs a part of it."""
     if not isinstance(given, dict):
