@@ -12,6 +12,7 @@ from ase import Atoms
 
 from almlip_jax.ensembles import Ensemble, EnsembleSettings, build_ensemble
 from almlip_jax.errors import InputError
+from almlip_jax.fitting import standardised
 from almlip_jax.given import given_settings
 from almlip_jax.keys import named_key
 from almlip_jax.models import Delta, DeltaSettings, LinearLast, Model, ModelSettings
@@ -22,7 +23,6 @@ from almlip_jax.origins import Taught
 from almlip_jax.potential import Potential
 from almlip_jax.structures.species import SpeciesTable
 
-_SURVEYED = 64  # structures from which the scale of densities is taken
 _LEAST = 0.05  # eV, scale of the energies of a correction
 
 
@@ -87,10 +87,7 @@ def corrected(
     assert isinstance(ensemble, Ensemble)
     params = jax.jit(ensemble.init)(named_key(seed, "correction"))
     bare = Potential(settings, base.species, params, base.reference_energies, members=members, isolated=base.isolated)
-    survey = jax.jit(ensemble.survey)
-    surveys = [jax.device_get(survey(graph)) for graph in bare.graphs(list(structures[:_SURVEYED]))]
-    whole = jax.tree.map(lambda *x: sum(x), *surveys)
-    params = jax.device_get(jax.jit(ensemble.standardise)(params, whole, 1.0))
+    params = standardised(bare, structures)
     learned = params[CORRECTION]
     silent = {name: jax.tree.map(np.zeros_like, learned[name]) for name in _delta(ensemble.model).last_names}
     params = params | {CORRECTION: learned | silent, CONSTANTS: params[CONSTANTS] | {BASE: base.params}}

@@ -17,6 +17,7 @@ from almlip_jax.errors import InputError
 from almlip_jax.keys import named_key, numpy_generator
 from almlip_jax.models import ModelSettings, Params
 from almlip_jax.models.charge_energy import with_charge_energy
+from almlip_jax.models.constants import with_constants_of
 from almlip_jax.potential import ActiveSetSettings, Potential
 from almlip_jax.potential.compositions import compositions_note
 from almlip_jax.potential.file_types import noted_file_types
@@ -53,6 +54,8 @@ from almlip_jax.training import (
 )
 
 Say = Callable[[str], None]
+
+_SURVEYED = 64  # structures from which the scale of densities is taken
 
 
 def fit_potential(
@@ -395,7 +398,7 @@ def _beginning(
     kept = start.reference_energies
     references = find_references(structures, species, isolated=given, kept=kept, charges=sees_state)
     isolated = start.isolated | references.isolated
-    grown = with_elements(start, species, references.energies, isolated, named_key(task.seed, "species"))
+    grown = with_elements(start, species, references.energies, isolated, named_key(task.seed, "species"), structures)
     begun = with_kept_references(grown, structures, {*start.reference_energies, *isolated})
     return replace(references, energies=dict(begun.reference_energies), isolated=isolated), begun.params
 
@@ -505,6 +508,7 @@ def with_elements(
     energies: Mapping[int, float],
     isolated: frozenset[int],
     key: jax.Array,
+    structures: Sequence[Atoms] = (),
 ) -> Potential:
     """A potential for a species table that holds its own; for the elements that it knows it predicts the same.
 
@@ -514,18 +518,31 @@ def with_elements(
         energies: reference energies of all of its elements, eV by atomic number.
         isolated: elements whose reference energies are those of isolated atoms.
         key: draws the parameters of new elements.
+        structures: typical ones; those that hold new elements say how large these parameters are to be.
     """
-    params = start.params
-    if start.species != species:
-        wanted = build_ensemble(start.settings, start.member_settings, species, isolated)
-        params = start.ensemble.with_species(params, jax.jit(wanted.init)(key), species)
-    return Potential(
+    grown = Potential(
         start.settings,
         species,
-        params,
+        start.params,
         energies,
         members=start.member_settings,
         isolated=isolated,
         remembered=start.remembered,
         metadata=compositions_note((), start.compositions),
     )
+    if start.species == species:
+        return grown
+    fresh = replace(grown, params=jax.jit(grown.ensemble.init)(key))
+    new = set(species.numbers) - set(start.species.numbers)
+    holding = [atoms for atoms in without_isolated_atoms(structures) if new.intersection(atoms.numbers.tolist())]
+    params = standardised(fresh, holding) if holding else with_constants_of(fresh.params, start.params)
+    return replace(grown, params=start.ensemble.with_species(start.params, params, species))
+
+
+def standardised(fresh: Potential, structures: Sequence[Atoms]) -> Params:
+    """Parameters of a potential with their constants set for typical structures, and energies in units of 1 eV."""
+    survey = jax.jit(fresh.ensemble.survey)
+    surveys = [jax.device_get(survey(graph)) for graph in fresh.graphs(structures[:_SURVEYED])]
+    whole = jax.tree.map(lambda *x: sum(x), *surveys)
+    params: Params = jax.device_get(jax.jit(fresh.ensemble.standardise)(fresh.params, whole, 1.0))
+    return params

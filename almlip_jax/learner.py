@@ -205,7 +205,7 @@ class Learner:
         """What trainings begin with, knowing all elements."""
         if self.start is None:
             return None
-        return self.start.grown(self.species, self.isolated, named_key(self.seed, "species"))
+        return self.start.grown(self.species, self.isolated, named_key(self.seed, "species"), self.typical)
 
     def _planned(self, structures: Sequence[Atoms]) -> Capacity:
         room = self._most - self.budget

@@ -49,12 +49,17 @@ class Origin(ABC):
 
     potential: Potential
 
-    def grown(self, species: SpeciesTable, isolated: Mapping[int, float], key: jax.Array) -> Potential:
-        """The potential with all elements of a species table that holds its own; ``key`` draws what is new."""
+    def grown(
+        self, species: SpeciesTable, isolated: Mapping[int, float], key: jax.Array, structures: Sequence[Atoms] = ()
+    ) -> Potential:
+        """The potential with all elements of a species table that holds its own.
+
+        Arguments are those of `fitting.with_elements`.
+        """
         known = self.potential.reference_energies
         common = float(np.mean(list(known.values())))
         energies = {z: isolated.get(z, known.get(z, common)) for z in species.numbers}
-        return with_elements(self.potential, species, energies, frozenset(isolated), key)
+        return with_elements(self.potential, species, energies, frozenset(isolated), key, structures)
 
     @abstractmethod
     def isolated(self, energies: Mapping[int, float]) -> dict[int, float]:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from almlip_jax.ensembles.ensemble import Ensemble
 from almlip_jax.ensembles.prediction import Committee, Prediction, committee_statistics
-from almlip_jax.models.base import Params
+from almlip_jax.models.base import Params, Survey
 from almlip_jax.models.species_code import exact_code
 from almlip_jax.precision import full_precision
 from almlip_jax.structures.graph import Graph
@@ -60,6 +60,15 @@ class MixedEnsemble:
         """Independent fresh parameters."""
         keys = jax.random.split(key, len(self.groups))
         return tuple(group.init(k) for group, k in zip(self.groups, keys, strict=True))
+
+    def survey(self, graph: Graph) -> tuple[Survey, ...]:
+        """See `Ensemble.survey`; one for each of the ensembles."""
+        return tuple(group.survey(graph) for group in self.groups)
+
+    def standardise(self, params: Params, survey: tuple[Survey, ...], energy_scale: float) -> Params:
+        """See `Ensemble.standardise`."""
+        three = zip(self.groups, params, survey, strict=True)
+        return tuple(group.standardise(one, seen, energy_scale) for group, one, seen in three)
 
     def with_species(self, params: Params, fresh: Params, wanted: SpeciesTable) -> Params:
         """Parameters for more species; see `Ensemble.with_species`."""

@@ -187,7 +187,9 @@ class Model(Protocol):
 
         Args:
             params: of one model.
-            fresh: parameters of the same architecture for ``wanted``: what new species begin with.
+            fresh: parameters of the same architecture for ``wanted``: what new species begin with.  Its constants are
+                set for structures that hold these, and those of ``params`` are what is kept: where a constant
+                multiplies what is new, this makes up for the difference.
             wanted: species table that holds all of the old ones.
 
         Raises:

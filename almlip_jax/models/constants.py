@@ -39,6 +39,17 @@ def with_constants(params: Params, **values: jax.Array | float) -> Params:
     return params | {CONSTANTS: held | changed}
 
 
+def with_constants_of(params: Params, others: Params) -> Params:
+    """Parameters with the constants that others have under the same names, where their shapes are the same."""
+    held = {path: leaf for path, leaf in jax.tree_util.tree_leaves_with_path(others) if not _learned(path)}
+
+    def taken(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+        other = held.get(path, leaf)
+        return other if other.shape == leaf.shape else leaf
+
+    return jax.tree_util.tree_map_with_path(taken, params)
+
+
 def with_levels_of(params: Params, name: str, energies: npt.ArrayLike, *, added: bool) -> Params:
     """Parameters of models or ensembles with the energies that a wrapper holds under a name, where there are any.
 
@@ -91,8 +102,8 @@ def learned_leaves(params: Params) -> list[jax.Array]:
 
 def is_learned(params: Params) -> Any:
     """A pytree of the structure of some parameters: whether a leaf is learned, or a constant."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: _learned(path), params)
 
-    def learned(path: tuple[Any, ...], _: Any) -> bool:
-        return all(getattr(key, "key", None) != CONSTANTS for key in path)
 
-    return jax.tree_util.tree_map_with_path(learned, params)
+def _learned(path: tuple[Any, ...]) -> bool:
+    return all(getattr(key, "key", None) != CONSTANTS for key in path)

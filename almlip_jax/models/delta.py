@@ -138,12 +138,14 @@ class Delta(LinearLast):
         return {CONSTANTS: {BASE: self.base.init(one)}, CORRECTION: self.correction.init(two)}
 
     def survey(self, graph: Graph) -> Survey:
-        """That of the correction."""
-        return self.correction.survey(graph)
+        """Those of both."""
+        return {BASE: self.base.survey(graph), CORRECTION: self.correction.survey(graph)}
 
     def standardise(self, params: Params, survey: Survey, energy_scale: float) -> Params:
-        """The constants of the correction; see `Model.standardise`."""
-        return params | {CORRECTION: self.correction.standardise(params[CORRECTION], survey, energy_scale)}
+        """The constants of both, for fresh parameters; see `Model.standardise`."""
+        base = self.base.standardise(params[CONSTANTS][BASE], survey[BASE], energy_scale)
+        correction = self.correction.standardise(params[CORRECTION], survey[CORRECTION], energy_scale)
+        return params | {CONSTANTS: params[CONSTANTS] | {BASE: base}, CORRECTION: correction}
 
     def with_species(self, params: Params, fresh: Params, wanted: SpeciesTable) -> Params:
         """See `Model.with_species`."""

@@ -24,6 +24,7 @@ of contiguous arrays (`models.bilinear`), and every map with parameters is a pla
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
@@ -45,7 +46,7 @@ from almlip_jax.models.base import (
     sums_by_degree,
 )
 from almlip_jax.models.bilinear import Irreps, bilinear, couplings, inner_products
-from almlip_jax.models.constants import as_params, as_variables, constant, with_constants
+from almlip_jax.models.constants import CONSTANTS, as_params, as_variables, constant, with_constants
 from almlip_jax.models.dipoles import molecular_dipoles
 from almlip_jax.models.edges import EdgeBasis, edge_vectors, expand_edges
 from almlip_jax.models.electronic import BY_SPECIES, scaled_states, state_features, survey_states
@@ -232,14 +233,23 @@ class SharedDensity(CodedLast):
         return with_constants(known, density_scale=scale, energy_scale=energy_scale)
 
     def with_species(self, params: Params, fresh: Params, wanted: SpeciesTable) -> Params:
-        """Parameters for more species that predict the same as before for the old ones; see `Model.with_species`."""
+        """Parameters for more species that predict the same as before for the old ones; see `Model.with_species`.
+
+        Densities of new species enter in the size that they have in a fresh model.
+        """
+
+        def factor(name: str) -> jax.Array | float:
+            mixed = re.fullmatch(r"mix_(?:\d+_)?(\d+)", name)
+            fresh_scale, scale = (held[CONSTANTS]["density_scale"] for held in (fresh, params))
+            return fresh_scale[int(mixed[1])] / scale[int(mixed[1])] if mixed else 1.0
+
         width = self.settings.species_channels
         leading = {"species_bias": 1, "charge_bias": 1, **BY_SPECIES}
         if len(self.species) > width:
             leading |= {"species_code": 1}
         else:
             leading |= {"last": 1, "charge_last": 1, r"mix_\d+": 2, r"mix_\d+_\d+": 1}
-        return with_more_species(params, fresh, self.species, wanted, width, leading)
+        return with_more_species(params, fresh, self.species, wanted, width, leading, factor)
 
     def apply(self, params: Params, geometry: Density, graph: Graph) -> AtomicOutput:
         """Energies [A] and features [A, F] from the density."""

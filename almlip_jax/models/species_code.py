@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -71,7 +71,13 @@ def neighbor_code(graph: Graph, species: SpeciesTable, width: int, dtype: Any) -
 
 
 def with_more_species(
-    old: Params, fresh: Params, known: SpeciesTable, wanted: SpeciesTable, width: int, leading: Mapping[str, int]
+    old: Params,
+    fresh: Params,
+    known: SpeciesTable,
+    wanted: SpeciesTable,
+    width: int,
+    leading: Mapping[str, int],
+    factor: Callable[[str], jax.Array | float] = lambda _: 1.0,
 ) -> Params:
     """Parameters for more species that predict the same as before for the old ones.
 
@@ -83,6 +89,7 @@ def with_more_species(
         width: number of species up to which they are told apart one by one.
         leading: how many factors of the first axis run over the species, by a regular expression for a parameter's
             whole path (``/`` between names); those that are not named have none.
+        factor: by path, of what new species begin with in parameters whose first axis runs over the species.
 
     Raises:
         InputError: a species would be lost, or the old species are told apart one by one and the new ones could not be.
@@ -102,7 +109,7 @@ def with_more_species(
         if not factors:
             merged[name] = value
             continue
-        target = merged[name].reshape(*factors * (len(wanted),), -1, *value.shape[1:])
+        target = (merged[name] * factor(name)).reshape(*factors * (len(wanted),), -1, *value.shape[1:])
         source = value.reshape(*factors * (len(known),), -1, *value.shape[1:])
         grown = target.at[np.ix_(*factors * (places,))].set(source)
         merged[name] = grown.reshape(merged[name].shape)

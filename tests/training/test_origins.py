@@ -10,17 +10,20 @@ import jax
 import numpy as np
 import pytest
 from ase import Atoms
-from ase.build import molecule
+from ase.build import bulk, molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 from small_training import PLAIN as MODEL
 from small_training import same_bits, settings_of
 
 from almlip_jax.ensembles import Ensemble, EnsembleSettings, build_ensemble
 from almlip_jax.errors import InputError
+from almlip_jax.fitting import standardised
 from almlip_jax.learner import Learner
-from almlip_jax.models import build_model
+from almlip_jax.models import ModelSettings, build_model
 from almlip_jax.models.anchored import with_binding
 from almlip_jax.models.charge_energy import charge_energy_of, with_charge_energy
+from almlip_jax.models.constants import CONSTANTS, with_constants, with_constants_of
+from almlip_jax.models.mtp import MtpSettings
 from almlip_jax.origins import Known, Split, Taught, TaughtOn
 from almlip_jax.potential import Potential
 from almlip_jax.structures.replay import most_replayed, replay
@@ -83,6 +86,38 @@ def test_the_network_is_kept_and_energies_of_the_other_source_are_met(isolated: 
     moved = [a.get_potential_energy() for a in again.structures]
     np.testing.assert_allclose(moved, [a.get_potential_energy() for a in data], atol=0.02)
     assert start.kept(Split(data, [], False)) == ()
+
+
+@pytest.mark.parametrize(
+    ("model", "scale", "weights"),
+    [(MODEL, "density_scale", "mix_1"), (MtpSettings(cutoff=4.0, level=4), "scaling", "radial")],
+    ids=["shared_density", "mtp"],
+)
+def test_what_was_never_met_enters_in_the_size_that_it_has_in_a_fresh_model(
+    model: ModelSettings, scale: str, weights: str
+) -> None:
+    """Whatever the densities that the constants of the potential were made for; and what it knew it still says."""
+    before, both, members = SpeciesTable((29,)), SpeciesTable((7, 29)), EnsembleSettings(size=16)
+    dimers, copper = [Atoms("N2", [[0, 0, 0], [0, 0, d]]) for d in (1.0, 1.1, 1.2)], [bulk("Cu")]
+
+    def potential(species: SpeciesTable, seed: int) -> Potential:
+        params = jax.device_get(jax.jit(build_ensemble(model, members, species).init)(jax.random.key(seed)))
+        return Potential(model, species, params, dict.fromkeys(species.numbers, 0.0), members=members)
+
+    new, old = potential(both, 2), potential(before, 0)
+    fresh = replace(new, params=standardised(new, dimers))
+    usual = with_constants_of(old.params, fresh.params)
+    forces = []
+    for factor in (4.0, 0.25):
+        start = replace(old, params=with_constants(usual, **{scale: usual[CONSTANTS][scale] * factor}))
+        grown = Taught(start).grown(both, {}, jax.random.key(2), [*copper, *dimers])
+        forces.append(np.array(grown.evaluate(dimers).forces))
+        np.testing.assert_allclose(grown.evaluate(copper).energy, start.evaluate(copper).energy, rtol=1e-5)
+    np.testing.assert_allclose(forces[0], forces[1], atol=1e-4)
+    ratio = np.linalg.norm(forces[0]) / np.linalg.norm(fresh.evaluate(dimers).forces)
+    assert 1 / 3 < ratio < 3  # 22 and 0.03, or 600 and 0.05
+    unmet = Taught(start).grown(both, {}, jax.random.key(2), copper)  # nothing tells how large it is to be
+    assert np.mean(unmet.params[weights] == new.params[weights]) == 0.75
 
 
 @pytest.mark.parametrize("isolated", [False, True], ids=["fitted", "isolated"])

@@ -279,12 +279,16 @@ class Mtp(LinearLast):
         return with_constants(params, scaling=scaling, moment_scale=moment_scale, last_scale=last)
 
     def with_species(self, params: Params, fresh: Params, wanted: SpeciesTable) -> Params:
-        """Parameters for more species that predict the same as before for the old ones; see `Model.with_species`."""
+        """Parameters for more species that predict the same as before for the old ones; see `Model.with_species`.
+
+        Radial functions of new species have the size that they have in a fresh model.
+        """
         lost = [s for s, z in zip(self.species.symbols, self.species.numbers, strict=True) if z not in wanted.numbers]
         if lost:
             raise InputError(f"the species {', '.join(lost)} of the first potential are missing in the new table.")
         places = wanted.index(np.asarray(self.species.numbers))
-        radial = fresh["radial"].at[np.ix_(places, places)].set(params["radial"])
+        new = fresh["radial"] * (fresh[CONSTANTS]["scaling"] / params[CONSTANTS]["scaling"])
+        radial = new.at[np.ix_(places, places)].set(params["radial"])
         return params | {"radial": radial, "species": fresh["species"].at[places].set(params["species"])}
 
     def apply(self, params: Params, geometry: EdgeVectors, graph: Graph) -> AtomicOutput:
