@@ -297,5 +297,4 @@ def _by_species(values: jax.Array, code: jax.Array) -> jax.Array:
     found = jnp.moveaxis(values.reshape(*values.shape[:-1], kinds, -1), -2, -3)  # [A, ..., Z, mu, R]
     if kinds > 1:
         found = found[..., None, :, :, :] * code.reshape(-1, *(1,) * (found.ndim - 4), kinds, 1, 1, 1)
-        return found.reshape(*values.shape[:-2], -1)
     return found.reshape(*values.shape[:-2], -1)
