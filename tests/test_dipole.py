@@ -297,16 +297,10 @@ def test_dynamics_look_at_the_spread_of_dipoles_where_asked():
 
 
 def test_a_command_selects_by_the_spread_of_dipoles(potential, frames, found, tmp_path: Path):
-    """The potential says that it gives dipoles, whatever the config says of a model."""
+    """The potential says that it gives dipoles, and the config needs a selector alone."""
     potential.save(tmp_path / "potential")
     write_structures(tmp_path / "pool.extxyz", frames[:3])
-    (tmp_path / "config.yaml").write_text(
-        "system: {structures: pool.extxyz}\n"
-        "oracle: {kind: tblite, dipole: true}\n"
-        "initial: {rattle: {count: 2}}\n"
-        "model: {dipole: true}\n"
-        "selection: {selector: {kind: top_k, score: dipole_std}}\n"
-    )
+    (tmp_path / "config.yaml").write_text("selection: {selector: {kind: top_k, score: dipole_std}}\n")
     files = {"--potential": "potential", "--pool": "pool.extxyz", "--train": "pool.extxyz", "--out": "batch.extxyz"}
     options = [part for option, name in files.items() for part in (option, str(tmp_path / name))]
     done = CliRunner().invoke(cli.app, ["select", str(tmp_path / "config.yaml"), "-k", "1", *options])

@@ -187,7 +187,7 @@ REFUSED = """ ------------------------------------------------------------------
  ------------------------------------------------------------------------
  There is an error in the input file
  ------------------------------------------------------------------------
- For more information see the NWChem manual at https://github.com/nwchemgit/nwchem/wiki
+ For more information see the NWChem manual
 """
 
 
