@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from almlip_jax.training import (
 from almlip_jax.training.loss import residuals, weighted
 from almlip_jax.training.projection.algebra import Solved, solve
 from almlip_jax.training.projection.data import observer
+from almlip_jax.training.projection.search import Search, starts_left, the_best
 from almlip_jax.training.projection.trainer import ProjectionTrainer
 
 MODEL = MtpSettings(level=6, cutoff=4.0, min_dist=1.5, radial_basis_size=4)
@@ -274,6 +275,25 @@ def test_passes_of_members_count_where_there_are_several(crystals):
     trainer = trainer_of(crystals, settings_of(iterations=1, starts=1, member_iterations=9), members=1)
     result = trained(trainer, crystals)
     assert len(result.history) == 1 and np.isfinite(result.history[0].train_loss).all()
+
+
+@pytest.mark.parametrize(
+    ("starts", "left"),
+    [(1, [1] * 6), (2, [2] * 5 + [1]), (3, [3, 3, 2, 2, 2, 1]), (8, [8, 4, 4, 2, 2, 1]), (9, [9, 5, 3, 3, 2, 1])],
+)
+def test_the_worse_half_of_the_starts_ends_until_one_is_left(starts, left):
+    """In parts of equal length; what goes on is what stands best at the time, whatever is no number."""
+    assert [starts_left(starts, passes / 6) for passes in range(1, 7)] == left
+    assert starts_left(starts, 7.0) == 1
+    known = Solved(0.0, 0.0, np.zeros(2), np.zeros(1), np.eye(1), np.zeros((2, 1)))
+    objectives = [3.0, np.nan, 1.0, 2.0, 0.0]
+    factors = [np.eye(4)] * 4 + [np.zeros((4, 4))]  # the last has looked at nothing
+    searches = [
+        Search(np.zeros(1), factor, replace(known, objective=objective), np.ones(1), active=place != 2)
+        for place, (objective, factor) in enumerate(zip(objectives, factors, strict=True))
+    ]
+    going = [[one.active for one in the_best(searches, count)] for count in (3, 2)]
+    assert going == [[True, False, False, True, False], [False, False, False, True, False]]
 
 
 def test_losses_that_are_no_squares_are_refused():

@@ -20,8 +20,8 @@ class ProjectionSettings(Settings):
     iterations: int = Field(default=200, ge=1, le=10**6)
     """Passes over the data at most; of trainings that start warm, `warm_steps` where that is given."""
     starts: int = Field(default=4, ge=1, le=256)
-    """Random starts, of which the best goes on after `trial_iterations`."""
-    trial_iterations: int = Field(default=15, ge=1, le=10**6)
+    """Random starts, of which the worse half ends time and again until, after `trial_iterations`, one is left."""
+    trial_iterations: int = Field(default=20, ge=1, le=10**6)
     """Passes over the data after which one start is left."""
     tolerance: float = Field(default=1e-4, gt=0, lt=1)
     """A search ends where three steps in a row have lowered the loss by less than this share each."""

@@ -23,7 +23,7 @@ from almlip_jax.training.loss import weighted
 from almlip_jax.training.program import Run, compiled, root_mean_squares
 from almlip_jax.training.projection.data import Observer, observer
 from almlip_jax.training.projection.program import Reduction, reduction, separable_part
-from almlip_jax.training.projection.search import advanced, begun, best
+from almlip_jax.training.projection.search import advanced, begun, best, starts_left, the_best
 from almlip_jax.training.projection.settings import ProjectionSettings
 from almlip_jax.training.projection.state import ALONE, MEMBERS, TRIAL, State, leaves, restored
 from almlip_jax.training.settings import TrainingSettings
@@ -225,17 +225,17 @@ class ProjectionTrainer(Trainer):
 
     def _advanced(self, task: _Task, state: State) -> State:
         """The state after one more pass over the data."""
-        settings = self.projection
         if state.part != MEMBERS and self._members_next(task, state):
             return self._with_members(task, state)
         look = task.observer.look(self._weights(task, state.part), state.origins)
         searches = advanced(look, state.searches, self.ridge, self.projection.tolerance)
         state = replace(state, searches=tuple(searches), step=state.step + 1)
-        if state.part == TRIAL and state.step >= settings.trial_iterations:
-            chosen = best(searches)
-            left = (replace(one, active=one.active and n == chosen) for n, one in enumerate(searches))
-            state = replace(state, searches=tuple(left), part=ALONE)
-        return state
+        return self._fewer(task, state) if state.part == TRIAL else state
+
+    def _fewer(self, task: _Task, state: State) -> State:
+        """The state with the better half of the searches, as often as leaves one at the end of the trial."""
+        left = starts_left(int(task.tried.sum()), state.step / self.projection.trial_iterations)
+        return replace(state, searches=the_best(state.searches, left), part=ALONE if left == 1 else TRIAL)
 
     @property
     def _after(self) -> int:
