@@ -29,7 +29,8 @@ from tiny_campaign import SECTIONS
 
 from almlip_jax import __version__, cli
 from almlip_jax.campaign.loop import Outcome
-from almlip_jax.cli import _show_outcome
+from almlip_jax.cli import output, program
+from almlip_jax.cli.campaigns import show_outcome
 from almlip_jax.errors import InputError
 from almlip_jax.structures.io import read_structures, write_structures
 from almlip_jax.yaml_text import parse_yaml, yaml_text
@@ -72,7 +73,7 @@ def almlip(folder: Path, *arguments: str, code: int = 0) -> Done:
         patch.object(sys, "argv", ["almlip", *arguments]),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
-        patch.object(cli, "console", Console(width=160)),
+        patch.object(output, "console", Console(width=160)),
         patch("almlip_jax.compilation.prepare_jax", prepared.append),
     ):
         try:
@@ -257,8 +258,10 @@ def test_labels_that_failed_are_tried_again_where_asked(folder):
 def test_warnings_are_sentences():
     """Of this package; those of others say where they come from."""
     usual = warnings.formatwarning
-    with cli._plain_warnings():
-        told = [warnings.formatwarning("It is.", UserWarning, file, 7, "") for file in (cli.__file__, "elsewhere.py")]
+    with program.plain_warnings():
+        told = [
+            warnings.formatwarning("It is.", UserWarning, file, 7, "") for file in (program.__file__, "elsewhere.py")
+        ]
     assert told == ["almlip: It is.\n", "elsewhere.py:7: UserWarning: It is.\n"] and warnings.formatwarning is usual
 
 
@@ -327,7 +330,7 @@ def test_a_campaign_from_beginning_to_a_larger_budget(folder):
 def test_the_end_of_a_campaign_tells_its_errors(tmp_path, capsys):
     errors = {"forces_rmse_300K": 0.0123, "forces_mae_300K": 0.01, "stress_rmse_300K": 0.00123}
     outcome = Outcome(tmp_path, True, True, "target_error", "it is good.", 3, 40, tmp_path / "potential", errors)
-    _show_outcome(outcome, tmp_path / "run.json")
+    show_outcome(outcome, tmp_path / "run.json")
     lines = [line.split() for line in capsys.readouterr().out.splitlines() if "rmse" in line]
     assert [line[1:-1] for line in lines] == [
         ["forces_rmse_300K", "│", "0.0123", "eV/A"],
@@ -387,11 +390,11 @@ def test_usage_errors_exit_with_2(folder):
 @pytest.mark.parametrize("width", [40, 10_000])
 def test_tables_are_whole_however_wide_the_place_is(width, monkeypatch):
     page = Console(file=io.StringIO(), width=width)
-    monkeypatch.setattr(cli, "console", page)
+    monkeypatch.setattr(output, "console", page)
     words = [f"word{n}" for n in range(60)]
     folder = "/a/very/long/folder/" * 8
-    cli._show(Group(Panel(" ".join(words), title="panel"), "a sentence"))
-    cli._print_pairs("Table", {folder: folder})
+    output.show(Group(Panel(" ".join(words), title="panel"), "a sentence"))
+    output.print_pairs("Table", {folder: folder})
     text = page.file.getvalue()
     assert "…" not in text and all(word in text for word in words)
     assert "".join(text.split()).replace("│", "").count("folder/") >= 8

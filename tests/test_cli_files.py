@@ -22,6 +22,7 @@ from almlip_jax.campaign.config import ExperimentConfig, load_config
 from almlip_jax.campaign.preparation import bare_frames, labelled_frames
 from almlip_jax.campaign.settings import InitialSettings, SystemSettings
 from almlip_jax.campaign.settings import TestFileSettings as FileOfTest
+from almlip_jax.cli import inputs, pools, potentials
 from almlip_jax.ensembles import EnsembleSettings
 from almlip_jax.errors import InputError
 from almlip_jax.files import write_json
@@ -119,7 +120,8 @@ def reads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         return seen.pop()
 
     seen: list[list[Atoms]] = []
-    monkeypatch.setattr(cli, "_load", lambda _, types=None: Potential())
+    for commands in (inputs, potentials, pools):
+        monkeypatch.setattr(commands, "load_potential", lambda _, types=None: Potential())
     monkeypatch.setattr("almlip_jax.compilation.prepare_jax", lambda _: None)
     monkeypatch.setattr("almlip_jax.fitting.fit_potential", fit)
     monkeypatch.setattr("almlip_jax.steps.select", select)
@@ -202,7 +204,7 @@ def test_a_training_reads_the_types_of_the_potential_that_it_begins_with(
 ) -> None:
     """Or elements would change places between the files of before and those of now without a word."""
     monkeypatch.setattr("almlip_jax.saved_potential.SavedPotential.read", lambda *_: None)
-    monkeypatch.setattr(cli, "_as_of", lambda start, saved, settings: settings)
+    monkeypatch.setattr(potentials, "_as_of", lambda start, saved, settings: settings)
     train = ["train", "config.yaml", "--out", "potential", "--data", "plain.cfg", "--set", "system.types=null"]
     reads.potential.metadata = FileTypes((8, 12)).note()
     assert_labels(reads(*train, "--from", "potential"))
@@ -216,10 +218,12 @@ def test_a_file_that_a_training_begins_with_has_the_first_types(
 ) -> None:
     """The data may have further elements, which the training adds."""
     told: list[Any] = []
-    loaded = cli._load
-    monkeypatch.setattr(cli, "_load", lambda path, types=None: (told.append(types), loaded(path, types))[1])
+    loaded = potentials.load_potential
+    monkeypatch.setattr(
+        potentials, "load_potential", lambda path, types=None: (told.append(types), loaded(path, types))[1]
+    )
     monkeypatch.setattr("almlip_jax.saved_potential.SavedPotential.read", lambda _, types: told.append(types))
-    monkeypatch.setattr(cli, "_as_of", lambda start, saved, settings: settings)
+    monkeypatch.setattr(potentials, "_as_of", lambda start, saved, settings: settings)
     (folder / "oxygen.mtp").write_text(template(4))
     train = ["train", "config.yaml", "--out", "potential", "--data", "plain.cfg", "--types", "O,Mg"]
     assert_labels(reads(*train, "--from", "oxygen.mtp"))

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from almlip_jax import cli
 from almlip_jax.campaign.consistency import check_labels
-from almlip_jax.cli import _ReadingOptions
+from almlip_jax.cli.options import ReadingOptions
 from almlip_jax.dynamics import ExplorationSettings
 from almlip_jax.dynamics.judging import check_exploration
 from almlip_jax.ensembles import Ensemble, EnsembleSettings
@@ -132,9 +132,9 @@ def test_files_name_dipoles_in_several_ways(tmp_path: Path):
 
 
 def test_the_key_of_dipoles_is_an_option_and_overrides_that_of_a_config():
-    assert _ReadingOptions().reading().keys is None
+    assert ReadingOptions().reading().keys is None
     config = FileReading(keys=LabelKeys(energy="dft", dipole="mu"))
-    assert _ReadingOptions(label_key=["dipole=d"]).reading(config).keys == LabelKeys(energy="dft", dipole="d")
+    assert ReadingOptions(label_key=["dipole=d"]).reading(config).keys == LabelKeys(energy="dft", dipole="d")
 
 
 def test_dipoles_are_packed_where_they_are_wanted():

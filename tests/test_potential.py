@@ -18,7 +18,8 @@ from ase.calculators.fd import calculate_numerical_forces
 from ase.calculators.singlepoint import SinglePointCalculator
 
 import almlip_jax
-from almlip_jax import cli, compilation
+from almlip_jax import compilation
+from almlip_jax.cli.inputs import load_potential
 from almlip_jax.dynamics import ExplorationSettings, know
 from almlip_jax.dynamics.knowledge import structure_scores
 from almlip_jax.ensembles import Ensemble
@@ -328,7 +329,7 @@ def test_wrong_content_in_a_potential_is_one_sentence(potential, damages, tmp_pa
                 continue
             path.write_bytes(content)
             try:
-                cli._load(tmp_path / "p")
+                load_potential(tmp_path / "p")
             except InputError as error:
                 assert "\n" not in str(error) and str(tmp_path / "p") in str(error), (path, damage)
             else:

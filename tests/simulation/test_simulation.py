@@ -800,7 +800,7 @@ def test_a_run_whose_walkers_all_died_is_no_success(command, inputs, explorer, f
     make, work = {"md": (md_config, run_md), "explore": (explore_config, run_exploration)}[command]
     config = make(inputs, structures=tmp_path / "crushed.extxyz")
     monkeypatch.setattr("almlip_jax.compilation.prepare_jax", lambda _: None)  # this process is not theirs
-    monkeypatch.setattr("almlip_jax.cli._load", lambda _, types=None: committee())
+    monkeypatch.setattr("almlip_jax.cli.simulations.load_potential", lambda _, types=None: committee())
     monkeypatch.setattr(
         f"almlip_jax.simulation.{work.__name__}",
         lambda _, place, potential, progress: work(config, place, potential, progress, explorer),
@@ -822,7 +822,7 @@ def test_an_interruption_says_how_to_go_on_as_a_shell_takes_it(folder, tmp_path,
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("almlip_jax.cli._load", lambda _, types=None: None)
+    monkeypatch.setattr("almlip_jax.cli.simulations.load_potential", lambda _, types=None: None)
     monkeypatch.setattr("almlip_jax.simulation.run_md", interrupted)
     arguments = ["md", str(folder / "md.yaml"), "--out", str(tmp_path / "my run"), "--set", "structures='a b.extxyz'"]
     with pytest.raises(SystemExit) as end:
