@@ -92,33 +92,34 @@ def eigen(options: argparse.Namespace) -> Case:
     """H9O4+ with GFN2-xTB; teacher GFN1-xTB."""
     start = read_structures(STARTS / "eigen.xyz")[0]
     start.info |= {"charge": 1, "spin": 1}
-    return molecule(start, {"kind": "tblite", "method": "GFN2-xTB"}, {"kind": "tblite", "method": "GFN1-xTB"})
+    truth, teacher = ({"kind": "tblite", "method": method} for method in ("GFN2-xTB", "GFN1-xTB"))
+    return molecule(start, truth, teacher, options.size)
 
 
 def acetylacetone(options: argparse.Namespace) -> Case:
     """C5H8O2 with a potential trained on 1,000 PBE labels; teacher GFN2-xTB."""
     folder = Path(options.data) / "acac"
     files = [folder / f"train_{kelvin}K.xyz" for kelvin in (300, 600)]
-    known = trained(options, "acetylacetone", read_structures(files, require_labels=True), {"size": "small"})
+    known = trained(options, "acetylacetone", read_structures(files, require_labels=True), {"size": options.truth_size})
     start = read_structures(STARTS / "acetylacetone.xyz")[0]
-    return molecule(start, known, {"kind": "tblite", "method": "GFN2-xTB"})
+    return molecule(start, known, {"kind": "tblite", "method": "GFN2-xTB"}, options.size)
 
 
-def molecule(start: Atoms, truth: dict[str, Any], teacher: dict[str, Any]) -> Case:
+def molecule(start: Atoms, truth: dict[str, Any], teacher: dict[str, Any], size: str) -> Case:
     """With tests at 300 and 600 K."""
     tests = {"300K": (start, 300.0, {"steps": 2000, "equilibration": 500})}
     tests["600K"] = (start, 600.0, {"steps": 4000, "equilibration": 1000})
     walkers = [{"temperature": 600, "count": 8}]
-    return Case(start, truth, teacher, [300.0, 600.0, 900.0], walkers, tests, 0.5, {"size": "tiny"})
+    return Case(start, truth, teacher, [300.0, 600.0, 900.0], walkers, tests, 0.5, {"size": size})
 
 
 def silicon(options: argparse.Namespace) -> Case:
     """A crystal of 32 atoms with a potential trained on 239 PBE labels; teacher a student of Nequix."""
     if options.silicon_teacher is None:
         raise SystemExit("silicon needs --silicon-teacher, a folder of a potential.")
-    model = {"size": "tiny", "cutoff": 5.0}
+    model = {"size": options.size, "cutoff": 5.0}
     files = [Path(options.data) / "mlearn" / f"Si_{part}.extxyz" for part in ("train", "test")]
-    known = trained(options, "silicon", read_structures(files, require_labels=True), model)
+    known = trained(options, "silicon", read_structures(files, require_labels=True), model | {"size": "tiny"})
     start = bulk("Si", a=5.469, cubic=True).repeat((2, 2, 1))
     strained = start.copy()
     strained.set_cell(start.cell.array @ np.diag([1.05, 1.0, 0.97]), scale_atoms=True)
@@ -297,6 +298,8 @@ def options_given() -> argparse.Namespace:
     parser.add_argument("--systems", nargs="+", default=list(CASES), choices=CASES)
     parser.add_argument("--strategies", nargs="+", default=["plain", "taught"], choices=BATCH)
     parser.add_argument("--record", type=float, default=0.05, help="spread from which shares record, eV/Angstrom")
+    parser.add_argument("--size", default="tiny", help="of what the campaigns train")
+    parser.add_argument("--truth-size", default="small", help="of what stands in for PBE for acetylacetone")
     parser.add_argument("--truth-steps", type=int, default=6000, help="of the potentials that stand in for PBE")
     parser.add_argument("--silicon-teacher", type=Path, help="folder of a potential that learned from Nequix")
     parser.add_argument("--workers", type=int, default=1, help="processes of a teacher")
