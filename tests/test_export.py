@@ -6,10 +6,8 @@ Nor is a product of matrices left to what these take for float32.
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,7 +18,7 @@ from ase import Atoms
 from ase.build import bulk, molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 from jax import export
-from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from almlip_jax.dynamics import ExplorationSettings, Explorer
 from almlip_jax.dynamics.knowledge import Knowledge
@@ -31,17 +29,24 @@ from almlip_jax.feature_names import atom_feature_names, feature_names
 from almlip_jax.features import FeatureRequest, last_layer_gradient
 from almlip_jax.features.declared import declared
 from almlip_jax.models import MaceSettings, MtpSettings, SharedDensitySettings, build_model
-from almlip_jax.potential import evaluator
+from almlip_jax.potential import Potential, evaluator
+from almlip_jax.potential.following import Following
 from almlip_jax.precision import full_precision
+from almlip_jax.selection import (
+    TEACHER_SCORES,
+    WEIGHT,
+    Candidates,
+    Environments,
+    FilterSettings,
+    SelectorSettings,
+    Strata,
+)
 from almlip_jax.structures import walkers
 from almlip_jax.structures.graph import lone_atom
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.training import EnsembleSettings, Trainer, TrainingSettings, plan_capacity
-
-sys.path.insert(0, str(Path(__file__).parent / "selection"))
-
-import small_environments
-from small_pools import SELECTORS, candidates, sample
+from almlip_jax.training.projection.program import Reduction, reduction
+from almlip_jax.training.projection.trainer import ProjectionTrainer
 
 SPECIES = SpeciesTable((1, 8))
 MODEL = SharedDensitySettings(cutoff=3.0, radial=3, l_max=1, channels=2, hidden=(4,))
@@ -169,6 +174,36 @@ def test_training_on_shared_batches(backend: str) -> None:
     assert "all_reduce" in text
 
 
+class Caught(Exception):
+    """Instead of a result, where a program is called for its arguments alone."""
+
+
+def catching(given: list[Any]) -> Callable[..., None]:
+    """Takes the place of a program, and notes what it is called with."""
+
+    def caught(*arguments: Any) -> None:
+        given.extend(arguments)
+        raise Caught
+
+    return caught
+
+
+def test_training_by_projection(backend: str) -> None:
+    """In double precision, as it runs, with the batches of one device."""
+    data = [crystal(seed) for seed in range(4)]
+    training = TrainingSettings(loss={"kind": "mlip"}, projection={"starts": 2}, validation_fraction=0.25)
+    ensemble = Ensemble(build_model(MTP, SPECIES), 2)
+    capacity = plan_capacity(data, MTP.cutoff, training)
+    trainer = ProjectionTrainer(ensemble, SPECIES, capacity, training, EnsembleSettings(size=2))
+    trainer._all = Mesh(np.array(jax.devices()[:1]), ("parts",))
+    program, given = reduction(Reduction(ensemble.model, training.loss, trainer._all)), []
+    trainer._reduce = catching(given)
+    with pytest.raises(Caught):
+        trainer.train(data, None, KEY, reference_energies={1: 0.0, 8: 0.0})
+    with jax.enable_x64(True):
+        lowered(program, *given)
+
+
 PROGRAMS = {
     "_evaluate": FeatureRequest(tuple(feature_names()), atoms=tuple(atom_feature_names())),
     "_describe": FeatureRequest(
@@ -183,35 +218,70 @@ def test_evaluation(backend: str, name: str, monkeypatch: pytest.MonkeyPatch) ->
     ensemble, shapes = ensemble_of(Heads(2, "evidential"))
     params = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     program, given = getattr(evaluator, name), []
-
-    class Caught(Exception):
-        """Instead of a result."""
-
-    def caught(*arguments: Any) -> None:
-        given.extend(arguments)
-        raise Caught
-
-    monkeypatch.setattr(evaluator, name, caught)
+    monkeypatch.setattr(evaluator, name, catching(given))
     one = evaluator.Evaluator(ensemble, params, {1: 0.0, 8: 0.0})
     with pytest.raises(Caught):
         list(one.stream([crystal(), water()], PROGRAMS[name], "structures", None))
     lowered(program, *given)
 
 
-@pytest.mark.parametrize("name", SELECTORS)
-def test_selectors(name: str) -> None:
-    """In double precision, as they run."""
-    x, _ = sample(1)
-    known, _ = sample(2, n=4)
-    with jax.enable_x64(True):
-        pool, labelled = (jax.tree.map(jnp.asarray, candidates(rows)) for rows in (x, known))
-        lowered(SELECTORS[name], KEY, pool, labelled)
+@pytest.mark.parametrize("part", ["atoms", "scores"])
+def test_one_structure_that_moves(part: Any, backend: str) -> None:
+    """What calculators and engines call; other parts give less of the same."""
+    _, shapes = ensemble_of()
+    params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+    potential = Potential(MODEL, SPECIES, params, {1: 0.0, 8: 0.0}, members=EnsembleSettings(size=2))
+    following = Following(potential, skin=0.5)
+    lowered(following._program(part)._run, params, {}, *following.follower.look(crystal(), (0, 1)))
 
 
-@pytest.mark.parametrize("name", small_environments.SELECTORS)
-def test_selectors_of_environments(name: str) -> None:
-    """Likewise."""
+GIVEN: dict[str, dict[str, Any]] = {
+    "chain": {
+        "filters": [
+            {"kind": kind, **{"threshold": {"minimum": 0.1}, "top_fraction": {"fraction": 0.5}}.get(kind, {})}
+            for kind in FilterSettings.kinds()
+            if kind != "user"
+        ],
+        "selector": {"kind": "random"},
+    },
+    "cost_aware": {"selector": {"kind": "max_det"}},
+    "stratified": {"by": "system", "selector": {"kind": "max_det"}},
+}
+"""What some kinds of selectors need to be told; the chain is one of all filters."""
+OTHERWISE: dict[str, dict[str, Any]] = {
+    "bait": {"overselect": 2},
+    "cover": {"radius": 0.6},
+    "environment_entropy": {"bandwidth": 0.6},
+    "maxvol": {"mode": "neighborhood", "features": "latent"},
+}
+"""Settings with which kinds are other programs."""
+
+
+def candidates(seed: int, of: SelectorSettings) -> Candidates:
+    """With whatever any selector looks at."""
+    rng = np.random.default_rng(seed)
+    structures, atoms, width = 16, 4, 5
+    names = dict.fromkeys((*of.score_names, *TEACHER_SCORES))
+    rows = {name: rng.normal(size=(structures, atoms, width)) for name in of.atom_feature_names}
+    found = Candidates.of(
+        {name: rng.normal(size=(structures, width)) for name in of.feature_names},
+        {name: rng.uniform(size=structures) for name in names},
+        Environments.of(rows, rng.choice([1, 8], size=(structures, atoms))),
+        Strata(jnp.arange(structures) % 4, jnp.ones(4)),
+    )
+    return replace(found, scalars={WEIGHT: jnp.asarray(0.3)})
+
+
+@pytest.mark.parametrize(
+    ("kind", "given"),
+    [
+        *((kind, GIVEN.get(kind, {})) for kind in SelectorSettings.kinds() if kind != "user"),
+        *OTHERWISE.items(),
+    ],
+    ids=lambda one: one if isinstance(one, str) else "-".join(one),
+)
+def test_selectors(kind: str, given: dict[str, Any]) -> None:
+    """Each kind that there is, in double precision, as they run."""
+    settings = SelectorSettings.parse({"kind": kind, **given})
     with jax.enable_x64(True):
-        given = (small_environments.candidates(small_environments.structures(seed)) for seed in (1, 2))
-        pool, labelled = (jax.tree.map(jnp.asarray, one) for one in given)
-        lowered(small_environments.SELECTORS[name], KEY, pool, labelled)
+        lowered(settings.build(4), KEY, candidates(1, settings), candidates(2, settings))
