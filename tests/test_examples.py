@@ -48,9 +48,16 @@ def test_examples_run(example):
     assert runner.run(example, out=told.append).failed == 0, "".join(told)
 
 
-@pytest.mark.parametrize("room", SHOWN)
-def test_public_functions_have_an_example(room):
-    package = import_module(f"almlip_jax.{room}")
+def packages(room: str) -> list[str]:
+    """The package and those below it."""
+    whole = import_module(f"almlip_jax.{room}")
+    below = pkgutil.walk_packages(whole.__path__, f"{whole.__name__}.")
+    return [whole.__name__, *(one.name for one in below if one.ispkg)]
+
+
+@pytest.mark.parametrize("name", [name for room in SHOWN for name in packages(room)])
+def test_public_functions_have_an_example(name):
+    package = import_module(name)
     offered = {name: getattr(package, name) for name in package.__all__}
     functions = {name: inspect.unwrap(one) for name, one in offered.items() if hasattr(one, "__wrapped__")}
     functions |= {name: one for name, one in offered.items() if inspect.isfunction(one)}

@@ -355,6 +355,10 @@ def calibrated_record(errors: np.ndarray, sigma: np.ndarray, tolerance: float) -
 
     Raises:
         InputError: a value is not finite, or no atom has a score.
+
+    >>> import numpy as np
+    >>> calibrated_record(np.array([0.2, 0.4]), np.array([0.1, 0.2]), tolerance=0.3)  # errors are twice the score
+    0.15
     """
     _check(errors, sigma)
     factor = slope(errors, sigma)
@@ -374,6 +378,10 @@ def conformal_factor(errors: np.ndarray, sigma: np.ndarray, alpha: float) -> flo
 
     Raises:
         InputError: fewer than ``1 / alpha - 1`` pairs, a value is not finite, or no atom has a score.
+
+    >>> import numpy as np
+    >>> conformal_factor(np.array([0.1, 0.3, 0.2, 0.4]), np.full(4, 0.1), alpha=0.25)  # the largest of four ratios
+    4.0
     """
     _check(errors, sigma)
     n = len(errors)

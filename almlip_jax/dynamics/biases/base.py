@@ -91,7 +91,14 @@ def applied(force: BiasForce, at: Seen) -> BiasForce:
 
 
 def no_force(at: Seen) -> BiasForce:
-    """Zeros."""
+    """Zeros, for walkers on which a bias does not act.
+
+    >>> from types import SimpleNamespace
+    >>> import jax.numpy as jnp
+    >>> from almlip_jax.dynamics.biases import no_force
+    >>> no_force(SimpleNamespace(positions=jnp.ones((2, 5, 3)))).energy.tolist()  # eV, of 2 walkers
+    [0.0, 0.0]
+    """
     walkers, dtype = len(at.positions), at.positions.dtype
     return BiasForce(jnp.zeros(walkers, dtype), jnp.zeros_like(at.positions), jnp.zeros((walkers, 3, 3), dtype))
 
@@ -127,7 +134,13 @@ class Sum(Bias):
 
 
 def combine(biases: Sequence[Bias]) -> Sum:
-    """The sum of any number of biases, none included."""
+    """The sum of any number of biases, none included.
+
+    >>> from almlip_jax.dynamics.biases import Distance, Restraint, combine
+    >>> bonds = [Restraint(Distance((0,), (n,)), stiffness=5.0, centre=1.2) for n in (1, 2)]
+    >>> combine(bonds).quantities
+    {'bias0.distance': 'Angstrom', 'bias1.distance': 'Angstrom'}
+    """
     return Sum(tuple(biases))
 
 
@@ -266,5 +279,10 @@ def build_bias(settings: Sequence[BiasSettings]) -> Sum:
 
     Raises:
         InputError: a user's function cannot be imported or built.
+
+    >>> from almlip_jax.dynamics.biases import BiasSettings, build_bias
+    >>> held = {"kind": "sphere", "radius": 8.0}
+    >>> build_bias([BiasSettings.parse(held)]).parts
+    (Sphere(radius=8.0, stiffness=1.0),)
     """
     return combine([one.build() for one in settings])

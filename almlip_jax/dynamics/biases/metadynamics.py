@@ -208,6 +208,17 @@ def free_energy(state: HillState | Hills, grid: Sequence[ArrayLike]) -> np.ndarr
 
     Returns:
         [G, n_1, .., n_D] eV, float64, for each set of hills.
+
+    Raises:
+        InputError: the grid has not one axis for each variable.
+
+    >>> import numpy as np
+    >>> from almlip_jax.dynamics.biases import Hills, free_energy
+    >>> one = dict(widths=np.array([0.2]), periods=np.array([0.0]), damping=np.array(1 / 9))  # bias factor 10
+    >>> named = dict(names=np.array(["distance"]), units=np.array(["A"]))
+    >>> hill = dict(centres=np.full((1, 1, 1), 1.5), heights=np.full((1, 1), 0.09), count=np.array([1]))
+    >>> free_energy(Hills(**hill, **one, **named, missed=np.array([0])), [[1.5, 1.7, 5.0]]).round(3)  # eV
+    array([[0.   , 0.039, 0.1  ]])
     """
     widths, periods = np.asarray(state.widths, float), np.asarray(state.periods, float)
     if len(grid) != len(widths):
@@ -221,7 +232,7 @@ def free_energy(state: HillState | Hills, grid: Sequence[ArrayLike]) -> np.ndarr
                 gap -= periods[d] * np.round(gap / periods[d])
             operands += [np.exp(-0.5 * (gap / widths[d]) ** 2), [0, d + 1]]
         bias = np.einsum(*operands, list(range(1, len(grid) + 1)), optimize=True)
-        sets.append(-(1 + float(state.damping)) * (bias - bias.max()))
+        sets.append((1 + float(state.damping)) * (bias.max() - bias))
     return np.stack(sets)
 
 
