@@ -224,7 +224,7 @@ def compiling(snippet: Snippet) -> Any:
 
 # exported programs run in a process of their own: tests/interfaces/test_stablehlo.py
 @pytest.mark.parametrize("snippet", [compiling(one) for one in of("python") if one.page.stem != "export"])
-def test_python_runs(snippet, known, monkeypatch):
+def test_python_runs(snippet, known, monkeypatch, count_compilations):
     installed(snippet)
     monkeypatch.chdir(known["folder"])
     for declared in ("_STRUCTURES", "_ATOMS"):  # what a page declares is known there only
@@ -233,8 +233,13 @@ def test_python_runs(snippet, known, monkeypatch):
     for family in (ExplorationChoice, ModelSettings, SharedDensitySettings):
         monkeypatch.setattr(family, "_below", dict(family._below))
     names = {**known, "frames": [frame.copy() for frame in known["frames"]], "atoms": known["atoms"].copy()}
-    exec(compile(snippet.text, str(snippet), "exec", dont_inherit=True), names)
+    compiled_at: list[int] = []  # each line that is printed
+    with count_compilations() as compiled:
+        names["print"] = lambda *_: compiled_at.append(len(compiled))
+        exec(compile(snippet.text, str(snippet), "exec", dont_inherit=True), names)
     made = {name: value for name, value in names.items() if name not in known}
+    if "learner" in made and "explorer" in made:
+        assert compiled_at[0] > 0 and len(set(compiled_at[:3])) == 1, "later rounds compile nothing"
     if "field" in made and snippet.page.stem == "biases":
         assert made["field"](0.1) == made["field"](0.2), "numbers need no other program"
     if "above" in made:
