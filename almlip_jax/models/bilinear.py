@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache, partial
+from importlib import import_module
+from types import ModuleType
 from typing import Any, TypeAlias
 
 import jax
@@ -18,7 +20,16 @@ import numpy as np
 
 from almlip_jax.partial_import import import_part
 
-(so3,) = import_part("e3nn_jax", "_src.so3")
+
+def _with_coefficients() -> ModuleType:
+    """What has e3nn-jax's ``clebsch_gordan``: the part that holds it, or the package where it has moved in there."""
+    try:
+        return import_part("e3nn_jax", "_src.so3")[0]
+    except ImportError:
+        return import_module("e3nn_jax")
+
+
+_E3NN = _with_coefficients()
 
 Irreps: TypeAlias = tuple[jax.Array, ...]
 """Components of several true tensors: for each, [2l+1, ..., C]."""
@@ -107,7 +118,7 @@ def _transposed(table: Table, shapes: tuple, side: int) -> Table:
 @cache
 def clebsch_gordan(l1: int, l2: int, l3: int) -> np.ndarray:
     """Coefficients [2 l1 + 1, 2 l2 + 1, 2 l3 + 1] of e3nn's real basis, in float64."""
-    return np.asarray(so3.clebsch_gordan(l1, l2, l3), np.float64)
+    return np.asarray(_E3NN.clebsch_gordan(l1, l2, l3), np.float64)
 
 
 def terms_of(coefficients: np.ndarray, a: int, b: int) -> tuple[tuple[Term, ...], ...]:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
+from almlip_jax.models import bilinear as module
 from almlip_jax.models.bilinear import bilinear, clebsch_gordan, inner_products, spherical_harmonics, terms_of
 from almlip_jax.models.layout import join, side_by_side, split, stack, unstack
 
@@ -42,6 +43,14 @@ def test_products_are_clebsch_gordan_contractions(l1, l2, l3):
     coefficients = clebsch_gordan(l1, l2, l3)
     (found,) = bilinear((terms_of(coefficients, 0, 0),), (x,), (y,))
     np.testing.assert_allclose(found, np.einsum("ijk,inc,jnc->knc", coefficients, x, y), atol=1e-13)
+
+
+def test_coefficients_are_there_where_the_package_keeps_them_elsewhere(monkeypatch):
+    def moved(*_):
+        raise ModuleNotFoundError("No module named 'e3nn_jax._src.so3'")
+
+    monkeypatch.setattr(module, "import_part", moved)
+    np.testing.assert_array_equal(module._with_coefficients().clebsch_gordan(1, 2, 3), e3nn.clebsch_gordan(1, 2, 3))
 
 
 def test_several_blocks_derivatives_of_every_order_and_batching():
