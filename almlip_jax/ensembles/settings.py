@@ -30,7 +30,7 @@ class EnsembleSettings(Settings):
     heads: int = Field(default=1, ge=1, le=1024)
     """Members that share one model except for their last layer: more than one make a shallow ensemble.  With
     ``size: 1`` it is one; with more, several of them.  Train it with a loss of kind ``nll`` or ``crps``."""
-    likelihood: Literal["none", "mean_variance", "evidential"] = "none"
+    likelihood: Likelihood = "none"
     """What each model says about its own errors: nothing; a variance of its energy, forces and virial; or the
     parameters of a normal-inverse-gamma distribution, which tell noise from ignorance.  Train it with ``nll`` or
     ``crps``."""

@@ -26,6 +26,7 @@ from almlip_jax.models.base import linear_rows
 from almlip_jax.potential.fitted import fitted_kind
 from almlip_jax.precision import full_precision
 from almlip_jax.selection import ActiveSet, active_set
+from almlip_jax.selection.maxvol import Mode, Start
 from almlip_jax.settings import Settings
 from almlip_jax.structures.electronic_state import stated_state
 from almlip_jax.structures.graph import Graph, atom_counts, sum_over_atoms
@@ -42,8 +43,6 @@ _GROWTH = 1e-6  # of the logarithm of the volume, which a pass has to gain for a
 GRADES = {"neighborhood": "extrapolation_grade", "configuration": "configuration_grade"}
 """Name of the score that the active set of a mode gives."""
 
-Mode = Literal["neighborhood", "configuration"]
-
 
 class ActiveSetSettings(Settings):
     """What the rows of an active set are, and how it is filled."""
@@ -55,7 +54,7 @@ class ActiveSetSettings(Settings):
     per_atom: bool = True
     """Configuration mode: whether rows are divided by the number of atoms, so that the grade of a crystal does not grow
     with the size of its cell."""
-    start: Literal["epsilon", "identity"] = "epsilon"
+    start: Start = "epsilon"
     """What stands in the set for directions that nothing spans: epsilon times the identity, or the identity."""
     epsilon: float = Field(default=1e-5, ge=1e-12, le=1.0)
     """Size of these rows; in float32 no smaller than 1.2e-4 times the root mean square of a column."""

@@ -23,6 +23,9 @@ from almlip_jax.selection.rows import arrange, first_best, ties
 from almlip_jax.selection.scores import column
 
 Mode: TypeAlias = Literal["configuration", "neighborhood"]
+"""Whether structures have a row each, or their atoms."""
+Start: TypeAlias = Literal["epsilon", "identity"]
+"""What stands in a set for directions that nothing spans."""
 
 _TRAINED = 1 + 1e-7  # threshold on the training set
 _ENTRIES = 2**26  # of rows that are looked at together: half a gigabyte in float64, of which there are several copies
@@ -299,7 +302,7 @@ class MaxvolSettings(ByFeatures, LeafSelector):
     """Whether structures have a row each, or their atoms: of the features of atoms, then."""
     threshold: float = Field(default=1.001, gt=1, le=1e6)
     """Grade above which a candidate enters."""
-    start: Literal["epsilon", "identity"] = "epsilon"
+    start: Start = "epsilon"
     """What stands in the set for directions that nothing spans: epsilon times the identity, or the identity."""
     epsilon: float = Field(default=1e-5, ge=1e-12, le=1.0)
     """Size of these rows, relative to features of mean square norm 1."""
