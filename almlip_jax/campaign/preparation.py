@@ -309,7 +309,7 @@ def split_pool(
 
 
 def _drawn_of_each(order: Sequence[int], counts: Mapping[str, int], owners: Sequence[str | None]) -> list[int]:
-    """So many structures of each of some systems, the first ones in an order."""
+    """The given number of structures of each of some systems, the first ones in an order."""
     found = []
     for name, count in counts.items():
         own = [place for place in order if owners[place] == name]

@@ -110,5 +110,5 @@ class Budget:
         return self.batch if self.left is None else max(0, min(self.batch, self.left))
 
     def drawn(self, asked: int) -> int:
-        """Frames that may be drawn where so many are asked for: at most what a batch leaves."""
+        """Frames that may be drawn where a number is asked for: at most what a batch leaves."""
         return asked if self.left is None else max(0, min(asked, self.left - self.batch))

@@ -234,7 +234,7 @@ class TestSettings(Settings):
     """Labelled files."""
     from_pool: Annotated[int, Field(ge=0, le=10**8)] | dict[str, Annotated[int, Field(ge=1, le=10**8)]] = 0
     """Structures drawn at random from the pool, taken out of it and labelled; group ``pool``.  A number is drawn from
-    the whole pool, whatever is in it; ``{water: 20, slab: 30}`` draws so many of each of these systems."""
+    the whole pool, whatever is in it; ``{water: 20, slab: 30}`` draws that many of each of these systems."""
 
     @property
     def pool_count(self) -> int:
@@ -460,7 +460,7 @@ class UserExploration(UserCode, ExplorationChoice):
     kind: Literal["user"] = "user"
     bound: ClassVar[str] = "exploration.candidates"
     candidates: int = Field(ge=1, le=10**7)
-    """Structures that it may find in a round; the arrays of the selector are made for so many."""
+    """Most structures that it may give in a round; the arrays of the selector have room for that many."""
 
     def check_code(self) -> None:
         """Makes the function."""

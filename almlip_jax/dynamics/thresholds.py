@@ -66,7 +66,7 @@ class Resolved:
 Scores = Callable[[], np.ndarray]
 """Gives the gate's score of the structures trained on, [n]."""
 Errors = Callable[[int], AtomErrors | None]
-"""Gives true errors of at least so many atoms, of structures that were not trained on; None until there are as many."""
+"""Gives true errors of at least that many atoms that were not trained on; None until there are as many."""
 
 
 class ThresholdSettings(Spec):
@@ -288,8 +288,8 @@ class ConformalThresholds(FromErrors):
 class UserThresholds(UserCode, ThresholdSettings):
     """A user's own factory ``(**parameters)`` of a rule ``(scores, errors) -> Resolved``.
 
-    ``scores()`` gives the gate's score of the structures trained on, [n]; ``errors(atoms)`` the `AtomErrors` of so many
-    atoms at least that were not trained on, or None before there are.
+    ``scores()`` gives the gate's score of the structures trained on, [n]; ``errors(atoms)`` the `AtomErrors` of at
+    least that many atoms that were not trained on, or None before there are.
     """
 
     kind: Literal["user"] = "user"

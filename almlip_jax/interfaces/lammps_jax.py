@@ -86,7 +86,7 @@ def room_for(structures: Sequence[Atoms], cutoff: float, skin: float, owned: int
 
 
 def _with_ghosts(atoms: Atoms, own: int, reach: float) -> float:
-    """Atoms of a process that has so many of its own of a structure, and all that is within reach of its part."""
+    """Atoms of a process that has `own` of a structure as its own, with all that is within reach of its part."""
     cell = periodic_cell(atoms.cell.array, atoms.pbc)
     heights = 1 / np.linalg.norm(np.linalg.inv(cell), axis=0)
     part = np.cbrt(min(own / len(atoms), 1.0))  # as if the structure were divided alike along each direction

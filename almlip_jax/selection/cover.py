@@ -86,7 +86,7 @@ def cover(
 def new_environments(
     features: str = "power_spectrum", *, radius: float | None = None, quantile: float = QUANTILE, least: int = 1
 ) -> Filter:
-    """Keeps candidates with so many atoms, or more, in surroundings that nothing labelled has; see `cover`.
+    """Keeps candidates with `least` atoms or more in surroundings that nothing labelled has; see `cover`.
 
     >>> import jax
     >>> from almlip_jax.selection import Candidates, Environments, new_environments

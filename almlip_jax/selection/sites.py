@@ -194,8 +194,8 @@ def scale_of(sites: Sites, given: float | None, quantile: float, batch: int) -> 
     """How far surroundings of each element lie apart in what is labelled, [elements]; the same for all where given.
 
     A quantile of the distances from the atoms of each labelled structure to the nearest atom of the same element in
-    another one.  Of an element that two labelled structures do not have, the same of candidates, so many of them as a
-    batch has but 8 at least, taken in even steps of their ids: as if such a sample were labelled.  0 where the pool
+    another one.  Of an element that two labelled structures do not have, the same of candidates, as many of them as a
+    batch has but at least 8, taken in even steps of their ids: as if such a sample were labelled.  0 where the pool
     does not tell either.
 
     Args:

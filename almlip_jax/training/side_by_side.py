@@ -65,7 +65,7 @@ class _Course:
 
 
 class _Together(NamedTuple):
-    """The trainer of each of so many trainings, and the devices that share them out."""
+    """The trainer of each of a number of trainings, and the devices that share them out."""
 
     trainer: Trainer
     devices: Mesh

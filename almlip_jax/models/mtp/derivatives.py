@@ -47,7 +47,7 @@ class Sphere(NamedTuple):
 
     Attributes:
         powers: x^a y^b z^c, c < 2, up to the highest rank.
-        numbers: of each mu, how many of these it has: the first so many.
+        numbers: of each mu, how many of these it has, the first of them.
         moments: [n, b] by which the basic moments of the basis are sums of these n.
         pairs: of derivatives of basis functions by these, from `Passes.pairs`' last ones and a row of ones.
         pair_places: basis function and moment of each, [q] each.

@@ -67,7 +67,7 @@ class Shape:
         return range(len(self.ranks))
 
     def number(self, mu: int) -> int:
-        """Powers that a mu takes part with: the first so many."""
+        """How many of the powers, from the first on, a mu takes part with."""
         return (self.ranks[mu] + 1) * (self.ranks[mu] + 2) * (self.ranks[mu] + 3) // 6
 
     @cached_property

@@ -125,7 +125,7 @@ class MtpText:
 
 
 def template(level: int, radial_size: int = 8, distances: tuple[float, float] = (2.0, 5.0)) -> str:
-    """An untrained potential of one species, with radial functions of so many Chebyshev polynomials."""
+    """An untrained potential of one species, with radial functions of `radial_size` Chebyshev polynomials."""
     return str(MtpText(basis(level), RadialBasis(radial_size, *distances), scaling=0.01, name=f"MTP_L{level}"))
 
 

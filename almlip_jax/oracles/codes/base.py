@@ -23,7 +23,7 @@ from almlip_jax.kinds import load_plugins
 
 @dataclass(frozen=True)
 class Grid:
-    """K-points of a structure: so many along each reciprocal vector.
+    """K-points of a structure: how many along each reciprocal vector.
 
     Attributes:
         size: [3].

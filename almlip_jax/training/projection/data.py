@@ -99,7 +99,7 @@ def _blocks(data: TrainingSet, devices: int) -> tuple[Any, jax.Array]:
 
 
 def _shape(capacity: Capacity, factor: float) -> BatchShape:
-    """Of a block: so many times the largest structure, or some atoms of smaller ones."""
+    """Of a block: `factor` times the largest structure, or some atoms of smaller ones."""
     largest = capacity.largest or capacity.batch.atoms
     atoms = int(np.ceil(factor * max(largest, min(_BLOCK, capacity.atoms - 1))))
     of_batch, of_all = capacity.batch.atoms / capacity.batch.structures, capacity.atoms / capacity.structures
