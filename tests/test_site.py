@@ -53,6 +53,19 @@ def test_every_key_of_every_config_says_what_it_means():
     assert silent == set()
 
 
+def test_a_key_whose_meaning_names_a_unit_has_it_in_the_table():
+    models = {section.model for root in KINDS.values() for section in sections(root)}
+    told = re.compile(r", (in )?(eV|Angstrom|fs|ps|K|Bohr magnetons)\b(?! over)")
+    silent = {
+        f"{model.__name__}.{name}"
+        for model in models
+        for name, field in model.model_fields.items()
+        if re.search(r"\b(int|float)\b", str(field.annotation))
+        if told.search(model.meanings().get(name, "")) and "unit" not in (field.json_schema_extra or {})
+    }
+    assert silent == {"UserIntegrator.values"}  # one for each of its numbers
+
+
 def test_a_section_is_explained_with_values_defaults_and_units():
     text = explain(KINDS["campaign"], "exploration.integrator.langevin")
     assert "kind: langevin" in text and "1/fs" in text

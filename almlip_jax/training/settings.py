@@ -206,7 +206,9 @@ class TrainingSettings(Settings):
     types; a training that begins with it is trained on them too, so that it does not forget.  0: it remembers none, and
     none are trained on again."""
 
-    reference_energies: dict[str, Annotated[float, Field(ge=-1e7, le=1e7)]] | Path = {}
+    reference_energies: dict[str, Annotated[float, Field(ge=-1e7, le=1e7)]] | Path = Field(
+        default={}, json_schema_extra=unit("eV")
+    )
     """Energies of isolated atoms, eV by chemical symbol, or a file with these atoms: what the energies of structures
     are relative to, and what the potential gives for an isolated atom.  They come before those of isolated atoms
     among the structures; energies of elements that are in neither follow from a fit."""

@@ -30,6 +30,7 @@ from almlip_jax.dynamics.biases.collective import (
     values_of,
 )
 from almlip_jax.dynamics.seen import RunContext, Seen
+from almlip_jax.settings import unit
 
 
 @struct.dataclass
@@ -149,8 +150,8 @@ class Steered(Bias):
     @property
     def quantities(self) -> dict[str, str]:
         """The variable, its centre, and the work done so far."""
-        unit = self.variable.unit
-        return {self.variable.name: unit, "centre": unit, "work": "eV"}
+        of_variable = self.variable.unit
+        return {self.variable.name: of_variable, "centre": of_variable, "work": "eV"}
 
     def look(self, state: SteeredState, seen: Seen) -> dict[str, jax.Array]:
         """The variable, its centre, and the work done so far."""
@@ -336,9 +337,9 @@ class SphereSettings(BiasSettings):
     """Every atom of an open structure within a radius of its centre of mass: ``k/2 (|x_i - c| - R)^2`` beyond."""
 
     kind: Literal["sphere"] = "sphere"
-    radius: PositivePerWalker
+    radius: PositivePerWalker = Field(json_schema_extra=unit("Angstrom"))
     """Radius R, Angstrom; one, or one for each walker."""
-    stiffness: PositivePerWalker = 1.0
+    stiffness: PositivePerWalker = Field(default=1.0, json_schema_extra=unit("eV/Angstrom^2"))
     """Stiffness k, eV/Angstrom^2; one, or one for each walker."""
 
     def plain(self) -> Bias:

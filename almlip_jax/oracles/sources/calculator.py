@@ -90,7 +90,9 @@ class CalculatorSettings(SourceOfTargets):
     """Whether grids of k-points contain Gamma; otherwise those of an even number lie half a step off it (Monkhorst and
     Pack's)."""
 
-    magnetic_moments: dict[ElementName, Annotated[float, Field(ge=-20, le=20)]] = {}
+    magnetic_moments: dict[ElementName, Annotated[float, Field(ge=-20, le=20)]] = Field(
+        default={}, json_schema_extra=unit("Bohr magneton")
+    )
     """Magnetic moments that the atoms of each element begin with, in Bohr magnetons, in structures that have none."""
 
     charge_key: str | None = None
