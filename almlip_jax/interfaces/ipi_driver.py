@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import warnings
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import numpy as np
 from ase import Atoms
 
 from almlip_jax.compilation import prepare_jax
-from almlip_jax.errors import InputError
+from almlip_jax.errors import InputError, meant
 from almlip_jax.potential import Potential
 from almlip_jax.potential.following import Following
 from almlip_jax.potential.states import completed_state
@@ -57,8 +56,8 @@ class PotentialDriver:
         **others: object,
     ) -> None:
         for name in sorted({*others} - _OF_IPI):
-            if near := get_close_matches(name, ("potential", "template", "skin"), 1):
-                raise InputError(f"there is no parameter '{name}'; did you mean '{near[0]}'?")
+            if hint := meant(name, ("potential", "template", "skin"), cutoff=0.6):
+                raise InputError(f"there is no parameter '{name}'; {hint}")
             warnings.warn(f"nothing is made of the parameter '{name}'.", stacklevel=2)
         if potential is None or template is None:
             raise InputError(

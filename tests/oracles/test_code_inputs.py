@@ -259,7 +259,7 @@ def test_parameters_that_would_be_lost_are_refused(data: Path) -> None:
         ("orca", {"orcasimpleinput": "! L-Opt XTB2"}, "'l-opt' is no calculation"),
         ("orca", {"orcasimpleinput": "PBE Zoom-NEB-TS"}, "'zoom-neb-ts' is no calculation"),
         ("vasp", {"xc": "pbe", "LSORBIT": True}, "lsorbit: VASP takes three components"),
-        ("vasp", {"xc": "pbe", "encutt": 500}, "is 'encutt' meant to be VASP's tag 'encut'.*custom"),
+        ("vasp", {"xc": "pbe", "encutt": 500}, "'encutt' is no tag of VASP.*did you mean 'encut'.*custom"),
         ("psi4", {"basis": "def2-svp"}, "method of Psi4 is missing"),
         ("nwchem", {"basis": "x", "theory": "band"}, "not for plane waves"),
         ("nwchem", {"basis": "x", "theory": "scf", "xc": "pbe"}, "theory scf has no functional"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from ase.calculators.vasp.create_input import get_pp_setup
 from ase.calculators.vasp.setups import get_default_setups
 from ase.config import cfg
 
-from almlip_jax.errors import InputError
+from almlip_jax.errors import InputError, meant
 from almlip_jax.oracles.codes.base import Code, Job, declare
 
 _BY_ELEMENT = "ldau_luj names elements, as {Fe: {L: 2, U: 4.0, J: 0.0}}; the order of species is that of each structure"
@@ -65,11 +64,11 @@ def _check_tags(told: dict[str, Any]) -> None:
     kinds = ("float", "exp", "string", "int", "bool", "list_bool", "list_int", "list_float", "special", "dict")
     known = {tag for kind in kinds for tag in getattr(calculator, f"{kind}_params")} | {*calculator.input_params}
     for tag in told:
-        near = [] if tag in known else get_close_matches(tag, known, 1, 0.82)
-        if near:
+        hint = "" if tag in known else meant(tag, known, cutoff=0.82)
+        if hint:
             raise InputError(
-                f"oracle.parameters: is '{tag}' meant to be VASP's tag '{near[0]}'? If it is one of its own, put it "
-                f"below custom, as custom: {{{tag}: ...}}."
+                f"oracle.parameters: '{tag}' is no tag of VASP that ASE knows; {hint} If it is a tag all the same, put "
+                f"it below custom, as custom: {{{tag}: ...}}."
             )
 
 
