@@ -36,11 +36,17 @@ runpy.run_module("parsl.executors.high_throughput.interchange", run_name="__main
 
 
 class ExecutorSettings(Spec):
-    """Where labels are calculated: on this machine, or on any cluster."""
+    """Where labels are calculated: on this machine, or on any cluster (`ClusterSettings`)."""
 
 
 class SweepExecutorSettings(Spec):
-    """Where points of a sweep are worked on: on this machine, or on any cluster."""
+    """Where points of a sweep are worked on: on this machine, or on any cluster (`ClusterSettings`)."""
+
+
+def no_executor(given: Spec) -> InputError:
+    """What is said of a kind that a package adds and that is no cluster."""
+    where = f"executor.kind '{given.kind}' of package '{given.package()}'"
+    return InputError(f"{where} is no place to work; let its settings derive from almlip_jax.cluster.ClusterSettings.")
 
 
 class ClusterSettings(ExecutorSettings, SweepExecutorSettings):

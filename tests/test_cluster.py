@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from almlip_jax.cluster import (
 )
 from almlip_jax.errors import InputError
 from almlip_jax.oracles import LocalSettings
+from almlip_jax.oracles.executor import build_backend
+from almlip_jax.oracles.sources.xtb import TBLiteSettings
 from almlip_jax.sweep.settings import ProcessesSettings
 
 
@@ -29,6 +32,35 @@ def test_every_cluster_serves_labels_and_sweeps() -> None:
     assert set(ExecutorSettings.kinds()) - clusters == {"local"} == set(SweepExecutorSettings.kinds()) - clusters
     assert ExecutorSettings.kinds()["local"] is LocalSettings
     assert SweepExecutorSettings.kinds()["local"] is ProcessesSettings
+
+
+PACKAGE = '''
+from typing import Literal
+from almlip_jax.cluster import ClusterSettings, ExecutorSettings
+
+class Desks(ClusterSettings):
+    """Machines that stand about."""
+
+    kind: Literal["desks"] = "desks"
+
+    def make_provider(self, blocks):
+        return "desks", blocks
+
+class Nowhere(ExecutorSettings):
+    """Says no place."""
+
+    kind: Literal["nowhere"] = "nowhere"
+'''
+
+
+def test_an_installed_package_adds_a_cluster(with_kinds: Callable[[str], None], tmp_path: Path) -> None:
+    pytest.importorskip("parsl")
+    with_kinds(PACKAGE)
+    for family in (ExecutorSettings, SweepExecutorSettings):
+        name, blocks = family.parse({"kind": "desks", "max_blocks": 3}).provider()
+        assert name == "desks" and blocks["max_blocks"] == 3
+    with pytest.raises(InputError, match=r"executor.kind 'nowhere' of .*derive from almlip_jax.cluster.Cluster"):
+        build_backend(TBLiteSettings(), ExecutorSettings.parse({"kind": "nowhere"}), tmp_path)
 
 
 def test_slurm_provider_says_what_the_config_says() -> None:

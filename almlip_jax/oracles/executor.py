@@ -19,7 +19,7 @@ from typing import Any, Literal, Protocol, Self
 from ase import Atoms
 from pydantic import Field
 
-from almlip_jax.cluster import ClusterSettings, ExecutorSettings
+from almlip_jax.cluster import ClusterSettings, ExecutorSettings, no_executor
 from almlip_jax.errors import InputError
 from almlip_jax.oracles.base import Delivery, Label, PendingLabels, SourceSettings, bare
 from almlip_jax.oracles.cluster import ClusterBackend
@@ -145,12 +145,17 @@ class ProcessBackend:
 
 
 def build_backend(oracle: SourceSettings, executor: ExecutorSettings, spool: Path) -> Backend:
-    """The backend that these settings describe."""
+    """The backend that these settings describe.
+
+    Raises:
+        InputError: they are of a package, and of no cluster.
+    """
     if oracle.in_process:
         return InlineBackend(oracle)
     if isinstance(executor, ClusterSettings):
         return ClusterBackend(oracle, executor, spool)
-    assert isinstance(executor, LocalSettings)
+    if not isinstance(executor, LocalSettings):
+        raise no_executor(executor)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = executor.workers or max(cores // executor.threads_per_worker, 1)
     return ProcessBackend(oracle, spool, workers, executor.threads_per_worker)

@@ -12,7 +12,7 @@ import pandas as pd
 from rich.table import Table
 
 from almlip_jax.campaign.consistency import check_columns
-from almlip_jax.cluster import ClusterSettings
+from almlip_jax.cluster import ClusterSettings, no_executor
 from almlip_jax.config import config_text
 from almlip_jax.evaluation.tables import aligned, number
 from almlip_jax.files import Cell, write_text
@@ -159,7 +159,8 @@ class _Session:
         executor = self.bench.config.executor
         if isinstance(executor, ClusterSettings):
             return ClusterCrew(self.bench, executor, self.progress.message)
-        assert isinstance(executor, ProcessesSettings)
+        if not isinstance(executor, ProcessesSettings):
+            raise no_executor(executor)
         number = min(executor.processes, max(len(phase) for phase in self.phases))
         return Crew(self.bench.config, self.bench.folder.path, number)
 
