@@ -34,7 +34,7 @@ from almlip_jax.models.base import (
     sums_by_degree,
 )
 from almlip_jax.models.bilinear import Irreps, clebsch_gordan
-from almlip_jax.models.constants import as_params, as_variables, with_constants
+from almlip_jax.models.constants import CONSTANTS, as_params, as_variables, with_constants
 from almlip_jax.models.edges import EdgeBasis, edge_vectors, expand_edges
 from almlip_jax.models.electronic import BY_SPECIES, scaled_states, state_features, survey_states
 from almlip_jax.models.layout import side_by_side, stack, unstack
@@ -330,7 +330,19 @@ class ConvolutionalModel(CodedLast):
     def with_species(self, params: Params, fresh: Params, wanted: SpeciesTable) -> Params:
         """Parameters for more species that predict the same as before for the old ones; see `Model.with_species`."""
         width = self.settings.species_channels
-        return with_more_species(params, fresh, self.species, wanted, width, self._by_species)
+        ratio = fresh[CONSTANTS]["message_scale"] / params[CONSTANTS]["message_scale"]
+
+        def factor(name: str) -> jax.Array | float:
+            return self._of_new_species(name, ratio)
+
+        return with_more_species(params, fresh, self.species, wanted, width, self._by_species, factor)
+
+    def _of_new_species(self, name: str, ratio: jax.Array) -> jax.Array | float:
+        """By what new species enter more strongly in a parameter, where a fresh model has ``ratio`` times the scale.
+
+        Messages come in linearly, and gates bound what follows from them.
+        """
+        return 1.0
 
     def apply(self, params: Params, geometry: Edges, graph: Graph) -> AtomicOutput:
         """Energies [A] and features [A, F]."""

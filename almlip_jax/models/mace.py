@@ -24,6 +24,7 @@ shared-density model, and holds no parameter at all.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal, TypeAlias
@@ -115,6 +116,21 @@ class Mace(ConvolutionalModel):
     def _by_species(self) -> dict[str, int]:
         few = len(self.species) <= self.settings.species_channels
         return super()._by_species | ({"weights_.*": 1, "first_.*": 1} if few else {})
+
+    def _of_new_species(self, name: str, ratio: jax.Array) -> jax.Array | float:
+        """Densities of new species enter in the size that they have in a fresh model, products of messages no larger.
+
+        Too large ones would grow with the third power from layer to layer; small ones leave the rest as it is.
+        """
+        found = re.fullmatch(r"(first|weights)_(\d+)(?:_(\d+))?", name)
+        if found is None:
+            return 1.0
+        if found[1] == "first":
+            return ratio[int(found[2])]
+        if found[2] == "0" and not self.settings.radial_hidden:  # products of the density
+            return 1.0
+        mean = jnp.minimum(jnp.exp(jnp.mean(jnp.log(ratio))), 1.0)
+        return mean**2 if found[3] == "2" else mean
 
     def geometry(self, graph: Graph) -> Surroundings:  # type: ignore[override]
         """What the edges contribute without a parameter; differentiable in ``graph.vectors``."""

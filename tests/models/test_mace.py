@@ -17,6 +17,7 @@ from scipy.spatial.transform import Rotation
 from almlip_jax.ensembles import Ensemble, Prediction
 from almlip_jax.models import AtomicOutput, MaceSettings, build_model
 from almlip_jax.models import mace as module
+from almlip_jax.models.constants import with_constants
 from almlip_jax.models.convolution import edge_functions, paths_between
 from almlip_jax.models.mace import edge_basis, messages_of_sums
 from almlip_jax.structures.graph import Graph
@@ -89,6 +90,31 @@ def test_every_shape_turns_with_the_molecule_and_has_its_gradient(shape):
         moved.positions[1, 2] += step
         energies.append(run(params, graph_of(moved)).energy[0, 0])
     np.testing.assert_allclose(a.forces[0, 1, 2], -(energies[0] - energies[1]) / 2e-4, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("ratio", [4.0, 0.25])
+@pytest.mark.parametrize("hidden", [(), (3,)], ids=["linear", "hidden"])
+def test_new_species_enter_in_the_size_that_they_have_in_a_fresh_model(ratio: float, hidden: tuple[int, ...]):
+    """Densities do, and products of messages are no larger, whatever the scale of what was known before."""
+    few, many = SpeciesTable((29,)), SpeciesTable((7, 29))
+    models = [build_model(changed(radial_hidden=hidden), table) for table in (few, many)]
+    shapes = [jax.eval_shape(model.init, jax.random.key(0)) for model in models]
+    old, fresh = (jax.tree.map(lambda x: jnp.full(x.shape, 0.5), shape) for shape in shapes)
+    scale = jnp.array([0.1, 0.3])
+    old, fresh = with_constants(old, message_scale=scale), with_constants(fresh, message_scale=ratio * scale)
+    grown = models[0].with_species(old, fresh, many)
+    names = {name for name in grown if name.startswith("weights_")}
+    assert names == {"weights_0_2", "weights_0_3", "weights_1_2", "weights_1_3"}
+    for name in names:
+        scaled = hidden or name.startswith("weights_1")
+        power = (2 if name.endswith("2") else 1) * bool(scaled)
+        np.testing.assert_allclose(grown[name][0], 0.5 * min(ratio, 1.0) ** power, err_msg=name)
+        np.testing.assert_array_equal(grown[name][1], 0.5)  # of what was known
+    if not hidden:  # rows of neighbours of each species
+        for degree in range(2):
+            new, known = np.split(np.asarray(grown[f"first_{degree}"]), 2)
+            np.testing.assert_allclose(scale[degree] * new, 0.5 * ratio * scale[degree])
+            np.testing.assert_array_equal(known, 0.5)
 
 
 @pytest.mark.slow
