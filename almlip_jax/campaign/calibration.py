@@ -7,7 +7,8 @@ of a later exploration like it are exchangeable with theirs.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Container, Sequence
+from itertools import islice
 
 import numpy as np
 from ase import Atoms
@@ -21,7 +22,11 @@ _KEPT = ("charge", "spin", "system", "walker", "step", "time_fs", "temperature")
 
 
 def draw_frames(
-    trajectories: Sequence[Sequence[Atoms]], count: int, generator: np.random.Generator, known: Collection[bytes] = ()
+    trajectories: Sequence[Sequence[Atoms]],
+    count: int,
+    generator: np.random.Generator,
+    known: Collection[bytes] = (),
+    held_out: Container[Atoms] = (),
 ) -> list[Atoms]:
     """Frames of the trajectories of all walkers, each as likely as any other, in the order of walkers and steps.
 
@@ -30,11 +35,12 @@ def draw_frames(
         count: how many; fewer where there are fewer frames.
         generator: decides.
         known: keys of structures that are left out, such as those of the test set.
+        held_out: structures that none may be the same as, however it is written down: another is drawn instead.
     """
     visited = [frame for frames in trajectories for frame in frames if geometry_key(frame) not in known]
-    chosen = np.sort(generator.permutation(len(visited))[:count])
+    order = (place for place in generator.permutation(len(visited)).tolist() if visited[place] not in held_out)
     drawn = []
-    for place in chosen.tolist():
+    for place in sorted(islice(order, count)):
         frame = visited[place]
         bare = carried(frame)
         bare.info = {key: frame.info[key] for key in _KEPT if key in frame.info}

@@ -6,7 +6,7 @@ place on which the committee differs most teach it what lies there, and the walk
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Container, Sequence
 
 import numpy as np
 from ase import Atoms
@@ -35,6 +35,7 @@ def corrections(
     potential: Potential,
     generator: np.random.Generator,
     known: Collection[bytes],
+    held_out: Container[Atoms] = (),
 ) -> list[Atoms]:
     """The structures around the places where walkers left what the ensemble knows that are to be labelled.
 
@@ -44,6 +45,7 @@ def corrections(
         potential: that the walkers ran with.
         generator: source of the displacements.
         known: what identifies structures that must not be taken (`geometry_key`).
+        held_out: structures that none may be the same as, however it is written down.
 
     Returns:
         up to ``count`` structures: of each place in turn, those with the largest spread first, places with large ones
@@ -53,7 +55,7 @@ def corrections(
         (walker, frame)
         for walker, place in places(settings, exploration).items()
         for frame in _around(settings, place, generator)
-        if geometry_key(frame) not in known
+        if geometry_key(frame) not in known and frame not in held_out
     ]
     if not tried:
         return []

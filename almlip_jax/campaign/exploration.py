@@ -15,7 +15,6 @@ from almlip_jax.campaign.calibration import draw_frames, drawn_keys
 from almlip_jax.campaign.choice import ExplorationInputs
 from almlip_jax.campaign.correction import corrections, going_on_after
 from almlip_jax.campaign.gate_levels import Levels, gate_levels
-from almlip_jax.campaign.round import Round
 from almlip_jax.campaign.rundir import RoundDirectory
 from almlip_jax.campaign.settings import MdExploration
 from almlip_jax.campaign.starts import (
@@ -46,16 +45,7 @@ def explore(settings: MdExploration, given: ExplorationInputs) -> Mapping[str, A
     programs = buckets(systems, inputs.geometries, inputs.listed, potential.cutoff + settings.skin)
     starts, further = _starts(settings, given, dataset, levels, programs, knowledge)
     exploration = _run(settings, given, (starts, further), levels, programs, knowledge)
-    known = {*given.withheld, *(geometry_key(frame) for frame in dataset), *drawn_keys(here.run, here.index)}
-    drawn = _draw(here, exploration, given.budget.drawn(settings.thresholds.frames_drawn), known)
-    recorded = [frame for frame in exploration.recorded if geometry_key(frame) not in known]
-    fresh = [frame for frame in recorded if frame not in given.held_out]
-    withheld = {geometry_key(frame) for frame in drawn}
-    candidates = [frame for frame in fresh if geometry_key(frame) not in withheld]
-    if settings.correct is not None:
-        taken = known | withheld | {geometry_key(frame) for frame in candidates}
-        potential, drawn_at = trained.potential, here.generator("correction")
-        candidates = [*corrections(settings.correct, exploration, potential, drawn_at, taken), *candidates]
+    fresh, candidates = offered(settings, given, exploration, dataset)
     write_starts(here.folder, starts, further)
     _write(here.folder, exploration, candidates, settings, levels)
     return {
@@ -67,6 +57,28 @@ def explore(settings: MdExploration, given: ExplorationInputs) -> Mapping[str, A
         "candidates": None if fresh and not candidates else len(candidates),
         "sigma_pool": mean_score(exploration.scores[trained.monitor]),
     }
+
+
+def offered(
+    settings: MdExploration, given: ExplorationInputs, exploration: Exploration, dataset: Sequence[Atoms]
+) -> tuple[list[Atoms], list[Atoms]]:
+    """What was recorded that is not known, and the candidates: what was not drawn of it, after the corrections.
+
+    Whatever is labelled after a round, drawn frames and corrections too, is no structure of the test set.
+    """
+    here = given.here
+    known = {*given.withheld, *(geometry_key(frame) for frame in dataset), *drawn_keys(here.run, here.index)}
+    drawn = _draw(given, exploration, given.budget.drawn(settings.thresholds.frames_drawn), known)
+    recorded = [frame for frame in exploration.recorded if geometry_key(frame) not in known]
+    fresh = [frame for frame in recorded if frame not in given.held_out]
+    withheld = {geometry_key(frame) for frame in drawn}
+    candidates = [frame for frame in fresh if geometry_key(frame) not in withheld]
+    if settings.correct is not None:
+        taken = known | withheld | {geometry_key(frame) for frame in candidates}
+        potential, drawn_at = given.trained.potential, here.generator("correction")
+        made = corrections(settings.correct, exploration, potential, drawn_at, taken, given.held_out)
+        candidates = [*made, *candidates]
+    return fresh, candidates
 
 
 def _starts(
@@ -159,10 +171,10 @@ def _run(
     return side_by_side(parts)
 
 
-def _draw(here: Round, exploration: Exploration, count: int, known: set[bytes]) -> list[Atoms]:
+def _draw(given: ExplorationInputs, exploration: Exploration, count: int, known: set[bytes]) -> list[Atoms]:
     """Draws the frames of a round from whose labels thresholds come, and writes them."""
-    drawn = draw_frames(exploration.trajectories, count, here.generator("calibration"), known)
-    file = here.folder.drawn
+    generator, file = given.here.generator("calibration"), given.here.folder.drawn
+    drawn = draw_frames(exploration.trajectories, count, generator, known, given.held_out)
     file.unlink(missing_ok=True)
     if drawn:
         write_structures(file, drawn)

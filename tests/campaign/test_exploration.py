@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,18 +16,21 @@ from ase.constraints import FixAtoms
 
 from almlip_jax.campaign import starts as beginnings
 from almlip_jax.campaign.calibration import draw_frames
+from almlip_jax.campaign.choice import ExplorationInputs
+from almlip_jax.campaign.exploration import offered
 from almlip_jax.campaign.gate_levels import gate_thresholds
 from almlip_jax.campaign.preparation import start_list
 from almlip_jax.campaign.round import Budget, Round
 from almlip_jax.campaign.rundir import RunDirectory
 from almlip_jax.campaign.settings import MdExploration, SystemSettings
 from almlip_jax.campaign.starts import Beginnings, FileStarts, LabelledStarts
-from almlip_jax.dynamics import Knowledge
+from almlip_jax.dynamics import Knowledge, Status
 from almlip_jax.dynamics.thresholds import Resolved
 from almlip_jax.errors import InputError
 from almlip_jax.keys import numpy_generator
 from almlip_jax.progress import SilentProgress
 from almlip_jax.structures.io import read_structures, write_structures
+from almlip_jax.structures.likeness import Likeness
 from almlip_jax.structures.repeats import geometry_key
 from almlip_jax.units import KB
 
@@ -277,6 +280,39 @@ class TestDraw:
         assert settings().thresholds.frames_drawn == 0
         with pytest.raises(ValueError, match=r"trajectory_every 100 is more than steps 50"):
             settings(thresholds={"kind": "conformal", "tolerance": 0.3}, steps=50)
+
+
+def test_nothing_that_is_labelled_after_a_round_is_a_test_structure_in_other_words(tmp_path: Path) -> None:
+    """Neither candidates, nor frames for thresholds, nor corrections: of each there is one that is one, turned."""
+    chosen = settings(thresholds={"kind": "conformal", "tolerance": 0.3, "frames": 9}, correct={"around": 0})
+    bent = [Atoms("H2O", np.eye(3) + 0.05 * np.random.default_rng(n).normal(size=(3, 3))) for n in range(8)]
+    for step, frame in enumerate(bent):
+        frame.info["step"] = step
+    held_out = [bent[n][[1, 0, 2]] for n in (1, 4, 6)]
+    for frame in held_out:
+        frame.rotate(70, (1, 2, 3))
+    found: Any = SimpleNamespace(
+        recorded=bent[:3], trajectories=[bent[3:6]], final=bent[6:], status=2 * [Status.STOPPED], departed_step=[-1, -1]
+    )
+
+    def evaluate(frames: list[Atoms]) -> Any:
+        spread = np.ones((len(frames), 3))
+        return SimpleNamespace(scores={"force_std_max": spread[:, 0]}, atom_scores={"force_std": spread})
+
+    trained: Any = SimpleNamespace(potential=SimpleNamespace(evaluate=evaluate))
+    here, nothing = Round(RunDirectory(tmp_path).create(), 0, "", 1, SilentProgress()), SimpleNamespace()
+    here.folder.create()
+    given: Any = ExplorationInputs(here, trained, nothing, frozenset(), nothing, Budget(3, None))  # type: ignore[arg-type]
+
+    def steps(given: ExplorationInputs) -> tuple[list[int], ...]:
+        fresh, candidates = offered(chosen, given, found, [])
+        made = [frame for frame in candidates if "correction" in frame.info]
+        others = [frame.info["step"] for frame in candidates if "correction" not in frame.info]
+        drawn = [frame.info["step"] for frame in read_structures(here.folder.drawn)]
+        return [frame.info["step"] for frame in fresh], others, drawn, [frame.info["walker"] for frame in made]
+
+    assert steps(given) == ([0, 1, 2], [0, 1, 2], [3, 4, 5], [0, 1])
+    assert steps(replace(given, held_out=Likeness(held_out))) == ([0, 2], [0, 2], [3, 5], [1])
 
 
 class Doubling:

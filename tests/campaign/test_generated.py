@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -14,9 +16,11 @@ from pydantic import ValidationError
 from tiny_campaign import Killed, KillingProgress, result_of, run_or_resume, tiny_config
 
 from almlip_jax.campaign.checks import check_campaign
+from almlip_jax.campaign.choice import ExplorationInputs
 from almlip_jax.campaign.generated import sane
 from almlip_jax.campaign.inputs import Inputs
 from almlip_jax.campaign.preparation import planned_calls
+from almlip_jax.campaign.round import Round
 from almlip_jax.campaign.rundir import RunDirectory
 from almlip_jax.campaign.settings import InitialSettings
 from almlip_jax.campaign.sparse import SparseSettings
@@ -24,7 +28,9 @@ from almlip_jax.errors import InputError
 from almlip_jax.features import described
 from almlip_jax.files import read_json, write_json
 from almlip_jax.generation import RandomSearchSettings
+from almlip_jax.progress import SilentProgress
 from almlip_jax.structures.io import read_structures, write_structures
+from almlip_jax.structures.likeness import Likeness
 
 STRETCHED = (4, 11, 17)
 """Places in the pool of molecules that are unlike the others."""
@@ -231,6 +237,26 @@ class TestGenerated:
         near = before.copy()
         near.positions[1] = near.positions[0] + [0, 0, 1.0]
         assert not sane(before, near, one)
+
+    def test_no_candidate_is_a_test_structure_in_other_words(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        of = [{"kind": "rattled", "count": 4}]
+        config = self.made(tmp_path, exploration={"kind": "generated", "of": of})
+        here = Round(RunDirectory(tmp_path / "run").create(), 0, "", 1, SilentProgress())
+        monkeypatch.setattr(Round, "dataset", lambda self: [])
+        potential = SimpleNamespace(check_elements=lambda *_: None, ensemble=SimpleNamespace(sees_state=False))
+        found = list[Any]()
+        monkeypatch.setattr("almlip_jax.campaign.generated.offer", lambda here, frames, trained: found.append(frames))
+        trained: Any = SimpleNamespace(potential=potential)
+        nothing: Any = None
+        given = ExplorationInputs(here, trained, Inputs(config), frozenset(), nothing, nothing)
+        config.exploration.stage(given)
+        same = found[0][2][::-1]
+        same.positions += [1.0, -2.0, 0.5]
+        config.exploration.stage(replace(given, held_out=Likeness([same])))
+        kept = [[frame.positions.tobytes() for frame in frames] for frames in found]
+        assert len(kept[0]) == 4 and kept[1] == [*kept[0][:2], kept[0][3]]
 
     def test_more_than_are_made_cannot_be_kept(self) -> None:
         with pytest.raises(ValidationError, match="from_generated takes 30 structures of fewer"):
