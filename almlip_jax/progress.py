@@ -16,7 +16,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, Self
 
@@ -29,6 +29,7 @@ from almlip_jax.unit_names import with_unit
 
 Clock = Callable[[], float]
 Mode = Literal["auto", "bars", "lines", "silent"]
+_LONG = 2.0  # seconds
 
 
 class Advance(Protocol):
@@ -373,6 +374,25 @@ def reaching(advance: Advance) -> Callable[..., None]:
         done = position
 
     return reached
+
+
+@contextmanager
+def when_long(progress: Progress, name: str, total: int, unit: str, clock: Clock = time.monotonic) -> Iterator[Advance]:
+    """A stage that is told of only from when it has taken two seconds: of work that is short more often than not."""
+    began, untold = clock(), 0
+    with ExitStack() as stack:
+        told: Advance | None = None
+
+        def advance(n: int = 1, **fields: float | int | str) -> None:
+            nonlocal told, untold
+            untold += n
+            if told is None and clock() - began > _LONG:
+                told = stack.enter_context(progress.stage(name, total, unit=unit))
+            if told is not None:
+                told(untold, **fields)
+                untold = 0
+
+        yield advance
 
 
 def duration(seconds: float) -> str:

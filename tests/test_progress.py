@@ -17,6 +17,7 @@ from almlip_jax.progress import (
     duration,
     open_progress,
     reaching,
+    when_long,
 )
 
 
@@ -47,6 +48,19 @@ def test_the_time_left_of_a_stage_does_not_count_compilation(clock: FakeClock) -
     clock.now = 59.0
     stage.advance(9, clock())
     assert forecast.stage_left(stage) == pytest.approx(90.0)
+
+
+def test_work_that_is_short_is_not_told_of(clock: FakeClock) -> None:
+    """And of work that is long all that was done before counts, with the time that is left from then on."""
+    progress, out = lines(clock, interval=1.0)
+    for pace in (0.1, 1.0):
+        with when_long(progress, "compare", 10, "structures", clock) as advance:
+            for _ in range(10):
+                clock.now += pace
+                advance()
+        assert bool(out.getvalue()) == (pace == 1.0)
+    said = out.getvalue().splitlines()
+    assert "compare 4/10 structures  6 s left" in said[0] and "compare: 10 structures in" in said[-1]
 
 
 def test_the_time_left_of_the_run_follows_from_the_last_round(clock: FakeClock) -> None:

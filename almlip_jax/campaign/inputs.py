@@ -31,6 +31,7 @@ from almlip_jax.files import read_json, understood
 from almlip_jax.generation import GeneratorSettings
 from almlip_jax.keys import named_key, numpy_generator
 from almlip_jax.potential import Potential
+from almlip_jax.progress import Progress, when_long
 from almlip_jax.structures.carried import system_of
 from almlip_jax.structures.io import read_structures
 from almlip_jax.structures.labels import FileReading
@@ -38,6 +39,8 @@ from almlip_jax.structures.likeness import Likeness
 from almlip_jax.structures.repeats import geometry_key
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.training import given_references
+
+_AT_A_TIME = 100  # structures that are compared between two reports
 
 
 class Inputs:
@@ -51,6 +54,7 @@ class Inputs:
     def __init__(self, config: ExperimentConfig, run: RunDirectory | None = None) -> None:
         self._config = config
         self._run = run
+        self._like_test: frozenset[int] | None = None
 
     @property
     def system(self) -> SystemSettings:
@@ -83,10 +87,17 @@ class Inputs:
         run = self._run
         return Likeness(read_structures(run.test) if run is not None and run.test.exists() else ())
 
-    @cached_property
-    def pool_like_test(self) -> frozenset[int]:
+    def pool_like_test(self, progress: Progress) -> frozenset[int]:
         """Places in a fixed pool of what is the same as a structure of the test set, however it is written down."""
-        return frozenset(place for place, frame in enumerate(self.pool) if frame in self.held_out)
+        if self._like_test is None:
+            found, number = list[int](), len(self.pool)
+            with when_long(progress, "compare with test set", number, "structures") as advance:
+                for first in range(0, number, _AT_A_TIME):
+                    some = range(first, min(first + _AT_A_TIME, number))
+                    found += [place for place in some if self.pool[place] in self.held_out]
+                    advance(len(some))
+            self._like_test = frozenset(found)
+        return self._like_test
 
     @cached_property
     def pool_split(self) -> PoolSplit:

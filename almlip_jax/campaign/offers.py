@@ -148,7 +148,7 @@ def _left_in_pool(here: Round, inputs: Inputs, withheld: Collection[bytes]) -> l
     batches = [frame for folder in folders if folder.batch.exists() for frame in read_structures(folder.batch)]
     gone = {int(frame.info["pool_index"]) for frame in batches}
     gone.update(inputs.pool_split.initial)
-    gone.update(inputs.pool_like_test)
+    gone.update(inputs.pool_like_test(here.progress))
     seen = {*withheld, *(inputs.pool_keys[index] for index in gone)}
     left = []
     for index in inputs.pool_split.rest:

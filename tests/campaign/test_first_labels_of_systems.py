@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ from ase import Atoms, units
 from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
+from rich.console import Console
 from tiny_campaign import tiny_config
 
 from almlip_jax.campaign.checks import check_campaign
@@ -28,7 +30,7 @@ from almlip_jax.campaign.teaching import Teacher, make_frames
 from almlip_jax.errors import InputError
 from almlip_jax.files import write_json
 from almlip_jax.oracles import CalculatorSettings, Labeller, LabelStore
-from almlip_jax.progress import SilentProgress
+from almlip_jax.progress import LineProgress, SilentProgress
 from almlip_jax.structures.io import read_structures, write_structures
 from almlip_jax.structures.repeats import geometry_key
 
@@ -76,9 +78,7 @@ def test_dynamics_for_first_labels_are_of_the_systems_they_name(tmp_path: Path, 
     assert kept == {("cluster", "md-100K"): 40, ("metal", "md-100K"): 40, ("metal", "md-400K"): 40}
     assert calls == {"cluster": {"initial": 241}, "metal": {"initial": 481}}
     assert sum(advanced[:3]) == 720 and planned_calls(settings, starts) == 722
-    of = {
-        key: [one for one in frames if (one.info["system"], one.info["origin"]) == key] for key in kept
-    }
+    of = {key: [one for one in frames if (one.info["system"], one.info["origin"]) == key] for key in kept}
     cold, warm = (kelvin(of["metal", f"md-{t}K"]) for t in (100, 400))
     assert 60 < cold < 150 and 250 < warm < 600
     unchanged = {one.positions.tobytes() for one in alone}
@@ -237,8 +237,12 @@ def test_more_than_a_system_has_is_refused(tmp_path: Path) -> None:
         check_campaign(of_pool(tmp_path, {"pair": 30}, initial=9))
 
 
-def test_what_is_in_the_test_set_is_never_a_candidate(tmp_path: Path) -> None:
-    """Nor copies of it, shifted, turned or with atoms in another order; other structures all are."""
+def test_what_is_in_the_test_set_is_never_a_candidate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor copies of it, shifted, turned or with atoms in another order; other structures all are.
+
+    What takes long shows how far it is, once.
+    """
+    monkeypatch.setattr("almlip_jax.progress._LONG", -1.0)
     config = of_pool(tmp_path, {"crystal": 2, "pair": 6})
     frames = read_structures(tmp_path / "pool.extxyz")
     copies = [frame[::-1] for frame in frames]
@@ -261,10 +265,15 @@ def test_what_is_in_the_test_set_is_never_a_candidate(tmp_path: Path) -> None:
 
     nothing: Any = None
     trained: Any = SimpleNamespace(evaluate=evaluate)
-    here, withheld = Round(run, 0, "by hand", 7, SilentProgress()), frozenset(map(geometry_key, held_out))
-    config.exploration.stage(ExplorationInputs(here, trained, inputs, withheld, explorers=nothing, budget=nothing))
+    out = io.StringIO()
+    progress = LineProgress(Console(file=out, width=80))
+    here, withheld = Round(run, 0, "by hand", 7, progress), frozenset(map(geometry_key, held_out))
+    given = ExplorationInputs(here, trained, inputs, withheld, explorers=nothing, budget=nothing)
+    config.exploration.stage(given)
     twins = {(place + 38) % 76 for place in split.test}
     assert set(scored) == set(range(76)) - {*split.test, *twins, *split.initial} and len(twins - {*split.test}) > 4
+    config.exploration.stage(given)
+    assert out.getvalue().count("compare with test set: 76 structures in") == 1
 
 
 def test_test_structures_that_are_trained_on_in_other_words_are_left_out(tmp_path: Path, files: Any) -> None:
