@@ -19,6 +19,7 @@ from almlip_jax.errors import InputError
 from almlip_jax.keys import numpy_generator
 from almlip_jax.structures.io import read_structures
 from almlip_jax.structures.labels import hint_of_keys, label_difference
+from almlip_jax.structures.likeness import Likeness
 from almlip_jax.structures.repeats import geometry_key
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.sweep.settings import SweepConfig, SweepSystem, members_of
@@ -116,6 +117,8 @@ def read_pool(config: SweepConfig, name: str) -> LabelledPool:
     if sees_state:
         check_states(tests, f"the test sets of {name}", [*frames, *given], sees_state=True)
     usable, notes = _fresh(frames, [*tests, *given], geometry_key if sees_state else _geometry)
+    usable, tested = _no_test(frames, usable, tests, _as_told if sees_state else _bare)
+    notes = (*notes, *tested)
     if (doubt := _doubt(frames, isolated)) is not None:
         notes = (*notes, doubt)
     if atoms_in_tests:
@@ -168,9 +171,32 @@ def _fresh(
     return tuple(places), (*notes[:1], *more)
 
 
+def _no_test(
+    frames: Sequence[Atoms], places: Sequence[int], tests: Sequence[Atoms], told: Callable[[Atoms], Atoms]
+) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """Those of some places that no test structure stands in, turned or shifted, and a sentence on the others."""
+    likeness = Likeness(told(frame) for frame in tests)
+    left = tuple(place for place in places if told(frames[place]) not in likeness)
+    if not (lost := len(places) - len(left)):
+        return left, ()
+    return left, (
+        f"{lost} structures of the pool are left out: they are test structures, turned, shifted or with atoms in "
+        "another order.",
+    )
+
+
+def _as_told(frame: Atoms) -> Atoms:
+    return frame
+
+
+def _bare(frame: Atoms) -> Atoms:
+    """A structure as it is to a potential that is not told charge and spin."""
+    return Atoms(numbers=frame.numbers, positions=frame.positions, cell=frame.cell, pbc=frame.pbc)
+
+
 def _geometry(frame: Atoms) -> bytes:
-    """What identifies a structure to a potential that is not told charge and spin."""
-    return geometry_key(Atoms(numbers=frame.numbers, positions=frame.positions, cell=frame.cell, pbc=frame.pbc))
+    """What identifies a structure to such a potential."""
+    return geometry_key(_bare(frame))
 
 
 def _hash(path: Path) -> str:

@@ -68,6 +68,18 @@ def test_one_geometry_in_two_states_is_two_structures_to_a_model_that_is_told(fi
     assert told.usable == (*range(POOL), last, last + 1)
 
 
+def test_test_structures_in_other_words_are_not_in_the_pool(files: Path) -> None:
+    """A model that is told charges takes the same atoms with another charge for another structure."""
+    turned = read_structures(files / "near.extxyz")[0]
+    turned.rotate(70, (1, 2, 3))
+    turned.calc = SinglePointCalculator(turned, energy=0.0, forces=np.zeros((len(turned), 3)))
+    last = POOL + REPEATED + LEAKED
+    rewritten(files / "pool.extxyz", lambda frames: [*frames, turned, with_charge(turned, 2)])
+    assert pool_of(files).usable == tuple(range(POOL)) and pool_of(files, **ALIKE).usable == (*range(POOL), last + 1)
+    (note,) = [note for note in pool_of(files).notes if "turned" in note]
+    assert note.startswith("1 structures of the pool are left out: they are test structures, turned, shifted or")
+
+
 def test_a_test_in_a_state_that_nothing_is_learned_of_is_refused(files: Path) -> None:
     rewritten(files / "near.extxyz", lambda frames: [*frames, with_charge(springs(np.random.default_rng(9), 0.1), 2)])
     with pytest.raises(InputError, match=r"the test sets of springs, frame 3 .* no labelled structure has"):
