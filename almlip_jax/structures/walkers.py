@@ -123,7 +123,15 @@ class WalkerNeighbors:
         Args:
             positions: [W, N, 3] Angstrom.
             cells: [W, 3, 3] Angstrom, where cells change; a list over fixed cells does not look at them.
+
+        Raises:
+            InputError: shapes that do not fit.
         """
+        for name, given, own in (("positions", positions, self.built_at), ("cells", cells, self.cells)):
+            if given is not None and jnp.shape(given) != own.shape:
+                raise InputError(f"{name} of this list are {[*own.shape]}, not {[*jnp.shape(given)]}.")
+        positions = jnp.asarray(positions, self.built_at.dtype)
+        cells = None if cells is None else jnp.asarray(cells, self.cells.dtype)
         if self.all_pairs:
             return self
         if cells is None:

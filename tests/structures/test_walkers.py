@@ -283,3 +283,17 @@ def test_senseless_walkers_are_refused(change: dict[str, object], message: str) 
     arguments = {"positions": positions, "cells": cells, "pbc": pbc, "atom_mask": mask, "cutoff": 3.0, "skin": 0.3}
     with pytest.raises(InputError, match=message):
         walker_neighbors(**{**arguments, **change})
+
+
+def test_a_list_keeps_its_precision_and_says_what_shapes_it_takes() -> None:
+    """Programs that compute in double precision elsewhere hand over positions of theirs."""
+    listed = make([bulk("Cu", "fcc", a=3.6)], 3.0, 0.3)
+    with jax.enable_x64(True):
+        places = jax.ShapeDtypeStruct((1, 1, 3), np.float64)
+        for cells in ((), (jax.ShapeDtypeStruct((1, 3, 3), np.float64),)):
+            moved = jax.eval_shape(listed.update, places, *cells)
+            assert moved.built_at.dtype == moved.cells.dtype == np.float32
+    with pytest.raises(InputError, match=r"positions of this list are \[1, 1, 3\], not \[1, 3\]"):
+        listed.update(np.zeros((1, 3)))
+    with pytest.raises(InputError, match=r"cells of this list are \[1, 3, 3\], not \[3, 3\]"):
+        listed.update(np.zeros((1, 1, 3)), np.eye(3))
