@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import typer
 from ase import Atoms
-from ase.build import molecule
+from ase.build import bulk, molecule
 
 from almlip_jax import cli, scores, targets
 from almlip_jax.campaign.choice import ExplorationChoice
@@ -179,6 +179,7 @@ def known(tmp_path_factory) -> dict[str, Any]:
         {"walkers": [{"temperature": 300}], "steps": 10, "chunk": 10, "trajectory_every": 10, "buffer": 2}
     )
     context = {"potential": potential, "frames": frames, "training_set": frames, "starts": frames[:1]}
+    context["crystal"] = bulk("O", "fcc", a=3.6)
     return context | {"folder": folder, "settings": settings, "seed": 0, "key": jax.random.key(0), "atoms": frames[0]}
 
 

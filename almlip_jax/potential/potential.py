@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ase import Atoms
 
@@ -23,17 +22,17 @@ from almlip_jax.potential import spanning, storage
 from almlip_jax.potential.active_set import ActiveSetSettings, ActiveStructures
 from almlip_jax.potential.calculator import PotentialCalculator
 from almlip_jax.potential.compositions import noted_compositions
+from almlip_jax.potential.energy_function import EnergyFunction, energy_function
 from almlip_jax.potential.evaluator import Evaluated, Evaluator, FittedScore, joined, reference_energy
 from almlip_jax.potential.file_types import noted_file_types
 from almlip_jax.potential.fitted import TRAINING_ROWS, Calibration, Fitted, FittedKind, TrainingSet, params_digest
 from almlip_jax.potential.novelty import Novelty, fit_novelty, novelty_names
 from almlip_jax.potential.spanning import Offer
 from almlip_jax.potential.states import noted_states, strange_state
-from almlip_jax.structures.electronic_state import electronic_state
 from almlip_jax.structures.graph import Graph
 from almlip_jax.structures.packing import BatchShape
 from almlip_jax.structures.species import SpeciesTable
-from almlip_jax.structures.walkers import WalkerNeighbors, walker_neighbors
+from almlip_jax.structures.walkers import WalkerNeighbors
 from almlip_jax.uncertainty import force_calibration
 
 if TYPE_CHECKING:
@@ -443,8 +442,15 @@ class Potential:
         return PotentialCalculator(self, skin=skin, precision=precision)
 
     def energy_fn(
-        self, atoms: Atoms, *, skin: float = 0.5, reference_energies: bool = False
-    ) -> tuple[WalkerNeighbors, Callable[[jax.Array, WalkerNeighbors], jax.Array]]:
+        self,
+        atoms: Atoms,
+        *,
+        skin: float = 0.5,
+        reference_energies: bool = False,
+        members: bool = False,
+        fractional_coordinates: bool = False,
+        precision: Precision | None = None,
+    ) -> tuple[WalkerNeighbors, EnergyFunction]:
         """Energy as a JAX function of positions, for jax-md.
 
         Args:
@@ -452,31 +458,36 @@ class Potential:
             skin: Angstrom, by which the list reaches beyond the cutoff.
             reference_energies: whether they are added, as the calculator does.  They are a constant, beside which the
                 digits of float32 may not suffice for what changes.
+            members: whether the energy is that of each member, [M], and not their mean.
+            fractional_coordinates: whether positions are parts of the cell vectors, as in jax-md's
+                ``space.periodic_general``; derivatives by them are those by positions in space there, and here.
+            precision: ``float32`` or ``float64``, that of the potential where not given.
 
         Returns:
             neighbours for the given positions, to be kept up to date through
-            ``neighbors.update(positions[None])``, and ``energy(positions [N, 3], neighbors) -> eV`` (committee mean,
-            differentiable; ``jax.grad`` of it is minus the forces).
+            ``neighbors.update(positions[None])`` (in space, whatever the energy takes), and
+            ``energy(positions [N, 3], neighbors, *, box=None, perturbation=None, kT=None) -> eV`` (committee mean,
+            differentiable; ``jax.grad`` of it is minus the forces).  It is not a number where the list lost edges
+            (``neighbors.overflow``), or an atom went farther than the skin since it was built.  ``box`` takes the place
+            of the cell: jax-md's matrix of columns, three lengths or one; ``perturbation`` strains positions and box;
+            ``kT``, which thermostats hand on, changes nothing.
+
+        Raises:
+            InputError: an element is not known, the skin is negative, there is no such precision, or jax is not told to
+                compute in it.
+
+        Warns:
+            UserWarning: the potential has learned nothing of the charge and spin of the structure.
         """
-        dtype = jax.tree.leaves(self.params)[0].dtype
-        neighbors = walker_neighbors(
-            jnp.asarray(atoms.positions[None], dtype),
-            jnp.asarray(atoms.cell.array[None], dtype),
-            np.asarray(atoms.pbc)[None],
-            np.ones((1, len(atoms)), bool),
-            self.cutoff,
-            skin,
+        return energy_function(
+            self,
+            atoms,
+            skin=skin,
+            reference_energies=reference_energies,
+            members=members,
+            fractional_coordinates=fractional_coordinates,
+            precision=precision,
         )
-        species = jnp.asarray(self.species.index(atoms.numbers))[None]
-        charge, spin = jnp.asarray(np.array(electronic_state(atoms), dtype)[:, None])
-        ensemble, params = self.ensemble, self.params
-        constant = np.asarray(self.reference_energy(atoms) if reference_energies else 0.0, dtype)
-
-        def energy(positions: jax.Array, neighbors: WalkerNeighbors) -> jax.Array:
-            graph = neighbors.graph(positions[None], species, charge, spin)
-            return jnp.mean(ensemble.energies(params, graph)) + constant
-
-        return neighbors, energy
 
     def save(self, directory: Path | str) -> None:
         """Writes the potential as a folder: ``potential.json`` to read, and next to it parameters, what was fitted to
