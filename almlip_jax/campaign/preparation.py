@@ -380,11 +380,15 @@ class Source:
     def dynamics(self, runs: Sequence[LabelMdSettings], purpose: str) -> list[tuple[LabelMdSettings, list[Atoms]]]:
         """The frames that each trajectory keeps, all start geometries together."""
         kept: list[tuple[LabelMdSettings, list[Atoms]]] = [(run, []) for run in runs]
-        for number, start in enumerate(self.geometries if runs else ()):
-            own = [(n, run) for n, run in enumerate(runs) if concerns(run.systems, system_of(start))]
+        owns = [
+            [(n, run) for n, run in enumerate(runs) if concerns(run.systems, system_of(start))]
+            for start in self.geometries
+        ]
+        planned = [[_md_run(run, f"{n}-{number}") for n, run in own] for number, own in enumerate(owns)]
+        dynamics = list(zip(self.geometries, planned, strict=True))
+        for own, (start, plans) in zip(owns, dynamics, strict=True):
             if not own:
                 continue
-            plans = [_md_run(run, f"{n}-{number}") for n, run in own]
             trajectories = run_label_md(
                 start,
                 self.labeller,
@@ -393,6 +397,7 @@ class Source:
                 purpose=purpose,
                 provenance={**self.provenance, **named(start)},
                 on_run=lambda plan: self.advance(plan.total_steps),
+                dynamics=dynamics,
             )
             for (n, run), trajectory in zip(own, trajectories, strict=True):
                 if trajectory.error is not None:

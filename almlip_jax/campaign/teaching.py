@@ -130,8 +130,9 @@ def make_frames(teacher: Teacher, source: Source, run: RunDirectory, progress: P
     found: list[Trajectory] = []
     with progress.stage("teacher", calls, unit="labels") as advance:
         told = replace(source, advance=advance)
-        for start, own in zip(source.geometries, planned_runs, strict=True):
-            found += _trajectories(told, start, own)
+        dynamics = list(zip(source.geometries, planned_runs, strict=True))
+        for start, own in dynamics:
+            found += _trajectories(told, start, own, dynamics)
     frames = [frame for trajectory in found for frame in trajectory.frames]
     planned = sum(run.steps // run.every for run in runs)
     if any(is_spent(one.seconds, run.seconds) for run, one in zip(runs, found, strict=True)) and len(frames) < planned:
@@ -156,7 +157,10 @@ def frame_keys(settings: TeacherSettings, geometries: Sequence[Atoms]) -> list[s
     return sorted(given | {"origin", BATH_TEMPERATURE} | ({"step"} if settings.driver is None else set()))
 
 
-def _trajectories(source: Source, start: Atoms, runs: Sequence[MDRun]) -> list[Trajectory]:
+def _trajectories(
+    source: Source, start: Atoms, runs: Sequence[MDRun], dynamics: Sequence[tuple[Atoms, Sequence[MDRun]]]
+) -> list[Trajectory]:
+    """The trajectories of a start, among the dynamics of all."""
     found = run_label_md(
         start,
         source.labeller,
@@ -165,6 +169,7 @@ def _trajectories(source: Source, start: Atoms, runs: Sequence[MDRun]) -> list[T
         purpose=PURPOSE,
         provenance={**source.provenance, **named(start)},
         on_run=lambda run: source.advance(run.total_steps),
+        dynamics=dynamics,
     )
     for run, trajectory in zip(runs, found, strict=True):
         if trajectory.error is not None:

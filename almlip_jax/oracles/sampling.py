@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -137,6 +137,7 @@ def run_label_md(
     purpose: str,
     provenance: Mapping[str, Any] | None = None,
     on_run: Callable[[MDRun], object] | None = None,
+    dynamics: Sequence[tuple[Atoms, Sequence[MDRun]]] = (),
 ) -> list[Trajectory]:
     """Runs molecular dynamics with the label source, several at a time in its workers.
 
@@ -152,6 +153,8 @@ def run_label_md(
         purpose: of the labels (initial, train, test, ...).
         provenance: what else to store with the labels.
         on_run: called for each run whose labels have been stored.
+        dynamics: starts and runs of other calls with this seed and purpose, where there are several starts: what one of
+            them that was cut off has paid for waits for its call.
 
     Returns:
         one trajectory for each run, in order.
@@ -171,7 +174,9 @@ def run_label_md(
     plans = [_Plan.make(identity, start, run, seed, given) for run in runs]
     if len({plan.key for plan in plans}) < len(plans):
         raise InputError("two runs of dynamics are the same; give each a name of its own.")
-    _take_in_abandoned(labeller.store, plans)
+    pairs = [(other, run) for other, own in dynamics for run in own]
+    elsewhere = [_Plan.make(labeller.identity(other), other, run, seed, given) for other, run in pairs]
+    _take_in_abandoned(labeller.store, {plan.key for plan in (*plans, *elsewhere)})
     lost = _fill_store(labeller, plans, carried(start), on_run)
     return [plan.trajectory(labeller.store, start, lost.get(plan.key)) for plan in plans]
 
@@ -326,9 +331,8 @@ def _after_crash(task: DynamicsTask, failure: Failure, labeller: Labeller) -> li
     return thinned(calls, lambda step: task.keep(step) or step == end, task.known)
 
 
-def _take_in_abandoned(store: LabelStore, plans: Sequence[_Plan]) -> None:
-    """Stores the labels of cut-off runs that nobody asks for any more: they are paid for."""
-    wanted = {plan.key for plan in plans}
+def _take_in_abandoned(store: LabelStore, wanted: Container[str]) -> None:
+    """Stores the labels of cut-off runs that nobody asks for any more, by their keys: they are paid for."""
     for path in sorted((store.spool / "md").glob("*.jsonl")):
         if path.stem in wanted or put_aside_if_damaged(path):
             continue

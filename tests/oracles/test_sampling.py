@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import label_calculators as trouble
@@ -27,9 +28,11 @@ from almlip_jax.oracles import (
 )
 from almlip_jax.oracles.base import Label, bare
 from almlip_jax.oracles.md import Call, Dynamics, DynamicsTask, Steps, create_stream, thinned
+from almlip_jax.oracles.sampling import _Plan
 from almlip_jax.oracles.sources.calculator import CalculatorSettings
 from almlip_jax.oracles.sources.labelled_file import FileSettings
 from almlip_jax.oracles.worker import Context
+from almlip_jax.structures.carried import carried
 
 Waters = Callable[..., list[Atoms]]
 
@@ -112,6 +115,24 @@ def test_test_dynamics_that_are_cut_off_count_what_they_paid_for(waters: Waters,
     assert [(call.step, call.label.calls, call.label.seconds) for call in kept] == [(3, 3, 1.5), (5, 2, 1.0)]
     failed = [*made[:5], Call(5, start, Label("5", error="no convergence", calls=2))]
     assert [(call.step, call.label.calls) for call in thinned(failed, Steps(1, 2))] == [(3, 4), (5, 3)]
+
+
+@pytest.mark.usefixtures("labels_here")
+def test_what_is_paid_for_another_start_waits_for_it(
+    waters: Waters, springs_labeller: Labeller, springs: CalculatorSettings, store: LabelStore, tmp_path: Path
+) -> None:
+    """A program killed at its second start comes to the first one again before that."""
+    first, second = waters(2)
+    run, told = MDRun(300, 8, every=4), {"purpose": "test"}
+    springs_labeller.label([second], told)
+    plan = _Plan.make(springs_labeller.identity(second), second, run, 0, told)
+    cut = replace(plan.task(springs_labeller, carried(second)), steps=5)  # whose stream is left behind
+    assert isinstance(cut.run(Context(springs, springs.build(), None)), list) and len(calls(tmp_path)) == 6
+    dynamics = [(start, [run]) for start in (first, second)]
+    for start, own in dynamics:
+        run_label_md(start, springs_labeller, own, seed=0, purpose="test", dynamics=dynamics)
+    assert len(calls(tmp_path)) == 18 == store.count_calls(None)
+    assert [row.label.calls for row in store.labelled("test")] == [1, 1, 4, 4, 4, 4]
 
 
 def spending(task: DynamicsTask, seconds: float) -> list[Call]:
