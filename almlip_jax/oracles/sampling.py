@@ -210,7 +210,7 @@ class _Plan:
     @property
     def stored_steps(self) -> Steps:
         """Steps whose labels are stored."""
-        return self.kept_steps if self.given["purpose"] == "test" else Steps(0, 0)
+        return self.kept_steps if self.given["purpose"] in _THINNED else Steps(0, 0)
 
     @property
     def kept_steps(self) -> Steps:

@@ -105,6 +105,8 @@ def test_frames_are_thinned_and_numbered_and_every_call_is_counted(
     assert store.count_calls(None) == 23 == len(calls(tmp_path))  # the start is known
     run_label_md(start, springs_labeller, [MDRun(300, 18)], seed=0, purpose="initial")
     assert store.count_calls() == 18 and store.count_calls(None) == 41 == len(calls(tmp_path))
+    run_label_md(start, springs_labeller, [run], seed=0, purpose="teacher")
+    assert [row.label.calls for row in store.labelled("teacher")] == [10, 4, 4]
 
 
 def test_test_dynamics_that_are_cut_off_count_what_they_paid_for(waters: Waters, tmp_path: Path) -> None:
