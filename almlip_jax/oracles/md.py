@@ -162,7 +162,7 @@ def thinned(calls: Sequence[Call], keep: Callable[[int], bool], known: Container
     Args:
         calls: in order, all with labels but perhaps the last.
         keep: which steps are kept.
-        known: identities of labels that were paid for elsewhere, and cost nothing here.
+        known: identities of labels that are stored already, and are not among those that are kept here.
     """
     kept: list[Call] = []
     number, seconds = 0, 0.0
@@ -170,8 +170,9 @@ def thinned(calls: Sequence[Call], keep: Callable[[int], bool], known: Container
         label = call.label
         if label is None:
             continue
-        if label.identity not in known:
-            number, seconds = number + label.calls, seconds + label.seconds
+        if label.identity in known:  # stored with its cost; what was paid before it once more goes with the next
+            continue
+        number, seconds = number + label.calls, seconds + label.seconds
         if label.error is not None or keep(call.step):
             kept.append(Call(call.step, call.atoms, replace(label, calls=number, seconds=seconds)))
             number, seconds = 0, 0.0

@@ -115,6 +115,8 @@ def test_test_dynamics_that_are_cut_off_count_what_they_paid_for(waters: Waters,
     made = [Call(n, start, Label(f"{n}", energy=0.0, forces=np.zeros((3, 3)), seconds=0.5)) for n in range(7)]
     kept = thinned(made, Steps(1, 2), {"0"})
     assert [(call.step, call.label.calls, call.label.seconds) for call in kept] == [(3, 3, 1.5), (5, 2, 1.0)]
+    again = thinned(made, Steps(1, 2), {"0", "3"})  # after a failure steps before a stored one are paid for once more
+    assert [(call.step, call.label.calls) for call in again] == [(5, 4)]
     failed = [*made[:5], Call(5, start, Label("5", error="no convergence", calls=2))]
     assert [(call.step, call.label.calls) for call in thinned(failed, Steps(1, 2))] == [(3, 4), (5, 3)]
 
