@@ -135,6 +135,9 @@ def test_the_key_of_dipoles_is_an_option_and_overrides_that_of_a_config():
     assert ReadingOptions().reading().keys is None
     config = FileReading(keys=LabelKeys(energy="dft", dipole="mu"))
     assert ReadingOptions(label_key=["dipole=d"]).reading(config).keys == LabelKeys(energy="dft", dipole="d")
+    for given, message in (("energy=E", "should be --energy-key E"), ("dipole", "names no key")):
+        with pytest.raises(InputError, match=message):
+            ReadingOptions(label_key=[given]).reading(config)
 
 
 def test_dipoles_are_packed_where_they_are_wanted():

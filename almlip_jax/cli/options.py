@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from almlip_jax.errors import InputError
 from almlip_jax.places import file_to_write, folder_to_write
 
 if TYPE_CHECKING:
@@ -100,6 +101,13 @@ class ReadingOptions:
         from almlip_jax.structures.labels import FileReading, parse_types
 
         others = dict(pair.partition("=")[::2] for pair in self.label_key or ())
+        options = {name: f"--{name}-key" for name in ("energy", "forces", "stress", "virial")}
+        options["stress_unit"] = "--stress-unit"
+        for name, key in others.items():
+            if name in options:
+                raise InputError(f"--label-key {name}={key} should be {options[name]} {key}, an option of its own.")
+            if not key:
+                raise InputError(f"--label-key {name} names no key; give it as dipole=mu.")
         given = FileReading(types=None if self.types is None else parse_types(self.types))
         return given.otherwise(FileReading() if base is None else base).with_keys(
             energy=self.energy_key,
