@@ -18,8 +18,8 @@ from almlip_jax.errors import InputError
 from almlip_jax.potential import GRADES, Evaluated, Potential
 from almlip_jax.scores import atom_scores, names
 from almlip_jax.scores import scores as declared
-from almlip_jax.structures.io import LABEL_ERROR, iterate_elements, iterate_structures, write_structures
-from almlip_jax.structures.labels import drop_labels
+from almlip_jax.structures.io import iterate_elements, iterate_structures, write_structures
+from almlip_jax.structures.labels import LABEL_ERROR, drop_labels
 from almlip_jax.structures.mlip_cfg import require_typed
 from almlip_jax.structures.validation import holding
 from almlip_jax.targets import has_target, targets

@@ -34,8 +34,8 @@ from almlip_jax.keys import numpy_generator
 from almlip_jax.oracles import Labeller, MDRun, rattle, run_label_md
 from almlip_jax.structures.carried import SYSTEM, carried, named, system_of
 from almlip_jax.structures.electronic_state import electronic_state
-from almlip_jax.structures.io import LABEL_ERROR, read_structures
-from almlip_jax.structures.labels import FileReading, label_difference
+from almlip_jax.structures.io import read_structures
+from almlip_jax.structures.labels import LABEL_ERROR, FileReading, label_difference
 from almlip_jax.structures.likeness import Likeness
 from almlip_jax.structures.repeats import geometry_key, without_repeats
 from almlip_jax.structures.weights import weight_names

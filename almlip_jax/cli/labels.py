@@ -80,7 +80,8 @@ def label(
     from almlip_jax.config import load_settings
     from almlip_jax.oracles import Labeller, LabelStore, PendingLabels
     from almlip_jax.progress import open_progress
-    from almlip_jax.structures.io import LABEL_ERROR, require_place, write_structures
+    from almlip_jax.structures.io import require_place, write_structures
+    from almlip_jax.structures.labels import LABEL_ERROR
 
     settings = with_types(load_settings(LabelConfig, config, overrides or []), types)
     frames = requested_frames(structures, settings.system)

@@ -21,7 +21,15 @@ from almlip_jax.structures.electronic_state import normalise_state
 from almlip_jax.structures.extxyz import check_writable, write_extxyz
 from almlip_jax.structures.extxyz_reading import count_extxyz, read_extxyz
 from almlip_jax.structures.label_census import LabelCensus
-from almlip_jax.structures.labels import LabelKeys, drop_labels, likely_keys, required_types, take_labels
+from almlip_jax.structures.labels import (
+    LABEL_ERROR,
+    LabelKeys,
+    drop_labels,
+    likely_keys,
+    required_types,
+    stated_failure,
+    take_labels,
+)
 from almlip_jax.structures.mlip_cfg import count_cfg, is_cfg, iterate_cfg, read_cfg, require_typed, write_cfg
 from almlip_jax.structures.validation import attach_labels, check_structure
 from almlip_jax.structures.weights import normalise_weights
@@ -39,9 +47,6 @@ __all__ = [
     "write_cfg",
     "write_structures",
 ]
-
-LABEL_ERROR = "label_error"
-"""Key of `info` that says why a frame of a labelled file has no labels."""
 
 _XYZ = (".xyz", ".extxyz")
 _CFG = ".cfg"
@@ -164,7 +169,7 @@ def _labelled(
     type_numbers: Sequence[int] | None,
     census: LabelCensus,
 ) -> Iterator[Atoms]:
-    found = set[str]()
+    found, all_failed = set[str](), True
     for atoms, where in _checked(path, format, type_numbers):
         unused = {name: likely_keys(atoms, name) for name in ("energy", "forces")} if require_labels else {}
         normalise_weights(atoms, where)
@@ -182,10 +187,11 @@ def _labelled(
             raise InputError(_without_labels(where, missing, [key for name in missing for key in unused[name]]))
         census.add(atoms, taken, where)
         found.update([*taken.values, *(["virial"] if taken.virial else [])])
+        all_failed = all_failed and stated_failure(atoms) is not None
         yield atoms
     for name in (*label_names(), "virial"):
         key = keys.said(name)
-        if key is not None and name not in found:
+        if key is not None and name not in found and not all_failed:
             raise InputError(f"no structure of {path} has '{key}', which should hold the {name}; correct {name}_key.")
 
 

@@ -29,6 +29,9 @@ from almlip_jax.units import GPA
 StressUnit = Literal["eV/A^3", "GPa", "kbar"]
 """Units that stresses in files may have, in ASE's sign (tension is positive)."""
 
+LABEL_ERROR = "label_error"
+"""Key of `info` that says why a frame of a labelled file has no labels."""
+
 _UNITS: dict[StressUnit, float] = {"eV/A^3": 1.0, "GPa": GPA, "kbar": 0.1 * GPA}
 _VIRIALS = ("virial", "virials", "REF_virial", "REF_virials")
 _WORDS = {"energy": re.compile("energy|etot|e_tot|toten", re.I), "forces": re.compile("force|grad", re.I)}
@@ -235,6 +238,11 @@ def likely_keys(atoms: Atoms, name: str) -> list[str]:
         vectors = {key for key, array in place.items() if array.shape == (len(atoms), 3) and array.dtype.kind == "f"}
         found = [key for key in place if key in vectors - _NO_FORCES]
     return [f"{key} with its sign turned" if _GRADIENT.search(key) else key for key in map(str, found)]
+
+
+def stated_failure(atoms: Atoms) -> str | None:
+    """Why a frame has no labels, as ``label_error`` or ``error`` of its `info` says; None where nothing does."""
+    return next((str(atoms.info[key]) for key in (LABEL_ERROR, "error") if key in atoms.info), None)
 
 
 def label_difference(one: Atoms, other: Atoms) -> str | None:

@@ -12,6 +12,7 @@ from ase import Atoms
 
 from almlip_jax.errors import InputError
 from almlip_jax.oracles import Label, Labeller, LabelStore, PendingLabels, TBLiteSettings
+from almlip_jax.oracles.base import IDENTITY_KEY
 from almlip_jax.oracles.sources.external import ExternalSettings
 from almlip_jax.structures.io import read_structures, write_structures
 
@@ -65,6 +66,27 @@ def test_failures_elsewhere_are_failed_labels(waters: Waters, tmp_path: Path) ->
         write_structures(signal.value.results / "all.extxyz", requested)
         results = labeller.label(frames, TRAIN)
         assert [result.error for result in results] == ["no convergence", "the frame has no energy or no forces"]
+
+
+def test_a_file_of_failures_alone_needs_no_keys_and_a_second_try_replaces_them(waters: Waters, tmp_path: Path) -> None:
+    oracle = ExternalSettings(method="by hand", folder=tmp_path, energy_key="dft_energy", forces_key="dft_forces")
+    (frame,), results = waters(1), tmp_path / "results"
+    results.mkdir()
+    frame.info |= {IDENTITY_KEY: "a", "label_error": "no convergence"}
+    write_structures(results / "b.extxyz", [frame])
+    failed = oracle.delivery().label("a", frame)
+    assert failed is not None and failed.error == "no convergence"
+    for name, energy in (("a", -1.0), ("c", -1.0)):
+        tried = waters(1)[0]
+        tried.info |= {IDENTITY_KEY: "a", "dft_energy": energy}
+        tried.arrays["dft_forces"] = np.zeros((3, 3))
+        write_structures(results / f"{name}.extxyz", [tried])
+    label = oracle.delivery().label("a", frame)
+    assert label is not None and label.energy == -1.0
+    tried.info["dft_energy"] = -2.0
+    write_structures(results / "c.extxyz", [tried])
+    with pytest.raises(InputError, match=r"frame 0 of .*a.extxyz and frame 0 of .*c.extxyz are labels of one str"):
+        oracle.delivery()
 
 
 def test_labels_of_other_geometries_are_refused(waters: Waters, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from almlip_jax.oracles.base import IDENTITY_KEY, Label, LabelSource, PendingLab
 from almlip_jax.oracles.matching import ImageIndex
 from almlip_jax.oracles.sources.labelled_file import results_of
 from almlip_jax.settings import unit
-from almlip_jax.structures.labels import FileReading
+from almlip_jax.structures.labels import FileReading, label_difference, stated_failure
 from almlip_jax.targets import further_targets
 
 
@@ -76,13 +76,14 @@ class DeliveredFiles:
 
     A frame belongs to a structure if it carries its identity; one that carries none, if no coordinate differs by more
     than the tolerance.  Other images of the cell, and another order of equal atoms, are the same structure.  A frame
-    with ``info["error"]`` is a failed label with that reason; so is one whose values are garbage.
+    with ``info["error"]``, or ``label_error`` as ``almlip label`` writes it, is a failed label with that reason; so is
+    one whose values are garbage.
 
     Args:
         oracle: the settings.
 
     Raises:
-        InputError: a results file cannot be read.
+        InputError: a results file cannot be read, or two frames have different labels for one identity.
     """
 
     def __init__(self, oracle: ExternalSettings) -> None:
@@ -90,7 +91,7 @@ class DeliveredFiles:
         read = [
             (path, n, frame) for path in _result_files(oracle.folder) for n, frame in enumerate(_read(path, oracle))
         ]
-        self._named = {str(frame.info[IDENTITY_KEY]): frame for *_, frame in read if IDENTITY_KEY in frame.info}
+        self._named = _by_identity([one for one in read if IDENTITY_KEY in one[2].info])
         self._nameless = ImageIndex([frame for *_, frame in read if IDENTITY_KEY not in frame.info])
         self._places = [f"{path}, frame {n}" for path, n, frame in read if IDENTITY_KEY not in frame.info]
         self._claimed: set[int] = set()
@@ -191,9 +192,29 @@ def _read(path: Path, oracle: ExternalSettings) -> list[Atoms]:
     return read_structures(path, **reading.arguments)
 
 
+def _by_identity(read: Sequence[tuple[Path, int, Atoms]]) -> dict[str, Atoms]:
+    """Frames by the identities that they carry; of one that failed and was made again the label.
+
+    Raises:
+        InputError: two of one identity have different labels.
+    """
+    found: dict[str, tuple[Path, int, Atoms]] = {}
+    for path, number, frame in read:
+        identity = str(frame.info[IDENTITY_KEY])
+        before = found.get(identity)
+        if before is None or before[2].calc is None or stated_failure(before[2]) is not None:
+            found[identity] = path, number, frame
+        elif stated_failure(frame) is None and (apart := label_difference(before[2], frame)) is not None:
+            raise InputError(
+                f"frame {before[1]} of {before[0]} and frame {number} of {path} are labels of one structure "
+                f"({IDENTITY_KEY} {identity[:12]}...) and {apart}; remove the wrong one."
+            )
+    return {identity: frame for identity, (*_, frame) in found.items()}
+
+
 def _label(frame: Atoms, order: np.ndarray, identity: str, oracle: ExternalSettings) -> Label:
-    if "error" in frame.info:
-        return Label(identity, error=str(frame.info["error"]))
+    if (reason := stated_failure(frame)) is not None:
+        return Label(identity, error=reason)
     try:
         results = judged(results_of(frame), len(frame), oracle.max_force)
     except LabelError as error:
