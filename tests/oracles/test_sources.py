@@ -24,7 +24,7 @@ from almlip_jax.oracles.scratch import Scratch
 from almlip_jax.oracles.sources.calculator import CalculatorSettings, in_folder
 from almlip_jax.oracles.sources.dft import PySCFSettings
 from almlip_jax.oracles.sources.electrons import known_keys, state_parameters
-from almlip_jax.oracles.sources.labelled_file import FileSettings
+from almlip_jax.oracles.sources.labelled_file import FileSettings, GeometryIndex, _coordinates
 from almlip_jax.structures.electronic_state import multiplicity
 from almlip_jax.structures.io import write_structures
 
@@ -302,6 +302,23 @@ def test_calculator_that_cannot_be_loaded_is_named(name: str) -> None:
 
 def _labelled(frames: list[Atoms]) -> list[Atoms]:
     return [Label("", float(n), np.full((len(a), 3), n / 7)).attach(a) for n, a in enumerate(frames)]
+
+
+@pytest.mark.parametrize("tolerance", [1e-8, 0.05])
+def test_the_frames_that_are_near_are_found_without_looking_at_all(tolerance: float) -> None:
+    rng = np.random.default_rng(1)
+    noise = rng.normal(scale=0.1, size=(400, 8, 3))
+    noise -= noise.mean(axis=1, keepdims=True)  # as in dynamics whose centre of mass rests
+    noise[200:300] = noise[:100] + rng.uniform(-0.06, 0.06, size=(100, 8, 3))
+    frames = [Atoms("Si8", positions=100 + one) for one in noise]
+    index = GeometryIndex(frames)
+    (group,), looked = index._groups.values(), 0
+    for number in range(100):
+        apart = np.abs(noise - noise[number]).max(axis=(1, 2))
+        expected = [n for n in np.argsort(apart, kind="stable").tolist() if apart[n] <= tolerance]
+        assert index.find_all(frames[number], tolerance) == expected and expected[0] == number
+        looked += len(group.candidates(_coordinates(frames[number]), tolerance))
+    assert tolerance > 1e-6 or looked < 0.01 * 400 * 100
 
 
 def test_file_finds_labels_by_geometry(waters: Callable[[int], list[Atoms]], tmp_path: Path) -> None:

@@ -128,7 +128,7 @@ class GeometryIndex:
             groups.setdefault(_kind(frame), []).append(n)
         self._frames = frames
         self._groups = {
-            kind: (np.array(members), np.stack([_coordinates(frames[n]) for n in members]))
+            kind: _Alike(np.array(members), np.stack([_coordinates(frames[n]) for n in members]))
             for kind, members in groups.items()
         }
 
@@ -142,14 +142,48 @@ class GeometryIndex:
 
     def find_all(self, atoms: Atoms, tolerance: float) -> list[int]:
         """All frames that `find` chooses from, the nearest first."""
-        members, coordinates = self._groups.get(_kind(atoms), (np.zeros(0, int), np.zeros((0, len(atoms) + 3, 3))))
-        distance = np.max(np.abs(coordinates - _coordinates(atoms)), axis=(1, 2))
+        group = self._groups.get(_kind(atoms))
+        found = [] if group is None else group.within(_coordinates(atoms), tolerance)
+        return [n for n in found if agrees_in_state(self._frames[n], atoms)]
+
+
+class _Alike:
+    """Frames of one kind, in the order of a weighted sum of their coordinates: few are as near as one asked for.
+
+    Weights are drawn, since plain sums stay the same in dynamics whose centre of mass rests.
+
+    Args:
+        members: numbers of the frames, [F].
+        coordinates: [F, N, 3] Angstrom.
+    """
+
+    def __init__(self, members: np.ndarray, coordinates: np.ndarray) -> None:
+        self._weights = np.random.default_rng(0).uniform(-1, 1, coordinates.shape[1:])
+        sums = self._summed(coordinates)
+        order = np.argsort(sums, kind="stable")
+        self._members, self._coordinates, self._sums, self._order = members, coordinates, sums[order], order
+
+    def within(self, coordinates: np.ndarray, tolerance: float) -> list[int]:
+        """Frames none of whose coordinates differs by more than a tolerance (Angstrom), the nearest first."""
+        places = self.candidates(coordinates, tolerance)
+        distance = np.max(np.abs(self._coordinates[places] - coordinates), axis=(1, 2))
         near = np.flatnonzero(distance <= tolerance)
-        return [
-            int(n)
-            for n in members[near[np.argsort(distance[near], kind="stable")]]
-            if agrees_in_state(self._frames[n], atoms)
-        ]
+        found: list[int] = self._members[places[near[np.argsort(distance[near], kind="stable")]]].tolist()
+        return found
+
+    def candidates(self, coordinates: np.ndarray, tolerance: float) -> np.ndarray:
+        """Places of the frames whose sums are near enough, in order."""
+        largest, rounding = float(np.abs(coordinates).max(initial=0.0)) + tolerance, np.finfo(float).eps
+        apart = np.abs(self._weights).sum() * (tolerance + coordinates.size * rounding * largest)
+        middle = self._summed(coordinates)
+        first = np.searchsorted(self._sums, middle - apart, "left")
+        last = np.searchsorted(self._sums, middle + apart, "right")
+        places: np.ndarray = np.sort(self._order[first:last])
+        return places
+
+    def _summed(self, coordinates: np.ndarray) -> np.ndarray:
+        sums: np.ndarray = np.einsum("...ij,ij->...", coordinates, self._weights)
+        return sums
 
 
 def _kind(atoms: Atoms) -> tuple[bytes, bytes]:
