@@ -26,7 +26,7 @@ from almlip_jax.potential.states import states_note
 from almlip_jax.scores import mean_score
 from almlip_jax.selection import Selector
 from almlip_jax.structures.packing import BatchShape
-from almlip_jax.sweep.points import Group, Point
+from almlip_jax.sweep.points import First, Group, Point, all_points, point_groups
 from almlip_jax.sweep.pools import LabelledPool, Split, plan_for_budget, read_pool
 from almlip_jax.sweep.records import Scores, SweepDirectory
 from almlip_jax.sweep.settings import SweepConfig, SweepSystem, members_of
@@ -104,30 +104,15 @@ class SystemBench:
 
     def identity(self, group: Group, lane: int) -> dict[str, Any]:
         """All that the results of a member of a group depend on, besides its name."""
-        member, settings = group.members[lane], self.settings
         content: dict[str, Any] = {
             "content of its files": list(self.pool.files),
-            "initial set": settings.initial if isinstance(settings.initial, int) else "file",
-            "choice of tests": {name: test.every for name, test in settings.tests.items()},
-            "pool_size": settings.pool_size,
-            "model": settings.model.model_dump(mode="json"),
-            "ensemble": settings.ensemble.model_dump(mode="json", exclude={"size"}),
-            "training": settings.training.model_dump(mode="json", exclude={"final_steps", "replay"}),
-            "precision": self.config.precision,
             "capacity (rounds, batch_sizes)": {k: v for k, v in asdict(self.capacity).items() if k != "largest"},
             "place side by side": [lane, group.width],
             "energies of isolated atoms": {str(z): energy for z, energy in self.isolated.items()},
         }
-        readings = settings.readings
-        if readings:
-            content["keys and types of its files"] = readings
         if self.pool.atoms_in_tests:
             content["isolated atoms left out of its tests"] = self.pool.atoms_in_tests
-        if isinstance(member, Point):
-            content["selector"] = _without_atoms(self.config.selectors[member.selector].model_dump(mode="json"))
-            content["warm_start"] = self.config.warm_start
-            content["monitor"] = self.config.monitor
-        return cast(dict[str, Any], _of_effect(plain(content), settings.model.further))
+        return settings_identity(self.config, group.members[lane]) | cast(dict[str, Any], plain(content))
 
     # -- training -----------------------------------------------------------------------------------------------------
 
@@ -341,6 +326,48 @@ class Bench:
         if potential is None or potential.metadata.get("identity") != _digest(self.of(group).identity(group, lane)):
             return None
         return potential
+
+
+def settings_identity(config: SweepConfig, member: First | Point) -> dict[str, Any]:
+    """What of the identity of a point, or of what points begin with, the config alone says."""
+    settings = config.systems[member.system]
+    content: dict[str, Any] = {
+        "initial set": settings.initial if isinstance(settings.initial, int) else "file",
+        "choice of tests": {name: test.every for name, test in settings.tests.items()},
+        "pool_size": settings.pool_size,
+        "model": settings.model.model_dump(mode="json"),
+        "ensemble": settings.ensemble.model_dump(mode="json", exclude={"size"}),
+        "training": settings.training.model_dump(mode="json", exclude={"final_steps", "replay"}),
+        "precision": config.precision,
+    }
+    readings = settings.readings
+    if readings:
+        content["keys and types of its files"] = readings
+    if isinstance(member, Point):
+        content["selector"] = _without_atoms(config.selectors[member.selector].model_dump(mode="json"))
+        content["warm_start"] = config.warm_start
+        content["monitor"] = config.monitor
+    return cast(dict[str, Any], _of_effect(plain(content), settings.model.further))
+
+
+def check_others(bench: Bench, wanted: Collection[Point]) -> None:
+    """Refuses a folder whose table would hold points that are not asked for, and were made with other settings.
+
+    Files of systems that are not asked for are not read, and lanes, which change last digits alone, do not matter.
+
+    Raises:
+        InputError: names the state of such a point.
+    """
+    config, systems = bench.config, {point.system for point in wanted}
+    for group in point_groups(config, [point for point in all_points(config) if point not in wanted]):
+        for lane in group.wanted:
+            point = group.members[lane]
+            assert isinstance(point, Point)
+            if bench.folder.written(point) is None:
+                continue
+            of_files = bench.of(group).identity(group, lane) if point.system in systems else {}
+            of_files.pop("place side by side", None)
+            bench.folder.state(point, of_files | settings_identity(config, point))
 
 
 def _without_atoms(settings: Any) -> Any:

@@ -19,7 +19,7 @@ from almlip_jax.files import Cell, write_text
 from almlip_jax.kinds import check_user_code
 from almlip_jax.progress import Progress, SilentProgress
 from almlip_jax.run_log import logged
-from almlip_jax.sweep.bench import Bench
+from almlip_jax.sweep.bench import Bench, check_others
 from almlip_jax.sweep.cluster import ClusterCrew
 from almlip_jax.sweep.course import rounds_left, run_points, train_firsts
 from almlip_jax.sweep.crew import Crew
@@ -95,6 +95,7 @@ def run_sweep(
         logged(progress or SilentProgress(), folder.log) as shown,
     ):
         groups = [*first_groups(config, wanted), *point_groups(config, wanted)]
+        check_others(bench, wanted)
         session = _Session(bench, groups, shown)
         write_text(folder.config, config_text(config))
         if said := write_versions(folder):

@@ -17,12 +17,12 @@ from tiny_sweep import LEAKED, POOL, REPEATED, SECTIONS, config_of, springs, wri
 from almlip_jax.errors import InputError
 from almlip_jax.selection import SelectorSettings
 from almlip_jax.structures.io import read_structures, write_structures
-from almlip_jax.sweep import SweepConfig
-from almlip_jax.sweep.bench import Bench, _without_atoms
+from almlip_jax.sweep import SweepConfig, run_sweep
+from almlip_jax.sweep.bench import Bench, _without_atoms, check_others
 from almlip_jax.sweep.course import _share
-from almlip_jax.sweep.points import all_points, first_groups
+from almlip_jax.sweep.points import Point, all_points, first_groups, point_groups
 from almlip_jax.sweep.pools import LabelledPool, read_pool
-from almlip_jax.sweep.records import SweepDirectory
+from almlip_jax.sweep.records import PointState, SweepDirectory
 from almlip_jax.training import TrainingResult
 
 
@@ -139,6 +139,31 @@ def test_potentials_know_the_states_that_they_were_trained_on(files: Path) -> No
     states = {(1, int(frame.info["spin"])) for frame in dataset}
     kept = bench.keep(group, 0, 0, TrainingResult(params, ()), dict.fromkeys((1,), 0.0), 1.0, dataset)
     assert kept.states == states and kept.strange_state(Atoms("H2")) is not None
+
+
+def test_a_table_holds_no_points_of_other_settings(files: Path) -> None:
+    """Points that are not asked for stand in the table too; what none of them depends on may change."""
+    config, out = configured(files), SweepDirectory(files / "out")
+    bench = Bench(config, out)
+    (group, *_) = point_groups(config, all_points(config))
+    point = group.members[0]
+    assert isinstance(point, Point) and point.seed == 0
+    out.write_state(point, PointState(identity=bench.of(group).identity(group, 0)), bench.of(group).split(0))
+    training = SECTIONS["systems"]["springs"]["training"] | {"max_steps": 11}
+    selectors = SECTIONS["selectors"] | {"random": {"kind": "max_dist"}}
+    new: Any
+    for changes, sections, new, different in (
+        ({"training": training}, {"seeds": 3}, {"seed": {"2"}}, "training"),
+        ({}, {"selectors": selectors}, {"selector": {"max_det"}}, "selector"),
+        ({}, {"monitor": "force_std_max"}, {"selector": {"max_det"}}, "monitor"),
+    ):
+        with pytest.raises(InputError, match=f"{point.name}/state.json was made with another {different}, which"):
+            run_sweep(configured(files, changes, **sections), out.path, only=new)
+    further = configured(files, seeds=3, selectors={"another": {"kind": "random"}} | SECTIONS["selectors"])
+    check_others(Bench(further, out), [one for one in all_points(further) if one.selector == "another"])
+    rewritten(files / "near.extxyz", lambda frames: frames[:2])
+    with pytest.raises(InputError, match="another content of its files"):
+        run_sweep(configured(files, seeds=3), out.path, only={"seed": {"2"}})
 
 
 def test_time_before_a_kill_counts() -> None:
