@@ -112,6 +112,8 @@ class SystemBench:
         }
         if self.pool.atoms_in_tests:
             content["isolated atoms left out of its tests"] = self.pool.atoms_in_tests
+        if self.pool.tests_in_given:
+            content["tests left out of its initial set"] = self.pool.tests_in_given
         return settings_identity(self.config, group.members[lane]) | cast(dict[str, Any], plain(content))
 
     # -- training -----------------------------------------------------------------------------------------------------

@@ -62,6 +62,7 @@ class LabelledPool:
         isolated: energies of isolated atoms, eV by atomic number, as settings or files give them.
         notes: what the user should know of labels that contradict each other or are doubtful.
         atoms_in_tests: isolated atoms that were left out of the test sets.
+        tests_in_given: structures of the test sets that were left out of the initial set where it is a file.
     """
 
     name: str
@@ -73,6 +74,7 @@ class LabelledPool:
     isolated: dict[int, float]
     notes: tuple[str, ...] = ()
     atoms_in_tests: int = 0
+    tests_in_given: int = 0
 
     @cached_property
     def species(self) -> SpeciesTable:
@@ -116,15 +118,23 @@ def read_pool(config: SweepConfig, name: str) -> LabelledPool:
     sees_state = build_ensemble(settings.model, members_of(settings, config.ensemble_sizes[0]), species).sees_state
     if sees_state:
         check_states(tests, f"the test sets of {name}", [*frames, *given], sees_state=True)
+    told = _as_told if sees_state else _bare
+    likeness = Likeness(told(frame) for frame in tests)
+    apart = [frame for frame in given if told(frame) not in likeness]
+    tests_in_given, given = len(given) - len(apart), apart
+    if tests_in_given and not given:
+        raise InputError(f"{settings.initial} holds no structure that is in no test set of {name}; name another file.")
     usable, notes = _fresh(frames, [*tests, *given], geometry_key if sees_state else _geometry)
-    usable, tested = _no_test(frames, usable, tests, _as_told if sees_state else _bare)
+    usable, tested = _no_test(frames, usable, likeness, told)
     notes = (*notes, *tested)
     if (doubt := _doubt(frames, isolated)) is not None:
         notes = (*notes, doubt)
     if atoms_in_tests:
         notes = (*notes, f"{atoms_in_tests} isolated atoms are left out of the test sets, as they are in training.")
+    if tests_in_given:
+        notes = (*notes, f"{tests_in_given} structures of the initial set are left out, as they are in test sets.")
     hashes = tuple(_hash(path) for path in files)
-    pool = LabelledPool(name, frames, usable, tests, given, hashes, isolated, notes, atoms_in_tests)
+    pool = LabelledPool(name, frames, usable, tests, given, hashes, isolated, notes, atoms_in_tests, tests_in_given)
     _check_size(pool, config)
     return pool
 
@@ -172,10 +182,9 @@ def _fresh(
 
 
 def _no_test(
-    frames: Sequence[Atoms], places: Sequence[int], tests: Sequence[Atoms], told: Callable[[Atoms], Atoms]
+    frames: Sequence[Atoms], places: Sequence[int], likeness: Likeness, told: Callable[[Atoms], Atoms]
 ) -> tuple[tuple[int, ...], tuple[str, ...]]:
     """Those of some places that no test structure stands in, turned or shifted, and a sentence on the others."""
-    likeness = Likeness(told(frame) for frame in tests)
     left = tuple(place for place in places if told(frames[place]) not in likeness)
     if not (lost := len(places) - len(left)):
         return left, ()

@@ -102,6 +102,23 @@ def test_isolated_atoms_are_no_tests(files: Path) -> None:
         read_pool(config, "springs")
 
 
+def test_an_initial_set_of_a_file_holds_no_tests(files: Path) -> None:
+    """What points began with before must not go on as if it were the same."""
+    tests, pool = (read_structures(files / name) for name in ("near.extxyz", "pool.extxyz"))
+    config = configured(files, {"initial": "initial.extxyz"})
+    write_structures(files / "initial.extxyz", pool[:4])
+    (group, *_) = point_groups(config, all_points(config))
+    clean = Bench(config, SweepDirectory(files / "out")).of(group)
+    write_structures(files / "initial.extxyz", [*pool[:4], *tests[:2]])
+    found = Bench(config, SweepDirectory(files / "out")).of(group)
+    assert len(found.dataset(0)) == 4 == len(clean.dataset(0)) and found.pool.usable == clean.pool.usable
+    assert found.pool.notes == ("2 structures of the initial set are left out, as they are in test sets.",)
+    assert set(found.identity(group, 0)) - set(clean.identity(group, 0)) == {"tests left out of its initial set"}
+    write_structures(files / "initial.extxyz", tests)
+    with pytest.raises(InputError, match=r"initial.extxyz holds no structure that is in no test set"):
+        read_pool(config, "springs")
+
+
 def test_a_doubtful_energy_is_told(files: Path) -> None:
     def spoil(frames: list[Atoms]) -> None:
         frames[7].calc.results["energy"] += 1000.0
