@@ -150,6 +150,12 @@ def test_files_hold_them_under_several_names(tmp_path: Path) -> None:
     write_structures(path, read_structures(path))
     np.testing.assert_array_equal(read_structures(path)[0].calc.results["quadrupole"], quadrupole)
 
+    atoms.calc.results["node_energy"] = np.zeros(3)  # which nothing declares
+    assert write_structures(tmp_path / "a.db", [atoms]) == ("node_energy",)
+    (read,) = read_structures(tmp_path / "a.db")
+    for name in ("charges", "quadrupole", "forces"):
+        np.testing.assert_array_equal(read.calc.results[name], atoms.calc.results[name])
+
     bare = water(0)
     for key, keys in (("REF_quadrupole", None), ("Q", LabelKeys(quadrupole="Q", charges="mulliken"))):
         named = bare.copy()
