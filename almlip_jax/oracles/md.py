@@ -282,7 +282,9 @@ class Stream:
             record["positions"] = call.atoms.positions.tolist()
         else:
             record["label"] = label_to_json(call.label)
-        self._file.write(json.dumps(record).encode() + b"\n")
+        left = memoryview(json.dumps(record).encode() + b"\n")
+        while left:  # where the disk is nearly full, as much is written as there is room for
+            left = left[self._file.write(left) :]
 
 
 def is_free(file: IO[bytes]) -> bool:

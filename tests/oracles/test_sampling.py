@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import label_calculators as trouble
 import numpy as np
@@ -27,7 +29,7 @@ from almlip_jax.oracles import (
     run_label_md,
 )
 from almlip_jax.oracles.base import Label, bare
-from almlip_jax.oracles.md import Call, Dynamics, DynamicsTask, Steps, create_stream, thinned
+from almlip_jax.oracles.md import Call, Dynamics, DynamicsTask, Steps, Stream, create_stream, read_stream, thinned
 from almlip_jax.oracles.sampling import _Plan
 from almlip_jax.oracles.sources.calculator import CalculatorSettings
 from almlip_jax.oracles.sources.labelled_file import FileSettings
@@ -137,6 +139,27 @@ def test_what_is_paid_for_another_start_waits_for_it(
         run_label_md(start, springs_labeller, own, seed=0, purpose="test", dynamics=dynamics)
     assert len(calls(tmp_path)) == 18 == store.count_calls(None)
     assert [row.label.calls for row in store.labelled("test")] == [1, 1, 4, 4, 4, 4]
+
+
+class AlmostFull(io.BytesIO):
+    """A file that takes a few bytes at a time, as a disk that has just room for them does."""
+
+    def write(self, content: Any) -> int:
+        return super().write(memoryview(content)[:50])
+
+
+def test_a_line_that_is_written_in_parts_is_whole(waters: Waters, tmp_path: Path) -> None:
+    """Behind half a line all that is paid for later would be lost."""
+    (start,) = waters(1)
+    path, file = tmp_path / "stream.jsonl", AlmostFull()
+    create_stream(path, bare(start), {"provenance": {}})
+    for step in range(2):
+        label = Label(f"{step}", energy=0.1, forces=np.full((3, 3), 1 / 3))
+        for call in (Call(step, start, None), Call(step, start, label)):
+            Stream(file, []).append(call)
+    path.write_bytes(path.read_bytes() + file.getvalue())
+    _, calls, size = read_stream(path)
+    assert [call.step for call in calls if call.label is not None] == [0, 1] and size == path.stat().st_size
 
 
 def spending(task: DynamicsTask, seconds: float) -> list[Call]:
