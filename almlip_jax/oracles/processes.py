@@ -191,7 +191,7 @@ def ask_patiently(worker: WorkerProcess, task: Task, attempts: int) -> Any:
         outcome = worker.ask(task)
         attempt += 1
         if attempt > 1 and isinstance(outcome, Failure | Label):
-            outcome = replace(outcome, calls=attempt)
+            outcome = replace(outcome, calls=outcome.calls + attempt - 1)  # a worker tries several times by itself
         if not isinstance(outcome, Failure) or outcome.stopped:
             return outcome
         if attempt >= (max(attempts, _KILLED_ATTEMPTS) if outcome.killed else attempts):

@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import cast
 
 import label_calculators as trouble
 import numpy as np
@@ -22,6 +23,7 @@ from label_calculators import KILLED, assert_same_labels, calls, made
 
 from almlip_jax.errors import InputError
 from almlip_jax.oracles import (
+    Label,
     Labeller,
     LabelResult,
     LabelStore,
@@ -32,12 +34,12 @@ from almlip_jax.oracles import (
     rattle,
 )
 from almlip_jax.oracles.finite_differences import check_derivatives
-from almlip_jax.oracles.processes import WorkerProcess
+from almlip_jax.oracles.processes import WorkerProcess, ask_patiently
 from almlip_jax.oracles.scratch import Scratch, remove_left_behind
 from almlip_jax.oracles.sources.calculator import CalculatorSettings
 from almlip_jax.oracles.sources.labelled_file import FileSettings
 from almlip_jax.oracles.sources.mean import MeanSettings
-from almlip_jax.oracles.worker import LabelTask
+from almlip_jax.oracles.worker import Failure, LabelTask
 from almlip_jax.process_table import is_alive
 from almlip_jax.structures.io import write_structures
 
@@ -117,6 +119,18 @@ def test_trouble_becomes_a_failed_row_and_the_others_go_on(
     assert re.search(reason, str(failed.label.error)) and failed.provenance["walker"] == 4
     assert again[0].cached and again[0].error == results[0].error
     assert store.count_calls() == 4
+
+
+def test_tries_of_a_worker_that_crashed_and_of_the_next_one_add_up() -> None:
+    """Every try is a paid call, also those that a worker makes by itself."""
+    outcomes = [Failure("crashed"), Label("a", error="no convergence", calls=3)]
+
+    class Crashing:
+        def ask(self, _: object) -> object:
+            return outcomes.pop(0)
+
+    found = ask_patiently(cast(WorkerProcess, Crashing()), LabelTask(Atoms("H"), "a"), 3)
+    assert found.calls == 4 and not outcomes
 
 
 @pytest.mark.parametrize("charge", [trouble.RAISE, trouble.ABORT])
