@@ -68,17 +68,21 @@ def test_failures_elsewhere_are_failed_labels(waters: Waters, tmp_path: Path) ->
         assert [result.error for result in results] == ["no convergence", "the frame has no energy or no forces"]
 
 
-def test_a_file_of_failures_alone_needs_no_keys_and_a_second_try_replaces_them(waters: Waters, tmp_path: Path) -> None:
+@pytest.mark.parametrize("named", [True, False])
+def test_a_file_of_failures_alone_needs_no_keys_and_a_second_try_replaces_them(
+    named: bool, waters: Waters, tmp_path: Path
+) -> None:
+    told = {IDENTITY_KEY: "a"} if named else {}
     oracle = ExternalSettings(method="by hand", folder=tmp_path, energy_key="dft_energy", forces_key="dft_forces")
     (frame,), results = waters(1), tmp_path / "results"
     results.mkdir()
-    frame.info |= {IDENTITY_KEY: "a", "label_error": "no convergence"}
+    frame.info |= {**told, "label_error": "no convergence"}
     write_structures(results / "b.extxyz", [frame])
     failed = oracle.delivery().label("a", frame)
     assert failed is not None and failed.error == "no convergence"
     for name, energy in (("a", -1.0), ("c", -1.0)):
         tried = waters(1)[0]
-        tried.info |= {IDENTITY_KEY: "a", "dft_energy": energy}
+        tried.info |= {**told, "dft_energy": energy}
         tried.arrays["dft_forces"] = np.zeros((3, 3))
         write_structures(results / f"{name}.extxyz", [tried])
     label = oracle.delivery().label("a", frame)

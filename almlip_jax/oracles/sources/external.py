@@ -21,6 +21,7 @@ from almlip_jax.oracles.matching import ImageIndex
 from almlip_jax.oracles.sources.labelled_file import results_of
 from almlip_jax.settings import unit
 from almlip_jax.structures.labels import FileReading, label_difference, stated_failure
+from almlip_jax.structures.repeats import geometry_key
 from almlip_jax.targets import further_targets
 
 
@@ -83,7 +84,7 @@ class DeliveredFiles:
         oracle: the settings.
 
     Raises:
-        InputError: a results file cannot be read, or two frames have different labels for one identity.
+        InputError: a results file cannot be read, or two frames have different labels for one structure.
     """
 
     def __init__(self, oracle: ExternalSettings) -> None:
@@ -91,7 +92,8 @@ class DeliveredFiles:
         read = [
             (path, n, frame) for path in _result_files(oracle.folder) for n, frame in enumerate(_read(path, oracle))
         ]
-        self._named = _by_identity([one for one in read if IDENTITY_KEY in one[2].info])
+        read = _each_once(read)
+        self._named = {str(frame.info[IDENTITY_KEY]): frame for *_, frame in read if IDENTITY_KEY in frame.info}
         self._nameless = ImageIndex([frame for *_, frame in read if IDENTITY_KEY not in frame.info])
         self._places = [f"{path}, frame {n}" for path, n, frame in read if IDENTITY_KEY not in frame.info]
         self._claimed: set[int] = set()
@@ -192,24 +194,24 @@ def _read(path: Path, oracle: ExternalSettings) -> list[Atoms]:
     return read_structures(path, **reading.arguments)
 
 
-def _by_identity(read: Sequence[tuple[Path, int, Atoms]]) -> dict[str, Atoms]:
-    """Frames by the identities that they carry; of one that failed and was made again the label.
+def _each_once(read: Sequence[tuple[Path, int, Atoms]]) -> list[tuple[Path, int, Atoms]]:
+    """One frame of each identity, or geometry where it carries none; where one failed and was made again, the label.
 
     Raises:
-        InputError: two of one identity have different labels.
+        InputError: two of one identity or geometry have different labels.
     """
-    found: dict[str, tuple[Path, int, Atoms]] = {}
+    found: dict[str | bytes, tuple[Path, int, Atoms]] = {}
     for path, number, frame in read:
-        identity = str(frame.info[IDENTITY_KEY])
-        before = found.get(identity)
+        key = str(frame.info[IDENTITY_KEY]) if IDENTITY_KEY in frame.info else geometry_key(frame)
+        before = found.get(key)
         if before is None or before[2].calc is None or stated_failure(before[2]) is not None:
-            found[identity] = path, number, frame
+            found[key] = path, number, frame
         elif stated_failure(frame) is None and (apart := label_difference(before[2], frame)) is not None:
             raise InputError(
-                f"frame {before[1]} of {before[0]} and frame {number} of {path} are labels of one structure "
-                f"({IDENTITY_KEY} {identity[:12]}...) and {apart}; remove the wrong one."
+                f"frame {before[1]} of {before[0]} and frame {number} of {path} are labels of one structure, and "
+                f"{apart}; remove the wrong one."
             )
-    return {identity: frame for identity, (*_, frame) in found.items()}
+    return list(found.values())
 
 
 def _label(frame: Atoms, order: np.ndarray, identity: str, oracle: ExternalSettings) -> Label:
