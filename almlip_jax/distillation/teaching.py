@@ -27,6 +27,7 @@ from almlip_jax.keys import numpy_generator
 from almlip_jax.oracles import Labeller, LabelStore
 from almlip_jax.progress import Progress
 from almlip_jax.structures.io import write_structures
+from almlip_jax.structures.likeness import Likeness
 from almlip_jax.structures.repeats import geometry_key, without_repeats
 from almlip_jax.training import is_isolated_atom
 
@@ -100,6 +101,7 @@ def teach(
         raise LabelError("the teacher could not label a single structure. Correct the cause and run the command again.")
     frames = without_repeats(frames, geometry_key, "the structures of the teacher", progress.message)
     train, held_out = parted(frames, config.held_out, config.seed)
+    held_out = not_trained_on(held_out, train, progress.message)
     write_structures(place.train, train)
     write_structures(place.held_out, held_out)
     write_json(place.taught, {"made_with": made_with, "train": len(train), "held_out": len(held_out)})
@@ -146,6 +148,32 @@ def parted(frames: Sequence[Atoms], share: float, seed: int) -> tuple[list[Atoms
         )
     train = [frame for n, frame in enumerate(frames) if n not in chosen]
     return train, [frame for n, frame in enumerate(frames) if n in chosen]
+
+
+def not_trained_on(held_out: Sequence[Atoms], train: Sequence[Atoms], say: Say) -> list[Atoms]:
+    """Held out structures without those that are trained on in other words: turned, shifted, atoms in another order.
+
+    Args:
+        held_out: structures that errors are measured on.
+        train: structures that are trained on.
+        say: is told how many are left out.
+
+    Raises:
+        InputError: none would be left.
+    """
+    likeness = Likeness(train)
+    left = [frame for frame in held_out if frame not in likeness]
+    if not left:
+        raise InputError(
+            f"all {len(held_out)} structures held out are trained on too, turned, shifted or with atoms in another "
+            "order; raise held_out, or have the teacher label other ones."
+        )
+    if len(left) < len(held_out):
+        say(
+            f"{len(held_out) - len(left)} of {len(held_out)} structures held out are trained on too, turned, shifted "
+            "or with atoms in another order; they are left out."
+        )
+    return left
 
 
 def _groups(frames: Sequence[Atoms]) -> list[tuple[list[int], bool]]:

@@ -12,14 +12,16 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
+from ase.calculators.singlepoint import SinglePointCalculator
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from almlip_jax import cli
-from almlip_jax.distillation import DistilConfig, Distilled, run_distillation
+from almlip_jax.campaign.preparation import Source
+from almlip_jax.distillation import DistilConfig, Distilled, run_distillation, teaching
 from almlip_jax.distillation.comparison import Times
 from almlip_jax.distillation.folder import DistilDirectory
-from almlip_jax.distillation.teaching import check_distillation, parted, teach
+from almlip_jax.distillation.teaching import check_distillation, not_trained_on, parted, teach
 from almlip_jax.errors import InputError
 from almlip_jax.evaluation import error_metrics
 from almlip_jax.files import read_csv, read_json, write_json
@@ -97,6 +99,34 @@ def test_ends_of_trajectories_and_draws_of_others_are_held_out() -> None:
     assert len(parted(frames[2:7], 0.2, seed=0)[1]) == 1
     with pytest.raises(InputError, match="held_out 0.1 of 5 structures is not a single one"):
         parted(frames[2:7], 0.1, seed=0)
+
+
+def test_copies_of_what_is_trained_on_are_not_held_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file holds every structure twice, once turned: errors are of those alone that the student has not seen."""
+    frames, said = waters(8, 2), list[str]()
+    turned = [frame[[0, 2, 1]] for frame in frames[:7]]
+    for frame in turned:
+        frame.rotate(50, (1, 2, 3))
+    for frame in (*frames, *turned):
+        frame.calc = SinglePointCalculator(frame, energy=0.0, forces=np.zeros((3, 3)))
+    monkeypatch.setattr(teaching, "parted", lambda *_: ([*frames[:5], *turned[5:]], [*frames[5:], *turned[:2]]))
+    monkeypatch.setattr(Source, "label", lambda source, given, *_: given)
+    write_structures(tmp_path / "water.extxyz", [molecule("H2O")])
+    place = DistilDirectory(tmp_path / "out")
+    place.path.mkdir()
+    progress = SilentProgress()
+    monkeypatch.setattr(progress, "message", said.append)
+    with LabelStore(place.labels) as store:
+        teach(config(tmp_path, initial={"structures": "cells.extxyz"}), [*frames, *turned], place, store, progress)
+    (left,) = read_structures(place.held_out, require_labels=True)
+    np.testing.assert_allclose(left.positions, frames[7].positions, atol=1e-8)
+    assert read_json(place.taught) | {"made_with": None} == {"made_with": None, "train": 7, "held_out": 1}
+    assert said == [
+        "4 of 5 structures held out are trained on too, turned, shifted or with atoms in another order; they are left "
+        "out."
+    ]
+    with pytest.raises(InputError, match="all 7 structures held out are trained on too, turned, shifted"):
+        not_trained_on(turned, frames, print)
 
 
 @pytest.mark.parametrize(
