@@ -40,12 +40,15 @@ def check_distillation(config: DistilConfig, say: Say = lambda text: None) -> li
 
     Args:
         config: what to make.
-        say: is told which start geometries generators leave out.
+        say: is told which start geometries generators leave out, and what counts for nothing.
 
     Raises:
         InputError: names it, and says what to do.
     """
     check_campaign(config.before_teaching(), say)
+    idle = [name for name in ("exploration", "selection") if name in config.model_fields_set and not config.rounds]
+    if idle:
+        say(f"rounds is 0: {' and '.join(idle)}, which only rounds look at, will not be used; raise rounds for that.")
     for file in config.test:
         labelled_frames(file.path, config.system, file)
     given = []

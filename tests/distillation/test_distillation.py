@@ -150,6 +150,14 @@ def test_what_the_teacher_cannot_label_is_refused_before_it_labels(tmp_path: Pat
     assert not (tmp_path / "out" / "labels.db").exists()
 
 
+@pytest.mark.parametrize("rounds", [0, 1])
+def test_what_only_rounds_look_at_is_told_of_where_there_are_none(rounds: int, tmp_path: Path) -> None:
+    said, two = list[str](), {"ensemble": {"size": 2}, "selection": {"batch": 2}}
+    write_structures(tmp_path / "water.extxyz", [molecule("H2O")])
+    check_distillation(config(tmp_path, rounds=rounds, exploration=WALKING, test=(), **two), said.append)
+    assert [text[:48] for text in said] == ["rounds is 0: exploration and selection, which on"][rounds:]
+
+
 def test_a_teacher_that_answers_elsewhere_is_waited_for(tmp_path: Path) -> None:
     teacher = {"kind": "external", "folder": str(tmp_path / "elsewhere"), "method": "dft"}
     given = config(tmp_path, teacher=teacher, initial={"structures": str(tmp_path / "cells.extxyz")})
