@@ -158,7 +158,7 @@ def parts_of_a_step(potential: Potential) -> dict[str, float]:
     whole = shortest(lambda: following(atoms, "scores"))
     found["results taken apart"] = whole - found["list of neighbours looked at"]
     program._run = run
-    found["handed to LAMMPS"] = shortest(lambda: attached._hand_over(results, places, len(tags)))
+    found["handed to LAMMPS"] = shortest(lambda: attached._hand_over(results, results, places, len(tags)))
     found["the whole step"] = shortest(lambda: step(*given))
     return found
 

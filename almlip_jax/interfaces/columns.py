@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from almlip_jax.potential import Potential
+from almlip_jax.potential.answers import Answer
 from almlip_jax.potential.following import given_scores
-from almlip_jax.scores import scores
+from almlip_jax.scores import score_of, scores
 
 
 def columns(potential: Potential) -> list[str]:
@@ -20,3 +23,40 @@ def column_values(results: Mapping[str, Any], names: Sequence[str]) -> dict[str,
     """Their values by name, in eV and Angstrom, from the results that a `Following` gives with scores."""
     members = {f"energy_{number}": value for number, value in enumerate(results["member_energy"], 1)}
     return {name: float(members[name] if name in members else results[name]) for name in names}
+
+
+_VIRIAL = np.array([0, 4, 8, 1, 2, 5])  # xx yy zz xy xz yz of a matrix [3, 3]
+
+
+class Gathered:
+    """Values of columns, and the virial, out of an evaluation in one go: engines are told of them in each step.
+
+    Args:
+        answer: an evaluation with scores; others of its layout are read like it.
+        names: of the columns.
+    """
+
+    def __init__(self, answer: Answer, names: Sequence[str]) -> None:
+        self.layout = answer.layout
+        places = {path: begin for path, (begin, _, _) in answer.layout.places.items()}
+        members = range(answer.layout.places["member_energy"][2][0])
+        energies = {f"energy_{number + 1}": places["member_energy"] + number for number in members}
+        energies["energy"] = places["energy"]
+        known = energies | {
+            name: places[f"scores/{name}"]
+            for name in names
+            if f"scores/{name}" in places and (score := score_of(name)) is not None and score.target is None
+        }
+        self._count = len(names)
+        self._others = [(number, name) for number, name in enumerate(names) if name not in known]
+        self._energies = np.flatnonzero([name in energies for name in names])
+        self._places = np.array([*(known.get(name, 0) for name in names), *(places["virial"] + _VIRIAL)])
+
+    def __call__(self, answer: Answer) -> tuple[list[float], np.ndarray]:
+        """The values in eV and Angstrom, as `column_values` has them, and the virial [6] xx yy zz xy xz yz in eV."""
+        found = answer.take(self._places)
+        found[self._energies] += answer.reference
+        values: list[float] = found[: self._count].tolist()
+        for number, name in self._others:
+            values[number] = float(answer[name])
+        return values, found[self._count :]

@@ -20,11 +20,11 @@ from ase import Atoms
 from ase.data import atomic_masses, atomic_numbers, chemical_symbols
 
 from almlip_jax.errors import InputError
-from almlip_jax.interfaces.columns import column_values, columns
+from almlip_jax.interfaces.columns import Gathered, columns
 from almlip_jax.interfaces.lammps_memory import LammpsMemory
 from almlip_jax.interfaces.lammps_text import HANDED, computes_of_atoms
 from almlip_jax.potential import Potential
-from almlip_jax.potential.answers import of_atoms
+from almlip_jax.potential.answers import Answer, of_atoms
 from almlip_jax.potential.following import Following, given_scores, reads_positions
 from almlip_jax.potential.states import completed_state
 from almlip_jax.scores import atom_scores
@@ -129,6 +129,7 @@ class AttachedPotential:
         self._state = _state(potential, coupling)
         self._fix = coupling.fix.encode()
         self._memory = LammpsMemory(lmp)
+        self._gathered: Gathered | None = None
         self._seen, self._order = np.zeros(0, np.int64), np.zeros(0, np.int64)
         self._groups = np.zeros(0, np.int32)  # bits of the groups that atoms are in
         self._places: slice | np.ndarray = self._order
@@ -227,12 +228,16 @@ class AttachedPotential:
         if not len(self._order):
             raise InputError(f"the group '{self.coupling.group}' of fix {self.coupling.fix} holds no atom.")
         atoms = self._moved(places, positions)
-        results: Mapping[str, Any] = self.following(atoms, "scores")
+        answer = self.following(atoms, "scores")
+        results: Mapping[str, Any] = answer
         for part in self._parts:
             results = {**self.following(atoms, part), **results}
         self.evaluations += 1
-        forces[places] = results["forces"] / self.energy_unit
-        self._hand_over(results, places, len(tags))
+        if isinstance(places, slice):
+            np.divide(answer.of_atoms("forces"), self.energy_unit, out=forces[places])
+        else:
+            forces[places] = answer.of_atoms("forces") / self.energy_unit
+        self._hand_over(answer, results, places, len(tags))
         if self.observe is not None:
             self.observe(step, atoms, results)
 
@@ -287,13 +292,16 @@ class AttachedPotential:
             self._numbers = _found_elements(self.lmp, self._labelled, self.potential.species)
         return self._numbers
 
-    def _hand_over(self, results: Mapping[str, Any], places: slice | np.ndarray, count: int) -> None:
+    def _hand_over(
+        self, answer: Answer, results: Mapping[str, Any], places: slice | np.ndarray, count: int
+    ) -> None:
         """Energy, virial, vector and per-atom properties, in the units of the simulation."""
         lmp, own, unit = self.lmp, self.coupling.fix, self.energy_unit
-        volume = cell_volume(self._atoms.cell.array)
-        virial = results["stress"][_VOIGT] * (-volume / unit)
-        self.last = column_values(results, self.columns)
-        self._memory.set_fix(self._fix, results["energy"] / unit, virial, list(self.last.values()))
+        if self._gathered is None or self._gathered.layout is not answer.layout:
+            self._gathered = Gathered(answer, self.columns)
+        values, virial = self._gathered(answer)
+        self.last = dict(zip(self.columns, values, strict=True))
+        self._memory.set_fix(self._fix, self.last["energy"] / unit, virial / unit, values)
         for name, known in self._properties.items():
             held = self._memory.of_atoms(known, count)
             if self.coupling.group != "all":
@@ -305,6 +313,7 @@ class AttachedPotential:
             lmp.fix_external_set_energy_peratom(own, of_atoms.tolist())
         if "stresses" in self.coupling.per_atom:
             virials = np.zeros((count, 6))
+            volume = cell_volume(self._atoms.cell.array)
             virials[places] = -results["stresses"][:, _VOIGT] * volume / unit
             lmp.fix_external_set_virial_peratom(own, virials.tolist())
 

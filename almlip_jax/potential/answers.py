@@ -78,7 +78,7 @@ class Answer(Mapping[str, Any]):
         references: np.ndarray,
     ) -> None:
         self.atoms, self.number, self.references = atoms, len(atoms), references
-        self._packed, self._layout, self._readers = packed, layout, readers
+        self._packed, self.layout, self._readers = packed, layout, readers
 
     def __getitem__(self, name: str) -> Any:
         value = self._readers[name](self)
@@ -99,12 +99,16 @@ class Answer(Mapping[str, Any]):
 
     def array(self, path: str) -> np.ndarray:
         """An array of the tree that the program gave."""
-        begin, end, shape = self._layout.places[path]
+        begin, end, shape = self.layout.places[path]
         return self._packed[begin:end].reshape(shape)
 
     def scalar(self, path: str) -> float:
         """The first number of an array."""
-        return float(self._packed[self._layout.places[path][0]])
+        return float(self._packed[self.layout.places[path][0]])
+
+    def take(self, places: np.ndarray) -> np.ndarray:
+        """Some of all its numbers, by where the layout has them."""
+        return self._packed.take(places)
 
     def of_atoms(self, path: str) -> np.ndarray:
         """An array that begins with the atoms, without the slots that no atom has."""

@@ -259,7 +259,7 @@ class _Program:
 
 def _key(novelty: Mapping[str, FittedScore], listed: Listed, place: Place) -> Hashable:
     """What the layout of results depends on, besides the function."""
-    return tuple(novelty), listed.neighbors.shape, np.dtype(place.positions.dtype)
+    return tuple(novelty), listed.neighbors.shape, place.numbers.dtype
 
 
 @lru_cache(maxsize=_PROGRAMS)

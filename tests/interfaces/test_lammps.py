@@ -122,6 +122,7 @@ def test_energies_forces_and_pressures_are_those_of_evaluate(lmp, potential):
         assert lmp.extract_variable(f"almlip_{name}") == pytest.approx(values[0], rel=1e-3, abs=1e-6)
     members = [lmp.extract_variable(f"almlip_energy_{member}") for member in (1, 2, 3)]
     assert np.std(members) == pytest.approx(found.scores["energy_std"][0], rel=1e-3)
+    assert np.mean(members) == pytest.approx(found.energy[0], rel=1e-9)
     assert ours.evaluations == 1
 
 
