@@ -22,7 +22,7 @@ from almlip_jax.campaign.config import ExperimentConfig, load_config
 from almlip_jax.campaign.preparation import bare_frames, labelled_frames
 from almlip_jax.campaign.settings import InitialSettings, SystemSettings
 from almlip_jax.campaign.settings import TestFileSettings as FileOfTest
-from almlip_jax.cli import inputs, pools, potentials
+from almlip_jax.cli import inputs, potentials
 from almlip_jax.ensembles import EnsembleSettings
 from almlip_jax.errors import InputError
 from almlip_jax.files import write_json
@@ -120,7 +120,7 @@ def reads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         return seen.pop()
 
     seen: list[list[Atoms]] = []
-    for commands in (inputs, potentials, pools):
+    for commands in (inputs, potentials):
         monkeypatch.setattr(commands, "load_potential", lambda _, types=None: Potential())
     monkeypatch.setattr("almlip_jax.compilation.prepare_jax", lambda _: None)
     monkeypatch.setattr("almlip_jax.fitting.fit_potential", fit)

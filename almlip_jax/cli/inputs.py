@@ -58,6 +58,12 @@ def as_remembered(reading: FileReading, potential: Any, path: Path) -> FileReadi
     return reading
 
 
+def load_reading(path: Path, reading: FileReading) -> tuple[Any, FileReading]:
+    """The potential at a place, and how files are read that go with it; see `load_potential`, `as_remembered`."""
+    potential = load_potential(path, reading.types)
+    return potential, as_remembered(reading, potential, path)
+
+
 def load_folder(path: Path) -> Any:
     """As `load_potential`, for commands that read no types."""
     if path.is_file():

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.table import Table
 
-from almlip_jax.cli.inputs import as_remembered, load_potential, read_frames
+from almlip_jax.cli.inputs import load_reading, read_frames
 from almlip_jax.cli.options import (
     ConfigFile,
     JsonFile,
@@ -50,9 +50,7 @@ def score(
     json_file: JsonFile = None,
 ) -> None:
     """Write structures with predictions and the uncertainty of each frame and atom, however many there are."""
-    reading = ReadingOptions(types=types).reading()
-    model = load_potential(potential, reading.types)
-    reading = as_remembered(reading, model, potential)
+    model, reading = load_reading(potential, ReadingOptions(types=types).reading())
     numbers = reading.arguments["type_numbers"]
     if train_file is not None:
         labelled = read_frames([train_file], reading, ignore_labels=True)
@@ -105,9 +103,7 @@ def select(
     from almlip_jax.config import load_settings
 
     settings = load_settings(SelectConfig, config, overrides or [])
-    reading = ReadingOptions(types=types).reading(settings.system)
-    model = load_potential(potential, reading.types)
-    reading = as_remembered(reading, model, potential)
+    model, reading = load_reading(potential, ReadingOptions(types=types).reading(settings.system))
     from almlip_jax.campaign.batch import undecided
     from almlip_jax.campaign.consistency import check_columns, check_selector
     from almlip_jax.campaign.preparation import in_their_states
@@ -155,9 +151,7 @@ def select_add(
     json_file: JsonFile = None,
 ) -> None:
     """Offer structures to the active set of a potential, and write those that enter it: select-add of MLIP-2."""
-    reading = ReadingOptions(types=types).reading()
-    model = load_potential(potential, reading.types)
-    reading = as_remembered(reading, model, potential)
+    model, reading = load_reading(potential, ReadingOptions(types=types).reading())
     from almlip_jax.potential import check_place
     from almlip_jax.scoring import MV_GRADE
     from almlip_jax.steps import select_add as offered

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from almlip_jax.cli.inputs import as_remembered, is_mtp_file, load_potential, read_frames
+from almlip_jax.cli.inputs import as_remembered, is_mtp_file, load_potential, load_reading, read_frames
 from almlip_jax.cli.options import ConfigFile, JsonFile, PotentialPlace, ReadingOptions, SetOption, with_reading_options
 from almlip_jax.cli.output import print_pairs, rounded, say, say_left_out, show, write_result
 from almlip_jax.cli.program import app
@@ -165,9 +165,7 @@ def evaluate(
         from almlip_jax.structures.io import require_format
 
         require_format(predictions)
-    reading = files.reading()
-    model = load_potential(potential, reading.types)
-    reading = as_remembered(reading, model, potential)
+    model, reading = load_reading(potential, files.reading())
     from almlip_jax.evaluation import error_metrics
     from almlip_jax.evaluation.tables import error_table, partly_labelled, uncertainty_table
     from almlip_jax.structures.labels import hint_of_keys, likely_keys

@@ -70,6 +70,7 @@ def energy_function(
         perturbation: ArrayLike | None = None,
         kT: ArrayLike | None = None,
     ) -> jax.Array:
+        """See `EnergyFunction`."""
         del kT
         where = jnp.asarray(positions, dtype)
         if where.shape != (len(atoms), 3):
