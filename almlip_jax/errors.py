@@ -28,3 +28,14 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """The end of a sentence that refuses a name: the nearest of the known ones, or all of them."""
     known = sorted(set(known))
     return "; " + (meant(name, known) or f"valid are {', '.join(known)}.")
+
+
+def any_of(names: Iterable[str]) -> str:
+    """Names in quotation marks, the last after an "or".
+
+    Examples:
+        >>> any_of(["cosine", "exponential", "plateau"])
+        "'cosine', 'exponential' or 'plateau'"
+    """
+    *others, last = [f"'{name}'" for name in names]
+    return f"{', '.join(others)} or {last}" if others else last

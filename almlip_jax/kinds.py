@@ -20,7 +20,15 @@ from importlib.metadata import entry_points, packages_distributions
 from operator import or_
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, TypeVar, cast
 
-from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler, TypeAdapter, ValidationInfo
+from pydantic import (
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    SerializerFunctionWrapHandler,
+    TypeAdapter,
+    ValidationInfo,
+    model_serializer,
+)
 from pydantic_core import PydanticSerializationError, core_schema
 
 from almlip_jax.errors import InputError
@@ -57,7 +65,7 @@ class Spec(Settings):
                 missing = ", ".join(f"{method}()" for method in sorted(cls.__abstractmethods__))
                 raise TypeError(f"{cls.__name__}, kind '{name}', does not define {missing}")
             for above in cls.__mro__[1:]:
-                if issubclass(above, Spec) and above is not Spec:
+                if issubclass(above, Spec) and above.__module__ != __name__:  # those of this module are no families
                     _add(above, name, cls)
 
     @classmethod
@@ -70,6 +78,13 @@ class Spec(Settings):
         """The kinds below this class by name, those of other packages too."""
         load_plugins()
         return cls._below  # type: ignore[return-value]
+
+    @classmethod
+    def kinds_without_keys(cls) -> Iterator[str]:
+        """Names of the kinds below this class that will do without any key."""
+        for name, kind in cls.kinds().items():
+            if not any(field.is_required() for field in kind.model_fields.values()):
+                yield name
 
     @classmethod
     def package(cls) -> str | None:
@@ -119,6 +134,26 @@ class Spec(Settings):
             return handler(cls.union().core_schema)
         finally:
             _DESCRIBING.reset(token)
+
+
+class Named(Spec):
+    """Kinds most of which have no keys: their names alone will do, and are what is written."""
+
+    @classmethod
+    def _with_kind(cls, given: Any) -> Any:
+        return super()._with_kind({"kind": given} if isinstance(given, str) else given)
+
+    @model_serializer(mode="wrap")
+    def _name_alone(self, handler: SerializerFunctionWrapHandler) -> Any:
+        found = handler(self)
+        return found["kind"] if found.keys() == {"kind"} else found
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler) -> Any:
+        found = super().__get_pydantic_json_schema__(schema, handler)
+        if not cls.is_open():
+            return found
+        return {"anyOf": [{"enum": list(cls.kinds_without_keys()), "type": "string"}, found]}
 
 
 def _add(above: type[Spec], name: str, kind: type[Spec]) -> None:
@@ -266,8 +301,12 @@ def refusal(function: Callable[..., Any], *given: Any, **named: Any) -> str | No
     return None
 
 
-def check_user_code(settings: Settings) -> None:
+def check_user_code(settings: Settings, above: str = "") -> None:
     """Refuses user code that cannot be used, wherever it stands in some settings: see `UserCode.check_code`.
+
+    Args:
+        settings: whatever holds them.
+        above: what the keys that lead there begin with.
 
     Raises:
         InputError: names the key.
@@ -276,7 +315,7 @@ def check_user_code(settings: Settings) -> None:
         try:
             code.check_code()
         except InputError as error:
-            raise InputError(f"{where}: {error}") from error
+            raise InputError(f"{above}{where}: {error}") from error
 
 
 def user_code(settings: Any) -> Iterator[tuple[str, UserCode]]:

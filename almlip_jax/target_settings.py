@@ -56,6 +56,8 @@ class ByTarget(Settings):
     def __get_pydantic_json_schema__(cls, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler) -> Any:
         found = super().__get_pydantic_json_schema__(schema, handler)
         inner = handler.resolve_ref_schema(found)
+        if "properties" not in inner:  # of a family, whose kinds have them
+            return found
         inner["properties"] = inner["properties"] | _further(cls).model_json_schema().get("properties", {})
         inner["additionalProperties"] = False
         return found

@@ -42,6 +42,7 @@ from almlip_jax.training import (
     build_trainer,
     validation_note,
 )
+from almlip_jax.training.penalties import with_all_keys
 
 
 @dataclass(frozen=True)
@@ -385,13 +386,18 @@ def _of_effect(identity: dict[str, Any], further: Collection[str]) -> dict[str, 
     training, model = identity["training"], identity["model"]
     if training.get("projection") is None:  # earlier versions did not know it
         training.pop("projection", None)
+    for part in (training, second := training.get("second_stage") or {}):
+        if part.get("loss") is not None:  # earlier versions gave every loss the keys of all
+            part["loss"] = with_all_keys(part["loss"])
+        elif part is second:
+            part.pop("loss", None)
     if not model.get("targets", True):  # of a user's own
         model.pop("targets")
     for target in further_targets():
         if target.name not in further:
             if model.get(target.name) is False:
                 model.pop(target.name)
-            for part in (training["loss"], training.get("second_stage") or {}):
+            for part in (training["loss"], second):
                 part.pop(target.name, None)
                 part.pop(f"{target.name}_delta", None)
     return identity

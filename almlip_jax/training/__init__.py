@@ -4,6 +4,8 @@ from almlip_jax.ensembles.settings import EnsembleSettings
 from almlip_jax.training.committee import AnyTrainer, CommitteeTrainer, build_trainer, check_training, params_for
 from almlip_jax.training.dataset import Capacity, longest_epoch, plan_capacity, training_part, validation_part
 from almlip_jax.training.idle import refuse_idle_judgement, refuse_idle_members, refuse_idle_warmth
+from almlip_jax.training.optimisers import OptimiserSettings
+from almlip_jax.training.penalties import LossSettings
 from almlip_jax.training.reference import (
     References,
     charge_columns,
@@ -19,7 +21,8 @@ from almlip_jax.training.reference import (
     untold_charges,
     without_isolated_atoms,
 )
-from almlip_jax.training.settings import LossSettings, SecondStageSettings, TrainingSettings
+from almlip_jax.training.schedules import ScheduleSettings
+from almlip_jax.training.settings import SecondStageSettings, TrainingSettings
 from almlip_jax.training.side_by_side import Job, SideBySideTrainer
 from almlip_jax.training.trainer import (
     VALIDATION_ERROR,
@@ -41,7 +44,9 @@ __all__ = [
     "EpochReport",
     "Job",
     "LossSettings",
+    "OptimiserSettings",
     "References",
+    "ScheduleSettings",
     "SecondStageSettings",
     "SideBySideTrainer",
     "Trainer",

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from almlip_jax.ensembles import Ensemble, EnsembleSettings, MixedEnsemble, build_ensemble, member_models
 from almlip_jax.errors import InputError
+from almlip_jax.kinds import check_user_code
 from almlip_jax.models import ModelSettings, Params
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.targets import targets
@@ -212,6 +213,7 @@ def build_trainer(
     first = 0
     for n, (group, (_, variant, _)) in enumerate(zip(groups, member_models(model, ensemble), strict=True)):
         settings = _changed(training, variant.training, n)
+        check_user_code(settings, "training.")
         if settings.projection is None:
             own = Trainer(group, species, capacity, settings, ensemble, dtype, first, share=share)
         elif share is None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from almlip_jax.ensembles.settings import EnsembleSettings
-from almlip_jax.errors import InputError
+from almlip_jax.errors import InputError, any_of
 from almlip_jax.settings import Settings
-from almlip_jax.targets import targets
-from almlip_jax.training.settings import SQUARES, TrainingSettings
+from almlip_jax.training.optimisers import OptimiserSettings
+from almlip_jax.training.penalties import LikelihoodLoss
+from almlip_jax.training.schedules import ScheduleSettings
+from almlip_jax.training.settings import TrainingSettings
 
 
 def refuse_idle(trainings: Sequence[TrainingSettings], likelihood: str) -> None:
@@ -64,10 +66,13 @@ def refuse_idle_judgement(training: TrainingSettings) -> None:
     if training.validation_fraction > 0:
         return
     short = training.patience < TrainingSettings.model_fields["patience"].default  # a longer one says: never
-    for name, given in (("schedule", training.schedule == "plateau"), ("patience", short)):
+    for name, value, given in (
+        ("schedule", training.schedule.kind, training.schedule.follows_validation),
+        ("patience", training.patience, short),
+    ):
         if given:
             raise InputError(
-                f"training.{name} {getattr(training, name)} follows errors on structures kept for validation, but "
+                f"training.{name} {value} follows errors on structures kept for validation, but "
                 f"validation_fraction is 0; raise it, or leave {name} out."
             )
 
@@ -89,25 +94,23 @@ _OF_GRADIENTS = (
 
 def _idle(training: TrainingSettings, likelihood: str) -> Iterator[tuple[str, str]]:
     """Such keys of one training, and what would look at them."""
-    kinds = {loss.kind for loss in training.losses}
     if training.projection is not None:
         yield from ((name, "a training by gradients") for name in _OF_GRADIENTS if _given(training, name))
-    needs = {
-        "weight_decay": (training.optimiser == "adamw", "optimiser 'adamw'"),
-        "plateau_factor": (training.schedule == "plateau", "schedule 'plateau'"),
-        "plateau_patience": (training.schedule == "plateau", "schedule 'plateau'"),
-        "final_learning_rate": (training.schedule != "constant", "a schedule that falls"),
-    }
-    yield from ((name, what) for name, (used, what) in needs.items() if not used and _given(training, name))
-    loss = training.loss
-    if "huber" not in kinds:
-        changed = (one.name for one in targets() if loss.delta_of(one) != SQUARES.delta_of(one))
-        yield from ((f"loss.{name}_delta", "a loss of kind 'huber'") for name in changed)
-    if not kinds & {"nll", "crps"}:
-        changed = (one.name for one in targets() if loss.floor_of(one) != SQUARES.floor_of(one))
-        yield from ((f"loss.{name}_floor", "a loss of kind 'nll' or 'crps'") for name in changed)
-    if ("nll" not in kinds or likelihood != "evidential") and _given(loss, "evidence_penalty"):
-        yield "loss.evidence_penalty", "a loss of kind 'nll' and ensemble.likelihood 'evidential'"
+    for chosen, family in ((training.optimiser, OptimiserSettings), (training.schedule, ScheduleSettings)):
+        yield from ((name, what) for name, what in _not_looked_at(chosen, family) if _given(training, name))
+    judging = [loss for loss in training.losses if isinstance(loss, LikelihoodLoss)]
+    if likelihood != "evidential" and any(_given(loss, "evidence_penalty") for loss in judging):
+        yield "loss.evidence_penalty", "ensemble.likelihood 'evidential'"
+
+
+def _not_looked_at(
+    chosen: OptimiserSettings | ScheduleSettings, family: type[OptimiserSettings] | type[ScheduleSettings]
+) -> Iterator[tuple[str, str]]:
+    """Keys that only other kinds look at, and these kinds."""
+    kinds = family.kinds()
+    name = "optimiser" if family is OptimiserSettings else "schedule"
+    for key in sorted(frozenset().union(*(kind.looks_at for kind in kinds.values())) - chosen.looks_at):
+        yield key, f"{name} {any_of(kind for kind, one in kinds.items() if key in one.looks_at)}"
 
 
 def _given(settings: Settings, name: str) -> bool:

@@ -1,20 +1,6 @@
 """The loss of each model: weighted penalties of energy per atom, force components, virial per atom, and other targets.
 
-A penalty turns each residual r into what is averaged:
-
-- ``mse``: its square;
-- ``huber``: ``r^2`` up to delta and ``delta (2 |r| - delta)`` beyond.  That is twice the usual Huber function, so that
-  it equals the square for small residuals and the weights of the loss keep their meaning;
-- ``nll``: the negative log-likelihood of the label, without constants, under the distribution that the model predicts:
-  ``(ln sigma^2 + r^2 / sigma^2) / 2`` for a normal one (mean and variance of the heads, plus the variance of a noise
-  that is learned); the Student distribution of an evidential model (Amini et al., NeurIPS 2020, eqs. 8 and 9);
-- ``crps``: the continuous ranked probability score of that normal distribution (Gneiting and Raftery, JASA 102, 359,
-  2007);
-- ``mlip``: the square of the residual of the whole structure, and components are summed instead of averaged (six of a
-  virial): the loss of MLIP-2, divided by the number of structures, ``mean of w_e dE^2 + w_f sum |dF|^2 + w_s sum dW^2``
-  with the virial W (Novikov et al., Mach. Learn.: Sci. Technol. 2, 025002, 2021).
-
-Models with several heads are penalised head by head under the first two.
+What a penalty is, `training.penalties` says, kind by kind.
 """
 
 from __future__ import annotations
@@ -27,14 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jax.scipy.special import gammaln
-from jax.scipy.stats import norm
 
 from almlip_jax.ensembles import Belief, Prediction
 from almlip_jax.structures.graph import Graph, Targets, atom_counts, sum_over_atoms
 from almlip_jax.targets import Target
 from almlip_jax.targets import targets as declared
-from almlip_jax.training.settings import SQUARES, LossSettings
+from almlip_jax.training.penalties import SQUARES, LossSettings
 
 
 @struct.dataclass
@@ -91,8 +75,7 @@ def residuals(
         error = _by_heads(prediction, target) - targets.values[target.name]
         if target.by_atoms and not loss.summed:
             error = error / counts.reshape(-1, *axes * (1,))
-        belief = _belief(prediction, target, counts)
-        penalty = _penalty(error, belief, loss, loss.delta_of(target), loss.floor_of(target))
+        penalty = loss.penalty(error, _belief(prediction, target, counts), target)
         if axes:
             penalty = _over_components(penalty, target, loss)
         if target.per == "atom":
@@ -112,7 +95,7 @@ def penalty_scales(
     """What the square of one residual component of each structure is multiplied by in a loss of squares, [S].
 
     Args:
-        loss: ``mse`` or ``mlip``.
+        loss: of squares.
         graph: the batch.
         targets: its labels.
         weights: [S] further weight of each structure.
@@ -160,49 +143,6 @@ def weighted(loss: LossSettings, sums: Residuals) -> jax.Array:
     """The loss from its sums: mean penalties times their weights."""
     found = means(sums)
     return reduce(jnp.add, [loss.weight_of(target) * found[target.name] for target in declared(found)])
-
-
-def _penalty(residual: jax.Array, belief: Belief | None, loss: LossSettings, delta: float, floor: float) -> jax.Array:
-    """Penalties without the axis of heads, from residuals [H, ...] and what the model says about them [...]."""
-    if loss.kind in ("mse", "mlip"):
-        return jnp.mean(residual**2, axis=0)
-    if loss.kind == "huber":
-        size = jnp.abs(residual)
-        return jnp.mean(jnp.where(size <= delta, residual**2, delta * (2 * size - delta)), axis=0)
-    mean = jnp.mean(residual, axis=0)
-    if loss.kind == "nll" and belief is not None and belief.evidence is not None:
-        return _student(mean, belief, floor, loss.evidence_penalty)
-    variance = jnp.mean((residual - mean) ** 2, axis=0) + floor**2
-    if belief is not None:
-        variance = variance + belief.variance + belief.epistemic
-    return _normal(mean, variance) if loss.kind == "nll" else _ranked(mean, jnp.sqrt(variance))
-
-
-def _normal(residual: jax.Array, variance: jax.Array) -> jax.Array:
-    """Negative log-likelihood of a normal distribution without its constant."""
-    return 0.5 * (jnp.log(variance) + residual**2 / variance)
-
-
-def _student(residual: jax.Array, belief: Belief, floor: float, penalty: float) -> jax.Array:
-    """Negative log-likelihood of a normal-inverse-gamma distribution, and what wrong evidence costs."""
-    assert belief.evidence is not None and belief.shape is not None
-    v, alpha = belief.evidence, belief.shape
-    noise = belief.variance + floor**2
-    omega = 2 * noise * (alpha - 1) * (1 + v)  # noise = beta / (alpha - 1)
-    likelihood = (
-        -0.5 * jnp.log(v)
-        - alpha * jnp.log(omega)
-        + (alpha + 0.5) * jnp.log(v * residual**2 + omega)
-        + gammaln(alpha)
-        - gammaln(alpha + 0.5)
-    )
-    return likelihood + penalty * jnp.abs(residual) / jax.lax.stop_gradient(jnp.sqrt(noise)) * (2 * v + alpha)
-
-
-def _ranked(residual: jax.Array, sigma: jax.Array) -> jax.Array:
-    """Continuous ranked probability score of a normal distribution, in the unit of the residual."""
-    z = residual / sigma
-    return sigma * (z * (2 * norm.cdf(z) - 1) + 2 * norm.pdf(z) - np.asarray(1 / np.sqrt(np.pi), z.dtype))
 
 
 def _per_atom(belief: Belief, counts: jax.Array) -> Belief:

@@ -23,9 +23,11 @@ from almlip_jax.precision import full_precision
 from almlip_jax.structures.graph import Graph, Targets
 from almlip_jax.structures.packing import BatchPlan, PackedDataset, take_batch
 from almlip_jax.targets import targets as declared
-from almlip_jax.training.loss import SQUARES, Residuals, mean_of_heads, means, residuals, unweighted, weighted
-from almlip_jax.training.optimiser import build_optimiser, in_second_stage, learning_rate
-from almlip_jax.training.settings import LossSettings, TrainingSettings
+from almlip_jax.training.loss import Residuals, mean_of_heads, means, residuals, unweighted, weighted
+from almlip_jax.training.optimisers import build_optimiser
+from almlip_jax.training.penalties import SQUARES, LossSettings
+from almlip_jax.training.schedules import in_second_stage, learning_rate
+from almlip_jax.training.settings import TrainingSettings
 
 _REMEMBERED = 8  # programs; a campaign has one for each architecture
 
@@ -43,7 +45,7 @@ class State:
         waited: [M] validations since the best.
         stopped: [M] members that ended early.
         step: [] steps done.
-        plateau: what the schedule of that name has seen.
+        plateau: what schedules that follow validation look at.
     """
 
     params: Params
@@ -72,7 +74,7 @@ class TwoHeaded:
 
 @struct.dataclass
 class Plateau:
-    """What the schedule ``plateau`` has seen; one for the whole ensemble, which shares its learning rate."""
+    """What validation has said so far of a rate that follows it; one for the ensemble, which shares its rate."""
 
     factor: jax.Array  # [] of the learning rate
     best: jax.Array  # [] lowest mean loss so far
@@ -184,7 +186,7 @@ class Program:
         if self.settings.second_stage is not None:
             state = _begin_second_stage(state, late, late & ~began_late)
         state, kept = self._keep_best(state, jnp.where(observed, loss, -state.step.astype(self.dtype)))
-        if self.settings.schedule == "plateau":
+        if self.settings.schedule.follows_validation:
             seen = jnp.where(observed, loss, total / steps)
             state = replace(state, plateau=self.follow_plateau(state.plateau, seen))
         nothing = jnp.where(observed, 0.0, jnp.nan)

@@ -5,117 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Self, cast
 
 from ase.data import atomic_numbers
 from pydantic import Field, field_validator, model_validator
 
 from almlip_jax.ensembles.settings import EnsembleSettings
-from almlip_jax.errors import InputError
+from almlip_jax.errors import InputError, any_of
 from almlip_jax.models import ModelSettings, how_given
+from almlip_jax.names import Known
 from almlip_jax.settings import Settings, unit
 from almlip_jax.target_settings import ByTarget
 from almlip_jax.targets import Target, further_targets, targets
+from almlip_jax.training.optimisers import AmsGrad, OptimiserSettings
+from almlip_jax.training.penalties import SQUARES, LossSettings
 from almlip_jax.training.projection.settings import ProjectionSettings
-
-LossKind = Literal["mse", "huber", "nll", "crps", "mlip"]
-"""How residuals are penalised."""
-
-_WEIGHTS = {
-    "mse": {"energy": 10.0, "forces": 1.0, "virial": 1.0},
-    "huber": {"energy": 10.0, "forces": 1.0, "virial": 1.0},
-    "nll": {"energy": 0.1, "forces": 1.0, "virial": 0.1},
-    "crps": {"energy": 10.0, "forces": 1.0, "virial": 1.0},
-    "mlip": {"energy": 1.0, "forces": 0.01, "virial": 0.001},
-}
-
-
-class LossSettings(ByTarget):
-    """How residuals are penalised, and the weights of their means: eV/atom, eV/Angstrom and, for virials, eV/atom.
-
-    Weights that are not given follow from the kind: 10, 1 and 1; 0.1, 1 and 0.1 with ``nll``, which has no unit; 1,
-    0.01 and 0.001 with ``mlip``, of eV, eV/Angstrom and eV.
-    What else models give (dipoles) has a weight and a delta under its name.
-    """
-
-    kind: LossKind = "mse"
-    """Squares; squares up to a delta and linear beyond it, so that a few bad labels or atoms pull less; the negative
-    log-likelihood of the labels; or the continuous ranked probability score, which judges the predicted distribution
-    too but is more lenient with outliers.  These two need members that say how sure they are: `ensemble.heads` or
-    `ensemble.likelihood`.  ``mlip`` is the loss of MLIP-2: squares of the energy of a structure, the three components
-    of each force and the six of the virial, summed and not averaged."""
-    energy: float = Field(default=10.0, ge=0, le=1e6)
-    """Weight of the mean penalty of the energy residual per atom; with ``mlip``, of that of a structure."""
-    forces: float = Field(default=1.0, ge=0, le=1e6)
-    """Weight of the mean penalty of the force components; with ``mlip``, of the sum of their squares."""
-    virial: float = Field(default=1.0, ge=0, le=1e6)
-    """Weight of the mean penalty of the virial components per atom, with ``mlip`` of the sum of their squares in a
-    structure; structures without stress do not count."""
-    energy_delta: float = Field(default=0.01, ge=1e-8, le=1000.0, json_schema_extra=unit("eV/atom"))
-    """With ``huber``: energy residual beyond which the penalty is linear, eV/atom."""
-    forces_delta: float = Field(default=0.1, ge=1e-8, le=1000.0, json_schema_extra=unit("eV/Angstrom"))
-    """With ``huber``: residual of a force component beyond which the penalty is linear, eV/Angstrom."""
-    virial_delta: float = Field(default=0.01, ge=1e-8, le=1000.0, json_schema_extra=unit("eV/atom"))
-    """With ``huber``: residual of a virial component beyond which the penalty is linear, eV/atom."""
-    energy_floor: float = Field(default=1e-4, ge=1e-8, le=10.0, json_schema_extra=unit("eV/atom"))
-    """With ``nll`` and ``crps``: standard deviation that is added to the predicted one in square, eV/atom."""
-    forces_floor: float = Field(default=1e-3, ge=1e-8, le=10.0, json_schema_extra=unit("eV/Angstrom"))
-    """The same for a force component, eV/Angstrom."""
-    virial_floor: float = Field(default=1e-4, ge=1e-8, le=10.0, json_schema_extra=unit("eV/atom"))
-    """The same for a virial component, eV/atom."""
-    evidence_penalty: float = Field(default=0.01, ge=0, le=1000.0)
-    """With ``nll`` and evidential members: weight of |residual| (2 v + alpha), in units of the noise, which takes
-    evidence away where predictions are wrong."""
-
-    @classmethod
-    def keys_of(cls, target: Target) -> Iterator[tuple[str, Any, Any]]:
-        """Weight, and residual beyond which a Huber penalty is linear."""
-        said = (
-            f"Weight of the mean penalty of the {target.name}{' (its components)' if target.shape else ''}, of models "
-            f"that give {target.one}; {'atoms' if target.per == 'atom' else 'structures'} without do not count."
-        )
-        yield target.name, float, Field(default=target.weight, ge=0, le=1e6, description=said)
-        of = f"residual of {target.one}{' component' if target.shape else ''}"
-        per_atom = "/atom" * target.by_atoms
-        yield (
-            f"{target.name}_delta",
-            float,
-            Field(
-                default=target.delta,
-                ge=1e-8,
-                le=1e6,
-                json_schema_extra=unit(target.written + per_atom),
-                description=f"With ``huber``: {of} beyond which the penalty is linear, {target.written + per_atom}.",
-            ),
-        )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _take_weights(cls, given: Any) -> Any:
-        kind = given.get("kind", "mse") if isinstance(given, dict) else None
-        return _WEIGHTS[kind] | given if isinstance(kind, str) and kind in _WEIGHTS else given
-
-    @property
-    def judges_uncertainty(self) -> bool:
-        """Whether it needs members that say how sure they are."""
-        return self.kind in ("nll", "crps")
-
-    @property
-    def summed(self) -> bool:
-        """Whether residuals are of whole structures and summed over components and atoms."""
-        return self.kind == "mlip"
-
-    def weight_of(self, target: Target) -> float:
-        """Weight of the mean penalty of a target."""
-        return float(self.said(target.name, target.weight))
-
-    def delta_of(self, target: Target) -> float:
-        """Residual of a target beyond which a Huber penalty is linear."""
-        return float(self.said(f"{target.name}_delta", target.delta))
-
-    def floor_of(self, target: Target) -> float:
-        """Standard deviation that is added to the predicted one of a target in square; 0 where none is predicted."""
-        return float(self.said(f"{target.name}_floor", 0.0))
+from almlip_jax.training.schedules import Cosine, ScheduleSettings
 
 
 class SecondStageSettings(ByTarget):
@@ -126,9 +31,11 @@ class SecondStageSettings(ByTarget):
 
     start: float = Field(default=0.75, gt=0, lt=1)
     """Share of the steps after which it begins."""
-    kind: LossKind | None = None
+    kind: Annotated[str, Known("kind of loss that needs no keys", LossSettings.kinds_without_keys)] | None = None
     """Kind of the loss from then on, as in `loss` where not given: for ``nll``, a first stage with ``mse`` finds good
-    means before variances are learned, which is more stable."""
+    means before variances are learned, which is more stable.  What both kinds have besides weights stays."""
+    loss: LossSettings | None = None
+    """The whole loss from then on, in place of `kind` and weights: for a kind with keys of its own."""
     energy: float | None = Field(default=None, ge=0, le=1e6)
     """Weight of energies from then on; where not given, like the others, as in `loss`, or what belongs to another
     kind."""
@@ -145,6 +52,22 @@ class SecondStageSettings(ByTarget):
         kind: Any = float | None
         yield target.name, kind, Field(default=None, ge=0, le=1e6, description=f"Weight of {target.many}.")
 
+    def after(self, first: LossSettings) -> LossSettings:
+        """The loss of this stage, after that of the first one."""
+        if self.loss is not None:
+            return self.loss
+        weights: dict[str, Any] = {one.name: value for one in targets() if (value := self.said(one.name)) is not None}
+        if self.kind in (None, first.kind):
+            return first.model_copy(update=weights)
+        return first.as_kind(cast(str, self.kind), weights)
+
+    @model_validator(mode="after")
+    def _says_it_once(self) -> Self:
+        said = [name for name in ("kind", *(one.name for one in targets())) if self.said(name) is not None]
+        if self.loss is not None and said:
+            raise ValueError(f"loss says it all; leave out {said[0]}, or say it there.")
+        return self
+
 
 class TrainingSettings(Settings):
     """One training of the whole ensemble."""
@@ -157,13 +80,12 @@ class TrainingSettings(Settings):
     """Longest training in optimiser steps; what comes first ends it, and the learning rate decays until then."""
     learning_rate: float = Field(default=5e-3, gt=0, le=1.0)
     """Highest learning rate."""
-    optimiser: Literal["amsgrad", "adam", "adamw"] = "amsgrad"
-    """How gradients become steps; ``adamw`` is Adam with decoupled weight decay."""
+    optimiser: OptimiserSettings = AmsGrad()
+    """How gradients become steps: the name of a kind, or a section where it has keys of its own."""
     weight_decay: float = Field(default=0.01, ge=0, le=100.0)
     """With ``adamw``: share of a parameter that a step takes away, times the learning rate."""
-    schedule: Literal["cosine", "exponential", "constant", "plateau"] = "cosine"
-    """How the learning rate falls after warming up: along a cosine or an exponential to its last value, not at all, or
-    by a factor whenever validation does not improve for a while."""
+    schedule: ScheduleSettings = Cosine()
+    """How the learning rate falls after warming up: the name of a kind, or a section where it has keys of its own."""
     warm_up: float = Field(default=0.05, ge=0, lt=1)
     """Share of the training in which the learning rate rises from 0."""
     final_learning_rate: float = Field(default=0.0, ge=0, le=1)
@@ -178,7 +100,7 @@ class TrainingSettings(Settings):
     """Decay of the moving average of the parameters; the average is validated and kept."""
     clip_norm: float = Field(default=1.0, gt=0, le=1e9)
     """Gradients of a member are scaled down to this norm."""
-    loss: LossSettings = LossSettings()
+    loss: LossSettings = SQUARES
     """Penalty, and weights of energies, forces and virials."""
     second_stage: SecondStageSettings | None = None
     """Other weights and another learning rate towards the end of the training; none by default."""
@@ -238,14 +160,7 @@ class TrainingSettings(Settings):
     @property
     def losses(self) -> tuple[LossSettings, ...]:
         """The loss of each stage."""
-        second = self.second_stage
-        if second is None:
-            return (self.loss,)
-        kind = second.kind or self.loss.kind
-        changes: dict[str, Any] = {one.name: value for one in targets() if (value := second.said(one.name)) is not None}
-        if kind != self.loss.kind:
-            changes = _WEIGHTS[kind] | changes | {"kind": kind}
-        return self.loss, self.loss.model_copy(update=changes)
+        return (self.loss,) if self.second_stage is None else (self.loss, self.second_stage.after(self.loss))
 
     @model_validator(mode="after")
     def _learns_something(self) -> Self:
@@ -256,14 +171,13 @@ class TrainingSettings(Settings):
 
     @model_validator(mode="after")
     def _projects_squares(self) -> Self:
-        if self.projection is not None and self.loss.kind not in ("mse", "mlip"):
+        if self.projection is not None and not self.loss.is_square:
             raise ValueError(f"projection minimises squares, not a loss of kind '{self.loss.kind}'; take mse or mlip.")
         return self
 
     @model_validator(mode="after")
-    def _exponential_needs_an_end(self) -> Self:
-        if self.schedule == "exponential" and self.final_learning_rate == 0:
-            raise ValueError("schedule 'exponential' never reaches 0; give final_learning_rate, for example 0.01.")
+    def _rate_is_one(self) -> Self:
+        self.schedule.check(self)
         return self
 
 
@@ -281,9 +195,6 @@ OF_THE_HOST: Final = (
     "reference_energies",
 )
 """Training settings that the program on the device does not look at: what it is given depends on them."""
-
-SQUARES = LossSettings()
-"""The penalties that mean squared errors are made of."""
 
 
 def check_targets(training: TrainingSettings, further: Collection[str], heads: int) -> None:
@@ -398,7 +309,8 @@ def check_losses(training: TrainingSettings, heads: int, likelihood: str) -> Non
             "ensemble.likelihood, or take kind 'mse' or 'huber'."
         )
     if likelihood != "none" and not judged:
+        those = any_of(name for name, kind in LossSettings.kinds().items() if kind.judges_uncertainty)
         raise InputError(
-            f"ensemble.likelihood '{likelihood}' learns from a loss of kind 'nll' or 'crps' only; give one as "
+            f"ensemble.likelihood '{likelihood}' learns from a loss of kind {those} only; give one as "
             "training.loss.kind, or as training.second_stage.kind."
         )

@@ -191,12 +191,12 @@ IDLE = {
     "weight_decay counts with optimiser 'adamw' only": {"training": {"weight_decay": 0.1}},
     "plateau_factor counts with schedule 'plateau' only": {"training": {"plateau_factor": 0.1}},
     "plateau_patience counts with schedule 'plateau' only": {"training": {"plateau_patience": 3}},
-    "final_learning_rate counts with a schedule that falls only": {
+    "final_learning_rate counts with schedule 'cosine', 'exponential' or 'plateau' only": {
         "training": {"schedule": "constant", "final_learning_rate": 0.1}
     },
-    "loss.forces_delta counts with a loss of kind 'huber' only": {"training": {"loss": {"forces_delta": 0.3}}},
-    "loss.energy_floor counts with a loss of kind 'nll' or 'crps' only": {"training": {"loss": {"energy_floor": 0.3}}},
-    "loss.evidence_penalty counts with a loss of kind 'nll' and ensemble.likelihood 'evidential' only": {
+    "forces_delta counts with a loss of kind 'huber' only": {"training": {"loss": {"forces_delta": 0.3}}},
+    "energy_floor counts with a loss of kind 'nll' or 'crps' only": {"training": {"loss": {"energy_floor": 0.3}}},
+    "loss.evidence_penalty counts with ensemble.likelihood 'evidential' only": {
         "training": {"loss": {"kind": "nll", "evidence_penalty": 0.3}},
         "ensemble": {"likelihood": "mean_variance"},
     },
@@ -235,7 +235,7 @@ def test_what_nothing_would_look_at_is_refused(sentence):
     [
         {"training": {"warm_start": True, "warm_steps": 50}},
         {"training": {"optimiser": "adamw", "weight_decay": 0.1, "schedule": "plateau", "plateau_factor": 0.1}},
-        {"training": {"loss": {"forces_delta": 0.3}, "second_stage": {"kind": "huber"}}},
+        {"training": {"second_stage": {"loss": {"kind": "huber", "forces_delta": 0.3}}}},
         {"training": {"weight_decay": 0.1}, "ensemble": {"variants": [{}, {"training": {"optimiser": "adamw"}}]}},
         {
             "ensemble": {
@@ -384,6 +384,9 @@ USER_CODE: dict[str, dict[str, Any]] = {
     "model": {"model": MINE},
     "exploration": {"exploration": MINE | {"candidates": 9}},
     "exploration.of.0": {"exploration": {"kind": "generated", "of": [MINE]}},
+    "training.loss": {"training": {"loss": MINE}},
+    "training.optimiser": {"training": {"optimiser": MINE}},
+    "training.schedule": {"training": {"schedule": MINE}},
 }
 """Sections in which a user's own code stands, by the key of that."""
 
@@ -423,6 +426,8 @@ def test_user_code_is_tried_before_a_label_is_paid(mine, tmp_path, key):
     if key.startswith(("selection", "stopping", "exploration.thresholds", "exploration.biases.0.variables")) or key in (
         "exploration",
         "exploration.of.0",
+        "training.loss",
+        "training.schedule",
     ):
         told = refused(renamed(USER_CODE[key], "of_nothing"))
         assert "'mine_of_campaigns:of_nothing' must return a function of " in told and "too many positional" in told

@@ -15,7 +15,7 @@ from almlip_jax.models.constants import is_learned, learned_leaves
 from almlip_jax.structures.graph import lone_atoms
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.training import TrainingSettings
-from almlip_jax.training.optimiser import build_optimiser
+from almlip_jax.training.optimisers import build_optimiser
 
 MODELS = {
     "shared_density": SharedDensitySettings(cutoff=3.0, radial=3, l_max=1, channels=2, hidden=(4,)),

@@ -15,20 +15,22 @@ from small_training import MODEL, SPECIES, settings_of, water
 from almlip_jax.ensembles import Belief, EnsembleSettings
 from almlip_jax.errors import InputError
 from almlip_jax.fitting import fit_potential
+from almlip_jax.targets import Target
 from almlip_jax.training import LossSettings, TrainingSettings, build_trainer, plan_capacity
-from almlip_jax.training.loss import _penalty
+from almlip_jax.training.penalties import LikelihoodLoss, RankedLoss, SquaredLoss
 
 
-def penalty(residual: np.ndarray, belief: Belief | None, loss: LossSettings, floor: float = 0.1) -> np.ndarray:
+def penalty(residual: np.ndarray, belief: Belief | None, loss: LossSettings) -> np.ndarray:
     with jax.enable_x64(True):
-        return np.asarray(_penalty(jnp.asarray(residual), jax.tree.map(jnp.asarray, belief), loss, 1.0, floor))
+        found = loss.penalty(jnp.asarray(residual), jax.tree.map(jnp.asarray, belief), Target("energy", "eV"))
+        return np.asarray(found)
 
 
 def test_likelihood_of_heads_is_that_of_a_normal_distribution():
     residual = np.random.default_rng(0).normal(size=(5, 7))
     sigma = np.sqrt(residual.var(axis=0) + 0.01)
     expected = -norm.logpdf(residual.mean(axis=0), scale=sigma) - 0.5 * np.log(2 * np.pi)
-    np.testing.assert_allclose(penalty(residual, None, LossSettings(kind="nll")), expected, rtol=1e-10)
+    np.testing.assert_allclose(penalty(residual, None, LikelihoodLoss(energy_floor=0.1)), expected, rtol=1e-10)
 
 
 def test_noise_adds_to_the_variance_of_heads():
@@ -36,7 +38,7 @@ def test_noise_adds_to_the_variance_of_heads():
     belief = Belief(np.linspace(0.1, 3.0, 7))
     sigma = np.sqrt(residual.var(axis=0) + 0.01 + np.linspace(0.1, 3.0, 7))
     expected = -norm.logpdf(residual.mean(axis=0), scale=sigma) - 0.5 * np.log(2 * np.pi)
-    np.testing.assert_allclose(penalty(residual, belief, LossSettings(kind="nll")), expected, rtol=1e-10)
+    np.testing.assert_allclose(penalty(residual, belief, LikelihoodLoss(energy_floor=0.1)), expected, rtol=1e-10)
 
 
 def test_evidential_likelihood_is_students():
@@ -47,16 +49,16 @@ def test_evidential_likelihood_is_students():
     beta = (variance + 0.01) * (alpha - 1)
     scale = np.sqrt(beta * (1 + v) / (v * alpha))
     expected = -student.logpdf(residual[0], 2 * alpha, scale=scale) - 0.5 * np.log(np.pi)
-    loss = LossSettings(kind="nll", evidence_penalty=0.0)
+    loss = LikelihoodLoss(energy_floor=0.1, evidence_penalty=0.0)
     np.testing.assert_allclose(penalty(residual, belief, loss), expected, rtol=1e-9)
-    more = penalty(residual, belief, LossSettings(kind="nll", evidence_penalty=0.3)) - expected
+    more = penalty(residual, belief, LikelihoodLoss(energy_floor=0.1, evidence_penalty=0.3)) - expected
     np.testing.assert_allclose(more, 0.3 * np.abs(residual[0]) / np.sqrt(variance + 0.01) * (2 * v + alpha), rtol=1e-8)
 
 
 def test_ranked_probability_score_is_its_integral():
     residual = np.array([[0.4, -1.3, 0.0]])
     sigma = np.sqrt(0.01 + np.array([0.2, 1.0, 2.5]))
-    found = penalty(residual, Belief(np.array([0.2, 1.0, 2.5])), LossSettings(kind="crps"))
+    found = penalty(residual, Belief(np.array([0.2, 1.0, 2.5])), RankedLoss(energy_floor=0.1))
     for value, r, s in zip(found, residual[0], sigma, strict=True):
         below = quad(lambda x, s=s: norm.cdf(x, scale=s) ** 2, -40, r)[0]
         above = quad(lambda x, s=s: (1 - norm.cdf(x, scale=s)) ** 2, r, 40)[0]
@@ -128,8 +130,8 @@ def test_losses_and_members_that_do_not_go_together(waters, members, training, m
 
 
 def test_weights_that_are_not_given_follow_the_kind():
-    assert (LossSettings().energy, LossSettings(kind="nll").energy) == (10.0, 0.1)
-    assert LossSettings(kind="nll", energy=3.0).energy == 3.0
+    assert (SquaredLoss().energy, LikelihoodLoss().energy) == (10.0, 0.1)
+    assert LikelihoodLoss(energy=3.0).energy == 3.0
     late = TrainingSettings(loss={"energy": 5.0}, second_stage={"kind": "nll", "forces": 2.0}).losses[1]
     assert (late.kind, late.energy, late.forces, late.virial) == ("nll", 0.1, 2.0, 0.1)
     assert TrainingSettings.model_validate(TrainingSettings().model_dump(mode="json")) == TrainingSettings()

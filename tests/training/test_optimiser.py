@@ -10,9 +10,12 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from pydantic import ValidationError
 from small_training import PLAIN, SPECIES, settings_of, trainer_of, water
 
+from almlip_jax.errors import InputError
 from almlip_jax.training import VALIDATION_ERROR, TrainingSettings, reference_energies, validation_note
 from almlip_jax.training.loss import means
-from almlip_jax.training.optimiser import build_optimiser, in_second_stage, learning_rate
+from almlip_jax.training.optimisers import build_optimiser
+from almlip_jax.training.penalties import HuberLoss
+from almlip_jax.training.schedules import in_second_stage, learning_rate
 
 STAGED = {
     "max_steps": 400,
@@ -82,6 +85,13 @@ class TestSchedules:
             losses[fell + 1 :], np.broadcast_to(losses[fell], losses[fell + 1 :].shape), rtol=1e-2
         )
 
+    def test_one_of_ones_own_is_its_formula(self, with_module):
+        with_module("own_rates", "def steps(at):\n    return lambda progress: 1.0 - 0.75 * (progress > at)\n")
+        schedule = {"kind": "user", "function": "own_rates:steps", "parameters": {"at": 0.6}}
+        settings = TrainingSettings(schedule=schedule, learning_rate=3e-3)
+        shape = np.array([1, 1, 1, 0.25, 0.25])
+        np.testing.assert_allclose(rates(settings, self.STEPS), 3e-3 * self.RISE * shape, rtol=1e-5)
+
     def test_an_exponential_needs_an_end(self):
         with pytest.raises(ValidationError, match="never reaches 0"):
             TrainingSettings(schedule="exponential")
@@ -123,6 +133,30 @@ class TestOptimisers:
         expected = self.formula(False) + 0.1 * self.START * np.array([1, 1, 0])
         np.testing.assert_allclose(self.updates(optimiser="adamw", weight_decay=0.1), expected, rtol=1e-4)
 
+    def test_one_of_ones_own_leaves_constants_alone(self, with_module):
+        """Signs of momenta, as optax has them, less a share of the parameters that would shrink constants too."""
+        with_module("own_optimisers", OWN)
+        optimiser = {"kind": "user", "function": "own_optimisers:lion", "parameters": {"decay": 0.1}}
+        built = build_optimiser(TrainingSettings(optimiser=optimiser))
+        params = {"params": jnp.asarray([2.0, -3.0]), "constants": jnp.asarray([4.0])}
+        gradient = {"params": jnp.asarray([0.3, -0.2]), "constants": jnp.asarray([0.0])}
+        update, _ = built.update(gradient, built.init(params), params)
+        np.testing.assert_allclose(update["params"], [1 + 0.2, -1 - 0.3], rtol=1e-6)
+        assert float(update["constants"][0]) == 0.0
+
+    def test_what_is_no_optimiser_is_refused(self):
+        optimiser = {"kind": "user", "function": "math:hypot"}
+        with pytest.raises(InputError, match="'math:hypot' must return a gradient transformation of optax"):
+            build_optimiser(TrainingSettings(optimiser=optimiser))
+
+
+OWN = """
+import optax
+
+def lion(decay):
+    return optax.chain(optax.scale_by_lion(), optax.add_decayed_weights(decay))
+"""
+
 
 class TestSecondStage:
     @pytest.fixture(scope="class")
@@ -140,6 +174,10 @@ class TestSecondStage:
         assert [bool(in_second_stage(settings, jnp.asarray(n), total)) for n in (0, 29, 30, 49)] == [0, 0, 1, 1]
         assert [(loss.energy, loss.forces, loss.virial) for loss in settings.losses] == [(10, 1, 1), (7, 1, 1)]
         np.testing.assert_allclose(rates(settings, [29, 30], total=50), [5e-3, 5e-4], rtol=1e-5)
+        whole = {"loss": {"kind": "huber", "forces_delta": 0.3}}
+        assert TrainingSettings(second_stage=whole).losses[1] == HuberLoss(forces_delta=0.3)
+        with pytest.raises(ValidationError, match="loss says it all; leave out energy"):
+            TrainingSettings(second_stage=whole | {"energy": 2.0})
 
     def test_validation_weighs_as_the_stage_does(self, staged):
         _, result, _ = staged

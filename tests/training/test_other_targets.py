@@ -49,7 +49,7 @@ from almlip_jax.structures.remembered import as_text, remember
 from almlip_jax.templates import TEMPLATES
 from almlip_jax.training import TrainingSettings, reference_energies
 from almlip_jax.training.loss import residuals
-from almlip_jax.training.settings import LossSettings
+from almlip_jax.training.penalties import HuberLoss, SquaredLoss
 from almlip_jax.unit_names import unit_of
 
 PACKAGE = '''
@@ -257,15 +257,15 @@ def test_settings_have_keys_for_them() -> None:
     first, second = training.losses
     assert [loss.weight_of(charges) for loss in (first, second)] == [5.0, 5.0]
     assert [loss.weight_of(quadrupole) for loss in (first, second)] == [1.0, 3.0]
-    assert (first.delta_of(charges), LossSettings().weight_of(charges)) == (0.2, 20.0)
-    assert LossSettings(charges=20.0) == LossSettings() and "charges" not in LossSettings().model_dump()
+    assert (first.delta_of(charges), SquaredLoss().weight_of(charges)) == (0.2, 20.0)
+    assert SquaredLoss(charges=20.0) == SquaredLoss() and "charges" not in SquaredLoss().model_dump()
     assert TrainingSettings.model_validate(training.model_dump(mode="json")) == training
-    shown = LossSettings.model_json_schema()["properties"]
+    shown = HuberLoss.model_json_schema()["properties"]
     assert shown["charges"]["default"] == 20.0 and shown["quadrupole_delta"]["unit"] == "e*Angstrom^2"
     with pytest.raises(ValueError, match="unknown key 'charge'; did you mean 'charges'"):
-        LossSettings.model_validate({"charge": 1.0})
+        SquaredLoss.model_validate({"charge": 1.0})
     with pytest.raises(ValueError, match="charges\n.*greater than or equal to 0"):
-        LossSettings.model_validate({"charges": -1.0})
+        SquaredLoss.model_validate({"charges": -1.0})
     assert TargetErrorSettings(metric="charges_rmse", value=0.1).of == charges
     assert ExplorationSettings.model_validate({"monitor": ["quadrupole_std"]}).scores[-1] == "quadrupole_std"
     assert "quadrupole_mae" in columns() and error_curves()["charges_rmse"] == ("charges RMSE", "me")
@@ -274,7 +274,7 @@ def test_settings_have_keys_for_them() -> None:
 
 def test_without_the_package_nothing_knows_them() -> None:
     with pytest.raises(ValueError, match="unknown key 'charges'"):
-        LossSettings.model_validate({"charges": 1.0})
+        SquaredLoss.model_validate({"charges": 1.0})
     assert "charges_rmse" not in targets.target_errors() and "charges_std" not in scores.score_units()
 
 

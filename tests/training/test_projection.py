@@ -125,9 +125,8 @@ class Seen:
 
 def seen(dataset: list[Atoms], loss: str = "mlip") -> Seen:
     """What searches are told of a dataset."""
-    trainer = trainer_of(
-        dataset, settings_of().model_copy(update={"loss": LossSettings(kind=loss), "validation_fraction": 0.0})
-    )
+    changes = {"loss": LossSettings.parse({"kind": loss}), "validation_fraction": 0.0}
+    trainer = trainer_of(dataset, settings_of().model_copy(update=changes))
     with jax.enable_x64(True):
         data = trainer.training_set(dataset, NONE)
         first = jax.tree.map(lambda x: np.repeat(x, 2, 0), truth())
@@ -166,7 +165,7 @@ def test_the_loss_is_the_one_that_gradients_see(crystals, loss):
         first = jax.tree.map(lambda x: jnp.asarray(x[0]), truth())
         params = jax.jit(model.put_together)(first, jnp.asarray(point.linear), jnp.asarray(others_near(0.3)))
         prediction = jax.jit(Ensemble(model, 1).predict)(jax.tree.map(lambda x: x[None], params), graph)
-        settings = LossSettings(kind=loss)
+        settings = LossSettings.parse({"kind": loss})
         summed = jax.jit(lambda *given: weighted(settings, residuals(*given, settings)))
         mean = float(summed(prediction, graph, targets.replace(weights=relative), jnp.ones(14)))
         assert point.loss == pytest.approx(mean, rel=1e-9)

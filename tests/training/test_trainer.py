@@ -26,7 +26,6 @@ from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.training import (
     EnsembleSettings,
     EpochReport,
-    LossSettings,
     Trainer,
     TrainingResult,
     find_references,
@@ -35,6 +34,7 @@ from almlip_jax.training import (
 )
 from almlip_jax.training.dataset import Order, TrainingSet, bootstrap_weights, split
 from almlip_jax.training.loss import means, residuals
+from almlip_jax.training.penalties import SquaredLoss
 from almlip_jax.training.settings import OF_THE_HOST
 
 SETTINGS = settings_of()
@@ -449,7 +449,7 @@ def test_a_pool_takes_no_more_room_than_what_is_chosen_from_it():
 def test_early_stopping_keeps_the_best(dataset, references):
     """With a learning rate far too high the best parameters are early ones, and patience ends the training."""
     settings = SETTINGS.model_copy(
-        update={"max_steps": 2000, "patience": 2, "learning_rate": 0.3, "ema": 0.0, "loss": LossSettings(energy=1.0)}
+        update={"max_steps": 2000, "patience": 2, "learning_rate": 0.3, "ema": 0.0, "loss": SquaredLoss(energy=1.0)}
     )
     ensemble = Ensemble(build_model(MODEL, SPECIES), 2)
     capacity = plan_capacity(dataset, MODEL.cutoff, settings)

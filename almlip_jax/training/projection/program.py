@@ -20,7 +20,7 @@ from almlip_jax.precision import full_precision
 from almlip_jax.structures.graph import Graph, Targets, lone_atoms, sum_over_atoms
 from almlip_jax.structures.packing import BatchPlan, PackedDataset, take_batch
 from almlip_jax.training.loss import penalty_scales
-from almlip_jax.training.settings import LossSettings
+from almlip_jax.training.penalties import LossSettings
 
 _LEAST_ROWS = 4096  # that are decomposed together: fewer keep threads waiting for each other
 _VOIGT = np.array([0, 1, 2, 1, 0, 0]), np.array([0, 1, 2, 2, 2, 1])
