@@ -47,16 +47,17 @@ class Gathered:
             for name in names
             if f"scores/{name}" in places and (score := score_of(name)) is not None and score.target is None
         }
-        self._count = len(names)
+        self._names = tuple(names)
+        self._reference = 0.0, np.zeros(len(names) + len(_VIRIAL))
         self._others = [(number, name) for number, name in enumerate(names) if name not in known]
-        self._energies = np.flatnonzero([name in energies for name in names])
+        self._energies = np.array([*(name in energies for name in names), *(False for _ in _VIRIAL)], float)
         self._places = np.array([*(known.get(name, 0) for name in names), *(places["virial"] + _VIRIAL)])
 
-    def __call__(self, answer: Answer) -> tuple[list[float], np.ndarray]:
-        """The values in eV and Angstrom, as `column_values` has them, and the virial [6] xx yy zz xy xz yz in eV."""
-        found = answer.take(self._places)
-        found[self._energies] += answer.reference
-        values: list[float] = found[: self._count].tolist()
+    def __call__(self, answer: Answer) -> np.ndarray:
+        """The values in eV and Angstrom, as `column_values` has them, then the virial xx yy zz xy xz yz in eV."""
+        if answer.reference != self._reference[0]:
+            self._reference = answer.reference, self._energies * answer.reference
+        found = answer.take(self._places) + self._reference[1]
         for number, name in self._others:
-            values[number] = float(answer[name])
-        return values, found[self._count :]
+            found[number] = float(answer[name])
+        return found

@@ -7,6 +7,7 @@ committee's mean; the scores of the committee and what its members say stand in 
 
 from __future__ import annotations
 
+import ctypes
 import re
 import tempfile
 import warnings
@@ -118,18 +119,18 @@ class AttachedPotential:
         self.following = Following(potential, coupling.skin, share=coupling.share)
         self.columns = columns(potential)
         self.evaluations = 0
-        self.last: dict[str, float] = {}
-        """Values of the vector after the last evaluation."""
         self.problem: BaseException | None = None
         """What went wrong in a step; LAMMPS then stops at the next one."""
         self._numbers: np.ndarray | None = None  # by type, from 1 on; 0 where the potential does not know it
         self._atoms = Atoms()
         self._computes: set[str] = set()  # of parts of atoms that have been looked at
-        self._types = b"", b""  # of these atoms, and elements by type
+        self._types = b"", b"", b""  # of these atoms, elements by type, and periodic directions
         self._state = _state(potential, coupling)
+        self._electronic = 0, 1  # charge and multiplicity of these atoms
         self._fix = coupling.fix.encode()
         self._memory = LammpsMemory(lmp)
         self._gathered: Gathered | None = None
+        self._values = np.zeros(0)  # of the columns, and the virial
         self._seen, self._order = np.zeros(0, np.int64), np.zeros(0, np.int64)
         self._groups = np.zeros(0, np.int32)  # bits of the groups that atoms are in
         self._places: slice | np.ndarray = self._order
@@ -143,6 +144,11 @@ class AttachedPotential:
             self._numbers = _given_elements(lmp, coupling.elements, potential.species)
         self._labelled = _labelled_types(lmp, potential.species)
         self._define()
+
+    @property
+    def last(self) -> dict[str, float]:
+        """Values of the vector after the last evaluation; empty before the first."""
+        return dict(zip(self.columns, self._values.tolist(), strict=False))
 
     def check(self) -> None:
         """Raises what went wrong in a step, if anything did."""
@@ -205,12 +211,14 @@ class AttachedPotential:
             lmp.command(f"variable {own}_{name} equal f_{own}[{number}]")
         if self.coupling.group != "all":
             lmp.command(f"variable {own}_group atom gmask({self.coupling.group})")
-        called = lmp.FIX_EXTERNAL_CALLBACK_FUNC(self._called)
+        called = self._memory.callback(self._called)
         lmp.callback[own] = {"function": called, "caller": self}  # as its own wrapper does, which makes arrays anew
-        lmp.lib.lammps_set_fix_external_callback(lmp.lmp, self._fix, called, self)
+        lmp.lib.lammps_set_fix_external_callback(
+            lmp.lmp, self._fix, ctypes.cast(called, lmp.FIX_EXTERNAL_CALLBACK_FUNC), self
+        )
 
-    def _called(self, _: Any, step: int, count: int, tags: Any, positions: Any, forces: Any) -> None:
-        """What LAMMPS calls, with pointers; nothing may be raised here."""
+    def _called(self, _: Any, step: int, count: int, tags: int, positions: int, forces: int) -> None:
+        """What LAMMPS calls, with addresses; nothing may be raised here."""
         given = self._memory.vectors(forces, count)
         given[:] = 0.0
         if self.problem is not None:
@@ -228,10 +236,10 @@ class AttachedPotential:
         if not len(self._order):
             raise InputError(f"the group '{self.coupling.group}' of fix {self.coupling.fix} holds no atom.")
         atoms = self._moved(places, positions)
-        answer = self.following(atoms, "scores")
+        answer = self.following.moved(atoms, "scores", self._electronic)
         results: Mapping[str, Any] = answer
         for part in self._parts:
-            results = {**self.following(atoms, part), **results}
+            results = {**self.following.moved(atoms, part, self._electronic), **results}
         self.evaluations += 1
         if isinstance(places, slice):
             np.divide(answer.of_atoms("forces"), self.energy_unit, out=forces[places])
@@ -263,15 +271,15 @@ class AttachedPotential:
         types = self._memory.of_atoms(b"type", len(positions))[places]
         low, cell, periodic = self._memory.box()
         elements = self._by_type()
-        key = types.tobytes(), elements.tobytes()
+        key = types.tobytes(), elements.tobytes(), periodic.tobytes()
         if key != self._types:
             numbers = elements[types]
             if not numbers.all():
                 raise self._unknown(int(types[np.argmin(numbers)]))
-            self._atoms, self._types = Atoms(numbers=numbers, info=self._state), key
+            self._atoms, self._types = Atoms(numbers=numbers, info=self._state, pbc=periodic), key
+            self._electronic = self.following.state_of(self._atoms)
         np.subtract(positions[places], low, out=self._atoms.positions)
         self._atoms.cell.array[:] = cell
-        self._atoms.pbc[:] = periodic
         return self._atoms
 
     def _unknown(self, kind: int) -> InputError:
@@ -299,9 +307,8 @@ class AttachedPotential:
         lmp, own, unit = self.lmp, self.coupling.fix, self.energy_unit
         if self._gathered is None or self._gathered.layout is not answer.layout:
             self._gathered = Gathered(answer, self.columns)
-        values, virial = self._gathered(answer)
-        self.last = dict(zip(self.columns, values, strict=True))
-        self._memory.set_fix(self._fix, self.last["energy"] / unit, virial / unit, values)
+        self._values = self._gathered(answer)
+        self._memory.set_fix(self._fix, self._values[: len(self.columns)].tolist(), self._values[-6:], unit)
         for name, known in self._properties.items():
             held = self._memory.of_atoms(known, count)
             if self.coupling.group != "all":

@@ -21,6 +21,11 @@ class LammpsMemory:
 
     def __init__(self, lmp: Any) -> None:
         self._handle = lmp.lmp
+        self._tag = np.dtype(lmp.c_tagint)
+        # addresses, where its own type of callbacks makes objects of pointers in each call
+        given = ctypes.py_object, lmp.c_bigint, ctypes.c_int, *[ctypes.c_void_p] * 3
+        self.callback = ctypes.CFUNCTYPE(None, *given)
+        """Makes of a function what a ``fix external`` may call: with step, number of atoms, and where these lie."""
         self._arrays: dict[tuple[int, int, int, Any], np.ndarray] = {}
         # functions of our own: the module sets the types of its functions in each call
         self._extract_atom = _function("lammps_extract_atom", lmp, ctypes.c_void_p, ctypes.c_char_p)
@@ -51,17 +56,17 @@ class LammpsMemory:
             self._arrays[key] = held
         return held
 
-    def tags(self, pointer: Any, count: int) -> np.ndarray:
+    def tags(self, address: int, count: int) -> np.ndarray:
         """IDs [count] that a callback is given."""
-        if count == 0:
-            return np.zeros(0, pointer._type_)
-        return self.array(ctypes.addressof(pointer.contents), count, 1, np.dtype(pointer._type_))
+        return self.array(address, count, 1, self._tag) if count else np.zeros(0, self._tag)
 
-    def vectors(self, pointer: Any, count: int) -> np.ndarray:
+    def vectors(self, address: int, count: int) -> np.ndarray:
         """Positions or forces [count, 3] that a callback is given, as pointers to rows that lie one after the other."""
         if count == 0:
             return np.zeros((0, 3))
-        return self.array(ctypes.addressof(pointer.contents.contents), count, 3, np.float64)
+        first = ctypes.c_void_p.from_address(address).value
+        assert first is not None
+        return self.array(first, count, 3, np.float64)
 
     def of_atoms(self, name: bytes, count: int) -> np.ndarray:
         """A number [count] of each atom: ``type``, ``mask`` of its groups, or a property ``d_...``.
@@ -81,10 +86,10 @@ class LammpsMemory:
         cell = np.array([[x1 - x0, 0.0, 0.0], [xy, y1 - y0, 0.0], [xz, yz, z1 - z0]])
         return self._box[:3], cell, self._flags[:3] != 0
 
-    def set_fix(self, fix: bytes, energy: float, virial: np.ndarray, values: list[float]) -> None:
-        """Energy, virial [6] and vector of a ``fix external``."""
-        self._set_energy(self._handle, fix, energy)
-        self._set_virial(self._handle, fix, np.ascontiguousarray(virial, np.float64).tobytes())
+    def set_fix(self, fix: bytes, values: list[float], virial: np.ndarray, unit: float) -> None:
+        """Vector of a ``fix external``, energy first; that energy and the virial [6] in eV in units of LAMMPS (eV)."""
+        self._set_energy(self._handle, fix, values[0] / unit)
+        self._set_virial(self._handle, fix, (virial / unit).tobytes())
         set_value, handle = self._set_value, self._handle
         for number, value in enumerate(values, 1):
             set_value(handle, fix, number, value)

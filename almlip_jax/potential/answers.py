@@ -67,6 +67,7 @@ class Answer(Mapping[str, Any]):
         layout: where they lie.
         readers: what takes each result out of them.
         references: eV, of each atom's element, [N].
+        reference: eV, their sum.
     """
 
     def __init__(
@@ -76,8 +77,9 @@ class Answer(Mapping[str, Any]):
         layout: Layout,
         readers: Mapping[str, Reader],
         references: np.ndarray,
+        reference: float,
     ) -> None:
-        self.atoms, self.number, self.references = atoms, len(atoms), references
+        self.atoms, self.number, self.references, self.reference = atoms, len(atoms), references, reference
         self._packed, self.layout, self._readers = packed, layout, readers
 
     def __getitem__(self, name: str) -> Any:
@@ -117,11 +119,6 @@ class Answer(Mapping[str, Any]):
     def largest(self, path: str) -> float:
         """The largest number of the atoms in an array."""
         return float(self.of_atoms(path).max())
-
-    @cached_property
-    def reference(self) -> float:
-        """Sum of the reference energies in eV."""
-        return float(self.references.sum())
 
     @cached_property
     def volume(self) -> float | None:

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Hashable, Iterable, Mapping, Set
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
@@ -88,6 +88,22 @@ def parts_of(potential: Potential) -> dict[str, tuple[Part, ...]]:
     return {name: tuple(part for part in get_args(Part) if name in by_part[part]) for name in every}
 
 
+class _Laid(NamedTuple):
+    """A list of neighbours.
+
+    Attributes:
+        found: as it was found.
+        out: where the members are.
+        references: eV, of the elements of its atoms.
+        reference: eV, their sum.
+    """
+
+    found: Listed
+    out: Listed
+    references: np.ndarray
+    reference: float
+
+
 class Following:
     """A potential that follows structures.
 
@@ -124,7 +140,7 @@ class Following:
         with self._in_precision():
             arrays, novelty = jax.tree.map(lambda x: in_type(x, dtype), (potential.params, potential.novelty))
         self._arrays: tuple[Params, Mapping[str, FittedScore]] = arrays, novelty
-        self._listed: tuple[Listed, Listed] | None = None
+        self._listed: _Laid | None = None
         self._devices: Mesh | None = None
         self._lay(_sharing(arrays) if share else None)
         self._undecided = share is None and _sharing(arrays) is not None
@@ -137,17 +153,34 @@ class Following:
         """
         if len(atoms) == 0:
             raise InputError("there is no atom to evaluate.")
+        return self.moved(atoms, part, self.state_of(atoms))
+
+    def state_of(self, atoms: Atoms) -> tuple[int, int]:
+        """Charge and multiplicity of a structure.
+
+        Raises:
+            InputError: they are no numbers.
+
+        Warns:
+            UserWarning: nothing was learned of them; once for each structure that is followed.
+        """
         state = electronic_state(atoms)
         self._look_at_state(atoms, state)
+        return state
+
+    def moved(self, atoms: Atoms, part: Part, state: tuple[int, int]) -> Answer:
+        """As a call, of a structure whose charge and multiplicity are known and have been looked at (`state_of`)."""
         with self._in_precision():
             listed, place = self.follower.look(atoms, state)
             if self._undecided:
                 self._decide(part, listed, place)
-            if self._listed is None or self._listed[0] is not listed:
-                self._listed = listed, self._on_devices(listed)
+            if self._listed is None or self._listed.found is not listed:
+                references = self._references[atoms.numbers]
+                self._listed = _Laid(listed, self._on_devices(listed), references, float(references.sum()))
+            laid = self._listed
             novelty = self._novelty if part == "scores" else {}
-            packed, layout = self._program(part)(self._params, novelty, self._listed[1], place)
-        return Answer(atoms, packed, layout, self._readers(part, layout), self._references[atoms.numbers])
+            packed, layout = self._program(part)(self._params, novelty, laid.out, place)
+        return Answer(atoms, packed, layout, self._readers(part, layout), laid.references, laid.reference)
 
     def parts(self, wanted: Set[str]) -> list[Part]:
         """The parts that give some results, as little work as does; of names that are not known, nothing."""
