@@ -1,4 +1,7 @@
-"""Functions that are called in jobs on Slurm, PBS or Kubernetes, through Parsl (an optional extra); no jax here."""
+"""Where labels are calculated and sweeps worked on: the families, and jobs on Slurm, PBS or Kubernetes.
+
+What works elsewhere calls functions there (`Calls`); clusters do so through Parsl (an optional extra).  No jax here.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,11 @@ import logging
 import os
 import shlex
 import sys
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -18,6 +21,12 @@ from almlip_jax.errors import InputError
 from almlip_jax.kinds import Spec
 from almlip_jax.packages import package_version
 from almlip_jax.settings import unit
+
+if TYPE_CHECKING:
+    from almlip_jax.oracles.base import SourceSettings
+    from almlip_jax.oracles.executor import Backend
+    from almlip_jax.sweep.bench import Bench
+    from almlip_jax.sweep.points import Workers
 
 HEARTBEAT_SECONDS = 30
 """Time after which a dead worker is noticed; a dead job is noticed after four times as long."""
@@ -36,20 +45,109 @@ runpy.run_module("parsl.executors.high_throughput.interchange", run_name="__main
 
 
 class ExecutorSettings(Spec):
-    """Where labels are calculated: on this machine, or on any cluster (`ClusterSettings`)."""
+    """Where labels are calculated: on this machine, or elsewhere (`RemoteSettings`)."""
+
+    may_be_idle: ClassVar[bool] = False
+    """Whether it may be named beside a label source whose labels are made elsewhere."""
+
+    @property
+    def threads(self) -> int:
+        """Threads of the label source in each worker."""
+        return 1
+
+    @abstractmethod
+    def backend(self, oracle: SourceSettings, spool: Path) -> Backend:
+        """What runs label tasks there.
+
+        Args:
+            oracle: settings of the label source.
+            spool: folder for results on their way, absolute.
+
+        Raises:
+            InputError: there is no such place.
+        """
 
 
 class SweepExecutorSettings(Spec):
-    """Where points of a sweep are worked on: on this machine, or on any cluster (`ClusterSettings`)."""
+    """Where points of a sweep are worked on: on this machine, or elsewhere (`RemoteSettings`)."""
+
+    @property
+    def in_process(self) -> bool:
+        """Whether the program works on them by itself, one after the other, and needs no workers."""
+        return False
+
+    @abstractmethod
+    def crew(self, bench: Bench, most: int, tell: Callable[[str], None]) -> Workers:
+        """Workers on groups of points.
+
+        Args:
+            bench: of the sweep, whose folder the caller has locked.
+            most: groups that there are at a time.
+            tell: is told what the user should know.
+
+        Raises:
+            InputError: there is no such place.
+        """
 
 
-def no_executor(given: Spec) -> InputError:
-    """What is said of a kind that a package adds and that is no cluster."""
-    where = f"executor.kind '{given.kind}' of package '{given.package()}'"
-    return InputError(f"{where} is no place to work; let its settings derive from almlip_jax.cluster.ClusterSettings.")
+class WorkerGone(RuntimeError):
+    """The worker that was called is gone, or its whole job: it was killed, or its time was up."""
 
 
-class ClusterSettings(ExecutorSettings, SweepExecutorSettings):
+class Calls(ABC):
+    """Calls functions in workers elsewhere, until it is closed."""
+
+    @abstractmethod
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        """Calls a function of a module there; `outcome` says what came of it."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Ends all workers."""
+
+    def outcome(self, call: Future[Any]) -> Any:
+        """What a call that has ended gave, or raised.
+
+        Raises:
+            InputError: no workers can be had.
+            WorkerGone: the worker or its job did not survive.
+        """
+        return call.result()
+
+
+class RemoteSettings(ExecutorSettings, SweepExecutorSettings):
+    """Executors that call functions in workers elsewhere, which serve labels and sweeps alike."""
+
+    @abstractmethod
+    def calls(self, folder: Path, *, whole_nodes: bool, retries: int) -> Calls:
+        """Workers in which functions are called.
+
+        Args:
+            folder: for files of its own; on a file system that the workers share with this machine where there is one.
+            whole_nodes: whether a worker has a node, or an accelerator of it, for itself; otherwise as many as the
+                cores of a node allow, with `threads` each.
+            retries: how often a call is repeated whose worker or job did not survive; what raises is not repeated.
+
+        Raises:
+            InputError: there is no such place.
+        """
+
+    # what runs in the workers stands above this module, and is imported when it is asked for
+
+    def backend(self, oracle: SourceSettings, spool: Path) -> Backend:
+        """Runs label tasks as calls."""
+        from almlip_jax.oracles.cluster import ClusterBackend
+
+        return ClusterBackend(oracle, self, spool)
+
+    def crew(self, bench: Bench, most: int, tell: Callable[[str], None]) -> Workers:
+        """Runs groups as calls."""
+        from almlip_jax.sweep.cluster import ClusterCrew
+
+        return ClusterCrew(bench, self, tell)
+
+
+class ClusterSettings(RemoteSettings):
     """Settings that all clusters share, which are reached through Parsl."""
 
     max_blocks: int = Field(default=1, ge=1, le=100_000)
@@ -69,6 +167,18 @@ class ClusterSettings(ExecutorSettings, SweepExecutorSettings):
 
     address: str | None = None
     """Address at which the nodes reach this machine; found by probing where not given."""
+
+    @property
+    def threads(self) -> int:
+        """As many as cores."""
+        return self.cores_per_worker
+
+    def calls(self, folder: Path, *, whole_nodes: bool, retries: int) -> Jobs:
+        """Jobs; Parsl's own files are in the folder ``parsl``."""
+        alone = whole_nodes and not self.accelerators_per_node
+        return Jobs(
+            self, folder / "parsl", workers_per_node=1 if alone else None, share_cores=whole_nodes, retries=retries
+        )
 
     def provider(self) -> Any:
         """The Parsl provider that these settings describe.
@@ -260,11 +370,7 @@ def _programs() -> str:
     return str(Path(sys.executable).parent)
 
 
-class WorkerGone(RuntimeError):
-    """The worker that was called is gone, or its whole job: it was killed, or its time was up."""
-
-
-class Jobs:
+class Jobs(Calls):
     """Calls functions in jobs, which begin when there is something to call and end when there is nothing.
 
     Args:
@@ -328,28 +434,22 @@ class Jobs:
         """Ends the jobs."""
         self._kernel.cleanup()
 
+    def outcome(self, call: Future[Any]) -> Any:
+        """See `Calls.outcome`."""
+        from parsl.executors.errors import BadStateException
+        from parsl.executors.high_throughput.errors import ManagerLost, WorkerLost
+
+        try:
+            return call.result()
+        except BadStateException as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"the cluster runs no jobs ({reason}); correct the executor.") from error
+        except (ManagerLost, WorkerLost) as error:
+            raise WorkerGone(str(error)) from error
+
 
 def _cost_of_retry(error: Exception, _: Any) -> float:
     """What a failed call takes of its retries: one where its worker is gone, all of them where it raised."""
     from parsl.executors.high_throughput.errors import ManagerLost, WorkerLost
 
     return 1.0 if isinstance(error, (ManagerLost, WorkerLost)) else float("inf")
-
-
-def outcome(call: Future[Any]) -> Any:
-    """What a call that has ended gave, or raised.
-
-    Raises:
-        InputError: no jobs can be had.
-        WorkerGone: the worker or its job did not survive.
-    """
-    from parsl.executors.errors import BadStateException
-    from parsl.executors.high_throughput.errors import ManagerLost, WorkerLost
-
-    try:
-        return call.result()
-    except BadStateException as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"the cluster runs no jobs ({reason}); correct the executor.") from error
-    except (ManagerLost, WorkerLost) as error:
-        raise WorkerGone(str(error)) from error

@@ -296,6 +296,53 @@ def with_kinds(
     kinds.imported_plugins.cache_clear()
 
 
+_DESKS = '''
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal
+from almlip_jax.cluster import Calls, RemoteSettings
+
+class Room(Calls):
+    def __init__(self):
+        self._threads = ThreadPoolExecutor(1)
+
+    def call(self, function, *arguments):
+        return self._threads.submit(function, *arguments)
+
+    def close(self):
+        self._threads.shutdown()
+
+class DesksSettings(RemoteSettings):
+    """A thread of this process."""
+
+    kind: Literal["desks"] = "desks"
+
+    def calls(self, folder, *, whole_nodes, retries):
+        return Room()
+'''
+
+
+@pytest.fixture
+def with_desks(with_kinds: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Installs a package whose executor, ``kind: desks``, is no cluster; ends what it leaves in this process."""
+    from almlip_jax.oracles import cluster as labels
+    from almlip_jax.sweep import cluster as sweeps
+
+    with_kinds(_DESKS)
+    made = []
+
+    def worker(*arguments: Any) -> labels.WorkerProcess:
+        made.append(process := WorkerProcess(*arguments))
+        return process
+
+    WorkerProcess = labels.WorkerProcess
+    monkeypatch.setattr(labels, "WorkerProcess", worker)
+    yield
+    for process in made:
+        process.close()
+    labels._worker.cache_clear()
+    sweeps._bench.cache_clear()
+
+
 def _below(kind: type[kinds.Spec]) -> Iterator[type[kinds.Spec]]:
     for one in kind.__subclasses__():
         yield one

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from almlip_jax.cluster import (
     ClusterSettings,
@@ -21,9 +22,9 @@ from almlip_jax.cluster import (
 )
 from almlip_jax.errors import InputError
 from almlip_jax.oracles import LocalSettings
-from almlip_jax.oracles.executor import build_backend
-from almlip_jax.oracles.sources.xtb import TBLiteSettings
-from almlip_jax.sweep.settings import ProcessesSettings
+from almlip_jax.oracles.executor import InlineBackend, build_backend
+from almlip_jax.oracles.sources.calculator import CalculatorSettings
+from almlip_jax.sweep.crew import ProcessesSettings
 
 
 def test_every_cluster_serves_labels_and_sweeps() -> None:
@@ -37,6 +38,7 @@ def test_every_cluster_serves_labels_and_sweeps() -> None:
 PACKAGE = '''
 from typing import Literal
 from almlip_jax.cluster import ClusterSettings, ExecutorSettings
+from almlip_jax.oracles.executor import InlineBackend
 
 class Desks(ClusterSettings):
     """Machines that stand about."""
@@ -46,31 +48,47 @@ class Desks(ClusterSettings):
     def make_provider(self, blocks):
         return "desks", blocks
 
-class Nowhere(ExecutorSettings):
-    """Says no place."""
+class Here(ExecutorSettings):
+    """Labels without workers; no place for sweeps."""
 
-    kind: Literal["nowhere"] = "nowhere"
+    kind: Literal["here"] = "here"
+
+    def backend(self, oracle, spool):
+        return InlineBackend(oracle)
 '''
+NOWHERE = """
+class Nowhere(ExecutorSettings):
+    kind: Literal["nowhere"] = "nowhere"
+"""
 
 
-def test_an_installed_package_adds_a_cluster(with_kinds: Callable[[str], None], tmp_path: Path) -> None:
+def test_an_installed_package_adds_executors(with_kinds: Callable[[str], None], tmp_path: Path) -> None:
     pytest.importorskip("parsl")
     with_kinds(PACKAGE)
     for family in (ExecutorSettings, SweepExecutorSettings):
         name, blocks = family.parse({"kind": "desks", "max_blocks": 3}).provider()
         assert name == "desks" and blocks["max_blocks"] == 3
-    with pytest.raises(InputError, match=r"executor.kind 'nowhere' of .*derive from almlip_jax.cluster.Cluster"):
-        build_backend(TBLiteSettings(), ExecutorSettings.parse({"kind": "nowhere"}), tmp_path)
+    oracle, here = CalculatorSettings(calculator="ase.calculators.emt:EMT"), ExecutorSettings.parse({"kind": "here"})
+    assert isinstance(build_backend(oracle, here, tmp_path), InlineBackend)
+    with pytest.raises(ValidationError, match="'here'.*expected tags: .*'desks'"):
+        SweepExecutorSettings.parse({"kind": "here"})
+
+
+def test_an_executor_that_says_no_place_is_refused(with_kinds: Callable[[str], None]) -> None:
+    with_kinds(PACKAGE + NOWHERE)
+    with pytest.raises(InputError, match=r"'other-kinds'.*kind 'nowhere', does not define backend\(\)"):
+        ExecutorSettings.kinds()
 
 
 def test_slurm_provider_says_what_the_config_says() -> None:
     pytest.importorskip("parsl")
     settings = ClusterSettings.parse(
         dict(kind="slurm", partition="short", account="chem", nodes=3, max_blocks=4, walltime="00:30:00", qos="low")
+        | {"cores_per_worker": 6}
     )
     provider = settings.provider()
     assert (provider.partition, provider.account, provider.qos) == ("short", "chem", "low")
-    assert (provider.nodes_per_block, provider.max_blocks, provider.walltime) == (3, 4, "00:30:00")
+    assert (provider.nodes_per_block, provider.max_blocks, provider.walltime, settings.threads) == (3, 4, "00:30:00", 6)
     assert provider.worker_init.split("\n")[0] == f"export PATH={Path(sys.executable).parent}:$PATH"
     assert type(provider.launcher).__name__ == "SrunLauncher"
 

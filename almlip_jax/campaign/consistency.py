@@ -24,7 +24,7 @@ from almlip_jax.errors import InputError
 from almlip_jax.features import declared
 from almlip_jax.generation import GeneratorSettings
 from almlip_jax.models import how_given
-from almlip_jax.oracles import ExecutorSettings, LocalSettings, SourceSettings
+from almlip_jax.oracles import ExecutorSettings, SourceSettings
 from almlip_jax.scores import names, needs_no_fit, scores
 from almlip_jax.selection import TEACHER_SCORES, Candidates, Environments, SelectorSettings, Strata
 from almlip_jax.settings import Settings, sections
@@ -69,8 +69,8 @@ def check_labels(further: Collection[str], oracle: SourceSettings, where: str = 
 
 
 def check_executor(oracle: SourceSettings, executor: ExecutorSettings) -> None:
-    """Refuses a cluster for labels that are not calculated here; raises ValueError."""
-    if type(oracle).delivery is not SourceSettings.delivery and not isinstance(executor, LocalSettings):
+    """Refuses an executor for labels that are not calculated here; raises ValueError."""
+    if type(oracle).delivery is not SourceSettings.delivery and not executor.may_be_idle:
         raise ValueError(
             f"executor calculates labels, but those of oracle.kind '{oracle.kind}' are made elsewhere; leave it out."
         )

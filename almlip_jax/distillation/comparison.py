@@ -13,7 +13,7 @@ from ase import Atoms
 from almlip_jax.distillation.settings import HELD_OUT, DistilConfig
 from almlip_jax.evaluation.metrics import Labels, plain_errors
 from almlip_jax.files import Cell
-from almlip_jax.oracles import Labeller, LabelStore, LocalSettings
+from almlip_jax.oracles import Labeller, LabelStore
 from almlip_jax.potential import Potential
 from almlip_jax.progress import Progress
 
@@ -112,9 +112,8 @@ def times(config: DistilConfig, student: Potential, held_out: Sequence[Atoms], s
     labels = [store.get(str(frame.info["label_id"])) for frame in held_out]
     teacher = float(np.median([label.seconds for label in labels if label is not None]))
     seconds = float(np.median([_seconds(student, held_out) for _ in range(_REPEATS)])) / len(held_out)
-    threads = config.executor.threads_per_worker if isinstance(config.executor, LocalSettings) else 1
     cores = jax.device_count() if jax.default_backend() == "cpu" else 1
-    return Times(teacher, threads, seconds, cores)
+    return Times(teacher, config.executor.threads, seconds, cores)
 
 
 def _seconds(student: Potential, structures: Sequence[Atoms]) -> float:

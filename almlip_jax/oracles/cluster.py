@@ -1,6 +1,6 @@
-"""Labels on a cluster: the same tasks in jobs.
+"""Labels that are calculated elsewhere, as on a cluster: the same tasks in its workers.
 
-Each worker of a job keeps one label worker process of its own, so that time limits and crashes are dealt with as they
+Each worker keeps one label worker process of its own, so that time limits and crashes are dealt with as they
 are locally.  Where the run directory is on a file system that the nodes share, results land in its spool too, and
 survive the end of the program that asked for them.
 """
@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from almlip_jax.cluster import ClusterSettings, Jobs, outcome
+from almlip_jax.cluster import RemoteSettings
 from almlip_jax.errors import InputError
 from almlip_jax.oracles.base import SourceSettings
 from almlip_jax.oracles.processes import WorkerProcess, as_finished, ask_patiently
@@ -23,20 +23,20 @@ from almlip_jax.targets import adopt, targets
 
 
 class ClusterBackend:
-    """Runs tasks in jobs.
+    """Runs tasks as calls.
 
     Args:
         oracle: settings of the label source.
-        executor: of the cluster.
-        spool: folder for results on their way; Parsl's own files go there too.
+        executor: where they are called.
+        spool: folder for results on their way; files of the executor's own go there too.
 
     Raises:
-        InputError: as `ClusterSettings.provider`.
+        InputError: as `RemoteSettings.calls`.
     """
 
-    def __init__(self, oracle: SourceSettings, executor: ClusterSettings, spool: Path) -> None:
-        self._arguments = (pickle.dumps((targets(), oracle, oracle.bound_to())), str(spool), executor.cores_per_worker)
-        self._jobs = Jobs(executor, spool / "parsl", retries=2)
+    def __init__(self, oracle: SourceSettings, executor: RemoteSettings, spool: Path) -> None:
+        self._arguments = (pickle.dumps((targets(), oracle, oracle.bound_to())), str(spool), executor.threads)
+        self._calls = executor.calls(spool, whole_nodes=False, retries=2)
 
     def run(self, tasks: Sequence[Task]) -> Iterator[tuple[int, Any]]:
         """Numbers of tasks with their outcomes, as they finish; a task that the cluster lost is a `Failure`.
@@ -44,21 +44,21 @@ class ClusterBackend:
         Raises:
             InputError: the label source cannot be used, or no jobs can be had.
         """
-        calls = {self._jobs.call(run_isolated, *self._arguments, task): n for n, task in enumerate(tasks)}
+        calls = {self._calls.call(run_isolated, *self._arguments, task): n for n, task in enumerate(tasks)}
         for n, call in as_finished(calls):
             try:
-                yield n, outcome(call)
+                yield n, self._calls.outcome(call)
             except InputError:
                 raise
-            except Exception as error:  # whatever Parsl says when nodes or workers are gone
+            except Exception as error:  # whatever is said when nodes or workers are gone
                 yield n, Failure(f"lost on the cluster ({type(error).__name__}: {error})")
 
     def prepare(self) -> None:
         """Does nothing: a job may wait for long."""
 
     def close(self) -> None:
-        """Ends the jobs."""
-        self._jobs.close()
+        """Ends the workers."""
+        self._calls.close()
 
 
 @functools.cache
@@ -70,7 +70,7 @@ def _worker(source: bytes, spool: str, threads: int) -> tuple[WorkerProcess, int
 
 
 def run_isolated(source: bytes, spool: str, threads: int, task: Task) -> Any:
-    """Runs a task in the label worker that belongs to this process; what a worker of a job is called with.
+    """Runs a task in the label worker that belongs to this process; what a worker elsewhere is called with.
 
     Args:
         source: the targets that there are, settings of the label source and what its labels are bound to, pickled.

@@ -14,15 +14,14 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 from ase import Atoms
 from pydantic import Field
 
-from almlip_jax.cluster import ClusterSettings, ExecutorSettings, no_executor
+from almlip_jax.cluster import ExecutorSettings
 from almlip_jax.errors import InputError
 from almlip_jax.oracles.base import Delivery, Label, PendingLabels, SourceSettings, bare
-from almlip_jax.oracles.cluster import ClusterBackend
 from almlip_jax.oracles.identity import identifier
 from almlip_jax.oracles.processes import WorkerProcess, as_finished, ask_patiently, end_leftovers
 from almlip_jax.oracles.scratch import remove_left_behind
@@ -38,6 +37,8 @@ _FLUSH_SECONDS = 0.5  # finished labels wait at most this long (in the spool) fo
 class LocalSettings(ExecutorSettings):
     """Labels are calculated in processes on this machine."""
 
+    may_be_idle: ClassVar[bool] = True
+
     kind: Literal["local"] = "local"
 
     workers: int | None = Field(default=None, ge=1, le=4096)
@@ -45,6 +46,16 @@ class LocalSettings(ExecutorSettings):
 
     threads_per_worker: int = Field(default=1, ge=1, le=4096)
     """Threads of the label source in each process; only with 1 do labels come out the same to the last bit."""
+
+    @property
+    def threads(self) -> int:
+        """As given."""
+        return self.threads_per_worker
+
+    def backend(self, oracle: SourceSettings, spool: Path) -> Backend:
+        """Worker processes."""
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return ProcessBackend(oracle, spool, self.workers or max(cores // self.threads, 1), self.threads)
 
 
 @dataclass(frozen=True)
@@ -145,20 +156,12 @@ class ProcessBackend:
 
 
 def build_backend(oracle: SourceSettings, executor: ExecutorSettings, spool: Path) -> Backend:
-    """The backend that these settings describe.
+    """What runs label tasks: this process for a source that only looks labels up, otherwise what the executor says.
 
     Raises:
-        InputError: they are of a package, and of no cluster.
+        InputError: the executor says a place that there is not.
     """
-    if oracle.in_process:
-        return InlineBackend(oracle)
-    if isinstance(executor, ClusterSettings):
-        return ClusterBackend(oracle, executor, spool)
-    if not isinstance(executor, LocalSettings):
-        raise no_executor(executor)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = executor.workers or max(cores // executor.threads_per_worker, 1)
-    return ProcessBackend(oracle, spool, workers, executor.threads_per_worker)
+    return InlineBackend(oracle) if oracle.in_process else executor.backend(oracle, spool)
 
 
 Provenance = Mapping[str, Any]

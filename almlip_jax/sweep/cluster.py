@@ -14,7 +14,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from typing import Any
 
-from almlip_jax.cluster import ClusterSettings, Jobs, WorkerGone, outcome
+from almlip_jax.cluster import RemoteSettings, WorkerGone
 from almlip_jax.errors import InputError
 from almlip_jax.sweep.bench import Bench
 from almlip_jax.sweep.course import rounds_left
@@ -52,28 +52,27 @@ class ClusterCrew:
 
     Args:
         bench: of the sweep, whose folder the caller has locked.
-        executor: of the cluster.
+        executor: of the cluster, or of whatever else calls functions.
         tell: is told what the user should know.
 
     Raises:
-        InputError: as `ClusterSettings.provider`.
+        InputError: as `RemoteSettings.calls`.
     """
 
-    def __init__(self, bench: Bench, executor: ClusterSettings, tell: Callable[[str], None]) -> None:
+    def __init__(self, bench: Bench, executor: RemoteSettings, tell: Callable[[str], None]) -> None:
         self._bench = bench
         self._tell = tell
         # Parsl submits jobs through subprocesses: between a fork and its exec nothing of jax runs
         warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
         folder = bench.folder.path.resolve()
         self._arguments = (bench.config.model_dump_json(), str(folder), bench.folder.lock_owner())
-        everything = None if executor.accelerators_per_node else 1
-        self._jobs = Jobs(executor, folder / "parsl", workers_per_node=everything, share_cores=True)
+        self._calls = executor.calls(folder, whole_nodes=True, retries=0)
 
     def __enter__(self) -> ClusterCrew:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._jobs.close()
+        self._calls.close()
 
     def work(self, groups: Sequence[Group], on_rounds: Callable[[int], None]) -> None:
         """Runs all groups; comes back when every one is done.
@@ -100,7 +99,7 @@ class ClusterCrew:
                     on_rounds(left)
 
     def _call(self, group: Group) -> Future[Any]:
-        return self._jobs.call(run_group, *self._arguments, group)
+        return self._calls.call(run_group, *self._arguments, group)
 
     def _written(self, group: Group) -> tuple[int | None, ...]:
         return tuple(self._bench.folder.written(group.members[lane]) for lane in group.wanted)
@@ -119,7 +118,7 @@ class ClusterCrew:
         """Whether a group whose call has ended is done; otherwise it needs another one."""
         name = group.members[group.wanted[0]].name
         try:
-            error = outcome(call)
+            error = self._calls.outcome(call)
         except InputError:
             raise
         except WorkerGone as gone:

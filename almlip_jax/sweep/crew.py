@@ -14,10 +14,35 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
+from pydantic import Field
+
+from almlip_jax.cluster import SweepExecutorSettings
 from almlip_jax.errors import InputError
 from almlip_jax.sweep.points import Group
-from almlip_jax.sweep.settings import SweepConfig
+
+if TYPE_CHECKING:
+    from almlip_jax.sweep.bench import Bench
+    from almlip_jax.sweep.settings import SweepConfig
+
+
+class ProcessesSettings(SweepExecutorSettings):
+    """Points are worked on in processes on this machine."""
+
+    kind: Literal["local"] = "local"
+
+    processes: int = Field(default=1, ge=1, le=4096)
+    """Number of processes, each with its share of the cores."""
+
+    @property
+    def in_process(self) -> bool:
+        """With one process."""
+        return self.processes == 1
+
+    def crew(self, bench: Bench, most: int, tell: Callable[[str], None]) -> Crew:
+        """Processes, no more than there are groups at a time."""
+        return Crew(bench.config, bench.folder.path, min(self.processes, most))
 
 
 class Crew:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Protocol, Self
 
 from almlip_jax.errors import InputError, meant
-from almlip_jax.sweep.settings import SweepConfig
+
+if TYPE_CHECKING:
+    from almlip_jax.sweep.settings import SweepConfig
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,26 @@ class Group:
     def width(self) -> int:
         """Number of lanes."""
         return len(self.members)
+
+
+class Workers(Protocol):
+    """Who work on groups; a context manager that ends them."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def work(self, groups: Sequence[Group], on_rounds: Callable[[int], None]) -> None:
+        """Works on all groups; comes back when every one is done.
+
+        Args:
+            groups: in the order in which they begin.
+            on_rounds: told how many rounds of groups have become complete.
+
+        Raises:
+            InputError: what a group met, or workers that cannot be had or go away.
+        """
+        ...
 
 
 Only = dict[str, set[str]]

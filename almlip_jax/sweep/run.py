@@ -12,7 +12,6 @@ import pandas as pd
 from rich.table import Table
 
 from almlip_jax.campaign.consistency import check_columns
-from almlip_jax.cluster import ClusterSettings, no_executor
 from almlip_jax.config import config_text
 from almlip_jax.evaluation.tables import aligned, number
 from almlip_jax.files import Cell, write_text
@@ -20,12 +19,10 @@ from almlip_jax.kinds import check_user_code
 from almlip_jax.progress import Progress, SilentProgress
 from almlip_jax.run_log import logged
 from almlip_jax.sweep.bench import Bench, check_others
-from almlip_jax.sweep.cluster import ClusterCrew
 from almlip_jax.sweep.course import rounds_left, run_points, train_firsts
-from almlip_jax.sweep.crew import Crew
 from almlip_jax.sweep.points import First, Group, Only, all_points, first_groups, is_wanted, point_groups
 from almlip_jax.sweep.records import SweepDirectory, write_table
-from almlip_jax.sweep.settings import ProcessesSettings, SweepConfig
+from almlip_jax.sweep.settings import SweepConfig
 from almlip_jax.targets import further_targets
 from almlip_jax.work_directory import write_versions
 
@@ -128,7 +125,7 @@ class _Session:
         """All groups, in this process or in others."""
         if not self.phases[1]:
             return
-        if self.bench.config.executor == ProcessesSettings(processes=1):
+        if self.bench.config.executor.in_process:
             self._alone()
         else:
             self._together()
@@ -147,23 +144,16 @@ class _Session:
             run_points(self.bench, group, self.progress, on_round)
 
     def _together(self) -> None:
-        with self._crew() as crew, self.progress.stage("sweep", self.total, unit="rounds") as advance:
+        most = max(len(phase) for phase in self.phases)
+        workers = self.bench.config.executor.crew(self.bench, most, self.progress.message)
+        with workers, self.progress.stage("sweep", self.total, unit="rounds") as advance:
 
             def on_rounds(number: int) -> None:
                 self._count(number)
                 advance(number)
 
             for phase in self.phases:
-                crew.work(phase, on_rounds)
-
-    def _crew(self) -> Crew | ClusterCrew:
-        executor = self.bench.config.executor
-        if isinstance(executor, ClusterSettings):
-            return ClusterCrew(self.bench, executor, self.progress.message)
-        if not isinstance(executor, ProcessesSettings):
-            raise no_executor(executor)
-        number = min(executor.processes, max(len(phase) for phase in self.phases))
-        return Crew(self.bench.config, self.bench.folder.path, number)
+                workers.work(phase, on_rounds)
 
     def _count(self, number: int) -> None:
         self.done += number

@@ -18,6 +18,7 @@ from almlip_jax.scores import ScoreName
 from almlip_jax.selection import SelectorSettings
 from almlip_jax.settings import Settings, unit
 from almlip_jax.structures.labels import FileReading
+from almlip_jax.sweep.crew import ProcessesSettings
 from almlip_jax.training import (
     TrainingSettings,
     check_training,
@@ -98,15 +99,6 @@ class SweepSystem(FileReading):
     def pool_files(self) -> tuple[Path, ...]:
         """The files of the pool."""
         return (self.pool,) if isinstance(self.pool, Path) else self.pool
-
-
-class ProcessesSettings(SweepExecutorSettings):
-    """Points are worked on in processes on this machine."""
-
-    kind: Literal["local"] = "local"
-
-    processes: int = Field(default=1, ge=1, le=4096)
-    """Number of processes, each with its share of the cores."""
 
 
 class SweepConfig(Settings):

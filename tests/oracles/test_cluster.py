@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import label_calculators as trouble
+import numpy as np
 import pytest
 from ase import Atoms
 from label_calculators import assert_same_labels
@@ -25,6 +26,17 @@ def test_executor_settings_are_chosen_by_kind_and_checked() -> None:
         ExecutorSettings.parse({"kind": "slurm", "partitions": "x"})
     with pytest.raises(ValidationError, match="walltime"):
         ExecutorSettings.parse({"kind": "slurm", "walltime": "an hour"})
+
+
+def test_an_executor_of_another_package_labels(
+    with_desks: None, waters: Waters, springs: CalculatorSettings, tmp_path: Path
+) -> None:
+    executor = ExecutorSettings.parse({"kind": "desks"})
+    with LabelStore(tmp_path / "labels.db") as store, Labeller(springs, store, executor) as labeller:
+        results = labeller.label(waters(2), {"purpose": "train"})
+        assert store.count_calls() == 2
+    energies = [result.atoms.get_potential_energy() for result in results if result.atoms is not None]
+    assert energies == [float(np.sum(frame.positions**2) / 2) for frame in waters(2)]
 
 
 @pytest.mark.slow

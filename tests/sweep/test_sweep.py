@@ -24,7 +24,7 @@ from almlip_jax.potential import Potential
 from almlip_jax.structures.io import read_structures, write_structures
 from almlip_jax.structures.packing import pack, plan_batches
 from almlip_jax.structures.repeats import geometry_key
-from almlip_jax.sweep import SweepConfig, parse_only
+from almlip_jax.sweep import SweepConfig, parse_only, worker
 from almlip_jax.sweep.crew import Crew, shares
 from almlip_jax.sweep.points import Point, all_points, point_groups
 from almlip_jax.sweep.pools import plan_for_budget, read_pool
@@ -138,9 +138,11 @@ def test_a_sweep_that_was_killed_ends_as_one_that_was_not(study, tmp_path):
     assert not once_more.stages and result.complete == 4
 
 
-def test_a_point_alone_gives_its_row_of_the_whole(study, tmp_path):
+def test_a_point_alone_gives_its_row_of_the_whole(study, with_desks, monkeypatch, tmp_path):
+    """Also where an executor of another package calls what works on it."""
+    monkeypatch.setattr(worker, "prepare_jax", lambda precision: None)  # of a process of its own
     only = parse_only(["selector=max_det,seed=1"], config_of(study.folder))
-    result = sweep(study.folder, tmp_path, only=only)
+    result = sweep(study.folder, tmp_path, only=only, executor={"kind": "desks"})
     whole = [row for row in timeless(study.out) if row["selector"] == "max_det" and row["seed"] == 1]
     assert timeless(tmp_path) == whole and (result.complete, result.points) == (1, 4)
 

@@ -21,9 +21,9 @@ from almlip_jax.sweep import SweepConfig, worker
 from almlip_jax.sweep import cluster as sweep_cluster
 from almlip_jax.sweep.bench import Bench
 from almlip_jax.sweep.cluster import ClusterCrew, run_group
+from almlip_jax.sweep.crew import ProcessesSettings
 from almlip_jax.sweep.points import Group, all_points, first_groups, point_groups
 from almlip_jax.sweep.records import SweepDirectory
-from almlip_jax.sweep.settings import ProcessesSettings
 
 
 class Hearing(SilentProgress):
@@ -101,7 +101,7 @@ def test_what_goes_wrong_on_nodes_is_one_sentence(bench, monkeypatch, ends, sent
     pytest.importorskip("parsl")
     from parsl.executors.high_throughput.errors import WorkerLost
 
-    class Nodes:
+    class Nodes(cluster.Jobs):
         """Jobs in which every call ends in the same way."""
 
         def __init__(self, *_: object, **__: object) -> None: ...
@@ -118,7 +118,7 @@ def test_what_goes_wrong_on_nodes_is_one_sentence(bench, monkeypatch, ends, sent
                 call.set_result(InputError("on the node far: no such file") if ends == "refused" else None)
             return call
 
-    monkeypatch.setattr(sweep_cluster, "Jobs", Nodes)
+    monkeypatch.setattr(cluster, "Jobs", Nodes)
     told: list[str] = []
     with bench.folder.lock(), ClusterCrew(bench, ParslLocalSettings(), told.append) as crew:
         with pytest.raises(InputError, match=sentence.replace("(", r"\(").replace(")", r"\)")) as caught:
