@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import pytest
 from pydantic import Field, TypeAdapter, ValidationError
@@ -14,6 +14,7 @@ from almlip_jax.features import FeatureMap
 from almlip_jax.kinds import Spec
 from almlip_jax.names import Known
 from almlip_jax.settings import Settings, settings_in
+from almlip_jax.templates import KINDS
 
 
 class Shape(Spec):
@@ -109,6 +110,51 @@ def test_names_that_are_declared_pass_and_others_are_hinted_at():
         field.validate_python("bleu")
     with pytest.raises(ValueError, match="another feature map 'latent'"):
         FeatureMap("latent", "again", lambda seen, _: seen.prediction.energy.T)
+
+
+OF_EVERY_FAMILY = """
+from typing import Literal
+from almlip_jax.kinds import Spec
+
+def nothing(self, *_, **__):
+    return None
+
+for family in [one for one in Spec.__subclasses__() if one.__module__.startswith("almlip_jax.")]:
+    content = {name: nothing for name in (*family.__abstractmethods__, "explore")}
+    content |= {"__module__": __name__, "__annotations__": {"kind": Literal["of_package"]}, "kind": "of_package"}
+    type(f"Another{family.__name__}", (family,), content)
+"""
+
+
+def test_every_section_that_comes_in_kinds_takes_those_of_packages(with_kinds):
+    """No field of any config is of one kind alone, or of some, and none of the families is out of reach of a config."""
+    with_kinds(OF_EVERY_FAMILY)
+    known = {}
+    for config in KINDS.values():
+        _settings_below(config, known)
+    annotations = [field.annotation for model in known for field in model.model_fields.values()]
+    held = {one for annotation in annotations for one in _classes(annotation) if issubclass(one, Spec)}
+    assert not [one.__name__ for one in held if not one.is_open()]
+    families = {one for one in Spec.__subclasses__() if one.__module__.startswith("almlip_jax.")}
+    assert len(families) >= 15 and families <= held
+    assert all(family.parse({"kind": "of_package"}).package() == "other-kinds" for family in families)
+
+
+def _settings_below(model, known):
+    """All settings that those of a config may hold, and that these may."""
+    known[model] = True
+    for field in model.model_fields.values():
+        for one in _classes(field.annotation):
+            for choice in one.alternatives() if issubclass(one, Spec) else (one,):
+                if issubclass(choice, Settings) and choice not in known:
+                    _settings_below(choice, known)
+    return known
+
+
+def _classes(annotation):
+    """The classes that an annotation names, in whatever they are put."""
+    inside = get_args(annotation)
+    return [one for part in inside for one in _classes(part)] if inside else [annotation] * isinstance(annotation, type)
 
 
 PLUGIN = '''

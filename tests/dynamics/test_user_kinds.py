@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from analytic import CUTOFF, DEPTH, LENGTH, PARAMS, QUIET, SPECIES, WIDTH, dimer, morse, settings
+from analytic import CUTOFF, DEPTH, LENGTH, PARAMS, QUIET, SPECIES, WIDTH, context, dimer, morse, nothing_seen, settings
 from pydantic import ValidationError
 
 from almlip_jax.campaign.settings import MdExploration
@@ -208,38 +209,93 @@ def test_thresholds_of_ones_own(my_dynamics):
         )
 
 
-PACKAGE = '''
-from dataclasses import dataclass
+PACKAGE = """
 from typing import Literal
-import jax.numpy as jnp
-from almlip_jax.dynamics.gates import Decision, GateSettings
 
-@dataclass(frozen=True)
-class Every:
-    number: int
+from my_dynamics import Dragged, Latest, Spring, Stretched, arms, thresholds
+from almlip_jax.dynamics.admission import AdmissionSettings
+from almlip_jax.dynamics.biases import BiasSettings
+from almlip_jax.dynamics.biases.collective import UserVariable, VariableSettings
+from almlip_jax.dynamics.gates import GateSettings
+from almlip_jax.dynamics.integrators import IntegratorSettings
+from almlip_jax.dynamics.thresholds import ThresholdSettings
 
-    def init(self, context):
-        return jnp.zeros(context.walkers, jnp.int32)
-
-    def apply(self, state, seen):
-        due = (state + 1) % self.number == 0
-        return jnp.where(due, int(Decision.RECORD), int(Decision.GO_ON)), state + 1
-
-class EveryGate(GateSettings):
-    """Records every `number`-th frame."""
-
-    kind: Literal["every"] = "every"
-    number: int
+class StretchedGate(GateSettings):
+    kind: Literal["stretched"] = "stretched"
+    length: float
 
     def plain(self):
-        return Every(self.number)
-'''
+        return Stretched(self.length)
+
+class SpringSettings(BiasSettings):
+    kind: Literal["spring"] = "spring"
+    stiffness: float
+
+    def plain(self):
+        return Spring(self.stiffness)
+
+class DraggedSettings(IntegratorSettings):
+    kind: Literal["dragged"] = "dragged"
+    drag: float
+
+    def build(self):
+        return Dragged()
+
+    def numbers(self):
+        return {"drag": self.drag}
+
+class LatestAdmission(AdmissionSettings):
+    kind: Literal["latest"] = "latest"
+    last: int
+
+    def build(self):
+        return Latest(self.last)
+
+class LargestThresholds(ThresholdSettings):
+    kind: Literal["largest"] = "largest"
+    factor: float
+
+    @property
+    def looks_at_training_set(self):
+        return True
+
+    def resolve(self, scores, errors):
+        return thresholds(self.factor)(scores, lambda atoms: None)
+
+class HeightSettings(VariableSettings):
+    kind: Literal["height"] = "height"
+
+    def build(self):
+        return UserVariable(lambda positions, cell: positions[1, 2] - positions[0, 2], "height")
+"""
+OF_PACKAGE = {
+    "gate": {"kind": "stretched", "length": STRETCHED},
+    "biases": [{"kind": "spring", "stiffness": STIFFNESS}],
+    "integrator": {"kind": "dragged", "drag": DRAG},
+    "admission": {"kind": "latest", "last": LAST},
+}
 
 
-def test_an_installed_package_adds_a_gate(with_kinds):
+def test_those_of_an_installed_package_do_the_same(my_dynamics, with_kinds, count_compilations):
+    """As those of a user's module, which are looked at above; programs are shared, for the objects are equal."""
     with_kinds(PACKAGE)
-    options = with_sections({"gate": {"kind": "every", "number": 15}})
-    found = Explorer(morse, SPECIES, CUTOFF, options).run(PARAMS, [dimer()] * 3, QUIET, jax.random.key(0))
-    assert [frame.info["step"] for frame in found.recorded if frame.info["walker"] == 1] == [15, 30]
-    with pytest.raises(ValidationError, match="'every'"):
-        with_sections({"gate": {"kind": "evry"}})
+    found = []
+    for sections in (SECTIONS, OF_PACKAGE):
+        with count_compilations() as compiled:
+            explorer = Explorer(morse, SPECIES, CUTOFF, with_sections(sections))
+            found.append(explorer.run(PARAMS, [dimer()] * 3, QUIET, jax.random.key(0)))
+    assert not compiled
+    users, theirs = (
+        [(frame.info["walker"], frame.info["step"], frame.positions.tolist()) for frame in one.recorded]
+        for one in found
+    )
+    assert theirs == users and len(theirs) == 3 * LAST
+    held = {"kind": "restraint", "variable": {"kind": "height"}, "stiffness": 2.0, "centre": 0.5}
+    restraint = BiasSettings.parse(held).build()
+    seen = nothing_seen(atoms=2).replace(positions=jnp.array([[[0, 0, 1.0], [0, 0, 3.0]]]))
+    pull, _ = restraint.apply(restraint.init(context(atoms=2)), seen)
+    assert pull.energy == pytest.approx(2.25) and pull.forces[0, :, 2] == pytest.approx([3.0, -3.0])
+    rule = MdExploration.model_validate({"thresholds": {"kind": "largest", "factor": 3.0}}).thresholds
+    assert rule.resolve(lambda: np.array([0.1, 0.2]), lambda _: None).levels == pytest.approx((0.6, 1.2))
+    with pytest.raises(ValidationError, match="'stretched'"):
+        with_sections({"gate": {"kind": "streched"}})
