@@ -19,7 +19,7 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import BaseCalculator
 
-from almlip_jax.campaign.batch import AtomRoom, Looked, choose, features_of, selection_scalars, shown, taken
+from almlip_jax.campaign.batch import AtomRoom, Looked, choose, features_of, shown, taken
 from almlip_jax.campaign.consistency import check_selector
 from almlip_jax.campaign.cost import PaidLabel, paid_labels
 from almlip_jax.dynamics import Exploration, ExplorationSettings, Explorer, Knowledge, dealt_further, know
@@ -375,7 +375,7 @@ def select(
         Looked(labelled, of_labelled, _rows(len(labelled)), _atoms(labelled or pool[:1])),
         fitted_to=(potential, labelled),
         paid=partial(_paid, store),
-        scalars=selection_scalars(settings, errors),
+        scalars=settings.scalars(errors),
     )
     return taken(pool, build(named_key(seed, "select", step), among, around), "pool_index")
 

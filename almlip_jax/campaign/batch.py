@@ -21,15 +21,12 @@ from almlip_jax.potential import Evaluated, Potential
 from almlip_jax.potential.evaluator import rows_of
 from almlip_jax.scores import needs_no_fit
 from almlip_jax.selection import (
-    WEIGHT,
-    AdaptiveSettings,
     Candidates,
     Environments,
     Selection,
     Selector,
     SelectorSettings,
     Stratification,
-    adapt,
     select,
 )
 from almlip_jax.settings import Settings, sections
@@ -230,32 +227,10 @@ def _environments(
     return Environments.of(evaluated.atom_features, numbers, structures=rows, atoms=held.atoms, largest=held.largest)
 
 
-def adaptive_part(settings: SelectorSettings) -> AdaptiveSettings | None:
-    """The selector that follows progress inside some settings, if there is one."""
-    return settings.innermost if isinstance(settings.innermost, AdaptiveSettings) else None
-
-
-def selection_scalars(settings: SelectorSettings, errors: Sequence[float]) -> dict[str, float]:
-    """Numbers that a selector takes from the rounds so far: for `adaptive` the weight of uncertainty, from errors."""
-    adaptive = adaptive_part(settings)
-    return {} if adaptive is None else {WEIGHT: uncertainty_weight(adaptive.alpha, errors)}
-
-
 def validation_error(metadata: Mapping[str, Any]) -> float:
     """Force error on the structures kept for validation, eV/Angstrom, as noted with a potential; NaN where none is."""
     error = metadata.get(VALIDATION_ERROR)
     return float("nan") if error is None else float(error)
-
-
-def uncertainty_weight(alpha: float, errors: Sequence[float]) -> float:
-    """Weight of uncertainty after the validation errors of all rounds, the first weight given; see `adapt`.
-
-    A round without an error (not a number) is passed over.
-    """
-    known = [error for error in errors if np.isfinite(error)]
-    for before, after in zip(known[:-1], known[1:], strict=True):
-        alpha = float(adapt(alpha, 1 - after / before if before > 0 else float("nan")))
-    return alpha
 
 
 def undecided(gains: Sequence[float | None], candidates: int) -> str | None:

@@ -15,7 +15,6 @@ from almlip_jax.campaign.consistency import check_columns
 from almlip_jax.campaign.inputs import Inputs
 from almlip_jax.campaign.making import starts_for
 from almlip_jax.campaign.preparation import Say, check_target_labels, grouped, planned_calls, test_file, unknown_systems
-from almlip_jax.campaign.settings import GeneratedExploration, MdExploration
 from almlip_jax.campaign.systems import concerns, deal, name_systems, quoted, short_of_shares, systems_of_walkers
 from almlip_jax.campaign.teaching import frame_keys
 from almlip_jax.delta_learning import check_correction
@@ -128,8 +127,7 @@ def _tell_of_short_shares(config: ExperimentConfig, inputs: Inputs, say: Say) ->
 
 def _tell_of_other_orders(config: ExperimentConfig, inputs: Inputs, say: Say) -> None:
     """Says of labelled structures at which no walker starts, since their atoms stand in another order."""
-    exploration = config.exploration
-    if not isinstance(exploration, MdExploration) or exploration.starts_file is not None:
+    if not config.exploration.starts_labelled:
         return
     by_kind: dict[bytes, list[Atoms]] = {}
     for one in inputs.known:
@@ -194,14 +192,14 @@ def _check_first_of_each(config: ExperimentConfig, inputs: Inputs) -> None:
 def _check_pressures(config: ExperimentConfig, inputs: Inputs) -> None:
     """Refuses a pressure on walkers whose cell it could not act on."""
     exploration, shares = config.exploration, config.system.parts
-    if not isinstance(exploration, MdExploration):
+    groups = [(number, group) for number, group in enumerate(exploration.walker_groups) for _ in range(group.count)]
+    dealt = exploration.walkers_to_deal
+    if not groups or dealt is None:
         return
     starts = [*inputs.geometries, *inputs.listed]
     keep = dict.fromkeys(system_of(start) for start in starts if not start.pbc.all())
     move = [name for name in shares if name not in keep]
-    owners = systems_of_walkers(shares, exploration.walkers_to_deal)
-    groups = [(number, group) for number, group in enumerate(exploration.walkers) for _ in range(group.count)]
-    for owner, (number, group) in zip(owners, groups, strict=True):
+    for owner, (number, group) in zip(systems_of_walkers(shares, dealt), groups, strict=True):
         if group.pressures == (0.0, 0.0) or owner not in keep:
             continue
         if owner is None:
@@ -246,8 +244,7 @@ def _check_learning(config: ExperimentConfig, inputs: Inputs) -> None:
         refuse_mixed_states(structures, " of start geometries, initial.dataset, pool and generated ones, in turn,")
     if config.spanned is not None:
         check_spannable(ensemble, config.spanned)
-    gate = config.exploration.gate if isinstance(config.exploration, MdExploration) else None
-    if gate is not None and (strange := sorted(set(gate.species) - set(inputs.species.symbols))):
+    if strange := sorted(set(config.exploration.species_named) - set(inputs.species.symbols)):
         raise InputError(
             f"exploration.gate.species names {strange[0]}, which is in no structure of the campaign; it holds "
             f"{', '.join(inputs.species.symbols)}."
@@ -341,9 +338,7 @@ def _check_generated(config: ExperimentConfig, inputs: Inputs) -> None:
             raise InputError(
                 f"generated structure {number} of the initial set ('{made.kind}') cannot be labelled: {error}."
             ) from error
-    if not isinstance(config.exploration, GeneratedExploration):
-        return
-    for one in config.exploration.of:
+    for one in config.exploration.generators:
         starts_for(one, inputs.geometries)
         if strange := sorted(one.elements - set(inputs.species.numbers)):
             raise InputError(
@@ -354,8 +349,7 @@ def _check_generated(config: ExperimentConfig, inputs: Inputs) -> None:
 
 def _generators(config: ExperimentConfig) -> tuple[GeneratorSettings, ...]:
     """The generators of a campaign: of its initial set and of its exploration."""
-    exploration = config.exploration
-    return (*config.initial.generated, *(exploration.of if isinstance(exploration, GeneratedExploration) else ()))
+    return (*config.initial.generated, *config.exploration.generators)
 
 
 def _check_target(config: ExperimentConfig, inputs: Inputs) -> None:

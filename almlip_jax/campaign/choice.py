@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from almlip_jax.campaign.explorers import Explorers
     from almlip_jax.campaign.inputs import Inputs
     from almlip_jax.campaign.round import Budget, Round, Trained
-    from almlip_jax.dynamics import RelaxationSettings
+    from almlip_jax.dynamics import RelaxationSettings, WalkerGroup
     from almlip_jax.ensembles import EnsembleSettings
+    from almlip_jax.generation import GeneratorSettings
     from almlip_jax.potential import Potential
 
 
@@ -126,6 +127,26 @@ class ExplorationChoice(Spec):
     def walkers_to_deal(self) -> Sequence[Collection[str]] | None:
         """For each walker, the named systems that it may be of, or none where of any; None where no walkers are."""
         return None
+
+    @property
+    def walker_groups(self) -> Sequence[WalkerGroup]:
+        """Groups of walkers of ours, in the order of `walkers_to_deal`; none where there are no such walkers."""
+        return ()
+
+    @property
+    def starts_labelled(self) -> bool:
+        """Whether walkers start at labelled structures whose atoms stand in the order of a start geometry."""
+        return False
+
+    @property
+    def generators(self) -> Sequence[GeneratorSettings]:
+        """Generators that make structures in its rounds."""
+        return ()
+
+    @property
+    def species_named(self) -> Collection[str]:
+        """Elements that thresholds of its gate are given for."""
+        return ()
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from almlip_jax.campaign.batch import adaptive_part
 from almlip_jax.campaign.choice import ExplorationChoice
 from almlip_jax.campaign.settings import (
     LabelMdSettings,
@@ -162,9 +161,9 @@ def check_columns(selector: SelectorSettings, k: int, where: str, *, scored: boo
 
 def check_adaptive(selector: SelectorSettings, training: TrainingSettings, where: str) -> None:
     """Refuses to follow the validation error of a training that keeps no structures for it; raises ValueError."""
-    if adaptive_part(selector) is not None and training.validation_fraction == 0:
+    if selector.follows_errors and training.validation_fraction == 0:
         raise ValueError(
-            f"{where} 'adaptive' follows the error on structures kept for validation, but "
+            f"{where} '{selector.innermost.kind}' follows the error on structures kept for validation, but "
             "validation_fraction is 0; raise it."
         )
 

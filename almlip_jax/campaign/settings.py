@@ -352,6 +352,21 @@ class MdExploration(ExplorationSettings, ExplorationChoice):
         return tuple(group.systems for group in self.walkers for _ in range(group.count))
 
     @property
+    def walker_groups(self) -> tuple[SystemWalkers, ...]:
+        """All of them."""
+        return self.walkers
+
+    @property
+    def starts_labelled(self) -> bool:
+        """Unless they start at structures of a file."""
+        return self.starts_file is None
+
+    @property
+    def species_named(self) -> Collection[str]:
+        """Those of its gate."""
+        return self.gate.species
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """That walkers begin again wherever a correction would be asked for."""
         if self.correct is None or self.rewind is None:
@@ -445,6 +460,11 @@ class GeneratedExploration(ExplorationChoice):
     def needs_starts(self) -> bool:
         """Where a generator does."""
         return any(one.needs_starts for one in self.of)
+
+    @property
+    def generators(self) -> tuple[GeneratorSettings, ...]:
+        """Those."""
+        return self.of
 
     def most_candidates(self, pool: int) -> int:
         """All that are made."""

@@ -21,9 +21,7 @@ from ase import Atoms
 from almlip_jax.campaign.batch import (
     Chooser,
     Looked,
-    adaptive_part,
     choose_shared,
-    selection_scalars,
     shown,
     taken,
     undecided,
@@ -356,15 +354,15 @@ def _spread(frame: Atoms) -> float:
     return float(frame.info[SPREAD])
 
 
-def _selection_scalars(settings: SelectorSettings, here: Round) -> dict[str, float]:
+def _selection_scalars(settings: SelectorSettings, here: Round) -> Mapping[str, float]:
     """What the selector asks of the campaign so far, from the force errors on the structures kept for validation."""
-    if adaptive_part(settings) is None:
+    if not settings.follows_errors:
         return {}
     errors = []
     for file in [here.run.round(n).potential / "potential.json" for n in range(here.index + 1)]:
         with understood(file):
             errors.append(validation_error(read_json(file)["metadata"]))
-    return selection_scalars(settings, errors)
+    return settings.scalars(errors)
 
 
 # -------------------------------------------------------------------------------------------------------------- label

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from almlip_jax.dynamics.admission import AdmissionSettings, FirstAdmission, SharedAdmission
+from almlip_jax.dynamics.admission import AdmissionSettings, FirstAdmission
 from almlip_jax.dynamics.biases import BiasSettings
 from almlip_jax.dynamics.gates import AbsoluteGate, GateSettings
 from almlip_jax.dynamics.integrators import Integrator, IntegratorSettings, LangevinSettings, SwapSettings
@@ -146,7 +146,7 @@ class ExplorationSettings(Settings):
 
     @model_validator(mode="after")
     def _what_is_said_has_something_to_act_on(self) -> Self:
-        if self.when_full == "end_all" and isinstance(self.admission, SharedAdmission):
+        if self.when_full == "end_all" and self.admission.never_full:
             raise ValueError(
                 f"when_full 'end_all' counts with admission 'first' only: a buffer of kind '{self.admission.kind}' is "
                 "never full; leave when_full out."

@@ -47,7 +47,15 @@ from almlip_jax.selection.greedy import (
     cost_aware,
     stratified,
 )
-from almlip_jax.selection.hybrid import WEIGHT, AdaptiveSettings, HybridSettings, adapt, adaptive, hybrid
+from almlip_jax.selection.hybrid import (
+    WEIGHT,
+    AdaptiveSettings,
+    HybridSettings,
+    adapt,
+    adaptive,
+    hybrid,
+    uncertainty_weight,
+)
 from almlip_jax.selection.maxvol import ActiveSet, MaxvolSettings, active_set, extrapolation_grade, maxvol
 from almlip_jax.selection.rankings import EntropySettings, RandomSettings, TopKSettings, entropy, random, top_k
 from almlip_jax.selection.rows import Rows
@@ -140,4 +148,5 @@ __all__ = [
     "threshold",
     "top_fraction",
     "top_k",
+    "uncertainty_weight",
 ]

@@ -245,6 +245,20 @@ class SelectorSettings(Stage, Spec):
         """What has shares of the batch, of one that gives some; None of others."""
         return None
 
+    @property
+    def follows_errors(self) -> bool:
+        """Whether `scalars` look at errors on structures kept for validation, which then have to be there."""
+        return False
+
+    def scalars(self, errors: Sequence[float]) -> Mapping[str, float]:
+        """Numbers that it takes of the rounds so far, by name (`Candidates.scalars`).
+
+        Args:
+            errors: force errors on the structures kept for validation, one for each round so far, eV/Angstrom; not a
+                number where a round has none.
+        """
+        return {}
+
     @abstractmethod
     def build(self, k: int) -> Selector:
         """The selector, for batches of k.
@@ -306,6 +320,15 @@ class Enclosing(Stage):
     def stratification(self) -> Stratification | None:
         """That of the selector inside."""
         return self.selector.stratification
+
+    @property
+    def follows_errors(self) -> bool:
+        """Where the selector inside does."""
+        return self.selector.follows_errors
+
+    def scalars(self, errors: Sequence[float]) -> Mapping[str, float]:
+        """Those of the selector inside."""
+        return self.selector.scalars(errors)
 
 
 class ByScore(Stage):

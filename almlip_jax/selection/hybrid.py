@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from pydantic import Field
 
 from almlip_jax.selection import distances
@@ -106,6 +108,21 @@ def adapt(
     return jnp.where(jnp.isnan(relative), alpha, moved)
 
 
+def uncertainty_weight(alpha: float, errors: Sequence[float]) -> float:
+    """Weight of uncertainty after the validation errors of all rounds, the first weight given; see `adapt`.
+
+    A round without an error (not a number) is passed over.
+
+    >>> from almlip_jax.selection import uncertainty_weight
+    >>> round(uncertainty_weight(0.3, [1.0, 0.8, 0.8]), 2)  # nothing gained by the last batch
+    0.51
+    """
+    known = [error for error in errors if np.isfinite(error)]
+    for before, after in zip(known[:-1], known[1:], strict=True):
+        alpha = float(adapt(alpha, 1 - after / before if before > 0 else float("nan")))
+    return alpha
+
+
 def _mixture(k: int, score: str, features: str, weight: Any) -> Greedy:
     def start(key: jax.Array, rows: Rows, scalars: Any) -> tuple[_Mixture, Nearest]:
         points, nearest = distances.start(rows)
@@ -146,6 +163,15 @@ class AdaptiveSettings(ByScore, ByFeatures, WeighedSelector):
     kind: Literal["adaptive"] = "adaptive"
     alpha: float = Field(default=0.3, ge=0, le=1)
     """Weight of uncertainty before any progress was measured."""
+
+    @property
+    def follows_errors(self) -> bool:
+        """It does."""
+        return True
+
+    def scalars(self, errors: Sequence[float]) -> dict[str, float]:
+        """The weight of uncertainty."""
+        return {WEIGHT: uncertainty_weight(self.alpha, errors)}
 
     def build(self, k: int) -> Selector:
         """See `adaptive`."""

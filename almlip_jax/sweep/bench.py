@@ -13,7 +13,7 @@ from typing import Any, cast
 import numpy as np
 from ase import Atoms
 
-from almlip_jax.campaign.batch import AtomRoom, Looked, choose, features_of, selection_scalars, shown
+from almlip_jax.campaign.batch import AtomRoom, Looked, choose, features_of, shown
 from almlip_jax.ensembles import build_ensemble
 from almlip_jax.errors import InputError
 from almlip_jax.evaluation import error_metrics
@@ -220,7 +220,7 @@ class SystemBench:
             Looked(frames, evaluated, len(split.pool), self._atoms(split.pool)),
             Looked(dataset, context, self.largest_dataset, self._labelled_atoms),
             fitted_to=(potential, dataset),
-            scalars=selection_scalars(settings, errors),
+            scalars=settings.scalars(errors),
         )
         rows = choose(self._selector(point), self.key(point.seed, "select", number), among, around)
         chosen = [row for row, _ in rows]

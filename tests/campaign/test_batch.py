@@ -12,16 +12,23 @@ from ase import Atoms
 from almlip_jax.campaign.batch import (
     AtomRoom,
     candidates,
-    uncertainty_weight,
     undecided,
     validation_error,
 )
+from almlip_jax.campaign.consistency import check_adaptive
 from almlip_jax.campaign.cost import PaidLabel, expected_costs, paid_labels
 from almlip_jax.features import Described
 from almlip_jax.oracles import LabelStore
 from almlip_jax.oracles.base import Label
-from almlip_jax.selection import ChainSettings, CostAwareSettings, TopFractionSettings, TopKSettings
-from almlip_jax.training import VALIDATION_ERROR, EpochReport, TrainingResult, validation_note
+from almlip_jax.selection import (
+    ChainSettings,
+    CostAwareSettings,
+    SelectorSettings,
+    TopFractionSettings,
+    TopKSettings,
+    uncertainty_weight,
+)
+from almlip_jax.training import VALIDATION_ERROR, EpochReport, TrainingResult, TrainingSettings, validation_note
 
 
 def test_candidates_are_padded_and_carry_their_price():
@@ -96,6 +103,36 @@ def test_validation_error_is_that_of_the_parameters_that_were_kept():
     for none in ((report(20, [np.nan] * 3, [1, 1, 1]),), ()):
         assert validation_note(TrainingResult(None, none)) == {VALIDATION_ERROR: None}
     assert np.isnan(validation_error({})) and np.isnan(validation_error({VALIDATION_ERROR: None}))
+
+
+PATIENT = """
+from typing import Literal
+from almlip_jax.selection import LeafSelector
+
+class PatientSettings(LeafSelector):
+    kind: Literal["patient"] = "patient"
+
+    @property
+    def follows_errors(self):
+        return True
+
+    def scalars(self, errors):
+        return {"rounds": float(len(errors))}
+
+    def build(self, k):
+        raise NotImplementedError
+"""
+
+
+def test_a_selector_of_a_package_is_told_of_errors_too(with_kinds):
+    with_kinds(PATIENT)
+    inside = {"kind": "cost_aware", "selector": {"kind": "adaptive", "alpha": 0.2}}
+    assert SelectorSettings.parse(inside).scalars([]) == {"uncertainty_weight": 0.2}
+    chain = {"kind": "chain", "filters": [{"kind": "top_fraction", "fraction": 0.5}], "selector": {"kind": "patient"}}
+    settings = SelectorSettings.parse(chain)
+    assert settings.scalars([1.0, 0.8]) == {"rounds": 2.0} and TopKSettings().scalars([1.0, 0.8]) == {}
+    with pytest.raises(ValueError, match="selector 'patient' follows the error on structures kept for validation"):
+        check_adaptive(settings, TrainingSettings(validation_fraction=0), "selector")
 
 
 def test_weight_of_uncertainty_rises_as_progress_fades():

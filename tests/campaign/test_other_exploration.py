@@ -16,6 +16,7 @@ from ase.build import molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 from tiny_campaign import run_or_resume, tiny_config
 
+from almlip_jax.campaign.checks import check_campaign
 from almlip_jax.campaign.choice import Beginning, ExplorationChoice, ExplorationInputs
 from almlip_jax.campaign.offers import found_by, offer
 from almlip_jax.campaign.report import write_report
@@ -53,7 +54,9 @@ PACKAGE = (
     + '''
 from typing import Literal
 
+from almlip_jax.campaign.checks import check_campaign
 from almlip_jax.campaign.choice import ExplorationChoice
+from almlip_jax.generation import GeneratorSettings
 
 
 class Shaken(ExplorationChoice):
@@ -67,6 +70,22 @@ class Shaken(ExplorationChoice):
 
     def most_candidates(self, pool):
         return self.count
+
+
+class Borrowing(Shaken):
+    """As that, with a gate and generators of ours."""
+
+    kind: Literal["borrowing"] = "borrowing"
+    species: tuple[str, ...] = ()
+    makes: tuple[GeneratorSettings, ...] = ()
+
+    @property
+    def species_named(self):
+        return self.species
+
+    @property
+    def generators(self):
+        return self.makes
 '''
 )
 MINE: dict[str, Any] = {"kind": "user", "function": "my_explorations:shaken", "candidates": 12}
@@ -125,6 +144,19 @@ def test_their_settings_are_those_of_a_config(tmp_path: Path) -> None:
         tiny_config(tmp_path, exploration={"kind": "user", "function": "my_explorations:shaken"})
     mine = tiny_config(tmp_path, exploration=MINE).exploration
     assert mine.most_candidates(0) == 12 and mine.pool_files == () and mine.starts_file is None
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"species": ["Au"]}, "exploration.gate.species names Au, which is in no structure"),
+        ({"makes": [{"kind": "strained"}]}, "'strained' can make nothing of the start geometries: start geometry 0"),
+    ],
+)
+def test_what_they_have_of_ours_is_checked_as_ours(tmp_path: Path, section: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        check_campaign(tiny_config(tmp_path, exploration={"kind": "borrowing", **section}))
 
 
 # ------------------------------------------------------------------------------------------ what becomes of their finds

@@ -20,7 +20,7 @@ from almlip_jax.errors import LabelError
 from almlip_jax.oracles.sources.labelled_file import FileSettings
 from almlip_jax.structures.io import write_structures
 from almlip_jax.sweep.pools import read_pool
-from almlip_jax.sweep.settings import SweepConfig
+from almlip_jax.sweep.settings import DATA_VARIABLE, SweepConfig
 
 
 def water(place: float, energy: float = -14.0, force: float = 0.0) -> Atoms:
@@ -78,7 +78,8 @@ def test_a_label_source_does_not_choose_between_labels(tmp_path: Path) -> None:
         label(water(0.0))
 
 
-def test_sweeps_tell_of_them(tmp_path: Path) -> None:
+def test_sweeps_tell_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(DATA_VARIABLE, raising=False)
     write_structures(tmp_path / "row.extxyz", [*ROW, water(0.2), water(0.3)])
     write_structures(tmp_path / "test.extxyz", [water(0.3, -15.0)])
     system = {"pool": "row.extxyz", "tests": {"test": "test.extxyz"}, "initial": 1}

@@ -210,7 +210,7 @@ def test_thresholds_of_ones_own(my_dynamics):
 
 
 PACKAGE = """
-from typing import Literal
+from typing import ClassVar, Literal
 
 from my_dynamics import Dragged, Latest, Spring, Stretched, arms, thresholds
 from almlip_jax.dynamics.admission import AdmissionSettings
@@ -245,6 +245,8 @@ class DraggedSettings(IntegratorSettings):
         return {"drag": self.drag}
 
 class LatestAdmission(AdmissionSettings):
+    never_full: ClassVar[bool] = True
+
     kind: Literal["latest"] = "latest"
     last: int
 
@@ -297,5 +299,7 @@ def test_those_of_an_installed_package_do_the_same(my_dynamics, with_kinds, coun
     assert pull.energy == pytest.approx(2.25) and pull.forces[0, :, 2] == pytest.approx([3.0, -3.0])
     rule = MdExploration.model_validate({"thresholds": {"kind": "largest", "factor": 3.0}}).thresholds
     assert rule.resolve(lambda: np.array([0.1, 0.2]), lambda _: None).levels == pytest.approx((0.6, 1.2))
+    with pytest.raises(ValidationError, match="a buffer of kind 'latest' is never full; leave when_full out"):
+        with_sections(OF_PACKAGE | {"when_full": "end_all"})
     with pytest.raises(ValidationError, match="'stretched'"):
         with_sections({"gate": {"kind": "streched"}})

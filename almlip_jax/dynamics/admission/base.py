@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from typing import Annotated, Any, Literal, Protocol, Self, cast
+from typing import Annotated, Any, ClassVar, Literal, Protocol, Self, cast
 
 import jax
 import jax.numpy as jnp
@@ -125,6 +125,9 @@ class Shared(Admission, ABC):
 class AdmissionSettings(Spec):
     """Settings of any admission rule."""
 
+    never_full: ClassVar[bool] = False
+    """Whether there is always a place for a better frame, so that no walker ends for want of one."""
+
     @property
     def looks_at_features(self) -> bool:
         """Whether it compares frames with the training set."""
@@ -178,6 +181,8 @@ class AdmissionSettings(Spec):
 
 class SharedAdmission(AdmissionSettings):
     """Rules by which walkers compete for slots, all of them or those of one stratum."""
+
+    never_full: ClassVar[bool] = True
 
     by: Literal["bath_temperature", "system", "walker"] | None = None
     """What tells strata of walkers apart, each of which has a share of the buffer for itself: temperatures, named
