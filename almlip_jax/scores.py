@@ -19,7 +19,7 @@ from pydantic import BeforeValidator
 
 from almlip_jax.kinds import load_plugins
 from almlip_jax.names import Known
-from almlip_jax.targets import DIPOLE, Target
+from almlip_jax.targets import Target, further_targets
 
 Needs: TypeAlias = Literal["spread", "epistemic", "total", "features", "training_set"]
 """What a score needs to tell structures apart.
@@ -267,7 +267,7 @@ declare(
     Score("force_epistemic_max", "eV/A", "largest of an atom", largest_of="force_epistemic", needs="epistemic"),
     Score("force_total_mean", "eV/A", "mean over the atoms", mean_of="force_total", needs="total"),
     Score("force_total_max", "eV/A", "largest of an atom", largest_of="force_total", needs="total"),
-    *spreads(DIPOLE),
+    *(score for target in further_targets() for score in spreads(target)),
     Score("latent_distance", "", "largest of an atom", largest_of="latent_distance", needs="training_set"),
     Score("extrapolation_grade", "", "largest of an atom", largest_of="extrapolation_grade", needs="training_set"),
     Score("configuration_grade", "", "grade of the structure over the active set", needs="training_set"),

@@ -304,7 +304,8 @@ def test_results_from_elsewhere_are_read_by_their_keys(folder: Path) -> None:
     assert_labels(_read(folder / "results" / "plain.cfg", typed))
 
 
-def test_sweeps_say_how_files_are_read(folder: Path) -> None:
+def test_sweeps_say_how_files_are_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ALMLIP_DATA_DIR", raising=False)
     system = {
         "pool": ["named.extxyz"],
         "keys": {"energy": "dft_energy", "forces": "dft_forces", "virial": "dft_virial"},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from functools import partial
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 from pydantic import ValidationError
 
 from almlip_jax import scores as declared
+from almlip_jax import targets
 from almlip_jax.campaign.settings import StoppingSettings
 from almlip_jax.dynamics import ExplorationSettings
 from almlip_jax.dynamics.thresholds import CalibratedThresholds
@@ -18,6 +21,7 @@ from almlip_jax.ensembles import EnsembleSettings, Prediction, committee_statist
 from almlip_jax.scores import Score, declare
 from almlip_jax.selection import SelectorSettings, TopKSettings
 from almlip_jax.structures.graph import lone_atoms
+from almlip_jax.targets import Target
 from almlip_jax.unit_names import unit_of
 
 RANGE = Score(
@@ -74,6 +78,17 @@ def test_values_that_a_score_lets_go_are_not_taken_for_later_ones(added):
         expected = factor * np.linalg.norm(mean, axis=-1)
         np.testing.assert_allclose(found.scores[f"alone_{factor}"], expected, rtol=1e-5)
         np.testing.assert_allclose(found.scores[f"held_mean_{factor}"], mean[:, 0] - factor, rtol=1e-5)
+
+
+def test_targets_of_ours_have_scores_of_their_spread_too(monkeypatch):
+    """Their declaration is enough, as for targets of packages; the module is made once more beside itself."""
+    charges = Target("charges", "e", per="atom")
+    monkeypatch.setattr(targets, "_TARGETS", targets._TARGETS | {"charges": charges})
+    origin = importlib.util.spec_from_file_location("scores_again", declared.__file__)
+    again = importlib.util.module_from_spec(origin)
+    monkeypatch.setitem(sys.modules, "scores_again", again)
+    origin.loader.exec_module(again)
+    assert {"dipole_std", "charges_std_max", "charges_std_mean"} <= {one.name for one in again.scores()}
 
 
 def test_settings_take_what_is_declared(added):
