@@ -38,7 +38,7 @@ from almlip_jax.models.constants import CONSTANTS, as_params, as_variables, with
 from almlip_jax.models.edges import EdgeBasis, edge_vectors, expand_edges
 from almlip_jax.models.electronic import BY_SPECIES, scaled_states, state_features, survey_states
 from almlip_jax.models.layout import side_by_side, stack, unstack
-from almlip_jax.models.radial import RadialBasis
+from almlip_jax.models.radial import RadialBasisName, radial_basis
 from almlip_jax.models.species_code import CodedLast, with_more_species
 from almlip_jax.settings import unit
 from almlip_jax.structures.graph import Graph, lone_atom, values_at_neighbors
@@ -88,7 +88,7 @@ class Edges:
 
 
 def edge_functions(
-    graph: Graph, paths: Sequence[Path], *, cutoff: float, cutoff_power: int, basis: RadialBasis, count: int
+    graph: Graph, paths: Sequence[Path], *, cutoff: float, cutoff_power: int, basis: str, count: int
 ) -> Edges:
     """Radial functions and coupled harmonics of all edges; differentiable in ``graph.vectors``.
 
@@ -97,14 +97,14 @@ def edge_functions(
         paths: couplings wanted.
         cutoff: Angstrom.
         cutoff_power: of the polynomial cutoff.
-        basis: kind of radial functions.
+        basis: name of the radial functions.
         count: number of radial functions B.
     """
     x, y, z = edge_vectors(graph, cutoff)
     expansion = EdgeBasis(cutoff, cutoff_power, count, max(path.edge for path in paths), basis)
     functions, harmonics = expand_edges(expansion, graph.edge_mask, (x, y, z))
     radial = jnp.swapaxes(functions, 1, 2)
-    if basis == "bessel":  # a factor 1/n: functions of higher frequency start with less weight and learn more slowly
+    if radial_basis(basis).by_order:  # functions of higher frequency start with less weight and learn more slowly
         radial = radial / np.arange(1, count + 1, dtype=radial.dtype)
     components = unstack(harmonics, 1)
     return Edges(radial, tuple(_coupled(path, components) for path in paths), jnp.sqrt(x**2 + y**2 + z**2))
@@ -227,7 +227,7 @@ class ConvolutionalSettings(ModelSettings):
     """Radius of an atom's surroundings, Angstrom; each further layer widens what an atom sees by as much."""
     cutoff_power: int = Field(default=5, ge=3, le=20)
     """Power of the polynomial cutoff; a smaller one lets far neighbours fade earlier."""
-    radial_basis: RadialBasis = "bessel"
+    radial_basis: RadialBasisName = "bessel"
     """Kind of radial functions."""
     radial: int = Field(default=8, ge=2, le=64)
     """Number of radial functions."""

@@ -17,7 +17,7 @@ import numpy as np
 from almlip_jax.materialise import materialised
 from almlip_jax.models.bilinear import harmonic_recursion, spherical_harmonics
 from almlip_jax.models.layout import stack, unstack
-from almlip_jax.models.radial import RadialBasis, gaussian_functions, polynomial_cutoff, sine_functions
+from almlip_jax.models.radial import polynomial_cutoff, radial_basis
 from almlip_jax.structures.graph import Graph
 
 Vectors: TypeAlias = tuple[jax.Array, jax.Array, jax.Array]
@@ -42,14 +42,14 @@ class EdgeBasis(NamedTuple):
         cutoff_power: power of the polynomial cutoff.
         radial: number of radial functions B.
         l_max: highest degree of the harmonics.
-        kind: of the radial functions.
+        kind: name of the radial functions.
     """
 
     cutoff: float
     cutoff_power: int
     radial: int
     l_max: int
-    kind: RadialBasis = "bessel"
+    kind: str = "bessel"
 
 
 class _Kept(NamedTuple):
@@ -71,8 +71,7 @@ def expand_edges(basis: EdgeBasis, mask: jax.Array, vectors: Vectors) -> tuple[j
         vectors: Angstrom, of length greater than 0.
 
     Returns:
-        radial functions [A, B, K] (`radial.sine_functions` times ``sqrt(2) cutoff / r``, or
-        `radial.gaussian_functions`) and harmonics [A, (l_max + 1)^2, K]
+        radial functions [A, B, K] (`radial.RadialBasis`) and harmonics [A, (l_max + 1)^2, K]
         (`bilinear.spherical_harmonics`); differentiable in the vectors, any number of times.  Where no slot holds an
         edge all of them are 0.
     """
@@ -85,17 +84,15 @@ def _forward(basis: EdgeBasis, mask: jax.Array, vectors: Vectors) -> tuple[tuple
     inverse = 1 / distance
     direction = (x * inverse, y * inverse, z * inverse)
 
-    bessel = basis.kind == "bessel"
+    family = radial_basis(basis.kind)
 
     def window(r: jax.Array) -> jax.Array:
         """What all radial functions have in common."""
         cut = jnp.where(mask, polynomial_cutoff(r, basis.cutoff, basis.cutoff_power), 0)
-        return jnp.sqrt(2.0).astype(r.dtype) * basis.cutoff / r * cut if bessel else cut
+        return cut if family.factor is None else family.factor(r, basis.cutoff) * cut
 
     shared, slope = jax.jvp(window, (distance,), (jnp.ones_like(distance),))
-    angle = jnp.pi / basis.cutoff * distance
-    arguments = (jnp.sin(angle), jnp.cos(angle)) if bessel else (distance,)
-    functions = partial(_functions, basis)
+    functions, arguments = partial(_functions, basis), family.arguments(distance, basis.cutoff)
     radial, slopes, harmonics = materialised(functions, jnp.any(mask), arguments, shared, slope, direction)
     return (radial, harmonics), _Kept(slopes, harmonics, direction, inverse)
 
@@ -104,11 +101,7 @@ def _functions(
     basis: EdgeBasis, arguments: tuple[jax.Array, ...], window: jax.Array, slope: jax.Array, direction: Vectors
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Radial functions and their slopes [A, B, K], harmonics [A, LM, K], from arrays [A, K]."""
-    if basis.kind == "bessel":
-        sine, cosine = arguments
-        values, slopes = sine_functions(sine, cosine, basis.cutoff, basis.radial)
-    else:
-        values, slopes = gaussian_functions(arguments[0], basis.cutoff, basis.radial)
+    values, slopes = radial_basis(basis.kind).functions(arguments, basis.cutoff, basis.radial)
     slopes = values * slope[:, None] + slopes * window[:, None]
     return values * window[:, None], slopes, stack(spherical_harmonics(direction, basis.l_max), 1)
 

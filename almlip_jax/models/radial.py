@@ -1,15 +1,76 @@
-"""Radial functions of an edge, and a polynomial cutoff that ends them smoothly to second order."""
+"""Radial functions of an edge, and a polynomial cutoff that ends them smoothly to second order.
+
+A basis is declared once, under the name that settings of models call it by; other packages declare theirs in a module
+of their entry point (`almlip_jax.kinds`).
+"""
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-RadialBasis: TypeAlias = Literal["bessel", "gaussian"]
-"""Names of the radial bases."""
+from almlip_jax.kinds import load_plugins
+from almlip_jax.names import Known
+
+
+def _distance_alone(distance: jax.Array, cutoff: float) -> tuple[jax.Array, ...]:
+    return (distance,)
+
+
+@dataclass(frozen=True)
+class RadialBasis:
+    """Radial functions, which models multiply with the cutoff function.
+
+    Attributes:
+        name: in settings.
+        functions: ``(arguments, cutoff, count)`` gives functions and their slopes in the distance, [A, B, K] each, from
+            arrays [A, K].
+        arguments: ``(distance, cutoff)`` gives these arrays, made once of distances [A, K] above 0, Angstrom; the
+            distance alone where not given.
+        factor: ``(distance, cutoff)`` gives what all functions are multiplied with, [A, K].
+        by_order: whether NequIP- and MACE-type models divide the n-th by n, so that functions of higher frequency start
+            with less weight.
+    """
+
+    name: str
+    functions: Callable[[tuple[jax.Array, ...], float, int], tuple[jax.Array, jax.Array]]
+    arguments: Callable[[jax.Array, float], tuple[jax.Array, ...]] = _distance_alone
+    factor: Callable[[jax.Array, float], jax.Array] | None = None
+    by_order: bool = False
+
+
+_DECLARED: dict[str, RadialBasis] = {}
+
+
+def declare(basis: RadialBasis) -> None:
+    """Makes a radial basis known, or anew, as when a cell of a notebook runs twice.
+
+    Raises:
+        ValueError: one of ours has this name.
+    """
+    if basis.name in _OURS:
+        raise ValueError(f"there is another radial basis '{basis.name}'; choose another name.")
+    _DECLARED[basis.name] = basis
+
+
+def radial_basis(name: str) -> RadialBasis:
+    """The radial basis of a name that settings take."""
+    load_plugins()
+    return (_OURS | _DECLARED)[name]
+
+
+def _names() -> tuple[str, ...]:
+    load_plugins()
+    return *_OURS, *_DECLARED
+
+
+RadialBasisName: TypeAlias = Annotated[str, Known("radial basis", _names)]
+"""Name of a radial basis."""
 
 
 def polynomial_cutoff(distance: jax.Array, cutoff: float | jax.Array, power: int = 6) -> jax.Array:
@@ -91,3 +152,28 @@ def gaussian_functions(distance: jax.Array, cutoff: float, count: int) -> tuple[
     along = distance[:, None] / spacing - np.arange(count, dtype=distance.dtype)[:, None]
     values = jnp.exp(-0.5 * along**2)
     return values, -along / spacing * values
+
+
+def _bessel(arguments: tuple[jax.Array, ...], cutoff: float, count: int) -> tuple[jax.Array, jax.Array]:
+    sine, cosine = arguments
+    return sine_functions(sine, cosine, cutoff, count)
+
+
+def _waves(distance: jax.Array, cutoff: float) -> tuple[jax.Array, ...]:
+    angle = jnp.pi / cutoff * distance
+    return jnp.sin(angle), jnp.cos(angle)
+
+
+def _before_waves(distance: jax.Array, cutoff: float) -> jax.Array:
+    return jnp.sqrt(2.0).astype(distance.dtype) * cutoff / distance
+
+
+def _gaussian(arguments: tuple[jax.Array, ...], cutoff: float, count: int) -> tuple[jax.Array, jax.Array]:
+    (distance,) = arguments
+    return gaussian_functions(distance, cutoff, count)
+
+
+_OURS = {
+    "bessel": RadialBasis("bessel", _bessel, _waves, _before_waves, by_order=True),
+    "gaussian": RadialBasis("gaussian", _gaussian),
+}

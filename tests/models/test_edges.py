@@ -6,10 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
+from almlip_jax.models import radial as bases
 from almlip_jax.models.bilinear import spherical_harmonics
 from almlip_jax.models.edges import EdgeBasis, expand_edges
-from almlip_jax.models.radial import polynomial_cutoff
+from almlip_jax.models.nequip import NequipSettings
+from almlip_jax.models.radial import RadialBasis, polynomial_cutoff
 
 CUTOFF, ATOMS, SLOTS = 4.0, 3, 5
 
@@ -25,6 +28,9 @@ def plainly(basis: EdgeBasis, mask: jax.Array, vectors: tuple[jax.Array, ...]) -
     cut = jnp.where(mask, polynomial_cutoff(distance, basis.cutoff, basis.cutoff_power), 0)
     if basis.kind == "bessel":
         waves = [np.sqrt(2) * jnp.sin(n * np.pi * distance / CUTOFF) * CUTOFF / distance for n in orders(basis)]
+    elif basis.kind == "chebyshev":
+        powers = [np.polynomial.chebyshev.cheb2poly(np.eye(basis.radial)[n - 1])[::-1] for n in orders(basis)]
+        waves = [jnp.polyval(power, 2 * distance / CUTOFF - 1) / distance for power in powers]
     else:
         spacing = CUTOFF / (basis.radial - 1)
         waves = [jnp.exp(-0.5 * ((distance - (n - 1) * spacing) / spacing) ** 2) for n in orders(basis)]
@@ -45,10 +51,39 @@ def some_edges() -> tuple[jax.Array, tuple[jax.Array, ...]]:
     return jnp.ones((ATOMS, SLOTS), bool).at[1, 3:].set(False), vectors
 
 
+def chebyshev(arguments, cutoff, count):
+    """Chebyshev polynomials over the distance."""
+
+    def values(r):
+        x = 2 * r / cutoff - 1
+        found = [jnp.ones_like(r), x]
+        while len(found) < count:
+            found.append(2 * x * found[-1] - found[-2])
+        return jnp.stack(found[:count], 1)
+
+    return jax.jvp(values, arguments, (jnp.ones_like(arguments[0]),))
+
+
+@pytest.fixture
+def with_chebyshev(monkeypatch):
+    monkeypatch.setattr(bases, "_DECLARED", {})
+    bases.declare(RadialBasis("chebyshev", chebyshev, factor=lambda distance, cutoff: 1 / distance))
+
+
+def test_settings_take_what_is_declared(with_chebyshev):
+    assert NequipSettings(radial_basis="chebyshev").radial_basis == "chebyshev"
+    with pytest.raises(ValidationError, match="'chebishev' is not a radial basis; did you mean 'chebyshev'"):
+        NequipSettings(radial_basis="chebishev")
+    assert NequipSettings.model_json_schema()["properties"]["radial_basis"]["enum"][2:] == ["chebyshev"]
+    with pytest.raises(ValueError, match="another radial basis 'gaussian'"):
+        bases.declare(RadialBasis("gaussian", chebyshev))
+
+
 @pytest.mark.parametrize(
-    ("radial", "l_max", "power", "kind"), [(6, 0, 3, "bessel"), (2, 1, 4, "gaussian"), (8, 4, 3, "bessel")]
+    ("radial", "l_max", "power", "kind"),
+    [(6, 0, 3, "bessel"), (2, 1, 4, "gaussian"), (8, 4, 3, "bessel"), (4, 1, 3, "chebyshev")],
 )
-def test_values_and_derivatives_are_those_of_the_formulas(radial, l_max, power, kind):
+def test_values_and_derivatives_are_those_of_the_formulas(with_chebyshev, radial, l_max, power, kind):
     basis = EdgeBasis(CUTOFF, power, radial, l_max, kind)
     mask, vectors = some_edges()
     rng = np.random.default_rng(1)
