@@ -450,11 +450,19 @@ POOL = ["--potential", "p", "--pool", "x", "--train", "x", "-k", "2"]
         (["sweep", "c.yaml", "--out", "file"], "file is a file; give a folder"),
         (["figure", "all", "x.csv", "--out", "file"], "file is a file; give a folder"),
         (["init", "zundel", "--out", "file/y"], "file/y cannot be written"),
+        (["evaluate", "p", "x.xyz", "--predictions", "file/b.xyz"], "file/b.xyz cannot be written"),
+        (["evaluate", "p", "x.xyz", "--predictions", "b.txt"], "b.txt should end in .extxyz or .xyz"),
+        (["evaluate", "p", "x.xyz", "--figures", "file"], "file is a file; give a folder"),
+        (["free-energy", "run", "--out", "folder.xyz"], "folder.xyz is a folder"),
+        (["free-energy", "run", "--out", "a.csv", "--figure", "file/a.png"], "file/a.png cannot be written"),
+        (["free-energy", "run", "--out", "a.csv", "--figure", "surface"], "surface should end in .png, .pdf or .svg"),
+        (["export", "p", "x.xyz", "--like", "./x.xyz", "--stablehlo"], "x.xyz is read; give another file to write"),
     ],
 )
 def test_places_are_looked_at_before_the_work(arguments, message, tmp_path, monkeypatch, capsys):
-    """None of the inputs is there: a place that cannot be written to is told of first."""
+    """No input can be used: a place that cannot be written to is told of first."""
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.xyz").write_text("")
     (tmp_path / "file").write_text("")
     (tmp_path / "folder.xyz").mkdir()
     with pytest.raises(SystemExit) as ended:

@@ -137,6 +137,8 @@ def export(
     wrong += ["neighbors"] if lammps_jax and neighbors is not None else []
     if wrong:
         raise InputError(f"--{wrong[0]} belongs to {'--lammps-jax' if stablehlo else '--stablehlo'}; leave it out.")
+    if out.exists() and like.exists() and out.samefile(like):
+        raise InputError(f"{out} is read; give another file to write.")
     names = None if platforms is None else platforms.split(",")
     numbers = ReadingOptions(types=types).reading().arguments["type_numbers"]
     model = load_folder(potential)

@@ -17,6 +17,8 @@ from almlip_jax.places import file_to_write, folder_to_write
 if TYPE_CHECKING:
     from almlip_jax.structures.labels import FileReading
 
+_DRAWN = (".png", ".pdf", ".svg")  # endings of figures
+
 
 def _structures_to_write(path: Path | None) -> Path | None:
     """A file that structures can be written to, or none."""
@@ -33,6 +35,13 @@ def frames_to_add_to(path: Path | None) -> Path | None:
 
     if path is not None:
         require_xyz(path)
+    return file_to_write(path)
+
+
+def _figure_to_write(path: Path | None) -> Path | None:
+    """A file that a figure can be drawn into, or none."""
+    if path is not None and path.suffix.lower() not in _DRAWN:
+        raise InputError(f"{path} should end in {', '.join(_DRAWN[:-1])} or {_DRAWN[-1]}, which says its format.")
     return file_to_write(path)
 
 
@@ -62,6 +71,16 @@ ScoredFile = Annotated[
 OptionalOutFile = Annotated[
     Path | None,
     typer.Option("--out", callback=_structures_to_write, help="File to write: .extxyz or .xyz, or MLIP-2's .cfg."),
+]
+PredictionsFile = Annotated[
+    Path | None,
+    typer.Option(
+        callback=_structures_to_write,
+        help="Also write the frames with labels, predictions and uncertainties (extxyz or cfg).",
+    ),
+]
+FigureFile = Annotated[
+    Path | None, typer.Option("--figure", callback=_figure_to_write, help="PNG, PDF or SVG file to draw into.")
 ]
 RunFolder = Annotated[Path, typer.Argument(help="Run directory.")]
 PotentialFolder = Annotated[Path, typer.Argument(help="Folder of a saved potential.")]

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from almlip_jax.cli.inputs import as_remembered, is_mtp_file, load_potential, load_reading, read_frames
-from almlip_jax.cli.options import ConfigFile, JsonFile, PotentialPlace, ReadingOptions, SetOption, with_reading_options
+from almlip_jax.cli.options import (
+    ConfigFile,
+    JsonFile,
+    PotentialPlace,
+    PredictionsFile,
+    ReadingOptions,
+    SetOption,
+    with_reading_options,
+)
 from almlip_jax.cli.output import print_pairs, rounded, say, say_left_out, show, write_result
 from almlip_jax.cli.program import app
 from almlip_jax.errors import InputError
@@ -149,25 +157,20 @@ def evaluate(
     potential: PotentialPlace,
     data: Annotated[Path, typer.Argument(help="Labelled structures.")],
     group_key: Annotated[str, typer.Option(help="Key of a frame's info that names its group.")] = "group",
-    predictions: Annotated[
-        Path | None,
-        typer.Option(help="Also write the frames with labels, predictions and uncertainties (extxyz or cfg)."),
-    ] = None,
+    predictions: PredictionsFile = None,
     figures: Annotated[
-        Path | None, typer.Option(help="Also draw parity and calibration, as PDF and PNG, into this folder.")
+        Path | None,
+        typer.Option(callback=folder_to_write, help="Also draw parity and calibration (PDF, PNG) into this folder."),
     ] = None,
     *,
     files: ReadingOptions,
     json_file: JsonFile = None,
 ) -> None:
     """Compare a potential with labels: errors and calibration, of all structures, of each group and each element."""
-    if predictions is not None:
-        from almlip_jax.structures.io import require_format
-
-        require_format(predictions)
     model, reading = load_reading(potential, files.reading())
     from almlip_jax.evaluation import error_metrics
     from almlip_jax.evaluation.tables import error_table, partly_labelled, uncertainty_table
+    from almlip_jax.structures.io import require_place
     from almlip_jax.structures.labels import hint_of_keys, likely_keys
 
     frames = read_frames([data], reading)
@@ -177,6 +180,9 @@ def evaluate(
             "predicts with `almlip score --labels predicted`."
         )
     model.check_elements(frames, str(data))
+    types = reading.arguments["type_numbers"] or model.type_numbers
+    if predictions is not None:
+        require_place(predictions, frames, str(data), type_numbers=types)
     evaluated = model.evaluate(frames)
     metrics = error_metrics(frames, evaluated, group_key=group_key)
     show(error_table(metrics, f"{data.name}: {len(frames)} structures"))
@@ -191,7 +197,7 @@ def evaluate(
     if predictions is not None:
         from almlip_jax.scoring import write_predictions
 
-        say_left_out(write_predictions(model, frames, evaluated, predictions, reading.arguments["type_numbers"]))
+        say_left_out(write_predictions(model, frames, evaluated, predictions, types))
         written.append(predictions)
     if figures is not None:
         from almlip_jax.figures.command import draw_errors

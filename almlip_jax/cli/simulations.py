@@ -10,11 +10,20 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from almlip_jax.cli.inputs import load_folder, load_potential
-from almlip_jax.cli.options import ConfigFile, JsonFile, PotentialFolder, RunOption, SetOption, frames_to_add_to
+from almlip_jax.cli.options import (
+    ConfigFile,
+    FigureFile,
+    JsonFile,
+    PotentialFolder,
+    RunOption,
+    SetOption,
+    frames_to_add_to,
+)
 from almlip_jax.cli.output import complain, print_pairs, rounded, show, write_result
 from almlip_jax.cli.program import app
 from almlip_jax.errors import InputError
 from almlip_jax.interrupts import exit_status
+from almlip_jax.places import file_to_write
 from almlip_jax.unit_names import with_unit
 
 if TYPE_CHECKING:
@@ -142,7 +151,7 @@ def lammps(
 @app.command(name="free-energy")
 def free_energy(
     run: Annotated[Path, typer.Argument(help="Folder of a run with the bias `metadynamics`, running or finished.")],
-    out: Annotated[Path, typer.Option("--out", help="CSV file to write.")],
+    out: Annotated[Path, typer.Option("--out", callback=file_to_write, help="CSV file to write.")],
     bias: Annotated[
         int | None, typer.Option("--bias", min=0, help="Position of the metadynamics among the biases, from 0.")
     ] = None,
@@ -150,13 +159,14 @@ def free_energy(
     ranges: Annotated[
         list[str] | None, typer.Option("--range", help="First and last value, as 1.0,2.5; once for each variable.")
     ] = None,
-    figure_file: Annotated[Path | None, typer.Option("--figure", help="PNG, PDF or SVG file to draw into.")] = None,
+    figure_file: FigureFile = None,
     json_file: JsonFile = None,
 ) -> None:
     """Write the free energy estimated from the hills of a metadynamics run."""
     from almlip_jax.simulation.free_energy import draw, run_free_energy, write_table
 
-    surface = run_free_energy(run, bias=bias, points=points, ranges=[_range(text) for text in ranges or []])
+    asked = [_range(text) for text in ranges or []]
+    surface = run_free_energy(run, bias=bias, points=points, ranges=asked, drawn=figure_file is not None)
     write_table(out, surface)
     rows = {"hills": str(surface.hills), "highest": f"{rounded(float(surface.mean.max()))} eV", "table": str(out)}
     if figure_file is not None:

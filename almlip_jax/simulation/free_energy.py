@@ -18,6 +18,8 @@ from almlip_jax.simulation.settings import ProductionDynamics
 from almlip_jax.yaml_text import read_yaml
 
 _POINTS = (300, 100, 40)  # along each axis, for one, two and three variables
+_MOST_POINTS = 3 * 10**7  # of a grid: a table of gigabytes
+_DRAWN = 2  # variables of a figure, at most
 _MARGIN = 2.0  # widths of a hill by which a grid reaches beyond the outermost ones
 
 
@@ -59,7 +61,12 @@ def hills_of(biases: Sequence[BiasSettings], states: Sequence[Any]) -> dict[int,
 
 
 def run_free_energy(
-    run: Path, *, bias: int | None = None, points: int | None = None, ranges: Sequence[tuple[float, float]] = ()
+    run: Path,
+    *,
+    bias: int | None = None,
+    points: int | None = None,
+    ranges: Sequence[tuple[float, float]] = (),
+    drawn: bool = False,
 ) -> FreeEnergy:
     """The free energy from the hills of a run of ``almlip md`` or ``almlip explore``, running or finished.
 
@@ -68,10 +75,12 @@ def run_free_energy(
         bias: position of the metadynamics among the biases; may be left out where there is one.
         points: along each variable; by default 300, 100 or 40 for one, two or three variables.
         ranges: first and last value of each variable; by default a period, or as far as hills reach.
+        drawn: whether it is to be drawn (`draw`).
 
     Raises:
         InputError: the folder holds no such run, no hill was left yet, no free energy follows from the hills (a ramp
-            on the bias, or walkers of different temperatures), or ``bias`` or ``ranges`` do not fit.
+            on the bias, or walkers of different temperatures), ``bias`` or ``ranges`` do not fit, the grid has too
+            many points, or there are too many variables to draw.
     """
     place = SimulationDirectory(run)
     number = _metadynamics(place, bias)
@@ -83,6 +92,8 @@ def run_free_energy(
     if hills is None or not np.any(hills.count):
         raise InputError(f"{place.path} has left no hills yet; they are written with every state that a run keeps.")
     with understood(path):
+        if drawn and len(hills.widths) > _DRAWN:
+            raise InputError("a free energy of three variables cannot be drawn; leave --figure out, and use the table.")
         axes = _axes(hills, ranges, points)
         surfaces = free_energy(hills, axes)
         mean = np.mean(surfaces, axis=0)
@@ -162,6 +173,10 @@ def _axes(hills: Hills, ranges: Sequence[tuple[float, float]], points: int | Non
     dimensions = len(hills.widths)
     if ranges and len(ranges) != dimensions:
         raise InputError(f"{len(ranges)} ranges are given for {dimensions} variables; give one for each, in order.")
+    each = points or _POINTS[dimensions - 1]
+    if each**dimensions > _MOST_POINTS:
+        most = int(_MOST_POINTS ** (1 / dimensions))
+        raise InputError(f"{each} points along each of {dimensions} variables are too many; take {most} at most.")
     centres = np.concatenate([own[:count] for own, count in zip(hills.centres, hills.count, strict=True)])
     axes = []
     for d in range(dimensions):
@@ -173,5 +188,5 @@ def _axes(hills: Hills, ranges: Sequence[tuple[float, float]], points: int | Non
         first, last = ranges[d] if ranges else natural
         if not first < last:
             raise InputError(f"the range {first:g} to {last:g} of {hills.names[d]} is empty; give the lower end first.")
-        axes.append(np.linspace(first, last, points or _POINTS[dimensions - 1]))
+        axes.append(np.linspace(first, last, each))
     return tuple(axes)

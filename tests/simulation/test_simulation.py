@@ -648,6 +648,16 @@ def test_free_energy_of_a_run_is_the_sum_of_its_hills(biased, tmp_path):
     assert (tmp_path / "surface.png").stat().st_size > 5000
     wrong = CliRunner().invoke(app, ["free-energy", str(biased), "--out", str(out), "--bias", "0"])
     assert wrong.exit_code == 1 and "bias 0" in wrong.output and "choose 1" in wrong.output, wrong.output
+    hills = {name: array for name, array in hills.items() if name != "centres"}
+    three = {name: np.repeat(hills.pop(name), 3) for name in ("widths", "periods", "names", "units")}
+    shutil.copytree(biased, tmp_path / "run")
+    centres = np.repeat(read_npz(biased / "hills_1.npz")["centres"], 3, axis=2)
+    write_npz(tmp_path / "run" / "hills_1.npz", hills | three | {"centres": centres})
+    assert run_free_energy(tmp_path / "run", points=3).mean.shape == (3, 3, 3)
+    with pytest.raises(InputError, match="5000 points along each of 3 variables are too many; take 310 at most"):
+        run_free_energy(tmp_path / "run", points=5000)
+    with pytest.raises(InputError, match="of three variables cannot be drawn"):
+        run_free_energy(tmp_path / "run", drawn=True)
 
 
 def test_damaged_hills_are_one_sentence(biased, damages, tmp_path):
