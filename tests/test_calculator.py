@@ -137,6 +137,18 @@ def test_what_is_said_to_be_implemented_is(plain, structures, mode):
         atoms.calc.get_property("latent_distance", atoms)
 
 
+def test_cells_that_span_no_volume_have_no_stress(plain, structures):
+    """Of a molecule, whose cell may be anything."""
+    atoms = structures["molecule"].copy()
+    atoms.calc = plain.calculator()
+    atoms.cell = [[1.1, 0.2, 0.3], [0.7, 1.3, 0.1], [1.8, 1.5, 0.4]]  # the third is the sum of the others
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.isfinite(atoms.get_forces()).all()
+        with pytest.raises(PropertyNotImplementedError):
+            atoms.get_stress()
+
+
 def test_cores_may_share_out_the_members(plain, structures):
     """The numbers of one core, with novelty scores."""
     two = Potential(SETTINGS, SPECIES, jax.tree.map(lambda x: x[:2], plain.params), REFERENCES)
@@ -384,16 +396,20 @@ def test_notes_of_states_are_as_long_as_what_is_known():
     assert states_note(atoms, None, sees_state=False) == {} and noted_states({}) == frozenset()
 
 
-def test_copies_work_on_their_own(plain, structures):
-    atoms = structures["molecule"].copy()
-    atoms.calc = plain.calculator()
-    forces = atoms.get_forces()
-    for other in (copy.deepcopy(atoms.calc), pickle.loads(pickle.dumps(atoms.calc))):
-        assert other.results["force_std_max"] > 0
-        other.reset()
-        again = structures["molecule"].copy()
-        again.calc = other
-        np.testing.assert_allclose(again.get_forces(), forces, atol=1e-7)
+def test_copies_work_on_their_own(plain, double, structures):
+    """In double precision with every digit, also where members are shared out."""
+    two = replace(double, params=jax.tree.map(lambda x: 1.1 * x[:2], double.params))  # digits that float32 has not
+    for potential, share, digits in ((plain, False, 1e-7), (two, True, 1e-12)):
+        atoms = structures["molecule"].copy()
+        atoms.calc = potential.calculator()
+        atoms.calc.following = Following(potential, 0.5, share=share)
+        forces = atoms.get_forces()
+        for other in (copy.deepcopy(atoms.calc), pickle.loads(pickle.dumps(atoms.calc))):
+            assert other.results["force_std_max"] > 0
+            other.reset()
+            again = structures["molecule"].copy()
+            again.calc = other
+            np.testing.assert_allclose(again.get_forces(), forces, atol=digits)
 
 
 # ----------------------------------------------------------------------------------------------------- scripts of ASE

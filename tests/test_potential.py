@@ -626,6 +626,8 @@ def test_energy_fn_of_members_and_what_it_refuses(potential):
         energies(atoms.positions, neighbors, box=[1.0, 2.0])
     with pytest.raises(InputError, match="no atom"):
         potential.energy_fn(Atoms())
+    with pytest.raises(InputError, match="of one structure, not of 2"):
+        potential.energy_fn([atoms, atoms])
     with pytest.raises(InputError, match="jax_enable_x64"):
         potential.energy_fn(atoms, precision="float64")
     neutral = replace(potential, fitted={}, metadata={"states_met": [[0, 1]]})

@@ -122,9 +122,10 @@ class Answer(Mapping[str, Any]):
 
     @cached_property
     def volume(self) -> float | None:
-        """Of the cell in Angstrom^3, of slabs and wires too, as ASE has it; None where there is none."""
+        """Of the cell in Angstrom^3, of slabs and wires too, as ASE has it; None where its vectors do not span one."""
         cell = self.atoms.cell.array
-        return cell_volume(cell) if cell.any(axis=1).all() else None
+        volume = cell_volume(cell)
+        return volume if volume > _FLAT * math.prod(math.hypot(*row) for row in cell.tolist()) else None
 
     @cached_property
     def own_energies(self) -> np.ndarray:
@@ -175,6 +176,7 @@ def _stress(answer: Answer, path: str, which: Any) -> np.ndarray | None:
     return found
 
 
+_FLAT = 1e-10  # volume of the unit vectors of a cell whose directions depend on each other, but for rounding
 _FIRST, _SECOND = np.array([0, 1, 2, 1, 0, 0]), np.array([0, 1, 2, 2, 2, 1])  # Voigt's order
 
 

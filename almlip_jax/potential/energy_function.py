@@ -20,6 +20,7 @@ from jax.typing import ArrayLike
 
 from almlip_jax.compilation import check_name
 from almlip_jax.errors import InputError
+from almlip_jax.given import given_structures
 from almlip_jax.potential.following import in_type
 from almlip_jax.precision import full_precision
 from almlip_jax.structures.electronic_state import electronic_state
@@ -47,6 +48,10 @@ def energy_function(
     precision: Precision | None,
 ) -> tuple[WalkerNeighbors, EnergyFunction]:
     """The neighbours of a structure, and its energy; see `Potential.energy_fn`."""
+    given = given_structures(atoms, "atoms")
+    if len(given) != 1:
+        raise InputError(f"an energy function is of one structure, not of {len(given)}; make one of each.")
+    (atoms,) = given
     if len(atoms) == 0:
         raise InputError("there is no atom to evaluate.")
     dtype = _type_of(potential, precision)

@@ -219,8 +219,14 @@ class Following:
         return tree if self._devices is None else laid_over(tree, self._devices, of_members=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without programs, which cannot be copied."""
-        return self.__dict__ | {"_programs": {}, "_declared": (), "_taken": {}}
+        """Without programs, and without arrays of devices, which come back in the precision of the other process."""
+        gone = {"_programs": {}, "_declared": (), "_taken": {}, "_listed": None, "_params": None, "_novelty": None}
+        return self.__dict__ | gone | {"_devices": self._devices is not None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Puts parameters on devices again, shared out where they were and there are several."""
+        self.__dict__.update(state)
+        self._lay(_sharing(self._arrays[0]) if state["_devices"] else None)
 
     def _in_precision(self) -> AbstractContextManager[Any]:
         return jax.enable_x64(True) if self.precision == "float64" else nullcontext()

@@ -208,6 +208,10 @@ class Follower:
         self._slots: dict[int, int] = {}  # neighbour slots by atom slots; none is given up
         self._last: _Cell | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the list, which is on a device."""
+        return self.__dict__ | {"_built": None}
+
     def look(self, atoms: Atoms, state: tuple[int, int]) -> tuple[Listed, Place]:
         """List and place of a structure with some charge and multiplicity.
 
