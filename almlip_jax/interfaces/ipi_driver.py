@@ -91,6 +91,7 @@ class PotentialDriver:
             raise InputError(f"i-PI has {len(places)} atoms and the template {len(atoms)}; give the same structure.")
         atoms.positions = places
         atoms.set_cell(np.asarray(cell, np.float64).T * BOHR)
+        self._check_whole(atoms)
         results = self._nearest(places)(atoms, "scores")
         force = HARTREE / BOHR
         none = np.zeros(6)  # of a structure without a cell
@@ -104,6 +105,26 @@ class PotentialDriver:
             **{one.name: results[one.name] for one in scores() if np.isfinite(results.get(one.name, np.nan))},
         }
         return results["energy"] / HARTREE, results["forces"] / force, virial, json.dumps(extras)
+
+    def _check_whole(self, atoms: Atoms) -> None:
+        """Refuses a structure that i-PI took apart: it brings atoms into the cell in all directions or none.
+
+        Raises:
+            InputError: atoms are where they were in the template, or in the call before, but for other numbers of cells
+                in an open direction.
+        """
+        if atoms.pbc.all() or atoms.cell.rank < 3:
+            return
+        inverse = np.linalg.inv(atoms.cell.array)
+        for last in (self.template.positions, *(places for places, _ in self._following)):
+            moved = atoms.positions - last
+            cells = np.rint(moved @ inverse)
+            torn = np.flatnonzero((cells != cells[0])[:, ~atoms.pbc].any(axis=1))
+            if torn.size and np.abs(moved - cells @ atoms.cell.array).max() <= self.skin / 2:
+                raise InputError(
+                    f"i-PI has brought atom {torn[0]} back into the cell in a direction in which the template is open; "
+                    "leave pbc='true' of the force field out of the input."
+                )
 
     def _nearest(self, places: np.ndarray) -> Following:
         """What followed the bead that is nearest to positions [N, 3]: i-PI does not say which bead it asks for."""

@@ -118,6 +118,20 @@ def test_each_bead_keeps_its_list(folder):
     assert [following.follower.builds for _, following in driver._following] == [1, 1, 1]
 
 
+def test_structures_that_ipi_took_apart_are_refused(folder):
+    """With pbc='true' it brings atoms into the cell in open directions too; as a whole they may be anywhere."""
+    driver = PotentialDriver(str(folder / "potential"), str(folder / "start.extxyz"))
+    driver.template.pbc[2] = False
+    cell, start = driver.template.cell.array.T / BOHR, driver.template.positions / BOHR
+    whole, *_ = driver(cell, start)
+    torn, away = start.copy(), start + 2 * cell[:, 2]
+    torn[3:5] -= cell[:, 2]
+    away[1] += cell[:, 0]
+    assert driver(cell, away)[0] == pytest.approx(whole, rel=1e-8)
+    with pytest.raises(InputError, match="atom 3 back into the cell in a direction in which the template is open"):
+        driver(cell, torn)
+
+
 INPUT = """
 <simulation mode='static' verbosity='low'>
   <output prefix='run'>
