@@ -220,8 +220,9 @@ class Following:
 
     def __getstate__(self) -> dict[str, Any]:
         """Without programs, and without arrays of devices, which come back in the precision of the other process."""
-        gone = {"_programs": {}, "_declared": (), "_taken": {}, "_listed": None, "_params": None, "_novelty": None}
-        return self.__dict__ | gone | {"_devices": self._devices is not None}
+        empty: dict[str, Any] = dict.fromkeys(("_listed", "_params", "_novelty"))
+        programs: dict[str, Any] = {"_programs": {}, "_declared": (), "_taken": {}}
+        return self.__dict__ | empty | programs | {"_devices": self._devices is not None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Puts parameters on devices again, shared out where they were and there are several."""
@@ -238,7 +239,7 @@ class Following:
             return
         strange = self.potential.strange_state(atoms)
         if strange is not None:
-            warnings.warn(strange, stacklevel=3)
+            warnings.warn(strange, stacklevel=4)
 
     def _readers(self, part: Part, layout: Layout) -> dict[str, Reader]:
         """What takes results out of what a program gives."""
