@@ -11,7 +11,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from almlip_jax.dynamics.gates import GateSettings
 from almlip_jax.features import FeatureMap
-from almlip_jax.kinds import Spec
+from almlip_jax.kinds import Named, Spec
 from almlip_jax.names import Known
 from almlip_jax.settings import Settings, settings_in
 from almlip_jax.templates import KINDS
@@ -114,12 +114,12 @@ def test_names_that_are_declared_pass_and_others_are_hinted_at():
 
 OF_EVERY_FAMILY = """
 from typing import Literal
-from almlip_jax.kinds import Spec
+from almlip_jax.kinds import Named, Spec
 
 def nothing(self, *_, **__):
     return None
 
-for family in [one for one in Spec.__subclasses__() if one.__module__.startswith("almlip_jax.")]:
+for family in [one for above in (Spec, Named) for one in above.__subclasses__() if one is not Named]:
     content = {name: nothing for name in (*family.__abstractmethods__, "explore")}
     content |= {"__module__": __name__, "__annotations__": {"kind": Literal["of_package"]}, "kind": "of_package"}
     type(f"Another{family.__name__}", (family,), content)
@@ -135,8 +135,9 @@ def test_every_section_that_comes_in_kinds_takes_those_of_packages(with_kinds):
     annotations = [field.annotation for model in known for field in model.model_fields.values()]
     held = {one for annotation in annotations for one in _classes(annotation) if issubclass(one, Spec)}
     assert not [one.__name__ for one in held if not one.is_open()]
-    families = {one for one in Spec.__subclasses__() if one.__module__.startswith("almlip_jax.")}
-    assert len(families) >= 15 and families <= held
+    families = {one for above in (Spec, Named) for one in above.__subclasses__()} - {Named}
+    families = {one for one in families if one.__module__.startswith("almlip_jax.")}
+    assert len(families) >= 18 and families <= held
     assert all(family.parse({"kind": "of_package"}).package() == "other-kinds" for family in families)
 
 
