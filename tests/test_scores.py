@@ -10,14 +10,16 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ase.build import molecule
 from pydantic import ValidationError
 
 from almlip_jax import scores as declared
 from almlip_jax import targets
 from almlip_jax.campaign.settings import StoppingSettings
-from almlip_jax.dynamics import ExplorationSettings
+from almlip_jax.dynamics import ExplorationSettings, know
 from almlip_jax.dynamics.thresholds import CalibratedThresholds
 from almlip_jax.ensembles import EnsembleSettings, Prediction, committee_statistics, gives_score
+from almlip_jax.potential import Potential, fitted, novelty
 from almlip_jax.scores import Score, declare
 from almlip_jax.selection import SelectorSettings, TopKSettings
 from almlip_jax.structures.graph import lone_atoms
@@ -98,6 +100,67 @@ def test_settings_take_what_is_declared(added):
     CalibratedThresholds(tolerance=0.1).check("force_range_max")
     assert "force_range_max" in TopKSettings.model_json_schema()["properties"]["score"]["enum"]
     assert not gives_score("force_range_max", EnsembleSettings(size=1, likelihood="evidential"))
+
+
+FITTED = """
+from typing import ClassVar
+
+import jax.numpy as jnp
+from flax import struct
+from almlip_jax.potential.fitted import fitted_kind
+from almlip_jax.potential.novelty import fits
+from almlip_jax.scores import Score, declare
+
+declare(
+    Score("beyond", "", "how far a feature is beyond all of the training set", per="atom", needs="training_set"),
+    Score("beyond", "", "largest of an atom", largest_of="beyond", needs="training_set"),
+)
+
+@fitted_kind
+@struct.dataclass
+class Box:
+    kind: ClassVar[str] = "box"
+    version: ClassVar[int] = 1
+    low: object
+    high: object
+
+    def arrays(self):
+        return {"low": self.low, "high": self.high}
+
+    def numbers(self):
+        return {}
+
+    @classmethod
+    def restored(cls, arrays, numbers):
+        return cls(arrays["low"], arrays["high"])
+
+    def of(self, prediction, graph):
+        x = prediction.features
+        over = jnp.maximum(x - self.high[:, None], self.low[:, None] - x)
+        return jnp.where(graph.atom_mask, jnp.max(over, axis=(0, 2)), 0)
+
+@fits("beyond")
+def fit(features, species, num_species):
+    return Box(features.min(axis=1), features.max(axis=1))
+"""
+
+
+def test_a_package_brings_a_score_that_is_fitted(committee, with_kinds, monkeypatch, tmp_path):
+    """By a class of its own, which potentials keep; gates find it where they know the training set."""
+    for module, name in ((novelty, "_FITS"), (fitted, "_KINDS")):
+        monkeypatch.setattr(module, name, dict(getattr(module, name)))
+    with_kinds(FITTED)
+    frames = [molecule(name) for name in ("H2O", "CO2", "CH3OH")]
+    walkers = {"walkers": [{"temperature": 300}], "gate": {"kind": "absolute", "score": "beyond"}}
+    committee.with_fitted(**know(walkers, committee, frames[:2], 0).novelty).save(tmp_path / "p")
+    potential = Potential.load(tmp_path / "p")
+    assert set(know(walkers, potential, None, 0).novelty) == {"beyond"}
+    known, other = (committee.atom_features(one)[0] for one in (frames[:2], frames[2:]))
+    beyond = np.maximum(other - known.max(axis=1)[:, None], known.min(axis=1)[:, None] - other).max(axis=(0, 2))
+    found = potential.evaluate(frames)
+    assert found.scores["beyond"][:2] == pytest.approx(0, abs=1e-6)
+    np.testing.assert_allclose(found.atom_scores["beyond"][2], beyond, rtol=1e-4, atol=1e-6)
+    assert found.scores["beyond"][2] == pytest.approx(beyond.max(), rel=1e-4) and beyond.max() > 1e-3
 
 
 def test_a_cell_of_a_notebook_may_run_twice(added):

@@ -2,9 +2,9 @@
 
 from almlip_jax.potential.active_set import GRADES, ActiveSetSettings, ActiveStructures, Grades
 from almlip_jax.potential.calculator import PotentialCalculator
-from almlip_jax.potential.evaluator import Evaluated, FittedScore
+from almlip_jax.potential.evaluator import Evaluated
 from almlip_jax.potential.fitted import Calibration, Fitted, FittedKind, TrainingSet, fitted_kind
-from almlip_jax.potential.novelty import Novelty, novelty_names
+from almlip_jax.potential.novelty import FittedScore, Novelty, novelty_names
 from almlip_jax.potential.potential import NO_FEATURES, Potential
 from almlip_jax.potential.spanning import Offer
 from almlip_jax.potential.storage import check_place

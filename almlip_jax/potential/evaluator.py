@@ -27,8 +27,7 @@ from almlip_jax.errors import InputError
 from almlip_jax.features import Described, FeatureRequest, feature_factors, feature_maps
 from almlip_jax.features.request import FeatureFactors
 from almlip_jax.models import Params
-from almlip_jax.potential.active_set import Grades
-from almlip_jax.potential.novelty import Novelty
+from almlip_jax.potential.novelty import FittedScore
 from almlip_jax.potential.states import strange_state
 from almlip_jax.precision import full_precision
 from almlip_jax.scores import Score, atom_scores, largest_of, scores
@@ -54,10 +53,6 @@ _CHUNK_FRAMES = 1024  # frames whose common shape is looked for before their bat
 _CHUNK_ATOMS = 2**17  # or atoms, where frames are large
 _CONTACT = 1e-3  # Angstrom; atoms that are nearer are in one place
 _SEARCH = 2.0  # Angstrom; the search for them divides space into boxes of this size, so it should not be tiny
-
-
-FittedScore: TypeAlias = Novelty | Grades
-"""What gives a score that was fitted to a training set, from predictions."""
 
 
 @dataclass(frozen=True)

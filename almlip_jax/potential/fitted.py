@@ -17,6 +17,7 @@ import numpy as np
 
 from almlip_jax.errors import InputError
 from almlip_jax.feature_names import FeatureName
+from almlip_jax.kinds import load_plugins
 from almlip_jax.models import Params
 from almlip_jax.models.charge_energy import CHARGE_ENERGY
 
@@ -90,6 +91,7 @@ class Fitted:
         Raises:
             InputError: the kind is not known, or its format is of a later version.
         """
+        load_plugins()
         kind = _KINDS.get(str(text["kind"]))
         if kind is None or int(text["version"]) > kind.version:
             raise InputError(f"'{text['kind']}' of format {text['version']} is not known to this version")

@@ -34,7 +34,7 @@ from almlip_jax.ensembles import (
 from almlip_jax.errors import InputError
 from almlip_jax.models import Params
 from almlip_jax.potential.answers import Answer, Layout, Reader, of_atoms, readers_of
-from almlip_jax.potential.evaluator import FittedScore
+from almlip_jax.potential.novelty import FittedScore
 from almlip_jax.precision import full_precision
 from almlip_jax.scores import Score, atom_scores, largest_of, scores
 from almlip_jax.structures.electronic_state import electronic_state

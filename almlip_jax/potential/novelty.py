@@ -8,7 +8,7 @@ It is fitted on the host, and arrays in the compiled loop.  Grades of extrapolat
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, ClassVar, Self, TypeAlias, cast
+from typing import Any, ClassVar, Protocol, Self, TypeAlias, TypeVar, cast, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -17,13 +17,26 @@ from flax import struct
 
 from almlip_jax.ensembles import Prediction
 from almlip_jax.errors import InputError
-from almlip_jax.potential.fitted import fitted_kind
+from almlip_jax.potential.fitted import FittedKind, fitted_kind
 from almlip_jax.scores import names as names_of
 from almlip_jax.scores import scores
 from almlip_jax.structures.graph import Graph
 
 _RIDGE = 1e-4  # of the mean variance; directions in which training atoms never differ count for little
 _FEWEST = 1e-12
+
+
+@runtime_checkable
+class FittedScore(Protocol):
+    """What gives a score that was fitted to a training set, from predictions; a pytree, whose arrays are data."""
+
+    def of(self, prediction: Prediction, graph: Graph) -> jax.Array:
+        """The score of each atom, [A], 0 for padding atoms; of a score of structures alone, [S]."""
+        ...
+
+
+class KeptScore(FittedScore, FittedKind, Protocol):
+    """One that potentials keep; `fits` makes known what fits it, and `fitted_kind` what it is."""
 
 
 @fitted_kind
@@ -84,7 +97,7 @@ class Novelty:
 
 def fit_novelty(
     names: Collection[str], features: np.ndarray, species: np.ndarray, num_species: int
-) -> dict[str, Novelty]:
+) -> dict[str, KeptScore]:
     """Novelty scores by name, from the features [L, A, F] and species [A] of the atoms of the training set.
 
     Raises:
@@ -101,14 +114,17 @@ def novelty_names() -> tuple[str, ...]:
     return tuple(name for name in names_of(scores(fitted=True)) if name in _FITS)
 
 
-_Fit: TypeAlias = Callable[[np.ndarray, np.ndarray, int], Novelty]
+_Fit: TypeAlias = Callable[[np.ndarray, np.ndarray, int], KeptScore]
 _FITS: dict[str, _Fit] = {}
 
 
-def fits(name: str) -> Callable[[Callable[..., Novelty]], Callable[..., Novelty]]:
+Fit = TypeVar("Fit", bound=Callable[..., KeptScore])
+
+
+def fits(name: str) -> Callable[[Fit], Fit]:
     """Makes a function of features [L, A, F], species [A] and Z the fit of a declared novelty score."""
 
-    def remember(fit: Callable[..., Novelty]) -> Callable[..., Novelty]:
+    def remember(fit: Fit) -> Fit:
         _FITS[name] = fit
         return fit
 

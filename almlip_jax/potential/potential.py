@@ -23,10 +23,10 @@ from almlip_jax.potential.active_set import ActiveSetSettings, ActiveStructures
 from almlip_jax.potential.calculator import PotentialCalculator
 from almlip_jax.potential.compositions import noted_compositions
 from almlip_jax.potential.energy_function import EnergyFunction, energy_function
-from almlip_jax.potential.evaluator import Evaluated, Evaluator, FittedScore, joined, reference_energy
+from almlip_jax.potential.evaluator import Evaluated, Evaluator, joined, reference_energy
 from almlip_jax.potential.file_types import noted_file_types
 from almlip_jax.potential.fitted import TRAINING_ROWS, Calibration, Fitted, FittedKind, TrainingSet, params_digest
-from almlip_jax.potential.novelty import Novelty, fit_novelty, novelty_names
+from almlip_jax.potential.novelty import FittedScore, fit_novelty, novelty_names
 from almlip_jax.potential.spanning import Offer
 from almlip_jax.potential.states import noted_states, strange_state
 from almlip_jax.structures.graph import Graph
@@ -174,7 +174,7 @@ class Potential:
     def novelty(self) -> dict[str, FittedScore]:
         """Fitted scores by name; grades are among them where predictions give them, over the linear parameters."""
         found: dict[str, FittedScore] = {
-            name: one.value for name, one in self.fitted.items() if isinstance(one.value, Novelty)
+            name: one.value for name, one in self.fitted.items() if isinstance(one.value, FittedScore)
         }
         active = self.active_set
         if active is not None and active.settings.parameters == "linear":
