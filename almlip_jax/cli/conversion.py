@@ -133,10 +133,9 @@ def export(
         raise InputError("say what is to be written: --stablehlo or --lammps-jax, one of them.")
     of_lammps: dict[str, Any] = {"elements": elements, "units": units, "skin": skin}
     of_lammps |= {"without-references": without_references or None}
-    wrong = [name for name, value in of_lammps.items() if stablehlo and value is not None]
-    wrong += ["neighbors"] if lammps_jax and neighbors is not None else []
-    if wrong:
-        raise InputError(f"--{wrong[0]} belongs to {'--lammps-jax' if stablehlo else '--stablehlo'}; leave it out.")
+    others, owner = (of_lammps, "--lammps-jax") if stablehlo else ({"neighbors": neighbors}, "--stablehlo")
+    if wrong := [name for name, value in others.items() if value is not None]:
+        raise InputError(f"--{wrong[0]} belongs to {owner}; leave it out.")
     if out.exists() and like.exists() and out.samefile(like):
         raise InputError(f"{out} is read; give another file to write.")
     names = None if platforms is None else platforms.split(",")

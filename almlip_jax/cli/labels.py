@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ase import Atoms
 
     from almlip_jax.campaign.config import LabelConfig
+    from almlip_jax.oracles import LabelResult
 
 
 @app.command()
@@ -78,8 +79,6 @@ def label(
     from almlip_jax.campaign.config import LabelConfig
     from almlip_jax.campaign.preparation import requested_frames
     from almlip_jax.config import load_settings
-    from almlip_jax.oracles import Labeller, LabelStore, PendingLabels
-    from almlip_jax.progress import open_progress
     from almlip_jax.structures.io import require_place, write_structures
     from almlip_jax.structures.labels import LABEL_ERROR
 
@@ -94,14 +93,7 @@ def label(
         raise InputError("name the file to write: --out labelled.extxyz.")
     require_place(out, frames, str(structures), type_numbers=settings.system.arguments["type_numbers"])
     store_path = db or out.with_suffix(".db")
-    provenance = {"purpose": "label", "campaign": settings.name}
-    with LabelStore(store_path) as store, Labeller(settings.oracle, store, settings.executor) as labeller:
-        try:
-            with open_progress() as progress, progress.stage("label", len(frames), unit="labels") as advance:
-                results = labeller.label(frames, provenance, on_label=lambda _: advance(1), retry=retry)
-        except PendingLabels as pending:
-            complain(str(pending))
-            raise typer.Exit(3) from None
+    results = _labels(settings, frames, store_path, retry)
     failed = [(n, result.error) for n, result in enumerate(results) if result.atoms is None]
     for number, error in failed:
         frames[number].info[LABEL_ERROR] = error
@@ -120,6 +112,21 @@ def label(
         earlier = sum(results[n].cached for n, _ in failed)
         again = f" ({earlier} of them in an earlier call; --retry tries these again)" if earlier else ""
         raise LabelError(f"{len(failed)} of {len(frames)} labels failed{again}; frame {number}: {reason}")
+
+
+def _labels(settings: LabelConfig, frames: list[Atoms], store_path: Path, retry: bool) -> list[LabelResult]:
+    """The labels of all frames; those that are made elsewhere and have not arrived end the command."""
+    from almlip_jax.oracles import Labeller, LabelStore, PendingLabels
+    from almlip_jax.progress import open_progress
+
+    provenance = {"purpose": "label", "campaign": settings.name}
+    with LabelStore(store_path) as store, Labeller(settings.oracle, store, settings.executor) as labeller:
+        try:
+            with open_progress() as progress, progress.stage("label", len(frames), unit="labels") as advance:
+                return labeller.label(frames, provenance, on_label=lambda _: advance(1), retry=retry)
+        except PendingLabels as pending:
+            complain(str(pending))
+            raise typer.Exit(3) from None
 
 
 def _show_first_label(settings: LabelConfig, frames: list[Atoms], dry_run: bool, json_file: Path | None) -> None:
