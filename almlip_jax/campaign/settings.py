@@ -358,8 +358,8 @@ class MdExploration(ExplorationSettings, ExplorationChoice):
 
     @property
     def starts_labelled(self) -> bool:
-        """Unless they start at structures of a file."""
-        return self.starts_file is None
+        """As `starts` say."""
+        return self.starts.at_labelled
 
     @property
     def species_named(self) -> Collection[str]:

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from ase import Atoms
@@ -63,6 +63,9 @@ class Beginnings:
 class StartSettings(Spec):
     """Where walkers begin anew."""
 
+    at_labelled: ClassVar[bool] = False
+    """Whether that is at labelled structures whose atoms stand in the order of a start geometry."""
+
     @property
     def file(self) -> Path | None:
         """A file whose structures walkers begin at."""
@@ -85,6 +88,8 @@ class StartSettings(Spec):
 class LabelledStarts(StartSettings):
     """Walkers start at labelled structures of the composition of a start geometry, drawn at random in each round."""
 
+    at_labelled: ClassVar[bool] = True
+
     kind: Literal["labelled"] = "labelled"
     energy: float = Field(default=2.0, gt=0, le=1000.0)
     """Labelled structures serve as starts up to this many times the thermal energy 3/2 N kB T above the lowest."""
@@ -99,6 +104,8 @@ class RelaxedStarts(RelaxationSettings, StartSettings):
 
     A relaxation that goes beyond the stop threshold or is unphysical ends, and the frame before is the start.
     """
+
+    at_labelled: ClassVar[bool] = True
 
     kind: Literal["relaxed"] = "relaxed"
     energy: float = Field(default=2.0, gt=0, le=1000.0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,6 +33,17 @@ from almlip_jax.structures.io import read_structures, write_structures
 from almlip_jax.structures.likeness import Likeness
 from almlip_jax.structures.repeats import geometry_key
 from almlip_jax.units import KB
+
+HIGHEST = """
+from typing import Literal
+from almlip_jax.campaign.starts import StartSettings
+
+class HighestStarts(StartSettings):
+    kind: Literal["highest"] = "highest"
+
+    def begin(self, given):
+        return [max(given.dataset, key=lambda frame: frame.get_potential_energy())] * len(given.temperatures)
+"""
 
 
 def settings(**changes: Any) -> MdExploration:
@@ -131,6 +142,14 @@ class TestStarts:
         ]
         assert went_on == [True, True, False, True, True, True]
         assert all(start.calc is not None for start in walker_starts(place, settings(), 1, dataset))
+
+    def test_may_be_those_of_a_package(self, tmp_path: Path, with_kinds: Callable[[str], None]) -> None:
+        with_kinds(HIGHEST)
+        dataset = [labelled("H2O", energy) for energy in (0.1, 0.9, 0.5)]
+        chosen = settings(starts={"kind": "highest"})
+        starts = walker_starts(campaign(tmp_path, self.water), chosen, 0, dataset)
+        assert self.energies(starts) == [0.9] * 6
+        assert not chosen.starts_labelled and settings().starts_labelled and chosen.starts_file is None
 
     def test_the_energy_bound_is_a_setting_of_the_starts(self, tmp_path: Path) -> None:
         thermal = 1.5 * 3 * KB * 300
