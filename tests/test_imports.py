@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).parents[1]
 
 
 def environment() -> dict[str, str]:
@@ -58,3 +64,36 @@ def test_the_compiler_keeps_quiet_unless_asked(first):
     level = f"{first}, os; print(os.environ['TF_CPP_MIN_LOG_LEVEL'])"
     assert run(level) == "3\n"
     assert run(f"import os; os.environ['TF_CPP_MIN_LOG_LEVEL'] = '0'; {level}") == "0\n"
+
+
+def rooms() -> dict[str, int]:
+    """The floor of every room, in the order of the table of `docs/design.md`."""
+    table = (ROOT / "docs" / "design.md").read_text().partition("\n## Kinds")[0].splitlines()
+    rows = [line.split("|")[1] for line in table if line.startswith("| `")]
+    return {name.rstrip("/"): floor for floor, row in enumerate(rows) for name in re.findall(r"`([\w/]+)`", row)}
+
+
+def imported(statements: list[ast.stmt]) -> Iterator[str]:
+    """Rooms that are imported when a module is loaded: not for types alone, nor when something is called."""
+    for node in statements:
+        if isinstance(node, ast.If):
+            yield from imported(node.orelse if "TYPE_CHECKING" in ast.dump(node.test) else node.body + node.orelse)
+        elif isinstance(node, ast.Try | ast.With):
+            yield from imported(node.body)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            of = getattr(node, "module", None)
+            names = (
+                [of] if of not in (None, "almlip_jax") else [f"{of or ''}.{one.name}".strip(".") for one in node.names]
+            )
+            yield from (name.split(".")[1] for name in names if name.startswith("almlip_jax.") and "__" not in name)
+
+
+def test_no_room_imports_one_above_it():
+    floors, upward = rooms(), []
+    for file in sorted((ROOT / "almlip_jax").rglob("*.py")):
+        room = file.relative_to(ROOT / "almlip_jax").with_suffix("").parts[0]
+        if not room.startswith("__"):
+            others = set(imported(ast.parse(file.read_text()).body))
+            assert {room, *others} <= set(floors), f"{file} or what it imports is not in the table"
+            upward += [(file.name, other) for other in others if floors[other] > floors[room]]
+    assert not upward and len(floors) > 50
