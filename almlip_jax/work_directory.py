@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import socket
 import subprocess
 import time
@@ -124,10 +125,17 @@ class WorkDirectory:
         return owner is not None and (owner.get("host") != socket.gethostname() or _alive(owner))
 
     def _remove_leftovers(self) -> None:
-        """Removes temporary files of processes that no longer live (a reader may be writing its report just now)."""
-        for leftover in self.path.rglob(f".*{PARTIAL}*"):
+        """Removes temporary files of processes that no longer live (a reader may be writing its report just now).
+
+        Folders too: parameters of a potential are one, until they are whole.
+        """
+        for leftover in list(self.path.rglob(f".*{PARTIAL}*")):
             pid = leftover.name.partition(PARTIAL)[0].rpartition(".")[2]
-            if not (pid.isdigit() and _alive({"pid": int(pid)})):
+            if pid.isdigit() and _alive({"pid": int(pid)}):
+                continue
+            if leftover.is_dir() and not leftover.is_symlink():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
                 leftover.unlink(missing_ok=True)
 
     def _refuse_if_held(self, owner: Mapping[str, Any] | None) -> None:
