@@ -124,6 +124,7 @@ class AttachedPotential:
         self._numbers: np.ndarray | None = None  # by type, from 1 on; 0 where the potential does not know it
         self._atoms = Atoms()
         self._computes: set[str] = set()  # of parts of atoms that have been looked at
+        self._told_masses = False
         self._types = b"", b"", b""  # of these atoms, elements by type, and periodic directions
         self._state = _state(potential, coupling)
         self._electronic = 0, 1  # charge and multiplicity of these atoms
@@ -276,6 +277,8 @@ class AttachedPotential:
             numbers = elements[types]
             if not numbers.all():
                 raise self._unknown(int(types[np.argmin(numbers)]))
+            if self.coupling.elements is not None:
+                self._look_at_masses(elements, types)
             self._atoms, self._types = Atoms(numbers=numbers, info=self._state, pbc=periodic), key
             self._electronic = self.following.state_of(self._atoms)
         np.subtract(positions[places], low, out=self._atoms.positions)
@@ -294,6 +297,24 @@ class AttachedPotential:
             found = f"have a mass of {0.0 if masses is None else float(np.ravel(masses)[kind]):g} amu"
         remedy = "say which element each type is (elements, or --elements), or leave them out of the group of the fix"
         return InputError(f"atoms of type {kind} {found}, which is not that of one of {', '.join(known)}; {remedy}.")
+
+    def _look_at_masses(self, elements: np.ndarray, types: np.ndarray) -> None:
+        """Warns, once, of a type with the mass of another element that is known: perhaps their order is another."""
+        masses, known = self.lmp.numpy.extract_atom("mass"), self.potential.species.numbers
+        if masses is None or self._told_masses:
+            return
+        for kind in np.unique(types).tolist():
+            mass = float(np.ravel(masses)[kind])
+            near = [z for z in known if abs(atomic_masses[z] - mass) < _SAME_MASS]
+            if near and elements[kind] not in near:
+                self._told_masses = True
+                told = f"of {mass:g} amu, which is that of {chemical_symbols[near[0]]}"
+                warnings.warn(
+                    f"atoms of type {kind} are {chemical_symbols[elements[kind]]}, as was said, and have a mass "
+                    f"{told}; correct the order of the elements if that is not meant.",
+                    stacklevel=2,
+                )
+                return
 
     def _by_type(self) -> np.ndarray:
         if self._numbers is None:  # masses need not be set before the first run

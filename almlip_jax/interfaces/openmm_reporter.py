@@ -83,6 +83,8 @@ class CommitteeReporter:
                 unit = score_units()[score]
                 told = f"{score} in {unit}" if unit else score
                 raise InputError(f"{name} is a number, of {told}, without OpenMM's units.")
+            if value is not None and np.isnan(value):
+                raise InputError(f"{name} is not a number; give one.")
         self.interval, self.score, self.stop_above, self.force = interval, score, stop_above, force
         above = stop_above if record_above is None else record_above
         if record is None and record_above is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from ase import Atoms
 from scipy.sparse.csgraph import breadth_first_order, minimum_spanning_tree
 
 from almlip_jax.errors import InputError
-from almlip_jax.files import cannot_write
+from almlip_jax.files import cannot_write, make_folder
 from almlip_jax.scores import scores
 from almlip_jax.structures.extxyz import write_frame
 from almlip_jax.structures.io import require_xyz
@@ -47,8 +48,8 @@ class Recorder:
     """Adds frames to a file, and counts them.
 
     Raises:
-        InputError: the file has another ending than those of extended XYZ, cannot be written, or holds something that
-            would be lost.
+        InputError: the threshold is no number; or the file has another ending than those of extended XYZ, cannot be
+            written, or holds something that would be lost.
     """
 
     def __init__(self, recording: Recording) -> None:
@@ -56,7 +57,10 @@ class Recorder:
         self.number = 0
         """Frames written."""
         self._last: tuple[int, float] | None = None  # step and energy of the last of them
+        if math.isnan(recording.above):
+            raise InputError("the threshold for frames to be recorded is not a number; give one.")
         require_xyz(recording.file)
+        make_folder(recording.file.parent)
         check_kept(recording.file, append=recording.append)
         try:
             recording.file.open("a").close()

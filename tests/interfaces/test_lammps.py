@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -318,6 +319,19 @@ def test_masses_of_isotopes_are_those_of_no_other_element(lmp, potential, masses
     assert told is None or re.search(told, str(caught[0].message))
 
 
+def test_elements_in_another_order_than_masses_are_told_of(lmp, potential):
+    """They are taken as they were said, and nothing is told of masses of elements that are not known, or of none."""
+    for masses, told in (((28.085, 15.999), "type 1 are O, as was said, .* 28.085 .* of Si"), ((4.5, 72.63), None)):
+        lines = [*setup(wrapped(crystal())), *(f"mass {n} {mass}" for n, mass in enumerate(masses, 1))]
+        ours = attached_to(lmp, potential, ["clear", *lines], elements=["O", "Si"])
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            ours.command("run 0")
+            ours.command("run 0")
+        assert len(caught) == (told is not None)
+        assert told is None or re.search(told, str(caught[0].message))
+
+
 def test_a_run_stays_one_while_labels_are_looked_for(lmp, potential):
     """LAMMPS takes a run for ended wherever it has found an error, that there are no labels too."""
     ours = attached_to(lmp, potential, setup(wrapped(crystal())))
@@ -409,8 +423,10 @@ def test_each_of_several_fixes_says_what_went_wrong(lammps, potential, tmp_path)
 
 def test_a_run_that_is_started_again_loses_no_frame(lammps, potential, tmp_path):
     path = script(tmp_path, *setup(wrapped(crystal())), "fix almlip all external pf/callback 1 1", "run 2")
-    frames = Recording(tmp_path / "frames.extxyz", above=1e-9)
+    frames = Recording(tmp_path / "made" / "frames.extxyz", above=1e-9)
     assert run_script(potential, path, arguments=QUIET, recording=frames).recorded == 3
+    with pytest.raises(InputError, match="threshold .* is not a number"):
+        run_script(potential, path, arguments=QUIET, recording=replace(frames, above=math.nan))
     written = frames.file.read_bytes()
     with pytest.raises(InputError, match=r"frames.extxyz is there already.*--append"):
         run_script(potential, path, arguments=QUIET, recording=replace(frames, above=1e9))

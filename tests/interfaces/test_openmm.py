@@ -210,6 +210,8 @@ def test_what_a_reporter_cannot_do_is_refused(potential, tmp_path):
     force = 0.5 * unit.kilojoule_per_mole / unit.nanometer
     with pytest.raises(InputError, match="stop_above is a number, of force_std_max in eV/A, without OpenMM's units"):
         CommitteeReporter(tmp_path / "a", 1, stop_above=force)
+    with pytest.raises(InputError, match="stop_above is not a number"):
+        CommitteeReporter(tmp_path / "a", 1, stop_above=float("nan"))
     with pytest.raises(InputError, match="there are 0 steps"):
         CommitteeReporter(tmp_path / "a", 0)
     with pytest.raises(InputError, match="cannot write .*none/a"):
