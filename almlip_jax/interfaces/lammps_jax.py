@@ -25,6 +25,7 @@ from almlip_jax.ensembles import MixedEnsemble
 from almlip_jax.ensembles.atom_blocks import apart
 from almlip_jax.errors import InputError
 from almlip_jax.files import replacing
+from almlip_jax.given import given_structures
 from almlip_jax.packages import package_version
 from almlip_jax.potential import Potential
 from almlip_jax.potential.following import in_type
@@ -96,8 +97,8 @@ def _with_ghosts(atoms: Atoms, own: int, reach: float) -> float:
 
 def export_lammps_jax(
     potential: Potential,
-    path: Path,
-    structures: Sequence[Atoms],
+    path: Path | str,
+    structures: Sequence[Atoms] | Atoms,
     elements: Sequence[str],
     *,
     atoms: int | None = None,
@@ -122,11 +123,15 @@ def export_lammps_jax(
         references: whether reference energies are added; in float32 the sum of large ones is rounded to 1e-7 of it.
 
     Raises:
-        InputError: lammps-jax is not installed, the model is not local, or an element is not known.
+        InputError: lammps-jax is not installed, the model is not local, or an element is not known or that of no type.
     """
     package_version("lammps-jax", "lammps-jax")
     _check(potential, units)
+    path, structures = Path(path), given_structures(structures, "structures")
     potential.check_elements(structures)
+    untyped = {symbol for one in structures for symbol in one.get_chemical_symbols()} - {*elements}
+    if untyped:
+        raise InputError(f"the structures hold {min(untyped)}, which is the element of no type; name it among them.")
     room = room_for(structures, potential.cutoff, skin, atoms)
     chosen = precision or potential.precision
     check_name(chosen)
@@ -184,6 +189,11 @@ def energies_of(
     numbers = [atomic_numbers.get(symbol, 0) for symbol in elements]
     if not numbers or 0 in numbers:
         raise InputError(f"'{','.join(elements)}' does not name an element for each type of atoms, as Si,O does.")
+    strange = next((n for n, number in enumerate(numbers, 1) if number not in potential.species.numbers), None)
+    if strange is not None:
+        known = ", ".join(potential.species.symbols)
+        symbol = elements[strange - 1]
+        raise InputError(f"type {strange} is {symbol}, and the potential knows {known}; name one of these.")
     indices = potential.species.index(np.array(numbers))
     own = np.array([potential.reference_energies[number] if references else 0.0 for number in numbers])
     dtype, kinds = np.dtype(precision), len(potential.species)

@@ -26,6 +26,7 @@ from almlip_jax.compilation import check_name, written_for
 from almlip_jax.ensembles.repulsion import with_repulsion, without_repulsion
 from almlip_jax.errors import InputError
 from almlip_jax.files import plain, replacing
+from almlip_jax.given import given_structures
 from almlip_jax.packages import package_version
 from almlip_jax.potential import Potential
 from almlip_jax.potential.answers import of_atoms
@@ -134,13 +135,13 @@ def _looked_through(atoms: Atoms, places: int, cutoff: float, room: Room | None)
 
 def export_stablehlo(
     potential: Potential,
-    path: Path,
-    structures: Sequence[Atoms],
+    path: Path | str,
+    structures: Sequence[Atoms] | Atoms,
     *,
     atoms: int | None = None,
     neighbors: int | None = None,
     precision: Precision | None = None,
-    platforms: Sequence[str] = PLATFORMS,
+    platforms: Sequence[str] | str = PLATFORMS,
 ) -> dict[str, Any]:
     """Writes a potential as programs for several devices, which any program with jax can run.
 
@@ -160,16 +161,18 @@ def export_stablehlo(
         InputError: flatbuffers is not installed, a platform or element is not known, or `capacity_for` refuses.
     """
     package_version("flatbuffers", "export")
+    platforms = [platforms] if isinstance(platforms, str) else platforms
     unknown = [name for name in platforms if name not in _PROGRAMS]
     if unknown or not platforms:
         raise InputError(f"there are programs for {', '.join(_PROGRAMS)}, not for {', '.join(unknown) or 'nothing'}.")
+    structures = given_structures(structures, "structures")
     potential.check_elements(structures)
     capacity = capacity_for(structures, potential.cutoff, atoms=atoms, neighbors=neighbors)
     chosen = precision or potential.precision
     check_name(chosen)
     exported = {name: _exported(potential, capacity, chosen, name) for name in dict.fromkeys(platforms)}
     about = _about(potential, capacity, chosen, exported)
-    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+    with replacing(Path(path)) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("about.json", json.dumps(plain(about), indent=2, allow_nan=False) + "\n")
         for name, one in exported.items():
             archive.writestr(about["programs"][name], bytes(one.serialize()))

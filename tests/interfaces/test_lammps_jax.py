@@ -131,7 +131,7 @@ def test_what_cannot_be_served_is_refused(potential):
     room = LammpsRoom(8, 64, 16, 8)
     with pytest.raises(InputError, match="does not name an element"):
         energies_of(potential, room, ["Si", "Qq"], "float32", 1.0, references=True)
-    with pytest.raises(InputError, match="not among the species"):
+    with pytest.raises(InputError, match="type 2 is H, and the potential knows O, Si"):
         energies_of(potential, room, ["Si", "H"], "float32", 1.0, references=True)
     with pytest.raises(InputError, match="give at least one"):
         room_for([], 3.5, 2.0)
@@ -145,6 +145,8 @@ def test_models_whose_atoms_hear_of_each_other_are_refused(potential, tmp_path):
     talking = Potential(settings, SPECIES, params, potential.reference_energies)
     with pytest.raises(InputError, match="hear of each other"):
         export_lammps_jax(talking, tmp_path / "no.json", [crystal()], ["Si", "O"])
+    with pytest.raises(InputError, match="hold O, which is the element of no type"):
+        export_lammps_jax(potential, str(tmp_path / "no.json"), crystal(), ["Si"])
 
 
 @needs_lammps_jax

@@ -175,6 +175,17 @@ def test_room_that_does_not_hold_what_is_given_is_refused(potential):
     assert capacity_for([crystal()], 3.5, atoms=60).atoms == 60
 
 
+@needs_flatbuffers
+def test_one_structure_stands_for_several(potential, tmp_path):
+    for structures, platforms, why in (
+        (Atoms("Au"), "cpu", "frame 0: atom 0 is Au"),
+        ("water.xyz", "cpu", "structures are needed, not text"),
+        (crystal(), "cuda", "programs for cpu, gpu, tpu, not for cuda"),
+    ):
+        with pytest.raises(InputError, match=why):
+            export_stablehlo(potential, str(tmp_path / "no.zip"), structures, platforms=platforms)
+
+
 def test_commands_refuse_what_does_not_go_together(tmp_path, potential, monkeypatch):
     monkeypatch.setattr("almlip_jax.compilation.prepare_jax", lambda *_: None)
     potential.save(tmp_path / "potential")
@@ -211,7 +222,7 @@ for number in range({count}):
 def test_a_process_without_this_package_says_the_same(potential, tmp_path, precision, relative):
     given = [crystal(), slab(), molecule()]
     learned = replace(potential, metadata={"states_met": [[1, 2], [0, 1]]})
-    about = export_stablehlo(learned, tmp_path / "water.zip", given, precision=precision, platforms=("cpu",))
+    about = export_stablehlo(learned, str(tmp_path / "water.zip"), given, precision=precision, platforms="cpu")
     assert about["states"] == [[0, 1], [1, 2]] and not about["sees_state"]
     assert about["format"] == 1 and about["species"] == ["O", "Si"] and about["precision"] == precision
     assert {"energy", "forces", "virial", "force_std", "force_std_max", "ok"} <= set(about["outputs"])
