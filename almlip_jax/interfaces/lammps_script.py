@@ -10,7 +10,8 @@ import ctypes
 import re
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,14 @@ from almlip_jax.errors import InputError
 from almlip_jax.interfaces.columns import columns
 from almlip_jax.interfaces.lammps import AttachedPotential, Coupling
 from almlip_jax.interfaces.lammps_text import (
+    DEEPEST,
     END,
+    FILE,
     HANDED,
     STATUS,
     Copies,
     computes_of_atoms,
+    parts_of,
     pieces_of,
     with_included,
     without_quit,
@@ -165,17 +169,58 @@ def _check_computes(texts: Sequence[str], per_atom: Sequence[str], script: Path)
                 )
 
 
-def _read(lmp: Any, text: str, script: Path, whole: str) -> None:
-    """Has LAMMPS read a piece of a script, as a file of its own: its loops jump to the beginning of a file."""
-    with tempfile.TemporaryDirectory() as folder:
+def _read(lmp: Any, text: str, script: Path, whole: str, depth: int = 0) -> None:
+    """Has LAMMPS read a piece of a script, or a file that it includes, up to where that quits."""
+    for part, included in parts_of(text):
+        _read_part(lmp, part, script, whole)
+        if included is None or lmp.has_id("variable", STATUS):
+            return
+        with _told_of(script):
+            name = _expanded(lmp, included)
+            inner = _readable(Path(name)) if depth < DEEPEST else None
+            if inner is None:
+                lmp.command(f'include "{name}"')  # it says what is wrong
+                continue
+        _read(lmp, inner, script, whole, depth + 1)
+        if lmp.has_id("variable", STATUS):
+            return
+
+
+def _read_part(lmp: Any, text: str, script: Path, whole: str) -> None:
+    """Has LAMMPS read commands, as a file of its own: its loops jump to the beginning of a file."""
+    if not text.strip():
+        return
+    with tempfile.TemporaryDirectory() as folder, _told_of(script):
         piece = Path(folder) / script.name
         included = Path(folder) / "included"
         included.mkdir()
         piece.write_text(without_quit(text, Copies(included, whole)) + f"\nlabel {END}\n")
-        try:
-            lmp.file(str(piece))
-        except Exception as error:
-            raise InputError(f"{script}: LAMMPS stopped with {_in_one_line(error)}") from error
+        lmp.file(str(piece))
+
+
+@contextmanager
+def _told_of(script: Path) -> Iterator[None]:
+    """Turns what LAMMPS says into a sentence."""
+    try:
+        yield
+    except Exception as error:  # it has no class of errors of its own
+        raise InputError(f"{script}: LAMMPS stopped with {_in_one_line(error)}") from error
+
+
+def _expanded(lmp: Any, name: str) -> str:
+    """The name of a file with values in place of its variables, which LAMMPS puts there wherever it reads a command."""
+    if "$" not in name:
+        return name
+    lmp.command(f'variable {FILE} string "named {name}"')
+    return str(lmp.extract_variable(FILE)).removeprefix("named ")
+
+
+def _readable(path: Path) -> str | None:
+    """The text of a file; None where it cannot be read."""
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError):
+        return None
 
 
 def _has_quit(lmp: Any, script: Path) -> int | None:

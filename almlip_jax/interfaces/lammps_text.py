@@ -1,7 +1,7 @@
 """The text of LAMMPS's input scripts: where the potential comes in, and what is read in place of what is written.
 
 LAMMPS reads a script to its end on its own, and `quit` would end this process with it.  A script is therefore cut where
-the potential comes in, and each `quit` becomes a jump to the end, in the files that it includes too.
+the potential comes in and where it includes files, and each `quit` becomes a jump to the end, in those files too.
 """
 
 from __future__ import annotations
@@ -19,14 +19,18 @@ _LABEL, _JUMP = re.compile(r"^\s*label\s+(\S+)"), re.compile(r"\bjump\s+SELF\s+(
 _JUMP_TO_FILE = re.compile(r"\b(jump\s+)([^\s\"']+)")
 _COMMAND_QUIT = re.compile(r"\s*quit(?:\s+([^\s\"'#]+))?\s*(?:#.*)?")
 _INCLUDE = re.compile(r"\s*include\s+([\"']?)([^\s\"'#$]+)\1\s*(?:#.*)?")
+_ANY_INCLUDE = re.compile(r"\s*include\s+([\"']?)([^\s\"'#]+)\1\s*(?:#.*)?")
+_WAYS = re.compile(r"\b(label|jump)\b")
 _WORDS = re.compile(r'"""[\s\S]*?"""|"[^"]*"|\'[^\']*\'|[^\s"\']+')
 _COMPUTE = re.compile(r"^\s*compute\s+(\S+)\s+\S+\s+((?:pe/atom|stress/atom)\b.*)$", re.MULTILINE)
 HANDED = {"pe/atom": "energies", "stress/atom": "stresses"}
 """Computes of parts of atoms, and the results of a potential that are handed to them where they are asked for."""
-END, STATUS = "almlip_end_of_script", "almlip_has_quit"
-"""A label at the end of what LAMMPS reads, and the variable that says that the script has quit, and how."""
+END, STATUS, FILE = "almlip_end_of_script", "almlip_has_quit", "almlip_included"
+"""A label at the end of what LAMMPS reads, and variables: that the script has quit, and how; and a file's name."""
 _LINE = "fix almlip all external pf/callback 1 1"
-_DEEPEST = 16  # files within files, as in LAMMPS
+DEEPEST = 16
+"""Files within files, as in LAMMPS."""
+
 
 def pieces_of(script: Path) -> list[tuple[str, tuple[str, str] | None]]:
     """The text of a script up to each line that asks for the potential, with fix ID and group; the rest with None.
@@ -79,7 +83,7 @@ def _lines_of(path: Path, script: Path, depth: int = 0) -> Iterator[tuple[str, s
     for number, line in enumerate(lines, 1):
         where = f"{path}, line {number}"
         found = _INCLUDE.fullmatch(line)
-        if found is not None and depth < _DEEPEST and _asks(inner := Path(found[2]), depth + 1):
+        if found is not None and depth < DEEPEST and _asks(inner := Path(found[2]), depth + 1):
             for text, place in _lines_of(inner, script, depth + 1):
                 if re.match(r"\s*(label|jump)\s", text):
                     raise InputError(
@@ -98,7 +102,7 @@ def _asks(path: Path, depth: int) -> bool:
     except (OSError, UnicodeDecodeError):
         return False  # which LAMMPS says, or which the script makes
     inner = [found[2] for line in lines if (found := _INCLUDE.fullmatch(line))]
-    return any(map(_FIX.match, lines)) or (depth < _DEEPEST and any(_asks(Path(name), depth + 1) for name in inner))
+    return any(map(_FIX.match, lines)) or (depth < DEEPEST and any(_asks(Path(name), depth + 1) for name in inner))
 
 
 def _to_itself(jump: re.Match[str], script: Path) -> str:
@@ -154,7 +158,7 @@ class Copies:
         except (OSError, UnicodeDecodeError):
             return None
         others = re.sub(r"#.*|\binclude\s+[^\s]+", "", self.script)
-        if name in self._above or len(self._above) == _DEEPEST or Path(name).name in others:
+        if name in self._above or len(self._above) == DEEPEST or Path(name).name in others:
             return None
         self._above.append(name)
         without = without_quit(text, self)
@@ -178,12 +182,32 @@ def with_included(texts: Sequence[str], depth: int = 0) -> Iterator[str]:
     """Texts of a script, and those of the files that it includes, as far as they are there."""
     for text in texts:
         yield text
-        for name in re.findall(r"\binclude\s+([^\s\"'#$]+)", re.sub("#.*", "", text)) if depth < _DEEPEST else []:
+        for name in re.findall(r"\binclude\s+([^\s\"'#$]+)", re.sub("#.*", "", text)) if depth < DEEPEST else []:
             try:
                 inner = Path(name).read_text()
             except (OSError, UnicodeDecodeError):
                 continue
             yield from with_included([inner], depth + 1)
+
+
+def parts_of(text: str) -> Iterator[tuple[str, str | None]]:
+    """Parts of a text, each with the name of the file that is included after it, as it is written; the rest with None.
+
+    Names with variables are known only when LAMMPS is there, and files that a script makes are there only then.  A text
+    with labels or jumps is one part, since parts of it are read again or passed over; so is one with longer quotations.
+    """
+    lines, part, goes_on = text.splitlines(), [], False
+    if _WAYS.search(re.sub("#.*", "", text)) or '"""' in text:
+        lines, part = [], lines
+    for line in lines:
+        found = None if goes_on else _ANY_INCLUDE.fullmatch(line)
+        goes_on = line.split("#")[0].rstrip().endswith("&")
+        if found is None:
+            part.append(line)
+        else:
+            yield "\n".join(part), found[2]
+            part = []
+    yield "\n".join(part), None
 
 
 def without_quit(text: str, copies: Copies | None = None) -> str:

@@ -544,6 +544,8 @@ def test_a_script_that_quits_says_what_it_did(lammps, potential, tmp_path, comma
         'if "$(step) > 3" then "include {end}" "print there"',
         'if "$(step) > 3" then "if \'1 == 1\' then \'include {end}\'"',
         'label again\nrun 0\nif "$(step) > 3" then &\n "include {end}"\njump in.test again',
+        "variable stem string end\ninclude ${{stem}}.in",
+        "variable a string '{end}'\nprint 'include $a' file made.in\ninclude made.in",
     ],
 )
 def test_a_file_that_is_included_may_quit(lammps, potential, tmp_path, monkeypatch, command):
