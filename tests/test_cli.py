@@ -357,6 +357,7 @@ def test_init_and_schema(folder):
         (["status", "nowhere"], "nowhere"),
         (["report", "nowhere"], "nowhere"),
         (["evaluate", "nowhere", "data.extxyz"], "is not a potential"),
+        (["evaluate", "data.extxyz", "data.extxyz"], "is no potential: neither a folder of one nor an .mtp file"),
         (["evaluate", "potential", "nowhere.xyz"], "nowhere.xyz"),
         (["evaluate", "potential", "gold.extxyz"], "atom 0 is Au"),
         (["score", "potential", "garbage.extxyz", "--out", "x.extxyz"], "garbage.extxyz"),

@@ -241,7 +241,7 @@ def test_other_orders_are_recognised_and_other_bases_kept_as_they_are(tmp_path):
 def test_members_are_files_with_reference_energies_within(tmp_path):
     """Types in an order of their own, on the way out and back."""
     potential = random_potential(MtpSettings(level=6, radial_basis_size=4, cutoff=3.5, min_dist=0.7))
-    files = save_mtp(potential, tmp_path / "water.mtp", [8, 1])
+    files = save_mtp(potential, str(tmp_path / "water.mtp"), [8, 1])
     assert [file.name for file in files] == ["water_0.mtp", "water_1.mtp"]
     again = load_mtp(files, [8, 1])
     frames = [molecule("H2O"), Atoms("O"), molecule("H2O2")]

@@ -202,7 +202,7 @@ def _linear(model: Mtp, one: dict[str, Any], heads: int) -> list[tuple[np.ndarra
     return [(moment + more[: len(moment)] * scale, species + more[len(moment) :]) for more in last]
 
 
-def save_mtp(potential: Potential, path: Path, numbers: Sequence[int] | None = None) -> list[Path]:
+def save_mtp(potential: Potential, path: Path | str, numbers: Sequence[int] | None = None) -> list[Path]:
     """Writes the members of a potential as files; those of a committee get a number before the suffix.
 
     Args:
@@ -216,7 +216,7 @@ def save_mtp(potential: Potential, path: Path, numbers: Sequence[int] | None = N
     Raises:
         InputError: as `texts_of`, or a file cannot be written.
     """
-    texts = texts_of(potential, numbers)
+    texts, path = texts_of(potential, numbers), Path(path)
     several = len(texts) > 1
     paths = [path.with_stem(f"{path.stem}_{n}") if several else path for n in range(len(texts))]
     for text, one in zip(texts, paths, strict=True):

@@ -112,8 +112,11 @@ def load(kind: type[Potential], directory: Path | str, types: Sequence[str] | No
     """Reads a potential from a folder, or from a file of MLIP-2; see `Potential.load`."""
     source = Path(directory).resolve()
     if source.is_file():
+        from almlip_jax.models.mtp.text import is_mtp
         from almlip_jax.potential.mtp_files import load_mtp  # makes potentials, and so imports what imports this
 
+        if not is_mtp(source):
+            raise InputError(f"{source} is no potential: neither a folder of one nor an .mtp file.")
         return load_mtp(source, required_types(source, types))
     try:
         return _read(kind, source)
