@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from openmmml.mlpotential import MLPotentialImpl
 
 from almlip_jax.ensembles import MixedEnsemble
-from almlip_jax.errors import InputError
+from almlip_jax.errors import InputError, meant
 from almlip_jax.interfaces.openmm import potential_force
 from almlip_jax.potential import Potential
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _PRECISIONS: dict[str | None, Precision | None] = {None: None, "single": "float32", "double": "float64"}
 _ENERGIES = {"energy": False, "interaction_energy": True}
+_OURS = ("charge", "multiplicity", "precision", "returnEnergyType")
 _OF_EMBEDDINGS = ("mlLongRange", "linkAtomDistances")
 
 
@@ -65,12 +66,16 @@ class AlmlipImpl(MLPotentialImpl):
             args: of the embedding; nothing here depends on them.
 
         Raises:
-            InputError: a precision or kind of energy that there is not, or as `potential_force`.
+            InputError: a precision or kind of energy that there is not, an argument that is all but spelt as one of
+                these, or as `potential_force`.
         """
         for known, given in ((_PRECISIONS, precision), (_ENERGIES, returnEnergyType)):
             if given not in known:
                 raise InputError(f"'{given}' is none of {', '.join(word for word in known if word is not None)}.")
         for unknown in sorted({*args} - {*_OF_EMBEDDINGS}):
+            hint = "here it is 'multiplicity'." if unknown == "spin" else meant(unknown, _OURS, cutoff=0.6)
+            if hint:
+                raise InputError(f"there is no argument '{unknown}'; {hint}")
             warnings.warn(f"a potential of almlip-jax makes nothing of the argument '{unknown}'.", stacklevel=3)
         force = potential_force(
             self.potential,

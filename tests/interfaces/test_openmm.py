@@ -394,8 +394,12 @@ def test_whole_systems_through_openmmml(potential, ml_potential, tmp_path):
     assert energy_and_forces(simulation_of(atoms, system))[0] == pytest.approx(interaction, abs=1e-5)
     with pytest.raises(InputError, match="'half' is none of single, double"):
         ml_potential.createSystem(topology_of(atoms), precision="half")
-    with pytest.warns(UserWarning, match="nothing of the argument 'spin'"):
-        ml_potential.createSystem(topology_of(atoms), spin=1)
+    with pytest.warns(UserWarning, match="nothing of the argument 'modelIndex'"):
+        ml_potential.createSystem(topology_of(atoms), modelIndex=1)
+    with pytest.raises(InputError, match="no argument 'spin'; here it is 'multiplicity'"):
+        ml_potential.createSystem(topology_of(atoms), spin=2)
+    with pytest.raises(InputError, match="no argument 'chrage'; did you mean 'charge'"):
+        ml_potential.createSystem(topology_of(atoms), chrage=1)
     (driven,) = driven_in(ml_potential.createSystem(topology_of(atoms), charge=2, multiplicity=3, precision="double"))
     assert driven.computation.template.info == {"charge": 2, "spin": 3}
     assert driven.computation.following.precision == "float64" and driven.particles is None
