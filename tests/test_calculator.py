@@ -28,7 +28,7 @@ from almlip_jax.models.constants import with_constants
 from almlip_jax.potential import Calibration, Potential, PotentialCalculator, following
 from almlip_jax.potential.answers import of_atoms
 from almlip_jax.potential.following import Following
-from almlip_jax.potential.states import noted_states, states_note
+from almlip_jax.potential.states import completed_state, noted_states, states_note
 from almlip_jax.structures.species import SpeciesTable
 
 SETTINGS = SharedDensitySettings(cutoff=3.5, radial=4, l_max=1, channels=4, hidden=(8,))
@@ -394,6 +394,21 @@ def test_notes_of_states_are_as_long_as_what_is_known():
     assert states_note(atoms, sees_state=False) == {"states_met": [(0, 2), (1, 1)]}
     assert states_note(atoms[:1], [(0, 1)], sees_state=True) == {"states": [(0, 1), (1, 1)]}
     assert states_note(atoms, None, sees_state=False) == {} and noted_states({}) == frozenset()
+
+
+def test_a_charge_has_the_spin_that_was_learned_with_it():
+    """A spin says nothing of the charge, and of two states of a charge neither is meant."""
+    learned = [(0, 1), (1, 2), (2, 1), (2, 3)]
+    for charge, spin, completed in (
+        (1, None, {"charge": 1, "spin": 2}),
+        (1, 4, {"charge": 1, "spin": 4}),
+        (2, None, {"charge": 2}),
+        (-1, None, {"charge": -1}),
+        (None, 2, {"spin": 2}),
+        (None, None, {}),
+    ):
+        assert completed_state(learned, charge, spin) == completed
+    assert completed_state([(1, 2)], None, 2) == completed_state([(1, 2)]) == {"charge": 1, "spin": 2}
 
 
 def test_copies_work_on_their_own(plain, double, structures):

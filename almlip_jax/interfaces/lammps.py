@@ -53,7 +53,8 @@ class Coupling:
             ``compute stress/atom`` alone, and cost a second evaluation.
         charge: e, of all that the potential sees.
         spin: its multiplicity 2S+1.  Where charge and spin are not given, they are the ones that the potential has
-            learned of, if these are the same for all it was trained on, and else those of a neutral singlet.
+            learned of, if these are the same for all it was trained on, and else those of a neutral singlet; a charge
+            alone has the multiplicity of the only state of this charge that it has learned of.
         skin: Angstrom, by which lists of neighbours reach beyond the cutoff.
         share: whether the cores of a CPU share out the members (`Following`); where not given, if they have work
             enough: four `medium` ones for 64 atoms, but not `tiny` ones.

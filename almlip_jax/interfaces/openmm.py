@@ -51,7 +51,8 @@ def potential_force(
         atoms: indices of the atoms it concerns, in any order; all of them where not given.
         charge: of these atoms together, e.
         spin: their multiplicity 2S+1.  Where charge and spin are not given, they are the ones that the potential has
-            learned of, if these are the same for all it was trained on, and else those of a neutral singlet.
+            learned of, if these are the same for all it was trained on, and else those of a neutral singlet; a charge
+            alone has the multiplicity of the only state of this charge that it has learned of.
         periodic: whether the atoms see each other across the faces of the box; where not given, whether the topology
             has one.
         precision: ``float32`` or ``float64``; that of the potential where not given.

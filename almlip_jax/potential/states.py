@@ -42,17 +42,18 @@ def completed_state(
 ) -> dict[str, int]:
     """``charge`` and ``spin`` as far as they are given, or follow from the only state that a potential has learned of.
 
+    A charge without a spin has that of the only learned state of this charge.  A spin says nothing of the charge: a
+    neutral radical that nothing was learned of is not an ion.
+
     Args:
         states: that it has learned of.
         charge: e, where it is given.
         spin: multiplicity 2S+1, likewise.
     """
     given = {name: value for name, value in (("charge", charge), ("spin", spin)) if value is not None}
-    if len(states) == 1:
-        only = dict(zip(("charge", "spin"), *states, strict=True))
-        if given.items() <= only.items():
-            return only
-    return given
+    fitting = [dict(zip(("charge", "spin"), state, strict=True)) for state in states]
+    fitting = [state for state in fitting if given.items() <= state.items()]
+    return fitting[0] if len(fitting) == 1 and (len(states) == 1 or charge is not None) else given
 
 
 def strange_state(atoms: Atoms, states: Collection[tuple[int, int]], *, sees_state: bool) -> str | None:
@@ -72,7 +73,7 @@ def strange_state(atoms: Atoms, states: Collection[tuple[int, int]], *, sees_sta
     subject = atoms.get_chemical_formula() or "the system"
     learned = f"{subject} has charge {state[0]} and spin {state[1]}, but the potential has learned of {known} only"
     if sees_state:
-        return f"{learned}; give charge and spin in info, or train it with such structures."
+        return f"{learned}; give both (in info, or by options of their own), or train it with such structures."
     stated = {"spin": state[1]} if state[1] != 1 else {}
     stated |= stated_state(atoms)
     if any(stated.items() <= {"charge": charge, "spin": spin}.items() for charge, spin in states):
