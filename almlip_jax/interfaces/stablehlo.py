@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 """Version of the file: of what the programs take and give, and of ``about.json``."""
 
-_SQUEEZED = 1.1  # by which cutoffs are longer when it is looked how far images and bins must reach
+_SQUEEZED = 1.12  # by which cutoffs are longer for how far images and bins reach: cells may get thinner by a tenth
 _HEADROOM = 1.3  # of neighbours, over the most that an atom has
 _PROGRAMS = {"cpu": ("cpu",), "gpu": ("cuda",), "tpu": ("tpu",)}  # kind of backend -> platforms that are lowered for
 PLATFORMS = tuple(_PROGRAMS)

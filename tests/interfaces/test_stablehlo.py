@@ -173,6 +173,8 @@ def test_room_that_does_not_hold_what_is_given_is_refused(potential):
         capacity_for([], 3.5)
     assert capacity_for([molecule()], 3.5).room.capacity == 3  # of an open molecule no more than all others
     assert capacity_for([crystal()], 3.5, atoms=60).atoms == 60
+    thin = Atoms("Si", cell=[7.75, 9, 9], pbc=True)  # a tenth thinner it has images within the cutoff of half of it
+    assert capacity_for([thin], 3.5).room.images == (1, 0, 0)
 
 
 @needs_flatbuffers
