@@ -305,6 +305,17 @@ def test_no_more_is_computed_than_is_asked_for(potential, structures, monkeypatc
             calc.results["nonsense"]
 
 
+def test_ase_is_given_what_it_has_names_for(potential, structures):
+    """Scores that were looked up stay with the calculator, and its energy brings those of the members."""
+    atoms = structures["molecule"].copy()
+    atoms.calc = potential.calculator()
+    assert {*atoms.get_properties(["energy"])} == {"energy", "free_energy"}
+    assert atoms.calc.results["force_std_max"] > 0
+    found = atoms.get_properties(["forces", "energies"])
+    assert found["energies"].sum() == pytest.approx(found["energy"], abs=1e-4)
+    np.testing.assert_array_equal(found["forces"], atoms.get_forces())
+
+
 def test_sizes_share_programs(plain, count_compilations):
     """Sixty to sixty-two atoms, more neighbours than before within their room, and another potential of the kind."""
     atoms = bulk("C", "diamond", a=3.7, cubic=True) * (2, 2, 2)

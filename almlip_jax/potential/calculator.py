@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
+from ase.outputs import Properties, all_outputs
 
 from almlip_jax.potential.following import Following, Part
 from almlip_jax.structures.electronic_state import electronic_state
@@ -79,6 +80,10 @@ class PotentialCalculator(Calculator):
             self.results, self._asked, self._done, self._spare = _Results(self._look_up), set(), set(), {}
         self._asked.update(properties)
         self._complete(wanted)
+
+    def export_properties(self) -> Properties:
+        """What there is of the results that ASE has names for, as `Atoms.get_properties` gives them."""
+        return Properties({name: value for name, value in self.results.items() if name in all_outputs})
 
     def _look_up(self, name: str) -> None:
         """Notes that a result is looked at, and computes it where it is not there yet."""
