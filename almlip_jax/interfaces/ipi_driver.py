@@ -91,8 +91,7 @@ class PotentialDriver:
             raise InputError(f"i-PI has {len(places)} atoms and the template {len(atoms)}; give the same structure.")
         atoms.positions = places
         atoms.set_cell(np.asarray(cell, np.float64).T * BOHR)
-        self._check_whole(atoms)
-        results = self._nearest(places)(atoms, "scores")
+        results = self._nearest(atoms)(atoms, "scores")
         force = HARTREE / BOHR
         none = np.zeros(6)  # of a structure without a cell
         virial = _virials(results.get("stress", none), atoms)
@@ -126,13 +125,16 @@ class PotentialDriver:
                     "leave pbc='true' of the force field out of the input."
                 )
 
-    def _nearest(self, places: np.ndarray) -> Following:
-        """What followed the bead that is nearest to positions [N, 3]: i-PI does not say which bead it asks for."""
+    def _nearest(self, atoms: Atoms) -> Following:
+        """What followed the bead that is nearest to a structure: i-PI does not say which bead it asks for."""
+        places = atoms.positions
         off = [float(np.abs(places - last).max()) for last, _ in self._following]
         number = int(np.argmin(off)) if off else 0
-        if not off or (off[number] > self.skin / 2 and len(off) < _BEADS):
-            number = len(off)
-            self._following.append((places, Following(self.potential, self.skin)))
+        if not off or off[number] > self.skin / 2:
+            self._check_whole(atoms)
+            if len(off) < _BEADS:
+                number = len(off)
+                self._following.append((places, Following(self.potential, self.skin)))
         following = self._following[number][1]
         self._following[number] = places, following
         return following
