@@ -1,6 +1,7 @@
 """Ensembles: members evaluated together, what they say about their errors, and the statistics of their committee."""
 
 from almlip_jax.ensembles.blocks import blocked
+from almlip_jax.ensembles.bootstrap import BootstrapSettings
 from almlip_jax.ensembles.build import build_ensemble, member_models
 from almlip_jax.ensembles.ensemble import Ensemble
 from almlip_jax.ensembles.heads import Belief, Heads, Noise
@@ -23,6 +24,7 @@ from almlip_jax.ensembles.sharding import (
 __all__ = [
     "AnyEnsemble",
     "Belief",
+    "BootstrapSettings",
     "Committee",
     "Ensemble",
     "EnsembleSettings",

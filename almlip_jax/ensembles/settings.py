@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from almlip_jax.ensembles.bootstrap import BootstrapSettings, GammaBootstrap
 from almlip_jax.settings import Settings
 
 Likelihood = Literal["none", "mean_variance", "evidential"]
@@ -34,10 +35,10 @@ class EnsembleSettings(Settings):
     """What each model says about its own errors: nothing; a variance of its energy, forces and virial; or the
     parameters of a normal-inverse-gamma distribution, which tell noise from ignorance.  Train it with ``nll`` or
     ``crps``."""
-    bootstrap: Literal["none", "gamma", "poisson"] = "gamma"
-    """Weights of the structures in each model's loss, of mean 1: all equal; gamma-distributed (every structure
-    counts; at variance 1 this is the Bayesian bootstrap); or Poisson (the classical bootstrap, in which a third of the
-    structures is left out of each model)."""
+    bootstrap: BootstrapSettings = GammaBootstrap()
+    """Weights of the structures in each model's loss, of mean 1: ``none``, all equal; ``gamma``-distributed (every
+    structure counts; at variance 1 this is the Bayesian bootstrap); ``poisson`` (the classical bootstrap, in which a
+    third of the structures is left out of each model); or of a user's own.  A single model learns from all alike."""
     bootstrap_variance: float = Field(default=0.1, gt=0, le=100.0)
     """Variance of gamma weights: more makes the members differ more, and each of them less accurate."""
     order: Literal["shared", "own"] = "shared"

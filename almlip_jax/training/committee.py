@@ -202,9 +202,10 @@ def build_trainer(
         share: of structures of a second label source, as `Trainer` takes it.
 
     Raises:
-        InputError: as for `check_training` and `Trainer`.
+        InputError: as for `check_training`, `kinds.check_user_code` and `Trainer`.
     """
     check_training(model, ensemble, training)
+    check_user_code(ensemble, "ensemble.")
     if share is not None:
         check_plain(ensemble.heads, ensemble.likelihood)
     members = build_ensemble(model, ensemble, species, isolated)

@@ -12,6 +12,7 @@ import numpy as np
 from ase import Atoms
 
 from almlip_jax.ensembles import EnsembleSettings
+from almlip_jax.ensembles.bootstrap import checked_weights
 from almlip_jax.errors import CapacityError, InputError
 from almlip_jax.structures.electronic_state import electronic_state
 from almlip_jax.structures.neighbors import largest_neighbor_count
@@ -434,19 +435,17 @@ def bootstrap_weights(settings: EnsembleSettings, structures: int, dtype: np.dty
     """Weight of each structure for each model of an ensemble, [L, structures].
 
     It depends on the key and the position of the structure alone, so that it stays as the dataset grows.
+
+    Raises:
+        InputError: a user's factory, or the kind of a package, gives something else.
     """
     shape = (settings.size, structures)
-    if settings.bootstrap == "none" or settings.size == 1:
+    if settings.size == 1:
         return jax.device_put(np.ones(shape, dtype))
-    # one generator for each structure: gamma draws by rejection, and a longer table must begin with the shorter one
-    stream = np.asarray(jax.random.key_data(key)).tolist()
-    draws = (np.random.default_rng([*stream, index]) for index in range(structures))
-    if settings.bootstrap == "poisson":
-        columns = [draw.poisson(1.0, size=settings.size).astype(np.float64) for draw in draws]
-    else:
-        variance = settings.bootstrap_variance
-        columns = [draw.gamma(1 / variance, variance, size=settings.size) for draw in draws]
-    return jax.device_put(np.stack(columns, axis=1).astype(dtype))
+    seed = tuple(np.asarray(jax.random.key_data(key)).tolist())
+    found = settings.bootstrap.weights(settings, structures, seed)
+    weights = checked_weights(found, shape, f"ensemble.bootstrap '{settings.bootstrap.kind}'")
+    return jax.device_put(weights.astype(dtype))
 
 
 def _refuse_weightless(dataset: Sequence[Atoms], further: Collection[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from almlip_jax.ensembles.bootstrap import BootstrapSettings
 from almlip_jax.ensembles.settings import EnsembleSettings
 from almlip_jax.errors import InputError, any_of
 from almlip_jax.settings import Settings
@@ -35,8 +36,9 @@ def refuse_idle_members(ensemble: EnsembleSettings) -> None:
     Raises:
         InputError: a variance of weights that are not drawn with it.
     """
-    if ensemble.bootstrap != "gamma" and _given(ensemble, "bootstrap_variance"):
-        raise InputError("ensemble.bootstrap_variance counts with bootstrap 'gamma' only; leave it out, or take that.")
+    for name, needed in _not_looked_at(ensemble.bootstrap, BootstrapSettings, "bootstrap"):
+        if _given(ensemble, name):
+            raise InputError(f"ensemble.{name} counts with {needed} only; leave it out, or take that.")
 
 
 def refuse_idle_warmth(training: TrainingSettings, where: str = "training.", switch: str = "warm_start: true") -> None:
@@ -96,21 +98,26 @@ def _idle(training: TrainingSettings, likelihood: str) -> Iterator[tuple[str, st
     """Such keys of one training, and what would look at them."""
     if training.projection is not None:
         yield from ((name, "a training by gradients") for name in _OF_GRADIENTS if _given(training, name))
-    for chosen, family in ((training.optimiser, OptimiserSettings), (training.schedule, ScheduleSettings)):
-        yield from ((name, what) for name, what in _not_looked_at(chosen, family) if _given(training, name))
+    chosen: _Chooses
+    for chosen, family, key in (
+        (training.optimiser, OptimiserSettings, "optimiser"),
+        (training.schedule, ScheduleSettings, "schedule"),
+    ):
+        yield from ((name, what) for name, what in _not_looked_at(chosen, family, key) if _given(training, name))
     judging = [loss for loss in training.losses if isinstance(loss, LikelihoodLoss)]
     if likelihood != "evidential" and any(_given(loss, "evidence_penalty") for loss in judging):
         yield "loss.evidence_penalty", "ensemble.likelihood 'evidential'"
 
 
-def _not_looked_at(
-    chosen: OptimiserSettings | ScheduleSettings, family: type[OptimiserSettings] | type[ScheduleSettings]
-) -> Iterator[tuple[str, str]]:
-    """Keys that only other kinds look at, and these kinds."""
+_Chooses = OptimiserSettings | ScheduleSettings | BootstrapSettings
+"""Kinds that say which keys beside them they look at."""
+
+
+def _not_looked_at(chosen: _Chooses, family: type[_Chooses], key: str) -> Iterator[tuple[str, str]]:
+    """Names of keys that only other kinds of a family look at, and these kinds, as values of a key."""
     kinds = family.kinds()
-    name = "optimiser" if family is OptimiserSettings else "schedule"
-    for key in sorted(frozenset().union(*(kind.looks_at for kind in kinds.values())) - chosen.looks_at):
-        yield key, f"{name} {any_of(kind for kind, one in kinds.items() if key in one.looks_at)}"
+    for name in sorted(frozenset().union(*(kind.looks_at for kind in kinds.values())) - chosen.looks_at):
+        yield name, f"{key} {any_of(kind for kind, one in kinds.items() if name in one.looks_at)}"
 
 
 def _given(settings: Settings, name: str) -> bool:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Final, Self, cast
 from ase.data import atomic_numbers
 from pydantic import Field, field_validator, model_validator
 
+from almlip_jax.ensembles.bootstrap import BootstrapSettings
 from almlip_jax.ensembles.settings import EnsembleSettings
 from almlip_jax.errors import InputError, any_of
 from almlip_jax.models import ModelSettings, how_given
@@ -251,10 +252,11 @@ def check_projection(
         )
     if projection.members == "own" and projection.starts != ProjectionSettings().starts:
         raise InputError("training.projection.starts has no meaning with members 'own', which begin with one each.")
-    if projection.members == "shared" and ensemble.bootstrap == "none" and ensemble.size > 1:
+    if projection.members == "shared" and not ensemble.bootstrap.tells_apart and ensemble.size > 1:
+        those = any_of(name for name, kind in BootstrapSettings.kinds().items() if kind.tells_apart)
         raise InputError(
-            "with training.projection.members 'shared', models differ by ensemble.bootstrap alone; take 'gamma' or "
-            "'poisson', or members 'own'."
+            f"with training.projection.members 'shared', models differ by ensemble.bootstrap alone; take {those}, or "
+            "members 'own'."
         )
     _check_passes(training, projection, ensemble.size if models is None else models)
 

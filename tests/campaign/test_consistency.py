@@ -387,6 +387,7 @@ USER_CODE: dict[str, dict[str, Any]] = {
     "training.loss": {"training": {"loss": MINE}},
     "training.optimiser": {"training": {"optimiser": MINE}},
     "training.schedule": {"training": {"schedule": MINE}},
+    "ensemble.bootstrap": {"ensemble": {"bootstrap": MINE}},
 }
 """Sections in which a user's own code stands, by the key of that."""
 
@@ -428,6 +429,7 @@ def test_user_code_is_tried_before_a_label_is_paid(mine, tmp_path, key):
         "exploration.of.0",
         "training.loss",
         "training.schedule",
+        "ensemble.bootstrap",
     ):
         told = refused(renamed(USER_CODE[key], "of_nothing"))
         assert "'mine_of_campaigns:of_nothing' must return a function of " in told and "too many positional" in told

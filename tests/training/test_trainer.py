@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from small_training import MODEL, PLAIN, SPECIES, labelled, settings_of, trainer
 
 from almlip_jax.ensembles import Ensemble, Prediction
 from almlip_jax.errors import CapacityError, InputError
+from almlip_jax.kinds import check_user_code
 from almlip_jax.learner import Learner
 from almlip_jax.models import build_model
 from almlip_jax.models.charge_energy import charge_energy_of
@@ -237,6 +239,60 @@ def test_bootstrap_weights():
     np.testing.assert_allclose((weights["poisson"] == 0).mean(), np.exp(-1), atol=0.03)
 
 
+JACKKNIFE = """
+from typing import Literal
+import numpy as np
+from almlip_jax.ensembles import BootstrapSettings
+
+class Jackknife(BootstrapSettings):
+    kind: Literal["jackknife"] = "jackknife"
+
+    def weights(self, settings, structures, seed):
+        left_out = np.arange(structures) % settings.size == np.arange(settings.size)[:, None]
+        return np.where(left_out, 0, settings.size / (settings.size - 1))
+"""
+BY_HAND = """
+import numpy as np
+
+def exponential(models, power=1):
+    def weights(seed, structures):
+        draws = (np.random.default_rng([*seed, n]) for n in range(structures))
+        return np.stack([draw.exponential(size=models) ** power for draw in draws], 1)
+    return weights
+
+def shuffled(models): return lambda seed, structures: np.random.default_rng(seed).exponential(size=(models, structures))
+def of_structures(models): return lambda seed, structures: np.ones(structures)
+def negative(models): return lambda seed, structures: -np.ones((models, structures))
+"""
+
+
+def test_bootstraps_of_packages_and_users(with_kinds, with_module):
+    """Models of a package's jackknife learn from all structures but their own share; a user's weights are as drawn."""
+    with_kinds(JACKKNIFE)
+    with_module("weights_by_hand", BY_HAND)
+    members = EnsembleSettings.model_validate({"size": 3, "bootstrap": "jackknife"})
+    assert members.model_dump(mode="json")["bootstrap"] == "jackknife"
+    weights = np.asarray(bootstrap_weights(members, 6, np.float32, jax.random.key(0)))
+    np.testing.assert_array_equal(weights, 1.5 * np.tile(1 - np.eye(3), 2))
+
+    def by_hand(function: str, **parameters: Any) -> EnsembleSettings:
+        code = {"kind": "user", "function": f"weights_by_hand:{function}", "parameters": parameters}
+        return EnsembleSettings.model_validate({"size": 3, "bootstrap": code})
+
+    drawn = (bootstrap_weights(by_hand("exponential", power=n), 9, np.float32, jax.random.key(1)) for n in (1, 2))
+    one, two = (np.asarray(weights) for weights in drawn)
+    np.testing.assert_allclose(one**2, two, rtol=1e-5)
+    for settings, sentence in (
+        (by_hand("shuffled"), "that 'weights_by_hand:shuffled' gives for the first structures change"),
+        (by_hand("of_structures"), r"of shape \(3, 5\) \(models, structures\), not \(5,\)"),
+        (by_hand("negative"), "some of them are negative"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            check_user_code(settings)
+    with pytest.raises(InputError, match="some of them are negative"):
+        bootstrap_weights(by_hand("negative"), 6, np.float32, jax.random.key(0))
+
+
 def test_scales_do_not_depend_on_the_order_of_the_file():
     """Perfect crystals first, whose densities of degree 1 vanish, or last; alone they are not blown up."""
     copper = SpeciesTable((29,))
@@ -436,9 +492,7 @@ def test_a_pool_takes_no_more_room_than_what_is_chosen_from_it():
     for chosen in (pool[4::5][:10], pool[:10], [*pool[:8], *pool[4::5][:2]]):
         counts = np.array([len(atoms) for atoms in chosen])
         sizes = SimpleNamespace(species=np.zeros(capacity.atoms), volume=np.zeros(capacity.structures))
-        data = TrainingSet(
-            Packed(sizes, counts, np.cumsum(counts) - counts), np.arange(10), np.arange(0), capacity
-        )
+        data = TrainingSet(Packed(sizes, counts, np.cumsum(counts) - counts), np.arange(10), np.arange(0), capacity)
         assert counts.sum() < capacity.atoms
         plan, steps, epochs = Order(jax.random.key(0)).segment(data, settings.validate_every)
         assert np.bincount(plan.ids[:steps][plan.ids[:steps] < 10], minlength=10).tolist() == [epochs] * 10
