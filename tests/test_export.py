@@ -24,6 +24,7 @@ from almlip_jax.dynamics import ExplorationSettings, Explorer
 from almlip_jax.dynamics.knowledge import Knowledge
 from almlip_jax.dynamics.programs import programs
 from almlip_jax.ensembles import Ensemble, Heads, training_devices
+from almlip_jax.ensembles.likelihoods import Evidential
 from almlip_jax.ensembles.sharding import MEMBERS, PARTS
 from almlip_jax.feature_names import atom_feature_names, feature_names
 from almlip_jax.features import FeatureRequest, last_layer_gradient
@@ -215,7 +216,7 @@ PROGRAMS = {
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_evaluation(backend: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With every feature map of a program, which is caught when it is called."""
-    ensemble, shapes = ensemble_of(Heads(2, "evidential"))
+    ensemble, shapes = ensemble_of(Heads(2, Evidential()))
     params = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     program, given = getattr(evaluator, name), []
     monkeypatch.setattr(evaluator, name, catching(given))

@@ -137,7 +137,7 @@ def test_every_section_that_comes_in_kinds_takes_those_of_packages(with_kinds):
     assert not [one.__name__ for one in held if not one.is_open()]
     families = {one for above in (Spec, Named) for one in above.__subclasses__()} - {Named}
     families = {one for one in families if one.__module__.startswith("almlip_jax.")}
-    assert len(families) >= 18 and families <= held
+    assert len(families) >= 20 and families <= held
     assert all(family.parse({"kind": "of_package"}).package() == "other-kinds" for family in families)
 
 

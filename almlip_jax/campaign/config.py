@@ -215,7 +215,7 @@ def check_teacher(config: ExperimentConfig) -> None:
         )
     if teacher is None:
         return
-    if teacher.correction is not None and (config.ensemble.heads > 1 or config.ensemble.likelihood != "none"):
+    if teacher.correction is not None and (config.ensemble.heads > 1 or not config.ensemble.likelihood.silent):
         raise ValueError("teacher.correction needs plain members; leave ensemble.heads and ensemble.likelihood out.")
     if teacher.correction is not None and (config.ensemble.variants or config.model.further):
         raise ValueError(

@@ -64,7 +64,7 @@ def score(
     with open_progress() as progress, progress.stage("score", total, unit="frames") as advance:
         summary = score_pool(model, pool, out, advance, type_numbers=numbers, labels=labels)
     say_left_out(summary.left_out)
-    spread = model.ensemble.members > 1 or model.member_settings.likelihood != "none"
+    spread = model.ensemble.members > 1 or not model.member_settings.likelihood.silent
     shown = {name for name in summary.largest if spread or name not in summary.mean}  # else 0 everywhere
     print_pairs(
         f"{'Mean and largest scores' if spread else 'Scores'} of {summary.number} structures",

@@ -8,18 +8,18 @@ from ase import Atoms
 
 from almlip_jax.dynamics.integrators import IntegratorSettings
 from almlip_jax.dynamics.settings import ExplorationSettings
-from almlip_jax.ensembles import EnsembleSettings, Prediction, require_score, require_spread, require_target
+from almlip_jax.ensembles import Prediction, Speaking, Speaks, require_score, require_spread, require_target
 from almlip_jax.errors import InputError
 
 
 def check_exploration(
-    settings: ExplorationSettings, members: EnsembleSettings, *, gated: bool = True, further: Collection[str] = ()
+    settings: ExplorationSettings, members: Speaks, *, gated: bool = True, further: Collection[str] = ()
 ) -> None:
     """Refuses a gate, a bias or an ascent that would see no uncertainty anywhere, and scores that will not exist.
 
     Args:
         settings: of the exploration.
-        members: settings of the ensemble.
+        members: what they can tell; settings of the ensemble say it.
         gated: whether the gate compares its score with anything.
         further: what the model gives besides the energy.
 
@@ -41,13 +41,10 @@ def check_exploration(
             require_spread(members, f"exploration.biases '{bias.kind}'")
 
 
-def speaks_as(prediction: Prediction) -> EnsembleSettings:
-    """Settings of an ensemble that says as much about its errors as one with this prediction; shapes are enough."""
-    if prediction.noise is None:
-        return EnsembleSettings(size=prediction.energy.shape[0])
-    evidence = prediction.noise.forces.evidence
-    likelihood = "mean_variance" if evidence is None else "evidential"
-    return EnsembleSettings(size=prediction.energy.shape[0], likelihood=likelihood)
+def speaks_as(prediction: Prediction) -> Speaking:
+    """What an ensemble with this prediction tells of its errors; shapes are enough."""
+    noise = prediction.noise
+    return Speaking(prediction.energy.shape[0], frozenset() if noise is None else noise.forces.gives())
 
 
 def check_cells(integrator: IntegratorSettings, starts: Sequence[Atoms], moved_by: str = "") -> None:

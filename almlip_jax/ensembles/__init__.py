@@ -4,8 +4,17 @@ from almlip_jax.ensembles.blocks import blocked
 from almlip_jax.ensembles.bootstrap import BootstrapSettings
 from almlip_jax.ensembles.build import build_ensemble, member_models
 from almlip_jax.ensembles.ensemble import Ensemble
-from almlip_jax.ensembles.heads import Belief, Heads, Noise
-from almlip_jax.ensembles.judging import gives_score, has_spread, require_score, require_spread, require_target
+from almlip_jax.ensembles.heads import Heads
+from almlip_jax.ensembles.judging import (
+    Speaking,
+    Speaks,
+    gives_score,
+    has_spread,
+    require_score,
+    require_spread,
+    require_target,
+)
+from almlip_jax.ensembles.likelihoods import Belief, EvidentialBelief, LikelihoodSettings, Noise, deviations
 from almlip_jax.ensembles.mixed import AnyEnsemble, MixedEnsemble
 from almlip_jax.ensembles.prediction import Committee, Prediction, Seen, committee_statistics
 from almlip_jax.ensembles.settings import EnsembleSettings, VariantSettings
@@ -28,16 +37,21 @@ __all__ = [
     "Committee",
     "Ensemble",
     "EnsembleSettings",
+    "EvidentialBelief",
     "Heads",
+    "LikelihoodSettings",
     "MixedEnsemble",
     "Noise",
     "Prediction",
     "Seen",
+    "Speaking",
+    "Speaks",
     "VariantSettings",
     "batches_at_a_time",
     "blocked",
     "build_ensemble",
     "committee_statistics",
+    "deviations",
     "devices_side_by_side",
     "gathered",
     "gives_score",

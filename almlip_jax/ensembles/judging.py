@@ -3,23 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Protocol
 
-from almlip_jax.ensembles.settings import EnsembleSettings
 from almlip_jax.models import how_given
 from almlip_jax.scores import names, score_of, scores
 
 
-def has_spread(members: EnsembleSettings) -> bool:
+class Speaks(Protocol):
+    """What members can tell, as `EnsembleSettings` say of them."""
+
+    @property
+    def members(self) -> int:
+        """Their number."""
+
+    @property
+    def gives(self) -> frozenset[str]:
+        """What a single one tells of its errors: ``total`` deviations, ``epistemic`` ones."""
+
+
+@dataclass(frozen=True)
+class Speaking:
+    """The same of members whose settings are not at hand; see `Speaks`."""
+
+    members: int
+    gives: frozenset[str] = frozenset()
+
+
+def has_spread(members: Speaks) -> bool:
     """Whether there are two members at least, models and their heads counted.
 
     >>> from almlip_jax.ensembles import EnsembleSettings, has_spread
     >>> has_spread(EnsembleSettings(size=1)), has_spread(EnsembleSettings(size=1, heads=8))
     (False, True)
     """
-    return members.size * members.heads > 1
+    return members.members > 1
 
 
-def gives_score(score: str, members: EnsembleSettings) -> bool:
+def gives_score(score: str, members: Speaks) -> bool:
     """Whether an ensemble tells structures apart by a score, which is 0 everywhere otherwise.
 
     One member has no spread; with ``mean_variance`` it has total deviations, with ``evidential`` epistemic ones too.
@@ -35,10 +56,10 @@ def gives_score(score: str, members: EnsembleSettings) -> bool:
     needs = "features" if found is None else found.needs
     if has_spread(members) or needs in ("features", "training_set"):
         return True
-    return {"total": members.likelihood != "none", "epistemic": members.likelihood == "evidential"}.get(needs, False)
+    return needs in members.gives
 
 
-def require_score(score: str, members: EnsembleSettings, where: str) -> None:
+def require_score(score: str, members: Speaks, where: str) -> None:
     """Refuses a score that the ensemble cannot give.
 
     Args:
@@ -86,7 +107,7 @@ def require_target(score: str, further: Collection[str], where: str) -> None:
         raise ValueError(f"{where} looks at {score}, but the model gives no {target}; {how_given(target)}.")
 
 
-def require_spread(members: EnsembleSettings, where: str) -> None:
+def require_spread(members: Speaks, where: str) -> None:
     """Refuses what follows the differences between members where there is one; raises ValueError.
 
     >>> from almlip_jax.ensembles import EnsembleSettings, require_spread

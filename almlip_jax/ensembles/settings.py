@@ -8,10 +8,8 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from almlip_jax.ensembles.bootstrap import BootstrapSettings, GammaBootstrap
+from almlip_jax.ensembles.likelihoods import LikelihoodSettings, NoLikelihood
 from almlip_jax.settings import Settings
-
-Likelihood = Literal["none", "mean_variance", "evidential"]
-"""What a member says about its own errors."""
 
 
 class VariantSettings(Settings):
@@ -31,10 +29,10 @@ class EnsembleSettings(Settings):
     heads: int = Field(default=1, ge=1, le=1024)
     """Members that share one model except for their last layer: more than one make a shallow ensemble.  With
     ``size: 1`` it is one; with more, several of them.  Train it with a loss of kind ``nll`` or ``crps``."""
-    likelihood: Likelihood = "none"
-    """What each model says about its own errors: nothing; a variance of its energy, forces and virial; or the
-    parameters of a normal-inverse-gamma distribution, which tell noise from ignorance.  Train it with ``nll`` or
-    ``crps``."""
+    likelihood: LikelihoodSettings = NoLikelihood()
+    """What each model says about its own errors: ``none``, nothing; ``mean_variance``, a variance of its energy, forces
+    and virial; ``evidential``, the parameters of a normal-inverse-gamma distribution, which tell noise from ignorance;
+    or distributions of a user's own.  Train it with ``nll`` or ``crps``."""
     bootstrap: BootstrapSettings = GammaBootstrap()
     """Weights of the structures in each model's loss, of mean 1: ``none``, all equal; ``gamma``-distributed (every
     structure counts; at variance 1 this is the Bayesian bootstrap); ``poisson`` (the classical bootstrap, in which a
@@ -49,13 +47,25 @@ class EnsembleSettings(Settings):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.heads > 1 and self.likelihood == "evidential":
-            raise ValueError("likelihood 'evidential' needs heads: 1; several heads have a spread of their own.")
+        if self.heads > 1 and not self.likelihood.several_heads:
+            raise ValueError(
+                f"likelihood '{self.likelihood.kind}' needs heads: 1; several heads have a spread of their own."
+            )
         if len(self.variants) > self.size:
             raise ValueError(
                 f"size {self.size} is too small for {len(self.variants)} variants; give at least one each."
             )
         return self
+
+    @property
+    def members(self) -> int:
+        """Number of members, models and their heads counted."""
+        return self.size * self.heads
+
+    @property
+    def gives(self) -> frozenset[str]:
+        """What a single member tells of its errors, as `LikelihoodSettings.gives`."""
+        return self.likelihood.gives
 
     def without(self, models: Collection[int]) -> EnsembleSettings:
         """Settings of the ensemble that is left without some models, numbered architecture by architecture.

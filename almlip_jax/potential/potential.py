@@ -405,7 +405,7 @@ class Potential:
     @property
     def says_errors(self) -> bool:
         """Whether members say something about their own errors, so that total deviations are not the spread."""
-        return self.member_settings.likelihood != "none"
+        return not self.member_settings.likelihood.silent
 
     def force_error(self, force_total: np.ndarray) -> np.ndarray | None:
         """Length of the error vector to be expected of each atom, eV/Angstrom; None where nothing was calibrated.

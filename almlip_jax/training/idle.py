@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from almlip_jax.ensembles.bootstrap import BootstrapSettings
+from almlip_jax.ensembles.likelihoods import LikelihoodSettings
 from almlip_jax.ensembles.settings import EnsembleSettings
 from almlip_jax.errors import InputError, any_of
 from almlip_jax.settings import Settings
 from almlip_jax.training.optimisers import OptimiserSettings
-from almlip_jax.training.penalties import LikelihoodLoss
 from almlip_jax.training.schedules import ScheduleSettings
 from almlip_jax.training.settings import TrainingSettings
 
 
-def refuse_idle(trainings: Sequence[TrainingSettings], likelihood: str) -> None:
+def refuse_idle(trainings: Sequence[TrainingSettings], likelihood: LikelihoodSettings) -> None:
     """Refuses keys with another value than by default that no model of an ensemble looks at.
 
     Args:
@@ -94,7 +94,7 @@ _OF_GRADIENTS = (
 """Keys that a training by projection does not look at."""
 
 
-def _idle(training: TrainingSettings, likelihood: str) -> Iterator[tuple[str, str]]:
+def _idle(training: TrainingSettings, likelihood: LikelihoodSettings) -> Iterator[tuple[str, str]]:
     """Such keys of one training, and what would look at them."""
     if training.projection is not None:
         yield from ((name, "a training by gradients") for name in _OF_GRADIENTS if _given(training, name))
@@ -104,13 +104,13 @@ def _idle(training: TrainingSettings, likelihood: str) -> Iterator[tuple[str, st
         (training.schedule, ScheduleSettings, "schedule"),
     ):
         yield from ((name, what) for name, what in _not_looked_at(chosen, family, key) if _given(training, name))
-    judging = [loss for loss in training.losses if isinstance(loss, LikelihoodLoss)]
-    if likelihood != "evidential" and any(_given(loss, "evidence_penalty") for loss in judging):
-        yield "loss.evidence_penalty", "ensemble.likelihood 'evidential'"
+    for name, what in _not_looked_at(likelihood, LikelihoodSettings, "ensemble.likelihood"):
+        if any(name in type(loss).model_fields and _given(loss, name) for loss in training.losses):
+            yield f"loss.{name}", what
 
 
-_Chooses = OptimiserSettings | ScheduleSettings | BootstrapSettings
-"""Kinds that say which keys beside them they look at."""
+_Chooses = OptimiserSettings | ScheduleSettings | BootstrapSettings | LikelihoodSettings
+"""Kinds that say which keys elsewhere they look at."""
 
 
 def _not_looked_at(chosen: _Chooses, family: type[_Chooses], key: str) -> Iterator[tuple[str, str]]:

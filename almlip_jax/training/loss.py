@@ -131,7 +131,7 @@ def _belief(prediction: Prediction, target: Target, counts: jax.Array) -> Belief
     if prediction.noise is None or not target.basic:
         return None
     belief: Belief = getattr(prediction.noise, target.name)
-    return _for_components(_per_atom(belief, counts) if target.by_atoms else belief, len(target.shape))
+    return (belief.per_atom(counts) if target.by_atoms else belief).for_components(len(target.shape))
 
 
 def means(sums: Residuals) -> dict[str, jax.Array]:
@@ -143,13 +143,3 @@ def weighted(loss: LossSettings, sums: Residuals) -> jax.Array:
     """The loss from its sums: mean penalties times their weights."""
     found = means(sums)
     return reduce(jnp.add, [loss.weight_of(target) * found[target.name] for target in declared(found)])
-
-
-def _per_atom(belief: Belief, counts: jax.Array) -> Belief:
-    """What belongs to a structure, for the same quantity per atom."""
-    return Belief(belief.variance / counts**2, belief.evidence, belief.shape)
-
-
-def _for_components(belief: Belief, axes: int) -> Belief:
-    """One belief for all components, along further axes."""
-    return jax.tree.map(lambda x: x.reshape(*x.shape, *axes * (1,)), belief)

@@ -26,12 +26,10 @@ from typing import Any, ClassVar, Literal, cast
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.scipy.special import gammaln
-from jax.scipy.stats import norm
 from pydantic import ConfigDict, Field, model_validator
 
 from almlip_jax.ensembles import Belief
+from almlip_jax.ensembles.likelihoods import normal_crps, normal_nll, of_heads
 from almlip_jax.errors import InputError, any_of
 from almlip_jax.kinds import Spec, UserCode
 from almlip_jax.settings import unit
@@ -183,12 +181,6 @@ class _OfDistributions(LossSettings):
         """Standard deviation that is added to the predicted one of a target in square; 0 where none is predicted."""
         return float(self.said(f"{target.name}_floor", 0.0))
 
-    def _normal(self, residual: jax.Array, belief: Belief | None, target: Target) -> tuple[jax.Array, jax.Array]:
-        """Residual of the mean over the heads, and the variance that is predicted for it."""
-        mean = jnp.mean(residual, axis=0)
-        variance = jnp.mean((residual - mean) ** 2, axis=0) + self.floor_of(target) ** 2
-        return mean, variance if belief is None else variance + belief.variance + belief.epistemic
-
 
 class LikelihoodLoss(_OfDistributions):
     """The negative log-likelihood of the labels under what members predict: heads, or `ensemble.likelihood`."""
@@ -204,27 +196,13 @@ class LikelihoodLoss(_OfDistributions):
     where predictions are wrong."""
 
     def penalty(self, residual: jax.Array, belief: Belief | None, target: Target) -> jax.Array:
-        """The negative logarithm of a normal density, or of Student's of evidential members, without constants."""
-        if belief is not None and belief.evidence is not None:
-            return self._student(jnp.mean(residual, axis=0), belief, self.floor_of(target))
-        mean, variance = self._normal(residual, belief, target)
-        return 0.5 * (jnp.log(variance) + mean**2 / variance)
-
-    def _student(self, residual: jax.Array, belief: Belief, floor: float) -> jax.Array:
-        """Negative log-likelihood of a normal-inverse-gamma distribution, and what wrong evidence costs."""
-        assert belief.evidence is not None and belief.shape is not None
-        v, alpha = belief.evidence, belief.shape
-        noise = belief.variance + floor**2
-        omega = 2 * noise * (alpha - 1) * (1 + v)  # noise = beta / (alpha - 1)
-        likelihood = (
-            -0.5 * jnp.log(v)
-            - alpha * jnp.log(omega)
-            + (alpha + 0.5) * jnp.log(v * residual**2 + omega)
-            + gammaln(alpha)
-            - gammaln(alpha + 0.5)
-        )
-        in_noise = jnp.abs(residual) / jax.lax.stop_gradient(jnp.sqrt(noise))
-        return likelihood + self.evidence_penalty * in_noise * (2 * v + alpha)
+        """The negative logarithm of a density, without constants: normal of heads alone, or as the model believes."""
+        floor = self.floor_of(target)
+        if belief is None:
+            return normal_nll(*of_heads(residual, floor))
+        found = belief.nll(residual, floor)
+        wrong = belief.wrong_evidence(residual, floor, self.evidence_penalty)
+        return found if wrong is None else found + wrong
 
 
 class RankedLoss(_OfDistributions):
@@ -233,11 +211,9 @@ class RankedLoss(_OfDistributions):
     kind: Literal["crps"] = "crps"
 
     def penalty(self, residual: jax.Array, belief: Belief | None, target: Target) -> jax.Array:
-        """The score of a normal distribution, in the unit of the residual."""
-        mean, variance = self._normal(residual, belief, target)
-        sigma = jnp.sqrt(variance)
-        z = mean / sigma
-        return sigma * (z * (2 * norm.cdf(z) - 1) + 2 * norm.pdf(z) - np.asarray(1 / np.sqrt(np.pi), z.dtype))
+        """The score of a normal distribution of heads alone, or of what the model believes, in the residual's unit."""
+        floor = self.floor_of(target)
+        return normal_crps(*of_heads(residual, floor)) if belief is None else belief.crps(residual, floor)
 
 
 class SummedLoss(LossSettings):

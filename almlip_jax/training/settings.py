@@ -11,6 +11,7 @@ from ase.data import atomic_numbers
 from pydantic import Field, field_validator, model_validator
 
 from almlip_jax.ensembles.bootstrap import BootstrapSettings
+from almlip_jax.ensembles.likelihoods import LikelihoodSettings
 from almlip_jax.ensembles.settings import EnsembleSettings
 from almlip_jax.errors import InputError, any_of
 from almlip_jax.models import ModelSettings, how_given
@@ -244,7 +245,7 @@ def check_projection(
             f"training.projection needs a model that is linear in most of its parameters, as kind 'mtp' is; kind "
             f"'{model.kind}' is not: leave projection out."
         )
-    if ensemble.heads > 1 or ensemble.likelihood != "none":
+    if ensemble.heads > 1 or not ensemble.likelihood.silent:
         raise InputError("training.projection finds one energy by squares; leave ensemble.heads and likelihood out.")
     if ensemble.order == "own":
         raise InputError(
@@ -284,35 +285,35 @@ def _check_passes(training: TrainingSettings, projection: ProjectionSettings, mo
             )
 
 
-def check_plain(heads: int, likelihood: str) -> None:
+def check_plain(heads: int, likelihood: LikelihoodSettings) -> None:
     """Whether members can have a last layer for each of two label sources.
 
     Raises:
         InputError: they have several heads already, or say how sure they are of the labels of one source.
     """
-    if heads > 1 or likelihood != "none":
+    if heads > 1 or not likelihood.silent:
         raise InputError(
             "a teacher's frames are trained on again under a last layer of their own, which members with "
             "ensemble.heads or ensemble.likelihood cannot have; leave these out, or teacher.replay at 0."
         )
 
 
-def check_losses(training: TrainingSettings, heads: int, likelihood: str) -> None:
+def check_losses(training: TrainingSettings, heads: int, likelihood: LikelihoodSettings) -> None:
     """Whether the members can be trained with these losses.
 
     Raises:
         InputError: a loss judges uncertainties that the members do not have, or none judges those that they have.
     """
     judged = any(loss.judges_uncertainty for loss in training.losses)
-    if judged and heads == 1 and likelihood == "none":
+    if judged and heads == 1 and likelihood.silent:
         kind = next(loss.kind for loss in training.losses if loss.judges_uncertainty)
         raise InputError(
             f"a loss of kind '{kind}' needs members that say how sure they are; give ensemble.heads or "
             "ensemble.likelihood, or take kind 'mse' or 'huber'."
         )
-    if likelihood != "none" and not judged:
+    if not likelihood.silent and not judged:
         those = any_of(name for name, kind in LossSettings.kinds().items() if kind.judges_uncertainty)
         raise InputError(
-            f"ensemble.likelihood '{likelihood}' learns from a loss of kind {those} only; give one as "
+            f"ensemble.likelihood '{likelihood.kind}' learns from a loss of kind {those} only; give one as "
             "training.loss.kind, or as training.second_stage.kind."
         )

@@ -388,6 +388,7 @@ USER_CODE: dict[str, dict[str, Any]] = {
     "training.optimiser": {"training": {"optimiser": MINE}},
     "training.schedule": {"training": {"schedule": MINE}},
     "ensemble.bootstrap": {"ensemble": {"bootstrap": MINE}},
+    "ensemble.likelihood": {"ensemble": {"likelihood": MINE}, "training": NLL},
 }
 """Sections in which a user's own code stands, by the key of that."""
 
@@ -430,6 +431,7 @@ def test_user_code_is_tried_before_a_label_is_paid(mine, tmp_path, key):
         "training.loss",
         "training.schedule",
         "ensemble.bootstrap",
+        "ensemble.likelihood",
     ):
         told = refused(renamed(USER_CODE[key], "of_nothing"))
         assert "'mine_of_campaigns:of_nothing' must return a function of " in told and "too many positional" in told

@@ -29,8 +29,7 @@ from almlip_jax.dynamics.gates import (
 from almlip_jax.dynamics.judging import speaks_as
 from almlip_jax.dynamics.seen import scaled_by_species
 from almlip_jax.dynamics.settings import RewindSettings
-from almlip_jax.ensembles import Prediction
-from almlip_jax.ensembles.heads import Belief, Noise
+from almlip_jax.ensembles import Belief, EvidentialBelief, Noise, Prediction, Speaking
 from almlip_jax.errors import InputError
 from almlip_jax.potential.novelty import fit_latent_distance
 from almlip_jax.structures.graph import Graph
@@ -184,11 +183,12 @@ def test_one_member_has_no_spread_to_judge():
         explorer(biases=(UncertaintySettings(),)).begin(one, [dimer()] * 3, (np.inf, np.inf), jax.random.key(0))
     shapes = jax.eval_shape(lambda: jnp.zeros((1, 2)))
     said = Prediction(shapes, shapes, shapes, shapes)
-    belief = Belief(shapes)
-    assert speaks_as(said).likelihood == "none"
-    assert speaks_as(replace(said, noise=Noise(belief, belief, belief))).likelihood == "mean_variance"
-    belief = Belief(shapes, shapes, shapes)
-    assert speaks_as(replace(said, noise=Noise(belief, belief, belief))).likelihood == "evidential"
+    assert speaks_as(said) == Speaking(1)
+    for belief, gives in (
+        (Belief(shapes), {"total"}),
+        (EvidentialBelief(shapes, shapes, shapes), {"total", "epistemic"}),
+    ):
+        assert speaks_as(replace(said, noise=Noise(belief, belief, belief))) == Speaking(1, frozenset(gives))
 
 
 def test_the_whole_run_ends_when_a_buffer_is_full():

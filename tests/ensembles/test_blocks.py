@@ -12,6 +12,7 @@ from ase import Atoms
 from ase.build import bulk, molecule
 
 from almlip_jax.ensembles import Ensemble, Heads, Prediction, atom_blocks, blocked, gathered, sharding, spread_members
+from almlip_jax.ensembles.likelihoods import Evidential
 from almlip_jax.models import MtpSettings, SharedDensitySettings, build_model
 from almlip_jax.structures.graph import Graph, Places, forces_and_virial, sum_over_atoms
 from almlip_jax.structures.species import SpeciesTable
@@ -22,7 +23,7 @@ SHAPE = SharedDensitySettings(cutoff=3.5, radial=3, l_max=1, channels=3, hidden=
 ENSEMBLE = Ensemble(
     build_model(SHAPE, SPECIES),
     2,
-    heads=Heads(2, "evidential"),
+    heads=Heads(2, Evidential()),
 )
 ATOMS = 6  # of a walker, padding included
 needs_two_devices = pytest.mark.skipif(len(jax.devices()) < 2, reason="there is one device")
@@ -115,7 +116,7 @@ def test_cores_share_walkers_out_where_these_are_large(monkeypatch):
 def test_walkers_on_two_devices_meet_once_in_a_step(monkeypatch):
     """What goes on around the evaluation each device does for itself, though it is given walkers of its own."""
     monkeypatch.setattr(sharding, "_WORTH_SHARING", 0)
-    one = replace(ENSEMBLE, size=1, heads=Heads(1, "none"))
+    one = replace(ENSEMBLE, size=1, heads=Heads())
     own = jax.tree.map(lambda x: np.asarray(x, np.float64), jax.jit(one.init)(jax.random.key(0)))
     start = np.stack([molecule("H2O").positions + 0.01 * n for n in range(4)])
     many, species = len(start), np.tile(SPECIES.index([8, 1, 1]).astype(np.int32), (4, 1))

@@ -12,7 +12,8 @@ from ase import Atoms
 from ase.build import molecule
 from scipy.spatial.transform import Rotation
 
-from almlip_jax.ensembles import Belief, Ensemble, Heads, Noise, Prediction, committee_statistics
+from almlip_jax.ensembles import Ensemble, EvidentialBelief, Heads, Noise, Prediction, committee_statistics
+from almlip_jax.ensembles.likelihoods import Evidential, MeanVariance
 from almlip_jax.models import Params, SharedDensitySettings, build_model
 from almlip_jax.structures.graph import Graph
 from almlip_jax.structures.packing import BatchShape, pack, plan_batches, take_batch
@@ -23,9 +24,9 @@ SPECIES = SpeciesTable((1, 8))
 SHAPE = BatchShape(atoms=8, neighbors=6, structures=3)
 KINDS = {
     "shallow": Heads(3),
-    "mean_variance": Heads(1, "mean_variance"),
-    "evidential": Heads(1, "evidential"),
-    "shallow_noisy": Heads(3, "mean_variance"),
+    "mean_variance": Heads(1, MeanVariance()),
+    "evidential": Heads(1, Evidential()),
+    "shallow_noisy": Heads(3, MeanVariance()),
 }
 
 
@@ -113,7 +114,7 @@ def test_a_head_is_the_model_with_another_last_layer(ensemble, params):
 
 
 def test_variances_add_over_atoms_and_do_not_turn(ensemble, params):
-    if ensemble.heads.likelihood == "none":
+    if ensemble.heads.likelihood.silent:
         pytest.skip("members that say nothing")
     one = _predict(ensemble, params, graph_of([water(0)])).noise
     two, turned = water(0) + water(0), water(0)
@@ -143,7 +144,8 @@ def test_committee_adds_variances_up():
     rng, graph = np.random.default_rng(0), graph_of([water(0), water(1)])
     atoms, slots = len(graph.species), graph.num_structures
     belief = [
-        Belief(*(jnp.asarray(rng.uniform(0.5, 2.0, size=(2, n))) for _ in range(3))) for n in (slots, atoms, slots)
+        EvidentialBelief(*(jnp.asarray(rng.uniform(0.5, 2.0, size=(2, n))) for _ in range(3)))
+        for n in (slots, atoms, slots)
     ]
     prediction = Prediction(
         energy=jnp.asarray(rng.normal(size=(4, slots))),

@@ -10,6 +10,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from almlip_jax.ensembles import Ensemble, Heads
+from almlip_jax.ensembles.likelihoods import Evidential
 from almlip_jax.models import MaceSettings, MtpSettings, NequipSettings, SharedDensitySettings, build_model
 from almlip_jax.models.constants import is_learned, learned_leaves
 from almlip_jax.structures.graph import lone_atoms
@@ -33,7 +34,7 @@ CONSTANT = {
 
 @pytest.mark.parametrize("settings", MODELS.values(), ids=MODELS)
 def test_scales_are_constants_and_nothing_else_is(settings):
-    ensemble = Ensemble(build_model(settings, SpeciesTable((1, 8))), 2, heads=Heads(2, "evidential"))
+    ensemble = Ensemble(build_model(settings, SpeciesTable((1, 8))), 2, heads=Heads(2, Evidential()))
     params = jax.eval_shape(ensemble.init, jax.random.key(0))
     constant = {path for path, learned in flatten_dict(is_learned(params), sep="/").items() if not learned}
     assert constant == {f"model/constants/{name}" for name in CONSTANT[settings.kind]} | {"heads/constants/scale"}

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from ase.calculators.singlepoint import SinglePointCalculator
 from scipy.integrate import quad
-from scipy.stats import norm
+from scipy.stats import laplace, norm
 from scipy.stats import t as student
 from small_training import MODEL, SPECIES, settings_of, water
 
-from almlip_jax.ensembles import Belief, EnsembleSettings
+from almlip_jax.ensembles import Belief, EnsembleSettings, EvidentialBelief, gives_score
 from almlip_jax.errors import InputError
 from almlip_jax.fitting import fit_potential
+from almlip_jax.kinds import check_user_code
 from almlip_jax.targets import Target
 from almlip_jax.training import LossSettings, TrainingSettings, build_trainer, plan_capacity
 from almlip_jax.training.penalties import LikelihoodLoss, RankedLoss, SquaredLoss
@@ -45,7 +48,7 @@ def test_evidential_likelihood_is_students():
     rng = np.random.default_rng(2)
     residual, variance = rng.normal(size=(1, 9)), rng.uniform(0.2, 2.0, size=9)
     v, alpha = rng.uniform(0.3, 4.0, size=9), rng.uniform(1.2, 5.0, size=9)
-    belief = Belief(variance, v, alpha)
+    belief = EvidentialBelief(variance, v, alpha)
     beta = (variance + 0.01) * (alpha - 1)
     scale = np.sqrt(beta * (1 + v) / (v * alpha))
     expected = -student.logpdf(residual[0], 2 * alpha, scale=scale) - 0.5 * np.log(np.pi)
@@ -65,10 +68,87 @@ def test_ranked_probability_score_is_its_integral():
         assert value == pytest.approx(below + above, rel=1e-6)
 
 
+LAPLACE = """
+import jax.numpy as jnp
+from flax import struct
+from almlip_jax.ensembles import Belief, EvidentialBelief, Noise
+from almlip_jax.structures.graph import sum_over_atoms
+
+@struct.dataclass
+class Laplace(Belief):
+    def nll(self, residual, floor):
+        mean, variance = self.normal(residual, floor)
+        width = jnp.sqrt(variance / 2)
+        return jnp.log(width) + jnp.abs(mean) / width
+
+@struct.dataclass
+class Joint(Laplace):
+    def nll(self, residual, floor):
+        return super().nll(residual, floor).sum(axis=-1)
+
+def laplace(first=0.1, kind=Laplace, **also):
+    def noise(raw, graph, scale):
+        variance = (first * scale) ** 2 * jnp.exp(2 * raw)
+        energy, virial = (sum_over_atoms(variance[:, n], graph) for n in (0, 2))
+        return Noise(*(kind(one, **{name: one for name in also}) for one in (energy, variance[:, 1], virial)))
+    return noise
+
+def joint(): return laplace(kind=Joint)
+def sure(): return laplace(kind=EvidentialBelief, evidence=0, shape=0)
+def of_atoms(): return lambda raw, graph, scale: Noise(*(Laplace(raw) for _ in range(3)))
+def bare(): return lambda raw, graph, scale: raw
+def wide(): return lambda raw, graph, scale: raw @ jnp.ones((5, 5))
+"""
+
+
+def by_hand(function: str, **keys: Any) -> dict[str, Any]:
+    """A likelihood of the user's module."""
+    return {"kind": "user", "function": f"errors_by_hand:{function}"} | keys
+
+
+def test_a_likelihood_of_a_user_judges_by_its_own_distribution(with_module):
+    with_module("errors_by_hand", LAPLACE)
+    import errors_by_hand
+
+    residual, variance = np.random.default_rng(4).normal(size=(3, 7)), np.linspace(0.1, 3.0, 7)
+    width = np.sqrt((residual.var(axis=0) + 0.01 + variance) / 2)
+    expected = -laplace.logpdf(residual.mean(axis=0), scale=width) - np.log(2)
+    found = penalty(residual, errors_by_hand.Laplace(variance), LikelihoodLoss(energy_floor=0.1))
+    np.testing.assert_allclose(found, expected, rtol=1e-10)
+    for likelihood, needed in ((by_hand("laplace"), "total"), (by_hand("sure", epistemic=True), "epistemic")):
+        members = EnsembleSettings(size=1, likelihood=likelihood)
+        check_user_code(members)
+        assert EnsembleSettings.model_validate(members.model_dump(mode="json")) == members
+        assert gives_score(f"force_{needed}_max", members)
+    assert not gives_score("force_epistemic_max", EnsembleSettings(size=1, likelihood=by_hand("laplace")))
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "sentence"),
+    [
+        (by_hand("joint"), r"nll of the Joint of 'errors_by_hand:joint' must give a number for each residual"),
+        (by_hand("sure"), r"tells a variance of the prediction itself; set ensemble.likelihood.epistemic to true"),
+        (by_hand("laplace", epistemic=True), r"tells no variance .*; set ensemble.likelihood.epistemic to false"),
+        (by_hand("of_atoms"), r"has variance of shape \(1, 3\) for one atom"),
+        (by_hand("bare"), r"must return a function that makes an almlip_jax.ensembles.Noise of three Beliefs"),
+        (by_hand("wide", columns=4), r"fails on 4 outputs of an atom \(TypeError"),
+    ],
+)
+def test_likelihoods_of_users_that_nothing_could_learn_from_are_refused(with_module, likelihood, sentence):
+    with_module("errors_by_hand", LAPLACE)
+    with pytest.raises(InputError, match=sentence):
+        check_user_code(EnsembleSettings(likelihood=likelihood))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("likelihood", ["mean_variance", "evidential"])
-def test_noise_is_learned_where_it_is(likelihood):
+@pytest.mark.parametrize(
+    "likelihood",
+    [*("mean_variance", "evidential"), by_hand("laplace")],
+    ids=["mean_variance", "evidential", "laplace"],
+)
+def test_noise_is_learned_where_it_is(likelihood, with_module):
     """Labels of the oxygen carry noise of 0.6 eV/Angstrom, those of hydrogen of 0.15."""
+    with_module("errors_by_hand", LAPLACE)
     rng, noisy = np.random.default_rng(3), []
     for seed in range(60):
         atoms = water(seed)
