@@ -133,6 +133,7 @@ def test_a_likelihood_of_a_user_judges_by_its_own_distribution(with_module):
         (by_hand("bare"), r"must return a function that makes an almlip_jax.ensembles.Noise of three Beliefs"),
         (by_hand("wide", columns=4), r"fails on 4 outputs of an atom \(TypeError"),
     ],
+    ids=lambda given: given["function"].rpartition(":")[2] if isinstance(given, dict) else "",
 )
 def test_likelihoods_of_users_that_nothing_could_learn_from_are_refused(with_module, likelihood, sentence):
     with_module("errors_by_hand", LAPLACE)

@@ -18,7 +18,6 @@ from small_training import MODEL, PLAIN, SPECIES, labelled, settings_of, trainer
 
 from almlip_jax.ensembles import Ensemble, Prediction
 from almlip_jax.errors import CapacityError, InputError
-from almlip_jax.kinds import check_user_code
 from almlip_jax.learner import Learner
 from almlip_jax.models import build_model
 from almlip_jax.models.charge_energy import charge_energy_of
@@ -30,6 +29,7 @@ from almlip_jax.training import (
     EpochReport,
     Trainer,
     TrainingResult,
+    build_trainer,
     find_references,
     plan_capacity,
     reference_energies,
@@ -282,13 +282,17 @@ def test_bootstraps_of_packages_and_users(with_kinds, with_module):
     drawn = (bootstrap_weights(by_hand("exponential", power=n), 9, np.float32, jax.random.key(1)) for n in (1, 2))
     one, two = (np.asarray(weights) for weights in drawn)
     np.testing.assert_allclose(one**2, two, rtol=1e-5)
+    capacity = plan_capacity([water(0)], MODEL.cutoff, SETTINGS)
     for settings, sentence in (
-        (by_hand("shuffled"), "that 'weights_by_hand:shuffled' gives for the first structures change"),
-        (by_hand("of_structures"), r"of shape \(3, 5\) \(models, structures\), not \(5,\)"),
-        (by_hand("negative"), "some of them are negative"),
+        (by_hand("shuffled"), "the weights that 'weights_by_hand:shuffled' gives for the first structures change"),
+        (
+            by_hand("of_structures"),
+            r"'weights_by_hand:of_structures' .* of shape \(3, 5\) \(models, structures\), not \(5,\)",
+        ),
+        (by_hand("negative"), "'weights_by_hand:negative' .* some of them are negative"),
     ):
-        with pytest.raises(InputError, match=sentence):
-            check_user_code(settings)
+        with pytest.raises(InputError, match=f"^ensemble.bootstrap: {sentence}"):
+            build_trainer(MODEL, settings, SPECIES, capacity, SETTINGS)
     with pytest.raises(InputError, match="some of them are negative"):
         bootstrap_weights(by_hand("negative"), 6, np.float32, jax.random.key(0))
 
