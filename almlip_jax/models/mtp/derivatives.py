@@ -30,8 +30,9 @@ from almlip_jax.models.constants import CONSTANTS
 from almlip_jax.models.edges import Vectors
 from almlip_jax.models.mtp.basis import Basis
 from almlip_jax.models.mtp.contractions import tree
-from almlip_jax.models.mtp.moments import RadialBasis, RadialFunctions, radial_functions, shape_of
+from almlip_jax.models.mtp.moments import RadialFunctions, radial_functions
 from almlip_jax.models.mtp.passes import all_moments, gradient, hessian, jacobian, passes
+from almlip_jax.models.mtp.ranks import shape_of
 from almlip_jax.models.mtp.tables import Table, Term, sums_of_rows
 from almlip_jax.models.separable import Derivatives
 from almlip_jax.structures.graph import Graph
@@ -71,9 +72,9 @@ class Sphere(NamedTuple):
 
 
 @lru_cache(maxsize=64)
-def sphere(basis: Basis, radial: RadialBasis) -> Sphere:
+def sphere(basis: Basis) -> Sphere:
     """That of a basis."""
-    shape, ways = shape_of(basis, radial), passes(basis)
+    shape, ways = shape_of(basis), passes(basis)
     highest = max(shape.ranks)
     powers = tuple(
         one
@@ -123,7 +124,7 @@ def _spread(
 
 def derivatives(model: Mtp, params: Params, graph: Graph) -> Derivatives:
     """Derivatives by ``moment``, ``species`` and ``radial``; see `Separable`."""
-    constants, ways, over = params[CONSTANTS], passes(model.basis), sphere(model.basis, model.radial_basis)
+    constants, ways, over = params[CONSTANTS], passes(model.basis), sphere(model.basis)
     edges = _edges(model, graph, constants["scaling"])
     sums = jnp.einsum("apk,adk->apd", edges.powers, edges.radial)  # [A, p, Z * R]
     coefficients = _coefficients(model, params, graph)
@@ -173,7 +174,7 @@ class _Edges(NamedTuple):
 
 
 def _edges(model: Mtp, graph: Graph, scaling: jax.Array) -> _Edges:
-    over = sphere(model.basis, model.radial_basis)
+    over = sphere(model.basis)
 
     def functions(told: jax.Array, mask: jax.Array, vectors: Vectors) -> _Edges:
         found = radial_functions(model.radial_basis, mask, vectors)

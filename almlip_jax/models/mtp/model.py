@@ -42,7 +42,8 @@ from almlip_jax.models.edges import Vectors, edge_vectors
 from almlip_jax.models.mtp.basis import Basis, basis, directions
 from almlip_jax.models.mtp.contractions import contract, factors_of, tree
 from almlip_jax.models.mtp.derivatives import derivatives
-from almlip_jax.models.mtp.moments import RadialBasis, basic_moments, edge_functions, shape_of
+from almlip_jax.models.mtp.moments import RadialBasis, basic_moments, powers_of_ranks, radial_functions
+from almlip_jax.models.mtp.ranks import shape_of
 from almlip_jax.models.mtp.recognised import level_of, recognised
 from almlip_jax.models.mtp.text import MtpText, read_mtp
 from almlip_jax.models.separable import Derivatives
@@ -246,19 +247,19 @@ class Mtp(LinearLast):
             sums over atoms: ``squares`` [highest rank + 1], ``incoherent`` [], the same if neighbours stood at random,
             and the number of ``atoms``.
         """
-        found = shape_of(self.basis, self.radial_basis)
-        edges = edge_functions(found, graph.edge_mask, self.geometry(graph).components)
+        vectors = self.geometry(graph).components
+        edges = radial_functions(self.radial_basis, graph.edge_mask, vectors)
         told = self._neighbors(graph, edges.radial.dtype)
         functions = (told[:, :, None] * edges.radial[:, None]).reshape(len(told), -1, told.shape[-1])
-        sums = jnp.einsum("ask,ank->asn", functions, edges.powers) ** 2 / self.settings.radial_basis_size
-        sums = jnp.sum(jnp.where(graph.atom_mask[:, None, None], sums, 0), axis=(0, 1))
-        orders = [orders for nu in range(max(found.ranks) + 1) for _, orders in directions(nu)]
-        weighed = sums * np.array(orders, sums.dtype)
-        ends = np.cumsum([0, *(len(directions(nu)) for nu in range(max(found.ranks) + 1))])
-        squares = jnp.stack([jnp.sum(weighed[a:b]) for a, b in zip(ends, ends[1:], strict=False)])
+        squares = []
+        for rank, powers in enumerate(powers_of_ranks(shape_of(self.basis), edges.direction)):
+            orders = np.array([orders for _, orders in directions(rank)], powers.dtype)
+            sums = orders * jnp.einsum("ask,ank->asn", functions, powers) ** 2
+            squares.append(jnp.sum(jnp.where(graph.atom_mask[:, None, None], sums, 0)))
         alone = jnp.where(graph.atom_mask, jnp.sum(edges.radial**2, axis=(1, 2)), 0) / self.settings.radial_basis_size
         atoms = jnp.sum(graph.atom_mask.astype(sums.dtype))
-        return {"squares": squares, "incoherent": jnp.sum(alone), "atoms": atoms}
+        squares_of_ranks = jnp.stack(squares) / self.settings.radial_basis_size
+        return {"squares": squares_of_ranks, "incoherent": jnp.sum(alone), "atoms": atoms}
 
     def standardise(self, params: Params, survey: Survey, energy_scale: float) -> Params:
         """Sets the scales of moments, basis functions and energy; see `Model.standardise`.

@@ -8,26 +8,24 @@ for r < max and 0 beyond: T_k are Chebyshev polynomials, which nothing stops fro
 Novikov et al., Mach. Learn.: Sci. Technol. 2, 025002 (2021).
 
 The functions of an edge, (max - r)^2 T_k(s) and the powers of u, hold no parameter and are shared by members.  What
-members have of their own are the radial functions, the sums over neighbours, and in the backward pass one product of
-matrices for each atom: the derivative of a power of u is another one, so that cotangents are rearranged, [A, powers],
-instead of derivatives of edges, [A, powers, K].
+members have of their own are the radial functions, the sums over neighbours of powers of the highest ranks (`ranks`),
+and in the backward pass one product of matrices for each atom: the derivative of a power of u is another one, so that
+cotangents are rearranged, [A, powers], instead of derivatives of edges, [A, powers, K].
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property, lru_cache, partial
-from typing import NamedTuple
+from functools import partial
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from almlip_jax.materialise import materialised
 from almlip_jax.models.edges import Vectors
 from almlip_jax.models.layout import split, unstack
 from almlip_jax.models.mtp.basis import Basis, directions
-from almlip_jax.models.mtp.tables import chosen_rows
+from almlip_jax.models.mtp.ranks import Part, Shape, linearly, shape_of
 
 
 class RadialBasis(NamedTuple):
@@ -44,88 +42,35 @@ class RadialBasis(NamedTuple):
     max_dist: float
 
 
-@dataclass(frozen=True)
-class Shape:
-    """Which moments are formed: for mu = 0, 1, ... all components of the ranks 0 to ``ranks[mu]``.
-
-    Attributes:
-        radial: the radial functions' basis.
-        ranks: highest rank for each mu.
-    """
-
-    radial: RadialBasis
-    ranks: tuple[int, ...]
-
-    @cached_property
-    def powers(self) -> tuple[tuple[int, int, int], ...]:
-        """Exponents (a, b, c) of the components of u, rank by rank."""
-        return tuple(along for nu in range(max(self.ranks) + 1) for along, _ in directions(nu))
-
-    @property
-    def mus(self) -> range:
-        """Numbers of the radial functions."""
-        return range(len(self.ranks))
-
-    def number(self, mu: int) -> int:
-        """How many of the powers, from the first on, a mu takes part with."""
-        return (self.ranks[mu] + 1) * (self.ranks[mu] + 2) * (self.ranks[mu] + 3) // 6
-
-    @cached_property
-    def parts(self) -> tuple[tuple[int, int, int], ...]:
-        """Radial functions from one to before another that are summed with the same first powers, (mu, mu', number)."""
-        return tuple((mu, mu + 1, self.number(mu)) for mu in range(len(self.ranks)))
-
-    @cached_property
-    def rows(self) -> tuple[tuple[int, int, int, int], ...]:
-        """(mu, a, b, c) of each sum that is formed, part by part."""
-        parts = ((mu, number) for first, last, number in self.parts for mu in range(first, last))
-        return tuple((mu, *along) for mu, number in parts for along in self.powers[:number])
-
-
-@lru_cache(maxsize=64)
-def shape_of(basis: Basis, radial: RadialBasis) -> Shape:
-    """The moments of a basis."""
-    ranks = [0] * basis.radial_functions
-    for mu, *along in basis.moments:
-        ranks[mu] = max(ranks[mu], sum(along))
-    return Shape(radial, tuple(ranks))
-
-
-@lru_cache(maxsize=64)
-def _places(basis: Basis, shape: Shape) -> tuple[int, ...]:
-    """Where the basic moments of a basis are among the sums that are formed."""
-    place = {row: n for n, row in enumerate(shape.rows)}
-    return tuple(place[moment] for moment in basis.moments)
-
-
 class Edges(NamedTuple):
     """Functions of edges that hold no parameter.
 
     Attributes:
         radial: [A, R, K] Chebyshev polynomials times (max - r)^2; 0 in padding slots.
         slopes: [A, R, K] their derivatives by the distance.
-        powers: [A, n, K] products of components of the directions, in the order of `Shape.powers`.
+        powers: [A, n, K] products of components of the directions, `summed_powers` of each of `Shape.tops`.
         direction: components x, y, z of u, [A, K] each.
         inverse: [A, K] of the distance.
     """
 
     radial: jax.Array
     slopes: jax.Array
-    powers: jax.Array
+    powers: tuple[jax.Array, ...]
     direction: Vectors
     inverse: jax.Array
 
 
-def edge_functions(shape: Shape, mask: jax.Array, vectors: Vectors) -> Edges:
+def edge_functions(shape: Shape, basis: RadialBasis, mask: jax.Array, vectors: Vectors) -> Edges:
     """Functions of edges that hold no parameter; differentiable in the vectors.
 
     Args:
-        shape: which functions.
+        shape: which powers.
+        basis: which radial functions.
         mask: [A, K] bool; the radial functions of other slots are 0.
         vectors: components x, y, z, [A, K] Angstrom, of lengths greater than 0.
     """
     distance, inverse, direction = _directions(vectors)
-    functions = partial(_functions, shape)
+    functions = partial(_functions, shape, basis)
     radial, slopes, powers = materialised(functions, jnp.any(mask), mask, distance, direction)
     return Edges(radial, slopes, powers, direction, inverse)
 
@@ -154,10 +99,10 @@ def _directions(vectors: Vectors) -> tuple[jax.Array, jax.Array, Vectors]:
 
 
 def _functions(
-    shape: Shape, mask: jax.Array, distance: jax.Array, direction: Vectors
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+    shape: Shape, basis: RadialBasis, mask: jax.Array, distance: jax.Array, direction: Vectors
+) -> tuple[jax.Array, jax.Array, tuple[jax.Array, ...]]:
     """Radial functions and slopes [A, R, K], and powers [A, n, K]."""
-    return *_radial(shape.radial, mask, distance), _powers(max(shape.ranks), direction)
+    return *_radial(basis, mask, distance), _powers(shape.tops, direction)
 
 
 def _radial(basis: RadialBasis, mask: jax.Array, distance: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -181,14 +126,25 @@ def _chebyshev(s: jax.Array, size: int) -> tuple[list[jax.Array], list[jax.Array
     return first[:size], second[:size]
 
 
-def _powers(highest: int, direction: Vectors) -> jax.Array:
-    """Products of components up to a rank, [A, n, K]: those of a rank are components times those of the rank below."""
+def _powers(tops: tuple[int, ...], direction: Vectors) -> tuple[jax.Array, ...]:
+    """`summed_powers` of some ranks, [A, n, K]: those of a rank are components times those of the rank below."""
     x, y, z = (one[:, None] for one in direction)
-    found = [jnp.ones_like(x)]
-    for rank in range(1, highest + 1):
-        below = found[-1]
-        found.append(jnp.concatenate([x * below, y * below[:, -rank:], z * below[:, -1:]], axis=1))
-    return jnp.concatenate(found, axis=1)
+    ones = jnp.ones_like(x)
+    found = {0: ones}
+    below = ones
+    for rank in range(1, max(tops, default=0) + 1):
+        above = [x * below, y * below[:, -rank:], z * below[:, -1:]]
+        lower = [below, ones] if rank == 2 else [below]
+        if rank in tops:
+            found[rank] = jnp.concatenate([*above, *lower], axis=1)
+        below = found[rank][:, : (rank + 1) * (rank + 2) // 2] if rank in tops else jnp.concatenate(above, axis=1)
+    return tuple(found[rank] for rank in tops)
+
+
+def powers_of_ranks(shape: Shape, direction: Vectors) -> list[jax.Array]:
+    """Products of components of the directions, [A, n, K] of each rank up to the highest."""
+    ranks = tuple(range(max(shape.ranks) + 1))
+    return [found[:, : len(directions(rank))] for rank, found in zip(ranks, _powers(ranks, direction), strict=True)]
 
 
 def basic_moments(
@@ -212,15 +168,17 @@ def basic_moments(
     Returns:
         [n, A]; differentiable in coefficients and vectors any number of times.
     """
-    shape = shape_of(basis, radial_basis)
-    sums = _sums(shape, coefficients, species, vectors, mask)
-    return chosen_rows(_places(basis, shape), len(shape.rows), jnp.swapaxes(sums, 0, 1))
+    shape = shape_of(basis)
+    sums = _sums(shape, radial_basis, coefficients, species, vectors, mask)
+    return linearly(shape.expanded, shape.collected, sums, None if shape.short else jnp.any(mask))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _sums(shape: Shape, coefficients: jax.Array, species: jax.Array, vectors: Vectors, mask: jax.Array) -> jax.Array:
-    """Sums over neighbours, [A, rows of the shape]."""
-    return _forward(shape, coefficients, species, vectors, mask)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _sums(
+    shape: Shape, basis: RadialBasis, coefficients: jax.Array, species: jax.Array, vectors: Vectors, mask: jax.Array
+) -> jax.Array:
+    """Sums over neighbours, [rows, A]."""
+    return _forward(shape, basis, coefficients, species, vectors, mask)[0]
 
 
 def _of_edges(coefficients: jax.Array, species: jax.Array, radial: jax.Array) -> jax.Array:
@@ -234,73 +192,62 @@ def _flat(coefficients: jax.Array, species: jax.Array, radial: jax.Array) -> tup
     return coefficients.reshape(atoms, mus, kinds * size), told
 
 
+_Kept: TypeAlias = tuple[jax.Array, jax.Array, Edges, jax.Array, jax.Array]
+
+
 def _forward(
-    shape: Shape, coefficients: jax.Array, species: jax.Array, vectors: Vectors, mask: jax.Array
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array, Edges, jax.Array]]:
-    edges = edge_functions(shape, mask, vectors)
+    shape: Shape, basis: RadialBasis, coefficients: jax.Array, species: jax.Array, vectors: Vectors, mask: jax.Array
+) -> tuple[jax.Array, _Kept]:
+    edges = edge_functions(shape, basis, mask, vectors)
     values = _of_edges(coefficients, species, edges.radial)
     found = []
-    for first, last, number in shape.parts:
-        of_part = jnp.einsum("amk,ank->amn", values[:, first:last], edges.powers[:, :number])
-        found.append(of_part.reshape(len(of_part), -1))
-    return jnp.concatenate(found, axis=1), (coefficients, species, edges, values)
+    for part, of_part in zip(shape.parts, _by_part(shape, values), strict=True):
+        if part.rank == 0:
+            found.append(jnp.transpose(jnp.sum(of_part, axis=2)))
+            continue
+        # powers first: XLA's products on CPUs are faster with the larger matrix on the left
+        sums = jax.lax.dot_general(_powers_of(shape, edges, part), of_part, (((2,), (2,)), ((0,), (0,))))
+        found.append(jnp.transpose(sums, (2, 1, 0)).reshape(-1, len(values)))
+    return jnp.concatenate(found), (coefficients, species, edges, values, jnp.any(mask))
 
 
-def _backward(
-    shape: Shape, kept: tuple[jax.Array, jax.Array, Edges, jax.Array], cotangent: jax.Array
-) -> tuple[jax.Array, None, Vectors, None]:
-    coefficients, species, edges, values = kept
-    atoms = cotangent.shape[0]
-    turned = [_turned(shape, part, block) for part, block in zip(shape.parts, _blocks(shape, cotangent), strict=True)]
-    found = [
-        jnp.einsum("adn,ank->adk", one.reshape(atoms, -1, number), edges.powers[:, :number]).reshape(
-            atoms, last - first, 4, -1
-        )
-        for one, (first, last, number) in zip(turned, shape.parts, strict=True)
-    ]
-    of_values, *across = unstack(jnp.concatenate(found, axis=1), 2)  # [A, mu, K] each
+def _backward(shape: Shape, _: RadialBasis, kept: _Kept, cotangent: jax.Array) -> tuple[jax.Array, None, Vectors, None]:
+    coefficients, species, edges, values, some = kept
+    told = _flat(coefficients, species, edges.radial)[1]
     slopes = _of_edges(coefficients, species, edges.slopes)
-    flat, told = _flat(coefficients, species, edges.radial)
-    to_coefficients = jnp.einsum("amk,ark->amr", of_values, told).reshape(coefficients.shape)
-    gradient = [jnp.sum(one * values, axis=1) * edges.inverse for one in across]
-    outward = sum(n * g for n, g in zip(edges.direction, gradient, strict=True))
-    along = jnp.sum(of_values * slopes, axis=1) - outward
+    by_part = (shape.parts, _blocks(shape, cotangent), _by_part(shape, values), _by_part(shape, slopes))
+    to_coefficients, along = [], jnp.zeros_like(edges.inverse)
+    across = [along] * 3
+    for part, block, own, slope in zip(*by_part, strict=True):
+        if part.rank == 0:
+            of_values = jnp.broadcast_to(jnp.transpose(block)[:, :, None], own.shape)
+        else:
+            rows = linearly(part.turned, part.turned_back, block, None if part.short else some)
+            turned = jnp.transpose(rows).reshape(len(own), -1, part.powers)
+            products = jnp.einsum("adn,ank->adk", turned, _powers_of(shape, edges, part))
+            of_values, *of_directions = unstack(products.reshape(len(own), part.functions, 4, -1), 2)  # [A, m, K]
+            across = [sums + jnp.sum(one * own, axis=1) for sums, one in zip(across, of_directions, strict=True)]
+        to_coefficients.append(jnp.einsum("amk,ark->amr", of_values, told))
+        along = along + jnp.sum(of_values * slope, axis=1)
+    gradient = [one * edges.inverse for one in across]
+    along = along - sum(n * g for n, g in zip(edges.direction, gradient, strict=True))
     x, y, z = (g + n * along for g, n in zip(gradient, edges.direction, strict=True))
-    return to_coefficients, None, (x, y, z), None
+    return jnp.concatenate(to_coefficients, 1).reshape(coefficients.shape), None, (x, y, z), None
 
 
 _sums.defvjp(_forward, _backward)
 
 
+def _powers_of(shape: Shape, edges: Edges, part: Part) -> jax.Array:
+    """What the radial functions of a part are summed with."""
+    return edges.powers[shape.tops.index(part.rank)]
+
+
+def _by_part(shape: Shape, values: jax.Array) -> tuple[jax.Array, ...]:
+    """Values [A, mu, K] part by part."""
+    return split(values, tuple(part.functions for part in shape.parts), 1)
+
+
 def _blocks(shape: Shape, values: jax.Array) -> tuple[jax.Array, ...]:
-    """Sums [A, rows] part by part, [A, mus, number]."""
-    sizes = tuple((last - first) * number for first, last, number in shape.parts)
-    blocks = split(values, sizes, 1)
-    return tuple(
-        block.reshape(len(block), last - first, number)
-        for block, (first, last, number) in zip(blocks, shape.parts, strict=True)
-    )
-
-
-def _turned(shape: Shape, part: tuple[int, int, int], cotangent: jax.Array) -> jax.Array:
-    """From cotangents of sums [A, mus, number] to what powers are multiplied by, [A, mus, 4, number].
-
-    That gives, first, the cotangents of radial functions, and then those of directions along x, y and z.
-    """
-    number = part[2]
-    rows = [cotangent]
-    for places, factors in _raised(shape.powers[:number]):
-        found = jnp.moveaxis(chosen_rows(places, number, jnp.moveaxis(cotangent, 2, 0).reshape(number, -1)), 0, 1)
-        rows.append(found.reshape(cotangent.shape) * np.asarray(factors, cotangent.dtype))
-    return jnp.stack(rows, 2)
-
-
-@lru_cache(maxsize=256)
-def _raised(powers: tuple[tuple[int, int, int], ...]) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]:
-    """For x, y and z: where the power with one more factor of it is (-1: beyond the highest rank), and its exponent."""
-    place: dict[tuple[int, ...], int] = {along: n for n, along in enumerate(powers)}
-    found = []
-    for axis in range(3):
-        raised = [(*along[:axis], along[axis] + 1, *along[axis + 1 :]) for along in powers]
-        found.append((tuple(place.get(one, -1) for one in raised), tuple(one[axis] for one in raised)))
-    return tuple(found)
+    """Sums [rows, A] part by part."""
+    return split(values, tuple(part.functions * part.powers for part in shape.parts), 0)

@@ -142,6 +142,49 @@ quadratic_rows.defvjp(
 )
 
 
+@dataclass(frozen=True, eq=False)
+class LinearTable:
+    """A linear map of rows, of a few terms each: which rows each row of the result sums, and with what factors.
+
+    Attributes:
+        terms: of each row of the result, a row and its factor.
+        rows: number of rows that it maps.
+    """
+
+    terms: tuple[tuple[tuple[int, float], ...], ...]
+    rows: int
+
+    @cached_property
+    def turned(self) -> LinearTable:
+        """The transposed map."""
+        found: list[list[tuple[int, float]]] = [[] for _ in range(self.rows)]
+        for k, terms in enumerate(self.terms):
+            for i, factor in terms:
+                found[i].append((k, factor))
+        return LinearTable(tuple(map(tuple, found)), len(self.terms))
+
+    @cached_property
+    def columns(self) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and factors, [T, n]; factors of 0 fill up shorter sums."""
+        most = max(1, *map(len, self.terms))
+        filled = [[*terms, *[(0, 0.0)] * (most - len(terms))] for terms in self.terms]
+        rows, factors = np.moveaxis(np.array(filled, np.float64), (2, 1), (0, 1))
+        return rows.astype(np.int32), factors
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def linear_rows(table: LinearTable, x: jax.Array) -> jax.Array:
+    """The sums ``z[k] = sum factor x[i]`` over the terms (i, factor) of row k, [n, A], of an array [table.rows, A]."""
+    terms = [_rows(x, rows) * _column(factors, x) for rows, factors in zip(*table.columns, strict=True)]
+    return sum(terms[1:], terms[0])
+
+
+linear_rows.defvjp(
+    lambda table, x: (linear_rows(table, x), None),
+    lambda table, _, cotangent: (linear_rows(table.turned, cotangent),),
+)
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def chosen_rows(rows: tuple[int, ...], number: int, x: jax.Array) -> jax.Array:
     """Some rows of an array.
