@@ -15,6 +15,9 @@ from almlip_jax.models.layout import join
 from almlip_jax.models.mtp.basis import Basis
 from almlip_jax.models.mtp.tables import Table, Term, bilinear_rows, chosen_rows, quadratic_rows
 
+_FEW, _MANY = 4, 8  # `Table.together` of short rows and of long ones, whose partial sums else leave the caches
+_LONG = 16  # terms of a row, on average
+
 
 @dataclass(frozen=True, eq=False)
 class Tree:
@@ -58,7 +61,9 @@ class Tree:
         found, function = [], {moment: n for n, moment in enumerate(self.scalars)}
         for part in reversed(self.parts):
             rows = tuple(tuple((place[k], other, x) for k, other, x in uses.get(moment, ())) for moment in part)
-            found.append((Table(rows, len(place), self.parts[-1].stop), tuple(function.get(m, -1) for m in part)))
+            together = _MANY if sum(map(len, rows)) > _LONG * len(rows) else _FEW
+            table = Table(rows, len(place), self.parts[-1].stop, together)
+            found.append((table, tuple(function.get(m, -1) for m in part)))
             place |= {moment: len(place) + n for n, moment in enumerate(part)}
         return tuple(found)
 

@@ -21,8 +21,6 @@ import numpy as np
 Term: TypeAlias = tuple[int, int, float]
 """Row of the left argument, row of the right one, factor."""
 
-_TOGETHER = 4  # terms, and then partial sums, that are added in one operation: fewer fill up less, more read more
-
 
 class Pieces(NamedTuple):
     """How a table is computed: rows in pieces of a few terms, then pieces of pieces until each row is one.
@@ -48,11 +46,13 @@ class Table:
         terms: of each row of the result.
         left_rows: number of rows of the left argument.
         right_rows: number of rows of the right argument.
+        together: terms, and then partial sums, that are added in one operation: fewer fill up less, more read more.
     """
 
     terms: tuple[tuple[Term, ...], ...]
     left_rows: int
     right_rows: int
+    together: int = 4
     _turned: dict[str, Table] = field(default_factory=dict, repr=False)
 
     @property
@@ -84,24 +84,24 @@ class Table:
     @cached_property
     def pieces(self) -> Pieces:
         """How it is computed."""
-        first, starts = _cut(self.terms, (0, 0, 0.0))
-        left, right, factors = np.moveaxis(np.array(first, np.float64).reshape(-1, _TOGETHER, 3), -1, 0)
+        first, starts = _cut(self.terms, (0, 0, 0.0), self.together)
+        left, right, factors = np.moveaxis(np.array(first, np.float64).reshape(-1, self.together, 3), -1, 0)
         sums = []
         while len(starts) - 1 < starts[-1]:
             number = starts[-1]
-            further, starts = _cut([list(range(a, b)) for a, b in pairwise(starts)], number)
+            further, starts = _cut([list(range(a, b)) for a, b in pairwise(starts)], number, self.together)
             sums.append(np.array(further, np.int32))
         return Pieces(left.astype(np.int32), right.astype(np.int32), factors, tuple(sums))
 
 
-def _cut(rows: Sequence[Sequence[Any]], nothing: Any) -> tuple[list[list[Any]], list[int]]:
+def _cut(rows: Sequence[Sequence[Any]], nothing: Any, together: int) -> tuple[list[list[Any]], list[int]]:
     """Rows in pieces of equal length, filled up with nothing, and where the pieces of each row begin."""
     pieces: list[list[Any]] = []
     starts = [0]
     for row in rows:
-        for at in range(0, max(len(row), 1), _TOGETHER):
-            piece = list(row[at : at + _TOGETHER])
-            pieces.append(piece + [nothing] * (_TOGETHER - len(piece)))
+        for at in range(0, max(len(row), 1), together):
+            piece = list(row[at : at + together])
+            pieces.append(piece + [nothing] * (together - len(piece)))
         starts.append(len(pieces))
     return pieces, starts
 
@@ -213,12 +213,12 @@ def sums_of_rows(table: Table, x: jax.Array, y: jax.Array) -> jax.Array:
     pieces = table.pieces
     terms = [
         _rows(x, pieces.left[:, t]) * _rows(y, pieces.right[:, t]) * _column(pieces.factors[:, t], x)
-        for t in range(_TOGETHER)
+        for t in range(table.together)
     ]
     found = jax.lax.optimization_barrier(sum(terms[1:], terms[0]))  # each step is one operation for the compiler
     for step in pieces.sums:
         known = jax.lax.optimization_barrier(jnp.concatenate([found, jnp.zeros_like(found[:1])]))
-        partial_sums = [_rows(known, step[:, t]) for t in range(_TOGETHER)]
+        partial_sums = [_rows(known, step[:, t]) for t in range(table.together)]
         found = jax.lax.optimization_barrier(sum(partial_sums[1:], partial_sums[0]))
     return found
 
