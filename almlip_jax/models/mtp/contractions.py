@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from almlip_jax.errors import InputError
+from almlip_jax.materialise import materialised
 from almlip_jax.models.layout import join
 from almlip_jax.models.mtp.basis import Basis
 from almlip_jax.models.mtp.tables import Table, Term, bilinear_rows, chosen_rows, quadratic_rows
@@ -136,34 +137,41 @@ def factors_of(basis: Basis) -> tuple[tuple[tuple[int, int], ...], ...]:
     return tuple(found[moment] for moment in basis.scalars)
 
 
-def contract(basis: Basis, moments: jax.Array) -> jax.Array:
+def contract(basis: Basis, moments: jax.Array, condition: jax.Array | None = None) -> jax.Array:
     """The basis functions of some atoms.
 
     Args:
         basis: with n basic moments and S basis functions.
         moments: [n, A] basic moments in the order of the basis.
+        condition: bool scalar that the compiler cannot know and that holds for all that is looked at, where there is
+            one: products are then arrays of their own, however many operations read basis functions (`materialised`).
 
     Returns:
         [S, A]; differentiable in the moments any number of times.
     """
-    return _contract(tree(basis), moments)
+    return _contract(tree(basis), moments, condition)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _contract(found: Tree, moments: jax.Array) -> jax.Array:
-    return _forward(found, moments)[0]
+def _contract(found: Tree, moments: jax.Array, condition: jax.Array | None) -> jax.Array:
+    return _forward(found, moments, condition)[0]
 
 
-def _forward(found: Tree, moments: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _forward(found: Tree, moments: jax.Array, condition: jax.Array | None) -> tuple[jax.Array, jax.Array]:
     """The basis functions, and all moments."""
-    known = moments
-    for layer in found.layers:
-        further = quadratic_rows(layer, known)
-        known = jax.lax.optimization_barrier(join((known, further), (known.shape[0], further.shape[0]), 0))
+    function = partial(_all_moments, found)
+    known = function(moments) if condition is None else materialised(function, condition, moments)
     return chosen_rows(found.scalars, known.shape[0], known), known
 
 
-def _backward(found: Tree, known: jax.Array, cotangent: jax.Array) -> tuple[jax.Array]:
+def _all_moments(found: Tree, known: jax.Array) -> jax.Array:
+    for layer in found.layers:
+        further = quadratic_rows(layer, known)
+        known = jax.lax.optimization_barrier(join((known, further), (known.shape[0], further.shape[0]), 0))
+    return known
+
+
+def _backward(found: Tree, known: jax.Array, cotangent: jax.Array) -> tuple[jax.Array, None]:
     """Of each moment once, layer by layer from the last one, over all products that take it."""
     later, own = None, cotangent
     for table, seeds in found.back:
@@ -173,7 +181,7 @@ def _backward(found: Tree, known: jax.Array, cotangent: jax.Array) -> tuple[jax.
             continue
         own = own + bilinear_rows(table, later, known)
         later = jax.lax.optimization_barrier(join((later, own), (later.shape[0], own.shape[0]), 0))
-    return (own,)
+    return own, None
 
 
 _contract.defvjp(_forward, _backward)

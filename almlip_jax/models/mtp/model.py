@@ -304,7 +304,7 @@ class Mtp(LinearLast):
 
     def functions(self, params: Params, geometry: EdgeVectors, graph: Graph) -> jax.Array:
         """The basis functions B of each atom, [S, A]."""
-        return contract(self.basis, self.moments(params, geometry, graph))
+        return contract(self.basis, self.moments(params, geometry, graph), jnp.any(graph.atom_mask))
 
     def moments(self, params: Params, geometry: EdgeVectors, graph: Graph) -> jax.Array:
         """The basic moments of each atom, [n, A]."""
