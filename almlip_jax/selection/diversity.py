@@ -53,9 +53,7 @@ def lcmd(k: int, features: str = "last_layer_gradient") -> Greedy:
         return (points, jnp.zeros((rows.known.shape[0] + k,), rows.x.dtype)), nearest
 
     def gains(fixed: tuple[Points, jax.Array], state: Nearest, free: jax.Array) -> jax.Array:
-        points, nothing = fixed
-        sizes = nothing.at[state.owner].add(jnp.where(points.usable, state.square, 0))
-        # a cluster with a sum has a candidate that is free: choices are at distance 0 from themselves
+        sizes = fixed[1].at[state.owner].add(jnp.where(free, state.square, 0))  # of what may be chosen now
         largest = sizes >= jnp.max(sizes) * (1 - ties(sizes))
         return jnp.where(largest[state.owner], jnp.sqrt(state.square), -jnp.inf)
 

@@ -13,7 +13,7 @@ from ase import Atoms
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from small_pools import KEY, SELECTORS, K, candidates, chosen, sample, scaled
+from small_pools import KEY, SELECTORS, K, candidates, chosen, distances, sample, scaled
 
 from almlip_jax.campaign.batch import remarks_of, with_strata
 from almlip_jax.campaign.settings import SelectionSettings
@@ -112,6 +112,27 @@ def test_a_greedy_selector_has_all_that_was_chosen_in_mind():
         gains = {i: logdet([*picked, i]) for i in range(30) if i not in picked and str(numbers[i]) == turn}
         picked.append(max(gains, key=gains.__getitem__))
     assert chosen(found) == picked
+
+
+def test_lcmd_takes_the_largest_cluster_of_the_stratum_whose_turn_it_is():
+    """And not the smallest id, where the largest cluster of all is that of another stratum."""
+    x, _ = sample(9)
+    known, _ = sample(10, n=4)
+    numbers = np.arange(30) % 2
+    x[numbers == 0] *= 10
+    pool, context = stratum(candidates(x), numbers), stratum(candidates(known), [-1] * 4)
+    found = select(stratified(STEPPING["lcmd"]), KEY, pool, context)
+    centres, picked, gains = list(known), [], []
+    for turn in deal({"0": 1, "1": 2}, K):
+        apart = distances(x, centres)
+        owner, least = apart.argmin(axis=1), apart.min(axis=1)
+        mine = (numbers == int(turn)) & ~np.isin(np.arange(30), picked)
+        sizes = np.bincount(owner[mine], least[mine] ** 2, minlength=len(centres))
+        picked.append(int(np.argmax(np.where(mine & (owner == sizes.argmax()), least, -1))))
+        gains.append(least[picked[-1]])
+        centres.append(x[picked[-1]])
+    assert chosen(found) == picked
+    np.testing.assert_allclose(found.gain, gains, rtol=1e-9)
 
 
 def test_a_ranking_takes_the_best_of_each_stratum_by_the_money_too():
