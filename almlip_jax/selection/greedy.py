@@ -109,7 +109,7 @@ class Greedy:
             due = free if turns is None else turns.due(counts, free)
             gains = rule.gains(fixed, state, due)
             if self.per_cost:
-                gains = gains / rows.cost
+                gains = _for_money(gains, rows.cost)
             row = drawn(jax.random.fold_in(draw, n), gains, due) if rule.draws else first_best(gains, due)
             there = jnp.any(free)
             counts = None if turns is None else counts.at[turns.number[row]].add(there)
@@ -147,7 +147,7 @@ class Ranking:
         values, second = self.values(key, pool, labelled)
         if self.per_cost:
             pool = _payable(pool)
-            values = values / pool.cost
+            values = _for_money(values, pool.cost)
         if not self.in_turns:
             return best(values, pool, self.k, second)
         turns, counts = _turns(pool, labelled)
@@ -158,18 +158,20 @@ class Ranking:
 def cost_aware(selector: Selector) -> Selector:
     """The same selector, with every gain divided by the candidate's `Candidates.cost`: the most for the money.
 
-    Greedy selectors weigh each choice when they make it, rankings their values; ``gain`` is that ratio.  Candidates
-    whose cost is not a positive number are not chosen.
+    Greedy selectors weigh each choice when they make it, rankings their values; ``gain`` is that ratio.  A gain below 0
+    is multiplied instead: what does harm does more of it where it is dear.  Candidates whose cost is not a positive
+    number are not chosen.
 
     Raises:
-        InputError: the selector has no gains to weigh (`random`, `dpp`, `maxvol`, a chain, a user's own).
+        InputError: the selector has no gains to weigh: `random`, `dpp`, `maxvol`, a chain, a user's own; or `entropy`,
+            which is below 0 for small deviations and whose zero is a matter of units.
 
     >>> from almlip_jax.selection import cost_aware, max_det
     >>> cheap = cost_aware(max_det(10))
     """
     if not isinstance(selector, Greedy) and not (isinstance(selector, Ranking) and selector.weighable):
         raise InputError(
-            "cost_aware needs a greedy selector or a ranking: others have no gain that a cost could weigh."
+            "cost_aware needs a greedy selector or top_k: others have no gain that a cost could weigh."
         )
     return replace(selector, per_cost=True)
 
@@ -232,6 +234,10 @@ def _kept(
 
     (_, left, _), _ = jax.lax.scan(step, (state, jnp.ones_like(there), counts), jnp.arange(backward.spare))
     return jnp.argsort(~left, stable=True)[: there.shape[0] - backward.spare]
+
+
+def _for_money(gains: jax.Array, cost: jax.Array) -> jax.Array:
+    return jnp.where(gains < 0, gains * cost, gains / cost)
 
 
 def _payable(pool: Candidates) -> Candidates:

@@ -56,7 +56,8 @@ def entropy(k: int, score: str) -> Ranking:
     """Chooses the k candidates of largest entropy ``1/2 ln(2 pi e sigma^2)`` (``gain``, in nats).
 
     Sigma is a score, taken as the standard deviation of a Gaussian; the ranking is that of the score, the gain is on
-    the scale of `max_det`.  A candidate of sigma 0 comes last.
+    the scale of `max_det`.  A candidate of sigma 0 comes last.  Below a sigma of 0.24 it is negative: no gain that
+    `cost_aware` could weigh, which takes `top_k`.
 
     >>> import jax
     >>> from almlip_jax.selection import Candidates, entropy, select
@@ -70,7 +71,7 @@ def entropy(k: int, score: str) -> Ranking:
         nats = 0.5 * jnp.log(2 * jnp.pi * jnp.e * sigma**2)
         return nats, sigma
 
-    return Ranking(k, values)
+    return Ranking(k, values, weighable=False)
 
 
 class RandomSettings(SteppingSelector):
@@ -98,7 +99,7 @@ class TopKSettings(ByScore, WeighedSelector):
         return top_k(k, self.score)
 
 
-class EntropySettings(ByScore, WeighedSelector):
+class EntropySettings(ByScore, SteppingSelector):
     """The largest entropies of a Gaussian whose standard deviation is a score."""
 
     kind: Literal["entropy"] = "entropy"

@@ -292,9 +292,11 @@ def test_cost_aware_takes_the_most_for_the_money():
     by_score = cost_aware(top_k(K, "score"))
     ranked = select(by_score, KEY, pool, context)
     assert chosen(ranked) == list(np.argsort(-(score + 3) / cost)[:K])
+    harmful = select(by_score, KEY, candidates(x, score - 9, cost=cost), context)
+    assert chosen(harmful) == list(np.argsort(-(score - 9) * cost)[:K]), "the dearer the worse"
     free_of_charge = candidates(x, score + 3, cost=np.where(np.arange(30) < 28, 0.0, 1.0))
     assert sorted(chosen(select(by_score, KEY, free_of_charge, context))) == [28, 29]
-    for selector in (random(2), dpp(2, "x")):
+    for selector in (random(2), dpp(2, "x"), entropy(2, "score")):
         with pytest.raises(InputError, match="no gain that a cost could weigh"):
             cost_aware(selector)
 
