@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from almlip_jax.selection.base import ByScore, Candidates, Selector, SteppingSelector, WeighedSelector, memoised
 from almlip_jax.selection.greedy import Ranking
-from almlip_jax.selection.scores import column
+from almlip_jax.selection.scores import judged
 
 
 @memoised
@@ -45,7 +45,7 @@ def top_k(k: int, score: str) -> Ranking:
     """
 
     def values(key: jax.Array, pool: Candidates, labelled: Candidates) -> tuple[jax.Array, jax.Array]:
-        found = column(pool.scores, score, "score")
+        found = judged(pool, score)
         return found, found
 
     return Ranking(k, values)
@@ -67,7 +67,7 @@ def entropy(k: int, score: str) -> Ranking:
     """
 
     def values(key: jax.Array, pool: Candidates, labelled: Candidates) -> tuple[jax.Array, jax.Array]:
-        sigma = column(pool.scores, score, "score")
+        sigma = judged(pool, score)
         nats = 0.5 * jnp.log(2 * jnp.pi * jnp.e * sigma**2)
         return nats, sigma
 

@@ -29,7 +29,7 @@ _ROUNDING = 1e-6  # 0.07 of 100 candidates are 7, though the product of floats i
 
 @memoised
 def threshold(score: str, minimum: float | None = None, maximum: float | None = None) -> Filter:
-    """Keeps candidates with ``minimum <= score < maximum``; a bound that is not given does not bind.
+    """Keeps candidates with ``minimum <= score < maximum``; a bound that is not given binds to what is finite.
 
     >>> import jax
     >>> from almlip_jax.selection import Candidates, threshold
@@ -39,7 +39,7 @@ def threshold(score: str, minimum: float | None = None, maximum: float | None = 
     """
 
     def narrow(key: jax.Array, pool: Candidates, labelled: Candidates) -> Candidates:
-        values = column(pool.scores, score, "score")
+        values = judged(pool, score)
         keep = pool.valid
         if minimum is not None:
             keep = keep & (values >= minimum)
@@ -64,7 +64,7 @@ def top_fraction(score: str, fraction: float) -> Filter:
     def narrow(key: jax.Array, pool: Candidates, labelled: Candidates) -> Candidates:
         share = fraction * jnp.sum(pool.valid)
         wanted = jnp.maximum(jnp.ceil(share - _ROUNDING * jnp.maximum(share, 1)), 1)
-        order = ranked(column(pool.scores, score, "score"), pool)
+        order = ranked(judged(pool, score), pool)
         rank = jnp.zeros_like(order).at[order].set(jnp.arange(order.shape[0], dtype=order.dtype))
         return replace(pool, valid=pool.valid & (rank < wanted))
 
@@ -104,6 +104,16 @@ def column(table: Mapping[str, jax.Array], name: str, kind: str) -> jax.Array:
     if name not in table:
         raise InputError(f"candidates have no {kind} '{name}'; they have: {', '.join(sorted(table)) or 'none'}.")
     return table[name]
+
+
+def judged(pool: Candidates, score: str) -> jax.Array:
+    """A score of candidates, [n]; not a number where it is not finite, as of a frame that exploded.
+
+    Raises:
+        InputError: there is none of that name.
+    """
+    found = column(pool.scores, score, "score")
+    return jnp.where(jnp.isfinite(found), found, jnp.nan)
 
 
 def ranked(values: jax.Array, pool: Candidates, second: jax.Array | None = None) -> jax.Array:

@@ -269,12 +269,13 @@ def test_the_key_decides_a_random_batch():
 
 @pytest.mark.parametrize(("fraction", "kept"), [(0.07, 7), (0.55, 55), (0.071, 8), (1.0, 100), (1e-4, 1)])
 def test_top_fraction_counts_right(fraction, kept):
-    """0.07 * 100 is 7.000000000000001 in floating point."""
-    pool = candidates(np.zeros((100, 1)), np.arange(100.0))
+    """0.07 * 100 is 7.000000000000001 in floating point; and what is not finite is not the highest."""
+    pool = candidates(np.zeros((100, 1)), np.where(np.arange(100) == 3, np.inf, np.arange(100.0)))
     for precise in (False, True):
         with jax.enable_x64(precise):
             narrowed = top_fraction("score", fraction)(KEY, jax.tree.map(jnp.asarray, pool), pool)
-        assert int(narrowed.valid.sum()) == kept
+        assert int(narrowed.valid.sum()) == kept and bool(narrowed.valid[3]) == (kept == 100)
+    assert not bool(threshold("score", minimum=1.0)(KEY, pool, pool).valid[3])
 
 
 @pytest.mark.parametrize("selector", [top_k(1, "scor"), max_dist(1, "y"), max_det(1, "y"), dpp(1, "y")])
