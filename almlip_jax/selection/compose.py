@@ -76,7 +76,8 @@ def select(
     """
     if pool.valid.shape[0] == 0:  # reductions over candidates need a row, even one that is not valid
         filled = jax.tree.map(lambda values: np.zeros((1, *values.shape[1:]), values.dtype), replace(pool, scalars={}))
-        pool = replace(filled, scalars=pool.scalars)
+        strata = filled.strata and replace(filled.strata, shares=cast(Any, pool.strata).shares)
+        pool = replace(filled, scalars=pool.scalars, strata=strata)
     with jax.enable_x64(True):
         return jax.device_get(_compiled(cast(Any, selector), double)(key, pool, labelled))
 

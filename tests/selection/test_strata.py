@@ -155,6 +155,8 @@ def test_what_a_stratum_cannot_use_goes_to_the_others_and_then_to_those_of_none(
         pool = stratum(candidates(x, score), numbers)
         rows = chosen(select(stratified(STEPPING[name]), KEY, pool, stratum(candidates(x[:4]), [-1] * 4)))
         assert numbers[rows].tolist() == [1, 0, 0, -1, -1, -1], name
+    nobody = stratum(candidates(x[:0], capacity=0), [])
+    assert chosen(select(stratified(STEPPING["max_dist"]), KEY, nobody, stratum(candidates(x[:4]), [-1] * 4))) == []
 
 
 def test_filters_come_first():
