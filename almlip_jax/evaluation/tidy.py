@@ -26,6 +26,8 @@ _SIZES: Final = ("ensemble_size", "batch_size")
 
 _POINT: Final = ("system", "selector", "seed", "ensemble_size", "batch_size", "round", "labels", "test")
 _SIGMA: Final = ("sigma_batch", "sigma_pool")
+_MONITOR: Final = "monitor"
+"""Name of the score that these are means of; tables of earlier versions do not say it."""
 
 SECONDS: Final = ("seconds_train", "seconds_select", "seconds_label", "seconds")
 """Wall time of a round, columns of the table; ``seconds`` is all of it."""
@@ -86,12 +88,12 @@ def error_columns() -> dict[str, Quantity]:
 
 def columns() -> tuple[str, ...]:
     """Columns of the table, in their order; others are left alone."""
-    return (*_POINT, *error_columns(), *CALIBRATION, *_SIGMA, *SECONDS)
+    return (*_POINT, *error_columns(), *CALIBRATION, *_SIGMA, _MONITOR, *SECONDS)
 
 
 def _of_some() -> set[str]:
     """Columns that a table need not have: of stresses, dipoles and the like, which not all systems have."""
-    return {name for name, one in target_errors().items() if not one.basic or one.structures != "all"}
+    return {_MONITOR, *(name for name, one in target_errors().items() if not one.basic or one.structures != "all")}
 
 
 class Case(NamedTuple):
@@ -119,12 +121,13 @@ def read_tables(paths: Sequence[Path | str]) -> pd.DataFrame:
     """Reads tables of a sweep and puts them one under the other.
 
     Args:
-        paths: CSV files with all of `columns`; those of stresses and dipoles may be left out.  Rows without ``labels``
-            stand for rounds that a point did not reach, and are left out.
+        paths: CSV files with all of `columns`; those of stresses and dipoles and ``monitor`` may be left out.  Rows
+            without ``labels`` stand for rounds that a point did not reach, and are left out.
 
     Returns:
-        names as text, ``seed``, ``round`` and ``labels`` as int64, sizes as Int64 (with missing ones), the rest as
-        float64 with NaN where a value is missing; rows in the order of the files.
+        names as text (``monitor`` empty where it is not said), ``seed``, ``round`` and ``labels`` as int64, sizes as
+        Int64 (with missing ones), the rest as float64 with NaN where a value is missing; rows in the order of the
+        files.
 
     Raises:
         InputError: a file is not a table, lacks a column, holds no number where one is due, or a row comes twice.
@@ -157,6 +160,27 @@ def by_selector(part: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
         yield str(name), rows
 
 
+def monitors(table: pd.DataFrame) -> dict[Case, str]:
+    """The score that ``sigma_batch`` and ``sigma_pool`` are means of, of each case whose rows say it.
+
+    Cases are those of systems, whatever their tests: their ``test`` is empty.
+
+    Raises:
+        InputError: rows of one case say different ones, which no axis holds.
+    """
+    found: dict[Case, str] = {}
+    for case, part in by_case(table.assign(test="")):
+        said = sorted(set(part[_MONITOR]) - {""})
+        if len(said) > 1:
+            raise InputError(
+                f"{case.system}: uncertainties are of {said[0]} in some rows and of {said[1]} in others; draw their "
+                "tables apart."
+            )
+        if said:
+            found[case] = said[0]
+    return found
+
+
 def require(table: pd.DataFrame, columns: Sequence[str]) -> None:
     """Refuses a table in which a column is missing or has no value at all.
 
@@ -186,8 +210,8 @@ def _typed(column: pd.Series, path: Path) -> pd.Series:
     """One column in its type."""
     name = str(column.name)
     text = column.str.strip()
-    if name in _NAMES:
-        _refuse(text == "", text, path, "is empty")
+    if name in (*_NAMES, _MONITOR):
+        _refuse((text == "") & (name != _MONITOR), text, path, "is empty")
         return text.astype(object)
     text = text.mask(text.str.lower().isin(["", "nan"]), "")
     values = pd.to_numeric(text.mask(text == ""), errors="coerce").astype(float)

@@ -18,7 +18,7 @@ from almlip_jax.evaluation import comparison
 from almlip_jax.evaluation.metrics import Predictions
 from almlip_jax.evaluation.pairs import label_pairs
 from almlip_jax.evaluation.summary import latex, markdown
-from almlip_jax.evaluation.tidy import read_tables
+from almlip_jax.evaluation.tidy import monitors, read_tables
 from almlip_jax.evaluation.training_curves import training_curves
 from almlip_jax.figures.errors import calibration, parity
 from almlip_jax.figures.evolution import calibration_evolution, uncertainty_evolution
@@ -97,7 +97,8 @@ def _uncertainty_evolution(study: Study) -> None:
         comparison.shared_seeds(one, other) for one, other in ((batch, pool), (pool, batch))
     )
     study.note([*notes, *more])
-    study.keep(uncertainty_evolution(shared_batch, shared_pool), "uncertainty_evolution")
+    figure = uncertainty_evolution(shared_batch, shared_pool, monitors=monitors(study.table))
+    study.keep(figure, "uncertainty_evolution")
 
 
 def _calibration_evolution(study: Study) -> None:

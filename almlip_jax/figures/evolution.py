@@ -12,12 +12,16 @@ from almlip_jax.evaluation.comparison import Evolution
 from almlip_jax.evaluation.statistics import LEVEL
 from almlip_jax.evaluation.tidy import CALIBRATION, Case
 from almlip_jax.figures.style import INK, draw_seeds, legend_below, panel_grid, plain_log_ticks, selector_lines, style
+from almlip_jax.scores import score_units
+from almlip_jax.unit_names import spelt
 
 Evolutions = Mapping[Case, Mapping[str, Evolution]]
 """Of each case and selector."""
 
 
-def uncertainty_evolution(batch: Evolutions, pool: Evolutions, *, unit: str = "eV/Å", level: float = LEVEL) -> Figure:
+def uncertainty_evolution(
+    batch: Evolutions, pool: Evolutions, *, monitors: Mapping[Case, str] | None = None, level: float = LEVEL
+) -> Figure:
     """Draws the mean uncertainty of the selected batch (full lines) and of the rest of the pool (dashed) per round.
 
     Lines are geometric means over seeds, few of which are points (`style.draw_seeds`).  Learning has converged where
@@ -26,7 +30,7 @@ def uncertainty_evolution(batch: Evolutions, pool: Evolutions, *, unit: str = "e
     Args:
         batch: of ``sigma_batch``, positive.
         pool: of ``sigma_pool``, positive.
-        unit: of both.
+        monitors: the score that both are of, by case (`tidy.monitors`); where it is not said, no unit is.
         level: confidence level of the bands.
 
     Returns:
@@ -48,12 +52,20 @@ def uncertainty_evolution(batch: Evolutions, pool: Evolutions, *, unit: str = "e
                 look = {**lines[name], "linestyle": (0, (4, 2)), "mfc": "white", "label": f"{name}, pool"}
                 line = draw_seeds(axes, one.rounds, one.values, look, log=True, level=level)
                 handles.setdefault(name, line)
-            axes.set(yscale="log", title=case.title(cases), xlabel="round", ylabel=f"uncertainty ({unit})")
+            axes.set(yscale="log", title=case.title(cases), xlabel="round", ylabel=_named((monitors or {}).get(case)))
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             plain_log_ticks(axes, "y")
         styles = [Line2D([], [], color=INK, label="batch"), Line2D([], [], color=INK, ls=(0, (4, 2)), label="pool")]
         legend_below(figure, [*(handles[name] for name in lines), *styles])
     return figure
+
+
+def _named(monitor: str | None) -> str:
+    """A score with its unit."""
+    if monitor is None:
+        return "uncertainty"
+    unit = score_units().get(monitor)
+    return f"{monitor} ({spelt(unit)})" if unit else monitor
 
 
 def calibration_evolution(metrics: Mapping[str, Evolutions], *, level: float = LEVEL) -> Figure:

@@ -170,9 +170,7 @@ def cost_aware(selector: Selector) -> Selector:
     >>> cheap = cost_aware(max_det(10))
     """
     if not isinstance(selector, Greedy) and not (isinstance(selector, Ranking) and selector.weighable):
-        raise InputError(
-            "cost_aware needs a greedy selector or top_k: others have no gain that a cost could weigh."
-        )
+        raise InputError("cost_aware needs a greedy selector or top_k: others have no gain that a cost could weigh.")
     return replace(selector, per_cost=True)
 
 

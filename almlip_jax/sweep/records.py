@@ -186,6 +186,7 @@ def table(config: SweepConfig, points: Iterable[tuple[Point, PointState]]) -> li
             common: dict[str, Cell] = {
                 "sigma_batch": record.sigma_batch,
                 "sigma_pool": record.sigma_pool,
+                "monitor": config.monitor,
                 **record.seconds,
             }
             for test, scores in record.tests.items():

@@ -35,6 +35,7 @@ def sweep(
                         error = 0.5 * (factor * labels) ** -0.7 * np.exp(own + noise * rng.normal())
                         values = {name: 0.1 + 0.01 * rng.random() for name in columns()[8:]}
                         values |= {"forces_rmse": error, "sigma_batch": 3 / labels, "sigma_pool": 1 / labels}
+                        values["monitor"] = "force_std_mean"
                         key = (system, selector, seed, 4, 15, n, labels, test)
                         rows.append(dict(zip(columns(), key, strict=False)) | values)
     return pd.DataFrame(rows, columns=list(columns()))

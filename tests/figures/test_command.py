@@ -19,10 +19,10 @@ from almlip_jax.errors import InputError
 from almlip_jax.evaluation.comparison import evolution, shared_seeds
 from almlip_jax.evaluation.comparison import learning_curves as curves_of
 from almlip_jax.evaluation.pairs import Pairs
-from almlip_jax.evaluation.tidy import CALIBRATION
+from almlip_jax.evaluation.tidy import CALIBRATION, monitors, read_tables
 from almlip_jax.figures.command import MAKERS, make
 from almlip_jax.figures.errors import calibration, parity
-from almlip_jax.figures.evolution import calibration_evolution
+from almlip_jax.figures.evolution import calibration_evolution, uncertainty_evolution
 from almlip_jax.figures.learning_curves import learning_curves
 from almlip_jax.figures.style import SELECTOR_COLORS, selector_lines
 from almlip_jax.files import write_csv
@@ -88,6 +88,10 @@ def test_what_a_table_lacks_is_skipped_or_one_sentence(tmp_path):
     assert set(found["skipped"]) == {"uncertainty_evolution", "calibration_evolution", "ranking_evolution"}
     with pytest.raises(InputError, match="sigma_batch"):
         make("uncertainty_evolution", [path], tmp_path / "out")
+    mixed = sweep(systems=("water",), tests=("300K",), seeds=2, rounds=2)
+    mixed.loc[mixed["seed"] == 1, "monitor"] = "energy_std"
+    with pytest.raises(InputError, match="water: uncertainties are of energy_std in some rows and of force_std_mean"):
+        make("uncertainty_evolution", [written(tmp_path / "mixed.csv", mixed)], tmp_path / "out")
     with pytest.raises(InputError, match="no figure 'pie'"):
         make("pie", [path], tmp_path / "out")
 
@@ -103,6 +107,18 @@ def test_metrics_of_calibration_are_drawn_in_their_units_as_means_over_seeds(tmp
     plt.close(figure)
     found = make("ranking_evolution", [written(tmp_path / "table.csv", table)], tmp_path / "out")
     assert {Path(path).name for path in found["written"]} == {"ranking_evolution.pdf", "ranking_evolution.png"}
+
+
+@pytest.mark.parametrize(
+    ("monitor", "label"), [("energy_std", "energy_std (eV)"), ("force_std_rel", "force_std_rel"), (None, "uncertainty")]
+)
+def test_uncertainty_is_drawn_in_the_unit_of_the_score_that_was_monitored(monitor, label, tmp_path):
+    table = sweep(systems=("water",), seeds=2, rounds=2, saving={"random": 1.0}).assign(monitor=monitor)
+    table = read_tables([written(tmp_path / "results.csv", table if monitor else table.drop(columns="monitor"))])
+    batch, pool = (evolution(table, f"sigma_{of}", by_test=False) for of in ("batch", "pool"))
+    figure = uncertainty_evolution(batch, pool, monitors=monitors(table))
+    assert [axes.get_ylabel() for axes in figure.axes] == [label]
+    plt.close(figure)
 
 
 def test_only_seeds_that_all_selectors_share_are_drawn():

@@ -52,6 +52,7 @@ def test_every_point_round_and_test_set_has_a_row(study):
         assert row["energy_rmse"] >= row["energy_mae"] > 0 and row["forces_rmse"] >= row["forces_mae"] > 0
         assert row["stress_rmse"] is None and row["dipole_mae"] is None  # these structures have none
         assert (row["sigma_batch"] is None) == (row["seconds_select"] is None) == (row["round"] == 2)
+        assert row["monitor"] == "force_std_mean"
         parts = [row[name] or 0.0 for name in ("seconds_train", "seconds_select", "seconds_label")]
         assert row["seconds_train"] > 0 and sum(parts) <= row["seconds"]
     assert (study.result.points, study.result.complete, study.result.cut) == (4, 4, 0)
