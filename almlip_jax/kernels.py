@@ -16,6 +16,7 @@ import numpy as np
 from almlip_jax.precision import full_precision
 
 _BLOCK = 4096  # rows that are widened at a time
+_ROUNDING = 4.0  # square noise below that many times the rounding of the training rows' power would leave no factor
 
 
 def ensemble_sum(features: jax.Array) -> jax.Array:
@@ -52,11 +53,36 @@ def unit_diagonal(rows: jax.Array, known: jax.Array, counts: jax.Array, usable: 
 
 
 @full_precision
+def information_factor(known: jax.Array, sigma: float, scale: jax.Array | float = 1.0) -> tuple[jax.Array, jax.Array]:
+    """The matrix that takes rows phi to ``scale phi L^-T``, and the noise that it was made with.
+
+    ``L L^T = scale^2 Phi^T Phi + noise^2 I`` over the training rows Phi.  The noise is sigma, or where rounding would
+    hide that (many rows that lie in few directions) the least that does not: ``2 sqrt(eps tr(scale^2 Phi^T Phi))``.
+
+    Args:
+        known: [t, d] training rows; zeros do not count.
+        sigma: standard deviation of the noise.
+        scale: multiplied with all rows beforehand.
+
+    Returns:
+        [d, d] in the widest precision there is, and [].
+    """
+    scale = jnp.asarray(scale, wide())
+    information = scale**2 * gram(known)
+    least = _ROUNDING * jnp.finfo(information.dtype).eps * jnp.trace(information)
+    square = jnp.maximum(jnp.asarray(sigma, wide()) ** 2, least)
+    identity = jnp.eye(known.shape[1], dtype=wide())
+    factor = jnp.linalg.cholesky(information + square * identity)
+    return scale * jax.scipy.linalg.solve_triangular(factor, identity, lower=True).T, jnp.sqrt(square)
+
+
+@full_precision
 def posterior_map(known: jax.Array, sigma: float, scale: jax.Array | float = 1.0) -> jax.Array:
     """The matrix that takes rows phi to those of the posterior, ``scale phi -> sigma scale phi L^-T``.
 
     ``L L^T = scale^2 Phi^T Phi + sigma^2 I`` over the training rows Phi.  The square norm of a row is then the variance
-    of a Bayesian linear regression with prior N(0, 1) and noise sigma, after the training rows have been seen.
+    of a Bayesian linear regression with prior N(0, 1) and noise sigma, after the training rows have been seen.  Where
+    rounding would hide sigma it is raised, see `information_factor`.
 
     Args:
         known: [t, d] training rows; zeros do not count.
@@ -66,11 +92,8 @@ def posterior_map(known: jax.Array, sigma: float, scale: jax.Array | float = 1.0
     Returns:
         [d, d] in the widest precision there is.
     """
-    scale = jnp.asarray(scale, wide())
-    information = scale**2 * gram(known) + sigma**2 * jnp.eye(known.shape[1], dtype=wide())
-    factor = jnp.linalg.cholesky(information)
-    identity = jnp.eye(known.shape[1], dtype=wide())
-    return sigma * scale * jax.scipy.linalg.solve_triangular(factor, identity, lower=True).T
+    made, noise = information_factor(known, sigma, scale)
+    return noise * made
 
 
 @full_precision

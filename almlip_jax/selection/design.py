@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from pydantic import Field
 
 from almlip_jax.errors import InputError
-from almlip_jax.kernels import gram, posterior_map, unit_diagonal, wide
+from almlip_jax.kernels import gram, information_factor, unit_diagonal, wide
 from almlip_jax.selection.base import ByDesign, Candidates, LeafSelector, Selection, Selector, WeighedSelector, memoised
 from almlip_jax.selection.greedy import Backward, Greedy, Rule
 from almlip_jax.selection.rows import Rows, arrange, drawn
@@ -323,7 +323,7 @@ def draw_eigenvectors(key: jax.Array, values: jax.Array, size: int) -> tuple[jax
 
 def _posterior(rows: Rows, sigma: float) -> _Posterior:
     scale = unit_diagonal(rows.x, rows.known, rows.counts, rows.usable)
-    made = posterior_map(rows.known, sigma, scale) / sigma
+    made, _ = information_factor(rows.known, sigma, scale)
     return _Posterior(rows.x @ made.astype(rows.x.dtype), made)
 
 

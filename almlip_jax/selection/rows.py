@@ -75,9 +75,10 @@ def ties(values: jax.Array) -> float:
 def first_best(values: jax.Array, free: jax.Array) -> jax.Array:
     """First row of the largest value among the free ones.
 
-    Values that differ by rounding are equal: where in a matrix a row stands must not decide.
+    Values that differ by rounding are equal: where in a matrix a row stands must not decide.  What is not a number
+    comes last.
     """
-    masked = jnp.where(free, values, -jnp.inf)
+    masked = jnp.where(free & ~jnp.isnan(values), values, -jnp.inf)
     best = jnp.max(masked)
     bound = best - jnp.where(jnp.isfinite(best), ties(values) * jnp.abs(best), 0)
     number = values.shape[0]

@@ -39,6 +39,18 @@ def test_posterior_is_that_of_a_gaussian_process():
     np.testing.assert_allclose(found @ found.T, by_hand, atol=1e-10)
 
 
+def test_noise_that_rounding_would_hide_is_raised_to_what_it_does_not():
+    """Rows in few directions, in float32: without, the factor is not a number."""
+    rng = np.random.default_rng(4)
+    known = rng.normal(size=8) + 1e-3 * rng.normal(size=(60, 2)) @ rng.normal(size=(2, 8))
+    unseen = np.linalg.svd(known)[2][-1]
+    seen, free = (
+        np.sum(np.asarray(posterior(jnp.asarray(row[None]), jnp.asarray(known), 1e-3)) ** 2)
+        for row in (known.mean(axis=0), unseen)
+    )
+    assert 0 < seen < 1e-4 and free == pytest.approx(1, rel=1e-3)
+
+
 @pytest.mark.parametrize("n", [3, 4096, 9000])
 def test_gram_in_blocks(n):
     rows = np.random.default_rng(3).normal(size=(n, 3)).astype(np.float32)

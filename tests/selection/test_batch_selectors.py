@@ -23,6 +23,7 @@ from almlip_jax.selection import (
     entropy,
     kmeans_pp,
     lcmd,
+    max_det,
     random,
     select,
     top_k,
@@ -321,6 +322,14 @@ def test_large_training_sets_are_looked_at_in_blocks(monkeypatch):
     blocks = select(lcmd(K, "x"), KEY, candidates(x), candidates(known))
     assert chosen(plain) == chosen(blocks)
     np.testing.assert_allclose(plain.gain, blocks.gain, rtol=1e-12)
+
+
+def test_no_candidate_is_chosen_twice_where_rounding_hides_the_noise():
+    """Many labelled rows in few directions, and the least noise that settings take: the factor was not a number."""
+    x, _ = sample(25, n=8)
+    known = x[:1] + 1e-3 * np.outer(np.random.default_rng(26).normal(size=100_000), x[1])
+    found = select(max_det(3, "x", sigma=1e-6), KEY, candidates(x, capacity=8), candidates(known))
+    assert len(set(chosen(found))) == 3 and np.isfinite(found.gain).all()
 
 
 def test_features_in_their_own_precision():
