@@ -370,7 +370,7 @@ def check_others(bench: Bench, wanted: Collection[Point]) -> None:
                 continue
             of_files = bench.of(group).identity(group, lane) if point.system in systems else {}
             of_files.pop("place side by side", None)
-            bench.folder.state(point, of_files | settings_identity(config, point))
+            bench.folder.state(point, of_files | settings_identity(config, point), config.rounds)
 
 
 def _without_atoms(settings: Any) -> Any:

@@ -21,7 +21,7 @@ from almlip_jax.progress import Progress, reaching
 from almlip_jax.structures.species import SpeciesTable
 from almlip_jax.sweep.bench import Bench, SystemBench
 from almlip_jax.sweep.points import First, Group, Point, first_of
-from almlip_jax.sweep.records import FirstRecord, PointState, RoundRecord, Scores
+from almlip_jax.sweep.records import FINISHED, FirstRecord, PointState, RoundRecord, Scores
 from almlip_jax.sweep.settings import members_of
 from almlip_jax.training import (
     VALIDATION_ERROR,
@@ -123,7 +123,7 @@ def standing(bench: Bench, group: Group, lane: int) -> PointState:
     point, limit = group.members[lane], bench.config.seconds_per_point
     assert isinstance(point, Point)
     identity = bench.of(group).identity(group, lane)
-    state = bench.folder.state(point, identity) or PointState(identity=identity)
+    state = bench.folder.state(point, identity, bench.config.rounds) or PointState(identity=identity)
     if state.ended == OUT_OF_TIME and (limit is None or state.seconds <= limit):
         return state.model_copy(update={"ended": None})
     return state
@@ -214,7 +214,7 @@ class Course:
         state = self.state.model_copy(update={"rounds": (*self.state.rounds, record)})
         ended = None
         if record.round == config.rounds:
-            ended = "finished"
+            ended = FINISHED
         elif not record.picks:
             ended = "nothing selected"
         elif config.seconds_per_point is not None and state.seconds > config.seconds_per_point:

@@ -21,7 +21,7 @@ a sweep that was killed goes on, point by point and round by round.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,6 +33,9 @@ from almlip_jax.sweep.points import First, Point
 from almlip_jax.sweep.pools import Split
 from almlip_jax.sweep.settings import SweepConfig
 from almlip_jax.work_directory import Inside, WorkDirectory
+
+FINISHED = "finished"
+"""Why a point ended that has all its rounds."""
 
 Scores = dict[str, float | None]
 """Errors and calibration on one test set, by column."""
@@ -86,6 +89,10 @@ class PointState(Findings):
     ended: str | None = None
     """Why nothing more comes: ``finished``, ``seconds_per_point`` or ``nothing selected``."""
 
+    def may_be_of(self, rounds: int) -> bool:
+        """Whether this is what a sweep of so many rounds comes to: one that is finished has all of them, none more."""
+        return len(self.rounds) == rounds + 1 if self.ended == FINISHED else len(self.rounds) <= rounds
+
     @property
     def seconds(self) -> float:
         """Wall time so far."""
@@ -126,13 +133,24 @@ class SweepDirectory(WorkDirectory):
         """Makes the record of a training of round 0 durable."""
         write_json(self.of(member) / "first.json", record.model_dump(mode="json"))
 
-    def state(self, point: Point, identity: Mapping[str, Any] | None = None) -> PointState | None:
+    def state(
+        self, point: Point, identity: Mapping[str, Any] | None = None, rounds: int | None = None
+    ) -> PointState | None:
         """Where a point stands; None where no round is complete.
+
+        Args:
+            point: which one.
+            identity: what its state must have been made with, where that is looked at.
+            rounds: of the sweep, likewise.
 
         Raises:
             InputError: the file is damaged, or is of a point with the same name that was made otherwise.
         """
-        return _read(PointState, self.of(point) / "state.json", identity)
+        path = self.of(point) / "state.json"
+        found = _read(PointState, path, identity)
+        if found is not None and rounds is not None and not found.may_be_of(rounds):
+            raise _made_otherwise(path, ["rounds"])
+        return found
 
     def written(self, member: First | Point) -> int | None:
         """When the state of a point was written, in ns of a file system's clock; None where it was not."""
@@ -164,11 +182,15 @@ def _read(kind: type[Record], path: Path, identity: Mapping[str, Any] | None) ->
         wanted = plain(identity)
         different = [name for name in wanted if found.identity.get(name) != wanted[name]]
         if different:
-            raise InputError(
-                f"{path} was made with another {' and '.join(different)}, which its results depend on; choose another "
-                "folder with --out."
-            )
+            raise _made_otherwise(path, different)
     return found
+
+
+def _made_otherwise(path: Path, different: Sequence[str]) -> InputError:
+    return InputError(
+        f"{path} was made with another {' and '.join(different)}, which its results depend on; choose another folder "
+        "with --out."
+    )
 
 
 def table(config: SweepConfig, points: Iterable[tuple[Point, PointState]]) -> list[dict[str, Cell]]:

@@ -21,7 +21,7 @@ from almlip_jax.run_log import logged
 from almlip_jax.sweep.bench import Bench, check_others
 from almlip_jax.sweep.course import rounds_left, run_points, train_firsts
 from almlip_jax.sweep.points import First, Group, Only, all_points, first_groups, is_wanted, point_groups
-from almlip_jax.sweep.records import SweepDirectory, write_table
+from almlip_jax.sweep.records import FINISHED, SweepDirectory, write_table
 from almlip_jax.sweep.settings import SweepConfig
 from almlip_jax.targets import further_targets
 from almlip_jax.work_directory import write_versions
@@ -164,7 +164,7 @@ def _result(bench: Bench) -> SweepResult:
     points = all_points(bench.config)
     rows = write_table(bench.folder, bench.config, points)
     ends = [state.ended for point in points if (state := bench.folder.state(point)) is not None]
-    complete = ends.count("finished")
+    complete = ends.count(FINISHED)
     return SweepResult(bench.folder.path, rows, len(points), complete, len(ends) - ends.count(None) - complete)
 
 

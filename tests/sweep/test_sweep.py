@@ -211,7 +211,8 @@ def test_damaged_files_are_one_sentence_or_do_no_harm(study, damages, tmp_path):
 def test_other_settings_need_another_folder(study):
     longer = SECTIONS["systems"]["springs"] | {"training": {"max_steps": 7}}
     for changes, name in (({"systems": {"springs": longer}}, "training"), ({"rounds": 3}, "rounds"),
-                          ({"side_by_side": 1}, "side by side")):  # fmt: skip
+                          ({"side_by_side": 1}, "side by side"),
+                          ({"rounds": 1, "batch_sizes": [3, 6]}, "rounds")):  # as many labels at the end  # fmt: skip
         with pytest.raises(InputError, match=f"made with another .*{name}.*--out"):
             sweep(study.folder, study.out, **changes)
 
