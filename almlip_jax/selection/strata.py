@@ -160,16 +160,15 @@ class Stratification(Settings):
         counts = Counter(name for name in of_pool if name is not None)
         if pool and not counts:
             raise InputError(f"no candidate has '{self.by}', by which the selector is stratified; name another key.")
-        if len(counts) > MOST_STRATA:
+        if len(counts) > MOST_STRATA and not isinstance(self.shares, dict):
             raise InputError(
                 f"'{self.by}' has {len(counts)} values among the candidates, of which at most {MOST_STRATA} can have "
                 "shares; put edges between strata, or name another key."
             )
         shares = self._shares(counts)
         if pool and not any(name in counts or name in of_labelled for name in shares):  # else they are used up
-            raise InputError(
-                f"shares name {', '.join(shares)}, but candidates have '{self.by}' of {', '.join(sorted(counts))}."
-            )
+            known = ", ".join(sorted(counts)[:MOST_STRATA]) + (", ..." if len(counts) > MOST_STRATA else "")
+            raise InputError(f"shares name {', '.join(shares)}, but candidates have '{self.by}' of {known}.")
         numbers = {name: number for number, name in enumerate(shares)}
         earlier = 0 if self.of == "dataset" else len(of_labelled) - chosen
         room = max(_LEAST_ROOM, 1 << (len(shares) - 1).bit_length())

@@ -241,12 +241,16 @@ class TestStratification:
     def test_many_strata_have_room(self) -> None:
         of_pool, _ = settings().stratification.strata(range(9), [], (9, 0))
         assert of_pool.shares.tolist() == [1] * 9 + [0] * 7
+        named, _ = settings(shares={7: 1, 90: 2}).stratification.strata(range(99), [], (99, 0))
+        assert named.shares.tolist() == [1, 2, 0, 0]
+        assert np.flatnonzero(np.asarray(named.number) >= 0).tolist() == [7, 90]
 
     @pytest.mark.parametrize(
         ("asked", "values", "message"),
         [
             ({}, [None, None], "no candidate has 'kelvin'"),
             ({}, np.linspace(0, 1, 65), "'kelvin' has 65 values among the candidates, of which at most 64"),
+            ({"shares": {300: 1}}, np.arange(99.0), r"shares name 300, but candidates have 'kelvin' of 0, .*, \.\.\."),
             ({"shares": {300: 1}}, [600, 900], "shares name 300, but candidates have 'kelvin' of 600, 900"),
             ({}, [np.zeros(3)], "which is not text or a number"),
             ({"edges": [4.0]}, ["warm"], "'kelvin' of a structure holds 'warm', which is not a number"),
