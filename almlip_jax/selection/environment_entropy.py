@@ -75,11 +75,11 @@ def environment_entropy(
 
         -log(1/(n + m) sum_j K_aj) - H + 1 - sum_i K_ai / sum_j K_ij,
 
-    i over the set before, j over the set with the structure: how surprising its surroundings are beyond the average,
-    less what it makes of others' surprise.  ``gain`` is the sum over the atoms for which that is positive: what a rare
-    site adds is not set against common sites next to it.  Elements count alike however many atoms they have: their
-    entropies are added.  Within a batch, the last sum keeps the densities that atoms of the set had when they came in.
-    Memory is in proportion to the atoms.
+    i over the set before, j in the first sum over the set with the structure and in the last over that before: how
+    surprising its surroundings are beyond the average, less what it makes of others' surprise.  ``gain`` is the sum
+    over the atoms for which that is positive: what a rare site adds is not set against common sites next to it.
+    Elements count alike however many atoms they have: their entropies are added.  Within a batch, the last sum keeps
+    the densities that atoms of the set had when they came in.  Memory is in proportion to the atoms.
 
     Args:
         k: number of choices.
