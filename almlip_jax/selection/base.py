@@ -71,11 +71,16 @@ class Environments:
             largest: atoms of one of them, likewise.
 
         Raises:
-            InputError: there are more atoms than room.
+            InputError: there are more atoms than room, or there is no structure: nothing tells the columns of the rows.
 
         >>> Environments.of({"latent": [[[0.0], [1.0]], [[2.0]]]}, [[8, 1], [8]]).members.tolist()
         [[0, 1], [2, -1]]
         """
+        if rows and not len(species):
+            raise InputError(
+                "environments of no structure have rows of no known length; give one structure, and make it invalid "
+                "among the candidates."
+            )
         sizes = np.array([len(one) for one in species], np.int64)
         total, most = int(sizes.sum()), int(sizes.max(initial=0))
         number, atoms, largest = max(structures, len(sizes)), atoms or max(total, 1), largest or max(most, 1)
@@ -86,7 +91,7 @@ class Environments:
         members[: len(sizes)] = np.where(columns < sizes[:, None], (np.cumsum(sizes) - sizes)[:, None] + columns, -1)
 
         def padded(values: Sequence[ArrayLike]) -> jax.Array:
-            joined = np.concatenate([np.asarray(one) for one in values]) if len(values) else np.zeros(0)
+            joined = np.concatenate([np.asarray(one) for one in values]) if len(values) else np.zeros(0, np.int32)
             return jax.device_put(np.pad(joined, [(0, atoms - total)] + [(0, 0)] * (joined.ndim - 1)))
 
         return cls({name: padded(values) for name, values in rows.items()}, padded(species), jax.device_put(members))

@@ -216,6 +216,8 @@ def test_settings_say_what_they_look_at_and_build():
 
 
 def test_candidates_without_rows_of_atoms_are_refused():
+    with pytest.raises(InputError, match="environments of no structure"):
+        Environments.of({"x": []}, [])
     with pytest.raises(InputError, match="candidates have no rows of atoms 'x'"):
         select(COVER, KEY, Candidates.of({"x": np.ones((3, 2))}), Candidates.of({"x": np.ones((3, 2))}))
     with pytest.raises(InputError, match=r"candidates have no rows of atoms 'y'; they have: x"):
