@@ -72,7 +72,7 @@ def error_metrics(
         ``num_atoms`` that have forces and ``force_total_mean``, the mean of their ``force_total`` in eV/Angstrom;
         ``by_species`` (symbol -> ``num_atoms``, ``forces_mae``, ``forces_rmse``, ``force_total_mean`` and
         ``calibration`` of the forces); ``calibration`` (of ``forces`` and ``energy``); ``by_group`` (name -> the same
-        without ``by_group``).
+        without ``by_group``).  Calibrations are without atoms alone in open space.
 
     Raises:
         InputError: there are no structures, none has a label, or the predictions are those of others.
@@ -144,11 +144,15 @@ class Labels:
 
 
 class _Row:
-    """Errors of one structure; None where there is no label."""
+    """Errors of one structure; None where there is no label.
+
+    An atom ``alone`` in open space has no force by symmetry: errors and spreads of 0 that calibrate nothing.
+    """
 
     def __init__(self, atoms: Atoms, predicted: Predictions, n: int) -> None:
         labels = labels_of(atoms)
         self.numbers = atoms.numbers
+        self.alone = len(atoms) == 1 and not atoms.pbc.any()
         self.force_sigma = predicted.atom_scores["force_total"][n]
         self.energy_sigma = float(predicted.scores["energy_total"][n])
         self.energy_error = float(predicted.energy[n] - labels["energy"]) if "energy" in labels else None
@@ -188,7 +192,8 @@ def _metrics(rows: Sequence[_Row]) -> dict[str, Any]:
     forces = _joined([row.force_errors for row in with_forces if row.force_errors is not None], (0, 3))
     numbers = _joined([row.numbers for row in with_forces], (0,))
     force_sigma = _joined([row.force_sigma for row in with_forces], (0,))
-    with_energy = [row for row in rows if row.energy_error is not None]
+    told = _joined([np.full(len(row.numbers), not row.alone) for row in with_forces], (0,)).astype(bool)
+    with_energy = [row for row in rows if row.energy_error is not None and not row.alone]
     energy = np.array([row.energy_error for row in with_energy], np.float64)
     energy_sigma = np.array([row.energy_sigma for row in with_energy])
     return {
@@ -197,11 +202,11 @@ def _metrics(rows: Sequence[_Row]) -> dict[str, Any]:
         "num_atoms": len(forces),
         "force_total_mean": float(np.mean(force_sigma)) if len(force_sigma) else float("nan"),
         "by_species": {
-            chemical_symbols[z]: _of_species(forces[numbers == z], force_sigma[numbers == z])
+            chemical_symbols[z]: _of_species(*(values[numbers == z] for values in (forces, force_sigma, told)))
             for z in sorted({int(z) for z in numbers})
         },
         "calibration": {
-            "forces": force_calibration(forces, force_sigma),
+            "forces": force_calibration(forces[told], force_sigma[told]),
             "energy": calibration_metrics(energy, energy_sigma),
         },
     }
@@ -246,14 +251,14 @@ def _further_errors(rows: Sequence[_Row]) -> dict[str, float]:
     return found
 
 
-def _of_species(errors: np.ndarray, sigma: np.ndarray) -> dict[str, Any]:
-    """Forces of the atoms of one element: errors [n, 3], spreads [n], both in eV/Angstrom."""
+def _of_species(errors: np.ndarray, sigma: np.ndarray, told: np.ndarray) -> dict[str, Any]:
+    """Forces of the atoms of one element: errors [n, 3], spreads [n], both in eV/Angstrom; and which calibrate [n]."""
     return {
         "num_atoms": len(errors),
         "forces_mae": _mae(errors),
         "forces_rmse": _rmse(errors),
         "force_total_mean": float(np.mean(sigma)),
-        "calibration": force_calibration(errors, sigma),
+        "calibration": force_calibration(errors[told], sigma[told]),
     }
 
 

@@ -96,6 +96,23 @@ def test_elements_have_their_own_errors_spreads_and_calibration():
     assert found["H"]["force_total_mean"] == pytest.approx(of_hydrogen.mean())
 
 
+def test_atoms_alone_in_open_space_tell_nothing_of_calibration():
+    """Their forces are 0 to every member: a spread of 0, next to which the rounding of a label is infinite."""
+    rng = np.random.default_rng(2)
+    frames = [labelled("OH2", "a", n, energy=0.0, forces=np.zeros((3, 3))) for n in range(4)]
+    errors, spread = [rng.normal(size=(3, 3)) for _ in frames], [rng.uniform(0.5, 2, size=3) for _ in frames]
+    alone = [labelled(symbol, "a", 0, energy=0.0, forces=np.zeros((1, 3))) for symbol in ("O", "H")]
+    without = error_metrics(frames, predictions_of(frames, errors, spread))
+    more = predictions_of([*frames, *alone], [*errors, *2 * [np.full((1, 3), 1e-7)]], [*spread, *2 * [np.zeros(1)]])
+    more.scores["energy_total"][4:] = 0
+    found = error_metrics([*frames, *alone], more)
+    for kind in ("forces", "energy"):
+        assert found["calibration"][kind] == pytest.approx(without["calibration"][kind], nan_ok=True)
+    of_oxygen = [one["by_species"]["O"]["calibration"] for one in (found, without)]
+    assert of_oxygen[0] == pytest.approx(of_oxygen[1], nan_ok=True)
+    assert found["num_atoms"] == 14 and found["forces_mae"] < without["forces_mae"]
+
+
 def test_what_one_structure_cannot_tell_is_no_number():
     frames = [labelled("H", name, 0, energy=1.0, forces=np.zeros((1, 3))) for name in ("one", "two")]
     errors, spread = [np.ones((1, 3)), np.zeros((1, 3))], [np.ones(1), np.full(1, np.inf)]
