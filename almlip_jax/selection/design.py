@@ -10,6 +10,7 @@ matrix-vector products with the pool and no memory beyond the rows.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -127,7 +128,7 @@ def bait(k: int, features: str = "last_layer_gradient", sigma: float = 1e-3, ove
         k: number of choices.
         features: which features.
         sigma: standard deviation of the noise, relative to the scaled features.
-        overselect: number of choices before some are given back, over k.
+        overselect: number of choices before some are given back, over k; one more than k at least where above 1.
 
     Raises:
         InputError: ``overselect`` is below 1.
@@ -141,7 +142,7 @@ def bait(k: int, features: str = "last_layer_gradient", sigma: float = 1e-3, ove
     """
     if not overselect >= 1:
         raise InputError(f"bait cannot choose {overselect} times as many as it is to keep: overselect is at least 1.")
-    number = round(overselect * k)
+    number = math.ceil(round(overselect * k, 6))
 
     def start(key: jax.Array, rows: Rows, scalars: Any) -> tuple[tuple[jax.Array, jax.Array], _Fisher]:
         made = _posterior(rows, sigma)

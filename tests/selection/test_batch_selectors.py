@@ -146,6 +146,8 @@ def test_bait_gives_back_what_matters_least(labelled, usable, dear):
 def test_bait_keeps_no_more_than_it_chooses():
     with pytest.raises(InputError, match="overselect is at least 1"):
         bait(K, "x", overselect=0.5)
+    spare = [bait(10, "x", overselect=times).rule.backward for times in (1.0, 1.04, 1.1, 1.25, 2.0)]
+    assert [one and one.spare for one in spare] == [None, 1, 1, 3, 10], "1.04 is not taken for 1"
 
 
 @LABELLED
