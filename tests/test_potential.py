@@ -283,6 +283,9 @@ def test_calibration_turns_the_spread_into_the_expected_error(potential, structu
     calibrated = potential.calibrated(held_out)
     assert calibrated.calibration["slope"] == pytest.approx(2.5, rel=1e-5)
     assert calibrated.calibration["structures"] == 8
+    alone = held_out[0][:1]  # its forces are 0 to every member
+    alone.calc = SinglePointCalculator(alone, forces=np.full((1, 3), 1e-7))
+    assert potential.calibrated([*held_out, alone]).calibration == calibrated.calibration
     frame = structures[0].copy()
     frame.calc = calibrated.calculator()
     frame.get_forces()

@@ -258,7 +258,7 @@ class Potential:
 
         Args:
             held_out: structures with forces that it was not trained on; the calibration holds for structures
-                like these.
+                like these.  Atoms alone in open space, which have no forces, are passed over.
             shape: least room of a batch, as for `evaluate`.
 
         Returns:
@@ -266,7 +266,8 @@ class Potential:
             ``structures``; without one where fewer than two structures are given, or nothing varies over them.
         """
         held_out = given_structures(held_out, "held_out")
-        frames = [atoms for atoms in held_out if atoms.calc is not None and "forces" in atoms.calc.results]
+        bound = [atoms for atoms in held_out if len(atoms) > 1 or atoms.pbc.any()]
+        frames = [atoms for atoms in bound if atoms.calc is not None and "forces" in atoms.calc.results]
         if len(frames) < 2:
             return self._without_calibration()
         evaluated = self.evaluate(frames, shape=shape)
