@@ -175,22 +175,27 @@ def test_noise_is_learned_where_it_is(likelihood, with_module):
 
 @pytest.mark.slow
 def test_heads_learn_to_spread_as_they_err():
-    """Squares leave the heads at the spread they began with, or let them agree, which their errors do not."""
+    """Squares leave the heads at the spread they began with, or let them agree, which their errors do not.
+
+    On the average over seeds: one training may end anywhere.
+    """
     waters = [water(seed) for seed in range(64)]
     tests = [water(seed) for seed in range(200, 230)]
     true = np.concatenate([atoms.get_forces() for atoms in tests])
 
-    def learned(loss: str) -> tuple[float, float]:
+    def learned(loss: str, seed: int) -> tuple[float, float]:
         """How far spread and error are apart, as a logarithm, and the negative log-likelihood."""
         training = settings_of(max_steps=1000, loss={"kind": loss})
-        potential, _ = fit_potential(waters, MODEL, EnsembleSettings(size=1, heads=8), training, 0)
+        potential, _ = fit_potential(waters, MODEL, EnsembleSettings(size=1, heads=8), training, seed)
         found = potential.evaluate(tests)
         error = np.concatenate(found.forces) - true
         spread = np.sqrt(np.concatenate(found.atom_scores["force_std"])[:, None] ** 2 / 3 + 1e-6)
         apart = np.log(np.sqrt(np.mean(spread**2) / np.mean(error**2)))
         return abs(float(apart)), float(-norm.logpdf(error, scale=spread).mean())
 
-    (apart, likelihood), of_likelihood, of_ranks = (learned(loss) for loss in ("mse", "nll", "crps"))
+    (apart, likelihood), of_likelihood, of_ranks = (
+        np.mean([learned(loss, seed) for seed in range(4)], axis=0) for loss in ("mse", "nll", "crps")
+    )
     assert of_likelihood[0] < apart / 2 and of_ranks[0] < apart / 2
     assert of_likelihood[1] < likelihood - 1 and of_ranks[1] < likelihood - 1
 
