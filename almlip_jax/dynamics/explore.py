@@ -160,6 +160,8 @@ class Explorer:
 
     def _check(self, starts: Sequence[Atoms]) -> None:
         s = self.settings
+        if s.remove_drift and starts and all(start.constraints for start in starts):
+            raise InputError("every walker holds atoms fixed, so that none drifts: leave remove_drift out.")
         if len(starts) != len(s.temperatures):
             raise InputError(f"{len(s.temperatures)} walkers need as many start structures, not {len(starts)}.")
         about = {score: score_of(score) for score in s.scores}
@@ -336,14 +338,15 @@ class Explorer:
         for w, start in enumerate(starts):
             for constraint in start.constraints:
                 mobile[w, constraint.get_indices()] = False
-        moving, held = mobile.sum(axis=1), (layout.mask & ~mobile).any(axis=1)
+        moving, free = mobile.sum(axis=1), (mobile == layout.mask).all(axis=1)
         # the centre of mass of a free structure rests, unless a bath acts on every atom by itself
-        rests = (moving > 1) & ~held & (not loop.integrator.drifts or s.remove_drift)
+        rests = (moving > 1) & free & (not loop.integrator.drifts or s.remove_drift)
         return Drive(
             kt=self._real(KB * np.array([group.temperatures for group in groups])),
             pressure=self._real(GPA * np.array([group.pressures for group in groups])),
             timestep=self._real(s.timestep * FEMTOSECOND),
             mobile=jax.device_put(mobile),
+            free=jax.device_put(free),
             freedom=self._real(np.maximum(3 * moving - 3 * rests, 1)),
             elastic=jax.device_put(layout.pbc.all(axis=1)),
             numbers={name: self._real(value) for name, value in s.numbers().items()},
@@ -355,7 +358,7 @@ class Explorer:
         s = self.settings
         walkers = len(layout.mask)
         momentum = _first_momenta(
-            _streams(key, "momenta", numbers), self._real(layout.masses), drive.mobile, drive.kt[:, 0]
+            _streams(key, "momenta", numbers), self._real(layout.masses), drive.mobile, drive.free, drive.kt[:, 0]
         )
         position = self._real(layout.positions)
         if s.integrator.first_displacement > 0:
@@ -564,9 +567,9 @@ def _streams(key: jax.Array, name: str, numbers: Sequence[int]) -> jax.Array:
 
 @jax.jit
 @full_precision
-def _first_momenta(keys: jax.Array, masses: jax.Array, mobile: jax.Array, kt: jax.Array) -> jax.Array:
-    """Maxwell-Boltzmann momenta without centre-of-mass motion, [W, N, 3]."""
-    return without_drift(maxwell_boltzmann(keys, masses[..., None], mobile, kt), masses[..., None], mobile)
+def _first_momenta(keys: jax.Array, masses: jax.Array, mobile: jax.Array, free: jax.Array, kt: jax.Array) -> jax.Array:
+    """Maxwell-Boltzmann momenta without the drift of structures in which no atom is held fixed, [W, N, 3]."""
+    return without_drift(maxwell_boltzmann(keys, masses[..., None], mobile, kt), masses[..., None], mobile, free)
 
 
 @jax.jit

@@ -287,7 +287,8 @@ class Loop:
         offered = motion.position
         motion = self.integrator.from_force(motion, evaluation, at)
         if self.remove_drift:
-            motion = heated(motion, motion.set(momentum=without_drift(motion.momentum, motion.mass, at.mobile)))
+            rest = without_drift(motion.momentum, motion.mass, at.mobile, at.free)
+            motion = heated(motion, motion.set(momentum=rest))
         return Moved(motion, offered, neighbors, graph, prediction, bias, look)
 
     def _energy_before(self, state: State, trial: jax.Array, look: Seen) -> jax.Array | None:

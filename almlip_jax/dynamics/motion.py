@@ -53,6 +53,7 @@ class Drive:
         pressure: [W, 2] eV/Angstrom^3, likewise.
         timestep: scalar, Angstrom sqrt(amu / eV).
         mobile: [W, N] bool, true for real atoms that are not held fixed.
+        free: [W] bool, structures in which no atom is held fixed: whose centre of mass has a motion of its own.
         freedom: [W] degrees of freedom that the kinetic temperature is taken over.
         elastic: [W] bool, periodic in three directions: whose cells move, if any do.
         numbers: parameters of the integrator by name, scalars.
@@ -62,6 +63,7 @@ class Drive:
     pressure: jax.Array
     timestep: jax.Array
     mobile: jax.Array
+    free: jax.Array
     freedom: jax.Array
     elastic: jax.Array
     numbers: dict[str, jax.Array]
@@ -73,6 +75,7 @@ class Drive:
             pressure=_between(self.pressure, progress),
             timestep=self.timestep,
             mobile=self.mobile,
+            free=self.free,
             freedom=self.freedom,
             elastic=self.elastic,
             numbers=self.numbers,
@@ -87,6 +90,7 @@ class Moment:
     pressure: jax.Array
     timestep: jax.Array
     mobile: jax.Array
+    free: jax.Array
     freedom: jax.Array
     elastic: jax.Array
     numbers: dict[str, jax.Array]
@@ -158,7 +162,7 @@ def pressure_tensor(motion: Motion) -> jax.Array:
 
 
 def maxwell_boltzmann(keys: jax.Array, mass: jax.Array, mobile: jax.Array, kt: jax.Array) -> jax.Array:
-    """Momenta at a temperature, without centre-of-mass motion where every real atom may move, [W, N, 3].
+    """Momenta at a temperature, that of the centre of mass included, [W, N, 3].
 
     Args:
         keys: [W] random keys.
@@ -174,13 +178,22 @@ def maxwell_boltzmann(keys: jax.Array, mass: jax.Array, mobile: jax.Array, kt: j
     return jax.vmap(one)(in_a_row(keys), mass, mobile, kt)
 
 
-def without_drift(momentum: jax.Array, mass: jax.Array, mobile: jax.Array) -> jax.Array:
-    """Momenta with the centre of mass of the mobile atoms at rest, [W, N, 3]; a lone atom keeps its motion."""
+def without_drift(momentum: jax.Array, mass: jax.Array, mobile: jax.Array, free: jax.Array) -> jax.Array:
+    """Momenta with the centre of mass at rest, [W, N, 3].
+
+    A lone atom keeps its motion, and so do atoms beside some that are held fixed: there is no drift of these.
+
+    Args:
+        momentum: [W, N, 3].
+        mass: [W, N, 1] amu.
+        mobile: [W, N] bool.
+        free: [W] bool, structures in which no atom is held fixed.
+    """
     moving = jnp.where(mobile[..., None], mass, 0)
     total = jnp.maximum(jnp.sum(moving, axis=1, keepdims=True), jnp.finfo(mass.dtype).tiny)
     velocity = jnp.sum(jnp.where(mobile[..., None], momentum, 0), axis=1, keepdims=True) / total
-    several = jnp.sum(mobile, axis=1)[:, None, None] > 1
-    return jnp.where(several & mobile[..., None], momentum - moving * velocity, momentum)
+    drifting = (free & (jnp.sum(mobile, axis=1) > 1))[:, None, None]
+    return jnp.where(drifting & mobile[..., None], momentum - moving * velocity, momentum)
 
 
 def chosen(mask: jax.Array, new: Any, old: Any) -> Any:

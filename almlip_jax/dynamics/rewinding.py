@@ -65,7 +65,8 @@ def begun_again(
     draw = jax.vmap(lambda key: jax.random.uniform(key))(both[:, 1])
     slot = jnp.minimum((draw * held).astype(jnp.int32), held - 1) if turn is None else turn
     rows = jnp.arange(slot.shape[0])
-    momentum = without_drift(maxwell_boltzmann(both[:, 2], motion.mass, at.mobile, at.kt), motion.mass, at.mobile)
+    momentum = maxwell_boltzmann(both[:, 2], motion.mass, at.mobile, at.kt)
+    momentum = without_drift(momentum, motion.mass, at.mobile, at.free)
     fresh = motion.set(
         position=snapshots.position[rows, slot],
         cell=snapshots.cell[rows, slot],

@@ -92,7 +92,7 @@ class ExplorationSettings(Settings):
     biases: tuple[BiasSettings, ...] = ()
     """Forces on walkers in addition to those of the ensemble; gates look at the ensemble alone."""
     remove_drift: bool = False
-    """Whether the centre of mass is brought to rest at every step."""
+    """Whether the centre of mass is brought to rest at every step; where atoms are held fixed there is no drift."""
     gate: GateSettings = AbsoluteGate()
     """What decides on each frame."""
     sanity: SanitySettings = SanitySettings()

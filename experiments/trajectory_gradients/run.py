@@ -76,18 +76,22 @@ class Trajectories:
         """Twice the kinetic energy of each walker, [W, 1, 1] eV."""
         return jnp.sum(momentum**2 / self.motion.mass, axis=(1, 2), keepdims=True)
 
+    def at_rest(self, momentum: jax.Array) -> jax.Array:
+        """Momenta [W, N, 3] with the centre of mass at rest."""
+        return without_drift(momentum, self.motion.mass, self.drive.mobile, self.drive.free)
+
     def _ascend(self, momentum: jax.Array, gradient: jax.Array) -> jax.Array:
         """A step along the gradient, scaled to the momentum, then back to the kinetic energy and to rest."""
         weighted = gradient * self.motion.mass  # steepest in the metric of the kinetic energy
         size = jnp.sqrt(self.kinetic(momentum) / jnp.maximum(self.kinetic(weighted), 1e-30))
-        moved = without_drift(momentum + RATE * size * weighted, self.motion.mass, self.drive.mobile)
+        moved = self.at_rest(momentum + RATE * size * weighted)
         return moved * jnp.sqrt(self.kinetic(momentum) / self.kinetic(moved))
 
     def drawn(self, seed: int) -> jax.Array:
         """Momenta at random, of the kinetic energy of the first ones."""
         keys = jax.random.split(jax.random.key(seed), WALKERS)
         momentum = maxwell_boltzmann(keys, self.motion.mass, self.drive.mobile, self.drive.kt[:, 0])
-        momentum = without_drift(momentum, self.motion.mass, self.drive.mobile)
+        momentum = self.at_rest(momentum)
         return momentum * jnp.sqrt(self.kinetic(self.motion.momentum) / self.kinetic(momentum))
 
 

@@ -102,6 +102,7 @@ def moment(kt: float, timestep: float, freedom: int, numbers: dict[str, float], 
         pressure=jnp.zeros(walkers),
         timestep=jnp.asarray(timestep),
         mobile=jnp.ones((walkers, atoms), bool),
+        free=jnp.ones(walkers, bool),
         freedom=jnp.full(walkers, float(freedom)),
         elastic=jnp.ones(walkers, bool),
         numbers={name: jnp.asarray(value) for name, value in numbers.items()},
@@ -450,11 +451,13 @@ def test_atoms_under_a_constraint_do_not_move():
     held = CLUSTER.copy()
     held.set_constraint(FixAtoms([0, 3]))
     held.set_masses(2 * CLUSTER.get_masses())
-    runner = explorer(integrator=LangevinSettings(friction=0.05), steps=400, chunk=200, remove_drift=False)
+    runner = explorer(integrator=LangevinSettings(friction=0.05), steps=400, chunk=200, remove_drift=True)
     found = runner.run(PARAMS, [held, CLUSTER, held], QUIET, jax.random.key(0))
     np.testing.assert_allclose(found.final[0].positions[[0, 3]], CLUSTER.positions[[0, 3]], atol=1e-6)
     assert np.abs(found.final[0].positions - CLUSTER.positions)[[1, 2, 4, 5]].min() > 1e-4
     assert not found.final[0].get_momenta()[[0, 3]].any()
+    drifts = [np.abs(frame.get_momenta().sum(axis=0)).max() for frame in found.final]
+    assert drifts[1] < 1e-4 and min(drifts[0], drifts[2]) > 0.1, "beside fixed atoms nothing drifts"
     for frame in (found.final[0], found.trajectories[0][-1]):  # so that ase counts their degrees of freedom
         assert frame.constraints[0].todict() == FixAtoms([0, 3]).todict()
         np.testing.assert_array_equal(frame.get_masses(), held.get_masses())
@@ -477,8 +480,14 @@ def test_fixed_atoms_keep_every_digit_of_their_places():
 
 
 def test_drift_is_removed_where_asked():
-    runner = explorer(integrator=LangevinSettings(friction=0.05), steps=200, remove_drift=True)
-    found = runner.run(PARAMS, [CLUSTER] * 3, QUIET, jax.random.key(0))
-    for frame in found.final:
+    """Two atoms beside a fixed one keep the momentum that the fixed one gives them, and their temperature."""
+    held = Atoms("O3", [[0, 0, 0], [0, 0, 1], [0, 0, 2]], constraint=FixAtoms([0]))
+    runner = explorer(integrator=LangevinSettings(friction=0.05), steps=4000, chunk=1000, remove_drift=True)
+    found = runner.run(PARAMS, [CLUSTER, CLUSTER, held], QUIET, jax.random.key(0))
+    for frame in found.final[:2]:
         assert np.abs(frame.get_momenta().sum(axis=0)).max() < 1e-4
+    assert np.abs(found.final[2].get_momenta().sum(axis=0)).max() > 0.1
+    np.testing.assert_allclose(found.temperature[500:].mean(axis=0), 300, rtol=0.15)
+    with pytest.raises(InputError, match="every walker holds atoms fixed, so that none drifts"):
+        runner.run(PARAMS, [held] * 3, QUIET, jax.random.key(0))
     assert np.ptp(found.final[0].positions, axis=0).max() < CUTOFF
