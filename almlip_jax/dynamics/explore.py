@@ -337,7 +337,7 @@ class Explorer:
         mobile = layout.mask.copy()
         for w, start in enumerate(starts):
             for constraint in start.constraints:
-                mobile[w, constraint.get_indices()] = False
+                mobile[w, : len(start)][constraint.get_indices()] = False  # some count from the end
         moving, free = mobile.sum(axis=1), (mobile == layout.mask).all(axis=1)
         # the centre of mass of a free structure rests, unless a bath acts on every atom by itself
         rests = (moving > 1) & free & (not loop.integrator.drifts or s.remove_drift)

@@ -91,4 +91,4 @@ def begins_alike(first: Atoms, other: Atoms) -> bool:
 def _held(frame: Atoms) -> list[int]:
     """Atoms that do not move; who runs walkers refuses all other constraints, some of which name no atoms."""
     fixed = [constraint for constraint in frame.constraints if isinstance(constraint, FixAtoms)]
-    return sorted({int(n) for constraint in fixed for n in constraint.get_indices()})
+    return sorted({int(n) % len(frame) for constraint in fixed for n in constraint.get_indices()})
