@@ -365,7 +365,8 @@ class Explorer:
             drawn = _displacements(_streams(key, "displacements", numbers), drive.mobile, position)
             position = position + drawn * s.integrator.first_displacement
         if s.momenta == "start":
-            momentum = jnp.where(drive.mobile[..., None], self._real(layout.momenta), 0)
+            rests = drive.free & (s.remove_drift or not loop.integrator.drifts)
+            momentum = _given_momenta(self._real(layout.momenta), self._real(layout.masses), drive.mobile, rests)
         if not loop.integrator.thermal:
             momentum = jnp.zeros_like(momentum)
         motion = Motion(
@@ -570,6 +571,13 @@ def _streams(key: jax.Array, name: str, numbers: Sequence[int]) -> jax.Array:
 def _first_momenta(keys: jax.Array, masses: jax.Array, mobile: jax.Array, free: jax.Array, kt: jax.Array) -> jax.Array:
     """Maxwell-Boltzmann momenta without the drift of structures in which no atom is held fixed, [W, N, 3]."""
     return without_drift(maxwell_boltzmann(keys, masses[..., None], mobile, kt), masses[..., None], mobile, free)
+
+
+@jax.jit
+@full_precision
+def _given_momenta(momenta: jax.Array, masses: jax.Array, mobile: jax.Array, rests: jax.Array) -> jax.Array:
+    """Momenta of start structures, [W, N, 3], without the drift of those [W] whose centre of mass is to rest."""
+    return without_drift(jnp.where(mobile[..., None], momenta, 0), masses[..., None], mobile, rests)
 
 
 @jax.jit

@@ -122,7 +122,8 @@ class ExplorationSettings(Settings):
     chunk: int = Field(default=500, ge=1, le=MOST_STEPS)
     """Steps that the device runs on its own between two looks of the host; changes no result."""
     momenta: Literal["draw", "start"] = "draw"
-    """Whether walkers begin with momenta drawn at their temperature, or with those of their start structures."""
+    """Whether walkers begin with momenta drawn at their temperature, or with those of their start structures, without
+    the drift where no bath acts on the centre of mass (``nve``, ``csvr``, ``nose_hoover``)."""
     skin: float = Field(default=0.5, ge=0, le=10.0, json_schema_extra=unit("Angstrom"))
     """Distance by which neighbour lists reach beyond the cutoff, Angstrom."""
 

@@ -556,10 +556,10 @@ BIASES = [
 
 @pytest.fixture(scope="module")
 def biased(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two walkers of a dimer with a thermostat, steered and under metadynamics, from momenta of their own."""
+    """Two walkers of a dimer with a thermostat, steered and under metadynamics; their own momenta have a drift."""
     folder = tmp_path_factory.mktemp("biased")
     dimer = Atoms("OH", [[0, 0, 0], [0, 0, 1.05]])
-    dimer.set_momenta([[0, 0.3, 0.4], [0, -0.3, -0.4]])
+    dimer.set_momenta([[0, 0.3, 0.4], [0, -0.3, -0.4]] + dimer.get_masses()[:, None] * [0.05, 0, 0])
     write_structures(folder / "starts.extxyz", [dimer])
     exploration = {
         "walkers": [{"temperature": 600, "count": 2}],
