@@ -42,7 +42,7 @@ class Rollout:
 def rollout(loop: Loop, params: Params, state: State, setup: Setup, steps: int) -> Rollout:
     """Runs some steps; differentiable in ``params`` and in arrays of ``state.motion``, ``state.bias``, ``setup.drive``.
 
-    The neighbour list is that of the state, all the way.
+    The edges are those of the state's neighbour list, all the way; cells that move take them along.
 
     Args:
         loop: the static part; gate, admission and rewinding are not looked at.
@@ -67,7 +67,8 @@ def rollout(loop: Loop, params: Params, state: State, setup: Setup, steps: int) 
         # the last segment may be shorter: steps beyond the end are not taken
         kept = jax.tree.map(lambda new, old: jnp.where(n < steps, new, old), following, current)
         line = dict(committee.scores)
-        return kept, (line, committee.energy, current.neighbors.holds(done.offered))
+        holds = current.neighbors.holds(done.offered, loop.cells_of(done.motion))
+        return kept, (line, committee.energy, holds)
 
     @jax.checkpoint
     def segment(current: State, numbers: jax.Array) -> tuple[State, Any]:

@@ -272,10 +272,10 @@ class Loop:
             state: before the step.
             setup: of the run.
             at: what drives the walkers at this step.
-            relist: whether the neighbour list is kept up to date; without, it is taken as it is.
+            relist: whether the neighbour list is kept up to date; without, its edges are taken as they are.
         """
         motion = self.integrator.to_force(state.motion, at, state.step)
-        neighbors = self._listed(state.neighbors, motion) if relist else state.neighbors
+        neighbors = self._listed(state.neighbors, motion) if relist else self._as_listed(state.neighbors, motion)
         graph = _graph(neighbors, motion, setup)
         prediction = self.evaluate(params, graph)
         trial = self.integrator.trial(motion)
@@ -309,9 +309,16 @@ class Loop:
 
         return jax.lax.cond(trial, energy, lambda: jnp.zeros_like(held[0]))
 
+    def cells_of(self, motion: Motion) -> jax.Array | None:
+        """Cells that the list must follow, [W, 3, 3] Angstrom; None where they stay those it was made for."""
+        return motion.cell if self.integrator.changes_cell or self.to_starts else None
+
     def _listed(self, neighbors: WalkerNeighbors, motion: Motion) -> WalkerNeighbors:
-        changes = self.integrator.changes_cell or self.to_starts
-        return neighbors.update(motion.position, motion.cell if changes else None)
+        return neighbors.update(motion.position, self.cells_of(motion))
+
+    def _as_listed(self, neighbors: WalkerNeighbors, motion: Motion) -> WalkerNeighbors:
+        cells = self.cells_of(motion)
+        return neighbors if cells is None else replace(neighbors, cells=cells)
 
     # -- what the gate sees and says ----------------------------------------------------------------------------------
 

@@ -140,10 +140,12 @@ class WalkerNeighbors:
         due = jnp.any(_skin_spent(strained, positions))
         return jax.lax.cond(due, lambda: _rebuilt_in_new_cells(strained, positions), lambda: strained)
 
-    def holds(self, positions: jax.Array) -> jax.Array:
-        """Whether the list, as it is, has all edges of some positions [W, N, 3] in the same cells; bool scalar."""
+    def holds(self, positions: jax.Array, cells: jax.Array | None = None) -> jax.Array:
+        """Whether the list, as it is, has all edges of some positions [W, N, 3] in the same or other cells; a bool."""
         if self.all_pairs:
             return jnp.ones((), bool)
+        if cells is not None:
+            return ~jnp.any(_skin_spent(dataclasses.replace(self, cells=cells), positions))
         moved = jnp.sum((positions - self.built_at) ** 2, axis=-1)
         return ~jnp.any(self.atom_mask & (moved > (self.skin / 2) ** 2))
 

@@ -8,12 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from analytic import PARAMS, QUIET, explorer
+from analytic import DEPTH, LENGTH, PARAMS, QUIET, WIDTH, explorer
 from ase import Atoms
+from ase.build import bulk
+from ase.neighborlist import neighbor_list
 
+from almlip_jax.dynamics import WalkerGroup
 from almlip_jax.dynamics.biases import UncertaintySettings
 from almlip_jax.dynamics.differentiable import rollout
-from almlip_jax.dynamics.integrators import LangevinSettings
+from almlip_jax.dynamics.integrators import LangevinSettings, NptSettings
 
 STEPS = 30
 WATER = Atoms("OH2", [[0, 0, 0], [0.95, 0.1, 0], [0, 0.9, 0.1]])
@@ -64,3 +67,22 @@ def test_the_trajectory_is_that_of_the_exploration(pieces):
     np.testing.assert_allclose(found.scores["force_std_max"], expected.scores["force_std_max"], rtol=1e-9)
     np.testing.assert_allclose(found.motion.position[0], expected.final[0].positions, atol=1e-9)
     assert bool(found.listed)
+
+
+def test_cells_move_in_a_rollout_too():
+    """The last energy is that of the last positions in the last cell; a list that a squeezed cell outgrows says so."""
+    crystal = bulk("O", "fcc", a=4.2, cubic=True)
+    walkers = tuple(WalkerGroup(temperature=300.0, pressure=pressure) for pressure in (0.0, 100.0))
+    npt = NptSettings(barostat_time=10.0)
+    runner = explorer(cutoff=3.2, walkers=walkers, integrator=npt, steps=15, skin=1.0)
+    session = runner.begin(PARAMS, [crystal] * 2, QUIET, jax.random.key(0))
+    loop = runner.loop(find_fragments=False)
+    found = jax.jit(lambda s: rollout(loop, session.params, s, session.setup, 4))(session.state)
+    end = crystal.copy()
+    end.set_cell(found.motion.cell[0])
+    end.positions = np.asarray(found.motion.position[0])
+    assert abs(end.cell.volume / crystal.cell.volume - 1) > 1e-3
+    bonds = neighbor_list("d", end, 3.2)
+    energy = 0.5 * DEPTH * np.sum((1 - np.exp(-WIDTH * (bonds - LENGTH))) ** 2)
+    np.testing.assert_allclose(found.energy[-1, 0], energy, rtol=1e-5)
+    assert not found.listed
