@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from almlip_jax.config import load_settings
 from almlip_jax.config_errors import sentences
-from almlip_jax.dynamics import ExplorationSettings
+from almlip_jax.dynamics import ExplorationSettings, RelaxationSettings, relaxing
 from almlip_jax.errors import InputError
 from almlip_jax.settings import Settings, settings_in
 from almlip_jax.simulation import MdConfig
@@ -136,6 +136,32 @@ def test_hills_that_never_come_are_refused():
     bias = {"kind": "metadynamics", "variables": [variable], "widths": [0.1], "height": 0.1, "pace": 300}
     with pytest.raises(ValidationError, match=r"biases\.0\.pace 300 is more than the run's steps 200"):
         ExplorationSettings.model_validate({"steps": 200, "biases": [bias]})
+    with pytest.raises(ValidationError, match=r"biases\.0\.pace 300 is all of the run's steps 300"):
+        ExplorationSettings.model_validate({"steps": 300, "biases": [bias]})
+    ExplorationSettings.model_validate({"steps": 301, "biases": [bias]})
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"integrator": {"kind": "nve"}}, "integrator 'nve' has no bath whose temperature could change"),
+        ({"integrator": {"kind": "langevin", "friction": 0}}, "has no bath"),
+        ({"integrator": {"kind": "fire"}}, "has no bath"),
+        ({"integrator": {"kind": "fire"}, "remove_drift": True, "walkers": [{"temperature": 300}]}, "no drift: leave"),
+        ({"integrator": {"kind": "adversarial"}, "biases": [{"kind": "sphere", "radius": 5.0}]}, "leave biases out"),
+        ({"biases": [{"kind": "uncertainty", "tau": 1.0, "relative": 0.1}]}, "tau is fixed, and relative is"),
+    ],
+)
+def test_what_would_act_on_nothing_in_an_exploration_is_refused(changes, said):
+    given = {"walkers": [{"temperature": [300, 600]}]} | changes
+    with pytest.raises(ValidationError, match=said):
+        ExplorationSettings.model_validate(given)
+
+
+@pytest.mark.parametrize("kind", ["langevin", "andersen", "csvr", "nose_hoover", "npt", "adversarial"])
+def test_baths_take_ramps(kind):
+    given = {"walkers": [{"temperature": [300, 600]}], "integrator": {"kind": kind}}
+    assert relaxing(ExplorationSettings.model_validate(given), RelaxationSettings()).temperatures == (300,)
 
 
 def test_a_second_stage_of_nothing_is_refused():

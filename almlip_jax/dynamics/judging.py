@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+import numpy as np
 from ase import Atoms
 
 from almlip_jax.dynamics.integrators import IntegratorSettings
@@ -66,7 +67,7 @@ def check_cells(integrator: IntegratorSettings, starts: Sequence[Atoms], moved_b
 
 
 def check_swaps(settings: ExplorationSettings, starts: Sequence[Atoms]) -> None:
-    """Refuses Monte Carlo swaps where no structure holds two unlike atoms that take part.
+    """Refuses Monte Carlo swaps where no structure holds two unlike atoms that take part; fixed ones do not.
 
     Args:
         settings: of the exploration.
@@ -78,10 +79,18 @@ def check_swaps(settings: ExplorationSettings, starts: Sequence[Atoms]) -> None:
     if settings.swaps is None or not starts:
         return
     named = set(settings.swaps.elements)
-    taking_part = [{symbol for symbol in start.symbols if not named or symbol in named} for start in starts]
+    taking_part = [{symbol for symbol in _mobile(start) if not named or symbol in named} for start in starts]
     if not any(len(elements) > 1 for elements in taking_part):
         among = f" among {', '.join(settings.swaps.elements)}" if named else ""
         raise InputError(
-            f"swaps exchange unlike atoms, and no start structure holds two elements{among}; leave swaps out"
-            f"{', or name others in swaps.elements' if named else ''}."
+            f"swaps exchange unlike atoms, and no start structure holds two elements{among} that may move; leave swaps "
+            f"out{', or name others in swaps.elements' if named else ''}."
         )
+
+
+def _mobile(start: Atoms) -> list[str]:
+    """Elements of the atoms that are not held fixed."""
+    fixed = np.zeros(len(start), bool)
+    for constraint in start.constraints:
+        fixed[constraint.get_indices()] = True
+    return [symbol for symbol, held in zip(start.symbols, fixed, strict=True) if not held]

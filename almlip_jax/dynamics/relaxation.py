@@ -64,7 +64,13 @@ def relaxing(settings: ExplorationSettings, relaxation: RelaxationSettings) -> E
     fixed = relaxation.cell == "fixed"
     chunk = min(settings.chunk, relaxation.steps)
     groups = [
-        group.model_copy(update={"pressure": 0.0 if fixed else group.pressures[0], "bias": 1.0})
+        group.model_copy(
+            update={
+                "temperature": group.temperatures[0],
+                "pressure": 0.0 if fixed else group.pressures[0],
+                "bias": 1.0,
+            }
+        )
         for group in settings.walkers
     ]
     return ExplorationSettings(

@@ -163,6 +163,19 @@ class ExplorationSettings(Settings):
         return self
 
     @model_validator(mode="after")
+    def _the_integrator_takes_up_what_is_given(self) -> Self:
+        kind = self.integrator.kind
+        ramped = any(first != last for first, last in (group.temperatures for group in self.walkers))
+        # hills of a metadynamics have a temperature; a user's integrator is made only where something depends on it
+        if ramped and not self.biases and not self.moves().bathed:
+            raise ValueError(f"integrator '{kind}' has no bath whose temperature could change: give walkers one each.")
+        if self.remove_drift and not self.thermal:
+            raise ValueError(f"integrator '{kind}' has no momenta and no drift: leave remove_drift out.")
+        if self.biases and not self.moves().biased:
+            raise ValueError(f"integrator '{kind}' follows the members alone, biases do not act: leave biases out.")
+        return self
+
+    @model_validator(mode="after")
     def _pressure_needs_a_cell_that_moves(self) -> Self:
         given = any(group.pressures != (0.0, 0.0) for group in self.walkers)
         if given and not self.integrator.moves_cell:
@@ -181,12 +194,14 @@ class ExplorationSettings(Settings):
     @model_validator(mode="after")
     def _happens_within_the_run(self) -> Self:
         paces = {f"biases.{n}.{key}": pace for n, bias in enumerate(self.biases) for key, pace in bias.paces.items()}
+        late = [name for name, pace in paces.items() if pace >= self.steps]  # it acts in the step after that many
         paces["gate.persistence"] = self.gate.persistence
         if self.swaps is not None:
             paces["swaps.every"] = self.swaps.every
-        for name, pace in paces.items():
-            if pace > self.steps:
-                raise ValueError(f"{name} {pace} is more than the run's steps {self.steps}, so that it does nothing.")
+        late += [name for name, pace in paces.items() if pace > self.steps]
+        for name in late:
+            what = "all of" if paces[name] == self.steps else "more than"
+            raise ValueError(f"{name} {paces[name]} is {what} the run's steps {self.steps}, so that it does nothing.")
         return self
 
     @model_validator(mode="after")

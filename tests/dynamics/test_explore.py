@@ -26,6 +26,7 @@ from analytic import (
     settings,
 )
 from ase import Atoms
+from ase.constraints import FixAtoms
 from scipy import stats
 
 from almlip_jax.dynamics import Cause, ExplorationSettings, Explorer, Knowledge, SanitySettings, Status, WalkerGroup
@@ -386,10 +387,11 @@ def test_atoms_may_leave_the_cell():
         np.testing.assert_allclose(other.positions - images, one.positions, atol=1e-8)
 
 
-@pytest.mark.parametrize("elements", [(), ("O", "F")])
-def test_swaps_of_nothing_are_refused(elements):
+@pytest.mark.parametrize(("elements", "fixed"), [((), []), (("O", "F"), []), ((), [-1])])
+def test_swaps_of_nothing_are_refused(elements, fixed):
     """Every trial would exchange an atom with itself."""
     runner = Explorer(morse, SPECIES, CUTOFF, settings(swaps=SwapSettings(every=5, elements=elements)))
-    alike = dimer() if elements else Atoms("O2", dimer().positions)
-    with pytest.raises(InputError, match="no start structure holds two elements"):
+    alike = dimer() if elements or fixed else Atoms("O2", dimer().positions)
+    alike.set_constraint(FixAtoms(fixed) if fixed else None)
+    with pytest.raises(InputError, match="no start structure holds two elements.* that may move"):
         runner.begin(PARAMS, [alike] * 3, (1.0, 2.0), jax.random.key(0))

@@ -237,7 +237,7 @@ class BiasSettings(Spec):
 
     @property
     def paces(self) -> Mapping[str, int]:
-        """Keys that say after how many steps it does something for the first time."""
+        """Keys that say after how many steps, in the next one, it does something for the first time."""
         return {}
 
     @abstractmethod

@@ -8,12 +8,12 @@ step has computed anyway, give bias force and bias virial exactly and for almost
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import jax
 import jax.numpy as jnp
 from flax import struct
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from almlip_jax.dynamics.biases.base import Bias, BiasForce, BiasSettings, applied
 from almlip_jax.dynamics.seen import RunContext, Seen
@@ -177,6 +177,13 @@ class UncertaintySettings(BiasSettings):
     """Mean bias force over mean force that an automatic tau aims at."""
     window: float = Field(default=100.0, ge=1, le=1e9)
     """Steps over which the running means of an automatic tau extend."""
+
+    @model_validator(mode="after")
+    def _what_follows_is_not_fixed(self) -> Self:
+        for name in ("relative", "window"):
+            if self.tau is not None and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"tau is fixed, and {name} is of one that follows the forces: leave one of them out.")
+        return self
 
     def plain(self) -> Bias:
         """See `UncertaintyBias`."""

@@ -22,13 +22,14 @@ class Adversarial(Integrator):
     """Adam on the positions, up the logarithm of ``exp(-E / kT) Var_E``.
 
     The gradient ``F / kT + grad Var_E / Var_E`` is a combination of the member forces of the step's one evaluation:
-    ``grad Var_E = -(2 / M) sum_m (E_m - E) F_m``.  A normalisation of the Boltzmann factor on the training set, and
-    biases, change nothing here.  Source: Schwalbe-Koda, Tan and Gomez-Bombarelli, Nat. Commun. 12, 5104 (2021), with
-    the logarithm of their objective (the same maxima, and finite steps where the variance is small).  Parameters:
-    ``rate`` (Angstrom), the step of Adam; the temperature of the walker bounds the energy.
+    ``grad Var_E = -(2 / M) sum_m (E_m - E) F_m``.  A normalisation of the Boltzmann factor on the training set changes
+    nothing here; biases would not act, and settings refuse them.  Source: Schwalbe-Koda, Tan and Gomez-Bombarelli, Nat.
+    Commun. 12, 5104 (2021), with the logarithm of their objective (the same maxima, and finite steps where the variance
+    is small).  Parameters: ``rate`` (Angstrom), the step of Adam; the temperature of the walker bounds the energy.
     """
 
     thermal = False
+    biased = False
 
     def _optimiser(self, at: Moment) -> optax.GradientTransformation:
         return optax.adam(at.numbers["rate"])

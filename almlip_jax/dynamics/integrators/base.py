@@ -32,12 +32,16 @@ class Integrator(ABC):
         drifts: whether the centre of mass has a temperature too (3 N degrees of freedom instead of 3 N - 3).
         changes_cell: whether cells move.
         retreats: whether a walker that the gate ends stays at the frame before, which the gate let pass.
+        bathed: whether a temperature acts on walkers at every step, so that a ramp of it does.
+        biased: whether biases act on walkers.
     """
 
     thermal: bool = True
     drifts: bool = False
     changes_cell: bool = False
     retreats: bool = False
+    bathed: bool = True
+    biased: bool = True
 
     def init(self, motion: Motion, at: Moment) -> Any:
         """What the integrator keeps besides positions and momenta, a pytree."""

@@ -55,6 +55,7 @@ class Fire(Integrator):
     cell: str = "fixed"
     thermal = False
     retreats = True
+    bathed = False
 
     @property
     def changes_cell(self) -> bool:  # type: ignore[override]

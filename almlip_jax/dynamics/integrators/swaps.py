@@ -72,6 +72,16 @@ class Swaps(Integrator):
         return self.inner.changes_cell
 
     @property
+    def bathed(self) -> bool:  # type: ignore[override]
+        """Trials have a temperature, whatever the dynamics."""
+        return True
+
+    @property
+    def biased(self) -> bool:  # type: ignore[override]
+        """As the dynamics."""
+        return self.inner.biased
+
+    @property
     def retreats(self) -> bool:  # type: ignore[override]
         """As the dynamics."""
         return self.inner.retreats

@@ -40,6 +40,8 @@ _SUZUKI_YOSHIDA = np.array([_OUTER, 1 - 2 * _OUTER, _OUTER])  # fourth order
 class VelocityVerlet(Integrator):
     """B A (force) B: constant energy."""
 
+    bathed = False
+
     def to_force(self, motion: Motion, at: Moment, step: jax.Array) -> Motion:
         """B A."""
         return drift(kick(motion, at.timestep / 2), at.timestep)
@@ -56,6 +58,7 @@ class Langevin(VelocityVerlet):
     Source: Leimkuhler and Matthews, J. Chem. Phys. 138, 174102 (2013).  Parameter: ``friction``.
     """
 
+    bathed = True
     drifts = True
 
     def to_force(self, motion: Motion, at: Moment, step: jax.Array) -> Motion:
@@ -72,6 +75,7 @@ class Andersen(VelocityVerlet):
     Source: Andersen, J. Chem. Phys. 72, 2384 (1980).  Parameter: ``rate``, collisions of an atom per unit of time.
     """
 
+    bathed = True
     drifts = True
 
     def from_force(self, motion: Motion, evaluation: Evaluation, at: Moment) -> Motion:
@@ -92,6 +96,8 @@ class VelocityRescaling(VelocityVerlet):
     The kinetic energy follows an exactly solved stochastic process; directions of the momenta stay.  Source: Bussi,
     Donadio and Parrinello, J. Chem. Phys. 126, 014101 (2007), equation A7.  Parameter: ``time``.
     """
+
+    bathed = True
 
     def from_force(self, motion: Motion, evaluation: Evaluation, at: Moment) -> Motion:
         """B, then one factor for all momenta of a walker."""
@@ -125,6 +131,7 @@ class NoseHoover(VelocityVerlet):
 
     length: int = 5
     substeps: int = 2
+    bathed = True
 
     def init(self, motion: Motion, at: Moment) -> jax.Array:
         """Chains at rest."""
