@@ -31,7 +31,7 @@ class FreeEnergy:
         names: of the variables.
         units: of the variables.
         axes: points along each variable, in its unit.
-        mean: [n_1, .., n_D] eV, mean over the sets of hills, least value 0.
+        mean: [n_1, .., n_D] eV, mean over the sets that have hills, least value 0.
         error: the same shape, eV: standard error of the mean over independent walkers; NaN where there is one set.
         hills: hills of all sets.
         missed: hills that found no room; where there are any, the free energy is that of the hills with room.
@@ -79,8 +79,8 @@ def run_free_energy(
 
     Raises:
         InputError: the folder holds no such run, no hill was left yet, no free energy follows from the hills (a ramp
-            on the bias, or walkers of different temperatures), ``bias`` or ``ranges`` do not fit, the grid has too
-            many points, or there are too many variables to draw.
+            or a factor on the bias, or walkers of different temperatures), ``bias`` or ``ranges`` do not fit, the grid
+            has too many points, or there are too many variables to draw.
     """
     place = SimulationDirectory(run)
     number = _metadynamics(place, bias)
@@ -95,7 +95,7 @@ def run_free_energy(
         if drawn and len(hills.widths) > _DRAWN:
             raise InputError("a free energy of three variables cannot be drawn; leave --figure out, and use the table.")
         axes = _axes(hills, ranges, points)
-        surfaces = free_energy(hills, axes)
+        surfaces = free_energy(hills, axes)[hills.count > 0]  # of walkers that have left any
         mean = np.mean(surfaces, axis=0)
         spread = np.full(mean.shape, np.nan)
         if len(surfaces) > 1:
@@ -162,7 +162,10 @@ def _metadynamics(place: SimulationDirectory, bias: int | None) -> int:
         raise InputError(f"bias {number} of {place.path} is not a metadynamics; choose {known}.")
     if biases[number].ramp is not None:
         raise InputError(f"bias {number} of {place.path} had a ramp on its strength: its hills give no free energy.")
-    temperatures = {group.temperatures for group in settings.walkers}
+    biased = [group for group in settings.walkers if group.bias > 0]  # others leave no hills
+    if any(group.bias != 1 for group in biased):
+        raise InputError(f"walkers of {place.path} had a factor on their biases: its hills give no free energy.")
+    temperatures = {group.temperatures for group in biased}
     if len(temperatures) > 1 or any(first != last for first, last in temperatures):
         raise InputError(f"walkers of {place.path} had several temperatures: their hills give no single free energy.")
     return number

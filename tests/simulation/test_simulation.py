@@ -648,6 +648,15 @@ def test_free_energy_of_a_run_is_the_sum_of_its_hills(biased, tmp_path):
     assert (tmp_path / "surface.png").stat().st_size > 5000
     wrong = CliRunner().invoke(app, ["free-energy", str(biased), "--out", str(out), "--bias", "0"])
     assert wrong.exit_code == 1 and "bias 0" in wrong.output and "choose 1" in wrong.output, wrong.output
+    shutil.copytree(biased, tmp_path / "one")
+    alone = hills | {"count": np.array([39, 0]), "heights": hills["heights"] * [[1], [0]]}
+    write_npz(tmp_path / "one" / "hills_1.npz", alone)
+    one = run_free_energy(tmp_path / "one", points=41, ranges=[(0.9, 1.4)])  # of two walkers one leaves no hills
+    np.testing.assert_allclose(one.mean, surfaces[0] - surfaces[0].min(), atol=1e-6)
+    config = tmp_path / "one" / "config.yaml"
+    config.write_text(config.read_text().replace("bias: 1.0", "bias: 0.5"))
+    with pytest.raises(InputError, match="had a factor on their biases"):
+        run_free_energy(tmp_path / "one")
     hills = {name: array for name, array in hills.items() if name != "centres"}
     three = {name: np.repeat(hills.pop(name), 3) for name in ("widths", "periods", "names", "units")}
     shutil.copytree(biased, tmp_path / "run")
