@@ -238,7 +238,10 @@ class Loop:
             step=state.step + 1,
         )
         # a refused Monte Carlo trial is where it was, and what was evaluated does not belong to it
-        shown = Shown(state.running, visited, observables, committee, frames, moved, done.bias, bias, done.look)
+        unphysical = judged.says(Decision.UNPHYSICAL)
+        shown = Shown(
+            state.running, visited, unphysical, observables, committee, frames, moved, done.bias, bias, done.look
+        )
         return new, self.tracing.with_step(traces, new.step - first, shown)
 
     def _stays(self, judged: Judged) -> jax.Array:

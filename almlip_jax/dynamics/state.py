@@ -166,6 +166,8 @@ class State:
 class Traces:
     """What is kept of the steps of a chunk, thinned; NaN where a walker had ended, or a trial was refused.
 
+    Frames (F) are NaN where they are unphysical, too; lines (T) show what made them so.
+
     Attributes:
         scores: name -> [T, W], every score.
         temperature: [T, W] K.

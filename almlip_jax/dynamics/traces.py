@@ -22,10 +22,15 @@ _FRAMES = ("positions", "momenta", "cells", "force_std", "forces", "frame_energy
 
 @dataclass(frozen=True)
 class Shown:
-    """What a step shows to the traces; ``judged`` [W] are those ``running`` [W] whose evaluation is that of a frame."""
+    """What a step shows to the traces.
+
+    Of the walkers ``running`` [W] the evaluation of those ``judged`` [W] is that of a frame, which belongs into their
+    trajectory unless it is ``unphysical`` [W].
+    """
 
     running: jax.Array
     judged: jax.Array
+    unphysical: jax.Array
     observables: Observables
     committee: Committee
     frames: Frames
@@ -120,7 +125,8 @@ class Tracing:
                 "cells": frames.cells,
                 "frame_temperature": frames.temperature,
             }
-            return _mapped(masked, evaluated, shown.judged) | _mapped(masked, moving, shown.running)
+            judged, running = shown.judged & ~shown.unphysical, shown.running & ~shown.unphysical
+            return _mapped(masked, evaluated, judged) | _mapped(masked, moving, running)
 
         def when_due(every: int, values: Callable[[], dict[str, Any]], old: dict[str, Any]) -> dict[str, Any]:
             if self.chunk < every:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from analytic import CUTOFF, PARAMS, QUIET, SPECIES, context, dimer, explorer, morse, observed, settings
 from ase import Atoms
+from ase.data import covalent_radii
 from hypothesis import given
 from hypothesis import settings as budget
 from hypothesis import strategies as st
@@ -204,6 +205,7 @@ def test_explosions_are_undone_too():
     runner = explorer(
         sanity=SanitySettings(closest_contact=0.9, max_temperature=1e3, max_force=1e4, dissociation=False),
         rewind=RewindSettings(every=5, limit=3),
+        trajectory_every=1,
     )
     water = Atoms("OH2", [[0, 0, 0], [0.95, 0, 0], [0, 0.95, 0]])
     found = runner.run(PARAMS, [dimer(), water, dimer(0.7)], QUIET, jax.random.key(5))
@@ -212,6 +214,10 @@ def test_explosions_are_undone_too():
         if found.status[w] is Status.UNPHYSICAL:
             assert found.restarts[w] == 3
     assert found.restarts.sum() > 0
+    visited = [frame for one in found.trajectories for frame in one]
+    bonds = np.array([min(f.get_distance(0, n) for n in range(1, len(f))) for f in visited])
+    assert bonds.min() > 0.9 * (covalent_radii[1] + covalent_radii[8]) - 1e-5, "none of the frames undone is among them"
+    assert len(bonds) == np.sum(np.isfinite(found.energy)) - found.restarts.sum() - np.sum(found.end_step > 0)
 
 
 def distances(params: jax.Array, graph: Graph) -> Prediction:
