@@ -46,7 +46,10 @@ class Bucket:
         if not self.systems:
             return settings
         single = [group.model_copy(update={"count": 1}) for group in settings.walkers for _ in range(group.count)]
-        return settings.model_copy(update={"walkers": tuple(single[walker] for walker in self.walkers)})
+        biases = tuple(bias.of_walkers(self.walkers) for bias in settings.biases)
+        return settings.model_copy(
+            update={"walkers": tuple(single[walker] for walker in self.walkers), "biases": biases}
+        )
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from almlip_jax.campaign.starts import LabelledStarts, StartSettings
 from almlip_jax.campaign.systems import check_known, check_name, group_of
 from almlip_jax.campaign.teacher import FromTeacherSettings, OfSystems
 from almlip_jax.dynamics import ExplorationSettings, RelaxationSettings, WalkerGroup, relaxing
-from almlip_jax.dynamics.judging import check_cells, check_exploration, check_swaps
+from almlip_jax.dynamics.judging import check_biased_atoms, check_cells, check_exploration, check_swaps
 from almlip_jax.dynamics.thresholds import RelativeThresholds, ThresholdSettings
 from almlip_jax.ensembles import EnsembleSettings, require_spread
 from almlip_jax.errors import InputError
@@ -381,7 +381,10 @@ class MdExploration(ExplorationSettings, ExplorationChoice):
         )
 
     def check_geometries(self, geometries: Sequence[Atoms]) -> None:
-        """Where cells relax or move, one has to have a cell; where atoms are swapped, unlike ones."""
+        """Where cells relax or move, one has to have a cell; where atoms are swapped or biased, such atoms."""
+        if all(group.bias > 0 and not group.systems for group in self.walkers):  # else not every walker is biased
+            named = {f"start geometry {n}": geometry for n, geometry in enumerate(geometries)}
+            check_biased_atoms(self.biases, named)
         check_cells(self.integrator, geometries)
         check_swaps(self, geometries)
         if self.relaxation is not None:

@@ -23,7 +23,13 @@ from almlip_jax.dynamics.biases import build_bias
 from almlip_jax.dynamics.further import check_further
 from almlip_jax.dynamics.gates import Decision
 from almlip_jax.dynamics.integrators.base import normals
-from almlip_jax.dynamics.judging import check_cells, check_exploration, check_swaps, speaks_as
+from almlip_jax.dynamics.judging import (
+    check_biased_atoms,
+    check_cells,
+    check_exploration,
+    check_swaps,
+    speaks_as,
+)
 from almlip_jax.dynamics.knowledge import Knowledge
 from almlip_jax.dynamics.loop import Evaluate, Loop
 from almlip_jax.dynamics.motion import Drive, Motion, maxwell_boltzmann, without_drift
@@ -164,6 +170,8 @@ class Explorer:
             raise InputError("every walker holds atoms fixed, so that none drifts: leave remove_drift out.")
         if len(starts) != len(s.temperatures):
             raise InputError(f"{len(s.temperatures)} walkers need as many start structures, not {len(starts)}.")
+        factors = [group.bias for group in s.walkers for _ in range(group.count)]
+        check_biased_atoms(s.biases, {f"walker {w}": start for w, start in enumerate(starts) if factors[w]})
         about = {score: score_of(score) for score in s.scores}
         of_molecules = [name for name, one in about.items() if one is not None and one.target is not None]
         for w, start in enumerate(starts):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from ase import Atoms
 
+from almlip_jax.dynamics.biases import BiasSettings
 from almlip_jax.dynamics.integrators import IntegratorSettings
 from almlip_jax.dynamics.settings import ExplorationSettings
 from almlip_jax.ensembles import Prediction, Speaking, Speaks, require_score, require_spread, require_target
@@ -64,6 +65,25 @@ def check_cells(integrator: IntegratorSettings, starts: Sequence[Atoms], moved_b
         raise InputError(
             f"{what} moves cells, but no start structure is periodic in all three directions; keep the cell."
         )
+
+
+def check_biased_atoms(biases: Sequence[BiasSettings], starts: Mapping[str, Atoms]) -> None:
+    """Refuses biases on atoms that a walker does not have.
+
+    Args:
+        biases: of a run.
+        starts: structures that they act on, by what they are called.
+
+    Raises:
+        InputError: names the bias and the structure.
+    """
+    for n, bias in enumerate(biases):
+        for name, start in starts.items():
+            if bias.last_atom >= len(start):
+                raise InputError(
+                    f"biases.{n} looks at atom {bias.last_atom}, and {name} has {len(start)} atoms (from 0); "
+                    "correct the index, or give walkers that biases shall not act on the factor 'bias: 0'."
+                )
 
 
 def check_swaps(settings: ExplorationSettings, starts: Sequence[Atoms]) -> None:

@@ -176,6 +176,17 @@ class ExplorationSettings(Settings):
         return self
 
     @model_validator(mode="after")
+    def _biases_have_numbers_for_all_walkers(self) -> Self:
+        walkers = len(self.temperatures)
+        for n, bias in enumerate(self.biases):
+            for key, values in bias.lists().items():
+                if len(values) != walkers:
+                    raise ValueError(
+                        f"biases.{n}.{key} has {len(values)} values for {walkers} walkers; give one, or one for each."
+                    )
+        return self
+
+    @model_validator(mode="after")
     def _pressure_needs_a_cell_that_moves(self) -> Self:
         given = any(group.pressures != (0.0, 0.0) for group in self.walkers)
         if given and not self.integrator.moves_cell:

@@ -13,6 +13,7 @@ from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms, FixCom, Hookean
+from pydantic import ValidationError
 from tiny_campaign import Killed, KillingProgress, result_of, run_or_resume, tiny_config
 
 from almlip_jax.campaign import preparation
@@ -390,6 +391,12 @@ def test_programs_hold_every_walker_once(files):
     settings = ExplorationSettings.model_validate({"walkers": [{"temperature": 300, "count": 3}, {"temperature": 600}]})
     assert [one.of(settings).temperatures for one in found] == [(300.0, 300.0, 600.0), (300.0,)]
     assert buckets([None] * 4, geometries, [], 5.0)[0].of(settings) is settings
+    held = {"kind": "restraint", "variable": {"kind": "distance", "points": [0, 1]}, "stiffness": 1.0}
+    given = {"walkers": [{"temperature": 300, "count": 4}], "biases": [held | {"centre": [1.0, 2.0, 3.0, 4.0]}]}
+    umbrellas = ExplorationSettings.model_validate(given)
+    assert [one.of(umbrellas).biases[0].centre for one in found] == [(1.0, 3.0, 4.0), (2.0,)]
+    with pytest.raises(ValidationError, match=r"biases.0.centre has 2 values for 4 walkers"):
+        ExplorationSettings.model_validate(given | {"biases": [held | {"centre": [1.0, 2.0]}]})
 
 
 def two_systems(number_of_pairs: int, number_of_metals: int) -> list[Atoms]:

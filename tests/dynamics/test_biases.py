@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import yaml
-from analytic import context, nothing_seen
+from analytic import PARAMS, QUIET, context, dimer, explorer, nothing_seen
 from ase import Atoms
 from pydantic import TypeAdapter, ValidationError
 
@@ -589,6 +589,10 @@ def test_settings_that_make_no_sense_are_refused(settings, message):
 
 
 def test_what_does_not_suit_the_walkers_is_one_sentence(at):
+    held = BiasSettings.parse({"kind": "restraint", "variable": {"kind": "distance", "points": [0, [1, 2]]},
+                               "stiffness": 5.0, "centre": 3.0})  # fmt: skip
+    with pytest.raises(InputError, match=r"biases.0 looks at atom 2, and walker 1 has 2 atoms"):
+        explorer(biases=(held,)).begin(PARAMS, [Atoms("OH2"), dimer(), Atoms("OH2")], QUIET, jax.random.key(0))
     with pytest.raises(InputError, match="atom 4"):
         Restraint(Distance((0,), (4,)), 1.0, 1.0).init(begun(2, 4))
     with pytest.raises(InputError, match="3 values for 2 walkers"):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, ClassVar, Literal, Protocol, cast
+from typing import Annotated, Any, ClassVar, Literal, Protocol, Self, cast
 
 import jax
 import jax.numpy as jnp
@@ -221,9 +221,24 @@ class BiasSettings(Spec):
     """Whether it does nothing where members cannot disagree."""
     leaves_hills: ClassVar[bool] = False
     """Whether its state holds hills from which a free energy follows; see `Bias.hills`."""
+    of_each: ClassVar[tuple[str, ...]] = ()
+    """Keys that may be lists with one value for each walker."""
 
     ramp: tuple[Bounded, Bounded] | None = None
     """Factors on the bias at the start and at the end of a run, linear in between; none leaves it at 1."""
+
+    @property
+    def last_atom(self) -> int:
+        """Highest index of an atom that it looks at; -1 where it looks at none by index, or that is not known."""
+        return -1
+
+    def lists(self) -> dict[str, tuple[float, ...]]:
+        """The keys that have one value for each walker, and these."""
+        return {key: given for key in self.of_each if isinstance(given := getattr(self, key), tuple)}
+
+    def of_walkers(self, numbers: Sequence[int]) -> Self:
+        """The bias of some of its walkers alone."""
+        return self.model_copy(update={key: tuple(one[n] for n in numbers) for key, one in self.lists().items()})
 
     @property
     def follows_progress(self) -> str | None:

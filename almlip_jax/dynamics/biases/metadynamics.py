@@ -280,6 +280,11 @@ class MetadynamicsSettings(BiasSettings):
         return self
 
     @property
+    def last_atom(self) -> int:
+        """Of its variables."""
+        return max(one.build().last_atom for one in self.variables)
+
+    @property
     def paces(self) -> Mapping[str, int]:
         """That of the hills."""
         return {"pace": self.pace}

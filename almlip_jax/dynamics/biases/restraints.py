@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import jax
 import jax.numpy as jnp
@@ -272,12 +272,18 @@ class RestraintSettings(BiasSettings):
     """``k/2 (s - s0)^2`` of a collective variable."""
 
     kind: Literal["restraint"] = "restraint"
+    of_each: ClassVar[tuple[str, ...]] = ("stiffness", "centre")
     variable: VariableSettings
     """Collective variable s."""
     stiffness: PositivePerWalker
     """Stiffness k, eV over the square of the variable's unit; one, or one for each walker."""
     centre: PerWalker
     """Centre s0 in the variable's unit; one, or one for each walker."""
+
+    @property
+    def last_atom(self) -> int:
+        """Of its variable."""
+        return self.variable.build().last_atom
 
     def plain(self) -> Bias:
         """See `Restraint`."""
@@ -288,6 +294,7 @@ class SteeredSettings(BiasSettings):
     """A restraint whose centre moves linearly while the run goes on; its state holds the work done."""
 
     kind: Literal["steered"] = "steered"
+    of_each: ClassVar[tuple[str, ...]] = ("stiffness", "start", "end")
     variable: VariableSettings
     """Collective variable s."""
     stiffness: PositivePerWalker
@@ -302,6 +309,11 @@ class SteeredSettings(BiasSettings):
         """It does."""
         return super().follows_progress or "the bias 'steered'"
 
+    @property
+    def last_atom(self) -> int:
+        """Of its variable."""
+        return self.variable.build().last_atom
+
     def plain(self) -> Bias:
         """See `Steered`."""
         return Steered(self.variable.build(), self.stiffness, self.start, self.end)
@@ -311,6 +323,7 @@ class WallSettings(BiasSettings):
     """``k/p d^p`` where a collective variable is beyond a bound by d."""
 
     kind: Literal["wall"] = "wall"
+    of_each: ClassVar[tuple[str, ...]] = ("position", "stiffness")
     variable: VariableSettings
     """Collective variable s, not periodic."""
     side: Literal["upper", "lower"]
@@ -328,6 +341,11 @@ class WallSettings(BiasSettings):
             raise ValueError("a periodic variable is on both sides of a wall; use a restraint.")
         return self
 
+    @property
+    def last_atom(self) -> int:
+        """Of its variable."""
+        return self.variable.build().last_atom
+
     def plain(self) -> Bias:
         """See `Wall`."""
         return Wall(self.variable.build(), self.side, self.position, self.stiffness, self.power)
@@ -337,6 +355,7 @@ class SphereSettings(BiasSettings):
     """Every atom of an open structure within a radius of its centre of mass: ``k/2 (|x_i - c| - R)^2`` beyond."""
 
     kind: Literal["sphere"] = "sphere"
+    of_each: ClassVar[tuple[str, ...]] = ("radius", "stiffness")
     radius: PositivePerWalker = Field(json_schema_extra=unit("Angstrom"))
     """Radius R, Angstrom; one, or one for each walker."""
     stiffness: PositivePerWalker = Field(default=1.0, json_schema_extra=unit("eV/Angstrom^2"))
