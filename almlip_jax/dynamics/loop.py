@@ -389,7 +389,7 @@ class Loop:
     ) -> tuple[Recorder, Any, jax.Array, jax.Array]:
         """Recorder and admission after this step, whose frame was kept, and who had no room for one, [W] each."""
         step, recorder = state.step + 1, state.recorder
-        spaced = step - recorder.last >= setup.record_every
+        spaced = (recorder.last < 0) | (step - recorder.last >= setup.record_every)
         stop = judged.says(Decision.STOP)
         wanted = (judged.says(Decision.RECORD) & spaced) | stop
         full = wanted & ~stop & self.admission.full(state.admission)

@@ -42,7 +42,7 @@ class Recorder:
         frames: `Frames` with leading axis B.
         walker: [B] int, whose frame it is; -1 where the slot is empty.
         step: [B] int, at which a frame was recorded.
-        last: [W] int, step at which each walker last offered a frame; far in the past where it never did.
+        last: [W] int, step at which each walker last offered a frame; -1 where it never did.
         offered: [W] int, frames offered.
     """
 
@@ -76,7 +76,7 @@ def empty_recorder(walkers: int, room: int, atoms: int, scores: tuple[str, ...],
         ),
         walker=jax.device_put(np.full((room,), -1, np.int32)),
         step=jax.device_put(np.zeros((room,), np.int32)),
-        last=jax.device_put(np.full((walkers,), -(2**30), np.int32)),
+        last=jax.device_put(np.full((walkers,), -1, np.int32)),
         offered=jax.device_put(np.zeros((walkers,), np.int32)),
     )
 

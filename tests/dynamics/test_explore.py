@@ -6,6 +6,8 @@ are known functions of the positions.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,6 +41,7 @@ from almlip_jax.dynamics.sanity import (
     spanning_tree_of_edges,
     unphysical_cause,
 )
+from almlip_jax.dynamics.seen import MOST_STEPS
 from almlip_jax.ensembles import Prediction
 from almlip_jax.errors import InputError
 from almlip_jax.structures.graph import Graph
@@ -141,6 +144,15 @@ def test_recorded_frames_have_the_scores_they_say(shared):
         assert frame.info["force_std_max"] == pytest.approx(spread, rel=2e-3, abs=1e-4)
         np.testing.assert_allclose(frame.arrays["force_std"], spread, rtol=2e-3, atol=1e-4)
         assert frame.info["charge"] == -1 and frame.info["force_std_max"] > 0.05
+
+
+def test_frames_are_recorded_after_a_billion_steps(shared):
+    """Where the counters of steps come near their ends, in 32 bits."""
+    session = shared.begin(PARAMS, [dimer()] * 3, (1e-4, 1e4), jax.random.key(1))
+    late, longest = jnp.asarray(1_500_000_000, jnp.int32), jnp.asarray(MOST_STEPS, jnp.int32)
+    state, setup = replace(session.state, step=late), replace(session.setup, steps=longest)
+    state, _ = session._run_chunk(session.params, state, setup)
+    assert np.all(np.asarray(state.recorder.offered) > 1)
 
 
 def test_chunks_change_nothing(shared):

@@ -374,6 +374,17 @@ def test_fire_finds_a_minimum():
     assert found.share_below == pytest.approx(1.0, abs=0.02)
 
 
+def test_a_structure_whose_atoms_are_all_fixed_is_relaxed():
+    at = moment(kt=1.0, timestep=0.1, freedom=1, numbers=FireSettings().numbers())
+    at = at.replace(mobile=jnp.zeros((1, 6), bool))
+    still = jnp.zeros((1, 6, 3))
+    motion = Motion(still + 1, still, still, jnp.ones((1, 6, 1)), None, jnp.eye(3)[None], jnp.zeros((1, 3, 3)))
+    fire = FireSettings().build()
+    moved = fire.to_force(motion.set(extra=fire.init(motion, at)), at, 0)
+    np.testing.assert_array_equal(moved.position, motion.position)
+    assert fire.converged(moved, at).all()
+
+
 def test_the_ascent_is_the_gradient_of_what_is_to_be_maximised():
     kt, depths = 0.05, np.array([3.0, 4.0, 5.5])
     positions = CLUSTER.positions + 0.05 * np.random.default_rng(0).normal(size=(6, 3))

@@ -85,7 +85,7 @@ class Fire(Integrator):
         velocity = state.velocity + dt * motion.force
         cell_velocity = state.cell_velocity + dt * self._cell_force(motion, at)
         move = dt * velocity
-        atoms = jnp.sum(at.mobile, axis=1)[:, None, None]
+        atoms = _number(at)[:, None, None]
         strain = dt * cell_velocity / atoms
         longest = jnp.sqrt(jnp.max(jnp.sum(move**2, axis=2), axis=1))
         # a strain moves atoms by itself times the size of the cell
@@ -127,7 +127,7 @@ class Fire(Integrator):
         if not self.changes_cell:
             return small
         volume = jnp.abs(jnp.linalg.det(motion.cell))
-        atoms = jnp.sum(at.mobile, axis=1)
+        atoms = _number(at)
         stress = jnp.max(jnp.abs(self._cell_force(motion, at)), axis=(1, 2)) * atoms / volume
         return small & (~at.elastic | (stress < at.numbers["largest_stress"]))
 
@@ -140,7 +140,12 @@ class Fire(Integrator):
         force = motion.virial - (at.pressure * volume)[:, None, None] * identity
         if self.cell == "isotropic":
             force = jnp.trace(force, axis1=1, axis2=2)[:, None, None] / 3 * identity
-        return jnp.where(at.elastic[:, None, None], force / jnp.sum(at.mobile, axis=1)[:, None, None], 0)
+        return jnp.where(at.elastic[:, None, None], force / _number(at)[:, None, None], 0)
+
+
+def _number(at: Moment) -> jax.Array:
+    """Atoms that move, [W]; 1 where none does, which then has nothing to relax."""
+    return jnp.maximum(jnp.sum(at.mobile, axis=1), 1)
 
 
 def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
