@@ -109,8 +109,9 @@ def _starts(
         return starts, further
     stops = np.array([-np.inf if start is final.get(n) else levels.stop[n] for n, start in enumerate(starts)])
     draws = [list(draw) for draw in zip(*further, strict=True)]  # of all walkers at once, as the starts
-    starts = _relaxed(settings, given, starts, stops, programs, knowledge)
-    draws = [_relaxed(settings, given, draw, np.asarray(levels.stop), programs, knowledge) for draw in draws]
+    known = {bucket: replace(knowledge, relative=levels.relative(bucket.walkers)) for bucket in programs}
+    starts = _relaxed(settings, given, starts, stops, known)
+    draws = [_relaxed(settings, given, draw, np.asarray(levels.stop), known) for draw in draws]
     return starts, [list(own) for own in zip(*draws, strict=True)]
 
 
@@ -119,13 +120,12 @@ def _relaxed(
     given: ExplorationInputs,
     starts: Sequence[Atoms],
     stops: np.ndarray,
-    programs: Sequence[Bucket],
-    knowledge: Knowledge,
+    known: Mapping[Bucket, Knowledge],
 ) -> list[Atoms]:
-    """Structures of all walkers, relaxed with the potential of the round up to a threshold [W]."""
+    """Structures of all walkers, relaxed with the potential of the round up to a threshold [W], program by program."""
     assert settings.relaxation is not None
     potential, structures = given.trained.potential, list(starts)
-    for bucket in programs:
+    for bucket, knowledge in known.items():
         some = [*bucket.walkers]
         relaxing_these = relaxing(bucket.of(settings), settings.relaxation)
         relaxer = given.explorers.get(bucket.called("relaxer"), relaxing_these, potential, bucket.atoms)

@@ -103,7 +103,7 @@ def relax(
         params: of the ensemble.
         structures: one for each walker.
         stop: threshold of the gate's score, of each walker or the same for all; a walker with ``-inf`` stays as it is.
-        knowledge: of the training set, where the gate looks at a novelty score.
+        knowledge: of the training set, where the gate looks at a novelty score, and thresholds of elements.
         on_chunk: called after each chunk with steps done and number of structures that still move.
 
     Raises:
@@ -129,7 +129,7 @@ def relax(
     stops = np.broadcast_to(np.asarray(stop, np.float64), (len(structures),))
     thresholds = Thresholds(record=np.full(len(structures), np.inf), stop=stops)  # type: ignore[arg-type]
     # what is known for an admission by features is of no use here
-    known = Knowledge(knowledge.novelty)
+    known = Knowledge(knowledge.novelty, relative=knowledge.relative)
     # numbers of walkers say that these may be some of many: where no cell of them relaxes, others' may
     found = relaxer.run(params, structures, thresholds, jax.random.key(0), on_chunk, known, range(len(structures)))
     moves_cell = relaxer.settings.integrator.moves_cell

@@ -19,6 +19,7 @@ from almlip_jax.dynamics import (
     relaxation_summary,
     relaxing,
 )
+from almlip_jax.dynamics.gates import AbsoluteGate
 from almlip_jax.dynamics.integrators import FireSettings
 
 FMAX = 0.02
@@ -28,7 +29,8 @@ SPREAD = float(np.std(PARAMS)) / DEPTH  # of the forces, relative to the mean fo
 @pytest.fixture(scope="module")
 def relaxer() -> Explorer:
     """Compiled once, for three walkers of up to three atoms."""
-    chosen = relaxing(settings(chunk=50), RelaxationSettings(fmax=FMAX, steps=300))
+    by_element = AbsoluteGate(species={"H": 1.0})  # so that the program tells elements apart
+    chosen = relaxing(settings(chunk=50, gate=by_element), RelaxationSettings(fmax=FMAX, steps=300))
     return Explorer(morse, SPECIES, CUTOFF, chosen, atoms=3)
 
 
@@ -79,6 +81,9 @@ def test_the_gate_stops_what_leaves_the_known_and_the_frame_before_is_the_start(
         np.testing.assert_allclose(one.positions, origin.positions, atol=1e-6)
     assert SPREAD * mean_energy_and_force(found.structures[0])[1] <= stop
     assert 2.0 < found.structures[0].get_distance(0, 1) < 2.9
+    strict = Knowledge(relative={"H": 0.5})  # as calibrated thresholds give
+    halved = relax(relaxer, PARAMS, [far, dimer(1.2), other], [2 * stop, 2 * stop, -np.inf], strict)
+    np.testing.assert_array_equal(halved.structures[0].positions, found.structures[0].positions)
 
     whole = relaxer.settings
     gated = relaxer.run(PARAMS, [far, far, other], (1e3, stop), jax.random.key(1))
