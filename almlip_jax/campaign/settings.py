@@ -15,7 +15,14 @@ from almlip_jax.campaign.starts import LabelledStarts, StartSettings
 from almlip_jax.campaign.systems import check_known, check_name, group_of
 from almlip_jax.campaign.teacher import FromTeacherSettings, OfSystems
 from almlip_jax.dynamics import ExplorationSettings, RelaxationSettings, WalkerGroup, relaxing
-from almlip_jax.dynamics.judging import check_biased_atoms, check_cells, check_exploration, check_swaps
+from almlip_jax.dynamics.judging import (
+    check_biased_atoms,
+    check_cells,
+    check_drift,
+    check_exploration,
+    check_fixed_atoms,
+    check_swaps,
+)
 from almlip_jax.dynamics.thresholds import RelativeThresholds, ThresholdSettings
 from almlip_jax.ensembles import EnsembleSettings, require_spread
 from almlip_jax.errors import InputError
@@ -382,13 +389,17 @@ class MdExploration(ExplorationSettings, ExplorationChoice):
 
     def check_geometries(self, geometries: Sequence[Atoms]) -> None:
         """Where cells relax or move, one has to have a cell; where atoms are swapped or biased, such atoms."""
+        named = {f"start geometry {n}": geometry for n, geometry in enumerate(geometries)}
         if all(group.bias > 0 and not group.systems for group in self.walkers):  # else not every walker is biased
-            named = {f"start geometry {n}": geometry for n, geometry in enumerate(geometries)}
             check_biased_atoms(self.biases, named)
+        check_fixed_atoms(self.integrator, named)
         check_cells(self.integrator, geometries)
         check_swaps(self, geometries)
+        check_drift(self, geometries)
         if self.relaxation is not None:
-            check_cells(relaxing(self, self.relaxation).integrator, geometries, "exploration.starts.cell")
+            relaxed = relaxing(self, self.relaxation)
+            check_cells(relaxed.integrator, geometries, "exploration.starts.cell")
+            check_fixed_atoms(relaxed.integrator, named)
 
     def check_systems(self, names: Collection[str]) -> None:
         """Those of walkers, and shares of the buffer."""

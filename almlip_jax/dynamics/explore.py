@@ -26,7 +26,9 @@ from almlip_jax.dynamics.integrators.base import normals
 from almlip_jax.dynamics.judging import (
     check_biased_atoms,
     check_cells,
+    check_drift,
     check_exploration,
+    check_fixed_atoms,
     check_swaps,
     speaks_as,
 )
@@ -153,6 +155,7 @@ class Explorer:
         if numbers is None:
             check_cells(self.settings.integrator, starts)
             check_swaps(self.settings, starts)
+            check_drift(self.settings, starts)
         check_further(self.settings.further_starts, starts, further)
         atoms = len(starts) * max(self.atoms, *map(len, starts))  # as `_Layout` has them
         params = spread_members(params, walkers=walkers_to_share(len(starts), atoms))
@@ -166,22 +169,16 @@ class Explorer:
 
     def _check(self, starts: Sequence[Atoms]) -> None:
         s = self.settings
-        if s.remove_drift and starts and all(start.constraints for start in starts):
-            raise InputError("every walker holds atoms fixed, so that none drifts: leave remove_drift out.")
         if len(starts) != len(s.temperatures):
             raise InputError(f"{len(s.temperatures)} walkers need as many start structures, not {len(starts)}.")
         factors = [group.bias for group in s.walkers for _ in range(group.count)]
         check_biased_atoms(s.biases, {f"walker {w}": start for w, start in enumerate(starts) if factors[w]})
+        check_fixed_atoms(s.integrator, {f"walker {w}": start for w, start in enumerate(starts)})
         about = {score: score_of(score) for score in s.scores}
         of_molecules = [name for name, one in about.items() if one is not None and one.target is not None]
         for w, start in enumerate(starts):
             if of_molecules and start.pbc.any():
                 raise InputError(f"the start structure of walker {w} is periodic, and has no {of_molecules[0]}.")
-            if start.constraints and start.pbc.all() and s.integrator.moves_cell:
-                raise InputError(
-                    f"walker {w} holds atoms fixed, which a moving cell does not allow; release them, or take an "
-                    "integrator that keeps the cell."
-                )
             if self.settings.momenta == "start" and not start.has("momenta"):
                 raise InputError(
                     f"the start structure of walker {w} has no momenta, which 'momenta: start' asks for; "

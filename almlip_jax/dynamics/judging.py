@@ -86,6 +86,39 @@ def check_biased_atoms(biases: Sequence[BiasSettings], starts: Mapping[str, Atom
                 )
 
 
+def check_fixed_atoms(integrator: IntegratorSettings, starts: Mapping[str, Atoms]) -> None:
+    """Refuses fixed atoms in cells that move.
+
+    Args:
+        integrator: that may move cells.
+        starts: structures by what they are called.
+
+    Raises:
+        InputError: names the first of them.
+    """
+    if not integrator.moves_cell:
+        return
+    for name, start in starts.items():
+        if start.constraints and start.pbc.all():
+            raise InputError(
+                f"{name} holds atoms fixed, which a moving cell does not allow; release them, or keep the cell."
+            )
+
+
+def check_drift(settings: ExplorationSettings, starts: Sequence[Atoms]) -> None:
+    """Refuses to remove a drift where there is none.
+
+    Args:
+        settings: of the exploration.
+        starts: start structures.
+
+    Raises:
+        InputError: all structures have fixed atoms.
+    """
+    if settings.remove_drift and starts and all(start.constraints for start in starts):
+        raise InputError("every start structure has fixed atoms, beside which nothing drifts; leave remove_drift out.")
+
+
 def check_swaps(settings: ExplorationSettings, starts: Sequence[Atoms]) -> None:
     """Refuses Monte Carlo swaps where no structure holds two unlike atoms that take part; fixed ones do not.
 

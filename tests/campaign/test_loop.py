@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import molecule
+from ase.constraints import FixAtoms
 from tiny_campaign import SECTIONS, Killed, KillingProgress, result_of, run_or_resume, tiny_config
 
 import almlip_jax
@@ -518,7 +519,14 @@ class TestRefused:
         write_structures(tmp_path / "both.extxyz", [molecule("H2O"), ion])
         write_structures(tmp_path / "atom.extxyz", [Atoms("O")])
         write_structures(tmp_path / "sparse.extxyz", [Atoms("O", cell=[20] * 3, pbc=True)])
+        slab = Atoms("H2O", molecule("H2O").positions, cell=[6] * 3, pbc=True, constraint=FixAtoms([0]))
+        write_structures(tmp_path / "slab.extxyz", [slab])
         dynamics = SECTIONS["exploration"]
+        held = {"system": {"structures": str(tmp_path / "slab.extxyz")}}
+        distance = {"kind": "distance", "points": [0, 5]}
+        pull = {"kind": "restraint", "variable": distance, "stiffness": 1.0, "centre": 1.0}
+        npt = {**dynamics, "integrator": {"kind": "npt"}}
+        relaxed = {**dynamics, "starts": {"kind": "relaxed", "cell": "full"}}
         gate = {"kind": "absolute", "score": "force_std_max", "species": {"F": 0.5}}
         heads = {"ensemble": {"size": 1, "heads": 4}, "training": {**SECTIONS["training"], "loss": {"kind": "nll"}}}
         cases: list[tuple[dict[str, Any], str]] = [
@@ -529,6 +537,10 @@ class TestRefused:
             ({"active_set": {"parameters": "all"}, "model": {"kind": "shared_density"}}, "columns is too large"),
             ({"exploration": {**dynamics, "gate": gate}}, r"gate\.species names F"),
             ({"exploration": {**dynamics, "swaps": {"elements": ["O", "F"]}}}, "no start structure holds two elements"),
+            ({"exploration": {**dynamics, "biases": [pull]}}, "biases.0 looks at atom 5, and start geometry 0 has 3"),
+            ({"exploration": npt, **held}, "start geometry 0 holds atoms fixed, which a moving cell"),
+            ({"exploration": relaxed, **held}, "start geometry 0 holds atoms fixed, which a moving cell"),
+            ({"exploration": {**dynamics, "remove_drift": True}, **held}, "beside which nothing drifts"),
         ]
         for sections, refusal in cases:
             with pytest.raises(InputError, match=refusal):
