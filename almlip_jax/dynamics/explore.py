@@ -423,7 +423,7 @@ class Explorer:
             spin=self._real(layout.spins),
             radii=self._real(species_radii(self.species.numbers)),
             drive=drive,
-            limits=SanityLimits.of(s.sanity),
+            limits=SanityLimits.of(s.sanity, drive.freedom),
             first_fragments=jax.device_put(np.full(walkers, atoms, np.int32)),
             thresholds=thresholds,
             strength=self._real(strength),

@@ -9,11 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 from ase.data import covalent_radii
 from flax import struct
+from numpy.typing import ArrayLike
 from pydantic import Field
+from scipy.special import chdtri
 
 from almlip_jax.dynamics.seen import Observables
 from almlip_jax.settings import Settings, unit
 from almlip_jax.structures.graph import Graph
+
+_MANY_DEGREES = 15  # of freedom, from which on ``max_temperature`` is taken as it is
+_BY_CHANCE = 1e-12  # probability of a temperature of six times that of the bath with so many
 
 
 class Cause(IntEnum):
@@ -45,7 +50,8 @@ class SanitySettings(Settings):
     closest_contact: float = Field(default=0.5, ge=0, le=2.0)
     """Least distance of two atoms, as a fraction of the sum of their covalent radii."""
     max_temperature: float = Field(default=6.0, gt=0, le=1e15)
-    """Highest kinetic temperature, as a multiple of the walker's own."""
+    """Highest kinetic temperature, as a multiple of the walker's own; with fewer than 15 degrees of freedom
+    (five atoms) it fluctuates more, and the multiple is larger in proportion: 1.9 times for two atoms, 3.3 for one."""
     max_force: float = Field(default=50.0, gt=0, le=1e6, json_schema_extra=unit("eV/Angstrom"))
     """Largest force on an atom, eV/Angstrom."""
     bond_factor: float = Field(default=2.0, gt=0, le=20.0)
@@ -57,7 +63,10 @@ class SanitySettings(Settings):
 
 @struct.dataclass
 class SanityLimits:
-    """`SanitySettings` as arrays, so that other limits need no other program."""
+    """`SanitySettings` as arrays, so that other limits need no other program.
+
+    ``max_temperature`` is a scalar, or [W] where degrees of freedom are known.
+    """
 
     closest_contact: jax.Array
     max_temperature: jax.Array
@@ -65,14 +74,25 @@ class SanityLimits:
     bond_factor: jax.Array
 
     @classmethod
-    def of(cls, settings: SanitySettings) -> SanityLimits:
-        """The limits that some settings give."""
+    def of(cls, settings: SanitySettings, freedom: ArrayLike = _MANY_DEGREES) -> SanityLimits:
+        """The limits that some settings give for some degrees of freedom, a number or [W]."""
+        highest = settings.max_temperature * fluctuating(np.asarray(freedom, np.float64))
         return cls(
             closest_contact=jax.device_put(np.float32(settings.closest_contact)),
-            max_temperature=jax.device_put(np.float32(settings.max_temperature)),
+            max_temperature=jax.device_put(np.asarray(highest, np.float32)),
             max_force=jax.device_put(np.float32(settings.max_force)),
             bond_factor=jax.device_put(np.float32(settings.bond_factor)),
         )
+
+
+def fluctuating(freedom: np.ndarray) -> np.ndarray:
+    """How much higher kinetic temperatures go by chance than with many degrees of freedom [...], 1 for many of them.
+
+    Twice the kinetic energy over kT follows a chi-squared distribution; what is compared is the temperature that it
+    exceeds once in 10^12 times, which with 15 degrees of freedom is six times that of the bath.
+    """
+    few = np.minimum(freedom, _MANY_DEGREES)
+    return (chdtri(few, _BY_CHANCE) / few) / (chdtri(_MANY_DEGREES, _BY_CHANCE) / _MANY_DEGREES)
 
 
 def unphysical_cause(observables: Observables, limits: SanityLimits) -> jax.Array:

@@ -379,6 +379,18 @@ def test_each_check_has_its_cause(changes, cause):
     assert int(found[0]) == cause
 
 
+def test_few_atoms_are_hot_by_chance_and_no_walker_ends_by_it(shared):
+    """Six times the temperature of the bath is common for one atom (chi-squared), and as rare as can be for five."""
+    freedom = np.array([3.0, 6.0, 9.0, 15.0, 300.0])
+    limits = np.asarray(SanityLimits.of(SanitySettings(), freedom).max_temperature)
+    np.testing.assert_allclose(np.log10(stats.chi2.sf(limits * freedom, freedom))[:4], -12, atol=0.01)
+    np.testing.assert_allclose(limits[3:], 6, rtol=1e-6)
+    held = dimer()
+    held.set_constraint(FixAtoms([0]))
+    setup = shared.begin(PARAMS, [dimer(), held, dimer()], QUIET, jax.random.key(0)).setup
+    np.testing.assert_allclose(setup.limits.max_temperature, 1000 / 6 * limits[[1, 0, 1]], rtol=1e-5)
+
+
 def test_atoms_may_leave_the_cell():
     """Whichever image a walker starts from, it moves in the same way, through the faces of the cell too."""
     grid = 2.0 * np.stack(np.meshgrid(*[np.arange(3)] * 3), axis=-1).reshape(-1, 3)
