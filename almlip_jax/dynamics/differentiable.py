@@ -42,7 +42,8 @@ class Rollout:
 def rollout(loop: Loop, params: Params, state: State, setup: Setup, steps: int) -> Rollout:
     """Runs some steps; differentiable in ``params`` and in arrays of ``state.motion``, ``state.bias``, ``setup.drive``.
 
-    The edges are those of the state's neighbour list, all the way; cells that move take them along.
+    The edges are those of the state's neighbour list, all the way; cells that move take them along.  Steps beyond those
+    that the exploration planned are at the end of its ramps.
 
     Args:
         loop: the static part; gate, admission and rewinding are not looked at.
@@ -58,7 +59,7 @@ def rollout(loop: Loop, params: Params, state: State, setup: Setup, steps: int) 
     state = loop.begin(params, state, setup)
 
     def step(current: State, n: jax.Array) -> tuple[State, tuple[dict[str, jax.Array], jax.Array, jax.Array]]:
-        at = setup.drive.at(current.step.astype(current.motion.position.dtype) / setup.steps)
+        at = setup.drive.at(jnp.minimum(current.step.astype(current.motion.position.dtype) / setup.steps, 1))
         done = loop.moved(params, current, setup, at, relist=False)
         committee = committee_statistics(done.prediction, done.graph)
         look = done.look.replace(visited=loop.integrator.visited(done.motion))  # type: ignore[attr-defined]

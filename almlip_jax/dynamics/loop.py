@@ -461,7 +461,7 @@ def _look(state: State, motion: Motion, prediction: Prediction, setup: Setup, at
         masses=motion.mass[..., 0],
         kt=at.kt,
         step=state.step,
-        progress=clock.astype(motion.position.dtype) / setup.steps,
+        progress=jnp.minimum(clock.astype(motion.position.dtype) / setup.steps, 1),  # a rollout may be longer
         strength=jnp.where(state.running, setup.strength, 0),
         member_energy=prediction.energy,
         member_forces=prediction.forces.reshape(-1, walkers, atoms, 3),

@@ -70,11 +70,14 @@ def test_the_trajectory_is_that_of_the_exploration(pieces):
 
 
 def test_cells_move_in_a_rollout_too():
-    """The last energy is that of the last positions in the last cell; a list that a squeezed cell outgrows says so."""
+    """The last energy is that of the last positions in the last cell; a list that a squeezed cell outgrows says so.
+
+    Beyond the steps that were planned a ramp stays at its end, here just above 0 K.
+    """
     crystal = bulk("O", "fcc", a=4.2, cubic=True)
-    walkers = tuple(WalkerGroup(temperature=300.0, pressure=pressure) for pressure in (0.0, 100.0))
+    walkers = tuple(WalkerGroup(temperature=(300.0, 1.0), pressure=pressure) for pressure in (0.0, 100.0))
     npt = NptSettings(barostat_time=10.0)
-    runner = explorer(cutoff=3.2, walkers=walkers, integrator=npt, steps=15, skin=1.0)
+    runner = explorer(cutoff=3.2, walkers=walkers, integrator=npt, steps=2, skin=1.0)
     session = runner.begin(PARAMS, [crystal] * 2, QUIET, jax.random.key(0))
     loop = runner.loop(find_fragments=False)
     found = jax.jit(lambda s: rollout(loop, session.params, s, session.setup, 4))(session.state)
