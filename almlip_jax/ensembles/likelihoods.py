@@ -345,7 +345,17 @@ class UserLikelihood(UserCode, LikelihoodSettings):
 
 
 def deviations(raw: jax.Array, scale: jax.Array) -> jax.Array:
-    """Standard deviations > 0 of outputs of a last layer: a tenth of a scale where these are 0, as in fresh models."""
+    """Standard deviations > 0 of outputs of a last layer: a tenth of a scale where these are 0, as in fresh models.
+
+    Args:
+        raw: outputs, [...].
+        scale: in the unit of the deviations; broadcasts against the outputs.
+
+    >>> import jax.numpy as jnp
+    >>> from almlip_jax.ensembles import deviations
+    >>> [round(float(one), 2) for one in deviations(jnp.array([0.0, 2.0]), 3.0)]
+    [0.3, 1.72]
+    """
     return scale * jax.nn.softplus(raw + _inverse_softplus(_FIRST_SIGMA))
 
 
