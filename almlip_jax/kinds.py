@@ -13,6 +13,7 @@ import json
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache, lru_cache, reduce
 from importlib import import_module
@@ -259,6 +260,24 @@ class UserCode(Settings):
                 _KEPT.popitem(last=False)
         _KEPT.move_to_end(key)
         return cast(Made, _KEPT[key])
+
+    @contextmanager
+    def tried_on(self, what: str) -> Iterator[None]:
+        """Tells in a sentence why what the factory made fails on something, while a ``with`` lasts.
+
+        Args:
+            what: it is tried on, in words.
+
+        Raises:
+            InputError: it fails.
+        """
+        try:
+            yield
+        except InputError:
+            raise
+        except Exception as error:  # whatever the user's function does
+            why = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
+            raise InputError(f"'{self.function}' returns a function that fails on {what} ({why}).") from error
 
     def call_for(self, methods: tuple[str, ...], attributes: tuple[str, ...] = (), **fixed: Any) -> Any:
         """What the factory makes, which has some methods and attributes.

@@ -114,15 +114,8 @@ class UserBootstrap(UserCode, BootstrapSettings):
 
     def _asked(self, models: int, structures: int, seed: Seed) -> Any:
         function: Callable[[Seed, int], Any] = self.call_for_function("seed", "structures", models=models)
-        try:
+        with self.tried_on(f"{structures} structures"):
             return function(seed, structures)
-        except InputError:
-            raise
-        except Exception as error:  # whatever the user's function does with numbers
-            raise InputError(
-                f"'{self.function}' returns a function that fails on {structures} structures ({type(error).__name__}: "
-                f"{error})."
-            ) from error
 
 
 _CHECKED = 3  # models for which a user's function is tried

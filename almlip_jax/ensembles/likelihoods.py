@@ -293,16 +293,8 @@ class UserLikelihood(UserCode, LikelihoodSettings):
         """Asks the function for the distributions of an atom, and these for their scores."""
         super().check_code()
         raw, number = jax.ShapeDtypeStruct((1, self.columns), jnp.float32), jax.ShapeDtypeStruct((), jnp.float32)
-        try:
-            noise = jax.eval_shape(lambda raw, scale: self.noise(raw, lone_atom(), scale), raw, number)
-            self._check(noise)
-        except InputError:
-            raise
-        except Exception as error:  # whatever the user's function does with arrays
-            raise InputError(
-                f"'{self.function}' returns a function that fails on {self.columns} outputs of an atom "
-                f"({type(error).__name__}: {str(error).splitlines()[0]})."
-            ) from error
+        with self.tried_on(f"{self.columns} outputs of an atom"):
+            self._check(jax.eval_shape(lambda raw, scale: self.noise(raw, lone_atom(), scale), raw, number))
 
     def _check(self, noise: Any) -> None:
         """Refuses what is no `Noise` of as many structures and atoms, or tells more or less than the settings say."""

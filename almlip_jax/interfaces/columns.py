@@ -47,7 +47,6 @@ class Gathered:
             for name in names
             if f"scores/{name}" in places and (score := score_of(name)) is not None and score.target is None
         }
-        self._names = tuple(names)
         self._reference = 0.0, np.zeros(len(names) + len(_VIRIAL))
         self._others = [(number, name) for number, name in enumerate(names) if name not in known]
         self._energies = np.array([*(name in energies for name in names), *(False for _ in _VIRIAL)], float)

@@ -256,15 +256,8 @@ class UserLoss(UserCode, LossSettings):
         """
         super().check_code()
         asked = jax.ShapeDtypeStruct((2, 3), jnp.float32)
-        try:
+        with self.tried_on("residuals"):
             found = jax.eval_shape(lambda residual: self._function(residual, "forces"), asked)
-        except InputError:
-            raise
-        except Exception as error:  # whatever the user's function does with arrays
-            raise InputError(
-                f"'{self.function}' returns a function that fails on residuals ({type(error).__name__}: "
-                f"{str(error).splitlines()[0]})."
-            ) from error
         if getattr(found, "shape", None) != asked.shape:
             raise InputError(
                 f"'{self.function}' must return a function that gives one penalty for each residual, but of residuals "

@@ -109,15 +109,8 @@ class UserSchedule(UserCode, ScheduleSettings):
         """Makes the schedule, and asks it once."""
         super().check_code()
         asked = jax.ShapeDtypeStruct((), jnp.float32)
-        try:
+        with self.tried_on("a share of the steps"):
             found = jax.eval_shape(self._function, asked)
-        except InputError:
-            raise
-        except Exception as error:  # whatever the user's function does with numbers
-            raise InputError(
-                f"'{self.function}' returns a function that fails on a share of the steps ({type(error).__name__}: "
-                f"{str(error).splitlines()[0]})."
-            ) from error
         if getattr(found, "shape", None) != ():
             raise InputError(
                 f"'{self.function}' must return a function that gives one number for a share of the steps."

@@ -163,6 +163,12 @@ def of_structures():
 
 def fails():
     return lambda residual, target: residual @ jnp.ones(7)
+
+def fails_without_a_word():
+    def penalty(residual, target):
+        raise ValueError
+
+    return penalty
 """
 
 
@@ -189,7 +195,11 @@ def test_a_loss_of_ones_own_is_its_formula(batch, with_module):
 
 @pytest.mark.parametrize(
     ("function", "told"),
-    [("of_structures", "one penalty for each residual, but of residuals of shape"), ("fails", "fails on residuals")],
+    [
+        ("of_structures", "one penalty for each residual, but of residuals of shape"),
+        ("fails", "fails on residuals"),
+        ("fails_without_a_word", r"fails on residuals \(ValueError\)"),
+    ],
 )
 def test_what_is_no_penalty_is_refused_before_anything_is_built(waters, with_module, function, told):
     with_module("own_losses", LOG_COSH)
